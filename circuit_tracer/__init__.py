@@ -1,0 +1,1 @@
+"""Attribution graphs and circuit tracing with cross-layer transcoders."""

@@ -1,0 +1,31 @@
+"""What can go wrong for a reason that the user can mend. Messages name the value, the expectation and the next step."""
+
+from __future__ import annotations
+
+
+class CircuitTracerError(Exception):
+    """Base of every error this package raises on purpose; the command line prints it without a traceback."""
+
+
+class InputError(CircuitTracerError, ValueError):
+    """An argument, prompt, target, threshold or path that cannot be used."""
+
+
+class FileFormatError(CircuitTracerError):
+    """A file that is damaged, foreign, incomplete or unsafe to read."""
+
+
+class UnsupportedModelError(CircuitTracerError):
+    """An architecture, or a variant of one, that the table of architectures does not describe."""
+
+
+class CompatibilityError(CircuitTracerError):
+    """A transcoder and a model (or a graph and a model) that do not belong together."""
+
+
+class NumericalError(CircuitTracerError):
+    """NaN or infinity in weights, activations or results."""
+
+
+class ResourceError(CircuitTracerError):
+    """Out of memory, disk or another resource of the machine."""

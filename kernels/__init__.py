@@ -1,0 +1,1 @@
+"""Numerical kernels, one folder an operation; imported as ``circuit_tracer.kernels``."""
