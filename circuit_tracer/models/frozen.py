@@ -1,0 +1,188 @@
+"""The linear network of one prompt: attention patterns and norm scales are constants (method.md 2 and 4).
+
+Every map exists twice: forward (vectors of the residual stream) and adjoint (rows of gradients). `propagate` runs the whole
+network forward and is the independent check of the adjoint: what it adds to every read-out must be what the rows say.
+
+Letters: L layers, P positions, D d_model, H heads, T rows in flight, n arbitrary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import CompatibilityError
+from circuit_tracer.kernels.attend_back import attend_back_
+from circuit_tracer.models.capture import PromptCapture, norm_parameters
+from circuit_tracer.models.norms import FrozenNorm
+from circuit_tracer.models.parts import LayerParts, ModelParts
+
+INPUT_HOOKS = ("hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in")
+OUTPUT_HOOKS = ("hook_mlp_out", "mlp.hook_out")
+
+
+@dataclass(frozen=True)
+class FrozenLayer:
+    """One layer as linear maps."""
+
+    parts: LayerParts
+    pattern: Tensor  # (H, P, P), rows = queries
+    attention_norm: FrozenNorm | None
+    attention_post_norm: FrozenNorm | None
+    mlp_norm: FrozenNorm | None
+    mlp_post_norm: FrozenNorm | None
+    n_kv: int
+
+    def attend(self, resid_PD: Tensor, constants: bool) -> Tensor:
+        """What attention adds to the residual stream, (P, D); `constants` adds biases and norm shifts."""
+        n_heads, _, _ = self.pattern.shape
+        dtype = resid_PD.dtype
+        x = resid_PD if self.attention_norm is None else self.attention_norm.forward(resid_PD, constants)
+        values = x @ self.parts.value_weight.to(dtype).T
+        if constants and self.parts.value_bias is not None:
+            values = values + self.parts.value_bias.to(dtype)
+        heads = values.unflatten(-1, (self.n_kv, -1)).repeat_interleave(n_heads // self.n_kv, dim=1)
+        mixed = torch.einsum("hqk,khd->qhd", self.pattern, heads).flatten(1)
+        out = mixed @ self.parts.output_weight.to(dtype).T
+        if constants and self.parts.output_bias is not None:
+            out = out + self.parts.output_bias.to(dtype)
+        return out if self.attention_post_norm is None else self.attention_post_norm.forward(out, constants)
+
+    def attend_back_(self, g_TPD: Tensor) -> None:
+        """Adjoint of `r + attend(r)`, in place on rows of gradients (T, P, D).
+
+        Norm gains are folded into the projections and 1/sigma into the pattern, so that only products remain.
+        """
+        n_pos = g_TPD.shape[1]
+        pattern = self.pattern[:, :n_pos, :n_pos]
+        output, value = self.parts.output_weight.to(g_TPD.dtype), self.parts.value_weight.to(g_TPD.dtype)
+        if self.attention_norm is not None:
+            pattern = pattern * self.attention_norm.inverse_sigma[:n_pos]
+            value = self.attention_norm.columns(value)
+        if self.attention_post_norm is not None:
+            pattern = pattern * self.attention_post_norm.inverse_sigma[:n_pos, None]
+            if self.attention_post_norm.centred:
+                output = output - output.mean(0, keepdim=True)
+            output = output * self.attention_post_norm.gain[:, None]
+        attend_back_(g_TPD, pattern, output, value)
+
+
+class FrozenNetwork:
+    """The frozen linear network of one prompt, with the transcoder's two hook points.
+
+    `input_hook` and `output_hook` are circuit-tracer's names (formats.md 2); a hook that the architecture does not have
+    raises CompatibilityError.
+    """
+
+    def __init__(self, parts: ModelParts, captured: PromptCapture, input_hook: str, output_hook: str) -> None:
+        check_hooks(parts, input_hook, output_hook)
+        self.parts, self.captured = parts, captured
+        self.input_hook, self.output_hook = input_hook, output_hook
+        self.parallel = parts.parallel
+        self.layers = [
+            _freeze_layer(layer, kept.inverse_sigma, pattern, parts.config.n_key_value_heads)
+            for layer, kept, pattern in zip(parts.layers, captured.layers, captured.patterns, strict=True)
+        ]
+        self.final_norm = parts.final_norm.parameters.freeze(captured.final_inverse_sigma)
+
+    @property
+    def n_layers(self) -> int:
+        """L."""
+        return len(self.layers)
+
+    def transcoder_input(self, layer: int) -> Tensor:
+        """x_l (P, D): the true activation at the input hook."""
+        return self.read(layer, self.captured.layers[layer].resid_mid, constants=True)
+
+    def transcoder_output(self, layer: int) -> Tensor:
+        """y_l (P, D): the true activation at the output hook."""
+        out = self.captured.layers[layer].mlp_out
+        return self._post_norm(layer).forward(out) if self._output_after_norm(layer) else out
+
+    def read(self, layer: int, resid_mid: Tensor, constants: bool) -> Tensor:
+        """Residual stream (P, D) before the MLP -> activation at the input hook."""
+        norm = self.layers[layer].mlp_norm
+        if self.input_hook == "hook_resid_mid" or norm is None:
+            return resid_mid
+        if self.input_hook == "ln2.hook_normalized":
+            return norm.normalise(resid_mid)
+        return norm.forward(resid_mid, constants)
+
+    def read_adjoint(self, layer: int, e_nD: Tensor, position_n: Tensor) -> Tensor:
+        """Adjoint of `read` for vectors (n, D) at given positions."""
+        norm = self.layers[layer].mlp_norm
+        if self.input_hook == "hook_resid_mid" or norm is None:
+            return e_nD
+        return norm.adjoint_at(e_nD, position_n, gain=self.input_hook == "mlp.hook_in")
+
+    def write(self, layer: int, y: Tensor, constants: bool) -> Tensor:
+        """Activation (P, D) at the output hook -> what is added to the residual stream."""
+        norm = self.layers[layer].mlp_post_norm
+        return y if self.output_hook == "hook_mlp_out" or norm is None else norm.forward(y, constants)
+
+    def write_at(self, layer: int, d_nD: Tensor, position_n: Tensor) -> Tensor:
+        """Linear part of `write` for vectors (n, D) at given positions."""
+        norm = self.layers[layer].mlp_post_norm
+        if self.output_hook == "hook_mlp_out" or norm is None:
+            return d_nD
+        centred = d_nD - d_nD.mean(-1, keepdim=True) if norm.centred else d_nD
+        return centred * norm.gain * norm.inverse_sigma[position_n][:, None]
+
+    def propagate(
+        self,
+        embedding: Tensor,
+        writes: Callable[[int, Tensor], Tensor],
+        constants: bool,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Run the frozen network forward.
+
+        embedding: (P, D) residual stream at the input. `writes(layer, x)` gives the activation (P, D) at the output hook, when
+        the input hook reads x. `constants` adds every bias. Returns the L inputs (P, D) and the final norm's output (P, D).
+        """
+        resid, inputs = embedding, []
+        for index, layer in enumerate(self.layers):
+            attended = layer.attend(resid, constants)
+            mid = resid if self.parallel else resid + attended
+            inputs.append(self.read(index, mid, constants))
+            out = self.write(index, writes(index, inputs[-1]), constants)
+            resid = resid + attended + out
+        return inputs, self.final_norm.forward(resid, constants)
+
+    def _post_norm(self, layer: int) -> FrozenNorm:
+        norm = self.layers[layer].mlp_post_norm
+        assert norm is not None
+        return norm
+
+    def _output_after_norm(self, layer: int) -> bool:
+        return self.output_hook == "hook_mlp_out" and self.layers[layer].mlp_post_norm is not None
+
+
+def check_hooks(parts: ModelParts, input_hook: str, output_hook: str) -> None:
+    """Refuse hook names that do not exist, or not in this architecture."""
+    for hook, known, role in ((input_hook, INPUT_HOOKS, "input"), (output_hook, OUTPUT_HOOKS, "output")):
+        if hook not in known:
+            raise CompatibilityError(f"transcoder {role} hook {hook!r} is unknown; known are {', '.join(known)}")
+    if input_hook == "ln2.hook_normalized" and parts.layers[0].mlp_norm is None:
+        raise CompatibilityError(
+            f"transcoder reads {input_hook!r}, but {parts.architecture.model_type} has no norm before its MLP; "
+            "use a transcoder trained on hook_resid_mid or mlp.hook_in"
+        )
+
+
+def _freeze_layer(layer: LayerParts, inverse_sigma: dict[str, Tensor], pattern: Tensor, n_kv: int) -> FrozenLayer:
+    def frozen(name: str) -> FrozenNorm | None:
+        parameters = norm_parameters(getattr(layer, name))
+        return None if parameters is None else parameters.freeze(inverse_sigma[name])
+
+    return FrozenLayer(
+        parts=layer,
+        pattern=pattern,
+        attention_norm=frozen("attention_norm"),
+        attention_post_norm=frozen("attention_post_norm"),
+        mlp_norm=frozen("mlp_norm"),
+        mlp_post_norm=frozen("mlp_post_norm"),
+        n_kv=n_kv,
+    )

@@ -1,0 +1,85 @@
+"""Load any causal LM that transformers loads: a hub id, a folder, or a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from circuit_tracer.errors import FileFormatError, InputError
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float64": torch.float64,
+    "fp64": torch.float64,
+}
+
+
+def resolve_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A torch dtype from itself or from its name (float32, fp32, bf16, ...)."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def resolve_device(device: torch.device | str | None) -> torch.device:
+    """The device asked for, or the best one there is (cuda, mps, cpu)."""
+    if device is not None:
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load_language_model(model_name: str | Path, device: torch.device, dtype: torch.dtype, **kwargs: Any) -> tuple[Any, Any]:
+    """(model, tokenizer) in evaluation mode, without gradients. Further keyword arguments go to `from_pretrained`.
+
+    Raises InputError when nothing is there and FileFormatError when it cannot be read.
+    """
+    source, extra = _source(model_name)
+    # a GGUF file is de-quantised in float32, so that no rounding is added before the cast
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32 if extra else dtype, **extra, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
+    except OSError as error:
+        raise InputError(
+            f"no language model at {str(model_name)!r}: {_first_line(error)} "
+            "Give a Hugging Face id (with network access or a filled cache), a folder with config.json, or a .gguf file."
+        ) from error
+    except (ValueError, KeyError, RuntimeError) as error:
+        if "Unrecognized" in str(error) or "does not recognize" in str(error) or "not supported" in str(error):
+            raise InputError(f"transformers cannot load {str(model_name)!r}: {_first_line(error)}") from error
+        raise FileFormatError(f"the model at {str(model_name)!r} cannot be read: {_first_line(error)}") from error
+    model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return model, tokenizer
+
+
+def _source(model_name: str | Path) -> tuple[str, dict[str, str]]:
+    """(what from_pretrained takes, extra arguments): a GGUF file is named by its folder and file name."""
+    path = Path(model_name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"no GGUF file at {path}")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.exists():
+        if not (path / "config.json").is_file():
+            raise InputError(f"the folder {path} holds no config.json, so it is not a transformers model")
+        return str(path), {}
+    if path.is_absolute() or str(model_name).startswith((".", "~")):
+        raise InputError(f"no language model at {path}: the path does not exist")
+    return str(model_name), {}
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,76 @@
+"""Norms with their scale frozen (method.md 4.3).
+
+Letters: P positions, D d_model, T rows in flight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from circuit_tracer.models.architectures import NormKind
+
+
+@dataclass(frozen=True)
+class NormParameters:
+    """A norm module read through the table: out = gain * (x - mean?) / sigma + shift, with `gain` already 1 + weight for Gemma."""
+
+    gain: Tensor  # (D,)
+    shift: Tensor | None  # (D,)
+    epsilon: float
+    centred: bool
+
+    @classmethod
+    def read(cls, module: nn.Module, kind: NormKind, dtype: torch.dtype) -> NormParameters:
+        """Take gain, shift and epsilon from a transformers norm module, in `dtype`."""
+        weight = module.weight.detach().to(dtype)  # type: ignore[union-attr,operator]
+        bias = getattr(module, "bias", None)
+        epsilon = next(float(getattr(module, n)) for n in ("variance_epsilon", "eps") if hasattr(module, n))
+        return cls(
+            gain=weight + 1 if kind is NormKind.RMS_PLUS_ONE else weight,
+            shift=None if bias is None else bias.detach().to(dtype),
+            epsilon=epsilon,
+            centred=kind is NormKind.LAYER,
+        )
+
+    def inverse_sigma(self, x_PD: Tensor) -> Tensor:
+        """1/sigma (P,) of the true activations."""
+        x = x_PD.to(self.gain.dtype)
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        return torch.rsqrt(x.pow(2).mean(-1) + self.epsilon)
+
+    def freeze(self, inverse_sigma_P: Tensor) -> FrozenNorm:
+        """The linear map this norm is for one prompt."""
+        return FrozenNorm(self.gain, self.shift, inverse_sigma_P, self.centred)
+
+
+@dataclass(frozen=True)
+class FrozenNorm:
+    """A norm whose 1/sigma is a constant of the prompt: an affine map of the residual stream, position by position."""
+
+    gain: Tensor  # (D,)
+    shift: Tensor | None  # (D,)
+    inverse_sigma: Tensor  # (P,)
+    centred: bool
+
+    def forward(self, x: Tensor, constants: bool = True) -> Tensor:
+        """(..., P, D) -> (..., P, D); `constants` adds the shift."""
+        out = self.normalise(x) * self.gain
+        return out + self.shift if constants and self.shift is not None else out
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """x (..., P, D) centred if the norm centres, over sigma, before the gain."""
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        return x * self.inverse_sigma[:, None]
+
+    def adjoint_at(self, g_nD: Tensor, position_n: Tensor, gain: bool = True) -> Tensor:
+        """Transpose of the linear part, for vectors (n, D) that sit at `position_n`; `gain=False` leaves the gain out."""
+        g = (g_nD * self.gain if gain else g_nD) * self.inverse_sigma[position_n][:, None]
+        return g - g.mean(-1, keepdim=True) if self.centred else g
+
+    def columns(self, weight_OD: Tensor) -> Tensor:
+        """W N without 1/sigma: the norm's gain and centring folded into the columns of a matrix (O, D) that reads it."""
+        weight = weight_OD * self.gain
+        return weight - weight.mean(-1, keepdim=True) if self.centred else weight

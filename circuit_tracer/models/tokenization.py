@@ -1,0 +1,82 @@
+"""From a prompt to token ids, by one rule used everywhere (attribution, interventions, the command line).
+
+A string is tokenised without special tokens; if the first id is then not a special one, the first usable of the tokenizer's
+bos, pad, eos and other special tokens is put in front. Ids (tensor or list) get the same rule. Id 0 is an id like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import InputError
+
+Prompt = str | Tensor | Sequence[int]
+GEMMA3_CHAT_PREFIX = (2, 105, 2364, 107)  # <bos><start_of_turn>user\n
+
+
+def tokenize(prompt: Prompt, tokenizer: Any) -> Tensor:
+    """Ids (P,) int64 of a prompt, with a special token in front. Raises InputError for an empty or oddly shaped prompt."""
+    ids = _ids(prompt, tokenizer)
+    if tokenizer is None:
+        return ids
+    special = special_ids(tokenizer)
+    if special and (ids.numel() == 0 or int(ids[0]) not in special):
+        ids = torch.cat([torch.tensor([special[0]]), ids])
+    return ids
+
+
+def special_ids(tokenizer: Any) -> list[int]:
+    """Ids of the tokenizer's special tokens, best prefix first: bos, pad, eos, then the others."""
+    named = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    ordered = [i for i in (*named, *tokenizer.all_special_ids) if i is not None]
+    return list(dict.fromkeys(ordered))
+
+
+def chat_ids(messages: Sequence[dict[str, str]], tokenizer: Any, add_generation_prompt: bool = True) -> Tensor:
+    """Ids (P,) of a conversation under the tokenizer's chat template. Raises InputError when it has none."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise InputError("this tokenizer has no chat template; pass the prompt as plain text or as token ids")
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+    return tokenize(text, tokenizer)
+
+
+def token_strings(ids: Tensor, tokenizer: Any) -> list[str]:
+    """One string a token, as it reads in the text."""
+    if tokenizer is None:
+        return [f"<{int(i)}>" for i in ids]
+    return [tokenizer.decode([int(i)]) for i in ids]
+
+
+def zero_positions(ids: Tensor, model_name: str) -> list[int]:
+    """Positions that circuit-tracer leaves out: 0, and the whole chat prefix for Gemma 3 instruction-tuned models.
+
+    Raises InputError when such a model's prompt does not start with the prefix.
+    """
+    name = model_name.lower()
+    if "gemma-3" not in name or not name.endswith("-it"):
+        return [0]
+    if tuple(ids[:4].tolist()) != GEMMA3_CHAT_PREFIX:
+        raise InputError(
+            f"prompts of {model_name} must start with the chat prefix {list(GEMMA3_CHAT_PREFIX)}, got {ids[:4].tolist()}. "
+            "Use the chat template (--chat), or choose the positions to leave out yourself (zero_positions=...)."
+        )
+    return [0, 1, 2, 3]
+
+
+def _ids(prompt: Prompt, tokenizer: Any) -> Tensor:
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise InputError("this model has no tokenizer; pass the prompt as token ids")
+        return torch.tensor(tokenizer(prompt, add_special_tokens=False).input_ids, dtype=torch.int64)
+    ids = torch.as_tensor(prompt)
+    if ids.ndim == 2 and ids.shape[0] == 1:
+        ids = ids[0]
+    if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise InputError(
+            f"token ids must be one row of integers, got shape {tuple(ids.shape)} and dtype {ids.dtype}; trace prompts one by one"
+        )
+    return ids.detach().cpu().to(torch.int64)
