@@ -1,0 +1,303 @@
+"""The attribution graph of one prompt: who contributed how much to whom."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.graph.balance import Reconstruction, RowBalance
+from circuit_tracer.graph.config import GraphConfig
+from circuit_tracer.graph.edges import Edges
+from circuit_tracer.graph.nodes import NodeTable
+from circuit_tracer.graph.order import Blocks, layered_blocks, topological_blocks
+from circuit_tracer.graph.targets import LogitTarget, TargetTable
+
+if TYPE_CHECKING:
+    import networkx
+
+
+class Graph:
+    """Nodes of one prompt and the direct effects among them (method.md §4, §5).
+
+    Nodes: selected features | error nodes l*P+p | tokens p | targets; N = N_s + L*P + P + K. An edge is the direct
+    effect of its source on the pre-activation (or the demeaned logit) of its target, in that target's own units.
+
+    input_string: the prompt as text. input_tokens: (P,) ids. active_features: int64 (N_f, 3) rows (layer, position,
+    index), sorted, all that were active. adjacency_matrix: ``Edges``, or a dense (N, N) matrix with rows = targets.
+    cfg: any object or mapping with circuit-tracer's field names. selected_features: int64 (N_s,) ascending rows of
+    ``active_features`` that are nodes. activation_values: (N_f,). logit_targets, logit_probabilities: K targets with
+    their weights. scan: where the transcoders come from. vocab_size: default cfg.d_vocab; ids from there on are
+    virtual. balance: the sum rule, a row each. targets: default: logits at the last position. token_strings: P texts.
+    reconstruction: quality of the transcoders here. provenance: plain JSON values that say how the graph was made.
+
+    Raises InputError if these do not fit together, NumericalError for an edge that is not finite.
+    """
+
+    def __init__(
+        self,
+        input_string: str,
+        input_tokens: Tensor,
+        active_features: Tensor,
+        adjacency_matrix: Tensor | Edges,
+        cfg: Any,
+        selected_features: Tensor,
+        activation_values: Tensor,
+        logit_targets: Sequence[LogitTarget],
+        logit_probabilities: Tensor,
+        scan: str | list[str] | None = None,
+        vocab_size: int | None = None,
+        *,
+        balance: RowBalance | None = None,
+        targets: TargetTable | None = None,
+        token_strings: list[str] | None = None,
+        reconstruction: Reconstruction | None = None,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        self.input_string = input_string
+        self.input_tokens = input_tokens
+        self.active_features = active_features
+        self.selected_features = selected_features
+        self.activation_values = activation_values
+        self.cfg = GraphConfig.of(cfg)
+        self.logit_targets = [LogitTarget(*target) for target in logit_targets]
+        self.logit_probabilities = logit_probabilities
+        self.scan = scan
+        self.vocab_size = vocab_size if vocab_size is not None else (self.cfg.d_vocab or 0)
+        self.balance = balance
+        self.token_strings = token_strings
+        self.reconstruction = reconstruction
+        self.provenance = dict(provenance or {})
+        self._check_lengths()
+        self.targets = (
+            targets
+            if targets is not None
+            else TargetTable.from_logits(
+                self.logit_targets, logit_probabilities, self.n_layers, self.n_pos, self.vocab_size
+            )
+        )
+        self.edges = adjacency_matrix if isinstance(adjacency_matrix, Edges) else Edges.from_dense(adjacency_matrix)
+        self._check_nodes()
+        self.edges.validate()
+
+    # What there is
+
+    @property
+    def n_pos(self) -> int:
+        """P, the number of tokens."""
+        return len(self.input_tokens)
+
+    @property
+    def n_layers(self) -> int:
+        """L."""
+        return self.cfg.n_layers
+
+    @property
+    def n_nodes(self) -> int:
+        """N."""
+        return self.edges.n_nodes
+
+    @property
+    def device(self) -> torch.device:
+        return self.edges.weight.device
+
+    @cached_property
+    def nodes(self) -> NodeTable:
+        """All nodes, column by column."""
+        return NodeTable.build(
+            self.active_features[self.selected_features].long(),
+            self.activation_values[self.selected_features],
+            self.input_tokens,
+            self.n_layers,
+            self.targets,
+        )
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """An order for one pass from the targets down (``order.py``)."""
+        return layered_blocks(self.edges, self.nodes) or topological_blocks(self.edges)
+
+    @property
+    def target_weights(self) -> Tensor:
+        """(N,) float64: |weight| at the targets, 0 elsewhere."""
+        weights = torch.zeros(self.n_nodes, dtype=torch.float64, device=self.device)
+        weights[self.nodes.layout.targets] = self.targets.weight.to(weights).abs()
+        return weights
+
+    @property
+    def adjacency_matrix(self) -> Tensor:
+        """The dense (N, N) matrix, made anew at each call; change the graph by assigning a matrix, not in place."""
+        return self.edges.to_dense()
+
+    @adjacency_matrix.setter
+    def adjacency_matrix(self, matrix: Tensor | Edges) -> None:
+        edges = matrix if isinstance(matrix, Edges) else Edges.from_dense(matrix)
+        if edges.n_nodes != self.n_nodes:
+            raise InputError(f"the new adjacency matrix has {edges.n_nodes} nodes, the graph has {self.n_nodes}")
+        edges.validate()
+        self.edges = edges
+        self.__dict__.pop("blocks", None)
+
+    @property
+    def logit_token_ids(self) -> Tensor:
+        """(K,) int64 ids of the targets, virtual ones included."""
+        ids = [target.vocab_idx for target in self.logit_targets]
+        return torch.tensor(ids, dtype=torch.long, device=self.logit_probabilities.device)
+
+    @property
+    def logit_tokens(self) -> Tensor:
+        """Deprecated name of ``logit_token_ids``."""
+        warnings.warn("logit_tokens is deprecated; use logit_token_ids", DeprecationWarning, stacklevel=2)
+        return self.logit_token_ids
+
+    @property
+    def residual(self) -> float | None:
+        """The worst relative residual of the sum rule over all rows; None if the file did not keep the balance."""
+        return None if self.balance is None else float(self.balance.residual(self.edges).max())
+
+    def __repr__(self) -> str:
+        layout = self.nodes.layout
+        counts = (
+            f"{layout.n_features:,} of {len(self.active_features):,} active features, {layout.n_layers}x{layout.n_pos} "
+            f"errors, {layout.n_pos} tokens, {layout.n_targets} targets, {len(self.edges):,} edges"
+        )
+        shown = ", ".join(
+            f"{label!r} {weight:.3f}"
+            for label, weight in list(zip(self.targets.label, self.targets.weight.tolist(), strict=True))[:3]
+        )
+        more = ", ..." if layout.n_targets > 3 else ""
+        return f"Graph({self.input_string!r}: {counts}; targets: {shown}{more}; scan={self.scan!r}, {self.device})"
+
+    # Moving and saving
+
+    def to(self, device: str | torch.device) -> Graph:
+        """Move all tensors, in place; returns the graph."""
+        for name in (
+            "input_tokens",
+            "active_features",
+            "selected_features",
+            "activation_values",
+            "logit_probabilities",
+        ):
+            setattr(self, name, getattr(self, name).to(device))
+        self.edges, self.targets = self.edges.to(device), self.targets.to(device)
+        self.balance = self.balance.to(device) if self.balance else None
+        self.reconstruction = self.reconstruction.to(device) if self.reconstruction else None
+        for cached in ("nodes", "blocks"):
+            self.__dict__.pop(cached, None)
+        return self
+
+    def save(self, path: str | Path) -> Path:
+        """Write the native file (safetensors with a JSON header); everything comes back on ``load``."""
+        from circuit_tracer.graph.files.native import save_graph
+
+        return save_graph(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Graph:
+        """Read a native file. Raises FileFormatError for anything else."""
+        from circuit_tracer.graph.files.native import load_graph
+
+        return load_graph(path)
+
+    def to_pt(self, path: str | Path) -> None:
+        """Write circuit-tracer's ``.pt`` keys with plain values only, so that ``torch.load(weights_only=True)`` reads
+        it.
+        """
+        from circuit_tracer.graph.files.pt import save_pt
+
+        save_pt(self, path)
+
+    @staticmethod
+    def from_pt(path: str | Path, map_location: str | torch.device = "cpu") -> Graph:
+        """Read a ``.pt`` file of any version of circuit-tracer, without running any code in it."""
+        from circuit_tracer.graph.files.pt import load_pt
+
+        return load_pt(path, map_location)
+
+    def to_networkx(self) -> networkx.DiGraph:
+        """A networkx DiGraph; see ``files/networkx.py`` for its attributes."""
+        from circuit_tracer.graph.files.networkx import to_networkx
+
+        return to_networkx(self)
+
+    def to_json(self, slug: str, output_path: str | Path, **options: Any) -> Path:
+        """Prune and write ``{slug}.json`` for the viewers; the options of ``create_graph_files``."""
+        from circuit_tracer.graph.files.viewer_json import create_graph_files
+
+        return create_graph_files(self, slug, output_path, **options)
+
+    # Checks
+
+    def _check_lengths(self) -> None:
+        if self.input_tokens.ndim != 1 or len(self.input_tokens) == 0:
+            raise InputError(
+                f"input_tokens has shape {tuple(self.input_tokens.shape)}; expected (P,) with P of at least 1"
+            )
+        if self.active_features.ndim != 2 or self.active_features.shape[1] != 3:
+            raise InputError(
+                f"active_features has shape {tuple(self.active_features.shape)}; expected (N_f, 3) rows: "
+                "layer, position, index"
+            )
+        n_active = len(self.active_features)
+        if self.activation_values.shape != (n_active,):
+            raise InputError(
+                f"activation_values has shape {tuple(self.activation_values.shape)}; expected ({n_active},), "
+                "one value for each row of active_features"
+            )
+        n_targets = len(self.logit_targets)
+        if n_targets == 0 or self.logit_probabilities.shape != (n_targets,):
+            raise InputError(
+                f"{n_targets} logit_targets with logit_probabilities of shape {tuple(self.logit_probabilities.shape)}; "
+                "expected at least one target and one weight for each"
+            )
+        if self.token_strings is not None and len(self.token_strings) != self.n_pos:
+            raise InputError(f"{len(self.token_strings)} token_strings for {self.n_pos} tokens")
+
+    def _check_nodes(self) -> None:
+        selected = self.selected_features
+        n_active = len(self.active_features)
+        if selected.ndim != 1 or selected.dtype not in (torch.int64, torch.int32):
+            raise InputError(f"selected_features is {selected.dtype} {tuple(selected.shape)}; expected int64 (N_s,)")
+        if len(selected) and not (int(selected[0]) >= 0 and int(selected[-1]) < n_active):
+            raise InputError(
+                f"selected_features reaches from {int(selected[0])} to {int(selected[-1])}; "
+                f"they index {n_active} active features"
+            )
+        if bool((selected.diff() <= 0).any()):
+            raise InputError("selected_features must ascend without duplicates; sort them together with the edges")
+        self._check_features()
+        if len(self.targets) != len(self.logit_targets):
+            raise InputError(f"{len(self.targets)} rows in targets for {len(self.logit_targets)} logit_targets")
+        expected = self.nodes.layout.n_nodes
+        if self.edges.n_nodes != expected:
+            raise InputError(
+                f"the adjacency matrix has {self.edges.n_nodes} nodes; expected {expected} = {len(selected)} features "
+                f"+ {self.n_layers}x{self.n_pos} errors + {self.n_pos} tokens + {len(self.logit_targets)} targets"
+            )
+        if self.balance is not None and len(self.balance.bias) != expected:
+            raise InputError(f"the balance has {len(self.balance.bias)} rows for {expected} nodes")
+        if self.reconstruction is not None and len(self.reconstruction.nmse) != self.n_layers:
+            raise InputError(
+                f"the reconstruction has {len(self.reconstruction.nmse)} layers, the model {self.n_layers}"
+            )
+
+    def _check_features(self) -> None:
+        features = self.active_features.long()
+        if len(features) == 0:
+            return
+        limits = (self.n_layers, self.n_pos)
+        for column, (name, limit) in enumerate(zip(("layer", "position"), limits, strict=True)):
+            low, high = int(features[:, column].min()), int(features[:, column].max())
+            if low < 0 or high >= limit:
+                raise InputError(f"active features have {name}s {low}..{high}; the graph has {limit} {name}s")
+        width = int(features[:, 2].max()) + 1
+        key = (features[:, 0] * self.n_pos + features[:, 1]) * width + features[:, 2]
+        if bool((key.diff() <= 0).any()):
+            raise InputError("active_features must be sorted by (layer, position, index) without duplicates")

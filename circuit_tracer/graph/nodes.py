@@ -1,0 +1,119 @@
+"""The nodes of a graph, in one fixed order: selected features | errors l*P+p | tokens p | targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.graph.targets import TargetTable
+
+
+class NodeKind(IntEnum):
+    """What a node is. The numbers are stored in files; do not renumber."""
+
+    FEATURE = 0
+    ERROR = 1
+    TOKEN = 2
+    TARGET = 3
+
+
+@dataclass(frozen=True)
+class NodeLayout:
+    """How many nodes there are of each kind, hence where each kind starts. N = N_s + L*P + P + K."""
+
+    n_features: int
+    n_layers: int
+    n_pos: int
+    n_targets: int
+
+    @property
+    def error_start(self) -> int:
+        return self.n_features
+
+    @property
+    def token_start(self) -> int:
+        return self.n_features + self.n_layers * self.n_pos
+
+    @property
+    def target_start(self) -> int:
+        return self.token_start + self.n_pos
+
+    @property
+    def n_nodes(self) -> int:
+        return self.target_start + self.n_targets
+
+    @property
+    def features(self) -> slice:
+        return slice(0, self.n_features)
+
+    @property
+    def errors(self) -> slice:
+        return slice(self.error_start, self.token_start)
+
+    @property
+    def tokens(self) -> slice:
+        return slice(self.token_start, self.target_start)
+
+    @property
+    def targets(self) -> slice:
+        return slice(self.target_start, self.n_nodes)
+
+
+@dataclass(frozen=True)
+class NodeTable:
+    """N nodes, column by column.
+
+    kind: int64, see ``NodeKind``. layer: int64; -1 for tokens, which lie below layer 0, and the read layer for
+    targets (L for logits). position: int64. feature: int64; the index in its dictionary for features, -1 for errors,
+    the token id for tokens and targets. activation: float (N,); 0 for all but features.
+    """
+
+    layout: NodeLayout
+    kind: Tensor
+    layer: Tensor
+    position: Tensor
+    feature: Tensor
+    activation: Tensor
+
+    def __len__(self) -> int:
+        return self.layout.n_nodes
+
+    @classmethod
+    def build(
+        cls, feature_rows: Tensor, activation: Tensor, input_tokens: Tensor, n_layers: int, targets: TargetTable
+    ) -> NodeTable:
+        """Nodes from the selected features' (layer, position, index) rows (N_s, 3) and activations (N_s,)."""
+        device = feature_rows.device
+        n_pos = len(input_tokens)
+        layout = NodeLayout(len(feature_rows), n_layers, n_pos, len(targets))
+        sizes = torch.tensor([layout.n_features, n_layers * n_pos, n_pos, layout.n_targets], device=device)
+        positions = torch.arange(n_pos, device=device)
+        return cls(
+            layout=layout,
+            kind=torch.arange(4, device=device).repeat_interleave(sizes),
+            layer=torch.cat(
+                [
+                    feature_rows[:, 0],
+                    torch.arange(n_layers, device=device).repeat_interleave(n_pos),
+                    torch.full((n_pos,), -1, device=device),
+                    targets.layer.to(device),
+                ]
+            ),
+            position=torch.cat(
+                [feature_rows[:, 1], positions.repeat(n_layers), positions, targets.position.to(device)]
+            ),
+            feature=torch.cat(
+                [
+                    feature_rows[:, 2],
+                    torch.full((n_layers * n_pos,), -1, device=device),
+                    input_tokens.to(device).long(),
+                    targets.token_id.to(device),
+                ]
+            ),
+            activation=torch.cat(
+                [activation, torch.zeros(layout.n_nodes - layout.n_features, dtype=activation.dtype, device=device)]
+            ),
+        )

@@ -1,0 +1,92 @@
+"""What a graph explains: the targets, their labels, places and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, cast, get_args
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import InputError
+
+TargetKind = Literal["logit", "direction", "feature"]
+TARGET_KINDS: tuple[str, ...] = get_args(TargetKind)
+
+
+class LogitTarget(NamedTuple):
+    """A target as circuit-tracer stores it: its text, and its token id (or a virtual id >= V when it is no token)."""
+
+    token_str: str
+    vocab_idx: int
+
+
+class CustomTarget(NamedTuple):
+    """A direction to attribute to: label, weight, and a vector (D,) that reads the output of the final norm."""
+
+    token_str: str
+    prob: float
+    vec: Tensor
+
+
+@dataclass
+class TargetTable:
+    """K targets, column by column. Rows are in the order of the graph's target nodes.
+
+    label: text shown to people. layer: the layer whose input the target reads; L for logits and directions after the
+    final norm. position: where it is read. weight: signed; influence uses its absolute value (method.md §3), for
+    plain logits the probability, not renormalised. token_id: vocabulary id, or a virtual id >= V. kind: see
+    ``TARGET_KINDS``.
+    """
+
+    label: list[str]
+    layer: Tensor
+    position: Tensor
+    weight: Tensor
+    token_id: Tensor
+    kind: list[TargetKind]
+
+    def __post_init__(self) -> None:
+        count = len(self.label)
+        columns = {"layer": self.layer, "position": self.position, "weight": self.weight, "token_id": self.token_id}
+        for name, column in columns.items():
+            if column.shape != (count,):
+                raise InputError(
+                    f"target table: {name} has shape {tuple(column.shape)}, expected ({count},), one a label"
+                )
+        if len(self.kind) != count:
+            raise InputError(f"target table: {len(self.kind)} kinds for {count} labels; give one kind a target")
+        unknown = sorted(set(self.kind) - set(TARGET_KINDS))
+        if unknown:
+            raise InputError(f"target table: unknown kind {unknown[0]!r}; expected one of {', '.join(TARGET_KINDS)}")
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @classmethod
+    def from_logits(
+        cls, logit_targets: Sequence[LogitTarget], probabilities: Tensor, n_layers: int, n_pos: int, vocab_size: int
+    ) -> TargetTable:
+        """The table of circuit-tracer's targets: all after the last layer, at the last position."""
+        count = len(logit_targets)
+        token_id = torch.tensor([t.vocab_idx for t in logit_targets], dtype=torch.int64)
+        kinds = ["logit" if t.vocab_idx < vocab_size else "direction" for t in logit_targets]
+        return cls(
+            label=[t.token_str for t in logit_targets],
+            layer=torch.full((count,), n_layers, dtype=torch.int64),
+            position=torch.full((count,), n_pos - 1, dtype=torch.int64),
+            weight=probabilities.detach().clone(),
+            token_id=token_id,
+            kind=cast("list[TargetKind]", kinds),
+        )
+
+    def to(self, device: str | torch.device) -> TargetTable:
+        return TargetTable(
+            self.label,
+            self.layer.to(device),
+            self.position.to(device),
+            self.weight.to(device),
+            self.token_id.to(device),
+            self.kind,
+        )
