@@ -14,7 +14,9 @@ from circuit_tracer.graph.influence import (
     normalize_matrix,
 )
 from circuit_tracer.graph.nodes import NodeKind, NodeLayout, NodeTable
+from circuit_tracer.graph.paths import Path, strongest_paths
 from circuit_tracer.graph.pruning import PruneResult, prune_graph
+from circuit_tracer.graph.scores import GraphScores, PathLengths, compute_graph_scores, graph_scores, path_lengths
 from circuit_tracer.graph.selection import cumulative_ranks, cumulative_threshold, find_threshold
 from circuit_tracer.graph.targets import CustomTarget, LogitTarget, TargetTable
 
@@ -23,15 +25,19 @@ __all__ = [
     "Edges",
     "Graph",
     "GraphConfig",
+    "GraphScores",
     "LogitTarget",
     "NodeKind",
     "NodeLayout",
     "NodeTable",
+    "Path",
+    "PathLengths",
     "PruneResult",
     "Reconstruction",
     "RowBalance",
     "TargetTable",
     "compute_edge_influence",
+    "compute_graph_scores",
     "compute_influence",
     "compute_node_influence",
     "compute_partial_influences",
@@ -39,7 +45,10 @@ __all__ = [
     "cumulative_threshold",
     "edge_influence",
     "find_threshold",
+    "graph_scores",
     "node_influence",
     "normalize_matrix",
+    "path_lengths",
     "prune_graph",
+    "strongest_paths",
 ]
