@@ -52,3 +52,49 @@ def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **o
     for parameter in model.parameters():
         parameter.data = (torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 0.5).to(dtype)
     return model
+
+
+def tiny_transcoder(
+    kind: str = "clt",
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    n_layers: int = 3,
+    d_model: int = 16,
+    n_features: int = 20,
+    activation: str = "relu",
+    skip: bool = False,
+    input_hook: str = "hook_resid_mid",
+    output_hook: str = "hook_mlp_out",
+) -> Any:
+    """A random transcoder ("clt" or "plt"), all weights and biases drawn at random."""
+    from circuit_tracer.transcoders.activations import JumpReLU, ReLU, TopK
+    from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
+    from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
+    from circuit_tracer.transcoders.transcoder_set import TranscoderSet
+
+    generator = torch.Generator().manual_seed(seed + 1)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return (torch.rand(*shape, generator=generator, dtype=torch.float64) - 0.5).to(dtype)
+
+    def function(shape: tuple[int, ...]) -> Any:
+        return {"relu": ReLU, "jump_relu": lambda: JumpReLU(draw(*shape).abs() / 2), "topk": lambda: TopK(3)}[activation]()
+
+    if kind == "clt":
+        clt = CrossLayerTranscoder(
+            n_layers, n_features, d_model, function((n_layers, 1, n_features)), skip, lazy_decoder=False,
+            feature_input_hook=input_hook, feature_output_hook=output_hook, dtype=dtype,
+        )  # fmt: skip
+        clt.W_enc, clt.b_enc, clt.b_dec = draw(n_layers, n_features, d_model), draw(n_layers, n_features), draw(n_layers, d_model)
+        clt.W_dec = [draw(n_features, n_layers - layer, d_model) for layer in range(n_layers)]
+        if skip:
+            clt.W_skip = draw(n_layers, d_model, d_model)
+        return clt
+    layers = {}
+    for layer in range(n_layers):
+        one = SingleLayerTranscoder(d_model, n_features, function((n_features,)), layer, skip, dtype=dtype)
+        one.W_enc, one.b_enc, one.W_dec, one.b_dec = draw(n_features, d_model), draw(n_features), draw(n_features, d_model), draw(d_model)
+        if skip:
+            one.W_skip = draw(d_model, d_model)
+        layers[layer] = one
+    return TranscoderSet(layers, input_hook, output_hook)

@@ -131,6 +131,11 @@ class FrozenNetwork:
         centred = d_nD - d_nD.mean(-1, keepdim=True) if norm.centred else d_nD
         return centred * norm.gain * norm.inverse_sigma[position_n][:, None]
 
+    def write_adjoint(self, layer: int, g_nD: Tensor, position_n: Tensor) -> Tensor:
+        """Adjoint of `write` for rows of gradients (n, D) at given positions."""
+        norm = self.layers[layer].mlp_post_norm
+        return g_nD if self.output_hook == "hook_mlp_out" or norm is None else norm.adjoint_at(g_nD, position_n)
+
     def propagate(
         self,
         embedding: Tensor,

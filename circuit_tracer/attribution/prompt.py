@@ -1,0 +1,160 @@
+"""A prompt made linear: captured, frozen, encoded; its errors and constants known (method.md 1, 2, 5).
+
+Letters: L layers, P positions, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.attribution.sources import SourceTable
+from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
+from circuit_tracer.graph.balance import Reconstruction
+from circuit_tracer.models.capture import PromptCapture, capture
+from circuit_tracer.models.frozen import FrozenNetwork
+from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.transcoders.active import ActiveFeatures
+from circuit_tracer.transcoders.base import Transcoders
+
+
+@dataclass(frozen=True)
+class LinearPrompt:
+    """Everything the sweep needs of one prompt."""
+
+    network: FrozenNetwork
+    sources: SourceTable
+    skips: list[Tensor | None]  # L x (D, D) skip connections of the transcoder, y += x @ S
+    error: Tensor  # (L, P, D) what the features leave of the MLP output, at the output hook; zero at left-out positions
+    constant_inputs: list[Tensor]  # L x (P, D) transcoder inputs of the network fed with constants only
+    constant_final: Tensor  # (P, D) final-norm output of the same
+    reconstruction: Reconstruction
+
+    @property
+    def captured(self) -> PromptCapture:
+        """The model's forward pass."""
+        return self.network.captured
+
+    @property
+    def n_pos(self) -> int:
+        """P."""
+        return self.captured.n_pos
+
+
+def check_pair(parts: ModelParts, transcoders: Transcoders) -> None:
+    """Refuse a transcoder that cannot belong to the model: width, number of layers, hooks."""
+    config = parts.config
+    if transcoders.d_model != config.d_model:
+        raise CompatibilityError(
+            f"transcoder expects d_model {transcoders.d_model}, model {config.model_name} has {config.d_model}; "
+            "use the transcoder that was trained on this model"
+        )
+    if transcoders.n_layers != config.n_layers:
+        raise CompatibilityError(
+            f"transcoder has {transcoders.n_layers} layers, model {config.model_name} has {config.n_layers}; every layer needs one"
+        )
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A captured prompt and its active features; nothing of the decoder has been read yet."""
+
+    network: FrozenNetwork
+    active: ActiveFeatures
+    keep: Tensor  # (P,) positions that have features and errors
+
+    def n_writes(self, transcoders: Transcoders) -> int:
+        """Number of decoder rows: active features times the layers each writes to."""
+        counts = torch.bincount(self.active.layer, minlength=self.network.n_layers)
+        return sum(int(counts[layer]) * len(transcoders.target_layers(layer)) for layer in range(self.network.n_layers))
+
+
+def encode_prompt(parts: ModelParts, transcoders: Transcoders, ids: Tensor, left_out: Iterable[int]) -> EncodedPrompt:
+    """Run the model once on ids (P,), freeze it, and find the active features outside the `left_out` positions.
+
+    Raises InputError when no position or no active feature remains, CompatibilityError for a transcoder of another model.
+    """
+    check_pair(parts, transcoders)
+    dropped, n_pos = sorted(left_out), len(ids)
+    if n_pos == 0 or len([p for p in dropped if p < n_pos]) == n_pos:
+        raise InputError(
+            f"prompt has {n_pos} token(s); at least {len(dropped) + 1} are needed, because position(s) {dropped} are not "
+            "attributed. Give a longer prompt, or choose the positions to leave out (zero_positions=[])"
+        )
+    network = FrozenNetwork(parts, capture(parts, ids), transcoders.feature_input_hook, transcoders.feature_output_hook)
+    keep = torch.ones(n_pos, dtype=torch.bool)
+    keep[dropped] = False
+    return EncodedPrompt(network, encode(network, transcoders, keep), keep)
+
+
+def linearise(encoded: EncodedPrompt, transcoders: Transcoders, keep_rows: bool) -> LinearPrompt:
+    """Read the decoder rows of the active features, and know the errors and constants.
+
+    At left-out positions the MLP output is a constant.
+    """
+    network = encoded.network
+    sources = SourceTable(encoded.active, transcoders, network.captured.n_pos, keep_rows)
+    features = sources.fill(network, network.parts.compute_dtype, network.parts.device)
+    return _balance(network, transcoders, sources, features, encoded.keep)
+
+
+def encode(network: FrozenNetwork, transcoders: Transcoders, keep_P: Tensor) -> ActiveFeatures:
+    """Active features of the prompt at the kept positions; never a dense (L, P, F) array."""
+    parts = []
+    for layer in range(network.n_layers):
+        position, index, value = transcoders.encode_positions(layer, network.transcoder_input(layer))
+        kept = keep_P[position.cpu()]
+        parts.append((position.cpu()[kept], index.cpu()[kept], value.cpu()[kept]))
+    active = ActiveFeatures.from_layers(parts)
+    if len(active) == 0:
+        raise InputError(
+            f"no transcoder feature is active on any of the {int(keep_P.sum())} attributed positions; "
+            "check that the transcoder was trained on this model and hook (circuit-tracer info), or give a longer prompt"
+        )
+    return active
+
+
+def _balance(
+    network: FrozenNetwork, transcoders: Transcoders, sources: SourceTable, features_LPD: Tensor, keep_P: Tensor
+) -> LinearPrompt:
+    """Errors, reconstruction quality and constants, given what the features reconstruct."""
+    dtype, device = features_LPD.dtype, features_LPD.device
+    error, constant_out, nmse = torch.zeros_like(features_LPD), torch.zeros_like(features_LPD), []
+    skips: list[Tensor | None] = []
+    kept = keep_P.to(device)
+    for layer in range(network.n_layers):
+        x, y = network.transcoder_input(layer), network.transcoder_output(layer)
+        skip = transcoders.skip_matrix(layer)
+        skips.append(None if skip is None else skip.to(device=device, dtype=dtype))
+        bias = transcoders.decoder_bias(layer).to(device=device, dtype=dtype)
+        by_skip = torch.zeros_like(y) if skips[layer] is None else x @ skips[layer]
+        error[layer] = (y - features_LPD[layer] - bias - by_skip) * kept[:, None]
+        constant_out[layer] = torch.where(kept[:, None], bias, y - by_skip)
+        nmse.append(_nmse(y[kept], error[layer][kept]))
+    if not torch.isfinite(error).all():
+        raise NumericalError("the transcoder's reconstruction is not finite on this prompt; check its weights for NaN or infinity")
+    inputs, final = _constants(network, constant_out, skips)
+    counts = torch.bincount(sources.active.layer, minlength=network.n_layers)
+    reconstruction = Reconstruction(nmse=torch.stack(nmse).cpu(), l0=counts.double() / int(keep_P.sum()))
+    return LinearPrompt(network, sources, skips, error, inputs, final, reconstruction)
+
+
+def _constants(network: FrozenNetwork, constant_out_LPD: Tensor, skips: list[Tensor | None]) -> tuple[list[Tensor], Tensor]:
+    """The frozen network fed only with its constants: biases, norm shifts, positions, MLP outputs of left-out positions."""
+    positions = network.captured.position_embedding
+    start = torch.zeros_like(network.captured.embedding) if positions is None else positions
+
+    def writes(layer: int, x_PD: Tensor) -> Tensor:
+        skip = skips[layer]
+        return constant_out_LPD[layer] if skip is None else constant_out_LPD[layer] + x_PD @ skip
+
+    return network.propagate(start, writes, constants=True)
+
+
+def _nmse(y_nD: Tensor, error_nD: Tensor) -> Tensor:
+    """Share of the variance of y (over the prompt's positions) that the features leave; of its square for one position."""
+    spread = y_nD - y_nD.mean(0) if y_nD.shape[0] > 1 else y_nD
+    return (error_nD.double().pow(2).sum() / spread.double().pow(2).sum().clamp_min(1e-30)).reshape(())

@@ -1,0 +1,126 @@
+"""The sweep: rows of gradients travel from their target down to the embedding, and meet every source on the way.
+
+A row is the adjoint of the residual stream for one target (method.md 4.2). Rows never look right of their own position (a
+block of rows holds positions up to its last target's) nor above their own layer (they join when the sweep arrives there).
+
+Letters: L layers, P positions, D d_model, T rows in flight, C columns (active features).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.attribution.prompt import LinearPrompt
+from circuit_tracer.kernels.contract import contract_
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """T targets to sweep: read vectors at the input hook of `layer` (L: after the final norm) and at `position`."""
+
+    layer: Tensor  # (T,)
+    position: Tensor  # (T,)
+    vector: Tensor  # (T, D)
+
+    def __len__(self) -> int:
+        return int(self.layer.shape[0])
+
+    def take(self, chosen: Tensor) -> ReadOut:
+        """Some of the targets, in the order asked for."""
+        return ReadOut(self.layer[chosen], self.position[chosen], self.vector[chosen])
+
+
+@dataclass(frozen=True)
+class EdgeBlock:
+    """Edges of T targets to everything: features in column order (position, layer, feature), errors, tokens.
+
+    `row` says which of the swept targets each row is; rows are sorted by layer, top first. Columns and positions end at the
+    block's last position: all later ones are zero.
+    """
+
+    row: Tensor  # (T,)
+    layer: Tensor  # (T,)
+    feature: Tensor  # (T, C')
+    error: Tensor  # (T, L, P')
+    token: Tensor  # (T, P')
+
+
+class Sweep:
+    """The adjoint of one linear prompt."""
+
+    def __init__(self, prompt: LinearPrompt) -> None:
+        self.prompt, self.network, self.sources = prompt, prompt.network, prompt.sources
+        self.dtype, self.device = prompt.error.dtype, prompt.error.device
+        every = torch.arange(prompt.n_pos, device=self.device)
+        self.error = torch.stack([self.network.write_at(layer, e, every) for layer, e in enumerate(prompt.error)])
+
+    def blocks(self, targets: ReadOut, block_rows: int) -> Iterator[EdgeBlock]:
+        """Edges of all targets, at most `block_rows` at a time; results do not depend on it beyond rounding."""
+        for chosen in split_rows(targets.layer, targets.position, block_rows):
+            yield self._block(chosen, targets.take(chosen))
+
+    def _block(self, row: Tensor, targets: ReadOut) -> EdgeBlock:
+        n_pos, n_layers = int(targets.position.max()) + 1, self.network.n_layers
+        options = {"dtype": self.dtype, "device": self.device}
+        g = torch.zeros(len(targets), n_pos, targets.vector.shape[1], **options)
+        feature = torch.zeros(len(targets), self.sources.position_ptr[n_pos], **options)
+        error = torch.zeros(len(targets), n_layers, n_pos, **options)
+        joined = [int((targets.layer >= layer).sum()) for layer in range(n_layers + 1)]  # rows sorted by layer, top first
+        self._join_logits(g[: joined[n_layers]], targets)
+        for layer in reversed(range(n_layers)):
+            above, here = joined[layer + 1], joined[layer]
+            if above:
+                self._read_off(layer, g[:above], feature[:above], error[:above, layer])
+            through_skip = self._skip_back(layer, g[:above])
+            if self.network.parallel and above:
+                self.network.layers[layer].attend_back_(g[:above])
+            if through_skip is not None:
+                g[:above] += through_skip
+            self._join(layer, g, targets, above, here)
+            if not self.network.parallel and here:
+                self.network.layers[layer].attend_back_(g[:here])
+        token = torch.einsum("tpd,pd->tp", g, self.prompt.captured.embedding[:n_pos])
+        return EdgeBlock(row, targets.layer, feature, error, token)
+
+    def _join_logits(self, g_TPD: Tensor, targets: ReadOut) -> None:
+        n = g_TPD.shape[0]
+        position = targets.position[:n].to(self.device)
+        vectors = targets.vector[:n].to(device=self.device, dtype=self.dtype)
+        g_TPD[torch.arange(n, device=self.device), position] = self.network.final_norm.adjoint_at(vectors, position)
+
+    def _join(self, layer: int, g_TPD: Tensor, targets: ReadOut, above: int, here: int) -> None:
+        if here == above:
+            return
+        position = targets.position[above:here].to(self.device)
+        vectors = targets.vector[above:here].to(device=self.device, dtype=self.dtype)
+        rows = torch.arange(above, here, device=self.device)
+        g_TPD[rows, position] = self.network.read_adjoint(layer, vectors, position)
+
+    def _read_off(self, layer: int, g_TPD: Tensor, feature_TC: Tensor, error_TP: Tensor) -> None:
+        sources = self.sources.layers[layer]
+        if len(sources.feature):
+            rows = self.sources.rows(layer, self.network, self.dtype, self.device)
+            contract_(feature_TC, g_TPD, rows, sources.ptr, sources.column)
+        error_TP += torch.einsum("tpd,pd->tp", g_TPD, self.error[layer, : g_TPD.shape[1]])
+
+    def _skip_back(self, layer: int, g_TPD: Tensor) -> Tensor | None:
+        """What rows gain through the transcoder's skip connection, output hook -> input hook: (T, P, D), or None."""
+        skip = self.prompt.skips[layer]
+        if skip is None or g_TPD.shape[0] == 0:
+            return None
+        n_rows, n_pos, d_model = g_TPD.shape
+        position = torch.arange(n_pos, device=self.device).repeat(n_rows)
+        at_output = self.network.write_adjoint(layer, g_TPD.view(-1, d_model), position)
+        return self.network.read_adjoint(layer, at_output @ skip.T, position).view_as(g_TPD)
+
+
+def split_rows(layer: Tensor, position: Tensor, block_rows: int) -> Iterator[Tensor]:
+    """Indices of rows, block by block: rows of similar position together (columns end at the last), sorted by layer inside."""
+    order = torch.argsort(position, stable=True)
+    n_blocks = -(-len(order) // block_rows) if len(order) else 0
+    for block in order.tensor_split(n_blocks) if n_blocks else ():
+        yield block[torch.argsort(layer[block], descending=True, stable=True)]

@@ -1,0 +1,216 @@
+"""What to explain: salient logits, named tokens, ids, directions, differences, features, at any position.
+
+A target is a read vector: one that reads the output of the final norm (`layer` = L), or the encoder row of a feature. Weights
+may have either sign; influence uses their absolute value, and a target with a negative weight is the same direction (its
+edges keep their own signs), so scores stay meaningful.
+
+Letters: K targets, D d_model, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.graph.targets import CustomTarget, LogitTarget, TargetKind, TargetTable
+from circuit_tracer.models.capture import logits_at
+from circuit_tracer.models.frozen import FrozenNetwork
+from circuit_tracer.models.parts import ModelParts
+
+__all__ = ["CustomTarget", "FeatureTarget", "LogitDifference", "LogitTarget", "TargetRows", "resolve_targets"]
+
+
+class FeatureTarget(NamedTuple):
+    """A feature's pre-activation at a position, as a target."""
+
+    layer: int
+    position: int
+    feature_idx: int
+    weight: float = 1.0
+
+
+class LogitDifference(NamedTuple):
+    """logit(token) - logit(other), as one target; tokens by string or id."""
+
+    token: str | int
+    other: str | int
+    weight: float = 1.0
+
+
+Target = str | int | CustomTarget | FeatureTarget | LogitDifference | tuple[str, float, Tensor]
+
+
+@dataclass(frozen=True)
+class TargetRows:
+    """K targets as the sweep takes them."""
+
+    table: TargetTable
+    vector: Tensor  # (K, D) read vectors: after the final norm, or at the transcoder's input hook for features
+    constant: Tensor  # (K,) what the read-out adds of its own: unembedding bias, encoder bias
+
+
+def resolve_targets(
+    parts: ModelParts,
+    network: FrozenNetwork,
+    transcoders: Any,
+    tokenizer: Any,
+    attribution_targets: Tensor | Sequence[Target] | None,
+    max_n_logits: int,
+    desired_logit_prob: float,
+    position: int,
+) -> TargetRows:
+    """Targets of a trace, read at `position` (features name their own). None: the most probable tokens.
+
+    Raises InputError for unknown tokens, ids or features outside the model, vectors of the wrong width, thresholds out of range.
+    """
+    check_logit_options(parts.config.d_vocab, max_n_logits, desired_logit_prob)
+    reader = _Reader(parts, network, transcoders, tokenizer, position)
+    if attribution_targets is None:
+        chosen = torch.topk(reader.probability, min(max_n_logits, parts.config.d_vocab))
+        before = torch.cumsum(chosen.values, 0) - chosen.values
+        count = int((before < desired_logit_prob).sum())
+        return reader.table([reader.token(int(i)) for i in chosen.indices[:count]])
+    items = attribution_targets.tolist() if isinstance(attribution_targets, Tensor) else list(attribution_targets)
+    if not items:
+        raise InputError("attribution_targets is empty; name at least one target, or pass None for the most probable tokens")
+    return reader.table([reader.read(item) for item in items])
+
+
+def check_logit_options(d_vocab: int, max_n_logits: int, desired_logit_prob: float) -> None:
+    """Refuse `max_n_logits` outside 1..V and a probability outside (0, 1]."""
+    if not 1 <= max_n_logits <= d_vocab:
+        raise InputError(f"max_n_logits is {max_n_logits}; it must lie between 1 and the vocabulary size {d_vocab}")
+    if not 0 < desired_logit_prob <= 1:
+        raise InputError(f"desired_logit_prob is {desired_logit_prob}; it must lie in (0, 1]")
+
+
+class _Item(NamedTuple):
+    label: str
+    layer: int
+    position: int
+    weight: float
+    token_id: int | None  # None: give it a virtual id
+    kind: TargetKind
+    vector: Tensor
+    constant: float
+
+
+class _Reader:
+    """Turns one item of `attribution_targets` after the other into a read vector."""
+
+    def __init__(self, parts: ModelParts, network: FrozenNetwork, transcoders: Any, tokenizer: Any, position: int) -> None:
+        self.parts, self.network, self.transcoders, self.tokenizer = parts, network, transcoders, tokenizer
+        self.n_pos = network.captured.n_pos
+        self.position = self._position(position)
+        final = network.captured.final[self.position]
+        self.probability = torch.softmax(logits_at(parts, final[None])[0], dim=-1)
+        weight: Tensor = parts.unembed.weight  # type: ignore[assignment]
+        bias: Tensor | None = getattr(parts.unembed, "bias", None)
+        self.unembed, self.bias = weight, bias
+        self.mean = weight.mean(0, dtype=parts.compute_dtype)
+        self.mean_bias = 0.0 if bias is None else float(bias.double().mean())
+
+    def table(self, items: list[_Item]) -> TargetRows:
+        d_vocab, virtual = self.parts.config.d_vocab, 0
+        ids = []
+        for item in items:
+            ids.append(d_vocab + virtual if item.token_id is None else item.token_id)
+            virtual += item.token_id is None
+        table = TargetTable(
+            label=[item.label for item in items],
+            layer=torch.tensor([item.layer for item in items]),
+            position=torch.tensor([item.position for item in items]),
+            weight=torch.tensor([item.weight for item in items], dtype=self.parts.compute_dtype),
+            token_id=torch.tensor(ids),
+            kind=[item.kind for item in items],
+        )
+        constant = torch.tensor([item.constant for item in items], dtype=self.parts.compute_dtype)
+        return TargetRows(table, torch.stack([item.vector for item in items]), constant.to(self.parts.device))
+
+    def read(self, item: Target) -> _Item:
+        if isinstance(item, bool):
+            raise InputError(f"target {item!r} is not a token, id, direction or feature")
+        if isinstance(item, str):
+            return self.token(self._token_id(item))
+        if isinstance(item, int):
+            return self.token(self._check_id(item))
+        if isinstance(item, FeatureTarget):
+            return self._feature(item)
+        if isinstance(item, LogitDifference):
+            return self._difference(item)
+        if isinstance(item, tuple) and len(item) == 3:
+            return self._direction(CustomTarget(*item))
+        raise InputError(
+            f"target {item!r} is not understood; use a token string, a token id, CustomTarget(label, weight, vector), "
+            "FeatureTarget(layer, position, feature) or LogitDifference(token, other)"
+        )
+
+    def token(self, token_id: int) -> _Item:
+        vector = self.unembed[token_id].to(self.mean.dtype) - self.mean
+        weight = float(self.probability[token_id])
+        return _Item(self._text(token_id), self.network.n_layers, self.position, weight, token_id, "logit", vector, self._bias(token_id))
+
+    def _difference(self, item: LogitDifference) -> _Item:
+        first, second = (self._token_id(t) if isinstance(t, str) else self._check_id(t) for t in (item.token, item.other))
+        vector = self.unembed[first].to(self.mean.dtype) - self.unembed[second].to(self.mean.dtype)
+        label = f"{self._text(first)} - {self._text(second)}"
+        constant = self._bias(first) - self._bias(second)
+        return _Item(label, self.network.n_layers, self.position, self._weight(item.weight), None, "direction", vector, constant)
+
+    def _direction(self, item: CustomTarget) -> _Item:
+        vector = torch.as_tensor(item.vec).detach().to(device=self.mean.device, dtype=self.mean.dtype)
+        if vector.shape != self.mean.shape or not torch.isfinite(vector).all():
+            raise InputError(
+                f"target {item.token_str!r}: the vector must be finite and of shape {tuple(self.mean.shape)}, got {tuple(vector.shape)}"
+            )
+        weight = self._weight(float(item.prob))
+        return _Item(str(item.token_str), self.network.n_layers, self.position, weight, None, "direction", vector, 0.0)
+
+    def _feature(self, item: FeatureTarget) -> _Item:
+        layer, position, index = item.layer, self._position(item.position), item.feature_idx
+        if not (0 <= layer < self.transcoders.n_layers and 0 <= index < self.transcoders.d_transcoder):
+            raise InputError(
+                f"target feature (layer {layer}, index {index}) does not exist: the transcoder has {self.transcoders.n_layers} "
+                f"layers of {self.transcoders.d_transcoder} features"
+            )
+        rows, bias = self.transcoders.encoder_rows(layer, torch.tensor([index]))
+        vector = rows[0].to(device=self.mean.device, dtype=self.mean.dtype)
+        return _Item(f"feature {layer}/{index}", layer, position, self._weight(item.weight), None, "feature", vector, float(bias[0]))
+
+    def _bias(self, token_id: int) -> float:
+        return 0.0 if self.bias is None else float(self.bias[token_id]) - self.mean_bias
+
+    def _text(self, token_id: int) -> str:
+        return f"<{token_id}>" if self.tokenizer is None else self.tokenizer.decode([token_id])
+
+    def _token_id(self, text: str) -> int:
+        if self.tokenizer is None:
+            raise InputError(f"target {text!r}: this model has no tokenizer; name the token by its id")
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        if len(ids) != 1 or (ids[0] == unknown and text != self.tokenizer.unk_token):
+            pieces = [self.tokenizer.decode([i]) for i in ids]
+            raise InputError(
+                f"target {text!r} is {len(ids)} tokens {pieces}, not one known token; a leading space often matters, or name it by its id"
+            )
+        return int(ids[0])
+
+    def _check_id(self, token_id: int) -> int:
+        if not 0 <= token_id < self.parts.config.d_vocab:
+            raise InputError(f"target id {token_id} is outside the vocabulary 0..{self.parts.config.d_vocab - 1}")
+        return int(token_id)
+
+    def _position(self, position: int) -> int:
+        if not -self.n_pos <= position < self.n_pos:
+            raise InputError(f"position {position} is outside the prompt's {self.n_pos} tokens")
+        return position % self.n_pos
+
+    def _weight(self, weight: float) -> float:
+        if weight == 0 or not abs(weight) < float("inf"):
+            raise InputError(f"a target's weight must be finite and not zero, got {weight}")
+        return float(weight)
