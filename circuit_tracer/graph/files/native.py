@@ -1,0 +1,202 @@
+"""The project's own graph file: tensors in safetensors, the rest in a versioned JSON header. Nothing runs on load.
+
+Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 1, "input_string", "cfg", "scan",
+"vocab_size", "logit_targets": [[text, id]...], "target_labels", "target_kinds", "token_strings", "provenance"}.
+Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
+from circuit_tracer.files import atomic_write
+from circuit_tracer.graph.balance import Reconstruction, RowBalance
+from circuit_tracer.graph.edges import Edges
+from circuit_tracer.graph.graph import Graph
+from circuit_tracer.graph.targets import LogitTarget, TargetTable
+
+HEADER_KEY = "circuit_tracer_graph"
+VERSION = 1
+_TENSORS = (
+    "input_tokens",
+    "active_features",
+    "selected_features",
+    "activation_values",
+    "logit_probabilities",
+    "edges.row_ptr",
+    "edges.source",
+    "edges.weight",
+    "targets.layer",
+    "targets.position",
+    "targets.weight",
+    "targets.token_id",
+)
+_BALANCE = tuple(f"balance.{field.name}" for field in fields(RowBalance))
+_RECONSTRUCTION = tuple(f"reconstruction.{field.name}" for field in fields(Reconstruction))
+
+
+def save_graph(graph: Graph, path: str | Path) -> Path:
+    """Write a graph; ``load_graph`` gives all of it back, bit for bit. Returns the path.
+
+    Raises InputError if the provenance holds anything but JSON values, ResourceError if the disk is full (an older
+    file of that name stays as it was).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    header = _header(graph)
+    tensors = {name: _tensor_of(graph, name).detach().cpu().contiguous() for name in _names_of(graph)}
+    if graph.n_nodes < 2**31:
+        tensors["edges.source"] = tensors["edges.source"].int()
+    with atomic_write(path) as temporary:
+        try:
+            # Clones, as safetensors refuses tensors that share memory.
+            save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary, {HEADER_KEY: header})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+    return Path(path)
+
+
+def load_graph(path: str | Path) -> Graph:
+    """Read a graph onto the CPU.
+
+    Raises InputError if there is no such file; FileFormatError if it is foreign, damaged, incomplete, or of a newer
+    version than this one reads.
+    """
+    path = Path(path)
+    header, tensors = _read(path)
+    version = header.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise FileFormatError(f"{path} has graph file version {version!r}; expected a number from 1 to {VERSION}")
+    if version > VERSION:
+        raise FileFormatError(
+            f"{path} has graph file version {version}; this circuit-tracing reads up to {VERSION}. Update it."
+        )
+    missing = [name for name in _TENSORS if name not in tensors]
+    if missing:
+        raise FileFormatError(f"{path} lacks {', '.join(missing)}; the file is incomplete. Save the graph again.")
+    try:
+        return _assemble(header, tensors)
+    except (CircuitTracerError, KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(f"{path} does not hold a consistent graph: {error}") from error
+
+
+def is_native(path: str | Path) -> bool:
+    """Whether the file begins as a native graph does; reads the header only."""
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            return 0 < size < 100_000_000 and HEADER_KEY.encode() in file.read(size)
+    except OSError:
+        return False
+
+
+def _header(graph: Graph) -> str:
+    header = {
+        "version": VERSION,
+        "input_string": graph.input_string,
+        "cfg": graph.cfg.to_dict(),
+        "scan": graph.scan,
+        "vocab_size": graph.vocab_size,
+        "logit_targets": [list(target) for target in graph.logit_targets],
+        "target_labels": graph.targets.label,
+        "target_kinds": graph.targets.kind,
+        "token_strings": graph.token_strings,
+        "provenance": graph.provenance,
+    }
+    try:
+        return json.dumps(header, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the graph's provenance must hold JSON values only: {error}") from error
+
+
+def _names_of(graph: Graph) -> list[str]:
+    names = list(_TENSORS)
+    if graph.balance is not None:
+        names += _BALANCE
+    if graph.reconstruction is not None:
+        names += _RECONSTRUCTION
+    return names
+
+
+def _tensor_of(graph: Graph, name: str) -> Tensor:
+    value: Any = graph
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(f"no graph file at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if HEADER_KEY not in metadata:
+                raise FileFormatError(
+                    f"{path} is a safetensors file without a {HEADER_KEY} header; it is no graph of this project"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(metadata[HEADER_KEY])
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FileFormatError(
+            f"{path} is no graph file, or it is damaged or cut short ({error}). "
+            "Graphs of circuit-tracer (.pt) are read by Graph.from_pt."
+        ) from error
+    if not isinstance(header, dict):
+        raise FileFormatError(f"{path}: the {HEADER_KEY} header is no JSON object; the file is damaged")
+    return header, tensors
+
+
+def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
+    def group(names: tuple[str, ...]) -> list[Tensor] | None:
+        present = [name in tensors for name in names]
+        if any(present) and not all(present):
+            raise FileFormatError(f"only some of {', '.join(names)} are there")
+        return [tensors[name] for name in names] if all(present) else None
+
+    balance, reconstruction = group(_BALANCE), group(_RECONSTRUCTION)
+    return Graph(
+        input_string=header["input_string"],
+        input_tokens=tensors["input_tokens"],
+        active_features=tensors["active_features"],
+        adjacency_matrix=Edges(tensors["edges.row_ptr"], tensors["edges.source"].long(), tensors["edges.weight"]),
+        cfg=header["cfg"],
+        selected_features=tensors["selected_features"],
+        activation_values=tensors["activation_values"],
+        logit_targets=[LogitTarget(str(text), int(token)) for text, token in header["logit_targets"]],
+        logit_probabilities=tensors["logit_probabilities"],
+        scan=header["scan"],
+        vocab_size=header["vocab_size"],
+        balance=RowBalance(*balance) if balance else None,
+        targets=TargetTable(
+            label=header["target_labels"],
+            layer=tensors["targets.layer"],
+            position=tensors["targets.position"],
+            weight=tensors["targets.weight"],
+            token_id=tensors["targets.token_id"],
+            kind=header["target_kinds"],
+        ),
+        token_strings=header["token_strings"],
+        reconstruction=Reconstruction(*reconstruction) if reconstruction else None,
+        provenance=header["provenance"],
+    )
+
+
+def as_graph(graph_or_path: Graph | str | Path) -> Graph:
+    """The graph itself, or the one in a file: native, or circuit-tracer's ``.pt``."""
+    if isinstance(graph_or_path, Graph):
+        return graph_or_path
+    if is_native(graph_or_path):
+        return load_graph(graph_or_path)
+    from circuit_tracer.graph.files.pt import load_pt
+
+    return load_pt(graph_or_path)

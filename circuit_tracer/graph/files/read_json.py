@@ -1,0 +1,134 @@
+"""Reading graph JSON of any viewer and age into networkx (formats.md §5)."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.graph.files.node_ids import cantor_unpair
+
+if TYPE_CHECKING:
+    import networkx
+
+_KINDS = {
+    "cross layer transcoder": "feature",
+    "unexplored node": "feature",
+    "lorsa": "attention feature",
+    "mlp reconstruction error": "error",
+    "lorsa error": "attention error",
+    "embedding": "token",
+    "logit": "target",
+    "bias": "bias",
+}
+_OLD_ERROR_ID = re.compile(r"0_(\d+)_(\d+)")
+
+
+def load_viewer_json(path: str | Path) -> dict[str, Any]:
+    """The document in a plain or gzipped JSON file. Raises InputError or FileFormatError."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no graph file at {path}")
+    try:
+        data = path.read_bytes()
+        document = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+    except (json.JSONDecodeError, UnicodeDecodeError, EOFError, OSError) as error:
+        raise FileFormatError(f"{path} is no JSON, or it is cut short: {error}") from error
+    if not isinstance(document, dict) or not {"metadata", "nodes", "links"} <= set(document):
+        raise FileFormatError(f"{path} is no graph: it lacks metadata, nodes or links at its top level")
+    return document
+
+
+def from_json(document_or_path: dict[str, Any] | str | Path) -> networkx.DiGraph:
+    """A viewer's graph as a networkx DiGraph from sources to targets, with edge attribute ``weight``.
+
+    Nodes are named by node_id and keep all fields of the file; added are kind (as in ``to_networkx``), layer as an
+    int (-1 for tokens), position, and for transcoder features of schema 1 their index. Error ids of the old form
+    ``0_{l}_{p}`` become ``{l}_-1_{p}``. Graph attributes: metadata, q_params (typed, see ``typed_q_params``), and
+    repairs: sentences about everything that was mended, empty for a clean file.
+
+    Raises FileFormatError if nodes or links lack what makes them nodes or links.
+    """
+    import networkx as nx
+
+    document = document_or_path if isinstance(document_or_path, dict) else load_viewer_json(document_or_path)
+    repairs: list[str] = []
+    metadata = document["metadata"]
+    q_params = typed_q_params(document.get("qParams") or {})
+    if q_params != document.get("qParams"):
+        repairs.append("qParams were missing or held strings or nulls in place of typed values")
+    graph = nx.DiGraph(metadata=metadata, q_params=q_params, repairs=repairs)
+    try:
+        renamed = _add_nodes(graph, document["nodes"], metadata.get("schema_version") == 1, repairs)
+        _add_links(graph, document["links"], renamed, repairs)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(f"a node or link lacks a field or has one of a wrong type: {error!r}") from error
+    return graph
+
+
+def typed_q_params(q_params: dict[str, Any]) -> dict[str, Any]:
+    """A saved view with the types of R9, from what viewers write: comma-joined or JSON strings, and nulls."""
+    pinned, groups = q_params.get("pinnedIds"), q_params.get("supernodes")
+    if isinstance(pinned, str):
+        pinned = [name for name in pinned.split(",") if name]
+    if isinstance(groups, str):
+        try:
+            groups = json.loads(groups) if groups else []
+        except json.JSONDecodeError as error:
+            raise FileFormatError(f"qParams.supernodes is a string but no JSON: {error}") from error
+    typed = {
+        "pinnedIds": [str(name) for name in pinned or []],
+        "supernodes": [[str(item) for item in group] for group in groups or []],
+        "linkType": str(q_params.get("linkType") or "both"),
+        "clickedId": str(q_params.get("clickedId") or ""),
+        "sg_pos": str(q_params.get("sg_pos") or ""),
+    }
+    return {**{name: value for name, value in q_params.items() if name not in typed and value is not None}, **typed}
+
+
+def _add_nodes(
+    graph: networkx.DiGraph, nodes: list[dict[str, Any]], paired: bool, repairs: list[str]
+) -> dict[str, str]:
+    """Add all nodes; returns the new names of error nodes whose old name is free of other claims."""
+    counts = Counter(node["node_id"] for node in nodes)
+    renamed: dict[str, str] = {}
+    for node in nodes:
+        kind = _KINDS.get(node["feature_type"], "unknown")
+        layer = -1 if node["layer"] == "E" else int(node["layer"])
+        name, position = node["node_id"], int(node["ctx_idx"])
+        old = _OLD_ERROR_ID.fullmatch(name) if kind == "error" else None
+        if old and old.groups() == (str(layer), str(position)):
+            new = f"{layer}_-1_{position}"
+            if counts[name] == 1:
+                renamed[name] = new
+            else:
+                repairs.append(f"{name} named both a feature and the error node {new}; its links went to the feature")
+            name = new
+        if name in graph:
+            repairs.append(f"node {name} occurred twice; the first one was kept")
+            continue
+        extra: dict[str, Any] = {"kind": kind, "layer": layer, "position": position}
+        if paired and kind == "feature":
+            extra["index"] = cantor_unpair(int(node["feature"]))[1]
+        graph.add_node(name, **{**node, "node_id": name, **extra})
+    if renamed:
+        repairs.append(f"{len(renamed)} error nodes had ids of the old form 0_layer_position")
+    return renamed
+
+
+def _add_links(
+    graph: networkx.DiGraph, links: list[dict[str, Any]], renamed: dict[str, str], repairs: list[str]
+) -> None:
+    dangling = 0
+    for link in links:
+        source, target = (renamed.get(link[end], link[end]) for end in ("source", "target"))
+        if source in graph and target in graph:
+            graph.add_edge(source, target, weight=float(link["weight"]))
+        else:
+            dangling += 1
+    if dangling:
+        repairs.append(f"{dangling} links led to or from nodes that are not in the file and were dropped")

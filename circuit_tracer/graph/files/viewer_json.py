@@ -1,0 +1,277 @@
+"""Pruned graphs as JSON for the viewers (formats.md §5): ours, circuit-tracer's, Anthropic's and Neuronpedia's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.graph.files.graph_index import add_to_index, read_index
+from circuit_tracer.graph.files.native import as_graph
+from circuit_tracer.graph.files.node_ids import cantor_pair, node_ids
+from circuit_tracer.graph.files.validate import ExportTarget, upload_size_problems, validate_parts
+from circuit_tracer.graph.graph import Graph
+from circuit_tracer.graph.nodes import NodeKind
+from circuit_tracer.graph.pruning import PrunePolicy, PruneResult, prune_graph
+from circuit_tracer.graph.scores import graph_scores
+
+Labels = Mapping[str, str] | Mapping[tuple[int, int], str]
+
+_FEATURE_TYPES = {
+    NodeKind.FEATURE: "cross layer transcoder",
+    NodeKind.ERROR: "mlp reconstruction error",
+    NodeKind.TOKEN: "embedding",
+    NodeKind.TARGET: "logit",
+}
+_SETTINGS = ("max_n_logits", "desired_logit_prob", "batch_size", "max_feature_nodes")
+_WEIGHTS_A_PIECE = 100_000
+
+
+def create_graph_files(
+    graph_or_path: Graph | str | Path,
+    slug: str,
+    output_path: str | Path,
+    scan: str | list[str] | None = None,
+    node_threshold: float = 0.8,
+    edge_threshold: float = 0.98,
+    *,
+    policy: PrunePolicy = "circuit-tracer",
+    target: ExportTarget = "local",
+    labels: Labels | None = None,
+    token_strings: Sequence[str] | None = None,
+    feature_details: Mapping[str, str] | None = None,
+    info: Mapping[str, Any] | None = None,
+) -> Path:
+    """Prune a graph and write ``{slug}.json`` and its entry in ``graph-metadata.json``; returns the path of the former.
+
+    graph_or_path: a graph, or a native or ``.pt`` file. output_path: a folder, made if needed; checked before any
+    work. scan: identifies the transcoders, default the graph's, else the model's name; for ``target`` "neuronpedia"
+    it must be one of its model ids. labels: texts for nodes, by node id or by (layer, index) of features.
+    token_strings: P texts, for graphs that do not hold them (those of circuit-tracer). feature_details, info: as the
+    schema describes them.
+
+    Needs no network. The files replace older ones only when complete. Raises InputError for anything that a viewer
+    would not show, naming all of it, before a file is written; ResourceError if the disk is full.
+    """
+    if target not in get_args(ExportTarget):
+        raise InputError(f"unknown export target {target!r}; expected one of {', '.join(get_args(ExportTarget))}")
+    _check_slug(slug)
+    folder = require_writable_folder(output_path)
+    read_index(folder)
+    graph = as_graph(graph_or_path)
+    tokens = _token_strings(graph, token_strings)
+    pruned = prune_graph(graph, node_threshold, edge_threshold, policy)
+    thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold, "policy": policy}
+    metadata = _metadata(graph, slug, scan, tokens, thresholds, feature_details or {}, info or {})
+    text = viewer_json(graph, pruned, metadata, labels, target)
+    path = folder / f"{slug}.json"
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    add_to_index(folder, metadata)
+    return path
+
+
+def viewer_json(
+    graph: Graph,
+    pruned: PruneResult,
+    metadata: dict[str, Any],
+    labels: Labels | None = None,
+    target: ExportTarget = "local",
+) -> str:
+    """The whole document as compact JSON: nodes with an edge left, all tokens and targets, and the edges that are left.
+
+    Node ``influence`` is cumulative (small is important), link weights are signed and unnormalised. Raises InputError
+    with everything that ``validate`` finds wrong.
+    """
+    edges = pruned.pruned_edges
+    link_target, link_source = edges.target, edges.source
+    present = torch.zeros_like(pruned.node_mask)
+    present[link_target] = True
+    present[link_source] = True
+    present[graph.nodes.layout.token_start :] = True
+    which = torch.where(present)[0]
+    ids = node_ids(graph, which)
+    nodes = _node_dicts(graph, which, ids, pruned.cumulative_scores, labels or {})
+    place = torch.cumsum(present, 0) - 1
+    names = np.array(ids, dtype=object)
+    sources = names[place[link_source].cpu().numpy()].tolist()
+    targets = names[place[link_target].cpu().numpy()].tolist()
+    weights = edges.weight.cpu().numpy()
+    q_params = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
+    problems = validate_parts(metadata, q_params, nodes, sources, targets, weights.tolist(), target)
+    if not problems:
+        text = (
+            f'{{"metadata":{_dump(metadata)},"qParams":{_dump(q_params)},"nodes":{_dump(nodes)},'
+            f'"links":[{_links_text(sources, targets, weights)}]}}'
+        )
+        problems = upload_size_problems(len(text.encode())) if target == "neuronpedia" else []
+    if problems:
+        raise InputError("this graph cannot be exported: " + "; ".join(problems))
+    return text
+
+
+def scan_name(scan: list[str]) -> str:
+    """One stable name for a list of scans, one a layer."""
+    return "custom-" + hashlib.sha256("\n".join(scan).encode()).hexdigest()[:16]
+
+
+def _check_slug(slug: str) -> None:
+    if not slug or slug.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', slug) or slug == "graph-metadata":
+        raise InputError(f"slug {slug!r} cannot name a file; use letters, digits, '_', '-' and '.'")
+
+
+def _token_strings(graph: Graph, given: Sequence[str] | None) -> list[str]:
+    tokens = list(given) if given is not None else graph.token_strings
+    if tokens is None:
+        tokens = _decode_offline(graph)
+    if len(tokens) != graph.n_pos:
+        raise InputError(f"{len(tokens)} token strings for {graph.n_pos} tokens; give one for each, BOS included")
+    return tokens
+
+
+def _decode_offline(graph: Graph) -> list[str]:
+    from transformers import AutoTokenizer
+
+    name = graph.cfg.tokenizer_name or graph.cfg.model_name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"the graph holds token ids but no token texts, and the tokenizer {name!r} is not on this machine; "
+            "pass token_strings=[...], one text a token"
+        ) from error
+    return [str(tokenizer.decode([token])) for token in graph.input_tokens.tolist()]
+
+
+def _metadata(
+    graph: Graph,
+    slug: str,
+    scan: str | list[str] | None,
+    tokens: list[str],
+    thresholds: dict[str, Any],
+    feature_details: Mapping[str, str],
+    info: Mapping[str, Any],
+) -> dict[str, Any]:
+    scan = scan or graph.scan or graph.cfg.model_name or "unknown"
+    scores = graph_scores(graph)
+    metadata: dict[str, Any] = {
+        "slug": slug,
+        "scan": scan_name(scan) if isinstance(scan, list) else scan,
+        "prompt_tokens": tokens,
+        "prompt": graph.input_string,
+        "node_threshold": thresholds["node_threshold"],
+    }
+    if isinstance(scan, list):
+        metadata["transcoder_list"] = scan
+    if feature_details:
+        metadata["feature_details"] = dict(feature_details)
+    if "feature_json_base_url" not in feature_details:
+        metadata["schema_version"] = 1
+    metadata["info"] = {"generator": _generator(), "create_time_ms": int(time.time() * 1000), **info}
+    if "neuronpedia_source_set" in feature_details:
+        metadata["info"].setdefault("neuronpedia_source_set", feature_details["neuronpedia_source_set"])
+    settings = {name: graph.provenance[name] for name in _SETTINGS if graph.provenance.get(name) is not None}
+    if settings:
+        metadata["generation_settings"] = settings
+    metadata["pruning_settings"] = thresholds
+    named = {
+        "replacement_score": scores.replacement,
+        "completeness_score": scores.completeness,
+        "sum_rule_residual": graph.residual,
+    }
+    metadata.update({name: value for name, value in named.items() if value is not None and np.isfinite(value)})
+    return metadata
+
+
+def _generator() -> dict[str, str]:
+    try:
+        return {"name": "circuit-tracing", "version": version("circuit-tracing")}
+    except PackageNotFoundError:
+        return {"name": "circuit-tracing"}
+
+
+def _node_dicts(
+    graph: Graph, which: torch.Tensor, ids: list[str], ranks: torch.Tensor, labels: Labels
+) -> list[dict[str, Any]]:
+    nodes, by_any = graph.nodes, dict[Any, str](labels.items())
+    columns = (nodes.kind, nodes.layer, nodes.position, nodes.feature)
+    influence = _shortest(ranks[which].clamp(max=1.0).cpu().numpy())
+    activation = _shortest(nodes.activation[which].float().cpu().numpy())
+    rows: list[dict[str, Any]] = []
+    for name, kind, layer, position, feature, cumulative, value, order in zip(
+        ids, *(column[which].tolist() for column in columns), influence, activation, which.tolist(), strict=True
+    ):
+        row: dict[str, Any] = {
+            "node_id": name,
+            "feature": feature,
+            "layer": str(layer),
+            "ctx_idx": position,
+            "feature_type": _FEATURE_TYPES[kind],
+            "jsNodeId": name,
+            "clerp": by_any.get(name, ""),
+            "token_prob": 0.0,
+            "is_target_logit": False,
+            "run_idx": 0,
+            "reverse_ctx_idx": 0,
+        }
+        if kind == NodeKind.TARGET:
+            row.update(_target_fields(graph, order - nodes.layout.target_start))
+        else:
+            row["influence"] = cumulative
+        if kind == NodeKind.FEATURE:
+            row["feature"] = cantor_pair(layer, feature)
+            row["activation"] = value
+            row["clerp"] = row["clerp"] or by_any.get((layer, feature), "")
+        elif kind == NodeKind.TOKEN:
+            row.update(layer="E", feature=position)
+        rows.append(row)
+    return rows
+
+
+def _target_fields(graph: Graph, rank: int) -> dict[str, Any]:
+    label = graph.targets.label[rank].replace('"', "\N{RIGHT DOUBLE QUOTATION MARK}")
+    weight = float(graph.targets.weight[rank])
+    fields = {
+        "layer": str(graph.n_layers + 1),
+        "clerp": f'Output "{label}" (p={abs(weight):.3f})',
+        "token_prob": abs(weight),
+        "is_target_logit": rank == 0,
+        "token": graph.targets.label[rank],
+    }
+    if graph.targets.kind[rank] != "logit":
+        fields |= {"target_kind": graph.targets.kind[rank], "weight": weight}
+    return fields
+
+
+def _shortest(values: np.ndarray) -> list[float]:
+    """Floats with as few digits as their own precision needs."""
+    return [float(text) for text in values.astype(str).tolist()]
+
+
+def _links_text(sources: list[str], targets: list[str], weights: np.ndarray) -> str:
+    pieces = []
+    for start in range(0, len(weights), _WEIGHTS_A_PIECE):
+        part = slice(start, start + _WEIGHTS_A_PIECE)
+        pieces.append(
+            ",".join(
+                f'{{"source":"{source}","target":"{target}","weight":{weight}}}'
+                for source, target, weight in zip(
+                    sources[part], targets[part], weights[part].astype(str).tolist(), strict=True
+                )
+            )
+        )
+    return ",".join(pieces)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
