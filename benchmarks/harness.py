@@ -4,7 +4,7 @@ It runs inside both virtual environments, so it imports numpy and torch only. Bo
 `compute_graph_scores` and `compute_node_influence` under the same names, so `collect` is one function for both.
 
 Record: OUT/NAME.npz, with N nodes (features | errors l*P+p | tokens | targets), E non-zero edges, N_f active features
-    meta            json: engine, versions, arguments, prompt, seconds, peak_gb, process_peak_gb, N, n_layers
+    meta            json: engine, versions, arguments, prompt, seconds, peak_gb, n_layers, ...
     ids             (P,)   int64    token ids, BOS included
     active          (N_f,3) int32   layer, position, index;     activations (N_f,) float32
     selected        (N_s,) int64    indices into `active`
@@ -178,7 +178,8 @@ def run(engine: str, args: argparse.Namespace, model: Any, tokenizer: Any, api: 
         text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
         meta = {"engine": engine, "name": name, "prompt": text, **options, **measured, "versions": versions()}
         meta |= {"model": args.model.name, "transcoders": args.transcoders.name, "threads": torch.get_num_threads()}
-        meta |= {"N": len(graph.adjacency_matrix), "n_layers": graph.cfg.n_layers}
+        meta |= {"active": len(graph.active_features), "expanded": len(graph.selected_features)}
+        meta |= {"n_layers": graph.cfg.n_layers}
         arrays: dict[str, np.ndarray] = {"ids": to_numpy(torch.as_tensor(graph.input_tokens), np.int64)}
         if not args.timing_only:
             arrays = collect(graph, api)
