@@ -1,0 +1,306 @@
+"""What every kind of transcoder offers to the engine, and circuit-tracer's methods built on that once for all kinds.
+
+Letters: L layers, P positions, D d_model, F features a layer, T target layers of a decoder, n features in hand.
+Conventions: x is the activation at the feature input hook; y += x @ S for a skip matrix S; decoder slot k of layer l
+writes to layer l + k; an active feature's value is its pre-activation.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.transcoders import encoding
+from circuit_tracer.transcoders.activations import Activation, Selected
+from circuit_tracer.transcoders.active import ActiveFeatures
+from circuit_tracer.transcoders.frozen import FrozenModule
+from circuit_tracer.transcoders.rows import MappedRows, RowStore
+
+Scan = str | list[str] | None
+
+
+class LazyModule(FrozenModule):
+    """A frozen module some of whose matrices stay in their file; `.to(device, dtype)` applies to what is read later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mapped: dict[str, list[MappedRows]] = {}
+
+    @abstractmethod
+    def matrix_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of ``W_enc`` or ``W_dec`` when it is one tensor."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("W_enc", "W_dec") and isinstance(value, Tensor) and name not in self._parameters:
+            # What was lazy becomes a tensor in memory.
+            self.check_assignment(name, torch.empty(self.matrix_shape(name), device="meta"), value)
+            self._mapped.pop(name, None)
+            self.set_frozen(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LazyModule:
+        super()._apply(fn, recurse)
+        for stores in self._mapped.values():
+            for store in stores:
+                store.apply(fn)
+        return self
+
+
+class Transcoders(LazyModule):
+    """Base of `TranscoderSet` and `CrossLayerTranscoder`: the dictionary of features of a whole model.
+
+    Attributes: ``n_layers``, ``d_model``, ``d_transcoder`` (features a layer; the largest, where layers differ),
+    ``feature_input_hook``, ``feature_output_hook``, ``scan`` (where feature pages are found), ``skip_connection``.
+    """
+
+    kind: ClassVar[str]
+    n_layers: int
+    d_model: int
+    d_transcoder: int
+    feature_input_hook: str
+    feature_output_hook: str
+    scan: Scan
+    skip_connection: bool
+
+    # ---- what a kind must provide
+
+    @abstractmethod
+    def target_layers(self, layer: int) -> range:
+        """The layers whose MLP output a feature of ``layer`` writes to."""
+
+    @abstractmethod
+    def n_features(self, layer: int) -> int:
+        """F of one layer."""
+
+    @abstractmethod
+    def encoder(self, layer: int) -> RowStore:
+        """Rows (F, D)."""
+
+    @abstractmethod
+    def decoder(self, layer: int) -> RowStore:
+        """Rows (F, T, D), T = len(target_layers(layer))."""
+
+    @abstractmethod
+    def encoder_bias(self, layer: int) -> Tensor:
+        """(F,)"""
+
+    @abstractmethod
+    def decoder_bias(self, layer: int) -> Tensor:
+        """(D,): added to the reconstruction of ``layer`` at every position."""
+
+    @abstractmethod
+    def skip_matrix(self, layer: int) -> Tensor | None:
+        """(D, D) matrix S of the affine skip y += x @ S, or None."""
+
+    @abstractmethod
+    def activation(self, layer: int) -> Activation:
+        """The activation function of one layer, for pre-activations (..., F)."""
+
+    @abstractmethod
+    def to_safetensors(self, save_path: str | Path) -> None:
+        """Write the weights in circuit-tracer's native files into the folder ``save_path``."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device: ...
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype: ...
+
+    # ---- the engine's interface
+
+    @torch.no_grad()
+    def encode_positions(self, layer: int, x_PD: Tensor) -> Selected:
+        """(position, index, value), each (n,), of the features of ``layer`` active on ``x_PD``.
+
+        Sorted by (position, index). Streams the encoder in blocks of features; computes in float32, or float64 when the
+        input is. Raises InputError for a wrong shape and NumericalError when NaN or infinity appear.
+        """
+        self._require_layer(layer)
+        return encoding.encode_in_blocks(
+            x_PD.detach(),
+            self.encoder(layer),
+            self.encoder_bias(layer),
+            self.activation(layer),
+            layer=layer,
+            block_bytes=encoding.BLOCK_BYTES,
+        )
+
+    @torch.no_grad()
+    def encode_active(self, x_LPD: Tensor, zero_positions: slice | None = slice(0, 1)) -> ActiveFeatures:
+        """All active features of a prompt; positions in ``zero_positions`` have none (circuit-tracer leaves out 0)."""
+        self._require_inputs(x_LPD)
+        layers = []
+        for layer in range(self.n_layers):
+            position, index, value = self.encode_positions(layer, x_LPD[layer])
+            if zero_positions is not None:
+                allowed = torch.ones(x_LPD.shape[1], dtype=torch.bool, device=position.device)
+                allowed[zero_positions] = False
+                keep = allowed[position]
+                position, index, value = position[keep], index[keep], value[keep]
+            layers.append((position, index, value))
+        return ActiveFeatures.from_layers(layers)
+
+    @torch.no_grad()
+    def encoder_rows(self, layer: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoder rows (n, D) and biases (n,) of features ``index`` (n,) of ``layer``."""
+        self._require_index(layer, index)
+        bias = self.encoder_bias(layer)
+        return self.encoder(layer).rows(index), bias.index_select(0, index.to(bias.device))
+
+    @torch.no_grad()
+    def decoder_rows(self, layer: int, index: Tensor, target_layer: int | None = None) -> Tensor:
+        """Decoder rows of features ``index`` (n,): (n, T, D), or (n, D) of what they write to ``target_layer``.
+
+        Reads only these rows (and only that slot) when the decoder lies in a file.
+        """
+        self._require_index(layer, index)
+        if target_layer is None:
+            return self.decoder(layer).rows(index)
+        targets = self.target_layers(layer)
+        if target_layer not in targets:
+            raise InputError(
+                f"features of layer {layer} write to layers {targets.start} to {targets.stop - 1}, not {target_layer}."
+            )
+        return self.decoder(layer).rows(index, slot=target_layer - targets.start)
+
+    # ---- circuit-tracer's methods
+
+    def encode_layer(self, x: Tensor, layer_id: int, apply_activation_function: bool = True) -> Tensor:
+        """Dense activations (..., F) of one layer for inputs (..., D), in the wider dtype of inputs and weights."""
+        self._require_layer(layer_id)
+        weight = self.encoder(layer_id).block(0, self.n_features(layer_id))
+        pre = dense_pre_activations(x, weight, self.encoder_bias(layer_id))
+        return self.apply_activation_function(layer_id, pre) if apply_activation_function else pre
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Dense activations (L, ..., F) for inputs (L, ..., D); zeros fill up layers that have fewer features."""
+        self._require_inputs(x)
+        layers = [self.encode_layer(x[layer], layer) for layer in range(self.n_layers)]
+        return torch.stack([functional.pad(acts, (0, self.d_transcoder - acts.shape[-1])) for acts in layers])
+
+    def apply_activation_function(self, layer_id: int, features: Tensor) -> Tensor:
+        """Activations from pre-activations (..., F) of one layer."""
+        return self.activation(layer_id)(features)
+
+    @torch.no_grad()
+    def encode_sparse(self, x: Tensor, zero_positions: slice = slice(0, 1)) -> tuple[Tensor, Tensor]:
+        """Sparse activations (L, P, F) for x (L, P, D), and the encoder rows (N, D) of the active features in order."""
+        active = self.encode_active(x, zero_positions)
+        rows = [self.encoder_rows(layer, active.index[active.of_layer(layer)])[0] for layer in range(self.n_layers)]
+        return active.to_sparse((self.n_layers, x.shape[1], self.d_transcoder)), torch.cat(rows)
+
+    @torch.no_grad()
+    def select_decoder_vectors(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Decoder rows scaled by activation, for activations (L, P, F) dense or sparse.
+
+        Returns position, layer written to, feature (each (M,)), scaled decoder rows (M, D), and the number (M,) of the
+        active feature each belongs to; a feature of a CLT has one entry for each layer it writes to, in order.
+        """
+        features = features if features.is_sparse else features.to_sparse()
+        layer, position, index = features.coalesce().indices()
+        value = features.coalesce().values()
+        parts = []
+        for depth in range(self.n_layers):
+            (here,) = (layer == depth).nonzero(as_tuple=True)
+            reach = self.target_layers(depth)
+            targets = torch.arange(reach.start, reach.stop, device=layer.device)
+            n_targets = len(reach)
+            rows = self.decoder_rows(depth, index[here]).to(layer.device)
+            parts.append(
+                (
+                    position[here].repeat_interleave(n_targets),
+                    targets.repeat(len(here)),
+                    index[here].repeat_interleave(n_targets),
+                    (rows * value[here, None, None]).reshape(-1, self.d_model),
+                    here.repeat_interleave(n_targets),
+                )
+            )
+        position, layer, index, rows, source = (torch.cat(column) for column in zip(*parts, strict=True))
+        return position, layer, index, rows, source
+
+    def compute_reconstruction(
+        self,
+        pos_ids: Tensor,
+        layer_ids: Tensor,
+        decoder_vectors: Tensor,
+        input_acts: Tensor | None = None,
+        *,
+        n_pos: int | None = None,
+    ) -> Tensor:
+        """Reconstructed MLP outputs (L, P, D): scaled decoder rows summed where they write, plus biases and skip.
+
+        P comes from ``n_pos`` or from ``input_acts`` (L, P, D), which a skip connection needs anyway; circuit-tracer
+        guesses it from the largest active position, which is wrong when the last positions have no active feature.
+        """
+        if n_pos is None:
+            if input_acts is None:
+                raise InputError("compute_reconstruction: give n_pos or input_acts, so that inactive positions count.")
+            n_pos = input_acts.shape[1]
+        flat = decoder_vectors.new_zeros(self.n_layers * n_pos, self.d_model)
+        flat.index_add_(0, layer_ids * n_pos + pos_ids, decoder_vectors)
+        y_LPD = flat.view(self.n_layers, n_pos, self.d_model)
+        biases = torch.stack([self.decoder_bias(layer) for layer in range(self.n_layers)])
+        y_LPD = y_LPD + biases.to(y_LPD)[:, None]
+        if input_acts is None:
+            return y_LPD
+        return y_LPD + self._skip(input_acts).to(y_LPD)
+
+    def decode(self, features: Tensor, input_acts: Tensor | None = None) -> Tensor:
+        """Reconstruction (L, P, D) of activations (L, P, F), dense or sparse; ``input_acts`` (L, P, D) feed
+        the skip."""
+        position, layer, _, rows, _ = self.select_decoder_vectors(features)
+        return self.compute_reconstruction(position, layer, rows, input_acts, n_pos=features.shape[1])
+
+    def compute_skip(self, layer_id: int, inputs: Tensor) -> Tensor:
+        """inputs @ S of one layer; InputError when there is no skip connection."""
+        skip = self.skip_matrix(layer_id)
+        if skip is None:
+            raise InputError("this transcoder has no skip connection; test .skip_connection before compute_skip.")
+        dtype = torch.promote_types(inputs.dtype, skip.dtype)
+        return inputs.to(dtype) @ skip.to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The transcoder's MLP outputs (L, P, D) for inputs (L, P, D), skip included."""
+        return self.decode(self.encode(x), x)
+
+    # ---- checks
+
+    def _skip(self, x_LPD: Tensor) -> Tensor:
+        if not self.skip_connection:
+            return torch.zeros_like(x_LPD)
+        return torch.stack([self.compute_skip(layer, x_LPD[layer]) for layer in range(self.n_layers)])
+
+    def _require_layer(self, layer: int) -> None:
+        if not 0 <= layer < self.n_layers:
+            raise InputError(f"layer {layer} does not exist: this transcoder has layers 0 to {self.n_layers - 1}.")
+
+    def _require_index(self, layer: int, index: Tensor) -> None:
+        self._require_layer(layer)
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.n_features(layer):
+            raise InputError(
+                f"layer {layer} has features 0 to {self.n_features(layer) - 1}; "
+                f"asked for {int(index.min())} to {int(index.max())}."
+            )
+
+    def _require_inputs(self, x: Tensor) -> None:
+        if x.ndim < 2 or x.shape[0] != self.n_layers or x.shape[-1] != self.d_model:
+            raise InputError(
+                f"transcoder inputs must be (layers, positions, d_model) = ({self.n_layers}, P, {self.d_model}), "
+                f"found {tuple(x.shape)}."
+            )
+
+
+def dense_pre_activations(x: Tensor, weight_FD: Tensor, bias_F: Tensor) -> Tensor:
+    """x @ W.T + b in the wider dtype of the inputs and the weights."""
+    dtype = torch.promote_types(x.dtype, weight_FD.dtype)
+    return functional.linear(x.to(dtype), weight_FD.to(dtype), bias_F.to(dtype))

@@ -1,0 +1,138 @@
+"""The local cache of transcoders in native files: `<cache>/<org>/<repo>[/sub][@revision]/`.
+
+An entry is complete when it holds config.yaml, which is written last. The directory is the argument, else the environment
+variable CIRCUIT_TRACER_CACHE_DIR, else ~/.cache/circuit_tracer. Names are circuit-tracer's.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.transcoders import hub, loading
+from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.config import CONFIG_NAME, read_config, validate_config, write_config
+from circuit_tracer.transcoders.formats.writing import NATIVE_FILE
+from circuit_tracer.transcoders.references import HubReference, parse_hub_uri, parse_reference
+from circuit_tracer.transcoders.transcoder_set import TranscoderSet
+
+Device = torch.device | str | None
+
+
+def get_cache_dir(cache_dir: str | Path | None = None) -> Path:
+    """The cache directory; it need not exist."""
+    chosen = cache_dir or os.environ.get("CIRCUIT_TRACER_CACHE_DIR")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "circuit_tracer"
+
+
+def get_cached_path(hf_ref: str, cache_dir: str | Path | None = None) -> Path:
+    """Where the entry of a hub reference is or would be; InputError for a local folder, which needs no cache."""
+    return get_cache_dir(cache_dir) / str(_hub_reference(hf_ref))
+
+
+def is_cached(hf_ref: str, cache_dir: str | Path | None = None) -> bool:
+    """Whether a complete entry exists."""
+    return (get_cached_path(hf_ref, cache_dir) / CONFIG_NAME).is_file()
+
+
+def empty_cache(hf_ref: str | None = None, cache_dir: str | Path | None = None) -> None:
+    """Delete the entry of ``hf_ref``, or every entry; only files that this cache writes are removed."""
+    base = get_cache_dir(cache_dir)
+    root = base if hf_ref is None else get_cached_path(hf_ref, cache_dir)
+    folders = [root, *(path for path in root.rglob("*") if path.is_dir())] if hf_ref is None else [root]
+    for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+        if not folder.is_dir():
+            continue
+        for path in folder.iterdir():
+            if path.name == CONFIG_NAME or NATIVE_FILE.fullmatch(path.name):
+                path.unlink()
+        if folder != base and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def save_transcoders_to_cache(
+    hf_ref: str,
+    cache_dir: str | Path | None = None,
+    sequential: bool = True,
+    device: Device = None,
+    dtype: torch.dtype | None = torch.float32,
+    delete_hf_cache: bool = True,
+) -> Path:
+    """Download a set, convert it to native files in ``dtype``, and return the cache entry's folder.
+
+    ``sequential`` fetches, converts and (with ``delete_hf_cache``) deletes one listed file after another, so that a set
+    of per-layer transcoders never lies on disk twice; otherwise everything is downloaded first.
+    """
+    reference = _hub_reference(hf_ref)
+    folder = get_cached_path(hf_ref, cache_dir)
+    (folder / CONFIG_NAME).unlink(missing_ok=True)
+    config = loading.hub_config(reference)
+    checked = validate_config(config, f"{CONFIG_NAME} of {reference}")
+    per_layer = checked.model_kind == TranscoderSet.kind and checked.transcoders
+    if sequential and per_layer:
+        saved = _save_one_by_one(config, folder, device, dtype, delete_hf_cache)
+    else:
+        transcoders = loading.load_transcoders(config, device, dtype, lazy_encoder=True, lazy_decoder=True)
+        transcoders.to_safetensors(folder)
+        saved = loading.config_of(transcoders)
+        if delete_hf_cache:
+            for uri in checked.transcoders or []:
+                _delete_download(uri)
+    kept = {key: value for key, value in config.items() if key not in ("transcoders", "repo_id", "subfolder")}
+    write_config(kept | {"activation": saved["activation"], "k": saved["k"]}, folder)
+    return folder
+
+
+def load_transcoders_from_cache(
+    hf_ref: str,
+    cache_dir: str | Path | None = None,
+    device: Device = None,
+    dtype: torch.dtype | None = torch.float32,
+    lazy_encoder: bool = False,
+    lazy_decoder: bool = True,
+) -> tuple[Transcoders, dict[str, Any]]:
+    """Transcoders and config of a cache entry; InputError when there is none."""
+    folder = get_cached_path(hf_ref, cache_dir)
+    if not is_cached(hf_ref, cache_dir):
+        raise InputError(f"{hf_ref} is not in the cache ({folder}). Run save_transcoders_to_cache({hf_ref!r}) first.")
+    transcoders, _ = loading.load_transcoder_from_hub(folder, device, dtype, lazy_encoder, lazy_decoder)
+    return transcoders, read_config(folder / CONFIG_NAME)
+
+
+def _save_one_by_one(
+    config: dict[str, Any], folder: Path, device: Device, dtype: torch.dtype | None, delete_hf_cache: bool
+) -> dict[str, Any]:
+    saved: dict[str, Any] = {}
+    for layer, name in enumerate(config["transcoders"]):
+        path = hub.download_file(parse_hub_uri(name)) if name.startswith("hf://") else Path(name)
+        transcoder = loading.load_transcoder(path, layer, config.get("activation"), device, dtype, k=config.get("k"))
+        activation = transcoder.activation_function
+        found = {"activation": activation.name, "k": getattr(activation, "k", None)}
+        if saved and found != saved:
+            raise InputError(f"{name}: activation {found} differs from that of layer 0, {saved}; check the list.")
+        saved = found
+        transcoder.to_safetensors(folder / f"layer_{layer}.safetensors")
+        if delete_hf_cache and name not in config["transcoders"][layer + 1 :]:
+            _delete_download(name)
+    return saved
+
+
+def _delete_download(name: str) -> None:
+    """Remove a hub download: the link in the snapshot and the blob it points to."""
+    if not name.startswith("hf://"):
+        return
+    path = hub.download_file(parse_hub_uri(name))
+    blob = path.resolve()
+    path.unlink()
+    blob.unlink(missing_ok=True)
+
+
+def _hub_reference(hf_ref: str) -> HubReference:
+    reference = parse_reference(hf_ref)
+    if isinstance(reference, Path):
+        raise InputError(f"{reference} is a local folder: it is read where it lies and needs no cache.")
+    return reference

@@ -1,0 +1,98 @@
+"""circuit-tracer's cross-layer files: `W_enc_{i}.safetensors` and `W_dec_{i}.safetensors` for every layer i.
+
+The first holds `W_enc_{i}` (F, D), `b_enc_{i}` (F,), `b_dec_{i}` (D,), for JumpReLU `threshold_{i}` (F,), optionally
+`W_skip_{i}` (D, D), applied as x @ W_skip. The second holds `W_dec_{i}` (F, L - i, D); slot k writes to layer i + k.
+For TopK this package adds a scalar `k_{i}`, which circuit-tracer does not know.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import FileFormatError
+from circuit_tracer.transcoders.activations import JumpReLU, TopK
+from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
+from circuit_tracer.transcoders.formats.format import Format
+from circuit_tracer.transcoders.formats.writing import activation_metadata, prepare_folder, save_tensors
+from circuit_tracer.transcoders.layer_weights import LayerWeights
+from circuit_tracer.transcoders.tensor_files import TensorFile
+
+_ENCODER = re.compile(r"W_enc_(\d+)")
+
+
+def detect(file: TensorFile) -> bool:
+    return _layer_of(file) is not None
+
+
+def read(files: list[TensorFile]) -> list[LayerWeights]:
+    return [_read_layer(file, layer) for layer, file in enumerate(files)]
+
+
+def _layer_of(file: TensorFile) -> int | None:
+    found = [match for match in map(_ENCODER.fullmatch, file.entries) if match]
+    return int(found[0][1]) if len(found) == 1 else None
+
+
+def _read_layer(file: TensorFile, layer: int) -> LayerWeights:
+    if _layer_of(file) != layer:
+        raise FileFormatError(
+            f"{file.path} stands at layer {layer} but holds W_enc_{_layer_of(file)}: check the order of the files."
+        )
+
+    def optional(name: str) -> Tensor | None:
+        return file.tensor(f"{name}_{layer}") if f"{name}_{layer}" in file else None
+
+    return LayerWeights(
+        source=str(file.path),
+        encoder=file.tensor(f"W_enc_{layer}"),
+        decoder=file.tensor(f"W_dec_{layer}"),
+        encoder_bias=file.tensor(f"b_enc_{layer}"),
+        decoder_bias=file.tensor(f"b_dec_{layer}"),
+        threshold=optional("threshold"),
+        skip=optional("W_skip"),
+        k=int(file.scalar(f"k_{layer}")) if f"k_{layer}" in file else None,
+        nonnegative=file.metadata.get("relu_before_topk") == "true",
+    )
+
+
+def write(transcoder: CrossLayerTranscoder, folder: Path) -> None:
+    """Write the pair of files of every layer into ``folder``, one matrix in memory at a time."""
+    layers = range(transcoder.n_layers)
+    names = [f"{part}_{layer}.safetensors" for layer in layers for part in ("W_enc", "W_dec")]
+    prepare_folder(folder, names)
+    metadata = activation_metadata(transcoder.activation_function)
+    for layer in layers:
+        save_tensors(_encoder_tensors(transcoder, layer), folder / f"W_enc_{layer}.safetensors", metadata)
+        decoder = {f"W_dec_{layer}": transcoder.decoder(layer).whole()}
+        save_tensors(decoder, folder / f"W_dec_{layer}.safetensors", metadata)
+
+
+def _encoder_tensors(transcoder: CrossLayerTranscoder, layer: int) -> dict[str, Tensor]:
+    tensors = {
+        f"W_enc_{layer}": transcoder.encoder(layer).whole(),
+        f"b_enc_{layer}": transcoder.encoder_bias(layer),
+        f"b_dec_{layer}": transcoder.decoder_bias(layer),
+    }
+    skip, activation = transcoder.skip_matrix(layer), transcoder.activation(layer)
+    if skip is not None:
+        tensors[f"W_skip_{layer}"] = skip
+    if isinstance(activation, JumpReLU):
+        tensors[f"threshold_{layer}"] = activation.threshold.expand(transcoder.d_transcoder)
+    if isinstance(activation, TopK):
+        tensors[f"k_{layer}"] = torch.tensor(activation.k)
+    return tensors
+
+
+FORMAT = Format(
+    name="circuit-tracer cross-layer",
+    kind="cross_layer_transcoder",
+    layout="W_enc_{i}.safetensors: W_enc_{i} (F, D), b_enc_{i} (F), b_dec_{i} (D) [, threshold_{i} (F)] "
+    "[, W_skip_{i} (D, D)] with W_dec_{i}.safetensors: W_dec_{i} (F, L - i, D)",
+    detect=detect,
+    read=read,
+    hooks=("hook_resid_mid", "hook_mlp_out"),
+)

@@ -1,0 +1,48 @@
+"""Writing native files: whole or not at all, and never mixed with the layers of another transcoder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.transcoders.activations import Activation, TopK
+
+NATIVE_FILE = re.compile(r"(layer|W_enc|W_dec)_\d+\.safetensors")
+
+
+def prepare_folder(folder: Path, names: list[str]) -> None:
+    """Make ``folder`` ready for the files ``names``; InputError when it holds other layers that would be mixed in."""
+    require_writable_folder(folder)
+    native = {path.name for path in folder.iterdir() if NATIVE_FILE.fullmatch(path.name)}
+    stale = sorted(native - set(names))
+    if stale:
+        raise InputError(
+            f"{folder} already holds the files of another transcoder ({', '.join(stale[:4])}"
+            f"{', ...' if len(stale) > 4 else ''}). Choose an empty folder or remove them."
+        )
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file, moved into place when complete."""
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # A view of part of a larger storage is refused by safetensors, as is memory shared between two names.
+    plain = {name: tensor if _owns_storage(tensor) else tensor.clone() for name, tensor in plain.items()}
+    with atomic_write(path) as temporary:
+        save_file(plain, str(temporary), metadata={"format": "pt", **metadata})
+
+
+def activation_metadata(activation: Activation) -> dict[str, str]:
+    """What circuit-tracer's tensors cannot say about an activation."""
+    if isinstance(activation, TopK) and activation.nonnegative:
+        return {"relu_before_topk": "true"}
+    return {}
+
+
+def _owns_storage(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()

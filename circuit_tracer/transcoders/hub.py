@@ -1,0 +1,76 @@
+"""Downloads from the Hugging Face hub, through its own client; failures become errors that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.transcoders.references import HubReference, parse_hub_uri
+
+Result = TypeVar("Result")
+_PARALLEL_DOWNLOADS = 8
+
+
+def download_file(reference: HubReference, name: str | None = None) -> Path:
+    """Local path of file ``name`` in the folder ``reference`` (or of the file that it names)."""
+    from huggingface_hub import hf_hub_download
+
+    path = "/".join(part for part in (reference.path, name) if part)
+    return Path(_asking(reference, path, lambda: hf_hub_download(reference.repo_id, path, revision=reference.revision)))
+
+
+def download_folder(reference: HubReference, patterns: Iterable[str]) -> Path:
+    """Local folder with the files of ``reference`` that match ``patterns``."""
+    from huggingface_hub import snapshot_download
+
+    prefix = f"{reference.path}/" if reference.path else ""
+    allowed = [f"{prefix}{pattern}" for pattern in patterns]
+    snapshot = _asking(
+        reference,
+        ", ".join(allowed),
+        lambda: snapshot_download(reference.repo_id, revision=reference.revision, allow_patterns=allowed),
+    )
+    return Path(snapshot) / prefix
+
+
+def download_uris(uris: Iterable[str]) -> list[Path]:
+    """Local paths of `hf://` files, in order; several at a time, each once."""
+    listed = list(uris)
+    unique = list(dict.fromkeys(listed))
+    with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
+        paths = dict(zip(unique, pool.map(lambda uri: download_file(parse_hub_uri(uri)), unique), strict=True))
+    return [paths[uri] for uri in listed]
+
+
+def _asking(reference: HubReference, what: str, ask: Callable[[], Result]) -> Result:
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return ask()
+    except GatedRepoError as error:
+        advice = "the repository is gated: accept its terms on huggingface.co and log in with `hf auth login`"
+        raise _failure(reference, what, advice) from error
+    except RepositoryNotFoundError as error:
+        raise _failure(reference, what, "no such repository, or it is private: check the name, or log in") from error
+    except RevisionNotFoundError as error:
+        raise _failure(reference, what, f"there is no revision {reference.revision!r}") from error
+    except LocalEntryNotFoundError as error:
+        advice = "the hub cannot be reached and the file is not in its cache: connect, or give a local folder"
+        raise _failure(reference, what, advice) from error
+    except EntryNotFoundError as error:
+        raise _failure(reference, what, "the repository has no such file: check the sub-folder") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _failure(reference, what, f"{error}; check the connection, or give a local folder") from error
+
+
+def _failure(reference: HubReference, what: str, advice: str) -> InputError:
+    return InputError(f"could not get {what} of {reference.repo_id} from the Hugging Face hub: {advice}.")

@@ -1,0 +1,107 @@
+"""Rows of a weight matrix by index, wherever the matrix lives: in memory, or mapped from a file and read on demand.
+
+A decoder of a cross-layer transcoder may be far larger than memory while a prompt needs a few hundred of its rows.
+Letters: F features a layer, T target layers (slots), D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class RowStore(Protocol):
+    """A tensor (F, D) or (F, T, D) of which rows are wanted."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def rows(self, index: Tensor, slot: int | None = None) -> Tensor:
+        """Copy of rows ``index`` (n,): (n, D) or (n, T, D); with ``slot``, (n, D) at that slot of T only."""
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """Rows start ... stop - 1; may share memory with the store: do not write."""
+
+    def whole(self) -> Tensor:
+        """Everything, as a tensor that may be written unless the store is in memory already."""
+
+
+class MemoryRows:
+    """Rows of a tensor in memory (of any device)."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor.detach()
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._tensor.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._tensor.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._tensor.device
+
+    def rows(self, index: Tensor, slot: int | None = None) -> Tensor:
+        view = self._tensor if slot is None else self._tensor[:, slot]
+        return view.index_select(0, index.to(view.device))
+
+    def block(self, start: int, stop: int) -> Tensor:
+        return self._tensor[start:stop]
+
+    def whole(self) -> Tensor:
+        return self._tensor
+
+
+class MappedRows:
+    """Rows of a tensor mapped from a file, handed out on ``device`` in ``dtype`` (default: as stored).
+
+    Any view of a mapped tensor will do (transposed, or sliced along T): only the pages touched are read. Rows asked
+    for twice are read once, in ascending order, which is what a disk likes.
+    """
+
+    def __init__(self, mapped: Tensor, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> None:
+        self._mapped = mapped
+        self._example = torch.empty(0, device=device, dtype=dtype or mapped.dtype)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._mapped.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._example.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._example.device
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Follow a module's `.to`, `.cuda`, `.double`, ...: later rows come as ``function`` would return them."""
+        self._example = function(self._example)
+
+    def rows(self, index: Tensor, slot: int | None = None) -> Tensor:
+        view = self._mapped if slot is None else self._mapped[:, slot]
+        unique, place = torch.unique(index.cpu(), return_inverse=True)
+        rows = view.index_select(0, unique).to(self._example)
+        if torch.equal(place, torch.arange(unique.numel())):
+            return rows
+        return rows.index_select(0, place.to(rows.device))
+
+    def block(self, start: int, stop: int) -> Tensor:
+        return self._mapped[start:stop].to(self._example)
+
+    def whole(self) -> Tensor:
+        # A copy: the mapping is read-only memory, and writing to it would end the process.
+        return self._mapped.to(self._example, copy=True).contiguous()
