@@ -21,7 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from compare import Check, Record, compare_pruning, compare_records, dense, nodes_of
+from compare import (
+    INFLUENCE_LIMIT,
+    SCORE_LIMIT,
+    Check,
+    Record,
+    compare_pruning,
+    compare_records,
+    dense,
+    nodes_of,
+    tied_nodes,
+)
 from compare_json import compare_graph_json
 from harness import load
 from known_differences import KNOWN
@@ -72,7 +82,7 @@ def thresholds_of(folder: Path) -> np.ndarray | None:
 
 def graph_code_on_their_graph(peer: Record, meta: dict[str, Any]) -> list[Check]:
     """Our influence, pruning and scores, given the peer's adjacency."""
-    from circuit_tracer.graph import Graph, compute_graph_scores, compute_node_influence, prune_graph
+    from circuit_tracer.graph import Graph, compute_graph_scores, prune_graph
     from circuit_tracer.graph.targets import LogitTarget
 
     tokens = json.loads(str(peer["logit_tokens"]))
@@ -88,16 +98,17 @@ def graph_code_on_their_graph(peer: Record, meta: dict[str, Any]) -> list[Check]
         logit_targets=[LogitTarget(t, int(i)) for t, i in zip(tokens, peer["logit_ids"], strict=True)],
         logit_probabilities=torch.from_numpy(peer["logit_probs"]).float(),
     )
-    weights = torch.zeros(len(adjacency))
-    weights[-len(tokens) :] = graph.logit_probabilities
-    influence = compute_node_influence(adjacency, weights).double().numpy()
     pruned = prune_graph(graph)
     target, source = pruned.edge_mask.nonzero(as_tuple=True)
     masks = {"node_mask": pruned.node_mask.numpy(), "kept_target": target.numpy(), "kept_source": source.numpy()}
     pruning = compare_pruning(peer, masks, dense(peer), nodes_of(peer, meta["n_layers"]))
-    worst = float(np.abs(influence - peer["influence"]).max() / peer["influence"].max())
+    worst = float(np.abs(pruned.influence.numpy() - peer["influence"]).max() / peer["influence"].max())
     scores = float(np.abs(np.array(compute_graph_scores(graph)) - peer["scores"]).max())
-    checks = [Check("influence", worst <= 1e-5, worst, 1e-5), *pruning, Check("scores", scores <= 1e-5, scores, 1e-5)]
+    checks = [
+        Check("influence", worst <= INFLUENCE_LIMIT, worst, INFLUENCE_LIMIT),
+        *pruning,
+        Check("scores", scores <= SCORE_LIMIT, scores, SCORE_LIMIT),
+    ]
     return [replace(check, name=f"their graph: {check.name}") for check in checks]
 
 
@@ -110,7 +121,8 @@ def compare_prompt(theirs: Path, mine: Path, thresholds: np.ndarray | None) -> t
     if same_nodes:
         rounded = any(check.known == "rounding" for check in same_nodes)
         texts = [path.with_suffix(".json").read_text() for path in (theirs, mine)]
-        checks += compare_graph_json(json.loads(texts[0]), json.loads(texts[1]), rounded)
+        tied = tied_nodes(peer, ours, meta["n_layers"])
+        checks += compare_graph_json(json.loads(texts[0]), json.loads(texts[1]), rounded, tied)
     summary = {
         "prompt": meta["prompt"],
         "tokens": len(peer["ids"]),

@@ -21,6 +21,7 @@ SCORE_LIMIT = 1e-4
 # Both engines round; a feature, node or edge this near its threshold (relative) may fall on either side.
 FEATURE_MARGIN = 1e-4
 PRUNING_MARGIN = 1e-3
+TIE = 1e-4
 
 
 @dataclass
@@ -93,10 +94,15 @@ def active_of(record: Record) -> dict[tuple[int, int, int], float]:
     return {(layer, position, index): value for (layer, position, index), value in zip(keys, values, strict=True)}
 
 
+def flipped_features(peer: Record, ours: Record) -> set[tuple[int, int, int]]:
+    """Features that are active in one record only."""
+    return set(active_of(peer).keys() ^ active_of(ours).keys())
+
+
 def compare_active(peer: Record, ours: Record, thresholds: Array | None) -> list[Check]:
     """Active features as sets, and the activations of those in both. `thresholds` (L, F) explains flips by rounding."""
     theirs, mine = active_of(peer), active_of(ours)
-    only = {key: (theirs | mine)[key] for key in theirs.keys() ^ mine.keys()}
+    only = {key: (theirs | mine)[key] for key in flipped_features(peer, ours)}
     sorted_alike = np.array_equal(peer["active"], ours["active"]) or bool(only)
     margins = [np.inf]
     if thresholds is not None and only:
@@ -124,6 +130,22 @@ def compare_targets(peer: Record, ours: Record) -> list[Check]:
     ]
 
 
+def fold_flipped(adjacency: Array, nodes: Nodes, only: set[tuple[int, int, int]]) -> Array:
+    """The adjacency where a feature that is active in one engine only has joined the error nodes of its position.
+
+    What such a feature contributes in one graph is error in the other, at its own layer and, cross-layer, at later
+    ones: the sum over the errors of the position and the feature is the same in both. It becomes layer 0's column.
+    """
+    folded = adjacency.copy()
+    for position in {key[1] for key in only}:
+        errors = nodes.n_features + np.arange(position, nodes.n_errors, nodes.P)
+        joined = [i for i, key in enumerate(nodes.keys[: nodes.n_features]) if key[1:] in only and key[2] == position]
+        total = folded[:, [*errors, *joined]].sum(1)
+        folded[:, errors] = 0
+        folded[:, errors[0]] = total
+    return folded
+
+
 def compare_edges(peer: Array, ours: Array, rows: Array) -> Check:
     """`peer`, `ours`: the same nodes in the same order; `rows`: bool, which have inputs."""
     scale = np.abs(peer).max(1)
@@ -141,6 +163,8 @@ def compare_selection(peer: Record, ours: Record, budgeted: bool) -> Check:
     overlap = len(theirs & mine) / max(len(theirs | mine), 1)
     note = f"{len(theirs)} and {len(mine)}, shared {len(theirs & mine)}, Jaccard {overlap:.3f}"
     known = "selection" if budgeted and len(theirs) == len(mine) else None
+    if not budgeted and theirs ^ mine == flipped_features(peer, ours):
+        known = "rounding"  # reported, and judged, under "active features"
     return Check("expanded features", theirs == mine, 1 - overlap, 0, known, note)
 
 
@@ -194,9 +218,32 @@ def compare_pruning(peer: Record, ours: Record, adjacency: Array, nodes: Nodes) 
     ]
 
 
+def cumulative_excess(peer: Record, ours: Record) -> Array:
+    """(N,) how far our cumulative influence is outside of what the peer's ranks allow.
+
+    A node's value is the share held by all nodes down to its rank, so two nodes of equal influence, in whichever order
+    rounding puts them, differ by a whole share. Allowed is what any order of the nodes within TIE of it would give.
+    """
+    influence = peer["influence"]
+    order = np.sort(influence)[::-1]
+    held = np.concatenate([[0.0], np.cumsum(order)]) / order.sum()
+    larger = np.searchsorted(-order, -influence * (1 + TIE), side="left")
+    not_smaller = np.searchsorted(-order, -influence * (1 - TIE), side="right")
+    low, high = held[larger] + influence * (1 - TIE) / order.sum(), held[not_smaller]
+    return np.maximum(0, np.maximum(low - ours["cumulative"], ours["cumulative"] - high))
+
+
+def tied_nodes(peer: Record, ours: Record, n_layers: int) -> set[tuple[int, int, int, int]]:
+    """Keys of the nodes whose cumulative influence differs only because of their place among equals."""
+    differs = np.abs(peer["cumulative"] - ours["cumulative"]) > INFLUENCE_LIMIT
+    tied = differs & (cumulative_excess(peer, ours) <= INFLUENCE_LIMIT)
+    keys = nodes_of(peer, n_layers).keys
+    return {keys[i] for i in np.flatnonzero(tied)}
+
+
 def compare_influence(peer: Record, ours: Record) -> list[Check]:
     worst = float(np.abs(peer["influence"] - ours["influence"]).max() / peer["influence"].max())
-    cumulative = float(np.abs(peer["cumulative"] - ours["cumulative"]).max())
+    cumulative = float(cumulative_excess(peer, ours).max())
     scores = float(np.abs(peer["scores"] - ours["scores"]).max())
     note = "replacement {:.4f}, completeness {:.4f}".format(*peer["scores"])
     return [
@@ -217,6 +264,8 @@ def compare_records(peer: Record, ours: Record, meta: dict[str, Any], thresholds
     peer_nodes, our_nodes = nodes_of(peer, meta["n_layers"]), nodes_of(ours, meta["n_layers"])
     i, j = common_order(peer_nodes, our_nodes)
     A, B = dense(peer), dense(ours)
+    if only := flipped_features(peer, ours):
+        A, B = fold_flipped(A, peer_nodes, only), fold_flipped(B, our_nodes, only)
     checks.append(compare_edges(A[np.ix_(i, i)], B[np.ix_(j, j)], peer_nodes.rows[i]))
     if peer_nodes.keys == our_nodes.keys:
         checks += [*compare_influence(peer, ours), *compare_pruning(peer, ours, A, peer_nodes)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from math import isqrt
 from typing import Any
 
 from compare import Check
@@ -59,17 +60,33 @@ def compare_ids(theirs: dict[Node, dict], ours: dict[Node, dict], both: set[Node
     return Check("viewer node ids", unique and not differing, len(differing), 0, known, f"{len(differing)} differ")
 
 
-def compare_graph_json(peer: dict[str, Any], ours: dict[str, Any], masks_rounded: bool) -> list[Check]:
-    """`masks_rounded`: the pruning masks differed by rounding, so a few nodes and links may be in one file only."""
+def record_key(node: Node) -> tuple[int, int, int, int]:
+    """The key that compare.Nodes gives this node."""
+    kind, layer, feature, position = node
+    if kind == "cross layer transcoder":
+        diagonal = (isqrt(8 * feature + 1) - 1) // 2  # undo Cantor's pairing of layer and index
+        return 0, int(layer), position, feature - diagonal * (diagonal + 1) // 2
+    if kind == "mlp reconstruction error":
+        return 1, int(layer), position, -1
+    return (2, -1, position, -1) if kind == "embedding" else (3, int(layer) - 1, position, feature)
+
+
+def compare_graph_json(
+    peer: dict[str, Any], ours: dict[str, Any], masks_rounded: bool, tied: set[tuple[int, int, int, int]]
+) -> list[Check]:
+    """`masks_rounded`: the pruning masks differed by rounding, so a few nodes and links may be in one file only.
+    `tied`: nodes (compare.Nodes keys) whose cumulative influence may differ by their place among equals."""
     theirs = {key_of(node): node for node in peer["nodes"]}
     mine = {key_of(node): node for node in ours["nodes"]}
     both = theirs.keys() & mine.keys()
     missing = theirs.keys() ^ mine.keys()
     known = "rounding" if masks_rounded else None
+    tied_here = {(*key[:3], -1) if key[0] == 2 else key for key in tied}  # a viewer token does not tell its id
     numbers = [
         abs(value(theirs[key].get(name)) - value(mine[key].get(name))) / max(1.0, abs(value(theirs[key].get(name))))
         for key in both
         for name in ("influence", "activation", "token_prob")
+        if not (name == "influence" and record_key(key) in tied_here)
     ]
     ambiguous = shared_ids(peer)
     a, b = links_of(peer, ambiguous), links_of(ours, ambiguous)

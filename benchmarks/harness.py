@@ -129,6 +129,10 @@ def collect(graph: Any, api: Any) -> dict[str, np.ndarray]:
     weights = torch.zeros(len(adjacency), dtype=adjacency.dtype)
     weights[-K:] = graph.logit_probabilities.detach().cpu().to(adjacency.dtype)
     pruned = api.prune_graph(graph)
+    # Ours comes with the influence that decided the pruning; the peer's has to be computed once more.
+    influence = getattr(pruned, "influence", None)
+    if influence is None:
+        influence = api.compute_node_influence(adjacency, weights)
     target, source = adjacency.nonzero(as_tuple=True)
     kept_target, kept_source = pruned.edge_mask.nonzero(as_tuple=True)
     row_ptr = torch.zeros(len(adjacency) + 1, dtype=torch.int64)
@@ -144,7 +148,7 @@ def collect(graph: Any, api: Any) -> dict[str, np.ndarray]:
         "logit_ids": np.array([t.vocab_idx for t in graph.logit_targets]),
         "logit_tokens": np.array(json.dumps([t.token_str for t in graph.logit_targets])),
         "logit_probs": to_numpy(graph.logit_probabilities, np.float64),
-        "influence": to_numpy(api.compute_node_influence(adjacency, weights), np.float64),
+        "influence": to_numpy(influence, np.float64),
         "cumulative": to_numpy(pruned.cumulative_scores, np.float64),
         "node_mask": to_numpy(pruned.node_mask, bool),
         "kept_target": to_numpy(kept_target, np.int32),

@@ -82,7 +82,8 @@ def rate(args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, str(HERE / "row_rate.py"), "--model", str(args.model), "--prompt", args.prompt]
     command += ["--transcoders", str(args.transcoders), "--threads", str(args.threads)]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    print(f"\nrow rate, warm; fp32 matrix products: {found['matrix_product_gflops']:.0f} GFLOP/s; goal {RATE_GOAL} of it")
+    product = found["matrix_product_gflops"]
+    print(f"\nrow rate, warm; fp32 matrix products make {product:.0f} GFLOP/s; goal {RATE_GOAL} of it")
     for line in found["rows"]:
         print(
             f"  {line['rows']:5} rows: {line['rows_per_second']:8.0f} rows/s of {line['mflop_per_row']:.1f} MFLOP "
