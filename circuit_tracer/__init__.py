@@ -1,1 +1,83 @@
-"""Attribution graphs and circuit tracing with cross-layer transcoders."""
+"""Attribution graphs and circuit tracing with cross-layer transcoders.
+
+Names are imported when they are used, so that `import circuit_tracer` is instant and does not load torch. Import paths
+of circuit-tracer that are laid out differently here (`circuit_tracer.utils`, `circuit_tracer.transcoder`) lie in the folder
+`compat`, which is added to this package's search path.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from circuit_tracer.attribution.attribute import attribute
+    from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, LogitDifference
+    from circuit_tracer.errors import CircuitTracerError
+    from circuit_tracer.graph import (
+        Graph,
+        LogitTarget,
+        PruneResult,
+        compute_graph_scores,
+        graph_scores,
+        prune_graph,
+        strongest_paths,
+    )
+    from circuit_tracer.graph.files.viewer_json import create_graph_files
+    from circuit_tracer.replacement_model import ReplacementModel
+    from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+
+    __version__: str
+
+_HOME = {
+    "CircuitTracerError": "circuit_tracer.errors",
+    "CustomTarget": "circuit_tracer.attribution.targets",
+    "FeatureTarget": "circuit_tracer.attribution.targets",
+    "Graph": "circuit_tracer.graph",
+    "LogitDifference": "circuit_tracer.attribution.targets",
+    "LogitTarget": "circuit_tracer.graph",
+    "PruneResult": "circuit_tracer.graph",
+    "ReplacementModel": "circuit_tracer.replacement_model",
+    "attribute": "circuit_tracer.attribution.attribute",
+    "compute_graph_scores": "circuit_tracer.graph",
+    "create_graph_files": "circuit_tracer.graph.files.viewer_json",
+    "graph_scores": "circuit_tracer.graph",
+    "load_transcoder_from_hub": "circuit_tracer.transcoders.loading",
+    "prune_graph": "circuit_tracer.graph",
+    "strongest_paths": "circuit_tracer.graph",
+}
+
+__path__ = [*__path__, *(f"{folder}/compat" for folder in __path__)]
+
+__all__ = [
+    "CircuitTracerError",
+    "CustomTarget",
+    "FeatureTarget",
+    "Graph",
+    "LogitDifference",
+    "LogitTarget",
+    "PruneResult",
+    "ReplacementModel",
+    "__version__",
+    "attribute",
+    "compute_graph_scores",
+    "create_graph_files",
+    "graph_scores",
+    "load_transcoder_from_hub",
+    "prune_graph",
+    "strongest_paths",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("circuit-tracing")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
