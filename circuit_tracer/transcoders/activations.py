@@ -74,7 +74,9 @@ class JumpReLU(Activation):
         return _ThresholdSelector(self.threshold)
 
     def layer(self, layer: int) -> JumpReLU:
-        """The activation of one layer of a stacked (L, 1, F) threshold."""
+        """The activation of one layer of a stacked (L, 1, F) threshold; itself when all layers share it."""
+        if self.threshold.ndim < 3:
+            return self
         return JumpReLU(self.threshold[layer, 0], self.bandwidth)
 
     def extra_repr(self) -> str:
@@ -107,6 +109,18 @@ class TopK(Activation):
 
     def extra_repr(self) -> str:
         return f"k={self.k}, nonnegative={self.nonnegative}"
+
+
+def as_activation(function: object) -> Activation:
+    """An Activation as it is, torch's relu functions and "relu" as `ReLU`; InputError for anything else."""
+    if isinstance(function, Activation):
+        return function
+    if function in ("relu", torch.relu, torch.nn.functional.relu) or isinstance(function, torch.nn.ReLU):
+        return ReLU()
+    raise InputError(
+        f"activation function {function!r} is unknown: use ReLU(), JumpReLU(threshold) or TopK(k) "
+        "of circuit_tracer.transcoders."
+    )
 
 
 def topk_mask(pre: Tensor, k: int) -> Tensor:

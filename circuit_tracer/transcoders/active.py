@@ -68,4 +68,4 @@ class ActiveFeatures:
     def to_sparse(self, shape: tuple[int, int, int]) -> Tensor:
         """Coalesced COO tensor of ``shape`` (L, P, F), as circuit-tracer hands activations around."""
         where = torch.stack((self.layer, self.position, self.index))
-        return torch.sparse_coo_tensor(where, self.value, shape, is_coalesced=True)
+        return torch.sparse_coo_tensor(where, self.value, shape, is_coalesced=True, check_invariants=True)

@@ -1,7 +1,7 @@
 """The local cache of transcoders in native files: `<cache>/<org>/<repo>[/sub][@revision]/`.
 
-An entry is complete when it holds config.yaml, which is written last. The directory is the argument, else the environment
-variable CIRCUIT_TRACER_CACHE_DIR, else ~/.cache/circuit_tracer. Names are circuit-tracer's.
+An entry is complete when it holds config.yaml, which is written last. The directory is the argument, else the
+environment variable CIRCUIT_TRACER_CACHE_DIR, else ~/.cache/circuit_tracer. Names are circuit-tracer's.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.transcoders import hub, loading
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.config import CONFIG_NAME, read_config, validate_config, write_config
-from circuit_tracer.transcoders.formats.writing import NATIVE_FILE
-from circuit_tracer.transcoders.references import HubReference, parse_hub_uri, parse_reference
+from circuit_tracer.transcoders.formats.writing import NATIVE_FILE, activation_keys, begin_folder, native_names
+from circuit_tracer.transcoders.references import HubReference, parse_reference
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 Device = torch.device | str | None
@@ -69,21 +69,19 @@ def save_transcoders_to_cache(
     """
     reference = _hub_reference(hf_ref)
     folder = get_cached_path(hf_ref, cache_dir)
-    (folder / CONFIG_NAME).unlink(missing_ok=True)
     config = loading.hub_config(reference)
     checked = validate_config(config, f"{CONFIG_NAME} of {reference}")
-    per_layer = checked.model_kind == TranscoderSet.kind and checked.transcoders
-    if sequential and per_layer:
-        saved = _save_one_by_one(config, folder, device, dtype, delete_hf_cache)
+    if sequential and checked.model_kind == TranscoderSet.kind and checked.transcoders:
+        activation = _save_one_by_one(checked.transcoders, config, folder, device, dtype, delete_hf_cache)
     else:
         transcoders = loading.load_transcoders(config, device, dtype, lazy_encoder=True, lazy_decoder=True)
+        begin_folder(folder, native_names(transcoders.kind, transcoders.n_layers))
         transcoders.to_safetensors(folder)
-        saved = loading.config_of(transcoders)
+        activation = activation_keys(transcoders.activation(0))
         if delete_hf_cache:
-            for uri in checked.transcoders or []:
-                _delete_download(uri)
+            _delete_downloads(checked.transcoders or [])
     kept = {key: value for key, value in config.items() if key not in ("transcoders", "repo_id", "subfolder")}
-    write_config(kept | {"activation": saved["activation"], "k": saved["k"]}, folder)
+    write_config(kept | activation, folder)
     return folder
 
 
@@ -104,31 +102,38 @@ def load_transcoders_from_cache(
 
 
 def _save_one_by_one(
-    config: dict[str, Any], folder: Path, device: Device, dtype: torch.dtype | None, delete_hf_cache: bool
+    uris: list[str],
+    config: dict[str, Any],
+    folder: Path,
+    device: Device,
+    dtype: torch.dtype | None,
+    delete_hf_cache: bool,
 ) -> dict[str, Any]:
-    saved: dict[str, Any] = {}
-    for layer, name in enumerate(config["transcoders"]):
-        path = hub.download_file(parse_hub_uri(name)) if name.startswith("hf://") else Path(name)
+    """Fetch, convert and forget one layer after another; returns the config keys of the activation."""
+    names = native_names(TranscoderSet.kind, len(uris))
+    activation: dict[str, Any] | None = None
+    for layer, (uri, name) in enumerate(zip(uris, names, strict=True)):
+        path = hub.download_uris([uri])[0] if uri.startswith("hf://") else Path(uri)
         transcoder = loading.load_transcoder(path, layer, config.get("activation"), device, dtype, k=config.get("k"))
-        activation = transcoder.activation_function
-        found = {"activation": activation.name, "k": getattr(activation, "k", None)}
-        if saved and found != saved:
-            raise InputError(f"{name}: activation {found} differs from that of layer 0, {saved}; check the list.")
-        saved = found
-        transcoder.to_safetensors(folder / f"layer_{layer}.safetensors")
-        if delete_hf_cache and name not in config["transcoders"][layer + 1 :]:
-            _delete_download(name)
-    return saved
+        found = activation_keys(transcoder.activation_function)
+        if activation is None:
+            begin_folder(folder, names)
+        elif found != activation:
+            raise InputError(f"{uri}: activation {found} differs from that of layer 0, {activation}; check the list.")
+        activation = found
+        transcoder.to_safetensors(folder / name)
+        if delete_hf_cache and uri not in uris[layer + 1 :]:
+            _delete_downloads([uri])
+    return activation or {}
 
 
-def _delete_download(name: str) -> None:
-    """Remove a hub download: the link in the snapshot and the blob it points to."""
-    if not name.startswith("hf://"):
-        return
-    path = hub.download_file(parse_hub_uri(name))
-    blob = path.resolve()
-    path.unlink()
-    blob.unlink(missing_ok=True)
+def _delete_downloads(uris: list[str]) -> None:
+    """Remove hub downloads: the links in the snapshot and the blobs they point to."""
+    for uri in dict.fromkeys(uri for uri in uris if uri.startswith("hf://")):
+        path = hub.download_uris([uri])[0]
+        blob = path.resolve()
+        path.unlink()
+        blob.unlink(missing_ok=True)
 
 
 def _hub_reference(hf_ref: str) -> HubReference:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from circuit_tracer.errors import FileFormatError, InputError
-from circuit_tracer.transcoders.activations import Activation, JumpReLU, ReLU
+from circuit_tracer.transcoders.activations import Activation, JumpReLU, as_activation
 from circuit_tracer.transcoders.base import Scan, Transcoders
 from circuit_tracer.transcoders.layer_weights import LayerWeights, require_uniform
 from circuit_tracer.transcoders.rows import MappedRows, MemoryRows, RowStore
@@ -217,13 +217,7 @@ class CrossLayerTranscoder(Transcoders):
 
 
 def _named_activation(activation: str | Activation, shape: tuple[int, int, int], place: dict[str, Any]) -> Activation:
-    if isinstance(activation, Activation):
-        return activation
-    if activation == "relu":
-        return ReLU()
-    if activation == "jump_relu":
-        return JumpReLU(torch.zeros(shape, **place))
-    raise InputError(f"activation function {activation!r} is unknown: use 'relu', 'jump_relu' or an Activation.")
+    return JumpReLU(torch.zeros(shape, **place)) if activation == "jump_relu" else as_activation(activation)
 
 
 def _require_cross_layer(layers: list[LayerWeights]) -> None:

@@ -21,6 +21,7 @@ from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
 from circuit_tracer.transcoders.formats import read_layers
 from circuit_tracer.transcoders.formats.folder import open_folder
 from circuit_tracer.transcoders.formats.format import Format
+from circuit_tracer.transcoders.formats.writing import activation_keys, begin_folder, native_names
 from circuit_tracer.transcoders.layer_weights import LayerWeights, require_uniform
 from circuit_tracer.transcoders.references import HubReference, parse_reference
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
@@ -202,24 +203,17 @@ def load_gemma_scope_2_transcoder(
 def save_transcoders(transcoders: Transcoders, folder: str | Path, model_name: str | None = None) -> Path:
     """Write native files and config.yaml; the config comes last, so that it marks a complete folder."""
     folder = Path(folder)
-    (folder / CONFIG_NAME).unlink(missing_ok=True)
+    begin_folder(folder, native_names(transcoders.kind, transcoders.n_layers))
     transcoders.to_safetensors(folder)
-    write_config(config_of(transcoders, model_name), folder)
-    return folder
-
-
-def config_of(transcoders: Transcoders, model_name: str | None = None) -> dict[str, Any]:
-    """The config.yaml that describes transcoders saved in native files."""
-    activation = transcoders.activation(0)
-    return {
+    config = {
         "model_name": model_name,
         "model_kind": transcoders.kind,
         "feature_input_hook": transcoders.feature_input_hook,
         "feature_output_hook": transcoders.feature_output_hook,
         "scan": transcoders.scan,
-        "activation": activation.name,
-        "k": getattr(activation, "k", None),
     }
+    write_config(config | activation_keys(transcoders.activation(0)), folder)
+    return folder
 
 
 def with_activation(weights: LayerWeights, activation: str | None, k: int | None) -> LayerWeights:

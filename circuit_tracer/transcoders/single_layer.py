@@ -6,6 +6,7 @@ Letters: P positions, D d_model, F features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.transcoders import encoding
-from circuit_tracer.transcoders.activations import Activation, JumpReLU, ReLU, Selected, TopK
+from circuit_tracer.transcoders.activations import Activation, JumpReLU, ReLU, Selected, TopK, as_activation
 from circuit_tracer.transcoders.base import LazyModule, dense_pre_activations
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 from circuit_tracer.transcoders.rows import MappedRows, MemoryRows, RowStore
@@ -36,7 +37,7 @@ class SingleLayerTranscoder(LazyModule):
         self,
         d_model: int,
         d_transcoder: int,
-        activation_function: Activation,
+        activation_function: Activation | Callable[[Tensor], Tensor],
         layer_idx: int,
         skip_connection: bool = False,
         transcoder_path: str | None = None,
@@ -59,7 +60,7 @@ class SingleLayerTranscoder(LazyModule):
         self.set_frozen("b_dec", torch.zeros(d_model, device=device, dtype=dtype))
         skip = torch.zeros(d_model, d_model, device=device, dtype=dtype) if skip_connection else None
         self.set_frozen("W_skip", skip)
-        self.activation_function = activation_function
+        self.activation_function = as_activation(activation_function)
         if transcoder_path is not None and (lazy_encoder or lazy_decoder):
             self._map_native_file(transcoder_path, dtype)
 
@@ -158,7 +159,7 @@ class SingleLayerTranscoder(LazyModule):
         keep = allowed[position]
         where = torch.stack((position[keep], index[keep]))
         shape = (input_acts.shape[0], self.d_transcoder)
-        sparse = torch.sparse_coo_tensor(where, value[keep], shape, is_coalesced=True)
+        sparse = torch.sparse_coo_tensor(where, value[keep], shape, is_coalesced=True, check_invariants=True)
         return sparse, self.encoder.rows(index[keep])
 
     def decode(self, acts: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import mmap
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,6 +37,9 @@ _SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_NPZ_ERRORS = (
+    zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError,
+)  # fmt: skip
 _LARGEST_HEADER = 100 * 2**20  # safetensors' own limit
 
 
@@ -73,8 +77,11 @@ class TensorFile:
             raise FileFormatError(f"{self.path} has no tensor {name!r}; found {self.describe()}.")
         entry = self.entries[name]
         if entry.compressed:
-            with np.load(entry.path, allow_pickle=False) as archive:
-                return torch.from_numpy(archive[name])
+            try:
+                with np.load(entry.path, allow_pickle=False) as archive:
+                    return torch.from_numpy(archive[name])
+            except _NPZ_ERRORS as error:
+                raise FileFormatError(f"{entry.path}: {name!r} cannot be read: {error}. Copy it again.") from error
         return _map_tensor(entry)
 
     def scalar(self, name: str) -> float:
@@ -160,7 +167,7 @@ def _open_safetensors(path: Path) -> TensorFile:
         raw = file.read(header_bytes)
     try:
         header = json.loads(raw)
-        metadata = header.pop("__metadata__", {})
+        metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
         entries = {name: _safetensors_entry(path, name, item, 8 + header_bytes) for name, item in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(
@@ -171,7 +178,7 @@ def _open_safetensors(path: Path) -> TensorFile:
         raise FileFormatError(
             f"{path} is cut short: its tensors need {needed} bytes, the file has {size}. Copy it again."
         )
-    return TensorFile(path, entries, {str(key): str(value) for key, value in metadata.items()})
+    return TensorFile(path, entries, metadata)
 
 
 def _safetensors_entry(path: Path, name: str, item: dict[str, Any], data_start: int) -> _Entry:
@@ -203,8 +210,14 @@ def _open_npz(path: Path) -> TensorFile:
                 for member in archive.infolist()
                 if member.filename.endswith(".npy")
             }
-    except (zipfile.BadZipFile, ValueError, EOFError, struct.error) as error:
+    except _NPZ_ERRORS as error:
         raise FileFormatError(f"{path} is not a readable .npz archive: {error}. Copy it again.") from error
+    size = path.stat().st_size
+    for name, entry in entries.items():
+        if entry.start + _bytes(entry) > size and not entry.compressed:
+            raise FileFormatError(
+                f"{path} is damaged: {name!r} would end after the file's {size} bytes. Copy it again."
+            )
     return TensorFile(path, entries)
 
 

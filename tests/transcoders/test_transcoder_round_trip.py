@@ -76,7 +76,6 @@ def test_cross_layer_files_are_circuit_tracers(tmp_path):
         "model_kind": "cross_layer_transcoder",
         "feature_input_hook": "hook_resid_mid",
         "feature_output_hook": "hook_mlp_out",
-        "activation": "jump_relu",
     }
 
 
@@ -97,6 +96,12 @@ def test_per_layer_files_are_circuit_tracers(tmp_path):
     }
 
 
+def test_topk_is_named_in_the_config(tmp_path):
+    save_transcoders(random_clt("topk"), tmp_path)
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert (config["activation"], config["k"]) == ("topk", 3)
+
+
 def test_topk_is_written_as_scalar_k(tmp_path):
     save_transcoders(random_set("topk"), tmp_path)
     assert load_file(tmp_path / "layer_0.safetensors")["k"].item() == 3
@@ -111,6 +116,7 @@ def test_another_transcoders_layers_are_not_mixed_in(tmp_path):
     save_transcoders(random_set(n_layers=3), tmp_path)
     with pytest.raises(InputError, match=r"layer_2\.safetensors"):
         save_transcoders(random_set(n_layers=2), tmp_path)
+    assert load_transcoder_from_hub(tmp_path)[0].n_layers == 3
 
 
 def test_a_lazy_transcoder_can_be_saved_over_itself(tmp_path):

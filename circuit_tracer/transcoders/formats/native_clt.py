@@ -17,7 +17,7 @@ from circuit_tracer.errors import FileFormatError
 from circuit_tracer.transcoders.activations import JumpReLU, TopK
 from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
 from circuit_tracer.transcoders.formats.format import Format
-from circuit_tracer.transcoders.formats.writing import activation_metadata, prepare_folder, save_tensors
+from circuit_tracer.transcoders.formats.writing import activation_metadata, native_names, prepare_folder, save_tensors
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 from circuit_tracer.transcoders.tensor_files import TensorFile
 
@@ -61,11 +61,9 @@ def _read_layer(file: TensorFile, layer: int) -> LayerWeights:
 
 def write(transcoder: CrossLayerTranscoder, folder: Path) -> None:
     """Write the pair of files of every layer into ``folder``, one matrix in memory at a time."""
-    layers = range(transcoder.n_layers)
-    names = [f"{part}_{layer}.safetensors" for layer in layers for part in ("W_enc", "W_dec")]
-    prepare_folder(folder, names)
+    prepare_folder(folder, native_names(transcoder.kind, transcoder.n_layers))
     metadata = activation_metadata(transcoder.activation_function)
-    for layer in layers:
+    for layer in range(transcoder.n_layers):
         save_tensors(_encoder_tensors(transcoder, layer), folder / f"W_enc_{layer}.safetensors", metadata)
         decoder = {f"W_dec_{layer}": transcoder.decoder(layer).whole()}
         save_tensors(decoder, folder / f"W_dec_{layer}.safetensors", metadata)

@@ -1,7 +1,8 @@
 """circuit-tracer's per-layer files: `layer_{i}.safetensors`.
 
 `W_enc` (F, D), `W_dec` (F, D), `b_enc` (F,), `b_dec` (D,); `activation_function.threshold` (F,) means JumpReLU, a
-scalar `k` TopK; `W_skip` (D, D) is applied as x @ W_skip.T. Neither threshold nor k: the config decides, ReLU by default.
+scalar `k` TopK; `W_skip` (D, D) is applied as x @ W_skip.T. With neither threshold nor k the config decides; default
+ReLU.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from circuit_tracer.transcoders.activations import JumpReLU, TopK
 from circuit_tracer.transcoders.formats.format import Format, each
-from circuit_tracer.transcoders.formats.writing import activation_metadata, prepare_folder, save_tensors
+from circuit_tracer.transcoders.formats.writing import activation_metadata, native_names, prepare_folder, save_tensors
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
 from circuit_tracer.transcoders.tensor_files import TensorFile
@@ -65,7 +66,7 @@ def write_layer(transcoder: SingleLayerTranscoder, path: Path) -> None:
 
 def write(transcoders: TranscoderSet, folder: Path) -> None:
     """Write `layer_{i}.safetensors` for every layer into ``folder``, one layer in memory at a time."""
-    names = [f"layer_{layer}.safetensors" for layer in range(transcoders.n_layers)]
+    names = native_names(transcoders.kind, transcoders.n_layers)
     prepare_folder(folder, names)
     for name, transcoder in zip(names, transcoders, strict=True):
         write_layer(transcoder, folder / name)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.transcoders.activations import Activation, TopK
+from circuit_tracer.transcoders.config import CONFIG_NAME
 
 NATIVE_FILE = re.compile(r"(layer|W_enc|W_dec)_\d+\.safetensors")
+
+
+def native_names(kind: str, n_layers: int) -> list[str]:
+    """The names of all native files of a transcoder, layer by layer."""
+    parts = ["layer"] if kind == "transcoder_set" else ["W_enc", "W_dec"]
+    return [f"{part}_{layer}.safetensors" for layer in range(n_layers) for part in parts]
 
 
 def prepare_folder(folder: Path, names: list[str]) -> None:
@@ -24,6 +32,12 @@ def prepare_folder(folder: Path, names: list[str]) -> None:
             f"{folder} already holds the files of another transcoder ({', '.join(stale[:4])}"
             f"{', ...' if len(stale) > 4 else ''}). Choose an empty folder or remove them."
         )
+
+
+def begin_folder(folder: Path, names: list[str]) -> None:
+    """`prepare_folder`, and remove config.yaml: it marks a folder as complete and is written last."""
+    prepare_folder(folder, names)
+    (folder / CONFIG_NAME).unlink(missing_ok=True)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -42,6 +56,11 @@ def activation_metadata(activation: Activation) -> dict[str, str]:
     if isinstance(activation, TopK) and activation.nonnegative:
         return {"relu_before_topk": "true"}
     return {}
+
+
+def activation_keys(activation: Activation) -> dict[str, Any]:
+    """The keys of config.yaml for what circuit-tracer does not learn from the files: TopK and its k."""
+    return {"activation": "topk", "k": activation.k} if isinstance(activation, TopK) else {}
 
 
 def _owns_storage(tensor: Tensor) -> bool:
