@@ -28,7 +28,9 @@ class ReplacementModel:
     transformers with our own hooks.
     """
 
-    def __init__(self, parts: ModelParts, transcoders: Transcoders, tokenizer: Any, backend: str = "transformerlens") -> None:
+    def __init__(
+        self, parts: ModelParts, transcoders: Transcoders, tokenizer: Any, backend: str = "transformerlens"
+    ) -> None:
         check_pair(parts, transcoders)
         check_hooks(parts, transcoders.feature_input_hook, transcoders.feature_output_hook)
         self.parts, self.transcoders, self.tokenizer, self.backend = parts, transcoders, tokenizer, backend
@@ -73,13 +75,20 @@ class ReplacementModel:
 
     @classmethod
     def from_config(
-        cls, config: Any, transcoders: Transcoders, backend: Backend = "transformerlens", tokenizer: Any = None, **kwargs: Any
+        cls,
+        config: Any,
+        transcoders: Transcoders,
+        backend: Backend = "transformerlens",
+        tokenizer: Any = None,
+        **kwargs: Any,
     ) -> ReplacementModel:
         """A randomly initialised model of a transformers configuration. Keyword arguments: device, dtype."""
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_config(config)
-        model = model.to(device=resolve_device(kwargs.pop("device", "cpu")), dtype=resolve_dtype(kwargs.pop("dtype", torch.float32)))
+        model = model.to(
+            device=resolve_device(kwargs.pop("device", "cpu")), dtype=resolve_dtype(kwargs.pop("dtype", torch.float32))
+        )
         if kwargs:
             raise InputError(f"unknown arguments {sorted(kwargs)}; from_config takes device, dtype and tokenizer")
         return cls.from_model(model.eval().requires_grad_(False), transcoders, tokenizer, config.model_type, backend)
@@ -93,7 +102,9 @@ class ReplacementModel:
         Raises UnsupportedModelError if its architecture is unknown or does not behave as the table says.
         """
         if backend not in ("transformerlens", "nnsight"):
-            raise InputError(f"backend {backend!r} is unknown; use 'transformerlens' or 'nnsight' (they are the same here)")
+            raise InputError(
+                f"backend {backend!r} is unknown; use 'transformerlens' or 'nnsight' (they are the same here)"
+            )
         parts = bind(model, model_name)
         check_pair(parts, transcoders)
         attention.install(model)
@@ -140,4 +151,5 @@ class ReplacementModel:
         return self.parts.device
 
     def __repr__(self) -> str:
-        return f"ReplacementModel({self.cfg.model_name}, {self.cfg.n_layers} layers, {self.transcoders!r}, {self.device}, {self.cfg.dtype})"
+        cfg = self.cfg
+        return f"ReplacementModel({cfg.model_name}, {cfg.n_layers} layers, {self.transcoders!r}, {self.device}, {cfg.dtype})"

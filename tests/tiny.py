@@ -26,10 +26,26 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {"head_dim": 6}),
     "gemma2": ("Gemma2Config", {"head_dim": 6, "sliding_window": 4, "query_pre_attn_scalar": 9}),
-    "gemma3": ("Gemma3TextConfig", {"head_dim": 6, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 6,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
     "phi3": ("Phi3Config", {}),
     "olmo2": ("Olmo2Config", {}),
-    "gpt_oss": ("GptOssConfig", {"head_dim": 6, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    "gpt_oss": (
+        "GptOssConfig",
+        {
+            "head_dim": 6,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
     "gpt2": ("GPT2Config", {}),
     "gpt_neox": ("GPTNeoXConfig", {"use_parallel_residual": True}),
     "gpt_neox-sequential": ("GPTNeoXConfig", {"use_parallel_residual": False}),
@@ -42,7 +58,13 @@ def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **o
     config_class, extra = CONFIGS[name]
     sizes = {**SIZES, **extra, **overrides}
     if config_class == "GPT2Config":
-        sizes = {**sizes, "n_embd": sizes.pop("hidden_size"), "n_layer": sizes.pop("num_hidden_layers"), "n_head": sizes.pop("num_attention_heads"), "n_positions": sizes.pop("max_position_embeddings")}
+        sizes = {
+            **sizes,
+            "n_embd": sizes.pop("hidden_size"),
+            "n_layer": sizes.pop("num_hidden_layers"),
+            "n_head": sizes.pop("num_attention_heads"),
+            "n_positions": sizes.pop("max_position_embeddings"),
+        }
         sizes.pop("intermediate_size"), sizes.pop("num_key_value_heads")
     if config_class == "GPTNeoXConfig":
         sizes.pop("num_key_value_heads")
@@ -78,14 +100,20 @@ def tiny_transcoder(
         return (torch.rand(*shape, generator=generator, dtype=torch.float64) - 0.5).to(dtype)
 
     def function(shape: tuple[int, ...]) -> Any:
-        return {"relu": ReLU, "jump_relu": lambda: JumpReLU(draw(*shape).abs() / 2), "topk": lambda: TopK(3)}[activation]()
+        return {"relu": ReLU, "jump_relu": lambda: JumpReLU(draw(*shape).abs() / 2), "topk": lambda: TopK(3)}[
+            activation
+        ]()
 
     if kind == "clt":
         clt = CrossLayerTranscoder(
             n_layers, n_features, d_model, function((n_layers, 1, n_features)), skip, lazy_decoder=False,
             feature_input_hook=input_hook, feature_output_hook=output_hook, dtype=dtype,
         )  # fmt: skip
-        clt.W_enc, clt.b_enc, clt.b_dec = draw(n_layers, n_features, d_model), draw(n_layers, n_features), draw(n_layers, d_model)
+        clt.W_enc, clt.b_enc, clt.b_dec = (
+            draw(n_layers, n_features, d_model),
+            draw(n_layers, n_features),
+            draw(n_layers, d_model),
+        )
         clt.W_dec = [draw(n_features, n_layers - layer, d_model) for layer in range(n_layers)]
         if skip:
             clt.W_skip = draw(n_layers, d_model, d_model)
@@ -93,7 +121,12 @@ def tiny_transcoder(
     layers = {}
     for layer in range(n_layers):
         one = SingleLayerTranscoder(d_model, n_features, function((n_features,)), layer, skip, dtype=dtype)
-        one.W_enc, one.b_enc, one.W_dec, one.b_dec = draw(n_features, d_model), draw(n_features), draw(n_features, d_model), draw(d_model)
+        one.W_enc, one.b_enc, one.W_dec, one.b_dec = (
+            draw(n_features, d_model),
+            draw(n_features),
+            draw(n_features, d_model),
+            draw(d_model),
+        )
         if skip:
             one.W_skip = draw(d_model, d_model)
         layers[layer] = one

@@ -32,13 +32,17 @@ def assemble(
     node_of_row[:n_targets] = torch.arange(first_target, n_nodes)
     node_of_row[n_targets + sources.column[selected]] = torch.arange(n_selected)
 
-    balance = {name: torch.zeros(n_nodes, dtype=torch.float64) for name in ("bias", "unselected", "unselected_mass", "pre")}
+    balance = {
+        name: torch.zeros(n_nodes, dtype=torch.float64) for name in ("bias", "unselected", "unselected_mass", "pre")
+    }
     order = torch.cat([torch.arange(first_target, n_nodes), torch.arange(n_selected)])
     balance["bias"][order], balance["pre"][order] = bias.double().cpu(), pre_activation.double().cpu()
 
     counts, pieces = torch.zeros(n_nodes, dtype=torch.int64), []
     for block in store.blocks:
-        for node, source, weight, row in _dense_pieces(block, node_of_row, sources, selected, first_error, first_token, n_layers):
+        for node, source, weight, row in _dense_pieces(
+            block, node_of_row, sources, selected, first_error, first_token, n_layers
+        ):
             mask = weight != 0
             counts[node] = mask.sum(1)
             pieces.append((node, source.expand_as(weight)[mask], weight[mask], counts[node]))
@@ -50,17 +54,25 @@ def assemble(
 
 
 def _dense_pieces(
-    block: StoredBlock, node_of_row: Tensor, sources: SourceTable, selected: Tensor, first_error: int, first_token: int, n_layers: int
+    block: StoredBlock,
+    node_of_row: Tensor,
+    sources: SourceTable,
+    selected: Tensor,
+    first_error: int,
+    first_token: int,
+    n_layers: int,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """(nodes (T,), source nodes (S,) ascending, weights (T, S), row of the block (T,)) of a block's selected rows, a slice at a time."""
+    """A block's selected rows, a slice at a time: nodes (T,), source nodes (S,) ascending, weights (T, S), rows (T,)."""
     n_pos = block.edges.token.shape[1]
     columns = sources.column[selected]
     reach = columns < block.edges.feature.shape[1]
-    source = torch.cat([
-        torch.nonzero(reach).flatten(),
-        (first_error + torch.arange(n_layers)[:, None] * sources.n_pos + torch.arange(n_pos)).flatten(),
-        first_token + torch.arange(n_pos),
-    ])
+    source = torch.cat(
+        [
+            torch.nonzero(reach).flatten(),
+            (first_error + torch.arange(n_layers)[:, None] * sources.n_pos + torch.arange(n_pos)).flatten(),
+            first_token + torch.arange(n_pos),
+        ]
+    )
     wanted = torch.nonzero(node_of_row[block.row] >= 0).flatten()
     step = max(1, (1 << 24) // max(1, len(source)))
     for row in wanted.split(step):
@@ -70,7 +82,9 @@ def _dense_pieces(
         yield node_of_row[block.row[row]], source, weight, row
 
 
-def _join(n_nodes: int, counts: Tensor, pieces: list[tuple[Tensor, Tensor, Tensor, Tensor]], dtype: torch.dtype) -> Edges:
+def _join(
+    n_nodes: int, counts: Tensor, pieces: list[tuple[Tensor, Tensor, Tensor, Tensor]], dtype: torch.dtype
+) -> Edges:
     """Compressed rows from pieces that each hold whole rows, row after row."""
     ptr = torch.zeros(n_nodes + 1, dtype=torch.int64)
     torch.cumsum(counts, 0, out=ptr[1:])

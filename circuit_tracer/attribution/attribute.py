@@ -59,8 +59,8 @@ def attribute(
 ) -> Graph:
     """Attribution graph of a prompt (text or ids (P,)): exact edges of the frozen linear network.
 
-    attribution_targets: None for the most probable tokens (at most `max_n_logits`, until `desired_logit_prob` is covered), token
-    ids, token strings, `CustomTarget`, `LogitDifference` or `FeatureTarget`; read at `position`.
+    attribution_targets: None for the most probable tokens (at most `max_n_logits`, until `desired_logit_prob` is covered),
+    token ids, token strings, `CustomTarget`, `LogitDifference` or `FeatureTarget`; read at `position`.
     max_feature_nodes: how many features get a row of their own, chosen by exact influence; None or 0: all active ones.
     batch_size: most rows in flight; neither it nor `update_interval` (kept for scripts written for circuit-tracer) changes the
     result. offload: do not keep decoder rows in memory; they are read again from the transcoder's files.
@@ -165,7 +165,8 @@ class Trace:
             self.interrupted = True
             self.selected_columns = torch.nonzero(self.store.expanded).flatten()
             warnings.warn(
-                f"interrupted: the graph holds the {len(self.selected_columns)} features computed so far of {self.budget}", stacklevel=3
+                f"interrupted: the graph holds the {len(self.selected_columns)} features computed so far of {self.budget}",
+                stacklevel=3,
             )
 
     def graph(self, settings: dict[str, Any]) -> Graph:
@@ -177,7 +178,9 @@ class Trace:
         ids = self.prompt.captured.ids
         tokenizer = self.model.tokenizer
         return Graph(
-            input_string=tokenizer.decode(ids.tolist()) if tokenizer is not None else " ".join(str(i) for i in ids.tolist()),
+            input_string=tokenizer.decode(ids.tolist())
+            if tokenizer is not None
+            else " ".join(str(i) for i in ids.tolist()),
             input_tokens=ids,
             active_features=torch.stack([active.layer, active.position, active.index], dim=1),
             adjacency_matrix=edges,

@@ -37,7 +37,15 @@ class MemoryPlan:
 
 
 def plan_memory(
-    n_rows: int, n_features: int, n_writes: int, n_layers: int, n_pos: int, d_model: int, item: int, batch_size: int, device: torch.device
+    n_rows: int,
+    n_features: int,
+    n_writes: int,
+    n_layers: int,
+    n_pos: int,
+    d_model: int,
+    item: int,
+    batch_size: int,
+    device: torch.device,
 ) -> MemoryPlan:
     """Plan for `n_rows` rows over `n_features` active features that write `n_writes` decoder rows; `item` bytes a number.
 
@@ -49,8 +57,8 @@ def plan_memory(
     if edge_rows > SHARE_FOR_EDGE_ROWS * available:
         fits = int(SHARE_FOR_EDGE_ROWS * available / per_row)
         raise ResourceError(
-            f"{n_rows} rows over {n_features} active features need {edge_rows / 1e9:.1f} GB, but only {available / 1e9:.1f} GB are "
-            f"free; expand fewer features (max_feature_nodes={max(1, fits)} fits)"
+            f"{n_rows} rows over {n_features} active features need {edge_rows / 1e9:.1f} GB, but only "
+            f"{available / 1e9:.1f} GB are free; expand fewer features (max_feature_nodes={max(1, fits)} fits)"
         )
     in_flight = COPIES_IN_FLIGHT * n_pos * d_model * item + per_row
     return MemoryPlan(

@@ -54,7 +54,8 @@ def check_pair(parts: ModelParts, transcoders: Transcoders) -> None:
         )
     if transcoders.n_layers != config.n_layers:
         raise CompatibilityError(
-            f"transcoder has {transcoders.n_layers} layers, model {config.model_name} has {config.n_layers}; every layer needs one"
+            f"transcoder has {transcoders.n_layers} layers, model {config.model_name} has "
+            f"{config.n_layers}; every layer needs one"
         )
 
 
@@ -127,22 +128,27 @@ def _balance(
     kept = keep_P.to(device)
     for layer in range(network.n_layers):
         x, y = network.transcoder_input(layer), network.transcoder_output(layer)
-        skip = transcoders.skip_matrix(layer)
-        skips.append(None if skip is None else skip.to(device=device, dtype=dtype))
+        stored = transcoders.skip_matrix(layer)
+        skip = None if stored is None else stored.to(device=device, dtype=dtype)
+        skips.append(skip)
         bias = transcoders.decoder_bias(layer).to(device=device, dtype=dtype)
-        by_skip = torch.zeros_like(y) if skips[layer] is None else x @ skips[layer]
+        by_skip = torch.zeros_like(y) if skip is None else x @ skip
         error[layer] = (y - features_LPD[layer] - bias - by_skip) * kept[:, None]
         constant_out[layer] = torch.where(kept[:, None], bias, y - by_skip)
         nmse.append(_nmse(y[kept], error[layer][kept]))
     if not torch.isfinite(error).all():
-        raise NumericalError("the transcoder's reconstruction is not finite on this prompt; check its weights for NaN or infinity")
+        raise NumericalError(
+            "the transcoder's reconstruction is not finite on this prompt; check its weights for NaN or infinity"
+        )
     inputs, final = _constants(network, constant_out, skips)
     counts = torch.bincount(sources.active.layer, minlength=network.n_layers)
     reconstruction = Reconstruction(nmse=torch.stack(nmse).cpu(), l0=counts.double() / int(keep_P.sum()))
     return LinearPrompt(network, sources, skips, error, inputs, final, reconstruction)
 
 
-def _constants(network: FrozenNetwork, constant_out_LPD: Tensor, skips: list[Tensor | None]) -> tuple[list[Tensor], Tensor]:
+def _constants(
+    network: FrozenNetwork, constant_out_LPD: Tensor, skips: list[Tensor | None]
+) -> tuple[list[Tensor], Tensor]:
     """The frozen network fed only with its constants: biases, norm shifts, positions, MLP outputs of left-out positions."""
     positions = network.captured.position_embedding
     start = torch.zeros_like(network.captured.embedding) if positions is None else positions

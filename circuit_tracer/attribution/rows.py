@@ -25,7 +25,9 @@ class StoredBlock:
     edges: EdgeBlock
     total: Tensor  # (T,) signed sum over all sources, float64
     mass: Tensor  # (T,) sum of |edges| over all sources, float64
-    layer_ptr: list[int]  # (L + 2,) rows of layer l are layer_ptr[l + 1] .. layer_ptr[l], since rows are sorted top first
+    layer_ptr: list[
+        int
+    ]  # (L + 2,) rows of layer l are layer_ptr[l + 1] .. layer_ptr[l], since rows are sorted top first
 
 
 class RowStore:
@@ -43,7 +45,10 @@ class RowStore:
     def add(self, edges: EdgeBlock, row: Tensor) -> None:
         """Keep a block; `row` (T,) numbers its rows globally."""
         parts = [edges.feature, edges.error.flatten(1), edges.token]
-        total = sum((part.sum(1, dtype=torch.float64) for part in parts), torch.zeros(len(row), dtype=torch.float64, device=edges.token.device))
+        total = sum(
+            (part.sum(1, dtype=torch.float64) for part in parts),
+            torch.zeros(len(row), dtype=torch.float64, device=edges.token.device),
+        )
         mass = sum((part.abs().sum(1, dtype=torch.float64) for part in parts), torch.zeros_like(total))
         ptr = [int((edges.layer >= layer).sum()) for layer in range(self.n_layers + 2)]
         self.blocks.append(StoredBlock(row, edges, total, mass, ptr))

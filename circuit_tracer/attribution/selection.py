@@ -59,7 +59,11 @@ def largest_below(store: RowStore, weight_K: Tensor, budget: int) -> tuple[Tenso
             below = threshold
         threshold = _value_at(influence, budget)
         if not below < threshold < above:
-            threshold = (below * above) ** 0.5 if below > 0 and above < float("inf") else (below + min(above, 2 * below + 1e-30)) / 2
+            threshold = (
+                (below * above) ** 0.5
+                if below > 0 and above < float("inf")
+                else (below + min(above, 2 * below + 1e-30)) / 2
+            )
         if not below < threshold < above:
             break
     rest = best_influence.clone()

@@ -57,7 +57,11 @@ class SourceTable:
         """
         n_layers, d_model = self.transcoders.n_layers, self.transcoders.d_model
         reconstruction = torch.zeros(n_layers, self.n_pos, d_model, dtype=dtype, device=device)
-        rows = [torch.empty(len(layer.feature), d_model, dtype=dtype, device=device) for layer in self.layers] if self.keep_rows else []
+        rows = (
+            [torch.empty(len(layer.feature), d_model, dtype=dtype, device=device) for layer in self.layers]
+            if self.keep_rows
+            else []
+        )
         for source in range(n_layers):
             for layer, slot, position, block in self._blocks(source, dtype, device):
                 reconstruction[layer].index_add_(0, position, block)
@@ -101,7 +105,9 @@ class SourceTable:
         return blocks
 
     def _layer_sources(self, layer: int) -> LayerSources:
-        writes = torch.tensor([layer in self.transcoders.target_layers(source) for source in range(self.transcoders.n_layers)])
+        writes = torch.tensor(
+            [layer in self.transcoders.target_layers(source) for source in range(self.transcoders.n_layers)]
+        )
         chosen = writes[self.active.layer[self.feature_of_column]]
         feature = self.feature_of_column[chosen]
         slot = torch.full((len(self),), -1)

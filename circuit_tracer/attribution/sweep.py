@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,11 +66,13 @@ class Sweep:
 
     def _block(self, row: Tensor, targets: ReadOut) -> EdgeBlock:
         n_pos, n_layers = int(targets.position.max()) + 1, self.network.n_layers
-        options = {"dtype": self.dtype, "device": self.device}
+        options: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         g = torch.zeros(len(targets), n_pos, targets.vector.shape[1], **options)
         feature = torch.zeros(len(targets), self.sources.position_ptr[n_pos], **options)
         error = torch.zeros(len(targets), n_layers, n_pos, **options)
-        joined = [int((targets.layer >= layer).sum()) for layer in range(n_layers + 1)]  # rows sorted by layer, top first
+        joined = [
+            int((targets.layer >= layer).sum()) for layer in range(n_layers + 1)
+        ]  # rows sorted by layer, top first
         self._join_logits(g[: joined[n_layers]], targets)
         for layer in reversed(range(n_layers)):
             above, here = joined[layer + 1], joined[layer]
@@ -118,9 +121,15 @@ class Sweep:
         return self.network.read_adjoint(layer, at_output @ skip.T, position).view_as(g_TPD)
 
 
+# A block of rows is as wide as its last target's position, so more blocks waste less work; fewer make better products.
+MOST_BLOCKS_A_SWEEP = 8
+FEWEST_ROWS_A_BLOCK = 64
+
+
 def split_rows(layer: Tensor, position: Tensor, block_rows: int) -> Iterator[Tensor]:
-    """Indices of rows, block by block: rows of similar position together (columns end at the last), sorted by layer inside."""
+    """Indices of rows, block by block: rows of similar position together, sorted by layer (top first) inside."""
+    count = len(position)
+    size = max(1, min(block_rows, max(FEWEST_ROWS_A_BLOCK, -(-count // MOST_BLOCKS_A_SWEEP))))
     order = torch.argsort(position, stable=True)
-    n_blocks = -(-len(order) // block_rows) if len(order) else 0
-    for block in order.tensor_split(n_blocks) if n_blocks else ():
+    for block in order.tensor_split(-(-count // size)) if count else ():
         yield block[torch.argsort(layer[block], descending=True, stable=True)]

@@ -66,7 +66,7 @@ def resolve_targets(
 ) -> TargetRows:
     """Targets of a trace, read at `position` (features name their own). None: the most probable tokens.
 
-    Raises InputError for unknown tokens, ids or features outside the model, vectors of the wrong width, thresholds out of range.
+    Raises InputError for unknown tokens, ids or features outside the model, vectors of the wrong width, bad thresholds.
     """
     check_logit_options(parts.config.d_vocab, max_n_logits, desired_logit_prob)
     reader = _Reader(parts, network, transcoders, tokenizer, position)
@@ -77,7 +77,9 @@ def resolve_targets(
         return reader.table([reader.token(int(i)) for i in chosen.indices[:count]])
     items = attribution_targets.tolist() if isinstance(attribution_targets, Tensor) else list(attribution_targets)
     if not items:
-        raise InputError("attribution_targets is empty; name at least one target, or pass None for the most probable tokens")
+        raise InputError(
+            "attribution_targets is empty; name at least one target, or pass None for the most probable tokens"
+        )
     return reader.table([reader.read(item) for item in items])
 
 
@@ -103,7 +105,9 @@ class _Item(NamedTuple):
 class _Reader:
     """Turns one item of `attribution_targets` after the other into a read vector."""
 
-    def __init__(self, parts: ModelParts, network: FrozenNetwork, transcoders: Any, tokenizer: Any, position: int) -> None:
+    def __init__(
+        self, parts: ModelParts, network: FrozenNetwork, transcoders: Any, tokenizer: Any, position: int
+    ) -> None:
         self.parts, self.network, self.transcoders, self.tokenizer = parts, network, transcoders, tokenizer
         self.n_pos = network.captured.n_pos
         self.position = self._position(position)
@@ -153,20 +157,34 @@ class _Reader:
     def token(self, token_id: int) -> _Item:
         vector = self.unembed[token_id].to(self.mean.dtype) - self.mean
         weight = float(self.probability[token_id])
-        return _Item(self._text(token_id), self.network.n_layers, self.position, weight, token_id, "logit", vector, self._bias(token_id))
+        return _Item(
+            self._text(token_id),
+            self.network.n_layers,
+            self.position,
+            weight,
+            token_id,
+            "logit",
+            vector,
+            self._bias(token_id),
+        )
 
     def _difference(self, item: LogitDifference) -> _Item:
-        first, second = (self._token_id(t) if isinstance(t, str) else self._check_id(t) for t in (item.token, item.other))
+        first, second = (
+            self._token_id(t) if isinstance(t, str) else self._check_id(t) for t in (item.token, item.other)
+        )
         vector = self.unembed[first].to(self.mean.dtype) - self.unembed[second].to(self.mean.dtype)
         label = f"{self._text(first)} - {self._text(second)}"
         constant = self._bias(first) - self._bias(second)
-        return _Item(label, self.network.n_layers, self.position, self._weight(item.weight), None, "direction", vector, constant)
+        return _Item(
+            label, self.network.n_layers, self.position, self._weight(item.weight), None, "direction", vector, constant
+        )
 
     def _direction(self, item: CustomTarget) -> _Item:
         vector = torch.as_tensor(item.vec).detach().to(device=self.mean.device, dtype=self.mean.dtype)
         if vector.shape != self.mean.shape or not torch.isfinite(vector).all():
             raise InputError(
-                f"target {item.token_str!r}: the vector must be finite and of shape {tuple(self.mean.shape)}, got {tuple(vector.shape)}"
+                f"target {item.token_str!r}: the vector must be finite and of shape {tuple(self.mean.shape)}, "
+                f"got {tuple(vector.shape)}"
             )
         weight = self._weight(float(item.prob))
         return _Item(str(item.token_str), self.network.n_layers, self.position, weight, None, "direction", vector, 0.0)
@@ -180,7 +198,16 @@ class _Reader:
             )
         rows, bias = self.transcoders.encoder_rows(layer, torch.tensor([index]))
         vector = rows[0].to(device=self.mean.device, dtype=self.mean.dtype)
-        return _Item(f"feature {layer}/{index}", layer, position, self._weight(item.weight), None, "feature", vector, float(bias[0]))
+        return _Item(
+            f"feature {layer}/{index}",
+            layer,
+            position,
+            self._weight(item.weight),
+            None,
+            "feature",
+            vector,
+            float(bias[0]),
+        )
 
     def _bias(self, token_id: int) -> float:
         return 0.0 if self.bias is None else float(self.bias[token_id]) - self.mean_bias
@@ -196,7 +223,8 @@ class _Reader:
         if len(ids) != 1 or (ids[0] == unknown and text != self.tokenizer.unk_token):
             pieces = [self.tokenizer.decode([i]) for i in ids]
             raise InputError(
-                f"target {text!r} is {len(ids)} tokens {pieces}, not one known token; a leading space often matters, or name it by its id"
+                f"target {text!r} is {len(ids)} tokens {pieces}, not one known token; a leading space often matters, or name "
+                "it by its id"
             )
         return int(ids[0])
 

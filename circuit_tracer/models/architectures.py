@@ -61,7 +61,7 @@ class Architecture:
         return bool(self.parallel_flag and getattr(config, self.parallel_flag))
 
 
-_SANDWICH = {
+_SANDWICH: dict[str, Any] = {
     "attention_post_norm": "post_attention_layernorm",
     "mlp_norm": "pre_feedforward_layernorm",
     "mlp_post_norm": "post_feedforward_layernorm",
@@ -137,7 +137,9 @@ def part(module: nn.Module, path: str) -> nn.Module:
         ) from error
 
 
-def value_projection(attention: nn.Module, rows: ValueRows, n_heads: int, n_kv: int, d_head: int) -> tuple[Tensor, Tensor | None]:
+def value_projection(
+    attention: nn.Module, rows: ValueRows, n_heads: int, n_kv: int, d_head: int
+) -> tuple[Tensor, Tensor | None]:
     """Weight (n_kv * d_head, D) and bias (n_kv * d_head,) of the value projection, views where possible."""
     weight, bias = attention.weight, attention.bias
     pick = _VALUE_ROWS[rows]
@@ -171,7 +173,7 @@ _VALUE_ROWS: dict[ValueRows, Callable[[Tensor, int, int, int], Tensor]] = {
 
 
 def float_weights(model: nn.Module) -> torch.dtype:
-    """The floating dtype of the model's weights; an error for quantised ones, whose products are not linear maps we can read."""
+    """The floating dtype of the model's weights; an error for quantised ones, which cannot be read as linear maps."""
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():
             raise UnsupportedModelError(

@@ -30,7 +30,7 @@ class LayerCapture:
 
 @dataclass
 class PromptCapture:
-    """A prompt's forward pass, frozen. Tensors are detached and in the compute dtype (float32, or float64 for float64 models)."""
+    """A prompt's forward pass, frozen. Tensors are detached and in the compute dtype (float64 or float32)."""
 
     ids: Tensor  # (P,)
     embedding: Tensor  # (P, D) token vectors as they enter the first layer (scaled, without positions)
@@ -55,7 +55,9 @@ def capture(parts: ModelParts, ids: Tensor) -> PromptCapture:
     """
     check_length(parts, ids)
     layers = [LayerCapture() for _ in parts.layers]
-    tape, first, final = AttentionTape(), {}, {}
+    tape = AttentionTape()
+    first: dict[str, Tensor] = {}
+    final: dict[str, Tensor] = {}
     with ExitStack() as stack, torch.no_grad():
         stack.enter_context(attention_tape(tape))
         stack.enter_context(_hooks(parts, layers, first, final))
@@ -86,11 +88,15 @@ def check_length(parts: ModelParts, ids: Tensor) -> None:
 
 
 @contextmanager
-def _hooks(parts: ModelParts, layers: list[LayerCapture], first: dict[str, Tensor], final: dict[str, Tensor]) -> Iterator[None]:
+def _hooks(
+    parts: ModelParts, layers: list[LayerCapture], first: dict[str, Tensor], final: dict[str, Tensor]
+) -> Iterator[None]:
     handles = []
     dtype = parts.compute_dtype
     try:
-        handles.append(parts.layers[0].module.register_forward_pre_hook(_keep_input(first, "resid", dtype), with_kwargs=True))
+        handles.append(
+            parts.layers[0].module.register_forward_pre_hook(_keep_input(first, "resid", dtype), with_kwargs=True)
+        )
         handles += [exact_norm(parts.final_norm, final, "inverse_sigma")]
         for layer, kept in zip(parts.layers, layers, strict=True):
             handles += [exact_norm(norm, kept.inverse_sigma, name) for name, norm in layer.norms().items()]
@@ -119,7 +125,9 @@ def _mlp_hooks(layer: LayerParts, kept: LayerCapture, dtype: torch.dtype) -> lis
         kept.resid_mid = args[0][0].detach().to(dtype)
 
     def keep_mlp_out(module: nn.Module, args: Sequence[Tensor], output: Any) -> None:
-        kept.mlp_out = (output[0] if isinstance(output, tuple) else output).detach().to(dtype).reshape(kept.resid_mid.shape)
+        kept.mlp_out = (
+            (output[0] if isinstance(output, tuple) else output).detach().to(dtype).reshape(kept.resid_mid.shape)
+        )
 
     return [reader.register_forward_pre_hook(keep_resid_mid), layer.mlp.register_forward_hook(keep_mlp_out)]
 
@@ -163,7 +171,9 @@ def _require_finite(captured: PromptCapture) -> None:
                 "it in float32 instead of float16."
             )
     if not torch.isfinite(captured.final).all():
-        raise NumericalError("the model's final residual stream is not finite on this prompt. Check the model's weights.")
+        raise NumericalError(
+            "the model's final residual stream is not finite on this prompt. Check the model's weights."
+        )
 
 
 def norm_parameters(norm: Norm | None) -> NormParameters | None:

@@ -39,7 +39,9 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def load_language_model(model_name: str | Path, device: torch.device, dtype: torch.dtype, **kwargs: Any) -> tuple[Any, Any]:
+def load_language_model(
+    model_name: str | Path, device: torch.device, dtype: torch.dtype, **kwargs: Any
+) -> tuple[Any, Any]:
     """(model, tokenizer) in evaluation mode, without gradients. Further keyword arguments go to `from_pretrained`.
 
     Raises InputError when nothing is there and FileFormatError when it cannot be read.
@@ -49,7 +51,7 @@ def load_language_model(model_name: str | Path, device: torch.device, dtype: tor
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32 if extra else dtype, **extra, **kwargs)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32 if extra else dtype, **extra, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
     except OSError as error:
         raise InputError(
@@ -60,8 +62,7 @@ def load_language_model(model_name: str | Path, device: torch.device, dtype: tor
         if "Unrecognized" in str(error) or "does not recognize" in str(error) or "not supported" in str(error):
             raise InputError(f"transformers cannot load {str(model_name)!r}: {_first_line(error)}") from error
         raise FileFormatError(f"the model at {str(model_name)!r} cannot be read: {_first_line(error)}") from error
-    model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return model, tokenizer
+    return model.to(dtype).to(device).eval().requires_grad_(False), tokenizer
 
 
 def _source(model_name: str | Path) -> tuple[str, dict[str, str]]:

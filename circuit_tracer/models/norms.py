@@ -15,7 +15,7 @@ from circuit_tracer.models.architectures import NormKind
 
 @dataclass(frozen=True)
 class NormParameters:
-    """A norm module read through the table: out = gain * (x - mean?) / sigma + shift, with `gain` already 1 + weight for Gemma."""
+    """A norm read through the table: out = gain * (x - mean?) / sigma + shift; `gain` is 1 + weight for Gemma."""
 
     gain: Tensor  # (D,)
     shift: Tensor | None  # (D,)
@@ -25,7 +25,7 @@ class NormParameters:
     @classmethod
     def read(cls, module: nn.Module, kind: NormKind, dtype: torch.dtype) -> NormParameters:
         """Take gain, shift and epsilon from a transformers norm module, in `dtype`."""
-        weight = module.weight.detach().to(dtype)  # type: ignore[union-attr,operator]
+        weight = module.weight.detach().to(dtype)  # type: ignore[operator]
         bias = getattr(module, "bias", None)
         epsilon = next(float(getattr(module, n)) for n in ("variance_epsilon", "eps") if hasattr(module, n))
         return cls(

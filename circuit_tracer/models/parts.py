@@ -86,7 +86,9 @@ def bind(model: Any, model_name: str) -> ModelParts:
     blocks = part(model, architecture.layers)
     layers = [_bind_layer(block, architecture, sizes, compute) for block in blocks.children()]
     if len(layers) != sizes.n_layers:
-        raise UnsupportedModelError(f"{architecture.layers} has {len(layers)} layers, the configuration says {sizes.n_layers}")
+        raise UnsupportedModelError(
+            f"{architecture.layers} has {len(layers)} layers, the configuration says {sizes.n_layers}"
+        )
     return ModelParts(
         model=model,
         architecture=architecture,

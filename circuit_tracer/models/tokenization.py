@@ -77,6 +77,7 @@ def _ids(prompt: Prompt, tokenizer: Any) -> Tensor:
         ids = ids[0]
     if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise InputError(
-            f"token ids must be one row of integers, got shape {tuple(ids.shape)} and dtype {ids.dtype}; trace prompts one by one"
+            f"token ids must be one row of integers, got shape {tuple(ids.shape)} and dtype {ids.dtype}; "
+            "trace prompts one by one"
         )
     return ids.detach().cpu().to(torch.int64)

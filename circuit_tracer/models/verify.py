@@ -49,6 +49,6 @@ def _compare(parts: ModelParts, what: str, found: Tensor, expected: Tensor, tole
     if not error <= tolerance:
         raise UnsupportedModelError(
             f"{parts.config.original_architecture} does not behave as its row in the table of architectures says: {what} "
-            f"differs by {error:.2e} relative (at most {tolerance:.0e} expected). This variant of {parts.architecture.model_type} "
-            "is not supported; please report it with the model's config.json."
+            f"differs by {error:.2e} relative (at most {tolerance:.0e} expected). This variant of "
+            f"{parts.architecture.model_type} is not supported; please report it with the model's config.json."
         )

@@ -18,6 +18,8 @@ def attend_back(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD:
                 kv = head * n_kv // n_heads
                 z_d = torch.zeros(d_head, dtype=g_TPD.dtype)
                 for query in range(key, n_pos):
-                    z_d += pattern_HPP[head, query, key] * (g_TPD[row, query] @ output_DO[:, head * d_head : (head + 1) * d_head])
+                    z_d += pattern_HPP[head, query, key] * (
+                        g_TPD[row, query] @ output_DO[:, head * d_head : (head + 1) * d_head]
+                    )
                 result[row, key] += z_d @ value_VD[kv * d_head : (kv + 1) * d_head]
     return result

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 
-def contract_(out_TN: Tensor, g_TPD: Tensor, source_nD: Tensor, source_ptr: Sequence[int], column: Sequence[int]) -> None:
+def contract_(
+    out_TN: Tensor, g_TPD: Tensor, source_nD: Tensor, source_ptr: Sequence[int], column: Sequence[int]
+) -> None:
     """out[t, column[p] + i] += <g[t, p], source[source_ptr[p] + i]> for every position p and source i there, in place.
 
     out_TN: (T, N). g_TPD: (T, P, D). source_nD: (n, D), sorted by position. source_ptr: P + 1 offsets into it (more are

@@ -1,0 +1,154 @@
+"""A picture of a pruned graph: tokens across, layers up, edges by share of their target's input.
+
+Letters: L layers, P positions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from circuit_tracer.errors import CircuitTracerError
+from circuit_tracer.files import atomic_write
+from circuit_tracer.graph.graph import Graph
+from circuit_tracer.graph.influence import node_influence
+from circuit_tracer.graph.nodes import NodeKind
+from circuit_tracer.graph.pruning import prune_graph
+
+_STYLE: dict[NodeKind, tuple[str, str]] = {  # marker, colour
+    NodeKind.FEATURE: ("o", "#3b6fb6"),
+    NodeKind.ERROR: ("D", "#b9b9b9"),
+    NodeKind.TOKEN: ("s", "#4c9a5b"),
+    NodeKind.TARGET: ("s", "#c0504d"),
+}
+_POSITIVE, _NEGATIVE = "#7a4b9a", "#c77f2e"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    node: list[int]  # graph index of each drawn node
+    x: list[float]
+    y: list[float]
+
+
+def draw_graph(
+    graph: Graph,
+    path: str | Path,
+    labels: Mapping[tuple[int, int], str] | None = None,
+    node_threshold: float = 0.8,
+    edge_threshold: float = 0.98,
+    most_features: int = 24,
+    most_edges: int = 120,
+) -> Path:
+    """Draw the pruned graph into an SVG, PNG or PDF file (by suffix) and return its path.
+
+    labels: text by (layer, feature index). At most `most_features` features, those of largest influence, and
+    `most_edges` edges, those of largest share of their target's input, are drawn. Raises CircuitTracerError without
+    matplotlib.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as pyplot
+    except ImportError as error:
+        raise CircuitTracerError("pictures need matplotlib: pip install 'circuit-tracing[plot]'") from error
+    layout = _place(graph, _chosen_nodes(graph, node_threshold, edge_threshold, most_features))
+    width = max(7.0, 1.9 * graph.n_pos)
+    figure, axes = pyplot.subplots(figsize=(width, 1.1 * (graph.n_layers + 3)))
+    _draw_edges(axes, graph, layout, most_edges)
+    _draw_nodes(axes, graph, layout, labels or {})
+    _draw_frame(axes, graph)
+    with atomic_write(path) as temporary:
+        figure.savefig(
+            temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=150, bbox_inches="tight", metadata=None
+        )
+    pyplot.close(figure)
+    return Path(path)
+
+
+def _chosen_nodes(graph: Graph, node_threshold: float, edge_threshold: float, most_features: int) -> list[int]:
+    mask = prune_graph(graph, node_threshold, edge_threshold).node_mask.cpu()
+    influence = node_influence(graph.edges, graph.blocks, graph.target_weights).cpu()
+    kind = graph.nodes.kind.cpu()
+    features = torch.nonzero(mask & (kind == NodeKind.FEATURE)).flatten()
+    features = features[torch.argsort(influence[features], descending=True)[:most_features]]
+    others = torch.nonzero(mask & (kind != NodeKind.FEATURE) & (kind != NodeKind.ERROR)).flatten()
+    errors = torch.nonzero(mask & (kind == NodeKind.ERROR)).flatten()
+    errors = errors[torch.argsort(influence[errors], descending=True)[: max(0, most_features // 4)]]
+    return sorted([*features.tolist(), *others.tolist(), *errors.tolist()])
+
+
+def _place(graph: Graph, chosen: list[int]) -> _Layout:
+    """Tokens at the bottom, targets on top, layer l in row l + 1; nodes of one cell side by side."""
+    nodes, cells = graph.nodes, defaultdict(list)
+    rows = {NodeKind.TOKEN: 0.0, NodeKind.TARGET: graph.n_layers + 1.0}
+    for node in chosen:
+        kind = NodeKind(int(nodes.kind[node]))
+        cells[int(nodes.position[node]), rows.get(kind, float(nodes.layer[node]) + 1)].append(node)
+    x, y, order = [], [], []
+    for (position, row), members in cells.items():
+        for slot, node in enumerate(members):
+            offset = (slot - (len(members) - 1) / 2) * min(0.3, 0.84 / len(members))
+            order.append(node)
+            x.append(position + offset)
+            y.append(row + 0.16 * (slot % 2))
+    return _Layout(order, x, y)
+
+
+def _draw_edges(axes: Any, graph: Graph, layout: _Layout, most: int) -> None:
+    place = {node: i for i, node in enumerate(layout.node)}
+    drawn = []
+    for target in layout.node:
+        source, weight = graph.edges.row(target)
+        total = float(weight.abs().sum())
+        drawn += [
+            (abs(float(w)) / total, float(w), int(s), target)
+            for s, w in zip(source, weight, strict=True)
+            if int(s) in place
+        ]
+    for share, edge, start, stop in sorted(drawn, reverse=True)[:most]:
+        a, b = place[start], place[stop]
+        axes.plot(
+            [layout.x[a], layout.x[b]], [layout.y[a], layout.y[b]], color=_POSITIVE if edge > 0 else _NEGATIVE,
+            linewidth=0.3 + 3 * share**0.5, alpha=min(0.85, 0.12 + share), zorder=1, solid_capstyle="round",
+        )  # fmt: skip
+
+
+def _draw_nodes(axes: Any, graph: Graph, layout: _Layout, labels: Mapping[tuple[int, int], str]) -> None:
+    nodes = graph.nodes
+    for node, x, y in zip(layout.node, layout.x, layout.y, strict=True):
+        kind = NodeKind(int(nodes.kind[node]))
+        marker, colour = _STYLE[kind]
+        axes.scatter([x], [y], marker=marker, s=46, color=colour, edgecolors="white", linewidths=0.8, zorder=3)
+        text = _text(graph, node, kind, labels)
+        if text:
+            axes.annotate(text, (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=6.5, zorder=4)
+
+
+def _text(graph: Graph, node: int, kind: NodeKind, labels: Mapping[tuple[int, int], str]) -> str:
+    if kind is NodeKind.FEATURE:
+        return labels.get((int(graph.nodes.layer[node]), int(graph.nodes.feature[node])), "")
+    if kind is NodeKind.TARGET:
+        rank = node - graph.nodes.layout.target_start
+        return f"{graph.targets.label[rank].strip()} {float(graph.targets.weight[rank]):.2f}"
+    return ""
+
+
+def _draw_frame(axes: Any, graph: Graph) -> None:
+    tokens = graph.token_strings or [str(int(i)) for i in graph.input_tokens]
+    axes.set_xticks(range(graph.n_pos), [token.replace("$", r"\$") for token in tokens])
+    axes.set_yticks(
+        range(graph.n_layers + 2), ["token", *[f"layer {layer}" for layer in range(graph.n_layers)], "output"]
+    )
+    axes.set_xlim(-0.6, graph.n_pos - 0.4)
+    axes.set_ylim(-0.4, graph.n_layers + 1.6)
+    axes.grid(axis="y", color="#eeeeee", zorder=0)
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(length=0, labelsize=8)
