@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -41,9 +42,10 @@ def parse_reference(reference: str | Path) -> Path | HubReference:
     """
     text = str(reference)
     path = Path(text).expanduser()
-    if path.is_dir():
+    # os.path answers False where pathlib raises: names too long, or with a zero byte.
+    if text and os.path.isdir(path):
         return path
-    if path.exists():
+    if os.path.isfile(path):
         raise InputError(f"{path} is a file; give the folder of the transcoder's files.")
     if isinstance(reference, Path) or path.is_absolute() or text.startswith((".", "~", "\\")):
         raise InputError(f"no such folder: {path}. Give an existing folder, or org/repo of the Hugging Face hub.")
