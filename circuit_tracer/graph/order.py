@@ -28,9 +28,11 @@ def layered_blocks(edges: Edges, nodes: NodeTable) -> Blocks | None:
         return None
     blocks: Blocks = [range(layout.target_start, layout.n_nodes)]
     _, sizes = torch.unique_consecutive(nodes.layer[: layout.n_features], return_counts=True)
-    stops = torch.cumsum(sizes, 0).tolist()
-    starts = [0, *stops[:-1]]
-    blocks.extend(range(start, stop) for start, stop in reversed(list(zip(starts, stops, strict=True))))
+    stops = torch.cumsum(sizes, 0)
+    starts = stops - sizes
+    blocks.extend(
+        range(start, stop) for start, stop in zip(starts.flip(0).tolist(), stops.flip(0).tolist(), strict=True)
+    )
     return blocks
 
 

@@ -1,0 +1,97 @@
+"""Random attribution graphs with everything a graph can hold, and a hypothesis strategy of them."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+
+from circuit_tracer.graph import Edges, Graph, LogitTarget, NodeTable, Reconstruction, RowBalance, TargetTable
+
+WIDTH = 11
+
+
+def random_graph(
+    seed: int = 0,
+    n_layers: int = 3,
+    n_pos: int = 4,
+    n_active: int = 20,
+    n_selected: int = 14,
+    n_targets: int = 3,
+    density: float = 0.5,
+    dtype: torch.dtype = torch.float64,
+) -> Graph:
+    """A causal, layered random graph in which every feature and target has input."""
+    rng = torch.Generator().manual_seed(seed)
+    grid = torch.cartesian_prod(torch.arange(n_layers), torch.arange(n_pos), torch.arange(WIDTH))
+    active = grid[torch.randperm(len(grid), generator=rng)[:n_active].sort().values]
+    selected = torch.randperm(len(active), generator=rng)[:n_selected].sort().values
+    activation = torch.rand(len(active), generator=rng, dtype=dtype) + 0.1
+    probabilities = torch.softmax(torch.randn(n_targets, generator=rng, dtype=dtype), 0).sort(descending=True).values
+    logit_targets = [LogitTarget(f' "tok{i}"', 7 * i) for i in range(n_targets)]
+    tokens = torch.randint(0, 90, (n_pos,), generator=rng)
+    targets = TargetTable.from_logits(logit_targets, probabilities, n_layers, n_pos, 90)
+    nodes = NodeTable.build(active[selected], activation[selected], tokens, n_layers, targets)
+    matrix = _random_edges(nodes, density, rng, dtype)
+    n_nodes = len(nodes)
+    has_input = torch.cat([torch.arange(len(selected)), torch.arange(n_nodes - n_targets, n_nodes)])
+    columns = torch.zeros(4, n_nodes, dtype=dtype)
+    columns[:3, has_input] = torch.randn(3, len(has_input), generator=rng, dtype=dtype)
+    columns[2].abs_()
+    columns[3] = matrix.sum(1) + columns[0] + columns[1]
+    return Graph(
+        input_string="the prompt, \N{GREEK SMALL LETTER LAMDA}",
+        input_tokens=tokens,
+        active_features=active,
+        adjacency_matrix=matrix,
+        cfg={"n_layers": n_layers, "d_model": 16, "d_vocab": 90, "model_name": "some/model", "dtype": "float32"},
+        selected_features=selected,
+        activation_values=activation,
+        logit_targets=logit_targets,
+        logit_probabilities=probabilities,
+        scan="some/transcoders",
+        balance=RowBalance(*columns),
+        targets=targets,
+        token_strings=["<bos>", *(f" t{i}\n" for i in range(1, n_pos))],
+        reconstruction=Reconstruction(torch.rand(n_layers, generator=rng), torch.rand(n_layers, generator=rng)),
+        provenance={"max_n_logits": 10, "desired_logit_prob": 0.95, "versions": {"torch": "x"}, "device": None},
+    )
+
+
+def _random_edges(nodes: NodeTable, density: float, rng: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
+    layout, n_nodes = nodes.layout, len(nodes)
+    matrix = torch.randn(n_nodes, n_nodes, generator=rng, dtype=dtype)
+    matrix *= torch.randn(n_nodes, n_nodes, generator=rng, dtype=dtype).exp()
+    present = torch.rand(n_nodes, n_nodes, generator=rng) < density
+    own_token = torch.arange(layout.token_start, layout.target_start)[nodes.position]
+    present[torch.arange(n_nodes), own_token] = True
+    possible = (nodes.layer[:, None] > nodes.layer) & (nodes.position[:, None] >= nodes.position)
+    matrix *= possible & present
+    matrix[layout.error_start : layout.target_start] = 0
+    matrix[:, layout.targets] = 0
+    return matrix
+
+
+def graphs(dtype: torch.dtype = torch.float64) -> st.SearchStrategy[Graph]:
+    """Graphs of many shapes, among them ones without features, with one layer, one token or one target."""
+    return st.builds(
+        random_graph,
+        seed=st.integers(0, 2**31),
+        n_layers=st.integers(1, 5),
+        n_pos=st.integers(1, 5),
+        n_active=st.integers(0, 11),
+        n_selected=st.integers(0, 30),
+        n_targets=st.integers(1, 4),
+        density=st.floats(0, 1),
+        dtype=st.just(dtype),
+    )
+
+
+def dense_influence(matrix: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """w ((Id - M)^-1 - Id), literally."""
+    normalised = matrix.abs() / matrix.abs().sum(1, keepdim=True).clamp(min=1e-10)
+    identity = torch.eye(len(matrix), dtype=matrix.dtype)
+    return weights.to(matrix) @ (torch.linalg.inv(identity - normalised) - identity)
+
+
+def same_edges(a: Edges, b: Edges) -> bool:
+    return all(torch.equal(x, y) for x, y in ((a.row_ptr, b.row_ptr), (a.source, b.source), (a.weight, b.weight)))
