@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import struct
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import pytest
+import torch
+from graph_cases import graphs, random_graph, same_edges
+from hypothesis import HealthCheck, given, settings
+
+from circuit_tracer.errors import FileFormatError, InputError, ResourceError
+from circuit_tracer.graph import Graph, LogitTarget, TargetTable, prune_graph
+from circuit_tracer.graph.files import native
+from circuit_tracer.graph.files.networkx import from_networkx, to_networkx
+
+COLUMNS = ("label", "kind", "layer", "position", "weight", "token_id")
+
+
+def assert_same_graph(a: Graph, b: Graph, *, whole: bool = True) -> None:
+    assert same_edges(a.edges, b.edges)
+    assert (a.input_string, a.cfg, a.scan, a.vocab_size) == (b.input_string, b.cfg, b.scan, b.vocab_size)
+    assert a.logit_targets == b.logit_targets
+    names = ["input_tokens", "active_features", "selected_features", "activation_values", "logit_probabilities"]
+    for name in names:
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+        assert getattr(a, name).dtype == getattr(b, name).dtype
+    if whole:
+        assert (a.token_strings, a.provenance) == (b.token_strings, b.provenance)
+        for part in (a.balance, a.reconstruction, a.targets):
+            other = next(p for p in (b.balance, b.reconstruction, b.targets) if type(p) is type(part))
+            for name, value in vars(part).items():
+                theirs = getattr(other, name)
+                assert torch.equal(value, theirs) if isinstance(value, torch.Tensor) else value == theirs
+
+
+@given(graph=graphs())
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_native_file_gives_everything_back(graph: Graph, tmp_path: Path) -> None:
+    path = graph.save(tmp_path / "g.safetensors")
+    assert_same_graph(Graph.load(path), graph)
+
+
+def test_native_file_without_optional_parts(tmp_path: Path) -> None:
+    graph = random_graph(dtype=torch.float32)
+    graph.balance = graph.reconstruction = graph.token_strings = None
+    graph.scan = ["a", "b", "c"]
+    path = graph.save(tmp_path / "g")
+    loaded = Graph.load(path)
+    assert loaded.balance is None
+    assert loaded.residual is None
+    assert loaded.scan == ["a", "b", "c"]
+
+
+def rewrite_header(path: Path, change: dict[str, Any]) -> None:
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + size])
+    inner = json.loads(header["__metadata__"][native.HEADER_KEY]) | change
+    header["__metadata__"][native.HEADER_KEY] = json.dumps(inner)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+
+
+def test_damaged_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = random_graph().save(tmp_path / "g")
+    whole = path.read_bytes()
+    with pytest.raises(InputError, match="no graph file"):
+        Graph.load(tmp_path / "absent")
+    for cut in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(FileFormatError, match="cut short"):
+            Graph.load(path)
+    for change, message in (
+        ({"version": 2}, "Update"),
+        ({"version": "1"}, "version"),
+        ({"cfg": {"n_layers": 9}}, "consistent"),
+        ({"logit_targets": None}, "consistent"),
+    ):
+        path.write_bytes(whole)
+        rewrite_header(path, change)
+        with pytest.raises(FileFormatError, match=message):
+            Graph.load(path)
+    path.write_bytes(whole)
+    tensors = load_file(path)
+    save_file(tensors, tmp_path / "plain")
+    with pytest.raises(FileFormatError, match="no graph of this project"):
+        Graph.load(tmp_path / "plain")
+    del tensors["edges.source"]
+    save_file(tensors, tmp_path / "partial", {native.HEADER_KEY: json.dumps({"version": 1})})
+    with pytest.raises(FileFormatError, match=r"edges\.source"):
+        Graph.load(tmp_path / "partial")
+
+
+def test_provenance_must_be_json(tmp_path: Path) -> None:
+    graph = random_graph()
+    graph.provenance["when"] = object()
+    with pytest.raises(InputError, match="JSON"):
+        graph.save(tmp_path / "g")
+
+
+@contextmanager
+def small_disk(n_bytes: int) -> Iterator[None]:
+    """Writes beyond ``n_bytes`` fail as on a full disk (the limit of the process, with its signal ignored)."""
+    import signal
+
+    old_signal = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, old_signal)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
+@pytest.mark.parametrize("kind", ["native", "pt", "json"])
+def test_a_full_disk_leaves_the_old_file(kind: str, tmp_path: Path) -> None:
+    graph = random_graph(n_active=60, n_selected=60, n_layers=5)
+    names = {"native": "g", "pt": "g.pt", "json": "g.json"}
+    write = {
+        "native": lambda: graph.save(tmp_path / "g"),
+        "pt": lambda: graph.to_pt(tmp_path / "g.pt"),
+        "json": lambda: graph.to_json("g", tmp_path, node_threshold=1.0, edge_threshold=1.0),
+    }[kind]
+    write()
+    path = tmp_path / names[kind]
+    before, files = path.read_bytes(), sorted(os.listdir(tmp_path))
+    with small_disk(len(before) // 2), pytest.raises(ResourceError, match="unchanged"):
+        write()
+    assert path.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == files
+
+
+# circuit-tracer's .pt
+
+
+@dataclass
+class UnifiedConfig:
+    n_layers: int = 3
+    d_model: int = 16
+    d_vocab: int = 90
+    model_name: str = "some/model"
+    dtype: Any = torch.float32
+
+
+class HookedTransformerConfig:
+    def __init__(self) -> None:
+        self.n_layers, self.d_vocab, self.dtype, self.device = 3, 90, torch.bfloat16, "cpu"
+
+
+FOREIGN = {
+    "circuit_tracer.utils.tl_nnsight_mapping": UnifiedConfig,
+    "transformer_lens.HookedTransformerConfig": HookedTransformerConfig,
+}
+
+
+@contextmanager
+def foreign_classes() -> Iterator[None]:
+    """The classes above under the module names of other libraries, so that pickles name them as theirs do."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module_name, cls in FOREIGN.items():
+            parts = module_name.split(".")
+            for depth in range(1, len(parts) + 1):
+                name = ".".join(parts[:depth])
+                if name not in sys.modules or depth == len(parts):
+                    patch.setitem(sys.modules, name, types.ModuleType(name))
+            setattr(sys.modules[module_name], cls.__name__, cls)
+            patch.setattr(cls, "__module__", module_name)
+        yield
+
+
+def old_content(graph: Graph) -> dict[str, Any]:
+    return {
+        "input_string": graph.input_string,
+        "adjacency_matrix": graph.adjacency_matrix,
+        "cfg": UnifiedConfig(),
+        "active_features": graph.active_features,
+        "logit_targets": graph.logit_targets,
+        "logit_probabilities": graph.logit_probabilities,
+        "vocab_size": graph.vocab_size,
+        "input_tokens": graph.input_tokens,
+        "selected_features": graph.selected_features,
+        "activation_values": graph.activation_values,
+        "scan": graph.scan,
+    }
+
+
+@pytest.mark.parametrize("dialect", ["0.5", "0.5.1", "0.4-tensor", "0.3-tokens", "transformer-lens", "module-name"])
+def test_every_dialect_of_pt_is_read(dialect: str, tmp_path: Path) -> None:
+    graph = random_graph(dtype=torch.float32)
+    content = old_content(graph)
+    if dialect == "0.5.1":
+        content["scan_name"] = content.pop("scan")
+    if dialect == "0.4-tensor":
+        content["logit_targets"] = graph.logit_token_ids
+    if dialect == "0.3-tokens":
+        content["logit_tokens"] = graph.logit_token_ids
+        del content["logit_targets"], content["vocab_size"]
+    if dialect == "transformer-lens":
+        content["cfg"] = HookedTransformerConfig()
+    with foreign_classes():
+        if dialect == "module-name":
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(LogitTarget, "__module__", "circuit_tracer.attribution.targets")
+                module = types.ModuleType("circuit_tracer.attribution.targets")
+                module.LogitTarget = LogitTarget  # type: ignore[attr-defined]
+                patch.setitem(sys.modules, "circuit_tracer.attribution.targets", module)
+                torch.save(content, tmp_path / "g.pt")
+        else:
+            torch.save(content, tmp_path / "g.pt")
+    loaded = Graph.from_pt(tmp_path / "g.pt")
+    assert same_edges(loaded.edges, graph.edges)
+    assert loaded.logit_token_ids.tolist() == [0, 7, 14]
+    assert (loaded.n_layers, loaded.vocab_size, loaded.scan) == (3, 90, "some/transcoders")
+    assert loaded.cfg.dtype == ("bfloat16" if dialect == "transformer-lens" else "float32")
+    has_text = dialect not in ("0.4-tensor", "0.3-tokens")
+    assert loaded.logit_targets[0].token_str == (graph.logit_targets[0].token_str if has_text else "")
+
+
+def test_own_pt_holds_plain_values_only(tmp_path: Path) -> None:
+    graph = random_graph(dtype=torch.float32)
+    graph.to_pt(tmp_path / "g.pt")
+    content = torch.load(tmp_path / "g.pt", weights_only=True)
+    assert set(content) == set(old_content(graph))
+    assert content["cfg"]["n_layers"] == 3
+    assert content["logit_targets"] == [tuple(target) for target in graph.logit_targets]
+    assert torch.equal(content["adjacency_matrix"], graph.adjacency_matrix)
+    assert_same_graph(Graph.from_pt(tmp_path / "g.pt"), graph, whole=False)
+
+
+class Attack:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_code_in_a_pt_file_is_not_run(tmp_path: Path) -> None:
+    content = old_content(random_graph()) | {"cfg": Attack(tmp_path / "owned")}
+    torch.save(content, tmp_path / "g.pt")
+    with pytest.raises(FileFormatError, match=r"mkdir"):
+        Graph.from_pt(tmp_path / "g.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_other_pt_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "g.pt"
+    random_graph().to_pt(path)
+    whole = path.read_bytes()
+    for data, message in ((whole[: len(whole) // 2], "cut short"), (b"", "no torch file"), (b"junk", "no torch file")):
+        path.write_bytes(data)
+        with pytest.raises(FileFormatError, match=message):
+            Graph.from_pt(path)
+    content = {"a": 1}
+    torch.save(content, path)
+    with pytest.raises(FileFormatError, match="lacks activation_values"):
+        Graph.from_pt(path)
+    path.write_bytes(whole)
+    torch.save(torch.load(path, weights_only=True) | {"extra": 1}, path)
+    with pytest.raises(FileFormatError, match="unknown keys extra"):
+        Graph.from_pt(path)
+    with pytest.raises(InputError, match="no graph file"):
+        Graph.from_pt(tmp_path / "absent.pt")
+
+
+# networkx
+
+
+def test_networkx_and_back() -> None:
+    graph = random_graph(dtype=torch.float32)
+    back = from_networkx(to_networkx(graph))
+    assert same_edges(back.edges, graph.edges)
+    assert torch.equal(back.active_features, graph.active_features[graph.selected_features])
+    assert back.token_strings == graph.token_strings
+    assert back.provenance == graph.provenance
+    assert all(getattr(back.targets, name) == getattr(graph.targets, name) for name in ("label", "kind"))
+    assert back.residual == pytest.approx(graph.residual, abs=1e-6)
+
+
+def test_networkx_can_be_written(tmp_path: Path) -> None:
+    graph = random_graph(dtype=torch.float32)
+    directed = graph.to_networkx()
+    nx.write_graphml(directed, tmp_path / "g.graphml")
+    assert same_edges(from_networkx(nx.read_graphml(tmp_path / "g.graphml")).edges, graph.edges)
+    text = json.dumps(nx.node_link_data(directed, edges="edges"))
+    assert same_edges(from_networkx(nx.node_link_graph(json.loads(text), edges="edges")).edges, graph.edges)
+
+
+def test_networkx_of_a_pruned_graph() -> None:
+    graph = random_graph(dtype=torch.float32)
+    pruned = prune_graph(graph, 0.5, 0.9)
+    directed = to_networkx(graph, pruned)
+    assert directed.number_of_nodes() == int(pruned.node_mask.sum())
+    assert directed.number_of_edges() == int(pruned.kept_edges.sum())
+    back = from_networkx(directed)
+    torch.testing.assert_close(back.edges.weight, pruned.pruned_edges.weight)
+    with pytest.raises(FileFormatError, match="to_networkx"):
+        from_networkx(nx.DiGraph())
+    graph.targets = TargetTable.from_logits([graph.logit_targets[0]] * 3, graph.logit_probabilities, 3, 4, 90)
+    del graph.__dict__["nodes"]
+    with pytest.raises(InputError, match="same id"):
+        to_networkx(graph)
