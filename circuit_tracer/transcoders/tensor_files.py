@@ -117,9 +117,10 @@ def open_tensor_file(path: str | Path) -> TensorFile:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no such file: {path}. Give the path of a .safetensors or .npz file.")
-    if path.suffix == ".npz":
-        return _open_npz(path)
-    return _open_safetensors(path)
+    try:
+        return _open_npz(path) if path.suffix == ".npz" else _open_safetensors(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}. Check its permissions.") from error
 
 
 def join(files: Iterable[TensorFile]) -> TensorFile:

@@ -30,6 +30,13 @@ def jump(pre, threshold):
     return pre * (pre > threshold)
 
 
+def assert_converts_to_native(loaded, x, folder):
+    """Saving in native files and loading those changes nothing."""
+    save_transcoders(loaded, folder)
+    native, _ = load_transcoder_from_hub(folder)
+    torch.testing.assert_close(native(x), loaded(x))
+
+
 def gemma_scope_1_layer():
     return {
         "W_enc": uniform(D, F), "W_dec": uniform(F, D), "b_enc": uniform(F), "b_dec": uniform(D),
@@ -60,6 +67,7 @@ def test_gemma_scope_1(tmp_path, lazy):
         torch.testing.assert_close(loaded(x)[layer], acts @ t["W_dec"] + t["b_dec"])
     one = load_gemma_scope_transcoder(str(tmp_path / "layer_1.npz"), 1)
     torch.testing.assert_close(one(x[1]), loaded(x)[1])
+    assert_converts_to_native(loaded, x, tmp_path / "native")
 
 
 @pytest.mark.parametrize("lazy", [False, True])
@@ -76,6 +84,7 @@ def test_gemma_scope_2_per_layer(tmp_path, lazy):
         torch.testing.assert_close(loaded.skip_matrix(layer), t["affine_skip_connection"])
     one = load_gemma_scope_2_transcoder(tmp_path / "layer_1.safetensors", 1)
     torch.testing.assert_close(one(x[1]), loaded(x)[1])
+    assert_converts_to_native(loaded, x, tmp_path / "native")
 
 
 def gemma_clt_reference(tensors, x):
@@ -109,6 +118,7 @@ def test_gemma_scope_2_cross_layer_keeps_every_layer(tmp_path, layout, lazy):
     x = uniform(L, 6, D)
     torch.testing.assert_close(loaded(x), gemma_clt_reference(tensors, x))
     assert loaded.decoder_rows(1, torch.tensor([5, 2])).shape == (2, L - 1, D)
+    assert_converts_to_native(loaded, x, tmp_path / "native")
 
 
 def test_gemma_scope_2_cross_layer_wants_all_layers_in_order(tmp_path):
@@ -141,9 +151,7 @@ def test_sparsify_applies_relu_before_topk(tmp_path):
         value, index = pre.topk(3)
         acts = torch.zeros_like(pre).scatter(1, index, value)
         torch.testing.assert_close(loaded(x)[layer], acts @ t["W_dec"] + t["b_dec"] + x[layer] @ t["W_skip"].T)
-    save_transcoders(loaded, tmp_path / "native")
-    again, _ = load_transcoder_from_hub(tmp_path / "native")
-    torch.testing.assert_close(again(x), loaded(x))
+    assert_converts_to_native(loaded, x, tmp_path / "native")
 
 
 @pytest.mark.parametrize(
@@ -179,6 +187,7 @@ def test_saelens(tmp_path, architecture):
         if "W_skip" in t:
             expected = expected + x[layer] @ t["W_skip"].T
         torch.testing.assert_close(loaded(x)[layer], expected)
+    assert_converts_to_native(loaded, x, tmp_path / "native")
 
 
 @pytest.mark.parametrize(
@@ -203,6 +212,14 @@ def test_unknown_files_list_what_was_found_and_what_is_known(tmp_path):
     assert "foo (3, 2)" in message
     assert "Gemma Scope 2 cross-layer" in message
     assert "W_dec_{i} (F, L - i, D)" in message
+
+
+def test_unknown_tensors_of_a_native_file_are_not_ignored(tmp_path):
+    path = tmp_path / "layer_0.safetensors"
+    random_set()[0].to_safetensors(path)
+    save_file(load_file(path) | {"log_thresholds": torch.zeros(13)}, path)
+    with pytest.raises(FileFormatError, match="tensors log_thresholds are not understood"):
+        load_transcoder(path, 0)
 
 
 def test_a_transposed_native_encoder_is_not_taken_for_native(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from circuit_tracer.errors import FileFormatError
 from circuit_tracer.transcoders.activations import JumpReLU, TopK
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.writing import activation_metadata, native_names, prepare_folder, save_tensors
@@ -21,6 +22,7 @@ from circuit_tracer.transcoders.tensor_files import TensorFile
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 THRESHOLD = "activation_function.threshold"
+_KNOWN = {"W_enc", "W_dec", "b_enc", "b_dec", "W_skip", "k", THRESHOLD}
 
 
 def detect(file: TensorFile) -> bool:
@@ -33,6 +35,13 @@ def detect(file: TensorFile) -> bool:
 
 
 def read_layer(file: TensorFile) -> LayerWeights:
+    unknown = sorted(set(file.entries) - _KNOWN)
+    if unknown:
+        # A tensor that is not understood may be a threshold or a scale: ignoring it would compute something else.
+        raise FileFormatError(
+            f"{file.path}: tensors {', '.join(unknown)} are not understood; known are {', '.join(sorted(_KNOWN))}. "
+            "Convert the file, or remove what does not matter."
+        )
     return LayerWeights(
         source=str(file.path),
         encoder=file.tensor("W_enc"),
