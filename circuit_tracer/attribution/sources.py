@@ -10,6 +10,7 @@ Letters: L layers, P positions, D d_model, N active features, n those that write
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ class SourceTable:
         self._slot: list[Tensor] = []  # by target layer: row of each feature (N,), -1 where it does not write
         self.layers = [self._layer_sources(layer) for layer in range(transcoders.n_layers)]
         self._kept: list[Tensor | None] = [None] * transcoders.n_layers
+        self._decoder: dict[int, Tensor] = {}  # rows (U, T, D) of the source layer being gathered
         self.keep_rows = keep_rows
 
     def __len__(self) -> int:
@@ -52,57 +54,57 @@ class SourceTable:
     def fill(self, network: FrozenNetwork, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Read the decoder rows once; returns what the features reconstruct, (L, P, D), at the output hook.
 
-        Each file is read for the unique active features only. Rows are kept as they add to the residual stream (after a
-        post norm, if the transcoder writes before one).
+        Each file is read for the unique active features only.
         """
         n_layers, d_model = self.transcoders.n_layers, self.transcoders.d_model
         reconstruction = torch.zeros(n_layers, self.n_pos, d_model, dtype=dtype, device=device)
-        rows = (
-            [torch.empty(len(layer.feature), d_model, dtype=dtype, device=device) for layer in self.layers]
-            if self.keep_rows
-            else []
-        )
-        for source in range(n_layers):
-            for layer, slot, position, block in self._blocks(source, dtype, device):
-                reconstruction[layer].index_add_(0, position, block)
-                if self.keep_rows:
-                    rows[layer][slot] = network.write_at(layer, block, position)
-        self._kept = list(rows) if self.keep_rows else self._kept
+        if self.keep_rows:
+            rows = [torch.empty(len(layer.feature), d_model, dtype=dtype, device=device) for layer in self.layers]
+            for source in range(n_layers):
+                for layer in self.transcoders.target_layers(source):
+                    self._gather(rows[layer], source, layer)
+        for layer, sources in enumerate(self.layers):
+            at_hook = rows[layer] if self.keep_rows else self._at_hook(layer, dtype, device)
+            for position, (start, stop) in enumerate(pairwise(sources.ptr)):
+                reconstruction[layer, position] = at_hook[start:stop].sum(0)
+            if self.keep_rows:
+                self._kept[layer] = self._into_residual(layer, at_hook, network)
+        self._decoder.clear()
         return reconstruction
 
     def rows(self, layer: int, network: FrozenNetwork, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Write vectors (n, D) into the residual stream at `layer`, scaled by activation, in column order."""
         kept = self._kept[layer]
-        if kept is not None:
-            return kept
-        sources = self.layers[layer]
-        rows = torch.empty(len(sources.feature), self.transcoders.d_model, dtype=dtype, device=device)
+        return self._into_residual(layer, self._at_hook(layer, dtype, device), network) if kept is None else kept
+
+    def _at_hook(self, layer: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Scaled decoder rows (n, D) of one layer at the output hook, read from the transcoder."""
+        rows = torch.empty(len(self.layers[layer].feature), self.transcoders.d_model, dtype=dtype, device=device)
         for source in range(layer + 1):
             if layer in self.transcoders.target_layers(source):
-                for _, slot, position, block in self._blocks(source, dtype, device, only=layer):
-                    rows[slot] = network.write_at(layer, block, position)
+                self._gather(rows, source, layer)
         return rows
 
-    def _blocks(
-        self, source: int, dtype: torch.dtype, device: torch.device, only: int | None = None
-    ) -> list[tuple[int, Tensor, Tensor, Tensor]]:
-        """(target layer, slots in that layer's rows, positions, scaled decoder rows) of the features of one source layer."""
+    def _into_residual(self, layer: int, rows_nD: Tensor, network: FrozenNetwork) -> Tensor:
+        position = self.active.position[self.layers[layer].feature].to(rows_nD.device)
+        return network.write_at(layer, rows_nD, position)
+
+    def _gather(self, rows_nD: Tensor, source: int, layer: int) -> None:
+        """Put what the features of layer `source` write to `layer` into their places in that layer's rows."""
         here = self.active.of_layer(source)
         if here.start == here.stop:
-            return []
-        position = self.active.position[here].to(device)
-        scale = self.active.value[here].to(device=device, dtype=dtype)[:, None]
+            return
         unique, inverse = torch.unique(self.active.index[here], return_inverse=True)
-        targets = self.transcoders.target_layers(source)
-        wanted = list(targets) if only is None else [only]
-        decoder = self.transcoders.decoder_rows(source, unique, target_layer=only)
-        decoder = decoder.to(device).unflatten(1, (1, -1)) if only is not None else decoder.to(device)
-        inverse = inverse.to(device)
-        blocks = []
-        for k, layer in enumerate(wanted):
-            block = decoder[:, k].to(dtype).index_select(0, inverse).mul_(scale)
-            blocks.append((layer, self._slot[layer][here].to(device), position, block))
-        return blocks
+        if self.keep_rows:  # all targets of a source are needed, one after the other
+            if source not in self._decoder:
+                self._decoder.clear()
+                self._decoder[source] = self.transcoders.decoder_rows(source, unique).to(rows_nD.device)
+            decoder = self._decoder[source][:, layer - self.transcoders.target_layers(source).start]
+        else:
+            decoder = self.transcoders.decoder_rows(source, unique, target_layer=layer).to(rows_nD.device)
+        block = decoder.to(rows_nD.dtype).index_select(0, inverse.to(rows_nD.device))
+        block *= self.active.value[here].to(block)[:, None]
+        rows_nD[self._slot[layer][here].to(rows_nD.device)] = block
 
     def _layer_sources(self, layer: int) -> LayerSources:
         writes = torch.tensor(
