@@ -36,7 +36,9 @@ def decode_url_features(url: str) -> tuple[dict[str, list[Feature]], list[Featur
             groups[unique] = [_feature(node) for node in ids]
         singles = [_feature(node) for node in pinned.split(",") if node]
     except (ValueError, TypeError) as error:
-        raise InputError(f"the address does not name features as viewers do (layer_feature_position): {error}") from error
+        raise InputError(
+            f"the address does not name features as viewers do (layer_feature_position): {error}"
+        ) from error
     return groups, singles
 
 

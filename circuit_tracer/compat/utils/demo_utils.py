@@ -27,7 +27,10 @@ def get_topk(logits: Tensor, tokenizer: Any, k: int = 5) -> list[tuple[str, floa
     """The k most probable next tokens, (text, probability), at the last position of logits ((1,) P, V)."""
     probabilities = torch.softmax(logits.reshape(-1, logits.shape[-1])[-1], dim=-1)
     top = torch.topk(probabilities, k)
-    return [(tokenizer.decode([token]), value) for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+    return [
+        (tokenizer.decode([token]), value)
+        for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
 
 
 def get_top_features(graph: Graph, n: int = 10) -> tuple[list[tuple[int, int, int]], list[float]]:

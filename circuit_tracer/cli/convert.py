@@ -1,0 +1,66 @@
+"""`circuit-tracer convert`: graphs between file formats, transcoders of any layout to the native one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from circuit_tracer.cli import options
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Graph file; or folder or hub id of transcoders.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="File (its ending says the format), or folder.")],
+    to: Annotated[
+        Literal["native", "pt", "viewer", "graphml", "node-link"] | None,
+        typer.Option("--to", help="Format of a graph file, where its ending does not say; .json is the viewers'."),
+    ] = None,
+    node_threshold: options.NodeThreshold = 0.8,
+    edge_threshold: options.EdgeThreshold = 0.98,
+    policy: options.Policy = "circuit-tracer",
+    feature_input_hook: Annotated[
+        str | None, typer.Option("--feature-input-hook", help="Where transcoders read, if their files do not say.")
+    ] = None,
+    feature_output_hook: Annotated[
+        str | None, typer.Option("--feature-output-hook", help="Where transcoders write, if their files do not say.")
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Convert a graph file, or transcoders.
+
+    Graphs: .safetensors (native), .pt (circuit-tracer), .graphml and node-link JSON (networkx), and, to write only, .json for
+    viewers, pruned by the thresholds. Transcoders of any known layout become native files and a config.yaml.
+    """
+    from circuit_tracer.files import require_writable_folder
+
+    if not Path(source).is_file():
+        require_writable_folder(output)
+        _convert_transcoders(source, output, feature_input_hook, feature_output_hook)
+    else:
+        from circuit_tracer.graph.files.formats import format_of, read_graph, write_graph
+
+        kind = to or ("viewer" if output.suffix == ".json" else format_of(output))
+        require_writable_folder(output.parent)
+        graph = read_graph(Path(source))
+        if kind == "viewer":
+            thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold, "policy": policy}
+            output = graph.to_json(output.stem, output.parent, **thresholds)
+        else:
+            write_graph(graph, output, kind)
+    typer.echo(f"wrote {output}")
+
+
+def _convert_transcoders(source: str, folder: Path, input_hook: str | None, output_hook: str | None) -> None:
+    from circuit_tracer.transcoders.loading import load_transcoder_from_hub, save_transcoders
+
+    transcoders, config = load_transcoder_from_hub(
+        source,
+        device="cpu",
+        dtype=None,
+        lazy_encoder=True,
+        feature_input_hook=input_hook,
+        feature_output_hook=output_hook,
+    )
+    save_transcoders(transcoders, folder, config.get("model_name"))

@@ -1,0 +1,136 @@
+"""`circuit-tracer info`: what is this graph, transcoder or model, and does the transcoder fit the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from circuit_tracer.cli import options
+
+if TYPE_CHECKING:
+    from circuit_tracer.transcoders.base import Transcoders
+
+
+def info(
+    what: Annotated[str, typer.Argument(help="Graph file; folder or hub id of transcoders or of a model; .gguf file.")],
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help="Say whether the transcoders fit this model.")
+    ] = None,
+    feature_input_hook: Annotated[
+        str | None, typer.Option("--feature-input-hook", help="Where transcoders read, if their files do not say.")
+    ] = None,
+    feature_output_hook: Annotated[
+        str | None, typer.Option("--feature-output-hook", help="Where transcoders write, if their files do not say.")
+    ] = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Say what a graph, transcoder or model is.
+
+    Weights are not loaded; of a hub id, only the configuration is read.
+    """
+    path = Path(what)
+    found: dict[str, Any]
+    if path.is_file() and path.suffix != ".gguf":
+        found = _graph(path)
+    elif path.suffix == ".gguf" or (path / "config.json").is_file():
+        found = _model(what)
+    else:
+        found = _folder_or_hub(what, model, feature_input_hook, feature_output_hook)
+    typer.echo(options.dump(found) if json else _text(found))
+
+
+def _graph(path: Path) -> dict[str, Any]:
+    from circuit_tracer.cli.summary import summarise
+
+    if path.suffix == ".json" or path.name.endswith(".json.gz"):
+        from circuit_tracer.graph.files.read_json import from_json
+
+        viewed = from_json(path)
+        metadata = viewed.graph["metadata"]
+        kept = {name: metadata[name] for name in ("slug", "scan", "prompt") if name in metadata}
+        counts = {"nodes": viewed.number_of_nodes(), "links": viewed.number_of_edges()}
+        return {"what": "graph file for viewers", **kept, **counts, "repairs": viewed.graph["repairs"]}
+    from circuit_tracer.graph.files.formats import read_graph
+
+    return {"what": "graph", **summarise(read_graph(path))}
+
+
+def _model(name: str) -> dict[str, Any]:
+    from circuit_tracer.models.outline import outline
+
+    parts = outline(name)
+    weights = sum(parameter.numel() for parameter in parts.model.parameters())
+    return {"what": "model", **parts.config.to_dict(), "parameters": weights, "supported": True}
+
+
+def _folder_or_hub(name: str, model: str | None, input_hook: str | None, output_hook: str | None) -> dict[str, Any]:
+    from circuit_tracer.errors import InputError
+    from circuit_tracer.transcoders.loading import hub_config
+    from circuit_tracer.transcoders.references import HubReference, parse_reference
+
+    reference = parse_reference(name)
+    if not isinstance(reference, HubReference):
+        return _transcoders(name, model, input_hook, output_hook)
+    try:
+        config = hub_config(reference)
+    except InputError as no_transcoders:
+        try:
+            return _model(name)
+        except InputError:
+            raise no_transcoders from None
+    unknown = (
+        {} if model is None else {"fits": f"unknown until its files are here; made for {config.get('model_name')}"}
+    )
+    return {"what": "transcoders on the Hugging Face hub", **config, **unknown}
+
+
+def _transcoders(name: str, model: str | None, input_hook: str | None, output_hook: str | None) -> dict[str, Any]:
+    from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+
+    loaded, config = load_transcoder_from_hub(
+        name,
+        device="cpu",
+        dtype=None,
+        lazy_encoder=True,
+        feature_input_hook=input_hook,
+        feature_output_hook=output_hook,
+    )
+    found: dict[str, Any] = {
+        "what": "transcoders",
+        "kind": loaded.kind,
+        "layers": loaded.n_layers,
+        "features_a_layer": loaded.d_transcoder,
+        "d_model": loaded.d_model,
+        "activation": loaded.activation(0).name,
+        "reads": loaded.feature_input_hook,
+        "writes": loaded.feature_output_hook,
+        "skip_connection": loaded.skip_connection,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "scan": loaded.scan,
+        "model_name": config.get("model_name"),
+    }
+    if model is not None:
+        _require_fit(model, loaded)
+        found["fits"] = model
+    return found
+
+
+def _require_fit(model: str, transcoders: Transcoders) -> None:
+    from circuit_tracer.attribution.prompt import check_pair
+    from circuit_tracer.models.frozen import check_hooks
+    from circuit_tracer.models.outline import outline
+
+    parts = outline(model)
+    check_pair(parts, transcoders)
+    check_hooks(parts, transcoders.feature_input_hook, transcoders.feature_output_hook)
+
+
+def _text(found: dict[str, Any]) -> str:
+    if "targets" in found:
+        from circuit_tracer.cli.summary import as_text
+
+        return as_text(found, verbose=True)
+    return "\n".join(f"{name.replace('_', ' '):<18}{value}" for name, value in found.items() if value not in (None, []))

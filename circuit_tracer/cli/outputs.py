@@ -1,0 +1,77 @@
+"""Where the graphs of a command go: checked before any work, written after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from circuit_tracer.errors import InputError
+
+if TYPE_CHECKING:
+    from circuit_tracer.graph import Graph
+
+SUFFIXES = (".pt", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A graph file, a folder of viewer files, both, or neither.
+
+    With several prompts the graph file's name gets the slug: NAME.pt becomes NAME-{slug}.pt.
+    """
+
+    path: Path | None
+    folder: Path | None
+    node_threshold: float
+    edge_threshold: float
+    policy: Literal["circuit-tracer", "paper"]
+    several: bool = False
+
+    def check(self, slugs: list[str]) -> None:
+        """Raise InputError (or FileFormatError for a damaged index) for anything that could not be written."""
+        from circuit_tracer.files import require_writable_folder
+        from circuit_tracer.graph.files.graph_index import read_index
+        from circuit_tracer.graph.files.viewer_json import _check_slug
+
+        if self.path is not None:
+            require_graph_suffix(self.path)
+            require_writable_folder(self.path.parent)
+        if self.folder is not None:
+            for slug in slugs:
+                _check_slug(slug)
+            require_writable_folder(self.folder)
+            read_index(self.folder)
+
+    def write(self, graph: Graph, slug: str) -> list[Path]:
+        """Write a graph; returns the files."""
+        written = []
+        if self.path is not None:
+            path = self.path.with_name(f"{self.path.stem}-{slug}{self.path.suffix}") if self.several else self.path
+            from circuit_tracer.graph.files.formats import write_graph
+
+            write_graph(graph, path)
+            written.append(path)
+        if self.folder is not None:
+            from circuit_tracer.graph.files.viewer_json import create_graph_files
+
+            written.append(
+                create_graph_files(
+                    graph,
+                    slug,
+                    self.folder,
+                    node_threshold=self.node_threshold,
+                    edge_threshold=self.edge_threshold,
+                    policy=self.policy,
+                )
+            )
+        return written
+
+
+def require_graph_suffix(path: Path) -> None:
+    """Refuse a graph file of unknown kind."""
+    if path.suffix not in SUFFIXES:
+        raise InputError(
+            f"the graph file {path} ends in {path.suffix or 'nothing'}; end it in .safetensors (this project's format) "
+            "or .pt (circuit-tracer's)"
+        )

@@ -1,0 +1,92 @@
+"""Graph files of every format, by the ending of their name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files import atomic_write
+from circuit_tracer.graph.files.native import as_graph
+from circuit_tracer.graph.graph import Graph
+
+GraphFormat = Literal["native", "pt", "graphml", "node-link"]
+SUFFIXES: dict[str, GraphFormat] = {
+    ".safetensors": "native",
+    ".pt": "pt",
+    ".graphml": "graphml",
+    ".json": "node-link",
+}
+
+
+def format_of(path: Path) -> GraphFormat:
+    """The format that a file's ending stands for; InputError listing the known ones."""
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"cannot tell the format of {path} from its ending; known are {', '.join(SUFFIXES)}")
+    return SUFFIXES[path.suffix]
+
+
+def read_graph(path: Path) -> Graph:
+    """A graph from a native, `.pt`, GraphML or node-link JSON file.
+
+    Raises InputError if there is no such file, FileFormatError if it cannot be read, also for a viewer's JSON, which
+    holds a pruned graph without what a `Graph` needs.
+    """
+    if path.suffix not in (".graphml", ".json"):
+        return as_graph(path)
+    if not path.is_file():
+        raise InputError(f"no graph file at {path}")
+    from circuit_tracer.graph.files.networkx import from_networkx
+
+    return from_networkx(_read_graphml(path) if path.suffix == ".graphml" else _read_node_link(path))
+
+
+def write_graph(graph: Graph, path: Path, kind: GraphFormat | None = None) -> None:
+    """Write a graph in the format `kind`, by default the one its ending stands for; an older file is replaced at the
+    end.
+    """
+    kind = kind or format_of(path)
+    if kind == "native":
+        graph.save(path)
+    elif kind == "pt":
+        graph.to_pt(path)
+    else:
+        import networkx as nx
+
+        directed = graph.to_networkx()
+        with atomic_write(path) as temporary:
+            if kind == "graphml":
+                nx.write_graphml(directed, temporary)
+            else:
+                text = json.dumps(nx.node_link_data(directed, edges="edges"), allow_nan=False)
+                temporary.write_text(text, encoding="utf-8")
+
+
+def _read_graphml(path: Path) -> Any:
+    from xml.etree.ElementTree import ParseError
+
+    import networkx as nx
+
+    try:
+        return nx.read_graphml(path)
+    except (ParseError, nx.NetworkXError, ValueError, KeyError) as error:
+        raise FileFormatError(f"{path} is no GraphML, or it is cut short: {error}") from error
+
+
+def _read_node_link(path: Path) -> Any:
+    import networkx as nx
+
+    try:
+        document = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{path} is no JSON, or it is cut short: {error}") from error
+    if isinstance(document, dict) and {"metadata", "links"} <= set(document):
+        raise FileFormatError(
+            f"{path} is a viewer's file: it holds a pruned graph, which cannot become a graph file again. Convert the "
+            "graph file that it was made from, or read it into networkx with circuit_tracer.graph.files.read_json.from_json."
+        )
+    try:
+        return nx.node_link_graph(document, edges="edges")
+    except (KeyError, TypeError, AttributeError, nx.NetworkXError) as error:
+        raise FileFormatError(f"{path} is no node-link JSON as networkx writes it: {error!r}") from error

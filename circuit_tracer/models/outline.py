@@ -1,0 +1,28 @@
+"""A model's parts without its weights: what `info` needs to say what a model is and what fits it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.models.loading import _first_line, _source
+from circuit_tracer.models.parts import ModelParts, bind
+
+
+def outline(model_name: str | Path) -> ModelParts:
+    """Parts of a model on the meta device: names and shapes, no numbers; only its configuration is read.
+
+    Raises InputError when there is no such model, UnsupportedModelError for an architecture outside the table.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source, extra = _source(model_name)
+    try:
+        config = AutoConfig.from_pretrained(source, **extra)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"no language model at {str(model_name)!r}: {_first_line(error)}") from error
+    return bind(model, str(model_name))
