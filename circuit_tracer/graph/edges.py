@@ -103,7 +103,7 @@ class Edges:
 
     def row_sum(self, values: Tensor) -> Tensor:
         """(N,) float64 sums of ``values`` (E,) over the edges into each node."""
-        return torch.bincount(self.target, weights=values.double(), minlength=self.n_nodes)
+        return torch.segment_reduce(values.double(), "sum", offsets=self.row_ptr, initial=0.0)
 
     def validate(self) -> None:
         """Check the promises of the class docstring in O(E). Raises InputError or NumericalError."""

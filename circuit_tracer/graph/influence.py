@@ -35,10 +35,15 @@ def node_influence(edges: Edges, blocks: Blocks, target_weights: Tensor, extra_m
     scale = 1.0 / row_mass(edges, extra_mass)
     influence = torch.zeros(edges.n_nodes, dtype=torch.float64, device=edges.weight.device)
     for block in blocks:
-        where = edge_indices(edges, block)
-        flow = spread(edges, block, (influence + weights) * scale) * edges.weight[where].abs()
-        influence += torch.bincount(edges.source[where], weights=flow, minlength=edges.n_nodes)
+        influence += pass_down(edges, block, (influence + weights) * scale)
     return influence
+
+
+def pass_down(edges: Edges, block: Tensor | range, flow: Tensor) -> Tensor:
+    """(N,) what the sources of a block's edges receive: sum over its edges t <- s of flow_t |A[t,s]|; flow: (N,)."""
+    where = edge_indices(edges, block)
+    received = spread(edges, block, flow) * edges.weight[where].abs()
+    return torch.bincount(edges.source[where], weights=received, minlength=edges.n_nodes)
 
 
 def edge_influence(edges: Edges, influence: Tensor, target_weights: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from circuit_tracer.graph.nodes import NodeTable
 
 # Nodes with incoming edges, as (first, last+1) ranges of ids or as ids, readers before what they read.
 Blocks = list[Tensor | range]
+EDGES_A_PIECE = 1 << 17
 
 
 def layered_blocks(edges: Edges, nodes: NodeTable) -> Blocks | None:
@@ -30,9 +33,8 @@ def layered_blocks(edges: Edges, nodes: NodeTable) -> Blocks | None:
     _, sizes = torch.unique_consecutive(nodes.layer[: layout.n_features], return_counts=True)
     stops = torch.cumsum(sizes, 0)
     starts = stops - sizes
-    blocks.extend(
-        range(start, stop) for start, stop in zip(starts.flip(0).tolist(), stops.flip(0).tolist(), strict=True)
-    )
+    for start, stop in zip(starts.flip(0).tolist(), stops.flip(0).tolist(), strict=True):
+        blocks.extend(_pieces(edges, start, stop))
     return blocks
 
 
@@ -56,6 +58,14 @@ def topological_blocks(edges: Edges) -> Blocks:
         stuck = int(torch.where(readers > 0)[0][0])
         raise InputError(f"the graph has a cycle through or above node {stuck}; an attribution graph runs one way")
     return blocks
+
+
+def _pieces(edges: Edges, start: int, stop: int) -> list[range]:
+    """Cut a range of nodes where about ``EDGES_A_PIECE`` edges are full, so that what is made of them stays in cache."""
+    row_ptr = edges.row_ptr[start : stop + 1]
+    marks = torch.arange(int(row_ptr[0]), int(row_ptr[-1]), EDGES_A_PIECE, device=row_ptr.device)
+    cuts = [*torch.unique_consecutive(start + torch.searchsorted(row_ptr, marks)).tolist(), stop]
+    return [range(first, last) for first, last in pairwise(cuts) if first < last]
 
 
 def edge_indices(edges: Edges, block: Tensor | range) -> Tensor | slice:

@@ -10,7 +10,7 @@ from torch import Tensor
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.graph.influence import node_influence, row_mass
+from circuit_tracer.graph.influence import node_influence, pass_down, row_mass
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,16 @@ def fold_into_errors(graph: Graph, node_mask: Tensor) -> Edges:
 
 def path_lengths(graph: Graph) -> PathLengths:
     """Distribution of the lengths of token-to-target paths: (w M^l)[tokens] for l = 1, 2, ... O(E) a length."""
-    edges = graph.edges
-    target = edges.target
-    normalised = edges.weight.abs() / row_mass(edges)[target]
+    edges, scale = graph.edges, 1.0 / row_mass(graph.edges)
     flow = graph.target_weights
     arriving = []
-    # One length a block of the order at most, as no path visits a block twice.
+    # No path visits a block of the order twice, so there are no more lengths than blocks.
     for _ in graph.blocks:
-        flow = torch.bincount(edges.source, weights=flow[target] * normalised, minlength=edges.n_nodes)
+        shares = flow * scale
+        flow = torch.zeros_like(flow)
+        for block in graph.blocks:
+            if (shares[block.start : block.stop] if isinstance(block, range) else shares[block]).any():
+                flow += pass_down(edges, block, shares)
         arriving.append(flow[graph.nodes.layout.tokens].sum())
         if not flow.any():
             break
