@@ -13,7 +13,7 @@ from circuit_tracer.graph.edges import Edges
 
 @dataclass
 class RowBalance:
-    """The sum rule of method.md §5, one entry a node (N,), zero for error and token rows, which have no inputs.
+    """The sum rule of the frozen, linear network, one entry a node (N,), zero for error and token rows, which have no inputs.
 
     sum of the row's edges + unselected + bias == pre_activation, in units of the target's pre-activation. unselected:
     signed sum of the edges from active features that were not selected; unselected_mass: sum of their |edges|.

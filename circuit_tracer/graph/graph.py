@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Graph:
-    """Nodes of one prompt and the direct effects among them (method.md §4, §5).
+    """Nodes of one prompt and the direct effects among them.
 
     Nodes: selected features | error nodes l*P+p | tokens p | targets; N = N_s + L*P + P + K. An edge is the direct
     effect of its source on the pre-activation (or the demeaned logit) of its target, in that target's own units.

@@ -1,4 +1,8 @@
-"""Influence of nodes and edges on the targets (method.md §6.1): I = sum over k >= 1 of w M^k, M = |A| / row mass.
+"""Influence of nodes and edges on the targets: I = sum over k >= 1 of w M^k, M = |A| / row mass.
+
+The measure by which "Circuit Tracing: Revealing Computational Graphs in Language Models" (2025) prunes; A has rows
+for targets, so that w multiplies from the left. Only |A| by rows enters, so the scale of a target's units does not
+matter.
 
 The engine works on sparse edges in one pass from the targets down. The functions at the end have circuit-tracer's
 names and take dense matrices, for those who hold one.

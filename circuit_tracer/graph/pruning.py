@@ -1,4 +1,4 @@
-"""Cutting a graph down to what a person can read, without losing most of the influence (method.md §6.3)."""
+"""Cutting a graph down to what a person can read, without losing most of the influence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""How much of the way from tokens to targets a graph explains (method.md §6.4)."""
+"""How much of the way from tokens to targets a graph explains.
+
+The scores and path lengths of "Circuit Tracing: Revealing Computational Graphs in Language Models" (2025), evaluation
+of graphs; with I the influence, w the target weights, M the row-normalised |A| (see ``influence.py``): replacement =
+I(tokens) / (I(tokens) + I(errors)); completeness = mean of 1 - M(errors) over nodes, weighted by I + w.
+"""
 
 from __future__ import annotations
 

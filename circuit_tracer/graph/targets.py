@@ -35,7 +35,7 @@ class TargetTable:
     """K targets, column by column. Rows are in the order of the graph's target nodes.
 
     label: text shown to people. layer: the layer whose input the target reads; L for logits and directions after the
-    final norm. position: where it is read. weight: signed; influence uses its absolute value (method.md §3), for
+    final norm. position: where it is read. weight: signed; influence uses its absolute value, for
     plain logits the probability, not renormalised. token_id: vocabulary id, or a virtual id >= V. kind: see
     ``TARGET_KINDS``.
     """

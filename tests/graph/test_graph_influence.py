@@ -47,6 +47,27 @@ def test_any_order_gives_the_same(graph: Graph) -> None:
     torch.testing.assert_close(general, layered, rtol=1e-12, atol=1e-14)
 
 
+def test_pieces_of_a_layer_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = random_graph(seed=4)
+    whole = node_influence(graph.edges, graph.blocks, graph.target_weights)
+    monkeypatch.setattr("circuit_tracer.graph.order.EDGES_A_PIECE", 3)
+    pieces = layered_blocks(graph.edges, graph.nodes)
+    assert pieces is not None
+    assert len(pieces) > len(graph.blocks)
+    torch.testing.assert_close(node_influence(graph.edges, pieces, graph.target_weights), whole)
+
+
+def test_edges_within_a_layer_are_followed_too() -> None:
+    graph = random_graph(seed=4)
+    matrix = graph.adjacency_matrix
+    last = int((graph.nodes.layer == 0)[:14].sum()) - 1
+    matrix[last, 0] = 5.0
+    graph.adjacency_matrix = matrix
+    assert layered_blocks(graph.edges, graph.nodes) is None
+    influence = node_influence(graph.edges, graph.blocks, graph.target_weights)
+    torch.testing.assert_close(influence, dense_influence(matrix, graph.target_weights))
+
+
 @given(graphs())
 @settings(max_examples=30, deadline=None)
 def test_closed_forms_of_the_scores(graph: Graph) -> None:

@@ -1,6 +1,4 @@
-"""Names of nodes in files, the same for the viewers and for networkx (formats.md §5.2), and the pairing of feature
-ids.
-"""
+"""Names of nodes in files, the same for the viewers and for networkx, and the pairing of feature ids."""
 
 from __future__ import annotations
 

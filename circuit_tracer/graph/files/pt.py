@@ -1,6 +1,6 @@
 """circuit-tracer's graph files (``.pt``): a torch pickle of a dict. Read without running code; written as plain values.
 
-Dialects read (formats.md §4): ``logit_targets`` as LogitTarget records, as plain pairs (ours) or as a tensor of ids;
+Dialects read: ``logit_targets`` as LogitTarget records, as plain pairs (ours) or as a tensor of ids;
 ``logit_tokens`` instead of it (v0.2-0.3.1); ``scan_name`` for ``scan`` (v0.5.1+); ``cfg`` as UnifiedConfig, as a
 TransformerLens configuration, or as a plain dict (ours).
 """
@@ -49,7 +49,6 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_Record, "circuit_tracer.utils.tl_nnsight_mapping.UnifiedConfig"),
     (_Record, "transformer_lens.HookedTransformerConfig.HookedTransformerConfig"),
     (_Record, "transformer_lens.config.HookedTransformerConfig.HookedTransformerConfig"),
-    (_Record, "transformer_lens.config.hooked_transformer_config.HookedTransformerConfig"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Reading graph JSON of any viewer and age into networkx (formats.md §5)."""
+"""Reading graph JSON of any viewer and age into networkx."""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""Is a graph JSON one that all viewers show? Stricter than the schema, in plain words (formats.md §5.3, R1-R18)."""
+"""Is a graph JSON one that all viewers show? Stricter than the schema, in plain words.
+
+The rules, which messages name by number, are what Anthropic's, circuit-tracer's and Neuronpedia's viewers need
+together: R1 node ids are unique and links lead to nodes. R2 jsNodeId equals node_id. R3 feature is an integer;
+embeddings differ. R4 schema_version is the integer 1 (features are paired). R5 layer is a decimal number or E;
+something lies above layer 0. R6 logits are labelled Output "token" (p=0.123). R7 logits have token_prob. R8 with
+node_threshold, features and errors have influence. R9 qParams has strict types. R10 clerp is a string. R11 numbers
+are finite. R12 prompt_tokens has a string for each position. R13 slug and scan of an upload are plain names. R14
+features are found in one way. R15 metadata has no nulls. R16 feature_type is a known one. R17 scores are written (the
+exporter does). R18 an upload has 1 KiB to 100 MiB.
+"""
 
 from __future__ import annotations
 

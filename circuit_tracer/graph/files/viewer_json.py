@@ -1,4 +1,4 @@
-"""Pruned graphs as JSON for the viewers (formats.md §5): ours, circuit-tracer's, Anthropic's and Neuronpedia's."""
+"""Pruned graphs as JSON for the viewers: ours, circuit-tracer's, Anthropic's and Neuronpedia's."""
 
 from __future__ import annotations
 
