@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
+import numpy as np
 import pytest
 import torch
 from graph_cases import graphs, random_graph, same_edges
@@ -159,6 +160,7 @@ class UnifiedConfig:
 class HookedTransformerConfig:
     def __init__(self) -> None:
         self.n_layers, self.d_vocab, self.dtype, self.device = 3, 90, torch.bfloat16, "cpu"
+        self.initializer_range = np.float64(0.2)
 
 
 FOREIGN = {

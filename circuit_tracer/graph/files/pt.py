@@ -42,6 +42,14 @@ class _Record:
         self.__dict__.update(state)
 
 
+class _Ignored:
+    """Stands in for a numpy scalar among the fields of a configuration; no such field is used."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
 # What may be named in a file, besides tensors, and what is built in its place.
 _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (LogitTarget, "circuit_tracer.attribution.targets.LogitTarget"),
@@ -49,6 +57,9 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_Record, "circuit_tracer.utils.tl_nnsight_mapping.UnifiedConfig"),
     (_Record, "transformer_lens.HookedTransformerConfig.HookedTransformerConfig"),
     (_Record, "transformer_lens.config.HookedTransformerConfig.HookedTransformerConfig"),
+    (_Ignored, "numpy.core.multiarray.scalar"),
+    (_Ignored, "numpy._core.multiarray.scalar"),
+    (_Ignored, "numpy.dtype"),
 ]
 
 
