@@ -45,7 +45,9 @@ def attribute(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            "--target", help="Explain this token instead of the most probable ones; text, or id:NUMBER. Repeatable."
+            "--target",
+            metavar="TOKEN",
+            help="Explain this token instead of the most probable ones; text, or id:NUMBER. Repeatable.",
         ),
     ] = None,
     position: Annotated[int, typer.Option("--position", help="Where targets are read; -1 is the last token.")] = -1,
@@ -170,6 +172,8 @@ def _load(
     if transcoder_set is None:
         from circuit_tracer.demo.show import load_demo
 
+        if device not in (None, "cpu"):
+            raise InputError(f"the demo's model is small and runs on the cpu; leave --device {device} out")
         return load_demo(dtype=kind)
     from circuit_tracer.replacement_model import ReplacementModel
     from circuit_tracer.transcoders.loading import load_transcoder_from_hub

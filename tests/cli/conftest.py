@@ -1,0 +1,50 @@
+"""A tiny model with a tokenizer and transcoders, as folders on disk, and a way to run the command line in process."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from command import Folders, Outcome, Run, save_tokenizer
+from tiny import tiny_model, tiny_transcoder
+from typer.testing import CliRunner
+
+from circuit_tracer.transcoders import save_transcoders
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+
+    root = tmp_path_factory.mktemp("tiny")
+    model, transcoder = root / "model", root / "transcoder"
+    tiny_model("llama", torch.float32).save_pretrained(model)
+    save_tokenizer(model)
+    save_transcoders(tiny_transcoder("clt", torch.float32), transcoder, str(model))
+    return Folders(str(model), str(transcoder))
+
+
+@pytest.fixture
+def run() -> Run:
+    from circuit_tracer.cli.main import app
+
+    def call(*arguments: object, stdin: str | None = None) -> Outcome:
+        result = CliRunner().invoke(app, [str(each) for each in arguments], input=stdin)
+        return Outcome(result.exit_code, result.stdout, result.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def traced_once(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from circuit_tracer import ReplacementModel, attribute
+
+    model = ReplacementModel.from_pretrained(folders.model, folders.transcoder, device="cpu")
+    return attribute("the capital of Texas is", model).save(tmp_path_factory.mktemp("traced") / "graph.safetensors")
+
+
+@pytest.fixture
+def traced(traced_once: Path, tmp_path: Path) -> Path:
+    """A native graph file of a tiny trace."""
+    return Path(shutil.copy(traced_once, tmp_path))

@@ -1,0 +1,187 @@
+"""`circuit-tracer attribute`: outputs, targets, prompts, and bad input found before any work."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command import Folders, Run
+from tiny import tiny_transcoder
+
+from circuit_tracer.graph import Graph
+from circuit_tracer.graph.files.native import as_graph
+from circuit_tracer.transcoders import save_transcoders
+
+PROMPT = "the capital of Texas is"
+
+
+@pytest.mark.parametrize("name", ["out.pt", "out.safetensors"])
+def test_writes_a_graph_file_of_the_kind_its_name_says(folders: Folders, run: Run, tmp_path: Path, name: str) -> None:
+    outcome = run("attribute", "-t", folders.transcoder, "-p", PROMPT, "-o", tmp_path / name, "--max_n_logits", 3)
+    assert outcome.code == 0, outcome.err
+    graph = as_graph(tmp_path / name)
+    assert graph.input_tokens.tolist() == [1, 4, 5, 6, 7, 8]
+    assert len(graph.logit_targets) <= 3
+    for line in ("targets", "scores", "transcoder", "residual"):
+        assert line in outcome.out
+
+
+def test_writes_viewer_files_under_the_slug(folders: Folders, run: Run, tmp_path: Path) -> None:
+    outcome = run(
+        *("attribute", "--transcoder_set", folders.transcoder, "--model", folders.model, "--prompt", PROMPT),
+        *("--slug", "texas", "--graph_file_dir", tmp_path / "new" / "folder", "--node_threshold", 0.7, "--json"),
+    )
+    assert outcome.code == 0, outcome.err
+    document = json.loads((tmp_path / "new" / "folder" / "texas.json").read_text())
+    assert document["metadata"]["pruning_settings"]["node_threshold"] == 0.7
+    assert outcome.json["slug"] == "texas"
+    assert outcome.json["worst_residual"] < 1e-5
+    assert (tmp_path / "new" / "folder" / "graph-metadata.json").is_file()
+
+
+def test_relative_paths_without_a_slash_work(
+    folders: Folders, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run(
+        "attribute", "-t", folders.transcoder, "-p", PROMPT, "-o", "g.pt", "--slug", "a", "--graph-file-dir", "f"
+    )
+    assert outcome.code == 0, outcome.err
+    assert Path("g.pt").is_file()
+    assert Path("f/a.json").is_file()
+
+
+def test_targets_by_text_and_by_id(folders: Folders, run: Run) -> None:
+    outcome = run(
+        "attribute", "-t", folders.transcoder, "-p", PROMPT, "--target", "Austin", "--target", "id:0", "--json"
+    )
+    assert [target["id"] for target in outcome.json["targets"]] == [9, 0]
+
+
+def test_an_earlier_position_and_no_left_out_positions(folders: Folders, run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "g.safetensors"
+    outcome = run(
+        *("attribute", "-t", folders.transcoder, "-p", PROMPT, "-o", path),
+        *("--position", 3, "--zero-positions", "none"),
+    )
+    assert outcome.code == 0, outcome.err
+    graph = Graph.load(path)
+    assert set(graph.targets.position.tolist()) == {3}
+    assert 0 in graph.active_features[:, 1].tolist()
+
+
+def test_prompts_of_a_file_get_a_name_each(folders: Folders, run: Run, tmp_path: Path) -> None:
+    prompts = "the capital of Texas is\n\nthe capital of France is\n"
+    outcome = run(
+        *("attribute", "-t", folders.transcoder, "--prompt-file", "-", "-o", tmp_path / "g.safetensors"),
+        *("--graph-file-dir", tmp_path, "--json"),
+        stdin=prompts,
+    )
+    assert outcome.code == 0, outcome.err
+    assert [json.loads(line)["prompt"] for line in outcome.out.splitlines()] == [
+        "<bos> the capital of Texas is",
+        "<bos> the capital of France is",
+    ]
+    assert (tmp_path / "g-001-the-capital-of-texas-is.safetensors").is_file()
+    assert (tmp_path / "002-the-capital-of-france-is.json").is_file()
+
+
+def test_numbered_slugs(folders: Folders, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("the capital of Texas is\na state\n")
+    run(
+        *("attribute", "-t", folders.transcoder, "--prompt-file", tmp_path / "prompts.txt"),
+        *("--slug", "run", "--graph-file-dir", tmp_path),
+    )
+    assert (tmp_path / "run-001.json").is_file()
+    assert (tmp_path / "run-002.json").is_file()
+
+
+def test_chat_uses_the_template(folders: Folders, run: Run, tmp_path: Path) -> None:
+    spoken = run("attribute", "-t", folders.transcoder, "-p", "a state", "--chat", "--json").json
+    assert spoken["prompt"] == "<bos> the a state"
+    messages = [{"role": "user", "content": "is"}, {"role": "assistant", "content": "Texas"}]
+    (tmp_path / "messages.json").write_text(json.dumps(messages))
+    from_file = run("attribute", "-t", folders.transcoder, "-p", tmp_path / "messages.json", "--chat", "--json").json
+    as_text = run("attribute", "-t", folders.transcoder, "-p", json.dumps(messages), "--chat", "--json").json
+    assert from_file["prompt"] == as_text["prompt"] == "<bos> the is a Texas"
+
+
+def test_defaults_are_those_of_python(folders: Folders) -> None:
+    from circuit_tracer.attribution.attribute import attribute
+    from circuit_tracer.cli.attribute import attribute as command
+    from circuit_tracer.graph.files.viewer_json import create_graph_files
+    from circuit_tracer.replacement_model import ReplacementModel
+
+    here = {name: each.default for name, each in inspect.signature(command).parameters.items()}
+    # circuit-tracer's command line differs from its Python API in these two, and so does ours
+    circuit_tracer_cli = {"batch_size": 256, "max_feature_nodes": 7500}
+    same_meaning = {"dtype": "float32"}  # and create_graph_files' target is another thing
+    compared = 0
+    for function in (attribute, create_graph_files, ReplacementModel.from_pretrained):
+        for name, parameter in inspect.signature(function).parameters.items():
+            if name in here and name != "target" and parameter.default is not inspect.Parameter.empty:
+                assert here[name] == circuit_tracer_cli.get(name, same_meaning.get(name, parameter.default)), name
+                compared += 1
+    assert compared >= 14
+
+
+BAD = {
+    "no transcoders": (["-p", PROMPT, "-o", "g.pt"], "-t"),
+    "transcoders and demo": (["-t", "T", "--demo", "-p", PROMPT, "-o", "g.pt"], "not both"),
+    "no prompt": (["-t", "T", "-o", "g.pt"], "--prompt"),
+    "two prompts": (["-t", "T", "-p", PROMPT, "--prompt-file", "f", "-o", "g.pt"], "--prompt-file"),
+    "no output": (["-t", "T", "-p", PROMPT], "-o"),
+    "unknown suffix": (["-t", "T", "-p", PROMPT, "-o", "g.bin"], ".safetensors"),
+    "slug that is no name": (["-t", "T", "-p", PROMPT, "--slug", "a/b", "--graph-file-dir", "."], "a/b"),
+    "threshold above one": (["-t", "T", "-p", PROMPT, "-o", "g.pt", "--node_threshold", "1.5"], "--node-threshold"),
+    "unknown dtype": (["-t", "T", "-p", PROMPT, "-o", "g.pt", "--dtype", "int8"], "int8"),
+    "negative batch": (["-t", "T", "-p", PROMPT, "-o", "g.pt", "--batch_size", "0"], "--batch-size"),
+    "odd positions": (["-t", "T", "-p", PROMPT, "-o", "g.pt", "--zero-positions", "a"], "--zero-positions"),
+    "missing prompt file": (["-t", "T", "--prompt-file", "no.txt", "-o", "g.pt"], "no.txt"),
+    "broken conversation": (["-t", "T", "-p", "[1", "--chat", "-o", "g.pt"], "JSON"),
+    "server": (["-t", "T", "-p", PROMPT, "-o", "g.pt", "--server"], "not available"),
+    "no such device": (["-t", "T", "-p", PROMPT, "-o", "g.pt", "--device", "abacus"], "abacus"),
+    "no such transcoders": (["-t", "./nowhere", "-p", PROMPT, "-o", "g.pt"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_message_and_exit_code_2(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = BAD[case]
+    outcome = run("attribute", *arguments)
+    assert outcome.code == 2
+    assert expected in outcome.err
+    assert "Traceback" not in outcome.err
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def test_unwritable_folder_is_found_before_the_work(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = run("attribute", "-t", "./nowhere", "-p", PROMPT, "-o", tmp_path / "file" / "g.pt")
+    assert outcome.code == 2
+    assert "cannot write into the folder" in outcome.err
+
+
+def test_input_found_bad_by_the_engine(folders: Folders, run: Run) -> None:
+    outcome = run("attribute", "-t", folders.transcoder, "-p", PROMPT, "--target", "Rome", "--json")
+    assert outcome.code == 2
+    assert "'Rome'" in outcome.err
+
+
+def test_model_is_needed_when_transcoders_do_not_name_it(run: Run, tmp_path: Path) -> None:
+    save_transcoders(tiny_transcoder("clt", torch.float32), tmp_path / "t")
+    outcome = run("attribute", "-t", tmp_path / "t", "-p", PROMPT, "--json")
+    assert outcome.code == 2
+    assert "-m" in outcome.err
+
+
+def test_one_half_of_the_viewer_flags_is_a_warning(folders: Folders, run: Run, tmp_path: Path) -> None:
+    outcome = run("attribute", "-t", folders.transcoder, "-p", PROMPT, "-o", tmp_path / "g.pt", "--slug", "a")
+    assert outcome.code == 0
+    assert "warning" in outcome.err

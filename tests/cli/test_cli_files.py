@@ -1,0 +1,158 @@
+"""`prune`, `convert` and `info` on the files of a tiny trace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command import Folders, Run
+from tiny import tiny_model, tiny_transcoder
+
+from circuit_tracer.graph import Graph, prune_graph
+from circuit_tracer.graph.files.formats import read_graph
+from circuit_tracer.graph.files.native import as_graph
+from circuit_tracer.graph.subgraph import subgraph
+from circuit_tracer.transcoders import load_transcoder_from_hub, save_transcoders
+
+
+def test_prune_writes_the_pruned_graph(traced: Path, run: Run, tmp_path: Path) -> None:
+    whole = Graph.load(traced)
+    outcome = run(
+        "prune", traced, "-o", tmp_path / "small.safetensors", "--node_threshold", 0.5, "--policy", "paper", "--json"
+    )
+    assert outcome.code == 0, outcome.err
+    pruned = prune_graph(whole, 0.5, policy="paper")
+    small = Graph.load(tmp_path / "small.safetensors")
+    assert len(small.selected_features) == int(pruned.node_mask[whole.nodes.layout.features].sum())
+    assert len(small.edges) == int(pruned.kept_edges.sum()) == outcome.json["edges"]
+    assert len(small.edges) < len(whole.edges)
+
+
+def test_the_sum_rule_survives_pruning(traced: Path) -> None:
+    whole = Graph.load(traced)
+    small = subgraph(whole, prune_graph(whole, 0.5))
+    assert small.residual is not None
+    assert small.residual < 1e-5
+    names = {tuple(row) for row in small.active_features[small.selected_features].tolist()}
+    assert names <= {tuple(row) for row in whole.active_features[whole.selected_features].tolist()}
+
+
+def test_pruning_nothing_changes_nothing(traced: Path) -> None:
+    whole = Graph.load(traced)
+    result = prune_graph(whole)
+    everything = type(result)(
+        torch.ones_like(result.node_mask),
+        torch.ones_like(result.kept_edges),
+        result.cumulative_scores,
+        result.influence,
+        result.edges,
+    )
+    same = subgraph(whole, everything)
+    assert torch.equal(same.edges.source, whole.edges.source)
+    assert torch.equal(same.edges.weight, whole.edges.weight)
+    assert same.residual == whole.residual
+
+
+def test_prune_writes_viewer_files(traced: Path, run: Run, tmp_path: Path) -> None:
+    outcome = run("prune", traced, "--slug", "again", "--graph_file_dir", tmp_path / "view", "--edge_threshold", 0.9)
+    assert outcome.code == 0, outcome.err
+    document = json.loads((tmp_path / "view" / "again.json").read_text())
+    assert document["metadata"]["pruning_settings"]["edge_threshold"] == 0.9
+    assert "completeness" in outcome.out
+
+
+def test_prune_needs_both_viewer_flags(traced: Path, run: Run) -> None:
+    assert run("prune", traced, "--slug", "again").code == 2
+
+
+@pytest.mark.parametrize("name", ["g.pt", "g.safetensors", "g.graphml"])
+def test_graphs_convert_there_and_back(traced: Path, run: Run, tmp_path: Path, name: str) -> None:
+    outcome = run("convert", traced, tmp_path / name)
+    assert outcome.code == 0, outcome.err
+    assert run("convert", tmp_path / name, tmp_path / "back.safetensors").code == 0
+    before, after = Graph.load(traced), Graph.load(tmp_path / "back.safetensors")
+    assert torch.equal(before.edges.source, after.edges.source)
+    assert torch.equal(before.edges.weight, after.edges.weight)
+
+
+def test_node_link_json(traced: Path, run: Run, tmp_path: Path) -> None:
+    outcome = run("convert", traced, tmp_path / "g.json", "--to", "node-link")
+    assert outcome.code == 0, outcome.err
+    assert torch.equal(read_graph(tmp_path / "g.json").edges.weight, Graph.load(traced).edges.weight)
+
+
+def test_json_is_the_viewers_by_default(traced: Path, run: Run, tmp_path: Path) -> None:
+    assert run("convert", traced, tmp_path / "g.json").code == 0
+    assert json.loads((tmp_path / "g.json").read_text())["metadata"]["slug"] == "g"
+    outcome = run("convert", tmp_path / "g.json", tmp_path / "h.safetensors")
+    assert outcome.code == 2
+    assert "viewer's file" in outcome.err
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "<graphml>", "<a/>"])
+@pytest.mark.parametrize("suffix", [".json", ".graphml", ".pt", ".safetensors"])
+def test_damaged_files_are_bad_input(run: Run, tmp_path: Path, content: str, suffix: str) -> None:
+    path = tmp_path / f"bad{suffix}"
+    path.write_text(content)
+    outcome = run("convert", path, tmp_path / "out.safetensors")
+    assert outcome.code == 2, outcome.err
+    assert "bad" in outcome.err
+
+
+def test_convert_names_the_endings_it_knows(traced: Path, run: Run, tmp_path: Path) -> None:
+    outcome = run("convert", traced, tmp_path / "g.xyz")
+    assert outcome.code == 2
+    assert ".graphml" in outcome.err
+
+
+def test_transcoders_become_native(folders: Folders, run: Run, tmp_path: Path) -> None:
+    outcome = run("convert", folders.transcoder, tmp_path / "native")
+    assert outcome.code == 0, outcome.err
+    before, _ = load_transcoder_from_hub(folders.transcoder, device="cpu", lazy_decoder=False)
+    after, config = load_transcoder_from_hub(str(tmp_path / "native"), device="cpu", lazy_decoder=False)
+    assert config["model_name"] == folders.model
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, after.state_dict()[name]), name
+
+
+def test_info_of_a_graph(traced: Path, run: Run, tmp_path: Path) -> None:
+    outcome = run("info", traced, "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["what"] == "graph"
+    assert outcome.json["active_features"] == len(as_graph(traced).active_features)
+    assert run("convert", traced, tmp_path / "view.json").code == 0
+    assert run("info", tmp_path / "view.json", "--json").json["slug"] == "view"
+    assert "targets" in run("info", traced).out
+
+
+def test_info_of_a_model(folders: Folders, run: Run) -> None:
+    found = run("info", folders.model, "--json").json
+    assert (found["what"], found["n_layers"], found["d_model"]) == ("model", 3, 16)
+    assert "LlamaForCausalLM" in run("info", folders.model).out
+
+
+def test_info_of_a_transcoder_that_fits(folders: Folders, run: Run) -> None:
+    found = run("info", folders.transcoder, "--model", folders.model, "--json").json
+    assert (found["layers"], found["features_a_layer"], found["d_model"]) == (3, 20, 16)
+    assert found["fits"] == folders.model
+
+
+def test_info_of_a_transcoder_that_does_not_fit(folders: Folders, run: Run, tmp_path: Path) -> None:
+    save_transcoders(tiny_transcoder("plt", torch.float32, d_model=12), tmp_path / "narrow")
+    outcome = run("info", tmp_path / "narrow", "--model", folders.model)
+    assert outcome.code == 2
+    assert "d_model 12" in outcome.err
+    tiny_model("olmo2", torch.float32).save_pretrained(tmp_path / "olmo")
+    save_transcoders(tiny_transcoder("plt", torch.float32, input_hook="ln2.hook_normalized"), tmp_path / "normalized")
+    outcome = run("info", tmp_path / "normalized", "--model", tmp_path / "olmo")
+    assert outcome.code == 2
+    assert "no norm before its MLP" in outcome.err
+
+
+@pytest.mark.parametrize("what", ["./nowhere", "nowhere", "no.gguf"])
+def test_info_of_nothing(run: Run, what: str) -> None:
+    outcome = run("info", what)
+    assert outcome.code == 2
+    assert "nowhere" in outcome.err or "no.gguf" in outcome.err

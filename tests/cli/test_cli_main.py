@@ -1,0 +1,114 @@
+"""The frame of the command line: help without torch, versions, exit codes, tracebacks, interruption."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from command import Folders, Run
+
+from circuit_tracer.attribution import attribute as attribution
+from circuit_tracer.errors import FileFormatError
+from circuit_tracer.replacement_model import ReplacementModel
+
+
+@pytest.mark.parametrize("command", [[], ["attribute"], ["prune"], ["info"], ["convert"], ["demo"], ["demo", "train"]])
+def test_every_command_explains_itself(run: Run, command: list[str]) -> None:
+    outcome = run(*command, "--help")
+    assert outcome.code == 0
+    assert "Usage" in outcome.out
+    assert "--server" not in outcome.out
+
+
+def test_help_does_not_load_torch() -> None:
+    script = "import sys; sys.argv = ['circuit-tracer', 'attribute', '--help']\n"
+    script += "from circuit_tracer.cli.main import main\n"
+    script += "try: main()\nexcept SystemExit: pass\n"
+    script += "heavy = {'torch', 'transformers', 'numpy', 'networkx'} & set(sys.modules)\n"
+    script += "assert not heavy, heavy"
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+    assert time.perf_counter() - started < 3, "0.2 s on an idle machine; the bound is for busy ones"
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").out.startswith("circuit-tracing 0.")
+
+
+def test_unknown_options_and_commands_exit_2(run: Run) -> None:
+    assert run("attribute", "--no-such-flag").code == 2
+    assert run("serve").code == 2
+
+
+def _raise(error: BaseException) -> object:
+    def replacement(*_: object, **__: object) -> None:
+        raise error
+
+    return replacement
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(FileFormatError("a bad file"), 2), (ZeroDivisionError("a slip"), 1), (KeyboardInterrupt(), 130)],
+)
+def test_exit_codes(run: Run, traced: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int) -> None:
+    monkeypatch.setattr("circuit_tracer.graph.files.native.as_graph", _raise(error))
+    outcome = run("prune", traced)
+    assert outcome.code == code
+    assert str(error) in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_debug_shows_the_traceback(run: Run, traced: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setattr("circuit_tracer.graph.files.native.as_graph", _raise(ZeroDivisionError("a slip")))
+    arguments = ["--debug", "prune", traced] if place == "before" else ["prune", traced, "--debug"]
+    outcome = run(*arguments)
+    assert outcome.code == 1
+    assert "Traceback" in outcome.err
+
+
+def test_an_interrupted_trace_is_saved(
+    folders: Folders, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(attribution.Trace, "_expand", interrupt)
+    path = tmp_path / "g.safetensors"
+    outcome = run("attribute", "-t", folders.transcoder, "-p", "the capital of Texas is", "-o", path)
+    assert outcome.code == 0, outcome.err
+    assert path.is_file()
+    assert "warning: interrupted" in outcome.err
+    (tmp_path / "prompts").write_text("the capital\na state\n")
+    outcome = run("attribute", "-t", folders.transcoder, "--prompt-file", tmp_path / "prompts", "--json")
+    assert outcome.code == 130
+    assert len(outcome.out.splitlines()) == 1
+
+
+def _demo(monkeypatch: pytest.MonkeyPatch, **names: object) -> None:
+    """A stand-in for the embedded demo, whose weights these tests do not need."""
+    monkeypatch.setitem(sys.modules, "circuit_tracer.demo.show", cast(ModuleType, SimpleNamespace(**names)))
+
+
+def test_demo_calls_the_demo(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    _demo(monkeypatch, main=lambda *arguments: calls.append(arguments))
+    assert run("demo", "-p", "a prompt", "-o", "folder").code == 0
+    assert calls == [(Path("folder"), "a prompt")]
+
+
+def test_attribute_on_the_demo_model(folders: Folders, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_demo(dtype: torch.dtype) -> ReplacementModel:
+        return ReplacementModel.from_pretrained(folders.model, folders.transcoder, device="cpu", dtype=dtype)
+
+    _demo(monkeypatch, load_demo=load_demo)
+    outcome = run("attribute", "--demo", "-p", "the capital of Texas is", "--json")
+    assert outcome.code == 0, outcome.err
+    assert run("attribute", "--demo", "-p", "x", "--json", "--device", "meta").code == 2
