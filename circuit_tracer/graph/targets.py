@@ -68,10 +68,13 @@ class TargetTable:
     def from_logits(
         cls, logit_targets: Sequence[LogitTarget], probabilities: Tensor, n_layers: int, n_pos: int, vocab_size: int
     ) -> TargetTable:
-        """The table of circuit-tracer's targets: all after the last layer, at the last position."""
+        """The table of circuit-tracer's targets: all after the last layer, at the last position. vocab_size 0:
+        unknown.
+        """
         count = len(logit_targets)
         token_id = torch.tensor([t.vocab_idx for t in logit_targets], dtype=torch.int64)
-        kinds = ["logit" if t.vocab_idx < vocab_size else "direction" for t in logit_targets]
+        known = vocab_size > 0
+        kinds = ["direction" if known and t.vocab_idx >= vocab_size else "logit" for t in logit_targets]
         return cls(
             label=[t.token_str for t in logit_targets],
             layer=torch.full((count,), n_layers, dtype=torch.int64),
