@@ -130,17 +130,18 @@ def compare_targets(peer: Record, ours: Record) -> list[Check]:
     ]
 
 
-def fold_flipped(adjacency: Array, nodes: Nodes, only: set[tuple[int, int, int]]) -> Array:
+def fold_flipped(adjacency: Array, nodes: Nodes, only: set[tuple[int, int, int]], budgeted: bool) -> Array:
     """The adjacency where a feature that is active in one engine only has joined the error nodes of its position.
 
     What such a feature contributes in one graph is error in the other, at its own layer and, cross-layer, at later
     ones: the sum over the errors of the position and the feature is the same in both. It becomes layer 0's column.
+    With a budget the feature may have no column, and then that sum is unknown: the errors of its position are left out.
     """
     folded = adjacency.copy()
     for position in {key[1] for key in only}:
         errors = nodes.n_features + np.arange(position, nodes.n_errors, nodes.P)
         joined = [i for i, key in enumerate(nodes.keys[: nodes.n_features]) if key[1:] in only and key[2] == position]
-        total = folded[:, [*errors, *joined]].sum(1)
+        total = 0 if budgeted else folded[:, [*errors, *joined]].sum(1)
         folded[:, errors] = 0
         folded[:, errors[0]] = total
     return folded
@@ -265,7 +266,7 @@ def compare_records(peer: Record, ours: Record, meta: dict[str, Any], thresholds
     i, j = common_order(peer_nodes, our_nodes)
     A, B = dense(peer), dense(ours)
     if only := flipped_features(peer, ours):
-        A, B = fold_flipped(A, peer_nodes, only), fold_flipped(B, our_nodes, only)
+        A, B = (fold_flipped(graph, nodes, only, budgeted) for graph, nodes in ((A, peer_nodes), (B, our_nodes)))
     checks.append(compare_edges(A[np.ix_(i, i)], B[np.ix_(j, j)], peer_nodes.rows[i]))
     if peer_nodes.keys == our_nodes.keys:
         checks += [*compare_influence(peer, ours), *compare_pruning(peer, ours, A, peer_nodes)]
