@@ -142,7 +142,7 @@ def _balance(
         )
     inputs, final = _constants(network, constant_out, skips)
     counts = torch.bincount(sources.active.layer, minlength=network.n_layers)
-    reconstruction = Reconstruction(nmse=torch.stack(nmse).cpu(), l0=counts.double() / int(keep_P.sum()))
+    reconstruction = Reconstruction(nmse=torch.stack(nmse), l0=counts.double() / int(keep_P.sum()))
     return LinearPrompt(network, sources, skips, error, inputs, final, reconstruction)
 
 
@@ -163,4 +163,4 @@ def _constants(
 def _nmse(y_nD: Tensor, error_nD: Tensor) -> Tensor:
     """Share of the variance of y (over the prompt's positions) that the features leave; of its square for one position."""
     spread = y_nD - y_nD.mean(0) if y_nD.shape[0] > 1 else y_nD
-    return (error_nD.double().pow(2).sum() / spread.double().pow(2).sum().clamp_min(1e-30)).reshape(())
+    return error_nD.cpu().double().pow(2).sum() / spread.cpu().double().pow(2).sum().clamp_min(1e-30)

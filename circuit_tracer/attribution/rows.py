@@ -45,11 +45,10 @@ class RowStore:
     def add(self, edges: EdgeBlock, row: Tensor) -> None:
         """Keep a block; `row` (T,) numbers its rows globally."""
         parts = [edges.feature, edges.error.flatten(1), edges.token]
-        total = sum(
-            (part.sum(1, dtype=torch.float64) for part in parts),
-            torch.zeros(len(row), dtype=torch.float64, device=edges.token.device),
-        )
-        mass = sum((part.abs().sum(1, dtype=torch.float64) for part in parts), torch.zeros_like(total))
+        # sums over thousands of edges of both signs must not cost the digits that the sum rule checks; MPS has no float64
+        wide = torch.float32 if edges.token.device.type == "mps" else torch.float64
+        total = torch.stack([part.sum(1, dtype=wide) for part in parts]).sum(0)
+        mass = torch.stack([part.abs().sum(1, dtype=wide) for part in parts]).sum(0)
         ptr = [int((edges.layer >= layer).sum()) for layer in range(self.n_layers + 2)]
         self.blocks.append(StoredBlock(row, edges, total, mass, ptr))
         features = row[row >= self.n_targets] - self.n_targets

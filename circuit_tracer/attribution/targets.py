@@ -117,7 +117,7 @@ class _Reader:
         bias: Tensor | None = getattr(parts.unembed, "bias", None)
         self.unembed, self.bias = weight, bias
         self.mean = weight.mean(0, dtype=parts.compute_dtype)
-        self.mean_bias = 0.0 if bias is None else float(bias.double().mean())
+        self.mean_bias = 0.0 if bias is None else float(bias.cpu().double().mean())
 
     def table(self, items: list[_Item]) -> TargetRows:
         d_vocab, virtual = self.parts.config.d_vocab, 0
