@@ -152,4 +152,5 @@ class ReplacementModel:
 
     def __repr__(self) -> str:
         cfg = self.cfg
-        return f"ReplacementModel({cfg.model_name}, {cfg.n_layers} layers, {self.transcoders!r}, {self.device}, {cfg.dtype})"
+        kind = f"{self.transcoders.kind} of {self.transcoders.d_transcoder} features a layer"
+        return f"ReplacementModel({cfg.model_name}, {cfg.n_layers} layers, {kind}, {self.device}, {cfg.dtype})"

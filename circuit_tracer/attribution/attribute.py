@@ -242,7 +242,7 @@ class Trace:
         return ReadOut(layer, position, vector), bias
 
     def _balance(self, selected: Tensor) -> tuple[Tensor, Tensor]:
-        """Bias and pre-activation (K + N_s,) of targets and selected features (method.md 5)."""
+        """Bias and pre-activation (K + N_s,) of targets and selected features (README.md §5)."""
         table, active = self.targets.table, self.sources.active
         rows, bias = self._feature_rows(selected)
         own = torch.cat([self.constant.cpu(), bias])

@@ -1,4 +1,4 @@
-"""A prompt made linear: captured, frozen, encoded; its errors and constants known (method.md 1, 2, 5).
+"""A prompt made linear: captured, frozen, encoded; its errors and constants known (README.md §1, 2, 5).
 
 Letters: L layers, P positions, D d_model.
 """

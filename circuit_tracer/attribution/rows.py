@@ -1,7 +1,7 @@
 """Finished edge rows, kept until the graph is assembled; influence flows through them from the top layer down.
 
 A row is dense over the columns it can reach (features of positions up to its own) and stored once. Influence enters with the
-targets' weights and passes through |edge| / row mass (method.md 6.1). Rows of features at one layer are final once all
+targets' weights and passes through |edge| / row mass (README.md §6.1). Rows of features at one layer are final once all
 layers above are, so one pass from the top gives exact influences.
 
 Letters: T rows, C columns, L layers, P positions, N active features, K targets.

@@ -1,6 +1,6 @@
 """The sweep: rows of gradients travel from their target down to the embedding, and meet every source on the way.
 
-A row is the adjoint of the residual stream for one target (method.md 4.2). Rows never look right of their own position (a
+A row is the adjoint of the residual stream for one target (README.md §4.2). Rows never look right of their own position (a
 block of rows holds positions up to its last target's) nor above their own layer (they join when the sweep arrives there).
 
 Letters: L layers, P positions, D d_model, T rows in flight, C columns (active features).

@@ -19,7 +19,7 @@ from circuit_tracer.errors import UnsupportedModelError
 
 
 class NormKind(Enum):
-    """How a norm scales (method.md 4.3): what multiplies r/sigma, and whether the mean is removed first."""
+    """How a norm scales (attribution/README.md §4.3): what multiplies r/sigma, and whether the mean is removed first."""
 
     RMS = "rms"  # weight
     RMS_PLUS_ONE = "rms_plus_one"  # 1 + weight (Gemma)

@@ -1,4 +1,4 @@
-"""One forward pass of the model, batch 1, that keeps what the frozen network needs (method.md 2).
+"""One forward pass of the model, batch 1, that keeps what the frozen network needs (attribution/README.md §2).
 
 Letters: L layers, P positions, D d_model, H heads, V vocabulary.
 """

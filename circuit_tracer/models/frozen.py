@@ -1,4 +1,4 @@
-"""The linear network of one prompt: attention patterns and norm scales are constants (method.md 2 and 4).
+"""The linear network of one prompt: attention patterns and norm scales are constants (attribution/README.md §2 and §4).
 
 Every map exists twice: forward (vectors of the residual stream) and adjoint (rows of gradients). `propagate` runs the whole
 network forward and is the independent check of the adjoint: what it adds to every read-out must be what the rows say.
@@ -73,8 +73,8 @@ class FrozenLayer:
 class FrozenNetwork:
     """The frozen linear network of one prompt, with the transcoder's two hook points.
 
-    `input_hook` and `output_hook` are circuit-tracer's names (formats.md 2); a hook that the architecture does not have
-    raises CompatibilityError.
+    `input_hook` and `output_hook` are circuit-tracer's names (attribution/README.md §4.4); a hook that the architecture does not
+    have raises CompatibilityError.
     """
 
     def __init__(self, parts: ModelParts, captured: PromptCapture, input_hook: str, output_hook: str) -> None:

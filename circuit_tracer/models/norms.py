@@ -1,4 +1,4 @@
-"""Norms with their scale frozen (method.md 4.3).
+"""Norms with their scale frozen (attribution/README.md §4.3).
 
 Letters: P positions, D d_model, T rows in flight.
 """
