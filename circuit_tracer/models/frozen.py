@@ -73,8 +73,8 @@ class FrozenLayer:
 class FrozenNetwork:
     """The frozen linear network of one prompt, with the transcoder's two hook points.
 
-    `input_hook` and `output_hook` are circuit-tracer's names (attribution/README.md §4.4); a hook that the architecture does not
-    have raises CompatibilityError.
+    `input_hook` and `output_hook` are circuit-tracer's names (attribution/README.md §4.4); a hook that the architecture does
+    not have raises CompatibilityError.
     """
 
     def __init__(self, parts: ModelParts, captured: PromptCapture, input_hook: str, output_hook: str) -> None:
