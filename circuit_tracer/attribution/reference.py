@@ -1,0 +1,415 @@
+"""The whole method, once, slowly: an attribution graph by autograd on the transformers model itself.
+
+This file is the documentation of what the fast engine computes, and what it is tested against. It shares none of the
+engine's derivations: no hand-written adjoint, no frozen network, no kernel. It reads from top to bottom:
+
+1. `FrozenModel`: run the model once and keep its attention patterns, norm scales and MLP outputs. From then on these are
+   constants, the MLP outputs are sums of named *sources*, and the model is an affine function of the sources.
+2. `reference_graph`: the value that each target reads is affine in the sources, so autograd gives its exact split:
+   value = sum over sources of <gradient, what the source writes> + bias. The terms of that sum are the edges.
+3. `node_influence`, `select_features`, `prune`, `graph_scores`: what is done with the edges, on dense matrices.
+
+Cost: one backward pass a target and a dense matrix of nodes x nodes. Use it on tiny models.
+
+Letters: L layers, P positions, D d_model, F features a layer, V vocabulary, N nodes, K targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, LogitDifference
+from circuit_tracer.models.attention import AttentionTape, attention_tape
+from circuit_tracer.models.parts import ModelParts, Norm
+from circuit_tracer.transcoders.base import Transcoders
+
+ReferenceTarget = int | CustomTarget | FeatureTarget | LogitDifference
+Read = Callable[[tuple[Tensor, Tensor]], Tensor]  # a run of the frozen model -> the value that a node reads
+
+
+# 1. The frozen model
+
+
+class FrozenModel:
+    """A transformers model on one prompt, with attention patterns, norm scales and MLPs frozen (method.md 2).
+
+    What a layer's MLP adds to the residual stream is, at the transcoder's output hook,
+
+        y_l = writes_l + constant_l + x_l S_l
+
+    where writes_l (P, D) are the sources (features and errors), constant_l the decoder bias (at left-out positions: all of
+    the true MLP output), x_l what the transcoder reads at layer l and S_l its skip connection, if it has one. `run` is an
+    affine function of its two arguments, the token vectors and the writes; everything between them is the model's own code.
+    """
+
+    def __init__(self, parts: ModelParts, transcoders: Transcoders, ids: Tensor, left_out: Sequence[int]) -> None:
+        self.parts, self.transcoders, self.ids, self.left_out = parts, transcoders, ids, list(left_out)
+        self.n_layers, self.n_pos, self.dtype = len(parts.layers), len(ids), parts.compute_dtype
+        self.input_hook, self.output_hook = transcoders.feature_input_hook, transcoders.feature_output_hook
+        self.patterns = AttentionTape()  # attention patterns by layer
+        self.sigma: dict[nn.Module, Tensor] = {}  # (P, 1) of each norm
+        self.x: list[Tensor] = [torch.empty(0)] * self.n_layers  # what the transcoder reads, in the run in progress
+        self.y: list[Tensor] = [torch.empty(0)] * self.n_layers  # true activations at the output hook
+
+        # Run the model as it is. Afterwards patterns, sigma and y are known and never change again.
+        self.frozen = False
+        self.final = self._forward()
+        self.frozen = self.patterns.replay = True
+
+        self._name_sources(inputs=torch.stack(self.x), outputs=torch.stack(self.y))
+
+    def _name_sources(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Split the true MLP outputs (L, P, D) into features, errors and constants, given the transcoder's inputs."""
+        # Features: (L, P, F) activations of the true inputs, none at the left-out positions.
+        self.activations = self.transcoders.encode(inputs)
+        self.activations[:, self.left_out] = 0
+
+        # Constants: decoder biases, and at left-out positions whatever the MLP did there.
+        explained = outputs - torch.stack([self._skip(layer, x) for layer, x in enumerate(inputs)])
+        self.constant = torch.empty_like(outputs)
+        for layer in range(self.n_layers):
+            self.constant[layer] = self.transcoders.decoder_bias(layer)
+        self.constant[:, self.left_out] = explained[:, self.left_out]
+
+        # The rest is written by sources: by features as far as they go, and what they leave is the error.
+        self.writes = explained - self.constant
+        self.error = self.writes.clone()
+        for source in range(self.n_layers):
+            every = torch.arange(self.transcoders.n_features(source))
+            for layer in self.transcoders.target_layers(source):
+                decoder = self.transcoders.decoder_rows(source, every, target_layer=layer)
+                self.error[layer] -= self.activations[source][:, every] @ decoder.to(self.dtype)
+
+    def run(self, tokens: Tensor, writes: Tensor) -> tuple[Tensor, Tensor]:
+        """Frozen forward pass: transcoder inputs (L, P, D) and the final norm's output (P, D).
+
+        tokens: (P, D) vectors of the prompt's tokens. writes: (L, P, D) what sources write at the output hooks. With
+        `self.tokens` and `self.writes` the result is that of the true run. Differentiable.
+        """
+        self._run_tokens, self._run_writes = tokens, writes
+        final = self._forward()  # fills self.x
+        return torch.stack(self.x), final
+
+    def _skip(self, layer: int, x: Tensor) -> Tensor:
+        matrix = self.transcoders.skip_matrix(layer)
+        return torch.zeros_like(x) if matrix is None else x @ matrix.to(self.dtype)
+
+    # The model's own forward pass, with hooks on four kinds of places.
+
+    def _forward(self) -> Tensor:
+        with attention_tape(self.patterns), self._hooked():
+            output = self.parts.model.base_model(input_ids=self.ids[None], use_cache=False)
+        return output.last_hidden_state[0].to(self.dtype)
+
+    @contextmanager
+    def _hooked(self) -> Iterator[None]:
+        handles = [
+            self.parts.layers[0].module.register_forward_pre_hook(self._at_first_layer),
+            self._hook(self.parts.final_norm.module, self._at_norm, self.parts.final_norm),
+        ]
+        for index, layer in enumerate(self.parts.layers):
+            handles += [self._hook(norm.module, self._at_norm, norm) for norm in layer.norms().values()]
+            norm = layer.mlp_norm if self.input_hook != "mlp.hook_in" else None
+            post_norm = layer.mlp_post_norm if self.output_hook == "hook_mlp_out" else None
+            reader, writer = (layer.mlp if n is None else n.module for n in (norm, post_norm))
+            handles.append(self._hook(reader, self._at_transcoder_input, index))
+            handles.append(self._hook(writer, self._at_transcoder_output, index))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @staticmethod
+    def _hook(module: nn.Module, function: Callable[[Any, Tensor, Tensor], Tensor], what: Any) -> Any:
+        """After `module`, replace its output by function(what, input (P, D), output (P, D))."""
+
+        def hook(_: Any, args: tuple[Tensor, ...], output: Any) -> Any:
+            first = output[0] if isinstance(output, tuple) else output
+            new = function(what, args[0][0], first.reshape(args[0][0].shape)).to(first.dtype).reshape(first.shape)
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return module.register_forward_hook(hook)
+
+    def _at_first_layer(self, _: Any, args: tuple[Tensor, ...]) -> Any:
+        """What enters the first layer: token vectors, and position vectors where the architecture has them."""
+        resid = args[0]
+        if not self.frozen:
+            path = self.parts.architecture.position_embedding
+            table: Any = None if path is None else self.parts.model.get_submodule(path)
+            self.positions = torch.zeros_like(resid[0]) if table is None else table.weight[: self.n_pos]
+            self.tokens = resid[0].to(self.dtype) - self.positions.to(self.dtype)
+            return None
+        return ((self._run_tokens + self.positions).to(resid.dtype)[None], *args[1:])
+
+    def _at_norm(self, norm: Norm, r: Tensor, output: Tensor) -> Tensor:
+        """A norm, written out: only its scale sigma is frozen."""
+        out = self._normalised(norm, r) * norm.parameters.gain
+        return out if norm.parameters.shift is None else out + norm.parameters.shift
+
+    def _normalised(self, norm: Any, r: Tensor) -> Tensor:
+        r = r.to(self.dtype)
+        if norm.parameters.centred:
+            r = r - r.mean(-1, keepdim=True)
+        if not self.frozen:
+            self.sigma[norm.module] = (r.pow(2).mean(-1, keepdim=True) + norm.parameters.epsilon).sqrt()
+        return r / self.sigma[norm.module]
+
+    def _at_transcoder_input(self, index: int, inputs: Tensor, output: Tensor) -> Tensor:
+        """inputs: what enters the MLP's norm, or the MLP itself for mlp.hook_in or where there is no norm."""
+        norm = self.parts.layers[index].mlp_norm
+        plain = norm is None or self.input_hook != "ln2.hook_normalized"
+        self.x[index] = inputs.to(self.dtype) if plain else self._normalised(norm, inputs)
+        return output
+
+    def _at_transcoder_output(self, index: int, inputs: Tensor, output: Tensor) -> Tensor:
+        if not self.frozen:
+            self.y[index] = output.to(self.dtype)
+            return output
+        return self._run_writes[index] + self.constant[index] + self._skip(index, self.x[index])
+
+
+# 2. The graph
+
+
+@dataclass(frozen=True)
+class ReferenceGraph:
+    """A graph as dense tensors. N nodes: features (layer, position, index) | errors l * P + p | tokens | targets.
+
+    adjacency[t, s]: what source s contributes to the value that target t reads (a pre-activation, or a demeaned logit).
+    Sum rule, for every feature and target row: adjacency[t].sum() + unselected[t] + bias[t] == value[t].
+    """
+
+    adjacency: Tensor  # (N, N), rows = targets of edges, columns = sources
+    bias: Tensor  # (N,)
+    unselected: Tensor  # (N,) sum of the edges from active features that are no nodes
+    value: Tensor  # (N,)
+    active: Tensor  # (N_f, 3) layer, position, index of all active features
+    activation: Tensor  # (N_f,)
+    selected: Tensor  # (N_s,) indices of the features that are nodes
+    weight: Tensor  # (K,) of the targets, signed
+    n_layers: int
+    n_pos: int
+
+    @property
+    def target_weights(self) -> Tensor:
+        """(N,): |weight| at the targets, 0 elsewhere."""
+        weights = torch.zeros_like(self.bias)
+        weights[-len(self.weight) :] = self.weight.abs()
+        return weights
+
+    def is_kind(self, *kinds: Literal["feature", "error", "token", "target"]) -> Tensor:
+        """Mask (N,) of the nodes of some kinds."""
+        n_errors, n_targets = self.n_layers * self.n_pos, len(self.weight)
+        counts = {"feature": len(self.selected), "error": n_errors, "token": self.n_pos, "target": n_targets}
+        return torch.tensor([kind in kinds for kind, count in counts.items() for _ in range(count)])
+
+
+def reference_graph(
+    model: Any,
+    ids: Tensor,
+    targets: Sequence[ReferenceTarget] | None = None,
+    *,
+    left_out: Iterable[int] = (0,),
+    position: int = -1,
+    max_n_logits: int = 10,
+    desired_logit_prob: float = 0.95,
+    max_feature_nodes: int | None = None,
+) -> ReferenceGraph:
+    """The graph of a prompt, ids (P,), by autograd. model: a `ReplacementModel`; arguments as those of `attribute`.
+
+    targets: None for the most probable tokens, else token ids, CustomTarget, FeatureTarget, LogitDifference.
+    left_out: positions without features and errors (`zero_positions` of `attribute`).
+    """
+    frozen = FrozenModel(model.parts, model.transcoders, ids, sorted(left_out))
+    active, activation, feature_writes = _features(frozen)
+    if targets is None:
+        targets = _salient_tokens(frozen, position, max_n_logits, desired_logit_prob)
+
+    # Rows are the features and the targets: for each, the value that it reads as a function of a run.
+    reads = [_read_feature(model.transcoders, *feature) for feature in active.tolist()]
+    reads += [_read_target(frozen, target, position) for target in targets]
+    weight = torch.tensor([_weight(frozen, target, position) for target in targets], dtype=frozen.dtype)
+    n_sources = len(active) + frozen.n_layers * frozen.n_pos + frozen.n_pos
+    n_nodes = n_sources + len(targets)
+    rows = [*range(len(active)), *range(n_sources, n_nodes)]
+
+    tokens, writes = frozen.tokens.clone().requires_grad_(), frozen.writes.clone().requires_grad_()
+    true_run = frozen.run(tokens, writes)
+    empty_run = frozen.run(torch.zeros_like(tokens), torch.zeros_like(writes))
+    adjacency = torch.zeros(n_nodes, n_nodes, dtype=frozen.dtype)
+    value, bias = torch.zeros(n_nodes, dtype=frozen.dtype), torch.zeros(n_nodes, dtype=frozen.dtype)
+    for row, read in zip(rows, reads, strict=True):
+        at_tokens, at_writes = torch.autograd.grad(read(true_run), (tokens, writes), retain_graph=True)
+        from_features = (at_writes * feature_writes).sum((1, 2, 3))
+        from_errors = (at_writes * frozen.error).sum(-1).flatten()
+        from_tokens = (at_tokens * frozen.tokens).sum(-1)
+        adjacency[row, :n_sources] = torch.cat([from_features, from_errors, from_tokens])
+        value[row], bias[row] = read(true_run).detach(), read(empty_run).detach()
+
+    everything, nothing = torch.arange(len(active)), torch.zeros_like(bias)
+    sizes = frozen.n_layers, frozen.n_pos
+    whole = ReferenceGraph(adjacency, bias, nothing, value, active, activation, everything, weight, *sizes)
+    return whole if max_feature_nodes is None else keep_features(whole, select_features(whole, max_feature_nodes))
+
+
+def _features(frozen: FrozenModel) -> tuple[Tensor, Tensor, Tensor]:
+    """Active features (N_f, 3) in the order of nodes, their activations (N_f,), and what each writes (N_f, L, P, D)."""
+    active = frozen.activations.nonzero()
+    activation = frozen.activations[tuple(active.T)]
+    writes = torch.zeros(len(active), *frozen.writes.shape, dtype=frozen.dtype)
+    for number, (layer, position, index) in enumerate(active.tolist()):
+        for above in frozen.transcoders.target_layers(layer):
+            decoder = frozen.transcoders.decoder_rows(layer, torch.tensor([index]), target_layer=above)
+            writes[number, above, position] = activation[number] * decoder[0]
+    return active, activation, writes
+
+
+def _read_feature(transcoders: Transcoders, layer: int, position: int, index: int) -> Read:
+    """Pre-activation of a feature: encoder row times transcoder input, plus its bias."""
+    encoder, bias = transcoders.encoder_rows(layer, torch.tensor([index]))
+    return lambda run: run[0][layer, position] @ encoder[0].to(run[0]) + bias[0]
+
+
+def _read_target(frozen: FrozenModel, target: ReferenceTarget, position: int) -> Read:
+    """Logits are read without softcap; a token's is compared to the mean over the vocabulary."""
+    if isinstance(target, FeatureTarget):
+        return _read_feature(frozen.transcoders, target.layer, target.position, target.feature_idx)
+    if isinstance(target, CustomTarget):
+        return lambda run: run[1][position] @ target.vec.to(run[1])
+    unembed = frozen.parts.unembed
+    if isinstance(target, LogitDifference):
+        return lambda run: unembed(run[1][position])[target.token] - unembed(run[1][position])[target.other]
+    return lambda run: unembed(run[1][position])[target] - unembed(run[1][position]).mean()
+
+
+def _probability(frozen: FrozenModel, position: int) -> Tensor:
+    logits, cap = frozen.parts.unembed(frozen.final[position]), frozen.parts.final_softcap
+    return torch.softmax(torch.tanh(logits / cap) * cap if cap else logits, dim=-1)
+
+
+def _weight(frozen: FrozenModel, target: ReferenceTarget, position: int) -> float:
+    if isinstance(target, int):
+        return float(_probability(frozen, position)[target])
+    return target.prob if isinstance(target, CustomTarget) else target.weight
+
+
+def _salient_tokens(frozen: FrozenModel, position: int, at_most: int, probability: float) -> list[int]:
+    """The fewest most probable tokens that together reach `probability`, at most so many."""
+    ordered = torch.sort(_probability(frozen, position), descending=True)
+    count = int((ordered.values.cumsum(0) < probability).sum()) + 1
+    return ordered.indices[: min(count, at_most)].tolist()
+
+
+# 3. Influence, selection, pruning, scores
+
+
+def normalised(adjacency: Tensor) -> Tensor:
+    """M (N, N): |edge| as a share of its row's mass; empty rows stay empty."""
+    return adjacency.abs() / adjacency.abs().sum(1, keepdim=True).clamp_min(1e-10)
+
+
+def node_influence(adjacency: Tensor, target_weights: Tensor) -> Tensor:
+    """I (N,) = sum over path lengths k >= 1 of w M^k (method.md 6.1). Ends because paths only lead to lower layers."""
+    shares, flow = normalised(adjacency), target_weights
+    influence = torch.zeros_like(target_weights)
+    while flow.any():
+        flow = flow @ shares
+        influence = influence + flow
+    return influence
+
+
+def select_features(graph: ReferenceGraph, budget: int) -> Tensor:
+    """Indices, ascending, of the `budget` features that get a row (definition: attribution/selection.py).
+
+    S(t): the features of influence >= t when only members of S(t) pass influence on. As t falls from infinity S grows from
+    the empty set, and next changes when t meets the largest influence of a feature outside. The last S that fits the budget
+    is filled up by influence.
+    """
+    n, layer = len(graph.active), graph.active[:, 0]
+    if budget >= n:
+        return torch.arange(n)
+    members = torch.zeros(n, dtype=torch.bool)
+    while True:
+        best_outside = influence_through(graph, members)[~members].max()
+        threshold = best_outside * (1 - 1e-12)  # a hair less, so that rounding cannot lose the one that sets it
+        larger = torch.zeros_like(members)
+        for depth in reversed(range(graph.n_layers)):  # the members of higher layers decide who is one here
+            larger[layer == depth] = (influence_through(graph, larger) >= threshold)[layer == depth]
+        if larger.sum() > budget:
+            break
+        members = larger
+    outside = torch.where(members, -1.0, influence_through(graph, members))
+    best_first = torch.argsort(outside, descending=True, stable=True)
+    members[best_first[: budget - int(members.sum())]] = True
+    return members.nonzero().flatten()
+
+
+def influence_through(graph: ReferenceGraph, members: Tensor) -> Tensor:
+    """Influence (N_f,) of the features when only `members` (N_f,) pass it on."""
+    adjacency = graph.adjacency.clone()
+    adjacency[: len(members)][~members] = 0
+    return node_influence(adjacency, graph.target_weights)[: len(members)]
+
+
+def keep_features(graph: ReferenceGraph, selected: Tensor) -> ReferenceGraph:
+    """The graph whose feature nodes are `selected` (N_s,). The edges of the others are summed, row by row."""
+    n = len(graph.active)
+    dropped = torch.ones(len(graph.adjacency), dtype=torch.bool)
+    dropped[n:] = dropped[selected] = False
+    kept = (~dropped).nonzero().flatten()
+    return replace(
+        graph,
+        adjacency=graph.adjacency[kept][:, kept],
+        bias=graph.bias[kept],
+        unselected=graph.adjacency[kept][:, dropped].sum(1),
+        value=graph.value[kept],
+        selected=selected,
+    )
+
+
+def smallest_set(scores: Tensor, fraction: float) -> Tensor:
+    """Mask of the largest scores that together hold `fraction` < 1 of the sum, and those equal to the last of them."""
+    ordered = torch.sort(scores.flatten(), descending=True).values
+    crossing = torch.searchsorted(ordered.cumsum(0) / ordered.sum(), fraction)
+    return scores >= ordered[crossing]
+
+
+def prune(
+    graph: ReferenceGraph,
+    node_threshold: float = 0.8,
+    edge_threshold: float = 0.98,
+    policy: Literal["circuit-tracer", "paper"] = "circuit-tracer",
+) -> tuple[Tensor, Tensor]:
+    """Masks of the nodes (N,) and edges (N, N) that are kept (method.md 6.3).
+
+    Tokens and targets always stay; under the policy "paper" error nodes stay too.
+    """
+    weights, needs_input = graph.target_weights, graph.is_kind("feature")
+    permanent = graph.is_kind("token", "target") if policy == "circuit-tracer" else ~needs_input
+
+    nodes = permanent | smallest_set(node_influence(graph.adjacency, weights), node_threshold)
+    inside = graph.adjacency * nodes[:, None] * nodes[None, :]
+    output = node_influence(inside, weights) + weights
+    edges = smallest_set(normalised(inside) * output[:, None], edge_threshold)
+    while True:
+        alive = nodes & (permanent | (edges.any(0) & (edges.any(1) | ~needs_input)))
+        if torch.equal(alive, nodes):
+            return nodes, edges
+        nodes, edges = alive, edges & alive[:, None] & alive[None, :]
+
+
+def graph_scores(graph: ReferenceGraph) -> tuple[float, float]:
+    """(replacement, completeness) of method.md 6.4: from tokens, not errors; inputs that are no errors."""
+    is_error, is_token = graph.is_kind("error"), graph.is_kind("token")
+    influence = node_influence(graph.adjacency, graph.target_weights)
+    output = influence + graph.target_weights
+    explained = 1 - normalised(graph.adjacency)[:, is_error].sum(1)
+    replacement = influence[is_token].sum() / (influence[is_token].sum() + influence[is_error].sum())
+    return float(replacement), float((explained * output).sum() / output.sum())
