@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ from circuit_tracer.models.loading import load_language_model, resolve_device, r
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.verify import verify
 from circuit_tracer.transcoders.base import Transcoders
+
+if TYPE_CHECKING:
+    from circuit_tracer.interventions import Freeze, Intervention
 
 Backend = Literal["transformerlens", "nnsight"]
 
@@ -114,6 +119,99 @@ class ReplacementModel:
     def ensure_tokenized(self, prompt: tokenization.Prompt) -> Tensor:
         """Token ids (P,) int64, by the one rule used everywhere (models/tokenization.py)."""
         return tokenization.tokenize(prompt, self.tokenizer)
+
+    def get_activations(
+        self, inputs: tokenization.Prompt, sparse: bool = False, apply_activation_function: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """(logits (1, P, V), feature activations (L, P, F), dense or sparse) of a prompt.
+
+        Activations are zero at the positions that circuit-tracer leaves out (0; the chat prefix for Gemma 3 instruction-tuned
+        models). Without the activation function they are pre-activations. Logits are in float32, float64 for such models.
+        """
+        from circuit_tracer.interventions.intervene import get_activations
+
+        return get_activations(self, inputs, sparse, apply_activation_function)
+
+    def feature_intervention(
+        self,
+        inputs: tokenization.Prompt,
+        interventions: Sequence[Intervention],
+        constrained_layers: Iterable[int] | None = None,
+        freeze_attention: bool = True,
+        apply_activation_function: bool = True,
+        sparse: bool = False,
+        return_activations: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Set features to values; (logits (1, P, V), activations (L, P, F) or None) of the changed pass.
+
+        interventions: (layer, position, feature, value), value absolute; position may be a slice. By default effects go on
+        through all later layers and their real MLPs, with attention patterns as on the clean prompt (`freeze_attention`).
+        constrained_layers: MLP outputs of these layers stay as they were, apart from what the features that are set write
+        to them directly; features write nowhere else. With all layers, norm scales are frozen too, and changes of
+        pre-activations (`apply_activation_function=False`) and of logits before a softcap (`zero_softcap`) are the edges of
+        the attribution graph, in units of the source's relative change. Raises InputError for what does not exist.
+        """
+        from circuit_tracer.interventions.intervene import feature_intervention
+
+        return feature_intervention(
+            self,
+            inputs,
+            interventions,
+            constrained_layers,
+            freeze_attention,
+            apply_activation_function,
+            sparse,
+            return_activations,
+        )
+
+    def feature_intervention_generate(
+        self,
+        inputs: tokenization.Prompt,
+        interventions: Sequence[Intervention],
+        constrained_layers: Iterable[int] | None = None,
+        freeze_attention: bool = True,
+        apply_activation_function: bool = True,
+        sparse: bool = False,
+        return_activations: bool = True,
+        **generate_kwargs: Any,
+    ) -> tuple[str, Tensor, Tensor | None]:
+        """Generate with features set: (prompt and continuation, logits (G, V), activations (L, P + G - 1, F) or None).
+
+        The first pass is that of `feature_intervention`. From then on, nothing is frozen, and interventions whose position
+        is an open slice (`slice(p, None)`) hold for each new token. generate_kwargs: max_new_tokens (10), do_sample (True),
+        temperature, top_k, top_p, freq_penalty, stop_at_eos, eos_token_id.
+        """
+        from circuit_tracer.interventions.generate import feature_intervention_generate
+
+        return feature_intervention_generate(
+            self,
+            inputs,
+            interventions,
+            constrained_layers,
+            freeze_attention,
+            apply_activation_function,
+            sparse,
+            return_activations,
+            **generate_kwargs,
+        )
+
+    def setup_intervention_with_freeze(
+        self, inputs: tokenization.Prompt, constrained_layers: Iterable[int] | None = None
+    ) -> tuple[Tensor, Freeze]:
+        """(activations (L, P, F) of the clean prompt, what to hold still).
+
+        In `with freeze.applied(): ...`, passes of `hf_model` over the same tokens have the clean attention patterns, and in the
+        constrained layers the clean MLP outputs.
+        """
+        from circuit_tracer.interventions.intervene import setup_intervention_with_freeze
+
+        return setup_intervention_with_freeze(self, inputs, constrained_layers)
+
+    def zero_softcap(self) -> AbstractContextManager[None]:
+        """Inside `with model.zero_softcap(): ...`, logits are those before the final softcap (Gemma 2)."""
+        from circuit_tracer.interventions.intervene import zero_softcap
+
+        return zero_softcap(self)
 
     @property
     def hf_model(self) -> Any:

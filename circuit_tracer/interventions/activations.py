@@ -1,0 +1,83 @@
+"""Feature activations while the model runs: of chosen features, or recorded for all.
+
+Letters: L layers, P positions, D d_model, F features a layer, n chosen features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from circuit_tracer.transcoders.activations import JumpReLU, TopK
+from circuit_tracer.transcoders.active import ActiveFeatures
+from circuit_tracer.transcoders.base import Transcoders
+
+
+def activations_of(transcoders: Transcoders, layer: int, x_PD: Tensor, position: Tensor, index: Tensor) -> Tensor:
+    """Activations (n,) of features `index` (n,) at `position` (n,), for the layer's inputs x (P, D).
+
+    Only the encoder rows of these features are read, unless the activation compares features with each other (TopK).
+    """
+    function = transcoders.activation(layer)
+    if isinstance(function, TopK):
+        return _look_up(transcoders, layer, x_PD, position, index)
+    unique, inverse = torch.unique(index, return_inverse=True)
+    rows, bias = transcoders.encoder_rows(layer, unique)
+    rows, bias = rows.to(x_PD)[inverse], bias.to(x_PD)[inverse]
+    pre = (x_PD[position] * rows).sum(-1) + bias
+    if isinstance(function, JumpReLU):
+        threshold = function.threshold.to(pre)
+        return pre * (pre > (threshold[index] if threshold.ndim else threshold))
+    return function(pre)
+
+
+def _look_up(transcoders: Transcoders, layer: int, x_PD: Tensor, position: Tensor, index: Tensor) -> Tensor:
+    places, row = torch.unique(position, return_inverse=True)
+    found_row, found_index, found_value = transcoders.encode_positions(layer, x_PD[places])
+    width = transcoders.n_features(layer)
+    key, wanted = found_row * width + found_index, row * width + index  # `key` ascends
+    slot = torch.searchsorted(key, wanted).clamp_max(max(len(key) - 1, 0))
+    if not len(key):
+        return torch.zeros(len(index), dtype=x_PD.dtype, device=x_PD.device)
+    return torch.where(key[slot] == wanted, found_value[slot], 0).to(x_PD.dtype)
+
+
+class Recorder:
+    """Collects the activations (L, P, F) of a pass, layer by layer, dense or sparse; zero at `zero_positions`.
+
+    Without the activation function they are pre-activations. Sparse activations are never dense in between; sparse
+    pre-activations hold every entry, a layer at a time.
+    """
+
+    def __init__(
+        self, transcoders: Transcoders, sparse: bool, apply_activation_function: bool, zero_positions: list[int]
+    ) -> None:
+        self.transcoders, self.sparse, self.apply = transcoders, sparse, apply_activation_function
+        self.zero_positions = zero_positions
+        self.layers: list[Tensor] = []
+        self._active: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._n_pos = 0
+
+    def add(self, layer: int, x_PD: Tensor) -> None:
+        """Take the inputs of the next layer."""
+        self._n_pos = x_PD.shape[0]
+        dropped = torch.zeros(self._n_pos, dtype=torch.bool, device=x_PD.device)
+        dropped[[position for position in self.zero_positions if position < self._n_pos]] = True
+        if self.sparse and self.apply:
+            position, index, value = self.transcoders.encode_positions(layer, x_PD)
+            keep = ~dropped[position]
+            self._active.append((position[keep], index[keep], value[keep]))
+            return
+        dense = self.transcoders.encode_layer(x_PD, layer, self.apply).detach()
+        dense = functional.pad(dense, (0, self.transcoders.d_transcoder - dense.shape[-1]))
+        dense[dropped] = 0
+        self.layers.append(dense.to_sparse() if self.sparse else dense)
+
+    def result(self) -> Tensor:
+        """(L, P, F)."""
+        if self._active:
+            shape = (self.transcoders.n_layers, self._n_pos, self.transcoders.d_transcoder)
+            return ActiveFeatures.from_layers(self._active).to_sparse(shape)
+        stacked = torch.stack(self.layers)
+        return stacked.coalesce() if self.sparse else stacked

@@ -1,0 +1,140 @@
+"""Generation with features held at values: circuit-tracer's `feature_intervention_generate`.
+
+Letters: L layers, P positions, F features a layer, V vocabulary, G generated tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.interventions.activations import Recorder
+from circuit_tracer.interventions.intervene import freeze_for
+from circuit_tracer.interventions.passes import Freeze, patched
+from circuit_tracer.interventions.points import run_model
+from circuit_tracer.interventions.settings import Intervention, LayerSettings, open_ended, resolve
+from circuit_tracer.models.capture import check_length, logits_at
+from circuit_tracer.models.tokenization import Prompt, zero_positions
+
+if TYPE_CHECKING:
+    from circuit_tracer.replacement_model import ReplacementModel
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How tokens are chosen; names and defaults of TransformerLens' `generate`, which circuit-tracer's scripts use.
+
+    freq_penalty: subtracted from a logit for each time its token was seen. `verbose` has no effect; without
+    `use_past_kv_cache` circuit-tracer does not generate, and neither do we.
+    """
+
+    max_new_tokens: int = 10
+    stop_at_eos: bool = True
+    eos_token_id: int | None = None
+    do_sample: bool = True
+    top_k: int | None = None
+    top_p: float | None = None
+    temperature: float = 1.0
+    freq_penalty: float = 0.0
+    use_past_kv_cache: bool = True
+    verbose: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}; at least 1 is needed")
+        if not self.use_past_kv_cache:
+            raise InputError("interventions generate with the key-value cache only; leave use_past_kv_cache out")
+        if self.do_sample and not self.temperature > 0:
+            raise InputError(f"temperature is {self.temperature}; give a positive one, or do_sample=False")
+
+    @classmethod
+    def read(cls, arguments: dict[str, Any]) -> GenerationOptions:
+        """From keyword arguments; InputError lists what is known when one is not."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(arguments) - set(known))
+        if unknown:
+            raise InputError(f"unknown generation arguments {', '.join(unknown)}; known are {', '.join(known)}")
+        return cls(**arguments)
+
+    def choose(self, logits_V: Tensor, seen: Tensor) -> int:
+        """The next token, given the ids (P,) so far; sampling uses torch's global random state."""
+        if not self.do_sample:
+            return int(logits_V.argmax())
+        logits = logits_V - self.freq_penalty * torch.bincount(seen, minlength=len(logits_V)).to(logits_V)
+        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        scores = TemperatureLogitsWarper(float(self.temperature))(seen[None], logits[None])
+        if self.top_k is not None:
+            scores = TopKLogitsWarper(self.top_k)(seen[None], scores)
+        if self.top_p is not None:
+            scores = TopPLogitsWarper(self.top_p)(seen[None], scores)
+        return int(torch.multinomial(torch.softmax(scores[0].float(), dim=-1), 1))
+
+
+@torch.no_grad()
+def feature_intervention_generate(
+    model: ReplacementModel,
+    inputs: Prompt,
+    interventions: Sequence[Intervention],
+    constrained_layers: Iterable[int] | None = None,
+    freeze_attention: bool = True,
+    apply_activation_function: bool = True,
+    sparse: bool = False,
+    return_activations: bool = True,
+    **generation: Any,
+) -> tuple[str, Tensor, Tensor | None]:
+    """(text, logits (G, V), activations (L, P + G - 1, F) or None); see `ReplacementModel.feature_intervention_generate`."""
+    options = GenerationOptions.read(generation)
+    ids, parts = model.ensure_tokenized(inputs), model.parts
+    check_length(parts, torch.cat([ids, ids.new_zeros(options.max_new_tokens - 1)]))
+    left_out = zero_positions(ids, model.cfg.model_name)
+    loop = _Generation(model, ids, return_activations, sparse, apply_activation_function)
+    place = (model.transcoders, len(ids), model.device, parts.compute_dtype)
+    freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
+    loop.step(ids, resolve(interventions, *place), freeze, left_out, options)
+    goes_on = resolve(open_ended(interventions), model.transcoders, 1, model.device, parts.compute_dtype)
+    end = model.tokenizer.eos_token_id if options.eos_token_id is None else options.eos_token_id
+    while len(loop.logits) < options.max_new_tokens and not (options.stop_at_eos and int(loop.ids[-1]) == end):
+        loop.step(loop.ids[-1:], goes_on, None, [], options)
+    text = model.tokenizer.decode(loop.ids.tolist(), skip_special_tokens=True)
+    return text, torch.stack(loop.logits), loop.all_activations()
+
+
+class _Generation:
+    """The tokens, logits, activations and cache of a generation so far."""
+
+    def __init__(self, model: ReplacementModel, ids: Tensor, record: bool, sparse: bool, apply: bool) -> None:
+        self.model, self.ids, self.record, self.sparse, self.apply = model, ids, record, sparse, apply
+        self.past: Any = None
+        self.logits: list[Tensor] = []
+        self.activations: list[Tensor] = []
+
+    def step(
+        self,
+        fed: Tensor,
+        settings: dict[int, LayerSettings],
+        freeze: Freeze | None,
+        left_out: list[int],
+        options: GenerationOptions,
+    ) -> None:
+        """Run the model on the tokens that it has not seen, and choose the next one."""
+        recorder = Recorder(self.model.transcoders, self.sparse, self.apply, left_out) if self.record else None
+        with patched(self.model, settings, freeze, recorder, left_out):
+            final, self.past = run_model(self.model.parts, fed, self.past, keep_past=True)
+        if recorder is not None:
+            self.activations.append(recorder.result())
+        self.logits.append(logits_at(self.model.parts, final[-1:])[0])
+        chosen = options.choose(self.logits[-1], self.ids.to(self.model.device))
+        self.ids = torch.cat([self.ids, self.ids.new_tensor([chosen])])
+
+    def all_activations(self) -> Tensor | None:
+        """(L, P + G - 1, F): the last token was never fed to the model."""
+        if not self.record:
+            return None
+        joined = torch.cat(self.activations, dim=1)
+        return joined.coalesce() if self.sparse else joined

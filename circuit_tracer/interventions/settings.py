@@ -1,0 +1,119 @@
+"""What an intervention sets: (layer, position, feature, value) of any of the forms that are accepted, as a table.
+
+Letters: P positions, F features a layer, n entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.transcoders.base import Transcoders
+
+Intervention = tuple[int | Tensor, int | slice | Tensor, int | Tensor, int | float | Tensor]
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """Values of features of one layer, each (position, index) once; `value` is absolute, not a change."""
+
+    position: Tensor  # (n,)
+    index: Tensor  # (n,)
+    value: Tensor  # (n,)
+
+
+def resolve(
+    interventions: Sequence[Intervention],
+    transcoders: Transcoders,
+    n_pos: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[int, LayerSettings]:
+    """Settings by layer.
+
+    A position may be negative (from the end), a slice, or a tensor; positions, features and values broadcast as in
+    indexing `activations[position, feature] = value`. Of two settings of the same feature and position the later one holds.
+    Raises InputError for a layer, position or feature that does not exist, or a value that is not finite.
+    """
+    found: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    for intervention in interventions:
+        layer, position, index, value = _fields(intervention)
+        layer = _layer(layer, transcoders)
+        entry = _entries(position, index, value, n_pos, transcoders.n_features(layer))
+        found.setdefault(layer, []).append(entry)
+    return {layer: _join(entries, device, dtype) for layer, entries in found.items()}
+
+
+def open_ended(interventions: Sequence[Intervention]) -> list[Intervention]:
+    """The interventions that go on for generated tokens, `slice(p, None)`, aimed at the one token of a step."""
+    return [
+        (layer, 0, index, value)
+        for layer, position, index, value in map(_fields, interventions)
+        if isinstance(position, slice) and position.stop is None
+    ]
+
+
+def _fields(intervention: Any) -> tuple[Any, Any, Any, Any]:
+    if not isinstance(intervention, Sequence) or len(intervention) != 4:
+        raise InputError(f"intervention {intervention!r} must be (layer, position, feature, value)")
+    layer, position, index, value = intervention
+    return layer, position, index, value
+
+
+def _layer(layer: Any, transcoders: Transcoders) -> int:
+    number = int(layer)
+    if not 0 <= number < transcoders.n_layers:
+        raise InputError(f"intervention on layer {number}: the transcoder has layers 0 to {transcoders.n_layers - 1}")
+    return number
+
+
+def _entries(position: Any, index: Any, value: Any, n_pos: int, n_features: int) -> tuple[Tensor, Tensor, Tensor]:
+    features = _integers(index, "feature")
+    if isinstance(position, slice):
+        positions = torch.arange(n_pos)[position]
+        positions = positions.reshape(-1, *(1 for _ in features.shape))
+    else:
+        positions = _integers(position, "position")
+    _require_inside(positions, -n_pos, n_pos, "position")
+    _require_inside(features, 0, n_features, "feature")
+    values = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    try:
+        positions, features = torch.broadcast_tensors(positions % n_pos, features)
+        values = values.expand_as(positions)
+    except RuntimeError as error:
+        raise InputError(
+            f"an intervention's positions, features and values do not fit together: shapes {tuple(positions.shape)}, "
+            f"{tuple(features.shape)} and {tuple(values.shape)}"
+        ) from error
+    if not torch.isfinite(values).all():
+        raise InputError(f"an intervention sets a feature to {value}; values must be finite")
+    return positions.flatten(), features.flatten(), values.flatten()
+
+
+def _integers(numbers: Any, name: str) -> Tensor:
+    tensor = torch.as_tensor(numbers).detach().cpu()
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise InputError(f"an intervention's {name} must be an integer, found {numbers!r}")
+    return tensor.long()
+
+
+def _require_inside(numbers: Tensor, start: int, stop: int, name: str) -> None:
+    outside = numbers[(numbers < start) | (numbers >= stop)]
+    if outside.numel():
+        raise InputError(f"intervention on {name} {int(outside[0])}: {name}s reach from {start} to {stop - 1}")
+
+
+def _join(entries: list[tuple[Tensor, Tensor, Tensor]], device: torch.device, dtype: torch.dtype) -> LayerSettings:
+    position, index, value = (torch.cat(column) for column in zip(*entries, strict=True))
+    # a stable sort keeps the order in which equal places were set; the last of each run is the one that holds
+    width = int(index.max()) + 1 if len(index) else 1
+    key, order = torch.sort(position * width + index, stable=True)
+    last = torch.ones_like(key, dtype=torch.bool)
+    last[:-1] = key[1:] != key[:-1]
+    order = order[last]
+    return LayerSettings(position[order].to(device), index[order].to(device), value[order].to(device, dtype))
