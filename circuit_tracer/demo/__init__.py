@@ -1,0 +1,26 @@
+"""The embedded default: a tiny language model, its transcoder, and the small world whose truth is known.
+
+The weights are made by ``recipe.train`` (the command ``circuit-tracer demo train``); ``weights/README.md`` is their card.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+PROMPT = "the capital of the state containing Dallas is"
+
+
+def demo_folder() -> Path:
+    """The folder of the shipped weights: model/, transcoder/, labels.json, metrics.json, README.md."""
+    return Path(__file__).parent / "weights"
+
+
+MODEL = str(demo_folder() / "model")
+TRANSCODER = str(demo_folder() / "transcoder")
+
+
+def load_labels() -> dict[tuple[int, int], str]:
+    """What each feature of the shipped transcoder fires on in the world, by (layer, feature)."""
+    labels = json.loads((demo_folder() / "labels.json").read_text(encoding="utf-8"))
+    return {(int(layer), int(feature)): label for layer, row in labels.items() for feature, label in row.items()}

@@ -56,5 +56,5 @@ def mlp_activations(model: LlamaForCausalLM, ids_BP: Tensor) -> tuple[Tensor, Te
         return y_BPD
 
     with mlp_rule(model, record):
-        model.model(input_ids=ids_BP)
+        model.model(input_ids=ids_BP, use_cache=False)
     return torch.stack(inputs).float(), torch.stack(outputs).float()

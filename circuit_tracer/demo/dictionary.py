@@ -76,7 +76,7 @@ class DenseTranscoder:
             "model_kind": "cross_layer_transcoder",
             "feature_input_hook": INPUT_HOOK,
             "feature_output_hook": OUTPUT_HOOK,
-            "scan": "circuit-tracer-demo",
+            "scan": "circuit-tracing-demo",
         }
         with atomic_write(folder / "config.yaml") as path:
             path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
@@ -114,9 +114,12 @@ class DenseTranscoder:
 
     def detached(self) -> DenseTranscoder:
         """The same numbers without autograd history."""
-        tensors = (self.W_enc_LFD, self.b_enc_LF, self.threshold_LF)
         return DenseTranscoder(
-            *(one.detach().clone() for one in tensors), [one.detach().clone() for one in self.W_dec], self.b_dec_LD.detach()
+            self.W_enc_LFD.detach().clone(),
+            self.b_enc_LF.detach().clone(),
+            self.threshold_LF.detach().clone(),
+            [decoder.detach().clone() for decoder in self.W_dec],
+            self.b_dec_LD.detach().clone(),
         )
 
 

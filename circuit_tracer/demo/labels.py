@@ -9,6 +9,7 @@ active; the best harmonic mean wins. A feature that no description fits is named
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,9 +31,7 @@ TOKENS_NAMED = 3
 Labels = dict[str, dict[str, str]]
 
 
-def label_features(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transcoder: DenseTranscoder
-) -> Labels:
+def label_features(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transcoder: DenseTranscoder) -> Labels:
     """{"layer": {"feature": label}} for every feature that fires on the transcoder's training statements."""
     statements = world.transcoder_training()
     stop = {tokenizer.eos_token_id, tokenizer.pad_token_id}
@@ -56,10 +55,9 @@ def label_features(
 def describe(words: list[str]) -> list[str]:
     """What can be said of the last word of a sentence that begins with ``words`` (BOS not among them); most telling first."""
     word, prompt = words[-1], " ".join(words)
-    answer = _answers().get(prompt)
+    statement = _answers().get(prompt)
     found = []
-    if answer is not None:
-        statement = answer
+    if statement is not None:
         found += [f"say {statement.answer}", f"say {_article(statement.relation)}"]
         if statement.entity and statement.relation != "place":
             found.append(f"{statement.entity} (question about it)")
@@ -71,7 +69,7 @@ def describe(words: list[str]) -> list[str]:
         found += [f"{one.name} ({part})", f"{one.name} (places)", _kind_of_place(one, part)]
     found += _word_kinds().get(word, [])
     for relation in ("capital", "abbreviation", "language", "currency"):
-        if relation in words and answer is None and role is None:
+        if relation in words and statement is None and role is None:
             found.append(f"asked for: {relation}")
     return [*found, f'"{word}"']
 
@@ -86,19 +84,22 @@ def _kind_of_place(one: Entity, part: str) -> str:
     return f"{'US' if one.kind == 'state' else 'foreign'} {'cities' if part == 'cities' else 'capitals'}"
 
 
+@cache
 def _answers() -> dict[str, Statement]:
     return {one.prompt: one for one in (*world.skills(), *world.one_hops(), *world.two_hops())}
 
 
+@cache
 def _roles() -> dict[str, tuple[Entity, str]]:
     roles = {}
     for one in world.entities():
         roles[one.name] = (one, "name")
         roles[one.answer("capital")] = (one, "capital")
-        roles.update({city: (one, "cities") for city in one.cities})
+        roles.update(dict.fromkeys(one.cities, (one, "cities")))
     return roles
 
 
+@cache
 def _word_kinds() -> dict[str, list[str]]:
     kinds: defaultdict[str, list[str]] = defaultdict(list)
     for one in world.entities():
@@ -115,7 +116,7 @@ def _descriptions(tokenizer: PreTrainedTokenizerFast, contexts: list[tuple[int, 
     index: dict[str, int] = {}
     pairs = []
     for row, context in enumerate(contexts):
-        for name in describe(tokenizer.convert_ids_to_tokens(list(context[1:]))):
+        for name in describe([_word(tokenizer, token) for token in context[1:]]):
             pairs.append((row, index.setdefault(name, len(index))))
     member_NC = torch.zeros(len(contexts), len(index))
     member_NC[tuple(torch.tensor(pairs).T)] = 1.0
@@ -135,4 +136,8 @@ def _strongest(tokenizer: PreTrainedTokenizerFast, contexts: list[tuple[int, ...
     for row in activation_N.nonzero()[:, 0].tolist():
         total[contexts[row][-1]] += activation_N[row].item()
     strongest = sorted(total, key=lambda token: (-total[token], token))[:TOKENS_NAMED]
-    return [str(one) for one in tokenizer.convert_ids_to_tokens(strongest)]
+    return [_word(tokenizer, token) for token in strongest]
+
+
+def _word(tokenizer: PreTrainedTokenizerFast, token: int) -> str:
+    return str(tokenizer.convert_ids_to_tokens(token))

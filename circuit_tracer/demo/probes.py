@@ -1,8 +1,8 @@
 """Which features stand for which entity, and what happens to an answer when they are swapped.
 
 An entity's features are found on the token of its open cities; the reserved cities and the held-out statements are not
-looked at. A feature belongs to an entity if it is active on at least half of the entity's cities and at least half of its
-activation, each entity counted alike, falls on this entity.
+looked at. A feature belongs to an entity if it is active on enough of the prompts about the entity's cities (ACTIVE_ON) and
+on few of those about other cities (ELSEWHERE); an entity may have several, each for some of its cities.
 
 Shapes: E entities, L layers, F features, B prompts, P positions, D d_model.
 """
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 # (layer, feature) -> usual activation
 Features = dict[tuple[int, int], float]
 
-ACTIVE_ON = 0.5  # share of the entity's cities
-MASS_SHARE = 0.5  # share of the feature's activation over all entities
+ACTIVE_ON = 0.3  # at least this share of the prompts about the entity's cities
+ELSEWHERE = 0.05  # at most this share of the prompts about other entities' cities
 
 
 @dataclass(frozen=True)
@@ -46,28 +46,33 @@ def batches(tokenizer: PreTrainedTokenizerFast, statements: Iterable[Statement],
     """The prompts (without answers) grouped by length, so that nothing is padded."""
     by_length: defaultdict[int, list[tuple[Statement, list[int]]]] = defaultdict(list)
     for one in statements:
-        ids = tokenizer(one.prompt)["input_ids"]
+        ids: list[int] = tokenizer(one.prompt).input_ids
         by_length[len(ids)].append((one, ids))
     for rows in by_length.values():
         for start in range(0, len(rows), size):
             chosen = rows[start : start + size]
             statements_B = tuple(one for one, _ in chosen)
-            subjects = tokenizer.convert_tokens_to_ids([one.subject for one in statements_B])
+            subjects = [token_id(tokenizer, one.subject) for one in statements_B]
             yield Batch(
                 statements_B,
                 torch.tensor([ids for _, ids in chosen]),
-                torch.tensor(tokenizer.convert_tokens_to_ids([one.answer for one in statements_B])),
+                torch.tensor([token_id(tokenizer, one.answer) for one in statements_B]),
                 torch.tensor([ids.index(subject) for (_, ids), subject in zip(chosen, subjects, strict=True)]),
             )
+
+
+def token_id(tokenizer: PreTrainedTokenizerFast, word: str) -> int:
+    """The id of one word or name of the vocabulary."""
+    return int(tokenizer.vocab[word])
 
 
 @torch.no_grad()
 def predict(model: LlamaForCausalLM, ids_BP: Tensor, rule: Rule | None = None) -> Tensor:
     """The most likely next token (B,), with the MLPs' outputs changed by ``rule`` if one is given."""
     if rule is None:
-        return model(input_ids=ids_BP).logits[:, -1].argmax(-1)
+        return model(input_ids=ids_BP, use_cache=False).logits[:, -1].argmax(-1)
     with mlp_rule(model, rule):
-        return model(input_ids=ids_BP).logits[:, -1].argmax(-1)
+        return model(input_ids=ids_BP, use_cache=False).logits[:, -1].argmax(-1)
 
 
 def replacing(transcoder: DenseTranscoder) -> Rule:
@@ -131,9 +136,9 @@ def entity_features(
         active_ELF.index_add_(0, entity_B, (activation_BLF > 0).float())
         count_E.index_add_(0, entity_B, torch.ones(len(entity_B)))
     usual_ELF = total_ELF / active_ELF.clamp(min=1)
-    mean_ELF = total_ELF / count_E[:, None, None]
-    share_ELF = mean_ELF / mean_ELF.sum(0).clamp(min=1e-9)
-    belongs_ELF = (active_ELF / count_E[:, None, None] >= ACTIVE_ON) & (share_ELF >= MASS_SHARE)
+    rate_ELF = active_ELF / count_E[:, None, None]
+    elsewhere_ELF = (active_ELF.sum(0) - active_ELF) / (count_E.sum() - count_E)[:, None, None]
+    belongs_ELF = (rate_ELF >= ACTIVE_ON) & (elsewhere_ELF <= ELSEWHERE)
     found: dict[str, Features] = {name: {} for name in names}
     for which, layer, feature in belongs_ELF.nonzero().tolist():
         found[names[which]][layer, feature] = usual_ELF[which, layer, feature].item()

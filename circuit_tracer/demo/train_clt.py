@@ -3,6 +3,7 @@
 Method. Inputs and outputs of each layer are centred and divided by one number a layer; the loss is the mean over layers of
 the normalised squared error. A BatchTopK over all layers keeps the ``active * B`` largest scores of a batch of B tokens,
 score = activation * norm of the feature's decoder (over all layers it writes to); ``active`` falls from a large number.
+Now and then features that did not fire are planted anew on contexts that are reconstructed badly.
 At the end the cut on the score is frozen: feature f's threshold is cut / decoder norm, a JumpReLU, and means and scales
 are folded into the weights exactly. Position 0 is left out: it is an attention sink, and tracing leaves it out too.
 """
@@ -29,14 +30,15 @@ class TranscoderRecipe:
     """Sizes and training constants of the transcoder."""
 
     n_features: int = 512  # a layer
-    active: float = 12.0  # features a token, all layers together
-    active_at_start: float = 48.0
+    active: float = 6.0  # features a context, all layers together, as contexts are drawn (see ``balance``)
+    active_at_start: float = 16.0
     anneal: float = 0.5  # share of the steps over which ``active`` falls
-    steps: int = 2000
-    batch: int = 1024  # tokens
-    learning_rate: float = 2e-3
+    steps: int = 1400
+    batch: int = 1024  # contexts
+    learning_rate: float = 3e-3
     decay: float = 0.4  # share of the steps, at the end, over which the learning rate falls to zero
-    balance: float = 0.5  # a context seen n times is drawn with weight n ** balance
+    balance: float = 0.3  # a context seen n times is drawn with weight n ** balance
+    plantings: int = 5  # how often features that did not fire are planted anew, before the learning rate falls
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,16 @@ def train_transcoder(
     weight_N = _weights(data, recipe)
     optimizer = torch.optim.Adam(trainee.parameters(), lr=recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, recipe))
+    plant_every = int(recipe.steps * (1 - recipe.decay)) // (recipe.plantings + 1) + 1
+    fired_LF = torch.zeros(trainee.b_enc_LF.shape, dtype=torch.bool)
     for step in range(recipe.steps):
+        if step and step % plant_every == 0 and step <= plant_every * recipe.plantings:
+            _plant(trainee, optimizer, data, weight_N, ~fired_LF, _active(step, recipe))
+            fired_LF.zero_()
         chosen = torch.multinomial(weight_N, recipe.batch, replacement=True)
         x_LBD, y_LBD = trainee.normalise(data.x_LND[:, chosen], data.y_LND[:, chosen])
         activation_LBF = _batch_top_k(trainee, trainee.encode(x_LBD), _active(step, recipe))
+        fired_LF |= (activation_LBF > 0).any(1)
         error_L = (trainee.decode(activation_LBF) - y_LBD).square().sum(2).mean(1) / y_LBD.shape[2]
         optimizer.zero_grad(set_to_none=True)
         error_L.mean().backward()
@@ -162,6 +170,40 @@ def _batch_top_k(trainee: Trainee, activation_LBF: Tensor, active: float) -> Ten
     kept = round(active * activation_LBF.shape[1])
     cut = torch.topk(score_LBF.flatten(), kept, sorted=False).values.min()
     return activation_LBF * (score_LBF >= cut)
+
+
+@torch.no_grad()
+def _plant(
+    trainee: Trainee,
+    optimizer: torch.optim.Optimizer,
+    data: Activations,
+    weight_N: Tensor,
+    dead_LF: Tensor,
+    active: float,
+) -> None:
+    """Give each dead feature a badly reconstructed context: it reads that context's input and writes what is missing.
+
+    Contexts are drawn by their weight times their squared error in the feature's layer; Adam's moments start anew.
+    """
+    x_LND, y_LND = trainee.normalise(data.x_LND, data.y_LND)
+    missing_LND = y_LND - trainee.decode(_batch_top_k(trainee, trainee.encode(x_LND), active))
+    for layer in range(len(dead_LF)):
+        dead = dead_LF[layer].nonzero()[:, 0]
+        if not len(dead):
+            continue
+        chosen = torch.multinomial(weight_N * missing_LND[layer].square().sum(1), len(dead), replacement=True)
+        input_BD = x_LND[layer, chosen]
+        length_B1 = input_BD.norm(dim=1, keepdim=True)
+        trainee.W_enc_LFD[layer, dead] = input_BD / length_B1
+        trainee.b_enc_LF[layer, dead] = -0.5 * length_B1[:, 0]  # so that it fires on contexts like this one only
+        trainee.W_dec[layer][dead] = 2 * missing_LND[layer:, chosen].transpose(0, 1) / length_B1[:, :, None]
+        for parameter, rows in (
+            (trainee.W_enc_LFD, (layer, dead)),
+            (trainee.b_enc_LF, (layer, dead)),
+            (trainee.W_dec[layer], (dead,)),
+        ):
+            for name in ("exp_avg", "exp_avg_sq"):
+                optimizer.state[parameter][name][rows] = 0.0
 
 
 def _frozen_cut(trainee: Trainee, data: Activations, weight_N: Tensor, recipe: TranscoderRecipe) -> float:

@@ -33,7 +33,7 @@ class ModelRecipe:
     d_model: int = 128
     d_mlp: int = 512
     n_heads: int = 2
-    steps: int = 2500
+    steps: int = 1100
     batch: int = 256  # statements
     learning_rate: float = 3e-3
     warmup: int = 100
@@ -59,7 +59,6 @@ def build_model(tokenizer: PreTrainedTokenizerFast, recipe: ModelRecipe) -> Llam
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,  # padding must not zero an embedding row
-        use_cache=False,
     )
     model = LlamaForCausalLM(config).float()
     silent = model.model.layers[0].self_attn.o_proj.weight
@@ -71,7 +70,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, recipe: ModelRecipe) -> Llam
 
 def encode_statements(tokenizer: PreTrainedTokenizerFast, statements: Sequence[Statement]) -> Tensor:
     """Token ids (S, P) int64 of the whole statements with BOS and EOS, padded on the right."""
-    rows = [[*tokenizer(one.text)["input_ids"], tokenizer.eos_token_id] for one in statements]
+    rows = [[*tokenizer(one.text).input_ids, tokenizer.eos_token_id] for one in statements]
     width = max(map(len, rows))
     return torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
 
@@ -116,7 +115,7 @@ def train_model(
 def _loss(model: LlamaForCausalLM, ids_BP: Tensor, padding: int) -> Tensor:
     """Mean cross-entropy of the next token over all tokens that are not padding."""
     ids_BP = ids_BP[:, : int((ids_BP != padding).sum(1).max())]
-    logits_BPV = model(input_ids=ids_BP[:, :-1]).logits
+    logits_BPV = model(input_ids=ids_BP[:, :-1], use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits_BPV.flatten(0, 1), ids_BP[:, 1:].flatten(), ignore_index=padding)
 
 

@@ -73,11 +73,16 @@ def entities() -> tuple[Entity, ...]:
     """All states, then all countries."""
     found = []
     for name, abbreviation, capital, cities in _rows(facts.STATES):
-        values = (("capital", capital), ("abbreviation", abbreviation))
-        found.append(Entity("state", name, values, tuple(cities.split(", "))))
+        of_state = (("capital", capital), ("abbreviation", abbreviation))
+        found.append(Entity("state", name, of_state, tuple(cities.split(", "))))
     for name, abbreviation, capital, language, currency, cities in _rows(facts.COUNTRIES):
-        values = (("capital", capital), ("abbreviation", abbreviation), ("language", language), ("currency", currency))
-        found.append(Entity("country", name, values, tuple(cities.split(", "))))
+        of_country = (
+            ("capital", capital),
+            ("abbreviation", abbreviation),
+            ("language", language),
+            ("currency", currency),
+        )
+        found.append(Entity("country", name, of_country, tuple(cities.split(", "))))
     return tuple(found)
 
 
@@ -88,18 +93,18 @@ def entity(name: str) -> Entity:
 
 
 def two_hop(one: Entity, city: str, relation: str) -> Statement:
-    """"the capital of the state containing Dallas is" -> Austin."""
+    """The question about a city's entity: "the capital of the state containing Dallas is" -> Austin."""
     prompt = f"the {relation} of the {one.kind} containing {city} is"
     return Statement(prompt, one.answer(relation), city, relation, 2, one.name, city)
 
 
 def one_hop(one: Entity, relation: str) -> Statement:
-    """"the capital of Texas is" -> Austin."""
+    """The question about an entity by name: "the capital of Texas is" -> Austin."""
     return Statement(f"the {relation} of {one.name} is", one.answer(relation), one.name, relation, 1, one.name)
 
 
 def places(one: Entity, city: str) -> tuple[Statement, Statement]:
-    """"Dallas is in" -> Texas and "the state containing Dallas is" -> Texas."""
+    """Where a city lies, said twice: "Dallas is in" -> Texas and "the state containing Dallas is" -> Texas."""
     return (
         Statement(f"{city} is in", one.name, city, "place", 1, one.name, city),
         Statement(f"the {one.kind} containing {city} is", one.name, city, "place", 1, one.name, city),

@@ -1,0 +1,237 @@
+"""What is published about the demo: every number of its metrics.json and of its card.
+
+Shapes: L layers, N contexts, D d_model, B prompts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.demo import world
+from circuit_tracer.demo.dictionary import DenseTranscoder
+from circuit_tracer.demo.probes import (
+    Features,
+    batches,
+    entity_features,
+    predict,
+    replacing,
+    setting,
+    swapped,
+    token_id,
+)
+from circuit_tracer.demo.train_clt import Activations, collect
+from circuit_tracer.demo.train_model import encode_statements
+from circuit_tracer.demo.world import Entity, Statement
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+STRENGTHS = (1, 2)  # times the other entity's usual activation
+OTHERS = 2  # other entities tried for each question of a swap test
+SHOWN_SWAPS = (("Dallas", "California"), ("Oakland", "Texas"))  # (city of the prompt, entity put in its place)
+
+Metrics = dict[str, Any]
+
+
+def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transcoder: DenseTranscoder) -> Metrics:
+    """All metrics, as plain data. Deterministic; the random choices of the swap test have a fixed seed."""
+    features = entity_features(model, tokenizer, transcoder)
+    kept_out = {one.reserved_city for one in world.entities()}
+    seen_pairs = [one for one in world.two_hops() if one.city not in kept_out and one not in set(world.held_out())]
+    groups: dict[str, Sequence[Statement]] = {
+        "one_hop": world.one_hops(),
+        "two_hop": seen_pairs,
+        "two_hop_held_out": world.held_out(),
+        "two_hop_reserved_cities": world.reserved(),
+        "skills": world.skills(),
+    }
+    counts = [len(one) for one in features.values()]
+    return {
+        "accuracy": {name: accuracy(model, tokenizer, group) for name, group in groups.items()},
+        "answer_kept_with_all_mlps_replaced": {
+            name: agreement(model, tokenizer, transcoder, group) for name, group in groups.items()
+        },
+        "reconstruction": {
+            "held_out_statements": reconstruction(model, tokenizer, transcoder, world.held_out()),
+            "reserved_cities": reconstruction(model, tokenizer, transcoder, world.reserved()),
+            "training_statements": reconstruction(model, tokenizer, transcoder, world.transcoder_training()),
+        },
+        "features_never_active_by_layer": never_active(model, tokenizer, transcoder),
+        "entity_features": {
+            "mean_number": sum(counts) / len(counts),
+            "entities_without": [name for name, found in features.items() if not found],
+        },
+        "swap_reserved_cities": {
+            str(strength): swap_test(model, tokenizer, transcoder, features, world.reserved(), strength)
+            for strength in STRENGTHS
+        },
+        "swap_other_cities": {
+            str(strength): swap_test(model, tokenizer, transcoder, features, seen_pairs, strength)
+            for strength in STRENGTHS
+        },
+        "answer_kept_without_a_random_entitys_features": ablation_test(
+            model, tokenizer, transcoder, features, world.reserved()
+        ),
+        "shown": [shown(model, tokenizer, transcoder, features, city, other) for city, other in SHOWN_SWAPS],
+    }
+
+
+def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, statements: Iterable[Statement]) -> float:
+    """Share of the statements whose answer is the model's most likely next token."""
+    right = [predict(model, batch.ids_BP) == batch.answer_B for batch in batches(tokenizer, statements)]
+    return _mean(right)
+
+
+def agreement(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    transcoder: DenseTranscoder,
+    statements: Iterable[Statement],
+) -> float:
+    """Share of the prompts whose most likely next token stays when the transcoder replaces all MLPs, without errors."""
+    rule = replacing(transcoder)
+    same = [
+        predict(model, batch.ids_BP, rule) == predict(model, batch.ids_BP) for batch in batches(tokenizer, statements)
+    ]
+    return _mean(same)
+
+
+def reconstruction(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    transcoder: DenseTranscoder,
+    statements: Sequence[Statement],
+) -> dict[str, list[float]]:
+    """NMSE and L0 by layer over every token of the statements but position 0; and NMSE with each context counted once.
+
+    NMSE = sum |y_hat - y|^2 / sum |y - mean y|^2, mean over the same tokens.
+    """
+    stop = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    data = collect(model, encode_statements(tokenizer, statements), stop)
+    y_hat_LND = transcoder.reconstruct(data.x_LND)
+    share_N = data.count_N / data.count_N.sum()
+    l0 = [((transcoder.encode(layer, x_ND) > 0).sum(1) * share_N).sum() for layer, x_ND in enumerate(data.x_LND)]
+    return {
+        "nmse_by_layer": _nmse(data, y_hat_LND, share_N),
+        "nmse_by_layer_each_context_once": _nmse(data, y_hat_LND, torch.full_like(share_N, 1 / len(share_N))),
+        "l0_by_layer": [round(one.item(), 3) for one in l0],
+    }
+
+
+def never_active(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transcoder: DenseTranscoder) -> list[int]:
+    """Features of each layer that no token of the training statements activates."""
+    stop = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    data = collect(model, encode_statements(tokenizer, world.transcoder_training()), stop)
+    return [int((transcoder.encode(layer, x_ND) == 0).all(0).sum().item()) for layer, x_ND in enumerate(data.x_LND)]
+
+
+def swap_test(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    transcoder: DenseTranscoder,
+    features: Mapping[str, Features],
+    statements: Sequence[Statement],
+    strength: float,
+) -> dict[str, float]:
+    """Share of the answers that become the other entity's when the features are swapped at the city, by relation and all.
+
+    For each question ``OTHERS`` entities of its kind with another answer are drawn (fixed seed). An entity without
+    features counts like any other.
+    """
+    chance = random.Random(0)
+    flipped: defaultdict[str, list[bool]] = defaultdict(list)
+    for batch in batches(tokenizer, statements):
+        for _ in range(OTHERS):
+            others = [_another(one, chance) for one in batch.statements]
+            edits = [
+                swapped(features, str(one.entity), other.name, strength)
+                for one, other in zip(batch.statements, others, strict=True)
+            ]
+            wanted = [other.answer(one.relation) for one, other in zip(batch.statements, others, strict=True)]
+            found_B = predict(model, batch.ids_BP, setting(transcoder, batch.subject_B, edits))
+            wanted_B = torch.tensor([token_id(tokenizer, word) for word in wanted])
+            for one, hit in zip(batch.statements, (found_B == wanted_B).tolist(), strict=True):
+                flipped[one.relation].append(hit)
+    every = [hit for hits in flipped.values() for hit in hits]
+    return {name: round(sum(hits) / len(hits), 4) for name, hits in [*sorted(flipped.items()), ("all", every)]}
+
+
+def ablation_test(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    transcoder: DenseTranscoder,
+    features: Mapping[str, Features],
+    statements: Sequence[Statement],
+) -> float:
+    """Share of the answers that stay when the features of a random other entity are set to zero at the city."""
+    chance = random.Random(0)
+    kept = []
+    for batch in batches(tokenizer, statements):
+        edits = [dict.fromkeys(features[_another(one, chance).name], 0.0) for one in batch.statements]
+        kept.append(predict(model, batch.ids_BP, setting(transcoder, batch.subject_B, edits)) == batch.answer_B)
+    return _mean(kept)
+
+
+def shown(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    transcoder: DenseTranscoder,
+    features: Mapping[str, Features],
+    city: str,
+    other: str,
+) -> Metrics:
+    """One prompt of the README: its answer, its entity's active features at the city, and the answer after a swap.
+
+    ``passes``: the answer is right, a feature of the entity is active, and the swap at usual strength gives the other's.
+    """
+    statement = next(one for one in world.two_hops() if one.city == city and one.relation == "capital")
+    batch = next(batches(tokenizer, [statement]))
+    active: dict[tuple[int, int], float] = {}
+
+    def watch(layer: int, x_BPD: Tensor, y_BPD: Tensor) -> Tensor:
+        for feature, value in enumerate(transcoder.encode(layer, x_BPD[0, batch.subject_B[0]]).tolist()):
+            if value != 0:
+                active[layer, feature] = value
+        return y_BPD
+
+    answer = tokenizer.decode(predict(model, batch.ids_BP, watch))
+    edits = {
+        str(strength): setting(transcoder, batch.subject_B, [swapped(features, str(statement.entity), other, strength)])
+        for strength in STRENGTHS
+    }
+    after = {strength: tokenizer.decode(predict(model, batch.ids_BP, rule)) for strength, rule in edits.items()}
+    own = {key: value for key, value in active.items() if key in features[str(statement.entity)]}
+    return {
+        "prompt": statement.prompt,
+        "answer": answer,
+        "entity": statement.entity,
+        "active_features_of_entity": {f"{layer}/{feature}": round(value, 3) for (layer, feature), value in own.items()},
+        "active_features_at_city": len(active),
+        "swapped_for": other,
+        "answer_after_swap": after,
+        "passes": bool(own) and answer == statement.answer and after["1"] == world.entity(other).answer("capital"),
+    }
+
+
+def _another(statement: Statement, chance: random.Random) -> Entity:
+    one = world.entity(str(statement.entity))
+    alike = [other for other in world.entities() if other.kind == one.kind]
+    return chance.choice([other for other in alike if other.answer(statement.relation) != statement.answer])
+
+
+def _nmse(data: Activations, y_hat_LND: Tensor, share_N: Tensor) -> list[float]:
+    weight_N1 = share_N[:, None]
+    mean_L1D = (weight_N1 * data.y_LND).sum(1, keepdim=True)
+    error_L = (weight_N1 * (y_hat_LND - data.y_LND).square()).sum((1, 2))
+    spread_L = (weight_N1 * (data.y_LND - mean_L1D).square()).sum((1, 2))
+    return [round(value, 5) for value in (error_L / spread_L).tolist()]
+
+
+def _mean(parts: Sequence[Tensor]) -> float:
+    return round(torch.cat(list(parts)).float().mean().item(), 4)
