@@ -175,7 +175,7 @@ def main() -> int:
                 by_prompt[theirs.stem], about[theirs.stem] = compare_prompt(theirs, mine, thresholds)
             results["versions"] = next(iter(about.values()))["versions"]
             prompts = {
-                name: {**about[name]["summary"], "checks": [asdict(check) for check in checks]}
+                name: {**about[name]["summary"], "differs": [asdict(check) for check in checks if not check.ok]}
                 for name, checks in by_prompt.items()
             }
             results["cases"][case] = {"table": report(case, by_prompt), "prompts": prompts}
