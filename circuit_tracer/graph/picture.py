@@ -5,6 +5,7 @@ Letters: L layers, P positions.
 
 from __future__ import annotations
 
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ _STYLE: dict[NodeKind, tuple[str, str]] = {  # marker, colour
     NodeKind.TARGET: ("s", "#c0504d"),
 }
 _POSITIVE, _NEGATIVE = "#7a4b9a", "#c77f2e"
+_STAGGER = 0.24  # rows by which neighbours in a cell are lifted, so that their labels do not cover each other
+_LABEL_WIDTH = 18
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,13 @@ def draw_graph(
         import matplotlib
 
         matplotlib.use("Agg")
+        matplotlib.rcParams["svg.hashsalt"] = "circuit-tracing"  # the same graph gives the same file
         import matplotlib.pyplot as pyplot
     except ImportError as error:
         raise CircuitTracerError("pictures need matplotlib: pip install 'circuit-tracing[plot]'") from error
     layout = _place(graph, _chosen_nodes(graph, node_threshold, edge_threshold, most_features))
-    width = max(7.0, 1.9 * graph.n_pos)
-    figure, axes = pyplot.subplots(figsize=(width, 1.1 * (graph.n_layers + 3)))
+    width = max(7.0, 1.35 * graph.n_pos)
+    figure, axes = pyplot.subplots(figsize=(width, 0.95 * (graph.n_layers + 3)))
     _draw_edges(axes, graph, layout, most_edges)
     _draw_nodes(axes, graph, layout, labels or {})
     _draw_frame(axes, graph)
@@ -94,10 +98,10 @@ def _place(graph: Graph, chosen: list[int]) -> _Layout:
     x, y, order = [], [], []
     for (position, row), members in cells.items():
         for slot, node in enumerate(members):
-            offset = (slot - (len(members) - 1) / 2) * min(0.3, 0.84 / len(members))
+            offset = (slot - (len(members) - 1) / 2) * min(0.42, 0.84 / len(members))
             order.append(node)
             x.append(position + offset)
-            y.append(row + 0.16 * (slot % 2))
+            y.append(row + _STAGGER * (slot % 3))
     return _Layout(order, x, y)
 
 
@@ -116,7 +120,7 @@ def _draw_edges(axes: Any, graph: Graph, layout: _Layout, most: int) -> None:
         a, b = place[start], place[stop]
         axes.plot(
             [layout.x[a], layout.x[b]], [layout.y[a], layout.y[b]], color=_POSITIVE if edge > 0 else _NEGATIVE,
-            linewidth=0.3 + 3 * share**0.5, alpha=min(0.85, 0.12 + share), zorder=1, solid_capstyle="round",
+            linewidth=0.3 + 3 * share**0.5, alpha=min(0.9, 0.22 + share), zorder=1, solid_capstyle="round",
         )  # fmt: skip
 
 
@@ -128,12 +132,16 @@ def _draw_nodes(axes: Any, graph: Graph, layout: _Layout, labels: Mapping[tuple[
         axes.scatter([x], [y], marker=marker, s=46, color=colour, edgecolors="white", linewidths=0.8, zorder=3)
         text = _text(graph, node, kind, labels)
         if text:
-            axes.annotate(text, (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=6.5, zorder=4)
+            axes.annotate(
+                text, (x, y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7, zorder=4, linespacing=0.95,
+                bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.75},
+            )  # fmt: skip
 
 
 def _text(graph: Graph, node: int, kind: NodeKind, labels: Mapping[tuple[int, int], str]) -> str:
     if kind is NodeKind.FEATURE:
-        return labels.get((int(graph.nodes.layer[node]), int(graph.nodes.feature[node])), "")
+        label = labels.get((int(graph.nodes.layer[node]), int(graph.nodes.feature[node])), "")
+        return "\n".join(textwrap.wrap(label, _LABEL_WIDTH)[:2])
     if kind is NodeKind.TARGET:
         rank = node - graph.nodes.layout.target_start
         return f"{graph.targets.label[rank].strip()} {float(graph.targets.weight[rank]):.2f}"
@@ -151,4 +159,4 @@ def _draw_frame(axes: Any, graph: Graph) -> None:
     axes.grid(axis="y", color="#eeeeee", zorder=0)
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(False)
-    axes.tick_params(length=0, labelsize=8)
+    axes.tick_params(length=0, labelsize=9)
