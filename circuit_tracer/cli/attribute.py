@@ -134,6 +134,10 @@ def attribute(
         "zero_positions": options.integers(zero_positions, "--zero-positions"),
         "position": position,
     }
+    if not verbose:
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
     loaded = _load(transcoder_set, model, backend, device, dtype, lazy_encoder, lazy_decoder)
     for number, job in enumerate(jobs, start=1):
         graph = _trace(job, loaded, settings, outputs, json, verbose)

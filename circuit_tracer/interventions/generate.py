@@ -90,6 +90,8 @@ def feature_intervention_generate(
 ) -> tuple[str, Tensor, Tensor | None]:
     """(text, logits (G, V), activations (L, P + G - 1, F) or None); see `ReplacementModel.feature_intervention_generate`."""
     options = GenerationOptions.read(generation)
+    if model.tokenizer is None:
+        raise InputError("this model has no tokenizer, so it cannot turn what it generates into text; load it with one")
     ids, parts = model.ensure_tokenized(inputs), model.parts
     check_length(parts, torch.cat([ids, ids.new_zeros(options.max_new_tokens - 1)]))
     left_out = zero_positions(ids, model.cfg.model_name)

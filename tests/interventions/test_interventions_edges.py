@@ -27,9 +27,7 @@ class Case:
 
     @classmethod
     def of(cls, architecture: str, **transcoder: Any) -> Case:
-        model = ReplacementModel.from_model(
-            tiny_model(architecture), tiny_transcoder(**transcoder), None, architecture
-        )
+        model = ReplacementModel.from_model(tiny_model(architecture), tiny_transcoder(**transcoder), None, architecture)
         graph = attribute(IDS, model, max_n_logits=5, desired_logit_prob=1.0)
         with model.zero_softcap():
             logits, activations = model.get_activations(IDS, apply_activation_function=False)
