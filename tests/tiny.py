@@ -57,6 +57,8 @@ def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **o
     """A random causal LM of the named architecture, every parameter (norm weights and biases too) drawn at random."""
     config_class, extra = CONFIGS[name]
     sizes = {**SIZES, **extra, **overrides}
+    if "layer_types" in sizes:
+        sizes["layer_types"] = [sizes["layer_types"][i % 2] for i in range(sizes["num_hidden_layers"])]
     if config_class == "GPT2Config":
         sizes = {
             **sizes,
