@@ -17,6 +17,9 @@ from torch import Tensor
 from circuit_tracer.attribution.sweep import EdgeBlock
 
 
+_PIECE = 1 << 18  # edges whose absolute values stay in cache until they are summed
+
+
 @dataclass(frozen=True)
 class StoredBlock:
     """A block of rows with their sums. `row` numbers rows globally: targets 0..K-1, then K + column of a feature."""
@@ -84,6 +87,7 @@ class RowStore:
             if len(chosen) == 0:
                 continue
             rows = block.edges.feature[start:stop]
-            rows = rows[chosen.to(rows.device)] if len(chosen) < stop - start else rows
-            flow = share[chosen].to(device=rows.device, dtype=rows.dtype) @ rows.abs()
-            influence[: flow.shape[0]] += flow.double().cpu()
+            for piece in chosen.split(max(1, _PIECE // max(1, rows.shape[1]))):
+                weight = share[piece].to(device=rows.device, dtype=rows.dtype)
+                flow = weight @ rows[piece.to(rows.device)].abs()
+                influence[: flow.shape[0]] += flow.double().cpu()

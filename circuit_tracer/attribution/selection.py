@@ -15,7 +15,7 @@ from torch import Tensor
 
 from circuit_tracer.attribution.rows import RowStore
 
-SHARE_A_ROUND = 0.6  # of what seems missing; the rest is judged again with the new rows
+SHARE_A_ROUND = 0.85  # of what seems missing; the rest is judged again with the new rows
 SMALLEST_ROUND = 32
 
 
