@@ -135,9 +135,7 @@ def attribute(
         "position": position,
     }
     if not verbose:
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
+        options.quiet_loading()
     loaded = _load(transcoder_set, model, backend, device, dtype, lazy_encoder, lazy_decoder)
     for number, job in enumerate(jobs, start=1):
         graph = _trace(job, loaded, settings, outputs, json, verbose)

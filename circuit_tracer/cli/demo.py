@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,16 +25,21 @@ def demo(
     if ctx.invoked_subcommand is None:
         from circuit_tracer.demo.show import main
 
+        options.quiet_loading()
         main(output, prompt)
 
 
 @app.command()
 def train(
     output: Annotated[Path, typer.Argument(help="Folder for the trained model and transcoder.")],
-    seed: Annotated[int, typer.Option("--seed", help="Seed of initialisation and data.")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Model seed; default: that of the shipped one.")] = None,
+    transcoder_seed: Annotated[
+        int | None, typer.Option("--transcoder-seed", help="Transcoder seed; default: that of the shipped one.")
+    ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Train the demo's model and transcoder again, and print the metrics."""
+    """Train the demo's model and transcoder again (some ten minutes), and print the metrics."""
     from circuit_tracer.demo.recipe import train as run
 
-    run(output, seed=seed)
+    seeds: dict[str, Any] = {"seed": seed, "transcoder_seed": transcoder_seed}
+    run(output, **{name: number for name, number in seeds.items() if number is not None})

@@ -67,6 +67,8 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _folder_or_hub(name: str, model: str | None, input_hook: str | None, output_hook: str | None) -> dict[str, Any]:
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
     from circuit_tracer.errors import InputError
     from circuit_tracer.transcoders.loading import hub_config
     from circuit_tracer.transcoders.references import HubReference, parse_reference
@@ -76,15 +78,14 @@ def _folder_or_hub(name: str, model: str | None, input_hook: str | None, output_
         return _transcoders(name, model, input_hook, output_hook)
     try:
         config = hub_config(reference)
-    except InputError as no_transcoders:
-        try:
-            return _model(name)
-        except InputError:
-            raise no_transcoders from None
-    unknown = (
-        {} if model is None else {"fits": f"unknown until its files are here; made for {config.get('model_name')}"}
-    )
-    return {"what": "transcoders on the Hugging Face hub", **config, **unknown}
+    except InputError as error:
+        cause = error.__cause__
+        if isinstance(cause, LocalEntryNotFoundError) or not isinstance(cause, EntryNotFoundError):
+            raise
+        return _model(name)  # a repository without config.yaml
+    if model is not None:
+        config = {**config, "fits": f"unknown until its files are here; made for {config.get('model_name')}"}
+    return {"what": "transcoders on the Hugging Face hub", **config}
 
 
 def _transcoders(name: str, model: str | None, input_hook: str | None, output_hook: str | None) -> dict[str, Any]:
@@ -133,4 +134,4 @@ def _text(found: dict[str, Any]) -> str:
         from circuit_tracer.cli.summary import as_text
 
         return as_text(found, verbose=True)
-    return "\n".join(f"{name.replace('_', ' '):<18}{value}" for name, value in found.items() if value not in (None, []))
+    return "\n".join(f"{name.replace('_', ' '):<24}{value}" for name, value in found.items() if value not in (None, []))

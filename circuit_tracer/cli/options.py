@@ -76,6 +76,13 @@ def place(device: str | None) -> torch.device:
     return found
 
 
+def quiet_loading() -> None:
+    """No bars while weights are loaded."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
 def dump(value: Any) -> str:
     """One line of JSON; numbers that are not finite become null."""
     import json

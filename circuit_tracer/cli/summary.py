@@ -73,6 +73,6 @@ def as_text(summary: dict[str, Any], files: Sequence[Path] = (), verbose: bool =
     if verbose and "memory_plan" in summary:
         lines.append(("memory", summary["memory_plan"]))
     if "seconds" in summary:
-        lines.append(("time", f"{summary['seconds']:.1f} s"))
+        lines.append(("time", f"{summary['seconds']:.2f} s"))
     lines += [("wrote", str(path)) for path in files]
     return "\n".join(f"{name:<11}{text}" for name, text in lines)

@@ -156,3 +156,25 @@ def test_info_of_nothing(run: Run, what: str) -> None:
     outcome = run("info", what)
     assert outcome.code == 2
     assert "nowhere" in outcome.err or "no.gguf" in outcome.err
+
+
+def test_info_of_a_hub_id_that_is_a_model(folders: Folders, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import EntryNotFoundError
+
+    from circuit_tracer.errors import InputError
+    from circuit_tracer.models.outline import outline
+
+    def no_config(_: object) -> dict[str, object]:
+        raise InputError("no config.yaml") from EntryNotFoundError("no config.yaml")
+
+    monkeypatch.setattr("circuit_tracer.transcoders.loading.hub_config", no_config)
+    monkeypatch.setattr("circuit_tracer.models.outline.outline", lambda _: outline(folders.model))
+    assert run("info", "org/model", "--json").json["what"] == "model"
+
+
+def test_info_of_transcoders_on_the_hub(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"model_name": "org/model", "model_kind": "transcoder_set"}
+    monkeypatch.setattr("circuit_tracer.transcoders.loading.hub_config", lambda _: config)
+    found = run("info", "org/set", "--model", "org/model", "--json").json
+    assert found["model_kind"] == "transcoder_set"
+    assert "unknown until its files are here" in found["fits"]

@@ -112,3 +112,11 @@ def test_attribute_on_the_demo_model(folders: Folders, run: Run, monkeypatch: py
     outcome = run("attribute", "--demo", "-p", "the capital of Texas is", "--json")
     assert outcome.code == 0, outcome.err
     assert run("attribute", "--demo", "-p", "x", "--json", "--device", "meta").code == 2
+
+
+def test_demo_train_uses_the_shipped_seeds_unless_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, int]] = []
+    monkeypatch.setattr("circuit_tracer.demo.recipe.train", lambda folder, **seeds: calls.append(seeds))
+    assert run("demo", "train", "folder").code == 0
+    assert run("demo", "train", "folder", "--seed", 3, "--transcoder_seed", 4).code == 0
+    assert calls == [{}, {"seed": 3, "transcoder_seed": 4}]
