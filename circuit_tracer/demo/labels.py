@@ -3,7 +3,8 @@
 Every context of the world (a token with all before it) carries descriptions: the token itself, the place it names, its
 kind, what the sentence asks for, which answer it calls for. A feature gets the description that fits its activation best:
 ``precision`` is the share of its activation on contexts so described, ``recall`` the share of such contexts on which it is
-active; the best harmonic mean wins. A feature that no description fits is named by its strongest tokens.
+active; of the descriptions with enough precision the one with the best harmonic mean wins. A feature that none fits is
+"mixed" and named by the contexts on which it is strongest.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 
     from circuit_tracer.demo.dictionary import DenseTranscoder
 
-GOOD_FIT = 0.4  # harmonic mean below which a feature is called mixed
-TOKENS_NAMED = 3
+PRECISE = 0.5  # share of the activation that a label must cover
+GOOD_FIT = 0.3  # harmonic mean below which a feature is called mixed
+NAMED = 3  # contexts that a mixed feature is named by
 
 Labels = dict[str, dict[str, str]]
 
@@ -36,7 +38,7 @@ def label_features(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, 
     statements = world.transcoder_training()
     stop = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     data = collect(model, encode_statements(tokenizer, statements), stop)
-    names, member_NC = _descriptions(tokenizer, data.contexts)
+    names, member_NC, main_N = _descriptions(tokenizer, data.contexts)
     labels: Labels = {}
     for layer in range(transcoder.n_layers):
         activation_NF = transcoder.encode(layer, data.x_LND[layer])
@@ -47,7 +49,8 @@ def label_features(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, 
             if best_F.values[feature] >= GOOD_FIT:
                 label = names[best_F.indices[feature]]
             else:
-                label = "mixed: " + ", ".join(_strongest(tokenizer, data.contexts, activation_NF[:, feature]))
+                named = _strongest(main_N, activation_NF[:, feature])
+                label = named[0] if len(named) == 1 else "mixed: " + ", ".join(named)
             labels[str(layer)][str(feature)] = label
     return labels
 
@@ -105,39 +108,38 @@ def _word_kinds() -> dict[str, list[str]]:
     for one in world.entities():
         for relation, value in one.values:
             if relation != "capital":
-                kinds[value] += [f"{_article(relation)} word"]
+                kinds[value].append(f"{relation} word")
     for statement in world.skills():
-        kinds[statement.subject] += [f"{_article(statement.relation)} question's word"]
+        kinds[statement.subject].append(f"{statement.relation} word")
     return {word: sorted(set(found)) for word, found in kinds.items()}
 
 
-def _descriptions(tokenizer: PreTrainedTokenizerFast, contexts: list[tuple[int, ...]]) -> tuple[list[str], Tensor]:
-    """All descriptions and which contexts (N) carry which (C): names, (N, C) float."""
+def _descriptions(
+    tokenizer: PreTrainedTokenizerFast, contexts: list[tuple[int, ...]]
+) -> tuple[list[str], Tensor, list[str]]:
+    """All descriptions, which contexts (N) carry which (C) as an (N, C) float, and each context's most telling one."""
     index: dict[str, int] = {}
-    pairs = []
+    pairs, main_N = [], []
     for row, context in enumerate(contexts):
-        for name in describe([_word(tokenizer, token) for token in context[1:]]):
-            pairs.append((row, index.setdefault(name, len(index))))
+        found = describe([str(tokenizer.convert_ids_to_tokens(token)) for token in context[1:]])
+        main_N.append(found[0])
+        pairs += [(row, index.setdefault(name, len(index))) for name in found]
     member_NC = torch.zeros(len(contexts), len(index))
     member_NC[tuple(torch.tensor(pairs).T)] = 1.0
-    return list(index), member_NC
+    return list(index), member_NC, main_N
 
 
 def _fit(activation_NF: Tensor, member_NC: Tensor) -> Tensor:
-    """Harmonic mean of precision and recall, (C, F)."""
+    """Harmonic mean of precision and recall, zero where the precision is too low, (C, F)."""
     precision_CF = (member_NC.T @ activation_NF) / activation_NF.sum(0).clamp(min=1e-9)
     recall_CF = (member_NC.T @ (activation_NF > 0).float()) / member_NC.sum(0)[:, None]
-    return 2 * precision_CF * recall_CF / (precision_CF + recall_CF).clamp(min=1e-9)
+    mean_CF = 2 * precision_CF * recall_CF / (precision_CF + recall_CF).clamp(min=1e-9)
+    return mean_CF * (precision_CF >= PRECISE)
 
 
-def _strongest(tokenizer: PreTrainedTokenizerFast, contexts: list[tuple[int, ...]], activation_N: Tensor) -> list[str]:
-    """The tokens with the largest total activation."""
-    total: defaultdict[int, float] = defaultdict(float)
+def _strongest(main_N: list[str], activation_N: Tensor) -> list[str]:
+    """The descriptions with the largest total activation."""
+    total: defaultdict[str, float] = defaultdict(float)
     for row in activation_N.nonzero()[:, 0].tolist():
-        total[contexts[row][-1]] += activation_N[row].item()
-    strongest = sorted(total, key=lambda token: (-total[token], token))[:TOKENS_NAMED]
-    return [_word(tokenizer, token) for token in strongest]
-
-
-def _word(tokenizer: PreTrainedTokenizerFast, token: int) -> str:
-    return str(tokenizer.convert_ids_to_tokens(token))
+        total[main_N[row]] += activation_N[row].item()
+    return sorted(total, key=lambda name: (-total[name], name))[:NAMED]

@@ -1,0 +1,95 @@
+"""The shipped files are what their metrics say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from circuit_tracer.demo import PROMPT, TRANSCODER, demo_folder, load_labels, world
+from circuit_tracer.demo.card import model_card
+from circuit_tracer.demo.dictionary import DenseTranscoder
+from circuit_tracer.demo.evaluate import SHOWN_SWAPS, accuracy, agreement, reconstruction, shown, swap_test
+from circuit_tracer.demo.probes import entity_features
+from circuit_tracer.demo.recipe import MODEL_SEED, TRANSCODER_SEED, load_model
+from circuit_tracer.demo.train_clt import TranscoderRecipe
+from circuit_tracer.demo.train_model import ModelRecipe
+
+Demo = tuple[LlamaForCausalLM, PreTrainedTokenizerFast, DenseTranscoder]
+
+
+@pytest.fixture(scope="module")
+def demo() -> Demo:
+    model, tokenizer = load_model(demo_folder() / "model")
+    return model, tokenizer, DenseTranscoder.load(TRANSCODER)
+
+
+@pytest.fixture(scope="module")
+def metrics() -> dict[str, Any]:
+    return json.loads((demo_folder() / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_all_files_together_are_small() -> None:
+    assert sum(file.stat().st_size for file in demo_folder().rglob("*") if file.is_file()) <= 15e6
+
+
+def test_the_shipped_seeds_and_recipe_are_those_of_the_code(metrics: dict[str, Any]) -> None:
+    from dataclasses import asdict
+
+    assert metrics["seeds"] == {"model": MODEL_SEED, "transcoder": TRANSCODER_SEED}
+    assert metrics["recipe"] == {"model": asdict(ModelRecipe()), "transcoder": asdict(TranscoderRecipe())}
+
+
+def test_the_card_says_what_the_metrics_say(metrics: dict[str, Any]) -> None:
+    assert (demo_folder() / "README.md").read_text(encoding="utf-8") == model_card(metrics)
+
+
+def test_the_model_knows_what_it_was_and_was_not_shown(demo: Demo, metrics: dict[str, Any]) -> None:
+    model, tokenizer, _ = demo
+    assert accuracy(model, tokenizer, world.held_out()) == pytest.approx(
+        metrics["accuracy"]["two_hop_held_out"], abs=0.02
+    )
+    assert accuracy(model, tokenizer, world.skills()) == pytest.approx(metrics["accuracy"]["skills"], abs=0.02)
+    assert metrics["accuracy"]["two_hop_held_out"] >= 0.98
+
+
+def test_the_transcoder_reconstructs_as_published(demo: Demo, metrics: dict[str, Any]) -> None:
+    found = reconstruction(*demo, world.held_out())
+    published = metrics["reconstruction"]["held_out_statements"]
+    for name in ("nmse_by_layer", "l0_by_layer"):
+        assert found[name] == pytest.approx(published[name], rel=0.02, abs=1e-4)
+    assert max(found["nmse_by_layer"]) < 0.05
+    kept = metrics["answer_kept_with_all_mlps_replaced"]["two_hop_held_out"]
+    assert agreement(*demo, world.held_out()) == pytest.approx(kept, abs=0.03)
+
+
+def test_the_shown_prompts_carry_the_feature_that_the_story_needs(demo: Demo) -> None:
+    features = entity_features(*demo)
+    labels = load_labels()
+    for city, other in SHOWN_SWAPS:
+        found = shown(*demo, features, city, other)
+        assert found["passes"], found
+        names = [labels[tuple(map(int, key.split("/")))] for key in found["active_features_of_entity"]]  # type: ignore[index]
+        assert any(found["entity"] in name for name in names)
+
+
+def test_swapping_an_entitys_features_flips_answers_on_reserved_cities(demo: Demo, metrics: dict[str, Any]) -> None:
+    sample = world.reserved()[::4]
+    flipped = swap_test(*demo, entity_features(*demo), sample, 1)["all"]
+    assert flipped == pytest.approx(metrics["swap_reserved_cities"]["1"]["all"], abs=0.1)
+
+
+def test_the_demo_prompt_is_one_that_neither_was_trained_on(demo: Demo) -> None:
+    model, tokenizer, _ = demo
+    assert PROMPT in {one.prompt for one in world.held_out()}
+    ids_BP = torch.tensor([tokenizer(PROMPT).input_ids])
+    assert tokenizer.decode(model(input_ids=ids_BP).logits[0, -1].argmax()) == "Austin"
+
+
+def test_every_active_feature_has_a_label(demo: Demo) -> None:
+    labels = load_labels()
+    assert labels
+    assert all(label for label in labels.values())
