@@ -1,0 +1,108 @@
+"""Writes the README's numbers from the records in `results/`; no number is typed by hand.
+
+python benchmarks/readme.py            # after agreement.py and speed.py
+python benchmarks/readme.py --check    # status 1 if the README does not say what the records say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- benchmarks:begin (written by benchmarks/readme.py; do not edit) -->", "<!-- benchmarks:end -->"
+
+
+def section(results: Path) -> str:
+    """Everything between the two marks."""
+    parts = ["## Against circuit-tracer 0.5.0", ""]
+    parts += _agreement(json.loads((results / "agreement.json").read_text()))
+    parts += _speed(json.loads((results / "speed.json").read_text()))
+    return "\n".join(parts)
+
+
+def _conditions(record: dict[str, Any]) -> str:
+    machine, versions = record["machine"], record["versions"]["ours"] if "versions" in record else {}
+    torch = f", torch {versions['torch']}" if "torch" in versions else ""
+    return f"{record['date']}, commit {record['commit']}, {machine['cpu']}, {machine['cores']} cores{torch}: `{record['command']}`"
+
+
+def _agreement(record: dict[str, Any]) -> list[str]:
+    """One line a case, one column a quantity: the worst relative difference."""
+    columns = ["activations", "logit probabilities", "edges", "influence", "scores", "viewer link weights"]
+    lines = [
+        "Same model (SmolLM2-135M), transcoders and prompts, each engine in an environment of its own; the worst difference over all",
+        "prompts, relative as `benchmarks/README.md` defines it. Differences that are bugs or rounding of one side are listed, with",
+        "reasons, in `benchmarks/known_differences.py`.",
+        "",
+        "| transcoders | prompts | " + " | ".join(columns) + " | node mask | edge mask |",
+        "|---|---|" + "---|" * (len(columns) + 2),
+    ]
+    for name, case in record["cases"].items():
+        checks = {line["check"]: line for line in case["table"]}
+        values = [_worst(checks, column) for column in columns]
+        masks = [_mask(checks, mask) for mask in ("node mask", "edge mask")]
+        lines.append(f"| {name} | {len(case['prompts'])} | " + " | ".join(values + masks) + " |")
+    return [*lines, "", _conditions(record), ""]
+
+
+def _worst(checks: dict[str, Any], name: str) -> str:
+    return f"{checks[name]['worst']:.0e}" if name in checks else "–"
+
+
+def _mask(checks: dict[str, Any], name: str) -> str:
+    line = checks.get(name)
+    if line is None:
+        return "–"
+    return "equal" if line["worst"] == 0 else f"{line['worst']:g} differ (at the threshold)"
+
+
+def _speed(record: dict[str, Any]) -> list[str]:
+    found, rate = record["against_peer"], record["row_rate"]
+    ours, peer = found["ours"], found["peer"]
+    lines = [
+        f"Whole `attribute()` call on a 25-token prompt, {found['rows']} features expanded, cross-layer transcoder 30×2048, float32, "
+        f"{found['threads']} threads,",
+        "the two engines one after the other in the same run:",
+        "",
+        "| | seconds | peak memory |",
+        "|---|---|---|",
+        f"| circuit-tracer 0.5.0 | {peer['seconds']:.1f} | {peer['peak_gb']:.1f} GB |",
+        f"| this engine | {ours['seconds']:.2f} | {ours['peak_gb']:.1f} GB |",
+        f"| ratio | **{found['times_faster']:.0f}×** | {found['times_less_memory']:.1f}× |",
+        "",
+        f"Rows a second, as a share of what the machine's own matrix products ({rate['matrix_product_gflops']:.0f} GFLOP/s) would allow for "
+        "the arithmetic the method needs: "
+        + "; ".join(
+            f"{line['rows']} rows: {line['rows_per_second']:.0f}/s, {line['fraction']:.2f}" for line in rate["rows"]
+        )
+        + ".",
+        "",
+        "| tokens | active features | expanded | seconds | peak memory |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {line['tokens']} | {line['active']} | {line['expanded']} | {line['seconds']:.1f} | {line['peak_gb']:.1f} GB |"
+        for line in record["growth"]
+    ]
+    return [*lines, "", _conditions(record | {"versions": {"ours": ours["versions"]}}), ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    args = parser.parse_args()
+    text = README.read_text()
+    before, rest = text.split(BEGIN)
+    written = before + BEGIN + "\n" + section(args.results) + END + rest.split(END)[1]
+    if args.check and written != text:
+        raise SystemExit("README.md does not say what benchmarks/results/ says; run python benchmarks/readme.py")
+    README.write_text(written)
+
+
+if __name__ == "__main__":
+    main()
