@@ -25,18 +25,18 @@ def section(results: Path) -> str:
 
 
 def _conditions(record: dict[str, Any]) -> str:
-    machine, versions = record["machine"], record["versions"]["ours"] if "versions" in record else {}
-    torch = f", torch {versions['torch']}" if "torch" in versions else ""
-    return f"{record['date']}, commit {record['commit']}, {machine['cpu']}, {machine['cores']} cores{torch}: `{record['command']}`"
+    machine, torch = record["machine"], record["versions"]["ours"]["torch"]
+    where = f"{machine['cpu']}, {machine['cores']} cores, torch {torch}"
+    return f"{record['date']}, commit {record['commit']}, {where}: `{record['command']}`"
 
 
 def _agreement(record: dict[str, Any]) -> list[str]:
     """One line a case, one column a quantity: the worst relative difference."""
     columns = ["activations", "logit probabilities", "edges", "influence", "scores", "viewer link weights"]
     lines = [
-        "Same model (SmolLM2-135M), transcoders and prompts, each engine in an environment of its own; the worst difference over all",
-        "prompts, relative as `benchmarks/README.md` defines it. Differences that are bugs or rounding of one side are listed, with",
-        "reasons, in `benchmarks/known_differences.py`.",
+        "Same model (SmolLM2-135M), transcoders and prompts, each engine in an environment of its own; the worst",
+        "difference over all prompts, relative as `benchmarks/README.md` defines it. Differences that are bugs or",
+        "rounding of one side are listed, with reasons, in `benchmarks/known_differences.py`.",
         "",
         "| transcoders | prompts | " + " | ".join(columns) + " | node mask | edge mask |",
         "|---|---|" + "---|" * (len(columns) + 2),
@@ -63,10 +63,10 @@ def _mask(checks: dict[str, Any], name: str) -> str:
 def _speed(record: dict[str, Any]) -> list[str]:
     found, rate = record["against_peer"], record["row_rate"]
     ours, peer = found["ours"], found["peer"]
+    rows = [f"{line['rows']} rows: {line['rows_per_second']:.0f}/s, {line['fraction']:.2f}" for line in rate["rows"]]
     lines = [
-        f"Whole `attribute()` call on a 25-token prompt, {found['rows']} features expanded, cross-layer transcoder 30×2048, float32, "
-        f"{found['threads']} threads,",
-        "the two engines one after the other in the same run:",
+        f"Whole `attribute()` call on a 25-token prompt, {found['rows']} features expanded, cross-layer transcoder",
+        f"30×2048, float32, {found['threads']} threads, the two engines one after the other in the same run:",
         "",
         "| | seconds | peak memory |",
         "|---|---|---|",
@@ -74,12 +74,8 @@ def _speed(record: dict[str, Any]) -> list[str]:
         f"| this engine | {ours['seconds']:.2f} | {ours['peak_gb']:.1f} GB |",
         f"| ratio | **{found['times_faster']:.0f}×** | {found['times_less_memory']:.1f}× |",
         "",
-        f"Rows a second, as a share of what the machine's own matrix products ({rate['matrix_product_gflops']:.0f} GFLOP/s) would allow for "
-        "the arithmetic the method needs: "
-        + "; ".join(
-            f"{line['rows']} rows: {line['rows_per_second']:.0f}/s, {line['fraction']:.2f}" for line in rate["rows"]
-        )
-        + ".",
+        "Rows a second, and the arithmetic the method needs for them as a share of the machine's own matrix products",
+        f"({rate['matrix_product_gflops']:.0f} GFLOP/s): {'; '.join(rows)}.",
         "",
         "| tokens | active features | expanded | seconds | peak memory |",
         "|---|---|---|---|---|",
