@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 PEER = Path(__file__).parents[1] / "interventions" / "peer"
 
@@ -141,3 +142,36 @@ def test_features_of_a_viewers_address() -> None:
     assert decode_url_features("https://x.org/?slug=a") == ({}, [])
     with pytest.raises(InputError, match="layer_feature_position"):
         decode_url_features("https://x.org/?pinnedIds=nonsense")
+
+
+def test_displays_of_the_notebooks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from circuit_tracer.utils import demo_utils as show
+
+    from circuit_tracer.attribution.targets import CustomTarget
+
+    class Letters:
+        def decode(self, ids: list[int]) -> str:
+            return "abc"[ids[0]]
+
+    monkeypatch.setenv("COLUMNS", "120")
+    before, after = torch.tensor([[[0.0, 1.0, 2.0]]]), torch.tensor([[[5.0, 1.0, 2.0]]])
+    show.display_topk_token_predictions("a [prompt]", before, after, Letters(), k=2, key_tokens=[("a", 0)])
+    show.display_generations_comparison("once", ["once more"], ["once again"])
+    show.display_token_probs(after, [0, 2], ["first", "third"], "some tokens")
+    show.display_top_features_comparison({"one": [(1, 2, 3)]}, {"one": [0.5]}, neuronpedia_model="m")
+    show.display_attribution_config([("a", 0)], [("difference", CustomTarget("a-b", 1.0, torch.ones(2)))])
+    text = capsys.readouterr().out
+    for expected in ("a [prompt]", "'c'", "0.665", "again", "third", "(1, 2, 3)", "/m/1-gemmascope", "a-b"):
+        assert expected in text
+
+
+def test_the_chart_of_the_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib").use("agg")
+    from circuit_tracer.utils.demo_utils import display_ablation_chart
+    from matplotlib import pyplot as plt
+
+    display_ablation_chart(
+        {"clean": {"a": 0.5, "b": 0.2}, "ablated": {"a": 0.1, "b": 0.6}}, {"clean": 1.0, "ablated": -2.0}
+    )
+    assert len(plt.gcf().axes[0].patches) == 4
+    plt.close("all")

@@ -1,4 +1,4 @@
-"""circuit-tracer's `circuit_tracer.utils.demo_utils`: what its notebooks compute with. Its HTML displays are not offered."""
+"""circuit-tracer's `circuit_tracer.utils.demo_utils`: what its notebooks compute with and show."""
 
 from __future__ import annotations
 
@@ -11,11 +11,25 @@ from torch import Tensor
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import node_influence
 from circuit_tracer.utils.decode_url_features import Feature, decode_url_features
+from circuit_tracer.utils.displays import (
+    display_ablation_chart,
+    display_attribution_config,
+    display_generations_comparison,
+    display_token_probs,
+    display_top_features_comparison,
+    display_topk_token_predictions,
+)
 
 __all__ = [
     "Feature",
     "cleanup_cuda",
     "decode_url_features",
+    "display_ablation_chart",
+    "display_attribution_config",
+    "display_generations_comparison",
+    "display_token_probs",
+    "display_top_features_comparison",
+    "display_topk_token_predictions",
     "extract_supernode_features",
     "get_top_features",
     "get_topk",
