@@ -150,9 +150,12 @@ class Trace:
         self.constant = self.targets.constant
 
     def run(self) -> None:
-        """Compute the targets' rows, then those of the features that matter most."""
+        """Compute the targets' rows, then those of the features that matter most.
+
+        An interrupt keeps the features computed so far; before all targets have their rows there is nothing to keep.
+        """
+        self._compute(self.read_out, torch.arange(len(self.read_out)))
         try:
-            self._compute(self.read_out, torch.arange(len(self.read_out)))
             if self.budget == len(self.sources):
                 self._expand(torch.arange(len(self.sources)))
                 self.selected_columns = torch.arange(len(self.sources))
@@ -160,8 +163,6 @@ class Trace:
                 weight = self.targets.table.weight
                 self.selected_columns = select(self.store, weight, self.budget, self._expand)
         except KeyboardInterrupt:
-            if not self.store.blocks:
-                raise
             self.interrupted = True
             self.selected_columns = torch.nonzero(self.store.expanded).flatten()
             warnings.warn(

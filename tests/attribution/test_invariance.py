@@ -1,0 +1,170 @@
+"""How a trace is cut into pieces never changes its result, beyond rounding."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from tracing_cases import IDS, Case, assert_equal, build
+
+from circuit_tracer.attribution import attribute as attribute_module
+from circuit_tracer.attribution import plan, selection, sweep
+from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.attribution.progress import silent
+from circuit_tracer.attribution.sources import SourceTable
+from circuit_tracer.attribution.sweep import split_rows
+from circuit_tracer.errors import ResourceError
+from circuit_tracer.graph.graph import Graph
+from circuit_tracer.transcoders import encoding
+
+CASES = [
+    Case("gemma2", "clt", True, "mlp.hook_in", "mlp.hook_out"),
+    Case("gpt_neox", "plt", True, "ln2.hook_normalized", "hook_mlp_out", "jump_relu"),
+    Case("gpt2", "clt", False, "hook_resid_mid", "hook_mlp_out", "topk"),
+]
+BUDGETS = [None, 1, 13, 40]
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_budget = pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: f"budget={budget}")
+
+
+def assert_same(found: Graph, expected: Graph, tolerance: float = 1e-12) -> None:
+    assert torch.equal(found.active_features, expected.active_features)
+    assert torch.equal(found.selected_features, expected.selected_features)
+    assert torch.equal(found.input_tokens, expected.input_tokens)
+    assert_equal(found.activation_values, expected.activation_values, tolerance)
+    assert_equal(found.adjacency_matrix, expected.adjacency_matrix, tolerance)
+    assert found.balance is not None
+    assert expected.balance is not None
+    for name in ("bias", "unselected", "unselected_mass", "pre_activation"):
+        assert_equal(getattr(found.balance, name), getattr(expected.balance, name), tolerance)
+
+
+@each_case
+@each_budget
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 10_000])
+def test_batch_size_does_not_matter(case: Case, budget: int | None, batch_size: int) -> None:
+    model, options = build(case), {"max_n_logits": 5, "max_feature_nodes": budget}
+    found = attribute(IDS, model, batch_size=batch_size, **options)
+    assert_same(found, attribute(IDS, model, **options))
+
+
+@each_case
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+def test_reading_decoder_rows_again_does_not_matter(case: Case, offload: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(case)
+    kept: list[bool] = []
+    fill = SourceTable.fill
+    monkeypatch.setattr(SourceTable, "fill", lambda table, *args: kept.append(table.keep_rows) or fill(table, *args))
+    expected = attribute(IDS, model, max_feature_nodes=20)
+    assert_same(attribute(IDS, model, max_feature_nodes=20, offload=offload, batch_size=5), expected)
+    assert kept == [True, False]
+
+
+@each_case
+def test_little_free_memory_changes_the_plan_but_not_the_result(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(case)
+    expected = attribute(IDS, model)
+    plans: list[plan.MemoryPlan] = []
+    keep = plan.plan_memory
+    monkeypatch.setattr(attribute_module, "plan_memory", lambda **sizes: plans.append(keep(**sizes)) or plans[-1])
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 200_000)
+    monkeypatch.setattr(plan, "SHARE_FOR_DECODER_ROWS", 0.01)
+    assert_same(attribute(IDS, model), expected)
+    assert plans[0].block_rows < 10
+    assert not plans[0].keep_decoder_rows
+
+
+@each_case
+def test_too_little_memory_is_an_error_whose_advice_works(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(case)
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 20_000)
+    with pytest.raises(ResourceError, match=r"max_feature_nodes=\d+ fits") as caught:
+        attribute(IDS, model)
+    fits = int(re.findall(r"max_feature_nodes=(\d+)", str(caught.value))[0])
+    assert len(attribute(IDS, model, max_feature_nodes=fits).selected_features) == fits
+
+
+@each_case
+def test_number_of_blocks_a_sweep_does_not_matter(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(case)
+    expected = attribute(IDS, model)
+    for most, fewest in ((1, 1), (3, 2), (1000, 1)):
+        monkeypatch.setattr(sweep, "MOST_BLOCKS_A_SWEEP", most)
+        monkeypatch.setattr(sweep, "FEWEST_ROWS_A_BLOCK", fewest)
+        assert_same(attribute(IDS, model), expected)
+
+
+@each_case
+@each_budget
+def test_rounds_of_the_selection_do_not_matter(case: Case, budget: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(case)
+    expected = attribute(IDS, model, max_feature_nodes=budget)
+    for share, smallest in ((0.01, 1), (0.3, 3), (1.0, 1000)):
+        monkeypatch.setattr(selection, "SHARE_A_ROUND", share)
+        monkeypatch.setattr(selection, "SMALLEST_ROUND", smallest)
+        assert_same(attribute(IDS, model, max_feature_nodes=budget), expected)
+
+
+@each_case
+def test_update_interval_and_progress_do_not_matter(case: Case) -> None:
+    model = build(case)
+    expected = attribute(IDS, model, max_feature_nodes=11)
+    assert_same(attribute(IDS, model, max_feature_nodes=11, update_interval=1, progress=silent), expected, 0)
+
+
+@each_case
+def test_the_same_call_gives_the_same_bits(case: Case) -> None:
+    model = build(case)
+    assert_same(attribute(IDS, model, max_feature_nodes=30), attribute(IDS, model, max_feature_nodes=30), 0)
+
+
+@each_case
+def test_blocks_of_the_encoder_do_not_matter(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(case)
+    expected = attribute(IDS, model)
+    monkeypatch.setattr(encoding, "BLOCK_BYTES", 3 * 16 * 8)
+    assert_same(attribute(IDS, model), expected)
+
+
+@each_case
+def test_order_of_targets_does_not_matter(case: Case) -> None:
+    model = build(case)
+    one = attribute(IDS, model, attribution_targets=[4, 40, 12], max_feature_nodes=15)
+    two = attribute(IDS, model, attribution_targets=[12, 4, 40], max_feature_nodes=15)
+    assert torch.equal(one.selected_features, two.selected_features)
+    order = torch.arange(one.n_nodes)
+    order[one.nodes.layout.targets] = order[one.nodes.layout.targets][[2, 0, 1]]
+    assert_equal(one.adjacency_matrix[order], two.adjacency_matrix, 1e-12)
+
+
+@each_case
+def test_a_target_has_the_same_row_alone_and_among_others(case: Case) -> None:
+    model = build(case)
+    among, alone = (attribute(IDS, model, attribution_targets=t) for t in ([4, 40, 12], [40]))
+    assert_equal(among.adjacency_matrix[-2, :-3], alone.adjacency_matrix[-1, :-1], 1e-12)
+
+
+def test_tokens_to_the_right_of_the_target_do_not_matter() -> None:
+    model = build(CASES[0])
+    whole = attribute(IDS, model, attribution_targets=[4], position=3)
+    prefix = attribute(IDS[:4], model, attribution_targets=[4])
+    inside = whole.active_features[:, 1] <= 3
+    assert torch.equal(whole.active_features[inside], prefix.active_features)
+    n, n_prefix = len(whole.selected_features), len(prefix.selected_features)
+    assert_equal(whole.adjacency_matrix[-1, :n][inside], prefix.adjacency_matrix[-1, :n_prefix], 1e-12)
+    assert not whole.adjacency_matrix[-1, :n][~inside].any()
+
+
+@pytest.mark.parametrize("block_rows", [1, 3, 64, 1000])
+@pytest.mark.parametrize("count", [0, 1, 5, 700])
+def test_rows_are_split_into_blocks_that_hold_each_once(count: int, block_rows: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    layer = torch.randint(5, (count,), generator=generator)
+    position = torch.randint(9, (count,), generator=generator)
+    blocks = list(split_rows(layer, position, block_rows))
+    assert sorted(torch.cat(blocks).tolist() if blocks else []) == list(range(count))
+    for block in blocks:
+        assert 0 < len(block) <= block_rows
+        assert (layer[block].diff() <= 0).all()

@@ -1,0 +1,100 @@
+"""The selected features are those of the definition, whatever the budget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tracing_cases import IDS, Case, assert_same_graph, build, one_each
+
+from circuit_tracer.attribution.attribute import Trace, attribute
+from circuit_tracer.attribution.progress import silent
+from circuit_tracer.attribution.reference import influence_through, keep_features, reference_graph, select_features
+from circuit_tracer.attribution.targets import CustomTarget
+from circuit_tracer.graph.graph import Graph
+from circuit_tracer.graph.scores import graph_scores
+
+each_case = pytest.mark.parametrize("case", one_each(), ids=str)
+LAYERED = Case("llama", "clt", True, "mlp.hook_in")
+
+
+@each_case
+def test_selection_equals_its_definition_on_dense_matrices(case: Case) -> None:
+    model = build(case)
+    whole = reference_graph(model, IDS, max_n_logits=3)
+    n = len(whole.active)
+    for budget in {1, 2, 5, 17, n // 2, n - 2, n - 1}:
+        found = attribute(IDS, model, max_n_logits=3, max_feature_nodes=budget)
+        assert len(found.selected_features) == budget
+        assert_same_graph(found, keep_features(whole, select_features(whole, budget)))
+
+
+@each_case
+@pytest.mark.parametrize("more", [None, 0, "N", "N+5"], ids=str)
+def test_no_budget_or_a_large_one_keeps_all_active_features(case: Case, more: int | str | None) -> None:
+    model = build(case)
+    n = len(attribute(IDS, model).active_features)
+    budget = {"N": n, "N+5": n + 5}.get(str(more), more)
+    graph = attribute(IDS, model, max_feature_nodes=budget)  # type: ignore[arg-type]
+    assert torch.equal(graph.selected_features, torch.arange(n))
+    assert graph.balance is not None
+    assert float(graph.balance.unselected_mass.abs().max()) <= 1e-12
+
+
+@each_case
+def test_sets_above_a_threshold_are_nested_and_hold_themselves_up(case: Case) -> None:
+    model = build(case)
+    trace = Trace(model, IDS, [0], 64, None, True, silent)
+    trace.aim(None, 3, 0.95, -1)
+    trace.run()
+    weight = trace.targets.table.weight
+    influence, _ = trace.store.influence(weight)
+    previous = torch.zeros_like(trace.store.expanded)
+    for threshold in torch.linspace(float(influence.max()), 0, 9).tolist():
+        through, members = trace.store.influence(weight, threshold)
+        assert (members | ~previous).all()
+        assert torch.equal(members, through >= threshold)
+        previous = members
+    assert previous.all()
+
+
+@pytest.mark.parametrize("budget", [1, 3, 10, 30])
+def test_every_feature_that_is_kept_matters_more_than_those_that_are_not(budget: int) -> None:
+    model = build(LAYERED)
+    whole = reference_graph(model, IDS)
+    graph = attribute(IDS, model, max_feature_nodes=budget)
+    kept = torch.zeros(len(whole.active), dtype=torch.bool)
+    kept[graph.selected_features] = True
+    influence = influence_through(whole, kept)
+    # what a feature passes on through kept ones cannot fall when more are kept, so only fill-ups may lie below others
+    assert float(influence[kept].max()) >= float(influence[~kept].max())
+    assert float(influence[kept].sum()) >= 0.5 * float(torch.topk(influence, budget).values.sum())
+
+
+def test_more_feature_nodes_leave_less_mass_unexplained() -> None:
+    model = build(LAYERED)
+    left = []
+    for budget in (5, 20, 60, None):
+        graph = attribute(IDS, model, max_feature_nodes=budget, max_n_logits=2)
+        assert graph.balance is not None
+        left.append(float(graph.balance.unselected_mass[graph.nodes.layout.targets].sum()))
+    assert left == sorted(left, reverse=True)
+    assert left[-1] <= 1e-12
+
+
+def test_signed_targets_select_and_score_by_the_size_of_their_weights() -> None:
+    model = build(LAYERED)
+    vector = torch.randn(16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    other = torch.randn(16, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+
+    def graph_of(first: float, second: float) -> Graph:
+        targets = [CustomTarget("a", first, vector), CustomTarget("b", second, other)]
+        return attribute(IDS, model, attribution_targets=targets, max_feature_nodes=12)
+
+    signed, plain = graph_of(1.0, -1.0), graph_of(1.0, 1.0)
+    assert torch.equal(signed.selected_features, plain.selected_features)
+    assert torch.equal(signed.adjacency_matrix, plain.adjacency_matrix)
+    scores = graph_scores(signed)
+    assert scores == graph_scores(plain)
+    assert 0 < scores.replacement < 1
+    assert 0 < scores.completeness < 1
+    assert not torch.equal(graph_of(1.0, -0.001).selected_features, graph_of(0.001, -1.0).selected_features)
