@@ -246,7 +246,9 @@ def reference_graph(
     adjacency = torch.zeros(n_nodes, n_nodes, dtype=frozen.dtype)
     value, bias = torch.zeros(n_nodes, dtype=frozen.dtype), torch.zeros(n_nodes, dtype=frozen.dtype)
     for row, read in zip(rows, reads, strict=True):
-        at_tokens, at_writes = torch.autograd.grad(read(true_run), (tokens, writes), retain_graph=True)
+        at_tokens, at_writes = torch.autograd.grad(
+            read(true_run), (tokens, writes), retain_graph=True, materialize_grads=True
+        )
         from_features = (at_writes * feature_writes).sum((1, 2, 3))
         from_errors = (at_writes * frozen.error).sum(-1).flatten()
         from_tokens = (at_tokens * frozen.tokens).sum(-1)
