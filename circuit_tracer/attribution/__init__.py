@@ -1,0 +1,6 @@
+"""From a prompt to its attribution graph; README.md is the method, reference.py the same as a program."""
+
+from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, LogitDifference, LogitTarget
+
+__all__ = ["CustomTarget", "FeatureTarget", "LogitDifference", "LogitTarget", "attribute"]

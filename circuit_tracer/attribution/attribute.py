@@ -5,6 +5,7 @@ Letters: P positions, D d_model, N active features, K targets.
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -83,6 +84,8 @@ def attribute(
         ids = model.ensure_tokenized(prompt)
         left_out = _left_out(ids, model, zero_positions)
         trace = Trace(model, ids, left_out, batch_size, max_feature_nodes or None, offload is None, progress)
+        if verbose:
+            print(f"plan: {trace.plan}", file=sys.stderr)
         trace.aim(attribution_targets, max_n_logits, desired_logit_prob, position)
         trace.run()
         settings = {
@@ -212,6 +215,7 @@ class Trace:
                 "output_hook": self.transcoders.feature_output_hook,
             },
             "settings": settings,
+            "memory_plan": str(self.plan),
             "interrupted": self.interrupted,
             "seconds": round(time.perf_counter() - self.started, 3),
             "torch": torch.__version__,

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from circuit_tracer.attribution.sweep import EdgeBlock
 
-
 _PIECE = 1 << 18  # edges whose absolute values stay in cache until they are summed
 
 

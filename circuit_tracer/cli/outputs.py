@@ -32,14 +32,14 @@ class Outputs:
         """Raise InputError (or FileFormatError for a damaged index) for anything that could not be written."""
         from circuit_tracer.files import require_writable_folder
         from circuit_tracer.graph.files.graph_index import read_index
-        from circuit_tracer.graph.files.viewer_json import _check_slug
+        from circuit_tracer.graph.files.viewer_json import check_slug
 
         if self.path is not None:
             require_graph_suffix(self.path)
             require_writable_folder(self.path.parent)
         if self.folder is not None:
             for slug in slugs:
-                _check_slug(slug)
+                check_slug(slug)
             require_writable_folder(self.folder)
             read_index(self.folder)
 

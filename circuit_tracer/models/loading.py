@@ -33,7 +33,10 @@ def resolve_dtype(dtype: torch.dtype | str) -> torch.dtype:
 def resolve_device(device: torch.device | str | None) -> torch.device:
     """The device asked for, or the best one there is (cuda, mps, cpu)."""
     if device is not None:
-        return torch.device(device)
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise InputError(f"device {device!r} is unknown; use cpu, cuda, cuda:1, mps, ...") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -46,26 +49,28 @@ def load_language_model(
 
     Raises InputError when nothing is there and FileFormatError when it cannot be read.
     """
-    source, extra = _source(model_name)
+    source, extra = pretrained_source(model_name)
     # a GGUF file is de-quantised in float32, so that no rounding is added before the cast
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32 if extra else dtype, **extra, **kwargs)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32 if extra else dtype, **extra, **kwargs
+        )
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
     except OSError as error:
         raise InputError(
-            f"no language model at {str(model_name)!r}: {_first_line(error)} "
+            f"no language model at {str(model_name)!r}: {first_line(error)} "
             "Give a Hugging Face id (with network access or a filled cache), a folder with config.json, or a .gguf file."
         ) from error
     except (ValueError, KeyError, RuntimeError) as error:
         if "Unrecognized" in str(error) or "does not recognize" in str(error) or "not supported" in str(error):
-            raise InputError(f"transformers cannot load {str(model_name)!r}: {_first_line(error)}") from error
-        raise FileFormatError(f"the model at {str(model_name)!r} cannot be read: {_first_line(error)}") from error
+            raise InputError(f"transformers cannot load {str(model_name)!r}: {first_line(error)}") from error
+        raise FileFormatError(f"the model at {str(model_name)!r} cannot be read: {first_line(error)}") from error
     return model.to(dtype).to(device).eval().requires_grad_(False), tokenizer
 
 
-def _source(model_name: str | Path) -> tuple[str, dict[str, str]]:
+def pretrained_source(model_name: str | Path) -> tuple[str, dict[str, str]]:
     """(what from_pretrained takes, extra arguments): a GGUF file is named by its folder and file name."""
     path = Path(model_name).expanduser()
     if path.suffix == ".gguf":
@@ -81,6 +86,7 @@ def _source(model_name: str | Path) -> tuple[str, dict[str, str]]:
     return str(model_name), {}
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of a library says, without its long advice."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.models.loading import _first_line, _source
+from circuit_tracer.models.loading import first_line, pretrained_source
 from circuit_tracer.models.parts import ModelParts, bind
 
 
@@ -18,11 +18,11 @@ def outline(model_name: str | Path) -> ModelParts:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    source, extra = _source(model_name)
+    source, extra = pretrained_source(model_name)
     try:
         config = AutoConfig.from_pretrained(source, **extra)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"no language model at {str(model_name)!r}: {_first_line(error)}") from error
+        raise InputError(f"no language model at {str(model_name)!r}: {first_line(error)}") from error
     return bind(model, str(model_name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,12 +48,3 @@ def traced_once(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> P
 def traced(traced_once: Path, tmp_path: Path) -> Path:
     """A native graph file of a tiny trace."""
     return Path(shutil.copy(traced_once, tmp_path))
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """On matrices this small, a second thread only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -65,7 +65,7 @@ def create_graph_files(
     """
     if target not in get_args(ExportTarget):
         raise InputError(f"unknown export target {target!r}; expected one of {', '.join(get_args(ExportTarget))}")
-    _check_slug(slug)
+    check_slug(slug)
     folder = require_writable_folder(output_path)
     read_index(folder)
     graph = as_graph(graph_or_path)
@@ -125,7 +125,7 @@ def scan_name(scan: list[str]) -> str:
     return "custom-" + hashlib.sha256("\n".join(scan).encode()).hexdigest()[:16]
 
 
-def _check_slug(slug: str) -> None:
+def check_slug(slug: str) -> None:
     if not slug or slug.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', slug) or slug == "graph-metadata":
         raise InputError(f"slug {slug!r} cannot name a file; use letters, digits, '_', '-' and '.'")
 
@@ -180,7 +180,8 @@ def _metadata(
     metadata["info"] = {"generator": _generator(), "create_time_ms": int(time.time() * 1000), **info}
     if "neuronpedia_source_set" in feature_details:
         metadata["info"].setdefault("neuronpedia_source_set", feature_details["neuronpedia_source_set"])
-    settings = {name: graph.provenance[name] for name in _SETTINGS if graph.provenance.get(name) is not None}
+    used = graph.provenance.get("settings", {})
+    settings = {name: used[name] for name in _SETTINGS if used.get(name) is not None}
     if settings:
         metadata["generation_settings"] = settings
     metadata["pruning_settings"] = thresholds
