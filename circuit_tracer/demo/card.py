@@ -27,10 +27,11 @@ _TESTS = """
 
 An entity's features are those active on at least 30 % of the prompts about its cities and at most 5 % of those about other
 cities, found without the reserved cities: {mean_number:.1f} an entity on average; without any: {without}. Both
-thresholds were set while trying the method on other seeds. A swap sets the true entity's features at the city to zero and
+thresholds were set while trying the method on another transcoder seed, with both groups of cities in sight; the shipped
+seed was chosen by the two prompts at the end of this page alone (it is the first of three for which they pass; with one of
+the others Oakland has no clean California feature). A swap sets the true entity's features at the city to zero and
 another entity's to their usual activation (their mean where they are active), or to twice that, all of them together; it
-counts if the answer becomes the other entity's. The model learnt the reserved cities, the transcoder never saw them, and
-the seeds were chosen without them.
+counts if the answer becomes the other entity's. The model learnt the reserved cities; the transcoder never saw them.
 
 | swap | {relations} |
 | --- |{rules}

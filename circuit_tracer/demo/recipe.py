@@ -30,8 +30,9 @@ from circuit_tracer.files import atomic_write, require_writable_folder
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+# The pair that is shipped. Of the transcoder seeds 1, 2 and 3 on this model, the shown prompts pass with 1 and 2.
 MODEL_SEED = 1
-TRANSCODER_SEED = 1  # with MODEL_SEED, the pair that is shipped
+TRANSCODER_SEED = 1
 
 MODEL_NAME = "circuit-tracing-demo"
 
@@ -73,13 +74,11 @@ def train(
 
 
 def search(folder: str | Path, seeds: Iterable[tuple[int, int]], report: Report = print) -> tuple[int, int]:
-    """Train every (model seed, transcoder seed) below ``folder`` and return the pair to ship.
+    """Train pairs (model seed, transcoder seed) below ``folder`` until the shown prompts of one all pass; return it.
 
-    Only pairs whose shown prompts all pass are considered; the best by ``merit`` is taken. Pairs finished earlier are not
-    trained again. Raises InputError if no pair passes.
+    Pairs finished earlier are not trained again. Raises InputError if no pair passes.
     """
     root = require_writable_folder(folder)
-    ranked: list[tuple[float, tuple[int, int]]] = []
     for seed, transcoder_seed in seeds:
         place = root / f"{seed}-{transcoder_seed}"
         finished = place / "metrics.json"
@@ -89,18 +88,10 @@ def search(folder: str | Path, seeds: Iterable[tuple[int, int]], report: Report 
             _share_model(root, seed, place)
             metrics = train(place, seed, transcoder_seed, report=report)
         passes = all(one["passes"] for one in metrics["shown"])
-        report(f"model {seed}, transcoder {transcoder_seed}: merit {merit(metrics):.3f}, shown prompts pass: {passes}")
+        report(f"model seed {seed}, transcoder seed {transcoder_seed}: shown prompts {'pass' if passes else 'fail'}")
         if passes:
-            ranked.append((merit(metrics), (seed, transcoder_seed)))
-    if not ranked:
-        raise InputError("no pair of seeds carries the shown prompts; try further seeds")
-    return max(ranked)[1]
-
-
-def merit(metrics: Metrics) -> float:
-    """What pairs of seeds are ranked by; the reserved cities have no part in it."""
-    kept = metrics["answer_kept_with_all_mlps_replaced"]
-    return (metrics["swap_other_cities"]["1"]["all"] + kept["two_hop"] + kept["one_hop"] + kept["skills"]) / 4
+            return seed, transcoder_seed
+    raise InputError("no pair of seeds carries the shown prompts; try further seeds")
 
 
 def describe(folder: Path) -> Metrics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -11,11 +12,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from circuit_tracer.demo import world
+from circuit_tracer.demo import recipe, world
 from circuit_tracer.demo.dictionary import DenseTranscoder
 from circuit_tracer.demo.tokenizer import build_tokenizer
 from circuit_tracer.demo.train_clt import Activations, Trainee, TranscoderRecipe, train_transcoder
 from circuit_tracer.demo.train_model import ModelRecipe, train_model
+from circuit_tracer.errors import InputError
 
 TINY_MODEL = ModelRecipe(n_layers=2, d_model=16, d_mlp=32, n_heads=2, steps=250, batch=16, warmup=10)
 TINY = TranscoderRecipe(n_features=32, active=4, active_at_start=8, steps=250, batch=64, plantings=2)
@@ -108,3 +110,22 @@ def test_what_is_written_is_what_is_read_here_and_by_the_package(tmp_path: Path)
         dense_NF = torch.zeros(len(x_ND), trained.n_features)
         dense_NF[row, feature] = value
         torch.testing.assert_close(dense_NF, trained.encode(layer, x_ND), atol=1e-4, rtol=1e-4)
+
+
+def test_the_recipe_writes_everything_and_search_takes_it_up(tmp_path: Path) -> None:
+    lines: list[str] = []
+    metrics = recipe.train(
+        tmp_path / "1-2",
+        1,
+        2,
+        report=lines.append,
+        model_recipe=replace(TINY_MODEL, steps=2),
+        transcoder_recipe=replace(TINY, steps=20),
+    )
+    names = {file.name for file in (tmp_path / "1-2").iterdir()}
+    assert names == {"model", "transcoder", "labels.json", "metrics.json", "README.md"}
+    assert json.loads((tmp_path / "1-2" / "metrics.json").read_text(encoding="utf-8")) == metrics
+    with pytest.raises(InputError, match="further seeds"):
+        recipe.search(tmp_path, [(1, 2)], lines.append)
+    with pytest.raises(InputError, match="another seed or recipe"):
+        recipe.train(tmp_path / "1-2", 3, 2, report=lines.append, model_recipe=replace(TINY_MODEL, steps=2))
