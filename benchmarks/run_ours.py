@@ -1,6 +1,6 @@
 """This package's engine on the same inputs as peer/run_peer.py; writes the records described in harness.py.
 
-    python benchmarks/run_ours.py --model FOLDER --transcoders FOLDER --out FOLDER [--only NAME ...]
+python benchmarks/run_ours.py --model FOLDER --transcoders FOLDER --out FOLDER [--only NAME ...]
 """
 
 from __future__ import annotations

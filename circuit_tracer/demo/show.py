@@ -100,7 +100,9 @@ def _print_quality(graph: Graph) -> None:
 
     scores, quality = graph_scores(graph), graph.reconstruction
     n_features = len(graph.selected_features)
-    print(f"\ngraph       {n_features} features, {len(graph.edges)} edges; worst sum-rule residual {graph.residual:.1e}")
+    print(
+        f"\ngraph       {n_features} features, {len(graph.edges)} edges; worst sum-rule residual {graph.residual:.1e}"
+    )
     print(f"scores      replacement {scores.replacement:.3f}, completeness {scores.completeness:.3f}")
     if quality is not None:
         nmse = ", ".join(f"{value:.3f}" for value in quality.nmse.tolist())

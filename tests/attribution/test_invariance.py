@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 import pytest
 import torch
 from tracing_cases import IDS, Case, assert_equal, build
 
-from circuit_tracer.attribution import attribute as attribute_module
 from circuit_tracer.attribution import plan, selection, sweep
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.progress import silent
@@ -68,7 +68,9 @@ def test_little_free_memory_changes_the_plan_but_not_the_result(case: Case, monk
     expected = attribute(IDS, model)
     plans: list[plan.MemoryPlan] = []
     keep = plan.plan_memory
-    monkeypatch.setattr(attribute_module, "plan_memory", lambda **sizes: plans.append(keep(**sizes)) or plans[-1])
+    monkeypatch.setattr(
+        sys.modules[attribute.__module__], "plan_memory", lambda **sizes: plans.append(keep(**sizes)) or plans[-1]
+    )
     monkeypatch.setattr(plan, "free_bytes", lambda device: 200_000)
     monkeypatch.setattr(plan, "SHARE_FOR_DECODER_ROWS", 0.01)
     assert_same(attribute(IDS, model), expected)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from command import Folders, Run
 
-from circuit_tracer.attribution import attribute as attribution
+from circuit_tracer.attribution.attribute import Trace
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.replacement_model import ReplacementModel
 
@@ -80,7 +80,7 @@ def test_an_interrupted_trace_is_saved(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(attribution.Trace, "_expand", interrupt)
+    monkeypatch.setattr(Trace, "_expand", interrupt)
     path = tmp_path / "g.safetensors"
     outcome = run("attribute", "-t", folders.transcoder, "-p", "the capital of Texas is", "-o", path)
     assert outcome.code == 0, outcome.err

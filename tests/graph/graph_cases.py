@@ -53,7 +53,11 @@ def random_graph(
         targets=targets,
         token_strings=["<bos>", *(f" t{i}\n" for i in range(1, n_pos))],
         reconstruction=Reconstruction(torch.rand(n_layers, generator=rng), torch.rand(n_layers, generator=rng)),
-        provenance={"max_n_logits": 10, "desired_logit_prob": 0.95, "versions": {"torch": "x"}, "device": None},
+        provenance={
+            "settings": {"max_n_logits": 10, "desired_logit_prob": 0.95},
+            "versions": {"torch": "x"},
+            "device": None,
+        },
     )
 
 

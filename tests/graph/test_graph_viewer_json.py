@@ -39,7 +39,7 @@ def golden_graph() -> Graph:
         logit_targets=[LogitTarget("b", 5), LogitTarget('"\n', 6)],
         logit_probabilities=torch.tensor([0.75, 0.25]),
         token_strings=["<s>", "a"],
-        provenance={"max_n_logits": 10, "max_feature_nodes": None},
+        provenance={"settings": {"max_n_logits": 10, "max_feature_nodes": None}},
     )
 
 
