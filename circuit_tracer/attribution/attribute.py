@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,23 +23,11 @@ from circuit_tracer.attribution.rows import RowStore
 from circuit_tracer.attribution.selection import select
 from circuit_tracer.attribution.sweep import ReadOut, Sweep
 from circuit_tracer.attribution.targets import Target, TargetRows, resolve_targets
+from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.targets import LogitTarget
 from circuit_tracer.models import tokenization
-from circuit_tracer.models.parts import ModelParts
-from circuit_tracer.transcoders.base import Transcoders
-
-
-class Traceable(Protocol):
-    """A model with its transcoders, as `ReplacementModel` is."""
-
-    parts: ModelParts
-    transcoders: Transcoders
-    tokenizer: Any
-
-    def ensure_tokenized(self, prompt: tokenization.Prompt) -> Tensor:
-        """Token ids (P,) of a prompt."""
 
 
 def attribute(

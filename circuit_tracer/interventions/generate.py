@@ -22,7 +22,7 @@ from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.tokenization import Prompt, zero_positions
 
 if TYPE_CHECKING:
-    from circuit_tracer.replacement_model import ReplacementModel
+    from circuit_tracer.attribution.traceable import Traceable
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class GenerationOptions:
 
 @torch.no_grad()
 def feature_intervention_generate(
-    model: ReplacementModel,
+    model: Traceable,
     inputs: Prompt,
     interventions: Sequence[Intervention],
     constrained_layers: Iterable[int] | None = None,
@@ -94,12 +94,12 @@ def feature_intervention_generate(
         raise InputError("this model has no tokenizer, so it cannot turn what it generates into text; load it with one")
     ids, parts = model.ensure_tokenized(inputs), model.parts
     check_length(parts, torch.cat([ids, ids.new_zeros(options.max_new_tokens - 1)]))
-    left_out = zero_positions(ids, model.cfg.model_name)
+    left_out = zero_positions(ids, model.parts.config.model_name)
     loop = _Generation(model, ids, return_activations, sparse, apply_activation_function)
-    place = (model.transcoders, len(ids), model.device, parts.compute_dtype)
+    place = (model.transcoders, len(ids), model.parts.device, parts.compute_dtype)
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
     loop.step(ids, resolve(interventions, *place), freeze, left_out, options)
-    goes_on = resolve(open_ended(interventions), model.transcoders, 1, model.device, parts.compute_dtype)
+    goes_on = resolve(open_ended(interventions), model.transcoders, 1, model.parts.device, parts.compute_dtype)
     end = model.tokenizer.eos_token_id if options.eos_token_id is None else options.eos_token_id
     while len(loop.logits) < options.max_new_tokens and not (options.stop_at_eos and int(loop.ids[-1]) == end):
         loop.step(loop.ids[-1:], goes_on, None, [], options)
@@ -110,7 +110,7 @@ def feature_intervention_generate(
 class _Generation:
     """The tokens, logits, activations and cache of a generation so far."""
 
-    def __init__(self, model: ReplacementModel, ids: Tensor, record: bool, sparse: bool, apply: bool) -> None:
+    def __init__(self, model: Traceable, ids: Tensor, record: bool, sparse: bool, apply: bool) -> None:
         self.model, self.ids, self.record, self.sparse, self.apply = model, ids, record, sparse, apply
         self.past: Any = None
         self.logits: list[Tensor] = []
@@ -131,7 +131,7 @@ class _Generation:
         if recorder is not None:
             self.activations.append(recorder.result())
         self.logits.append(logits_at(self.model.parts, final[-1:])[0])
-        chosen = options.choose(self.logits[-1], self.ids.to(self.model.device))
+        chosen = options.choose(self.logits[-1], self.ids.to(self.model.parts.device))
         self.ids = torch.cat([self.ids, self.ids.new_tensor([chosen])])
 
     def all_activations(self) -> Tensor | None:

@@ -21,12 +21,12 @@ from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.tokenization import Prompt, zero_positions
 
 if TYPE_CHECKING:
-    from circuit_tracer.replacement_model import ReplacementModel
+    from circuit_tracer.attribution.traceable import Traceable
 
 
 @torch.no_grad()
 def get_activations(
-    model: ReplacementModel, inputs: Prompt, sparse: bool = False, apply_activation_function: bool = True
+    model: Traceable, inputs: Prompt, sparse: bool = False, apply_activation_function: bool = True
 ) -> tuple[Tensor, Tensor]:
     """(logits (1, P, V), activations (L, P, F)) of a prompt; see `ReplacementModel.get_activations`."""
     logits, activations = feature_intervention(
@@ -38,7 +38,7 @@ def get_activations(
 
 @torch.no_grad()
 def feature_intervention(
-    model: ReplacementModel,
+    model: Traceable,
     inputs: Prompt,
     interventions: Sequence[Intervention],
     constrained_layers: Iterable[int] | None = None,
@@ -50,8 +50,8 @@ def feature_intervention(
     """(logits (1, P, V), activations (L, P, F) or None); see `ReplacementModel.feature_intervention`."""
     ids = model.ensure_tokenized(inputs)
     check_length(model.parts, ids)
-    left_out = zero_positions(ids, model.cfg.model_name)
-    settings = resolve(interventions, model.transcoders, len(ids), model.device, model.parts.compute_dtype)
+    left_out = zero_positions(ids, model.parts.config.model_name)
+    settings = resolve(interventions, model.transcoders, len(ids), model.parts.device, model.parts.compute_dtype)
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
     recorder = Recorder(model.transcoders, sparse, apply_activation_function, left_out) if return_activations else None
     with patched(model, settings, freeze, recorder, left_out):
@@ -60,7 +60,7 @@ def feature_intervention(
 
 
 def freeze_for(
-    model: ReplacementModel,
+    model: Traceable,
     ids: Tensor,
     interventions: Sequence[Intervention],
     constrained_layers: Iterable[int] | None,
@@ -73,7 +73,7 @@ def freeze_for(
 
 @torch.no_grad()
 def setup_intervention_with_freeze(
-    model: ReplacementModel, inputs: Prompt, constrained_layers: Iterable[int] | None = None
+    model: Traceable, inputs: Prompt, constrained_layers: Iterable[int] | None = None
 ) -> tuple[Tensor, Freeze]:
     """(activations (L, P, F) of the clean prompt, what to hold); see `ReplacementModel.setup_intervention_with_freeze`."""
     ids = model.ensure_tokenized(inputs)
@@ -82,9 +82,9 @@ def setup_intervention_with_freeze(
 
 
 @contextmanager
-def zero_softcap(model: ReplacementModel) -> Iterator[None]:
+def zero_softcap(model: Traceable) -> Iterator[None]:
     """See `ReplacementModel.zero_softcap`."""
-    parts, config = model.parts, model.hf_model.config
+    parts, config = model.parts, model.parts.model.config
     cap = getattr(config, "final_logit_softcapping", None)
     model.parts = replace(parts, final_softcap=None)
     try:

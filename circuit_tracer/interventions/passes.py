@@ -26,7 +26,7 @@ from circuit_tracer.models.capture import capture
 from circuit_tracer.models.frozen import FrozenNetwork
 
 if TYPE_CHECKING:
-    from circuit_tracer.replacement_model import ReplacementModel
+    from circuit_tracer.attribution.traceable import Traceable
 
 
 class Freeze:
@@ -34,22 +34,25 @@ class Freeze:
     held, norm scales too, which makes the network the linear one of the attribution graph.
     """
 
-    def __init__(self, model: ReplacementModel, ids: Tensor, layers: Iterable[int] | None) -> None:
+    def __init__(self, model: Traceable, ids: Tensor, layers: Iterable[int] | None) -> None:
         self.model = model
         self.layers = frozenset(layers or ())
-        n_layers = model.cfg.n_layers
+        n_layers = model.parts.config.n_layers
         if self.layers and not (min(self.layers) >= 0 and max(self.layers) < n_layers):
             raise InputError(
                 f"constrained_layers reach from {min(self.layers)} to {max(self.layers)}; layers: 0 to {n_layers - 1}"
             )
         self.network = FrozenNetwork(
-            model.parts, capture(model.parts, ids), model.feature_input_hook, model.feature_output_hook
+            model.parts,
+            capture(model.parts, ids),
+            model.transcoders.feature_input_hook,
+            model.transcoders.feature_output_hook,
         )
         self.holds_scales = len(self.layers) == n_layers
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the block, passes of `model.hf_model` over the same tokens are frozen."""
+        """Inside the block, passes of `model.parts.model` over the same tokens are frozen."""
         with patched(self.model, {}, self):
             yield
 
@@ -62,7 +65,7 @@ class Freeze:
 
 @contextmanager
 def patched(
-    model: ReplacementModel,
+    model: Traceable,
     settings: dict[int, LayerSettings],
     freeze: Freeze | None = None,
     recorder: Recorder | None = None,
@@ -78,7 +81,7 @@ def patched(
             captured = freeze.network.captured
             stack.enter_context(attention_tape(AttentionTape(dict(enumerate(captured.patterns)), replay=True)))
             scales = captured if freeze.holds_scales else None
-        hooks = model.feature_input_hook, model.feature_output_hook
+        hooks = model.transcoders.feature_input_hook, model.transcoders.feature_output_hook
         stack.enter_context(hooked(model.parts, *hooks, changes.read, changes.write, scales))
         yield
 
@@ -88,7 +91,7 @@ class _Pass:
 
     def __init__(
         self,
-        model: ReplacementModel,
+        model: Traceable,
         settings: dict[int, LayerSettings],
         freeze: Freeze | None,
         recorder: Recorder | None,
@@ -96,7 +99,7 @@ class _Pass:
     ) -> None:
         self.transcoders, self.settings, self.freeze, self.recorder = model.transcoders, settings, freeze, recorder
         self.held = freeze.layers if freeze is not None else frozenset[int]()
-        self.zero_positions = torch.tensor(zero_positions, dtype=torch.int64, device=model.device)
+        self.zero_positions = torch.tensor(zero_positions, dtype=torch.int64, device=model.parts.device)
         self.input: dict[int, Tensor] = {}  # (P, D) of held layers, on the way from the input hook to the output hook
         self.delta: dict[int, Tensor] = {}  # (P, D) still to be added at layers ahead
 
