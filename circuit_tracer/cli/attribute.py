@@ -95,6 +95,9 @@ def attribute(
         bool, typer.Option("--demo", help="Use the small model and transcoder that ship with the package.")
     ] = False,
     json: options.Json = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Leave out prompts whose files are there: go on after an interruption.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show progress and the memory plan.")] = False,
     debug: options.Debug = False,
     server: Annotated[bool, typer.Option("--server", hidden=True)] = False,
@@ -123,6 +126,8 @@ def attribute(
     if outputs.path is None and outputs.folder is None and not json:
         raise InputError("say where the graph goes: -o FILE, or --slug NAME with --graph-file-dir FOLDER (or --json)")
     outputs.check([job.slug for job in jobs])
+    if resume:
+        jobs = _still_to_do(jobs, outputs)
     settings: dict[str, Any] = {
         "attribution_targets": [_target(text) for text in target] if target else None,
         "max_n_logits": max_n_logits,
@@ -141,6 +146,14 @@ def attribute(
         graph = _trace(job, loaded, settings, outputs, json, verbose)
         if graph.provenance.get("interrupted") and number < len(jobs):
             raise KeyboardInterrupt
+
+
+def _still_to_do(jobs: list[Job], outputs: Outputs) -> list[Job]:
+    left = [job for job in jobs if not outputs.present(job.slug)]
+    typer.echo(f"{len(jobs) - len(left)} of {len(jobs)} prompts are traced already", err=True)
+    if not left:
+        raise typer.Exit
+    return left
 
 
 def _trace(

@@ -43,11 +43,23 @@ class Outputs:
             require_writable_folder(self.folder)
             read_index(self.folder)
 
+    def present(self, slug: str) -> bool:
+        """Whether every file of this prompt is there already; files appear only when complete."""
+        path = self._graph_path(slug)
+        wanted = [path] if path is not None else []
+        wanted += [self.folder / f"{slug}.json"] if self.folder is not None else []
+        return bool(wanted) and all(each.is_file() for each in wanted)
+
+    def _graph_path(self, slug: str) -> Path | None:
+        if self.path is None or not self.several:
+            return self.path
+        return self.path.with_name(f"{self.path.stem}-{slug}{self.path.suffix}")
+
     def write(self, graph: Graph, slug: str) -> list[Path]:
         """Write a graph; returns the files."""
         written = []
-        if self.path is not None:
-            path = self.path.with_name(f"{self.path.stem}-{slug}{self.path.suffix}") if self.several else self.path
+        path = self._graph_path(slug)
+        if path is not None:
             from circuit_tracer.graph.files.formats import write_graph
 
             write_graph(graph, path)

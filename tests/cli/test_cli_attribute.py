@@ -185,3 +185,21 @@ def test_one_half_of_the_viewer_flags_is_a_warning(folders: Folders, run: Run, t
     outcome = run("attribute", "-t", folders.transcoder, "-p", PROMPT, "-o", tmp_path / "g.pt", "--slug", "a")
     assert outcome.code == 0
     assert "warning" in outcome.err
+
+
+def test_resume_leaves_out_prompts_that_are_done(folders: Folders, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("the capital of Texas is\na state\n")
+    command = ["attribute", "-t", folders.transcoder, "--prompt-file", tmp_path / "prompts.txt", "--slug", "p"]
+    command += ["--graph-file-dir", tmp_path / "graphs", "--resume"]
+    first = run(*command)
+    assert first.code == 0, first.err
+    assert "0 of 2 prompts" in first.err
+    lost, kept = tmp_path / "graphs" / "p-001.json", tmp_path / "graphs" / "p-002.json"
+    lost.unlink()
+    before = kept.stat().st_mtime_ns
+    second = run(*command)
+    assert "1 of 2 prompts" in second.err
+    assert lost.is_file()
+    assert kept.stat().st_mtime_ns == before
+    third = run(*command)
+    assert (third.code, third.out) == (0, "")
