@@ -348,7 +348,8 @@ def select_features(graph: ReferenceGraph, budget: int) -> Tensor:
             break
         members = larger
     outside = torch.where(members, -1.0, influence_through(graph, members))
-    best_first = torch.argsort(outside, descending=True, stable=True)
+    by_position = torch.argsort(graph.active[:, 1], stable=True)  # of equals, those of lower position come first
+    best_first = by_position[torch.argsort(outside[by_position], descending=True, stable=True)]
     members[best_first[: budget - int(members.sum())]] = True
     return members.nonzero().flatten()
 

@@ -2,8 +2,8 @@
 
 For a threshold t let S(t) be the features whose influence reaches t when only members of S(t) pass influence on; since the
 graph is layered, one pass from the top layer decides it. S grows as t falls. The selection for a budget of n features is the
-largest S(t) with at most n members, filled up to n by influence. This definition knows nothing of batches; the rounds below
-only decide which rows are computed on the way, and every row is computed once.
+largest S(t) with at most n members, filled up to n by influence (equals in the order of columns). This definition knows
+nothing of batches; the rounds below only decide which rows are computed on the way, and every row is computed once.
 """
 
 from __future__ import annotations
