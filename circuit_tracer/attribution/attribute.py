@@ -22,7 +22,7 @@ from circuit_tracer.attribution.prompt import LinearPrompt, encode_prompt, linea
 from circuit_tracer.attribution.rows import RowStore
 from circuit_tracer.attribution.selection import select
 from circuit_tracer.attribution.sweep import ReadOut, Sweep
-from circuit_tracer.attribution.targets import Target, TargetRows, resolve_targets
+from circuit_tracer.attribution.targets import Target, TargetRows, check_logit_options, resolve_targets
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
@@ -66,6 +66,7 @@ def attribute(
         )
     if offload not in (None, "cpu", "disk"):
         raise InputError(f"offload is {offload!r}; use None, 'cpu' or 'disk'")
+    check_logit_options(model.parts.config.d_vocab, max_n_logits, desired_logit_prob)
     with ExitStack() as stack, torch.no_grad():
         if progress is None:
             progress = stack.enter_context(bar()) if verbose else silent

@@ -68,7 +68,6 @@ def resolve_targets(
 
     Raises InputError for unknown tokens, ids or features outside the model, vectors of the wrong width, bad thresholds.
     """
-    check_logit_options(parts.config.d_vocab, max_n_logits, desired_logit_prob)
     reader = _Reader(parts, network, transcoders, tokenizer, position)
     if attribution_targets is None:
         chosen = torch.topk(reader.probability, min(max_n_logits, parts.config.d_vocab))
@@ -172,6 +171,8 @@ class _Reader:
         first, second = (
             self._token_id(t) if isinstance(t, str) else self._check_id(t) for t in (item.token, item.other)
         )
+        if first == second:
+            raise InputError(f"target {tuple(item)} is the difference of token {first} with itself; name two tokens")
         vector = self.unembed[first].to(self.mean.dtype) - self.unembed[second].to(self.mean.dtype)
         label = f"{self._text(first)} - {self._text(second)}"
         constant = self._bias(first) - self._bias(second)
@@ -181,9 +182,9 @@ class _Reader:
 
     def _direction(self, item: CustomTarget) -> _Item:
         vector = torch.as_tensor(item.vec).detach().to(device=self.mean.device, dtype=self.mean.dtype)
-        if vector.shape != self.mean.shape or not torch.isfinite(vector).all():
+        if vector.shape != self.mean.shape or not torch.isfinite(vector).all() or not vector.any():
             raise InputError(
-                f"target {item.token_str!r}: the vector must be finite and of shape {tuple(self.mean.shape)}, "
+                f"target {item.token_str!r}: the vector must be finite, not zero, and of shape {tuple(self.mean.shape)}, "
                 f"got {tuple(vector.shape)}"
             )
         weight = self._weight(float(item.prob))
