@@ -37,7 +37,7 @@ Read = Callable[[tuple[Tensor, Tensor]], Tensor]  # a run of the frozen model ->
 
 
 class FrozenModel:
-    """A transformers model on one prompt, with attention patterns, norm scales and MLPs frozen (method.md 2).
+    """A transformers model on one prompt, with attention patterns, norm scales and MLPs frozen (README.md §2).
 
     What a layer's MLP adds to the residual stream is, at the transcoder's output hook,
 
@@ -318,7 +318,7 @@ def normalised(adjacency: Tensor) -> Tensor:
 
 
 def node_influence(adjacency: Tensor, target_weights: Tensor) -> Tensor:
-    """I (N,) = sum over path lengths k >= 1 of w M^k (method.md 6.1). Ends because paths only lead to lower layers."""
+    """I (N,) = sum over path lengths k >= 1 of w M^k (README.md §6.1). Ends because paths only lead to lower layers."""
     shares, flow = normalised(adjacency), target_weights
     influence = torch.zeros_like(target_weights)
     while flow.any():
@@ -390,7 +390,7 @@ def prune(
     edge_threshold: float = 0.98,
     policy: Literal["circuit-tracer", "paper"] = "circuit-tracer",
 ) -> tuple[Tensor, Tensor]:
-    """Masks of the nodes (N,) and edges (N, N) that are kept (method.md 6.3).
+    """Masks of the nodes (N,) and edges (N, N) that are kept (README.md §6.3).
 
     Tokens and targets always stay; under the policy "paper" error nodes stay too.
     """
@@ -409,7 +409,7 @@ def prune(
 
 
 def graph_scores(graph: ReferenceGraph) -> tuple[float, float]:
-    """(replacement, completeness) of method.md 6.4: from tokens, not errors; inputs that are no errors."""
+    """(replacement, completeness) of README.md §6.4: from tokens, not errors; inputs that are no errors."""
     is_error, is_token = graph.is_kind("error"), graph.is_kind("token")
     influence = node_influence(graph.adjacency, graph.target_weights)
     output = influence + graph.target_weights
