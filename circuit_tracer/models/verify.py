@@ -16,7 +16,8 @@ _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1, to
 
 
 def verify(parts: ModelParts, n_tokens: int = 6) -> None:
-    """Prove on a short prompt that (1) our capture equals the model's own pass and (2) the frozen network replays it.
+    """Prove on a short prompt that (1) our capture equals the model's own pass, (2) the tokens' vectors are rows of the
+    embedding, and (3) the frozen network replays the pass.
 
     Raises UnsupportedModelError naming what disagrees, so that a wrong or outdated table row cannot give a wrong graph.
     """
@@ -29,6 +30,7 @@ def verify(parts: ModelParts, n_tokens: int = 6) -> None:
     attention.install(parts.model)
     captured = capture(parts, ids)
     _compare(parts, "logits of the captured pass", logits_at(parts, captured.final), expected, tolerance)
+    _compare(parts, "what enters the first layer", captured.embedding, _token_vectors(parts, ids, captured), tolerance)
     inputs, final = replay(parts, captured)
     for layer, (found, kept) in enumerate(zip(inputs, captured.layers, strict=True)):
         _compare(parts, f"residual stream before the MLP of layer {layer}", found, kept.resid_mid, tolerance)
@@ -42,6 +44,12 @@ def replay(parts: ModelParts, captured: PromptCapture) -> tuple[list[Tensor], Te
     if captured.position_embedding is not None:
         start = start + captured.position_embedding
     return network.propagate(start, lambda layer, _: captured.layers[layer].mlp_out, constants=True)
+
+
+def _token_vectors(parts: ModelParts, ids: Tensor, captured: PromptCapture) -> Tensor:
+    """Rows (P, D) of the embedding, times the one factor that fits best (Gemma scales them by sqrt(D))."""
+    rows = parts.model.get_input_embeddings().weight[ids.to(parts.device)].to(parts.compute_dtype)
+    return rows * (captured.embedding * rows).sum() / rows.pow(2).sum()
 
 
 def _compare(parts: ModelParts, what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
