@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -49,24 +50,30 @@ def load_language_model(
 
     Raises InputError when nothing is there and FileFormatError when it cannot be read.
     """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     source, extra = pretrained_source(model_name)
     # a GGUF file is de-quantised in float32, so that no rounding is added before the cast
+    options = {"dtype": torch.float32 if extra else dtype, **extra, **kwargs, "output_loading_info": True}
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32 if extra else dtype, **extra, **kwargs
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **extra)
     except OSError as error:
         raise InputError(
             f"no language model at {str(model_name)!r}: {first_line(error)} "
             "Give a Hugging Face id (with network access or a filled cache), a folder with config.json, or a .gguf file."
         ) from error
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, IndexError, RuntimeError, SafetensorError, struct.error) as error:
         if "Unrecognized" in str(error) or "does not recognize" in str(error) or "not supported" in str(error):
             raise InputError(f"transformers cannot load {str(model_name)!r}: {first_line(error)}") from error
         raise FileFormatError(f"the model at {str(model_name)!r} cannot be read: {first_line(error)}") from error
+    model, report = loaded
+    if absent := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
+        raise FileFormatError(
+            f"the model at {str(model_name)!r} lacks {len(absent)} weights, {absent[0]!r} first, or holds them in another "
+            "shape; transformers would draw them at random. Download it again, or correct its config.json."
+        )
     return model.to(dtype).to(device).eval().requires_grad_(False), tokenizer
 
 

@@ -72,7 +72,11 @@ def _ids(prompt: Prompt, tokenizer: Any) -> Tensor:
         if tokenizer is None:
             raise InputError("this model has no tokenizer; pass the prompt as token ids")
         return torch.tensor(tokenizer(prompt, add_special_tokens=False).input_ids, dtype=torch.int64)
-    ids = torch.as_tensor(prompt)
+    try:
+        ids = torch.as_tensor(prompt)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"a prompt is text or one row of token ids (list or tensor), got {prompt!r}") from error
+    ids = ids.long() if ids.numel() == 0 else ids
     if ids.ndim == 2 and ids.shape[0] == 1:
         ids = ids[0]
     if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
