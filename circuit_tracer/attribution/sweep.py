@@ -121,15 +121,38 @@ class Sweep:
         return self.network.read_adjoint(layer, at_output @ skip.T, position).view_as(g_TPD)
 
 
-# A block of rows is as wide as its last target's position, so more blocks waste less work; fewer make better products.
-MOST_BLOCKS_A_SWEEP = 8
-FEWEST_ROWS_A_BLOCK = 64
+# Reading a layer's weights and sources takes about as long as the arithmetic of this many rows (see the kernels' READMEs).
+ROWS_A_LAYER_COSTS = 16
 
 
 def split_rows(layer: Tensor, position: Tensor, block_rows: int) -> Iterator[Tensor]:
-    """Indices of rows, block by block: rows of similar position together, sorted by layer (top first) inside."""
-    count = len(position)
-    size = max(1, min(block_rows, max(FEWEST_ROWS_A_BLOCK, -(-count // MOST_BLOCKS_A_SWEEP))))
-    order = torch.argsort(position, stable=True)
-    for block in order.tensor_split(-(-count // size)) if count else ():
-        yield block[torch.argsort(layer[block], descending=True, stable=True)]
+    """Indices of rows, block by block, sorted by layer (top first) inside.
+
+    A block is as wide as its last target's position and walks down from its highest row's layer: rows of like positions and
+    layers belong together, as long as a block's own cost is small against that of its rows.
+    """
+    pending = [torch.arange(len(position))] if len(position) else []
+    while pending:
+        rows = pending.pop()
+        halves = min(
+            ((low, high) for key in (position, layer) for low, high in [_halves(rows, key)]),
+            key=lambda pair: _cost(pair[0], layer, position) + _cost(pair[1], layer, position),
+        )
+        cheaper = _cost(halves[0], layer, position) + _cost(halves[1], layer, position) < _cost(rows, layer, position)
+        if len(rows) > 1 and (len(rows) > block_rows or cheaper):
+            pending += halves
+        else:
+            yield rows[torch.argsort(layer[rows], descending=True, stable=True)]
+
+
+def _halves(rows: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    ordered = rows[torch.argsort(key[rows], stable=True)]
+    return ordered[: len(rows) // 2], ordered[len(rows) // 2 :]
+
+
+def _cost(rows: Tensor, layer: Tensor, position: Tensor) -> int:
+    """Rows times layers times positions that a block computes, with what each layer costs by itself."""
+    if len(rows) == 0:
+        return 0
+    depth = layer[rows] + 1
+    return (int(position[rows].max()) + 1) * (int(depth.sum()) + ROWS_A_LAYER_COSTS * int(depth.max()))
