@@ -92,9 +92,8 @@ def test_too_little_memory_is_an_error_whose_advice_works(case: Case, monkeypatc
 def test_number_of_blocks_a_sweep_does_not_matter(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(case)
     expected = attribute(IDS, model)
-    for most, fewest in ((1, 1), (3, 2), (1000, 1)):
-        monkeypatch.setattr(sweep, "MOST_BLOCKS_A_SWEEP", most)
-        monkeypatch.setattr(sweep, "FEWEST_ROWS_A_BLOCK", fewest)
+    for cost in (0, 1, 1000):
+        monkeypatch.setattr(sweep, "ROWS_A_LAYER_COSTS", cost)
         assert_same(attribute(IDS, model), expected)
 
 
