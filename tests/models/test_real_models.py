@@ -1,0 +1,114 @@
+"""Real weights: SmolLM2-135M-Instruct and Gemma 3 270M, as GGUF files in the folder CIRCUIT_TRACER_TEST_MODELS.
+
+CIRCUIT_TRACER_TEST_MODELS=DIR pytest -m real_model tests/models
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_transcoder
+
+from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.models import attention
+from circuit_tracer.models.capture import capture, logits_at
+from circuit_tracer.models.verify import replay
+from circuit_tracer.replacement_model import ReplacementModel
+
+pytestmark = pytest.mark.real_model
+FOLDER = os.environ.get("CIRCUIT_TRACER_TEST_MODELS", "")
+PROMPT = "The capital of France is"
+# file pattern, architecture, rank of " Paris" among the next tokens
+MODELS = {"smollm2": ("SmolLM2-135M*.gguf", "llama", 1), "gemma3": ("gemma-3-270m*.gguf", "gemma3_text", 3)}
+each_model = pytest.mark.parametrize("name", MODELS)
+each_placement = pytest.mark.parametrize(
+    ("kind", "skip", "input_hook", "output_hook"),
+    [
+        ("clt", False, "hook_resid_mid", "hook_mlp_out"),
+        ("clt", True, "mlp.hook_in", "mlp.hook_out"),
+        ("plt", True, "ln2.hook_normalized", "hook_mlp_out"),
+    ],
+    ids=["clt", "clt-skip", "plt-skip"],
+)
+
+
+@lru_cache(maxsize=2)
+def language_model(name: str) -> tuple[Any, Any]:
+    """Loaded once: reading Gemma's file takes most of a minute, its tokenizer of 262,144 tokens above all."""
+    from circuit_tracer.models.loading import load_language_model
+
+    pattern = MODELS[name][0]
+    paths = sorted(Path(FOLDER).glob(pattern)) if FOLDER else []
+    if not paths:
+        pytest.skip(f"no {pattern} in CIRCUIT_TRACER_TEST_MODELS={FOLDER!r}: name the folder with the weights there")
+    return load_language_model(paths[0], torch.device("cpu"), torch.float32)
+
+
+def model_of(name: str, dtype: torch.dtype = torch.float32, **transcoder: Any) -> ReplacementModel:
+    """The model with small random transcoders.
+
+    Their skip connections are weak: random ones of full size would grow the signal to 1e28 through Gemma's 18 layers.
+    """
+    model, tokenizer = language_model(name)
+    model = model if dtype is torch.float32 else copy.deepcopy(model).to(dtype)
+    config = model.config
+    sizes = {"n_layers": config.num_hidden_layers, "d_model": config.hidden_size, "n_features": 32}
+    transcoders = tiny_transcoder(dtype=dtype, activation="topk", **sizes, **transcoder)
+    for holder in (transcoders,) if transcoders.kind == "cross_layer_transcoder" else transcoders:
+        if holder.W_skip is not None:
+            holder.W_skip = 0.01 * holder.W_skip
+    return ReplacementModel.from_model(model, transcoders, tokenizer, name)
+
+
+@each_model
+def test_architecture_and_answer(name: str) -> None:
+    model = model_of(name)
+    assert model.parts.architecture.model_type == MODELS[name][1]
+    captured = capture(model.parts, model.ensure_tokenized(PROMPT))
+    best = torch.topk(logits_at(model.parts, captured.final[-1:])[0], 5).indices.tolist()
+    assert model.tokenizer.decode([best[MODELS[name][2] - 1]]) == " Paris"
+
+
+@each_model
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_frozen_network_replays_the_models_own_forward_pass(name: str, dtype: torch.dtype) -> None:
+    model = model_of(name, dtype)
+    ids = model.ensure_tokenized(PROMPT + " Paris, and the capital of Spain is")
+    captured = capture(model.parts, ids)
+    inputs, final = replay(model.parts, captured)
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-12}[dtype]
+    for found, layer in zip(inputs, captured.layers, strict=True):
+        assert float((found - layer.resid_mid).abs().max() / layer.resid_mid.abs().max()) <= tolerance
+    assert float((final - captured.final).abs().max() / captured.final.abs().max()) <= tolerance
+    model.hf_model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model.hf_model(input_ids=ids[None], use_cache=False).logits[0]
+    attention.install(model.hf_model)
+    assert float((logits_at(model.parts, captured.final) - expected).abs().max()) <= 1e-3
+
+
+@each_model
+@each_placement
+def test_sum_rule_holds_on_every_row(name: str, kind: str, skip: bool, input_hook: str, output_hook: str) -> None:
+    model = model_of(name, kind=kind, skip=skip, input_hook=input_hook, output_hook=output_hook)
+    graph = attribute(PROMPT, model, max_n_logits=5)
+    assert graph.balance is not None
+    assert len(graph.selected_features) == 3 * model.cfg.n_layers * (graph.n_pos - 1)
+    assert float(graph.balance.residual(graph.edges).max()) <= 1e-5
+    assert graph.logit_targets[MODELS[name][2] - 1].token_str == " Paris"
+
+
+@each_model
+def test_a_budget_keeps_the_sum_rule_and_the_rows(name: str) -> None:
+    model = model_of(name, kind="clt")
+    graph = attribute(PROMPT, model, max_n_logits=3, max_feature_nodes=60, batch_size=17)
+    assert graph.residual is not None
+    assert graph.residual <= 1e-5
+    again = attribute(PROMPT, model, max_n_logits=3, max_feature_nodes=60)
+    assert torch.equal(graph.selected_features, again.selected_features)
