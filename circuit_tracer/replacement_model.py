@@ -120,6 +120,13 @@ class ReplacementModel:
         """Token ids (P,) int64, by the one rule used everywhere (models/tokenization.py)."""
         return tokenization.tokenize(prompt, self.tokenizer)
 
+    def chat_tokens(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> Tensor:
+        """Token ids (P,) of a conversation, [{"role": ..., "content": ...}, ...], under the tokenizer's chat template.
+
+        Raises InputError when it has none.
+        """
+        return tokenization.chat_ids(messages, self.tokenizer, add_generation_prompt)
+
     def get_activations(
         self, inputs: tokenization.Prompt, sparse: bool = False, apply_activation_function: bool = True
     ) -> tuple[Tensor, Tensor]:

@@ -25,9 +25,7 @@ class Job:
         """Token ids (P,), by the model's rule or its chat template."""
         if isinstance(self.prompt, str):
             return model.ensure_tokenized(self.prompt)
-        from circuit_tracer.models.tokenization import chat_ids
-
-        return chat_ids(self.prompt, model.tokenizer)
+        return model.chat_tokens(self.prompt)
 
 
 def read_jobs(prompt: str | None, prompt_file: Path | None, chat: bool, slug: str | None) -> list[Job]:
