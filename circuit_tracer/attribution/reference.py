@@ -258,7 +258,7 @@ def reference_graph(
     everything, nothing = torch.arange(len(active)), torch.zeros_like(bias)
     sizes = frozen.n_layers, frozen.n_pos
     whole = ReferenceGraph(adjacency, bias, nothing, value, active, activation, everything, weight, *sizes)
-    return whole if max_feature_nodes is None else keep_features(whole, select_features(whole, max_feature_nodes))
+    return keep_features(whole, select_features(whole, max_feature_nodes)) if max_feature_nodes else whole
 
 
 def _features(frozen: FrozenModel) -> tuple[Tensor, Tensor, Tensor]:

@@ -230,6 +230,13 @@ def test_model_weights_that_are_not_finite() -> None:
         attribute(IDS, model)
 
 
+def test_a_model_that_is_broken_everywhere_is_refused_when_it_is_wrapped() -> None:
+    language_model = tiny_model("llama")
+    language_model.model.layers[1].self_attn.o_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(NumericalError, match=r"layer 1 are not finite"):
+        ReplacementModel.from_model(language_model, tiny_transcoder(), None, "llama")
+
+
 def test_options_are_checked_before_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ran = build(CASE), []
     monkeypatch.setattr(model.hf_model.model, "forward", ran.append)

@@ -17,6 +17,7 @@ from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.attribution.sweep import split_rows
 from circuit_tracer.errors import ResourceError
 from circuit_tracer.graph.graph import Graph
+from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.transcoders import encoding
 
 CASES = [
@@ -119,6 +120,19 @@ def test_update_interval_and_progress_do_not_matter(case: Case) -> None:
 def test_the_same_call_gives_the_same_bits(case: Case) -> None:
     model = build(case)
     assert_same(attribute(IDS, model, max_feature_nodes=30), attribute(IDS, model, max_feature_nodes=30), 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@each_case
+@each_budget
+def test_device_does_not_matter(case: Case, budget: int | None) -> None:
+    elsewhere = build.__wrapped__(case)
+    model = ReplacementModel.from_model(
+        elsewhere.hf_model.to("cuda"), elsewhere.transcoders.to("cuda"), None, case.architecture
+    )
+    expected = attribute(IDS, build(case), max_feature_nodes=budget)
+    found = attribute(IDS, model, max_feature_nodes=budget)
+    assert_same(found.to("cpu"), expected, 1e-9)
 
 
 @each_case
