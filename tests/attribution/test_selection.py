@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tracing_cases import IDS, Case, assert_same_graph, build, one_each
 
 from circuit_tracer.attribution.attribute import Trace, attribute
 from circuit_tracer.attribution.progress import silent
-from circuit_tracer.attribution.reference import influence_through, keep_features, reference_graph, select_features
+from circuit_tracer.attribution.reference import (
+    ReferenceGraph,
+    influence_through,
+    keep_features,
+    reference_graph,
+    select_features,
+)
+from circuit_tracer.attribution.rows import RowStore
+from circuit_tracer.attribution.selection import select
+from circuit_tracer.attribution.sweep import EdgeBlock
 from circuit_tracer.attribution.targets import CustomTarget
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.scores import graph_scores
@@ -98,3 +109,51 @@ def test_signed_targets_select_and_score_by_the_size_of_their_weights() -> None:
     assert 0 < scores.replacement < 1
     assert 0 < scores.completeness < 1
     assert not torch.equal(graph_of(1.0, -0.001).selected_features, graph_of(0.001, -1.0).selected_features)
+
+
+def random_graph(seed: int, counts: list[int], tail: float) -> ReferenceGraph:
+    """A layered graph with one position; `tail` makes few edges carry most of the mass, so that what passes it matters."""
+    generator = torch.Generator().manual_seed(seed)
+    layer = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    n, n_errors, n_targets = len(layer), len(counts), 2
+    size = n + n_errors + 1 + n_targets
+    level = torch.cat([layer, torch.arange(n_errors), torch.tensor([-1]), torch.full((n_targets,), n_errors)])
+    edges = torch.rand(size, size, generator=generator, dtype=torch.float64) ** tail
+    edges *= level[:, None] > level[None, :]
+    edges[n : n + n_errors + 1] = 0
+    active = torch.stack([layer, torch.zeros_like(layer), torch.arange(n)], dim=1)
+    nothing = torch.zeros(size, dtype=torch.float64)
+    weight = torch.tensor([0.7, 0.2], dtype=torch.float64)
+    return ReferenceGraph(edges, nothing, nothing, nothing, active, nothing[:n], torch.arange(n), weight, n_errors, 1)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    counts=st.lists(st.integers(1, 12), min_size=2, max_size=6),
+    tail=st.sampled_from([1.0, 8.0, 30.0]),
+    share=st.floats(0, 1),
+)
+def test_selection_equals_its_definition_on_random_layered_graphs(
+    seed: int, counts: list[int], tail: float, share: float
+) -> None:
+    graph = random_graph(seed, counts, tail)
+    layer, n, n_layers = graph.active[:, 0], len(graph.active), graph.n_layers
+    store = RowStore(n_layers, 2, layer)
+    computed: list[int] = []
+
+    def add(rows: torch.Tensor, nodes: torch.Tensor, depth: torch.Tensor) -> None:
+        order = torch.argsort(depth, descending=True, stable=True)
+        edges = graph.adjacency[nodes[order]]
+        error, token = edges[:, n : n + n_layers, None], edges[:, n + n_layers : n + n_layers + 1]
+        store.add(EdgeBlock(rows[order], depth[order], edges[:, :n], error, token), rows[order])
+
+    def expand(columns: torch.Tensor) -> None:
+        computed.extend(columns.tolist())
+        add(2 + columns, columns, layer[columns])
+
+    targets = torch.arange(2)
+    add(targets, n + n_layers + 1 + targets, torch.full((2,), n_layers))
+    budget = max(1, round(share * (n - 1)))
+    assert torch.equal(select(store, graph.weight, budget, expand), select_features(graph, budget))
+    assert len(set(computed)) == len(computed)
