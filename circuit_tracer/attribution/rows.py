@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.sweep import EdgeBlock
+from circuit_tracer.graph.influence import MIN_MASS
 
 _PIECE = 1 << 18  # edges whose absolute values stay in cache until they are summed
 
@@ -81,7 +82,7 @@ class RowStore:
             start, stop = block.layer_ptr[layer + 1], block.layer_ptr[layer]
             if start == stop:
                 continue
-            share = entering[block.row[start:stop]] / block.mass[start:stop].cpu().clamp_min(1e-30)
+            share = entering[block.row[start:stop]] / block.mass[start:stop].cpu().clamp_min(MIN_MASS)
             chosen = torch.nonzero(share).flatten()
             if len(chosen) == 0:
                 continue
