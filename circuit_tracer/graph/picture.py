@@ -30,6 +30,7 @@ _STYLE: dict[NodeKind, tuple[str, str]] = {  # marker, colour
 _POSITIVE, _NEGATIVE = "#7a4b9a", "#c77f2e"
 _STAGGER = 0.24  # rows by which neighbours in a cell are lifted, so that their labels do not cover each other
 _LABEL_WIDTH = 18
+_NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same graph gives the same file
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,9 @@ def draw_graph(
     _draw_edges(axes, graph, layout, most_edges)
     _draw_nodes(axes, graph, layout, labels or {})
     _draw_frame(axes, graph)
+    kind = Path(path).suffix.lstrip(".") or "png"
     with atomic_write(path) as temporary:
-        figure.savefig(
-            temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=150, bbox_inches="tight", metadata=None
-        )
+        figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=_NO_DATE.get(kind))
     pyplot.close(figure)
     return Path(path)
 
@@ -129,7 +129,7 @@ def _draw_nodes(axes: Any, graph: Graph, layout: _Layout, labels: Mapping[tuple[
     for node, x, y in zip(layout.node, layout.x, layout.y, strict=True):
         kind = NodeKind(int(nodes.kind[node]))
         marker, colour = _STYLE[kind]
-        axes.scatter([x], [y], marker=marker, s=46, color=colour, edgecolors="white", linewidths=0.8, zorder=3)
+        axes.scatter([x], [y], marker=marker, s=46, color=colour, edgecolors="white", linewidths=0.8, zorder=5)
         text = _text(graph, node, kind, labels)
         if text:
             axes.annotate(

@@ -1,4 +1,4 @@
-"""One forward pass with features set to values, by circuit-tracer's semantics (method.md §7).
+"""One forward pass with features set to values, by circuit-tracer's semantics.
 
 A feature that is set changes by delta = value - its activation; delta times its decoder rows is added at the output hooks of
 the layers it writes to. Activations are those of the pass as it goes, so that effects of effects count. With layers held

@@ -30,8 +30,9 @@ def test_labels_of_kept_features_and_tokens_are_drawn(tmp_path: Path) -> None:
     assert "unmistakable" not in bare.read_text()
 
 
-def test_the_same_graph_gives_the_same_picture(tmp_path: Path) -> None:
-    first, second = (draw_graph(random_graph(), tmp_path / f"{name}.png").read_bytes() for name in "ab")
+@pytest.mark.parametrize("suffix", sorted(MAGIC))
+def test_the_same_graph_gives_the_same_picture(suffix: str, tmp_path: Path) -> None:
+    first, second = (draw_graph(random_graph(), tmp_path / f"{name}.{suffix}").read_bytes() for name in "ab")
     assert first == second
 
 

@@ -1,4 +1,4 @@
-"""Features named in the address of a graph viewer (formats.md §5.4)."""
+"""Features named in the address of a graph viewer."""
 
 from __future__ import annotations
 
