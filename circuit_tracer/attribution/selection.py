@@ -15,8 +15,8 @@ from torch import Tensor
 
 from circuit_tracer.attribution.rows import RowStore
 
-SHARE_A_ROUND = 0.85  # of what seems missing; the rest is judged again with the new rows
-SMALLEST_ROUND = 64
+SHARE_A_ROUND = 0.92  # of what seems missing; the rest is judged again with the new rows
+SMALLEST_ROUND = 128
 
 
 def select(store: RowStore, weight_K: Tensor, budget: int, expand: Callable[[Tensor], None]) -> Tensor:
