@@ -8,6 +8,7 @@ Letters: P positions, B features of a block, F features a layer, k features kept
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Protocol
 
 import torch
@@ -34,9 +35,9 @@ class Activation(FrozenModule):
 
     name: str
 
+    @abstractmethod
     def selector(self) -> Selector:
         """A fresh selector for one layer's blocks."""
-        raise NotImplementedError
 
 
 class ReLU(Activation):
