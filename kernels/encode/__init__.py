@@ -1,0 +1,68 @@
+"""Pre-activations above a threshold, compacted; the full B x F array never exists (derivation and costs: README.md).
+
+Letters: B tokens, D width, F features, n entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.kernels.encode.scan import scan
+from circuit_tracer.kernels.sparse_rows import SparseRows
+
+BLOCK_BYTES = 16 * 2**20  # of pre-activations in hand on a CPU
+BLOCK_BYTES_ACCELERATOR = 512 * 2**20
+
+
+def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> SparseRows:
+    """The entries with pre > cut, pre = x @ weight.T + bias; their value is pre.
+
+    x_BD: (B, D) float32 or float64, may be a column slice; products accumulate in its dtype. weight_FD: (F, D) of any floating
+    dtype. bias_F, cut_F: (F,). NaN is above no cut.
+    """
+    scanned = scan(x_BD, weight_FD, bias_F, cut_F)
+    if scanned is not None:
+        return scanned
+    cut_F = cut_F.to(x_BD.dtype)
+    return _compact(x_BD, weight_FD, bias_F, lambda pre_BF: pre_BF > cut_F)
+
+
+def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> SparseRows:
+    """The k largest positive pre-activations of each token, and those that equal the last of them. Shapes as in `encode`."""
+    k = min(k, weight_FD.shape[0])
+
+    def largest(pre_BF: Tensor) -> Tensor:
+        last_B1 = torch.topk(pre_BF, k, dim=1, sorted=False).values.amin(1, keepdim=True)
+        return (pre_BF >= last_B1) & (pre_BF > 0)
+
+    if k == 0:
+        return encode(x_BD, weight_FD, bias_F, torch.full_like(bias_F, torch.inf))
+    return _compact(x_BD, weight_FD, bias_F, largest)
+
+
+def _compact(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, select: Callable[[Tensor], Tensor]) -> SparseRows:
+    n_rows, n_features = x_BD.shape[0], weight_FD.shape[0]
+    weight_FD, bias_F = weight_FD.to(x_BD.dtype), bias_F.to(x_BD.dtype)
+    places, values = [], []
+    for rows in row_blocks(x_BD, n_features):
+        pre_BF = torch.addmm(bias_F, x_BD[rows], weight_FD.T)
+        place = select(pre_BF).flatten().nonzero()[:, 0]
+        values.append(pre_BF.flatten()[place])
+        places.append(place + rows.start * n_features)
+    if not places:
+        empty = torch.empty(0, dtype=torch.int64, device=x_BD.device)
+        return SparseRows.from_entries(empty, empty, x_BD.new_empty(0), n_rows, n_features)
+    place = torch.cat(places)
+    row = torch.div(place, n_features, rounding_mode="floor")
+    return SparseRows.from_entries(row, place - row * n_features, torch.cat(values), n_rows, n_features)
+
+
+def row_blocks(x_BD: Tensor, n_features: int) -> Iterator[slice]:
+    """Slices of rows whose pre-activations take BLOCK_BYTES."""
+    budget = BLOCK_BYTES if x_BD.device.type == "cpu" else BLOCK_BYTES_ACCELERATOR
+    step = max(1, budget // max(1, n_features * x_BD.element_size()))
+    for start in range(0, x_BD.shape[0], step):
+        yield slice(start, min(start + step, x_BD.shape[0]))

@@ -1,0 +1,73 @@
+"""Active features of one source layer over a batch, as compressed sparse rows, and the same sorted by feature.
+
+Letters: B tokens, F features, n entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SparseColumns:
+    """The entries of `SparseRows` sorted by feature, then token."""
+
+    feature_ptr: Tensor  # (F + 1,) int64: entries of feature f are feature_ptr[f] .. feature_ptr[f + 1]
+    row: Tensor  # (n,) int64
+    entry: Tensor  # (n,) int64: where the entry stands in the rows
+
+
+@dataclass(frozen=True)
+class SparseRows:
+    """n entries (token, feature, value) of a B x F matrix, token by token, features ascending within a token."""
+
+    row_ptr: Tensor  # (B + 1,) int64
+    feature: Tensor  # (n,) int64
+    value: Tensor  # (n,) floating
+    n_features: int
+
+    @classmethod
+    def from_entries(cls, row: Tensor, feature: Tensor, value: Tensor, n_rows: int, n_features: int) -> SparseRows:
+        """From entries that are already sorted by (row, feature)."""
+        return cls(pointers(row, n_rows), feature, value, n_features)
+
+    @property
+    def n_rows(self) -> int:
+        """B."""
+        return self.row_ptr.shape[0] - 1
+
+    @cached_property
+    def row(self) -> Tensor:
+        """(n,) int64: the token of each entry."""
+        counts = self.row_ptr.diff()
+        return torch.repeat_interleave(counts, output_size=self.feature.shape[0])
+
+    @cached_property
+    def columns(self) -> SparseColumns:
+        """The index by feature; made once, used by every product that needs it."""
+        entry = torch.argsort(self.feature, stable=True)
+        return SparseColumns(pointers(self.feature, self.n_features), self.row[entry], entry)
+
+    def with_value(self, value: Tensor) -> SparseRows:
+        """The same entries with other values (n,); the indices, once made, are shared."""
+        other = replace(self, value=value)
+        for name in ("row", "columns"):
+            if name in self.__dict__:
+                other.__dict__[name] = self.__dict__[name]
+        return other
+
+    def keep(self, mask: Tensor) -> SparseRows:
+        """The entries where ``mask`` (n,) holds."""
+        return SparseRows.from_entries(
+            self.row[mask], self.feature[mask], self.value[mask], self.n_rows, self.n_features
+        )
+
+
+def pointers(sorted_ids: Tensor, n_ids: int) -> Tensor:
+    """(n_ids + 1,) int64: where each id begins in ``sorted_ids`` (or would, once sorted)."""
+    counts = torch.bincount(sorted_ids, minlength=n_ids)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
