@@ -220,7 +220,7 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
         if problems := contradictions(self):
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n  ".join(problems))
         return self
 
     @property

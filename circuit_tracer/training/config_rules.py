@@ -15,7 +15,7 @@ PENALISED = ("jumprelu", "relu")  # activations that a penalty keeps sparse
 def contradictions(config: TrainingConfig) -> list[str]:
     """One message for each contradiction, naming values, expectation and next step; empty if there is none."""
     idle = [
-        f"{key} is {_value(config, key)}, which has no effect {reason}: leave it at {_default(config, key)}"
+        f"{key} is {_value(config, key)}, which has no effect {reason}: leave it out (default {_default(config, key)})"
         for key, reason in without_effect(config).items()
         if _value(config, key) != _default(config, key)
     ]
@@ -129,9 +129,11 @@ def _lengths(config: TrainingConfig) -> Iterator[str]:
 
 def _value(config: TrainingConfig, key: str) -> Any:
     section, name = key.split(".")
-    return getattr(getattr(config, section), name)
+    value = getattr(getattr(config, section), name)
+    return "null" if value is None else value
 
 
 def _default(config: TrainingConfig, key: str) -> Any:
     section, name = key.split(".")
-    return type(getattr(config, section)).model_fields[name].default
+    default = type(getattr(config, section)).model_fields[name].default
+    return "null" if default is None else default
