@@ -1,0 +1,583 @@
+"""The dense loss is the one of training/README.md: its formulas written out again as loops, finite differences, and laws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from reference_cases import ACTIVATIONS, KINDS, Case, Example, cases, each_case, make, parameters
+from torch import Tensor
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.training.config import SparsitySection
+from circuit_tracer.training.reference import JumpReLU, Weights, activate, aux, decode, jacobian, keep_largest, targets
+from circuit_tracer.training.reference import loss as reference_loss
+from circuit_tracer.training.reference import pre_activation as pre_activation_loss
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
+any_case = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def close(found: Tensor | float, expected: Tensor | float) -> None:
+    as_double = [torch.as_tensor(value, dtype=torch.float64).detach() for value in (found, expected)]
+    torch.testing.assert_close(*as_double, rtol=1e-10, atol=1e-10)
+
+
+def pre_activations(example: Example) -> list[Tensor]:
+    weights, x_BSD = example.weights, example.x_BSD
+    return [x_BSD[:, s] @ W.T + b for s, (W, b) in enumerate(zip(weights.W_enc, weights.b_enc, strict=True))]
+
+
+def decoder_norms(example: Example) -> list[Tensor]:
+    return [W.square().sum(1).sqrt() for W in example.weights.W_dec]
+
+
+def activations_of(example: Example) -> list[Tensor]:
+    pre, norms = pre_activations(example), decoder_norms(example)
+    return activate(
+        example.weights, example.settings, pre, norms, example.options["active"], example.options.get("band")
+    )
+
+
+# Forward pass and reconstruction (§1, §3, §5)
+
+
+@each_kind
+def test_prediction_is_the_sum_over_the_sources_that_write_to_a_layer(kind: str) -> None:
+    example = make(Case(kind, "relu"))
+    weights, x_BSD, (n_layers, width) = example.weights, example.x_BSD, example.weights.b_dec.shape
+    expected = 0.0
+    for b in range(len(x_BSD)):
+        for t in range(n_layers):
+            y_D = weights.b_dec[t].clone()
+            if kind == "skip":
+                assert weights.W_skip is not None
+                y_D += weights.W_skip[t] @ x_BSD[b, t]
+            for s in range(t + 1) if kind == "clt" else [t]:
+                for f in range(len(weights.W_enc[s])):
+                    a = float((weights.W_enc[s][f] @ x_BSD[b, s] + weights.b_enc[s][f]).detach().clamp_min(0))
+                    y_D += a * weights.W_dec[s][f, (t - s) * width : (t - s + 1) * width]
+            expected += float((y_D - example.y_BSD[b, t]).square().sum()) / (n_layers * len(x_BSD) * width)
+    close(example.loss()[1]["reconstruction"], expected)
+
+
+@each_kind
+def test_a_decoder_slice_reaches_its_own_target_only(kind: str) -> None:
+    example = make(Case(kind, "relu"))
+    n_layers, width = example.weights.b_dec.shape
+    for s, W_dec in enumerate(example.weights.W_dec):
+        written = list(targets(kind, s, n_layers))
+        assert written == (list(range(s, n_layers)) if kind == "clt" else [s])
+        assert W_dec.shape[1] == len(written) * width
+        for offset, t in enumerate(written):
+            only = Weights([], [], [torch.zeros_like(W) for W in example.weights.W_dec], torch.zeros(n_layers, width))
+            only.W_dec[s][:, offset * width : (offset + 1) * width] = 1
+            values = [torch.ones(2, len(W)) for W in only.W_dec]
+            reached = decode(replace(only, W_dec=[W.float() for W in only.W_dec]), kind, values).abs().sum((0, 2)) > 0
+            assert reached.nonzero().flatten().tolist() == [t]
+
+
+@each_kind
+def test_zero_weights_lose_one(kind: str) -> None:
+    """E|y'|^2 = D, so nothing predicted is an error of one, at every width, depth and batch size."""
+    for case in (Case(kind, "topk"), Case(kind, "topk", n_layers=1, n_tokens=63, width=60)):
+        example = make(case)
+        y_BSD = example.y_BSD * (case.width / example.y_BSD.square().sum(2).mean(0))[:, None].sqrt()
+        weights = Weights(**{k: _zeros(v) for k, v in vars(example.weights).items()})
+        x_BSD = y_BSD if kind == "sae" else example.x_BSD
+        _, terms = reference_loss(weights, kind, example.settings, x_BSD, y_BSD, **example.options)
+        close(terms["reconstruction"], 1.0)
+
+
+def _zeros(value: Tensor | list[Tensor] | None) -> Tensor | list[Tensor] | None:
+    if isinstance(value, list):
+        return [torch.zeros_like(v) for v in value]
+    return value if value is None else torch.zeros_like(value)
+
+
+@each_case
+def test_the_loss_is_the_sum_of_five_finite_terms(case: Case) -> None:
+    example = make(case)
+    total, terms = example.loss()
+    assert list(terms) == ["reconstruction", "sparsity", "aux", "pre_activation", "jacobian"]
+    close(total, sum(float(term.detach()) for term in terms.values()))
+    assert all(torch.isfinite(term) and term.detach() >= 0 for term in terms.values())
+    for name, gradient in example.gradients().items():
+        assert torch.isfinite(gradient).all(), name
+
+
+@any_case
+@given(cases())
+def test_a_batch_twice_is_the_same_loss(case: Case) -> None:
+    """Every term is a mean over tokens, and what is kept is a share of them (where the share is a whole number)."""
+    once = make(replace(case, active=1.0))
+    twice = replace(once, x_BSD=torch.cat([once.x_BSD] * 2), y_BSD=torch.cat([once.y_BSD] * 2))
+    twice.options = once.options | {
+        key: torch.cat([value] * 2) for key, value in once.options.items() if key in ("direction_BSD", "derivative_BSD")
+    }
+    if "band" in once.options:
+        twice.options["band"] = [torch.cat([band] * 2) for band in once.options["band"]]
+    for name, term in once.loss()[1].items():
+        close(twice.loss()[1][name], term)
+    for name, gradient in once.gradients().items():
+        close(twice.gradients()[name], gradient)
+
+
+# Gradients (§6)
+
+
+@each_kind
+@each_activation
+def test_gradients_are_those_of_finite_differences(kind: str, activation: str) -> None:
+    """Where nothing is held constant: the reconstruction, the penalty, and the Jacobian away from thresholds."""
+    case = Case(kind, activation, n_layers=2, n_tokens=3, n_features=4, width=3, seed=1)
+    example = make(case).with_settings(aux_active=0, pre_activation_weight=0.0, bandwidth=1e-6)
+    named = parameters(example.weights)
+
+    def total(*tensors: Tensor) -> Tensor:
+        given = dict(zip(named, tensors, strict=True))
+        weights = Weights(
+            *([given[f"{name}.{s}"] for s in range(2)] for name in ("W_enc", "b_enc", "W_dec")),
+            b_dec=given["b_dec"],
+            W_skip=given.get("W_skip"),
+            log_threshold=[given[f"log_threshold.{s}"] for s in range(2)] if activation == "jumprelu" else None,
+        )
+        return replace(example, weights=weights).loss()[0]
+
+    assert torch.autograd.gradcheck(total, tuple(named.values()))
+
+
+@each_kind
+@pytest.mark.parametrize("activation", ["topk", "batch_topk"])
+def test_gradients_are_the_sums_over_entries_that_the_sparse_step_makes(kind: str, activation: str) -> None:
+    example = make(Case(kind, activation)).with_settings(aux_active=0, pre_activation_weight=0.0, jacobian_weight=0.0)
+    weights, x_BSD = example.weights, example.x_BSD
+    n_layers = len(weights.b_dec)
+    activations = [a.detach() for a in activations_of(example)]
+    ŷ_BSD = weights.b_dec + decode(weights, kind, activations)
+    if weights.W_skip is not None:
+        ŷ_BSD = ŷ_BSD + torch.stack([x_BSD[:, t] @ weights.W_skip[t].T for t in range(n_layers)], dim=1)
+    G_BSD = (2 * (ŷ_BSD - example.y_BSD) / example.y_BSD.numel()).detach()
+    found = example.gradients()
+
+    close(found["b_dec"], G_BSD.sum(0))
+    if weights.W_skip is not None:
+        close(found["W_skip"], torch.einsum("bti,btj->tij", G_BSD, x_BSD))
+    for s, a_BF in enumerate(activations):
+        n_targets = len(targets(kind, s, n_layers))
+        G_BC = G_BSD[:, s : s + n_targets].flatten(1)
+        expected = {name: torch.zeros_like(getattr(weights, name)[s]) for name in ("W_enc", "b_enc", "W_dec")}
+        for b, f in a_BF.nonzero().tolist():
+            da = G_BC[b] @ weights.W_dec[s][f]
+            expected["W_dec"][f] += a_BF[b, f] * G_BC[b]
+            expected["W_enc"][f] += da * x_BSD[b, s]
+            expected["b_enc"][f] += da
+        for name, gradient in expected.items():
+            close(found[f"{name}.{s}"], gradient)
+
+
+# Activations (§4)
+
+
+def straight_through(
+    pre: list[float], theta: float, width: float, near_miss: float = 1.0, grad: list[float] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, gradients of the pre-activations, and of theta, for one feature and a token each."""
+    pre_B1 = torch.tensor(pre, dtype=torch.float64)[:, None].requires_grad_()
+    theta_1 = torch.tensor([theta], dtype=torch.float64, requires_grad=True)
+    out = JumpReLU.apply(pre_B1, theta_1, torch.full_like(pre_B1, near_miss), width)
+    out.backward(torch.ones_like(out) if grad is None else torch.tensor(grad, dtype=torch.float64)[:, None])
+    return out.detach()[:, 0], pre_B1.grad[:, 0], theta_1.grad[0]
+
+
+# theta = 1, w = 1/2: the band is 3/4 .. 5/4, both ends included
+@pytest.mark.parametrize(
+    ("pre", "active", "in_band"),
+    [
+        (-1.0, False, False),
+        (0.0, False, False),
+        (0.7499, False, False),
+        (0.75, False, True),
+        (0.9999, False, True),
+        (1.0, False, True),  # strict: at the threshold a feature is silent
+        (1.0001, True, True),
+        (1.25, True, True),
+        (1.2501, True, False),
+        (9.0, True, False),
+    ],
+)
+def test_jumprelu_on_both_sides_of_its_threshold(pre: float, active: bool, in_band: bool) -> None:
+    value, d_pre, d_theta = straight_through([pre], theta=1.0, width=0.5)
+    assert value.item() == (pre if active else 0.0)
+    assert d_pre.item() == float(active)
+    assert d_theta.item() == (-1.0 / 0.5 if in_band else 0.0)
+
+
+def test_jumprelu_sums_over_tokens_and_scales_with_theta_over_the_bandwidth() -> None:
+    _, d_pre, d_theta = straight_through([0.25, 0.55, 3.0], theta=0.5, width=2.0, grad=[2.0, -3.0, 5.0])
+    assert d_pre.tolist() == [0.0, -3.0, 5.0]
+    assert d_theta.item() == -(0.5 / 2.0) * (2.0 - 3.0)
+
+
+def test_jumprelu_estimates_the_derivative_of_a_mean() -> None:
+    """Uniform pre-activations of density 1/2 on [0, 2]: d/dtheta E[a] = -theta/2, what the estimate says at any bandwidth."""
+    pre = ((torch.arange(20000, dtype=torch.float64) + 0.5) / 10000).tolist()
+    for theta, width in ((1.0, 0.5), (0.7, 1.0), (1.4, 0.01)):
+        assert straight_through(pre, theta, width)[2].item() / len(pre) == pytest.approx(-theta / 2, rel=1e-2)
+
+
+def test_gradient_of_log_theta_carries_one_more_theta() -> None:
+    example = make(Case("plt", "jumprelu"))
+    log_theta = example.weights.log_threshold
+    assert log_theta is not None
+    ŷ_BSD = example.weights.b_dec + decode(example.weights, "plt", activations_of(example))
+    G = (2 * (ŷ_BSD - example.y_BSD) / example.y_BSD.numel()).detach()
+    found = example.gradients("reconstruction")
+    near_misses = 0
+    for s, pre_BF in enumerate(pre_activations(example)):
+        theta = log_theta[s].exp().detach()
+        in_band = (pre_BF - theta).abs() <= example.settings.bandwidth / 2
+        near_misses += int((in_band & (pre_BF <= theta)).sum())
+        da_BF = G[:, s] @ example.weights.W_dec[s].T
+        close(found[f"log_threshold.{s}"], -(theta**2) / example.settings.bandwidth * (da_BF * in_band).sum(0))
+    assert near_misses > 5
+
+
+@any_case
+@given(cases(activations=("jumprelu",)))
+def test_subsampled_band_changes_no_value_and_is_unbiased(case: Case) -> None:
+    """Of a mask and its complement at p = 1/2 the mean gradient is that of the whole band, exactly: it is linear in it."""
+    example = make(replace(case, band_probability=0.5))
+    mask = example.options["band"]
+    halves = [
+        replace(example, options=example.options | {"band": band}) for band in (mask, [2 - m for m in mask], None)
+    ]
+    for half in halves:
+        close(half.loss()[0], halves[-1].loss()[0])
+    first, second, whole = (half.gradients() for half in halves)
+    for name, gradient in whole.items():
+        close((first[name] + second[name]) / 2, gradient)
+        if not name.startswith("log_threshold"):
+            close(first[name], gradient)
+
+
+def test_near_misses_that_are_not_seen_count_nothing_but_entries_above_always_count() -> None:
+    assert straight_through([0.8, 0.9, 1.0], theta=1.0, width=0.5, near_miss=0.0)[2] == 0.0
+    assert straight_through([0.8, 0.9, 1.0], theta=1.0, width=0.5, near_miss=4.0)[2] == -(1 / 0.5) * 12
+    for weight in (0.0, 4.0):
+        assert straight_through([1.1, 1.2], theta=1.0, width=0.5, near_miss=weight)[2] == -(1 / 0.5) * 2
+
+
+def mask(score: list[float], count: int) -> list[bool]:
+    score_F = torch.tensor(score, dtype=torch.float64)
+    return keep_largest(score_F, score_F > 0, count).tolist()
+
+
+@pytest.mark.parametrize(
+    ("score", "count", "kept"),
+    [
+        ([3, 1, 2], 0, [False, False, False]),
+        ([3, 1, 2], 1, [True, False, False]),
+        ([3, 1, 2], 2, [True, False, True]),
+        ([3, 1, 2], 9, [True, True, True]),
+        ([2, 1, 2, 2], 1, [True, False, True, True]),  # ties with the last one kept are kept
+        ([3, 2, 2, 1], 2, [True, True, True, False]),
+        ([1, 0, -1], 3, [True, False, False]),  # fewer positives than asked for
+        ([0, 0, -1], 2, [False, False, False]),
+    ],
+    ids=str,
+)
+def test_keep_largest(score: list[float], count: int, kept: list[bool]) -> None:
+    assert mask(score, count) == kept
+
+
+def selection(activation: str, pre: list[Tensor], W_dec: list[Tensor], active: float) -> list[Tensor]:
+    weights = Weights([], [], W_dec, torch.zeros(len(pre), 1, dtype=torch.float64))
+    norms = [W.square().sum(1).sqrt() for W in W_dec]
+    return [a > 0 for a in activate(weights, SparsitySection(activation=activation), pre, norms, active)]
+
+
+@any_case
+@given(cases(activations=("topk", "batch_topk")))
+def test_what_is_kept_outranks_what_is_not(case: Case) -> None:
+    example = make(case)
+    pre, norms, active = pre_activations(example), decoder_norms(example), example.options["active"]
+    kept = [a > 0 for a in activations_of(example)]
+    n_layers, n_tokens = len(pre), len(pre[0])
+    if case.activation == "topk":
+        groups = [(p[b], keep[b]) for p, keep in zip(pre, kept, strict=True) for b in range(n_tokens)]
+        count = round(active)
+    else:
+        score = torch.cat([(p * n).flatten() for p, n in zip(pre, norms, strict=True)])
+        score[torch.cat([p.flatten() for p in pre]) <= 0] = -1
+        groups = [(score, torch.cat([keep.flatten() for keep in kept]))]
+        count = round(active * n_layers * n_tokens)
+    for score, keep in groups:
+        positive = score > 0 if case.activation == "topk" else score >= 0
+        assert not (keep & ~positive).any()
+        assert keep.sum() >= min(count, int(positive.sum()))
+        if count > 0 and keep.any() and not keep.equal(positive):
+            cut = score[keep].min()
+            assert (score[positive & ~keep] < cut).all()
+            assert (score > cut).sum() < count  # more than `count` only by ties
+
+
+@any_case
+@given(cases(activations=("topk", "batch_topk")))
+def test_selection_does_not_depend_on_the_order_of_tokens_or_features(case: Case) -> None:
+    example = make(case)
+    tokens = torch.randperm(case.n_tokens, generator=torch.Generator().manual_seed(case.seed))
+    features = torch.randperm(case.n_features, generator=torch.Generator().manual_seed(case.seed + 1))
+    pre, active = pre_activations(example), example.options["active"]
+    kept = selection(case.activation, pre, example.weights.W_dec, active)
+    shuffled = [p[tokens][:, features] for p in pre]
+    for before, after in zip(
+        kept,
+        selection(case.activation, shuffled, [W[features] for W in example.weights.W_dec], active),
+        strict=True,
+    ):
+        assert torch.equal(before[tokens][:, features], after)
+
+
+def test_batch_topk_ranks_by_decoder_norm_over_layers_and_topk_does_not() -> None:
+    pre = [torch.tensor([[3.0, 2.0]], dtype=torch.float64), torch.tensor([[1.0, 0.5]], dtype=torch.float64)]
+    W_dec = [torch.ones(2, 1, dtype=torch.float64), torch.tensor([[1.0], [10.0]], dtype=torch.float64)]
+    assert [k.tolist() for k in selection("batch_topk", pre, W_dec, 1.0)] == [[[True, False]], [[False, True]]]
+    assert [k.tolist() for k in selection("topk", pre, W_dec, 1.0)] == [[[True, False]], [[True, False]]]
+
+
+@pytest.mark.parametrize(("active", "expected"), [(0.5, 2), (1.0, 4), (1.2, 5), (4.0, 16), (9.0, 16)])
+def test_batch_topk_keeps_k_a_layer_and_token_on_average(active: float, expected: int) -> None:
+    pre = [1 + torch.rand(2, 4, dtype=torch.float64) for _ in range(2)]  # S = B = 2: k * 4
+    kept = selection("batch_topk", pre, [torch.ones(4, 1, dtype=torch.float64)] * 2, active)
+    assert sum(int(k.sum()) for k in kept) == expected
+
+
+# The terms of the loss (§5)
+
+
+@each_kind
+@pytest.mark.parametrize("activation", ["relu", "jumprelu"])
+def test_penalty_is_a_mean_count_and_shrinks_decoder_rows(kind: str, activation: str) -> None:
+    example = make(Case(kind, activation))
+    λ, c = example.options["penalty"], example.settings.penalty_scale
+    activations, norms = [a.detach() for a in activations_of(example)], decoder_norms(example)
+    n_tokens, n_layers, _ = example.x_BSD.shape
+    _, terms = example.loss()
+    expected = sum(float(torch.tanh(c * n * a).sum().detach()) for a, n in zip(activations, norms, strict=True))
+    close(terms["sparsity"], λ * expected / (n_tokens * n_layers))
+    found = example.gradients("sparsity")
+    for s, (a_BF, n_F) in enumerate(zip(activations, norms, strict=True)):
+        sech2_BF = 1 - torch.tanh(c * n_F * a_BF).square()
+        factor_F = (λ * c * a_BF * sech2_BF / (n_tokens * n_layers * n_F)).sum(0)
+        close(found[f"W_dec.{s}"], factor_F[:, None] * example.weights.W_dec[s])
+        close(found[f"b_enc.{s}"], (λ * c * n_F * sech2_BF / (n_tokens * n_layers) * (a_BF > 0)).sum(0))
+
+
+def test_penalty_is_finite_for_features_that_write_nothing() -> None:
+    example = make(Case("clt", "relu"))
+    example.weights.W_dec = [torch.zeros_like(W).requires_grad_() for W in example.weights.W_dec]
+    assert example.loss()[1]["sparsity"] == 0
+    assert all(torch.isfinite(g).all() for g in example.gradients("sparsity").values())
+
+
+@pytest.mark.parametrize("activation", ["topk", "batch_topk"])
+def test_activations_with_a_budget_have_no_penalty(activation: str) -> None:
+    assert make(Case("clt", activation)).loss()[1]["sparsity"] == 0
+
+
+def with_dead(example: Example, count: int) -> Example:
+    """The first `count` features of all layers together are dead."""
+    sizes = [len(d) for d in example.options["dead"]]
+    return replace(example, options=example.options | {"dead": list((torch.arange(sum(sizes)) < count).split(sizes))})
+
+
+@each_kind
+@each_activation
+def test_aux_counts_for_less_while_few_features_are_dead(kind: str, activation: str) -> None:
+    """rho = dead / (S * aux_active) up to one; the rest is a normalised error of the residual."""
+    example = make(Case(kind, activation))
+    pre, n_layers = pre_activations(example), len(example.weights.b_dec)
+    full = n_layers * example.settings.aux_active
+    residual = None
+    for count in (0, 1, full - 1, full, full + 1, 7 * n_layers):
+        now = with_dead(example, count)
+        if residual is None:
+            ŷ = decode(now.weights, kind, activations_of(now)) + now.weights.b_dec
+            if now.weights.W_skip is not None:
+                ŷ = ŷ + torch.einsum("sij,bsj->bsi", now.weights.W_skip, now.x_BSD)
+            residual = (now.y_BSD - ŷ).detach()
+        kept = []
+        for p, d in zip(pre, now.options["dead"], strict=True):
+            alive = p.masked_fill(~d, 0).clamp_min(0)
+            last = alive.sort(dim=1, descending=True).values[:, example.settings.aux_active - 1 :][:, :1]
+            kept.append(alive * (alive >= last))
+        error = (decode(now.weights, kind, kept) - residual).square().mean()
+        close(now.loss()[1]["aux"], example.settings.aux_weight * min(1, count / full) * error)
+
+
+@pytest.mark.parametrize("options", [{"dead": 0}, {"aux_active": 0}], ids=str)
+def test_without_dead_features_or_without_aux_there_is_none(options: dict[str, int]) -> None:
+    example = with_dead(make(Case("clt", "topk")), options.get("dead", 21))
+    if "aux_active" in options:
+        example = example.with_settings(aux_active=0)
+    assert example.loss()[1]["aux"] == 0
+    assert all(not g.any() for g in example.gradients("aux").values())
+
+
+@each_kind
+def test_aux_teaches_only_dead_features(kind: str) -> None:
+    """The residual is a constant: no gradient reaches biases, the skip matrix, or live features that made it."""
+    example = make(Case(kind, "batch_topk", n_tokens=63))
+    found = example.gradients("aux")
+    assert not found["b_dec"].any()
+    assert "W_skip" not in found or not found["W_skip"].any()
+    for s, dead in enumerate(example.options["dead"]):
+        for name in ("W_enc", "b_enc", "W_dec"):
+            gradient = found[f"{name}.{s}"].reshape(len(dead), -1)
+            assert not gradient[~dead].any()
+            assert gradient[dead].any(1).all() or name != "W_dec" or int(dead.sum()) > 2
+
+
+def test_aux_gradients_are_those_of_finite_differences() -> None:
+    example = make(Case("clt", "batch_topk", n_layers=2, n_tokens=3, n_features=4, width=3, dead="all"))
+    residual = torch.randn(3, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    leaves = [*example.weights.W_enc, *example.weights.b_enc, *example.weights.W_dec]
+
+    def value(*tensors: Tensor) -> Tensor:
+        weights = Weights(list(tensors[:2]), list(tensors[2:4]), list(tensors[4:]), example.weights.b_dec)
+        pre = pre_activations(replace(example, weights=weights))
+        return aux(weights, "clt", example.settings, pre, example.options["dead"], residual)
+
+    assert torch.autograd.gradcheck(value, tuple(leaves))
+
+
+CUTS: dict[str, Callable[[Example, int, float], Tensor]] = {
+    "relu": lambda example, s, norm: torch.zeros(len(example.weights.W_enc[s])),
+    "topk": lambda example, s, norm: torch.zeros(len(example.weights.W_enc[s])),
+    "jumprelu": lambda example, s, norm: example.weights.log_threshold[s].exp(),  # type: ignore[index]
+    "batch_topk": lambda example, s, norm: example.options["running_cut"] / norm,
+}
+
+
+@each_kind
+@each_activation
+def test_pre_activation_loss_measures_how_far_dead_features_are_from_firing(kind: str, activation: str) -> None:
+    example = make(Case(kind, activation, n_tokens=63))
+    pre, norms = pre_activations(example), decoder_norms(example)
+    n_tokens, n_layers, _ = example.x_BSD.shape
+    scale = example.settings.pre_activation_weight / (n_tokens * n_layers)
+    found, expected = example.gradients("pre_activation"), 0.0
+    for s, dead in enumerate(example.options["dead"]):
+        short_BF = (CUTS[activation](example, s, norms[s]) - pre[s]).clamp_min(0) * dead
+        expected += float((scale * short_BF * norms[s]).sum().detach())
+        close(found[f"b_enc.{s}"], -scale * ((short_BF > 0) * norms[s]).sum(0))
+        assert not found[f"W_dec.{s}"].any()  # norms are constants here
+        assert "log_threshold.0" not in found or not found[f"log_threshold.{s}"].any()  # so are thresholds
+    close(example.loss()[1]["pre_activation"], expected)
+
+
+def test_pre_activation_gradients_are_those_of_finite_differences() -> None:
+    example = make(Case("clt", "batch_topk", n_layers=2, n_tokens=3, n_features=4, width=3, dead="all", seed=1))
+    norms = decoder_norms(example)
+
+    def value(*tensors: Tensor) -> Tensor:
+        weights = replace(example.weights, W_enc=list(tensors[:2]), b_enc=list(tensors[2:]))
+        pre = pre_activations(replace(example, weights=weights))
+        return pre_activation_loss(weights, example.settings, pre, norms, example.options["dead"], running_cut=0.3)
+
+    assert torch.autograd.gradcheck(value, (*example.weights.W_enc, *example.weights.b_enc))
+
+
+def test_a_feature_that_writes_nothing_is_as_far_from_firing_as_the_cut() -> None:
+    """theta_f = cut / n_f grows without bound as n_f falls, but theta_f * n_f is the cut."""
+    example = make(Case("plt", "batch_topk", dead="all"))
+    example.weights.W_dec = [torch.zeros_like(W).requires_grad_() for W in example.weights.W_dec]
+    expected = example.settings.pre_activation_weight * 7 * example.options["running_cut"]
+    close(example.loss()[1]["pre_activation"], expected)
+    assert all(not g.any() for g in example.gradients("pre_activation").values())
+
+
+@pytest.mark.parametrize("kind", ["plt", "skip", "clt"])
+@each_activation
+def test_jacobian_is_the_derivative_of_a_layers_own_prediction(kind: str, activation: str) -> None:
+    """One layer, so that a small step of the input changes nothing but its own prediction; the active set does not change."""
+    example = make(Case(kind, activation, n_layers=1))
+    v, step = example.options["direction_BSD"], 1e-7
+
+    def prediction(x_BSD: Tensor) -> Tensor:
+        moved = replace(example, x_BSD=x_BSD)
+        ŷ = decode(moved.weights, kind, activations_of(moved))
+        return ŷ if moved.weights.W_skip is None else ŷ + torch.einsum("sij,bsj->bsi", moved.weights.W_skip, x_BSD)
+
+    derivative = (prediction(example.x_BSD + step * v) - prediction(example.x_BSD - step * v)) / (2 * step)
+    matched = replace(example, options=example.options | {"derivative_BSD": derivative.detach()})
+    assert matched.loss()[1]["jacobian"].detach() < 1e-12
+    assert example.loss()[1]["jacobian"].detach() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["plt", "skip", "clt"])
+def test_jacobian_formula(kind: str) -> None:
+    """Own layer only, also for a clt; weighted by the scale of each layer."""
+    example = make(Case(kind, "jumprelu"))
+    weights, (n_layers, width) = example.weights, example.weights.b_dec.shape
+    v, u = example.options["direction_BSD"], example.options["derivative_BSD"]
+    expected, activations = 0.0, activations_of(example)
+    for b in range(len(v)):
+        for s in range(n_layers):
+            j = torch.zeros(width, dtype=torch.float64)
+            if weights.W_skip is not None:
+                j += weights.W_skip[s] @ v[b, s]
+            for f in activations[s][b].nonzero().flatten().tolist():
+                j += (weights.W_enc[s][f] @ v[b, s]) * weights.W_dec[s][f, :width]
+            scale = float(example.options["derivative_scale_S"][s])
+            expected += float((j - u[b, s]).square().sum().detach()) / (scale * n_layers * len(v))
+    close(example.loss()[1]["jacobian"], example.settings.jacobian_weight * expected)
+    assert not any(g.any() for name, g in example.gradients("jacobian").items() if name.startswith("b_"))
+
+
+def test_a_dictionary_without_features_misses_all_of_the_jacobian() -> None:
+    """U is the mean square of u', so that predicting zero costs the weight of the term."""
+    example = make(Case("plt", "topk", pattern="none"))
+    u = example.options["derivative_BSD"]
+    term = jacobian(
+        example.weights,
+        example.settings,
+        activations_of(example),
+        example.options["direction_BSD"],
+        u,
+        u.square().sum(2).mean(0),
+    )
+    close(term, example.settings.jacobian_weight)
+
+
+# Contradictions
+
+
+def test_jumprelu_without_thresholds_is_refused() -> None:
+    example = make(Case("clt", "relu")).with_settings(activation="jumprelu")
+    with pytest.raises(InputError, match="log_threshold is None"):
+        example.loss()
+
+
+def test_jacobian_matching_without_derivatives_is_refused() -> None:
+    example = make(Case("clt", "relu"))
+    example.options["derivative_BSD"] = None
+    with pytest.raises(InputError, match=r"jacobian_weight is 0\.1"):
+        example.loss()
+
+
+def test_cases_hold_what_their_patterns_promise() -> None:
+    for activation in ACTIVATIONS:
+        none = activations_of(make(Case("clt", activation, pattern="none")))
+        every = activations_of(make(Case("clt", activation, pattern="all")))
+        hot = activations_of(make(Case("clt", activation, n_tokens=63, pattern="hot")))
+        assert not any(a.any() for a in none)
+        assert all((a > 0).all() for a in every)
+        assert all((a > 0).all(0).sum() == 1 for a in hot)
+    assert math.prod(make(Case("clt", pattern="repeated", n_tokens=63)).x_BSD.unique(dim=0).shape) == 2 * 3 * 6
