@@ -1,0 +1,276 @@
+"""Sparse decoder products equal their specification, touch active features only, and leave everything else alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+import torch
+from circuit_tracer.kernels.decode import _gathered_dots, decode_, value_gradients, weight_gradients
+from circuit_tracer.kernels.decode import naive as specification
+from circuit_tracer.kernels.sparse_rows import SparseRows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+Dtypes = tuple[torch.dtype, torch.dtype]
+Problem = tuple[Tensor, SparseRows, Tensor]  # out or gradient (B, C), entries, weights (F, C)
+
+# Relative RMS error, by the dtype of out and gradients and of the weights; products accumulate in the former.
+TOLERANCE = {
+    (torch.float64, torch.float64): 1e-14,
+    (torch.float32, torch.float32): 1e-6,
+    (torch.float32, torch.bfloat16): 1e-6,
+    (torch.float64, torch.bfloat16): 1e-14,
+}
+DTYPES = list(TOLERANCE)
+each_dtype = pytest.mark.parametrize("dtypes", DTYPES, ids=lambda pair: "-".join(str(d)[6:] for d in pair))
+SHAPES = [(1, 1, 1), (0, 7, 60), (5, 1, 7), (63, 37, 60), (5, 7, 96), (17, 130, 123), (3, 37, 577)]  # B, F, C
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+PATTERNS = ("some", "none", "all", "hot", "empty_rows")  # which (token, feature) pairs are entries
+each_pattern = pytest.mark.parametrize("pattern", PATTERNS)
+
+
+def draw(n_rows: int, n_features: int, width: int, dtypes: Dtypes, pattern: str = "some", seed: int = 0) -> Problem:
+    """A random problem; weights are float64 values rounded to their dtype."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    density = {"none": 0.0, "all": 1.0, "hot": 0.02}.get(pattern, 0.2)
+    active = torch.rand(n_rows, n_features, generator=generator) < density
+    if pattern == "hot":
+        active[:, n_features // 2] = True
+    elif pattern == "empty_rows":
+        active[::2] = False
+    row, feature = active.nonzero(as_tuple=True)
+    entries = SparseRows.from_entries(row, feature, normal(len(row)).to(dtypes[0]), n_rows, n_features)
+    return normal(n_rows, width).to(dtypes[0]), entries, normal(n_features, width).to(dtypes[1])
+
+
+def exact(problem: Problem) -> Problem:
+    """The same numbers in float64."""
+    grad_BC, entries, weight_FC = problem
+    return grad_BC.double(), entries.with_value(entries.value.double()), weight_FC.double()
+
+
+def decoded(problem: Problem) -> Tensor:
+    """`decode_` on a copy."""
+    out_BC = problem[0].clone()
+    decode_(out_BC, *problem[1:])
+    return out_BC
+
+
+def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Relative RMS error; what is not finite must agree in place and kind."""
+    assert found.shape == expected.shape
+    finite = expected.isfinite()
+    torch.testing.assert_close(found[~finite].double(), expected[~finite], equal_nan=True)
+    if finite.any():
+        error = (found.double() - expected)[finite].square().mean().sqrt()
+        assert error <= tolerance * expected[finite].square().mean().sqrt()
+
+
+def assert_specified(problem: Problem, dtypes: Dtypes) -> None:
+    """All three products."""
+    (grad_BC, entries, weight_FC), reference = problem, exact(problem)
+    n_features, tolerance = len(weight_FC), TOLERANCE[dtypes]
+    assert_close(decoded(problem), specification.decode(*reference), tolerance)
+    d_value = value_gradients(grad_BC, entries, weight_FC)
+    assert d_value.dtype == grad_BC.dtype
+    assert_close(d_value, specification.value_gradients(*reference), tolerance)
+    d_weight = weight_gradients(grad_BC, entries, 0, n_features)
+    assert d_weight.dtype == grad_BC.dtype
+    assert_close(d_weight, specification.weight_gradients(*reference[:2], 0, n_features), tolerance)
+
+
+@each_dtype
+@each_shape
+@each_pattern
+def test_equals_the_specification(shape: tuple[int, int, int], dtypes: Dtypes, pattern: str) -> None:
+    assert_specified(draw(*shape, dtypes, pattern), dtypes)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    n_rows=st.integers(0, 9),
+    n_features=st.sampled_from([1, 2, 7, 37]),
+    width=st.sampled_from([1, 2, 7, 60, 96]),
+    dtypes=st.sampled_from(DTYPES),
+    pattern=st.sampled_from(PATTERNS),
+    seed=st.integers(0, 999),
+)
+def test_equals_the_specification_for_any_shape(
+    n_rows: int, n_features: int, width: int, dtypes: Dtypes, pattern: str, seed: int
+) -> None:
+    assert_specified(draw(n_rows, n_features, width, dtypes, pattern, seed), dtypes)
+
+
+@each_dtype
+def test_rows_may_come_in_any_split(dtypes: Dtypes) -> None:
+    """Blocks of rows of the weights' gradient are the rows of the whole; an empty block is empty."""
+    grad_BC, entries, _ = draw(63, 37, 60, dtypes)
+    whole = weight_gradients(grad_BC, entries, 0, 37)
+    cuts = [0, 0, 1, 8, 9, 36, 37, 37]
+    blocks = [weight_gradients(grad_BC, entries, start, stop) for start, stop in pairwise(cuts)]
+    assert [len(block) for block in blocks] == [0, 1, 7, 1, 27, 1, 0]
+    assert torch.equal(torch.cat(blocks), whole)
+
+
+@each_dtype
+@each_pattern
+def test_the_three_products_are_adjoint(dtypes: Dtypes, pattern: str) -> None:
+    """<G, decode(a, W)> = <a, value gradients> = <W, weight gradients>."""
+    grad_BC, entries, weight_FC = draw(17, 37, 60, dtypes, pattern)
+    zeros = torch.zeros_like(grad_BC)
+    through_out = (grad_BC * decoded((zeros, entries, weight_FC))).double().sum()
+    through_value = (entries.value * value_gradients(grad_BC, entries, weight_FC)).double().sum()
+    through_weight = (weight_FC * weight_gradients(grad_BC, entries, 0, 37)).double().sum()
+    scale = grad_BC.norm() * weight_FC.double().norm() * max(1, len(entries.feature)) ** 0.5
+    for other in (through_value, through_weight):
+        assert (through_out - other).abs() <= TOLERANCE[dtypes] * scale
+
+
+# Memory: slices, other columns, what is not active
+
+
+def within(tensor: Tensor, start: int, total: int) -> tuple[Tensor, Tensor]:
+    """A wide array of NaN and the slice of its columns that holds the tensor."""
+    wide = torch.full((len(tensor), total), torch.nan, dtype=tensor.dtype)
+    part = wide[:, start : start + tensor.shape[1]]
+    part.copy_(tensor)
+    return wide, part
+
+
+@each_dtype
+@pytest.mark.parametrize("start", [0, 1, 60, 120], ids=lambda start: f"column{start}")
+def test_takes_column_slices(dtypes: Dtypes, start: int) -> None:
+    grad_BC, entries, weight_FC = draw(9, 37, 60, dtypes)
+    assert_specified((within(grad_BC, start, 180)[1], entries, within(weight_FC, start, 180)[1]), dtypes)
+
+
+@each_dtype
+@pytest.mark.parametrize("start", [0, 1, 60, 120], ids=lambda start: f"column{start}")
+def test_decode_adds_in_place_and_touches_no_other_column(dtypes: Dtypes, start: int) -> None:
+    problem = draw(9, 37, 60, dtypes)
+    out_BC, entries, weight_FC = problem
+    wide, part = within(out_BC, start, 180)
+    kept = wide.clone()
+    decode_(part, entries, weight_FC)
+    assert_close(part, specification.decode(*exact(problem)), TOLERANCE[dtypes])
+    others = torch.ones(180, dtype=torch.bool)
+    others[start : start + 60] = False
+    assert torch.equal(wide[:, others].isnan(), kept[:, others].isnan())
+
+
+@each_dtype
+def test_inputs_are_left_alone(dtypes: Dtypes) -> None:
+    grad_BC, entries, weight_FC = draw(9, 37, 60, dtypes)
+    inputs = [grad_BC, weight_FC, entries.row_ptr, entries.feature, entries.value]
+    before = [tensor.clone() for tensor in inputs]
+    decoded((grad_BC, entries, weight_FC))
+    value_gradients(grad_BC, entries, weight_FC)
+    weight_gradients(grad_BC, entries, 3, 20)
+    for tensor, kept in zip(inputs, before, strict=True):
+        assert torch.equal(tensor, kept)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """New memory holds NaN (and the largest integers), so that what is never written shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@each_dtype
+@each_pattern
+@pytest.mark.usefixtures("poisoned_memory")
+def test_nothing_of_the_result_is_left_unwritten(dtypes: Dtypes, pattern: str) -> None:
+    assert torch.empty(3).isnan().all()
+    assert_specified(draw(9, 37, 60, dtypes, pattern), dtypes)
+
+
+@each_dtype
+def test_rows_of_silent_features_are_not_looked_at(dtypes: Dtypes) -> None:
+    grad_BC, entries, weight_FC = draw(5, 37, 60, dtypes)
+    silent = torch.bincount(entries.feature, minlength=37) == 0
+    assert silent.sum() > 3
+    weight_FC[silent] = torch.nan
+    assert_specified((grad_BC, entries, weight_FC), dtypes)
+    assert decoded((grad_BC, entries, weight_FC)).isfinite().all()
+
+
+@each_dtype
+def test_values_may_have_a_dtype_of_their_own(dtypes: Dtypes) -> None:
+    grad_BC, entries, weight_FC = draw(9, 37, 60, dtypes)
+    for dtype in (torch.float32, torch.float64):
+        given_entries = entries.with_value(entries.value.float().to(dtype))
+        assert_specified((grad_BC, given_entries, weight_FC), dtypes)
+
+
+# Non-finite inputs
+
+
+@each_dtype
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", ["out", "value", "weight"])
+def test_what_is_not_finite_stays_with_its_token_and_feature(dtypes: Dtypes, place: str, value: float) -> None:
+    problem = draw(9, 37, 60, dtypes, "some")
+    grad_BC, entries, weight_FC = problem
+    if place == "out":
+        grad_BC[4, 5] = value
+    elif place == "value":
+        entries.value[7] = value
+    else:
+        weight_FC[int(entries.feature[7]), 5] = value
+    assert_specified(problem, dtypes)
+
+
+# The same result however it is computed
+
+
+@each_dtype
+@each_pattern
+def test_two_runs_are_bitwise_equal(dtypes: Dtypes, pattern: str) -> None:
+    problem = draw(63, 37, 123, dtypes, pattern)
+    grad_BC, entries, weight_FC = problem
+    assert torch.equal(decoded(problem), decoded(problem))
+    assert torch.equal(*(value_gradients(grad_BC, entries, weight_FC) for _ in range(2)))
+    assert torch.equal(*(weight_gradients(grad_BC, entries, 0, 37) for _ in range(2)))
+
+
+@each_dtype
+def test_a_token_does_not_depend_on_its_neighbours(dtypes: Dtypes) -> None:
+    """Each token alone gives, bitwise, what it gives in the batch."""
+    out_BC, entries, weight_FC = problem = draw(9, 37, 60, dtypes)
+    whole = decoded(problem)
+    for b in range(9):
+        alone = entries.keep(entries.row == b)
+        first, last = int(entries.row_ptr[b]), int(entries.row_ptr[b + 1])
+        one = SparseRows(torch.tensor([0, last - first]), alone.feature, alone.value, 37)
+        assert torch.equal(decoded((out_BC[b : b + 1], one, weight_FC))[0], whole[b])
+
+
+@each_dtype
+@pytest.mark.parametrize("columns", [1, 7, 64])
+def test_chunks_of_columns_change_nothing(dtypes: Dtypes, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circuit_tracer.kernels.decode.MIN_CHUNK", columns)
+    monkeypatch.setattr("circuit_tracer.kernels.decode.CHUNK_BYTES", 1)
+    assert_specified(draw(9, 37, 123, dtypes), dtypes)
+
+
+@each_dtype
+@each_pattern
+@pytest.mark.parametrize("bytes_at_a_time", [1, 1000, 10**9])
+def test_gathering_gives_the_same_dot_products(
+    dtypes: Dtypes, pattern: str, bytes_at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of devices that have no sampled products."""
+    monkeypatch.setattr("circuit_tracer.kernels.decode.CHUNK_BYTES", bytes_at_a_time)
+    problem = draw(9, 37, 123, dtypes, pattern)
+    expected = specification.value_gradients(*exact(problem))
+    if len(expected):
+        assert_close(_gathered_dots(*problem), expected, TOLERANCE[dtypes])
