@@ -62,7 +62,7 @@ def test_prediction_is_the_sum_over_the_sources_that_write_to_a_layer(kind: str)
                 for f in range(len(weights.W_enc[s])):
                     a = float((weights.W_enc[s][f] @ x_BSD[b, s] + weights.b_enc[s][f]).detach().clamp_min(0))
                     y_D += a * weights.W_dec[s][f, (t - s) * width : (t - s + 1) * width]
-            expected += float((y_D - example.y_BSD[b, t]).square().sum()) / (n_layers * len(x_BSD) * width)
+            expected += float((y_D - example.y_BSD[b, t]).detach().square().mean()) / (n_layers * len(x_BSD))
     close(example.loss()[1]["reconstruction"], expected)
 
 
