@@ -23,9 +23,12 @@ def uniform(counter: Tensor, *key: int) -> Tensor:
     return (bits(counter, *key) >> 39).float() / 2**24
 
 
-def round_stochastically(values: Tensor, *key: int) -> Tensor:
-    """float32 ``values`` to bfloat16, up or down with the probability that keeps the mean (§8)."""
-    counter = torch.arange(values.numel(), device=values.device).view(values.shape)
+def round_stochastically(values: Tensor, first: int, *key: int) -> Tensor:
+    """float32 ``values`` to bfloat16, up or down with the probability that keeps the mean (training/README.md §8).
+
+    ``first``: the place of the first value, from which the others count on.
+    """
+    counter = torch.arange(first, first + values.numel(), device=values.device).view(values.shape)
     noise = (bits(counter, *key) & 0xFFFF).int()
     raw = values.float().view(torch.int32)
     rounded = (raw + noise) & -0x10000

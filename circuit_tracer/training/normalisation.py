@@ -48,6 +48,11 @@ class Normalisation:
         """On another device."""
         return Normalisation(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Of the tensors."""
+        return [field.name for field in fields(cls)]
+
     def tensors(self) -> dict[str, Tensor]:
         """By name, for checkpoints."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in self.names()}
