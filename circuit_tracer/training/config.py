@@ -236,6 +236,8 @@ class TrainingConfig(Section):
 
     @property
     def active_at_start(self) -> float:
-        """k at the first step: the one given, or the rule for `active` (never below it)."""
+        """k at the first step: the one given, or the rule for `active` (never below it); `active` without annealing."""
         active, given = self.sparsity.active, self.sparsity.active_at_start
+        if self.sparsity.anneal == 0:
+            return active
         return max(active, min(6 * active, self.dictionary.features / 2)) if given is None else given
