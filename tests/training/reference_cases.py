@@ -226,3 +226,30 @@ CASES = list(
     )
 )
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
+
+
+def close(found: Tensor | float, expected: Tensor | float) -> None:
+    """Assert equality to rounding."""
+    as_double = [torch.as_tensor(value, dtype=torch.float64).detach() for value in (found, expected)]
+    torch.testing.assert_close(*as_double, rtol=1e-10, atol=1e-10)
+
+
+def pre_activations(example: Example) -> list[Tensor]:
+    """(B, F) a source."""
+    weights, x_BSD = example.weights, example.x_BSD
+    return [x_BSD[:, s] @ W.T + b for s, (W, b) in enumerate(zip(weights.W_enc, weights.b_enc, strict=True))]
+
+
+def decoder_norms(example: Example) -> list[Tensor]:
+    """(F,) a source, over all targets."""
+    return [W.square().sum(1).sqrt() for W in example.weights.W_dec]
+
+
+def activations_of(example: Example) -> list[Tensor]:
+    """(B, F) a source, as the reference has them."""
+    pre, norms = pre_activations(example), decoder_norms(example)
+    return reference.activate(
+        example.weights, example.settings, pre, norms, example.options["active"], example.options.get("band")
+    )
