@@ -23,7 +23,9 @@ class Normalisation:
     scale_y_S: Tensor
 
     @classmethod
-    def from_moments(cls, mean_x_SD: Tensor, variance_x_S: Tensor, mean_y_SD: Tensor, variance_y_S: Tensor) -> Normalisation:
+    def from_moments(
+        cls, mean_x_SD: Tensor, variance_x_S: Tensor, mean_y_SD: Tensor, variance_y_S: Tensor
+    ) -> Normalisation:
         """From means and E|x - mean|^2. Raises NumericalError for a layer that does not vary or is not finite."""
         scales = []
         for name, mean_SD, variance_S in (("input", mean_x_SD, variance_x_S), ("output", mean_y_SD, variance_y_S)):

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradients
+from circuit_tracer.kernels.sparse_rows import SparseRows
 from torch import Tensor
 
 from circuit_tracer.errors import NumericalError
-from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradients
-from circuit_tracer.kernels.sparse_rows import SparseRows
 from circuit_tracer.training import dead_features, jacobian
 from circuit_tracer.training.config import SparsitySection
 from circuit_tracer.training.dictionary import Dictionary
@@ -202,7 +202,9 @@ class _Step:
         """All gradients of one source layer, its decoder last: until then its rows must stay as they are."""
         dictionary, x_BD = self.dictionary, self.batch.x_SBD[source]
         columns = dictionary.columns(source)
-        parts = _Parts(x_BD.new_zeros(len(dictionary.norms[source]), x_BD.shape[1]), x_BD.new_zeros(len(dictionary.norms[source])))
+        parts = _Parts(
+            x_BD.new_zeros(len(dictionary.norms[source]), x_BD.shape[1]), x_BD.new_zeros(len(dictionary.norms[source]))
+        )
         self._reconstruction(source, grad_BSD.flatten(1)[:, columns].contiguous(), parts)
         if auxiliary is not None:
             entries, grad_BC = auxiliary

@@ -11,9 +11,8 @@ import warnings
 from functools import lru_cache
 
 import torch
-from torch import Tensor
-
 from circuit_tracer.kernels.sparse_rows import SparseRows, pointers
+from torch import Tensor
 
 # bfloat16 rounds to 8 bits: |x~ - x| <= 2^-8 |x|, likewise w, so a product of vectors is off by at most
 # (2 * 2^-8 + 2^-16) |x| |w| (Cauchy-Schwarz). The rest covers float32 accumulation over D <= 2^15 terms.
@@ -30,7 +29,11 @@ def scan(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> Spar
     n_rows, n_features = x_BD.shape[0], weight_FD.shape[0]
     coarse_FD = weight_FD.bfloat16()
     norm_F = torch.linalg.vector_norm(weight_FD, dim=1, dtype=torch.float32)
-    norm_B, order_B = torch.linalg.vector_norm(x_BD, dim=1).sort(descending=True)  # blocks of like norms have tight margins
+    norm_B, order_B = torch.linalg.vector_norm(x_BD, dim=1).sort(
+        descending=True
+    )  # blocks of like norms have tight margins
+    if not bool(norm_B.isfinite().all() & norm_F.isfinite().all()):
+        return None  # there is no margin to speak of
     needed_F = cut_F.float() - bias_F.float()
     places: list[Tensor] = []
     room = MAX_CANDIDATES * n_rows * n_features
