@@ -1,0 +1,41 @@
+"""What to measure, and on how much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from circuit_tracer.errors import InputError
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Settings of one evaluation; equal settings, weights and tokens give equal results.
+
+    Sequences are never cut: a number of tokens means whole sequences up to that number, at least one.
+    """
+
+    tokens: int = 16384  # read for reconstruction, densities and dead features
+    replacement_tokens: int = 4096  # read with all MLPs replaced; 0: not measured
+    prompts: tuple[str, ...] = ()  # whose graphs are scored
+    max_feature_nodes: int | None = None  # features of a graph that get a row of their own; None: all of them
+    random_baseline: bool = True
+    seed: int = 0  # of the random dictionary
+    max_norm_ratio: float | None = 10.0  # tokens whose input norm is above this many medians of a layer are left out
+    calibration_tokens: int = 1024  # for these medians and for fitting the random dictionary
+    batch_tokens: int = 2048  # in flight; changes no result
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("tokens", 1),
+            ("replacement_tokens", 0),
+            ("max_feature_nodes", 1),
+            ("calibration_tokens", 1),
+            ("batch_tokens", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"evaluation: {name} is {value}; at least {least} is expected")
+        if self.max_norm_ratio is not None and not self.max_norm_ratio > 1:
+            raise InputError(
+                f"evaluation: max_norm_ratio is {self.max_norm_ratio}; expected a number above 1, or None to leave out no token"
+            )
