@@ -1,8 +1,8 @@
 """The record of a run: OUT/log.jsonl always, TensorBoard and Weights & Biases when the configuration asks for them.
 
 A line is the report of a step, `{"step": 10, "loss": ...}` with the fields of `StepReport`, or an evaluation,
-`{"step": 500, "evaluation": {...}}`. After a resume, lines beyond the step that the run resumes from are taken back, so that the
-file is that of a run that was never interrupted.
+`{"step": 500, "evaluation": {...}}`. When a run resumes, lines beyond the step it resumes from are taken back, so that the file
+is that of a run that was never interrupted.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class RunLog:
 
 
 class JsonLog:
-    """One JSON object a line, on disk before the next step begins."""
+    """One JSON object a line, written out at once."""
 
     def __init__(self, path: Path, step: int = 0) -> None:
         require_writable_folder(path.parent)
@@ -236,9 +236,10 @@ def finite(value: Any) -> Any:
 def _complete_lines(path: Path) -> list[str]:
     """The lines of an old log; a last one that was cut off in the middle is dropped."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}. Check its permissions.") from error
+    lines = text.removesuffix("\n").split("\n") if text else []
     for number, line in enumerate(lines, start=1):
         if not _is_entry(line):
             if number == len(lines):
