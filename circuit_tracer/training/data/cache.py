@@ -1,0 +1,167 @@
+"""Activations kept on disk, so that the model runs once: the rows of one epoch in order, as safetensors shards.
+
+A folder holds `manifest.json` and `rows-000000.safetensors`, ... . The manifest says what the rows follow from (settings.py),
+lists the shards with their number of rows and, for the last shard of a refill, where the model goes on behind it, and says
+whether the epoch is complete. It is written after the shards it lists, so that a run killed at any moment leaves a cache that
+the next run continues.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from circuit_tracer.errors import CompatibilityError, FileFormatError, ResourceError
+from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.training.data.block import Block, Layout
+from circuit_tracer.training.data.rows import ModelRows
+from circuit_tracer.training.data.settings import require_same
+from circuit_tracer.training.ranks import Ranks
+
+MANIFEST = "manifest.json"
+VERSION = 1
+SHARD_BYTES = 2**28  # so that writing a shard needs little memory
+
+
+class CachedRows:
+    """Rows of the shards while there are any, then of the model, which are added to the cache.
+
+    Rank 0 writes; the folder must be one that all ranks see. Raises CompatibilityError when the folder holds rows of another
+    model or other data, FileFormatError when it is damaged, ResourceError when the disk is full.
+    """
+
+    def __init__(
+        self, folder: Path, model_rows: ModelRows, layout: Layout, settings: dict[str, Any], ranks: Ranks
+    ) -> None:
+        self.folder, self.model_rows, self.layout, self.ranks = folder, model_rows, layout, ranks
+        self._start = model_rows.state()
+        self._manifest: dict[str, Any] = {"version": VERSION, "settings": settings, "shards": [], "complete": False}
+        if (folder / MANIFEST).is_file():
+            self._manifest = read_manifest(folder)
+            require_same(
+                self._manifest["settings"], settings, f"the cache {folder}", "Choose another data.cache, or remove it."
+            )
+        elif ranks.rank == 0:
+            require_writable_folder(folder)
+            self._write_manifest()
+        self.rewind()
+        ranks.barrier()
+
+    @property
+    def n_rows(self) -> int:
+        """Rows on disk."""
+        return sum(shard["rows"] for shard in self._manifest["shards"])
+
+    def rewind(self) -> None:
+        """Back to the first row."""
+        self._row = 0
+
+    def read(self, block: Block, start: int) -> int:
+        """See `Rows.read`."""
+        start = self._read_shards(block, start)
+        if start == block.n_rows or self._manifest["complete"]:
+            return start
+        last = next((shard["end"] for shard in reversed(self._manifest["shards"]) if shard["end"]), self._start)
+        if self.model_rows.state() != last:
+            self.model_rows.restore(last)
+        end = self.model_rows.read(block, start)
+        self._append(block, start, end)
+        self._row += end - start
+        return end
+
+    def state(self) -> dict[str, Any]:
+        """The row in the epoch."""
+        return {"row": self._row}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to a row. Raises CompatibilityError when the cache does not reach it."""
+        if state["row"] > self.n_rows:
+            raise CompatibilityError(
+                f"the run stood at row {state['row']}, but the cache {self.folder} holds {self.n_rows} rows: it was removed or "
+                "replaced. Restore it, or start the run anew."
+            )
+        self._row = state["row"]
+
+    def summary(self) -> str:
+        """Documents read for the cache, or rows in it."""
+        return f"{self.n_rows} tokens in the cache {self.folder}" if self.n_rows else self.model_rows.summary()
+
+    def _read_shards(self, block: Block, start: int) -> int:
+        first = 0
+        for shard in self._manifest["shards"]:
+            begin, behind = self._row - first, shard["rows"]
+            first += behind
+            if start == block.n_rows or begin >= behind:
+                continue
+            end = min(behind, begin + block.n_rows - start)
+            with _opened(self.folder / shard["file"]) as file:
+                for name in self.layout.names:
+                    block.rows(name, start, start + end - begin).copy_(file.get_slice(name)[begin:end])
+            start += end - begin
+            self._row += end - begin
+        return start
+
+    def _append(self, block: Block, start: int, end: int) -> None:
+        """Add rows of a block that the model made; short of the block's end, the epoch is over."""
+        per_shard = max(1, SHARD_BYTES // self.layout.row_bytes)
+        shards = list(self._manifest["shards"])
+        for begin in range(start, end, per_shard):
+            behind = min(begin + per_shard, end)
+            name = f"rows-{len(shards):06d}.safetensors"
+            if self.ranks.rank == 0:
+                self._write_shard(name, block, begin, behind)
+            shards.append(
+                {"file": name, "rows": behind - begin, "end": self.model_rows.state() if behind == end else None}
+            )
+        self._manifest = {**self._manifest, "shards": shards, "complete": end < block.n_rows}
+        if self.ranks.rank == 0:
+            self._write_manifest()
+        self.ranks.barrier()
+
+    def _write_shard(self, name: str, block: Block, start: int, end: int) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        tensors = {tensor: block.rows(tensor, start, end).cpu() for tensor in self.layout.names}
+        path = self.folder / name
+        with atomic_write(path) as temporary:
+            try:
+                save_file(tensors, str(temporary))
+            except SafetensorError as error:  # how it reports a full disk
+                raise ResourceError(
+                    f"could not write {path}: {error}. The cache keeps what it has; free some space and resume the run, or "
+                    "set data.cache to null."
+                ) from error
+
+    def _write_manifest(self) -> None:
+        with atomic_write(self.folder / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(self._manifest, indent=1), encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a cache. Raises FileFormatError when it is not one."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        known = manifest["version"] == VERSION
+        listed = [(shard["file"], int(shard["rows"]), shard["end"]) for shard in manifest["shards"]]
+        whole = isinstance(manifest["complete"], bool) and isinstance(manifest["settings"], dict)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(f"{path} is not the manifest of a cache: {error!r}. Remove the folder.") from error
+    if not (known and whole and all(Path(file).name == file for file, _, _ in listed)):
+        raise FileFormatError(f"{path} is not the manifest of a cache of version {VERSION}. Remove the folder.")
+    return dict(manifest)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise FileFormatError(f"{path} is damaged or missing: {error}. Remove the cache's folder.") from error

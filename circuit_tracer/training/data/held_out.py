@@ -1,0 +1,54 @@
+"""Text that training never sees, as tokens and as activations. Letters: P positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.training.config import TrainingConfig
+from circuit_tracer.training.data.batch import ActivationBatch
+from circuit_tracer.training.data.block import Block
+from circuit_tracer.training.data.source import open_packer, open_source
+from circuit_tracer.training.ranks import Ranks
+
+
+def held_out_tokens(config: TrainingConfig, tokenizer: Any) -> list[Tensor]:
+    """Packed sequences (P,) int64 of the documents kept for evaluation: as many as `evaluation.tokens` and
+    `evaluation.replacement_tokens` ask for, or as there are; a single shorter one when they do not fill a sequence.
+
+    Raises InputError when no document is kept.
+    """
+    wanted = max(config.evaluation.tokens, config.evaluation.replacement_tokens)
+    packer, found = open_packer(config, tokenizer, evaluation=True), list[Tensor]()
+    while len(found) * config.data.context_length < wanted and (sequence := packer.next()) is not None:
+        found.append(torch.from_numpy(sequence))
+    if not found and len(packer.rest) > 1:
+        found.append(torch.from_numpy(packer.rest))
+    if not found:
+        raise _nothing(config, packer.summary())
+    return found
+
+
+def held_out_activations(config: TrainingConfig, parts: ModelParts, tokenizer: Any, n_tokens: int) -> ActivationBatch:
+    """The first `n_tokens` rows of documents kept for evaluation (fewer if there are fewer), filtered as in training.
+
+    Raises InputError when there are none.
+    """
+    source = open_source(config, parts, tokenizer, Ranks(), evaluation=True)
+    block = Block(source.layout, n_tokens, source.device)
+    end = source.rows.read(block, 0)
+    if not end:
+        raise _nothing(config, source.rows.summary())
+    rows = {name: block.rows(name, 0, end).float() for name in source.layout.names}
+    return ActivationBatch(rows["x"], rows.get("y", rows["x"]), rows.get("direction"), rows.get("derivative"))
+
+
+def _nothing(config: TrainingConfig, summary: str) -> InputError:
+    return InputError(
+        f"the data at {config.data.path!r} hold nothing to evaluate on ({summary}; sequences have "
+        f"{config.data.context_length} tokens). Give more text, raise data.held_out, or lower data.context_length."
+    )

@@ -1,0 +1,55 @@
+"""The true MLP's derivative in a direction, J_MLP(x) v' (training/README.md §5). Letters: n tokens, D width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import UnsupportedModelError
+from circuit_tracer.models.parts import LayerParts, ModelParts
+from circuit_tracer.training.data.points import Points
+
+
+class MLPDerivative:
+    """Products with the Jacobian of what lies between a layer's input point and its output point, norms included."""
+
+    def __init__(self, parts: ModelParts, points: Points) -> None:
+        self.parts, self.points = parts, points
+
+    def __call__(self, layer: int, x_nD: Tensor, direction_nD: Tensor) -> Tensor:
+        """J(x) v (n, D), by forward-mode differentiation: about the cost of two passes through the MLP.
+
+        x: activations at the input point; x and direction in the model's dtype.
+        """
+        function = between(self.parts.layers[layer], self.points.input, self.points.output)
+        try:
+            with torch.no_grad():
+                return torch.func.jvp(function, (x_nD,), (direction_nD,))[1]
+        except (NotImplementedError, RuntimeError) as error:
+            if "forward" not in str(error).lower():
+                raise
+            raise UnsupportedModelError(
+                f"the MLP of {self.parts.architecture.model_type} has no forward-mode derivative in torch "
+                f"{torch.__version__}: {str(error).splitlines()[0]} Set sparsity.jacobian_weight to 0."
+            ) from error
+
+
+def between(layer: LayerParts, input_point: str, output_point: str) -> Callable[[Tensor], Tensor]:
+    """The function (n, D) -> (n, D) from a layer's MLP input point to its output point."""
+
+    def function(x_nD: Tensor) -> Tensor:
+        hidden = x_nD
+        if layer.mlp_norm is not None and input_point == "hook_resid_mid":
+            hidden = layer.mlp_norm.module(hidden)
+        elif layer.mlp_norm is not None and input_point == "ln2.hook_normalized":
+            gain, shift = layer.mlp_norm.parameters.gain, layer.mlp_norm.parameters.shift
+            hidden = (hidden * gain if shift is None else hidden * gain + shift).to(x_nD.dtype)
+        output = layer.mlp(hidden[None])
+        output = (output[0] if isinstance(output, tuple) else output).reshape(x_nD.shape)
+        if layer.mlp_post_norm is not None and output_point == "hook_mlp_out":
+            output = layer.mlp_post_norm.module(output)
+        return output
+
+    return function

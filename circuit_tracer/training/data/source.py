@@ -1,0 +1,58 @@
+"""From a configuration to the rows of its data: documents, packer, model pass and cache put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from circuit_tracer.models.loading import resolve_dtype
+from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.training.config import TrainingConfig
+from circuit_tracer.training.data.block import Layout
+from circuit_tracer.training.data.cache import CachedRows
+from circuit_tracer.training.data.documents import open_documents
+from circuit_tracer.training.data.model_pass import ModelPass
+from circuit_tracer.training.data.packing import Packer
+from circuit_tracer.training.data.points import Points
+from circuit_tracer.training.data.rows import ModelRows, Recipe, Rows
+from circuit_tracer.training.data.settings import settings_of
+from circuit_tracer.training.data.special import SpecialTokens
+from circuit_tracer.training.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of one epoch, what they look like, what they follow from, and where the model is."""
+
+    rows: Rows
+    layout: Layout
+    settings: dict[str, Any]
+    device: torch.device
+
+
+def open_source(
+    config: TrainingConfig, parts: ModelParts, tokenizer: Any, ranks: Ranks, evaluation: bool = False
+) -> Source:
+    """Rows of the training documents, through the cache if there is one; or of those held out, never cached."""
+    data = config.data
+    points = Points.of(config.dictionary, parts)
+    packer = open_packer(config, tokenizer, evaluation)
+    matching = config.sparsity.jacobian_weight > 0
+    names = ("x",) if points.same else ("x", "y", "direction", "derivative") if matching else ("x", "y")
+    layout = Layout(names, len(points.layers), parts.config.d_model, resolve_dtype(data.buffer_dtype))
+    seed = config.run.seed if matching else None
+    recipe = Recipe(data.sequences_per_pass, data.max_norm_ratio, layout.dtype, seed)
+    model_rows = ModelRows(packer, ModelPass(parts, points, data.context_length), recipe, ranks)
+    settings = settings_of(config, parts, tokenizer, packer.documents, points)
+    if data.cache is None or evaluation:
+        return Source(model_rows, layout, settings, parts.device)
+    return Source(CachedRows(data.cache, model_rows, layout, settings, ranks), layout, settings, parts.device)
+
+
+def open_packer(config: TrainingConfig, tokenizer: Any, evaluation: bool) -> Packer:
+    """The packed sequences of a configuration's training documents, or of those held out."""
+    data, special = config.data, SpecialTokens.of(tokenizer)
+    documents = open_documents(data, special.end)
+    return Packer(documents, tokenizer, special, data.context_length, data.held_out, evaluation)
