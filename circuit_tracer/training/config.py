@@ -70,9 +70,7 @@ class DataSection(Section):
         default="device", description="Where they wait: beside the model, in the host's pinned memory, or in a file."
     )
     buffer_dtype: Dtype = Field(default="float32", description="Number format they wait in.")
-    statistics_tokens: Whole = Field(
-        default=65536, ge=2, description="Tokens that means and scales are measured on (§2)."
-    )
+    statistics_tokens: Whole = Field(default=65536, ge=2, description="Tokens that means and scales are measured on.")
     cache: Location | None = Field(
         default=None,
         description="Folder where activations are kept, so that the next run does not need the model; null: none.",
@@ -143,7 +141,7 @@ class SparsitySection(Section):
         default=0.0, ge=0, description="Weight of the loss that lifts pre-activations of dead features."
     )
     dead_after_tokens: Whole = Field(
-        default=1_000_000, ge=1, description="A feature silent for so many tokens is dead (§7)."
+        default=1_000_000, ge=1, description="A feature silent for so many tokens is dead."
     )
     jacobian_weight: float = Field(
         default=0.0, ge=0, description="Weight of the loss that matches the MLP's derivative in random directions."

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.training.config import TrainingConfig
-from circuit_tracer.training.config_keys import Key, keys, nearest, sections
+from circuit_tracer.training.config_keys import Key, find, keys, sections, unknown
 from circuit_tracer.training.config_rules import without_effect
 
 PRESETS = Path(__file__).parent / "presets"
@@ -115,9 +115,7 @@ def _parse_toml(text: str) -> dict[str, Any]:
 
 
 def _override(raw: dict[str, Any], dotted: str, text: str) -> None:
-    key = keys().get(dotted)
-    if key is None:
-        raise InputError(_unknown_key(dotted))
+    key = find(dotted)
     section = raw.setdefault(key.section, {})
     if not isinstance(section, dict):
         raise InputError(f"{key.section} is {_shown(section)}; expected a section with keys and values")
@@ -148,16 +146,7 @@ def _unknown(raw: Mapping[str, Any]) -> list[str]:
             names.append(str(section))
         elif isinstance(values, Mapping):
             names += [f"{section}.{name}" for name in values if f"{section}.{name}" not in keys()]
-    return [_unknown_key(name) for name in names]
-
-
-def _unknown_key(name: str) -> str:
-    guess = nearest(name)
-    if guess is None:
-        return f"unknown key {name}; circuit-tracer train --help lists all keys"
-    if guess in sections():
-        return f"unknown section {name}; did you mean {guess}?"
-    return f"unknown key {name}; did you mean {guess}? ({keys()[guess].description})"
+    return [unknown(name) for name in names]
 
 
 def _in_words(error: ErrorDetails) -> str:

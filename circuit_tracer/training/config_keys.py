@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from circuit_tracer.errors import InputError
 from circuit_tracer.training.config import TrainingConfig
 
 NOUNS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
@@ -57,6 +58,19 @@ class Key:
             noun = NOUNS[self.type]
         return noun + (f", {self.bounds}" if self.bounds else "") + (", or null" if self.optional else "")
 
+    @property
+    def note(self) -> str:
+        """What help adds to the description."""
+        if self.required:
+            return "[required]"
+        shown = ", ".join(self.choices)
+        default = self.default
+        if isinstance(default, list):
+            default = f"{len(default)} of them"
+        elif default is None or isinstance(default, bool):
+            default = {None: "null", True: "true", False: "false"}[default]
+        return f"[{shown}; default: {default}]" if shown else f"[default: {default}]"
+
 
 @cache
 def keys() -> dict[str, Key]:
@@ -72,6 +86,24 @@ def keys() -> dict[str, Key]:
 def sections() -> dict[str, type[BaseModel]]:
     """The sections by name."""
     return {name: field.annotation for name, field in TrainingConfig.model_fields.items()}  # type: ignore[misc]
+
+
+def find(name: str) -> Key:
+    """The key of a dotted name; InputError names the nearest one."""
+    key = keys().get(name)
+    if key is None:
+        raise InputError(unknown(name))
+    return key
+
+
+def unknown(name: str) -> str:
+    """The message about a key or section that does not exist."""
+    guess = nearest(name)
+    if guess is None:
+        return f"unknown key {name}; circuit-tracer train --help lists all keys"
+    if guess in sections():
+        return f"unknown section {name}; did you mean {guess}?"
+    return f"unknown key {name}; did you mean {guess}? ({keys()[guess].description})"
 
 
 def nearest(name: str) -> str | None:

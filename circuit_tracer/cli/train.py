@@ -1,0 +1,134 @@
+"""`circuit-tracer train`: train transcoders. Every key of a configuration file is an option too, `--section.key VALUE`."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from circuit_tracer.cli import options
+from circuit_tracer.errors import InputError
+
+if TYPE_CHECKING:
+    from circuit_tracer.training.config import TrainingConfig
+    from circuit_tracer.training.events import Listener
+
+OVERRIDES = "circuit_tracer.train.overrides"
+WRITTEN = ("transcoder", "README.md", "evaluation.json", "config.yaml", "log.jsonl", "checkpoints")
+
+
+class TrainCommand(TyperCommand):
+    """Takes the keys of the configuration as options; they are read off its types only when this command runs."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Set `--section.key VALUE` and `--section.key=VALUE` aside; the rest is parsed as ever."""
+        own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+        ctx.meta[OVERRIDES], rest = split_overrides(args, own)
+        return super().parse_args(ctx, rest)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The keys, by section."""
+        from circuit_tracer.training.config_file import preset_names
+        from circuit_tracer.training.config_keys import keys, sections
+
+        with formatter.section("Presets"):
+            formatter.write_text(", ".join(preset_names()))
+        for section, model in sections().items():
+            title = (model.__doc__ or section).split("(§")[0].strip().rstrip(".")
+            with formatter.section(f"{title} ({section})"):
+                own = [key for key in keys().values() if key.section == section]
+                formatter.write_dl([(f"--{key}", f"{key.description} {key.note}") for key in own])
+
+
+def split_overrides(args: list[str], own: set[str]) -> tuple[dict[str, str], list[str]]:
+    """(values by dotted key, everything else) of a command line; long options in ``own`` are not keys.
+
+    Raises InputError for a key that does not exist, or one without a value.
+    """
+    from circuit_tracer.training.config_keys import find
+
+    overrides: dict[str, str] = {}
+    rest: list[str] = []
+    left = list(args)
+    while left:
+        word = left.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or word == "--" or f"--{name.replace('_', '-')}" in own:
+            rest.append(word)
+            continue
+        key = find(name.replace("-", "_"))
+        if not equals:
+            if not left or left[0].startswith("--"):
+                raise InputError(f"--{name} has no value; expected {key.expected}. {key.description}")
+            value = left.pop(0)
+        overrides[str(key)] = value
+    return overrides, rest
+
+
+def train(
+    ctx: typer.Context,
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="Preset, YAML or TOML file, or the folder of a run to go on with.")
+    ],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in run.out.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what memory and time the run needs on this machine, and stop.")
+    ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the whole configuration as YAML, and stop.")
+    ] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Train a cross-layer transcoder, per-layer transcoders or sparse autoencoders.
+
+    Options below set single values of the configuration: --run.batch 8192. Several devices: torchrun --nproc-per-node N
+    -m circuit_tracer.cli.main train ...
+    """
+    from circuit_tracer.training.config_file import dump, load
+
+    settings = load(config, ctx.meta[OVERRIDES])
+    if print_config:
+        typer.echo(dump(settings), nl=False)
+    elif plan:
+        _show_plan(settings)
+    else:
+        _run(settings, resume)
+
+
+def _show_plan(config: TrainingConfig) -> None:
+    from circuit_tracer.training.plan import plan_run
+
+    options.quiet_loading()
+    device = options.place(None if config.model.device == "auto" else config.model.device)
+    plan = plan_run(config, device, int(os.environ.get("WORLD_SIZE", "1")))
+    typer.echo(str(plan))
+    plan.require_fits()
+
+
+def _run(config: TrainingConfig, resume: bool) -> None:
+    from circuit_tracer.training.events import NullListener
+    from circuit_tracer.training.progress import ProgressDisplay
+    from circuit_tracer.training.trainer import train as run
+
+    options.quiet_loading()
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
+    try:
+        with ExitStack() as closing:
+            listener: Listener = closing.enter_context(ProgressDisplay()) if first else NullListener()
+            run(config, resume=resume, listener=listener)
+    except KeyboardInterrupt:
+        if first:
+            typer.echo(f"go on later with: circuit-tracer train {config.run.out} --resume", err=True)
+        raise
+    if first:
+        for path in _written(config.run.out):
+            typer.echo(f"wrote {path}")
+
+
+def _written(folder: Path) -> list[Path]:
+    named = [folder / name for name in WRITTEN]
+    return [path for path in [*named, *sorted(folder.glob("*.png"))] if path.exists()]
