@@ -67,7 +67,7 @@ class SparseRows:
         )
 
 
-def pointers(sorted_ids: Tensor, n_ids: int) -> Tensor:
-    """(n_ids + 1,) int64: where each id begins in ``sorted_ids`` (or would, once sorted)."""
-    counts = torch.bincount(sorted_ids, minlength=n_ids)
+def pointers(ids: Tensor, n_ids: int) -> Tensor:
+    """(n_ids + 1,) int64: where each id begins in ``ids``, once these are sorted."""
+    counts = torch.bincount(ids, minlength=n_ids)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -35,7 +35,7 @@ def scan(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> Spar
     if not bool(norm_B.isfinite().all() & norm_F.isfinite().all()):
         return None  # there is no margin to speak of
     needed_F = cut_F.float() - bias_F.float()
-    places: list[Tensor] = []
+    found_rows, found_features = [], []
     room = MAX_CANDIDATES * n_rows * n_features
     # largest norms first: they have most candidates, so a scan that will not pay ends early
     for rows, norms in zip(order_B.split(BLOCK_ROWS), norm_B.split(BLOCK_ROWS), strict=True):
@@ -50,12 +50,24 @@ def scan(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> Spar
         if room < 0:
             return None
         row = torch.div(place, n_features, rounding_mode="floor")
-        places.append(rows[row] * n_features + (place - row * n_features))
-    place = torch.cat(places).sort().values
-    row = torch.div(place, n_features, rounding_mode="floor")
-    candidates = SparseRows(pointers(row, n_rows), place - row * n_features, x_BD.new_empty(0), n_features)
+        found_rows.append(rows[row])
+        found_features.append(place - row * n_features)
+    candidates = _in_row_order(torch.cat(found_rows), torch.cat(found_features), n_rows, n_features)
     value = _exact(candidates, x_BD, weight_FD, bias_F)
     return candidates.with_value(value).keep(value > cut_F[candidates.feature])
+
+
+def _in_row_order(row: Tensor, feature: Tensor, n_rows: int, n_features: int) -> SparseRows:
+    """Entries whose rows are in any order but each in one piece, features ascending; their values are still to be made."""
+    row_ptr = pointers(row, n_rows)
+    first = torch.ones_like(row, dtype=torch.bool)
+    first[1:] = row[1:] != row[:-1]
+    begin = first.nonzero()[:, 0]
+    piece = first.cumsum(0) - 1
+    place = row_ptr[row] + torch.arange(len(row), device=row.device) - begin[piece]
+    ordered = torch.empty_like(feature)
+    ordered[place] = feature
+    return SparseRows(row_ptr, ordered, feature.new_empty(0, dtype=torch.float32), n_features)
 
 
 def _exact(candidates: SparseRows, x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor) -> Tensor:
