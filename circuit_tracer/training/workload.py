@@ -24,6 +24,7 @@ MOMENTS = 8  # bytes a parameter: two moments in float32
 ENTRY = 64  # bytes of an entry: row, feature, value, score and key, and a copy of those that stay
 CANDIDATES = 1.5  # entries looked at for each one that batch_topk keeps
 WORKSPACE = {"cpu": 192 * 2**20, "cuda": 2**30}  # blocks of pre-activations and of decoder gradients
+CALIBRATION_BATCHES = 4  # of held-out tokens, in hand together before the dictionary is written (§9)
 CHECKPOINTS = 3  # two are kept, and stay until a third is complete
 
 
@@ -130,21 +131,32 @@ def device_memory(work: Workload) -> dict[str, int]:
     config, sizes, batch = work.config, work.sizes, work.config.run.batch
     pass_tokens = config.data.sequences_per_pass * config.data.context_length
     model_item = BYTES[config.model.dtype]
-    arrays = 6 + 2 * (config.sparsity.aux_active > 0) + 3 * (config.sparsity.jacobian_weight > 0)
     entries = batch * work.layers * work.active("most") / work.ranks * (CANDIDATES if _ranked(config) else 1)
     needs = {
         "weights": work.parameters * BYTES[config.dictionary.dtype],
         "moments": work.parameters * MOMENTS,
         "gradient of one encoder": work.owned * sizes.d_model * 4,
-        "batch, outputs and errors": arrays * batch * work.width * 4,
+        "batch, outputs and errors": batch * work.width * max(_step_bytes(config), _calibration_bytes(work)),
         "active entries": round(entries * ENTRY),
         "language model": sizes.parameters * model_item,
-        "a pass of the model": pass_tokens * (2 * work.width * 4 + (8 * sizes.d_model + 3 * sizes.d_mlp) * model_item),
+        "a pass of the model": pass_tokens * (2 * work.width + 8 * sizes.d_model + 3 * sizes.d_mlp) * model_item,
         "blocks in hand": WORKSPACE["cpu" if work.on_cpu else "cuda"],
     }
     if config.data.buffer_place == "device":
         needs["activation buffer"] = buffer_bytes(work)
     return needs
+
+
+def _step_bytes(config: TrainingConfig) -> int:
+    """Bytes of a step's arrays for each number of a token's inputs: raw and normalised batch, outputs, their columns."""
+    return 4 * (6 + 2 * (config.sparsity.aux_active > 0) + 3 * (config.sparsity.jacobian_weight > 0))
+
+
+def _calibration_bytes(work: Workload) -> int:
+    """The same for the held-out batches that thresholds are calibrated on: as buffered, in float32, and normalised."""
+    if work.config.sparsity.activation not in BUDGET:
+        return 0
+    return CALIBRATION_BATCHES * (work.sides * (BYTES[work.config.data.buffer_dtype] + 4) + 8)
 
 
 def buffer_bytes(work: Workload) -> int:

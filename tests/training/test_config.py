@@ -1,0 +1,276 @@
+"""Configurations: presets, files, single values, and every way in which one can be wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from config_cases import SMALL, configs, small
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.training import config_file
+from circuit_tracer.training.config import TrainingConfig
+from circuit_tracer.training.config_file import dump, load, preset_names, validate
+from circuit_tracer.training.config_keys import find, keys, nearest
+from circuit_tracer.training.config_rules import without_effect
+
+
+def written(folder: Path, text: str, name: str = "config.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_load_and_name_their_own_folder(name: str) -> None:
+    config = load(name)
+    assert config.run.out == Path("runs") / name
+    assert config.steps > 1000
+    assert 100 > config.sparsity.active >= 8
+
+
+def test_presets_are_those_promised() -> None:
+    promised = {"gpt2", "pythia-70m", "smollm2-135m", "gemma-3-270m", "llama-3.2-1b", "gemma-2-2b"}
+    assert promised <= set(preset_names())
+
+
+@given(config=configs())
+@settings(max_examples=100, deadline=None)
+def test_a_configuration_survives_a_yaml_file(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert load(written(tmp_path_factory.mktemp("c"), dump(config))) == config
+
+
+@given(config=configs())
+@settings(max_examples=50, deadline=None)
+def test_a_configuration_survives_a_toml_file(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
+    pytest.importorskip("tomllib")
+    plain = config.model_dump(mode="json")
+    plain["data"]["epochs"] = plain["data"]["epochs"] or 1  # TOML has no null; the other defaults of null are null
+    lines = []
+    for section, values in plain.items():
+        lines.append(f"[{section}]")
+        lines += [
+            f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items() if value is not None
+        ]
+    text = "\n".join(lines).replace("\x7f", "\\u007f")  # which JSON does not escape
+    path = written(tmp_path_factory.mktemp("c"), text, "config.toml")
+    assert load(path) == TrainingConfig.model_validate(plain)
+
+
+@given(config=configs())
+@settings(max_examples=50, deadline=None)
+def test_a_configuration_survives_plain_values(config: TrainingConfig) -> None:
+    assert validate(config.model_dump(mode="json")) == config
+
+
+@given(config=configs(), data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_every_value_can_be_given_on_the_command_line(
+    config: TrainingConfig, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    name = data.draw(st.sampled_from(list(keys())))
+    section, key = name.split(".")
+    value = config.model_dump(mode="json")[section][key]
+    text = value if isinstance(value, str) else json.dumps(value)
+    path = written(tmp_path_factory.mktemp("c"), dump(config))
+    if find(name).optional and value in ("none", "None", "null"):
+        return  # these words are the missing value
+    assert load(path, {name: text}) == config
+
+
+def test_dump_explains_every_key_above_it() -> None:
+    config = small()
+    lines = dump(config).splitlines()
+    for name, key in keys().items():
+        entries = [number for number, line in enumerate(lines) if line.startswith(f"  {key.name}:")]
+        above = {lines[number - 1].strip() for number in entries}
+        assert (f"# {key.description}" in above) == (name not in without_effect(config))
+    assert "left out: penalty, penalty_scale, penalty_warmup" in dump(config)
+
+
+def test_values_are_read_as_people_write_them(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        "model: {name: no}\ndata: {path: 2024, name: yes, held_out: 1e-3, epochs: null}\ndictionary: {features: 0064}\n"
+        "optimizer: {learning_rate: .5e-4, warmup_steps: 0}\nrun: {out: ~/runs, tokens: 1e6, batch: 4_096}\n",
+    )
+    with pytest.raises(InputError, match=r"data\.path is 2024; expected text\."):
+        load(path)
+    config = load(path, {"data.path": "2024"})
+    assert config.model.name == "no"
+    assert config.data.name == "yes"
+    assert (config.data.held_out, config.data.epochs) == (1e-3, None)
+    assert config.optimizer.learning_rate == 0.5e-4
+    assert (config.run.tokens, config.run.batch, config.dictionary.features) == (1_000_000, 4096, 64)
+    assert config.run.out == Path.home() / "runs"
+
+
+def test_lists_on_the_command_line_need_no_brackets(tmp_path: Path) -> None:
+    path = written(tmp_path, yaml.safe_dump({**SMALL, "dictionary": {"features": 64, "kind": "plt"}}))
+    config = load(path, {"dictionary.layers": "0,2", "evaluation.prompts": "One, two, three"})
+    assert config.dictionary.layers == [0, 2]
+    assert config.evaluation.prompts == ["One, two, three"]
+    assert load(path, {"evaluation.prompts": '["a", "b: c"]'}).evaluation.prompts == ["a", "b: c"]
+    assert load(path, {"evaluation.prompts": "[]"}).evaluation.prompts == []
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("run.bach", "run.batch"),
+        ("batch", "run.batch"),
+        ("run.learning_rate", "optimizer.learning_rate"),
+        ("learning_rat", "optimizer.learning_rate"),
+        ("modle", "model"),
+        ("sparsity.k_active", "sparsity.active"),
+        ("dictionary.n_features", "dictionary.features"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path: Path, name: str, meant: str) -> None:
+    assert nearest(name) == meant
+    raw: dict[str, Any] = {section: dict(values) for section, values in SMALL.items()}
+    section, _, key = name.rpartition(".")
+    (raw.setdefault(section, {}) if section else raw)[key] = 3
+    with pytest.raises(
+        InputError, match=rf"unknown (key|section) {re.escape(name)}; did you mean {re.escape(meant)}\?"
+    ):
+        load(written(tmp_path, yaml.safe_dump(raw)))
+    with pytest.raises(InputError, match=rf"{re.escape(name)}; did you mean {re.escape(meant)}\?"):
+        load("gpt2", {name: "3"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("run.batch", "many", 'run.batch is "many"; expected a whole number, at least 1. Tokens of a step.'),
+        ("run.batch", "0", "run.batch is 0; expected a whole number, at least 1"),
+        ("run.batch", "1.5", "run.batch is 1.5; expected a whole number"),
+        ("run.batch", "true", "run.batch is true; expected a whole number"),
+        ("run.batch", "null", "run.batch is null; expected a whole number"),
+        ("run.batch", "[3", "run.batch is '[3'; expected a whole number"),
+        ("run.tensorboard", "yes", 'run.tensorboard is "yes"; expected true or false'),
+        ("data.held_out", "0", "data.held_out is 0; expected a number, above 0 and at most 0.5"),
+        ("data.epochs", "0", "expected a whole number, at least 1, or null"),
+        ("data.kind", "txt", "expected one of huggingface, text, jsonl, parquet, tokens"),
+        ("model.device", "gpu", 'model.device is "gpu"; expected text. cpu, cuda, cuda:1, mps'),
+        ("optimizer.eps", ".inf", "optimizer.eps is Infinity; expected a number, above 0"),
+        ("evaluation.prompts", "[3]", "evaluation.prompts is 3; expected a list of texts"),
+        ("sparsity.anneal", "1.5", "expected a number, at least 0 and at most 1"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_plain_words(key: str, value: str, expected: str) -> None:
+    with pytest.raises(InputError, match=re.escape(expected)):
+        load("gpt2", {key: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"sparsity__penalty": 1.0}, r"sparsity\.penalty is 1\.0, which has no effect .* batch_topk.*default 0\.0"),
+        ({"sparsity__bandwidth": 2.0}, r"sparsity\.bandwidth is 2\.0, .*learns no threshold"),
+        ({"sparsity__activation": "relu"}, r"sparsity\.penalty is 0 .*nothing keeps features rare"),
+        (
+            {"sparsity__activation": "jumprelu", "sparsity__penalty": 1.0, "sparsity__active": 8.0},
+            r"active is 8\.0, which",
+        ),
+        ({"sparsity__active": 65.0}, r"sparsity\.active is 65\.0, more than dictionary\.features, 64"),
+        ({"sparsity__active_at_start": 8.0}, r"active_at_start is 8\.0; .* between 16\.0 and dictionary\.features, 64"),
+        ({"sparsity__active_at_start": 20.0, "sparsity__anneal": 0}, r"no effect with sparsity\.anneal 0"),
+        (
+            {"sparsity__activation": "topk", "sparsity__active": 2.5},
+            r"active is 2\.5 with activation topk.*whole number",
+        ),
+        ({"sparsity__aux_active": 65}, r"aux_active is 65, more than dictionary\.features, 64; lower it, 8 say"),
+        ({"sparsity__aux_active": 0, "sparsity__aux_weight": 0.5}, r"aux_weight is 0\.5, .*aux_active 0"),
+        ({"data__kind": "text", "data__field": "body"}, r"data\.field is body, .*whose files have no fields"),
+        ({"data__kind": "jsonl", "data__name": "x"}, r"data\.name is x, .*only a data set of the hub"),
+        ({"dictionary__layers": [0]}, r"layers is \[0\], .*covers all layers: leave it out \(default null\)"),
+        (
+            {"dictionary__kind": "plt", "dictionary__layers": [2, 1]},
+            r"layers is \[2, 1\]; name each layer once, in order",
+        ),
+        (
+            {"dictionary__kind": "sae", "dictionary__input_hook": "mlp.hook_in"},
+            r"input_hook is mlp\.hook_in, .*\.point",
+        ),
+        ({"dictionary__kind": "sae", "sparsity__jacobian_weight": 1.0}, r"jacobian_weight is 1\.0, .*replaces no MLP"),
+        ({"dictionary__point": "hook_resid_pre"}, r"point is hook_resid_pre, .*kind clt"),
+        ({"run__batch": 9000}, r"run\.tokens is 8192, less than one run\.batch of 9000"),
+        (
+            {"optimizer__warmup_steps": 3},
+            r"warmup_steps is 3, but of 2 steps .* 2 come before the decay; use at most 2",
+        ),
+        ({"evaluation__every_steps": 3}, r"every_steps is 3, more than the run's 2 steps"),
+        ({"data__buffer_tokens": 100}, r"buffer_tokens is 100, less than one run\.batch of 4096"),
+    ],
+)
+def test_contradictions_and_values_without_effect_are_refused(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValidationError, match=expected):
+        small(**changes)
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(InputError) as caught:
+        validate({"model": 3, "data": {"path": ""}, "run": None})
+    for part in (
+        "model is 3; expected a section",
+        "data.path is",
+        "section dictionary is missing; it must hold features",
+    ):
+        assert part in str(caught.value)
+    with pytest.raises(InputError, match=r"(?s)penalty is 1.*bandwidth is 2"):
+        load("gpt2", {"sparsity.penalty": "1", "sparsity.bandwidth": "2"})
+
+
+def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FileFormatError, match=r"broken\.yaml cannot be read as YAML: (?s:.*)line 2"):
+        load(written(tmp_path, "run:\n  - [", "broken.yaml"))
+    with pytest.raises(FileFormatError, match="'batch' is given twice"):
+        load(written(tmp_path, "run: {batch: 1, batch: 2}"))
+    with pytest.raises(FileFormatError, match=r"must hold sections .*found list"):
+        load(written(tmp_path, "[1]"))
+    with pytest.raises(FileFormatError, match="cannot be read as TOML"):
+        load(written(tmp_path, "[run", "broken.toml"))
+    with pytest.raises(InputError, match=r"ends in \.json; a configuration is"):
+        load(written(tmp_path, "{}", "config.json"))
+    monkeypatch.setattr(config_file, "sys", SimpleNamespace(version_info=(3, 10)))
+    with pytest.raises(InputError, match=r"TOML files need Python 3\.11 or later; write the configuration as YAML"):
+        load(written(tmp_path, "", "config.toml"))
+
+
+def test_what_is_neither_file_nor_preset(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean the preset gpt2"):
+        load("gpt-2")
+    with pytest.raises(InputError, match="presets are gemma-2-2b, "):
+        load(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match=r"holds no config\.yaml"):
+        load(tmp_path)
+
+
+def test_the_folder_of_a_run_is_its_configuration(tmp_path: Path) -> None:
+    written(tmp_path, dump(small()))
+    assert load(tmp_path) == small()
+
+
+def test_values_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        small().run.batch = 3  # type: ignore[misc]
+
+
+def test_values_that_follow_from_others() -> None:
+    assert small(run__tokens=10_000, run__batch=3000, data__buffer_tokens=3000).steps == 3
+    assert small(dictionary__features=2**16).learning_rate == pytest.approx(1e-4)
+    assert small(optimizer__learning_rate=0.5).learning_rate == 0.5
+    assert small(dictionary__features=2**14).active_at_start == 96
+    assert small().active_at_start == 32  # half of the features
+    assert small(sparsity__active=40.0).active_at_start == 40
+    assert small(sparsity__active_at_start=64.0).active_at_start == 64
+    assert small(sparsity__anneal=0).active_at_start == 16
