@@ -66,14 +66,20 @@ class Loop:
         with _interruptible() as interrupted:
             while self.state.step < self.config.steps:
                 self._step()
-                done = self.state.step
+                done, stopping = self.state.step, self._agreed(interrupted())
                 evaluating = evaluate is not None and every and done % every == 0 and done < self.config.steps
-                if evaluating or done % self.config.run.checkpoint_every_steps == 0 or interrupted():
+                if evaluating or done % self.config.run.checkpoint_every_steps == 0 or stopping:
                     self.save()
                 if evaluating and evaluate is not None:
                     evaluate()
-                if interrupted():
+                if stopping:
                     raise KeyboardInterrupt
+
+    def _agreed(self, asked: bool) -> bool:
+        """Whether any rank was asked to stop: all must stop after the same step."""
+        if self.ranks.world == 1:
+            return asked
+        return bool(self.ranks.all_reduce_(torch.tensor([int(asked)], device=self.state.dictionary.b_dec.device)))
 
     def save(self, **facts: Any) -> Path:
         """Write a checkpoint of the present step, with further facts in its state.json."""
