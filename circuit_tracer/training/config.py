@@ -6,6 +6,7 @@ Symbols in descriptions (training/README.md): S source layers, F features a laye
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,8 +23,13 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _at_home(path: Path) -> Path:
+    """~ is the home folder; the name of a user that does not exist stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
-Location = Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]
+Location = Annotated[Path, Field(strict=False), AfterValidator(_at_home)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -73,7 +74,7 @@ def preset_names() -> list[str]:
 
 
 def _locate(source: str | Path) -> Path:
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if str(source) in preset_names():
         return PRESETS / f"{source}.yaml"
     if (path / FILE_NAME).is_file():
