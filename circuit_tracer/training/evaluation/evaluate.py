@@ -9,6 +9,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -168,6 +169,12 @@ def describe(transcoders: Transcoders) -> str:
     )
 
 
+def public_name(name: str) -> str:
+    """A hub name as it is, of a local path only its last part: a report is published, and folders are nobody's business."""
+    path = Path(name).expanduser()
+    return path.name if path.is_absolute() or path.exists() else name
+
+
 def _points(parts: ModelParts, transcoders: Transcoders, layers: Sequence[int] | None) -> Points:
     chosen = tuple(range(parts.config.n_layers) if layers is None else layers)
     return Points(chosen, transcoders.feature_input_hook, transcoders.feature_output_hook)
@@ -205,7 +212,7 @@ def _conditions(
     parts: ModelParts, transcoders: Transcoders, points: Points, settings: EvaluationSettings
 ) -> dict[str, Any]:
     return {
-        "model": parts.config.model_name,
+        "model": public_name(parts.config.model_name),
         "architecture": parts.config.original_architecture,
         "model_dtype": parts.config.dtype,
         "dictionary_dtype": str(transcoders.dtype).removeprefix("torch."),

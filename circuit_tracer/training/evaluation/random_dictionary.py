@@ -9,6 +9,7 @@ Letters: N tokens, S layers, T layers written to, F features a layer, D width.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class RandomRows:
         """Drawn on the CPU, so that every device has the same."""
         rows_nD, group = torch.empty(len(index), self.shape[-1]), index // DRAWN_TOGETHER
         for number in group.unique().tolist():
-            generator = torch.Generator().manual_seed((self._key << 32) + number)
+            generator = torch.Generator().manual_seed(_seed(self._key, number))
             drawn = torch.randn(DRAWN_TOGETHER, self.shape[-1], generator=generator) / self.shape[-1] ** 0.5
             here = group == number
             rows_nD[here] = drawn[index[here] - number * DRAWN_TOGETHER]
@@ -187,6 +188,11 @@ def random_baseline(like: Transcoders, sample: tuple[Tensor, Tensor], seed: int)
         made.calibrate_(layer, x_NSD[:, layer], count)
     made.fit_outputs_(x_NSD, y_NSD)
     return made
+
+
+def _seed(key: int, number: int) -> int:
+    """torch's CPU generator looks at 32 bits of a seed only: mix both numbers into them."""
+    return int.from_bytes(hashlib.sha256(f"{key} {number}".encode()).digest()[:4], "little")
 
 
 def _active(transcoders: Transcoders, x_NSD: Tensor) -> Sequence[int]:

@@ -65,7 +65,7 @@ class Meter:
         return Reconstruction(
             tokens=spread.n,
             nmse=nmse_S.tolist(),
-            l0=[float(density.sum()) for density in densities],
+            l0=[float(counts.sum()) / spread.n for counts in self.counts],
             features=[len(density) for density in densities],
             never_active=[int((density == 0).sum()) for density in densities],
             max_density=[float(density.max()) for density in densities],

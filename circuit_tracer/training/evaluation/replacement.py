@@ -22,7 +22,7 @@ from circuit_tracer.training.evaluation.sequences import LEFT_OUT, Sequences
 from circuit_tracer.training.evaluation.writes import add_writes_, constant_writes
 from circuit_tracer.transcoders.base import Transcoders
 
-FILTER_PROBABILITY = 0.8
+FILTER_PROBABILITY = 0.8  # README.md §2
 LOGIT_BYTES = 64 * 2**20  # logits of one kind in hand
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.training.config import EvaluationSection
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,17 @@ class EvaluationSettings:
     max_norm_ratio: float | None = 10.0  # tokens whose input norm is above this many medians of a layer are left out
     calibration_tokens: int = 1024  # for these medians and for fitting the random dictionary
     batch_tokens: int = 2048  # in flight; changes no result
+
+    @classmethod
+    def of(cls, section: EvaluationSection, **others: Any) -> EvaluationSettings:
+        """The settings of a configuration, which names what to measure, and others by name."""
+        return cls(
+            tokens=section.tokens,
+            replacement_tokens=section.replacement_tokens,
+            prompts=tuple(section.prompts),
+            random_baseline=section.random_baseline,
+            **others,
+        )
 
     def __post_init__(self) -> None:
         for name, least in (

@@ -6,10 +6,10 @@ Letters: N tokens, S layers, T layers written to, F features a layer, D width, n
 from __future__ import annotations
 
 import torch
-from circuit_tracer.kernels.decode import decode_
-from circuit_tracer.kernels.sparse_rows import SparseRows
 from torch import Tensor
 
+from circuit_tracer.kernels.decode import decode_
+from circuit_tracer.kernels.sparse_rows import SparseRows
 from circuit_tracer.transcoders.activations import Selected
 from circuit_tracer.transcoders.base import Transcoders
 

@@ -1,0 +1,146 @@
+"""The report: plain data, a card and pictures; and the embedded demo, measured again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from evaluation_cases import ALL_TOKENS, parts_of, sequences
+from tiny import tiny_transcoder
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.training.config import EvaluationSection
+from circuit_tracer.training.evaluation import Evaluation, EvaluationSettings, evaluate, model_card, write_report
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> Evaluation:
+    settings = replace(ALL_TOKENS, random_baseline=True, prompts=([3, 4, 5, 6],))  # type: ignore[arg-type]
+    found = evaluate(
+        parts_of(), None, tiny_transcoder("clt"), sequences(), settings, conditions={"transcoders": "org/name"}
+    )
+    for result in found.results.values():
+        result.graphs[0] = replace(result.graphs[0], prompt="A | prompt")
+    return replace(found, conditions={**found.conditions, "model": "org/model"})
+
+
+def test_report_is_the_same_every_time_and_holds_no_date(evaluation: Evaluation, tmp_path: Path) -> None:
+    written = [write_report(evaluation, tmp_path / name) for name in ("one", "two")]
+    names = ["evaluation.json", "README.md", "nmse.png", "l0.png", "density.png"]
+    assert [path.name for path in written[0]] == names
+    for one, two in zip(*written, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+    assert b"tIME" not in written[0][2].read_bytes()
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".part"]
+
+
+def test_json_is_plain_and_complete(evaluation: Evaluation, tmp_path: Path) -> None:
+    path = write_report(evaluation, tmp_path)[0]
+    found = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
+    assert found == evaluation.to_json()
+    assert set(found) == {"conditions", "results", "model", "ablations", "density_edges"}
+    assert {"model", "transcoders", "data", "settings", "versions", "device", "layers"} <= set(found["conditions"])
+    assert found["conditions"]["data"]["sequences"] == 5
+    reconstruction = found["results"]["dictionary"]["reconstruction"]
+    assert reconstruction["mean_nmse"] == pytest.approx(sum(reconstruction["nmse"]) / 3, rel=1e-5)
+    assert found["results"]["dictionary"]["mean_graph_scores"]["graphs"] == 1
+
+
+def test_card_has_all_tables_and_front_matter(evaluation: Evaluation) -> None:
+    import yaml
+
+    card = model_card(evaluation, ["nmse.png"])
+    _, front, text = card.split("---\n", 2)
+    assert yaml.safe_load(front)["base_model"] == "org/model"
+    assert "cross-layer-transcoder" in yaml.safe_load(front)["tags"]
+    assert "# Cross-layer transcoder for org/model" in text
+    assert "-t org/name" in text
+    assert "![nmse](nmse.png)" in text
+    assert "| A \\| prompt |" in text
+    assert "|  | this dictionary | random dictionary | MLPs zero | MLPs mean |" in text
+    assert text.count("NMSE, random dictionary") == 1
+    assert "None" not in text
+    assert "nan" not in text
+
+
+def test_without_matplotlib_the_card_says_so(
+    evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circuit_tracer.training.evaluation.card.find_spec", lambda name: None)
+    assert [path.name for path in write_report(evaluation, tmp_path)] == ["evaluation.json", "README.md"]
+    assert "matplotlib was not installed" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_reconstruction_alone_makes_a_report(tmp_path: Path) -> None:
+    settings = replace(ALL_TOKENS, replacement_tokens=0)
+    found = evaluate(parts_of(), None, tiny_transcoder("plt"), sequences(), settings)
+    card = write_report(found, tmp_path)[1].read_text(encoding="utf-8")
+    assert "top-1" not in card
+    assert "Graphs" not in card
+    assert found.to_json()["model"] is None
+
+
+def test_a_folder_that_cannot_be_written_is_refused(evaluation: Evaluation, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write into"):
+        write_report(evaluation, tmp_path / "file")
+
+
+def test_local_paths_are_not_published() -> None:
+    from circuit_tracer.training.evaluation.evaluate import public_name
+
+    assert public_name("org/model") == "org/model"
+    assert public_name("/home/someone/models/tiny") == "tiny"
+    assert public_name(str(Path(__file__).parent)) == "training"
+
+
+def test_settings_follow_the_configuration() -> None:
+    section = EvaluationSection(tokens=7, replacement_tokens=0, prompts=["a"], random_baseline=False)
+    settings = EvaluationSettings.of(section, seed=3)
+    assert settings == EvaluationSettings(7, 0, ("a",), random_baseline=False, seed=3)
+    plain, defaults = EvaluationSettings(), EvaluationSettings.of(EvaluationSection())
+    assert replace(defaults, prompts=()) == plain
+
+
+def test_the_demo_measured_here_has_the_numbers_of_its_card() -> None:
+    from circuit_tracer.demo import MODEL, world
+    from circuit_tracer.demo.probes import batches
+    from circuit_tracer.demo.show import load_demo
+    from circuit_tracer.demo.train_model import encode_statements
+    from circuit_tracer.models.capture import logits_at
+    from circuit_tracer.training.data.points import Points
+    from circuit_tracer.training.evaluation.passes import run
+    from circuit_tracer.training.evaluation.replacement import Reconstructions, final_outputs
+
+    model, metrics = load_demo(), json.loads((Path(MODEL).parent / "metrics.json").read_text(encoding="utf-8"))
+    padding = model.tokenizer.pad_token_id
+    ids = [row[row != padding] for row in encode_statements(model.tokenizer, world.held_out())]
+    evaluation = evaluate(model.parts, model.tokenizer, model.transcoders, ids, replace(ALL_TOKENS, tokens=10**6))
+    expected = metrics["reconstruction"]["held_out_statements"]
+    found = evaluation.results["dictionary"].reconstruction
+    assert [round(value, 5) for value in found.nmse] == expected["nmse_by_layer"]
+    assert [round(value, 3) for value in found.l0] == expected["l0_by_layer"]
+
+    points, same = Points((0, 1, 2, 3), "hook_resid_mid", "hook_mlp_out"), []
+    for batch in batches(model.tokenizer, world.held_out()):
+        last = torch.arange(len(batch.ids_BP)) * batch.ids_BP.shape[1] + batch.ids_BP.shape[1] - 1
+        own = run(model.parts, batch.ids_BP)[last]
+        other = final_outputs(model.parts, batch.ids_BP, points, Reconstructions(model.transcoders))[last]
+        best = [logits_at(model.parts, one).argmax(-1) for one in (own, other)]
+        same += (best[0] == best[1]).tolist()
+    kept = metrics["answer_kept_with_all_mlps_replaced"]["two_hop_held_out"]
+    assert round(sum(same) / len(same), 4) == kept
+
+
+def test_importing_the_evaluation_loads_no_heavy_library() -> None:
+    import subprocess
+
+    heavy = "{'matplotlib', 'transformers', 'datasets'}"
+    code = f"import sys, circuit_tracer.training.evaluation; print(sorted({heavy} & set(sys.modules)))"
+    done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
