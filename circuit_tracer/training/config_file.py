@@ -201,6 +201,10 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Line breaks and other characters without a shape are written as escapes."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
 
 def _resolve_plainly(*classes: Any) -> None:
     """Give loader and dumper one set of rules for unquoted scalars."""
@@ -218,4 +222,5 @@ def _resolve_plainly(*classes: Any) -> None:
 
 
 _resolve_plainly(_Loader, _Dumper)
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal)

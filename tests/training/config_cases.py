@@ -29,7 +29,24 @@ def small(**changes: Any) -> TrainingConfig:
 # whatever a file can hold: quotes, colons, line breaks, words that look like numbers, letters of any script
 TEXT = st.one_of(
     st.sampled_from(
-        ["yes", "null", "1e5", "0x1f", "- a", "a: b", "#", "'", '"', "~", "2024-01-01", "é∆", "1_000", " "]
+        [
+            "yes",
+            "null",
+            "1e5",
+            "0x1f",
+            "- a",
+            "a: b",
+            "#",
+            "'",
+            '"',
+            "~",
+            "2024-01-01",
+            "é∆",
+            "1_000",
+            " ",
+            "\x85",
+            "~0",
+        ]
     ),
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
 )

@@ -43,7 +43,7 @@ def test_presets_are_those_promised() -> None:
 
 
 @given(config=configs())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_a_configuration_survives_a_yaml_file(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert load(written(tmp_path_factory.mktemp("c"), dump(config))) == config
 
@@ -72,7 +72,7 @@ def test_a_configuration_survives_plain_values(config: TrainingConfig) -> None:
 
 
 @given(config=configs(), data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_every_value_can_be_given_on_the_command_line(
     config: TrainingConfig, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
