@@ -80,6 +80,8 @@ def test_every_value_can_be_given_on_the_command_line(
     section, key = name.split(".")
     value = config.model_dump(mode="json")[section][key]
     text = value if isinstance(value, str) else json.dumps(value)
+    if name == "evaluation.prompts":
+        text = yaml.safe_dump(value, default_style='"', default_flow_style=True, width=float("inf"))
     path = written(tmp_path_factory.mktemp("c"), dump(config))
     if find(name).optional and value in ("none", "None", "null"):
         return  # these words are the missing value
