@@ -66,25 +66,23 @@ class Loop:
         with _interruptible() as interrupted:
             while self.state.step < self.config.steps:
                 self._step()
-                done, stopping = self.state.step, self._agreed(interrupted())
+                done = self.state.step
+                stopping = self.ranks.anywhere(interrupted())  # all must stop after the same step
                 evaluating = evaluate is not None and every and done % every == 0 and done < self.config.steps
-                if evaluating or done % self.config.run.checkpoint_every_steps == 0 or stopping:
+                if evaluating or stopping or done % self.config.run.checkpoint_every_steps == 0:
                     self.save()
-                if evaluating and evaluate is not None:
-                    evaluate()
                 if stopping:
                     raise KeyboardInterrupt
-
-    def _agreed(self, asked: bool) -> bool:
-        """Whether any rank was asked to stop: all must stop after the same step."""
-        if self.ranks.world == 1:
-            return asked
-        return bool(self.ranks.all_reduce_(torch.tensor([int(asked)], device=self.state.dictionary.b_dec.device)))
+                if evaluating and evaluate is not None:
+                    evaluate()
 
     def save(self, **facts: Any) -> Path:
-        """Write a checkpoint of the present step, with further facts in its state.json."""
-        position = {"data": self.stream.state(), **self.facts, **facts}
-        self.saved = checkpoint.save(self.state, self.folder, position, self.ranks)
+        """Write a checkpoint of the present step, with further facts in its state.json; once written, add the facts to it."""
+        if self.saved == checkpoint.path_of(self.folder, self.state.step):
+            checkpoint.add_facts(self.saved, facts, self.ranks)
+        else:
+            position = {"data": self.stream.state(), **self.facts, **facts}
+            self.saved = checkpoint.save(self.state, self.folder, position, self.ranks)
         return self.saved
 
     def _step(self) -> None:
