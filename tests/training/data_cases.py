@@ -17,7 +17,7 @@ from circuit_tracer.training.config import TrainingConfig
 from circuit_tracer.training.data import ActivationBatch, BatchStream, open_stream
 from circuit_tracer.training.ranks import Ranks
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz ,.;:!?'-\n0123456789"[:44]
+LETTERS = "abcdefghijklmnopqrstuvwxyz ,.;:!?'-\n01234567"
 PAD, BOS, EOS = 0, 1, 2
 
 
@@ -69,6 +69,7 @@ def config(folder: Path, **changes: Any) -> TrainingConfig:
         "dictionary": {"features": 8},
         "sparsity": {"active": 2.0, "aux_active": 4},
         "optimizer": {"warmup_steps": 0},
+        "evaluation": {},
         "run": {"out": folder / "out", "tokens": 1000, "batch": 16, "seed": 3},
     }
     for key, value in changes.items():
