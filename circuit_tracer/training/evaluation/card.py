@@ -147,8 +147,12 @@ def _method(evaluation: Evaluation) -> str:
     conditions, model = evaluation.conditions, evaluation.model
     found, data, settings = _dictionary(evaluation).reconstruction, conditions["data"], conditions["settings"]
     versions = ", ".join(f"{name} {number}" for name, number in conditions["versions"].items())
-    lines = [
-        "## How it was measured\n",
+    lines = ["## How it was measured\n"]
+    if trained := conditions.get("training"):
+        lines.append(
+            f"- Trained on {trained['tokens']} tokens ({trained['step']} steps): `{trained['configuration']}`."
+        )
+    lines += [
         f"- Reconstruction on {found.tokens} held-out tokens ({_plain(data)}); position 0 and special tokens do not count. "
         "NMSE = Σ‖ŷ − y‖² / Σ‖y − ȳ‖² with the mean and variance of these tokens.",
         f'- "Never active" means on none of these {found.tokens} tokens.',

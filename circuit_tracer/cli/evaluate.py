@@ -1,0 +1,221 @@
+"""`circuit-tracer evaluate`: measure transcoders on held-out text, beside baselines, and write a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from circuit_tracer.cli import options
+from circuit_tracer.errors import InputError
+
+if TYPE_CHECKING:
+    from circuit_tracer.replacement_model import ReplacementModel
+    from circuit_tracer.training.config import EvaluationSection, TrainingConfig
+    from circuit_tracer.training.evaluation import Evaluation
+    from circuit_tracer.transcoders.base import Transcoders
+
+
+def evaluate(
+    transcoder_set: Annotated[
+        str, typer.Option("-t", "--transcoder-set", help="Folder or hub id of the transcoders to measure.")
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help="Held-out text: files of text, JSONL, parquet or token ids; or a training configuration (file, preset or run "
+            "folder), whose held-out documents are read.",
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", help="Hub id, folder or .gguf file; default: what the transcoders name."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for evaluation.json, README.md and pictures.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Held-out tokens for reconstruction.  [default: 16384]")
+    ] = None,
+    replacement_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--replacement-tokens", min=0, help="Tokens read with all MLPs replaced; 0: none.  [default: 4096]"
+        ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--prompt", help="Prompt whose graph is scored, instead of the default ones. Repeatable."),
+    ] = None,
+    graphs: Annotated[bool, typer.Option("--graphs/--no-graphs", help="Score graphs of prompts.")] = True,
+    max_feature_nodes: Annotated[
+        int,
+        typer.Option("--max-feature-nodes", min=0, help="Features of a graph with a row of their own; 0 means all."),
+    ] = 0,
+    random_baseline: Annotated[
+        bool | None,
+        typer.Option("--random-baseline/--no-random-baseline", help="Measure a random dictionary too.  [default: yes]"),
+    ] = None,
+    per_layer_baseline: Annotated[
+        str | None, typer.Option("--per-layer-baseline", help="Folder or hub id of transcoders to measure beside.")
+    ] = None,
+    data_kind: Annotated[
+        Literal["text", "jsonl", "parquet", "tokens"] | None,
+        typer.Option("--data-kind", help="What the files of --data are; default: by their ending."),
+    ] = None,
+    field: Annotated[str, typer.Option("--field", help="Field or column of --data that holds the text.")] = "text",
+    context_length: Annotated[
+        int | None, typer.Option("--context-length", min=2, help="Tokens of a packed sequence.  [default: 256]")
+    ] = None,
+    max_norm_ratio: Annotated[
+        float | None,
+        typer.Option(
+            "--max-norm-ratio",
+            min=0.0,
+            help="Leave out tokens whose input norm is above that many medians of a layer; 0: no token.  [default: 10]",
+        ),
+    ] = None,
+    batch_tokens: Annotated[
+        int, typer.Option("--batch-tokens", min=1, help="Tokens in flight; does not change the result.")
+    ] = 2048,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random dictionary.")] = 0,
+    dtype: options.Dtype = "float32",
+    device: options.Device = None,
+    lazy_encoder: Annotated[
+        bool, typer.Option("--lazy-encoder/--no-lazy-encoder", help="Leave encoders on disk.")
+    ] = False,
+    lazy_decoder: Annotated[
+        bool, typer.Option("--lazy-decoder/--no-lazy-decoder", help="Leave decoders on disk.")
+    ] = False,
+    json: options.Json = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show progress.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure transcoders: reconstruction, the model with all MLPs replaced, graph scores; beside baselines."""
+    from circuit_tracer.files import require_writable_folder
+    from circuit_tracer.training.evaluation import EvaluationSettings, write_report
+    from circuit_tracer.training.evaluation import evaluate as measure
+    from circuit_tracer.training.evaluation.evaluate import public_name
+    from circuit_tracer.training.evaluation.held_out import configuration
+
+    if out is not None:
+        require_writable_folder(out)
+    config = configuration(data)
+    given = {"tokens": tokens, "replacement_tokens": replacement_tokens, "random_baseline": random_baseline}
+    section = _section(config, {name: value for name, value in given.items() if value is not None}, prompt, graphs)
+    settings = EvaluationSettings.of(
+        section,
+        max_feature_nodes=max_feature_nodes or None,
+        max_norm_ratio=_norm_ratio(config, max_norm_ratio),
+        batch_tokens=batch_tokens,
+        seed=seed,
+    )
+    if not verbose:
+        options.quiet_loading()
+    loading = _Loading(device, dtype, lazy_encoder, lazy_decoder)
+    loaded = loading.model(transcoder_set, model)
+    beside = per_layer_baseline or (str(section.per_layer_baseline) if section.per_layer_baseline else None)
+    reading = {"kind": data_kind, "field": field, "context_length": context_length}
+    held_out = _held_out(config, data, section, loaded, reading)
+    with _progress(verbose) as progress:
+        evaluation = measure(
+            loaded.parts,
+            loaded.tokenizer,
+            loaded.transcoders,
+            held_out,
+            settings,
+            per_layer=None if beside is None else loading.transcoders(beside)[0],
+            conditions={"transcoders": public_name(transcoder_set), "text": public_name(data)},
+            progress=progress,
+        )
+    _tell(evaluation, json, [] if out is None else write_report(evaluation, out))
+
+
+class _Loading:
+    """Where and how weights are loaded."""
+
+    def __init__(self, device: str | None, dtype: str, lazy_encoder: bool, lazy_decoder: bool) -> None:
+        from circuit_tracer.models.loading import resolve_dtype
+
+        self.device, self.dtype = options.place(device), resolve_dtype(dtype)
+        self.lazy_encoder, self.lazy_decoder = lazy_encoder, lazy_decoder
+
+    def transcoders(self, name: str) -> tuple[Transcoders, dict[str, Any]]:
+        """With their config."""
+        from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+
+        return load_transcoder_from_hub(name, self.device, self.dtype, self.lazy_encoder, self.lazy_decoder)
+
+    def model(self, transcoder_set: str, model: str | None) -> ReplacementModel:
+        """Transcoders with the model that is named, or that they name."""
+        from circuit_tracer.replacement_model import ReplacementModel
+
+        transcoders, config = self.transcoders(transcoder_set)
+        name = model or config.get("model_name")
+        if not name:
+            raise InputError(f"the transcoders {transcoder_set} do not name their model; name it with -m")
+        load = ReplacementModel.from_pretrained_and_transcoders
+        return load(name, transcoders, device=self.device, dtype=self.dtype)
+
+
+def _section(
+    config: TrainingConfig | None, given: dict[str, Any], prompt: list[str] | None, graphs: bool
+) -> EvaluationSection:
+    """The evaluation of the configuration, or the defaults of configurations, with what was given instead."""
+    from circuit_tracer.training.config import EvaluationSection
+
+    if prompt and not graphs:
+        raise InputError("--prompt and --no-graphs contradict each other: leave one out")
+    section = config.evaluation if config is not None else EvaluationSection()
+    prompts = {"prompts": prompt} if prompt else {} if graphs else {"prompts": []}
+    return section.model_copy(update={**given, **prompts})
+
+
+def _norm_ratio(config: TrainingConfig | None, given: float | None) -> float | None:
+    """What was given, 0 for None; else the configuration's, or its default."""
+    from circuit_tracer.training.config import DataSection
+
+    if given is not None:
+        return given or None
+    return float(DataSection.model_fields["max_norm_ratio"].default) if config is None else config.data.max_norm_ratio
+
+
+def _held_out(
+    config: TrainingConfig | None,
+    data: str,
+    section: EvaluationSection,
+    model: ReplacementModel,
+    reading: dict[str, Any],
+) -> list[Any]:
+    from circuit_tracer.training.evaluation.held_out import sequences_of_configuration, sequences_of_files
+
+    if config is None:
+        tokens = max(section.tokens, section.replacement_tokens)
+        return sequences_of_files(data, model.parts, model.tokenizer, tokens, **reading)
+    idle = [f"--{name.replace('_', '-')}" for name in ("kind", "context_length") if reading[name] is not None]
+    if idle:
+        raise InputError(
+            f"{', '.join(idle)}: the configuration {data} says that itself; change it there, or leave this out"
+        )
+    return sequences_of_configuration(config, section, model.tokenizer)
+
+
+def _progress(verbose: bool) -> Any:
+    from contextlib import nullcontext
+
+    from circuit_tracer.attribution.progress import bar, silent
+
+    return bar() if verbose else nullcontext(silent)
+
+
+def _tell(evaluation: Evaluation, json: bool, written: list[Path]) -> None:
+    from circuit_tracer.training.evaluation.card import summary_table
+
+    if json:
+        typer.echo(options.dump({**evaluation.to_json(), "files": [str(path) for path in written]}))
+        return
+    typer.echo(summary_table(evaluation))
+    for path in written:
+        typer.echo(f"wrote {path}")

@@ -1,0 +1,147 @@
+"""`circuit-tracer evaluate` on a tiny model with tiny transcoders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command import TEXT, Folders, Run
+from tiny import tiny_transcoder
+
+from circuit_tracer.transcoders import save_transcoders
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "held-out.txt"
+    path.write_text((TEXT + " ") * 30, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def configuration(tmp_path: Path, text: Path, folders: Folders) -> Path:
+    lines = [json.dumps({"text": TEXT}) for _ in range(40)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"model: {{name: {folders.model}}}\n"
+        f"data: {{kind: jsonl, path: {tmp_path / 'data.jsonl'}, context_length: 16, held_out: 0.5}}\n"
+        "dictionary: {features: 20}\nsparsity: {aux_active: 0}\noptimizer: {warmup_steps: 0}\n"
+        "evaluation: {tokens: 100, replacement_tokens: 40, prompts: [the capital of Texas], random_baseline: false}\n"
+        f"run: {{out: {tmp_path / 'out'}, tokens: 100, batch: 10}}\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_evaluation_of_a_text_file_prints_a_table_and_writes_a_report(
+    run: Run, folders: Folders, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    arguments = [
+        "-t",
+        folders.transcoder,
+        "--data",
+        text,
+        "-o",
+        out,
+        "--context-length",
+        24,
+        "-p",
+        TEXT,
+        "-p",
+        "a state",
+    ]
+    outcome = run("evaluate", *arguments)
+    assert outcome.code == 0, outcome.err
+    assert "| NMSE, mean over layers |" in outcome.out
+    assert "random dictionary" in outcome.out
+    assert f"wrote {out / 'README.md'}" in outcome.out
+    found = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+    assert found["conditions"]["text"] == "held-out.txt"
+    assert found["conditions"]["transcoders"] == "transcoder"
+    assert [graph["prompt"] for graph in found["results"]["dictionary"]["graphs"]] == [TEXT, "a state"]
+    assert found["model"]["predictions"] > 50
+    first = (out / "evaluation.json").read_bytes()
+    run("evaluate", *arguments)
+    assert (out / "evaluation.json").read_bytes() == first
+
+
+def test_json_is_one_line_and_nothing_else(run: Run, folders: Folders, text: Path) -> None:
+    outcome = run(
+        "evaluate", "-t", folders.transcoder, "-m", folders.model, "--data", text, "--no-graphs", "--no-random-baseline",
+        "--replacement-tokens", 0, "--context-length", 20, "--tokens", 60, "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert len(outcome.out.splitlines()) == 1
+    assert list(outcome.json["results"]) == ["dictionary"]
+    assert outcome.json["model"] is None
+    assert outcome.json["conditions"]["data"]["sequences"] == 3
+    assert outcome.json["conditions"]["settings"]["max_norm_ratio"] == 10
+
+
+def test_a_configuration_says_what_to_read_and_measure(run: Run, folders: Folders, configuration: Path) -> None:
+    outcome = run("evaluate", "-t", folders.transcoder, "--data", configuration, "--json")
+    assert outcome.code == 0, outcome.err
+    found = outcome.json["conditions"]
+    assert found["settings"]["prompts"] == ["the capital of Texas"]
+    assert found["settings"]["random_baseline"] is False
+    assert found["data"]["tokens_read"] == 96
+    changed = run(
+        "evaluate", "-t", folders.transcoder, "--data", configuration, "--json", "--tokens", 32, "--random-baseline"
+    )
+    assert changed.json["conditions"]["data"]["tokens_read"] == 32
+    assert list(changed.json["results"]) == ["dictionary", "random"]
+    refused = run("evaluate", "-t", folders.transcoder, "--data", configuration, "--context-length", 8)
+    assert refused.code == 2
+    assert "--context-length" in refused.err
+
+
+def test_token_files_and_a_per_layer_baseline(run: Run, folders: Folders, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.arange(300) % 40 + 4)
+    per_layer = save_transcoders(tiny_transcoder("plt", torch.float32), tmp_path / "plt", folders.model)
+    outcome = run(
+        "evaluate", "-t", folders.transcoder, "--data", tmp_path / "ids.npy", "--context-length", 32, "--no-graphs",
+        "--per-layer-baseline", per_layer, "--json", "--max-norm-ratio", 0, "--verbose",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert list(outcome.json["results"]) == ["dictionary", "random", "per_layer"]
+    assert outcome.json["conditions"]["settings"]["max_norm_ratio"] is None
+
+
+def test_bad_input_is_one_sentence(run: Run, folders: Folders, text: Path, tmp_path: Path) -> None:
+    def error(*arguments: object) -> str:
+        outcome = run("evaluate", "-t", folders.transcoder, *arguments)
+        assert outcome.code == 2, outcome.out + outcome.err
+        return outcome.err
+
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "what.bin").write_text("")
+    (tmp_path / "file").write_text("")
+    assert "holds no text to evaluate on" in error("--data", tmp_path / "empty.txt")
+    assert "no file at" in error("--data", tmp_path / "absent.txt")
+    assert "cannot tell what" in error("--data", tmp_path / "what.bin")
+    assert "contradict" in error("--data", text, "-p", "a", "--no-graphs")
+    assert "cannot write into" in error("--data", text, "-o", tmp_path / "file")
+    assert "the model reads at most 64" in error("--data", text, "--context-length", 100)
+    assert "Missing option" in run("evaluate", "-t", folders.transcoder).err
+    assert "no such folder" in run("evaluate", "-t", tmp_path / "nowhere", "--data", text).err
+
+
+def test_help_names_every_option(run: Run) -> None:
+    outcome = run("evaluate", "--help")
+    assert outcome.code == 0
+    assert "--per-layer-baseline" in outcome.out
+
+
+def test_defaults_are_those_of_configurations(run: Run, folders: Folders, text: Path) -> None:
+    from circuit_tracer.training.config import EvaluationSection
+
+    outcome = run("evaluate", "-t", folders.transcoder, "--data", text, "--json")
+    assert outcome.code == 0, outcome.err
+    section, found = EvaluationSection(), outcome.json["conditions"]["settings"]
+    assert (found["tokens"], found["replacement_tokens"]) == (section.tokens, section.replacement_tokens)
+    assert found["prompts"] == section.prompts
