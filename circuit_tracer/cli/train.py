@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from circuit_tracer.training.events import Listener
 
 OVERRIDES = "circuit_tracer.train.overrides"
-WRITTEN = ("transcoder", "README.md", "evaluation.json", "config.yaml", "log.jsonl", "checkpoints")
+WRITTEN = (
+    "transcoder",
+    "transcoder/README.md",
+    "transcoder/evaluation.json",
+    "log.jsonl",
+    "config.yaml",
+    "checkpoints",
+)
 
 
 class TrainCommand(TyperCommand):
@@ -130,5 +137,4 @@ def _run(config: TrainingConfig, resume: bool) -> None:
 
 
 def _written(folder: Path) -> list[Path]:
-    named = [folder / name for name in WRITTEN]
-    return [path for path in [*named, *sorted(folder.glob("*.png"))] if path.exists()]
+    return [path for name in WRITTEN if (path := folder / name).exists()]

@@ -24,6 +24,10 @@ MOMENTS = 8  # bytes a parameter: two moments in float32
 ENTRY = 64  # bytes of an entry: row, feature, value, score and key, and a copy of those that stay
 CANDIDATES = 1.5  # entries looked at for each one that batch_topk keeps
 WORKSPACE = {"cpu": 192 * 2**20, "cuda": 2**30}  # blocks of pre-activations and of decoder gradients
+# How much longer sparse rows take than their operations and bytes would at full rate: as measured on a CPU at S = 12,
+# D = 768 and S = 30, D = 576. Kernels made for a GPU come close to its full rate.
+SPARSE = {"cpu": 3.0, "cuda": 1.0}
+ROUNDING = {"cpu": 380, "cuda": 120}  # bytes that could be copied while a number is rounded stochastically
 CALIBRATION_BATCHES = 4  # of held-out tokens, in hand together before the dictionary is written (§9)
 CHECKPOINTS = 3  # two are kept, and stay until a third is complete
 
@@ -182,17 +186,19 @@ def disk_space(work: Workload) -> dict[str, int]:
 def step_seconds(work: Workload, machine: Machine) -> dict[str, float]:
     """Seconds of a step by phase, on average over the run."""
     config, sizes, batch = work.config, work.sizes, work.config.run.batch
-    item = BYTES[config.dictionary.dtype]
-    rate, model_rate = machine.flops[config.dictionary.dtype], machine.flops[config.model.dtype]
+    place = "cpu" if work.on_cpu else "cuda"
+    kept = "float32" if work.on_cpu else config.dictionary.dtype  # what weights are multiplied in
+    rounded = ROUNDING[place] if config.dictionary.dtype == "bfloat16" else 0
+    moved, rate = machine.bytes_per_second, machine.flops
     entry_width = work.active("mean") / work.ranks * batch * work.pairs * sizes.d_model
     multiplied = sizes.parameters - sizes.embedding_parameters
     passes = 3 if config.sparsity.jacobian_weight else 1  # a derivative costs about two passes of the MLPs
     return {
-        "language model": passes * 2 * multiplied * batch / work.ranks / model_rate,
-        "encoders": 2 * batch * work.layers * work.owned * sizes.d_model / rate,
-        "decoders": max(6 * entry_width / machine.flops["float32"], 3 * entry_width * item / machine.bytes_per_second),
-        "optimizer": work.parameters * 2 * (item + MOMENTS) / machine.bytes_per_second,
-        "buffer": 4 * batch * work.width * work.sides * BYTES[config.data.buffer_dtype] / machine.bytes_per_second,
+        "language model": passes * 2 * multiplied * batch / work.ranks / rate[config.model.dtype],
+        "encoders": 2 * batch * work.layers * work.owned * sizes.d_model / rate[kept],
+        "decoders": max(6 * entry_width / rate["float32"], 3 * entry_width * BYTES[kept] / moved) * SPARSE[place],
+        "optimizer": work.parameters * (2 * (BYTES[config.dictionary.dtype] + MOMENTS) + rounded) / moved,
+        "buffer": 4 * batch * work.width * work.sides * BYTES[config.data.buffer_dtype] / moved,
     }
 
 
