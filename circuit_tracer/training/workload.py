@@ -27,7 +27,7 @@ WORKSPACE = {"cpu": 192 * 2**20, "cuda": 2**30}  # blocks of pre-activations and
 # How much longer sparse rows take than their operations and bytes would at full rate: as measured on a CPU at S = 12,
 # D = 768 and S = 30, D = 576. Kernels made for a GPU come close to its full rate.
 SPARSE = {"cpu": 3.0, "cuda": 1.0}
-ROUNDING = {"cpu": 380, "cuda": 120}  # bytes that could be copied while a number is rounded stochastically
+ROUNDING = {"cpu": 180, "cuda": 120}  # bytes that could be copied while a number is rounded stochastically
 CALIBRATION_BATCHES = 4  # of held-out tokens, in hand together before the dictionary is written (§9)
 CHECKPOINTS = 3  # two are kept, and stay until a third is complete
 
