@@ -1,0 +1,67 @@
+"""`circuit-tracer push`: a trained dictionary to the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from circuit_tracer.cli import options
+from circuit_tracer.errors import InputError
+
+if TYPE_CHECKING:
+    from circuit_tracer.training.push import Publication
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of a dictionary, or of a training run.")],
+    repo_id: Annotated[
+        str | None, typer.Argument(metavar="[OWNER/NAME]", help="Repository of the hub; made if needed.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the files; upload nothing.")] = False,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Write the files into this empty folder instead of uploading.")
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Publish config, card and weights in one commit.
+
+    Needs a token with write permission: `hf auth login`, or HF_TOKEN.
+    """
+    from circuit_tracer.training.push import check_repo_id, collect, copy_to
+    from circuit_tracer.training.push import push as upload
+
+    if (repo_id is None) == (to is None) and not dry_run:
+        raise InputError("say where to: OWNER/NAME of a repository, or --to FOLDER (one of them)")
+    if private and to is not None:
+        raise InputError("--private is about a repository; leave it out with --to")
+    if repo_id is not None:
+        check_repo_id(repo_id)
+    publication = collect(folder)
+    if dry_run:
+        _show(publication)
+    elif to is not None:
+        typer.echo(f"wrote {len(publication.files)} files to {copy_to(publication, to)}")
+    elif repo_id is not None:
+        address = upload(publication, repo_id, private)
+        typer.echo(f"pushed {len(publication.files)} files ({_size(publication.bytes)}): {address}")
+        typer.echo(f"trace with it: circuit-tracer attribute -t {repo_id} ...")
+
+
+def _show(publication: Publication) -> None:
+    for name, path in publication.files.items():
+        typer.echo(f"{_size(path.stat().st_size):>10}  {name}")
+    typer.echo(f"{_size(publication.bytes):>10}  in {len(publication.files)} files")
+    if publication.left_out:
+        typer.echo(f"left out: {', '.join(publication.left_out)}")
+
+
+def _size(n_bytes: int) -> str:
+    size = float(n_bytes)
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
