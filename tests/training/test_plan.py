@@ -1,0 +1,209 @@
+"""What a run needs: the formulas against the tensors of a run, refusals with a way out, the probe of the machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from config_cases import small
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from circuit_tracer.errors import InputError, ResourceError
+from circuit_tracer.training import machine as machines
+from circuit_tracer.training.config_file import PRESETS, load, preset_names
+from circuit_tracer.training.dictionary import Dictionary
+from circuit_tracer.training.machine import Machine, measure
+from circuit_tracer.training.plan import SHARE_USABLE, Plan, duration, make_plan, plan_run
+from circuit_tracer.training.workload import ModelSizes, Workload, buffer_bytes, device_memory
+
+# layers, width, MLP width, parameters, those of the embedding: as on the models' cards
+PUBLISHED = {
+    "gpt2": ModelSizes("gpt2", 12, 768, 3072, 124_439_808, 38_597_376),
+    "pythia-70m": ModelSizes("pythia-70m", 6, 512, 2048, 70_426_624, 25_755_648),
+    "pythia-160m": ModelSizes("pythia-160m", 12, 768, 3072, 162_322_944, 38_633_472),
+    "smollm2-135m": ModelSizes("smollm2-135m", 30, 576, 1536, 134_515_008, 28_311_552),
+    "gemma-3-270m": ModelSizes("gemma-3-270m", 18, 640, 2048, 268_098_176, 167_772_160),
+    "llama-3.2-1b": ModelSizes("llama-3.2-1b", 16, 2048, 8192, 1_235_814_400, 262_668_288),
+    "gemma-2-2b": ModelSizes("gemma-2-2b", 26, 2304, 9216, 2_614_341_888, 589_824_000),
+}
+TINY = ModelSizes("tiny", 3, 16, 64, 10_000, 1000)
+H200 = Machine("cuda", {"float32": 50e12, "bfloat16": 700e12}, 4e12, 140 * 10**9, 10**12, 10**13)
+LAPTOP = Machine("cpu", {"float32": 1e11, "bfloat16": 1e11}, 3e10, 12 * 10**9, 12 * 10**9, 10**11)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_fits_the_machine_it_names(name: str) -> None:
+    plan = make_plan(load(name), PUBLISHED[name], H200, 2 if name == "gemma-2-2b" else 1)
+    plan.require_fits()
+    assert plan.tokens_per_second > 1000
+    promised = re.search(r"(\d+) GB with these settings", (PRESETS / f"{name}.yaml").read_text())
+    if promised:
+        assert sum(plan.device_needs.values()) / 1e9 == pytest.approx(int(promised[1]), rel=0.03, abs=0.6)
+
+
+@pytest.mark.parametrize(("name", "billions"), [("gpt2", 2.265), ("llama-3.2-1b", 10.2), ("gemma-2-2b", 14.2)])
+def test_parameters_are_those_published_for_such_dictionaries(name: str, billions: float) -> None:
+    work = make_plan(load(name), PUBLISHED[name], H200).work
+    assert work.parameters / 1e9 == pytest.approx(billions, rel=3e-3)
+
+
+@given(
+    kind=st.sampled_from(["clt", "plt", "skip", "sae"]),
+    activation=st.sampled_from(["batch_topk", "jumprelu"]),
+    layers=st.integers(1, 5),
+    ranks=st.integers(1, 3),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+)
+@settings(max_examples=30, deadline=None)
+def test_the_plan_counts_every_number_of_a_dictionary(
+    kind: Any, activation: str, layers: int, ranks: int, dtype: str
+) -> None:
+    features = 40 * ranks
+    config = small(
+        dictionary__kind=kind,
+        dictionary__features=features,
+        dictionary__dtype=dtype,
+        sparsity__activation=activation,
+        sparsity__penalty=float(activation == "jumprelu"),
+    )
+    work = Workload(config, replace(TINY, n_layers=layers), ranks, features, on_cpu=True)
+    threshold = 0.03 if activation == "jumprelu" else None
+    dictionary = Dictionary.initial(
+        kind, layers, features, 16, owned=slice(40 * ranks - 40, features), threshold=threshold
+    )
+    assert work.parameters == sum(tensor.numel() for tensor in dictionary.tensors().values())
+    assert device_memory(work)["weights"] == work.parameters * getattr(torch, dtype).itemsize
+
+
+def test_the_buffer_is_counted_where_it_lies() -> None:
+    for place, kept in (("device", "device_needs"), ("pinned", "host_needs"), ("disk", "disk_needs")):
+        plan = make_plan(small(data__buffer_place=place, data__buffer_tokens=10_000), TINY, H200)
+        assert buffer_bytes(plan.work) == 10_000 * 3 * 16 * 2 * 4
+        for needs in ("device_needs", "host_needs", "disk_needs"):
+            assert ("activation buffer" in getattr(plan, needs)) == (needs == kept)
+    on_host = make_plan(small(data__buffer_tokens=10_000), TINY, LAPTOP)
+    assert "activation buffer" in on_host.device_needs
+    assert not on_host.host_needs
+
+
+@given(features=st.integers(1, 300), free=st.integers(4, 40))
+@settings(max_examples=40, deadline=None)
+def test_the_number_of_features_advised_fits_and_a_larger_one_does_not(features: int, free: int) -> None:
+    config = load("gpt2", {"dictionary.features": str(features * 1000), "data.buffer_place": "disk"})
+    machine = replace(H200, device_free=free * 10**9)
+    plan = make_plan(config, PUBLISHED["gpt2"], machine)
+    if sum(plan.device_needs.values()) <= SHARE_USABLE * machine.device_free:
+        plan.require_fits()
+        return
+    with pytest.raises(ResourceError, match=rf"of {free}\.00 GB free") as caught:
+        plan.require_fits()
+    advised = re.search(r"set dictionary\.features to (\d+)", str(caught.value))
+    if advised is None:
+        assert "lower run.batch" in str(caught.value)
+        return
+    assert int(advised[1]) < features * 1000
+    for changed, fits in ((int(advised[1]), True), (int(advised[1]) + 64, False)):
+        work = replace(plan.work, features=changed)
+        assert (sum(device_memory(work).values()) <= SHARE_USABLE * machine.device_free) == fits
+
+
+def test_each_shortage_is_refused_with_what_helps() -> None:
+    def refusal(machine: Machine, **changes: Any) -> str:
+        config = small(dictionary__features=2**18, data__buffer_tokens=2**16, **changes)
+        with pytest.raises(ResourceError) as caught:
+            make_plan(config, PUBLISHED["gpt2"], machine).require_fits()
+        return str(caught.value)
+
+    said = refusal(LAPTOP)
+    for part in ("memory of cpu would hold", "set dictionary.dtype to bfloat16", "lower data.buffer_tokens"):
+        assert part in said
+    assert "torchrun" not in said  # processes on one machine share its memory
+    assert "torchrun" in refusal(H200)
+    assert "choose run.out on a larger disk" in refusal(replace(H200, device_free=10**15, disk_free=10**9))
+    said = refusal(replace(H200, device_free=10**15, host_free=10**9), data__buffer_place="pinned")
+    assert "memory of the host would hold 4.83 GB" in said
+    relu = refusal(replace(H200, device_free=5 * 10**11), sparsity__activation="relu", sparsity__penalty=1.0)
+    assert "lower run.batch, which shrinks the active entries" in relu
+
+
+def test_ranks_share_weights_and_work() -> None:
+    alone, shared = (make_plan(load("gpt2"), PUBLISHED["gpt2"], H200, ranks) for ranks in (1, 2))
+    for part in ("weights", "moments", "active entries"):
+        assert shared.device_needs[part] == pytest.approx(alone.device_needs[part] / 2, rel=1e-4)
+    assert shared.disk_needs == alone.disk_needs
+    assert shared.seconds < alone.seconds
+    assert "shared by 2 processes" in str(shared)
+
+
+def test_layers_that_the_model_does_not_have() -> None:
+    with pytest.raises(InputError, match="names layer 3, but tiny has 3 layers; use numbers from 0 to 2"):
+        make_plan(small(dictionary__kind="plt", dictionary__layers=[1, 3]), TINY, H200)
+    assert make_plan(small(dictionary__kind="plt", dictionary__layers=[0, 2]), TINY, H200).work.layers == 2
+
+
+def test_the_text_adds_up() -> None:
+    plan = make_plan(load("gpt2"), PUBLISHED["gpt2"], H200)
+    text = str(plan)
+    assert "clt of gpt2: 12 layers of 32768 features, 2.27 billion parameters" in text
+    parts = [float(size) for size in re.findall(r"^  .* ([\d.]+) GB$", text.split("the disk")[0], re.MULTILINE)]
+    assert len(parts) == len(plan.device_needs)
+    assert sum(parts) == pytest.approx(sum(plan.device_needs.values()) / 1e9, abs=0.1)
+    assert "an estimate from 50 TFLOP/s in float32, 700 TFLOP/s in bfloat16 and 4e+03 GB/s" in text
+
+
+def test_more_work_takes_longer() -> None:
+    def seconds(**changes: str) -> Plan:
+        return make_plan(
+            load("gpt2", {key.replace("__", "."): value for key, value in changes.items()}), PUBLISHED["gpt2"], H200
+        )
+
+    base = seconds()
+    assert seconds(run__tokens="600_000_000").seconds == pytest.approx(2 * base.seconds, rel=1e-3)
+    assert seconds(sparsity__active="24").step_seconds["decoders"] == pytest.approx(2 * base.step_seconds["decoders"])
+    assert seconds(dictionary__kind="plt").step_seconds["decoders"] < base.step_seconds["decoders"] / 6
+    assert seconds(sparsity__jacobian_weight="1").step_seconds["language model"] == pytest.approx(
+        3 * base.step_seconds["language model"]
+    )
+
+
+def test_the_machine_is_measured_in_under_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "old").write_bytes(bytes(10**6))
+    monkeypatch.setattr(machines.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5 * 10**6}))
+    threads, start = torch.get_num_threads(), time.process_time()
+    found = measure(torch.device("cpu"), ("float32", "float32"), tmp_path, threads=1, processes=4)
+    assert time.process_time() - start < 1.5
+    assert torch.get_num_threads() == threads
+    assert found.flops["float32"] > 1e8
+    assert 1e8 < found.bytes_per_second < 1e13
+    assert found.disk_free == 6 * 10**6  # the old checkpoint will be replaced
+    assert found.device_free == found.host_free
+    beside = measure(torch.device("cpu"), ("float32",), tmp_path / "not" / "there", threads=1)
+    assert beside.host_free > 3 * found.host_free
+
+
+def test_a_run_is_planned_from_the_models_configuration_alone(tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 3, "n_embd": 16, "n_head": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 47, "n_positions": 32}))
+    changes: dict[str, Any] = {"model__name": str(tmp_path), "run__out": str(tmp_path / "run")}
+    plan = plan_run(small(**changes), torch.device("cpu"))
+    assert (plan.work.sizes.n_layers, plan.work.sizes.d_model, plan.work.sizes.d_mlp) == (3, 16, 64)
+    assert plan.work.sizes.embedding_parameters == 47 * 16
+    plan.require_fits()
+    with pytest.raises(InputError, match="no language model at"):
+        plan_run(small(model__name=str(tmp_path / "none")), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(4, "4 s"), (95, "95 s"), (100, "2 min"), (5900, "98 min"), (12_000, "3 h 20 min"), (270_000, "3 days 3 h")],
+)
+def test_durations_are_said_as_people_do(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
