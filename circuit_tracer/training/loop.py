@@ -145,16 +145,22 @@ class Loop:
 
 
 def normalised(activations: ActivationBatch, space: Normalisation) -> Batch:
-    """A batch in the space of training (§2); derivatives are scaled along (§5, Jacobian matching)."""
+    """A batch in the space of training (§2), float32 or wider; derivatives are scaled along (§5, Jacobian matching)."""
     n_layers = activations.x_BSD.shape[1]
-    x_SBD = [space.x(source, activations.x_BSD[:, source].float()) for source in range(n_layers)]
-    y_BSD = space.y(activations.y_BSD.float())
+    x_SBD = [space.x(source, _wide(activations.x_BSD[:, source])) for source in range(n_layers)]
+    y_BSD = space.y(_wide(activations.y_BSD))
     direction_BSD, derivative_BSD = activations.direction_BSD, activations.derivative_BSD
     if direction_BSD is None or derivative_BSD is None:
         return Batch(x_SBD, y_BSD)
-    derivative_BSD = derivative_BSD.float() * (space.scale_y_S / space.scale_x_S)[:, None]
-    parts: list[list[Tensor]] = [[one.contiguous() for one in t.unbind(1)] for t in (direction_BSD, derivative_BSD)]
-    return Batch(x_SBD, y_BSD, [one.float() for one in parts[0]], parts[1])
+    derivative_BSD = _wide(derivative_BSD) * (space.scale_y_S / space.scale_x_S)[:, None]
+    direction_SBD, derivative_SBD = (
+        [one_BD.contiguous() for one_BD in each.unbind(1)] for each in (_wide(direction_BSD), derivative_BSD)
+    )
+    return Batch(x_SBD, y_BSD, direction_SBD, derivative_SBD)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class _Window:
