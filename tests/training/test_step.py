@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given
@@ -92,8 +90,8 @@ def compare(case: Case, running_cut: float | None = None) -> None:
     outcome, found = run(example, running_cut)
     loss, terms = example.loss()
     for name, term in terms.items():
-        assert outcome.terms.get(name, 0.0) == pytest.approx(float(term), rel=TOLERANCE, abs=TOLERANCE), name
-    assert outcome.loss == pytest.approx(float(loss), rel=TOLERANCE, abs=TOLERANCE)
+        assert outcome.terms.get(name, 0.0) == pytest.approx(float(term.detach()), rel=TOLERANCE, abs=TOLERANCE), name
+    assert outcome.loss == pytest.approx(float(loss.detach()), rel=TOLERANCE, abs=TOLERANCE)
     wanted = example.gradients()
     assert found.keys() == wanted.keys()
     for name, grad in wanted.items():
@@ -123,9 +121,8 @@ def test_the_first_guess_of_the_cut_changes_nothing(guess: float) -> None:
 
 
 @pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "BLOCK_BYTES", 1)
-    yield
 
 
 @pytest.mark.usefixtures("small_blocks")
