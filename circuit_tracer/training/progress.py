@@ -30,7 +30,7 @@ class ProgressDisplay:
     """
 
     def __init__(self, console: Console | None = None, seconds: float = SECONDS_BETWEEN_LINES) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True)
         self._seconds, self._shown_at = seconds, -float("inf")
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"))
         self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
@@ -54,7 +54,7 @@ class ProgressDisplay:
         """The trainer says where the results are; the numbers stand there."""
 
     def _print(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def __enter__(self) -> ProgressDisplay:
         self._bar.start()
