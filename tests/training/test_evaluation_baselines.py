@@ -71,7 +71,9 @@ def test_random_rows_are_the_same_however_they_are_read(monkeypatch: pytest.Monk
     assert torch.equal(rows.rows(index), whole[index])
     assert torch.equal(rows.rows(index, slot=2), whole[index, 2])
     assert torch.equal(rows.block(3, 99), whole[3:])
-    assert torch.equal(whole[:, 1], 2 * whole[:, 0].roll(1, dims=1))
+    many = RandomRows((2, 9, 4), 7, torch.empty(0))
+    assert torch.equal(many.whole()[:, 6], many.rows(torch.arange(2), slot=6))
+    assert torch.equal(whole[:, 1], 2 * whole[:, 0].roll(-1, dims=1))
 
 
 def test_random_dictionary_says_that_it_cannot_be_saved() -> None:

@@ -109,32 +109,32 @@ def test_settings_follow_the_configuration() -> None:
 
 def test_the_demo_measured_here_has_the_numbers_of_its_card() -> None:
     from circuit_tracer.demo import MODEL, world
-    from circuit_tracer.demo.probes import batches
     from circuit_tracer.demo.show import load_demo
-    from circuit_tracer.demo.train_model import encode_statements
     from circuit_tracer.models.capture import logits_at
     from circuit_tracer.training.data.points import Points
     from circuit_tracer.training.evaluation.passes import run
     from circuit_tracer.training.evaluation.replacement import Reconstructions, final_outputs
 
     model, metrics = load_demo(), json.loads((Path(MODEL).parent / "metrics.json").read_text(encoding="utf-8"))
-    padding = model.tokenizer.pad_token_id
-    ids = [row[row != padding] for row in encode_statements(model.tokenizer, world.held_out())]
+    end = model.tokenizer.eos_token_id
+    ids = [torch.tensor([*model.tokenizer(one.text).input_ids, end]) for one in world.held_out()]
     evaluation = evaluate(model.parts, model.tokenizer, model.transcoders, ids, replace(ALL_TOKENS, tokens=10**6))
     expected = metrics["reconstruction"]["held_out_statements"]
     found = evaluation.results["dictionary"].reconstruction
-    assert [round(value, 5) for value in found.nmse] == expected["nmse_by_layer"]
-    assert [round(value, 3) for value in found.l0] == expected["l0_by_layer"]
+    assert found.nmse == pytest.approx(expected["nmse_by_layer"], abs=1e-5)
+    assert found.l0 == pytest.approx(expected["l0_by_layer"], abs=1e-3)
 
     points, same = Points((0, 1, 2, 3), "hook_resid_mid", "hook_mlp_out"), []
-    for batch in batches(model.tokenizer, world.held_out()):
-        last = torch.arange(len(batch.ids_BP)) * batch.ids_BP.shape[1] + batch.ids_BP.shape[1] - 1
-        own = run(model.parts, batch.ids_BP)[last]
-        other = final_outputs(model.parts, batch.ids_BP, points, Reconstructions(model.transcoders))[last]
-        best = [logits_at(model.parts, one).argmax(-1) for one in (own, other)]
-        same += (best[0] == best[1]).tolist()
+    for one in world.held_out():
+        prompt = torch.tensor([model.tokenizer(one.prompt).input_ids])
+        finals = (
+            run(model.parts, prompt),
+            final_outputs(model.parts, prompt, points, Reconstructions(model.transcoders)),
+        )
+        answers = [int(logits_at(model.parts, final[-1:]).argmax()) for final in finals]
+        same.append(answers[0] == answers[1])
     kept = metrics["answer_kept_with_all_mlps_replaced"]["two_hop_held_out"]
-    assert round(sum(same) / len(same), 4) == kept
+    assert sum(same) / len(same) == pytest.approx(kept, abs=1e-4)
 
 
 def test_importing_the_evaluation_loads_no_heavy_library() -> None:

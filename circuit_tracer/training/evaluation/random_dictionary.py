@@ -60,9 +60,11 @@ class RandomRows:
         if len(self.shape) == 2:
             return row_nD * self.scale
         if slot is not None:
-            return row_nD.roll(slot, dims=1) * self.scale[slot]
-        slots = [row_nD.roll(one, dims=1) for one in range(self.shape[1])]
-        return torch.stack(slots, dim=1) * self.scale[:, None]
+            return row_nD.roll(-slot, dims=1) * self.scale[slot]
+        _, n_slots, width = self.shape
+        # Slot k is columns k ... k + D - 1 of the row written again and again: a view, copied once by the scale.
+        again = row_nD.repeat(1, 1 + -(-n_slots // width))
+        return again.unfold(1, width, 1)[:, :n_slots] * self.scale[:, None]
 
     def _base(self, index: Tensor) -> Tensor:
         """Drawn on the CPU, so that every device has the same."""

@@ -28,9 +28,10 @@ class Spread:
 
     def add(self, y_NSD: Tensor) -> None:
         """Take a batch."""
-        n, y_NSD = len(y_NSD), y_NSD.double()
-        mean_SD = y_NSD.mean(0)
-        squares_S = (y_NSD - mean_SD).square().sum((0, 2))
+        n, mean_SD = len(y_NSD), y_NSD.mean(0, dtype=torch.float64)
+        # Layer by layer, so that only one layer is held in float64.
+        squares = [(y_NSD[:, layer] - mean_D).square().sum() for layer, mean_D in enumerate(mean_SD)]
+        squares_S = torch.stack(squares)
         if self.n:
             away_SD, total = mean_SD - self.mean_SD, self.n + n
             squares_S = squares_S + self.squares_S + away_SD.square().sum(1) * (self.n * n / total)
