@@ -28,10 +28,12 @@ class Spread:
 
     def add(self, y_NSD: Tensor) -> None:
         """Take a batch."""
-        n, mean_SD = len(y_NSD), y_NSD.mean(0, dtype=torch.float64)
-        # Layer by layer, so that only one layer is held in float64.
-        squares = [(y_NSD[:, layer] - mean_D).square().sum() for layer, mean_D in enumerate(mean_SD)]
-        squares_S = torch.stack(squares)
+        n, means, squares = len(y_NSD), [], []
+        for y_ND in y_NSD.unbind(1):  # one layer at a time in float64
+            y_ND = in_float64(y_ND)
+            means.append(y_ND.mean(0))
+            squares.append((y_ND - means[-1]).square().sum())
+        mean_SD, squares_S = torch.stack(means), torch.stack(squares)
         if self.n:
             away_SD, total = mean_SD - self.mean_SD, self.n + n
             squares_S = squares_S + self.squares_S + away_SD.square().sum(1) * (self.n * n / total)
@@ -50,7 +52,8 @@ class Meter:
     def add(self, x_NSD: Tensor, y_NSD: Tensor) -> None:
         """Take a batch. Raises NumericalError, naming the layer, when the reconstruction is not finite."""
         y_hat_NSD, counts = reconstruct(self.transcoders, x_NSD)
-        errors_S = y_hat_NSD.sub_(y_NSD).square_().sum((0, 2), dtype=torch.float64)
+        y_hat_NSD -= y_NSD
+        errors_S = torch.stack([in_float64(error_ND).square().sum() for error_ND in y_hat_NSD.unbind(1)])
         if not errors_S.isfinite().all():
             raise NumericalError(
                 f"the reconstruction of layer {int((~errors_S.isfinite()).nonzero()[0])} is not finite. Check the "
@@ -62,7 +65,7 @@ class Meter:
     def result(self, spread: Spread) -> Reconstruction:
         """The numbers, given how the true outputs of the same tokens spread."""
         nmse_S = (self.errors_S / spread.squares_S).masked_fill(spread.squares_S == 0, torch.nan)
-        densities = [counts.double() / spread.n for counts in self.counts]
+        densities = [in_float64(counts) / spread.n for counts in self.counts]
         return Reconstruction(
             tokens=spread.n,
             nmse=nmse_S.tolist(),
@@ -88,6 +91,11 @@ def measure(
         for meter in meters.values():
             meter.add(x_NSD, y_NSD)
     return {name: meter.result(spread) for name, meter in meters.items()}, spread.mean_SD
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """In float64, on the CPU if the device has none (mps)."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _histogram(density_F: Tensor) -> list[int]:

@@ -17,6 +17,7 @@ from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training.data.points import Points
 from circuit_tracer.training.evaluation.passes import StandIn, replaced, run
+from circuit_tracer.training.evaluation.reconstruction import in_float64
 from circuit_tracer.training.evaluation.results import ModelItself, Replacement
 from circuit_tracer.training.evaluation.sequences import LEFT_OUT, Sequences
 from circuit_tracer.training.evaluation.writes import add_writes_, constant_writes
@@ -161,7 +162,7 @@ class Comparison:
             same = other_nV.argmax(-1) == best.indices
             sums = self.sums[name]
             sums.cross_entropy += _cross_entropy(other_nV, following)
-            sums.kl += float((own_nV.exp() * (own_nV - other_nV)).sum(-1).sum(dtype=torch.float64))
+            sums.kl += float(in_float64((own_nV.exp() * (own_nV - other_nV)).sum(-1)).sum())
             sums.same += int(same.sum())
             sums.same_filtered += int((same & filtered).sum())
 
@@ -200,4 +201,4 @@ def compare(
 
 
 def _cross_entropy(log_nV: Tensor, following: Tensor) -> float:
-    return -float(log_nV.gather(1, following[:, None]).sum(dtype=torch.float64))
+    return -float(in_float64(log_nV.gather(1, following[:, None])).sum())
