@@ -299,14 +299,22 @@ def _publish(partial: Path, final: Path) -> None:
     """Give a complete checkpoint its name, then remove those before the last ``KEPT``."""
     try:
         _sync(partial)
-        shutil.rmtree(final, ignore_errors=True)  # of the same step
+        if final.exists():  # of the same step
+            _remove(final)
         os.replace(partial, final)
         _sync(final.parent)
+        before = [path for path in _complete(final.parent) if path <= final]
+        for old in before[:-KEPT]:
+            _remove(old)
     except OSError as error:
         raise _refused(final, error) from error
-    before = [path for path in _complete(final.parent) if path <= final]
-    for old in before[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(complete: Path) -> None:
+    """Half removed, it no longer has the name of a complete one."""
+    going = complete.with_name(f"{complete.name}.old.partial")
+    os.replace(complete, going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -246,7 +246,7 @@ def test_a_shard_of_another_number_of_ranks_is_a_file_format_error(tmp_path: Pat
     with pytest.raises(FileFormatError, match="source layer 0 are not those of all ranks"):
         checkpoint.load_(RUN.state(), made)
     shard.unlink()
-    with pytest.raises(FileFormatError, match="layer-000.rank-1-of-2"):
+    with pytest.raises(FileFormatError, match=r"layer-000\.rank-1-of-2"):
         checkpoint.load_(RUN.state(), made)
 
 

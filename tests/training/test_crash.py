@@ -1,0 +1,84 @@
+"""A run killed with SIGKILL, again and again and at any moment, ends with bitwise the checkpoint of one left in peace."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+
+import pytest
+from crash_cases import go_on
+from loop_cases import Run, differences, tensors
+from process_cases import alone
+
+from circuit_tracer.training import checkpoint
+
+# (moment, calls before it): three sources and one set of shared tensors a save, ten updates a step
+KILLS = [
+    ("an update", 0),
+    ("an update", 17),
+    ("a file of a checkpoint", 0),
+    ("a file of a checkpoint", 2),
+    ("a file of a checkpoint", 3),
+    ("the move into place", 0),
+    ("the removal of old ones", 0),
+    ("the removal of files", 0),
+    ("a report", 2),
+    ("an update", 25),
+    ("a file of a checkpoint", 6),
+    ("the move into place", 1),
+    ("the removal of files", 3),
+    ("the removal of old ones", 1),
+    ("a report", 1),
+]
+
+
+def same_end(run: Run, folder: Path) -> None:
+    """The last checkpoint in `folder` is the end of the run, bitwise; those before it are whole too."""
+    whole = run.loop(folder / "whole")
+    whole.run()
+    last = checkpoint.latest(folder / "killed")
+    assert last is not None
+    assert last.step == run.steps
+    assert last.content["done"] is True
+    found = run.loop(folder / "killed").state
+    assert differences(tensors(found), tensors(whole.state)) == []
+    assert found.running_cut == whole.state.running_cut
+    complete = [path for path in (folder / "killed").iterdir() if path.suffix == ""]
+    assert len(complete) <= checkpoint.KEPT + 1  # killed before the removal of the oldest
+    for path in complete:
+        checkpoint.load_(run.state(), checkpoint.read(path))
+
+
+@pytest.mark.parametrize(
+    "run", [Run("clt", "batch_topk", steps=30), Run("skip", "jumprelu", "bfloat16", steps=30)], ids=str
+)
+def test_killed_at_chosen_moments(run: Run, tmp_path: Path) -> None:
+    reached = 0
+    for moment, calls in KILLS:
+        ended = alone(go_on, run, tmp_path / "killed", moment, calls, folder=tmp_path)
+        assert ended.code == -signal.SIGKILL, f"{moment} {calls}: {ended}"
+        last = checkpoint.latest(tmp_path / "killed")
+        begun, reached = reached, last.step if last else 0
+        assert begun <= reached
+    assert 0 < reached < run.steps
+    ended = alone(go_on, run, tmp_path / "killed", folder=tmp_path)
+    assert (ended.code, ended.result, ended.error) == (0, reached, None)
+    same_end(run, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_random_moments(seed: int, tmp_path: Path) -> None:
+    run, draw, kills = Run("clt", "batch_topk", features=256, width=64, batch=256, steps=60), random.Random(seed), 0
+    while kills < 200:
+        ended = alone(
+            go_on, run, tmp_path / "killed", None, 0, 0.02, folder=tmp_path, kill_after=draw.uniform(0.05, 1.0)
+        )
+        if ended.code == 0:
+            assert ended.error is None
+            break
+        assert ended.code == -signal.SIGKILL
+        kills += 1
+    assert kills > 4
+    same_end(run, tmp_path)

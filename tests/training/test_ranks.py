@@ -1,0 +1,245 @@
+"""Processes that share the features give what one process gives; when one falls the others end and the run resumes."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rank_cases
+import torch
+from loop_cases import Run, differences, reports, tensors
+from process_cases import Ended, results, together
+
+from circuit_tracer.errors import InputError, NumericalError, ResourceError
+from circuit_tracer.training import checkpoint
+from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.selection import kth_largest
+from circuit_tracer.training.state import TrainingState
+
+# every activation and kind; all have AuxK and pre-activation loss, jumprelu and relu the penalty
+RUNS = [
+    Run(kind, activation, "float64", jacobian, steps=5)
+    for kind, activation, jacobian in [
+        ("clt", "batch_topk", True),
+        ("plt", "topk", False),
+        ("skip", "jumprelu", True),
+        ("sae", "relu", False),
+    ]
+]
+SINGLES = [Run("clt", "batch_topk", steps=4), Run("sae", "jumprelu", steps=4), Run("skip", "topk", "bfloat16", steps=4)]
+TOLERANCE = 1e-9
+worlds = pytest.mark.parametrize("world", [2, 4], ids=lambda world: f"{world}ranks")
+
+
+def alone(run: Run, folder: Path) -> tuple[list[dict[str, Any]], TrainingState]:
+    loop = run.loop(folder)
+    loop.run()
+    return reports(loop), loop.state
+
+
+def last_state(run: Run, folder: Path) -> TrainingState:
+    return run.loop(folder).state
+
+
+def close(found: Any, expected: Any, tolerance: float = TOLERANCE) -> None:
+    """Numbers in reports: equal up to rounding, counts exactly."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name in expected:
+            close(found[name], expected[name], tolerance)
+    elif isinstance(expected, list):
+        for one, other in zip(found, expected, strict=True):
+            close(one, other, tolerance)
+    elif expected is None:
+        assert found is None
+    else:
+        assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+def close_states(found: TrainingState, expected: TrainingState, tolerance: float = TOLERANCE) -> None:
+    named = tensors(found)
+    for name, tensor in tensors(expected).items():
+        torch.testing.assert_close(
+            named[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, list[Any]]]:
+    """Of two and of four ranks: the folder, and what each rank returned of RUNS and SINGLES."""
+    found = {}
+    for world, runs in ((2, RUNS + SINGLES), (4, RUNS)):
+        folder = tmp_path_factory.mktemp(f"{world}ranks")
+        found[world] = (folder, results(together(world, rank_cases.train_all, runs, folder, folder=folder)))
+    return found
+
+
+@worlds
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_losses_and_weights_are_those_of_one_process(
+    world: int, run: Run, trained: dict[int, tuple[Path, list[Any]]], tmp_path: Path
+) -> None:
+    folder, returned = trained[world]
+    expected, state = alone(run, tmp_path)
+    assert any(any(report["dead_S"]) for report in expected)
+    for of_rank in returned:
+        found, _ = of_rank[RUNS.index(run)]
+        close(found, expected)
+        assert [report["l0_S"] for report in found] == [report["l0_S"] for report in expected]
+        assert [report["dead_S"] for report in found] == [report["dead_S"] for report in expected]
+    close_states(last_state(run, folder / str(run)), state)
+
+
+@pytest.mark.parametrize("run", SINGLES, ids=str)
+def test_losses_are_those_of_one_process_in_lower_precision(
+    run: Run, trained: dict[int, tuple[Path, list[Any]]], tmp_path: Path
+) -> None:
+    _, returned = trained[2]
+    expected, _ = alone(run, tmp_path)
+    found, _ = returned[0][len(RUNS) + SINGLES.index(run)]
+    # in bfloat16 a difference in the last bit of a sum may round a weight the other way
+    tolerance = 1e-4 if run.dtype == "float32" else 2e-2
+    for one, other in zip(found, expected, strict=True):
+        close(one["loss"], other["loss"], tolerance)
+        close(one["nmse_S"], other["nmse_S"], tolerance)
+
+
+@worlds
+def test_what_ranks_share_is_bitwise_the_same_on_all(world: int, trained: dict[int, tuple[Path, list[Any]]]) -> None:
+    _, returned = trained[world]
+    for of_rank in returned[1:]:
+        for (first_reports, first_shared), (other_reports, other_shared) in zip(returned[0], of_rank, strict=True):
+            assert other_reports == first_reports
+            assert differences(other_shared, first_shared) == []
+
+
+@worlds
+def test_the_kth_largest_over_ranks_is_exactly_that_of_all(world: int, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.rand(57, generator=generator), torch.rand(1, generator=generator) * 1e-30, torch.ones(9)]
+    counts = [0, 1, 5, 9, 10, 30, 66, 67, 68]
+    for each in (scores, [one.double() ** 3 for one in scores]):
+        expected = [float(kth_largest(each, k, Ranks())) for k in counts]
+        in_order = torch.cat(each).sort(descending=True).values.tolist()
+        assert expected == [float("inf"), *(in_order[k - 1] for k in counts[1:-1]), 0.0]
+        assert results(together(world, rank_cases.largest, each, counts, folder=tmp_path)) == [expected] * world
+
+
+@pytest.mark.parametrize("run", [Run("clt", "batch_topk", "float64"), Run("plt", "topk", "float64")], ids=str)
+def test_calibrated_levels_are_those_of_one_process(run: Run, tmp_path: Path) -> None:
+    expected = rank_cases.levels(Ranks(), run)
+    for found in results(together(2, rank_cases.levels, run, folder=tmp_path)):
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "run", [Run("clt", "batch_topk", "float64"), Run("skip", "jumprelu", "float64", jacobian=True)], ids=str
+)
+def test_a_checkpoint_resumes_on_any_number_of_ranks(run: Run, tmp_path: Path) -> None:
+    expected, state = alone(run, tmp_path / "alone")
+    found = []
+    for world, until in ((2, 2), (1, 3), (4, 5), (2, 6), (1, 7), (2, None)):
+        if world == 1:
+            returned = [rank_cases.train(Ranks(), run, tmp_path / "parts", until)]
+        else:
+            returned = results(together(world, rank_cases.train, run, tmp_path / "parts", until, folder=tmp_path))
+        found += returned[0][0]
+    close(found, expected)
+    close_states(last_state(run, tmp_path / "parts"), state)
+
+
+def test_features_that_ranks_cannot_share_are_an_input_error() -> None:
+    with pytest.raises(InputError, match=r"dictionary\.features is 16, which 3 ranks cannot share evenly; take 15 or"):
+        Ranks(1, 3).share(16)
+    with pytest.raises(InputError, match="take 4 or another number of ranks"):
+        Ranks(0, 4).share(3)
+    assert [Ranks(rank, 4).share(16) for rank in range(4)] == [slice(4 * r, 4 * r + 4) for r in range(4)]
+
+
+def test_collectives(tmp_path: Path) -> None:
+    alone = rank_cases.collectives(Ranks())
+    assert alone == {"sum": [1], "joined": [], "anywhere": [False, True], "first": True, "rank": 0}
+    found = results(together(3, rank_cases.collectives, folder=tmp_path))
+    for rank, of_rank in enumerate(found):
+        assert of_rank == {
+            "sum": [6],
+            "joined": [[1.0, 1.0], [2.0, 2.0], [2.0, 2.0]],
+            "anywhere": [False, True],
+            "first": rank == 0,
+            "rank": rank,
+        }
+
+
+# ---- ranks that fall
+
+
+def survivors_end_with_a_resource_error(ended: list[Ended]) -> None:
+    for each in ended[:-1]:
+        assert isinstance(each.error, ResourceError)
+        assert "another process of this run ended or does not answer" in str(each.error)
+        assert "--resume" in str(each.error)
+
+
+@pytest.mark.parametrize("how", ["exit", "kill", "hang"])
+def test_a_rank_that_falls_ends_the_others_and_the_run_resumes(how: str, tmp_path: Path) -> None:
+    run = Run("clt", "batch_topk", "float64")
+    timeout = timedelta(seconds=2) if how == "hang" else timedelta(minutes=10)
+    begun = time.monotonic()
+    ended = together(2, rank_cases.fall, run, tmp_path / "run", how, 5, folder=tmp_path, timeout=timeout, hangs=[1])
+    assert time.monotonic() - begun < 30
+    survivors_end_with_a_resource_error(ended)
+    last = checkpoint.latest(tmp_path / "run")
+    assert last is not None
+    assert last.step == 4
+    expected, state = alone(run, tmp_path / "alone")
+    for world in (1, 4):
+        shutil.copytree(tmp_path / "run", tmp_path / f"on {world}")
+        if world == 1:
+            returned = [rank_cases.train(Ranks(), run, tmp_path / "on 1")]
+        else:
+            returned = results(together(world, rank_cases.train, run, tmp_path / f"on {world}", folder=tmp_path))
+        close(returned[0][0], expected[4:])
+        close_states(last_state(run, tmp_path / f"on {world}"), state)
+
+
+def test_a_rank_killed_while_saving_costs_no_complete_checkpoint(tmp_path: Path) -> None:
+    run = Run("clt", "batch_topk")
+    ended = together(2, rank_cases.fall_while_saving, run, tmp_path / "run", folder=tmp_path)
+    survivors_end_with_a_resource_error(ended)
+    last = checkpoint.latest(tmp_path / "run")
+    assert last is not None
+    assert last.step == 2
+    results(together(2, rank_cases.train, run, tmp_path / "run", folder=tmp_path))
+    assert not list((tmp_path / "run").glob("*.partial"))
+
+
+def test_a_full_disk_of_one_rank_is_an_error_on_all(tmp_path: Path) -> None:
+    found = results(together(2, rank_cases.refuse, Run(), tmp_path / "run", folder=tmp_path))
+    assert found[0].startswith("another process of this run could not write its part of a checkpoint")
+    assert found[1].startswith("could not write")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["step-00000001"]
+
+
+def test_a_broken_weight_of_one_rank_is_an_error_on_all(tmp_path: Path) -> None:
+    ended = together(2, rank_cases.break_down, Run(), tmp_path / "run", folder=tmp_path)
+    messages = {str(each.error) for each in ended if isinstance(each.error, NumericalError)}
+    assert len(messages) == 1
+    assert "step 1: the reconstruction error of source layer 1 is nan" in messages.pop()
+
+
+def test_ranks_whose_data_end_stop_alike(tmp_path: Path) -> None:
+    ended = together(2, rank_cases.run_out, Run(), tmp_path / "run", folder=tmp_path)
+    messages = {str(each.error) for each in ended if isinstance(each.error, InputError)}
+    assert len(messages) == 1
+    assert "the data ended after 3 of 8 steps" in messages.pop()
+
+
+def test_control_c_on_one_rank_stops_all_after_the_same_step(tmp_path: Path) -> None:
+    assert results(together(2, rank_cases.press, Run(), tmp_path / "run", folder=tmp_path)) == [4, 4]
+    last = checkpoint.latest(tmp_path / "run")
+    assert last is not None
+    assert last.step == 4
