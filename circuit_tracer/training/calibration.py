@@ -16,6 +16,14 @@ from circuit_tracer.training.dictionary import Dictionary
 from circuit_tracer.training.ranks import Ranks
 from circuit_tracer.training.selection import kth_largest, select
 
+TOKENS = 8192  # held-out tokens calibrated on, if a batch has not more
+
+
+def n_batches(batch: int) -> int:
+    """How many batches of held-out tokens to calibrate on."""
+    return max(1, TOKENS // batch)
+
+
 # Scores are looked for above the n-th kept times these, until one more than was kept is found.
 LOWERED = (0.9, 0.5, 0.1, 0.0)
 
@@ -43,7 +51,9 @@ def level_scores(
         scale_f = norm_f if settings.activation == "batch_topk" else torch.ones_like(norm_f)
         scores = [entries[source].value * scale_f[entries[source].feature] for entries in kept]
         count = ranks.all_reduce_(torch.tensor([sum(map(len, scores))], device=norm_f.device))
-        levels.append(_level(dictionary, [x_SBD[source] for x_SBD in batches], source, scale_f, int(count), scores, ranks))
+        levels.append(
+            _level(dictionary, [x_SBD[source] for x_SBD in batches], source, scale_f, int(count), scores, ranks)
+        )
     return levels
 
 

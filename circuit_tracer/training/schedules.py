@@ -14,11 +14,15 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 def active(config: TrainingConfig, step: int) -> float:
     """k: linear from ``active_at_start`` to ``active`` over the first share ``anneal`` of the steps."""
-    done = min(1.0, step / max(1.0, config.sparsity.anneal * config.steps))
+    done = _done(step, config.sparsity.anneal * config.steps)
     return config.active_at_start + done * (config.sparsity.active - config.active_at_start)
 
 
 def penalty(config: TrainingConfig, step: int) -> float:
     """lambda: linear from zero over the first share ``penalty_warmup`` of the steps."""
-    done = min(1.0, step / max(1.0, config.sparsity.penalty_warmup * config.steps))
-    return config.sparsity.penalty * done
+    return config.sparsity.penalty * _done(step, config.sparsity.penalty_warmup * config.steps)
+
+
+def _done(step: int, length: float) -> float:
+    """How much of a schedule of ``length`` steps lies behind ``step``."""
+    return min(1.0, step / length) if length else 1.0

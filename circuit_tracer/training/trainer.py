@@ -1,8 +1,8 @@
 """A whole run, from a configuration to a dictionary that can be traced with (training/README.md).
 
-    OUT/config.yaml     the configuration            OUT/transcoder/   the dictionary, as tracers read it
-    OUT/log.jsonl       one line a report            OUT/evaluation.json, OUT/README.md   what was measured on it
-    OUT/checkpoints/    the last two
+OUT/config.yaml     the configuration            OUT/transcoder/   the dictionary, as tracers read it
+OUT/log.jsonl       one line a report            OUT/evaluation.json, OUT/README.md   what was measured on it
+OUT/checkpoints/    the last two
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from circuit_tracer.models.loading import load_language_model, resolve_device, r
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.verify import verify
 from circuit_tracer.training import checkpoint, config_file
-from circuit_tracer.training.calibration import level_scores
+from circuit_tracer.training.calibration import level_scores, n_batches
 from circuit_tracer.training.checkpoint import Checkpoint
 from circuit_tracer.training.config import TrainingConfig
 from circuit_tracer.training.data import BatchStream, held_out_activations, open_stream
@@ -31,6 +31,7 @@ from circuit_tracer.training.export import export
 from circuit_tracer.training.log import RunLog
 from circuit_tracer.training.loop import Loop, normalised
 from circuit_tracer.training.normalisation import Normalisation
+from circuit_tracer.training.plan import plan_run
 from circuit_tracer.training.published import publish
 from circuit_tracer.training.ranks import Ranks
 from circuit_tracer.training.state import TrainingState
@@ -40,7 +41,6 @@ FREE = (
     "run.out", "run.threads", "run.log_every", "run.checkpoint_every_steps", "run.tensorboard", "run.wandb",
     "run.export_dtype", "data.cache", "data.buffer_place", "model.device",
 )  # fmt: skip
-CALIBRATION_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,9 @@ class _Run:
         ranks.share(config.dictionary.features)
         with _logged(config, start, ranks, self.listener) as listener:
             self.listener = listener
+            plan = plan_run(config, self.device, ranks.world)
+            listener.message(str(plan))
+            plan.require_fits()
             parts, tokenizer = self._model()
             stream = open_stream(config, parts, tokenizer, ranks)
             state = self._state(stream, start)
@@ -143,7 +146,7 @@ class _Run:
         """Calibrate thresholds on held-out tokens, in batches like those of training (§9)."""
         if self.config.sparsity.activation not in ("topk", "batch_topk"):
             return None
-        n_tokens = CALIBRATION_BATCHES * self.config.run.batch
+        n_tokens = n_batches(self.config.run.batch) * self.config.run.batch
         held_out = held_out_activations(self.config, parts, tokenizer, n_tokens)
         x_SBD = normalised(held_out, state.normalisation).x_SBD
         batches = list(zip(*(x_BD.split(self.config.run.batch) for x_BD in x_SBD), strict=True))
@@ -215,9 +218,7 @@ def _threads(n_threads: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _logged(
-    config: TrainingConfig, start: Checkpoint | None, ranks: Ranks, listener: Listener
-) -> Iterator[Listener]:
+def _logged(config: TrainingConfig, start: Checkpoint | None, ranks: Ranks, listener: Listener) -> Iterator[Listener]:
     """The caller's listener together with the logs of the run; nothing is logged by other ranks than the first."""
     if not ranks.first:
         yield listener

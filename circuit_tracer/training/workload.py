@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.training.calibration import n_batches
 from circuit_tracer.training.config import TrainingConfig
 from circuit_tracer.training.config_rules import BUDGET
 from circuit_tracer.training.machine import Machine
@@ -28,7 +29,6 @@ WORKSPACE = {"cpu": 192 * 2**20, "cuda": 2**30}  # blocks of pre-activations and
 # D = 768 and S = 30, D = 576. Kernels made for a GPU come close to its full rate.
 SPARSE = {"cpu": 3.0, "cuda": 1.0}
 ROUNDING = {"cpu": 180, "cuda": 120}  # bytes that could be copied while a number is rounded stochastically
-CALIBRATION_BATCHES = 4  # of held-out tokens, in hand together before the dictionary is written (§9)
 CHECKPOINTS = 3  # two are kept, and stay until a third is complete
 
 
@@ -160,7 +160,7 @@ def _calibration_bytes(work: Workload) -> int:
     """The same for the held-out batches that thresholds are calibrated on: as buffered, in float32, and normalised."""
     if work.config.sparsity.activation not in BUDGET:
         return 0
-    return CALIBRATION_BATCHES * (work.sides * (BYTES[work.config.data.buffer_dtype] + 4) + 8)
+    return n_batches(work.config.run.batch) * (work.sides * (BYTES[work.config.data.buffer_dtype] + 4) + 8)
 
 
 def buffer_bytes(work: Workload) -> int:
