@@ -1,0 +1,158 @@
+"""Tokens a second and memory of a training step against decode-clt 0.0.1, same machine, same run, same activations.
+
+    python benchmarks/training_speed.py --peer DECODE_VENV       # about 8 minutes on two quiet cores, 15 GB for the peer
+    python benchmarks/training_speed.py --device cuda            # ours alone, GPT-2 small's shape, 32768 features a layer
+
+BatchTopK with 16 active features a layer, cross-layer, Adam. On a CPU in float32, each engine in a process of its own with the
+same number of threads; the peak is that process' resident set, inputs and libraries included. Ours trains as its loop does
+(training_step.py); decode-clt makes the leanest step its API allows (peer/decode_clt_step.py). Its dense arrays do not fit
+into 24 GB at 2048 tokens, so it gets --peer-batch, and ours is measured at both. On CUDA weights are bfloat16.
+
+No speed is reported unless the tests pass that hold the step and its kernels to the dense reference. Keep the machine quiet:
+the load at the start is written beside the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from machine import describe, write_results
+
+HERE = Path(__file__).resolve().parent
+GATE = [
+    "tests/training/test_step.py",
+    "tests/training/test_adam.py",
+    "tests/kernels/test_kernel_encode.py",
+    "tests/kernels/test_kernel_decode.py",
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A size, and how many times faster than decode-clt ours is meant to be."""
+
+    name: str
+    layers: int
+    width: int
+    features: int
+    goal: float | None = None
+
+
+ACTIVE, BATCH = 16, 2048
+CPU = [Case("GPT-2 small", 12, 768, 8192, 15), Case("SmolLM2-135M", 30, 576, 2048, 20)]
+CUDA, CUDA_BATCHES = Case("GPT-2 small", 12, 768, 32768), [4096, 8192, 16384]
+
+
+def gate() -> str:
+    """The last line of the tests; SystemExit when one fails."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *GATE]
+    found = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
+    if found.returncode:
+        raise SystemExit(f"no speed reported: the training step is not equal to its reference\n{found.stdout[-3000:]}")
+    return found.stdout.strip().splitlines()[-1]
+
+
+def run(python: Path | str, script: str, case: Case, **options: Any) -> dict[str, Any]:
+    """What one process measured."""
+    sizes = {"layers": case.layers, "width": case.width, "features": case.features, "active": ACTIVE, **options}
+    words = [word for name, value in sizes.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    found = subprocess.run([str(python), str(HERE / script), *words], stdout=subprocess.PIPE, text=True)
+    if found.returncode:
+        raise SystemExit(f"{script} ended with status {found.returncode} at {sizes}; out of memory, perhaps")
+    measured: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
+    return measured
+
+
+def on_cpu(case: Case, args: argparse.Namespace) -> dict[str, Any]:
+    """Both engines at one size."""
+    ours = run(sys.executable, "training_step.py", case, batch=args.batch, threads=args.threads, steps=args.steps)
+    record: dict[str, Any] = {"case": asdict(case), "ours": ours}
+    print(
+        f"\n{case.name}: {case.layers} layers of {case.features} features, width {case.width}, {args.threads} threads"
+    )
+    print(f"  {'':12} {'batch':>6} {'tokens/s':>9} {'peak GB':>8}")
+    show("ours", ours)
+    if args.peer:
+        batch = args.peer_batch
+        same = run(
+            sys.executable, "training_step.py", case, batch=batch, threads=args.threads, steps=args.steps, phase_steps=0
+        )
+        show("ours", same)
+        python = args.peer / "bin" / "python"
+        options = {"batch": batch, "threads": args.threads, "steps": args.peer_steps}
+        peer = run(python, "peer/decode_clt_step.py", case, **options)
+        show("decode-clt", peer)
+        rate = peer["tokens_per_second"]
+        record |= {
+            "ours_at_peer_batch": same,
+            "peer": peer,
+            "times_faster": ours["tokens_per_second"] / rate,
+            "times_faster_same_batch": same["tokens_per_second"] / rate,
+            "times_less_memory": peer["peak_gb"] / ours["peak_gb"],
+        }
+        print(
+            f"  {record['times_faster']:.1f} times as fast (goal {case.goal}), {record['times_faster_same_batch']:.1f} at "
+            f"the same batch; {record['times_less_memory']:.2f} times less memory"
+        )
+    show_phases(ours)
+    return record
+
+
+def on_cuda(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Ours at several batches."""
+    lines = []
+    for batch in CUDA_BATCHES:
+        options = {"batch": batch, "device": "cuda", "dtype": "bfloat16", "warmup": 3, "steps": 10, "phase_steps": 3}
+        found = run(sys.executable, "training_step.py", CUDA, **options)
+        show("ours", found)
+        show_phases(found)
+        lines.append(found)
+    return [{"case": asdict(CUDA), "ours": one} for one in lines]
+
+
+def show(engine: str, found: dict[str, Any]) -> None:
+    """One line of the table."""
+    print(f"  {engine:12} {found['batch']:6} {found['tokens_per_second']:9.1f} {found['peak_gb']:8.2f}", flush=True)
+
+
+def show_phases(found: dict[str, Any]) -> None:
+    """Each phase beside its floor."""
+    rates = ", ".join(f"{rate:.0f} GFLOP/s {name}" for name, rate in found["gflops"].items())
+    print(f"  a step by phase; {rates}, copies {found['copy_gb_per_second']:.1f} GB/s")
+    for line in found["phases"]:
+        share = f"{line['floor_ms'] / line['ms']:9.2f}" if line["floor_ms"] else ""
+        print(f"    {line['phase']:18} {line['ms']:9.1f} ms   floor {line['floor_ms']:9.1f} ms {share}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--peer", type=Path, help="virtual environment of peer/setup_decode_clt.sh; without: ours alone"
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--batch", type=int, default=BATCH, help="our tokens a step (CPU)")
+    parser.add_argument("--peer-batch", type=int, default=512, help="decode-clt's tokens a step: what memory allows")
+    parser.add_argument("--steps", type=int, default=5, help="our steps timed, after two that are not")
+    parser.add_argument("--peer-steps", type=int, default=2, help="its steps timed, after one that is not")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--features", type=int, help="another number of features, to try the script")
+    parser.add_argument("--results", type=Path, help="default: results/training_speed.json or training_speed_cuda.json")
+    args = parser.parse_args()
+    if args.peer and args.device != "cpu":
+        parser.error("--peer is measured on the CPU only")
+    results = describe(active=ACTIVE, threads=args.threads, gate=gate())
+    print(f"tests against the dense reference: {results['gate']}")
+    cases = [Case(one.name, one.layers, one.width, args.features or one.features, one.goal) for one in CPU]
+    results["cases"] = on_cuda(args) if args.device == "cuda" else [on_cpu(case, args) for case in cases]
+    name = "training_speed_cuda.json" if args.device == "cuda" else "training_speed.json"
+    write_results(args.results or HERE / "results" / name, results)
+
+
+if __name__ == "__main__":
+    main()
