@@ -1,0 +1,158 @@
+"""One graph as one HTML file: viewer, graph and features in it, nothing loaded from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.files import atomic_write
+from circuit_tracer.graph.files.node_ids import cantor_pair, cantor_unpair
+from circuit_tracer.graph.files.read_json import load_viewer_json
+from circuit_tracer.viewer.bundle import STATIC, bundled_script
+from circuit_tracer.viewer.sum_rule import sum_rules
+
+if TYPE_CHECKING:
+    from circuit_tracer.graph.files.viewer_json import Labels
+    from circuit_tracer.graph.graph import Graph
+    from circuit_tracer.graph.pruning import PruneResult
+
+Features = Mapping[tuple[int, int], Mapping[str, Any]]
+
+
+def graph_page(
+    graph: Graph | Mapping[str, Any] | str | Path,
+    features: Features | None = None,
+    *,
+    labels: Labels | None = None,
+    slug: str = "graph",
+    node_threshold: float = 0.8,
+    edge_threshold: float = 0.98,
+) -> str:
+    """The text of a self-contained HTML page that shows a graph, offline and from disk.
+
+    graph: a graph, which is pruned at the thresholds and labelled; or viewer JSON as a mapping or the path of a file,
+    which is taken as it is. features: feature files (``examples_quantiles``, ``top_logits``, ...) by (layer, index);
+    anything with ``get`` will do, and only those of the graph's features are asked for and enter the page.
+
+    The page's own policy forbids it to load or send anything; graph, labels and features are data in it, never markup.
+    Raises InputError for what is no graph, and for numbers that are not finite. What else is wrong with viewer JSON,
+    the page itself mends and reports, or says why it cannot be shown.
+    """
+    document = _document(graph, labels, slug, node_threshold, edge_threshold)
+    title = html.escape(f"{document['metadata'].get('prompt') or slug} – attribution graph")
+    head, script = _head_and_script()
+    data = [_data("graph-data", document)]
+    if features is not None:
+        data.append(_data("feature-data", _features_of(document, features)))
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{head}<title>{title}</title>\n</head>\n'
+        '<body>\n<div id="app"><p class="notice">Loading the graph …</p></div>\n'
+        "<noscript>This page draws its graph with JavaScript, which is switched off.</noscript>\n"
+        f"{''.join(data)}{script}</body>\n</html>\n"
+    )
+
+
+def write_page(graph: Graph | Mapping[str, Any] | str | Path, path: str | Path, **options: Any) -> Path:
+    """Write ``graph_page(graph, **options)``; the file appears when it is complete. Returns its path."""
+    text = graph_page(graph, **options)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def graph_frame(graph: Graph | Mapping[str, Any] | str | Path, *, height: int = 720, **options: Any) -> str:
+    """The page as an ``<iframe>`` for notebooks, for ``_repr_html_``; height in CSS pixels. It can run scripts and
+    save files, and reach nothing of the notebook.
+    """
+    page = html.escape(graph_page(graph, **options))
+    style = f"width:100%;height:{int(height)}px;border:0"
+    return f'<iframe title="attribution graph" sandbox="allow-scripts allow-downloads" style="{style}" srcdoc="{page}"></iframe>'
+
+
+def _document(
+    graph: Graph | Mapping[str, Any] | str | Path,
+    labels: Labels | None,
+    slug: str,
+    node_threshold: float,
+    edge_threshold: float,
+) -> Mapping[str, Any]:
+    from circuit_tracer.graph.graph import Graph
+
+    if isinstance(graph, Graph):
+        return _exported(graph, labels, slug, node_threshold, edge_threshold)
+    if not isinstance(graph, Mapping):
+        return load_viewer_json(graph)
+    if not {"metadata", "nodes", "links"} <= set(graph) or not isinstance(graph["metadata"], Mapping):
+        raise InputError("this is no viewer JSON: it lacks metadata, nodes or links at its top level")
+    return graph
+
+
+def _exported(
+    graph: Graph, labels: Labels | None, slug: str, node_threshold: float, edge_threshold: float
+) -> dict[str, Any]:
+    """Viewer JSON of a graph, with the sum rule of each of its nodes."""
+    from circuit_tracer.graph.files.viewer_json import create_graph_files
+
+    thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
+    with tempfile.TemporaryDirectory() as folder:
+        document = load_viewer_json(create_graph_files(graph, slug, folder, labels=labels, **thresholds))
+    rules = sum_rules(graph)
+    for node in document["nodes"]:
+        if node["node_id"] in rules:
+            node["sum_rule"] = rules[node["node_id"]]
+    return document
+
+
+def _features_of(document: Mapping[str, Any], features: Features) -> dict[str, Mapping[str, Any]]:
+    """The details of the graph's features by their paired number."""
+    paired = document["metadata"].get("schema_version") == 1
+    found = {}
+    for node in document["nodes"]:
+        if node["feature_type"] != "cross layer transcoder" or not isinstance(node["feature"], int):
+            continue
+        place = cantor_unpair(node["feature"]) if paired else (int(node["layer"]), node["feature"])
+        details = features.get(place)
+        if details is not None:
+            found[str(cantor_pair(*place))] = details
+    return found
+
+
+def _data(name: str, value: Any) -> str:
+    """JSON in a script element that is not run. ``<`` is escaped, so that nothing in it can end the element."""
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    except ValueError as error:
+        raise InputError(f"{name} holds a number that is not finite, which JSON cannot carry") from error
+    text = text.replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>\n'
+
+
+@cache
+def _head_and_script() -> tuple[str, str]:
+    style = (STATIC / "style.css").read_text(encoding="utf-8")
+    script = bundled_script()
+    for name, text in (("style", style), ("script", script)):
+        if f"</{name}" in text.lower():
+            raise AssertionError(f"the viewer's {name} contains its own end")
+    policy = (
+        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    head = (
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+        f"<style>{style}</style>\n"
+    )
+    return head, f'<script type="module">{script}</script>\n'
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

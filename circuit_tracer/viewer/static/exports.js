@@ -1,0 +1,56 @@
+// Files to take away: pictures as SVG and PNG, and the graph with what was chosen in it.
+
+import { svg } from "./dom.js";
+import { SvgPen } from "./pens.js";
+import { drawGutters, drawOverlay, drawScene } from "./scene.js";
+import { savedView } from "./url_state.js";
+
+/** The link graph as it is seen, as an SVG element. */
+export function graphPicture(view) {
+  const { width, height } = view;
+  const root = svg("svg", { xmlns: "http://www.w3.org/2000/svg", width, height, viewBox: `0 0 ${width} ${height}` });
+  const title = svg("title", {}, `Attribution graph of: ${view.graph.metadata.prompt ?? ""}`);
+  const pen = new SvgPen(root);
+  root.append(title);
+  const scene = view.view();
+  pen.rectangle(0, 0, width, height, scene.palette.panel);
+  for (const step of drawScene(pen, scene)) void step;
+  drawOverlay(pen, { ...scene, state: { ...scene.state, hovered: null, focused: null } });
+  drawGutters(pen, scene);
+  return root;
+}
+
+/** The text of an SVG file. */
+export function svgText(element) {
+  return `<?xml version="1.0" encoding="UTF-8"?>\n${new XMLSerializer().serializeToString(element)}\n`;
+}
+
+/** The same picture as PNG, at twice its size. */
+export async function pngBlob(element) {
+  const image = new Image();
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svgText(element))}`;
+  await image.decode();
+  const canvas = document.createElement("canvas");
+  canvas.width = 2 * element.width.baseVal.value;
+  canvas.height = 2 * element.height.baseVal.value;
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+}
+
+/** The graph's document with the labels and the view of this page in it, as text. */
+export function documentText(graph, state) {
+  const { clerps, ...view } = savedView(graph, state);
+  const label = (row, node) => (node && state.labels[node.featureKey] ? { ...row, clerp: state.labels[node.featureKey] } : row);
+  const nodes = graph.document.nodes.map((row) => label(row, graph.byId.get(row.node_id)));
+  return JSON.stringify({ ...graph.document, qParams: { ...graph.document.qParams, ...view, clerps }, nodes });
+}
+
+/** Hand a file to the user. */
+export function download(name, content, type) {
+  const address = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
+  const link = document.createElement("a");
+  link.href = address;
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(address), 10000);
+}

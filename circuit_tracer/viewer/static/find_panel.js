@@ -1,0 +1,51 @@
+// All nodes as a list, filtered by words: the way to a node for those who know its name or cannot see the picture.
+
+import { h, percent, replace } from "./dom.js";
+import { layerName, nodeLabel, tokenText } from "./labels.js";
+import { matching } from "./visible.js";
+
+const MOST_ROWS = 200;
+
+export class FindPanel {
+  constructor(graph, store, actions, view) {
+    Object.assign(this, { graph, store, actions, view });
+    this.element = h("div", { class: "find", "data-testid": "find" });
+    store.subscribe((_, changed) => {
+      if (["query", "labels", "pinned", "pruning", "hideErrors"].some((name) => changed.has(name))) this.draw();
+    });
+    this.draw();
+  }
+
+  draw() {
+    const { state } = this.store;
+    const found = (matching(this.graph, state) ?? this.graph.nodes).slice();
+    found.sort((a, b) => (a.influence ?? 2) - (b.influence ?? 2) || b.layer - a.layer);
+    const hidden = found.filter((node) => !this.view.shown[node.index]).length;
+    const words = `${found.length} ${found.length === 1 ? "node" : "nodes"}${hidden ? `, ${hidden} of them hidden by the filters` : ""}`;
+    const pinAll = h("button", { class: "small", "data-testid": "pin-found", disabled: !state.query || !found.length, on: { click: () => this.actions.pin(found.slice(0, 50).map((node) => node.id)) } }, "Pin all");
+    const rows = found.slice(0, MOST_ROWS).map((node) => h("li", {}, this._row(node)));
+    replace(this.element, h("div", { class: "list-head" }, h("span", { class: "quiet", role: "status" }, words), pinAll), h("ul", { class: "rows" }, rows),
+      found.length > MOST_ROWS ? h("p", { class: "quiet" }, `The first ${MOST_ROWS} are listed; add words to narrow the search.`) : null);
+  }
+
+  _row(node) {
+    const { graph, store, actions } = this;
+    return h(
+      "button",
+      {
+        class: store.state.pinned.includes(node.id) ? "row pinned" : "row",
+        "data-id": node.id,
+        on: {
+          click: (event) => (event.metaKey || event.ctrlKey ? actions.togglePin(node.id) : actions.select(node.id)),
+          pointerenter: () => actions.hover(node.id),
+          pointerleave: () => actions.hover(null),
+          focus: () => actions.hover(node.id),
+        },
+      },
+      h("span", { class: "where" }, layerName(graph, node.layer)),
+      h("span", { class: "what" }, nodeLabel(graph, store.state, node)),
+      h("span", { class: "token" }, node.kind === "token" ? "" : tokenText(graph, node.position)),
+      h("span", { class: "value" }, node.influence === null ? "" : percent(node.influence)),
+    );
+  }
+}

@@ -1,0 +1,75 @@
+// Influence and scores of a graph in the page: the same definitions as in the package, over the links of the file.
+//
+// M = |weight| / sum of |inputs| by target; influence I = sum over k >= 1 of w M^k with w the targets' probabilities.
+// replacement = I(tokens) / (I(tokens) + I(errors)); completeness = mean of 1 - M(errors), weighted by I + w.
+
+import { inputsOf, outputsOf } from "./read_graph.js";
+
+/** Node indices such that every link leads from a later entry to an earlier one; null if there is a cycle. */
+export function fromTargetsDown(graph) {
+  if (graph.order !== undefined) return graph.order;
+  const waiting = Int32Array.from({ length: graph.nodes.length }, (_, node) => outputsOf(graph, node).length);
+  const order = [];
+  for (let node = 0; node < waiting.length; node += 1) if (waiting[node] === 0) order.push(node);
+  for (let next = 0; next < order.length; next += 1) {
+    for (const link of inputsOf(graph, order[next])) {
+      const source = graph.links.source[link];
+      waiting[source] -= 1;
+      if (waiting[source] === 0) order.push(source);
+    }
+  }
+  graph.order = order.length === graph.nodes.length ? order : null;
+  return graph.order;
+}
+
+const isError = (node) => node.kind === "error" || node.kind === "attention error";
+
+/**
+ * Scores of the graph when features outside `kept` (a set of node indices, or null for all) count as error of their
+ * layer and position. {replacement, completeness}, NaN if nothing flows; null if the links go in a circle.
+ */
+export function scores(graph, kept = null) {
+  const order = fromTargetsDown(graph);
+  if (order === null) return null;
+  const { source, weight } = graph.links;
+  const { nodes, mass } = graph;
+  const counts = (node) => nodes[node].kind === "token" || nodes[node].kind === "target" || isError(nodes[node]);
+  const folded = nodes.map((_, node) => kept !== null && !counts(node) && !kept.has(node));
+  const influence = new Float64Array(nodes.length);
+  let fromErrors = 0;
+  let fromTokens = 0;
+  let explained = 0;
+  let total = 0;
+  for (const node of order) {
+    const own = nodes[node].kind === "target" ? Math.abs(nodes[node].probability ?? 0) : 0;
+    const flow = influence[node] + own;
+    if (folded[node]) {
+      fromErrors += influence[node];
+      continue;
+    }
+    if (isError(nodes[node])) fromErrors += influence[node];
+    if (nodes[node].kind === "token") fromTokens += influence[node];
+    let errorMass = 0;
+    for (const link of inputsOf(graph, node)) {
+      const size = Math.abs(weight[link]);
+      influence[source[link]] += (flow * size) / (mass[node] || 1);
+      if (isError(nodes[source[link]]) || folded[source[link]]) errorMass += size;
+    }
+    explained += flow * (1 - errorMass / (mass[node] || 1));
+    total += flow;
+  }
+  // Everything folded into errors has no input of its own and counts as explained, like error nodes do.
+  const hidden = nodes.reduce((sum, _, node) => (folded[node] ? sum + influence[node] : sum), 0);
+  return { replacement: fromTokens / (fromTokens + fromErrors), completeness: (explained + hidden) / (total + hidden) };
+}
+
+/** Where a node's input comes from: shares of |input| by kind of source. */
+export function inputShares(graph, node) {
+  const shares = { feature: 0, token: 0, error: 0 };
+  for (const link of inputsOf(graph, node)) {
+    const from = graph.nodes[graph.links.source[link]];
+    const kind = isError(from) ? "error" : from.kind === "token" ? "token" : "feature";
+    shares[kind] += Math.abs(graph.links.share[link]);
+  }
+  return shares;
+}

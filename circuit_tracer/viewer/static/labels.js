@@ -1,0 +1,55 @@
+// The words for a node: its own label as edited here, else the file's, else what it is.
+
+import { visibleToken } from "./dom.js";
+
+/** The text of the token at a position. */
+export function tokenText(graph, position) {
+  return visibleToken(graph.tokens[position] ?? "");
+}
+
+/** The predicted token of a target, from its own field or from between the first two quotes of its label. */
+export function targetText(node) {
+  if (typeof node.raw.token === "string") return visibleToken(node.raw.token);
+  return visibleToken(/"([^"]*)"/.exec(node.label)?.[1] ?? node.label);
+}
+
+/** The short name of a node. */
+export function nodeLabel(graph, state, node) {
+  const edited = state.labels[node.featureKey];
+  if (edited) return edited;
+  switch (node.kind) {
+    case "token":
+      return `\u201c${tokenText(graph, node.position)}\u201d`;
+    case "target":
+      return `output \u201c${targetText(node)}\u201d`;
+    case "error":
+      return "error";
+    case "attention error":
+      return "attention error";
+    default:
+      return node.label || (node.feature === null ? node.id : `feature ${node.feature}`);
+  }
+}
+
+/** Where a node is: its row. */
+export function layerName(graph, layer) {
+  if (layer === -1) return "Tok";
+  return layer === graph.topLayer ? "Out" : `L${layer}`;
+}
+
+/** Where a node is: row and token. */
+export function placeName(graph, node) {
+  const token = tokenText(graph, node.position);
+  if (node.kind === "token") return `token ${node.position}`;
+  return node.kind === "target" ? `after ${token}` : `${layerName(graph, node.layer)} \u00b7 ${token}`;
+}
+
+/** One sentence for people who hear the page. */
+export function spokenName(graph, state, node) {
+  const kind = node.kind === "target" ? `output, probability ${(node.probability ?? 0).toFixed(3)}` : node.kind;
+  const place = node.kind === "token" ? "" : `, layer ${node.layer}, at token ${tokenText(graph, node.position)}`;
+  const inputs = graph.inStart[node.index + 1] - graph.inStart[node.index];
+  const outputs = graph.outStart[node.index + 1] - graph.outStart[node.index];
+  const pinned = state.pinned.includes(node.id) ? ", pinned" : "";
+  return `${nodeLabel(graph, state, node)}, ${kind}${place}, ${inputs} inputs, ${outputs} outputs${pinned}`;
+}

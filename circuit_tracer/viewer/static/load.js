@@ -1,0 +1,54 @@
+// Getting a graph: from inside the page, from the folder it is served with, or from a file that the user opens.
+
+import { inflate } from "./feature_source.js";
+import { GraphProblem } from "./read_graph.js";
+
+/** The JSON in a <script type="application/json"> of the page, or null. */
+export function embedded(id) {
+  const text = document.getElementById(id)?.textContent;
+  return text ? parse(text) : null;
+}
+
+/** The document in a file, plain or gzipped. */
+export async function fromFile(file) {
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  const packed = bytes[0] === 0x1f && bytes[1] === 0x8b;
+  let text;
+  try {
+    text = packed ? await inflate(bytes, "gzip") : new TextDecoder().decode(bytes);
+  } catch {
+    throw new GraphProblem(["the file is cut short or no gzip file"]);
+  }
+  return parse(text);
+}
+
+/** The list of graphs beside the page: their metadata; [] if there is none. */
+export async function listGraphs(address) {
+  try {
+    const response = await fetch(address, { cache: "no-store" });
+    const list = response.ok ? (await response.json()).graphs : [];
+    return Array.isArray(list) ? list.filter((entry) => typeof entry?.slug === "string") : [];
+  } catch {
+    return [];
+  }
+}
+
+/** A graph of that list. */
+export async function fromServer(address) {
+  let response;
+  try {
+    response = await fetch(address, { cache: "no-store" });
+  } catch (error) {
+    throw new GraphProblem([`${address} cannot be reached (${error.message})`]);
+  }
+  if (!response.ok) throw new GraphProblem([`${address} answered ${response.status}`]);
+  return fromFile(await response.blob());
+}
+
+function parse(text) {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new GraphProblem([`the file is no JSON, or it is cut short: ${error.message}`]);
+  }
+}

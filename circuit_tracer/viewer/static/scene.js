@@ -1,0 +1,213 @@
+// What the link graph shows, as strokes for a pen. A generator: it pauses often, so that a large graph never blocks.
+
+import { shareWidth } from "./palette.js";
+import { layerName, tokenText } from "./labels.js";
+import { inputsOf, outputsOf } from "./read_graph.js";
+
+const SHAPES = {
+  feature: "circle",
+  "attention feature": "triangle",
+  error: "diamond",
+  "attention error": "diamond",
+  token: "square",
+  target: "square",
+  bias: "triangle",
+  unknown: "triangle",
+};
+const A_PIECE = 1500;
+const MOST_FAINT = 30000;
+const MOST_CURVED = 4000;
+
+/** Pixels from the middle of a glyph to its edge at a zoom. */
+export function glyphRadius(zoom, count) {
+  const base = count > 3000 ? 2.6 : count > 600 ? 3.6 : 5;
+  return base * Math.min(2, Math.sqrt(Math.max(1, zoom)));
+}
+
+/** Bands, links and nodes; view: {graph, state, shown, links, layout, palette, camera, extent}. Yields between pieces. */
+export function* drawScene(pen, view) {
+  drawBands(pen, view);
+  yield* drawFaintLinks(pen, view);
+  yield* drawStrongLinks(pen, view);
+  yield* drawNodes(pen, view);
+}
+
+function drawBands(pen, { layout, palette, camera, extent }) {
+  layout.columns.forEach((column, position) => {
+    if (position % 2 === 0) return;
+    const left = column.left * camera.zoom + camera.x;
+    pen.rectangle(left, extent.top, column.width * camera.zoom, extent.bottom - extent.top, palette.band);
+  });
+  const rules = layout.rows.map((row) => row.y * camera.zoom + camera.y).flatMap((y) => [extent.left, y, extent.right, y]);
+  pen.lines(rules, { color: palette.rule, width: 1 });
+}
+
+function* drawFaintLinks(pen, view) {
+  const { state, links, palette } = view;
+  if (!state.allEdges) return;
+  const drawn = links.length > MOST_FAINT ? links.slice(links.length - MOST_FAINT) : links;
+  const quiet = state.clicked !== null || state.pinned.length > 1 || state.path !== null;
+  const alpha = Math.max(0.035, Math.min(0.4, 14 / Math.sqrt(drawn.length + 1) / (drawn.length > 400 ? 2 : 1))) * (quiet ? 0.4 : 1);
+  yield* drawLinks(pen, view, drawn, { color: () => palette.muted, alpha, widest: 2.4, levels: 4 });
+}
+
+/** The links of the clicked node; without one, those among pinned nodes. */
+function* drawStrongLinks(pen, view) {
+  yield* drawLinks(pen, view, strongLinks(view), { color: view.palette.share, alpha: 0.9, widest: 4.5, levels: 14 });
+}
+
+/** Link numbers that stand out. */
+export function strongLinks({ graph, state, shown }) {
+  const { source, target, share } = graph.links;
+  const passes = (link) => shown[source[link]] && shown[target[link]] && Math.abs(share[link]) >= state.edgeMin;
+  const clicked = state.clicked === null ? undefined : graph.byId.get(state.clicked);
+  let links = [];
+  if (clicked) {
+    if (state.linkType !== "output") links.push(...inputsOf(graph, clicked.index));
+    if (state.linkType !== "input") links.push(...outputsOf(graph, clicked.index));
+  } else {
+    const pinned = new Set(state.pinned.map((id) => graph.byId.get(id)?.index));
+    for (const node of pinned) {
+      if (node !== undefined) links.push(...inputsOf(graph, node).filter((link) => pinned.has(source[link])));
+    }
+  }
+  links = links.filter(passes);
+  return links.sort((a, b) => Math.abs(share[a]) - Math.abs(share[b]));
+}
+
+/** Links in bundles of like strength, weakest first. */
+function* drawLinks(pen, { graph, layout, camera, extent }, links, { color, alpha, widest, levels }) {
+  const { source, target, share } = graph.links;
+  const { x, y } = layout;
+  const { zoom } = camera;
+  const curved = links.length <= MOST_CURVED;
+  let points = [];
+  let level = null;
+  let style = null;
+  for (const link of links) {
+    const strength = Math.round(Math.sqrt(Math.min(1, Math.abs(share[link]))) * levels) * (share[link] < 0 ? -1 : 1);
+    if (style === null || strength !== level || points.length >= 4 * A_PIECE) {
+      if (points.length) {
+        pen.lines(points, style);
+        yield;
+      }
+      points = [];
+      level = strength;
+      const shown = Math.sign(strength || 1) * (Math.abs(strength) / levels) ** 2;
+      style = { color: color(shown), width: shareWidth(shown, widest), alpha, curved };
+    }
+    const [a, b] = [source[link], target[link]];
+    const [x1, y1, x2, y2] = [x[a] * zoom + camera.x, y[a] * zoom + camera.y, x[b] * zoom + camera.x, y[b] * zoom + camera.y];
+    const outside =
+      Math.max(x1, x2) < extent.left || Math.min(x1, x2) > extent.right || Math.max(y1, y2) < extent.top || Math.min(y1, y2) > extent.bottom;
+    if (!outside) points.push(x1, y1, x2, y2);
+  }
+  if (points.length) pen.lines(points, style);
+}
+
+function* drawNodes(pen, view) {
+  const { graph, state, shown, palette, layout, camera, extent } = view;
+  const radius = glyphRadius(camera.zoom, view.count);
+  const shares = clickedShares(graph, state);
+  const pinned = new Set(state.pinned);
+  const found = view.found ? new Set(view.found.map((node) => node.index)) : null;
+  const bundles = new Map();
+  for (const node of graph.nodes) {
+    if (!shown[node.index]) continue;
+    const x = layout.x[node.index] * camera.zoom + camera.x;
+    const y = layout.y[node.index] * camera.zoom + camera.y;
+    if (x < extent.left - 9 || x > extent.right + 9 || y < extent.top - 9 || y > extent.bottom + 9) continue;
+    const style = nodeStyle(node, state, palette, shares?.get(node.index), pinned.has(node.id), found && !found.has(node.index));
+    const key = `${SHAPES[node.kind]}|${style.fill}|${style.stroke}|${style.width}|${style.alpha}`;
+    if (!bundles.has(key)) bundles.set(key, { shape: SHAPES[node.kind], style, places: [] });
+    bundles.get(key).places.push(x, y);
+  }
+  const ordered = [...bundles.values()].sort((a, b) => a.style.rank - b.style.rank);
+  for (const { shape, style, places } of ordered) {
+    for (let at = 0; at < places.length; at += 2 * A_PIECE) {
+      pen.glyphs(shape, places.slice(at, at + 2 * A_PIECE), radius, style);
+      yield;
+    }
+  }
+}
+
+/** Share of the clicked node in each neighbour's input, or of each neighbour in the clicked node's; null without one. */
+function clickedShares(graph, state) {
+  const clicked = state.clicked === null ? undefined : graph.byId.get(state.clicked);
+  if (!clicked) return null;
+  const shares = new Map([[clicked.index, 0]]);
+  const { share, source, target } = graph.links;
+  if (state.linkType !== "output") for (const link of inputsOf(graph, clicked.index)) shares.set(source[link], share[link]);
+  if (state.linkType !== "input") for (const link of outputsOf(graph, clicked.index)) shares.set(target[link], share[link]);
+  return shares;
+}
+
+function nodeStyle(node, state, palette, share, isPinned, isFiltered) {
+  const isClicked = node.id === state.clicked;
+  const faded = isFiltered || (state.clicked !== null && share === undefined && !isPinned);
+  const step = share === undefined ? 0 : Math.sign(share) * Math.round(Math.sqrt(Math.abs(share)) * 24) ** 2 / 576;
+  let fill = node.kind === "error" || node.kind === "attention error" ? palette.panel : palette.node;
+  if (node.kind === "target" || node.kind === "token") fill = palette.target;
+  if (share !== undefined && !isClicked) fill = palette.share(step);
+  if (isClicked) fill = palette.accent;
+  const strong = isPinned || isClicked;
+  return {
+    fill,
+    stroke: strong ? palette.accent : palette.ink,
+    width: strong ? 2.4 : 0.9,
+    alpha: faded ? 0.25 : 1,
+    rank: (strong ? 4 : 0) + (faded ? 0 : 2) + (share !== undefined ? 1 : 0),
+  };
+}
+
+/** Names of rows at the left and of tokens below, which stay in the panel wherever one pans. */
+export function drawGutters(pen, { graph, layout, palette, camera, width, height }) {
+  const { margin } = layout;
+  pen.rectangle(0, 0, margin.left - 6, height, palette.panel);
+  pen.rectangle(0, height - margin.bottom + 4, width, margin.bottom - 4, palette.panel);
+  let lowest = Infinity;
+  for (let row = 0; row < layout.rows.length; row += 1) {
+    const y = layout.rows[row].y * camera.zoom + camera.y;
+    if (y < 8 || y > height - margin.bottom + 2 || lowest - y < 13) continue;
+    pen.text(margin.left - 12, y, layerName(graph, row - 1), { color: palette.muted, size: 11, align: "right" });
+    lowest = y;
+  }
+  layout.columns.forEach((column, position) => {
+    const middle = (column.left + column.width / 2) * camera.zoom + camera.x;
+    const room = column.width * camera.zoom - 6;
+    if (middle < margin.left - 10 || middle > width + 20) return;
+    const text = fit(tokenText(graph, position), room / 6.6);
+    pen.text(middle, height - margin.bottom + 17, text, { color: palette.ink, size: 12, align: "center", weight: 500 });
+    if (room > 12) pen.text(middle, height - margin.bottom + 33, String(position), { color: palette.muted, size: 10, align: "center" });
+  });
+}
+
+/** As many characters as there is room for. */
+export function fit(text, room) {
+  const letters = [...text];
+  return letters.length <= room ? text : `${letters.slice(0, Math.max(1, Math.floor(room) - 1)).join("")}\u2026`;
+}
+
+/** Rings and routes above the scene. */
+export function drawOverlay(pen, { graph, state, shown, layout, palette, camera, count }) {
+  const radius = glyphRadius(camera.zoom, count);
+  const at = (index) => [layout.x[index] * camera.zoom + camera.x, layout.y[index] * camera.zoom + camera.y];
+  if (state.path) {
+    const points = state.path.slice(1).flatMap((node, step) => [...at(state.path[step]), ...at(node)]);
+    pen.lines(points, { color: palette.accent, width: 3.5, alpha: 0.85, curved: true });
+    for (const node of state.path) pen.glyphs("circle", at(node), radius + 3, { stroke: palette.accent, width: 2 });
+  }
+  const ring = (id, style) => {
+    const node = id === null ? undefined : graph.byId.get(id);
+    if (node && shown[node.index]) pen.glyphs("circle", at(node.index), radius + 4, style);
+  };
+  for (const id of state.collecting ?? []) ring(id, { stroke: palette.accent, width: 2, dash: [2, 2] });
+  const hovered = state.hovered === null ? undefined : graph.byId.get(state.hovered);
+  if (hovered?.feature !== null && hovered?.feature !== undefined) {
+    for (const node of graph.nodes) {
+      if (node.featureKey === hovered.featureKey && node !== hovered) ring(node.id, { stroke: palette.hover, width: 1, alpha: 0.7 });
+    }
+  }
+  ring(state.focused, { stroke: palette.ink, width: 2 });
+  ring(state.hovered, { stroke: palette.hover, width: 1.8, dash: [3, 2] });
+}

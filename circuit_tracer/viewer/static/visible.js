@@ -1,0 +1,38 @@
+// Which nodes and links pass the filters.
+
+import { nodeLabel, tokenText } from "./labels.js";
+
+/** Uint8Array by node: 1 if shown. Tokens, targets, pinned and clicked nodes always are. */
+export function visibleNodes(graph, state) {
+  const always = new Set([...state.pinned, state.clicked]);
+  const shown = new Uint8Array(graph.nodes.length);
+  for (const node of graph.nodes) {
+    const isError = node.kind === "error" || node.kind === "attention error";
+    const passes =
+      node.kind === "token" ||
+      node.kind === "target" ||
+      ((node.influence === null || node.influence <= state.pruning) && !(state.hideErrors && isError));
+    shown[node.index] = passes || always.has(node.id) ? 1 : 0;
+  }
+  return shown;
+}
+
+/** Link numbers among shown nodes whose |share of input| reaches the threshold, strongest last. */
+export function visibleLinks(graph, state, shown) {
+  const { source, target, share, count } = graph.links;
+  const links = [];
+  for (let link = 0; link < count; link += 1) {
+    if (shown[source[link]] && shown[target[link]] && Math.abs(share[link]) >= state.edgeMin) links.push(link);
+  }
+  return links.sort((a, b) => Math.abs(share[a]) - Math.abs(share[b]));
+}
+
+/** Nodes whose label, token or name contains all words of a query; null for an empty query. */
+export function matching(graph, state) {
+  const words = state.query.toLocaleLowerCase().split(/\s+/).filter(Boolean);
+  if (!words.length) return null;
+  return graph.nodes.filter((node) => {
+    const text = `${nodeLabel(graph, state, node)} ${tokenText(graph, node.position)} ${node.id}`.toLocaleLowerCase();
+    return words.every((word) => text.includes(word));
+  });
+}
