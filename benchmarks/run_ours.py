@@ -18,10 +18,9 @@ def main() -> None:
     args = parser(__doc__).parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    from circuit_tracer.utils.create_graph_files import create_graph_files
-
     from circuit_tracer import ReplacementModel, attribute
     from circuit_tracer.graph import compute_graph_scores, compute_node_influence, prune_graph
+    from circuit_tracer.utils.create_graph_files import create_graph_files
 
     model = ReplacementModel.from_pretrained(str(args.model), str(args.transcoders), dtype=torch.float32)
     api = SimpleNamespace(

@@ -47,9 +47,10 @@ def load_transcoders(folder: Path) -> Any:
 
 def load_model(folder: Path, transcoders: Any, tokenizer: Any) -> tuple[Any, float]:
     """The replacement model, and the largest difference of its logits from transformers' on a short prompt."""
-    from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
     from transformer_lens import HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions import convert_llama_weights
+
+    from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
 
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     c = hf.config
@@ -99,10 +100,9 @@ def main() -> None:
     args = parser(__doc__).parse_args()
     if version("circuit-tracer") != EXPECTED:
         raise SystemExit(f"circuit-tracer {EXPECTED} expected, found {version('circuit-tracer')}: use setup_peer.sh")
-    from circuit_tracer.utils.create_graph_files import create_graph_files
-
     from circuit_tracer.attribution.attribute import attribute
     from circuit_tracer.graph import compute_graph_scores, compute_node_influence, prune_graph
+    from circuit_tracer.utils.create_graph_files import create_graph_files
 
     if args.threads:
         torch.set_num_threads(args.threads)

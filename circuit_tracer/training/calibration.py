@@ -94,4 +94,4 @@ def thresholds(
     if settings.activation == "topk":
         return torch.full_like(norm_F, level, dtype=torch.float32)
     # a feature that writes nothing has score 0 and is never active
-    return torch.where(norm_F > 0, level / norm_F, torch.finfo(torch.float32).max).float()
+    return torch.where(norm_F > 0, level / norm_F, torch.inf).clamp(max=torch.finfo(torch.float32).max).float()

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from circuit_tracer.kernels.decode import decode_
 from circuit_tracer.kernels.encode import row_blocks
 from circuit_tracer.kernels.sparse_rows import SparseRows
-from torch import Tensor
-
 from circuit_tracer.training.config import SparsitySection
 from circuit_tracer.training.dictionary import Dictionary
 from circuit_tracer.training.ranks import Ranks

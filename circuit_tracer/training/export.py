@@ -29,7 +29,7 @@ from circuit_tracer.transcoders.formats.writing import begin_folder, native_name
 
 @dataclass(frozen=True)
 class FoldedLayer:
-    """One source layer in the model's own space, float32."""
+    """One source layer in the model's own space: matrices in the number format of the file, the rest float32."""
 
     encoder_FD: Tensor
     encoder_bias_F: Tensor
@@ -55,16 +55,20 @@ def export(
     kind = config.dictionary.kind
     if kind == "sae":
         for source, layer in enumerate(layers):
-            _write_sae(folded(checkpoint, config, levels, source), config, folder / f"layer_{layer}", model_name, layer)
+            _write_sae(folded(checkpoint, config, levels, source), config, folder / _stem(layer), model_name, layer)
         return folder
-    model_kind = "cross_layer_transcoder" if kind == "clt" else "transcoder_set"
-    begin_folder(folder, native_names(model_kind, len(layers)))
+    if kind == "clt":
+        model_kind, names = "cross_layer_transcoder", native_names("cross_layer_transcoder", len(layers))
+    else:
+        # numbered by the model's layers: those of some layers only must not pass for the first ones
+        model_kind, names = "transcoder_set", [f"{_stem(layer)}.safetensors" for layer in layers]
+    begin_folder(folder, names)
     for source in range(len(layers)):
         one = folded(checkpoint, config, levels, source)
         if kind == "clt":
-            _write_cross_layer(one, config, folder, source)
+            _write_cross_layer(one, folder, source)
         else:
-            _write_per_layer(one, config, folder, source)
+            _write_per_layer(one, folder / names[source])
     described = {
         "model_name": model_name,
         "model_kind": model_kind,
@@ -76,9 +80,7 @@ def export(
     return folder
 
 
-def folded(
-    checkpoint: Checkpoint, config: TrainingConfig, levels: Sequence[float] | None, source: int
-) -> FoldedLayer:
+def folded(checkpoint: Checkpoint, config: TrainingConfig, levels: Sequence[float] | None, source: int) -> FoldedLayer:
     """One source layer of a checkpoint, folded (§9)."""
     everything = slice(0, checkpoint.content["n_features"])
     space = Normalisation(**{name: checkpoints.shared(checkpoint, name) for name in Normalisation.names()})
@@ -86,23 +88,29 @@ def folded(
     def rows(name: str) -> Tensor:
         return checkpoints.rows(checkpoint, source, name, everything)
 
-    scale_x, mean_x_D = space.scale_x_S[source], space.mean_x_SD[source]
-    encoder_FD = rows("W_enc").float() * scale_x
+    def whole(name: str) -> Tensor:
+        return checkpoints.shared(checkpoint, name)[source].double()
+
+    # Biases are folded for the matrices as the file has them: rounding then errs on deviations from the mean, which are small,
+    # and not on the mean.
+    dtype = getattr(torch, config.run.export_dtype)
+    scale_x, scale_y, mean_x_D = space.scale_x_S[source], space.scale_y_S[source], whole("mean_x_SD")
+    encoder_FD = (rows("W_enc").float() * scale_x).to(dtype)
     decoder_FC, width = rows("W_dec").float(), encoder_FD.shape[1]
     n_targets = decoder_FC.shape[1] // width
     scale_y_T = space.scale_y_S[source : source + n_targets]
     skip_DD = None
-    bias_D = space.mean_y_SD[source] + checkpoints.shared(checkpoint, "b_dec")[source].float() / space.scale_y_S[source]
+    bias_D = whole("mean_y_SD") + whole("b_dec") / scale_y
     if config.dictionary.kind == "skip":
-        skip_DD = checkpoints.shared(checkpoint, "W_skip")[source].float() * (scale_x / space.scale_y_S[source])
-        bias_D = bias_D - skip_DD @ mean_x_D
+        skip_DD = (whole("W_skip") * (scale_x / scale_y)).to(dtype)
+        bias_D = bias_D - skip_DD.double() @ mean_x_D
     log_threshold_F = rows("log_threshold") if config.sparsity.activation == "jumprelu" else None
     level = None if levels is None else levels[source]
     layer = FoldedLayer(
         encoder_FD,
-        rows("b_enc").float() - encoder_FD @ mean_x_D,
-        decoder_FC.view(-1, n_targets, width) / scale_y_T[:, None],
-        bias_D,
+        (rows("b_enc").double() - encoder_FD.double() @ mean_x_D).float(),
+        (decoder_FC.view(-1, n_targets, width) / scale_y_T[:, None]).to(dtype),
+        bias_D.float(),
         thresholds(rows("norms"), log_threshold_F, config.sparsity, level),
         skip_DD,
     )
@@ -112,40 +120,41 @@ def folded(
     return layer
 
 
-def _write_cross_layer(layer: FoldedLayer, config: TrainingConfig, folder: Path, source: int) -> None:
-    dtype = getattr(torch, config.run.export_dtype)
+def _stem(layer: int) -> str:
+    return f"layer_{layer}"
+
+
+def _write_cross_layer(layer: FoldedLayer, folder: Path, source: int) -> None:
     encoder = {
-        f"W_enc_{source}": layer.encoder_FD.to(dtype),
+        f"W_enc_{source}": layer.encoder_FD,
         f"b_enc_{source}": layer.encoder_bias_F,
         f"b_dec_{source}": layer.decoder_bias_D,
     }
     if layer.threshold_F is not None:
         encoder[f"threshold_{source}"] = layer.threshold_F
     save_tensors(encoder, folder / f"W_enc_{source}.safetensors", {})
-    save_tensors({f"W_dec_{source}": layer.decoder_FTD.to(dtype)}, folder / f"W_dec_{source}.safetensors", {})
+    save_tensors({f"W_dec_{source}": layer.decoder_FTD}, folder / f"W_dec_{source}.safetensors", {})
 
 
-def _write_per_layer(layer: FoldedLayer, config: TrainingConfig, folder: Path, source: int) -> None:
-    dtype = getattr(torch, config.run.export_dtype)
+def _write_per_layer(layer: FoldedLayer, path: Path) -> None:
     tensors = {
-        "W_enc": layer.encoder_FD.to(dtype),
-        "W_dec": layer.decoder_FTD[:, 0].to(dtype),
+        "W_enc": layer.encoder_FD,
+        "W_dec": layer.decoder_FTD[:, 0],
         "b_enc": layer.encoder_bias_F,
         "b_dec": layer.decoder_bias_D,
     }
     if layer.threshold_F is not None:
         tensors["activation_function.threshold"] = layer.threshold_F
     if layer.skip_DD is not None:
-        tensors["W_skip"] = layer.skip_DD.to(dtype)
-    save_tensors(tensors, folder / f"layer_{source}.safetensors", {})
+        tensors["W_skip"] = layer.skip_DD
+    save_tensors(tensors, path, {})
 
 
 def _write_sae(layer: FoldedLayer, config: TrainingConfig, folder: Path, model_name: str, model_layer: int) -> None:
     """SAELens reads the encoder transposed."""
-    dtype = getattr(torch, config.run.export_dtype)
     tensors = {
-        "W_enc": layer.encoder_FD.T.to(dtype),
-        "W_dec": layer.decoder_FTD[:, 0].to(dtype),
+        "W_enc": layer.encoder_FD.T,
+        "W_dec": layer.decoder_FTD[:, 0],
         "b_enc": layer.encoder_bias_F,
         "b_dec": layer.decoder_bias_D,
     }

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradients
-from circuit_tracer.kernels.sparse_rows import SparseRows
 from torch import Tensor
 
+from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradients
+from circuit_tracer.kernels.sparse_rows import SparseRows
 from circuit_tracer.training.dictionary import Dictionary
 from circuit_tracer.training.ranks import Ranks
 from circuit_tracer.training.selection import Selection

@@ -14,7 +14,13 @@ from circuit_tracer.training import config_file
 from circuit_tracer.training.config import TrainingConfig
 from circuit_tracer.training.data import held_out_tokens
 from circuit_tracer.training.evaluation import EvaluationSettings, evaluate, write_report
-from circuit_tracer.transcoders import SingleLayerTranscoder, Transcoders, TranscoderSet, load_transcoder_from_hub
+from circuit_tracer.transcoders import (
+    SingleLayerTranscoder,
+    Transcoders,
+    TranscoderSet,
+    load_transcoder_from_hub,
+    load_transcoder_set,
+)
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 from circuit_tracer.transcoders.tensor_files import open_tensor_file
 
@@ -45,7 +51,9 @@ def publish(
         held_out_tokens(config, tokenizer),
         settings,
         layers=layers,
-        per_layer=None if wanted.per_layer_baseline is None or not replaces else _loaded(wanted.per_layer_baseline, parts),
+        per_layer=None
+        if wanted.per_layer_baseline is None or not replaces
+        else _loaded(wanted.per_layer_baseline, parts),
         conditions={"training": {"step": step, "tokens": step * config.run.batch, "configuration": CONFIG_NAME}},
     )
     with atomic_write(folder / CONFIG_NAME) as path:
@@ -55,8 +63,12 @@ def publish(
 
 
 def _read_back(config: TrainingConfig, parts: ModelParts, folder: Path, layers: Sequence[int]) -> Transcoders:
-    if config.dictionary.kind != "sae":
+    if config.dictionary.kind == "clt":
         return _loaded(folder, parts)
+    if config.dictionary.kind != "sae":  # perhaps of some layers only, which readers of a whole model refuse
+        paths = {source: folder / f"layer_{layer}.safetensors" for source, layer in enumerate(layers)}
+        hooks = (config.dictionary.input_hook, config.dictionary.output_hook)
+        return load_transcoder_set(paths, None, *hooks, device=parts.device, dtype=torch.float32)
     saes = {}
     for source, layer in enumerate(layers):
         file = open_tensor_file(folder / f"layer_{layer}" / "sae_weights.safetensors")

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from circuit_tracer.kernels.encode import encode, encode_top_k
-from circuit_tracer.kernels.sparse_rows import SparseRows
 from torch import Tensor
 
+from circuit_tracer.kernels.encode import encode, encode_top_k
+from circuit_tracer.kernels.sparse_rows import SparseRows
 from circuit_tracer.training.config import SparsitySection
 from circuit_tracer.training.counter_random import uniform
 from circuit_tracer.training.dictionary import Dictionary

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradients
-from circuit_tracer.kernels.sparse_rows import SparseRows
 from torch import Tensor
 
 from circuit_tracer.errors import NumericalError
+from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradients
+from circuit_tracer.kernels.sparse_rows import SparseRows
 from circuit_tracer.training import dead_features, jacobian
 from circuit_tracer.training.config import SparsitySection
 from circuit_tracer.training.dictionary import Dictionary

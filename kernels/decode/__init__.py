@@ -8,9 +8,10 @@ from __future__ import annotations
 import warnings
 
 import torch
-from circuit_tracer.kernels.sparse_rows import SparseRows
 from torch import Tensor
 from torch.nn import functional
+
+from circuit_tracer.kernels.sparse_rows import SparseRows
 
 # Columns read at a time: a slice of all rows that stays in a CPU's cache while every token reads from it.
 CHUNK_BYTES = 8 * 2**20

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
-from circuit_tracer.kernels.sparse_rows import SparseRows
 from torch import Tensor
+
+from circuit_tracer.kernels.sparse_rows import SparseRows
 
 
 def decode(out_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
+
 from circuit_tracer.kernels.encode.scan import scan
 from circuit_tracer.kernels.sparse_rows import SparseRows
-from torch import Tensor
 
 BLOCK_BYTES = 16 * 2**20  # of pre-activations in hand on a CPU
 BLOCK_BYTES_ACCELERATOR = 512 * 2**20

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from circuit_tracer.kernels.sparse_rows import SparseRows
 from torch import Tensor
+
+from circuit_tracer.kernels.sparse_rows import SparseRows
 
 
 def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> SparseRows:

@@ -11,8 +11,9 @@ import warnings
 from functools import lru_cache
 
 import torch
-from circuit_tracer.kernels.sparse_rows import SparseRows, pointers
 from torch import Tensor
+
+from circuit_tracer.kernels.sparse_rows import SparseRows, pointers
 
 # bfloat16 rounds to 8 bits: |x~ - x| <= 2^-8 |x|, likewise w, so a product of vectors is off by at most
 # (2 * 2^-8 + 2^-16) |x| |w| (Cauchy-Schwarz). The rest covers float32 accumulation over D <= 2^15 terms.

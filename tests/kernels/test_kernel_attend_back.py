@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from circuit_tracer.kernels.attend_back import attend_back_
-from circuit_tracer.kernels.attend_back.naive import attend_back
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from circuit_tracer.kernels.attend_back import attend_back_
+from circuit_tracer.kernels.attend_back.naive import attend_back
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -7,12 +7,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from circuit_tracer.kernels.decode import _gathered_dots, decode_, value_gradients, weight_gradients
-from circuit_tracer.kernels.decode import naive as specification
-from circuit_tracer.kernels.sparse_rows import SparseRows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from circuit_tracer.kernels.decode import _gathered_dots, decode_, value_gradients, weight_gradients
+from circuit_tracer.kernels.decode import naive as specification
+from circuit_tracer.kernels.sparse_rows import SparseRows
 
 Dtypes = tuple[torch.dtype, torch.dtype]
 Problem = tuple[Tensor, SparseRows, Tensor]  # out or gradient (B, C), entries, weights (F, C)

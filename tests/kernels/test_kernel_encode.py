@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from circuit_tracer.kernels.encode import encode
-from circuit_tracer.kernels.encode import naive as specification
-from circuit_tracer.kernels.sparse_rows import SparseRows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from circuit_tracer.kernels.encode import encode
+from circuit_tracer.kernels.encode import naive as specification
+from circuit_tracer.kernels.sparse_rows import SparseRows
 
 Problem = tuple[Tensor, Tensor, Tensor, Tensor]  # x_BD, weight_FD, bias_F, cut_F
 
