@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import data_cases
+import numpy as np
 import pytest
 import torch
 from data_cases import batches, config, same, stream, texts, write_jsonl
@@ -26,7 +27,7 @@ from circuit_tracer.training.ranks import Ranks
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_jsonl(tmp_path / "data.jsonl", texts(14))
+    write_jsonl(tmp_path / "data.jsonl", texts(10))
     return tmp_path
 
 
@@ -159,6 +160,50 @@ def test_an_sae_reconstructs_what_it_reads(folder: Path) -> None:
     assert batch.n_tokens == 16
 
 
+@pytest.mark.parametrize("kind", ["parquet", "huggingface", "tokens", "text"])
+def test_every_kind_of_source_gives_the_same_batches(kind: str, folder: Path) -> None:
+    documents = [text for text in texts(14) if text]
+    other = folder / "other"
+    other.mkdir()
+    if kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow", reason="needs the extra `datasets`")
+        parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra `datasets`")
+        parquet.write_table(pyarrow.table({"text": documents}), other / "data.parquet")
+    elif kind == "huggingface":
+        pytest.importorskip("datasets", reason="needs the extra `datasets`")
+        write_jsonl(other / "data.jsonl", documents)
+    elif kind == "tokens":
+        ids = data_cases.tokenizer()(documents, add_special_tokens=False).input_ids
+        np.save(other / "data.npy", np.array([i for one in ids for i in (*one, data_cases.EOS)], np.uint16))
+    else:
+        for number, text in enumerate(documents):
+            (other / f"{number:02d}.txt").write_text(text)
+    write_jsonl(folder / "data.jsonl", documents)
+    expected = list(batches(stream(config(folder))))
+    found = stream(config(folder, data__kind=kind, data__path=str(other)))
+    assert all(same(*pair) for pair in zip(expected, batches(found), strict=True))
+    json.dumps(found.state())
+
+
+def test_token_files_need_no_tokenizer(folder: Path) -> None:
+    np.save(folder / "data.npy", np.arange(5 * 90).reshape(5, 90) % 44 + 3)
+    settings = config(folder, data__kind="tokens", data__path=str(folder / "data.npy"))
+    batch = open_stream(settings, data_cases.parts(), None, Ranks()).next()
+    assert batch is not None
+    assert batch.n_tokens == 16
+
+
+def test_a_model_in_bfloat16_gives_float32_batches(folder: Path) -> None:
+    parts = bind(tiny_model("gemma3", torch.bfloat16), "gemma3")
+    settings = config(folder, sparsity__jacobian_weight=0.1)
+    found = list(batches(open_stream(settings, parts, data_cases.tokenizer(), Ranks())))
+    expected = list(batches(stream(settings, "gemma3")))
+    for one, other in zip(found, expected, strict=True):
+        for rounded, exact in zip(data_cases.tensors(one), data_cases.tensors(other), strict=True):
+            assert rounded.dtype == torch.float32
+            assert float((rounded - exact).norm() / exact.norm()) < 0.05
+
+
 # statistics
 
 
@@ -220,6 +265,9 @@ def test_held_out_tokens_are_packed_sequences(folder: Path) -> None:
     few = held_out_tokens(config(folder, data__held_out=0.01, data__context_length=64), data_cases.tokenizer())
     assert len(few) == 1
     assert 1 < len(few[0]) < 64
+    settings = config(folder, data__held_out=0.01, data__context_length=64)
+    rows_of_few = held_out_activations(settings, data_cases.parts(), data_cases.tokenizer(), 100)
+    assert rows_of_few.n_tokens == sum(int(i) not in (data_cases.BOS, data_cases.EOS) for i in few[0][1:])
 
 
 # bad input

@@ -34,10 +34,12 @@ def held_out_tokens(config: TrainingConfig, tokenizer: Any) -> list[Tensor]:
 
 
 def held_out_activations(config: TrainingConfig, parts: ModelParts, tokenizer: Any, n_tokens: int) -> ActivationBatch:
-    """The first `n_tokens` rows of documents kept for evaluation (fewer if there are fewer), filtered as in training.
+    """The first `n_tokens` rows of `held_out_tokens` without its limit (fewer if there are fewer), filtered as in training.
 
     Raises InputError when there are none.
     """
+    length = len(_first_sequence(config, tokenizer))
+    config = config.model_copy(update={"data": config.data.model_copy(update={"context_length": length})})
     source = open_source(config, parts, tokenizer, Ranks(), evaluation=True)
     block = Block(source.layout, n_tokens, source.device)
     end = source.rows.read(block, 0)
@@ -45,6 +47,11 @@ def held_out_activations(config: TrainingConfig, parts: ModelParts, tokenizer: A
         raise _nothing(config, source.rows.summary())
     rows = {name: block.rows(name, 0, end).float() for name in source.layout.names}
     return ActivationBatch(rows["x"], rows.get("y", rows["x"]), rows.get("direction"), rows.get("derivative"))
+
+
+def _first_sequence(config: TrainingConfig, tokenizer: Any) -> Tensor:
+    evaluation = config.evaluation.model_copy(update={"tokens": 1, "replacement_tokens": 0})
+    return held_out_tokens(config.model_copy(update={"evaluation": evaluation}), tokenizer)[0]
 
 
 def _nothing(config: TrainingConfig, summary: str) -> InputError:

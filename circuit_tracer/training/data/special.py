@@ -13,7 +13,7 @@ class SpecialTokens:
     """Ids of a tokenizer's special tokens; None where it has none.
 
     Sequences begin as prompts do when they are traced (models/tokenization.py): with the first that exists of bos, pad, eos
-    and other special tokens. A model without a bos token (Qwen, Pythia) is thus trained as it is read, and a tokenizer
+    and other special tokens. A model without a bos token (Qwen) is thus trained as it is read, and a tokenizer
     without any special token gives sequences that begin with text; position 0 is left out of training in all cases.
     """
 
