@@ -66,7 +66,7 @@ def _level(
     kept_scores: Sequence[Tensor],
     ranks: Ranks,
 ) -> float:
-    """Half-way between the count-th and the next largest score of one source."""
+    """Half-way between the count-th and the next largest score of one source; equal ones are not above it."""
     start = float(kth_largest(kept_scores, max(1, count), ranks))
     for share in LOWERED:
         cut_f = share * start / scale_f if share * start else torch.zeros_like(scale_f)

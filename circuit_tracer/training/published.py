@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from circuit_tracer.files import atomic_write
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training import config_file
 from circuit_tracer.training.config import TrainingConfig
-from circuit_tracer.training.data import held_out_tokens
 from circuit_tracer.training.evaluation import EvaluationSettings, evaluate, write_report
 from circuit_tracer.transcoders import (
     SingleLayerTranscoder,
@@ -28,10 +28,17 @@ CONFIG_NAME = "training.yaml"  # the configuration, beside the weights
 
 
 def publish(
-    config: TrainingConfig, parts: ModelParts, tokenizer: Any, folder: Path, layers: Sequence[int], step: int
+    config: TrainingConfig,
+    parts: ModelParts,
+    tokenizer: Any,
+    folder: Path,
+    layers: Sequence[int],
+    held_out: Sequence[Tensor],
+    step: int,
 ) -> dict[str, Any]:
-    """Evaluate the dictionary in ``folder``; write evaluation.json, README.md and pictures there. Returns the evaluation.
+    """Evaluate the dictionary in ``folder`` on the sequences ``held_out``, each (P,); returns the evaluation.
 
+    Writes evaluation.json, README.md and pictures beside the weights.
     A dictionary that does not replace all MLPs (an SAE, or some layers only) is measured by its reconstruction alone.
     """
     wanted = config.evaluation
@@ -48,7 +55,7 @@ def publish(
         parts,
         tokenizer,
         _read_back(config, parts, folder, layers),
-        held_out_tokens(config, tokenizer),
+        held_out,
         settings,
         layers=layers,
         per_layer=None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.files import atomic_write, require_writable_folder
@@ -25,7 +26,7 @@ from circuit_tracer.training import checkpoint, config_file
 from circuit_tracer.training.calibration import level_scores, n_batches
 from circuit_tracer.training.checkpoint import Checkpoint
 from circuit_tracer.training.config import TrainingConfig
-from circuit_tracer.training.data import BatchStream, held_out_activations, open_stream
+from circuit_tracer.training.data import BatchStream, held_out_activations, held_out_tokens, open_stream
 from circuit_tracer.training.events import Listener, NullListener, StepReport
 from circuit_tracer.training.export import export
 from circuit_tracer.training.log import RunLog
@@ -84,6 +85,7 @@ class _Run:
             listener.message(str(plan))
             plan.require_fits()
             parts, tokenizer = self._model()
+            held_out = held_out_tokens(config, tokenizer)  # found missing now rather than at the end
             stream = open_stream(config, parts, tokenizer, ranks)
             state = self._state(stream, start)
             if ranks.first:
@@ -97,8 +99,8 @@ class _Run:
                 stream.restore(start.content["data"])
                 loop.saved = start.folder
                 listener.message(f"resumed from {start.folder}, step {state.step} of {config.steps}")
-            loop.run(lambda: self._publish(loop, parts, tokenizer))
-            return self._publish(loop, parts, tokenizer)
+            loop.run(lambda: self._publish(loop, parts, tokenizer, held_out))
+            return self._publish(loop, parts, tokenizer, held_out)
 
     def _model(self) -> tuple[ModelParts, Any]:
         model, tokenizer = load_language_model(
@@ -127,7 +129,7 @@ class _Run:
         scale_S = torch.zeros(n_layers, device=self.device) if config.sparsity.jacobian_weight else None
         return TrainingState.initial(config, space, scale_S, self.device, self.ranks)
 
-    def _publish(self, loop: Loop, parts: ModelParts, tokenizer: Any) -> Result:
+    def _publish(self, loop: Loop, parts: ModelParts, tokenizer: Any, held_out: list[Tensor]) -> Result:
         """Checkpoint with calibrated levels, dictionary, evaluation, card. What is measured is what was written."""
         config, layers = self.config, self.config.dictionary.layers or list(range(parts.config.n_layers))
         levels = self._levels(loop.state, parts, tokenizer)
@@ -137,7 +139,7 @@ class _Run:
         if self.ranks.first:
             export(checkpoint.read(saved), config, levels, transcoder, config.model.name, layers)
             self.listener.message(f"dictionary written to {transcoder}; evaluating it")
-            evaluation = publish(config, parts, tokenizer, transcoder, layers, loop.state.step)
+            evaluation = publish(config, parts, tokenizer, transcoder, layers, held_out, loop.state.step)
             self.listener.evaluated(evaluation)
         self.ranks.barrier()
         return Result(transcoder, saved, evaluation)
