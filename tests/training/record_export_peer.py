@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from export_peer_cases import DICTIONARIES, FOLDER, INPUTS, OUTPUTS, outcomes  # noqa: E402
+from export_peer_cases import DICTIONARIES, FOLDER, INPUTS, OUTPUTS, outcomes
 
 
 def inputs(folder: Path, **sizes: int) -> None:
