@@ -26,6 +26,8 @@ from circuit_tracer.training.normalisation import Normalisation
 from circuit_tracer.transcoders.config import write_config
 from circuit_tracer.transcoders.formats.writing import begin_folder, native_names, save_tensors
 
+SAELENS = "6.0.0"  # the version whose layout an SAE has; without one SAELens takes it for older and drops the metadata
+
 
 @dataclass(frozen=True)
 class FoldedLayer:
@@ -172,6 +174,8 @@ def _write_sae(layer: FoldedLayer, config: TrainingConfig, folder: Path, model_n
             "model_name": model_name,
             "hook_name": f"blocks.{model_layer}.{config.dictionary.point}",
             "prepend_bos": True,
+            "context_size": config.data.context_length,
+            "sae_lens_version": SAELENS,
         },
     }
     save_tensors(tensors, folder / "sae_weights.safetensors", {})

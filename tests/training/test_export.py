@@ -82,6 +82,7 @@ def test_autoencoders_are_saelens_files(run: Run, dtype: str, tmp_path: Path) ->
         assert described["apply_b_dec_to_input"] is False
         assert described["normalize_activations"] == "none"
         assert described["metadata"]["hook_name"] == f"blocks.{layer}.hook_resid_post"
+        assert described["metadata"]["sae_lens_version"] == "6.0.0"
         assert set(stored) == {"W_enc", "W_dec", "b_enc", "b_dec"} | ({"threshold"} if learned else set())
         pre_BF = made.inputs()[0][:, source].double() @ stored["W_enc"] + stored["b_enc"]
         found_BF = pre_BF.relu() * (pre_BF > stored.get("threshold", torch.zeros(())))
