@@ -107,9 +107,10 @@ def train_step(
     terms = {"reconstruction": sum(error_S) / len(error_S)}
     step = _Step(dictionary, batch, settings, moment, sink, ranks, selection, terms)
     auxiliary = step.auxiliary(error_BSD)
+    derivative = step.derivative()
+    _require_finite_terms(terms)  # while nothing has changed yet
     grad_BSD = error_BSD.mul_(2 / error_BSD.numel())
     sink.gradient("b_dec", grad_BSD.sum(0))
-    derivative = step.derivative()
     step.skip_gradient(grad_BSD, derivative)
     for source in range(dictionary.n_layers):
         step.source(source, grad_BSD, auxiliary, derivative)
@@ -291,5 +292,14 @@ def _require_finite(error_S: list[float]) -> None:
         if not error < float("inf"):
             raise NumericalError(
                 f"the reconstruction error of source layer {layer} is {error}. Nothing was changed by this step; lower "
+                "optimizer.learning_rate, or look for broken activations in the data."
+            )
+
+
+def _require_finite_terms(terms: dict[str, float]) -> None:
+    for name, value in terms.items():
+        if not value < float("inf"):
+            raise NumericalError(
+                f"the {name} loss is {value}. Nothing was changed by this step; lower its weight or "
                 "optimizer.learning_rate, or look for broken activations in the data."
             )

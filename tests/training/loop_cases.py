@@ -65,6 +65,7 @@ class Run:
             "dictionary": {"kind": self.kind, "features": self.features},
             "sparsity": sparsity,
             "optimizer": {"warmup_steps": 2, "learning_rate": 0.02},
+            "evaluation": {},
             "run": {
                 "out": str(out), "tokens": self.steps * self.batch, "batch": self.batch, "seed": self.seed,
                 "log_every": 1, "checkpoint_every_steps": 10**6,
