@@ -22,7 +22,6 @@ from circuit_tracer.viewer.sum_rule import sum_rules
 if TYPE_CHECKING:
     from circuit_tracer.graph.files.viewer_json import Labels
     from circuit_tracer.graph.graph import Graph
-    from circuit_tracer.graph.pruning import PruneResult
 
 Features = Mapping[tuple[int, int], Mapping[str, Any]]
 
@@ -52,12 +51,14 @@ def graph_page(
     data = [_data("graph-data", document)]
     if features is not None:
         data.append(_data("feature-data", _features_of(document, features)))
-    return (
+    page = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{head}<title>{title}</title>\n</head>\n'
         '<body>\n<div id="app"><p class="notice">Loading the graph …</p></div>\n'
         "<noscript>This page draws its graph with JavaScript, which is switched off.</noscript>\n"
         f"{''.join(data)}{script}</body>\n</html>\n"
     )
+    # Halves of surrogate pairs, which JSON files can hold, are no text; without them every page can be written.
+    return page.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def write_page(graph: Graph | Mapping[str, Any] | str | Path, path: str | Path, **options: Any) -> Path:
@@ -74,7 +75,8 @@ def graph_frame(graph: Graph | Mapping[str, Any] | str | Path, *, height: int = 
     """
     page = html.escape(graph_page(graph, **options))
     style = f"width:100%;height:{int(height)}px;border:0"
-    return f'<iframe title="attribution graph" sandbox="allow-scripts allow-downloads" style="{style}" srcdoc="{page}"></iframe>'
+    allowed = "allow-scripts allow-downloads"
+    return f'<iframe title="attribution graph" sandbox="{allowed}" style="{style}" srcdoc="{page}"></iframe>'
 
 
 def _document(
@@ -101,9 +103,9 @@ def _exported(
     """Viewer JSON of a graph, with the sum rule of each of its nodes."""
     from circuit_tracer.graph.files.viewer_json import create_graph_files
 
-    thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
     with tempfile.TemporaryDirectory() as folder:
-        document = load_viewer_json(create_graph_files(graph, slug, folder, labels=labels, **thresholds))
+        path = create_graph_files(graph, slug, folder, None, node_threshold, edge_threshold, labels=labels)
+        document = load_viewer_json(path)
     rules = sum_rules(graph)
     for node in document["nodes"]:
         if node["node_id"] in rules:

@@ -15,9 +15,19 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --hide-scrollbars --force-color-profile=srgb --remote-debugging-pipe"
-).split()
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--force-color-profile=srgb",
+    "--disable-features=IsolateSandboxedIframes",
+    "--remote-debugging-pipe",
+)
 
 
 def find_chromium() -> str | None:
@@ -136,13 +146,12 @@ class Page:
             raise RuntimeError(result["exceptionDetails"].get("exception", {}).get("description", "exception"))
         return result["result"].get("value")
 
-    def wait(self, expression: str, timeout: float = 20) -> Any:
-        """Wait until an expression is truthy; its value."""
+    def wait(self, expression: str, timeout: float = 10) -> None:
+        """Wait until an expression is truthy."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
-            value = self.js(expression)
-            if value:
-                return value
+            if self.js(f"Boolean({expression})"):
+                return
             time.sleep(0.02)
         raise TimeoutError(f"not true within {timeout} s: {expression}")
 
@@ -195,9 +204,7 @@ class Page:
             event = {"type": kind, "key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
             self.call("Input.dispatchKeyEvent", **event, **({"text": text} if text else {}))
         if up:
-            self.call(
-                "Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code, modifiers=modifiers
-            )
+            self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code, modifiers=modifiers)
         self.frames()
 
     def type(self, text: str) -> None:

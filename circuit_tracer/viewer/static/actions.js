@@ -24,7 +24,8 @@ export class Actions {
 
   togglePin(id) {
     const { pinned, groups } = this.store.state;
-    if (pinned.includes(id)) this.store.set({ pinned: pinned.filter((each) => each !== id), groups: without(groups, [id]) });
+    if (pinned.includes(id))
+      this.store.set({ pinned: pinned.filter((each) => each !== id), groups: without(groups, [id]) });
     else this.pin([id]);
   }
 
@@ -78,7 +79,9 @@ export class Actions {
   renameGroup(group, name) {
     const text = name.trim();
     if (!text || text === group.name) return;
-    this.store.set({ groups: this.store.state.groups.map((each) => (each === group ? { ...each, name: text } : each)) });
+    this.store.set({
+      groups: this.store.state.groups.map((each) => (each === group ? { ...each, name: text } : each)),
+    });
   }
 
   removeBox(ids) {

@@ -18,7 +18,13 @@ export function makeBoxes(graph, state) {
   }));
   return [...groups, ...singles]
     .filter((box) => box.nodes.length)
-    .map((box) => ({ ...box, key: box.nodes.map((node) => node.id).sort().join("-") }))
+    .map((box) => ({
+      ...box,
+      key: box.nodes
+        .map((node) => node.id)
+        .sort()
+        .join("-"),
+    }))
     .sort((a, b) => (a.key < b.key ? -1 : 1));
 }
 
@@ -62,11 +68,19 @@ export function placeBoxes(boxes, positions, width, height, box = { width: 148, 
     const y = ((number + 0.5) / rows.length) * whole.height;
     const ordered = row.slice().sort((a, b) => mean(a.nodes, "position") - mean(b.nodes, "position"));
     const inner = whole.width - box.width - 16;
-    const wanted = ordered.map((each) => box.width / 2 + 8 + ((mean(each.nodes, "position") - first) / Math.max(1, last - first)) * inner);
+    const wanted = ordered.map(
+      (each) => box.width / 2 + 8 + ((mean(each.nodes, "position") - first) / Math.max(1, last - first)) * inner,
+    );
     spread(wanted, box.width + 16, box.width / 2 + 8, whole.width - box.width / 2 - 8);
-    ordered.forEach((each, place) => places.set(each.key, [last === first ? (whole.width * (place + 0.5)) / ordered.length : wanted[place], y]));
+    ordered.forEach((each, place) =>
+      places.set(each.key, [last === first ? (whole.width * (place + 0.5)) / ordered.length : wanted[place], y]),
+    );
   });
-  const chosen = (each) => positions[each.key] && [(positions[each.key][0] * whole.width) / 1000, (positions[each.key][1] * whole.height) / 1000];
+  const chosen = (each) =>
+    positions[each.key] && [
+      (positions[each.key][0] * whole.width) / 1000,
+      (positions[each.key][1] * whole.height) / 1000,
+    ];
   return { places: boxes.map((each) => chosen(each) ?? places.get(each.key)), ...whole };
 }
 

@@ -26,8 +26,12 @@ export class Connections {
     if (!node) {
       replace(
         this.element,
-        h("div", { class: "empty" }, h("p", {}, "Select a node to see where its input comes from and where its output goes."),
-          h("p", { class: "quiet" }, "Click, or focus the graph and use the arrow keys and Enter.")),
+        h(
+          "div",
+          { class: "empty" },
+          h("p", {}, "Select a node to see where its input comes from and where its output goes."),
+          h("p", { class: "quiet" }, "Click, or focus the graph and use the arrow keys and Enter."),
+        ),
       );
       return;
     }
@@ -35,8 +39,22 @@ export class Connections {
     const head = h(
       "div",
       { class: "node-head" },
-      h("div", { class: "node-title" }, h("strong", {}, nodeLabel(graph, state, node)), h("span", { class: "quiet" }, placeName(graph, node))),
-      h("button", { class: "small", "aria-pressed": String(pinned), "data-testid": "pin", on: { click: () => actions.togglePin(node.id) } }, pinned ? "Pinned" : "Pin"),
+      h(
+        "div",
+        { class: "node-title" },
+        h("strong", {}, nodeLabel(graph, state, node)),
+        h("span", { class: "quiet" }, placeName(graph, node)),
+      ),
+      h(
+        "button",
+        {
+          class: "small",
+          "aria-pressed": String(pinned),
+          "data-testid": "pin",
+          on: { click: () => actions.togglePin(node.id) },
+        },
+        pinned ? "Pinned" : "Pin",
+      ),
     );
     replace(this.element, head, this._balance(node), this._lists(node));
   }
@@ -47,7 +65,11 @@ export class Connections {
     if (!inputs.length) return null;
     const shares = inputShares(this.graph, node.index);
     const parts = Object.entries(shares).filter(([, share]) => share > 0);
-    const bar = h("div", { class: "balance", role: "img", "aria-label": parts.map(([kind, share]) => `${kind}s ${percent(share)}`).join(", ") });
+    const bar = h("div", {
+      class: "balance",
+      role: "img",
+      "aria-label": parts.map(([kind, share]) => `${kind}s ${percent(share)}`).join(", "),
+    });
     for (const [kind, share] of parts) bar.append(h("span", { class: `part ${kind}`, style: { "flex-grow": share } }));
     const words = parts.map(([kind, share]) => `${percent(share)} ${kind}s`).join(" \u00b7 ");
     const total = `sum of |inputs| in this file: ${number(this.graph.mass[node.index])}`;
@@ -65,14 +87,23 @@ export class Connections {
     const { graph } = this;
     const inputs = this._rows(inputsOf(graph, node.index), graph.links.source, "from");
     const outputs = this._rows(outputsOf(graph, node.index), graph.links.target, "to");
-    return h("div", { class: "lists" }, this._list("Inputs", inputs, "inputs", node), this._list("Outputs", outputs, "outputs", node));
+    return h(
+      "div",
+      { class: "lists" },
+      this._list("Inputs", inputs, "inputs", node),
+      this._list("Outputs", outputs, "outputs", node),
+    );
   }
 
   /** Shown links, strongest first. */
   _rows(links, ends) {
     const { share } = this.graph.links;
-    const shown = [...links].filter((link) => this.view.shown[ends[link]] && Math.abs(share[link]) >= this.store.state.edgeMin);
-    return shown.sort((a, b) => Math.abs(share[b]) - Math.abs(share[a])).map((link) => ({ link, node: this.graph.nodes[ends[link]] }));
+    const shown = [...links].filter(
+      (link) => this.view.shown[ends[link]] && Math.abs(share[link]) >= this.store.state.edgeMin,
+    );
+    return shown
+      .sort((a, b) => Math.abs(share[b]) - Math.abs(share[a]))
+      .map((link) => ({ link, node: this.graph.nodes[ends[link]] }));
   }
 
   _list(title, rows, name, node) {
@@ -80,7 +111,12 @@ export class Connections {
     const section = h("section", { "aria-label": title, "data-testid": name });
     const heading = h("h3", {}, title, h("span", { class: "count" }, String(rows.length)));
     if (name === "inputs" && rows.length > 1) {
-      const box = h("input", { type: "checkbox", checked: group, "data-testid": "group-by-token", on: { change: (event) => this.store.set({ groupByToken: event.target.checked }) } });
+      const box = h("input", {
+        type: "checkbox",
+        checked: group,
+        "data-testid": "group-by-token",
+        on: { change: (event) => this.store.set({ groupByToken: event.target.checked }) },
+      });
       heading.append(h("label", { class: "toggle" }, box, "by token"));
     }
     section.append(heading);
@@ -99,15 +135,31 @@ export class Connections {
     const total = (members) => members.reduce((sum, { link }) => sum + this.graph.links.share[link], 0);
     const ordered = [...tokens].sort(([, a], [, b]) => Math.abs(total(b)) - Math.abs(total(a)));
     return ordered.map(([position, members]) =>
-      h("details", { class: "token-group", open: true },
-        h("summary", {}, h("span", { class: "chip" }, tokenText(this.graph, position)), h("span", { class: "quiet" }, ` token ${position}`), h("span", { class: "value" }, percent(total(members), true))),
-        this._rowList(members)),
+      h(
+        "details",
+        { class: "token-group", open: true },
+        h(
+          "summary",
+          {},
+          h("span", { class: "chip" }, tokenText(this.graph, position)),
+          h("span", { class: "quiet" }, ` token ${position}`),
+          h("span", { class: "value" }, percent(total(members), true)),
+        ),
+        this._rowList(members),
+      ),
     );
   }
 
   _rowList(rows) {
-    const list = h("ul", { class: "rows" }, rows.slice(0, MOST_ROWS).map((row) => h("li", {}, this._row(row))));
-    if (rows.length > MOST_ROWS) list.append(h("li", { class: "quiet" }, `and ${rows.length - MOST_ROWS} weaker ones; raise the link threshold to choose`));
+    const list = h(
+      "ul",
+      { class: "rows" },
+      rows.slice(0, MOST_ROWS).map((row) => h("li", {}, this._row(row))),
+    );
+    if (rows.length > MOST_ROWS)
+      list.append(
+        h("li", { class: "quiet" }, `and ${rows.length - MOST_ROWS} weaker ones; raise the link threshold to choose`),
+      );
     return list;
   }
 
@@ -118,7 +170,10 @@ export class Connections {
     const weight = graph.links.weight[link];
     const clicked = graph.byId.get(state.clicked);
     const arrow = node.position === clicked.position ? "" : node.position < clicked.position ? "\u2190" : "\u2192";
-    const bar = h("span", { class: `share ${share < 0 ? "negative" : "positive"}`, style: { width: `${(shareWidth(share, 100)).toFixed(1)}%` } });
+    const bar = h("span", {
+      class: `share ${share < 0 ? "negative" : "positive"}`,
+      style: { width: `${shareWidth(share, 100).toFixed(1)}%` },
+    });
     return h(
       "button",
       {
@@ -143,6 +198,10 @@ export class Connections {
 
 /** inputs + unselected + bias = pre-activation, with what is left over. */
 function sumRule(rule) {
-  const parts = [["inputs", rule.inputs], ["unselected", rule.unselected], ["bias", rule.bias]].map(([name, value]) => `${name} ${number(value)}`);
+  const parts = [
+    ["inputs", rule.inputs],
+    ["unselected", rule.unselected],
+    ["bias", rule.bias],
+  ].map(([name, value]) => `${name} ${number(value)}`);
   return `${parts.join(" + ")} = ${number(rule.pre_activation)} before activation; off by ${number(rule.residual)} (relative)`;
 }

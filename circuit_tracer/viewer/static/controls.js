@@ -6,15 +6,41 @@ import { reportDialog } from "./report.js";
 
 /** Filters and zoom of the link graph. */
 export function graphBar({ graph, store, view }) {
-  const pruning = slider("Nodes", "pruning", { value: store.state.pruning, step: 0.01, max: 1 }, (value) => store.set({ pruning: value }), (value) => `${percent(value)} of influence`);
-  const edges = slider("Links", "edge-threshold", { value: fromShare(store.state.edgeMin), step: 0.01, max: 1 }, (value) => store.set({ edgeMin: toShare(value) }), (value) => (value ? `from ${percent(toShare(value))}` : "all"));
+  const pruning = slider(
+    "Nodes",
+    "pruning",
+    { value: store.state.pruning, step: 0.01, max: graph.threshold },
+    (value) => store.set({ pruning: value }),
+    (value) => `${percent(value)} of influence`,
+  );
+  const edges = slider(
+    "Links",
+    "edge-threshold",
+    { value: fromShare(store.state.edgeMin), step: 0.01, max: 1 },
+    (value) => store.set({ edgeMin: toShare(value) }),
+    (value) => (value ? `from ${percent(toShare(value))}` : "all"),
+  );
   const errors = toggle("Errors", "show-errors", !store.state.hideErrors, (on) => store.set({ hideErrors: !on }));
   const faint = toggle("Faint links", "all-edges", store.state.allEdges, (on) => store.set({ allEdges: on }));
-  const type = h("select", { "data-testid": "link-type", "aria-label": "Links of the selected node", on: { change: (event) => store.set({ linkType: event.target.value }) } },
-    [["both", "inputs and outputs"], ["input", "inputs"], ["output", "outputs"]].map(([value, text]) => h("option", { value, selected: value === store.state.linkType }, text)));
+  const type = h(
+    "select",
+    {
+      "data-testid": "link-type",
+      "aria-label": "Links of the selected node",
+      on: { change: (event) => store.set({ linkType: event.target.value }) },
+    },
+    [
+      ["both", "in + out"],
+      ["input", "inputs"],
+      ["output", "outputs"],
+    ].map(([value, text]) => h("option", { value, selected: value === store.state.linkType }, text)),
+  );
   const shown = h("span", { class: "quiet counts", role: "status", "data-testid": "counts" });
   const update = () => {
-    replace(shown, `${view.count.toLocaleString("en")} of ${graph.nodes.length.toLocaleString("en")} nodes \u00b7 ${view.links.length.toLocaleString("en")} links`);
+    replace(
+      shown,
+      `${view.count.toLocaleString("en")} of ${graph.nodes.length.toLocaleString("en")} nodes \u00b7 ${view.links.length.toLocaleString("en")} links`,
+    );
     pruning.show(store.state.pruning);
     edges.show(fromShare(store.state.edgeMin));
     errors.querySelector("input").checked = !store.state.hideErrors;
@@ -22,8 +48,19 @@ export function graphBar({ graph, store, view }) {
   };
   store.subscribe(update);
   update();
-  const zoom = h("span", { class: "buttons" }, button("\u2212", "Zoom out", () => view.zoom(1 / 1.4)), button("Fit", "Show the whole graph", () => view.fit()), button("+", "Zoom in", () => view.zoom(1.4)));
-  return [pruning, edges, errors, faint, type, h("span", { class: "spacer" }), shown, zoom];
+  return [pruning, edges, errors, faint, type, h("span", { class: "spacer" }), shown];
+}
+
+/** Buttons in a corner of the link graph. */
+export function zoomButtons(view) {
+  const [out, fit, into] = [() => view.zoom(1 / 1.4), () => view.fit(), () => view.zoom(1.4)];
+  return h(
+    "span",
+    { class: "buttons corner" },
+    button("\u2212", "Zoom out", out),
+    button("Fit", "Show the whole graph", fit, "fit"),
+    button("+", "Zoom in", into),
+  );
 }
 
 // Most shares are small, so the slider runs over their cube root.
@@ -32,10 +69,22 @@ const fromShare = (share) => Math.cbrt(share);
 
 /** Tools of the subgraph. */
 export function subgraphBar({ store, actions, subgraph }) {
-  const group = h("button", { class: "small", "data-testid": "group", on: { click: () => (store.state.collecting ? actions.finishCollecting() : actions.startCollecting()) } });
+  const group = h("button", {
+    class: "small",
+    "data-testid": "group",
+    on: { click: () => (store.state.collecting ? actions.finishCollecting() : actions.startCollecting()) },
+  });
   const numbers = toggle("Percent", "edge-numbers", store.state.edgeNumbers, (on) => store.set({ edgeNumbers: on }));
-  const clear = h("button", { class: "small", "data-testid": "unpin-all", on: { click: () => actions.unpinAll() } }, "Clear");
-  const tidy = h("button", { class: "small", title: "Forget the places chosen by hand", on: { click: () => store.set({ positions: {} }) } }, "Tidy");
+  const clear = h(
+    "button",
+    { class: "small", "data-testid": "unpin-all", on: { click: () => actions.unpinAll() } },
+    "Clear",
+  );
+  const tidy = h(
+    "button",
+    { class: "small", title: "Forget the places chosen by hand", on: { click: () => store.set({ positions: {} }) } },
+    "Tidy",
+  );
   const hint = h("span", { class: "quiet", role: "status" });
   const update = () => {
     const { collecting, pinned } = store.state;
@@ -46,7 +95,13 @@ export function subgraphBar({ store, actions, subgraph }) {
   };
   store.subscribe(update);
   update();
-  const zoom = h("span", { class: "buttons" }, button("\u2212", "Zoom the subgraph out", () => subgraph.zoom(1 / 1.25)), button("1:1", "Zoom of the subgraph back", () => subgraph.zoom(null)), button("+", "Zoom the subgraph in", () => subgraph.zoom(1.25)));
+  const zoom = h(
+    "span",
+    { class: "buttons" },
+    button("\u2212", "Zoom the subgraph out", () => subgraph.zoom(1 / 1.25)),
+    button("Fit", "Show the whole subgraph", () => subgraph.zoom(null)),
+    button("+", "Zoom the subgraph in", () => subgraph.zoom(1.25)),
+  );
   return [hint, h("span", { class: "spacer" }), numbers, group, tidy, clear, zoom];
 }
 
@@ -61,7 +116,12 @@ export function pageBar(page) {
   };
   store.subscribe(update);
   update();
-  const report = button("About", "Scores, settings and soundness of this graph", () => reportDialog(graph, store.state), "report-button");
+  const report = button(
+    "About",
+    "Scores, settings and soundness of this graph",
+    () => reportDialog(graph, store.state),
+    "report-button",
+  );
   return [undo, redo, report, saveMenu(page)];
 }
 
@@ -70,12 +130,44 @@ function saveMenu({ graph, store, view, subgraph }) {
   const items = [
     ["Graph as SVG", "save-svg", () => download(`${name}.svg`, svgText(graphPicture(view)), "image/svg+xml")],
     ["Graph as PNG", "save-png", async () => download(`${name}.png`, await pngBlob(graphPicture(view)), "image/png")],
-    ["Subgraph as SVG", "save-subgraph-svg", () => download(`${name}-subgraph.svg`, svgText(subgraph.picture()), "image/svg+xml")],
-    ["Subgraph as PNG", "save-subgraph-png", async () => download(`${name}-subgraph.png`, await pngBlob(subgraph.picture()), "image/png")],
-    ["JSON with labels and view", "save-json", () => download(`${name}.json`, documentText(graph, store.state), "application/json")],
+    [
+      "Subgraph as SVG",
+      "save-subgraph-svg",
+      () => download(`${name}-subgraph.svg`, svgText(subgraph.picture()), "image/svg+xml"),
+    ],
+    [
+      "Subgraph as PNG",
+      "save-subgraph-png",
+      async () => download(`${name}-subgraph.png`, await pngBlob(subgraph.picture()), "image/png"),
+    ],
+    [
+      "JSON with labels and view",
+      "save-json",
+      () => download(`${name}.json`, documentText(graph, store.state), "application/json"),
+    ],
   ];
   const menu = h("details", { class: "menu" }, h("summary", { class: "button", "data-testid": "save-menu" }, "Save"));
-  menu.append(h("div", { class: "menu-items" }, items.map(([text, id, act]) => h("button", { "data-testid": id, on: { click: () => { menu.open = false; act(); } } }, text))));
+  menu.append(
+    h(
+      "div",
+      { class: "menu-items" },
+      items.map(([text, id, act]) =>
+        h(
+          "button",
+          {
+            "data-testid": id,
+            on: {
+              click: () => {
+                menu.open = false;
+                act();
+              },
+            },
+          },
+          text,
+        ),
+      ),
+    ),
+  );
   document.addEventListener("pointerdown", (event) => {
     if (!menu.contains(event.target)) menu.open = false;
   });
@@ -93,12 +185,17 @@ export function themeButton(onChange) {
   const names = { auto: "as the system", light: "light", dark: "dark" };
   const glyphs = { auto: "\u25d0", light: "\u25cb", dark: "\u25cf" };
   const order = Object.keys(names);
-  const element = button("", "", () => {
-    const next = order[(order.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % order.length];
-    document.documentElement.dataset.theme = next;
-    describe(next);
-    onChange();
-  }, "theme");
+  const element = button(
+    "",
+    "",
+    () => {
+      const next = order[(order.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % order.length];
+      document.documentElement.dataset.theme = next;
+      describe(next);
+      onChange();
+    },
+    "theme",
+  );
   const describe = (theme) => {
     element.textContent = glyphs[theme];
     element.title = `Theme: ${names[theme]}`;
@@ -115,7 +212,15 @@ export function button(text, label, click, id = null) {
 }
 
 function slider(name, id, { value, step, max }, change, words) {
-  const input = h("input", { type: "range", min: 0, max, step, value, "data-testid": id, on: { input: () => change(Number(input.value)) } });
+  const input = h("input", {
+    type: "range",
+    min: 0,
+    max,
+    step,
+    value,
+    "data-testid": id,
+    on: { input: () => change(Number(input.value)) },
+  });
   const text = h("output", {}, words(value));
   const label = h("label", { class: "slider" }, h("span", {}, name), input, text);
   label.show = (now) => {
@@ -128,6 +233,11 @@ function slider(name, id, { value, step, max }, change, words) {
 }
 
 function toggle(name, id, on, change) {
-  const input = h("input", { type: "checkbox", checked: on, "data-testid": id, on: { change: () => change(input.checked) } });
+  const input = h("input", {
+    type: "checkbox",
+    checked: on,
+    "data-testid": id,
+    on: { change: () => change(input.checked) },
+  });
   return h("label", { class: "toggle" }, input, name);
 }

@@ -15,7 +15,7 @@ function fill(element, attributes, children) {
       element.setAttribute(name, value === true ? "" : String(value));
     }
   }
-  for (const child of children.flat()) {
+  for (const child of children.flat(Infinity)) {
     if (child !== null && child !== undefined && child !== false) {
       element.append(child instanceof Node ? child : document.createTextNode(String(child)));
     }
@@ -35,7 +35,9 @@ export function svg(tag, attributes, ...children) {
 
 /** Replace everything inside an element. */
 export function replace(element, ...children) {
-  element.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.replaceChildren(
+    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return element;
 }
 
@@ -58,5 +60,9 @@ export function percent(share, signed = false) {
 
 /** Whitespace made visible, so that a token can be told from its neighbours. */
 export function visibleToken(token) {
-  return token.replaceAll("\n", "\u23ce").replaceAll("\t", "\u2192").replaceAll("\r", "\u21b5").replace(/^ (?=\S)/, "");
+  return token
+    .replaceAll("\n", "\u23ce")
+    .replaceAll("\t", "\u2192")
+    .replaceAll("\r", "\u21b5")
+    .replace(/^ (?=\S)/, "");
 }

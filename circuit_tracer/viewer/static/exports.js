@@ -2,7 +2,7 @@
 
 import { svg } from "./dom.js";
 import { SvgPen } from "./pens.js";
-import { drawGutters, drawOverlay, drawScene } from "./scene.js";
+import { drawGutters, drawNames, drawOverlay, drawScene } from "./scene.js";
 import { savedView } from "./url_state.js";
 
 /** The link graph as it is seen, as an SVG element. */
@@ -16,6 +16,7 @@ export function graphPicture(view) {
   pen.rectangle(0, 0, width, height, scene.palette.panel);
   for (const step of drawScene(pen, scene)) void step;
   drawOverlay(pen, { ...scene, state: { ...scene.state, hovered: null, focused: null } });
+  drawNames(pen, scene);
   drawGutters(pen, scene);
   return root;
 }
@@ -40,7 +41,8 @@ export async function pngBlob(element) {
 /** The graph's document with the labels and the view of this page in it, as text. */
 export function documentText(graph, state) {
   const { clerps, ...view } = savedView(graph, state);
-  const label = (row, node) => (node && state.labels[node.featureKey] ? { ...row, clerp: state.labels[node.featureKey] } : row);
+  const label = (row, node) =>
+    node && state.labels[node.featureKey] ? { ...row, clerp: state.labels[node.featureKey] } : row;
   const nodes = graph.document.nodes.map((row) => label(row, graph.byId.get(row.node_id)));
   return JSON.stringify({ ...graph.document, qParams: { ...graph.document.qParams, ...view, clerps }, nodes });
 }

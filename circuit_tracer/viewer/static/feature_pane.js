@@ -11,7 +11,8 @@ export class FeaturePane {
     this.element = h("div", { class: "feature-pane", "data-testid": "feature-pane" });
     this.shown = undefined;
     store.subscribe((_, changed) => {
-      if (["clicked", "hovered", "focused", "labels"].some((name) => changed.has(name))) this.draw(changed.has("labels"));
+      if (["clicked", "hovered", "focused", "labels"].some((name) => changed.has(name)))
+        this.draw(changed.has("labels"));
     });
     this.draw(true);
   }
@@ -20,21 +21,38 @@ export class FeaturePane {
     const { hovered, clicked } = this.store.state;
     const node = this.graph.byId.get(hovered ?? clicked ?? "") ?? null;
     if (!again && node === this.shown) return;
-    if (this.element.contains(document.activeElement) && document.activeElement.matches("input.label-input") && !again) return;
+    if (this.element.contains(document.activeElement) && document.activeElement.matches("input.label-input") && !again)
+      return;
     this.shown = node;
     if (!node) {
-      replace(this.element, h("div", { class: "empty" }, h("p", {}, "Point at a node to read what it stands for."), this._targets()));
+      replace(
+        this.element,
+        h("div", { class: "empty" }, h("p", {}, "Point at a node to read what it stands for."), this._targets()),
+      );
       return;
     }
     const details = h("div", { class: "details" });
-    replace(this.element, this._head(node), this._facts(node), node.kind === "target" ? this._targets() : null, details, this._raw(node));
+    replace(
+      this.element,
+      this._head(node),
+      this._facts(node),
+      node.kind === "target" ? this._targets() : null,
+      details,
+      this._raw(node),
+    );
     if (node.feature !== null) this._load(node, details);
   }
 
   _head(node) {
     const { state } = this.store;
     const editable = node.kind !== "token" && node.kind !== "target";
-    const place = h("div", { class: "quiet" }, node.kind === "feature" && node.feature !== null ? `feature ${node.feature} \u00b7 ${placeName(this.graph, node)}` : placeName(this.graph, node));
+    const place = h(
+      "div",
+      { class: "quiet" },
+      node.kind === "feature" && node.feature !== null
+        ? `feature ${node.feature} \u00b7 ${placeName(this.graph, node)}`
+        : placeName(this.graph, node),
+    );
     if (!editable) return h("div", {}, h("h3", { class: "feature-title" }, nodeLabel(this.graph, state, node)), place);
     const input = h("input", {
       class: "label-input",
@@ -62,17 +80,56 @@ export class FeaturePane {
       ["probability", node.probability === null ? null : number(node.probability)],
       ["influence rank", node.influence === null ? null : `within the first ${percent(node.influence)}`],
     ];
-    const same = node.feature === null ? [] : this.graph.nodes.filter((other) => other.featureKey === node.featureKey && other !== node);
-    if (same.length) facts.push(["also active at", same.map((other) => placeName(this.graph, other).split(" \u00b7 ").at(-1)).join(", ")]);
-    return h("dl", { class: "facts" }, facts.filter(([, value]) => value !== null).map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]).flat());
+    const same =
+      node.feature === null
+        ? []
+        : this.graph.nodes.filter((other) => other.featureKey === node.featureKey && other !== node);
+    if (same.length)
+      facts.push([
+        "also active at",
+        same.map((other) => placeName(this.graph, other).split(" \u00b7 ").at(-1)).join(", "),
+      ]);
+    return h(
+      "dl",
+      { class: "facts" },
+      facts
+        .filter(([, value]) => value !== null)
+        .map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])
+        .flat(),
+    );
   }
 
   /** All outputs with their probabilities. */
   _targets() {
-    const targets = this.graph.nodes.filter((node) => node.kind === "target").sort((a, b) => (b.probability ?? 0) - (a.probability ?? 0));
-    const bar = (node) => h("span", { class: "probability", style: { width: `${Math.min(1, Math.abs(node.probability ?? 0)) * 100}%` } });
-    return h("div", { class: "targets" }, h("h4", {}, "Outputs"), h("ul", { class: "rows" }, targets.slice(0, 20).map((node) =>
-      h("li", {}, h("button", { class: "row", on: { click: () => this.actions.select(node.id) } }, h("span", { class: "what" }, targetText(node)), h("span", { class: "value" }, number(node.probability ?? NaN)), bar(node))))));
+    const targets = this.graph.nodes
+      .filter((node) => node.kind === "target")
+      .sort((a, b) => (b.probability ?? 0) - (a.probability ?? 0));
+    const bar = (node) =>
+      h("span", { class: "probability", style: { width: `${Math.min(1, Math.abs(node.probability ?? 0)) * 100}%` } });
+    return h(
+      "div",
+      { class: "targets" },
+      h("h4", {}, "Outputs"),
+      h(
+        "ul",
+        { class: "rows" },
+        targets
+          .slice(0, 20)
+          .map((node) =>
+            h(
+              "li",
+              {},
+              h(
+                "button",
+                { class: "row", on: { click: () => this.actions.select(node.id) } },
+                h("span", { class: "what" }, targetText(node)),
+                h("span", { class: "value" }, number(node.probability ?? NaN)),
+                bar(node),
+              ),
+            ),
+          ),
+      ),
+    );
   }
 
   async _load(node, details) {
@@ -86,32 +143,73 @@ export class FeaturePane {
   }
 
   _raw(node) {
-    return h("details", { class: "raw" }, h("summary", {}, "All fields of the file"), h("pre", { tabindex: 0 }, JSON.stringify(node.raw, null, 1)));
+    return h(
+      "details",
+      { class: "raw" },
+      h("summary", {}, "All fields of the file"),
+      h("pre", { tabindex: 0 }, JSON.stringify(node.raw, null, 1)),
+    );
   }
 }
 
 const strings = (value) => (Array.isArray(value) ? value.filter((each) => typeof each === "string") : []);
 
 function logits(feature) {
-  const list = (title, tokens, kind) => tokens.length ? h("div", {}, h("h4", {}, title), h("p", { class: "chips" }, tokens.slice(0, 12).map((token) => h("span", { class: `chip ${kind}` }, visibleToken(token))))) : null;
-  return h("div", { class: "logits", "data-testid": "logits" }, list("Makes likelier", strings(feature.top_logits), "positive"), list("Makes less likely", strings(feature.bottom_logits), "negative"));
+  const list = (title, tokens, kind) =>
+    tokens.length
+      ? h(
+          "div",
+          {},
+          h("h4", {}, title),
+          h(
+            "p",
+            { class: "chips" },
+            tokens.slice(0, 12).map((token) => h("span", { class: `chip ${kind}` }, visibleToken(token))),
+          ),
+        )
+      : null;
+  return h(
+    "div",
+    { class: "logits", "data-testid": "logits" },
+    list("Makes likelier", strings(feature.top_logits), "positive"),
+    list("Makes less likely", strings(feature.bottom_logits), "negative"),
+  );
 }
 
 function histogram(feature) {
   const counts = Array.isArray(feature.histogram) ? feature.histogram.filter(Number.isFinite) : [];
-  const frequency = Number.isFinite(feature.activation_frequency) ? `active on ${percent(feature.activation_frequency)} of tokens` : null;
+  const frequency = Number.isFinite(feature.activation_frequency)
+    ? `active on ${percent(feature.activation_frequency)} of tokens`
+    : null;
   if (!counts.length) return frequency ? h("p", { class: "quiet" }, frequency) : null;
   const most = Math.log1p(Math.max(...counts));
   const bars = counts.map((count) => h("span", { style: { height: `${(100 * Math.log1p(count)) / most}%` } }));
-  return h("div", {}, h("h4", {}, "Activations", frequency ? h("span", { class: "quiet" }, ` ${frequency}`) : null), h("div", { class: "histogram", role: "img", "aria-label": "histogram of activations, logarithmic" }, bars));
+  return h(
+    "div",
+    {},
+    h("h4", {}, "Activations", frequency ? h("span", { class: "quiet" }, ` ${frequency}`) : null),
+    h("div", { class: "histogram", role: "img", "aria-label": "histogram of activations, logarithmic" }, bars),
+  );
 }
 
 function examples(feature) {
   const quantiles = Array.isArray(feature.examples_quantiles) ? feature.examples_quantiles : [];
   const whole = quantiles.filter((quantile) => Array.isArray(quantile?.examples) && quantile.examples.length);
-  if (!whole.length) return h("p", { class: "quiet", "data-testid": "no-examples" }, "No examples: this feature was never active in the corpus.");
+  if (!whole.length)
+    return h(
+      "p",
+      { class: "quiet", "data-testid": "no-examples" },
+      "No examples: this feature was never active in the corpus.",
+    );
   const most = Number.isFinite(feature.act_max) && feature.act_max > 0 ? feature.act_max : strongest(whole);
-  return h("div", { "data-testid": "examples" }, whole.map((quantile) => [h("h4", {}, String(quantile.quantile_name ?? "Examples")), ...quantile.examples.map((example) => exampleLine(example, most))]));
+  return h(
+    "div",
+    { "data-testid": "examples" },
+    whole.map((quantile) => [
+      h("h4", {}, String(quantile.quantile_name ?? "Examples")),
+      ...quantile.examples.map((example) => exampleLine(example, most)),
+    ]),
+  );
 }
 
 function strongest(quantiles) {
@@ -127,8 +225,12 @@ function exampleLine(example, most) {
   const centre = Number.isInteger(example?.train_token_ind) ? example.train_token_ind : peak;
   const line = h("button", { class: "example", "aria-expanded": "false", title: "Show the whole text" });
   const show = (all) => {
-    const [from, to] = all ? [0, tokens.length] : [Math.max(0, centre - CONTEXT), Math.min(tokens.length, centre + CONTEXT + 1)];
-    const parts = tokens.slice(from, to).map((token, at) => exampleToken(token, values[from + at], most, from + at === centre));
+    const [from, to] = all
+      ? [0, tokens.length]
+      : [Math.max(0, centre - CONTEXT), Math.min(tokens.length, centre + CONTEXT + 1)];
+    const parts = tokens
+      .slice(from, to)
+      .map((token, at) => exampleToken(token, values[from + at], most, from + at === centre));
     replace(line, from > 0 ? "\u2026" : null, parts, to < tokens.length ? "\u2026" : null);
     line.setAttribute("aria-expanded", String(all));
   };
@@ -142,7 +244,15 @@ function exampleToken(token, value, most, isCentre) {
   const text = token.replaceAll("\n", "\u23ce");
   if (!active && !isCentre) return text;
   const strength = active ? 0.1 + 0.6 * Math.min(1, value / most) : 0;
-  return h("span", { class: isCentre ? "lit centre" : "lit", title: active ? number(value) : null, style: { "--strength": strength.toFixed(2) } }, text);
+  return h(
+    "span",
+    {
+      class: isCentre ? "lit centre" : "lit",
+      title: active ? number(value) : null,
+      style: { "--strength": strength.toFixed(2) },
+    },
+    text,
+  );
 }
 
 /** Runs of \xNN escapes, one byte a token, become the character that they spell, at the first of them. */

@@ -13,7 +13,12 @@ export function featureSource(inline, base) {
     if (node.feature === null) return { reason: "this node is no feature of a dictionary" };
     const key = cantor(node.layer, node.feature);
     if (inline && Object.hasOwn(inline, key)) return checked(inline[key]);
-    if (!base) return { reason: inline ? "the page was made without examples for this feature" : "the page was made without feature examples" };
+    if (!base)
+      return {
+        reason: inline
+          ? "the page was made without examples for this feature"
+          : "the page was made without feature examples",
+      };
     if (!known.has(key)) known.set(key, load(await index, base, node, key));
     return known.get(key);
   };
@@ -43,7 +48,8 @@ async function load(index, base, node, key) {
 /** One record: four bytes of length, little endian, then that many bytes of zlib or gzip. */
 async function readRecord(base, entry, feature) {
   const [start, end] = [entry.offsets[feature], entry.offsets[feature + 1]];
-  if (start === undefined || end === undefined || end - start <= 4) throw new Error("the index has no record of this feature");
+  if (start === undefined || end === undefined || end - start <= 4)
+    throw new Error("the index has no record of this feature");
   const response = await fetch(`${base}/${entry.filename}`, { headers: { Range: `bytes=${start}-${end - 1}` } });
   if (!response.ok) throw new Error(`status ${response.status}`);
   let bytes = new Uint8Array(await response.arrayBuffer());

@@ -22,10 +22,25 @@ export class FindPanel {
     found.sort((a, b) => (a.influence ?? 2) - (b.influence ?? 2) || b.layer - a.layer);
     const hidden = found.filter((node) => !this.view.shown[node.index]).length;
     const words = `${found.length} ${found.length === 1 ? "node" : "nodes"}${hidden ? `, ${hidden} of them hidden by the filters` : ""}`;
-    const pinAll = h("button", { class: "small", "data-testid": "pin-found", disabled: !state.query || !found.length, on: { click: () => this.actions.pin(found.slice(0, 50).map((node) => node.id)) } }, "Pin all");
+    const pinAll = h(
+      "button",
+      {
+        class: "small",
+        "data-testid": "pin-found",
+        disabled: !state.query || !found.length,
+        on: { click: () => this.actions.pin(found.slice(0, 50).map((node) => node.id)) },
+      },
+      "Pin all",
+    );
     const rows = found.slice(0, MOST_ROWS).map((node) => h("li", {}, this._row(node)));
-    replace(this.element, h("div", { class: "list-head" }, h("span", { class: "quiet", role: "status" }, words), pinAll), h("ul", { class: "rows" }, rows),
-      found.length > MOST_ROWS ? h("p", { class: "quiet" }, `The first ${MOST_ROWS} are listed; add words to narrow the search.`) : null);
+    replace(
+      this.element,
+      h("div", { class: "list-head" }, h("span", { class: "quiet", role: "status" }, words), pinAll),
+      h("ul", { class: "rows" }, rows),
+      found.length > MOST_ROWS
+        ? h("p", { class: "quiet" }, `The first ${MOST_ROWS} are listed; add words to narrow the search.`)
+        : null,
+    );
   }
 
   _row(node) {

@@ -25,14 +25,14 @@ export function fromTargetsDown(graph) {
 const isError = (node) => node.kind === "error" || node.kind === "attention error";
 
 /**
- * Scores of the graph when features outside `kept` (a set of node indices, or null for all) count as error of their
- * layer and position. {replacement, completeness}, NaN if nothing flows; null if the links go in a circle.
+ * Scores of the graph when features outside `kept` (a set of node indices, or null for all) become part of the error
+ * of their layer and position, their links added to its links. {replacement, completeness}, NaN if nothing flows; null if the links go in a circle.
  */
 export function scores(graph, kept = null) {
   const order = fromTargetsDown(graph);
   if (order === null) return null;
   const { source, weight } = graph.links;
-  const { nodes, mass } = graph;
+  const { nodes } = graph;
   const counts = (node) => nodes[node].kind === "token" || nodes[node].kind === "target" || isError(nodes[node]);
   const folded = nodes.map((_, node) => kept !== null && !counts(node) && !kept.has(node));
   const influence = new Float64Array(nodes.length);
@@ -43,24 +43,32 @@ export function scores(graph, kept = null) {
   for (const node of order) {
     const own = nodes[node].kind === "target" ? Math.abs(nodes[node].probability ?? 0) : 0;
     const flow = influence[node] + own;
-    if (folded[node]) {
-      fromErrors += influence[node];
-      continue;
-    }
-    if (isError(nodes[node])) fromErrors += influence[node];
+    if (folded[node] || isError(nodes[node])) continue;
     if (nodes[node].kind === "token") fromTokens += influence[node];
-    let errorMass = 0;
+    const errors = new Map();
+    let mass = 0;
     for (const link of inputsOf(graph, node)) {
-      const size = Math.abs(weight[link]);
-      influence[source[link]] += (flow * size) / (mass[node] || 1);
-      if (isError(nodes[source[link]]) || folded[source[link]]) errorMass += size;
+      const from = nodes[source[link]];
+      if (isError(from) || folded[from.index]) {
+        const place = `${from.kind === "attention error"} ${from.layer} ${from.position}`;
+        errors.set(place, (errors.get(place) ?? 0) + weight[link]);
+      } else mass += Math.abs(weight[link]);
     }
-    explained += flow * (1 - errorMass / (mass[node] || 1));
+    const errorMass = [...errors.values()].reduce((sum, value) => sum + Math.abs(value), 0);
+    mass = mass + errorMass || 1;
+    for (const link of inputsOf(graph, node)) {
+      const from = source[link];
+      if (!isError(nodes[from]) && !folded[from]) influence[from] += (flow * Math.abs(weight[link])) / mass;
+    }
+    fromErrors += (flow * errorMass) / mass;
+    explained += flow * (1 - errorMass / mass);
     total += flow;
   }
-  // Everything folded into errors has no input of its own and counts as explained, like error nodes do.
-  const hidden = nodes.reduce((sum, _, node) => (folded[node] ? sum + influence[node] : sum), 0);
-  return { replacement: fromTokens / (fromTokens + fromErrors), completeness: (explained + hidden) / (total + hidden) };
+  // Errors have no input of their own, and count as explained.
+  return {
+    replacement: fromTokens / (fromTokens + fromErrors),
+    completeness: (explained + fromErrors) / (total + fromErrors),
+  };
 }
 
 /** Where a node's input comes from: shares of |input| by kind of source. */

@@ -31,7 +31,8 @@ export function listenToKeys(page) {
   window.addEventListener("blur", () => page.store.set({ frozen: false }));
 }
 
-const typing = (event) => event.target.closest?.("input:not([type=checkbox]):not([type=range]), select, textarea, dialog") !== null;
+const typing = (event) =>
+  event.target.closest?.("input:not([type=checkbox]):not([type=range]), select, textarea, dialog") !== null;
 
 function onDown(page, event) {
   const { store, view } = page;
@@ -51,7 +52,7 @@ function onDown(page, event) {
     p: () => store.state.clicked && page.actions.togglePin(store.state.clicked),
     e: () => store.set({ hideErrors: !store.state.hideErrors }),
     "[": () => store.set({ pruning: stepped(store.state.pruning, -0.05) }),
-    "]": () => store.set({ pruning: stepped(store.state.pruning, 0.05) }),
+    "]": () => store.set({ pruning: Math.min(page.graph.threshold, stepped(store.state.pruning, 0.05)) }),
     "{": () => store.set({ edgeMin: stepped(Math.cbrt(store.state.edgeMin), -0.05) ** 3 }),
     "}": () => store.set({ edgeMin: stepped(Math.cbrt(store.state.edgeMin), 0.05) ** 3 }),
     "+": () => view.zoom(1.4),
@@ -90,9 +91,22 @@ export function helpDialog() {
   if (document.querySelector("dialog.help")) return;
   const dialog = h("dialog", { class: "help", "aria-labelledby": "help-title", "data-testid": "help" });
   dialog.append(
-    h("div", { class: "dialog-head" }, h("h2", { id: "help-title" }, "Keys and gestures"), h("button", { class: "small", on: { click: () => dialog.close() } }, "Close")),
-    h("dl", { class: "keys" }, KEYS.flatMap(([key, what]) => [h("dt", {}, key), h("dd", {}, what)])),
-    h("p", { class: "quiet" }, "Squares are tokens and outputs, circles features, diamonds errors. Links are green when they raise their target, purple when they lower it; width and colour show the share of the target\u2019s input."),
+    h(
+      "div",
+      { class: "dialog-head" },
+      h("h2", { id: "help-title" }, "Keys and gestures"),
+      h("button", { class: "small", on: { click: () => dialog.close() } }, "Close"),
+    ),
+    h(
+      "dl",
+      { class: "keys" },
+      KEYS.flatMap(([key, what]) => [h("dt", {}, key), h("dd", {}, what)]),
+    ),
+    h(
+      "p",
+      { class: "quiet" },
+      "Squares are tokens and outputs, circles features, diamonds errors. Links are green when they raise their target, purple when they lower it; width and colour show the share of the target\u2019s input.",
+    ),
   );
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);

@@ -1,7 +1,7 @@
 // Where nodes stand: tokens across, layers up, wide columns where many nodes are.
 
-const MARGIN = { left: 46, right: 14, top: 14, bottom: 46 };
-const NARROWEST = 40;
+const MARGIN = { left: 46, right: 14, top: 22, bottom: 46 };
+const NARROWEST = 34;
 const SPACING = 13;
 
 /**
@@ -29,7 +29,15 @@ export function layOut(graph, shown, width, height) {
     placeCell(members, column, row, stack, x, y);
   }
   const last = columns.at(-1);
-  return { x, y, columns, rows, width: last.left + last.width + MARGIN.right, height: n_rows * rowHeight + MARGIN.top + MARGIN.bottom, margin: MARGIN };
+  return {
+    x,
+    y,
+    columns,
+    rows,
+    width: last.left + last.width + MARGIN.right,
+    height: n_rows * rowHeight + MARGIN.top + MARGIN.bottom,
+    margin: MARGIN,
+  };
 }
 
 /** Nodes by cell, the most important first; targets by probability. */

@@ -5,7 +5,7 @@ import { h } from "./dom.js";
 import { layOut } from "./layout.js";
 import { CanvasPen } from "./pens.js";
 import { readPalette } from "./palette.js";
-import { drawGutters, drawOverlay, drawScene } from "./scene.js";
+import { drawGutters, drawNames, drawOverlay, drawScene } from "./scene.js";
 import { matching, visibleLinks, visibleNodes } from "./visible.js";
 
 const OVERSCAN = 0.3;
@@ -98,8 +98,9 @@ export class LinkGraph {
     this._aim({ zoom, x: x - (x - this.camera.x) * ratio, y: y - (y - this.camera.y) * ratio });
   }
 
+  /** The whole height, and of a picture too wide for the panel its right end, where the outputs are. */
   fit() {
-    this._aim({ zoom: 1, x: 0, y: 0 });
+    this._aim({ zoom: 1, x: Math.min(0, this.width - this.layout.width), y: 0 });
   }
 
   /** Move just enough that a node is in view. */
@@ -116,7 +117,20 @@ export class LinkGraph {
   /** All that a pen needs to draw the graph; extent: the part of the panel to draw. */
   view(extent = { left: 0, top: 0, right: this.width, bottom: this.height }) {
     const { graph, shown, links, layout, palette, width, height, count, found } = this;
-    return { graph, shown, links, layout, palette, width, height, count, found, extent, state: this.store.state, camera: { ...this.camera } };
+    return {
+      graph,
+      shown,
+      links,
+      layout,
+      palette,
+      width,
+      height,
+      count,
+      found,
+      extent,
+      state: this.store.state,
+      camera: { ...this.camera },
+    };
   }
 
   _changed(changed) {
@@ -144,13 +158,15 @@ export class LinkGraph {
   _layOut() {
     if (!this.width) return;
     this.layout = layOut(this.graph, this.shown, this.width, this.height);
+    if (!this.picture) this.fit();
     this._redraw();
   }
 
   _aim(camera) {
     const slack = 60;
     const { width, height } = this.layout;
-    const within = (value, size, panel) => Math.max(Math.min(slack, panel - size - slack), Math.min(Math.max(slack, panel - size), value));
+    const within = (value, size, panel) =>
+      Math.max(Math.min(slack, panel - size - slack), Math.min(Math.max(slack, panel - size), value));
     this.camera = {
       zoom: camera.zoom,
       x: within(camera.x, width * camera.zoom, this.width),
@@ -238,6 +254,7 @@ export class LinkGraph {
     const pen = new CanvasPen(context);
     const view = this.view();
     drawOverlay(pen, view);
+    drawNames(pen, view);
     drawGutters(pen, view);
   }
 }

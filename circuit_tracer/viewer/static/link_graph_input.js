@@ -70,7 +70,9 @@ function listenToPointers(view, actions) {
 function pinch(view, pointers, moved, now) {
   const [, other] = [...pointers].find(([id]) => id !== moved);
   const before = pointers.get(moved);
-  const ratio = Math.hypot(now[0] - other[0], now[1] - other[1]) / Math.max(1, Math.hypot(before[0] - other[0], before[1] - other[1]));
+  const ratio =
+    Math.hypot(now[0] - other[0], now[1] - other[1]) /
+    Math.max(1, Math.hypot(before[0] - other[0], before[1] - other[1]));
   view.zoom(ratio, (now[0] + other[0]) / 2, (now[1] + other[1]) / 2);
   view.pan((now[0] - before[0]) / 2, (now[1] - before[1]) / 2);
 }

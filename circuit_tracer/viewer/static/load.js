@@ -3,7 +3,7 @@
 import { inflate } from "./feature_source.js";
 import { GraphProblem } from "./read_graph.js";
 
-/** The JSON in a <script type="application/json"> of the page, or null. */
+/** The JSON in a data block of the page, or null. */
 export function embedded(id) {
   const text = document.getElementById(id)?.textContent;
   return text ? parse(text) : null;

@@ -38,12 +38,25 @@ function chooser(graphs, slug) {
   const go = (event) => location.assign(`${location.pathname}?slug=${encodeURIComponent(event.target.value)}`);
   const name = (entry) => `${entry.title_prefix ? `${entry.title_prefix} ` : ""}${entry.prompt ?? entry.slug}`;
   const options = graphs.map((entry) => h("option", { value: entry.slug, selected: entry.slug === slug }, name(entry)));
-  return h("h1", {}, h("select", { class: "chooser", "aria-label": "Graph", "data-testid": "chooser", on: { change: go } }, options));
+  return h(
+    "h1",
+    {},
+    h("select", { class: "chooser", "aria-label": "Graph", "data-testid": "chooser", on: { change: go } }, options),
+  );
 }
 
 /** A page without a graph: open a file. */
 function welcome() {
-  replace(root, h("div", { class: "notice" }, h("h1", {}, "Attribution graph"), h("p", {}, "Open a graph: a JSON file, plain or gzipped."), picker()));
+  replace(
+    root,
+    h(
+      "div",
+      { class: "notice" },
+      h("h1", {}, "Attribution graph"),
+      h("p", {}, "Open a graph: a JSON file, plain or gzipped."),
+      picker(),
+    ),
+  );
 }
 
 /** Why there is nothing to see, and what to do. */
@@ -51,7 +64,17 @@ function fail(error) {
   const problems = error instanceof GraphProblem ? error.problems : [`the viewer itself failed: ${error.message}`];
   const list = problems.map((problem) => h("li", {}, problem));
   const next = "Export the graph again, or open another file.";
-  replace(root, h("div", { class: "notice", role: "alert", "data-testid": "problem" }, h("h1", {}, "This graph cannot be shown"), h("ul", {}, list), h("p", {}, next), picker()));
+  replace(
+    root,
+    h(
+      "div",
+      { class: "notice", role: "alert", "data-testid": "problem" },
+      h("h1", {}, "This graph cannot be shown"),
+      h("ul", {}, list),
+      h("p", {}, next),
+      picker(),
+    ),
+  );
 }
 
 function picker() {
@@ -62,7 +85,13 @@ function picker() {
       fail(error);
     }
   };
-  const input = h("input", { type: "file", accept: ".json,.gz,application/json", "aria-label": "Graph file", "data-testid": "open-file", on: { change: () => input.files.length && open(input.files[0]) } });
+  const input = h("input", {
+    type: "file",
+    accept: ".json,.gz,application/json",
+    "aria-label": "Graph file",
+    "data-testid": "open-file",
+    on: { change: () => input.files.length && open(input.files[0]) },
+  });
   return input;
 }
 

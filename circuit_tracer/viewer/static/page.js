@@ -2,7 +2,7 @@
 
 import { Actions } from "./actions.js";
 import { Connections } from "./connections.js";
-import { button, graphBar, pageBar, subgraphBar, themeButton } from "./controls.js";
+import { button, graphBar, pageBar, subgraphBar, themeButton, zoomButtons } from "./controls.js";
 import { h, replace } from "./dom.js";
 import { FeaturePane } from "./feature_pane.js";
 import { FindPanel } from "./find_panel.js";
@@ -31,15 +31,42 @@ export function showGraph(root, graph, source, chooser = null) {
   const panels = buildPanels(page, source);
   page.search = panels.search;
   const main = h("main", {}, panels.graph, panels.subgraph, panels.lists, panels.feature);
-  const narrow = narrowBar(main, [["Graph", panels.graph], ["Circuit", panels.subgraph], ["Links", panels.lists], ["Feature", panels.feature]]);
+  const narrow = narrowBar(main, [
+    ["Graph", panels.graph],
+    ["Circuit", panels.subgraph],
+    ["Links", panels.lists],
+    ["Feature", panels.feature],
+  ]);
   page.focusPanel = (number) => {
     narrow.show(number);
-    [view.element, panels.subgraph.querySelector(".box") ?? panels.subgraph, panels.lists.querySelector("[role=tab][aria-selected=true]"), panels.feature][number].focus();
+    [
+      view.element,
+      panels.subgraph.querySelector(".box") ?? panels.subgraph,
+      panels.lists.querySelector("[role=tab][aria-selected=true]"),
+      panels.feature,
+    ][number].focus();
   };
   addBorders(main);
-  const tools = [...pageBar(page), themeButton(() => { view.recolour(); subgraph.draw(); }), button("?", "Keys and gestures", helpDialog, "help-button")];
-  const header = h("header", {}, chooser ?? h("h1", {}, promptLine(graph)), h("div", { class: "search-box" }, panels.search), h("div", { class: "tools", role: "toolbar", "aria-label": "Page" }, tools));
-  const help = h("p", { id: "graph-help", hidden: true }, "Arrow keys move from node to node, Enter selects, P pins, I and O follow the strongest input and output, question mark lists all keys.");
+  const tools = [
+    ...pageBar(page),
+    themeButton(() => {
+      view.recolour();
+      subgraph.draw();
+    }),
+    button("?", "Keys and gestures", helpDialog, "help-button"),
+  ];
+  const header = h(
+    "header",
+    {},
+    chooser ?? h("h1", {}, promptLine(graph)),
+    h("div", { class: "search-box" }, panels.search),
+    h("div", { class: "tools", role: "toolbar", "aria-label": "Page" }, tools),
+  );
+  const help = h(
+    "p",
+    { id: "graph-help", hidden: true },
+    "Arrow keys move from node to node, Enter selects, P pins, I and O follow the strongest input and output, question mark lists all keys.",
+  );
   replace(root, header, main, narrow.element, spoken, help);
   listenToKeys(page);
   keepAddress(page, params);
@@ -49,8 +76,15 @@ export function showGraph(root, graph, source, chooser = null) {
 
 /** The prompt with its last, predicted step: tokens as they are, special ones quiet. */
 function promptLine(graph) {
-  const text = graph.tokens.map((token) => (/^<.*>$/.test(token) ? "" : token)).join(graph.tokens.some((token) => /^\s/.test(token)) ? "" : " ").trim();
-  return h("span", { class: "prompt", title: graph.metadata.prompt ?? text }, text || String(graph.metadata.slug ?? "graph"));
+  const text = graph.tokens
+    .map((token) => (/^<.*>$/.test(token) ? "" : token))
+    .join(graph.tokens.some((token) => /^\s/.test(token)) ? "" : " ")
+    .trim();
+  return h(
+    "span",
+    { class: "prompt", title: graph.metadata.prompt ?? text },
+    text || String(graph.metadata.slug ?? "graph"),
+  );
 }
 
 function buildPanels(page, source) {
@@ -59,8 +93,17 @@ function buildPanels(page, source) {
   const find = new FindPanel(graph, store, actions, view);
   const paths = new PathsPanel(graph, store, actions);
   const feature = new FeaturePane(graph, store, actions, source);
-  const tabs = makeTabs("Lists", [["Connections", connections.element, "connections"], ["Nodes", find.element, "nodes"], ["Paths", paths.element, "paths"]]);
-  const search = h("input", { type: "search", placeholder: "Search labels and tokens  ( / )", "aria-label": "Search labels and tokens", "data-testid": "search" });
+  const tabs = makeTabs("Lists", [
+    ["Connections", connections.element, "connections"],
+    ["Nodes", find.element, "nodes"],
+    ["Paths", paths.element, "paths"],
+  ]);
+  const search = h("input", {
+    type: "search",
+    placeholder: "Search labels and tokens  ( / )",
+    "aria-label": "Search labels and tokens",
+    "data-testid": "search",
+  });
   search.addEventListener("input", () => {
     store.set({ query: search.value });
     tabs.select(1);
@@ -75,11 +118,22 @@ function buildPanels(page, source) {
     if (changed.has("query") && search.value !== state.query) search.value = state.query;
     if (changed.has("clicked") && state.clicked !== null && !state.query) tabs.select(0);
   });
-  const panel = (name, label, ...children) => h("section", { class: `panel ${name}`, "aria-label": label, tabindex: -1 }, ...children);
+  const panel = (name, label, ...children) =>
+    h("section", { class: `panel ${name}`, "aria-label": label, tabindex: -1 }, ...children);
   return {
     search,
-    graph: panel("graph-panel", "Link graph", h("div", { class: "bar" }, graphBar(page)), view.element),
-    subgraph: panel("subgraph-panel", "Pinned subgraph", h("div", { class: "bar" }, h("h2", {}, "Circuit"), subgraphBar(page)), subgraph.element),
+    graph: panel(
+      "graph-panel",
+      "Link graph",
+      h("div", { class: "bar" }, graphBar(page)),
+      h("div", { class: "stack" }, view.element, zoomButtons(view)),
+    ),
+    subgraph: panel(
+      "subgraph-panel",
+      "Pinned subgraph",
+      h("div", { class: "bar" }, h("h2", {}, "Circuit"), subgraphBar(page)),
+      subgraph.element,
+    ),
     lists: panel("lists-panel", "Lists", tabs.element, connections.element, find.element, paths.element),
     feature: panel("feature-panel", "Feature", feature.element),
   };

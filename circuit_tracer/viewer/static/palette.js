@@ -1,6 +1,19 @@
 // Colours, read from the style sheet so that light and dark pages and pictures agree.
 
-const NAMES = ["paper", "panel", "ink", "muted", "rule", "band", "accent", "hover", "positive", "negative", "node", "target"];
+const NAMES = [
+  "paper",
+  "panel",
+  "ink",
+  "muted",
+  "rule",
+  "band",
+  "accent",
+  "hover",
+  "positive",
+  "negative",
+  "node",
+  "target",
+];
 const FULL = 0.4;
 
 /** The page's colours: {ink, muted, ..., share(value)}. */

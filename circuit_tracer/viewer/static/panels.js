@@ -6,8 +6,20 @@ const NARROW = "(max-width: 760px)";
 
 /** Borders between panels that mouse and arrow keys move. */
 export function addBorders(main) {
-  for (const [name, axis, label] of [["--right-width", "x", "Width of the right column"], ["--lower-height", "y", "Height of the lower panels"]]) {
-    const border = h("div", { class: `border ${axis}`, role: "separator", tabindex: 0, "aria-label": label, "aria-orientation": axis === "x" ? "vertical" : "horizontal", "aria-valuemin": 15, "aria-valuemax": 75, "aria-valuenow": axis === "x" ? 28 : 40 });
+  for (const [name, axis, label] of [
+    ["--right-width", "x", "Width of the right column"],
+    ["--lower-height", "y", "Height of the lower panels"],
+  ]) {
+    const border = h("div", {
+      class: `border ${axis}`,
+      role: "separator",
+      tabindex: 0,
+      "aria-label": label,
+      "aria-orientation": axis === "x" ? "vertical" : "horizontal",
+      "aria-valuemin": 15,
+      "aria-valuemax": 75,
+      "aria-valuenow": axis === "x" ? 28 : 40,
+    });
     const set = (share) => {
       const clamped = Math.max(15, Math.min(75, share));
       main.style.setProperty(name, `${clamped}%`);
@@ -17,7 +29,11 @@ export function addBorders(main) {
     border.addEventListener("pointermove", (event) => {
       if (!border.hasPointerCapture(event.pointerId)) return;
       const box = main.getBoundingClientRect();
-      set(axis === "x" ? (100 * (box.right - event.clientX)) / box.width : (100 * (box.bottom - event.clientY)) / box.height);
+      set(
+        axis === "x"
+          ? (100 * (box.right - event.clientX)) / box.width
+          : (100 * (box.bottom - event.clientY)) / box.height,
+      );
     });
     border.addEventListener("keydown", (event) => {
       const step = { ArrowLeft: 2, ArrowUp: 2, ArrowRight: -2, ArrowDown: -2 }[event.key];
@@ -36,7 +52,17 @@ export function addBorders(main) {
 export function makeTabs(label, tabs, onSelect = () => {}) {
   const buttons = tabs.map(([text, panel, id], number) => {
     panel.id ||= `panel-${id}`;
-    const tab = h("button", { role: "tab", id: `tab-${id}`, "aria-controls": panel.id, "data-testid": `tab-${id}`, on: { click: () => select(number) } }, text);
+    const tab = h(
+      "button",
+      {
+        role: "tab",
+        id: `tab-${id}`,
+        "aria-controls": panel.id,
+        "data-testid": `tab-${id}`,
+        on: { click: () => select(number) },
+      },
+      text,
+    );
     panel.setAttribute("role", "tabpanel");
     panel.setAttribute("aria-labelledby", tab.id);
     return tab;
@@ -64,7 +90,13 @@ export function makeTabs(label, tabs, onSelect = () => {}) {
 
 /** On a narrow screen a bar at the bottom chooses the one panel that is shown. */
 export function narrowBar(main, panels) {
-  const buttons = panels.map(([text, panel], number) => h("button", { "data-testid": `narrow-${number}`, "aria-pressed": "false", on: { click: () => show(number) } }, text));
+  const buttons = panels.map(([text, panel], number) =>
+    h(
+      "button",
+      { "data-testid": `narrow-${number}`, "aria-pressed": "false", on: { click: () => show(number) } },
+      text,
+    ),
+  );
   function show(number) {
     panels.forEach(([, panel], at) => {
       panel.classList.toggle("current", at === number);

@@ -4,20 +4,21 @@ import { fromTargetsDown } from "./graph_math.js";
 import { inputsOf } from "./read_graph.js";
 
 /**
- * The k paths from source to target (node indices) with the largest product of |shares|, strongest first.
+ * The k paths from any of the sources to the target (node indices) with the largest product of |shares|, strongest first.
  * A path: {nodes from source to target, weight}; weight is the product of signed shares. [] if there is none.
  */
-export function strongestPaths(graph, source, target, k = 5) {
+export function strongestPaths(graph, sources, target, k = 5) {
   const order = fromTargetsDown(graph);
-  if (order === null || source === target) return [];
-  const best = bestContinuation(graph, order, source);
+  const ends = new Set(sources);
+  if (order === null || ends.has(target)) return [];
+  const best = bestContinuation(graph, order, ends);
   const { share } = graph.links;
   const found = [];
   const heap = best[target] > -Infinity ? [{ key: best[target], nodes: [target], log: 0, sign: 1 }] : [];
   while (heap.length && found.length < k) {
     const entry = pop(heap);
     const node = entry.nodes.at(-1);
-    if (node === source) {
+    if (ends.has(node)) {
       found.push({ nodes: entry.nodes.slice().reverse(), weight: entry.sign * Math.exp(entry.log) });
       continue;
     }
@@ -25,19 +26,20 @@ export function strongestPaths(graph, source, target, k = 5) {
       const from = graph.links.source[link];
       const log = entry.log + Math.log(Math.abs(share[link]));
       const key = log + best[from];
-      if (key > -Infinity) push(heap, { key, nodes: [...entry.nodes, from], log, sign: share[link] < 0 ? -entry.sign : entry.sign });
+      if (key > -Infinity)
+        push(heap, { key, nodes: [...entry.nodes, from], log, sign: share[link] < 0 ? -entry.sign : entry.sign });
     }
   }
   return found;
 }
 
-/** Log of the largest product of shares on a path down to the source, by node. */
-function bestContinuation(graph, order, source) {
+/** Log of the largest product of shares on a path down to an end, by node. */
+function bestContinuation(graph, order, ends) {
   const best = new Float64Array(graph.nodes.length).fill(-Infinity);
-  best[source] = 0;
+  for (const end of ends) best[end] = 0;
   for (let place = order.length - 1; place >= 0; place -= 1) {
     const node = order[place];
-    if (node === source) continue;
+    if (ends.has(node)) continue;
     for (const link of inputsOf(graph, node)) {
       const value = Math.log(Math.abs(graph.links.share[link])) + best[graph.links.source[link]];
       if (value > best[node]) best[node] = value;

@@ -54,11 +54,17 @@ export class CanvasPen {
     context.globalAlpha = 1;
   }
 
-  text(x, y, text, { color, size, align = "left", weight = 400 }) {
+  text(x, y, text, { color, size, align = "left", weight = 400, halo = null }) {
     const context = this.context;
     context.font = `${weight} ${size}px ${FONT}`;
     context.textAlign = align;
     context.textBaseline = "middle";
+    if (halo) {
+      context.strokeStyle = halo;
+      context.lineWidth = 3;
+      context.lineJoin = "round";
+      context.strokeText(text, x, y);
+    }
     context.fillStyle = color;
     context.fillText(text, x, y);
   }
@@ -71,7 +77,19 @@ function trace(context, shape, x, y, r) {
   } else if (shape === "square") {
     context.rect(x - r * 0.9, y - r * 0.9, r * 1.8, r * 1.8);
   } else {
-    const corners = shape === "triangle" ? [[0, -1.1], [1, 0.8], [-1, 0.8]] : [[0, -1.2], [1.2, 0], [0, 1.2], [-1.2, 0]];
+    const corners =
+      shape === "triangle"
+        ? [
+            [0, -1.1],
+            [1, 0.8],
+            [-1, 0.8],
+          ]
+        : [
+            [0, -1.2],
+            [1.2, 0],
+            [0, 1.2],
+            [-1.2, 0],
+          ];
     corners.forEach(([dx, dy], at) => context[at ? "lineTo" : "moveTo"](x + dx * r, y + dy * r));
     context.closePath();
   }
@@ -107,19 +125,37 @@ export class SvgPen {
       if (shape === "circle") this.root.append(svg("circle", { cx: x, cy: y, r: radius, ...look }));
       else if (shape === "square") {
         const side = 1.8 * radius;
-        this.root.append(svg("rect", { x: short(x - side / 2), y: short(y - side / 2), width: side, height: side, ...look }));
+        this.root.append(
+          svg("rect", { x: short(x - side / 2), y: short(y - side / 2), width: side, height: side, ...look }),
+        );
       } else {
-        const corners = shape === "triangle" ? [[0, -1.1], [1, 0.8], [-1, 0.8]] : [[0, -1.2], [1.2, 0], [0, 1.2], [-1.2, 0]];
+        const corners =
+          shape === "triangle"
+            ? [
+                [0, -1.1],
+                [1, 0.8],
+                [-1, 0.8],
+              ]
+            : [
+                [0, -1.2],
+                [1.2, 0],
+                [0, 1.2],
+                [-1.2, 0],
+              ];
         const d = corners.map(([dx, dy]) => `${short(x + dx * radius)} ${short(y + dy * radius)}`).join("L");
         this.root.append(svg("path", { d: `M${d}Z`, ...look }));
       }
     }
   }
 
-  text(x, y, text, { color, size, align = "left", weight = 400 }) {
+  text(x, y, text, { color, size, align = "left", weight = 400, halo = null }) {
     const anchor = { left: "start", center: "middle", right: "end" }[align];
     const look = { "font-size": size, "font-family": FONT, "font-weight": weight, "dominant-baseline": "central" };
-    this.root.append(svg("text", { x: short(x), y: short(y), fill: color, "text-anchor": anchor, ...look }, printable(text)));
+    if (halo)
+      Object.assign(look, { stroke: halo, "stroke-width": 3, "stroke-linejoin": "round", "paint-order": "stroke" });
+    this.root.append(
+      svg("text", { x: short(x), y: short(y), fill: color, "text-anchor": anchor, ...look }, printable(text)),
+    );
   }
 }
 

@@ -54,7 +54,8 @@ function shapeProblems(document) {
   else if (!Array.isArray(metadata.prompt_tokens) || !metadata.prompt_tokens.every((t) => typeof t === "string")) {
     problems.push("metadata.prompt_tokens must be a list of strings, one a position");
   }
-  for (const name of ["nodes", "links"]) if (!Array.isArray(document[name])) problems.push(`${name} is missing or no list`);
+  for (const name of ["nodes", "links"])
+    if (!Array.isArray(document[name])) problems.push(`${name} is missing or no list`);
   if (Array.isArray(document.nodes) && document.nodes.length === 0) problems.push("the graph has no nodes");
   return problems;
 }
@@ -90,7 +91,8 @@ function readNodes(rows, tokens, metadata, repairs) {
     if (problems.length > 5) break;
   }
   if (problems.length) throw new GraphProblem(problems);
-  if (unknownInfluence) repairs.push(`${unknownInfluence} nodes have no influence; the pruning slider always shows them`);
+  if (unknownInfluence)
+    repairs.push(`${unknownInfluence} nodes have no influence; the pruning slider always shows them`);
   if (renamed.size) repairs.push(`${renamed.size} error nodes had ids of the old form 0_layer_position`);
   return { nodes, byId, renamed };
 }
@@ -161,7 +163,12 @@ function readLinks(rows, byId, renamed, repairs) {
   }
   if (dangling) repairs.push(`${dangling} links led to or from nodes that are not in the file and were dropped`);
   if (broken) repairs.push(`${broken} links had no finite weight or led from a node to itself and were dropped`);
-  return { source: source.subarray(0, count), target: target.subarray(0, count), weight: weight.subarray(0, count), count };
+  return {
+    source: source.subarray(0, count),
+    target: target.subarray(0, count),
+    weight: weight.subarray(0, count),
+    count,
+  };
 }
 
 /** Targets stand one row above everything else, whatever the file says; returns that row. */
@@ -199,9 +206,10 @@ function listByNode(ends, count, size) {
 
 /** The saved view with plain types, from what viewers write: lists, comma-joined or JSON strings, nulls. */
 function savedView(params, renamed, repairs) {
-  const ids = (value) => (Array.isArray(value) ? value : typeof value === "string" ? value.split(",") : [])
-    .filter((name) => typeof name === "string" && name)
-    .map((name) => renamed.get(name) ?? name);
+  const ids = (value) =>
+    (Array.isArray(value) ? value : typeof value === "string" ? value.split(",") : [])
+      .filter((name) => typeof name === "string" && name)
+      .map((name) => renamed.get(name) ?? name);
   let groups = params.supernodes ?? [];
   if (typeof groups === "string") {
     try {

@@ -9,7 +9,14 @@ export function reportDialog(graph, state) {
   const close = h("button", { class: "small", on: { click: () => dialog.close() } }, "Close");
   dialog.append(
     h("div", { class: "dialog-head" }, h("h2", { id: "report-title" }, "About this graph"), close),
-    h("div", { class: "report-body" }, scoreTable(graph, state), soundness(graph), facts("Counts", counts(graph)), ...settings(graph.metadata).filter(Boolean)),
+    h(
+      "div",
+      { class: "report-body" },
+      scoreTable(graph, state),
+      soundness(graph),
+      facts("Counts", counts(graph)),
+      ...settings(graph.metadata).filter(Boolean),
+    ),
   );
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
@@ -20,47 +27,123 @@ export function reportDialog(graph, state) {
 function scoreTable(graph, state) {
   const { metadata } = graph;
   const pinned = new Set(state.pinned.map((id) => graph.byId.get(id).index));
-  const rows = [["whole graph, as traced", { replacement: metadata.replacement_score, completeness: metadata.completeness_score }], ["this file", scores(graph)]];
+  const rows = [
+    ["whole graph, as traced", { replacement: metadata.replacement_score, completeness: metadata.completeness_score }],
+    ["this file", scores(graph)],
+  ];
   if (pinned.size) rows.push([`pinned nodes only (${pinned.size})`, scores(graph, pinned)]);
   const cell = (value) => h("td", {}, typeof value === "number" ? number(value) : "n/a");
-  return h("section", {}, h("h3", {}, "Scores"),
-    h("table", { "data-testid": "scores" }, h("thead", {}, h("tr", {}, ["", "replacement", "completeness"].map((name) => h("th", { scope: "col" }, name)))),
-      h("tbody", {}, rows.map(([name, value]) => h("tr", {}, h("th", { scope: "row" }, name), cell(value?.replacement), cell(value?.completeness))))),
-    h("p", { class: "quiet" }, "replacement: share of the influence that ends in tokens and not in errors. completeness: share of input that is no error. Features that are not pinned count as errors of their place."));
+  return h(
+    "section",
+    {},
+    h("h3", {}, "Scores"),
+    h(
+      "table",
+      { "data-testid": "scores" },
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          ["", "replacement", "completeness"].map((name) => h("th", { scope: "col" }, name)),
+        ),
+      ),
+      h(
+        "tbody",
+        {},
+        rows.map(([name, value]) =>
+          h("tr", {}, h("th", { scope: "row" }, name), cell(value?.replacement), cell(value?.completeness)),
+        ),
+      ),
+    ),
+    h(
+      "p",
+      { class: "quiet" },
+      "replacement: share of the influence that ends in tokens and not in errors. completeness: share of input that is no error. Features that are not pinned count as errors of their place.",
+    ),
+  );
 }
 
 /** Sentences about everything that is or was wrong with the file; one that all is well otherwise. */
 function soundness(graph) {
   const findings = graph.repairs.slice();
   if (fromTargetsDown(graph) === null) findings.push("the links go in a circle; scores and paths cannot be computed");
-  const lonely = graph.nodes.filter((node) => node.kind === "target" && graph.inStart[node.index] === graph.inStart[node.index + 1]);
-  if (lonely.length) findings.push(`${lonely.length} outputs have no input in this file; lower thresholds keep more links`);
+  const lonely = graph.nodes.filter(
+    (node) => node.kind === "target" && graph.inStart[node.index] === graph.inStart[node.index + 1],
+  );
+  if (lonely.length)
+    findings.push(`${lonely.length} outputs have no input in this file; lower thresholds keep more links`);
   const residual = graph.metadata.sum_rule_residual;
-  const worst = typeof residual === "number" ? `worst residual of the sum rule over the whole graph ${number(residual)} (relative)` : "the file does not say how well the sum rule holds";
+  const worst =
+    typeof residual === "number"
+      ? `worst residual of the sum rule over the whole graph ${number(residual)} (relative)`
+      : "the file does not say how well the sum rule holds";
   const rows = graph.nodes.filter((node) => typeof node.raw.sum_rule?.residual === "number");
   rows.sort((a, b) => b.raw.sum_rule.residual - a.raw.sum_rule.residual);
-  return h("section", { "data-testid": "validation" }, h("h3", {}, "Soundness"),
-    h("ul", {}, h("li", {}, worst), rows.length ? h("li", {}, `worst node shown: ${rows[0].id}, ${number(rows[0].raw.sum_rule.residual)}`) : null,
-      findings.length ? findings.map((finding) => h("li", { class: "finding" }, finding)) : h("li", {}, "the file is well formed; nothing had to be mended")));
+  return h(
+    "section",
+    { "data-testid": "validation" },
+    h("h3", {}, "Soundness"),
+    h(
+      "ul",
+      {},
+      h("li", {}, worst),
+      rows.length ? h("li", {}, `worst node shown: ${rows[0].id}, ${number(rows[0].raw.sum_rule.residual)}`) : null,
+      findings.length
+        ? findings.map((finding) => h("li", { class: "finding" }, finding))
+        : h("li", {}, "the file is well formed; nothing had to be mended"),
+    ),
+  );
 }
 
 function counts(graph) {
   const kinds = new Map();
   for (const node of graph.nodes) kinds.set(node.kind, (kinds.get(node.kind) ?? 0) + 1);
   const names = { target: "outputs", bias: "biases", unknown: "nodes of unknown kind" };
-  return [["tokens in the prompt", graph.tokens.length], ...[...kinds].map(([kind, count]) => [`${names[kind] ?? `${kind}s`}`, count]), ["links", graph.links.count]];
+  return [
+    ["tokens in the prompt", graph.tokens.length],
+    ...[...kinds].map(([kind, count]) => [`${names[kind] ?? `${kind}s`}`, count]),
+    ["links", graph.links.count],
+  ];
 }
 
 function settings(metadata) {
-  const flat = (value) => Object.entries(typeof value === "object" && value !== null ? value : {}).filter(([, each]) => typeof each !== "object");
+  const flat = (value) =>
+    Object.entries(typeof value === "object" && value !== null ? value : {}).filter(
+      ([, each]) => typeof each !== "object",
+    );
   const made = metadata.info?.create_time_ms;
-  const source = [["slug", metadata.slug], ["transcoders", metadata.scan], ...flat(metadata.info?.generator).map(([name, value]) => [`generator ${name}`, value]),
-    ...(Number.isFinite(made) ? [["made", new Date(made).toISOString().replace("T", " ").slice(0, 16) + " UTC"]] : [])];
-  return [facts("Prompt", [["text", metadata.prompt]]), facts("Source", source), facts("Tracing", flat(metadata.generation_settings)), facts("Pruning", flat(metadata.pruning_settings))];
+  const source = [
+    ["slug", metadata.slug],
+    ["transcoders", metadata.scan],
+    ...flat(metadata.info?.generator).map(([name, value]) => [`generator ${name}`, value]),
+    ...(Number.isFinite(made) ? [["made", new Date(made).toISOString().replace("T", " ").slice(0, 16) + " UTC"]] : []),
+  ];
+  return [
+    facts("Prompt", [["text", metadata.prompt]]),
+    facts("Source", source),
+    facts("Tracing", flat(metadata.generation_settings)),
+    facts("Pruning", flat(metadata.pruning_settings)),
+  ];
 }
 
 function facts(title, pairs) {
   if (!pairs.length) return null;
-  const text = (value) => (typeof value === "number" && !Number.isInteger(value) ? (value <= 1 && value >= 0 ? percent(value) : number(value)) : String(value ?? "n/a"));
-  return h("section", {}, h("h3", {}, title), h("dl", { class: "facts" }, pairs.flatMap(([name, value]) => [h("dt", {}, String(name).replaceAll("_", " ")), h("dd", {}, text(value))])));
+  const text = (value) =>
+    typeof value === "number" && !Number.isInteger(value)
+      ? value <= 1 && value >= 0
+        ? percent(value)
+        : number(value)
+      : String(value ?? "n/a");
+  return h(
+    "section",
+    {},
+    h("h3", {}, title),
+    h(
+      "dl",
+      { class: "facts" },
+      pairs.flatMap(([name, value]) => [h("dt", {}, String(name).replaceAll("_", " ")), h("dd", {}, text(value))]),
+    ),
+  );
 }

@@ -1,7 +1,7 @@
 // What the link graph shows, as strokes for a pen. A generator: it pauses often, so that a large graph never blocks.
 
 import { shareWidth } from "./palette.js";
-import { layerName, tokenText } from "./labels.js";
+import { layerName, nodeLabel, targetText, tokenText } from "./labels.js";
 import { inputsOf, outputsOf } from "./read_graph.js";
 
 const SHAPES = {
@@ -17,6 +17,7 @@ const SHAPES = {
 const A_PIECE = 1500;
 const MOST_FAINT = 30000;
 const MOST_CURVED = 4000;
+const MOST_NAMES = 60;
 
 /** Pixels from the middle of a glyph to its edge at a zoom. */
 export function glyphRadius(zoom, count) {
@@ -38,7 +39,9 @@ function drawBands(pen, { layout, palette, camera, extent }) {
     const left = column.left * camera.zoom + camera.x;
     pen.rectangle(left, extent.top, column.width * camera.zoom, extent.bottom - extent.top, palette.band);
   });
-  const rules = layout.rows.map((row) => row.y * camera.zoom + camera.y).flatMap((y) => [extent.left, y, extent.right, y]);
+  const rules = layout.rows
+    .map((row) => row.y * camera.zoom + camera.y)
+    .flatMap((y) => [extent.left, y, extent.right, y]);
   pen.lines(rules, { color: palette.rule, width: 1 });
 }
 
@@ -47,7 +50,8 @@ function* drawFaintLinks(pen, view) {
   if (!state.allEdges) return;
   const drawn = links.length > MOST_FAINT ? links.slice(links.length - MOST_FAINT) : links;
   const quiet = state.clicked !== null || state.pinned.length > 1 || state.path !== null;
-  const alpha = Math.max(0.035, Math.min(0.4, 14 / Math.sqrt(drawn.length + 1) / (drawn.length > 400 ? 2 : 1))) * (quiet ? 0.4 : 1);
+  const alpha =
+    Math.max(0.035, Math.min(0.4, 14 / Math.sqrt(drawn.length + 1) / (drawn.length > 400 ? 2 : 1))) * (quiet ? 0.4 : 1);
   yield* drawLinks(pen, view, drawn, { color: () => palette.muted, alpha, widest: 2.4, levels: 4 });
 }
 
@@ -97,9 +101,17 @@ function* drawLinks(pen, { graph, layout, camera, extent }, links, { color, alph
       style = { color: color(shown), width: shareWidth(shown, widest), alpha, curved };
     }
     const [a, b] = [source[link], target[link]];
-    const [x1, y1, x2, y2] = [x[a] * zoom + camera.x, y[a] * zoom + camera.y, x[b] * zoom + camera.x, y[b] * zoom + camera.y];
+    const [x1, y1, x2, y2] = [
+      x[a] * zoom + camera.x,
+      y[a] * zoom + camera.y,
+      x[b] * zoom + camera.x,
+      y[b] * zoom + camera.y,
+    ];
     const outside =
-      Math.max(x1, x2) < extent.left || Math.min(x1, x2) > extent.right || Math.max(y1, y2) < extent.top || Math.min(y1, y2) > extent.bottom;
+      Math.max(x1, x2) < extent.left ||
+      Math.min(x1, x2) > extent.right ||
+      Math.max(y1, y2) < extent.top ||
+      Math.min(y1, y2) > extent.bottom;
     if (!outside) points.push(x1, y1, x2, y2);
   }
   if (points.length) pen.lines(points, style);
@@ -117,7 +129,14 @@ function* drawNodes(pen, view) {
     const x = layout.x[node.index] * camera.zoom + camera.x;
     const y = layout.y[node.index] * camera.zoom + camera.y;
     if (x < extent.left - 9 || x > extent.right + 9 || y < extent.top - 9 || y > extent.bottom + 9) continue;
-    const style = nodeStyle(node, state, palette, shares?.get(node.index), pinned.has(node.id), found && !found.has(node.index));
+    const style = nodeStyle(
+      node,
+      state,
+      palette,
+      shares?.get(node.index),
+      pinned.has(node.id),
+      found && !found.has(node.index),
+    );
     const key = `${SHAPES[node.kind]}|${style.fill}|${style.stroke}|${style.width}|${style.alpha}`;
     if (!bundles.has(key)) bundles.set(key, { shape: SHAPES[node.kind], style, places: [] });
     bundles.get(key).places.push(x, y);
@@ -137,15 +156,17 @@ function clickedShares(graph, state) {
   if (!clicked) return null;
   const shares = new Map([[clicked.index, 0]]);
   const { share, source, target } = graph.links;
-  if (state.linkType !== "output") for (const link of inputsOf(graph, clicked.index)) shares.set(source[link], share[link]);
-  if (state.linkType !== "input") for (const link of outputsOf(graph, clicked.index)) shares.set(target[link], share[link]);
+  if (state.linkType !== "output")
+    for (const link of inputsOf(graph, clicked.index)) shares.set(source[link], share[link]);
+  if (state.linkType !== "input")
+    for (const link of outputsOf(graph, clicked.index)) shares.set(target[link], share[link]);
   return shares;
 }
 
 function nodeStyle(node, state, palette, share, isPinned, isFiltered) {
   const isClicked = node.id === state.clicked;
   const faded = isFiltered || (state.clicked !== null && share === undefined && !isPinned);
-  const step = share === undefined ? 0 : Math.sign(share) * Math.round(Math.sqrt(Math.abs(share)) * 24) ** 2 / 576;
+  const step = share === undefined ? 0 : (Math.sign(share) * Math.round(Math.sqrt(Math.abs(share)) * 24) ** 2) / 576;
   let fill = node.kind === "error" || node.kind === "attention error" ? palette.panel : palette.node;
   if (node.kind === "target" || node.kind === "token") fill = palette.target;
   if (share !== undefined && !isClicked) fill = palette.share(step);
@@ -178,8 +199,42 @@ export function drawGutters(pen, { graph, layout, palette, camera, width, height
     if (middle < margin.left - 10 || middle > width + 20) return;
     const text = fit(tokenText(graph, position), room / 6.6);
     pen.text(middle, height - margin.bottom + 17, text, { color: palette.ink, size: 12, align: "center", weight: 500 });
-    if (room > 12) pen.text(middle, height - margin.bottom + 33, String(position), { color: palette.muted, size: 10, align: "center" });
+    if (room > 12)
+      pen.text(middle, height - margin.bottom + 33, String(position), {
+        color: palette.muted,
+        size: 10,
+        align: "center",
+      });
   });
+}
+
+/** Names above outputs, pinned nodes and the clicked one, the most important first, where there is room. */
+export function drawNames(pen, { graph, state, shown, layout, palette, camera, count, width }) {
+  const radius = glyphRadius(camera.zoom, count);
+  const named = graph.nodes.filter(
+    (node) =>
+      shown[node.index] &&
+      (node.kind === "target" ||
+        node.id === state.clicked ||
+        (node.kind !== "token" && state.pinned.includes(node.id))),
+  );
+  const rank = (node) =>
+    node.id === state.clicked ? -2 : node.kind === "target" ? -(node.probability ?? 0) : (node.influence ?? 1);
+  const taken = [];
+  for (const node of named.sort((a, b) => rank(a) - rank(b)).slice(0, MOST_NAMES)) {
+    const x = layout.x[node.index] * camera.zoom + camera.x;
+    const y = layout.y[node.index] * camera.zoom + camera.y - radius - 9;
+    const group = state.groups.find((each) => each.members.includes(node.id));
+    const name = node.kind === "target" ? targetText(node) : (group?.name ?? nodeLabel(graph, state, node));
+    const text = fit(name, 22);
+    const half = [...text].length * 3.2 + 3;
+    const middle = Math.max(half + 40, Math.min(width - half - 2, x));
+    const box = [middle - half, y - 7, middle + half, y + 7];
+    if (taken.some((other) => box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3]))
+      continue;
+    taken.push(box);
+    pen.text(middle, y, text, { color: palette.ink, size: 11, align: "center", weight: 500, halo: palette.panel });
+  }
 }
 
 /** As many characters as there is room for. */
@@ -205,7 +260,8 @@ export function drawOverlay(pen, { graph, state, shown, layout, palette, camera,
   const hovered = state.hovered === null ? undefined : graph.byId.get(state.hovered);
   if (hovered?.feature !== null && hovered?.feature !== undefined) {
     for (const node of graph.nodes) {
-      if (node.featureKey === hovered.featureKey && node !== hovered) ring(node.id, { stroke: palette.hover, width: 1, alpha: 0.7 });
+      if (node.featureKey === hovered.featureKey && node !== hovered)
+        ring(node.id, { stroke: palette.hover, width: 1, alpha: 0.7 });
     }
   }
   ring(state.focused, { stroke: palette.ink, width: 2 });

@@ -5,14 +5,17 @@ import { boxLinks, makeBoxes, placeBoxes } from "./boxes.js";
 import { fit } from "./scene.js";
 import { nodeLabel, placeName } from "./labels.js";
 import { readPalette, shareWidth } from "./palette.js";
+import { strongestPaths } from "./paths.js";
 
 const BOX = { width: 148, height: 52 };
 const ZOOMS = [0.4, 2.5];
+const SMALLEST_FIT = 0.55;
+const ROUTES = 6;
 
 export class Subgraph {
   constructor(graph, store, actions) {
     Object.assign(this, { graph, store, actions });
-    this.zoomed = 1;
+    this.zoomed = null;
     this.wires = svg("svg", { class: "wires", "aria-hidden": "true" });
     this.boxes = h("div", { class: "boxes" });
     this.stage = h("div", { class: "stage" }, this.wires, this.boxes);
@@ -31,24 +34,49 @@ export class Subgraph {
     const boxes = makeBoxes(this.graph, state);
     if (!boxes.length) {
       const how = "Pin nodes to build the circuit: Ctrl-click, the Pin button, or P.";
-      replace(this.boxes, h("div", { class: "empty" }, h("p", {}, how), h("p", { class: "quiet" }, "Group them: hold G and click, or use Group.")));
+      const start = h(
+        "button",
+        { "data-testid": "start-routes", on: { click: () => this._pinRoutes() } },
+        "Start with the strongest routes",
+      );
+      replace(
+        this.boxes,
+        h(
+          "div",
+          { class: "empty" },
+          h("p", {}, how),
+          h("p", { class: "quiet" }, "Group them: hold G and click, or use Group."),
+          h("p", {}, start),
+        ),
+      );
       replace(this.wires);
       this.stage.removeAttribute("style");
       return;
     }
     const { clientWidth, clientHeight } = this.element;
-    const { places, width, height } = placeBoxes(boxes, state.positions, clientWidth / Math.min(1, this.zoomed), clientHeight / Math.min(1, this.zoomed));
+    const needed = placeBoxes(boxes, state.positions, clientWidth, clientHeight);
+    this.scale =
+      this.zoomed ?? Math.max(SMALLEST_FIT, Math.min(1, clientWidth / needed.width, clientHeight / needed.height));
+    const { places, width, height } = placeBoxes(
+      boxes,
+      state.positions,
+      clientWidth / Math.min(1, this.scale),
+      clientHeight / Math.min(1, this.scale),
+    );
     this.content = { boxes, places, width, height, links: boxLinks(this.graph, boxes) };
     this.stage.style.width = `${width}px`;
     this.stage.style.height = `${height}px`;
-    this.stage.style.transform = `scale(${this.zoomed})`;
-    replace(this.boxes, boxes.map((box, at) => this._box(box, places[at])));
+    this.stage.style.transform = `scale(${this.scale})`;
+    replace(
+      this.boxes,
+      boxes.map((box, at) => this._box(box, places[at])),
+    );
     this._drawWires();
     if (focused !== undefined) this.boxes.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
   }
 
   zoom(factor) {
-    this.zoomed = factor === null ? 1 : Math.max(ZOOMS[0], Math.min(ZOOMS[1], this.zoomed * factor));
+    this.zoomed = factor === null ? null : Math.max(ZOOMS[0], Math.min(ZOOMS[1], this.scale * factor));
     this.draw();
   }
 
@@ -63,12 +91,31 @@ export class Subgraph {
       const [x, y] = places[at];
       const text = { "font-family": "system-ui, sans-serif", "text-anchor": "middle", x };
       root.append(
-        svg("rect", { x: x - BOX.width / 2, y: y - BOX.height / 2, width: BOX.width, height: BOX.height, rx: 8, fill: palette.paper, stroke: palette.muted }),
+        svg("rect", {
+          x: x - BOX.width / 2,
+          y: y - BOX.height / 2,
+          width: BOX.width,
+          height: BOX.height,
+          rx: 8,
+          fill: palette.paper,
+          stroke: palette.muted,
+        }),
         svg("text", { ...text, y: y - 3, "font-size": 12, "font-weight": 600, fill: palette.ink }, fit(box.name, 22)),
         svg("text", { ...text, y: y + 14, "font-size": 10, fill: palette.muted }, fit(this._caption(box), 26)),
       );
     });
     return root;
+  }
+
+  /** Pin what lies on the strongest routes from tokens to the likeliest output. */
+  _pinRoutes() {
+    const { nodes } = this.graph;
+    const tokens = nodes.filter((node) => node.kind === "token").map((node) => node.index);
+    const targets = nodes
+      .filter((node) => node.kind === "target")
+      .sort((a, b) => (b.probability ?? 0) - (a.probability ?? 0));
+    const paths = targets.length ? strongestPaths(this.graph, tokens, targets[0].index, ROUTES) : [];
+    this.actions.pin([...new Set(paths.flatMap((path) => path.nodes.map((index) => nodes[index].id)))]);
   }
 
   _caption(box) {
@@ -79,14 +126,35 @@ export class Subgraph {
     const { state } = this.store;
     const ids = box.nodes.map((node) => node.id);
     const chosen = state.collecting && ids.every((id) => state.collecting.includes(id));
-    const classes = ["box", box.nodes[0].kind, box.group ? "group" : "", chosen ? "chosen" : "", ids.includes(state.clicked) ? "clicked" : ""];
+    const classes = [
+      "box",
+      box.nodes[0].kind,
+      box.group ? "group" : "",
+      chosen ? "chosen" : "",
+      ids.includes(state.clicked) ? "clicked" : "",
+    ];
     const name = h("span", { class: "box-name" }, box.name);
     const element = h(
       "div",
-      { class: classes.filter(Boolean).join(" "), tabindex: 0, role: "group", "aria-label": `${box.group ? "supernode" : "node"} ${box.name}, ${this._caption(box)}`, title: box.name, "data-key": box.key, "data-testid": "box", style: { left: `${x - BOX.width / 2}px`, top: `${y - BOX.height / 2}px` } },
+      {
+        class: classes.filter(Boolean).join(" "),
+        tabindex: 0,
+        role: "group",
+        "aria-label": `${box.group ? "supernode" : "node"} ${box.name}, ${this._caption(box)}`,
+        title: box.name,
+        "data-key": box.key,
+        "data-testid": "box",
+        style: { left: `${x - BOX.width / 2}px`, top: `${y - BOX.height / 2}px` },
+      },
       name,
       h("span", { class: "box-caption" }, this._caption(box)),
-      box.group ? h("span", { class: "members" }, box.nodes.map((node) => this._member(node))) : null,
+      box.group
+        ? h(
+            "span",
+            { class: "members" },
+            box.nodes.map((node) => this._member(node)),
+          )
+        : null,
       this._tools(box, name),
     );
     this._drag(element, box, ids);
@@ -99,12 +167,31 @@ export class Subgraph {
 
   _tools(box, name) {
     const ids = box.nodes.map((node) => node.id);
-    const tool = (label, glyph, click) => h("button", { class: "tool", title: label, "aria-label": `${label}: ${box.name}`, tabindex: -1, on: { click: (event) => { event.stopPropagation(); click(); }, pointerdown: (event) => event.stopPropagation() } }, glyph);
+    const tool = (label, glyph, click) =>
+      h(
+        "button",
+        {
+          class: "tool",
+          title: label,
+          "aria-label": `${label}: ${box.name}`,
+          tabindex: -1,
+          on: {
+            click: (event) => {
+              event.stopPropagation();
+              click();
+            },
+            pointerdown: (event) => event.stopPropagation(),
+          },
+        },
+        glyph,
+      );
     return h(
       "span",
       { class: "tools" },
       tool("Rename", "\u270e", () => this._rename(box, name)),
-      box.group ? tool("Ungroup", "\u2297", () => this.actions.ungroup(box.group)) : tool("Unpin", "\u00d7", () => this.actions.removeBox(ids)),
+      box.group
+        ? tool("Ungroup", "\u2297", () => this.actions.ungroup(box.group))
+        : tool("Unpin", "\u00d7", () => this.actions.removeBox(ids)),
     );
   }
 
@@ -138,7 +225,7 @@ export class Subgraph {
     });
     element.addEventListener("pointermove", (event) => {
       if (!start) return;
-      const [dx, dy] = [(event.clientX - start.x) / this.zoomed, (event.clientY - start.y) / this.zoomed];
+      const [dx, dy] = [(event.clientX - start.x) / this.scale, (event.clientY - start.y) / this.scale];
       if (!start.moved && Math.hypot(dx, dy) < 4) return;
       start.moved = true;
       this._moveBox(element, start.at, [start.place[0] + dx, start.place[1] + dy]);
@@ -160,7 +247,10 @@ export class Subgraph {
 
   _moveBox(element, at, [x, y]) {
     const { width, height, places } = this.content;
-    places[at] = [Math.max(BOX.width / 2, Math.min(width - BOX.width / 2, x)), Math.max(BOX.height / 2, Math.min(height - BOX.height / 2, y))];
+    places[at] = [
+      Math.max(BOX.width / 2, Math.min(width - BOX.width / 2, x)),
+      Math.max(BOX.height / 2, Math.min(height - BOX.height / 2, y)),
+    ];
     element.style.left = `${places[at][0] - BOX.width / 2}px`;
     element.style.top = `${places[at][1] - BOX.height / 2}px`;
     this._drawWires();
@@ -169,7 +259,10 @@ export class Subgraph {
   /** Remember where a box was put, in thousandths of the panel. */
   _keep(at) {
     const { width, height, places, boxes } = this.content;
-    this.actions.move(boxes[at].key, [Math.round((places[at][0] / width) * 1000), Math.round((places[at][1] / height) * 1000)]);
+    this.actions.move(boxes[at].key, [
+      Math.round((places[at][0] / width) * 1000),
+      Math.round((places[at][1] / height) * 1000),
+    ]);
   }
 
   _onKey(event, element, box, ids, name) {
@@ -207,7 +300,8 @@ export class Subgraph {
       if (event.key === "Enter") finish(true);
       if (event.key === "Escape") finish(false);
     });
-    for (const type of ["pointerdown", "dblclick", "click"]) input.addEventListener(type, (event) => event.stopPropagation());
+    for (const type of ["pointerdown", "dblclick", "click"])
+      input.addEventListener(type, (event) => event.stopPropagation());
     input.addEventListener("blur", () => finish(true));
     name.replaceWith(input);
     input.focus();
@@ -230,9 +324,30 @@ export class Subgraph {
       const [x2, y2] = [places[to][0], places[to][1] + BOX.height / 2];
       const bend = Math.max(24, Math.abs(y1 - y2) / 2);
       const d = `M${x1} ${y1}C${x1} ${y1 - bend} ${x2} ${y2 + bend} ${x2} ${y2}`;
-      elements.push(svg("path", { d, fill: "none", stroke: palette.share(share), "stroke-width": shareWidth(share, 8).toFixed(1), "stroke-linecap": "round", "data-from": boxes[from].key, "data-to": boxes[to].key, "data-share": share.toFixed(4) }));
+      elements.push(
+        svg("path", {
+          d,
+          fill: "none",
+          stroke: palette.share(share),
+          "stroke-width": shareWidth(share, 8).toFixed(1),
+          "stroke-linecap": "round",
+          "data-from": boxes[from].key,
+          "data-to": boxes[to].key,
+          "data-share": share.toFixed(4),
+        }),
+      );
       if (!numbers) continue;
-      const label = { x: (x1 + x2) / 2, y: (y1 + y2) / 2, "font-size": 10, fill: palette.ink, "text-anchor": "middle", "paint-order": "stroke", stroke: palette.panel, "stroke-width": 3, "font-family": "system-ui, sans-serif" };
+      const label = {
+        x: (x1 + x2) / 2,
+        y: (y1 + y2) / 2,
+        "font-size": 10,
+        fill: palette.ink,
+        "text-anchor": "middle",
+        "paint-order": "stroke",
+        stroke: palette.panel,
+        "stroke-width": 3,
+        "font-family": "system-ui, sans-serif",
+      };
       elements.push(svg("text", label, percent(share, true)));
     }
     return elements;

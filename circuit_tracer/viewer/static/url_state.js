@@ -73,7 +73,9 @@ export function savedView(graph, state) {
     linkType: state.linkType,
     clickedId: state.clicked ?? "",
     sg_pos: moved ? thousandths(boxes, state.positions) : "",
-    clerps: Object.entries(state.labels).filter(([key]) => byKey.has(key)).map(([key, label]) => [byKey.get(key), label]),
+    clerps: Object.entries(state.labels)
+      .filter(([key]) => byKey.has(key))
+      .map(([key, label]) => [byKey.get(key), label]),
   };
 }
 
@@ -114,7 +116,9 @@ function readPositions(graph, state, text) {
   const boxes = makeBoxes(graph, state);
   if (numbers.length !== 2 * boxes.length) return {};
   const place = (at) => [Number(numbers[2 * at]), Number(numbers[2 * at + 1])];
-  return Object.fromEntries(boxes.map((box, at) => [box.key, place(at)]).filter(([, [x, y]]) => Number.isFinite(x) && Number.isFinite(y)));
+  return Object.fromEntries(
+    boxes.map((box, at) => [box.key, place(at)]).filter(([, [x, y]]) => Number.isFinite(x) && Number.isFinite(y)),
+  );
 }
 
 function fraction(text, fallback) {

@@ -8,10 +8,8 @@ export function visibleNodes(graph, state) {
   const shown = new Uint8Array(graph.nodes.length);
   for (const node of graph.nodes) {
     const isError = node.kind === "error" || node.kind === "attention error";
-    const passes =
-      node.kind === "token" ||
-      node.kind === "target" ||
-      ((node.influence === null || node.influence <= state.pruning) && !(state.hideErrors && isError));
+    const important = state.pruning >= graph.threshold || node.influence === null || node.influence <= state.pruning;
+    const passes = node.kind === "token" || node.kind === "target" || (important && !(state.hideErrors && isError));
     shown[node.index] = passes || always.has(node.id) ? 1 : 0;
   }
   return shown;

@@ -1,0 +1,65 @@
+"""One browser for all tests of the viewer; they are skipped where there is none (CHROMIUM names another program)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from browser import Browser, Page, find_chromium
+
+from circuit_tracer.graph import Graph
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "browser: drives headless Chromium; skipped where there is none")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if find_chromium() is None:
+        pytest.skip("no Chromium here; install the package chromium, or set CHROMIUM to a browser of its kind")
+    with Browser() as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
+    """Open the text of a page from disk, as users do, in a browser that cannot reach anything else."""
+    pages: list[Page] = []
+
+    def opener(text: str, *, after: str = "", ready: str = "window.viewer?.view.picture", **options: object) -> Page:
+        path = tmp_path / f"page-{len(pages)}.html"
+        path.write_text(text, encoding="utf-8")
+        page = browser.page(path.as_uri() + after, **options)
+        pages.append(page)
+        page.wait(ready)
+        page.frames(2)
+        return page
+
+    yield opener
+    for page in pages:
+        page.close()
+
+
+@pytest.fixture(scope="session")
+def demo_graph() -> Graph:
+    from circuit_tracer.attribution.attribute import attribute
+    from circuit_tracer.demo import PROMPT
+    from circuit_tracer.demo.show import load_demo
+
+    return attribute(PROMPT, load_demo())
+
+
+@pytest.fixture(scope="session")
+def demo_page(demo_graph: Graph) -> str:
+    from circuit_tracer.demo import load_labels
+    from circuit_tracer.viewer import graph_page
+
+    return graph_page(demo_graph, labels=load_labels(), slug="demo", node_threshold=0.95)

@@ -1,0 +1,46 @@
+"""10,000 nodes and 100,000 links: how long until they are seen, and how smoothly they move."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from browser import Browser
+from documents import large_document
+
+from circuit_tracer.viewer import graph_page
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_large_graph_opens_within_two_seconds_and_pans_smoothly(browser: Browser, tmp_path: Path, record_property):
+    path = tmp_path / "large.html"
+    path.write_text(graph_page(large_document(10_000, 100_000)), encoding="utf-8")
+    page = browser.page("about:blank", 1440, 900)
+    page.call("Page.navigate", url=path.as_uri())
+    page.wait("window.viewer?.view.picture")
+    opened = page.js("new Promise(done => requestAnimationFrame(() => done(performance.now())))")
+    page.js(
+        """window.stamps = [];
+        (function tick(now) { stamps.push(now); requestAnimationFrame(tick); })(performance.now())"""
+    )
+    page.mouse("Moved", 600, 300)
+    page.mouse("Pressed", 600, 300)
+    start, step = time.monotonic(), 0
+    while time.monotonic() - start < 3:
+        step += 1
+        x = 600 + 250 * ((step % 80) / 40 - 1 if step % 160 < 80 else 1 - (step % 80) / 40)
+        page.mouse("Moved", x, 300 + (step % 50), button="left", buttons=1)
+    page.mouse("Released", x, 300)
+    gaps = page.js("stamps.slice(1).map((now, at) => now - stamps[at])")
+    rate = 1000 * len(gaps) / sum(gaps)
+    slow = sorted(gaps)[int(0.95 * len(gaps))]
+    for name, value in (("opened_ms", opened), ("frames_per_second", rate), ("slowest_5_percent_ms", slow)):
+        record_property(name, value)
+    print(f"opened in {opened:.0f} ms; {rate:.0f} frames/s while panning; 95 % of frames within {slow:.0f} ms")
+    assert page.errors() == []
+    assert page.js("viewer.view.camera.x !== 0 || viewer.view.camera.y !== 0")
+    page.close()
+    assert opened < 2000
+    assert rate >= 30
