@@ -22,7 +22,7 @@ from circuit_tracer.training.normalisation import Normalisation
 from circuit_tracer.training.ranks import Ranks
 from circuit_tracer.training.state import TrainingState
 
-LAYERS, WIDTH, FEATURES, BATCH, STEPS = 3, 6, 16, 20, 8
+LAYERS, WIDTH, FEATURES, BATCH, STEPS = 3, 6, 16, 20, 6
 KINDS = ("clt", "plt", "skip", "sae")
 ACTIVATIONS = ("batch_topk", "topk", "jumprelu", "relu")
 

@@ -127,7 +127,7 @@ def test_a_step_already_saved_only_gets_the_further_facts(tmp_path: Path) -> Non
 
 def test_data_that_end_early_are_an_input_error(tmp_path: Path) -> None:
     loop = Run().loop(tmp_path, n_batches=3)
-    with pytest.raises(InputError, match=r"the data ended after 3 of 8 steps \(60 of 160 tokens\)"):
+    with pytest.raises(InputError, match=r"the data ended after 3 of 6 steps \(60 of 120 tokens\)"):
         loop.run()
     assert loop.state.step == 3
 

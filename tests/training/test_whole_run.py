@@ -1,0 +1,88 @@
+"""The trainer as a whole: killed and resumed, and on several ranks, it writes the same dictionary."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loop_cases import numbers
+from process_cases import alone, results, together
+from safetensors.torch import load_file
+from train_cases import STEPS, Stopped, rank, stop, whole
+
+from circuit_tracer.training import checkpoint
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "clt": {},
+    "skip with derivatives": {"dictionary__kind": "skip", "sparsity__jacobian_weight": 0.1},
+    "sae in bfloat16": {"dictionary__kind": "sae", "dictionary__dtype": "bfloat16", "data__buffer_dtype": "bfloat16"},
+}
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the exported dictionary."""
+    return {
+        f"{path.relative_to(out)}/{name}": tensor
+        for path in sorted((out / "transcoder").rglob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
+def same_end(folder: Path) -> None:
+    """`stopped` has come to the same dictionary and checkpoint as `whole`, bitwise."""
+    one, other = weights(folder / "whole"), weights(folder / "stopped")
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(other[name], tensor), name
+    contents = [checkpoint.latest(folder / out / "checkpoints") for out in ("whole", "stopped")]
+    assert contents[0] is not None
+    assert contents[1] is not None
+    assert contents[0].content == contents[1].content
+
+
+@pytest.mark.parametrize(
+    "variant", ["clt", "skip with derivatives", pytest.param("sae in bfloat16", marks=pytest.mark.slow)]
+)
+def test_stopped_and_resumed_it_writes_bitwise_the_same_dictionary(variant: str, tmp_path: Path) -> None:
+    changes = VARIANTS[variant]
+    expected = [numbers(report) for report in whole(tmp_path, "whole", changes)]
+    assert [report["step"] for report in expected] == list(range(1, STEPS + 1))
+    # between the first checkpoint and the second; at the third, before it is written
+    for resume, last in ((False, 5), (True, 9)):
+        with pytest.raises(Stopped):
+            whole(tmp_path, "stopped", changes, resume, last, stop)
+    found = [numbers(report) for report in whole(tmp_path, "stopped", changes, True)]
+    assert found == expected[6:]
+    same_end(tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_writes_bitwise_the_same_dictionary(tmp_path: Path) -> None:
+    whole(tmp_path, "whole", {})
+    for resume, last in ((False, 2), (False, 5), (True, 9)):
+        ended = alone(whole, tmp_path, "stopped", {}, resume, last, folder=tmp_path)
+        assert ended.code == -signal.SIGKILL, ended.error
+    ended = alone(whole, tmp_path, "stopped", {}, True, folder=tmp_path)
+    assert ended.error is None
+    same_end(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_write_the_dictionary_of_one(world: int, tmp_path: Path) -> None:
+    expected = whole(tmp_path, "alone", {})
+    found = results(together(world, rank, tmp_path, "ranks", {}, False, folder=tmp_path))
+    assert [len(reports) for reports in found] == [STEPS, *([0] * (world - 1))]  # the first one reports
+    for mine, report in zip(found[0], expected, strict=True):
+        assert mine.loss == pytest.approx(report.loss, rel=1e-4)
+        assert mine.l0_S == pytest.approx(report.l0_S, abs=0.2)
+    one, other = weights(tmp_path / "alone"), weights(tmp_path / "ranks")
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        if "threshold" not in name:  # between two scores of a few tokens
+            torch.testing.assert_close(
+                other[name], tensor, rtol=2e-2, atol=2e-2, msg=lambda text, name=name: f"{name}: {text}"
+            )
