@@ -1,6 +1,19 @@
-"""Interventions: set features to values and see what the model does, with the semantics of circuit-tracer."""
+"""Interventions: change features, activations or directions, and see what the model does."""
 
 from circuit_tracer.interventions.activations import activations_of
+from circuit_tracer.interventions.apply import apply_each, apply_edits
+from circuit_tracer.interventions.clean import CleanRun
+from circuit_tracer.interventions.edits import (
+    Edit,
+    FeatureAt,
+    Supernode,
+    ablate,
+    add,
+    nodes_of,
+    scale,
+    set_to,
+    take_from,
+)
 from circuit_tracer.interventions.generate import GenerationOptions, feature_intervention_generate
 from circuit_tracer.interventions.intervene import (
     feature_intervention,
@@ -8,17 +21,36 @@ from circuit_tracer.interventions.intervene import (
     setup_intervention_with_freeze,
     zero_softcap,
 )
+from circuit_tracer.interventions.observe import FeatureChanges
+from circuit_tracer.interventions.outcome import Outcome, TokenChange
 from circuit_tracer.interventions.passes import Freeze
+from circuit_tracer.interventions.semantics import Semantics
 from circuit_tracer.interventions.settings import Intervention
 
 __all__ = [
+    "CleanRun",
+    "Edit",
+    "FeatureAt",
+    "FeatureChanges",
     "Freeze",
     "GenerationOptions",
     "Intervention",
+    "Outcome",
+    "Semantics",
+    "Supernode",
+    "TokenChange",
+    "ablate",
     "activations_of",
+    "add",
+    "apply_each",
+    "apply_edits",
     "feature_intervention",
     "feature_intervention_generate",
     "get_activations",
+    "nodes_of",
+    "scale",
+    "set_to",
     "setup_intervention_with_freeze",
+    "take_from",
     "zero_softcap",
 ]

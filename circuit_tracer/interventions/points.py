@@ -1,7 +1,7 @@
 """Hooks at the two places of a layer where a transcoder reads and writes, while the model runs.
 
 Norms are computed by our own formula in the compute dtype, live or with the scale of a captured pass, so that a pass with
-nothing changed is the captured pass. Letters: P positions, D d_model.
+nothing changed is the captured pass. Letters: B sequences, P positions, D d_model.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ Write = Callable[[int, Tensor], Tensor | None]
 def hooked(
     parts: ModelParts, input_hook: str, output_hook: str, read: Read, write: Write, scales: PromptCapture | None = None
 ) -> Iterator[None]:
-    """Inside the block, every forward pass (batch 1) calls, for each layer, `read(layer, x)` with the activation (P, D) at
-    the input hook, then `write(layer, y)` with the activation (P, D) at the output hook, which it may replace.
+    """Inside the block, every forward pass calls, for each layer, `read(layer, x)` with the activation (P, D) at the input
+    hook, then `write(layer, y)` with the activation (P, D) at the output hook, which it may replace.
 
-    scales: a captured pass whose norm scales are used instead of the pass' own.
+    A pass over B sequences hands over (B * P, D), one sequence after the other. scales: a captured pass whose norm scales
+    are used instead of the pass' own, for each sequence.
     """
     handles = []
     try:
@@ -46,13 +47,14 @@ def hooked(
 
 
 def _frozen(norm: Norm, x_PD: Tensor, scale_P: Tensor | None) -> FrozenNorm:
-    return norm.parameters.freeze(norm.parameters.inverse_sigma(x_PD) if scale_P is None else scale_P)
+    scale = norm.parameters.inverse_sigma(x_PD) if scale_P is None else scale_P.repeat(len(x_PD) // len(scale_P))
+    return norm.parameters.freeze(scale)
 
 
 def _hook_norm(norm: Norm, scale_P: Tensor | None) -> Any:
     def hook(module: nn.Module, args: Sequence[Tensor], output: Tensor) -> Tensor:
-        x = args[0][0].to(norm.parameters.gain.dtype)
-        return _frozen(norm, x, scale_P).forward(x).to(output.dtype)[None]
+        x = args[0].reshape(-1, args[0].shape[-1]).to(norm.parameters.gain.dtype)
+        return _frozen(norm, x, scale_P).forward(x).to(output.dtype).reshape(output.shape)
 
     return norm.module.register_forward_hook(hook)
 
@@ -87,10 +89,15 @@ def _hook_output(parts: ModelParts, index: int, layer: LayerParts, output_hook: 
     return module.register_forward_hook(hook)
 
 
-def run_model(parts: ModelParts, ids: Tensor, past: Any = None, keep_past: bool = False) -> tuple[Tensor, Any]:
-    """(final norm's output (P, D) in the compute dtype, key-value cache) of one pass over ids (P,)."""
+def run_model(
+    parts: ModelParts, ids: Tensor, past: Any = None, keep_past: bool = False, copies: int = 1
+) -> tuple[Tensor, Any]:
+    """(final norm's output (copies * P, D) in the compute dtype, key-value cache) of one pass over ids (P,)."""
     with torch.no_grad():
         output = parts.model.base_model(
-            input_ids=ids[None].to(parts.device), past_key_values=past, use_cache=keep_past or past is not None
+            input_ids=ids[None].expand(copies, -1).to(parts.device),
+            past_key_values=past,
+            use_cache=keep_past or past is not None,
         )
-    return output.last_hidden_state[0].to(parts.compute_dtype), output.past_key_values
+    final = output.last_hidden_state
+    return final.reshape(-1, final.shape[-1]).to(parts.compute_dtype), output.past_key_values

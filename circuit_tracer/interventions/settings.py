@@ -20,11 +20,19 @@ Intervention = tuple[int | Tensor, int | slice | Tensor, int | Tensor, int | flo
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """Values of features of one layer, each (position, index) once; `value` is absolute, not a change."""
+    """What features of one layer become, each (position, index) once: value + factor * activation without the change.
+
+    position: the row of the pass: the position in the prompt, or in a pass over B sequences, sequence * P + position.
+    """
 
     position: Tensor  # (n,)
     index: Tensor  # (n,)
     value: Tensor  # (n,)
+    factor: Tensor | None = None  # (n,); None: 0, so that values are absolute
+
+    def target(self, current: Tensor) -> Tensor:
+        """What activations `current` (n,) become, (n,)."""
+        return self.value if self.factor is None else self.value + self.factor * current
 
 
 def resolve(

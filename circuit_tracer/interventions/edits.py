@@ -1,0 +1,165 @@
+"""What to do with which features, where: set, scale, ablate, add, or take the value from another prompt.
+
+    edits = [ablate(Supernode("Texas", [(1, 6, 30), (2, 6, 77)])), set_to((1, 45), 8.0, at=-1)]
+
+A feature is (layer, index), or (layer, position, index) in circuit-tracer's order, as in `graph.active_features`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.models.tokenization import Prompt
+
+if TYPE_CHECKING:
+    from circuit_tracer.graph.graph import Graph
+
+How = Literal["set", "scale", "add", "take"]
+Positions = int | slice | Sequence[int] | Literal["all", "prompt", "generated"] | None
+
+
+class FeatureAt(NamedTuple):
+    """A feature, at a position of the prompt or (None) wherever the edit says."""
+
+    layer: int
+    position: int | None
+    feature_idx: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}/{self.feature_idx}"
+
+
+@dataclass(frozen=True)
+class Supernode:
+    """Features that a person takes for one concept, under a name."""
+
+    name: str
+    features: tuple[FeatureAt, ...]
+
+    def __init__(self, name: str, features: Features) -> None:
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "features", features_of(features))
+        if not self.features:
+            raise InputError(f"supernode {name!r} has no features; name at least one")
+
+    @classmethod
+    def of_nodes(cls, name: str, graph: Graph, nodes: Iterable[int]) -> Supernode:
+        """Feature nodes of a graph, by number. Raises InputError for a node that is no feature."""
+        return cls(name, nodes_of(graph, nodes))
+
+
+Features = FeatureAt | Supernode | tuple[int, int] | tuple[int, "int | None", int] | Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change of features; made by the functions below.
+
+    at: where: a position (negative: from the end), several, a slice, "prompt", "generated" (tokens to come), "all" (both),
+    or None: each feature at its own position, everywhere if it has none. The named places leave out the positions that
+    attribution leaves out (0; the chat prefix of Gemma 3); a number or slice can reach them.
+    """
+
+    how: How
+    features: tuple[FeatureAt, ...]
+    amount: float = 0.0
+    at: Positions = None
+    source: Prompt | None = None
+    source_at: int | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.features:
+            raise InputError("an edit names no feature; give (layer, index), (layer, position, index) or a Supernode")
+        if not abs(self.amount) < float("inf"):
+            raise InputError(f"an edit's amount is {self.amount}; it must be finite")
+        if isinstance(self.at, str) and self.at not in ("all", "prompt", "generated"):
+            raise InputError(f"an edit's place is {self.at!r}; use positions, a slice, 'all', 'prompt' or 'generated'")
+        if isinstance(self.at, slice) and self.at.step not in (None, 1):
+            raise InputError(f"an edit's slice has step {self.at.step}; list the positions instead")
+
+    def __str__(self) -> str:
+        what = self.name or ", ".join(map(str, self.features[:3])) + (", ..." if len(self.features) > 3 else "")
+        words = {
+            "set": f"set to {self.amount:g}",
+            "scale": f"scaled by {self.amount:g}",
+            "add": f"plus {self.amount:g}",
+        }
+        return f"{what} {words.get(self.how, 'taken from another prompt')}"
+
+
+def set_to(features: Features, value: float, at: Positions = None) -> Edit:
+    """The features' activations become `value`."""
+    return Edit("set", features_of(features), float(value), at, name=_name(features))
+
+
+def scale(features: Features, factor: float, at: Positions = None) -> Edit:
+    """Each activation becomes `factor` times what it is on the clean prompt; on generated tokens, what it would be there.
+
+    -1 is the usual way to suppress. An inactive feature cannot be scaled: 0 times anything is 0.
+    """
+    return Edit("scale", features_of(features), float(factor), at, name=_name(features))
+
+
+def ablate(features: Features, at: Positions = None) -> Edit:
+    """The features' activations become 0; where they are 0 already, nothing changes."""
+    return set_to(features, 0.0, at)
+
+
+def add(features: Features, amount: float, at: Positions = None) -> Edit:
+    """`amount` is added to each activation of the clean prompt (on generated tokens: to what it would be there)."""
+    return Edit("add", features_of(features), float(amount), at, name=_name(features))
+
+
+def take_from(features: Features, source: Prompt, at: Positions = None, source_at: int | None = None) -> Edit:
+    """The features get the activations that they have on another prompt, at `source_at`, or (None) at the same position."""
+    return Edit("take", features_of(features), 0.0, at, source, source_at, _name(features))
+
+
+def nodes_of(graph: Graph, nodes: Iterable[int]) -> tuple[FeatureAt, ...]:
+    """Feature nodes of a graph, by number. Raises InputError for a node that is no feature."""
+    count, found = graph.nodes.layout.n_features, []
+    for node in nodes:
+        if not 0 <= int(node) < count:
+            raise InputError(f"node {node} is no feature of this graph: its features are nodes 0 to {count - 1}")
+        layer, position, index = graph.active_features[graph.selected_features[int(node)]].tolist()
+        found.append(FeatureAt(layer, position, index))
+    return tuple(found)
+
+
+def features_of(features: Features) -> tuple[FeatureAt, ...]:
+    """Any accepted form as a flat tuple; InputError for another."""
+    return tuple(_flat(features))
+
+
+def _flat(features: Any) -> Iterator[FeatureAt]:
+    if isinstance(features, Supernode):
+        yield from features.features
+    elif hasattr(features, "tolist"):
+        yield from _flat(features.tolist())
+    elif isinstance(features, Sequence) and not isinstance(features, str):
+        if len(features) in (2, 3) and all(_whole(part) or part is None for part in features):
+            yield _feature(features)
+        else:
+            for each in features:
+                yield from _flat(each)
+    else:
+        raise InputError(f"{features!r} is no feature; give (layer, index), (layer, position, index) or a Supernode")
+
+
+def _feature(parts: Sequence[Any]) -> FeatureAt:
+    position = parts[1] if len(parts) == 3 else None
+    if parts[0] is None or parts[-1] is None:
+        raise InputError(f"{tuple(parts)!r} is no feature: layer and index must be numbers")
+    return FeatureAt(int(parts[0]), None if position is None else int(position), int(parts[-1]))
+
+
+def _whole(number: Any) -> bool:
+    return not isinstance(number, bool) and hasattr(number, "__index__")
+
+
+def _name(features: Any) -> str | None:
+    return features.name if isinstance(features, Supernode) else None
