@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from documents import feature_details, small_document
 
+from circuit_tracer.demo import load_labels
 from circuit_tracer.errors import CircuitTracerError, InputError
 from circuit_tracer.viewer import graph_frame, graph_page, write_page
 from circuit_tracer.viewer.bundle import STATIC, bundled_script
@@ -90,8 +91,10 @@ def test_a_graph_is_pruned_labelled_and_carries_its_sum_rule(demo_graph, demo_pa
     document = data_of(demo_page, "graph-data")
     features = [node for node in document["nodes"] if node["feature_type"] == "cross layer transcoder"]
     assert document["metadata"]["node_threshold"] == 0.95
-    assert any("Texas" in node["clerp"] for node in features)
+    labels = load_labels()
     for node in features:
+        layer, index, _ = map(int, node["node_id"].split("_"))
+        assert node["clerp"] == labels.get((layer, index), "")
         rule = node["sum_rule"]
         assert rule["inputs"] + rule["unselected"] + rule["bias"] == pytest.approx(rule["pre_activation"], rel=1e-5)
         assert rule["residual"] < 1e-5

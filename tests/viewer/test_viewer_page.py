@@ -55,7 +55,7 @@ def test_the_demo_graph_is_drawn_without_an_error_or_a_request(open_page: Callab
     page = open_page(demo_page)
     assert pixels(page, ".link-graph canvas") > 5000
     nodes = page.js("viewer.graph.nodes.length")
-    assert f"{nodes} of {nodes} nodes" in texts(page, "[data-testid=counts]")[0]
+    assert texts(page, "[data-testid=counts]")[0].startswith(f"{nodes} nodes")
     assert page.errors() == []
     assert [address for address in page.requests() if not address.startswith(("file:", "data:"))] == []
 
@@ -416,7 +416,19 @@ def test_one_panel_at_a_time_on_a_phone(open_page: Callable[..., Page], demo_pag
 def test_starting_from_the_strongest_routes(open_page: Callable[..., Page], demo_page: str):
     page = open_page(demo_page)
     page.click("[data-testid=start-routes]")
-    assert "output “Austin”" in texts(page, ".box-name")
-    assert "Texas (places)" in texts(page, ".box-name")
+    kinds = page.js("[...new Set(viewer.store.state.pinned.map(id => viewer.graph.byId.get(id).kind))].sort()")
+    assert kinds == ["feature", "target", "token"]
     assert page.js("document.querySelectorAll('.wires path').length") > 5
     assert page.errors() == []
+
+
+def test_the_difference_of_two_outputs(open_page: Callable[..., Page]):
+    page = open_page(graph_page(small_document()), after="#logitDiff=yes__vs__no&clickedId=difference_3_20_1_3_21_1")
+    assert texts(page, "[data-testid=inputs] .row .what") == ["gamma", "error", "alpha", "beta"]
+    assert texts(page, "[data-testid=inputs] .row .value") == ["+44%", "−33%", "+11%", "−11%"]
+    lost = open_page(
+        graph_page(small_document()),
+        after="#logitDiff=yes__vs__maybe",
+        ready="document.querySelector('[data-testid=problem]')",
+    )
+    assert "“maybe”; the graph has yes, no" in texts(lost, "[data-testid=problem]")[0]

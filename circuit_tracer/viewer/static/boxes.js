@@ -59,7 +59,7 @@ export function placeBoxes(boxes, positions, width, height, box = { width: 148, 
   const widest = Math.max(1, ...rows.map((row) => row.length));
   const whole = {
     width: Math.max(width, widest * (box.width + 16) + 16),
-    height: Math.max(height, rows.length * (box.height + 30) + 10),
+    height: Math.max(height, rows.length * (box.height + 16) + 10),
   };
   const positionsOf = boxes.flatMap((each) => each.nodes.map((node) => node.position));
   const [first, last] = [Math.min(...positionsOf), Math.max(...positionsOf)];

@@ -3,6 +3,7 @@
 import { h, percent, replace } from "./dom.js";
 import { documentText, download, graphPicture, pngBlob, svgText } from "./exports.js";
 import { reportDialog } from "./report.js";
+import { MOST_FAINT } from "./scene.js";
 
 /** Filters and zoom of the link graph. */
 export function graphBar({ graph, store, view }) {
@@ -37,10 +38,12 @@ export function graphBar({ graph, store, view }) {
   );
   const shown = h("span", { class: "quiet counts", role: "status", "data-testid": "counts" });
   const update = () => {
+    const [all, links] = [graph.nodes.length, view.links.length];
     replace(
       shown,
-      `${view.count.toLocaleString("en")} of ${graph.nodes.length.toLocaleString("en")} nodes \u00b7 ${view.links.length.toLocaleString("en")} links`,
+      `${view.count === all ? "" : `${whole(view.count)} of `}${whole(all)} nodes \u00b7 ${whole(links)} links`,
     );
+    shown.title = links > MOST_FAINT ? `of the faint links the ${whole(MOST_FAINT)} strongest are drawn` : "";
     pruning.show(store.state.pruning);
     edges.show(fromShare(store.state.edgeMin));
     errors.querySelector("input").checked = !store.state.hideErrors;
@@ -50,6 +53,8 @@ export function graphBar({ graph, store, view }) {
   update();
   return [pruning, edges, errors, faint, type, h("span", { class: "spacer" }), shown];
 }
+
+const whole = (value) => value.toLocaleString("en");
 
 /** Buttons in a corner of the link graph. */
 export function zoomButtons(view) {

@@ -53,6 +53,7 @@ export function number(value) {
 export function percent(share, signed = false) {
   if (!Number.isFinite(share)) return "n/a";
   const size = Math.abs(share) * 100;
+  if (size < 0.005) return "0%";
   const text = size >= 9.95 || size === 0 ? size.toFixed(0) : size >= 0.095 ? size.toFixed(1) : size.toFixed(2);
   const sign = share < 0 ? "\u2212" : signed ? "+" : "";
   return `${sign}${text}%`;

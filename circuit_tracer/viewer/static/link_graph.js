@@ -98,9 +98,10 @@ export class LinkGraph {
     this._aim({ zoom, x: x - (x - this.camera.x) * ratio, y: y - (y - this.camera.y) * ratio });
   }
 
-  /** The whole height, and of a picture too wide for the panel its right end, where the outputs are. */
+  /** Show everything. */
   fit() {
-    this._aim({ zoom: 1, x: Math.min(0, this.width - this.layout.width), y: 0 });
+    const zoom = Math.min(1, this.width / this.layout.width);
+    this._aim({ zoom, x: 0, y: (1 - zoom) * this.height * 0.5 });
   }
 
   /** Move just enough that a node is in view. */
@@ -158,7 +159,8 @@ export class LinkGraph {
   _layOut() {
     if (!this.width) return;
     this.layout = layOut(this.graph, this.shown, this.width, this.height);
-    if (!this.picture) this.fit();
+    // Of a picture too wide for the panel, the end with the outputs comes first.
+    if (!this.picture) this.camera = { zoom: 1, x: Math.min(0, this.width - this.layout.width), y: 0 };
     this._redraw();
   }
 

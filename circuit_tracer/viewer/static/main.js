@@ -3,6 +3,7 @@
 import { h, replace } from "./dom.js";
 import { featureSource } from "./feature_source.js";
 import { embedded, fromFile, fromServer, listGraphs } from "./load.js";
+import { withDifference } from "./logit_difference.js";
 import { showGraph } from "./page.js";
 import { GraphProblem, readGraph } from "./read_graph.js";
 import { addressParams } from "./url_state.js";
@@ -28,7 +29,8 @@ async function start() {
 }
 
 function show(found, source, chooserElement = null) {
-  const graph = readGraph(found);
+  const difference = addressParams().get("logitDiff");
+  const graph = difference ? withDifference(found, difference) : readGraph(found);
   document.title = `${graph.metadata.prompt ?? graph.metadata.slug ?? "graph"} \u2013 attribution graph`;
   window.viewer = showGraph(root, graph, source, chooserElement);
 }

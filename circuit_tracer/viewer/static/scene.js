@@ -15,7 +15,8 @@ const SHAPES = {
   unknown: "triangle",
 };
 const A_PIECE = 1500;
-const MOST_FAINT = 30000;
+/** More links than this would only blacken the picture; the strongest are drawn. */
+export const MOST_FAINT = 8000;
 const MOST_CURVED = 4000;
 const MOST_NAMES = 60;
 
@@ -50,8 +51,8 @@ function* drawFaintLinks(pen, view) {
   if (!state.allEdges) return;
   const drawn = links.length > MOST_FAINT ? links.slice(links.length - MOST_FAINT) : links;
   const quiet = state.clicked !== null || state.pinned.length > 1 || state.path !== null;
-  const alpha =
-    Math.max(0.035, Math.min(0.4, 14 / Math.sqrt(drawn.length + 1) / (drawn.length > 400 ? 2 : 1))) * (quiet ? 0.4 : 1);
+  const usual = Math.max(0.07, Math.min(0.4, 6 / Math.sqrt(drawn.length + 1)));
+  const alpha = quiet ? Math.max(0.05, usual * 0.4) : usual;
   yield* drawLinks(pen, view, drawn, { color: () => palette.muted, alpha, widest: 2.4, levels: 4 });
 }
 
@@ -129,14 +130,12 @@ function* drawNodes(pen, view) {
     const x = layout.x[node.index] * camera.zoom + camera.x;
     const y = layout.y[node.index] * camera.zoom + camera.y;
     if (x < extent.left - 9 || x > extent.right + 9 || y < extent.top - 9 || y > extent.bottom + 9) continue;
-    const style = nodeStyle(
-      node,
-      state,
-      palette,
-      shares?.get(node.index),
-      pinned.has(node.id),
-      found && !found.has(node.index),
-    );
+    const marks = {
+      isPinned: pinned.has(node.id),
+      isFiltered: found && !found.has(node.index),
+      crowded: view.count > 3000,
+    };
+    const style = nodeStyle(node, state, palette, shares?.get(node.index), marks);
     const key = `${SHAPES[node.kind]}|${style.fill}|${style.stroke}|${style.width}|${style.alpha}`;
     if (!bundles.has(key)) bundles.set(key, { shape: SHAPES[node.kind], style, places: [] });
     bundles.get(key).places.push(x, y);
@@ -163,7 +162,7 @@ function clickedShares(graph, state) {
   return shares;
 }
 
-function nodeStyle(node, state, palette, share, isPinned, isFiltered) {
+function nodeStyle(node, state, palette, share, { isPinned, isFiltered, crowded }) {
   const isClicked = node.id === state.clicked;
   const faded = isFiltered || (state.clicked !== null && share === undefined && !isPinned);
   const step = share === undefined ? 0 : (Math.sign(share) * Math.round(Math.sqrt(Math.abs(share)) * 24) ** 2) / 576;
@@ -175,7 +174,7 @@ function nodeStyle(node, state, palette, share, isPinned, isFiltered) {
   return {
     fill,
     stroke: strong ? palette.accent : palette.ink,
-    width: strong ? 2.4 : 0.9,
+    width: strong ? 2.4 : crowded ? 0.5 : 0.9,
     alpha: faded ? 0.25 : 1,
     rank: (strong ? 4 : 0) + (faded ? 0 : 2) + (share !== undefined ? 1 : 0),
   };

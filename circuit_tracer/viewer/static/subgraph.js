@@ -9,7 +9,7 @@ import { strongestPaths } from "./paths.js";
 
 const BOX = { width: 148, height: 52 };
 const ZOOMS = [0.4, 2.5];
-const SMALLEST_FIT = 0.55;
+const SMALLEST_FIT = 0.65;
 const ROUTES = 6;
 
 export class Subgraph {

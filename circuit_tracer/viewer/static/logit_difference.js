@@ -1,0 +1,31 @@
+// ?logitDiff=A__vs__B: one more output, the difference of two, with the differences of their links.
+
+import { targetText } from "./labels.js";
+import { GraphProblem, readGraph } from "./read_graph.js";
+
+/** The graph of a document with such an output; names are tokens or node ids. Throws GraphProblem for unknown ones. */
+export function withDifference(document, names) {
+  const graph = readGraph(document);
+  const [first, second] = names.split("__vs__").map((name) => findTarget(graph, name));
+  const id = `difference_${first.id}_${second.id}`;
+  const text = `${targetText(first)} \u2212 ${targetText(second)}`;
+  const node = { ...first.raw, node_id: id, jsNodeId: id, token: text, clerp: text, is_target_logit: false };
+  delete node.token_prob;
+  const weights = new Map();
+  for (const link of document.links) {
+    const sign = Number(link.target === first.id) - Number(link.target === second.id);
+    if (sign) weights.set(link.source, (weights.get(link.source) ?? 0) + sign * link.weight);
+  }
+  const links = [...weights].map(([source, weight]) => ({ source, target: id, weight }));
+  const whole = readGraph({ ...document, nodes: [...document.nodes, node], links: [...document.links, ...links] });
+  // What is saved is the file as it was.
+  return Object.assign(whole, { document });
+}
+
+function findTarget(graph, name) {
+  const targets = graph.nodes.filter((node) => node.kind === "target");
+  const found = targets.find((node) => node.id === name || targetText(node) === (name ?? "").trim());
+  if (found) return found;
+  const known = targets.map(targetText).slice(0, 10).join(", ");
+  throw new GraphProblem([`logitDiff asks for an output \u201c${name ?? ""}\u201d; the graph has ${known}`]);
+}
