@@ -74,7 +74,7 @@ def test_killed_and_resumed_it_writes_bitwise_the_same_dictionary(tmp_path: Path
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_write_the_dictionary_of_one(world: int, tmp_path: Path) -> None:
     expected = whole(tmp_path, "alone", {})
-    found = results(together(world, rank, tmp_path, "ranks", {}, False, folder=tmp_path))
+    found = results(together(world, rank, tmp_path, "ranks", {}, False, folder=tmp_path, limit=200))
     assert [len(reports) for reports in found] == [STEPS, *([0] * (world - 1))]  # the first one reports
     for mine, report in zip(found[0], expected, strict=True):
         assert mine.loss == pytest.approx(report.loss, rel=1e-4)
