@@ -45,8 +45,8 @@ def mlp_rule(model: LlamaForCausalLM, rule: Rule) -> Iterator[None]:
 
 
 @torch.no_grad()
-def mlp_activations(model: LlamaForCausalLM, ids_BP: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs (before the norm) and outputs of all MLPs: two tensors (L, B, P, D) in fp32."""
+def mlp_activations(model: LlamaForCausalLM, embedded_BPD: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs (before the norm) and outputs of all MLPs for embedding rows: two tensors (L, B, P, D) in fp32."""
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
@@ -56,5 +56,5 @@ def mlp_activations(model: LlamaForCausalLM, ids_BP: Tensor) -> tuple[Tensor, Te
         return y_BPD
 
     with mlp_rule(model, record):
-        model.model(input_ids=ids_BP, use_cache=False)
+        model.model(inputs_embeds=embedded_BPD, use_cache=False)
     return torch.stack(inputs).float(), torch.stack(outputs).float()

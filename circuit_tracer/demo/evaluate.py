@@ -14,20 +14,23 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.demo import world
-from circuit_tracer.demo.dictionary import DenseTranscoder
+from circuit_tracer.demo.capture import mlp_activations
+from circuit_tracer.demo.contexts import Contexts, collect
+from circuit_tracer.demo.dictionary import reconstruct
 from circuit_tracer.demo.probes import (
     Features,
     batches,
     entity_features,
     predict,
+    predictions,
     replacing,
     setting,
     swapped,
     token_id,
 )
-from circuit_tracer.demo.train_clt import Activations, collect
 from circuit_tracer.demo.train_model import encode_statements
 from circuit_tracer.demo.world import Entity, Statement
+from circuit_tracer.transcoders import CrossLayerTranscoder
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -39,7 +42,7 @@ SHOWN_SWAPS = (("Dallas", "California"), ("Oakland", "Texas"))  # (city of the p
 Metrics = dict[str, Any]
 
 
-def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transcoder: DenseTranscoder) -> Metrics:
+def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transcoder: CrossLayerTranscoder) -> Metrics:
     """All metrics, as plain data. Deterministic; the random choices of the swap test have a fixed seed."""
     features = entity_features(model, tokenizer, transcoder)
     kept_out = {one.reserved_city for one in world.entities()}
@@ -57,6 +60,9 @@ def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transc
         "answer_kept_with_all_mlps_replaced": {
             name: agreement(model, tokenizer, transcoder, group) for name, group in groups.items()
         },
+        "kl_with_all_mlps_replaced": {
+            name: divergence(model, tokenizer, transcoder, group) for name, group in groups.items()
+        },
         "reconstruction": {
             "held_out_statements": reconstruction(model, tokenizer, transcoder, world.held_out()),
             "reserved_cities": reconstruction(model, tokenizer, transcoder, world.reserved()),
@@ -66,6 +72,11 @@ def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transc
         "entity_features": {
             "mean_number": sum(counts) / len(counts),
             "entities_without": [name for name, found in features.items() if not found],
+            "prompts_with_one_active": {
+                name: coverage(model, tokenizer, transcoder, features, group)
+                for name, group in groups.items()
+                if name.startswith("two_hop")
+            },
         },
         "swap_reserved_cities": {
             str(strength): swap_test(model, tokenizer, transcoder, features, world.reserved(), strength)
@@ -91,7 +102,7 @@ def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, statem
 def agreement(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    transcoder: DenseTranscoder,
+    transcoder: CrossLayerTranscoder,
     statements: Iterable[Statement],
 ) -> float:
     """Share of the prompts whose most likely next token stays when the transcoder replaces all MLPs, without errors."""
@@ -102,10 +113,26 @@ def agreement(
     return _mean(same)
 
 
+def divergence(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    transcoder: CrossLayerTranscoder,
+    statements: Iterable[Statement],
+) -> float:
+    """KL divergence, in nats, of the next token's distribution with all MLPs replaced from the model's own; mean of prompts."""
+    rule = replacing(transcoder)
+    parts = []
+    for batch in batches(tokenizer, statements):
+        own_BV = predictions(model, batch.ids_BP).log_softmax(-1)
+        replaced_BV = predictions(model, batch.ids_BP, rule).log_softmax(-1)
+        parts.append((own_BV.exp() * (own_BV - replaced_BV)).sum(-1))
+    return _mean(parts)
+
+
 def reconstruction(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    transcoder: DenseTranscoder,
+    transcoder: CrossLayerTranscoder,
     statements: Sequence[Statement],
 ) -> dict[str, list[float]]:
     """NMSE and L0 by layer over every token of the statements but position 0; and NMSE with each context counted once.
@@ -114,9 +141,9 @@ def reconstruction(
     """
     stop = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     data = collect(model, encode_statements(tokenizer, statements), stop)
-    y_hat_LND = transcoder.reconstruct(data.x_LND)
+    y_hat_LND = reconstruct(transcoder, data.x_LND)
     share_N = data.count_N / data.count_N.sum()
-    l0 = [((transcoder.encode(layer, x_ND) > 0).sum(1) * share_N).sum() for layer, x_ND in enumerate(data.x_LND)]
+    l0 = [((transcoder.encode_layer(x_ND, layer) > 0).sum(1) * share_N).sum() for layer, x_ND in enumerate(data.x_LND)]
     return {
         "nmse_by_layer": _nmse(data, y_hat_LND, share_N),
         "nmse_by_layer_each_context_once": _nmse(data, y_hat_LND, torch.full_like(share_N, 1 / len(share_N))),
@@ -124,17 +151,38 @@ def reconstruction(
     }
 
 
-def never_active(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transcoder: DenseTranscoder) -> list[int]:
+def never_active(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transcoder: CrossLayerTranscoder
+) -> list[int]:
     """Features of each layer that no token of the training statements activates."""
     stop = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     data = collect(model, encode_statements(tokenizer, world.transcoder_training()), stop)
-    return [int((transcoder.encode(layer, x_ND) == 0).all(0).sum().item()) for layer, x_ND in enumerate(data.x_LND)]
+    return [
+        int((transcoder.encode_layer(x_ND, layer) == 0).all(0).sum().item()) for layer, x_ND in enumerate(data.x_LND)
+    ]
+
+
+def coverage(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    transcoder: CrossLayerTranscoder,
+    features: Mapping[str, Features],
+    statements: Iterable[Statement],
+) -> float:
+    """Share of the two-hop prompts at whose city a feature of the entity in between is active."""
+    found = []
+    for batch in batches(tokenizer, statements):
+        x_LBPD, _ = mlp_activations(model, model.model.embed_tokens(batch.ids_BP))
+        active_LBF = transcoder.encode(x_LBPD[:, torch.arange(len(batch.subject_B)), batch.subject_B]) > 0
+        for row, one in enumerate(batch.statements):
+            found.append(any(bool(active_LBF[layer, row, feature]) for layer, feature in features[str(one.entity)]))
+    return _mean([torch.tensor(found)])
 
 
 def swap_test(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    transcoder: DenseTranscoder,
+    transcoder: CrossLayerTranscoder,
     features: Mapping[str, Features],
     statements: Sequence[Statement],
     strength: float,
@@ -165,7 +213,7 @@ def swap_test(
 def ablation_test(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    transcoder: DenseTranscoder,
+    transcoder: CrossLayerTranscoder,
     features: Mapping[str, Features],
     statements: Sequence[Statement],
 ) -> float:
@@ -181,7 +229,7 @@ def ablation_test(
 def shown(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    transcoder: DenseTranscoder,
+    transcoder: CrossLayerTranscoder,
     features: Mapping[str, Features],
     city: str,
     other: str,
@@ -195,7 +243,7 @@ def shown(
     active: dict[tuple[int, int], float] = {}
 
     def watch(layer: int, x_BPD: Tensor, y_BPD: Tensor) -> Tensor:
-        for feature, value in enumerate(transcoder.encode(layer, x_BPD[0, batch.subject_B[0]]).tolist()):
+        for feature, value in enumerate(transcoder.encode_layer(x_BPD[0, batch.subject_B[0]], layer).tolist()):
             if value != 0:
                 active[layer, feature] = value
         return y_BPD
@@ -225,7 +273,7 @@ def _another(statement: Statement, chance: random.Random) -> Entity:
     return chance.choice([other for other in alike if other.answer(statement.relation) != statement.answer])
 
 
-def _nmse(data: Activations, y_hat_LND: Tensor, share_N: Tensor) -> list[float]:
+def _nmse(data: Contexts, y_hat_LND: Tensor, share_N: Tensor) -> list[float]:
     weight_N1 = share_N[:, None]
     mean_L1D = (weight_N1 * data.y_LND).sum(1, keepdim=True)
     error_L = (weight_N1 * (y_hat_LND - data.y_LND).square()).sum((1, 2))

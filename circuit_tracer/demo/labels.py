@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.demo import world
-from circuit_tracer.demo.train_clt import collect
+from circuit_tracer.demo.contexts import collect
 from circuit_tracer.demo.train_model import encode_statements
 from circuit_tracer.demo.world import Entity, Statement
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from circuit_tracer.demo.dictionary import DenseTranscoder
+    from circuit_tracer.transcoders import CrossLayerTranscoder
 
 PRECISE = 0.5  # share of the activation that a label must cover
 GOOD_FIT = 0.3  # harmonic mean below which a feature is called mixed
@@ -33,15 +33,17 @@ NAMED = 3  # contexts that a mixed feature is named by
 Labels = dict[str, dict[str, str]]
 
 
-def label_features(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transcoder: DenseTranscoder) -> Labels:
+def label_features(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transcoder: CrossLayerTranscoder
+) -> Labels:
     """{"layer": {"feature": label}} for every feature that fires on the transcoder's training statements."""
     statements = world.transcoder_training()
     stop = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     data = collect(model, encode_statements(tokenizer, statements), stop)
-    names, member_NC, main_N = _descriptions(tokenizer, data.contexts)
+    names, member_NC, main_N = _descriptions(tokenizer, data.tokens)
     labels: Labels = {}
     for layer in range(transcoder.n_layers):
-        activation_NF = transcoder.encode(layer, data.x_LND[layer])
+        activation_NF = transcoder.encode_layer(data.x_LND[layer], layer)
         fit_CF = _fit(activation_NF, member_NC)
         best_F = fit_CF.max(0)
         labels[str(layer)] = {}

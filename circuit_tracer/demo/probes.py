@@ -19,8 +19,9 @@ from torch import Tensor
 
 from circuit_tracer.demo import world
 from circuit_tracer.demo.capture import Rule, mlp_activations, mlp_rule
-from circuit_tracer.demo.dictionary import DenseTranscoder
+from circuit_tracer.demo.dictionary import write
 from circuit_tracer.demo.world import Statement
+from circuit_tracer.transcoders import CrossLayerTranscoder
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -67,32 +68,39 @@ def token_id(tokenizer: PreTrainedTokenizerFast, word: str) -> int:
 
 
 @torch.no_grad()
+def predictions(model: LlamaForCausalLM, ids_BP: Tensor, rule: Rule | None = None) -> Tensor:
+    """Logits (B, V) of the next token, with the MLPs' outputs changed by ``rule`` if one is given."""
+    if rule is None:
+        return model(input_ids=ids_BP, use_cache=False).logits[:, -1]
+    with mlp_rule(model, rule):
+        return model(input_ids=ids_BP, use_cache=False).logits[:, -1]
+
+
 def predict(model: LlamaForCausalLM, ids_BP: Tensor, rule: Rule | None = None) -> Tensor:
     """The most likely next token (B,), with the MLPs' outputs changed by ``rule`` if one is given."""
-    if rule is None:
-        return model(input_ids=ids_BP, use_cache=False).logits[:, -1].argmax(-1)
-    with mlp_rule(model, rule):
-        return model(input_ids=ids_BP, use_cache=False).logits[:, -1].argmax(-1)
+    return predictions(model, ids_BP, rule).argmax(-1)
 
 
-def replacing(transcoder: DenseTranscoder) -> Rule:
+def replacing(transcoder: CrossLayerTranscoder) -> Rule:
     """Every MLP's output is the transcoder's reconstruction, except at position 0, where it stays the model's own."""
     written: dict[int, Tensor] = {}
 
     def rule(layer: int, x_BPD: Tensor, y_BPD: Tensor) -> Tensor:
         if layer == 0:
             written.clear()
-        output_BPTD = transcoder.write(layer, transcoder.encode(layer, x_BPD))
+        output_BPTD = write(transcoder, layer, transcoder.encode_layer(x_BPD, layer))
         for offset in range(output_BPTD.shape[2]):
             written[layer + offset] = written.get(layer + offset, 0) + output_BPTD[:, :, offset]
-        y_hat_BPD = written[layer] + transcoder.b_dec_LD[layer]
+        y_hat_BPD = written[layer] + transcoder.decoder_bias(layer)
         y_hat_BPD[:, 0] = y_BPD[:, 0]
         return y_hat_BPD
 
     return rule
 
 
-def setting(transcoder: DenseTranscoder, position_B: Tensor, values: Sequence[Mapping[tuple[int, int], float]]) -> Rule:
+def setting(
+    transcoder: CrossLayerTranscoder, position_B: Tensor, values: Sequence[Mapping[tuple[int, int], float]]
+) -> Rule:
     """Set features at one position of each prompt; the model's MLPs stay, and what the change of each feature writes is
     added to the outputs of its own and all later layers. ``values[b]``: (layer, feature) -> activation."""
     rows_B = torch.arange(len(position_B))
@@ -101,13 +109,13 @@ def setting(transcoder: DenseTranscoder, position_B: Tensor, values: Sequence[Ma
     def rule(layer: int, x_BPD: Tensor, y_BPD: Tensor) -> Tensor:
         if layer == 0:
             pending.clear()
-        active_BF = transcoder.encode(layer, x_BPD[rows_B, position_B])
+        active_BF = transcoder.encode_layer(x_BPD[rows_B, position_B], layer)
         change_BF = torch.zeros_like(active_BF)
         for row, features in enumerate(values):
             for (at, feature), value in features.items():
                 if at == layer:
                     change_BF[row, feature] = value - active_BF[row, feature]
-        change_BTD = transcoder.write(layer, change_BF)
+        change_BTD = write(transcoder, layer, change_BF)
         for offset in range(change_BTD.shape[1]):
             pending[layer + offset] = pending.get(layer + offset, 0) + change_BTD[:, offset]
         y_BPD = y_BPD.clone()
@@ -118,19 +126,19 @@ def setting(transcoder: DenseTranscoder, position_B: Tensor, values: Sequence[Ma
 
 
 def entity_features(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transcoder: DenseTranscoder
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transcoder: CrossLayerTranscoder
 ) -> dict[str, Features]:
     """For each entity its features with their usual activation: the mean over its cities on which they are active."""
     names = [one.name for one in world.entities()]
     out = set(world.held_out())
     cities = {city for one in world.entities() for city in one.open_cities}
     statements = [one for one in world.two_hops() if one.city in cities and one not in out]
-    shape = (len(names), transcoder.n_layers, transcoder.n_features)
+    shape = (len(names), transcoder.n_layers, transcoder.d_transcoder)
     total_ELF, active_ELF, count_E = torch.zeros(shape), torch.zeros(shape), torch.zeros(len(names))
     for batch in batches(tokenizer, statements):
-        x_LBPD, _ = mlp_activations(model, batch.ids_BP)
+        x_LBPD, _ = mlp_activations(model, model.model.embed_tokens(batch.ids_BP))
         x_LBD = x_LBPD[:, torch.arange(len(batch.subject_B)), batch.subject_B]
-        activation_BLF = torch.stack([transcoder.encode(layer, x_BD) for layer, x_BD in enumerate(x_LBD)], 1)
+        activation_BLF = torch.stack([transcoder.encode_layer(x_BD, layer) for layer, x_BD in enumerate(x_LBD)], 1)
         entity_B = torch.tensor([names.index(str(one.entity)) for one in batch.statements])
         total_ELF.index_add_(0, entity_B, activation_BLF)
         active_ELF.index_add_(0, entity_B, (activation_BLF > 0).float())

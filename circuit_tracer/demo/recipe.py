@@ -7,6 +7,7 @@ by a little, since floating-point sums do. What is measured is always what was w
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,21 +19,22 @@ import torch
 
 from circuit_tracer.demo import world
 from circuit_tracer.demo.card import model_card
-from circuit_tracer.demo.dictionary import DenseTranscoder
+from circuit_tracer.demo.contexts import Contexts, with_jittered
+from circuit_tracer.demo.dictionary import load_dictionary
 from circuit_tracer.demo.evaluate import Metrics, evaluate
 from circuit_tracer.demo.labels import label_features
 from circuit_tracer.demo.tokenizer import save_tokenizer
-from circuit_tracer.demo.train_clt import TranscoderRecipe, collect, train_transcoder
 from circuit_tracer.demo.train_model import ModelRecipe, Report, encode_statements, train_model
+from circuit_tracer.demo.train_transcoder import TranscoderRecipe, train_transcoder
 from circuit_tracer.errors import InputError
 from circuit_tracer.files import atomic_write, require_writable_folder
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-# The pair that is shipped. Of the transcoder seeds 1, 2 and 3 on this model, the shown prompts pass with 1 and 2.
+# The pair that is shipped.
 MODEL_SEED = 1
-TRANSCODER_SEED = 1
+TRANSCODER_SEED = 2
 
 MODEL_NAME = "circuit-tracing-demo"
 
@@ -46,7 +48,7 @@ def train(
     model_recipe: ModelRecipe | None = None,
     transcoder_recipe: TranscoderRecipe | None = None,
 ) -> Metrics:
-    """Train a model and its transcoder into ``folder`` and return the metrics (about ten minutes on one core).
+    """Train a model and its transcoder into ``folder`` and return the metrics (some minutes on one core).
 
     Writes model/, transcoder/, labels.json, metrics.json and README.md; a model that is already there with the same seed
     and recipe is kept. Raises InputError if the folder cannot be written or holds another model.
@@ -58,10 +60,17 @@ def train(
         _model_files(target / "model", model_recipe, seed, report)
         model, tokenizer = load_model(target / "model")
         report(f"model ready after {time.perf_counter() - start:.0f} s")
-        stop = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-        data = collect(model, encode_statements(tokenizer, world.transcoder_training()), stop)
-        trained = train_transcoder(data, transcoder_recipe, transcoder_seed, report)
-        trained.save(target / "transcoder", MODEL_NAME)
+        contexts = training_contexts(model, tokenizer, transcoder_recipe, transcoder_seed)
+        with tempfile.TemporaryDirectory() as checkpoints:
+            train_transcoder(
+                contexts,
+                transcoder_recipe,
+                transcoder_seed,
+                target / "transcoder",
+                Path(checkpoints),
+                MODEL_NAME,
+                report,
+            )
         report(f"transcoder ready after {time.perf_counter() - start:.0f} s")
         metrics = describe(target)
         metrics["seeds"] = {"model": seed, "transcoder": transcoder_seed}
@@ -97,9 +106,18 @@ def search(folder: str | Path, seeds: Iterable[tuple[int, int]], report: Report 
 def describe(folder: Path) -> Metrics:
     """Measure the model and transcoder in ``folder`` and write their labels.json; returns the metrics."""
     model, tokenizer = load_model(folder / "model")
-    transcoder = DenseTranscoder.load(folder / "transcoder")
+    transcoder = load_dictionary(folder / "transcoder")
     write_json(folder / "labels.json", label_features(model, tokenizer, transcoder))
     return evaluate(model, tokenizer, transcoder)
+
+
+def training_contexts(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: TranscoderRecipe, seed: int
+) -> Contexts:
+    """The contexts that the transcoder is trained on."""
+    stop = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    ids_SP = encode_statements(tokenizer, world.transcoder_training())
+    return with_jittered(model, ids_SP, stop, recipe.jitter, recipe.copies, seed)
 
 
 def load_model(folder: str | Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:

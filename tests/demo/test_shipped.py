@@ -11,20 +11,29 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from circuit_tracer.demo import PROMPT, TRANSCODER, demo_folder, load_labels, world
 from circuit_tracer.demo.card import model_card
-from circuit_tracer.demo.dictionary import DenseTranscoder
-from circuit_tracer.demo.evaluate import SHOWN_SWAPS, accuracy, agreement, reconstruction, shown, swap_test
+from circuit_tracer.demo.dictionary import load_dictionary
+from circuit_tracer.demo.evaluate import (
+    SHOWN_SWAPS,
+    accuracy,
+    agreement,
+    never_active,
+    reconstruction,
+    shown,
+    swap_test,
+)
 from circuit_tracer.demo.probes import entity_features
 from circuit_tracer.demo.recipe import MODEL_SEED, TRANSCODER_SEED, load_model
-from circuit_tracer.demo.train_clt import TranscoderRecipe
 from circuit_tracer.demo.train_model import ModelRecipe
+from circuit_tracer.demo.train_transcoder import TranscoderRecipe
+from circuit_tracer.transcoders import CrossLayerTranscoder
 
-Demo = tuple[LlamaForCausalLM, PreTrainedTokenizerFast, DenseTranscoder]
+Demo = tuple[LlamaForCausalLM, PreTrainedTokenizerFast, CrossLayerTranscoder]
 
 
 @pytest.fixture(scope="module")
 def demo() -> Demo:
     model, tokenizer = load_model(demo_folder() / "model")
-    return model, tokenizer, DenseTranscoder.load(TRANSCODER)
+    return model, tokenizer, load_dictionary(TRANSCODER)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +73,21 @@ def test_the_transcoder_reconstructs_as_published(demo: Demo, metrics: dict[str,
     assert max(found["nmse_by_layer"]) < 0.05
     kept = metrics["answer_kept_with_all_mlps_replaced"]["two_hop_held_out"]
     assert agreement(*demo, world.held_out()) == pytest.approx(kept, abs=0.03)
+
+
+def test_the_published_numbers_meet_their_aims(metrics: dict[str, Any]) -> None:
+    n_features = metrics["recipe"]["transcoder"]["n_features"]
+    never = metrics["features_never_active_by_layer"]
+    assert sum(never) < 0.05 * n_features * len(never)
+    kept = metrics["answer_kept_with_all_mlps_replaced"]
+    assert kept.pop("two_hop_reserved_cities") >= 0.9
+    assert min(kept.values()) >= 0.95
+    assert metrics["entity_features"]["prompts_with_one_active"]["two_hop"] >= 0.9
+    assert all(one["passes"] for one in metrics["shown"])
+
+
+def test_features_never_active_are_as_many_as_published(demo: Demo, metrics: dict[str, Any]) -> None:
+    assert never_active(*demo) == pytest.approx(metrics["features_never_active_by_layer"], abs=3)
 
 
 def test_the_shown_prompts_carry_the_feature_that_the_story_needs(demo: Demo) -> None:

@@ -13,14 +13,16 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from circuit_tracer.demo import recipe, world
-from circuit_tracer.demo.dictionary import DenseTranscoder
+from circuit_tracer.demo.contexts import Contexts, collect, with_jittered
+from circuit_tracer.demo.dictionary import load_dictionary, reconstruct
 from circuit_tracer.demo.tokenizer import build_tokenizer
-from circuit_tracer.demo.train_clt import Activations, Trainee, TranscoderRecipe, train_transcoder
-from circuit_tracer.demo.train_model import ModelRecipe, train_model
+from circuit_tracer.demo.train_model import ModelRecipe, build_model, encode_statements, train_model
+from circuit_tracer.demo.train_transcoder import Draws, TranscoderRecipe, train_transcoder
 from circuit_tracer.errors import InputError
+from circuit_tracer.transcoders import CrossLayerTranscoder
 
 TINY_MODEL = ModelRecipe(n_layers=2, d_model=16, d_mlp=32, n_heads=2, steps=250, batch=16, warmup=10)
-TINY = TranscoderRecipe(n_features=32, active=4, active_at_start=8, steps=250, batch=64, plantings=2)
+TINY = TranscoderRecipe(n_features=32, active=2.0, steps=250, batch=64, warmup_steps=0, dead_after=640, copies=1)
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +30,22 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()
 
 
-def activations(n_contexts: int = 200, n_layers: int = 3, d_model: int = 8) -> Activations:
+def contexts(n_contexts: int = 200, n_layers: int = 3, d_model: int = 8) -> Contexts:
     """Inputs with offsets and scales of their own, outputs a fixed function of them."""
     chance = torch.Generator().manual_seed(0)
     x_LND = torch.randn(n_layers, n_contexts, d_model, generator=chance) * torch.tensor([0.1, 3.0, 20.0])[:, None, None]
     x_LND += torch.randn(n_layers, 1, d_model, generator=chance)
     mix_LDD = torch.randn(n_layers, d_model, d_model, generator=chance)
-    return Activations(
+    return Contexts(
         x_LND, torch.relu(x_LND @ mix_LDD) + 2.0, torch.ones(n_contexts), [(row,) for row in range(n_contexts)]
     )
+
+
+def trained(folder: Path, steps: int, seed: int = 0) -> CrossLayerTranscoder:
+    train_transcoder(
+        contexts(), replace(TINY, steps=steps), seed, folder / "transcoder", folder / "checkpoints", "some-model"
+    )
+    return load_dictionary(folder / "transcoder")
 
 
 def losses(lines: list[str]) -> list[float]:
@@ -61,55 +70,55 @@ def test_a_seed_decides_the_model(tokenizer: PreTrainedTokenizerFast) -> None:
     assert not torch.equal(one, other)
 
 
-def test_the_transcoder_learns_and_keeps_to_its_number_of_active_features() -> None:
-    data = activations()
-    untrained = train_transcoder(data, replace(TINY, steps=1), 0)
-    trained = train_transcoder(data, replace(TINY, steps=600), 0)
+def test_the_transcoder_learns_and_keeps_to_its_number_of_active_features(tmp_path: Path) -> None:
+    data = contexts()
 
-    def error(transcoder: DenseTranscoder) -> float:
-        return (transcoder.reconstruct(data.x_LND) - data.y_LND).square().sum().item()
+    def error(transcoder: CrossLayerTranscoder) -> float:
+        return (reconstruct(transcoder, data.x_LND) - data.y_LND).square().sum().item()
 
-    assert error(trained) < 0.5 * error(untrained)
-    active = sum(
-        (trained.encode(layer, x_ND) > 0).sum(1).float().mean().item() for layer, x_ND in enumerate(data.x_LND)
-    )
+    untrained, long = trained(tmp_path / "short", steps=1), trained(tmp_path / "long", steps=600)
+    assert error(long) < 0.5 * error(untrained)
+    active = (long.encode(data.x_LND) > 0).sum(2).float().mean().item()
     assert active == pytest.approx(TINY.active, rel=0.15)
 
 
-def test_folding_is_exact() -> None:
-    torch.manual_seed(0)
-    data = activations()
-    trainee, cut = Trainee(data, TINY).double(), 1.5
-    for name in ("mean_x_LD", "mean_y_LD", "scale_x_L", "scale_y_L"):
-        setattr(trainee, name, getattr(trainee, name).double())
-    with torch.no_grad():
-        x_LBD, _ = trainee.normalise(data.x_LND.double(), data.y_LND.double())
-        activation_LBF = trainee.encode(x_LBD)
-        activation_LBF *= activation_LBF * trainee.decoder_norms()[:, None] > cut
-        inside = trainee.decode(activation_LBF)
-        expected = inside / trainee.scale_y_L[:, None, None] + trainee.mean_y_LD[:, None]
-        folded = trainee.fold(cut)
-    for layer in range(3):
-        torch.testing.assert_close(
-            folded.encode(layer, data.x_LND[layer]).double(), activation_LBF[layer], atol=1e-4, rtol=1e-4
-        )
-    torch.testing.assert_close(folded.reconstruct(data.x_LND).double(), expected, atol=1e-4, rtol=1e-4)
+def test_a_seed_decides_the_transcoder(tmp_path: Path) -> None:
+    one, same, other = (
+        trained(tmp_path / name, 5, seed).W_enc for name, seed in (("one", 0), ("same", 0), ("other", 1))
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
 
 
-def test_what_is_written_is_what_is_read_here_and_by_the_package(tmp_path: Path) -> None:
-    from circuit_tracer.transcoders import load_transcoder_from_hub
+def test_batches_continue_where_they_were() -> None:
+    draws, again = (Draws(contexts(), TINY, 3) for _ in range(2))
+    draws.next()
+    state = json.loads(json.dumps(draws.state()))
+    following = draws.next()
+    again.restore(state)
+    assert torch.equal(again.next().x_BSD, following.x_BSD)
 
-    data = activations()
-    trained = train_transcoder(data, TINY, 0).rounded()
-    trained.save(tmp_path, "some-model")
-    read = DenseTranscoder.load(tmp_path)
-    torch.testing.assert_close(read.reconstruct(data.x_LND), trained.reconstruct(data.x_LND), rtol=0, atol=0)
-    package, _ = load_transcoder_from_hub(str(tmp_path), dtype=torch.float32)
-    for layer, x_ND in enumerate(data.x_LND):
-        row, feature, value = package.encode_positions(layer, x_ND)
-        dense_NF = torch.zeros(len(x_ND), trained.n_features)
-        dense_NF[row, feature] = value
-        torch.testing.assert_close(dense_NF, trained.encode(layer, x_ND), atol=1e-4, rtol=1e-4)
+
+def test_the_dictionary_in_memory_writes_what_the_package_decodes(tmp_path: Path) -> None:
+    transcoder, data = trained(tmp_path, steps=20), contexts()
+    expected = transcoder.decode(transcoder.encode(data.x_LND))
+    torch.testing.assert_close(reconstruct(transcoder, data.x_LND), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_contexts_are_distinct_and_jittered_ones_stand_beside_them(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build_model(tokenizer, TINY_MODEL).eval()
+    ids_SP = encode_statements(tokenizer, world.skills()[:6])
+    stop = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    plain = collect(model, ids_SP, stop)
+    both = with_jittered(model, ids_SP, stop, 0.5, 2, seed=0)
+    n_contexts = len(plain.tokens)
+    assert len(set(plain.tokens)) == n_contexts
+    assert both.x_LND.shape[1] == 3 * n_contexts
+    torch.testing.assert_close(both.x_LND[:, :n_contexts], plain.x_LND)
+    moved = (both.x_LND[0, n_contexts:] - plain.x_LND[0].repeat(2, 1)).norm(dim=1)
+    length = model.model.embed_tokens.weight.norm(dim=1).median()
+    assert moved.min() > 0
+    assert moved.mean() == pytest.approx(0.25 * float(length), rel=0.3)
 
 
 def test_the_recipe_writes_everything_and_search_takes_it_up(tmp_path: Path) -> None:

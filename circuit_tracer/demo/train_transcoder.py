@@ -1,0 +1,172 @@
+"""Training of the demo's cross-layer transcoder: the package's trainer on batches of contexts, a few minutes on one core.
+
+Letters: L layers, N contexts, B contexts of a batch, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.demo.contexts import Contexts
+from circuit_tracer.training import checkpoint
+from circuit_tracer.training.calibration import level_scores
+from circuit_tracer.training.config import TrainingConfig
+from circuit_tracer.training.data.batch import ActivationBatch
+from circuit_tracer.training.events import NullListener, StepReport
+from circuit_tracer.training.export import export
+from circuit_tracer.training.loop import Loop, normalised
+from circuit_tracer.training.normalisation import Normalisation
+from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.state import TrainingState
+from circuit_tracer.transcoders.config import CONFIG_NAME, read_config, write_config
+
+CALIBRATION_BATCHES = 8
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TranscoderRecipe:
+    """Sizes and training constants of the transcoder.
+
+    What they are for: few dead features need an AuxK of very few features a layer (each then takes on a whole residual, and
+    so gets past the cut of the others) and many steps; clean features of entities need a small ``active`` from the first
+    step on; answers about cities never seen need ``jitter``.
+    """
+
+    n_features: int = 256  # a layer
+    active: float = 2.0  # features a context and layer, as contexts are drawn (see ``balance``)
+    steps: int = 7000
+    batch: int = 1024  # contexts
+    learning_rate: float = 3e-3
+    warmup_steps: int = 50
+    decay: float = 0.3  # share of the steps, at the end, over which the learning rate falls to zero
+    aux_active: int = 2  # dead features a context and layer that learn from what is missing
+    aux_weight: float = 0.25
+    dead_after: int = 20_000  # contexts
+    balance: float = 0.3  # a context seen n times is drawn with weight n ** balance
+    jitter: float = 0.6  # how far embeddings are moved, in lengths of an embedding row
+    copies: int = 7  # of every context with its embeddings moved, beside itself
+
+
+class Draws:
+    """An endless stream of batches (`loop.Stream`): contexts drawn at random by their weight, with replacement."""
+
+    def __init__(self, contexts: Contexts, recipe: TranscoderRecipe, seed: int) -> None:
+        self.x_NLD, self.y_NLD = contexts.x_LND.transpose(0, 1), contexts.y_LND.transpose(0, 1)
+        self.weight_N, self.batch = _weights(contexts, recipe), recipe.batch
+        self.chance = torch.Generator().manual_seed(seed)
+
+    def next(self) -> ActivationBatch:
+        """The next batch."""
+        chosen_B = torch.multinomial(self.weight_N, self.batch, replacement=True, generator=self.chance)
+        return ActivationBatch(self.x_NLD[chosen_B], self.y_NLD[chosen_B])
+
+    def state(self) -> dict[str, Any]:
+        """The state of the random numbers."""
+        return {"chance": self.chance.get_state().tolist()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from there."""
+        self.chance.set_state(torch.tensor(state["chance"], dtype=torch.uint8))
+
+
+def train_transcoder(
+    contexts: Contexts,
+    recipe: TranscoderRecipe,
+    seed: int,
+    folder: Path,
+    checkpoints: Path,
+    model_name: str,
+    report: Report = lambda line: None,
+) -> None:
+    """Train on ``contexts`` and write the dictionary into ``folder``, checkpoints into ``checkpoints``.
+
+    Deterministic for a seed on one machine with one thread.
+    """
+    config = configuration(recipe, seed, checkpoints)
+    state, draws = initial_state(contexts, config, recipe), Draws(contexts, recipe, seed)
+    loop = Loop(config, state, draws, Ranks(), _Lines(report), checkpoints, {})
+    loop.run()
+    publish(config, state, draws, folder, checkpoints, model_name)
+
+
+def configuration(recipe: TranscoderRecipe, seed: int, out: Path) -> TrainingConfig:
+    """The recipe as the trainer's configuration. The sections on model and data are not read: contexts are in memory."""
+    return TrainingConfig.model_validate(
+        {
+            "model": {"name": "circuit-tracing-demo"},
+            "data": {"kind": "tokens", "path": "contexts", "epochs": None},
+            "dictionary": {"kind": "clt", "features": recipe.n_features},
+            "sparsity": {
+                "active": recipe.active,
+                "active_at_start": recipe.active,
+                "aux_active": recipe.aux_active,
+                "aux_weight": recipe.aux_weight,
+                "dead_after_tokens": recipe.dead_after,
+            },
+            "optimizer": {
+                "learning_rate": recipe.learning_rate,
+                "warmup_steps": recipe.warmup_steps,
+                "decay": recipe.decay,
+            },
+            "run": {
+                "out": out,
+                "tokens": recipe.steps * recipe.batch,
+                "batch": recipe.batch,
+                "seed": seed,
+                "log_every": 500,
+                "checkpoint_every_steps": recipe.steps,
+            },
+        }
+    )
+
+
+def initial_state(contexts: Contexts, config: TrainingConfig, recipe: TranscoderRecipe) -> TrainingState:
+    """Weights at the first step, and the space of training as contexts are drawn."""
+    weight_N1 = _weights(contexts, recipe)[:, None]
+    moments = []
+    for side_LND in (contexts.x_LND, contexts.y_LND):
+        mean_LD = (weight_N1 * side_LND).sum(1)
+        moments += [mean_LD, (weight_N1 * (side_LND - mean_LD[:, None]).square()).sum((1, 2))]
+    return TrainingState.initial(config, Normalisation.from_moments(*moments), None, torch.device("cpu"), Ranks())
+
+
+def publish(
+    config: TrainingConfig, state: TrainingState, draws: Draws, folder: Path, checkpoints: Path, model_name: str
+) -> None:
+    """Write the dictionary of ``state`` into ``folder``, its thresholds calibrated on further draws."""
+    batches = [normalised(draws.next(), state.normalisation).x_SBD for _ in range(CALIBRATION_BATCHES)]
+    levels = level_scores(state.dictionary, batches, config.sparsity, state.running_cut, Ranks())
+    saved = checkpoint.save(state, checkpoints, {"levels": levels}, Ranks())
+    export(checkpoint.read(saved), config, levels, folder, model_name, range(state.dictionary.n_layers))
+    write_config(read_config(folder / CONFIG_NAME) | {"scan": model_name}, folder)
+
+
+def _weights(contexts: Contexts, recipe: TranscoderRecipe) -> Tensor:
+    weight_N = contexts.count_N**recipe.balance
+    return weight_N / weight_N.sum()
+
+
+class _Lines(NullListener):
+    """Reports as lines of text."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def progress(self, report: StepReport) -> None:
+        """One line."""
+
+        def each(values: Sequence[float]) -> str:
+            return " ".join(f"{value:.3f}" for value in values)
+
+        self.report(
+            f"transcoder step {report.step}/{report.steps} by layer: NMSE {each(report.nmse_S)}, "
+            f"L0 {each(report.l0_S)}, dead {each(report.dead_S)}"
+        )
