@@ -1,0 +1,134 @@
+"""`circuit-tracer intervene`: change features on a prompt and see what the model then says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from circuit_tracer.cli import edit_options, options
+from circuit_tracer.errors import InputError
+
+if TYPE_CHECKING:
+    from circuit_tracer.interventions import Edit, Outcome
+    from circuit_tracer.interventions.edits import Positions
+
+
+def intervene(
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text (or --graph).")] = None,
+    graph: Annotated[
+        Path | None, typer.Option("-g", "--graph", help="Take the prompt of this graph, and check that it fits.")
+    ] = None,
+    transcoder_set: edit_options.Transcoders = None,
+    model: edit_options.Model = None,
+    demo: edit_options.Demo = False,
+    set_to: edit_options.SetTo = None,
+    scale: edit_options.Scale = None,
+    ablate: edit_options.Ablate = None,
+    add: edit_options.Add = None,
+    take: Annotated[
+        list[str] | None, typer.Option("--take", help="FEATURES: activations as on the prompt named by --from.")
+    ] = None,
+    source: Annotated[str | None, typer.Option("--from", help="The other prompt of --take.")] = None,
+    source_at: Annotated[
+        int | None, typer.Option("--from-position", help="Position in the other prompt; default: the same one.")
+    ] = None,
+    supernode: edit_options.SupernodeOption = None,
+    semantics: Annotated[
+        Literal["direct", "constrained", "iterative"],
+        typer.Option("--semantics", help="What reacts to a change: all (direct, as circuit-tracer), see the manual."),
+    ] = "direct",
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Range of constrained or iterative layers, such as 3-8.")
+    ] = None,
+    live_attention: Annotated[
+        bool, typer.Option("--live-attention", help="Attention patterns react; by default they stay.")
+    ] = False,
+    freeze_norms: Annotated[
+        bool | None,
+        typer.Option("--freeze-norms/--live-norms", help="Default: frozen when all layers are constrained."),
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many tokens and features to show.")] = 5,
+    dtype: options.Dtype = "float32",
+    device: options.Device = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Change features on a prompt: set, scale, ablate, add, take from another prompt.
+
+    FEATURES are LAYER/FEATURE[@PLACE], separated by commas, or names of supernodes: --scale 1/45@6=-1.
+    """
+    if (prompt is None) == (graph is None):
+        raise InputError("give either --prompt TEXT or --graph FILE")
+    edits = edit_options.read_edits(supernode, set_to, scale, ablate, add)
+    edits += _taken(take, source, source_at, supernode)
+    if not edits:
+        raise InputError("say what to change: --set, --scale, --ablate, --add or --take, such as --ablate 1/45@6")
+    from circuit_tracer.interventions import Semantics, apply_edits
+
+    meaning = Semantics(semantics, layer_range(layers), not live_attention, freeze_norms)
+    subject: Any = prompt
+    if graph is not None:
+        from circuit_tracer.graph.files.formats import read_graph
+
+        subject = read_graph(graph)
+    loaded = edit_options.load_pair(transcoder_set, model, demo, device, dtype)
+    outcome = apply_edits(loaded, subject, edits, meaning)
+    found = describe(outcome, str(meaning), top)
+    typer.echo(options.dump(found) if json else _text(found))
+
+
+def layer_range(text: str | None) -> range | None:
+    """Layers of "3-8" or "5"; InputError for anything else."""
+    if text is None:
+        return None
+    first, dash, last = text.partition("-")
+    try:
+        return range(int(first), int(last if dash else first) + 1)
+    except ValueError as error:
+        raise InputError(f"--layers is {text!r}; write a range such as 3-8, or one layer") from error
+
+
+def describe(outcome: Outcome, semantics: str, top: int) -> dict[str, Any]:
+    """An outcome as JSON values."""
+    assert outcome.features is not None
+    return {
+        "edits": [str(edit) for edit in outcome.edits],
+        "semantics": semantics,
+        "tokens": [token._asdict() for token in outcome.tokens(top)],
+        "features": [
+            {**feature._asdict(), "before": before, "after": after}
+            for feature, before, after in outcome.features.largest(top)
+        ],
+        "changed_features": int((outcome.features.change != 0).sum()),
+    }
+
+
+def _taken(
+    take: list[str] | None, source: str | None, source_at: int | None, supernode: list[str] | None
+) -> list[Edit]:
+    from circuit_tracer.interventions import take_from
+
+    if bool(take) != (source is not None):
+        raise InputError("--take FEATURES and --from PROMPT belong together; give both")
+    named = edit_options.read_supernodes(supernode)
+    items: list[tuple[Any, Positions]] = [
+        item for text in take or () for item in edit_options.read_features(text, named)
+    ]
+    return [take_from(feature, source or "", at, source_at) for feature, at in items]
+
+
+def _text(found: dict[str, Any]) -> str:
+    lines = [f"edits       {edit}" for edit in found["edits"]] + [f"semantics   {found['semantics']}", ""]
+    lines.append(f"{'next token':<24}{'before':>10}{'after':>10}{'logit':>10}")
+    for token in found["tokens"]:
+        change = token["logit_after"] - token["logit_before"]
+        lines.append(
+            f"{token['text']!r:<24}{token['probability_before']:>10.4f}{token['probability_after']:>10.4f}{change:>+10.3f}"
+        )
+    lines += ["", f"{found['changed_features']:,} features changed; most:"]
+    for feature in found["features"]:
+        place = f"{feature['layer']}/{feature['feature_idx']}@{feature['position']}"
+        lines.append(f"{place:<24}{feature['before']:>10.4f}{feature['after']:>10.4f}")
+    return "\n".join(lines)

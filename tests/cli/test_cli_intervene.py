@@ -1,0 +1,77 @@
+"""`circuit-tracer intervene`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from command import Folders
+from typer.testing import CliRunner
+
+from circuit_tracer.cli import edit_options
+from circuit_tracer.cli.intervene import intervene
+from circuit_tracer.cli.main import Commands
+from circuit_tracer.errors import InputError
+
+PROMPT = "the capital of Texas is"
+
+
+def call(folders: Folders, *arguments: object) -> tuple[int, str, str]:
+    app = typer.Typer(cls=Commands, context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})
+    app.command("intervene")(intervene)
+    app.command("other")(lambda: None)
+    given = ["intervene", "-t", folders.transcoder, "-m", folders.model, "--device", "cpu", *map(str, arguments)]
+    result = CliRunner().invoke(app, given)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_text_and_json(folders: Folders) -> None:
+    code, out, err = call(folders, "-p", PROMPT, "--set", "0/3@2=5,1/4", "--ablate", "1/2@-1")
+    assert code == 2, out  # 1/4 has no value: the number belongs to the whole list
+    assert "0/3@2=5,1/4" in err
+    code, out, err = call(folders, "-p", PROMPT, "--set", "0/3@2,1/4@all=5", "--ablate", "1/2@-1", "--top", 3)
+    assert code == 0, err
+    assert "0/3 set to 5" in out
+    assert "features changed" in out
+    code, out, err = call(folders, "-p", PROMPT, "--supernode", "S=0/3@2,1/4@3", "--add", "S=2", "--json")
+    assert code == 0, err
+    assert '"S plus 2"' in out
+
+
+def test_a_graph_and_semantics(folders: Folders, traced: Path) -> None:
+    for options in (
+        ("--semantics", "constrained", "--layers", "0-2"),
+        ("--semantics", "iterative", "--live-attention"),
+        ("--take", "0/3@2", "--from", "the capital of France is"),
+    ):
+        code, out, err = call(folders, "-g", traced, "--set", "1/3@2=5", *options)
+        assert code == 0, err
+        assert "semantics" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--ablate", "0/3"), "either --prompt"),
+        (("-p", PROMPT), "say what to change"),
+        (("-p", PROMPT, "--ablate", "three"), "LAYER/FEATURE"),
+        (("-p", PROMPT, "--ablate", "0/3@later"), "not understood"),
+        (("-p", PROMPT, "--ablate", "9/3"), "layers: 0 to 2"),
+        (("-p", PROMPT, "--ablate", "0/3@17"), "positions 0 to 5"),
+        (("-p", PROMPT, "--take", "0/3"), "belong together"),
+        (("-p", PROMPT, "--ablate", "0/3", "--layers", "a-b", "--semantics", "iterative"), "range"),
+    ],
+)
+def test_bad_input(folders: Folders, arguments: tuple[str, ...], expected: str) -> None:
+    code, _, err = call(folders, *arguments)
+    assert code == 2, err
+    assert expected in err
+
+
+def test_supernodes_hold_supernodes() -> None:
+    named = edit_options.read_supernodes(["A=0/1@2", "B=A,1/5"])
+    assert [str(feature) for feature in named["B"].features] == ["0/1", "1/5"]
+    assert named["B"].features[0].position == 2
+    with pytest.raises(InputError, match="NAME=FEATURES"):
+        edit_options.read_supernodes(["A"])
