@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ class Dictionary:
                 decoder = torch.rand(INITIAL_BLOCK, n_targets * d_model, generator=generator) * 2 - 1
                 W_enc[source][place] = encoder[rows].to(W_enc[source])
                 W_dec[source][place] = (bound * decoder[rows]).to(W_dec[source])
-        small = {"dtype": torch.float32 if dtype is torch.bfloat16 else dtype, "device": device}
+        small: dict[str, Any] = {"dtype": torch.float32 if dtype is torch.bfloat16 else dtype, "device": device}
         return cls(
             kind,
             n_features,

@@ -56,7 +56,7 @@ class Loop:
         self.saved: Path | None = None
         self._window = _Window(state.dictionary.n_layers)
 
-    def run(self, evaluate: Callable[[], None] | None = None) -> None:
+    def run(self, evaluate: Callable[[], object] | None = None) -> None:
         """Train to the end; ``evaluate`` is called every ``evaluation.every_steps`` steps, right after a checkpoint.
 
         Raises InputError when the data end first, and NumericalError when the loss is not finite: the weights are then those

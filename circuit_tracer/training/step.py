@@ -263,7 +263,7 @@ class _Step:
         step = max(1, BLOCK_BYTES // (decoder.shape[1] * 4))
         for start in range(0, decoder.shape[0], step):
             rows = slice(start, min(start + step, decoder.shape[0]))
-            grads = []
+            grads: list[Tensor] = []
             for entries, grad_BC, columns in parts.decoder:
                 grad_nC = weight_gradients(grad_BC, entries, rows.start, rows.stop)
                 if not grads:
