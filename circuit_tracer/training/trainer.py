@@ -27,6 +27,7 @@ from circuit_tracer.training.calibration import level_scores, n_batches
 from circuit_tracer.training.checkpoint import Checkpoint
 from circuit_tracer.training.config import TrainingConfig
 from circuit_tracer.training.data import BatchStream, held_out_activations, held_out_tokens, open_stream
+from circuit_tracer.training.data.settings import model_fingerprint
 from circuit_tracer.training.events import Listener, NullListener, StepReport
 from circuit_tracer.training.export import export
 from circuit_tracer.training.log import RunLog
@@ -188,11 +189,9 @@ def _start(config: TrainingConfig, folder: Path, resume: bool) -> Checkpoint | N
 
 
 def _fingerprint(parts: ModelParts) -> dict[str, Any]:
-    """Sizes of the model and a checksum of some of its weights."""
-    parameters = dict(parts.model.named_parameters())
-    some = sorted(parameters)[:: max(1, len(parameters) // 16)]
-    sums = {name: float(parameters[name].detach().double().sum()) for name in some}
-    return {"n_layers": parts.config.n_layers, "d_model": parts.config.d_model, "sums": sums}
+    """Sizes and weights of the model: the same on any device and number of threads."""
+    sizes = {"n_layers": parts.config.n_layers, "d_model": parts.config.d_model}
+    return {**sizes, "weights": model_fingerprint(parts)}
 
 
 def _require_same_model(start: Checkpoint, found: dict[str, Any]) -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from loop_cases import numbers
 from process_cases import alone, results, together
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from train_cases import STEPS, Stopped, rank, stop, whole
 
+from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.training import checkpoint
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -57,6 +59,24 @@ def test_stopped_and_resumed_it_writes_bitwise_the_same_dictionary(variant: str,
     found = [numbers(report) for report in whole(tmp_path, "stopped", changes, True)]
     assert found == expected[6:]
     same_end(tmp_path)
+
+
+def test_a_run_goes_on_only_with_what_it_began_with(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no checkpoint to resume from"):
+        whole(tmp_path, "run", {}, resume=True)
+    with pytest.raises(Stopped):
+        whole(tmp_path, "run", {}, False, 4, stop)
+    with pytest.raises(InputError, match="holds a run at step 3"):
+        whole(tmp_path, "run", {})
+    with pytest.raises(CompatibilityError, match=r"other settings: run\.seed \(3 -> 4\)"):
+        whole(tmp_path, "run", {"run__seed": 4}, resume=True)
+    path = tmp_path / "model" / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    save_file({name: tensor + 0.01 for name, tensor in content.items()}, path, metadata)
+    with pytest.raises(CompatibilityError, match="trained on another model"):
+        whole(tmp_path, "run", {}, resume=True)
 
 
 @pytest.mark.slow
