@@ -2,6 +2,7 @@
 
 from circuit_tracer.interventions.activations import activations_of
 from circuit_tracer.interventions.apply import apply_each, apply_edits
+from circuit_tracer.interventions.attribution_patching import attribution_patching
 from circuit_tracer.interventions.clean import CleanRun
 from circuit_tracer.interventions.edits import (
     Edit,
@@ -21,9 +22,12 @@ from circuit_tracer.interventions.intervene import (
     setup_intervention_with_freeze,
     zero_softcap,
 )
+from circuit_tracer.interventions.metrics import Metric, log_probability, logit_difference, probability
 from circuit_tracer.interventions.observe import FeatureChanges
 from circuit_tracer.interventions.outcome import Outcome, TokenChange
 from circuit_tracer.interventions.passes import Freeze
+from circuit_tracer.interventions.patch_table import PatchTable
+from circuit_tracer.interventions.patching import activation_patching
 from circuit_tracer.interventions.semantics import Semantics
 from circuit_tracer.interventions.settings import Intervention
 
@@ -35,19 +39,26 @@ __all__ = [
     "Freeze",
     "GenerationOptions",
     "Intervention",
+    "Metric",
     "Outcome",
+    "PatchTable",
     "Semantics",
     "Supernode",
     "TokenChange",
     "ablate",
+    "activation_patching",
     "activations_of",
     "add",
     "apply_each",
     "apply_edits",
+    "attribution_patching",
     "feature_intervention",
     "feature_intervention_generate",
     "get_activations",
+    "log_probability",
+    "logit_difference",
     "nodes_of",
+    "probability",
     "scale",
     "set_to",
     "setup_intervention_with_freeze",

@@ -34,10 +34,10 @@ def hooked(
     handles = []
     try:
         final = None if scales is None else scales.final_inverse_sigma
-        handles.append(_hook_norm(parts.final_norm, final))
+        handles.append(hook_norm(parts.final_norm, final))
         for index, layer in enumerate(parts.layers):
             held = {} if scales is None else scales.layers[index].inverse_sigma
-            handles += [_hook_norm(norm, held.get(name)) for name, norm in layer.norms().items()]
+            handles += [hook_norm(norm, held.get(name)) for name, norm in layer.norms().items()]
             handles.append(_hook_input(parts, index, layer, input_hook, read, held.get("mlp_norm")))
             handles.append(_hook_output(parts, index, layer, output_hook, write))
         yield
@@ -51,7 +51,9 @@ def _frozen(norm: Norm, x_PD: Tensor, scale_P: Tensor | None) -> FrozenNorm:
     return norm.parameters.freeze(scale)
 
 
-def _hook_norm(norm: Norm, scale_P: Tensor | None) -> Any:
+def hook_norm(norm: Norm, scale_P: Tensor | None = None) -> Any:
+    """Hook: a norm computes by our formula in the compute dtype, with its own scale or with (P,) of a captured pass."""
+
     def hook(module: nn.Module, args: Sequence[Tensor], output: Tensor) -> Tensor:
         x = args[0].reshape(-1, args[0].shape[-1]).to(norm.parameters.gain.dtype)
         return _frozen(norm, x, scale_P).forward(x).to(output.dtype).reshape(output.shape)
