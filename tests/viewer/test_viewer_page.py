@@ -432,3 +432,24 @@ def test_the_difference_of_two_outputs(open_page: Callable[..., Page]):
         ready="document.querySelector('[data-testid=problem]')",
     )
     assert "“maybe”; the graph has yes, no" in texts(lost, "[data-testid=problem]")[0]
+
+
+def test_a_panel_can_fill_the_page(small: Page):
+    visible = "[...document.querySelectorAll('.panel')].filter(e => e.offsetParent).length"
+    before = small.js("viewer.view.width")
+    small.click(".graph-panel [data-testid=enlarge]")
+    assert small.js(visible) == 1
+    small.wait(f"viewer.view.width > {before}")
+    small.js("viewer.view.element.focus()")
+    small.key("f")
+    assert small.js(visible) == 4
+
+
+def test_borders_move_by_key_and_mouse(small: Page):
+    before = small.js("viewer.view.width")
+    small.js("document.querySelector('.border.x').focus()")
+    small.key("ArrowLeft")
+    small.wait(f"viewer.view.width < {before}")
+    x, y = small.center(".border.x")
+    small.drag((x, y), (x + 100, y))
+    small.wait(f"viewer.view.width > {before}")

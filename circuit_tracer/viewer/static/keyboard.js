@@ -1,6 +1,7 @@
 // Keys that work everywhere on the page, and the list of all keys.
 
 import { h } from "./dom.js";
+import { enlargePanel } from "./panels.js";
 
 const KEYS = [
   ["Tab", "next panel or control"],
@@ -17,6 +18,7 @@ const KEYS = [
   ["E", "hide or show errors"],
   ["+ \u2212 0", "zoom in, out, whole graph"],
   ["1 2 3 4", "go to graph, subgraph, lists, feature"],
+  ["F", "enlarge the panel that has the focus, or back"],
   ["Shift", "hold: the feature pane stays while the mouse moves"],
   ["Ctrl", "hold while pointing: all fields of the file; with a click: pin"],
   ["Ctrl Z, Ctrl Shift Z", "undo, redo"],
@@ -48,6 +50,7 @@ function onDown(page, event) {
     g: () => event.repeat || startGroup(page),
     "/": () => page.search.focus(),
     "?": () => helpDialog(),
+    f: () => enlargePanel(document.activeElement),
     l: () => document.querySelector(".label-input")?.focus(),
     p: () => store.state.clicked && page.actions.togglePin(store.state.clicked),
     e: () => store.set({ hideErrors: !store.state.hideErrors }),

@@ -10,7 +10,7 @@ import { helpDialog, listenToKeys } from "./keyboard.js";
 import { spokenName } from "./labels.js";
 import { LinkGraph } from "./link_graph.js";
 import { listen } from "./link_graph_input.js";
-import { addBorders, isNarrow, makeTabs, narrowBar } from "./panels.js";
+import { addBorders, enlargePanel, isNarrow, makeTabs, narrowBar } from "./panels.js";
 import { PathsPanel } from "./paths_panel.js";
 import { Store } from "./store.js";
 import { Subgraph } from "./subgraph.js";
@@ -118,6 +118,8 @@ function buildPanels(page, source) {
     if (changed.has("query") && search.value !== state.query) search.value = state.query;
     if (changed.has("clicked") && state.clicked !== null && !state.query) tabs.select(0);
   });
+  const enlarge = () =>
+    button("\u2922", "Enlarge this panel, or back (F)", (event) => enlargePanel(event.target), "enlarge");
   const panel = (name, label, ...children) =>
     h("section", { class: `panel ${name}`, "aria-label": label, tabindex: -1 }, ...children);
   return {
@@ -125,13 +127,13 @@ function buildPanels(page, source) {
     graph: panel(
       "graph-panel",
       "Link graph",
-      h("div", { class: "bar" }, graphBar(page)),
+      h("div", { class: "bar" }, graphBar(page), enlarge()),
       h("div", { class: "stack" }, view.element, zoomButtons(view)),
     ),
     subgraph: panel(
       "subgraph-panel",
       "Pinned subgraph",
-      h("div", { class: "bar" }, h("h2", {}, "Circuit"), subgraphBar(page)),
+      h("div", { class: "bar" }, h("h2", {}, "Circuit"), subgraphBar(page), enlarge()),
       subgraph.element,
     ),
     lists: panel("lists-panel", "Lists", tabs.element, connections.element, find.element, paths.element),

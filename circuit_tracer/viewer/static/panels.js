@@ -107,4 +107,12 @@ export function narrowBar(main, panels) {
   return { element: h("nav", { class: "narrow-bar", "aria-label": "Panels" }, buttons), show };
 }
 
+/** Let the panel around an element fill the page, or all panels come back. */
+export function enlargePanel(element) {
+  const panel = element?.closest(".panel");
+  const was = document.querySelector(".panel.large");
+  was?.classList.remove("large");
+  if (panel && panel !== was) panel.classList.add("large");
+}
+
 export const isNarrow = () => matchMedia(NARROW).matches;

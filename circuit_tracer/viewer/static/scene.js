@@ -185,12 +185,14 @@ export function drawGutters(pen, { graph, layout, palette, camera, width, height
   const { margin } = layout;
   pen.rectangle(0, 0, margin.left - 6, height, palette.panel);
   pen.rectangle(0, height - margin.bottom + 4, width, margin.bottom - 4, palette.panel);
-  let lowest = Infinity;
-  for (let row = 0; row < layout.rows.length; row += 1) {
+  const named = [];
+  const last = layout.rows.length - 1;
+  // Outputs and tokens are named first, then layers where there is room.
+  for (const row of [last, 0, ...layout.rows.keys()]) {
     const y = layout.rows[row].y * camera.zoom + camera.y;
-    if (y < 8 || y > height - margin.bottom + 2 || lowest - y < 13) continue;
+    if (y < 8 || y > height - margin.bottom + 2 || named.some((other) => Math.abs(other - y) < 13)) continue;
     pen.text(margin.left - 12, y, layerName(graph, row - 1), { color: palette.muted, size: 11, align: "right" });
-    lowest = y;
+    named.push(y);
   }
   layout.columns.forEach((column, position) => {
     const middle = (column.left + column.width / 2) * camera.zoom + camera.x;

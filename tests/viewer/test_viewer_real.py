@@ -1,0 +1,43 @@
+"""The graph of a real model: SmolLM2-135M with a random dictionary, thirty layers high (weights as in tests/models)."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from browser import Page
+
+from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.viewer import graph_page
+
+pytestmark = pytest.mark.real_model
+
+
+@pytest.fixture(scope="module")
+def real_page() -> str:
+    path = Path(__file__).parents[1] / "models" / "test_real_models.py"
+    spec = importlib.util.spec_from_file_location("real_models", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    graph = attribute("The capital of France is", module.model_of("smollm2"), max_feature_nodes=500)
+    return graph_page(graph, slug="smollm2", node_threshold=0.9)
+
+
+def test_a_graph_of_smollm2_is_drawn_and_walked(open_page: Callable[..., Page], real_page: str):
+    page = open_page(real_page)
+    assert page.js("viewer.graph.tokens.length") >= 5
+    assert page.js("viewer.graph.topLayer") == 30
+    assert page.js("[...viewer.view.layout.x, ...viewer.view.layout.y].every(Number.isFinite)")
+    targets = page.js("viewer.graph.nodes.filter(n => n.kind === 'target').map(n => n.raw.token)")
+    assert any(re.search("Paris", token) for token in targets)
+    page.click("[data-testid=start-routes]")
+    page.js("viewer.actions.select(viewer.graph.nodes.find(n => n.kind === 'target').id)")
+    page.frames()
+    assert page.js("document.querySelectorAll('[data-testid=inputs] .row').length") > 0
+    assert page.js("viewer.store.state.pinned.length") > 2
+    assert page.errors() == []
