@@ -1,0 +1,135 @@
+"""`circuit-tracer patch`: activation patching between two prompts, as a table and a heat map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from circuit_tracer.cli import edit_options, options
+from circuit_tracer.cli.intervene import layer_range
+from circuit_tracer.errors import InputError
+
+if TYPE_CHECKING:
+    from circuit_tracer.interventions import Metric, PatchTable
+    from circuit_tracer.replacement_model import ReplacementModel
+
+
+def patch(
+    clean: Annotated[str, typer.Option("-p", "--prompt", help="The clean prompt.")],
+    corrupted: Annotated[str, typer.Option("-c", "--corrupted", help="The other prompt, of as many tokens.")],
+    transcoder_set: edit_options.Transcoders = None,
+    model: edit_options.Model = None,
+    demo: edit_options.Demo = False,
+    answer: Annotated[
+        str | None, typer.Option("--answer", help="Token that is judged (text, or id:123); default: both answers.")
+    ] = None,
+    instead: Annotated[
+        str | None, typer.Option("--instead", help="Judge by the logit difference of --answer and this token.")
+    ] = None,
+    log_probability: Annotated[
+        bool, typer.Option("--log-probability", help="Judge --answer by its log-probability, not its probability.")
+    ] = False,
+    noising: Annotated[
+        bool, typer.Option("--noising", help="Put the corrupted into the clean run; by default the other way round.")
+    ] = False,
+    sites: Annotated[
+        str, typer.Option("--sites", help="Of resid, attn_out, mlp_out, head, separated by commas; or none.")
+    ] = "resid,attn_out,mlp_out",
+    features: Annotated[int, typer.Option("--features", min=0, help="Also so many features, the strongest.")] = 0,
+    layers: Annotated[str | None, typer.Option("--layers", help="Layers such as 3-8; default: all.")] = None,
+    together: Annotated[bool, typer.Option("--together", help="Patch all positions at once.")] = False,
+    approximate: Annotated[
+        int | None, typer.Option("--approximate", min=1, help="Estimate with so many backward passes instead.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Patches in a pass; does not change the result.")
+    ] = 16,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the table to this file.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Write a heat map: .png, .svg or .pdf (needs matplotlib).")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many patches to show.")] = 15,
+    dtype: options.Dtype = "float32",
+    device: options.Device = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Put activations of one prompt's run into another's, place by place, and see what changes the answer."""
+    from circuit_tracer.files import require_writable_folder
+
+    _check_answers(answer, instead, log_probability)
+    for path in (csv, picture):
+        if path is not None:
+            require_writable_folder(path.parent)
+    from circuit_tracer import interventions as do
+
+    loaded = edit_options.load_pair(transcoder_set, model, demo, device, dtype)
+    mode: Literal["denoising", "noising"] = "noising" if noising else "denoising"
+    settings: dict[str, Any] = {
+        "mode": mode,
+        "sites": [] if sites == "none" else [site.strip() for site in sites.split(",")],
+        "features": features,
+        "layers": layer_range(layers),
+        "positions": "together" if together else None,
+    }
+    metric = _metric(loaded, answer, instead, log_probability)
+    if approximate is None:
+        table = do.activation_patching(loaded, clean, corrupted, metric, batch_size=batch_size, **settings)
+    else:
+        table = do.attribution_patching(loaded, clean, corrupted, metric, steps=approximate, **settings)
+    files = [table.to_csv(csv)] if csv is not None else []
+    files += [table.draw(picture)] if picture is not None else []
+    typer.echo(options.dump(_described(table, files)) if json else _text(table, top, files))
+
+
+def _check_answers(answer: str | None, instead: str | None, log_probability: bool) -> None:
+    if answer is None and (instead is not None or log_probability):
+        raise InputError("--instead and --log-probability judge --answer; name that token too")
+    if instead is not None and log_probability:
+        raise InputError("--instead asks for a logit difference and --log-probability for a probability; choose one")
+
+
+def _metric(model: ReplacementModel, answer: str | None, instead: str | None, log_probability: bool) -> Metric | None:
+    from circuit_tracer import interventions as do
+
+    if answer is None:
+        return None
+    token = _token(answer)
+    if instead is not None:
+        return do.logit_difference(model, token, _token(instead))
+    return do.log_probability(model, token) if log_probability else do.probability(model, token)
+
+
+def _token(text: str) -> str | int:
+    name, separator, number = text.partition(":")
+    return int(number) if name == "id" and separator and number.isdecimal() else text
+
+
+def _described(table: PatchTable, files: list[Path]) -> dict[str, Any]:
+    return {
+        "mode": table.mode,
+        "metric": table.metric,
+        "base": table.base,
+        "donor": table.donor,
+        "estimated": table.estimated,
+        "patches": table.rows(),
+        "files": [str(path) for path in files],
+    }
+
+
+def _text(table: PatchTable, top: int, files: list[Path]) -> str:
+    names = ("corrupted", "clean") if table.mode == "denoising" else ("clean", "corrupted")
+    lines = [
+        f"metric      {table.metric}: {table.base:.4f} {names[0]}, {table.donor:.4f} {names[1]}",
+        f"patches     {len(table)}, {table.mode}{', estimated by gradients' if table.estimated else ''}; largest effects "
+        f"(1: as {names[1]}):",
+        "",
+        f"{'site':<10}{'layer':>6}{'unit':>7}  {'token':<24}{'effect':>8}",
+    ]
+    for row in table.largest(top):
+        unit = "" if row["unit"] is None else row["unit"]
+        token = "all positions" if row["token"] is None else f"{row['position']} {row['token'].strip()}"
+        lines.append(f"{row['site']:<10}{row['layer']:>6}{unit:>7}  {token:<24}{row['effect']:>+8.3f}")
+    return "\n".join(lines + [f"wrote       {path}" for path in files])
