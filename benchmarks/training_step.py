@@ -29,11 +29,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from circuit_tracer.kernels.sparse_rows import SparseRows
 from harness import process_peak_gb, versions
 from torch import Tensor
 from training_inputs import SyntheticActivations
 
+from circuit_tracer.kernels.sparse_rows import SparseRows
 from circuit_tracer.training import machine, selection, step
 from circuit_tracer.training.config import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
