@@ -453,3 +453,16 @@ def test_borders_move_by_key_and_mouse(small: Page):
     x, y = small.center(".border.x")
     small.drag((x, y), (x + 100, y))
     small.wait(f"viewer.view.width > {before}")
+
+
+def test_a_selected_supernode_adds_up_the_links_of_its_members(small: Page):
+    small.js("viewer.actions.pin(['0_5_0', '1_7_1', '3_20_1']); viewer.actions.group(['0_5_0', '1_7_1'])")
+    small.click(".box.group")
+    assert "supernode of 2 nodes" in texts(small, ".node-title")[0]
+    # From outside: the token 2 and beta -1; of the output's 8 the members give 4 and 1.
+    assert texts(small, "[data-testid=inputs] .row .what") == ["“one”", "beta"]
+    assert texts(small, "[data-testid=inputs] .row .value") == ["+67%", "−33%"]
+    assert texts(small, "[data-testid=outputs] .row .value") == ["+63%"]
+    small.js("viewer.actions.ungroup(viewer.store.state.groups[0])")
+    assert state(small, "clicked") is None
+    assert small.errors() == []

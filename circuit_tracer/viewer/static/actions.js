@@ -1,5 +1,7 @@
 // What one can do with nodes and groups, whatever the gesture: mouse, keyboard, list row or button.
 
+import { groupId } from "./selection.js";
+
 const MOST_PINNED = 200;
 
 /** Actions on a store for a graph; every one is a single change of the state, and so a single step of undo. */
@@ -23,6 +25,7 @@ export class Actions {
   }
 
   togglePin(id) {
+    if (!this.graph.byId.has(id)) return;
     const { pinned, groups } = this.store.state;
     if (pinned.includes(id))
       this.store.set({ pinned: pinned.filter((each) => each !== id), groups: without(groups, [id]) });
@@ -73,7 +76,9 @@ export class Actions {
   }
 
   ungroup(group) {
-    this.store.set({ groups: this.store.state.groups.filter((each) => each !== group) });
+    const { groups, clicked } = this.store.state;
+    const left = clicked === groupId(group) ? null : clicked;
+    this.store.set({ groups: groups.filter((each) => each !== group), clicked: left });
   }
 
   renameGroup(group, name) {

@@ -1,10 +1,10 @@
 // The selected node's inputs and outputs, strongest first.
 
 import { h, number, percent, replace } from "./dom.js";
-import { layerName, nodeLabel, placeName, tokenText } from "./labels.js";
+import { layerName, nodeLabel, tokenText } from "./labels.js";
 import { inputShares } from "./graph_math.js";
-import { inputsOf, outputsOf } from "./read_graph.js";
 import { shareWidth } from "./palette.js";
+import { selection } from "./selection.js";
 
 const MOST_ROWS = 300;
 
@@ -13,7 +13,7 @@ export class Connections {
     Object.assign(this, { graph, store, actions, view });
     this.element = h("div", { class: "connections", "data-testid": "connections" });
     store.subscribe((_, changed) => {
-      const on = ["clicked", "pinned", "labels", "pruning", "edgeMin", "hideErrors", "groupByToken"];
+      const on = ["clicked", "pinned", "groups", "labels", "pruning", "edgeMin", "hideErrors", "groupByToken"];
       if (on.some((name) => changed.has(name))) this.draw();
     });
     this.draw();
@@ -22,8 +22,8 @@ export class Connections {
   draw() {
     const { graph, store, actions } = this;
     const { state } = store;
-    const node = state.clicked === null ? undefined : graph.byId.get(state.clicked);
-    if (!node) {
+    const chosen = selection(graph, state);
+    if (!chosen) {
       replace(
         this.element,
         h(
@@ -35,36 +35,27 @@ export class Connections {
       );
       return;
     }
-    const pinned = state.pinned.includes(node.id);
+    const ids = chosen.nodes.map((node) => node.id);
+    const pinned = ids.every((id) => state.pinned.includes(id));
+    const pin = () => (ids.length === 1 ? actions.togglePin(ids[0]) : actions.removeBox(ids));
     const head = h(
       "div",
       { class: "node-head" },
-      h(
-        "div",
-        { class: "node-title" },
-        h("strong", {}, nodeLabel(graph, state, node)),
-        h("span", { class: "quiet" }, placeName(graph, node)),
-      ),
+      h("div", { class: "node-title" }, h("strong", {}, chosen.name), h("span", { class: "quiet" }, chosen.place)),
       h(
         "button",
-        {
-          class: "small",
-          "aria-pressed": String(pinned),
-          "data-testid": "pin",
-          on: { click: () => actions.togglePin(node.id) },
-        },
+        { class: "small", "aria-pressed": String(pinned), "data-testid": "pin", on: { click: pin } },
         pinned ? "Pinned" : "Pin",
       ),
     );
-    replace(this.element, head, this._balance(node), this._lists(node));
+    const lists = ["inputs", "outputs"].map((name) => this._list(name, this._rows(chosen[name]), chosen));
+    replace(this.element, head, this._balance(chosen), h("div", { class: "lists" }, lists));
   }
 
   /** How the input divides, and the sum rule if the file carries it. */
-  _balance(node) {
-    const inputs = inputsOf(this.graph, node.index);
-    if (!inputs.length) return null;
-    const shares = inputShares(this.graph, node.index);
-    const parts = Object.entries(shares).filter(([, share]) => share > 0);
+  _balance(chosen) {
+    if (!chosen.mass) return null;
+    const parts = Object.entries(inputShares(this.graph, chosen)).filter(([, share]) => share > 0);
     const bar = h("div", {
       class: "balance",
       role: "img",
@@ -72,8 +63,8 @@ export class Connections {
     });
     for (const [kind, share] of parts) bar.append(h("span", { class: `part ${kind}`, style: { "flex-grow": share } }));
     const words = parts.map(([kind, share]) => `${percent(share)} ${kind}s`).join(" \u00b7 ");
-    const total = `sum of |inputs| in this file: ${number(this.graph.mass[node.index])}`;
-    const rule = node.raw.sum_rule;
+    const total = `sum of |inputs| in this file: ${number(chosen.mass)}`;
+    const rule = chosen.nodes.length === 1 ? chosen.nodes[0].raw.sum_rule : null;
     return h(
       "div",
       { class: "balance-box" },
@@ -83,30 +74,16 @@ export class Connections {
     );
   }
 
-  _lists(node) {
-    const { graph } = this;
-    const inputs = this._rows(inputsOf(graph, node.index), graph.links.source, "from");
-    const outputs = this._rows(outputsOf(graph, node.index), graph.links.target, "to");
-    return h(
-      "div",
-      { class: "lists" },
-      this._list("Inputs", inputs, "inputs", node),
-      this._list("Outputs", outputs, "outputs", node),
-    );
+  /** Neighbours that are shown, strongest first. */
+  _rows(neighbours) {
+    const rows = [...neighbours].map(([index, sums]) => ({ node: this.graph.nodes[index], ...sums }));
+    return rows
+      .filter(({ node, share }) => this.view.shown[node.index] && Math.abs(share) >= this.store.state.edgeMin)
+      .sort((one, other) => Math.abs(other.share) - Math.abs(one.share));
   }
 
-  /** Shown links, strongest first. */
-  _rows(links, ends) {
-    const { share } = this.graph.links;
-    const shown = [...links].filter(
-      (link) => this.view.shown[ends[link]] && Math.abs(share[link]) >= this.store.state.edgeMin,
-    );
-    return shown
-      .sort((a, b) => Math.abs(share[b]) - Math.abs(share[a]))
-      .map((link) => ({ link, node: this.graph.nodes[ends[link]] }));
-  }
-
-  _list(title, rows, name, node) {
+  _list(name, rows, chosen) {
+    const title = name === "inputs" ? "Inputs" : "Outputs";
     const group = name === "inputs" && this.store.state.groupByToken;
     const section = h("section", { "aria-label": title, "data-testid": name });
     const heading = h("h3", {}, title, h("span", { class: "count" }, String(rows.length)));
@@ -121,18 +98,18 @@ export class Connections {
     }
     section.append(heading);
     if (!rows.length) section.append(h("p", { class: "quiet" }, "none shown"));
-    if (group) for (const block of this._byToken(rows)) section.append(block);
-    else section.append(this._rowList(rows, node));
+    if (group) for (const block of this._byToken(rows, chosen)) section.append(block);
+    else section.append(this._rowList(rows, chosen));
     return section;
   }
 
-  _byToken(rows) {
+  _byToken(rows, chosen) {
     const tokens = new Map();
     for (const row of rows) {
       if (!tokens.has(row.node.position)) tokens.set(row.node.position, []);
       tokens.get(row.node.position).push(row);
     }
-    const total = (members) => members.reduce((sum, { link }) => sum + this.graph.links.share[link], 0);
+    const total = (members) => members.reduce((sum, { share }) => sum + share, 0);
     const ordered = [...tokens].sort(([, a], [, b]) => Math.abs(total(b)) - Math.abs(total(a)));
     return ordered.map(([position, members]) =>
       h(
@@ -145,16 +122,16 @@ export class Connections {
           h("span", { class: "quiet" }, ` token ${position}`),
           h("span", { class: "value" }, percent(total(members), true)),
         ),
-        this._rowList(members),
+        this._rowList(members, chosen),
       ),
     );
   }
 
-  _rowList(rows) {
+  _rowList(rows, chosen) {
     const list = h(
       "ul",
       { class: "rows" },
-      rows.slice(0, MOST_ROWS).map((row) => h("li", {}, this._row(row))),
+      rows.slice(0, MOST_ROWS).map((row) => h("li", {}, this._row(row, chosen))),
     );
     if (rows.length > MOST_ROWS)
       list.append(
@@ -163,13 +140,12 @@ export class Connections {
     return list;
   }
 
-  _row({ link, node }) {
+  _row({ node, weight, share }, chosen) {
     const { graph, store, actions } = this;
     const { state } = store;
-    const share = graph.links.share[link];
-    const weight = graph.links.weight[link];
-    const clicked = graph.byId.get(state.clicked);
-    const arrow = node.position === clicked.position ? "" : node.position < clicked.position ? "\u2190" : "\u2192";
+    const positions = chosen.nodes.map((each) => each.position);
+    const isBefore = node.position < Math.min(...positions);
+    const arrow = isBefore ? "\u2190" : node.position > Math.max(...positions) ? "\u2192" : "";
     const bar = h("span", {
       class: `share ${share < 0 ? "negative" : "positive"}`,
       style: { width: `${shareWidth(share, 100).toFixed(1)}%` },

@@ -71,13 +71,13 @@ export function scores(graph, kept = null) {
   };
 }
 
-/** Where a node's input comes from: shares of |input| by kind of source. */
-export function inputShares(graph, node) {
+/** Where the input of a selection (`selection.js`) comes from: shares of |input| by kind of source. */
+export function inputShares(graph, { inputs, mass }) {
   const shares = { feature: 0, token: 0, error: 0 };
-  for (const link of inputsOf(graph, node)) {
-    const from = graph.nodes[graph.links.source[link]];
+  for (const [index, { weight }] of inputs) {
+    const from = graph.nodes[index];
     const kind = isError(from) ? "error" : from.kind === "token" ? "token" : "feature";
-    shares[kind] += Math.abs(graph.links.share[link]);
+    shares[kind] += Math.abs(weight) / mass;
   }
   return shares;
 }

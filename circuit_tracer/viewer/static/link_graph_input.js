@@ -3,6 +3,7 @@
 import { h, number, percent, replace } from "./dom.js";
 import { nodeLabel, placeName } from "./labels.js";
 import { inputsOf, outputsOf } from "./read_graph.js";
+import { selection } from "./selection.js";
 
 const CLICK_DISTANCE = 5;
 
@@ -93,8 +94,7 @@ export function showTooltip(view, node, raw = false) {
   const lines = [h("strong", {}, nodeLabel(graph, state, node)), h("div", { class: "quiet" }, placeName(graph, node))];
   if (node.activation !== null) lines.push(fact("activation", number(node.activation)));
   if (node.probability !== null) lines.push(fact("probability", number(node.probability)));
-  const clicked = state.clicked === null ? undefined : graph.byId.get(state.clicked);
-  if (clicked && clicked !== node) lines.push(...sharesWith(graph, clicked, node));
+  lines.push(...sharesWith(selection(graph, state), node));
   if (raw) lines.push(h("pre", {}, JSON.stringify(node.raw, null, 1)));
   replace(view.tooltip, ...lines);
   const place = view.place(node);
@@ -106,13 +106,11 @@ export function showTooltip(view, node, raw = false) {
 
 const fact = (name, value) => h("div", {}, h("span", { class: "quiet" }, `${name} `), value);
 
-function sharesWith(graph, clicked, node) {
-  const { source, target, share } = graph.links;
-  const into = [...inputsOf(graph, clicked.index)].find((link) => source[link] === node.index);
-  const from = [...outputsOf(graph, clicked.index)].find((link) => target[link] === node.index);
+function sharesWith(chosen, node) {
+  const [into, from] = [chosen?.inputs.get(node.index), chosen?.outputs.get(node.index)];
   return [
-    into === undefined ? null : fact("share of the selected node\u2019s input", percent(share[into], true)),
-    from === undefined ? null : fact("of its input from the selected node", percent(share[from], true)),
+    into ? fact("share of the selection\u2019s input", percent(into.share, true)) : null,
+    from ? fact("of its input from the selection", percent(from.share, true)) : null,
   ].filter(Boolean);
 }
 

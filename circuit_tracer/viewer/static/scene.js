@@ -2,7 +2,8 @@
 
 import { shareWidth } from "./palette.js";
 import { layerName, nodeLabel, targetText, tokenText } from "./labels.js";
-import { inputsOf, outputsOf } from "./read_graph.js";
+import { inputsOf } from "./read_graph.js";
+import { selectedLinks, selectedNodes, selection } from "./selection.js";
 
 const SHAPES = {
   feature: "circle",
@@ -56,7 +57,7 @@ function* drawFaintLinks(pen, view) {
   yield* drawLinks(pen, view, drawn, { color: () => palette.muted, alpha, widest: 2.4, levels: 4 });
 }
 
-/** The links of the clicked node; without one, those among pinned nodes. */
+/** The links of what is selected; without a selection, those among pinned nodes. */
 function* drawStrongLinks(pen, view) {
   yield* drawLinks(pen, view, strongLinks(view), { color: view.palette.share, alpha: 0.9, widest: 4.5, levels: 14 });
 }
@@ -65,11 +66,11 @@ function* drawStrongLinks(pen, view) {
 export function strongLinks({ graph, state, shown }) {
   const { source, target, share } = graph.links;
   const passes = (link) => shown[source[link]] && shown[target[link]] && Math.abs(share[link]) >= state.edgeMin;
-  const clicked = state.clicked === null ? undefined : graph.byId.get(state.clicked);
+  const chosen = selectedNodes(graph, state);
   let links = [];
-  if (clicked) {
-    if (state.linkType !== "output") links.push(...inputsOf(graph, clicked.index));
-    if (state.linkType !== "input") links.push(...outputsOf(graph, clicked.index));
+  if (chosen.length) {
+    if (state.linkType !== "output") links.push(...selectedLinks(graph, chosen, true));
+    if (state.linkType !== "input") links.push(...selectedLinks(graph, chosen, false));
   } else {
     const pinned = new Set(state.pinned.map((id) => graph.byId.get(id)?.index));
     for (const node of pinned) {
@@ -121,7 +122,9 @@ function* drawLinks(pen, { graph, layout, camera, extent }, links, { color, alph
 function* drawNodes(pen, view) {
   const { graph, state, shown, palette, layout, camera, extent } = view;
   const radius = glyphRadius(camera.zoom, view.count);
-  const shares = clickedShares(graph, state);
+  const chosen = selection(graph, state);
+  const shares = chosen && neighbourShares(chosen, state);
+  const clicked = new Set(chosen?.nodes);
   const pinned = new Set(state.pinned);
   const found = view.found ? new Set(view.found.map((node) => node.index)) : null;
   const bundles = new Map();
@@ -131,11 +134,13 @@ function* drawNodes(pen, view) {
     const y = layout.y[node.index] * camera.zoom + camera.y;
     if (x < extent.left - 9 || x > extent.right + 9 || y < extent.top - 9 || y > extent.bottom + 9) continue;
     const marks = {
+      isSelecting: chosen !== null,
+      isClicked: clicked.has(node),
       isPinned: pinned.has(node.id),
       isFiltered: found && !found.has(node.index),
       crowded: view.count > 3000,
     };
-    const style = nodeStyle(node, state, palette, shares?.get(node.index), marks);
+    const style = nodeStyle(node, palette, shares?.get(node.index), marks);
     const key = `${SHAPES[node.kind]}|${style.fill}|${style.stroke}|${style.width}|${style.alpha}`;
     if (!bundles.has(key)) bundles.set(key, { shape: SHAPES[node.kind], style, places: [] });
     bundles.get(key).places.push(x, y);
@@ -149,22 +154,16 @@ function* drawNodes(pen, view) {
   }
 }
 
-/** Share of the clicked node in each neighbour's input, or of each neighbour in the clicked node's; null without one. */
-function clickedShares(graph, state) {
-  const clicked = state.clicked === null ? undefined : graph.byId.get(state.clicked);
-  if (!clicked) return null;
-  const shares = new Map([[clicked.index, 0]]);
-  const { share, source, target } = graph.links;
-  if (state.linkType !== "output")
-    for (const link of inputsOf(graph, clicked.index)) shares.set(source[link], share[link]);
-  if (state.linkType !== "input")
-    for (const link of outputsOf(graph, clicked.index)) shares.set(target[link], share[link]);
+/** Share of the selection in each neighbour's input, or of each neighbour in the selection's. */
+function neighbourShares(chosen, state) {
+  const shares = new Map();
+  if (state.linkType !== "output") for (const [node, { share }] of chosen.inputs) shares.set(node, share);
+  if (state.linkType !== "input") for (const [node, { share }] of chosen.outputs) shares.set(node, share);
   return shares;
 }
 
-function nodeStyle(node, state, palette, share, { isPinned, isFiltered, crowded }) {
-  const isClicked = node.id === state.clicked;
-  const faded = isFiltered || (state.clicked !== null && share === undefined && !isPinned);
+function nodeStyle(node, palette, share, { isSelecting, isClicked, isPinned, isFiltered, crowded }) {
+  const faded = isFiltered || (isSelecting && share === undefined && !isClicked && !isPinned);
   const step = share === undefined ? 0 : (Math.sign(share) * Math.round(Math.sqrt(Math.abs(share)) * 24) ** 2) / 576;
   let fill = node.kind === "error" || node.kind === "attention error" ? palette.panel : palette.node;
   if (node.kind === "target" || node.kind === "token") fill = palette.target;

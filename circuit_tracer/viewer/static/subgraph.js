@@ -6,6 +6,7 @@ import { fit } from "./scene.js";
 import { nodeLabel, placeName } from "./labels.js";
 import { readPalette, shareWidth } from "./palette.js";
 import { strongestPaths } from "./paths.js";
+import { groupId } from "./selection.js";
 
 const BOX = { width: 148, height: 52 };
 const ZOOMS = [0.4, 2.5];
@@ -131,7 +132,7 @@ export class Subgraph {
       box.nodes[0].kind,
       box.group ? "group" : "",
       chosen ? "chosen" : "",
-      ids.includes(state.clicked) ? "clicked" : "",
+      ids.includes(state.clicked) || (box.group && groupId(box.group) === state.clicked) ? "clicked" : "",
     ];
     const name = h("span", { class: "box-name" }, box.name);
     const element = h(
@@ -236,13 +237,13 @@ export class Subgraph {
       if (!was) return;
       if (was.moved) this._keep(was.at);
       else if (event.metaKey || event.ctrlKey) this.actions.removeBox(ids);
-      else this._choose(ids);
+      else this._choose(box);
     });
   }
 
-  _choose(ids) {
-    if (this.store.state.collecting) this.actions.collect(ids[0]);
-    else this.actions.click(ids.includes(this.store.state.clicked) ? this.store.state.clicked : ids[0]);
+  _choose(box) {
+    if (this.store.state.collecting) this.actions.collect(box.nodes[0].id);
+    else this.actions.click(box.group ? groupId(box.group) : box.nodes[0].id);
   }
 
   _moveBox(element, at, [x, y]) {
@@ -273,7 +274,7 @@ export class Subgraph {
       const [x, y] = this.content.places[at];
       this._moveBox(element, at, [x + step[0], y + step[1]]);
       this._keep(at);
-    } else if (event.key === "Enter" || event.key === " ") this._choose(ids);
+    } else if (event.key === "Enter" || event.key === " ") this._choose(box);
     else if (event.key === "F2") this._rename(box, name);
     else if (event.key === "Delete" || event.key === "p") this.actions.removeBox(ids);
     else if (event.key === "u" && box.group) this.actions.ungroup(box.group);

@@ -71,7 +71,7 @@ export function savedView(graph, state) {
     pinnedIds: state.pinned,
     supernodes: state.groups.map((group) => [group.name, ...group.members]),
     linkType: state.linkType,
-    clickedId: state.clicked ?? "",
+    clickedId: graph.byId.has(state.clicked) ? state.clicked : "",
     sg_pos: moved ? thousandths(boxes, state.positions) : "",
     clerps: Object.entries(state.labels)
       .filter(([key]) => byKey.has(key))

@@ -1,10 +1,11 @@
 // Which nodes and links pass the filters.
 
 import { nodeLabel, tokenText } from "./labels.js";
+import { selectedNodes } from "./selection.js";
 
 /** Uint8Array by node: 1 if shown. Tokens, targets, pinned and clicked nodes always are. */
 export function visibleNodes(graph, state) {
-  const always = new Set([...state.pinned, state.clicked]);
+  const always = new Set([...state.pinned, ...selectedNodes(graph, state).map((node) => node.id)]);
   const shown = new Uint8Array(graph.nodes.length);
   for (const node of graph.nodes) {
     const isError = node.kind === "error" || node.kind === "attention error";

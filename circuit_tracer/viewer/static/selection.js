@@ -1,0 +1,52 @@
+// What is selected: a node, or a supernode, whose members' links add up.
+
+import { nodeLabel, placeName } from "./labels.js";
+import { inputsOf, outputsOf } from "./read_graph.js";
+
+/** What `clicked` holds for a supernode. */
+export const groupId = (group) => `supernode:${group.members.join("-")}`;
+
+/** The selected nodes; [] for none. */
+export function selectedNodes(graph, state) {
+  if (state.clicked === null) return [];
+  const ids = state.groups.find((group) => groupId(group) === state.clicked)?.members ?? [state.clicked];
+  return ids.map((id) => graph.byId.get(id)).filter(Boolean);
+}
+
+/** Link numbers into (`inputs`) or out of the selected nodes, without those among them. */
+export function selectedLinks(graph, nodes, inputs) {
+  const inside = new Set(nodes.map((node) => node.index));
+  const ends = inputs ? graph.links.source : graph.links.target;
+  return nodes
+    .flatMap((node) => [...(inputs ? inputsOf : outputsOf)(graph, node.index)])
+    .filter((link) => !inside.has(ends[link]));
+}
+
+/**
+ * The selection with its neighbours, or null: {nodes, name, place, mass, inputs, outputs}.
+ *
+ * inputs, outputs: Map from a neighbour's index to {weight, share}. The share of an input is of `mass`, the sum of
+ * |inputs| from outside; that of an output is of the neighbour's own input.
+ */
+export function selection(graph, state) {
+  const nodes = selectedNodes(graph, state);
+  if (!nodes.length) return null;
+  const { source, target, weight } = graph.links;
+  const links = { inputs: selectedLinks(graph, nodes, true), outputs: selectedLinks(graph, nodes, false) };
+  const mass = links.inputs.reduce((sum, link) => sum + Math.abs(weight[link]), 0);
+  const group = state.groups.find((each) => groupId(each) === state.clicked);
+  return {
+    nodes,
+    name: group ? group.name : nodeLabel(graph, state, nodes[0]),
+    place: group ? `supernode of ${nodes.length} nodes` : placeName(graph, nodes[0]),
+    mass,
+    inputs: addedUp(links.inputs, source, weight, () => mass),
+    outputs: addedUp(links.outputs, target, weight, (node) => graph.mass[node]),
+  };
+}
+
+function addedUp(links, ends, weight, massOf) {
+  const sums = new Map();
+  for (const link of links) sums.set(ends[link], (sums.get(ends[link]) ?? 0) + weight[link]);
+  return new Map([...sums].map(([node, sum]) => [node, { weight: sum, share: sum / (massOf(node) || 1) }]));
+}
