@@ -1,6 +1,6 @@
 """Writes the README's numbers from the records in `results/`; no number is typed by hand.
 
-python benchmarks/readme.py            # after agreement.py and speed.py
+python benchmarks/readme.py            # after agreement.py, speed.py, training_speed.py and training_quality.py
 python benchmarks/readme.py --check    # status 1 if the README does not say what the records say
 """
 
@@ -10,6 +10,8 @@ import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from training_tables import cuda, quality, speed
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
@@ -21,7 +23,18 @@ def section(results: Path) -> str:
     parts = ["## Against circuit-tracer 0.5.0", ""]
     parts += _agreement(json.loads((results / "agreement.json").read_text()))
     parts += _speed(json.loads((results / "speed.json").read_text()))
-    return "\n".join(parts)
+    return "\n".join(parts + _training(results))
+
+
+def _training(results: Path) -> list[str]:
+    """Tables on training, of the records that there are."""
+    parts: list[str] = []
+    for name, table in (("speed", speed), ("speed_cuda", cuda), ("quality", quality)):
+        path = results / f"training_{name}.json"
+        if path.exists():
+            record = json.loads(path.read_text())
+            parts += [*table(record), _conditions(record), ""]
+    return ["## Training, against decode-clt 0.0.1", "", *parts] if parts else []
 
 
 def _conditions(record: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import versions
 from machine import describe, write_results
 
 HERE = Path(__file__).resolve().parent
@@ -146,7 +147,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.peer and args.device != "cpu":
         parser.error("--peer is measured on the CPU only")
-    results = describe(active=ACTIVE, threads=args.threads, gate=gate())
+    results = describe(versions={"ours": versions()}, active=ACTIVE, threads=args.threads, gate=gate())
     print(f"tests against the dense reference: {results['gate']}")
     cases = [Case(one.name, one.layers, one.width, args.features or one.features, one.goal) for one in CPU]
     results["cases"] = on_cuda(args) if args.device == "cuda" else [on_cpu(case, args) for case in cases]
