@@ -30,9 +30,13 @@ from circuit_tracer.interventions.patch_table import PatchTable
 from circuit_tracer.interventions.patching import activation_patching
 from circuit_tracer.interventions.semantics import Semantics
 from circuit_tracer.interventions.settings import Intervention
+from circuit_tracer.interventions.steering import Continuation, Sampling, Steering, steer
+from circuit_tracer.interventions.steering_plan import Direction
 
 __all__ = [
     "CleanRun",
+    "Continuation",
+    "Direction",
     "Edit",
     "FeatureAt",
     "FeatureChanges",
@@ -42,7 +46,9 @@ __all__ = [
     "Metric",
     "Outcome",
     "PatchTable",
+    "Sampling",
     "Semantics",
+    "Steering",
     "Supernode",
     "TokenChange",
     "ablate",
@@ -62,6 +68,7 @@ __all__ = [
     "scale",
     "set_to",
     "setup_intervention_with_freeze",
+    "steer",
     "take_from",
     "zero_softcap",
 ]

@@ -28,7 +28,7 @@ def activations_of(transcoders: Transcoders, layer: int, x_PD: Tensor, position:
     pre = (x_PD[position] * rows).sum(-1) + bias
     if isinstance(function, JumpReLU):
         threshold = function.threshold.to(pre)
-        return pre * (pre > (threshold[index] if threshold.ndim else threshold))
+        return torch.where(pre > (threshold[index] if threshold.ndim else threshold), pre, 0)
     return function(pre)
 
 

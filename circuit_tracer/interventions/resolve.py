@@ -32,15 +32,15 @@ class Change:
     edit: Edit
 
 
-def resolve_edits(edits: Sequence[Edit], clean: CleanRun) -> dict[Place, Change]:
-    """Values by place, on the prompt.
+def resolve_edits(edits: Sequence[Edit], clean: CleanRun, generating: bool = False) -> dict[Place, Change]:
+    """Values by place, on the prompt. generating: edits may reach tokens to come only.
 
     Raises InputError for a layer, feature or position that does not exist, an edit that reaches no position of the prompt,
     an inactive feature that is scaled, and two edits that want different values of one feature.
     """
     found: dict[Place, Change] = {}
     for edit in edits:
-        for feature, positions in reached(edit, clean):
+        for feature, positions in reached(edit, clean, generating):
             for position, (value, before) in zip(positions, _values(edit, feature, positions, clean), strict=True):
                 place = (feature.layer, position, feature.feature_idx)
                 other = found.get(place)
@@ -53,19 +53,29 @@ def resolve_edits(edits: Sequence[Edit], clean: CleanRun) -> dict[Place, Change]
     return found
 
 
-def reached(edit: Edit, clean: CleanRun) -> list[tuple[FeatureAt, list[int]]]:
+def reached(edit: Edit, clean: CleanRun, generating: bool = False) -> list[tuple[FeatureAt, list[int]]]:
     """Each feature of an edit with the positions of the prompt that it reaches; see `resolve_edits` for errors."""
     found = []
     for feature in dict.fromkeys(edit.features):
         check_feature(feature, clean.model.transcoders)
         positions = _positions(edit, feature, clean)
-        if not positions:
+        if not positions and not (generating and first_generated(edit, feature, clean.n_pos) is not None):
             raise InputError(
                 f"{edit} reaches no position of this prompt of {clean.n_pos} tokens (at={edit.at!r}); 'generated' tokens exist "
                 "only while steering a generation"
             )
         found.append((feature, positions))
     return found
+
+
+def first_generated(edit: Edit, feature: FeatureAt, n_pos: int) -> int | None:
+    """The first position behind a prompt of n_pos tokens that an edit goes on to reach; None if it reaches none."""
+    at = feature.position if edit.at is None else edit.at
+    if at is None or at in ("all", "generated"):
+        return n_pos
+    if isinstance(at, slice) and at.stop is None:
+        return max(n_pos, at.start or 0)
+    return None
 
 
 def check_feature(feature: FeatureAt, transcoders: Transcoders) -> None:
@@ -118,13 +128,15 @@ def _positions(edit: Edit, feature: FeatureAt, clean: CleanRun) -> list[int]:
 
 def _values(edit: Edit, feature: FeatureAt, positions: list[int], clean: CleanRun) -> list[tuple[float, float]]:
     """(new, clean) activation at each position."""
+    if not positions:
+        return []
     here = _activations(clean, feature, positions)
     if edit.how == "set":
         new = torch.full_like(here, edit.amount)
     elif edit.how == "add":
         new = here + edit.amount
     elif edit.how == "take":
-        new = _taken(edit, feature, positions, clean)
+        new = taken(edit, feature, positions, clean)
     else:
         if not here.any():
             where = f"position {positions[0]}" if len(positions) == 1 else f"every one of {len(positions)} positions"
@@ -136,19 +148,21 @@ def _values(edit: Edit, feature: FeatureAt, positions: list[int], clean: CleanRu
     return list(zip(new.tolist(), here.tolist(), strict=True))
 
 
-def _taken(edit: Edit, feature: FeatureAt, positions: list[int], clean: CleanRun) -> Tensor:
+def taken(edit: Edit, feature: FeatureAt, positions: list[int], clean: CleanRun) -> Tensor:
+    """(n,) activations on the other prompt that an edit takes values from, for positions (n,) of this one."""
     assert edit.source is not None
-    source = source_run(edit, clean)
+    source = _source_run(edit, clean)
     wanted = positions if edit.source_at is None else [edit.source_at] * len(positions)
     for position in wanted:
         if not -source.n_pos <= position < source.n_pos:
             raise InputError(
-                f"{edit}: position {position} is outside the other prompt's {source.n_pos} tokens; name one with source_at"
+                f"{edit}: position {position} is outside the other prompt's {source.n_pos} tokens; "
+                "name one with source_at"
             )
     return _activations(source, feature, [position % source.n_pos for position in wanted])
 
 
-def source_run(edit: Edit, clean: CleanRun) -> CleanRun:
+def _source_run(edit: Edit, clean: CleanRun) -> CleanRun:
     """The clean run of the prompt that an edit takes values from, done once for each prompt."""
     assert edit.source is not None
     ids = clean.model.ensure_tokenized(edit.source)
