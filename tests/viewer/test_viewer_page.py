@@ -463,6 +463,7 @@ def test_a_selected_supernode_adds_up_the_links_of_its_members(small: Page):
     assert texts(small, "[data-testid=inputs] .row .what") == ["“one”", "beta"]
     assert texts(small, "[data-testid=inputs] .row .value") == ["+67%", "−33%"]
     assert texts(small, "[data-testid=outputs] .row .value") == ["+63%"]
+    assert texts(small, ".balance-box")[0].startswith("33% features · 67% tokens")
     small.js("viewer.actions.ungroup(viewer.store.state.groups[0])")
     assert state(small, "clicked") is None
     assert small.errors() == []

@@ -2,7 +2,6 @@
 
 import { h, number, percent, replace } from "./dom.js";
 import { layerName, nodeLabel, tokenText } from "./labels.js";
-import { inputShares } from "./graph_math.js";
 import { shareWidth } from "./palette.js";
 import { selection } from "./selection.js";
 
@@ -55,7 +54,7 @@ export class Connections {
   /** How the input divides, and the sum rule if the file carries it. */
   _balance(chosen) {
     if (!chosen.mass) return null;
-    const parts = Object.entries(inputShares(this.graph, chosen)).filter(([, share]) => share > 0);
+    const parts = Object.entries(chosen.kinds).filter(([, share]) => share > 0);
     const bar = h("div", {
       class: "balance",
       role: "img",

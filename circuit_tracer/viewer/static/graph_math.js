@@ -3,7 +3,7 @@
 // M = |weight| / sum of |inputs| by target; influence I = sum over k >= 1 of w M^k with w the targets' probabilities.
 // replacement = I(tokens) / (I(tokens) + I(errors)); completeness = mean of 1 - M(errors), weighted by I + w.
 
-import { inputsOf, outputsOf } from "./read_graph.js";
+import { inputsOf, isError, outputsOf } from "./read_graph.js";
 
 /** Node indices such that every link leads from a later entry to an earlier one; null if there is a cycle. */
 export function fromTargetsDown(graph) {
@@ -21,8 +21,6 @@ export function fromTargetsDown(graph) {
   graph.order = order.length === graph.nodes.length ? order : null;
   return graph.order;
 }
-
-const isError = (node) => node.kind === "error" || node.kind === "attention error";
 
 /**
  * Scores of the graph when features outside `kept` (a set of node indices, or null for all) become part of the error
@@ -69,15 +67,4 @@ export function scores(graph, kept = null) {
     replacement: fromTokens / (fromTokens + fromErrors),
     completeness: (explained + fromErrors) / (total + fromErrors),
   };
-}
-
-/** Where the input of a selection (`selection.js`) comes from: shares of |input| by kind of source. */
-export function inputShares(graph, { inputs, mass }) {
-  const shares = { feature: 0, token: 0, error: 0 };
-  for (const [index, { weight }] of inputs) {
-    const from = graph.nodes[index];
-    const kind = isError(from) ? "error" : from.kind === "token" ? "token" : "feature";
-    shares[kind] += Math.abs(weight) / mass;
-  }
-  return shares;
 }

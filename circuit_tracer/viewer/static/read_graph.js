@@ -229,6 +229,11 @@ function savedView(params, renamed, repairs) {
   };
 }
 
+/** Whether a node stands for what the dictionary missed. */
+export function isError(node) {
+  return node.kind === "error" || node.kind === "attention error";
+}
+
 /** Link numbers that end at a node. */
 export function inputsOf(graph, node) {
   return graph.inLinks.subarray(graph.inStart[node], graph.inStart[node + 1]);

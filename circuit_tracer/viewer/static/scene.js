@@ -2,7 +2,7 @@
 
 import { shareWidth } from "./palette.js";
 import { layerName, nodeLabel, targetText, tokenText } from "./labels.js";
-import { inputsOf } from "./read_graph.js";
+import { inputsOf, isError } from "./read_graph.js";
 import { selectedLinks, selectedNodes, selection } from "./selection.js";
 
 const SHAPES = {
@@ -165,7 +165,7 @@ function neighbourShares(chosen, state) {
 function nodeStyle(node, palette, share, { isSelecting, isClicked, isPinned, isFiltered, crowded }) {
   const faded = isFiltered || (isSelecting && share === undefined && !isClicked && !isPinned);
   const step = share === undefined ? 0 : (Math.sign(share) * Math.round(Math.sqrt(Math.abs(share)) * 24) ** 2) / 576;
-  let fill = node.kind === "error" || node.kind === "attention error" ? palette.panel : palette.node;
+  let fill = isError(node) ? palette.panel : palette.node;
   if (node.kind === "target" || node.kind === "token") fill = palette.target;
   if (share !== undefined && !isClicked) fill = palette.share(step);
   if (isClicked) fill = palette.accent;

@@ -1,7 +1,7 @@
 // What is selected: a node, or a supernode, whose members' links add up.
 
 import { nodeLabel, placeName } from "./labels.js";
-import { inputsOf, outputsOf } from "./read_graph.js";
+import { inputsOf, isError, outputsOf } from "./read_graph.js";
 
 /** What `clicked` holds for a supernode. */
 export const groupId = (group) => `supernode:${group.members.join("-")}`;
@@ -23,10 +23,11 @@ export function selectedLinks(graph, nodes, inputs) {
 }
 
 /**
- * The selection with its neighbours, or null: {nodes, name, place, mass, inputs, outputs}.
+ * The selection with its neighbours, or null: {nodes, name, place, mass, kinds, inputs, outputs}.
  *
  * inputs, outputs: Map from a neighbour's index to {weight, share}. The share of an input is of `mass`, the sum of
- * |inputs| from outside; that of an output is of the neighbour's own input.
+ * |inputs| from outside; that of an output is of the neighbour's own input. kinds: shares of mass that come from
+ * features, tokens and errors.
  */
 export function selection(graph, state) {
   const nodes = selectedNodes(graph, state);
@@ -40,9 +41,20 @@ export function selection(graph, state) {
     name: group ? group.name : nodeLabel(graph, state, nodes[0]),
     place: group ? `supernode of ${nodes.length} nodes` : placeName(graph, nodes[0]),
     mass,
+    kinds: kindShares(graph, links.inputs, mass),
     inputs: addedUp(links.inputs, source, weight, () => mass),
     outputs: addedUp(links.outputs, target, weight, (node) => graph.mass[node]),
   };
+}
+
+function kindShares(graph, links, mass) {
+  const shares = { feature: 0, token: 0, error: 0 };
+  for (const link of links) {
+    const from = graph.nodes[graph.links.source[link]];
+    const kind = isError(from) ? "error" : from.kind === "token" ? "token" : "feature";
+    shares[kind] += Math.abs(graph.links.weight[link]) / mass;
+  }
+  return shares;
 }
 
 function addedUp(links, ends, weight, massOf) {

@@ -1,6 +1,7 @@
 // Which nodes and links pass the filters.
 
 import { nodeLabel, tokenText } from "./labels.js";
+import { isError } from "./read_graph.js";
 import { selectedNodes } from "./selection.js";
 
 /** Uint8Array by node: 1 if shown. Tokens, targets, pinned and clicked nodes always are. */
@@ -8,9 +9,9 @@ export function visibleNodes(graph, state) {
   const always = new Set([...state.pinned, ...selectedNodes(graph, state).map((node) => node.id)]);
   const shown = new Uint8Array(graph.nodes.length);
   for (const node of graph.nodes) {
-    const isError = node.kind === "error" || node.kind === "attention error";
     const important = state.pruning >= graph.threshold || node.influence === null || node.influence <= state.pruning;
-    const passes = node.kind === "token" || node.kind === "target" || (important && !(state.hideErrors && isError));
+    const passes =
+      node.kind === "token" || node.kind === "target" || (important && !(state.hideErrors && isError(node)));
     shown[node.index] = passes || always.has(node.id) ? 1 : 0;
   }
   return shown;
