@@ -1,0 +1,122 @@
+"""`circuit-tracer steer`: generate with features or directions changed, beside the text without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from circuit_tracer.cli import edit_options, options
+from circuit_tracer.errors import FileFormatError, InputError
+
+if TYPE_CHECKING:
+    from circuit_tracer.interventions import Direction, Edit, Steering
+
+
+def steer(
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="Text to continue.")],
+    transcoder_set: edit_options.Transcoders = None,
+    model: edit_options.Model = None,
+    demo: edit_options.Demo = False,
+    set_to: edit_options.SetTo = None,
+    scale: edit_options.Scale = None,
+    ablate: edit_options.Ablate = None,
+    add: edit_options.Add = None,
+    supernode: edit_options.SupernodeOption = None,
+    direction: Annotated[
+        list[str] | None,
+        typer.Option("--direction", help="LAYER:FILE=STRENGTH: a vector (one tensor, .safetensors) behind a layer."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens to generate.")] = 40,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="0: always the most probable token.")
+    ] = 0.0,
+    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Draw from the k most probable tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Draw from the tokens that hold this share.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same text.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text.")] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Keep keys and values; does not change the text.")
+    ] = True,
+    alone: Annotated[bool, typer.Option("--alone", help="Leave out the text without interventions.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the steered text as it grows.")] = False,
+    dtype: options.Dtype = "float32",
+    device: options.Device = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Continue a prompt with features or directions changed, and without.
+
+    FEATURES are LAYER/FEATURE[@PLACE], everywhere without a place: --scale 1/45=10, --set 1/45@generated=8.
+    """
+    if stream and json:
+        raise InputError("--stream prints text and --json nothing but JSON; choose one")
+    edits: list[Edit | Direction] = [*edit_options.read_edits(supernode, set_to, scale, ablate, add)]
+    edits += [_direction(text) for text in direction or ()]
+    if not edits:
+        raise InputError("say what to change: --set, --scale, --ablate, --add or --direction, such as --scale 1/45=10")
+    from circuit_tracer.interventions import Sampling
+    from circuit_tracer.interventions import steer as generate
+
+    sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed, tuple(stop or ()))
+    loaded = edit_options.load_pair(transcoder_set, model, demo, device, dtype)
+    result = generate(
+        loaded, prompt, edits, sampling, compare=not alone, cache=cache, on_text=_print if stream else None
+    )
+    if stream:
+        typer.echo("\n")
+    typer.echo(options.dump(describe(result)) if json else _text(result))
+
+
+def describe(result: Steering) -> dict[str, Any]:
+    """A generation as JSON values."""
+    both = {"steered": result.steered, "unsteered": result.unsteered}
+    return {
+        "prompt": result.prompt,
+        "interventions": [str(each) for each in result.interventions],
+        **{
+            name: None if each is None else {"text": each.text, "ids": each.ids.tolist(), "finish": each.finish}
+            for name, each in both.items()
+        },
+    }
+
+
+def _print(text: str) -> None:
+    typer.echo(text, nl=False)
+
+
+def _text(result: Steering) -> str:
+    import shutil
+
+    shown = "\n".join(f"changed     {each}" for each in result.interventions)
+    return f"{shown}\n\n{result.side_by_side(min(160, shutil.get_terminal_size().columns))}"
+
+
+def _direction(text: str) -> Direction:
+    from circuit_tracer.interventions import Direction
+
+    place, equals, number = text.rpartition("=")
+    layer, colon, name = place.partition(":")
+    try:
+        depth, strength = int(layer), float(number)
+    except ValueError:
+        equals = ""
+    if not (equals and colon and name):
+        raise InputError(f"--direction {text!r}: write LAYER:FILE=STRENGTH, such as 5:french.safetensors=4")
+    return Direction(depth, _vector(Path(name)), strength, name=Path(name).stem)
+
+
+def _vector(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise InputError(f"no file of a direction at {path}")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise FileFormatError(f"{path} is no safetensors file: {error}") from error
+    if len(tensors) != 1:
+        raise FileFormatError(f"{path} holds {len(tensors)} tensors; a direction is one tensor of d_model numbers")
+    return next(iter(tensors.values()))
