@@ -42,7 +42,7 @@ class TranscoderRecipe:
 
     n_features: int = 256  # a layer
     active: float = 2.0  # features a context and layer, as contexts are drawn (see ``balance``)
-    steps: int = 7000
+    steps: int = 6000
     batch: int = 1024  # contexts
     learning_rate: float = 3e-3
     warmup_steps: int = 50
@@ -51,7 +51,7 @@ class TranscoderRecipe:
     aux_weight: float = 0.25
     dead_after: int = 20_000  # contexts
     balance: float = 0.3  # a context seen n times is drawn with weight n ** balance
-    jitter: float = 0.6  # how far embeddings are moved, in lengths of an embedding row
+    jitter: float = 0.4  # how far embeddings are moved, in lengths of an embedding row
     copies: int = 7  # of every context with its embeddings moved, beside itself
 
 
