@@ -6,6 +6,7 @@ import base64
 import itertools
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -147,11 +148,15 @@ class Page:
         return result["result"].get("value")
 
     def wait(self, expression: str, timeout: float = 10) -> None:
-        """Wait until an expression is truthy."""
+        """Wait until an expression is truthy, across a change of page."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
-            if self.js(f"Boolean({expression})"):
-                return
+            try:
+                if self.js(f"Boolean({expression})"):
+                    return
+            except RuntimeError as error:
+                if not re.search("navigated|context", str(error)):
+                    raise
             time.sleep(0.02)
         raise TimeoutError(f"not true within {timeout} s: {expression}")
 
