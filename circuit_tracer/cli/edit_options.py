@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,6 +32,9 @@ Ablate = Annotated[list[str] | None, typer.Option("--ablate", help="FEATURES: ac
 Add = Annotated[list[str] | None, typer.Option("--add", help="FEATURES=AMOUNT: AMOUNT is added.")]
 SupernodeOption = Annotated[
     list[str] | None, typer.Option("--supernode", help="NAME=FEATURES: a name for several features.")
+]
+SupernodeFile = Annotated[
+    Path | None, typer.Option("--supernodes", help="Take the names from a viewer's graph file with saved supernodes.")
 ]
 
 _FEATURE = re.compile(r"(\d+)/(\d+)(?:@(.+))?")
@@ -65,7 +69,7 @@ def load_pair(
 
 
 def read_edits(
-    supernodes: Sequence[str] | None,
+    named: dict[str, Supernode],
     set_to: Sequence[str] | None,
     scale: Sequence[str] | None,
     ablate: Sequence[str] | None,
@@ -74,7 +78,6 @@ def read_edits(
     """The edits of a command line. Raises InputError, quoting the text, for what cannot be read."""
     from circuit_tracer import interventions as do
 
-    named = read_supernodes(supernodes)
     edits = [do.set_to(f, v, at) for text in set_to or () for f, at, v in _valued(text, named)]
     edits += [do.scale(f, v, at) for text in scale or () for f, at, v in _valued(text, named)]
     edits += [do.add(f, v, at) for text in add or () for f, at, v in _valued(text, named)]
@@ -82,11 +85,11 @@ def read_edits(
     return edits
 
 
-def read_supernodes(texts: Sequence[str] | None) -> dict[str, Supernode]:
-    """NAME=FEATURES, by name."""
-    from circuit_tracer.interventions import FeatureAt, Supernode
+def read_supernodes(texts: Sequence[str] | None, file: Path | None = None) -> dict[str, Supernode]:
+    """NAME=FEATURES, and those saved in a viewer's file, by name."""
+    from circuit_tracer.interventions import FeatureAt, Supernode, saved_supernodes
 
-    found: dict[str, Supernode] = {}
+    found = {} if file is None else saved_supernodes(file)
     for text in texts or ():
         name, equals, rest = text.partition("=")
         if not equals or not name.strip():

@@ -11,7 +11,7 @@ from circuit_tracer.cli import edit_options, options
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from circuit_tracer.interventions import Edit, Outcome
+    from circuit_tracer.interventions import Edit, Outcome, Supernode
     from circuit_tracer.interventions.edits import Positions
 
 
@@ -35,9 +35,12 @@ def intervene(
         int | None, typer.Option("--from-position", help="Position in the other prompt; default: the same one.")
     ] = None,
     supernode: edit_options.SupernodeOption = None,
+    supernodes: edit_options.SupernodeFile = None,
     semantics: Annotated[
         Literal["direct", "constrained", "iterative"],
-        typer.Option("--semantics", help="What reacts to a change: all (direct, as circuit-tracer), see the manual."),
+        typer.Option(
+            "--semantics", help="What reacts to a change: everything (direct), or see interventions/README.md."
+        ),
     ] = "direct",
     layers: Annotated[
         str | None, typer.Option("--layers", help="Range of constrained or iterative layers, such as 3-8.")
@@ -61,8 +64,9 @@ def intervene(
     """
     if (prompt is None) == (graph is None):
         raise InputError("give either --prompt TEXT or --graph FILE")
-    edits = edit_options.read_edits(supernode, set_to, scale, ablate, add)
-    edits += _taken(take, source, source_at, supernode)
+    named = edit_options.read_supernodes(supernode, supernodes)
+    edits = edit_options.read_edits(named, set_to, scale, ablate, add)
+    edits += _taken(take, source, source_at, named)
     if not edits:
         raise InputError("say what to change: --set, --scale, --ablate, --add or --take, such as --ablate 1/45@6")
     from circuit_tracer.interventions import Semantics, apply_edits
@@ -106,13 +110,12 @@ def describe(outcome: Outcome, semantics: str, top: int) -> dict[str, Any]:
 
 
 def _taken(
-    take: list[str] | None, source: str | None, source_at: int | None, supernode: list[str] | None
+    take: list[str] | None, source: str | None, source_at: int | None, named: dict[str, Supernode]
 ) -> list[Edit]:
     from circuit_tracer.interventions import take_from
 
     if bool(take) != (source is not None):
         raise InputError("--take FEATURES and --from PROMPT belong together; give both")
-    named = edit_options.read_supernodes(supernode)
     items: list[tuple[Any, Positions]] = [
         item for text in take or () for item in edit_options.read_features(text, named)
     ]

@@ -24,6 +24,7 @@ def steer(
     ablate: edit_options.Ablate = None,
     add: edit_options.Add = None,
     supernode: edit_options.SupernodeOption = None,
+    supernodes: edit_options.SupernodeFile = None,
     direction: Annotated[
         list[str] | None,
         typer.Option("--direction", help="LAYER:FILE=STRENGTH: a vector (one tensor, .safetensors) behind a layer."),
@@ -52,7 +53,8 @@ def steer(
     """
     if stream and json:
         raise InputError("--stream prints text and --json nothing but JSON; choose one")
-    edits: list[Edit | Direction] = [*edit_options.read_edits(supernode, set_to, scale, ablate, add)]
+    named = edit_options.read_supernodes(supernode, supernodes)
+    edits: list[Edit | Direction] = [*edit_options.read_edits(named, set_to, scale, ablate, add)]
     edits += [_direction(text) for text in direction or ()]
     if not edits:
         raise InputError("say what to change: --set, --scale, --ablate, --add or --direction, such as --scale 1/45=10")

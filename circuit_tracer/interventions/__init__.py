@@ -32,6 +32,7 @@ from circuit_tracer.interventions.semantics import Semantics
 from circuit_tracer.interventions.settings import Intervention
 from circuit_tracer.interventions.steering import Continuation, Sampling, Steering, steer
 from circuit_tracer.interventions.steering_plan import Direction
+from circuit_tracer.interventions.supernodes import saved_supernodes
 
 __all__ = [
     "CleanRun",
@@ -65,6 +66,7 @@ __all__ = [
     "logit_difference",
     "nodes_of",
     "probability",
+    "saved_supernodes",
     "scale",
     "set_to",
     "setup_intervention_with_freeze",
