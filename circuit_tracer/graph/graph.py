@@ -233,6 +233,18 @@ class Graph:
 
         return create_graph_files(self, slug, output_path, **options)
 
+    def to_html(self, path: str | Path, **options: Any) -> Path:
+        """Write one page that shows the graph offline; the options of ``viewer.page.graph_page``."""
+        from circuit_tracer.viewer.page import write_page
+
+        return write_page(self, path, **options)
+
+    def _repr_html_(self) -> str:
+        """In a notebook the graph shows itself."""
+        from circuit_tracer.viewer.page import graph_frame
+
+        return graph_frame(self)
+
     # Checks
 
     def _check_lengths(self) -> None:

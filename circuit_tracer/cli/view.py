@@ -1,0 +1,39 @@
+"""`circuit-tracer view`: a graph as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from circuit_tracer.cli import options
+
+
+def view(
+    graph: Annotated[
+        Path, typer.Argument(help="Graph: .safetensors, circuit-tracer's .pt, or a viewer's .json, shown as it is.")
+    ],
+    html: Annotated[
+        Path | None, typer.Option("--html", help="The page to write; default: beside the graph, with its name.")
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = False,
+    node_threshold: options.NodeThreshold = 0.8,
+    edge_threshold: options.EdgeThreshold = 0.98,
+    debug: options.Debug = False,
+) -> None:
+    """Write a graph as one page that opens offline, viewer and all."""
+    from circuit_tracer.graph.files.native import as_graph
+    from circuit_tracer.viewer.page import write_page
+
+    shown = graph if graph.suffix == ".json" else as_graph(graph)
+    page = write_page(
+        shown,
+        html or graph.with_suffix(".html"),
+        slug=graph.stem,
+        node_threshold=node_threshold,
+        edge_threshold=edge_threshold,
+    )
+    typer.echo(f"wrote {page}")
+    if open_page:
+        typer.launch(str(page))
