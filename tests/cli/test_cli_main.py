@@ -18,7 +18,22 @@ from circuit_tracer.errors import FileFormatError
 from circuit_tracer.replacement_model import ReplacementModel
 
 
-@pytest.mark.parametrize("command", [[], ["attribute"], ["prune"], ["info"], ["convert"], ["train"], ["evaluate"], ["push"], ["view"], ["demo"], ["demo", "train"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["attribute"],
+        ["prune"],
+        ["info"],
+        ["convert"],
+        ["train"],
+        ["evaluate"],
+        ["push"],
+        ["view"],
+        ["demo"],
+        ["demo", "train"],
+    ],
+)
 def test_every_command_explains_itself(run: Run, command: list[str]) -> None:
     outcome = run(*command, "--help")
     assert outcome.code == 0
