@@ -4,7 +4,7 @@
 
 trains three transcoders by the shipped recipe, but for fewer steps: the package's trainer; a dense one without what it adds
 (AuxK); and a dense one that plants dead features, as the embedded transcoder used to be trained. Prints the table and
-writes it into metrics.json and the card of FOLDER (the shipped one). Some six minutes on one core.
+writes it into metrics.json and the card of FOLDER (the shipped one). Some five minutes on one core.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from circuit_tracer.training.loop import normalised
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "training"))
 from dense_trainer import Batch, DenseTrainer, DenseTranscoder
 
-STEPS = 1500
+STEPS = 1000
 PLANTINGS = 5  # before the learning rate falls
 POOL = 8192  # contexts that dead features are planted on
 

@@ -84,6 +84,12 @@ def test_the_published_numbers_meet_their_aims(metrics: dict[str, Any]) -> None:
     assert all(one["passes"] for one in metrics["shown"])
 
 
+def test_the_sparse_trainer_is_better_than_dense_training_at_equal_l0_in_training(metrics: dict[str, Any]) -> None:
+    ours, *others = metrics["trainers"]["rows"].values()
+    for other in others:
+        assert all(ours[name] < other[name] for name in ("nmse", "kl", "never_active"))
+
+
 def test_features_never_active_are_as_many_as_published(demo: Demo, metrics: dict[str, Any]) -> None:
     assert never_active(*demo) == pytest.approx(metrics["features_never_active_by_layer"], abs=3)
 
