@@ -105,8 +105,8 @@ def _comparison(metrics: dict[str, Any]) -> str:
         f"Three transcoders trained for {metrics['trainers']['steps']} steps (the shipped one is trained for longer), from",
         "the same weights, with the same contexts, batches, features and L0 in training; see `benchmarks/demo_trainers.py`.",
         "L0 is equal over contexts as they are drawn in training; the column counts tokens of the statements, where frequent",
-        "contexts weigh more. NMSE: mean of layers, each training context once. KL and answers kept: mean of the five groups of",
-        "statements.\n",
+        "contexts weigh more. NMSE: mean of layers, each training context once. KL and answers kept: mean of the five groups",
+        "of statements.\n",
         "| trainer | NMSE | KL | answers kept | never active | L0 a token | swaps of reserved cities, 1x, 2x |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
