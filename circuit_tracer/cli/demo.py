@@ -38,7 +38,7 @@ def train(
     ] = None,
     debug: options.Debug = False,
 ) -> None:
-    """Train the demo's model and transcoder again (some ten minutes), and print the metrics."""
+    """Train the demo's model and transcoder again (many minutes on one core), and print the metrics."""
     from circuit_tracer.demo.recipe import train as run
 
     seeds: dict[str, Any] = {"seed": seed, "transcoder_seed": transcoder_seed}

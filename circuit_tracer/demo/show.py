@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SLUG = "demo"
 PATHS_SHOWN = 8
+PAGE_NODE_THRESHOLD = 0.95  # a small graph can show more than the usual 80 % of the influence
 
 
 def load_demo(dtype: torch.dtype = torch.float32) -> ReplacementModel:
@@ -29,7 +30,7 @@ def load_demo(dtype: torch.dtype = torch.float32) -> ReplacementModel:
 
 
 def main(folder: str | Path, prompt: str | None = None) -> Graph:
-    """Trace a prompt, print what explains its answer, and write the graph (viewer JSON, native file, picture) into `folder`."""
+    """Trace a prompt, print what explains its answer, and write the graph (page, viewer JSON, native file, picture)."""
     from circuit_tracer.attribution.attribute import attribute
 
     target = require_writable_folder(folder)
@@ -55,14 +56,21 @@ def main(folder: str | Path, prompt: str | None = None) -> Graph:
 
 
 def write_files(graph: Graph, folder: Path, labels: dict[tuple[int, int], str]) -> dict[str, str]:
-    """Write the three files of a graph; what was written, by path."""
+    """Write the files of a graph; what was written, by path."""
     from circuit_tracer.graph.files.viewer_json import create_graph_files
     from circuit_tracer.graph.picture import draw_graph
+    from circuit_tracer.viewer.page import write_page
 
     json_file = create_graph_files(graph, SLUG, folder, scan="circuit-tracing-demo", labels=labels)
     native = graph.save(folder / f"{SLUG}.safetensors")
     picture = draw_graph(graph, folder / f"{SLUG}.svg", labels)
-    return {str(json_file): "graph for the viewers", str(native): "everything, for Graph.load", str(picture): "picture"}
+    page = write_page(graph, folder / f"{SLUG}.html", labels=labels, slug=SLUG, node_threshold=PAGE_NODE_THRESHOLD)
+    return {
+        str(page): "open it in a browser",
+        str(json_file): "graph for the viewers",
+        str(native): "everything, for Graph.load",
+        str(picture): "picture",
+    }
 
 
 def describe_node(graph: Graph, node: int, labels: dict[tuple[int, int], str]) -> str:
