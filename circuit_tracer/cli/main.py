@@ -10,7 +10,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from circuit_tracer.cli import attribute, convert, demo, evaluate, info, prune, push, train, view
+from circuit_tracer.cli import (
+    attribute,
+    convert,
+    demo,
+    evaluate,
+    info,
+    intervene,
+    patch,
+    prune,
+    push,
+    steer,
+    train,
+    view,
+)
 from circuit_tracer.cli.options import DEBUG, Debug
 from circuit_tracer.errors import CircuitTracerError
 
@@ -92,6 +105,9 @@ app.command("prune")(prune.prune)
 app.command("info")(info.info)
 app.command("convert")(convert.convert)
 app.command("view")(view.view)
+app.command("intervene")(intervene.intervene)
+app.command("steer")(steer.steer)
+app.command("patch")(patch.patch)
 app.command("train", cls=train.TrainCommand)(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("push")(push.push)
