@@ -65,7 +65,9 @@ def run(python: Path | str, script: str, case: Case, **options: Any) -> dict[str
     words = [word for name, value in sizes.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     found = subprocess.run([str(python), str(HERE / script), *words], stdout=subprocess.PIPE, text=True)
     if found.returncode:
-        raise SystemExit(f"{script} ended with status {found.returncode} at {sizes}; out of memory, perhaps")
+        raise SystemExit(
+            f"{script} ended with status {found.returncode} at {sizes}; without an error above it was killed, for memory perhaps"
+        )
     measured: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
     return measured
 
