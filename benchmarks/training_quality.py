@@ -37,7 +37,9 @@ from circuit_tracer.training.evaluation.reconstruction import Meter, Spread
 from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 
 HERE = Path(__file__).resolve().parent
-CONVERSION_LIMIT = 1e-3  # relative difference of an error by decode-clt's code and by ours
+# Relative difference of an error by decode-clt's code and by ours. Not less: an entry that rounding lifts over its threshold
+# changes an error over some hundred tokens by a thousandth.
+CONVERSION_LIMIT = 5e-3
 REPLACEMENT_TOKENS = 4096
 
 

@@ -66,7 +66,7 @@ def run(python: Path | str, script: str, case: Case, **options: Any) -> dict[str
     found = subprocess.run([str(python), str(HERE / script), *words], stdout=subprocess.PIPE, text=True)
     if found.returncode:
         raise SystemExit(
-            f"{script} ended with status {found.returncode} at {sizes}; without an error above it was killed, for memory perhaps"
+            f"{script} ended with status {found.returncode} at {sizes}; without an error above it was killed (memory?)"
         )
     measured: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])
     return measured
