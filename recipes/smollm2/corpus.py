@@ -255,11 +255,8 @@ SOURCES = (
 TOOLS = ("bible-kjv",)  # packages with no text of their own
 
 
-def build(unpacked: Path, characters: int | None = None) -> list[dict[str, str]]:
-    """All documents in the order of the file, or so many of the first ones that they have ``characters`` together.
-
-    Raises FileNotFoundError when a package has none.
-    """
+def build(unpacked: Path) -> list[dict[str, str]]:
+    """All documents, shuffled. Raises FileNotFoundError when a package has none."""
     chosen: list[tuple[str, str, str]] = []
     for source in SOURCES:
         ranked = sorted(_ranked(source.package, source.documents(unpacked / source.package)))
@@ -267,8 +264,7 @@ def build(unpacked: Path, characters: int | None = None) -> list[dict[str, str]]
             raise FileNotFoundError(f"no documents of {source.package} under {unpacked}: download and unpack it there")
         chosen += [(rank, source.package, text) for rank, text in _first(ranked, source.characters, lambda one: one[1])]
     chosen.sort(key=lambda one: one[0][::-1])  # by the key as it was taken, large sources would come first
-    wanted = _first(chosen, characters, lambda one: one[2])
-    return [{"source": name, "text": text} for _, name, text in wanted]
+    return [{"source": name, "text": text} for _, name, text in chosen]
 
 
 def _ranked(name: str, documents: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -299,19 +295,34 @@ def main(arguments: list[str]) -> None:
     building = commands.add_parser("build", help="write the corpus")
     building.add_argument("unpacked", type=Path)
     building.add_argument("out", type=Path)
-    building.add_argument("--characters", type=int, help="how much is wanted; without it, everything")
+    building.add_argument("--characters", type=int, help="how many go to OUT; without it, all")
+    building.add_argument("--held-out", type=Path, help="file for documents after those, a quarter as many characters")
     given = parser.parse_args(arguments)
     if given.command == "packages":
         print("\n".join([*TOOLS, *(source.package for source in SOURCES)]))
         return
-    documents = build(given.unpacked, given.characters)
-    temporary = given.out.with_suffix(".part")
+    documents = build(given.unpacked)
+    chosen = list(_first(documents, given.characters, _text))
+    _write(given.out, chosen)
+    if given.held_out is not None:
+        rest, size = documents[len(chosen) :], sum(len(_text(document)) for document in chosen)
+        _write(given.held_out, list(_first(rest, size // 4, _text)))
+
+
+def _text(document: dict[str, str]) -> str:
+    return document["text"]
+
+
+def _write(path: Path, documents: list[dict[str, str]]) -> None:
+    """Write the file, then say what is in it."""
+    temporary = path.with_suffix(".part")
     with open(temporary, "w", encoding="utf-8") as out:
         out.writelines(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
-    temporary.replace(given.out)
+    temporary.replace(path)
+    print(path)
     for name in sorted({document["source"] for document in documents}):
-        texts_of = [document["text"] for document in documents if document["source"] == name]
-        print(f"{name:20} {sum(map(len, texts_of)):>10,} characters in {len(texts_of):>5,} documents")
+        sizes = [len(_text(document)) for document in documents if document["source"] == name]
+        print(f"  {name:20} {sum(sizes):>10,} characters in {len(sizes):>5,} documents")
 
 
 if __name__ == "__main__":

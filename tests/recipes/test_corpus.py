@@ -1,4 +1,4 @@
-"""The corpus script of the SmolLM2 recipe, on packages of a few lines."""
+"""The SmolLM2 recipe: its corpus script, on packages of a few lines, and its configuration."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "recipes" / "smollm2" / "corpus.py"
+from circuit_tracer.training.config_file import load
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2"
 LONG = "It was a bright day and the clocks were about to strike. " * 6
 
 
 @pytest.fixture(scope="module")
 def corpus() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("smollm2_corpus", SCRIPT)
+    spec = importlib.util.spec_from_file_location("smollm2_corpus", RECIPE / "corpus.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -109,7 +111,11 @@ def test_build_is_mixed_capped_and_the_same_every_time(
     documents = [json.loads(line) for line in outputs[0].splitlines()]
     assert sorted(document["source"] for document in documents) == ["large"] * 4 + ["small"] * 2
     assert len({document["text"] for document in documents}) == 6
-    assert corpus.build(folder, characters=len(LONG)) == documents[:1]
+    held_out = ["--characters", str(2 * len(LONG)), "--held-out", str(tmp_path / "d")]
+    corpus.main(["build", str(folder), str(tmp_path / "c"), *held_out])
+    lines = outputs[0].splitlines()
+    assert (tmp_path / "c").read_bytes().splitlines() == lines[:2]
+    assert (tmp_path / "d").read_bytes().splitlines() == lines[2:3]
 
 
 def test_missing_package_is_named(corpus: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,3 +124,9 @@ def test_missing_package_is_named(corpus: ModuleType, tmp_path: Path, monkeypatc
         file.unlink()
     with pytest.raises(FileNotFoundError, match="no documents of small"):
         corpus.build(folder)
+
+
+def test_configuration_is_valid_and_reads_what_the_script_writes() -> None:
+    config = load(str(RECIPE / "config.yaml"), {})
+    assert config.data.path == "corpus/corpus.jsonl"
+    assert "$folder/corpus.jsonl" in (RECIPE / "corpus.sh").read_text()
