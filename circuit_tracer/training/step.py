@@ -148,6 +148,7 @@ class _Step:
     ranks: Ranks
     selection: Selection
     terms: dict[str, float]
+    scratch: dict[str, Tensor] = field(default_factory=dict)
 
     def auxiliary(self, error_BSD: Tensor) -> tuple[list[SparseRows], Tensor] | None:
         """AuxK: entries of dead features and the gradient of their outputs (B, S * D)."""
@@ -206,10 +207,10 @@ class _Step:
         parts = _Parts(
             x_BD.new_zeros(len(dictionary.norms[source]), x_BD.shape[1]), x_BD.new_zeros(len(dictionary.norms[source]))
         )
-        self._reconstruction(source, grad_BSD.flatten(1)[:, columns].contiguous(), parts)
+        self._reconstruction(source, self._contiguous("main", grad_BSD.flatten(1), columns), parts)
         if auxiliary is not None:
             entries, grad_BC = auxiliary
-            self._through(source, entries[source], grad_BC[:, columns].contiguous(), parts)
+            self._through(source, entries[source], self._contiguous("aux", grad_BC, columns), parts)
         if derivative is not None:
             derivative.add(dictionary, source, parts.encoder_fD, parts.decoder)
         if self.settings.pre_activation_weight:
@@ -220,6 +221,15 @@ class _Step:
         self.sink.gradient(f"W_enc.{source}", parts.encoder_fD)
         self.sink.gradient(f"b_enc.{source}", parts.bias_f)
         self._hand_over_decoder(source, parts)
+
+    def _contiguous(self, name: str, grad_BC: Tensor, columns: slice) -> Tensor:
+        """A copy of some columns in memory that every source uses again: fresh memory would cost more than the copy."""
+        width = columns.stop - columns.start
+        if width == grad_BC.shape[1]:
+            return grad_BC
+        if name not in self.scratch:
+            self.scratch[name] = torch.empty_like(grad_BC).flatten()
+        return self.scratch[name][: len(grad_BC) * width].view(len(grad_BC), width).copy_(grad_BC[:, columns])
 
     def _reconstruction(self, source: int, grad_BC: Tensor, parts: _Parts) -> None:
         """What the main loss and the sparsity penalty say about one source."""
