@@ -126,10 +126,9 @@ def test_all_public_names_resolve() -> None:
 
 
 def test_features_of_a_viewers_address() -> None:
+    from circuit_tracer.errors import InputError
     from circuit_tracer.utils.decode_url_features import Feature, decode_url_features
     from circuit_tracer.utils.demo_utils import extract_supernode_features
-
-    from circuit_tracer.errors import InputError
 
     url = (
         "https://www.neuronpedia.org/gemma-2-2b/graph?slug=a&pinnedIds=27_22605_10%2CE_26865_9&supernodes="
@@ -145,9 +144,8 @@ def test_features_of_a_viewers_address() -> None:
 
 
 def test_displays_of_the_notebooks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from circuit_tracer.utils import demo_utils as show
-
     from circuit_tracer.attribution.targets import CustomTarget
+    from circuit_tracer.utils import demo_utils as show
 
     class Letters:
         def decode(self, ids: list[int]) -> str:
@@ -167,8 +165,9 @@ def test_displays_of_the_notebooks(capsys: pytest.CaptureFixture[str], monkeypat
 
 def test_the_chart_of_the_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib").use("agg")
-    from circuit_tracer.utils.demo_utils import display_ablation_chart
     from matplotlib import pyplot as plt
+
+    from circuit_tracer.utils.demo_utils import display_ablation_chart
 
     display_ablation_chart(
         {"clean": {"a": 0.5, "b": 0.2}, "ablated": {"a": 0.1, "b": 0.6}}, {"clean": 1.0, "ablated": -2.0}
