@@ -55,8 +55,8 @@ class Budget:
 
 
 BUDGETS = {
-    "demo": Budget(tokens=400 * 1024, features=192, active=2, batch=1024, rates=(3e-4, 1e-3, 3e-3)),
-    "smollm2": Budget(tokens=512 * 256, features=512, active=8, batch=256, rates=(1e-3,)),
+    "demo": Budget(tokens=400 * 1024, features=192, active=2, batch=1024, rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
+    "smollm2": Budget(tokens=512 * 256, features=512, active=8, batch=256, rates=(1e-3, 3e-3)),
 }
 
 
@@ -86,9 +86,10 @@ def trained(attempt: Attempt, rows: Rows, budget: Budget, args: argparse.Namespa
     """The dictionary's folder and what is known of its training; trained unless it is there."""
     folder = rows.folder.parent / attempt.name
     record, settings = folder / "run.json", asdict(budget) | rows.about
+    del settings["rates"]
     if record.exists():
         found: dict[str, Any] = json.loads(record.read_text())
-        if found["settings"] != json.loads(json.dumps(settings)):
+        if found["settings"] != settings:
             raise SystemExit(f"{folder} was trained with other settings: delete it, or choose another --work")
         return folder, found
     print(f"  training {attempt.name}", flush=True)

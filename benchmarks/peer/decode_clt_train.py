@@ -1,10 +1,7 @@
 """One dictionary by decode-clt 0.0.1 from activations on disk (../training_rows.py), in circuit-tracer's layout.
 
-Runs inside the virtual environment that setup_decode_clt.sh makes. Training is that of its own CLTTrainer, unchanged; only
-where its batches come from is ours. The recipe is the one of its tutorial on BatchTopK (tutorials/1B, repository
-curt-tigges/crosslayer-coding): AdamW with beta2 0.98, learning rate 1e-4 unless --rate says otherwise, constant and falling to
-zero over the last fifth of the steps, AuxK with weight 1/32 on features silent for 200 steps, no penalty. One thing differs:
-the tutorial's topk_mode "per_layer" selects nothing at all in 0.0.1, so it is "global", the default.
+Runs inside the virtual environment that setup_decode_clt.sh makes. Training is that of its own trainer by its own recipe
+(decode_clt.py), with another learning rate if --rate says so.
 
 --space tells in which space: "own" is its "mean_std" (every dimension centred and scaled, the loss in the model's own space, as
 its stores and LossManager have it); "scaled" is this package's (one scale a layer, so that the loss weighs layers alike).
@@ -20,12 +17,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import yaml
+from decode_clt import RATE, ByLayer, recipe, require_version, sizes, train
 from safetensors.torch import save_file
 from torch import Tensor
 from training_rows import Rows
-
-EXPECTED = "0.0.1"
-RATE = 1e-4  # of its tutorial
-ByLayer = dict[int, Tensor]
 
 
 class Space:
@@ -78,46 +70,6 @@ class Store:
     def __next__(self) -> tuple[ByLayer, ByLayer]:
         x_BLD, y_BLD = next(self.batches)
         return self.space.into("x", x_BLD), self.space.into("y", y_BLD)
-
-
-def train(args: argparse.Namespace, rows: Rows, space: Space) -> Any:
-    """The model after all steps of its own trainer."""
-    from clt.config import CLTConfig, TrainingConfig
-    from clt.training import trainer as module
-
-    config = CLTConfig(
-        num_features=args.features,
-        num_layers=rows.about["layers"],
-        d_model=rows.about["width"],
-        activation_fn="batchtopk",
-        batchtopk_k=args.active * rows.about["layers"],
-        clt_dtype="float32",
-    )
-    steps = rows.about["tokens"] // args.batch
-    training = TrainingConfig(
-        learning_rate=args.rate,
-        training_steps=steps,
-        train_batch_size_tokens=args.batch,
-        activation_path="unused",
-        activation_dtype="float32",
-        normalization_method="mean_std" if args.space == "own" else "none",
-        sparsity_lambda=0.0,
-        sparsity_c=0.0,
-        preactivation_coef=0.0,
-        aux_loss_factor=1 / 32,
-        apply_sparsity_penalty_to_batchtopk=False,
-        optimizer="adamw",
-        optimizer_beta2=0.98,
-        lr_scheduler="linear_final20",
-        dead_feature_window=200,
-        eval_interval=10**9,
-        checkpoint_interval=10**9,
-    )
-    module.create_activation_store = lambda **_: Store(rows, space, args.batch, args.space == "own")
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = module.CLTTrainer(config, training, log_dir=scratch, device="cpu")
-        trainer.checkpoint_manager._save_checkpoint = lambda *_, **__: None  # gigabytes that nobody reads
-        return trainer.train()
 
 
 @torch.no_grad()
@@ -227,15 +179,19 @@ def main() -> None:
     parser.add_argument("--space", choices=["own", "scaled"], default="own")
     parser.add_argument("--threads", type=int, default=None)
     args = parser.parse_args()
-    if version("decode-clt") != EXPECTED:
-        raise SystemExit(f"decode-clt {EXPECTED} expected, found {version('decode-clt')}: use setup_decode_clt.sh")
+    versions = require_version()
     if args.threads:
         torch.set_num_threads(args.threads)
-    logging.disable(logging.WARNING)
     rows = Rows(args.rows)
+    about, own = rows.about, args.space == "own"
     space = Space(rows, args.space)
+    config = sizes(about["layers"], about["width"], args.features, args.active)
+    steps = about["tokens"] // args.batch
+    normalisation = "mean_std" if own else "none"
+    training = recipe(steps, args.batch, learning_rate=args.rate, normalization_method=normalisation)
     start = time.perf_counter()
-    model = train(args, rows, space)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = train(config, training, Store(rows, space, args.batch, own), scratch)
     seconds = time.perf_counter() - start
     own_rule = {}
     for group in ("calibration", "test"):
@@ -244,15 +200,15 @@ def main() -> None:
     thresholds, found = convert(model, space, *rows.group("calibration"), args.batch)
     x_NLD, y_NLD = rows.group("test")
     converted = nmse(model, space, x_NLD, y_NLD, lambda pre_NF, layer: pre_NF * (pre_NF > thresholds[layer]))
-    write(model, space, thresholds, args.out, rows.about["model"])
+    write(model, space, thresholds, args.out, about["model"])
     found |= {
         "rate": args.rate,
         "space": args.space,
         "seconds": seconds,
-        "steps": rows.about["tokens"] // args.batch,
+        "steps": steps,
         "nmse_batch_topk": own_rule,
         "nmse_test": converted,
-        "versions": {"decode-clt": EXPECTED, "torch": version("torch")},
+        "versions": versions,
     }
     print(json.dumps(found))
 
