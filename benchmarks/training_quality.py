@@ -1,8 +1,8 @@
 """Quality at equal budget against decode-clt 0.0.1: same activations in the same order, same steps, same features, same L0.
 
-    python benchmarks/training_quality.py --peer DECODE_VENV --work WORK --data demo          # about 15 minutes
+    python benchmarks/training_quality.py --peer DECODE_VENV --work WORK --data demo          # about 10 minutes
     python benchmarks/training_quality.py --peer DECODE_VENV --work WORK --data smollm2 \
-        --model MODELS/smollm2-hf --corpus CORPUS/corpus.jsonl                                # about 2 hours, the peer's
+        --model MODELS/smollm2-hf --corpus CORPUS/corpus.jsonl                                # 2 to 3 hours, the peer's
 
 Activations are written once (training_activations.py) and read by both. Each engine trains with its own recipe at its own
 learning rate, then at each of the same --rates, decode-clt besides in two spaces (peer/decode_clt_train.py says what and why).
@@ -56,7 +56,7 @@ class Budget:
 
 BUDGETS = {
     "demo": Budget(tokens=400 * 1024, features=192, active=2, batch=1024, rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
-    "smollm2": Budget(tokens=512 * 256, features=512, active=8, batch=256, rates=(1e-3, 3e-3)),
+    "smollm2": Budget(tokens=400 * 256, features=512, active=8, batch=256, rates=(1e-3, 3e-3)),
 }
 
 
