@@ -1,7 +1,7 @@
 """A whole run, from a configuration to a dictionary that can be traced with (training/README.md).
 
-OUT/config.yaml     the configuration            OUT/transcoder/   the dictionary, as tracers read it
-OUT/log.jsonl       one line a report            OUT/evaluation.json, OUT/README.md   what was measured on it
+OUT/config.yaml     the configuration            OUT/transcoder/   the dictionary, as tracers read it, with
+OUT/log.jsonl       one line a report                              evaluation.json and README.md, what was measured on it
 OUT/checkpoints/    the last two
 """
 
@@ -38,7 +38,7 @@ from circuit_tracer.training.published import publish
 from circuit_tracer.training.ranks import Ranks
 from circuit_tracer.training.state import TrainingState
 
-# Keys that may differ between a run and its resumption: they change no weight.
+# Keys that may differ between a run and its resumption: they change no weight (threads and devices: beyond rounding).
 FREE = (
     "run.out", "run.threads", "run.log_every", "run.checkpoint_every_steps", "run.tensorboard", "run.wandb",
     "run.export_dtype", "data.cache", "data.buffer_place", "model.device",
