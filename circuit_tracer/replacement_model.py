@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuit_tracer.attribution.prompt import check_pair
 from circuit_tracer.errors import InputError
-from circuit_tracer.models import attention, tokenization
+from circuit_tracer.models import tokenization
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.models.frozen import check_hooks
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
@@ -112,8 +112,7 @@ class ReplacementModel:
             )
         parts = bind(model, model_name)
         check_pair(parts, transcoders)
-        attention.install(model)
-        verify(parts)
+        verify(parts)  # which routes attention through this package
         return cls(parts, transcoders, tokenizer, backend)
 
     def ensure_tokenized(self, prompt: tokenization.Prompt) -> Tensor:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.files import atomic_write, require_writable_folder
-from circuit_tracer.models import attention
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.verify import verify
@@ -111,7 +110,6 @@ class _Run:
             **({"revision": self.config.model.revision} if self.config.model.revision else {}),
         )
         parts = bind(model, self.config.model.name)
-        attention.install(model)
         verify(parts)
         return parts, tokenizer
 
