@@ -6,7 +6,6 @@ import base64
 import hashlib
 import html
 import json
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from circuit_tracer.errors import InputError
 from circuit_tracer.files import atomic_write
 from circuit_tracer.graph.files.node_ids import cantor_pair, cantor_unpair
-from circuit_tracer.graph.files.read_json import load_viewer_json
 from circuit_tracer.viewer.bundle import STATIC, bundled_script
-from circuit_tracer.viewer.sum_rule import sum_rules
+from circuit_tracer.viewer.document import viewer_document
 
 if TYPE_CHECKING:
     from circuit_tracer.graph.files.viewer_json import Labels
@@ -45,7 +43,9 @@ def graph_page(
     Raises InputError for what is no graph, and for numbers that are not finite. What else is wrong with viewer JSON,
     the page itself mends and reports, or says why it cannot be shown.
     """
-    document = _document(graph, labels, slug, node_threshold, edge_threshold)
+    document = viewer_document(
+        graph, labels=labels, slug=slug, node_threshold=node_threshold, edge_threshold=edge_threshold
+    )
     title = html.escape(f"{document['metadata'].get('prompt') or slug} – attribution graph")
     head, script = _head_and_script()
     data = [_data("graph-data", document)]
@@ -77,40 +77,6 @@ def graph_frame(graph: Graph | Mapping[str, Any] | str | Path, *, height: int = 
     style = f"width:100%;height:{int(height)}px;border:0"
     allowed = "allow-scripts allow-downloads"
     return f'<iframe title="attribution graph" sandbox="{allowed}" style="{style}" srcdoc="{page}"></iframe>'
-
-
-def _document(
-    graph: Graph | Mapping[str, Any] | str | Path,
-    labels: Labels | None,
-    slug: str,
-    node_threshold: float,
-    edge_threshold: float,
-) -> Mapping[str, Any]:
-    from circuit_tracer.graph.graph import Graph
-
-    if isinstance(graph, Graph):
-        return _exported(graph, labels, slug, node_threshold, edge_threshold)
-    if not isinstance(graph, Mapping):
-        return load_viewer_json(graph)
-    if not {"metadata", "nodes", "links"} <= set(graph) or not isinstance(graph["metadata"], Mapping):
-        raise InputError("this is no viewer JSON: it lacks metadata, nodes or links at its top level")
-    return graph
-
-
-def _exported(
-    graph: Graph, labels: Labels | None, slug: str, node_threshold: float, edge_threshold: float
-) -> dict[str, Any]:
-    """Viewer JSON of a graph, with the sum rule of each of its nodes."""
-    from circuit_tracer.graph.files.viewer_json import create_graph_files
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = create_graph_files(graph, slug, folder, None, node_threshold, edge_threshold, labels=labels)
-        document = load_viewer_json(path)
-    rules = sum_rules(graph)
-    for node in document["nodes"]:
-        if node["node_id"] in rules:
-            node["sum_rule"] = rules[node["node_id"]]
-    return document
 
 
 def _features_of(document: Mapping[str, Any], features: Features) -> dict[str, Mapping[str, Any]]:

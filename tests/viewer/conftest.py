@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, Page, find_chromium
+from documents import feature_details, small_document
 
 from circuit_tracer.graph import Graph
 
@@ -46,6 +47,14 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]
     yield opener
     for page in pages:
         page.close()
+
+
+@pytest.fixture
+def small(open_page: Callable[..., Page]) -> Page:
+    """The small document, with details of one feature."""
+    from circuit_tracer.viewer import graph_page
+
+    return open_page(graph_page(small_document(), {(0, 5): feature_details()}))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -35,6 +35,13 @@ _FEATURE_TYPES = {
 }
 _SETTINGS = ("max_n_logits", "desired_logit_prob", "batch_size", "max_feature_nodes")
 _WEIGHTS_A_PIECE = 100_000
+
+
+class GraphDocument(NamedTuple):
+    """Viewer JSON: the metadata by themselves, and the text of the whole document."""
+
+    metadata: dict[str, Any]
+    text: str
 
 
 def create_graph_files(
@@ -63,22 +70,52 @@ def create_graph_files(
     Needs no network. The files replace older ones only when complete. Raises InputError for anything that a viewer
     would not show, naming all of it, before a file is written; ResourceError if the disk is full.
     """
-    if target not in get_args(ExportTarget):
-        raise InputError(f"unknown export target {target!r}; expected one of {', '.join(get_args(ExportTarget))}")
     check_slug(slug)
     folder = require_writable_folder(output_path)
     read_index(folder)
-    graph = as_graph(graph_or_path)
+    document = graph_document(
+        as_graph(graph_or_path),
+        slug,
+        scan,
+        node_threshold,
+        edge_threshold,
+        policy=policy,
+        target=target,
+        labels=labels,
+        token_strings=token_strings,
+        feature_details=feature_details,
+        info=info,
+    )
+    path = folder / f"{slug}.json"
+    with atomic_write(path) as temporary:
+        temporary.write_text(document.text, encoding="utf-8")
+    add_to_index(folder, document.metadata)
+    return path
+
+
+def graph_document(
+    graph: Graph,
+    slug: str,
+    scan: str | list[str] | None = None,
+    node_threshold: float = 0.8,
+    edge_threshold: float = 0.98,
+    *,
+    policy: PrunePolicy = "circuit-tracer",
+    target: ExportTarget = "local",
+    labels: Labels | None = None,
+    token_strings: Sequence[str] | None = None,
+    feature_details: Mapping[str, str] | None = None,
+    info: Mapping[str, Any] | None = None,
+) -> GraphDocument:
+    """What ``create_graph_files`` writes, without writing it; the same options and errors."""
+    if target not in get_args(ExportTarget):
+        raise InputError(f"unknown export target {target!r}; expected one of {', '.join(get_args(ExportTarget))}")
+    check_slug(slug)
     tokens = _token_strings(graph, token_strings)
     pruned = prune_graph(graph, node_threshold, edge_threshold, policy)
     thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold, "policy": policy}
     metadata = _metadata(graph, slug, scan, tokens, thresholds, feature_details or {}, info or {})
-    text = viewer_json(graph, pruned, metadata, labels, target)
-    path = folder / f"{slug}.json"
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    add_to_index(folder, metadata)
-    return path
+    return GraphDocument(metadata, viewer_json(graph, pruned, metadata, labels, target))
 
 
 def viewer_json(
