@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.demo import world
-from circuit_tracer.demo.capture import mlp_activations
+from circuit_tracer.demo.capture import Rule, mlp_activations
 from circuit_tracer.demo.contexts import Contexts, collect
 from circuit_tracer.demo.dictionary import reconstruct
 from circuit_tracer.demo.probes import (
+    Batch,
     Features,
     batches,
     entity_features,
@@ -45,11 +46,9 @@ Metrics = dict[str, Any]
 def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transcoder: CrossLayerTranscoder) -> Metrics:
     """All metrics, as plain data. Deterministic; the random choices of the swap test have a fixed seed."""
     features = entity_features(model, tokenizer, transcoder)
-    kept_out = {one.reserved_city for one in world.entities()}
-    seen_pairs = [one for one in world.two_hops() if one.city not in kept_out and one not in set(world.held_out())]
     groups: dict[str, Sequence[Statement]] = {
         "one_hop": world.one_hops(),
-        "two_hop": seen_pairs,
+        "two_hop": world.seen_two_hops(),
         "two_hop_held_out": world.held_out(),
         "two_hop_reserved_cities": world.reserved(),
         "skills": world.skills(),
@@ -83,7 +82,7 @@ def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transc
             for strength in STRENGTHS
         },
         "swap_other_cities": {
-            str(strength): swap_test(model, tokenizer, transcoder, features, seen_pairs, strength)
+            str(strength): swap_test(model, tokenizer, transcoder, features, world.seen_two_hops(), strength)
             for strength in STRENGTHS
         },
         "answer_kept_without_a_random_entitys_features": ablation_test(
@@ -187,27 +186,39 @@ def swap_test(
     statements: Sequence[Statement],
     strength: float,
 ) -> dict[str, float]:
-    """Share of the answers that become the other entity's when the features are swapped at the city, by relation and all.
+    """`answers_turned` when an entity's features are swapped for the other's. One without features counts like any other."""
 
-    For each question ``OTHERS`` entities of its kind with another answer are drawn (fixed seed). An entity without
-    features counts like any other.
+    def swap(batch: Batch, others: Sequence[Entity]) -> Rule:
+        pairs = zip(batch.statements, others, strict=True)
+        edits = [swapped(features, str(one.entity), other.name, strength) for one, other in pairs]
+        return setting(transcoder, batch.subject_B, edits)
+
+    return answers_turned(model, tokenizer, statements, swap)
+
+
+def answers_turned(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    statements: Sequence[Statement],
+    intervene: Callable[[Batch, Sequence[Entity]], Rule],
+) -> dict[str, float]:
+    """Share of the answers that an intervention at the city turns into the other entity's, by relation and all.
+
+    For each question ``OTHERS`` entities of its kind with another answer are drawn (fixed seed); ``intervene`` is given the
+    questions and the entity drawn for each.
     """
     chance = random.Random(0)
-    flipped: defaultdict[str, list[bool]] = defaultdict(list)
+    turned: defaultdict[str, list[bool]] = defaultdict(list)
     for batch in batches(tokenizer, statements):
         for _ in range(OTHERS):
             others = [_another(one, chance) for one in batch.statements]
-            edits = [
-                swapped(features, str(one.entity), other.name, strength)
-                for one, other in zip(batch.statements, others, strict=True)
-            ]
             wanted = [other.answer(one.relation) for one, other in zip(batch.statements, others, strict=True)]
-            found_B = predict(model, batch.ids_BP, setting(transcoder, batch.subject_B, edits))
+            found_B = predict(model, batch.ids_BP, intervene(batch, others))
             wanted_B = torch.tensor([token_id(tokenizer, word) for word in wanted])
             for one, hit in zip(batch.statements, (found_B == wanted_B).tolist(), strict=True):
-                flipped[one.relation].append(hit)
-    every = [hit for hits in flipped.values() for hit in hits]
-    return {name: round(sum(hits) / len(hits), 4) for name, hits in [*sorted(flipped.items()), ("all", every)]}
+                turned[one.relation].append(hit)
+    every = [hit for hits in turned.values() for hit in hits]
+    return {name: round(sum(hits) / len(hits), 4) for name, hits in [*sorted(turned.items()), ("all", every)]}
 
 
 def ablation_test(

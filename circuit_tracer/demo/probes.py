@@ -130,12 +130,9 @@ def entity_features(
 ) -> dict[str, Features]:
     """For each entity its features with their usual activation: the mean over its cities on which they are active."""
     names = [one.name for one in world.entities()]
-    out = set(world.held_out())
-    cities = {city for one in world.entities() for city in one.open_cities}
-    statements = [one for one in world.two_hops() if one.city in cities and one not in out]
     shape = (len(names), transcoder.n_layers, transcoder.d_transcoder)
     total_ELF, active_ELF, count_E = torch.zeros(shape), torch.zeros(shape), torch.zeros(len(names))
-    for batch in batches(tokenizer, statements):
+    for batch in batches(tokenizer, world.seen_two_hops()):
         x_LBPD, _ = mlp_activations(model, model.model.embed_tokens(batch.ids_BP))
         x_LBD = x_LBPD[:, torch.arange(len(batch.subject_B)), batch.subject_B]
         activation_BLF = torch.stack([transcoder.encode_layer(x_BD, layer) for layer, x_BD in enumerate(x_LBD)], 1)

@@ -186,6 +186,12 @@ def transcoder_training() -> tuple[Statement, ...]:
 
 
 @cache
+def seen_two_hops() -> tuple[Statement, ...]:
+    """The two-hop statements that both model and transcoder are trained on."""
+    return tuple(one for one in transcoder_training() if one.hops == 2)
+
+
+@cache
 def vocabulary() -> tuple[str, ...]:
     """Every word and name, sorted; names of several words ("New York City") are one entry each."""
     names = {name for one in entities() for name in (one.name, *one.cities, *(value for _, value in one.values))}
