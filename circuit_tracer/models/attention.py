@@ -1,8 +1,11 @@
 """Attention as transformers hands it over: one function for every architecture, that records or replays patterns.
 
 `model.set_attn_implementation(NAME)` makes every layer of a transformers model call `_attention` with queries and keys after
-rotary embedding and head norms, values, mask, scaling, softcap and sinks. Recording keeps the pattern of each layer;
-replaying uses a kept pattern with live values, which is what a frozen-attention intervention needs.
+rotary embedding and head norms, values, mask, scaling, softcap and sinks. Recording keeps the pattern of each layer, or for
+long prompts what it is made of; replaying uses a kept pattern with live values, which is what a frozen-attention intervention
+needs.
+
+Letters: B batch, H heads, K key/value heads, P positions, d d_head.
 """
 
 from __future__ import annotations
@@ -16,15 +19,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuit_tracer.errors import UnsupportedModelError
+from circuit_tracer.kernels.attend_back import Scores
+
 NAME = "circuit_tracer"
+QUERIES_A_TILE = 512  # rows of the pattern that exist at once when patterns are not kept
 
 
 @dataclass
 class AttentionTape:
-    """Patterns by layer, each (H, P, P) with rows = queries. `replay` makes the forward pass use them instead of its own."""
+    """Patterns by layer, each (H, P, P) with rows = queries; with `recompute`, the scores they can be made from instead.
+
+    `replay` makes the forward pass use the patterns instead of its own.
+    """
 
     patterns: dict[int, Tensor] = field(default_factory=dict)
     replay: bool = False
+    recompute: bool = False
+    scores: dict[int, Scores] = field(default_factory=dict)
 
 
 _tape: ContextVar[AttentionTape | None] = ContextVar("attention_tape", default=None)
@@ -54,18 +66,22 @@ def attention_pattern(
     query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
     """Softmax weights (B, H, P, K) in at least float32; with sinks (H,) the rows sum to less than one."""
+    scores = _scores(query, key, mask, scaling, softcap)
+    if sinks is None:
+        return torch.softmax(scores, dim=-1)
+    sink = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
+
+
+def _scores(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None) -> Tensor:
+    """What the softmax is taken of, (B, H, P, K) in at least float32."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     groups = query.shape[1] // key.shape[1]
     query, key = query.to(dtype), key.to(dtype).repeat_interleave(groups, dim=1)
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores = scores + mask[..., : key.shape[-2]].to(dtype)
-    if sinks is None:
-        return torch.softmax(scores, dim=-1)
-    sink = sinks.to(dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
-    return torch.softmax(torch.cat([scores, sink], dim=-1), dim=-1)[..., :-1]
+    return scores if mask is None else scores + mask[..., : key.shape[-2]].to(dtype)
 
 
 def _attention(
@@ -82,12 +98,64 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """The attention function registered with transformers: (B, H, P, d) queries -> (B, P, H, d) outputs."""
     tape = _tape.get()
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if tape is not None and tape.recompute:
+        mixed, tape.scores[module.layer_idx] = _in_tiles(query, key, value, attention_mask, scale, softcap, s_aux)
+        return mixed.to(value.dtype).transpose(1, 2).contiguous(), None
     if tape is not None and tape.replay:
         pattern = tape.patterns[module.layer_idx][None].to(query.device)
     else:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         pattern = attention_pattern(query, key, attention_mask, scale, softcap, s_aux)
         if tape is not None:
             tape.patterns[module.layer_idx] = pattern[0].detach()
     values = value.to(pattern.dtype).repeat_interleave(query.shape[1] // value.shape[1], dim=1)
     return torch.matmul(pattern, values).to(value.dtype).transpose(1, 2).contiguous(), None
+
+
+def _in_tiles(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Scores]:
+    """Outputs (1, H, P, d) of attention and the scores behind them; `QUERIES_A_TILE` rows of the pattern exist at once."""
+    dtype, n_pos = torch.promote_types(query.dtype, torch.float32), query.shape[2]
+    values = value.to(dtype).repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+    mixed, lse = torch.empty_like(query, dtype=dtype), torch.empty_like(query[0, :, :, 0], dtype=dtype)
+    for start in range(0, n_pos, QUERIES_A_TILE):
+        rows = slice(start, start + QUERIES_A_TILE)
+        scores = _scores(query[:, :, rows], key, None if mask is None else mask[..., rows, :], scaling, softcap)
+        lse[:, rows] = torch.logsumexp(scores[0], dim=-1)
+        if sinks is not None:
+            lse[:, rows] = torch.logaddexp(lse[:, rows], sinks.to(dtype)[:, None])
+        mixed[:, :, rows] = torch.matmul(scores.sub_(lse[None, :, rows, None]).exp_(), values)
+    first = _first_keys(mask, n_pos).to(query.device)
+    return mixed, Scores(query[0].to(dtype), key[0].to(dtype), lse, first, scaling, softcap or None)
+
+
+def _first_keys(mask: Tensor | None, n_pos: int) -> Tensor:
+    """The first key (P,) that each query sees, from a mask (1, 1, P, P or more) that is 0 where it may look.
+
+    Raises UnsupportedModelError unless each query sees all keys from there up to itself, and `first` does not fall.
+    """
+    if mask is None:
+        raise UnsupportedModelError(
+            "this model hands no mask to its attention; its patterns cannot be recomputed, so long prompts cannot be traced"
+        )
+    first, place = torch.empty(n_pos, dtype=torch.int64), torch.arange(n_pos, device=mask.device)
+    causal = True
+    for start in range(0, n_pos, QUERIES_A_TILE):
+        query = place[start : start + QUERIES_A_TILE, None]
+        seen = mask[0, 0, start : start + QUERIES_A_TILE, :n_pos] == 0
+        low = seen.to(torch.uint8).argmax(dim=1)
+        causal = causal and torch.equal(seen, (place >= low[:, None]) & (place <= query))
+        first[start : start + QUERIES_A_TILE] = low.cpu()
+    if not causal or bool((first.diff() < 0).any()):
+        raise UnsupportedModelError(
+            "this model's attention is neither causal nor causal within a window; its patterns cannot be recomputed, "
+            f"so that long prompts (this one has {n_pos} tokens) cannot be traced"
+        )
+    return first

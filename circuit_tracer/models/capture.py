@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from circuit_tracer.errors import InputError, NumericalError
+from circuit_tracer.kernels.attend_back import Scores
 from circuit_tracer.models.attention import AttentionTape, attention_tape
 from circuit_tracer.models.norms import NormParameters
 from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
@@ -36,7 +37,8 @@ class PromptCapture:
     embedding: Tensor  # (P, D) token vectors as they enter the first layer (scaled, without positions)
     position_embedding: Tensor | None  # (P, D) absolute positions, where the architecture has them
     layers: list[LayerCapture]
-    patterns: list[Tensor]  # L x (H, P, P)
+    patterns: list[Tensor]  # L x (H, P, P), or none
+    scores: list[Scores]  # what the patterns can be made from, where they are not kept
     final_inverse_sigma: Tensor  # (P,)
     final: Tensor  # (P, D) output of the final norm
 
@@ -46,8 +48,8 @@ class PromptCapture:
         return int(self.ids.shape[0])
 
 
-def capture(parts: ModelParts, ids: Tensor) -> PromptCapture:
-    """Run the model once on ids (P,) and keep the frozen quantities.
+def capture(parts: ModelParts, ids: Tensor, keep_patterns: bool = True) -> PromptCapture:
+    """Run the model once on ids (P,) and keep the frozen quantities; attention patterns, or queries, keys and log-sum-exp.
 
     Norms are recomputed in the compute dtype while the model runs, so that the frozen 1/sigma is exactly what the pass used
     (transformers computes them in float32 even in a float64 model). Raises InputError for a prompt beyond the context
@@ -55,7 +57,7 @@ def capture(parts: ModelParts, ids: Tensor) -> PromptCapture:
     """
     check_length(parts, ids)
     layers = [LayerCapture() for _ in parts.layers]
-    tape = AttentionTape()
+    tape = AttentionTape(recompute=not keep_patterns)
     first: dict[str, Tensor] = {}
     final: dict[str, Tensor] = {}
     with ExitStack() as stack, torch.no_grad():
@@ -157,7 +159,8 @@ def _assemble(
         embedding=resid if positions is None else resid - positions,
         position_embedding=positions,
         layers=layers,
-        patterns=[tape.patterns[layer] for layer in range(len(layers))],
+        patterns=[tape.patterns[layer] for layer in range(len(tape.patterns))],
+        scores=[tape.scores[layer] for layer in range(len(tape.scores))],
         final_inverse_sigma=final["inverse_sigma"],
         final=hidden_PD,
     )

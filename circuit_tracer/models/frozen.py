@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import CompatibilityError
-from circuit_tracer.kernels.attend_back import attend_back_
+from circuit_tracer.kernels.attend_back import Scores, attend_back_, attend_back_recomputed_, mix_forward
 from circuit_tracer.models.capture import PromptCapture, norm_parameters
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.parts import LayerParts, ModelParts
@@ -29,7 +29,7 @@ class FrozenLayer:
     """One layer as linear maps."""
 
     parts: LayerParts
-    pattern: Tensor  # (H, P, P), rows = queries
+    pattern: Tensor | Scores  # (H, P, P), rows = queries; or what it is made from, tile by tile
     attention_norm: FrozenNorm | None
     attention_post_norm: FrozenNorm | None
     mlp_norm: FrozenNorm | None
@@ -38,18 +38,22 @@ class FrozenLayer:
 
     def attend(self, resid_PD: Tensor, constants: bool) -> Tensor:
         """What attention adds to the residual stream, (P, D); `constants` adds biases and norm shifts."""
-        n_heads, _, _ = self.pattern.shape
         dtype = resid_PD.dtype
         x = resid_PD if self.attention_norm is None else self.attention_norm.forward(resid_PD, constants)
         values = x @ self.parts.value_weight.to(dtype).T
         if constants and self.parts.value_bias is not None:
             values = values + self.parts.value_bias.to(dtype)
-        heads = values.unflatten(-1, (self.n_kv, -1)).repeat_interleave(n_heads // self.n_kv, dim=1)
-        mixed = torch.einsum("hqk,khd->qhd", self.pattern, heads).flatten(1)
-        out = mixed @ self.parts.output_weight.to(dtype).T
+        out = self._mix(values.unflatten(-1, (self.n_kv, -1))) @ self.parts.output_weight.to(dtype).T
         if constants and self.parts.output_bias is not None:
             out = out + self.parts.output_bias.to(dtype)
         return out if self.attention_post_norm is None else self.attention_post_norm.forward(out, constants)
+
+    def _mix(self, values_PKd: Tensor) -> Tensor:
+        """Values of each key position, mixed by the pattern and joined over heads: (P, H * d)."""
+        if isinstance(self.pattern, Scores):
+            return mix_forward(values_PKd, self.pattern)
+        heads = values_PKd.repeat_interleave(self.pattern.shape[0] // self.n_kv, dim=1)
+        return torch.einsum("hqk,khd->qhd", self.pattern, heads).flatten(1)
 
     def attend_back_(self, g_TPD: Tensor) -> None:
         """Adjoint of `r + attend(r)`, in place on rows of gradients (T, P, D).
@@ -57,16 +61,22 @@ class FrozenLayer:
         Norm gains are folded into the projections and 1/sigma into the pattern, so that only products remain.
         """
         n_pos = g_TPD.shape[1]
-        pattern = self.pattern[:, :n_pos, :n_pos]
         output, value = self.parts.output_weight.to(g_TPD.dtype), self.parts.value_weight.to(g_TPD.dtype)
+        before = after = None
         if self.attention_norm is not None:
-            pattern = pattern * self.attention_norm.inverse_sigma[:n_pos]
+            before = self.attention_norm.inverse_sigma
             value = self.attention_norm.columns(value)
         if self.attention_post_norm is not None:
-            pattern = pattern * self.attention_post_norm.inverse_sigma[:n_pos, None]
+            after = self.attention_post_norm.inverse_sigma
             if self.attention_post_norm.centred:
                 output = output - output.mean(0, keepdim=True)
             output = output * self.attention_post_norm.gain[:, None]
+        if isinstance(self.pattern, Scores):
+            attend_back_recomputed_(g_TPD, self.pattern.scaled(after, before), output, value)
+            return
+        pattern = self.pattern[:, :n_pos, :n_pos]
+        pattern = pattern if before is None else pattern * before[:n_pos]
+        pattern = pattern if after is None else pattern * after[:n_pos, None]
         attend_back_(g_TPD, pattern, output, value)
 
 
@@ -84,7 +94,9 @@ class FrozenNetwork:
         self.parallel = parts.parallel
         self.layers = [
             _freeze_layer(layer, kept.inverse_sigma, pattern, parts.config.n_key_value_heads)
-            for layer, kept, pattern in zip(parts.layers, captured.layers, captured.patterns, strict=True)
+            for layer, kept, pattern in zip(
+                parts.layers, captured.layers, captured.patterns or captured.scores, strict=True
+            )
         ]
         self.final_norm = parts.final_norm.parameters.freeze(captured.final_inverse_sigma)
 
@@ -177,7 +189,9 @@ def check_hooks(parts: ModelParts, input_hook: str, output_hook: str) -> None:
         )
 
 
-def _freeze_layer(layer: LayerParts, inverse_sigma: dict[str, Tensor], pattern: Tensor, n_kv: int) -> FrozenLayer:
+def _freeze_layer(
+    layer: LayerParts, inverse_sigma: dict[str, Tensor], pattern: Tensor | Scores, n_kv: int
+) -> FrozenLayer:
     def frozen(name: str) -> FrozenNorm | None:
         parameters = norm_parameters(getattr(layer, name))
         return None if parameters is None else parameters.freeze(inverse_sigma[name])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from circuit_tracer.kernels.attend_back.scores import Scores
 
 
 def attend_back(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD: Tensor) -> Tensor:
@@ -23,3 +27,23 @@ def attend_back(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD:
                     )
                 result[row, key] += z_d @ value_VD[kv * d_head : (kv + 1) * d_head]
     return result
+
+
+def pattern_of(scores: Scores, n_pos: int) -> Tensor:
+    """The pattern (H, P, P) that `scores` stands for, among the first `n_pos` positions."""
+    n_heads, n_kv = scores.query_HPd.shape[0], scores.key_KPd.shape[0]
+    pattern = torch.zeros(n_heads, n_pos, n_pos, dtype=scores.query_HPd.dtype)
+    for head in range(n_heads):
+        for query in range(n_pos):
+            for key in range(int(scores.first_P[query]), query + 1):
+                s = scores.scaling * float(scores.query_HPd[head, query] @ scores.key_KPd[head * n_kv // n_heads, key])
+                if scores.softcap:
+                    s = scores.softcap * math.tanh(s / scores.softcap)
+                weight = math.exp(s - float(scores.lse_HP[head, query]))
+                pattern[head, query, key] = weight if scores.key_scale_P is None else weight * scores.key_scale_P[key]
+    return pattern
+
+
+def attend_back_recomputed(g_TPD: Tensor, scores: Scores, output_DO: Tensor, value_VD: Tensor) -> Tensor:
+    """A new tensor, as `circuit_tracer.kernels.attend_back.attend_back_recomputed_` would make of g."""
+    return attend_back(g_TPD, pattern_of(scores, g_TPD.shape[1]), output_DO, value_VD)

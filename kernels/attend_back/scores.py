@@ -1,0 +1,75 @@
+"""What a frozen attention pattern is made of, when it is too large to keep: queries, keys and the log-sum-exp.
+
+    pattern[h, q, k] = exp(cap(scaling * <query[h, q], key[kv(h), k]>) - lse[h, q]) * key_scale[k]   for first[q] <= k <= q
+
+and 0 elsewhere, with cap(s) = softcap * tanh(s / softcap), or s. Attention sinks are inside the log-sum-exp, sliding windows
+and chunks inside `first`. (H + H_kv) P d_head + H P numbers, instead of H P^2.
+
+Letters: P positions, H heads, K key/value heads, d d_head, G = H / K heads of a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Causal attention of one layer. `first` does not fall, and first[q] <= q."""
+
+    query_HPd: Tensor
+    key_KPd: Tensor
+    lse_HP: Tensor  # a factor c[q] of whole rows of the pattern is part of it: lse - log c
+    first_P: Tensor  # int64: the first key that each query sees
+    scaling: float
+    softcap: float | None = None
+    key_scale_P: Tensor | None = None  # a factor of whole columns
+
+    @property
+    def n_heads(self) -> int:
+        """H."""
+        return int(self.query_HPd.shape[0])
+
+    @property
+    def n_pos(self) -> int:
+        """P."""
+        return int(self.query_HPd.shape[1])
+
+    def scaled(self, query_P: Tensor | None, key_P: Tensor | None) -> Scores:
+        """The pattern with its rows times query (P,) (> 0) and its columns times key (P,)."""
+        lse = self.lse_HP if query_P is None else self.lse_HP - query_P.log()
+        if key_P is not None and self.key_scale_P is not None:
+            key_P = key_P * self.key_scale_P
+        return replace(self, lse_HP=lse, key_scale_P=self.key_scale_P if key_P is None else key_P)
+
+    def queries_of(self, start: int, stop: int, n_pos: int) -> tuple[int, int]:
+        """The queries below `n_pos` that see any key of start .. stop - 1: a range, since `first` does not fall."""
+        last = int(torch.searchsorted(self.first_P, stop))
+        return start, max(start, min(n_pos, last))
+
+    def keys_of(self, start: int, stop: int) -> tuple[int, int]:
+        """The keys that any query of start .. stop - 1 sees."""
+        return int(self.first_P[start]), stop
+
+    def tile(self, kv_head: int, queries: slice, keys: slice) -> Tensor:
+        """The pattern of the G heads of a group, (G, queries, keys), made anew."""
+        groups = self.n_heads // int(self.key_KPd.shape[0])
+        heads = slice(kv_head * groups, (kv_head + 1) * groups)
+        s = torch.matmul(self.query_HPd[heads, queries], self.key_KPd[kv_head, keys].T)
+        if self.softcap:
+            s.mul_(self.scaling / self.softcap).tanh_().mul_(self.softcap)
+        else:
+            s.mul_(self.scaling)
+        s.sub_(self.lse_HP[heads, queries, None]).exp_()
+        place = torch.arange(keys.start, keys.stop, device=s.device)
+        query = torch.arange(queries.start, queries.stop, device=s.device)[:, None]
+        s.masked_fill_((place > query) | (place < self.first_P[queries].to(s.device)[:, None]), 0)
+        return s if self.key_scale_P is None else s.mul_(self.key_scale_P[keys])
+
+    def pattern(self) -> Tensor:
+        """All of it, (H, P, P)."""
+        every = slice(0, self.n_pos)
+        return torch.cat([self.tile(head, every, every) for head in range(int(self.key_KPd.shape[0]))])
