@@ -18,6 +18,7 @@ from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.nodes import NodeTable
 from circuit_tracer.graph.order import Blocks, layered_blocks, topological_blocks
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
+from circuit_tracer.graph.validation import ValidationReport
 
 if TYPE_CHECKING:
     import networkx
@@ -36,6 +37,7 @@ class Graph:
     their weights. scan: where the transcoders come from. vocab_size: default cfg.d_vocab; ids from there on are
     virtual. balance: the sum rule, a row each. targets: default: logits at the last position. token_strings: P texts.
     reconstruction: quality of the transcoders here. provenance: plain JSON values that say how the graph was made.
+    validation: what interventions on the graph have found; gone when its edges are changed.
 
     Raises InputError if these do not fit together, NumericalError for an edge that is not finite.
     """
@@ -59,6 +61,7 @@ class Graph:
         token_strings: list[str] | None = None,
         reconstruction: Reconstruction | None = None,
         provenance: dict[str, Any] | None = None,
+        validation: ValidationReport | None = None,
     ) -> None:
         self.input_string = input_string
         self.input_tokens = input_tokens
@@ -74,6 +77,7 @@ class Graph:
         self.token_strings = token_strings
         self.reconstruction = reconstruction
         self.provenance = dict(provenance or {})
+        self.validation = validation
         self._check_lengths()
         self.targets = (
             targets
@@ -141,7 +145,7 @@ class Graph:
         if edges.n_nodes != self.n_nodes:
             raise InputError(f"the new adjacency matrix has {edges.n_nodes} nodes, the graph has {self.n_nodes}")
         edges.validate()
-        self.edges = edges
+        self.edges, self.validation = edges, None
         self.__dict__.pop("blocks", None)
 
     @property

@@ -6,6 +6,19 @@ import torch
 from hypothesis import strategies as st
 
 from circuit_tracer.graph import Edges, Graph, LogitTarget, NodeTable, Reconstruction, RowBalance, TargetTable
+from circuit_tracer.graph.validation import (
+    Accounting,
+    Agreement,
+    CircuitTest,
+    Curve,
+    EdgeRows,
+    Effects,
+    Measures,
+    NodeRows,
+    Stability,
+    ValidationReport,
+    Variation,
+)
 
 WIDTH = 11
 
@@ -99,3 +112,36 @@ def dense_influence(matrix: torch.Tensor, weights: torch.Tensor) -> torch.Tensor
 
 def same_edges(a: Edges, b: Edges) -> bool:
     return all(torch.equal(x, y) for x, y in ((a.row_ptr, b.row_ptr), (a.source, b.source), (a.weight, b.weight)))
+
+
+def random_validation() -> ValidationReport:
+    """A report with every kind of value in it."""
+    agreement = Agreement(count=3, spearman=0.5, slope=None, worst=0.25)
+    effects = Effects(agreement, agreement, agreement, influence=None, divergence=1.0)
+    test = CircuitTest(clean=0.9, without=0.1, without_others=None, only=0.6, nothing=0.01)
+    measures = Measures(
+        dictionary="some of 11 features a layer",
+        n_features=2,
+        n_nodes=5,
+        n_edges=3,
+        effects=dict.fromkeys(("constrained", "attention", "window", "live"), effects),
+        curves=[Curve("feature", [2, 1], [0.8, None], [0.4, 0.5], [0.1, 0.2], [1.0, None])],
+        circuit=dict.fromkeys(("constrained", "live"), test),
+        accounting=Accounting(1e-7, 0.7, 0.2, None, 0.1),
+    )
+    variation = Variation(0.8, 0.98, 14, 0.5, None)
+    return ValidationReport(
+        prompt="the prompt",
+        target="yes",
+        node_threshold=0.8,
+        edge_threshold=0.98,
+        policy="paper",
+        graph=measures,
+        stability=Stability(0.75, None, [variation], []),
+        controls={"random": measures},
+        nodes=NodeRows([0, 3], [0.5, 0.25], [1.0, -2.0], {"live": [0.5, None]}, [1.0, 0.5]),
+        edges=EdgeRows([0], [9], [1.5], {"live": [None]}, [1.0]),
+        verdict=["It explains 70%."],
+        distrust=[],
+        seconds=1.5,
+    )

@@ -16,13 +16,15 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from graph_cases import graphs, random_graph, same_edges
+from graph_cases import graphs, random_graph, random_validation, same_edges
 from hypothesis import HealthCheck, given, settings
 
 from circuit_tracer.errors import FileFormatError, InputError, ResourceError
 from circuit_tracer.graph import Graph, LogitTarget, TargetTable, prune_graph
 from circuit_tracer.graph.files import native
 from circuit_tracer.graph.files.networkx import from_networkx, to_networkx
+from circuit_tracer.graph.files.viewer_json import create_graph_files
+from circuit_tracer.graph.validation import ValidationReport
 
 COLUMNS = ("label", "kind", "layer", "position", "weight", "token_id")
 
@@ -49,6 +51,22 @@ def assert_same_graph(a: Graph, b: Graph, *, whole: bool = True) -> None:
 def test_native_file_gives_everything_back(graph: Graph, tmp_path: Path) -> None:
     path = graph.save(tmp_path / "g.safetensors")
     assert_same_graph(Graph.load(path), graph)
+
+
+def test_native_file_keeps_what_validation_found(tmp_path: Path) -> None:
+    graph = random_graph()
+    graph.validation = random_validation()
+    loaded = Graph.load(graph.save(tmp_path / "g.safetensors"))
+    assert loaded.validation == graph.validation
+    assert loaded.validation is not None
+    loaded.adjacency_matrix = 2 * loaded.adjacency_matrix
+    assert loaded.validation is None
+    path = create_graph_files(graph, "tested", tmp_path)
+    assert json.loads(path.read_text())["metadata"]["validation"] == graph.validation.summary()
+    for damage, expected in ({"version": 2}, "version 2"), ({"seconds": "soon"}, "seconds"), ({"graph": 1}, "graph"):
+        values = {**graph.validation.to_json(), **damage}
+        with pytest.raises(FileFormatError, match=expected):
+            ValidationReport.from_json(values)
 
 
 def test_native_file_without_optional_parts(tmp_path: Path) -> None:

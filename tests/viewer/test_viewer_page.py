@@ -196,6 +196,25 @@ def test_dialogs_of_report_and_help(small: Page):
     assert "undo, redo" in texts(small, "[data-testid=help]")[0]
 
 
+def test_the_report_shows_what_interventions_found(open_page: Callable[..., Page]):
+    text = "<img src=x onerror=window.hacked=1>"
+    validation = {"verdict": ["It explains 71%.", 7], "distrust": [text], "numbers": {"cosine": 0.8123, "no": None}}
+    page = open_page(graph_page(small_document(validation=validation)))
+    page.click("[data-testid=report-button]")
+    found = texts(page, "[data-testid=faithfulness]")[0]
+    assert "It explains 71%." in found
+    assert text in found
+    assert "cosine0.812" in found
+    assert page.js("window.hacked") is None
+    page = open_page(graph_page(small_document(validation={"verdict": None, "distrust": {}, "numbers": []})))
+    page.click("[data-testid=report-button]")
+    assert texts(page, "[data-testid=faithfulness]") == []
+    page = open_page(graph_page(small_document(validation={"verdict": ["Fine."]})))
+    page.click("[data-testid=report-button]")
+    assert "nothing was found" in texts(page, "[data-testid=faithfulness]")[0]
+    assert page.errors() == []
+
+
 def test_the_theme_changes_colours_of_the_drawing(small: Page):
     before = small.js("viewer.view.palette.panel")
     for _ in range(2):

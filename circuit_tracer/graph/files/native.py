@@ -1,7 +1,8 @@
 """The project's own graph file: tensors in safetensors, the rest in a versioned JSON header. Nothing runs on load.
 
 Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 1, "input_string", "cfg", "scan",
-"vocab_size", "logit_targets": [[text, id]...], "target_labels", "target_kinds", "token_strings", "provenance"}.
+"vocab_size", "logit_targets": [[text, id]...], "target_labels", "target_kinds", "token_strings", "provenance"}, and
+"validation" if the graph was validated.
 Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit.
 """
 
@@ -20,6 +21,7 @@ from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
+from circuit_tracer.graph.validation import ValidationReport
 
 HEADER_KEY = "circuit_tracer_graph"
 VERSION = 1
@@ -110,6 +112,8 @@ def _header(graph: Graph) -> str:
         "token_strings": graph.token_strings,
         "provenance": graph.provenance,
     }
+    if graph.validation is not None:
+        header["validation"] = graph.validation.to_json()
     try:
         return json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -188,6 +192,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         token_strings=header["token_strings"],
         reconstruction=Reconstruction(*reconstruction) if reconstruction else None,
         provenance=header["provenance"],
+        validation=ValidationReport.from_json(header["validation"]) if "validation" in header else None,
     )
 
 

@@ -33,7 +33,7 @@ _BALANCE = ("bias", "unselected", "unselected_mass", "pre_activation")
 def to_networkx(graph: Graph, pruned: PruneResult | None = None) -> networkx.DiGraph:
     """The graph, or what ``pruned`` leaves of it. Raises InputError if two targets would have the same name.
 
-    Active features that were not selected, and the reconstruction, are not carried over.
+    Active features that were not selected, the reconstruction and a validation report are not carried over.
     """
     import networkx as nx
 

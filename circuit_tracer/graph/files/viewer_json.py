@@ -222,6 +222,8 @@ def _metadata(
     if settings:
         metadata["generation_settings"] = settings
     metadata["pruning_settings"] = thresholds
+    if graph.validation is not None:
+        metadata["validation"] = graph.validation.summary()
     named = {
         "replacement_score": scores.replacement,
         "completeness_score": scores.completeness,

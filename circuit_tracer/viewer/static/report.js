@@ -14,6 +14,7 @@ export function reportDialog(graph, state) {
       { class: "report-body" },
       scoreTable(graph, state),
       soundness(graph),
+      faithfulness(graph.metadata.validation),
       facts("Counts", counts(graph)),
       ...settings(graph.metadata).filter(Boolean),
     ),
@@ -93,6 +94,34 @@ function soundness(graph) {
       findings.length
         ? findings.map((finding) => h("li", { class: "finding" }, finding))
         : h("li", {}, "the file is well formed; nothing had to be mended"),
+    ),
+  );
+}
+
+/** What interventions said of the graph, if it was validated: words first, then numbers. */
+function faithfulness(validation) {
+  if (typeof validation !== "object" || validation === null) return null;
+  const sentences = (value) => (Array.isArray(value) ? value.filter((each) => typeof each === "string") : []);
+  const verdict = sentences(validation.verdict);
+  const distrust = sentences(validation.distrust);
+  if (!verdict.length && !distrust.length) return null;
+  const numbers = Object.entries(validation.numbers ?? {}).filter(([, each]) => typeof each === "number");
+  return h(
+    "section",
+    { "data-testid": "faithfulness" },
+    h("h3", {}, "Tested by intervention"),
+    h(
+      "ul",
+      {},
+      verdict.map((each) => h("li", {}, each)),
+      distrust.length
+        ? distrust.map((each) => h("li", { class: "finding" }, each))
+        : h("li", {}, "nothing was found that speaks against it"),
+    ),
+    h(
+      "dl",
+      { class: "facts" },
+      numbers.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, number(value))]),
     ),
   );
 }

@@ -1,0 +1,230 @@
+"""What testing a graph by intervention has found; `circuit_tracer.interventions.validate` makes it, graph files keep it.
+
+The tree is plain values: numbers that do not exist (a correlation of one point) are None. What each number means and how it
+is measured: interventions/validation/README.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from circuit_tracer.errors import FileFormatError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Predicted against measured, over `count` pairs. slope: of the line through 0 (1: as large as predicted).
+
+    worst: largest |measured - predicted| over the largest |predicted|.
+    """
+
+    count: int
+    spearman: float | None
+    slope: float | None
+    worst: float | None
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Every kept node taken out by itself, under one condition.
+
+    edges: each kept edge against the change of its target. nodes: each node's edge into the first target against that
+    target's change; paths: the same, predicted along all paths. influence: Spearman of the influence of source on target,
+    along an edge, with the relative size of the change. divergence: Spearman of a node's influence with how much the
+    distribution of the next token moves.
+    """
+
+    edges: Agreement
+    nodes: Agreement
+    paths: Agreement
+    influence: float | None
+    divergence: float | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a perturbation spreads in the dictionary's network and in the model: entry k - 1 is k layers downstream.
+
+    kind: feature, encoder or random. cosine, nmse: of the change of the residual stream; mlp_cosine, mlp_nmse: of the change
+    of the MLP output of the k-th layer. count: perturbations that reach so far.
+    """
+
+    kind: str
+    count: list[int]
+    cosine: list[float | None]
+    nmse: list[float | None]
+    mlp_cosine: list[float | None]
+    mlp_nmse: list[float | None]
+
+
+@dataclass(frozen=True)
+class CircuitTest:
+    """Probability of the first target: on the clean prompt; without the circuit's features; without as many other active
+    features (mean of some draws; None if there are none); with only the circuit's features and errors; with nothing.
+    """
+
+    clean: float
+    without: float
+    without_others: float | None
+    only: float
+    nothing: float
+
+    @property
+    def necessity(self) -> float:
+        """Share of the probability that goes with the circuit."""
+        return 1 - self.without / self.clean
+
+    @property
+    def sufficiency(self) -> float:
+        """Share of the probability that the circuit alone gives."""
+        return self.only / self.clean
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """Shares of influence, and the worst residual of the sum rule.
+
+    explained: share of what the kept graph passes to its targets that comes from tokens; the rest comes from errors and from
+    what was pruned. errors: share of the whole graph's that comes from errors. unselected: share of input mass, by influence,
+    from active features that are no nodes (None: the graph does not say). attention: share, by influence, of what taking a
+    node out does that is due to attention patterns moving, which the graph holds frozen.
+    """
+
+    residual: float | None
+    explained: float | None
+    errors: float | None
+    unselected: float | None
+    attention: float | None
+
+
+@dataclass(frozen=True)
+class Measures:
+    """All that is measured of one graph. effects: by condition (constrained, attention, window, live); circuit: by
+    condition (constrained, live).
+    """
+
+    dictionary: str
+    n_features: int
+    n_nodes: int
+    n_edges: int
+    effects: dict[str, Effects]
+    curves: list[Curve]
+    circuit: dict[str, CircuitTest]
+    accounting: Accounting
+
+
+@dataclass(frozen=True)
+class Variation:
+    """The same graph with other thresholds or other rows: Jaccard similarity of its kept features and edges with ours."""
+
+    node_threshold: float
+    edge_threshold: float
+    rows: int
+    nodes: float | None
+    edges: float | None
+
+
+@dataclass(frozen=True)
+class Stability:
+    """nodes, edges: share of the variations of thresholds that keep one of our kept features or edges, mean."""
+
+    nodes: float | None
+    edges: float | None
+    thresholds: list[Variation]
+    rows: list[Variation]
+
+
+@dataclass(frozen=True)
+class NodeRows:
+    """Kept features, errors and tokens, column by column. node: its number in the graph. predicted: effect on the first
+    target of taking it out, by its edge; measured: by condition (None: not measured). stability: share of the variations
+    that keep it.
+    """
+
+    node: list[int] = field(default_factory=list)
+    influence: list[float] = field(default_factory=list)
+    predicted: list[float] = field(default_factory=list)
+    measured: dict[str, list[float | None]] = field(default_factory=dict)
+    stability: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class EdgeRows:
+    """Kept edges, column by column: changes of the target's pre-activation or demeaned logit when the source is taken out."""
+
+    source: list[int] = field(default_factory=list)
+    target: list[int] = field(default_factory=list)
+    predicted: list[float] = field(default_factory=list)
+    measured: dict[str, list[float | None]] = field(default_factory=dict)
+    stability: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """Predicted against measured, for a graph pruned at the thresholds. verdict: what the graph explains, in words;
+    distrust: what not to trust, and why; empty if nothing was found.
+    """
+
+    prompt: str
+    target: str
+    node_threshold: float
+    edge_threshold: float
+    policy: str
+    graph: Measures
+    stability: Stability
+    controls: dict[str, Measures]
+    nodes: NodeRows
+    edges: EdgeRows
+    verdict: list[str]
+    distrust: list[str]
+    seconds: float
+    version: int = VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, which `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Any) -> ValidationReport:
+        """Raises FileFormatError for anything that `to_json` does not write, or that a later version wrote."""
+        from pydantic import TypeAdapter, ValidationError
+
+        found = values.get("version") if isinstance(values, dict) else None
+        if found != VERSION:
+            raise FileFormatError(f"validation report of version {found!r}; this circuit-tracing reads {VERSION}")
+        try:
+            return TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise FileFormatError(f"validation report: {place}: {first['msg']}. Validate the graph again.") from error
+
+    def summary(self) -> dict[str, Any]:
+        """Words and main numbers, for viewers; without what does not exist."""
+        effects, circuit, accounting = self.graph.effects, self.graph.circuit, self.graph.accounting
+        live, held = effects["live"], effects["constrained"]
+        curve = next((curve for curve in self.graph.curves if curve.kind == "feature"), None)
+        numbers = {
+            "influence explained": accounting.explained,
+            "influence through errors": accounting.errors,
+            "effect through moving attention": accounting.attention,
+            "constrained: worst difference from an edge": held.edges.worst,
+            "live: Spearman of edges": live.edges.spearman,
+            "live: slope of edges": live.edges.slope,
+            "live: Spearman of influence with effect": live.influence,
+            "perturbation, one layer on: cosine": curve.cosine[0] if curve and curve.cosine else None,
+            "perturbation, one layer on: cosine of MLP outputs": curve.mlp_cosine[0]
+            if curve and curve.cosine
+            else None,
+            "probability without the circuit": circuit["live"].without,
+            "probability with only the circuit": circuit["constrained"].only,
+            "nodes kept at other thresholds": self.stability.nodes,
+        }
+        return {
+            "verdict": self.verdict,
+            "distrust": self.distrust,
+            "numbers": {name: float(f"{value:.4g}") for name, value in numbers.items() if value is not None},
+        }
