@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.demo import world
-from circuit_tracer.demo.capture import Rule, mlp_activations
+from circuit_tracer.demo.capture import Rule
 from circuit_tracer.demo.contexts import Contexts, collect
 from circuit_tracer.demo.dictionary import reconstruct
 from circuit_tracer.demo.probes import (
@@ -26,6 +26,7 @@ from circuit_tracer.demo.probes import (
     predictions,
     replacing,
     setting,
+    subject_inputs,
     swapped,
     token_id,
 )
@@ -171,8 +172,7 @@ def coverage(
     """Share of the two-hop prompts at whose city a feature of the entity in between is active."""
     found = []
     for batch in batches(tokenizer, statements):
-        x_LBPD, _ = mlp_activations(model, model.model.embed_tokens(batch.ids_BP))
-        active_LBF = transcoder.encode(x_LBPD[:, torch.arange(len(batch.subject_B)), batch.subject_B]) > 0
+        active_LBF = transcoder.encode(subject_inputs(model, batch)) > 0
         for row, one in enumerate(batch.statements):
             found.append(any(bool(active_LBF[layer, row, feature]) for layer, feature in features[str(one.entity)]))
     return _mean([torch.tensor(found)])

@@ -125,6 +125,12 @@ def setting(
     return rule
 
 
+def subject_inputs(model: LlamaForCausalLM, batch: Batch) -> Tensor:
+    """What the MLPs read at the subject: (L, B, D)."""
+    x_LBPD, _ = mlp_activations(model, model.model.embed_tokens(batch.ids_BP))
+    return x_LBPD[:, torch.arange(len(batch.subject_B)), batch.subject_B]
+
+
 def entity_features(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, transcoder: CrossLayerTranscoder
 ) -> dict[str, Features]:
@@ -133,8 +139,7 @@ def entity_features(
     shape = (len(names), transcoder.n_layers, transcoder.d_transcoder)
     total_ELF, active_ELF, count_E = torch.zeros(shape), torch.zeros(shape), torch.zeros(len(names))
     for batch in batches(tokenizer, world.seen_two_hops()):
-        x_LBPD, _ = mlp_activations(model, model.model.embed_tokens(batch.ids_BP))
-        x_LBD = x_LBPD[:, torch.arange(len(batch.subject_B)), batch.subject_B]
+        x_LBD = subject_inputs(model, batch)
         activation_BLF = torch.stack([transcoder.encode_layer(x_BD, layer) for layer, x_BD in enumerate(x_LBD)], 1)
         entity_B = torch.tensor([names.index(str(one.entity)) for one in batch.statements])
         total_ELF.index_add_(0, entity_B, activation_BLF)
