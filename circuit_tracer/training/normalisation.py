@@ -40,11 +40,11 @@ class Normalisation:
 
     def x(self, layer: int, x_BD: Tensor) -> Tensor:
         """Inputs of one layer in the space of training."""
-        return (x_BD - self.mean_x_SD[layer]) * self.scale_x_S[layer]
+        return (x_BD - self.mean_x_SD[layer]).mul_(self.scale_x_S[layer])
 
     def y(self, y_BSD: Tensor) -> Tensor:
         """Outputs of all layers in the space of training."""
-        return (y_BSD - self.mean_y_SD) * self.scale_y_S[:, None]
+        return (y_BSD - self.mean_y_SD).mul_(self.scale_y_S[:, None])
 
     def to(self, device: torch.device) -> Normalisation:
         """On another device."""

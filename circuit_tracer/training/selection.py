@@ -19,7 +19,7 @@ from circuit_tracer.training.dictionary import Dictionary
 from circuit_tracer.training.ranks import Ranks
 
 # Candidates of batch_topk are looked for above the running cut times these, one after the other until there are enough.
-LOWERED = (0.85, 0.6, 0.3, 0.0)
+LOWERED = (0.95, 0.8, 0.5, 0.0)
 SAMPLE_ROWS = 64  # tokens on which a first cut is guessed
 
 

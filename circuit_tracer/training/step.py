@@ -7,7 +7,7 @@ Letters: S source layers, T layers a source writes to, B tokens, f features of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,8 +23,10 @@ from circuit_tracer.training.dictionary import Dictionary
 from circuit_tracer.training.ranks import Ranks
 from circuit_tracer.training.selection import Selection, select
 
-# Bytes of decoder rows whose gradient is in hand at a time: they stay in a CPU's cache from the gradient to the update.
-BLOCK_BYTES = 8 * 2**20
+# Bytes of a source's decoder gradient that exist at a time, in memory that every source uses again ...
+GRADIENT_BYTES = 256 * 2**20
+# ... and of the rows handed over at a time: they stay in a CPU's cache from the update to their norms.
+BLOCK_BYTES = 4 * 2**20
 
 
 class Sink(Protocol):
@@ -102,7 +104,8 @@ def train_step(
         ranks=ranks,
     )
     error_BSD = predict(dictionary, batch.x_SBD, selection, ranks).sub_(batch.y_BSD)
-    error_S = error_BSD.square().mean((0, 2)).tolist()
+    # the norm makes no array of squares
+    error_S = [norm**2 / error_BSD[:, 0].numel() for norm in torch.linalg.vector_norm(error_BSD, dim=(0, 2)).tolist()]
     _require_finite(error_S)
     terms = {"reconstruction": sum(error_S) / len(error_S)}
     step = _Step(dictionary, batch, settings, moment, sink, ranks, selection, terms)
@@ -148,7 +151,7 @@ class _Step:
     ranks: Ranks
     selection: Selection
     terms: dict[str, float]
-    scratch: dict[str, Tensor] = field(default_factory=dict)
+    memory: Tensor | None = None  # for decoder gradients
 
     def auxiliary(self, error_BSD: Tensor) -> tuple[list[SparseRows], Tensor] | None:
         """AuxK: entries of dead features and the gradient of their outputs (B, S * D)."""
@@ -207,10 +210,10 @@ class _Step:
         parts = _Parts(
             x_BD.new_zeros(len(dictionary.norms[source]), x_BD.shape[1]), x_BD.new_zeros(len(dictionary.norms[source]))
         )
-        self._reconstruction(source, self._contiguous("main", grad_BSD.flatten(1), columns), parts)
+        self._reconstruction(source, grad_BSD.flatten(1)[:, columns], parts)
         if auxiliary is not None:
             entries, grad_BC = auxiliary
-            self._through(source, entries[source], self._contiguous("aux", grad_BC, columns), parts)
+            self._through(source, entries[source], grad_BC[:, columns], parts)
         if derivative is not None:
             derivative.add(dictionary, source, parts.encoder_fD, parts.decoder)
         if self.settings.pre_activation_weight:
@@ -221,15 +224,6 @@ class _Step:
         self.sink.gradient(f"W_enc.{source}", parts.encoder_fD)
         self.sink.gradient(f"b_enc.{source}", parts.bias_f)
         self._hand_over_decoder(source, parts)
-
-    def _contiguous(self, name: str, grad_BC: Tensor, columns: slice) -> Tensor:
-        """A copy of some columns in memory that every source uses again: fresh memory would cost more than the copy."""
-        width = columns.stop - columns.start
-        if width == grad_BC.shape[1]:
-            return grad_BC
-        if name not in self.scratch:
-            self.scratch[name] = torch.empty_like(grad_BC).flatten()
-        return self.scratch[name][: len(grad_BC) * width].view(len(grad_BC), width).copy_(grad_BC[:, columns])
 
     def _reconstruction(self, source: int, grad_BC: Tensor, parts: _Parts) -> None:
         """What the main loss and the sparsity penalty say about one source."""
@@ -270,19 +264,25 @@ class _Step:
 
     def _hand_over_decoder(self, source: int, parts: _Parts) -> None:
         decoder = self.dictionary.W_dec[source]
-        step = max(1, BLOCK_BYTES // (decoder.shape[1] * 4))
-        for start in range(0, decoder.shape[0], step):
-            rows = slice(start, min(start + step, decoder.shape[0]))
-            grads: list[Tensor] = []
-            for entries, grad_BC, columns in parts.decoder:
-                grad_nC = weight_gradients(grad_BC, entries, rows.start, rows.stop)
-                if not grads:
-                    grads.append(grad_nC)
-                else:
-                    grads[0][:, columns] += grad_nC
-            if parts.scale_f is not None:
-                grads[0].addcmul_(parts.scale_f[rows, None], decoder[rows].to(grads[0].dtype))
-            self.sink.decoder_gradient(source, rows, grads[0])
+        for rows in _row_blocks(slice(0, decoder.shape[0]), decoder.shape[1], GRADIENT_BYTES):
+            grad_nC = self._decoder_gradient(rows, decoder.shape[1], parts)
+            for block in _row_blocks(rows, decoder.shape[1], BLOCK_BYTES):
+                part_nC = grad_nC[block.start - rows.start : block.stop - rows.start]
+                if parts.scale_f is not None:
+                    part_nC.addcmul_(parts.scale_f[block, None], decoder[block].to(part_nC.dtype))
+                self.sink.decoder_gradient(source, block, part_nC)
+
+    def _decoder_gradient(self, rows: slice, width: int, parts: _Parts) -> Tensor:
+        """What all terms but the penalty say about some decoder rows of a source."""
+        (entries, grad_BC, _), *others = parts.decoder
+        size = (rows.stop - rows.start) * width
+        if self.memory is None or len(self.memory) < size:
+            self.memory = grad_BC.new_empty(size)
+        grad_nC = self.memory[:size].view(-1, width)
+        weight_gradients(grad_BC, entries, rows.start, rows.stop, grad_nC)
+        for entries, grad_BC, columns in others:
+            grad_nC[:, columns] += weight_gradients(grad_BC, entries, rows.start, rows.stop)
+        return grad_nC
 
     def sum_over_ranks(self) -> None:
         """Terms that each rank knows only of its own features."""
@@ -290,6 +290,13 @@ class _Step:
             if name in self.terms:
                 total = torch.tensor([self.terms[name]], dtype=torch.float64, device=self.batch.y_BSD.device)
                 self.terms[name] = float(self.ranks.all_reduce_(total))
+
+
+def _row_blocks(rows: slice, width: int, n_bytes: int) -> Iterator[slice]:
+    """Parts of ``rows`` whose gradient, ``width`` numbers a row, takes about ``n_bytes``."""
+    step = max(1, n_bytes // (width * 4))
+    for start in range(rows.start, rows.stop, step):
+        yield slice(start, min(start + step, rows.stop))
 
 
 def _add_encoder(dpre: SparseRows, x_BD: Tensor, parts: _Parts) -> None:

@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from circuit_tracer.kernels.sparse_rows import SparseRows
 
-# Columns read at a time: a slice of all rows that stays in a CPU's cache while every token reads from it.
-CHUNK_BYTES = 8 * 2**20
-MIN_CHUNK = 256
+# Columns read at a time on a CPU: all rows of so narrow a slice stay in its cache while every entry reads from it.
+CHUNK_BYTES = 3 * 2**19
+MIN_CHUNK = 128
+GATHERED_BYTES = 128 * 2**20
 
 
 def decode_(out_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> None:
@@ -28,55 +29,55 @@ def decode_(out_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> None:
         return
     value = entries.value.to(out_BC.dtype)
     for columns in _chunks(weight_FC):
-        out_BC[:, columns] += functional.embedding_bag(
-            entries.feature,
-            weight_FC[:, columns].to(out_BC.dtype),
-            entries.row_ptr,
-            per_sample_weights=value,
-            mode="sum",
-            include_last_offset=True,
-        )
+        out_BC[:, columns] += _sums(entries.feature, weight_FC[:, columns].to(out_BC.dtype), entries.row_ptr, value)
 
 
 def value_gradients(grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> Tensor:
-    """<grad[token], weight[feature]> of every entry: (n,), in the dtype of ``grad_BC`` (B, C)."""
+    """<grad[token], weight[feature]> of every entry: (n,), in the dtype of ``grad_BC`` (B, C), which may be a column slice."""
     if not entries.feature.shape[0]:
         return grad_BC.new_zeros(0)
     if grad_BC.device.type != "cpu":
         return _gathered_dots(grad_BC, entries, weight_FC)
     shape = (entries.n_rows, entries.n_features)
     dots = _csr(entries, torch.zeros_like(entries.value, dtype=grad_BC.dtype), shape)
-    if weight_FC.dtype == grad_BC.dtype:
-        return torch.sparse.sampled_addmm(dots, grad_BC, weight_FC.T).values()
     for columns in _chunks(weight_FC):
         dots = torch.sparse.sampled_addmm(dots, grad_BC[:, columns], weight_FC[:, columns].to(grad_BC.dtype).T)
     return dots.values()
 
 
-def weight_gradients(grad_BC: Tensor, entries: SparseRows, start: int, stop: int) -> Tensor:
+def weight_gradients(
+    grad_BC: Tensor, entries: SparseRows, start: int, stop: int, out_nC: Tensor | None = None
+) -> Tensor:
     """Rows ``start`` to ``stop`` of the gradient of the decoder: sum over tokens of value * grad[token], (stop - start, C).
 
-    Features sum their tokens in ascending order: deterministic. In the dtype of ``grad_BC`` (B, C).
+    Features sum their tokens in ascending order: deterministic. In the dtype of ``grad_BC`` (B, C), which may be a column
+    slice; written to ``out_nC`` if given: memory used again is much faster than fresh memory.
     """
+    if out_nC is None:
+        out_nC = grad_BC.new_empty(stop - start, grad_BC.shape[1])
     columns = entries.columns
     first, last = int(columns.feature_ptr[start]), int(columns.feature_ptr[stop])
     if first == last:
-        return grad_BC.new_zeros(stop - start, grad_BC.shape[1])
+        return out_nC.zero_()
+    row, feature_ptr = columns.row[first:last], columns.feature_ptr[start : stop + 1] - first
+    value = entries.value[columns.entry[first:last]].to(grad_BC.dtype)
+    for chunk in _chunks(grad_BC):
+        out_nC[:, chunk] = _sums(row, grad_BC[:, chunk], feature_ptr, value)
+    return out_nC
+
+
+def _sums(index_n: Tensor, rows_RC: Tensor, pointer: Tensor, value_n: Tensor) -> Tensor:
+    """Sums of value * rows[index] over the entries between one pointer and the next."""
     return functional.embedding_bag(
-        columns.row[first:last],
-        grad_BC,
-        columns.feature_ptr[start : stop + 1] - first,
-        per_sample_weights=entries.value[columns.entry[first:last]].to(grad_BC.dtype),
-        mode="sum",
-        include_last_offset=True,
+        index_n, rows_RC, pointer, per_sample_weights=value_n, mode="sum", include_last_offset=True
     )
 
 
-def _chunks(weight_FC: Tensor) -> list[slice]:
-    """Column slices of the weights that fit a CPU's cache."""
-    n_rows, n_columns = weight_FC.shape
-    width = max(MIN_CHUNK, CHUNK_BYTES // max(1, n_rows * weight_FC.element_size()))
-    if weight_FC.device.type != "cpu":
+def _chunks(rows_RC: Tensor) -> list[slice]:
+    """Column slices of the rows that are read: narrow on a CPU, all at once elsewhere."""
+    n_rows, n_columns = rows_RC.shape
+    width = max(MIN_CHUNK, CHUNK_BYTES // max(1, n_rows * rows_RC.element_size()))
+    if rows_RC.device.type != "cpu":
         width = max(1, n_columns)
     return [slice(start, min(start + width, n_columns)) for start in range(0, n_columns, width)]
 
@@ -89,7 +90,7 @@ def _csr(entries: SparseRows, value: Tensor, shape: tuple[int, int]) -> Tensor:
 
 def _gathered_dots(grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> Tensor:
     """The same by gathering both sides, a block of entries at a time."""
-    step = max(1, CHUNK_BYTES * 16 // max(1, grad_BC.shape[1] * grad_BC.element_size()))
+    step = max(1, GATHERED_BYTES // max(1, grad_BC.shape[1] * grad_BC.element_size()))
     parts = [
         (grad_BC[row] * weight_FC[feature].to(grad_BC.dtype)).sum(1)
         for row, feature in zip(entries.row.split(step), entries.feature.split(step), strict=True)

@@ -167,6 +167,15 @@ def test_decode_adds_in_place_and_touches_no_other_column(dtypes: Dtypes, start:
 
 
 @each_dtype
+@each_pattern
+def test_weight_gradients_fill_the_memory_they_are_given(dtypes: Dtypes, pattern: str) -> None:
+    grad_BC, entries, _ = draw(9, 37, 60, dtypes, pattern)
+    _, out_nC = within(torch.full((17, 60), torch.nan, dtype=grad_BC.dtype), 60, 180)
+    assert weight_gradients(grad_BC, entries, 3, 20, out_nC) is out_nC
+    assert torch.equal(out_nC, weight_gradients(grad_BC, entries, 3, 20))
+
+
+@each_dtype
 def test_inputs_are_left_alone(dtypes: Dtypes) -> None:
     grad_BC, entries, weight_FC = draw(9, 37, 60, dtypes)
     inputs = [grad_BC, weight_FC, entries.row_ptr, entries.feature, entries.value]
@@ -270,7 +279,7 @@ def test_gathering_gives_the_same_dot_products(
     dtypes: Dtypes, pattern: str, bytes_at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way of devices that have no sampled products."""
-    monkeypatch.setattr("circuit_tracer.kernels.decode.CHUNK_BYTES", bytes_at_a_time)
+    monkeypatch.setattr("circuit_tracer.kernels.decode.GATHERED_BYTES", bytes_at_a_time)
     problem = draw(9, 37, 123, dtypes, pattern)
     expected = specification.value_gradients(*exact(problem))
     if len(expected):

@@ -120,13 +120,13 @@ def test_the_first_guess_of_the_cut_changes_nothing(guess: float) -> None:
     assert all(torch.equal(found[name], grad) for name, grad in reference_found.items())
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "BLOCK_BYTES", 1)
-
-
-@pytest.mark.usefixtures("small_blocks")
-def test_blocks_of_decoder_rows_change_nothing() -> None:
+@pytest.mark.parametrize("in_memory", [1, 5 * 3 * 6 * 4, 10**9], ids=lambda n: f"{n}bytes")
+@pytest.mark.parametrize("handed_over", [1, 2 * 3 * 6 * 4], ids=lambda n: f"{n}bytes")
+def test_blocks_of_decoder_rows_change_nothing(
+    in_memory: int, handed_over: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "GRADIENT_BYTES", in_memory)
+    monkeypatch.setattr(step, "BLOCK_BYTES", handed_over)
     compare(Case("clt", "jumprelu", 3, 63, 37, 6))
 
 
