@@ -9,8 +9,9 @@ Letters: L layers, P positions, D d_model, N active features, n those that write
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from torch import Tensor
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
+
+
+CHUNK_BYTES = 64 * 2**20  # of decoder rows gathered at once, where they are not kept
 
 
 @dataclass(frozen=True)
@@ -28,25 +32,38 @@ class LayerSources:
     ptr: list[int]  # (P + 1,) first of each position
     column: list[int]  # (P,) column of the first feature of each position
 
+    def chunks(self, n_pos: int, most: int) -> Iterator[tuple[int, int]]:
+        """Ranges of the first `n_pos` positions that hold at most `most` features each, or one position."""
+        start = 0
+        for position in range(1, n_pos + 1):
+            if position == n_pos or self.ptr[position + 1] - self.ptr[start] > most:
+                yield start, position
+                start = position
+
 
 class SourceTable:
     """Columns of the edge rows, and the rows of write vectors behind them.
 
     With `keep_rows` the scaled decoder rows of all layers stay in memory (N (L + 1) / 2 rows of D for a cross-layer
-    transcoder); without, they are gathered from the transcoder's files whenever a layer is swept.
+    transcoder); without, they are gathered from the transcoder's files whenever a layer is swept, `chunk_bytes` at a time.
     """
 
-    def __init__(self, active: ActiveFeatures, transcoders: Transcoders, n_pos: int, keep_rows: bool) -> None:
+    def __init__(
+        self,
+        active: ActiveFeatures,
+        transcoders: Transcoders,
+        n_pos: int,
+        keep_rows: bool,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
         self.active, self.transcoders, self.n_pos = active, transcoders, n_pos
+        self.keep_rows, self.chunk_bytes = keep_rows, chunk_bytes
         self.feature_of_column = _column_order(active)
         self.column = torch.empty_like(self.feature_of_column)
         self.column[self.feature_of_column] = torch.arange(len(self.column))
         self.position_ptr = _offsets(active.position, n_pos)
-        self._slot: list[Tensor] = []  # by target layer: row of each feature (N,), -1 where it does not write
         self.layers = [self._layer_sources(layer) for layer in range(transcoders.n_layers)]
-        self._kept: list[Tensor | None] = [None] * transcoders.n_layers
-        self._decoder: dict[int, Tensor] = {}  # rows (U, T, D) of the source layer being gathered
-        self.keep_rows = keep_rows
+        self._kept: list[Tensor] = []
 
     def __len__(self) -> int:
         return int(self.active.index.shape[0])
@@ -57,54 +74,76 @@ class SourceTable:
         Each file is read for the unique active features only.
         """
         n_layers, d_model = self.transcoders.n_layers, self.transcoders.d_model
+        kept = self._read_all(dtype, device) if self.keep_rows else []
         reconstruction = torch.zeros(n_layers, self.n_pos, d_model, dtype=dtype, device=device)
-        if self.keep_rows:
-            rows = [torch.empty(len(layer.feature), d_model, dtype=dtype, device=device) for layer in self.layers]
-            for source in range(n_layers):
-                for layer in self.transcoders.target_layers(source):
-                    self._gather(rows[layer], source, layer)
         for layer, sources in enumerate(self.layers):
-            at_hook = rows[layer] if self.keep_rows else self._at_hook(layer, dtype, device)
-            for position, (start, stop) in enumerate(pairwise(sources.ptr)):
-                reconstruction[layer, position] = at_hook[start:stop].sum(0)
-            if self.keep_rows:
-                self._kept[layer] = self._into_residual(layer, at_hook, network)
-        self._decoder.clear()
+            for first, last in [(0, self.n_pos)] if kept else self._chunks(layer, self.n_pos, dtype):
+                at_hook = kept[layer] if kept else self._at_hook(layer, first, last, dtype, device)
+                for position in range(first, last):
+                    start, stop = (sources.ptr[p] - sources.ptr[first] for p in (position, position + 1))
+                    reconstruction[layer, position] = at_hook[start:stop].sum(0)
+            if kept:
+                kept[layer] = self._into_residual(layer, kept[layer], 0, self.n_pos, network)
+        self._kept = kept
         return reconstruction
 
-    def rows(self, layer: int, network: FrozenNetwork, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Write vectors (n, D) into the residual stream at `layer`, scaled by activation, in column order."""
-        kept = self._kept[layer]
-        return self._into_residual(layer, self._at_hook(layer, dtype, device), network) if kept is None else kept
-
-    def _at_hook(self, layer: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Scaled decoder rows (n, D) of one layer at the output hook, read from the transcoder."""
-        rows = torch.empty(len(self.layers[layer].feature), self.transcoders.d_model, dtype=dtype, device=device)
-        for source in range(layer + 1):
-            if layer in self.transcoders.target_layers(source):
-                self._gather(rows, source, layer)
-        return rows
-
-    def _into_residual(self, layer: int, rows_nD: Tensor, network: FrozenNetwork) -> Tensor:
-        position = self.active.position[self.layers[layer].feature].to(rows_nD.device)
-        return network.write_at(layer, rows_nD, position)
-
-    def _gather(self, rows_nD: Tensor, source: int, layer: int) -> None:
-        """Put what the features of layer `source` write to `layer` into their places in that layer's rows."""
-        here = self.active.of_layer(source)
-        if here.start == here.stop:
+    def rows(
+        self, layer: int, n_pos: int, network: FrozenNetwork, dtype: torch.dtype, device: torch.device
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """Write vectors into the residual stream at `layer`, scaled by activation, chunk by chunk of the first `n_pos`
+        positions: (first position, one past the last, rows (n, D) in column order)."""
+        if self._kept:
+            yield 0, n_pos, self._kept[layer][: self.layers[layer].ptr[n_pos]]
             return
-        unique, inverse = torch.unique(self.active.index[here], return_inverse=True)
-        if self.keep_rows:  # all targets of a source are needed, one after the other
-            if source not in self._decoder:
-                self._decoder.clear()
-                self._decoder[source] = self.transcoders.decoder_rows(source, unique).to(rows_nD.device)
-            decoder = self._decoder[source][:, layer - self.transcoders.target_layers(source).start]
-        else:
-            decoder = self.transcoders.decoder_rows(source, unique, target_layer=layer).to(rows_nD.device)
-        block = decoder.to(rows_nD.dtype).index_select(0, inverse.to(rows_nD.device))
-        block *= self.active.value[here].to(block)[:, None]
-        rows_nD[self._slot[layer][here].to(rows_nD.device)] = block
+        for first, last in self._chunks(layer, n_pos, dtype):
+            if self.layers[layer].ptr[last] > self.layers[layer].ptr[first]:
+                rows = self._at_hook(layer, first, last, dtype, device)
+                yield first, last, self._into_residual(layer, rows, first, last, network)
+
+    def release(self) -> bool:
+        """Keep no decoder rows from now on; False if none were kept."""
+        kept, self._kept, self.keep_rows = self._kept, [], False
+        return bool(kept)
+
+    def _chunks(self, layer: int, n_pos: int, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
+        return self.layers[layer].chunks(n_pos, self.chunk_bytes // (self.transcoders.d_model * dtype.itemsize))
+
+    def _at_hook(self, layer: int, first: int, last: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Scaled decoder rows (n, D) of one layer at the output hook, of some positions, read from the transcoder."""
+        sources, active = self.layers[layer], self.active
+        feature = sources.feature[sources.ptr[first] : sources.ptr[last]]
+        key = active.layer[feature] * self.transcoders.d_transcoder + active.index[feature]
+        unique, inverse = torch.unique(key, return_inverse=True)
+        depth, index = unique // self.transcoders.d_transcoder, unique % self.transcoders.d_transcoder
+        tables = [
+            self.transcoders.decoder_rows(int(source), index[depth == source], target_layer=layer).to(device, dtype)
+            for source in depth.unique()
+        ]
+        rows = torch.cat(tables).index_select(0, inverse.to(device))
+        return rows.mul_(active.value[feature].to(rows)[:, None])
+
+    def _into_residual(self, layer: int, rows_nD: Tensor, first: int, last: int, network: FrozenNetwork) -> Tensor:
+        sources = self.layers[layer]
+        feature = sources.feature[sources.ptr[first] : sources.ptr[last]]
+        return network.write_at(layer, rows_nD, self.active.position[feature].to(rows_nD.device))
+
+    def _read_all(self, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+        """Scaled decoder rows (n, D) of all layers at the output hook; each file is read once, front to back."""
+        place: dict[str, Any] = {"dtype": dtype, "device": device}
+        rows = [torch.empty(len(layer.feature), self.transcoders.d_model, **place) for layer in self.layers]
+        slot = torch.empty(len(self), dtype=torch.int64)
+        for source in range(self.transcoders.n_layers):
+            here = self.active.of_layer(source)
+            if here.start == here.stop:
+                continue
+            unique, inverse = torch.unique(self.active.index[here], return_inverse=True)
+            decoder, inverse = self.transcoders.decoder_rows(source, unique).to(device), inverse.to(device)
+            for number, layer in enumerate(self.transcoders.target_layers(source)):
+                block = decoder[:, number].to(dtype).index_select(0, inverse)
+                block *= self.active.value[here].to(block)[:, None]
+                slot[self.layers[layer].feature] = torch.arange(len(self.layers[layer].feature))
+                rows[layer][slot[here].to(device)] = block
+        return rows
 
     def _layer_sources(self, layer: int) -> LayerSources:
         writes = torch.tensor(
@@ -112,9 +151,6 @@ class SourceTable:
         )
         chosen = writes[self.active.layer[self.feature_of_column]]
         feature = self.feature_of_column[chosen]
-        slot = torch.full((len(self),), -1)
-        slot[feature] = torch.arange(len(feature))
-        self._slot.append(slot)
         ptr = _offsets(self.active.position[feature], self.n_pos)
         first = [int(self.column[feature[ptr[p]]]) if ptr[p + 1] > ptr[p] else 0 for p in range(self.n_pos)]
         return LayerSources(feature, ptr, first)

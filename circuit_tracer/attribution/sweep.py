@@ -78,11 +78,7 @@ class Sweep:
             above, here = joined[layer + 1], joined[layer]
             if above:
                 self._read_off(layer, g[:above], feature[:above], error[:above, layer])
-            through_skip = self._skip_back(layer, g[:above])
-            if self.network.parallel and above:
-                self.network.layers[layer].attend_back_(g[:above])
-            if through_skip is not None:
-                g[:above] += through_skip
+            self._skip_back_(layer, g[:above])
             self._join(layer, g, targets, above, here)
             if not self.network.parallel and here:
                 self.network.layers[layer].attend_back_(g[:here])
@@ -104,21 +100,29 @@ class Sweep:
         g_TPD[rows, position] = self.network.read_adjoint(layer, vectors, position)
 
     def _read_off(self, layer: int, g_TPD: Tensor, feature_TC: Tensor, error_TP: Tensor) -> None:
-        sources = self.sources.layers[layer]
-        if len(sources.feature):
-            rows = self.sources.rows(layer, self.network, self.dtype, self.device)
-            contract_(feature_TC, g_TPD, rows, sources.ptr, sources.column)
-        error_TP += torch.einsum("tpd,pd->tp", g_TPD, self.error[layer, : g_TPD.shape[1]])
+        n_pos, sources = g_TPD.shape[1], self.sources.layers[layer]
+        for first, last, rows in self.sources.rows(layer, n_pos, self.network, self.dtype, self.device):
+            ptr = [start - sources.ptr[first] for start in sources.ptr[first : last + 1]]
+            contract_(feature_TC, g_TPD[:, first:last], rows, ptr, sources.column[first:last])
+        error_TP += torch.einsum("tpd,pd->tp", g_TPD, self.error[layer, :n_pos])
 
-    def _skip_back(self, layer: int, g_TPD: Tensor) -> Tensor | None:
-        """What rows gain through the transcoder's skip connection, output hook -> input hook: (T, P, D), or None."""
-        skip = self.prompt.skips[layer]
-        if skip is None or g_TPD.shape[0] == 0:
-            return None
-        n_rows, n_pos, d_model = g_TPD.shape
-        position = torch.arange(n_pos, device=self.device).repeat(n_rows)
-        at_output = self.network.write_adjoint(layer, g_TPD.view(-1, d_model), position)
-        return self.network.read_adjoint(layer, at_output @ skip.T, position).view_as(g_TPD)
+    def _skip_back_(self, layer: int, g_TPD: Tensor) -> None:
+        """Add what rows gain through the transcoder's skip connection, output hook -> input hook.
+
+        Where attention and MLP run in parallel, attention takes the rows as they were, and its part is added here too.
+        """
+        skip, n_pos, attention = self.prompt.skips[layer], g_TPD.shape[1], self.network.layers[layer]
+        if skip is None:
+            if self.network.parallel and len(g_TPD):
+                attention.attend_back_(g_TPD)
+            return
+        for rows in g_TPD.split(max(1, self.sources.chunk_bytes // (g_TPD[:1].nbytes or 1))):
+            position = torch.arange(n_pos, device=self.device).repeat(len(rows))
+            at_output = self.network.write_adjoint(layer, rows.view(-1, rows.shape[2]), position)
+            gained = self.network.read_adjoint(layer, at_output @ skip.T, position).view_as(rows)
+            if self.network.parallel:
+                attention.attend_back_(rows)
+            rows += gained
 
 
 # Reading a layer's weights and sources takes about as long as the arithmetic of this many rows (see the kernels' READMEs).
