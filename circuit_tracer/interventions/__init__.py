@@ -33,6 +33,7 @@ from circuit_tracer.interventions.settings import Intervention
 from circuit_tracer.interventions.steering import Continuation, Sampling, Steering, steer
 from circuit_tracer.interventions.steering_plan import Direction
 from circuit_tracer.interventions.supernodes import saved_supernodes
+from circuit_tracer.interventions.validation import validate
 
 __all__ = [
     "CleanRun",
@@ -72,5 +73,6 @@ __all__ = [
     "setup_intervention_with_freeze",
     "steer",
     "take_from",
+    "validate",
     "zero_softcap",
 ]

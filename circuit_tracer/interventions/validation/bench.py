@@ -1,0 +1,231 @@
+"""Taking things out of a prompt: what features, errors and tokens wrote on the clean run is subtracted where they wrote it.
+
+Many experiments share a pass; each pass carries one copy of the prompt with nothing taken out, against which changes are
+measured, so that rounding which both share drops out.
+Letters: B experiments, P positions, D d_model, N features read, K targets, n sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.attribution.prompt import EncodedPrompt, LinearPrompt, linearise
+from circuit_tracer.attribution.traceable import Traceable
+from circuit_tracer.errors import InputError
+from circuit_tracer.graph.graph import Graph
+from circuit_tracer.interventions.clean import CleanRun
+from circuit_tracer.interventions.passes import Freeze, Pass, passing
+from circuit_tracer.interventions.points import run_model
+from circuit_tracer.models.capture import logits_at
+
+WINDOW = 3  # layers whose MLPs are held in the condition "window": the source's own and the next two, as in the paper
+
+
+class Condition(NamedTuple):
+    """What may react. held: layers whose MLPs write what they wrote, minus what was taken out; the others are real."""
+
+    name: str
+    held: Literal["all", "window", "none"]
+    freeze_attention: bool
+    freeze_norms: bool
+
+    def layers(self, first: int, n_layers: int) -> range:
+        """The held layers, for sources whose first layer is `first` (-1: below layer 0)."""
+        start = max(first, 0)
+        return {"all": range(n_layers), "window": range(start, min(start + WINDOW, n_layers)), "none": range(0)}[
+            self.held
+        ]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What one experiment takes out. Features: layer, position, index, value (n,); errors and tokens: where."""
+
+    layer: Tensor
+    position: Tensor
+    index: Tensor
+    value: Tensor
+    errors: tuple[tuple[int, int], ...] = ()
+    tokens: tuple[int, ...] = ()
+
+    @classmethod
+    def of_nodes(cls, graph: Graph, nodes: Tensor) -> Sources:
+        """Features, errors and tokens of a graph, by number."""
+        layout, nodes = graph.nodes.layout, nodes.cpu()
+        chosen = graph.selected_features[nodes[nodes < layout.n_features]].cpu()
+        rows, n_pos = graph.active_features[chosen].long().cpu(), graph.n_pos
+        errors = nodes[(nodes >= layout.error_start) & (nodes < layout.token_start)] - layout.error_start
+        tokens = nodes[(nodes >= layout.token_start) & (nodes < layout.target_start)] - layout.token_start
+        return cls(
+            rows[:, 0],
+            rows[:, 1],
+            rows[:, 2],
+            graph.activation_values[chosen].cpu(),
+            tuple((place // n_pos, place % n_pos) for place in errors.tolist()),
+            tuple(tokens.tolist()),
+        )
+
+    @property
+    def first_layer(self) -> int:
+        """The first layer that writes less; -1 for tokens."""
+        layers = [*self.layer.tolist(), *(layer for layer, _ in self.errors), *(-1 for _ in self.tokens)]
+        return min(layers, default=0)
+
+
+class Readings(NamedTuple):
+    """Changes against the clean copy. features: (B, N) of pre-activations; targets: (B, K) of demeaned logits before a
+    softcap; final: (B, P, D) output of the final norm.
+    """
+
+    features: Tensor
+    targets: Tensor
+    final: Tensor
+
+
+class Bench:
+    """One prompt of a graph, ready for experiments: `watched` feature nodes and `targets` (rows of its target table, logits)
+    are read.
+    """
+
+    def __init__(self, model: Traceable, graph: Graph, watched: Tensor, targets: Tensor, batch_size: int) -> None:
+        self.model, self.graph, self.clean = model, graph, CleanRun(model, graph)
+        self.parts, self.network, self.batch_size = model.parts, self.clean.network, batch_size
+        rows = graph.active_features[graph.selected_features[watched]].long().cpu()
+        self.watched = rows
+        self._encoders: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        for layer in rows[:, 0].unique().tolist():
+            place = torch.nonzero(rows[:, 0] == layer).flatten()
+            vectors, _ = model.transcoders.encoder_rows(layer, rows[place, 2])
+            device, dtype = self.parts.device, self.parts.compute_dtype
+            self._encoders[layer] = (place, rows[place, 1].to(device), vectors.to(device, dtype))
+        self.target_position = graph.targets.position[targets].to(self.parts.device)
+        weight: Tensor = self.parts.unembed.weight  # type: ignore[assignment]
+        mean = weight.mean(0, dtype=self.parts.compute_dtype)
+        ids = graph.targets.token_id[targets].to(weight.device)
+        self.target_vectors = weight[ids].to(self.parts.compute_dtype) - mean
+
+    @property
+    def n_pos(self) -> int:
+        """P."""
+        return self.clean.n_pos
+
+    @property
+    def n_layers(self) -> int:
+        """L."""
+        return self.parts.config.n_layers
+
+    @cached_property
+    def linear(self) -> LinearPrompt:
+        """The prompt made linear: its errors, and sources."""
+        keep = torch.ones(self.n_pos, dtype=torch.bool)
+        keep[self.clean.left_out] = False
+        return linearise(EncodedPrompt(self.network, self.clean.active.to("cpu"), keep), self.model.transcoders, False)
+
+    def run(self, experiments: Sequence[Sources], condition: Condition) -> Readings:
+        """Take out the sources of each experiment by itself; in the order given."""
+        found: list[Readings | None] = [None] * len(experiments)
+        by_range: dict[range, list[int]] = {}
+        for number, sources in enumerate(experiments):
+            by_range.setdefault(condition.layers(sources.first_layer, self.n_layers), []).append(number)
+        for layers, numbers in by_range.items():
+            freeze = self.freeze(layers, condition.freeze_attention, condition.freeze_norms)
+            for start in range(0, len(numbers), self.batch_size):
+                batch = numbers[start : start + self.batch_size]
+                readings = self._pass([experiments[number] for number in batch], freeze)
+                for place, number in enumerate(batch):
+                    found[number] = Readings(*(column[place : place + 1] for column in readings))
+        return Readings(*(torch.cat(column) for column in zip(*(each for each in found if each), strict=True)))
+
+    def freeze(self, layers: Sequence[int], attention: bool, norms: bool) -> Freeze:
+        """What a pass holds still."""
+        ids, network = self.clean.ids, self.network
+        return Freeze(self.model, ids, layers, attention=attention, norms=norms, network=network)
+
+    def log_probabilities(self, final_nD: Tensor) -> Tensor:
+        """(n, V) of the next token."""
+        return torch.log_softmax(logits_at(self.parts, final_nD), dim=-1)
+
+    def _pass(self, experiments: Sequence[Sources], freeze: Freeze) -> Readings:
+        copies = len(experiments) + 1
+        reader = _Reader(self, copies)
+        changes = Pass(self.model, {}, freeze, reader, [])
+        for copy, sources in enumerate(experiments, start=1):
+            self._take_out(changes, sources, copy, copies)
+        tokens = [(copy, place) for copy, each in enumerate(experiments, start=1) for place in each.tokens]
+        with passing(self.model, changes, freeze), self._without_tokens(tokens):
+            final, _ = run_model(self.parts, self.clean.ids, copies=copies)
+        final = final.unflatten(0, (copies, self.n_pos))
+        moved = (final[1:] - final[:1])[:, self.target_position]
+        return Readings(reader.result(), (moved * self.target_vectors).sum(-1), final[1:])
+
+    def _take_out(self, changes: Pass, sources: Sources, copy: int, copies: int) -> None:
+        """Subtract, at the output hooks of the pass, what the sources wrote there; in held layers only, if any are held."""
+        device, dtype, first_row = self.parts.device, self.parts.compute_dtype, copy * self.n_pos
+        like = torch.zeros(copies * self.n_pos, self.parts.config.d_model, device=device, dtype=dtype)
+        for layer in sources.layer.unique().tolist():
+            here = sources.layer == layer
+            row, change = (sources.position[here] + first_row).to(device), -sources.value[here].to(device, dtype)
+            changes.add_writes(layer, like, row, sources.index[here].to(device), change)
+        for layer, position in sources.errors:
+            if not changes.held or layer in changes.held:
+                delta = changes.delta.setdefault(layer, torch.zeros_like(like))
+                delta[first_row + position] -= self.linear.error[layer, position]
+
+    @contextmanager
+    def _without_tokens(self, places: list[tuple[int, int]]) -> Iterator[None]:
+        """Inside the block, embeddings of tokens (copy, position) are missing; their positions' own vectors stay."""
+        if not places:
+            yield
+            return
+
+        def drop(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+            for copy, position in places:
+                hidden[copy, position] -= self.network.captured.embedding[position].to(hidden)
+            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+        handle = self.parts.layers[0].module.register_forward_pre_hook(drop, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+class _Reader:
+    """Observer of a pass: changes of the watched features' pre-activations against copy 0."""
+
+    def __init__(self, bench: Bench, copies: int) -> None:
+        self.bench, self.copies = bench, copies
+        self.change = torch.zeros(copies - 1, len(bench.watched), dtype=bench.parts.compute_dtype)
+
+    def add(self, layer: int, x_PD: Tensor) -> None:
+        """Take the inputs (copies * P, D) of the next layer."""
+        if layer in self.bench._encoders:
+            place, position, vectors = self.bench._encoders[layer]
+            x_BPD = x_PD.unflatten(0, (self.copies, self.bench.n_pos))
+            moved = (x_BPD[1:] - x_BPD[:1])[:, position]
+            self.change[:, place] = (moved * vectors).sum(-1).cpu()
+
+    def result(self) -> Tensor:
+        """(B, N)."""
+        return self.change
+
+
+def logit_targets(graph: Graph) -> Tensor:
+    """(K,) rows of the target table that are logits. Raises InputError if there are none: the vectors of other targets are
+    not in the graph.
+    """
+    rows = [row for row, kind in enumerate(graph.targets.kind) if kind == "logit"]
+    if not rows:
+        raise InputError(
+            f"the graph's targets ({', '.join(graph.targets.label[:3])}) are no tokens; validation measures probabilities of "
+            "tokens. Trace the prompt to tokens (the default targets) and validate that graph."
+        )
+    return torch.tensor(rows)

@@ -1,0 +1,67 @@
+"""Is the circuit necessary, and is it enough? Sets of features and errors taken out together.
+
+| condition | MLPs | attention | norms |
+|---|---|---|---|
+| constrained | clean output minus what was taken out | frozen | live |
+| live | real, minus what was taken out | live | live |
+
+Letters: N active features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.graph.graph import Graph
+from circuit_tracer.graph.pruning import PruneResult
+from circuit_tracer.graph.validation import CircuitTest
+from circuit_tracer.interventions.validation.bench import Bench, Condition, Sources
+
+CONDITIONS = (
+    Condition("constrained", "all", freeze_attention=True, freeze_norms=False),
+    Condition("live", "none", freeze_attention=False, freeze_norms=False),
+)
+DRAWS = 8  # random sets of other features
+
+
+def circuit_tests(
+    graph: Graph, pruned: PruneResult, bench: Bench, targets: Tensor, seed: int = 0
+) -> dict[str, CircuitTest]:
+    """By condition. The circuit: kept features, and kept errors."""
+    layout, mask = graph.nodes.layout, pruned.node_mask.cpu()
+    member = torch.zeros(len(graph.active_features), dtype=torch.bool)
+    member[graph.selected_features.cpu()] = mask[layout.features]
+    kept_errors = mask[layout.errors].reshape(layout.n_layers, layout.n_pos)
+    kept_errors[:, bench.clean.left_out] = True  # there are none
+    every_error = torch.zeros_like(kept_errors)
+    every_error[:, bench.clean.left_out] = True
+    inside, outside = torch.nonzero(member).flatten(), torch.nonzero(~member).flatten()
+    generator = torch.Generator().manual_seed(seed)
+    count = min(len(inside), len(outside))
+    draws = [outside[torch.randperm(len(outside), generator=generator)[:count]] for _ in range(DRAWS if count else 0)]
+    experiments = [
+        _features(graph, inside),
+        _features(graph, outside, ~kept_errors),
+        _features(graph, torch.arange(len(member)), ~every_error),
+        *(_features(graph, drawn) for drawn in draws),
+    ]
+    token, position = int(graph.targets.token_id[targets[0]]), int(bench.target_position[0])
+    clean = float(bench.log_probabilities(bench.clean.final[position][None])[0, token].exp())
+    found = {}
+    for condition in CONDITIONS:
+        final = bench.run(experiments, condition).final[:, position]
+        without, only, nothing, *others = bench.log_probabilities(final)[:, token].exp().tolist()
+        found[condition.name] = CircuitTest(
+            clean, without, sum(others) / len(others) if others else None, only, nothing
+        )
+    return found
+
+
+def _features(graph: Graph, rows: Tensor, errors: Tensor | None = None) -> Sources:
+    """Active features by row, and errors where the mask (L, P) says."""
+    layer, position, index = graph.active_features[rows].long().cpu().T
+    places = [] if errors is None else torch.nonzero(errors).tolist()
+    return Sources(
+        layer, position, index, graph.activation_values[rows].cpu(), tuple((layer, place) for layer, place in places)
+    )

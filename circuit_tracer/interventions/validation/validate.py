@@ -1,0 +1,159 @@
+"""Test a graph by the interventions that it predicts.
+
+    report = validate(graph, model)
+    print("\\n".join(report.verdict + report.distrust))
+    graph.save("graph.safetensors")     # the report goes with it, as graph.validation
+
+What is measured, and what it means: README.md.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+import torch
+
+from circuit_tracer.attribution.progress import Progress, silent
+from circuit_tracer.attribution.traceable import Traceable
+from circuit_tracer.errors import InputError
+from circuit_tracer.graph.graph import Graph
+from circuit_tracer.graph.influence import node_influence, row_mass
+from circuit_tracer.graph.pruning import PrunePolicy, PruneResult, prune_graph
+from circuit_tracer.graph.scores import graph_scores
+from circuit_tracer.graph.validation import Accounting, Measures, ValidationReport
+from circuit_tracer.interventions.validation.bench import Bench, logit_targets
+from circuit_tracer.interventions.validation.circuit import circuit_tests
+from circuit_tracer.interventions.validation.controls import random_dictionary
+from circuit_tracer.interventions.validation.curves import perturbation_curves
+from circuit_tracer.interventions.validation.effects import NodeEffects
+from circuit_tracer.interventions.validation.stability import Stabilities, retrace, row_variations
+from circuit_tracer.interventions.validation.statistics import mean
+from circuit_tracer.interventions.validation.verdict import distrust, verdict
+from circuit_tracer.replacement_model import ReplacementModel
+from circuit_tracer.transcoders.base import Transcoders
+
+
+@torch.no_grad()
+def validate(
+    graph: Graph,
+    model: Traceable,
+    *,
+    node_threshold: float = 0.8,
+    edge_threshold: float = 0.98,
+    policy: PrunePolicy = "circuit-tracer",
+    controls: Mapping[str, Transcoders] | None = None,
+    random_control: bool = True,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> ValidationReport:
+    """The report on a graph, pruned at the thresholds as a viewer would; it is also kept as `graph.validation`.
+
+    controls: other dictionaries of the same model by name, such as a per-layer one, measured alike on graphs of their own.
+    random_control: a random dictionary too. Deterministic for a seed. Cost: a clean pass, four passes for every `batch_size`
+    kept nodes, some traces with other numbers of rows, and the same for each control.
+
+    Raises CompatibilityError for a graph of another model or dictionary, InputError for a graph without token targets or
+    a threshold outside 0..1.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
+    started, progress = time.perf_counter(), progress or silent
+    subject = _Subject(graph, model, (node_threshold, edge_threshold), policy, batch_size)
+    measures = subject.measure(seed, progress)
+    stabilities = Stabilities(graph, subject.pruned, policy)
+    rows = row_variations(graph, subject.pruned, model, subject.thresholds, policy)
+    stability = stabilities.report(graph, subject.pruned, rows)
+    others = dict(controls or {})
+    if random_control:
+        others["random"] = random_dictionary(subject.bench, seed)
+    measured = {}
+    for number, (name, dictionary) in enumerate(others.items()):
+        progress("controls", number, len(others))
+        measured[name] = _control(subject, dictionary, seed)
+    target = graph.targets.label[int(subject.targets[0])]
+    report = ValidationReport(
+        prompt=graph.input_string,
+        target=target,
+        node_threshold=node_threshold,
+        edge_threshold=edge_threshold,
+        policy=policy,
+        graph=measures,
+        stability=stability,
+        controls=measured,
+        nodes=subject.effects.node_rows(stabilities.nodes),
+        edges=subject.effects.edge_rows(stabilities.edges),
+        verdict=verdict(measures, stability, target),
+        distrust=distrust(measures, stability, measured),
+        seconds=round(time.perf_counter() - started, 2),
+    )
+    graph.validation = report
+    return report
+
+
+class _Subject:
+    """A graph with its model, pruned, ready to be measured."""
+
+    def __init__(
+        self, graph: Graph, model: Traceable, thresholds: tuple[float, float], policy: PrunePolicy, batch_size: int
+    ) -> None:
+        self.graph, self.model, self.thresholds, self.policy, self.batch_size = (
+            graph,
+            model,
+            thresholds,
+            policy,
+            batch_size,
+        )
+        self.targets = logit_targets(graph)
+        self.pruned: PruneResult = prune_graph(graph, *thresholds, policy)
+        kept = torch.nonzero(self.pruned.node_mask[graph.nodes.layout.features]).flatten()
+        self.bench = Bench(model, graph, kept, self.targets, batch_size)
+
+    def measure(self, seed: int, progress: Progress) -> Measures:
+        """Everything but stability."""
+        features = self.pruned.node_mask[self.graph.nodes.layout.features]
+        self.effects = NodeEffects(self.graph, self.pruned, self.bench, self.targets, progress)
+        transcoders = self.model.transcoders
+        return Measures(
+            dictionary=f"{transcoders.kind} of {transcoders.d_transcoder} features a layer",
+            n_features=int(features.sum()),
+            n_nodes=int(self.pruned.node_mask.sum()),
+            n_edges=int(self.pruned.kept_edges.sum()),
+            effects={name: self.effects.table(name) for name in self.effects.measured},
+            curves=perturbation_curves(self.graph, self.pruned, self.bench, seed),
+            circuit=circuit_tests(self.graph, self.pruned, self.bench, self.targets, seed),
+            accounting=self._accounting(),
+        )
+
+    def _accounting(self) -> Accounting:
+        graph = self.graph
+        return Accounting(
+            residual=graph.residual,
+            explained=_number(graph_scores(graph, self.pruned.node_mask).replacement),
+            errors=_number(1 - graph_scores(graph).replacement),
+            unselected=self._unselected(),
+            attention=self.effects.moved_by_attention(),
+        )
+
+    def _unselected(self) -> float | None:
+        """Share of the rows' mass that is from unselected features, mean over rows by influence (targets by weight)."""
+        graph, balance = self.graph, self.graph.balance
+        if balance is None:
+            return None
+        mass = balance.unselected_mass.double()
+        weight = graph.target_weights + node_influence(graph.edges, graph.blocks, graph.target_weights)
+        has_row = graph.edges.row_ptr.diff() > 0
+        return mean((mass / (row_mass(graph.edges) + mass))[has_row], weight[has_row])
+
+
+def _control(subject: _Subject, dictionary: Transcoders, seed: int) -> Measures:
+    """The same prompt and targets traced with another dictionary, as many rows, pruned and measured alike."""
+    other = ReplacementModel(subject.model.parts, dictionary, subject.model.tokenizer)
+    graph = retrace(subject.graph, other, len(subject.graph.selected_features))
+    return _Subject(graph, other, subject.thresholds, subject.policy, subject.batch_size).measure(seed, silent)
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
