@@ -22,6 +22,7 @@ from circuit_tracer.cli import (
     push,
     steer,
     train,
+    validate,
     view,
 )
 from circuit_tracer.cli.options import DEBUG, Debug
@@ -108,6 +109,7 @@ app.command("view")(view.view)
 app.command("intervene")(intervene.intervene)
 app.command("steer")(steer.steer)
 app.command("patch")(patch.patch)
+app.command("validate")(validate.validate)
 app.command("train", cls=train.TrainCommand)(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("push")(push.push)

@@ -1,0 +1,156 @@
+"""`circuit-tracer validate`: test a graph by the interventions that it predicts."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from circuit_tracer.cli import edit_options, options
+from circuit_tracer.errors import InputError
+
+if TYPE_CHECKING:
+    from circuit_tracer.graph.validation import Measures, ValidationReport
+    from circuit_tracer.transcoders.base import Transcoders
+
+
+def validate(
+    graph: Annotated[Path, typer.Argument(help="Graph file: .safetensors, or circuit-tracer's .pt.")],
+    graph_output_path: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--graph-output-path",
+            help="Write the graph with its report here, as .safetensors; default: into the graph file.",
+        ),
+    ] = None,
+    transcoder_set: edit_options.Transcoders = None,
+    model: edit_options.Model = None,
+    demo: edit_options.Demo = False,
+    control: Annotated[
+        list[str] | None,
+        typer.Option("--control", help="NAME=FOLDER: measure another dictionary beside, such as a per-layer one."),
+    ] = None,
+    random_control: Annotated[
+        bool, typer.Option("--random-control/--no-random-control", help="Measure a random dictionary beside.")
+    ] = True,
+    node_threshold: options.NodeThreshold = 0.8,
+    edge_threshold: options.EdgeThreshold = 0.98,
+    policy: options.Policy = "circuit-tracer",
+    seed: Annotated[int, typer.Option("--seed", help="Of random directions, sets and dictionaries.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Interventions to a pass.")] = 16,
+    dtype: options.Dtype = "float32",
+    device: options.Device = None,
+    json: options.Json = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show progress.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Test a graph: ablate every kept node, perturb, remove the circuit, vary what was chosen, compare with controls.
+
+    The report is printed, and kept in the graph file, where the viewer finds it.
+    """
+    target = graph if graph_output_path is None else graph_output_path
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target} cannot hold the report; name a .safetensors file with -o")
+    from circuit_tracer.attribution.progress import bar, silent
+    from circuit_tracer.files import require_writable_folder
+    from circuit_tracer.graph.files.native import as_graph
+    from circuit_tracer.interventions import validate as test
+
+    require_writable_folder(target.parent)
+    subject = as_graph(graph)
+    loaded = edit_options.load_pair(transcoder_set, model, demo, device, dtype)
+    with bar() if verbose else nullcontext(silent) as progress:
+        report = test(
+            subject,
+            loaded,
+            node_threshold=node_threshold,
+            edge_threshold=edge_threshold,
+            policy=policy,
+            controls=_controls(control, device, dtype),
+            random_control=random_control,
+            seed=seed,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    subject.save(target)
+    typer.echo(options.dump(report.to_json()) if json else f"{as_text(report)}\n\nwrote      {target}")
+
+
+def _controls(texts: list[str] | None, device: str | None, dtype: str) -> dict[str, Transcoders]:
+    from circuit_tracer.models.loading import resolve_dtype
+    from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+
+    found = {}
+    for text in texts or ():
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder):
+            raise InputError(f"--control is {text!r}; write NAME=FOLDER, such as per-layer=transcoders/plt")
+        place, kind = options.place(device), resolve_dtype(dtype)
+        found[name] = load_transcoder_from_hub(folder, device=place, dtype=kind)[0]
+    return found
+
+
+def as_text(report: ValidationReport) -> str:
+    """The report for people: tables first, words last."""
+    rows = {"graph": report.graph, **report.controls}
+    lines = [
+        f"prompt     {report.prompt!r}",
+        f"target     {report.target!r} {report.graph.circuit['live'].clean:.3f}",
+        f"kept       {report.graph.n_features:,} features, {report.graph.n_nodes:,} nodes, {report.graph.n_edges:,} edges "
+        f"at {report.node_threshold:g} and {report.edge_threshold:g}; {report.graph.dictionary}",
+        "",
+        _line("predicted against measured", "edges", "slope", "nodes", "paths", "influence", "KL"),
+    ]
+    for name, measures in rows.items():
+        for condition, effects in measures.effects.items():
+            edges, nodes, paths = effects.edges, effects.nodes, effects.paths
+            numbers = (
+                edges.spearman,
+                edges.slope,
+                nodes.spearman,
+                paths.spearman,
+                effects.influence,
+                effects.divergence,
+            )
+            lines.append(_line(f"  {name}, {condition}", *numbers))
+    for title, stream in (("change of residual stream", True), ("change of MLP outputs", False)):
+        lines += ["", _line(title, *_distances(rows))]
+        for name, measures in rows.items():
+            for curve in measures.curves:
+                cosine, nmse = (curve.cosine, curve.nmse) if stream else (curve.mlp_cosine, curve.mlp_nmse)
+                lines.append(_line(f"  {name}, {curve.kind}: cosine", *cosine))
+                lines.append(_line(f"  {name}, {curve.kind}: NMSE", *nmse))
+    lines += ["", _line("probability of the target", "clean", "without", "others", "only", "nothing")]
+    for name, measures in rows.items():
+        for condition, each in measures.circuit.items():
+            numbers = (each.clean, each.without, each.without_others, each.only, each.nothing)
+            lines.append(_line(f"  {name}, {condition}", *numbers))
+    lines += ["", _line("shares", "explained", "errors", "unselected", "attention", "residual")]
+    lines += [_shares(name, measures) for name, measures in rows.items()]
+    lines += [
+        "",
+        _line("stability", "nodes", "edges"),
+        _line("  thresholds", report.stability.nodes, report.stability.edges),
+    ]
+    lines += [_line(f"  {each.rows} rows", each.nodes, each.edges) for each in report.stability.rows]
+    lines += ["", *report.verdict, "", *(report.distrust or ["Nothing was found that speaks against it."])]
+    return "\n".join([*lines, "", f"time       {report.seconds:.1f} s"])
+
+
+def _distances(rows: dict[str, Measures]) -> list[str]:
+    reached = max((len(curve.count) for measures in rows.values() for curve in measures.curves), default=0)
+    return [f"+{passed}" for passed in range(1, reached + 1)]
+
+
+def _shares(name: str, measures: Measures) -> str:
+    shares = measures.accounting
+    residual = "-" if shares.residual is None else f"{shares.residual:.1e}"
+    return _line(f"  {name}", shares.explained, shares.errors, shares.unselected, shares.attention, residual)
+
+
+def _line(title: str, *cells: Any) -> str:
+    shown = (each if isinstance(each, str) else "-" if each is None else f"{each:.3g}" for each in cells)
+    return f"{title:<32}" + "".join(f"{each:>11}" for each in shown)

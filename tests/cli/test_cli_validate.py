@@ -1,0 +1,55 @@
+"""`circuit-tracer validate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command import Folders, Run
+from tiny import tiny_transcoder
+
+from circuit_tracer import Graph
+from circuit_tracer.graph.validation import ValidationReport
+from circuit_tracer.transcoders import save_transcoders
+
+
+def test_the_report_is_printed_and_kept(run: Run, folders: Folders, traced: Path, tmp_path: Path) -> None:
+    given = ("-t", folders.transcoder, "-m", folders.model, "--device", "cpu")
+    done = run("validate", traced, *given)
+    assert done.code == 0, done.err
+    kept = Graph.load(traced).validation
+    assert kept is not None
+    for sentence in (*kept.verdict, *kept.distrust, "random, live", "change of MLP outputs", f"wrote      {traced}"):
+        assert sentence in done.out
+    save_transcoders(tiny_transcoder("plt"), tmp_path / "plt", folders.model)
+    other = tmp_path / "other.safetensors"
+    options = ("-o", other, "--no-random-control", "--control", f"per-layer={tmp_path / 'plt'}", "--json")
+    done = run("validate", traced, *given, *options)
+    assert done.code == 0, done.err
+    report = ValidationReport.from_json(json.loads(done.out))
+    assert set(report.controls) == {"per-layer"}
+    assert Graph.load(other).validation == report
+    assert Graph.load(traced).validation == kept
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("-o", "graph.pt"), "cannot hold the report"),
+        (("--control", "plt"), "NAME=FOLDER"),
+        (("--node-threshold", "1.5"), "node-threshold"),
+        (("--demo",), "not both"),
+    ],
+)
+def test_bad_input(run: Run, folders: Folders, traced: Path, options: tuple[str, ...], expected: str) -> None:
+    done = run("validate", traced, "-t", folders.transcoder, "-m", folders.model, *options)
+    assert done.code == 2
+    assert expected in done.err
+    assert Graph.load(traced).validation is None
+
+
+def test_a_graph_of_another_model_is_refused(run: Run, traced: Path) -> None:
+    done = run("validate", traced, "--demo")
+    assert done.code == 2
+    assert "Load the model that the graph was traced on" in done.err
