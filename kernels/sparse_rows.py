@@ -5,8 +5,8 @@ Letters: B tokens, F features, n entries.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class SparseRows:
     feature: Tensor  # (n,) int64
     value: Tensor  # (n,) floating
     n_features: int
+    _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # indices, made once
 
     @classmethod
     def from_entries(cls, row: Tensor, feature: Tensor, value: Tensor, n_rows: int, n_features: int) -> SparseRows:
@@ -40,25 +41,27 @@ class SparseRows:
         """B."""
         return self.row_ptr.shape[0] - 1
 
-    @cached_property
+    @property
     def row(self) -> Tensor:
         """(n,) int64: the token of each entry."""
-        counts = self.row_ptr.diff()
-        return torch.repeat_interleave(counts, output_size=self.feature.shape[0])
+        if "row" not in self._made:
+            counts = self.row_ptr.diff()
+            self._made["row"] = torch.repeat_interleave(counts, output_size=self.feature.shape[0])
+        row: Tensor = self._made["row"]
+        return row
 
-    @cached_property
+    @property
     def columns(self) -> SparseColumns:
         """The index by feature; made once, used by every product that needs it."""
-        entry = torch.argsort(self.feature, stable=True)
-        return SparseColumns(pointers(self.feature, self.n_features), self.row[entry], entry)
+        if "columns" not in self._made:
+            entry = torch.argsort(self.feature, stable=True)
+            self._made["columns"] = SparseColumns(pointers(self.feature, self.n_features), self.row[entry], entry)
+        columns: SparseColumns = self._made["columns"]
+        return columns
 
     def with_value(self, value: Tensor) -> SparseRows:
-        """The same entries with other values (n,); the indices, once made, are shared."""
-        other = replace(self, value=value)
-        for name in ("row", "columns"):
-            if name in self.__dict__:
-                other.__dict__[name] = self.__dict__[name]
-        return other
+        """The same entries with other values (n,); indices are shared, whichever of the two makes them first."""
+        return replace(self, value=value)
 
     def keep(self, mask: Tensor) -> SparseRows:
         """The entries where ``mask`` (n,) holds."""
