@@ -1,0 +1,122 @@
+"""The processes of a run: one, or those that torchrun started.
+
+Every collective is called by all ranks in the same order; with one process each is the identity. When a process has died or
+no longer answers, the others raise ResourceError instead of waiting for ever.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from circuit_tracer.errors import InputError, ResourceError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+TIMEOUT = timedelta(minutes=10)  # in a collective of a step, where all have the same to do
+# While one rank works alone (evaluation, files) the others wait this long. One that died is noticed at once all the same.
+PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among ``world``."""
+
+    advice: ClassVar[str] = "Look for the first error among the processes, then start again."
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default=torch.device("cpu"))  # where collectives of this process happen
+    _waiting: dist.ProcessGroup | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def from_environment(cls, device: torch.device, timeout: timedelta = TIMEOUT) -> Self:
+        """Join the group that torchrun set up (nccl on CUDA, gloo elsewhere); alone without torchrun.
+
+        On CUDA without a number every process of a machine takes a device of its own. Raises InputError if they are too few.
+        """
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world == 1:
+            return cls(device=device)
+        if device.type == "cuda" and device.index is None:
+            _take_device(int(os.environ.get("LOCAL_RANK", "0")))
+        if not dist.is_initialized():
+            with cls._others():
+                dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        with cls._others():
+            return cls(dist.get_rank(), world, device, dist.new_group(backend="gloo", timeout=PATIENCE))
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes what is written once."""
+        return self.rank == 0
+
+    def all_reduce_(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
+        if self.world > 1:
+            with self._others():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, where the tensor lies: the same bits on all."""
+        return self.all_reduce_(tensor.to(self.device)).to(tensor.device) if self.world > 1 else tensor
+
+    def join(self, tensor: Tensor) -> Tensor:
+        """`all_gather` of tensors that lie elsewhere than where collectives happen."""
+        return self.all_gather(tensor.to(self.device)).to(tensor.device)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all ranks, rank 0 first, joined along dimension 0; shapes may differ in that dimension."""
+        if self.world == 1:
+            return tensor
+        sizes = [int(size) for size in self._gathered(torch.tensor([tensor.shape[0]], device=tensor.device))]
+        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
+        padded[: tensor.shape[0]] = tensor
+        parts = self._gathered(padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether ``flag`` holds on any rank: the same answer on all."""
+        return bool(self.all_reduce_(torch.tensor([int(flag)], device=self.device))) if self.world > 1 else flag
+
+    def barrier(self) -> None:
+        """Wait for all, however long one of them works alone."""
+        if self.world > 1:
+            with self._others():
+                dist.barrier(group=self._waiting)
+
+    def _gathered(self, tensor: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(tensor) for _ in range(self.world)]
+        with self._others():
+            dist.all_gather(parts, tensor)
+        return parts
+
+    @classmethod
+    @contextmanager
+    def _others(cls) -> Iterator[None]:
+        """What torch.distributed says when another process is gone, said with the next step."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise ResourceError(
+                f"another process of this run ended or does not answer ({error}). {cls.advice}"
+            ) from error
+
+
+def _take_device(number: int) -> None:
+    found = torch.cuda.device_count()
+    if number >= found:
+        raise InputError(
+            f"process {number} of this machine needs a CUDA device of its own; there are {found}. Start fewer."
+        )
+    torch.cuda.set_device(number)
