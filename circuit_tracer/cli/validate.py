@@ -126,8 +126,8 @@ def as_text(report: ValidationReport) -> str:
     lines += ["", _line("probability of the target", "clean", "without", "others", "only", "nothing")]
     for name, measures in rows.items():
         for condition, each in measures.circuit.items():
-            numbers = (each.clean, each.without, each.without_others, each.only, each.nothing)
-            lines.append(_line(f"  {name}, {condition}", *numbers))
+            chances = (each.clean, each.without, each.without_others, each.only, each.nothing)
+            lines.append(_line(f"  {name}, {condition}", *chances))
     lines += ["", _line("shares", "explained", "errors", "unselected", "attention", "residual")]
     lines += [_shares(name, measures) for name, measures in rows.items()]
     lines += [
