@@ -25,6 +25,7 @@ from circuit_tracer.attribution.sweep import ReadOut, Sweep
 from circuit_tracer.attribution.targets import Target, TargetRows, check_logit_options, resolve_targets
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
+from circuit_tracer.fingerprint import fingerprints
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.targets import LogitTarget
 from circuit_tracer.models import tokenization
@@ -203,6 +204,7 @@ class Trace:
                 "input_hook": self.transcoders.feature_input_hook,
                 "output_hook": self.transcoders.feature_output_hook,
             },
+            "fingerprint": fingerprints(self.parts, self.transcoders),
             "settings": settings,
             "memory_plan": str(self.plan),
             "interrupted": self.interrupted,

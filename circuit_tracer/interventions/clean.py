@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import CompatibilityError
+from circuit_tracer.fingerprint import fingerprints
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.activations import activations_of
 from circuit_tracer.interventions.passes import clean_network
@@ -29,14 +30,15 @@ FLIPPED = 0.02  # share of features that may fall on the other side of their thr
 class CleanRun:
     """One pass over a prompt, text, ids or a graph, whose prompt it then is.
 
-    Raises CompatibilityError for a graph that was not traced on this model with these transcoders: sizes and names differ,
-    or the activations that it holds are not those found here.
+    Raises CompatibilityError for a graph that was not traced on this model with these transcoders: sizes or fingerprints
+    differ, or the activations that it holds are not those found here.
     """
 
     def __init__(self, model: Traceable, prompt: Prompt | Graph) -> None:
         self.model = model
         if isinstance(prompt, Graph):
             _check_sizes(prompt, model)
+            _check_fingerprints(prompt, model)
             self.ids = prompt.input_tokens.detach().cpu().long()
             self.left_out = prompt.provenance.get("settings", {}).get("zero_positions")
         else:
@@ -98,6 +100,21 @@ class CleanRun:
                 f"the graph was made with another model or other transcoders: {int(off.sum())} of its {len(off)} features "
                 f"have other activations here, such as layer {layer}, position {position}, feature {index}: "
                 f"{float(expected[worst]):.4g} in the graph, {float(found[worst]):.4g} here. Load those it was traced with."
+            )
+
+
+def _check_fingerprints(graph: Graph, model: Traceable) -> None:
+    """Weights in another number format have other fingerprints; then, and where a file holds none, activations decide."""
+    there = graph.provenance.get("fingerprint")
+    if not isinstance(there, dict):
+        return
+    here = fingerprints(model.parts, model.transcoders)
+    for name, what in (("model", "another model"), ("transcoder", "other transcoders")):
+        if there.get(f"{name}_dtype") == here[f"{name}_dtype"] and there.get(name) != here[name]:
+            raise CompatibilityError(
+                f"the graph was made with {what}: fingerprint of the weights {there.get(name)} there, {here[name]} here "
+                f"({graph.cfg.model_name}, {graph.scan} there; {model.parts.config.model_name}, {model.transcoders.scan} "
+                "here). Load those it was traced with, or trace the prompt again."
             )
 
 

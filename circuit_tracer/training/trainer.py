@@ -18,6 +18,7 @@ from torch import Tensor
 
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.fingerprint import model_fingerprint
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.verify import verify
@@ -26,7 +27,6 @@ from circuit_tracer.training.calibration import level_scores, n_batches
 from circuit_tracer.training.checkpoint import Checkpoint
 from circuit_tracer.training.config import TrainingConfig
 from circuit_tracer.training.data import BatchStream, held_out_activations, held_out_tokens, open_stream
-from circuit_tracer.training.data.settings import model_fingerprint
 from circuit_tracer.training.events import Listener, NullListener, StepReport
 from circuit_tracer.training.export import export
 from circuit_tracer.training.log import RunLog

@@ -267,7 +267,7 @@ def test_a_graph_of_another_model_or_dictionary(model: ReplacementModel) -> None
     others = {
         "other transcoders": (tiny_model("llama"), tiny_transcoder(seed=5), "other transcoders"),
         "other weights": (tiny_model("llama", seed=7), tiny_transcoder(), "another model"),
-        "smaller dictionary": (tiny_model("llama"), tiny_transcoder(n_features=10), "features 0 to 9"),
+        "smaller dictionary": (tiny_model("llama"), tiny_transcoder(n_features=10), "other transcoders"),
         "other size": (tiny_model("llama", num_hidden_layers=2), tiny_transcoder(n_layers=2), "n_layers 3"),
     }
     for language_model, transcoder, expected in others.values():

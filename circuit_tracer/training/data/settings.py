@@ -9,16 +9,14 @@ import hashlib
 import json
 from typing import Any
 
-import torch
-
 from circuit_tracer.errors import CompatibilityError
+from circuit_tracer.fingerprint import model_fingerprint
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training.config import TrainingConfig
 from circuit_tracer.training.data.documents import Documents
 from circuit_tracer.training.data.points import Points
 from circuit_tracer.training.data.special import SpecialTokens
 
-SAMPLES_A_WEIGHT = 1024  # numbers of every weight that go into a model's fingerprint
 PROBE = "The capital of France is Paris.\n\tdéjà vu 東京 12345 !?"
 
 
@@ -52,15 +50,6 @@ def require_same(found: Any, expected: dict[str, Any], what: str, advice: str) -
     ]
     if differing:
         raise CompatibilityError(f"{what} belongs to another model or other data: {'; '.join(differing)}. {advice}")
-
-
-def model_fingerprint(parts: ModelParts) -> str:
-    """Digest of names, shapes and a sample of every weight: the same on any device, another one after any fine-tuning."""
-    digest = hashlib.sha256(parts.architecture.model_type.encode())
-    for name, weight in parts.model.named_parameters():
-        sample = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLES_A_WEIGHT)].to("cpu", torch.float32)
-        digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

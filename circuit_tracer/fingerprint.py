@@ -1,0 +1,68 @@
+"""Which weights a thing was made with: digests of a sample of every tensor, quick for large models and lazy dictionaries.
+
+The same on any device and however the weights are read; another one after any fine-tuning. Samples depend on the number
+format that the weights were loaded in, so fingerprints are compared between equal formats only.
+Letters: F features a layer, T layers a feature writes to, D d_model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from circuit_tracer.models.parts import ModelParts
+    from circuit_tracer.transcoders.base import Transcoders
+
+SAMPLES_A_WEIGHT = 1024  # numbers of every weight
+ROWS_A_LAYER = 8  # of an encoder or decoder, which may lie in a file
+
+
+def model_fingerprint(parts: ModelParts) -> str:
+    """Digest of names, shapes and a sample of every weight."""
+    return _digest(parts.architecture.model_type, parts.model.named_parameters())
+
+
+def transcoder_fingerprint(transcoders: Transcoders) -> str:
+    """Digest of sizes, hooks, activation functions, biases and some rows of every layer."""
+    described = f"{transcoders.kind} {transcoders.feature_input_hook} {transcoders.feature_output_hook}"
+    return _digest(described, _tensors(transcoders))
+
+
+def fingerprints(parts: ModelParts, transcoders: Transcoders) -> dict[str, str]:
+    """Both, with the number formats they hold for; JSON values."""
+    return {
+        "model": model_fingerprint(parts),
+        "model_dtype": parts.config.dtype,
+        "transcoder": transcoder_fingerprint(transcoders),
+        "transcoder_dtype": str(transcoders.dtype).removeprefix("torch."),
+    }
+
+
+def _digest(start: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256(start.encode())
+    for name, weight in tensors:
+        sample = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLES_A_WEIGHT)].to("cpu", torch.float32)
+        digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _tensors(transcoders: Transcoders) -> Iterator[tuple[str, Tensor]]:
+    for layer in range(transcoders.n_layers):
+        n_features = transcoders.n_features(layer)
+        encoder, decoder = transcoders.encoder(layer), transcoders.decoder(layer)
+        index = torch.linspace(0, n_features - 1, ROWS_A_LAYER).long().unique()
+        yield f"{layer} encoder {tuple(encoder.shape)}", encoder.rows(index)
+        for slot in sorted({0, decoder.shape[1] - 1}):
+            yield f"{layer} decoder {tuple(decoder.shape)} {slot}", decoder.rows(index, slot)
+        function = transcoders.activation(layer)
+        yield f"{layer} encoder bias", transcoders.encoder_bias(layer)
+        yield f"{layer} decoder bias", transcoders.decoder_bias(layer)
+        yield f"{layer} {function.name} {getattr(function, 'k', '')}", getattr(function, "threshold", torch.zeros(1))
+        skip = transcoders.skip_matrix(layer)
+        if skip is not None:
+            yield f"{layer} skip", skip
