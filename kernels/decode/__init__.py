@@ -1,5 +1,7 @@
 """Products of sparse activations with wide decoder rows, forward and backward (derivation and costs: README.md).
 
+CUDA tensors take the Triton kernels (triton.py), all others torch.
+
 Letters: B tokens, F features, C columns (all targets of a source, side by side), n entries.
 """
 
@@ -25,15 +27,24 @@ def decode_(out_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> None:
     out_BC: (B, C) float32 or float64, may be a column slice; products accumulate in its dtype. weight_FC: (F, C) of any
     floating dtype.
     """
+    if out_BC.device.type == "cuda":
+        from circuit_tracer.kernels.decode import triton
+
+        return triton.decode_(out_BC, entries, weight_FC)
     if not entries.feature.shape[0]:
-        return
+        return None
     value = entries.value.to(out_BC.dtype)
     for columns in _chunks(weight_FC):
         out_BC[:, columns] += _sums(entries.feature, weight_FC[:, columns].to(out_BC.dtype), entries.row_ptr, value)
+    return None
 
 
 def value_gradients(grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> Tensor:
     """<grad[token], weight[feature]> of every entry: (n,), in the dtype of ``grad_BC`` (B, C), which may be a column slice."""
+    if grad_BC.device.type == "cuda":
+        from circuit_tracer.kernels.decode import triton
+
+        return triton.value_gradients(grad_BC, entries, weight_FC)
     if not entries.feature.shape[0]:
         return grad_BC.new_zeros(0)
     if grad_BC.device.type != "cpu":
@@ -53,6 +64,10 @@ def weight_gradients(
     Features sum their tokens in ascending order: deterministic. In the dtype of ``grad_BC`` (B, C), which may be a column
     slice; written to ``out_nC`` if given: memory used again is much faster than fresh memory.
     """
+    if grad_BC.device.type == "cuda":
+        from circuit_tracer.kernels.decode import triton
+
+        return triton.weight_gradients(grad_BC, entries, start, stop, out_nC)
     if out_nC is None:
         out_nC = grad_BC.new_empty(stop - start, grad_BC.shape[1])
     columns = entries.columns
@@ -64,6 +79,22 @@ def weight_gradients(
     for chunk in _chunks(grad_BC):
         out_nC[:, chunk] = _sums(row, grad_BC[:, chunk], feature_ptr, value)
     return out_nC
+
+
+def gradients(
+    grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor, out_FC: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`value_gradients` and `weight_gradients` of all rows, at once: on CUDA each row of ``grad_BC`` is read once for both.
+
+    The weights' gradient is written to ``out_FC`` (F, C) if given.
+    """
+    if grad_BC.device.type == "cuda":
+        from circuit_tracer.kernels.decode import triton
+
+        return triton.gradients(grad_BC, entries, weight_FC, out_FC)
+    return value_gradients(grad_BC, entries, weight_FC), weight_gradients(
+        grad_BC, entries, 0, entries.n_features, out_FC
+    )
 
 
 def _sums(index_n: Tensor, rows_RC: Tensor, pointer: Tensor, value_n: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -180,14 +180,6 @@ def test_takes_column_slices_and_leaves_its_inputs_alone(dtypes: tuple[torch.dty
         assert torch.equal(tensor, kept)
     transposed = x_BD.T.contiguous().T
     assert_specified(encode(transposed, weight_FD.T.contiguous().T, bias_F, cut_F), (x_BD, weight_FD, bias_F, cut_F))
-
-
-@pytest.fixture
-def poisoned_memory() -> Iterator[None]:
-    """New memory holds NaN (and the largest integers), so that what is never written shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @each_dtype

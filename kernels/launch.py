@@ -1,0 +1,128 @@
+"""How the Triton kernels are launched: configurations, and the precision of matrix products.
+
+Imported by `triton.py` files only, when CUDA tensors come: triton is not installed everywhere. Under ``TRITON_INTERPRET=1``, set
+before the import, kernels run on CPU tensors: slowly, for tests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+
+# Tuning chooses among these by time, once for each key (widths and dtypes). Nothing in here may change the order of a sum, or
+# results would depend on the timer: blocks along a summed axis are constants beside the kernels.
+CONFIGS: dict[str, list[triton.Config]] = {
+    "decode": [
+        triton.Config({"BLOCK_C": 256}, num_warps=2),
+        triton.Config({"BLOCK_C": 512}, num_warps=2),
+        triton.Config({"BLOCK_C": 512}, num_warps=4),
+        triton.Config({"BLOCK_C": 1024}, num_warps=4),
+    ],
+    "gradients": [
+        triton.Config({"STAGES": 1}, num_warps=4),
+        triton.Config({"STAGES": 2}, num_warps=4),
+        triton.Config({"STAGES": 3}, num_warps=4),
+    ],
+    "encode": [
+        triton.Config({"BLOCK_B": 128}, num_warps=8, num_stages=3),
+        triton.Config({"BLOCK_B": 128}, num_warps=8, num_stages=4),
+        triton.Config({"BLOCK_B": 64}, num_warps=4, num_stages=3),
+        triton.Config({"BLOCK_B": 64}, num_warps=4, num_stages=4),
+    ],
+    "contract": [
+        triton.Config({"BLOCK_T": 64, "BLOCK_N": 64}, num_warps=4, num_stages=3),
+        triton.Config({"BLOCK_T": 64, "BLOCK_N": 64}, num_warps=4, num_stages=5),
+        triton.Config({"BLOCK_T": 128, "BLOCK_N": 64}, num_warps=4, num_stages=3),
+        triton.Config({"BLOCK_T": 128, "BLOCK_N": 128}, num_warps=8, num_stages=3),
+    ],
+}
+# Small, so that small tests have several blocks and ragged ones.
+INTERPRETER_CONFIGS: dict[str, triton.Config] = {
+    "decode": triton.Config({"BLOCK_C": 256}),
+    "gradients": triton.Config({"STAGES": 1}),
+    "encode": triton.Config({"BLOCK_B": 16}),
+    "contract": triton.Config({"BLOCK_T": 16, "BLOCK_N": 16}),
+}
+
+
+def tuned(
+    name: str, key: Sequence[str], adds_to: Sequence[str] = (), counts_in: Sequence[str] = ()
+) -> Callable[[Any], Any]:
+    """Decorator: the configurations of ``name``, tuned for each value of ``key`` and the dtypes of all arguments.
+
+    ``adds_to``: arguments updated in place, restored after each trial. ``counts_in``: arguments that a trial finds zero.
+    """
+    configs = [INTERPRETER_CONFIGS[name]] if INTERPRETED else CONFIGS[name]
+    return triton.autotune(configs=configs, key=list(key), restore_value=list(adds_to), reset_to_zero=list(counts_in))
+
+
+def accumulator(*dtypes: torch.dtype) -> tl.dtype:
+    """The dtype in which products of these are summed."""
+    return tl.float64 if torch.float64 in dtypes else tl.float32
+
+
+def product(left: torch.dtype, right: torch.dtype) -> str:
+    """How `dot` multiplies these without losing bits of either.
+
+    native: both of one half precision; tensor cores multiply them exactly.
+    split: float32 by bfloat16; the left is cut into three bfloat16 of 8 bits each, three exact native products.
+    tf32x3: the rest, in float32; each side is cut into two TF32 of 11 bits, three products, relative error about 2^-21.
+    float64: if either is.
+    """
+    if torch.float64 in (left, right):
+        return "float64"
+    if left is right and left.itemsize == 2:
+        return "native"
+    return "split" if (left, right) == (torch.float32, torch.bfloat16) else "tf32x3"
+
+
+# By product: elements of the summed axis in hand at once, as many as registers hold.
+BLOCK_SUMMED = dict.fromkeys(("native", "split", "tf32x3", "float64"), 256)
+if not INTERPRETED:
+    BLOCK_SUMMED = {"native": 64, "split": 32, "tf32x3": 32, "float64": 16}
+
+# The interpreter multiplies the bit patterns of bfloat16 as integers: it gets float32.
+UPCAST = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def dot(left, right, total, PRODUCT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """total + left @ right, as `product` says; the sum is in the dtype of ``total``."""
+    if PRODUCT == "native":
+        if UPCAST:
+            left, right = left.to(tl.float32), right.to(tl.float32)
+        return tl.dot(left, right, total)
+    if PRODUCT == "split":
+        high = left.to(tl.bfloat16)
+        rest = left - high.to(tl.float32)
+        rest = tl.where(rest == rest, rest, 0.0)  # infinity minus itself
+        middle = rest.to(tl.bfloat16)
+        low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
+        if UPCAST:
+            high, middle, low, right = (
+                high.to(tl.float32),
+                middle.to(tl.float32),
+                low.to(tl.float32),
+                right.to(tl.float32),
+            )
+        return tl.dot(high, right, tl.dot(middle, right, tl.dot(low, right, total)))
+    if PRODUCT == "tf32x3":
+        return tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision="tf32x3")
+    return tl.dot(left.to(tl.float64), right.to(tl.float64), total, input_precision="ieee")
+
+
+def require_rows(**tensors: Tensor) -> None:
+    """ValueError unless the last axis of each is contiguous."""
+    for name, tensor in tensors.items():
+        if tensor.numel() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(
+                f"{name} has strides {tensor.stride()}; its last axis must be contiguous (stride 1). Call .contiguous() on it."
+            )
