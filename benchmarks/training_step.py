@@ -117,11 +117,13 @@ def _value_work(_: Tensor, grad_BC: Tensor, entries: SparseRows, weight_FC: Tens
     return _flops(entries, weight_FC), _touched(entries, weight_FC) + _size(grad_BC)
 
 
-def _weight_work(_: Tensor, grad_BC: Tensor, entries: SparseRows, start: int, stop: int) -> tuple[float, float]:
-    """The result is a block that need not leave the cache; gradients of outputs are read once a source."""
+def _weight_work(
+    found_nC: Tensor, grad_BC: Tensor, entries: SparseRows, start: int, stop: int, *_: Any
+) -> tuple[float, float]:
+    """Gradients of outputs are read once a source."""
     pointers = entries.columns.feature_ptr
     n = int(pointers[stop] - pointers[start])
-    return 2.0 * n * grad_BC.shape[1], _size(grad_BC) if start == 0 else 0.0
+    return 2.0 * n * grad_BC.shape[1], _size(found_nC) + (_size(grad_BC) if start == 0 else 0.0)
 
 
 def _adam_work(state: TrainingState) -> Callable[..., tuple[float, float]]:
@@ -132,11 +134,9 @@ def _adam_work(state: TrainingState) -> Callable[..., tuple[float, float]]:
 
 
 def _adam_decoder_work(state: TrainingState) -> Callable[..., tuple[float, float]]:
-    """A block's gradient is in the cache already."""
-
     def work(_: None, source: int, rows: slice, grad_nC: Tensor) -> tuple[float, float]:
         weight = state.dictionary.W_dec[source]
-        return 0.0, 2 * grad_nC.numel() * (weight.element_size() + 2 * 4)
+        return 0.0, 2 * grad_nC.numel() * (weight.element_size() + 2 * 4) + _size(grad_nC)
 
     return work
 
