@@ -21,6 +21,7 @@ from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.events import Listener, StepReport
 from circuit_tracer.training.normalisation import Normalisation
 from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.scratch import Scratch
 from circuit_tracer.training.state import TrainingState
 from circuit_tracer.training.step import Batch, Moment, Outcome, train_step
 
@@ -54,6 +55,7 @@ class Loop:
         self.config, self.state, self.stream, self.ranks, self.listener = config, state, stream, ranks, listener
         self.folder, self.facts = folder, facts
         self.saved: Path | None = None
+        self.scratch = Scratch()
         self._window = _Window(state.dictionary.n_layers)
 
     def run(self, evaluate: Callable[[], object] | None = None) -> None:
@@ -107,7 +109,7 @@ class Loop:
         rate = schedules.learning_rate(config, step)
         state.adam.begin(step, rate)
         try:
-            outcome = train_step(state.dictionary, batch, config.sparsity, moment, state.adam, self.ranks)
+            outcome = train_step(state.dictionary, batch, config.sparsity, moment, state.adam, self.ranks, self.scratch)
         except NumericalError as error:
             kept = f"The last good checkpoint is {self.saved}." if self.saved else "There is no checkpoint yet."
             raise NumericalError(f"step {step}: {error} {kept}") from error

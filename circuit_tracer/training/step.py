@@ -21,9 +21,10 @@ from circuit_tracer.training import dead_features, jacobian
 from circuit_tracer.training.config import SparsitySection
 from circuit_tracer.training.dictionary import Dictionary
 from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.scratch import Scratch
 from circuit_tracer.training.selection import Selection, select
 
-# Bytes of a source's decoder gradient that exist at a time, in memory that every source uses again ...
+# Bytes of a source's decoder gradient that exist at a time ...
 GRADIENT_BYTES = 256 * 2**20
 # ... and of the rows handed over at a time: they stay in a CPU's cache from the update to their norms.
 BLOCK_BYTES = 4 * 2**20
@@ -32,7 +33,7 @@ BLOCK_BYTES = 4 * 2**20
 class Sink(Protocol):
     """Takes gradients in float32 (float64 for a float64 dictionary); may change the weights they belong to at once.
 
-    Every parameter gets exactly one gradient a step, decoders one for each block of rows.
+    Every parameter gets exactly one gradient a step, decoders one for each block of rows. Their memory is used again.
     """
 
     def gradient(self, name: str, grad: Tensor) -> None:
@@ -91,9 +92,18 @@ class _Parts:
 
 
 def train_step(
-    dictionary: Dictionary, batch: Batch, settings: SparsitySection, moment: Moment, sink: Sink, ranks: Ranks
+    dictionary: Dictionary,
+    batch: Batch,
+    settings: SparsitySection,
+    moment: Moment,
+    sink: Sink,
+    ranks: Ranks,
+    scratch: Scratch,
 ) -> Outcome:
-    """Loss of §5 over the batch; hands every gradient of §6 to ``sink``. Raises NumericalError if the loss is not finite."""
+    """Loss of §5 over the batch; hands every gradient of §6 to ``sink``. Raises NumericalError if the loss is not finite.
+
+    ``scratch`` is that of the step before.
+    """
     selection = select(
         dictionary,
         batch.x_SBD,
@@ -103,12 +113,12 @@ def train_step(
         step=moment.step,
         ranks=ranks,
     )
-    error_BSD = predict(dictionary, batch.x_SBD, selection, ranks).sub_(batch.y_BSD)
+    error_BSD = predict(dictionary, batch.x_SBD, selection, ranks, scratch).sub_(batch.y_BSD)
     # the norm makes no array of squares
     error_S = [norm**2 / error_BSD[:, 0].numel() for norm in torch.linalg.vector_norm(error_BSD, dim=(0, 2)).tolist()]
     _require_finite(error_S)
     terms = {"reconstruction": sum(error_S) / len(error_S)}
-    step = _Step(dictionary, batch, settings, moment, sink, ranks, selection, terms)
+    step = _Step(dictionary, batch, settings, moment, sink, ranks, selection, terms, scratch)
     auxiliary = step.auxiliary(error_BSD)
     derivative = step.derivative()
     _require_finite_terms(terms)  # while nothing has changed yet
@@ -125,10 +135,12 @@ def train_step(
     return Outcome(terms, error_S, fired, selection.cut)
 
 
-def predict(dictionary: Dictionary, x_SBD: Sequence[Tensor], selection: Selection, ranks: Ranks) -> Tensor:
+def predict(
+    dictionary: Dictionary, x_SBD: Sequence[Tensor], selection: Selection, ranks: Ranks, scratch: Scratch
+) -> Tensor:
     """Outputs (B, S, D) in the space of training: decoders of all ranks, biases and skip (§3)."""
     n_rows, n_layers, width = x_SBD[0].shape[0], dictionary.n_layers, dictionary.d_model
-    flat_BC = x_SBD[0].new_zeros(n_rows, n_layers * width)
+    flat_BC = scratch.take("outputs", x_SBD[0], n_rows, n_layers * width).zero_()
     for source in range(n_layers):
         decode_(flat_BC[:, dictionary.columns(source)], selection.activations(source), dictionary.W_dec[source])
     out_BSD = ranks.all_reduce_(flat_BC).view(n_rows, n_layers, width)
@@ -151,7 +163,7 @@ class _Step:
     ranks: Ranks
     selection: Selection
     terms: dict[str, float]
-    memory: Tensor | None = None  # for decoder gradients
+    scratch: Scratch
 
     def auxiliary(self, error_BSD: Tensor) -> tuple[list[SparseRows], Tensor] | None:
         """AuxK: entries of dead features and the gradient of their outputs (B, S * D)."""
@@ -207,9 +219,8 @@ class _Step:
         """All gradients of one source layer, its decoder last: until then its rows must stay as they are."""
         dictionary, x_BD = self.dictionary, self.batch.x_SBD[source]
         columns = dictionary.columns(source)
-        parts = _Parts(
-            x_BD.new_zeros(len(dictionary.norms[source]), x_BD.shape[1]), x_BD.new_zeros(len(dictionary.norms[source]))
-        )
+        n_features = len(dictionary.norms[source])
+        parts = _Parts(self.scratch.take("encoder", x_BD, n_features, x_BD.shape[1]), x_BD.new_zeros(n_features))
         self._reconstruction(source, grad_BSD.flatten(1)[:, columns], parts)
         if auxiliary is not None:
             entries, grad_BC = auxiliary
@@ -226,7 +237,7 @@ class _Step:
         self._hand_over_decoder(source, parts)
 
     def _reconstruction(self, source: int, grad_BC: Tensor, parts: _Parts) -> None:
-        """What the main loss and the sparsity penalty say about one source."""
+        """What the main loss and the sparsity penalty say about one source. First: it fills the encoder's gradient."""
         entries, active = self.selection.entries[source], self.selection.active[source]
         activations = self.selection.activations(source)
         da_n = value_gradients(grad_BC, entries, self.dictionary.W_dec[source])
@@ -235,7 +246,9 @@ class _Step:
         if self.selection.band is not None:
             self._threshold(source, entries, da_n)
         parts.decoder.append((activations, grad_BC, slice(None)))
-        _add_encoder(entries.with_value(torch.where(active, da_n, 0)), self.batch.x_SBD[source], parts)
+        dpre = entries.with_value(torch.where(active, da_n, 0))
+        weight_gradients(self.batch.x_SBD[source], dpre, 0, dpre.n_features, parts.encoder_fD)
+        parts.bias_f.index_add_(0, dpre.feature, dpre.value)
 
     def _penalty(self, source: int, activations: SparseRows, parts: _Parts) -> Tensor:
         """lambda / (B S) sum tanh(c n_f a): its gradient with respect to a (n,); that of n_f becomes a scale of the row."""
@@ -260,7 +273,8 @@ class _Step:
         """Entries with gradient 1 from pre-activation to activation, and the gradient of what they write."""
         da_n = value_gradients(grad_BC, entries, self.dictionary.W_dec[source])
         parts.decoder.append((entries, grad_BC, slice(None)))
-        _add_encoder(entries.with_value(da_n), self.batch.x_SBD[source], parts)
+        parts.encoder_fD += weight_gradients(self.batch.x_SBD[source], entries.with_value(da_n), 0, entries.n_features)
+        parts.bias_f.index_add_(0, entries.feature, da_n)
 
     def _hand_over_decoder(self, source: int, parts: _Parts) -> None:
         decoder = self.dictionary.W_dec[source]
@@ -275,10 +289,7 @@ class _Step:
     def _decoder_gradient(self, rows: slice, width: int, parts: _Parts) -> Tensor:
         """What all terms but the penalty say about some decoder rows of a source."""
         (entries, grad_BC, _), *others = parts.decoder
-        size = (rows.stop - rows.start) * width
-        if self.memory is None or len(self.memory) < size:
-            self.memory = grad_BC.new_empty(size)
-        grad_nC = self.memory[:size].view(-1, width)
+        grad_nC = self.scratch.take("decoder", grad_BC, rows.stop - rows.start, width)
         weight_gradients(grad_BC, entries, rows.start, rows.stop, grad_nC)
         for entries, grad_BC, columns in others:
             grad_nC[:, columns] += weight_gradients(grad_BC, entries, rows.start, rows.stop)
@@ -297,11 +308,6 @@ def _row_blocks(rows: slice, width: int, n_bytes: int) -> Iterator[slice]:
     step = max(1, n_bytes // (width * 4))
     for start in range(rows.start, rows.stop, step):
         yield slice(start, min(start + step, rows.stop))
-
-
-def _add_encoder(dpre: SparseRows, x_BD: Tensor, parts: _Parts) -> None:
-    parts.encoder_fD += weight_gradients(x_BD, dpre, 0, dpre.n_features)
-    parts.bias_f.index_add_(0, dpre.feature, dpre.value)
 
 
 def _require_finite(error_S: list[float]) -> None:

@@ -14,6 +14,7 @@ from circuit_tracer.training import step
 from circuit_tracer.training.counter_random import uniform
 from circuit_tracer.training.dictionary import Dictionary
 from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.scratch import Scratch
 from circuit_tracer.training.step import Batch, Moment, Outcome, train_step
 
 TOLERANCE = 1e-9
@@ -53,7 +54,9 @@ def dictionary_of(example: Example) -> Dictionary:
         )
 
 
-def run(example: Example, running_cut: float | None = None) -> tuple[Outcome, dict[str, Tensor]]:
+def run(
+    example: Example, running_cut: float | None = None, scratch: Scratch | None = None
+) -> tuple[Outcome, dict[str, Tensor]]:
     dictionary, options = dictionary_of(example), example.options
     derivatives = "direction_BSD" in options
     batch = Batch(
@@ -70,8 +73,8 @@ def run(example: Example, running_cut: float | None = None) -> tuple[Outcome, di
         options["running_cut"] if running_cut is None else running_cut,
         options.get("derivative_scale_S"),
     )
-    sink = Collected(dictionary)
-    return train_step(dictionary, batch, example.settings, moment, sink, Ranks()), sink.found
+    sink, scratch = Collected(dictionary), scratch or Scratch()
+    return train_step(dictionary, batch, example.settings, moment, sink, Ranks(), scratch), sink.found
 
 
 def with_drawn_band(example: Example) -> Example:
@@ -128,6 +131,18 @@ def test_blocks_of_decoder_rows_change_nothing(
     monkeypatch.setattr(step, "GRADIENT_BYTES", in_memory)
     monkeypatch.setattr(step, "BLOCK_BYTES", handed_over)
     compare(Case("clt", "jumprelu", 3, 63, 37, 6))
+
+
+def test_memory_of_earlier_steps_changes_nothing() -> None:
+    scratch = Scratch()
+    for case in (Case("clt", "topk", 3, 63, 37, 6), Case("skip", "jumprelu"), Case("clt", "topk", 3, 63, 37, 6)):
+        example = make(case)
+        fresh_outcome, fresh = run(example)
+        outcome, found = run(example, scratch=scratch)
+        assert outcome.terms == fresh_outcome.terms
+        assert all(torch.equal(found[name], grad) for name, grad in fresh.items())
+        for held in scratch._held.values():
+            held.fill_(torch.nan)
 
 
 def test_every_parameter_gets_a_gradient() -> None:
