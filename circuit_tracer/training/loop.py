@@ -62,7 +62,8 @@ class Loop:
         """Train to the end; ``evaluate`` is called every ``evaluation.every_steps`` steps, right after a checkpoint.
 
         Raises InputError when the data end first, and NumericalError when the loss is not finite: the weights are then those
-        before the step, and the last checkpoint stays. Ctrl-C ends the run after the step in hand, with a checkpoint.
+        before the step, and the last checkpoint stays. Ctrl-C and SIGTERM end the run after the step in hand; that and the
+        end of the data leave a checkpoint.
         """
         every = self.config.evaluation.every_steps
         with _interruptible() as interrupted:
@@ -91,9 +92,10 @@ class Loop:
         state, config, step = self.state, self.config, self.state.step
         activations = self.stream.next()
         if activations is None:
+            kept = f" The checkpoint of that step is {self.save()}." if step else ""
             raise InputError(
                 f"the data ended after {step} of {config.steps} steps ({step * config.run.batch} of {config.run.tokens} "
-                "tokens). Give more data, set data.epochs to null to repeat them, or lower run.tokens."
+                f"tokens). Give more data, set data.epochs to null to repeat them, or lower run.tokens.{kept}"
             )
         batch = normalised(activations, state.normalisation)
         if step == 0 and state.derivative_scale_S is not None and batch.derivative_SBD is not None:
@@ -197,7 +199,7 @@ class _Window:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C only makes the yielded function true; a second one interrupts at once."""
+    """Inside, the first Ctrl-C or SIGTERM (of a job scheduler, say) only makes the yielded function true; the next one acts."""
     import signal
     import threading
 
@@ -206,12 +208,16 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
 
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
     def ask(*_: Any) -> None:
         asked.append(True)
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

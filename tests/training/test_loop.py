@@ -130,6 +130,9 @@ def test_data_that_end_early_are_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"the data ended after 3 of 6 steps \(60 of 120 tokens\)"):
         loop.run()
     assert loop.state.step == 3
+    last = checkpoint.latest(tmp_path)
+    assert last is not None
+    assert last.step == 3
 
 
 class Breaks(MemoryStream):

@@ -85,23 +85,24 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     assert differences(tensors(again.state), tensors(first.state)) == []
 
 
-def test_control_c_ends_after_the_step_with_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
     run = Run()
     whole = run.loop(tmp_path / "whole")
     whole.run()
     loop = run.loop(tmp_path / "stopped")
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(number)
     genuine = loop.stream.next
 
-    def pressed_in_step_3() -> object:
+    def sent_in_step_3() -> object:
         if loop.state.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return genuine()
 
-    loop.stream.next = pressed_in_step_3  # type: ignore[method-assign, assignment]
+    loop.stream.next = sent_in_step_3  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
         loop.run()
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
     last = checkpoint.latest(tmp_path / "stopped")
     assert last is not None
     assert last.step == 4
