@@ -60,6 +60,11 @@ class Ranks:
         """Whether this rank writes what is written once."""
         return self.rank == 0
 
+    @property
+    def local(self) -> int:
+        """How many processes share this machine, as torchrun says."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.world > 1 else 1
+
     def all_reduce_(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, in place."""
         if self.world > 1:
@@ -70,6 +75,17 @@ class Ranks:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, where the tensor lies: the same bits on all."""
         return self.all_reduce_(tensor.to(self.device)).to(tensor.device) if self.world > 1 else tensor
+
+    def of_first(self, tensor: Tensor) -> Tensor:
+        """The tensor (n,) of rank 0, whatever it is here."""
+        if self.world == 1:
+            return tensor
+        size = torch.tensor([len(tensor)], device=self.device)
+        with self._others():
+            dist.broadcast(size, 0)
+            sent = tensor.to(self.device) if self.first else tensor.new_empty(int(size), device=self.device)
+            dist.broadcast(sent, 0)
+        return sent.to(tensor.device)
 
     def join(self, tensor: Tensor) -> Tensor:
         """`all_gather` of tensors that lie elsewhere than where collectives happen."""

@@ -1,6 +1,6 @@
 """From finished rows to a graph: edges among the selected nodes, and for each row what was left out.
 
-Letters: L layers, P positions, N nodes, N_s selected features, K targets, T rows of a block.
+Letters: L layers, P positions, N nodes, N_s selected features, K targets, W sources of a row.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.rows import RowStore, StoredBlock
+from circuit_tracer.attribution.finished import FinishedBlock
+from circuit_tracer.attribution.rows import RowStore
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.graph.balance import RowBalance
 from circuit_tracer.graph.edges import Edges
+from circuit_tracer.ranks import Ranks
+
+_PIECE = 1 << 21  # edges that exist outside of their rows at once
 
 
 def assemble(
@@ -21,77 +25,89 @@ def assemble(
 ) -> tuple[Edges, RowBalance]:
     """Edges and balance of the graph whose feature nodes are `selected` (N_s,), ascending canonical indices.
 
-    bias, pre_activation: (K + N_s,), targets first, then selected features. Edges from active features that are no nodes
-    are not lost: their signed sum and their mass stay with each row.
+    bias, pre_activation: (K + N_s,), targets first, then selected features. Edges from active features that are no nodes, and
+    those that were too small to be kept, are not lost: their signed sum and their mass stay with each row. Every process of
+    `store.ranks` gets the whole graph.
     """
-    n_pos, n_selected, n_targets = sources.n_pos, len(selected), store.n_targets
-    first_error, first_token = n_selected, n_selected + n_layers * n_pos
-    first_target = first_token + n_pos
-    n_nodes = first_target + n_targets
-    node_of_row = torch.full((n_targets + store.n_columns,), -1)
-    node_of_row[:n_targets] = torch.arange(first_target, n_nodes)
-    node_of_row[n_targets + sources.column[selected]] = torch.arange(n_selected)
+    layout = _Layout(store, sources, selected, n_layers)
+    counts = torch.zeros(layout.n_nodes, dtype=torch.int64)
+    unselected, unselected_mass = (torch.zeros(layout.n_nodes, dtype=torch.float64) for _ in range(2))
+    for block, row, weight in layout.pieces():
+        node = layout.node_of_row[block.row[row]]
+        counts[node] = torch.count_nonzero(weight, dim=1)
+        unselected[node] = block.total[row] - weight.sum(1, dtype=torch.float64)
+        unselected_mass[node] = (block.mass[row] - weight.abs().sum(1, dtype=torch.float64)).clamp_min(0)
+    edges = _joined(store.ranks, *_filled(layout, counts, pre_activation.dtype))
 
-    balance = {
-        name: torch.zeros(n_nodes, dtype=torch.float64) for name in ("bias", "unselected", "unselected_mass", "pre")
-    }
-    order = torch.cat([torch.arange(first_target, n_nodes), torch.arange(n_selected)])
-    balance["bias"][order], balance["pre"][order] = bias.double().cpu(), pre_activation.double().cpu()
-
-    counts, pieces = torch.zeros(n_nodes, dtype=torch.int64), []
-    for block in store.blocks:
-        for node, source, weight, row in _dense_pieces(
-            block, node_of_row, sources, selected, first_error, first_token, n_layers
-        ):
-            mask = weight != 0
-            counts[node] = mask.sum(1)
-            pieces.append((node, source.expand_as(weight)[mask], weight[mask], counts[node]))
-            kept, mass = weight.sum(1, dtype=torch.float64), weight.abs().sum(1, dtype=torch.float64)
-            balance["unselected"][node] = block.total[row].cpu() - kept
-            balance["unselected_mass"][node] = (block.mass[row].cpu() - mass).clamp_min(0)
-    edges = _join(n_nodes, counts, pieces, pre_activation.dtype)
-    return edges, RowBalance(balance["bias"], balance["unselected"], balance["unselected_mass"], balance["pre"])
+    order = torch.cat([torch.arange(layout.first_target, layout.n_nodes), torch.arange(len(selected))])
+    balance = [torch.zeros(layout.n_nodes, dtype=torch.float64) for _ in range(2)]
+    for column, values in zip(balance, (bias, pre_activation), strict=True):
+        column[order] = values.double().cpu()
+    unselected, unselected_mass = store.ranks.sum(unselected), store.ranks.sum(unselected_mass)
+    return edges, RowBalance(balance[0], unselected, unselected_mass, balance[1])
 
 
-def _dense_pieces(
-    block: StoredBlock,
-    node_of_row: Tensor,
-    sources: SourceTable,
-    selected: Tensor,
-    first_error: int,
-    first_token: int,
-    n_layers: int,
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """A block's selected rows, a slice at a time: nodes (T,), source nodes (S,) ascending, weights (T, S), rows (T,)."""
-    n_pos = block.edges.token.shape[1]
-    columns = sources.column[selected]
-    reach = columns < block.edges.feature.shape[1]
-    source = torch.cat(
-        [
-            torch.nonzero(reach).flatten(),
-            (first_error + torch.arange(n_layers)[:, None] * sources.n_pos + torch.arange(n_pos)).flatten(),
-            first_token + torch.arange(n_pos),
-        ]
-    )
-    wanted = torch.nonzero(node_of_row[block.row] >= 0).flatten()
-    step = max(1, (1 << 24) // max(1, len(source)))
-    for row in wanted.split(step):
-        at = row.to(block.edges.token.device)
-        feature = block.edges.feature[at][:, columns[reach].to(at.device)]
-        weight = torch.cat([feature, block.edges.error[at].flatten(1), block.edges.token[at]], dim=1).cpu()
-        yield node_of_row[block.row[row]], source, weight, row
+class _Layout:
+    """Where rows and sources stand among the nodes: features, errors, tokens, targets."""
+
+    def __init__(self, store: RowStore, sources: SourceTable, selected: Tensor, n_layers: int) -> None:
+        self.store, self.n_pos, self.n_layers = store, sources.n_pos, n_layers
+        self.first_error = len(selected)
+        self.first_token = self.first_error + n_layers * self.n_pos
+        self.first_target = self.first_token + self.n_pos
+        self.n_nodes = self.first_target + store.n_targets
+        self.columns = sources.column[selected]
+        self.node_of_row = torch.full((store.n_targets + store.n_columns,), -1)
+        self.node_of_row[: store.n_targets] = torch.arange(self.first_target, self.n_nodes)
+        self.node_of_row[store.n_targets + self.columns] = torch.arange(len(selected))
+
+    def source_nodes(self, block: FinishedBlock) -> Tensor:
+        """(W',) nodes that a row of the block may have edges from, ascending."""
+        errors = self.first_error + torch.arange(self.n_layers)[:, None] * self.n_pos + torch.arange(block.n_pos)
+        features = torch.nonzero(self.columns < block.n_columns).flatten()
+        return torch.cat([features, errors.flatten(), self.first_token + torch.arange(block.n_pos)])
+
+    def pieces(self) -> Iterator[tuple[FinishedBlock, Tensor, Tensor]]:
+        """The rows of nodes, some at a time: their block, which of its rows (n,), and edges (n, W') from `source_nodes`."""
+        for block in self.store.blocks:
+            wanted = torch.nonzero(self.node_of_row[block.row] >= 0).flatten()
+            features = self.columns[self.columns < block.n_columns]
+            place = torch.cat([features, torch.arange(block.n_columns, block.width)])
+            for row in wanted.split(max(1, _PIECE // block.width)):
+                dense = block.dense(row)
+                yield block, row, dense[:, place.to(dense.device)].cpu()
 
 
-def _join(
-    n_nodes: int, counts: Tensor, pieces: list[tuple[Tensor, Tensor, Tensor, Tensor]], dtype: torch.dtype
-) -> Edges:
-    """Compressed rows from pieces that each hold whole rows, row after row."""
-    ptr = torch.zeros(n_nodes + 1, dtype=torch.int64)
-    torch.cumsum(counts, 0, out=ptr[1:])
+def _filled(layout: _Layout, counts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """This process' edges: number of each node's (N,), sources (E,) and weights (E,), row after row."""
+    ptr = _offsets(counts)
     source = torch.empty(int(ptr[-1]), dtype=torch.int64)
     weight = torch.empty(int(ptr[-1]), dtype=dtype)
-    for node, sources, weights, count in pieces:
-        start = torch.cumsum(count, 0) - count
-        place = torch.repeat_interleave(ptr[node] - start, count) + torch.arange(len(sources))
-        source[place], weight[place] = sources, weights
+    for block, row, dense in layout.pieces():
+        nodes = layout.source_nodes(block)
+        for node, edges in zip(layout.node_of_row[block.row[row]].tolist(), dense, strict=True):
+            inside, some = slice(int(ptr[node]), int(ptr[node + 1])), edges != 0
+            source[inside], weight[inside] = nodes[some], edges[some]
+    return counts, source, weight
+
+
+def _joined(ranks: Ranks, counts: Tensor, source: Tensor, weight: Tensor) -> Edges:
+    """The edges of all processes; each row is one process' own."""
+    if ranks.world == 1:
+        return Edges(_offsets(counts), source, weight)
+    of_rank = ranks.join(counts[None])
+    ptr = _offsets(of_rank.sum(0))
+    place = torch.cat([_places(ptr[:-1], own) for own in of_rank])
+    sources, weights = ranks.join(source), ranks.join(weight)
+    source, weight = torch.empty_like(sources), torch.empty_like(weights)
+    source[place], weight[place] = sources, weights
     return Edges(ptr, source, weight)
+
+
+def _places(first: Tensor, counts: Tensor) -> Tensor:
+    """Where the edges of each node go: counts[i] places from first[i] on."""
+    return torch.repeat_interleave(first - (counts.cumsum(0) - counts), counts) + torch.arange(int(counts.sum()))
+
+
+def _offsets(counts: Tensor) -> Tensor:
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])

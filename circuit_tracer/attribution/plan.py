@@ -1,77 +1,158 @@
-"""What a trace will need, decided before it starts: which rows stay in memory, and how many travel at once.
+"""What a trace will need, decided before it starts: which parts stay in memory, and how many rows travel at once.
 
-Letters: L layers, P positions, D d_model, N active features.
+A plan never changes a result, beyond rounding: it only decides what is kept and what is made again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-import psutil
-import torch
-
+from circuit_tracer.attribution.memory import as_size
+from circuit_tracer.attribution.workload import PIECE, STATE, STATE_AT_ONCE, Workload
 from circuit_tracer.errors import ResourceError
 
-SHARE_FOR_DECODER_ROWS = 0.35
-SHARE_FOR_EDGE_ROWS = 0.45
-SHARE_IN_FLIGHT = 0.1
-COPIES_IN_FLIGHT = 5  # a block of gradients, its projections, and their products
+LONG = 512  # positions: beyond, attention patterns are made again where needed, and rows lose their smallest edges
+KEPT_OF_LONG = 0.98  # of a row's mass
+SHARE_FOR_PATTERNS = 0.25  # of what is free, even for short prompts
+FEWEST_ROWS = 32  # in flight, for keeping decoder rows to be worth their memory
+SLACK = 0.03  # of what a trace takes: gaps between allocations
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes a trace will take, and the choices that keep it inside what is free."""
+    """Bytes of a trace by phase and by what holds them, and the choices that keep them inside the budget."""
 
-    available: int
-    decoder_rows: int  # all scaled decoder rows, if kept
-    edge_rows: int  # all finished rows
+    work: Workload
+    held: int  # before the trace: libraries, model, transcoders
+    budget: int  # for all of the process
+    keep_patterns: bool
     keep_decoder_rows: bool
     block_rows: int
+    chunk_bytes: int  # of decoder rows gathered at once
+
+    @cached_property
+    def phases(self) -> dict[str, dict[str, int]]:
+        """What exists at once, in each phase."""
+        work = self.work
+        made, state = (work.state(copies, self.keep_patterns) for copies in (STATE_AT_ONCE, STATE))
+        kept = work.decoder_rows if self.keep_decoder_rows else 0
+        blocks = work.blocks(self.block_rows)
+        rows = work.edge_rows(blocks)
+        gathered = 0 if self.keep_decoder_rows else 3 * work.gathered(self.chunk_bytes)
+        return {
+            "run the model": {"frozen prompt": state, "a layer at work": work.forward(self.keep_patterns)},
+            "find active features": {"frozen prompt": state, "a block of the encoder": work.encoding()},
+            "read decoder rows": {
+                "frozen prompt": made,
+                "decoder rows": kept,
+                "one layer's, being read": work.reading(self.keep_decoder_rows, self.chunk_bytes),
+            },
+            "compute edges": {
+                "frozen prompt": state,
+                "decoder rows": kept or gathered,
+                "rows in flight": work.in_flight(blocks),
+                "finished rows": rows,
+            },
+            "make the graph": {"frozen prompt": state, "finished rows": rows, "edges of the graph": work.graph()},
+        }
+
+    @property
+    def peak(self) -> int:
+        """The most that the process will hold."""
+        return self.held + int((1 + SLACK) * max(sum(items.values()) for items in self.phases.values()))
+
+    def fits(self) -> bool:
+        """Whether the peak lies inside the budget."""
+        return self.peak <= self.budget
+
+    def halved(self) -> MemoryPlan:
+        """The same with half the rows in flight and half the chunk."""
+        return replace(self, block_rows=max(1, self.block_rows // 2), chunk_bytes=max(1, self.chunk_bytes // 2))
 
     def __str__(self) -> str:
-        kept = "kept in memory" if self.keep_decoder_rows else "read again for each block"
+        patterns = "kept" if self.keep_patterns else "made again, tile by tile"
+        decoder = "kept" if self.keep_decoder_rows else "read again for each block"
         return (
-            f"{self.edge_rows / 1e9:.2f} GB of edge rows, {self.decoder_rows / 1e9:.2f} GB of decoder rows {kept}, "
-            f"{self.block_rows} rows in flight, {self.available / 1e9:.1f} GB free"
+            f"{as_size(self.peak)} of {as_size(self.budget)} ({as_size(self.held)} are held already); attention patterns "
+            f"{patterns}, decoder rows {decoder}, at most {self.block_rows} rows in flight"
         )
+
+    def table(self) -> str:
+        """The plan for people: phases, what they hold, the largest marked."""
+        lines = [str(self), f"  {'held before the trace':<28}{as_size(self.held):>12}"]
+        most = max(sum(items.values()) for items in self.phases.values())
+        for phase, items in self.phases.items():
+            total = sum(items.values())
+            lines.append(f"  {phase:<28}{as_size(total):>12}{'  <- the peak' if total == most else ''}")
+            lines += [f"    {name:<26}{as_size(size):>12}" for name, size in items.items() if size]
+        return "\n".join(lines)
+
+
+def keeps_patterns(work: Workload, held: int, budget: int) -> bool:
+    """Whether attention patterns stay in memory; known before the model runs, since it needs no active features."""
+    small = work.patterns + work.forward(keep_patterns=True) <= SHARE_FOR_PATTERNS * max(0, budget - held)
+    return small and work.n_pos <= LONG
+
+
+def kept_mass(asked: float | None, n_pos: int) -> float:
+    """The share of each row's mass that is kept: what was asked for; else all, or a little less for long prompts.
+
+    It depends on the prompt alone, so that no budget changes a result.
+    """
+    if asked is not None:
+        return asked
+    return 1.0 if n_pos <= LONG else KEPT_OF_LONG
 
 
 def plan_memory(
-    n_rows: int,
-    n_features: int,
-    n_writes: int,
-    n_layers: int,
-    n_pos: int,
-    d_model: int,
-    item: int,
+    work: Workload,
+    held: int,
+    budget: int,
     batch_size: int,
-    device: torch.device,
+    may_keep_rows: bool = True,
+    keep_patterns: bool | None = None,
 ) -> MemoryPlan:
-    """Plan for `n_rows` rows over `n_features` active features that write `n_writes` decoder rows; `item` bytes a number.
+    """The fastest plan that fits: decoder rows kept if they can be, then as many rows in flight as there is room for.
 
-    Raises ResourceError, with a number of feature nodes that fits, when the finished rows would not fit in memory.
+    keep_patterns: what was decided already; None decides it here. Raises ResourceError, with a number of feature nodes or a
+    budget that fits, when nothing does.
     """
-    available = free_bytes(device)
-    per_row = item * (n_features // 2 + n_layers * n_pos + n_pos)  # rows end at their own position: half on average
-    edge_rows, decoder_rows = n_rows * per_row, n_writes * d_model * item
-    if edge_rows > SHARE_FOR_EDGE_ROWS * available:
-        fits = int(SHARE_FOR_EDGE_ROWS * available / per_row)
-        raise ResourceError(
-            f"{n_rows} rows over {n_features} active features need {edge_rows / 1e9:.1f} GB, but only "
-            f"{available / 1e9:.1f} GB are free; expand fewer features (max_feature_nodes={max(1, fits)} fits)"
-        )
-    in_flight = COPIES_IN_FLIGHT * n_pos * d_model * item + per_row
-    return MemoryPlan(
-        available=available,
-        decoder_rows=decoder_rows,
-        edge_rows=edge_rows,
-        keep_decoder_rows=decoder_rows <= SHARE_FOR_DECODER_ROWS * available,
-        block_rows=max(1, min(batch_size, int(SHARE_IN_FLIGHT * available / in_flight))),
+    keep = keeps_patterns(work, held, budget) if keep_patterns is None else keep_patterns
+    candidates = list(_candidates(work, held, budget, batch_size, may_keep_rows, keep))
+    for plan in candidates:
+        if plan.fits():
+            return plan
+    raise ResourceError(_too_much(candidates[-1]))
+
+
+def _candidates(
+    work: Workload, held: int, budget: int, batch_size: int, may_keep_rows: bool, keep_patterns: bool
+) -> Iterator[MemoryPlan]:
+    chunk = max(1, min(PIECE, (budget - held) // 16))
+    for keep_rows in (True, False) if may_keep_rows else (False,):
+        plan = MemoryPlan(work, held, budget, keep_patterns, keep_rows, batch_size, chunk)
+        while True:
+            yield plan
+            if plan.block_rows == 1 or (keep_rows and plan.block_rows <= FEWEST_ROWS):
+                break
+            plan = replace(plan, block_rows=plan.block_rows // 2)
+
+
+def _too_much(smallest: MemoryPlan) -> str:
+    work = smallest.work
+    low, high = 0, work.n_rows  # rows that fit, rows that do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if replace(smallest, work=replace(work, n_rows=middle)).fits():
+            low = middle
+        else:
+            high = middle
+    advice = [f"give it more memory (memory='{as_size(smallest.peak)}')"]
+    if low:
+        advice.insert(0, f"expand fewer features (max_feature_nodes={low} fits)")
+    return (
+        f"{work.n_rows} rows over {work.n_active} active features need at least {as_size(smallest.peak)}, of which "
+        f"{as_size(smallest.held)} are held already, but only {as_size(smallest.budget)} may be used; {' or '.join(advice)}"
     )
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory where the trace runs."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.sources import SourceTable
+from circuit_tracer.attribution.sources import CHUNK_BYTES, SourceTable
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
 from circuit_tracer.graph.balance import Reconstruction
 from circuit_tracer.models.capture import PromptCapture, capture
@@ -67,15 +67,21 @@ class EncodedPrompt:
     active: ActiveFeatures
     keep: Tensor  # (P,) positions that have features and errors
 
-    def n_writes(self, transcoders: Transcoders) -> int:
-        """Number of decoder rows: active features times the layers each writes to."""
-        counts = torch.bincount(self.active.layer, minlength=self.network.n_layers)
-        return sum(int(counts[layer]) * len(transcoders.target_layers(layer)) for layer in range(self.network.n_layers))
+    @property
+    def counts_LP(self) -> Tensor:
+        """How many features are active at each layer and position."""
+        shape = self.network.n_layers, len(self.keep)
+        return torch.bincount(self.active.layer * shape[1] + self.active.position, minlength=shape[0] * shape[1]).view(
+            shape
+        )
 
 
-def encode_prompt(parts: ModelParts, transcoders: Transcoders, ids: Tensor, left_out: Iterable[int]) -> EncodedPrompt:
+def encode_prompt(
+    parts: ModelParts, transcoders: Transcoders, ids: Tensor, left_out: Iterable[int], keep_patterns: bool = True
+) -> EncodedPrompt:
     """Run the model once on ids (P,), freeze it, and find the active features outside the `left_out` positions.
 
+    keep_patterns: keep attention patterns; otherwise they are made anew wherever they are needed, which long prompts need.
     Raises InputError when no position or no active feature remains, CompatibilityError for a transcoder of another model.
     """
     check_pair(parts, transcoders)
@@ -85,19 +91,22 @@ def encode_prompt(parts: ModelParts, transcoders: Transcoders, ids: Tensor, left
             f"prompt has {n_pos} token(s); at least {len(dropped) + 1} are needed, because position(s) {dropped} are not "
             "attributed. Give a longer prompt, or choose the positions to leave out (zero_positions=[])"
         )
-    network = FrozenNetwork(parts, capture(parts, ids), transcoders.feature_input_hook, transcoders.feature_output_hook)
+    captured = capture(parts, ids, keep_patterns)
+    network = FrozenNetwork(parts, captured, transcoders.feature_input_hook, transcoders.feature_output_hook)
     keep = torch.ones(n_pos, dtype=torch.bool)
     keep[dropped] = False
     return EncodedPrompt(network, encode(network, transcoders, keep), keep)
 
 
-def linearise(encoded: EncodedPrompt, transcoders: Transcoders, keep_rows: bool) -> LinearPrompt:
+def linearise(
+    encoded: EncodedPrompt, transcoders: Transcoders, keep_rows: bool, chunk_bytes: int = CHUNK_BYTES
+) -> LinearPrompt:
     """Read the decoder rows of the active features, and know the errors and constants.
 
-    At left-out positions the MLP output is a constant.
+    At left-out positions the MLP output is a constant. chunk_bytes: of decoder rows read at once, if they are not kept.
     """
     network = encoded.network
-    sources = SourceTable(encoded.active, transcoders, network.captured.n_pos, keep_rows)
+    sources = SourceTable(encoded.active, transcoders, network.captured.n_pos, keep_rows, chunk_bytes)
     features = sources.fill(network, network.parts.compute_dtype, network.parts.device)
     return _balance(network, transcoders, sources, features, encoded.keep)
 

@@ -20,7 +20,6 @@ from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
 
-
 CHUNK_BYTES = 64 * 2**20  # of decoder rows gathered at once, where they are not kept
 
 

@@ -37,7 +37,7 @@ class ReadOut:
 
 @dataclass(frozen=True)
 class EdgeBlock:
-    """Edges of T targets to everything: features in column order (position, layer, feature), errors, tokens.
+    """Edges of T targets to everything: features in column order (position, layer, feature), errors (L, P), tokens (P).
 
     `row` says which of the swept targets each row is; rows are sorted by layer, top first. Columns and positions end at the
     block's last position: all later ones are zero.
@@ -45,9 +45,24 @@ class EdgeBlock:
 
     row: Tensor  # (T,)
     layer: Tensor  # (T,)
-    feature: Tensor  # (T, C')
-    error: Tensor  # (T, L, P')
-    token: Tensor  # (T, P')
+    n_pos: int  # P
+    n_columns: int  # C
+    edges: Tensor  # (T, C + (L + 1) * P)
+
+    @property
+    def feature(self) -> Tensor:
+        """(T, C)"""
+        return self.edges[:, : self.n_columns]
+
+    @property
+    def error(self) -> Tensor:
+        """(T, L, P)"""
+        return self.edges[:, self.n_columns : self.edges.shape[1] - self.n_pos].unflatten(1, (-1, self.n_pos))
+
+    @property
+    def token(self) -> Tensor:
+        """(T, P)"""
+        return self.edges[:, self.edges.shape[1] - self.n_pos :]
 
 
 class Sweep:
@@ -68,8 +83,10 @@ class Sweep:
         n_pos, n_layers = int(targets.position.max()) + 1, self.network.n_layers
         options: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         g = torch.zeros(len(targets), n_pos, targets.vector.shape[1], **options)
-        feature = torch.zeros(len(targets), self.sources.position_ptr[n_pos], **options)
-        error = torch.zeros(len(targets), n_layers, n_pos, **options)
+        n_columns = self.sources.position_ptr[n_pos]
+        edges = torch.zeros(len(targets), n_columns + (n_layers + 1) * n_pos, **options)
+        block = EdgeBlock(row, targets.layer, n_pos, n_columns, edges)
+        feature, error = block.feature, block.error
         joined = [
             int((targets.layer >= layer).sum()) for layer in range(n_layers + 1)
         ]  # rows sorted by layer, top first
@@ -82,8 +99,8 @@ class Sweep:
             self._join(layer, g, targets, above, here)
             if not self.network.parallel and here:
                 self.network.layers[layer].attend_back_(g[:here])
-        token = torch.einsum("tpd,pd->tp", g, self.prompt.captured.embedding[:n_pos])
-        return EdgeBlock(row, targets.layer, feature, error, token)
+        block.token.copy_(torch.einsum("tpd,pd->tp", g, self.prompt.captured.embedding[:n_pos]))
+        return block
 
     def _join_logits(self, g_TPD: Tensor, targets: ReadOut) -> None:
         n = g_TPD.shape[0]

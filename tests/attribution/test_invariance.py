@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from typing import Any
 
 import pytest
 import torch
 from tracing_cases import IDS, Case, assert_equal, build
 
-from circuit_tracer.attribution import plan, selection, sweep
+from circuit_tracer.attribution import selection, sweep
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.progress import silent
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.attribution.sweep import split_rows
-from circuit_tracer.errors import ResourceError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.transcoders import encoding
@@ -61,32 +58,6 @@ def test_reading_decoder_rows_again_does_not_matter(case: Case, offload: Any, mo
     expected = attribute(IDS, model, max_feature_nodes=20)
     assert_same(attribute(IDS, model, max_feature_nodes=20, offload=offload, batch_size=5), expected)
     assert kept == [True, False]
-
-
-@each_case
-def test_little_free_memory_changes_the_plan_but_not_the_result(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(case)
-    expected = attribute(IDS, model)
-    plans: list[plan.MemoryPlan] = []
-    keep = plan.plan_memory
-    monkeypatch.setattr(
-        sys.modules[attribute.__module__], "plan_memory", lambda **sizes: plans.append(keep(**sizes)) or plans[-1]
-    )
-    monkeypatch.setattr(plan, "free_bytes", lambda device: 200_000)
-    monkeypatch.setattr(plan, "SHARE_FOR_DECODER_ROWS", 0.01)
-    assert_same(attribute(IDS, model), expected)
-    assert plans[0].block_rows < 10
-    assert not plans[0].keep_decoder_rows
-
-
-@each_case
-def test_too_little_memory_is_an_error_whose_advice_works(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build(case)
-    monkeypatch.setattr(plan, "free_bytes", lambda device: 20_000)
-    with pytest.raises(ResourceError, match=r"max_feature_nodes=\d+ fits") as caught:
-        attribute(IDS, model)
-    fits = int(re.findall(r"max_feature_nodes=(\d+)", str(caught.value))[0])
-    assert len(attribute(IDS, model, max_feature_nodes=fits).selected_features) == fits
 
 
 @each_case

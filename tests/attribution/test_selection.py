@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tracing_cases import IDS, Case, assert_same_graph, build, one_each
 
-from circuit_tracer.attribution.attribute import Trace, attribute
-from circuit_tracer.attribution.progress import silent
+from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.reference import (
     ReferenceGraph,
     influence_through,
@@ -21,6 +20,7 @@ from circuit_tracer.attribution.rows import RowStore
 from circuit_tracer.attribution.selection import select
 from circuit_tracer.attribution.sweep import EdgeBlock
 from circuit_tracer.attribution.targets import CustomTarget
+from circuit_tracer.attribution.trace import Options, Trace
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.scores import graph_scores
 
@@ -54,7 +54,7 @@ def test_no_budget_or_a_large_one_keeps_all_active_features(case: Case, more: in
 @each_case
 def test_sets_above_a_threshold_are_nested_and_hold_themselves_up(case: Case) -> None:
     model = build(case)
-    trace = Trace(model, IDS, [0], 64, None, True, silent)
+    trace = Trace(model, IDS, [0], Options(batch_size=64))
     trace.aim(None, 3, 0.95, -1)
     trace.run()
     weight = trace.targets.table.weight
@@ -144,9 +144,8 @@ def test_selection_equals_its_definition_on_random_layered_graphs(
 
     def add(rows: torch.Tensor, nodes: torch.Tensor, depth: torch.Tensor) -> None:
         order = torch.argsort(depth, descending=True, stable=True)
-        edges = graph.adjacency[nodes[order]]
-        error, token = edges[:, n : n + n_layers, None], edges[:, n + n_layers : n + n_layers + 1]
-        store.add(EdgeBlock(rows[order], depth[order], edges[:, :n], error, token), rows[order])
+        edges = graph.adjacency[nodes[order], : n + n_layers + 1].contiguous()
+        store.add(EdgeBlock(rows[order], depth[order], 1, n, edges), rows[order])
 
     def expand(columns: torch.Tensor) -> None:
         computed.extend(columns.tolist())

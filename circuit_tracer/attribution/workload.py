@@ -1,0 +1,181 @@
+"""What a trace will have to hold, in bytes by what they are, before any of it exists.
+
+Every formula here stands for arrays of the modules named beside it; benchmarks/memory_plan.py holds the sums against what
+processes really took.
+
+Letters: L layers, P positions, D d_model, H heads, K key/value heads, N active features, T rows of a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.attribution.sources import CHUNK_BYTES
+from circuit_tracer.attribution.sweep import split_rows
+from circuit_tracer.models.config import ModelConfig
+
+PIECE = CHUNK_BYTES  # what encoder blocks, projected rows and gathered decoder rows are cut to
+BYTES_AN_EDGE = 24  # of a graph while it is checked: source, weight, and the target of each edge
+ATTENTION_COPIES = 4  # of a layer's scores while its softmax is taken
+STATE, STATE_AT_ONCE = (
+    5,
+    6,
+)  # arrays (L, P, D) that stay: inputs, outputs, errors twice, constants; and while they are made
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The sizes of one trace: a prompt, its active features, and how many rows will be computed."""
+
+    config: ModelConfig
+    active_LP: Tensor  # (L, P) active features of each layer and position
+    written_LP: Tensor  # (L, P) decoder rows that write to each layer there: those of lower layers too, if cross-layer
+    n_targets: int
+    n_rows: int  # of features
+    features_a_layer: int  # of the dictionary
+    skip: bool
+    item: int  # bytes a number
+    processes: int = 1  # that share the rows
+
+    @classmethod
+    def of(
+        cls,
+        config: ModelConfig,
+        active_LP: Tensor,
+        cross_layer: bool,
+        n_targets: int,
+        n_rows: int | None,
+        features_a_layer: int,
+        skip: bool,
+        item: int,
+        processes: int = 1,
+    ) -> Workload:
+        """n_rows: None for all active features."""
+        n_active = int(active_LP.sum())
+        return cls(
+            config=config,
+            active_LP=active_LP,
+            written_LP=active_LP.cumsum(0) if cross_layer else active_LP,
+            n_targets=n_targets,
+            n_rows=n_active if n_rows is None else min(n_rows, n_active),
+            features_a_layer=features_a_layer,
+            skip=skip,
+            item=item,
+            processes=processes,
+        )
+
+    @property
+    def n_pos(self) -> int:
+        """P."""
+        return int(self.active_LP.shape[1])
+
+    @property
+    def n_active(self) -> int:
+        """N."""
+        return int(self.active_LP.sum())
+
+    @property
+    def decoder_rows(self) -> int:
+        """Scaled decoder rows of all active features (sources.py)."""
+        return int(self.written_LP.sum()) * self.config.d_model * self.item
+
+    @property
+    def patterns(self) -> int:
+        """Attention patterns of all layers (models/capture.py)."""
+        return self.config.n_layers * self.config.n_heads * self.n_pos**2 * self.item
+
+    @property
+    def scores(self) -> int:
+        """What patterns are made of, of all layers."""
+        config = self.config
+        width = (config.n_heads + config.n_key_value_heads) * config.d_head + config.n_heads
+        return config.n_layers * self.n_pos * width * self.item
+
+    def state(self, copies: int, keep_patterns: bool) -> int:
+        """The frozen prompt (prompt.py)."""
+        arrays = copies * self.config.n_layers * self.n_pos * self.config.d_model * self.item
+        return arrays + (self.patterns if keep_patterns else self.scores) + 28 * self.n_active
+
+    def forward(self, keep_patterns: bool) -> int:
+        """Beside the state, while the model runs: one layer's attention, its MLP, the masks."""
+        queries = self.n_pos if keep_patterns else min(self.n_pos, 512)
+        attention = ATTENTION_COPIES * self.config.n_heads * queries * self.n_pos * self.item
+        return max(attention, 3 * self.n_pos * self.config.d_mlp * self.item) + 9 * self.n_pos**2
+
+    def encoding(self) -> int:
+        """Beside the state: one block of pre-activations, which of them are active, and its encoder rows."""
+        return 2 * min(PIECE, self.n_pos * self.features_a_layer * self.item) + min(
+            PIECE, self.features_a_layer * self.config.d_model * self.item
+        )
+
+    def reading(self, keep_rows: bool, chunk: int) -> int:
+        """Beside the state and the rows kept: what a source layer writes to all others, or a chunk's rows (sources.py)."""
+        unique = self.active_LP.sum(1).clamp_max(self.features_a_layer)
+        reach = (self.written_LP.sum(1) > self.active_LP.sum(1)).any()
+        targets = torch.arange(len(unique), 0, -1) if reach else torch.ones_like(unique)
+        row = self.config.d_model * self.item
+        if keep_rows:
+            return int((unique * targets).max()) * row + 2 * int(self.active_LP.sum(1).max()) * row
+        return 3 * self.gathered(chunk)
+
+    def gathered(self, chunk: int) -> int:
+        """One chunk of decoder rows: as many positions as fit, or one."""
+        row = self.config.d_model * self.item
+        layer, position = int(self.written_LP.sum(1).max()) * row, int(self.written_LP.max()) * row
+        return min(layer, max(chunk, position))
+
+    @cached_property
+    def typical(self) -> tuple[Tensor, Tensor]:
+        """Layer and position of this process' rows, spread evenly over the active features: influence is not known yet."""
+        ends = self.active_LP.T.flatten().cumsum(0)  # by position, then layer
+        count = -(-self.n_rows // self.processes)
+        place = torch.linspace(0, max(0, self.n_active - 1), count).long()
+        cell = torch.searchsorted(ends, place, right=True).clamp_max(len(ends) - 1)
+        return cell % self.config.n_layers, cell // self.config.n_layers
+
+    def blocks(self, block_rows: int) -> list[tuple[int, int]]:
+        """(rows, positions) of the blocks that typical rows are swept in (sweep.py), those of the targets first."""
+        layer, position = self.typical
+        blocks = [
+            (len(rows), int(position[rows].max()) + 1) for rows in split_rows(layer, position, min(block_rows, 1 << 20))
+        ]
+        left, targets = self.n_targets, []
+        while left > 0:
+            targets.append((min(left, block_rows), self.n_pos))
+            left -= block_rows
+        return targets + blocks
+
+    @cached_property
+    def width_P(self) -> Tensor:
+        """Edges of a row that ends at each position: to features, errors, tokens."""
+        place = torch.arange(1, self.n_pos + 1)
+        return self.active_LP.sum(0).cumsum(0) + (self.config.n_layers + 1) * place
+
+    def edge_rows(self, blocks: list[tuple[int, int]]) -> int:
+        """Finished rows (rows.py)."""
+        return sum(rows * int(self.width_P[n_pos - 1]) for rows, n_pos in blocks) * self.item
+
+    def in_flight(self, blocks: list[tuple[int, int]]) -> int:
+        """Gradients of the largest block, and what a chunk of it takes on its way through a layer (kernels/attend_back)."""
+        config, largest = self.config, 0
+        for rows, n_pos in blocks:
+            gradient = rows * n_pos * config.d_model * self.item
+            heads = (config.n_heads + config.n_key_value_heads) * config.d_head
+            per_row = n_pos * max(2 * heads, 3 * config.d_model if self.skip else 0) * self.item
+            largest = max(largest, gradient + min(rows * per_row, max(2 * PIECE, per_row)))
+        weights = 2 * config.d_model * config.n_heads * config.d_head * self.item
+        return largest + weights
+
+    def graph(self) -> int:
+        """The graph's edges, and what checking them takes (assemble.py, graph/edges.py)."""
+        layer, position = self.typical
+        below = torch.zeros(self.config.n_layers + 1, self.n_pos, dtype=torch.int64)
+        below[1:] = self.active_LP.cumsum(0).cumsum(1)
+        share = self.n_rows / max(1, self.n_active)
+        features = share * (self.processes * float(below[layer, position].sum()) + self.n_targets * int(below[-1, -1]))
+        others = self.processes * float(((layer + 1) * (position + 1)).sum())
+        return int((features + others + self.n_targets * (self.config.n_layers + 1) * self.n_pos) * BYTES_AN_EDGE)

@@ -1,0 +1,193 @@
+"""A budget changes how a trace is done, never what comes out; a failed allocation costs time, not rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_invariance import CASES, assert_same
+from tracing_cases import IDS, Case, assert_same_graph, build
+
+from circuit_tracer.attribution import plan, trace
+from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.attribution.memory import is_out_of_memory, parse_bytes
+from circuit_tracer.attribution.plan import MemoryPlan
+from circuit_tracer.attribution.reference import reference_graph
+from circuit_tracer.attribution.sources import SourceTable
+from circuit_tracer.attribution.sweep import EdgeBlock, Sweep
+from circuit_tracer.attribution.workload import Workload
+from circuit_tracer.errors import InputError, ResourceError
+
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[MemoryPlan]:
+    """Every plan made; the process holds nothing before a trace, so that budgets are about the trace alone."""
+    made: list[MemoryPlan] = []
+    keep = trace.plan_memory
+    monkeypatch.setattr(trace, "held_bytes", lambda device: 0)
+    monkeypatch.setattr(trace, "plan_memory", lambda *sizes: made.append(keep(*sizes)) or made[-1])
+    return made
+
+
+@each_case
+@pytest.mark.parametrize("budget", [None, 13, 40], ids=lambda budget: f"budget={budget}")
+def test_half_of_what_is_needed_gives_the_same_graph(case: Case, budget: int | None, plans: list[MemoryPlan]) -> None:
+    model = build(case)
+    expected = attribute(IDS, model, max_feature_nodes=budget)
+    need = plans[0].peak
+    assert_same(attribute(IDS, model, max_feature_nodes=budget, memory=need // 2), expected)
+    assert plans[1].peak <= need // 2
+    assert plans[1].block_rows < plans[0].block_rows or not plans[1].keep_decoder_rows
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_budget_that_is_accepted_gives_the_reference_graph(data: st.DataObject, plans: list[MemoryPlan]) -> None:
+    case = data.draw(st.sampled_from(CASES))
+    model, plans[:] = build(case), []
+    attribute(IDS, model, max_n_logits=3)
+    memory = data.draw(st.integers(plans[0].peak // 8, 2 * plans[0].peak))
+    try:
+        found = attribute(IDS, model, max_n_logits=3, memory=memory)
+    except ResourceError:
+        assert memory < plans[0].peak
+        return
+    assert plans[-1].peak <= memory
+    assert_same_graph(found, reference_graph(model, IDS, max_n_logits=3))
+
+
+@each_case
+def test_patterns_are_made_again_where_they_do_not_fit(
+    case: Case, plans: list[MemoryPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(case)
+    expected = attribute(IDS, model)
+    monkeypatch.setattr(plan, "SHARE_FOR_PATTERNS", 0.0)
+    assert_same(attribute(IDS, model), expected, 1e-9)
+    assert [made.keep_patterns for made in plans] == [True, False]
+    assert_same_graph(attribute(IDS, model), reference_graph(model, IDS))
+
+
+@each_case
+def test_too_little_memory_is_an_error_whose_advice_works(case: Case, plans: list[MemoryPlan]) -> None:
+    model = build(case)
+    attribute(IDS, model)
+    work = plans[0].work
+    memory = enough = plans[0].peak
+    while fits(replace(work, n_rows=5), memory):  # as little as five features need
+        enough, memory = memory, memory * 99 // 100
+    assert not fits(work, enough)
+    with pytest.raises(ResourceError, match=r"max_feature_nodes=\d+ fits") as caught:
+        attribute(IDS, model, memory=enough)
+    number = int(re.findall(r"max_feature_nodes=(\d+)", str(caught.value))[0])
+    assert number >= 5
+    assert len(attribute(IDS, model, memory=enough, max_feature_nodes=number).selected_features) == number
+    given = re.findall("memory='(.*)'", str(caught.value))[0]
+    assert len(attribute(IDS, model, memory=given).selected_features) == work.n_active
+    with pytest.raises(ResourceError, match="give it more memory"):
+        attribute(IDS, model, memory=100)
+
+
+def fits(work: Workload, memory: int) -> bool:
+    try:
+        return plan.plan_memory(work, 0, memory, 512).fits()
+    except ResourceError:
+        return False
+
+
+def fails(times: int, log: list[int], error: BaseException) -> Any:
+    """A `Sweep.blocks` whose every second block fails so many times, as an allocation does."""
+    whole, left = Sweep.blocks, [times]
+
+    def blocks(sweep: Sweep, targets: Any, block_rows: int) -> Iterator[EdgeBlock]:
+        log.append(block_rows)
+        for number, block in enumerate(whole(sweep, targets, block_rows)):
+            if number == 1 and left[0]:
+                left[0] -= 1
+                raise error
+            yield block
+
+    return blocks
+
+
+@each_case
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_failed_allocation_halves_the_rows_and_loses_none(
+    case: Case, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tried, added = build(case), [], []
+    expected = attribute(IDS, model, max_feature_nodes=30)
+    monkeypatch.setattr(Sweep, "blocks", fails(3, tried, error))
+    add = trace.RowStore.add
+    monkeypatch.setattr(
+        trace.RowStore, "add", lambda store, block, row: added.extend(row.tolist()) or add(store, block, row)
+    )
+    with pytest.warns(UserWarning, match="an allocation failed"):
+        found = attribute(IDS, model, max_feature_nodes=30, batch_size=8)
+    assert_same(found, expected)
+    assert len(set(added)) == len(added)
+    assert tried[0] == 8
+    assert min(tried) == 1
+
+
+def test_when_nothing_is_left_to_give_up_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_: object) -> None:
+        raise MemoryError
+
+    model = build(CASES[0])
+    monkeypatch.setattr(Sweep, "_block", nothing)
+    released = []
+    release = SourceTable.release
+    monkeypatch.setattr(SourceTable, "release", lambda table: released.append(release(table)) or released[-1])
+    with pytest.raises(ResourceError, match="with one row in flight"), pytest.warns(UserWarning, match="going on with"):
+        attribute(IDS, model, batch_size=4)
+    assert released == [True, False]
+
+
+@each_case
+def test_decoder_rows_that_do_not_fit_after_all_are_read_again(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(case)
+    expected = attribute(IDS, model)
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(SourceTable, "_read_all", full)
+    assert_same(attribute(IDS, model), expected)
+
+
+def test_sizes_are_read_as_people_write_them() -> None:
+    sizes = {
+        "16GB": 16 * 10**9,
+        "1.5 gb": 15 * 10**8,
+        "2GiB": 2**31,
+        "800MB": 8 * 10**8,
+        "4096": 4096,
+        "1e9": 10**9,
+        7: 7,
+    }
+    assert {text: parse_bytes(text) for text in sizes} == sizes
+    for wrong in ("", "GB", "-1GB", "16 bananas", 0, -5, float("nan"), float("inf"), True, "0"):
+        with pytest.raises(InputError, match="16GB"):
+            parse_bytes(wrong)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(ValueError("can't allocate memory"))
