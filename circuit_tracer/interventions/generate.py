@@ -89,9 +89,36 @@ def feature_intervention_generate(
     **generation: Any,
 ) -> tuple[str, Tensor, Tensor | None]:
     """(text, logits (G, V), activations (L, P + G - 1, F) or None); see `ReplacementModel.feature_intervention_generate`."""
-    options = GenerationOptions.read(generation)
     if model.tokenizer is None:
         raise InputError("this model has no tokenizer, so it cannot turn what it generates into text; load it with one")
+    ids, logits, activations = generate_held(
+        model,
+        inputs,
+        interventions,
+        constrained_layers,
+        freeze_attention,
+        apply_activation_function,
+        sparse,
+        return_activations,
+        **generation,
+    )
+    return model.tokenizer.decode(ids.tolist(), skip_special_tokens=True), logits, activations
+
+
+@torch.no_grad()
+def generate_held(
+    model: Traceable,
+    inputs: Prompt,
+    interventions: Sequence[Intervention],
+    constrained_layers: Iterable[int] | None = None,
+    freeze_attention: bool = True,
+    apply_activation_function: bool = True,
+    sparse: bool = False,
+    return_activations: bool = True,
+    **generation: Any,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `feature_intervention_generate`, with token ids (P + G,) in place of their text."""
+    options = GenerationOptions.read(generation)
     ids, parts = model.ensure_tokenized(inputs), model.parts
     check_length(parts, torch.cat([ids, ids.new_zeros(options.max_new_tokens - 1)]))
     left_out = zero_positions(ids, model.parts.config.model_name)
@@ -100,11 +127,12 @@ def feature_intervention_generate(
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
     loop.step(ids, resolve(interventions, *place), freeze, left_out, options)
     goes_on = resolve(open_ended(interventions), model.transcoders, 1, model.parts.device, parts.compute_dtype)
-    end = model.tokenizer.eos_token_id if options.eos_token_id is None else options.eos_token_id
+    end = options.eos_token_id
+    if end is None and model.tokenizer is not None:
+        end = model.tokenizer.eos_token_id
     while len(loop.logits) < options.max_new_tokens and not (options.stop_at_eos and int(loop.ids[-1]) == end):
         loop.step(loop.ids[-1:], goes_on, None, [], options)
-    text = model.tokenizer.decode(loop.ids.tolist(), skip_special_tokens=True)
-    return text, torch.stack(loop.logits), loop.all_activations()
+    return loop.ids, torch.stack(loop.logits), loop.all_activations()
 
 
 class _Generation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from browser import Browser, Page, find_chromium
 from documents import feature_details, small_document
 
 from circuit_tracer.graph import Graph
+from circuit_tracer.replacement_model import ReplacementModel
+from circuit_tracer.viewer.server import Server
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,12 +61,39 @@ def small(open_page: Callable[..., Page]) -> Page:
 
 
 @pytest.fixture(scope="session")
-def demo_graph() -> Graph:
-    from circuit_tracer.attribution.attribute import attribute
-    from circuit_tracer.demo import PROMPT
+def demo_model() -> ReplacementModel:
     from circuit_tracer.demo.show import load_demo
 
-    return attribute(PROMPT, load_demo())
+    return load_demo()
+
+
+@pytest.fixture(scope="session")
+def demo_graph(demo_model: ReplacementModel) -> Graph:
+    from circuit_tracer.attribution.attribute import attribute
+    from circuit_tracer.demo import PROMPT
+
+    return attribute(PROMPT, demo_model)
+
+
+@pytest.fixture
+def graph_folder(tmp_path: Path) -> Path:
+    """A folder with one small graph."""
+    folder = tmp_path / "graphs"
+    folder.mkdir()
+    document = small_document()
+    (folder / "small.json").write_text(json.dumps(document))
+    (folder / "graph-metadata.json").write_text(json.dumps({"graphs": [document["metadata"]]}))
+    return folder
+
+
+@pytest.fixture
+def served(graph_folder: Path, demo_model: ReplacementModel) -> Iterator[Server]:
+    """A server over that folder with the embedded model."""
+    from circuit_tracer.demo import load_labels
+    from circuit_tracer.viewer.server import serve
+
+    with serve(graph_folder, port=0, model=demo_model, labels=load_labels(), neuronpedia_secret="secret") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

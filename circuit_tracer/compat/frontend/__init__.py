@@ -1,0 +1,1 @@
+"""circuit-tracer's `circuit_tracer.frontend`."""

@@ -1,0 +1,203 @@
+"""The graphs of one folder: `{slug}.json` (or `.json.gz`) for the page, beside it the whole graph for pruning anew."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
+from circuit_tracer.files import atomic_write
+from circuit_tracer.graph.files.graph_index import INDEX_NAME, add_to_index, read_index
+from circuit_tracer.graph.files.native import as_graph
+from circuit_tracer.graph.files.read_json import load_viewer_json, typed_q_params
+from circuit_tracer.graph.files.viewer_json import GraphDocument, Labels, check_slug, graph_document
+from circuit_tracer.viewer.document import with_sum_rules
+from circuit_tracer.viewer.server.columns import Columns
+from circuit_tracer.viewer.server.folders import file_inside
+from circuit_tracer.viewer.server.problems import Conflict, NotThere
+
+if TYPE_CHECKING:
+    from circuit_tracer.graph.graph import Graph
+
+SUFFIXES = (".json", ".json.gz")
+WHOLE = (".safetensors", ".pt")
+KEPT = 2  # documents in memory
+_FEATURE_ID = re.compile(r"(\d+_\d+)_\d+")
+
+
+class GraphFolder:
+    """Reading and writing of the graphs of a folder, from any thread."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).absolute()
+        if not self.folder.is_dir():
+            raise InputError(f"no folder of graphs at {self.folder}; make it, or name another")
+        self._writing, self._reading = threading.RLock(), threading.Lock()
+        self._known: OrderedDict[tuple[str, int, int], Columns] = OrderedDict()
+
+    def entries(self) -> tuple[list[dict[str, Any]], str | None]:
+        """(metadata of each graph, with bytes and whether it can be pruned anew; what is wrong with the index, or None).
+
+        Graphs of the index first; then other files, of which only the name is known. The server's own entries in a graph's
+        metadata are plain facts about its files.
+        """
+        warning = None
+        try:
+            listed = {str(entry.get("slug")): entry for entry in read_index(self.folder)}
+        except CircuitTracerError as error:
+            listed, warning = {}, str(error)
+        files: dict[str, Path] = {}
+        for suffix in reversed(SUFFIXES):
+            files |= {path.name.removesuffix(suffix): path for path in sorted(self.folder.glob(f"*{suffix}"))}
+        files = {slug: path for slug, path in files.items() if path.name != INDEX_NAME and not slug.startswith(".")}
+        order = [slug for slug in listed if slug in files] + [slug for slug in files if slug not in listed]
+        entries = []
+        for slug in order:
+            try:
+                size = self.path(slug).stat().st_size
+            except (CircuitTracerError, OSError):  # a link out of the folder, or a file that has just gone
+                continue
+            facts = {"slug": slug, "bytes": size, "can_prune": self.whole(slug) is not None}
+            entries.append({**listed.get(slug, {}), **facts})
+        return entries, warning
+
+    def path(self, slug: str) -> Path:
+        """The JSON file of a graph; NotThere if there is none."""
+        for suffix in SUFFIXES:
+            try:
+                return file_inside(self.folder, slug + suffix)
+            except NotThere:
+                continue
+        raise NotThere(f"no graph {slug[:200]!r} in this folder")
+
+    def whole(self, slug: str) -> Path | None:
+        """The file of the unpruned graph beside the JSON, if there is one."""
+        for suffix in WHOLE:
+            try:
+                return file_inside(self.folder, slug + suffix)
+            except NotThere:
+                continue
+        return None
+
+    def columns(self, slug: str) -> Columns:
+        """A graph, kept in memory until its file changes. Raises NotThere or FileFormatError."""
+        path = self.path(slug)
+        stat = path.stat()
+        key = (str(path), stat.st_mtime_ns, stat.st_size)
+        with self._reading:
+            if key not in self._known:
+                self._known[key] = Columns(load_viewer_json(path))
+                while len(self._known) > KEPT:
+                    self._known.popitem(last=False)
+            return self._known[key]
+
+    def document(self, slug: str) -> Mapping[str, Any]:
+        """A graph's document as it is; not to be changed."""
+        return self.columns(slug).document
+
+    def graph(self, slug: str) -> Graph:
+        """The unpruned graph. Raises Conflict if only its JSON is here."""
+        path = self.whole(slug)
+        if path is None:
+            raise Conflict(
+                f"only the pruned JSON of {slug!r} is in this folder; pruning anew needs the whole graph beside it, "
+                f"{slug}.safetensors (circuit-tracer attribute -o {slug}.safetensors) or {slug}.pt"
+            )
+        return as_graph(path)
+
+    def save_view(self, slug: str, view: Mapping[str, Any]) -> dict[str, Any]:
+        """Put a view (pins, supernodes, places, labels) into the graph's file; returns it as saved.
+
+        Labels of nodes that the file does not hold, because it is pruned, are kept.
+        """
+        with self._writing:
+            path = self.path(slug)
+            columns = self.columns(slug)
+            old = typed_q_params(columns.document.get("qParams") or {})
+            labels = list(view.get("clerps", old.get("clerps") or []))
+            labels += [pair for pair in _first_of_each(old.get("clerps") or []) if pair[0] not in columns.number]
+            saved = {**old, **view, "clerps": _first_of_each(labels)}
+            self._write(path, {**columns.document, "qParams": saved})
+        return saved
+
+    def add(self, slug: str, graph: Graph, document: GraphDocument, replace: bool = False) -> None:
+        """Save a new graph: whole, for the page, and in the index. Raises Conflict if the name is taken."""
+        check_slug(slug)
+        with self._writing:
+            if not replace and self.taken(slug):
+                raise Conflict(f"there is a graph named {slug!r} already; choose another name")
+            graph.save(self.folder / f"{slug}.safetensors")
+            self._add(slug, graph, document, {})
+
+    def taken(self, slug: str) -> bool:
+        """Whether a graph of that name is here."""
+        return any((self.folder / f"{slug}{suffix}").exists() for suffix in (*SUFFIXES, *WHOLE))
+
+    def free_name(self, wanted: str) -> str:
+        """`wanted`, with a number if it is taken."""
+        number, name = 1, wanted
+        while self.taken(name):
+            number += 1
+            name = f"{wanted}-{number}"
+        return name
+
+    def prune(self, slug: str, node_threshold: float, edge_threshold: float, labels: Labels | None) -> dict[str, int]:
+        """Prune the whole graph anew for the page, the saved view kept; numbers of nodes and links."""
+        with self._writing:
+            graph, old = self.graph(slug), self.document(slug)
+            scan = old["metadata"].get("scan") if isinstance(old["metadata"], Mapping) else None
+            exported = graph_document(
+                graph, slug, scan, node_threshold=node_threshold, edge_threshold=edge_threshold, labels=labels
+            )
+            document = self._add(slug, graph, exported, typed_q_params(old.get("qParams") or {}))
+        return {"nodes": len(document["nodes"]), "links": len(document["links"])}
+
+    def _add(self, slug: str, graph: Graph, exported: GraphDocument, view: dict[str, Any]) -> dict[str, Any]:
+        document = with_sum_rules(json.loads(exported.text), graph)
+        document["qParams"] |= view
+        document["qParams"]["clerps"] = _moved(view.get("clerps") or [], document["nodes"])
+        try:
+            path = self.path(slug)
+        except NotThere:
+            path = self.folder / f"{slug}.json"
+        self._write(path, document)
+        add_to_index(self.folder, exported.metadata)
+        return document
+
+    def _write(self, path: Path, document: Mapping[str, Any]) -> None:
+        try:
+            text = json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+            data = text.encode("utf-8")
+        except ValueError as error:  # numbers that are not finite, or halves of surrogate pairs
+            raise FileFormatError(
+                f"{path.name} holds what JSON cannot carry ({error}); export the graph again"
+            ) from error
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(gzip.compress(data, 6) if path.suffix == ".gz" else data)
+
+
+def _moved(labels: list[Any], nodes: list[dict[str, Any]]) -> list[Any]:
+    """Labels of nodes that are gone go to another node of the same feature, if there is one."""
+    present = {node["node_id"] for node in nodes}
+    of_feature = {match[1]: match[0] for node in nodes if (match := _FEATURE_ID.fullmatch(node["node_id"]))}
+    found = []
+    for pair in labels:
+        match = _FEATURE_ID.fullmatch(str(pair[0])) if isinstance(pair, list) and len(pair) == 2 else None
+        moves = match is not None and pair[0] not in present and match[1] in of_feature
+        found.append([of_feature[match[1]], pair[1]] if match is not None and moves else pair)
+    return found
+
+
+def _first_of_each(labels: list[Any]) -> list[list[str]]:
+    """[[node, label]], the first of each node."""
+    found: dict[str, str] = {}
+    for pair in labels:
+        if isinstance(pair, list | tuple) and len(pair) == 2:
+            found.setdefault(str(pair[0]), str(pair[1]))
+    return [[name, label] for name, label in found.items()]

@@ -1,0 +1,281 @@
+"""Neuronpedia's graph-server protocol, so that a site of one's own can use this engine (USE_LOCALHOST_GRAPH=true).
+
+Names, defaults and rules are those of its own server. One request at a time, otherwise 503.
+"""
+
+from __future__ import annotations
+
+import gzip
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from starlette.responses import Response
+
+from circuit_tracer.errors import CircuitTracerError, InputError
+from circuit_tracer.graph.files.viewer_json import graph_document
+from circuit_tracer.viewer.server import chat_turns
+from circuit_tracer.viewer.server.endpoint import Call, Endpoint, bytes_response, json_response
+from circuit_tracer.viewer.server.engine import Engine
+from circuit_tracer.viewer.server.neuronpedia_messages import (
+    ChatMessage,
+    CheckBusy,
+    ForwardPass,
+    ForwardPassed,
+    GenerateGraph,
+    LogitsByToken,
+    ParseChatPrompt,
+    ParsedChatPrompt,
+    SalientLogit,
+    Steer,
+    Steered,
+    SteerFeature,
+    TopLogit,
+    Uploaded,
+    WithPrompt,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UPLOAD_SECONDS = 300
+
+
+def check_busy(call: Call) -> CheckBusy:
+    """Whether the model is at work."""
+    return CheckBusy(busy=call.site.jobs.busy)
+
+
+def parse_chat_prompt(call: Call) -> ParsedChatPrompt:
+    """Turns from a prompt that a chat template made."""
+    engine = call.site.model
+    prompt = chat_turns.without_bos(call.body.prompt, engine.model.tokenizer)
+    turns = chat_turns.parse(prompt, engine.chat_frames)
+    return ParsedChatPrompt(
+        messages=None if turns is None else [ChatMessage(**turn) for turn in turns],
+        is_chat=turns is not None,
+        prompt=prompt,
+        unsteerable_positions=_unsteerable(engine, engine.ids_of_text(prompt)),
+    )
+
+
+def forward_pass(call: Call) -> Response:
+    """The likeliest next tokens."""
+    engine, asked = call.site.model, call.body
+    with call.site.jobs.alone("forward pass"):
+        try:
+            found = _forward_pass(engine, asked).model_dump()
+        except CircuitTracerError as error:
+            found = {"error": f"Forward pass failed: {error}"}
+    return json_response(found, call.headers)
+
+
+def generate_graph(call: Call) -> Response:
+    """Trace a prompt; answer with its graph, or send that to a signed address."""
+    from circuit_tracer.attribution.attribute import attribute
+
+    engine, asked = call.site.model, call.body
+    name = _require_model(engine, asked.model_id)
+    if asked.enable_qk_tracing:
+        raise InputError("QK tracing is not part of this engine; send enable_qk_tracing false")
+    with call.site.jobs.alone("graph generation"):
+        graph = attribute(
+            engine.ids_of_text(_prompt(engine, asked)),
+            engine.model,
+            max_n_logits=asked.max_n_logits,
+            desired_logit_prob=asked.desired_logit_prob,
+            batch_size=asked.batch_size,
+            max_feature_nodes=asked.max_feature_nodes,
+        )
+        document = graph_document(
+            graph,
+            asked.slug_identifier,
+            name,
+            asked.node_threshold,
+            asked.edge_threshold,
+            labels=engine.labels,
+            info={"creator_name": asked.user_id} if asked.user_id else None,
+        )
+    if asked.signed_url is None:
+        return bytes_response(document.text.encode("utf-8", "replace"), call.headers)
+    return json_response(
+        _upload(document.text, asked.signed_url, asked.compress).model_dump(exclude_none=True), call.headers
+    )
+
+
+def steer(call: Call) -> Steered:
+    """Generate with features at fixed values, and without."""
+    engine, asked = call.site.model, call.body
+    _require_model(engine, asked.model_id)
+    ids = engine.ids_of_text(chat_turns.without_bos(_prompt(engine, asked), engine.model.tokenizer))
+    for feature in asked.features:
+        _check(feature, len(ids))
+    kept = [each for each in asked.features if each.steer_position not in _unsteerable(engine, ids)]
+    with call.site.jobs.alone("steering"):
+        interventions = _interventions(engine, ids, kept)
+        default = _generation(engine, ids, [], asked)
+        steered = _generation(engine, ids, interventions, asked)
+    return Steered(
+        DEFAULT_GENERATION="".join(each.token for each in default),
+        STEERED_GENERATION="".join(each.token for each in steered),
+        DEFAULT_LOGITS_BY_TOKEN=default,
+        STEERED_LOGITS_BY_TOKEN=steered,
+    )
+
+
+def neuronpedia_id(model_name: str) -> str:
+    """The id under which Neuronpedia knows a model: google/gemma-2-2b is gemma-2-2b."""
+    return model_name.rstrip("/").rsplit("/", 1)[-1].lower()
+
+
+def _require_model(engine: Engine, asked: str) -> str:
+    name = engine.model.cfg.model_name
+    if asked not in (name, neuronpedia_id(name)):
+        raise InputError(f"Model {asked[:100]!r} is not available. Only {name!r} is currently loaded.")
+    return neuronpedia_id(name)
+
+
+def _prompt(engine: Engine, asked: WithPrompt) -> str:
+    if asked.messages is None:
+        return asked.prompt
+    return chat_turns.render([turn.model_dump() for turn in asked.messages], engine.model.tokenizer)
+
+
+def _forward_pass(engine: Engine, asked: ForwardPass) -> ForwardPassed:
+    import torch
+
+    from circuit_tracer.interventions.points import run_model
+    from circuit_tracer.models.capture import check_length, logits_at
+
+    prompt = _prompt(engine, asked)
+    ids, parts = engine.ids_of_text(prompt), engine.model.parts
+    check_length(parts, ids)
+    with torch.no_grad():
+        final, _ = run_model(parts, ids)
+        probability = torch.softmax(logits_at(parts, final[-1:])[0], dim=-1)
+    top = torch.topk(probability, min(asked.max_n_logits, len(probability)))
+    before = torch.cumsum(top.values, 0) - top.values
+    count = int((before < asked.desired_logit_prob).sum())
+    rows = zip(engine.texts(top.indices[:count]), top.indices.tolist(), top.values.tolist(), strict=False)
+    salient = [SalientLogit(token=text, token_id=number, probability=value) for text, number, value in rows]
+    return ForwardPassed(
+        prompt=prompt,
+        input_tokens=engine.texts(ids),
+        salient_logits=salient,
+        total_salient_tokens=len(salient),
+        cumulative_probability=float(top.values[:count].sum()),
+    )
+
+
+def _unsteerable(engine: Engine, ids: Tensor) -> list[int]:
+    """Positions of the token that opens a text, which carries no meaning of its own."""
+    opening = engine.model.tokenizer.bos_token_id
+    return [position for position, number in enumerate(ids.tolist()) if number == opening]
+
+
+def _check(feature: SteerFeature, n_pos: int) -> None:
+    """Neuronpedia's rules, in its words."""
+    if feature.ablate and feature.delta is not None:
+        raise InputError("When ablate is True, delta must be None")
+    if not feature.ablate and feature.delta is None:
+        raise InputError("When ablate is False, delta must be provided")
+    if feature.steer_generated_tokens and feature.steer_position is not None:
+        raise InputError("When steer_generated_tokens is True, position must be None")
+    if not feature.steer_generated_tokens and feature.steer_position is None:
+        raise InputError("When steer_generated_tokens is False, position must be provided")
+    for position in (feature.steer_position, feature.token_active_position):
+        if position is not None and not 0 <= position < n_pos:
+            raise InputError(f"Position is out of bounds: {position}, of {n_pos} tokens")
+
+
+def _interventions(engine: Engine, ids: Tensor, features: list[SteerFeature]) -> list[Any]:
+    """(layer, position, feature, value) each."""
+    import torch
+
+    from circuit_tracer.interventions import FeatureAt
+    from circuit_tracer.interventions.clean import CleanRun
+    from circuit_tracer.interventions.resolve import check_feature
+
+    clean = CleanRun(engine.model, ids)
+    found = []
+    for each in features:
+        check_feature(FeatureAt(each.layer, None, each.index), engine.model.transcoders)
+        value = 0.0
+        if each.delta is not None:
+            place = torch.tensor([each.token_active_position]), torch.tensor([each.index])
+            value = float(clean.activations(each.layer, *place)) + each.delta
+        where: int | slice = slice(len(ids), None)
+        if each.steer_position is not None:
+            where = each.steer_position
+        found.append((each.layer, where, each.index, value))
+    return found
+
+
+def _generation(engine: Engine, ids: Tensor, interventions: list[Any], asked: Steer) -> list[LogitsByToken]:
+    """The prompt's tokens and those generated, each generated step with its likeliest tokens."""
+    import torch
+
+    from circuit_tracer.interventions.generate import generate_held
+
+    sampling: dict[str, Any] = {"do_sample": asked.temperature > 0, "freq_penalty": asked.freq_penalty}
+    if asked.temperature > 0:
+        sampling["temperature"] = asked.temperature
+    with torch.random.fork_rng(devices=[]):
+        if asked.seed is not None:
+            torch.manual_seed(asked.seed)
+        # One more than is shown, for what is likely behind the last one.
+        found, logits, _ = generate_held(
+            engine.model,
+            ids,
+            interventions,
+            freeze_attention=asked.freeze_attention,
+            return_activations=False,
+            max_new_tokens=asked.n_tokens + 1,
+            **sampling,
+        )
+    shown = found[: len(ids) + asked.n_tokens]
+    top = torch.softmax(logits.float(), dim=-1).topk(min(asked.top_k, logits.shape[-1]))
+    likely = [
+        [TopLogit(token=text, prob=prob) for text, prob in zip(engine.texts(row), values.tolist(), strict=True)]
+        for row, values in zip(top.indices.cpu(), top.values, strict=True)
+    ]
+    first = len(ids) - 1
+    return [
+        LogitsByToken(token=text, top_logits=likely[at - first] if first <= at < first + len(likely) else [])
+        for at, text in enumerate(engine.texts(shown))
+    ]
+
+
+def _upload(text: str, address: str, compress: bool) -> Uploaded:
+    """Send a document to a signed address, as Neuronpedia's storage takes it."""
+    if urlsplit(address).scheme not in ("http", "https"):
+        raise InputError("signed_url must be an http or https address")
+    data = text.encode("utf-8", "replace")
+    headers = {"Content-Type": "application/json"}
+    if compress:
+        data, headers["Content-Encoding"] = gzip.compress(data, 3), "gzip"
+    request = urllib.request.Request(address, data, headers, method="PUT")
+    try:
+        with urllib.request.urlopen(request, timeout=UPLOAD_SECONDS) as answer:
+            if answer.status == 200:
+                return Uploaded(success=f"Graph uploaded successfully to url: {address}")
+            return Uploaded(error=f"Failed to upload file: status {answer.status}")
+    except (urllib.error.URLError, OSError) as error:
+        return Uploaded(error=f"Failed to upload file: {error}")
+
+
+NEURONPEDIA = (
+    Endpoint("GET", "/check-busy", check_busy, "Whether the model is at work.", CheckBusy),
+    Endpoint("POST", "/forward-pass", forward_pass, "The likeliest next tokens.", ForwardPassed, ForwardPass),
+    Endpoint("POST", "/generate-graph", generate_graph, "Trace a prompt.", Uploaded, GenerateGraph),
+    Endpoint("POST", "/steer", steer, "Generate with features at fixed values.", Steered, Steer),
+    Endpoint(
+        "POST",
+        "/parse-chat-prompt",
+        parse_chat_prompt,
+        "Turns from a prompt that a chat template made.",
+        ParsedChatPrompt,
+        ParseChatPrompt,
+    ),
+)

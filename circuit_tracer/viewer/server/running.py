@@ -1,0 +1,157 @@
+"""Starting and stopping: a port, a thread, the browser."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import socket
+import threading
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from circuit_tracer.errors import InputError, ResourceError
+from circuit_tracer.viewer.bundle import STATIC
+from circuit_tracer.viewer.server.graphs import GraphFolder
+from circuit_tracer.viewer.server.site import Site
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from circuit_tracer.graph.files.viewer_json import Labels
+    from circuit_tracer.replacement_model import ReplacementModel
+
+HOST = "127.0.0.1"
+START_SECONDS, STOP_SECONDS = 30.0, 10.0
+
+
+def serve(
+    data_dir: str | Path,
+    frontend_dir: str | Path | None = None,
+    features_dir: str | Path | None = None,
+    port: int = 8032,
+    *,
+    model: ReplacementModel | None = None,
+    labels: Labels | None = None,
+    neuronpedia_secret: str | None = None,
+    open_browser: bool = False,
+) -> Server:
+    """Serve the graphs of a folder to this machine's browsers, in the background; `stop()` ends it.
+
+    data_dir: `{slug}.json` files with their `graph-metadata.json`. frontend_dir: another page than ours. features_dir: files
+    of features, default `features` beside the graphs. port: another free one is taken if it is in use; 0 for any. model: for
+    tracing, interventions and steering from the page; labels name its features. neuronpedia_secret: opens Neuronpedia's
+    protocol to those who know it.
+
+    Raises InputError for folders that are not there, ResourceError if no port can be had.
+    """
+    graphs = GraphFolder(data_dir)
+    features = Path(features_dir) if features_dir is not None else graphs.folder / "features"
+    if features_dir is not None and not features.is_dir():
+        raise InputError(f"no folder of features at {features}")
+    frontend = STATIC if frontend_dir is None else Path(frontend_dir).absolute()
+    if not (frontend / "index.html").is_file():
+        raise InputError(f"no page in {frontend}: it lacks index.html")
+    if neuronpedia_secret is not None and not neuronpedia_secret.strip():
+        raise InputError("neuronpedia_secret is empty; choose one that nobody guesses")
+    engine = None
+    if model is not None:
+        from circuit_tracer.viewer.server.engine import Engine
+
+        engine = Engine(model, labels)
+    site = Site(graphs, features, engine, frontend, neuronpedia_secret)
+    return Server(site, _bind(port), open_browser)
+
+
+class Server:
+    """A server at work; a context manager. url: its address. site: what it serves."""
+
+    def __init__(self, site: Site, listening: socket.socket, open_browser: bool = False) -> None:
+        import uvicorn
+
+        from circuit_tracer.viewer.server.app import make_app
+
+        self.site = site
+        self.port: int = listening.getsockname()[1]
+        self.url = f"http://{HOST}:{self.port}/"
+        config = uvicorn.Config(
+            make_app(site),
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=2,
+        )
+        self._server = uvicorn.Server(config)
+        self._socket = listening
+        self._thread = threading.Thread(target=self._run, name=f"server {self.url}", daemon=True)
+        self._started = threading.Event()
+        self._thread.start()
+        self._await_start()
+        atexit.register(self.stop)
+        if open_browser:
+            webbrowser.open(self.url)
+
+    def stop(self) -> None:
+        """End the server and what it is doing; a trace that runs is cancelled. May be called twice."""
+        atexit.unregister(self.stop)
+        self.site.stopping.set()
+        self.site.jobs.stop(STOP_SECONDS)
+        self._server.should_exit = True
+        self._thread.join(STOP_SECONDS)
+        self._socket.close()
+
+    def wait(self) -> None:
+        """Block until the server has ended."""
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+
+    def get_logs(self) -> list[str]:
+        """The last requests, a line each: method, path, status."""
+        return list(self.site.log)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"Server({self.url}, {self.site.graphs.folder})"
+
+    def _run(self) -> None:
+        self._server.run(sockets=[self._socket])
+
+    def _await_start(self) -> None:
+        for _ in range(int(START_SECONDS / 0.01)):
+            if self._server.started:
+                return
+            if not self._thread.is_alive():
+                break
+            self._thread.join(0.01)
+        raise ResourceError(f"the server did not start at {self.url}")
+
+
+def _bind(port: int) -> socket.socket:
+    """A socket on the port asked for, or on a free one if that is taken."""
+    if not 0 <= port <= 65535:
+        raise InputError(f"port {port} does not exist; give one from 1 to 65535, or 0 for any that is free")
+    for attempt in (port, 0):
+        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((HOST, attempt))
+            listening.listen(128)
+        except OSError as error:
+            listening.close()
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise ResourceError(f"cannot listen on {HOST}:{attempt}: {error.strerror}") from error
+        else:
+            return listening
+    raise ResourceError(f"no port of {HOST} is free")

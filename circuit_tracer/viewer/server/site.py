@@ -1,0 +1,45 @@
+"""What a server serves."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from circuit_tracer.viewer.bundle import STATIC
+from circuit_tracer.viewer.server.engine import Engine
+from circuit_tracer.viewer.server.graphs import GraphFolder
+from circuit_tracer.viewer.server.jobs import Jobs
+from circuit_tracer.viewer.server.problems import Conflict
+
+LINES_KEPT = 2000
+
+
+@dataclass
+class Site:
+    """Graphs, features and a page; a model if there is one.
+
+    features: a folder as `formats` of feature files lay it out, or None. frontend: another page than ours. secret: opens
+    Neuronpedia's protocol.
+    """
+
+    graphs: GraphFolder
+    features: Path | None = None
+    engine: Engine | None = None
+    frontend: Path = STATIC
+    secret: str | None = None
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    jobs: Jobs = field(default_factory=Jobs)
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=LINES_KEPT))
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def model(self) -> Engine:
+        """The engine; Conflict if the server has no model."""
+        if self.engine is None:
+            raise Conflict(
+                "this server was started without a model, so it only shows graphs; start it with -t or --demo"
+            )
+        return self.engine
