@@ -43,3 +43,17 @@ def train(
 
     seeds: dict[str, Any] = {"seed": seed, "transcoder_seed": transcoder_seed}
     run(output, **{name: number for name, number in seeds.items() if number is not None})
+
+
+@app.command()
+def features(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with model, transcoder and labels.json, as `demo train` writes it.")
+    ],
+    debug: options.Debug = False,
+) -> None:
+    """Build the demo's feature pages again, into FOLDER/features (seconds; `demo train` does it too)."""
+    from circuit_tracer.demo.features import build_demo_features
+
+    options.quiet_loading()
+    typer.echo(f"wrote {build_demo_features(folder)}")

@@ -42,7 +42,12 @@ _SLICE = re.compile(r"(-?\d*):(-?\d*)")
 
 
 def load_pair(
-    transcoder_set: str | None, model: str | None, demo: bool, device: str | None, dtype: str
+    transcoder_set: str | None,
+    model: str | None,
+    demo: bool,
+    device: str | None,
+    dtype: str,
+    lazy_encoder: bool = False,
 ) -> ReplacementModel:
     """Model and transcoders; decoders stay on disk. InputError when neither or both of -t and --demo are given."""
     from circuit_tracer.cli import options
@@ -61,7 +66,7 @@ def load_pair(
     from circuit_tracer.replacement_model import ReplacementModel
     from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 
-    transcoders, config = load_transcoder_from_hub(transcoder_set, device=place, dtype=kind)
+    transcoders, config = load_transcoder_from_hub(transcoder_set, device=place, dtype=kind, lazy_encoder=lazy_encoder)
     name = model or config.get("model_name")
     if not name:
         raise InputError(f"the transcoders {transcoder_set} do not name their model; name it with -m")

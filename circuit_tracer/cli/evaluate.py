@@ -119,7 +119,7 @@ def evaluate(
     beside = per_layer_baseline or (str(section.per_layer_baseline) if section.per_layer_baseline else None)
     reading = {"kind": data_kind, "field": field, "context_length": context_length}
     held_out = _held_out(config, data, section, loaded, reading)
-    with _progress(verbose) as progress:
+    with options.progress(verbose) as progress:
         evaluation = measure(
             loaded.parts,
             loaded.tokenizer,
@@ -200,14 +200,6 @@ def _held_out(
             f"{', '.join(idle)}: the configuration {data} says that itself; change it there, or leave this out"
         )
     return sequences_of_configuration(config, section, model.tokenizer)
-
-
-def _progress(verbose: bool) -> Any:
-    from contextlib import nullcontext
-
-    from circuit_tracer.attribution.progress import bar, silent
-
-    return bar() if verbose else nullcontext(silent)
 
 
 def _tell(evaluation: Evaluation, json: bool, written: list[Path]) -> None:

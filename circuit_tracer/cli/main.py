@@ -15,6 +15,7 @@ from circuit_tracer.cli import (
     convert,
     demo,
     evaluate,
+    features,
     info,
     intervene,
     patch,
@@ -113,6 +114,7 @@ app.command("validate")(validate.validate)
 app.command("train", cls=train.TrainCommand)(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("push")(push.push)
+app.add_typer(features.app, name="features")
 app.add_typer(demo.app, name="demo")
 
 

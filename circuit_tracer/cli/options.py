@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import torch
+
+    from circuit_tracer.attribution.progress import Progress
 
 DEBUG = "circuit_tracer.debug"
 
@@ -44,6 +48,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, on
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16", "float64", "fp32", "bf16", "fp16", "fp64"],
     typer.Option("--dtype", help="Number format of model and transcoders; sums are in float32 or better."),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="SIZE", help="What the process may hold in all, such as 16GB; default: what is free."),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the best there is.")]
 
@@ -81,6 +89,15 @@ def quiet_loading() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+
+
+def progress(verbose: bool) -> AbstractContextManager[Progress]:
+    """A context that yields where to report progress: a bar on standard error, or nowhere."""
+    from contextlib import nullcontext
+
+    from circuit_tracer.attribution.progress import bar, silent
+
+    return bar() if verbose else nullcontext(silent)
 
 
 def dump(value: Any) -> str:

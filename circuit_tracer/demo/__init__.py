@@ -12,12 +12,13 @@ PROMPT = "the capital of the state containing Dallas is"
 
 
 def demo_folder() -> Path:
-    """The folder of the shipped weights: model/, transcoder/, labels.json, metrics.json, README.md."""
+    """The folder of the shipped weights: model/, transcoder/, labels.json, features/, metrics.json, README.md."""
     return Path(__file__).parent / "weights"
 
 
 MODEL = str(demo_folder() / "model")
 TRANSCODER = str(demo_folder() / "transcoder")
+FEATURES = str(demo_folder() / "features")
 
 
 def load_labels() -> dict[tuple[int, int], str]:

@@ -22,6 +22,7 @@ from circuit_tracer.demo.card import model_card
 from circuit_tracer.demo.contexts import Contexts, with_jittered
 from circuit_tracer.demo.dictionary import load_dictionary
 from circuit_tracer.demo.evaluate import Metrics, evaluate
+from circuit_tracer.demo.features import build_demo_features
 from circuit_tracer.demo.labels import label_features
 from circuit_tracer.demo.tokenizer import save_tokenizer
 from circuit_tracer.demo.train_model import ModelRecipe, Report, encode_statements, train_model
@@ -50,8 +51,8 @@ def train(
 ) -> Metrics:
     """Train a model and its transcoder into ``folder`` and return the metrics (some minutes on one core).
 
-    Writes model/, transcoder/, labels.json, metrics.json and README.md; a model that is already there with the same seed
-    and recipe is kept. Raises InputError if the folder cannot be written or holds another model.
+    Writes model/, transcoder/, labels.json, features/, metrics.json and README.md; a model that is already there with the
+    same seed and recipe is kept. Raises InputError if the folder cannot be written or holds another model.
     """
     target = require_writable_folder(folder)
     model_recipe, transcoder_recipe = model_recipe or ModelRecipe(), transcoder_recipe or TranscoderRecipe()
@@ -104,10 +105,11 @@ def search(folder: str | Path, seeds: Iterable[tuple[int, int]], report: Report 
 
 
 def describe(folder: Path) -> Metrics:
-    """Measure the model and transcoder in ``folder`` and write their labels.json; returns the metrics."""
+    """Measure the model and transcoder in ``folder`` and write their labels.json and features/; returns the metrics."""
     model, tokenizer = load_model(folder / "model")
     transcoder = load_dictionary(folder / "transcoder")
     write_json(folder / "labels.json", label_features(model, tokenizer, transcoder))
+    build_demo_features(folder)
     return evaluate(model, tokenizer, transcoder)
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.files import atomic_write
-from circuit_tracer.graph.files.node_ids import cantor_pair, cantor_unpair
+from circuit_tracer.graph.files.node_ids import cantor_pair
+from circuit_tracer.graph.files.read_json import features_of
 from circuit_tracer.viewer.bundle import STATIC, bundled_script
 from circuit_tracer.viewer.document import viewer_document
 
@@ -81,12 +82,8 @@ def graph_frame(graph: Graph | Mapping[str, Any] | str | Path, *, height: int = 
 
 def _features_of(document: Mapping[str, Any], features: Features) -> dict[str, Mapping[str, Any]]:
     """The details of the graph's features by their paired number."""
-    paired = document["metadata"].get("schema_version") == 1
     found = {}
-    for node in document["nodes"]:
-        if node["feature_type"] != "cross layer transcoder" or not isinstance(node["feature"], int):
-            continue
-        place = cantor_unpair(node["feature"]) if paired else (int(node["layer"]), node["feature"])
+    for place in features_of(document):
         details = features.get(place)
         if details is not None:
             found[str(cantor_pair(*place))] = details

@@ -26,7 +26,9 @@ from circuit_tracer.training.ranks import TIMEOUT, Ranks
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 CONTEXT = multiprocessing.get_context(METHOD)
 if METHOD == "forkserver":
-    CONTEXT.set_forkserver_preload(["torch.distributed", "circuit_tracer.training.loop", "safetensors.torch"])
+    preloaded = ["torch.distributed", "circuit_tracer.training.loop", "safetensors.torch"]
+    preloaded += ["circuit_tracer.features.build", "transformers.models.llama.modeling_llama"]
+    CONTEXT.set_forkserver_preload(preloaded)
 
 
 @dataclass(frozen=True)

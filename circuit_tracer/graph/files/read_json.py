@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,15 @@ def from_json(document_or_path: dict[str, Any] | str | Path) -> networkx.DiGraph
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"a node or link lacks a field or has one of a wrong type: {error!r}") from error
     return graph
+
+
+def features_of(document: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """(layer, index) of every transcoder feature of a viewer's document, node by node: one at two positions comes twice."""
+    paired = document["metadata"].get("schema_version") == 1
+    for node in document["nodes"]:
+        number = node["feature"]
+        if node["feature_type"] == "cross layer transcoder" and isinstance(number, int) and number >= 0:
+            yield cantor_unpair(number) if paired else (int(node["layer"]), number)
 
 
 def typed_q_params(q_params: dict[str, Any]) -> dict[str, Any]:

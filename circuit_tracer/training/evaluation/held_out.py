@@ -55,7 +55,7 @@ def sequences_of_files(
     kind: one of KINDS; None: by the ending. context_length: None for that of training, or the model's if it is shorter.
     Raises InputError when the kind is unknown or the files hold no text.
     """
-    found_kind = kind or _kind(path)
+    found_kind = kind or kind_of_file(path)
     length = context_length or min(_default_length(), parts.context_length or _default_length())
     data = DataSection(kind=cast(Any, found_kind), path=path, field=field, context_length=length)
     special = SpecialTokens.of(tokenizer)
@@ -76,7 +76,7 @@ def _default_length() -> int:
     return int(DataSection.model_fields["context_length"].default)
 
 
-def _kind(path: str) -> str:
+def kind_of_file(path: str) -> str:
     suffix = Path(path).suffix
     for kind, documents in KINDS.items():
         if suffix in documents.suffixes:

@@ -1,0 +1,258 @@
+"""Feature pages: one pass over a corpus that says, for every feature, where it is active and what it does.
+
+The pass can be killed at any moment and run again: it goes on behind the last finished stretch and ends with the same bytes.
+Memory holds one batch of activations, one stretch of the corpus (ENTRIES activations of features) and what is known of one
+layer; all else is on disk.
+
+Letters: B sequences, P positions, n tokens, L layers, D d_model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from circuit_tracer.attribution.progress import Progress, silent
+from circuit_tracer.errors import InputError
+from circuit_tracer.features.corpus import Corpus
+from circuit_tracer.features.folder import INDEX, MANIFEST, write_index, write_layer
+from circuit_tracer.features.logits import logit_effects
+from circuit_tracer.features.parts import Parts
+from circuit_tracer.features.record import LayerRecords
+from circuit_tracer.features.segment import Segment, Window
+from circuit_tracer.features.summary import Keep
+from circuit_tracer.features.token_text import TokenTexts
+from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.training.data.model_pass import ModelPass, fast_attention
+from circuit_tracer.training.data.points import Points
+from circuit_tracer.training.data.settings import model_fingerprint, require_same, tokenizer_fingerprint
+from circuit_tracer.training.data.special import SpecialTokens
+
+if TYPE_CHECKING:
+    from circuit_tracer.replacement_model import ReplacementModel
+    from circuit_tracer.transcoders.base import Transcoders
+
+ENTRIES = 2**23  # activations of features held before they are summarised
+WORKING_FOLDER = ".build"
+SAMPLES_A_LAYER = 1024  # numbers of a layer's encoder that go into a dictionary's fingerprint
+
+Wanted = Mapping[int, np.ndarray]  # layer -> ascending indices of features
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """tokens: read at most, None for all. top, sample: examples a feature, the strongest ones and ones drawn evenly from all
+    its distinct contexts. before, after: tokens around an example. logits: tokens listed on each side. batch_tokens: tokens
+    that the model reads at once.
+    """
+
+    tokens: int | None = 1_000_000
+    top: int = 12
+    sample: int = 20
+    before: int = 24
+    after: int = 8
+    logits: int = 10
+    batch_tokens: int = 4096
+
+
+def build_features(
+    model: ReplacementModel,
+    corpus: Corpus,
+    folder: str | Path,
+    settings: BuildSettings | None = None,
+    *,
+    wanted: Wanted | None = None,
+    name: str | None = None,
+    progress: Progress = silent,
+) -> Path:
+    """Write the features of a model's transcoders, as they are active on a corpus, into ``folder``; returns it.
+
+    wanted: only these features (`wanted.features_of_graphs`); None: all. name: what the records call the transcoders; default
+    their scan. Goes on where an earlier call with the same arguments was interrupted; returns at once when it was not.
+    Raises CompatibilityError when the folder holds something else, InputError when the corpus has no token that counts.
+    """
+    settings = settings or BuildSettings()
+    target = require_writable_folder(folder)
+    identity = _identity(model, corpus, settings, wanted, name)
+    if (target / MANIFEST).is_file():
+        found = json.loads((target / MANIFEST).read_text(encoding="utf-8")).get("settings")
+        require_same(found, identity, f"the folder {target}", "Choose another folder, or remove it.")
+    else:
+        keep = Keep(settings.top, settings.sample)
+        parts = Parts(target / WORKING_FOLDER, identity, model.transcoders.n_layers, keep)
+        if not parts.progress["complete"]:
+            _read_corpus(model, corpus, settings, wanted, parts, progress)
+        _write(model, settings, wanted, identity, parts, target, progress)
+    shutil.rmtree(target / WORKING_FOLDER, ignore_errors=True)
+    return target
+
+
+def _identity(
+    model: ReplacementModel, corpus: Corpus, settings: BuildSettings, wanted: Wanted | None, name: str | None
+) -> dict[str, Any]:
+    """What the bytes of a build follow from."""
+    transcoders = model.transcoders
+    scan = name or transcoders.scan or transcoders.kind
+    if wanted is None:
+        features = "all"
+    else:
+        digest = hashlib.sha256(b"".join(wanted[layer].astype("<i8").tobytes() for layer in sorted(wanted)))
+        features = f"{sum(map(len, wanted.values()))} chosen, {digest.hexdigest()[:16]}"
+    return {
+        "transcoders": scan if isinstance(scan, str) else scan[0],
+        "dictionary": _dictionary_fingerprint(transcoders),
+        "model": model_fingerprint(model.parts),
+        "dtypes": [model.cfg.dtype, str(transcoders.dtype).removeprefix("torch.")],
+        "tokenizer": tokenizer_fingerprint(model.tokenizer),
+        "documents": corpus.documents.fingerprint(),
+        "sequences": type(corpus).__name__,
+        "context_length": corpus.context_length,
+        "features": features,
+        **asdict(settings),
+    }
+
+
+def _dictionary_fingerprint(transcoders: Transcoders) -> str:
+    digest = hashlib.sha256(f"{transcoders.kind} {transcoders.d_transcoder}".encode())
+    for layer in range(transcoders.n_layers):
+        rows = transcoders.encoder(layer).block(0, min(8, transcoders.n_features(layer)))
+        for sample in (rows.flatten()[:SAMPLES_A_LAYER], transcoders.encoder_bias(layer)[:SAMPLES_A_LAYER]):
+            digest.update(sample.detach().to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read_corpus(
+    model: ReplacementModel,
+    corpus: Corpus,
+    settings: BuildSettings,
+    wanted: Wanted | None,
+    parts: Parts,
+    progress: Progress,
+) -> None:
+    """Read the corpus to its end, or to as many tokens as are asked for, stretch by stretch."""
+    if parts.progress["corpus"] is not None:
+        corpus.restore(parts.progress["corpus"])
+    tokens, counted = parts.progress["tokens"], parts.progress["counted"]
+    limit = settings.tokens if settings.tokens is not None else 2**62
+    reader = _Reader(model, corpus, settings, wanted)
+    window, keep = Window(settings.before, settings.after), parts.keep
+    with fast_attention(model.parts):
+        while tokens < limit:
+            segment = Segment(parts.n_layers, tokens)
+            while segment.n_entries < ENTRIES and (batch := reader.batch(limit - tokens - segment.n_tokens)):
+                counted += reader.read(batch, segment)
+                progress("reading", min(tokens + segment.n_tokens, limit), settings.tokens or tokens + segment.n_tokens)
+            if segment.n_tokens == 0:
+                break
+            tokens += segment.n_tokens
+            behind = {**parts.progress, "tokens": tokens, "counted": counted, "corpus": corpus.state()}
+            parts.add(segment.summaries(window, keep), behind)
+    if counted == 0:
+        raise InputError(
+            f"the corpus holds no token to look at features on: {tokens} tokens were read, of which the first of each sequence "
+            "and special tokens do not count. Give longer text, or a shorter --context-length."
+        )
+    parts.complete({})
+
+
+class _Reader:
+    """Runs the model over batches of sequences and encodes what the transcoders read."""
+
+    def __init__(self, model: ReplacementModel, corpus: Corpus, settings: BuildSettings, wanted: Wanted | None) -> None:
+        transcoders = model.transcoders
+        self.transcoders, self.corpus, self.settings, self.wanted = transcoders, corpus, settings, wanted
+        # written where it is read: only the input is wanted, so the pass ends at the last layer's
+        hook = transcoders.feature_input_hook
+        self.passes = ModelPass(
+            model.parts, Points(tuple(range(transcoders.n_layers)), hook, hook), corpus.context_length
+        )
+        self.special = SpecialTokens.of(model.tokenizer)
+
+    def batch(self, tokens: int) -> list[np.ndarray]:
+        """The next sequences, of ``settings.batch_tokens`` tokens or so together and at most ``tokens``."""
+        found: list[np.ndarray] = []
+        read = 0
+        while read < min(self.settings.batch_tokens, tokens) and (sequence := self.corpus.next()) is not None:
+            found.append(sequence[: tokens - read])
+            read += len(found[-1])
+        return found
+
+    def read(self, sequences: list[np.ndarray], segment: Segment) -> int:
+        """Add the sequences and what is active on them to a segment; returns how many of their tokens count."""
+        longest = max(map(len, sequences))
+        ids_BP = np.full(
+            (len(sequences), longest), sequences[0][0], np.int64
+        )  # what stands behind an end is never read
+        inside_BP = np.zeros(ids_BP.shape, bool)
+        for row, sequence in enumerate(sequences):
+            ids_BP[row, : len(sequence)], inside_BP[row, : len(sequence)] = sequence, True
+        counts = ~np.isin(ids_BP, self.special.dropped)
+        counts[:, 0] = False
+        token = np.flatnonzero(counts[inside_BP])
+        rows = torch.from_numpy(np.flatnonzero((counts & inside_BP).ravel()))
+        inputs, _ = self.passes.run(torch.from_numpy(ids_BP))
+        segment.add(sequences, [self._active(layer, x, rows, token) for layer, x in enumerate(inputs)])
+        return len(token)
+
+    def _active(
+        self, layer: int, x_nD: torch.Tensor, rows: torch.Tensor, token: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if len(rows) == 0 or (self.wanted is not None and layer not in self.wanted):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
+        place = self.transcoders.device
+        found = self.transcoders.encode_positions(layer, x_nD[rows.to(x_nD.device)].to(place))
+        position, index, value = (column.cpu().numpy() for column in found)
+        if self.wanted is not None:
+            kept = np.isin(index, self.wanted[layer])
+            position, index, value = position[kept], index[kept], value[kept]
+        return token[position], index, value
+
+
+def _write(
+    model: ReplacementModel,
+    settings: BuildSettings,
+    wanted: Wanted | None,
+    identity: dict[str, Any],
+    parts: Parts,
+    target: Path,
+    progress: Progress,
+) -> None:
+    """Records of all layers, made in the working folder and moved when all are there; the manifest comes last."""
+    made, index, texts = parts.folder / "records", {}, TokenTexts(model.tokenizer)
+    transcoders, vocabulary = model.transcoders, _vocabulary(model)
+    for layer in range(transcoders.n_layers):
+        features = (
+            np.arange(transcoders.n_features(layer)) if wanted is None else wanted.get(layer, np.zeros(0, np.int64))
+        )
+        chosen = torch.from_numpy(features)
+        effects = logit_effects(model.parts, transcoders, layer, chosen, settings.logits, vocabulary)
+        counted, name, summary = parts.progress["counted"], identity["transcoders"], parts.whole(layer)
+        records = LayerRecords(name, layer, features, effects, summary, counted, settings.before, texts)
+        index[layer] = write_layer(made, layer, transcoders.n_features(layer), _each(records))
+        progress("writing", layer + 1, transcoders.n_layers)
+    write_index(made, index)
+    for file in [*sorted(made.glob("layer_*.bin")), made / INDEX]:
+        os.replace(file, target / file.name)
+    manifest = {"tokens": parts.progress["tokens"], "tokens_counted": parts.progress["counted"], "settings": identity}
+    with atomic_write(target / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _each(records: LayerRecords) -> Iterator[tuple[int, dict[str, Any]]]:
+    for row, index in enumerate(records.index.tolist()):
+        yield index, records.record(row)
+
+
+def _vocabulary(model: ReplacementModel) -> int:
+    """Tokens that have a text; the output matrix may be padded beyond them."""
+    rows = len(cast(torch.Tensor, model.parts.unembed.weight))
+    return rows if model.tokenizer is None else min(rows, len(model.tokenizer))

@@ -1,0 +1,135 @@
+"""Names of features: the file that keeps them, and names made of a feature's own record, without any model.
+
+`labels.json` beside the records: {layer: {index: {"label", "source", "score"}}}; a plain string in place of the object will
+do. source: "record" (this module), "openai:MODEL" (interpret.py), "neuronpedia:MODEL/SET" (neuronpedia_labels.py), or
+whatever else made it. score: how well the label told texts apart, 0 to 1, or absent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.features.folder import LABELS, FeatureFolder
+from circuit_tracer.files import atomic_write
+
+Place = tuple[int, int]
+
+FROM_RECORD = "record"
+WORDS = 3  # tokens named on each side of a label made of a record
+COVERED = 0.6  # share of the strongest activations that must fall on the tokens named, or "…" says that there are more
+STANDS_OUT = 1.5  # times the largest effect that chance would give; weaker effects say nothing
+
+
+@dataclass(frozen=True)
+class Label:
+    """A feature's name, who gave it, and how good it is, if that was measured."""
+
+    text: str
+    source: str
+    score: float | None = None
+
+
+def read_labels(path: str | Path) -> dict[Place, str]:
+    """The labels in a file, or in the `labels.json` of a folder; {} for a folder without one."""
+    return {place: label.text for place, label in load_labels(path).items()}
+
+
+def load_labels(path: str | Path) -> dict[Place, Label]:
+    """``read_labels`` with source and score. Raises InputError for no file, FileFormatError for one that is no labels file."""
+    path = Path(path)
+    if path.is_dir():
+        if not (path / LABELS).is_file():
+            return {}
+        path = path / LABELS
+    if not path.is_file():
+        raise InputError(f"no labels at {path}; give a labels.json, or the folder of one")
+    try:
+        layers = json.loads(path.read_text(encoding="utf-8"))
+        return {(int(layer), int(index)): _label(one) for layer, row in layers.items() for index, one in row.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileFormatError(
+            f'{path} is no labels file ({error!r}); expected {{"0": {{"12": {{"label": "..."}}}}}}, by layer and feature'
+        ) from error
+
+
+def write_labels(folder: str | Path, labels: Mapping[Place, Label]) -> Path:
+    """Write all labels of a folder, in place of what it has."""
+    layers: defaultdict[int, list[str]] = defaultdict(list)
+    for (layer, index), label in sorted(labels.items()):
+        known = {"label": label.text, "source": label.source, "score": label.score}
+        told = json.dumps({name: value for name, value in known.items() if value is not None}, ensure_ascii=False)
+        layers[layer].append(f'"{index}":{told}')
+    path = Path(folder) / LABELS
+    with atomic_write(path) as temporary:  # a line a feature, for people who compare two files
+        rows = {layer: ",\n".join(row) for layer, row in layers.items()}
+        text = ",\n".join(f'"{layer}":{{\n{row}}}' for layer, row in rows.items())
+        temporary.write_text(f"{{{text}}}\n", encoding="utf-8", errors="replace")
+    return path
+
+
+def label_from_records(folder: str | Path) -> dict[Place, Label]:
+    """Name the features of a folder that have no name yet by their records, write and return all names."""
+    features, labels = FeatureFolder(folder), load_labels(folder)
+    for place in features:
+        if place not in labels and (text := describe(features.get(place))):
+            labels[place] = Label(text, FROM_RECORD)
+    write_labels(folder, labels)
+    return labels
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """A name of what the record shows: the tokens it is most active on, and those it promotes if they stand out.
+
+    “Dallas”, “Houston” → “Austin”. Empty if there is nothing to say.
+    """
+    reads, says = _read_tokens(record), _promoted_tokens(record)
+    quoted = ", ".join(f"“{token}”" for token in reads)
+    if reads and _share(record, reads) < COVERED:
+        quoted += ", …"
+    return f"{quoted} → {', '.join(f'“{token}”' for token in says)}".strip() if says else quoted
+
+
+def _read_tokens(record: Mapping[str, Any]) -> list[str]:
+    total = _totals(record)
+    return sorted(total, key=lambda token: (-total[token], token))[:WORDS]
+
+
+def _share(record: Mapping[str, Any], tokens: list[str]) -> float:
+    total = _totals(record)
+    return sum(total[token] for token in tokens) / sum(total.values())
+
+
+def _totals(record: Mapping[str, Any]) -> dict[str, float]:
+    """Activation on each token, over the strongest examples."""
+    total: defaultdict[str, float] = defaultdict(float)
+    for example in record["examples_quantiles"][0]["examples"] if record["examples_quantiles"] else ():
+        centre = example["train_token_ind"]
+        total[_shown(example["tokens"][centre])] += abs(example["tokens_acts_list"][centre])
+    return total
+
+
+def _promoted_tokens(record: Mapping[str, Any]) -> list[str]:
+    values, spread = record["top_logit_values"], record["logit_spread"]
+    chance = STANDS_OUT * spread * math.sqrt(2 * math.log(max(2, record["n_vocabulary"])))
+    chosen = [token for token, value in zip(record["top_logits"], values, strict=True) if value > chance]
+    return [_shown(token) for token in chosen[:WORDS]]
+
+
+def _shown(token: str) -> str:
+    return token.strip() or token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
+
+
+def _label(value: Any) -> Label:
+    if isinstance(value, str):
+        return Label(value, "unknown")
+    text, source, score = value["label"], value.get("source", "unknown"), value.get("score")
+    if not isinstance(text, str) or not isinstance(source, str) or not isinstance(score, int | float | None):
+        raise ValueError(f"a label is {value!r}")
+    return Label(text, source, score)

@@ -1,0 +1,63 @@
+"""What a feature does to the output directly: the tokens that its decoder rows make likelier, and less likely.
+
+effect_v = sum over the layers t it writes to of W_dec[f, t] . (gain * W_U[v]), less its mean over the vocabulary: the
+change of the logits for an activation of 1 where the final norm divides by 1. Only the order and the proportions mean
+something; attention and later features are left out.
+
+Letters: n features, T layers written to, D d_model, V vocabulary, k tokens kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.transcoders.base import Transcoders
+
+BLOCK_BYTES = 2**26  # of effects (n, V) in hand, and of decoder rows (n, T, D)
+
+
+@dataclass(frozen=True)
+class LogitEffects:
+    """Token ids and effects (n, k) of the tokens most promoted and most suppressed, strongest first.
+
+    spread (n,): standard deviation of a feature's effects over the ``vocabulary`` tokens.
+    """
+
+    top: Tensor
+    top_value: Tensor
+    bottom: Tensor
+    bottom_value: Tensor
+    spread: Tensor
+    vocabulary: int
+
+
+@torch.no_grad()
+def logit_effects(
+    parts: ModelParts, transcoders: Transcoders, layer: int, index_n: Tensor, tokens: int, vocabulary: int
+) -> LogitEffects:
+    """Effects of features ``index_n`` (n,) of a layer on the first ``vocabulary`` tokens. Costs 2 n V D FLOP."""
+    tokens = min(tokens, vocabulary)
+    if not len(index_n):
+        ids, values = torch.zeros(0, tokens, dtype=torch.int64), torch.zeros(0, tokens)
+        return LogitEffects(ids, values, ids, values, values.sum(1), vocabulary)
+    unembed = cast(Tensor, parts.unembed.weight)
+    norm, weight_VD = parts.final_norm.parameters, unembed[:vocabulary]
+    widest = max(vocabulary, len(transcoders.target_layers(layer)) * transcoders.d_model)
+    block = max(1, BLOCK_BYTES // (4 * widest))
+    found: list[tuple[Tensor, ...]] = []
+    for index in index_n.split(block):
+        written_nD = transcoders.decoder_rows(layer, index).to(norm.gain).sum(1)
+        written_nD = written_nD - written_nD.mean(-1, keepdim=True) if norm.centred else written_nD
+        effect_nV = (written_nD * norm.gain).to(weight_VD) @ weight_VD.T
+        effect_nV = effect_nV.to(norm.gain)
+        effect_nV -= effect_nV.mean(-1, keepdim=True)
+        top, bottom = effect_nV.topk(tokens), effect_nV.topk(tokens, largest=False)
+        spread = effect_nV.std(-1, correction=0)
+        found.append((top.indices, top.values, bottom.indices, bottom.values, spread))
+    top_n, top_value, bottom_n, bottom_value, spreads = (torch.cat(column).cpu() for column in zip(*found, strict=True))
+    return LogitEffects(top_n, top_value, bottom_n, bottom_value, spreads, vocabulary)

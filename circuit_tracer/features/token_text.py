@@ -1,0 +1,64 @@
+"""Tokens as the text that they stand for within a sentence, byte by byte where they are no text.
+
+`decode` of a single token leaves out the space in front of it with some tokenizers (SentencePiece, words), and gives the
+replacement character for a token that holds only a part of a character. Here a token keeps its space, and bytes that spell
+no character are written as \\xNN, which viewers join over neighbouring tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Any
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class TokenTexts:
+    """Texts by token id, each made once. Without a tokenizer the text of token 5 is <5>."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def __call__(self, token: int) -> str:
+        if token not in self._known:
+            self._known[token] = f"<{token}>" if self.tokenizer is None else self._text(token)
+        return self._known[token]
+
+    def _text(self, token: int) -> str:
+        if token in self._special:
+            return str(self.tokenizer.decode([token]))
+        front, front_text = self._front
+        joined = self.tokenizer.decode([*front, token])
+        text = joined.removeprefix(front_text) if joined.startswith(front_text) else self.tokenizer.decode([token])
+        return self._bytes(token, text) if _REPLACEMENT in text else text
+
+    @cached_property
+    def _special(self) -> set[int]:
+        return set(self.tokenizer.all_special_ids)
+
+    @cached_property
+    def _front(self) -> tuple[list[int], str]:
+        """An ordinary token to stand in front, so that the next one is not the first of a text."""
+        ids = list(self.tokenizer("a", add_special_tokens=False).input_ids)[-1:]
+        return ids, self.tokenizer.decode(ids)
+
+    def _bytes(self, token: int, text: str) -> str:
+        name = self.tokenizer.convert_ids_to_tokens(token)
+        if match := _BYTE.fullmatch(name):
+            return f"\\x{match[1].lower()}"
+        if any(character not in _BYTES for character in name):
+            return text
+        return bytes(_BYTES[character] for character in name).decode("utf-8", "backslashreplace")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters by which byte-level tokenizers (GPT-2's and its descendants) write bytes."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + order): byte for order, byte in enumerate(hidden)}
+
+
+_BYTES = _byte_alphabet()
