@@ -18,11 +18,17 @@ def view(
         Path | None, typer.Option("--html", help="The page to write; default: beside the graph, with its name.")
     ] = None,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = False,
+    features: Annotated[
+        Path | None,
+        typer.Option("--features", help="Folder of built features: examples and labels enter the page."),
+    ] = None,
     node_threshold: options.NodeThreshold = 0.8,
     edge_threshold: options.EdgeThreshold = 0.98,
     debug: options.Debug = False,
 ) -> None:
     """Write a graph as one page that opens offline, viewer and all."""
+    from circuit_tracer.features.folder import FeatureFolder
+    from circuit_tracer.features.labels import read_labels
     from circuit_tracer.graph.files.native import as_graph
     from circuit_tracer.viewer.page import write_page
 
@@ -30,6 +36,8 @@ def view(
     page = write_page(
         shown,
         html or graph.with_suffix(".html"),
+        features=None if features is None else FeatureFolder(features),
+        labels=None if features is None else read_labels(features),
         slug=graph.stem,
         node_threshold=node_threshold,
         edge_threshold=edge_threshold,

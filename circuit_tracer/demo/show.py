@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from circuit_tracer.demo import MODEL, PROMPT, TRANSCODER, load_labels
+from circuit_tracer.demo import FEATURES, MODEL, PROMPT, TRANSCODER, load_labels
 from circuit_tracer.files import require_writable_folder
 from circuit_tracer.graph.nodes import NodeKind
 
@@ -57,6 +57,7 @@ def main(folder: str | Path, prompt: str | None = None) -> Graph:
 
 def write_files(graph: Graph, folder: Path, labels: dict[tuple[int, int], str]) -> dict[str, str]:
     """Write the files of a graph; what was written, by path."""
+    from circuit_tracer.features.folder import FeatureFolder
     from circuit_tracer.graph.files.viewer_json import create_graph_files
     from circuit_tracer.graph.picture import draw_graph
     from circuit_tracer.viewer.page import write_page
@@ -64,7 +65,8 @@ def write_files(graph: Graph, folder: Path, labels: dict[tuple[int, int], str]) 
     json_file = create_graph_files(graph, SLUG, folder, scan="circuit-tracing-demo", labels=labels)
     native = graph.save(folder / f"{SLUG}.safetensors")
     picture = draw_graph(graph, folder / f"{SLUG}.svg", labels)
-    page = write_page(graph, folder / f"{SLUG}.html", labels=labels, slug=SLUG, node_threshold=PAGE_NODE_THRESHOLD)
+    options: dict[str, Any] = {"labels": labels, "slug": SLUG, "node_threshold": PAGE_NODE_THRESHOLD}
+    page = write_page(graph, folder / f"{SLUG}.html", features=FeatureFolder(FEATURES), **options)
     return {
         str(page): "open it in a browser",
         str(json_file): "graph for the viewers",

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.files import atomic_write
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from circuit_tracer.graph.files.viewer_json import Labels
     from circuit_tracer.graph.graph import Graph
 
-Features = Mapping[tuple[int, int], Mapping[str, Any]]
+
+class Features(Protocol):
+    """Feature records by (layer, index): a mapping, or a ``FeatureFolder``."""
+
+    def get(self, place: tuple[int, int], /) -> Mapping[str, Any] | None:
+        """The record, or None."""
 
 
 def graph_page(
@@ -37,8 +42,8 @@ def graph_page(
     """The text of a self-contained HTML page that shows a graph, offline and from disk.
 
     graph: a graph, which is pruned at the thresholds and labelled; or viewer JSON as a mapping or the path of a file,
-    which is taken as it is. features: feature files (``examples_quantiles``, ``top_logits``, ...) by (layer, index);
-    anything with ``get`` will do, and only those of the graph's features are asked for and enter the page.
+    which is taken as it is. features: feature files (``examples_quantiles``, ``top_logits``, ...) by (layer, index), such as
+    ``FeatureFolder(path)``; only those of the graph's features are asked for and enter the page.
 
     The page's own policy forbids it to load or send anything; graph, labels and features are data in it, never markup.
     Raises InputError for what is no graph, and for numbers that are not finite. What else is wrong with viewer JSON,

@@ -255,17 +255,17 @@ function exampleToken(token, value, most, isCentre) {
   );
 }
 
-/** Runs of \xNN escapes, one byte a token, become the character that they spell, at the first of them. */
+/** Runs of tokens that are \xNN escapes become the characters that their bytes spell, at the first of them. */
 function mergeBytes(tokens) {
-  const byte = /^\\x([0-9a-f]{2})$/i;
+  const escaped = /^(?:\\x[0-9a-f]{2})+$/i;
   const merged = tokens.slice();
   for (let at = 0; at < tokens.length; at += 1) {
     let end = at;
-    while (end < tokens.length && byte.test(tokens[end])) end += 1;
+    while (end < tokens.length && escaped.test(tokens[end])) end += 1;
     if (end === at) continue;
-    const bytes = Uint8Array.from(tokens.slice(at, end), (token) => parseInt(byte.exec(token)[1], 16));
+    const codes = tokens.slice(at, end).join("").split("\\x").slice(1);
     merged.fill("", at, end);
-    merged[at] = new TextDecoder().decode(bytes);
+    merged[at] = new TextDecoder().decode(Uint8Array.from(codes, (code) => parseInt(code, 16)));
     at = end;
   }
   return merged;
