@@ -20,7 +20,7 @@ from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.clean import CleanRun
 from circuit_tracer.interventions.edits import Edit
 from circuit_tracer.interventions.iterative import IterativePass
-from circuit_tracer.interventions.observe import FeatureChanges, Watch, Watcher
+from circuit_tracer.interventions.observe import FeatureChanges, Watch, Watcher, moved
 from circuit_tracer.interventions.outcome import Outcome
 from circuit_tracer.interventions.passes import Freeze, Pass, passing
 from circuit_tracer.interventions.points import run_model
@@ -105,16 +105,20 @@ def freeze_of(meaning: Semantics, clean: CleanRun) -> Freeze:
 def _run(
     experiments: list[Experiment], clean: CleanRun, meaning: Semantics, freeze: Freeze, watch: Watch
 ) -> tuple[Tensor, list[FeatureChanges | None]]:
-    """(final-norm outputs (B, P, D), changes of features) of one pass."""
-    copies = len(experiments)
-    watcher = None if watch == "none" else Watcher(clean, watch, copies)
-    left_out = [copy * clean.n_pos + position for copy in range(copies) for position in clean.left_out]
-    arguments = (clean.model, settings_of(experiments, clean), freeze, watcher, left_out)
+    """(final-norm outputs (B, P, D), changes of features) of one pass.
+
+    A pass of several carries the clean prompt too: another size of batch adds up in another order, and what that changes is
+    no effect. A pass of one adds up as the clean run did.
+    """
+    watcher = None if watch == "none" else Watcher(clean, watch, len(experiments))
+    carried = [{}, *experiments] if len(experiments) > 1 else experiments
+    left_out = [copy * clean.n_pos + position for copy in range(len(carried)) for position in clean.left_out]
+    arguments = (clean.model, settings_of(carried, clean), freeze, watcher, left_out)
     changes = IterativePass(*arguments, clean.active) if meaning.kind == "iterative" else Pass(*arguments)
     with passing(clean.model, changes, freeze):
-        final, _ = run_model(clean.model.parts, clean.ids, copies=copies)
-    features: list[FeatureChanges | None] = [None] * copies if watcher is None else [*watcher.result()]
-    return final.unflatten(0, (copies, clean.n_pos)), features
+        final, _ = run_model(clean.model.parts, clean.ids, copies=len(carried))
+    features: list[FeatureChanges | None] = [None] * len(experiments) if watcher is None else [*watcher.result()]
+    return clean.final + moved(final, clean.final, len(experiments)), features
 
 
 def _unmoved(clean: CleanRun, watch: Watch) -> FeatureChanges | None:

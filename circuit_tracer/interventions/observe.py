@@ -81,13 +81,20 @@ class Watcher:
         self._copy: list[Tensor] = []
 
     def add(self, layer: int, x_PD: Tensor) -> None:
-        """Take the inputs (B * P, D) of the next layer."""
-        row, index = self._entries(layer, x_PD)
+        """Take the inputs of the next layer: (B * P, D), or ((B + 1) * P, D) with the clean prompt first."""
         clean_x, n_pos = self.clean.network.transcoder_input(layer), self.clean.n_pos
+        change = moved(x_PD, clean_x, self.copies).flatten(0, 1)
+        x = clean_x.repeat(self.copies, 1) + change
+        row, index = self._entries(layer, x)
         position = row % n_pos
-        before = measure(self.clean, layer, clean_x, position, position, index)
-        after = measure(self.clean, layer, x_PD, row, position, index)
-        self._parts.append([torch.full_like(row, layer), position, index, before[1], after[1], before[0], after[0]])
+        pre = _project(self.clean, layer, clean_x, position, index, with_bias=True)
+        # the change by itself, not the difference of two pre-activations, which are far larger
+        after = pre + _project(self.clean, layer, change, row, index, with_bias=False)
+        activations = (
+            _activations(self.clean, layer, each, rows, position, index)
+            for each, rows in ((clean_x, position), (x, row))
+        )
+        self._parts.append([torch.full_like(row, layer), position, index, *activations, pre, after])
         self._copy.append(row // n_pos)
 
     def result(self) -> list[FeatureChanges]:
@@ -112,21 +119,30 @@ class Watcher:
         return key // width, key % width
 
 
-def measure(
-    clean: CleanRun, layer: int, x_PD: Tensor, row: Tensor, position: Tensor, index: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(pre-activations, activations), each (n,), of features `index` on rows of x; activations are 0 at left-out positions."""
-    transcoders, pre, activation = clean.model.transcoders, [], []
+def moved(after_PD: Tensor, clean_PD: Tensor, copies: int) -> Tensor:
+    """Changes (copies, P, D) of the copies of a pass, against the clean prompt in it if it carries one, else a clean run."""
+    after = after_PD.unflatten(0, (-1, len(clean_PD)))
+    return after - clean_PD if len(after) == copies else after[1:] - after[:1]
+
+
+def _project(clean: CleanRun, layer: int, x_PD: Tensor, row: Tensor, index: Tensor, with_bias: bool) -> Tensor:
+    """(n,) products of rows of x with the encoder rows of features `index`; with their biases, pre-activations."""
+    found = [x_PD.new_zeros(0)]
     for part in torch.arange(len(row), device=row.device).split(CHUNK):
         unique, inverse = torch.unique(index[part], return_inverse=True)
-        rows, bias = transcoders.encoder_rows(layer, unique)
-        rows, bias = rows.to(x_PD), bias.to(x_PD)
-        pre.append((x_PD[row[part]] * rows[inverse]).sum(-1) + bias[inverse])
-        activation.append(activations_of(transcoders, layer, x_PD, row[part], index[part]))
-    if not pre:
-        return x_PD.new_zeros(0), x_PD.new_zeros(0)
+        rows, bias = clean.model.transcoders.encoder_rows(layer, unique)
+        product = (x_PD[row[part]] * rows.to(x_PD)[inverse]).sum(-1)
+        found.append(product + bias.to(x_PD)[inverse] if with_bias else product)
+    return torch.cat(found)
+
+
+def _activations(clean: CleanRun, layer: int, x_PD: Tensor, row: Tensor, position: Tensor, index: Tensor) -> Tensor:
+    """(n,) activations of features `index` on rows of x; 0 at left-out positions."""
+    found = [x_PD.new_zeros(0)]
+    for part in torch.arange(len(row), device=row.device).split(CHUNK):
+        found.append(activations_of(clean.model.transcoders, layer, x_PD, row[part], index[part]))
     left_out = torch.isin(position, torch.tensor(clean.left_out, device=position.device))
-    return torch.cat(pre), torch.where(left_out, 0, torch.cat(activation))
+    return torch.where(left_out, 0, torch.cat(found))
 
 
 def _chosen(watch: Sequence[FeatureAt], clean: CleanRun) -> dict[int, Tensor]:

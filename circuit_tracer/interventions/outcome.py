@@ -58,9 +58,13 @@ class Outcome:
 
     def logit_change(self, position: int = -1, softcap: bool = True) -> Tensor:
         """(V,) change at a position; before a final softcap, minus its mean, it is what a graph's edges predict."""
-        pair = torch.stack([self.clean.final[position], self.final[position]])
-        before, after = logits_at(self.clean.model.parts, pair, softcap)
-        return after - before
+        parts = self.clean.model.parts
+        if softcap and parts.final_softcap:
+            before, after = logits_at(parts, torch.stack([self.clean.final[position], self.final[position]]))
+            return after - before
+        # the change by itself, not the difference of two logits, which are far larger
+        weight: Tensor = parts.unembed.weight  # type: ignore[assignment]
+        return (weight @ (self.final[position] - self.clean.final[position]).to(weight)).to(parts.compute_dtype)
 
     def tokens(self, count: int = 10, position: int = -1, others: tuple[int, ...] = ()) -> list[TokenChange]:
         """The most probable tokens of either run, the new favourites first, and `others` by id."""
