@@ -4,6 +4,7 @@ from circuit_tracer.interventions.activations import activations_of
 from circuit_tracer.interventions.apply import apply_each, apply_edits
 from circuit_tracer.interventions.attribution_patching import attribution_patching
 from circuit_tracer.interventions.clean import CleanRun
+from circuit_tracer.interventions.edge_gradients import EdgeEstimates, approximate_edges
 from circuit_tracer.interventions.edits import (
     Edit,
     FeatureAt,
@@ -39,6 +40,7 @@ __all__ = [
     "CleanRun",
     "Continuation",
     "Direction",
+    "EdgeEstimates",
     "Edit",
     "FeatureAt",
     "FeatureChanges",
@@ -59,6 +61,7 @@ __all__ = [
     "add",
     "apply_each",
     "apply_edits",
+    "approximate_edges",
     "attribution_patching",
     "feature_intervention",
     "feature_intervention_generate",

@@ -64,16 +64,28 @@ def hook_norm(norm: Norm, scale_P: Tensor | None = None) -> Any:
 def _hook_input(
     parts: ModelParts, index: int, layer: LayerParts, input_hook: str, read: Read, scale_P: Tensor | None
 ) -> Any:
-    norm = layer.mlp_norm
-
     def hook(module: nn.Module, args: Sequence[Tensor]) -> None:
-        x = args[0].detach().reshape(-1, parts.config.d_model).to(parts.compute_dtype)
-        if norm is not None and input_hook != "hook_resid_mid":
-            frozen = _frozen(norm, x, scale_P)
-            x = frozen.normalise(x) if input_hook == "ln2.hook_normalized" else frozen.forward(x)
-        read(index, x)
+        read(index, transcoder_input(parts, layer, input_hook, args[0].detach(), scale_P))
 
-    return (layer.mlp if norm is None else norm.module).register_forward_pre_hook(hook)
+    return input_module(layer).register_forward_pre_hook(hook)
+
+
+def input_module(layer: LayerParts) -> nn.Module:
+    """The module whose input is the residual stream that the MLP or its norm reads."""
+    return layer.mlp if layer.mlp_norm is None else layer.mlp_norm.module
+
+
+def transcoder_input(
+    parts: ModelParts, layer: LayerParts, input_hook: str, resid: Tensor, scale_P: Tensor | None = None
+) -> Tensor:
+    """The activation (B * P, D) at the input hook, of the residual stream (B, P, D) that enters `input_module`; with the
+    norm's own scale or that of a captured pass. Differentiable.
+    """
+    x, norm = resid.reshape(-1, parts.config.d_model).to(parts.compute_dtype), layer.mlp_norm
+    if norm is None or input_hook == "hook_resid_mid":
+        return x
+    frozen = _frozen(norm, x, scale_P)
+    return frozen.normalise(x) if input_hook == "ln2.hook_normalized" else frozen.forward(x)
 
 
 def _hook_output(parts: ModelParts, index: int, layer: LayerParts, output_hook: str, write: Write) -> Any:

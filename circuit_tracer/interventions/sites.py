@@ -6,6 +6,7 @@
 | attn_out | (B, P, D) | what attention adds to it, after a norm that follows it |
 | mlp_out | (B, P, D) | what the MLP adds to it, after a norm that follows it |
 | head | (B, P, H * d) | outputs of the heads, side by side, before the output projection |
+| dictionary_in | (B * P, D) | what the transcoder reads, which cannot be replaced |
 | dictionary_out | (B, P, D) | where the transcoder writes |
 
 Letters: B rows of a batch, P positions, D d_model, H heads, d width of a head.
@@ -20,8 +21,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from circuit_tracer.interventions.points import hook_norm
+from circuit_tracer.interventions.points import hook_norm, input_module, transcoder_input
 from circuit_tracer.models.architectures import part
+from circuit_tracer.models.capture import PromptCapture
 from circuit_tracer.models.parts import LayerParts, ModelParts
 
 Site = Literal["resid", "attn_out", "mlp_out", "head"]
@@ -31,17 +33,25 @@ Visit = Callable[[str, int, Tensor], Tensor | None]
 
 @contextmanager
 def visiting(
-    parts: ModelParts, sites: Iterable[str], visit: Visit, output_hook: str = "hook_mlp_out"
+    parts: ModelParts,
+    sites: Iterable[str],
+    visit: Visit,
+    output_hook: str = "hook_mlp_out",
+    input_hook: str = "mlp.hook_in",
+    scales: PromptCapture | None = None,
 ) -> Iterator[None]:
     """Inside the block, passes call `visit(site, layer, activation)` for the named sites; what it returns, unless None,
-    replaces the activation. Norms are computed by our formula, differentiably.
+    replaces the activation. Norms are computed by our formula, differentiably, or with the scales of a captured pass.
     """
     wanted, handles = set(sites), []
     try:
-        for norm in [parts.final_norm, *(norm for layer in parts.layers for norm in layer.norms().values())]:
-            handles.append(hook_norm(norm))
+        handles.append(hook_norm(parts.final_norm, None if scales is None else scales.final_inverse_sigma))
         for index, layer in enumerate(parts.layers):
-            for site in wanted:
+            held = {} if scales is None else scales.layers[index].inverse_sigma
+            handles += [hook_norm(norm, held.get(name)) for name, norm in layer.norms().items()]
+            if "dictionary_in" in wanted:
+                handles.append(_hook_input(index, layer, parts, visit, input_hook, held.get("mlp_norm")))
+            for site in wanted - {"dictionary_in"}:
                 handles.append(_hook(site, index, layer, parts, visit, output_hook))
         yield
     finally:
@@ -56,6 +66,15 @@ def run_batch(parts: ModelParts, ids: Tensor, copies: int = 1) -> Tensor:
     logits = parts.unembed(final.to(next(parts.unembed.parameters()).dtype)).to(parts.compute_dtype)
     cap = parts.final_softcap
     return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def _hook_input(
+    index: int, layer: LayerParts, parts: ModelParts, visit: Visit, input_hook: str, scale_P: Tensor | None
+) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        visit("dictionary_in", index, transcoder_input(parts, layer, input_hook, args[0], scale_P))
+
+    return input_module(layer).register_forward_pre_hook(hook)
 
 
 def _hook(site: str, index: int, layer: LayerParts, parts: ModelParts, visit: Visit, output_hook: str) -> Any:
