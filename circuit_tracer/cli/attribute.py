@@ -10,6 +10,8 @@ import typer
 from circuit_tracer.cli import options
 from circuit_tracer.cli.outputs import Outputs
 from circuit_tracer.cli.prompts import Job, read_jobs
+from circuit_tracer.cli.serve import PORT, FeaturesDir, Port
+from circuit_tracer.cli.serve import run as run_server
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -100,16 +102,15 @@ def attribute(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show progress and the memory plan.")] = False,
     debug: options.Debug = False,
-    server: Annotated[bool, typer.Option("--server", hidden=True)] = False,
-    port: Annotated[int | None, typer.Option("--port", hidden=True)] = None,
-    features_dir: Annotated[Path | None, typer.Option("--features-dir", hidden=True)] = None,
+    server: Annotated[
+        bool, typer.Option("--server", help="Then serve --graph-file-dir, and the model, to the browser until Ctrl-C.")
+    ] = False,
+    port: Port = PORT,
+    features_dir: FeaturesDir = None,
 ) -> None:
     """Trace prompts to attribution graphs."""
-    if server or port is not None or features_dir is not None:
-        raise InputError(
-            "the local viewer (--server, --port, --features_dir) is not available in this version; "
-            "leave these flags out and open the JSON file in a viewer"
-        )
+    if server and (graph_file_dir is None or not (slug or prompt_file)):
+        raise InputError("--server shows the graphs of a folder: name it with --graph-file-dir, and the graph with --slug")
     if demo != (transcoder_set is None):
         raise InputError(
             "name the transcoders with -t, or use --demo for the model that ships with the package (not both)"
@@ -146,6 +147,8 @@ def attribute(
         graph = _trace(job, loaded, settings, outputs, json, verbose)
         if graph.provenance.get("interrupted") and number < len(jobs):
             raise KeyboardInterrupt
+    if server and graph_file_dir is not None:
+        run_server(graph_file_dir, port, features_dir, loaded, demo)
 
 
 def _still_to_do(jobs: list[Job], outputs: Outputs) -> list[Job]:

@@ -21,6 +21,7 @@ from circuit_tracer.cli import (
     patch,
     prune,
     push,
+    serve,
     steer,
     train,
     validate,
@@ -107,6 +108,8 @@ app.command("prune")(prune.prune)
 app.command("info")(info.info)
 app.command("convert")(convert.convert)
 app.command("view")(view.view)
+app.command("serve")(serve.serve)
+app.command("start-server")(serve.start_server)
 app.command("intervene")(intervene.intervene)
 app.command("steer")(steer.steer)
 app.command("patch")(patch.patch)

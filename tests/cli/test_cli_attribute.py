@@ -142,7 +142,7 @@ BAD = {
     "odd positions": (["-t", "T", "-p", PROMPT, "-o", "g.pt", "--zero-positions", "a"], "--zero-positions"),
     "missing prompt file": (["-t", "T", "--prompt-file", "no.txt", "-o", "g.pt"], "no.txt"),
     "broken conversation": (["-t", "T", "-p", "[1", "--chat", "-o", "g.pt"], "JSON"),
-    "server": (["-t", "T", "-p", PROMPT, "-o", "g.pt", "--server"], "not available"),
+    "server": (["-t", "T", "-p", PROMPT, "-o", "g.pt", "--server"], "--graph-file-dir"),
     "no such device": (["-t", "T", "-p", PROMPT, "-o", "g.pt", "--device", "abacus"], "abacus"),
     "no such transcoders": (["-t", "./nowhere", "-p", PROMPT, "-o", "g.pt"], "nowhere"),
 }

@@ -1,0 +1,101 @@
+"""`serve`, `start-server` and `attribute --server`, as processes that end by Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Folders, Run
+
+PROMPT = "the capital of Texas is"
+
+
+@contextmanager
+def running(*arguments: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A command in a process of its own, once it serves; its address."""
+    script = "from circuit_tracer.cli.main import main; main()"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            found = re.search(r"serving .* at (http://127\.0\.0\.1:\d+/)", line)
+            if found:
+                yield found[1], process
+                break
+        else:
+            assert process.stderr is not None
+            raise AssertionError(process.stderr.read())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert process.stderr is not None
+        assert "stopped" in process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def get(address: str) -> Any:
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def test_serve_with_a_model_makes_the_folder(folders: Folders, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "graphs"
+    options = ["-t", folders.transcoder, "--graph_file_dir", folder, "--port", 0, "--no-open"]
+    with running("serve", *options) as (address, _):
+        session = get(address + "api/session")
+        assert session["model"]["n_layers"] == 3
+        assert session["model"]["chat"] is True
+        assert get(address + "api/graphs") == {"graphs": [], "warning": None}
+
+
+def test_start_server_is_circuit_tracers(tmp_path: Path) -> None:
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features" / "7.json").write_text("{}")
+    with running("start-server", "--graph_file_dir", tmp_path, "--port", 0) as (address, _):
+        assert get(address + "api/session")["model"] is None
+        assert get(address + "features/7.json") == {}
+
+
+def test_attribute_then_serve(folders: Folders, tmp_path: Path) -> None:
+    options = ["-t", folders.transcoder, "-p", PROMPT, "--slug", "texas", "--graph_file_dir", tmp_path, "--server"]
+    with running("attribute", *options, "--port", 0) as (address, _):
+        assert [entry["slug"] for entry in get(address + "api/graphs")["graphs"]] == ["texas"]
+        assert get(address + "api/session")["model"]["n_layers"] == 3
+
+
+def test_a_taken_port_is_said(tmp_path: Path) -> None:
+    with running("start-server", "--graph_file_dir", tmp_path, "--port", 0) as (address, _):
+        port = address.rstrip("/").rsplit(":", 1)[1]
+        with running("start-server", "--graph_file_dir", tmp_path, "--port", port) as (other, _):
+            assert other != address
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ([], "--graph-file-dir"),
+        (["--graph_file_dir", "gone"], "no folder of graphs"),
+        (["--graph_file_dir", ".", "--port", "99999"], "--port"),
+        (["--graph_file_dir", ".", "--features_dir", "gone"], "no folder of features"),
+        (["--graph_file_dir", ".", "-t", "T", "--demo"], "not both"),
+        (["--graph_file_dir", ".", "--neuronpedia-secret", " "], "empty"),
+    ],
+)
+def test_bad_input_exits_2(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], part: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run("serve", *options)
+    assert outcome.code == 2
+    assert part in outcome.err
