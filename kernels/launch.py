@@ -1,7 +1,7 @@
 """How the Triton kernels are launched: configurations, and the precision of matrix products.
 
-Imported by `triton.py` files only, when CUDA tensors come: triton is not installed everywhere. Under ``TRITON_INTERPRET=1``, set
-before the import, kernels run on CPU tensors: slowly, for tests.
+Imported by `triton.py` files only, when CUDA tensors come: triton is not installed everywhere. Under ``TRITON_INTERPRET=1``,
+set before the import, kernels run on CPU tensors: slowly, for tests.
 """
 
 from __future__ import annotations
@@ -43,6 +43,12 @@ CONFIGS: dict[str, list[triton.Config]] = {
         triton.Config({"BLOCK_T": 128, "BLOCK_N": 64}, num_warps=4, num_stages=3),
         triton.Config({"BLOCK_T": 128, "BLOCK_N": 128}, num_warps=8, num_stages=3),
     ],
+    "attend_back": [
+        triton.Config({"BLOCK_K": 64, "BLOCK_C": 128}, num_warps=4, num_stages=3),
+        triton.Config({"BLOCK_K": 64, "BLOCK_C": 128}, num_warps=4, num_stages=4),
+        triton.Config({"BLOCK_K": 128, "BLOCK_C": 128}, num_warps=8, num_stages=3),
+        triton.Config({"BLOCK_K": 64, "BLOCK_C": 256}, num_warps=8, num_stages=3),
+    ],
 }
 # Small, so that small tests have several blocks and ragged ones.
 INTERPRETER_CONFIGS: dict[str, triton.Config] = {
@@ -50,6 +56,7 @@ INTERPRETER_CONFIGS: dict[str, triton.Config] = {
     "gradients": triton.Config({"STAGES": 1}),
     "encode": triton.Config({"BLOCK_B": 16}),
     "contract": triton.Config({"BLOCK_T": 16, "BLOCK_N": 16}),
+    "attend_back": triton.Config({"BLOCK_K": 16, "BLOCK_C": 32}),
 }
 
 
@@ -94,29 +101,36 @@ UPCAST = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
-def dot(left, right, total, PRODUCT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """total + left @ right, as `product` says; the sum is in the dtype of ``total``."""
+def dot(left, right, total, rest, PRODUCT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """total + rest + left @ right as such a pair, multiplied as `product` says; `settled` makes one of it after the last."""
     if PRODUCT == "native":
         if UPCAST:
             left, right = left.to(tl.float32), right.to(tl.float32)
-        return tl.dot(left, right, total)
+        total = tl.dot(left, right, total)
     if PRODUCT == "split":
         high = left.to(tl.bfloat16)
-        rest = left - high.to(tl.float32)
-        rest = tl.where(rest == rest, rest, 0.0)  # infinity minus itself
-        middle = rest.to(tl.bfloat16)
-        low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
+        below = left - high.to(tl.float32)
+        middle = below.to(tl.bfloat16)
+        low = (below - middle.to(tl.float32)).to(tl.bfloat16)
         if UPCAST:
-            high, middle, low, right = (
-                high.to(tl.float32),
-                middle.to(tl.float32),
-                low.to(tl.float32),
-                right.to(tl.float32),
-            )
-        return tl.dot(high, right, tl.dot(middle, right, tl.dot(low, right, total)))
+            high, middle, low = high.to(tl.float32), middle.to(tl.float32), low.to(tl.float32)
+            right = right.to(tl.float32)
+        total = tl.dot(high, right, total)
+        rest = tl.dot(middle, right, tl.dot(low, right, rest))
     if PRODUCT == "tf32x3":
-        return tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision="tf32x3")
-    return tl.dot(left.to(tl.float64), right.to(tl.float64), total, input_precision="ieee")
+        total = tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision="tf32x3")
+    if PRODUCT == "float64":
+        total = tl.dot(left.to(tl.float64), right.to(tl.float64), total, input_precision="ieee")
+    return total, rest
+
+
+@triton.jit
+def settled(total, rest, PRODUCT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sum that the pair of `dot` stands for."""
+    if PRODUCT == "split":
+        # an infinite factor leaves infinity or NaN in the total, where it belongs, and infinity less infinity in the rest
+        total = tl.where(rest - rest == 0, total + rest, total)
+    return total
 
 
 def require_rows(**tensors: Tensor) -> None:

@@ -1,5 +1,7 @@
 """Contract rows of gradients with the write vectors of sources, grouped by position (derivation and costs: README.md).
 
+CUDA tensors take the Triton kernel (triton.py), all others matrix products.
+
 Letters: T rows in flight, P positions, D d_model, n sources that write here, N columns of the result.
 """
 
@@ -7,7 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+
+from circuit_tracer.kernels.contract.addressed import AddressedRows
+
+# Rows of addressed sources gathered at a time on a CPU.
+GATHERED_BYTES = 64 * 2**20
 
 
 def contract_(
@@ -17,12 +25,53 @@ def contract_(
 
     out_TN: (T, N). g_TPD: (T, P, D). source_nD: (n, D), sorted by position. source_ptr: P + 1 offsets into it (more are
     ignored: rows that never reach later positions need not look at them). column: first column of each position. All of one
-    floating dtype; products accumulate in it.
+    floating dtype; products accumulate in it, or in float32 if it is narrower and the device is CUDA.
+
+    CUDA tensors: one Triton launch. Others: a matrix product for each position.
     """
     if g_TPD.shape[0] == 0:
-        return
+        return None
+    if g_TPD.device.type == "cuda":
+        from circuit_tracer.kernels.contract import triton
+
+        return triton.contract_(out_TN, g_TPD, source_nD, source_ptr, column)
     for position in range(g_TPD.shape[1]):
         start, stop = source_ptr[position], source_ptr[position + 1]
         if stop > start:
             first = column[position]
             out_TN[:, first : first + stop - start].addmm_(g_TPD[:, position], source_nD[start:stop].T)
+    return None
+
+
+def contract_rows_(out_TN: Tensor, g_TPD: Tensor, sources: AddressedRows) -> None:
+    """out[t, column[i]] += scale[i] * <g[t, p], tables[table[i]][row[i]]> for every source i at every position p, in place.
+
+    out_TN: (T, N). g_TPD: (T, P, D). Positions of ``sources`` beyond P are ignored. Tables may be narrower than gradients
+    (bfloat16 rows of a checkpoint); products accumulate in the dtype of ``g_TPD``, in float32 at least on CUDA.
+
+    CUDA tensors: one Triton launch that reads every row where it is stored. Others: rows are gathered, 64 MiB at a time, and
+    each position is a matrix product.
+    """
+    if g_TPD.shape[0] == 0 or not sources.tables:
+        return None
+    if g_TPD.device.type == "cuda":
+        from circuit_tracer.kernels.contract import triton
+
+        return triton.contract_rows_(out_TN, g_TPD, sources)
+    step = max(1, GATHERED_BYTES // (g_TPD.shape[2] * g_TPD.element_size()))
+    for position in range(g_TPD.shape[1]):
+        for start in range(sources.ptr[position], sources.ptr[position + 1], step):
+            here = slice(start, min(start + step, sources.ptr[position + 1]))
+            product_Tn = g_TPD[:, position] @ _gathered(sources, here, g_TPD.dtype).T
+            out_TN.index_add_(1, sources.column[here], product_Tn * sources.scale[here].to(product_Tn.dtype))
+    return None
+
+
+def _gathered(sources: AddressedRows, here: slice, dtype: torch.dtype) -> Tensor:
+    """Rows (n, D) of some sources."""
+    table, row = sources.table[here], sources.row[here]
+    rows_nD = torch.empty(len(row), sources.tables[0].shape[1], dtype=dtype, device=row.device)
+    for index in table.unique().tolist():
+        chosen = (table == index).nonzero()[:, 0]
+        rows_nD[chosen] = sources.tables[index][row[chosen]].to(dtype)
+    return rows_nD

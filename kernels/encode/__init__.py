@@ -1,5 +1,7 @@
 """Pre-activations above a threshold, compacted; the full B x F array never exists (derivation and costs: README.md).
 
+CUDA tensors take the Triton kernel (triton.py), all others torch.
+
 Letters: B tokens, D width, F features, n entries.
 """
 
@@ -21,8 +23,14 @@ def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> Sp
     """The entries with pre > cut, pre = x @ weight.T + bias; their value is pre.
 
     x_BD: (B, D) float32 or float64, may be a column slice; products accumulate in its dtype. weight_FD: (F, D) of any floating
-    dtype. bias_F, cut_F: (F,). NaN is above no cut.
+    dtype. bias_F, cut_F: (F,). NaN is above no cut. On CUDA ``x_BD`` may be bfloat16 or float16 too; values are float32 then.
+
+    CUDA tensors: Triton, nothing of size B x F is written. Others: blocks of rows; on CPUs with bfloat16 products, scan.py.
     """
+    if x_BD.device.type == "cuda":
+        from circuit_tracer.kernels.encode import triton
+
+        return triton.encode(x_BD, weight_FD, bias_F, cut_F)
     scanned = scan(x_BD, weight_FD, bias_F, cut_F)
     if scanned is not None:
         return scanned
@@ -31,11 +39,20 @@ def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> Sp
 
 
 def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> SparseRows:
-    """The k largest positive pre-activations of each token, and those that equal the last of them. Shapes as in `encode`."""
+    """The k largest positive pre-activations of each token, and those that equal the last of them; NaN is none of them.
+
+    Shapes as in `encode`. CUDA tensors: two products in Triton, nothing of size B x F is written. Others: blocks of rows.
+    """
     k = min(k, weight_FD.shape[0])
+    if x_BD.device.type == "cuda" and k > 0:
+        from circuit_tracer.kernels.encode import triton
+
+        return triton.encode_top_k(x_BD, weight_FD, bias_F, k)
 
     def largest(pre_BF: Tensor) -> Tensor:
         last_B1 = torch.topk(pre_BF, k, dim=1, sorted=False).values.amin(1, keepdim=True)
+        if last_B1.isnan().any():
+            return largest(pre_BF.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf))
         return (pre_BF >= last_B1) & (pre_BF > 0)
 
     if k == 0:

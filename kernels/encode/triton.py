@@ -1,0 +1,249 @@
+"""`encode` and `encode_top_k` as a Triton kernel, for CUDA tensors (derivation and costs: README.md).
+
+One matrix product whose tiles are compared with the cuts while they are in registers: entries go to slots in the order in which
+tiles finish, and from there to their places by token and feature. The result does not depend on that order. Written from the
+description in README.md; no other implementation served as a model.
+
+Letters: B tokens, D width, F features, K tiles of features, G groups of features, n entries.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from circuit_tracer.kernels.launch import BLOCK_SUMMED, INTERPRETED, accumulator, dot, product, settled, tuned
+from circuit_tracer.kernels.sparse_rows import SparseRows
+
+BLOCK_F = 16 if INTERPRETED else 128
+GROUP = 4 if INTERPRETED else 16  # features whose largest pre-activation stands for them in a search for the k largest
+# Tiles of tokens that pass over all features together: their inputs stay in the L2 cache.
+TILES_TOGETHER = 2 if INTERPRETED else 32
+MAX_PRE_ACTIVATIONS = 2**30  # of one launch: numbers of entries stay within 32 bits
+# Room for one entry in so many pre-activations; with more entries than that the product is taken again with room for all.
+ROOM = 32
+
+
+def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> SparseRows:
+    """As `circuit_tracer.kernels.encode.encode`."""
+    row_ptr, feature, value = _encode_op(x_BD, weight_FD, bias_F, cut_F, None)
+    return SparseRows(row_ptr, feature, value, weight_FD.shape[0])
+
+
+def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> SparseRows:
+    """As `circuit_tracer.kernels.encode.encode_top_k`: one product bounds the k-th largest from below, a second finds them."""
+    n_features = weight_FD.shape[0]
+    zero_F = torch.zeros_like(bias_F)
+    floor_B = _floor_op(x_BD, weight_FD, bias_F, k)
+    entries = SparseRows(*_encode_op(x_BD, weight_FD, bias_F, zero_F, floor_B), n_features)
+    return entries.keep(entries.value >= kth_largest(entries, k)[entries.row])
+
+
+def kth_largest(entries: SparseRows, k: int) -> Tensor:
+    """(B,) the k-th largest value of each token, -inf where there are fewer."""
+    descending = torch.argsort(entries.value, descending=True, stable=True)
+    order = descending[torch.argsort(entries.row[descending], stable=True)]
+    last = entries.row_ptr[:-1] + k - 1
+    enough = last < entries.row_ptr[1:]
+    result = entries.value.new_full((entries.n_rows,), -torch.inf)
+    result[enough] = entries.value[order[last[enough]]]
+    return result
+
+
+@torch.library.custom_op("circuit_tracer_kernels::encode", mutates_args=())
+def _encode_op(
+    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, floor_B: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(row_ptr, feature, value) of the entries above cut_F and not below floor_B."""
+    n_rows, n_features = x_BD.shape[0], weight_FD.shape[0]
+    step = max(1, MAX_PRE_ACTIVATIONS // max(1, n_features))
+    ptrs, features, values = [torch.zeros(1, dtype=torch.int64, device=x_BD.device)], [], []
+    for start in range(0, n_rows, step):
+        rows = slice(start, start + step)
+        floor = None if floor_B is None else floor_B[rows]
+        ptr, feature, value = _encode_rows(x_BD[rows], weight_FD, bias_F, cut_F, floor)
+        ptrs.append(ptr[1:] + ptrs[-1][-1])
+        features.append(feature)
+        values.append(value)
+    if not features:
+        return ptrs[0], ptrs[0].new_empty(0), _values(x_BD, 0)
+    return torch.cat(ptrs), torch.cat(features), torch.cat(values)
+
+
+@_encode_op.register_fake
+def _(
+    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, floor_B: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    n_entries = torch.library.get_ctx().new_dynamic_size()
+    ptr = x_BD.new_empty(x_BD.shape[0] + 1, dtype=torch.int64)
+    return ptr, x_BD.new_empty(n_entries, dtype=torch.int64), _values(x_BD, n_entries)
+
+
+def _values(x_BD: Tensor, n_entries: int | torch.SymInt) -> Tensor:
+    dtype = torch.float64 if x_BD.dtype is torch.float64 else torch.float32
+    return x_BD.new_empty(n_entries, dtype=dtype)
+
+
+def _encode_rows(
+    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, floor_B: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a block of tokens."""
+    n_rows, n_tiles = x_BD.shape[0], triton.cdiv(weight_FD.shape[0], BLOCK_F)
+    count_BK = torch.zeros(n_rows, n_tiles, dtype=torch.int32, device=x_BD.device)
+    slot_BK = torch.empty_like(count_BK)
+    room = n_rows * weight_FD.shape[0] // ROOM + 1
+    while True:
+        used = torch.zeros(1, dtype=torch.int32, device=x_BD.device)
+        slot_feature = torch.empty(room, dtype=torch.int32, device=x_BD.device)
+        slot_value = _values(x_BD, room)
+        if n_tiles:
+            _launch(x_BD, weight_FD, bias_F, cut_F, floor_B, slot_value, slot_feature, count_BK, slot_BK, used)
+        n_entries = int(used)
+        if n_entries <= room:
+            break
+        room = n_entries
+    ptr = torch.cat([used.new_zeros(1, dtype=torch.int64), count_BK.flatten().cumsum(0)])
+    tile = torch.repeat_interleave(count_BK.flatten().long(), output_size=n_entries)
+    slot = slot_BK.flatten()[tile] + torch.arange(n_entries, device=x_BD.device) - ptr[tile]
+    return ptr[:: max(1, n_tiles)][: n_rows + 1], slot_feature[slot].long(), slot_value[slot]
+
+
+@torch.library.custom_op("circuit_tracer_kernels::encode_floor", mutates_args=())
+def _floor_op(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> Tensor:
+    """(B,) not above the k-th largest pre-activation: the k-th largest among the largest of each group of features."""
+    n_rows, n_features = x_BD.shape[0], weight_FD.shape[0]
+    n_groups = triton.cdiv(n_features, GROUP)
+    floor_B = _values(x_BD, n_rows).fill_(-torch.inf)
+    if n_groups < k:
+        return floor_B
+    step = max(1, MAX_PRE_ACTIVATIONS // n_features)
+    for start in range(0, n_rows, step):
+        rows = slice(start, start + step)
+        largest_BG = _values(x_BD, floor_B[rows].shape[0] * n_groups).view(-1, n_groups)
+        unused = torch.empty(1, dtype=torch.int32, device=x_BD.device)
+        _launch(x_BD[rows], weight_FD, bias_F, bias_F, None, largest_BG, unused, unused, unused, unused, GROUP)
+        floor_B[rows] = torch.topk(largest_BG, k, dim=1, sorted=False).values.amin(1)
+    return floor_B
+
+
+@_floor_op.register_fake
+def _(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> Tensor:
+    return _values(x_BD, x_BD.shape[0])
+
+
+def _launch(
+    x_BD: Tensor,
+    weight_FD: Tensor,
+    bias_F: Tensor,
+    cut_F: Tensor,
+    floor_B: Tensor | None,
+    value: Tensor,
+    feature: Tensor,
+    count_BK: Tensor,
+    slot_BK: Tensor,
+    used: Tensor,
+    group: int = 0,
+) -> None:
+    (n_rows, width), n_features = x_BD.shape, weight_FD.shape[0]
+    kind = product(x_BD.dtype, weight_FD.dtype)
+    _encode[lambda meta: (triton.cdiv(n_rows, meta["BLOCK_B"]) * triton.cdiv(n_features, BLOCK_F),)](
+        value,
+        feature,
+        count_BK,
+        slot_BK,
+        used,
+        x_BD,
+        weight_FD,
+        bias_F,
+        cut_F,
+        _values(x_BD, 0) if floor_B is None else floor_B,
+        value.shape[0],
+        n_rows,
+        n_features,
+        width,
+        *x_BD.stride(),
+        *weight_FD.stride(),
+        FLOOR=floor_B is not None,
+        GROUP=group,
+        PRODUCT=kind,
+        TYPE=accumulator(x_BD.dtype),
+        TOGETHER=TILES_TOGETHER,
+        BLOCK_F=BLOCK_F,
+        BLOCK_D=BLOCK_SUMMED[kind],
+    )
+
+
+# Both uses share a configuration, so that they sum alike: the second finds what the first has bounded.
+@tuned("encode", key=["width", "n_features"], counts_in=["used"])
+@triton.jit
+def _encode(
+    value: tl.tensor,
+    feature: tl.tensor,
+    count: tl.tensor,
+    slot: tl.tensor,
+    used: tl.tensor,
+    x: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    cut: tl.tensor,
+    floor: tl.tensor,
+    room: tl.tensor,
+    n_rows: tl.tensor,
+    n_features: tl.tensor,
+    width: tl.tensor,
+    x_row_stride: tl.tensor,
+    x_stride: tl.tensor,
+    weight_row_stride: tl.tensor,
+    weight_stride: tl.tensor,
+    FLOOR: tl.constexpr,
+    GROUP: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    TYPE: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+) -> None:
+    n_tiles = (n_features + BLOCK_F - 1) // BLOCK_F
+    turn, place = tl.program_id(0) // (TOGETHER * n_tiles), tl.program_id(0) % (TOGETHER * n_tiles)
+    rows_together = tl.minimum((n_rows + BLOCK_B - 1) // BLOCK_B - turn * TOGETHER, TOGETHER)
+    tile = place // rows_together
+    row = (turn * TOGETHER + place % rows_together) * BLOCK_B + tl.arange(0, BLOCK_B)
+    f = tile * BLOCK_F + tl.arange(0, BLOCK_F)
+    live_row, live = row < n_rows, f < n_features
+    x_row = x + row.to(tl.int64)[:, None] * x_row_stride
+    weight_row = weight + f.to(tl.int64)[None, :] * weight_row_stride
+    pre = tl.full((BLOCK_B, BLOCK_F), 0, TYPE)
+    rest = tl.full((BLOCK_B, BLOCK_F), 0, TYPE)
+    for at in tl.range(0, width, BLOCK_D):
+        d = at + tl.arange(0, BLOCK_D)
+        inside = d < width
+        left = tl.load(x_row + d[None, :] * x_stride, mask=live_row[:, None] & inside[None, :], other=0)
+        right = tl.load(weight_row + d[:, None] * weight_stride, mask=live[None, :] & inside[:, None], other=0)
+        pre, rest = dot(left, right, pre, rest, PRODUCT)
+    pre = settled(pre, rest, PRODUCT)
+    pre += tl.load(bias + f, mask=live, other=0).to(TYPE)[None, :]
+    if GROUP:
+        # NaN is above no cut
+        known = tl.where(live[None, :] & (pre == pre), pre, float("-inf"))
+        largest = tl.max(tl.reshape(known, (BLOCK_B, BLOCK_F // GROUP, GROUP)), 2)
+        n_groups = (n_features + GROUP - 1) // GROUP
+        group = tile * (BLOCK_F // GROUP) + tl.arange(0, BLOCK_F // GROUP)
+        at_group = value + row.to(tl.int64)[:, None] * n_groups + group[None, :]
+        tl.store(at_group, largest, mask=live_row[:, None] & (group < n_groups)[None, :])
+    else:
+        keep = (pre > tl.load(cut + f, mask=live, other=0).to(TYPE)[None, :]) & live_row[:, None] & live[None, :]
+        if FLOOR:
+            keep = keep & (pre >= tl.load(floor + row, mask=live_row, other=0).to(TYPE)[:, None])
+        kept = keep.to(tl.int32)
+        in_row = tl.sum(kept, 1)
+        first = tl.atomic_add(used, tl.sum(in_row, 0)) + tl.cumsum(in_row, 0) - in_row
+        at_tile = row.to(tl.int64) * n_tiles + tile
+        tl.store(count + at_tile, in_row, mask=live_row)
+        tl.store(slot + at_tile, first, mask=live_row)
+        into = first[:, None] + tl.cumsum(kept, 1) - 1
+        keep = keep & (into < room)
+        tl.store(value + into, pre, mask=keep)
+        tl.store(feature + into, tl.broadcast_to(f[None, :], (BLOCK_B, BLOCK_F)), mask=keep)
