@@ -21,7 +21,7 @@ _BUSY = (408, 429, 500, 502, 503, 504)
 _SHOWN = 300  # characters of an answer in a message
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Refusal(CircuitTracerError):
     """A server's answer that is an error. ``status`` is HTTP's; ``said`` the server's own words."""
 

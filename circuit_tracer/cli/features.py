@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from circuit_tracer.cli import options
 from circuit_tracer.cli.edit_options import Demo, Model, Transcoders, load_pair
 from circuit_tracer.errors import InputError
+
+if TYPE_CHECKING:
+    from circuit_tracer.features import FeatureFolder
 
 app = typer.Typer(help="What features mean: examples, logit effects, labels.", no_args_is_help=True)
 
@@ -89,6 +92,85 @@ def build(
 
 
 @app.command()
+def label(
+    folder: Folder,
+    model: Annotated[str, typer.Option("--model", help="Name of the interpreting model, as its server knows it.")],
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", help="Address that speaks OpenAI's protocol, ending in /v1; or OPENAI_BASE_URL."),
+    ] = None,
+    graph: Graphs = None,
+    price: Annotated[
+        str | None, typer.Option("--price", metavar="IN,OUT", help="Prices of a million tokens, to show the cost.")
+    ] = None,
+    shown: Annotated[int, typer.Option("--shown", min=1, help="Texts that the model sees of a feature.")] = 10,
+    tested: Annotated[
+        int, typer.Option("--tested", min=0, help="Texts with the feature to score with; 0: no score.")
+    ] = 5,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Questions in flight.")] = 8,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before questions are sent.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show progress.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Let a language model name features and score the names; what it would cost is shown first.
+
+    The key is in OPENAI_API_KEY. Answers are kept in the folder: asking again costs nothing.
+    """
+    from circuit_tracer.features import FeatureFolder
+    from circuit_tracer.features.chat import ChatModel
+    from circuit_tracer.features.interpret import Interpretation, Interpreter
+    from circuit_tracer.features.labels import load_labels, write_labels
+
+    features, prices = FeatureFolder(folder), _prices(price)
+    chat = ChatModel.from_environment(model, folder / ".answers", endpoint)
+    interpreter = Interpreter(features, chat, Interpretation(shown, tested))
+    places = _places(features, graph)
+    estimate = interpreter.estimate(places)
+    typer.echo(
+        f"{estimate.features} features; {estimate.requests} questions to {model} ({estimate.known} answered already), about "
+        f"{estimate.input_tokens:,} tokens to read and up to {estimate.output_tokens:,} to write"
+        + ("" if prices is None else f": {estimate.cost(*prices):.2f} at {price} a million")
+    )
+    if estimate.requests and not yes:
+        typer.confirm("ask them?", abort=True)
+    with options.progress(verbose) as progress:
+        labels = interpreter.interpret(places, workers, progress)
+    write_labels(folder, {**load_labels(folder), **labels})
+    scores = [one.score for one in labels.values() if one.score is not None]
+    mean = f"; mean score {sum(scores) / len(scores):.2f} of {len(scores)}" if scores else ""
+    typer.echo(f"labelled {len(labels)} features in {folder}{mean}")
+
+
+@app.command("fetch-labels")
+def fetch(
+    folder: Folder,
+    model_id: Annotated[str, typer.Option("--model-id", help="Neuronpedia's name of the model, such as gemma-2-2b.")],
+    source_set: Annotated[
+        str, typer.Option("--source-set", help="Its name of the transcoders, such as gemmascope-transcoder-16k.")
+    ],
+    graph: Graphs = None,
+    host: Annotated[str | None, typer.Option("--host", help="Another Neuronpedia; or NEURONPEDIA_HOST.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show progress.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Take labels from Neuronpedia, for features of graphs or all built ones. FOLDER need not hold features."""
+    from circuit_tracer.features import FeatureFolder
+    from circuit_tracer.features.labels import load_labels, write_labels
+    from circuit_tracer.features.neuronpedia_labels import fetch_labels
+    from circuit_tracer.files import require_writable_folder
+    from circuit_tracer.neuronpedia import Neuronpedia
+    from circuit_tracer.transcoders.cache import get_cache_dir
+
+    require_writable_folder(folder)
+    places = _places(None if graph else FeatureFolder(folder), graph)
+    server = Neuronpedia.from_environment(host)
+    with options.progress(verbose) as progress:
+        labels = fetch_labels(server, places, model_id, source_set, get_cache_dir() / "labels", progress)
+    write_labels(folder, {**load_labels(folder), **labels})
+    typer.echo(f"labelled {len(labels)} of {len(places)} features in {folder}")
+
+
+@app.command()
 def export(
     folder: Folder,
     output: Annotated[Path, typer.Option("-o", "--out", help="Folder for the files; made if needed.")],
@@ -110,11 +192,9 @@ def export(
     from circuit_tracer.features import FeatureFolder
     from circuit_tracer.features.export import export_json, export_neuronpedia
     from circuit_tracer.features.labels import read_labels
-    from circuit_tracer.features.wanted import features_of_graphs
 
     features = FeatureFolder(folder)
-    wanted = features_of_graphs(graph) if graph else None
-    places = None if wanted is None else [(layer, int(index)) for layer, row in wanted.items() for index in row]
+    places = _places(features, graph)
     if to == "json":
         typer.echo(f"wrote {export_json(features, output, places)} files to {output}")
         return
@@ -122,3 +202,22 @@ def export(
         raise InputError("Neuronpedia's uploads name model and transcoders: give --model-id and --source-set")
     written = export_neuronpedia(features, output, model_id, source_set, places, read_labels(folder))
     typer.echo(f"wrote {len(written)} batches to {output}")
+
+
+def _places(features: FeatureFolder | None, graphs: list[Path] | None) -> list[tuple[int, int]]:
+    """The features of graphs, if any are given, else all of a folder."""
+    from circuit_tracer.features.wanted import features_of_graphs
+
+    if graphs:
+        return [(layer, int(index)) for layer, row in features_of_graphs(graphs).items() for index in row]
+    return list(features or ())
+
+
+def _prices(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        read, written = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--price is {text!r}; expected two numbers such as 0.15,0.60") from error
+    return read, written

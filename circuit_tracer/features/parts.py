@@ -118,8 +118,8 @@ class Parts:
         top, sample = (
             Examples(**{field.name: arrays[f"{name}.{field.name}"] for field in fields(Examples)}) for name in _EXAMPLES
         )
-        columns = (arrays[field.name] for field in fields(LayerSummary) if field.name not in _EXAMPLES)
-        return LayerSummary(*columns, top, sample)
+        columns = {field.name: arrays[field.name] for field in fields(LayerSummary) if field.name not in _EXAMPLES}
+        return LayerSummary(**columns, top=top, sample=sample)
 
 
 def _read(path: Path) -> dict[str, Any]:
