@@ -59,10 +59,10 @@ class Dictionary:
         owned = owned or slice(0, n_features)
         n_owned = owned.stop - owned.start
         reach = [n_layers - source if kind == "clt" else 1 for source in range(n_layers)]
-        bound = (n_layers * d_model) ** -0.5
         W_enc = [torch.empty(n_owned, d_model, dtype=dtype, device=device) for _ in reach]
         W_dec = [torch.empty(n_owned, n_targets * d_model, dtype=dtype, device=device) for n_targets in reach]
         for source, n_targets in enumerate(reach):
+            bound = (n_targets * d_model) ** -0.5
             for rows, place, generator in _blocks(owned, n_features, seed, source):
                 encoder = torch.randn(INITIAL_BLOCK, d_model, generator=generator) / d_model**0.5
                 decoder = torch.rand(INITIAL_BLOCK, n_targets * d_model, generator=generator) * 2 - 1
