@@ -1,7 +1,7 @@
 """Pull rows of gradients back through frozen attention (derivation and costs: README.md).
 
 `attend_back_` takes the pattern as it is; `attend_back_recomputed_` makes it anew, tile by tile, from queries, keys and the
-log-sum-exp, so that nothing of size P^2 exists.
+log-sum-exp, so that nothing of size P^2 exists. CUDA tensors take the Triton kernels (triton.py), all others torch.
 
 Letters: T rows in flight, P positions, D d_model, H heads, O = H * d_head, V = H_kv * d_head.
 """
@@ -27,6 +27,10 @@ def attend_back_(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD
     on the query or the key position alone (1/sigma of norms) may be multiplied into it. output_DO: (D, O). value_VD: (V, D),
     heads of a group share it (grouped-query attention). All of one floating dtype; products accumulate in it.
     """
+    if g_TPD.device.type == "cuda":
+        from circuit_tracer.kernels.attend_back import triton
+
+        return triton.attend_back_(g_TPD, pattern_HPP, output_DO, value_VD)
     n_rows, n_pos, d_model = g_TPD.shape
     n_heads = pattern_HPP.shape[0]
     d_head = output_DO.shape[1] // n_heads
@@ -41,6 +45,7 @@ def attend_back_(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD
         mixed = torch.bmm(pattern_HPP.reshape(n_kv, groups * n_pos, n_pos).transpose(1, 2), z)
         mixed = mixed.view(n_kv, n_pos, count, d_head).permute(2, 1, 0, 3).reshape(count * n_pos, n_kv * d_head)
         flat.addmm_(mixed, value_VD)
+    return None
 
 
 def attend_back_recomputed_(g_TPD: Tensor, scores: Scores, output_DO: Tensor, value_VD: Tensor) -> None:
@@ -49,6 +54,10 @@ def attend_back_recomputed_(g_TPD: Tensor, scores: Scores, output_DO: Tensor, va
     A tile of the pattern is made once for a chunk of rows, and products skip the queries that see none of its keys. Beyond g
     and `scores` it takes some `BYTES_IN_FLIGHT` (or one row's projections), whatever T and P.
     """
+    if g_TPD.device.type == "cuda":
+        from circuit_tracer.kernels.attend_back import triton
+
+        return triton.attend_back_recomputed_(g_TPD, scores, output_DO, value_VD)
     n_rows, n_pos, d_model = g_TPD.shape
     d_head = output_DO.shape[1] // scores.n_heads
     n_kv = value_VD.shape[0] // d_head
@@ -61,6 +70,7 @@ def attend_back_recomputed_(g_TPD: Tensor, scores: Scores, output_DO: Tensor, va
             z = (flat @ output_DO[:, head * width : (head + 1) * width]).view(rows.shape[0], n_pos, width)
             _mix_(mixed[:, :, head * d_head : (head + 1) * d_head], z, scores, head)
         flat.addmm_(mixed.view(-1, n_kv * d_head), value_VD)
+    return None
 
 
 def mix_forward(values_PKd: Tensor, scores: Scores) -> Tensor:
