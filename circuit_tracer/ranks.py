@@ -111,6 +111,12 @@ class Ranks:
             with self._others():
                 dist.barrier(group=self._waiting)
 
+    def leave(self) -> None:
+        """End the group, when all have come this far."""
+        if self.world > 1:
+            self.barrier()
+            dist.destroy_process_group()
+
     def _gathered(self, tensor: Tensor) -> list[Tensor]:
         parts = [torch.empty_like(tensor) for _ in range(self.world)]
         with self._others():

@@ -16,6 +16,7 @@ from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph
+    from circuit_tracer.ranks import Ranks
     from circuit_tracer.replacement_model import ReplacementModel
 
 
@@ -76,6 +77,14 @@ def attribute(
         Literal["cpu", "disk"] | None,
         typer.Option("--offload", help="Read decoder rows again instead of keeping them."),
     ] = None,
+    memory: options.Memory = None,
+    keep_edge_mass: Annotated[
+        float | None,
+        typer.Option(
+            "--keep-edge-mass",
+            help="Share of each row's mass that its edges keep, such as 0.95; default: 1, or 0.98 beyond 512 tokens.",
+        ),
+    ] = None,
     dtype: options.Dtype = "float32",
     device: options.Device = None,
     lazy_encoder: Annotated[
@@ -127,8 +136,9 @@ def attribute(
     if outputs.path is None and outputs.folder is None and not json:
         raise InputError("say where the graph goes: -o FILE, or --slug NAME with --graph-file-dir FOLDER (or --json)")
     outputs.check([job.slug for job in jobs])
+    ranks = _ranks(device)
     if resume:
-        jobs = _still_to_do(jobs, outputs)
+        jobs = _still_to_do(jobs, outputs, ranks)
     settings: dict[str, Any] = {
         "attribution_targets": [_target(text) for text in target] if target else None,
         "max_n_logits": max_n_logits,
@@ -139,6 +149,9 @@ def attribute(
         "verbose": verbose,
         "zero_positions": options.integers(zero_positions, "--zero-positions"),
         "position": position,
+        "memory": memory,
+        "keep_edge_mass": keep_edge_mass,
+        "ranks": ranks,
     }
     if not verbose:
         options.quiet_loading()
@@ -149,11 +162,24 @@ def attribute(
             raise KeyboardInterrupt
     if server and graph_file_dir is not None:
         run_server(graph_file_dir, port, features_dir, loaded, demo)
+    ranks.leave()
 
 
-def _still_to_do(jobs: list[Job], outputs: Outputs) -> list[Job]:
-    left = [job for job in jobs if not outputs.present(job.slug)]
-    typer.echo(f"{len(jobs) - len(left)} of {len(jobs)} prompts are traced already", err=True)
+def _ranks(device: str | None) -> Ranks:
+    """This process among those that torchrun started."""
+    from circuit_tracer.ranks import Ranks
+
+    return Ranks.from_environment(options.place(device))
+
+
+def _still_to_do(jobs: list[Job], outputs: Outputs, ranks: Ranks) -> list[Job]:
+    import torch
+
+    # what the first process finds counts: files may lie where others do not see them
+    present = ranks.of_first(torch.tensor([outputs.present(job.slug) for job in jobs], dtype=torch.uint8))
+    left = [job for job, there in zip(jobs, present.tolist(), strict=True) if not there]
+    if ranks.first:
+        typer.echo(f"{len(jobs) - len(left)} of {len(jobs)} prompts are traced already", err=True)
     if not left:
         raise typer.Exit
     return left
@@ -166,6 +192,8 @@ def _trace(
     from circuit_tracer.cli.summary import as_text, summarise
 
     graph = trace(job.tokenized(model), model, **settings)
+    if not settings["ranks"].first:
+        return graph
     files = outputs.write(graph, job.slug)
     summary = summarise(graph)
     if json:

@@ -19,11 +19,13 @@ from circuit_tracer.cli import (
     info,
     intervene,
     patch,
+    plan,
     prune,
     push,
     serve,
     steer,
     train,
+    upload,
     validate,
     view,
 )
@@ -104,6 +106,7 @@ def root(
 
 
 app.command("attribute")(attribute.attribute)
+app.command("plan")(plan.plan)
 app.command("prune")(prune.prune)
 app.command("info")(info.info)
 app.command("convert")(convert.convert)
@@ -117,6 +120,7 @@ app.command("validate")(validate.validate)
 app.command("train", cls=train.TrainCommand)(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("push")(push.push)
+app.command("upload")(upload.upload)
 app.add_typer(features.app, name="features")
 app.add_typer(demo.app, name="demo")
 

@@ -1,0 +1,38 @@
+"""Several processes that share the rows of a trace make the graph that one makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rank_traces
+from process_cases import results, together
+from test_invariance import CASES
+from tracing_cases import IDS, build
+
+from circuit_tracer.attribution.attribute import attribute
+
+OPTIONS = [{}, {"max_feature_nodes": 13}, {"max_feature_nodes": 40, "batch_size": 3}, {"keep_edge_mass": 0.7}]
+EVERY = [(case, options) for case in CASES for options in OPTIONS]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_graph_is_that_of_one_process(world: int, tmp_path: Path) -> None:
+    of_ranks = results(together(world, rank_traces.traces, EVERY, folder=tmp_path, limit=200))
+    for number, (case, options) in enumerate(EVERY):
+        expected = rank_traces.plain(attribute(IDS, build(case), **options))
+        for rank in range(world):
+            found = of_ranks[rank][number]
+            assert found.pop("processes") == world
+            assert found.pop("residual") <= 1e-10
+            for name, values in found.items():
+                same = np.testing.assert_array_equal if values.dtype.kind == "i" else np.testing.assert_allclose
+                tolerance = {} if values.dtype.kind == "i" else {"rtol": 1e-9, "atol": 1e-12}
+                same(values, expected[name], err_msg=f"{case} {options} {name} of rank {rank}", **tolerance)
+
+
+def test_when_one_process_has_too_little_memory_none_goes_on(tmp_path: Path) -> None:
+    said = results(together(2, rank_traces.refused, CASES[0], folder=tmp_path, limit=200))
+    assert said[0] == "ResourceError: another process has too little memory for its share of this trace"
+    assert "give it more memory" in said[1]
