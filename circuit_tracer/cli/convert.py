@@ -20,6 +20,23 @@ def convert(
     node_threshold: options.NodeThreshold = 0.8,
     edge_threshold: options.EdgeThreshold = 0.98,
     policy: options.Policy = "circuit-tracer",
+    target: Annotated[
+        Literal["local", "neuronpedia"],
+        typer.Option("--for", help="Which viewers a .json is for: neuronpedia has stricter rules, which are checked."),
+    ] = "local",
+    scan: Annotated[
+        str | None,
+        typer.Option("--scan", help="Name of the transcoders in a .json; Neuronpedia's id of the model with --for."),
+    ] = None,
+    source_set: Annotated[
+        str | None, typer.Option("--source-set", help="Neuronpedia's name of the transcoders, for a .json.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="Labels for a .json: labels.json, or a folder of features.")
+    ] = None,
+    view: Annotated[
+        str | None, typer.Option("--view", help="Link to a viewer's page whose pins and supernodes a .json shall have.")
+    ] = None,
     feature_input_hook: Annotated[
         str | None, typer.Option("--feature-input-hook", help="Where transcoders read, if their files do not say.")
     ] = None,
@@ -45,8 +62,21 @@ def convert(
         require_writable_folder(output.parent)
         graph = read_graph(Path(source))
         if kind == "viewer":
-            thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold, "policy": policy}
-            output = graph.to_json(output.stem, output.parent, **thresholds)
+            from circuit_tracer.features.labels import read_labels
+            from circuit_tracer.graph.view import View
+
+            output = graph.to_json(
+                output.stem,
+                output.parent,
+                node_threshold=node_threshold,
+                edge_threshold=edge_threshold,
+                policy=policy,
+                target=target,
+                scan=scan,
+                feature_details={} if source_set is None else {"neuronpedia_source_set": source_set},
+                labels={} if labels is None else read_labels(labels),
+                view=None if view is None else View.from_url(view),
+            )
         else:
             write_graph(graph, output, kind)
     typer.echo(f"wrote {output}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import NamedTuple
-from urllib.parse import parse_qs, unquote, urlparse
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.graph.view import View
 
 
 class Feature(NamedTuple):
@@ -23,19 +22,16 @@ def decode_url_features(url: str) -> tuple[dict[str, list[Feature]], list[Featur
     Supernodes of the same name are told apart as "name", "name (2)", ... Raises InputError for an address whose
     supernodes cannot be read.
     """
-    query = parse_qs(urlparse(url).query)
-    # circuit-tracer's own links are encoded once, links copied out of some notebooks twice
-    supernodes = unquote(query.get("supernodes", ["[]"])[0])
-    pinned = unquote(query.get("pinnedIds", [""])[0])
+    view = View.from_url(url)
     groups: dict[str, list[Feature]] = {}
     count: dict[str, int] = {}
     try:
-        for name, *ids in json.loads(supernodes):
+        for name, ids in view.supernodes:
             count[name] = count.get(name, 0) + 1
             unique = name if count[name] == 1 else f"{name} ({count[name]})"
             groups[unique] = [_feature(node) for node in ids]
-        singles = [_feature(node) for node in pinned.split(",") if node]
-    except (ValueError, TypeError) as error:
+        singles = [_feature(node) for node in view.pinned]
+    except ValueError as error:
         raise InputError(
             f"the address does not name features as viewers do (layer_feature_position): {error}"
         ) from error

@@ -24,6 +24,7 @@ from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.nodes import NodeKind
 from circuit_tracer.graph.pruning import PrunePolicy, PruneResult, prune_graph
 from circuit_tracer.graph.scores import graph_scores
+from circuit_tracer.graph.view import View
 
 Labels = Mapping[str, str] | Mapping[tuple[int, int], str]
 
@@ -58,6 +59,7 @@ def create_graph_files(
     token_strings: Sequence[str] | None = None,
     feature_details: Mapping[str, str] | None = None,
     info: Mapping[str, Any] | None = None,
+    view: View | None = None,
 ) -> Path:
     """Prune a graph and write ``{slug}.json`` and its entry in ``graph-metadata.json``; returns the path of the former.
 
@@ -65,7 +67,7 @@ def create_graph_files(
     work. scan: identifies the transcoders, default the graph's, else the model's name; for ``target`` "neuronpedia"
     it must be one of its model ids. labels: texts for nodes, by node id or by (layer, index) of features.
     token_strings: P texts, for graphs that do not hold them (those of circuit-tracer). feature_details, info: as the
-    schema describes them.
+    schema describes them. view: pinned nodes and supernodes to open with; its labels come before ``labels``.
 
     Needs no network. The files replace older ones only when complete. Raises InputError for anything that a viewer
     would not show, naming all of it, before a file is written; ResourceError if the disk is full.
@@ -85,6 +87,7 @@ def create_graph_files(
         token_strings=token_strings,
         feature_details=feature_details,
         info=info,
+        view=view,
     )
     path = folder / f"{slug}.json"
     with atomic_write(path) as temporary:
@@ -106,6 +109,7 @@ def graph_document(
     token_strings: Sequence[str] | None = None,
     feature_details: Mapping[str, str] | None = None,
     info: Mapping[str, Any] | None = None,
+    view: View | None = None,
 ) -> GraphDocument:
     """What ``create_graph_files`` writes, without writing it; the same options and errors."""
     if target not in get_args(ExportTarget):
@@ -115,7 +119,7 @@ def graph_document(
     pruned = prune_graph(graph, node_threshold, edge_threshold, policy)
     thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold, "policy": policy}
     metadata = _metadata(graph, slug, scan, tokens, thresholds, feature_details or {}, info or {})
-    return GraphDocument(metadata, viewer_json(graph, pruned, metadata, labels, target))
+    return GraphDocument(metadata, viewer_json(graph, pruned, metadata, labels, target, view or View()))
 
 
 def viewer_json(
@@ -124,6 +128,7 @@ def viewer_json(
     metadata: dict[str, Any],
     labels: Labels | None = None,
     target: ExportTarget = "local",
+    view: View = View(),  # noqa: B008 - it is frozen
 ) -> str:
     """The whole document as compact JSON: nodes with an edge left, all tokens and targets, and the edges that are left.
 
@@ -138,14 +143,18 @@ def viewer_json(
     present[graph.nodes.layout.token_start :] = True
     which = torch.where(present)[0]
     ids = node_ids(graph, which)
-    nodes = _node_dicts(graph, which, ids, pruned.cumulative_scores, labels or {})
+    nodes = _node_dicts(graph, which, ids, pruned.cumulative_scores, {**(labels or {}), **view.labels})
     place = torch.cumsum(present, 0) - 1
     names = np.array(ids, dtype=object)
     sources = names[place[link_source].cpu().numpy()].tolist()
     targets = names[place[link_target].cpu().numpy()].tolist()
     weights = edges.weight.cpu().numpy()
-    q_params = {"pinnedIds": [], "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""}
+    q_params = view.q_params()
     problems = validate_parts(metadata, q_params, nodes, sources, targets, weights.tolist(), target)
+    if missing := sorted({*view.nodes, *filter(None, [view.clicked])} - set(ids)):
+        problems.append(
+            f"nodes of the view are not in the pruned graph ({', '.join(missing[:5])}); raise the thresholds"
+        )
     if not problems:
         text = (
             f'{{"metadata":{_dump(metadata)},"qParams":{_dump(q_params)},"nodes":{_dump(nodes)},'

@@ -1,0 +1,106 @@
+"""`circuit-tracer upload`: a graph, and its features, to Neuronpedia."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from circuit_tracer.cli import options
+from circuit_tracer.errors import InputError
+
+if TYPE_CHECKING:
+    from circuit_tracer.graph.view import View
+
+
+def upload(
+    graph: Annotated[
+        Path, typer.Argument(help="Graph: .safetensors, circuit-tracer's .pt, or JSON exported for Neuronpedia.")
+    ],
+    model_id: Annotated[
+        str | None, typer.Option("--model-id", help="Neuronpedia's name of the model, such as gemma-2-2b.")
+    ] = None,
+    source_set: Annotated[
+        str | None, typer.Option("--source-set", help="Its name of the transcoders, where it has their features.")
+    ] = None,
+    slug: Annotated[str | None, typer.Option("--slug", help="Name of the graph; default: that of the file.")] = None,
+    view: Annotated[
+        str | None,
+        typer.Option("--view", help="Link to a viewer's page whose pins, supernodes and labels it shall have."),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option("--features", help="Folder of built features: their labels, and with --with-features they too."),
+    ] = None,
+    with_features: Annotated[
+        bool, typer.Option("--with-features", help="Send the features of the graph to --source-set as well.")
+    ] = False,
+    node_threshold: options.NodeThreshold = 0.8,
+    edge_threshold: options.EdgeThreshold = 0.98,
+    host: Annotated[str | None, typer.Option("--host", help="Another Neuronpedia; or NEURONPEDIA_HOST.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and send nothing.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Upload a graph to Neuronpedia and print its link.
+
+    The key is in NEURONPEDIA_API_KEY. What Neuronpedia would refuse or show blank is said before anything is sent.
+    """
+    from circuit_tracer.features.folder import FeatureFolder
+    from circuit_tracer.features.labels import read_labels
+    from circuit_tracer.graph.files.read_json import features_of
+    from circuit_tracer.graph.view import View
+    from circuit_tracer.neuronpedia import Neuronpedia
+    from circuit_tracer.viewer.upload import Parcel, graph_link, upload_features, upload_graph
+
+    if with_features and (features is None or source_set is None):
+        raise InputError("--with-features needs --features FOLDER and --source-set NAME")
+    labels = {} if features is None else read_labels(features)
+    chosen = View() if view is None else View.from_url(view)
+    document = _document(graph, model_id, source_set, slug, chosen, labels, (node_threshold, edge_threshold))
+    parcel, server = Parcel.of(document), Neuronpedia.from_environment(host)
+    size = f"{len(parcel.data):,} bytes, {len(document['nodes'])} nodes, {len(document['links'])} links"
+    if dry_run:
+        typer.echo(f"would upload {parcel.slug} for {parcel.model_id} ({size}) to {graph_link(server, parcel)}")
+        return
+    if with_features and features is not None and source_set is not None:
+        places = set(features_of(document))
+        sent = upload_features(server, FeatureFolder(features), parcel.model_id, source_set, places, labels)
+        typer.echo(f"uploaded {sent} features to {source_set}")
+    typer.echo(f"uploaded {parcel.slug} ({size}): {upload_graph(server, parcel)}")
+
+
+def _document(
+    graph: Path,
+    model_id: str | None,
+    source_set: str | None,
+    slug: str | None,
+    view: View,
+    labels: dict[tuple[int, int], str],
+    thresholds: tuple[float, float],
+) -> Any:
+    """The graph as Neuronpedia wants it; a JSON file is taken as it is."""
+    import json
+
+    from circuit_tracer.graph.files.native import as_graph
+    from circuit_tracer.graph.files.read_json import load_viewer_json
+    from circuit_tracer.graph.files.viewer_json import graph_document
+
+    if graph.suffix in (".json", ".gz"):
+        if idle := [n for n, v in {"--model-id": model_id, "--source-set": source_set, "--slug": slug}.items() if v]:
+            raise InputError(f"{graph} says that itself: leave {', '.join(idle)} out, or give the graph's own file")
+        return load_viewer_json(graph)
+    if model_id is None:
+        raise InputError("Neuronpedia keeps graphs by model: name one of its ids with --model-id, such as gemma-2-2b")
+    details = {} if source_set is None else {"neuronpedia_source_set": source_set}
+    made = graph_document(
+        as_graph(graph),
+        slug or graph.stem,
+        model_id,
+        *thresholds,
+        target="neuronpedia",
+        labels=labels,
+        feature_details=details,
+        view=view,
+    )
+    return json.loads(made.text)

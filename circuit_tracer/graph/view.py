@@ -1,0 +1,152 @@
+"""What a person chose in a graph: pinned nodes, supernodes, labels; as a link to a viewer's page, and as a file keeps it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+
+from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.graph.files.node_ids import cantor_pair, cantor_unpair
+
+FeaturePlace = tuple[int, int, int]  # layer, position, index; layer -1 for tokens, index then being the token's id
+_PARAMETERS = ("pinnedIds", "supernodes", "clickedId", "clerps", "pruningThreshold")
+
+
+@dataclass(frozen=True)
+class View:
+    """pinned: node ids. supernodes: (name, member ids) each; members are pinned too. labels: texts by node id. clicked: a node
+    id or "". pruning: the share of the influence that is shown, or None.
+    """
+
+    pinned: tuple[str, ...] = ()
+    supernodes: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    clicked: str = ""
+    pruning: float | None = None
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Ids of all nodes pinned by themselves or in a supernode, each once."""
+        return tuple(dict.fromkeys((*self.pinned, *(name for _, members in self.supernodes for name in members))))
+
+    @classmethod
+    def of_features(cls, supernodes: Mapping[str, Iterable[FeaturePlace]], pinned: Iterable[FeaturePlace] = ()) -> View:
+        """Of features as ``decode_url_features`` gives them: (layer, position, index)."""
+        groups = tuple((name, tuple(map(_node_id, members))) for name, members in supernodes.items())
+        return cls(tuple(map(_node_id, pinned)), groups)
+
+    @classmethod
+    def from_url(cls, url: str) -> View:
+        """That of a link to any viewer's page, whether its parameters stand behind ? or #.
+
+        Raises InputError for parameters that cannot be read.
+        """
+        parts = urlsplit(url)
+        query = parse_qs(parts.query or parts.fragment)
+        given = {name: query[name][0] for name in _PARAMETERS if name in query}
+        groups = _parsed("supernodes", given.get("supernodes", "[]"))
+        labels = _parsed("clerps", given.get("clerps", "[]"))
+        paired = "neuronpedia" in (parts.hostname or "")
+        try:
+            return cls(
+                tuple(name for name in unquote(given.get("pinnedIds", "")).split(",") if name),
+                tuple((str(name), tuple(map(str, members))) for name, *members in groups),
+                {_plain_id(str(name)) if paired else str(name): str(text) for name, text in labels},
+                given.get("clickedId", ""),
+                float(given["pruningThreshold"]) if "pruningThreshold" in given else None,
+            )
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"the address does not hold a view: supernodes are [[name, node id, ...], ...], clerps [[node id, text], ...] "
+                f"and pruningThreshold a number ({error})"
+            ) from error
+
+    def to_url(self, page: str) -> str:
+        """A link to ``page`` (an address; its other parameters stay) that shows this view."""
+        parts = urlsplit(page)
+        paired = "neuronpedia" in (parts.hostname or "")
+        labels = [[_paired_id(name) if paired else name, text] for name, text in self.labels.items()]
+        wanted = {
+            "pinnedIds": ",".join(self.nodes),
+            "supernodes": _dump(self._groups()) if self.supernodes else "",
+            "clickedId": self.clicked,
+            "clerps": _dump(labels) if labels else "",
+            "pruningThreshold": "" if self.pruning is None else f"{self.pruning:g}",
+        }
+        kept = [(name, value) for name, value in parse_qsl(parts.query) if name not in _PARAMETERS]
+        query = urlencode(kept + [(name, value) for name, value in wanted.items() if value])
+        return urlunsplit((parts.scheme, parts.netloc, parts.path, query, parts.fragment))
+
+    @classmethod
+    def from_q_params(cls, q_params: Mapping[str, Any]) -> View:
+        """That of a graph file, from what any viewer writes. Raises FileFormatError for what is none."""
+        from circuit_tracer.graph.files.read_json import typed_q_params
+
+        typed = typed_q_params(dict(q_params))
+        labels, pruning = q_params.get("clerps") or [], q_params.get("pruningThreshold")
+        try:
+            return cls(
+                tuple(typed["pinnedIds"]),
+                tuple((name, tuple(members)) for name, *members in typed["supernodes"]),
+                {str(name): str(text) for name, text in (json.loads(labels) if isinstance(labels, str) else labels)},
+                typed["clickedId"],
+                None if pruning is None else float(pruning),
+            )
+        except (ValueError, TypeError) as error:
+            raise FileFormatError(f"qParams do not hold a view: {error}") from error
+
+    def q_params(self) -> dict[str, Any]:
+        """As a graph file keeps it, with strict types; labels are in the nodes there."""
+        pinned = list(self.nodes)
+        return {
+            "pinnedIds": pinned,
+            "supernodes": self._groups(),
+            "linkType": "both",
+            "clickedId": self.clicked,
+            "sg_pos": "",
+        }
+
+    def _groups(self) -> list[list[str]]:
+        return [[name, *members] for name, members in self.supernodes]
+
+
+def _node_id(place: FeaturePlace) -> str:
+    layer, position, index = place
+    return f"{'E' if layer < 0 else layer}_{index}_{position}"
+
+
+def _paired_id(name: str) -> str:
+    """{layer}_{index}_{position} as Neuronpedia names it in labels: with the paired number for the index."""
+    layer, _, rest = name.partition("_")
+    index, _, position = rest.rpartition("_")
+    return (
+        f"{layer}_{cantor_pair(int(layer), int(index))}_{position}" if layer.isdecimal() and index.isdecimal() else name
+    )
+
+
+def _plain_id(name: str) -> str:
+    layer, _, rest = name.partition("_")
+    number, _, position = rest.rpartition("_")
+    if not (layer.isdecimal() and number.isdecimal()):
+        return name
+    first, index = cantor_unpair(int(number))
+    return f"{layer}_{index}_{position}" if first == int(layer) else name
+
+
+def _parsed(name: str, text: str) -> Any:
+    """JSON of a parameter; links copied out of some notebooks are encoded twice."""
+    for candidate in (text, unquote(text)):
+        try:
+            value = json.loads(candidate)
+        except ValueError:
+            continue
+        if isinstance(value, list):
+            return value
+    raise InputError(f"{name} in the address is no JSON list: {text[:80]!r}")
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,115 @@
+"""Uploads to Neuronpedia, against a server on this machine that is as strict; and links both ways."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from circuit_tracer.cli.main import app
+from circuit_tracer.demo import FEATURES
+from circuit_tracer.graph import Graph
+from circuit_tracer.graph.files.node_ids import node_ids
+from circuit_tracer.graph.files.read_json import features_of
+from circuit_tracer.graph.view import View
+
+sys.path.append(str(Path(__file__).parents[1] / "features"))
+
+from fake_neuronpedia import KEY, Uploads
+from fake_servers import FakeServer
+
+MODEL = "gemma-2-2b"
+
+
+@pytest.fixture
+def uploads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Uploads]:
+    answers = Uploads()
+    with FakeServer(answers).running() as server:
+        answers.address = server.address
+        monkeypatch.setenv("NEURONPEDIA_HOST", server.address)
+        monkeypatch.setenv("NEURONPEDIA_API_KEY", KEY)
+        yield answers
+
+
+@pytest.fixture
+def graph_file(demo_graph: Graph, tmp_path: Path) -> Path:
+    return demo_graph.save(tmp_path / "two-hop.safetensors")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["upload", *map(str, arguments)])
+
+
+def test_a_graph_arrives_with_its_pins_and_labels(uploads: Uploads, graph_file: Path, demo_graph: Graph) -> None:
+    first, second, third = node_ids(demo_graph)[-3:]
+    view = View((first,), (("end", (second, third)),))
+    done = run(
+        *(graph_file, "--model-id", MODEL, "--source-set", "set", "--features", FEATURES),
+        *("--view", view.to_url("http://127.0.0.1:1/?slug=x"), "--with-features"),
+    )
+    assert done.exit_code == 0, done.output
+    document = uploads.graphs[MODEL, "two-hop"]
+    assert View.from_q_params(document["qParams"]) == View(view.nodes, view.supernodes)
+    assert document["metadata"]["feature_details"] == {"neuronpedia_source_set": "set"}
+    labelled = [node["clerp"] for node in document["nodes"] if node["feature_type"] == "cross layer transcoder"]
+    assert all(labelled)
+    link = done.output.split(": ")[-1].replace("\n", "")
+    assert link.startswith(f"{uploads.address}/{MODEL}/graph?slug=two-hop&")
+    assert View.from_url(link) == View(view.nodes, view.supernodes)
+    sent = [(int(source.split("-")[0]), one["index"]) for source, row in uploads.features.items() for one in row]
+    assert sorted(sent) == sorted(set(features_of(document)))
+    assert all(one["explanations"] for row in uploads.features.values() for one in row)
+
+
+def test_a_dry_run_sends_nothing_and_needs_no_key(
+    uploads: Uploads, graph_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NEURONPEDIA_API_KEY")
+    done = run(graph_file, "--model-id", MODEL, "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "would upload two-hop for gemma-2-2b" in done.output
+    assert not uploads.promised
+    refused = run(graph_file, "--model-id", MODEL)
+    assert refused.exit_code == 2
+    assert "NEURONPEDIA_API_KEY is not set" in refused.output
+
+
+def test_what_is_refused_is_said_before_or_after(
+    uploads: Uploads, graph_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = run(graph_file)
+    assert said.exit_code == 2
+    assert "--model-id" in said.output
+    said = run(graph_file, "--model-id", "Gemma 2")
+    assert said.exit_code == 2
+    assert "R13" in said.output
+    assert not uploads.promised
+    said = run(graph_file, "--model-id", "other-model")
+    assert said.exit_code == 2
+    assert "does not know this model" in said.output
+    monkeypatch.setenv("NEURONPEDIA_API_KEY", "wrong")
+    said = run(graph_file, "--model-id", MODEL)
+    assert said.exit_code == 2
+    assert "401" in said.output
+    assert "valid key" in said.output
+    said = run(graph_file, "--model-id", MODEL, "--with-features")
+    assert "--source-set" in said.output
+
+
+def test_an_exported_file_is_uploaded_as_it_is(uploads: Uploads, demo_graph: Graph, tmp_path: Path) -> None:
+    demo_graph.save(tmp_path / "g.safetensors")
+    exported = tmp_path / "mine.json"
+    arguments = ["convert", str(tmp_path / "g.safetensors"), str(exported), "--for", "neuronpedia", "--scan", MODEL]
+    made = CliRunner().invoke(app, [*arguments, "--labels", FEATURES])
+    assert made.exit_code == 0, made.output
+    assert run(exported).exit_code == 0
+    assert uploads.graphs[MODEL, "mine"] == json.loads(exported.read_text(encoding="utf-8"))
+    assert run(exported, "--model-id", MODEL).exit_code == 2
+    local = demo_graph.to_json("local", tmp_path, scan="some/transcoders")
+    said = run(local)
+    assert said.exit_code == 2
+    assert "would not take" in said.output
