@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.attend_back.scores import Scores
+from circuit_tracer.kernels.device import on_gpu
 
 __all__ = ["Scores", "attend_back_", "attend_back_recomputed_", "mix_forward"]
 
@@ -27,7 +28,7 @@ def attend_back_(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD
     on the query or the key position alone (1/sigma of norms) may be multiplied into it. output_DO: (D, O). value_VD: (V, D),
     heads of a group share it (grouped-query attention). All of one floating dtype; products accumulate in it.
     """
-    if g_TPD.device.type == "cuda":
+    if on_gpu(g_TPD):
         from circuit_tracer.kernels.attend_back import triton
 
         return triton.attend_back_(g_TPD, pattern_HPP, output_DO, value_VD)
@@ -54,7 +55,7 @@ def attend_back_recomputed_(g_TPD: Tensor, scores: Scores, output_DO: Tensor, va
     A tile of the pattern is made once for a chunk of rows, and products skip the queries that see none of its keys. Beyond g
     and `scores` it takes some `BYTES_IN_FLIGHT` (or one row's projections), whatever T and P.
     """
-    if g_TPD.device.type == "cuda":
+    if on_gpu(g_TPD):
         from circuit_tracer.kernels.attend_back import triton
 
         return triton.attend_back_recomputed_(g_TPD, scores, output_DO, value_VD)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.contract.addressed import AddressedRows
+from circuit_tracer.kernels.device import on_gpu
 
 # Rows of addressed sources gathered at a time on a CPU.
 GATHERED_BYTES = 64 * 2**20
@@ -31,7 +32,7 @@ def contract_(
     """
     if g_TPD.shape[0] == 0:
         return None
-    if g_TPD.device.type == "cuda":
+    if on_gpu(g_TPD):
         from circuit_tracer.kernels.contract import triton
 
         return triton.contract_(out_TN, g_TPD, source_nD, source_ptr, column)
@@ -54,7 +55,7 @@ def contract_rows_(out_TN: Tensor, g_TPD: Tensor, sources: AddressedRows) -> Non
     """
     if g_TPD.shape[0] == 0 or not sources.tables:
         return None
-    if g_TPD.device.type == "cuda":
+    if on_gpu(g_TPD):
         from circuit_tracer.kernels.contract import triton
 
         return triton.contract_rows_(out_TN, g_TPD, sources)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from circuit_tracer.kernels.device import on_gpu
 from circuit_tracer.kernels.sparse_rows import SparseRows
 
 # Columns read at a time on a CPU: all rows of so narrow a slice stay in its cache while every entry reads from it.
@@ -27,7 +28,7 @@ def decode_(out_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> None:
     out_BC: (B, C) float32 or float64, may be a column slice; products accumulate in its dtype. weight_FC: (F, C) of any
     floating dtype.
     """
-    if out_BC.device.type == "cuda":
+    if on_gpu(out_BC):
         from circuit_tracer.kernels.decode import triton
 
         return triton.decode_(out_BC, entries, weight_FC)
@@ -41,7 +42,7 @@ def decode_(out_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> None:
 
 def value_gradients(grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> Tensor:
     """<grad[token], weight[feature]> of every entry: (n,), in the dtype of ``grad_BC`` (B, C), which may be a column slice."""
-    if grad_BC.device.type == "cuda":
+    if on_gpu(grad_BC):
         from circuit_tracer.kernels.decode import triton
 
         return triton.value_gradients(grad_BC, entries, weight_FC)
@@ -64,7 +65,7 @@ def weight_gradients(
     Features sum their tokens in ascending order: deterministic. In the dtype of ``grad_BC`` (B, C), which may be a column
     slice; written to ``out_nC`` if given: memory used again is much faster than fresh memory.
     """
-    if grad_BC.device.type == "cuda":
+    if on_gpu(grad_BC):
         from circuit_tracer.kernels.decode import triton
 
         return triton.weight_gradients(grad_BC, entries, start, stop, out_nC)
@@ -88,7 +89,7 @@ def gradients(
 
     The weights' gradient is written to ``out_FC`` (F, C) if given.
     """
-    if grad_BC.device.type == "cuda":
+    if on_gpu(grad_BC):
         from circuit_tracer.kernels.decode import triton
 
         return triton.gradients(grad_BC, entries, weight_FC, out_FC)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from circuit_tracer.kernels.device import on_gpu
 from circuit_tracer.kernels.encode.scan import scan
 from circuit_tracer.kernels.sparse_rows import SparseRows
 
@@ -27,7 +28,7 @@ def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> Sp
 
     CUDA tensors: Triton, nothing of size B x F is written. Others: blocks of rows; on CPUs with bfloat16 products, scan.py.
     """
-    if x_BD.device.type == "cuda":
+    if on_gpu(x_BD):
         from circuit_tracer.kernels.encode import triton
 
         return triton.encode(x_BD, weight_FD, bias_F, cut_F)
@@ -44,7 +45,7 @@ def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> Spa
     Shapes as in `encode`. CUDA tensors: two products in Triton, nothing of size B x F is written. Others: blocks of rows.
     """
     k = min(k, weight_FD.shape[0])
-    if x_BD.device.type == "cuda" and k > 0:
+    if on_gpu(x_BD) and k > 0:
         from circuit_tracer.kernels.encode import triton
 
         return triton.encode_top_k(x_BD, weight_FD, bias_F, k)
