@@ -63,7 +63,7 @@ def convert(
         graph = read_graph(Path(source))
         if kind == "viewer":
             from circuit_tracer.features.labels import read_labels
-            from circuit_tracer.graph.view import View
+            from circuit_tracer.graph.files.view import View
 
             output = graph.to_json(
                 output.stem,

@@ -11,7 +11,7 @@ from circuit_tracer.cli import options
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from circuit_tracer.graph.view import View
+    from circuit_tracer.graph.files.view import View
 
 
 def upload(
@@ -49,7 +49,7 @@ def upload(
     from circuit_tracer.features.folder import FeatureFolder
     from circuit_tracer.features.labels import read_labels
     from circuit_tracer.graph.files.read_json import features_of
-    from circuit_tracer.graph.view import View
+    from circuit_tracer.graph.files.view import View
     from circuit_tracer.neuronpedia import Neuronpedia
     from circuit_tracer.viewer.upload import Parcel, graph_link, upload_features, upload_graph
 

@@ -13,7 +13,7 @@ from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.features.export import upload_batches
 from circuit_tracer.features.folder import FeatureFolder
 from circuit_tracer.graph.files.validate import MIN_UPLOAD_BYTES, upload_size_problems, validate_document
-from circuit_tracer.graph.view import View
+from circuit_tracer.graph.files.view import View
 from circuit_tracer.http import Refusal, request
 from circuit_tracer.neuronpedia import Neuronpedia, refused
 

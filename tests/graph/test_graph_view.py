@@ -15,7 +15,7 @@ from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.graph.files.node_ids import node_ids
 from circuit_tracer.graph.files.read_json import load_viewer_json
 from circuit_tracer.graph.files.validate import validate_document
-from circuit_tracer.graph.view import View
+from circuit_tracer.graph.files.view import View
 
 NUMBERS = st.integers(0, 40)
 IDS = st.one_of(

@@ -15,7 +15,7 @@ from circuit_tracer.demo import FEATURES
 from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.node_ids import node_ids
 from circuit_tracer.graph.files.read_json import features_of
-from circuit_tracer.graph.view import View
+from circuit_tracer.graph.files.view import View
 
 sys.path.append(str(Path(__file__).parents[1] / "features"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.graph.view import View
+from circuit_tracer.graph.files.view import View
 
 
 class Feature(NamedTuple):

@@ -20,11 +20,11 @@ from circuit_tracer.graph.files.graph_index import add_to_index, read_index
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.files.node_ids import cantor_pair, node_ids
 from circuit_tracer.graph.files.validate import ExportTarget, upload_size_problems, validate_parts
+from circuit_tracer.graph.files.view import View
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.nodes import NodeKind
 from circuit_tracer.graph.pruning import PrunePolicy, PruneResult, prune_graph
 from circuit_tracer.graph.scores import graph_scores
-from circuit_tracer.graph.view import View
 
 Labels = Mapping[str, str] | Mapping[tuple[int, int], str]
 
