@@ -183,7 +183,8 @@ class Trace:
                     here = pending[block.row]
                     self.store.add(block, row[here])
                     done[here] = True
-                    self.options.progress("features", int(self.store.expanded.sum()), self.budget)
+                    features = int(self.store.expanded.sum()) + int(done[row >= len(self.targets.table)].sum())
+                    self.options.progress("features", features, self.budget)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise

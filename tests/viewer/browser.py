@@ -161,8 +161,12 @@ class Page:
         raise TimeoutError(f"not true within {timeout} s: {expression}")
 
     def frames(self, count: int = 3) -> None:
-        """Let the page draw."""
-        self.js(f"(async () => {{ for (let i = 0; i < {count}; i++) await new Promise(requestAnimationFrame) }})()")
+        """Let the page draw; a page that goes away meanwhile needs no drawing."""
+        try:
+            self.js(f"(async () => {{ for (let i = 0; i < {count}; i++) await new Promise(requestAnimationFrame) }})()")
+        except RuntimeError as error:
+            if not re.search("navigated|context", str(error)):
+                raise
 
     def center(self, selector: str) -> tuple[float, float]:
         """Middle of the first element that a selector finds; scrolls it into view."""

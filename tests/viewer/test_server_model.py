@@ -184,15 +184,20 @@ def test_a_trace_is_cancelled_between_blocks_of_rows(
     slow = Job.progress
 
     def wait_for_the_cancel(job: Job, stage: str, done: int = 0, total: int = 0) -> None:
+        slow(job, stage, done, total)
         while done and not job.cancelling:
             time.sleep(0.01)
-        slow(job, stage, done, total)
 
     monkeypatch.setattr(Job, "progress", wait_for_the_cancel)
     started = ask(served, "/api/traces", {"prompt": PROMPT, "slug": "demo"})
+    address = f"/api/jobs/{started.json['id']}"
+    while not (report := ask(served, address).json)["done"]:
+        assert report["state"] == "running"
+        time.sleep(0.01)
+    assert 0 < report["done"] <= report["total"]
     assert ask(served, "/api/traces", {"prompt": PROMPT, "slug": "two"}).status == 503
     assert ask(served, "/check-busy", headers={"x-secret-key": "secret"}).json == {"busy": True}
-    assert ask(served, f"/api/jobs/{started.json['id']}", method="DELETE").status == 200
+    assert ask(served, address, method="DELETE").status == 200
     report = finished(served, started)
     assert (report["state"], report["error"]) == ("cancelled", None)
     assert not (graph_folder / "demo.json").exists()
@@ -204,9 +209,9 @@ def test_stopping_the_server_ends_what_it_does(served: Server, monkeypatch: pyte
     slow = Job.progress
 
     def wait_for_the_end(job: Job, stage: str, done: int = 0, total: int = 0) -> None:
+        slow(job, stage, done, total)
         while done and not job.cancelling:
             time.sleep(0.01)
-        slow(job, stage, done, total)
 
     monkeypatch.setattr(Job, "progress", wait_for_the_end)
     started = ask(served, "/api/traces", {"prompt": PROMPT, "slug": "demo"}).json

@@ -74,7 +74,8 @@ def _known(view: dict[str, object]) -> dict[str, object]:
 
 def _configuration(call: Call) -> str:
     """What `main.js` reads; `<` is escaped, so that nothing in it can end the element."""
-    value = {"graphs": "api/graphs", "graph": "api/graphs/{slug}", "features": "features", "token": call.site.token}
+    features = "features" if call.site.features is not None and call.site.features.is_dir() else None
+    value = {"graphs": "api/graphs", "graph": "api/graphs/{slug}", "features": features, "token": call.site.token}
     text = json.dumps(value).replace("<", "\\u003c")
     return f'<script type="application/json" id="viewer-config">{text}</script>'
 

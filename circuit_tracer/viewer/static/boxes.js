@@ -5,6 +5,7 @@
 
 import { inputsOf } from "./read_graph.js";
 import { nodeLabel } from "./labels.js";
+import { outsideMass } from "./selection.js";
 
 /** Boxes {key, name, nodes, group}; a box's key, by which its place is kept, is its node ids joined. */
 export function makeBoxes(graph, state) {
@@ -33,13 +34,12 @@ export function boxLinks(graph, boxes) {
   const boxOf = new Map(boxes.flatMap((box, place) => box.nodes.map((node) => [node.index, place])));
   const links = [];
   boxes.forEach((box, to) => {
-    let outside = 0;
+    const outside = outsideMass(graph, box.nodes);
     const sums = new Map();
     for (const node of box.nodes) {
       for (const link of inputsOf(graph, node.index)) {
         const from = boxOf.get(graph.links.source[link]);
         if (from === to) continue;
-        outside += Math.abs(graph.links.weight[link]);
         if (from !== undefined) sums.set(from, (sums.get(from) ?? 0) + graph.links.weight[link]);
       }
     }

@@ -4,6 +4,7 @@ import { h, percent, replace } from "./dom.js";
 import { documentText, download, graphPicture, pngBlob, svgText } from "./exports.js";
 import { reportDialog } from "./report.js";
 import { MOST_FAINT } from "./scene.js";
+import { partNote, pruneDialog, saveOnServer, traceAnother } from "./server_tools.js";
 
 /** Filters and zoom of the link graph. */
 export function graphBar({ graph, store, view }) {
@@ -51,7 +52,7 @@ export function graphBar({ graph, store, view }) {
   };
   store.subscribe(update);
   update();
-  return [pruning, edges, errors, faint, type, h("span", { class: "spacer" }), shown];
+  return [pruning, edges, errors, faint, type, h("span", { class: "spacer" }), partNote({ graph, store }), shown];
 }
 
 const whole = (value) => value.toLocaleString("en");
@@ -127,12 +128,22 @@ export function pageBar(page) {
     () => reportDialog(graph, store.state),
     "report-button",
   );
-  return [undo, redo, report, saveMenu(page)];
+  return [...serverTools(page), undo, redo, report, saveMenu(page)];
 }
 
-function saveMenu({ graph, store, view, subgraph }) {
+/** What a server adds: another trace, and pruning anew. */
+function serverTools(page) {
+  const { server } = page;
+  return [
+    server?.session.model ? button("Trace", "Trace a prompt", () => traceAnother(page), "trace") : null,
+    server?.canPrune ? button("Prune", "Prune the whole graph at other thresholds", () => pruneDialog(page), "prune") : null,
+  ];
+}
+
+function saveMenu({ graph, store, view, subgraph, server }) {
   const name = String(graph.metadata.slug ?? "graph").replace(/[^\w.-]+/g, "_");
   const items = [
+    ...(server ? [["On the server", "save-server", () => saveOnServer({ graph, store, server })]] : []),
     ["Graph as SVG", "save-svg", () => download(`${name}.svg`, svgText(graphPicture(view)), "image/svg+xml")],
     ["Graph as PNG", "save-png", async () => download(`${name}.png`, await pngBlob(graphPicture(view)), "image/png")],
     [

@@ -2,6 +2,7 @@
 
 import { h } from "./dom.js";
 import { enlargePanel } from "./panels.js";
+import { saveOnServer } from "./server_tools.js";
 
 const KEYS = [
   ["Tab", "next panel or control"],
@@ -22,11 +23,12 @@ const KEYS = [
   ["Shift", "hold: the feature pane stays while the mouse moves"],
   ["Ctrl", "hold while pointing: all fields of the file; with a click: pin"],
   ["Ctrl Z, Ctrl Shift Z", "undo, redo"],
+  ["Ctrl S", "save on the server, where the page comes from one"],
   ["Esc", "leave what was begun, then unselect"],
   ["?", "this list"],
 ];
 
-/** Listen for the page's keys. page: {store, actions, view, focusPanel, search}. */
+/** Listen for the page's keys. page: {graph, store, actions, view, server, focusPanel, search}. */
 export function listenToKeys(page) {
   document.addEventListener("keydown", (event) => onDown(page, event));
   document.addEventListener("keyup", (event) => onUp(page, event));
@@ -34,7 +36,8 @@ export function listenToKeys(page) {
 }
 
 const typing = (event) =>
-  event.target.closest?.("input:not([type=checkbox]):not([type=range]), select, textarea, dialog") !== null;
+  document.querySelector("dialog[open]") !== null ||
+  event.target.closest?.("input:not([type=checkbox]):not([type=range]), select, textarea") !== null;
 
 function onDown(page, event) {
   const { store, view } = page;
@@ -42,6 +45,11 @@ function onDown(page, event) {
   if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z" && !typing(event)) {
     if (event.shiftKey) store.redo();
     else store.undo();
+    event.preventDefault();
+    return;
+  }
+  if ((event.ctrlKey || event.metaKey) && event.key === "s" && page.server) {
+    saveOnServer(page);
     event.preventDefault();
     return;
   }

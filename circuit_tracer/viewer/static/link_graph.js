@@ -13,7 +13,7 @@ const REACH = 30;
 const SLICE = 9;
 const SMALL = 6000;
 const RELAYOUT = ["pruning", "hideErrors", "pinned", "clicked"];
-const REDRAW = ["edgeMin", "linkType", "allEdges", "groups", "query", "labels", "path"];
+const REDRAW = ["edgeMin", "linkType", "allEdges", "groups", "query", "labels", "path", "effect"];
 
 export class LinkGraph {
   constructor(graph, store) {

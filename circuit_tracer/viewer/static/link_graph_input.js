@@ -1,6 +1,7 @@
 // Pointer, wheel, touch and keys on the link graph.
 
 import { h, number, percent, replace } from "./dom.js";
+import { effectWords } from "./effect.js";
 import { nodeLabel, placeName } from "./labels.js";
 import { inputsOf, outputsOf } from "./read_graph.js";
 import { selection } from "./selection.js";
@@ -94,6 +95,8 @@ export function showTooltip(view, node, raw = false) {
   const lines = [h("strong", {}, nodeLabel(graph, state, node)), h("div", { class: "quiet" }, placeName(graph, node))];
   if (node.activation !== null) lines.push(fact("activation", number(node.activation)));
   if (node.probability !== null) lines.push(fact("probability", number(node.probability)));
+  const changed = effectWords(state, node.id);
+  if (changed) lines.push(fact("intervention", changed));
   lines.push(...sharesWith(selection(graph, state), node));
   if (raw) lines.push(h("pre", {}, JSON.stringify(node.raw, null, 1)));
   replace(view.tooltip, ...lines);

@@ -22,14 +22,15 @@ export async function fromFile(file) {
   return parse(text);
 }
 
-/** The list of graphs beside the page: their metadata; [] if there is none. */
+/** {graphs, warning}: the metadata of the graphs beside the page, [] if there are none, and what is wrong with the list. */
 export async function listGraphs(address) {
   try {
     const response = await fetch(address, { cache: "no-store" });
-    const list = response.ok ? (await response.json()).graphs : [];
-    return Array.isArray(list) ? list.filter((entry) => typeof entry?.slug === "string") : [];
+    const { graphs, warning } = response.ok ? await response.json() : {};
+    const named = Array.isArray(graphs) ? graphs.filter((entry) => typeof entry?.slug === "string") : [];
+    return { graphs: named, warning: typeof warning === "string" ? warning : null };
   } catch {
-    return [];
+    return { graphs: [], warning: null };
   }
 }
 
@@ -41,7 +42,11 @@ export async function fromServer(address) {
   } catch (error) {
     throw new GraphProblem([`${address} cannot be reached (${error.message})`]);
   }
-  if (!response.ok) throw new GraphProblem([`${address} answered ${response.status}`]);
+  if (!response.ok) {
+    const answer = await response.json().catch(() => null);
+    const reason = typeof answer?.error === "string" ? `: ${answer.error}` : "";
+    throw new GraphProblem([`${address} answered ${response.status}${reason}`]);
+  }
   return fromFile(await response.blob());
 }
 

@@ -6,11 +6,14 @@ import { embedded, fromFile, fromServer, listGraphs } from "./load.js";
 import { withDifference } from "./logit_difference.js";
 import { showGraph } from "./page.js";
 import { GraphProblem, readGraph } from "./read_graph.js";
+import { ServerClient, ServerProblem } from "./server.js";
+import { toast } from "./toast.js";
+import { traceForm } from "./trace_dialog.js";
 import { addressParams } from "./url_state.js";
 
 const root = document.getElementById("app");
 
-/** What the page was made with: {graphs, graph, features} addresses, all of them optional. */
+/** What the page was made with: {graphs, graph, features} addresses and a server's token, all of them optional. */
 function configuration() {
   const defaults = { graphs: "data/graph-metadata.json", graph: "graph_data/{slug}.json", features: "features" };
   return { ...defaults, ...embedded("viewer-config") };
@@ -21,18 +24,26 @@ async function start() {
   if (inline !== null) return show(inline, featureSource(embedded("feature-data"), null));
   if (location.protocol === "file:" || location.protocol === "about:") return welcome();
   const config = configuration();
-  const graphs = await listGraphs(config.graphs);
+  const client = config.token ? new ServerClient(config.token) : null;
+  const session = client ? await client.session() : null;
+  const { graphs, warning } = await listGraphs(config.graphs);
+  if (warning) toast(warning, true);
   const slug = addressParams().get("slug") ?? graphs[0]?.slug;
-  if (!slug) return welcome();
-  const chosen = await fromServer(config.graph.replace("{slug}", encodeURIComponent(slug)));
-  return show(chosen, featureSource(null, config.features), graphs.length > 1 ? chooser(graphs, slug) : null);
+  if (!slug) return welcome(session?.model ? { client, session } : null);
+  const around = client && addressParams().get("around");
+  const address = config.graph.replace("{slug}", encodeURIComponent(slug));
+  const chosen = await fromServer(around ? `${address}?around=${encodeURIComponent(around)}` : address);
+  const canPrune = graphs.some((entry) => entry.slug === slug && entry.can_prune === true);
+  const server = client ? { client, session, slug, canPrune } : null;
+  const menu = graphs.length > 1 ? chooser(graphs, slug) : null;
+  return show(chosen, featureSource(null, config.features), menu, server);
 }
 
-function show(found, source, chooserElement = null) {
+function show(found, source, chooserElement = null, server = null) {
   const difference = addressParams().get("logitDiff");
   const graph = difference ? withDifference(found, difference) : readGraph(found);
   document.title = `${graph.metadata.prompt ?? graph.metadata.slug ?? "graph"} \u2013 attribution graph`;
-  window.viewer = showGraph(root, graph, source, chooserElement);
+  window.viewer = showGraph(root, graph, source, chooserElement, server);
 }
 
 /** A menu of the graphs beside the page. */
@@ -47,15 +58,16 @@ function chooser(graphs, slug) {
   );
 }
 
-/** A page without a graph: open a file. */
-function welcome() {
+/** A page without a graph: open a file, or trace a prompt if the server can. */
+function welcome(server = null) {
   replace(
     root,
     h(
       "div",
       { class: "notice" },
-      h("h1", {}, "Attribution graph"),
-      h("p", {}, "Open a graph: a JSON file, plain or gzipped."),
+      h("h1", {}, server ? "Trace a prompt" : "Attribution graph"),
+      server ? traceForm(server).element : null,
+      h("p", {}, server ? "Or open a graph: a JSON file, plain or gzipped." : "Open a graph: a JSON file, plain or gzipped."),
       picker(),
     ),
   );
@@ -63,7 +75,7 @@ function welcome() {
 
 /** Why there is nothing to see, and what to do. */
 function fail(error) {
-  const problems = error instanceof GraphProblem ? error.problems : [`the viewer itself failed: ${error.message}`];
+  const problems = error instanceof GraphProblem ? error.problems : error instanceof ServerProblem ? [error.message] : [`the viewer itself failed: ${error.message}`];
   const list = problems.map((problem) => h("li", {}, problem));
   const next = "Export the graph again, or open another file.";
   replace(

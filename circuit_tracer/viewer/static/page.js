@@ -14,16 +14,20 @@ import { addBorders, enlargePanel, isNarrow, makeTabs, narrowBar } from "./panel
 import { PathsPanel } from "./paths_panel.js";
 import { Store } from "./store.js";
 import { Subgraph } from "./subgraph.js";
+import { TestPanel } from "./test_panel.js";
 import { addressParams, readState, showInAddress, writeState } from "./url_state.js";
 
-/** Show a graph in `root`; source: from `featureSource`. Returns {graph, store, actions, view, subgraph}. */
-export function showGraph(root, graph, source, chooser = null) {
+/**
+ * Show a graph in `root`; source: from `featureSource`; server: {client, session, slug, canPrune}, or null without one.
+ * Returns {graph, store, actions, view, subgraph, server}.
+ */
+export function showGraph(root, graph, source, chooser = null, server = null) {
   const params = addressParams();
   const store = new Store(readState(graph, params));
   const actions = new Actions(graph, store);
   const view = new LinkGraph(graph, store);
   const subgraph = new Subgraph(graph, store, actions);
-  const page = { graph, store, actions, view, subgraph };
+  const page = { graph, store, actions, view, subgraph, server };
   const spoken = h("div", { class: "spoken", role: "status", "aria-live": "polite", "data-testid": "spoken" });
   const announce = (node) => replace(spoken, spokenName(graph, store.state, node));
   listen(view, actions, announce);
@@ -93,10 +97,12 @@ function buildPanels(page, source) {
   const find = new FindPanel(graph, store, actions, view);
   const paths = new PathsPanel(graph, store, actions);
   const feature = new FeaturePane(graph, store, actions, source);
+  const test = page.server?.session.model ? new TestPanel(graph, store, page.server) : null;
   const tabs = makeTabs("Lists", [
     ["Connections", connections.element, "connections"],
     ["Nodes", find.element, "nodes"],
     ["Paths", paths.element, "paths"],
+    ...(test ? [["Test", test.element, "test"]] : []),
   ]);
   const search = h("input", {
     type: "search",
@@ -116,7 +122,8 @@ function buildPanels(page, source) {
   });
   store.subscribe((state, changed) => {
     if (changed.has("query") && search.value !== state.query) search.value = state.query;
-    if (changed.has("clicked") && state.clicked !== null && !state.query) tabs.select(0);
+    const testing = test !== null && !test.element.hidden;
+    if (changed.has("clicked") && state.clicked !== null && !state.query && !testing) tabs.select(0);
   });
   const enlarge = () =>
     button("\u2922", "Enlarge this panel, or back (F)", (event) => enlargePanel(event.target), "enlarge");
@@ -136,7 +143,7 @@ function buildPanels(page, source) {
       h("div", { class: "bar" }, h("h2", {}, "Circuit"), subgraphBar(page), enlarge()),
       subgraph.element,
     ),
-    lists: panel("lists-panel", "Lists", tabs.element, connections.element, find.element, paths.element),
+    lists: panel("lists-panel", "Lists", tabs.element, connections.element, find.element, paths.element, test?.element),
     feature: panel("feature-panel", "Feature", feature.element),
   };
 }

@@ -191,6 +191,11 @@ function index(graph) {
   [graph.outStart, graph.outLinks] = listByNode(source, count, size);
   graph.mass = new Float64Array(size);
   for (let link = 0; link < count; link += 1) graph.mass[target[link]] += Math.abs(weight[link]);
+  // A part of a large graph says what all inputs of a node weigh, also those that are not in it.
+  graph.unseen = Float64Array.from(graph.nodes, ({ raw, index: node }) =>
+    Number.isFinite(raw.input_mass) ? Math.max(0, raw.input_mass - graph.mass[node]) : 0,
+  );
+  graph.mass = graph.mass.map((mass, node) => mass + graph.unseen[node]);
   graph.links.share = Float64Array.from(weight, (value, link) => value / (graph.mass[target[link]] || 1));
 }
 

@@ -30,7 +30,7 @@ function scoreTable(graph, state) {
   const pinned = new Set(state.pinned.map((id) => graph.byId.get(id).index));
   const rows = [
     ["whole graph, as traced", { replacement: metadata.replacement_score, completeness: metadata.completeness_score }],
-    ["this file", scores(graph)],
+    [metadata.part ? "this part of the file" : "this file", scores(graph)],
   ];
   if (pinned.size) rows.push([`pinned nodes only (${pinned.size})`, scores(graph, pinned)]);
   const cell = (value) => h("td", {}, typeof value === "number" ? number(value) : "n/a");

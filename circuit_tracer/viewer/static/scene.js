@@ -1,5 +1,6 @@
 // What the link graph shows, as strokes for a pen. A generator: it pauses often, so that a large graph never blocks.
 
+import { nodeChange } from "./effect.js";
 import { shareWidth } from "./palette.js";
 import { layerName, nodeLabel, targetText, tokenText } from "./labels.js";
 import { inputsOf, isError } from "./read_graph.js";
@@ -20,6 +21,7 @@ const A_PIECE = 1500;
 export const MOST_FAINT = 8000;
 const MOST_CURVED = 4000;
 const MOST_NAMES = 60;
+const FULL_SHARE = 0.4; // a share of this much has the full colour
 
 /** Pixels from the middle of a glyph to its edge at a zoom. */
 export function glyphRadius(zoom, count) {
@@ -140,7 +142,10 @@ function* drawNodes(pen, view) {
       isFiltered: found && !found.has(node.index),
       crowded: view.count > 3000,
     };
-    const style = nodeStyle(node, palette, shares?.get(node.index), marks);
+    // After an intervention colours say what changed; shares come back when that is cleared.
+    const change = nodeChange(state, node.id);
+    const shade = state.effect ? (change === null ? undefined : change * FULL_SHARE) : shares?.get(node.index);
+    const style = nodeStyle(node, palette, shade, marks);
     const key = `${SHAPES[node.kind]}|${style.fill}|${style.stroke}|${style.width}|${style.alpha}`;
     if (!bundles.has(key)) bundles.set(key, { shape: SHAPES[node.kind], style, places: [] });
     bundles.get(key).places.push(x, y);

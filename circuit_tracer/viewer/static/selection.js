@@ -22,6 +22,13 @@ export function selectedLinks(graph, nodes, inputs) {
     .filter((link) => !inside.has(ends[link]));
 }
 
+/** Sum of |inputs| of nodes from outside of them, over the whole file, also where the page holds a part of it. */
+export function outsideMass(graph, nodes) {
+  const links = selectedLinks(graph, nodes, true);
+  const seen = links.reduce((sum, link) => sum + Math.abs(graph.links.weight[link]), 0);
+  return nodes.reduce((sum, node) => sum + graph.unseen[node.index], seen);
+}
+
 /**
  * The selection with its neighbours, or null: {nodes, name, place, mass, kinds, inputs, outputs}.
  *
@@ -34,7 +41,7 @@ export function selection(graph, state) {
   if (!nodes.length) return null;
   const { source, target, weight } = graph.links;
   const links = { inputs: selectedLinks(graph, nodes, true), outputs: selectedLinks(graph, nodes, false) };
-  const mass = links.inputs.reduce((sum, link) => sum + Math.abs(weight[link]), 0);
+  const mass = outsideMass(graph, nodes);
   const group = state.groups.find((each) => groupId(each) === state.clicked);
   return {
     nodes,

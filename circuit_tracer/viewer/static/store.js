@@ -24,6 +24,7 @@ export function initialState(graph) {
     query: "",
     collecting: null,
     path: null,
+    effect: null,
   };
 }
 

@@ -2,6 +2,7 @@
 
 import { h, percent, replace, svg } from "./dom.js";
 import { boxLinks, makeBoxes, placeBoxes } from "./boxes.js";
+import { boxChange } from "./effect.js";
 import { fit } from "./scene.js";
 import { nodeLabel, placeName } from "./labels.js";
 import { readPalette, shareWidth } from "./palette.js";
@@ -22,7 +23,7 @@ export class Subgraph {
     this.stage = h("div", { class: "stage" }, this.wires, this.boxes);
     this.element = h("div", { class: "subgraph", "data-testid": "subgraph" }, this.stage);
     store.subscribe((_, changed) => {
-      const on = ["pinned", "groups", "labels", "positions", "collecting", "clicked", "edgeNumbers"];
+      const on = ["pinned", "groups", "labels", "positions", "collecting", "clicked", "edgeNumbers", "effect"];
       if (on.some((name) => changed.has(name))) this.draw();
       else if (changed.has("hovered")) this._markHovered();
     });
@@ -120,7 +121,9 @@ export class Subgraph {
   }
 
   _caption(box) {
-    return box.group ? `${box.nodes.length} nodes` : placeName(this.graph, box.nodes[0]);
+    const change = boxChange(this.store.state, box.nodes);
+    const place = box.group ? `${box.nodes.length} nodes` : placeName(this.graph, box.nodes[0]);
+    return change === null ? place : `${place} \u00b7 ${percent(change, true)}`;
   }
 
   _box(box, [x, y]) {
