@@ -160,7 +160,7 @@ def _contract(
             into = tl.load(column + source, mask=live, other=0)
         else:
             into = tl.load(column + position) + source - begin
-        # offsets within a tile of rows fit 32 bits, and pointers of 64 would take twice the registers
+        # offsets within a tile of rows fit 32 bits up to 2^24 columns, and pointers of 64 would take twice the registers
         offset = tl.arange(0, BLOCK_T)[:, None] * out_stride + into.to(tl.int32)[None, :]
         place = out + first_row * out_stride + offset
         mask = live_row[:, None] & live[None, :]

@@ -57,11 +57,21 @@ def _decode_op(out_BC: Tensor, row_ptr: Tensor, feature: Tensor, value: Tensor, 
     if not (n_rows and width and feature.shape[0]):
         return
     _decode[lambda meta: (n_rows, triton.cdiv(width, meta["BLOCK_C"]))](
-        out_BC, row_ptr, feature, value, weight_FC, width, out_BC.stride(0), weight_FC.stride(0), BLOCK_N=BLOCK_N
+        out_BC,
+        row_ptr,
+        feature,
+        value,
+        weight_FC,
+        width,
+        out_BC.stride(0),
+        weight_FC.stride(0),
+        width.bit_length(),
+        BLOCK_N=BLOCK_N,
     )
 
 
-@tuned("decode", key=["width"], adds_to=["out"])
+# Tuned once for widths of like size: a cross-layer transcoder has one for each of its layers.
+@tuned("decode", key=["width_class"], adds_to=["out"])
 @triton.jit
 def _decode(
     out: tl.tensor,
@@ -72,6 +82,7 @@ def _decode(
     width: tl.tensor,
     out_stride: tl.tensor,
     weight_stride: tl.tensor,
+    width_class: tl.tensor,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
@@ -166,6 +177,7 @@ def _gradients_op(
             grad_BC.stride(0),
             weight_FC.stride(0),
             start,
+            width.bit_length(),
             VALUES=values,
             WEIGHTS=weights,
             TYPE=accumulator(grad_BC.dtype),
@@ -193,7 +205,7 @@ def _(out_nC: Tensor, grad_BC: Tensor, weight_FC: Tensor | None, value: Tensor, 
     return grad_BC.new_empty(value.shape[0])
 
 
-@tuned("gradients", key=["width"])
+@tuned("gradients", key=["width_class"])
 @triton.jit
 def _gradients_of_items(
     d_value: tl.tensor,
@@ -215,6 +227,7 @@ def _gradients_of_items(
     grad_stride: tl.tensor,
     weight_stride: tl.tensor,
     start: tl.tensor,
+    width_class: tl.tensor,
     VALUES: tl.constexpr,
     WEIGHTS: tl.constexpr,
     TYPE: tl.constexpr,
