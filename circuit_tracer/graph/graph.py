@@ -22,6 +22,9 @@ from circuit_tracer.graph.validation import ValidationReport
 
 if TYPE_CHECKING:
     import networkx
+    from matplotlib.figure import Figure
+
+    from circuit_tracer.graph.files.view import View
 
 
 class Graph:
@@ -242,6 +245,23 @@ class Graph:
         from circuit_tracer.viewer.page import write_page
 
         return write_page(self, path, **options)
+
+    def plot(self, path: str | Path | None = None, *, view: View | None = None, **options: Any) -> Figure:
+        """A picture for papers: the pruned graph (options of ``picture.graph_figure``), or with a view that pins nodes,
+        these and their supernodes (options of ``circuit_picture.circuit_figure``). path: an .svg, .pdf or .png to write.
+
+        Needs matplotlib (the extra `plot`).
+        """
+        from circuit_tracer.graph.circuit_picture import circuit_figure
+        from circuit_tracer.graph.picture import graph_figure, save_figure
+
+        if view is not None and view.nodes:
+            figure = circuit_figure(self, view, **options)
+        else:
+            figure = graph_figure(self, **options)
+        if path is not None:
+            save_figure(figure, Path(path))
+        return figure
 
     def _repr_html_(self) -> str:
         """In a notebook the graph shows itself."""

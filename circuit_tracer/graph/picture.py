@@ -10,24 +10,27 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from circuit_tracer.errors import CircuitTracerError
+from circuit_tracer.errors import CircuitTracerError, InputError
 from circuit_tracer.files import atomic_write
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import node_influence
 from circuit_tracer.graph.nodes import NodeKind
 from circuit_tracer.graph.pruning import prune_graph
 
-_STYLE: dict[NodeKind, tuple[str, str]] = {  # marker, colour
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLE: dict[NodeKind, tuple[str, str]] = {  # marker, colour
     NodeKind.FEATURE: ("o", "#3b6fb6"),
     NodeKind.ERROR: ("D", "#b9b9b9"),
     NodeKind.TOKEN: ("s", "#4c9a5b"),
     NodeKind.TARGET: ("s", "#c0504d"),
 }
-_POSITIVE, _NEGATIVE = "#7a4b9a", "#c77f2e"
+POSITIVE, NEGATIVE = "#7a4b9a", "#c77f2e"
 _STAGGER = 0.24  # rows by which neighbours in a cell are lifted, so that their labels do not cover each other
 _LABEL_WIDTH = 18
 _NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same graph gives the same file
@@ -49,31 +52,54 @@ def draw_graph(
     most_features: int = 24,
     most_edges: int = 120,
 ) -> Path:
-    """Draw the pruned graph into an SVG, PNG or PDF file (by suffix) and return its path.
+    """Draw the pruned graph into an SVG, PNG or PDF file (by suffix) and return its path; see ``graph_figure``."""
+    return save_figure(
+        graph_figure(graph, labels, node_threshold, edge_threshold, most_features, most_edges), Path(path)
+    )
+
+
+def graph_figure(
+    graph: Graph,
+    labels: Mapping[tuple[int, int], str] | None = None,
+    node_threshold: float = 0.8,
+    edge_threshold: float = 0.98,
+    most_features: int = 24,
+    most_edges: int = 120,
+) -> Figure:
+    """The pruned graph as a matplotlib figure.
 
     labels: text by (layer, feature index). At most `most_features` features, those of largest influence, and
     `most_edges` edges, those of largest share of their target's input, are drawn. Raises CircuitTracerError without
     matplotlib.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        matplotlib.rcParams["svg.hashsalt"] = "circuit-tracing"  # the same graph gives the same file
-        import matplotlib.pyplot as pyplot
-    except ImportError as error:
-        raise CircuitTracerError("pictures need matplotlib: pip install 'circuit-tracing[plot]'") from error
     layout = _place(graph, _chosen_nodes(graph, node_threshold, edge_threshold, most_features))
-    width = max(7.0, 1.35 * graph.n_pos)
-    figure, axes = pyplot.subplots(figsize=(width, 0.95 * (graph.n_layers + 3)))
+    figure, axes = new_figure(max(7.0, 1.35 * graph.n_pos), 0.95 * (graph.n_layers + 3))
     _draw_edges(axes, graph, layout, most_edges)
     _draw_nodes(axes, graph, layout, labels or {})
     _draw_frame(axes, graph)
-    kind = Path(path).suffix.lstrip(".") or "png"
-    with atomic_write(path) as temporary:
+    return figure
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, Any]:
+    """An empty figure of so many inches, and its axes. Touches neither the backend nor other settings of matplotlib's."""
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise CircuitTracerError("pictures need matplotlib: pip install 'circuit-tracing[plot]'") from error
+    figure = matplotlib.figure.Figure(figsize=(width, height))
+    return figure, figure.add_subplot()
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure in the format that the suffix names; the same figure gives the same file."""
+    import matplotlib
+
+    kind = path.suffix.lstrip(".").lower() or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise InputError(f"{path} ends in .{kind}, which is no format of pictures; end it in .svg, .pdf or .png")
+    with matplotlib.rc_context({"svg.hashsalt": "circuit-tracing"}), atomic_write(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=_NO_DATE.get(kind))
-    pyplot.close(figure)
-    return Path(path)
+    return path
 
 
 def _chosen_nodes(graph: Graph, node_threshold: float, edge_threshold: float, most_features: int) -> list[int]:
@@ -119,7 +145,7 @@ def _draw_edges(axes: Any, graph: Graph, layout: _Layout, most: int) -> None:
     for share, edge, start, stop in sorted(drawn, reverse=True)[:most]:
         a, b = place[start], place[stop]
         axes.plot(
-            [layout.x[a], layout.x[b]], [layout.y[a], layout.y[b]], color=_POSITIVE if edge > 0 else _NEGATIVE,
+            [layout.x[a], layout.x[b]], [layout.y[a], layout.y[b]], color=POSITIVE if edge > 0 else NEGATIVE,
             linewidth=0.3 + 3 * share**0.5, alpha=min(0.9, 0.22 + share), zorder=1, solid_capstyle="round",
         )  # fmt: skip
 
@@ -128,7 +154,7 @@ def _draw_nodes(axes: Any, graph: Graph, layout: _Layout, labels: Mapping[tuple[
     nodes = graph.nodes
     for node, x, y in zip(layout.node, layout.x, layout.y, strict=True):
         kind = NodeKind(int(nodes.kind[node]))
-        marker, colour = _STYLE[kind]
+        marker, colour = STYLE[kind]
         axes.scatter([x], [y], marker=marker, s=46, color=colour, edgecolors="white", linewidths=0.8, zorder=5)
         text = _text(graph, node, kind, labels)
         if text:
