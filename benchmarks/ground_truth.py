@@ -27,7 +27,7 @@ from ground_truth_graphs import entity_on_path
 from ground_truth_swaps import swaps
 from machine import describe, write_results
 
-from circuit_tracer.demo import MODEL, TRANSCODER, world
+from circuit_tracer.demo import MODEL, TRANSCODER, toys, world
 from circuit_tracer.demo.dictionary import load_dictionary
 from circuit_tracer.demo.probes import entity_features
 from circuit_tracer.demo.recipe import load_model
@@ -84,7 +84,10 @@ def main() -> None:
         name: version(name) for name in ("circuit-tracing", "torch", "transformers")
     }
     results["world"] = measure(args.every)
-    print("\n".join(["the embedded world", *table(results["world"])]))
+    print("\n".join(["the embedded world", *table(results["world"])]), flush=True)
+    results["toys"] = toys.report()
+    for name, claims in results["toys"].items():
+        print("\n".join(["", f"toy: {name}", *toys.table(claims)]))
     results["seconds"] = round(time.perf_counter() - start, 1)
     write_results(args.results, results)
 

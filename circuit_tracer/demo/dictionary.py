@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.transcoders import CrossLayerTranscoder, load_transcoder_from_hub
+from circuit_tracer.transcoders.base import Transcoders
 
 
 def load_dictionary(folder: str | Path) -> CrossLayerTranscoder:
@@ -21,7 +22,7 @@ def load_dictionary(folder: str | Path) -> CrossLayerTranscoder:
 
 
 @torch.no_grad()
-def write(transcoder: CrossLayerTranscoder, layer: int, activation_BF: Tensor) -> Tensor:
+def write(transcoder: Transcoders, layer: int, activation_BF: Tensor) -> Tensor:
     """What these activations of one layer add to its own and all later layers' MLP outputs: (..., T, D)."""
     decoder_FTD = transcoder.decoder(layer).block(0, transcoder.n_features(layer))
     return (activation_BF @ decoder_FTD.flatten(1)).unflatten(-1, decoder_FTD.shape[1:])

@@ -22,6 +22,7 @@ from circuit_tracer.demo.capture import Rule, mlp_activations, mlp_rule
 from circuit_tracer.demo.dictionary import write
 from circuit_tracer.demo.world import Statement
 from circuit_tracer.transcoders import CrossLayerTranscoder
+from circuit_tracer.transcoders.base import Transcoders
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -81,7 +82,7 @@ def predict(model: LlamaForCausalLM, ids_BP: Tensor, rule: Rule | None = None) -
     return predictions(model, ids_BP, rule).argmax(-1)
 
 
-def replacing(transcoder: CrossLayerTranscoder) -> Rule:
+def replacing(transcoder: Transcoders) -> Rule:
     """Every MLP's output is the transcoder's reconstruction, except at position 0, where it stays the model's own."""
     written: dict[int, Tensor] = {}
 

@@ -18,6 +18,7 @@ from circuit_tracer.training import checkpoint
 from circuit_tracer.training.calibration import level_scores
 from circuit_tracer.training.config import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
+from circuit_tracer.training.dictionary import Kind
 from circuit_tracer.training.events import NullListener, StepReport
 from circuit_tracer.training.export import export
 from circuit_tracer.training.loop import Loop, normalised
@@ -85,25 +86,26 @@ def train_transcoder(
     checkpoints: Path,
     model_name: str,
     report: Report = lambda line: None,
+    kind: Kind = "clt",
 ) -> None:
     """Train on ``contexts`` and write the dictionary into ``folder``, checkpoints into ``checkpoints``.
 
     Deterministic for a seed on one machine with one thread.
     """
-    config = configuration(recipe, seed, checkpoints)
+    config = configuration(recipe, seed, checkpoints, kind)
     state, draws = initial_state(contexts, config, recipe), Draws(contexts, recipe, seed)
     loop = Loop(config, state, draws, Ranks(), _Lines(report), checkpoints, {})
     loop.run()
     publish(config, state, draws, folder, checkpoints, model_name)
 
 
-def configuration(recipe: TranscoderRecipe, seed: int, out: Path) -> TrainingConfig:
+def configuration(recipe: TranscoderRecipe, seed: int, out: Path, kind: Kind = "clt") -> TrainingConfig:
     """The recipe as the trainer's configuration. The sections on model and data are not read: contexts are in memory."""
     return TrainingConfig.model_validate(
         {
             "model": {"name": "circuit-tracing-demo"},
             "data": {"kind": "tokens", "path": "contexts", "epochs": None},
-            "dictionary": {"kind": "clt", "features": recipe.n_features},
+            "dictionary": {"kind": kind, "features": recipe.n_features},
             "sparsity": {
                 "active": recipe.active,
                 "active_at_start": recipe.active,
