@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,7 +53,6 @@ def validate(
     target = graph if graph_output_path is None else graph_output_path
     if target.suffix != ".safetensors":
         raise InputError(f"{target} cannot hold the report; name a .safetensors file with -o")
-    from circuit_tracer.attribution.progress import bar, silent
     from circuit_tracer.files import require_writable_folder
     from circuit_tracer.graph.files.native import as_graph
     from circuit_tracer.interventions import validate as test
@@ -62,7 +60,7 @@ def validate(
     require_writable_folder(target.parent)
     subject = as_graph(graph)
     loaded = edit_options.load_pair(transcoder_set, model, demo, device, dtype)
-    with bar() if verbose else nullcontext(silent) as progress:
+    with options.progress(verbose) as progress:
         report = test(
             subject,
             loaded,
