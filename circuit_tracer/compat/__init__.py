@@ -6,5 +6,5 @@ have no other home are in `utils/demo_utils.py` and `utils/displays.py`. Paths t
 (`circuit_tracer.graph`, `circuit_tracer.replacement_model`, `circuit_tracer.attribution.attribute`,
 `circuit_tracer.attribution.targets`) need nothing.
 
-Left out: what only makes sense with TransformerLens or nnsight, and the local server.
+Left out: what only makes sense with TransformerLens or nnsight.
 """

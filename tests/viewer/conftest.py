@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from documents import feature_details, small_document
 from circuit_tracer.graph import Graph
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.viewer.server import Server
+
+AXE = "axe-core@4.10.3"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -58,6 +63,22 @@ def small(open_page: Callable[..., Page]) -> Page:
     from circuit_tracer.viewer import graph_page
 
     return open_page(graph_page(small_document(), {(0, 5): feature_details()}))
+
+
+@pytest.fixture(scope="session")
+def axe(pytestconfig: pytest.Config) -> str:
+    """The text of axe-core, from npm; AXE_CORE may name a file of it."""
+    given = os.environ.get("AXE_CORE")
+    folder = pytestconfig.cache.mkdir("axe-core")
+    path = Path(given) if given else folder / "node_modules" / "axe-core" / "axe.min.js"
+    if not path.is_file():
+        npm = shutil.which("npm")
+        if npm is None:
+            pytest.skip("no npm to fetch axe-core with; set AXE_CORE to axe.min.js")
+        command = [npm, "install", "--silent", "--no-save", "--ignore-scripts", "--prefix", str(folder), AXE]
+        if subprocess.run(command, check=False, timeout=120).returncode:
+            pytest.skip("npm could not fetch axe-core; set AXE_CORE to axe.min.js")
+    return path.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -47,3 +47,13 @@ def set_slider(page: Page, name: str, value: float) -> None:
         e.dispatchEvent(new Event('input', {{bubbles: true}})); }})()"""
     )
     page.frames()
+
+
+def serious_findings(page: Page, axe: str) -> list[str]:
+    """What axe-core, given as text, holds serious or critical on the page."""
+    page.js(axe + "; 0")
+    return page.js(
+        """axe.run({resultTypes: ['violations']}).then(r => r.violations
+        .filter(v => ['serious', 'critical'].includes(v.impact))
+        .map(v => `${v.id}: ${v.nodes.slice(0, 3).map(n => n.html.slice(0, 160)).join(' | ')}`))"""
+    )

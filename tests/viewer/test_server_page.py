@@ -10,7 +10,7 @@ import pytest
 from asking import ask
 from browser import Browser, Page
 from documents import feature_details, large_document, small_document
-from gestures import CTRL, pixels, state, texts
+from gestures import CTRL, pixels, serious_findings, state, texts
 
 from circuit_tracer.demo import PROMPT
 from circuit_tracer.graph import Graph
@@ -362,3 +362,25 @@ def test_on_a_phone_and_in_the_dark(visit: Callable[..., Page], demo_served: Ser
     page.click("[data-testid=trace]")
     wait_for(page, "trace-dialog")
     assert page.js("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_nothing_serious(visit: Callable[..., Page], demo_served: Server, axe: str, dark: bool) -> None:
+    page = visit(dark=dark)
+    page.click("[data-testid=start-routes]")
+    page.click("[data-testid=tab-test]")
+    page.js("viewer.actions.select(viewer.graph.nodes.find(n => n.kind === 'feature').id)")
+    page.click("[data-testid=test-add]")
+    page.click("[data-testid=test-run]")
+    wait_for(page, "odds")
+    page.key("s", CTRL)
+    page.wait("document.querySelector('.toast')")
+    page.frames(15)
+    assert serious_findings(page, axe) == []
+    for name in ("trace", "prune"):
+        page.click(f"[data-testid={name}]")
+        wait_for(page, f"{name}-dialog")
+        page.frames(15)
+        assert serious_findings(page, axe) == []
+        page.key("Escape")
+        page.wait("document.querySelector('dialog') === null")

@@ -6,8 +6,6 @@ Names, defaults and rules are those of its own server. One request at a time, ot
 from __future__ import annotations
 
 import gzip
-import urllib.error
-import urllib.request
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -15,6 +13,7 @@ from starlette.responses import Response
 
 from circuit_tracer.errors import CircuitTracerError, InputError
 from circuit_tracer.graph.files.viewer_json import graph_document
+from circuit_tracer.http import request
 from circuit_tracer.viewer.server import chat_turns
 from circuit_tracer.viewer.server.endpoint import Call, Endpoint, bytes_response, json_response
 from circuit_tracer.viewer.server.engine import Engine
@@ -38,8 +37,6 @@ from circuit_tracer.viewer.server.neuronpedia_messages import (
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-UPLOAD_SECONDS = 300
 
 
 def check_busy(call: Call) -> CheckBusy:
@@ -255,14 +252,11 @@ def _upload(text: str, address: str, compress: bool) -> Uploaded:
     headers = {"Content-Type": "application/json"}
     if compress:
         data, headers["Content-Encoding"] = gzip.compress(data, 3), "gzip"
-    request = urllib.request.Request(address, data, headers, method="PUT")
     try:
-        with urllib.request.urlopen(request, timeout=UPLOAD_SECONDS) as answer:
-            if answer.status == 200:
-                return Uploaded(success=f"Graph uploaded successfully to url: {address}")
-            return Uploaded(error=f"Failed to upload file: status {answer.status}")
-    except (urllib.error.URLError, OSError) as error:
+        request("PUT", address, data, headers, attempts=1)
+    except CircuitTracerError as error:
         return Uploaded(error=f"Failed to upload file: {error}")
+    return Uploaded(success=f"Graph uploaded successfully to url: {address}")
 
 
 NEURONPEDIA = (

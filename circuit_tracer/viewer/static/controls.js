@@ -136,7 +136,9 @@ function serverTools(page) {
   const { server } = page;
   return [
     server?.session.model ? button("Trace", "Trace a prompt", () => traceAnother(page), "trace") : null,
-    server?.canPrune ? button("Prune", "Prune the whole graph at other thresholds", () => pruneDialog(page), "prune") : null,
+    server?.canPrune
+      ? button("Prune", "Prune the whole graph at other thresholds", () => pruneDialog(page), "prune")
+      : null,
   ];
 }
 

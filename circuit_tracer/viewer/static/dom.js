@@ -59,6 +59,11 @@ export function percent(share, signed = false) {
   return `${sign}${text}%`;
 }
 
+/** A token on a chip, which must not look empty. */
+export function chipText(token) {
+  return visibleToken(token).trim() || "\u2423";
+}
+
 /** Whitespace made visible, so that a token can be told from its neighbours. */
 export function visibleToken(token) {
   return token

@@ -67,7 +67,11 @@ function welcome(server = null) {
       { class: "notice" },
       h("h1", {}, server ? "Trace a prompt" : "Attribution graph"),
       server ? traceForm(server).element : null,
-      h("p", {}, server ? "Or open a graph: a JSON file, plain or gzipped." : "Open a graph: a JSON file, plain or gzipped."),
+      h(
+        "p",
+        {},
+        server ? "Or open a graph: a JSON file, plain or gzipped." : "Open a graph: a JSON file, plain or gzipped.",
+      ),
       picker(),
     ),
   );
@@ -75,7 +79,12 @@ function welcome(server = null) {
 
 /** Why there is nothing to see, and what to do. */
 function fail(error) {
-  const problems = error instanceof GraphProblem ? error.problems : error instanceof ServerProblem ? [error.message] : [`the viewer itself failed: ${error.message}`];
+  const problems =
+    error instanceof GraphProblem
+      ? error.problems
+      : error instanceof ServerProblem
+        ? [error.message]
+        : [`the viewer itself failed: ${error.message}`];
   const list = problems.map((problem) => h("li", {}, problem));
   const next = "Export the graph again, or open another file.";
   replace(

@@ -16,7 +16,10 @@ export class ServerClient {
       response = await fetch(address, {
         method,
         cache: "no-store",
-        headers: { "X-Circuit-Tracer-Token": this.token, ...(body === undefined ? {} : { "Content-Type": "application/json" }) },
+        headers: {
+          "X-Circuit-Tracer-Token": this.token,
+          ...(body === undefined ? {} : { "Content-Type": "application/json" }),
+        },
         body: body === undefined ? undefined : JSON.stringify(body),
       });
     } catch (error) {

@@ -25,8 +25,17 @@ export function traceAnother({ graph, server }) {
 export function pruneDialog({ graph, server }) {
   const given = graph.metadata.pruning_settings ?? {};
   const input = (name, label, value) =>
-    field(label, `prune-${name}`, { type: "number", min: 0, max: 1, step: 0.01, value: given[`${name}_threshold`] ?? value });
-  const [node, edge] = [input("node", "Keep nodes with this share of influence", 0.8), input("edge", "Keep links with this share of influence", 0.98)];
+    field(label, `prune-${name}`, {
+      type: "number",
+      min: 0,
+      max: 1,
+      step: 0.01,
+      value: given[`${name}_threshold`] ?? value,
+    });
+  const [node, edge] = [
+    input("node", "Keep nodes with this share of influence", 0.8),
+    input("edge", "Keep links with this share of influence", 0.98),
+  ];
   const problem = h("p", { class: "finding", role: "alert", "data-testid": "prune-problem" });
   const go = h("button", { class: "primary", type: "submit", "data-testid": "prune-go" }, "Prune");
   const prune = async () => {

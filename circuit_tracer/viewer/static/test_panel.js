@@ -1,7 +1,7 @@
 // Testing a graph on the model: change features of nodes and supernodes, and see what becomes of outputs, features and text.
 
 import { changeWords } from "./effect.js";
-import { h, number, percent, replace, visibleToken } from "./dom.js";
+import { chipText, h, number, percent, replace } from "./dom.js";
 import { groupId, selectedNodes } from "./selection.js";
 import { nodeLabel, placeName } from "./labels.js";
 
@@ -32,11 +32,27 @@ export class TestPanel {
     this.add = h("button", { class: "small", "data-testid": "test-add", on: { click: () => this._addSelection() } });
     this.list = h("ul", { class: "edits", "data-testid": "test-edits" });
     this.kind = select("What reacts", "test-kind", KINDS, "direct");
-    this.count = h("input", { type: "number", min: 1, max: 2000, value: 20, "aria-label": "New tokens", "data-testid": "test-count" });
-    this.warmth = h("input", { type: "number", min: 0, max: 10, step: 0.1, value: 0, "aria-label": "Temperature", "data-testid": "test-temperature" });
+    this.count = h("input", {
+      type: "number",
+      min: 1,
+      max: 2000,
+      value: 20,
+      "aria-label": "New tokens",
+      "data-testid": "test-count",
+    });
+    this.warmth = h("input", {
+      type: "number",
+      min: 0,
+      max: 10,
+      step: 0.1,
+      value: 0,
+      "aria-label": "Temperature",
+      "data-testid": "test-temperature",
+    });
     this.run = button("Intervene", "test-run", () => this._intervene());
     this.write = button("Write on", "test-write", () => this._steer());
     this.cancel = button("Cancel", "test-cancel", () => this.job?.cancel().catch(() => {}));
+    this.clear = button("Clear the graph", "effect-clear", () => this.store.set({ effect: null }));
     this.status = h("p", { class: "quiet", role: "status", "data-testid": "test-status" });
     this.found = h("div", { "data-testid": "test-result" });
     this.element = h(
@@ -45,13 +61,20 @@ export class TestPanel {
       h("div", { class: "list-head" }, h("span", { class: "quiet" }, "Changes to the model"), this.add),
       this.list,
       h("div", { class: "test-row" }, this.kind, this.run),
-      h("div", { class: "test-row" }, h("label", {}, this.count, " tokens"), h("label", {}, "temperature ", this.warmth), this.write),
+      h(
+        "div",
+        { class: "test-row" },
+        h("label", {}, this.count, " tokens"),
+        h("label", {}, "temperature ", this.warmth),
+        this.write,
+      ),
       this.status,
       this.cancel,
+      this.clear,
       this.found,
     );
     store.subscribe((_, changed) => {
-      if (["clicked", "groups", "labels"].some((name) => changed.has(name))) this._update();
+      if (["clicked", "groups", "labels", "effect"].some((name) => changed.has(name))) this._update();
     });
     this._draw();
   }
@@ -92,6 +115,7 @@ export class TestPanel {
     const busy = this.job !== null;
     this.run.disabled = this.write.disabled = busy || !this.edits.length;
     this.cancel.hidden = !busy;
+    this.clear.hidden = busy || this.store.state.effect === null;
   }
 
   _row(edit) {
@@ -149,9 +173,13 @@ export class TestPanel {
     };
     const live = h("p", { class: "written", "data-testid": "live-text" });
     replace(this.found, h("h4", {}, "With the changes"), live);
-    const result = await this._follow(this.server.client.steer(this.server.slug, request), "writing \u2026", ({ text }) => {
-      live.textContent = text;
-    });
+    const result = await this._follow(
+      this.server.client.steer(this.server.slug, request),
+      "writing \u2026",
+      ({ text }) => {
+        live.textContent = text;
+      },
+    );
     if (result) replace(this.found, writings(result));
   }
 
@@ -175,18 +203,18 @@ export class TestPanel {
   }
 
   _outcome(result) {
-    const clear = button("Clear", "effect-clear", () => {
-      this.store.set({ effect: null });
-      replace(this.found);
-    });
     const first = [...result.tokens].sort((a, b) => a.rank_before - b.rank_before)[0];
     const after = [...result.tokens].sort((a, b) => a.rank_after - b.rank_after)[0];
     const words = result.changed_top
-      ? [h("del", {}, visibleToken(first.text)), " \u2192 ", h("ins", {}, visibleToken(after.text))]
-      : ["still ", h("strong", {}, visibleToken(first.text))];
+      ? [h("del", {}, chipText(first.text)), " \u2192 ", h("ins", {}, chipText(after.text))]
+      : ["still ", h("strong", {}, chipText(first.text))];
     return [
-      h("div", { class: "list-head" }, h("p", { class: "verdict", "data-testid": "verdict" }, words), clear),
-      h("p", { class: "quiet" }, `${result.edits.join("; ")} \u00b7 ${result.semantics}. The graph shows what changed.`),
+      h("p", { class: "verdict", "data-testid": "verdict" }, words),
+      h(
+        "p",
+        { class: "quiet" },
+        `${result.edits.join("; ")} \u00b7 ${result.semantics}. The graph shows what changed.`,
+      ),
       oddsTable(result.tokens),
       this._largest(result),
     ];
@@ -198,7 +226,11 @@ export class TestPanel {
     const inGraph = Object.entries(result.nodes)
       .map(([id, [before, after]]) => ({ node: graph.byId.get(id), before, after }))
       .filter(({ node, before, after }) => node && node.kind === "feature" && before !== after)
-      .map(({ node, before, after }) => [`${nodeLabel(graph, store.state, node)} (${placeName(graph, node)})`, before, after]);
+      .map(({ node, before, after }) => [
+        `${nodeLabel(graph, store.state, node)} (${placeName(graph, node)})`,
+        before,
+        after,
+      ]);
     const others = result.others.map((each) => [
       `feature ${each.feature} of layer ${each.layer}, not in the graph`,
       each.before,
@@ -209,7 +241,15 @@ export class TestPanel {
     return h(
       "table",
       { "data-testid": "moved" },
-      h("thead", {}, h("tr", {}, ["feature", "before", "after"].map((name) => h("th", { scope: "col" }, name)))),
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          ["feature", "before", "after"].map((name) => h("th", { scope: "col" }, name)),
+        ),
+      ),
       h(
         "tbody",
         {},
@@ -225,20 +265,30 @@ function oddsTable(tokens) {
   return h(
     "table",
     { "data-testid": "odds" },
-    h("thead", {}, h("tr", {}, ["next token", "before", "after", ""].map((name) => h("th", { scope: "col" }, name)))),
+    h(
+      "thead",
+      {},
+      h(
+        "tr",
+        {},
+        ["next token", "before", "after", ""].map((name) => h("th", { scope: "col" }, name)),
+      ),
+    ),
     h(
       "tbody",
       {},
-      tokens.slice(0, 12).map((each) =>
-        h(
-          "tr",
-          {},
-          h("th", { scope: "row" }, h("span", { class: "chip" }, visibleToken(each.text) || "\u2423")),
-          h("td", {}, percent(each.probability_before)),
-          h("td", {}, percent(each.probability_after)),
-          h("td", {}, changeWords(each.probability_before, each.probability_after)),
+      tokens
+        .slice(0, 12)
+        .map((each) =>
+          h(
+            "tr",
+            {},
+            h("th", { scope: "row" }, h("span", { class: "chip" }, chipText(each.text))),
+            h("td", {}, percent(each.probability_before)),
+            h("td", {}, percent(each.probability_after)),
+            h("td", {}, changeWords(each.probability_before, each.probability_after)),
+          ),
         ),
-      ),
     ),
   );
 }
@@ -264,7 +314,9 @@ function writings({ prompt, steered, unsteered, edits }) {
     h("p", { class: "quiet" }, edits.join("; ")),
     text("Without", "text-without", unsteered, "del"),
     text("With the changes", "text-with", steered, "ins"),
-    same === steered.tokens.length && same === unsteered.tokens.length ? h("p", { class: "quiet" }, "The text is the same.") : null,
+    same === steered.tokens.length && same === unsteered.tokens.length
+      ? h("p", { class: "quiet" }, "The text is the same.")
+      : null,
   ];
 }
 

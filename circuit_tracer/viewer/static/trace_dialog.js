@@ -1,6 +1,6 @@
 // Tracing a prompt on the server: its tokens as one types, progress while it runs, and a way to end it.
 
-import { h, replace, visibleToken } from "./dom.js";
+import { chipText, h, replace } from "./dom.js";
 
 const PAUSE = 250;
 const SETTINGS = [
@@ -18,8 +18,7 @@ export function traceForm({ client, session }, prompt = "") {
   const text = h("textarea", { id: "trace-prompt", rows: 4, "data-testid": "trace-prompt", spellcheck: "false" });
   text.value = prompt;
   const chat = h("input", { type: "checkbox", "data-testid": "trace-chat" });
-  const request = () =>
-    chat.checked ? { messages: [{ role: "user", content: text.value }] } : { prompt: text.value };
+  const request = () => (chat.checked ? { messages: [{ role: "user", content: text.value }] } : { prompt: text.value });
   const tokenize = later(async () => replace(shown, await tokenChips(client, request())));
   text.addEventListener("input", tokenize);
   chat.addEventListener("change", tokenize);
@@ -71,7 +70,9 @@ export function traceForm({ client, session }, prompt = "") {
     { class: "form", on: { submit: (event) => (event.preventDefault(), run()) } },
     h("label", { for: "trace-prompt" }, "Prompt", h("span", { class: "quiet" }, ` for ${modelWords(session.model)}`)),
     text,
-    session.model.chat ? h("label", { class: "toggle" }, chat, "as a user\u2019s message, under the chat template") : null,
+    session.model.chat
+      ? h("label", { class: "toggle" }, chat, "as a user\u2019s message, under the chat template")
+      : null,
     shown,
     h(
       "details",
@@ -118,7 +119,7 @@ async function tokenChips(client, request) {
     const { tokens, most } = await client.tokens(request);
     const count = `${tokens.length} tokens${most ? ` of at most ${most}` : ""}`;
     return [
-      tokens.map(({ id, text }) => h("span", { class: "chip", title: `id ${id}` }, visibleToken(text) || "\u2423")),
+      tokens.map(({ id, text }) => h("span", { class: "chip", title: `id ${id}` }, chipText(text))),
       h("span", { class: "quiet" }, count),
     ];
   } catch (error) {
