@@ -25,6 +25,6 @@ test-all: install
 	CIRCUIT_TRACER_TEST_MODELS=.models $(BIN)/python -m pytest -m ""
 
 lint: install
-	$(BIN)/ruff check circuit_tracer kernels tests benchmarks recipes
-	$(BIN)/ruff format --check circuit_tracer kernels tests benchmarks recipes
+	$(BIN)/ruff check circuit_tracer kernels tests benchmarks recipes notebooks
+	$(BIN)/ruff format --check circuit_tracer kernels tests benchmarks recipes notebooks
 	$(BIN)/mypy
