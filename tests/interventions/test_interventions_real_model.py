@@ -25,6 +25,7 @@ from circuit_tracer.interventions import (
     nodes_of,
     set_to,
     steer,
+    validate,
 )
 
 pytestmark = pytest.mark.real_model
@@ -59,6 +60,18 @@ def test_edges_are_what_interventions_do(kind: str) -> None:
         limits = {"rtol": 1e-8, "atol": 1e-8 * float(expected.abs().max())}
         torch.testing.assert_close(change, expected[layout.features], **limits)
         torch.testing.assert_close((logits - logits.mean())[graph.logit_token_ids], expected[layout.targets], **limits)
+
+
+@pytest.mark.parametrize("kind", ["clt", "plt"])
+def test_validation_in_float32(kind: str) -> None:
+    model = replacement(torch.float32, kind=kind)
+    graph = attribute(PROMPT, model, max_feature_nodes=20, max_n_logits=1)
+    report = validate(graph, model, node_threshold=0.3, random_control=False)
+    worst = report.graph.effects["constrained"].edges.worst
+    assert worst is not None
+    assert worst < 1e-4
+    assert report.graph.circuit["live"].clean == pytest.approx(float(graph.logit_probabilities[0]), rel=1e-4)
+    assert len(report.verdict) == 5
 
 
 def test_steering_and_patching() -> None:
