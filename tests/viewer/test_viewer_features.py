@@ -20,10 +20,14 @@ from circuit_tracer.cli import view
 from circuit_tracer.demo import FEATURES, load_labels
 from circuit_tracer.features import FeatureFolder
 from circuit_tracer.features.export import export_json
+from circuit_tracer.features.folder import write_index, write_layer
 from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.read_json import features_of, load_viewer_json
 from circuit_tracer.viewer import graph_page
 from circuit_tracer.viewer.bundle import STATIC
+
+ACTIVE = (record for place in FeatureFolder(FEATURES) if (record := FeatureFolder(FEATURES).get(place))["n_active"])
+RECORDS = {(0, 5): next(ACTIVE), (1, 7): next(ACTIVE)}
 
 
 def shown(page: Page) -> dict[str, Any]:
@@ -79,14 +83,16 @@ def test_the_demo_ships_features_for_every_feature_and_label() -> None:
 
 @pytest.fixture(params=["binary", "json"])
 def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The page with a hand-made graph whose features 0/5, 0/6 and 1/7 are those of the demo."""
+    """The page with a hand-made graph for two of whose features there are records of the demo."""
     shutil.copytree(STATIC, tmp_path, dirs_exist_ok=True)
-    if request.param == "binary":
-        shutil.copytree(FEATURES, tmp_path / "features")
-    else:
-        export_json(FeatureFolder(FEATURES), tmp_path / "features", [(0, 5), (1, 7)])
-    for folder in ("data", "graph_data"):
-        (tmp_path / folder).mkdir()
+    folder = tmp_path / ("features" if request.param == "binary" else "built")
+    write_index(
+        folder, {layer: write_layer(folder, layer, 9, [(index, RECORDS[layer, index])]) for layer, index in RECORDS}
+    )
+    if request.param == "json":
+        export_json(FeatureFolder(folder), tmp_path / "features")
+    for name in ("data", "graph_data"):
+        (tmp_path / name).mkdir()
     document = small_document()
     (tmp_path / "data" / "graph-metadata.json").write_text(json.dumps({"graphs": [document["metadata"]]}))
     (tmp_path / "graph_data" / "small.json").write_text(json.dumps(document))
@@ -104,7 +110,7 @@ def test_both_forms_of_files_are_read(browser: Browser, served: str) -> None:
     for layer, index, position in ((0, 5, 0), (1, 7, 1)):
         page.js(f"viewer.actions.select('{layer}_{index}_{position}')")
         page.wait(f"document.querySelector('[data-testid=feature-pane]').textContent.includes('feature {index} ')")
-        check(shown(page), FeatureFolder(FEATURES).get((layer, index)))
+        check(shown(page), RECORDS[layer, index])
     page.close()
 
 
