@@ -160,9 +160,9 @@ def attribute(
         graph = _trace(job, loaded, settings, outputs, json, verbose)
         if graph.provenance.get("interrupted") and number < len(jobs):
             raise KeyboardInterrupt
-    if server and graph_file_dir is not None:
-        run_server(graph_file_dir, port, features_dir, loaded, demo)
     ranks.leave()
+    if server and graph_file_dir is not None and ranks.first:
+        run_server(graph_file_dir, port, features_dir, loaded, demo)
 
 
 def _ranks(device: str | None) -> Ranks:
