@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # The pair that is shipped.
 MODEL_SEED = 1
-TRANSCODER_SEED = 2
+TRANSCODER_SEED = 3
 
 MODEL_NAME = "circuit-tracing-demo"
 

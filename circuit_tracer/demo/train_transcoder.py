@@ -42,7 +42,7 @@ class TranscoderRecipe:
     """
 
     n_features: int = 256  # a layer
-    active: float = 2.0  # features a context and layer, as contexts are drawn (see ``balance``)
+    active: float = 2.5  # features a context and layer, as contexts are drawn (see ``balance``)
     steps: int = 6000
     batch: int = 1024  # contexts
     learning_rate: float = 3e-3

@@ -132,7 +132,7 @@ def test_the_recipe_writes_everything_and_search_takes_it_up(tmp_path: Path) -> 
         transcoder_recipe=replace(TINY, steps=20),
     )
     names = {file.name for file in (tmp_path / "1-2").iterdir()}
-    assert names == {"model", "transcoder", "labels.json", "metrics.json", "README.md"}
+    assert names == {"model", "transcoder", "features", "labels.json", "metrics.json", "README.md"}
     assert json.loads((tmp_path / "1-2" / "metrics.json").read_text(encoding="utf-8")) == metrics
     with pytest.raises(InputError, match="further seeds"):
         recipe.search(tmp_path, [(1, 2)], lines.append)
