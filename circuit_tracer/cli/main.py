@@ -26,7 +26,6 @@ from circuit_tracer.cli import (
     steer,
     train,
     upload,
-    upload,
     validate,
     view,
 )
@@ -121,7 +120,6 @@ app.command("validate")(validate.validate)
 app.command("train", cls=train.TrainCommand)(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("push")(push.push)
-app.command("upload")(upload.upload)
 app.command("upload")(upload.upload)
 app.add_typer(features.app, name="features")
 app.add_typer(demo.app, name="demo")
