@@ -119,7 +119,9 @@ def attribute(
 ) -> None:
     """Trace prompts to attribution graphs."""
     if server and (graph_file_dir is None or not (slug or prompt_file)):
-        raise InputError("--server shows the graphs of a folder: name it with --graph-file-dir, and the graph with --slug")
+        raise InputError(
+            "--server shows the graphs of a folder: name it with --graph-file-dir, and the graph with --slug"
+        )
     if demo != (transcoder_set is None):
         raise InputError(
             "name the transcoders with -t, or use --demo for the model that ships with the package (not both)"

@@ -51,7 +51,9 @@ Dtype = Annotated[
 ]
 Memory = Annotated[
     str | None,
-    typer.Option("--memory", metavar="SIZE", help="What the process may hold in all, such as 16GB; default: what is free."),
+    typer.Option(
+        "--memory", metavar="SIZE", help="What the process may hold in all, such as 16GB; default: what is free."
+    ),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the best there is.")]
 

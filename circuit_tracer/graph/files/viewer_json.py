@@ -143,7 +143,9 @@ def viewer_json(
     present[graph.nodes.layout.token_start :] = True
     which = torch.where(present)[0]
     ids = node_ids(graph, which)
-    nodes = _node_dicts(graph, which, ids, pruned.cumulative_scores, {**(labels or {}), **view.labels})
+    by_any = dict[Any, str]((labels or {}).items())
+    by_any.update(view.labels)
+    nodes = _node_dicts(graph, which, ids, pruned.cumulative_scores, by_any)
     place = torch.cumsum(present, 0) - 1
     names = np.array(ids, dtype=object)
     sources = names[place[link_source].cpu().numpy()].tolist()
@@ -250,9 +252,9 @@ def _generator() -> dict[str, str]:
 
 
 def _node_dicts(
-    graph: Graph, which: torch.Tensor, ids: list[str], ranks: torch.Tensor, labels: Labels
+    graph: Graph, which: torch.Tensor, ids: list[str], ranks: torch.Tensor, by_any: dict[Any, str]
 ) -> list[dict[str, Any]]:
-    nodes, by_any = graph.nodes, dict[Any, str](labels.items())
+    nodes = graph.nodes
     columns = (nodes.kind, nodes.layer, nodes.position, nodes.feature)
     influence = _shortest(ranks[which].clamp(max=1.0).cpu().numpy())
     activation = _shortest(nodes.activation[which].float().cpu().numpy())
