@@ -5,7 +5,7 @@
 Each configuration runs in a process of its own (trace_once.py). Some run once more with half the memory for the trace itself,
 on top of what the process holds before it: the graph must have the same nodes and edges. (In the others more than half is the
 frozen prompt or the finished rows, which no plan can do without.) FOLDER_OF_FOLDERS holds the dictionaries of README.md:
-clt-256, clt-2048, plt-256, plt-256-skip. About 15 minutes on two quiet cores; ends with status 1 if a plan is off by more than
+clt-256, clt-2048, plt-256, plt-256-skip. About 15 minutes on two quiet cores. Ends with status 1 if a plan is off by more than
 20 % or a graph differs.
 """
 

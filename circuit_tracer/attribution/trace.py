@@ -214,16 +214,16 @@ class Trace:
         """Run the model and find the active features, which are those of the first process."""
         parts, n_pos = self.parts, len(ids)
         before = self._workload(torch.zeros(parts.config.n_layers, n_pos, dtype=torch.int64))
-        keep = keeps_patterns(before, self.held, self.memory)
-        try:
-            encoded = encode_prompt(parts, self.transcoders, ids, left_out, keep)
-        except (MemoryError, RuntimeError) as error:
-            if not (keep and is_out_of_memory(error)):
-                raise
-            keep = False
-        if not keep:
+        encoded = None
+        if keeps_patterns(before, self.held, self.memory):
+            try:
+                encoded = encode_prompt(parts, self.transcoders, ids, left_out, keep_patterns=True)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
             release_cached(parts.device)
-            encoded = encode_prompt(parts, self.transcoders, ids, left_out, keep)
+        if encoded is None:
+            encoded = encode_prompt(parts, self.transcoders, ids, left_out, keep_patterns=False)
         columns = (encoded.active.layer, encoded.active.position, encoded.active.index, encoded.active.value)
         return replace(encoded, active=ActiveFeatures(*map(self.ranks.of_first, columns)))
 

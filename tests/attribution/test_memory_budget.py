@@ -172,6 +172,36 @@ def test_decoder_rows_that_do_not_fit_after_all_are_read_again(case: Case, monke
     assert_same(attribute(IDS, model), expected)
 
 
+@pytest.mark.parametrize(("keep", "modes"), [(True, [True]), (False, [False])])
+def test_the_model_runs_once(keep: bool, modes: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[bool] = []
+    encode = trace.encode_prompt
+
+    def encode_prompt(*inputs: Any, keep_patterns: bool) -> Any:
+        run.append(keep_patterns)
+        return encode(*inputs, keep_patterns=keep_patterns)
+
+    monkeypatch.setattr(trace, "encode_prompt", encode_prompt)
+    monkeypatch.setattr(plan, "LONG", 512 if keep else 2)
+    attribute(IDS, build(CASES[0]), keep_edge_mass=1.0)
+    assert run == modes
+
+
+@each_case
+def test_patterns_that_do_not_fit_after_all_are_made_again(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(case)
+    expected = attribute(IDS, model)
+    encode = trace.encode_prompt
+
+    def encode_prompt(*inputs: Any, keep_patterns: bool) -> Any:
+        if keep_patterns:
+            raise MemoryError
+        return encode(*inputs, keep_patterns=keep_patterns)
+
+    monkeypatch.setattr(trace, "encode_prompt", encode_prompt)
+    assert_same(attribute(IDS, model), expected, 1e-9)
+
+
 def test_sizes_are_read_as_people_write_them() -> None:
     sizes = {
         "16GB": 16 * 10**9,
