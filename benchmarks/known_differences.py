@@ -39,6 +39,12 @@ KNOWN: dict[str, Difference] = {
         "batch_size * update_interval features, from the rows known by then",
         ours="the set depends on neither; edges are compared between the features that both expanded",
     ),
+    "live-generation": Difference(
+        check="feature_intervention_generate with freeze_attention=False",
+        theirs="token ids of shape (1, P), which its generation needs, are taken for one position: IndexError unless all "
+        "interventions are on position 0; for text, the number of positions is that of the tokenizer without BOS",
+        ours="ids, batched or not, and text",
+    ),
     "rounding": Difference(
         check="active features, pruning masks",
         theirs="a feature within 1e-4 of its threshold, or a node or edge within 1e-3 of the pruning threshold",
