@@ -80,7 +80,7 @@ def test_a_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
     if not paths:
         pytest.skip(f"no SmolLM2-135M*.gguf in CIRCUIT_TRACER_TEST_MODELS={folder!r}: name the folder with the weights")
     monkeypatch.setenv("NOTEBOOK_MODEL", str(paths[0].resolve()))
-    monkeypatch.setenv("NOTEBOOK_TOKENS", "8192")
+    monkeypatch.setenv("NOTEBOOK_TOKENS", "16384")
     left = run("2_real_model.ipynb")
     assert left["graph"].targets.label[0] == " Paris"
     assert Path("graph.svg").stat().st_size > 0
