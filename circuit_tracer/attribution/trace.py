@@ -182,9 +182,9 @@ class Trace:
                 for block in self.sweep.blocks(read_out.take(pending), self.plan.block_rows):
                     here = pending[block.row]
                     self.store.add(block, row[here])
+                    self.store.mark(row[here])  # at once: an interrupt keeps what is there
                     done[here] = True
-                    features = int(self.store.expanded.sum()) + int(done[row >= len(self.targets.table)].sum())
-                    self.options.progress("features", features, self.budget)
+                    self.options.progress("features", int(self.store.expanded.sum()), self.budget)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -192,7 +192,7 @@ class Trace:
             pending = pending[~done[pending]]
             if failed is not None:
                 self._make_room(read_out.take(pending), failed)
-        self.store.mark(row)
+        self.store.mark(row)  # those of the other processes too
 
     def _make_room(self, missing: ReadOut, error: BaseException) -> None:
         """Halve the rows in flight; with one row left, stop keeping decoder rows."""
