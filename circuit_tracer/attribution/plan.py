@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from circuit_tracer.attribution.memory import as_size
-from circuit_tracer.attribution.workload import PIECE, STATE, STATE_AT_ONCE, Workload
+from circuit_tracer.attribution.workload import CAPTURED, PIECE, STATE, STATE_AT_ONCE, Workload
 from circuit_tracer.errors import ResourceError
 
 LONG = 512  # positions: beyond, attention patterns are made again where needed, and rows lose their smallest edges
@@ -36,14 +36,14 @@ class MemoryPlan:
     def phases(self) -> dict[str, dict[str, int]]:
         """What exists at once, in each phase."""
         work = self.work
-        made, state = (work.state(copies, self.keep_patterns) for copies in (STATE_AT_ONCE, STATE))
+        captured, made, state = (work.state(copies, self.keep_patterns) for copies in (CAPTURED, STATE_AT_ONCE, STATE))
         kept = work.decoder_rows if self.keep_decoder_rows else 0
         blocks = work.blocks(self.block_rows)
         rows = work.edge_rows(blocks)
         gathered = 0 if self.keep_decoder_rows else 3 * work.gathered(self.chunk_bytes)
         return {
-            "run the model": {"frozen prompt": state, "a layer at work": work.forward(self.keep_patterns)},
-            "find active features": {"frozen prompt": state, "a block of the encoder": work.encoding()},
+            "run the model": {"frozen prompt": captured, "a layer at work": work.forward(self.keep_patterns)},
+            "find active features": {"frozen prompt": captured, "a block of the encoder": work.encoding()},
             "read decoder rows": {
                 "frozen prompt": made,
                 "decoder rows": kept,

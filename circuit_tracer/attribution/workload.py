@@ -21,10 +21,8 @@ from circuit_tracer.models.config import ModelConfig
 PIECE = CHUNK_BYTES  # what encoder blocks, projected rows and gathered decoder rows are cut to
 BYTES_AN_EDGE = 24  # of a graph while it is checked: source, weight, and the target of each edge
 ATTENTION_COPIES = 4  # of a layer's scores while its softmax is taken
-STATE, STATE_AT_ONCE = (
-    5,
-    6,
-)  # arrays (L, P, D) that stay: inputs, outputs, errors twice, constants; and while they are made
+# arrays (L, P, D): inputs and outputs; then errors (twice) and constants too; and all that exists while these are made
+CAPTURED, STATE, STATE_AT_ONCE = 2, 5, 6
 
 
 @dataclass(frozen=True)
