@@ -119,7 +119,7 @@ def main() -> int:
             tokens = f"{line['tokens'] - line['tokens that differ']}/{line['tokens']} equal" if "tokens" in line else ""
             print(
                 f"  {name:32}{line['logits']:10.1e}{line['logits moved by']:10.2f}{line['activations']:13.1e}"
-                f"{line['features on in one engine only']:9}{tokens:>14}{'' if line['agrees'] else '   differs'}"
+                f"{line['features at their threshold']:9}{tokens:>14}{'' if line['agrees'] else '   differs'}"
             )
     used = ("live-generation", "rounding")
     results["known_differences"] = {name: asdict(KNOWN[name]) for name in used}
