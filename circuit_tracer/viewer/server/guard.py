@@ -65,12 +65,11 @@ class Guard:
         """Answer a request, or refuse it."""
         if scope["type"] != "http":
             return
-        status = 0
 
         async def answer(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                # before it is sent: who has an answer finds it in the log
+                self.log.append(f"{scope['method']} {scope['path']} {message['status']}")
                 headers = MutableHeaders(scope=message)
                 for name, value in self.headers.items():
                     headers.setdefault(name, value)
@@ -82,8 +81,6 @@ class Guard:
             await JSONResponse({"error": str(refusal)}, refusal.status)(scope, receive, answer)
         else:
             await self.app(scope, bounded(receive), answer)
-        finally:
-            self.log.append(f"{scope['method']} {scope['path']} {status}")
 
     def _check(self, method: str, path: str, headers: Headers) -> None:
         hosts = headers.getlist("host")
