@@ -26,6 +26,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--max-feature-nodes", type=int, default=None)
     made.add_argument("--batch-size", type=int, default=512)
     made.add_argument("--update-interval", type=int, default=4)
+    made.add_argument("--device", default="cpu", help="cpu or cuda")
     made.add_argument("--threads", type=int, default=None, help="torch threads (default: torch's own choice)")
     made.add_argument("--timing-only", action="store_true", help="trace, but do not prune, score or write graph files")
     return made
@@ -98,14 +100,24 @@ def process_peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def measure(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """The result of `call()` and its seconds and peak resident set, the loaded model included but not its loading."""
+def measure(call: Callable[[], Any], device: str = "cpu") -> tuple[Any, dict[str, float]]:
+    """The result of `call()`, its seconds and its peak, the loaded model included but not its loading.
+
+    The peak is the resident set's; on CUDA what torch has allocated there.
+    """
+    on_gpu = torch.device(device).type == "cuda"
     gc.collect()
     reset_peak()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
     start = time.perf_counter()
     result = call()
+    if on_gpu:
+        torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    return result, {"seconds": seconds, "peak_gb": resident_peak_gb(), "process_peak_gb": process_peak_gb()}
+    peak_gb = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else resident_peak_gb()
+    return result, {"seconds": seconds, "peak_gb": peak_gb, "process_peak_gb": process_peak_gb()}
 
 
 def versions() -> dict[str, str]:
@@ -178,7 +190,8 @@ def run(engine: str, args: argparse.Namespace, model: Any, tokenizer: Any, api: 
             "batch_size": args.batch_size,
             "update_interval": args.update_interval,
         }
-        graph, measured = measure(lambda prompt=prompt, options=options: api.attribute(prompt, model, **options))
+        trace = partial(api.attribute, prompt, model, **options)
+        graph, measured = measure(trace, args.device)
         text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
         meta = {"engine": engine, "name": name, "prompt": text, **options, **measured, "versions": versions()}
         meta |= {"model": args.model.name, "transcoders": args.transcoders.name, "threads": torch.get_num_threads()}

@@ -22,7 +22,9 @@ def main() -> None:
     from circuit_tracer.graph import compute_graph_scores, compute_node_influence, prune_graph
     from circuit_tracer.utils.create_graph_files import create_graph_files
 
-    model = ReplacementModel.from_pretrained(str(args.model), str(args.transcoders), dtype=torch.float32)
+    model = ReplacementModel.from_pretrained(
+        str(args.model), str(args.transcoders), device=args.device, dtype=torch.float32
+    )
     api = SimpleNamespace(
         attribute=attribute,
         prune_graph=prune_graph,

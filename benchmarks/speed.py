@@ -6,6 +6,8 @@ Every call runs in a process of its own with the same number of threads; the pea
 the call, loaded model included. No speed is reported unless the two graphs of exactly these runs agree (compare.py).
 Also printed: our row rate as a fraction of the machine's matrix product rate (row_rate.py), and our time and memory for
 longer prompts. Keep the machine quiet: the load at the start is written beside the numbers. The peer needs some 20 GB.
+
+With `--device cuda` both run on the GPU, and the peak is what torch has allocated there.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from agreement import run_engine, thresholds_of
 from compare import compare_records
 from harness import load
@@ -35,7 +38,7 @@ def traced(
     script = "peer/run_peer.py" if engine == "peer" else "run_ours.py"
     folder = args.work / "speed" / engine / f"rows-{rows}"
     options = ["--model", str(args.model), "--transcoders", str(args.transcoders), "--threads", str(args.threads)]
-    options += ["--max-feature-nodes", str(rows), "--out", str(folder), "--only", prompt]
+    options += ["--max-feature-nodes", str(rows), "--out", str(folder), "--only", prompt, "--device", args.device]
     run_engine(python, script, options + ["--timing-only"] * timing_only)
     return folder / f"{prompt}.npz", load(folder / f"{prompt}.npz")[1]
 
@@ -113,22 +116,26 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the records")
     parser.add_argument("--prompt", default="long-25")
     parser.add_argument("--rows", type=int, default=512, help="features expanded by both")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3, help="our processes (the peer runs once)")
     parser.add_argument("--growth", nargs="*", default=["long-25", "long-50", "long-100", "long-250"])
     parser.add_argument("--expanded", type=int, default=2000, help="features expanded in the growth table")
     parser.add_argument("--skip", nargs="*", choices=["peer", "rate", "growth"], default=[], help="parts to leave out")
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "speed.json")
+    parser.add_argument("--results", type=Path, help="default: results/speed.json or speed_cuda.json")
     args = parser.parse_args()
 
-    results = describe()
+    results = describe(device=args.device)
+    if args.device == "cuda":
+        results["gpu"] = torch.cuda.get_device_name()
     if "peer" not in args.skip:
         results["against_peer"] = against_peer(args)
-    if "rate" not in args.skip:
+    if "rate" not in args.skip and args.device == "cpu":
         results["row_rate"] = rate(args)
     if "growth" not in args.skip:
         results["growth"] = growth(args)
-    write_results(args.results, results)
+    name = "speed_cuda.json" if args.device == "cuda" else "speed.json"
+    write_results(args.results or HERE / "results" / name, results)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ CONFIGS: dict[str, list[triton.Config]] = {
         triton.Config({"STAGES": 2}, num_warps=4),
         triton.Config({"STAGES": 3}, num_warps=4),
     ],
-    # With float32 by float32 (tf32x3) accumulators and halves of operands fill the registers of sm_80: the last configuration of
-    # encode and attend_back, small blocks for many warps, is the one that spills none there.
+    # Of float32 by float32 (tf32x3), accumulators and halves of operands fill the registers of sm_80: the last configurations
+    # of encode and attend_back, small blocks for many warps, are those that spill none there.
     "encode": [
         triton.Config({"BLOCK_B": 128}, num_warps=8, num_stages=3),
         triton.Config({"BLOCK_B": 128}, num_warps=8, num_stages=4),

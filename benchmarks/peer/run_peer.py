@@ -31,28 +31,28 @@ EXPECTED = "0.5.0"
 CONTEXT = 512
 
 
-def load_transcoders(folder: Path) -> Any:
+def load_transcoders(folder: Path, device: torch.device) -> Any:
     """The folder's CLT or per-layer set, fp32, lazy as `from_pretrained` has it: encoder in memory, decoder on disk."""
     from circuit_tracer.transcoder.cross_layer_transcoder import load_clt
     from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
 
     config = yaml.safe_load((folder / "config.yaml").read_text())
     hooks = {name: config[name] for name in ("feature_input_hook", "feature_output_hook", "scan")}
-    options = {"device": torch.device("cpu"), "dtype": torch.float32, "lazy_encoder": False, "lazy_decoder": True}
+    options = {"device": device, "dtype": torch.float32, "lazy_encoder": False, "lazy_decoder": True}
     if config["model_kind"] == "cross_layer_transcoder":
         return load_clt(str(folder), **hooks, **options)
     paths = {layer: str(folder / f"layer_{layer}.safetensors") for layer in range(len(list(folder.glob("layer_*"))))}
     return load_transcoder_set(paths, **hooks, **options)
 
 
-def load_model(folder: Path, transcoders: Any, tokenizer: Any) -> tuple[Any, float]:
+def load_model(folder: Path, transcoders: Any, tokenizer: Any, device: torch.device) -> tuple[Any, float]:
     """The replacement model, and the largest difference of its logits from transformers' on a short prompt."""
     from transformer_lens import HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions import convert_llama_weights
 
     from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
 
-    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
     c = hf.config
     d_head = c.hidden_size // c.num_attention_heads
     cfg = HookedTransformerConfig(
@@ -76,7 +76,7 @@ def load_model(folder: Path, transcoders: Any, tokenizer: Any) -> tuple[Any, flo
         original_architecture="LlamaForCausalLM",
         model_name=folder.name,
         tokenizer_name=str(folder),
-        device="cpu",
+        device=str(device),
         dtype=torch.float32,
     )
     model = TransformerLensReplacementModel(cfg, tokenizer)
@@ -88,7 +88,7 @@ def load_model(folder: Path, transcoders: Any, tokenizer: Any) -> tuple[Any, flo
     }
     model.load_and_process_state_dict(convert_llama_weights(hf, cfg), **no_folding)
     model._configure_replacement_model(transcoders)
-    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("The capital of France is").input_ids]])
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("The capital of France is").input_ids]], device=device)
     with torch.no_grad():
         difference = float((model(ids) - hf(ids).logits).abs().max())
     del hf
@@ -107,7 +107,8 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model, difference = load_model(args.model, load_transcoders(args.transcoders), tokenizer)
+    device = torch.device(args.device)
+    model, difference = load_model(args.model, load_transcoders(args.transcoders, device), tokenizer, device)
     print(f"TransformerLens logits differ from transformers' by at most {difference:.1e}", flush=True)
     if not difference < 1e-2:
         raise SystemExit("the converted model is not the model: nothing can be compared")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+WEIGHTS = Path(os.environ.get("CIRCUIT_TRACER_TEST_MODELS", "")).absolute()  # before a test leaves this folder
 
 
 @pytest.fixture
@@ -75,11 +76,10 @@ def test_is_this_graph_faithful() -> None:
 @pytest.mark.real_model
 @pytest.mark.usefixtures("elsewhere")
 def test_a_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = os.environ.get("CIRCUIT_TRACER_TEST_MODELS", "")
-    paths = sorted(Path(folder).glob("SmolLM2-135M*.gguf")) if folder else []
+    paths = sorted(WEIGHTS.glob("SmolLM2-135M*.gguf"))
     if not paths:
-        pytest.skip(f"no SmolLM2-135M*.gguf in CIRCUIT_TRACER_TEST_MODELS={folder!r}: name the folder with the weights")
-    monkeypatch.setenv("NOTEBOOK_MODEL", str(paths[0].resolve()))
+        pytest.skip("no SmolLM2-135M*.gguf: name the folder with the weights in CIRCUIT_TRACER_TEST_MODELS")
+    monkeypatch.setenv("NOTEBOOK_MODEL", str(paths[0]))
     monkeypatch.setenv("NOTEBOOK_TOKENS", "16384")
     left = run("2_real_model.ipynb")
     assert left["graph"].targets.label[0] == " Paris"
