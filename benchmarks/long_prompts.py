@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from harness import versions
 from machine import describe, write_results
 
 HERE = Path(__file__).resolve().parent
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "long_prompts.json")
     args = parser.parse_args()
     layers = json.loads((args.model / "config.json").read_text())["num_hidden_layers"]
-    results: dict[str, Any] = describe(memory=args.memory, layers=layers, growth=[])
+    results: dict[str, Any] = describe(versions=versions(), memory=args.memory, layers=layers, growth=[])
     print("  tokens   active expanded   seconds   by the law   TFLOP  GFLOP/s  planned   actual  resident peak (GB)")
     for prompt in args.prompts:
         found = traced(args, prompt)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import versions
 from machine import describe, write_results
 
 HERE = Path(__file__).resolve().parent
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="*", help="numbers of configurations, from 0")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "memory_plan.json")
     args = parser.parse_args()
-    results: dict[str, Any] = describe(limit=LIMIT, configurations=[], halves=[])
+    results: dict[str, Any] = describe(versions=versions(), limit=LIMIT, configurations=[], halves=[])
     print("  dictionary   tokens  active expand  planned   actual    ratio  of the trace")
     failed = []
     with tempfile.TemporaryDirectory() as folder:

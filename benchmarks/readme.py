@@ -1,7 +1,7 @@
-"""Writes the README's numbers from the records in `results/`; no number is typed by hand.
+"""Writes the numbers of README.md and results/README.md from the records in `results/`; no number is typed by hand.
 
-python benchmarks/readme.py            # after agreement.py, speed.py, training_speed.py and training_quality.py
-python benchmarks/readme.py --check    # status 1 if the README does not say what the records say
+python benchmarks/readme.py            # after any benchmark
+python benchmarks/readme.py --check    # status 1 if they do not say what the records say
 """
 
 from __future__ import annotations
@@ -11,19 +11,45 @@ import json
 from pathlib import Path
 from typing import Any
 
+from result_tables import SECTIONS, against_peer, growth
 from training_tables import cuda, quality, speed
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- benchmarks:begin (written by benchmarks/readme.py; do not edit) -->", "<!-- benchmarks:end -->"
 
 
 def section(results: Path) -> str:
-    """Everything between the two marks."""
+    """Everything between the two marks of README.md."""
     parts = ["## Against circuit-tracer 0.5.0", ""]
-    parts += _agreement(json.loads((results / "agreement.json").read_text()))
-    parts += _speed(json.loads((results / "speed.json").read_text()))
-    return "\n".join(parts + _training(results))
+    parts += _agreement(_read(results, "agreement"))
+    parts += _speed(_read(results, "speed"))
+    long = _read(results, "long_prompts")
+    parts += [f"Longer prompts, inside {long['memory']}; *by the law*: rows × tokens × (layers + attended tokens).", ""]
+    parts += [*growth(long), "", _conditions(long), ""]
+    parts += _training(results)
+    return "\n".join([*parts, "More, with every record: [`benchmarks/results`](benchmarks/results/README.md).", ""])
+
+
+def page(results: Path) -> str:
+    """All of results/README.md."""
+    lines = [
+        "# Measured",
+        "",
+        "Written by `benchmarks/readme.py` from the records beside this page; what is measured and how:",
+    ]
+    lines += ["`../README.md`. Agreement, speed and training stand in the project's README.", ""]
+    for name, title, lines_of in SECTIONS:
+        if (results / f"{name}.json").exists():
+            record = _read(results, name)
+            lines += [f"## {title}", "", *lines_of(record), "", _conditions(record), ""]
+    return "\n".join(lines)
+
+
+def _read(results: Path, name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((results / f"{name}.json").read_text())
+    return record
 
 
 def _training(results: Path) -> list[str]:
@@ -38,8 +64,8 @@ def _training(results: Path) -> list[str]:
 
 
 def _conditions(record: dict[str, Any]) -> str:
-    machine, torch = record["machine"], record["versions"]["ours"]["torch"]
-    where = f"{machine['cpu']}, {machine['cores']} cores, torch {torch}"
+    machine, versions = record["machine"], record["versions"]
+    where = f"{machine['cpu']}, {machine['cores']} cores, torch {versions.get('ours', versions)['torch']}"
     return f"{record['date']}, commit {record['commit']}, {where}: `{record['command']}`"
 
 
@@ -75,42 +101,33 @@ def _mask(checks: dict[str, Any], name: str) -> str:
 
 def _speed(record: dict[str, Any]) -> list[str]:
     found, rate = record["against_peer"], record["row_rate"]
-    ours, peer = found["ours"], found["peer"]
     rows = [f"{line['rows']} rows: {line['rows_per_second']:.0f}/s, {line['fraction']:.2f}" for line in rate["rows"]]
     lines = [
         f"Whole `attribute()` call on a 25-token prompt, {found['rows']} features expanded, cross-layer transcoder",
         f"30×2048, float32, {found['threads']} threads, the two engines one after the other in the same run:",
         "",
-        "| | seconds | peak memory |",
-        "|---|---|---|",
-        f"| circuit-tracer 0.5.0 | {peer['seconds']:.1f} | {peer['peak_gb']:.1f} GB |",
-        f"| this engine | {ours['seconds']:.2f} | {ours['peak_gb']:.1f} GB |",
-        f"| ratio | **{found['times_faster']:.0f}×** | {found['times_less_memory']:.1f}× |",
+        *against_peer(record),
         "",
         "Rows a second, and the arithmetic the method needs for them as a share of the machine's own matrix products",
         f"({rate['matrix_product_gflops']:.0f} GFLOP/s): {'; '.join(rows)}.",
-        "",
-        "| tokens | active features | expanded | seconds | peak memory |",
-        "|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {line['tokens']} | {line['active']} | {line['expanded']} | {line['seconds']:.1f} | {line['peak_gb']:.1f} GB |"
-        for line in record["growth"]
-    ]
-    return [*lines, "", _conditions(record | {"versions": {"ours": ours["versions"]}}), ""]
+    return [*lines, "", _conditions(record | {"versions": found["ours"]["versions"]}), ""]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
-    written = before + BEGIN + "\n" + section(args.results) + END + rest.split(END)[1]
-    if args.check and written != text:
-        raise SystemExit("README.md does not say what benchmarks/results/ says; run python benchmarks/readme.py")
-    README.write_text(written)
+    before, rest = README.read_text().split(BEGIN)
+    written = {
+        README: before + BEGIN + "\n" + section(args.results) + END + rest.split(END)[1],
+        args.results / "README.md": page(args.results),
+    }
+    for path, text in written.items():
+        if args.check and (not path.exists() or path.read_text() != text):
+            raise SystemExit(f"{path.name} does not say what the records say; run python benchmarks/readme.py")
+        path.write_text(text)
 
 
 if __name__ == "__main__":

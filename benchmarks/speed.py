@@ -4,8 +4,8 @@
 
 Every call runs in a process of its own with the same number of threads; the peak is that process' resident set during
 the call, loaded model included. No speed is reported unless the two graphs of exactly these runs agree (compare.py).
-Also printed: our row rate as a fraction of the machine's matrix product rate (row_rate.py), and our time and memory for
-longer prompts. Keep the machine quiet: the load at the start is written beside the numbers. The peer needs some 20 GB.
+Also printed: our row rate as a fraction of the machine's matrix product rate (row_rate.py). Keep the machine quiet: the load
+at the start is written beside the numbers. The peer needs some 20 GB.
 
 With `--device cuda` both run on the GPU, and the peak is what torch has allocated there.
 """
@@ -27,7 +27,7 @@ from harness import load
 from machine import describe, write_results
 
 HERE = Path(__file__).resolve().parent
-TIME_GOAL, MEMORY_GOAL, RATE_GOAL = 60, 5, 0.5
+TIME_GOAL, MEMORY_GOAL, RATE_GOAL = 100, 8, 0.5
 
 
 def traced(
@@ -95,19 +95,6 @@ def rate(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def growth(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Ours alone, longer and longer prompts."""
-    print(f"\ngrowth, {args.expanded} features expanded\n  tokens   active   seconds   peak GB")
-    lines = []
-    for prompt in args.growth:
-        path, meta = traced(args, "ours", prompt, args.expanded, timing_only=True)
-        tokens = len(load(path)[0]["ids"])
-        line = {"tokens": tokens, **{name: meta[name] for name in ("active", "expanded", "seconds", "peak_gb")}}
-        print(f"  {tokens:6} {line['active']:8} {line['seconds']:9.1f} {line['peak_gb']:9.2f}")
-        lines.append(line)
-    return lines
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder (prepare_models.py)")
@@ -119,9 +106,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3, help="our processes (the peer runs once)")
-    parser.add_argument("--growth", nargs="*", default=["long-25", "long-50", "long-100", "long-250"])
-    parser.add_argument("--expanded", type=int, default=2000, help="features expanded in the growth table")
-    parser.add_argument("--skip", nargs="*", choices=["peer", "rate", "growth"], default=[], help="parts to leave out")
+    parser.add_argument("--skip", nargs="*", choices=["peer", "rate"], default=[], help="parts to leave out")
     parser.add_argument("--results", type=Path, help="default: results/speed.json or speed_cuda.json")
     args = parser.parse_args()
 
@@ -132,8 +117,6 @@ def main() -> None:
         results["against_peer"] = against_peer(args)
     if "rate" not in args.skip and args.device == "cpu":
         results["row_rate"] = rate(args)
-    if "growth" not in args.skip:
-        results["growth"] = growth(args)
     name = "speed_cuda.json" if args.device == "cuda" else "speed.json"
     write_results(args.results or HERE / "results" / name, results)
 
