@@ -20,6 +20,7 @@ from torch import Tensor
 from circuit_tracer.kernels.attend_back.scores import Scores
 from circuit_tracer.kernels.launch import (
     BLOCK_SUMMED,
+    FUSED,
     INTERPRETED,
     accumulator,
     dot,
@@ -232,6 +233,7 @@ def _pattern_op(
         BLOCK_Q=BLOCK_Q,
         BLOCK_S=BLOCK_S,
         BLOCK_D=BLOCK_SUMMED[kind],
+        **FUSED,
     )
 
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from circuit_tracer.kernels.decode.segments import Segments
-from circuit_tracer.kernels.launch import INTERPRETED, accumulator, require_rows, tuned
+from circuit_tracer.kernels.launch import FUSED, INTERPRETED, accumulator, require_rows, tuned
 from circuit_tracer.kernels.sparse_rows import SparseRows
 
 BLOCK_N = 8  # entries whose rows are read at once
@@ -196,6 +196,7 @@ def _gradients_op(
             out_nC.stride(0),
             BLOCK_N=BLOCK_N,
             BLOCK_C=BLOCK_C,
+            **FUSED,
         )
     return d_value_KN.sum(0).to(grad_BC.dtype)
 
