@@ -21,6 +21,8 @@ from circuit_tracer.kernels.contract.addressed import AddressedRows
 from circuit_tracer.kernels.launch import BLOCK_SUMMED, accumulator, dot, product, require_rows, settled, tuned
 
 VECTOR_BYTES = 16  # what one thread reads at once
+# Columns from which offsets within a tile, of 128 rows at most, do not fit 32 bits; those of 64 take twice the registers.
+WIDE_ROWS = 2**31 // 128
 
 
 def contract_(
@@ -92,6 +94,7 @@ def _contract_op(
         ALIGNMENT=alignment,
         PRODUCT=kind,
         TYPE=accumulator(g_TPD.dtype, tables[0].dtype),
+        OFFSET=tl.int64 if out_TN.stride(0) >= WIDE_ROWS else tl.int32,
         BLOCK_D=BLOCK_SUMMED[kind],
     )
 
@@ -128,6 +131,7 @@ def _contract(
     ALIGNMENT: tl.constexpr,
     PRODUCT: tl.constexpr,
     TYPE: tl.constexpr,
+    OFFSET: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -160,8 +164,7 @@ def _contract(
             into = tl.load(column + source, mask=live, other=0)
         else:
             into = tl.load(column + position) + source - begin
-        # offsets within a tile of rows fit 32 bits up to 2^24 columns, and pointers of 64 would take twice the registers
-        offset = tl.arange(0, BLOCK_T)[:, None] * out_stride + into.to(tl.int32)[None, :]
+        offset = tl.arange(0, BLOCK_T).to(OFFSET)[:, None] * out_stride + into.to(OFFSET)[None, :]
         place = out + first_row * out_stride + offset
         mask = live_row[:, None] & live[None, :]
         tl.store(place, tl.load(place, mask=mask).to(TYPE) + total, mask=mask)

@@ -209,6 +209,16 @@ def test_infinity_is_infinity(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     assert found.cpu()[~touched].isfinite().all()
 
 
+def test_rows_may_be_so_wide_that_offsets_need_64_bits() -> None:
+    """Long prompts with many features: 2^28 columns, of which three are touched (memory that nobody touches costs nothing)."""
+    out_TN, g_TPD, sources = there(addressed(9, 8, [1, 2], (torch.float32, torch.float32), seed=8))
+    wide_TN = torch.empty(9 * 2**28, dtype=torch.float32, device=out_TN.device).view(9, 2**28)
+    for out in (out_TN, wide_TN):
+        out[:, sources.column] = 0
+        kernels.contract_rows_(out, g_TPD, sources)
+    assert torch.equal(wide_TN[:, sources.column], out_TN[:, sources.column])
+
+
 def test_two_runs_are_bitwise_equal() -> None:
     out_TN, g_TPD, sources = there(addressed(17, 63, [3, 18], DTYPES[2], seed=5))
     runs = [out_TN.clone(), out_TN.clone()]
