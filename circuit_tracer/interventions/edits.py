@@ -99,7 +99,8 @@ def set_to(features: Features, value: float, at: Positions = None) -> Edit:
 def scale(features: Features, factor: float, at: Positions = None) -> Edit:
     """Each activation becomes `factor` times what it is on the clean prompt; on generated tokens, what it would be there.
 
-    -1 is the usual way to suppress. An inactive feature cannot be scaled: 0 times anything is 0.
+    -1 is the usual way to suppress. A feature that is inactive wherever the edit reaches cannot be scaled: 0 times anything
+    is 0.
     """
     return Edit("scale", features_of(features), float(factor), at, name=_name(features))
 

@@ -33,7 +33,8 @@ class Change:
 
 
 def resolve_edits(edits: Sequence[Edit], clean: CleanRun, generating: bool = False) -> dict[Place, Change]:
-    """Values by place, on the prompt. generating: edits may reach tokens to come only.
+    """Values by place, on the prompt. generating: edits may reach tokens to come only, and what is scaled may be active
+    on those only.
 
     Raises InputError for a layer, feature or position that does not exist, an edit that reaches no position of the prompt,
     an inactive feature that is scaled, and two edits that want different values of one feature.
@@ -41,6 +42,9 @@ def resolve_edits(edits: Sequence[Edit], clean: CleanRun, generating: bool = Fal
     found: dict[Place, Change] = {}
     for edit in edits:
         for feature, positions in reached(edit, clean, generating):
+            goes_on = generating and first_generated(edit, feature, clean.n_pos) is not None
+            if not goes_on:
+                _require_scalable(edit, feature, positions, clean)
             for position, (value, before) in zip(positions, _values(edit, feature, positions, clean), strict=True):
                 place = (feature.layer, position, feature.feature_idx)
                 other = found.get(place)
@@ -138,14 +142,19 @@ def _values(edit: Edit, feature: FeatureAt, positions: list[int], clean: CleanRu
     elif edit.how == "take":
         new = taken(edit, feature, positions, clean)
     else:
-        if not here.any():
-            where = f"position {positions[0]}" if len(positions) == 1 else f"every one of {len(positions)} positions"
-            raise InputError(
-                f"feature {feature} is inactive at {where}: scaling it by {edit.amount:g} leaves 0, since 0 times anything is "
-                "0. Use set_to or add to switch it on."
-            )
         new = here * edit.amount
     return list(zip(new.tolist(), here.tolist(), strict=True))
+
+
+def _require_scalable(edit: Edit, feature: FeatureAt, positions: list[int], clean: CleanRun) -> None:
+    """Refuse to scale a feature that is active at none of the positions."""
+    if edit.how != "scale" or _activations(clean, feature, positions).any():
+        return
+    where = f"position {positions[0]}" if len(positions) == 1 else f"every one of {len(positions)} positions"
+    raise InputError(
+        f"feature {feature} is inactive at {where}: scaling it by {edit.amount:g} leaves 0, since 0 times anything is "
+        "0. Use set_to or add to switch it on."
+    )
 
 
 def taken(edit: Edit, feature: FeatureAt, positions: list[int], clean: CleanRun) -> Tensor:

@@ -41,6 +41,10 @@ def test_side_by_side_streamed_and_json(folders: Folders, tmp_path: Path) -> Non
         texts.append(json.loads(out))
     assert texts[0] == texts[1]
     assert texts[0]["interventions"] == ["way behind layer 1, strength 3"]
+    code, out, err = call(
+        folders, "-p", PROMPT, "--scale", ",".join(f"1/{n}" for n in range(20)) + "=2", "--max-new-tokens", 2
+    )
+    assert code == 0, err  # some are silent on the prompt
     code, out, err = call(folders, *arguments, "--alone", "--max-new-tokens", 2)
     assert json.loads(out)["unsteered"] is None
 

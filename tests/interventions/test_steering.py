@@ -114,6 +114,25 @@ def test_scaled_tokens_to_come_are_scaled_as_they_come(model: ReplacementModel) 
     torch.testing.assert_close(result.steered.logits[1], logits[0, -1])
 
 
+@pytest.mark.parametrize("place", ["all", None, slice(2, None)])
+def test_what_is_silent_on_the_prompt_is_scaled_on_tokens_to_come(model: ReplacementModel, place: Any) -> None:
+    _, activations = model.get_activations(IDS)
+    silent = [(layer, f) for layer in range(3) for f in range(20) if not activations[layer, :, f].any()]
+    edits = [[scale(feature, 50.0, at=at) for feature in silent] for at in (place, "generated")]
+    found = [steer(model, IDS, each, GREEDY, keep_logits=True) for each in edits]
+    logits, expected, unsteered = (
+        each.logits for each in (found[0].steered, found[1].steered, found[0].unsteered) if each is not None
+    )
+    assert logits is not None
+    assert expected is not None
+    assert unsteered is not None
+    assert torch.equal(logits, expected)
+    assert torch.equal(logits[0], unsteered[0])
+    assert not torch.allclose(logits, unsteered)
+    with pytest.raises(InputError, match="0 times anything is 0"):
+        steer(model, IDS, scale(silent[0], 50.0, at="prompt"))
+
+
 @pytest.mark.parametrize("cache", [True, False])
 def test_what_changes_nothing_changes_nothing_bitwise(model: ReplacementModel, cache: bool) -> None:
     _, activations = model.get_activations(IDS)
