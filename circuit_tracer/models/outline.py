@@ -11,8 +11,10 @@ from circuit_tracer.models.loading import first_line, pretrained_source
 from circuit_tracer.models.parts import ModelParts, bind
 
 
-def outline(model_name: str | Path) -> ModelParts:
+def outline(model_name: str | Path, revision: str | None = None) -> ModelParts:
     """Parts of a model on the meta device: names and shapes, no numbers; only its configuration is read.
+
+    revision: a branch, tag or commit on the hub; None for the newest.
 
     Raises InputError when there is no such model, UnsupportedModelError for an architecture outside the table.
     """
@@ -20,7 +22,7 @@ def outline(model_name: str | Path) -> ModelParts:
 
     source, extra = pretrained_source(model_name)
     try:
-        config = AutoConfig.from_pretrained(source, **extra)
+        config = AutoConfig.from_pretrained(source, **extra, **({"revision": revision} if revision else {}))
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError) as error:

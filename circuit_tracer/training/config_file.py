@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.training.config import TrainingConfig
 from circuit_tracer.training.config_keys import Key, find, keys, sections, unknown
-from circuit_tracer.training.config_rules import without_effect
+from circuit_tracer.training.config_rules import DATA_KEYS, without_effect
 
 PRESETS = Path(__file__).parent / "presets"
 SUFFIXES = (".yaml", ".yml", ".toml")
@@ -28,14 +28,18 @@ FILE_NAME = "config.yaml"  # in the folder of a run
 def load(source: str | Path, overrides: Mapping[str, str] | None = None) -> TrainingConfig:
     """The configuration of a file (YAML or TOML, by suffix), of a preset, or of a run's folder.
 
-    overrides: values as text by dotted key, such as {"run.batch": "8192"}; null is None, lists are written [0, 1].
+    overrides: values as text by dotted key, such as {"run.batch": "8192"}; null is None, lists are written [0, 1]. Another
+    `data.kind` than the file's takes the place of what belongs to the old kind alone.
 
     Raises InputError for an unknown file, preset or key (with the nearest one), a value of the wrong type or range, and
     for contradictions; FileFormatError for a file that cannot be parsed.
     """
     path = _locate(source)
-    raw = _read(path)
-    for key, text in (overrides or {}).items():
+    raw, overrides = _read(path), overrides or {}
+    if "data.kind" in overrides and isinstance(data := raw.get("data"), dict):
+        for name in (name for name, kinds in DATA_KEYS.items() if overrides["data.kind"] not in kinds):
+            data.pop(name, None)
+    for key, text in overrides.items():
         _override(raw, key, text)
     return validate(raw, path.name if path.parent != PRESETS else f"preset {path.stem}")
 

@@ -10,6 +10,12 @@ if TYPE_CHECKING:
 
 BUDGET = ("batch_topk", "topk")  # activations that keep a number of features
 PENALISED = ("jumprelu", "relu")  # activations that a penalty keeps sparse
+# keys of `data` that not every kind of data has, and the kinds that do
+DATA_KEYS = {
+    "name": ("huggingface",),
+    "split": ("huggingface",),
+    "field": ("huggingface", "jsonl", "parquet"),
+}
 
 
 def contradictions(config: TrainingConfig) -> list[str]:
@@ -47,10 +53,9 @@ def without_effect(config: TrainingConfig) -> dict[str, str]:
         )
     if sparsity.aux_active == 0:
         idle("with sparsity.aux_active 0", "sparsity", "aux_weight")
-    if data.kind != "huggingface":
-        idle(f"with data.kind {data.kind}: only a data set of the hub has it", "data", "name", "split")
-    if data.kind in ("text", "tokens"):
-        idle(f"with data.kind {data.kind}, whose files have no fields", "data", "field")
+    for name, kinds in DATA_KEYS.items():
+        if data.kind not in kinds:
+            idle(f"with data.kind {data.kind}: only {' and '.join(kinds)} data have it", "data", name)
     if config.dictionary.kind == "sae":
         idle(
             "with dictionary.kind sae, which reads and writes at dictionary.point",

@@ -72,12 +72,13 @@ class Loop:
                 done = self.state.step
                 stopping = self.ranks.anywhere(interrupted())  # all must stop after the same step
                 evaluating = evaluate is not None and every and done % every == 0 and done < self.config.steps
-                if evaluating or stopping or done % self.config.run.checkpoint_every_steps == 0:
-                    self.save()
-                if stopping:
-                    raise KeyboardInterrupt
-                if evaluating and evaluate is not None:
-                    evaluate()
+                with self._window.paused():
+                    if evaluating or stopping or done % self.config.run.checkpoint_every_steps == 0:
+                        self.save()
+                    if stopping:
+                        raise KeyboardInterrupt
+                    if evaluating and evaluate is not None:
+                        evaluate()
 
     def save(self, **facts: Any) -> Path:
         """Write a checkpoint of the present step, with further facts in its state.json; once written, add the facts to it."""
@@ -176,6 +177,13 @@ class _Window:
         self.error_S = [0.0] * n_layers
         self.terms: dict[str, float] = {}
         self.counts: Tensor | None = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside is not that of steps."""
+        begun = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - begun
 
     def add(self, outcome: Outcome) -> None:
         self.steps += 1

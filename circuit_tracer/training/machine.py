@@ -27,6 +27,7 @@ class Machine:
     device_free: int  # bytes; on a CPU the host's
     host_free: int
     disk_free: int  # below the run's folder
+    cache_free: int = 0  # below the folder of cached activations, if there is one
 
     @property
     def on_host(self) -> bool:
@@ -35,10 +36,15 @@ class Machine:
 
 
 def measure(
-    device: torch.device, formats: Iterable[str], out: Path, threads: int | None = None, processes: int = 1
+    device: torch.device,
+    formats: Iterable[str],
+    out: Path,
+    threads: int | None = None,
+    processes: int = 1,
+    cache: Path | None = None,
 ) -> Machine:
     """Probe a device for the number formats named. ``processes`` of this machine share the host's memory; what a run left in
-    its folder ``out`` counts as free, as the run replaces it."""
+    its folder ``out`` counts as free, as the run replaces it, and so does what ``cache`` holds, which it uses."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -53,13 +59,18 @@ def measure(
         bytes_per_second=rate,
         device_free=torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host,
         host_free=host,
-        disk_free=shutil.disk_usage(_existing(out)).free + _size(out),
+        disk_free=_free_below(out),
+        cache_free=0 if cache is None else _free_below(cache),
     )
 
 
 def local_processes() -> int:
     """Processes of this run on this machine, as torchrun says."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _free_below(folder: Path) -> int:
+    return shutil.disk_usage(_existing(folder)).free + _size(folder)
 
 
 def _existing(path: Path) -> Path:

@@ -13,6 +13,8 @@ from circuit_tracer.training.workload import (
     ModelSizes,
     Workload,
     buffer_bytes,
+    cache_space,
+    cached_token_bytes,
     device_memory,
     disk_space,
     step_seconds,
@@ -31,6 +33,7 @@ class Plan:
     device_needs: dict[str, int]  # bytes by what they hold
     host_needs: dict[str, int]
     disk_needs: dict[str, int]
+    cache_needs: dict[str, int]
     step_seconds: dict[str, float]  # by phase; an estimate
 
     @property
@@ -60,12 +63,15 @@ class Plan:
             (f"memory of {machine.device}", self.device_needs, machine.device_free),
             ("memory of the host", self.host_needs, machine.host_free),
             (f"the disk of {self.work.config.run.out}", self.disk_needs, machine.disk_free),
+            (f"the disk of the cache {self.work.config.data.cache}", self.cache_needs, machine.cache_free),
         ]
 
     def _advice(self) -> str:
         config, advice = self.work.config, []
         if sum(self.disk_needs.values()) > SHARE_USABLE * self.machine.disk_free:
             advice.append("choose run.out on a larger disk")
+        if sum(self.cache_needs.values()) > SHARE_USABLE * self.machine.cache_free:
+            advice.append("leave data.cache out, or choose it on a larger disk")
         if sum(self.device_needs.values()) > SHARE_USABLE * self.machine.device_free:
             fits = _most_features(self.work, self.machine)
             advice.append(f"set dictionary.features to {fits}" if fits else "lower run.batch")
@@ -93,6 +99,9 @@ class Plan:
             if needs:
                 lines.append(f"{place}: {sum(needs.values()) / GB:.2f} GB of {free / GB:.1f} GB free")
                 lines += [f"  {name:<26}{size / GB:>9.2f} GB" for name, size in _largest_first(needs)]
+        if config.data.cache is not None and not self.cache_needs:
+            each = cached_token_bytes(work)
+            lines.append(f"the cache {config.data.cache}: {each / 1000:.1f} kB for each token of a pass over the data")
         lines += self._time()
         return "\n".join(lines)
 
@@ -120,7 +129,7 @@ def make_plan(config: TrainingConfig, sizes: ModelSizes, machine: Machine, ranks
         host["activation buffer"] = buffer_bytes(work)
     if machine.on_host:  # one memory for both
         beside, host = {**beside, **host}, {}
-    return Plan(work, machine, beside, host, disk_space(work), step_seconds(work, machine))
+    return Plan(work, machine, beside, host, disk_space(work), cache_space(work), step_seconds(work, machine))
 
 
 def plan_run(config: TrainingConfig, device: torch.device, ranks: int = 1) -> Plan:
@@ -130,9 +139,9 @@ def plan_run(config: TrainingConfig, device: torch.device, ranks: int = 1) -> Pl
     """
     from circuit_tracer.models.outline import outline
 
-    sizes = ModelSizes.of(outline(config.model.name))
+    sizes = ModelSizes.of(outline(config.model.name, config.model.revision))
     formats = (config.model.dtype, config.dictionary.dtype, "float32")
-    machine = measure(device, formats, config.run.out, config.run.threads, local_processes())
+    machine = measure(device, formats, config.run.out, config.run.threads, local_processes(), config.data.cache)
     return make_plan(config, sizes, machine, ranks)
 
 

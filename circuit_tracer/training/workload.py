@@ -183,6 +183,19 @@ def disk_space(work: Workload) -> dict[str, int]:
     return needs
 
 
+def cached_token_bytes(work: Workload) -> int:
+    """Bytes that `data.cache` takes for each token of one pass over the data."""
+    return work.width * work.sides * BYTES[work.config.data.buffer_dtype]
+
+
+def cache_space(work: Workload) -> dict[str, int]:
+    """Bytes written below `data.cache`, if it is known before how many tokens a pass over the data has."""
+    data = work.config.data
+    if data.cache is None or data.epochs != 1:
+        return {}
+    return {"activations": work.config.run.tokens * cached_token_bytes(work)}
+
+
 def step_seconds(work: Workload, machine: Machine) -> dict[str, float]:
     """Seconds of a step by phase, on average over the run."""
     config, sizes, batch = work.config, work.sizes, work.config.run.batch

@@ -37,6 +37,16 @@ def test_presets_load_and_name_their_own_folder(name: str) -> None:
     assert 100 > config.sparsity.active >= 8
 
 
+@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("kind", ["text", "jsonl", "parquet", "tokens"])
+def test_every_preset_takes_data_of_another_kind(name: str, kind: str) -> None:
+    """Configuration and split of its data set on the hub go with the old kind; what is asked for besides stays an error."""
+    config = load(name, {"data.kind": kind, "data.path": "texts/*"})
+    assert (config.data.kind, config.data.path, config.data.name) == (kind, "texts/*", None)
+    with pytest.raises(InputError, match=r"data\.name is x, which has no effect with data\.kind"):
+        load(name, {"data.kind": kind, "data.path": "texts/*", "data.name": "x"})
+
+
 def test_presets_are_those_promised() -> None:
     promised = {"gpt2", "pythia-70m", "smollm2-135m", "gemma-3-270m", "llama-3.2-1b", "gemma-2-2b"}
     assert promised <= set(preset_names())
@@ -192,8 +202,8 @@ def test_a_wrong_value_is_refused_in_plain_words(key: str, value: str, expected:
         ),
         ({"sparsity__aux_active": 65}, r"aux_active is 65, more than dictionary\.features, 64; lower it, 8 say"),
         ({"sparsity__aux_active": 0, "sparsity__aux_weight": 0.5}, r"aux_weight is 0\.5, .*aux_active 0"),
-        ({"data__kind": "text", "data__field": "body"}, r"data\.field is body, .*whose files have no fields"),
-        ({"data__kind": "jsonl", "data__name": "x"}, r"data\.name is x, .*only a data set of the hub"),
+        ({"data__kind": "text", "data__field": "body"}, r"data\.field is body, .*only huggingface and jsonl and parquet data have it"),
+        ({"data__kind": "jsonl", "data__name": "x"}, r"data\.name is x, .*only huggingface data have it"),
         ({"dictionary__layers": [0]}, r"layers is \[0\], .*covers all layers: leave it out \(default null\)"),
         (
             {"dictionary__kind": "plt", "dictionary__layers": [2, 1]},

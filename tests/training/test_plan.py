@@ -93,6 +93,18 @@ def test_the_buffer_is_counted_where_it_lies() -> None:
     assert not on_host.host_needs
 
 
+def test_the_cache_is_planned_where_its_size_is_known() -> None:
+    config = small(data__cache="cached", data__epochs=1)
+    plan = make_plan(config, TINY, replace(LAPTOP, cache_free=10**12))
+    assert plan.cache_needs == {"activations": config.run.tokens * 3 * 16 * 2 * 4}
+    plan.require_fits()
+    with pytest.raises(ResourceError, match=r"the disk of the cache cached would hold .*leave data\.cache out"):
+        make_plan(config, TINY, LAPTOP).require_fits()
+    repeated = make_plan(small(data__cache="cached", data__epochs=None), TINY, LAPTOP)
+    assert "the cache cached: 0.4 kB for each token" in str(repeated)
+    assert not make_plan(small(), TINY, LAPTOP).cache_needs
+
+
 @given(features=st.integers(1, 300), free=st.integers(4, 40))
 @settings(max_examples=40, deadline=None)
 def test_the_number_of_features_advised_fits_and_a_larger_one_does_not(features: int, free: int) -> None:
