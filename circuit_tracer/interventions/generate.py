@@ -29,19 +29,24 @@ if TYPE_CHECKING:
 class GenerationOptions:
     """How tokens are chosen; names and defaults of TransformerLens' `generate`, which circuit-tracer's scripts use.
 
-    freq_penalty: subtracted from a logit for each time its token was seen. `verbose` has no effect; without
-    `use_past_kv_cache` circuit-tracer does not generate, and neither do we.
+    eos_token_id: one id or several, each of which ends the text. freq_penalty: subtracted from a logit for each time its
+    token was seen. return_type: the text, which is what circuit-tracer returns. Without `use_past_kv_cache` circuit-tracer
+    does not generate, and neither do we. Without effect: `verbose`; `padding_side`, since one prompt is not padded; and
+    `prepend_bos`, since ids are taken as they are and text is tokenized by the model's own rule (`ensure_tokenized`).
     """
 
     max_new_tokens: int = 10
     stop_at_eos: bool = True
-    eos_token_id: int | None = None
+    eos_token_id: int | Sequence[int] | None = None
     do_sample: bool = True
     top_k: int | None = None
     top_p: float | None = None
     temperature: float = 1.0
     freq_penalty: float = 0.0
     use_past_kv_cache: bool = True
+    prepend_bos: bool | None = None
+    padding_side: str | None = None
+    return_type: str | None = "input"
     verbose: bool = True
 
     def __post_init__(self) -> None:
@@ -51,6 +56,11 @@ class GenerationOptions:
             raise InputError("interventions generate with the key-value cache only; leave use_past_kv_cache out")
         if self.do_sample and not self.temperature > 0:
             raise InputError(f"temperature is {self.temperature}; give a positive one, or do_sample=False")
+        if self.return_type not in ("input", "str"):
+            raise InputError(
+                f"return_type is {self.return_type!r}; interventions return the text as 'str' (or 'input'). For ids, use "
+                "circuit_tracer.interventions.generate.generate_held"
+            )
 
     @classmethod
     def read(cls, arguments: dict[str, Any]) -> GenerationOptions:
@@ -60,6 +70,13 @@ class GenerationOptions:
         if unknown:
             raise InputError(f"unknown generation arguments {', '.join(unknown)}; known are {', '.join(known)}")
         return cls(**arguments)
+
+    def end_ids(self, tokenizer: Any) -> frozenset[int]:
+        """Ids that end the text; the tokenizer's (which may be None), unless others were given."""
+        given = getattr(tokenizer, "eos_token_id", None) if self.eos_token_id is None else self.eos_token_id
+        if given is None or not self.stop_at_eos:
+            return frozenset()
+        return frozenset(torch.as_tensor(given).flatten().tolist())
 
     def choose(self, logits_V: Tensor, seen: Tensor) -> int:
         """The next token, given the ids (P,) so far; sampling uses torch's global random state."""
@@ -127,10 +144,8 @@ def generate_held(
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
     loop.step(ids, resolve(interventions, *place), freeze, left_out, options)
     goes_on = resolve(open_ended(interventions), model.transcoders, 1, model.parts.device, parts.compute_dtype)
-    end = options.eos_token_id
-    if end is None and model.tokenizer is not None:
-        end = model.tokenizer.eos_token_id
-    while len(loop.logits) < options.max_new_tokens and not (options.stop_at_eos and int(loop.ids[-1]) == end):
+    ends = options.end_ids(model.tokenizer)
+    while len(loop.logits) < options.max_new_tokens and int(loop.ids[-1]) not in ends:
         loop.step(loop.ids[-1:], goes_on, None, [], options)
     return loop.ids, torch.stack(loop.logits), loop.all_activations()
 

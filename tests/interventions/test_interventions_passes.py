@@ -219,8 +219,19 @@ def test_sparse_activations_of_a_generation(model: ReplacementModel) -> None:
 def test_generation_stops_at_the_end_token(model: ReplacementModel) -> None:
     _, logits, _ = model.feature_intervention_generate(IDS, [], max_new_tokens=5, do_sample=False, stop_at_eos=False)
     second = int(logits[1].argmax())
-    _, stopped, _ = model.feature_intervention_generate(IDS, [], max_new_tokens=5, do_sample=False, eos_token_id=second)
-    assert len(stopped) == 1 + (int(logits[0].argmax()) != second)
+    for end in (second, [second], [46, second], torch.tensor([second]), torch.tensor(second)):
+        _, stopped, _ = model.feature_intervention_generate(
+            IDS, [], max_new_tokens=5, do_sample=False, eos_token_id=end
+        )
+        assert len(stopped) == 1 + (int(logits[0].argmax()) != second)
+
+
+def test_transformer_lens_arguments_that_have_no_effect(model: ReplacementModel) -> None:
+    def text(**options: Any) -> str:
+        return model.feature_intervention_generate(IDS, OPEN, do_sample=False, stop_at_eos=False, **options)[0]
+
+    for options in ({"prepend_bos": False}, {"prepend_bos": True}, {"padding_side": "left"}, {"return_type": "str"}):
+        assert text(**options) == text()
 
 
 def test_sampling(model: ReplacementModel) -> None:
@@ -273,6 +284,7 @@ def test_bad_interventions_say_what_is_wrong(model: ReplacementModel, case: str)
         ({"use_past_kv_cache": False}, "cache"),
         ({"temperature": 0.0}, "temperature"),
         ({"beams": 3}, "known are"),
+        ({"return_type": "tokens"}, "return_type is 'tokens'"),
         ({"max_new_tokens": 100}, "context length is 64"),
     ],
 )
