@@ -18,7 +18,15 @@ from torch import Tensor
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.metrics import Metric
 from circuit_tracer.interventions.patch_table import Mode, PatchTable
-from circuit_tracer.interventions.patching import Pair, Patch, kept_activations, pair_of, patches_of
+from circuit_tracer.interventions.patching import (
+    Pair,
+    Patch,
+    kept_activations,
+    pair_of,
+    patches_of,
+    places_of,
+    require_single,
+)
 from circuit_tracer.interventions.sites import Site, run_batch, visiting
 from circuit_tracer.models.tokenization import Prompt
 
@@ -41,28 +49,34 @@ def attribution_patching(
     positions: Iterable[int] | Literal["together"] | None = None,
     steps: int = 1,
 ) -> PatchTable:
-    """The table of `activation_patching`, estimated with `steps` backward passes. features: so many of the strongest."""
+    """The table of `activation_patching`, estimated with `steps` backward passes. features: so many of the strongest at
+    these positions.
+    """
     if steps < 1 or features < 0:
         raise InputError(f"steps is {steps} and features {features}; they must be at least 1 and 0")
     pair = pair_of(model, clean, corrupted, metric, mode)
     layers = None if layers is None else list(layers)
-    patches = patches_of(pair, sites, layers, positions)
+    places = places_of(pair, positions)
+    patches = patches_of(pair, sites, layers, places)
+    if features:
+        require_single(places)
     names = {patch.site for patch in patches}
-    gradient = mean_gradients(pair, names, steps)
+    gradient = mean_gradients(pair, names, steps) if names else {}
     base, donor = (kept_activations(pair, ids, names) for ids in (pair.base, pair.donor))
     product = {key: (donor[key] - base[key]).to(pair.model.parts.compute_dtype) * gradient[key] for key in gradient}
     value = [pair.base_value + _share(product[patch.site, patch.layer], patch, pair) for patch in patches]
     if features:
-        found, estimate = estimate_features(pair, steps, layers)
+        found, estimate = estimate_features(pair, steps, layers, places)
         order = torch.argsort(estimate.abs(), descending=True, stable=True)[:features].tolist()
         patches += [found[number] for number in order]
         value += [pair.base_value + float(estimate[number]) for number in order]
     return pair.table(patches, torch.tensor(value, dtype=torch.float64), estimated=True)
 
 
-def strongest_features(pair: Pair, count: int, layers: Iterable[int] | None) -> list[Patch]:
-    """The `count` features whose patch moves the metric most, by the gradient of the base run."""
-    patches, estimate = estimate_features(pair, 1, layers)
+def strongest_features(pair: Pair, count: int, layers: list[int] | None, places: list[int]) -> list[Patch]:
+    """The `count` features at these positions whose patch moves the metric most, by the gradient of the base run."""
+    require_single(places)
+    patches, estimate = estimate_features(pair, 1, layers, places)
     order = torch.argsort(estimate.abs(), descending=True, stable=True)[:count]
     return [patches[number] for number in order.tolist()]
 
@@ -93,8 +107,12 @@ def mean_gradients(pair: Pair, sites: set[str], steps: int) -> Kept:
     return total
 
 
-def estimate_features(pair: Pair, steps: int, layers: Iterable[int] | None) -> tuple[list[Patch], Tensor]:
-    """Every feature whose activation differs between the prompts, with the estimated change (n,) of the metric."""
+def estimate_features(
+    pair: Pair, steps: int, layers: list[int] | None, places: list[int]
+) -> tuple[list[Patch], Tensor]:
+    """Every feature whose activation differs between the prompts at these positions, with the estimated change (n,) of
+    the metric.
+    """
     gradient = mean_gradients(pair, {"dictionary_out"}, steps)
     transcoders, (base, donor) = pair.model.transcoders, pair.runs
     patches: list[Patch] = []
@@ -106,8 +124,10 @@ def estimate_features(pair: Pair, steps: int, layers: Iterable[int] | None) -> t
             torch.cat([table.position[here] * width + table.index[here] for table, here in tables]), return_inverse=True
         )
         signed = torch.cat([sign * table.value[here] for sign, (table, here) in zip((-1, 1), tables, strict=True)])
+        here = torch.isin(key // width, torch.tensor(places, dtype=torch.int64, device=key.device))
         change = torch.zeros(len(key), dtype=pair.model.parts.compute_dtype, device=key.device)
         change.index_add_(0, inverse, signed.to(change))
+        key, change = key[here], change[here]
         position, index = key // width, key % width
         slope = torch.zeros_like(change)
         unique, back = torch.unique(index, return_inverse=True)

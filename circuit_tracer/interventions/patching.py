@@ -31,6 +31,7 @@ from circuit_tracer.models.tokenization import Prompt, token_strings
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
 
+TOGETHER = -1  # a patch of all positions
 MINIMUM = 1e-9  # the metrics of the two prompts must differ by more, relative to their size
 
 
@@ -139,41 +140,54 @@ def activation_patching(
     """Replace one activation after the other and measure; the answer is a table with a heat map (`.draw(path)`).
 
     sites: resid (the residual stream that enters a layer), attn_out, mlp_out, head. features: also these features, or the
-    so many that `attribution_patching` holds for the strongest. positions: None for every one, "together" for all at once.
+    so many that `attribution_patching` holds for the strongest. positions: None for every one, "together" for all at once
+    (of sites only); a feature that names its position keeps it.
     Cost: two passes, and one for every `batch_size` patches; positions before the first difference need none.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
     pair = pair_of(model, clean, corrupted, metric, mode)
+    layers = None if layers is None else list(layers)
+    positions = places_of(pair, positions)
     patches = patches_of(pair, sites, layers, positions)
+    chosen = _features(pair, features, layers, positions)
     value = _measure(pair, patches, batch_size)
-    chosen = _features(pair, features, layers)
     if chosen:
         value = torch.cat([value, _measure_features(pair, chosen, batch_size).to(value)])
     return pair.table([*patches, *chosen], value, estimated=False)
 
 
-def patches_of(
-    pair: Pair,
-    sites: Iterable[Site],
-    layers: Iterable[int] | None,
-    positions: Iterable[int] | Literal["together"] | None,
-) -> list[Patch]:
+def places_of(pair: Pair, positions: Iterable[int] | Literal["together"] | None) -> list[int]:
+    """Positions to patch, counted from 0; -1 for all of them at once. InputError for what does not exist."""
+    n_pos = len(pair.base)
+    if isinstance(positions, str):
+        if positions != "together":
+            raise InputError(f"positions is {positions!r}; give numbers, 'together' for all at once, or None for each")
+        return [TOGETHER]
+    places = list(range(n_pos)) if positions is None else [int(position) for position in positions]
+    for position in places:
+        if not -n_pos <= position < n_pos:
+            raise InputError(
+                f"position {position} to patch: the prompts' {n_pos} tokens are positions 0 to {n_pos - 1}"
+            )
+    return [position % n_pos for position in places]
+
+
+def require_single(places: list[int]) -> None:
+    """Refuse features at all positions at once."""
+    if TOGETHER in places:
+        raise InputError(
+            "features are patched one position at a time, not with positions='together'; leave one of them out, or use "
+            "apply_edits with take_from to put a feature's activations of all positions into the other prompt"
+        )
+
+
+def patches_of(pair: Pair, sites: Iterable[Site], layers: list[int] | None, places: list[int]) -> list[Patch]:
     """The activations to replace, in order of site, layer, head and position. InputError for what does not exist."""
-    config, n_pos = pair.model.parts.config, len(pair.base)
+    config = pair.model.parts.config
     chosen = list(range(config.n_layers)) if layers is None else [int(layer) for layer in layers]
     if chosen and not (min(chosen) >= 0 and max(chosen) < config.n_layers):
         raise InputError(f"layers {chosen} to patch: the model has layers 0 to {config.n_layers - 1}")
-    if positions == "together":
-        places = [-1]
-    else:
-        places = list(range(n_pos)) if positions is None else [int(position) for position in positions]
-        for position in places:
-            if not -n_pos <= position < n_pos:
-                raise InputError(
-                    f"position {position} to patch: the prompts' {n_pos} tokens are positions 0 to {n_pos - 1}"
-                )
-        places = [position % n_pos for position in places]
     patches = []
     for site in sites:
         if site not in SITES:
@@ -227,7 +241,7 @@ def kept_activations(pair: Pair, ids: Tensor, sites: set[str]) -> dict[tuple[str
     return kept
 
 
-def _features(pair: Pair, features: Features | int, layers: Iterable[int] | None) -> list[Patch]:
+def _features(pair: Pair, features: Features | int, layers: list[int] | None, places: list[int]) -> list[Patch]:
     if isinstance(features, int):
         if features < 0:
             raise InputError(f"features is {features}; give features, or how many of the strongest")
@@ -235,14 +249,18 @@ def _features(pair: Pair, features: Features | int, layers: Iterable[int] | None
             return []
         from circuit_tracer.interventions.attribution_patching import strongest_features
 
-        return strongest_features(pair, features, layers)
+        return strongest_features(pair, features, layers, places)
     patches = []
     for feature in features_of(features):
         check_feature(feature, pair.model.transcoders)
-        places = range(len(pair.base)) if feature.position is None else [feature.position]
-        if not 0 <= places[0] <= places[-1] < len(pair.base):
-            raise InputError(f"feature {feature} at position {places[0]}: positions are 0 to {len(pair.base) - 1}")
-        patches += [Patch("feature", feature.layer, position, feature.feature_idx) for position in places]
+        if feature.position is None:
+            require_single(places)
+        elif not 0 <= feature.position < len(pair.base):
+            raise InputError(
+                f"feature {feature} at position {feature.position}: positions are 0 to {len(pair.base) - 1}"
+            )
+        here = places if feature.position is None else [feature.position]
+        patches += [Patch("feature", feature.layer, position, feature.feature_idx) for position in here]
     return patches
 
 

@@ -125,6 +125,36 @@ def test_features_are_interventions_with_the_other_prompts_values(kind: str) -> 
         assert float(value) == pytest.approx(float(metric.of(logits[:, -1])), abs=1e-9)
 
 
+@pytest.mark.parametrize("patching", [activation_patching, attribution_patching])
+def test_features_are_those_of_the_positions(model: ReplacementModel, patching: Any) -> None:
+    arguments = (model, CLEAN, CORRUPTED, logit_difference(model, 3, 7))
+    everywhere = patching(*arguments, sites=[], features=10_000)
+    chosen = patching(*arguments, sites=[], features=5, positions=iter([-1, 3]), layers=iter([1, 2]))
+    inside = torch.isin(everywhere.position, torch.tensor([3, 5])) & (everywhere.layer > 0)
+    assert int(inside.sum()) > 5
+    assert len(chosen) == 5
+    for name in ("layer", "position", "unit", "value"):
+        torch.testing.assert_close(getattr(chosen, name), getattr(everywhere, name)[inside][:5])
+    with pytest.raises(InputError, match="one position at a time"):
+        patching(*arguments, features=5, positions="together")
+    with pytest.raises(InputError, match="'last'; give numbers"):
+        patching(*arguments, positions="last")
+
+
+def test_named_features_are_patched_at_the_positions(model: ReplacementModel) -> None:
+    metric = logit_difference(model, 3, 7)
+    table = activation_patching(
+        model, CLEAN, CORRUPTED, metric, sites=[], features=[(0, 6), (1, 2, 4)], positions=[5, 3]
+    )
+    assert list(zip(table.layer.tolist(), table.position.tolist(), table.unit.tolist(), strict=True)) == [
+        (0, 5, 6),
+        (0, 3, 6),
+        (1, 2, 4),
+    ]
+    with pytest.raises(InputError, match="one position at a time"):
+        activation_patching(model, CLEAN, CORRUPTED, metric, features=[(0, 6)], positions="together")
+
+
 # ---- gradients
 
 
@@ -152,7 +182,7 @@ def test_gradients_are_those_of_small_changes(architecture: str) -> None:
 def test_estimates_of_features_are_those_of_small_changes(transcoder: dict[str, Any]) -> None:
     model = replacement("gemma2", **transcoder)
     pair = pair_of(model, CLEAN, CORRUPTED, logit_difference(model, 3, 7), "denoising")
-    patches, estimate = estimate_features(pair, 1, None)
+    patches, estimate = estimate_features(pair, 1, None, list(range(6)))
     (_, base), (_, donor) = (model.get_activations(ids) for ids in (pair.base, pair.donor))
     for number in torch.argsort(estimate.abs(), descending=True)[:5].tolist():
         patch, step = patches[number], 1e-4
