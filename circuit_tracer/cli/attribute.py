@@ -10,7 +10,7 @@ import typer
 from circuit_tracer.cli import options
 from circuit_tracer.cli.outputs import Outputs
 from circuit_tracer.cli.prompts import Job, read_jobs
-from circuit_tracer.cli.serve import PORT, FeaturesDir, Port
+from circuit_tracer.cli.serve import PORT, FeaturesDir, Labels, Port, chosen_labels
 from circuit_tracer.cli.serve import run as run_server
 from circuit_tracer.errors import InputError
 
@@ -102,6 +102,7 @@ def attribute(
     node_threshold: options.NodeThreshold = 0.8,
     edge_threshold: options.EdgeThreshold = 0.98,
     policy: options.Policy = "circuit-tracer",
+    labels: Labels = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="Use the small model and transcoder that ship with the package.")
     ] = False,
@@ -134,7 +135,10 @@ def attribute(
         edge_threshold,
         policy,
         several=prompt_file is not None,
+        labels=chosen_labels(labels, demo),
     )
+    if labels is not None and outputs.folder is None:
+        raise InputError("--labels name features in the viewer's files: add --slug NAME and --graph-file-dir FOLDER")
     if outputs.path is None and outputs.folder is None and not json:
         raise InputError("say where the graph goes: -o FILE, or --slug NAME with --graph-file-dir FOLDER (or --json)")
     outputs.check([job.slug for job in jobs])
@@ -164,7 +168,7 @@ def attribute(
             raise KeyboardInterrupt
     ranks.leave()
     if server and graph_file_dir is not None and ranks.first:
-        run_server(graph_file_dir, port, features_dir, loaded, demo)
+        run_server(graph_file_dir, port, features_dir, loaded, demo, labels=labels)
 
 
 def _ranks(device: str | None) -> Ranks:

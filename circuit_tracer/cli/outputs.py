@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +19,8 @@ SUFFIXES = (".pt", ".safetensors")
 class Outputs:
     """A graph file, a folder of viewer files, both, or neither.
 
-    With several prompts the graph file's name gets the slug: NAME.pt becomes NAME-{slug}.pt.
+    With several prompts the graph file's name gets the slug: NAME.pt becomes NAME-{slug}.pt. labels: of features, for the
+    viewer files.
     """
 
     path: Path | None
@@ -27,6 +29,7 @@ class Outputs:
     edge_threshold: float
     policy: Literal["circuit-tracer", "paper"]
     several: bool = False
+    labels: Mapping[tuple[int, int], str] | None = None
 
     def check(self, slugs: list[str]) -> None:
         """Raise InputError (or FileFormatError for a damaged index) for anything that could not be written."""
@@ -75,6 +78,7 @@ class Outputs:
                     node_threshold=self.node_threshold,
                     edge_threshold=self.edge_threshold,
                     policy=self.policy,
+                    labels=self.labels,
                 )
             )
         return written

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,10 @@ Port = Annotated[
 FeaturesDir = Annotated[
     Path | None, typer.Option("--features-dir", help="Files of features; default: features/ in the folder of graphs.")
 ]
+Labels = Annotated[
+    Path | None,
+    typer.Option("--labels", help="Labels for graphs made here: labels.json, or a folder of features."),
+]
 Open = Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")]
 
 
@@ -34,6 +38,7 @@ def serve(
     demo: edit_options.Demo = False,
     port: Port = PORT,
     features_dir: FeaturesDir = None,
+    labels: Labels = None,
     open_browser: Open = True,
     neuronpedia_secret: Annotated[
         str | None,
@@ -54,7 +59,7 @@ def serve(
 
         require_writable_folder(graph_file_dir)
         loaded = edit_options.load_pair(transcoder_set, model, demo, device, dtype)
-    run(graph_file_dir, port, features_dir, loaded, demo, open_browser, neuronpedia_secret)
+    run(graph_file_dir, port, features_dir, loaded, demo, open_browser, neuronpedia_secret, labels)
 
 
 def start_server(
@@ -72,18 +77,22 @@ def run(
     demo: bool = False,
     open_browser: bool = False,
     neuronpedia_secret: str | None = None,
+    labels: Path | None = None,
 ) -> None:
-    """Serve a folder until Ctrl-C. demo: the model is the embedded one, whose labels and features are at hand."""
+    """Serve a folder until Ctrl-C. demo: the model is the embedded one, whose features are at hand.
+
+    labels: a file or folder of them; default: the embedded model's own, or else those of the folder of features.
+    """
     from circuit_tracer.viewer.server import serve as start
 
-    labels, shipped = _demo_extras() if demo else (None, None)
+    shipped = _demo_features() if demo else None
     server = start(
         folder,
         None,
         features_dir or shipped,
         port,
         model=model,
-        labels=labels,
+        labels=chosen_labels(labels, demo),
         neuronpedia_secret=neuronpedia_secret,
         open_browser=open_browser,
     )
@@ -97,9 +106,22 @@ def run(
         server.stop()
 
 
-def _demo_extras() -> tuple[Any, Path | None]:
-    """Labels of the embedded dictionary, and its features if they are here."""
-    from circuit_tracer.demo import demo_folder, load_labels
+def chosen_labels(path: Path | None, demo: bool) -> dict[tuple[int, int], str] | None:
+    """Those of a file or folder; without one, those of the embedded dictionary if that is what is used."""
+    if path is not None:
+        from circuit_tracer.features.labels import read_labels
+
+        return read_labels(path)
+    if demo:
+        from circuit_tracer.demo import load_labels
+
+        return load_labels()
+    return None
+
+
+def _demo_features() -> Path | None:
+    """Features of the embedded dictionary, if they are here."""
+    from circuit_tracer.demo import demo_folder
 
     shipped = demo_folder() / "features"
-    return load_labels(), shipped if shipped.is_dir() else None
+    return shipped if shipped.is_dir() else None

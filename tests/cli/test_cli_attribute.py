@@ -42,6 +42,13 @@ def test_writes_viewer_files_under_the_slug(folders: Folders, run: Run, tmp_path
     assert (tmp_path / "new" / "folder" / "graph-metadata.json").is_file()
 
 
+def test_labels_need_a_viewer_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text("{}")
+    outcome = run("attribute", "--demo", "-p", PROMPT, "-o", tmp_path / "g.pt", "--labels", tmp_path / "labels.json")
+    assert outcome.code == 2
+    assert "--slug" in outcome.err
+
+
 def test_relative_paths_without_a_slash_work(
     folders: Folders, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,39 @@ def test_serve_with_a_model_makes_the_folder(folders: Folders, tmp_path: Path) -
         assert get(address + "api/graphs") == {"graphs": [], "warning": None}
 
 
+def test_labels_name_the_features_of_graphs_made_with_them(folders: Folders, tmp_path: Path) -> None:
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({layer: {index: "mine" for index in range(100)} for layer in range(3)}))
+    features = tmp_path / "features"
+    features.mkdir()
+    (features / "labels.json").write_text(own.read_text().replace("mine", "the folder's"))
+    options = ["-t", folders.transcoder, "--graph_file_dir", tmp_path]
+    traced = [*options, "-p", PROMPT, "--slug", "texas", "--labels", own, "-o", tmp_path / "texas.safetensors"]
+    with running("attribute", *traced, "--server", "--port", 0) as (address, _):
+        assert labels_at(address, "texas") == {"mine"}
+        assert ask(address, "api/graphs/texas/prune", {"node_threshold": 0.99})["nodes"] > 0
+        assert labels_at(address, "texas") == {"mine"}
+    for given, label in (([], "the folder's"), (["--labels", own], "mine")):
+        with running("serve", *options, *given, "--port", 0, "--no-open") as (address, _):
+            job = ask(address, "api/traces", {"prompt": PROMPT, "slug": "again", "replace": True})
+            while job["state"] == "running":
+                job = get(f"{address}api/jobs/{job['id']}")
+            assert labels_at(address, "again") == {label}
+
+
+def ask(address: str, path: str, body: dict[str, Any]) -> Any:
+    token = get(address + "api/session")["token"]
+    headers = {"Content-Type": "application/json", "X-Circuit-Tracer-Token": token}
+    request = urllib.request.Request(address + path, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def labels_at(address: str, slug: str) -> set[str]:
+    nodes = get(f"{address}api/graphs/{slug}")["nodes"]
+    return {node["clerp"] for node in nodes if node["feature_type"] == "cross layer transcoder"}
+
+
 def test_start_server_is_circuit_tracers(tmp_path: Path) -> None:
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / "7.json").write_text("{}")

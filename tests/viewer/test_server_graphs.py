@@ -15,6 +15,7 @@ from documents import large_document, small_document
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from circuit_tracer.demo import FEATURES, load_labels
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.validate import validate_document
@@ -134,6 +135,79 @@ def test_pruning_anew_keeps_the_view_and_needs_the_whole_graph(
     assert validate_document(again) == []
     assert ask(served, "/api/graphs/small/prune", {}).status == 409
     assert ask(served, "/api/graphs/demo/prune", {"node_threshold": 2}).status == 400
+
+
+def test_pruning_anew_keeps_what_the_file_says(graph_folder: Path, demo_graph: Graph) -> None:
+    demo_graph.save(graph_folder / "demo.safetensors")
+    details = {"neuronpedia_source_set": "mine"}
+    demo_graph.to_json(
+        "demo",
+        graph_folder,
+        scan=["one", "two"],
+        labels=load_labels(),
+        policy="paper",
+        feature_details=details,
+        info={"creator_name": "me"},
+        node_threshold=0.5,
+    )
+    with serve(graph_folder, port=0) as server:
+        first = ask(server, "/api/graphs/demo").json
+        assert ask(server, "/api/graphs/demo/prune", {"node_threshold": 0.95}).status == 200
+        again = ask(server, "/api/graphs/demo").json
+    before, after = _labelled(first), _labelled(again)
+    assert before.items() <= after.items()
+    features = {name.rsplit("_", 1)[0] for name in before}
+    assert {name for name in _features(again) if name.rsplit("_", 1)[0] in features} <= set(after)
+    metadata = again["metadata"]
+    assert metadata["feature_details"] == details
+    assert metadata["pruning_settings"] == {"node_threshold": 0.95, "edge_threshold": 0.98, "policy": "paper"}
+    assert metadata["info"]["creator_name"] == "me"
+    assert metadata["info"]["create_time_ms"] >= first["metadata"]["info"]["create_time_ms"]
+    assert (metadata["scan"], metadata["transcoder_list"]) == (first["metadata"]["scan"], ["one", "two"])
+
+
+def test_labels_of_the_folder_of_features_name_features_that_come_in(graph_folder: Path, demo_graph: Graph) -> None:
+    demo_graph.save(graph_folder / "demo.safetensors")
+    demo_graph.to_json("demo", graph_folder, node_threshold=0.5)
+    with serve(graph_folder, features_dir=FEATURES, port=0) as server:
+        assert ask(server, "/api/graphs/demo/prune", {"node_threshold": 0.9}).status == 200
+        document = ask(server, "/api/graphs/demo").json
+    assert set(_labelled(document)) == set(_features(document))
+
+
+def test_pinned_and_grouped_nodes_stay_when_less_is_kept(graph_folder: Path, demo_graph: Graph) -> None:
+    demo_graph.save(graph_folder / "demo.safetensors")
+    demo_graph.to_json("demo", graph_folder, node_threshold=1.0, edge_threshold=1.0)
+    with serve(graph_folder, port=0) as server:
+        whole = ask(server, "/api/graphs/demo").json
+        kinds = ("cross layer transcoder", "mlp reconstruction error")
+        weak = sorted((n for n in whole["nodes"] if n["feature_type"] in kinds), key=lambda n: -n["influence"])
+        pinned, *members = [node["node_id"] for node in weak[:3]]
+        view = {"pinnedIds": [pinned, "99_0_0", "no node"], "supernodes": [["weak", *members]]}
+        ask(server, "/api/graphs/demo/view", view, "PUT")
+        assert ask(server, "/api/graphs/demo/prune", {"node_threshold": 0.3}).status == 200
+        again = ask(server, "/api/graphs/demo").json
+    assert {pinned, *members} <= {node["node_id"] for node in again["nodes"]}
+    assert len(again["nodes"]) < len(whole["nodes"]) / 2
+    weights = {(link["source"], link["target"]): link["weight"] for link in whole["links"]}
+    links = {(link["source"], link["target"]): link["weight"] for link in again["links"]}
+    assert links.items() <= weights.items()
+    left = {node["node_id"] for node in again["nodes"]}
+    ends = [pair for pair in weights if pinned in pair and left.issuperset(pair)]
+    assert ends
+    assert links.keys() >= set(ends)
+    assert validate_document(again) == []
+
+
+def _features(document: dict[str, Any]) -> list[str]:
+    return [node["node_id"] for node in document["nodes"] if node["feature_type"] == "cross layer transcoder"]
+
+
+def _labelled(document: dict[str, Any]) -> dict[str, str]:
+    features = set(_features(document))
+    return {
+        node["node_id"]: node["clerp"] for node in document["nodes"] if node["node_id"] in features and node["clerp"]
+    }
 
 
 @settings(max_examples=30, deadline=None)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -17,6 +17,7 @@ import torch
 from circuit_tracer.errors import InputError
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.graph.files.graph_index import add_to_index, read_index
+from circuit_tracer.graph.files.keeping import keep_nodes, nodes_named
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.files.node_ids import cantor_pair, node_ids
 from circuit_tracer.graph.files.validate import ExportTarget, upload_size_problems, validate_parts
@@ -110,16 +111,21 @@ def graph_document(
     feature_details: Mapping[str, str] | None = None,
     info: Mapping[str, Any] | None = None,
     view: View | None = None,
+    keep: Iterable[str] = (),
 ) -> GraphDocument:
-    """What ``create_graph_files`` writes, without writing it; the same options and errors."""
+    """What ``create_graph_files`` writes, without writing it; the same options and errors.
+
+    keep: ids of nodes that stay whatever the thresholds; those that the graph does not have are passed over.
+    """
     if target not in get_args(ExportTarget):
         raise InputError(f"unknown export target {target!r}; expected one of {', '.join(get_args(ExportTarget))}")
     check_slug(slug)
     tokens = _token_strings(graph, token_strings)
-    pruned = prune_graph(graph, node_threshold, edge_threshold, policy)
+    kept = nodes_named(graph, keep)
+    pruned = keep_nodes(graph, prune_graph(graph, node_threshold, edge_threshold, policy), kept)
     thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold, "policy": policy}
     metadata = _metadata(graph, slug, scan, tokens, thresholds, feature_details or {}, info or {})
-    return GraphDocument(metadata, viewer_json(graph, pruned, metadata, labels, target, view or View()))
+    return GraphDocument(metadata, viewer_json(graph, pruned, metadata, labels, target, view or View(), kept))
 
 
 def viewer_json(
@@ -129,15 +135,18 @@ def viewer_json(
     labels: Labels | None = None,
     target: ExportTarget = "local",
     view: View = View(),  # noqa: B008 - it is frozen
+    kept: torch.Tensor | None = None,
 ) -> str:
     """The whole document as compact JSON: nodes with an edge left, all tokens and targets, and the edges that are left.
+
+    kept: bool (N,), nodes that are written even without an edge.
 
     Node ``influence`` is cumulative (small is important), link weights are signed and unnormalised. Raises InputError
     with everything that ``validate`` finds wrong.
     """
     edges = pruned.pruned_edges
     link_target, link_source = edges.target, edges.source
-    present = torch.zeros_like(pruned.node_mask)
+    present = torch.zeros_like(pruned.node_mask) if kept is None else kept.clone()
     present[link_target] = True
     present[link_source] = True
     present[graph.nodes.layout.token_start :] = True

@@ -72,8 +72,7 @@ def save_view(call: Call) -> View:
 def prune(call: Call) -> Pruned:
     """Prune the whole graph, which must lie beside its JSON, at other thresholds."""
     site, body = call.site, call.body
-    labels = site.engine.labels if site.engine else None
-    return Pruned(**site.graphs.prune(call.path["slug"], body.node_threshold, body.edge_threshold, labels))
+    return Pruned(**site.graphs.prune(call.path["slug"], body.node_threshold, body.edge_threshold, site.labels))
 
 
 def tokens(call: Call) -> Tokens:
@@ -153,7 +152,7 @@ def _trace(site: Site, request: TraceRequest, run: Any, job: Job) -> dict[str, A
         slug,
         node_threshold=request.node_threshold,
         edge_threshold=request.edge_threshold,
-        labels=site.model.labels,
+        labels=site.labels,
     )
     job.progress("saving")
     site.graphs.add(slug, found, exported, request.replace)

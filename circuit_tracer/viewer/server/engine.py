@@ -47,7 +47,6 @@ from circuit_tracer.viewer.server.messages import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from circuit_tracer.graph.files.viewer_json import Labels
     from circuit_tracer.graph.graph import Graph
     from circuit_tracer.replacement_model import ReplacementModel
 
@@ -57,10 +56,10 @@ _TOKEN = re.compile(r"E_(\d{1,9})_(\d{1,9})")
 
 
 class Engine:
-    """A model with its transcoders, and labels for features by (layer, index) or by node id."""
+    """A model with its transcoders."""
 
-    def __init__(self, model: ReplacementModel, labels: Labels | None = None) -> None:
-        self.model, self.labels = model, labels
+    def __init__(self, model: ReplacementModel) -> None:
+        self.model = model
         # Fast tokenizers cannot be used by two threads at once: requests share a copy, and the jobs have the model's own.
         self._tokenizer, self._tokenizing = copy.deepcopy(model.tokenizer), threading.Lock()
 

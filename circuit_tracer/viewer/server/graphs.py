@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
 from circuit_tracer.files import atomic_write
@@ -17,6 +17,7 @@ from circuit_tracer.graph.files.graph_index import INDEX_NAME, add_to_index, rea
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.files.read_json import load_viewer_json, typed_q_params
 from circuit_tracer.graph.files.viewer_json import GraphDocument, Labels, check_slug, graph_document
+from circuit_tracer.graph.pruning import PrunePolicy
 from circuit_tracer.viewer.document import with_sum_rules
 from circuit_tracer.viewer.server.columns import Columns
 from circuit_tracer.viewer.server.folders import file_inside
@@ -148,14 +149,25 @@ class GraphFolder:
         return name
 
     def prune(self, slug: str, node_threshold: float, edge_threshold: float, labels: Labels | None) -> dict[str, int]:
-        """Prune the whole graph anew for the page, the saved view kept; numbers of nodes and links."""
+        """Prune the whole graph anew for the page; numbers of nodes and links.
+
+        The saved view stays, and so do its nodes; what else the file says of the graph is written again: labels, which come
+        before ``labels``, where details of features are, who made it, and how it was pruned.
+        """
         with self._writing:
             graph, old = self.graph(slug), self.document(slug)
-            scan = old["metadata"].get("scan") if isinstance(old["metadata"], Mapping) else None
+            view = typed_q_params(old.get("qParams") or {})
+            chosen = {*view["pinnedIds"], *(name for group in view["supernodes"] for name in group[1:])}
             exported = graph_document(
-                graph, slug, scan, node_threshold=node_threshold, edge_threshold=edge_threshold, labels=labels
+                graph,
+                slug,
+                node_threshold=node_threshold,
+                edge_threshold=edge_threshold,
+                labels={**(labels or {}), **_labels_of(old)},
+                keep=chosen,
+                **_said_before(graph, old["metadata"]),
             )
-            document = self._add(slug, graph, exported, typed_q_params(old.get("qParams") or {}))
+            document = self._add(slug, graph, exported, view)
         return {"nodes": len(document["nodes"]), "links": len(document["links"])}
 
     def _add(self, slug: str, graph: Graph, exported: GraphDocument, view: dict[str, Any]) -> dict[str, Any]:
@@ -180,6 +192,38 @@ class GraphFolder:
             ) from error
         with atomic_write(path) as temporary:
             temporary.write_bytes(gzip.compress(data, 6) if path.suffix == ".gz" else data)
+
+
+def _labels_of(document: Mapping[str, Any]) -> dict[Any, str]:
+    """Labels in a document, by node id and, for all places of a feature, by (layer, index)."""
+    found: dict[Any, str] = {}
+    for node in document["nodes"]:
+        name, label = str(node.get("node_id")), node.get("clerp")
+        if not isinstance(label, str) or not label:
+            continue
+        found[name] = label
+        if node.get("feature_type") == "cross layer transcoder" and (match := _FEATURE_ID.fullmatch(name)):
+            layer, _, index = match[1].partition("_")
+            found.setdefault((int(layer), int(index)), label)
+    return found
+
+
+def _said_before(graph: Graph, metadata: Any) -> dict[str, Any]:
+    """What a graph's file says of it besides the graph, as options of ``graph_document``."""
+    if not isinstance(metadata, Mapping):
+        return {}
+    said: dict[str, Any] = {"scan": metadata.get("transcoder_list") or metadata.get("scan")}
+    for name in ("feature_details", "info"):
+        if isinstance(metadata.get(name), Mapping):
+            said[name] = dict(metadata[name])
+    for made_anew in ("generator", "create_time_ms"):
+        said.get("info", {}).pop(made_anew, None)
+    settings = metadata.get("pruning_settings")
+    if isinstance(settings, Mapping) and settings.get("policy") in get_args(PrunePolicy):
+        said["policy"] = settings["policy"]
+    if graph.token_strings is None:
+        said["token_strings"] = metadata.get("prompt_tokens")
+    return said
 
 
 def _moved(labels: list[Any], nodes: list[dict[str, Any]]) -> list[Any]:

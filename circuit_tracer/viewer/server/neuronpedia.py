@@ -91,7 +91,7 @@ def generate_graph(call: Call) -> Response:
             name,
             asked.node_threshold,
             asked.edge_threshold,
-            labels=engine.labels,
+            labels=call.site.labels,
             info={"creator_name": asked.user_id} if asked.user_id else None,
         )
     if asked.signed_url is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from circuit_tracer.errors import InputError, ResourceError
+from circuit_tracer.features.labels import read_labels
 from circuit_tracer.viewer.bundle import STATIC
 from circuit_tracer.viewer.server.graphs import GraphFolder
 from circuit_tracer.viewer.server.site import Site
@@ -40,8 +41,8 @@ def serve(
 
     data_dir: `{slug}.json` files with their `graph-metadata.json`. frontend_dir: another page than ours. features_dir: files
     of features, default `features` beside the graphs. port: another free one is taken if it is in use; 0 for any. model: for
-    tracing, interventions and steering from the page; labels name its features. neuronpedia_secret: opens Neuronpedia's
-    protocol to those who know it.
+    tracing, interventions and steering from the page. labels: of features, for graphs traced or pruned here; default those of
+    features_dir. neuronpedia_secret: opens Neuronpedia's protocol to those who know it.
 
     Raises InputError for folders that are not there, ResourceError if no port can be had.
     """
@@ -58,8 +59,10 @@ def serve(
     if model is not None:
         from circuit_tracer.viewer.server.engine import Engine
 
-        engine = Engine(model, labels)
-    site = Site(graphs, features, engine, frontend, neuronpedia_secret)
+        engine = Engine(model)
+    if labels is None and features.is_dir():
+        labels = read_labels(features)
+    site = Site(graphs, features, engine, frontend, neuronpedia_secret, labels)
     return Server(site, _bind(port), open_browser)
 
 

@@ -7,12 +7,16 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from circuit_tracer.viewer.bundle import STATIC
 from circuit_tracer.viewer.server.engine import Engine
 from circuit_tracer.viewer.server.graphs import GraphFolder
 from circuit_tracer.viewer.server.jobs import Jobs
 from circuit_tracer.viewer.server.problems import Conflict
+
+if TYPE_CHECKING:
+    from circuit_tracer.graph.files.viewer_json import Labels
 
 LINES_KEPT = 2000
 
@@ -22,7 +26,7 @@ class Site:
     """Graphs, features and a page; a model if there is one.
 
     features: a folder as `formats` of feature files lay it out, or None. frontend: another page than ours. secret: opens
-    Neuronpedia's protocol.
+    Neuronpedia's protocol. labels: for features, by (layer, index) or by node id, in graphs that are traced or pruned here.
     """
 
     graphs: GraphFolder
@@ -30,6 +34,7 @@ class Site:
     engine: Engine | None = None
     frontend: Path = STATIC
     secret: str | None = None
+    labels: Labels | None = None
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     jobs: Jobs = field(default_factory=Jobs)
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LINES_KEPT))
