@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.clean import CleanRun
 from circuit_tracer.interventions.edits import Edit
@@ -47,7 +47,7 @@ def apply_edits(
     (then only encoder rows of edited features are read), or chosen ones (`FeatureAt`, position None: everywhere).
 
     An intervention that leaves every activation as it is gives the clean run, bitwise. Raises InputError for what does not
-    exist, cannot be or contradicts itself, CompatibilityError for a graph of another model or dictionary.
+    exist, cannot be or contradicts itself, CompatibilityError for a graph or clean run of another model or dictionary.
     """
     return apply_each(model, prompt, [[edits] if isinstance(edits, Edit) else edits], semantics, watch)[0]
 
@@ -68,7 +68,7 @@ def apply_each(
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
     if isinstance(watch, str) and watch not in ("all", "none"):
         raise InputError(f"watch is {watch!r}; use 'all', 'none' or a list of features")
-    clean = prompt if isinstance(prompt, CleanRun) else CleanRun(model, prompt)
+    clean = _clean_run(model, prompt)
     meaning = semantics_of(semantics)
     freeze = freeze_of(meaning, clean)
     changes = [resolve_edits(edits, clean) for edits in experiments]
@@ -87,6 +87,17 @@ def apply_each(
         Outcome(tuple(edits), clean, *found[number], {place: c.value for place, c in changes[number].items()})
         for number, edits in enumerate(experiments)
     ]
+
+
+def _clean_run(model: Traceable, prompt: Prompt | Graph | CleanRun) -> CleanRun:
+    if not isinstance(prompt, CleanRun):
+        return CleanRun(model, prompt)
+    if prompt.model is not model:
+        raise CompatibilityError(
+            f"the clean run was done on another model object ({prompt.model.parts.config.model_name}) than the one given "
+            f"({model.parts.config.model_name}); give clean.model, or make CleanRun(model, prompt) again with this one"
+        )
+    return prompt
 
 
 def freeze_of(meaning: Semantics, clean: CleanRun) -> Freeze:

@@ -7,6 +7,7 @@ A feature is (layer, index), or (layer, position, index) in circuit-tracer's ord
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -80,6 +81,9 @@ class Edit:
             raise InputError(f"an edit's place is {self.at!r}; use positions, a slice, 'all', 'prompt' or 'generated'")
         if isinstance(self.at, slice) and self.at.step not in (None, 1):
             raise InputError(f"an edit's slice has step {self.at.step}; list the positions instead")
+        object.__setattr__(self, "at", _place(self.at))
+        if self.source_at is not None:
+            object.__setattr__(self, "source_at", _position(self.source_at))
 
     def __str__(self) -> str:
         what = self.name or ", ".join(map(str, self.features[:3])) + (", ..." if len(self.features) > 3 else "")
@@ -156,6 +160,24 @@ def _feature(parts: Sequence[Any]) -> FeatureAt:
     if parts[0] is None or parts[-1] is None:
         raise InputError(f"{tuple(parts)!r} is no feature: layer and index must be numbers")
     return FeatureAt(int(parts[0]), None if position is None else int(position), int(parts[-1]))
+
+
+def _place(at: Any) -> int | slice | tuple[int, ...] | str | None:
+    """Where, in plain numbers: numpy's and tensors of any shape are welcome too."""
+    if at is None or isinstance(at, str):
+        return at
+    if isinstance(at, slice):
+        return slice(*(None if end is None else _position(end) for end in (at.start, at.stop)))
+    at = at.tolist() if hasattr(at, "tolist") else at
+    return tuple(map(_position, at)) if isinstance(at, Iterable) else _position(at)
+
+
+def _position(number: Any) -> int:
+    if not _whole(number):
+        raise InputError(
+            f"{number!r} is no position of an edit; give a whole number, several, a slice or a place's name"
+        )
+    return operator.index(number)
 
 
 def _whole(number: Any) -> bool:

@@ -121,7 +121,7 @@ def _positions(edit: Edit, feature: FeatureAt, clean: CleanRun) -> list[int]:
         return [position for position in range(n_pos) if position not in clean.left_out]
     if isinstance(at, slice):
         return list(range(n_pos)[at])
-    listed = [at] if isinstance(at, int) else [int(position) for position in at]
+    listed = [at] if isinstance(at, int) else at
     for position in listed:
         if not -n_pos <= position < n_pos:
             raise InputError(

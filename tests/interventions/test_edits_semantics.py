@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_model, tiny_transcoder
@@ -176,6 +177,25 @@ def test_places(model: ReplacementModel) -> None:
     assert reached(set_to((0, 4, 3), 1.0, at=[2, -1])) == [2, 5]
 
 
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        (np.int64(3), [3]),
+        (torch.tensor(3), [3]),
+        (torch.tensor([2, -1]), [2, 5]),
+        (np.array([2, -1]), [2, 5]),
+        ((np.int64(2), torch.tensor(-1)), [2, 5]),
+        (range(2, 4), [2, 3]),
+        (slice(torch.tensor(2), np.int64(4)), [2, 3]),
+    ],
+)
+def test_any_kind_of_whole_number_is_a_position(model: ReplacementModel, at: Any, expected: list[int]) -> None:
+    outcome = apply_edits(model, IDS, set_to((0, 3), 1.0, at=at), watch="none")
+    assert [position for _, position, _ in outcome.values] == expected
+    taken = take_from((0, 3), OTHER, at=2, source_at=np.int64(1))
+    assert apply_edits(model, IDS, taken, watch="none").edits[0].source_at == 1
+
+
 def test_a_supernode_acts_as_its_features(model: ReplacementModel, active: list[FeatureAt]) -> None:
     node = Supernode("three", active[10:13])
     together = apply_edits(model, IDS, scale(node, 2))
@@ -246,6 +266,9 @@ def test_an_inactive_feature_cannot_be_scaled(model: ReplacementModel, active: l
         (lambda: set_to((0, 1), float("nan")), "finite"),
         (lambda: set_to("0/1", 1.0), "is no feature"),  # type: ignore[arg-type]
         (lambda: set_to((0, 1), 1.0, at="later"), "generated"),  # type: ignore[arg-type]
+        (lambda: set_to((0, 1), 1.0, at=2.0), "2.0 is no position"),  # type: ignore[arg-type]
+        (lambda: set_to((0, 1), 1.0, at=torch.tensor([True])), "True is no position"),  # type: ignore[arg-type]
+        (lambda: take_from((0, 1), IDS, source_at="1"), "'1' is no position"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_arguments(make: Any, expected: str) -> None:
@@ -276,3 +299,10 @@ def test_a_graph_of_another_model_or_dictionary(model: ReplacementModel) -> None
             apply_edits(wrong, graph, [])
     with pytest.raises(InputError, match="is no feature"):
         nodes_of(graph, [graph.n_nodes - 1])
+
+
+def test_a_clean_run_of_another_model(model: ReplacementModel) -> None:
+    clean = CleanRun(replacement(), IDS)
+    for intervene in (lambda: apply_edits(model, clean, []), lambda: apply_each(model, clean, [[]])):
+        with pytest.raises(CompatibilityError, match="another model object"):
+            intervene()
