@@ -64,6 +64,8 @@ class Curve:
 class CircuitTest:
     """Probability of the first target: on the clean prompt; without the circuit's features; without as many other active
     features (mean of some draws; None if there are none); with only the circuit's features and errors; with nothing.
+
+    Shares of the clean probability are None where it is 0, too small for the number format.
     """
 
     clean: float
@@ -73,14 +75,19 @@ class CircuitTest:
     nothing: float
 
     @property
-    def necessity(self) -> float:
+    def necessity(self) -> float | None:
         """Share of the probability that goes with the circuit."""
-        return 1 - self.without / self.clean
+        return None if self.clean == 0 else 1 - self.without / self.clean
 
     @property
-    def sufficiency(self) -> float:
+    def necessity_of_others(self) -> float | None:
+        """Share of the probability that goes with as many other features."""
+        return None if self.clean == 0 or self.without_others is None else 1 - self.without_others / self.clean
+
+    @property
+    def sufficiency(self) -> float | None:
         """Share of the probability that the circuit alone gives."""
-        return self.only / self.clean
+        return None if self.clean == 0 else self.only / self.clean
 
 
 @dataclass(frozen=True)

@@ -268,12 +268,26 @@ def test_what_is_wrong_is_said() -> None:
             "special",
         ),
         (circuit("constrained", clean=1.0, only=0.1), circuit("constrained", clean=1.0, only=0.9), "enough"),
+        (circuit("live", clean=0.0, without=0.0), circuit("live", clean=1.0), "no probability at all"),
     ):
         assert said(expected, wrong), expected
         assert not said(expected, right), expected
     assert said("single nodes", stability=replace(report.stability, nodes=0.2))
     assert said("the random one ranks", live(spearman=0.8), random=live(spearman=0.75))
     assert not said("the random one ranks", live(spearman=0.8), random=live(spearman=0.1))
+
+
+def test_a_target_without_probability_has_no_shares_and_a_report_all_the_same() -> None:
+    model, graph = traced()
+    model.parts.unembed.weight.data[int(graph.targets.token_id[0])] *= 1e6
+    graph = attribute(IDS, model, attribution_targets=torch.tensor([3, 4]))
+    report = validate(graph, model, random_control=False)
+    for test in report.graph.circuit.values():
+        assert test.clean == 0
+        assert (test.necessity, test.necessity_of_others, test.sufficiency) == (None, None, None)
+    assert any("no probability at all" in sentence for sentence in report.distrust)
+    assert any("goes from 0.00 to" in sentence for sentence in report.verdict)
+    assert ValidationReport.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False))) == report
 
 
 def test_statistics() -> None:

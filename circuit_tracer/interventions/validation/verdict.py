@@ -142,12 +142,19 @@ def _of_the_dictionary(measures: Measures) -> Iterator[str]:
 
 def _of_the_circuit(measures: Measures) -> Iterator[str]:
     live, held = measures.circuit["live"], measures.circuit["constrained"]
-    if live.necessity < MIN_NECESSITY:
+    necessity, others = live.necessity, live.necessity_of_others
+    if necessity is None or held.sufficiency is None:
         yield (
-            f"Do not trust that the model needs this circuit, because without it the probability falls by {live.necessity:.0%} "
+            "Do not trust that the model needs this circuit, or that it is enough, because the model gives the target no "
+            "probability at all (0 in its number format), of which there is no share. Trace a target that is more likely."
+        )
+        return
+    if necessity < MIN_NECESSITY:
+        yield (
+            f"Do not trust that the model needs this circuit, because without it the probability falls by {necessity:.0%} "
             "only."
         )
-    elif live.without_others is not None and 1 - live.without_others / live.clean > live.necessity - CONTROL_MARGIN:
+    elif others is not None and others > necessity - CONTROL_MARGIN:
         yield (
             "Do not trust that this circuit is special, because without as many other features the probability falls as far "
             f"({live.without_others:.2f} against {live.without:.2f})."
