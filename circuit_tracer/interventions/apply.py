@@ -47,7 +47,8 @@ def apply_edits(
     (then only encoder rows of edited features are read), or chosen ones (`FeatureAt`, position None: everywhere).
 
     An intervention that leaves every activation as it is gives the clean run, bitwise. Raises InputError for what does not
-    exist, cannot be or contradicts itself, CompatibilityError for a graph or clean run of another model or dictionary.
+    exist, cannot be or contradicts itself, CompatibilityError for a graph or clean run of another model or dictionary,
+    ResourceError when attention is frozen and its patterns do not fit into memory.
     """
     return apply_each(model, prompt, [[edits] if isinstance(edits, Edit) else edits], semantics, watch)[0]
 
@@ -68,8 +69,8 @@ def apply_each(
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
     if isinstance(watch, str) and watch not in ("all", "none"):
         raise InputError(f"watch is {watch!r}; use 'all', 'none' or a list of features")
-    clean = _clean_run(model, prompt)
     meaning = semantics_of(semantics)
+    clean = _clean_run(model, prompt, meaning)
     freeze = freeze_of(meaning, clean)
     changes = [resolve_edits(edits, clean) for edits in experiments]
     for experiment in changes:
@@ -89,9 +90,9 @@ def apply_each(
     ]
 
 
-def _clean_run(model: Traceable, prompt: Prompt | Graph | CleanRun) -> CleanRun:
+def _clean_run(model: Traceable, prompt: Prompt | Graph | CleanRun, meaning: Semantics) -> CleanRun:
     if not isinstance(prompt, CleanRun):
-        return CleanRun(model, prompt)
+        return CleanRun(model, prompt, patterns=meaning.freeze_attention)
     if prompt.model is not model:
         raise CompatibilityError(
             f"the clean run was done on another model object ({prompt.model.parts.config.model_name}) than the one given "

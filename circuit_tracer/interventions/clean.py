@@ -30,11 +30,13 @@ FLIPPED = 0.02  # share of features that may fall on the other side of their thr
 class CleanRun:
     """One pass over a prompt, text, ids or a graph, whose prompt it then is.
 
+    patterns: False when attention will not be frozen, so that a prompt whose attention patterns do not fit into memory can
+    be run; ResourceError otherwise.
     Raises CompatibilityError for a graph that was not traced on this model with these transcoders: sizes or fingerprints
     differ, or the activations that it holds are not those found here.
     """
 
-    def __init__(self, model: Traceable, prompt: Prompt | Graph) -> None:
+    def __init__(self, model: Traceable, prompt: Prompt | Graph, patterns: bool = True) -> None:
         self.model = model
         if isinstance(prompt, Graph):
             _check_sizes(prompt, model)
@@ -45,7 +47,7 @@ class CleanRun:
             self.ids, self.left_out = model.ensure_tokenized(prompt), None
         if self.left_out is None:
             self.left_out = zero_positions(self.ids, model.parts.config.model_name)
-        self.network = clean_network(model, self.ids)
+        self.network = clean_network(model, self.ids, patterns)
         if isinstance(prompt, Graph):
             self._check_activations(prompt)
 

@@ -103,7 +103,7 @@ class _Way:
 
     def __init__(self, model: Traceable, graph: Graph, kept: Tensor, meaning: Semantics) -> None:
         self.model, self.parts, self.graph = model, model.parts, graph
-        clean = CleanRun(model, graph)
+        clean = CleanRun(model, graph, patterns=meaning.freeze_attention)
         self.ids, self.n_pos, n_layers = clean.ids, clean.n_pos, model.parts.config.n_layers
         self.freeze = Freeze(
             model,

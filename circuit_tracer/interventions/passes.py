@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.attribution.memory import as_size, free_bytes
+from circuit_tracer.errors import InputError, ResourceError
 from circuit_tracer.interventions.activations import activations_of
 from circuit_tracer.interventions.points import hooked
 from circuit_tracer.interventions.settings import LayerSettings
@@ -27,6 +28,8 @@ from circuit_tracer.models.frozen import FrozenNetwork
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
+
+SHARE_FOR_UNNEEDED = 0.25  # of free memory, for attention patterns that nothing is frozen to
 
 
 class Freeze:
@@ -53,7 +56,12 @@ class Freeze:
             raise InputError(
                 f"constrained_layers reach from {min(self.layers)} to {max(self.layers)}; layers: 0 to {n_layers - 1}"
             )
-        self.network = clean_network(model, ids) if network is None else network
+        self.network = clean_network(model, ids, patterns=attention) if network is None else network
+        if attention and not self.network.captured.patterns:
+            raise InputError(
+                "the clean run holds no attention patterns, which freezing attention needs: they did not fit into memory. Let "
+                "attention react (freeze_attention=False), or make the run again as CleanRun(model, prompt)"
+            )
         self.holds_scales = len(self.layers) == n_layers if norms is None else norms
 
     @contextmanager
@@ -81,10 +89,23 @@ class Observer(Protocol):
         """Take the inputs (P, D), or (B * P, D), of the next layer."""
 
 
-def clean_network(model: Traceable, ids: Tensor) -> FrozenNetwork:
-    """One pass of the model over ids (P,), as the frozen network."""
-    hooks = model.transcoders.feature_input_hook, model.transcoders.feature_output_hook
-    return FrozenNetwork(model.parts, capture(model.parts, ids), *hooks)
+def clean_network(model: Traceable, ids: Tensor, patterns: bool = True) -> FrozenNetwork:
+    """One pass of the model over ids (P,), as the frozen network.
+
+    patterns: whether attention patterns are needed. Otherwise they are kept only while they are small, for then the run adds
+    up as a live pass does, to the bit. Raises ResourceError when they are needed and do not fit into memory.
+    """
+    parts, hooks = model.parts, (model.transcoders.feature_input_hook, model.transcoders.feature_output_hook)
+    config, free = parts.config, free_bytes(parts.device)
+    size = config.n_layers * config.n_heads * len(ids) ** 2 * parts.compute_dtype.itemsize
+    if patterns and size > free:
+        raise ResourceError(
+            f"attention patterns of this prompt of {len(ids):,} tokens take {as_size(size)} ({config.n_layers} layers of "
+            f"{config.n_heads} heads); {as_size(free)} are free on {parts.device}. Shorten the prompt, use a device with more "
+            "memory, or let attention react (freeze_attention=False), which needs no patterns"
+        )
+    keep = patterns or size <= SHARE_FOR_UNNEEDED * free
+    return FrozenNetwork(parts, capture(parts, ids, keep_patterns=keep), *hooks)
 
 
 @contextmanager

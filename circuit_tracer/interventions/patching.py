@@ -71,7 +71,7 @@ class Pair:
     @cached_property
     def runs(self) -> tuple[CleanRun, CleanRun]:
         """Clean runs of base and donor, for features."""
-        return CleanRun(self.model, self.base), CleanRun(self.model, self.donor)
+        return CleanRun(self.model, self.base, patterns=False), CleanRun(self.model, self.donor, patterns=False)
 
     def table(self, patches: Sequence[Patch], value: Tensor, estimated: bool) -> PatchTable:
         """Values (n,) of patches as a table."""

@@ -178,7 +178,7 @@ def _source_run(edit: Edit, clean: CleanRun) -> CleanRun:
     known: dict[tuple[int, ...], CleanRun] = clean.__dict__.setdefault("_sources", {})
     key = tuple(ids.tolist())
     if key not in known:
-        known[key] = CleanRun(clean.model, ids)
+        known[key] = CleanRun(clean.model, ids, patterns=False)
     return known[key]
 
 

@@ -130,7 +130,7 @@ def steer(
         raise InputError("this model has no tokenizer, so it cannot turn what it generates into text; load it with one")
     ids = model.ensure_tokenized(prompt)
     check_length(model.parts, torch.cat([ids, ids.new_zeros(sampling.max_new_tokens - 1)]))
-    clean = CleanRun(model, ids)
+    clean = CleanRun(model, ids, patterns=False)
     plan = SteeringPlan(model, clean, given)
     steered = _generate(model, ids, plan, sampling, cache, on_text, keep_logits)
     unsteered = None
