@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import typer
+
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,4 +92,24 @@ def require_graph_suffix(path: Path) -> None:
         raise InputError(
             f"the graph file {path} ends in {path.suffix or 'nothing'}; end it in .safetensors (this project's format) "
             "or .pt (circuit-tracer's)"
+        )
+
+
+def is_viewer_json(path: Path) -> bool:
+    """Whether a file is named as viewer JSON, plain or packed."""
+    return path.name.endswith((".json", ".json.gz"))
+
+
+def name_of(path: Path) -> str:
+    """The name of a graph's file without its ending."""
+    return path.name.removesuffix(".json.gz") if is_viewer_json(path) and path.suffix == ".gz" else path.stem
+
+
+def refuse_thresholds(ctx: typer.Context, graph: Path) -> None:
+    """Refuse thresholds that were given for a viewer's JSON, which is pruned already."""
+    sources = {name: ctx.get_parameter_source(name) for name in ("node_threshold", "edge_threshold")}
+    if names := [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]:
+        idle = ", ".join(f"--{name.replace('_', '-')}" for name in names)
+        raise InputError(
+            f"{graph} is pruned already: leave {idle} out, or give the graph's own file (.safetensors or .pt)"
         )

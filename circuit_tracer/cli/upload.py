@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.outputs import is_viewer_json, refuse_thresholds
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def upload(
+    ctx: typer.Context,
     graph: Annotated[
         Path, typer.Argument(help="Graph: .safetensors, circuit-tracer's .pt, or JSON exported for Neuronpedia.")
     ],
@@ -56,8 +58,13 @@ def upload(
     if with_features and (features is None or source_set is None):
         raise InputError("--with-features needs --features FOLDER and --source-set NAME")
     labels = {} if features is None else read_labels(features)
-    chosen = View() if view is None else View.from_url(view)
-    document = _document(graph, model_id, source_set, slug, chosen, labels, (node_threshold, edge_threshold))
+    chosen = None if view is None else View.from_url(view)
+    if is_viewer_json(graph):
+        refuse_thresholds(ctx, graph)
+        _refuse_said({"--model-id": model_id, "--source-set": source_set, "--slug": slug}, graph)
+        document = _exported(graph, chosen, labels)
+    else:
+        document = _document(graph, model_id, source_set, slug, chosen, labels, (node_threshold, edge_threshold))
     parcel, server = Parcel.of(document), Neuronpedia.from_environment(host)
     size = f"{len(parcel.data):,} bytes, {len(document['nodes'])} nodes, {len(document['links'])} links"
     if dry_run:
@@ -70,26 +77,36 @@ def upload(
     typer.echo(f"uploaded {parcel.slug} ({size}): {upload_graph(server, parcel)}")
 
 
+def _refuse_said(given: dict[str, str | None], graph: Path) -> None:
+    """Refuse options whose values an exported file holds."""
+    if idle := [name for name, value in given.items() if value]:
+        raise InputError(f"{graph} says that itself: leave {', '.join(idle)} out, or give the graph's own file")
+
+
+def _exported(graph: Path, view: View | None, labels: dict[tuple[int, int], str]) -> Any:
+    """An exported file: as it is, but for a view that is asked for, and for labels where it has none."""
+    from circuit_tracer.graph.files.read_json import load_viewer_json
+    from circuit_tracer.viewer.document import labelled, with_view
+
+    document = labelled(load_viewer_json(graph), labels)
+    return document if view is None else with_view(document, view)
+
+
 def _document(
     graph: Path,
     model_id: str | None,
     source_set: str | None,
     slug: str | None,
-    view: View,
+    view: View | None,
     labels: dict[tuple[int, int], str],
     thresholds: tuple[float, float],
 ) -> Any:
-    """The graph as Neuronpedia wants it; a JSON file is taken as it is."""
+    """The graph as Neuronpedia wants it."""
     import json
 
     from circuit_tracer.graph.files.native import as_graph
-    from circuit_tracer.graph.files.read_json import load_viewer_json
     from circuit_tracer.graph.files.viewer_json import graph_document
 
-    if graph.suffix in (".json", ".gz"):
-        if idle := [n for n, v in {"--model-id": model_id, "--source-set": source_set, "--slug": slug}.items() if v]:
-            raise InputError(f"{graph} says that itself: leave {', '.join(idle)} out, or give the graph's own file")
-        return load_viewer_json(graph)
     if model_id is None:
         raise InputError("Neuronpedia keeps graphs by model: name one of its ids with --model-id, such as gemma-2-2b")
     details = {} if source_set is None else {"neuronpedia_source_set": source_set}

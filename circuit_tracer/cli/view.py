@@ -8,11 +8,16 @@ from typing import Annotated
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.outputs import is_viewer_json, name_of, refuse_thresholds
 
 
 def view(
+    ctx: typer.Context,
     graph: Annotated[
-        Path, typer.Argument(help="Graph: .safetensors, circuit-tracer's .pt, or a viewer's .json, shown as it is.")
+        Path,
+        typer.Argument(
+            help="Graph: .safetensors, circuit-tracer's .pt, or a viewer's .json (or .json.gz), shown as it is."
+        ),
     ],
     html: Annotated[
         Path | None, typer.Option("--html", help="The page to write; default: beside the graph, with its name.")
@@ -20,7 +25,10 @@ def view(
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = False,
     features: Annotated[
         Path | None,
-        typer.Option("--features", help="Folder of built features: examples and labels enter the page."),
+        typer.Option(
+            "--features",
+            help="Folder of built features: examples, and labels where the graph has none, enter the page.",
+        ),
     ] = None,
     node_threshold: options.NodeThreshold = 0.8,
     edge_threshold: options.EdgeThreshold = 0.98,
@@ -32,13 +40,15 @@ def view(
     from circuit_tracer.graph.files.native import as_graph
     from circuit_tracer.viewer.page import write_page
 
-    shown = graph if graph.suffix == ".json" else as_graph(graph)
+    if is_viewer_json(graph):
+        refuse_thresholds(ctx, graph)
+    shown = graph if is_viewer_json(graph) else as_graph(graph)
     page = write_page(
         shown,
-        html or graph.with_suffix(".html"),
+        html or graph.with_name(f"{name_of(graph)}.html"),
         features=None if features is None else FeatureFolder(features),
         labels=None if features is None else read_labels(features),
-        slug=graph.stem,
+        slug=name_of(graph),
         node_threshold=node_threshold,
         edge_threshold=edge_threshold,
     )

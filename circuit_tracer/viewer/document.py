@@ -1,4 +1,4 @@
-"""What the page is given to show: viewer JSON, with what the sum rule says of each node."""
+"""What the page is given to show: viewer JSON, with what the sum rule says of each node; labels and views put into it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.graph.files.node_ids import cantor_unpair
 from circuit_tracer.graph.files.read_json import load_viewer_json
+from circuit_tracer.graph.files.view import View
 from circuit_tracer.viewer.sum_rule import sum_rules
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ def viewer_document(
     node_threshold: float = 0.8,
     edge_threshold: float = 0.98,
 ) -> Mapping[str, Any]:
-    """A graph, pruned at the thresholds and labelled, with ``sum_rule`` in its nodes; or viewer JSON as it is.
+    """A graph, pruned at the thresholds and labelled, with ``sum_rule`` in its nodes; or viewer JSON, with labels where it has
+    none.
 
     graph: a graph; viewer JSON as a mapping; or the path of a file of such. Raises InputError for what is no graph.
     """
@@ -37,10 +40,53 @@ def viewer_document(
         )
         return with_sum_rules(json.loads(exported.text), graph)
     if not isinstance(graph, Mapping):
-        return load_viewer_json(graph)
+        return labelled(load_viewer_json(graph), labels or {})
     if not {"metadata", "nodes", "links"} <= set(graph) or not isinstance(graph["metadata"], Mapping):
         raise InputError("this is no viewer JSON: it lacks metadata, nodes or links at its top level")
-    return graph
+    return labelled(graph, labels or {})
+
+
+def labelled(document: Mapping[str, Any], labels: Labels) -> Mapping[str, Any]:
+    """Viewer JSON with labels, by node id or by (layer, index), for the features that it does not name."""
+    if not labels:
+        return document
+    by_any = dict[Any, str](labels.items())
+
+    def named(node: Any) -> Any:
+        if not isinstance(node, Mapping) or node.get("clerp"):
+            return node
+        text = by_any.get(node.get("node_id")) or by_any.get(_place(node, document["metadata"]))
+        return {**node, "clerp": text} if text else node
+
+    return {**document, "nodes": [named(node) for node in document["nodes"]]}
+
+
+def with_view(document: Mapping[str, Any], view: View) -> dict[str, Any]:
+    """Viewer JSON that opens with a view in place of its own. Raises InputError for nodes that it does not have."""
+    names = {node.get("node_id") for node in document["nodes"] if isinstance(node, Mapping)}
+    if missing := sorted({*view.nodes, *filter(None, [view.clicked])} - names):
+        raise InputError(
+            f"nodes of the view are not in this file ({', '.join(missing[:5])}); export the graph with higher thresholds"
+        )
+
+    def named(node: Any) -> Any:
+        text = view.labels.get(node.get("node_id")) if isinstance(node, Mapping) else None
+        return {**node, "clerp": text} if text else node
+
+    before = document.get("qParams") or {}
+    labels = {**View.from_q_params(before).labels, **view.labels}
+    q_params = {**before, **view.q_params(), **({"clerps": [list(pair) for pair in labels.items()]} if labels else {})}
+    return {**document, "qParams": q_params, "nodes": [named(node) for node in document["nodes"]]}
+
+
+def _place(node: Mapping[str, Any], metadata: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(layer, index) of a transcoder's feature; None for other nodes."""
+    number, layer = node.get("feature"), str(node.get("layer"))
+    if node.get("feature_type") != "cross layer transcoder" or not isinstance(number, int) or number < 0:
+        return None
+    if metadata.get("schema_version") == 1:
+        return cantor_unpair(number)
+    return (int(layer), number) if layer.isdecimal() else None
 
 
 def with_sum_rules(document: dict[str, Any], graph: Graph) -> dict[str, Any]:

@@ -42,8 +42,9 @@ def graph_page(
     """The text of a self-contained HTML page that shows a graph, offline and from disk.
 
     graph: a graph, which is pruned at the thresholds and labelled; or viewer JSON as a mapping or the path of a file,
-    which is taken as it is. features: feature files (``examples_quantiles``, ``top_logits``, ...) by (layer, index), such as
-    ``FeatureFolder(path)``; only those of the graph's features are asked for and enter the page.
+    which is taken as it is, with labels where it has none. features: feature files (``examples_quantiles``,
+    ``top_logits``, ...) by (layer, index), such as ``FeatureFolder(path)``; only those of the graph's features are asked
+    for and enter the page.
 
     The page's own policy forbids it to load or send anything; graph, labels and features are data in it, never markup.
     Raises InputError for what is no graph, and for numbers that are not finite. What else is wrong with viewer JSON,

@@ -61,7 +61,7 @@ def test_serve_with_a_model_makes_the_folder(folders: Folders, tmp_path: Path) -
 
 def test_labels_name_the_features_of_graphs_made_with_them(folders: Folders, tmp_path: Path) -> None:
     own = tmp_path / "own.json"
-    own.write_text(json.dumps({layer: {index: "mine" for index in range(100)} for layer in range(3)}))
+    own.write_text(json.dumps({layer: dict.fromkeys(range(100), "mine") for layer in range(3)}))
     features = tmp_path / "features"
     features.mkdir()
     (features / "labels.json").write_text(own.read_text().replace("mine", "the folder's"))

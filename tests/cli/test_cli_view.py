@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
 from command import Run
 
+from circuit_tracer.demo import FEATURES
+from circuit_tracer.features.labels import read_labels
 from circuit_tracer.graph import Graph
 
 
@@ -29,6 +33,33 @@ def test_viewer_json_is_shown_as_it_is(run: Run, traced_graph: Graph, tmp_path: 
     outcome = run("view", path)
     assert outcome.code == 0
     assert (tmp_path / "mine.html").exists()
+
+
+def test_labels_of_features_name_what_a_viewers_file_does_not(run: Run, traced_graph: Graph, tmp_path: Path) -> None:
+    labels, graph = read_labels(FEATURES), traced_graph
+    found = [(layer, index) for layer, _, index in graph.active_features[graph.selected_features].tolist()]
+    named, other, *_ = sorted(set(found) & set(labels))
+    path = graph.to_json("mine", tmp_path, labels={named: "the file's"}, node_threshold=1.0, edge_threshold=1.0)
+    assert run("view", path, "--features", FEATURES).code == 0
+    shown = (tmp_path / "mine.html").read_text(encoding="utf-8")
+    assert shown.count('"clerp":"the file') == found.count(named)
+    assert json.dumps(labels[other], ensure_ascii=False) in shown
+
+
+def test_a_packed_file_is_shown(run: Run, traced_graph: Graph, tmp_path: Path) -> None:
+    path = traced_graph.to_json("mine", tmp_path)
+    packed = tmp_path / "other.json.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    outcome = run("view", packed)
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "other.html").exists()
+
+
+def test_thresholds_for_what_is_pruned_are_refused(run: Run, traced_graph: Graph, tmp_path: Path) -> None:
+    path = traced_graph.to_json("mine", tmp_path)
+    outcome = run("view", path, "--edge-threshold", 0.9)
+    assert outcome.code == 2
+    assert "leave --edge-threshold out" in outcome.err
 
 
 def test_a_graph_writes_its_page_and_shows_itself_in_notebooks(traced_graph: Graph, tmp_path: Path) -> None:

@@ -109,7 +109,36 @@ def test_an_exported_file_is_uploaded_as_it_is(uploads: Uploads, demo_graph: Gra
     assert run(exported).exit_code == 0
     assert uploads.graphs[MODEL, "mine"] == json.loads(exported.read_text(encoding="utf-8"))
     assert run(exported, "--model-id", MODEL).exit_code == 2
+    said = run(exported, "--node-threshold", 0.8)
+    assert said.exit_code == 2
+    assert "leave --node-threshold out" in said.output
     local = demo_graph.to_json("local", tmp_path, scan="some/transcoders")
     said = run(local)
     assert said.exit_code == 2
     assert "would not take" in said.output
+
+
+def test_an_exported_file_takes_a_view_and_labels(uploads: Uploads, demo_graph: Graph, tmp_path: Path) -> None:
+    exported = demo_graph.to_json("mine", tmp_path, scan=MODEL, target="neuronpedia")
+    before = json.loads(exported.read_text(encoding="utf-8"))
+    features = [node["node_id"] for node in before["nodes"] if node["feature_type"] == "cross layer transcoder"]
+    view = View((features[0],), (("pair", (features[1], features[2])),), {features[3]: "renamed"}, features[0])
+    link = view.to_url("http://127.0.0.1:1/?slug=x")
+    done = run(exported, "--view", link, "--features", FEATURES)
+    assert done.exit_code == 0, done.output
+    document = uploads.graphs[MODEL, "mine"]
+    assert View.from_q_params(document["qParams"]) == View(view.nodes, view.supernodes, view.labels, view.clicked)
+    labels = {node["node_id"]: node["clerp"] for node in document["nodes"]}
+    assert labels[features[3]] == "renamed"
+    assert all(labels[name] for name in features)
+    said = run(exported, "--view", View(("9_9_9",)).to_url("http://127.0.0.1:1/"))
+    assert said.exit_code == 2
+    assert "9_9_9" in said.output
+
+
+@pytest.mark.parametrize("clicked", ["none", "difference_3_20_1_3_21_1"])
+def test_what_the_page_alone_knows_is_no_part_of_a_link(clicked: str) -> None:
+    view = View.from_url(
+        f"http://127.0.0.1:1/?clickedId={clicked}&pinnedIds=0_5_0,difference_3_20_1_3_21_1&supernodes=[]"
+    )
+    assert view == View(("0_5_0",))

@@ -42,6 +42,7 @@ class View:
     def from_url(cls, url: str) -> View:
         """That of a link to any viewer's page, whether its parameters stand behind ? or #.
 
+        What our page alone knows is left out: "none" for a selection that was cleared, and the difference of two outputs.
         Raises InputError for parameters that cannot be read.
         """
         parts = urlsplit(url)
@@ -52,10 +53,14 @@ class View:
         paired = "neuronpedia" in (parts.hostname or "")
         try:
             return cls(
-                tuple(name for name in unquote(given.get("pinnedIds", "")).split(",") if name),
-                tuple((str(name), tuple(map(str, members))) for name, *members in groups),
-                {_plain_id(str(name)) if paired else str(name): str(text) for name, text in labels},
-                given.get("clickedId", ""),
+                tuple(filter(_of_file, unquote(given.get("pinnedIds", "")).split(","))),
+                tuple((str(name), tuple(filter(_of_file, map(str, members)))) for name, *members in groups),
+                {
+                    _plain_id(str(name)) if paired else str(name): str(text)
+                    for name, text in labels
+                    if _of_file(str(name))
+                },
+                next(filter(_of_file, [given.get("clickedId", "")]), ""),
                 float(given["pruningThreshold"]) if "pruningThreshold" in given else None,
             )
         except (ValueError, TypeError) as error:
@@ -111,6 +116,11 @@ class View:
 
     def _groups(self) -> list[list[str]]:
         return [[name, *members] for name, members in self.supernodes]
+
+
+def _of_file(name: str) -> bool:
+    """Whether a name in an address is that of a node."""
+    return name not in ("", "none") and not name.startswith("difference_")
 
 
 def _node_id(place: FeaturePlace) -> str:
