@@ -1,7 +1,9 @@
 """Which weights a thing was made with: digests of a sample of every tensor, quick for large models and lazy dictionaries.
 
-The same on any device and however the weights are read; another one after any fine-tuning. Samples depend on the number
-format that the weights were loaded in, so fingerprints are compared between equal formats only.
+The same on any device and however the weights are read; another one after training, which moves every tensor. A change that
+misses all sampled numbers is not seen. Sampled are 1,024 numbers or more of every weight (all, if it has fewer); of encoders
+and decoders, which may lie in files, so many of 8 rows a layer, and of a decoder's rows for every layer that they write to.
+Samples depend on the number format that the weights were loaded in, so fingerprints are compared between equal formats only.
 Letters: F features a layer, T layers a feature writes to, D d_model.
 """
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from circuit_tracer.models.parts import ModelParts
     from circuit_tracer.transcoders.base import Transcoders
 
+VERSION = 2  # of the recipe below; digests by another are not compared
 SAMPLES_A_WEIGHT = 1024  # numbers of every weight
 ROWS_A_LAYER = 8  # of an encoder or decoder, which may lie in a file
 
@@ -28,14 +31,15 @@ def model_fingerprint(parts: ModelParts) -> str:
 
 
 def transcoder_fingerprint(transcoders: Transcoders) -> str:
-    """Digest of sizes, hooks, activation functions, biases and some rows of every layer."""
+    """Digest of sizes, hooks, activation functions, and samples of biases, skips and some rows of every layer."""
     described = f"{transcoders.kind} {transcoders.feature_input_hook} {transcoders.feature_output_hook}"
     return _digest(described, _tensors(transcoders))
 
 
-def fingerprints(parts: ModelParts, transcoders: Transcoders) -> dict[str, str]:
-    """Both, with the number formats they hold for; JSON values."""
+def fingerprints(parts: ModelParts, transcoders: Transcoders) -> dict[str, str | int]:
+    """Both, with the number formats they hold for and the recipe's version; JSON values."""
     return {
+        "version": VERSION,
         "model": model_fingerprint(parts),
         "model_dtype": parts.config.dtype,
         "transcoder": transcoder_fingerprint(transcoders),
@@ -57,8 +61,8 @@ def _tensors(transcoders: Transcoders) -> Iterator[tuple[str, Tensor]]:
         encoder, decoder = transcoders.encoder(layer), transcoders.decoder(layer)
         index = torch.linspace(0, n_features - 1, ROWS_A_LAYER).long().unique()
         yield f"{layer} encoder {tuple(encoder.shape)}", encoder.rows(index)
-        for slot in sorted({0, decoder.shape[1] - 1}):
-            yield f"{layer} decoder {tuple(decoder.shape)} {slot}", decoder.rows(index, slot)
+        for slot, rows in enumerate(decoder.rows(index).unbind(1)):
+            yield f"{layer} decoder {tuple(decoder.shape)} {slot}", rows
         function = transcoders.activation(layer)
         yield f"{layer} encoder bias", transcoders.encoder_bias(layer)
         yield f"{layer} decoder bias", transcoders.decoder_bias(layer)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import CompatibilityError
-from circuit_tracer.fingerprint import fingerprints
+from circuit_tracer.fingerprint import VERSION, fingerprints
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.activations import activations_of
 from circuit_tracer.interventions.passes import clean_network
@@ -73,7 +73,7 @@ class CleanRun:
         return ActiveFeatures.from_layers(layers)
 
     def activations(self, layer: int, position: Tensor, index: Tensor) -> Tensor:
-        """Activations (n,) of chosen features; only their encoder rows are read. Zero at the left-out positions."""
+        """Activations (n,) of chosen features; see `activations_of` for what is read. Zero at the left-out positions."""
         device = self.model.parts.device
         position, index = position.to(device), index.to(device)
         found = activations_of(self.model.transcoders, layer, self.network.transcoder_input(layer), position, index)
@@ -106,9 +106,11 @@ class CleanRun:
 
 
 def _check_fingerprints(graph: Graph, model: Traceable) -> None:
-    """Weights in another number format have other fingerprints; then, and where a file holds none, activations decide."""
+    """Weights in another number format have other fingerprints; then, and where a file holds none or one of another recipe,
+    activations decide.
+    """
     there = graph.provenance.get("fingerprint")
-    if not isinstance(there, dict):
+    if not isinstance(there, dict) or there.get("version") != VERSION:
         return
     here = fingerprints(model.parts, model.transcoders)
     for name, what in (("model", "another model"), ("transcoder", "other transcoders")):

@@ -43,6 +43,11 @@ def test_any_change_of_a_dictionary_shows() -> None:
         tensor[1, 0] += 1
         setattr(changed, name, tensor)
         assert transcoder_fingerprint(changed) not in prints, name
+    for layer, slot in ((0, 0), (0, 1), (0, 2), (1, 1), (2, 0)):
+        changed = tiny_transcoder(**whole)
+        changed.W_dec = [each.clone() for each in changed.W_dec]
+        changed.W_dec[layer][:, slot] += 1
+        assert transcoder_fingerprint(changed) not in prints, (layer, slot)
 
 
 @pytest.mark.parametrize("kind", ["clt", "plt"])
@@ -89,10 +94,11 @@ def test_in_another_number_format_activations_decide() -> None:
         apply_edits(other, graph, set_to((0, 3), 1.0))
 
 
-def test_without_a_fingerprint_activations_decide() -> None:
+@pytest.mark.parametrize("there", [None, {"model": "0", "model_dtype": "float64"}, {"version": 1, "transcoder": "0"}])
+def test_without_a_fingerprint_of_this_recipe_activations_decide(there: Any) -> None:
     model = replacement()
     graph = attribute(IDS, model)
-    del graph.provenance["fingerprint"]
+    graph.provenance["fingerprint"] = there
     apply_edits(model, graph, set_to((0, 3), 1.0))
     with pytest.raises(CompatibilityError, match="other activations"):
         apply_edits(replacement(seed=5), graph, set_to((0, 3), 1.0))
