@@ -44,7 +44,7 @@ def apply_edits(
     """One intervention on a prompt: text, ids, a graph (checked to be of this model), or a clean run done before.
 
     Several edits act together. watch: features whose changes are reported: "all" that are active before or after, "none"
-    (then only encoder rows of edited features are read), or chosen ones (`FeatureAt`, position None: everywhere).
+    (then only encoder rows of edited features are read, but for TopK), or chosen ones (`FeatureAt`, position None: everywhere).
 
     An intervention that leaves every activation as it is gives the clean run, bitwise. Raises InputError for what does not
     exist, cannot be or contradicts itself, CompatibilityError for a graph or clean run of another model or dictionary,

@@ -3,9 +3,9 @@
     result = steer(model, "Fact: the capital of Texas is", [scale(supernode, 10.0, at="all")], max_new_tokens=20)
     print(result.side_by_side())
 
-Everything is live (direct semantics): attention, norms and MLPs react. With the key-value cache and without it the text is
-the same; without interventions, or where they change nothing, it is the model's own, bitwise. Letters: G generated tokens,
-V vocabulary.
+Everything is live (direct semantics): attention, norms and MLPs react. With the key-value cache and without it logits agree
+to rounding, and so the text is the same unless two tokens are as close; without interventions, or where they change nothing,
+it is the model's own, bitwise. Letters: G generated tokens, V vocabulary.
 """
 
 from __future__ import annotations

@@ -37,8 +37,9 @@ class Letters:
         return " ".join(str(i) for i in ids if not (skip_special_tokens and i in self.all_special_ids))
 
 
-def replacement(architecture: str = "llama", **transcoder: Any) -> ReplacementModel:
-    return ReplacementModel.from_model(tiny_model(architecture), tiny_transcoder(**transcoder), Letters(), architecture)
+def replacement(architecture: str = "llama", dtype: torch.dtype = torch.float64) -> ReplacementModel:
+    parts = tiny_model(architecture, dtype), tiny_transcoder(dtype=dtype)
+    return ReplacementModel.from_model(*parts, Letters(), architecture)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,14 @@ def mixed(model: ReplacementModel) -> list[Edit | Direction]:
 GREEDY = Sampling(max_new_tokens=6, stop_at_eos=False)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["float64", "float32"]
+)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_with_and_without_the_cache_the_text_is_the_same(architecture: str) -> None:
-    model = replacement(architecture)
+def test_with_and_without_the_cache_the_text_is_the_same(
+    architecture: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    model = replacement(architecture, dtype)
     drawn = Sampling(max_new_tokens=6, temperature=0.8, seed=3, stop_at_eos=False)
     for sampling in (GREEDY, drawn):
         with_cache, without = (
@@ -78,7 +84,7 @@ def test_with_and_without_the_cache_the_text_is_the_same(architecture: str) -> N
         assert with_cache.unsteered.text == without.unsteered.text
         assert with_cache.steered.logits is not None
         assert without.steered.logits is not None
-        torch.testing.assert_close(with_cache.steered.logits, without.steered.logits, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(with_cache.steered.logits, without.steered.logits, rtol=tolerance, atol=tolerance)
         assert with_cache.unsteered.logits is not None
         assert not torch.allclose(with_cache.steered.logits[0], with_cache.unsteered.logits[0])
 
