@@ -30,6 +30,13 @@ SetTo = Annotated[list[str] | None, typer.Option("--set", help="FEATURES=VALUE: 
 Scale = Annotated[list[str] | None, typer.Option("--scale", help="FEATURES=FACTOR: activations times FACTOR.")]
 Ablate = Annotated[list[str] | None, typer.Option("--ablate", help="FEATURES: activations become 0.")]
 Add = Annotated[list[str] | None, typer.Option("--add", help="FEATURES=AMOUNT: AMOUNT is added.")]
+Take = Annotated[
+    list[str] | None, typer.Option("--take", help="FEATURES: activations as on the prompt named by --from.")
+]
+From = Annotated[str | None, typer.Option("--from", help="The other prompt of --take.")]
+FromPosition = Annotated[
+    int | None, typer.Option("--from-position", help="Position in the other prompt; default: the same one.")
+]
 SupernodeOption = Annotated[
     list[str] | None, typer.Option("--supernode", help="NAME=FEATURES: a name for several features.")
 ]
@@ -88,6 +95,18 @@ def read_edits(
     edits += [do.add(f, v, at) for text in add or () for f, at, v in _valued(text, named)]
     edits += [do.ablate(f, at) for text in ablate or () for f, at in read_features(text, named)]
     return edits
+
+
+def read_taken(
+    named: dict[str, Supernode], take: Sequence[str] | None, source: str | None, source_at: int | None
+) -> list[Edit]:
+    """The edits of --take. Raises InputError without both --take and --from, or for what cannot be read."""
+    from circuit_tracer.interventions import take_from
+
+    if bool(take) != (source is not None):
+        raise InputError("--take FEATURES and --from PROMPT belong together; give both")
+    items = [item for text in take or () for item in read_features(text, named)]
+    return [take_from(feature, source or "", at, source_at) for feature, at in items]
 
 
 def read_supernodes(texts: Sequence[str] | None, file: Path | None = None) -> dict[str, Supernode]:

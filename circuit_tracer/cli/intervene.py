@@ -11,8 +11,7 @@ from circuit_tracer.cli import edit_options, options
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from circuit_tracer.interventions import Edit, Outcome, Supernode
-    from circuit_tracer.interventions.edits import Positions
+    from circuit_tracer.interventions import Outcome
 
 
 def intervene(
@@ -27,13 +26,9 @@ def intervene(
     scale: edit_options.Scale = None,
     ablate: edit_options.Ablate = None,
     add: edit_options.Add = None,
-    take: Annotated[
-        list[str] | None, typer.Option("--take", help="FEATURES: activations as on the prompt named by --from.")
-    ] = None,
-    source: Annotated[str | None, typer.Option("--from", help="The other prompt of --take.")] = None,
-    source_at: Annotated[
-        int | None, typer.Option("--from-position", help="Position in the other prompt; default: the same one.")
-    ] = None,
+    take: edit_options.Take = None,
+    source: edit_options.From = None,
+    source_at: edit_options.FromPosition = None,
     supernode: edit_options.SupernodeOption = None,
     supernodes: edit_options.SupernodeFile = None,
     semantics: Annotated[
@@ -66,7 +61,7 @@ def intervene(
         raise InputError("give either --prompt TEXT or --graph FILE")
     named = edit_options.read_supernodes(supernode, supernodes)
     edits = edit_options.read_edits(named, set_to, scale, ablate, add)
-    edits += _taken(take, source, source_at, named)
+    edits += edit_options.read_taken(named, take, source, source_at)
     if not edits:
         raise InputError("say what to change: --set, --scale, --ablate, --add or --take, such as --ablate 1/45@6")
     from circuit_tracer.interventions import Semantics, apply_edits
@@ -107,19 +102,6 @@ def describe(outcome: Outcome, semantics: str, top: int) -> dict[str, Any]:
         ],
         "changed_features": int((outcome.features.change != 0).sum()),
     }
-
-
-def _taken(
-    take: list[str] | None, source: str | None, source_at: int | None, named: dict[str, Supernode]
-) -> list[Edit]:
-    from circuit_tracer.interventions import take_from
-
-    if bool(take) != (source is not None):
-        raise InputError("--take FEATURES and --from PROMPT belong together; give both")
-    items: list[tuple[Any, Positions]] = [
-        item for text in take or () for item in edit_options.read_features(text, named)
-    ]
-    return [take_from(feature, source or "", at, source_at) for feature, at in items]
 
 
 def _text(found: dict[str, Any]) -> str:

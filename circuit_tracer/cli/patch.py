@@ -12,7 +12,7 @@ from circuit_tracer.cli.intervene import layer_range
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from circuit_tracer.interventions import Metric, PatchTable
+    from circuit_tracer.interventions import FeatureAt, Metric, PatchTable
     from circuit_tracer.replacement_model import ReplacementModel
 
 
@@ -37,8 +37,16 @@ def patch(
     sites: Annotated[
         str, typer.Option("--sites", help="Of resid, attn_out, mlp_out, head, separated by commas; or none.")
     ] = "resid,attn_out,mlp_out",
-    features: Annotated[int, typer.Option("--features", min=0, help="Also so many features, the strongest.")] = 0,
+    features: Annotated[
+        str,
+        typer.Option(
+            "--features", help="Also features: how many of the strongest, or LAYER/FEATURE[@POSITION], with commas."
+        ),
+    ] = "0",
     layers: Annotated[str | None, typer.Option("--layers", help="Layers such as 3-8; default: all.")] = None,
+    positions: Annotated[
+        str | None, typer.Option("--positions", help="Positions such as 3,5,-1 or 2:5; default: each.")
+    ] = None,
     together: Annotated[bool, typer.Option("--together", help="Patch all positions at once.")] = False,
     approximate: Annotated[
         int | None, typer.Option("--approximate", min=1, help="Estimate with so many backward passes instead.")
@@ -60,6 +68,9 @@ def patch(
     from circuit_tracer.files import require_writable_folder
 
     _check_answers(answer, instead, log_probability)
+    chosen = _features(features)
+    if approximate is not None and not isinstance(chosen, int):
+        raise InputError("--approximate estimates the strongest features; say how many with --features, such as 20")
     for path in (csv, picture):
         if path is not None:
             require_writable_folder(path.parent)
@@ -70,9 +81,9 @@ def patch(
     settings: dict[str, Any] = {
         "mode": mode,
         "sites": [] if sites == "none" else [site.strip() for site in sites.split(",")],
-        "features": features,
+        "features": chosen,
         "layers": layer_range(layers),
-        "positions": "together" if together else None,
+        "positions": _positions(positions, together),
     }
     metric = _metric(loaded, answer, instead, log_probability)
     if approximate is None:
@@ -89,6 +100,36 @@ def _check_answers(answer: str | None, instead: str | None, log_probability: boo
         raise InputError("--instead and --log-probability judge --answer; name that token too")
     if instead is not None and log_probability:
         raise InputError("--instead asks for a logit difference and --log-probability for a probability; choose one")
+
+
+def _features(text: str) -> int | list[FeatureAt]:
+    """How many, or which."""
+    if text.strip().isdecimal():
+        return int(text)
+    found = []
+    for feature, place in edit_options.read_features(text, {}):
+        if place is not None and not isinstance(place, int):
+            raise InputError(f"--features {text!r}: a feature's place must be one position, such as 3/120@6")
+        found.append(feature._replace(position=place))
+    return found
+
+
+def _positions(text: str | None, together: bool) -> list[int] | Literal["together"] | None:
+    """Numbers and ranges; a range has both ends, since the prompts' length is not known yet."""
+    if together and text is not None:
+        raise InputError("--positions patches one position at a time and --together all at once; choose one")
+    if text is None:
+        return "together" if together else None
+    found: list[int] = []
+    for item in text.split(","):
+        first, colon, stop = item.partition(":")
+        try:
+            found += range(int(first), int(stop)) if colon else [int(first)]
+        except ValueError as error:
+            raise InputError(
+                f"--positions {text!r}: {item.strip()!r} is no position; write numbers or ranges, such as 3,5,-1 or 2:5"
+            ) from error
+    return found
 
 
 def _metric(model: ReplacementModel, answer: str | None, instead: str | None, log_probability: bool) -> Metric | None:

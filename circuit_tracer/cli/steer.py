@@ -23,6 +23,9 @@ def steer(
     scale: edit_options.Scale = None,
     ablate: edit_options.Ablate = None,
     add: edit_options.Add = None,
+    take: edit_options.Take = None,
+    source: edit_options.From = None,
+    source_at: edit_options.FromPosition = None,
     supernode: edit_options.SupernodeOption = None,
     supernodes: edit_options.SupernodeFile = None,
     direction: Annotated[
@@ -38,7 +41,7 @@ def steer(
     seed: Annotated[int, typer.Option("--seed", help="The same seed draws the same text.")] = 0,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text.")] = None,
     cache: Annotated[
-        bool, typer.Option("--cache/--no-cache", help="Keep keys and values; does not change the text.")
+        bool, typer.Option("--cache/--no-cache", help="Keep keys and values; changes logits by rounding only.")
     ] = True,
     alone: Annotated[bool, typer.Option("--alone", help="Leave out the text without interventions.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print the steered text as it grows.")] = False,
@@ -55,9 +58,12 @@ def steer(
         raise InputError("--stream prints text and --json nothing but JSON; choose one")
     named = edit_options.read_supernodes(supernode, supernodes)
     edits: list[Edit | Direction] = [*edit_options.read_edits(named, set_to, scale, ablate, add)]
+    edits += edit_options.read_taken(named, take, source, source_at)
     edits += [_direction(text) for text in direction or ()]
     if not edits:
-        raise InputError("say what to change: --set, --scale, --ablate, --add or --direction, such as --scale 1/45=10")
+        raise InputError(
+            "say what to change: --set, --scale, --ablate, --add, --take or --direction, such as --scale 1/45=10"
+        )
     from circuit_tracer.interventions import Sampling
     from circuit_tracer.interventions import steer as generate
 

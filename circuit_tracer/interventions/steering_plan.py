@@ -130,7 +130,7 @@ class SteeringPlan:
         if edit.how == "take":
             if edit.source_at is None:
                 raise InputError(
-                    f"{edit}: generated tokens have no position on the other prompt; name one with source_at"
+                    f"{edit}: generated tokens have no position on the other prompt; name one with source_at (--from-position)"
                 )
             value = float(taken(edit, feature, [start], clean)[0])
         rule, place = Rule(value, factor, start, edit), (feature.layer, feature.feature_idx)

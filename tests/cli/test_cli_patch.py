@@ -51,9 +51,35 @@ def test_json(folders: Folders, arguments: tuple[str, ...]) -> None:
     assert found["estimated"] == ("--approximate" in arguments)
 
 
+def test_positions_and_named_features(folders: Folders) -> None:
+    arguments = ("-p", CLEAN, "-c", CORRUPTED, "--answer", "Austin", "--positions", "4,-1", "--json")
+    code, out, err = call(folders, *arguments, "--sites", "resid", "--layers", "1", "--features", "0/3,1/4@2")
+    assert code == 0, err
+    found = [(row["site"], row["layer"], row["position"], row["unit"]) for row in json.loads(out)["patches"]]
+    assert found == [
+        ("resid", 1, 4, None),
+        ("resid", 1, 5, None),
+        ("feature", 0, 4, 3),
+        ("feature", 0, 5, 3),
+        ("feature", 1, 2, 4),
+    ]
+    for how in ((), ("--approximate", 1)):
+        code, out, err = call(folders, *arguments, "--sites", "none", "--features", 3, *how)
+        assert code == 0, err
+        assert {row["position"] for row in json.loads(out)["patches"]} <= {4, 5}
+    code, out, err = call(folders, *arguments, "--sites", "resid", "--layers", "1", "--positions", "3:5")
+    assert [row["position"] for row in json.loads(out)["patches"]] == [3, 4]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (("-p", CLEAN, "-c", CORRUPTED, "--positions", "3", "--together"), "choose one"),
+        (("-p", CLEAN, "-c", CORRUPTED, "--positions", "3,last"), "'last' is no position"),
+        (("-p", CLEAN, "-c", CORRUPTED, "--answer", "Austin", "--positions", "9"), "positions 0 to 5"),
+        (("-p", CLEAN, "-c", CORRUPTED, "--features", "three"), "LAYER/FEATURE"),
+        (("-p", CLEAN, "-c", CORRUPTED, "--features", "0/3@2:4"), "must be one position"),
+        (("-p", CLEAN, "-c", CORRUPTED, "--features", "0/3", "--approximate", "2"), "say how many"),
         (("-p", CLEAN, "-c", "the capital is"), "6 and 4 tokens"),
         (("-p", CLEAN, "-c", CLEAN), "same tokens"),
         (("-p", CLEAN, "-c", CORRUPTED, "--instead", "Paris"), "--answer"),

@@ -49,10 +49,19 @@ def test_side_by_side_streamed_and_json(folders: Folders, tmp_path: Path) -> Non
     assert json.loads(out)["unsteered"] is None
 
 
+def test_activations_of_another_prompt(folders: Folders) -> None:
+    other = ("--take", "0/3@2,1/4", "--from", "the capital of France is", "--from-position", 4)
+    code, out, err = call(folders, "-p", PROMPT, *other, "--max-new-tokens", 2, "--json")
+    assert code == 0, err
+    assert json.loads(out)["interventions"] == ["0/3 taken from another prompt", "1/4 taken from another prompt"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         ((), "say what to change"),
+        (("--take", "0/3"), "belong together"),
+        (("--take", "0/3", "--from", "the capital of France is"), "--from-position"),
         (("--set", "0/3=5", "--stream", "--json"), "choose one"),
         (("--direction", "way"), "LAYER:FILE=STRENGTH"),
         (("--direction", "1:nowhere.safetensors=2"), "no file"),
