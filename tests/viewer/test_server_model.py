@@ -123,6 +123,16 @@ def test_a_graph_without_its_whole_file_is_rerun_from_its_own_tokens(served: Ser
     ]
     (graph_folder / "demo.json").write_text(json.dumps(document))
     assert "another model" in finished(served, ask(served, "/api/graphs/demo/intervene", edits))["error"]
+    elsewhere = {"edits": [{"nodes": ["0_0_1"], "how": "set", "amount": 1}]}
+    assert "0_0_1" not in {node["node_id"] for node in document["nodes"]}
+    assert "another model" in finished(served, ask(served, "/api/graphs/demo/intervene", elsewhere))["error"]
+    for node in document["nodes"]:
+        node.pop("activation", None)
+    (graph_folder / "demo.json").write_text(json.dumps(document))
+    for asked in (edits, elsewhere):
+        error = finished(served, ask(served, "/api/graphs/demo/intervene", asked))["error"]
+        assert "says no activation" in error
+        assert "put the whole graph" in error
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from circuit_tracer.replacement_model import ReplacementModel
 
 TOKENS_SHOWN, OTHERS_SHOWN = 8, 10
+COMPARED = 20  # features of a graph whose activations are compared where none of those to change has one in the file
 _FEATURE = re.compile(r"(\d{1,9})_(\d{1,9})_(\d{1,9})")
 _TOKEN = re.compile(r"E_(\d{1,9})_(\d{1,9})")
 
@@ -222,19 +224,34 @@ def _ids_of(document: Mapping[str, Any]) -> list[int]:
 
 
 def _check_activations(clean: CleanRun, names: set[str], document: Mapping[str, Any]) -> None:
-    """Refuse a graph whose changed features have other activations on this model."""
+    """Refuse a graph whose features have other activations on this model: those that are changed, if the file says theirs,
+    else the first that it says.
+    """
     import torch
 
-    expected = {str(node.get("node_id")): node.get("activation") for node in document["nodes"]}
-    coarse = clean.model.parts.config.dtype in ("bfloat16", "float16")
-    for name in sorted(names):
-        layer, position, index = feature_of(name)
-        transcoders, there = clean.model.transcoders, expected.get(name)
-        inside = (
-            layer < transcoders.n_layers and index < transcoders.n_features(layer) and (position or 0) < clean.n_pos
+    known = {
+        str(node.get("node_id")): float(node["activation"])
+        for node in document["nodes"]
+        if node.get("feature_type") == "cross layer transcoder"
+        and _FEATURE.fullmatch(str(node.get("node_id")))
+        and isinstance(node.get("activation"), int | float)
+        and math.isfinite(node["activation"])
+    }
+    compared = sorted(names & known.keys()) or list(known)[:COMPARED]
+    if not compared:
+        raise CompatibilityError(
+            "this graph says no activation of any feature, so it cannot be told whether it was made with this model; put the "
+            "whole graph (.safetensors or .pt) beside it, or export it again with activations"
         )
-        if not inside or not isinstance(there, int | float):
-            continue
+    coarse = clean.model.parts.config.dtype in ("bfloat16", "float16")
+    for name in compared:
+        layer, position, index = feature_of(name)
+        transcoders, there = clean.model.transcoders, known[name]
+        if layer >= transcoders.n_layers or index >= transcoders.n_features(layer) or (position or 0) >= clean.n_pos:
+            raise CompatibilityError(
+                f"the graph was made with other transcoders: they have a feature {name} (layer, index, position), these "
+                "have none. Start the server with those it was traced with."
+            )
         here = float(clean.activations(layer, torch.tensor([position]), torch.tensor([index])))
         if abs(here - there) > (COARSE_AGREEMENT if coarse else AGREEMENT) * max(abs(there), 1e-3):
             raise CompatibilityError(
