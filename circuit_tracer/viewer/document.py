@@ -70,7 +70,7 @@ def with_view(document: Mapping[str, Any], view: View) -> dict[str, Any]:
         )
 
     def named(node: Any) -> Any:
-        text = view.labels.get(node.get("node_id")) if isinstance(node, Mapping) else None
+        text = view.labels.get(str(node.get("node_id"))) if isinstance(node, Mapping) else None
         return {**node, "clerp": text} if text else node
 
     before = document.get("qParams") or {}

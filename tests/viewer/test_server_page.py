@@ -189,6 +189,29 @@ def test_pruning_anew_keeps_what_is_pinned(visit: Callable[..., Page], demo_serv
     page.wait("window.viewer?.graph.metadata.node_threshold === 0.99", 30)
     assert page.js("viewer.graph.nodes.length") > before
     assert state(page, "pinned") == pinned
+    weak = page.js(
+        """viewer.graph.nodes.filter(n => n.kind === 'feature').sort((a, b) => b.influence - a.influence)[0].id"""
+    )
+    page.js(f"viewer.actions.pin(['{weak}'])")
+    page.wait(f"location.search.includes('{weak}')")
+    page.click("[data-testid=prune]")
+    wait_for(page, "prune-dialog")
+    page.js("document.querySelector('[data-testid=prune-node]').value = '0.305'")
+    page.click("[data-testid=prune-go]")
+    page.wait("window.viewer?.graph.metadata.node_threshold === 0.305", 30)
+    assert state(page, "pinned") == [*pinned, weak]
+
+
+def test_the_next_trace_begins_with_the_prompt_as_it_was(visit: Callable[..., Page], graph_folder: Path) -> None:
+    document = small_document(prompt="<b>one</b> two", prompt_tokens=["<b>", "one"])
+    (graph_folder / "small.json").write_text(json.dumps(document))
+    page = visit()
+    page.click("[data-testid=trace]")
+    wait_for(page, "trace-dialog")
+    assert page.js("document.querySelector('[data-testid=trace-prompt]').value") == "<b>one</b> two"
+    page.js("document.querySelector('.settings').open = true")
+    page.js("document.querySelector('[data-testid=trace-node_threshold]').value = '0.995'")
+    assert page.js("document.querySelector('[data-testid=trace-dialog] form').checkValidity()") is True
 
 
 def test_an_intervention_from_a_node_shows_on_the_graph(visit: Callable[..., Page], demo_served: Server) -> None:

@@ -152,6 +152,65 @@ def test_a_saved_view_comes_back_from_the_file(open_page: Callable[..., Page]):
     assert state(again, "pinned") == []
 
 
+def test_what_was_taken_from_a_saved_view_stays_away(open_page: Callable[..., Page]):
+    document = small_document()
+    document["qParams"] |= {
+        "pinnedIds": ["0_5_0", "1_7_1"],
+        "linkType": "input",
+        "sg_pos": "100 200 300 400",
+        "clerps": [["0_5_0", "mine"]],
+    }
+    page = open_page(graph_page(document))
+    assert state(page, "linkType") == "input"
+    assert state(page, "labels") == {"0_5": "mine"}
+    assert len(state(page, "positions")) == 2
+    page.js("viewer.actions.relabel(viewer.graph.byId.get('0_5_0'), ''); viewer.store.set({ positions: {} })")
+    page.js("viewer.store.set({ linkType: 'both' })")
+    again = open_page(graph_page(document), after="#" + "&".join(f"{k}={v}" for k, v in params(page).items()))
+    assert state(again, "labels") == {}
+    assert state(again, "positions") == {}
+    assert state(again, "linkType") == "both"
+
+
+def test_the_focus_stays_in_a_list_that_is_drawn_anew(small: Page):
+    focused = "[document.activeElement.closest('[data-testid]')?.dataset.testid, document.activeElement.dataset.id]"
+    small.js("viewer.actions.select('1_7_1')")
+    small.js("document.querySelector('[data-testid=outputs] .row').focus()")
+    small.js("viewer.actions.pin(['0_5_0'])")
+    assert small.js(focused) == ["outputs", "3_20_1"]
+    small.key("Enter")
+    assert state(small, "clicked") == "3_20_1"
+    assert small.js(focused) == ["pin", None]
+    small.click("[data-testid=tab-nodes]")
+    small.js("document.querySelector(\"[data-testid=find] [data-id='0_6_1']\").focus()")
+    small.js("viewer.actions.pin(['3_20_1'])")
+    assert small.js(focused) == ["find", "0_6_1"]
+    small.key("Enter")
+    assert small.js(focused) == ["pin", None]
+    small.click("[data-testid=tab-paths]")
+    small.js("document.querySelector('.path button').focus()")
+    small.key("Enter")
+    assert small.js("document.activeElement.dataset.id") == "0_5_0 1_7_1 3_20_1"
+
+
+def test_a_drag_that_is_broken_off_moves_nothing(small: Page):
+    small.js("viewer.actions.pin(['0_5_0', '1_7_1'])")
+    small.frames()
+    x, y = small.center("[data-key='1_7_1']")
+    small.mouse("Moved", x, y)
+    small.mouse("Pressed", x, y)
+    small.mouse("Moved", x - 60, y + 10, button="left", buttons=1)
+    small.js(
+        """document.querySelector("[data-key='1_7_1']").dispatchEvent(new PointerEvent('pointercancel', { pointerId: 1 }))"""
+    )
+    small.mouse("Moved", x - 120, y + 20, button="left", buttons=1)
+    small.mouse("Released", x - 120, y + 20)
+    small.frames()
+    assert small.center("[data-key='1_7_1']") == (pytest.approx(x, abs=1), pytest.approx(y, abs=1))
+    assert state(small, "positions") == {}
+    assert state(small, "clicked") is None
+
+
 def test_addresses_of_other_viewers_are_read(open_page: Callable[..., Page]):
     query = (
         '#pinnedIds=0_5_0,E_10_0&supernodes=[["A","0_5_0","1_7_1"]]&clerps=[["0_20_0","mine"]]'

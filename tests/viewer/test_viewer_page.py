@@ -232,6 +232,11 @@ def test_one_panel_at_a_time_on_a_phone(open_page: Callable[..., Page], demo_pag
     page.click("[data-testid=narrow-2]")
     assert page.js(visible) == ["Lists"]
     assert page.js("document.documentElement.scrollWidth") <= 390
+    page.click("[data-testid=narrow-0]")
+    page.js("document.querySelector('[data-testid=search]').focus()")
+    page.type("state")
+    assert page.js(visible) == ["Lists"]
+    assert texts(page, "[data-testid=find] .row")
     assert page.errors() == []
 
 
@@ -245,6 +250,65 @@ def test_the_difference_of_two_outputs(open_page: Callable[..., Page]):
         ready="document.querySelector('[data-testid=problem]')",
     )
     assert "“maybe”; the graph has yes, no" in texts(lost, "[data-testid=problem]")[0]
+
+
+def test_the_difference_has_no_numbers_of_its_first_output(open_page: Callable[..., Page]):
+    document = small_document()
+    rule = {"inputs": 1.0, "unselected": 2.0, "bias": 3.0, "pre_activation": 6.0, "residual": 0.0}
+    document["nodes"][6] |= {"sum_rule": rule, "input_mass": 100.0}
+    after = "#logitDiff=yes__vs__no&clickedId=difference_3_20_1_3_21_1&pinnedIds=difference_3_20_1_3_21_1,0_5_0"
+    page = open_page(graph_page(document), after=after)
+    assert texts(page, "[data-testid=inputs] .row .value") == ["+44%", "−33%", "+11%", "−11%"]
+    assert texts(page, "[data-testid=sum-rule]") == []
+    saved = page.js(
+        """new Promise(done => { URL.createObjectURL = (blob) => { blob.text().then(done); return '#'; };
+        HTMLAnchorElement.prototype.click = () => {};
+        document.querySelector('[data-testid=save-json]').click(); })"""
+    )
+    assert json.loads(saved)["qParams"]["pinnedIds"] == ["0_5_0"]
+    assert json.loads(saved)["qParams"]["clickedId"] == ""
+    page.js("viewer.actions.select('3_20_1')")
+    assert len(texts(page, "[data-testid=sum-rule]")) == 1
+
+
+def test_all_is_shown_again_at_the_end_of_the_slider(open_page: Callable[..., Page]):
+    document = small_document(node_threshold=0.855)
+    document["nodes"][2]["influence"] = 0.854
+    page = open_page(graph_page(document))
+    for value, count in ((0.5, 6), (1, 8)):
+        set_slider(page, "pruning", value)
+        assert page.js("viewer.view.count") == count
+    assert state(page, "pruning") == 0.855
+
+
+@pytest.mark.parametrize("button", ["right", "middle"])
+def test_other_buttons_select_nothing(small: Page, button: str):
+    small.js("viewer.actions.pin(['0_5_0'])")
+    small.frames()
+    for x, y in (place(small, "1_7_1"), small.center(".box")):
+        small.mouse("Moved", x, y)
+        small.mouse("Pressed", x, y, button=button)
+        small.mouse("Released", x, y, button=button)
+        small.frames()
+    assert state(small, "clicked") is None
+
+
+def test_pictures_hold_no_control_characters(open_page: Callable[..., Page]):
+    document = small_document(prompt="one\u0001two")
+    document["qParams"]["pinnedIds"] = ["0_5_0", "1_7_1"]
+    document["qParams"]["supernodes"] = [["a\u0002b", "0_5_0", "1_7_1"]]
+    page = open_page(graph_page(document))
+    page.js(
+        """window.saved = []; URL.createObjectURL = (blob) => { saved.push(blob); return '#'; };
+        HTMLAnchorElement.prototype.click = () => {};"""
+    )
+    for name in ("save-svg", "save-subgraph-svg"):
+        page.js(f"document.querySelector('[data-testid={name}]').click()")
+    errors = page.js(
+        """Promise.all(saved.map(blob => blob.text().then(text =>
+        new DOMParser().parseFromString(text, 'image/svg+xml').querySelectorAll('parsererror').length)))"""
+    )
+    assert errors == [0, 0]
 
 
 def test_a_panel_can_fill_the_page(small: Page):

@@ -72,7 +72,8 @@ def save_view(call: Call) -> View:
 def prune(call: Call) -> Pruned:
     """Prune the whole graph, which must lie beside its JSON, at other thresholds."""
     site, body = call.site, call.body
-    return Pruned(**site.graphs.prune(call.path["slug"], body.node_threshold, body.edge_threshold, site.labels))
+    thresholds = (body.node_threshold, body.edge_threshold)
+    return Pruned(**site.graphs.prune(call.path["slug"], *thresholds, site.labels, body.keep))
 
 
 def tokens(call: Call) -> Tokens:

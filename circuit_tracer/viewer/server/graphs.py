@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -148,16 +148,23 @@ class GraphFolder:
             name = f"{wanted}-{number}"
         return name
 
-    def prune(self, slug: str, node_threshold: float, edge_threshold: float, labels: Labels | None) -> dict[str, int]:
+    def prune(
+        self,
+        slug: str,
+        node_threshold: float,
+        edge_threshold: float,
+        labels: Labels | None = None,
+        keep: Iterable[str] = (),
+    ) -> dict[str, int]:
         """Prune the whole graph anew for the page; numbers of nodes and links.
 
-        The saved view stays, and so do its nodes; what else the file says of the graph is written again: labels, which come
-        before ``labels``, where details of features are, who made it, and how it was pruned.
+        The saved view stays, and so do its nodes and those of ``keep``; what else the file says of the graph is written
+        again: labels, which come before ``labels``, where details of features are, who made it, and how it was pruned.
         """
         with self._writing:
             graph, old = self.graph(slug), self.document(slug)
             view = typed_q_params(old.get("qParams") or {})
-            chosen = {*view["pinnedIds"], *(name for group in view["supernodes"] for name in group[1:])}
+            chosen = {*keep, *view["pinnedIds"], *(name for group in view["supernodes"] for name in group[1:])}
             exported = graph_document(
                 graph,
                 slug,

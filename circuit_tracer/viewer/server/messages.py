@@ -71,6 +71,9 @@ class PruneRequest(Sent):
 
     node_threshold: Share = 0.8
     edge_threshold: Share = 0.98
+    keep: list[Name] = Field(
+        default_factory=list, max_length=10_000, description="nodes to keep, besides those of the saved view"
+    )
 
 
 class EditRequest(Sent):

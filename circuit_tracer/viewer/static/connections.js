@@ -1,6 +1,6 @@
 // The selected node's inputs and outputs, strongest first.
 
-import { h, number, percent, replace } from "./dom.js";
+import { h, number, percent, redraw } from "./dom.js";
 import { layerName, nodeLabel, tokenText } from "./labels.js";
 import { shareWidth } from "./palette.js";
 import { selection } from "./selection.js";
@@ -23,7 +23,7 @@ export class Connections {
     const { state } = store;
     const chosen = selection(graph, state);
     if (!chosen) {
-      replace(
+      redraw(
         this.element,
         h(
           "div",
@@ -48,7 +48,7 @@ export class Connections {
       ),
     );
     const lists = ["inputs", "outputs"].map((name) => this._list(name, this._rows(chosen[name]), chosen));
-    replace(this.element, head, this._balance(chosen), h("div", { class: "lists" }, lists));
+    redraw(this.element, head, this._balance(chosen), h("div", { class: "lists" }, lists));
   }
 
   /** How the input divides, and the sum rule if the file carries it. */

@@ -11,14 +11,14 @@ export function graphBar({ graph, store, view }) {
   const pruning = slider(
     "Nodes",
     "pruning",
-    { value: store.state.pruning, step: 0.01, max: graph.threshold },
+    { value: store.state.pruning, max: graph.threshold },
     (value) => store.set({ pruning: value }),
     (value) => `${percent(value)} of influence`,
   );
   const edges = slider(
     "Links",
     "edge-threshold",
-    { value: fromShare(store.state.edgeMin), step: 0.01, max: 1 },
+    { value: fromShare(store.state.edgeMin), max: 1 },
     (value) => store.set({ edgeMin: toShare(value) }),
     (value) => (value ? `from ${percent(toShare(value))}` : "all"),
   );
@@ -229,20 +229,21 @@ export function button(text, label, click, id = null) {
   return h("button", { class: "small", title: label, "aria-label": label, "data-testid": id, on: { click } }, text);
 }
 
-function slider(name, id, { value, step, max }, change, words) {
+/** A slider whose both ends can be reached, whatever they are: a step would leave out ends that are no multiple of it. */
+function slider(name, id, { value, max }, change, words) {
   const input = h("input", {
     type: "range",
     min: 0,
     max,
-    step,
+    step: "any",
     value,
     "data-testid": id,
-    on: { input: () => change(Number(input.value)) },
+    on: { input: () => change(Number(input.value) >= max ? max : Math.round(Number(input.value) * 100) / 100) },
   });
   const text = h("output", {}, words(value));
   const label = h("label", { class: "slider" }, h("span", {}, name), input, text);
   label.show = (now) => {
-    if (Math.abs(Number(input.value) - now) > step / 2) input.value = now;
+    if (Math.abs(Number(input.value) - now) > 0.005) input.value = now;
     text.textContent = words(now);
     input.setAttribute("aria-valuetext", words(now));
   };

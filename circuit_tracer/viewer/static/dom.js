@@ -41,6 +41,23 @@ export function replace(element, ...children) {
   return element;
 }
 
+/**
+ * Replace everything inside an element as `replace` does; what has the keyboard's focus in it gets it back where it is there
+ * again (by data-id, else data-testid), else the first control does, so that it does not fall out of the panel.
+ */
+export function redraw(element, ...children) {
+  const had = element.contains(document.activeElement) ? document.activeElement : null;
+  const name = had && ["data-id", "data-testid"].find((each) => had.hasAttribute(each));
+  const alike = name && `[${name}="${CSS.escape(had.getAttribute(name))}"]`;
+  const place = alike ? [...element.querySelectorAll(alike)].indexOf(had) : 0;
+  replace(element, ...children);
+  if (!had) return element;
+  const found = alike ? [...element.querySelectorAll(alike)] : [];
+  const next = found[Math.min(place, found.length - 1)] ?? element.querySelector("button, select, input");
+  next?.focus({ preventScroll: true });
+  return element;
+}
+
 /** A number as people read it: three significant digits, a true minus sign. */
 export function number(value) {
   if (!Number.isFinite(value)) return "n/a";

@@ -3,7 +3,7 @@
 import { svg } from "./dom.js";
 import { SvgPen } from "./pens.js";
 import { drawGutters, drawNames, drawOverlay, drawScene } from "./scene.js";
-import { savedView } from "./url_state.js";
+import { fileView } from "./url_state.js";
 
 /** The link graph as it is seen, as an SVG element. */
 export function graphPicture(view) {
@@ -23,8 +23,11 @@ export function graphPicture(view) {
 
 /** The text of an SVG file. */
 export function svgText(element) {
-  return `<?xml version="1.0" encoding="UTF-8"?>\n${new XMLSerializer().serializeToString(element)}\n`;
+  return `<?xml version="1.0" encoding="UTF-8"?>\n${printable(new XMLSerializer().serializeToString(element))}\n`;
 }
+
+/** Without what XML forbids, wherever it stands: control characters and halves of surrogate pairs. */
+const printable = (text) => text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff\ud800-\udfff]/gu, "\ufffd");
 
 /** The same picture as PNG, at twice its size. */
 export async function pngBlob(element) {
@@ -40,7 +43,7 @@ export async function pngBlob(element) {
 
 /** The graph's document with the labels and the view of this page in it, as text. */
 export function documentText(graph, state) {
-  const { clerps, ...view } = savedView(graph, state);
+  const { clerps, ...view } = fileView(graph, state);
   const label = (row, node) =>
     node && state.labels[node.featureKey] ? { ...row, clerp: state.labels[node.featureKey] } : row;
   const nodes = graph.document.nodes.map((row) => label(row, graph.byId.get(row.node_id)));

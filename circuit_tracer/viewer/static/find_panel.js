@@ -1,6 +1,6 @@
 // All nodes as a list, filtered by words: the way to a node for those who know its name or cannot see the picture.
 
-import { h, percent, replace } from "./dom.js";
+import { h, percent, redraw } from "./dom.js";
 import { layerName, nodeLabel, tokenText } from "./labels.js";
 import { matching } from "./visible.js";
 
@@ -33,7 +33,7 @@ export class FindPanel {
       "Pin all",
     );
     const rows = found.slice(0, MOST_ROWS).map((node) => h("li", {}, this._row(node)));
-    replace(
+    redraw(
       this.element,
       h("div", { class: "list-head" }, h("span", { class: "quiet", role: "status" }, words), pinAll),
       h("ul", { class: "rows" }, rows),

@@ -34,6 +34,7 @@ function listenToPointers(view, actions) {
   const pointers = new Map();
   let travelled = 0;
   view.element.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
     view.element.focus({ preventScroll: true });
     pointers.set(event.pointerId, local(view, event));
     if (pointers.size === 1) travelled = 0;
@@ -54,15 +55,14 @@ function listenToPointers(view, actions) {
     const place = pointers.get(event.pointerId);
     pointers.delete(event.pointerId);
     view.element.classList.remove("panning");
-    if (!place || pointers.size || travelled > CLICK_DISTANCE || event.type === "pointercancel") return;
+    if (!place || pointers.size || travelled > CLICK_DISTANCE || event.type !== "pointerup") return;
     const node = view.nearest(...place);
     if (event.metaKey || event.ctrlKey) {
       if (node) actions.togglePin(node.id);
     } else if (node) actions.click(node.id);
     else if (!view.store.state.collecting) actions.select(null);
   };
-  view.element.addEventListener("pointerup", release);
-  view.element.addEventListener("pointercancel", release);
+  for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) view.element.addEventListener(end, release);
   view.element.addEventListener("pointerleave", () => {
     view.tooltip.hidden = true;
     actions.hover(null);

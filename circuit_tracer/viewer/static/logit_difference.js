@@ -1,7 +1,12 @@
 // ?logitDiff=A__vs__B: one more output, the difference of two, with the differences of their links.
+//
+// Numbers of the first output are not those of the difference. Its input is what its links here add up to: of a part of a
+// large graph, that part's.
 
 import { targetText } from "./labels.js";
 import { GraphProblem, readGraph } from "./read_graph.js";
+
+const OF_ONE = ["token_prob", "sum_rule", "input_mass", "influence", "activation", "weight"];
 
 /** The graph of a document with such an output; names are tokens or node ids. Throws GraphProblem for unknown ones. */
 export function withDifference(document, names) {
@@ -10,7 +15,7 @@ export function withDifference(document, names) {
   const id = `difference_${first.id}_${second.id}`;
   const text = `${targetText(first)} \u2212 ${targetText(second)}`;
   const node = { ...first.raw, node_id: id, jsNodeId: id, token: text, clerp: text, is_target_logit: false };
-  delete node.token_prob;
+  for (const name of OF_ONE) delete node[name];
   const weights = new Map();
   for (const link of document.links) {
     const sign = Number(link.target === first.id) - Number(link.target === second.id);
@@ -19,7 +24,7 @@ export function withDifference(document, names) {
   const links = [...weights].map(([source, weight]) => ({ source, target: id, weight }));
   const whole = readGraph({ ...document, nodes: [...document.nodes, node], links: [...document.links, ...links] });
   // What is saved is the file as it was.
-  return Object.assign(whole, { document });
+  return Object.assign(whole, { document, difference: id });
 }
 
 function findTarget(graph, name) {

@@ -41,6 +41,7 @@ export function showGraph(root, graph, source, chooser = null, server = null) {
     ["Links", panels.lists],
     ["Feature", panels.feature],
   ]);
+  panels.search.addEventListener("input", () => narrow.show(2));
   page.focusPanel = (number) => {
     narrow.show(number);
     [
@@ -123,7 +124,10 @@ function buildPanels(page, source) {
   store.subscribe((state, changed) => {
     if (changed.has("query") && search.value !== state.query) search.value = state.query;
     const testing = test !== null && !test.element.hidden;
-    if (changed.has("clicked") && state.clicked !== null && !state.query && !testing) tabs.select(0);
+    if (!changed.has("clicked") || state.clicked === null || state.query || testing) return;
+    const leaving = [find, paths].some((each) => each.element.contains(document.activeElement));
+    tabs.select(0);
+    if (leaving) connections.element.querySelector("button")?.focus({ preventScroll: true });
   });
   const enlarge = () =>
     button("\u2922", "Enlarge this panel, or back (F)", (event) => enlargePanel(event.target), "enlarge");

@@ -25,7 +25,9 @@ export function addBorders(main) {
       main.style.setProperty(name, `${clamped}%`);
       border.setAttribute("aria-valuenow", String(Math.round(clamped)));
     };
-    border.addEventListener("pointerdown", (event) => border.setPointerCapture(event.pointerId));
+    border.addEventListener("pointerdown", (event) => {
+      if (event.button === 0) border.setPointerCapture(event.pointerId);
+    });
     border.addEventListener("pointermove", (event) => {
       if (!border.hasPointerCapture(event.pointerId)) return;
       const box = main.getBoundingClientRect();

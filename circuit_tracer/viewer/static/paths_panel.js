@@ -1,6 +1,6 @@
 // The strongest routes between two pinned nodes.
 
-import { h, percent, replace } from "./dom.js";
+import { h, percent, redraw } from "./dom.js";
 import { layerName, nodeLabel } from "./labels.js";
 import { strongestPaths } from "./paths.js";
 
@@ -22,7 +22,7 @@ export class PathsPanel {
       .map((id) => this.graph.byId.get(id))
       .sort((a, b) => a.layer - b.layer || a.position - b.position);
     if (pinned.length < 2) {
-      replace(
+      redraw(
         this.element,
         h("div", { class: "empty" }, h("p", {}, "Pin two nodes to see the strongest routes from one to the other.")),
       );
@@ -70,7 +70,7 @@ export class PathsPanel {
     );
     const ends = [this.from, this.to].map((id) => this.graph.byId.get(id).index);
     const paths = strongestPaths(this.graph, [ends[0]], ends[1], this.many);
-    replace(
+    redraw(
       this.element,
       h("div", { class: "path-ends" }, choose("from", "from"), choose("to", "to"), count),
       paths.length
@@ -105,6 +105,7 @@ export class PathsPanel {
         "button",
         {
           class: "small",
+          "data-id": names.map((node) => node.id).join(" "),
           "aria-label": "Pin all nodes of this route",
           on: { focus: show, blur: hide, click: () => this.actions.pin(names.map((node) => node.id)) },
         },

@@ -154,12 +154,9 @@ export class SvgPen {
     if (halo)
       Object.assign(look, { stroke: halo, "stroke-width": 3, "stroke-linejoin": "round", "paint-order": "stroke" });
     this.root.append(
-      svg("text", { x: short(x), y: short(y), fill: color, "text-anchor": anchor, ...look }, printable(text)),
+      svg("text", { x: short(x), y: short(y), fill: color, "text-anchor": anchor, ...look }, text),
     );
   }
 }
 
 const short = (value) => Math.round(value * 10) / 10;
-
-/** Without the control characters that XML forbids. */
-const printable = (text) => text.replace(/[\u0000-\u0008\u000b\u000c\u000e-\u001f\ufffe\uffff]/g, "\ufffd");

@@ -230,6 +230,7 @@ function savedView(params, renamed, repairs) {
     groups: groups.map(([name, ...members]) => ({ name: String(name), members: ids(members) })),
     clicked: typeof params.clickedId === "string" ? params.clickedId : "",
     positions: typeof params.sg_pos === "string" ? params.sg_pos : "",
+    linkType: typeof params.linkType === "string" ? params.linkType : "",
     labels: Array.isArray(params.clerps) ? params.clerps : [],
   };
 }

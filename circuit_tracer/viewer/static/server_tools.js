@@ -3,12 +3,12 @@
 import { h, replace } from "./dom.js";
 import { toast } from "./toast.js";
 import { field, traceDialog } from "./trace_dialog.js";
-import { savedView, writeState } from "./url_state.js";
+import { fileView, writeState } from "./url_state.js";
 
 /** Save pins, supernodes, places and labels in the graph's file. */
 export async function saveOnServer({ graph, store, server }) {
   try {
-    await server.client.saveView(server.slug, savedView(graph, store.state));
+    await server.client.saveView(server.slug, fileView(graph, store.state));
     toast("Saved on the server, in the graph\u2019s file.");
   } catch (error) {
     toast(`Not saved: ${error.message}`, true);
@@ -17,19 +17,20 @@ export async function saveOnServer({ graph, store, server }) {
 
 /** Trace another prompt, beginning with this one. */
 export function traceAnother({ graph, server }) {
-  const text = graph.tokens.filter((token) => !/^<.*>$/.test(token));
-  traceDialog(server, text.join(text.slice(1).some((token) => /^\s/.test(token)) ? "" : " ").trim());
+  const { prompt } = graph.metadata;
+  const between = graph.tokens.slice(1).some((token) => /^\s/.test(token)) ? "" : " ";
+  traceDialog(server, typeof prompt === "string" && prompt ? prompt : graph.tokens.join(between));
 }
 
 /** Thresholds to prune the whole graph at; the page is loaded again with what it shows kept in its address. */
-export function pruneDialog({ graph, server }) {
+export function pruneDialog({ graph, store, server }) {
   const given = graph.metadata.pruning_settings ?? {};
   const input = (name, label, value) =>
     field(label, `prune-${name}`, {
       type: "number",
       min: 0,
       max: 1,
-      step: 0.01,
+      step: "any",
       value: given[`${name}_threshold`] ?? value,
     });
   const [node, edge] = [
@@ -45,6 +46,7 @@ export function pruneDialog({ graph, server }) {
       await server.client.prune(server.slug, {
         node_threshold: Number(node.input.value),
         edge_threshold: Number(edge.input.value),
+        keep: store.state.pinned,
       });
       location.reload();
     } catch (error) {

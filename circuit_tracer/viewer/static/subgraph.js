@@ -222,7 +222,7 @@ export class Subgraph {
   _drag(element, box, ids) {
     let start = null;
     element.addEventListener("pointerdown", (event) => {
-      if (event.target.closest("input")) return;
+      if (event.button !== 0 || event.target.closest("input")) return;
       const at = this.content.boxes.indexOf(box);
       start = { x: event.clientX, y: event.clientY, at, place: this.content.places[at], moved: false };
       element.setPointerCapture(event.pointerId);
@@ -242,6 +242,13 @@ export class Subgraph {
       else if (event.metaKey || event.ctrlKey) this.actions.removeBox(ids);
       else this._choose(box);
     });
+    // A drag that the browser ended (a touch that became scrolling, a menu) leaves the box where it was.
+    const abandon = () => {
+      const was = start;
+      start = null;
+      if (was?.moved) this._moveBox(element, was.at, was.place);
+    };
+    for (const end of ["pointercancel", "lostpointercapture"]) element.addEventListener(end, abandon);
   }
 
   _choose(box) {

@@ -5,10 +5,10 @@ import { chipText, h, replace } from "./dom.js";
 const PAUSE = 250;
 const SETTINGS = [
   ["max_n_logits", "Most outputs to explain", 10, { min: 1, max: 1000, step: 1 }],
-  ["desired_logit_prob", "Explain outputs until this probability", 0.95, { min: 0, max: 1, step: 0.01 }],
+  ["desired_logit_prob", "Explain outputs until this probability", 0.95, { min: 0, max: 1, step: "any" }],
   ["max_feature_nodes", "Features with a row of their own (0: all)", 7500, { min: 0, step: 1 }],
-  ["node_threshold", "Keep nodes with this share of influence", 0.8, { min: 0, max: 1, step: 0.01 }],
-  ["edge_threshold", "Keep links with this share of influence", 0.98, { min: 0, max: 1, step: 0.01 }],
+  ["node_threshold", "Keep nodes with this share of influence", 0.8, { min: 0, max: 1, step: "any" }],
+  ["edge_threshold", "Keep links with this share of influence", 0.98, { min: 0, max: 1, step: "any" }],
 ];
 
 /** The form by itself: {element, stop}. server: {client, session}. prompt: what to begin with. */

@@ -3,6 +3,8 @@
 import { makeBoxes, placeBoxes } from "./boxes.js";
 import { initialState } from "./store.js";
 
+const LINK_TYPES = ["both", "either", "input", "output"];
+
 /** Whether the address can carry a query; a file or a notebook keeps its view behind the #. */
 const hasQuery = () => location.protocol === "http:" || location.protocol === "https:";
 
@@ -29,12 +31,13 @@ export function readState(graph, params) {
   state.pruning = fraction(params.get("pruningThreshold"), state.pruning);
   state.edgeMin = fraction(params.get("edgeThreshold"), state.edgeMin);
   state.hideErrors = ["true", "1"].includes(params.get("hideErrors") ?? params.get("claudeMode"));
-  if (["either", "input", "output"].includes(params.get("linkType"))) state.linkType = params.get("linkType");
+  if (LINK_TYPES.includes(params.get("linkType"))) state.linkType = params.get("linkType");
+  else if (LINK_TYPES.includes(saved.linkType)) state.linkType = saved.linkType;
   state.positions = readPositions(graph, state, params.get("sg_pos") ?? saved.positions);
   return state;
 }
 
-/** Parameters that differ from the defaults; others in the address (slug and the like) stay. */
+/** Parameters that differ from the defaults and from what the file saved; others in the address (slug and the like) stay. */
 export function writeState(graph, state, params) {
   const plain = initialState(graph);
   const view = savedView(graph, state);
@@ -42,12 +45,12 @@ export function writeState(graph, state, params) {
   set("pinnedIds", view.pinnedIds.join(",") || (graph.saved.pinned.length ? "," : ""));
   set("supernodes", view.supernodes.length ? JSON.stringify(view.supernodes) : graph.saved.groups.length ? "[]" : "");
   set("clickedId", view.clickedId || (graph.saved.clicked ? "none" : ""));
-  set("clerps", view.clerps.length ? JSON.stringify(view.clerps) : "");
-  set("sg_pos", view.sg_pos);
+  set("clerps", view.clerps.length ? JSON.stringify(view.clerps) : graph.saved.labels.length ? "[]" : "");
+  set("sg_pos", view.sg_pos || (graph.saved.positions ? "none" : ""));
   set("pruningThreshold", state.pruning === plain.pruning ? "" : String(state.pruning));
   set("edgeThreshold", state.edgeMin ? String(state.edgeMin) : "");
   set("hideErrors", state.hideErrors ? "true" : "");
-  set("linkType", state.linkType === "both" ? "" : state.linkType);
+  set("linkType", state.linkType === (graph.saved.linkType || "both") ? "" : state.linkType);
   return params;
 }
 
@@ -77,6 +80,19 @@ export function savedView(graph, state) {
       .filter(([key]) => byKey.has(key))
       .map(([key, label]) => [byKey.get(key), label]),
   };
+}
+
+/** The same for the file, which does not have the difference of two outputs: the address asks for it. */
+export function fileView(graph, state) {
+  const has = (id) => id !== graph.difference;
+  const groups = state.groups.map((group) => ({ ...group, members: group.members.filter(has) }));
+  return savedView(graph, {
+    ...state,
+    pinned: state.pinned.filter(has),
+    groups: groups.filter((group) => group.members.length > 1),
+    clicked: has(state.clicked) ? state.clicked : null,
+    labels: Object.fromEntries(Object.entries(state.labels).filter(([key]) => has(key))),
+  });
 }
 
 /** "x0 y0 x1 y1 ..." in thousandths of the panel, the boxes in the order of their keys; all of them, moved or not. */
