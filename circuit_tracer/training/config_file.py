@@ -36,6 +36,8 @@ def load(source: str | Path, overrides: Mapping[str, str] | None = None) -> Trai
     """
     path = _locate(source)
     raw, overrides = _read(path), overrides or {}
+    if path.parent == Path(os.path.expanduser(source)):  # a run's folder is where it lies, also after it was moved
+        overrides = {"run.out": str(path.parent), **overrides}
     if "data.kind" in overrides and isinstance(data := raw.get("data"), dict):
         for name in (name for name, kinds in DATA_KEYS.items() if overrides["data.kind"] not in kinds):
             data.pop(name, None)

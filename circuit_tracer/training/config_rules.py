@@ -64,6 +64,7 @@ def without_effect(config: TrainingConfig) -> dict[str, str]:
             "output_hook",
         )
         idle("with dictionary.kind sae: it replaces no MLP", "sparsity", "jacobian_weight")
+        idle("with dictionary.kind sae: it replaces no MLP", "evaluation", "per_layer_baseline")
     else:
         idle(f"with dictionary.kind {config.dictionary.kind}, which has hooks of its own", "dictionary", "point")
     if config.dictionary.kind == "clt":

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.prompt import check_pair
 from circuit_tracer.files import atomic_write
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training import config_file
@@ -91,6 +92,13 @@ def _read_back(config: TrainingConfig, parts: ModelParts, folder: Path, layers: 
             weights, layer_idx=source, device=parts.device, dtype=torch.float32
         )
     return TranscoderSet(saes, config.dictionary.point, config.dictionary.point)
+
+
+def require_baseline(config: TrainingConfig, parts: ModelParts) -> None:
+    """CircuitTracerError unless the dictionary to measure beside is there and belongs to the model; reads no weights."""
+    folder = config.evaluation.per_layer_baseline
+    if folder is not None:
+        check_pair(parts, load_transcoder_from_hub(str(folder), lazy_encoder=True, lazy_decoder=True)[0])
 
 
 def _loaded(folder: Path, parts: ModelParts) -> Transcoders:

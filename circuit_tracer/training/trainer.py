@@ -33,7 +33,7 @@ from circuit_tracer.training.log import RunLog
 from circuit_tracer.training.loop import Loop, normalised
 from circuit_tracer.training.normalisation import Normalisation
 from circuit_tracer.training.plan import plan_run
-from circuit_tracer.training.published import publish
+from circuit_tracer.training.published import publish, require_baseline
 from circuit_tracer.training.ranks import Ranks
 from circuit_tracer.training.state import TrainingState
 
@@ -85,7 +85,8 @@ class _Run:
             listener.message(str(plan))
             plan.require_fits()
             parts, tokenizer = self._model()
-            held_out = held_out_tokens(config, tokenizer)  # found missing now rather than at the end
+            require_baseline(config, parts)  # these two are found missing now rather than at the end
+            held_out = held_out_tokens(config, tokenizer)
             stream = open_stream(config, parts, tokenizer, ranks)
             state = self._state(stream, start)
             if ranks.first:

@@ -84,7 +84,7 @@ def configs(draw: st.DrawFn) -> TrainingConfig:
                     every_steps=st.integers(0, steps),
                     prompts=st.lists(TEXT, max_size=3),
                     random_baseline=st.booleans(),
-                    per_layer_baseline=st.none() | TEXT,
+                    **({} if kind == "sae" else {"per_layer_baseline": st.none() | TEXT}),
                 )
             ),
             "run": {"out": draw(TEXT), "tokens": steps * batch, "batch": batch}

@@ -47,6 +47,13 @@ def test_every_preset_takes_data_of_another_kind(name: str, kind: str) -> None:
         load(name, {"data.kind": kind, "data.path": "texts/*", "data.name": "x"})
 
 
+def test_a_run_s_folder_is_where_it_lies(tmp_path: Path) -> None:
+    written(tmp_path, dump(small(run__out="elsewhere")))
+    assert load(tmp_path).run.out == tmp_path
+    assert load(tmp_path / "config.yaml").run.out == Path("elsewhere")
+    assert load(tmp_path, {"run.out": "third"}).run.out == Path("third")
+
+
 def test_presets_are_those_promised() -> None:
     promised = {"gpt2", "pythia-70m", "smollm2-135m", "gemma-3-270m", "llama-3.2-1b", "gemma-2-2b"}
     assert promised <= set(preset_names())
@@ -202,7 +209,10 @@ def test_a_wrong_value_is_refused_in_plain_words(key: str, value: str, expected:
         ),
         ({"sparsity__aux_active": 65}, r"aux_active is 65, more than dictionary\.features, 64; lower it, 8 say"),
         ({"sparsity__aux_active": 0, "sparsity__aux_weight": 0.5}, r"aux_weight is 0\.5, .*aux_active 0"),
-        ({"data__kind": "text", "data__field": "body"}, r"data\.field is body, .*only huggingface and jsonl and parquet data have it"),
+        (
+            {"data__kind": "text", "data__field": "body"},
+            r"data\.field is body, .*only huggingface and jsonl",
+        ),
         ({"data__kind": "jsonl", "data__name": "x"}, r"data\.name is x, .*only huggingface data have it"),
         ({"dictionary__layers": [0]}, r"layers is \[0\], .*covers all layers: leave it out \(default null\)"),
         (
@@ -268,8 +278,8 @@ def test_what_is_neither_file_nor_preset(tmp_path: Path) -> None:
 
 
 def test_the_folder_of_a_run_is_its_configuration(tmp_path: Path) -> None:
-    written(tmp_path, dump(small()))
-    assert load(tmp_path) == small()
+    written(tmp_path, dump(small(run__out=str(tmp_path))))
+    assert load(tmp_path) == small(run__out=str(tmp_path))
 
 
 def test_values_cannot_be_changed() -> None:

@@ -45,6 +45,14 @@ def same_end(folder: Path) -> None:
     assert contents[0].content == contents[1].content
 
 
+def test_a_baseline_that_is_not_there_is_missed_before_the_first_step(tmp_path: Path) -> None:
+    changes = {"evaluation__per_layer_baseline": str(tmp_path / "nothing")}
+    with pytest.raises(InputError, match="nothing"):
+        whole(tmp_path, "run", changes)
+    assert checkpoint.latest(tmp_path / "run" / "checkpoints") is None
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
 @pytest.mark.parametrize(
     "variant", ["clt", "skip with derivatives", pytest.param("sae in bfloat16", marks=pytest.mark.slow)]
 )
