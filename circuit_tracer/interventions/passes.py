@@ -29,6 +29,7 @@ from circuit_tracer.models.frozen import FrozenNetwork
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
 
+SMALL = 2**26  # bytes of attention patterns that are kept whatever seems free, which in a container is a cautious guess
 SHARE_FOR_UNNEEDED = 0.25  # of free memory, for attention patterns that nothing is frozen to
 
 
@@ -98,13 +99,13 @@ def clean_network(model: Traceable, ids: Tensor, patterns: bool = True) -> Froze
     parts, hooks = model.parts, (model.transcoders.feature_input_hook, model.transcoders.feature_output_hook)
     config, free = parts.config, free_bytes(parts.device)
     size = config.n_layers * config.n_heads * len(ids) ** 2 * parts.compute_dtype.itemsize
-    if patterns and size > free:
+    if patterns and size > max(SMALL, free):
         raise ResourceError(
             f"attention patterns of this prompt of {len(ids):,} tokens take {as_size(size)} ({config.n_layers} layers of "
             f"{config.n_heads} heads); {as_size(free)} are free on {parts.device}. Shorten the prompt, use a device with more "
             "memory, or let attention react (freeze_attention=False), which needs no patterns"
         )
-    keep = patterns or size <= SHARE_FOR_UNNEEDED * free
+    keep = patterns or size <= max(SMALL, SHARE_FOR_UNNEEDED * free)
     return FrozenNetwork(parts, capture(parts, ids, keep_patterns=keep), *hooks)
 
 

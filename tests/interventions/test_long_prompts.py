@@ -42,6 +42,11 @@ class Letters:
         return " ".join(map(str, ids))
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "SMALL", 0)
+
+
 @pytest.fixture
 def model() -> ReplacementModel:
     return ReplacementModel.from_model(tiny_model("llama"), tiny_transcoder(), Letters(), "llama")
@@ -102,3 +107,10 @@ def test_a_clean_run_without_patterns_freezes_no_attention(
     apply_edits(model, clean, EDIT, LIVE)
     with pytest.raises(InputError, match="holds no attention patterns"):
         apply_edits(model, clean, EDIT)
+
+
+def test_small_patterns_are_kept_whatever_seems_free(model: ReplacementModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "free_bytes", lambda _: 0)
+    monkeypatch.setattr(passes, "SMALL", PATTERNS)
+    for patterns in (True, False):
+        assert len(CleanRun(model, IDS, patterns).network.captured.patterns) == 3
