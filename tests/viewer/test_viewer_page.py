@@ -105,6 +105,24 @@ def test_errors_and_weak_links_can_be_hidden(small: Page):
     assert params(small) == {"hideErrors": "true", "edgeThreshold": str(0.7**3)}
 
 
+def test_features_that_are_active_on_many_tokens_can_be_hidden(open_page: Callable[..., Page]):
+    document = small_document()
+    details = {(0, 5): {"activation_frequency": 0.5}, (0, 6): {"activation_frequency": 0.001}, (1, 7): {}}
+    page = open_page(graph_page(document, details))
+    set_slider(page, "density", 0.5)
+    assert state(page, "density") == 0.01
+    shown = "viewer.graph.nodes.filter(n => viewer.view.shown[n.index] && n.kind === 'feature').map(n => n.id)"
+    assert page.js(shown) == ["0_6_1", "1_7_1"]
+    page.js("viewer.actions.pin(['0_5_0'])")
+    assert page.js(shown) == ["0_5_0", "0_6_1", "1_7_1"]
+    again = open_page(graph_page(document, details), after=f"#densityThreshold={params(page)['densityThreshold']}")
+    assert again.js(shown) == ["0_6_1", "1_7_1"]
+    set_slider(again, "density", 1)
+    assert len(again.js(shown)) == 3
+    unknown = open_page(graph_page(document, {(1, 7): {}}))
+    assert unknown.js("document.querySelector('[data-testid=density]')") is None
+
+
 def test_search_over_labels_and_tokens(small: Page):
     small.key("/")
     small.type("two")

@@ -12,7 +12,8 @@ export class Connections {
     Object.assign(this, { graph, store, actions, view });
     this.element = h("div", { class: "connections", "data-testid": "connections" });
     store.subscribe((_, changed) => {
-      const on = ["clicked", "pinned", "groups", "labels", "pruning", "edgeMin", "hideErrors", "groupByToken"];
+      const filters = ["pruning", "edgeMin", "density", "hideErrors", "groupByToken"];
+      const on = ["clicked", "pinned", "groups", "labels", ...filters];
       if (on.some((name) => changed.has(name))) this.draw();
     });
     this.draw();

@@ -22,6 +22,15 @@ export function graphBar({ graph, store, view }) {
     (value) => store.set({ edgeMin: toShare(value) }),
     (value) => (value ? `from ${percent(toShare(value))}` : "all"),
   );
+  const known = graph.nodes.some((node) => node.density !== null);
+  const density = slider(
+    "Density",
+    "density",
+    { value: fromDensity(store.state.density), max: 1 },
+    (value) => store.set({ density: toDensity(value) }),
+    (value) => (value < 1 ? `to ${percent(toDensity(value))}` : "all"),
+  );
+  density.title = "Hide features that are active on a larger share of tokens";
   const errors = toggle("Errors", "show-errors", !store.state.hideErrors, (on) => store.set({ hideErrors: !on }));
   const faint = toggle("Faint links", "all-edges", store.state.allEdges, (on) => store.set({ allEdges: on }));
   const type = h(
@@ -47,12 +56,13 @@ export function graphBar({ graph, store, view }) {
     shown.title = links > MOST_FAINT ? `of the faint links the ${whole(MOST_FAINT)} strongest are drawn` : "";
     pruning.show(store.state.pruning);
     edges.show(fromShare(store.state.edgeMin));
+    density.show(fromDensity(store.state.density));
     errors.querySelector("input").checked = !store.state.hideErrors;
     type.value = store.state.linkType === "either" ? "both" : store.state.linkType;
   };
   store.subscribe(update);
   update();
-  return [pruning, edges, errors, faint, type, h("span", { class: "spacer" }), partNote({ graph, store }), shown];
+  return [pruning, edges, known ? density : null, errors, faint, type, h("span", { class: "spacer" }), partNote({ graph, store }), shown];
 }
 
 const whole = (value) => value.toLocaleString("en");
@@ -72,6 +82,10 @@ export function zoomButtons(view) {
 // Most shares are small, so the slider runs over their cube root.
 const toShare = (value) => value ** 3;
 const fromShare = (share) => Math.cbrt(share);
+
+// Densities differ by powers of ten, of which the slider has four.
+const toDensity = (value) => Number((10 ** (4 * (value - 1))).toPrecision(3));
+const fromDensity = (density) => Math.max(0, 1 + Math.log10(density) / 4);
 
 /** Tools of the subgraph. */
 export function subgraphBar({ store, actions, subgraph }) {

@@ -24,6 +24,14 @@ export function featureSource(inline, base) {
   };
 }
 
+/** Put the share of tokens that each feature is active on into the nodes, as far as the page's details, by paired number, say. */
+export function addDensities(graph, inline) {
+  for (const node of graph.nodes) {
+    const details = node.kind === "feature" && node.feature !== null ? inline?.[cantor(node.layer, node.feature)] : null;
+    if (Number.isFinite(details?.activation_frequency)) node.density = details.activation_frequency;
+  }
+}
+
 async function loadIndex(base) {
   try {
     const response = await fetch(`${base}/index.json.gz`);

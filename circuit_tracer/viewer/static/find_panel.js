@@ -11,7 +11,7 @@ export class FindPanel {
     Object.assign(this, { graph, store, actions, view });
     this.element = h("div", { class: "find", "data-testid": "find" });
     store.subscribe((_, changed) => {
-      if (["query", "labels", "pinned", "pruning", "hideErrors"].some((name) => changed.has(name))) this.draw();
+      if (["query", "labels", "pinned", "pruning", "density", "hideErrors"].some((name) => changed.has(name))) this.draw();
     });
     this.draw();
   }

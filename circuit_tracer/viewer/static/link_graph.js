@@ -12,7 +12,7 @@ const OVERSCAN = 0.3;
 const REACH = 30;
 const SLICE = 9;
 const SMALL = 6000;
-const RELAYOUT = ["pruning", "hideErrors", "pinned", "clicked"];
+const RELAYOUT = ["pruning", "density", "hideErrors", "pinned", "clicked"];
 const REDRAW = ["edgeMin", "linkType", "allEdges", "groups", "query", "labels", "path", "effect"];
 
 export class LinkGraph {

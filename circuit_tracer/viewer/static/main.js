@@ -1,7 +1,7 @@
 // The start: find a graph, show it, or say why not.
 
 import { h, replace } from "./dom.js";
-import { featureSource } from "./feature_source.js";
+import { addDensities, featureSource } from "./feature_source.js";
 import { embedded, fromFile, fromServer, listGraphs } from "./load.js";
 import { withDifference } from "./logit_difference.js";
 import { showGraph } from "./page.js";
@@ -21,7 +21,10 @@ function configuration() {
 
 async function start() {
   const inline = embedded("graph-data");
-  if (inline !== null) return show(inline, featureSource(embedded("feature-data"), null));
+  if (inline !== null) {
+    const details = embedded("feature-data");
+    return show(inline, featureSource(details, null), null, null, details);
+  }
   if (location.protocol === "file:" || location.protocol === "about:") return welcome();
   const config = configuration();
   const client = config.token ? new ServerClient(config.token) : null;
@@ -39,9 +42,11 @@ async function start() {
   return show(chosen, featureSource(null, config.features), menu, server);
 }
 
-function show(found, source, chooserElement = null, server = null) {
+/** details: what the page holds of features by their paired number, or null. */
+function show(found, source, chooserElement = null, server = null, details = null) {
   const difference = addressParams().get("logitDiff");
   const graph = difference ? withDifference(found, difference) : readGraph(found);
+  addDensities(graph, details);
   document.title = `${graph.metadata.prompt ?? graph.metadata.slug ?? "graph"} \u2013 attribution graph`;
   window.viewer = showGraph(root, graph, source, chooserElement, server);
 }

@@ -154,7 +154,8 @@ function buildPanels(page, source) {
 
 /** Write the view into the address, a moment after it changed. */
 function keepAddress({ graph, store }, params) {
-  const named = ["clicked", "pinned", "groups", "labels", "positions", "pruning", "edgeMin", "hideErrors", "linkType"];
+  const filters = ["pruning", "edgeMin", "density", "hideErrors", "linkType"];
+  const named = ["clicked", "pinned", "groups", "labels", "positions", ...filters];
   let timer = null;
   store.subscribe((_, changed) => {
     if (!named.some((name) => changed.has(name))) return;

@@ -22,7 +22,8 @@ const KINDS = {
 /**
  * The graph of a parsed document.
  *
- * nodes: {index, id, kind, layer, position, feature, featureKey, label, influence, activation, probability, raw};
+ * nodes: {index, id, kind, layer, position, feature, featureKey, label, influence, activation, probability,
+ * density, raw}; density is the share of tokens that a feature is active on, where the page was made with it, else null;
  * layer is -1 for tokens and the top row for targets. links: columns source, target (node indices), weight, share;
  * share is weight / sum of |inputs of the target| over the links of the file. inStart/inLinks and outStart/outLinks
  * list link numbers by node. repairs: sentences about what was mended. Throws GraphProblem.
@@ -121,6 +122,7 @@ function describe(row, id, index, kind, layer, position, paired) {
     influence: finite(row.influence),
     activation: finite(row.activation),
     probability: kind === "target" ? targetProbability(row) : null,
+    density: null,
     raw: row,
   };
 }

@@ -16,6 +16,7 @@ export function initialState(graph) {
     positions: {},
     pruning: graph.threshold,
     edgeMin: 0,
+    density: 1,
     hideErrors: false,
     linkType: "both",
     allEdges: true,

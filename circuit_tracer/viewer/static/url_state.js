@@ -30,6 +30,7 @@ export function readState(graph, params) {
   state.labels = readLabels(graph, params.has("clerps") ? parsed(params.get("clerps"), []) : saved.labels);
   state.pruning = fraction(params.get("pruningThreshold"), state.pruning);
   state.edgeMin = fraction(params.get("edgeThreshold"), state.edgeMin);
+  state.density = fraction(params.get("densityThreshold"), state.density);
   state.hideErrors = ["true", "1"].includes(params.get("hideErrors") ?? params.get("claudeMode"));
   if (LINK_TYPES.includes(params.get("linkType"))) state.linkType = params.get("linkType");
   else if (LINK_TYPES.includes(saved.linkType)) state.linkType = saved.linkType;
@@ -49,6 +50,7 @@ export function writeState(graph, state, params) {
   set("sg_pos", view.sg_pos || (graph.saved.positions ? "none" : ""));
   set("pruningThreshold", state.pruning === plain.pruning ? "" : String(state.pruning));
   set("edgeThreshold", state.edgeMin ? String(state.edgeMin) : "");
+  set("densityThreshold", state.density === plain.density ? "" : String(state.density));
   set("hideErrors", state.hideErrors ? "true" : "");
   set("linkType", state.linkType === (graph.saved.linkType || "both") ? "" : state.linkType);
   return params;

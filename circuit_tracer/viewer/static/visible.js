@@ -10,8 +10,9 @@ export function visibleNodes(graph, state) {
   const shown = new Uint8Array(graph.nodes.length);
   for (const node of graph.nodes) {
     const important = state.pruning >= graph.threshold || node.influence === null || node.influence <= state.pruning;
+    const sparse = node.density === null || node.density <= state.density;
     const passes =
-      node.kind === "token" || node.kind === "target" || (important && !(state.hideErrors && isError(node)));
+      node.kind === "token" || node.kind === "target" || (important && sparse && !(state.hideErrors && isError(node)));
     shown[node.index] = passes || always.has(node.id) ? 1 : 0;
   }
   return shown;
