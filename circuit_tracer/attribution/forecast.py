@@ -62,6 +62,7 @@ def forecast(
         skip=transcoders.skip_connection,
         item=8 if dtype is torch.float64 else 4,
         processes=processes,
+        on_gpu=device.type == "cuda",
     )
     held = loaded_bytes(outlined, transcoders, dtype, lazy_encoder, lazy_decoder)
     now = held_bytes(device)

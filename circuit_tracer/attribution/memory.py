@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import psutil
 import torch
@@ -13,6 +14,12 @@ from circuit_tracer.errors import InputError
 _UNITS = {"": 1.0, "b": 1.0}
 _UNITS |= {f"{prefix}b": 1000.0 ** (power + 1) for power, prefix in enumerate("kmgt")}
 _UNITS |= {f"{prefix}ib": 1024.0 ** (power + 1) for power, prefix in enumerate("kmgt")}
+# what a container may hold and holds, in cgroups of version 2 and 1
+_CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+_NO_MEMORY = "can't allocate memory|not enough memory|out of memory|ALLOC_FAILED"
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
@@ -50,18 +57,31 @@ def held_bytes(device: torch.device) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What this process can have beyond that. Memory that torch keeps for reuse on CUDA is free to it."""
+    """What this process can have beyond that: of the machine, or of the container that it runs in.
+
+    Memory that torch keeps for reuse on CUDA is free to it.
+    """
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + int(reserved)
-    return int(psutil.virtual_memory().available)
+    return int(min(psutil.virtual_memory().available, _free_in_container()))
+
+
+def _free_in_container() -> float:
+    """What the limit of a container leaves; infinity where there is none. Cached files count as used, so this is cautious."""
+    for limit, used in _CGROUPS:
+        try:
+            return max(0, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # no such cgroup, or "max"
+            continue
+    return math.inf
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: on the host, where torch raises a plain RuntimeError, or on a device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and bool(re.search("can't allocate memory|not enough memory", str(error)))
+    return isinstance(error, RuntimeError) and bool(re.search(_NO_MEMORY, str(error)))
 
 
 def release_cached(device: torch.device) -> None:

@@ -239,6 +239,7 @@ class Trace:
             skip=transcoders.skip_connection,
             item=self.parts.compute_dtype.itemsize,
             processes=options.ranks.world,
+            on_gpu=self.parts.device.type == "cuda",
         )
 
     def _plan(self, encoded: EncodedPrompt) -> MemoryPlan:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from circuit_tracer.attribution.sources import CHUNK_BYTES
 from circuit_tracer.attribution.sweep import split_rows
+from circuit_tracer.kernels.attend_back import BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU
 from circuit_tracer.models.config import ModelConfig
 
-PIECE = CHUNK_BYTES  # what encoder blocks, projected rows and gathered decoder rows are cut to
+PIECE = CHUNK_BYTES  # what encoder blocks and gathered decoder rows are cut to
 BYTES_AN_EDGE = 24  # of a graph while it is checked: source, weight, and the target of each edge
 ATTENTION_COPIES = 4  # of a layer's scores while its softmax is taken
 # arrays (L, P, D): inputs and outputs; then errors (twice) and constants too; and all that exists while these are made
@@ -38,6 +39,7 @@ class Workload:
     skip: bool
     item: int  # bytes a number
     processes: int = 1  # that share the rows
+    on_gpu: bool = False
 
     @classmethod
     def of(
@@ -51,6 +53,7 @@ class Workload:
         skip: bool,
         item: int,
         processes: int = 1,
+        on_gpu: bool = False,
     ) -> Workload:
         """n_rows: None for all active features."""
         n_active = int(active_LP.sum())
@@ -64,6 +67,7 @@ class Workload:
             skip=skip,
             item=item,
             processes=processes,
+            on_gpu=on_gpu,
         )
 
     @property
@@ -158,13 +162,18 @@ class Workload:
         return sum(rows * int(self.width_P[n_pos - 1]) for rows, n_pos in blocks) * self.item
 
     def in_flight(self, blocks: list[tuple[int, int]]) -> int:
-        """Gradients of the largest block, and what a chunk of it takes on its way through a layer (kernels/attend_back)."""
+        """Gradients of the largest block, and what a chunk of it takes on its way through a layer (kernels/attend_back).
+
+        On a GPU the first block's edges exist twice, while the kernel that adds to them is tuned (kernels/contract).
+        """
         config, largest = self.config, 0
+        chunk = BYTES_IN_FLIGHT_ON_GPU if self.on_gpu else 2 * BYTES_IN_FLIGHT
         for rows, n_pos in blocks:
             gradient = rows * n_pos * config.d_model * self.item
             heads = (config.n_heads + config.n_key_value_heads) * config.d_head
             per_row = n_pos * max(2 * heads, 3 * config.d_model if self.skip else 0) * self.item
-            largest = max(largest, gradient + min(rows * per_row, max(2 * PIECE, per_row)))
+            tuned = rows * int(self.width_P[n_pos - 1]) * self.item if self.on_gpu else 0
+            largest = max(largest, gradient + tuned + min(rows * per_row, max(chunk, per_row)))
         weights = 2 * config.d_model * config.n_heads * config.d_head * self.item
         return largest + weights
 

@@ -18,7 +18,8 @@ __all__ = ["Scores", "attend_back_", "attend_back_recomputed_", "mix_forward"]
 
 KEYS_A_TILE = 256
 QUERIES_A_TILE = 1024
-BYTES_IN_FLIGHT = 64 * 2**20  # of rows projected onto heads; beyond that, rows go through one chunk after the other
+# of rows projected onto heads; beyond that, rows go through one chunk after the other
+BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU = 64 * 2**20, 2**30
 
 
 def attend_back_(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD: Tensor) -> None:

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from circuit_tracer.kernels.attend_back import BYTES_IN_FLIGHT_ON_GPU
 from circuit_tracer.kernels.attend_back.scores import Scores
 from circuit_tracer.kernels.launch import (
     BLOCK_SUMMED,
@@ -30,7 +31,6 @@ from circuit_tracer.kernels.launch import (
     tuned,
 )
 
-BYTES_IN_FLIGHT = 2**30  # of rows projected onto heads; beyond that, rows go through one chunk after the other
 STRIP_BYTES = 2**26  # of a pattern made anew
 MIN_STRIP = 16 if INTERPRETED else 64
 # keys and queries of a tile of a pattern made anew
@@ -85,7 +85,7 @@ def _projected(g_TPD: Tensor, output_DO: Tensor, value_VD: Tensor) -> Iterator[t
     if not (n_rows and n_pos):
         return
     n_out, n_value = output_DO.shape[1], value_VD.shape[0]
-    step = max(1, BYTES_IN_FLIGHT // max(1, n_pos * (n_out + n_value) * g_TPD.element_size()))
+    step = max(1, BYTES_IN_FLIGHT_ON_GPU // max(1, n_pos * (n_out + n_value) * g_TPD.element_size()))
     for rows in g_TPD.split(step):
         z_TPO = (rows.view(-1, d_model) @ output_DO).view(-1, n_pos, n_out)
         yield rows, z_TPO, rows.new_empty(len(rows), n_pos, n_value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 from test_invariance import CASES, assert_same
 from tracing_cases import IDS, Case, assert_same_graph, build
 
-from circuit_tracer.attribution import plan, trace
+from circuit_tracer.attribution import memory, plan, trace
 from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.attribution.memory import is_out_of_memory, parse_bytes
+from circuit_tracer.attribution.memory import free_bytes, is_out_of_memory, parse_bytes
 from circuit_tracer.attribution.plan import MemoryPlan
 from circuit_tracer.attribution.reference import reference_graph
 from circuit_tracer.attribution.sources import SourceTable
@@ -221,3 +222,21 @@ def test_sizes_are_read_as_people_write_them() -> None:
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     assert not is_out_of_memory(ValueError("can't allocate memory"))
+    for said in (
+        "[enforce fail] not enough memory",
+        "CUBLAS_STATUS_ALLOC_FAILED when calling",
+        "MPS backend out of memory",
+    ):
+        assert is_out_of_memory(RuntimeError(said))
+
+
+def test_a_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, used = tmp_path / "max", tmp_path / "current"
+    monkeypatch.setattr(memory, "_CGROUPS", (("/nothing", "/nothing"), (str(limit), str(used))))
+    machine = free_bytes(torch.device("cpu"))
+    used.write_text("40000000\n")
+    for text, free in (("100000000\n", 60_000_000), ("30000000\n", 0)):
+        limit.write_text(text)
+        assert free_bytes(torch.device("cpu")) == free
+    limit.write_text("max\n")
+    assert free_bytes(torch.device("cpu")) == pytest.approx(machine, rel=0.2)

@@ -220,7 +220,7 @@ def test_rows_do_not_see_each_other() -> None:
 
 @pytest.mark.parametrize("bytes_in_flight", [1, 10**9])
 def test_chunks_of_rows_change_nothing_but_rounding(bytes_in_flight: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "BYTES_IN_FLIGHT", bytes_in_flight)
+    monkeypatch.setattr(kernels, "BYTES_IN_FLIGHT_ON_GPU", bytes_in_flight)
     assert_specified((3, 7, 5, 1, 2, 3), torch.float32)
 
 
