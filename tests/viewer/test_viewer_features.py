@@ -15,8 +15,9 @@ import pytest
 from browser import Browser, Page
 from documents import small_document
 from test_viewer_served import Handler
+from typer.testing import CliRunner
 
-from circuit_tracer.cli import view
+from circuit_tracer.cli.main import app
 from circuit_tracer.demo import FEATURES, load_labels
 from circuit_tracer.features import FeatureFolder
 from circuit_tracer.features.export import export_json
@@ -57,7 +58,9 @@ def test_the_single_page_holds_the_features_of_its_graph(
     demo_graph: Graph, open_page: Callable[..., Page], tmp_path: Path
 ) -> None:
     path = demo_graph.save(tmp_path / "graph.safetensors")
-    view.view(path, tmp_path / "graph.html", features=Path(FEATURES))
+    command = ["view", str(path), "--html", str(tmp_path / "graph.html"), "--features", FEATURES]
+    made = CliRunner().invoke(app, command)
+    assert made.exit_code == 0, made.output
     text = (tmp_path / "graph.html").read_text(encoding="utf-8")
     page, folder = open_page(text), FeatureFolder(FEATURES)
     document = load_viewer_json(demo_graph.to_json("graph", tmp_path, labels=load_labels()))
