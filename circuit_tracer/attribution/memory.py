@@ -14,10 +14,14 @@ from circuit_tracer.errors import InputError
 _UNITS = {"": 1.0, "b": 1.0}
 _UNITS |= {f"{prefix}b": 1000.0 ** (power + 1) for power, prefix in enumerate("kmgt")}
 _UNITS |= {f"{prefix}ib": 1024.0 ** (power + 1) for power, prefix in enumerate("kmgt")}
-# what a container may hold and holds, in cgroups of version 2 and 1
+# cgroups of version 2 and 1: what a container may hold, what it holds, and which of that are cached pages of files
 _CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", r"^(?:in)?active_file (\d+)$"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        r"^total_(?:in)?active_file (\d+)$",
+    ),
 )
 _NO_MEMORY = "can't allocate memory|not enough memory|out of memory|ALLOC_FAILED"
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
@@ -68,10 +72,11 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _free_in_container() -> float:
-    """What the limit of a container leaves; infinity where there is none. Cached files count as used, so this is cautious."""
-    for limit, used in _CGROUPS:
+    """What the limit of a container leaves, pages of files counted as free; infinity where there is no limit."""
+    for limit, used, cached in _CGROUPS:
         try:
-            return max(0, int(Path(limit).read_text()) - int(Path(used).read_text()))
+            pages = re.findall(cached, Path(used).with_name("memory.stat").read_text(), re.MULTILINE)
+            return max(0, int(Path(limit).read_text()) - int(Path(used).read_text()) + sum(map(int, pages)))
         except (OSError, ValueError):  # no such cgroup, or "max"
             continue
     return math.inf

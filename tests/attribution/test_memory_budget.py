@@ -232,10 +232,12 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 
 def test_a_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit, used = tmp_path / "max", tmp_path / "current"
-    monkeypatch.setattr(memory, "_CGROUPS", (("/nothing", "/nothing"), (str(limit), str(used))))
+    other, own = memory._CGROUPS
+    monkeypatch.setattr(memory, "_CGROUPS", (("/nothing", "/nothing", own[2]), (str(limit), str(used), other[2])))
+    (tmp_path / "memory.stat").write_text("anon 1\nactive_file 15000000\ninactive_file 5000000\nfile_dirty 3\n")
     machine = free_bytes(torch.device("cpu"))
     used.write_text("40000000\n")
-    for text, free in (("100000000\n", 60_000_000), ("30000000\n", 0)):
+    for text, free in (("100000000\n", 80_000_000), ("15000000\n", 0)):
         limit.write_text(text)
         assert free_bytes(torch.device("cpu")) == free
     limit.write_text("max\n")
