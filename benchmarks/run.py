@@ -189,10 +189,10 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     gate()
     ended = {name: measure(known[name], work, args.device) for name in args.only or known}
-    subprocess.run([sys.executable, str(HERE / "readme.py")], check=True)
     print()
     for name, how in ended.items():
         print(f"{name:20} {how}")
+    subprocess.run([sys.executable, str(HERE / "readme.py")], check=True)
     if any(how.startswith("failed") for how in ended.values()):
         raise SystemExit(1)
 

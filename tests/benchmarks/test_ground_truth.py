@@ -21,7 +21,7 @@ from circuit_tracer.graph.edges import Edges
 from circuit_tracer.interventions import Semantics, apply_edits, set_to
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from ground_truth import measure, table
+from ground_truth import measure, missed, table
 from ground_truth_graphs import between
 from ground_truth_swaps import Neurons, neurons, random_features, setting_neurons
 
@@ -41,6 +41,20 @@ def test_the_entity_is_in_the_graph_and_its_features_carry_the_answer(found: dic
     assert trained["graph"]["another entity is on a path"] <= 0.2
     assert trained["swaps"]["features"]["2"] >= 0.7
     assert trained["swaps"]["random features"]["1"] <= 0.15
+
+
+def test_aims_that_are_missed_are_named(found: dict[str, Any]) -> None:
+    def share(path: float, swap: float, chance: float) -> dict[str, Any]:
+        return {"graph": {"is on a path": path}, "swaps": {"features": {"1": swap}, "random features": {"1": chance}}}
+
+    good = {name: share(0.9, 0.85, 0.02) for name in found}
+    assert missed(good) == []
+    assert missed(good | {"trained": share(0.89, 0.84, 0.03)}) == [
+        "path, trained",
+        "swap, trained",
+        "random swap, trained",
+    ]
+    assert missed(good | {"reserved cities": share(0.5, 0.9, 0.0)}) == []
 
 
 def test_the_table_has_every_number(found: dict[str, Any]) -> None:
