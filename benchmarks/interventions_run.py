@@ -114,12 +114,15 @@ def main() -> None:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(args.model)
-        model, _ = load_model(args.model, load_transcoders(args.transcoders), tokenizer)
+        device = torch.device("cpu")
+        model, _ = load_model(args.model, load_transcoders(args.transcoders, device), tokenizer, device)
         steer = None
     else:
         from circuit_tracer import ReplacementModel
 
-        model = ReplacementModel.from_pretrained(str(args.model), str(args.transcoders), dtype=torch.float32)
+        model = ReplacementModel.from_pretrained(
+            str(args.model), str(args.transcoders), device="cpu", dtype=torch.float32
+        )
         tokenizer, steer = model.tokenizer, our_steer
     found: dict[str, Tensor] = {}
     start = time.perf_counter()
