@@ -43,8 +43,9 @@ def outputs() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(FOLDER / "model")
     found: dict[str, torch.Tensor] = {}
+    cpu = torch.device("cpu")
     for name in TRANSCODERS:
-        model, difference = load_model(FOLDER / "model", load_transcoders(FOLDER / name), tokenizer)
+        model, difference = load_model(FOLDER / "model", load_transcoders(FOLDER / name, cpu), tokenizer, cpu)
         print(f"{name}: TransformerLens logits differ from transformers' by at most {difference:.1e}")
         found |= outcomes(model, torch.tensor(IDS), name)
     save_file(found, OUTPUTS)
