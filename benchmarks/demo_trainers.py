@@ -34,12 +34,12 @@ from circuit_tracer.demo.train_transcoder import (
     train_transcoder,
 )
 from circuit_tracer.files import atomic_write
-from circuit_tracer.training import schedules
 from circuit_tracer.training.data.batch import ActivationBatch
-from circuit_tracer.training.loop import normalised
+from circuit_tracer.training.run.loop import normalised
+from circuit_tracer.training.step import schedules
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "training"))
-from dense_trainer import Batch, DenseTrainer, DenseTranscoder
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.support.dense_trainer import Batch, DenseTrainer, DenseTranscoder
 
 STEPS = 1000
 PLANTINGS = 5  # before the learning rate falls

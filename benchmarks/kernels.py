@@ -30,7 +30,7 @@ from kernel_cases import Problem, Size
 from machine import describe, write_results
 
 from circuit_tracer.kernels.sparse_rows import SparseRows
-from circuit_tracer.training import machine as rates
+from circuit_tracer.training.run import machine as rates
 
 HERE = Path(__file__).resolve().parent
 FLUSH_BYTES = 2**28

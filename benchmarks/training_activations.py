@@ -26,7 +26,7 @@ from training_rows import Writer, write_moments
 from circuit_tracer.models import attention
 from circuit_tracer.models.loading import load_language_model
 from circuit_tracer.models.parts import ModelParts, bind
-from circuit_tracer.training.config import TrainingConfig
+from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import held_out_activations, held_out_tokens, open_stream
 from circuit_tracer.training.data.model_pass import ModelPass, fast_attention
 from circuit_tracer.training.data.points import Points

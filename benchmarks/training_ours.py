@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from training_rows import Rows
 
-from circuit_tracer.training import checkpoint
-from circuit_tracer.training.calibration import level_scores
-from circuit_tracer.training.config import TrainingConfig
+from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
-from circuit_tracer.training.events import NullListener, StepReport
-from circuit_tracer.training.export import export
-from circuit_tracer.training.loop import Loop, normalised
-from circuit_tracer.training.normalisation import Normalisation
+from circuit_tracer.training.export.calibration import level_scores
+from circuit_tracer.training.export.export import export
 from circuit_tracer.training.ranks import Ranks
-from circuit_tracer.training.state import TrainingState
+from circuit_tracer.training.run import checkpoint
+from circuit_tracer.training.run.events import NullListener, StepReport
+from circuit_tracer.training.run.loop import Loop, normalised
+from circuit_tracer.training.run.state import TrainingState
+from circuit_tracer.training.step.normalisation import Normalisation
 
 DEAD_AFTER_STEPS = 200  # as in the other's recipe
 CPU = torch.device("cpu")

@@ -34,14 +34,15 @@ from torch import Tensor
 from training_inputs import SyntheticActivations
 
 from circuit_tracer.kernels.sparse_rows import SparseRows
-from circuit_tracer.training import machine, selection, step
-from circuit_tracer.training.config import TrainingConfig
+from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
-from circuit_tracer.training.events import NullListener
-from circuit_tracer.training.loop import Loop
-from circuit_tracer.training.normalisation import Normalisation
 from circuit_tracer.training.ranks import Ranks
-from circuit_tracer.training.state import TrainingState
+from circuit_tracer.training.run import machine
+from circuit_tracer.training.run.events import NullListener
+from circuit_tracer.training.run.loop import Loop
+from circuit_tracer.training.run.state import TrainingState
+from circuit_tracer.training.step import selection, step
+from circuit_tracer.training.step.normalisation import Normalisation
 
 ENTRY_BYTES = 12  # feature and value of an entry
 PHASES = ("encode", "select", "decode", "value gradients", "weight gradients", "adam")

@@ -134,7 +134,7 @@ class ReplacementModel:
         Activations are zero at the positions that circuit-tracer leaves out (0; the chat prefix for Gemma 3 instruction-tuned
         models). Without the activation function they are pre-activations. Logits are in float32, float64 for such models.
         """
-        from circuit_tracer.interventions.intervene import get_activations
+        from circuit_tracer.interventions.features.intervene import get_activations
 
         return get_activations(self, inputs, sparse, apply_activation_function)
 
@@ -157,7 +157,7 @@ class ReplacementModel:
         pre-activations (`apply_activation_function=False`) and of logits before a softcap (`zero_softcap`) are the edges of
         the attribution graph, in units of the source's relative change. Raises InputError for what does not exist.
         """
-        from circuit_tracer.interventions.intervene import feature_intervention
+        from circuit_tracer.interventions.features.intervene import feature_intervention
 
         return feature_intervention(
             self,
@@ -187,7 +187,7 @@ class ReplacementModel:
         is an open slice (`slice(p, None)`) hold for each new token. generate_kwargs: max_new_tokens (10), do_sample (True),
         temperature, top_k, top_p, freq_penalty, stop_at_eos, eos_token_id.
         """
-        from circuit_tracer.interventions.generate import feature_intervention_generate
+        from circuit_tracer.interventions.steering.generate import feature_intervention_generate
 
         return feature_intervention_generate(
             self,
@@ -209,13 +209,13 @@ class ReplacementModel:
         In `with freeze.applied(): ...`, passes of `hf_model` over the same tokens have the clean attention patterns, and in the
         constrained layers the clean MLP outputs.
         """
-        from circuit_tracer.interventions.intervene import setup_intervention_with_freeze
+        from circuit_tracer.interventions.features.intervene import setup_intervention_with_freeze
 
         return setup_intervention_with_freeze(self, inputs, constrained_layers)
 
     def zero_softcap(self) -> AbstractContextManager[None]:
         """Inside `with model.zero_softcap(): ...`, logits are those before the final softcap (Gemma 2)."""
-        from circuit_tracer.interventions.intervene import zero_softcap
+        from circuit_tracer.interventions.features.intervene import zero_softcap
 
         return zero_softcap(self)
 

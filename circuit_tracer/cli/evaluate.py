@@ -12,7 +12,7 @@ from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
     from circuit_tracer.replacement_model import ReplacementModel
-    from circuit_tracer.training.config import EvaluationSection, TrainingConfig
+    from circuit_tracer.training.config.schema import EvaluationSection, TrainingConfig
     from circuit_tracer.training.evaluation import Evaluation
     from circuit_tracer.transcoders.base import Transcoders
 
@@ -164,7 +164,7 @@ def _section(
     config: TrainingConfig | None, given: dict[str, Any], prompt: list[str] | None, graphs: bool
 ) -> EvaluationSection:
     """The evaluation of the configuration, or the defaults of configurations, with what was given instead."""
-    from circuit_tracer.training.config import EvaluationSection
+    from circuit_tracer.training.config.schema import EvaluationSection
 
     if prompt and not graphs:
         raise InputError("--prompt and --no-graphs contradict each other: leave one out")
@@ -175,7 +175,7 @@ def _section(
 
 def _norm_ratio(config: TrainingConfig | None, given: float | None) -> float | None:
     """What was given, 0 for None; else the configuration's, or its default."""
-    from circuit_tracer.training.config import DataSection
+    from circuit_tracer.training.config.schema import DataSection
 
     if given is not None:
         return given or None

@@ -11,7 +11,7 @@ from circuit_tracer.cli import options
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from circuit_tracer.training.push import Publication
+    from circuit_tracer.training.export.push import Publication
 
 
 def push(
@@ -30,8 +30,8 @@ def push(
 
     Needs a token with write permission: `hf auth login`, or HF_TOKEN.
     """
-    from circuit_tracer.training.push import check_repo_id, collect, copy_to
-    from circuit_tracer.training.push import push as upload
+    from circuit_tracer.training.export.push import check_repo_id, collect, copy_to
+    from circuit_tracer.training.export.push import push as upload
 
     if (repo_id is None) == (to is None) and not dry_run:
         raise InputError("say where to: OWNER/NAME of a repository, or --to FOLDER (one of them)")

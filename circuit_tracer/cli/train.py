@@ -14,8 +14,8 @@ from circuit_tracer.cli import options
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from circuit_tracer.training.config import TrainingConfig
-    from circuit_tracer.training.events import Listener
+    from circuit_tracer.training.config.schema import TrainingConfig
+    from circuit_tracer.training.run.events import Listener
 
 OVERRIDES = "circuit_tracer.train.overrides"
 WRITTEN = (
@@ -39,8 +39,8 @@ class TrainCommand(TyperCommand):
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """The keys, by section."""
-        from circuit_tracer.training.config_file import preset_names
-        from circuit_tracer.training.config_keys import keys, sections
+        from circuit_tracer.training.config.files import preset_names
+        from circuit_tracer.training.config.keys import keys, sections
 
         with formatter.section("Presets"):
             formatter.write_text(", ".join(preset_names()))
@@ -56,7 +56,7 @@ def split_overrides(args: list[str], own: set[str]) -> tuple[dict[str, str], lis
 
     Raises InputError for a key that does not exist, or one without a value.
     """
-    from circuit_tracer.training.config_keys import find
+    from circuit_tracer.training.config.keys import find
 
     overrides: dict[str, str] = {}
     rest: list[str] = []
@@ -95,7 +95,7 @@ def train(
     Options below set single values of the configuration: --run.batch 8192. Several devices: torchrun --nproc-per-node N
     -m circuit_tracer.cli.main train ...
     """
-    from circuit_tracer.training.config_file import dump, load
+    from circuit_tracer.training.config.files import dump, load
 
     settings = load(config, ctx.meta[OVERRIDES])
     if print_config:
@@ -107,7 +107,7 @@ def train(
 
 
 def _show_plan(config: TrainingConfig) -> None:
-    from circuit_tracer.training.plan import plan_run
+    from circuit_tracer.training.run.requirements import plan_run
 
     options.quiet_loading()
     device = options.place(None if config.model.device == "auto" else config.model.device)
@@ -117,9 +117,9 @@ def _show_plan(config: TrainingConfig) -> None:
 
 
 def _run(config: TrainingConfig, resume: bool) -> None:
-    from circuit_tracer.training.events import NullListener
-    from circuit_tracer.training.progress import ProgressDisplay
-    from circuit_tracer.training.trainer import train as run
+    from circuit_tracer.training.run.events import NullListener
+    from circuit_tracer.training.run.progress import ProgressDisplay
+    from circuit_tracer.training.run.trainer import train as run
 
     options.quiet_loading()
     first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks

@@ -12,7 +12,7 @@ from circuit_tracer.demo import world
 from circuit_tracer.features.build import BuildSettings, build_features
 from circuit_tracer.features.corpus import ListedDocuments, SeparateDocuments
 from circuit_tracer.features.labels import Label, read_labels, write_labels
-from circuit_tracer.training.data.special import SpecialTokens
+from circuit_tracer.text.special import SpecialTokens
 
 if TYPE_CHECKING:
     from circuit_tracer.features.corpus import Corpus

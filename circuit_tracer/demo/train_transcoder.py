@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.demo.contexts import Contexts
-from circuit_tracer.training import checkpoint
-from circuit_tracer.training.calibration import level_scores
-from circuit_tracer.training.config import TrainingConfig
+from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
-from circuit_tracer.training.dictionary import Kind
-from circuit_tracer.training.events import NullListener, StepReport
-from circuit_tracer.training.export import export
-from circuit_tracer.training.loop import Loop, normalised
-from circuit_tracer.training.normalisation import Normalisation
+from circuit_tracer.training.export.calibration import level_scores
+from circuit_tracer.training.export.export import export
 from circuit_tracer.training.ranks import Ranks
-from circuit_tracer.training.state import TrainingState
+from circuit_tracer.training.run import checkpoint
+from circuit_tracer.training.run.events import NullListener, StepReport
+from circuit_tracer.training.run.loop import Loop, normalised
+from circuit_tracer.training.run.state import TrainingState
+from circuit_tracer.training.step.dictionary import Kind
+from circuit_tracer.training.step.normalisation import Normalisation
 from circuit_tracer.transcoders.config import CONFIG_NAME, read_config, write_config
 
 CALIBRATION_BATCHES = 8

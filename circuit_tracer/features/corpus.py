@@ -15,11 +15,11 @@ import numpy as np
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.models.parts import ModelParts
-from circuit_tracer.training.config import DataSection
-from circuit_tracer.training.data.documents import Cursor, Document, Documents, open_documents
-from circuit_tracer.training.data.packing import Packer
+from circuit_tracer.text.documents import Cursor, Document, Documents, open_documents
+from circuit_tracer.text.packing import Packer
+from circuit_tracer.text.special import SpecialTokens
+from circuit_tracer.training.config.schema import DataSection
 from circuit_tracer.training.data.source import open_packer
-from circuit_tracer.training.data.special import SpecialTokens
 
 
 class Corpus(Protocol):

@@ -1,11 +1,9 @@
 """Interventions: change features, activations or directions, and see what the model does."""
 
-from circuit_tracer.interventions.activations import activations_of
-from circuit_tracer.interventions.apply import apply_each, apply_edits
-from circuit_tracer.interventions.attribution_patching import attribution_patching
-from circuit_tracer.interventions.clean import CleanRun
-from circuit_tracer.interventions.edge_gradients import EdgeEstimates, approximate_edges
-from circuit_tracer.interventions.edits import (
+from circuit_tracer.interventions.features.activations import activations_of
+from circuit_tracer.interventions.features.apply import apply_each, apply_edits
+from circuit_tracer.interventions.features.clean import CleanRun
+from circuit_tracer.interventions.features.edits import (
     Edit,
     FeatureAt,
     Supernode,
@@ -16,25 +14,27 @@ from circuit_tracer.interventions.edits import (
     set_to,
     take_from,
 )
-from circuit_tracer.interventions.generate import GenerationOptions, feature_intervention_generate
-from circuit_tracer.interventions.intervene import (
+from circuit_tracer.interventions.features.intervene import (
     feature_intervention,
     get_activations,
     setup_intervention_with_freeze,
     zero_softcap,
 )
-from circuit_tracer.interventions.metrics import Metric, log_probability, logit_difference, probability
-from circuit_tracer.interventions.observe import FeatureChanges
-from circuit_tracer.interventions.outcome import Outcome, TokenChange
-from circuit_tracer.interventions.passes import Freeze
-from circuit_tracer.interventions.patch_table import PatchTable
-from circuit_tracer.interventions.patching import activation_patching
-from circuit_tracer.interventions.semantics import Semantics
-from circuit_tracer.interventions.settings import Intervention
-from circuit_tracer.interventions.steering import Continuation, Sampling, Steering, steer
-from circuit_tracer.interventions.steering_plan import Direction
-from circuit_tracer.interventions.supernodes import saved_supernodes
+from circuit_tracer.interventions.features.observe import FeatureChanges
+from circuit_tracer.interventions.features.outcome import Outcome, TokenChange
+from circuit_tracer.interventions.features.passes import Freeze
+from circuit_tracer.interventions.features.semantics import Semantics
+from circuit_tracer.interventions.features.settings import Intervention
+from circuit_tracer.interventions.features.supernodes import saved_supernodes
+from circuit_tracer.interventions.patching.attribution_patching import attribution_patching
+from circuit_tracer.interventions.patching.metrics import Metric, log_probability, logit_difference, probability
+from circuit_tracer.interventions.patching.patching import activation_patching
+from circuit_tracer.interventions.patching.table import PatchTable
+from circuit_tracer.interventions.steering.generate import GenerationOptions, feature_intervention_generate
+from circuit_tracer.interventions.steering.schedule import Direction
+from circuit_tracer.interventions.steering.steer import Continuation, Sampling, Steering, steer
 from circuit_tracer.interventions.validation import validate
+from circuit_tracer.interventions.validation.edge_gradients import EdgeEstimates, approximate_edges
 
 __all__ = [
     "CleanRun",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.training.config import SparsitySection
+from circuit_tracer.training.config.schema import SparsitySection
 
 
 @dataclass

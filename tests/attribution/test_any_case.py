@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from tiny import ARCHITECTURES, tiny_model, tiny_transcoder
-from tracing_cases import ACTIVATIONS, INPUT_HOOKS, OUTPUT_HOOKS, assert_same_graph
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.reference import keep_features, reference_graph, select_features
@@ -18,6 +16,8 @@ from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import node_influence
 from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.replacement_model import ReplacementModel
+from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
+from tests.support.tracing_cases import ACTIVATIONS, INPUT_HOOKS, OUTPUT_HOOKS, assert_same_graph
 
 VOCABULARY = 47
 few = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

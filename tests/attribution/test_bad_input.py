@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_transcoder
-from tracing_cases import IDS, Case, build
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, LogitDifference
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
 from circuit_tracer.replacement_model import ReplacementModel
+from tests.support.tiny import tiny_model, tiny_transcoder
+from tests.support.tracing_cases import IDS, Case, build
 
 VECTOR = torch.ones(16, dtype=torch.float64)
 CASE = Case("llama")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor
-from tracing_cases import IDS, Case, assert_equal, build, one_each, rotation
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.prompt import LinearPrompt, encode_prompt, linearise
 from circuit_tracer.attribution.reference import FrozenModel
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.replacement_model import ReplacementModel
+from tests.support.tracing_cases import IDS, Case, assert_equal, build, one_each, rotation
 
 # relative to the mass of the row; bfloat16 rounds the model's own activations to 8 bits (0.011 is the worst seen)
 RESIDUAL = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2e-2}

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tracing_cases import IDS, Case, assert_equal, build
 
 from circuit_tracer.attribution.attribute import attribute
+from tests.support.tracing_cases import IDS, Case, assert_equal, build
 
 CASES = [Case("gemma3", "clt", True, "mlp.hook_in"), Case("gpt_neox", "plt")]
 

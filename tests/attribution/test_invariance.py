@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tracing_cases import IDS, Case, assert_equal, build
 
 from circuit_tracer.attribution import selection, sweep
 from circuit_tracer.attribution.attribute import attribute
@@ -16,6 +15,7 @@ from circuit_tracer.attribution.sweep import split_rows
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.transcoders import encoding
+from tests.support.tracing_cases import IDS, Case, assert_equal, build
 
 CASES = [
     Case("gemma2", "clt", True, "mlp.hook_in", "mlp.hook_out"),

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_invariance import CASES, assert_same
-from tracing_cases import IDS, Case, assert_equal, build
 
 from circuit_tracer.attribution import finished
 from circuit_tracer.attribution.attribute import attribute
@@ -15,6 +14,7 @@ from circuit_tracer.attribution.finished import FinishedBlock, SparseRows
 from circuit_tracer.attribution.plan import kept_mass
 from circuit_tracer.attribution.sweep import EdgeBlock
 from circuit_tracer.errors import InputError
+from tests.support.tracing_cases import IDS, Case, assert_equal, build
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_share = pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 1.0])

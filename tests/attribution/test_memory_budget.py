@@ -13,7 +13,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_invariance import CASES, assert_same
-from tracing_cases import IDS, Case, assert_same_graph, build
 
 from circuit_tracer.attribution import memory, plan, trace
 from circuit_tracer.attribution.attribute import attribute
@@ -24,6 +23,7 @@ from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.attribution.sweep import EdgeBlock, Sweep
 from circuit_tracer.attribution.workload import Workload
 from circuit_tracer.errors import InputError, ResourceError
+from tests.support.tracing_cases import IDS, Case, assert_same_graph, build
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 

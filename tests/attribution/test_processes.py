@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rank_traces
-from process_cases import results, together
 from test_invariance import CASES
-from tracing_cases import IDS, build
 
 from circuit_tracer.attribution.attribute import attribute
+from tests.support import rank_traces
+from tests.support.process_cases import results, together
+from tests.support.tracing_cases import IDS, build
 
 OPTIONS = [{}, {"max_feature_nodes": 13}, {"max_feature_nodes": 40, "batch_size": 3}, {"keep_edge_mass": 0.7}]
 EVERY = [(case, options) for case in CASES for options in OPTIONS]

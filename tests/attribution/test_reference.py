@@ -7,8 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_transcoder
-from tracing_cases import (
+
+from circuit_tracer.attribution import reference
+from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.attribution.reference import FrozenModel, reference_graph
+from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, LogitDifference
+from circuit_tracer.graph.influence import node_influence
+from circuit_tracer.graph.pruning import prune_graph
+from circuit_tracer.graph.scores import graph_scores
+from circuit_tracer.models import attention
+from circuit_tracer.replacement_model import ReplacementModel
+from tests.support.tiny import tiny_model, tiny_transcoder
+from tests.support.tracing_cases import (
     ACTIVATIONS,
     IDS,
     INPUT_HOOKS,
@@ -20,16 +30,6 @@ from tracing_cases import (
     one_each,
     rotation,
 )
-
-from circuit_tracer.attribution import reference
-from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.attribution.reference import FrozenModel, reference_graph
-from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, LogitDifference
-from circuit_tracer.graph.influence import node_influence
-from circuit_tracer.graph.pruning import prune_graph
-from circuit_tracer.graph.scores import graph_scores
-from circuit_tracer.models import attention
-from circuit_tracer.replacement_model import ReplacementModel
 
 EVERY_KIND = [
     Case("gemma2", kind, skip, i, o, activation)

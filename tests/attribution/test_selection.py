@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tracing_cases import IDS, Case, assert_same_graph, build, one_each
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.reference import (
@@ -23,6 +22,7 @@ from circuit_tracer.attribution.targets import CustomTarget
 from circuit_tracer.attribution.trace import Options, Trace
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.scores import graph_scores
+from tests.support.tracing_cases import IDS, Case, assert_same_graph, build, one_each
 
 each_case = pytest.mark.parametrize("case", one_each(), ids=str)
 LAYERED = Case("llama", "clt", True, "mlp.hook_in")

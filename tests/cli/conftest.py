@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Folders, Outcome, Run, save_tokenizer
-from tiny import tiny_model, tiny_transcoder
 from typer.testing import CliRunner
 
 from circuit_tracer.transcoders import save_transcoders
+from tests.support.command import Folders, Outcome, Run, save_tokenizer
+from tests.support.tiny import tiny_model, tiny_transcoder
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Folders, Run
-from tiny import tiny_transcoder
 
 from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.transcoders import save_transcoders
+from tests.support.command import Folders, Run
+from tests.support.tiny import tiny_transcoder
 
 PROMPT = "the capital of Texas is"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command import TEXT, Folders, Run
-from tiny import tiny_transcoder
 
 from circuit_tracer.transcoders import save_transcoders
+from tests.support.command import TEXT, Folders, Run
+from tests.support.tiny import tiny_transcoder
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_help_names_every_option(run: Run) -> None:
 
 
 def test_defaults_are_those_of_configurations(run: Run, folders: Folders, text: Path) -> None:
-    from circuit_tracer.training.config import EvaluationSection
+    from circuit_tracer.training.config.schema import EvaluationSection
 
     outcome = run("evaluate", "-t", folders.transcoder, "--data", text, "--json")
     assert outcome.code == 0, outcome.err

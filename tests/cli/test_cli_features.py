@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from command import Folders, Run
+
+from tests.support.command import Folders, Run
 
 
 @pytest.fixture

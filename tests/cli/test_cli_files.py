@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Folders, Run
-from tiny import tiny_model, tiny_transcoder
 
 from circuit_tracer.graph import Graph, prune_graph
 from circuit_tracer.graph.files.formats import read_graph
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.subgraph import subgraph
 from circuit_tracer.transcoders import load_transcoder_from_hub, save_transcoders
+from tests.support.command import Folders, Run
+from tests.support.tiny import tiny_model, tiny_transcoder
 
 
 def test_prune_writes_the_pruned_graph(traced: Path, run: Run, tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import typer
-from command import Folders
 from typer.testing import CliRunner
 
 from circuit_tracer.cli import edit_options
 from circuit_tracer.cli.intervene import intervene
 from circuit_tracer.cli.main import Commands
 from circuit_tracer.errors import InputError
+from tests.support.command import Folders
 
 PROMPT = "the capital of Texas is"
 

@@ -11,11 +11,11 @@ from typing import cast
 
 import pytest
 import torch
-from command import Folders, Run
 
 from circuit_tracer.attribution.attribute import Trace
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.replacement_model import ReplacementModel
+from tests.support.command import Folders, Run
 
 
 @pytest.mark.parametrize(

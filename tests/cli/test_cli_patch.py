@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import typer
-from command import Folders
 from typer.testing import CliRunner
 
 from circuit_tracer.cli.main import Commands
 from circuit_tracer.cli.patch import patch
+from tests.support.command import Folders
 
 CLEAN, CORRUPTED = "the capital of Texas is", "the capital of France is"
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Folders, Run
 
 from circuit_tracer.attribution import forecast, trace
 from circuit_tracer.attribution.plan import MemoryPlan
 from circuit_tracer.graph.files.formats import read_graph
+from tests.support.command import Folders, Run
 
 PROMPT = "the capital of Texas is"  # 6 tokens with <bos>
 
@@ -75,7 +75,7 @@ def test_too_little_memory_is_refused_before_the_work(folders: Folders, run: Run
 
 
 def test_topk_dictionaries_say_how_many_features_are_active() -> None:
-    from tiny import tiny_transcoder
+    from tests.support.tiny import tiny_transcoder
 
     topk = tiny_transcoder("clt", torch.float32, activation="topk")
     assert forecast.active_features(topk, None) == topk.activation(0).k

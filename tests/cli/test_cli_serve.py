@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Folders, Run
+
+from tests.support.command import Folders, Run
 
 PROMPT = "the capital of Texas is"
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from command import Folders
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from circuit_tracer.cli.main import Commands
 from circuit_tracer.cli.steer import steer
+from tests.support.command import Folders
 
 PROMPT = "the capital of Texas is"
 

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import yaml
-from command import Folders, Run
 
 from circuit_tracer.cli.train import split_overrides
 from circuit_tracer.errors import InputError, ResourceError
-from circuit_tracer.training import plan, trainer
-from circuit_tracer.training.config import TrainingConfig
-from circuit_tracer.training.config_file import load, preset_names
-from circuit_tracer.training.config_keys import keys
-from circuit_tracer.training.progress import ProgressDisplay
+from circuit_tracer.training.config.files import load, preset_names
+from circuit_tracer.training.config.keys import keys
+from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.run import requirements as plan
+from circuit_tracer.training.run import trainer
+from circuit_tracer.training.run.progress import ProgressDisplay
+from tests.support.command import Folders, Run
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from command import Folders, Run
-from tiny import tiny_transcoder
 
 from circuit_tracer import Graph
 from circuit_tracer.graph.validation import ValidationReport
 from circuit_tracer.transcoders import save_transcoders
+from tests.support.command import Folders, Run
+from tests.support.tiny import tiny_transcoder
 
 
 def test_the_report_is_printed_and_kept(run: Run, folders: Folders, traced: Path, tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-from command import Run
 
 from circuit_tracer.demo import FEATURES
 from circuit_tracer.features.labels import read_labels
 from circuit_tracer.graph import Graph
+from tests.support.command import Run
 
 
 @pytest.fixture

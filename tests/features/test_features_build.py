@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from feature_cases import LENGTH, N_FEATURES, SETTINGS, Active, Case, contents, slowly
 
 from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError
 from circuit_tracer.features import FeatureFolder, SeparateDocuments, build_features
 from circuit_tracer.features import build as building
 from circuit_tracer.features.segment import Segment
-from circuit_tracer.training.data.special import SpecialTokens
-from circuit_tracer.training.data.token_files import TokenFiles
+from circuit_tracer.text.special import SpecialTokens
+from circuit_tracer.text.token_files import TokenFiles
+from tests.support.feature_cases import LENGTH, N_FEATURES, SETTINGS, Active, Case, contents, slowly
 
 CASES = [Case(), Case("plt", "relu", packed=False), Case("clt", "topk", packed=False, seed=1)]
 

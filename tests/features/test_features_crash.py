@@ -6,9 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from feature_cases import Case, contents
-from feature_crash import go_on
-from process_cases import alone
+
+from tests.support.feature_cases import Case, contents
+from tests.support.feature_crash import go_on
+from tests.support.process_cases import alone
 
 # (moment, calls before it), each of a run of its own that goes on where the one before was killed
 KILLS = [

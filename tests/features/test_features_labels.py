@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from fake_servers import KEY, FakeServer, chat_answers, label_answers
 from typer.testing import CliRunner
 
 from circuit_tracer.cli.main import app
@@ -20,6 +19,7 @@ from circuit_tracer.features.labels import Label, load_labels
 from circuit_tracer.features.neuronpedia_labels import fetch_labels
 from circuit_tracer.graph.files.node_ids import cantor_pair
 from circuit_tracer.neuronpedia import Neuronpedia
+from tests.support.fake_servers import KEY, FakeServer, chat_answers, label_answers
 
 ACTIVE = [place for place in FeatureFolder(FEATURES) if FeatureFolder(FEATURES).get(place)["n_active"]]
 PLACES = [*ACTIVE[:4], *ACTIVE[-2:]]

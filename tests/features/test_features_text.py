@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from feature_cases import Case, sequences
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from circuit_tracer.demo.tokenizer import build_tokenizer
@@ -19,7 +18,8 @@ from circuit_tracer.features.export import export_json, export_neuronpedia
 from circuit_tracer.features.labels import Label, describe, label_from_records, load_labels, read_labels, write_labels
 from circuit_tracer.features.token_text import TokenTexts
 from circuit_tracer.graph.files.node_ids import cantor_unpair
-from circuit_tracer.training.data.special import SpecialTokens
+from circuit_tracer.text.special import SpecialTokens
+from tests.support.feature_cases import Case, sequences
 
 
 def byte_level() -> Any:

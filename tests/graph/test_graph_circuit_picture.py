@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from graph_cases import random_graph
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph import Graph
 from circuit_tracer.graph.circuit_picture import _boxes, _shares
 from circuit_tracer.graph.files.node_ids import node_ids
 from circuit_tracer.graph.files.view import View
+from tests.support.graph_cases import random_graph
 
 MAGIC = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}
 

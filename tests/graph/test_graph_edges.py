@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graph_cases import graphs, random_graph, same_edges
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.graph import Edges, Graph, TargetTable
+from tests.support.graph_cases import graphs, random_graph, same_edges
 
 
 @given(graphs())

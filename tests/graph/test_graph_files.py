@@ -16,7 +16,6 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from graph_cases import graphs, random_graph, random_validation, same_edges
 from hypothesis import HealthCheck, given, settings
 
 from circuit_tracer.errors import FileFormatError, InputError, ResourceError
@@ -25,6 +24,7 @@ from circuit_tracer.graph.files import native
 from circuit_tracer.graph.files.networkx import from_networkx, to_networkx
 from circuit_tracer.graph.files.viewer_json import create_graph_files
 from circuit_tracer.graph.validation import ValidationReport
+from tests.support.graph_cases import graphs, random_graph, random_validation, same_edges
 
 COLUMNS = ("label", "kind", "layer", "position", "weight", "token_id")
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graph_cases import dense_influence, graphs, random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from circuit_tracer.graph import (
 )
 from circuit_tracer.graph.order import layered_blocks, topological_blocks
 from circuit_tracer.graph.scores import fold_into_errors
+from tests.support.graph_cases import dense_influence, graphs, random_graph
 
 
 @given(graphs())

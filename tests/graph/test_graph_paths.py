@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graph_cases import graphs, random_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph import Graph, Path, node_influence, strongest_paths
+from tests.support.graph_cases import graphs, random_graph
 
 
 def all_paths(graph: Graph, target: int, ends: set[int]) -> list[Path]:

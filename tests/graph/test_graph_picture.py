@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from graph_cases import random_graph
 
 from circuit_tracer.errors import CircuitTracerError
 from circuit_tracer.graph.picture import draw_graph
+from tests.support.graph_cases import random_graph
 
 MAGIC = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graph_cases import graphs, random_graph
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from circuit_tracer.graph import (
     prune_graph,
 )
 from circuit_tracer.graph import selection as selection_module
+from tests.support.graph_cases import graphs, random_graph
 
 
 def sorted_threshold(scores: torch.Tensor, fraction: float) -> float:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graph_cases import random_graph
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph import prune_graph
 from circuit_tracer.graph.subgraph import subgraph
+from tests.support.graph_cases import random_graph
 
 
 @pytest.mark.parametrize(("node_threshold", "edge_threshold"), [(0.8, 0.98), (0.4, 0.6), (1.0, 1.0), (0.0, 0.0)])

@@ -7,7 +7,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from graph_cases import random_graph
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from circuit_tracer.graph.files.node_ids import node_ids
 from circuit_tracer.graph.files.read_json import load_viewer_json
 from circuit_tracer.graph.files.validate import validate_document
 from circuit_tracer.graph.files.view import View
+from tests.support.graph_cases import random_graph
 
 NUMBERS = st.integers(0, 40)
 IDS = st.one_of(

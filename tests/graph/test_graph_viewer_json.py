@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from graph_cases import graphs, random_graph
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from circuit_tracer.graph.files.node_ids import cantor_pair, cantor_unpair
 from circuit_tracer.graph.files.read_json import from_json, load_viewer_json, typed_q_params
 from circuit_tracer.graph.files.validate import upload_size_problems, validate_document
 from circuit_tracer.graph.files.viewer_json import create_graph_files, scan_name
+from tests.support.graph_cases import graphs, random_graph
 
 GOLDEN = Path(__file__).parent / "data" / "golden-graph.json"
 

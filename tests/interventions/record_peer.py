@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "cli"), str(HERE.parents[1] / "benchmarks" / "peer")]
+sys.path.insert(0, str(HERE.parents[1] / "benchmarks" / "peer"))
+sys.path.append(str(HERE.parents[1]))  # last: the engine that is installed here is the one that answers
 
-from peer_cases import FOLDER, IDS, OUTPUTS, TRANSCODERS, outcomes  # noqa: E402
+from tests.support.peer_cases import FOLDER, IDS, OUTPUTS, TRANSCODERS, outcomes  # noqa: E402
 
 
 def inputs() -> None:
     """Write the model, its tokenizer and the transcoders."""
-    from command import save_tokenizer
-    from tiny import tiny_model, tiny_transcoder
-
     from circuit_tracer.transcoders import save_transcoders
+    from tests.support.command import save_tokenizer
+    from tests.support.tiny import tiny_model, tiny_transcoder
 
     tiny_model("llama", torch.float32).save_pretrained(FOLDER / "model")
     save_tokenizer(FOLDER / "model")

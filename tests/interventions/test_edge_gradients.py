@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 from circuit_tracer import Graph, ReplacementModel, attribute
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.interventions import Semantics, apply_edits, approximate_edges, nodes_of, scale
 from circuit_tracer.interventions.validation.bench import Bench, Condition, Sources, logit_targets
+from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
 LIVE = Semantics("direct", freeze_attention=False)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 from circuit_tracer import Graph, ReplacementModel, attribute
 from circuit_tracer.interventions import CleanRun, Outcome, Semantics, apply_each, apply_edits, nodes_of, scale
+from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}

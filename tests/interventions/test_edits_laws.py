@@ -7,10 +7,10 @@ import functools
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_model, tiny_transcoder
 
 from circuit_tracer import ReplacementModel
 from circuit_tracer.interventions import CleanRun, Edit, Semantics, apply_each, apply_edits, set_to
+from tests.support.tiny import tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
 PLACES = st.tuples(st.integers(0, 2), st.integers(1, 5), st.integers(0, 19))

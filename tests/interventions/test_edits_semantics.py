@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model, tiny_transcoder
 from torch import Tensor
 
 from circuit_tracer import ReplacementModel, attribute
@@ -29,6 +28,7 @@ from circuit_tracer.interventions import (
 )
 from circuit_tracer.models.capture import capture
 from circuit_tracer.transcoders.base import Transcoders
+from tests.support.tiny import tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
 OTHER = torch.tensor([1, 5, 6, 7, 8, 9, 10])

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 from circuit_tracer import Graph, ReplacementModel, attribute, load_transcoder_from_hub
 from circuit_tracer.errors import CompatibilityError
 from circuit_tracer.fingerprint import fingerprints, model_fingerprint, transcoder_fingerprint
 from circuit_tracer.interventions import apply_edits, set_to, validate
 from circuit_tracer.transcoders import save_transcoders
+from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 from torch import Tensor
 
 from circuit_tracer import Graph, ReplacementModel, attribute
+from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
 TOLERANCE = 1e-9

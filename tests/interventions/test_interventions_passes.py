@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 from circuit_tracer import ReplacementModel
 from circuit_tracer.errors import CircuitTracerError, InputError
 from circuit_tracer.interventions import activations_of
 from circuit_tracer.transcoders.base import Transcoders
+from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peer_cases import FOLDER, IDS, OPTIONS, OUTPUTS, PLACES, TRANSCODERS, outcomes
 from safetensors.torch import load_file
 from torch import Tensor
 
 from circuit_tracer import ReplacementModel
+from tests.support.peer_cases import FOLDER, IDS, OPTIONS, OUTPUTS, PLACES, TRANSCODERS, outcomes
 
 CASES = [
     "clean",

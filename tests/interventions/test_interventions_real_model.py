@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_transcoder
 
 from circuit_tracer import ReplacementModel, attribute
 from circuit_tracer.interventions import (
@@ -27,6 +26,7 @@ from circuit_tracer.interventions import (
     steer,
     validate,
 )
+from tests.support.tiny import tiny_transcoder
 
 pytestmark = pytest.mark.real_model
 PROMPT, OTHER = "The capital of France is", "The capital of Italy is"

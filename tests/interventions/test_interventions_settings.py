@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_transcoder
 
-from circuit_tracer.interventions.settings import open_ended, resolve
+from circuit_tracer.interventions.features.settings import open_ended, resolve
+from tests.support.tiny import tiny_transcoder
 
 N_POS, N_FEATURES = 6, 20
 TRANSCODER = tiny_transcoder()

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_transcoder
 
 from circuit_tracer import ReplacementModel, attribute
 from circuit_tracer.errors import InputError, ResourceError
@@ -19,12 +18,13 @@ from circuit_tracer.interventions import (
     apply_edits,
     approximate_edges,
     logit_difference,
-    passes,
     set_to,
     steer,
     take_from,
     validate,
 )
+from circuit_tracer.interventions.features import passes
+from tests.support.tiny import tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
 OTHER = torch.tensor([1, 17, 5, 33, 18, 9])

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 from torch import Tensor
 
 from circuit_tracer import ReplacementModel
@@ -22,9 +21,10 @@ from circuit_tracer.interventions import (
     logit_difference,
     probability,
 )
-from circuit_tracer.interventions.attribution_patching import estimate_features, mean_gradients
-from circuit_tracer.interventions.patching import pair_of
+from circuit_tracer.interventions.patching.attribution_patching import estimate_features, mean_gradients
+from circuit_tracer.interventions.patching.patching import pair_of
 from circuit_tracer.interventions.sites import SITES, run_batch, visiting
+from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 CLEAN = torch.tensor([1, 17, 4, 33, 17, 9])
 CORRUPTED = torch.tensor([1, 17, 5, 33, 18, 9])

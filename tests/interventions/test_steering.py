@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 from circuit_tracer import ReplacementModel
 from circuit_tracer.errors import InputError
@@ -22,8 +21,9 @@ from circuit_tracer.interventions import (
     steer,
     take_from,
 )
-from circuit_tracer.interventions.clean import CleanRun
-from circuit_tracer.interventions.text_stream import TextStream
+from circuit_tracer.interventions.features.clean import CleanRun
+from circuit_tracer.interventions.steering.text_stream import TextStream
+from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
 

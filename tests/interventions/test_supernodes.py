@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_transcoder
 
 from circuit_tracer import ReplacementModel, attribute, create_graph_files
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions import apply_edits, nodes_of, saved_supernodes, scale
-from circuit_tracer.interventions.edits import Supernode
+from circuit_tracer.interventions.features.edits import Supernode
+from tests.support.tiny import tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 from circuit_tracer import Graph, LogitDifference, ReplacementModel, attribute, prune_graph
 from circuit_tracer.errors import CompatibilityError, InputError
@@ -22,6 +21,7 @@ from circuit_tracer.interventions.validation.statistics import agreement, spearm
 from circuit_tracer.interventions.validation.verdict import distrust
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
+from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
 FROZEN = CONDITIONS[0]

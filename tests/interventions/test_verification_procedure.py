@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_transcoder
 from torch import Tensor
 
 from circuit_tracer import Graph, ReplacementModel, attribute
 from circuit_tracer.interventions.validation.bench import Bench, Sources, logit_targets
 from circuit_tracer.interventions.validation.effects import CONDITIONS
+from tests.support.tiny import tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9, 21, 2])
 TIGHTER = 100

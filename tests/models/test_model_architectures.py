@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny import ARCHITECTURES, SIZES, tiny_model
 from torch import Tensor
 
 from circuit_tracer.errors import InputError, NumericalError, UnsupportedModelError
@@ -18,6 +17,7 @@ from circuit_tracer.models.capture import capture, logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.verify import replay, verify
+from tests.support.tiny import ARCHITECTURES, SIZES, tiny_model
 
 IDS = torch.tensor([3, 17, 5, 17, 40, 8, 0, 29])  # longer than the sliding windows
 # transformers rounds norms and softmax to float32 even in float64 models

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_transcoder
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.errors import FileFormatError, InputError, UnsupportedModelError
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
 from circuit_tracer.replacement_model import ReplacementModel
+from tests.support.tiny import tiny_model, tiny_transcoder
 
 CPU = torch.device("cpu")
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(43))]

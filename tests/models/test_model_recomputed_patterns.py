@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, tiny_model
 
 from circuit_tracer.errors import UnsupportedModelError
 from circuit_tracer.models import attention
@@ -12,6 +11,7 @@ from circuit_tracer.models.capture import capture
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.verify import replay
+from tests.support.tiny import ARCHITECTURES, tiny_model
 
 IDS = torch.tensor([3, 17, 5, 29, 11, 2, 40, 8])
 each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)

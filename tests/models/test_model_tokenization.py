@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_transcoder
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.errors import InputError
@@ -20,6 +19,7 @@ from circuit_tracer.models.tokenization import (
     zero_positions,
 )
 from circuit_tracer.replacement_model import ReplacementModel
+from tests.support.tiny import tiny_model, tiny_transcoder
 
 
 class Letters:

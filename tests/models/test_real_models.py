@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_transcoder
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.models import attention
 from circuit_tracer.models.capture import capture, logits_at
 from circuit_tracer.models.verify import replay
 from circuit_tracer.replacement_model import ReplacementModel
+from tests.support.tiny import tiny_transcoder
 
 pytestmark = pytest.mark.real_model
 FOLDER = os.environ.get("CIRCUIT_TRACER_TEST_MODELS", "")

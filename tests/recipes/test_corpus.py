@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from circuit_tracer.training.config_file import load
+from circuit_tracer.training.config.files import load
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2"
 LONG = "It was a bright day and the clocks were about to strike. " * 6

@@ -12,17 +12,19 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.append(
+    str(Path(__file__).resolve().parents[2])
+)  # last: the engine that is installed here is the one that answers
 
-from export_peer_cases import DICTIONARIES, FOLDER, INPUTS, OUTPUTS, outcomes
+from tests.support.export_peer_cases import DICTIONARIES, FOLDER, INPUTS, OUTPUTS, outcomes
 
 
 def inputs(folder: Path, **sizes: int) -> None:
     """Train and export every dictionary into ``folder``, and draw inputs."""
     import shutil
 
-    from export_cases import exported, random_inputs
-    from loop_cases import Run
+    from tests.support.export_cases import exported, random_inputs
+    from tests.support.loop_cases import Run
 
     for name in DICTIONARIES:
         kind, activation, dtype = name.split("-")

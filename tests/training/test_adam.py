@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuit_tracer.training.adam import Adam
-from circuit_tracer.training.config import OptimizerSection
-from circuit_tracer.training.dictionary import Dictionary, row_norms
+from circuit_tracer.training.config.schema import OptimizerSection
+from circuit_tracer.training.step.adam import Adam
+from circuit_tracer.training.step.dictionary import Dictionary, row_norms
 
 LAYERS, FEATURES, WIDTH = 3, 10, 7
 SETTINGS = OptimizerSection(beta1=0.8, beta2=0.99, eps=1e-6)

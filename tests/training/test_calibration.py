@@ -10,16 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from loop_cases import FEATURES, LAYERS, Run
 from torch import Tensor
 
 from circuit_tracer.kernels.encode import encode
-from circuit_tracer.training.calibration import level_scores, thresholds
-from circuit_tracer.training.config import SparsitySection
-from circuit_tracer.training.dictionary import Dictionary
-from circuit_tracer.training.loop import normalised
+from circuit_tracer.training.config.schema import SparsitySection
+from circuit_tracer.training.export.calibration import level_scores, thresholds
 from circuit_tracer.training.ranks import Ranks
-from circuit_tracer.training.selection import select
+from circuit_tracer.training.run.loop import normalised
+from circuit_tracer.training.step.dictionary import Dictionary
+from circuit_tracer.training.step.selection import select
+from tests.support.loop_cases import FEATURES, LAYERS, Run
 
 Batches = Sequence[Sequence[Tensor]]
 

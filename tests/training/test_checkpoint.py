@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from loop_cases import LAYERS, RUNS, Run, differences, tensors
 from safetensors.torch import load_file, save_file
 
 from circuit_tracer.errors import CompatibilityError, FileFormatError, NumericalError, ResourceError
-from circuit_tracer.training import checkpoint
-from circuit_tracer.training.checkpoint import Checkpoint
 from circuit_tracer.training.ranks import Ranks
-from circuit_tracer.training.state import TrainingState
+from circuit_tracer.training.run import checkpoint
+from circuit_tracer.training.run.checkpoint import Checkpoint
+from circuit_tracer.training.run.state import TrainingState
+from tests.support.loop_cases import LAYERS, RUNS, Run, differences, tensors
 
 resource = pytest.importorskip("resource", reason="limits on file sizes are POSIX")
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 import yaml
-from config_cases import SMALL, configs, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from circuit_tracer.errors import FileFormatError, InputError
-from circuit_tracer.training import config_file
-from circuit_tracer.training.config import TrainingConfig
-from circuit_tracer.training.config_file import dump, load, preset_names, validate
-from circuit_tracer.training.config_keys import find, keys, nearest
-from circuit_tracer.training.config_rules import without_effect
+from circuit_tracer.training.config import files as config_file
+from circuit_tracer.training.config.files import dump, load, preset_names, validate
+from circuit_tracer.training.config.keys import find, keys, nearest
+from circuit_tracer.training.config.rules import without_effect
+from circuit_tracer.training.config.schema import TrainingConfig
+from tests.support.config_cases import SMALL, configs, small
 
 
 def written(folder: Path, text: str, name: str = "config.yaml") -> Path:

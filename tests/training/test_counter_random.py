@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from circuit_tracer.training.counter_random import bits, round_stochastically, uniform
+from circuit_tracer.training.step.counter_random import bits, round_stochastically, uniform
 
 # The first outputs of splitmix64 for seed 0, as its authors' C program gives them.
 SPLITMIX = (0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC)

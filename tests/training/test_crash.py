@@ -7,11 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
-from crash_cases import go_on
-from loop_cases import Run, differences, tensors
-from process_cases import alone
 
-from circuit_tracer.training import checkpoint
+from circuit_tracer.training.run import checkpoint
+from tests.support.crash_cases import go_on
+from tests.support.loop_cases import Run, differences, tensors
+from tests.support.process_cases import alone
 
 # (moment, calls before it): three sources and one set of shared tensors a save, ten updates a step
 KILLS = [

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import data_cases
 import pytest
 import torch
-from data_cases import batches, config, same, stream, texts, write_jsonl
 
 from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError, ResourceError
 from circuit_tracer.training.data import ActivationBatch, BatchStream, cache
 from circuit_tracer.training.data.model_pass import ModelPass
+from tests.support import data_cases
+from tests.support.data_cases import batches, config, same, stream, texts, write_jsonl
 
 
 @pytest.fixture

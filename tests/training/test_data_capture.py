@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import data_cases
 import pytest
 import torch
-from data_cases import BOS, EOS, PAD
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import ARCHITECTURES, tiny_model
 from torch import Tensor
 
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
@@ -18,11 +15,14 @@ from circuit_tracer.models import attention
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.frozen import INPUT_HOOKS, OUTPUT_HOOKS, FrozenNetwork
 from circuit_tracer.models.parts import ModelParts, bind
-from circuit_tracer.training.config import DictionarySection
+from circuit_tracer.text.special import SpecialTokens
+from circuit_tracer.training.config.schema import DictionarySection
 from circuit_tracer.training.data.filters import kept_tokens
 from circuit_tracer.training.data.model_pass import ModelPass, fast_attention, require_finite, token_norms
 from circuit_tracer.training.data.points import Points
-from circuit_tracer.training.data.special import SpecialTokens
+from tests.support import data_cases
+from tests.support.data_cases import BOS, EOS, PAD
+from tests.support.tiny import ARCHITECTURES, tiny_model
 
 IDS = torch.tensor([[1, 17, 5, 17, 40, 8, 22], [1, 9, 9, 2, 30, 31, 46], [1, 3, 4, 5, 6, 7, 8]])
 RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import data_cases
 import numpy as np
 import pytest
 import torch
@@ -17,13 +16,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, ResourceError
-from circuit_tracer.training.data import text_files
-from circuit_tracer.training.data.documents import Document, Documents, find_files
-from circuit_tracer.training.data.hub import HubDataset
-from circuit_tracer.training.data.json_lines import JsonLines
-from circuit_tracer.training.data.parquet import ParquetFiles
-from circuit_tracer.training.data.text_files import TextFiles
-from circuit_tracer.training.data.token_files import TokenFiles
+from circuit_tracer.text import text_files
+from circuit_tracer.text.documents import Document, Documents, find_files
+from circuit_tracer.text.hub import HubDataset
+from circuit_tracer.text.json_lines import JsonLines
+from circuit_tracer.text.parquet import ParquetFiles
+from circuit_tracer.text.text_files import TextFiles
+from circuit_tracer.text.token_files import TokenFiles
+from tests.support import data_cases
 
 TEXTS = [*data_cases.texts(40), "zwölf Boxkämpfer", "東京は日本の首都です。", ""]
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import data_cases
 import pytest
 import torch
-from tiny import ARCHITECTURES
 
 from circuit_tracer.errors import UnsupportedModelError
 from circuit_tracer.models.frozen import INPUT_HOOKS, OUTPUT_HOOKS
@@ -16,6 +14,8 @@ from circuit_tracer.training.data import jacobian
 from circuit_tracer.training.data.jacobian import MLPDerivative, between
 from circuit_tracer.training.data.model_pass import ModelPass, fast_attention
 from circuit_tracer.training.data.points import Points
+from tests.support import data_cases
+from tests.support.tiny import ARCHITECTURES
 
 IDS = torch.tensor([[1, 17, 5, 17, 40, 8, 22], [1, 9, 9, 2, 30, 31, 46]])
 HOOKS = [(input_hook, output_hook) for input_hook in INPUT_HOOKS for output_hook in OUTPUT_HOOKS]

@@ -8,18 +8,18 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import data_cases
 import numpy as np
 import pytest
-from data_cases import BOS, EOS, PAD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.training.data import packing
-from circuit_tracer.training.data.documents import Cursor, Document, Documents
-from circuit_tracer.training.data.packing import Packer, is_held_out
-from circuit_tracer.training.data.special import SpecialTokens
+from circuit_tracer.text import packing
+from circuit_tracer.text.documents import Cursor, Document, Documents
+from circuit_tracer.text.packing import Packer, is_held_out
+from circuit_tracer.text.special import SpecialTokens
+from tests.support import data_cases
+from tests.support.data_cases import BOS, EOS, PAD
 
 SPECIAL = SpecialTokens(BOS, EOS, PAD, (PAD, BOS, EOS))
 

@@ -14,18 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import data_cases
 import pytest
 import torch
-from data_cases import batches, config, tensors, texts, write_jsonl
-from tiny import tiny_model
 from torch import Tensor
 
 from circuit_tracer.errors import NumericalError
 from circuit_tracer.models.parts import ModelParts, bind
-from circuit_tracer.training.config import TrainingConfig
+from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import ActivationBatch, open_stream
 from circuit_tracer.training.ranks import Ranks
+from tests.support import data_cases
+from tests.support.data_cases import batches, config, tensors, texts, write_jsonl
+from tests.support.tiny import tiny_model
 
 
 @dataclass
@@ -160,10 +160,9 @@ def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     shared = {**os.environ, "PYTHONPATH": path, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    script = "import sys, test_data_ranks as t; t.process(sys.argv[1])"
+    script = "import sys, tests.training.test_data_ranks as t; t.process(sys.argv[1])"
     jobs = [
         subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env={**shared, "RANK": str(rank)})
         for rank in range(2)

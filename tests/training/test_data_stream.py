@@ -7,14 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import data_cases
 import numpy as np
 import pytest
 import torch
-from data_cases import batches, config, same, stream, texts, write_jsonl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import tiny_model
 
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError, ResourceError
 from circuit_tracer.models.parts import bind
@@ -23,6 +20,9 @@ from circuit_tracer.training.data.block import Block, Layout
 from circuit_tracer.training.data.model_pass import ModelPass, fast_attention
 from circuit_tracer.training.data.points import Points
 from circuit_tracer.training.ranks import Ranks
+from tests.support import data_cases
+from tests.support.data_cases import batches, config, same, stream, texts, write_jsonl
+from tests.support.tiny import tiny_model
 
 
 @pytest.fixture

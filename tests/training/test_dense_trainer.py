@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuit_tracer.training import schedules
-from circuit_tracer.training.adam import Adam
-from circuit_tracer.training.config import TrainingConfig
+from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
-from circuit_tracer.training.dead_features import Silence
-from circuit_tracer.training.dictionary import Dictionary
-from circuit_tracer.training.events import NullListener, StepReport
-from circuit_tracer.training.loop import Loop
-from circuit_tracer.training.normalisation import Normalisation
 from circuit_tracer.training.ranks import Ranks
-from circuit_tracer.training.state import TrainingState
-from tests.training.dense_trainer import DenseTrainer, DenseTranscoder
+from circuit_tracer.training.run.events import NullListener, StepReport
+from circuit_tracer.training.run.loop import Loop
+from circuit_tracer.training.run.state import TrainingState
+from circuit_tracer.training.step import schedules
+from circuit_tracer.training.step.adam import Adam
+from circuit_tracer.training.step.dead_features import Silence
+from circuit_tracer.training.step.dictionary import Dictionary
+from circuit_tracer.training.step.normalisation import Normalisation
+from tests.support.dense_trainer import DenseTrainer, DenseTranscoder
 
 LAYERS, WIDTH, FEATURES, BATCH, STEPS = 3, 10, 24, 32, 80
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}

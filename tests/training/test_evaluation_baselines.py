@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from evaluation_cases import ALL_TOKENS, parts_of, sequences, silent_dictionary
-from tiny import tiny_transcoder
 from torch import Tensor
 
 from circuit_tracer.attribution.attribute import attribute
@@ -16,10 +14,12 @@ from circuit_tracer.graph import compute_graph_scores
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.training.evaluation import GivenActivations, evaluate
 from circuit_tracer.training.evaluation.graphs import score_graphs
-from circuit_tracer.training.evaluation.random_dictionary import RandomRows, random_baseline
 from circuit_tracer.training.evaluation.reconstruction import measure
 from circuit_tracer.training.evaluation.results import GraphScore, mean_scores
 from circuit_tracer.training.evaluation.writes import reconstruct
+from circuit_tracer.transcoders.random_dictionary import RandomRows, random_baseline
+from tests.support.evaluation_cases import ALL_TOKENS, parts_of, sequences, silent_dictionary
+from tests.support.tiny import tiny_transcoder
 
 
 def sample(n: int = 60) -> tuple[Tensor, Tensor]:
@@ -63,7 +63,7 @@ def test_random_dictionary_follows_its_seed_and_layers_differ() -> None:
 
 
 def test_random_rows_are_the_same_however_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuit_tracer.training.evaluation.random_dictionary.DRAWN_TOGETHER", 4)
+    monkeypatch.setattr("circuit_tracer.transcoders.random_dictionary.DRAWN_TOGETHER", 4)
     rows = RandomRows((11, 3, 8), 7, torch.empty(0, dtype=torch.float64))
     rows.scale = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
     whole, index = rows.whole(), torch.tensor([9, 0, 9, 5])

@@ -6,10 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from evaluation_cases import ALL_TOKENS, parts_of, perfect_pair, sequences, silent_dictionary, true_activations
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_transcoder
 from torch import Tensor
 
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
@@ -19,6 +17,15 @@ from circuit_tracer.training.evaluation.reconstruction import measure
 from circuit_tracer.training.evaluation.results import DENSITY_EDGES, Reconstruction
 from circuit_tracer.training.evaluation.writes import reconstruct
 from circuit_tracer.transcoders import Transcoders
+from tests.support.evaluation_cases import (
+    ALL_TOKENS,
+    parts_of,
+    perfect_pair,
+    sequences,
+    silent_dictionary,
+    true_activations,
+)
+from tests.support.tiny import tiny_transcoder
 
 ONLY_RECONSTRUCTION = replace(ALL_TOKENS, replacement_tokens=0)
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_cases import ALL_TOKENS, parts_of, perfect_pair, sequences, silent_dictionary, true_activations
-from tiny import ARCHITECTURES, tiny_transcoder
 from torch import Tensor
 
 from circuit_tracer.errors import InputError, NumericalError
@@ -22,6 +20,15 @@ from circuit_tracer.training.evaluation.passes import run
 from circuit_tracer.training.evaluation.replacement import Constant, Reconstructions, compare, final_outputs
 from circuit_tracer.training.evaluation.sequences import Sequences
 from circuit_tracer.transcoders import Transcoders
+from tests.support.evaluation_cases import (
+    ALL_TOKENS,
+    parts_of,
+    perfect_pair,
+    sequences,
+    silent_dictionary,
+    true_activations,
+)
+from tests.support.tiny import ARCHITECTURES, tiny_transcoder
 
 HOOKS = [("hook_resid_mid", "hook_mlp_out"), ("mlp.hook_in", "mlp.hook_out"), ("ln2.hook_normalized", "hook_mlp_out")]
 

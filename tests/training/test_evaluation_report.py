@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_cases import ALL_TOKENS, parts_of, sequences
-from tiny import tiny_transcoder
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.training.config import EvaluationSection
+from circuit_tracer.training.config.schema import EvaluationSection
 from circuit_tracer.training.evaluation import Evaluation, EvaluationSettings, evaluate, model_card, write_report
+from tests.support.evaluation_cases import ALL_TOKENS, parts_of, sequences
+from tests.support.tiny import tiny_transcoder
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_cases import Exported, dense, exported, relative
-from loop_cases import ACTIVATIONS, KINDS, LAYERS, Run, tensors
 from safetensors.torch import load_file
 
 from circuit_tracer.errors import FileFormatError, InputError, NumericalError, ResourceError
-from circuit_tracer.training import checkpoint
-from circuit_tracer.training.export import export, folded
+from circuit_tracer.training.export.export import export, folded
 from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.run import checkpoint
 from circuit_tracer.transcoders import load_transcoder_from_hub
+from tests.support.export_cases import Exported, dense, exported, relative
+from tests.support.loop_cases import ACTIVATIONS, KINDS, LAYERS, Run, tensors
 
 FLOAT32 = 1e-5  # of the outputs' spread
 BFLOAT16 = 2e-2  # 8 bits a weight, errors of k features and D products summed

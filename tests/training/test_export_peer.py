@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_peer_cases import DICTIONARIES, FOLDER, INPUTS, OUTPUTS, outcomes
-from record_export_peer import inputs
 from safetensors import safe_open
 from safetensors.torch import load_file
+
+from tests.support.export_peer_cases import DICTIONARIES, FOLDER, INPUTS, OUTPUTS, outcomes
+from tests.training.record_export_peer import inputs
 
 SCRIPT = Path(__file__).with_name("record_export_peer.py")
 # float32 on both sides, in other orders of addition
@@ -46,7 +47,7 @@ def test_stored_dictionaries_are_what_is_exported_today(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Same files, tensors and shapes: what circuit-tracer read then, it reads now."""
-    monkeypatch.setattr("record_export_peer.DICTIONARIES", [name])
+    monkeypatch.setattr("tests.training.record_export_peer.DICTIONARIES", [name])
     inputs(tmp_path)
     assert sorted(path.name for path in (tmp_path / name).iterdir()) == sorted(
         path.name for path in (FOLDER / name).iterdir()

@@ -11,16 +11,16 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from config_cases import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from circuit_tracer.errors import FileFormatError, InputError, ResourceError
-from circuit_tracer.training import log as logs
-from circuit_tracer.training.events import Listener, NullListener, StepReport
-from circuit_tracer.training.log import JsonLog, RunLog, TensorBoardLog, numbers, scalars
-from circuit_tracer.training.progress import ProgressDisplay, describe
+from circuit_tracer.training.run import log as logs
+from circuit_tracer.training.run.events import Listener, NullListener, StepReport
+from circuit_tracer.training.run.log import JsonLog, RunLog, TensorBoardLog, numbers, scalars
+from circuit_tracer.training.run.progress import ProgressDisplay, describe
+from tests.support.config_cases import small
 
 
 def report(step: int, **changes: Any) -> StepReport:

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from loop_cases import (
+
+from circuit_tracer.errors import InputError, NumericalError
+from circuit_tracer.training.data.batch import ActivationBatch
+from circuit_tracer.training.run import checkpoint
+from circuit_tracer.training.run.loop import Loop, normalised
+from circuit_tracer.training.step import schedules
+from tests.support.loop_cases import (
     BATCH,
     FEATURES,
     LAYERS,
@@ -21,11 +27,6 @@ from loop_cases import (
     reports,
     tensors,
 )
-
-from circuit_tracer.errors import InputError, NumericalError
-from circuit_tracer.training import checkpoint, schedules
-from circuit_tracer.training.data.batch import ActivationBatch
-from circuit_tracer.training.loop import Loop, normalised
 
 
 def test_every_step_is_reported_with_its_schedule(tmp_path: Path) -> None:

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from config_cases import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuit_tracer.errors import InputError, ResourceError
-from circuit_tracer.training import machine as machines
-from circuit_tracer.training.config_file import PRESETS, load, preset_names
-from circuit_tracer.training.dictionary import Dictionary
-from circuit_tracer.training.machine import Machine, measure
-from circuit_tracer.training.plan import SHARE_USABLE, Plan, duration, make_plan, plan_run
-from circuit_tracer.training.workload import ModelSizes, Workload, buffer_bytes, device_memory
+from circuit_tracer.training.config.files import PRESETS, load, preset_names
+from circuit_tracer.training.run import machine as machines
+from circuit_tracer.training.run.cost import ModelSizes, Workload, buffer_bytes, device_memory
+from circuit_tracer.training.run.machine import Machine, measure
+from circuit_tracer.training.run.requirements import SHARE_USABLE, Plan, duration, make_plan, plan_run
+from circuit_tracer.training.step.dictionary import Dictionary
+from tests.support.config_cases import small
 
 # layers, width, MLP width, parameters, those of the embedding: as on the models' cards
 PUBLISHED = {

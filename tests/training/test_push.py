@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_hub import READ_ONLY, TOKEN, FakeHub
-from tiny import tiny_transcoder
 from typer.testing import CliRunner
 
 from circuit_tracer.errors import FileFormatError, InputError, ResourceError
-from circuit_tracer.training.push import Publication, check_repo_id, collect, copy_to, push
+from circuit_tracer.training.export.push import Publication, check_repo_id, collect, copy_to, push
 from circuit_tracer.transcoders import load_transcoder_from_hub, save_transcoders
+from tests.support.fake_hub import READ_ONLY, TOKEN, FakeHub
+from tests.support.tiny import tiny_transcoder
 
 
 def dictionary(folder: Path, kind: str = "clt", n_layers: int = 3) -> Path:

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rank_cases
 import torch
-from loop_cases import Run, differences, reports, tensors
-from process_cases import Ended, results, together
 
 from circuit_tracer.errors import InputError, NumericalError, ResourceError
-from circuit_tracer.training import checkpoint
 from circuit_tracer.training.ranks import Ranks
-from circuit_tracer.training.selection import kth_largest
-from circuit_tracer.training.state import TrainingState
+from circuit_tracer.training.run import checkpoint
+from circuit_tracer.training.run.state import TrainingState
+from circuit_tracer.training.step.selection import kth_largest
+from tests.support import rank_cases
+from tests.support.loop_cases import Run, differences, reports, tensors
+from tests.support.process_cases import Ended, results, together
 
 # every activation and kind; all have AuxK and pre-activation loss, jumprelu and relu the penalty
 RUNS = [

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loop_cases import RUNS, STEPS, Run, differences, reports, tensors
 
-from circuit_tracer.training import checkpoint
+from circuit_tracer.training.run import checkpoint
+from tests.support.loop_cases import RUNS, STEPS, Run, differences, reports, tensors
 
 
 @pytest.fixture(autouse=True)

@@ -6,16 +6,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
-from reference_cases import Case, Example, cases, each_case, make, parameters
 from torch import Tensor
 
 from circuit_tracer.errors import NumericalError
-from circuit_tracer.training import step
-from circuit_tracer.training.counter_random import uniform
-from circuit_tracer.training.dictionary import Dictionary
 from circuit_tracer.training.ranks import Ranks
-from circuit_tracer.training.scratch import Scratch
-from circuit_tracer.training.step import Batch, Moment, Outcome, train_step
+from circuit_tracer.training.step import step
+from circuit_tracer.training.step.counter_random import uniform
+from circuit_tracer.training.step.dictionary import Dictionary
+from circuit_tracer.training.step.scratch import Scratch
+from circuit_tracer.training.step.step import Batch, Moment, Outcome, train_step
+from tests.support.reference_cases import Case, Example, cases, each_case, make, parameters
 
 TOLERANCE = 1e-9
 STEP = 3  # keys the random band

@@ -9,7 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings
-from reference_cases import (
+from torch import Tensor
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.training.reference import Weights, aux, decode, jacobian, targets
+from circuit_tracer.training.reference import loss as reference_loss
+from circuit_tracer.training.reference import pre_activation as pre_activation_loss
+from tests.support.reference_cases import (
     ACTIVATIONS,
     Case,
     Example,
@@ -24,12 +30,6 @@ from reference_cases import (
     parameters,
     pre_activations,
 )
-from torch import Tensor
-
-from circuit_tracer.errors import InputError
-from circuit_tracer.training.reference import Weights, aux, decode, jacobian, targets
-from circuit_tracer.training.reference import loss as reference_loss
-from circuit_tracer.training.reference import pre_activation as pre_activation_loss
 
 any_case = settings(max_examples=60, deadline=None, derandomize=True)
 

@@ -7,7 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from hypothesis import given, settings
-from reference_cases import (
+from torch import Tensor
+
+from circuit_tracer.training.config.schema import SparsitySection
+from circuit_tracer.training.reference import JumpReLU, Weights, activate, decode, keep_largest
+from tests.support.reference_cases import (
     Case,
     activations_of,
     cases,
@@ -16,10 +20,6 @@ from reference_cases import (
     make,
     pre_activations,
 )
-from torch import Tensor
-
-from circuit_tracer.training.config import SparsitySection
-from circuit_tracer.training.reference import JumpReLU, Weights, activate, decode, keep_largest
 
 any_case = settings(max_examples=60, deadline=None, derandomize=True)
 

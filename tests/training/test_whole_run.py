@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from loop_cases import numbers
-from process_cases import alone, results, together
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from train_cases import STEPS, Stopped, rank, stop, whole
 
 from circuit_tracer.errors import CompatibilityError, InputError
-from circuit_tracer.training import checkpoint
+from circuit_tracer.training.run import checkpoint
+from tests.support.loop_cases import numbers
+from tests.support.process_cases import alone, results, together
+from tests.support.train_cases import STEPS, Stopped, rank, stop, whole
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "clt": {},

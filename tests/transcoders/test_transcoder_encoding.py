@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dictionaries import ACTIVATIONS, KINDS, make_activation, naive_activation, random_clt, random_transcoders, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +11,15 @@ from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.transcoders import ActiveFeatures, JumpReLU, TopK
 from circuit_tracer.transcoders.encoding import encode_in_blocks, features_per_block
 from circuit_tracer.transcoders.rows import MemoryRows
+from tests.support.dictionaries import (
+    ACTIVATIONS,
+    KINDS,
+    make_activation,
+    naive_activation,
+    random_clt,
+    random_transcoders,
+    uniform,
+)
 
 
 def dense_of(selected, shape):

@@ -9,7 +9,6 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from dictionaries import uniform
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
 from circuit_tracer.transcoders.rows import MappedRows
 from circuit_tracer.transcoders.tensor_files import open_tensor_file
+from tests.support.dictionaries import uniform
 
 
 def test_mapped_rows_equal_indexing_for_every_view(tmp_path):

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from dictionaries import random_clt, random_set, uniform
 from safetensors.torch import load_file, save_file
 
 from circuit_tracer.errors import FileFormatError, InputError, NumericalError
@@ -21,6 +20,7 @@ from circuit_tracer.transcoders import (
     load_transcoder_set,
     save_transcoders,
 )
+from tests.support.dictionaries import random_clt, random_set, uniform
 
 L, F, D = 3, 11, 4
 HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dictionaries import ACTIVATIONS, KINDS, naive_reconstruction, random_clt, random_set, random_transcoders, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,15 @@ from circuit_tracer.transcoders import (
     TopK,
     TranscoderSet,
     save_transcoders,
+)
+from tests.support.dictionaries import (
+    ACTIVATIONS,
+    KINDS,
+    naive_reconstruction,
+    random_clt,
+    random_set,
+    random_transcoders,
+    uniform,
 )
 
 

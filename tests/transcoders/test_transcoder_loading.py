@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from dictionaries import random_clt, random_set, uniform
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.transcoders import (
@@ -27,6 +26,7 @@ from circuit_tracer.transcoders import (
     save_transcoders_to_cache,
 )
 from circuit_tracer.transcoders.references import HubReference, parse_hub_uri, parse_reference
+from tests.support.dictionaries import random_clt, random_set, uniform
 
 HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out"}
 

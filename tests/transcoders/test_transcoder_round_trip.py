@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from dictionaries import ACTIVATIONS, KINDS, random_clt, random_set, random_transcoders, uniform
 from safetensors.torch import load_file
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.transcoders import TopK, load_transcoder_from_hub, save_transcoders
+from tests.support.dictionaries import ACTIVATIONS, KINDS, random_clt, random_set, random_transcoders, uniform
 
 
 def parts(transcoders):

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, Page, find_chromium
-from documents import feature_details, small_document
 
 from circuit_tracer.graph import Graph
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.viewer.server import Server
+from tests.support.browser import Browser, Page, find_chromium
+from tests.support.documents import feature_details, small_document
 
 AXE = "axe-core@4.10.3"
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, Page
 from test_viewer_served import Handler
 
 from circuit_tracer.demo import FEATURES, load_labels
@@ -30,6 +29,7 @@ from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.read_json import features_of, load_viewer_json
 from circuit_tracer.graph.files.validate import validate_document
 from circuit_tracer.graph.files.view import View
+from tests.support.browser import Browser, Page
 
 WHEEL = "circuit-tracer==0.5.0"
 SHA256 = "e457e6558e1c9eb0d3d7c54ce2298492b4e919a4f7f2b8b7e217427284fdc802"

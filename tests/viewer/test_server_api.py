@@ -8,12 +8,12 @@ from typing import Any
 
 import jsonschema
 import pytest
-from asking import ask, finished
 from starlette.routing import Route
 
 from circuit_tracer.demo import PROMPT
 from circuit_tracer.viewer.server import Server
 from circuit_tracer.viewer.server.app import ENDPOINTS, make_app
+from tests.support.asking import ask, finished
 
 
 @pytest.fixture

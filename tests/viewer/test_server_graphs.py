@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import ask
-from documents import large_document, small_document
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +19,8 @@ from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.validate import validate_document
 from circuit_tracer.viewer.server import Server, serve
 from circuit_tracer.viewer.server.columns import Columns
+from tests.support.asking import ask
+from tests.support.documents import large_document, small_document
 
 
 def test_the_list_names_graphs_of_the_index_and_others(served: Server, graph_folder: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import ask, finished
 
 from circuit_tracer.demo import PROMPT
 from circuit_tracer.errors import InputError
@@ -18,6 +17,7 @@ from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.viewer.server import Server
 from circuit_tracer.viewer.server.jobs import Job, Jobs
 from circuit_tracer.viewer.server.problems import Busy, NotThere
+from tests.support.asking import ask, finished
 
 
 def traced(server: Server, **more: Any) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from asking import Answer, ask
 
 from circuit_tracer.demo import PROMPT
 from circuit_tracer.graph import Graph
@@ -22,6 +21,7 @@ from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.viewer.server import Server
 from circuit_tracer.viewer.server.chat_turns import Frame, frames, parse, render
 from circuit_tracer.viewer.server.neuronpedia import neuronpedia_id
+from tests.support.asking import Answer, ask
 
 
 def said(server: Server, path: str, body: Any = None) -> Answer:

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from asking import ask
-from browser import Browser, Page
-from documents import feature_details, large_document, small_document
-from gestures import CTRL, pixels, serious_findings, state, texts
 
 from circuit_tracer.demo import PROMPT
 from circuit_tracer.graph import Graph
 from circuit_tracer.viewer.server import Server
 from circuit_tracer.viewer.server.jobs import Job
+from tests.support.asking import ask
+from tests.support.browser import Browser, Page
+from tests.support.documents import feature_details, large_document, small_document
+from tests.support.gestures import CTRL, pixels, serious_findings, state, texts
 
 READY = "window.viewer?.view.picture"
 

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from asking import ask, finished
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from circuit_tracer.viewer.server import Server
 from circuit_tracer.viewer.server.folders import file_inside
 from circuit_tracer.viewer.server.guard import HOSTS, MOST_BYTES, host_name
 from circuit_tracer.viewer.server.problems import NotThere
+from tests.support.asking import ask, finished
 
 VIEW = {"pinnedIds": ["0_5_0"]}
 SAVE = "/api/graphs/small/view"

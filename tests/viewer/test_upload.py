@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +15,8 @@ from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.node_ids import node_ids
 from circuit_tracer.graph.files.read_json import features_of
 from circuit_tracer.graph.files.view import View
-
-sys.path.append(str(Path(__file__).parents[1] / "features"))
-
-from fake_neuronpedia import KEY, Uploads
-from fake_servers import FakeServer
+from tests.support.fake_neuronpedia import KEY, Uploads
+from tests.support.fake_servers import FakeServer
 
 MODEL = "gemma-2-2b"
 

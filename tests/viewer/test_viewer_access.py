@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from browser import Page
-from gestures import serious_findings
+
+from tests.support.browser import Page
+from tests.support.gestures import serious_findings
 
 ROUTES = "document.querySelector('[data-testid=start-routes]').click()"
 SELECT = "viewer.actions.select(viewer.graph.nodes.find(n => n.kind === 'target').id)"

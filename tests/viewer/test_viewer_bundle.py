@@ -10,12 +10,12 @@ import re
 from pathlib import Path
 
 import pytest
-from documents import feature_details, small_document
 
 from circuit_tracer.demo import load_labels
 from circuit_tracer.errors import CircuitTracerError, InputError
 from circuit_tracer.viewer import graph_frame, graph_page, write_page
 from circuit_tracer.viewer.bundle import STATIC, bundled_script
+from tests.support.documents import feature_details, small_document
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)>"
 

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 
 import pytest
-from browser import Page
-from documents import small_document
-from gestures import CTRL, SHIFT, params, place, state, texts
 
 from circuit_tracer.viewer import graph_page
+from tests.support.browser import Page
+from tests.support.documents import small_document
+from tests.support.gestures import CTRL, SHIFT, params, place, state, texts
 
 
 def test_pinning_by_ctrl_click_key_and_button(small: Page):

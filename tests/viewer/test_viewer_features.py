@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, Page
-from documents import small_document
 from test_viewer_served import Handler
 from typer.testing import CliRunner
 
@@ -26,6 +24,8 @@ from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.read_json import features_of, load_viewer_json
 from circuit_tracer.viewer import graph_page
 from circuit_tracer.viewer.bundle import STATIC
+from tests.support.browser import Browser, Page
+from tests.support.documents import small_document
 
 ACTIVE = (record for place in FeatureFolder(FEATURES) if (record := FeatureFolder(FEATURES).get(place))["n_active"])
 RECORDS = {(0, 5): next(ACTIVE), (1, 7): next(ACTIVE)}

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from browser import Browser
-from documents import large_document
 
 from circuit_tracer.viewer import graph_page
+from tests.support.browser import Browser
+from tests.support.documents import large_document
 
 pytestmark = pytest.mark.slow
 

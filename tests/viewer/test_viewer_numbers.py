@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from browser import Page
 
 from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.node_ids import node_ids
 from circuit_tracer.graph.paths import strongest_paths
 from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.viewer import graph_page
+from tests.support.browser import Page
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 
 import pytest
-from browser import Page
-from documents import small_document
-from gestures import CTRL, SHIFT, params, pixels, place, set_slider, state, texts
 
 from circuit_tracer.viewer import graph_page
+from tests.support.browser import Page
+from tests.support.documents import small_document
+from tests.support.gestures import CTRL, SHIFT, params, pixels, place, set_slider, state, texts
 
 
 def test_the_demo_graph_is_drawn_without_an_error_or_a_request(open_page: Callable[..., Page], demo_page: str):

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from browser import Page
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.viewer import graph_page
+from tests.models.test_real_models import model_of
+from tests.support.browser import Page
 
 pytestmark = pytest.mark.real_model
 
 
 @pytest.fixture(scope="module")
 def real_page() -> str:
-    path = Path(__file__).parents[1] / "models" / "test_real_models.py"
-    spec = importlib.util.spec_from_file_location("real_models", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    graph = attribute("The capital of France is", module.model_of("smollm2"), max_feature_nodes=500)
+    graph = attribute("The capital of France is", model_of("smollm2"), max_feature_nodes=500)
     return graph_page(graph, slug="smollm2", node_threshold=0.9)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, Page
-from documents import feature_details, node, small_document
 
 from circuit_tracer.viewer import graph_frame, graph_page
+from tests.support.browser import Browser, Page
+from tests.support.documents import feature_details, node, small_document
 
 PROBLEM = "document.querySelector('[data-testid=problem]')"
 HOSTILE = [

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, Page
-from documents import feature_details, small_document
 
 from circuit_tracer.viewer.bundle import STATIC
+from tests.support.browser import Browser, Page
+from tests.support.documents import feature_details, small_document
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):

@@ -20,8 +20,8 @@ from circuit_tracer.attribution.prompt import EncodedPrompt, LinearPrompt, linea
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.interventions.clean import CleanRun
-from circuit_tracer.interventions.passes import Freeze, Pass, passing
+from circuit_tracer.interventions.features.clean import CleanRun
+from circuit_tracer.interventions.features.passes import Freeze, Pass, passing
 from circuit_tracer.interventions.points import run_model
 from circuit_tracer.models.capture import logits_at
 

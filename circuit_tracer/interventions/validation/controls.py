@@ -12,7 +12,7 @@ def random_dictionary(bench: Bench, seed: int) -> Transcoders:
     """Random features of the same shape, as many active on this prompt in each layer; thresholds, scales and biases fitted
     to this very prompt, which flatters it.
     """
-    from circuit_tracer.training.evaluation.random_dictionary import random_baseline
+    from circuit_tracer.transcoders.random_dictionary import random_baseline
 
     there = [position for position in range(bench.n_pos) if position not in bench.clean.left_out]
     inputs, outputs = (

@@ -23,8 +23,8 @@ from torch import Tensor
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.pruning import PruneResult
 from circuit_tracer.graph.validation import Curve
-from circuit_tracer.interventions.iterative import IterativePass
-from circuit_tracer.interventions.passes import Pass, passing
+from circuit_tracer.interventions.features.iterative import IterativePass
+from circuit_tracer.interventions.features.passes import Pass, passing
 from circuit_tracer.interventions.points import run_model
 from circuit_tracer.interventions.validation.bench import Bench
 

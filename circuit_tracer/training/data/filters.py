@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from circuit_tracer.training.data.special import SpecialTokens
+from circuit_tracer.text.special import SpecialTokens
 
 
 def kept_tokens(ids_bP: Tensor, norm_nS: Tensor, special: SpecialTokens, max_norm_ratio: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from circuit_tracer.errors import InputError
 from circuit_tracer.models.frozen import check_hooks
 from circuit_tracer.models.parts import LayerParts, ModelParts
-from circuit_tracer.training.config import DictionarySection
+from circuit_tracer.training.config.schema import DictionarySection
 
 Keep = Callable[[Tensor], None]  # takes an activation (n, D)
 

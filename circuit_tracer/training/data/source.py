@@ -9,16 +9,16 @@ import torch
 
 from circuit_tracer.models.loading import resolve_dtype
 from circuit_tracer.models.parts import ModelParts
-from circuit_tracer.training.config import TrainingConfig
+from circuit_tracer.text.documents import open_documents
+from circuit_tracer.text.packing import Packer
+from circuit_tracer.text.special import SpecialTokens
+from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.block import Layout
 from circuit_tracer.training.data.cache import CachedRows
-from circuit_tracer.training.data.documents import open_documents
 from circuit_tracer.training.data.model_pass import ModelPass
-from circuit_tracer.training.data.packing import Packer
 from circuit_tracer.training.data.points import Points
 from circuit_tracer.training.data.rows import ModelRows, Recipe, Rows
 from circuit_tracer.training.data.settings import settings_of
-from circuit_tracer.training.data.special import SpecialTokens
 from circuit_tracer.training.ranks import Ranks
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.models.parts import ModelParts
-from circuit_tracer.training.config import TrainingConfig
+from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.data.block import Block
 from circuit_tracer.training.data.rows import Rows, generator

@@ -25,13 +25,13 @@ from circuit_tracer.training.data.points import Points
 from circuit_tracer.training.evaluation.activations import Activations, ModelActivations
 from circuit_tracer.training.evaluation.graphs import score_graphs
 from circuit_tracer.training.evaluation.passes import StandIn
-from circuit_tracer.training.evaluation.random_dictionary import random_baseline
 from circuit_tracer.training.evaluation.reconstruction import measure
 from circuit_tracer.training.evaluation.replacement import Comparison, Constant, Reconstructions, compare
 from circuit_tracer.training.evaluation.results import Evaluation, Reconstruction, Result
 from circuit_tracer.training.evaluation.sequences import Sequences
 from circuit_tracer.training.evaluation.settings import EvaluationSettings
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.random_dictionary import random_baseline
 
 DICTIONARY, RANDOM, PER_LAYER = "dictionary", "random", "per_layer"  # keys of Evaluation.results
 ZERO, MEAN = "zero", "mean"  # keys of Evaluation.ablations

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.models.parts import ModelParts
-from circuit_tracer.training import config_file
-from circuit_tracer.training.config import DataSection, EvaluationSection, TrainingConfig
-from circuit_tracer.training.data.documents import FileDocuments, open_documents
+from circuit_tracer.text.documents import FileDocuments, open_documents
+from circuit_tracer.text.json_lines import JsonLines
+from circuit_tracer.text.packing import Packer
+from circuit_tracer.text.parquet import ParquetFiles
+from circuit_tracer.text.special import SpecialTokens
+from circuit_tracer.text.text_files import TextFiles
+from circuit_tracer.text.token_files import TokenFiles
+from circuit_tracer.training.config import files as config_file
+from circuit_tracer.training.config.schema import DataSection, EvaluationSection, TrainingConfig
 from circuit_tracer.training.data.held_out import held_out_tokens
-from circuit_tracer.training.data.json_lines import JsonLines
-from circuit_tracer.training.data.packing import Packer
-from circuit_tracer.training.data.parquet import ParquetFiles
-from circuit_tracer.training.data.special import SpecialTokens
-from circuit_tracer.training.data.text_files import TextFiles
-from circuit_tracer.training.data.token_files import TokenFiles
 
 KINDS: dict[str, type[FileDocuments]] = {
     "text": TextFiles,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.models.parts import ModelParts
-from circuit_tracer.training.data.special import SpecialTokens
+from circuit_tracer.text.special import SpecialTokens
 
 LEFT_OUT = (
     1  # positions at the start of a sequence that do not count and keep the model's own MLP outputs, as in tracing

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.training.config import EvaluationSection
+from circuit_tracer.training.config.schema import EvaluationSection
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from circuit_tracer.interventions import (
     set_to,
     steer,
 )
-from circuit_tracer.interventions.clean import AGREEMENT, COARSE_AGREEMENT, CleanRun
+from circuit_tracer.interventions.features.clean import AGREEMENT, COARSE_AGREEMENT, CleanRun
 from circuit_tracer.models.tokenization import token_strings, tokenize
 from circuit_tracer.viewer.server.chat_turns import Frame, frames, render
 from circuit_tracer.viewer.server.jobs import Job

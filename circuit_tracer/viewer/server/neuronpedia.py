@@ -191,8 +191,8 @@ def _interventions(engine: Engine, ids: Tensor, features: list[SteerFeature]) ->
     import torch
 
     from circuit_tracer.interventions import FeatureAt
-    from circuit_tracer.interventions.clean import CleanRun
-    from circuit_tracer.interventions.resolve import check_feature
+    from circuit_tracer.interventions.features.clean import CleanRun
+    from circuit_tracer.interventions.features.resolve import check_feature
 
     clean = CleanRun(engine.model, ids)
     found = []
@@ -213,7 +213,7 @@ def _generation(engine: Engine, ids: Tensor, interventions: list[Any], asked: St
     """The prompt's tokens and those generated, each generated step with its likeliest tokens."""
     import torch
 
-    from circuit_tracer.interventions.generate import generate_held
+    from circuit_tracer.interventions.steering.generate import generate_held
 
     sampling: dict[str, Any] = {"do_sample": asked.temperature > 0, "freq_penalty": asked.freq_penalty}
     if asked.temperature > 0:

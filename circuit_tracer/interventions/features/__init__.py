@@ -1,0 +1,1 @@
+"""Features set, scaled, ablated or added, and what the model then does."""

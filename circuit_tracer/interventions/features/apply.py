@@ -1,0 +1,153 @@
+"""Intervene on a prompt: `apply_edits` for one intervention, `apply_each` for many in shared passes.
+
+    outcome = apply_edits(model, graph, [ablate(Supernode.of_nodes("Texas", graph, [12, 40]))], "constrained")
+    outcome.tokens()            # top tokens before and after
+    outcome.features.largest()  # what changed most
+
+Cost: one pass for the clean run, and one for every `batch_size` interventions. Letters: B experiments, P positions, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import CompatibilityError, InputError
+from circuit_tracer.graph.graph import Graph
+from circuit_tracer.interventions.features.clean import CleanRun
+from circuit_tracer.interventions.features.edits import Edit
+from circuit_tracer.interventions.features.iterative import IterativePass
+from circuit_tracer.interventions.features.observe import FeatureChanges, Watch, Watcher, moved
+from circuit_tracer.interventions.features.outcome import Outcome
+from circuit_tracer.interventions.features.passes import Freeze, Pass, passing
+from circuit_tracer.interventions.features.resolve import Change, Place, resolve_edits, settings_of
+from circuit_tracer.interventions.features.semantics import Kind, Semantics, semantics_of
+from circuit_tracer.interventions.points import run_model
+from circuit_tracer.models.tokenization import Prompt
+
+if TYPE_CHECKING:
+    from circuit_tracer.attribution.traceable import Traceable
+
+Experiment = dict[Place, Change]
+
+
+def apply_edits(
+    model: Traceable,
+    prompt: Prompt | Graph | CleanRun,
+    edits: Edit | Sequence[Edit],
+    semantics: Semantics | Kind = "direct",
+    watch: Watch = "all",
+) -> Outcome:
+    """One intervention on a prompt: text, ids, a graph (checked to be of this model), or a clean run done before.
+
+    Several edits act together. watch: features whose changes are reported: "all" that are active before or after, "none"
+    (then only encoder rows of edited features are read, but for TopK), or chosen ones (`FeatureAt`, position None: everywhere).
+
+    An intervention that leaves every activation as it is gives the clean run, bitwise. Raises InputError for what does not
+    exist, cannot be or contradicts itself, CompatibilityError for a graph or clean run of another model or dictionary,
+    ResourceError when attention is frozen and its patterns do not fit into memory.
+    """
+    return apply_each(model, prompt, [[edits] if isinstance(edits, Edit) else edits], semantics, watch)[0]
+
+
+@torch.no_grad()
+def apply_each(
+    model: Traceable,
+    prompt: Prompt | Graph | CleanRun,
+    experiments: Sequence[Sequence[Edit]],
+    semantics: Semantics | Kind = "direct",
+    watch: Watch = "all",
+    batch_size: int = 16,
+) -> list[Outcome]:
+    """Interventions on one prompt, each by itself, `batch_size` of them to a pass; results do not depend on it beyond
+    rounding. Otherwise as `apply_edits`.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
+    if isinstance(watch, str) and watch not in ("all", "none"):
+        raise InputError(f"watch is {watch!r}; use 'all', 'none' or a list of features")
+    meaning = semantics_of(semantics)
+    clean = _clean_run(model, prompt, meaning)
+    freeze = freeze_of(meaning, clean)
+    changes = [resolve_edits(edits, clean) for edits in experiments]
+    for experiment in changes:
+        _require_effect(experiment, clean, freeze)
+    moving = [number for number, each in enumerate(changes) if any(c.value != c.clean for c in each.values())]
+    found: dict[int, tuple[Tensor, FeatureChanges | None]] = {}
+    for start in range(0, len(moving), batch_size):
+        batch = moving[start : start + batch_size]
+        final, features = _run([changes[number] for number in batch], clean, meaning, freeze, watch)
+        found |= {number: (final[i], features[i]) for i, number in enumerate(batch)}
+    if len(found) < len(changes):
+        unmoved = (clean.final, _unmoved(clean, watch))
+        found |= {number: unmoved for number in range(len(changes)) if number not in found}
+    return [
+        Outcome(tuple(edits), clean, *found[number], {place: c.value for place, c in changes[number].items()})
+        for number, edits in enumerate(experiments)
+    ]
+
+
+def _clean_run(model: Traceable, prompt: Prompt | Graph | CleanRun, meaning: Semantics) -> CleanRun:
+    if not isinstance(prompt, CleanRun):
+        return CleanRun(model, prompt, patterns=meaning.freeze_attention)
+    if prompt.model is not model:
+        raise CompatibilityError(
+            f"the clean run was done on another model object ({prompt.model.parts.config.model_name}) than the one given "
+            f"({model.parts.config.model_name}); give clean.model, or make CleanRun(model, prompt) again with this one"
+        )
+    return prompt
+
+
+def freeze_of(meaning: Semantics, clean: CleanRun) -> Freeze:
+    """What is held still."""
+    n_layers = clean.model.parts.config.n_layers
+    return Freeze(
+        clean.model,
+        clean.ids,
+        meaning.held(n_layers),
+        attention=meaning.freeze_attention,
+        norms=meaning.norms_frozen(n_layers),
+        network=clean.network,
+    )
+
+
+def _run(
+    experiments: list[Experiment], clean: CleanRun, meaning: Semantics, freeze: Freeze, watch: Watch
+) -> tuple[Tensor, list[FeatureChanges | None]]:
+    """(final-norm outputs (B, P, D), changes of features) of one pass.
+
+    A pass of several carries the clean prompt too: another size of batch adds up in another order, and what that changes is
+    no effect. A pass of one adds up as the clean run did.
+    """
+    watcher = None if watch == "none" else Watcher(clean, watch, len(experiments))
+    carried = [{}, *experiments] if len(experiments) > 1 else experiments
+    left_out = [copy * clean.n_pos + position for copy in range(len(carried)) for position in clean.left_out]
+    arguments = (clean.model, settings_of(carried, clean), freeze, watcher, left_out)
+    changes = IterativePass(*arguments, clean.active) if meaning.kind == "iterative" else Pass(*arguments)
+    with passing(clean.model, changes, freeze):
+        final, _ = run_model(clean.model.parts, clean.ids, copies=len(carried))
+    features: list[FeatureChanges | None] = [None] * len(experiments) if watcher is None else [*watcher.result()]
+    return clean.final + moved(final, clean.final, len(experiments)), features
+
+
+def _unmoved(clean: CleanRun, watch: Watch) -> FeatureChanges | None:
+    if watch == "none":
+        return None
+    watcher = Watcher(clean, watch, 1)
+    for layer in range(clean.model.parts.config.n_layers):
+        watcher.add(layer, clean.network.transcoder_input(layer))
+    return watcher.result()[0]
+
+
+def _require_effect(experiment: Experiment, clean: CleanRun, freeze: Freeze) -> None:
+    """Refuse an edit whose feature writes to no layer of the range."""
+    for layer in {layer for layer, _, _ in experiment}:
+        targets = clean.model.transcoders.target_layers(layer)
+        if freeze.layers and not freeze.layers.intersection(targets):
+            raise InputError(
+                f"features of layer {layer} write to layers {targets.start} to {targets.stop - 1}, none of which is in the "
+                f"range {min(freeze.layers)} to {max(freeze.layers)}; widen the range"
+            )

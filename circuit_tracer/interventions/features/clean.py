@@ -1,0 +1,133 @@
+"""The clean run of a prompt: what every intervention on it is compared with.
+
+Letters: L layers, P positions, D d_model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import CompatibilityError
+from circuit_tracer.fingerprint import VERSION, fingerprints
+from circuit_tracer.graph.graph import Graph
+from circuit_tracer.interventions.features.activations import activations_of
+from circuit_tracer.interventions.features.passes import clean_network
+from circuit_tracer.models.tokenization import Prompt, zero_positions
+from circuit_tracer.transcoders.active import ActiveFeatures
+
+if TYPE_CHECKING:
+    from circuit_tracer.attribution.traceable import Traceable
+
+AGREEMENT = 1e-3  # relative; float32 in another order of addition differs by 1e-6
+COARSE_AGREEMENT = 0.05  # for bfloat16 and float16
+FLIPPED = 0.02  # share of features that may fall on the other side of their threshold by rounding
+
+
+class CleanRun:
+    """One pass over a prompt, text, ids or a graph, whose prompt it then is.
+
+    patterns: False when attention will not be frozen, so that a prompt whose attention patterns do not fit into memory can
+    be run; ResourceError otherwise.
+    Raises CompatibilityError for a graph that was not traced on this model with these transcoders: sizes or fingerprints
+    differ, or the activations that it holds are not those found here.
+    """
+
+    def __init__(self, model: Traceable, prompt: Prompt | Graph, patterns: bool = True) -> None:
+        self.model = model
+        if isinstance(prompt, Graph):
+            _check_sizes(prompt, model)
+            _check_fingerprints(prompt, model)
+            self.ids = prompt.input_tokens.detach().cpu().long()
+            self.left_out = prompt.provenance.get("settings", {}).get("zero_positions")
+        else:
+            self.ids, self.left_out = model.ensure_tokenized(prompt), None
+        if self.left_out is None:
+            self.left_out = zero_positions(self.ids, model.parts.config.model_name)
+        self.network = clean_network(model, self.ids, patterns)
+        if isinstance(prompt, Graph):
+            self._check_activations(prompt)
+
+    @property
+    def n_pos(self) -> int:
+        """P."""
+        return len(self.ids)
+
+    @property
+    def final(self) -> Tensor:
+        """Output of the final norm, (P, D)."""
+        return self.network.captured.final
+
+    @cached_property
+    def active(self) -> ActiveFeatures:
+        """All active features, found when first asked for; none at the left-out positions."""
+        transcoders, layers = self.model.transcoders, []
+        dropped = torch.tensor(self.left_out, dtype=torch.int64, device=self.model.parts.device)
+        for layer in range(transcoders.n_layers):
+            position, index, value = transcoders.encode_positions(layer, self.network.transcoder_input(layer))
+            keep = ~torch.isin(position, dropped)
+            layers.append((position[keep], index[keep], value[keep]))
+        return ActiveFeatures.from_layers(layers)
+
+    def activations(self, layer: int, position: Tensor, index: Tensor) -> Tensor:
+        """Activations (n,) of chosen features; see `activations_of` for what is read. Zero at the left-out positions."""
+        device = self.model.parts.device
+        position, index = position.to(device), index.to(device)
+        found = activations_of(self.model.transcoders, layer, self.network.transcoder_input(layer), position, index)
+        return torch.where(torch.isin(position, torch.tensor(self.left_out, device=device)), 0, found)
+
+    def _check_activations(self, graph: Graph) -> None:
+        kept = graph.active_features[graph.selected_features].cpu().long()
+        expected = graph.activation_values[graph.selected_features].cpu().double()
+        found = torch.zeros_like(expected)
+        for layer in kept[:, 0].unique().tolist():
+            here = kept[:, 0] == layer
+            if int(kept[here, 2].max()) >= self.model.transcoders.n_features(layer):
+                raise CompatibilityError(
+                    f"the graph has feature {int(kept[here, 2].max())} in layer {layer}; these transcoders have features 0 "
+                    f"to {self.model.transcoders.n_features(layer) - 1} there. Use the transcoders it was traced with."
+                )
+            found[here] = self.activations(layer, kept[here, 1], kept[here, 2]).cpu().double()
+        coarse = {graph.cfg.dtype, self.model.parts.config.dtype} & {"bfloat16", "float16"}
+        allowed = (COARSE_AGREEMENT if coarse else AGREEMENT) * expected.abs().max() if len(expected) else 0.0
+        off = (found - expected).abs() > allowed
+        share = float(off.double().mean()) if len(expected) else 0.0
+        if share > FLIPPED:
+            worst = int((found - expected).abs().argmax())
+            layer, position, index = kept[worst].tolist()
+            raise CompatibilityError(
+                f"the graph was made with another model or other transcoders: {int(off.sum())} of its {len(off)} features "
+                f"have other activations here, such as layer {layer}, position {position}, feature {index}: "
+                f"{float(expected[worst]):.4g} in the graph, {float(found[worst]):.4g} here. Load those it was traced with."
+            )
+
+
+def _check_fingerprints(graph: Graph, model: Traceable) -> None:
+    """Weights in another number format have other fingerprints; then, and where a file holds none or one of another recipe,
+    activations decide.
+    """
+    there = graph.provenance.get("fingerprint")
+    if not isinstance(there, dict) or there.get("version") != VERSION:
+        return
+    here = fingerprints(model.parts, model.transcoders)
+    for name, what in (("model", "another model"), ("transcoder", "other transcoders")):
+        if there.get(f"{name}_dtype") == here[f"{name}_dtype"] and there.get(name) != here[name]:
+            raise CompatibilityError(
+                f"the graph was made with {what}: fingerprint of the weights {there.get(name)} there, {here[name]} here "
+                f"({graph.cfg.model_name}, {graph.scan} there; {model.parts.config.model_name}, {model.transcoders.scan} "
+                "here). Load those it was traced with, or trace the prompt again."
+            )
+
+
+def _check_sizes(graph: Graph, model: Traceable) -> None:
+    here = model.parts.config
+    for name in ("n_layers", "d_model", "d_vocab"):
+        there = getattr(graph.cfg, name)
+        if there is not None and there != getattr(here, name):
+            raise CompatibilityError(
+                f"the graph was traced on {graph.cfg.model_name} with {name} {there}; the model here, {here.model_name}, "
+                f"has {getattr(here, name)}. Load the model that the graph was traced on."
+            )

@@ -1,0 +1,97 @@
+"""Set features to values and see what the model does: circuit-tracer's intervention methods.
+
+`ReplacementModel` has these functions as methods. Letters: L layers, P positions, F features a layer, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.interventions.features.activations import Recorder
+from circuit_tracer.interventions.features.passes import Freeze, patched
+from circuit_tracer.interventions.features.settings import Intervention, resolve
+from circuit_tracer.interventions.points import run_model
+from circuit_tracer.models.capture import check_length, logits_at
+from circuit_tracer.models.tokenization import Prompt, zero_positions
+
+if TYPE_CHECKING:
+    from circuit_tracer.attribution.traceable import Traceable
+
+
+@torch.no_grad()
+def get_activations(
+    model: Traceable, inputs: Prompt, sparse: bool = False, apply_activation_function: bool = True
+) -> tuple[Tensor, Tensor]:
+    """(logits (1, P, V), activations (L, P, F)) of a prompt; see `ReplacementModel.get_activations`."""
+    logits, activations = feature_intervention(
+        model, inputs, [], apply_activation_function=apply_activation_function, sparse=sparse
+    )
+    assert activations is not None
+    return logits, activations
+
+
+@torch.no_grad()
+def feature_intervention(
+    model: Traceable,
+    inputs: Prompt,
+    interventions: Sequence[Intervention],
+    constrained_layers: Iterable[int] | None = None,
+    freeze_attention: bool = True,
+    apply_activation_function: bool = True,
+    sparse: bool = False,
+    return_activations: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """(logits (1, P, V), activations (L, P, F) or None); see `ReplacementModel.feature_intervention`."""
+    ids = model.ensure_tokenized(inputs)
+    check_length(model.parts, ids)
+    left_out = zero_positions(ids, model.parts.config.model_name)
+    settings = resolve(interventions, model.transcoders, len(ids), model.parts.device, model.parts.compute_dtype)
+    freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
+    recorder = Recorder(model.transcoders, sparse, apply_activation_function, left_out) if return_activations else None
+    with patched(model, settings, freeze, recorder, left_out):
+        final, _ = run_model(model.parts, ids)
+    return logits_at(model.parts, final)[None], recorder.result() if recorder is not None else None
+
+
+def freeze_for(
+    model: Traceable,
+    ids: Tensor,
+    interventions: Sequence[Intervention],
+    constrained_layers: Iterable[int] | None,
+    freeze_attention: bool,
+) -> Freeze | None:
+    """What a set of interventions holds still; without interventions nothing moves anyway. Held layers imply attention."""
+    layers = list(constrained_layers or ())
+    return Freeze(model, ids, layers) if interventions and (freeze_attention or layers) else None
+
+
+@torch.no_grad()
+def setup_intervention_with_freeze(
+    model: Traceable, inputs: Prompt, constrained_layers: Iterable[int] | None = None
+) -> tuple[Tensor, Freeze]:
+    """(activations (L, P, F) of the clean prompt, what to hold); see `ReplacementModel.setup_intervention_with_freeze`."""
+    ids = model.ensure_tokenized(inputs)
+    _, activations = get_activations(model, ids)
+    return activations, Freeze(model, ids, constrained_layers)
+
+
+@contextmanager
+def zero_softcap(model: Traceable) -> Iterator[None]:
+    """See `ReplacementModel.zero_softcap`."""
+    parts, config = model.parts, model.parts.model.config
+    cap = getattr(config, "final_logit_softcapping", None)
+    model.parts = replace(parts, final_softcap=None)
+    try:
+        if cap is not None:
+            config.final_logit_softcapping = None
+        yield
+    finally:
+        model.parts = parts
+        if cap is not None:
+            config.final_logit_softcapping = cap

@@ -1,0 +1,197 @@
+"""One forward pass with features set to values, by circuit-tracer's semantics.
+
+A feature that is set changes by delta = value - its activation; delta times its decoder rows is added at the output hooks of
+the layers it writes to. Activations are those of the pass as it goes, so that effects of effects count. With layers held
+(`constrained_layers`) they are those of the clean pass instead: the MLP outputs of the held layers stay as they were, apart
+from the deltas (and from what a skip connection passes on), and nothing is written outside of them.
+
+Letters: L layers, P positions, D d_model, T layers written to, n features set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.attribution.memory import as_size, free_bytes
+from circuit_tracer.errors import InputError, ResourceError
+from circuit_tracer.interventions.features.activations import activations_of
+from circuit_tracer.interventions.features.settings import LayerSettings
+from circuit_tracer.interventions.points import hooked
+from circuit_tracer.models.attention import AttentionTape, attention_tape
+from circuit_tracer.models.capture import capture
+from circuit_tracer.models.frozen import FrozenNetwork
+
+if TYPE_CHECKING:
+    from circuit_tracer.attribution.traceable import Traceable
+
+SMALL = 2**26  # bytes of attention patterns that are kept whatever seems free, which in a container is a cautious guess
+SHARE_FOR_UNNEEDED = 0.25  # of free memory, for attention patterns that nothing is frozen to
+
+
+class Freeze:
+    """What stays as it was on the clean prompt: attention patterns; with layers held, their MLP outputs; with all layers
+    held, norm scales too, which makes the network the linear one of the attribution graph.
+
+    norms: whether norm scales are held, None for the rule above. network: the clean prompt's, where it is known already.
+    """
+
+    def __init__(
+        self,
+        model: Traceable,
+        ids: Tensor,
+        layers: Iterable[int] | None,
+        *,
+        attention: bool = True,
+        norms: bool | None = None,
+        network: FrozenNetwork | None = None,
+    ) -> None:
+        self.model, self.attention = model, attention
+        self.layers = frozenset(layers or ())
+        n_layers = model.parts.config.n_layers
+        if self.layers and not (min(self.layers) >= 0 and max(self.layers) < n_layers):
+            raise InputError(
+                f"constrained_layers reach from {min(self.layers)} to {max(self.layers)}; layers: 0 to {n_layers - 1}"
+            )
+        self.network = clean_network(model, ids, patterns=attention) if network is None else network
+        if attention and not self.network.captured.patterns:
+            raise InputError(
+                "the clean run holds no attention patterns, which freezing attention needs: they did not fit into memory. Let "
+                "attention react (freeze_attention=False), or make the run again as CleanRun(model, prompt)"
+            )
+        self.holds_scales = len(self.layers) == n_layers if norms is None else norms
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside the block, passes of `model.parts.model` over the same tokens are frozen."""
+        with patched(self.model, {}, self):
+            yield
+
+    def input(self, layer: int) -> Tensor:
+        """What the transcoder of a layer reads (P, D) on the clean prompt."""
+        return self.network.transcoder_input(layer)
+
+    def output(self, layer: int, x_PD: Tensor) -> Tensor:
+        """What a held layer writes (P, D), or (B * P, D), when its transcoder reads x of the same shape."""
+        copies = len(x_PD) // self.network.captured.n_pos
+        clean = self.network.transcoder_output(layer).repeat(copies, 1)
+        skip = self.model.transcoders.skip_matrix(layer)
+        return clean if skip is None else clean + (x_PD - self.input(layer).repeat(copies, 1)) @ skip.to(x_PD)
+
+
+class Observer(Protocol):
+    """Something that looks at what the transcoders read in a pass."""
+
+    def add(self, layer: int, x_PD: Tensor) -> None:
+        """Take the inputs (P, D), or (B * P, D), of the next layer."""
+
+
+def clean_network(model: Traceable, ids: Tensor, patterns: bool = True) -> FrozenNetwork:
+    """One pass of the model over ids (P,), as the frozen network.
+
+    patterns: whether attention patterns are needed. Otherwise they are kept only while they are small, for then the run adds
+    up as a live pass does, to the bit. Raises ResourceError when they are needed and do not fit into memory.
+    """
+    parts, hooks = model.parts, (model.transcoders.feature_input_hook, model.transcoders.feature_output_hook)
+    config, free = parts.config, free_bytes(parts.device)
+    size = config.n_layers * config.n_heads * len(ids) ** 2 * parts.compute_dtype.itemsize
+    if patterns and size > max(SMALL, free):
+        raise ResourceError(
+            f"attention patterns of this prompt of {len(ids):,} tokens take {as_size(size)} ({config.n_layers} layers of "
+            f"{config.n_heads} heads); {as_size(free)} are free on {parts.device}. Shorten the prompt, use a device with more "
+            "memory, or let attention react (freeze_attention=False), which needs no patterns"
+        )
+    keep = patterns or size <= max(SMALL, SHARE_FOR_UNNEEDED * free)
+    return FrozenNetwork(parts, capture(parts, ids, keep_patterns=keep), *hooks)
+
+
+@contextmanager
+def patched(
+    model: Traceable,
+    settings: dict[int, LayerSettings],
+    freeze: Freeze | None = None,
+    observer: Observer | None = None,
+    zero_positions: list[int] | None = None,
+) -> Iterator[None]:
+    """Inside the block, passes of the model have features set; `observer` sees what the transcoders read. At
+    `zero_positions` (rows of the pass) features count as inactive, as in circuit-tracer.
+    """
+    with passing(model, Pass(model, settings, freeze, observer, zero_positions or []), freeze):
+        yield
+
+
+@contextmanager
+def passing(model: Traceable, changes: Pass, freeze: Freeze | None) -> Iterator[None]:
+    """Inside the block, passes of the model go through `changes`, with what `freeze` holds."""
+    with ExitStack() as stack:
+        scales = None
+        if freeze is not None:
+            captured = freeze.network.captured
+            if freeze.attention:
+                stack.enter_context(attention_tape(AttentionTape(dict(enumerate(captured.patterns)), replay=True)))
+            scales = captured if freeze.holds_scales else None
+        hooks = model.transcoders.feature_input_hook, model.transcoders.feature_output_hook
+        stack.enter_context(hooked(model.parts, *hooks, changes.read, changes.write, scales))
+        yield
+
+
+class Pass:
+    """What the hooks of a pass do and remember; for direct and constrained semantics."""
+
+    def __init__(
+        self,
+        model: Traceable,
+        settings: dict[int, LayerSettings],
+        freeze: Freeze | None,
+        observer: Observer | None,
+        zero_positions: list[int],
+    ) -> None:
+        self.transcoders, self.settings, self.freeze, self.observer = model.transcoders, settings, freeze, observer
+        self.held = freeze.layers if freeze is not None else frozenset[int]()
+        self.zero_positions = torch.tensor(zero_positions, dtype=torch.int64, device=model.parts.device)
+        self.input: dict[int, Tensor] = {}  # (P, D) of held layers, on the way from the input hook to the output hook
+        self.delta: dict[int, Tensor] = {}  # (P, D) still to be added at layers ahead
+
+    def read(self, layer: int, x_PD: Tensor) -> None:
+        """Observe; turn what is set here into changes of what this layer and later ones write."""
+        if self.observer is not None:
+            self.observer.add(layer, x_PD)
+        if layer in self.held:
+            self.input[layer] = x_PD
+        self.change(layer, x_PD)
+
+    def write(self, layer: int, y_PD: Tensor) -> Tensor | None:
+        """The layer's output with what is held and what was changed; None if neither."""
+        replacement = None
+        if self.freeze is not None and layer in self.held:
+            replacement = self.freeze.output(layer, self.input.pop(layer))
+        delta = self.delta.pop(layer, None)
+        if delta is None:
+            return replacement
+        return (y_PD if replacement is None else replacement) + delta
+
+    def change(self, layer: int, x_PD: Tensor) -> None:
+        """Collect what the features of this layer write more, or less, than they would."""
+        wanted = self.settings.get(layer)
+        if wanted is None:
+            return
+        source, row = x_PD, wanted.position
+        if self.freeze is not None and self.held:
+            source, row = self.freeze.input(layer), row % self.freeze.network.captured.n_pos
+        current = activations_of(self.transcoders, layer, source, row, wanted.index)
+        current = torch.where(torch.isin(wanted.position, self.zero_positions), 0, current)
+        self.add_writes(layer, x_PD, wanted.position, wanted.index, wanted.target(current) - current)
+
+    def add_writes(self, layer: int, x_PD: Tensor, position: Tensor, index: Tensor, change: Tensor) -> None:
+        """Changes (n,) of activations, times decoder rows, go to the layers these features write to, held ones if any."""
+        unique, inverse = torch.unique(index, return_inverse=True)
+        rows_nTD = self.transcoders.decoder_rows(layer, unique).to(x_PD)
+        for slot, target in enumerate(self.transcoders.target_layers(layer)):
+            if self.held and target not in self.held:
+                continue
+            delta = self.delta.setdefault(target, torch.zeros_like(x_PD))
+            delta.index_add_(0, position, rows_nTD[inverse, slot] * change[:, None])

@@ -1,0 +1,1 @@
+"""Activations of one prompt put into another's run, place by place."""

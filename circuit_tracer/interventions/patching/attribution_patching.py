@@ -1,0 +1,146 @@
+"""Attribution patching: the effect of every patch at once, from gradients of the metric, for comparison with the real one.
+
+    value(patch) ~ base + <donor activation - base activation, gradient of the metric at that activation>
+
+The gradient is that of the base run, or the mean over `steps` runs whose token embeddings lie on the way from base to donor
+(integrated gradients over inputs). Exact for an activation that the metric depends on linearly.
+Letters: P positions, D d_model, H heads, n features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.interventions.patching.metrics import Metric
+from circuit_tracer.interventions.patching.patching import (
+    Pair,
+    Patch,
+    kept_activations,
+    pair_of,
+    patches_of,
+    places_of,
+    require_single,
+)
+from circuit_tracer.interventions.patching.table import Mode, PatchTable
+from circuit_tracer.interventions.sites import Site, run_batch, visiting
+from circuit_tracer.models.tokenization import Prompt
+
+if TYPE_CHECKING:
+    from circuit_tracer.attribution.traceable import Traceable
+
+Kept = dict[tuple[str, int], Tensor]
+
+
+def attribution_patching(
+    model: Traceable,
+    clean: Prompt,
+    corrupted: Prompt,
+    metric: Metric | None = None,
+    *,
+    mode: Mode = "denoising",
+    sites: Iterable[Site] = ("resid", "attn_out", "mlp_out"),
+    features: int = 0,
+    layers: Iterable[int] | None = None,
+    positions: Iterable[int] | Literal["together"] | None = None,
+    steps: int = 1,
+) -> PatchTable:
+    """The table of `activation_patching`, estimated with `steps` backward passes. features: so many of the strongest at
+    these positions.
+    """
+    if steps < 1 or features < 0:
+        raise InputError(f"steps is {steps} and features {features}; they must be at least 1 and 0")
+    pair = pair_of(model, clean, corrupted, metric, mode)
+    layers = None if layers is None else list(layers)
+    places = places_of(pair, positions)
+    patches = patches_of(pair, sites, layers, places)
+    if features:
+        require_single(places)
+    names = {patch.site for patch in patches}
+    gradient = mean_gradients(pair, names, steps) if names else {}
+    base, donor = (kept_activations(pair, ids, names) for ids in (pair.base, pair.donor))
+    product = {key: (donor[key] - base[key]).to(pair.model.parts.compute_dtype) * gradient[key] for key in gradient}
+    value = [pair.base_value + _share(product[patch.site, patch.layer], patch, pair) for patch in patches]
+    if features:
+        found, estimate = estimate_features(pair, steps, layers, places)
+        order = torch.argsort(estimate.abs(), descending=True, stable=True)[:features].tolist()
+        patches += [found[number] for number in order]
+        value += [pair.base_value + float(estimate[number]) for number in order]
+    return pair.table(patches, torch.tensor(value, dtype=torch.float64), estimated=True)
+
+
+def strongest_features(pair: Pair, count: int, layers: list[int] | None, places: list[int]) -> list[Patch]:
+    """The `count` features at these positions whose patch moves the metric most, by the gradient of the base run."""
+    require_single(places)
+    patches, estimate = estimate_features(pair, 1, layers, places)
+    order = torch.argsort(estimate.abs(), descending=True, stable=True)[:count]
+    return [patches[number] for number in order.tolist()]
+
+
+def mean_gradients(pair: Pair, sites: set[str], steps: int) -> Kept:
+    """Gradients (P, ...) of the metric at every activation of the sites, by site and layer, in the compute dtype."""
+    parts = pair.model.parts
+    inputs = [kept_activations(pair, ids, {"resid"})["resid", 0] for ids in (pair.base, pair.donor)]
+    total: Kept = {}
+    for step in range(steps):
+        embedding = torch.lerp(inputs[0], inputs[1], step / steps)
+        live: Kept = {}
+
+        def keep(site: str, layer: int, x: Tensor, embedding: Tensor = embedding, live: Kept = live) -> Tensor | None:
+            new = None
+            if (site, layer) == ("resid", 0):
+                new = x = embedding[None].clone().requires_grad_()
+            live[site, layer] = x
+            return new
+
+        with torch.enable_grad(), visiting(parts, sites | {"resid"}, keep, pair.model.transcoders.feature_output_hook):
+            metric = pair.metric.of(run_batch(parts, pair.base)).sum()
+        keys = [key for key in live if key[0] in sites]
+        found = torch.autograd.grad(metric, [live[key] for key in keys], allow_unused=True)
+        for key, gradient in zip(keys, found, strict=True):
+            here = torch.zeros_like(live[key]) if gradient is None else gradient
+            total[key] = total.get(key, 0) + here[0].detach().to(parts.compute_dtype) / steps
+    return total
+
+
+def estimate_features(
+    pair: Pair, steps: int, layers: list[int] | None, places: list[int]
+) -> tuple[list[Patch], Tensor]:
+    """Every feature whose activation differs between the prompts at these positions, with the estimated change (n,) of
+    the metric.
+    """
+    gradient = mean_gradients(pair, {"dictionary_out"}, steps)
+    transcoders, (base, donor) = pair.model.transcoders, pair.runs
+    patches: list[Patch] = []
+    estimates: list[Tensor] = []
+    for layer in range(transcoders.n_layers) if layers is None else layers:
+        width, slices = transcoders.n_features(layer), [run.active.of_layer(layer) for run in (base, donor)]
+        tables = list(zip((base.active, donor.active), slices, strict=True))
+        key, inverse = torch.unique(
+            torch.cat([table.position[here] * width + table.index[here] for table, here in tables]), return_inverse=True
+        )
+        signed = torch.cat([sign * table.value[here] for sign, (table, here) in zip((-1, 1), tables, strict=True)])
+        here = torch.isin(key // width, torch.tensor(places, dtype=torch.int64, device=key.device))
+        change = torch.zeros(len(key), dtype=pair.model.parts.compute_dtype, device=key.device)
+        change.index_add_(0, inverse, signed.to(change))
+        key, change = key[here], change[here]
+        position, index = key // width, key % width
+        slope = torch.zeros_like(change)
+        unique, back = torch.unique(index, return_inverse=True)
+        rows_nTD = transcoders.decoder_rows(layer, unique).to(change)
+        for slot, target in enumerate(transcoders.target_layers(layer)):
+            slope += (rows_nTD[back, slot] * gradient["dictionary_out", target][position]).sum(-1)
+        patches += [Patch("feature", layer, p, f) for p, f in zip(position.tolist(), index.tolist(), strict=True)]
+        estimates.append(change * slope)
+    return patches, torch.cat(estimates) if estimates else torch.zeros(0)
+
+
+def _share(product_PN: Tensor, patch: Patch, pair: Pair) -> float:
+    d_head = pair.model.parts.config.d_head
+    columns = slice(None) if patch.unit < 0 else slice(patch.unit * d_head, (patch.unit + 1) * d_head)
+    place = slice(None) if patch.position < 0 else patch.position
+    return float(product_PN[place, columns].sum())

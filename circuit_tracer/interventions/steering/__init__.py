@@ -1,0 +1,1 @@
+"""Text continued with features or directions changed."""

@@ -1,0 +1,153 @@
+"""What holds at which token while steering: values on the prompt, rules for the tokens to come, directions.
+
+On the prompt, scaling and adding are relative to the clean prompt, as in `apply_edits`; on generated tokens they are relative
+to what the feature would be there and then. Letters: P positions, D d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.interventions.features.clean import CleanRun
+from circuit_tracer.interventions.features.edits import Edit, FeatureAt
+from circuit_tracer.interventions.features.resolve import Change, Place, first_generated, reached, resolve_edits, taken
+from circuit_tracer.interventions.features.settings import LayerSettings
+from circuit_tracer.models.parts import ModelParts
+
+if TYPE_CHECKING:
+    from circuit_tracer.attribution.traceable import Traceable
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """`strength` times a vector (D,), added to the residual stream behind a layer, from position `start` on.
+
+    start: None for every position that attribution does not leave out, generated ones included.
+    """
+
+    layer: int
+    vector: Tensor
+    strength: float = 1.0
+    start: int | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.vector.ndim != 1 or not torch.isfinite(self.vector).all() or not abs(self.strength) < float("inf"):
+            raise InputError(
+                f"a direction needs a finite vector (D,) and strength, got shape {tuple(self.vector.shape)} and {self.strength}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.name or 'direction'} behind layer {self.layer}, strength {self.strength:g}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a feature becomes on generated tokens from position `start` on: value + factor * activation."""
+
+    value: float
+    factor: float
+    start: int
+    edit: Edit
+
+
+class SteeringPlan:
+    """Edits and directions resolved for a prompt; see `resolve_edits` for errors."""
+
+    def __init__(self, model: Traceable, clean: CleanRun, interventions: Sequence[Edit | Direction]) -> None:
+        self.parts, self.n_pos, self.left_out = model.parts, clean.n_pos, clean.left_out
+        edits = [each for each in interventions if isinstance(each, Edit)]
+        self.directions = [each for each in interventions if isinstance(each, Direction)]
+        for direction in self.directions:
+            _check_direction(direction, model.parts)
+        self.prompt: dict[Place, Change] = resolve_edits(edits, clean, generating=True)
+        self.rules: dict[tuple[int, int], Rule] = {}
+        for edit in edits:
+            for feature, _ in reached(edit, clean, generating=True):
+                self._add_rule(edit, feature, clean)
+
+    def settings(self, start: int, stop: int) -> dict[int, LayerSettings]:
+        """Settings by layer of a pass over the positions start ... stop - 1."""
+        rows: dict[int, list[tuple[int, int, float, float]]] = {}
+        for (layer, position, index), change in self.prompt.items():
+            if start <= position < stop:
+                rows.setdefault(layer, []).append((position - start, index, change.value, 0.0))
+        for (layer, index), rule in self.rules.items():
+            for position in range(max(rule.start, start), stop):
+                rows.setdefault(layer, []).append((position - start, index, rule.value, rule.factor))
+        device, dtype = self.parts.device, self.parts.compute_dtype
+        return {
+            layer: LayerSettings(
+                torch.tensor([row for row, _, _, _ in entries], device=device),
+                torch.tensor([index for _, index, _, _ in entries], device=device),
+                torch.tensor([value for _, _, value, _ in entries], device=device, dtype=dtype),
+                torch.tensor([factor for _, _, _, factor in entries], device=device, dtype=dtype),
+            )
+            for layer, entries in rows.items()
+        }
+
+    @contextmanager
+    def directed(self, start: int) -> Iterator[None]:
+        """Inside the block, passes that begin at position `start` have the directions added."""
+        handles = []
+        try:
+            for direction in self.directions:
+                module = self.parts.layers[direction.layer].module
+                handles.append(module.register_forward_hook(self._hook(direction, start)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, direction: Direction, start: int) -> Any:
+        def add(module: nn.Module, args: Any, output: Any) -> Any:
+            first: Tensor = output[0] if isinstance(output, tuple) else output
+            change = (direction.vector * direction.strength).to(first)
+            rows = [row for row in range(first.shape[-2]) if self._directs(direction, start + row)]
+            changed = first.clone()
+            changed[..., rows, :] += change
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        return add
+
+    def _directs(self, direction: Direction, position: int) -> bool:
+        return position not in self.left_out if direction.start is None else position >= direction.start
+
+    def _add_rule(self, edit: Edit, feature: FeatureAt, clean: CleanRun) -> None:
+        start = first_generated(edit, feature, clean.n_pos)
+        if start is None:
+            return
+        value, factor = edit.amount, {"set": 0.0, "add": 1.0}.get(edit.how, 0.0)
+        if edit.how == "scale":
+            value, factor = 0.0, edit.amount
+        if edit.how == "take":
+            if edit.source_at is None:
+                raise InputError(
+                    f"{edit}: generated tokens have no position on the other prompt; name one with source_at (--from-position)"
+                )
+            value = float(taken(edit, feature, [start], clean)[0])
+        rule, place = Rule(value, factor, start, edit), (feature.layer, feature.feature_idx)
+        other = self.rules.get(place)
+        if other is not None and (other.value, other.factor) != (value, factor):
+            raise InputError(
+                f"contradictory edits of feature {feature} on generated tokens: {other.edit} and {edit}; keep one of them"
+            )
+        self.rules[place] = rule if other is None or start < other.start else other
+
+
+def _check_direction(direction: Direction, parts: ModelParts) -> None:
+    if not 0 <= direction.layer < parts.config.n_layers:
+        raise InputError(f"{direction}: the model has layers 0 to {parts.config.n_layers - 1}")
+    if len(direction.vector) != parts.config.d_model:
+        raise InputError(
+            f"{direction}: the vector has {len(direction.vector)} numbers, the model d_model {parts.config.d_model}"
+        )
+    if direction.start is not None and direction.start < 0:
+        raise InputError(f"{direction}: start is {direction.start}; count positions from 0")

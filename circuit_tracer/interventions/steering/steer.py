@@ -1,0 +1,183 @@
+"""Steer a model while it generates: features, supernodes and directions, beside the text without them.
+
+    result = steer(model, "Fact: the capital of Texas is", [scale(supernode, 10.0, at="all")], max_new_tokens=20)
+    print(result.side_by_side())
+
+Everything is live (direct semantics): attention, norms and MLPs react. With the key-value cache and without it logits agree
+to rounding, and so the text is the same unless two tokens are as close; without interventions, or where they change nothing,
+it is the model's own, bitwise. Letters: G generated tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.interventions.features.clean import CleanRun
+from circuit_tracer.interventions.features.edits import Edit
+from circuit_tracer.interventions.features.passes import patched
+from circuit_tracer.interventions.points import run_model
+from circuit_tracer.interventions.steering.schedule import Direction, SteeringPlan
+from circuit_tracer.interventions.steering.text_stream import TextStream
+from circuit_tracer.models.capture import check_length, logits_at
+from circuit_tracer.models.tokenization import Prompt
+
+if TYPE_CHECKING:
+    from circuit_tracer.attribution.traceable import Traceable
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. temperature 0: the most probable one; else drawn with `seed`, which the global random state
+    does not touch.
+    """
+
+    max_new_tokens: int = 40
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_at_eos: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}; at least 1 is needed")
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(
+                f"temperature is {self.temperature}; give 0 for the most probable token, or a positive number"
+            )
+        if (self.top_k is not None and self.top_k < 1) or (self.top_p is not None and not 0 < self.top_p <= 1):
+            raise InputError(f"top_k is {self.top_k} and top_p {self.top_p}; at least 1, and in (0, 1]")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise InputError(f"stop is {self.stop!r}; give a sequence of texts that are not empty")
+
+    def choose(self, logits_V: Tensor, generator: torch.Generator) -> int:
+        """The next token."""
+        if self.temperature == 0:
+            return int(logits_V.argmax())
+        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        none = torch.empty(1, 0, dtype=torch.int64)
+        scores = TemperatureLogitsWarper(float(self.temperature))(none, logits_V[None].cpu())
+        if self.top_k is not None:
+            scores = TopKLogitsWarper(self.top_k)(none, scores)
+        if self.top_p is not None:
+            scores = TopPLogitsWarper(self.top_p)(none, scores)
+        return int(torch.multinomial(torch.softmax(scores[0].double(), dim=-1), 1, generator=generator))
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Generated text. ids: (G,); logits: (G, V) they were chosen from, if kept. finish: why it ended."""
+
+    text: str
+    ids: Tensor
+    finish: Literal["length", "end", "stop"]
+    logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Steering:
+    """A steered generation and, unless it was left out, the one without interventions."""
+
+    prompt: str
+    interventions: tuple[Edit | Direction, ...]
+    steered: Continuation
+    unsteered: Continuation | None
+
+    def side_by_side(self, width: int = 100) -> str:
+        """Both texts in columns, or the steered one alone."""
+        if self.unsteered is None:
+            return textwrap.fill(self.prompt + self.steered.text, width)
+        half = (width - 3) // 2
+        columns = [
+            _wrapped(f"[{name}]\n{self.prompt}{each.text}", half)
+            for name, each in (("unsteered", self.unsteered), ("steered", self.steered))
+        ]
+        rows = max(map(len, columns))
+        left, right = (column + [""] * (rows - len(column)) for column in columns)
+        return "\n".join(f"{a:<{half}} | {b}".rstrip() for a, b in zip(left, right, strict=True))
+
+
+@torch.no_grad()
+def steer(
+    model: Traceable,
+    prompt: Prompt,
+    interventions: Edit | Direction | Sequence[Edit | Direction],
+    sampling: Sampling | None = None,
+    *,
+    compare: bool = True,
+    cache: bool = True,
+    on_text: Callable[[str], None] | None = None,
+    keep_logits: bool = False,
+) -> Steering:
+    """Generate with features or directions changed, on the prompt and on the tokens to come as each edit says (`at`).
+
+    compare: also generate without them. cache: keep keys and values between tokens. on_text: called with each new piece of
+    the steered text, which never holds a stop text, not even its beginning. Raises InputError as `apply_edits` does, and for
+    a model without a tokenizer.
+    """
+    sampling = sampling or Sampling()
+    given = (interventions,) if isinstance(interventions, Edit | Direction) else tuple(interventions)
+    if model.tokenizer is None:
+        raise InputError("this model has no tokenizer, so it cannot turn what it generates into text; load it with one")
+    ids = model.ensure_tokenized(prompt)
+    check_length(model.parts, torch.cat([ids, ids.new_zeros(sampling.max_new_tokens - 1)]))
+    clean = CleanRun(model, ids, patterns=False)
+    plan = SteeringPlan(model, clean, given)
+    steered = _generate(model, ids, plan, sampling, cache, on_text, keep_logits)
+    unsteered = None
+    if compare:
+        unsteered = _generate(model, ids, SteeringPlan(model, clean, ()), sampling, cache, None, keep_logits)
+    text = model.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+    return Steering(text, given, steered, unsteered)
+
+
+def _generate(
+    model: Traceable,
+    prompt: Tensor,
+    plan: SteeringPlan,
+    sampling: Sampling,
+    cache: bool,
+    on_text: Callable[[str], None] | None,
+    keep_logits: bool,
+) -> Continuation:
+    generator = torch.Generator().manual_seed(sampling.seed)
+    stream = TextStream(model.tokenizer, prompt, sampling.stop, on_text)
+    ends, ids, past, kept = _end_ids(model), prompt, None, []
+    finish: Literal["length", "end", "stop"] = "length"
+    for _ in range(sampling.max_new_tokens):
+        start = 0 if past is None else len(ids) - 1
+        left_out = plan.left_out if start == 0 else []
+        with patched(model, plan.settings(start, len(ids)), zero_positions=left_out), plan.directed(start):
+            final, past = run_model(model.parts, ids[start:], past, keep_past=cache)
+        logits = logits_at(model.parts, final[-1:])[0]
+        kept += [logits.cpu()] if keep_logits else []
+        chosen = sampling.choose(logits, generator)
+        ids = torch.cat([ids, ids.new_tensor([chosen])])
+        if sampling.stop_at_eos and chosen in ends:
+            finish = "end"
+            break
+        if stream.add(ids):
+            finish = "stop"
+            break
+    return Continuation(stream.finish(), ids[len(prompt) :], finish, torch.stack(kept) if kept else None)
+
+
+def _end_ids(model: Traceable) -> set[int]:
+    """Ids that end a text: the tokenizer's, and those of the model's own generation settings (chat models have several)."""
+    config: Any = getattr(model.parts.model, "generation_config", None)
+    listed = getattr(config, "eos_token_id", None)
+    found = {model.tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
+    return {int(each) for each in found if each is not None}
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return [line for paragraph in text.split("\n") for line in textwrap.wrap(paragraph, width) or [""]]

@@ -1,0 +1,97 @@
+"""Documents in a fixed order, from any place in it. Each kind of source has a file of its own.
+
+A cursor is a place between two documents: a JSON-able value that only its source understands; None is the start.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from circuit_tracer.errors import CircuitTracerError, InputError
+from circuit_tracer.training.config.schema import DataSection
+
+Document = str | np.ndarray  # text, or token ids (n,)
+Cursor = Any
+
+
+class Documents(ABC):
+    """A data set, read from its start to its end as often as wanted: the same documents in the same order each time."""
+
+    @abstractmethod
+    def read(self, cursor: Cursor) -> Iterator[tuple[Document, Cursor]]:
+        """The documents after `cursor`, each with the cursor behind it."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON-able values that change when the documents do (file names and sizes; the name of a data set)."""
+
+
+class FileDocuments(Documents):
+    """Documents that lie in local files, in the order of their names."""
+
+    suffixes: tuple[str, ...]
+
+    def __init__(self, path: str) -> None:
+        self.files = find_files(path, self.suffixes)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Number of files and a digest of their names and sizes."""
+        listed = "\n".join(f"{file.name} {file.stat().st_size}" for file in self.files)
+        return {"files": len(self.files), "digest": hashlib.sha256(listed.encode()).hexdigest()[:16]}
+
+
+def open_documents(data: DataSection, end: int | None) -> Documents:
+    """The data set of a configuration; `end` is the id that ends a document inside a file of token ids.
+
+    Raises InputError when nothing is at `data.path`, CircuitTracerError when an extra is not installed.
+    """
+    from circuit_tracer.text.hub import HubDataset
+    from circuit_tracer.text.json_lines import JsonLines
+    from circuit_tracer.text.parquet import ParquetFiles
+    from circuit_tracer.text.text_files import TextFiles
+    from circuit_tracer.text.token_files import TokenFiles
+
+    if data.kind == "huggingface":
+        return HubDataset(data.path, data.name, data.split, data.field)
+    if data.kind == "jsonl":
+        return JsonLines(data.path, data.field)
+    if data.kind == "parquet":
+        return ParquetFiles(data.path, data.field)
+    return TextFiles(data.path) if data.kind == "text" else TokenFiles(data.path, end)
+
+
+def find_files(path: str, suffixes: Sequence[str]) -> list[Path]:
+    """The files that a path names, sorted: one file, those of a folder with one of `suffixes`, or those of a pattern.
+
+    Raises InputError when there are none.
+    """
+    location = Path(path).expanduser()
+    if location.is_file():
+        return [location]
+    if location.is_dir():
+        found = (file for file in location.rglob("*") if file.suffix in suffixes and file.is_file())
+        reason = f"the folder {location} holds no file that ends in {', '.join(suffixes)}; name the files by a pattern"
+    else:
+        found = (file for name in glob.glob(str(location), recursive=True) if (file := Path(name)).is_file())
+        reason = f"no file at {location}"
+    files = sorted(found)
+    if not files:
+        raise InputError(f"data.path is {path!r}: {reason}. Give a file, a folder or a pattern such as texts/**/*.txt.")
+    return files
+
+
+def missing_extra(what: str, error: ImportError) -> CircuitTracerError:
+    """The error for a source whose library is not installed."""
+    return CircuitTracerError(f"{what} need the package {error.name!r}: pip install 'circuit-tracing[datasets]'")
+
+
+def unreadable(file: Path, error: OSError) -> InputError:
+    """The error for a file that the operating system does not hand over."""
+    return InputError(f"cannot read {file}: {error.strerror or error}. Check the file and its permissions.")

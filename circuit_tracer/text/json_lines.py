@@ -1,0 +1,55 @@
+"""JSONL files: one JSON object a line, one of its fields the text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.text.documents import Cursor, FileDocuments, unreadable
+
+
+class JsonLines(FileDocuments):
+    """Documents of JSONL files: the string in `field` of every line; null is an empty document. Cursor: [file, byte, line]."""
+
+    suffixes = (".jsonl", ".ndjson")
+
+    def __init__(self, path: str, field: str) -> None:
+        super().__init__(path)
+        self.field = field
+
+    def read(self, cursor: Cursor) -> Iterator[tuple[str, Cursor]]:
+        """Raises FileFormatError for a line that is no JSON object, InputError for one without the field."""
+        first, place, line = cursor or (0, 0, 0)
+        for number, file in enumerate(self.files[first:], first):
+            try:
+                with open(file, "rb") as opened:
+                    opened.seek(place)
+                    for raw in opened:
+                        place, line = place + len(raw), line + 1
+                        if raw.strip():
+                            yield self._text(file, line, raw), [number, place, line]
+            except OSError as error:
+                raise unreadable(file, error) from error
+            place = line = 0
+
+    def _text(self, file: Path, line: int, raw: bytes) -> str:
+        try:
+            entry = json.loads(raw)
+        except ValueError as error:
+            raise FileFormatError(f"{file}, line {line}, is not JSON: {error}. Mend or remove the line.") from error
+        return text_of(entry, self.field, f"{file}, line {line}")
+
+
+def text_of(entry: Any, field: str, place: str) -> str:
+    """The text in a field of one entry. Raises InputError, naming what there is, when it has none."""
+    if not isinstance(entry, dict):
+        raise FileFormatError(f"{place}, holds {type(entry).__name__}; an object with a field {field!r} is expected.")
+    if field not in entry:
+        raise InputError(f"{place}, has no field {field!r}; found {', '.join(map(repr, entry))}. Set data.field.")
+    text = entry[field]
+    if text is not None and not isinstance(text, str):
+        raise InputError(f"{place}: field {field!r} holds {type(text).__name__}, not text. Set data.field.")
+    return text or ""

@@ -1,0 +1,65 @@
+"""Plain text files in UTF-8, cut into documents of some pages each, so that a book can be shuffled and held out in parts."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+from circuit_tracer.errors import FileFormatError
+from circuit_tracer.text.documents import Cursor, FileDocuments, unreadable
+
+DOCUMENT_BYTES = 8192  # a document ends at the first blank line after so many bytes, or once it has twice as many
+
+
+class TextFiles(FileDocuments):
+    """Documents of text files. A file of at most DOCUMENT_BYTES is one document. Cursor: [file, byte]."""
+
+    suffixes = (".txt", ".text", ".md", ".rst")
+
+    def read(self, cursor: Cursor) -> Iterator[tuple[str, Cursor]]:
+        """Raises InputError for a file that cannot be opened, FileFormatError for one that is not UTF-8."""
+        first, start = cursor or (0, 0)
+        for number, file in enumerate(self.files[first:], first):
+            for text, end in _documents(file, start):
+                yield text, [number, end]
+            start = 0
+
+
+def _documents(file: Path, start: int) -> Iterator[tuple[str, int]]:
+    """The documents of one file from byte `start` on, each with its end."""
+    try:
+        if file.stat().st_size <= start:
+            return
+        with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            while start < len(data):
+                end = _end_of_document(data, start)
+                yield _decode(file, data[start:end], start), end
+                start = end
+    except OSError as error:
+        raise unreadable(file, error) from error
+
+
+def _end_of_document(data: mmap.mmap, start: int) -> int:
+    """Behind the blank line, else the line, else the word, else the character that comes after DOCUMENT_BYTES."""
+    least, most = start + DOCUMENT_BYTES, start + 2 * DOCUMENT_BYTES
+    if least >= len(data):
+        return len(data)
+    for mark in (b"\n\n", b"\r\n\r\n", b"\n", b" "):
+        found = data.find(mark, least, most)
+        if found >= 0:
+            return found + len(mark)
+    end = min(most, len(data))
+    while end < len(data) and end > least and data[end] & 0xC0 == 0x80:  # never inside a character
+        end -= 1
+    return end
+
+
+def _decode(file: Path, raw: bytes, start: int) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FileFormatError(
+            f"{file} is not UTF-8 text: byte {start + error.start} is {raw[error.start]:#04x}. "
+            "Convert it (iconv -t UTF-8), or leave the file out."
+        ) from error

@@ -1,0 +1,232 @@
+"""Configurations as files: YAML or TOML, presets by name, single values from the command line, and back to YAML."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.training.config.keys import Key, find, keys, sections, unknown
+from circuit_tracer.training.config.rules import DATA_KEYS, without_effect
+from circuit_tracer.training.config.schema import TrainingConfig
+
+PRESETS = Path(__file__).parent / "presets"
+SUFFIXES = (".yaml", ".yml", ".toml")
+FILE_NAME = "config.yaml"  # in the folder of a run
+
+
+def load(source: str | Path, overrides: Mapping[str, str] | None = None) -> TrainingConfig:
+    """The configuration of a file (YAML or TOML, by suffix), of a preset, or of a run's folder.
+
+    overrides: values as text by dotted key, such as {"run.batch": "8192"}; null is None, lists are written [0, 1]. Another
+    `data.kind` than the file's takes the place of what belongs to the old kind alone.
+
+    Raises InputError for an unknown file, preset or key (with the nearest one), a value of the wrong type or range, and
+    for contradictions; FileFormatError for a file that cannot be parsed.
+    """
+    path = _locate(source)
+    raw, overrides = _read(path), overrides or {}
+    if path.parent == Path(os.path.expanduser(source)):  # a run's folder is where it lies, also after it was moved
+        overrides = {"run.out": str(path.parent), **overrides}
+    if "data.kind" in overrides and isinstance(data := raw.get("data"), dict):
+        for name in (name for name, kinds in DATA_KEYS.items() if overrides["data.kind"] not in kinds):
+            data.pop(name, None)
+    for key, text in overrides.items():
+        _override(raw, key, text)
+    return validate(raw, path.name if path.parent != PRESETS else f"preset {path.stem}")
+
+
+def validate(raw: Mapping[str, Any], source: str = "the configuration") -> TrainingConfig:
+    """The configuration of plain values; InputError says everything that is wrong with it at once."""
+    problems = _unknown(raw)
+    if not problems:
+        try:
+            return TrainingConfig.model_validate(raw)
+        except ValidationError as error:
+            problems = [_in_words(each) for each in error.errors()]
+    raise InputError("\n  ".join([f"{source} cannot be used:", *problems]))
+
+
+def dump(config: TrainingConfig) -> str:
+    """YAML text that `load` reads back to an equal configuration; every key stands below its description."""
+    blocks = ["# A training run. The sections (§) are those of circuit_tracer/training/README.md."]
+    idle = without_effect(config)
+    for section, model in sections().items():
+        values = getattr(config, section)
+        lines = [f"# {(model.__doc__ or '').strip()}", f"{section}:"]
+        shown = [key for key in keys().values() if key.section == section]
+        for key in shown:
+            if str(key) not in idle:
+                lines += [f"  # {key.description}", *_entry(key.name, getattr(values, key.name))]
+        if unread := [key.name for key in shown if str(key) in idle]:
+            lines.append(f"  # Without effect here, and left out: {', '.join(unread)}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _locate(source: str | Path) -> Path:
+    path = Path(os.path.expanduser(source))
+    if str(source) in preset_names():
+        return PRESETS / f"{source}.yaml"
+    if (path / FILE_NAME).is_file():
+        return path / FILE_NAME
+    if path.suffix in SUFFIXES and path.is_file():
+        return path
+    if path.is_file():
+        raise InputError(f"{path} ends in {path.suffix or 'nothing'}; a configuration is a .yaml, .yml or .toml file")
+    if path.is_dir():
+        raise InputError(
+            f"the folder {path} holds no {FILE_NAME}, so no run was started there; give a .yaml or .toml file"
+        )
+    close = difflib.get_close_matches(str(source), preset_names(), n=1)
+    guess = f"did you mean the preset {close[0]}?" if close else f"presets are {', '.join(preset_names())}"
+    raise InputError(f"{str(source)!r} is neither a .yaml or .toml file nor a run's folder nor a preset; {guess}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = _parse_toml(text) if path.suffix == ".toml" else yaml.load(text, _Loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise FileFormatError(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
+    if not isinstance(raw, dict):
+        raise FileFormatError(f"{path} must hold sections ({', '.join(sections())}), found {type(raw).__name__}")
+    return raw
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    if sys.version_info < (3, 11):
+        raise InputError(
+            "TOML files need Python 3.11 or later; write the configuration as YAML, which holds the same keys"
+        )
+    import tomllib
+
+    return tomllib.loads(text)
+
+
+def _override(raw: dict[str, Any], dotted: str, text: str) -> None:
+    key = find(dotted)
+    section = raw.setdefault(key.section, {})
+    if not isinstance(section, dict):
+        raise InputError(f"{key.section} is {_shown(section)}; expected a section with keys and values")
+    section[key.name] = parse_value(key, text)
+
+
+def parse_value(key: Key, text: str) -> Any:
+    """A value written on the command line: text stays as it is, lists may leave out their brackets, the rest is YAML."""
+    if key.optional and text in ("null", "none", "None"):
+        return None
+    if key.is_text:
+        return text
+    if key.type == list[str] and not text.startswith("["):
+        return [text]
+    if key.type == list[int] and not text.startswith("["):
+        text = f"[{text}]"
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{key} is {text!r}; expected {key.expected}. {key.description}") from error
+
+
+def _unknown(raw: Mapping[str, Any]) -> list[str]:
+    """Messages about keys that do not exist; found before anything else, as they explain what is missing."""
+    names = []
+    for section, values in raw.items():
+        if section not in sections():
+            names.append(str(section))
+        elif isinstance(values, Mapping):
+            names += [f"{section}.{name}" for name in values if f"{section}.{name}" not in keys()]
+    return [unknown(name) for name in names]
+
+
+def _in_words(error: ErrorDetails) -> str:
+    where = ".".join(str(part) for part in error["loc"][:2])
+    key = keys().get(where)
+    if error["type"] == "value_error" and not where:
+        return str(error["ctx"]["error"])
+    if key is None:  # a whole section
+        if error["type"] == "missing":
+            return f"the section {where} is missing; it must hold {', '.join(_required(where))}"
+        return f"{where} is {_shown(error['input'])}; expected a section with keys and values"
+    if error["type"] == "missing":
+        return f"{key} is missing; expected {key.expected}. {key.description}"
+    return f"{key} is {_shown(error['input'])}; expected {key.expected}. {key.description}"
+
+
+def _required(section: str) -> list[str]:
+    return [key.name for key in keys().values() if key.section == section and key.required]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return type(value).__name__
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _entry(name: str, value: Any) -> list[str]:
+    plain = str(value) if isinstance(value, Path) else value
+    text = yaml.dump({name: plain}, Dumper=_Dumper, allow_unicode=True, width=float("inf"))
+    return [f"  {line}" for line in text.rstrip("\n").split("\n")]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people expect it: 1e-4 is a number, yes and no are words, a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(name, deep=True) for name, _ in node.value]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
+        """Leading zeros mean nothing."""
+        return int(node.value)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever `_Loader` would not read back as text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Line breaks and other characters without a shape are written as escapes."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+def _resolve_plainly(*classes: Any) -> None:
+    """Give loader and dumper one set of rules for unquoted scalars."""
+    rules = (
+        ("tag:yaml.org,2002:bool", r"true|True|false|False", "tTfF"),
+        ("tag:yaml.org,2002:null", r"null|~|", ["n", "~", ""]),
+        ("tag:yaml.org,2002:int", r"[-+]?[0-9][0-9_]*", "-+0123456789"),
+        ("tag:yaml.org,2002:float", r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+        ("tag:yaml.org,2002:float", r"[-+]?\.inf|\.nan", "-+."),
+    )
+    for each in classes:
+        each.yaml_implicit_resolvers = {}
+        for tag, pattern, first in rules:
+            each.add_implicit_resolver(tag, re.compile(f"^(?:{pattern})$"), list(first))
+
+
+_resolve_plainly(_Loader, _Dumper)
+_Dumper.add_representer(str, _Dumper.represent_text)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal)

@@ -1,0 +1,145 @@
+"""Which values of a configuration contradict each other, and which would have no effect. Both are errors, never ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from circuit_tracer.training.config.schema import TrainingConfig
+
+BUDGET = ("batch_topk", "topk")  # activations that keep a number of features
+PENALISED = ("jumprelu", "relu")  # activations that a penalty keeps sparse
+# keys of `data` that not every kind of data has, and the kinds that do
+DATA_KEYS = {
+    "name": ("huggingface",),
+    "split": ("huggingface",),
+    "field": ("huggingface", "jsonl", "parquet"),
+}
+
+
+def contradictions(config: TrainingConfig) -> list[str]:
+    """One message for each contradiction, naming values, expectation and next step; empty if there is none."""
+    idle = [
+        f"{key} is {_value(config, key)}, which has no effect {reason}: leave it out (default {_default(config, key)})"
+        for key, reason in without_effect(config).items()
+        if _value(config, key) != _default(config, key)
+    ]
+    return [*idle, *_kind(config), *_sparsity(config), *_lengths(config)]
+
+
+def without_effect(config: TrainingConfig) -> dict[str, str]:
+    """Options that nothing reads under this configuration, with the reason."""
+    reasons: dict[str, str] = {}
+
+    def idle(reason: str, section: str, *names: str) -> None:
+        reasons.update({f"{section}.{name}": reason for name in names})
+
+    sparsity, data = config.sparsity, config.data
+    if sparsity.activation in BUDGET:
+        idle(
+            f"with sparsity.activation {sparsity.activation}, which keeps sparsity.active features",
+            *("sparsity", "penalty", "penalty_scale", "penalty_warmup"),
+        )
+    else:
+        idle(
+            f"with sparsity.activation {sparsity.activation}, which sparsity.penalty keeps sparse",
+            *("sparsity", "active", "active_at_start", "anneal"),
+        )
+    if sparsity.activation != "jumprelu":
+        idle(
+            f"with sparsity.activation {sparsity.activation}, which learns no threshold",
+            *("sparsity", "threshold_start", "bandwidth", "band_probability"),
+        )
+    if sparsity.aux_active == 0:
+        idle("with sparsity.aux_active 0", "sparsity", "aux_weight")
+    for name, kinds in DATA_KEYS.items():
+        if data.kind not in kinds:
+            idle(f"with data.kind {data.kind}: only {' and '.join(kinds)} data have it", "data", name)
+    if config.dictionary.kind == "sae":
+        idle(
+            "with dictionary.kind sae, which reads and writes at dictionary.point",
+            "dictionary",
+            "input_hook",
+            "output_hook",
+        )
+        idle("with dictionary.kind sae: it replaces no MLP", "sparsity", "jacobian_weight")
+        idle("with dictionary.kind sae: it replaces no MLP", "evaluation", "per_layer_baseline")
+    else:
+        idle(f"with dictionary.kind {config.dictionary.kind}, which has hooks of its own", "dictionary", "point")
+    if config.dictionary.kind == "clt":
+        idle("with dictionary.kind clt, which covers all layers", "dictionary", "layers")
+    return reasons
+
+
+def _kind(config: TrainingConfig) -> Iterator[str]:
+    layers = config.dictionary.layers
+    if layers is not None and layers != sorted(set(layers)):
+        yield f"dictionary.layers is {layers}; name each layer once, in order: {sorted(set(layers))}"
+
+
+def _sparsity(config: TrainingConfig) -> Iterator[str]:
+    sparsity, features = config.sparsity, config.dictionary.features
+    if sparsity.activation in PENALISED and sparsity.penalty == 0:
+        yield (
+            f"sparsity.penalty is 0 with sparsity.activation {sparsity.activation}, so that nothing keeps features rare; "
+            "give a weight such as 1.0, or use activation batch_topk"
+        )
+    if sparsity.activation in BUDGET:
+        yield from _budget(config)
+    if sparsity.activation == "topk" and not sparsity.active.is_integer():
+        yield f"sparsity.active is {sparsity.active} with activation topk, which keeps a whole number of a token's features"
+    if sparsity.aux_active > features:
+        yield (
+            f"sparsity.aux_active is {sparsity.aux_active}, more than dictionary.features, {features}; "
+            f"lower it, {max(1, features // 8)} say, or use 0"
+        )
+
+
+def _budget(config: TrainingConfig) -> Iterator[str]:
+    sparsity, features = config.sparsity, config.dictionary.features
+    start = sparsity.active_at_start
+    if sparsity.active > features:
+        yield f"sparsity.active is {sparsity.active}, more than dictionary.features, {features}; lower it"
+    if start is not None and not sparsity.active <= start <= features:
+        yield (
+            f"sparsity.active_at_start is {start}; it falls to sparsity.active, so it must lie between "
+            f"{sparsity.active} and dictionary.features, {features}"
+        )
+    if start is not None and sparsity.anneal == 0:
+        yield f"sparsity.active_at_start is {start}, which has no effect with sparsity.anneal 0: leave one of them out"
+
+
+def _lengths(config: TrainingConfig) -> Iterator[str]:
+    run, optimizer = config.run, config.optimizer
+    if config.steps == 0:
+        yield f"run.tokens is {run.tokens}, less than one run.batch of {run.batch}; train on more tokens or lower the batch"
+        return
+    longest = config.steps - round(optimizer.decay * config.steps)
+    if optimizer.warmup_steps > longest:
+        yield (
+            f"optimizer.warmup_steps is {optimizer.warmup_steps}, but of {config.steps} steps (run.tokens / run.batch) "
+            f"{longest} come before the decay; use at most {longest}, or train on more tokens"
+        )
+    if config.evaluation.every_steps > config.steps:
+        yield (
+            f"evaluation.every_steps is {config.evaluation.every_steps}, more than the run's {config.steps} steps; "
+            "use 0 to evaluate at the end only"
+        )
+    if config.data.buffer_tokens < run.batch:
+        yield (
+            f"data.buffer_tokens is {config.data.buffer_tokens}, less than one run.batch of {run.batch}; "
+            f"make the buffer several batches, {16 * run.batch} say"
+        )
+
+
+def _value(config: TrainingConfig, key: str) -> Any:
+    section, name = key.split(".")
+    value = getattr(getattr(config, section), name)
+    return "null" if value is None else value
+
+
+def _default(config: TrainingConfig, key: str) -> Any:
+    section, name = key.split(".")
+    default = type(getattr(config, section)).model_fields[name].default
+    return "null" if default is None else default

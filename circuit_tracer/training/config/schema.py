@@ -1,0 +1,247 @@
+"""The configuration of a training run: one typed, documented tree. Its keys are those of the file and of the command line.
+
+Symbols in descriptions (training/README.md): S source layers, F features a layer, k active features a layer and token.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from circuit_tracer.training.config.rules import contradictions
+
+REFERENCE_FEATURES = 2**14  # at this many features a layer the learning rate is REFERENCE_RATE
+REFERENCE_RATE = 2e-4
+
+
+def _whole(value: Any) -> Any:
+    """1e9 in a file is a whole number too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _at_home(path: Path) -> Path:
+    """~ is the home folder; the name of a user that does not exist stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Location = Annotated[Path, Field(strict=False), AfterValidator(_at_home)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Dtype = Literal["float32", "bfloat16"]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Values cannot change, unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """The language model."""
+
+    name: Text = Field(description="Hugging Face id, folder or GGUF file of the model.")
+    revision: Text | None = Field(default=None, description="Branch, tag or commit on the hub; null: the newest.")
+    dtype: Dtype = Field(default="float32", description="Number format that the model runs in.")
+    device: Device = Field(default="auto", description="cpu, cuda, cuda:1, mps; auto: the best there is.")
+
+
+class DataSection(Section):
+    """The text, and how its activations are kept."""
+
+    kind: Literal["huggingface", "text", "jsonl", "parquet", "tokens"] = Field(
+        default="huggingface",
+        description="What `path` is: a data set of the hub, text, JSONL or parquet files, or files of token ids.",
+    )
+    path: Text = Field(description="Id of a data set on the hub, or a file, folder or pattern such as data/*.jsonl.")
+    name: Text | None = Field(default=None, description="Configuration of a data set on the hub.")
+    split: Text = Field(default="train", description="Split of a data set on the hub.")
+    field: Text = Field(default="text", description="Field or column that holds the text.")
+    context_length: Whole = Field(default=256, ge=2, description="Tokens of a packed sequence.")
+    epochs: Whole | None = Field(default=1, ge=1, description="Passes over the data; null: as many as the run needs.")
+    held_out: float = Field(default=0.01, gt=0, le=0.5, description="Share of the documents that only evaluation sees.")
+    max_norm_ratio: float = Field(
+        default=10.0,
+        gt=1,
+        description="Tokens whose input norm is above this many times the layer's median are left out.",
+    )
+    sequences_per_pass: Whole = Field(default=16, ge=1, description="Sequences that the model reads at a time.")
+    buffer_tokens: Whole = Field(default=65536, ge=1, description="Tokens that are shuffled together.")
+    buffer_place: Literal["device", "pinned", "disk"] = Field(
+        default="device", description="Where they wait: beside the model, in the host's pinned memory, or in a file."
+    )
+    buffer_dtype: Dtype = Field(default="float32", description="Number format they wait in.")
+    statistics_tokens: Whole = Field(default=65536, ge=2, description="Tokens that means and scales are measured on.")
+    cache: Location | None = Field(
+        default=None,
+        description="Folder where activations are kept, so that the next run does not need the model; null: none.",
+    )
+
+
+class DictionarySection(Section):
+    """What is trained (§1)."""
+
+    kind: Literal["clt", "plt", "skip", "sae"] = Field(
+        default="clt",
+        description="Cross-layer transcoder, per-layer transcoder, the same with a skip matrix, or sparse autoencoder.",
+    )
+    features: Whole = Field(ge=1, description="F, features a layer.")
+    layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None, min_length=1, description="Layers that get a dictionary; null: all of them, as a clt needs."
+    )
+    input_hook: Literal["hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in"] = Field(
+        default="hook_resid_mid",
+        description="Where transcoders read: before the MLP's norm, after it without its gain, or after it.",
+    )
+    output_hook: Literal["hook_mlp_out", "mlp.hook_out"] = Field(
+        default="hook_mlp_out",
+        description="Where transcoders write: after the norm that follows the MLP, if any, or before.",
+    )
+    point: Literal["hook_resid_pre", "hook_resid_mid", "hook_resid_post"] = Field(
+        default="hook_resid_post",
+        description="Where an sae reads and writes: before, in the middle of or after a layer.",
+    )
+    dtype: Dtype = Field(
+        default="float32",
+        description="Number format of the weights; bfloat16 is rounded stochastically, moments stay float32.",
+    )
+
+
+class SparsitySection(Section):
+    """What keeps features rare (§4, §5)."""
+
+    activation: Literal["batch_topk", "topk", "jumprelu", "relu"] = Field(
+        default="batch_topk",
+        description="Which features count: the best of a batch, the best of a token, a threshold, zero.",
+    )
+    active: float = Field(
+        default=16.0, gt=0, description="k, active features a layer and token, on average (batch_topk, topk)."
+    )
+    active_at_start: float | None = Field(
+        default=None, gt=0, description="k at the first step; null: 6 times `active`, at most half of the features."
+    )
+    anneal: Share = Field(default=0.3, description="Share of the steps in which k falls to `active`.")
+    penalty: float = Field(default=0.0, ge=0, description="Weight of the tanh penalty (jumprelu, relu).")
+    penalty_scale: float = Field(default=4.0, gt=0, description="c in tanh(c · decoder norm · activation).")
+    penalty_warmup: Share = Field(default=1.0, description="Share of the steps in which the penalty rises from zero.")
+    threshold_start: float = Field(default=0.03, gt=0, description="Threshold of a jumprelu at the first step.")
+    bandwidth: float = Field(
+        default=1.0, gt=0, description="Width of the band around a threshold that moves it (jumprelu)."
+    )
+    band_probability: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Probability that a near miss inside the band is looked at; each then counts more.",
+    )
+    aux_active: Whole = Field(
+        default=32, ge=0, description="Dead features a layer and token that learn from the error (AuxK); 0: none."
+    )
+    aux_weight: float = Field(default=1 / 32, gt=0, description="Weight of that loss.")
+    pre_activation_weight: float = Field(
+        default=0.0, ge=0, description="Weight of the loss that lifts pre-activations of dead features."
+    )
+    dead_after_tokens: Whole = Field(
+        default=1_000_000, ge=1, description="A feature silent for so many tokens is dead."
+    )
+    jacobian_weight: float = Field(
+        default=0.0, ge=0, description="Weight of the loss that matches the MLP's derivative in random directions."
+    )
+
+
+class OptimizerSection(Section):
+    """Adam and its schedule (§8)."""
+
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Highest learning rate; null: 2e-4 / sqrt(features / 16384)."
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
+    eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    warmup_steps: Whole = Field(default=500, ge=0, description="Steps in which the learning rate rises from zero.")
+    decay: Share = Field(default=0.2, description="Share of the steps, at the end, in which it falls to zero.")
+
+
+class EvaluationSection(Section):
+    """What is measured on held-out text, and when."""
+
+    every_steps: Whole = Field(default=0, ge=0, description="Evaluate after so many steps; 0: at the end only.")
+    tokens: Whole = Field(
+        default=16384, ge=1, description="Held-out tokens for reconstruction, density and dead features."
+    )
+    replacement_tokens: Whole = Field(
+        default=4096, ge=0, description="Held-out tokens that the model reads with its MLPs replaced; 0: none."
+    )
+    prompts: list[Text] = Field(
+        default=[
+            "The capital of France is",
+            "Fact: the capital of the state containing Dallas is",
+            "The opposite of small is",
+            "Monday, Tuesday, Wednesday,",
+            "When Mary and John went to the store, John gave a drink to",
+        ],
+        description="Prompts whose graphs are scored (replacement, completeness); []: none.",
+    )
+    random_baseline: bool = Field(default=True, description="Measure a random dictionary too.")
+    per_layer_baseline: Location | None = Field(
+        default=None, description="Folder of per-layer transcoders to measure beside; null: none."
+    )
+
+
+class RunSection(Section):
+    """How long, with what seed, and where to."""
+
+    out: Location = Field(description="Folder for checkpoints, log, evaluation and the trained dictionary.")
+    tokens: Whole = Field(ge=1, description="Tokens to train on.")
+    batch: Whole = Field(default=4096, ge=1, description="Tokens of a step.")
+    seed: Whole = Field(default=0, ge=0, lt=2**63, description="Seed of weights and of shuffling.")
+    threads: Whole | None = Field(default=None, ge=1, description="CPU threads; null: as torch chooses.")
+    log_every: Whole = Field(default=10, ge=1, description="Steps between two lines of the log.")
+    checkpoint_every_steps: Whole = Field(default=500, ge=1, description="Steps between two checkpoints.")
+    tensorboard: bool = Field(default=False, description="Write OUT/tensorboard too (extra: tensorboard).")
+    wandb: Text | None = Field(default=None, description="Log to this project of Weights & Biases too (extra: wandb).")
+    export_dtype: Dtype = Field(
+        default="bfloat16", description="Number format of the dictionary that is written at the end."
+    )
+
+
+class TrainingConfig(Section):
+    """A whole run. Contradictions between its values are errors, a value that would have no effect is one too."""
+
+    model: ModelSection
+    data: DataSection
+    dictionary: DictionarySection
+    sparsity: SparsitySection = Field(default_factory=SparsitySection)
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    run: RunSection
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingConfig:
+        if problems := contradictions(self):
+            raise ValueError("\n  ".join(problems))
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run; a last partial batch is dropped."""
+        return self.run.tokens // self.run.batch
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest learning rate: the one given, or the rule for the number of features."""
+        given = self.optimizer.learning_rate
+        return REFERENCE_RATE / math.sqrt(self.dictionary.features / REFERENCE_FEATURES) if given is None else given
+
+    @property
+    def active_at_start(self) -> float:
+        """k at the first step: the one given, or the rule for `active` (never below it); `active` without annealing."""
+        active, given = self.sparsity.active, self.sparsity.active_at_start
+        if self.sparsity.anneal == 0:
+            return active
+        return max(active, min(6 * active, self.dictionary.features / 2)) if given is None else given

@@ -1,0 +1,346 @@
+"""Checkpoints: a folder a step, a safetensors file for each source layer and rank, complete or not there at all.
+
+    step-00000500/state.json                       step, sizes, position in the data, fingerprint; written by rank 0
+                  shared.safetensors               what is the same on every rank; written by rank 0
+                  layer-003.rank-0-of-2.safetensors  the rows of one source layer that a rank owns, with their moments
+
+The folder is written under another name and renamed when every rank is done, so that a run killed at any moment leaves the
+last complete checkpoint. Ranks own contiguous rows, so that another number of ranks reads slices of the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import (
+    CircuitTracerError,
+    CompatibilityError,
+    FileFormatError,
+    NumericalError,
+    ResourceError,
+)
+from circuit_tracer.files import atomic_write
+from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.run.state import TrainingState
+
+VERSION = 1
+KEPT = 2  # complete checkpoints kept; older ones go
+SHARED_FILE, STATE_FILE = "shared.safetensors", "state.json"
+_NAME = re.compile(r"step-(\d{8})")
+_LAYER = re.compile(r"layer-(\d{3})\.rank-(\d+)-of-(\d+)\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    folder: Path
+    content: dict[str, Any]  # of state.json
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.content["step"])
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint after ``step`` steps lies."""
+    return folder / f"step-{step:08d}"
+
+
+def save(state: TrainingState, folder: Path, facts: dict[str, Any], ranks: Ranks) -> Path:
+    """Write a checkpoint of ``state`` into ``folder`` and return its path. All ranks call this together.
+
+    ``facts``: JSON-able, kept in state.json beside the step (position in the data, fingerprint of the run). Raises
+    ResourceError when the disk is full and NumericalError for weights that are not finite, on all ranks alike; earlier
+    checkpoints stay.
+    """
+    final = path_of(folder, state.step)
+    partial = final.with_name(f"{final.name}.partial")
+    sizes = {"n_layers": state.dictionary.n_layers, "n_features": state.dictionary.n_features}
+    content = {"version": VERSION, "step": state.step, **sizes, "running_cut": state.running_cut, **facts}
+    _on_all(ranks, lambda: _fresh(partial) if ranks.first else None)
+    try:
+        _on_all(ranks, lambda: _write_share(state, partial, content, ranks))
+    except CircuitTracerError:
+        if ranks.first:
+            shutil.rmtree(partial, ignore_errors=True)  # the disk may be full
+        raise
+    _on_all(ranks, lambda: _publish(partial, final) if ranks.first else None)
+    return final
+
+
+def add_facts(folder: Path, facts: dict[str, Any], ranks: Ranks) -> None:
+    """Write further facts into state.json of a complete checkpoint. All ranks call this together."""
+
+    def write() -> None:
+        with atomic_write(folder / STATE_FILE) as path:
+            path.write_text(_text(read(folder).content | facts), encoding="utf-8")
+
+    _on_all(ranks, lambda: write() if ranks.first else None)
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest complete checkpoint in ``folder``, or None."""
+    complete = _complete(folder)
+    return read(complete[-1]) if complete else None
+
+
+def read(folder: Path) -> Checkpoint:
+    """A checkpoint by its folder. Raises FileFormatError if it is not one, or of another version."""
+    try:
+        content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _damaged(folder, f"{STATE_FILE} cannot be read ({error})") from error
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        found = content.get("version") if isinstance(content, dict) else content
+        raise FileFormatError(
+            f"{folder} is a checkpoint of version {found!r}; this program reads version {VERSION}. Resume with the program "
+            "that wrote it, or choose another run.out."
+        )
+    missing = [key for key in ("step", "n_layers", "n_features", "running_cut") if key not in content]
+    if missing:
+        raise _damaged(folder, f"{STATE_FILE} lacks {', '.join(missing)}")
+    return Checkpoint(folder, content)
+
+
+def load_(state: TrainingState, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint into ``state``: this rank's rows, whatever the number of ranks that wrote it.
+
+    Raises CompatibilityError for a checkpoint of other sizes, kind, activation or number format, and FileFormatError for
+    damaged files.
+    """
+    wanted = (state.dictionary.n_layers, state.dictionary.n_features)
+    found = (checkpoint.content["n_layers"], checkpoint.content["n_features"])
+    if wanted != found:
+        raise _foreign(
+            f"{checkpoint.folder} has {found[0]} layers of {found[1]} features, this run {wanted[0]} of {wanted[1]}"
+        )
+    for source in range(state.dictionary.n_layers):
+        tensors = state.layer_tensors(source)
+        for path, _, _ in _shards(checkpoint, source):
+            _require_names(path, tensors)
+        for name, tensor in tensors.items():
+            _copy_(tensor, rows(checkpoint, source, name, state.dictionary.owned), f"{name} of source layer {source}")
+    tensors = state.shared_tensors()
+    _require_names(checkpoint.folder / SHARED_FILE, tensors)
+    for name, tensor in tensors.items():
+        _copy_(tensor, shared(checkpoint, name), name)
+    state.step = checkpoint.step
+    state.running_cut = checkpoint.content["running_cut"]
+
+
+def rows(checkpoint: Checkpoint, source: int, name: str, wanted: slice) -> Tensor:
+    """Rows ``wanted`` of a tensor of one source layer, joined from the files of the ranks that wrote it."""
+    parts = []
+    for path, start, stop in _shards(checkpoint, source):
+        first, last = max(start, wanted.start), min(stop, wanted.stop)
+        if first < last:
+            with _opened(path) as file:
+                entry = _entry(file, path, name)
+                if entry.get_shape()[0] != stop - start:
+                    raise _damaged(path, f"{name} has {entry.get_shape()[0]} rows, {stop - start} are expected")
+                parts.append(entry[first - start : last - start])
+    return torch.cat(parts)
+
+
+def shared(checkpoint: Checkpoint, name: str) -> Tensor:
+    """A tensor that all ranks have alike."""
+    path = checkpoint.folder / SHARED_FILE
+    with _opened(path) as file:
+        return _entry(file, path, name)[:]
+
+
+# ---- reading
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Folders of complete checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+
+
+def _shards(checkpoint: Checkpoint, source: int) -> list[tuple[Path, int, int]]:
+    """(file, first feature, last feature + 1) of one source layer, in order."""
+    found = [match for path in checkpoint.folder.iterdir() if (match := _LAYER.fullmatch(path.name))]
+    mine = sorted((int(match[2]), int(match[3]), match[0]) for match in found if int(match[1]) == source)
+    worlds = {world for _, world, _ in mine}
+    if len(worlds) != 1 or [rank for rank, _, _ in mine] != list(range(worlds.pop())):
+        names = ", ".join(name for _, _, name in mine) or "none"
+        raise _damaged(checkpoint.folder, f"the files of source layer {source} are not those of all ranks: {names}")
+    size = checkpoint.content["n_features"] // len(mine)
+    return [(checkpoint.folder / name, rank * size, (rank + 1) * size) for rank, _, name in mine]
+
+
+def _opened(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(str(path), framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _entry(file: Any, path: Path, name: str) -> Any:
+    if name not in file.keys():  # noqa: SIM118  (not a dict)
+        raise _foreign(f"{path} has no tensor {name}")
+    return file.get_slice(name)
+
+
+def _require_names(path: Path, expected: Iterable[str]) -> None:
+    """A tensor that nothing takes would be forgotten without a word."""
+    with _opened(path) as file:
+        different = set(file.keys()) ^ set(expected)
+    if different:
+        raise _foreign(f"{path} and this run differ in the tensors they have: {', '.join(sorted(different))}")
+
+
+def _copy_(tensor: Tensor, found: Tensor, what: str) -> None:
+    if (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+        raise _foreign(
+            f"{what} is {found.dtype} of shape {tuple(found.shape)} in the checkpoint, {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)} in this run"
+        )
+    tensor.copy_(found)
+
+
+def _damaged(path: Path, problem: str) -> FileFormatError:
+    return FileFormatError(
+        f"{path} is damaged or no checkpoint: {problem}. Remove the whole folder step-... to resume from the one before it."
+    )
+
+
+def _foreign(problem: str) -> CompatibilityError:
+    return CompatibilityError(
+        f"{problem}: a checkpoint of another run. Resume with the configuration the run began with, or choose another run.out."
+    )
+
+
+# ---- writing
+
+
+def _on_all(ranks: Ranks, work: Callable[[], object]) -> None:
+    """Do ``work`` on all ranks; what fails on one is an error on all, so that none waits for it."""
+    failure: CircuitTracerError | None = None
+    try:
+        work()
+    except CircuitTracerError as error:
+        failure = error
+    ranks.barrier()
+    if ranks.anywhere(failure is not None):
+        raise failure or ResourceError(
+            "another process of this run could not write its part of a checkpoint; earlier checkpoints are unchanged. "
+            "See its error, then resume."
+        )
+
+
+def _fresh(partial: Path) -> None:
+    """An empty folder for the files to come; what killed runs left goes."""
+    for left in partial.parent.glob("step-*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise _refused(partial, error) from error
+
+
+def _write_share(state: TrainingState, partial: Path, content: dict[str, Any], ranks: Ranks) -> None:
+    """What this rank has to write."""
+    for source in range(state.dictionary.n_layers):
+        name = f"layer-{source:03d}.rank-{ranks.rank}-of-{ranks.world}.safetensors"
+        _write_tensors(state.layer_tensors(source), partial / name, f"source layer {source}")
+    if not ranks.first:
+        return
+    _write_tensors(state.shared_tensors(), partial / SHARED_FILE, "all layers")
+    try:
+        (partial / STATE_FILE).write_text(_text(content), encoding="utf-8")
+        _sync(partial / STATE_FILE)
+    except OSError as error:
+        raise _refused(partial / STATE_FILE, error) from error
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path, where: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    for name, tensor in tensors.items():
+        if not _finite(tensor):
+            raise NumericalError(
+                f"{name} of {where} is not finite any more, so no checkpoint was written. Resume from the last one with a "
+                "lower optimizer.learning_rate, or look for broken activations in the data."
+            )
+    try:
+        save_file(_apart({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}), str(path))
+        _sync(path)
+    except (OSError, SafetensorError) as error:
+        raise _refused(path, error) from error
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Without a copy: the least and the largest number are NaN if any is."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(math.isfinite(end) for end in torch.stack(tensor.aminmax()).tolist())
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors in memory of their own, as safetensors wants them: an autoencoder's two means may be one tensor."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.untyped_storage().data_ptr() in seen:
+            tensors[name] = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+    return tensors
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Give a complete checkpoint its name, then remove those before the last ``KEPT``."""
+    try:
+        _sync(partial)
+        if final.exists():  # of the same step
+            _remove(final)
+        os.replace(partial, final)
+        _sync(final.parent)
+        before = [path for path in _complete(final.parent) if path <= final]
+        for old in before[:-KEPT]:
+            _remove(old)
+    except OSError as error:
+        raise _refused(final, error) from error
+
+
+def _remove(complete: Path) -> None:
+    """Half removed, it no longer has the name of a complete one."""
+    going = complete.with_name(f"{complete.name}.old.partial")
+    os.replace(complete, going)
+    shutil.rmtree(going, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """On disk, so that a computer that loses power keeps it too. Windows cannot do that for folders."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _text(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _refused(path: Path, error: Exception) -> ResourceError:
+    return ResourceError(
+        f"could not write the checkpoint {path}: {error}; earlier checkpoints are unchanged. Free some space and resume."
+    )

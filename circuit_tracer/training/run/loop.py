@@ -1,0 +1,232 @@
+"""The loop: batch, step, update, report, checkpoint.
+
+Letters: S source layers, B tokens, D width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import InputError, NumericalError
+from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.data.batch import ActivationBatch
+from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.run import checkpoint
+from circuit_tracer.training.run.events import Listener, StepReport
+from circuit_tracer.training.run.state import TrainingState
+from circuit_tracer.training.step import schedules
+from circuit_tracer.training.step.normalisation import Normalisation
+from circuit_tracer.training.step.scratch import Scratch
+from circuit_tracer.training.step.step import Batch, Moment, Outcome, train_step
+
+
+class Stream(Protocol):
+    """Where batches come from; knows its position."""
+
+    def next(self) -> ActivationBatch | None:
+        """Exactly ``run.batch`` tokens, or None at the end of the data."""
+
+    def state(self) -> dict[str, Any]:
+        """The position after the last batch handed out, as JSON-able values."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from there with bitwise the same batches."""
+
+
+class Loop:
+    """Trains ``state`` on ``stream`` up to the last step of ``config``; all ranks run it alike."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        state: TrainingState,
+        stream: Stream,
+        ranks: Ranks,
+        listener: Listener,
+        folder: Path,
+        facts: dict[str, Any],
+    ) -> None:
+        self.config, self.state, self.stream, self.ranks, self.listener = config, state, stream, ranks, listener
+        self.folder, self.facts = folder, facts
+        self.saved: Path | None = None
+        self.scratch = Scratch()
+        self._window = _Window(state.dictionary.n_layers)
+
+    def run(self, evaluate: Callable[[], object] | None = None) -> None:
+        """Train to the end; ``evaluate`` is called every ``evaluation.every_steps`` steps, right after a checkpoint.
+
+        Raises InputError when the data end first, and NumericalError when the loss is not finite: the weights are then those
+        before the step, and the last checkpoint stays. Ctrl-C and SIGTERM end the run after the step in hand; that and the
+        end of the data leave a checkpoint.
+        """
+        every = self.config.evaluation.every_steps
+        with _interruptible() as interrupted:
+            while self.state.step < self.config.steps:
+                self._step()
+                done = self.state.step
+                stopping = self.ranks.anywhere(interrupted())  # all must stop after the same step
+                evaluating = evaluate is not None and every and done % every == 0 and done < self.config.steps
+                with self._window.paused():
+                    if evaluating or stopping or done % self.config.run.checkpoint_every_steps == 0:
+                        self.save()
+                    if stopping:
+                        raise KeyboardInterrupt
+                    if evaluating and evaluate is not None:
+                        evaluate()
+
+    def save(self, **facts: Any) -> Path:
+        """Write a checkpoint of the present step, with further facts in its state.json; once written, add the facts to it."""
+        if self.saved == checkpoint.path_of(self.folder, self.state.step):
+            checkpoint.add_facts(self.saved, facts, self.ranks)
+        else:
+            position = {"data": self.stream.state(), **self.facts, **facts}
+            self.saved = checkpoint.save(self.state, self.folder, position, self.ranks)
+        return self.saved
+
+    def _step(self) -> None:
+        state, config, step = self.state, self.config, self.state.step
+        activations = self.stream.next()
+        if activations is None:
+            kept = f" The checkpoint of that step is {self.save()}." if step else ""
+            raise InputError(
+                f"the data ended after {step} of {config.steps} steps ({step * config.run.batch} of {config.run.tokens} "
+                f"tokens). Give more data, set data.epochs to null to repeat them, or lower run.tokens.{kept}"
+            )
+        batch = normalised(activations, state.normalisation)
+        if step == 0 and state.derivative_scale_S is not None and batch.derivative_SBD is not None:
+            state.derivative_scale_S.copy_(torch.stack([u_BD.square().sum(1).mean() for u_BD in batch.derivative_SBD]))
+        moment = Moment(
+            step,
+            schedules.active(config, step),
+            schedules.penalty(config, step) if config.sparsity.penalty else 0.0,
+            state.silence.dead(config.sparsity.dead_after_tokens),
+            state.running_cut,
+            state.derivative_scale_S,
+        )
+        rate = schedules.learning_rate(config, step)
+        state.adam.begin(step, rate)
+        try:
+            outcome = train_step(state.dictionary, batch, config.sparsity, moment, state.adam, self.ranks, self.scratch)
+        except NumericalError as error:
+            kept = f"The last good checkpoint is {self.saved}." if self.saved else "There is no checkpoint yet."
+            raise NumericalError(f"step {step}: {error} {kept}") from error
+        state.silence.update(outcome.fired, config.run.batch)
+        state.update_cut(outcome.cut)
+        state.step += 1
+        self._window.add(outcome)
+        if state.step % config.run.log_every == 0 or state.step == config.steps:
+            self._report(rate, moment.active)
+
+    def _report(self, rate: float, active: float) -> None:
+        state, config, window = self.state, self.config, self._window
+        limit = config.sparsity.dead_after_tokens
+        dead_S = torch.stack([mask.sum() for mask in state.silence.dead(limit)])
+        dead_S = self.ranks.all_reduce_(dead_S) / state.dictionary.n_features
+        seconds = window.seconds_a_step()
+        n_tokens = window.steps * config.run.batch
+        report = StepReport(
+            step=state.step,
+            steps=config.steps,
+            tokens=state.step * config.run.batch,
+            loss=sum(window.mean_terms().values()),
+            nmse_S=[error / window.steps for error in window.error_S],
+            l0_S=[count / n_tokens for count in window.l0_counts(self.ranks)],
+            dead_S=dead_S.tolist(),
+            learning_rate=rate,
+            active=active if config.sparsity.activation in ("topk", "batch_topk") else 0.0,
+            tokens_per_second=config.run.batch / seconds,
+            seconds_left=seconds * (config.steps - state.step),
+            cut=state.running_cut,
+            terms=window.mean_terms(),
+        )
+        self.listener.progress(report)
+        self._window = _Window(state.dictionary.n_layers)
+
+
+def normalised(activations: ActivationBatch, space: Normalisation) -> Batch:
+    """A batch in the space of training (§2), float32 or wider; derivatives are scaled along (§5, Jacobian matching)."""
+    n_layers = activations.x_BSD.shape[1]
+    x_SBD = [space.x(source, _wide(activations.x_BSD[:, source])) for source in range(n_layers)]
+    y_BSD = space.y(_wide(activations.y_BSD))
+    direction_BSD, derivative_BSD = activations.direction_BSD, activations.derivative_BSD
+    if direction_BSD is None or derivative_BSD is None:
+        return Batch(x_SBD, y_BSD)
+    derivative_BSD = _wide(derivative_BSD) * (space.scale_y_S / space.scale_x_S)[:, None]
+    direction_SBD, derivative_SBD = (
+        [one_BD.contiguous() for one_BD in each.unbind(1)] for each in (_wide(direction_BSD), derivative_BSD)
+    )
+    return Batch(x_SBD, y_BSD, direction_SBD, derivative_SBD)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+class _Window:
+    """Sums over the steps since the last report."""
+
+    def __init__(self, n_layers: int) -> None:
+        self.steps = 0
+        self.start = time.perf_counter()
+        self.error_S = [0.0] * n_layers
+        self.terms: dict[str, float] = {}
+        self.counts: Tensor | None = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside is not that of steps."""
+        begun = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - begun
+
+    def add(self, outcome: Outcome) -> None:
+        self.steps += 1
+        self.error_S = [old + new for old, new in zip(self.error_S, outcome.error_S, strict=True)]
+        for name, value in outcome.terms.items():
+            self.terms[name] = self.terms.get(name, 0.0) + value
+        counts = torch.stack([fired.sum() for fired in outcome.fired])
+        self.counts = counts if self.counts is None else self.counts + counts
+
+    def mean_terms(self) -> dict[str, float]:
+        return {name: value / self.steps for name, value in self.terms.items()}
+
+    def l0_counts(self, ranks: Ranks) -> list[float]:
+        assert self.counts is not None
+        total: list[float] = ranks.all_reduce_(self.counts.clone()).tolist()
+        return total
+
+    def seconds_a_step(self) -> float:
+        return (time.perf_counter() - self.start) / self.steps
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C or SIGTERM (of a job scheduler, say) only makes the yielded function true; the next one acts."""
+    import signal
+    import threading
+
+    asked: list[bool] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(*_: Any) -> None:
+        asked.append(True)
+        restore()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        restore()

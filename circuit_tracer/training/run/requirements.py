@@ -1,0 +1,174 @@
+"""What memory, disk and time a run will need, said before it starts; a run that would not fit is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from circuit_tracer.errors import ResourceError
+from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.run.cost import (
+    ModelSizes,
+    Workload,
+    buffer_bytes,
+    cache_space,
+    cached_token_bytes,
+    device_memory,
+    disk_space,
+    step_seconds,
+)
+from circuit_tracer.training.run.machine import Machine, local_processes, measure
+
+SHARE_USABLE = 0.95  # of free memory: allocators lose some to gaps
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The needs of one process beside what is free to it. `str` is the text for people."""
+
+    work: Workload
+    machine: Machine
+    device_needs: dict[str, int]  # bytes by what they hold
+    host_needs: dict[str, int]
+    disk_needs: dict[str, int]
+    cache_needs: dict[str, int]
+    step_seconds: dict[str, float]  # by phase; an estimate
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time of the whole run, without evaluation and checkpoints."""
+        return self.work.config.steps * sum(self.step_seconds.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Estimated speed."""
+        return self.work.config.run.batch / sum(self.step_seconds.values())
+
+    def require_fits(self) -> None:
+        """Raise ResourceError, with numbers and what to change, if memory or disk would not suffice."""
+        short = [
+            f"{place} would hold {sum(needs.values()) / GB:.2f} GB, but of {free / GB:.2f} GB free only "
+            f"{SHARE_USABLE:.0%} can be counted on"
+            for place, needs, free in self._places()
+            if sum(needs.values()) > SHARE_USABLE * free
+        ]
+        if short:
+            raise ResourceError(f"the run does not fit: {'; '.join(short)}. {self._advice()}")
+
+    def _places(self) -> list[tuple[str, dict[str, int], int]]:
+        machine = self.machine
+        return [
+            (f"memory of {machine.device}", self.device_needs, machine.device_free),
+            ("memory of the host", self.host_needs, machine.host_free),
+            (f"the disk of {self.work.config.run.out}", self.disk_needs, machine.disk_free),
+            (f"the disk of the cache {self.work.config.data.cache}", self.cache_needs, machine.cache_free),
+        ]
+
+    def _advice(self) -> str:
+        config, advice = self.work.config, []
+        if sum(self.disk_needs.values()) > SHARE_USABLE * self.machine.disk_free:
+            advice.append("choose run.out on a larger disk")
+        if sum(self.cache_needs.values()) > SHARE_USABLE * self.machine.cache_free:
+            advice.append("leave data.cache out, or choose it on a larger disk")
+        if sum(self.device_needs.values()) > SHARE_USABLE * self.machine.device_free:
+            fits = _most_features(self.work, self.machine)
+            advice.append(f"set dictionary.features to {fits}" if fits else "lower run.batch")
+            if config.dictionary.dtype == "float32":
+                advice.append("set dictionary.dtype to bfloat16")
+            if config.data.buffer_place == "device" and buffer_bytes(self.work) > 0.1 * self.machine.device_free:
+                advice.append("lower data.buffer_tokens or set data.buffer_place to disk")
+            if self.device_needs["active entries"] > 0.1 * self.machine.device_free:
+                advice.append("lower run.batch, which shrinks the active entries")
+            if not self.machine.on_host:
+                advice.append("share the features over more devices with torchrun")
+        if sum(self.host_needs.values()) > SHARE_USABLE * self.machine.host_free:
+            advice.append("lower data.buffer_tokens or set data.buffer_place to disk")
+        return f"To make it fit: {'; or '.join(advice)}."
+
+    def __str__(self) -> str:
+        work, config = self.work, self.work.config
+        whole = replace(work, ranks=1).parameters
+        shared = f", shared by {work.ranks} processes" if work.ranks > 1 else ""
+        lines = [
+            f"{config.dictionary.kind} of {work.sizes.name}: {work.layers} layers of {work.features} features, "
+            f"{_count(whole)} parameters{shared}",
+        ]
+        for place, needs, free in self._places():
+            if needs:
+                lines.append(f"{place}: {sum(needs.values()) / GB:.2f} GB of {free / GB:.1f} GB free")
+                lines += [f"  {name:<26}{size / GB:>9.2f} GB" for name, size in _largest_first(needs)]
+        if config.data.cache is not None and not self.cache_needs:
+            each = cached_token_bytes(work)
+            lines.append(f"the cache {config.data.cache}: {each / 1000:.1f} kB for each token of a pass over the data")
+        lines += self._time()
+        return "\n".join(lines)
+
+    def _time(self) -> list[str]:
+        config, machine = self.work.config, self.machine
+        total = sum(self.step_seconds.values())
+        rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in machine.flops.items())
+        return [
+            f"time: about {duration(self.seconds)} for {config.steps} steps of {config.run.batch} tokens, "
+            f"{self.tokens_per_second:,.0f} tokens/s",
+            *(
+                f"  {name:<26}{100 * part / total:>9.0f} %"
+                for name, part in sorted(self.step_seconds.items(), key=lambda item: -item[1])
+            ),
+            f"  an estimate from {rates} and {machine.bytes_per_second / GB:.3g} GB/s, measured on {machine.device} just "
+            "now; evaluation and checkpoints come on top",
+        ]
+
+
+def make_plan(config: TrainingConfig, sizes: ModelSizes, machine: Machine, ranks: int = 1) -> Plan:
+    """The plan of one of ``ranks`` processes on a machine. Raises InputError if `dictionary.layers` are not in the model."""
+    work = Workload(config, sizes, ranks, config.dictionary.features, machine.device == "cpu")
+    beside, host = device_memory(work), {}
+    if config.data.buffer_place == "pinned":
+        host["activation buffer"] = buffer_bytes(work)
+    if machine.on_host:  # one memory for both
+        beside, host = {**beside, **host}, {}
+    return Plan(work, machine, beside, host, disk_space(work), cache_space(work), step_seconds(work, machine))
+
+
+def plan_run(config: TrainingConfig, device: torch.device, ranks: int = 1) -> Plan:
+    """Plan a run on this machine, before the model is loaded: reads the model's configuration, no weights; takes a second.
+
+    Raises InputError when there is no such model, UnsupportedModelError for an architecture outside the table.
+    """
+    from circuit_tracer.models.outline import outline
+
+    sizes = ModelSizes.of(outline(config.model.name, config.model.revision))
+    formats = (config.model.dtype, config.dictionary.dtype, "float32")
+    machine = measure(device, formats, config.run.out, config.run.threads, local_processes(), config.data.cache)
+    return make_plan(config, sizes, machine, ranks)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 40 s, 12 min, 3 h 20 min, 5 days 3 h."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
+
+
+def _most_features(work: Workload, machine: Machine) -> int:
+    """The most features that fit, to a multiple of 64 on each rank; 0 if not even those."""
+    step = 64 * work.ranks
+    low, high = 0, work.features // step
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = sum(device_memory(replace(work, features=middle * step)).values()) <= SHARE_USABLE * machine.device_free
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low * step
+
+
+def _largest_first(needs: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(needs.items(), key=lambda item: -item[1])
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} billion" if number >= 1e9 else f"{number / 1e6:.1f} million"

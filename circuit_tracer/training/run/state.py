@@ -1,0 +1,91 @@
+"""All that a run carries from one step to the next, and nothing else: what a checkpoint holds (training/README.md §§7, 8).
+
+Letters: S source layers, f features of a layer owned by this rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.step.adam import Adam
+from circuit_tracer.training.step.dead_features import Silence
+from circuit_tracer.training.step.dictionary import SHARED, Dictionary
+from circuit_tracer.training.step.normalisation import Normalisation
+
+CUT_MEMORY = 0.9  # share of the running cut that stays when a new one comes
+
+
+@dataclass
+class TrainingState:
+    """Weights, moments, silence, running cut and step of a run."""
+
+    dictionary: Dictionary
+    adam: Adam
+    silence: Silence
+    normalisation: Normalisation
+    derivative_scale_S: Tensor | None = None  # U_s of Jacobian matching (§5)
+    running_cut: float | None = None
+    step: int = 0  # steps done
+
+    @classmethod
+    def initial(
+        cls,
+        config: TrainingConfig,
+        normalisation: Normalisation,
+        derivative_scale_S: Tensor | None,
+        device: torch.device,
+        ranks: Ranks,
+    ) -> TrainingState:
+        """The start of a run."""
+        n_layers, d_model = normalisation.mean_x_SD.shape
+        features = config.dictionary.features
+        dictionary = Dictionary.initial(
+            config.dictionary.kind,
+            n_layers,
+            features,
+            d_model,
+            owned=ranks.share(features),
+            threshold=config.sparsity.threshold_start if config.sparsity.activation == "jumprelu" else None,
+            dtype=getattr(torch, config.dictionary.dtype),
+            device=device,
+            seed=config.run.seed,
+        )
+        adam = Adam(dictionary, config.optimizer, config.run.seed)
+        return cls(dictionary, adam, Silence.initial(dictionary), normalisation.to(device), derivative_scale_S)
+
+    def update_cut(self, cut: float | None) -> None:
+        """Take a step's cut into the running one."""
+        if cut is None:
+            return
+        if self.running_cut is None:
+            self.running_cut = cut
+        else:
+            self.running_cut = CUT_MEMORY * self.running_cut + (1 - CUT_MEMORY) * cut
+
+    def layer_tensors(self, source: int) -> dict[str, Tensor]:
+        """What this rank owns of one source layer, by name; all have its features along dimension 0."""
+        named = {"norms": self.dictionary.norms[source], "silence": self.silence.tokens[source]}
+        for name, weight in self.adam.weights.items():
+            base, _, number = name.partition(".")
+            if number == str(source):
+                named |= {base: weight, f"{base}.m": self.adam.first[name], f"{base}.v": self.adam.second[name]}
+        return named
+
+    def shared_tensors(self) -> dict[str, Tensor]:
+        """What every rank has alike."""
+        named = dict(self.normalisation.tensors())
+        for name in SHARED:
+            if name in self.adam.weights:
+                named |= {
+                    name: self.adam.weights[name],
+                    f"{name}.m": self.adam.first[name],
+                    f"{name}.v": self.adam.second[name],
+                }
+        if self.derivative_scale_S is not None:
+            named["derivative_scale"] = self.derivative_scale_S
+        return named

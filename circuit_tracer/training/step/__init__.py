@@ -1,0 +1,1 @@
+"""What one step of training computes: active features, losses and every gradient, updates."""

@@ -1,8 +1,0 @@
-"""Processes of their own are started as in the tests of training."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1] / "training"))

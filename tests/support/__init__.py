@@ -1,0 +1,1 @@
+"""What tests share: tiny models and dictionaries, cases, stand-ins for servers, and a browser."""

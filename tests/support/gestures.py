@@ -1,0 +1,59 @@
+"""What tests do with a page and read from it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.support.browser import Page
+
+CTRL, SHIFT = 2, 8
+
+
+def state(page: Page, name: str) -> Any:
+    return page.js(f"viewer.store.state.{name}")
+
+
+def place(page: Page, node: str) -> tuple[float, float]:
+    """Where a node is on the screen."""
+    box = page.js(
+        f"""(() => {{ const b = viewer.view.element.getBoundingClientRect();
+        const p = viewer.view.place(viewer.graph.byId.get({json.dumps(node)})); return [b.left + p.x, b.top + p.y]; }})()"""
+    )
+    return box[0], box[1]
+
+
+def texts(page: Page, selector: str) -> list[str]:
+    return page.js(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)")
+
+
+def params(page: Page) -> dict[str, str]:
+    page.js("new Promise(done => setTimeout(done, 200))")
+    return page.js("Object.fromEntries(new URLSearchParams(location.hash.slice(1)))")
+
+
+def pixels(page: Page, canvas: str) -> int:
+    """Non-transparent pixels of a canvas."""
+    return page.js(
+        f"""(() => {{ const c = document.querySelector({json.dumps(canvas)});
+        const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+        let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n; }})()"""
+    )
+
+
+def set_slider(page: Page, name: str, value: float) -> None:
+    page.js(
+        f"""(() => {{ const e = document.querySelector('[data-testid={name}]'); e.value = {value};
+        e.dispatchEvent(new Event('input', {{bubbles: true}})); }})()"""
+    )
+    page.frames()
+
+
+def serious_findings(page: Page, axe: str) -> list[str]:
+    """What axe-core, given as text, holds serious or critical on the page."""
+    page.js(axe + "; 0")
+    return page.js(
+        """axe.run({resultTypes: ['violations']}).then(r => r.violations
+        .filter(v => ['serious', 'critical'].includes(v.impact))
+        .map(v => `${v.id}: ${v.nodes.slice(0, 3).map(n => n.html.slice(0, 160)).join(' | ')}`))"""
+    )

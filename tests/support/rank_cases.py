@@ -1,0 +1,150 @@
+"""What ranks do in the tests of many devices. Work for `process_cases.together`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.errors import ResourceError
+from circuit_tracer.training.export.calibration import level_scores
+from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.run import checkpoint
+from circuit_tracer.training.run.loop import normalised
+from circuit_tracer.training.step.selection import kth_largest
+from tests.support.loop_cases import LAYERS, Run, reports
+from tests.support.process_cases import die
+
+
+def train(
+    ranks: Ranks, run: Run, folder: Path, until: int | None = None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Go on from the last checkpoint to step ``until`` or the end, and save. Returns reports and what all ranks share."""
+    loop = run.loop(folder, ranks=ranks)
+    if until is None:
+        loop.run()
+    else:
+        while loop.state.step < until:
+            loop._step()
+    loop.save()
+    return reports(loop), loop.state.shared_tensors()
+
+
+def train_all(ranks: Ranks, runs: list[Run], folder: Path) -> list[Any]:
+    """Each run in a folder of its name."""
+    return [train(ranks, run, folder / str(run)) for run in runs]
+
+
+def levels(ranks: Ranks, run: Run) -> list[float]:
+    """Calibrated at the start of a run."""
+    state = run.state(ranks)
+    batches = [normalised(run.stream().batch(number), state.normalisation).x_SBD for number in range(2)]
+    return level_scores(state.dictionary, batches, run.config().sparsity, None, ranks)
+
+
+def largest(ranks: Ranks, scores: list[Tensor], counts: list[int]) -> list[float]:
+    """The k-th largest of scores dealt out to the ranks, for several k."""
+    own = [one[ranks.rank :: ranks.world] for one in scores]
+    return [float(kth_largest(own, k, ranks)) for k in counts]
+
+
+def collectives(ranks: Ranks) -> dict[str, Any]:
+    """What each gives."""
+    number = torch.tensor([ranks.rank + 1])
+    return {
+        "sum": ranks.all_reduce_(number.clone()).tolist(),
+        "joined": ranks.all_gather(torch.full((ranks.rank, 2), float(ranks.rank))).tolist(),
+        "anywhere": [ranks.anywhere(False), ranks.anywhere(ranks.rank == ranks.world - 1)],
+        "first": ranks.first,
+        "rank": ranks.rank,
+    }
+
+
+def fall(ranks: Ranks, run: Run, folder: Path, how: str, step: int) -> None:
+    """Save after every second step; in ``step`` the last rank falls."""
+    loop = run.loop(folder, ranks=ranks, run__checkpoint_every_steps=2)
+    genuine = loop.stream.next
+
+    def maybe() -> Any:
+        if loop.state.step == step and ranks.rank == ranks.world - 1:
+            FALLS[how]()
+        return genuine()
+
+    loop.stream.next = maybe  # type: ignore[method-assign]
+    loop.run()
+
+
+def fall_while_saving(ranks: Ranks, run: Run, folder: Path) -> None:
+    """The last rank is killed in the middle of its second save."""
+    writes, genuine = iter(range(LAYERS + 1)), checkpoint._write_tensors
+
+    def maybe(*args: Any) -> None:
+        if ranks.rank == ranks.world - 1 and next(writes, None) is None:
+            die()
+        genuine(*args)
+
+    checkpoint._write_tensors = maybe  # type: ignore[assignment]
+    run.loop(folder, ranks=ranks, run__checkpoint_every_steps=2).run()
+
+
+def refuse(ranks: Ranks, run: Run, folder: Path) -> str:
+    """One rank's disk is full; the message of every rank."""
+    loop = run.loop(folder, ranks=ranks)
+    loop._step()
+    loop.save()
+    loop._step()
+    if ranks.rank == ranks.world - 1:
+        checkpoint._write_tensors = _full  # type: ignore[assignment]
+    try:
+        loop.save()
+    except ResourceError as error:
+        return str(error)
+    return "saved"
+
+
+def break_down(ranks: Ranks, run: Run, folder: Path) -> None:
+    """A weight of the last rank is NaN."""
+    loop = run.loop(folder, ranks=ranks)
+    loop._step()
+    if ranks.rank == ranks.world - 1:
+        loop.state.dictionary.W_dec[1][:, 0] = torch.nan
+    loop._step()
+
+
+def run_out(ranks: Ranks, run: Run, folder: Path) -> None:
+    """The data end after three batches."""
+    run.loop(folder, n_batches=3, ranks=ranks).run()
+
+
+def press(ranks: Ranks, run: Run, folder: Path) -> int:
+    """Ctrl-C reaches one rank only, in step 3; the step all stop at."""
+    loop = run.loop(folder, ranks=ranks)
+    genuine = loop.stream.next
+
+    def maybe() -> Any:
+        if loop.state.step == 3 and ranks.rank == ranks.world - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return genuine()
+
+    loop.stream.next = maybe  # type: ignore[method-assign]
+    try:
+        loop.run()
+    except KeyboardInterrupt:
+        return loop.state.step
+    return -1
+
+
+def _full(tensors: dict[str, Tensor], path: Path, where: str) -> None:
+    raise ResourceError(f"could not write {path}")
+
+
+def _sleep() -> None:
+    time.sleep(600)
+
+
+FALLS = {"exit": lambda: os._exit(1), "kill": die, "hang": _sleep}

@@ -1,0 +1,255 @@
+"""Random dictionaries and batches for tests of the training loss, from a few sizes and a readable name.
+
+What decides whether a feature is active is drawn on a grid (multiples of 1/64): pre-activations and squared norms are then
+exact in float64 in whatever order they are summed, so two implementations agree on every tie and every cut, and their losses
+and gradients can be compared to rounding. Thresholds and running cuts lie off the grid, where nothing ties with them.
+
+Use: `make(Case("clt", "batch_topk", n_tokens=5))`, `@given(cases())`, or `@each_case` for the fixed list.
+
+Letters: S source layers, T_s layers that source s writes to, B tokens, F features, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from circuit_tracer.training import reference
+from circuit_tracer.training.config.schema import SparsitySection
+from circuit_tracer.training.reference import Weights
+
+KINDS = ("clt", "plt", "skip", "sae")
+ACTIVATIONS = ("relu", "jumprelu", "topk", "batch_topk")
+PATTERNS = (
+    "random",  # about half of the pre-activations are positive
+    "none",  # no feature is active
+    "all",  # every feature is active on every token
+    "repeated",  # two distinct tokens, features in equal pairs: ties everywhere
+    "hot",  # one feature a layer fires on every token, the others hardly ever
+    "zero_rows",  # some features write nothing
+)
+DEAD = ("none", "some", "all")
+GRID = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """What an example is drawn from; its string is the test's id."""
+
+    kind: str = "clt"
+    activation: str = "batch_topk"
+    n_layers: int = 3
+    n_tokens: int = 5
+    n_features: int = 7
+    width: int = 6
+    pattern: str = "random"
+    dead: str = "some"
+    active: float = 2.6  # k; the pattern "all" overrides it
+    band_probability: float = 1.0
+    seed: int = 0
+
+    def __str__(self) -> str:
+        shape = f"S{self.n_layers}-B{self.n_tokens}-F{self.n_features}-D{self.width}"
+        band = f"-band{self.band_probability:g}" if self.band_probability < 1 else ""
+        rest = f"{self.pattern}-{self.dead}_dead-k{self.active:g}{band}-seed{self.seed}"
+        return f"{self.kind}-{self.activation}-{shape}-{rest}"
+
+
+@dataclass
+class Example:
+    """The arguments of `reference.loss`: loss(weights, kind, settings, x_BSD, y_BSD, **options)."""
+
+    kind: str
+    settings: SparsitySection
+    weights: Weights
+    x_BSD: Tensor
+    y_BSD: Tensor
+    options: dict[str, Any]  # the keyword arguments
+
+    def loss(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """The reference's loss and its terms."""
+        return reference.loss(self.weights, self.kind, self.settings, self.x_BSD, self.y_BSD, **self.options)
+
+    def gradients(self, term: str | None = None) -> dict[str, Tensor]:
+        """The reference's gradients by the names of `parameters`, of the whole loss or of one term."""
+        total, terms = self.loss()
+        named = parameters(self.weights)
+        wanted = total if term is None else terms[term]
+        if not wanted.requires_grad:
+            return {name: torch.zeros_like(tensor) for name, tensor in named.items()}
+        found = torch.autograd.grad(wanted, list(named.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(named, found, strict=True))
+
+    def with_settings(self, **changes: Any) -> Example:
+        """The same with other settings."""
+        return replace(self, settings=self.settings.model_copy(update=changes))
+
+
+def parameters(weights: Weights) -> dict[str, Tensor]:
+    """Every tensor of the weights by name: W_enc.0, ..., b_dec, W_skip."""
+    named: dict[str, Tensor] = {}
+    for name in ("W_enc", "b_enc", "W_dec", "log_threshold"):
+        named |= {f"{name}.{s}": tensor for s, tensor in enumerate(getattr(weights, name) or [])}
+    named["b_dec"] = weights.b_dec
+    if weights.W_skip is not None:
+        named["W_skip"] = weights.W_skip
+    return named
+
+
+def make(case: Case) -> Example:
+    """The example of a case, float64, its weights leaves that need gradients. Every term of the loss has a weight."""
+    draw = _Draw(case.seed)
+    shape = (case.n_tokens, case.n_layers, case.width)
+    weights = _weights(case, draw)
+    x_BSD, y_BSD = draw.grid(*shape), draw.grid(*shape)
+    if case.pattern == "repeated":
+        twin = draw.integers(2, case.n_tokens).clamp_max(case.n_tokens - 1)
+        x_BSD, y_BSD = x_BSD[twin], y_BSD[twin]
+    active = float(case.n_features) if case.pattern == "all" else case.active
+    settings = SparsitySection(
+        activation=case.activation,
+        active=active,
+        band_probability=case.band_probability,
+        aux_active=2,
+        pre_activation_weight=0.1,
+        jacobian_weight=0.0 if case.kind == "sae" else 0.1,
+    )
+    options: dict[str, Any] = {
+        "active": active,
+        "penalty": 0.5,
+        "dead": [draw.dead(case) for _ in range(case.n_layers)],
+        "running_cut": 0.1 + float(draw.uniform(1)),
+    }
+    if case.kind != "sae":
+        options |= {
+            "direction_BSD": draw.normal(*shape),
+            "derivative_BSD": draw.normal(*shape),
+            "derivative_scale_S": 0.5 + draw.uniform(case.n_layers),
+        }
+    if case.activation == "jumprelu" and case.band_probability < 1:
+        options["band"] = [draw.band(case) for _ in range(case.n_layers)]
+    return Example(case.kind, settings, weights, x_BSD, x_BSD if case.kind == "sae" else y_BSD, options)
+
+
+def _weights(case: Case, draw: _Draw) -> Weights:
+    n_layers, n_features, width = case.n_layers, case.n_features, case.width
+    weights = Weights([], [], [], b_dec=draw.grid(n_layers, width, scale=0.3))
+    for source in range(n_layers):
+        n_targets = len(reference.targets(case.kind, source, n_layers))
+        W_enc = draw.grid(n_features, width, scale=width**-0.5)
+        W_dec = draw.grid(n_features, n_targets * width, scale=(n_layers * width) ** -0.5)
+        b_enc = draw.grid(n_features, scale=0.3)
+        if case.pattern == "repeated":
+            pair = torch.arange(n_features) // 2 * 2
+            W_enc, W_dec, b_enc = W_enc[pair], W_dec[pair], b_enc[pair]
+        elif case.pattern == "hot":
+            b_enc -= 2
+            b_enc[int(draw.integers(n_features, 1))] += 34
+        elif case.pattern == "zero_rows":
+            W_dec[draw.uniform(n_features) < 0.5] = 0
+        b_enc += {"none": -64, "all": 64}.get(case.pattern, 0)
+        weights.W_enc.append(W_enc)
+        weights.b_enc.append(b_enc)
+        weights.W_dec.append(W_dec)
+    if case.kind == "skip":
+        weights.W_skip = draw.grid(n_layers, width, width, scale=width**-0.5)
+    if case.activation == "jumprelu":
+        weights.log_threshold = [draw.normal(n_features) * 0.5 - 1 for _ in range(n_layers)]
+    for tensor in parameters(weights).values():
+        tensor.requires_grad_(True)
+    return weights
+
+
+class _Draw:
+    """Random tensors, float64, from one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+
+    def grid(self, *shape: int, scale: float = 1.0) -> Tensor:
+        return (self.normal(*shape) * (scale * GRID)).round() / GRID
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.generator, dtype=torch.float64)
+
+    def integers(self, below: int, count: int) -> Tensor:
+        return torch.randint(below, (count,), generator=self.generator)
+
+    def dead(self, case: Case) -> Tensor:
+        return self.uniform(case.n_features) < {"none": 0.0, "some": 0.4, "all": 1.0}[case.dead]
+
+    def band(self, case: Case) -> Tensor:
+        """Each near miss is seen with probability p and then counts 1/p."""
+        seen = self.uniform(case.n_tokens, case.n_features) < case.band_probability
+        return seen.double() / case.band_probability
+
+
+def cases(
+    kinds: tuple[str, ...] = KINDS, activations: tuple[str, ...] = ACTIVATIONS, patterns: tuple[str, ...] = PATTERNS
+) -> st.SearchStrategy[Case]:
+    """Any case of these kinds, activations and patterns."""
+    return st.builds(
+        Case,
+        kind=st.sampled_from(kinds),
+        activation=st.sampled_from(activations),
+        n_layers=st.integers(1, 4),
+        n_tokens=st.sampled_from([1, 5, 63]),
+        n_features=st.sampled_from([1, 7, 37]),
+        width=st.sampled_from([1, 6, 60]),
+        pattern=st.sampled_from(patterns),
+        dead=st.sampled_from(DEAD),
+        active=st.sampled_from([0.4, 1.0, 2.6]),
+        band_probability=st.sampled_from([1.0, 0.5]),
+        seed=st.integers(0, 999),
+    )
+
+
+CASES = list(
+    dict.fromkeys(
+        [
+            *(Case(kind, activation) for kind, activation in product(KINDS, ACTIVATIONS)),
+            *(Case("clt", activation, pattern=pattern) for activation, pattern in product(ACTIVATIONS, PATTERNS)),
+            *(Case("clt", activation, dead=dead) for activation, dead in product(ACTIVATIONS, DEAD)),
+            *(Case(kind, "jumprelu", n_tokens=63, band_probability=0.5) for kind in KINDS),
+            *(Case("clt", activation, 4, 63, 37, 60) for activation in ACTIVATIONS),
+            *(Case(kind, "batch_topk", 1, 1, 1, 1) for kind in KINDS),
+        ]
+    )
+)
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
+
+
+def close(found: Tensor | float, expected: Tensor | float) -> None:
+    """Assert equality to rounding."""
+    as_double = [torch.as_tensor(value, dtype=torch.float64).detach() for value in (found, expected)]
+    torch.testing.assert_close(*as_double, rtol=1e-10, atol=1e-10)
+
+
+def pre_activations(example: Example) -> list[Tensor]:
+    """(B, F) a source."""
+    weights, x_BSD = example.weights, example.x_BSD
+    return [x_BSD[:, s] @ W.T + b for s, (W, b) in enumerate(zip(weights.W_enc, weights.b_enc, strict=True))]
+
+
+def decoder_norms(example: Example) -> list[Tensor]:
+    """(F,) a source, over all targets."""
+    return [W.square().sum(1).sqrt() for W in example.weights.W_dec]
+
+
+def activations_of(example: Example) -> list[Tensor]:
+    """(B, F) a source, as the reference has them."""
+    pre, norms = pre_activations(example), decoder_norms(example)
+    return reference.activate(
+        example.weights, example.settings, pre, norms, example.options["active"], example.options.get("band")
+    )
