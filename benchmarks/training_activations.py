@@ -23,13 +23,12 @@ import torch
 from torch import Tensor
 from training_rows import Writer, write_moments
 
-from circuit_tracer.models import attention
 from circuit_tracer.models.loading import load_language_model
+from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.parts import ModelParts, bind
+from circuit_tracer.models.run import fast_attention
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import held_out_activations, held_out_tokens, open_stream
-from circuit_tracer.training.data.model_pass import ModelPass, fast_attention
-from circuit_tracer.training.data.points import Points
 from circuit_tracer.training.ranks import Ranks
 
 INPUT_HOOK, OUTPUT_HOOK = "hook_resid_mid", "hook_mlp_out"
@@ -59,9 +58,7 @@ class Subject:
 def load(name: str | Path) -> tuple[ModelParts, Any]:
     """A model in float32 on the CPU, and its tokenizer."""
     model, tokenizer = load_language_model(str(name), torch.device("cpu"), torch.float32)
-    parts = bind(model, Path(name).name)
-    attention.install(model)
-    return parts, tokenizer
+    return bind(model, Path(name).name), tokenizer
 
 
 def demo_subject() -> Subject:

@@ -14,9 +14,9 @@ from circuit_tracer.attribution.prompt import check_pair
 from circuit_tracer.errors import InputError
 from circuit_tracer.models import tokenization
 from circuit_tracer.models.config import ModelConfig
-from circuit_tracer.models.frozen import check_hooks
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind
+from circuit_tracer.models.sites import check_hooks
 from circuit_tracer.models.verify import verify
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -102,7 +102,7 @@ class ReplacementModel:
     def from_model(
         cls, model: Any, transcoders: Transcoders, tokenizer: Any, model_name: str, backend: Backend = "transformerlens"
     ) -> ReplacementModel:
-        """Wrap a transformers causal LM that is loaded already; its attention is routed through this package.
+        """Wrap a transformers causal LM that is loaded already; every run leaves it as it was found.
 
         Raises UnsupportedModelError if its architecture is unknown or does not behave as the table says.
         """
@@ -112,7 +112,7 @@ class ReplacementModel:
             )
         parts = bind(model, model_name)
         check_pair(parts, transcoders)
-        verify(parts)  # which routes attention through this package
+        verify(parts)
         return cls(parts, transcoders, tokenizer, backend)
 
     def ensure_tokenized(self, prompt: tokenization.Prompt) -> Tensor:

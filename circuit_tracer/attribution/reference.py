@@ -16,8 +16,7 @@ Letters: L layers, P positions, D d_model, F features a layer, V vocabulary, N n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, LogitDifference
-from circuit_tracer.models.attention import AttentionTape, attention_tape
+from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.parts import ModelParts, Norm
+from circuit_tracer.models.run import ModelRun, Visit
 from circuit_tracer.transcoders.base import Transcoders
 
 ReferenceTarget = int | CustomTarget | FeatureTarget | LogitDifference
@@ -100,79 +100,67 @@ class FrozenModel:
         matrix = self.transcoders.skip_matrix(layer)
         return torch.zeros_like(x) if matrix is None else x @ matrix.to(self.dtype)
 
-    # The model's own forward pass, with hooks on four kinds of places.
+    # The model's own forward pass, seen and changed at four kinds of places.
 
     def _forward(self) -> Tensor:
-        with attention_tape(self.patterns), self._hooked():
-            output = self.parts.model.base_model(input_ids=self.ids[None], use_cache=False)
-        return output.last_hidden_state[0].to(self.dtype)
+        visits: dict[str, Visit] = {
+            "hook_resid_pre": self._at_layer,
+            "hook_resid_mid": self._at_transcoder_input,
+            self.output_hook: self._at_transcoder_output,
+        }
+        run = ModelRun(self.parts, visits, norms=self._at_norm, tape=self.patterns)
+        return run(self.ids, gradients=True).final[0]
 
-    @contextmanager
-    def _hooked(self) -> Iterator[None]:
-        handles = [
-            self.parts.layers[0].module.register_forward_pre_hook(self._at_first_layer),
-            self._hook(self.parts.final_norm.module, self._at_norm, self.parts.final_norm),
-        ]
-        for index, layer in enumerate(self.parts.layers):
-            handles += [self._hook(norm.module, self._at_norm, norm) for norm in layer.norms().values()]
-            norm = layer.mlp_norm if self.input_hook != "mlp.hook_in" else None
-            post_norm = layer.mlp_post_norm if self.output_hook == "hook_mlp_out" else None
-            reader, writer = (layer.mlp if n is None else n.module for n in (norm, post_norm))
-            handles.append(self._hook(reader, self._at_transcoder_input, index))
-            handles.append(self._hook(writer, self._at_transcoder_output, index))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @staticmethod
-    def _hook(module: nn.Module, function: Callable[[Any, Tensor, Tensor], Tensor], what: Any) -> Any:
-        """After `module`, replace its output by function(what, input (P, D), output (P, D))."""
-
-        def hook(_: Any, args: tuple[Tensor, ...], output: Any) -> Any:
-            first = output[0] if isinstance(output, tuple) else output
-            new = function(what, args[0][0], first.reshape(args[0][0].shape)).to(first.dtype).reshape(first.shape)
-            return (new, *output[1:]) if isinstance(output, tuple) else new
-
-        return module.register_forward_hook(hook)
-
-    def _at_first_layer(self, _: Any, args: tuple[Tensor, ...]) -> Any:
+    def _at_layer(self, layer: int, resid: Tensor) -> Tensor | None:
         """What enters the first layer: token vectors, and position vectors where the architecture has them."""
-        resid = args[0]
+        if layer > 0:
+            return None
         if not self.frozen:
             path = self.parts.architecture.position_embedding
             table: Any = None if path is None else self.parts.model.get_submodule(path)
             self.positions = torch.zeros_like(resid[0]) if table is None else table.weight[: self.n_pos]
             self.tokens = resid[0].to(self.dtype) - self.positions.to(self.dtype)
             return None
-        return ((self._run_tokens + self.positions).to(resid.dtype)[None], *args[1:])
+        return (self._run_tokens + self.positions)[None]
 
-    def _at_norm(self, norm: Norm, r: Tensor, output: Tensor) -> Tensor:
+    def _at_norm(self, layer: int, name: str, norm: Norm, r: Tensor) -> _WrittenOut:
         """A norm, written out: only its scale sigma is frozen."""
-        out = self._normalised(norm, r) * norm.parameters.gain
-        return out if norm.parameters.shift is None else out + norm.parameters.shift
-
-    def _normalised(self, norm: Any, r: Tensor) -> Tensor:
-        r = r.to(self.dtype)
-        if norm.parameters.centred:
-            r = r - r.mean(-1, keepdim=True)
         if not self.frozen:
-            self.sigma[norm.module] = (r.pow(2).mean(-1, keepdim=True) + norm.parameters.epsilon).sqrt()
-        return r / self.sigma[norm.module]
+            centred = r - r.mean(-1, keepdim=True) if norm.parameters.centred else r
+            self.sigma[norm.module] = (centred.pow(2).mean(-1, keepdim=True) + norm.parameters.epsilon).sqrt()
+        return _WrittenOut(norm, self.sigma[norm.module])
 
-    def _at_transcoder_input(self, index: int, inputs: Tensor, output: Tensor) -> Tensor:
-        """inputs: what enters the MLP's norm, or the MLP itself for mlp.hook_in or where there is no norm."""
-        norm = self.parts.layers[index].mlp_norm
-        plain = norm is None or self.input_hook != "ln2.hook_normalized"
-        self.x[index] = inputs.to(self.dtype) if plain else self._normalised(norm, inputs)
-        return output
+    def _at_transcoder_input(self, layer: int, resid: Tensor) -> None:
+        """resid: what enters the MLP's norm, or the MLP itself where there is no norm."""
+        norm, r = self.parts.layers[layer].mlp_norm, resid[0].to(self.dtype)
+        if norm is not None and self.input_hook != "hook_resid_mid":
+            written = self._at_norm(layer, "mlp_norm", norm, r)
+            r = written.normalise(r)
+            r = written.amplify(r) if self.input_hook == "mlp.hook_in" else r
+        self.x[layer] = r
 
-    def _at_transcoder_output(self, index: int, inputs: Tensor, output: Tensor) -> Tensor:
+    def _at_transcoder_output(self, layer: int, output: Tensor) -> Tensor | None:
         if not self.frozen:
-            self.y[index] = output.to(self.dtype)
-            return output
-        return self._run_writes[index] + self.constant[index] + self._skip(index, self.x[index])
+            self.y[layer] = output[0].to(self.dtype)
+            return None
+        return self._run_writes[layer] + self.constant[layer] + self._skip(layer, self.x[layer])
+
+
+@dataclass(frozen=True)
+class _WrittenOut:
+    """gain * (r - mean?) / sigma + shift, with sigma (P, 1) given."""
+
+    norm: Norm
+    sigma: Tensor
+
+    def normalise(self, r: Tensor) -> Tensor:
+        """Before the gain."""
+        return (r - r.mean(-1, keepdim=True) if self.norm.parameters.centred else r) / self.sigma
+
+    def amplify(self, normalised: Tensor) -> Tensor:
+        """Gain and shift."""
+        out = normalised * self.norm.parameters.gain
+        return out if self.norm.parameters.shift is None else out + self.norm.parameters.shift
 
 
 # 2. The graph

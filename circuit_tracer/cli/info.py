@@ -121,8 +121,8 @@ def _transcoders(name: str, model: str | None, input_hook: str | None, output_ho
 
 def _require_fit(model: str, transcoders: Transcoders) -> None:
     from circuit_tracer.attribution.prompt import check_pair
-    from circuit_tracer.models.frozen import check_hooks
     from circuit_tracer.models.outline import outline
+    from circuit_tracer.models.sites import check_hooks
 
     parts = outline(model)
     check_pair(parts, transcoders)

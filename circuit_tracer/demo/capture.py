@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from circuit_tracer.models.parts import bind
+from circuit_tracer.models.run import ModelRun, Visit
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -16,32 +19,18 @@ if TYPE_CHECKING:
 Rule = Callable[[int, Tensor, Tensor], Tensor]
 
 
-@contextmanager
-def mlp_rule(model: LlamaForCausalLM, rule: Rule) -> Iterator[None]:
+def mlp_rule(model: LlamaForCausalLM, rule: Rule) -> AbstractContextManager[None]:
     """Within the context every MLP's output is what ``rule`` makes of it; layers are visited from below."""
     inputs: dict[int, Tensor] = {}
 
-    def reader(layer: int) -> Callable[[Any, Any], None]:
-        def hook(module: Any, arguments: tuple[Tensor, ...]) -> None:
-            inputs[layer] = arguments[0]
+    def read(layer: int, x_BPD: Tensor) -> None:
+        inputs[layer] = x_BPD
 
-        return hook
+    def write(layer: int, y_BPD: Tensor) -> Tensor:
+        return rule(layer, inputs[layer], y_BPD)
 
-    def writer(layer: int) -> Callable[[Any, Any, Tensor], Tensor]:
-        def hook(module: Any, arguments: Any, output: Tensor) -> Tensor:
-            return rule(layer, inputs[layer], output)
-
-        return hook
-
-    handles = []
-    for index, block in enumerate(model.model.layers):
-        handles.append(block.post_attention_layernorm.register_forward_pre_hook(reader(index)))
-        handles.append(block.mlp.register_forward_hook(writer(index)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    visits: dict[str, Visit] = {"hook_resid_mid": read, "mlp.hook_out": write}
+    return ModelRun(bind(model, "demo"), visits, norms=None, own_attention=False).active()
 
 
 @torch.no_grad()

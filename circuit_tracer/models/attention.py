@@ -1,25 +1,26 @@
 """Attention as transformers hands it over: one function for every architecture, that records or replays patterns.
 
 `model.set_attn_implementation(NAME)` makes every layer of a transformers model call `_attention` with queries and keys after
-rotary embedding and head norms, values, mask, scaling, softcap and sinks. Recording keeps the pattern of each layer, or for
-long prompts what it is made of; replaying uses a kept pattern with live values, which is what a frozen-attention intervention
-needs.
+rotary embedding and head norms, values, mask, scaling, softcap and sinks; `models/run.py` does so while a pass runs. Recording
+keeps the pattern of each layer, or for long prompts what it is made of; replaying uses a kept pattern with live values, which
+is what a frozen-attention intervention needs. Places within attention (`models/sites.py`) are visited here.
 
 Letters: B batch, H heads, K key/value heads, P positions, d d_head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import UnsupportedModelError
+from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.kernels.attend_back import Scores
 
 NAME = "circuit_tracer"
@@ -30,16 +31,35 @@ QUERIES_A_TILE = 512  # rows of the pattern that exist at once when patterns are
 class AttentionTape:
     """Patterns by layer, each (H, P, P) with rows = queries; with `recompute`, the scores they can be made from instead.
 
-    `replay` makes the forward pass use the patterns instead of its own.
+    `replay` makes the forward pass use the patterns instead of its own. keep: whether patterns are recorded at all. visits:
+    by (site, layer), what is called with an activation on its way and may return another (models/run.py).
     """
 
     patterns: dict[int, Tensor] = field(default_factory=dict)
     replay: bool = False
     recompute: bool = False
     scores: dict[int, Scores] = field(default_factory=dict)
+    keep: bool = True
+    visits: Mapping[tuple[str, int], Callable[[int, Tensor], Tensor | None]] = field(default_factory=dict)
+
+    def visited(self, visits: Mapping[tuple[str, int], Callable[[int, Tensor], Tensor | None]]) -> AttentionTape:
+        """This tape, with visits. Raises InputError for those of patterns that never exist as a whole."""
+        for site, layer in visits:
+            if self.recompute and site in ("attn.hook_scores", "attn.hook_pattern"):
+                raise InputError(
+                    f"{site} of layer {layer} does not exist in a pass that makes patterns tile by tile; keep patterns"
+                )
+        return replace(self, visits=visits)
+
+    def visit(self, name: str, layer: int, activation: Tensor) -> Tensor:
+        """The activation at `attn.hook_{name}`, or what stands in for it."""
+        visit = self.visits.get((f"attn.hook_{name}", layer))
+        new = None if visit is None else visit(layer, activation)
+        return activation if new is None else new.to(activation.dtype).reshape(activation.shape)
 
 
 _tape: ContextVar[AttentionTape | None] = ContextVar("attention_tape", default=None)
+_UNHEARD = AttentionTape(keep=False)
 
 
 @contextmanager
@@ -52,21 +72,25 @@ def attention_tape(tape: AttentionTape) -> Iterator[AttentionTape]:
         _tape.reset(token)
 
 
-def install(model: Any) -> None:
-    """Route a transformers model's attention through this module."""
+@cache
+def register() -> None:
+    """Make this module's attention known to transformers as `NAME`."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, eager_mask)
-    model.set_attn_implementation(NAME)
 
 
 def attention_pattern(
     query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
     """Softmax weights (B, H, P, K) in at least float32; with sinks (H,) the rows sum to less than one."""
-    scores = _scores(query, key, mask, scaling, softcap)
+    return _softmax(_scores(query, key, mask, scaling, softcap), sinks)
+
+
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Of the last dimension; sinks (H,) take their share and are left out."""
     if sinks is None:
         return torch.softmax(scores, dim=-1)
     sink = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
@@ -97,17 +121,20 @@ def _attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The attention function registered with transformers: (B, H, P, d) queries -> (B, P, H, d) outputs."""
-    tape = _tape.get()
+    tape, layer = _tape.get() or _UNHEARD, module.layer_idx
+    query, key, value = (tape.visit(name, layer, one) for name, one in (("q", query), ("k", key), ("v", value)))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if tape is not None and tape.recompute:
-        mixed, tape.scores[module.layer_idx] = _in_tiles(query, key, value, attention_mask, scale, softcap, s_aux)
+    if tape.recompute:
+        mixed, tape.scores[layer] = _in_tiles(query, key, value, attention_mask, scale, softcap, s_aux)
         return mixed.to(value.dtype).transpose(1, 2).contiguous(), None
-    if tape is not None and tape.replay:
-        pattern = tape.patterns[module.layer_idx][None].to(query.device)
+    if tape.replay:
+        pattern = tape.patterns[layer][None].to(query.device)
     else:
-        pattern = attention_pattern(query, key, attention_mask, scale, softcap, s_aux)
-        if tape is not None:
-            tape.patterns[module.layer_idx] = pattern[0].detach()
+        scores = tape.visit("scores", layer, _scores(query, key, attention_mask, scale, softcap))
+        pattern = _softmax(scores, s_aux)
+        if tape.keep:
+            tape.patterns[layer] = pattern[0].detach()
+    pattern = tape.visit("pattern", layer, pattern)
     values = value.to(pattern.dtype).repeat_interleave(query.shape[1] // value.shape[1], dim=1)
     return torch.matmul(pattern, values).to(value.dtype).transpose(1, 2).contiguous(), None
 

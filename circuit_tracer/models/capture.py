@@ -5,19 +5,18 @@ Letters: L layers, P positions, D d_model, H heads, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.kernels.attend_back import Scores
-from circuit_tracer.models.attention import AttentionTape, attention_tape
-from circuit_tracer.models.norms import NormParameters
-from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
+from circuit_tracer.models.attention import AttentionTape
+from circuit_tracer.models.norms import FrozenNorm
+from circuit_tracer.models.parts import ModelParts, Norm
+from circuit_tracer.models.run import FINAL_NORM, ModelRun, Place, Visit
 
 
 @dataclass
@@ -47,6 +46,15 @@ class PromptCapture:
         """Number of tokens, special ones included."""
         return int(self.ids.shape[0])
 
+    def scales(self, layer: int, name: str, norm: Norm, x_nD: Tensor) -> FrozenNorm:
+        """The rule of a pass whose norms keep the scales of this one, for each of its sequences (models/run.py)."""
+        scale_P = self.final_inverse_sigma if name == FINAL_NORM else self.layers[layer].inverse_sigma[name]
+        return norm.parameters.freeze(scale_P.repeat(len(x_nD) // len(scale_P)))
+
+    def replayed(self) -> AttentionTape:
+        """For a pass whose attention keeps the patterns of this one."""
+        return AttentionTape(dict(enumerate(self.patterns)), replay=True)
+
 
 def capture(parts: ModelParts, ids: Tensor, keep_patterns: bool = True) -> PromptCapture:
     """Run the model once on ids (P,) and keep the frozen quantities; attention patterns, or queries, keys and log-sum-exp.
@@ -56,25 +64,51 @@ def capture(parts: ModelParts, ids: Tensor, keep_patterns: bool = True) -> Promp
     length and NumericalError when activations are not finite.
     """
     check_length(parts, ids)
-    layers = [LayerCapture() for _ in parts.layers]
+    kept, dtype = _Kept([LayerCapture() for _ in parts.layers]), parts.compute_dtype
     tape = AttentionTape(recompute=not keep_patterns)
-    first: dict[str, Tensor] = {}
-    final: dict[str, Tensor] = {}
-    with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(attention_tape(tape))
-        stack.enter_context(_hooks(parts, layers, first, final))
-        hidden = parts.model.base_model(input_ids=ids[None].to(parts.device), use_cache=False).last_hidden_state
-    result = _assemble(parts, ids, layers, tape, first, final, hidden[0].to(parts.compute_dtype))
+
+    def keep_first(layer: int, resid_1PD: Tensor) -> None:
+        kept.first = resid_1PD[0].detach().to(dtype)
+
+    def keep_mid(layer: int, resid_1PD: Tensor) -> None:
+        kept.layers[layer].resid_mid = resid_1PD[0].detach().to(dtype)
+
+    def keep_out(layer: int, out_1PD: Tensor) -> None:
+        kept.layers[layer].mlp_out = out_1PD[0].detach().to(dtype)
+
+    visits: dict[Place, Visit] = {("hook_resid_pre", 0): keep_first}
+    visits |= {("hook_resid_mid", layer): keep_mid for layer in range(len(kept.layers))}
+    visits |= {("mlp.hook_out", layer): keep_out for layer in range(len(kept.layers))}
+    final = ModelRun(parts, visits, norms=kept.norm, tape=tape)(ids).final[0]
+    result = _assemble(parts, ids, kept, tape, final)
     _require_finite(result)
     return result
 
 
+@dataclass
+class _Kept:
+    """What a pass leaves behind."""
+
+    layers: list[LayerCapture]
+    first: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, D) what enters the first layer
+    final_inverse_sigma: Tensor = field(default_factory=lambda: torch.empty(0))  # (P,)
+
+    def norm(self, layer: int, name: str, norm: Norm, x_PD: Tensor) -> FrozenNorm:
+        """Norms react, and their scales are kept."""
+        scale_P = norm.parameters.inverse_sigma(x_PD)
+        if name == FINAL_NORM:
+            self.final_inverse_sigma = scale_P
+        else:
+            self.layers[layer].inverse_sigma[name] = scale_P
+        return norm.parameters.freeze(scale_P)
+
+
 def logits_at(parts: ModelParts, final_nD: Tensor, softcap: bool = True) -> Tensor:
-    """Logits (n, V) of final-norm outputs (n, D), in the compute dtype."""
-    with torch.no_grad():
+    """Logits (n, V) of final-norm outputs (n, D), in the compute dtype; differentiable if these are."""
+    with torch.set_grad_enabled(final_nD.requires_grad):
         logits = parts.unembed(final_nD.to(next(parts.unembed.parameters()).dtype)).to(parts.compute_dtype)
-    cap = parts.final_softcap
-    return torch.tanh(logits / cap) * cap if softcap and cap else logits
+        cap = parts.final_softcap
+        return torch.tanh(logits / cap) * cap if softcap and cap else logits
 
 
 def check_length(parts: ModelParts, ids: Tensor) -> None:
@@ -89,68 +123,8 @@ def check_length(parts: ModelParts, ids: Tensor) -> None:
         )
 
 
-@contextmanager
-def _hooks(
-    parts: ModelParts, layers: list[LayerCapture], first: dict[str, Tensor], final: dict[str, Tensor]
-) -> Iterator[None]:
-    handles = []
-    dtype = parts.compute_dtype
-    try:
-        handles.append(
-            parts.layers[0].module.register_forward_pre_hook(_keep_input(first, "resid", dtype), with_kwargs=True)
-        )
-        handles += [exact_norm(parts.final_norm, final, "inverse_sigma")]
-        for layer, kept in zip(parts.layers, layers, strict=True):
-            handles += [exact_norm(norm, kept.inverse_sigma, name) for name, norm in layer.norms().items()]
-            handles += _mlp_hooks(layer, kept, dtype)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def exact_norm(norm: Norm, kept: dict[str, Tensor], name: str) -> Any:
-    """Hook: replace a norm's output by ours, computed in the compute dtype, and keep its 1/sigma (P,)."""
-
-    def hook(module: nn.Module, args: Sequence[Tensor], output: Tensor) -> Tensor:
-        x = args[0][0].to(norm.parameters.gain.dtype)
-        kept[name] = norm.parameters.inverse_sigma(x)
-        return norm.parameters.freeze(kept[name]).forward(x).to(output.dtype)[None]
-
-    return norm.module.register_forward_hook(hook)
-
-
-def _mlp_hooks(layer: LayerParts, kept: LayerCapture, dtype: torch.dtype) -> list[Any]:
-    reader = layer.mlp if layer.mlp_norm is None else layer.mlp_norm.module
-
-    def keep_resid_mid(module: nn.Module, args: Sequence[Tensor]) -> None:
-        kept.resid_mid = args[0][0].detach().to(dtype)
-
-    def keep_mlp_out(module: nn.Module, args: Sequence[Tensor], output: Any) -> None:
-        kept.mlp_out = (
-            (output[0] if isinstance(output, tuple) else output).detach().to(dtype).reshape(kept.resid_mid.shape)
-        )
-
-    return [reader.register_forward_pre_hook(keep_resid_mid), layer.mlp.register_forward_hook(keep_mlp_out)]
-
-
-def _keep_input(kept: dict[str, Tensor], name: str, dtype: torch.dtype) -> Any:
-    def hook(module: nn.Module, args: Sequence[Tensor], kwargs: dict[str, Any]) -> None:
-        kept[name] = (args[0] if args else kwargs["hidden_states"])[0].detach().to(dtype)
-
-    return hook
-
-
-def _assemble(
-    parts: ModelParts,
-    ids: Tensor,
-    layers: list[LayerCapture],
-    tape: AttentionTape,
-    first: dict[str, Tensor],
-    final: dict[str, Tensor],
-    hidden_PD: Tensor,
-) -> PromptCapture:
-    resid, positions = first["resid"], None
+def _assemble(parts: ModelParts, ids: Tensor, kept: _Kept, tape: AttentionTape, final_PD: Tensor) -> PromptCapture:
+    resid, positions = kept.first, None
     if parts.architecture.position_embedding is not None:
         table: Any = parts.model.get_submodule(parts.architecture.position_embedding)
         positions = table.weight[: ids.shape[0]].detach().to(resid.dtype)
@@ -158,11 +132,11 @@ def _assemble(
         ids=ids.detach().cpu(),
         embedding=resid if positions is None else resid - positions,
         position_embedding=positions,
-        layers=layers,
+        layers=kept.layers,
         patterns=[tape.patterns[layer] for layer in range(len(tape.patterns))],
         scores=[tape.scores[layer] for layer in range(len(tape.scores))],
-        final_inverse_sigma=final["inverse_sigma"],
-        final=hidden_PD,
+        final_inverse_sigma=kept.final_inverse_sigma,
+        final=final_PD,
     )
 
 
@@ -177,8 +151,3 @@ def _require_finite(captured: PromptCapture) -> None:
         raise NumericalError(
             "the model's final residual stream is not finite on this prompt. Check the model's weights."
         )
-
-
-def norm_parameters(norm: Norm | None) -> NormParameters | None:
-    """Parameters of a norm that may not exist."""
-    return None if norm is None else norm.parameters

@@ -14,14 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import CompatibilityError
 from circuit_tracer.kernels.attend_back import Scores, attend_back_, attend_back_recomputed_, mix_forward
-from circuit_tracer.models.capture import PromptCapture, norm_parameters
+from circuit_tracer.models.capture import PromptCapture
 from circuit_tracer.models.norms import FrozenNorm
-from circuit_tracer.models.parts import LayerParts, ModelParts
-
-INPUT_HOOKS = ("hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in")
-OUTPUT_HOOKS = ("hook_mlp_out", "mlp.hook_out")
+from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
+from circuit_tracer.models.sites import SITES, Side, Site, check_hooks
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class FrozenNetwork:
     def __init__(self, parts: ModelParts, captured: PromptCapture, input_hook: str, output_hook: str) -> None:
         check_hooks(parts, input_hook, output_hook)
         self.parts, self.captured = parts, captured
-        self.input_hook, self.output_hook = input_hook, output_hook
+        self.input_site, self.output_site = SITES[input_hook], SITES[output_hook]
         self.parallel = parts.parallel
         self.layers = [
             _freeze_layer(layer, kept.inverse_sigma, pattern, parts.config.n_key_value_heads)
@@ -111,42 +108,38 @@ class FrozenNetwork:
 
     def transcoder_output(self, layer: int) -> Tensor:
         """y_l (P, D): the true activation at the output hook."""
-        out = self.captured.layers[layer].mlp_out
-        return self._post_norm(layer).forward(out) if self._output_after_norm(layer) else out
+        out, norm = self.captured.layers[layer].mlp_out, self.layers[layer].mlp_post_norm
+        return out if norm is None or self.output_site.norm is not None else norm.forward(out)
 
     def read(self, layer: int, resid_mid: Tensor, constants: bool) -> Tensor:
         """Residual stream (P, D) before the MLP -> activation at the input hook."""
-        norm = self.layers[layer].mlp_norm
-        if self.input_hook == "hook_resid_mid" or norm is None:
+        norm = self._norm(layer, self.input_site)
+        if norm is None:
             return resid_mid
-        if self.input_hook == "ln2.hook_normalized":
-            return norm.normalise(resid_mid)
-        return norm.forward(resid_mid, constants)
+        return norm.normalise(resid_mid) if self._before_gain else norm.forward(resid_mid, constants)
 
     def read_adjoint(self, layer: int, e_nD: Tensor, position_n: Tensor) -> Tensor:
         """Adjoint of `read` for vectors (n, D) at given positions."""
-        norm = self.layers[layer].mlp_norm
-        if self.input_hook == "hook_resid_mid" or norm is None:
-            return e_nD
-        return norm.adjoint_at(e_nD, position_n, gain=self.input_hook == "mlp.hook_in")
+        norm = self._norm(layer, self.input_site)
+        return e_nD if norm is None else norm.adjoint_at(e_nD, position_n, gain=not self._before_gain)
 
     def write(self, layer: int, y: Tensor, constants: bool) -> Tensor:
         """Activation (P, D) at the output hook -> what is added to the residual stream."""
-        norm = self.layers[layer].mlp_post_norm
-        return y if self.output_hook == "hook_mlp_out" or norm is None else norm.forward(y, constants)
+        norm = self._norm(layer, self.output_site)
+        return y if norm is None else norm.forward(y, constants)
 
     def write_at(self, layer: int, d_nD: Tensor, position_n: Tensor) -> Tensor:
         """Linear part of `write` for vectors (n, D) at given positions."""
-        norm = self.layers[layer].mlp_post_norm
-        if self.output_hook == "hook_mlp_out" or norm is None:
+        norm = self._norm(layer, self.output_site)
+        if norm is None:
             return d_nD
         centred = d_nD - d_nD.mean(-1, keepdim=True) if norm.centred else d_nD
         return centred * norm.gain * norm.inverse_sigma[position_n][:, None]
 
     def write_adjoint(self, layer: int, g_nD: Tensor, position_n: Tensor) -> Tensor:
         """Adjoint of `write` for rows of gradients (n, D) at given positions."""
-        norm = self.layers[layer].mlp_post_norm
-        return g_nD if self.output_hook == "hook_mlp_out" or norm is None else norm.adjoint_at(g_nD, position_n)
+        norm = self._norm(layer, self.output_site)
+        return g_nD if norm is None else norm.adjoint_at(g_nD, position_n)
 
     def propagate(
         self,
@@ -168,33 +161,22 @@ class FrozenNetwork:
             resid = resid + attended + out
         return inputs, self.final_norm.forward(resid, constants)
 
-    def _post_norm(self, layer: int) -> FrozenNorm:
-        norm = self.layers[layer].mlp_post_norm
-        assert norm is not None
+    @property
+    def _before_gain(self) -> bool:
+        return self.input_site.side is Side.NORMALISED
+
+    def _norm(self, layer: int, site: Site) -> FrozenNorm | None:
+        """The norm between a place and the residual stream."""
+        norm: FrozenNorm | None = None if site.norm is None else getattr(self.layers[layer], site.norm)
         return norm
-
-    def _output_after_norm(self, layer: int) -> bool:
-        return self.output_hook == "hook_mlp_out" and self.layers[layer].mlp_post_norm is not None
-
-
-def check_hooks(parts: ModelParts, input_hook: str, output_hook: str) -> None:
-    """Refuse hook names that do not exist, or not in this architecture."""
-    for hook, known, role in ((input_hook, INPUT_HOOKS, "input"), (output_hook, OUTPUT_HOOKS, "output")):
-        if hook not in known:
-            raise CompatibilityError(f"transcoder {role} hook {hook!r} is unknown; known are {', '.join(known)}")
-    if input_hook == "ln2.hook_normalized" and parts.layers[0].mlp_norm is None:
-        raise CompatibilityError(
-            f"transcoder reads {input_hook!r}, but {parts.architecture.model_type} has no norm before its MLP; "
-            "use a transcoder trained on hook_resid_mid or mlp.hook_in"
-        )
 
 
 def _freeze_layer(
     layer: LayerParts, inverse_sigma: dict[str, Tensor], pattern: Tensor | Scores, n_kv: int
 ) -> FrozenLayer:
     def frozen(name: str) -> FrozenNorm | None:
-        parameters = norm_parameters(getattr(layer, name))
-        return None if parameters is None else parameters.freeze(inverse_sigma[name])
+        norm: Norm | None = getattr(layer, name)
+        return None if norm is None else norm.parameters.freeze(inverse_sigma[name])
 
     return FrozenLayer(
         parts=layer,

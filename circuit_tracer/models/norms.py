@@ -57,13 +57,17 @@ class FrozenNorm:
 
     def forward(self, x: Tensor, constants: bool = True) -> Tensor:
         """(..., P, D) -> (..., P, D); `constants` adds the shift."""
-        out = self.normalise(x) * self.gain
-        return out + self.shift if constants and self.shift is not None else out
+        return self.amplify(self.normalise(x), constants)
 
     def normalise(self, x: Tensor) -> Tensor:
         """x (..., P, D) centred if the norm centres, over sigma, before the gain."""
         x = x - x.mean(-1, keepdim=True) if self.centred else x
         return x * self.inverse_sigma[:, None]
+
+    def amplify(self, normalised: Tensor, constants: bool = True) -> Tensor:
+        """What follows `normalise`: the gain, and the shift with `constants`."""
+        out = normalised * self.gain
+        return out + self.shift if constants and self.shift is not None else out
 
     def adjoint_at(self, g_nD: Tensor, position_n: Tensor, gain: bool = True) -> Tensor:
         """Transpose of the linear part, for vectors (n, D) that sit at `position_n`; `gain=False` leaves the gain out."""

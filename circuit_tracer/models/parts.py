@@ -34,6 +34,8 @@ class LayerParts:
     """Modules of one layer; a norm that the architecture does not have is None."""
 
     module: nn.Module
+    attention: nn.Module
+    output: nn.Module  # the projection that follows the heads
     mlp: nn.Module
     attention_norm: Norm | None
     attention_post_norm: Norm | None
@@ -80,8 +82,6 @@ def bind(model: Any, model_name: str) -> ModelParts:
     architecture = architecture_of(config)
     dtype = float_weights(model)
     compute = torch.float64 if dtype is torch.float64 else torch.float32
-    if compute is torch.float64 and hasattr(config, "num_local_experts"):
-        model.set_experts_implementation("eager")  # the grouped products of experts exist in float32 and below only
     sizes = ModelConfig.from_hf(config, model_name, str(dtype).removeprefix("torch."))
     blocks = part(model, architecture.layers)
     layers = [_bind_layer(block, architecture, sizes, compute) for block in blocks.children()]
@@ -115,12 +115,15 @@ def _bind_layer(block: nn.Module, row: Architecture, sizes: ModelConfig, dtype: 
     value_weight, value_bias = value_projection(
         part(block, row.value), row.value_rows, sizes.n_heads, sizes.n_key_value_heads, sizes.d_head
     )
-    output_weight, output_bias = output_projection(part(block, row.output), row.value_rows)
+    output = part(block, row.output)
+    output_weight, output_bias = output_projection(output, row.value_rows)
     expected = (sizes.n_key_value_heads * sizes.d_head, sizes.d_model)
     if tuple(value_weight.shape) != expected:
         raise UnsupportedModelError(f"value projection has shape {tuple(value_weight.shape)}, expected {expected}")
     return LayerParts(
         module=block,
+        attention=part(block, row.attention),
+        output=output,
         mlp=part(block, row.mlp),
         attention_norm=norm(row.attention_norm),
         attention_post_norm=norm(row.attention_post_norm),

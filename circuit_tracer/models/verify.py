@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import UnsupportedModelError
-from circuit_tracer.models import attention
 from circuit_tracer.models.capture import PromptCapture, capture, logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.models.run import implementation
 
 # relative to the largest value: transformers rounds norms and softmax to float32 even in float64 models
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
@@ -24,10 +24,8 @@ def verify(parts: ModelParts, n_tokens: int = 6) -> None:
     length = min(n_tokens, parts.context_length or n_tokens)
     ids = torch.arange(1, 1 + length) * 7919 % parts.config.d_vocab
     tolerance = _TOLERANCE[next(parts.model.parameters()).dtype]
-    parts.model.set_attn_implementation("eager")
-    with torch.no_grad():
+    with torch.no_grad(), implementation(parts, "eager"):
         expected = parts.model(input_ids=ids[None].to(parts.device), use_cache=False).logits[0].to(parts.compute_dtype)
-    attention.install(parts.model)
     captured = capture(parts, ids)
     _compare(parts, "logits of the captured pass", logits_at(parts, captured.final), expected, tolerance)
     _compare(parts, "what enters the first layer", captured.embedding, _token_vectors(parts, ids, captured), tolerance)

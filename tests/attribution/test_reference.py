@@ -15,7 +15,7 @@ from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, Logi
 from circuit_tracer.graph.influence import node_influence
 from circuit_tracer.graph.pruning import prune_graph
 from circuit_tracer.graph.scores import graph_scores
-from circuit_tracer.models import attention
+from circuit_tracer.models.run import implementation
 from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import (
@@ -103,13 +103,9 @@ def test_layers_with_different_numbers_of_features_are_traced() -> None:
 @pytest.mark.parametrize("case", one_each(), ids=str)
 def test_reference_runs_the_model_itself(case: Case) -> None:
     model = build(case)
-    model.hf_model.set_attn_implementation("eager")
-    try:
-        # transformers rounds norms and softmax to float32 even in float64 models
-        with torch.no_grad():
-            expected = model.hf_model.base_model(input_ids=IDS[None]).last_hidden_state[0]
-    finally:
-        attention.install(model.hf_model)
+    # transformers rounds norms and softmax to float32 even in float64 models
+    with torch.no_grad(), implementation(model.parts, "eager"):
+        expected = model.hf_model.base_model(input_ids=IDS[None]).last_hidden_state[0]
     frozen = FrozenModel(model.parts, model.transcoders, IDS, [0])
     assert_equal(frozen.final, expected, 1e-5)
     _, final = frozen.run(frozen.tokens, frozen.writes)

@@ -22,8 +22,8 @@ from circuit_tracer.interventions import (
     probability,
 )
 from circuit_tracer.interventions.patching.attribution_patching import estimate_features, mean_gradients
-from circuit_tracer.interventions.patching.patching import pair_of
-from circuit_tracer.interventions.sites import SITES, run_batch, visiting
+from circuit_tracer.interventions.patching.pair import SITES, kept_activations, last_logits, pair_of
+from circuit_tracer.models.run import Visit
 from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 CLEAN = torch.tensor([1, 17, 4, 33, 17, 9])
@@ -54,18 +54,16 @@ def test_both_outputs_of_a_layer_carry_what_the_layer_adds(architecture: str) ->
     """At the last position of the last layer: attention and MLP output with the stream give the donor's answer."""
     model = replacement(architecture)
     pair = pair_of(model, CLEAN, CORRUPTED, probability(model, 3), "noising")
-    kept: dict[tuple[str, int], Tensor] = {}
-    with torch.no_grad(), visiting(model.parts, SITES, lambda site, layer, x: kept.update({(site, layer): x.clone()})):
-        run_batch(model.parts, CORRUPTED)
+    kept = kept_activations(model.parts, CORRUPTED, SITES.values())
 
-    def replace(site: str, layer: int, x: Tensor) -> Tensor | None:
-        return kept[site, layer] if layer == 2 else None
+    def replacing(site: str) -> Visit:
+        return lambda layer, x: kept[SITES[site], layer][None] if layer == 2 else None
 
     for sites in (("resid", "mlp_out", "attn_out"), ("resid", "mlp_out", "head")):
-        with torch.no_grad(), visiting(model.parts, sites, replace):
-            found = float(pair.metric.of(run_batch(model.parts, CLEAN)))
-        assert found == pytest.approx(pair.donor_value, rel=1e-9)
-    torch.testing.assert_close(kept["resid", 2], kept["resid", 1] + kept["attn_out", 1] + kept["mlp_out", 1])
+        logits = last_logits(model.parts, CLEAN, {SITES[site]: replacing(site) for site in sites})
+        assert float(pair.metric.of(logits)) == pytest.approx(pair.donor_value, rel=1e-9)
+    resid, attn_out, mlp_out = (SITES[name] for name in ("resid", "attn_out", "mlp_out"))
+    torch.testing.assert_close(kept[resid, 2], kept[resid, 1] + kept[attn_out, 1] + kept[mlp_out, 1])
 
 
 @pytest.mark.parametrize("mode", ["denoising", "noising"])
@@ -162,17 +160,14 @@ def test_named_features_are_patched_at_the_positions(model: ReplacementModel) ->
 def test_gradients_are_those_of_small_changes(architecture: str) -> None:
     model = replacement(architecture)
     pair = pair_of(model, CLEAN, CORRUPTED, logit_difference(model, 3, 7), "denoising")
-    gradient = mean_gradients(pair, set(SITES), 1)
+    gradient = mean_gradients(pair, set(SITES.values()), 1)
     generator = torch.Generator().manual_seed(0)
     for (site, layer), here in gradient.items():
         way = torch.randn(here.shape, generator=generator, dtype=torch.float64)
 
         def moved(step: float, site: str = site, layer: int = layer, way: Tensor = way) -> float:
-            def push(at: str, depth: int, x: Tensor) -> Tensor | None:
-                return x + step * way if (at, depth) == (site, layer) else None
-
-            with torch.no_grad(), visiting(model.parts, [site], push):
-                return float(pair.metric.of(run_batch(model.parts, pair.base)))
+            push: dict[str, Visit] = {site: lambda depth, x: x + step * way if depth == layer else None}
+            return float(pair.metric.of(last_logits(model.parts, pair.base, push)))
 
         found = (moved(1e-4) - moved(-1e-4)) / 2e-4
         assert found == pytest.approx(float((here * way).sum()), rel=1e-4, abs=1e-5)

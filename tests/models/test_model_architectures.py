@@ -11,11 +11,12 @@ import transformers
 from torch import Tensor
 
 from circuit_tracer.errors import InputError, NumericalError, UnsupportedModelError
-from circuit_tracer.models import architectures, attention
+from circuit_tracer.models import architectures
 from circuit_tracer.models.architectures import NormKind, ValueRows, architecture_of
 from circuit_tracer.models.capture import capture, logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import ModelParts, bind
+from circuit_tracer.models.run import implementation
 from circuit_tracer.models.verify import replay, verify
 from tests.support.tiny import ARCHITECTURES, SIZES, tiny_model
 
@@ -26,9 +27,7 @@ each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
 def parts_of(name: str, dtype: torch.dtype = torch.float64, **overrides: Any) -> ModelParts:
-    parts = bind(tiny_model(name, dtype, **overrides), name)
-    attention.install(parts.model)
-    return parts
+    return bind(tiny_model(name, dtype, **overrides), name)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -37,10 +36,8 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 def own_logits(parts: ModelParts, ids: Tensor) -> Tensor:
     """Logits (P, V) of the model's own eager forward pass."""
-    parts.model.set_attn_implementation("eager")
-    with torch.no_grad():
-        logits = parts.model(input_ids=ids[None], use_cache=False).logits[0]
-    attention.install(parts.model)
+    with torch.no_grad(), implementation(parts, "eager"):
+        logits: Tensor = parts.model(input_ids=ids[None], use_cache=False).logits[0]
     return logits
 
 
@@ -68,9 +65,7 @@ def test_frozen_network_replays_the_forward_pass(name: str) -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_every_architecture_is_verified(name: str, dtype: torch.dtype) -> None:
     for seed in range(3):
-        parts = bind(tiny_model(name, dtype, seed), name)
-        verify(parts)
-        assert parts.model.config._attn_implementation == attention.NAME
+        verify(bind(tiny_model(name, dtype, seed), name))
 
 
 @each_architecture

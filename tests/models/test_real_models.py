@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.models import attention
 from circuit_tracer.models.capture import capture, logits_at
+from circuit_tracer.models.run import implementation
 from circuit_tracer.models.verify import replay
 from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.tiny import tiny_transcoder
@@ -86,10 +86,8 @@ def test_frozen_network_replays_the_models_own_forward_pass(name: str, dtype: to
     for found, layer in zip(inputs, captured.layers, strict=True):
         assert float((found - layer.resid_mid).abs().max() / layer.resid_mid.abs().max()) <= tolerance
     assert float((final - captured.final).abs().max() / captured.final.abs().max()) <= tolerance
-    model.hf_model.set_attn_implementation("eager")
-    with torch.no_grad():
+    with torch.no_grad(), implementation(model.parts, "eager"):
         expected = model.hf_model(input_ids=ids[None], use_cache=False).logits[0]
-    attention.install(model.hf_model)
     assert float((logits_at(model.parts, captured.final) - expected).abs().max()) <= 1e-3
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.models import attention
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.training.evaluation import EvaluationSettings
 from circuit_tracer.transcoders import CrossLayerTranscoder, ReLU, SingleLayerTranscoder, Transcoders, TranscoderSet
@@ -18,7 +17,7 @@ ALL_TOKENS = EvaluationSettings(max_norm_ratio=None, random_baseline=False)
 
 def parts_of(name: str = "llama", dtype: torch.dtype = torch.float64, **overrides: Any) -> ModelParts:
     model = tiny_model(name, dtype, **overrides)
-    attention.install(model)
+    model.set_attn_implementation("eager")
     return bind(model, name)
 
 

@@ -13,12 +13,11 @@ import torch
 
 from circuit_tracer.features import BuildSettings, SeparateDocuments, build_features
 from circuit_tracer.features.corpus import Corpus
+from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.text.packing import Packer
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.text.token_files import TokenFiles
-from circuit_tracer.training.data.model_pass import ModelPass
-from circuit_tracer.training.data.points import Points
 from tests.support.tiny import tiny_model, tiny_transcoder
 
 N_FEATURES, LENGTH = 20, 16

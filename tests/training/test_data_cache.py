@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError, ResourceError
+from circuit_tracer.models.model_pass import ModelPass
 from circuit_tracer.training.data import ActivationBatch, BatchStream, cache
-from circuit_tracer.training.data.model_pass import ModelPass
 from tests.support import data_cases
 from tests.support.data_cases import batches, config, same, stream, texts, write_jsonl
 

@@ -14,12 +14,14 @@ from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
 from circuit_tracer.models import attention
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.frozen import INPUT_HOOKS, OUTPUT_HOOKS, FrozenNetwork
+from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.parts import ModelParts, bind
+from circuit_tracer.models.run import fast_attention, implementation
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.training.config.schema import DictionarySection
 from circuit_tracer.training.data.filters import kept_tokens
-from circuit_tracer.training.data.model_pass import ModelPass, fast_attention, require_finite, token_norms
-from circuit_tracer.training.data.points import Points
+from circuit_tracer.training.data.norms import require_finite, token_norms
+from circuit_tracer.training.data.points import points_of
 from tests.support import data_cases
 from tests.support.data_cases import BOS, EOS, PAD
 from tests.support.tiny import ARCHITECTURES, tiny_model
@@ -30,7 +32,6 @@ RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 
 def traced(parts: ModelParts, ids: Tensor, input_hook: str, output_hook: str) -> tuple[list[Tensor], list[Tensor]]:
     """Transcoder inputs and outputs of one prompt as tracing sees them."""
-    attention.install(parts.model)
     network = FrozenNetwork(parts, capture(parts, ids), input_hook, output_hook)
     layers = range(len(parts.layers))
     return [network.transcoder_input(layer) for layer in layers], [network.transcoder_output(layer) for layer in layers]
@@ -48,7 +49,7 @@ def test_rows_are_those_of_tracing(name: str, input_hook: str, output_hook: str)
     parts = bind(tiny_model(name, torch.float32), name)
     if input_hook == "ln2.hook_normalized" and parts.layers[0].mlp_norm is None:
         with pytest.raises(CompatibilityError, match="has no norm before its MLP"):
-            Points.of(DictionarySection(features=4, input_hook=input_hook), parts)  # type: ignore[arg-type]
+            points_of(DictionarySection(features=4, input_hook=input_hook), parts)  # type: ignore[arg-type]
         return
     x, y = run(parts, Points((0, 1, 2), input_hook, output_hook))
     for number, ids in enumerate(IDS):
@@ -62,14 +63,14 @@ def test_rows_are_those_of_tracing(name: str, input_hook: str, output_hook: str)
 @pytest.mark.parametrize("point", RESIDUAL)
 def test_an_sae_reads_the_residual_stream(name: str, point: str) -> None:
     parts = bind(tiny_model(name, torch.float32), name)
-    points = Points.of(DictionarySection(kind="sae", features=4, layers=[0, 2], point=point), parts)  # type: ignore[arg-type]
+    points = points_of(DictionarySection(kind="sae", features=4, layers=[0, 2], point=point), parts)  # type: ignore[arg-type]
     x, y = run(parts, points)
     assert x is y
     if point == "hook_resid_mid":
         expected = [run(parts, Points((layer,), point, "hook_mlp_out"))[0][0] for layer in (0, 2)]
     else:
-        attention.install(parts.model)
-        hidden = parts.model.base_model(input_ids=IDS, output_hidden_states=True).hidden_states
+        with implementation(parts, attention.NAME):
+            hidden = parts.model.base_model(input_ids=IDS, output_hidden_states=True).hidden_states
         last = layer_output(parts, 2)
         expected = [hidden[0], hidden[2]] if point == "hook_resid_pre" else [hidden[1], last]
     for found, wanted in zip(x, expected, strict=True):
@@ -109,7 +110,7 @@ def test_fast_attention_is_given_back(name: str) -> None:
 
 def test_a_layer_that_is_not_there_is_named() -> None:
     with pytest.raises(InputError, match="names layer 3; the model's layers are 0 to 2"):
-        Points.of(DictionarySection(kind="plt", features=4, layers=[1, 3]), data_cases.parts())
+        points_of(DictionarySection(kind="plt", features=4, layers=[1, 3]), data_cases.parts())
 
 
 def test_sequences_beyond_the_context_are_refused() -> None:

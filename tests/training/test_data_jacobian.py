@@ -10,10 +10,10 @@ import torch
 
 from circuit_tracer.errors import UnsupportedModelError
 from circuit_tracer.models.frozen import INPUT_HOOKS, OUTPUT_HOOKS
+from circuit_tracer.models.model_pass import ModelPass, Points
+from circuit_tracer.models.run import fast_attention
 from circuit_tracer.training.data import jacobian
 from circuit_tracer.training.data.jacobian import MLPDerivative, between
-from circuit_tracer.training.data.model_pass import ModelPass, fast_attention
-from circuit_tracer.training.data.points import Points
 from tests.support import data_cases
 from tests.support.tiny import ARCHITECTURES
 

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError, ResourceError
+from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.parts import bind
+from circuit_tracer.models.run import fast_attention
 from circuit_tracer.training.data import ActivationBatch, held_out_activations, held_out_tokens, open_stream
 from circuit_tracer.training.data.block import Block, Layout
-from circuit_tracer.training.data.model_pass import ModelPass, fast_attention
-from circuit_tracer.training.data.points import Points
 from circuit_tracer.training.ranks import Ranks
 from tests.support import data_cases
 from tests.support.data_cases import batches, config, same, stream, texts, write_jsonl

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError, NumericalError
-from circuit_tracer.interventions.points import hooked, run_model
 from circuit_tracer.models.capture import logits_at
+from circuit_tracer.models.model_pass import Points
 from circuit_tracer.models.parts import ModelParts
-from circuit_tracer.training.data.points import Points
+from circuit_tracer.models.run import ModelRun, in_rows
 from circuit_tracer.training.evaluation import Evaluation, evaluate
 from circuit_tracer.training.evaluation.passes import run
 from circuit_tracer.training.evaluation.replacement import Constant, Reconstructions, compare, final_outputs
@@ -59,8 +59,7 @@ def naive_final(parts: ModelParts, transcoders: Transcoders, ids: Tensor) -> Ten
         return out
 
     hooks = transcoders.feature_input_hook, transcoders.feature_output_hook
-    with hooked(parts, *hooks, read, write):
-        return run_model(parts, ids)[0]
+    return ModelRun(parts, {hooks[0]: in_rows(parts, read), hooks[1]: in_rows(parts, write)})(ids).final[0]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -75,7 +74,7 @@ def test_replaced_passes_equal_plain_hooks_on_every_architecture(architecture: s
     found = final_outputs(parts, ids_BP, points_of(parts, transcoders), Reconstructions(transcoders))
     expected = torch.cat([naive_final(parts, transcoders, ids) for ids in ids_BP])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)  # norms round to float32 in the model
-    own = torch.cat([run_model(parts, ids)[0] for ids in ids_BP])
+    own = torch.cat([ModelRun(parts)(ids).final[0] for ids in ids_BP])
     torch.testing.assert_close(run(parts, ids_BP), own, rtol=1e-5, atol=1e-6)
     assert (found.view(3, 9, -1)[:, 0] == run(parts, ids_BP).view(3, 9, -1)[:, 0]).all()
     assert (found - own).view(3, 9, -1)[:, 1:].abs().max() > 0.05
@@ -88,7 +87,7 @@ def test_numbers_are_the_definitions() -> None:
     evaluation = evaluate(parts, None, transcoders, tokens, ALL_TOKENS)
     own, other, following = [], [], []
     for ids in tokens:
-        own.append(logits_at(parts, run_model(parts, ids)[0])[1:-1].log_softmax(-1))
+        own.append(logits_at(parts, ModelRun(parts)(ids).final[0])[1:-1].log_softmax(-1))
         other.append(logits_at(parts, naive_final(parts, transcoders, ids))[1:-1].log_softmax(-1))
         following.append(ids[2:])
     p, q, truth = torch.cat(own), torch.cat(other), torch.cat(following)
@@ -113,7 +112,7 @@ def sure(parts: ModelParts, ids: Tensor) -> Tensor:
     """The same sequence, every other token the one the model expects."""
     ids = ids.clone()
     for place in range(2, len(ids), 2):
-        ids[place] = logits_at(parts, run_model(parts, ids[:place])[0])[-1].argmax()
+        ids[place] = logits_at(parts, ModelRun(parts)(ids[:place]).final[0])[-1].argmax()
     return ids
 
 

@@ -111,7 +111,7 @@ def test_the_demo_measured_here_has_the_numbers_of_its_card() -> None:
     from circuit_tracer.demo import MODEL, world
     from circuit_tracer.demo.show import load_demo
     from circuit_tracer.models.capture import logits_at
-    from circuit_tracer.training.data.points import Points
+    from circuit_tracer.models.model_pass import Points
     from circuit_tracer.training.evaluation.passes import run
     from circuit_tracer.training.evaluation.replacement import Reconstructions, final_outputs
 

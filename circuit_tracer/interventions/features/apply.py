@@ -22,10 +22,9 @@ from circuit_tracer.interventions.features.edits import Edit
 from circuit_tracer.interventions.features.iterative import IterativePass
 from circuit_tracer.interventions.features.observe import FeatureChanges, Watch, Watcher, moved
 from circuit_tracer.interventions.features.outcome import Outcome
-from circuit_tracer.interventions.features.passes import Freeze, Pass, passing
+from circuit_tracer.interventions.features.passes import Freeze, Pass
 from circuit_tracer.interventions.features.resolve import Change, Place, resolve_edits, settings_of
 from circuit_tracer.interventions.features.semantics import Kind, Semantics, semantics_of
-from circuit_tracer.interventions.points import run_model
 from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
@@ -127,8 +126,7 @@ def _run(
     left_out = [copy * clean.n_pos + position for copy in range(len(carried)) for position in clean.left_out]
     arguments = (clean.model, settings_of(carried, clean), freeze, watcher, left_out)
     changes = IterativePass(*arguments, clean.active) if meaning.kind == "iterative" else Pass(*arguments)
-    with passing(clean.model, changes, freeze):
-        final, _ = run_model(clean.model.parts, clean.ids, copies=len(carried))
+    final = changes.run()(clean.ids, copies=len(carried)).final.flatten(0, 1)
     features: list[FeatureChanges | None] = [None] * len(experiments) if watcher is None else [*watcher.result()]
     return clean.final + moved(final, clean.final, len(experiments)), features
 

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.interventions.features.activations import Recorder
-from circuit_tracer.interventions.features.passes import Freeze, patched
+from circuit_tracer.interventions.features.passes import Freeze, Pass
 from circuit_tracer.interventions.features.settings import Intervention, resolve
-from circuit_tracer.interventions.points import run_model
 from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.tokenization import Prompt, zero_positions
 
@@ -54,8 +53,7 @@ def feature_intervention(
     settings = resolve(interventions, model.transcoders, len(ids), model.parts.device, model.parts.compute_dtype)
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
     recorder = Recorder(model.transcoders, sparse, apply_activation_function, left_out) if return_activations else None
-    with patched(model, settings, freeze, recorder, left_out):
-        final, _ = run_model(model.parts, ids)
+    final = Pass(model, settings, freeze, recorder, left_out).run()(ids).final[0]
     return logits_at(model.parts, final)[None], recorder.result() if recorder is not None else None
 
 

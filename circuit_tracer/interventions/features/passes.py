@@ -10,8 +10,8 @@ Letters: L layers, P positions, D d_model, T layers written to, n features set.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -21,10 +21,9 @@ from circuit_tracer.attribution.memory import as_size, free_bytes
 from circuit_tracer.errors import InputError, ResourceError
 from circuit_tracer.interventions.features.activations import activations_of
 from circuit_tracer.interventions.features.settings import LayerSettings
-from circuit_tracer.interventions.points import hooked
-from circuit_tracer.models.attention import AttentionTape, attention_tape
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.frozen import FrozenNetwork
+from circuit_tracer.models.run import ModelRun, Visit, in_rows, live_scales
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
@@ -65,11 +64,19 @@ class Freeze:
             )
         self.holds_scales = len(self.layers) == n_layers if norms is None else norms
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
+    def applied(self) -> AbstractContextManager[None]:
         """Inside the block, passes of `model.parts.model` over the same tokens are frozen."""
-        with patched(self.model, {}, self):
-            yield
+        return Pass(self.model, {}, self).run().active()
+
+    def run(self, model_visits: Mapping[str, Visit]) -> ModelRun:
+        """A run in which this is held."""
+        captured = self.network.captured
+        return ModelRun(
+            self.model.parts,
+            model_visits,
+            norms=captured.scales if self.holds_scales else live_scales,
+            tape=captured.replayed() if self.attention else None,
+        )
 
     def input(self, layer: int) -> Tensor:
         """What the transcoder of a layer reads (P, D) on the clean prompt."""
@@ -109,52 +116,34 @@ def clean_network(model: Traceable, ids: Tensor, patterns: bool = True) -> Froze
     return FrozenNetwork(parts, capture(parts, ids, keep_patterns=keep), *hooks)
 
 
-@contextmanager
-def patched(
-    model: Traceable,
-    settings: dict[int, LayerSettings],
-    freeze: Freeze | None = None,
-    observer: Observer | None = None,
-    zero_positions: list[int] | None = None,
-) -> Iterator[None]:
-    """Inside the block, passes of the model have features set; `observer` sees what the transcoders read. At
-    `zero_positions` (rows of the pass) features count as inactive, as in circuit-tracer.
-    """
-    with passing(model, Pass(model, settings, freeze, observer, zero_positions or []), freeze):
-        yield
-
-
-@contextmanager
-def passing(model: Traceable, changes: Pass, freeze: Freeze | None) -> Iterator[None]:
-    """Inside the block, passes of the model go through `changes`, with what `freeze` holds."""
-    with ExitStack() as stack:
-        scales = None
-        if freeze is not None:
-            captured = freeze.network.captured
-            if freeze.attention:
-                stack.enter_context(attention_tape(AttentionTape(dict(enumerate(captured.patterns)), replay=True)))
-            scales = captured if freeze.holds_scales else None
-        hooks = model.transcoders.feature_input_hook, model.transcoders.feature_output_hook
-        stack.enter_context(hooked(model.parts, *hooks, changes.read, changes.write, scales))
-        yield
-
-
 class Pass:
-    """What the hooks of a pass do and remember; for direct and constrained semantics."""
+    """What a pass does and remembers at the transcoders' places, for direct and constrained semantics.
+
+    `observer` sees what the transcoders read. At `zero_positions` (rows of the pass) features count as inactive, as in
+    circuit-tracer.
+    """
 
     def __init__(
         self,
         model: Traceable,
         settings: dict[int, LayerSettings],
-        freeze: Freeze | None,
-        observer: Observer | None,
-        zero_positions: list[int],
+        freeze: Freeze | None = None,
+        observer: Observer | None = None,
+        zero_positions: Sequence[int] = (),
     ) -> None:
+        self.parts = model.parts
         self.transcoders, self.settings, self.freeze, self.observer = model.transcoders, settings, freeze, observer
         self.held = freeze.layers if freeze is not None else frozenset[int]()
         self.zero_positions = torch.tensor(zero_positions, dtype=torch.int64, device=model.parts.device)
         self.input: dict[int, Tensor] = {}  # (P, D) of held layers, on the way from the input hook to the output hook
         self.delta: dict[int, Tensor] = {}  # (P, D) still to be added at layers ahead
+
+    def run(self, visits: Mapping[str, Visit] | None = None) -> ModelRun:
+        """The run of the model that this is, with `visits` at other sites."""
+        read, write = in_rows(self.parts, self.read), in_rows(self.parts, self.write)
+        own = {self.transcoders.feature_input_hook: read, self.transcoders.feature_output_hook: write}
+        every = {**own, **(visits or {})}
+        return ModelRun(self.parts, every) if self.freeze is None else self.freeze.run(every)
 
     def read(self, layer: int, x_PD: Tensor) -> None:
         """Observe; turn what is set here into changes of what this layer and later ones write."""

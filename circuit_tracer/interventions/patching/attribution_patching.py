@@ -10,6 +10,7 @@ Letters: P positions, D d_model, H heads, n features.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -17,23 +18,26 @@ from torch import Tensor
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.patching.metrics import Metric
-from circuit_tracer.interventions.patching.patching import (
+from circuit_tracer.interventions.patching.pair import (
+    SITES,
     Pair,
     Patch,
+    Site,
     kept_activations,
+    last_logits,
     pair_of,
     patches_of,
     places_of,
     require_single,
 )
 from circuit_tracer.interventions.patching.table import Mode, PatchTable
-from circuit_tracer.interventions.sites import Site, run_batch, visiting
+from circuit_tracer.models.run import Place
 from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
 
-Kept = dict[tuple[str, int], Tensor]
+FIRST: Place = ("hook_resid_pre", 0)
 
 
 def attribution_patching(
@@ -60,11 +64,14 @@ def attribution_patching(
     patches = patches_of(pair, sites, layers, places)
     if features:
         require_single(places)
-    names = {patch.site for patch in patches}
+    parts, names = model.parts, {SITES[patch.site] for patch in patches}
     gradient = mean_gradients(pair, names, steps) if names else {}
-    base, donor = (kept_activations(pair, ids, names) for ids in (pair.base, pair.donor))
-    product = {key: (donor[key] - base[key]).to(pair.model.parts.compute_dtype) * gradient[key] for key in gradient}
-    value = [pair.base_value + _share(product[patch.site, patch.layer], patch, pair) for patch in patches]
+    base, donor = (kept_activations(parts, ids, names) for ids in (pair.base, pair.donor))
+    product = {place: (donor[place] - base[place]).to(parts.compute_dtype) * gradient[place] for place in gradient}
+    shares = (
+        product[SITES[patch.site], patch.layer][patch.rows, patch.columns(parts.config.d_head)] for patch in patches
+    )
+    value = [pair.base_value + float(share.sum()) for share in shares]
     if features:
         found, estimate = estimate_features(pair, steps, layers, places)
         order = torch.argsort(estimate.abs(), descending=True, stable=True)[:features].tolist()
@@ -81,29 +88,30 @@ def strongest_features(pair: Pair, count: int, layers: list[int] | None, places:
     return [patches[number] for number in order.tolist()]
 
 
-def mean_gradients(pair: Pair, sites: set[str], steps: int) -> Kept:
-    """Gradients (P, ...) of the metric at every activation of the sites, by site and layer, in the compute dtype."""
+def mean_gradients(pair: Pair, sites: set[str], steps: int) -> dict[Place, Tensor]:
+    """Gradients (P, ...) of the metric at sites of every layer, in the compute dtype."""
     parts = pair.model.parts
-    inputs = [kept_activations(pair, ids, {"resid"})["resid", 0] for ids in (pair.base, pair.donor)]
-    total: Kept = {}
+    inputs = [kept_activations(parts, ids, [FIRST[0]])[FIRST] for ids in (pair.base, pair.donor)]
+    total: dict[Place, Tensor] = {}
     for step in range(steps):
-        embedding = torch.lerp(inputs[0], inputs[1], step / steps)
-        live: Kept = {}
+        start_1PD = torch.lerp(inputs[0], inputs[1], step / steps)[None].requires_grad_()
+        live: dict[Place, Tensor] = {}
 
-        def keep(site: str, layer: int, x: Tensor, embedding: Tensor = embedding, live: Kept = live) -> Tensor | None:
-            new = None
-            if (site, layer) == ("resid", 0):
-                new = x = embedding[None].clone().requires_grad_()
-            live[site, layer] = x
-            return new
+        def keep(
+            site: str, layer: int, x: Tensor, start: Tensor = start_1PD, live: dict[Place, Tensor] = live
+        ) -> Tensor | None:
+            begins = (site, layer) == FIRST
+            live[site, layer] = start if begins else x
+            return start if begins else None
 
-        with torch.enable_grad(), visiting(parts, sites | {"resid"}, keep, pair.model.transcoders.feature_output_hook):
-            metric = pair.metric.of(run_batch(parts, pair.base)).sum()
-        keys = [key for key in live if key[0] in sites]
-        found = torch.autograd.grad(metric, [live[key] for key in keys], allow_unused=True)
-        for key, gradient in zip(keys, found, strict=True):
-            here = torch.zeros_like(live[key]) if gradient is None else gradient
-            total[key] = total.get(key, 0) + here[0].detach().to(parts.compute_dtype) / steps
+        visits = {site: partial(keep, site) for site in sites | {FIRST[0]}}
+        with torch.enable_grad():
+            metric = pair.metric.of(last_logits(parts, pair.base, visits, gradients=True)).sum()
+        places = [place for place in live if place[0] in sites]
+        found = torch.autograd.grad(metric, [live[place] for place in places], allow_unused=True)
+        for place, gradient in zip(places, found, strict=True):
+            here = torch.zeros_like(live[place]) if gradient is None else gradient
+            total[place] = total.get(place, 0) + here[0].detach().to(parts.compute_dtype) / steps
     return total
 
 
@@ -113,8 +121,9 @@ def estimate_features(
     """Every feature whose activation differs between the prompts at these positions, with the estimated change (n,) of
     the metric.
     """
-    gradient = mean_gradients(pair, {"dictionary_out"}, steps)
     transcoders, (base, donor) = pair.model.transcoders, pair.runs
+    written = transcoders.feature_output_hook
+    gradient = mean_gradients(pair, {written}, steps)
     patches: list[Patch] = []
     estimates: list[Tensor] = []
     for layer in range(transcoders.n_layers) if layers is None else layers:
@@ -133,14 +142,7 @@ def estimate_features(
         unique, back = torch.unique(index, return_inverse=True)
         rows_nTD = transcoders.decoder_rows(layer, unique).to(change)
         for slot, target in enumerate(transcoders.target_layers(layer)):
-            slope += (rows_nTD[back, slot] * gradient["dictionary_out", target][position]).sum(-1)
+            slope += (rows_nTD[back, slot] * gradient[written, target][position]).sum(-1)
         patches += [Patch("feature", layer, p, f) for p, f in zip(position.tolist(), index.tolist(), strict=True)]
         estimates.append(change * slope)
     return patches, torch.cat(estimates) if estimates else torch.zeros(0)
-
-
-def _share(product_PN: Tensor, patch: Patch, pair: Pair) -> float:
-    d_head = pair.model.parts.config.d_head
-    columns = slice(None) if patch.unit < 0 else slice(patch.unit * d_head, (patch.unit + 1) * d_head)
-    place = slice(None) if patch.position < 0 else patch.position
-    return float(product_PN[place, columns].sum())

@@ -15,9 +15,8 @@ from torch import Tensor
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.features.activations import Recorder
 from circuit_tracer.interventions.features.intervene import freeze_for
-from circuit_tracer.interventions.features.passes import Freeze, patched
+from circuit_tracer.interventions.features.passes import Freeze, Pass
 from circuit_tracer.interventions.features.settings import Intervention, LayerSettings, open_ended, resolve
-from circuit_tracer.interventions.points import run_model
 from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.tokenization import Prompt, zero_positions
 
@@ -169,8 +168,8 @@ class _Generation:
     ) -> None:
         """Run the model on the tokens that it has not seen, and choose the next one."""
         recorder = Recorder(self.model.transcoders, self.sparse, self.apply, left_out) if self.record else None
-        with patched(self.model, settings, freeze, recorder, left_out):
-            final, self.past = run_model(self.model.parts, fed, self.past, keep_past=True)
+        run = Pass(self.model, settings, freeze, recorder, left_out).run()
+        (final,), self.past = run(fed, past=self.past, keep_past=True)
         if recorder is not None:
             self.activations.append(recorder.result())
         self.logits.append(logits_at(self.model.parts, final[-1:])[0])

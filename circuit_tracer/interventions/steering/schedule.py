@@ -6,13 +6,13 @@ to what the feature would be there and then. Letters: P positions, D d_model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.features.clean import CleanRun
@@ -20,6 +20,7 @@ from circuit_tracer.interventions.features.edits import Edit, FeatureAt
 from circuit_tracer.interventions.features.resolve import Change, Place, first_generated, reached, resolve_edits, taken
 from circuit_tracer.interventions.features.settings import LayerSettings
 from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.models.run import Visit
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
@@ -64,8 +65,8 @@ class SteeringPlan:
     def __init__(self, model: Traceable, clean: CleanRun, interventions: Sequence[Edit | Direction]) -> None:
         self.parts, self.n_pos, self.left_out = model.parts, clean.n_pos, clean.left_out
         edits = [each for each in interventions if isinstance(each, Edit)]
-        self.directions = [each for each in interventions if isinstance(each, Direction)]
-        for direction in self.directions:
+        self.directed = [each for each in interventions if isinstance(each, Direction)]
+        for direction in self.directed:
             _check_direction(direction, model.parts)
         self.prompt: dict[Place, Change] = resolve_edits(edits, clean, generating=True)
         self.rules: dict[tuple[int, int], Rule] = {}
@@ -93,29 +94,19 @@ class SteeringPlan:
             for layer, entries in rows.items()
         }
 
-    @contextmanager
-    def directed(self, start: int) -> Iterator[None]:
-        """Inside the block, passes that begin at position `start` have the directions added."""
-        handles = []
-        try:
-            for direction in self.directions:
-                module = self.parts.layers[direction.layer].module
-                handles.append(module.register_forward_hook(self._hook(direction, start)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def directions(self, start: int) -> dict[str, Visit]:
+        """What adds the directions in a pass that begins at position `start`."""
+        return {"hook_resid_post": partial(self._add_directions, start)} if self.directed else {}
 
-    def _hook(self, direction: Direction, start: int) -> Any:
-        def add(module: nn.Module, args: Any, output: Any) -> Any:
-            first: Tensor = output[0] if isinstance(output, tuple) else output
-            change = (direction.vector * direction.strength).to(first)
-            rows = [row for row in range(first.shape[-2]) if self._directs(direction, start + row)]
-            changed = first.clone()
-            changed[..., rows, :] += change
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-        return add
+    def _add_directions(self, start: int, layer: int, resid_BPD: Tensor) -> Tensor | None:
+        here = [direction for direction in self.directed if direction.layer == layer]
+        if not here:
+            return None
+        changed = resid_BPD.clone()
+        for direction in here:
+            rows = [row for row in range(resid_BPD.shape[1]) if self._directs(direction, start + row)]
+            changed[:, rows] += (direction.vector * direction.strength).to(changed)
+        return changed
 
     def _directs(self, direction: Direction, position: int) -> bool:
         return position not in self.left_out if direction.start is None else position >= direction.start

@@ -21,8 +21,7 @@ from torch import Tensor
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit
-from circuit_tracer.interventions.features.passes import patched
-from circuit_tracer.interventions.points import run_model
+from circuit_tracer.interventions.features.passes import Pass
 from circuit_tracer.interventions.steering.schedule import Direction, SteeringPlan
 from circuit_tracer.interventions.steering.text_stream import TextStream
 from circuit_tracer.models.capture import check_length, logits_at
@@ -156,8 +155,8 @@ def _generate(
     for _ in range(sampling.max_new_tokens):
         start = 0 if past is None else len(ids) - 1
         left_out = plan.left_out if start == 0 else []
-        with patched(model, plan.settings(start, len(ids)), zero_positions=left_out), plan.directed(start):
-            final, past = run_model(model.parts, ids[start:], past, keep_past=cache)
+        run = Pass(model, plan.settings(start, len(ids)), zero_positions=left_out).run(plan.directions(start))
+        (final,), past = run(ids[start:], past=past, keep_past=cache)
         logits = logits_at(model.parts, final[-1:])[0]
         kept += [logits.cpu()] if keep_logits else []
         chosen = sampling.choose(logits, generator)

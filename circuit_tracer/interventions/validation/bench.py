@@ -7,11 +7,10 @@ Letters: B experiments, P positions, D d_model, N features read, K targets, n so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +20,9 @@ from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.features.clean import CleanRun
-from circuit_tracer.interventions.features.passes import Freeze, Pass, passing
-from circuit_tracer.interventions.points import run_model
+from circuit_tracer.interventions.features.passes import Freeze, Pass
 from circuit_tracer.models.capture import logits_at
+from circuit_tracer.models.run import Visit
 
 WINDOW = 3  # layers whose MLPs are held in the condition "window": the source's own and the next two, as in the paper
 
@@ -159,9 +158,7 @@ class Bench:
         for copy, sources in enumerate(experiments, start=1):
             self._take_out(changes, sources, copy, copies)
         tokens = [(copy, place) for copy, each in enumerate(experiments, start=1) for place in each.tokens]
-        with passing(self.model, changes, freeze), self._without_tokens(tokens):
-            final, _ = run_model(self.parts, self.clean.ids, copies=copies)
-        final = final.unflatten(0, (copies, self.n_pos))
+        final = changes.run(self._without_tokens(tokens))(self.clean.ids, copies=copies).final
         moved = (final[1:] - final[:1])[:, self.target_position]
         return Readings(reader.result(), (moved * self.target_vectors).sum(-1), final[1:])
 
@@ -178,24 +175,18 @@ class Bench:
                 delta = changes.delta.setdefault(layer, torch.zeros_like(like))
                 delta[first_row + position] -= self.linear.error[layer, position]
 
-    @contextmanager
-    def _without_tokens(self, places: list[tuple[int, int]]) -> Iterator[None]:
-        """Inside the block, embeddings of tokens (copy, position) are missing; their positions' own vectors stay."""
-        if not places:
-            yield
-            return
+    def _without_tokens(self, places: list[tuple[int, int]]) -> dict[str, Visit]:
+        """Embeddings of tokens (copy, position) are missing; their positions' own vectors stay."""
 
-        def drop(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        def drop(layer: int, resid_BPD: Tensor) -> Tensor | None:
+            if layer > 0:
+                return None
+            left = resid_BPD.clone()
             for copy, position in places:
-                hidden[copy, position] -= self.network.captured.embedding[position].to(hidden)
-            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+                left[copy, position] -= self.network.captured.embedding[position].to(left)
+            return left
 
-        handle = self.parts.layers[0].module.register_forward_pre_hook(drop, with_kwargs=True)
-        try:
-            yield
-        finally:
-            handle.remove()
+        return {"hook_resid_pre": drop} if places else {}
 
 
 class _Reader:

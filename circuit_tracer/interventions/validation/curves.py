@@ -13,7 +13,6 @@ Letters: B perturbations of a pass, P positions, D d_model, L layers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +23,9 @@ from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.pruning import PruneResult
 from circuit_tracer.graph.validation import Curve
 from circuit_tracer.interventions.features.iterative import IterativePass
-from circuit_tracer.interventions.features.passes import Pass, passing
-from circuit_tracer.interventions.points import run_model
+from circuit_tracer.interventions.features.passes import Pass
 from circuit_tracer.interventions.validation.bench import Bench
+from circuit_tracer.models.run import Visit
 
 KINDS = ("feature", "encoder", "random")
 PERTURBATIONS = 48  # of each kind, at the kept features of most influence
@@ -119,8 +118,7 @@ def _spread(batch: Sequence[Perturbation], bench: Bench, iterative: bool) -> _Sp
         else _Recording(bench.model, {}, freeze, None, left_out)
     )
     streams: list[Tensor] = []
-    with passing(bench.model, changes, freeze), _perturbed(batch, bench, streams):
-        run_model(bench.parts, bench.clean.ids, copies=copies)
+    changes.run(_perturbed(batch, bench, streams))(bench.clean.ids, copies=copies)
     outputs = [changes.written[layer].unflatten(0, (copies, n_pos)) for layer in range(bench.n_layers)]
     return _Spread([each[1:] - each[:1] for each in streams[1:]], [each[1:] - each[:1] for each in outputs])
 
@@ -143,29 +141,25 @@ class _RecordingIterative(_Recording, IterativePass):
     """The same of the dictionary's network."""
 
 
-@contextmanager
-def _perturbed(batch: Sequence[Perturbation], bench: Bench, streams: list[Tensor]) -> Iterator[None]:
-    """Inside the block, sequence k + 1 of a pass is perturbed as the k-th says; `streams` gets what enters every layer, and
-    the final norm, (B + 1, P, D).
+def _perturbed(batch: Sequence[Perturbation], bench: Bench, streams: list[Tensor]) -> dict[str, Visit]:
+    """Sequence k + 1 of a pass is perturbed as the k-th says; `streams` gets what enters every layer, and what the last one
+    hands on, (B + 1, P, D).
     """
     dtype = bench.parts.compute_dtype
 
-    def hook_at(layer: int) -> Any:
-        def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hidden = (args[0] if args else kwargs["hidden_states"]).clone()
-            for number, each in enumerate(batch, start=1):
-                if each.layer == layer:
-                    hidden[number, each.position] += each.vector.to(hidden)
-            streams.append(hidden.to(dtype))
-            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+    def enter(layer: int, resid_BPD: Tensor) -> Tensor:
+        resid_BPD = resid_BPD.clone()
+        for number, each in enumerate(batch, start=1):
+            if each.layer == layer:
+                resid_BPD[number, each.position] += each.vector.to(resid_BPD)
+        streams.append(resid_BPD.to(dtype))
+        return resid_BPD
 
-        return enter
+    def leave(layer: int, resid_BPD: Tensor) -> None:
+        if layer == bench.n_layers - 1:
+            streams.append(resid_BPD.to(dtype))
 
-    with ExitStack() as stack:
-        modules = [*(layer.module for layer in bench.parts.layers), bench.parts.final_norm.module]
-        for layer, module in enumerate(modules):
-            stack.callback(module.register_forward_pre_hook(hook_at(layer), with_kwargs=True).remove)
-        yield
+    return {"hook_resid_pre": enter, "hook_resid_post": leave}
 
 
 def _compare(real: Tensor, made: Tensor) -> tuple[float, float, float]:

@@ -14,7 +14,6 @@ Letters: B points of a pass, P positions, D d_model, n kept features, T targets.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,10 +27,9 @@ from circuit_tracer.graph.validation import Agreement
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.passes import Freeze
 from circuit_tracer.interventions.features.semantics import Kind, Semantics, semantics_of
-from circuit_tracer.interventions.sites import visiting
 from circuit_tracer.interventions.validation.bench import logit_targets
 from circuit_tracer.interventions.validation.statistics import agreement
-from circuit_tracer.models.attention import AttentionTape, attention_tape
+from circuit_tracer.models.run import ModelRun
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
@@ -146,13 +144,10 @@ class _Way:
     def _read_outs(self, shares: Tensor, targets: Tensor) -> Iterator[Tensor]:
         """Read-outs of one pass, summed over its points."""
         inputs: dict[int, Tensor] = {}
-        with self._passing(shares, inputs):
-            ids = self.ids[None].expand(len(shares), -1).to(self.parts.device)
-            final = self.parts.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        final = self._run(shares, inputs)(self.ids, copies=len(shares), gradients=True).final
         pre: dict[int, Tensor] = {}
         for layer, (column, position, vectors) in self.encoders.items():
-            x_BPD = inputs[layer].unflatten(0, (len(shares), self.n_pos))
-            totals = (x_BPD[:, position] * vectors).sum((0, 2))
+            totals = (inputs[layer][:, position] * vectors).sum((0, 2))
             pre |= {int(number): totals[place] for place, number in enumerate(column)}
         yield from (pre[number] for number in range(len(self.rows)))
         weight: Tensor = self.parts.unembed.weight  # type: ignore[assignment]
@@ -162,28 +157,20 @@ class _Way:
             vector = weight[tokens[row]].to(self.parts.compute_dtype) - mean
             yield (final[:, places[row]].to(vector) * vector).sum()
 
-    @contextmanager
-    def _passing(self, shares: Tensor, inputs: dict[int, Tensor]) -> Iterator[None]:
-        """Inside the block, passes have features at their shares; `inputs` gets what the transcoders read (B * P, D)."""
-        captured, transcoders = self.freeze.network.captured, self.model.transcoders
-        size = (len(shares), self.n_pos, self.parts.config.d_model)
+    def _run(self, shares: Tensor, inputs: dict[int, Tensor]) -> ModelRun:
+        """A run with features at their shares; `inputs` gets what the transcoders read (B, P, D)."""
+        transcoders = self.model.transcoders
 
-        def visit(site: str, layer: int, x: Tensor) -> Tensor | None:
-            if site == "dictionary_in":
-                inputs[layer] = x
-                return None
-            out = x
+        def read(layer: int, x_BPD: Tensor) -> None:
+            inputs[layer] = x_BPD.to(self.parts.compute_dtype)
+
+        def write(layer: int, y_BPD: Tensor) -> Tensor:
+            out = y_BPD
             if layer in self.freeze.layers:
-                out = self.freeze.output(layer, inputs[layer]).reshape(size).to(x)
+                out = self.freeze.output(layer, inputs[layer].flatten(0, 1)).reshape(y_BPD.shape).to(y_BPD)
             for column, position, rows in self.writes.get(layer, ()):
                 change = (shares[:, column] - 1)[..., None] * rows
-                out = out + shares.new_zeros(size).index_add(1, position, change).to(x)
+                out = out + shares.new_zeros(y_BPD.shape).index_add(1, position, change).to(y_BPD)
             return out
 
-        hooks = transcoders.feature_output_hook, transcoders.feature_input_hook
-        with ExitStack() as stack:
-            if self.freeze.attention:
-                stack.enter_context(attention_tape(AttentionTape(dict(enumerate(captured.patterns)), replay=True)))
-            scales = captured if self.freeze.holds_scales else None
-            stack.enter_context(visiting(self.parts, ("dictionary_in", "dictionary_out"), visit, *hooks, scales))
-            yield
+        return self.freeze.run({transcoders.feature_input_hook: read, transcoders.feature_output_hook: write})

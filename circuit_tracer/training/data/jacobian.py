@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import UnsupportedModelError
+from circuit_tracer.models.model_pass import Points
 from circuit_tracer.models.parts import LayerParts, ModelParts
-from circuit_tracer.training.data.points import Points
+from circuit_tracer.models.sites import SITES, Side
 
 
 class MLPDerivative:
@@ -38,17 +39,18 @@ class MLPDerivative:
 
 def between(layer: LayerParts, input_point: str, output_point: str) -> Callable[[Tensor], Tensor]:
     """The function (n, D) -> (n, D) from a layer's MLP input point to its output point."""
+    source, target = SITES[input_point], SITES[output_point]
 
     def function(x_nD: Tensor) -> Tensor:
-        hidden = x_nD
-        if layer.mlp_norm is not None and input_point == "hook_resid_mid":
-            hidden = layer.mlp_norm.module(hidden)
-        elif layer.mlp_norm is not None and input_point == "ln2.hook_normalized":
-            gain, shift = layer.mlp_norm.parameters.gain, layer.mlp_norm.parameters.shift
+        hidden, norm = x_nD, layer.mlp_norm
+        if norm is not None and source.norm is None:
+            hidden = norm.module(hidden)
+        elif norm is not None and source.side is Side.NORMALISED:
+            gain, shift = norm.parameters.gain, norm.parameters.shift
             hidden = (hidden * gain if shift is None else hidden * gain + shift).to(x_nD.dtype)
         output = layer.mlp(hidden[None])
         output = (output[0] if isinstance(output, tuple) else output).reshape(x_nD.shape)
-        if layer.mlp_post_norm is not None and output_point == "hook_mlp_out":
+        if layer.mlp_post_norm is not None and target.norm is None:
             output = layer.mlp_post_norm.module(output)
         return output
 

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuit_tracer.models.model_pass import ModelPass
+from circuit_tracer.models.run import fast_attention
 from circuit_tracer.text.packing import Packer
 from circuit_tracer.training.data.block import Block
 from circuit_tracer.training.data.filters import kept_tokens
 from circuit_tracer.training.data.jacobian import MLPDerivative
-from circuit_tracer.training.data.model_pass import ModelPass, fast_attention, require_finite, token_norms
+from circuit_tracer.training.data.norms import require_finite, token_norms
 from circuit_tracer.training.ranks import Ranks
 
 DIRECTIONS = 1  # keeps the random numbers of directions apart from those of the shuffle (stream.py)

@@ -11,11 +11,11 @@ from typing import Any
 
 from circuit_tracer.errors import CompatibilityError
 from circuit_tracer.fingerprint import model_fingerprint
+from circuit_tracer.models.model_pass import Points
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.text.documents import Documents
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.training.config.schema import TrainingConfig
-from circuit_tracer.training.data.points import Points
 
 PROBE = "The capital of France is Paris.\n\tdéjà vu 東京 12345 !?"
 

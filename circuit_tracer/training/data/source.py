@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from circuit_tracer.models.loading import resolve_dtype
+from circuit_tracer.models.model_pass import ModelPass
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.text.documents import open_documents
 from circuit_tracer.text.packing import Packer
@@ -15,8 +16,7 @@ from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.block import Layout
 from circuit_tracer.training.data.cache import CachedRows
-from circuit_tracer.training.data.model_pass import ModelPass
-from circuit_tracer.training.data.points import Points
+from circuit_tracer.training.data.points import points_of
 from circuit_tracer.training.data.rows import ModelRows, Recipe, Rows
 from circuit_tracer.training.data.settings import settings_of
 from circuit_tracer.training.ranks import Ranks
@@ -37,7 +37,7 @@ def open_source(
 ) -> Source:
     """Rows of the training documents, through the cache if there is one; or of those held out, never cached."""
     data = config.data
-    points = Points.of(config.dictionary, parts)
+    points = points_of(config.dictionary, parts)
     packer = open_packer(config, tokenizer, evaluation)
     matching = config.sparsity.jacobian_weight > 0
     names = ("x",) if points.same else ("x", "y", "direction", "derivative") if matching else ("x", "y")

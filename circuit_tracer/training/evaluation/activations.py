@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError, NumericalError
+from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.parts import ModelParts
-from circuit_tracer.training.data.model_pass import ModelPass
-from circuit_tracer.training.data.points import Points
 from circuit_tracer.training.evaluation.sequences import Sequences
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.prompt import check_pair
 from circuit_tracer.errors import CompatibilityError, InputError
+from circuit_tracer.models.model_pass import Points
 from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.models.run import fast_attention
 from circuit_tracer.replacement_model import ReplacementModel
-from circuit_tracer.training.data.model_pass import fast_attention
-from circuit_tracer.training.data.points import Points
 from circuit_tracer.training.evaluation.activations import Activations, ModelActivations
 from circuit_tracer.training.evaluation.graphs import score_graphs
 from circuit_tracer.training.evaluation.passes import StandIn

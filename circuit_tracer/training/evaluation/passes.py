@@ -1,20 +1,17 @@
 """Passes of the model over many sequences at once, with something else in place of what its MLPs write.
 
-`training.data.points` says which modules the points are. Rows are the tokens of all sequences of a pass, row b * P + p.
-Letters: B sequences, P positions, N = B * P rows, D width.
+Rows are the tokens of all sequences of a pass, row b * P + p. Letters: B sequences, P positions, N = B * P rows, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from circuit_tracer.models.parts import LayerParts, ModelParts
-from circuit_tracer.training.data.points import Points, listen
+from circuit_tracer.models.model_pass import Points
+from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.models.run import ModelRun, Visit, in_rows
 
 
 class StandIn(Protocol):
@@ -27,38 +24,9 @@ class StandIn(Protocol):
         """What stands in for the activation (N, D) at the output point."""
 
 
-@contextmanager
-def replaced(parts: ModelParts, points: Points, stand_in: StandIn) -> Iterator[None]:
-    """Inside the block, passes of the model use ``stand_in``; everything else stays live."""
-    handles: list[Any] = []
-    try:
-        for index, layer in enumerate(parts.layers):
-            handles.append(_on_input(parts, index, layer, points.input, stand_in))
-            handles.append(_on_output(parts, index, layer, points.output, stand_in))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def run(parts: ModelParts, ids_BP: Tensor) -> Tensor:
-    """Final norm's outputs (N, D) of one pass, in the compute dtype."""
-    with torch.no_grad():
-        hidden = parts.model.base_model(input_ids=ids_BP.to(parts.device), use_cache=False).last_hidden_state
-    return hidden.flatten(0, 1).to(parts.compute_dtype)
-
-
-def _on_input(parts: ModelParts, index: int, layer: LayerParts, point: str, stand_in: StandIn) -> Any:
-    return listen(layer, point, lambda x_ND: stand_in.read(index, x_ND.to(parts.compute_dtype)))
-
-
-def _on_output(parts: ModelParts, index: int, layer: LayerParts, point: str, stand_in: StandIn) -> Any:
-    def hook(module: nn.Module, args: Sequence[Tensor], output: Any) -> Any:
-        first: Tensor = output[0] if isinstance(output, tuple) else output
-        written = stand_in.write(index, first.flatten(0, -2).to(parts.compute_dtype))
-        written = written.to(first.dtype).reshape(first.shape)
-        return (written, *output[1:]) if isinstance(output, tuple) else written
-
-    after_norm = point == "hook_mlp_out" and layer.mlp_post_norm is not None
-    module = layer.mlp_post_norm.module if after_norm and layer.mlp_post_norm is not None else layer.mlp
-    return module.register_forward_hook(hook)
+def run(parts: ModelParts, ids_BP: Tensor, points: Points | None = None, stand_in: StandIn | None = None) -> Tensor:
+    """Final norm's outputs (N, D) of one pass, in the compute dtype; `stand_in` writes at the points, all else stays live."""
+    visits: dict[str, Visit] = {}
+    if points is not None and stand_in is not None:
+        visits = {points.input: in_rows(parts, stand_in.read), points.output: in_rows(parts, stand_in.write)}
+    return ModelRun(parts, visits, norms=None, own_attention=False)(ids_BP).final.flatten(0, 1)

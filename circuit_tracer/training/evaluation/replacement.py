@@ -14,9 +14,9 @@ from torch import Tensor
 
 from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.models.capture import logits_at
+from circuit_tracer.models.model_pass import Points
 from circuit_tracer.models.parts import ModelParts
-from circuit_tracer.training.data.points import Points
-from circuit_tracer.training.evaluation.passes import StandIn, replaced, run
+from circuit_tracer.training.evaluation.passes import StandIn, run
 from circuit_tracer.training.evaluation.reconstruction import in_float64
 from circuit_tracer.training.evaluation.results import ModelItself, Replacement
 from circuit_tracer.training.evaluation.sequences import LEFT_OUT, Sequences
@@ -175,8 +175,7 @@ class Comparison:
 
 def final_outputs(parts: ModelParts, ids_BP: Tensor, points: Points, stand_in: StandIn) -> Tensor:
     """The final norm's outputs (N, D) of a pass over ids (B, P) with a stand-in from position 1 on."""
-    with replaced(parts, points, FromPositionOne(stand_in, ids_BP.shape[1])):
-        return run(parts, ids_BP)
+    return run(parts, ids_BP, points, FromPositionOne(stand_in, ids_BP.shape[1]))
 
 
 def compare(

@@ -142,15 +142,14 @@ def _prompt(engine: Engine, asked: WithPrompt) -> str:
 def _forward_pass(engine: Engine, asked: ForwardPass) -> ForwardPassed:
     import torch
 
-    from circuit_tracer.interventions.points import run_model
     from circuit_tracer.models.capture import check_length, logits_at
+    from circuit_tracer.models.run import ModelRun
 
     prompt = _prompt(engine, asked)
     ids, parts = engine.ids_of_text(prompt), engine.model.parts
     check_length(parts, ids)
     with torch.no_grad():
-        final, _ = run_model(parts, ids)
-        probability = torch.softmax(logits_at(parts, final[-1:])[0], dim=-1)
+        probability = torch.softmax(logits_at(parts, ModelRun(parts)(ids).final[0, -1:])[0], dim=-1)
     top = torch.topk(probability, min(asked.max_n_logits, len(probability)))
     before = torch.cumsum(top.values, 0) - top.values
     count = int((before < asked.desired_logit_prob).sum())

@@ -1,0 +1,279 @@
+"""One way to run a model: read and write any of its places, hold what must stay still, and leave it as it was found.
+
+    seen = read(parts, ids, [("hook_resid_mid", 3), ("attn.hook_pattern", 3)])
+    final = ModelRun(parts, {"hook_mlp_out": lambda layer, y_BPD: 2 * y_BPD})(ids).final
+    with ModelRun(parts, visits).active(): ...       # passes that somebody else makes
+
+A *visit* is called with (layer, activation) whenever a pass comes by its place; what it returns, unless None, replaces the
+activation. Places are rows of `models/sites.py`. All hooks of this package are registered here. Whatever happens in a pass,
+afterwards the model has its own attention implementation again, and no hook.
+
+Letters: B sequences, P positions, D d_model, n = B * P rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from circuit_tracer.models import attention
+from circuit_tracer.models.attention import AttentionTape, attention_tape
+from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
+from circuit_tracer.models.sites import Side, site_of
+
+Place = tuple[str, int]  # name of a site, layer
+Visit = Callable[[int, Tensor], Tensor | None]
+FINAL_NORM = "final_norm"
+
+
+class ScaledNorm(Protocol):
+    """A norm whose scale is known for every row (models/norms.py: `FrozenNorm`)."""
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """x (n, D), centred if the norm centres, over sigma."""
+
+    def amplify(self, normalised: Tensor) -> Tensor:
+        """Gain and shift."""
+
+
+# (layer, name of the norm in LayerParts, norm, its input (n, D) in the compute dtype); the final norm is behind the last layer
+NormRule = Callable[[int, str, Norm, Tensor], ScaledNorm]
+
+
+def live_scales(layer: int, name: str, norm: Norm, x_nD: Tensor) -> ScaledNorm:
+    """The rule of a pass in which norms react: each has the scale of its own input, by our formula in the compute dtype."""
+    return norm.parameters.freeze(norm.parameters.inverse_sigma(x_nD))
+
+
+class Stop(Exception):
+    """Raised by a visit: all that is wanted has been seen, the rest of the model need not run."""
+
+
+class Output(NamedTuple):
+    """final: the final norm's output (B, P, D) in the compute dtype. past: the key-value cache, if it was asked for."""
+
+    final: Tensor
+    past: Any
+
+
+class ModelRun:
+    """How to run a model; making one touches nothing.
+
+    visits: by site, for all layers, or by (site, layer). norms: how norms are computed; None leaves them to the model, whose
+    own code rounds them to float32 or less. tape: what attention records or replays. own_attention: False runs whatever
+    attention implementation the model is set to.
+
+    Activations are handed over as the model computes them, (B, P, ...) in its dtype; those behind a norm that `norms` rules
+    are in the compute dtype. Raises CompatibilityError for a site that the architecture has not.
+    """
+
+    def __init__(
+        self,
+        parts: ModelParts,
+        visits: Mapping[str, Visit] | Mapping[Place, Visit] | None = None,
+        *,
+        norms: NormRule | None = live_scales,
+        tape: AttentionTape | None = None,
+        own_attention: bool = True,
+    ) -> None:
+        self.parts, self.norms, self.tape, self.own_attention = parts, norms, tape, own_attention
+        self._visits: dict[int, dict[str, Visit]] = {}  # by layer and site
+        for key, visit in (visits or {}).items():
+            name, layers = (key, range(len(parts.layers))) if isinstance(key, str) else (key[0], [key[1]])
+            for layer in layers:
+                self._visits.setdefault(layer, {})[site_of(parts, name).name] = visit
+
+    def __call__(
+        self, ids: Tensor, *, copies: int = 1, past: Any = None, keep_past: bool = False, gradients: bool = False
+    ) -> Output:
+        """One pass over ids (B, P), or over `copies` of ids (P,). gradients: make a graph for autograd.
+
+        A visit may raise `Stop`; then there is no output, and `final` is empty.
+        """
+        rows = (ids if ids.ndim == 2 else ids[None].expand(copies, -1)).to(self.parts.device)
+        with self.active(), torch.set_grad_enabled(gradients):
+            try:
+                output = self.parts.model.base_model(
+                    input_ids=rows, past_key_values=past, use_cache=keep_past or past is not None
+                )
+            except Stop:
+                return Output(torch.empty(0), None)
+        return Output(output.last_hidden_state.to(self.parts.compute_dtype), output.past_key_values)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside the block, every pass of the model is such a run."""
+        handles: list[Any] = []
+        with ExitStack() as stack:
+            stack.enter_context(implementation(self.parts, attention.NAME if self.own_attention else None))
+            if (tape := self._tape()) is not None:
+                stack.enter_context(attention_tape(tape))
+            try:
+                if self.norms is not None:
+                    handles.append(self._hook_norm(len(self.parts.layers), FINAL_NORM, self.parts.final_norm, None))
+                for index, layer in enumerate(self.parts.layers):
+                    handles += self._hook_layer(index, layer, self._visits.get(index, {}))
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+    def _tape(self) -> AttentionTape | None:
+        within = {
+            (name, layer): visit
+            for layer, visits in self._visits.items()
+            for name, visit in visits.items()
+            if site_of(self.parts, name).side is Side.ATTENTION
+        }
+        return self.tape if not within else (self.tape or AttentionTape(keep=False)).visited(within)
+
+    def _hook_layer(self, index: int, layer: LayerParts, visits: dict[str, Visit]) -> Iterator[Any]:
+        """Hooks of one layer, norms first: what is visited at a norm's output is what the rule made of it."""
+        behind: dict[str, Tensor] = {}  # outputs of norms in the compute dtype, where a place behind one is visited
+        sites = {name: site_of(self.parts, name) for name in visits}
+        normalised = {site.norm: visits[name] for name, site in sites.items() if site.side is Side.NORMALISED}
+        wanted = {site.norm for site in sites.values() if site.side is Side.INPUT and self.norms is not None}
+        for name, norm in layer.norms().items():
+            if self.norms is not None or name in normalised:
+                yield self._hook_norm(index, name, norm, normalised.get(name), behind if name in wanted else None)
+        for name, site in sites.items():
+            module = site.module(layer)
+            if module is None or site.side in (Side.NORMALISED, Side.ATTENTION):
+                continue
+            if site.side is Side.INPUT:
+                yield _on_input(module, index, visits[name], behind if site.norm in wanted else None, site.norm)
+            else:
+                yield _on_output(module, index, visits[name])
+
+    def _hook_norm(
+        self, index: int, name: str, norm: Norm, visit: Visit | None, behind: dict[str, Tensor] | None = None
+    ) -> Any:
+        """A norm computes by the rule; without one, only its normalised input is visited."""
+        rule, dtype = self.norms or live_scales, norm.parameters.gain.dtype
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            x, new = args[0].reshape(-1, args[0].shape[-1]).to(dtype), None
+            scaled = rule(index, name, norm, x)
+            normalised = scaled.normalise(x)
+            if visit is not None:
+                given = normalised if self.norms is not None else normalised.to(output.dtype)
+                new = visit(index, given.reshape(output.shape))
+                normalised = normalised if new is None else new.reshape(x.shape).to(dtype)
+            if new is None and self.norms is None:
+                return None
+            made = scaled.amplify(normalised)
+            if behind is not None:
+                behind[name] = made.reshape(output.shape)
+            return made.to(output.dtype).reshape(output.shape)
+
+        return norm.module.register_forward_hook(hook)
+
+
+def read(
+    parts: ModelParts,
+    ids: Tensor,
+    places: Iterable[Place],
+    *,
+    norms: NormRule | None = live_scales,
+    own_attention: bool = True,
+) -> dict[Place, Tensor]:
+    """Activations (B, P, ...) at places of a pass over ids (B, P) or (P,), as the model computed them, not copied; the model
+    stops behind the last one.
+    """
+    found: dict[Place, Tensor] = {}
+    wanted = set(places)
+
+    def keep(place: Place) -> Visit:
+        def visit(layer: int, activation: Tensor) -> None:
+            found[place] = activation
+            if len(found) == len(wanted):
+                raise Stop
+
+        return visit
+
+    if wanted:
+        ModelRun(parts, {place: keep(place) for place in wanted}, norms=norms, own_attention=own_attention)(ids)
+    return found
+
+
+def in_rows(parts: ModelParts, visit: Visit) -> Visit:
+    """A visit that takes and gives rows (n, D) in the compute dtype, the sequences of a pass one after the other."""
+
+    def visit_rows(layer: int, activation: Tensor) -> Tensor | None:
+        return visit(layer, activation.flatten(0, -2).to(parts.compute_dtype))
+
+    return visit_rows
+
+
+@contextmanager
+def implementation(parts: ModelParts, name: str | None) -> Iterator[None]:
+    """Inside the block the model has this attention implementation (None: its own), and experts that exist in its dtype."""
+    model, config = parts.model, parts.model.config
+    before, experts = config._attn_implementation, None
+    if parts.compute_dtype is torch.float64 and hasattr(config, "num_local_experts"):
+        experts = config._experts_implementation  # the grouped products of experts exist in float32 and below only
+    try:
+        if name not in (None, before):
+            attention.register()
+            model.set_attn_implementation(name)
+        if experts is not None:
+            model.set_experts_implementation("eager")
+        yield
+    finally:
+        if name not in (None, before):
+            model.set_attn_implementation(before)
+        if experts is not None:
+            model.set_experts_implementation(experts)
+
+
+@contextmanager
+def fast_attention(parts: ModelParts) -> Iterator[None]:
+    """Inside the block the model uses torch's fused attention where that is exact, else this package's (softcap, sinks)."""
+    with ExitStack() as stack:
+        capped = getattr(parts.model.config, "attn_logit_softcapping", None)
+        try:
+            stack.enter_context(implementation(parts, attention.NAME if capped else "sdpa"))
+        except ValueError:  # transformers' word for: not with this architecture
+            stack.enter_context(implementation(parts, attention.NAME))
+        yield
+
+
+def _on_input(
+    module: nn.Module, index: int, visit: Visit, behind: dict[str, Tensor] | None = None, norm: str | None = None
+) -> Any:
+    """Visit what enters a module; where a ruled norm gave it, in that norm's precision."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = _hidden(args, kwargs)
+        exact = behind.pop(norm, None) if behind is not None and norm is not None else None
+        new = visit(index, given if exact is None else exact)
+        if new is None:
+            return None
+        new = new.to(given.dtype).reshape(given.shape)
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _on_output(module: nn.Module, index: int, visit: Visit) -> Any:
+    """Visit what a module gives; experts give (n, D), which becomes (B, P, D)."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        first: Tensor = output[0] if isinstance(output, tuple) else output
+        new = visit(index, first if first.ndim == 3 else first.reshape(_hidden(args, kwargs).shape))
+        if new is None:
+            return None
+        new = new.to(first.dtype).reshape(first.shape)
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return module.register_forward_hook(hook, with_kwargs=True)
+
+
+def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The activation that a module is called with."""
+    given: Tensor = args[0] if args else kwargs["hidden_states"]
+    return given

@@ -1,0 +1,159 @@
+"""The places of a model: one table of what can be read and written while it runs (`models/run.py`).
+
+A row says at which module of a layer a place is, on which side, and which norm lies between it and the residual stream.
+Names are those of dictionaries' files; the short form without `hook_` is understood too. To add a place, add a row.
+
+Letters: B sequences, P positions, D d_model, H heads, K key/value heads, d d_head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal
+
+from torch import nn
+
+from circuit_tracer.errors import CompatibilityError, InputError
+from circuit_tracer.models.parts import LayerParts, ModelParts
+
+
+class Side(Enum):
+    """Where at a module a place is."""
+
+    INPUT = "what enters the module"
+    OUTPUT = "what the module gives"
+    NORMALISED = "what the module, a norm, makes of its input before its gain"
+    ATTENTION = "within the attention function (models/attention.py)"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place that every layer has. modules: names in `LayerParts`; the first that the architecture has counts.
+
+    norm: the norm between the residual stream and this place, if any. dictionary: whether transcoders may read or write here.
+    refusal: what is said of an architecture without any of the modules, after its name.
+    """
+
+    name: str
+    what: str
+    shape: str
+    side: Side
+    modules: tuple[str, ...] = ()
+    norm: str | None = None
+    dictionary: Literal["reads", "writes"] | None = None
+    refusal: str = "has no such place"
+
+    def module(self, layer: LayerParts) -> nn.Module | None:
+        """The module of a layer that this place belongs to; None where the architecture has none."""
+        found: Any = next((part for name in self.modules if (part := getattr(layer, name)) is not None), None)
+        return found if found is None or isinstance(found, nn.Module) else found.module
+
+    def missing(self, parts: ModelParts) -> str | None:
+        """Why a model has no such place, or None."""
+        if self.side is Side.ATTENTION or self.module(parts.layers[0]) is not None:
+            return None
+        return f"{parts.architecture.model_type} {self.refusal}"
+
+
+_NO_NORM_BEFORE_MLP = "has no norm before its MLP; use a transcoder trained on hook_resid_mid or mlp.hook_in"
+
+SITES: dict[str, Site] = {
+    site.name: site
+    for site in (
+        Site("hook_resid_pre", "the residual stream that enters a layer", "B P D", Side.INPUT, ("module",)),
+        Site(
+            "ln1.hook_normalized",
+            "what attention's norm makes of it, before the gain",
+            "B P D",
+            Side.NORMALISED,
+            ("attention_norm",),
+            norm="attention_norm",
+            refusal="has no norm before its attention; read hook_resid_pre instead",
+        ),
+        Site("attn.hook_q", "queries after rotary embedding and norms", "B H P d", Side.ATTENTION),
+        Site("attn.hook_k", "keys after rotary embedding and norms", "B K P d", Side.ATTENTION),
+        Site("attn.hook_v", "values", "B K P d", Side.ATTENTION),
+        Site("attn.hook_scores", "what the softmax is taken of: scaled, capped, masked", "B H P P", Side.ATTENTION),
+        Site("attn.hook_pattern", "attention patterns, rows = queries", "B H P P", Side.ATTENTION),
+        Site(
+            "attn.hook_z",
+            "outputs of the heads, side by side, before their projection",
+            "B P H*d",
+            Side.INPUT,
+            ("output",),
+        ),
+        Site(
+            "hook_attn_out",
+            "what attention adds to the residual stream, after a norm that follows it",
+            "B P D",
+            Side.OUTPUT,
+            ("attention_post_norm", "attention"),
+        ),
+        Site(
+            "hook_resid_mid",
+            "the residual stream that the MLP, or its norm, reads",
+            "B P D",
+            Side.INPUT,
+            ("mlp_norm", "mlp"),
+            dictionary="reads",
+        ),
+        Site(
+            "ln2.hook_normalized",
+            "what the MLP's norm makes of it, before the gain",
+            "B P D",
+            Side.NORMALISED,
+            ("mlp_norm",),
+            norm="mlp_norm",
+            dictionary="reads",
+            refusal=_NO_NORM_BEFORE_MLP,
+        ),
+        Site("mlp.hook_in", "what enters the MLP", "B P D", Side.INPUT, ("mlp",), norm="mlp_norm", dictionary="reads"),
+        Site(
+            "hook_mlp_out",
+            "what the MLP adds to the residual stream, after a norm that follows it",
+            "B P D",
+            Side.OUTPUT,
+            ("mlp_post_norm", "mlp"),
+            dictionary="writes",
+        ),
+        Site(
+            "mlp.hook_out",
+            "what the MLP gives, before a norm that follows it",
+            "B P D",
+            Side.OUTPUT,
+            ("mlp",),
+            norm="mlp_post_norm",
+            dictionary="writes",
+        ),
+        Site("hook_resid_post", "the residual stream behind a layer", "B P D", Side.OUTPUT, ("module",)),
+    )
+}
+INPUT_HOOKS = tuple(site.name for site in SITES.values() if site.dictionary == "reads")
+OUTPUT_HOOKS = tuple(site.name for site in SITES.values() if site.dictionary == "writes")
+
+
+def site_named(name: str) -> Site:
+    """A row of the table, by its name or the short form of it (`resid_pre`, `attn.z`). Raises InputError."""
+    first, _, last = name.rpartition(".")
+    for known in (name, f"{first}.hook_{last}" if first else f"hook_{last}"):
+        if known in SITES:
+            return SITES[known]
+    raise InputError(f"site {name!r} is unknown; known are {', '.join(SITES)}")
+
+
+def site_of(parts: ModelParts, name: str) -> Site:
+    """The same, of a model that has it; CompatibilityError says why it has not."""
+    site = site_named(name)
+    if reason := site.missing(parts):
+        raise CompatibilityError(f"there is no {site.name!r} in this model: {reason}")
+    return site
+
+
+def check_hooks(parts: ModelParts, input_hook: str, output_hook: str) -> None:
+    """Refuse names of a transcoder's two places that do not exist, or not in this architecture."""
+    for hook, known, role in ((input_hook, INPUT_HOOKS, "input"), (output_hook, OUTPUT_HOOKS, "output")):
+        if hook not in known:
+            raise CompatibilityError(f"transcoder {role} hook {hook!r} is unknown; known are {', '.join(known)}")
+        if reason := SITES[hook].missing(parts):
+            raise CompatibilityError(f"transcoder {'reads' if role == 'input' else 'writes'} {hook!r}, but {reason}")
