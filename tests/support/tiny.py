@@ -76,9 +76,7 @@ def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **o
     for parameter in model.parameters():
         parameter.data = (torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 0.5).to(dtype)
     if name == "gpt_oss" and dtype is torch.float64:
-        model.set_experts_implementation(
-            "eager"
-        )  # grouped products end at float32
+        model.set_experts_implementation("eager")  # grouped products end at float32
     return model
 
 

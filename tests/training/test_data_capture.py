@@ -13,10 +13,11 @@ from torch import Tensor
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
 from circuit_tracer.models import attention
 from circuit_tracer.models.capture import capture
-from circuit_tracer.models.frozen import INPUT_HOOKS, OUTPUT_HOOKS, FrozenNetwork
+from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.run import fast_attention, implementation
+from circuit_tracer.models.sites import INPUT_HOOKS, OUTPUT_HOOKS
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.training.config.schema import DictionarySection
 from circuit_tracer.training.data.filters import kept_tokens

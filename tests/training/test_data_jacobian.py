@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from circuit_tracer.errors import UnsupportedModelError
-from circuit_tracer.models.frozen import INPUT_HOOKS, OUTPUT_HOOKS
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.run import fast_attention
+from circuit_tracer.models.sites import INPUT_HOOKS, OUTPUT_HOOKS
 from circuit_tracer.training.data import jacobian
 from circuit_tracer.training.data.jacobian import MLPDerivative, between
 from tests.support import data_cases
