@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
 from circuit_tracer.errors import CompatibilityError, InputError
-from circuit_tracer.models.parts import LayerParts, ModelParts
+from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
 
 
 class Side(Enum):
@@ -29,7 +29,7 @@ class Side(Enum):
 
 @dataclass(frozen=True)
 class Site:
-    """A place that every layer has. modules: names in `LayerParts`; the first that the architecture has counts.
+    """A place that every layer has. modules: names in `LayerParts`, or paths below a layer; the first that is there counts.
 
     norm: the norm between the residual stream and this place, if any. dictionary: whether transcoders may read or write here.
     refusal: what is said of an architecture without any of the modules, after its name.
@@ -46,14 +46,24 @@ class Site:
 
     def module(self, layer: LayerParts) -> nn.Module | None:
         """The module of a layer that this place belongs to; None where the architecture has none."""
-        found: Any = next((part for name in self.modules if (part := getattr(layer, name)) is not None), None)
-        return found if found is None or isinstance(found, nn.Module) else found.module
+        found = (_at(layer, name) for name in self.modules)
+        return next((module for module in found if module is not None), None)
 
     def missing(self, parts: ModelParts) -> str | None:
         """Why a model has no such place, or None."""
         if self.side is Side.ATTENTION or self.module(parts.layers[0]) is not None:
             return None
         return f"{parts.architecture.model_type} {self.refusal}"
+
+
+def _at(layer: LayerParts, name: str) -> nn.Module | None:
+    if name in LayerParts.__dataclass_fields__:
+        part: nn.Module | Norm | None = getattr(layer, name)
+        return part.module if isinstance(part, Norm) else part
+    try:
+        return layer.module.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 _NO_NORM_BEFORE_MLP = "has no norm before its MLP; use a transcoder trained on hook_resid_mid or mlp.hook_in"
