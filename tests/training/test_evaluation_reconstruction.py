@@ -15,8 +15,8 @@ from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training.evaluation import EvaluationSettings, GivenActivations, evaluate
 from circuit_tracer.training.evaluation.reconstruction import measure
 from circuit_tracer.training.evaluation.results import DENSITY_EDGES, Reconstruction
-from circuit_tracer.training.evaluation.writes import reconstruct
 from circuit_tracer.transcoders import Transcoders
+from circuit_tracer.transcoders.writes import reconstruct
 from tests.support.evaluation_cases import (
     ALL_TOKENS,
     parts_of,
