@@ -19,7 +19,7 @@ import numpy as np
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.features.summary import Examples, Keep, LayerSummary, merge
 from circuit_tracer.files import atomic_write, require_writable_folder
-from circuit_tracer.training.data.settings import require_same
+from circuit_tracer.fingerprint import require_same
 
 _PART = re.compile(r"(\d{6,})-(\d{6,})\.safetensors")
 _EXAMPLES = ("top", "sample")

@@ -16,9 +16,9 @@ from typing import Any
 
 from circuit_tracer.errors import CompatibilityError, FileFormatError, ResourceError
 from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.fingerprint import require_same
 from circuit_tracer.training.data.block import Block, Layout
 from circuit_tracer.training.data.rows import ModelRows
-from circuit_tracer.training.data.settings import require_same
 from circuit_tracer.training.ranks import Ranks
 
 MANIFEST = "manifest.json"
