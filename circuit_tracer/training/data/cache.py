@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
 from circuit_tracer.errors import CompatibilityError, FileFormatError, ResourceError
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.fingerprint import require_same
@@ -122,9 +125,6 @@ class CachedRows:
         self.ranks.barrier()
 
     def _write_shard(self, name: str, block: Block, start: int, end: int) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         tensors = {tensor: block.rows(tensor, start, end).cpu() for tensor in self.layout.names}
         path = self.folder / name
         with atomic_write(path) as temporary:
@@ -158,8 +158,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(str(path), framework="pt") as file:
             yield file
