@@ -83,7 +83,7 @@ def test_batches_change_nothing_and_equal_the_dense_forward(n: int, kind: str, s
 
 
 def test_blocks_of_decoder_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from circuit_tracer.training.evaluation import writes
+    from circuit_tracer.transcoders import writes
 
     transcoders, (x, _) = tiny_transcoder("clt"), given_pair()
     whole, _ = reconstruct(transcoders, x)

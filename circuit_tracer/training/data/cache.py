@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from circuit_tracer.errors import CompatibilityError, FileFormatError, ResourceError
 from circuit_tracer.files import atomic_write, require_writable_folder
@@ -129,7 +129,7 @@ class CachedRows:
         path = self.folder / name
         with atomic_write(path) as temporary:
             try:
-                save_file(tensors, str(temporary))
+                safetensors.torch.save_file(tensors, str(temporary))
             except SafetensorError as error:  # how it reports a full disk
                 raise ResourceError(
                     f"could not write {path}: {error}. The cache keeps what it has; free some space and resume the run, or "

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import safetensors.torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
@@ -47,7 +47,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     # A view of part of a larger storage is refused by safetensors, as is memory shared between two names.
     plain = {name: tensor if _owns_storage(tensor) else tensor.clone() for name, tensor in plain.items()}
     with atomic_write(path) as temporary:
-        save_file(plain, str(temporary), metadata={"format": "pt", **metadata})
+        safetensors.torch.save_file(plain, str(temporary), metadata={"format": "pt", **metadata})
 
 
 def activation_metadata(activation: Activation) -> dict[str, str]:
