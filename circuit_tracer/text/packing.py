@@ -33,7 +33,14 @@ def is_held_out(number: int, share: float) -> bool:
 
 
 def sequence_length(asked: int | None, limit: int | None, usual: int = CONTEXT_LENGTH) -> int:
-    """Tokens of a sequence: what was asked for, else the usual number, or what the model reads at most if that is less."""
+    """Tokens of a sequence: what was asked for, else the usual number, or what the model reads at most if that is less.
+
+    Raises InputError for fewer than 2.
+    """
+    if asked is not None and asked < 2:
+        raise InputError(
+            f"context_length is {asked}; a sequence has at least 2 tokens, of which the first does not count"
+        )
     return asked or min(usual, limit or usual)
 
 
