@@ -1,4 +1,4 @@
-"""Which weights a thing was made with: digests of a sample of every tensor, quick for large models and lazy dictionaries.
+"""What a thing was made with. Of weights: digests of a sample of every tensor, quick for large models and lazy dictionaries.
 
 The same on any device and however the weights are read; another one after training, which moves every tensor. A change that
 misses all sampled numbers is not seen. Sampled are 1,024 numbers or more of every weight (all, if it has fewer); of encoders
@@ -10,11 +10,15 @@ Letters: F features a layer, T layers a feature writes to, D d_model.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from circuit_tracer.errors import CompatibilityError
+from circuit_tracer.text.special import SpecialTokens
 
 if TYPE_CHECKING:
     from circuit_tracer.models.parts import ModelParts
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 VERSION = 2  # of the recipe below; digests by another are not compared
 SAMPLES_A_WEIGHT = 1024  # numbers of every weight
 ROWS_A_LAYER = 8  # of an encoder or decoder, which may lie in a file
+PROBE = "The capital of France is Paris.\n\tdéjà vu 東京 12345 !?"  # tells tokenizers of one vocabulary apart
 
 
 def model_fingerprint(parts: ModelParts) -> str:
@@ -45,6 +50,29 @@ def fingerprints(parts: ModelParts, transcoders: Transcoders) -> dict[str, str |
         "transcoder": transcoder_fingerprint(transcoders),
         "transcoder_dtype": str(transcoders.dtype).removeprefix("torch."),
     }
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Digest of a vocabulary, its special tokens, and what becomes of one text; "none" without a tokenizer."""
+    if tokenizer is None:
+        return "none"
+    special = SpecialTokens.of(tokenizer)
+    ids = tokenizer(PROBE, add_special_tokens=False, verbose=False).input_ids
+    described = [sorted(tokenizer.get_vocab().items()), special.first, special.end, special.pad, list(ids)]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+
+
+def require_same(found: Any, expected: dict[str, Any], what: str, advice: str) -> None:
+    """Raise CompatibilityError, naming each setting that differs, unless `found` equals `expected`."""
+    found = found if isinstance(found, dict) else {}
+    expected = json.loads(json.dumps(expected))
+    differing = [
+        f"{name} is {found.get(name)!r} there and {expected.get(name)!r} here"
+        for name in sorted({*found, *expected})
+        if found.get(name) != expected.get(name)
+    ]
+    if differing:
+        raise CompatibilityError(f"{what} belongs to another model or other data: {'; '.join(differing)}. {advice}")
 
 
 def _digest(start: str, tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.prompt import check_pair
+from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.models import tokenization
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind
-from circuit_tracer.models.sites import check_hooks
 from circuit_tracer.models.verify import verify
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 
 if TYPE_CHECKING:
     from circuit_tracer.interventions import Freeze, Intervention
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 Backend = Literal["transformerlens", "nnsight"]
 
 
-class ReplacementModel:
+class ReplacementModel(Traceable):
     """Model, tokenizer and transcoders, checked to belong together. Build one with a `from_...` method.
 
     The signatures are circuit-tracer's. `backend` is accepted and has no effect: there is one way of reading a model here,
@@ -36,9 +37,8 @@ class ReplacementModel:
     def __init__(
         self, parts: ModelParts, transcoders: Transcoders, tokenizer: Any, backend: str = "transformerlens"
     ) -> None:
-        check_pair(parts, transcoders)
-        check_hooks(parts, transcoders.feature_input_hook, transcoders.feature_output_hook)
-        self.parts, self.transcoders, self.tokenizer, self.backend = parts, transcoders, tokenizer, backend
+        super().__init__(parts, transcoders, tokenizer)
+        self.backend = backend
 
     @classmethod
     def from_pretrained(
@@ -56,8 +56,6 @@ class ReplacementModel:
 
         Lazy weights stay on disk; only rows of active features are read. Keyword arguments go to transformers.
         """
-        from circuit_tracer.transcoders.loading import load_transcoder_from_hub
-
         target, kind = resolve_device(device), resolve_dtype(dtype)
         transcoders, _ = load_transcoder_from_hub(
             str(transcoder_set), device=target, dtype=kind, lazy_encoder=lazy_encoder, lazy_decoder=lazy_decoder
@@ -114,10 +112,6 @@ class ReplacementModel:
         check_pair(parts, transcoders)
         verify(parts)
         return cls(parts, transcoders, tokenizer, backend)
-
-    def ensure_tokenized(self, prompt: tokenization.Prompt) -> Tensor:
-        """Token ids (P,) int64, by the one rule used everywhere (models/tokenization.py)."""
-        return tokenization.tokenize(prompt, self.tokenizer)
 
     def chat_tokens(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> Tensor:
         """Token ids (P,) of a conversation, [{"role": ..., "content": ...}, ...], under the tokenizer's chat template.

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from circuit_tracer.demo import world
 from circuit_tracer.features.build import BuildSettings, build_features
-from circuit_tracer.features.corpus import ListedDocuments, SeparateDocuments
 from circuit_tracer.features.labels import Label, read_labels, write_labels
+from circuit_tracer.replacement_model import ReplacementModel
+from circuit_tracer.text.corpus import Corpus, ListedDocuments, SeparateDocuments
 from circuit_tracer.text.special import SpecialTokens
-
-if TYPE_CHECKING:
-    from circuit_tracer.features.corpus import Corpus
 
 SENTENCE_TOKENS = 64  # the model's context
 SHIPPED = BuildSettings(top=8, sample=10)  # small enough to ship
@@ -32,8 +30,6 @@ def build_demo_features(folder: str | Path) -> Path:
     """Write the features of the pair in ``folder`` (model/, transcoder/, labels.json) into its features/, labels included;
     what was there is replaced. Returns the folder of features.
     """
-    from circuit_tracer.replacement_model import ReplacementModel
-
     root = Path(folder)
     target = root / "features"
     shutil.rmtree(target, ignore_errors=True)

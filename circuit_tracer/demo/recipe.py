@@ -7,6 +7,7 @@ by a little, since floating-point sums do. What is measured is always what was w
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -152,8 +153,6 @@ def _model_files(folder: Path, recipe: ModelRecipe, seed: int, report: Report) -
 
 def _share_model(root: Path, seed: int, place: Path) -> None:
     """Copy a finished model of this seed from another pair, so that it is trained once."""
-    import shutil
-
     for done in sorted(root.glob(f"{seed}-*/model/training.json")):
         if not (place / "model").exists():
             shutil.copytree(done.parent, place / "model")

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.demo import FEATURES, MODEL, PROMPT, TRANSCODER, load_labels
+from circuit_tracer.features.folder import FeatureFolder
 from circuit_tracer.files import require_writable_folder
+from circuit_tracer.graph.files.viewer_json import create_graph_files
+from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.nodes import NodeKind
-
-if TYPE_CHECKING:
-    from circuit_tracer.graph.graph import Graph
-    from circuit_tracer.graph.paths import Path as GraphPath
-    from circuit_tracer.replacement_model import ReplacementModel
+from circuit_tracer.graph.paths import strongest_paths
+from circuit_tracer.graph.picture import draw_graph
+from circuit_tracer.graph.scores import graph_scores
+from circuit_tracer.replacement_model import ReplacementModel
+from circuit_tracer.viewer.page import write_page
 
 SLUG = "demo"
 PATHS_SHOWN = 8
@@ -24,15 +28,11 @@ PAGE_NODE_THRESHOLD = 0.95  # a small graph can show more than the usual 80 % of
 
 def load_demo(dtype: torch.dtype = torch.float32) -> ReplacementModel:
     """The embedded language model with its cross-layer transcoder, from the package's own files."""
-    from circuit_tracer.replacement_model import ReplacementModel
-
     return ReplacementModel.from_pretrained(MODEL, TRANSCODER, device="cpu", dtype=dtype)
 
 
 def main(folder: str | Path, prompt: str | None = None) -> Graph:
     """Trace a prompt, print what explains its answer, and write the graph (page, viewer JSON, native file, picture)."""
-    from circuit_tracer.attribution.attribute import attribute
-
     target = require_writable_folder(folder)
     prompt = PROMPT if prompt is None else prompt
     start = time.perf_counter()
@@ -57,11 +57,6 @@ def main(folder: str | Path, prompt: str | None = None) -> Graph:
 
 def write_files(graph: Graph, folder: Path, labels: dict[tuple[int, int], str]) -> dict[str, str]:
     """Write the files of a graph; what was written, by path."""
-    from circuit_tracer.features.folder import FeatureFolder
-    from circuit_tracer.graph.files.viewer_json import create_graph_files
-    from circuit_tracer.graph.picture import draw_graph
-    from circuit_tracer.viewer.page import write_page
-
     json_file = create_graph_files(graph, SLUG, folder, scan="circuit-tracing-demo", labels=labels)
     native = graph.save(folder / f"{SLUG}.safetensors")
     picture = draw_graph(graph, folder / f"{SLUG}.svg", labels)
@@ -96,18 +91,14 @@ def _targets(graph: Graph) -> str:
 
 
 def _print_paths(graph: Graph, labels: dict[tuple[int, int], str]) -> None:
-    from circuit_tracer.graph.paths import strongest_paths
-
     answer = graph.nodes.layout.target_start
     print(f"strongest paths to {describe_node(graph, answer, labels)} (share of its input)")
-    paths: list[GraphPath] = strongest_paths(graph, answer, k=PATHS_SHOWN)
+    paths = strongest_paths(graph, answer, k=PATHS_SHOWN)
     for path in paths:
         print(f"  {path.weight:+7.1%}  " + " -> ".join(describe_node(graph, node, labels) for node in path.nodes))
 
 
 def _print_quality(graph: Graph) -> None:
-    from circuit_tracer.graph.scores import graph_scores
-
     scores, quality = graph_scores(graph), graph.reconstruction
     n_features = len(graph.selected_features)
     print(

@@ -16,14 +16,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from circuit_tracer.attribution.progress import Progress, silent
+from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
-from circuit_tracer.features.corpus import Corpus
 from circuit_tracer.features.folder import INDEX, MANIFEST, write_index, write_layer
 from circuit_tracer.features.logits import logit_effects
 from circuit_tracer.features.parts import Parts
@@ -32,14 +32,12 @@ from circuit_tracer.features.segment import Segment, Window
 from circuit_tracer.features.summary import Keep
 from circuit_tracer.features.token_text import TokenTexts
 from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.fingerprint import model_fingerprint, require_same, tokenizer_fingerprint
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.run import fast_attention
+from circuit_tracer.text.corpus import Corpus
 from circuit_tracer.text.special import SpecialTokens
-from circuit_tracer.training.data.settings import model_fingerprint, require_same, tokenizer_fingerprint
-
-if TYPE_CHECKING:
-    from circuit_tracer.replacement_model import ReplacementModel
-    from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.base import Transcoders
 
 ENTRIES = 2**23  # activations of features held before they are summarised
 WORKING_FOLDER = ".build"
@@ -65,7 +63,7 @@ class BuildSettings:
 
 
 def build_features(
-    model: ReplacementModel,
+    model: Traceable,
     corpus: Corpus,
     folder: str | Path,
     settings: BuildSettings | None = None,
@@ -97,7 +95,7 @@ def build_features(
 
 
 def _identity(
-    model: ReplacementModel, corpus: Corpus, settings: BuildSettings, wanted: Wanted | None, name: str | None
+    model: Traceable, corpus: Corpus, settings: BuildSettings, wanted: Wanted | None, name: str | None
 ) -> dict[str, Any]:
     """What the bytes of a build follow from."""
     transcoders = model.transcoders
@@ -111,7 +109,7 @@ def _identity(
         "transcoders": scan if isinstance(scan, str) else scan[0],
         "dictionary": _dictionary_fingerprint(transcoders),
         "model": model_fingerprint(model.parts),
-        "dtypes": [model.cfg.dtype, str(transcoders.dtype).removeprefix("torch.")],
+        "dtypes": [model.parts.config.dtype, str(transcoders.dtype).removeprefix("torch.")],
         "tokenizer": tokenizer_fingerprint(model.tokenizer),
         "documents": corpus.documents.fingerprint(),
         "sequences": type(corpus).__name__,
@@ -131,7 +129,7 @@ def _dictionary_fingerprint(transcoders: Transcoders) -> str:
 
 
 def _read_corpus(
-    model: ReplacementModel,
+    model: Traceable,
     corpus: Corpus,
     settings: BuildSettings,
     wanted: Wanted | None,
@@ -167,7 +165,7 @@ def _read_corpus(
 class _Reader:
     """Runs the model over batches of sequences and encodes what the transcoders read."""
 
-    def __init__(self, model: ReplacementModel, corpus: Corpus, settings: BuildSettings, wanted: Wanted | None) -> None:
+    def __init__(self, model: Traceable, corpus: Corpus, settings: BuildSettings, wanted: Wanted | None) -> None:
         transcoders = model.transcoders
         self.transcoders, self.corpus, self.settings, self.wanted = transcoders, corpus, settings, wanted
         # written where it is read: only the input is wanted, so the pass ends at the last layer's
@@ -218,7 +216,7 @@ class _Reader:
 
 
 def _write(
-    model: ReplacementModel,
+    model: Traceable,
     settings: BuildSettings,
     wanted: Wanted | None,
     identity: dict[str, Any],
@@ -252,7 +250,7 @@ def _each(records: LayerRecords) -> Iterator[tuple[int, dict[str, Any]]]:
         yield index, records.record(row)
 
 
-def _vocabulary(model: ReplacementModel) -> int:
+def _vocabulary(model: Traceable) -> int:
     """Tokens that have a text; the output matrix may be padded beyond them."""
     rows = len(cast(torch.Tensor, model.parts.unembed.weight))
     return rows if model.tokenizer is None else min(rows, len(model.tokenizer))

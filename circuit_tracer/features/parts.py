@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.features.summary import Examples, Keep, LayerSummary, merge
 from circuit_tracer.files import atomic_write, require_writable_folder
-from circuit_tracer.training.data.settings import require_same
+from circuit_tracer.fingerprint import require_same
 
 _PART = re.compile(r"(\d{6,})-(\d{6,})\.safetensors")
 _EXAMPLES = ("top", "sample")
@@ -97,8 +99,6 @@ class Parts:
         return self.folder / f"layer-{layer:03d}" / f"{span[0]:06d}-{span[1]:06d}.safetensors"
 
     def _save(self, layer: int, span: tuple[int, int], summary: LayerSummary) -> None:
-        from safetensors.numpy import save_file
-
         arrays = {field.name: getattr(summary, field.name) for field in fields(summary) if field.name not in _EXAMPLES}
         for name in _EXAMPLES:
             examples = getattr(summary, name)
@@ -107,9 +107,6 @@ class Parts:
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
 
     def _load(self, layer: int, span: tuple[int, int]) -> LayerSummary:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
         path = self._path(layer, span)
         try:
             arrays = load_file(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from circuit_tracer.errors import FileFormatError, InputError
 
@@ -50,7 +51,6 @@ def load_language_model(
 
     Raises InputError when nothing is there and FileFormatError when it cannot be read.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source, extra = pretrained_source(model_name)

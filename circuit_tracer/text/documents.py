@@ -1,4 +1,4 @@
-"""Documents in a fixed order, from any place in it. Each kind of source has a file of its own.
+"""Documents in a fixed order, from any place in it. Each kind of source has a file of its own; kinds.py lists them.
 
 A cursor is a place between two documents: a JSON-able value that only its source understands; None is the start.
 """
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from circuit_tracer.errors import CircuitTracerError, InputError
-from circuit_tracer.training.config.schema import DataSection
 
 Document = str | np.ndarray  # text, or token ids (n,)
 Cursor = Any
@@ -47,26 +46,6 @@ class FileDocuments(Documents):
         return {"files": len(self.files), "digest": hashlib.sha256(listed.encode()).hexdigest()[:16]}
 
 
-def open_documents(data: DataSection, end: int | None) -> Documents:
-    """The data set of a configuration; `end` is the id that ends a document inside a file of token ids.
-
-    Raises InputError when nothing is at `data.path`, CircuitTracerError when an extra is not installed.
-    """
-    from circuit_tracer.text.hub import HubDataset
-    from circuit_tracer.text.json_lines import JsonLines
-    from circuit_tracer.text.parquet import ParquetFiles
-    from circuit_tracer.text.text_files import TextFiles
-    from circuit_tracer.text.token_files import TokenFiles
-
-    if data.kind == "huggingface":
-        return HubDataset(data.path, data.name, data.split, data.field)
-    if data.kind == "jsonl":
-        return JsonLines(data.path, data.field)
-    if data.kind == "parquet":
-        return ParquetFiles(data.path, data.field)
-    return TextFiles(data.path) if data.kind == "text" else TokenFiles(data.path, end)
-
-
 def find_files(path: str, suffixes: Sequence[str]) -> list[Path]:
     """The files that a path names, sorted: one file, those of a folder with one of `suffixes`, or those of a pattern.
 
@@ -75,7 +54,7 @@ def find_files(path: str, suffixes: Sequence[str]) -> list[Path]:
     location = Path(path).expanduser()
     if location.is_file():
         return [location]
-    if location.is_dir():
+    if path and location.is_dir():
         found = (file for file in location.rglob("*") if file.suffix in suffixes and file.is_file())
         reason = f"the folder {location} holds no file that ends in {', '.join(suffixes)}; name the files by a pattern"
     else:

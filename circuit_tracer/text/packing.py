@@ -19,6 +19,8 @@ import numpy as np
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.text.documents import Cursor, Document, Documents
+from circuit_tracer.text.kinds import open_documents
+from circuit_tracer.text.source import CONTEXT_LENGTH, TextSource
 from circuit_tracer.text.special import SpecialTokens
 
 DOCUMENTS_AT_A_TIME = 64  # tokenised in one call
@@ -28,6 +30,18 @@ CHARACTERS_AT_A_TIME = 2**20
 def is_held_out(number: int, share: float) -> bool:
     """Whether the document of this number is kept for evaluation: evenly spread, number 0 first."""
     return math.floor(number * share) != math.floor((number - 1) * share)
+
+
+def sequence_length(asked: int | None, limit: int | None, usual: int = CONTEXT_LENGTH) -> int:
+    """Tokens of a sequence: what was asked for, else the usual number, or what the model reads at most if that is less.
+
+    Raises InputError for fewer than 2.
+    """
+    if asked is not None and asked < 2:
+        raise InputError(
+            f"context_length is {asked}; a sequence has at least 2 tokens, of which the first does not count"
+        )
+    return asked or min(usual, limit or usual)
 
 
 @dataclass(frozen=True)
@@ -160,3 +174,10 @@ class Packer:
     def _ended(self, ids: np.ndarray) -> np.ndarray:
         ended = len(ids) == 0 or (len(self._suffix) > 0 and ids[-1] == self._suffix[0])
         return ids if ended else np.concatenate([ids, self._suffix])
+
+
+def open_packer(source: TextSource, tokenizer: Any, context_length: int, held_out: float, evaluation: bool) -> Packer:
+    """The packed documents of a source: those held out for evaluation, or the others. Raises what `open_documents` does."""
+    special = SpecialTokens.of(tokenizer)
+    documents = open_documents(source, special.end)
+    return Packer(documents, tokenizer, special, context_length, held_out, evaluation)

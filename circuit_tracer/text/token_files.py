@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.text.documents import Cursor, FileDocuments, unreadable
@@ -56,8 +57,6 @@ class TokenFiles(FileDocuments):
 
 def _open(file: Path, stack: ExitStack) -> list[tuple[tuple[int, ...], Slice]]:
     """(shape, reader) of every array of a file, by name; only what is asked for is read."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         if file.suffix == ".npy":
             mapped = np.load(file, mmap_mode="r", allow_pickle=False)

@@ -19,6 +19,7 @@ from circuit_tracer.transcoders.base import Scan, Transcoders
 from circuit_tracer.transcoders.layer_weights import LayerWeights, require_uniform
 from circuit_tracer.transcoders.rows import MappedRows, MemoryRows, RowStore
 from circuit_tracer.transcoders.single_layer import activation_of, loaded
+from circuit_tracer.transcoders.tensor_files import open_tensor_file
 
 
 class CrossLayerTranscoder(Transcoders):
@@ -120,8 +121,6 @@ class CrossLayerTranscoder(Transcoders):
         return new
 
     def _map_native_files(self, folder: Path, dtype: torch.dtype) -> None:
-        from circuit_tracer.transcoders.tensor_files import open_tensor_file
-
         for name, lazy in (("W_enc", self.lazy_encoder), ("W_dec", self.lazy_decoder)):
             if lazy:
                 names = [f"{name}_{layer}" for layer in range(self.n_layers)]

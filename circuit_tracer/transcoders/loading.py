@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from circuit_tracer.errors import FileFormatError, InputError
-from circuit_tracer.transcoders import hub
+from circuit_tracer.transcoders import cache, hub
 from circuit_tracer.transcoders.base import Scan, Transcoders
 from circuit_tracer.transcoders.config import CONFIG_NAME, TranscoderConfig, read_config, validate_config, write_config
 from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
@@ -53,8 +53,6 @@ def load_transcoder_from_hub(
     config.yaml if its files are recognised and the hooks are given or fixed by the format.
     Raises InputError (no such folder or repository, hub not reachable), FileFormatError (files or config unusable).
     """
-    from circuit_tracer.transcoders import cache
-
     reference = parse_reference(hf_ref)
     if isinstance(reference, HubReference) and use_cache and cache.is_cached(str(hf_ref), cache_dir):
         reference = cache.get_cached_path(str(hf_ref), cache_dir)

@@ -1,4 +1,4 @@
-"""The random baseline: a dictionary of equal shape whose features mean nothing (README.md §4).
+"""The random baseline: a dictionary of equal shape whose features mean nothing (training/evaluation/README.md §4).
 
 Encoder rows are Gaussian, on centred inputs; a feature writes a Gaussian direction to each of its layers. Fitted are only
 one threshold a layer, so that as many features are active as in the dictionary it stands beside, and one scale and the bias
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.training.evaluation.writes import reconstruct
 from circuit_tracer.transcoders.activations import Activation, JumpReLU
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.encoding import features_per_block
+from circuit_tracer.transcoders.writes import reconstruct
 
 DRAWN_TOGETHER = 1024  # rows from one generator
 BLOCK_BYTES = 64 * 2**20

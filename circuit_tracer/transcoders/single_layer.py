@@ -19,6 +19,7 @@ from circuit_tracer.transcoders.activations import Activation, JumpReLU, ReLU, S
 from circuit_tracer.transcoders.base import LazyModule, dense_pre_activations
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 from circuit_tracer.transcoders.rows import MappedRows, MemoryRows, RowStore
+from circuit_tracer.transcoders.tensor_files import open_tensor_file
 
 
 class SingleLayerTranscoder(LazyModule):
@@ -97,8 +98,6 @@ class SingleLayerTranscoder(LazyModule):
         return new
 
     def _map_native_file(self, path: str, dtype: torch.dtype) -> None:
-        from circuit_tracer.transcoders.tensor_files import open_tensor_file
-
         file = open_tensor_file(path)
         for name, lazy in (("W_enc", self.lazy_encoder), ("W_dec", self.lazy_decoder)):
             if lazy:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.files.node_ids import cantor_unpair
 from circuit_tracer.graph.files.read_json import load_viewer_json
 from circuit_tracer.graph.files.view import View
+from circuit_tracer.graph.files.viewer_json import Labels, graph_document
+from circuit_tracer.graph.graph import Graph
 from circuit_tracer.viewer.sum_rule import sum_rules
-
-if TYPE_CHECKING:
-    from circuit_tracer.graph.files.viewer_json import Labels
-    from circuit_tracer.graph.graph import Graph
 
 
 def viewer_document(
@@ -31,9 +29,6 @@ def viewer_document(
 
     graph: a graph; viewer JSON as a mapping; or the path of a file of such. Raises InputError for what is no graph.
     """
-    from circuit_tracer.graph.files.viewer_json import graph_document
-    from circuit_tracer.graph.graph import Graph
-
     if isinstance(graph, Graph):
         exported = graph_document(
             graph, slug, node_threshold=node_threshold, edge_threshold=edge_threshold, labels=labels

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError
-from circuit_tracer.features import FeatureFolder, SeparateDocuments, build_features
+from circuit_tracer.features import FeatureFolder, build_features
 from circuit_tracer.features import build as building
 from circuit_tracer.features.segment import Segment
+from circuit_tracer.text.corpus import SeparateDocuments
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.text.token_files import TokenFiles
 from tests.support.feature_cases import LENGTH, N_FEATURES, SETTINGS, Active, Case, contents, slowly

@@ -12,12 +12,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from circuit_tracer.demo.tokenizer import build_tokenizer
 from circuit_tracer.errors import InputError
-from circuit_tracer.features import FeatureFolder, ListedDocuments, SeparateDocuments
-from circuit_tracer.features.corpus import Corpus
+from circuit_tracer.features import FeatureFolder
 from circuit_tracer.features.export import export_json, export_neuronpedia
 from circuit_tracer.features.labels import Label, describe, label_from_records, load_labels, read_labels, write_labels
 from circuit_tracer.features.token_text import TokenTexts
 from circuit_tracer.graph.files.node_ids import cantor_unpair
+from circuit_tracer.text.corpus import Corpus, ListedDocuments, SeparateDocuments
 from circuit_tracer.text.special import SpecialTokens
 from tests.support.feature_cases import Case, sequences
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from circuit_tracer.features import BuildSettings, SeparateDocuments, build_features
-from circuit_tracer.features.corpus import Corpus
+from circuit_tracer.features import BuildSettings, build_features
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.replacement_model import ReplacementModel
+from circuit_tracer.text.corpus import Corpus, SeparateDocuments
 from circuit_tracer.text.packing import Packer
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.text.token_files import TokenFiles

@@ -231,7 +231,7 @@ def test_a_cached_empty_data_set_is_an_error(folder: Path) -> None:
 
 
 def test_the_tokenizer_is_part_of_the_data(folder: Path) -> None:
-    from circuit_tracer.training.data.settings import tokenizer_fingerprint
+    from circuit_tracer.fingerprint import tokenizer_fingerprint
 
     prints = {tokenizer_fingerprint(t) for t in (data_cases.tokenizer(), data_cases.tokenizer(bos=False), None)}
     assert len(prints) == 3

@@ -6,7 +6,7 @@ import builtins
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -20,7 +20,10 @@ from circuit_tracer.text import text_files
 from circuit_tracer.text.documents import Document, Documents, find_files
 from circuit_tracer.text.hub import HubDataset
 from circuit_tracer.text.json_lines import JsonLines
+from circuit_tracer.text.kinds import READERS, open_documents
+from circuit_tracer.text.packing import sequence_length
 from circuit_tracer.text.parquet import ParquetFiles
+from circuit_tracer.text.source import Kind, TextSource
 from circuit_tracer.text.text_files import TextFiles
 from circuit_tracer.text.token_files import TokenFiles
 from tests.support import data_cases
@@ -263,3 +266,20 @@ def test_a_missing_extra_says_what_to_install(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(CircuitTracerError, match=rf"{package}.*pip install 'circuit-tracing\[datasets\]'"):
         HubDataset(str(tmp_path), None, "train", "text") if kind == "hub" else ParquetFiles(str(tmp_path), "text")
+
+
+def test_every_kind_of_source_has_a_reader_and_another_kind_is_refused() -> None:
+    assert tuple(READERS) == get_args(Kind)
+    with pytest.raises(InputError, match="kind 'pdf' is unknown; use one of huggingface, text, jsonl"):
+        open_documents(TextSource(cast(Kind, "pdf"), "book.pdf"), None)
+
+
+def test_sequences_have_two_tokens_or_more() -> None:
+    assert [sequence_length(*given) for given in ((None, None), (None, 64), (512, 64), (None, 64, 32))] == [
+        256,
+        64,
+        512,
+        32,
+    ]
+    with pytest.raises(InputError, match="context_length is 1; a sequence has at least 2 tokens"):
+        sequence_length(1, None)

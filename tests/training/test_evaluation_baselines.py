@@ -16,8 +16,8 @@ from circuit_tracer.training.evaluation import GivenActivations, evaluate
 from circuit_tracer.training.evaluation.graphs import score_graphs
 from circuit_tracer.training.evaluation.reconstruction import measure
 from circuit_tracer.training.evaluation.results import GraphScore, mean_scores
-from circuit_tracer.training.evaluation.writes import reconstruct
 from circuit_tracer.transcoders.random_dictionary import RandomRows, random_baseline
+from circuit_tracer.transcoders.writes import reconstruct
 from tests.support.evaluation_cases import ALL_TOKENS, parts_of, sequences, silent_dictionary
 from tests.support.tiny import tiny_transcoder
 

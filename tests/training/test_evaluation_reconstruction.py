@@ -15,8 +15,8 @@ from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training.evaluation import EvaluationSettings, GivenActivations, evaluate
 from circuit_tracer.training.evaluation.reconstruction import measure
 from circuit_tracer.training.evaluation.results import DENSITY_EDGES, Reconstruction
-from circuit_tracer.training.evaluation.writes import reconstruct
 from circuit_tracer.transcoders import Transcoders
+from circuit_tracer.transcoders.writes import reconstruct
 from tests.support.evaluation_cases import (
     ALL_TOKENS,
     parts_of,
@@ -83,7 +83,7 @@ def test_batches_change_nothing_and_equal_the_dense_forward(n: int, kind: str, s
 
 
 def test_blocks_of_decoder_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from circuit_tracer.training.evaluation import writes
+    from circuit_tracer.transcoders import writes
 
     transcoders, (x, _) = tiny_transcoder("clt"), given_pair()
     whole, _ = reconstruct(transcoders, x)

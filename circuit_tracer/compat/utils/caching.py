@@ -5,9 +5,8 @@ from circuit_tracer.transcoders.cache import (
     get_cache_dir,
     get_cached_path,
     is_cached,
-    load_transcoders_from_cache,
-    save_transcoders_to_cache,
 )
+from circuit_tracer.transcoders.cache_entries import load_transcoders_from_cache, save_transcoders_to_cache
 
 __all__ = [
     "empty_cache",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any, Literal, cast
+from xml.etree.ElementTree import ParseError
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files import atomic_write
 from circuit_tracer.graph.files.native import as_graph
+from circuit_tracer.graph.files.networkx import from_networkx
 from circuit_tracer.graph.graph import Graph
 
 GraphFormat = Literal["native", "pt", "graphml", "node-link"]
@@ -37,8 +39,6 @@ def read_graph(path: Path) -> Graph:
         return as_graph(path)
     if not path.is_file():
         raise InputError(f"no graph file at {path}")
-    from circuit_tracer.graph.files.networkx import from_networkx
-
     return from_networkx(_read_graphml(path) if path.suffix == ".graphml" else _read_node_link(path))
 
 
@@ -64,7 +64,6 @@ def write_graph(graph: Graph, path: Path, kind: GraphFormat | None = None) -> No
 
 
 def _read_graphml(path: Path) -> Any:
-    from xml.etree.ElementTree import ParseError
 
     import networkx as nx
 

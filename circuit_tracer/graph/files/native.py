@@ -13,12 +13,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
 from circuit_tracer.files import atomic_write
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.edges import Edges
+from circuit_tracer.graph.files.pt import load_pt
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
 from circuit_tracer.graph.validation import ValidationReport
@@ -49,9 +52,6 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
     Raises InputError if the provenance holds anything but JSON values, ResourceError if the disk is full (an older
     file of that name stays as it was).
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     header = _header(graph)
     tensors = {name: _tensor_of(graph, name).detach().cpu().contiguous() for name in _names_of(graph)}
     if graph.n_nodes < 2**31:
@@ -137,8 +137,6 @@ def _tensor_of(graph: Graph, name: str) -> Tensor:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise InputError(f"no graph file at {path}")
     try:
@@ -202,6 +200,4 @@ def as_graph(graph_or_path: Graph | str | Path) -> Graph:
         return graph_or_path
     if is_native(graph_or_path):
         return load_graph(graph_or_path)
-    from circuit_tracer.graph.files.pt import load_pt
-
     return load_pt(graph_or_path)

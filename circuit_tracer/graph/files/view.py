@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, parse_qsl, unquote, urlencode, urlsplit, urlu
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.graph.files.node_ids import cantor_pair, cantor_unpair
+from circuit_tracer.graph.files.read_json import typed_q_params
 
 FeaturePlace = tuple[int, int, int]  # layer, position, index; layer -1 for tokens, index then being the token's id
 _PARAMETERS = ("pinnedIds", "supernodes", "clickedId", "clerps", "pruningThreshold")
@@ -88,8 +89,6 @@ class View:
     @classmethod
     def from_q_params(cls, q_params: Mapping[str, Any]) -> View:
         """That of a graph file, from what any viewer writes. Raises FileFormatError for what is none."""
-        from circuit_tracer.graph.files.read_json import typed_q_params
-
         typed = typed_q_params(dict(q_params))
         labels, pruning = q_params.get("clerps") or [], q_params.get("pruningThreshold")
         try:

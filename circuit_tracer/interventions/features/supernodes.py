@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.graph.files.read_json import from_json
 from circuit_tracer.interventions.features.edits import FeatureAt, Supernode
 
 _FEATURE_ID = re.compile(r"(\d+)_(\d+)_(\d+)")  # layer, feature, position
@@ -19,8 +20,6 @@ def saved_supernodes(path: str | Path) -> dict[str, Supernode]:
     are left out, and with them groups that hold nothing else. Raises InputError for two supernodes of one name or a file
     without any, FileFormatError for a file that is no graph.
     """
-    from circuit_tracer.graph.files.read_json import from_json
-
     graph = from_json(path)
     found: dict[str, Supernode] = {}
     for group in graph.graph["q_params"]["supernodes"]:

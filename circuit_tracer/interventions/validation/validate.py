@@ -31,7 +31,6 @@ from circuit_tracer.interventions.validation.effects import NodeEffects
 from circuit_tracer.interventions.validation.stability import Stabilities, retrace, row_variations
 from circuit_tracer.interventions.validation.statistics import mean
 from circuit_tracer.interventions.validation.verdict import distrust, verdict
-from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.transcoders.base import Transcoders
 
 
@@ -150,7 +149,7 @@ class _Subject:
 
 def _control(subject: _Subject, dictionary: Transcoders, seed: int) -> Measures:
     """The same prompt and targets traced with another dictionary, as many rows, pruned and measured alike."""
-    other = ReplacementModel(subject.model.parts, dictionary, subject.model.tokenizer)
+    other = Traceable(subject.model.parts, dictionary, subject.model.tokenizer)
     graph = retrace(subject.graph, other, len(subject.graph.selected_features))
     return _Subject(graph, other, subject.thresholds, subject.policy, subject.batch_size).measure(seed, silent)
 

@@ -79,6 +79,13 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
+def configuration(source: str) -> TrainingConfig | None:
+    """The training configuration that ``source`` names: a file, a preset, or a run's folder. None: it names data."""
+    path = Path(source).expanduser()
+    named = path.suffix in SUFFIXES or source in preset_names()
+    return load(source) if named or (path / FILE_NAME).is_file() else None
+
+
 def _locate(source: str | Path) -> Path:
     path = Path(os.path.expanduser(source))
     if str(source) in preset_names():

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from circuit_tracer.text.source import CONTEXT_LENGTH, Kind, TextSource
 from circuit_tracer.training.config.rules import contradictions
 
 REFERENCE_FEATURES = 2**14  # at this many features a layer the learning rate is REFERENCE_RATE
@@ -54,7 +55,7 @@ class ModelSection(Section):
 class DataSection(Section):
     """The text, and how its activations are kept."""
 
-    kind: Literal["huggingface", "text", "jsonl", "parquet", "tokens"] = Field(
+    kind: Kind = Field(
         default="huggingface",
         description="What `path` is: a data set of the hub, text, JSONL or parquet files, or files of token ids.",
     )
@@ -62,7 +63,7 @@ class DataSection(Section):
     name: Text | None = Field(default=None, description="Configuration of a data set on the hub.")
     split: Text = Field(default="train", description="Split of a data set on the hub.")
     field: Text = Field(default="text", description="Field or column that holds the text.")
-    context_length: Whole = Field(default=256, ge=2, description="Tokens of a packed sequence.")
+    context_length: Whole = Field(default=CONTEXT_LENGTH, ge=2, description="Tokens of a packed sequence.")
     epochs: Whole | None = Field(default=1, ge=1, description="Passes over the data; null: as many as the run needs.")
     held_out: float = Field(default=0.01, gt=0, le=0.5, description="Share of the documents that only evaluation sees.")
     max_norm_ratio: float = Field(
@@ -81,6 +82,11 @@ class DataSection(Section):
         default=None,
         description="Folder where activations are kept, so that the next run does not need the model; null: none.",
     )
+
+    @property
+    def source(self) -> TextSource:
+        """Which documents are read."""
+        return TextSource(self.kind, self.path, self.field, self.name, self.split)
 
 
 class DictionarySection(Section):

@@ -14,11 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+
 from circuit_tracer.errors import CompatibilityError, FileFormatError, ResourceError
 from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.fingerprint import require_same
 from circuit_tracer.training.data.block import Block, Layout
 from circuit_tracer.training.data.rows import ModelRows
-from circuit_tracer.training.data.settings import require_same
 from circuit_tracer.training.ranks import Ranks
 
 MANIFEST = "manifest.json"
@@ -122,14 +125,11 @@ class CachedRows:
         self.ranks.barrier()
 
     def _write_shard(self, name: str, block: Block, start: int, end: int) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         tensors = {tensor: block.rows(tensor, start, end).cpu() for tensor in self.layout.names}
         path = self.folder / name
         with atomic_write(path) as temporary:
             try:
-                save_file(tensors, str(temporary))
+                safetensors.torch.save_file(tensors, str(temporary))
             except SafetensorError as error:  # how it reports a full disk
                 raise ResourceError(
                     f"could not write {path}: {error}. The cache keeps what it has; free some space and resume the run, or "
@@ -158,8 +158,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(str(path), framework="pt") as file:
             yield file

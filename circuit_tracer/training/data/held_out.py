@@ -9,10 +9,11 @@ from torch import Tensor
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.text.packing import open_packer
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.data.block import Block
-from circuit_tracer.training.data.source import open_packer, open_source
+from circuit_tracer.training.data.source import open_source
 from circuit_tracer.training.ranks import Ranks
 
 
@@ -23,8 +24,9 @@ def held_out_tokens(config: TrainingConfig, tokenizer: Any) -> list[Tensor]:
     Raises InputError when no document is kept.
     """
     wanted = max(config.evaluation.tokens, config.evaluation.replacement_tokens)
-    packer, found = open_packer(config, tokenizer, evaluation=True), list[Tensor]()
-    while len(found) * config.data.context_length < wanted and (sequence := packer.next()) is not None:
+    data, found = config.data, list[Tensor]()
+    packer = open_packer(data.source, tokenizer, data.context_length, data.held_out, evaluation=True)
+    while len(found) * data.context_length < wanted and (sequence := packer.next()) is not None:
         found.append(torch.from_numpy(sequence))
     if not found and len(packer.rest) > 1:
         found.append(torch.from_numpy(packer.rest))

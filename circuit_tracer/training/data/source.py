@@ -10,9 +10,7 @@ import torch
 from circuit_tracer.models.loading import resolve_dtype
 from circuit_tracer.models.model_pass import ModelPass
 from circuit_tracer.models.parts import ModelParts
-from circuit_tracer.text.documents import open_documents
-from circuit_tracer.text.packing import Packer
-from circuit_tracer.text.special import SpecialTokens
+from circuit_tracer.text.packing import open_packer
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.block import Layout
 from circuit_tracer.training.data.cache import CachedRows
@@ -38,7 +36,7 @@ def open_source(
     """Rows of the training documents, through the cache if there is one; or of those held out, never cached."""
     data = config.data
     points = points_of(config.dictionary, parts)
-    packer = open_packer(config, tokenizer, evaluation)
+    packer = open_packer(data.source, tokenizer, data.context_length, data.held_out, evaluation)
     matching = config.sparsity.jacobian_weight > 0
     names = ("x",) if points.same else ("x", "y", "direction", "derivative") if matching else ("x", "y")
     layout = Layout(names, len(points.layers), parts.config.d_model, resolve_dtype(data.buffer_dtype))
@@ -49,10 +47,3 @@ def open_source(
     if data.cache is None or evaluation:
         return Source(model_rows, layout, settings, parts.device)
     return Source(CachedRows(data.cache, model_rows, layout, settings, ranks), layout, settings, parts.device)
-
-
-def open_packer(config: TrainingConfig, tokenizer: Any, evaluation: bool) -> Packer:
-    """The packed sequences of a configuration's training documents, or of those held out."""
-    data, special = config.data, SpecialTokens.of(tokenizer)
-    documents = open_documents(data, special.end)
-    return Packer(documents, tokenizer, special, data.context_length, data.held_out, evaluation)

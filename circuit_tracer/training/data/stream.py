@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.fingerprint import require_same
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.data.block import Block
 from circuit_tracer.training.data.rows import Rows, generator
-from circuit_tracer.training.data.settings import require_same
 from circuit_tracer.training.data.source import Source, open_source
 from circuit_tracer.training.data.statistics import Moments, Statistics
 from circuit_tracer.training.ranks import Ranks

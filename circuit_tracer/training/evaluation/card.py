@@ -12,6 +12,7 @@ from typing import Any
 
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.training.evaluation.evaluate import DICTIONARY, MEAN, PER_LAYER, RANDOM, ZERO
+from circuit_tracer.training.evaluation.pictures import draw
 from circuit_tracer.training.evaluation.replacement import FILTER_PROBABILITY
 from circuit_tracer.training.evaluation.results import Evaluation, Replacement, Result, mean_scores
 
@@ -30,8 +31,6 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     folder = require_writable_folder(folder)
     pictures: list[Path] = []
     if find_spec("matplotlib") is not None:
-        from circuit_tracer.training.evaluation.pictures import draw
-
         pictures = draw(evaluation, folder)
     text = json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     for name, content in ((JSON_NAME, text), (CARD_NAME, model_card(evaluation, [path.name for path in pictures]))):

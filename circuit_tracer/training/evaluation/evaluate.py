@@ -17,11 +17,11 @@ from torch import Tensor
 
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.prompt import check_pair
+from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.models.model_pass import Points
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import fast_attention
-from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.training.evaluation.activations import Activations, ModelActivations
 from circuit_tracer.training.evaluation.graphs import score_graphs
 from circuit_tracer.training.evaluation.passes import StandIn
@@ -141,7 +141,7 @@ class _Subject:
         for name, one in dictionaries.items():
             result = Result(describe(one), reconstructions[name], replacements.get(name))
             if self.settings.prompts:
-                model = ReplacementModel(self.parts, one, self.tokenizer)
+                model = Traceable(self.parts, one, self.tokenizer)
                 graphs = score_graphs(
                     model,
                     self.settings.prompts,
@@ -192,7 +192,7 @@ def _check(
     if replaces:
         for one in (transcoders, per_layer):
             if one is not None:
-                ReplacementModel(parts, one, None)
+                Traceable(parts, one, None)
         return
     if len(points.layers) != transcoders.n_layers or max(points.layers) >= parts.config.n_layers:
         raise CompatibilityError(

@@ -14,8 +14,8 @@ from torch import Tensor
 from circuit_tracer.errors import NumericalError
 from circuit_tracer.training.evaluation.activations import Activations
 from circuit_tracer.training.evaluation.results import DENSITY_EDGES, Reconstruction
-from circuit_tracer.training.evaluation.writes import reconstruct
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.writes import reconstruct
 
 
 class Spread:

@@ -20,8 +20,8 @@ from circuit_tracer.training.evaluation.passes import StandIn, run
 from circuit_tracer.training.evaluation.reconstruction import in_float64
 from circuit_tracer.training.evaluation.results import ModelItself, Replacement
 from circuit_tracer.training.evaluation.sequences import LEFT_OUT, Sequences
-from circuit_tracer.training.evaluation.writes import add_writes_, constant_writes
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.writes import add_writes_, constant_writes
 
 FILTER_PROBABILITY = 0.8  # README.md §2
 LOGIT_BYTES = 64 * 2**20  # logits of one kind in hand

@@ -14,6 +14,8 @@ from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputErro
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.transcoders.config import CONFIG_NAME
 from circuit_tracer.transcoders.formats.writing import NATIVE_FILE
+from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+from circuit_tracer.transcoders.tensor_files import open_tensor_file
 
 Result = TypeVar("Result")
 
@@ -141,8 +143,6 @@ def _check_weights(root: Path, found: dict[str, Path]) -> None:
         raise InputError(
             f"{root} holds no {CONFIG_NAME}, so nobody could load it. `circuit-tracer convert` writes one."
         )
-    from circuit_tracer.transcoders.loading import load_transcoder_from_hub
-
     _, config = load_transcoder_from_hub(root.absolute(), device="cpu", dtype=None, lazy_encoder=True)
     name = config.get("model_name") or ""
     if not _HUB_NAME.fullmatch(name) or name.endswith(".gguf") or Path(name).exists():
@@ -153,8 +153,6 @@ def _check_weights(root: Path, found: dict[str, Path]) -> None:
 
 
 def _check_autoencoders(root: Path, found: dict[str, Path]) -> None:
-    from circuit_tracer.transcoders.tensor_files import open_tensor_file
-
     for folder in sorted({name.split("/")[0] for name in found if _SAE_FILE.fullmatch(name)}):
         names = [f"{folder}/cfg.json", f"{folder}/sae_weights.safetensors"]
         missing = [name for name in names if name not in found]

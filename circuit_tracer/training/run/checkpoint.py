@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from circuit_tracer.errors import (
@@ -183,8 +185,6 @@ def _shards(checkpoint: Checkpoint, source: int) -> list[tuple[Path, int, int]]:
 
 
 def _opened(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
     try:
         return safe_open(str(path), framework="pt")
     except (OSError, SafetensorError) as error:
@@ -270,9 +270,6 @@ def _write_share(state: TrainingState, partial: Path, content: dict[str, Any], r
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path, where: str) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     for name, tensor in tensors.items():
         if not _finite(tensor):
             raise NumericalError(

@@ -5,6 +5,8 @@ Letters: S source layers, B tokens, D width.
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -209,9 +211,6 @@ class _Window:
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
     """Inside, the first Ctrl-C or SIGTERM (of a job scheduler, say) only makes the yielded function true; the next one acts."""
-    import signal
-    import threading
-
     asked: list[bool] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

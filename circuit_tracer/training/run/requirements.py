@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from circuit_tracer.errors import ResourceError
+from circuit_tracer.models.outline import outline
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.run.cost import (
     ModelSizes,
@@ -137,8 +138,6 @@ def plan_run(config: TrainingConfig, device: torch.device, ranks: int = 1) -> Pl
 
     Raises InputError when there is no such model, UnsupportedModelError for an architecture outside the table.
     """
-    from circuit_tracer.models.outline import outline
-
     sizes = ModelSizes.of(outline(config.model.name, config.model.revision))
     formats = (config.model.dtype, config.dictionary.dtype, "float32")
     machine = measure(device, formats, config.run.out, config.run.threads, local_processes(), config.data.cache)

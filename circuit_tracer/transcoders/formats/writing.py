@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
@@ -42,13 +43,11 @@ def begin_folder(folder: Path, names: list[str]) -> None:
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file, moved into place when complete."""
-    from safetensors.torch import save_file
-
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # A view of part of a larger storage is refused by safetensors, as is memory shared between two names.
     plain = {name: tensor if _owns_storage(tensor) else tensor.clone() for name, tensor in plain.items()}
     with atomic_write(path) as temporary:
-        save_file(plain, str(temporary), metadata={"format": "pt", **metadata})
+        safetensors.torch.save_file(plain, str(temporary), metadata={"format": "pt", **metadata})
 
 
 def activation_metadata(activation: Activation) -> dict[str, str]:
