@@ -41,7 +41,9 @@ from circuit_tracer.training.run import machine
 from circuit_tracer.training.run.events import NullListener
 from circuit_tracer.training.run.loop import Loop
 from circuit_tracer.training.run.state import TrainingState
-from circuit_tracer.training.step import selection, step
+from circuit_tracer.training.sparsity import selection
+from circuit_tracer.training.sparsity.batch_topk import BatchTopK
+from circuit_tracer.training.step import step
 from circuit_tracer.training.step.normalisation import Normalisation
 
 ENTRY_BYTES = 12  # feature and value of an entry
@@ -90,7 +92,7 @@ class Stopwatch:
         with ExitStack() as stack:
             for owner, name, phase, work in (
                 (selection, "encode", "encode", _encode_work),
-                (step, "select", "select", _select_work),
+                (BatchTopK, "select", "select", _select_work),
                 (step, "decode_", "decode", _decode_work),
                 (step, "value_gradients", "value gradients", _value_work),
                 (step, "weight_gradients", "weight gradients", _weight_work),

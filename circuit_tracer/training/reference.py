@@ -1,8 +1,9 @@
 """The whole loss of training, once, densely: plain torch and autograd, no kernel, no hand-written backward pass.
 
 This file is the documentation of what a training step computes, and what the sparse step is tested against. It reads from
-top to bottom in the order of README.md: pre-activations and decoders (§3), activations (§4), the five terms of the loss (§5);
-their gradients (§6) are autograd's. What §4 and §5 call a constant is detached here, and nothing else is.
+top to bottom in the order of README.md: pre-activations and decoders (§3), activations (§4, each defined by its rule in
+`sparsity/`), the five terms of the loss (§5); their gradients (§6) are autograd's. What §4 and §5 call a constant is detached
+here, and nothing else is.
 
 Every array is dense, (B, F) a source, and everything runs in the dtype of the weights (float64 in the tests). Inputs and
 outputs are in normalised space (§2).
@@ -14,13 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.training.config.schema import SparsitySection
+from circuit_tracer.training.sparsity import rule_of
+from circuit_tracer.training.sparsity.base import Dense
+from circuit_tracer.training.sparsity.ranking import keep_largest
 
 
 @dataclass
@@ -111,67 +114,19 @@ def activate(
     active: float,
     band: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """a = activation(pre), (B, F) a source. Norms only rank here; no gradient reaches them."""
-    if settings.activation == "relu":
-        return [torch.relu(p) for p in pre]
-    if settings.activation == "jumprelu":
-        weight = [torch.ones_like(p) for p in pre] if band is None else band
-        return [
-            JumpReLU.apply(p, theta, w, settings.bandwidth)
-            for p, theta, w in zip(pre, thresholds(weights), weight, strict=True)
-        ]
-    if settings.activation == "topk":
-        kept = [keep_largest(p, p > 0, round(active)) for p in pre]
-    else:  # batch_topk: one cut for all tokens and layers
-        n_tokens, n_layers = pre[0].shape[0], len(pre)
-        score = torch.cat([(p * n).flatten() for p, n in zip(pre, norms, strict=True)])
-        positive = torch.cat([(p > 0).flatten() for p in pre])
-        mask = keep_largest(score, positive, round(active * n_layers * n_tokens))
-        kept = [m.view_as(p) for m, p in zip(mask.split([p.numel() for p in pre]), pre, strict=True)]
-    return [p * keep for p, keep in zip(pre, kept, strict=True)]
+    """a = activation(pre), (B, F) a source, as the rule defines it. Norms only rank; no gradient reaches them."""
+    return rule_of(settings).activate(Dense(pre, norms, thresholds(weights, settings), active, band))
 
 
-def keep_largest(score: Tensor, eligible: Tensor, count: int) -> Tensor:
-    """Which of the last dimension's eligible scores are among its `count` largest, or equal to the last of these."""
-    count = min(count, score.shape[-1])
-    if count == 0:
-        return torch.zeros_like(eligible)
-    ranked = score.detach().masked_fill(~eligible, -torch.inf)
-    cut = ranked.topk(count, dim=-1).values[..., -1:]  # -inf where fewer are eligible: then all of them stay
-    return eligible & (ranked >= cut)
-
-
-def thresholds(weights: Weights) -> list[Tensor]:
-    """theta = exp(log theta), (F,) a source."""
+def thresholds(weights: Weights, settings: SparsitySection) -> list[Tensor]:
+    """theta = exp(log theta), (F,) a source; zeros for a rule that learns none."""
+    if rule_of(settings).threshold_start is None:
+        return [torch.zeros_like(b) for b in weights.b_enc]
     if weights.log_threshold is None:
-        raise InputError("jumprelu needs thresholds, but weights.log_threshold is None; set it to (F,) a source")
+        raise InputError(
+            f"{settings.activation} needs thresholds, but weights.log_threshold is None; set it to (F,) a source"
+        )
     return [log_theta.exp() for log_theta in weights.log_threshold]
-
-
-class JumpReLU(torch.autograd.Function):
-    """a = pre * [pre > theta]; a step in theta, so its gradient is a straight-through estimate.
-
-        da/dpre   = [pre > theta]
-        da/dtheta = -(theta / w) * [|pre - theta| <= w / 2]
-
-    The second is a kernel estimate: where pre has a smooth density, moving theta up by one loses the entries that lie at
-    theta, and those within half a bandwidth stand for them. Entries above theta count once; near misses (theta - w/2 <= pre
-    <= theta) count as often as `near_miss_BF` says, whose mean is one.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, pre_BF: Tensor, theta_F: Tensor, near_miss_BF: Tensor, bandwidth: float) -> Tensor:
-        ctx.save_for_backward(pre_BF, theta_F, near_miss_BF)
-        ctx.bandwidth = bandwidth
-        return torch.where(pre_BF > theta_F, pre_BF, 0)
-
-    @staticmethod
-    def backward(ctx: Any, grad_BF: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        pre_BF, theta_F, near_miss_BF = ctx.saved_tensors
-        above = pre_BF > theta_F
-        in_band = (pre_BF - theta_F).abs() <= ctx.bandwidth / 2
-        count = in_band * torch.where(above, 1, near_miss_BF)
-        return grad_BF * above, -theta_F / ctx.bandwidth * (grad_BF * count).sum(0), None, None
 
 
 # §5: the terms of the loss
@@ -184,7 +139,7 @@ def squared_error(prediction_BSD: Tensor, y_BSD: Tensor) -> Tensor:
 
 def sparsity(settings: SparsitySection, activations: list[Tensor], norms: list[Tensor], penalty: float) -> Tensor:
     """lambda / (B S) sum tanh(c n_f a), through a and through n_f, for the activations that have no k."""
-    if settings.activation not in ("relu", "jumprelu"):
+    if not rule_of(settings).has_penalty:
         return activations[0].new_zeros(())
     counts = [torch.tanh(settings.penalty_scale * n * a).sum() for a, n in zip(activations, norms, strict=True)]
     return penalty * torch.stack(counts).sum() / (activations[0].shape[0] * len(activations))
@@ -221,10 +176,8 @@ def pre_activation(
     Written with scores, max(0, theta_f n_f - pre n_f), because for batch_topk theta_f n_f is the running cut itself.
     """
     constant = [n.detach() for n in norms]
-    if settings.activation == "jumprelu":
-        cut = [theta.detach() * n for theta, n in zip(thresholds(weights), constant, strict=True)]
-    else:
-        cut = [torch.full_like(n, running_cut if settings.activation == "batch_topk" else 0) for n in constant]
+    theta = [each.detach() for each in thresholds(weights, settings)]
+    cut = [rule_of(settings).level(n, t, running_cut) for n, t in zip(constant, theta, strict=True)]
     short = [(torch.relu(c - p * n) * d).sum() for p, n, c, d in zip(pre, constant, cut, dead, strict=True)]
     return settings.pre_activation_weight * torch.stack(short).sum() / (pre[0].shape[0] * len(pre))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from circuit_tracer.training.sparsity import rule_of, unread
+
 if TYPE_CHECKING:
     from circuit_tracer.training.config.schema import TrainingConfig
 
-BUDGET = ("batch_topk", "topk")  # activations that keep a number of features
-PENALISED = ("jumprelu", "relu")  # activations that a penalty keeps sparse
 # keys of `data` that not every kind of data has, and the kinds that do
 DATA_KEYS = {
     "name": ("huggingface",),
@@ -36,21 +36,8 @@ def without_effect(config: TrainingConfig) -> dict[str, str]:
         reasons.update({f"{section}.{name}": reason for name in names})
 
     sparsity, data = config.sparsity, config.data
-    if sparsity.activation in BUDGET:
-        idle(
-            f"with sparsity.activation {sparsity.activation}, which keeps sparsity.active features",
-            *("sparsity", "penalty", "penalty_scale", "penalty_warmup"),
-        )
-    else:
-        idle(
-            f"with sparsity.activation {sparsity.activation}, which sparsity.penalty keeps sparse",
-            *("sparsity", "active", "active_at_start", "anneal"),
-        )
-    if sparsity.activation != "jumprelu":
-        idle(
-            f"with sparsity.activation {sparsity.activation}, which learns no threshold",
-            *("sparsity", "threshold_start", "bandwidth", "band_probability"),
-        )
+    for name, reason in unread(sparsity.activation).items():
+        idle(f"with sparsity.activation {sparsity.activation}, {reason}", "sparsity", name)
     if sparsity.aux_active == 0:
         idle("with sparsity.aux_active 0", "sparsity", "aux_weight")
     for name, kinds in DATA_KEYS.items():
@@ -80,34 +67,12 @@ def _kind(config: TrainingConfig) -> Iterator[str]:
 
 def _sparsity(config: TrainingConfig) -> Iterator[str]:
     sparsity, features = config.sparsity, config.dictionary.features
-    if sparsity.activation in PENALISED and sparsity.penalty == 0:
-        yield (
-            f"sparsity.penalty is 0 with sparsity.activation {sparsity.activation}, so that nothing keeps features rare; "
-            "give a weight such as 1.0, or use activation batch_topk"
-        )
-    if sparsity.activation in BUDGET:
-        yield from _budget(config)
-    if sparsity.activation == "topk" and not sparsity.active.is_integer():
-        yield f"sparsity.active is {sparsity.active} with activation topk, which keeps a whole number of a token's features"
+    yield from rule_of(sparsity).contradictions(features)
     if sparsity.aux_active > features:
         yield (
             f"sparsity.aux_active is {sparsity.aux_active}, more than dictionary.features, {features}; "
             f"lower it, {max(1, features // 8)} say, or use 0"
         )
-
-
-def _budget(config: TrainingConfig) -> Iterator[str]:
-    sparsity, features = config.sparsity, config.dictionary.features
-    start = sparsity.active_at_start
-    if sparsity.active > features:
-        yield f"sparsity.active is {sparsity.active}, more than dictionary.features, {features}; lower it"
-    if start is not None and not sparsity.active <= start <= features:
-        yield (
-            f"sparsity.active_at_start is {start}; it falls to sparsity.active, so it must lie between "
-            f"{sparsity.active} and dictionary.features, {features}"
-        )
-    if start is not None and sparsity.anneal == 0:
-        yield f"sparsity.active_at_start is {start}, which has no effect with sparsity.anneal 0: leave one of them out"
 
 
 def _lengths(config: TrainingConfig) -> Iterator[str]:

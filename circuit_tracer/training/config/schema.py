@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from circuit_tracer.text.source import CONTEXT_LENGTH, Kind, TextSource
 from circuit_tracer.training.config.rules import contradictions
+from circuit_tracer.training.sparsity import RULES, readers
 
 REFERENCE_FEATURES = 2**14  # at this many features a layer the learning rate is REFERENCE_RATE
 REFERENCE_RATE = 2e-4
@@ -35,6 +36,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Text = Annotated[str, Field(min_length=1)]
+if TYPE_CHECKING:
+    RuleName = str
+else:
+    RuleName = Literal[tuple(RULES)]
 
 
 class Section(BaseModel):
@@ -121,23 +126,25 @@ class DictionarySection(Section):
 class SparsitySection(Section):
     """What keeps features rare (§4, §5)."""
 
-    activation: Literal["batch_topk", "topk", "jumprelu", "relu"] = Field(
+    activation: RuleName = Field(
         default="batch_topk",
-        description="Which features count: the best of a batch, the best of a token, a threshold, zero.",
+        description=f"Which features count: {', '.join(row.keeps for row in RULES.values())}.",
     )
     active: float = Field(
-        default=16.0, gt=0, description="k, active features a layer and token, on average (batch_topk, topk)."
+        default=16.0, gt=0, description=f"k, active features a layer and token, on average ({readers('active')})."
     )
     active_at_start: float | None = Field(
         default=None, gt=0, description="k at the first step; null: 6 times `active`, at most half of the features."
     )
     anneal: Share = Field(default=0.3, description="Share of the steps in which k falls to `active`.")
-    penalty: float = Field(default=0.0, ge=0, description="Weight of the tanh penalty (jumprelu, relu).")
+    penalty: float = Field(default=0.0, ge=0, description=f"Weight of the tanh penalty ({readers('penalty')}).")
     penalty_scale: float = Field(default=4.0, gt=0, description="c in tanh(c · decoder norm · activation).")
     penalty_warmup: Share = Field(default=1.0, description="Share of the steps in which the penalty rises from zero.")
-    threshold_start: float = Field(default=0.03, gt=0, description="Threshold of a jumprelu at the first step.")
+    threshold_start: float = Field(
+        default=0.03, gt=0, description=f"Threshold at the first step ({readers('threshold_start')})."
+    )
     bandwidth: float = Field(
-        default=1.0, gt=0, description="Width of the band around a threshold that moves it (jumprelu)."
+        default=1.0, gt=0, description=f"Width of the band around a threshold that moves it ({readers('bandwidth')})."
     )
     band_probability: float = Field(
         default=1.0,

@@ -13,8 +13,10 @@ from torch import Tensor
 from circuit_tracer.kernels.encode import encode
 from circuit_tracer.training.config.schema import SparsitySection
 from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.sparsity import rule_of
+from circuit_tracer.training.sparsity.base import Now
+from circuit_tracer.training.sparsity.ranking import kth_largest
 from circuit_tracer.training.step.dictionary import Dictionary
-from circuit_tracer.training.step.selection import kth_largest, select
 
 TOKENS = 8192  # held-out tokens calibrated on, if a batch has not more
 
@@ -35,20 +37,16 @@ def level_scores(
     running_cut: float | None,
     ranks: Ranks,
 ) -> list[float]:
-    """tau_s of every source (topk, batch_topk): above it lie as many scores of ``batches`` as the training rule keeps.
+    """tau_s of every source, for a rule with a budget: above it lie as many scores of ``batches`` as the rule keeps.
 
-    batches: normalised inputs (B, D) of every source, held out from training. A score is pre * n_f for batch_topk and pre
-    for topk. A source of which the rule keeps nothing gets a level above all its scores.
+    batches: normalised inputs (B, D) of every source, held out from training. A score is pre * `Rule.scale`. A source of which
+    the rule keeps nothing gets a level above all its scores.
     """
-    kept = [
-        select(
-            dictionary, x_SBD, settings, active=settings.active, running_cut=running_cut, step=0, ranks=ranks
-        ).entries
-        for x_SBD in batches
-    ]
+    rule, now = rule_of(settings), Now(settings.active, running_cut)
+    kept = [rule.select(dictionary, x_SBD, now, ranks).entries for x_SBD in batches]
     levels = []
     for source, norm_f in enumerate(dictionary.norms):
-        scale_f = norm_f if settings.activation == "batch_topk" else torch.ones_like(norm_f)
+        scale_f = rule.scale(norm_f)
         scores = [entries[source].value * scale_f[entries[source].feature] for entries in kept]
         count = ranks.all_reduce_(torch.tensor([sum(map(len, scores))], device=norm_f.device))
         levels.append(
@@ -80,18 +78,3 @@ def _level(
     upper = float(kth_largest(scores, count, ranks)) if count else 2 * float(kth_largest(scores, 1, ranks)) + 1.0
     lower = float(kth_largest(scores, count + 1, ranks))
     return (upper + lower) / 2
-
-
-def thresholds(
-    norm_F: Tensor, log_threshold_F: Tensor | None, settings: SparsitySection, level: float | None
-) -> Tensor | None:
-    """JumpReLU thresholds (F,) of one source in float32; None for a ReLU. ``level``: tau of `level_scores`."""
-    if settings.activation == "relu":
-        return None
-    if log_threshold_F is not None:
-        return log_threshold_F.float().exp()
-    assert level is not None
-    if settings.activation == "topk":
-        return torch.full_like(norm_F, level, dtype=torch.float32)
-    # a feature that writes nothing has score 0 and is never active
-    return torch.where(norm_F > 0, level / norm_F, torch.inf).clamp(max=torch.finfo(torch.float32).max).float()

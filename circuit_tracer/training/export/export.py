@@ -19,9 +19,9 @@ from torch import Tensor
 from circuit_tracer.errors import NumericalError
 from circuit_tracer.files import atomic_write
 from circuit_tracer.training.config.schema import TrainingConfig
-from circuit_tracer.training.export.calibration import thresholds
 from circuit_tracer.training.run import checkpoint as checkpoints
 from circuit_tracer.training.run.checkpoint import Checkpoint
+from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.step.normalisation import Normalisation
 from circuit_tracer.transcoders.config import write_config
 from circuit_tracer.transcoders.formats.writing import begin_folder, native_names, save_tensors
@@ -51,7 +51,7 @@ def export(
 ) -> Path:
     """Write the dictionary of ``checkpoint`` into ``folder``, in ``config.run.export_dtype``; biases and thresholds float32.
 
-    levels: tau_s of every source for topk and batch_topk (`calibration.level_scores`). layers: the model's layers that the
+    levels: tau_s of every source for rules with a budget (`calibration.level_scores`). layers: the model's layers that the
     sources are. Raises NumericalError if weights are not finite, ResourceError when the disk is full.
     """
     kind = config.dictionary.kind
@@ -76,7 +76,7 @@ def export(
         "model_kind": model_kind,
         "feature_input_hook": config.dictionary.input_hook,
         "feature_output_hook": config.dictionary.output_hook,
-        "activation": "relu" if config.sparsity.activation == "relu" else None,
+        "activation": "relu" if one.threshold_F is None else None,
     }
     write_config(described, folder)
     return folder
@@ -106,14 +106,15 @@ def folded(checkpoint: Checkpoint, config: TrainingConfig, levels: Sequence[floa
     if config.dictionary.kind == "skip":
         skip_DD = (whole("W_skip") * (scale_x / scale_y)).to(dtype)
         bias_D = bias_D - skip_DD.double() @ mean_x_D
-    log_threshold_F = rows("log_threshold") if config.sparsity.activation == "jumprelu" else None
+    rule = rule_of(config.sparsity)
+    log_threshold_F = None if rule.threshold_start is None else rows("log_threshold")
     level = None if levels is None else levels[source]
     layer = FoldedLayer(
         encoder_FD,
         (rows("b_enc").double() - encoder_FD.double() @ mean_x_D).float(),
         (decoder_FC.view(-1, n_targets, width) / scale_y_T[:, None]).to(dtype),
         bias_D.float(),
-        thresholds(rows("norms"), log_threshold_F, config.sparsity, level),
+        rule.export_thresholds(rows("norms"), log_threshold_F, level),
         skip_DD,
     )
     for name, tensor in vars(layer).items():

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.training.config.rules import BUDGET
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.export.calibration import n_batches
 from circuit_tracer.training.run.machine import Machine
+from circuit_tracer.training.sparsity import rule_of
+from circuit_tracer.training.sparsity.base import Rule
 
 if TYPE_CHECKING:
     from circuit_tracer.models.parts import ModelParts
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 BYTES = {"float32": 4, "bfloat16": 2}
 MOMENTS = 8  # bytes a parameter: two moments in float32
 ENTRY = 64  # bytes of an entry: row, feature, value, score and key, and a copy of those that stay
-CANDIDATES = 1.5  # entries looked at for each one that batch_topk keeps
 WORKSPACE = {"cpu": 192 * 2**20, "cuda": 2**30}  # blocks of pre-activations and of decoder gradients
 # How much longer sparse rows take than their operations and bytes would at full rate: as measured on a CPU at S = 12,
 # D = 768 and S = 30, D = 576. Kernels made for a GPU come close to its full rate.
@@ -76,6 +76,11 @@ class Workload:
             )
 
     @property
+    def rule(self) -> Rule:
+        """What decides how many features are active."""
+        return rule_of(self.config.sparsity)
+
+    @property
     def layers(self) -> int:
         """S."""
         chosen = self.config.dictionary.layers
@@ -96,7 +101,7 @@ class Workload:
         """Numbers trained, on this rank."""
         layers, width, config = self.layers, self.sizes.d_model, self.config
         rows = self.owned * (layers * width + self.pairs * width + layers)
-        thresholds = layers * self.owned if config.sparsity.activation == "jumprelu" else 0
+        thresholds = layers * self.owned if self.rule.threshold_start is not None else 0
         skip = layers * width**2 if config.dictionary.kind == "skip" else 0
         return rows + thresholds + skip + layers * width
 
@@ -112,22 +117,8 @@ class Workload:
 
     def active(self, when: str) -> float:
         """k, entries of a token and layer over all ranks: the most ("most") or on average ("mean")."""
-        sparsity = self.config.sparsity
-        if sparsity.activation in BUDGET:
-            start = self.config.active_at_start
-            mean = sparsity.active + (start - sparsity.active) * sparsity.anneal / 2
-            return min(start if when == "most" and sparsity.anneal else mean, self.features)
-        # pre-activations start as unit Gaussians (§3), and nobody knows how fast a penalty will thin them out
-        threshold = sparsity.threshold_start if sparsity.activation == "jumprelu" else 0.0
-        above = _upper_tail(threshold)
-        if sparsity.activation == "relu":
-            return above * self.features
-        near = _upper_tail(threshold - sparsity.bandwidth / 2) - above
-        return (above + near * sparsity.band_probability) * self.features
-
-
-def _upper_tail(x: float) -> float:
-    return 0.5 * math.erfc(x / math.sqrt(2))
+        mean, most = self.rule.entries(self.config.active_at_start, self.features)
+        return most if when == "most" else mean
 
 
 def device_memory(work: Workload) -> dict[str, int]:
@@ -135,7 +126,7 @@ def device_memory(work: Workload) -> dict[str, int]:
     config, sizes, batch = work.config, work.sizes, work.config.run.batch
     pass_tokens = config.data.sequences_per_pass * config.data.context_length
     model_item = BYTES[config.model.dtype]
-    entries = batch * work.layers * work.active("most") / work.ranks * (CANDIDATES if _ranked(config) else 1)
+    entries = batch * work.layers * work.active("most") / work.ranks * work.rule.candidates
     needs = {
         "weights": work.parameters * BYTES[config.dictionary.dtype],
         "moments": work.parameters * MOMENTS,
@@ -158,7 +149,7 @@ def _step_bytes(config: TrainingConfig) -> int:
 
 def _calibration_bytes(work: Workload) -> int:
     """The same for the held-out batches that thresholds are calibrated on: as buffered, in float32, and normalised."""
-    if work.config.sparsity.activation not in BUDGET:
+    if not work.rule.has_budget:
         return 0
     return n_batches(work.config.run.batch) * (work.sides * (BYTES[work.config.data.buffer_dtype] + 4) + 8)
 
@@ -213,7 +204,3 @@ def step_seconds(work: Workload, machine: Machine) -> dict[str, float]:
         "optimizer": work.parameters * (2 * (BYTES[config.dictionary.dtype] + MOMENTS) + rounded) / moved,
         "buffer": 4 * batch * work.width * work.sides * BYTES[config.data.buffer_dtype] / moved,
     }
-
-
-def _ranked(config: TrainingConfig) -> bool:
-    return config.sparsity.activation == "batch_topk"

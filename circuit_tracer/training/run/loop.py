@@ -23,6 +23,7 @@ from circuit_tracer.training.ranks import Ranks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.events import Listener, StepReport
 from circuit_tracer.training.run.state import TrainingState
+from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.step import schedules
 from circuit_tracer.training.step.normalisation import Normalisation
 from circuit_tracer.training.step.scratch import Scratch
@@ -142,7 +143,7 @@ class Loop:
             l0_S=[count / n_tokens for count in window.l0_counts(self.ranks)],
             dead_S=dead_S.tolist(),
             learning_rate=rate,
-            active=active if config.sparsity.activation in ("topk", "batch_topk") else 0.0,
+            active=active if rule_of(config.sparsity).has_budget else 0.0,
             tokens_per_second=config.run.batch / seconds,
             seconds_left=seconds * (config.steps - state.step),
             cut=state.running_cut,

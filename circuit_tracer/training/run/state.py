@@ -12,6 +12,7 @@ from torch import Tensor
 
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.step.adam import Adam
 from circuit_tracer.training.step.dead_features import Silence
 from circuit_tracer.training.step.dictionary import SHARED, Dictionary
@@ -50,7 +51,7 @@ class TrainingState:
             features,
             d_model,
             owned=ranks.share(features),
-            threshold=config.sparsity.threshold_start if config.sparsity.activation == "jumprelu" else None,
+            threshold=rule_of(config.sparsity).threshold_start,
             dtype=getattr(torch, config.dictionary.dtype),
             device=device,
             seed=config.run.seed,

@@ -36,6 +36,7 @@ from circuit_tracer.training.run.log import RunLog
 from circuit_tracer.training.run.loop import Loop, normalised
 from circuit_tracer.training.run.requirements import plan_run
 from circuit_tracer.training.run.state import TrainingState
+from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.step.normalisation import Normalisation
 
 # Keys that may differ between a run and its resumption: they change no weight (threads and devices: beyond rounding).
@@ -147,7 +148,7 @@ class _Run:
 
     def _levels(self, state: TrainingState, parts: ModelParts, tokenizer: Any) -> list[float] | None:
         """Calibrate thresholds on held-out tokens, in batches like those of training (§9)."""
-        if self.config.sparsity.activation not in ("topk", "batch_topk"):
+        if not rule_of(self.config.sparsity).has_budget:
             return None
         n_tokens = n_batches(self.config.run.batch) * self.config.run.batch
         held_out = held_out_activations(self.config, parts, tokenizer, n_tokens)

@@ -16,8 +16,9 @@ from circuit_tracer.kernels.encode import row_blocks
 from circuit_tracer.kernels.sparse_rows import SparseRows
 from circuit_tracer.training.config.schema import SparsitySection
 from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.sparsity import rule_of
+from circuit_tracer.training.sparsity.ranking import top_k
 from circuit_tracer.training.step.dictionary import Dictionary
-from circuit_tracer.training.step.selection import top_k
 
 
 @dataclass
@@ -97,10 +98,7 @@ def lift_(
     if not ids.shape[0] or not x_BD.shape[0]:
         return 0.0
     norm_n = dictionary.norms[source][ids].to(x_BD.dtype)
-    if settings.activation == "jumprelu":
-        level_n = dictionary.thresholds(source)[ids].to(x_BD.dtype) * norm_n
-    else:
-        level_n = torch.full_like(norm_n, (running_cut or 0.0) if settings.activation == "batch_topk" else 0.0)
+    level_n = rule_of(settings).level(norm_n, dictionary.thresholds(source)[ids].to(x_BD.dtype), running_cut)
     weight_nD = dictionary.W_enc[source][ids].to(x_BD.dtype)
     scale = settings.pre_activation_weight / (x_BD.shape[0] * dictionary.n_layers)
     loss = 0.0

@@ -13,8 +13,8 @@ from torch import Tensor
 from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradients
 from circuit_tracer.kernels.sparse_rows import SparseRows
 from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.sparsity.selection import Selection
 from circuit_tracer.training.step.dictionary import Dictionary
-from circuit_tracer.training.step.selection import Selection
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,12 @@ from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradi
 from circuit_tracer.kernels.sparse_rows import SparseRows
 from circuit_tracer.training.config.schema import SparsitySection
 from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.sparsity import rule_of
+from circuit_tracer.training.sparsity.base import Now, Rule
+from circuit_tracer.training.sparsity.selection import Selection
 from circuit_tracer.training.step import dead_features, jacobian
 from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.training.step.scratch import Scratch
-from circuit_tracer.training.step.selection import Selection, select
 
 # Bytes of a source's decoder gradient that exist at a time ...
 GRADIENT_BYTES = 256 * 2**20
@@ -104,21 +106,14 @@ def train_step(
 
     ``scratch`` is that of the step before.
     """
-    selection = select(
-        dictionary,
-        batch.x_SBD,
-        settings,
-        active=moment.active,
-        running_cut=moment.running_cut,
-        step=moment.step,
-        ranks=ranks,
-    )
+    rule, now = rule_of(settings), Now(moment.active, moment.running_cut, moment.step)
+    selection = rule.select(dictionary, batch.x_SBD, now, ranks)
     error_BSD = predict(dictionary, batch.x_SBD, selection, ranks, scratch).sub_(batch.y_BSD)
     # the norm makes no array of squares
     error_S = [norm**2 / error_BSD[:, 0].numel() for norm in torch.linalg.vector_norm(error_BSD, dim=(0, 2)).tolist()]
     _require_finite(error_S)
     terms = {"reconstruction": sum(error_S) / len(error_S)}
-    step = _Step(dictionary, batch, settings, moment, sink, ranks, selection, terms, scratch)
+    step = _Step(dictionary, batch, settings, rule, moment, sink, ranks, selection, terms, scratch)
     auxiliary = step.auxiliary(error_BSD)
     derivative = step.derivative()
     _require_finite_terms(terms)  # while nothing has changed yet
@@ -158,6 +153,7 @@ class _Step:
     dictionary: Dictionary
     batch: Batch
     settings: SparsitySection
+    rule: Rule
     moment: Moment
     sink: Sink
     ranks: Ranks
@@ -244,7 +240,9 @@ class _Step:
         if self.moment.penalty:
             da_n = da_n + self._penalty(source, activations, parts)
         if self.selection.band is not None:
-            self._threshold(source, entries, da_n)
+            band_n, threshold_f = self.selection.band[source], self.dictionary.thresholds(source)
+            grad_f = self.rule.threshold_gradient(entries, band_n, da_n, threshold_f)
+            self.sink.gradient(f"log_threshold.{source}", grad_f)
         parts.decoder.append((activations, grad_BC, slice(None)))
         dpre = entries.with_value(torch.where(active, da_n, 0))
         weight_gradients(self.batch.x_SBD[source], dpre, 0, dpre.n_features, parts.encoder_fD)
@@ -261,13 +259,6 @@ class _Step:
         by_norm_f = torch.zeros_like(norm_f).index_add_(0, activations.feature, slope_n * activations.value)
         parts.scale_f = torch.where(norm_f > 0, by_norm_f / norm_f, 0)
         return slope_n * norm_n
-
-    def _threshold(self, source: int, entries: SparseRows, da_n: Tensor) -> None:
-        """Straight-through gradient of log theta: theta * dL/dtheta, dL/dtheta = -(theta / w) sum of dL/da in the band."""
-        assert self.selection.band is not None
-        threshold_f = self.dictionary.thresholds(source).to(da_n.dtype)
-        in_band_f = torch.zeros_like(threshold_f).index_add_(0, entries.feature, da_n * self.selection.band[source])
-        self.sink.gradient(f"log_threshold.{source}", -threshold_f.square() / self.settings.bandwidth * in_band_f)
 
     def _through(self, source: int, entries: SparseRows, grad_BC: Tensor, parts: _Parts) -> None:
         """Entries with gradient 1 from pre-activation to activation, and the gradient of what they write."""

@@ -1,0 +1,69 @@
+"""Rules of sparsity: which features of a token are active (training/README.md §4). One file a rule, one row of ``RULES``.
+
+Nothing here imports torch: the configuration and its help need only names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from circuit_tracer.training.config.schema import SparsitySection
+    from circuit_tracer.training.sparsity.base import Rule
+
+
+# Keys of the section that only some rules read, in groups, and why a rule does not.
+BUDGET_KEYS = ("active", "active_at_start", "anneal")
+PENALTY_KEYS = ("penalty", "penalty_scale", "penalty_warmup")
+THRESHOLD_KEYS = ("threshold_start", "bandwidth", "band_probability")
+UNREAD = {
+    BUDGET_KEYS: "which sparsity.penalty keeps sparse",
+    PENALTY_KEYS: "which keeps sparsity.active features",
+    THRESHOLD_KEYS: "which learns no threshold",
+}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A row of the table."""
+
+    home: str  # module:class, imported when a configuration asks for the rule
+    keeps: str  # what counts, in a few words, for the help of `sparsity.activation`
+    reads: tuple[str, ...]  # its keys of the groups above
+
+
+# by the name that `sparsity.activation` gives
+RULES: dict[str, Listed] = {
+    "batch_topk": Listed("circuit_tracer.training.sparsity.batch_topk:BatchTopK", "the best of a batch", BUDGET_KEYS),
+    "topk": Listed("circuit_tracer.training.sparsity.topk:TopK", "the best of a token", BUDGET_KEYS),
+    "jumprelu": Listed(
+        "circuit_tracer.training.sparsity.jumprelu:JumpReLU", "a threshold", PENALTY_KEYS + THRESHOLD_KEYS
+    ),
+    "relu": Listed("circuit_tracer.training.sparsity.relu:ReLU", "zero", PENALTY_KEYS),
+}
+
+
+def rule_of(settings: SparsitySection) -> Rule:
+    """The rule that ``settings.activation`` names, with these settings."""
+    return _class(RULES[settings.activation].home)(settings)
+
+
+def readers(key: str) -> str:
+    """The rules that read a key of the groups above."""
+    return ", ".join(name for name, row in RULES.items() if key in row.reads)
+
+
+def unread(activation: str) -> dict[str, str]:
+    """Keys of the groups above that a rule does not read, with the reason."""
+    reads = RULES[activation].reads
+    return {key: reason for keys, reason in UNREAD.items() for key in keys if key not in reads}
+
+
+@cache
+def _class(home: str) -> type[Rule]:
+    module, _, name = home.partition(":")
+    found: type[Rule] = getattr(import_module(module), name)
+    return found

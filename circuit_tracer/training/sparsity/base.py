@@ -1,0 +1,129 @@
+"""What a rule of sparsity is: everything that follows from which features are active.
+
+A rule decides which pre-activations pass. What passes is a feature's activation, unchanged and with gradient 1; the rest is 0.
+That is what readers of dictionaries know: a threshold for each feature, or none (a ReLU).
+
+Letters: S source layers, B tokens, F features of a layer (f: owned by this rank), D width, n entries or features asked about.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.sparsity import RULES
+from circuit_tracer.training.sparsity.selection import Selection
+from circuit_tracer.training.step.dictionary import Dictionary
+
+if TYPE_CHECKING:
+    from circuit_tracer.training.config.schema import SparsitySection
+
+
+@dataclass(frozen=True)
+class Dense:
+    """What the definition of a rule needs: every array dense, one a source."""
+
+    pre: Sequence[Tensor]  # (B, F)
+    norms: Sequence[Tensor]  # (F,) of decoder rows; they only rank, and no gradient may reach them
+    thresholds: Sequence[Tensor]  # (F,), zeros if none are learned
+    active: float  # k now
+    band: Sequence[Tensor] | None = None  # (B, F) weights of near misses (§4, subsampled band); None: 1 for all
+
+
+@dataclass(frozen=True)
+class Now:
+    """What a selection depends on besides weights and inputs."""
+
+    active: float  # k
+    running_cut: float | None = None  # mean of the cuts of the selections before; None at the first step
+    step: int = 0  # keys random numbers
+
+
+@dataclass(frozen=True)
+class Rule(ABC):
+    """A rule with its settings. `BudgetRule` and `PenaltyRule` say what those with a k and those with a penalty share."""
+
+    settings: SparsitySection
+
+    # entries that `select` holds at a time for each one it keeps (the planner's memory)
+    candidates: ClassVar[float] = 1.0
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether k bounds the number of features; thresholds are then calibrated at the end (§9)."""
+        return "active" in RULES[self.settings.activation].reads
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether the tanh penalty (§5) is part of the loss."""
+        return "penalty" in RULES[self.settings.activation].reads
+
+    @property
+    def threshold_start(self) -> float | None:
+        """Threshold of every feature at the first step, if thresholds are learned; None if not."""
+        return None
+
+    # The definition (§4), dense: what `reference.py` computes and `select` is tested against
+
+    @abstractmethod
+    def activate(self, given: Dense) -> list[Tensor]:
+        """Activations (B, F) of every source, differentiable through ``pre`` and learned ``thresholds``."""
+
+    # The step
+
+    @abstractmethod
+    def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: Ranks) -> Selection:
+        """The active entries among this rank's features, over all sources. x_SBD: normalised inputs (B, D) of every source.
+
+        Whoever compares features with each other asks ``ranks``.
+        """
+
+    def threshold_gradient(self, entries: SparseRows, band_n: Tensor, da_n: Tensor, threshold_f: Tensor) -> Tensor:
+        """dL/dlog theta (f,) of one source; only of rules that learn thresholds.
+
+        entries: n of ``Selection.entries``, weighted by ``band_n`` of ``Selection.band``. da_n: dL/da of each.
+        """
+        raise NotImplementedError(f"{self.settings.activation} learns no thresholds")
+
+    def level(self, norm_n: Tensor, threshold_n: Tensor, running_cut: float | None) -> Tensor:
+        """theta n_f (n,) of some features: where pre * n_f would make them fire, for the pre-activation loss (§5).
+
+        norm_n: of their decoder rows. threshold_n: learned ones, or zeros.
+        """
+        return threshold_n * norm_n
+
+    # The dictionary that is written (§9)
+
+    def scale(self, norm_F: Tensor) -> Tensor:
+        """What pre-activations of features with these decoder norms are multiplied with to be ranked: (F,)."""
+        return torch.ones_like(norm_F)
+
+    @abstractmethod
+    def export_thresholds(self, norm_F: Tensor, log_threshold_F: Tensor | None, level: float | None) -> Tensor | None:
+        """Thresholds (F,) of one source in float32, finite; None for a ReLU.
+
+        norm_F: of decoder rows. log_threshold_F: learned ones. level: a rule with a budget keeps the scores above it
+        (`calibration.level_scores`).
+        """
+
+    # The configuration
+
+    @abstractmethod
+    def contradictions(self, n_features: int) -> Iterator[str]:
+        """What is wrong with the settings of a dictionary with ``n_features`` a layer: a message each, with the next step."""
+
+    # The plan of a run
+
+    @abstractmethod
+    def entries(self, active_at_start: float, n_features: int) -> tuple[float, float]:
+        """Entries of a token and layer of ``n_features``: on average over the run, and at most.
+
+        active_at_start: k at the first step.
+        """

@@ -1,0 +1,71 @@
+"""BatchTopK: of a batch's tokens and layers together, k a token and layer on average are active; pre * n_f ranks them.
+
+The fast way needs no array of all scores: candidates are looked for above the running cut, somewhat lowered.
+
+Letters: S source layers, B tokens, F features of a layer owned by this rank, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.sparsity.base import Dense, Now
+from circuit_tracer.training.sparsity.budget import BudgetRule
+from circuit_tracer.training.sparsity.ranking import keep_largest, kth_largest
+from circuit_tracer.training.sparsity.selection import Selection, above, all_active, scores
+from circuit_tracer.training.step.dictionary import Dictionary
+
+# Candidates are looked for above the running cut times these, one after the other until there are enough.
+LOWERED = (0.95, 0.8, 0.5, 0.0)
+SAMPLE_ROWS = 64  # tokens on which a first cut is guessed
+
+
+class BatchTopK(BudgetRule):
+    """a = pre where pre * n_f is positive and not below the cut, the round(k S B)-th largest of all."""
+
+    candidates = 1.5
+
+    def activate(self, given: Dense) -> list[Tensor]:
+        """The definition."""
+        n_tokens, n_layers = given.pre[0].shape[0], len(given.pre)
+        score = torch.cat([(p * n).flatten() for p, n in zip(given.pre, given.norms, strict=True)])
+        positive = torch.cat([(p > 0).flatten() for p in given.pre])
+        mask = keep_largest(score, positive, round(given.active * n_layers * n_tokens))
+        kept = mask.split([p.numel() for p in given.pre])
+        return [p * keep.view_as(p) for p, keep in zip(given.pre, kept, strict=True)]
+
+    def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: Ranks) -> Selection:
+        """All sources together."""
+        kept = round(now.active * len(x_SBD) * x_SBD[0].shape[0])
+        start = _guess(dictionary, x_SBD, kept, ranks) if now.running_cut is None else now.running_cut
+        for share in LOWERED:
+            level = share * start
+            low = [level / norm_F if level else torch.zeros_like(norm_F) for norm_F in dictionary.norms]
+            candidates = above(dictionary, x_SBD, low)
+            ranked = [scores(one, norm_F) for one, norm_F in zip(candidates, dictionary.norms, strict=True)]
+            cut = kth_largest(ranked, kept, ranks)
+            # scores right at the lowered cut may be missing for rounding: below it nothing is certain
+            if level == 0 or float(cut) > level * (1 + 1e-5):
+                break
+        return all_active([one.keep(score >= cut) for one, score in zip(candidates, ranked, strict=True)], float(cut))
+
+    def level(self, norm_n: Tensor, threshold_n: Tensor, running_cut: float | None) -> Tensor:
+        """The running cut."""
+        return torch.full_like(norm_n, running_cut or 0.0)
+
+    def scale(self, norm_F: Tensor) -> Tensor:
+        """A feature counts by what it writes."""
+        return norm_F
+
+
+def _guess(dictionary: Dictionary, x_SBD: Sequence[Tensor], kept: int, ranks: Ranks) -> float:
+    """A first cut: the one that a few tokens would have."""
+    n_rows = x_SBD[0].shape[0]
+    sample = [x_BD[:: max(1, n_rows // SAMPLE_ROWS)][:SAMPLE_ROWS] for x_BD in x_SBD]
+    entries = above(dictionary, sample, [torch.zeros_like(norm_F) for norm_F in dictionary.norms])
+    ranked = [scores(one, norm_F) for one, norm_F in zip(entries, dictionary.norms, strict=True)]
+    return float(kth_largest(ranked, max(1, kept * sample[0].shape[0] // max(1, n_rows)), ranks))

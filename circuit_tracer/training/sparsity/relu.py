@@ -1,0 +1,34 @@
+"""ReLU: what is positive is active."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.sparsity.base import Dense, Now
+from circuit_tracer.training.sparsity.penalty import PenaltyRule, share_above
+from circuit_tracer.training.sparsity.selection import Selection, above, all_active
+from circuit_tracer.training.step.dictionary import Dictionary
+
+
+class ReLU(PenaltyRule):
+    """a = max(pre, 0)."""
+
+    def activate(self, given: Dense) -> list[Tensor]:
+        """The definition."""
+        return [torch.relu(p) for p in given.pre]
+
+    def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: Ranks) -> Selection:
+        """Entries above zero."""
+        return all_active(above(dictionary, x_SBD, [torch.zeros_like(bias) for bias in dictionary.b_enc]))
+
+    def export_thresholds(self, norm_F: Tensor, log_threshold_F: Tensor | None, level: float | None) -> None:
+        """None."""
+
+    def entries(self, active_at_start: float, n_features: int) -> tuple[float, float]:
+        """Half of the features, at the start."""
+        count = share_above(0.0) * n_features
+        return count, count

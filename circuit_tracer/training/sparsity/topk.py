@@ -1,0 +1,34 @@
+"""TopK: the k largest pre-activations of each token and layer are active."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.sparsity.base import Dense, Now
+from circuit_tracer.training.sparsity.budget import BudgetRule
+from circuit_tracer.training.sparsity.ranking import keep_largest, top_k
+from circuit_tracer.training.sparsity.selection import Selection, all_active
+from circuit_tracer.training.step.dictionary import Dictionary
+
+
+class TopK(BudgetRule):
+    """a = pre where pre is positive and among the k largest of its token and layer, or equal to the last of these."""
+
+    def activate(self, given: Dense) -> list[Tensor]:
+        """The definition."""
+        return [p * keep_largest(p, p > 0, round(given.active)) for p in given.pre]
+
+    def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: Ranks) -> Selection:
+        """Each source on its own."""
+        weights = zip(x_SBD, dictionary.W_enc, dictionary.b_enc, strict=True)
+        return all_active([top_k(x_BD, W, b, round(now.active), ranks) for x_BD, W, b in weights])
+
+    def contradictions(self, n_features: int) -> Iterator[str]:
+        """k is a whole number too."""
+        yield from super().contradictions(n_features)
+        active = self.settings.active
+        if not active.is_integer():
+            yield f"sparsity.active is {active} with activation topk, which keeps a whole number of a token's features"

@@ -1,0 +1,74 @@
+"""Rules of sparsity live in their files and the table; one more takes a file and a row, and every test of rules runs for it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import circuit_tracer
+from circuit_tracer.errors import InputError
+from circuit_tracer.training.config.files import validate
+from circuit_tracer.training.config.keys import keys
+from circuit_tracer.training.config.schema import SparsitySection
+from circuit_tracer.training.sparsity import RULES, UNREAD, rule_of
+from circuit_tracer.training.sparsity.base import Rule
+from circuit_tracer.training.sparsity.budget import BudgetRule
+from circuit_tracer.training.sparsity.penalty import PenaltyRule
+from tests.support.config_cases import SMALL
+
+PACKAGE, ROOT = Path(circuit_tracer.__file__).parent, Path(__file__).parents[2]
+# in which a rule is compared with its definition, resumed, checkpointed, written and read back
+HELD_TO = ("test_step", "test_resume", "test_checkpoint", "test_export")
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_row_is_what_its_class_is(name: str) -> None:
+    rule = rule_of(SparsitySection(activation=name))
+    assert isinstance(rule, Rule)
+    assert rule.has_budget == isinstance(rule, BudgetRule)
+    assert rule.has_penalty == isinstance(rule, PenaltyRule)
+    assert rule.has_budget != rule.has_penalty  # else nothing keeps features rare
+    assert (rule.threshold_start is not None) == ("bandwidth" in RULES[name].reads)
+    assert set(RULES[name].reads) <= {key for group in UNREAD for key in group} <= {*SparsitySection.model_fields}
+
+
+def test_the_configuration_lists_the_table() -> None:
+    activation = keys()["sparsity.activation"]
+    assert activation.choices == tuple(RULES)
+    assert all(row.keeps in activation.description for row in RULES.values())
+    with pytest.raises(InputError, match=rf'activation is "gelu"; expected one of {", ".join(RULES)}\. Which'):
+        validate({**SMALL, "sparsity": {"activation": "gelu"}})
+    assert keys()["sparsity.penalty"].description.endswith("(jumprelu, relu).")
+
+
+def test_nothing_else_asks_for_a_rule_by_its_name() -> None:
+    question = re.compile(r"\.activation\s*(==|!=|in\b|not in\b)")
+    asking = [
+        path
+        for folder in ("training", "cli")
+        for path in (PACKAGE / folder).rglob("*.py")
+        if question.search(path.read_text(encoding="utf-8"))
+    ]
+    assert asking == []
+
+
+def test_the_table_needs_no_torch() -> None:
+    script = "import sys, circuit_tracer.training.config.keys as k; k.keys(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
+def test_a_rule_of_one_file_and_one_row_passes_the_tests_of_rules() -> None:
+    """In a process of its own: the configuration reads the table once."""
+    files = [f"tests/training/{name}.py" for name in HELD_TO]
+    chosen = ["-p", "tests.support.fixed_threshold", "-k", "fixed", "-m", "not slow"]
+    command = [sys.executable, "-m", "pytest", "-v", "-o", "addopts=", "-p", "no:cacheprovider", *chosen, *files]
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    ended = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
+    for name in HELD_TO:
+        assert re.search(rf"{name}\.py::\S*fixed\S* PASSED", ended.stdout), ended.stdout
