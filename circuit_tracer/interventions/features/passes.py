@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.memory import as_size, free_bytes
+from circuit_tracer.attribution.memory import free_bytes
 from circuit_tracer.errors import InputError, ResourceError
 from circuit_tracer.interventions.features.activations import activations_of
 from circuit_tracer.interventions.features.settings import LayerSettings
@@ -25,6 +25,7 @@ from circuit_tracer.interventions.points import hooked
 from circuit_tracer.models.attention import AttentionTape, attention_tape
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.frozen import FrozenNetwork
+from circuit_tracer.sizes import as_size
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
