@@ -18,7 +18,7 @@ PACKAGE = "circuit_tracer"
 
 # ---- tables
 
-PLAIN = {"errors", "files", "http", "ranks"}
+PLAIN = {"errors", "files", "http", "ranks", "sizes"}
 TRACED = {*PLAIN, "kernels", "models", "text", "transcoders", "fingerprint"}
 TRACING = {*TRACED, "graph", "attribution"}
 TOOLS = {*TRACING, "interventions", "attention", "features", "training", "neuronpedia"}
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "http": {"errors"},
     "ranks": {"errors"},
+    "sizes": {"errors"},
     "neuronpedia": {"errors", "http"},
     "kernels": {"errors"},  # stands alone, so that each kernel is tested by itself
     "models": {"errors", "kernels"},
@@ -73,6 +74,7 @@ AGAINST_THE_DIRECTION = [
 CIRCLES_OF_TYPES = [
     Row("graph.graph", "graph.files", "Graph.plot takes a View"),
     Row("training.config.rules", "training.config.schema", "the schema calls the rules about itself"),
+    Row("training.sparsity", "training.config.schema", "a rule is made from its section of the configuration"),
 ]
 
 # Imports inside functions: of libraries that are slow to load, or not installed everywhere ...

@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.memory import parse_bytes
 from circuit_tracer.attribution.progress import Progress, bar, silent
 from circuit_tracer.attribution.targets import Target, check_logit_options
 from circuit_tracer.attribution.trace import Options, Trace
@@ -21,6 +20,7 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.models import tokenization
 from circuit_tracer.ranks import Ranks
+from circuit_tracer.sizes import parse_bytes
 
 
 def attribute(

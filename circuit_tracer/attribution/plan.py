@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from circuit_tracer.attribution.memory import as_size
 from circuit_tracer.attribution.workload import CAPTURED, PIECE, STATE, STATE_AT_ONCE, Workload
 from circuit_tracer.errors import ResourceError
+from circuit_tracer.sizes import as_size
 
 LONG = 512  # positions: beyond, attention patterns are made again where needed, and rows lose their smallest edges
 KEPT_OF_LONG = 0.98  # of a row's mass

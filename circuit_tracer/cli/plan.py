@@ -59,9 +59,9 @@ def plan(
     if (tokens is None) == (prompt is None):
         raise InputError("say how long the prompt is: --tokens NUMBER, or the prompt itself with -p (not both)")
     from circuit_tracer.attribution.forecast import active_features, forecast
-    from circuit_tracer.attribution.memory import parse_bytes
     from circuit_tracer.models.loading import resolve_dtype
     from circuit_tracer.models.outline import outline
+    from circuit_tracer.sizes import parse_bytes
     from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 
     place, kind = options.place(device), resolve_dtype(dtype)

@@ -59,9 +59,6 @@ def _show(publication: Publication) -> None:
 
 
 def _size(n_bytes: int) -> str:
-    size = float(n_bytes)
-    for unit in ("B", "KB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+    from pydantic import ByteSize
+
+    return ByteSize(n_bytes).human_readable(decimal=True, separator=" ")

@@ -1,4 +1,8 @@
-"""`circuit-tracer train`: train transcoders. Every key of a configuration file is an option too, `--section.key VALUE`."""
+"""`circuit-tracer train`: train transcoders. Every key of a configuration file is an option too, `--section.key VALUE`.
+
+The keys are set aside by hand, because the schema is loaded only when this command runs, and a wrong key is answered with
+the one that was meant (`config/files.py` says why no library does it).
+"""
 
 from __future__ import annotations
 

@@ -16,13 +16,14 @@ from test_invariance import CASES, assert_same
 
 from circuit_tracer.attribution import memory, plan, trace
 from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.attribution.memory import free_bytes, is_out_of_memory, parse_bytes
+from circuit_tracer.attribution.memory import free_bytes, is_out_of_memory
 from circuit_tracer.attribution.plan import MemoryPlan
 from circuit_tracer.attribution.reference import reference_graph
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.attribution.sweep import EdgeBlock, Sweep
 from circuit_tracer.attribution.workload import Workload
 from circuit_tracer.errors import InputError, ResourceError
+from circuit_tracer.sizes import parse_bytes
 from tests.support.tracing_cases import IDS, Case, assert_same_graph, build
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -214,7 +215,20 @@ def test_sizes_are_read_as_people_write_them() -> None:
         7: 7,
     }
     assert {text: parse_bytes(text) for text in sizes} == sizes
-    for wrong in ("", "GB", "-1GB", "16 bananas", 0, -5, float("nan"), float("inf"), True, "0"):
+    for wrong in (
+        "",
+        "GB",
+        "-1GB",
+        "16 bananas",
+        0,
+        -5,
+        float("nan"),
+        float("inf"),
+        True,
+        "0",
+        "16,5GB",
+        "16 GB of it",
+    ):
         with pytest.raises(InputError, match="16GB"):
             parse_bytes(wrong)
 

@@ -49,7 +49,7 @@ def test_help_does_not_load_torch() -> None:
     script = "import sys; sys.argv = ['circuit-tracer', 'attribute', '--help']\n"
     script += "from circuit_tracer.cli.main import main\n"
     script += "try: main()\nexcept SystemExit: pass\n"
-    script += "heavy = {'torch', 'transformers', 'numpy', 'networkx'} & set(sys.modules)\n"
+    script += "heavy = {'torch', 'transformers', 'numpy', 'networkx', 'fastapi', 'starlette'} & set(sys.modules)\n"
     script += "assert not heavy, heavy"
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)

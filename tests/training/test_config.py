@@ -175,6 +175,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path: Path, name: st
         ("run.batch", "true", "run.batch is true; expected a whole number"),
         ("run.batch", "null", "run.batch is null; expected a whole number"),
         ("run.batch", "[3", "run.batch is '[3'; expected a whole number"),
+        pytest.param("run.batch", "9" * 5000, "; expected a whole number", id="digits"),
+        pytest.param("dictionary.layers", "[" * 5000, "; expected a list of whole numbers", id="brackets"),
         ("run.tensorboard", "yes", 'run.tensorboard is "yes"; expected true or false'),
         ("data.held_out", "0", "data.held_out is 0; expected a number, above 0 and at most 0.5"),
         ("data.epochs", "0", "expected a whole number, at least 1, or null"),
@@ -257,6 +259,13 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load(written(tmp_path, "run:\n  - [", "broken.yaml"))
     with pytest.raises(FileFormatError, match="'batch' is given twice"):
         load(written(tmp_path, "run: {batch: 1, batch: 2}"))
+    with pytest.raises(FileFormatError, match=r"\*a is an alias; write its value out(?s:.*)line 2"):
+        load(written(tmp_path, "run: &a [x, x]\ndata: [*a, *a]", "bomb.yaml"))
+    for name in ("deep.yaml", "deep.toml"):
+        with pytest.raises(FileFormatError, match="cannot be read as"):
+            load(written(tmp_path, "run = " * (name == "deep.toml") + "[" * 100_000, name))
+    with pytest.raises(FileFormatError, match="cannot be read as YAML"):
+        load(written(tmp_path, "run: !!python/object/apply:os.getcwd []", "unsafe.yaml"))
     with pytest.raises(FileFormatError, match=r"must hold sections .*found list"):
         load(written(tmp_path, "[1]"))
     with pytest.raises(FileFormatError, match="cannot be read as TOML"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -75,6 +77,87 @@ def test_answers_are_what_the_documentation_says(served: Server, document: dict[
     refusal = {"$ref": "#/components/schemas/Problem", "components": document["components"]}
     for answer in (ask(served, "/api/graphs/gone"), ask(served, "/nowhere"), ask(served, "/", {}, "POST")):
         jsonschema.Draft202012Validator(refusal).validate(answer.json)
+
+
+def test_operations_stand_under_headings_with_names_of_their_own(document: dict[str, Any]) -> None:
+    operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert len(set(names)) == len(names)
+    assert {tag for operation in operations for tag in operation["tags"]} == {
+        "the page's API",
+        "Neuronpedia's protocol",
+        "files",
+    }
+    assert document["info"]["version"] == version("circuit-tracing")
+    problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    for operation in operations:
+        refusals = {status: each["content"] for status, each in operation["responses"].items() if status[0] in "45"}
+        assert set(refusals) == {"400", "403", "404", "409", "413", "500", "503", "507"}
+        assert all(content == {"application/json": problem} for content in refusals.values())
+
+
+def test_streams_and_files_are_documented_as_what_they_are(document: dict[str, Any]) -> None:
+    def media(path: str, status: str = "200") -> dict[str, Any]:
+        return document["paths"][path]["get"]["responses"][status]["content"]
+
+    event = media("/api/jobs/{id}/events")["text/event-stream"]["itemSchema"]["properties"]["data"]
+    assert event["contentSchema"] == {"$ref": "#/components/schemas/JobReport"}
+    assert set(media("/{path}")) == {"text/html"}
+    assert set(media("/features/{path}")) == set(media("/features/{path}", "206")) == {"application/octet-stream"}
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json"])
+def test_no_page_of_the_documentation_loads_scripts_of_others(served: Server, path: str) -> None:
+    assert ask(served, path).status == 404
+
+
+def test_a_body_is_json_whatever_its_header_says(served: Server) -> None:
+    for kind in ("application/json", "application/x-www-form-urlencoded", "text/plain; charset=latin-1"):
+        answer = ask(served, "/api/graphs/small/view", {"linkType": "input"}, "PUT", headers={"content-type": kind})
+        assert (answer.status, answer.json["linkType"]) == (200, "input"), kind
+
+
+def test_head_is_get_without_its_body(served: Server) -> None:
+    for path, status in (("/", 200), ("/api/graphs", 200), ("/data/small.json", 200), ("/data/gone.json", 404)):
+        whole, head = ask(served, path), ask(served, path, method="HEAD")
+        assert (head.status, head.data) == (whole.status, b"") == (status, b"")
+        assert head.headers["content-type"] == whole.headers["content-type"]
+        assert f"HEAD {path} {status}" in served.get_logs()
+
+
+def test_numbers_that_json_cannot_carry_are_refused_and_halves_of_pairs_kept(
+    served: Server, graph_folder: Path
+) -> None:
+    graph = json.loads((graph_folder / "small.json").read_text())
+    for name, value in (("half", "\ud800"), ("number", float("nan"))):
+        graph["metadata"]["prompt"] = value
+        (graph_folder / f"{name}.json").write_text(json.dumps(graph))
+    assert ask(served, "/api/graphs/half?nodes=10").json["metadata"]["prompt"] == "\ud800"
+    refused = ask(served, "/api/graphs/number?nodes=10")
+    assert (refused.status, "not finite" in refused.error) == (400, True)
+
+
+def test_a_failure_of_ours_is_said_and_guarded(
+    served: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def slip() -> None:
+        raise ZeroDivisionError("a slip")
+
+    monkeypatch.setattr(served.site.graphs, "entries", slip)
+    answer = ask(served, "/api/graphs")
+    assert (answer.status, answer.error) == (500, "ZeroDivisionError: a slip (a failure of ours)")
+    assert answer.headers["cache-control"] == "no-store"
+    assert "GET /api/graphs failed" in caplog.text
+
+
+def test_a_problem_names_its_place(served: Server) -> None:
+    assert "nodes: " in ask(served, "/api/graphs/small?nodes=none").error
+    assert (
+        "edits.0.how: " in ask(served, "/api/graphs/small/steer", {"edits": [{"nodes": ["0_1_1"], "how": "x"}]}).error
+    )
+    assert "the body, at character 1: " in ask(served, "/api/tokens", b"{").error
+    many = {"prompt": "a", **{f"unknown{number}": 1 for number in range(9)}}
+    assert ask(served, "/api/tokens", many).error.endswith("; and 4 more")
 
 
 def test_endpoints_are_sorted_so_that_the_page_comes_last() -> None:

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.memory import as_size, free_bytes
+from circuit_tracer.attribution.memory import free_bytes
 from circuit_tracer.errors import InputError, ResourceError
 from circuit_tracer.interventions.features.activations import activations_of
 from circuit_tracer.interventions.features.settings import LayerSettings
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.run import ModelRun, Visit, in_rows, live_scales
+from circuit_tracer.sizes import as_size
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable

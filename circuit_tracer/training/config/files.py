@@ -1,4 +1,8 @@
-"""Configurations as files: YAML or TOML, presets by name, single values from the command line, and back to YAML."""
+"""Configurations as files: YAML or TOML, presets by name, single values from the command line, and back to YAML.
+
+Ours, because pydantic-settings reads 1e-4 as text, takes a key given twice, refuses `--run.batch 8192` where types are exact
+and names no key that was meant; tyro refuses 1e6, null and 0,2; and neither writes a file with the descriptions of its keys.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +25,7 @@ from circuit_tracer.training.config.keys import Key, find, keys, sections, unkno
 from circuit_tracer.training.config.rules import DATA_KEYS, without_effect
 from circuit_tracer.training.config.schema import TrainingConfig
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parents[1] / "presets"
 SUFFIXES = (".yaml", ".yml", ".toml")
 FILE_NAME = "config.yaml"  # in the folder of a run
 
@@ -109,7 +114,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         raw = _parse_toml(text) if path.suffix == ".toml" else yaml.load(text, _Loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         if isinstance(error, InputError):
             raise
         raise FileFormatError(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
@@ -148,8 +153,8 @@ def parse_value(key: Key, text: str) -> Any:
         text = f"[{text}]"
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{key} is {text!r}; expected {key.expected}. {key.description}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{key} is {text[:100]!r}; expected {key.expected}. {key.description}") from error
 
 
 def _unknown(raw: Mapping[str, Any]) -> list[str]:
@@ -194,14 +199,26 @@ def _entry(name: str, value: Any) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: 1e-4 is a number, yes and no are words, a key given twice is an error."""
+    """YAML as people expect it: 1e-4 is a number, yes and no are words, a key given twice is an error.
+
+    Aliases are refused: those of aliases make a few lines grow without bound.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"*{alias.anchor} is an alias; write its value out", alias.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [self.construct_object(name, deep=True) for name, _ in node.value]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            names = Counter(self.construct_object(name, deep=True) for name, _ in node.value)
+            twice = names.most_common(1)[0][0]
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
+        return found
 
     def construct_decimal(self, node: yaml.ScalarNode) -> int:
         """Leading zeros mean nothing."""

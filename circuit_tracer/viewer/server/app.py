@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
+from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from circuit_tracer.viewer.bundle import STATIC
-from circuit_tracer.viewer.server.api import API
-from circuit_tracer.viewer.server.endpoint import Call, Endpoint, json_response, refused
+from circuit_tracer.viewer.server.api import API, package_version
 from circuit_tracer.viewer.server.guard import POLICY, Guard
 from circuit_tracer.viewer.server.neuronpedia import NEURONPEDIA
-from circuit_tracer.viewer.server.openapi import openapi_document
-from circuit_tracer.viewer.server.pages import FILES, PAGE
+from circuit_tracer.viewer.server.pages import FILES
+from circuit_tracer.viewer.server.routing import Json, in_words
 from circuit_tracer.viewer.server.site import Site
 
-SECRET_PATHS = tuple(each.path for each in NEURONPEDIA)
+SECRET_PATHS = tuple(each.path for each in NEURONPEDIA.routes)  # type: ignore[attr-defined]
 
 
-def openapi(call: Call) -> Response:
-    """The documentation of all routes."""
-    return json_response(openapi_document(ENDPOINTS, SECRET_PATHS), call.headers)
+@API.get("/api/openapi.json")
+def openapi(request: Request) -> Response:
+    """This document."""
+    return Json(request.app.openapi())
 
 
-ENDPOINTS = (
-    Endpoint("GET", "/api/openapi.json", openapi, "This document."),
-    *API,
-    *NEURONPEDIA,
-    *FILES,
-    PAGE,
-)
+# The page comes last, as it takes every path.
+ENDPOINTS = (*API.routes, *NEURONPEDIA.routes, *FILES.routes)
 
 
-def make_app(site: Site) -> Starlette:
-    """The ASGI application; nothing is reached around the guard."""
+def make_app(site: Site) -> FastAPI:
+    """The ASGI application; nothing is reached around the guard, and nothing is measured or sent anywhere."""
     guard = Middleware(
         Guard,
         token=site.token,
@@ -44,13 +39,16 @@ def make_app(site: Site) -> Starlette:
         policy=POLICY if site.frontend == STATIC else None,
         log=site.log,
     )
-    return Starlette(
-        routes=[each.route(site) for each in ENDPOINTS],
+    app = FastAPI(
+        title="circuit-tracing",
+        version=package_version(),
+        description="Graphs of one folder, and one model.",
+        routes=list(ENDPOINTS),
         middleware=[guard],
-        exception_handlers={HTTPException: _not_answered},
+        exception_handlers={HTTPException: in_words},
+        separate_input_output_schemas=False,
+        openapi_url=None,  # documented above; and no page that loads scripts of others
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-
-
-def _not_answered(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return refused(error.detail, error.status_code)
+    app.state.site = site
+    return app

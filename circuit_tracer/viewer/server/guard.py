@@ -66,20 +66,24 @@ class Guard:
         if scope["type"] != "http":
             return
 
+        method = scope["method"]
+
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 # before it is sent: who has an answer finds it in the log
-                self.log.append(f"{scope['method']} {scope['path']} {message['status']}")
+                self.log.append(f"{method} {scope['path']} {message['status']}")
                 headers = MutableHeaders(scope=message)
                 for name, value in self.headers.items():
-                    headers.setdefault(name, value)
+                    headers[name] = value
             await send(message)
 
         try:
-            self._check(scope["method"], scope["path"], Headers(scope=scope))
+            self._check(method, scope["path"], Headers(scope=scope))
         except Refusal as refusal:
             await JSONResponse({"error": str(refusal)}, refusal.status)(scope, receive, answer)
         else:
+            if method == "HEAD":  # a GET whose body the server leaves out
+                scope = {**scope, "method": "GET"}
             await self.app(scope, bounded(receive), answer)
 
     def _check(self, method: str, path: str, headers: Headers) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -58,6 +59,11 @@ class View(Sent):
     clerps: list[tuple[str, str]] = Field(default_factory=list, max_length=100_000, description="[[node id, label]]")
 
     model_config = ConfigDict(strict=False)  # JSON has no tuples
+
+    @classmethod
+    def of(cls, params: Mapping[str, object]) -> View:
+        """The view among the `qParams` of a file, which may hold more."""
+        return cls.model_validate({name: value for name, value in params.items() if name in cls.model_fields})
 
 
 class SavedGraph(Sent):

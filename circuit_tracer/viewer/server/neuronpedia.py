@@ -15,8 +15,8 @@ from circuit_tracer.errors import CircuitTracerError, InputError
 from circuit_tracer.graph.files.viewer_json import graph_document
 from circuit_tracer.http import request
 from circuit_tracer.viewer.server import chat_turns
-from circuit_tracer.viewer.server.endpoint import Call, Endpoint, bytes_response, json_response
 from circuit_tracer.viewer.server.engine import Engine
+from circuit_tracer.viewer.server.messages import Problem
 from circuit_tracer.viewer.server.neuronpedia_messages import (
     ChatMessage,
     CheckBusy,
@@ -34,20 +34,25 @@ from circuit_tracer.viewer.server.neuronpedia_messages import (
     Uploaded,
     WithPrompt,
 )
+from circuit_tracer.viewer.server.routing import SECRET, Served, router
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+NEURONPEDIA = router("Neuronpedia's protocol", dependencies=[SECRET])
 
-def check_busy(call: Call) -> CheckBusy:
+
+@NEURONPEDIA.get("/check-busy")
+def check_busy(site: Served) -> CheckBusy:
     """Whether the model is at work."""
-    return CheckBusy(busy=call.site.jobs.busy)
+    return CheckBusy(busy=site.jobs.busy)
 
 
-def parse_chat_prompt(call: Call) -> ParsedChatPrompt:
+@NEURONPEDIA.post("/parse-chat-prompt")
+def parse_chat_prompt(site: Served, asked: ParseChatPrompt) -> ParsedChatPrompt:
     """Turns from a prompt that a chat template made."""
-    engine = call.site.model
-    prompt = chat_turns.without_bos(call.body.prompt, engine.model.tokenizer)
+    engine = site.model
+    prompt = chat_turns.without_bos(asked.prompt, engine.model.tokenizer)
     turns = chat_turns.parse(prompt, engine.chat_frames)
     return ParsedChatPrompt(
         messages=None if turns is None else [ChatMessage(**turn) for turn in turns],
@@ -57,26 +62,27 @@ def parse_chat_prompt(call: Call) -> ParsedChatPrompt:
     )
 
 
-def forward_pass(call: Call) -> Response:
+@NEURONPEDIA.post("/forward-pass")
+def forward_pass(site: Served, asked: ForwardPass) -> ForwardPassed | Problem:
     """The likeliest next tokens."""
-    engine, asked = call.site.model, call.body
-    with call.site.jobs.alone("forward pass"):
+    engine = site.model
+    with site.jobs.alone("forward pass"):
         try:
-            found = _forward_pass(engine, asked).model_dump()
+            return _forward_pass(engine, asked)
         except CircuitTracerError as error:
-            found = {"error": f"Forward pass failed: {error}"}
-    return json_response(found, call.headers)
+            return Problem(error=f"Forward pass failed: {error}")
 
 
-def generate_graph(call: Call) -> Response:
+@NEURONPEDIA.post("/generate-graph", response_model=Uploaded, response_model_exclude_none=True)
+def generate_graph(site: Served, asked: GenerateGraph) -> Response | Uploaded:
     """Trace a prompt; answer with its graph, or send that to a signed address."""
     from circuit_tracer.attribution.attribute import attribute
 
-    engine, asked = call.site.model, call.body
+    engine = site.model
     name = _require_model(engine, asked.model_id)
     if asked.enable_qk_tracing:
         raise InputError("QK tracing is not part of this engine; send enable_qk_tracing false")
-    with call.site.jobs.alone("graph generation"):
+    with site.jobs.alone("graph generation"):
         graph = attribute(
             engine.ids_of_text(_prompt(engine, asked)),
             engine.model,
@@ -91,25 +97,24 @@ def generate_graph(call: Call) -> Response:
             name,
             asked.node_threshold,
             asked.edge_threshold,
-            labels=call.site.labels,
+            labels=site.labels,
             info={"creator_name": asked.user_id} if asked.user_id else None,
         )
     if asked.signed_url is None:
-        return bytes_response(document.text.encode("utf-8", "replace"), call.headers)
-    return json_response(
-        _upload(document.text, asked.signed_url, asked.compress).model_dump(exclude_none=True), call.headers
-    )
+        return Response(document.text.encode("utf-8", "replace"), media_type="application/json")
+    return _upload(document.text, asked.signed_url, asked.compress)
 
 
-def steer(call: Call) -> Steered:
+@NEURONPEDIA.post("/steer", operation_id="neuronpedia_steer")
+def steer(site: Served, asked: Steer) -> Steered:
     """Generate with features at fixed values, and without."""
-    engine, asked = call.site.model, call.body
+    engine = site.model
     _require_model(engine, asked.model_id)
     ids = engine.ids_of_text(chat_turns.without_bos(_prompt(engine, asked), engine.model.tokenizer))
     for feature in asked.features:
         _check(feature, len(ids))
     kept = [each for each in asked.features if each.steer_position not in _unsteerable(engine, ids)]
-    with call.site.jobs.alone("steering"):
+    with site.jobs.alone("steering"):
         interventions = _interventions(engine, ids, kept)
         default = _generation(engine, ids, [], asked)
         steered = _generation(engine, ids, interventions, asked)
@@ -256,19 +261,3 @@ def _upload(text: str, address: str, compress: bool) -> Uploaded:
     except CircuitTracerError as error:
         return Uploaded(error=f"Failed to upload file: {error}")
     return Uploaded(success=f"Graph uploaded successfully to url: {address}")
-
-
-NEURONPEDIA = (
-    Endpoint("GET", "/check-busy", check_busy, "Whether the model is at work.", CheckBusy),
-    Endpoint("POST", "/forward-pass", forward_pass, "The likeliest next tokens.", ForwardPassed, ForwardPass),
-    Endpoint("POST", "/generate-graph", generate_graph, "Trace a prompt.", Uploaded, GenerateGraph),
-    Endpoint("POST", "/steer", steer, "Generate with features at fixed values.", Steered, Steer),
-    Endpoint(
-        "POST",
-        "/parse-chat-prompt",
-        parse_chat_prompt,
-        "Turns from a prompt that a chat template made.",
-        ParsedChatPrompt,
-        ParseChatPrompt,
-    ),
-)

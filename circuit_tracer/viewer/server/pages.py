@@ -5,77 +5,80 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 from starlette.responses import FileResponse, HTMLResponse, Response
 
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.graph.files.read_json import typed_q_params
 from circuit_tracer.viewer.bundle import STATIC
-from circuit_tracer.viewer.server.endpoint import Call, Endpoint, bytes_response
 from circuit_tracer.viewer.server.folders import file_inside
 from circuit_tracer.viewer.server.guard import COOKIE
 from circuit_tracer.viewer.server.messages import SavedGraph, View
 from circuit_tracer.viewer.server.problems import NotThere
+from circuit_tracer.viewer.server.routing import Served, router
+from circuit_tracer.viewer.server.site import Site
 
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".json": "application/json"}
 _IMAGES = {".svg": "image/svg+xml", ".png": "image/png", ".ico": "image/x-icon"}
+OCTETS: dict[str, Any] = {"content": {"application/octet-stream": {}}}
+FILES = router("files")
 _START = '<script type="module" src="main.js">'
 
 
-def page(call: Call) -> Response:
-    """The page, or a file of it."""
-    name = call.path.get("path") or "index.html"
-    file = file_inside(call.site.frontend, name)
-    if name != "index.html":
-        return FileResponse(file, media_type=_media(file))
-    text = file.read_text(encoding="utf-8")
-    if call.site.frontend == STATIC:
-        text = text.replace(_START, f"{_configuration(call)}\n{_START}")
-    answer = HTMLResponse(text)
-    answer.set_cookie(COOKIE, call.site.token, httponly=True, samesite="strict")
-    return answer
-
-
-def graph_file(call: Call) -> Response:
-    """A file of the folder of graphs, as it is."""
-    file = file_inside(call.site.graphs.folder, call.path["path"])
+@FILES.get("/data/{path:path}")
+@FILES.get("/graph_data/{path:path}", operation_id="graph_file_at_circuit_tracers_address")
+def graph_file(path: str, site: Served) -> Response:
+    """A JSON file of the folder of graphs as it is, such as graph-metadata.json."""
+    file = file_inside(site.graphs.folder, path)
     if file.suffix == ".json":
-        return bytes_response(file.read_bytes(), call.headers)
+        return Response(file.read_bytes(), media_type="application/json")
     if file.name.endswith(".json.gz"):
-        return bytes_response(_unpacked(file), call.headers)
-    raise NotThere(f"no file {call.path['path'][:200]!r} here")
+        return Response(_unpacked(file), media_type="application/json")
+    raise NotThere(f"no file {path[:200]!r} here")
 
 
-def feature_file(call: Call) -> Response:
-    """A file of features: a record each, an index, or a range of a file of many. Never with a Content-Encoding."""
-    if call.site.features is None:
+@FILES.get("/features/{path:path}", response_class=Response, responses={200: OCTETS, 206: OCTETS})
+def feature_file(path: str, site: Served) -> Response:
+    """A file of features: a record each, an index, or a range of a file of many (206). Never with a Content-Encoding."""
+    if site.features is None:
         raise NotThere("this server has no folder of features; start it with --features-dir")
-    file = file_inside(call.site.features, call.path["path"])
+    file = file_inside(site.features, path)
     return FileResponse(file, media_type="application/json" if file.suffix == ".json" else "application/octet-stream")
 
 
-def save_graph(call: Call) -> View:
+@FILES.post("/save_graph/{slug}")
+def save_graph(slug: str, site: Served, saved: SavedGraph) -> View:
     """Save a view as circuit-tracer's page sends it; strings and nulls become the types that a file needs."""
-    view = {name: value for name, value in typed_q_params(call.body.qParams).items() if name in View.model_fields}
+    view = typed_q_params(saved.qParams)
     clerps = view.get("clerps")
     if isinstance(clerps, str):
         try:
-            clerps = json.loads(clerps) if clerps else []
+            view["clerps"] = json.loads(clerps) if clerps else []
         except json.JSONDecodeError as error:
             raise FileFormatError(f"qParams.clerps is a string but no JSON: {error}") from error
-        view["clerps"] = clerps
-    checked = View.model_validate(view)
-    return View.model_validate(_known(call.site.graphs.save_view(call.path["slug"], checked.model_dump(mode="json"))))
+    return View.of(site.graphs.save_view(slug, View.of(view).model_dump(mode="json")))
 
 
-def _known(view: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in view.items() if name in View.model_fields}
+@FILES.get("/{path:path}", response_class=HTMLResponse)
+def page(path: str, site: Served) -> Response:
+    """The page, and the files that it is made of."""
+    name = path or "index.html"
+    file = file_inside(site.frontend, name)
+    if name != "index.html":
+        return FileResponse(file, media_type=_media(file))
+    text = file.read_text(encoding="utf-8")
+    if site.frontend == STATIC:
+        text = text.replace(_START, f"{_configuration(site)}\n{_START}")
+    answer = HTMLResponse(text)
+    answer.set_cookie(COOKIE, site.token, httponly=True, samesite="strict")
+    return answer
 
 
-def _configuration(call: Call) -> str:
+def _configuration(site: Site) -> str:
     """What `main.js` reads; `<` is escaped, so that nothing in it can end the element."""
-    features = "features" if call.site.features is not None and call.site.features.is_dir() else None
-    value = {"graphs": "api/graphs", "graph": "api/graphs/{slug}", "features": features, "token": call.site.token}
+    features = "features" if site.features is not None and site.features.is_dir() else None
+    value = {"graphs": "api/graphs", "graph": "api/graphs/{slug}", "features": features, "token": site.token}
     text = json.dumps(value).replace("<", "\\u003c")
     return f'<script type="application/json" id="viewer-config">{text}</script>'
 
@@ -89,28 +92,3 @@ def _unpacked(file: Path) -> bytes:
         return gzip.decompress(file.read_bytes())
     except (OSError, EOFError) as error:
         raise FileFormatError(f"{file.name} is no gzip file, or it is cut short: {error}") from error
-
-
-FILES = (
-    Endpoint(
-        "GET", "/data/{path:path}", graph_file, "A JSON file of the folder of graphs, such as graph-metadata.json."
-    ),
-    Endpoint("GET", "/graph_data/{path:path}", graph_file, "The same, under circuit-tracer's other address."),
-    Endpoint(
-        "GET",
-        "/features/{path:path}",
-        feature_file,
-        "A file of features; ranges of bytes are answered with 206.",
-        media="application/octet-stream",
-    ),
-    Endpoint(
-        "POST",
-        "/save_graph/{slug}",
-        save_graph,
-        "Save a view under circuit-tracer's address.",
-        answer=View,
-        body=SavedGraph,
-    ),
-)
-# Last of all routes, as it takes every path.
-PAGE = Endpoint("GET", "/{path:path}", page, "The page, and the files that it is made of.", media="text/html")
