@@ -9,6 +9,7 @@ import typer
 
 from circuit_tracer.cli import options
 from circuit_tracer.cli.loading import HookOptions
+from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
     from circuit_tracer.transcoders.base import Transcoders
@@ -28,6 +29,8 @@ def info(
     Weights are not loaded; of a hub id, only the configuration is read.
     """
     path = Path(what)
+    if model is not None and (path.is_file() or (path / "config.json").is_file()):
+        raise InputError(f"-m says whether transcoders fit a model, and {what} holds none; leave it out")
     found: dict[str, Any]
     if path.is_file() and path.suffix != ".gguf":
         found = _graph(path)
@@ -65,7 +68,6 @@ def _model(name: str) -> dict[str, Any]:
 def _folder_or_hub(name: str, model: str | None, hooks: HookOptions) -> dict[str, Any]:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    from circuit_tracer.errors import InputError
     from circuit_tracer.transcoders.loading import hub_config
     from circuit_tracer.transcoders.references import HubReference, parse_reference
 
