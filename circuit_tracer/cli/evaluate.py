@@ -99,7 +99,7 @@ def evaluate(
     )
     loaded = chosen.open(verbose)
     beside = per_layer_baseline or (str(section.per_layer_baseline) if section.per_layer_baseline else None)
-    held_out = _held_out(config, data, section, loaded, reading.arguments())
+    held_out = _held_out(config, data, section, loaded, reading)
     with options.progress(verbose) as progress:
         evaluation = measure(
             loaded.parts,
@@ -141,15 +141,15 @@ def _held_out(
     data: str,
     section: EvaluationSection,
     model: ReplacementModel,
-    reading: dict[str, Any],
+    reading: options.Reading,
 ) -> list[Any]:
     from circuit_tracer.training.evaluation.held_out import sequences_of_configuration, sequences_of_files
 
     if config is None:
         tokens = max(section.tokens, section.replacement_tokens)
-        return sequences_of_files(data, model.parts, model.tokenizer, tokens, **reading)
-    idle = [f"--{name.replace('_', '-')}" for name in ("kind", "context_length") if reading[name] is not None]
-    if idle:
+        return sequences_of_files(data, model.parts, model.tokenizer, tokens, **reading.arguments())
+    given = {"--data-kind": reading.data_kind, "--context-length": reading.context_length}
+    if idle := [name for name, value in given.items() if value is not None]:
         raise InputError(
             f"{', '.join(idle)}: the configuration {data} says that itself; change it there, or leave this out"
         )

@@ -87,7 +87,7 @@ def test_tokens_that_are_missing_unknown_or_read_only(
     with pytest.raises(InputError, match="does not know the token"):
         push(publication, "someone/clt", token="hf_wrong", endpoint=hub.endpoint)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    with pytest.raises(InputError, match=r"needs a token.*hf auth login.*--to FOLDER"):
+    with pytest.raises(InputError, match=r"needs a token.*hf auth login.*-o FOLDER"):
         push(publication, "someone/clt", endpoint=hub.endpoint)
     assert not hub.repositories
 
