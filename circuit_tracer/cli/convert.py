@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.loading import HookOptions
 
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="IN", help="Graph file; or folder or hub id of transcoders.")],
+    *,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="File (its ending says the format), or folder.")],
     to: Annotated[
         Literal["native", "pt", "viewer", "graphml", "node-link"] | None,
         typer.Option("--to", help="Format of a graph file, where its ending does not say; .json is the viewers'."),
     ] = None,
-    node_threshold: options.NodeThreshold = 0.8,
-    edge_threshold: options.EdgeThreshold = 0.98,
-    policy: options.Policy = "circuit-tracer",
+    pruning: options.Pruning,
     target: Annotated[
         Literal["local", "neuronpedia"],
         typer.Option("--for", help="Which viewers a .json is for: neuronpedia has stricter rules, which are checked."),
@@ -37,13 +38,7 @@ def convert(
     view: Annotated[
         str | None, typer.Option("--view", help="Link to a viewer's page whose pins and supernodes a .json shall have.")
     ] = None,
-    feature_input_hook: Annotated[
-        str | None, typer.Option("--feature-input-hook", help="Where transcoders read, if their files do not say.")
-    ] = None,
-    feature_output_hook: Annotated[
-        str | None, typer.Option("--feature-output-hook", help="Where transcoders write, if their files do not say.")
-    ] = None,
-    debug: options.Debug = False,
+    hooks: HookOptions,
 ) -> None:
     """Convert a graph file, or transcoders.
 
@@ -54,7 +49,10 @@ def convert(
 
     if not Path(source).is_file():
         require_writable_folder(output)
-        _convert_transcoders(source, output, feature_input_hook, feature_output_hook)
+        from circuit_tracer.transcoders.loading import save_transcoders
+
+        transcoders, config = hooks.dictionary(source)
+        save_transcoders(transcoders, output, config.get("model_name"))
     else:
         from circuit_tracer.graph.files.formats import format_of, read_graph, write_graph
 
@@ -68,9 +66,7 @@ def convert(
             output = graph.to_json(
                 output.stem,
                 output.parent,
-                node_threshold=node_threshold,
-                edge_threshold=edge_threshold,
-                policy=policy,
+                **asdict(pruning),
                 target=target,
                 scan=scan,
                 feature_details={} if source_set is None else {"neuronpedia_source_set": source_set},
@@ -80,17 +76,3 @@ def convert(
         else:
             write_graph(graph, output, kind)
     typer.echo(f"wrote {output}")
-
-
-def _convert_transcoders(source: str, folder: Path, input_hook: str | None, output_hook: str | None) -> None:
-    from circuit_tracer.transcoders.loading import load_transcoder_from_hub, save_transcoders
-
-    transcoders, config = load_transcoder_from_hub(
-        source,
-        device="cpu",
-        dtype=None,
-        lazy_encoder=True,
-        feature_input_hook=input_hook,
-        feature_output_hook=output_hook,
-    )
-    save_transcoders(transcoders, folder, config.get("model_name"))

@@ -8,35 +8,34 @@ from typing import Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.frame import add, flat, new_app
+from circuit_tracer.cli.loading import quiet_loading
 
-app = typer.Typer(help="Trace a prompt on the built-in small model.", invoke_without_command=True)
+app = new_app(help="Trace a prompt on the built-in small model.", invoke_without_command=True)
 
 
 @app.callback()
+@flat
 def demo(
     ctx: typer.Context,
-    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Another prompt about the demo's world.")] = None,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder for the graph, its JSON and its picture.")
-    ] = Path("out"),
-    debug: options.Debug = False,
+    prompt: Annotated[str | None, options.text("-p", "--prompt", help="Another prompt about the demo's world.")] = None,
+    output: Annotated[Path, options.output("Folder for the graph, its JSON and its picture.")] = Path("out"),
 ) -> None:
     """Trace a two-hop prompt on the small model that ships with the package."""
     if ctx.invoked_subcommand is None:
         from circuit_tracer.demo.show import main
 
-        options.quiet_loading()
+        quiet_loading()
         main(output, prompt)
 
 
-@app.command()
+@add(app)
 def train(
     output: Annotated[Path, typer.Argument(help="Folder for the trained model and transcoder.")],
     seed: Annotated[int | None, typer.Option("--seed", help="Model seed; default: that of the shipped one.")] = None,
     transcoder_seed: Annotated[
         int | None, typer.Option("--transcoder-seed", help="Transcoder seed; default: that of the shipped one.")
     ] = None,
-    debug: options.Debug = False,
 ) -> None:
     """Train the demo's model and transcoder again (many minutes on one core), and print the metrics."""
     from circuit_tracer.demo.recipe import train as run
@@ -45,15 +44,14 @@ def train(
     run(output, **{name: number for name, number in seeds.items() if number is not None})
 
 
-@app.command()
+@add(app)
 def features(
     folder: Annotated[
         Path, typer.Argument(help="Folder with model, transcoder and labels.json, as `demo train` writes it.")
     ],
-    debug: options.Debug = False,
 ) -> None:
     """Build the demo's feature pages again, into FOLDER/features (seconds; `demo train` does it too)."""
     from circuit_tracer.demo.features import build_demo_features
 
-    options.quiet_loading()
+    quiet_loading()
     typer.echo(f"wrote {build_demo_features(folder)}")

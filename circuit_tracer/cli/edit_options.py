@@ -1,4 +1,4 @@
-"""Options that `intervene`, `steer` and `patch` share: the model, and edits of features as text.
+"""Edits of features as text: the options of `intervene` and `steer`, and what `patch` takes for features.
 
 A feature is LAYER/FEATURE, with @PLACE behind it where it matters: 3/120, 3/120@6, 3/120@-1, 3/120@2:5, 3/120@all,
 3/120@generated. Several are separated by commas; a supernode stands by its name.
@@ -8,105 +8,60 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from circuit_tracer.cli import options
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
     from circuit_tracer.interventions import Edit, Supernode
-    from circuit_tracer.replacement_model import ReplacementModel
-
-Transcoders = Annotated[
-    str | None, typer.Option("-t", "--transcoder-set", help="Transcoders: folder or Hugging Face id (or --demo).")
-]
-Model = Annotated[
-    str | None, typer.Option("-m", "--model", help="Language model; default: the one that the transcoders name.")
-]
-Demo = Annotated[bool, typer.Option("--demo", help="Use the small model and transcoder that ship with the package.")]
-SetTo = Annotated[list[str] | None, typer.Option("--set", help="FEATURES=VALUE: activations become VALUE.")]
-Scale = Annotated[list[str] | None, typer.Option("--scale", help="FEATURES=FACTOR: activations times FACTOR.")]
-Ablate = Annotated[list[str] | None, typer.Option("--ablate", help="FEATURES: activations become 0.")]
-Add = Annotated[list[str] | None, typer.Option("--add", help="FEATURES=AMOUNT: AMOUNT is added.")]
-Take = Annotated[
-    list[str] | None, typer.Option("--take", help="FEATURES: activations as on the prompt named by --from.")
-]
-From = Annotated[str | None, typer.Option("--from", help="The other prompt of --take.")]
-FromPosition = Annotated[
-    int | None, typer.Option("--from-position", help="Position in the other prompt; default: the same one.")
-]
-SupernodeOption = Annotated[
-    list[str] | None, typer.Option("--supernode", help="NAME=FEATURES: a name for several features.")
-]
-SupernodeFile = Annotated[
-    Path | None, typer.Option("--supernodes", help="Take the names from a viewer's graph file with saved supernodes.")
-]
 
 _FEATURE = re.compile(r"(\d+)/(\d+)(?:@(.+))?")
 _SLICE = re.compile(r"(-?\d*):(-?\d*)")
 
 
-def load_pair(
-    transcoder_set: str | None,
-    model: str | None,
-    demo: bool,
-    device: str | None,
-    dtype: str,
-    lazy_encoder: bool = False,
-) -> ReplacementModel:
-    """Model and transcoders; decoders stay on disk. InputError when neither or both of -t and --demo are given."""
-    from circuit_tracer.cli import options
-    from circuit_tracer.models.loading import resolve_dtype
+@dataclass(frozen=True)
+class EditOptions:
+    """What is changed, feature by feature."""
 
-    if demo != (transcoder_set is None):
-        raise InputError(
-            "name the transcoders with -t, or use --demo for the model that ships with the package (not both)"
-        )
-    options.quiet_loading()
-    place, kind = options.place(device), resolve_dtype(dtype)
-    if transcoder_set is None:
-        from circuit_tracer.demo.show import load_demo
+    set_to: Annotated[list[str] | None, typer.Option("--set", help="FEATURES=VALUE: activations become VALUE.")] = None
+    scale: Annotated[list[str] | None, typer.Option("--scale", help="FEATURES=FACTOR: activations times FACTOR.")] = (
+        None
+    )
+    ablate: Annotated[list[str] | None, typer.Option("--ablate", help="FEATURES: activations become 0.")] = None
+    add: Annotated[list[str] | None, typer.Option("--add", help="FEATURES=AMOUNT: AMOUNT is added.")] = None
+    take: Annotated[
+        list[str] | None, typer.Option("--take", help="FEATURES: activations as on the prompt named by --from.")
+    ] = None
+    source: Annotated[str | None, options.text("--from", help="The other prompt of --take.")] = None
+    source_at: Annotated[
+        int | None, typer.Option("--from-position", help="Position in the other prompt; default: the same one.")
+    ] = None
+    supernode: Annotated[
+        list[str] | None, typer.Option("--supernode", help="NAME=FEATURES: a name for several features.")
+    ] = None
+    supernodes: Annotated[
+        Path | None,
+        typer.Option("--supernodes", help="Take the names from a viewer's graph file with saved supernodes."),
+    ] = None
 
-        return load_demo(dtype=kind)
-    from circuit_tracer.replacement_model import ReplacementModel
-    from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+    def read(self) -> list[Edit]:
+        """The edits. Raises InputError, quoting the text, for what cannot be read, and for half of --take and --from."""
+        from circuit_tracer import interventions as do
 
-    transcoders, config = load_transcoder_from_hub(transcoder_set, device=place, dtype=kind, lazy_encoder=lazy_encoder)
-    name = model or config.get("model_name")
-    if not name:
-        raise InputError(f"the transcoders {transcoder_set} do not name their model; name it with -m")
-    return ReplacementModel.from_pretrained_and_transcoders(name, transcoders, device=place, dtype=kind)
-
-
-def read_edits(
-    named: dict[str, Supernode],
-    set_to: Sequence[str] | None,
-    scale: Sequence[str] | None,
-    ablate: Sequence[str] | None,
-    add: Sequence[str] | None,
-) -> list[Edit]:
-    """The edits of a command line. Raises InputError, quoting the text, for what cannot be read."""
-    from circuit_tracer import interventions as do
-
-    edits = [do.set_to(f, v, at) for text in set_to or () for f, at, v in _valued(text, named)]
-    edits += [do.scale(f, v, at) for text in scale or () for f, at, v in _valued(text, named)]
-    edits += [do.add(f, v, at) for text in add or () for f, at, v in _valued(text, named)]
-    edits += [do.ablate(f, at) for text in ablate or () for f, at in read_features(text, named)]
-    return edits
-
-
-def read_taken(
-    named: dict[str, Supernode], take: Sequence[str] | None, source: str | None, source_at: int | None
-) -> list[Edit]:
-    """The edits of --take. Raises InputError without both --take and --from, or for what cannot be read."""
-    from circuit_tracer.interventions import take_from
-
-    if bool(take) != (source is not None):
-        raise InputError("--take FEATURES and --from PROMPT belong together; give both")
-    items = [item for text in take or () for item in read_features(text, named)]
-    return [take_from(feature, source or "", at, source_at) for feature, at in items]
+        named = read_supernodes(self.supernode, self.supernodes)
+        edits = [do.set_to(f, v, at) for text in self.set_to or () for f, at, v in _valued(text, named)]
+        edits += [do.scale(f, v, at) for text in self.scale or () for f, at, v in _valued(text, named)]
+        edits += [do.add(f, v, at) for text in self.add or () for f, at, v in _valued(text, named)]
+        edits += [do.ablate(f, at) for text in self.ablate or () for f, at in read_features(text, named)]
+        if bool(self.take) != (self.source is not None):
+            raise InputError("--take FEATURES and --from PROMPT belong together; give both")
+        taken = [each for text in self.take or () for each in read_features(text, named)]
+        return edits + [do.take_from(feature, self.source or "", at, self.source_at) for feature, at in taken]
 
 
 def read_supernodes(texts: Sequence[str] | None, file: Path | None = None) -> dict[str, Supernode]:

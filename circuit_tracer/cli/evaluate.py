@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.loading import LazyDecoder, ModelOptions
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
     from circuit_tracer.replacement_model import ReplacementModel
     from circuit_tracer.training.config.schema import EvaluationSection, TrainingConfig
     from circuit_tracer.training.evaluation import Evaluation
-    from circuit_tracer.transcoders.base import Transcoders
+
+
+@dataclass(frozen=True)
+class Measured(ModelOptions):
+    """What is measured: every decoder is read many times, so they are kept."""
+
+    lazy_decoder: LazyDecoder = False
 
 
 def evaluate(
-    transcoder_set: Annotated[
-        str, typer.Option("-t", "--transcoder-set", help="Folder or hub id of the transcoders to measure.")
-    ],
+    *,
+    chosen: Measured,
     data: Annotated[
         str,
         typer.Option(
@@ -29,13 +36,7 @@ def evaluate(
             "folder), whose held-out documents are read.",
         ),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", help="Hub id, folder or .gguf file; default: what the transcoders name."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder for evaluation.json, README.md and pictures.")
-    ] = None,
+    output: Annotated[Path | None, options.output("Folder for evaluation.json, README.md and pictures.")] = None,
     tokens: Annotated[
         int | None, typer.Option("--tokens", min=1, help="Held-out tokens for reconstruction.  [default: 16384]")
     ] = None,
@@ -47,7 +48,7 @@ def evaluate(
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option("-p", "--prompt", help="Prompt whose graph is scored, instead of the default ones. Repeatable."),
+        options.text("-p", "--prompt", help="Prompt whose graph is scored, instead of the default ones. Repeatable."),
     ] = None,
     graphs: Annotated[bool, typer.Option("--graphs/--no-graphs", help="Score graphs of prompts.")] = True,
     max_feature_nodes: Annotated[
@@ -61,14 +62,7 @@ def evaluate(
     per_layer_baseline: Annotated[
         str | None, typer.Option("--per-layer-baseline", help="Folder or hub id of transcoders to measure beside.")
     ] = None,
-    data_kind: Annotated[
-        Literal["text", "jsonl", "parquet", "tokens"] | None,
-        typer.Option("--data-kind", help="What the files of --data are; default: by their ending."),
-    ] = None,
-    field: Annotated[str, typer.Option("--field", help="Field or column of --data that holds the text.")] = "text",
-    context_length: Annotated[
-        int | None, typer.Option("--context-length", min=2, help="Tokens of a packed sequence.  [default: 256]")
-    ] = None,
+    reading: options.Reading,
     max_norm_ratio: Annotated[
         float | None,
         typer.Option(
@@ -81,17 +75,8 @@ def evaluate(
         int, typer.Option("--batch-tokens", min=1, help="Tokens in flight; does not change the result.")
     ] = 2048,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random dictionary.")] = 0,
-    dtype: options.Dtype = "float32",
-    device: options.Device = None,
-    lazy_encoder: Annotated[
-        bool, typer.Option("--lazy-encoder/--no-lazy-encoder", help="Leave encoders on disk.")
-    ] = False,
-    lazy_decoder: Annotated[
-        bool, typer.Option("--lazy-decoder/--no-lazy-decoder", help="Leave decoders on disk.")
-    ] = False,
     json: options.Json = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show progress.")] = False,
-    debug: options.Debug = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Measure transcoders: reconstruction, the model with all MLPs replaced, graph scores; beside baselines."""
     from circuit_tracer.files import require_writable_folder
@@ -100,8 +85,8 @@ def evaluate(
     from circuit_tracer.training.evaluation import evaluate as measure
     from circuit_tracer.training.evaluation.evaluate import public_name
 
-    if out is not None:
-        require_writable_folder(out)
+    if output is not None:
+        require_writable_folder(output)
     config = configuration(data)
     given = {"tokens": tokens, "replacement_tokens": replacement_tokens, "random_baseline": random_baseline}
     section = _section(config, {name: value for name, value in given.items() if value is not None}, prompt, graphs)
@@ -112,12 +97,8 @@ def evaluate(
         batch_tokens=batch_tokens,
         seed=seed,
     )
-    if not verbose:
-        options.quiet_loading()
-    loading = _Loading(device, dtype, lazy_encoder, lazy_decoder)
-    loaded = loading.model(transcoder_set, model)
+    loaded = chosen.open(verbose)
     beside = per_layer_baseline or (str(section.per_layer_baseline) if section.per_layer_baseline else None)
-    reading = {"kind": data_kind, "field": field, "context_length": context_length}
     held_out = _held_out(config, data, section, loaded, reading)
     with options.progress(verbose) as progress:
         evaluation = measure(
@@ -126,38 +107,11 @@ def evaluate(
             loaded.transcoders,
             held_out,
             settings,
-            per_layer=None if beside is None else loading.transcoders(beside)[0],
-            conditions={"transcoders": public_name(transcoder_set), "text": public_name(data)},
+            per_layer=None if beside is None else chosen.dictionary(beside)[0],
+            conditions={"transcoders": public_name(chosen.transcoders), "text": public_name(data)},
             progress=progress,
         )
-    _tell(evaluation, json, [] if out is None else write_report(evaluation, out))
-
-
-class _Loading:
-    """Where and how weights are loaded."""
-
-    def __init__(self, device: str | None, dtype: str, lazy_encoder: bool, lazy_decoder: bool) -> None:
-        from circuit_tracer.models.loading import resolve_dtype
-
-        self.device, self.dtype = options.place(device), resolve_dtype(dtype)
-        self.lazy_encoder, self.lazy_decoder = lazy_encoder, lazy_decoder
-
-    def transcoders(self, name: str) -> tuple[Transcoders, dict[str, Any]]:
-        """With their config."""
-        from circuit_tracer.transcoders.loading import load_transcoder_from_hub
-
-        return load_transcoder_from_hub(name, self.device, self.dtype, self.lazy_encoder, self.lazy_decoder)
-
-    def model(self, transcoder_set: str, model: str | None) -> ReplacementModel:
-        """Transcoders with the model that is named, or that they name."""
-        from circuit_tracer.replacement_model import ReplacementModel
-
-        transcoders, config = self.transcoders(transcoder_set)
-        name = model or config.get("model_name")
-        if not name:
-            raise InputError(f"the transcoders {transcoder_set} do not name their model; name it with -m")
-        load = ReplacementModel.from_pretrained_and_transcoders
-        return load(name, transcoders, device=self.device, dtype=self.dtype)
+    _tell(evaluation, json, [] if output is None else write_report(evaluation, output))
 
 
 def _section(
@@ -187,15 +141,15 @@ def _held_out(
     data: str,
     section: EvaluationSection,
     model: ReplacementModel,
-    reading: dict[str, Any],
+    reading: options.Reading,
 ) -> list[Any]:
     from circuit_tracer.training.evaluation.held_out import sequences_of_configuration, sequences_of_files
 
     if config is None:
         tokens = max(section.tokens, section.replacement_tokens)
-        return sequences_of_files(data, model.parts, model.tokenizer, tokens, **reading)
-    idle = [f"--{name.replace('_', '-')}" for name in ("kind", "context_length") if reading[name] is not None]
-    if idle:
+        return sequences_of_files(data, model.parts, model.tokenizer, tokens, **reading.arguments())
+    given = {"--data-kind": reading.data_kind, "--context-length": reading.context_length}
+    if idle := [name for name, value in given.items() if value is not None]:
         raise InputError(
             f"{', '.join(idle)}: the configuration {data} says that itself; change it there, or leave this out"
         )

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from circuit_tracer.cli import options
-from circuit_tracer.cli.edit_options import Demo, Model, Transcoders, load_pair
+from circuit_tracer.cli.frame import add, new_app
+from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
     from circuit_tracer.features import FeatureFolder
 
-app = typer.Typer(help="What features mean: examples, logit effects, labels.", no_args_is_help=True)
+app = new_app(help="What features mean: examples, logit effects, labels.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(help="Folder of built features.")]
 Graphs = Annotated[
@@ -23,9 +24,10 @@ Graphs = Annotated[
 ]
 
 
-@app.command()
+@add(app)
 def build(
-    output: Annotated[Path, typer.Option("-o", "--out", help="Folder for the features; made if needed.")],
+    *,
+    output: Annotated[Path, options.output("Folder for the features; made if needed.")],
     data: Annotated[
         str | None,
         typer.Option(
@@ -34,19 +36,10 @@ def build(
             "run folder), whose training documents are read.",
         ),
     ] = None,
-    transcoder_set: Transcoders = None,
-    model: Model = None,
-    demo: Demo = False,
+    chosen: ModelOptions,
     graph: Graphs = None,
     tokens: Annotated[int, typer.Option("--tokens", min=0, help="Read so many tokens; 0 means all.")] = 1_000_000,
-    data_kind: Annotated[
-        Literal["text", "jsonl", "parquet", "tokens"] | None,
-        typer.Option("--data-kind", help="What the files of --data are; default: by their ending."),
-    ] = None,
-    field: Annotated[str, typer.Option("--field", help="Field or column of --data that holds the text.")] = "text",
-    context_length: Annotated[
-        int | None, typer.Option("--context-length", min=2, help="Tokens of a sequence.  [default: 256]")
-    ] = None,
+    reading: options.Reading,
     separate: Annotated[
         bool, typer.Option("--separate", help="Read each document by itself instead of joining them end to end.")
     ] = False,
@@ -55,13 +48,7 @@ def build(
     before: Annotated[int, typer.Option("--before", min=0, help="Tokens shown in front of an example's own.")] = 24,
     after: Annotated[int, typer.Option("--after", min=0, help="Tokens shown behind it.")] = 8,
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens the model reads at once.")] = 4096,
-    dtype: options.Dtype = "float32",
-    device: options.Device = None,
-    lazy_encoder: Annotated[
-        bool, typer.Option("--lazy-encoder/--no-lazy-encoder", help="Leave encoders on disk.")
-    ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show progress.")] = False,
-    debug: options.Debug = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Read text once and write, for all features or those of graphs, examples, density, histogram and logit effects.
 
@@ -75,23 +62,22 @@ def build(
     require_writable_folder(output)
     wanted = features_of_graphs(graph) if graph else None
     settings = BuildSettings(tokens or None, top, sample, before, after, batch_tokens=batch_tokens)
-    loaded = load_pair(transcoder_set, model, demo, device, dtype, lazy_encoder)
-    if demo != (data is None):
+    if chosen.demo != (data is None):
         raise InputError("name the text with --data; --demo brings its own")
+    loaded = chosen.open(verbose)
     if data is None:
         from circuit_tracer.demo.features import corpus_of
 
         corpus = corpus_of(loaded.tokenizer)
     else:
-        reading = {"kind": data_kind, "field": field, "context_length": context_length, "separate": separate}
-        corpus = open_corpus(data, loaded.parts, loaded.tokenizer, **reading)  # type: ignore[arg-type]
+        corpus = open_corpus(data, loaded.parts, loaded.tokenizer, **reading.arguments(), separate=separate)
     with options.progress(verbose) as progress:
         build_features(loaded, corpus, output, settings, wanted=wanted, progress=progress)
     label_from_records(output)
     typer.echo(f"wrote {output}")
 
 
-@app.command()
+@add(app)
 def label(
     folder: Folder,
     model: Annotated[str, typer.Option("--model", help="Name of the interpreting model, as its server knows it.")],
@@ -109,8 +95,7 @@ def label(
     ] = 5,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Questions in flight.")] = 8,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before questions are sent.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show progress.")] = False,
-    debug: options.Debug = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Let a language model name features and score the names; what it would cost is shown first.
 
@@ -141,7 +126,7 @@ def label(
     typer.echo(f"labelled {len(labels)} features in {folder}{mean}")
 
 
-@app.command("fetch-labels")
+@add(app, "fetch-labels")
 def fetch(
     folder: Folder,
     model_id: Annotated[str, typer.Option("--model-id", help="Neuronpedia's name of the model, such as gemma-2-2b.")],
@@ -150,8 +135,7 @@ def fetch(
     ],
     graph: Graphs = None,
     host: Annotated[str | None, typer.Option("--host", help="Another Neuronpedia; or NEURONPEDIA_HOST.")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show progress.")] = False,
-    debug: options.Debug = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Take labels from Neuronpedia, for features of graphs or all built ones. FOLDER need not hold features."""
     from circuit_tracer.features import FeatureFolder
@@ -170,10 +154,10 @@ def fetch(
     typer.echo(f"labelled {len(labels)} of {len(places)} features in {folder}")
 
 
-@app.command()
+@add(app)
 def export(
     folder: Folder,
-    output: Annotated[Path, typer.Option("-o", "--out", help="Folder for the files; made if needed.")],
+    output: Annotated[Path, options.output("Folder for the files; made if needed.")],
     to: Annotated[
         Literal["json", "neuronpedia"],
         typer.Option(
@@ -186,7 +170,6 @@ def export(
     source_set: Annotated[
         str | None, typer.Option("--source-set", help="Neuronpedia's name of the transcoders.")
     ] = None,
-    debug: options.Debug = False,
 ) -> None:
     """Write built features in another form."""
     from circuit_tracer.features import FeatureFolder

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.loading import HookOptions
+from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
     from circuit_tracer.transcoders.base import Transcoders
@@ -15,30 +17,27 @@ if TYPE_CHECKING:
 
 def info(
     what: Annotated[str, typer.Argument(help="Graph file; folder or hub id of transcoders or of a model; .gguf file.")],
+    *,
     model: Annotated[
         str | None, typer.Option("-m", "--model", help="Say whether the transcoders fit this model.")
     ] = None,
-    feature_input_hook: Annotated[
-        str | None, typer.Option("--feature-input-hook", help="Where transcoders read, if their files do not say.")
-    ] = None,
-    feature_output_hook: Annotated[
-        str | None, typer.Option("--feature-output-hook", help="Where transcoders write, if their files do not say.")
-    ] = None,
+    hooks: HookOptions,
     json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Say what a graph, transcoder or model is.
 
     Weights are not loaded; of a hub id, only the configuration is read.
     """
     path = Path(what)
+    if model is not None and (path.is_file() or (path / "config.json").is_file()):
+        raise InputError(f"-m says whether transcoders fit a model, and {what} holds none; leave it out")
     found: dict[str, Any]
     if path.is_file() and path.suffix != ".gguf":
         found = _graph(path)
     elif path.suffix == ".gguf" or (path / "config.json").is_file():
         found = _model(what)
     else:
-        found = _folder_or_hub(what, model, feature_input_hook, feature_output_hook)
+        found = _folder_or_hub(what, model, hooks)
     typer.echo(options.dump(found) if json else _text(found))
 
 
@@ -66,16 +65,15 @@ def _model(name: str) -> dict[str, Any]:
     return {"what": "model", **parts.config.to_dict(), "parameters": weights, "supported": True}
 
 
-def _folder_or_hub(name: str, model: str | None, input_hook: str | None, output_hook: str | None) -> dict[str, Any]:
+def _folder_or_hub(name: str, model: str | None, hooks: HookOptions) -> dict[str, Any]:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    from circuit_tracer.errors import InputError
     from circuit_tracer.transcoders.loading import hub_config
     from circuit_tracer.transcoders.references import HubReference, parse_reference
 
     reference = parse_reference(name)
     if not isinstance(reference, HubReference):
-        return _transcoders(name, model, input_hook, output_hook)
+        return _transcoders(name, model, hooks)
     try:
         config = hub_config(reference)
     except InputError as error:
@@ -88,17 +86,8 @@ def _folder_or_hub(name: str, model: str | None, input_hook: str | None, output_
     return {"what": "transcoders on the Hugging Face hub", **config}
 
 
-def _transcoders(name: str, model: str | None, input_hook: str | None, output_hook: str | None) -> dict[str, Any]:
-    from circuit_tracer.transcoders.loading import load_transcoder_from_hub
-
-    loaded, config = load_transcoder_from_hub(
-        name,
-        device="cpu",
-        dtype=None,
-        lazy_encoder=True,
-        feature_input_hook=input_hook,
-        feature_output_hook=output_hook,
-    )
+def _transcoders(name: str, model: str | None, hooks: HookOptions) -> dict[str, Any]:
+    loaded, config = hooks.dictionary(name)
     found: dict[str, Any] = {
         "what": "transcoders",
         "kind": loaded.kind,

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from circuit_tracer.cli import edit_options, options
+from circuit_tracer.cli import options
+from circuit_tracer.cli.edit_options import EditOptions
+from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,22 +17,13 @@ if TYPE_CHECKING:
 
 
 def intervene(
-    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text (or --graph).")] = None,
+    *,
+    prompt: Annotated[str | None, options.text("-p", "--prompt", help="Text (or --graph).")] = None,
     graph: Annotated[
         Path | None, typer.Option("-g", "--graph", help="Take the prompt of this graph, and check that it fits.")
     ] = None,
-    transcoder_set: edit_options.Transcoders = None,
-    model: edit_options.Model = None,
-    demo: edit_options.Demo = False,
-    set_to: edit_options.SetTo = None,
-    scale: edit_options.Scale = None,
-    ablate: edit_options.Ablate = None,
-    add: edit_options.Add = None,
-    take: edit_options.Take = None,
-    source: edit_options.From = None,
-    source_at: edit_options.FromPosition = None,
-    supernode: edit_options.SupernodeOption = None,
-    supernodes: edit_options.SupernodeFile = None,
+    chosen: ModelOptions,
+    changes: EditOptions,
     semantics: Annotated[
         Literal["direct", "constrained", "iterative"],
         typer.Option(
@@ -48,10 +41,7 @@ def intervene(
         typer.Option("--freeze-norms/--live-norms", help="Default: frozen when all layers are constrained."),
     ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many tokens and features to show.")] = 5,
-    dtype: options.Dtype = "float32",
-    device: options.Device = None,
     json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Change features on a prompt: set, scale, ablate, add, take from another prompt.
 
@@ -59,9 +49,7 @@ def intervene(
     """
     if (prompt is None) == (graph is None):
         raise InputError("give either --prompt TEXT or --graph FILE")
-    named = edit_options.read_supernodes(supernode, supernodes)
-    edits = edit_options.read_edits(named, set_to, scale, ablate, add)
-    edits += edit_options.read_taken(named, take, source, source_at)
+    edits = changes.read()
     if not edits:
         raise InputError("say what to change: --set, --scale, --ablate, --add or --take, such as --ablate 1/45@6")
     from circuit_tracer.interventions import Semantics, apply_edits
@@ -72,7 +60,7 @@ def intervene(
         from circuit_tracer.graph.files.formats import read_graph
 
         subject = read_graph(graph)
-    loaded = edit_options.load_pair(transcoder_set, model, demo, device, dtype)
+    loaded = chosen.open()
     outcome = apply_edits(loaded, subject, edits, meaning)
     found = describe(outcome, str(meaning), top)
     typer.echo(options.dump(found) if json else _text(found))

@@ -1,84 +1,48 @@
-"""`circuit-tracer`: the commands, and what happens when one fails."""
+"""`circuit-tracer`: the table of its commands. A new command is a file in this folder and a row here."""
 
 from __future__ import annotations
 
-import errno
-import traceback
-import warnings
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from circuit_tracer.cli import (
-    attribute,
-    convert,
-    demo,
-    evaluate,
-    features,
-    info,
-    intervene,
-    patch,
-    plan,
-    prune,
-    push,
-    serve,
-    steer,
-    train,
-    upload,
-    validate,
-    view,
+from circuit_tracer.cli.frame import Commands, Debug, Row, new_app
+
+TRACE, READ, TEST, TRAIN, SHARE = "Trace", "Read", "Test", "Train", "Share"
+
+COMMANDS = (
+    Row("demo", "demo:app", TRACE),
+    Row("attribute", "attribute:attribute", TRACE),
+    Row("plan", "plan:plan", TRACE),
+    Row("prune", "prune:prune", TRACE),
+    Row("info", "info:info", READ),
+    Row("view", "view:view", READ),
+    Row("serve", "serve:serve", READ),
+    Row("start-server", "serve:start_server", READ),
+    Row("features", "features:app", READ),
+    Row("intervene", "intervene:intervene", TEST),
+    Row("steer", "steer:steer", TEST),
+    Row("patch", "patch:patch", TEST),
+    Row("validate", "validate:validate", TEST),
+    Row("train", "train:train", TRAIN, cls="TrainCommand"),
+    Row("evaluate", "evaluate:evaluate", TRAIN),
+    Row("convert", "convert:convert", SHARE),
+    Row("push", "push:push", SHARE),
+    Row("upload", "upload:upload", SHARE),
 )
-from circuit_tracer.cli.options import DEBUG, Debug
-from circuit_tracer.errors import CircuitTracerError
-
-BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 
 
-class Commands(TyperGroup):
-    """Errors on purpose become one message and exit code 2; others exit code 1; Ctrl-C 130."""
+class Root(Commands):
+    """`circuit-tracer` itself."""
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run a command; see the class."""
-        try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
-                return super().invoke(ctx)
-        except CircuitTracerError as error:
-            _report(ctx, str(error))
-            raise typer.Exit(BAD_INPUT) from error
-        except KeyboardInterrupt as error:
-            typer.echo("interrupted; nothing was written that is not reported above", err=True)
-            raise typer.Exit(INTERRUPTED) from error
-        except Exception as error:
-            own_exit = isinstance(error, typer.Exit | typer.Abort) or hasattr(
-                error, "exit_code"
-            )  # typer's usage errors
-            if own_exit or (isinstance(error, OSError) and error.errno == errno.EPIPE):
-                raise
-            hint = "" if DEBUG in ctx.meta else " (a failure of ours; run again with --debug for the traceback)"
-            _report(ctx, f"{type(error).__name__}: {error}{hint}")
-            raise typer.Exit(FAILURE) from error
+    table = COMMANDS
 
 
-def _report(ctx: Any, message: str) -> None:
-    if DEBUG in ctx.meta:
-        traceback.print_exc()
-    typer.echo(f"error: {message}", err=True)
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    if not issubclass(category, DeprecationWarning | PendingDeprecationWarning):
-        typer.echo(f"warning: {message}", err=True)
-
-
-app = typer.Typer(
+app = new_app(
     name="circuit-tracer",
-    cls=Commands,
+    cls=Root,
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,  # boxes cut option names off at 80 columns
-    pretty_exceptions_enable=False,
+    add_completion=True,
     # --max_n_logits and --max-n-logits are the same option
     context_settings={
         "token_normalize_func": lambda name: name.replace("_", "-"),
@@ -105,29 +69,9 @@ def root(
     """Trace how a language model arrives at its next token: attribution graphs with cross-layer transcoders."""
 
 
-app.command("attribute")(attribute.attribute)
-app.command("plan")(plan.plan)
-app.command("prune")(prune.prune)
-app.command("info")(info.info)
-app.command("convert")(convert.convert)
-app.command("view")(view.view)
-app.command("serve")(serve.serve)
-app.command("start-server")(serve.start_server)
-app.command("intervene")(intervene.intervene)
-app.command("steer")(steer.steer)
-app.command("patch")(patch.patch)
-app.command("validate")(validate.validate)
-app.command("train", cls=train.TrainCommand)(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("push")(push.push)
-app.command("upload")(upload.upload)
-app.add_typer(features.app, name="features")
-app.add_typer(demo.app, name="demo")
-
-
 def main() -> None:
-    """Entry point of the `circuit-tracer` command."""
-    app()
+    """Entry point of the `circuit-tracer` command, also as `python -m circuit_tracer`."""
+    app(prog_name="circuit-tracer")
 
 
 if __name__ == "__main__":

@@ -1,67 +1,115 @@
-"""Options that several commands share."""
+"""Options that several commands share, alone and in groups, and how results are printed."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from circuit_tracer.errors import InputError
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    import torch
-
     from circuit_tracer.attribution.progress import Progress
 
-DEBUG = "circuit_tracer.debug"
+
+def output(help: str, *also: str) -> Any:
+    """The option that says where results go; also: circuit-tracer's spelling of it."""
+    return typer.Option("-o", "--output", *also, help=help)
 
 
-def _remember_debug(ctx: typer.Context, value: bool) -> bool:
-    if value:
-        ctx.meta[DEBUG] = True  # shared with the parent context, which reports errors
+def text(*names: str, help: str, **settings: Any) -> Any:
+    """An option whose value a tokenizer reads."""
+    return typer.Option(*names, help=help, callback=_require_text, **settings)
+
+
+def _require_text(value: Any) -> Any:
+    for each in value if isinstance(value, list) else [value or ""]:
+        if any("\ud800" <= character <= "\udfff" for character in each):  # what a shell's other bytes become
+            raise InputError(f"{each!r} holds bytes that are not UTF-8; write it in UTF-8")
     return value
 
 
-Debug = Annotated[
-    bool, typer.Option("--debug", callback=_remember_debug, help="Show the traceback when something fails.")
-]
-Policy = Annotated[
-    Literal["circuit-tracer", "paper"],
-    typer.Option(
-        "--policy", help="How to prune: as circuit-tracer does, or as the paper does (error nodes always stay)."
-    ),
-]
-NodeThreshold = Annotated[
-    float,
-    typer.Option("--node-threshold", min=0.0, max=1.0, help="Keep nodes that hold this share of the influence."),
-]
-EdgeThreshold = Annotated[
-    float,
-    typer.Option("--edge-threshold", min=0.0, max=1.0, help="Keep edges that hold this share of the influence."),
-]
 Slug = Annotated[str | None, typer.Option("--slug", help="Name of the viewer's file, {slug}.json.")]
 GraphFileDir = Annotated[
     Path | None, typer.Option("--graph-file-dir", help="Folder for the viewer's files; made if needed.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, one object a line, and nothing else.")]
-Dtype = Annotated[
-    Literal["float32", "bfloat16", "float16", "float64", "fp32", "bf16", "fp16", "fp64"],
-    typer.Option("--dtype", help="Number format of model and transcoders; sums are in float32 or better."),
-]
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        "--memory", metavar="SIZE", help="What the process may hold in all, such as 16GB; default: what is free."
-    ),
-]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the best there is.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show progress.")]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """How much of a graph is kept."""
+
+    node_threshold: Annotated[
+        float,
+        typer.Option("--node-threshold", min=0.0, max=1.0, help="Keep nodes that hold this share of the influence."),
+    ] = 0.8
+    edge_threshold: Annotated[
+        float,
+        typer.Option("--edge-threshold", min=0.0, max=1.0, help="Keep edges that hold this share of the influence."),
+    ] = 0.98
+
+
+@dataclass(frozen=True)
+class Pruning(Thresholds):
+    """How a graph is pruned."""
+
+    policy: Annotated[
+        Literal["circuit-tracer", "paper"],
+        typer.Option(
+            "--policy", help="How to prune: as circuit-tracer does, or as the paper does (error nodes always stay)."
+        ),
+    ] = "circuit-tracer"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a trace computes, and what it may hold."""
+
+    max_n_logits: Annotated[int, typer.Option("--max-n-logits", min=1, help="Most targets to explain.")] = 10
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Most rows in flight; does not change the result.")
+    ] = 256
+    max_feature_nodes: Annotated[
+        int, typer.Option("--max-feature-nodes", min=0, help="Features that get a row of their own; 0 means all.")
+    ] = 7500
+    offload: Annotated[
+        Literal["cpu", "disk"] | None,
+        typer.Option("--offload", help="Read decoder rows again instead of keeping them."),
+    ] = None
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory", metavar="SIZE", help="What the process may hold in all, such as 16GB; default: what is free."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of --data are read."""
+
+    data_kind: Annotated[
+        Literal["text", "jsonl", "parquet", "tokens"] | None,
+        typer.Option("--data-kind", help="What the files of --data are; default: by their ending."),
+    ] = None
+    field: Annotated[str, typer.Option("--field", help="Field or column of --data that holds the text.")] = "text"
+    context_length: Annotated[
+        int | None, typer.Option("--context-length", min=2, help="Tokens of a sequence.  [default: 256]")
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """As readers take them."""
+        return {"kind": self.data_kind, "field": self.field, "context_length": self.context_length}
 
 
 def integers(text: str | None, option: str) -> list[int] | None:
     """Integers of a comma-separated list; [] for "none"; None stays None."""
-    from circuit_tracer.errors import InputError
-
     if text is None or text.strip().lower() == "none":
         return None if text is None else []
     try:
@@ -70,27 +118,10 @@ def integers(text: str | None, option: str) -> list[int] | None:
         raise InputError(f"{option} is {text!r}; expected positions such as 0 or 0,1,2, or none") from error
 
 
-def place(device: str | None) -> torch.device:
-    """The device named, proved to be there; InputError otherwise."""
-    import torch
-
-    from circuit_tracer.errors import InputError
-    from circuit_tracer.models.loading import resolve_device
-
-    try:
-        found = resolve_device(device)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {device!r} cannot be used: {reason}. Try cpu, cuda, cuda:0 or mps") from error
-    return found
-
-
-def quiet_loading() -> None:
-    """No bars while weights are loaded."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
+def token(text: str) -> str | int:
+    """A token by its text, or by its id in the form id:123."""
+    name, separator, number = text.partition(":")
+    return int(number) if name == "id" and separator and number.isdecimal() else text
 
 
 def progress(verbose: bool) -> AbstractContextManager[Progress]:

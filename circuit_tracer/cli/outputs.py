@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
+from circuit_tracer.cli.options import Pruning
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ class Outputs:
 
     path: Path | None
     folder: Path | None
-    node_threshold: float
-    edge_threshold: float
-    policy: Literal["circuit-tracer", "paper"]
+    pruning: Pruning
     several: bool = False
     labels: Mapping[tuple[int, int], str] | None = None
 
@@ -72,17 +71,7 @@ class Outputs:
         if self.folder is not None:
             from circuit_tracer.graph.files.viewer_json import create_graph_files
 
-            written.append(
-                create_graph_files(
-                    graph,
-                    slug,
-                    self.folder,
-                    node_threshold=self.node_threshold,
-                    edge_threshold=self.edge_threshold,
-                    policy=self.policy,
-                    labels=self.labels,
-                )
-            )
+            written.append(create_graph_files(graph, slug, self.folder, **asdict(self.pruning), labels=self.labels))
         return written
 
 

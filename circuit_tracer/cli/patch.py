@@ -7,26 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from circuit_tracer.cli import edit_options, options
+from circuit_tracer.cli import options
+from circuit_tracer.cli.edit_options import read_features
 from circuit_tracer.cli.intervene import layer_range
+from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
     from circuit_tracer.interventions import FeatureAt, Metric, PatchTable
     from circuit_tracer.replacement_model import ReplacementModel
 
+WRITERS = {".csv": "to_csv", **dict.fromkeys((".png", ".svg", ".pdf"), "draw")}  # methods of PatchTable
+
 
 def patch(
-    clean: Annotated[str, typer.Option("-p", "--prompt", help="The clean prompt.")],
-    corrupted: Annotated[str, typer.Option("-c", "--corrupted", help="The other prompt, of as many tokens.")],
-    transcoder_set: edit_options.Transcoders = None,
-    model: edit_options.Model = None,
-    demo: edit_options.Demo = False,
+    *,
+    clean: Annotated[str, options.text("-p", "--prompt", help="The clean prompt.")],
+    corrupted: Annotated[str, options.text("-c", "--corrupted", help="The other prompt, of as many tokens.")],
+    chosen: ModelOptions,
     answer: Annotated[
-        str | None, typer.Option("--answer", help="Token that is judged (text, or id:123); default: both answers.")
+        str | None, options.text("--answer", help="Token that is judged (text, or id:123); default: both answers.")
     ] = None,
     instead: Annotated[
-        str | None, typer.Option("--instead", help="Judge by the logit difference of --answer and this token.")
+        str | None, options.text("--instead", help="Judge by the logit difference of --answer and this token.")
     ] = None,
     log_probability: Annotated[
         bool, typer.Option("--log-probability", help="Judge --answer by its log-probability, not its probability.")
@@ -54,34 +57,32 @@ def patch(
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Patches in a pass; does not change the result.")
     ] = 16,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write the table to this file.")] = None,
-    picture: Annotated[
-        Path | None, typer.Option("--picture", help="Write a heat map: .png, .svg or .pdf (needs matplotlib).")
+    output: Annotated[
+        list[Path] | None,
+        options.output("Write the table (.csv) or a heat map (.png, .svg, .pdf; needs matplotlib). Repeatable."),
     ] = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many patches to show.")] = 15,
-    dtype: options.Dtype = "float32",
-    device: options.Device = None,
     json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Put activations of one prompt's run into another's, place by place, and see what changes the answer."""
     from circuit_tracer.files import require_writable_folder
 
     _check_answers(answer, instead, log_probability)
-    chosen = _features(features)
-    if approximate is not None and not isinstance(chosen, int):
+    also = _features(features)
+    if approximate is not None and not isinstance(also, int):
         raise InputError("--approximate estimates the strongest features; say how many with --features, such as 20")
-    for path in (csv, picture):
-        if path is not None:
-            require_writable_folder(path.parent)
+    for path in output or ():
+        if path.suffix not in WRITERS:
+            raise InputError(f"-o {path}: end it in {', '.join(WRITERS)}")
+        require_writable_folder(path.parent)
     from circuit_tracer import interventions as do
 
-    loaded = edit_options.load_pair(transcoder_set, model, demo, device, dtype)
+    loaded = chosen.open()
     mode: Literal["denoising", "noising"] = "noising" if noising else "denoising"
     settings: dict[str, Any] = {
         "mode": mode,
         "sites": [] if sites == "none" else [site.strip() for site in sites.split(",")],
-        "features": chosen,
+        "features": also,
         "layers": layer_range(layers),
         "positions": _positions(positions, together),
     }
@@ -90,8 +91,7 @@ def patch(
         table = do.activation_patching(loaded, clean, corrupted, metric, batch_size=batch_size, **settings)
     else:
         table = do.attribution_patching(loaded, clean, corrupted, metric, steps=approximate, **settings)
-    files = [table.to_csv(csv)] if csv is not None else []
-    files += [table.draw(picture)] if picture is not None else []
+    files = [getattr(table, WRITERS[path.suffix])(path) for path in output or ()]
     typer.echo(options.dump(_described(table, files)) if json else _text(table, top, files))
 
 
@@ -107,7 +107,7 @@ def _features(text: str) -> int | list[FeatureAt]:
     if text.strip().isdecimal():
         return int(text)
     found = []
-    for feature, place in edit_options.read_features(text, {}):
+    for feature, place in read_features(text, {}):
         if place is not None and not isinstance(place, int):
             raise InputError(f"--features {text!r}: a feature's place must be one position, such as 3/120@6")
         found.append(feature._replace(position=place))
@@ -137,15 +137,10 @@ def _metric(model: ReplacementModel, answer: str | None, instead: str | None, lo
 
     if answer is None:
         return None
-    token = _token(answer)
+    token = options.token(answer)
     if instead is not None:
-        return do.logit_difference(model, token, _token(instead))
+        return do.logit_difference(model, token, options.token(instead))
     return do.log_probability(model, token) if log_probability else do.probability(model, token)
-
-
-def _token(text: str) -> str | int:
-    name, separator, number = text.partition(":")
-    return int(number) if name == "id" and separator and number.isdecimal() else text
 
 
 def _described(table: PatchTable, files: list[Path]) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,43 +16,17 @@ if TYPE_CHECKING:
 
 
 def plan(
-    transcoder_set: Annotated[
-        str,
-        typer.Option(
-            "-t", "--transcoder-set", help="Folder, or Hugging Face org/repo/folder@revision, of the transcoders."
-        ),
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", help="Hugging Face id or folder; default: what the transcoders name."),
-    ] = None,
+    *,
+    chosen: ModelOptions,
     tokens: Annotated[int | None, typer.Option("--tokens", min=2, help="Length of the prompt.")] = None,
-    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="The prompt itself, to be counted.")] = None,
+    prompt: Annotated[str | None, options.text("-p", "--prompt", help="The prompt itself, to be counted.")] = None,
     active: Annotated[
         float | None,
         typer.Option("--active", help="Features active a layer and token; default: k of TopK dictionaries, else 50."),
     ] = None,
-    max_feature_nodes: Annotated[
-        int, typer.Option("--max-feature-nodes", min=0, help="Features that get a row of their own; 0 means all.")
-    ] = 7500,
-    max_n_logits: Annotated[int, typer.Option("--max-n-logits", min=1, help="Most targets to explain.")] = 10,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Most rows in flight.")] = 256,
-    memory: options.Memory = None,
+    limits: options.Limits,
     processes: Annotated[int, typer.Option("--processes", min=1, help="Processes that share the rows.")] = 1,
-    offload: Annotated[
-        Literal["cpu", "disk"] | None,
-        typer.Option("--offload", help="Read decoder rows again instead of keeping them."),
-    ] = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = None,
-    lazy_encoder: Annotated[
-        bool, typer.Option("--lazy-encoder/--no-lazy-encoder", help="Leave encoders on disk.")
-    ] = False,
-    lazy_decoder: Annotated[
-        bool, typer.Option("--lazy-decoder/--no-lazy-decoder", help="Leave decoders on disk.")
-    ] = True,
     json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Say what memory a trace would take, phase by phase, and how it would be made to fit.
 
@@ -59,32 +35,28 @@ def plan(
     if (tokens is None) == (prompt is None):
         raise InputError("say how long the prompt is: --tokens NUMBER, or the prompt itself with -p (not both)")
     from circuit_tracer.attribution.forecast import active_features, forecast
-    from circuit_tracer.models.loading import resolve_dtype
     from circuit_tracer.models.outline import outline
     from circuit_tracer.sizes import parse_bytes
-    from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 
-    place, kind = options.place(device), resolve_dtype(dtype)
-    transcoders, config = load_transcoder_from_hub(
-        transcoder_set, device="cpu", dtype=kind, lazy_encoder=True, lazy_decoder=True
+    device, dtype = chosen.place()
+    transcoders, config = replace(chosen, device="cpu", lazy_encoder=True, lazy_decoder=True).dictionary(
+        chosen.transcoders
     )
-    name = model or config.get("model_name")
-    if not name:
-        raise InputError(f"the transcoders {transcoder_set} do not name their model; name it with -m")
+    name = chosen.model_name(config)
     made = forecast(
         outline(name),
         transcoders,
         _count(prompt, name) if tokens is None else tokens,
-        device=place,
-        dtype=kind,
+        device=device,
+        dtype=dtype,
         active=active,
-        max_feature_nodes=max_feature_nodes,
-        n_targets=max_n_logits,
-        batch_size=batch_size,
-        memory=None if memory is None else parse_bytes(memory),
-        may_keep_rows=offload is None,
-        lazy_encoder=lazy_encoder,
-        lazy_decoder=lazy_decoder,
+        max_feature_nodes=limits.max_feature_nodes,
+        n_targets=limits.max_n_logits,
+        batch_size=limits.batch_size,
+        memory=None if limits.memory is None else parse_bytes(limits.memory),
+        may_keep_rows=limits.offload is None,
+        lazy_encoder=chosen.lazy_encoder,
+        lazy_decoder=chosen.lazy_decoder,
         processes=processes,
     )
     if json:

@@ -12,6 +12,7 @@ from typing import Any
 from circuit_tracer.errors import InputError
 
 Messages = list[dict[str, str]]
+BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def _lines(path: Path | None) -> list[str]:
         text = sys.stdin.read() if str(path) == "-" else Path(str(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read prompts from {path}: {error}") from error
-    return text.splitlines()
+    return text.removeprefix(BYTE_ORDER_MARK).split("\n")  # other separators are part of a prompt
 
 
 def _numbered(slug: str | None, number: int, prompt: str) -> str:
@@ -62,9 +63,9 @@ def _numbered(slug: str | None, number: int, prompt: str) -> str:
 
 
 def _conversation(prompt: str) -> Messages:
-    """A user message; or the messages in a .json file, or in the prompt itself when it is a JSON list."""
+    """A user message; or the messages in a .json file, or in the prompt itself when it begins as a JSON list of objects."""
     text = Path(prompt).read_text(encoding="utf-8") if prompt.endswith(".json") and Path(prompt).is_file() else prompt
-    if text is prompt and not text.lstrip().startswith("["):
+    if text is prompt and not re.match(r"\s*\[\s*\{", text):
         return [{"role": "user", "content": prompt}]
     try:
         messages = json.loads(text)

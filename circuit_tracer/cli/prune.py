@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,17 +15,12 @@ from circuit_tracer.errors import InputError
 
 def prune(
     graph: Annotated[Path, typer.Argument(help="Graph file: .safetensors, or circuit-tracer's .pt.")],
-    graph_output_path: Annotated[
-        Path | None,
-        typer.Option("-o", "--graph-output-path", help="Write the pruned graph: .safetensors, or .pt."),
-    ] = None,
+    *,
+    output: Annotated[Path | None, options.output("Write the pruned graph: .safetensors, or .pt.")] = None,
     slug: options.Slug = None,
     graph_file_dir: options.GraphFileDir = None,
-    node_threshold: options.NodeThreshold = 0.8,
-    edge_threshold: options.EdgeThreshold = 0.98,
-    policy: options.Policy = "circuit-tracer",
+    pruning: options.Pruning,
     json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Prune a graph file again.
 
@@ -32,8 +28,8 @@ def prune(
     """
     if (slug is None) != (graph_file_dir is None):
         raise InputError("viewer files need both --slug and --graph-file-dir")
-    pruned_file = Outputs(graph_output_path, None, node_threshold, edge_threshold, policy)
-    viewer = Outputs(None, graph_file_dir, node_threshold, edge_threshold, policy)
+    pruned_file = Outputs(output, None, pruning)
+    viewer = Outputs(None, graph_file_dir, pruning)
     for outputs in (pruned_file, viewer):
         outputs.check([slug or ""])
     from circuit_tracer.graph import graph_scores, prune_graph
@@ -41,7 +37,7 @@ def prune(
     from circuit_tracer.graph.subgraph import subgraph
 
     whole = as_graph(graph)
-    result = prune_graph(whole, node_threshold, edge_threshold, policy)
+    result = prune_graph(whole, **asdict(pruning))
     layout, scores = whole.nodes.layout, graph_scores(whole, result.node_mask)
     files = pruned_file.write(subgraph(whole, result), "") + viewer.write(whole, slug or "")
     summary: dict[str, Any] = {

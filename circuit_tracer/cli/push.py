@@ -21,10 +21,9 @@ def push(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is made.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the files; upload nothing.")] = False,
-    to: Annotated[
-        Path | None, typer.Option("--to", help="Write the files into this empty folder instead of uploading.")
+    output: Annotated[
+        Path | None, options.output("Write the files into this empty folder instead of uploading.")
     ] = None,
-    debug: options.Debug = False,
 ) -> None:
     """Publish config, card and weights in one commit.
 
@@ -33,17 +32,17 @@ def push(
     from circuit_tracer.training.export.push import check_repo_id, collect, copy_to
     from circuit_tracer.training.export.push import push as upload
 
-    if (repo_id is None) == (to is None) and not dry_run:
-        raise InputError("say where to: OWNER/NAME of a repository, or --to FOLDER (one of them)")
-    if private and to is not None:
-        raise InputError("--private is about a repository; leave it out with --to")
+    if (repo_id is None) == (output is None) and not dry_run:
+        raise InputError("say where to: OWNER/NAME of a repository, or -o FOLDER (one of them)")
+    if private and output is not None:
+        raise InputError("--private is about a repository; leave it out with -o")
     if repo_id is not None:
         check_repo_id(repo_id)
     publication = collect(folder)
     if dry_run:
         _show(publication)
-    elif to is not None:
-        typer.echo(f"wrote {len(publication.files)} files to {copy_to(publication, to)}")
+    elif output is not None:
+        typer.echo(f"wrote {len(publication.files)} files to {copy_to(publication, output)}")
     elif repo_id is not None:
         address = upload(publication, repo_id, private)
         typer.echo(f"pushed {len(publication.files)} files ({_size(publication.bytes)}): {address}")

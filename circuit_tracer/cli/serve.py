@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from circuit_tracer.cli import edit_options, options
+from circuit_tracer.cli.loading import ModelOptions
 
 if TYPE_CHECKING:
     from circuit_tracer.replacement_model import ReplacementModel
@@ -31,11 +32,17 @@ Labels = Annotated[
 Open = Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")]
 
 
+@dataclass(frozen=True)
+class Shown(ModelOptions):
+    """A model to trace with, if one is named."""
+
+    required = False
+
+
 def serve(
+    *,
     graph_file_dir: Folder,
-    transcoder_set: edit_options.Transcoders = None,
-    model: edit_options.Model = None,
-    demo: edit_options.Demo = False,
+    chosen: Shown,
     port: Port = PORT,
     features_dir: FeaturesDir = None,
     labels: Labels = None,
@@ -48,23 +55,18 @@ def serve(
             help="Speak Neuronpedia's graph-server protocol to those who send this secret.",
         ),
     ] = None,
-    dtype: options.Dtype = "float32",
-    device: options.Device = None,
-    debug: options.Debug = False,
 ) -> None:
     """Show the graphs of a folder in the browser; with -t or --demo, also trace, intervene and steer from there."""
     loaded = None
-    if transcoder_set is not None or demo:
+    if chosen.given:
         from circuit_tracer.files import require_writable_folder
 
         require_writable_folder(graph_file_dir)
-        loaded = edit_options.load_pair(transcoder_set, model, demo, device, dtype)
-    run(graph_file_dir, port, features_dir, loaded, demo, open_browser, neuronpedia_secret, labels)
+        loaded = chosen.open()
+    run(graph_file_dir, port, features_dir, loaded, chosen.demo, open_browser, neuronpedia_secret, labels)
 
 
-def start_server(
-    graph_file_dir: Folder, port: Port = PORT, features_dir: FeaturesDir = None, debug: options.Debug = False
-) -> None:
+def start_server(graph_file_dir: Folder, port: Port = PORT, features_dir: FeaturesDir = None) -> None:
     """Show the graphs of a folder: circuit-tracer's name for `serve`, without opening the browser."""
     run(graph_file_dir, port, features_dir)
 
@@ -78,10 +80,12 @@ def run(
     open_browser: bool = False,
     neuronpedia_secret: str | None = None,
     labels: Path | None = None,
+    quiet: bool = False,
 ) -> None:
     """Serve a folder until Ctrl-C. demo: the model is the embedded one, whose features are at hand.
 
-    labels: a file or folder of them; default: the embedded model's own, or else those of the folder of features.
+    labels: a file or folder of them; default: the embedded model's own, or else those of the folder of features. quiet: leave
+    standard output to JSON.
     """
     from circuit_tracer.viewer.server import serve as start
 
@@ -98,7 +102,7 @@ def run(
     )
     other = "" if port in (0, server.port) else f" (port {port} is taken)"
     try:
-        typer.echo(f"serving {folder} at {server.url}{other}; Ctrl-C ends it")
+        typer.echo(f"serving {folder} at {server.url}{other}; Ctrl-C ends it", err=quiet)
         server.wait()
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuit_tracer.cli import edit_options, options
+from circuit_tracer.cli import options
+from circuit_tracer.cli.edit_options import EditOptions
+from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.errors import FileFormatError, InputError
 
 if TYPE_CHECKING:
@@ -15,19 +17,10 @@ if TYPE_CHECKING:
 
 
 def steer(
-    prompt: Annotated[str, typer.Option("-p", "--prompt", help="Text to continue.")],
-    transcoder_set: edit_options.Transcoders = None,
-    model: edit_options.Model = None,
-    demo: edit_options.Demo = False,
-    set_to: edit_options.SetTo = None,
-    scale: edit_options.Scale = None,
-    ablate: edit_options.Ablate = None,
-    add: edit_options.Add = None,
-    take: edit_options.Take = None,
-    source: edit_options.From = None,
-    source_at: edit_options.FromPosition = None,
-    supernode: edit_options.SupernodeOption = None,
-    supernodes: edit_options.SupernodeFile = None,
+    *,
+    prompt: Annotated[str, options.text("-p", "--prompt", help="Text to continue.")],
+    chosen: ModelOptions,
+    changes: EditOptions,
     direction: Annotated[
         list[str] | None,
         typer.Option("--direction", help="LAYER:FILE=STRENGTH: a vector (one tensor, .safetensors) behind a layer."),
@@ -45,10 +38,7 @@ def steer(
     ] = True,
     alone: Annotated[bool, typer.Option("--alone", help="Leave out the text without interventions.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print the steered text as it grows.")] = False,
-    dtype: options.Dtype = "float32",
-    device: options.Device = None,
     json: options.Json = False,
-    debug: options.Debug = False,
 ) -> None:
     """Continue a prompt with features or directions changed, and without.
 
@@ -56,10 +46,7 @@ def steer(
     """
     if stream and json:
         raise InputError("--stream prints text and --json nothing but JSON; choose one")
-    named = edit_options.read_supernodes(supernode, supernodes)
-    edits: list[Edit | Direction] = [*edit_options.read_edits(named, set_to, scale, ablate, add)]
-    edits += edit_options.read_taken(named, take, source, source_at)
-    edits += [_direction(text) for text in direction or ()]
+    edits: list[Edit | Direction] = [*changes.read(), *(_direction(text) for text in direction or ())]
     if not edits:
         raise InputError(
             "say what to change: --set, --scale, --ablate, --add, --take or --direction, such as --scale 1/45=10"
@@ -68,7 +55,7 @@ def steer(
     from circuit_tracer.interventions import steer as generate
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed, tuple(stop or ()))
-    loaded = edit_options.load_pair(transcoder_set, model, demo, device, dtype)
+    loaded = chosen.open()
     result = generate(
         loaded, prompt, edits, sampling, compare=not alone, cache=cache, on_text=_print if stream else None
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from circuit_tracer.cli import options
+from circuit_tracer.cli.loading import open_device, quiet_loading
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,12 +92,11 @@ def train(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the whole configuration as YAML, and stop.")
     ] = False,
-    debug: options.Debug = False,
 ) -> None:
     """Train a cross-layer transcoder, per-layer transcoders or sparse autoencoders.
 
     Options below set single values of the configuration: --run.batch 8192. Several devices: torchrun --nproc-per-node N
-    -m circuit_tracer.cli.main train ...
+    -m circuit_tracer train ...
     """
     from circuit_tracer.training.config.files import dump, load
 
@@ -113,8 +112,8 @@ def train(
 def _show_plan(config: TrainingConfig) -> None:
     from circuit_tracer.training.run.requirements import plan_run
 
-    options.quiet_loading()
-    device = options.place(None if config.model.device == "auto" else config.model.device)
+    quiet_loading()
+    device = open_device(None if config.model.device == "auto" else config.model.device)
     plan = plan_run(config, device, int(os.environ.get("WORLD_SIZE", "1")))
     typer.echo(str(plan))
     plan.require_fits()
@@ -125,7 +124,7 @@ def _run(config: TrainingConfig, resume: bool) -> None:
     from circuit_tracer.training.run.progress import ProgressDisplay
     from circuit_tracer.training.run.trainer import train as run
 
-    options.quiet_loading()
+    quiet_loading()
     first = os.environ.get("RANK", "0") == "0"  # of several processes, one speaks
     try:
         with ExitStack() as closing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 def upload(
     ctx: typer.Context,
+    *,
     graph: Annotated[
         Path, typer.Argument(help="Graph: .safetensors, circuit-tracer's .pt, or JSON exported for Neuronpedia.")
     ],
@@ -38,11 +40,9 @@ def upload(
     with_features: Annotated[
         bool, typer.Option("--with-features", help="Send the features of the graph to --source-set as well.")
     ] = False,
-    node_threshold: options.NodeThreshold = 0.8,
-    edge_threshold: options.EdgeThreshold = 0.98,
+    thresholds: options.Thresholds,
     host: Annotated[str | None, typer.Option("--host", help="Another Neuronpedia; or NEURONPEDIA_HOST.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and send nothing.")] = False,
-    debug: options.Debug = False,
 ) -> None:
     """Upload a graph to Neuronpedia and print its link.
 
@@ -64,7 +64,7 @@ def upload(
         _refuse_said({"--model-id": model_id, "--source-set": source_set, "--slug": slug}, graph)
         document = _exported(graph, chosen, labels)
     else:
-        document = _document(graph, model_id, source_set, slug, chosen, labels, (node_threshold, edge_threshold))
+        document = _document(graph, model_id, source_set, slug, chosen, labels, thresholds)
     parcel, server = Parcel.of(document), Neuronpedia.from_environment(host)
     size = f"{len(parcel.data):,} bytes, {len(document['nodes'])} nodes, {len(document['links'])} links"
     if dry_run:
@@ -99,7 +99,7 @@ def _document(
     slug: str | None,
     view: View | None,
     labels: dict[tuple[int, int], str],
-    thresholds: tuple[float, float],
+    thresholds: options.Thresholds,
 ) -> Any:
     """The graph as Neuronpedia wants it."""
     import json
@@ -114,7 +114,7 @@ def _document(
         as_graph(graph),
         slug or graph.stem,
         model_id,
-        *thresholds,
+        **asdict(thresholds),
         target="neuronpedia",
         labels=labels,
         feature_details=details,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuit_tracer.cli import edit_options, options
+from circuit_tracer.cli import options
+from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,17 +19,12 @@ if TYPE_CHECKING:
 
 def validate(
     graph: Annotated[Path, typer.Argument(help="Graph file: .safetensors, or circuit-tracer's .pt.")],
-    graph_output_path: Annotated[
+    *,
+    output: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--graph-output-path",
-            help="Write the graph with its report here, as .safetensors; default: into the graph file.",
-        ),
+        options.output("Write the graph with its report here, as .safetensors; default: into the graph file."),
     ] = None,
-    transcoder_set: edit_options.Transcoders = None,
-    model: edit_options.Model = None,
-    demo: edit_options.Demo = False,
+    chosen: ModelOptions,
     control: Annotated[
         list[str] | None,
         typer.Option("--control", help="NAME=FOLDER: measure another dictionary beside, such as a per-layer one."),
@@ -35,22 +32,17 @@ def validate(
     random_control: Annotated[
         bool, typer.Option("--random-control/--no-random-control", help="Measure a random dictionary beside.")
     ] = True,
-    node_threshold: options.NodeThreshold = 0.8,
-    edge_threshold: options.EdgeThreshold = 0.98,
-    policy: options.Policy = "circuit-tracer",
+    pruning: options.Pruning,
     seed: Annotated[int, typer.Option("--seed", help="Of random directions, sets and dictionaries.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Interventions to a pass.")] = 16,
-    dtype: options.Dtype = "float32",
-    device: options.Device = None,
     json: options.Json = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show progress.")] = False,
-    debug: options.Debug = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Test a graph: ablate every kept node, perturb, remove the circuit, vary what was chosen, compare with controls.
 
     The report is printed, and kept in the graph file, where the viewer finds it.
     """
-    target = graph if graph_output_path is None else graph_output_path
+    target = output or graph
     if target.suffix != ".safetensors":
         raise InputError(f"{target} cannot hold the report; name a .safetensors file with -o")
     from circuit_tracer.files import require_writable_folder
@@ -59,15 +51,13 @@ def validate(
 
     require_writable_folder(target.parent)
     subject = as_graph(graph)
-    loaded = edit_options.load_pair(transcoder_set, model, demo, device, dtype)
+    loaded = chosen.open(verbose)
     with options.progress(verbose) as progress:
         report = test(
             subject,
             loaded,
-            node_threshold=node_threshold,
-            edge_threshold=edge_threshold,
-            policy=policy,
-            controls=_controls(control, device, dtype),
+            **asdict(pruning),
+            controls=_controls(control, chosen),
             random_control=random_control,
             seed=seed,
             batch_size=batch_size,
@@ -77,17 +67,13 @@ def validate(
     typer.echo(options.dump(report.to_json()) if json else f"{as_text(report)}\n\nwrote      {target}")
 
 
-def _controls(texts: list[str] | None, device: str | None, dtype: str) -> dict[str, Transcoders]:
-    from circuit_tracer.models.loading import resolve_dtype
-    from circuit_tracer.transcoders.loading import load_transcoder_from_hub
-
+def _controls(texts: list[str] | None, chosen: ModelOptions) -> dict[str, Transcoders]:
     found = {}
     for text in texts or ():
         name, equals, folder = text.partition("=")
         if not (name and equals and folder):
             raise InputError(f"--control is {text!r}; write NAME=FOLDER, such as per-layer=transcoders/plt")
-        place, kind = options.place(device), resolve_dtype(dtype)
-        found[name] = load_transcoder_from_hub(folder, device=place, dtype=kind)[0]
+        found[name] = chosen.dictionary(folder)[0]
     return found
 
 

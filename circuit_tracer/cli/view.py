@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -13,14 +14,15 @@ from circuit_tracer.cli.outputs import is_viewer_json, name_of, refuse_threshold
 
 def view(
     ctx: typer.Context,
+    *,
     graph: Annotated[
         Path,
         typer.Argument(
             help="Graph: .safetensors, circuit-tracer's .pt, or a viewer's .json (or .json.gz), shown as it is."
         ),
     ],
-    html: Annotated[
-        Path | None, typer.Option("--html", help="The page to write; default: beside the graph, with its name.")
+    output: Annotated[
+        Path | None, options.output("The page to write; default: beside the graph, with its name, as .html.")
     ] = None,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = False,
     features: Annotated[
@@ -30,9 +32,7 @@ def view(
             help="Folder of built features: examples, and labels where the graph has none, enter the page.",
         ),
     ] = None,
-    node_threshold: options.NodeThreshold = 0.8,
-    edge_threshold: options.EdgeThreshold = 0.98,
-    debug: options.Debug = False,
+    thresholds: options.Thresholds,
 ) -> None:
     """Write a graph as one page that opens offline, viewer and all."""
     from circuit_tracer.features.folder import FeatureFolder
@@ -45,12 +45,11 @@ def view(
     shown = graph if is_viewer_json(graph) else as_graph(graph)
     page = write_page(
         shown,
-        html or graph.with_name(f"{name_of(graph)}.html"),
+        output or graph.with_name(f"{name_of(graph)}.html"),
         features=None if features is None else FeatureFolder(features),
         labels=None if features is None else read_labels(features),
         slug=name_of(graph),
-        node_threshold=node_threshold,
-        edge_threshold=edge_threshold,
+        **asdict(thresholds),
     )
     typer.echo(f"wrote {page}")
     if open_page:

@@ -116,13 +116,28 @@ def test_chat_uses_the_template(folders: Folders, run: Run, tmp_path: Path) -> N
     assert from_file["prompt"] == as_text["prompt"] == "<bos> the is a Texas"
 
 
+def test_a_message_may_begin_with_a_bracket(folders: Folders, run: Run) -> None:
+    spoken = run("attribute", "-t", folders.transcoder, "-p", "[1] is Texas", "--chat", "--json")
+    assert spoken.code == 0, spoken.err
+    assert spoken.json["prompt"].endswith("is Texas")
+
+
+def test_lines_of_a_prompt_file_are_what_editors_show(folders: Folders, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_bytes("\ufeffTexas is\r\nthe capital\u2028of\n".encode())
+    outcome = run("attribute", "-t", folders.transcoder, "--prompt-file", tmp_path / "prompts", "--json")
+    assert outcome.code == 0, outcome.err
+    assert [json.loads(line)["slug"] for line in outcome.out.splitlines()] == ["001-texas-is", "002-the-capital-of"]
+    assert json.loads(outcome.out.splitlines()[0])["prompt"] == "<bos> Texas is"
+
+
 def test_defaults_are_those_of_python(folders: Folders) -> None:
     from circuit_tracer.attribution.attribute import attribute
     from circuit_tracer.cli.attribute import attribute as command
+    from circuit_tracer.cli.frame import flat
     from circuit_tracer.graph.files.viewer_json import create_graph_files
     from circuit_tracer.replacement_model import ReplacementModel
 
-    here = {name: each.default for name, each in inspect.signature(command).parameters.items()}
+    here = {name: each.default for name, each in inspect.signature(flat(command)).parameters.items()}
     # circuit-tracer's command line differs from its Python API in these two, and so does ours
     circuit_tracer_cli = {"batch_size": 256, "max_feature_nodes": 7500}
     same_meaning = {"dtype": "float32"}  # and create_graph_files' target is another thing
@@ -148,7 +163,8 @@ BAD = {
     "negative batch": (["-t", "T", "-p", PROMPT, "-o", "g.pt", "--batch_size", "0"], "--batch-size"),
     "odd positions": (["-t", "T", "-p", PROMPT, "-o", "g.pt", "--zero-positions", "a"], "--zero-positions"),
     "missing prompt file": (["-t", "T", "--prompt-file", "no.txt", "-o", "g.pt"], "no.txt"),
-    "broken conversation": (["-t", "T", "-p", "[1", "--chat", "-o", "g.pt"], "JSON"),
+    "broken conversation": (["-t", "T", "-p", '[{"role"', "--chat", "-o", "g.pt"], "JSON"),
+    "bytes that are no text": (["-t", "T", "-p", "hi \udcff", "-o", "g.pt"], "UTF-8"),
     "server": (["-t", "T", "-p", PROMPT, "-o", "g.pt", "--server"], "--graph-file-dir"),
     "no such device": (["-t", "T", "-p", PROMPT, "-o", "g.pt", "--device", "abacus"], "abacus"),
     "no such transcoders": (["-t", "./nowhere", "-p", PROMPT, "-o", "g.pt"], "nowhere"),

@@ -98,6 +98,9 @@ def test_a_configuration_says_what_to_read_and_measure(run: Run, folders: Folder
     refused = run("evaluate", "-t", folders.transcoder, "--data", configuration, "--context-length", 8)
     assert refused.code == 2
     assert "--context-length" in refused.err
+    refused = run("evaluate", "-t", folders.transcoder, "--data", configuration, "--data-kind", "text")
+    assert refused.code == 2
+    assert "--data-kind" in refused.err
 
 
 def test_token_files_and_a_per_layer_baseline(run: Run, folders: Folders, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_build_export_and_view(run: Run, folders: Folders, text: Path, traced: P
     assert json.loads(next((tmp_path / "np").iterdir()).read_text(encoding="utf-8"))["modelId"] == "tiny"
 
     page = tmp_path / "page.html"
-    assert run("view", traced, "--html", page, "--features", built).code == 0
+    assert run("view", traced, "-o", page, "--features", built).code == 0
     assert '"examples_quantiles"' in page.read_text(encoding="utf-8")
 
 

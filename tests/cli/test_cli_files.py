@@ -63,6 +63,14 @@ def test_prune_writes_viewer_files(traced: Path, run: Run, tmp_path: Path) -> No
     assert "completeness" in outcome.out
 
 
+def test_a_viewers_file_is_no_graph_file(traced: Path, run: Run, tmp_path: Path) -> None:
+    viewed = Graph.load(traced).to_json("viewed", tmp_path)
+    for command in (("prune", viewed), ("validate", viewed, "-o", tmp_path / "g.safetensors", "--demo")):
+        outcome = run(*command)
+        assert outcome.code == 2
+        assert "Give the one that it was made from" in outcome.err
+
+
 def test_prune_needs_both_viewer_flags(traced: Path, run: Run) -> None:
     assert run("prune", traced, "--slug", "again").code == 2
 

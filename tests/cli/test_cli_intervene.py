@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from circuit_tracer.cli import edit_options
-from circuit_tracer.cli.intervene import intervene
-from circuit_tracer.cli.main import Commands
+from circuit_tracer.cli.main import app
 from circuit_tracer.errors import InputError
 from tests.support.command import Folders
 
@@ -18,9 +16,6 @@ PROMPT = "the capital of Texas is"
 
 
 def call(folders: Folders, *arguments: object) -> tuple[int, str, str]:
-    app = typer.Typer(cls=Commands, context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})
-    app.command("intervene")(intervene)
-    app.command("other")(lambda: None)
     given = ["intervene", "-t", folders.transcoder, "-m", folders.model, "--device", "cpu", *map(str, arguments)]
     result = CliRunner().invoke(app, given)
     return result.exit_code, result.stdout, result.stderr

@@ -10,11 +10,10 @@ from types import ModuleType, SimpleNamespace
 from typing import cast
 
 import pytest
-import torch
 
 from circuit_tracer.attribution.attribute import Trace
+from circuit_tracer.cli.main import COMMANDS
 from circuit_tracer.errors import FileFormatError
-from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.command import Folders, Run
 
 
@@ -22,27 +21,27 @@ from tests.support.command import Folders, Run
     "command",
     [
         [],
-        ["attribute"],
-        ["prune"],
-        ["info"],
-        ["convert"],
-        ["train"],
-        ["evaluate"],
-        ["push"],
-        ["view"],
-        ["serve"],
-        ["start-server"],
-        ["intervene"],
-        ["steer"],
-        ["patch"],
-        ["demo"],
-        ["demo", "train"],
+        *([row.name] for row in COMMANDS),
+        *(["demo", name] for name in ("train", "features")),
+        *(["features", name] for name in ("build", "label", "fetch-labels", "export")),
     ],
+    ids=lambda command: "-".join(command) or "circuit-tracer",
 )
 def test_every_command_explains_itself(run: Run, command: list[str]) -> None:
     outcome = run(*command, "--help")
     assert outcome.code == 0
     assert "Usage" in outcome.out
+    assert "--debug" in outcome.out or command == ["features"]
+
+
+def test_help_shows_commands_by_group_and_option_names_whole(run: Run) -> None:
+    text = run("--help").out
+    titles = [line.rstrip(":") for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles == ["Options", *dict.fromkeys(row.group for row in COMMANDS)]
+    assert [line.split()[0] for line in text[text.index("Trace:") :].splitlines() if line.startswith("  ")] == [
+        row.name for row in COMMANDS
+    ]
+    assert "-o, --output, --graph-output-path <path>\n" in run("attribute", "--help").out
 
 
 def test_help_does_not_load_torch() -> None:
@@ -123,11 +122,7 @@ def test_demo_calls_the_demo(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [(Path("folder"), "a prompt")]
 
 
-def test_attribute_on_the_demo_model(folders: Folders, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_demo(dtype: torch.dtype) -> ReplacementModel:
-        return ReplacementModel.from_pretrained(folders.model, folders.transcoder, device="cpu", dtype=dtype)
-
-    _demo(monkeypatch, load_demo=load_demo)
+def test_attribute_on_the_demo_model(run: Run) -> None:
     outcome = run("attribute", "--demo", "-p", "the capital of Texas is", "--json")
     assert outcome.code == 0, outcome.err
     assert run("attribute", "--demo", "-p", "x", "--json", "--device", "meta").code == 2

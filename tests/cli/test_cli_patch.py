@@ -6,20 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from circuit_tracer.cli.main import Commands
-from circuit_tracer.cli.patch import patch
+from circuit_tracer.cli.main import app
 from tests.support.command import Folders
 
 CLEAN, CORRUPTED = "the capital of Texas is", "the capital of France is"
 
 
 def call(folders: Folders, *arguments: object) -> tuple[int, str, str]:
-    app = typer.Typer(cls=Commands, context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})
-    app.command("patch")(patch)
-    app.command("other")(lambda: None)
     given = ["patch", "-t", folders.transcoder, "-m", folders.model, "--device", "cpu", *map(str, arguments)]
     result = CliRunner().invoke(app, given)
     return result.exit_code, result.stdout, result.stderr
@@ -27,7 +22,7 @@ def call(folders: Folders, *arguments: object) -> tuple[int, str, str]:
 
 def test_text_and_files(folders: Folders, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    files = ("--csv", tmp_path / "t.csv", "--picture", tmp_path / "t.svg")
+    files = ("-o", tmp_path / "t.csv", "-o", tmp_path / "t.svg")
     code, out, err = call(folders, "-p", CLEAN, "-c", CORRUPTED, "--answer", "Austin", "--instead", "Paris", *files)
     assert code == 0, err
     assert "Texas / France" in out
@@ -85,6 +80,7 @@ def test_positions_and_named_features(folders: Folders) -> None:
         (("-p", CLEAN, "-c", CORRUPTED, "--instead", "Paris"), "--answer"),
         (("-p", CLEAN, "-c", CORRUPTED, "--answer", "Austin Paris"), "not one known token"),
         (("-p", CLEAN, "-c", CORRUPTED, "--answer", "Austin", "--sites", "keys"), "unknown"),
+        (("-p", CLEAN, "-c", CORRUPTED, "-o", "table.txt"), "end it in .csv, .png"),
     ],
 )
 def test_bad_input(folders: Folders, arguments: tuple[str, ...], expected: str) -> None:

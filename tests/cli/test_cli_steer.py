@@ -7,21 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from circuit_tracer.cli.main import Commands
-from circuit_tracer.cli.steer import steer
+from circuit_tracer.cli.main import app
 from tests.support.command import Folders
 
 PROMPT = "the capital of Texas is"
 
 
 def call(folders: Folders, *arguments: object) -> tuple[int, str, str]:
-    app = typer.Typer(cls=Commands, context_settings={"token_normalize_func": lambda name: name.replace("_", "-")})
-    app.command("steer")(steer)
-    app.command("other")(lambda: None)
     given = ["steer", "-t", folders.transcoder, "-m", folders.model, "--device", "cpu", *map(str, arguments)]
     result = CliRunner().invoke(app, given)
     return result.exit_code, result.stdout, result.stderr

@@ -21,7 +21,7 @@ def traced_graph(traced: Path) -> Graph:
 
 def test_a_graph_file_becomes_a_page_beside_it(run: Run, traced: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    outcome = run("view", traced, "--html", page)
+    outcome = run("view", traced, "-o", page)
     assert outcome.code == 0
     text = page.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>")

@@ -87,7 +87,7 @@ def test_tokens_that_are_missing_unknown_or_read_only(
     with pytest.raises(InputError, match="does not know the token"):
         push(publication, "someone/clt", token="hf_wrong", endpoint=hub.endpoint)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    with pytest.raises(InputError, match=r"needs a token.*hf auth login.*--to FOLDER"):
+    with pytest.raises(InputError, match=r"needs a token.*hf auth login.*-o FOLDER"):
         push(publication, "someone/clt", endpoint=hub.endpoint)
     assert not hub.repositories
 
@@ -202,7 +202,7 @@ class TestCommand:
         assert self.run(folder, "--dry-run")[0] == 0
 
     def test_a_folder_instead_of_the_hub(self, folder: Path, tmp_path: Path) -> None:
-        code, said = self.run(folder, "--to", tmp_path / "copy")
+        code, said = self.run(folder, "-o", tmp_path / "copy")
         assert (code, "wrote 10 files" in said) == (0, True)
         assert load_transcoder_from_hub(tmp_path / "copy")[0].n_layers == 3
 
@@ -217,8 +217,8 @@ class TestCommand:
     def test_contradictions(self, folder: Path, tmp_path: Path) -> None:
         for arguments in (
             [folder],
-            [folder, "someone/clt", "--to", tmp_path / "copy"],
-            [folder, "--to", tmp_path / "copy", "--private"],
+            [folder, "someone/clt", "-o", tmp_path / "copy"],
+            [folder, "-o", tmp_path / "copy", "--private"],
             [folder, "no-owner"],
             [tmp_path / "nowhere", "someone/clt"],
         ):

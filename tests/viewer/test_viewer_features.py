@@ -58,7 +58,7 @@ def test_the_single_page_holds_the_features_of_its_graph(
     demo_graph: Graph, open_page: Callable[..., Page], tmp_path: Path
 ) -> None:
     path = demo_graph.save(tmp_path / "graph.safetensors")
-    command = ["view", str(path), "--html", str(tmp_path / "graph.html"), "--features", FEATURES]
+    command = ["view", str(path), "--output", str(tmp_path / "graph.html"), "--features", FEATURES]
     made = CliRunner().invoke(app, command)
     assert made.exit_code == 0, made.output
     text = (tmp_path / "graph.html").read_text(encoding="utf-8")

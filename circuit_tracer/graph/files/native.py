@@ -200,4 +200,9 @@ def as_graph(graph_or_path: Graph | str | Path) -> Graph:
         return graph_or_path
     if is_native(graph_or_path):
         return load_graph(graph_or_path)
+    if Path(graph_or_path).is_file() and Path(graph_or_path).name.endswith((".json", ".json.gz")):
+        raise FileFormatError(
+            f"{graph_or_path} is JSON, and a graph file is needed here (.safetensors, or circuit-tracer's .pt). Give the one "
+            "that it was made from: a viewer's file holds a pruned graph, which cannot become a whole one again"
+        )
     return load_pt(graph_or_path)

@@ -88,7 +88,7 @@ def push(
     if token is None:
         raise InputError(
             "uploading needs a token of the Hugging Face hub, and there is none: run `hf auth login`, or set HF_TOKEN "
-            "(a token with write permission, from huggingface.co/settings/tokens). --to FOLDER needs none."
+            "(a token with write permission, from huggingface.co/settings/tokens). -o FOLDER needs none."
         )
     api = HfApi(endpoint=endpoint, token=token)
     _asking(repo_id, lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))

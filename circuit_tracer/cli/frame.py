@@ -1,0 +1,178 @@
+"""The frame of the command line: rows of a table become commands, failures become messages and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
+from inspect import Parameter
+from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
+
+import typer
+from typer.core import TyperGroup
+
+from circuit_tracer.errors import CircuitTracerError
+
+BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+DEBUG = "circuit_tracer.debug"
+
+
+class Row(NamedTuple):
+    """A command: its name; file:function in this folder (or file:app); its group in --help; its class, in that file."""
+
+    name: str
+    where: str
+    group: str
+    cls: str | None = None
+
+
+def new_app(**settings: Any) -> typer.Typer:
+    """A Typer whose help and errors are plain text: rich's boxes cut option names off at 80 columns."""
+    return typer.Typer(**{"add_completion": False, **settings}, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def add(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator: a function becomes a command of an app."""
+
+    def added(function: Callable[..., None]) -> Callable[..., None]:
+        app.command(name)(flat(function))
+        return function
+
+    return added
+
+
+def _remember_debug(ctx: typer.Context, value: bool) -> bool:
+    if value:
+        ctx.meta[DEBUG] = True  # shared with the parent context, which reports errors
+    return value
+
+
+Debug = Annotated[
+    bool, typer.Option("--debug", callback=_remember_debug, help="Show the traceback when something fails.")
+]
+
+
+def flat(function: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer takes it: a dataclass among its parameters becomes an option a field, and --debug is added."""
+    groups: dict[str, Any] = {}
+    options: list[Parameter] = []
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        if is_dataclass(kind := parameter.annotation):
+            groups[name] = kind
+            options += _options_of(kind)
+        else:
+            options.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
+    options.append(Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=Debug))
+
+    @functools.wraps(function)
+    def called(debug: bool, **given: Any) -> None:
+        built = {
+            name: kind(**{each.name: given.pop(each.name) for each in fields(kind)}) for name, kind in groups.items()
+        }
+        function(**given, **built)
+
+    called.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    called.__annotations__ = {each.name: each.annotation for each in options}
+    return called
+
+
+def _options_of(kind: Any) -> list[Parameter]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        Parameter(
+            each.name,
+            Parameter.KEYWORD_ONLY,
+            default=Parameter.empty if each.default is MISSING else each.default,
+            annotation=hints[each.name],
+        )
+        for each in fields(kind)
+    ]
+
+
+class _Rows(Mapping[str, Any]):
+    """Commands by name; a file is imported when its command is asked for."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = {row.name: row for row in rows}
+        self.made: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.made:
+            self.made[name] = _command(self.rows[name])
+        return self.made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def _command(row: Row) -> Any:
+    file, _, name = row.where.partition(":")
+    module = import_module(f"circuit_tracer.cli.{file}")
+    found = getattr(module, name)
+    if not isinstance(found, typer.Typer):
+        function, found = found, new_app()
+        found.command(row.name, cls=getattr(module, row.cls) if row.cls else None)(flat(function))
+    return typer.main.get_command(found)
+
+
+class Commands(TyperGroup):
+    """The commands of `table`. Errors on purpose become one message and exit code 2; others exit code 1; Ctrl-C 130."""
+
+    table: ClassVar[Sequence[Row]] = ()
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = _Rows(self.table)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names, without importing them."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The commands by group, names whole."""
+        room = formatter.width - 6 - max(map(len, self.commands))
+        for group in dict.fromkeys(row.group for row in self.table):
+            names = [row.name for row in self.table if row.group == group]
+            with formatter.section(group):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(room)) for name in names])
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; see the class."""
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
+        except CircuitTracerError as error:
+            _report(ctx, str(error))
+            raise typer.Exit(BAD_INPUT) from error
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted; nothing was written that is not reported above", err=True)
+            raise typer.Exit(INTERRUPTED) from error
+        except Exception as error:
+            own_exit = isinstance(error, typer.Exit | typer.Abort) or hasattr(
+                error, "exit_code"
+            )  # typer's usage errors
+            if own_exit or (isinstance(error, OSError) and error.errno == errno.EPIPE):
+                raise
+            hint = "" if DEBUG in ctx.meta else " (a failure of ours; run again with --debug for the traceback)"
+            _report(ctx, f"{type(error).__name__}: {error}{hint}")
+            raise typer.Exit(FAILURE) from error
+
+
+def _report(ctx: Any, message: str) -> None:
+    if DEBUG in ctx.meta:
+        traceback.print_exc()
+    typer.echo(f"error: {message}", err=True)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if not issubclass(category, DeprecationWarning | PendingDeprecationWarning):
+        typer.echo(f"warning: {message}", err=True)

@@ -1,0 +1,156 @@
+"""Model and transcoders of a command: named, checked and opened in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import typer
+
+from circuit_tracer.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from circuit_tracer.replacement_model import ReplacementModel
+    from circuit_tracer.transcoders.base import Transcoders
+
+LazyDecoder = Annotated[bool, typer.Option("--lazy-decoder/--no-lazy-decoder", help="Leave decoders on disk.")]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model and transcoders, where, in which numbers. What is missing or contradicts itself is an InputError."""
+
+    transcoder_set: Annotated[
+        str | None,
+        typer.Option(
+            "-t", "--transcoder-set", help="Transcoders: folder, or Hugging Face org/repo/folder@revision (or --demo)."
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-m", "--model", help="Hugging Face id, folder or .gguf file; default: what the transcoders name."
+        ),
+    ] = None
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Use the small model and transcoder that ship with the package.")
+    ] = False
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the best there is.")
+    ] = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "float64", "fp32", "bf16", "fp16", "fp64"],
+        typer.Option("--dtype", help="Number format of model and transcoders; sums are in float32 or better."),
+    ] = "float32"
+    lazy_encoder: Annotated[bool, typer.Option("--lazy-encoder/--no-lazy-encoder", help="Leave encoders on disk.")] = (
+        False
+    )
+    lazy_decoder: LazyDecoder = True
+
+    required: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if (self.demo and self.transcoder_set is not None) or (self.required and not self.given):
+            raise InputError(
+                "name the transcoders with -t, or use --demo for the model that ships with the package (not both)"
+            )
+        if self.model is not None and self.transcoder_set is None:
+            raise InputError(
+                "-m names the model that transcoders read: name them with -t (--demo brings its own model)"
+            )
+        if self.demo and self.device not in (None, "cpu"):
+            raise InputError(f"the demo's model is small and runs on the cpu; leave --device {self.device} out")
+
+    @property
+    def given(self) -> bool:
+        """Whether transcoders are named at all."""
+        return self.demo or self.transcoder_set is not None
+
+    @property
+    def transcoders(self) -> str:
+        """Folder or hub id of the transcoders."""
+        from circuit_tracer.demo import TRANSCODER
+
+        return TRANSCODER if self.demo else str(self.transcoder_set)
+
+    def model_name(self, config: dict[str, Any]) -> str:
+        """What -m says, or the configuration of the transcoders."""
+        from circuit_tracer.demo import MODEL
+
+        name = MODEL if self.demo else self.model or config.get("model_name")
+        if not name:
+            raise InputError(f"the transcoders {self.transcoders} do not name their model; name it with -m")
+        return str(name)
+
+    def place(self) -> tuple[torch.device, torch.dtype]:
+        """Where weights go, and as what."""
+        from circuit_tracer.models.loading import resolve_dtype
+
+        return open_device("cpu" if self.demo else self.device), resolve_dtype(self.dtype)
+
+    def dictionary(self, name: str) -> tuple[Transcoders, dict[str, Any]]:
+        """The transcoders of a folder or hub id, with their config."""
+        from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+
+        device, dtype = self.place()
+        return load_transcoder_from_hub(name, device, dtype, self.lazy_encoder, self.lazy_decoder)
+
+    def open(self, verbose: bool = False) -> ReplacementModel:
+        """The model with the transcoders; bars of loading only if verbose."""
+        from circuit_tracer.replacement_model import ReplacementModel
+
+        if not verbose:
+            quiet_loading()
+        device, dtype = self.place()
+        transcoders, config = self.dictionary(self.transcoders)
+        load = ReplacementModel.from_pretrained_and_transcoders
+        return load(self.model_name(config), transcoders, device=device, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class HookOptions:
+    """Where transcoders of a folder stand in the model, for commands that look at their files."""
+
+    feature_input_hook: Annotated[
+        str | None, typer.Option("--feature-input-hook", help="Where transcoders read, if their files do not say.")
+    ] = None
+    feature_output_hook: Annotated[
+        str | None, typer.Option("--feature-output-hook", help="Where transcoders write, if their files do not say.")
+    ] = None
+
+    def dictionary(self, name: str) -> tuple[Transcoders, dict[str, Any]]:
+        """Transcoders, left on disk and in the numbers of their files, with their config."""
+        from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+
+        return load_transcoder_from_hub(
+            name,
+            device="cpu",
+            dtype=None,
+            lazy_encoder=True,
+            feature_input_hook=self.feature_input_hook,
+            feature_output_hook=self.feature_output_hook,
+        )
+
+
+def open_device(name: str | None) -> torch.device:
+    """The device named, proved to be there; InputError otherwise."""
+    import torch
+
+    from circuit_tracer.models.loading import resolve_device
+
+    try:
+        found = resolve_device(name)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used: {reason}. Try cpu, cuda, cuda:0 or mps") from error
+    return found
+
+
+def quiet_loading() -> None:
+    """No bars while weights are loaded."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()

@@ -1,0 +1,71 @@
+"""Every command that opens a model names it by the same options and refuses it in the same words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from circuit_tracer.cli.loading import ModelOptions
+from circuit_tracer.demo import MODEL, TRANSCODER
+from tests.support.command import Folders, Run
+
+OPENING = {
+    "attribute": ("-p", "x", "--json"),
+    "plan": ("--tokens", 5),
+    "intervene": ("-p", "x", "--ablate", "0/1"),
+    "steer": ("-p", "x", "--ablate", "0/1"),
+    "patch": ("-p", "x", "-c", "y"),
+    "validate": ("graph.safetensors",),
+    "evaluate": ("--data", "text.txt"),
+    "features build": ("--data", "text.txt", "-o", "out"),
+    "serve": ("--graph-file-dir", "graphs"),
+}
+NAMES = ("-t", "-m", "--demo", "--device", "--dtype", "--lazy-encoder", "--lazy-decoder")
+
+
+@pytest.mark.parametrize("command", OPENING)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "name the transcoders with -t, or use --demo for the model that ships with the package (not both)"),
+        (("-t", "T", "--demo"), "(not both)"),
+        (("--demo", "-m", "M"), "--demo brings its own model"),
+        (("--demo", "--device", "cuda"), "leave --device cuda out"),
+        (("-t", "./nowhere", "--device", "abacus"), "device 'abacus'"),
+        (("-t", "./nowhere", "--device", "cpu"), "nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_one_message_in_every_command(
+    run: Run,
+    traced: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    options: tuple[str, ...],
+    said: str,
+) -> None:
+    if command == "serve" and not options:
+        return  # it shows a folder without a model
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("the capital of Texas is")
+    outcome = run(*command.split(), *OPENING[command], *options)
+    assert outcome.code == 2, outcome.err
+    assert said in outcome.err
+    assert outcome.out == ""
+
+
+@pytest.mark.parametrize("command", OPENING)
+def test_one_set_of_options(run: Run, command: str) -> None:
+    text = run(*command.split(), "--help").out
+    assert all(f"  {name}" in text for name in NAMES)
+
+
+def test_what_was_chosen(folders: Folders) -> None:
+    assert (ModelOptions(demo=True).transcoders, ModelOptions(demo=True).model_name({})) == (TRANSCODER, MODEL)
+    assert ModelOptions("T", "M").model_name({"model_name": "N"}) == "M"
+    assert ModelOptions("T").model_name({"model_name": "N"}) == "N"
+    loaded = ModelOptions(folders.transcoder, device="cpu", dtype="fp64").open()
+    assert loaded.transcoders.dtype == torch.float64
