@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.support.browser import Page
+from tests.support.gestures import params
 
 SHOWN = "viewer.panels.map(p => p.id).filter(id => document.querySelector(`[data-testid=${id}]`).offsetParent)"
 
@@ -34,9 +35,9 @@ def test_every_panel_stands_in_an_area_under_a_name_of_its_own(small: Page):
         assert small.js(f"document.getElementById('{controls}').getAttribute('aria-labelledby')")
 
 
-def test_every_field_that_the_address_keeps_comes_back(small: Page):
-    """Those at their first value are left out."""
+def test_the_address_has_a_name_for_each_field_and_none_at_the_start(small: Page):
     kept = small.js("Object.values(viewer.store.fields).map(field => field.address).filter(Boolean)")
     assert len(set(kept)) == len(kept)
     assert not set(kept) & {"pinnedIds", "supernodes", "clickedId", "clerps", "sg_pos", "slug", "around", "logitDiff"}
-    assert not [name for name in kept if f"{name}=" in small.js("location.hash")]
+    small.js("viewer.actions.pin(['0_5_0'])")
+    assert list(params(small)) == ["pinnedIds"]
