@@ -17,63 +17,25 @@ from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
-# Tuning chooses among these by time, once for each key (widths and dtypes). Nothing in here may change the order of a sum, or
-# results would depend on the timer: blocks along a summed axis are constants beside the kernels.
-CONFIGS: dict[str, list[triton.Config]] = {
-    "decode": [
-        triton.Config({"BLOCK_C": 256}, num_warps=2),
-        triton.Config({"BLOCK_C": 512}, num_warps=2),
-        triton.Config({"BLOCK_C": 512}, num_warps=4),
-        triton.Config({"BLOCK_C": 1024}, num_warps=4),
-    ],
-    "gradients": [
-        triton.Config({"STAGES": 1}, num_warps=4),
-        triton.Config({"STAGES": 2}, num_warps=4),
-        triton.Config({"STAGES": 3}, num_warps=4),
-    ],
-    # Of float32 by float32 (tf32x3), accumulators and halves of operands fill the registers of sm_80: the last configurations
-    # of encode and attend_back, small blocks for many warps, are those that spill none there.
-    "encode": [
-        triton.Config({"BLOCK_B": 128}, num_warps=8, num_stages=3),
-        triton.Config({"BLOCK_B": 128}, num_warps=8, num_stages=4),
-        triton.Config({"BLOCK_B": 64}, num_warps=4, num_stages=3),
-        triton.Config({"BLOCK_B": 64}, num_warps=4, num_stages=4),
-        triton.Config({"BLOCK_B": 64}, num_warps=8, num_stages=3),
-    ],
-    "contract": [
-        triton.Config({"BLOCK_T": 64, "BLOCK_N": 64}, num_warps=4, num_stages=3),
-        triton.Config({"BLOCK_T": 64, "BLOCK_N": 64}, num_warps=4, num_stages=5),
-        triton.Config({"BLOCK_T": 128, "BLOCK_N": 64}, num_warps=4, num_stages=3),
-        triton.Config({"BLOCK_T": 128, "BLOCK_N": 128}, num_warps=8, num_stages=3),
-    ],
-    "attend_back": [
-        triton.Config({"BLOCK_K": 64, "BLOCK_C": 128}, num_warps=4, num_stages=3),
-        triton.Config({"BLOCK_K": 64, "BLOCK_C": 128}, num_warps=4, num_stages=4),
-        triton.Config({"BLOCK_K": 128, "BLOCK_C": 128}, num_warps=8, num_stages=3),
-        triton.Config({"BLOCK_K": 64, "BLOCK_C": 256}, num_warps=8, num_stages=3),
-        triton.Config({"BLOCK_K": 64, "BLOCK_C": 128}, num_warps=8, num_stages=3),
-    ],
-}
 # a * b + c in one rounding, whatever the default of a Triton version is.
 FUSED = {"enable_fp_fusion": True}
-# Small, so that small tests have several blocks and ragged ones.
-INTERPRETER_CONFIGS: dict[str, triton.Config] = {
-    "decode": triton.Config({"BLOCK_C": 256}),
-    "gradients": triton.Config({"STAGES": 1}),
-    "encode": triton.Config({"BLOCK_B": 16}),
-    "contract": triton.Config({"BLOCK_T": 16, "BLOCK_N": 16}),
-    "attend_back": triton.Config({"BLOCK_K": 16, "BLOCK_C": 32}),
-}
 
 
 def tuned(
-    name: str, key: Sequence[str], adds_to: Sequence[str] = (), counts_in: Sequence[str] = ()
+    configs: list[triton.Config],
+    interpreted: triton.Config,
+    key: Sequence[str],
+    adds_to: Sequence[str] = (),
+    counts_in: Sequence[str] = (),
 ) -> Callable[[Any], Any]:
-    """Decorator: the configurations of ``name``, tuned for each value of ``key`` and the dtypes of all arguments.
+    """Decorator: one of ``configs``, chosen by time for each value of ``key`` and the dtypes of all arguments.
 
-    ``adds_to``: arguments updated in place, restored after each trial. ``counts_in``: arguments that a trial finds zero.
+    Nothing in a configuration may change the order of a sum, or results would depend on the timer: blocks along a summed axis
+    are constants beside the kernels. ``interpreted``: the one for the interpreter; small, so that small tests have several
+    blocks and ragged ones. ``adds_to``: arguments updated in place, restored after each trial. ``counts_in``: arguments that
+    a trial finds zero.
     """
-    configs = [INTERPRETER_CONFIGS[name]] if INTERPRETED else CONFIGS[name]
+    configs = [interpreted] if INTERPRETED else configs
     for config in configs:
         config.kwargs |= FUSED
     return triton.autotune(configs=configs, key=list(key), restore_value=list(adds_to), reset_to_zero=list(counts_in))

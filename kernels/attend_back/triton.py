@@ -134,7 +134,17 @@ def _mix_op(
     )
 
 
-@tuned("attend_back", key=["d_head"])
+# The last one for the reason given in `kernels/encode/triton.py`.
+CONFIGS = [
+    triton.Config({"BLOCK_K": 64, "BLOCK_C": 128}, num_warps=4, num_stages=3),
+    triton.Config({"BLOCK_K": 64, "BLOCK_C": 128}, num_warps=4, num_stages=4),
+    triton.Config({"BLOCK_K": 128, "BLOCK_C": 128}, num_warps=8, num_stages=3),
+    triton.Config({"BLOCK_K": 64, "BLOCK_C": 256}, num_warps=8, num_stages=3),
+    triton.Config({"BLOCK_K": 64, "BLOCK_C": 128}, num_warps=8, num_stages=3),
+]
+
+
+@tuned(CONFIGS, triton.Config({"BLOCK_K": 16, "BLOCK_C": 32}), key=["d_head"])
 @triton.jit
 def _mix(
     mixed: tl.tensor,

@@ -111,7 +111,15 @@ def addresses(tables: Sequence[Tensor], table: Tensor, row: Tensor) -> tuple[Ten
     return start + row * stride, gcd(VECTOR_BYTES // size, *starts, *strides)
 
 
-@tuned("contract", key=["width", "ADDRESSED"], adds_to=["out"])
+CONFIGS = [
+    triton.Config({"BLOCK_T": 64, "BLOCK_N": 64}, num_warps=4, num_stages=3),
+    triton.Config({"BLOCK_T": 64, "BLOCK_N": 64}, num_warps=4, num_stages=5),
+    triton.Config({"BLOCK_T": 128, "BLOCK_N": 64}, num_warps=4, num_stages=3),
+    triton.Config({"BLOCK_T": 128, "BLOCK_N": 128}, num_warps=8, num_stages=3),
+]
+
+
+@tuned(CONFIGS, triton.Config({"BLOCK_T": 16, "BLOCK_N": 16}), key=["width", "ADDRESSED"], adds_to=["out"])
 @triton.jit
 def _contract(
     out: tl.tensor,

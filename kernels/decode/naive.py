@@ -39,6 +39,11 @@ def weight_gradients(grad_BC: Tensor, entries: SparseRows, start: int, stop: int
     return result
 
 
+def gradients(grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, of all features."""
+    return value_gradients(grad_BC, entries, weight_FC), weight_gradients(grad_BC, entries, 0, entries.n_features)
+
+
 def _entries(entries: SparseRows) -> Iterator[tuple[int, int, int]]:
     """(number, token, feature) of every entry."""
     pointers = entries.row_ptr.tolist()

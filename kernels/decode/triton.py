@@ -70,8 +70,17 @@ def _decode_op(out_BC: Tensor, row_ptr: Tensor, feature: Tensor, value: Tensor, 
     )
 
 
+DECODE_CONFIGS = [
+    triton.Config({"BLOCK_C": 256}, num_warps=2),
+    triton.Config({"BLOCK_C": 512}, num_warps=2),
+    triton.Config({"BLOCK_C": 512}, num_warps=4),
+    triton.Config({"BLOCK_C": 1024}, num_warps=4),
+]
+GRADIENT_CONFIGS = [triton.Config({"STAGES": stages}, num_warps=4) for stages in (1, 2, 3)]
+
+
 # Tuned once for widths of like size: a cross-layer transcoder has one for each of its layers.
-@tuned("decode", key=["width_class"], adds_to=["out"])
+@tuned(DECODE_CONFIGS, triton.Config({"BLOCK_C": 256}), key=["width_class"], adds_to=["out"])
 @triton.jit
 def _decode(
     out: tl.tensor,
@@ -206,7 +215,7 @@ def _(out_nC: Tensor, grad_BC: Tensor, weight_FC: Tensor | None, value: Tensor, 
     return grad_BC.new_empty(value.shape[0])
 
 
-@tuned("gradients", key=["width_class"])
+@tuned(GRADIENT_CONFIGS, triton.Config({"STAGES": 1}), key=["width_class"])
 @triton.jit
 def _gradients_of_items(
     d_value: tl.tensor,

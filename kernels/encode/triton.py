@@ -176,7 +176,18 @@ def _launch(
 
 
 # Both uses share a configuration, so that they sum alike: the second finds what the first has bounded.
-@tuned("encode", key=["width", "n_features"], counts_in=["used"])
+# Of float32 by float32 (tf32x3), accumulators and halves of operands fill the registers of sm_80: the last configuration, a
+# small block for many warps, spills none there.
+CONFIGS = [
+    triton.Config({"BLOCK_B": 128}, num_warps=8, num_stages=3),
+    triton.Config({"BLOCK_B": 128}, num_warps=8, num_stages=4),
+    triton.Config({"BLOCK_B": 64}, num_warps=4, num_stages=3),
+    triton.Config({"BLOCK_B": 64}, num_warps=4, num_stages=4),
+    triton.Config({"BLOCK_B": 64}, num_warps=8, num_stages=3),
+]
+
+
+@tuned(CONFIGS, triton.Config({"BLOCK_B": 16}), key=["width", "n_features"], counts_in=["used"])
 @triton.jit
 def _encode(
     value: tl.tensor,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from circuit_tracer.kernels.attend_back import attend_back_
+from circuit_tracer.kernels.attend_back.cases import draw
 from circuit_tracer.kernels.attend_back.naive import attend_back
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -25,24 +26,6 @@ SHAPES = [
     (1, 33, 8, 2, 2, 7),
     (17, 5, 12, 1, 3, 4),
 ]
-
-
-def draw(
-    n_rows: int, n_pos: int, d_model: int, n_kv: int, groups: int, d_head: int, dtype: torch.dtype, seed: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients, causal pattern (rows sum to 1 or less, as with sinks), output and value projections."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    pattern = torch.softmax(normal(n_kv * groups, n_pos, n_pos + 1), dim=-1)[..., :-1].tril()
-    return (
-        normal(n_rows, n_pos, d_model),
-        pattern,
-        normal(d_model, n_kv * groups * d_head),
-        normal(n_kv * d_head, d_model),
-    )
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from circuit_tracer.kernels.contract import contract_
+from circuit_tracer.kernels.contract.cases import draw
 from circuit_tracer.kernels.contract.naive import contract
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -25,21 +26,6 @@ SHAPES = [
     (7, 8, [33]),
     (17, 3, [1, 2, 3, 4, 5]),
 ]
-
-
-def draw(
-    n_rows: int, d_model: int, counts: list[int], dtype: torch.dtype, seed: int = 0, gap: int = 2
-) -> tuple[Tensor, Tensor, Tensor, list[int], list[int]]:
-    """Zeros to add to, gradients, sources, offsets, first columns; `gap` columns between the positions belong to others."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    ptr = [0, *torch.tensor(counts).cumsum(0).tolist()]
-    column = [start + gap * (position + 1) for position, start in enumerate(ptr[:-1])]
-    width = ptr[-1] + gap * (len(counts) + 1)
-    return normal(n_rows, width), normal(n_rows, len(counts), d_model), normal(ptr[-1], d_model), ptr, column
 
 
 def expected_of(out: Tensor, g: Tensor, source: Tensor, ptr: list[int], column: list[int]) -> Tensor:

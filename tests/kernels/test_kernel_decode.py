@@ -12,6 +12,7 @@ from torch import Tensor
 
 from circuit_tracer.kernels.decode import _gathered_dots, decode_, gradients, value_gradients, weight_gradients
 from circuit_tracer.kernels.decode import naive as specification
+from circuit_tracer.kernels.decode.cases import PATTERNS, draw
 from circuit_tracer.kernels.sparse_rows import SparseRows
 
 Dtypes = tuple[torch.dtype, torch.dtype]
@@ -28,26 +29,7 @@ DTYPES = list(TOLERANCE)
 each_dtype = pytest.mark.parametrize("dtypes", DTYPES, ids=lambda pair: "-".join(str(d)[6:] for d in pair))
 SHAPES = [(1, 1, 1), (0, 7, 60), (5, 1, 7), (63, 37, 60), (5, 7, 96), (17, 130, 123), (3, 37, 577)]  # B, F, C
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-PATTERNS = ("some", "none", "all", "hot", "empty_rows")  # which (token, feature) pairs are entries
 each_pattern = pytest.mark.parametrize("pattern", PATTERNS)
-
-
-def draw(n_rows: int, n_features: int, width: int, dtypes: Dtypes, pattern: str = "some", seed: int = 0) -> Problem:
-    """A random problem; weights are float64 values rounded to their dtype."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    density = {"none": 0.0, "all": 1.0, "hot": 0.02}.get(pattern, 0.2)
-    active = torch.rand(n_rows, n_features, generator=generator) < density
-    if pattern == "hot":
-        active[:, n_features // 2] = True
-    elif pattern == "empty_rows":
-        active[::2] = False
-    row, feature = active.nonzero(as_tuple=True)
-    entries = SparseRows.from_entries(row, feature, normal(len(row)).to(dtypes[0]), n_rows, n_features)
-    return normal(n_rows, width).to(dtypes[0]), entries, normal(n_features, width).to(dtypes[1])
 
 
 def exact(problem: Problem) -> Problem:

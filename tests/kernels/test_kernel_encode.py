@@ -13,6 +13,7 @@ from torch import Tensor
 
 from circuit_tracer.kernels.encode import encode
 from circuit_tracer.kernels.encode import naive as specification
+from circuit_tracer.kernels.encode.cases import draw
 from circuit_tracer.kernels.sparse_rows import SparseRows
 
 Problem = tuple[Tensor, Tensor, Tensor, Tensor]  # x_BD, weight_FD, bias_F, cut_F
@@ -38,41 +39,6 @@ SHAPES = [
 ]  # B, D, F
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 PATTERNS = ("some", "none", "all", "hot", "empty_rows")
-GRID = (
-    16  # multiples of 1/16 with |x| < 8 fit bfloat16, and sums of their products fit float32: every decision is exact
-)
-
-
-def draw(
-    n_rows: int,
-    width: int,
-    n_features: int,
-    dtypes: tuple[torch.dtype, torch.dtype],
-    pattern: str = "some",
-    seed: int = 0,
-    grid: bool = True,
-) -> Problem:
-    """A random problem; on the grid, some pre-activations equal their cut."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        values = torch.randn(*shape, generator=generator, dtype=torch.float64)
-        return (values * GRID).round().clamp(-127, 127) / GRID if grid else values
-
-    x_BD, weight_FD, bias_F = normal(n_rows, width), normal(n_features, width), normal(n_features)
-    spread = width**0.5
-    cut_F = (normal(n_features) * 0.3 * spread * GRID).round() / GRID + (spread * GRID // 2) / GRID
-    if pattern == "none":
-        cut_F.fill_(torch.inf)
-    elif pattern == "all":
-        cut_F.fill_(-torch.inf)
-    elif pattern == "hot":
-        cut_F.fill_(5 * spread + 8)
-        cut_F[n_features // 2] = -100 * spread
-    elif pattern == "empty_rows":
-        x_BD[::2] = 0
-        cut_F.clamp_min_(8)
-    return x_BD.to(dtypes[0]), weight_FD.to(dtypes[1]), bias_F.to(dtypes[0]), cut_F.to(dtypes[0])
 
 
 def exact(problem: Problem) -> SparseRows:

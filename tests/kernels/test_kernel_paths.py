@@ -10,30 +10,26 @@ import torch
 
 from circuit_tracer.errors import CompatibilityError
 from circuit_tracer.kernels import device
+from circuit_tracer.kernels.operations import OPERATIONS
 
 USE_EVERYTHING = """
 import sys
 sys.modules["triton"] = None  # importing it is an error
-import torch
-from circuit_tracer.kernels.attend_back import attend_back_
-from circuit_tracer.kernels.contract import contract_
-from circuit_tracer.kernels.decode import decode_, gradients
-from circuit_tracer.kernels.encode import encode, encode_top_k
-one = torch.ones(2, 2)
-entries = encode(one, one, one[0], one[0])
-encode_top_k(one, one, one[0], 1)
-decode_(one.clone(), entries, one)
-gradients(one, entries, one)
-contract_(one.clone(), one[:, None], one, [0, 2], [0])
-attend_back_(one[None].clone(), one[None].tril(), one, one)
-print(len(entries.feature))
+from importlib import import_module
+from circuit_tracer.kernels.operations import OPERATIONS
+for each in OPERATIONS:
+    package = import_module("circuit_tracer.kernels." + each.name)
+    for dtypes in each.torch:
+        for function, arguments in each.calls(dtypes, *each.shapes[-1]).items():
+            getattr(package, function)(*arguments)
+    print(each.name)
 """
 
 
 def test_cpu_paths_do_without_triton() -> None:
     found = subprocess.run([sys.executable, "-c", USE_EVERYTHING], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.strip() == "4"
+    assert found.stdout.split() == [each.name for each in OPERATIONS]
 
 
 def test_a_gpu_without_triton_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kernel_attend_back import draw
 from torch import Tensor
 
 from circuit_tracer.kernels import attend_back as public
 from circuit_tracer.kernels.attend_back import Scores
 from circuit_tracer.kernels.attend_back import naive as specification
+from circuit_tracer.kernels.attend_back.cases import cast, draw, draw_scores
 
 pytest.importorskip("triton", reason="triton is not installed here")
 
@@ -30,48 +30,6 @@ each_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 # T, P, D, kv heads, query heads a kv head, d_head
 SHAPES = [(1, 1, 1, 1, 1, 1), (0, 3, 4, 1, 1, 2), (2, 7, 63, 1, 2, 3), (3, 19, 5, 2, 1, 16), (2, 4, 9, 1, 3, 33)]
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "T{}-P{}-D{}-K{}-G{}-d{}".format(*shape))
-
-
-def draw_scores(
-    n_pos: int,
-    n_kv: int,
-    groups: int,
-    d_head: int,
-    dtype: torch.dtype,
-    window: int,
-    softcap: bool,
-    scale: bool,
-    seed: int,
-) -> Scores:
-    """Scores of a softmax over the keys of a window and a sink."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    query, key = normal(n_kv * groups, n_pos, d_head).to(dtype), normal(n_kv, n_pos, d_head).to(dtype)
-    first = (torch.arange(n_pos) - window + 1).clamp(min=0)
-    found = Scores(
-        query,
-        key,
-        normal(n_kv * groups, n_pos).abs() + 1,
-        first,
-        scaling=2 * d_head**-0.5,
-        softcap=3.0 if softcap else None,
-        key_scale_P=normal(n_pos).exp() if scale else None,
-    )
-    return cast(found, dtype)
-
-
-def cast(scores: Scores, dtype: torch.dtype) -> Scores:
-    """The same numbers in another dtype."""
-    parts = {field.name: getattr(scores, field.name) for field in fields(scores)}
-    return Scores(
-        **{
-            name: part.to(dtype) if isinstance(part, Tensor) and part.is_floating_point() else part
-            for name, part in parts.items()
-        }
-    )
 
 
 def there(scores: Scores) -> Scores:

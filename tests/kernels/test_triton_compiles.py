@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from circuit_tracer.kernels.operations import OPERATIONS
+
 pytest.importorskip("triton", reason="triton is not installed here")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # some two hundred compilations
 
@@ -30,7 +32,7 @@ def test_every_configuration_compiles_and_fits(capability: int, tmp_path: Path) 
         compiled = json.loads(line)
         flags = tuple((name, value) for name, value in compiled["options"].items() if isinstance(value, bool))
         uses.setdefault((compiled["case"], compiled["kernel"], flags), []).append(compiled)
-    assert {case.split("-")[0] for case, _, _ in uses} == {"decode", "encode", "contract", "attend_back"}
+    assert {case.split("-")[0] for case, _, _ in uses} == {each.name for each in OPERATIONS}
     for use, configurations in uses.items():
         fitting = [c for c in configurations if c["shared"] <= SHARED_BYTES[capability]]
         assert fitting, f"{use}: no configuration fits into the shared memory"

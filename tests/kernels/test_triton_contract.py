@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kernel_contract import draw
 from torch import Tensor
 
 from circuit_tracer.kernels import contract as public
 from circuit_tracer.kernels.contract.addressed import AddressedRows
+from circuit_tracer.kernels.contract.cases import addressed, draw
 from circuit_tracer.kernels.contract.naive import contract, contract_rows
 
 pytest.importorskip("triton", reason="triton is not installed here")
@@ -42,26 +42,6 @@ SHAPES = [
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "T{}-D{}-{}".format(*shape))
 
 Problem = tuple[Tensor, Tensor, AddressedRows]  # result to add to (T, N), gradients (T, P, D), sources
-
-
-def addressed(
-    n_rows: int, width: int, counts: list[int], dtypes: tuple[torch.dtype, torch.dtype], seed: int
-) -> Problem:
-    """Rows of three tables: of a checkpoint, of one layer inside a wider one, and alone."""
-    out_TN, g_TPD, _, ptr, _ = draw(n_rows, width, counts, torch.float64, seed)
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtypes[1])
-
-    tables = [normal(5, width), normal(3, 2 * width + 1)[:, width : 2 * width], normal(1, width)]
-    n = ptr[-1]
-    table = torch.randint(0, 3, (n,), generator=generator)
-    row = torch.randint(0, 99, (n,), generator=generator) % torch.tensor([5, 3, 1])[table]
-    scale = torch.randn(n, generator=generator, dtype=torch.float64).float()
-    column = torch.randperm(out_TN.shape[1], generator=generator)[:n]
-    result = torch.float64 if dtypes[0] is torch.float64 else torch.float32
-    return out_TN.to(result), g_TPD.to(dtypes[0]), AddressedRows(tables, table, row, scale, column, ptr)
 
 
 def there(problem: Problem) -> Problem:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kernel_decode import PATTERNS, Dtypes, Problem, assert_close, draw, each_pattern, exact
+from test_kernel_decode import Dtypes, Problem, assert_close, each_pattern, exact
 from torch import Tensor
 
 from circuit_tracer.kernels import decode
 from circuit_tracer.kernels.decode import naive as specification
+from circuit_tracer.kernels.decode.cases import PATTERNS, draw
 from circuit_tracer.kernels.decode.segments import Segments
 from circuit_tracer.kernels.sparse_rows import SparseRows
 

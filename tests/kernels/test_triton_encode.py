@@ -11,7 +11,6 @@ from test_kernel_encode import (
     Problem,
     assert_repeats,
     assert_same,
-    draw,
     exact,
     spoil,
 )
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from circuit_tracer.kernels import encode as public
 from circuit_tracer.kernels.encode import naive as specification
+from circuit_tracer.kernels.encode.cases import draw
 from circuit_tracer.kernels.sparse_rows import SparseRows
 
 pytest.importorskip("triton", reason="triton is not installed here")

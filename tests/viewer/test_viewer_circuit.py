@@ -182,9 +182,9 @@ def test_the_focus_stays_in_a_list_that_is_drawn_anew(small: Page):
     assert state(small, "clicked") == "3_20_1"
     assert small.js(focused) == ["pin", None]
     small.click("[data-testid=tab-nodes]")
-    small.js("document.querySelector(\"[data-testid=find] [data-id='0_6_1']\").focus()")
+    small.js("document.querySelector(\"[data-testid=nodes] [data-id='0_6_1']\").focus()")
     small.js("viewer.actions.pin(['3_20_1'])")
-    assert small.js(focused) == ["find", "0_6_1"]
+    assert small.js(focused) == ["nodes", "0_6_1"]
     small.key("Enter")
     assert small.js(focused) == ["pin", None]
     small.click("[data-testid=tab-paths]")

@@ -34,7 +34,7 @@ RECORDS = {(0, 5): next(ACTIVE), (1, 7): next(ACTIVE)}
 def shown(page: Page) -> dict[str, Any]:
     """What the pane says of the feature that is clicked."""
     page.wait("document.querySelector('[data-testid=examples]')")
-    texts = "[...document.querySelectorAll('[data-testid=feature-pane] %s')].map(e => e.textContent)"
+    texts = "[...document.querySelectorAll('[data-testid=feature] %s')].map(e => e.textContent)"
     return {
         "lines": page.js(texts % ".example"),
         "lit": page.js(texts % ".example .lit"),
@@ -112,7 +112,7 @@ def test_both_forms_of_files_are_read(browser: Browser, served: str) -> None:
     page.wait("window.viewer?.view.picture")
     for layer, index, position in ((0, 5, 0), (1, 7, 1)):
         page.js(f"viewer.actions.select('{layer}_{index}_{position}')")
-        page.wait(f"document.querySelector('[data-testid=feature-pane]').textContent.includes('feature {index} ')")
+        page.wait(f"document.querySelector('[data-testid=feature]').textContent.includes('feature {index} ')")
         check(shown(page), RECORDS[layer, index])
     page.close()
 

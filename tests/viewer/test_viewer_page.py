@@ -38,7 +38,7 @@ def test_the_same_feature_at_another_token_is_marked(open_page: Callable[..., Pa
     page = open_page(graph_page(document))
     page.mouse("Moved", *place(page, "0_5_0"))
     page.frames()
-    assert "also active at" in texts(page, "[data-testid=feature-pane]")[0]
+    assert "also active at" in texts(page, "[data-testid=feature]")[0]
 
 
 def test_shift_keeps_the_pane_while_the_mouse_travels(small: Page):
@@ -127,11 +127,11 @@ def test_search_over_labels_and_tokens(small: Page):
     small.key("/")
     small.type("two")
     assert sorted(
-        small.js("[...document.querySelectorAll('[data-testid=find] .row')].map(e => e.dataset.id)")
+        small.js("[...document.querySelectorAll('[data-testid=nodes] .row')].map(e => e.dataset.id)")
     ) == sorted(["0_6_1", "1_7_1", "0_-1_1", "E_11_1", "3_20_1", "3_21_1"])
     small.js("viewer.store.set({query: 'beta two'})")
-    assert texts(small, "[data-testid=find] .row .what") == ["beta"]
-    small.click("[data-testid=find] .row")
+    assert texts(small, "[data-testid=nodes] .row .what") == ["beta"]
+    small.click("[data-testid=nodes] .row")
     assert state(small, "clicked") == "0_6_1"
     small.click("[data-testid=pin-found]")
     assert state(small, "pinned") == ["0_6_1"]
@@ -254,7 +254,7 @@ def test_one_panel_at_a_time_on_a_phone(open_page: Callable[..., Page], demo_pag
     page.js("document.querySelector('[data-testid=search]').focus()")
     page.type("state")
     assert page.js(visible) == ["Lists"]
-    assert texts(page, "[data-testid=find] .row")
+    assert texts(page, "[data-testid=nodes] .row")
     assert page.errors() == []
 
 

@@ -1,129 +1,9 @@
-// The bars above the panels: filters of the link graph, tools of the subgraph, and what concerns the whole page.
+// What the bars are made of, and the bar of the whole page.
 
-import { h, percent, replace } from "./dom.js";
+import { h } from "./dom.js";
 import { documentText, download, graphPicture, pngBlob, svgText } from "./exports.js";
 import { reportDialog } from "./report.js";
-import { MOST_FAINT } from "./scene.js";
-import { partNote, pruneDialog, saveOnServer, traceAnother } from "./server_tools.js";
-
-/** Filters and zoom of the link graph. */
-export function graphBar({ graph, store, view }) {
-  const pruning = slider(
-    "Nodes",
-    "pruning",
-    { value: store.state.pruning, max: graph.threshold },
-    (value) => store.set({ pruning: value }),
-    (value) => `${percent(value)} of influence`,
-  );
-  const edges = slider(
-    "Links",
-    "edge-threshold",
-    { value: fromShare(store.state.edgeMin), max: 1 },
-    (value) => store.set({ edgeMin: toShare(value) }),
-    (value) => (value ? `from ${percent(toShare(value))}` : "all"),
-  );
-  const known = graph.nodes.some((node) => node.density !== null);
-  const density = slider(
-    "Density",
-    "density",
-    { value: fromDensity(store.state.density), max: 1 },
-    (value) => store.set({ density: toDensity(value) }),
-    (value) => (value < 1 ? `to ${percent(toDensity(value))}` : "all"),
-  );
-  density.title = "Hide features that are active on a larger share of tokens";
-  const errors = toggle("Errors", "show-errors", !store.state.hideErrors, (on) => store.set({ hideErrors: !on }));
-  const faint = toggle("Faint links", "all-edges", store.state.allEdges, (on) => store.set({ allEdges: on }));
-  const type = h(
-    "select",
-    {
-      "data-testid": "link-type",
-      "aria-label": "Links of the selected node",
-      on: { change: (event) => store.set({ linkType: event.target.value }) },
-    },
-    [
-      ["both", "in + out"],
-      ["input", "inputs"],
-      ["output", "outputs"],
-    ].map(([value, text]) => h("option", { value, selected: value === store.state.linkType }, text)),
-  );
-  const shown = h("span", { class: "quiet counts", role: "status", "data-testid": "counts" });
-  const update = () => {
-    const [all, links] = [graph.nodes.length, view.links.length];
-    replace(
-      shown,
-      `${view.count === all ? "" : `${whole(view.count)} of `}${whole(all)} nodes \u00b7 ${whole(links)} links`,
-    );
-    shown.title = links > MOST_FAINT ? `of the faint links the ${whole(MOST_FAINT)} strongest are drawn` : "";
-    pruning.show(store.state.pruning);
-    edges.show(fromShare(store.state.edgeMin));
-    density.show(fromDensity(store.state.density));
-    errors.querySelector("input").checked = !store.state.hideErrors;
-    type.value = store.state.linkType === "either" ? "both" : store.state.linkType;
-  };
-  store.subscribe(update);
-  update();
-  return [pruning, edges, known ? density : null, errors, faint, type, h("span", { class: "spacer" }), partNote({ graph, store }), shown];
-}
-
-const whole = (value) => value.toLocaleString("en");
-
-/** Buttons in a corner of the link graph. */
-export function zoomButtons(view) {
-  const [out, fit, into] = [() => view.zoom(1 / 1.4), () => view.fit(), () => view.zoom(1.4)];
-  return h(
-    "span",
-    { class: "buttons corner" },
-    button("\u2212", "Zoom out", out),
-    button("Fit", "Show the whole graph", fit, "fit"),
-    button("+", "Zoom in", into),
-  );
-}
-
-// Most shares are small, so the slider runs over their cube root.
-const toShare = (value) => value ** 3;
-const fromShare = (share) => Math.cbrt(share);
-
-// Densities differ by powers of ten, of which the slider has four.
-const toDensity = (value) => Number((10 ** (4 * (value - 1))).toPrecision(3));
-const fromDensity = (density) => Math.max(0, 1 + Math.log10(density) / 4);
-
-/** Tools of the subgraph. */
-export function subgraphBar({ store, actions, subgraph }) {
-  const group = h("button", {
-    class: "small",
-    "data-testid": "group",
-    on: { click: () => (store.state.collecting ? actions.finishCollecting() : actions.startCollecting()) },
-  });
-  const numbers = toggle("Percent", "edge-numbers", store.state.edgeNumbers, (on) => store.set({ edgeNumbers: on }));
-  const clear = h(
-    "button",
-    { class: "small", "data-testid": "unpin-all", on: { click: () => actions.unpinAll() } },
-    "Clear",
-  );
-  const tidy = h(
-    "button",
-    { class: "small", title: "Forget the places chosen by hand", on: { click: () => store.set({ positions: {} }) } },
-    "Tidy",
-  );
-  const hint = h("span", { class: "quiet", role: "status" });
-  const update = () => {
-    const { collecting, pinned } = store.state;
-    group.textContent = collecting ? (collecting.length > 1 ? `Group these ${collecting.length}` : "Cancel") : "Group";
-    group.setAttribute("aria-pressed", String(collecting !== null));
-    hint.textContent = collecting ? "Choose the nodes of the group" : `${pinned.length} pinned`;
-    clear.disabled = group.disabled = pinned.length === 0 && !collecting;
-  };
-  store.subscribe(update);
-  update();
-  const zoom = h(
-    "span",
-    { class: "buttons" },
-    button("\u2212", "Zoom the subgraph out", () => subgraph.zoom(1 / 1.25)),
-    button("Fit", "Show the whole subgraph", () => subgraph.zoom(null)),
-    button("+", "Zoom the subgraph in", () => subgraph.zoom(1.25)),
-  );
-  return [hint, h("span", { class: "spacer" }), numbers, group, tidy, clear, zoom];
-}
+import { pruneDialog, saveOnServer, traceAnother } from "./server_tools.js";
 
 /** Undo, files, report, theme and help. */
 export function pageBar(page) {
@@ -244,7 +124,7 @@ export function button(text, label, click, id = null) {
 }
 
 /** A slider whose both ends can be reached, whatever they are: a step would leave out ends that are no multiple of it. */
-function slider(name, id, { value, max }, change, words) {
+export function slider(name, id, { value, max }, change, words) {
   const input = h("input", {
     type: "range",
     min: 0,
@@ -265,7 +145,8 @@ function slider(name, id, { value, max }, change, words) {
   return label;
 }
 
-function toggle(name, id, on, change) {
+/** A checkbox with its name. */
+export function toggle(name, id, on, change) {
   const input = h("input", {
     type: "checkbox",
     checked: on,

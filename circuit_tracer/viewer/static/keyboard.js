@@ -1,10 +1,11 @@
 // Keys that work everywhere on the page, and the list of all keys.
 
+import { AREAS, enlargeArea } from "./areas.js";
 import { h } from "./dom.js";
-import { enlargePanel } from "./panels.js";
 import { saveOnServer } from "./server_tools.js";
 
-const KEYS = [
+const numbers = AREAS.map((_, at) => String(at + 1));
+const BEFORE = [
   ["Tab", "next panel or control"],
   ["Arrows", "in the graph: next node in the row, next row; Shift: move the picture"],
   ["Enter", "select the node with the ring"],
@@ -14,11 +15,9 @@ const KEYS = [
   ["F2, U, Delete", "on a box: rename, ungroup, unpin; arrows move it"],
   ["L", "edit the label"],
   ["/", "search"],
-  ["[ ]", "show fewer, more nodes"],
-  ["{ }", "show more, fewer links"],
-  ["E", "hide or show errors"],
-  ["+ \u2212 0", "zoom in, out, whole graph"],
-  ["1 2 3 4", "go to graph, subgraph, lists, feature"],
+];
+const AFTER = [
+  [numbers.join(" "), `go to ${AREAS.map(({ id }) => id).join(", ")}`],
   ["F", "enlarge the panel that has the focus, or back"],
   ["Shift", "hold: the feature pane stays while the mouse moves"],
   ["Ctrl", "hold while pointing: all fields of the file; with a click: pin"],
@@ -28,9 +27,16 @@ const KEYS = [
   ["?", "this list"],
 ];
 
-/** Listen for the page's keys. page: {graph, store, actions, view, server, focusPanel, search}. */
+/** Listen for the page's keys and those of its panels. page: {store, actions, server, search, panels, areas}. */
 export function listenToKeys(page) {
-  document.addEventListener("keydown", (event) => onDown(page, event));
+  const acts = pageKeys(page);
+  for (const { id, keys = [] } of page.panels) {
+    for (const [key, act] of keys.flatMap((each) => Object.entries(each.act))) {
+      if (key in acts) throw new Error(`the key ${key} of the panel ${id} has another use`);
+      acts[key] = () => act(page);
+    }
+  }
+  document.addEventListener("keydown", (event) => onDown(page, acts, event));
   document.addEventListener("keyup", (event) => onUp(page, event));
   window.addEventListener("blur", () => page.store.set({ frozen: false }));
 }
@@ -39,8 +45,22 @@ const typing = (event) =>
   document.querySelector("dialog[open]") !== null ||
   event.target.closest?.("input:not([type=checkbox]):not([type=range]), select, textarea") !== null;
 
-function onDown(page, event) {
-  const { store, view } = page;
+function pageKeys(page) {
+  const { store, actions } = page;
+  return {
+    g: (event) => event.repeat || startGroup(page),
+    "/": () => page.search.focus(),
+    "?": () => helpDialog(page),
+    f: () => enlargeArea(document.activeElement),
+    l: () => document.querySelector(".label-input")?.focus(),
+    p: () => store.state.clicked && actions.togglePin(store.state.clicked),
+    Escape: () => escape(page),
+    ...Object.fromEntries(numbers.map((key, at) => [key, () => page.areas.focus(at)])),
+  };
+}
+
+function onDown(page, acts, event) {
+  const { store } = page;
   if (event.key === "Shift") store.set({ frozen: true });
   if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z" && !typing(event)) {
     if (event.shiftKey) store.redo();
@@ -54,31 +74,11 @@ function onDown(page, event) {
     return;
   }
   if (typing(event) || event.ctrlKey || event.metaKey || event.altKey) return;
-  const act = {
-    g: () => event.repeat || startGroup(page),
-    "/": () => page.search.focus(),
-    "?": () => helpDialog(),
-    f: () => enlargePanel(document.activeElement),
-    l: () => document.querySelector(".label-input")?.focus(),
-    p: () => store.state.clicked && page.actions.togglePin(store.state.clicked),
-    e: () => store.set({ hideErrors: !store.state.hideErrors }),
-    "[": () => store.set({ pruning: stepped(store.state.pruning, -0.05) }),
-    "]": () => store.set({ pruning: Math.min(page.graph.threshold, stepped(store.state.pruning, 0.05)) }),
-    "{": () => store.set({ edgeMin: stepped(Math.cbrt(store.state.edgeMin), -0.05) ** 3 }),
-    "}": () => store.set({ edgeMin: stepped(Math.cbrt(store.state.edgeMin), 0.05) ** 3 }),
-    "+": () => view.zoom(1.4),
-    "=": () => view.zoom(1.4),
-    "-": () => view.zoom(1 / 1.4),
-    0: () => view.fit(),
-    Escape: () => escape(page),
-  }[event.key];
-  if (/^[1-4]$/.test(event.key)) page.focusPanel(Number(event.key) - 1);
-  else if (act) act();
-  else return;
+  const act = Object.hasOwn(acts, event.key) ? acts[event.key] : null;
+  if (!act) return;
+  act(event);
   event.preventDefault();
 }
-
-const stepped = (value, step) => Math.max(0, Math.min(1, Math.round((value + step) * 100) / 100));
 
 function startGroup({ store, actions }) {
   if (store.state.collecting) actions.finishCollecting();
@@ -97,8 +97,9 @@ function escape({ store }) {
   else store.set({ clicked: null, focused: null, hovered: null, path: null });
 }
 
-/** Show the list of keys. */
-export function helpDialog() {
+/** Show the list of keys, with those of the panels. */
+export function helpDialog({ panels }) {
+  const added = panels.flatMap(({ keys = [] }) => keys.map((each) => [each.keys, each.does]));
   if (document.querySelector("dialog.help")) return;
   const dialog = h("dialog", { class: "help", "aria-labelledby": "help-title", "data-testid": "help" });
   dialog.append(
@@ -111,7 +112,7 @@ export function helpDialog() {
     h(
       "dl",
       { class: "keys" },
-      KEYS.flatMap(([key, what]) => [h("dt", {}, key), h("dd", {}, what)]),
+      [...BEFORE, ...added, ...AFTER].flatMap(([key, what]) => [h("dt", {}, key), h("dd", {}, what)]),
     ),
     h(
       "p",

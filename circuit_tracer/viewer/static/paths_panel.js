@@ -4,20 +4,23 @@ import { h, percent, redraw } from "./dom.js";
 import { layerName, nodeLabel } from "./labels.js";
 import { strongestPaths } from "./paths.js";
 
-export class PathsPanel {
-  constructor(graph, store, actions) {
-    Object.assign(this, { graph, store, actions });
+export const panel = {
+  id: "paths",
+  title: "Paths",
+  area: "lists",
+  on: ["pinned", "labels"],
+  mount: (root, page) => new Routes(root, page),
+};
+
+class Routes {
+  constructor(element, { graph, store, actions }) {
+    Object.assign(this, { element, graph, store, actions });
     this.from = null;
     this.to = null;
     this.many = 5;
-    this.element = h("div", { class: "paths", "data-testid": "paths" });
-    store.subscribe((_, changed) => {
-      if (["pinned", "labels"].some((name) => changed.has(name))) this.draw();
-    });
-    this.draw();
   }
 
-  draw() {
+  update() {
     const pinned = this.store.state.pinned
       .map((id) => this.graph.byId.get(id))
       .sort((a, b) => a.layer - b.layer || a.position - b.position);
@@ -43,7 +46,7 @@ export class PathsPanel {
             on: {
               change: (event) => {
                 this[name] = event.target.value;
-                this.draw();
+                this.update();
               },
             },
           },
@@ -63,7 +66,7 @@ export class PathsPanel {
         on: {
           change: (event) => {
             this.many = Math.max(1, Math.min(50, Math.round(Number(event.target.value)) || 5));
-            this.draw();
+            this.update();
           },
         },
       }),

@@ -83,7 +83,7 @@ export function partNote({ graph, store }) {
   const around = h("button", { class: "small", "data-testid": "around" }, "Around the selection");
   around.addEventListener("click", () => {
     const { clicked, groups, pinned } = store.state;
-    const params = writeState(graph, store.state, new URLSearchParams(location.search));
+    const params = writeState(graph, store, new URLSearchParams(location.search));
     const ids = graph.byId.has(clicked) ? [clicked] : pinned.concat(groups.flatMap((group) => group.members));
     params.set("around", [...new Set(ids)].join(","));
     location.search = params.toString();

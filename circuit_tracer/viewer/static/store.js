@@ -3,8 +3,9 @@
 const KEPT_BY_UNDO = ["pinned", "groups", "labels", "positions"];
 const STEPS = 200;
 
-/** The state before anything is chosen, for a graph. */
-export function initialState(graph) {
+/** The state before anything is chosen, for a graph; fields: those that panels add. */
+export function initialState(graph, fields) {
+  const added = Object.entries(fields).map(([name, { initial }]) => [name, initial(graph)]);
   return {
     clicked: null,
     hovered: null,
@@ -14,24 +15,19 @@ export function initialState(graph) {
     groups: [],
     labels: {},
     positions: {},
-    pruning: graph.threshold,
-    edgeMin: 0,
-    density: 1,
-    hideErrors: false,
-    linkType: "both",
-    allEdges: true,
-    edgeNumbers: false,
-    groupByToken: false,
     query: "",
     collecting: null,
     path: null,
     effect: null,
+    ...Object.fromEntries(added),
   };
 }
 
 export class Store {
-  constructor(state) {
+  /** fields: as for `initialState`. */
+  constructor(state, fields) {
     this.state = state;
+    this.fields = fields;
     this.listeners = [];
     this.past = [];
     this.future = [];

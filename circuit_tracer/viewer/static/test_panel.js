@@ -23,9 +23,18 @@ const KINDS = [
 ];
 const AMOUNTS = { ablate: "", scale: -1, set: 5, add: 5 };
 
-export class TestPanel {
-  /** server: {client, slug}. */
-  constructor(graph, store, server) {
+export const panel = {
+  id: "test",
+  title: "Test",
+  area: "lists",
+  on: ["clicked", "groups", "labels", "effect"],
+  stays: true,
+  available: ({ server }) => Boolean(server?.session.model),
+  mount: (root, page) => new TestPanel(root, page),
+};
+
+class TestPanel {
+  constructor(element, { graph, store, server }) {
     Object.assign(this, { graph, store, server });
     this.edits = [];
     this.job = null;
@@ -55,9 +64,7 @@ export class TestPanel {
     this.clear = button("Clear the graph", "effect-clear", () => this.store.set({ effect: null }));
     this.status = h("p", { class: "quiet", role: "status", "data-testid": "test-status" });
     this.found = h("div", { "data-testid": "test-result" });
-    this.element = h(
-      "div",
-      { class: "test", "data-testid": "test-panel" },
+    element.append(
       h("div", { class: "list-head" }, h("span", { class: "quiet" }, "Changes to the model"), this.add),
       this.list,
       h("div", { class: "test-row" }, this.kind, this.run),
@@ -73,9 +80,6 @@ export class TestPanel {
       this.clear,
       this.found,
     );
-    store.subscribe((_, changed) => {
-      if (["clicked", "groups", "labels", "effect"].some((name) => changed.has(name))) this._update();
-    });
     this._draw();
   }
 
@@ -105,10 +109,10 @@ export class TestPanel {
         ? this.edits.map((edit) => this._row(edit))
         : h("li", { class: "quiet" }, "Select a feature or a supernode, then add it here."),
     );
-    this._update();
+    this.update();
   }
 
-  _update() {
+  update() {
     const chosen = this._chosen();
     this.add.textContent = chosen ? `Add ${chosen.isGroup ? "supernode" : "feature"}` : "Add selection";
     this.add.disabled = !chosen || this.edits.some((edit) => edit.key === chosen.key);
@@ -188,7 +192,7 @@ export class TestPanel {
     this.job = job;
     this.status.className = "quiet";
     this.status.textContent = words;
-    this._update();
+    this.update();
     let result = null;
     try {
       result = await job.result(onReport);
@@ -198,7 +202,7 @@ export class TestPanel {
       this.status.textContent = error.message;
     }
     this.job = null;
-    this._update();
+    this.update();
     return result;
   }
 

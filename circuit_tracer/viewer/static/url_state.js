@@ -3,8 +3,6 @@
 import { makeBoxes, placeBoxes } from "./boxes.js";
 import { initialState } from "./store.js";
 
-const LINK_TYPES = ["both", "either", "input", "output"];
-
 /** Whether the address can carry a query; a file or a notebook keeps its view behind the #. */
 const hasQuery = () => location.protocol === "http:" || location.protocol === "https:";
 
@@ -12,10 +10,10 @@ export function addressParams() {
   return new URLSearchParams(hasQuery() && location.search ? location.search : location.hash.slice(1));
 }
 
-/** The state that an address asks for, on top of what the file saved. */
-export function readState(graph, params) {
+/** The state that an address asks for, on top of what the file saved; fields: those that panels add. */
+export function readState(graph, fields, params) {
   const { saved } = graph;
-  const state = initialState(graph);
+  const state = initialState(graph, fields);
   const exists = (id) => graph.byId.has(id);
   const list = (name, fallback) => (params.has(name) ? params.get(name).split(",").filter(Boolean) : fallback);
   state.pinned = [...new Set(list("pinnedIds", saved.pinned))].filter(exists);
@@ -28,19 +26,16 @@ export function readState(graph, params) {
   const clicked = params.get("clickedId") || saved.clicked;
   state.clicked = exists(clicked) ? clicked : null;
   state.labels = readLabels(graph, params.has("clerps") ? parsed(params.get("clerps"), []) : saved.labels);
-  state.pruning = fraction(params.get("pruningThreshold"), state.pruning);
-  state.edgeMin = fraction(params.get("edgeThreshold"), state.edgeMin);
-  state.density = fraction(params.get("densityThreshold"), state.density);
-  state.hideErrors = ["true", "1"].includes(params.get("hideErrors") ?? params.get("claudeMode"));
-  if (LINK_TYPES.includes(params.get("linkType"))) state.linkType = params.get("linkType");
-  else if (LINK_TYPES.includes(saved.linkType)) state.linkType = saved.linkType;
+  for (const [name, { address, read }] of addressed(fields)) {
+    const text = params.get(address);
+    state[name] = read ? read(text, state[name], params) : (text ?? state[name]);
+  }
   state.positions = readPositions(graph, state, params.get("sg_pos") ?? saved.positions);
   return state;
 }
 
 /** Parameters that differ from the defaults and from what the file saved; others in the address (slug and the like) stay. */
-export function writeState(graph, state, params) {
-  const plain = initialState(graph);
+export function writeState(graph, { state, fields }, params) {
   const view = savedView(graph, state);
   const set = (name, value) => (value ? params.set(name, value) : params.delete(name));
   set("pinnedIds", view.pinnedIds.join(",") || (graph.saved.pinned.length ? "," : ""));
@@ -48,12 +43,16 @@ export function writeState(graph, state, params) {
   set("clickedId", view.clickedId || (graph.saved.clicked ? "none" : ""));
   set("clerps", view.clerps.length ? JSON.stringify(view.clerps) : graph.saved.labels.length ? "[]" : "");
   set("sg_pos", view.sg_pos || (graph.saved.positions ? "none" : ""));
-  set("pruningThreshold", state.pruning === plain.pruning ? "" : String(state.pruning));
-  set("edgeThreshold", state.edgeMin ? String(state.edgeMin) : "");
-  set("densityThreshold", state.density === plain.density ? "" : String(state.density));
-  set("hideErrors", state.hideErrors ? "true" : "");
-  set("linkType", state.linkType === (graph.saved.linkType || "both") ? "" : state.linkType);
+  for (const [name, { address, initial }] of addressed(fields)) {
+    if (state[name] === initial(graph)) params.delete(address);
+    else params.set(address, String(state[name]));
+  }
   return params;
+}
+
+/** The fields of panels that the address keeps. */
+export function addressed(fields) {
+  return Object.entries(fields).filter(([, { address }]) => address);
 }
 
 /** Put the parameters into the address, without a step of history; a page that has no address of its own keeps none. */
@@ -137,9 +136,4 @@ function readPositions(graph, state, text) {
   return Object.fromEntries(
     boxes.map((box, at) => [box.key, place(at)]).filter(([, [x, y]]) => Number.isFinite(x) && Number.isFinite(y)),
   );
-}
-
-function fraction(text, fallback) {
-  const value = text === null ? NaN : Number(text);
-  return value >= 0 && value <= 1 ? value : fallback;
 }

@@ -7,21 +7,22 @@ import { selection } from "./selection.js";
 
 const MOST_ROWS = 300;
 
-export class Connections {
-  constructor(graph, store, actions, view) {
-    Object.assign(this, { graph, store, actions, view });
-    this.element = h("div", { class: "connections", "data-testid": "connections" });
-    store.subscribe((_, changed) => {
-      const filters = ["pruning", "edgeMin", "density", "hideErrors", "groupByToken"];
-      const on = ["clicked", "pinned", "groups", "labels", ...filters];
-      if (on.some((name) => changed.has(name))) this.draw();
-    });
-    this.draw();
+export const panel = {
+  id: "connections",
+  title: "Connections",
+  area: "lists",
+  on: ["clicked", "pinned", "groups", "labels", "pruning", "edgeMin", "density", "hideErrors", "groupByToken"],
+  fields: { groupByToken: { initial: () => false } },
+  mount: (root, page) => new Connections(root, page),
+};
+
+class Connections {
+  constructor(element, { graph, store, actions, view }) {
+    Object.assign(this, { element, graph, store, actions, view });
   }
 
-  draw() {
-    const { graph, store, actions } = this;
-    const { state } = store;
+  update(state) {
+    const { graph, actions } = this;
     const chosen = selection(graph, state);
     if (!chosen) {
       redraw(

@@ -6,18 +6,20 @@ import { matching } from "./visible.js";
 
 const MOST_ROWS = 200;
 
-export class FindPanel {
-  constructor(graph, store, actions, view) {
-    Object.assign(this, { graph, store, actions, view });
-    this.element = h("div", { class: "find", "data-testid": "find" });
-    store.subscribe((_, changed) => {
-      if (["query", "labels", "pinned", "pruning", "density", "hideErrors"].some((name) => changed.has(name))) this.draw();
-    });
-    this.draw();
+export const panel = {
+  id: "nodes",
+  title: "Nodes",
+  area: "lists",
+  on: ["query", "labels", "pinned", "pruning", "density", "hideErrors"],
+  mount: (root, page) => new NodeList(root, page),
+};
+
+class NodeList {
+  constructor(element, { graph, store, actions, view }) {
+    Object.assign(this, { element, graph, store, actions, view });
   }
 
-  draw() {
-    const { state } = this.store;
+  update(state) {
     const found = (matching(this.graph, state) ?? this.graph.nodes).slice();
     found.sort((a, b) => (a.influence ?? 2) - (b.influence ?? 2) || b.layer - a.layer);
     const hidden = found.filter((node) => !this.view.shown[node.index]).length;

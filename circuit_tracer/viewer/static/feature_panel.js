@@ -5,20 +5,22 @@ import { nodeLabel, placeName, targetText } from "./labels.js";
 
 const CONTEXT = 14;
 
-export class FeaturePane {
-  constructor(graph, store, actions, source) {
-    Object.assign(this, { graph, store, actions, source });
-    this.element = h("div", { class: "feature-pane", "data-testid": "feature-pane" });
+export const panel = {
+  id: "feature",
+  title: "Feature",
+  area: "feature",
+  on: ["clicked", "hovered", "focused", "labels"],
+  mount: (root, page) => new FeaturePane(root, page),
+};
+
+class FeaturePane {
+  constructor(element, { graph, store, actions, source }) {
+    Object.assign(this, { element, graph, store, actions, source });
     this.shown = undefined;
-    store.subscribe((_, changed) => {
-      if (["clicked", "hovered", "focused", "labels"].some((name) => changed.has(name)))
-        this.draw(changed.has("labels"));
-    });
-    this.draw(true);
   }
 
-  draw(again) {
-    const { hovered, clicked } = this.store.state;
+  update({ hovered, clicked }, changed) {
+    const again = changed.has("labels");
     const node = this.graph.byId.get(hovered ?? clicked ?? "") ?? null;
     if (!again && node === this.shown) return;
     if (this.element.contains(document.activeElement) && document.activeElement.matches("input.label-input") && !again)

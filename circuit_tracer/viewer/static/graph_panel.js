@@ -1,0 +1,154 @@
+// The link graph with its filters.
+
+import { enlargeButton } from "./areas.js";
+import { button, slider, toggle } from "./controls.js";
+import { h, percent, replace } from "./dom.js";
+import { MOST_FAINT } from "./scene.js";
+import { partNote } from "./server_tools.js";
+
+const LINK_TYPES = ["both", "either", "input", "output"];
+
+const share = (text, initial) => {
+  const value = text === null ? NaN : Number(text);
+  return value >= 0 && value <= 1 ? value : initial;
+};
+const linkType = (text, initial) => (LINK_TYPES.includes(text) ? text : initial);
+const isYes = (text, _, params) => ["true", "1"].includes(text ?? params.get("claudeMode"));
+
+export const panel = {
+  id: "graph",
+  title: "Graph",
+  area: "graph",
+  fields: {
+    pruning: { initial: (graph) => graph.threshold, address: "pruningThreshold", read: share },
+    edgeMin: { initial: () => 0, address: "edgeThreshold", read: share },
+    density: { initial: () => 1, address: "densityThreshold", read: share },
+    hideErrors: { initial: () => false, address: "hideErrors", read: isYes },
+    linkType: { initial: (graph) => linkType(graph.saved.linkType, "both"), address: "linkType", read: linkType },
+    allEdges: { initial: () => true },
+  },
+  keys: [
+    {
+      keys: "[ ]",
+      does: "show fewer, more nodes",
+      act: {
+        "[": ({ store }) => store.set({ pruning: stepped(store.state.pruning, -0.05) }),
+        "]": ({ store, graph }) => store.set({ pruning: Math.min(graph.threshold, stepped(store.state.pruning, 0.05)) }),
+      },
+    },
+    {
+      keys: "{ }",
+      does: "show more, fewer links",
+      act: {
+        "{": ({ store }) => store.set({ edgeMin: stepped(Math.cbrt(store.state.edgeMin), -0.05) ** 3 }),
+        "}": ({ store }) => store.set({ edgeMin: stepped(Math.cbrt(store.state.edgeMin), 0.05) ** 3 }),
+      },
+    },
+    {
+      keys: "E",
+      does: "hide or show errors",
+      act: { e: ({ store }) => store.set({ hideErrors: !store.state.hideErrors }) },
+    },
+    {
+      keys: "+ \u2212 0",
+      does: "zoom in, out, whole graph",
+      act: {
+        "+": ({ view }) => view.zoom(1.4),
+        "=": ({ view }) => view.zoom(1.4),
+        "-": ({ view }) => view.zoom(1 / 1.4),
+        0: ({ view }) => view.fit(),
+      },
+    },
+  ],
+  mount(root, page) {
+    root.classList.add("barred");
+    root.append(
+      h("div", { class: "bar" }, graphBar(page), enlargeButton()),
+      h("div", { class: "stack" }, page.view.element, zoomButtons(page.view)),
+    );
+    return { focus: () => page.view.element.focus() };
+  },
+};
+
+const stepped = (value, step) => Math.max(0, Math.min(1, Math.round((value + step) * 100) / 100));
+
+/** Filters. */
+function graphBar({ graph, store, view }) {
+  const pruning = slider(
+    "Nodes",
+    "pruning",
+    { value: store.state.pruning, max: graph.threshold },
+    (value) => store.set({ pruning: value }),
+    (value) => `${percent(value)} of influence`,
+  );
+  const edges = slider(
+    "Links",
+    "edge-threshold",
+    { value: fromShare(store.state.edgeMin), max: 1 },
+    (value) => store.set({ edgeMin: toShare(value) }),
+    (value) => (value ? `from ${percent(toShare(value))}` : "all"),
+  );
+  const known = graph.nodes.some((node) => node.density !== null);
+  const density = slider(
+    "Density",
+    "density",
+    { value: fromDensity(store.state.density), max: 1 },
+    (value) => store.set({ density: toDensity(value) }),
+    (value) => (value < 1 ? `to ${percent(toDensity(value))}` : "all"),
+  );
+  density.title = "Hide features that are active on a larger share of tokens";
+  const errors = toggle("Errors", "show-errors", !store.state.hideErrors, (on) => store.set({ hideErrors: !on }));
+  const faint = toggle("Faint links", "all-edges", store.state.allEdges, (on) => store.set({ allEdges: on }));
+  const type = h(
+    "select",
+    {
+      "data-testid": "link-type",
+      "aria-label": "Links of the selected node",
+      on: { change: (event) => store.set({ linkType: event.target.value }) },
+    },
+    [
+      ["both", "in + out"],
+      ["input", "inputs"],
+      ["output", "outputs"],
+    ].map(([value, text]) => h("option", { value, selected: value === store.state.linkType }, text)),
+  );
+  const shown = h("span", { class: "quiet counts", role: "status", "data-testid": "counts" });
+  const update = () => {
+    const [all, links] = [graph.nodes.length, view.links.length];
+    replace(
+      shown,
+      `${view.count === all ? "" : `${whole(view.count)} of `}${whole(all)} nodes \u00b7 ${whole(links)} links`,
+    );
+    shown.title = links > MOST_FAINT ? `of the faint links the ${whole(MOST_FAINT)} strongest are drawn` : "";
+    pruning.show(store.state.pruning);
+    edges.show(fromShare(store.state.edgeMin));
+    density.show(fromDensity(store.state.density));
+    errors.querySelector("input").checked = !store.state.hideErrors;
+    type.value = store.state.linkType === "either" ? "both" : store.state.linkType;
+  };
+  store.subscribe(update);
+  update();
+  return [pruning, edges, known ? density : null, errors, faint, type, h("span", { class: "spacer" }), partNote({ graph, store }), shown];
+}
+
+const whole = (value) => value.toLocaleString("en");
+
+/** Buttons in a corner of the link graph. */
+function zoomButtons(view) {
+  const [out, fit, into] = [() => view.zoom(1 / 1.4), () => view.fit(), () => view.zoom(1.4)];
+  return h(
+    "span",
+    { class: "buttons corner" },
+    button("\u2212", "Zoom out", out),
+    button("Fit", "Show the whole graph", fit, "fit"),
+    button("+", "Zoom in", into),
+  );
+}
+
+// Most shares are small, so the slider runs over their cube root.
+const toShare = (value) => value ** 3;
+const fromShare = (share) => Math.cbrt(share);
+
+// Densities differ by powers of ten, of which the slider has four.
+const toDensity = (value) => Number((10 ** (4 * (value - 1))).toPrecision(3));
+const fromDensity = (density) => Math.max(0, 1 + Math.log10(density) / 4);

@@ -1,0 +1,85 @@
+"""One toy of each kind, added to a copy of the sources by the steps of CONTRIBUTING.md alone, and used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.browser import find_chromium
+from tests.support.extending import Sources
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    return Sources(tmp_path)
+
+
+def test_an_architecture(sources: Sources) -> None:
+    sources.follow("An architecture")
+    files = ("tests/models/test_model_architectures.py", "tests/attribution/test_identities.py")
+    printed = sources.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "apertus", *files)
+    assert int(printed.split(" passed")[0].split()[-1]) > 10
+
+
+def test_a_transcoder_format(sources: Sources) -> None:
+    sources.follow("A transcoder format")
+    sources.script("""
+        import torch
+        from pathlib import Path
+        from safetensors.torch import save_file
+        from circuit_tracer import ReplacementModel, attribute
+        from circuit_tracer.transcoders import load_transcoder_from_hub
+        from tests.support.tiny import tiny_model
+
+        folder = Path("published")
+        folder.mkdir()
+        layers = [{name: torch.randn(*shape) / 4 for name, shape in
+                   {"read": (20, 16), "write": (20, 16), "offset": (16,)}.items()} for _ in range(3)]
+        for number, layer in enumerate(layers):
+            save_file(layer, folder / f"layer_{number}.safetensors")
+        transcoders, config = load_transcoder_from_hub(folder, dtype=torch.float64)
+        x = torch.randn(5, 16, dtype=torch.float64)
+        expected = (x @ layers[1]["read"].double().T).relu() @ layers[1]["write"].double() + layers[1]["offset"].double()
+        torch.testing.assert_close(transcoders.transcoders[1](x), expected)
+        graph = attribute([3, 17, 5, 40], ReplacementModel.from_model(tiny_model("llama"), transcoders, None, "plain"))
+        assert graph.active_features.shape[0] and float(graph.residual) < 1e-10
+    """)
+
+
+def test_a_kernel(sources: Sources) -> None:
+    """It is picked up by the tests of all operations."""
+    sources.follow("A kernel")
+    arguments = ("-q", "-p", "no:cacheprovider", "tests/kernels/test_every_operation.py", "-k", "add_rows or folder")
+    printed = sources.run("-m", "pytest", *arguments)
+    assert int(printed.split(" passed")[0].split()[-1]) == 10
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="no Chromium here")
+def test_a_viewer_panel(sources: Sources) -> None:
+    """It has a tab, a key, a place in the address, and stands in the single page."""
+    sources.follow("A viewer panel")
+    sources.script("""
+        from pathlib import Path
+        from circuit_tracer.viewer import graph_page
+        from tests.support.browser import Browser
+        from tests.support.documents import small_document
+        from tests.support.gestures import params, texts
+
+        file = Path("page.html").resolve()
+        file.write_text(graph_page(small_document()))
+        with Browser() as browser:
+            page = browser.page(file.as_uri())
+            page.wait("window.viewer?.view.picture")
+            page.click("[data-testid=tab-tokens]")
+            assert texts(page, "[data-testid=tokens] li") == ["one 2", "two 6"]
+            page.key("t")
+            assert texts(page, "[data-testid=tokens] li") == ["two 6", "one 2"]
+            assert params(page) == {"tokenOrder": "nodes"}
+            page.key("?")
+            assert "order tokens by their nodes" in texts(page, "[data-testid=help]")[0]
+            assert page.errors() == []
+            again = browser.page(file.as_uri() + "#tokenOrder=nodes")
+            again.wait("window.viewer?.view.picture")
+            assert texts(again, "[data-testid=tokens] li") == ["two 6", "one 2"]
+    """)
