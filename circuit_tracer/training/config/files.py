@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from circuit_tracer.training.config.keys import Key, find, keys, sections, unkno
 from circuit_tracer.training.config.rules import DATA_KEYS, without_effect
 from circuit_tracer.training.config.schema import TrainingConfig
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).parents[1] / "presets"
 SUFFIXES = (".yaml", ".yml", ".toml")
 FILE_NAME = "config.yaml"  # in the folder of a run
 
@@ -101,24 +101,12 @@ def _locate(source: str | Path) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-        raw = _parse_toml(text) if path.suffix == ".toml" else yaml.load(text, _Loader)
+        raw = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        if isinstance(error, InputError):
-            raise
         raise FileFormatError(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(raw, dict):
         raise FileFormatError(f"{path} must hold sections ({', '.join(sections())}), found {type(raw).__name__}")
     return raw
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    if sys.version_info < (3, 11):
-        raise InputError(
-            "TOML files need Python 3.11 or later; write the configuration as YAML, which holds the same keys"
-        )
-    import tomllib
-
-    return tomllib.loads(text)
 
 
 def _override(raw: dict[str, Any], dotted: str, text: str) -> None:
