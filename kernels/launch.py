@@ -149,7 +149,8 @@ def dot(
     if PRODUCT == "tf32x3":
         total = tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision="tf32x3")
     if PRODUCT == "float64":
-        total = tl.dot(left.to(tl.float64), right.to(tl.float64), total, input_precision="ieee")
+        left, right = left.to(tl.float64), right.to(tl.float64)
+        total = tl.dot(left, right, total, input_precision="ieee", out_dtype=tl.float64)
     return total, rest
 
 
