@@ -32,11 +32,10 @@ from circuit_tracer.features.segment import Segment, Window
 from circuit_tracer.features.summary import Keep
 from circuit_tracer.features.token_text import TokenTexts
 from circuit_tracer.files import atomic_write, require_writable_folder
-from circuit_tracer.fingerprint import model_fingerprint
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.training.data.model_pass import ModelPass, fast_attention
 from circuit_tracer.training.data.points import Points
-from circuit_tracer.training.data.settings import require_same, tokenizer_fingerprint
+from circuit_tracer.training.data.settings import model_fingerprint, require_same, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from circuit_tracer.replacement_model import ReplacementModel
