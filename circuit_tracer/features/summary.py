@@ -115,7 +115,8 @@ def drawn(feature: np.ndarray, value: np.ndarray, place: np.ndarray, key: np.nda
 
 def exponents_of(most: np.ndarray) -> np.ndarray:
     """The least e with most < 2^e, int64."""
-    return np.where(most > 0, np.frexp(most)[1].astype(np.int64), NO_EXPONENT)
+    exponent: np.ndarray = np.where(most > 0, np.frexp(most)[1].astype(np.int64), NO_EXPONENT)
+    return exponent
 
 
 def bin_of(value: np.ndarray, exponent: np.ndarray) -> np.ndarray:

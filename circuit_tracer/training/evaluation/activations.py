@@ -86,7 +86,8 @@ class ModelActivations:
     @cached_property
     def _limit_S(self) -> Tensor:
         assert self.max_norm_ratio is not None
-        return self.max_norm_ratio * self._sample[0].norm(dim=2).median(dim=0).values
+        median_S: Tensor = self._sample[0].norm(dim=2).median(dim=0).values
+        return self.max_norm_ratio * median_S
 
     def _ordinary(self, x_NSD: Tensor) -> Tensor:
         if self.max_norm_ratio is None:
