@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -83,13 +83,8 @@ def build(
 
         corpus = corpus_of(loaded.tokenizer)
     else:
-        reading: dict[str, Any] = {
-            "kind": data_kind,
-            "field": field,
-            "context_length": context_length,
-            "separate": separate,
-        }
-        corpus = open_corpus(data, loaded.parts, loaded.tokenizer, **reading)
+        reading = {"kind": data_kind, "field": field, "context_length": context_length, "separate": separate}
+        corpus = open_corpus(data, loaded.parts, loaded.tokenizer, **reading)  # type: ignore[arg-type]
     with options.progress(verbose) as progress:
         build_features(loaded, corpus, output, settings, wanted=wanted, progress=progress)
     label_from_records(output)

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -254,5 +254,5 @@ def _each(records: LayerRecords) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _vocabulary(model: ReplacementModel) -> int:
     """Tokens that have a text; the output matrix may be padded beyond them."""
-    rows = len(cast(torch.Tensor, model.parts.unembed.weight))
+    rows = len(model.parts.unembed.weight)
     return rows if model.tokenizer is None else min(rows, len(model.tokenizer))

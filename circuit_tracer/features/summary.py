@@ -115,14 +115,14 @@ def drawn(feature: np.ndarray, value: np.ndarray, place: np.ndarray, key: np.nda
 
 def exponents_of(most: np.ndarray) -> np.ndarray:
     """The least e with most < 2^e, int64."""
-    exponent: np.ndarray = np.where(most > 0, np.frexp(most)[1].astype(np.int64), NO_EXPONENT)
-    return exponent
+    return np.where(most > 0, np.frexp(most)[1].astype(np.int64), NO_EXPONENT)
 
 
 def bin_of(value: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     """The bin that an activation falls into, int64."""
     scaled = np.ldexp(np.maximum(value, 0).astype(np.float64), np.where(exponent > NO_EXPONENT, 6 - exponent, 0))
-    return np.minimum(scaled, BINS - 1).astype(np.int64)
+    number: np.ndarray = np.minimum(scaled, BINS - 1).astype(np.int64)
+    return number
 
 
 def mixed(number: np.ndarray) -> np.ndarray:

@@ -92,7 +92,8 @@ class ModelActivations:
     def _ordinary(self, x_NSD: Tensor) -> Tensor:
         if self.max_norm_ratio is None:
             return torch.ones(len(x_NSD), dtype=torch.bool, device=x_NSD.device)
-        return (x_NSD.norm(dim=2) <= self._limit_S).all(1)
+        within_NS: Tensor = x_NSD.norm(dim=2) <= self._limit_S
+        return within_NS.all(1)
 
     def _read(self, ids_BP: Tensor) -> tuple[Tensor, Tensor]:
         (rows,) = self.sequences.counted(ids_BP).flatten().to(self.parts.device).nonzero(as_tuple=True)
