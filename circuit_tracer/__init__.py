@@ -1,14 +1,21 @@
 """Attribution graphs and circuit tracing with cross-layer transcoders.
 
-Names are imported when they are used, so that `import circuit_tracer` is instant and does not load torch. Import paths
-of circuit-tracer that are laid out differently here (`circuit_tracer.utils`, `circuit_tracer.transcoder`) lie in the folder
-`compat`, which is added to this package's search path.
+Names are imported when they are used, so that `import circuit_tracer` is instant and does not load torch. `utils`,
+`frontend` and `transcoder` are import paths of circuit-tracer, and hold nothing else.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from os.path import isfile
+from typing import TYPE_CHECKING
+
+if isfile(f"{__path__[0]}/kernels"):
+    raise ImportError(
+        "circuit_tracer/kernels must be a link to the folder kernels/, and is a file: git wrote it so, because symbolic links "
+        "are switched off. Delete it, then run `git config core.symlinks true` and `git checkout -- circuit_tracer/kernels` "
+        "(on Windows: in Developer Mode)."
+    )
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.attribute import attribute
@@ -47,8 +54,6 @@ _HOME = {
     "strongest_paths": "circuit_tracer.graph",
 }
 
-__path__ = [*__path__, *(f"{folder}/compat" for folder in __path__)]
-
 __all__ = [
     "CircuitTracerError",
     "CustomTarget",
@@ -69,14 +74,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # a type checker would take every name as given
 
-        return version("circuit-tracing")
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    def __getattr__(name):
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("circuit-tracing")
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

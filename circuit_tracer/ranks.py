@@ -11,16 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from circuit_tracer.errors import InputError, ResourceError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 TIMEOUT = timedelta(minutes=10)  # in a collective of a step, where all have the same to do
 # While one rank works alone (evaluation, files) the others wait this long. One that died is noticed at once all the same.

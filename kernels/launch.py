@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import triton
@@ -21,13 +21,29 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "
 FUSED = {"enable_fp_fusion": True}
 
 
+class Kernel(Protocol):
+    """What Triton makes of a function. Its arguments are Triton's, which no type checker knows."""
+
+    def __getitem__(self, grid: tuple[int, ...] | Callable[[dict[str, int]], tuple[int, ...]]) -> Callable[..., None]:
+        """The launch on a grid of programs."""
+
+    def __call__(self, *args: Any) -> Any:
+        """The call from another kernel."""
+
+
+def kernel(function: Callable[..., Any]) -> Kernel:
+    """Decorator: `triton.jit`, typed."""
+    made: Kernel = triton.jit(function)
+    return made
+
+
 def tuned(
     configs: list[triton.Config],
     interpreted: triton.Config,
     key: Sequence[str],
     adds_to: Sequence[str] = (),
     counts_in: Sequence[str] = (),
-) -> Callable[[Any], Any]:
+) -> Callable[[Kernel], Kernel]:
     """Decorator: one of ``configs``, chosen by time for each value of ``key`` and the dtypes of all arguments.
 
     Nothing in a configuration may change the order of a sum, or results would depend on the timer: blocks along a summed axis
@@ -38,7 +54,10 @@ def tuned(
     configs = [interpreted] if INTERPRETED else configs
     for config in configs:
         config.kwargs |= FUSED
-    return triton.autotune(configs=configs, key=list(key), restore_value=list(adds_to), reset_to_zero=list(counts_in))
+    decorator: Callable[[Kernel], Kernel] = triton.autotune(
+        configs=configs, key=list(key), restore_value=list(adds_to), reset_to_zero=list(counts_in)
+    )
+    return decorator
 
 
 def accumulator(*dtypes: torch.dtype) -> tl.dtype:
@@ -70,8 +89,10 @@ if not INTERPRETED:
 UPCAST = tl.constexpr(INTERPRETED)
 
 
-@triton.jit
-def dot(left, right, total, rest, PRODUCT: tl.constexpr):  # type: ignore[no-untyped-def]
+@kernel
+def dot(
+    left: tl.tensor, right: tl.tensor, total: tl.tensor, rest: tl.tensor, PRODUCT: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
     """total + rest + left @ right as such a pair, multiplied as `product` says; `settled` makes one of it after the last."""
     if PRODUCT == "native":
         if UPCAST:
@@ -90,12 +111,13 @@ def dot(left, right, total, rest, PRODUCT: tl.constexpr):  # type: ignore[no-unt
     if PRODUCT == "tf32x3":
         total = tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision="tf32x3")
     if PRODUCT == "float64":
-        total = tl.dot(left.to(tl.float64), right.to(tl.float64), total, input_precision="ieee")
+        left, right = left.to(tl.float64), right.to(tl.float64)
+        total = tl.dot(left, right, total, input_precision="ieee", out_dtype=tl.float64)
     return total, rest
 
 
-@triton.jit
-def settled(total, rest, PRODUCT: tl.constexpr):  # type: ignore[no-untyped-def]
+@kernel
+def settled(total: tl.tensor, rest: tl.tensor, PRODUCT: tl.constexpr) -> tl.tensor:
     """The sum that the pair of `dot` stands for."""
     if PRODUCT == "split":
         # an infinite factor leaves infinity or NaN in the total, where it belongs, and infinity less infinity in the rest

@@ -23,7 +23,7 @@ TRACED = {*PLAIN, "kernels", "models", "text", "transcoders", "fingerprint"}
 TRACING = {*TRACED, "graph", "attribution"}
 TOOLS = {*TRACING, "interventions", "attention", "features", "training", "neuronpedia"}
 SETS = {*TOOLS, "many", "probes", "circuits", "replacement_model"}
-COMPAT = ("compat", "frontend", "transcoder", "utils")  # circuit-tracer's own import paths
+COMPAT = ("frontend", "transcoder", "utils")  # circuit-tracer's own import paths
 
 # A package, or a module beside them -> what its modules may import besides their own package.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -88,7 +88,6 @@ LATE_LIBRARIES = {
     "pydantic": "0.1 s, needed for the report of a validated graph alone",
     "rich": "needed where progress is shown",
     "tokenizers": "needed to make a tokenizer, not to use one",
-    "tomllib": "new in Python 3.11",
     "torch": "2 s, in modules that do without; torch.utils.tensorboard is an extra",
     "transformers": "3 s",
     "uvicorn": "needed once a server starts",

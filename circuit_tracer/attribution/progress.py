@@ -16,16 +16,16 @@ def silent(stage: str, done: int, total: int) -> None:
 def bar() -> Iterator[Progress]:
     """A progress bar on standard error, one line a stage."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, console=Console(stderr=True)) as display:
-        tasks: dict[str, object] = {}
+        tasks: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = display.add_task(stage, total=total)
-            display.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
+            display.update(tasks[stage], completed=done, total=total)
 
         yield show

@@ -57,7 +57,8 @@ class EdgeBlock:
     @property
     def error(self) -> Tensor:
         """(T, L, P)"""
-        return self.edges[:, self.n_columns : self.edges.shape[1] - self.n_pos].unflatten(1, (-1, self.n_pos))
+        error: Tensor = self.edges[:, self.n_columns : self.edges.shape[1] - self.n_pos].unflatten(1, (-1, self.n_pos))
+        return error
 
     @property
     def token(self) -> Tensor:

@@ -112,7 +112,7 @@ class _Reader:
         self.position = self._position(position)
         final = network.captured.final[self.position]
         self.probability = torch.softmax(logits_at(parts, final[None])[0], dim=-1)
-        weight: Tensor = parts.unembed.weight  # type: ignore[assignment]
+        weight = parts.unembed.weight
         bias: Tensor | None = getattr(parts.unembed, "bias", None)
         self.unembed, self.bias = weight, bias
         self.mean = weight.mean(0, dtype=parts.compute_dtype)

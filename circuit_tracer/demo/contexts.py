@@ -58,7 +58,8 @@ def with_jittered(
 
     def moved(rows_BPD: Tensor) -> Tensor:
         length_BP1 = reach * torch.rand(*rows_BPD.shape[:2], 1, generator=chance)
-        return rows_BPD + length_BP1 * torch.randn(rows_BPD.shape, generator=chance) / rows_BPD.shape[2] ** 0.5
+        move_BPD: Tensor = length_BP1 * torch.randn(rows_BPD.shape, generator=chance) / rows_BPD.shape[2] ** 0.5
+        return rows_BPD + move_BPD
 
     parts = [(plain.x_LND, plain.y_LND)]
     parts += [_activations(model, ids_SP, first, moved) for _ in range(copies)]

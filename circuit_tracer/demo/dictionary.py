@@ -25,7 +25,8 @@ def load_dictionary(folder: str | Path) -> CrossLayerTranscoder:
 def write(transcoder: Transcoders, layer: int, activation_BF: Tensor) -> Tensor:
     """What these activations of one layer add to its own and all later layers' MLP outputs: (..., T, D)."""
     decoder_FTD = transcoder.decoder(layer).block(0, transcoder.n_features(layer))
-    return (activation_BF @ decoder_FTD.flatten(1)).unflatten(-1, decoder_FTD.shape[1:])
+    written: Tensor = (activation_BF @ decoder_FTD.flatten(1)).unflatten(-1, decoder_FTD.shape[1:])
+    return written
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -71,10 +72,9 @@ def token_id(tokenizer: PreTrainedTokenizerFast, word: str) -> int:
 @torch.no_grad()
 def predictions(model: LlamaForCausalLM, ids_BP: Tensor, rule: Rule | None = None) -> Tensor:
     """Logits (B, V) of the next token, with the MLPs' outputs changed by ``rule`` if one is given."""
-    if rule is None:
-        return model(input_ids=ids_BP, use_cache=False).logits[:, -1]
-    with mlp_rule(model, rule):
-        return model(input_ids=ids_BP, use_cache=False).logits[:, -1]
+    with nullcontext() if rule is None else mlp_rule(model, rule):
+        logits_BPV: Tensor = model(input_ids=ids_BP, use_cache=False).logits
+    return logits_BPV[:, -1]
 
 
 def predict(model: LlamaForCausalLM, ids_BP: Tensor, rule: Rule | None = None) -> Tensor:

@@ -60,7 +60,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, recipe: ModelRecipe) -> Llam
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,  # padding must not zero an embedding row
     )
-    model = LlamaForCausalLM(config).float()
+    model: LlamaForCausalLM = LlamaForCausalLM(config).float()
     silent = model.model.layers[0].self_attn.o_proj.weight
     torch.nn.init.zeros_(silent)
     silent.requires_grad_(False)
@@ -109,7 +109,8 @@ def train_model(
         average = loss.item() if math.isnan(average) else 0.98 * average + 0.02 * loss.item()
         if (step + 1) % 250 == 0:
             report(f"model step {step + 1}/{recipe.steps} loss {average:.4f}")
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _loss(model: LlamaForCausalLM, ids_BP: Tensor, padding: int) -> Tensor:

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -252,5 +252,5 @@ def _each(records: LayerRecords) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _vocabulary(model: Traceable) -> int:
     """Tokens that have a text; the output matrix may be padded beyond them."""
-    rows = len(cast(torch.Tensor, model.parts.unembed.weight))
+    rows = len(model.parts.unembed.weight)
     return rows if model.tokenizer is None else min(rows, len(model.tokenizer))

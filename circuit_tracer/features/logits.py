@@ -10,7 +10,6 @@ Letters: n features, T layers written to, D d_model, V vocabulary, k tokens kept
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -45,8 +44,7 @@ def logit_effects(
     if not len(index_n):
         ids, values = torch.zeros(0, tokens, dtype=torch.int64), torch.zeros(0, tokens)
         return LogitEffects(ids, values, ids, values, values.sum(1), vocabulary)
-    unembed = cast(Tensor, parts.unembed.weight)
-    norm, weight_VD = parts.final_norm.parameters, unembed[:vocabulary]
+    norm, weight_VD = parts.final_norm.parameters, parts.unembed.weight[:vocabulary]
     widest = max(vocabulary, len(transcoders.target_layers(layer)) * transcoders.d_model)
     block = max(1, BLOCK_BYTES // (4 * widest))
     found: list[tuple[Tensor, ...]] = []

@@ -121,7 +121,8 @@ def exponents_of(most: np.ndarray) -> np.ndarray:
 def bin_of(value: np.ndarray, exponent: np.ndarray) -> np.ndarray:
     """The bin that an activation falls into, int64."""
     scaled = np.ldexp(np.maximum(value, 0).astype(np.float64), np.where(exponent > NO_EXPONENT, 6 - exponent, 0))
-    return np.minimum(scaled, BINS - 1).astype(np.int64)
+    number: np.ndarray = np.minimum(scaled, BINS - 1).astype(np.int64)
+    return number
 
 
 def mixed(number: np.ndarray) -> np.ndarray:

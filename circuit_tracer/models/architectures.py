@@ -141,15 +141,17 @@ def value_projection(
     attention: nn.Module, rows: ValueRows, n_heads: int, n_kv: int, d_head: int
 ) -> tuple[Tensor, Tensor | None]:
     """Weight (n_kv * d_head, D) and bias (n_kv * d_head,) of the value projection, views where possible."""
-    weight, bias = attention.weight, attention.bias
+    weight: Any = attention.weight
+    bias: Any = attention.bias
     pick = _VALUE_ROWS[rows]
-    return pick(weight, n_heads, n_kv, d_head), None if bias is None else pick(bias, n_heads, n_kv, d_head)  # type: ignore[arg-type]
+    return pick(weight, n_heads, n_kv, d_head), None if bias is None else pick(bias, n_heads, n_kv, d_head)
 
 
 def output_projection(module: nn.Module, rows: ValueRows) -> tuple[Tensor, Tensor | None]:
     """Weight (D, H * d_head) and bias (D,) of the attention output projection."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    return (weight.T if rows is ValueRows.CONV_TAIL else weight), module.bias  # type: ignore[return-value]
+    weight: Any = module.weight
+    bias: Any = module.bias
+    return (weight.T if rows is ValueRows.CONV_TAIL else weight), bias
 
 
 def _tail(tensor: Tensor, n_heads: int, n_kv: int, d_head: int) -> Tensor:

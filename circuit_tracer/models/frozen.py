@@ -8,7 +8,7 @@ Letters: L layers, P positions, D d_model, H heads, T rows in flight, n arbitrar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,11 +89,10 @@ class FrozenNetwork:
         self.parts, self.captured = parts, captured
         self.input_site, self.output_site = SITES[input_hook], SITES[output_hook]
         self.parallel = parts.parallel
+        patterns: Sequence[Tensor | Scores] = captured.patterns or captured.scores
         self.layers = [
             _freeze_layer(layer, kept.inverse_sigma, pattern, parts.config.n_key_value_heads)
-            for layer, kept, pattern in zip(
-                parts.layers, captured.layers, captured.patterns or captured.scores, strict=True
-            )
+            for layer, kept, pattern in zip(parts.layers, captured.layers, patterns, strict=True)
         ]
         self.final_norm = parts.final_norm.parameters.freeze(captured.final_inverse_sigma)
 

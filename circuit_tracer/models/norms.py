@@ -6,6 +6,7 @@ Letters: P positions, D d_model, T rows in flight.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ class NormParameters:
     @classmethod
     def read(cls, module: nn.Module, kind: NormKind, dtype: torch.dtype) -> NormParameters:
         """Take gain, shift and epsilon from a transformers norm module, in `dtype`."""
-        weight = module.weight.detach().to(dtype)  # type: ignore[operator]
+        parameter: Any = module.weight
+        weight: Tensor = parameter.detach().to(dtype)
         bias = getattr(module, "bias", None)
         epsilon = next(float(getattr(module, n)) for n in ("variance_epsilon", "eps") if hasattr(module, n))
         return cls(

@@ -61,7 +61,7 @@ class ModelParts:
     config: ModelConfig
     layers: list[LayerParts]
     final_norm: Norm
-    unembed: nn.Module
+    unembed: nn.Linear
     parallel: bool
     final_softcap: float | None
     context_length: int | None
@@ -70,7 +70,8 @@ class ModelParts:
     @property
     def device(self) -> torch.device:
         """Where the model's first weights live."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
 
 def bind(model: Any, model_name: str) -> ModelParts:

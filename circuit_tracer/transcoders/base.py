@@ -190,7 +190,8 @@ class Transcoders(LazyModule):
 
     def apply_activation_function(self, layer_id: int, features: Tensor) -> Tensor:
         """Activations from pre-activations (..., F) of one layer."""
-        return self.activation(layer_id)(features)
+        activations: Tensor = self.activation(layer_id)(features)
+        return activations
 
     @torch.no_grad()
     def encode_sparse(self, x: Tensor, zero_positions: slice = slice(0, 1)) -> tuple[Tensor, Tensor]:

@@ -305,15 +305,15 @@ def _build(
     place: dict[str, Any] = {
         "device": device, "dtype": dtype, "lazy_encoder": lazy_encoder, "lazy_decoder": lazy_decoder,
     }  # fmt: skip
-    hooks = {
+    hooks: dict[str, Any] = {
         "feature_input_hook": checked.feature_input_hook,
         "feature_output_hook": checked.feature_output_hook,
         "scan": checked.scan,
     }
     if found.kind == CrossLayerTranscoder.kind:
-        return CrossLayerTranscoder.from_weights(layers, **hooks, **place)  # type: ignore[arg-type]
+        return CrossLayerTranscoder.from_weights(layers, **hooks, **place)
     singles = {depth: SingleLayerTranscoder.from_weights(layer, depth, **place) for depth, layer in enumerate(layers)}
-    return TranscoderSet(singles, **hooks)  # type: ignore[arg-type]
+    return TranscoderSet(singles, **hooks)
 
 
 def _k(config: TranscoderConfig) -> int | None:

@@ -25,6 +25,7 @@ from circuit_tracer.kernels.launch import (
     INTERPRETED,
     accumulator,
     dot,
+    kernel,
     product,
     require_rows,
     settled,
@@ -145,7 +146,7 @@ CONFIGS = [
 
 
 @tuned(CONFIGS, triton.Config({"BLOCK_K": 16, "BLOCK_C": 32}), key=["d_head"])
-@triton.jit
+@kernel
 def _mix(
     mixed: tl.tensor,
     pattern: tl.tensor,
@@ -247,7 +248,7 @@ def _pattern_op(
     )
 
 
-@triton.jit
+@kernel
 def _pattern(
     strip: tl.tensor,
     query: tl.tensor,
@@ -303,8 +304,8 @@ def _pattern(
     tl.store(place, tl.where(seen, p, 0.0), mask=live_q[:, None] & live_k[None, :])
 
 
-@triton.jit
-def tanh(x, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+@kernel
+def tanh(x: tl.tensor, TYPE: tl.constexpr) -> tl.tensor:
     """By exponentials; in float32 by its series where these cancel, so that it is off by a few units in the last place."""
     e = tl.exp(-2 * tl.abs(x))
     result = tl.where(x < 0, e - 1, 1 - e) / (1 + e)

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from circuit_tracer.kernels.contract.addressed import AddressedRows
-from circuit_tracer.kernels.launch import BLOCK_SUMMED, accumulator, dot, product, require_rows, settled, tuned
+from circuit_tracer.kernels.launch import BLOCK_SUMMED, accumulator, dot, kernel, product, require_rows, settled, tuned
 
 VECTOR_BYTES = 16  # what one thread reads at once
 # Columns from which offsets within a tile, of 128 rows at most, do not fit 32 bits; those of 64 take twice the registers.
@@ -120,7 +120,7 @@ CONFIGS = [
 
 
 @tuned(CONFIGS, triton.Config({"BLOCK_T": 16, "BLOCK_N": 16}), key=["width", "ADDRESSED"], adds_to=["out"])
-@triton.jit
+@kernel
 def _contract(
     out: tl.tensor,
     g: tl.tensor,

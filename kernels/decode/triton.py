@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from circuit_tracer.kernels.decode.segments import Segments
-from circuit_tracer.kernels.launch import FUSED, INTERPRETED, accumulator, require_rows, tuned
+from circuit_tracer.kernels.launch import FUSED, INTERPRETED, accumulator, kernel, require_rows, tuned
 from circuit_tracer.kernels.sparse_rows import SparseRows
 
 BLOCK_N = 8  # entries whose rows are read at once
@@ -81,7 +81,7 @@ GRADIENT_CONFIGS = [triton.Config({"STAGES": stages}, num_warps=4) for stages in
 
 # Tuned once for widths of like size: a cross-layer transcoder has one for each of its layers.
 @tuned(DECODE_CONFIGS, triton.Config({"BLOCK_C": 256}), key=["width_class"], adds_to=["out"])
-@triton.jit
+@kernel
 def _decode(
     out: tl.tensor,
     row_ptr: tl.tensor,
@@ -119,7 +119,7 @@ def _gradients(
     """Gradients of the values (n,), if there are weights; of rows start..stop of the weights, if there is memory for them."""
     columns = entries.columns
     segments = Segments.of(columns, start, stop)
-    return _gradients_op(
+    d_value: Tensor = _gradients_op(
         grad_BC.new_empty(0, grad_BC.shape[1]) if out_nC is None else out_nC,
         grad_BC,
         weight_FC,
@@ -136,6 +136,7 @@ def _gradients(
         segments.chunk,
         out_nC is not None,
     )
+    return d_value
 
 
 @torch.library.custom_op("circuit_tracer_kernels::decode_gradients", mutates_args=("out_nC",))
@@ -216,7 +217,7 @@ def _(out_nC: Tensor, grad_BC: Tensor, weight_FC: Tensor | None, value: Tensor, 
 
 
 @tuned(GRADIENT_CONFIGS, triton.Config({"STAGES": 1}), key=["width_class"])
-@triton.jit
+@kernel
 def _gradients_of_items(
     d_value: tl.tensor,
     d_weight: tl.tensor,
@@ -279,7 +280,7 @@ def _gradients_of_items(
                 tl.store(d_weight + f * out_stride + columns, row_sum, mask=inside)
 
 
-@triton.jit
+@kernel
 def _sum_of_chunks(
     d_weight: tl.tensor,
     workspace: tl.tensor,

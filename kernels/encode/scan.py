@@ -78,7 +78,8 @@ def _exact(candidates: SparseRows, x_BD: Tensor, weight_FD: Tensor, bias_F: Tens
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         zeros = x_BD.new_zeros(candidates.feature.shape[0])
         dots = torch.sparse_csr_tensor(candidates.row_ptr, candidates.feature, zeros, shape, check_invariants=False)
-    return torch.sparse.sampled_addmm(dots, x_BD, weight_FD.float().T).values() + bias_F[candidates.feature].float()
+    products: Tensor = torch.sparse.sampled_addmm(dots, x_BD, weight_FD.float().T).values()
+    return products + bias_F[candidates.feature].float()
 
 
 def _applies(x_BD: Tensor, weight_FD: Tensor) -> bool:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from circuit_tracer.kernels.launch import BLOCK_SUMMED, INTERPRETED, accumulator, dot, product, settled, tuned
+from circuit_tracer.kernels.launch import BLOCK_SUMMED, INTERPRETED, accumulator, dot, kernel, product, settled, tuned
 from circuit_tracer.kernels.sparse_rows import SparseRows
 
 BLOCK_F = 16 if INTERPRETED else 128
@@ -37,7 +37,8 @@ def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> Spa
     n_features = weight_FD.shape[0]
     zero_F = torch.zeros_like(bias_F)
     floor_B = _floor_op(x_BD, weight_FD, bias_F, k)
-    entries = SparseRows(*_encode_op(x_BD, weight_FD, bias_F, zero_F, floor_B), n_features)
+    row_ptr, feature, value = _encode_op(x_BD, weight_FD, bias_F, zero_F, floor_B)
+    entries = SparseRows(row_ptr, feature, value, n_features)
     return entries.keep(entries.value >= kth_largest(entries, k)[entries.row])
 
 
@@ -188,7 +189,7 @@ CONFIGS = [
 
 
 @tuned(CONFIGS, triton.Config({"BLOCK_B": 16}), key=["width", "n_features"], counts_in=["used"])
-@triton.jit
+@kernel
 def _encode(
     value: tl.tensor,
     feature: tl.tensor,

@@ -98,7 +98,7 @@ def language_model(toy: Toy) -> LlamaForCausalLM:
         bos_token_id=toy.words.index(BEGIN),
         eos_token_id=None,
     )
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    model: LlamaForCausalLM = LlamaForCausalLM(config).eval().requires_grad_(False)
     for weight in model.parameters():
         weight.zero_()
     model.model.embed_tokens.weight.copy_(toy.embedding_VD)

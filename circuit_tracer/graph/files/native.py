@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,8 @@ def _names_of(graph: Graph) -> list[str]:
 
 
 def _tensor_of(graph: Graph, name: str) -> Tensor:
-    value: Any = graph
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
+    tensor: Tensor = attrgetter(name)(graph)
+    return tensor
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

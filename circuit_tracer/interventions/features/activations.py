@@ -29,7 +29,8 @@ def activations_of(transcoders: Transcoders, layer: int, x_PD: Tensor, position:
     if isinstance(function, JumpReLU):
         threshold = function.threshold.to(pre)
         return torch.where(pre > (threshold[index] if threshold.ndim else threshold), pre, 0)
-    return function(pre)
+    value: Tensor = function(pre)
+    return value
 
 
 def _look_up(transcoders: Transcoders, layer: int, x_PD: Tensor, position: Tensor, index: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class Watcher:
 
 def moved(after_PD: Tensor, clean_PD: Tensor, copies: int) -> Tensor:
     """Changes (copies, P, D) of the copies of a pass, against the clean prompt in it if it carries one, else a clean run."""
-    after = after_PD.unflatten(0, (-1, len(clean_PD)))
+    after: Tensor = after_PD.unflatten(0, (-1, len(clean_PD)))
     return after - clean_PD if len(after) == copies else after[1:] - after[:1]
 
 

@@ -60,10 +60,10 @@ class Outcome:
         """(V,) change at a position; before a final softcap, minus its mean, it is what a graph's edges predict."""
         parts = self.clean.model.parts
         if softcap and parts.final_softcap:
-            before, after = logits_at(parts, torch.stack([self.clean.final[position], self.final[position]]))
-            return after - before
+            logits = logits_at(parts, torch.stack([self.clean.final[position], self.final[position]]))
+            return logits[1] - logits[0]
         # the change by itself, not the difference of two logits, which are far larger
-        weight: Tensor = parts.unembed.weight  # type: ignore[assignment]
+        weight = parts.unembed.weight
         return (weight @ (self.final[position] - self.clean.final[position]).to(weight)).to(parts.compute_dtype)
 
     def tokens(self, count: int = 10, position: int = -1, others: tuple[int, ...] = ()) -> list[TokenChange]:

@@ -105,7 +105,7 @@ class Bench:
             device, dtype = self.parts.device, self.parts.compute_dtype
             self._encoders[layer] = (place, rows[place, 1].to(device), vectors.to(device, dtype))
         self.target_position = graph.targets.position[targets].to(self.parts.device)
-        weight: Tensor = self.parts.unembed.weight  # type: ignore[assignment]
+        weight = self.parts.unembed.weight
         mean = weight.mean(0, dtype=self.parts.compute_dtype)
         ids = graph.targets.token_id[targets].to(weight.device)
         self.target_vectors = weight[ids].to(self.parts.compute_dtype) - mean

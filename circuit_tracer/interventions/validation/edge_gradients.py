@@ -150,7 +150,7 @@ class _Way:
             totals = (inputs[layer][:, position] * vectors).sum((0, 2))
             pre |= {int(number): totals[place] for place, number in enumerate(column)}
         yield from (pre[number] for number in range(len(self.rows)))
-        weight: Tensor = self.parts.unembed.weight  # type: ignore[assignment]
+        weight = self.parts.unembed.weight
         mean = weight.mean(0, dtype=self.parts.compute_dtype)
         tokens, places = self.graph.targets.token_id.tolist(), self.graph.targets.position.tolist()
         for row in targets.tolist():

@@ -36,7 +36,8 @@ def spearman(left: Tensor, right: Tensor) -> float | None:
 
 def _ranks(values: Tensor) -> Tensor:
     _, place, count = torch.unique(values, return_inverse=True, return_counts=True)
-    return (torch.cumsum(count, 0).double() - (count.double() - 1) / 2)[place]
+    mean_rank: Tensor = torch.cumsum(count, 0).double() - (count.double() - 1) / 2
+    return mean_rank[place]
 
 
 def mean(values: Tensor, weights: Tensor | None = None) -> float | None:

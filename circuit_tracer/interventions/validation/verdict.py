@@ -187,9 +187,9 @@ def _of_a_control(measures: Measures, name: str, control: Measures) -> Iterator[
             f"Do not take the ranking of edges for evidence of this dictionary, because the {name} one ranks them as well "
             f"(Spearman {theirs:.2f} against {ours:.2f})."
         )
-    explained = measures.accounting.explained, control.accounting.explained
-    if None not in explained and explained[1] > explained[0] - CONTROL_MARGIN:  # type: ignore[operator]
+    ours, theirs = measures.accounting.explained, control.accounting.explained
+    if ours is not None and theirs is not None and theirs > ours - CONTROL_MARGIN:
         yield (
             f"Do not take the share explained for evidence of this dictionary, because the {name} one explains "
-            f"{explained[1]:.0%} against {explained[0]:.0%}."
+            f"{theirs:.0%} against {ours:.0%}."
         )

@@ -10,7 +10,7 @@ import difflib
 import json
 import os
 import re
-import sys
+import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,7 +113,7 @@ def _locate(source: str | Path) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-        raw = _parse_toml(text) if path.suffix == ".toml" else yaml.load(text, _Loader)
+        raw = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _Loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         if isinstance(error, InputError):
             raise
@@ -121,16 +121,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise FileFormatError(f"{path} must hold sections ({', '.join(sections())}), found {type(raw).__name__}")
     return raw
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    if sys.version_info < (3, 11):
-        raise InputError(
-            "TOML files need Python 3.11 or later; write the configuration as YAML, which holds the same keys"
-        )
-    import tomllib
-
-    return tomllib.loads(text)
 
 
 def _override(raw: dict[str, Any], dotted: str, text: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -85,7 +85,7 @@ def keys() -> dict[str, Key]:
 
 def sections() -> dict[str, type[BaseModel]]:
     """The sections by name."""
-    return {name: field.annotation for name, field in TrainingConfig.model_fields.items()}  # type: ignore[misc]
+    return {name: cast(type[BaseModel], field.annotation) for name, field in TrainingConfig.model_fields.items()}
 
 
 def find(name: str) -> Key:
@@ -112,7 +112,8 @@ def nearest(name: str) -> str | None:
     same = [key for key in keys() if key.split(".")[1] == last]
     if same:
         return same[0]
-    close = difflib.get_close_matches(name, [*keys(), *(sections() if "." not in name else ())], n=1)
+    names: list[str] = [*keys(), *(sections() if "." not in name else ())]
+    close = difflib.get_close_matches(name, names, n=1)
     if close:
         return close[0]
     words = {key.split(".")[1]: key for key in keys()}
@@ -144,7 +145,7 @@ def _plain(annotation: Any) -> Any:
     if get_origin(annotation) is Annotated:
         return _plain(get_args(annotation)[0])
     if get_origin(annotation) is list:
-        return list[_plain(get_args(annotation)[0])]  # type: ignore[misc]
+        return types.GenericAlias(list, (_plain(get_args(annotation)[0]),))
     return annotation
 
 

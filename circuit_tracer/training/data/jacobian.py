@@ -27,7 +27,8 @@ class MLPDerivative:
         function = between(self.parts.layers[layer], self.points.input, self.points.output)
         try:
             with torch.no_grad():
-                return torch.func.jvp(function, (x_nD,), (direction_nD,))[1]
+                product: Tensor = torch.func.jvp(function, (x_nD,), (direction_nD,))[1]
+                return product
         except (NotImplementedError, RuntimeError) as error:
             if "forward" not in str(error).lower():
                 raise
@@ -52,6 +53,7 @@ def between(layer: LayerParts, input_point: str, output_point: str) -> Callable[
         output = (output[0] if isinstance(output, tuple) else output).reshape(x_nD.shape)
         if layer.mlp_post_norm is not None and target.norm is None:
             output = layer.mlp_post_norm.module(output)
-        return output
+        result: Tensor = output
+        return result
 
     return function

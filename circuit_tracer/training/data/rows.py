@@ -164,7 +164,7 @@ class ModelRows:
         if self.ranks.world == 1:
             return share_n
         n_sequences, n_positions = shape
-        gathered = self.ranks.all_gather(share_n).unflatten(0, (self.ranks.world, -1, n_positions))
+        gathered: Tensor = self.ranks.all_gather(share_n).unflatten(0, (self.ranks.world, -1, n_positions))
         return gathered.transpose(0, 1).flatten(0, 1)[:n_sequences].flatten(0, 1)
 
 

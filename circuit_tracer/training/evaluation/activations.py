@@ -85,12 +85,14 @@ class ModelActivations:
     @cached_property
     def _limit_S(self) -> Tensor:
         assert self.max_norm_ratio is not None
-        return self.max_norm_ratio * self._sample[0].norm(dim=2).median(dim=0).values
+        median_S: Tensor = self._sample[0].norm(dim=2).median(dim=0).values
+        return self.max_norm_ratio * median_S
 
     def _ordinary(self, x_NSD: Tensor) -> Tensor:
         if self.max_norm_ratio is None:
             return torch.ones(len(x_NSD), dtype=torch.bool, device=x_NSD.device)
-        return (x_NSD.norm(dim=2) <= self._limit_S).all(1)
+        within_NS: Tensor = x_NSD.norm(dim=2) <= self._limit_S
+        return within_NS.all(1)
 
     def _read(self, ids_BP: Tensor) -> tuple[Tensor, Tensor]:
         (rows,) = self.sequences.counted(ids_BP).flatten().to(self.parts.device).nonzero(as_tuple=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ class _Subject:
                     model,
                     self.settings.prompts,
                     self.settings.max_feature_nodes,
-                    lambda done, total, name=name: self.progress(f"graphs, {name}", done, total),  # type: ignore[misc]
+                    partial(self.progress, f"graphs, {name}"),
                 )
                 result = replace(result, graphs=graphs)
             results[name] = result

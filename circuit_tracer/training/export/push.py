@@ -124,7 +124,7 @@ def is_weights(name: str) -> bool:
 def check_repo_id(repo_id: str) -> None:
     """Raise InputError unless ``repo_id`` is org/name, as the hub allows it."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its __all__ is computed
 
     try:
         validate_repo_id(repo_id)
@@ -162,7 +162,11 @@ def _check_autoencoders(root: Path, found: dict[str, Path]) -> None:
 
 
 def _asking(repo_id: str, ask: Callable[[], Result]) -> Result:
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is httpx's or httpx2's, as the hub chose
+        HfHubHTTPError,
+        HTTPError,
+        OfflineModeIsEnabled,
+    )
 
     try:
         return ask()

@@ -161,7 +161,8 @@ def shared(checkpoint: Checkpoint, name: str) -> Tensor:
     """A tensor that all ranks have alike."""
     path = checkpoint.folder / SHARED_FILE
     with _opened(path) as file:
-        return _entry(file, path, name)[:]
+        tensor: Tensor = _entry(file, path, name)[:]
+    return tensor
 
 
 # ---- reading

@@ -120,7 +120,8 @@ SHARED = ("b_dec", "W_skip")
 def row_norms(rows_nC: Tensor) -> Tensor:
     """Norms (n,) of decoder rows, accumulated in float32 or wider."""
     wide = torch.promote_types(rows_nC.dtype, torch.float32)
-    return torch.linalg.vector_norm(rows_nC, dim=1, dtype=wide)
+    norms_n: Tensor = torch.linalg.vector_norm(rows_nC, dim=1, dtype=wide)
+    return norms_n
 
 
 def _blocks(owned: slice, n_features: int, seed: int, source: int) -> Iterator[tuple[slice, slice, torch.Generator]]:

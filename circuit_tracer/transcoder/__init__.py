@@ -1,4 +1,4 @@
-"""circuit-tracer's `circuit_tracer.transcoder`."""
+"""An import path of circuit-tracer, and nothing else (see `circuit_tracer.utils`); the dictionaries are in `transcoders`."""
 
 from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
 from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet, load_transcoder_set

@@ -1,1 +1,0 @@
-"""circuit-tracer's `circuit_tracer.frontend`."""
