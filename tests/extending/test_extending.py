@@ -15,6 +15,37 @@ def sources(tmp_path: Path) -> Sources:
     return Sources(tmp_path)
 
 
+def test_a_site(sources: Sources) -> None:
+    """It is read, written and refused; the identities of all sites hold for it."""
+    sources.follow("A site")
+    sources.script("""
+        import torch
+        from circuit_tracer.errors import CompatibilityError
+        from circuit_tracer.models.parts import bind
+        from circuit_tracer.models.run import ModelRun, read
+        from tests.support.tiny import tiny_model
+
+        parts, ids = bind(tiny_model("llama"), "llama"), torch.tensor([3, 17, 5, 40])
+        mlp = parts.layers[1].mlp
+        found = read(parts, ids, [("mlp.hook_gate", 1), ("mlp.hook_in", 1), ("mlp.hook_out", 1)])
+        assert torch.equal(found["mlp.hook_gate", 1], mlp.gate_proj(found["mlp.hook_in", 1]))
+        shut = {("mlp.hook_gate", 1): lambda _, x: torch.zeros_like(x), ("mlp.hook_out", 1): lambda _, x: seen.append(x)}
+        seen = []
+        ModelRun(parts, shut)(ids)
+        assert not seen[0].any() and found["mlp.hook_out", 1].any()
+        try:
+            ModelRun(bind(tiny_model("gpt2"), "gpt2"), {"mlp.gate": lambda *_: None})
+        except CompatibilityError as error:
+            assert "gpt2 has no gated MLP; read mlp.hook_in instead" in str(error)
+        else:
+            raise AssertionError("not refused")
+    """)
+    printed = sources.run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "llama", "tests/models/test_model_run.py"
+    )
+    assert int(printed.split(" passed")[0].split()[-1]) > 5
+
+
 def test_an_architecture(sources: Sources) -> None:
     sources.follow("An architecture")
     files = ("tests/models/test_model_architectures.py", "tests/attribution/test_identities.py")
@@ -83,3 +114,34 @@ def test_a_viewer_panel(sources: Sources) -> None:
             again.wait("window.viewer?.view.picture")
             assert texts(again, "[data-testid=tokens] li") == ["two 6", "one 2"]
     """)
+
+
+def test_a_command(sources: Sources) -> None:
+    """It stands in its group, answers in words and JSON, and refuses in words."""
+    sources.follow("A command")
+    sources.script("""
+        import json
+        from typer.testing import CliRunner
+        from circuit_tracer import attribute
+        from circuit_tracer.cli.main import app
+        from circuit_tracer.demo.show import load_demo
+
+        def run(*arguments):
+            return CliRunner().invoke(app, list(arguments))
+
+        assert "tokens" in run("--help").stdout.split("Read:")[1].split("Test:")[0]
+        model = load_demo()
+        graph = attribute("the capital of Texas is", model)
+        graph.save("graph.safetensors")
+        assert run("tokens", "graph.safetensors").stdout.splitlines()[-1].split() == [str(graph.n_pos - 1), "is"]
+        assert json.loads(run("tokens", "graph.safetensors", "--json").stdout)["tokens"] == list(graph.token_strings)
+        assert run("tokens", "nowhere.safetensors").exit_code == 2
+    """)
+
+
+def test_a_sparsity_rule(sources: Sources) -> None:
+    """It trains, resumes, is kept and exported as the rules of the package are."""
+    sources.follow("A sparsity rule")
+    files = [f"tests/training/test_{name}.py" for name in ("step", "resume", "checkpoint", "export")]
+    printed = sources.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "fixed", *files)
+    assert int(printed.split(" passed")[0].split()[-1]) > 10

@@ -43,7 +43,8 @@ def test_what_is_read_obeys_the_identities_of_a_layer(name: str) -> None:
     sizes |= {"K": parts.config.n_key_value_heads, "d": parts.config.d_head}
     sizes["H*d"] = sizes["H"] * sizes["d"]
     for site, x in seen.items():
-        assert list(x.shape) == [sizes[letter] for letter in SITES[site].shape.split()], site
+        letters = SITES[site].shape.split()
+        assert list(x.shape) == [sizes.get(letter, size) for letter, size in zip(letters, x.shape, strict=True)], site
     attn_out, mlp_out = seen["hook_attn_out"], seen["hook_mlp_out"]
     same(seen["hook_resid_post"], seen["hook_resid_pre"] + attn_out + mlp_out)
     same(seen["hook_resid_mid"], seen["hook_resid_pre"] + (0 if parts.parallel else attn_out))

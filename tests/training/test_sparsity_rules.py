@@ -1,8 +1,7 @@
-"""Rules of sparsity live in their files and the table; one more takes a file and a row, and every test of rules runs for it."""
+"""Rules of sparsity live in their files and the table (tests/extending adds one)."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -22,8 +21,6 @@ from circuit_tracer.training.sparsity.penalty import PenaltyRule
 from tests.support.config_cases import SMALL
 
 PACKAGE, ROOT = Path(circuit_tracer.__file__).parent, Path(__file__).parents[2]
-# in which a rule is compared with its definition, resumed, checkpointed, written and read back
-HELD_TO = ("test_step", "test_resume", "test_checkpoint", "test_export")
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -60,15 +57,3 @@ def test_nothing_else_asks_for_a_rule_by_its_name() -> None:
 def test_the_table_needs_no_torch() -> None:
     script = "import sys, circuit_tracer.training.config.keys as k; k.keys(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
-
-
-def test_a_rule_of_one_file_and_one_row_passes_the_tests_of_rules() -> None:
-    """In a process of its own: the configuration reads the table once."""
-    files = [f"tests/training/{name}.py" for name in HELD_TO]
-    chosen = ["-p", "tests.support.fixed_threshold", "-k", "fixed", "-m", "not slow"]
-    command = [sys.executable, "-m", "pytest", "-v", "-o", "addopts=", "-p", "no:cacheprovider", *chosen, *files]
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    ended = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout
-    for name in HELD_TO:
-        assert re.search(rf"{name}\.py::\S*fixed\S* PASSED", ended.stdout), ended.stdout
