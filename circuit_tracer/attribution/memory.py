@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
 
 from circuit_tracer.errors import InputError
+
+Result = TypeVar("Result")
+Way = TypeVar("Way")
 
 _UNITS = {"": 1.0, "b": 1.0}
 _UNITS |= {f"{prefix}b": 1000.0 ** (power + 1) for power, prefix in enumerate("kmgt")}
@@ -80,6 +85,24 @@ def _free_in_container() -> float:
         except (OSError, ValueError):  # no such cgroup, or "max"
             continue
     return math.inf
+
+
+def retrying(
+    attempt: Callable[[Way], Result], way: Way, smaller: Callable[[Way, Exception], Way | None], device: torch.device
+) -> tuple[Result, Way]:
+    """attempt(way); whenever an allocation fails, once more in a smaller way. Also returns the way that worked.
+
+    smaller(way, error): what to try next; None when nothing is left to give up, and the error passes through.
+    """
+    while True:
+        try:
+            return attempt(way), way
+        except (MemoryError, RuntimeError) as error:
+            less = smaller(way, error) if is_out_of_memory(error) else None
+            if less is None:
+                raise
+        way = less
+        release_cached(device)  # here the error is gone, and with it the frames that held what is to be freed
 
 
 def is_out_of_memory(error: BaseException) -> bool:
