@@ -11,25 +11,29 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.finished import FinishedBlock
+from circuit_tracer.attribution.prompt import LinearPrompt
+from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.rows import RowStore
 from circuit_tracer.attribution.sources import SourceTable
+from circuit_tracer.attribution.targets import TargetRows
 from circuit_tracer.graph.balance import RowBalance
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.ranks import Ranks
+from circuit_tracer.transcoders.base import Transcoders
 
 _PIECE = 1 << 21  # edges that exist outside of their rows at once
 
 
 def assemble(
-    store: RowStore, sources: SourceTable, selected: Tensor, n_layers: int, bias: Tensor, pre_activation: Tensor
+    store: RowStore, prompt: LinearPrompt, targets: TargetRows, selected: Tensor, transcoders: Transcoders
 ) -> tuple[Edges, RowBalance]:
     """Edges and balance of the graph whose feature nodes are `selected` (N_s,), ascending canonical indices.
 
-    bias, pre_activation: (K + N_s,), targets first, then selected features. Edges from active features that are no nodes, and
-    those that were too small to be kept, are not lost: their signed sum and their mass stay with each row. Every process of
-    `store.ranks` gets the whole graph.
+    Edges from active features that are no nodes, and those that were too small to be kept, are not lost: their signed sum and
+    their mass stay with each row. Every process of `store.ranks` gets the whole graph.
     """
-    layout = _Layout(store, sources, selected, n_layers)
+    bias, pre_activation = _balance(prompt, targets, selected, transcoders)
+    layout = _Layout(store, prompt.sources, selected)
     counts = torch.zeros(layout.n_nodes, dtype=torch.int64)
     unselected, unselected_mass = (torch.zeros(layout.n_nodes, dtype=torch.float64) for _ in range(2))
     for block, row, weight in layout.pieces():
@@ -47,13 +51,36 @@ def assemble(
     return edges, RowBalance(balance[0], unselected, unselected_mass, balance[1])
 
 
+def _balance(
+    prompt: LinearPrompt, targets: TargetRows, selected: Tensor, transcoders: Transcoders
+) -> tuple[Tensor, Tensor]:
+    """Bias and pre-activation (K + N_s,) of targets and selected features (README.md §5)."""
+    network, active = prompt.network, prompt.sources.active
+    of_targets = targets.read_out
+    rows = ReadOut.of_features(transcoders, active, selected, network.parts.compute_dtype)
+    own = torch.cat([of_targets.constant, rows.constant])
+    layer, position = torch.cat([of_targets.layer, rows.layer]), torch.cat([of_targets.position, rows.position])
+    vector = torch.cat([of_targets.vector.cpu(), rows.vector])
+    constant, true = torch.empty_like(own), torch.empty_like(own)
+    for depth in layer.unique().tolist():
+        here = layer == depth
+        last = depth == network.n_layers
+        fed = prompt.constant_final if last else prompt.constant_inputs[depth]
+        read = prompt.captured.final if last else network.transcoder_input(depth)
+        constant[here] = (vector[here] * fed.cpu()[position[here]]).sum(1)
+        true[here] = (vector[here] * read.cpu()[position[here]]).sum(1)
+    pre = own + true
+    pre[len(of_targets) :] = active.value[selected].to(pre.dtype)
+    return own + constant, pre
+
+
 class _Layout:
     """Where rows and sources stand among the nodes: features, errors, tokens, targets."""
 
-    def __init__(self, store: RowStore, sources: SourceTable, selected: Tensor, n_layers: int) -> None:
-        self.store, self.n_pos, self.n_layers = store, sources.n_pos, n_layers
+    def __init__(self, store: RowStore, sources: SourceTable, selected: Tensor) -> None:
+        self.store, self.n_pos, self.n_layers = store, sources.n_pos, store.n_layers
         self.first_error = len(selected)
-        self.first_token = self.first_error + n_layers * self.n_pos
+        self.first_token = self.first_error + self.n_layers * self.n_pos
         self.first_target = self.first_token + self.n_pos
         self.n_nodes = self.first_target + store.n_targets
         self.columns = sources.column[selected]

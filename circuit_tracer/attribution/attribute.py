@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.progress import Progress, bar, silent
-from circuit_tracer.attribution.targets import Target, check_logit_options
-from circuit_tracer.attribution.trace import Options, Trace
+from circuit_tracer.attribution.targets import Aim, Target, check_logit_options
+from circuit_tracer.attribution.task import Options
+from circuit_tracer.attribution.trace import trace
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
@@ -78,30 +79,18 @@ def attribute(
             progress = stack.enter_context(bar()) if verbose else silent
         ids = model.ensure_tokenized(prompt)
         left_out = _left_out(ids, model, zero_positions)
+        aim = Aim(attribution_targets, max_n_logits, desired_logit_prob, position)
         options = Options(
             batch_size=batch_size,
-            max_feature_nodes=max_feature_nodes or None,
+            max_feature_nodes=max_feature_nodes,
             may_keep_rows=offload is None,
             memory=None if memory is None else parse_bytes(memory),
             keep_edge_mass=keep_edge_mass,
-            n_targets=max_n_logits if attribution_targets is None else len(attribution_targets),
             ranks=ranks or Ranks(),
             progress=progress,
             verbose=verbose,
         )
-        trace = Trace(model, ids, left_out, options)
-        trace.aim(attribution_targets, max_n_logits, desired_logit_prob, position)
-        trace.run()
-        settings = {
-            "max_n_logits": max_n_logits,
-            "desired_logit_prob": desired_logit_prob,
-            "batch_size": batch_size,
-            "max_feature_nodes": max_feature_nodes,
-            "zero_positions": left_out,
-            "position": position,
-            "keep_edge_mass": trace.store.keep_mass,
-        }
-        return trace.graph(settings)
+        return trace(model, ids, left_out, aim, options)
 
 
 def _left_out(ids: Tensor, model: Traceable, zero_positions: Iterable[int] | None) -> list[int]:

@@ -54,12 +54,10 @@ def forecast(
     counts_LP = counts.cumsum(1).round().diff(dim=1, prepend=torch.zeros(len(counts), 1, dtype=torch.float64)).long()
     work = Workload.of(
         outlined.config,
+        transcoders,
         counts_LP,
-        cross_layer=len(transcoders.target_layers(0)) > 1,
         n_targets=n_targets,
-        n_rows=max_feature_nodes or None,
-        features_a_layer=transcoders.d_transcoder,
-        skip=transcoders.skip_connection,
+        n_rows=max_feature_nodes,
         item=8 if dtype is torch.float64 else 4,
         processes=processes,
         on_gpu=device.type == "cuda",

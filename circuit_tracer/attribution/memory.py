@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import torch
+
+Result = TypeVar("Result")
+Way = TypeVar("Way")
 
 # cgroups of version 2 and 1: what a container may hold, what it holds, and which of that are cached pages of files
 _CGROUPS = (
@@ -51,6 +56,24 @@ def _free_in_container() -> float:
         except (OSError, ValueError):  # no such cgroup, or "max"
             continue
     return math.inf
+
+
+def retrying(
+    attempt: Callable[[Way], Result], way: Way, smaller: Callable[[Way, Exception], Way | None], device: torch.device
+) -> tuple[Result, Way]:
+    """attempt(way); whenever an allocation fails, once more in a smaller way. Also returns the way that worked.
+
+    smaller(way, error): what to try next; None when nothing is left to give up, and the error passes through.
+    """
+    while True:
+        try:
+            return attempt(way), way
+        except (MemoryError, RuntimeError) as error:
+            less = smaller(way, error) if is_out_of_memory(error) else None
+            if less is None:
+                raise
+        way = less
+        release_cached(device)  # here the error is gone, and with it the frames that held what is to be freed
 
 
 def is_out_of_memory(error: BaseException) -> bool:

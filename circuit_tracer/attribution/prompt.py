@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.sources import CHUNK_BYTES, SourceTable
+from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, DecoderRows, read_decoder_rows
+from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
 from circuit_tracer.graph.balance import Reconstruction
 from circuit_tracer.models.capture import PromptCapture, capture
@@ -26,12 +27,17 @@ class LinearPrompt:
     """Everything the sweep needs of one prompt."""
 
     network: FrozenNetwork
-    sources: SourceTable
+    decoder: DecoderRows  # the one part that may change: it can let go of what it keeps
     skips: list[Tensor | None]  # L x (D, D) skip connections of the transcoder, y += x @ S
     error: Tensor  # (L, P, D) what the features leave of the MLP output, at the output hook; zero at left-out positions
     constant_inputs: list[Tensor]  # L x (P, D) transcoder inputs of the network fed with constants only
     constant_final: Tensor  # (P, D) final-norm output of the same
     reconstruction: Reconstruction
+
+    @property
+    def sources(self) -> SourceTable:
+        """The columns of its edge rows."""
+        return self.decoder.sources
 
     @property
     def captured(self) -> PromptCapture:
@@ -106,9 +112,9 @@ def linearise(
     At left-out positions the MLP output is a constant. chunk_bytes: of decoder rows read at once, if they are not kept.
     """
     network = encoded.network
-    sources = SourceTable(encoded.active, transcoders, network.captured.n_pos, keep_rows, chunk_bytes)
-    features = sources.fill(network, network.parts.compute_dtype, network.parts.device)
-    return _balance(network, transcoders, sources, features, encoded.keep)
+    sources = SourceTable.of(encoded.active, transcoders, network.captured.n_pos)
+    decoder, features = read_decoder_rows(sources, transcoders, network, keep_rows, chunk_bytes)
+    return _balance(network, transcoders, decoder, features, encoded.keep)
 
 
 def encode(network: FrozenNetwork, transcoders: Transcoders, keep_P: Tensor) -> ActiveFeatures:
@@ -128,7 +134,7 @@ def encode(network: FrozenNetwork, transcoders: Transcoders, keep_P: Tensor) -> 
 
 
 def _balance(
-    network: FrozenNetwork, transcoders: Transcoders, sources: SourceTable, features_LPD: Tensor, keep_P: Tensor
+    network: FrozenNetwork, transcoders: Transcoders, decoder: DecoderRows, features_LPD: Tensor, keep_P: Tensor
 ) -> LinearPrompt:
     """Errors, reconstruction quality and constants, given what the features reconstruct."""
     dtype, device = features_LPD.dtype, features_LPD.device
@@ -150,9 +156,9 @@ def _balance(
             "the transcoder's reconstruction is not finite on this prompt; check its weights for NaN or infinity"
         )
     inputs, final = _constants(network, constant_out, skips)
-    counts = torch.bincount(sources.active.layer, minlength=network.n_layers)
+    counts = torch.bincount(decoder.sources.active.layer, minlength=network.n_layers)
     reconstruction = Reconstruction(nmse=torch.stack(nmse), l0=counts.double() / int(keep_P.sum()))
-    return LinearPrompt(network, sources, skips, error, inputs, final, reconstruction)
+    return LinearPrompt(network, decoder, skips, error, inputs, final, reconstruction)
 
 
 def _constants(

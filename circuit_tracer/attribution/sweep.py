@@ -16,23 +16,8 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.prompt import LinearPrompt
+from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.kernels.contract import contract_
-
-
-@dataclass(frozen=True)
-class ReadOut:
-    """T targets to sweep: read vectors at the input hook of `layer` (L: after the final norm) and at `position`."""
-
-    layer: Tensor  # (T,)
-    position: Tensor  # (T,)
-    vector: Tensor  # (T, D)
-
-    def __len__(self) -> int:
-        return int(self.layer.shape[0])
-
-    def take(self, chosen: Tensor) -> ReadOut:
-        """Some of the targets, in the order asked for."""
-        return ReadOut(self.layer[chosen], self.position[chosen], self.vector[chosen])
 
 
 @dataclass(frozen=True)
@@ -70,7 +55,7 @@ class Sweep:
     """The adjoint of one linear prompt."""
 
     def __init__(self, prompt: LinearPrompt) -> None:
-        self.prompt, self.network, self.sources = prompt, prompt.network, prompt.sources
+        self.prompt, self.network, self.sources, self.decoder = prompt, prompt.network, prompt.sources, prompt.decoder
         self.dtype, self.device = prompt.error.dtype, prompt.error.device
         every = torch.arange(prompt.n_pos, device=self.device)
         self.error = torch.stack([self.network.write_at(layer, e, every) for layer, e in enumerate(prompt.error)])
@@ -119,7 +104,7 @@ class Sweep:
 
     def _read_off(self, layer: int, g_TPD: Tensor, feature_TC: Tensor, error_TP: Tensor) -> None:
         n_pos, sources = g_TPD.shape[1], self.sources.layers[layer]
-        for first, last, rows in self.sources.rows(layer, n_pos, self.network, self.dtype, self.device):
+        for first, last, rows in self.decoder.rows(layer, n_pos):
             ptr = [start - sources.ptr[first] for start in sources.ptr[first : last + 1]]
             contract_(feature_TC, g_TPD[:, first:last], rows, ptr, sources.column[first:last])
         error_TP += torch.einsum("tpd,pd->tp", g_TPD, self.error[layer, :n_pos])
@@ -134,7 +119,7 @@ class Sweep:
             if self.network.parallel and len(g_TPD):
                 attention.attend_back_(g_TPD)
             return
-        for rows in g_TPD.split(max(1, self.sources.chunk_bytes // (g_TPD[:1].nbytes or 1))):
+        for rows in g_TPD.split(max(1, self.decoder.chunk_bytes // (g_TPD[:1].nbytes or 1))):
             position = torch.arange(n_pos, device=self.device).repeat(len(rows))
             at_output = self.network.write_adjoint(layer, rows.view(-1, rows.shape[2]), position)
             gained = self.network.read_adjoint(layer, at_output @ skip.T, position).view_as(rows)

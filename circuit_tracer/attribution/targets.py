@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.read_out import ReadOut
+from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.targets import CustomTarget, LogitTarget, TargetKind, TargetTable
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
-from circuit_tracer.models.parts import ModelParts
 
 __all__ = ["CustomTarget", "FeatureTarget", "LogitDifference", "LogitTarget", "TargetRows", "resolve_targets"]
 
@@ -46,40 +47,47 @@ Target = str | int | CustomTarget | FeatureTarget | LogitDifference | tuple[str,
 
 
 @dataclass(frozen=True)
+class Aim:
+    """What a trace explains; `attribute` describes each."""
+
+    targets: Tensor | Sequence[Target] | None = None
+    max_n_logits: int = 10
+    desired_logit_prob: float = 0.95
+    position: int = -1
+
+    @property
+    def n_targets(self) -> int:
+        """How many there will be, or at most."""
+        return self.max_n_logits if self.targets is None else len(self.targets)
+
+
+@dataclass(frozen=True)
 class TargetRows:
     """K targets as the sweep takes them."""
 
     table: TargetTable
-    vector: Tensor  # (K, D) read vectors: after the final norm, or at the transcoder's input hook for features
-    constant: Tensor  # (K,) what the read-out adds of its own: unembedding bias, encoder bias
+    read_out: ReadOut
 
 
-def resolve_targets(
-    parts: ModelParts,
-    network: FrozenNetwork,
-    transcoders: Any,
-    tokenizer: Any,
-    attribution_targets: Tensor | Sequence[Target] | None,
-    max_n_logits: int,
-    desired_logit_prob: float,
-    position: int,
-) -> TargetRows:
-    """Targets of a trace, read at `position` (features name their own). None: the most probable tokens.
+def resolve_targets(model: Traceable, network: FrozenNetwork, aim: Aim) -> TargetRows:
+    """The targets that an aim means for this prompt.
 
     Raises InputError for unknown tokens, ids or features outside the model, vectors of the wrong width, bad thresholds.
     """
-    reader = _Reader(parts, network, transcoders, tokenizer, position)
-    if attribution_targets is None:
-        chosen = torch.topk(reader.probability, min(max_n_logits, parts.config.d_vocab))
+    position = _position(aim.position, network.captured.n_pos)
+    probability_V = torch.softmax(logits_at(model.parts, network.captured.final[position][None])[0], dim=-1)
+    reader = _Reader(model, network, position, probability_V)
+    if aim.targets is None:
+        chosen = torch.topk(probability_V, min(aim.max_n_logits, model.parts.config.d_vocab))
         before = torch.cumsum(chosen.values, 0) - chosen.values
-        count = int((before < desired_logit_prob).sum())
-        return reader.table([reader.token(int(i)) for i in chosen.indices[:count]])
-    items = attribution_targets.tolist() if isinstance(attribution_targets, Tensor) else list(attribution_targets)
+        count = int((before < aim.desired_logit_prob).sum())
+        return reader.rows([reader.token(int(i)) for i in chosen.indices[:count]])
+    items = aim.targets.tolist() if isinstance(aim.targets, Tensor) else list(aim.targets)
     if not items:
         raise InputError(
             "attribution_targets is empty; name at least one target, or pass None for the most probable tokens"
         )
-    return reader.table([reader.read(item) for item in items])
+    return reader.rows([reader.read(item) for item in items])
 
 
 def check_logit_options(d_vocab: int, max_n_logits: int, desired_logit_prob: float) -> None:
@@ -104,21 +112,17 @@ class _Item(NamedTuple):
 class _Reader:
     """Turns one item of `attribution_targets` after the other into a read vector."""
 
-    def __init__(
-        self, parts: ModelParts, network: FrozenNetwork, transcoders: Any, tokenizer: Any, position: int
-    ) -> None:
-        self.parts, self.network, self.transcoders, self.tokenizer = parts, network, transcoders, tokenizer
-        self.n_pos = network.captured.n_pos
-        self.position = self._position(position)
-        final = network.captured.final[self.position]
-        self.probability = torch.softmax(logits_at(parts, final[None])[0], dim=-1)
+    def __init__(self, model: Traceable, network: FrozenNetwork, position: int, probability_V: Tensor) -> None:
+        parts = model.parts
+        self.parts, self.network, self.transcoders, self.tokenizer = parts, network, model.transcoders, model.tokenizer
+        self.position, self.probability = position, probability_V
         weight = parts.unembed.weight
         bias: Tensor | None = getattr(parts.unembed, "bias", None)
         self.unembed, self.bias = weight, bias
         self.mean = weight.mean(0, dtype=parts.compute_dtype)
         self.mean_bias = 0.0 if bias is None else float(bias.cpu().double().mean())
 
-    def table(self, items: list[_Item]) -> TargetRows:
+    def rows(self, items: list[_Item]) -> TargetRows:
         d_vocab, virtual = self.parts.config.d_vocab, 0
         ids = []
         for item in items:
@@ -133,7 +137,8 @@ class _Reader:
             kind=[item.kind for item in items],
         )
         constant = torch.tensor([item.constant for item in items], dtype=self.parts.compute_dtype)
-        return TargetRows(table, torch.stack([item.vector for item in items]), constant.to(self.parts.device))
+        vector = torch.stack([item.vector for item in items])
+        return TargetRows(table, ReadOut(table.layer, table.position, vector, constant))
 
     def read(self, item: Target) -> _Item:
         if isinstance(item, bool):
@@ -191,7 +196,7 @@ class _Reader:
         return _Item(str(item.token_str), self.network.n_layers, self.position, weight, None, "direction", vector, 0.0)
 
     def _feature(self, item: FeatureTarget) -> _Item:
-        layer, position, index = item.layer, self._position(item.position), item.feature_idx
+        layer, position, index = item.layer, _position(item.position, self.network.captured.n_pos), item.feature_idx
         if not (0 <= layer < self.transcoders.n_layers and 0 <= index < self.transcoders.d_transcoder):
             raise InputError(
                 f"target feature (layer {layer}, index {index}) does not exist: the transcoder has {self.transcoders.n_layers} "
@@ -234,12 +239,13 @@ class _Reader:
             raise InputError(f"target id {token_id} is outside the vocabulary 0..{self.parts.config.d_vocab - 1}")
         return int(token_id)
 
-    def _position(self, position: int) -> int:
-        if not -self.n_pos <= position < self.n_pos:
-            raise InputError(f"position {position} is outside the prompt's {self.n_pos} tokens")
-        return position % self.n_pos
-
     def _weight(self, weight: float) -> float:
         if weight == 0 or not abs(weight) < float("inf"):
             raise InputError(f"a target's weight must be finite and not zero, got {weight}")
         return float(weight)
+
+
+def _position(position: int, n_pos: int) -> int:
+    if not -n_pos <= position < n_pos:
+        raise InputError(f"position {position} is outside the prompt's {n_pos} tokens")
+    return position % n_pos

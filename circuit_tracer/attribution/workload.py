@@ -14,10 +14,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.sources import CHUNK_BYTES
+from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES
 from circuit_tracer.attribution.sweep import split_rows
 from circuit_tracer.kernels.attend_back import BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU
 from circuit_tracer.models.config import ModelConfig
+from circuit_tracer.transcoders.base import Transcoders
 
 PIECE = CHUNK_BYTES  # what encoder blocks and gathered decoder rows are cut to
 BYTES_AN_EDGE = 24  # of a graph while it is checked: source, weight, and the target of each edge
@@ -45,26 +46,24 @@ class Workload:
     def of(
         cls,
         config: ModelConfig,
+        transcoders: Transcoders,
         active_LP: Tensor,
-        cross_layer: bool,
         n_targets: int,
         n_rows: int | None,
-        features_a_layer: int,
-        skip: bool,
         item: int,
         processes: int = 1,
         on_gpu: bool = False,
     ) -> Workload:
-        """n_rows: None for all active features."""
+        """n_rows: None or 0 for all active features."""
         n_active = int(active_LP.sum())
         return cls(
             config=config,
             active_LP=active_LP,
-            written_LP=active_LP.cumsum(0) if cross_layer else active_LP,
+            written_LP=active_LP.cumsum(0) if len(transcoders.target_layers(0)) > 1 else active_LP,
             n_targets=n_targets,
-            n_rows=n_active if n_rows is None else min(n_rows, n_active),
-            features_a_layer=features_a_layer,
-            skip=skip,
+            n_rows=min(n_rows or n_active, n_active),
+            features_a_layer=transcoders.d_transcoder,
+            skip=transcoders.skip_connection,
             item=item,
             processes=processes,
             on_gpu=on_gpu,
@@ -82,7 +81,7 @@ class Workload:
 
     @property
     def decoder_rows(self) -> int:
-        """Scaled decoder rows of all active features (sources.py)."""
+        """Scaled decoder rows of all active features (decoder_rows.py)."""
         return int(self.written_LP.sum()) * self.config.d_model * self.item
 
     @property
@@ -115,7 +114,7 @@ class Workload:
         )
 
     def reading(self, keep_rows: bool, chunk: int) -> int:
-        """Beside the state and the rows kept: what a source layer writes to all others, or a chunk's rows (sources.py)."""
+        """Beside the state and the rows kept: what a source layer writes to all others, or a chunk's rows (decoder_rows.py)."""
         unique = self.active_LP.sum(1).clamp_max(self.features_a_layer)
         reach = (self.written_LP.sum(1) > self.active_LP.sum(1)).any()
         targets = torch.arange(len(unique), 0, -1) if reach else torch.ones_like(unique)

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from circuit_tracer.attribution import selection, sweep
+from circuit_tracer.attribution import prompt, selection, sweep
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.progress import silent
-from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.attribution.sweep import split_rows
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.replacement_model import ReplacementModel
@@ -53,8 +52,8 @@ def test_batch_size_does_not_matter(case: Case, budget: int | None, batch_size: 
 def test_reading_decoder_rows_again_does_not_matter(case: Case, offload: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(case)
     kept: list[bool] = []
-    fill = SourceTable.fill
-    monkeypatch.setattr(SourceTable, "fill", lambda table, *args: kept.append(table.keep_rows) or fill(table, *args))
+    read = prompt.read_decoder_rows
+    monkeypatch.setattr(prompt, "read_decoder_rows", lambda *args: kept.append(args[3]) or read(*args))
     expected = attribute(IDS, model, max_feature_nodes=20)
     assert_same(attribute(IDS, model, max_feature_nodes=20, offload=offload, batch_size=5), expected)
     assert kept == [True, False]

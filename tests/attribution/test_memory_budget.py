@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_invariance import CASES, assert_same
 
-from circuit_tracer.attribution import memory, plan, trace
+from circuit_tracer.attribution import expansion, memory, plan, trace
 from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.attribution.decoder_rows import DecoderRows
 from circuit_tracer.attribution.memory import free_bytes, is_out_of_memory
 from circuit_tracer.attribution.plan import MemoryPlan
 from circuit_tracer.attribution.reference import reference_graph
-from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.attribution.sweep import EdgeBlock, Sweep
 from circuit_tracer.attribution.workload import Workload
 from circuit_tracer.errors import InputError, ResourceError
@@ -136,9 +136,9 @@ def test_a_failed_allocation_halves_the_rows_and_loses_none(
     model, tried, added = build(case), [], []
     expected = attribute(IDS, model, max_feature_nodes=30)
     monkeypatch.setattr(Sweep, "blocks", fails(3, tried, error))
-    add = trace.RowStore.add
+    add = expansion.RowStore.add
     monkeypatch.setattr(
-        trace.RowStore, "add", lambda store, block, row: added.extend(row.tolist()) or add(store, block, row)
+        expansion.RowStore, "add", lambda store, block, row: added.extend(row.tolist()) or add(store, block, row)
     )
     with pytest.warns(UserWarning, match="an allocation failed"):
         found = attribute(IDS, model, max_feature_nodes=30, batch_size=8)
@@ -155,8 +155,8 @@ def test_when_nothing_is_left_to_give_up_the_error_says_so(monkeypatch: pytest.M
     model = build(CASES[0])
     monkeypatch.setattr(Sweep, "_block", nothing)
     released = []
-    release = SourceTable.release
-    monkeypatch.setattr(SourceTable, "release", lambda table: released.append(release(table)) or released[-1])
+    release = DecoderRows.release
+    monkeypatch.setattr(DecoderRows, "release", lambda rows: released.append(release(rows)) or released[-1])
     with pytest.raises(ResourceError, match="with one row in flight"), pytest.warns(UserWarning, match="going on with"):
         attribute(IDS, model, batch_size=4)
     assert released == [True, False]
@@ -170,7 +170,7 @@ def test_decoder_rows_that_do_not_fit_after_all_are_read_again(case: Case, monke
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(SourceTable, "_read_all", full)
+    monkeypatch.setattr(DecoderRows, "read_all", full)
     assert_same(attribute(IDS, model), expected)
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.attribution.expansion import compute_rows
 from circuit_tracer.attribution.reference import (
     ReferenceGraph,
     influence_through,
@@ -18,8 +19,9 @@ from circuit_tracer.attribution.reference import (
 from circuit_tracer.attribution.rows import RowStore
 from circuit_tracer.attribution.selection import select
 from circuit_tracer.attribution.sweep import EdgeBlock
-from circuit_tracer.attribution.targets import CustomTarget
-from circuit_tracer.attribution.trace import Options, Trace
+from circuit_tracer.attribution.targets import Aim, CustomTarget, resolve_targets
+from circuit_tracer.attribution.task import Options
+from circuit_tracer.attribution.trace import begin, encode, make_linear, plan_for
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.scores import graph_scores
 from tests.support.tracing_cases import IDS, Case, assert_same_graph, build, one_each
@@ -54,14 +56,15 @@ def test_no_budget_or_a_large_one_keeps_all_active_features(case: Case, more: in
 @each_case
 def test_sets_above_a_threshold_are_nested_and_hold_themselves_up(case: Case) -> None:
     model = build(case)
-    trace = Trace(model, IDS, [0], Options(batch_size=64))
-    trace.aim(None, 3, 0.95, -1)
-    trace.run()
-    weight = trace.targets.table.weight
-    influence, _ = trace.store.influence(weight)
-    previous = torch.zeros_like(trace.store.expanded)
+    task = begin(model, IDS, [0], Aim(max_n_logits=3), Options(batch_size=64))
+    encoded = encode(task)
+    prompt, plan = make_linear(task, encoded, plan_for(task, encoded))
+    targets = resolve_targets(model, prompt.network, task.aim)
+    store, weight = compute_rows(task, prompt, targets, plan).store, targets.table.weight
+    influence, _ = store.influence(weight)
+    previous = torch.zeros_like(store.expanded)
     for threshold in torch.linspace(float(influence.max()), 0, 9).tolist():
-        through, members = trace.store.influence(weight, threshold)
+        through, members = store.influence(weight, threshold)
         assert (members | ~previous).all()
         assert torch.equal(members, through >= threshold)
         previous = members

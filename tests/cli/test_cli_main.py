@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from circuit_tracer.attribution.attribute import Trace
+from circuit_tracer.attribution.expansion import Expansion
 from circuit_tracer.cli.main import COMMANDS
 from circuit_tracer.errors import FileFormatError
 from tests.support.command import Folders, Run
@@ -98,7 +98,7 @@ def test_an_interrupted_trace_is_saved(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trace, "_expand", interrupt)
+    monkeypatch.setattr(Expansion, "expand", interrupt)
     path = tmp_path / "g.safetensors"
     outcome = run("attribute", "-t", folders.transcoder, "-p", "the capital of Texas is", "-o", path)
     assert outcome.code == 0, outcome.err

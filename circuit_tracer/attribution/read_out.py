@@ -1,0 +1,46 @@
+"""What rows start from: where targets and features read the residual stream, and with which vectors.
+
+Letters: T rows, D d_model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.transcoders.active import ActiveFeatures
+from circuit_tracer.transcoders.base import Transcoders
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """T read vectors at the input hook of `layer` (L: after the final norm) and at `position`."""
+
+    layer: Tensor  # (T,)
+    position: Tensor  # (T,)
+    vector: Tensor  # (T, D)
+    constant: Tensor  # (T,) what is added to what is read: unembedding bias, encoder bias
+
+    def __len__(self) -> int:
+        return int(self.layer.shape[0])
+
+    @classmethod
+    def of_features(
+        cls, transcoders: Transcoders, active: ActiveFeatures, which: Tensor, dtype: torch.dtype
+    ) -> ReadOut:
+        """The encoder rows and biases of some active features, given by canonical index (T,)."""
+        layer, position, index = active.layer[which], active.position[which], active.index[which]
+        vector = torch.empty(len(which), transcoders.d_model, dtype=dtype)
+        bias = torch.empty(len(which), dtype=dtype)
+        for depth in layer.unique().tolist():
+            here = layer == depth
+            unique, inverse = torch.unique(index[here], return_inverse=True)
+            rows, biases = transcoders.encoder_rows(depth, unique)
+            vector[here], bias[here] = rows.to("cpu", dtype)[inverse], biases.to("cpu", dtype)[inverse]
+        return cls(layer, position, vector, bias)
+
+    def take(self, chosen: Tensor) -> ReadOut:
+        """Some of the rows, in the order asked for."""
+        return ReadOut(self.layer[chosen], self.position[chosen], self.vector[chosen], self.constant[chosen])

@@ -1,0 +1,62 @@
+"""What is traced and how: the value that every stage of a trace begins with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.attribution.progress import Progress, silent
+from circuit_tracer.attribution.targets import Aim
+from circuit_tracer.attribution.traceable import Traceable
+from circuit_tracer.attribution.workload import Workload
+from circuit_tracer.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a trace goes about its work; `attribute` describes each."""
+
+    batch_size: int = 512
+    max_feature_nodes: int | None = None  # None or 0: all
+    may_keep_rows: bool = True
+    memory: int | None = None  # bytes; None: what is free
+    keep_edge_mass: float | None = None  # None: the rule of `kept_mass`
+    ranks: Ranks = field(default_factory=Ranks)
+    progress: Progress = silent
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One trace to do."""
+
+    model: Traceable
+    ids: Tensor  # (P,)
+    left_out: list[int]  # positions without features and errors
+    aim: Aim
+    options: Options
+    held: int  # bytes that the process holds already
+    budget: int  # bytes that it may hold in all
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.model.parts.device
+
+    def workload(self, active_LP: Tensor) -> Workload:
+        """Its sizes, given how many features are active at each layer and position."""
+        parts = self.model.parts
+        return Workload.of(
+            parts.config,
+            self.model.transcoders,
+            active_LP,
+            n_targets=self.aim.n_targets,
+            n_rows=self.options.max_feature_nodes,
+            item=parts.compute_dtype.itemsize,
+            processes=self.options.ranks.world,
+            on_gpu=self.device.type == "cuda",
+        )
