@@ -159,7 +159,7 @@ def test_hooks_are_gone_afterwards_even_after_an_error() -> None:
     with pytest.raises(NumericalError):
         final_outputs(parts, tokens[0][None], points_of(parts, transcoders), Reconstructions(transcoders))
     assert torch.equal(run(parts, tokens[0][None]), before)
-    assert parts.model.config._attn_implementation == "circuit_tracer"
+    assert parts.model.config._attn_implementation == "eager"
 
 
 def test_sequences_without_predictions_are_refused() -> None:
