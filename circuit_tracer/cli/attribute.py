@@ -11,7 +11,7 @@ import typer
 from circuit_tracer.cli import options
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.cli.outputs import Outputs
-from circuit_tracer.cli.prompts import Job, read_jobs
+from circuit_tracer.cli.prompts import PromptJob, read_jobs
 from circuit_tracer.cli.serve import PORT, FeaturesDir, Labels, Port, chosen_labels
 from circuit_tracer.cli.serve import run as run_server
 from circuit_tracer.errors import InputError
@@ -121,7 +121,7 @@ def attribute(
         graph = _trace(job, loaded, settings, outputs, json, verbose)
         if graph.provenance.get("interrupted") and number < len(jobs):
             raise KeyboardInterrupt
-    ranks.leave()
+    ranks.close()
     if server and graph_file_dir is not None and ranks.first:
         run_server(graph_file_dir, port, features_dir, loaded, chosen.demo, labels=labels, quiet=json)
 
@@ -133,11 +133,11 @@ def _ranks(chosen: ModelOptions) -> Ranks:
     return Ranks.from_environment(chosen.place()[0])
 
 
-def _still_to_do(jobs: list[Job], outputs: Outputs, ranks: Ranks) -> list[Job]:
+def _still_to_do(jobs: list[PromptJob], outputs: Outputs, ranks: Ranks) -> list[PromptJob]:
     import torch
 
     # what the first process finds counts: files may lie where others do not see them
-    present = ranks.of_first(torch.tensor([outputs.present(job.slug) for job in jobs], dtype=torch.uint8))
+    present = ranks.broadcast(torch.tensor([outputs.present(job.slug) for job in jobs], dtype=torch.uint8))
     left = [job for job, there in zip(jobs, present.tolist(), strict=True) if not there]
     if ranks.first:
         typer.echo(f"{len(jobs) - len(left)} of {len(jobs)} prompts are traced already", err=True)
@@ -147,7 +147,7 @@ def _still_to_do(jobs: list[Job], outputs: Outputs, ranks: Ranks) -> list[Job]:
 
 
 def _trace(
-    job: Job, model: ReplacementModel, settings: dict[str, Any], outputs: Outputs, json: bool, verbose: bool
+    job: PromptJob, model: ReplacementModel, settings: dict[str, Any], outputs: Outputs, json: bool, verbose: bool
 ) -> Graph:
     from circuit_tracer.attribution.attribute import attribute as trace
     from circuit_tracer.cli.summary import as_text, summarise
@@ -164,7 +164,7 @@ def _trace(
     return graph
 
 
-def _viewer_folder(folder: Path | None, slug: str | None, jobs: list[Job], from_file: bool) -> Path | None:
+def _viewer_folder(folder: Path | None, slug: str | None, jobs: list[PromptJob], from_file: bool) -> Path | None:
     """The folder, if viewer files are wanted and can be named; prompts of a file name themselves."""
     if folder is not None and (slug or from_file):
         return folder

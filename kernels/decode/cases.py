@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.cases import Calls, Cases, Dtypes
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 PATTERNS = ("some", "none", "all", "hot", "empty_rows")  # which (token, feature) pairs are entries
@@ -14,7 +14,7 @@ PATTERNS = ("some", "none", "all", "hot", "empty_rows")  # which (token, feature
 
 def draw(
     n_rows: int, n_features: int, width: int, dtypes: Dtypes, pattern: str = "some", seed: int = 0
-) -> tuple[Tensor, SparseRows, Tensor]:
+) -> tuple[Tensor, SparseActivations, Tensor]:
     """Out or gradient (B, C), entries, weights (F, C): float64 values rounded to their dtype."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -28,7 +28,7 @@ def draw(
     elif pattern == "empty_rows":
         active[::2] = False
     row, feature = active.nonzero(as_tuple=True)
-    entries = SparseRows.from_entries(row, feature, normal(len(row)).to(dtypes[0]), n_rows, n_features)
+    entries = SparseActivations.from_entries(row, feature, normal(len(row)).to(dtypes[0]), n_rows, n_features)
     return normal(n_rows, width).to(dtypes[0]), entries, normal(n_features, width).to(dtypes[1])
 
 

@@ -46,7 +46,7 @@ circuit_tracer.atribute
 """
 EXPECTED = """\
 misuse.py:3: error: Too many arguments for "decode_"  [call-arg]
-misuse.py:3: error: Argument 2 to "decode_" has incompatible type "int"; expected "SparseRows"  [arg-type]
+misuse.py:3: error: Argument 2 to "decode_" has incompatible type "int"; expected "SparseActivations"  [arg-type]
 misuse.py:4: error: Module has no attribute "atribute"; maybe "attribute"?  [attr-defined]
 """
 TYPES = """

@@ -15,7 +15,7 @@ from torch import Tensor
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.export.calibration import level_scores
 from circuit_tracer.training.export.export import export
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.checkpoint import Checkpoint
 from circuit_tracer.training.run.loop import normalised
@@ -48,7 +48,7 @@ class Exported:
         """What the training rule keeps of them."""
         x_SBD = normalised(self.run.stream().batch(100), self.state.normalisation).x_SBD
         sparsity = self.config.sparsity
-        return rule_of(sparsity).select(self.state.dictionary, x_SBD, Now(sparsity.active), Ranks())
+        return rule_of(sparsity).select(self.state.dictionary, x_SBD, Now(sparsity.active), FeatureRanks())
 
     def loaded(self) -> Transcoders:
         """The files, read back by the package's loader."""
@@ -62,7 +62,9 @@ def exported(run: Run, folder: Path, layers: list[int] | None = None, **changes:
     levels = None
     if rule_of(loop.config.sparsity).has_budget:
         x_SBD = normalised(run.stream().batch(100), loop.state.normalisation).x_SBD
-        levels = level_scores(loop.state.dictionary, [x_SBD], loop.config.sparsity, loop.state.running_cut, Ranks())
+        levels = level_scores(
+            loop.state.dictionary, [x_SBD], loop.config.sparsity, loop.state.running_cut, FeatureRanks()
+        )
     made = checkpoint.read(loop.save(levels=levels))
     out = export(made, loop.config, levels, folder / "transcoder", "org/model", layers or list(range(LAYERS)))
     return Exported(run, loop.config, loop.state, made, levels, out)

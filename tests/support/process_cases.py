@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from circuit_tracer.training.ranks import TIMEOUT, Ranks
+from circuit_tracer.training.feature_ranks import TIMEOUT, Ranks
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 CONTEXT = multiprocessing.get_context(METHOD)

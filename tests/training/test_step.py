@@ -9,13 +9,13 @@ from hypothesis import settings as hypothesis_settings
 from torch import Tensor
 
 from circuit_tracer.errors import NumericalError
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.step import step
 from circuit_tracer.training.step.counter_random import uniform
 from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.training.step.scratch import Scratch
-from circuit_tracer.training.step.step import Batch, Moment, Outcome, train_step
+from circuit_tracer.training.step.step import Batch, Moment, StepOutcome, train_step
 from tests.support.reference_cases import Case, Example, cases, each_case, make, parameters
 
 TOLERANCE = 1e-9
@@ -57,7 +57,7 @@ def dictionary_of(example: Example) -> Dictionary:
 
 def run(
     example: Example, running_cut: float | None = None, scratch: Scratch | None = None
-) -> tuple[Outcome, dict[str, Tensor]]:
+) -> tuple[StepOutcome, dict[str, Tensor]]:
     dictionary, options = dictionary_of(example), example.options
     derivatives = "direction_BSD" in options
     batch = Batch(
@@ -75,7 +75,7 @@ def run(
         options.get("derivative_scale_S"),
     )
     sink, scratch = Collected(dictionary), scratch or Scratch()
-    return train_step(dictionary, batch, example.settings, moment, sink, Ranks(), scratch), sink.found
+    return train_step(dictionary, batch, example.settings, moment, sink, FeatureRanks(), scratch), sink.found
 
 
 def with_drawn_band(example: Example) -> Example:

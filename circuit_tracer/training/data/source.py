@@ -12,12 +12,12 @@ from circuit_tracer.models.model_pass import ModelPass
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.text.packing import open_packer
 from circuit_tracer.training.config.schema import TrainingConfig
-from circuit_tracer.training.data.block import Layout
+from circuit_tracer.training.data.block import RowLayout
 from circuit_tracer.training.data.cache import CachedRows
 from circuit_tracer.training.data.points import points_of
 from circuit_tracer.training.data.rows import ModelRows, Recipe, Rows
 from circuit_tracer.training.data.settings import settings_of
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Source:
     """The rows of one epoch, what they look like, what they follow from, and where the model is."""
 
     rows: Rows
-    layout: Layout
+    layout: RowLayout
     settings: dict[str, Any]
     device: torch.device
 
 
 def open_source(
-    config: TrainingConfig, parts: ModelParts, tokenizer: Any, ranks: Ranks, evaluation: bool = False
+    config: TrainingConfig, parts: ModelParts, tokenizer: Any, ranks: FeatureRanks, evaluation: bool = False
 ) -> Source:
     """Rows of the training documents, through the cache if there is one; or of those held out, never cached."""
     data = config.data
@@ -39,7 +39,7 @@ def open_source(
     packer = open_packer(data.source, tokenizer, data.context_length, data.held_out, evaluation)
     matching = config.sparsity.jacobian_weight > 0
     names = ("x",) if points.same else ("x", "y", "direction", "derivative") if matching else ("x", "y")
-    layout = Layout(names, len(points.layers), parts.config.d_model, resolve_dtype(data.buffer_dtype))
+    layout = RowLayout(names, len(points.layers), parts.config.d_model, resolve_dtype(data.buffer_dtype))
     seed = config.run.seed if matching else None
     recipe = Recipe(data.sequences_per_pass, data.max_norm_ratio, layout.dtype, seed)
     model_rows = ModelRows(packer, ModelPass(parts, points, data.context_length), recipe, ranks)

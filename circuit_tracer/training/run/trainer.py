@@ -28,7 +28,7 @@ from circuit_tracer.training.data import BatchStream, held_out_activations, held
 from circuit_tracer.training.export.calibration import level_scores, n_batches
 from circuit_tracer.training.export.export import export
 from circuit_tracer.training.export.published import publish, require_baseline
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.checkpoint import Checkpoint
 from circuit_tracer.training.run.events import Listener, NullListener, StepReport
@@ -47,7 +47,7 @@ FREE = (
 
 
 @dataclass(frozen=True)
-class Result:
+class TrainingResult:
     """What a run leaves: the folder of the dictionary, the last checkpoint, and the evaluation as plain data."""
 
     transcoder: Path
@@ -55,14 +55,14 @@ class Result:
     evaluation: dict[str, Any]
 
 
-def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | None = None) -> Result:
+def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | None = None) -> TrainingResult:
     """Train, evaluate and export. ``resume``: continue from the last checkpoint in ``run.out``, bitwise (CPU).
 
     Under torchrun every process calls this; only the first one reports and writes. Raises InputError, CompatibilityError,
     NumericalError or ResourceError with the next step; whatever happens, the last complete checkpoint stays.
     """
     device = resolve_device(None if config.model.device == "auto" else config.model.device)
-    ranks = Ranks.from_environment(device)
+    ranks = FeatureRanks.from_environment(device)
     folder = require_writable_folder(config.run.out) if ranks.first else config.run.out
     start = _start(config, folder, resume)
     with _threads(config.run.threads):
@@ -75,10 +75,10 @@ class _Run:
     config: TrainingConfig
     folder: Path
     device: torch.device
-    ranks: Ranks
+    ranks: FeatureRanks
     listener: Listener
 
-    def train(self, start: Checkpoint | None) -> Result:
+    def train(self, start: Checkpoint | None) -> TrainingResult:
         config, ranks = self.config, self.ranks
         ranks.share(config.dictionary.features)
         with _logged(config, start, ranks, self.listener) as listener:
@@ -131,7 +131,7 @@ class _Run:
         scale_S = torch.zeros(n_layers, device=self.device) if config.sparsity.jacobian_weight else None
         return TrainingState.initial(config, space, scale_S, self.device, self.ranks)
 
-    def _publish(self, loop: Loop, parts: ModelParts, tokenizer: Any, held_out: list[Tensor]) -> Result:
+    def _publish(self, loop: Loop, parts: ModelParts, tokenizer: Any, held_out: list[Tensor]) -> TrainingResult:
         """Checkpoint with calibrated levels, dictionary, evaluation, card. What is measured is what was written."""
         config, layers = self.config, self.config.dictionary.layers or list(range(parts.config.n_layers))
         levels = self._levels(loop.state, parts, tokenizer)
@@ -144,7 +144,7 @@ class _Run:
             evaluation = publish(config, parts, tokenizer, transcoder, layers, held_out, loop.state.step)
             self.listener.evaluated(evaluation)
         self.ranks.barrier()
-        return Result(transcoder, saved, evaluation)
+        return TrainingResult(transcoder, saved, evaluation)
 
     def _levels(self, state: TrainingState, parts: ModelParts, tokenizer: Any) -> list[float] | None:
         """Calibrate thresholds on held-out tokens, in batches like those of training (§9)."""
@@ -220,7 +220,9 @@ def _threads(n_threads: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _logged(config: TrainingConfig, start: Checkpoint | None, ranks: Ranks, listener: Listener) -> Iterator[Listener]:
+def _logged(
+    config: TrainingConfig, start: Checkpoint | None, ranks: FeatureRanks, listener: Listener
+) -> Iterator[Listener]:
     """The caller's listener together with the logs of the run; nothing is logged by other ranks than the first."""
     if not ranks.first:
         yield listener

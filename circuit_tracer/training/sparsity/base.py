@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.sparse_rows import SparseRows
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.kernels.sparse_activations import SparseActivations
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity import RULES
 from circuit_tracer.training.sparsity.selection import Selection
 from circuit_tracer.training.step.dictionary import Dictionary
@@ -79,13 +79,15 @@ class Rule(ABC):
     # The step
 
     @abstractmethod
-    def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: Ranks) -> Selection:
+    def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
         """The active entries among this rank's features, over all sources. x_SBD: normalised inputs (B, D) of every source.
 
         Whoever compares features with each other asks ``ranks``.
         """
 
-    def threshold_gradient(self, entries: SparseRows, band_n: Tensor, da_n: Tensor, threshold_f: Tensor) -> Tensor:
+    def threshold_gradient(
+        self, entries: SparseActivations, band_n: Tensor, da_n: Tensor, threshold_f: Tensor
+    ) -> Tensor:
         """dL/dlog theta (f,) of one source; only of rules that learn thresholds.
 
         entries: n of ``Selection.entries``, weighted by ``band_n`` of ``Selection.band``. da_n: dL/da of each.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity.base import Dense, Now
 from circuit_tracer.training.sparsity.budget import BudgetRule
 from circuit_tracer.training.sparsity.ranking import keep_largest, kth_largest
@@ -38,7 +38,7 @@ class BatchTopK(BudgetRule):
         kept = mask.split([p.numel() for p in given.pre])
         return [p * keep.view_as(p) for p, keep in zip(given.pre, kept, strict=True)]
 
-    def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: Ranks) -> Selection:
+    def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
         """All sources together."""
         kept = round(now.active * len(x_SBD) * x_SBD[0].shape[0])
         start = _guess(dictionary, x_SBD, kept, ranks) if now.running_cut is None else now.running_cut
@@ -62,7 +62,7 @@ class BatchTopK(BudgetRule):
         return norm_F
 
 
-def _guess(dictionary: Dictionary, x_SBD: Sequence[Tensor], kept: int, ranks: Ranks) -> float:
+def _guess(dictionary: Dictionary, x_SBD: Sequence[Tensor], kept: int, ranks: FeatureRanks) -> float:
     """A first cut: the one that a few tokens would have."""
     n_rows = x_SBD[0].shape[0]
     sample = [x_BD[:: max(1, n_rows // SAMPLE_ROWS)][:SAMPLE_ROWS] for x_BD in x_SBD]

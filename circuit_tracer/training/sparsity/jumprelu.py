@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.encode import encode
-from circuit_tracer.kernels.sparse_rows import SparseRows
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.kernels.sparse_activations import SparseActivations
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity.base import Dense, Now
 from circuit_tracer.training.sparsity.penalty import PenaltyRule, share_above
 from circuit_tracer.training.sparsity.selection import Selection
@@ -39,7 +39,7 @@ class JumpReLU(PenaltyRule):
             for p, theta, w in zip(given.pre, given.thresholds, weight, strict=True)
         ]
 
-    def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: Ranks) -> Selection:
+    def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
         """Entries above threshold - bandwidth / 2; near misses are thinned out to a share ``band_probability``."""
         half, share = self.settings.bandwidth / 2, self.settings.band_probability
         all_entries, all_above, all_band = [], [], []
@@ -63,7 +63,9 @@ class JumpReLU(PenaltyRule):
             all_band.append(torch.where(inside, weight, 0.0).to(x_BD.dtype))
         return Selection(all_entries, all_above, all_band)
 
-    def threshold_gradient(self, entries: SparseRows, band_n: Tensor, da_n: Tensor, threshold_f: Tensor) -> Tensor:
+    def threshold_gradient(
+        self, entries: SparseActivations, band_n: Tensor, da_n: Tensor, threshold_f: Tensor
+    ) -> Tensor:
         """theta * dL/dtheta, dL/dtheta = -(theta / w) sum of dL/da in the band."""
         threshold_f = threshold_f.to(da_n.dtype)
         in_band_f = torch.zeros_like(threshold_f).index_add_(0, entries.feature, da_n * band_n)

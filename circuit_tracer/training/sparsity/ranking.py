@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.encode import encode_top_k
-from circuit_tracer.kernels.sparse_rows import SparseRows
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.kernels.sparse_activations import SparseActivations
+from circuit_tracer.training.feature_ranks import FeatureRanks
 
 
 def keep_largest(score: Tensor, eligible: Tensor, count: int) -> Tensor:
@@ -25,7 +25,7 @@ def keep_largest(score: Tensor, eligible: Tensor, count: int) -> Tensor:
     return eligible & (ranked >= cut)
 
 
-def top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int, ranks: Ranks) -> SparseRows:
+def top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int, ranks: FeatureRanks) -> SparseActivations:
     """The k largest positive pre-activations of each token over the features of all ranks."""
     entries = encode_top_k(x_BD, weight_FD, bias_F, k)
     if ranks.world == 1 or k == 0:
@@ -41,7 +41,7 @@ def top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int, ranks: Ranks)
     return entries.keep(entries.value >= last_B[entries.row])
 
 
-def kth_largest(scores: Sequence[Tensor], k: int, ranks: Ranks) -> Tensor:
+def kth_largest(scores: Sequence[Tensor], k: int, ranks: FeatureRanks) -> Tensor:
     """The k-th largest of positive scores over all tensors and ranks, exactly; 0 if there are fewer, infinity for k = 0.
 
     Radix selection: the bits of positive floats are ordered like the floats, so histograms of 11 bits at a time, summed over

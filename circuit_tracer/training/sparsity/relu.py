@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity.base import Dense, Now
 from circuit_tracer.training.sparsity.penalty import PenaltyRule, share_above
 from circuit_tracer.training.sparsity.selection import Selection, above, all_active
@@ -21,7 +21,7 @@ class ReLU(PenaltyRule):
         """The definition."""
         return [torch.relu(p) for p in given.pre]
 
-    def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: Ranks) -> Selection:
+    def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
         """Entries above zero."""
         return all_active(above(dictionary, x_SBD, [torch.zeros_like(bias) for bias in dictionary.b_enc]))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity.base import Dense, Now
 from circuit_tracer.training.sparsity.budget import BudgetRule
 from circuit_tracer.training.sparsity.ranking import keep_largest, top_k
@@ -21,7 +21,7 @@ class TopK(BudgetRule):
         """The definition."""
         return [p * keep_largest(p, p > 0, round(given.active)) for p in given.pre]
 
-    def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: Ranks) -> Selection:
+    def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
         """Each source on its own."""
         weights = zip(x_SBD, dictionary.W_enc, dictionary.b_enc, strict=True)
         return all_active([top_k(x_BD, W, b, round(now.active), ranks) for x_BD, W, b in weights])

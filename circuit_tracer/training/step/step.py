@@ -16,9 +16,9 @@ from torch import Tensor
 
 from circuit_tracer.errors import NumericalError
 from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradients
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import SparsitySection
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.sparsity.base import Now, Rule
 from circuit_tracer.training.sparsity.selection import Selection
@@ -68,7 +68,7 @@ class Moment:
 
 
 @dataclass
-class Outcome:
+class StepOutcome:
     """What a step measured. Terms of the loss are over all ranks."""
 
     terms: dict[str, float]
@@ -89,7 +89,7 @@ class _Parts:
     encoder_fD: Tensor
     bias_f: Tensor
     # (values, gradients of outputs): each adds sum_b value * gradient to decoder rows; the slice says which columns
-    decoder: list[tuple[SparseRows, Tensor, slice]] = field(default_factory=list)
+    decoder: list[tuple[SparseActivations, Tensor, slice]] = field(default_factory=list)
     scale_f: Tensor | None = None  # times the decoder row itself: the penalty's share
 
 
@@ -99,9 +99,9 @@ def train_step(
     settings: SparsitySection,
     moment: Moment,
     sink: Sink,
-    ranks: Ranks,
+    ranks: FeatureRanks,
     scratch: Scratch,
-) -> Outcome:
+) -> StepOutcome:
     """Loss of §5 over the batch; hands every gradient of §6 to ``sink``. Raises NumericalError if the loss is not finite.
 
     ``scratch`` is that of the step before.
@@ -127,11 +127,11 @@ def train_step(
         torch.bincount(entries.feature[active], minlength=len(norms))
         for entries, active, norms in zip(selection.entries, selection.active, dictionary.norms, strict=True)
     ]
-    return Outcome(terms, error_S, fired, selection.cut)
+    return StepOutcome(terms, error_S, fired, selection.cut)
 
 
 def predict(
-    dictionary: Dictionary, x_SBD: Sequence[Tensor], selection: Selection, ranks: Ranks, scratch: Scratch
+    dictionary: Dictionary, x_SBD: Sequence[Tensor], selection: Selection, ranks: FeatureRanks, scratch: Scratch
 ) -> Tensor:
     """Outputs (B, S, D) in the space of training: decoders of all ranks, biases and skip (§3)."""
     n_rows, n_layers, width = x_SBD[0].shape[0], dictionary.n_layers, dictionary.d_model
@@ -156,12 +156,12 @@ class _Step:
     rule: Rule
     moment: Moment
     sink: Sink
-    ranks: Ranks
+    ranks: FeatureRanks
     selection: Selection
     terms: dict[str, float]
     scratch: Scratch
 
-    def auxiliary(self, error_BSD: Tensor) -> tuple[list[SparseRows], Tensor] | None:
+    def auxiliary(self, error_BSD: Tensor) -> tuple[list[SparseActivations], Tensor] | None:
         """AuxK: entries of dead features and the gradient of their outputs (B, S * D)."""
         if not self.settings.aux_active:
             return None
@@ -209,7 +209,7 @@ class _Step:
         self,
         source: int,
         grad_BSD: Tensor,
-        auxiliary: tuple[list[SparseRows], Tensor] | None,
+        auxiliary: tuple[list[SparseActivations], Tensor] | None,
         derivative: jacobian.Matched | None,
     ) -> None:
         """All gradients of one source layer, its decoder last: until then its rows must stay as they are."""
@@ -248,7 +248,7 @@ class _Step:
         weight_gradients(self.batch.x_SBD[source], dpre, 0, dpre.n_features, parts.encoder_fD)
         parts.bias_f.index_add_(0, dpre.feature, dpre.value)
 
-    def _penalty(self, source: int, activations: SparseRows, parts: _Parts) -> Tensor:
+    def _penalty(self, source: int, activations: SparseActivations, parts: _Parts) -> Tensor:
         """lambda / (B S) sum tanh(c n_f a): its gradient with respect to a (n,); that of n_f becomes a scale of the row."""
         c, norm_f = self.settings.penalty_scale, self.dictionary.norms[source].to(activations.value.dtype)
         weight = self.moment.penalty / (activations.n_rows * self.dictionary.n_layers)
@@ -260,7 +260,7 @@ class _Step:
         parts.scale_f = torch.where(norm_f > 0, by_norm_f / norm_f, 0)
         return slope_n * norm_n
 
-    def _through(self, source: int, entries: SparseRows, grad_BC: Tensor, parts: _Parts) -> None:
+    def _through(self, source: int, entries: SparseActivations, grad_BC: Tensor, parts: _Parts) -> None:
         """Entries with gradient 1 from pre-activation to activation, and the gradient of what they write."""
         da_n = value_gradients(grad_BC, entries, self.dictionary.W_dec[source])
         parts.decoder.append((entries, grad_BC, slice(None)))

@@ -28,7 +28,7 @@ CAPTURED, STATE, STATE_AT_ONCE = 2, 5, 6
 
 
 @dataclass(frozen=True)
-class Workload:
+class TraceSizes:
     """The sizes of one trace: a prompt, its active features, and how many rows will be computed."""
 
     config: ModelConfig
@@ -53,7 +53,7 @@ class Workload:
         item: int,
         processes: int = 1,
         on_gpu: bool = False,
-    ) -> Workload:
+    ) -> TraceSizes:
         """n_rows: None or 0 for all active features."""
         n_active = int(active_LP.sum())
         return cls(
