@@ -23,7 +23,7 @@ from circuit_tracer.kernels.contract import contract_, contract_rows_
 from circuit_tracer.kernels.contract.addressed import AddressedRows
 from circuit_tracer.kernels.decode import decode_, gradients
 from circuit_tracer.kernels.encode import encode, encode_top_k
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def problems(size: Size, device: torch.device, dtype: torch.dtype) -> Iterator[P
     yield from _attention(size, normal)
 
 
-def zipf(size: Size, generator: torch.Generator, device: torch.device) -> SparseRows:
+def zipf(size: Size, generator: torch.Generator, device: torch.device) -> SparseActivations:
     """Active features whose frequencies fall like one over their rank, as those of language do: a few on every token."""
     frequency = 1 / torch.arange(1, size.features + 1, device=device, dtype=torch.float32)
     shuffled = frequency[torch.randperm(size.features, generator=generator, device=device)]
@@ -90,7 +90,7 @@ def zipf(size: Size, generator: torch.Generator, device: torch.device) -> Sparse
     ).flatten()
     row_ptr = torch.arange(size.batch + 1, device=device) * size.active
     value = torch.rand(len(feature), generator=generator, device=device) + 0.1
-    return SparseRows(row_ptr, feature, value, size.features)
+    return SparseActivations(row_ptr, feature, value, size.features)
 
 
 def _encoders(
@@ -111,15 +111,17 @@ def _encoders(
     moved = nbytes(x_BD, weight_FD, bias_F, cut_F) + 12.0 * size.batch * size.active
     row_ptr = torch.arange(size.batch + 1, device=x_BD.device) * size.active
 
-    def above() -> SparseRows:
+    def above() -> SparseActivations:
         pre_BF = product(x_BD)
         row, feature = (pre_BF > cut_F).nonzero(as_tuple=True)
-        return SparseRows.from_entries(row, feature, pre_BF[row, feature], size.batch, size.features)
+        return SparseActivations.from_entries(row, feature, pre_BF[row, feature], size.batch, size.features)
 
-    def largest() -> SparseRows:
+    def largest() -> SparseActivations:
         value, feature = torch.topk(product(x_BD), size.active, dim=1, sorted=False)
         order = feature.argsort(1)
-        return SparseRows(row_ptr, feature.gather(1, order).flatten(), value.gather(1, order).flatten(), size.features)
+        return SparseActivations(
+            row_ptr, feature.gather(1, order).flatten(), value.gather(1, order).flatten(), size.features
+        )
 
     flops, kind, suffix = 2.0 * size.batch * weight_FD.numel(), str(dtype)[6:], ", bfloat16 x" if half else ""
     # entries within rounding of the cut may be judged differently
@@ -129,7 +131,9 @@ def _encoders(
     yield Problem("encode_top_k" + suffix, flops, moved, "products", ways, 1e-2, kind)
 
 
-def _decoders(size: Size, normal: Callable[..., Tensor], entries: SparseRows, dtype: torch.dtype) -> Iterator[Problem]:
+def _decoders(
+    size: Size, normal: Callable[..., Tensor], entries: SparseActivations, dtype: torch.dtype
+) -> Iterator[Problem]:
     width = size.layers * size.width
     weight_FC, grad_BC = normal(size.features, width, dtype=dtype), normal(size.batch, width)
     out_BC, out_FC = torch.zeros_like(grad_BC), torch.empty(size.features, width, device=grad_BC.device)

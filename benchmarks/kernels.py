@@ -29,7 +29,7 @@ from harness import versions
 from kernel_cases import Problem, Size
 from machine import describe, write_results
 
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.run import machine as rates
 
 HERE = Path(__file__).resolve().parent
@@ -62,7 +62,7 @@ def differences(problem: Problem) -> dict[str, float]:
 
 def flat(result: Any) -> list[torch.Tensor]:
     """The numbers of a result; those of sparse rows as (place, value), which only order makes comparable."""
-    if isinstance(result, SparseRows):
+    if isinstance(result, SparseActivations):
         dense = torch.zeros(result.n_rows, result.n_features, device=result.value.device)
         dense[result.row, result.feature] = result.value.float()
         return [dense]

@@ -33,7 +33,7 @@ from harness import process_peak_gb, versions
 from torch import Tensor
 from training_inputs import SyntheticActivations
 
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.ranks import Ranks
@@ -101,7 +101,7 @@ class Stopwatch:
             yield
 
 
-def _encode_work(found: SparseRows, x_BD: Tensor, weight_FD: Tensor, *_: Any) -> tuple[float, float]:
+def _encode_work(found: SparseActivations, x_BD: Tensor, weight_FD: Tensor, *_: Any) -> tuple[float, float]:
     moved = _size(x_BD) + _size(weight_FD) + ENTRY_BYTES * len(found.feature)
     return 2 * x_BD.shape[0] * weight_FD.numel(), moved
 
@@ -110,16 +110,16 @@ def _select_work(chosen: selection.Selection, *_: Any) -> tuple[float, float]:
     return 0.0, 2 * ENTRY_BYTES * sum(len(one.feature) for one in chosen.entries)
 
 
-def _decode_work(_: None, out_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> tuple[float, float]:
+def _decode_work(_: None, out_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> tuple[float, float]:
     return _flops(entries, weight_FC), _touched(entries, weight_FC) + 2 * _size(out_BC)
 
 
-def _value_work(_: Tensor, grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> tuple[float, float]:
+def _value_work(_: Tensor, grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> tuple[float, float]:
     return _flops(entries, weight_FC), _touched(entries, weight_FC) + _size(grad_BC)
 
 
 def _weight_work(
-    found_nC: Tensor, grad_BC: Tensor, entries: SparseRows, start: int, stop: int, *_: Any
+    found_nC: Tensor, grad_BC: Tensor, entries: SparseActivations, start: int, stop: int, *_: Any
 ) -> tuple[float, float]:
     """Gradients of outputs are read once a source."""
     pointers = entries.columns.feature_ptr
@@ -142,11 +142,11 @@ def _adam_decoder_work(state: TrainingState) -> Callable[..., tuple[float, float
     return work
 
 
-def _flops(entries: SparseRows, weight_FC: Tensor) -> float:
+def _flops(entries: SparseActivations, weight_FC: Tensor) -> float:
     return 2.0 * len(entries.feature) * weight_FC.shape[1]
 
 
-def _touched(entries: SparseRows, weight_FC: Tensor) -> float:
+def _touched(entries: SparseActivations, weight_FC: Tensor) -> float:
     rows = int((torch.bincount(entries.feature, minlength=1) > 0).sum())
     return rows * weight_FC.shape[1] * weight_FC.element_size()
 

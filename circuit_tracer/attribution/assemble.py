@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.finished import FinishedBlock
+from circuit_tracer.attribution.finished_block import FinishedBlock
+from circuit_tracer.attribution.finished_rows import FinishedRows
 from circuit_tracer.attribution.prompt import LinearPrompt
 from circuit_tracer.attribution.read_out import ReadOut
-from circuit_tracer.attribution.rows import RowStore
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.attribution.targets import TargetRows
 from circuit_tracer.graph.balance import RowBalance
@@ -25,7 +25,7 @@ _PIECE = 1 << 21  # edges that exist outside of their rows at once
 
 
 def assemble(
-    store: RowStore, prompt: LinearPrompt, targets: TargetRows, selected: Tensor, transcoders: Transcoders
+    store: FinishedRows, prompt: LinearPrompt, targets: TargetRows, selected: Tensor, transcoders: Transcoders
 ) -> tuple[Edges, RowBalance]:
     """Edges and balance of the graph whose feature nodes are `selected` (N_s,), ascending canonical indices.
 
@@ -77,7 +77,7 @@ def _balance(
 class _Layout:
     """Where rows and sources stand among the nodes: features, errors, tokens, targets."""
 
-    def __init__(self, store: RowStore, sources: SourceTable, selected: Tensor) -> None:
+    def __init__(self, store: FinishedRows, sources: SourceTable, selected: Tensor) -> None:
         self.store, self.n_pos, self.n_layers = store, sources.n_pos, store.n_layers
         self.first_error = len(selected)
         self.first_token = self.first_error + self.n_layers * self.n_pos

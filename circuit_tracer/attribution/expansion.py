@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.finished_rows import FinishedRows
 from circuit_tracer.attribution.memory import retrying
 from circuit_tracer.attribution.plan import MemoryPlan, kept_mass
 from circuit_tracer.attribution.prompt import LinearPrompt
 from circuit_tracer.attribution.read_out import ReadOut
-from circuit_tracer.attribution.rows import RowStore
 from circuit_tracer.attribution.selection import select
 from circuit_tracer.attribution.sweep import Sweep, split_rows
 from circuit_tracer.attribution.targets import TargetRows
@@ -27,7 +27,7 @@ from circuit_tracer.errors import ResourceError
 class ComputedRows:
     """All that the graph is made of."""
 
-    store: RowStore
+    store: FinishedRows
     columns: Tensor  # (N_s,) columns of the selected features
     plan: MemoryPlan  # less what was given up while rows were computed
     interrupted: bool
@@ -70,7 +70,7 @@ class Expansion:
         self.sweep = Sweep(prompt)
         column_layer = prompt.sources.active.layer[prompt.sources.feature_of_column]
         keep_mass = kept_mass(task.options.keep_edge_mass, prompt.n_pos)
-        self.store = RowStore(prompt.network.n_layers, self.n_targets, column_layer, keep_mass, self.ranks)
+        self.store = FinishedRows(prompt.network.n_layers, self.n_targets, column_layer, keep_mass, self.ranks)
 
     def expand(self, columns: Tensor) -> None:
         """Compute and keep the rows of features, given by column."""

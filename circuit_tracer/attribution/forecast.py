@@ -10,7 +10,7 @@ import torch
 from circuit_tracer.attribution.memory import free_bytes, held_bytes
 from circuit_tracer.attribution.plan import MemoryPlan, plan_memory
 from circuit_tracer.attribution.prompt import check_pair
-from circuit_tracer.attribution.workload import Workload
+from circuit_tracer.attribution.trace_sizes import TraceSizes
 from circuit_tracer.errors import InputError
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.transcoders.activations import TopK
@@ -52,7 +52,7 @@ def forecast(
     counts[:, 0] = 0  # position 0 is left out
     # whole numbers that add up: of 1.5 every other position has one more
     counts_LP = counts.cumsum(1).round().diff(dim=1, prepend=torch.zeros(len(counts), 1, dtype=torch.float64)).long()
-    work = Workload.of(
+    work = TraceSizes.of(
         outlined.config,
         transcoders,
         counts_LP,

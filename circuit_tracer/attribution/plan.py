@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from circuit_tracer.attribution.memory import as_size
-from circuit_tracer.attribution.workload import CAPTURED, PIECE, STATE, STATE_AT_ONCE, Workload
+from circuit_tracer.attribution.trace_sizes import CAPTURED, PIECE, STATE, STATE_AT_ONCE, TraceSizes
 from circuit_tracer.errors import ResourceError
 
 LONG = 512  # positions: beyond, attention patterns are made again where needed, and rows lose their smallest edges
@@ -24,7 +24,7 @@ SLACK = 0.03  # of what a trace takes: gaps between allocations
 class MemoryPlan:
     """Bytes of a trace by phase and by what holds them, and the choices that keep them inside the budget."""
 
-    work: Workload
+    work: TraceSizes
     held: int  # before the trace: libraries, model, transcoders
     budget: int  # for all of the process
     keep_patterns: bool
@@ -90,7 +90,7 @@ class MemoryPlan:
         return "\n".join(lines)
 
 
-def keeps_patterns(work: Workload, held: int, budget: int) -> bool:
+def keeps_patterns(work: TraceSizes, held: int, budget: int) -> bool:
     """Whether attention patterns stay in memory; known before the model runs, since it needs no active features."""
     small = work.patterns + work.forward(keep_patterns=True) <= SHARE_FOR_PATTERNS * max(0, budget - held)
     return small and work.n_pos <= LONG
@@ -107,7 +107,7 @@ def kept_mass(asked: float | None, n_pos: int) -> float:
 
 
 def plan_memory(
-    work: Workload,
+    work: TraceSizes,
     held: int,
     budget: int,
     batch_size: int,
@@ -128,7 +128,7 @@ def plan_memory(
 
 
 def _candidates(
-    work: Workload, held: int, budget: int, batch_size: int, may_keep_rows: bool, keep_patterns: bool
+    work: TraceSizes, held: int, budget: int, batch_size: int, may_keep_rows: bool, keep_patterns: bool
 ) -> Iterator[MemoryPlan]:
     chunk = max(1, min(PIECE, (budget - held) // 16))
     for keep_rows in (True, False) if may_keep_rows else (False,):

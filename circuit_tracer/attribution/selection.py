@@ -13,13 +13,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.rows import RowStore
+from circuit_tracer.attribution.finished_rows import FinishedRows
 
 SHARE_A_ROUND = 0.92  # of what seems missing; the rest is judged again with the new rows
 SMALLEST_ROUND = 128
 
 
-def select(store: RowStore, weight_K: Tensor, budget: int, expand: Callable[[Tensor], None]) -> Tensor:
+def select(store: FinishedRows, weight_K: Tensor, budget: int, expand: Callable[[Tensor], None]) -> Tensor:
     """Columns (budget,) of the selected features, ascending; `expand(columns)` computes the rows that are missing.
 
     On KeyboardInterrupt inside `expand` the error passes through; rows computed so far are in the store.
@@ -38,7 +38,7 @@ def select(store: RowStore, weight_K: Tensor, budget: int, expand: Callable[[Ten
         expand(missing)
 
 
-def largest_below(store: RowStore, weight_K: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+def largest_below(store: FinishedRows, weight_K: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     """The selection from the rows there are: columns (ascending) and the influences (N,) that gave them.
 
     The threshold is found by iterating "the budget-th largest influence under the last threshold", inside a bracket that
@@ -80,6 +80,6 @@ def _value_at(influence: Tensor, rank: int) -> float:
     return float(torch.topk(influence, rank).values[-1])
 
 
-def _missing(store: RowStore, columns: Tensor, influence: Tensor) -> Tensor:
+def _missing(store: FinishedRows, columns: Tensor, influence: Tensor) -> Tensor:
     missing = columns[~store.expanded[columns]]
     return missing[torch.argsort(influence[missing], descending=True, stable=True)]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.targets import Aim
+from circuit_tracer.attribution.trace_sizes import TraceSizes
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.attribution.workload import Workload
 from circuit_tracer.ranks import Ranks
 
 
@@ -47,10 +47,10 @@ class Task:
         """Where the model runs."""
         return self.model.parts.device
 
-    def workload(self, active_LP: Tensor) -> Workload:
-        """Its sizes, given how many features are active at each layer and position."""
+    def sizes(self, active_LP: Tensor) -> TraceSizes:
+        """What it is about, given how many features are active at each layer and position."""
         parts = self.model.parts
-        return Workload.of(
+        return TraceSizes.of(
             parts.config,
             self.model.transcoders,
             active_LP,

@@ -21,7 +21,7 @@ from circuit_tracer.transcoders import encoding
 from circuit_tracer.transcoders.activations import Activation, Selected
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.frozen import FrozenModule
-from circuit_tracer.transcoders.rows import MappedRows, RowStore
+from circuit_tracer.transcoders.weight_rows import MappedRows, WeightRows
 
 Scan = str | list[str] | None
 
@@ -81,11 +81,11 @@ class Transcoders(LazyModule):
         """F of one layer."""
 
     @abstractmethod
-    def encoder(self, layer: int) -> RowStore:
+    def encoder(self, layer: int) -> WeightRows:
         """Rows (F, D)."""
 
     @abstractmethod
-    def decoder(self, layer: int) -> RowStore:
+    def decoder(self, layer: int) -> WeightRows:
         """Rows (F, T, D), T = len(target_layers(layer))."""
 
     @abstractmethod

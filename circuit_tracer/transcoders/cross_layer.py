@@ -17,8 +17,8 @@ from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.transcoders.activations import Activation, JumpReLU, as_activation
 from circuit_tracer.transcoders.base import Scan, Transcoders
 from circuit_tracer.transcoders.layer_weights import LayerWeights, require_uniform
-from circuit_tracer.transcoders.rows import MappedRows, MemoryRows, RowStore
 from circuit_tracer.transcoders.single_layer import activation_of, loaded
+from circuit_tracer.transcoders.weight_rows import MappedRows, MemoryRows, WeightRows
 
 
 class CrossLayerTranscoder(Transcoders):
@@ -176,17 +176,17 @@ class CrossLayerTranscoder(Transcoders):
     def n_features(self, layer: int) -> int:
         return self.d_transcoder
 
-    def encoder(self, layer: int) -> RowStore:
+    def encoder(self, layer: int) -> WeightRows:
         if "W_enc" in self._parameters:
             return MemoryRows(self.W_enc[layer])
         return self._mapped_store("W_enc", layer)
 
-    def decoder(self, layer: int) -> RowStore:
+    def decoder(self, layer: int) -> WeightRows:
         if "W_dec" in self._modules:
             return MemoryRows(self.W_dec[layer])
         return self._mapped_store("W_dec", layer)
 
-    def _mapped_store(self, name: str, layer: int) -> RowStore:
+    def _mapped_store(self, name: str, layer: int) -> WeightRows:
         if name not in self._mapped:
             raise InputError(f"{name} is lazy but no files are known: give clt_path, or build with lazy_...=False.")
         return self._mapped[name][layer]

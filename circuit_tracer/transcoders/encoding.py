@@ -13,14 +13,14 @@ from torch.nn import functional
 
 from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.transcoders.activations import Activation, Selected
-from circuit_tracer.transcoders.rows import RowStore
+from circuit_tracer.transcoders.weight_rows import WeightRows
 
 BLOCK_BYTES = 64 * 2**20
 
 
 def encode_in_blocks(
     x_PD: Tensor,
-    encoder: RowStore,
+    encoder: WeightRows,
     bias_F: Tensor,
     activation: Activation,
     *,

@@ -18,7 +18,7 @@ from circuit_tracer.transcoders import encoding
 from circuit_tracer.transcoders.activations import Activation, JumpReLU, ReLU, Selected, TopK, as_activation
 from circuit_tracer.transcoders.base import LazyModule, dense_pre_activations
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.rows import MappedRows, MemoryRows, RowStore
+from circuit_tracer.transcoders.weight_rows import MappedRows, MemoryRows, WeightRows
 
 
 class SingleLayerTranscoder(LazyModule):
@@ -112,7 +112,7 @@ class SingleLayerTranscoder(LazyModule):
     def matrix_shape(self, name: str) -> tuple[int, ...]:
         return (self.d_transcoder, self.d_model)
 
-    def _rows(self, name: str) -> RowStore:
+    def _rows(self, name: str) -> WeightRows:
         if name in self._parameters:
             return MemoryRows(getattr(self, name))
         if name in self._mapped:
@@ -129,12 +129,12 @@ class SingleLayerTranscoder(LazyModule):
         return self.encoder.dtype
 
     @property
-    def encoder(self) -> RowStore:
+    def encoder(self) -> WeightRows:
         """Rows (F, D)."""
         return self._rows("W_enc")
 
     @property
-    def decoder(self) -> RowStore:
+    def decoder(self) -> WeightRows:
         """Rows (F, D)."""
         return self._rows("W_dec")
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from circuit_tracer.errors import InputError
 from circuit_tracer.transcoders.activations import Activation
 from circuit_tracer.transcoders.base import Scan, Transcoders
-from circuit_tracer.transcoders.rows import RowStore
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
+from circuit_tracer.transcoders.weight_rows import WeightRows
 
 
 class TranscoderSet(Transcoders):
@@ -83,10 +83,10 @@ class TranscoderSet(Transcoders):
     def n_features(self, layer: int) -> int:
         return self[layer].d_transcoder
 
-    def encoder(self, layer: int) -> RowStore:
+    def encoder(self, layer: int) -> WeightRows:
         return self[layer].encoder
 
-    def decoder(self, layer: int) -> RowStore:
+    def decoder(self, layer: int) -> WeightRows:
         return _OneSlot(self[layer].decoder)
 
     def encoder_bias(self, layer: int) -> Tensor:
@@ -123,7 +123,7 @@ def require_all_layers(layers: Mapping[int, object]) -> None:
 class _OneSlot:
     """Rows (F, D) seen as (F, 1, D): a per-layer decoder writes to one layer."""
 
-    def __init__(self, store: RowStore) -> None:
+    def __init__(self, store: WeightRows) -> None:
         self._store = store
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from circuit_tracer.kernels.device import on_gpu
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 # Columns read at a time on a CPU: all rows of so narrow a slice stay in its cache while every entry reads from it.
 CHUNK_BYTES = 3 * 2**19
@@ -22,7 +22,7 @@ MIN_CHUNK = 128
 GATHERED_BYTES = 128 * 2**20
 
 
-def decode_(out_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> None:
+def decode_(out_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> None:
     """out[b] += sum over the entries of token b of value * weight[feature], in place.
 
     out_BC: (B, C) float32 or float64, may be a column slice; products accumulate in its dtype. weight_FC: (F, C) of any
@@ -40,7 +40,7 @@ def decode_(out_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> None:
     return None
 
 
-def value_gradients(grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> Tensor:
+def value_gradients(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Tensor:
     """<grad[token], weight[feature]> of every entry: (n,), in the dtype of ``grad_BC`` (B, C), which may be a column slice."""
     if on_gpu(grad_BC):
         from circuit_tracer.kernels.decode import triton
@@ -58,7 +58,7 @@ def value_gradients(grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> 
 
 
 def weight_gradients(
-    grad_BC: Tensor, entries: SparseRows, start: int, stop: int, out_nC: Tensor | None = None
+    grad_BC: Tensor, entries: SparseActivations, start: int, stop: int, out_nC: Tensor | None = None
 ) -> Tensor:
     """Rows ``start`` to ``stop`` of the gradient of the decoder: sum over tokens of value * grad[token], (stop - start, C).
 
@@ -83,7 +83,7 @@ def weight_gradients(
 
 
 def gradients(
-    grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor, out_FC: Tensor | None = None
+    grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor, out_FC: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`value_gradients` and `weight_gradients` of all rows, at once: on CUDA each row of ``grad_BC`` is read once for both.
 
@@ -114,13 +114,13 @@ def _chunks(rows_RC: Tensor) -> list[slice]:
     return [slice(start, min(start + width, n_columns)) for start in range(0, n_columns, width)]
 
 
-def _csr(entries: SparseRows, value: Tensor, shape: tuple[int, int]) -> Tensor:
+def _csr(entries: SparseActivations, value: Tensor, shape: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(entries.row_ptr, entries.feature, value, shape, check_invariants=False)
 
 
-def _gathered_dots(grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> Tensor:
+def _gathered_dots(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Tensor:
     """The same by gathering both sides, a block of entries at a time."""
     step = max(1, GATHERED_BYTES // max(1, grad_BC.shape[1] * grad_BC.element_size()))
     parts = [

@@ -11,10 +11,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 
-def decode(out_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> Tensor:
+def decode(out_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Tensor:
     """out[b] + sum over the entries of token b of a * weight[f], a new tensor."""
     result = out_BC.clone()
     for entry, row, feature in _entries(entries):
@@ -22,7 +22,7 @@ def decode(out_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> Tensor:
     return result
 
 
-def value_gradients(grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> Tensor:
+def value_gradients(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Tensor:
     """<grad[b], weight[f]> of every entry, (n,)."""
     result = grad_BC.new_zeros(len(entries.feature))
     for entry, row, feature in _entries(entries):
@@ -30,7 +30,7 @@ def value_gradients(grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> 
     return result
 
 
-def weight_gradients(grad_BC: Tensor, entries: SparseRows, start: int, stop: int) -> Tensor:
+def weight_gradients(grad_BC: Tensor, entries: SparseActivations, start: int, stop: int) -> Tensor:
     """sum over the entries of feature f of a * grad[b], for the features start <= f < stop, (stop - start, C)."""
     result = grad_BC.new_zeros(stop - start, grad_BC.shape[1])
     for entry, row, feature in _entries(entries):
@@ -39,7 +39,7 @@ def weight_gradients(grad_BC: Tensor, entries: SparseRows, start: int, stop: int
     return result
 
 
-def _entries(entries: SparseRows) -> Iterator[tuple[int, int, int]]:
+def _entries(entries: SparseActivations) -> Iterator[tuple[int, int, int]]:
     """(number, token, feature) of every entry."""
     pointers = entries.row_ptr.tolist()
     for row, (first, last) in enumerate(pairwise(pointers)):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.sparse_rows import SparseColumns
+from circuit_tracer.kernels.sparse_activations import SparseColumns
 
 # Entries of one feature that one work item sums: a feature active on every token makes many items, not one long one.
 CHUNK = 64

@@ -15,24 +15,24 @@ from torch import Tensor
 
 from circuit_tracer.kernels.decode.segments import Segments
 from circuit_tracer.kernels.launch import FUSED, INTERPRETED, accumulator, require_rows, tuned
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 BLOCK_N = 8  # entries whose rows are read at once
 BLOCK_C = 256 if INTERPRETED else 512  # columns of a gradient's work item
 
 
-def decode_(out_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> None:
+def decode_(out_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> None:
     """As `circuit_tracer.kernels.decode.decode_`: one program a token and block of columns."""
     _decode_op(out_BC, entries.row_ptr, entries.feature, entries.value, weight_FC)
 
 
-def value_gradients(grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor) -> Tensor:
+def value_gradients(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Tensor:
     """As `circuit_tracer.kernels.decode.value_gradients`: a row of the weights is read once for up to 64 of its entries."""
     return _gradients(grad_BC, entries, weight_FC, 0, entries.n_features, None)
 
 
 def weight_gradients(
-    grad_BC: Tensor, entries: SparseRows, start: int, stop: int, out_nC: Tensor | None = None
+    grad_BC: Tensor, entries: SparseActivations, start: int, stop: int, out_nC: Tensor | None = None
 ) -> Tensor:
     """As `circuit_tracer.kernels.decode.weight_gradients`."""
     if out_nC is None:
@@ -42,7 +42,7 @@ def weight_gradients(
 
 
 def gradients(
-    grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor, out_FC: Tensor | None = None
+    grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor, out_FC: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """As `circuit_tracer.kernels.decode.gradients`: a row of the gradient is read once for both."""
     if out_FC is None:
@@ -105,7 +105,7 @@ def _decode(
 
 
 def _gradients(
-    grad_BC: Tensor, entries: SparseRows, weight_FC: Tensor | None, start: int, stop: int, out_nC: Tensor | None
+    grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor | None, start: int, stop: int, out_nC: Tensor | None
 ) -> Tensor:
     """Gradients of the values (n,), if there are weights; of rows start..stop of the weights, if there is memory for them."""
     columns = entries.columns

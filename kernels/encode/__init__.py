@@ -14,13 +14,13 @@ from torch import Tensor
 
 from circuit_tracer.kernels.device import on_gpu
 from circuit_tracer.kernels.encode.scan import scan
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 BLOCK_BYTES = 16 * 2**20  # of pre-activations in hand on a CPU
 BLOCK_BYTES_ACCELERATOR = 512 * 2**20
 
 
-def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> SparseRows:
+def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> SparseActivations:
     """The entries with pre > cut, pre = x @ weight.T + bias; their value is pre.
 
     x_BD: (B, D) float32 or float64, may be a column slice; products accumulate in its dtype. weight_FD: (F, D) of any floating
@@ -39,7 +39,7 @@ def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> Sp
     return _compact(x_BD, weight_FD, bias_F, lambda pre_BF: pre_BF > cut_F)
 
 
-def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> SparseRows:
+def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> SparseActivations:
     """The k largest positive pre-activations of each token, and those that equal the last of them; NaN is none of them.
 
     Shapes as in `encode`. CUDA tensors: two products in Triton, nothing of size B x F is written. Others: blocks of rows.
@@ -61,7 +61,7 @@ def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> Spa
     return _compact(x_BD, weight_FD, bias_F, largest)
 
 
-def _compact(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, select: Callable[[Tensor], Tensor]) -> SparseRows:
+def _compact(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, select: Callable[[Tensor], Tensor]) -> SparseActivations:
     n_rows, n_features = x_BD.shape[0], weight_FD.shape[0]
     weight_FD, bias_F = weight_FD.to(x_BD.dtype), bias_F.to(x_BD.dtype)
     places, values = [], []
@@ -72,10 +72,10 @@ def _compact(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, select: Callable[[
         places.append(place + rows.start * n_features)
     if not places:
         empty = torch.empty(0, dtype=torch.int64, device=x_BD.device)
-        return SparseRows.from_entries(empty, empty, x_BD.new_empty(0), n_rows, n_features)
+        return SparseActivations.from_entries(empty, empty, x_BD.new_empty(0), n_rows, n_features)
     place = torch.cat(places)
     row = torch.div(place, n_features, rounding_mode="floor")
-    return SparseRows.from_entries(row, place - row * n_features, torch.cat(values), n_rows, n_features)
+    return SparseActivations.from_entries(row, place - row * n_features, torch.cat(values), n_rows, n_features)
 
 
 def row_blocks(x_BD: Tensor, n_features: int) -> Iterator[slice]:

@@ -7,10 +7,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 
-def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> SparseRows:
+def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> SparseActivations:
     """The entries with pre > cut, where pre = <x[b], weight[f]> + bias[f] is also their value.
 
     The comparison is strict. A NaN is above no cut, so it makes no entry. Shapes as in `circuit_tracer.kernels.encode.encode`.
@@ -21,7 +21,7 @@ def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> Sp
     return _rows(kept, x_BD, weight_FD)
 
 
-def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> SparseRows:
+def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> SparseActivations:
     """Of each token the k largest positive pre-activations, and those that equal the last of them; NaN is none of them."""
     kept = []
     for x_D in x_BD:
@@ -35,10 +35,10 @@ def _pre_activations(x_D: Tensor, weight_FD: Tensor, bias_F: Tensor) -> list[Ten
     return [x_D @ weight_FD[f] + bias_F[f] for f in range(weight_FD.shape[0])]
 
 
-def _rows(kept: list[list[tuple[int, Tensor]]], x_BD: Tensor, weight_FD: Tensor) -> SparseRows:
+def _rows(kept: list[list[tuple[int, Tensor]]], x_BD: Tensor, weight_FD: Tensor) -> SparseActivations:
     """Of the (feature, value) of each token."""
     value = [pre for entries in kept for _, pre in entries]
-    return SparseRows(
+    return SparseActivations(
         row_ptr=torch.tensor([0, *accumulate(len(entries) for entries in kept)]),
         feature=torch.tensor([f for entries in kept for f, _ in entries], dtype=torch.int64),
         value=torch.stack(value) if value else x_BD.new_zeros(0),

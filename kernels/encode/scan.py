@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.sparse_rows import SparseRows, pointers
+from circuit_tracer.kernels.sparse_activations import SparseActivations, pointers
 
 # bfloat16 rounds to 8 bits: |x~ - x| <= 2^-8 |x|, likewise w, so a product of vectors is off by at most
 # (2 * 2^-8 + 2^-16) |x| |w| (Cauchy-Schwarz). The rest covers float32 accumulation over D <= 2^15 terms.
@@ -23,7 +23,7 @@ BLOCK_ROWS = 256
 MAX_CANDIDATES = 0.05  # of all; with more, computing candidates again costs what the scan saves
 
 
-def scan(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> SparseRows | None:
+def scan(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> SparseActivations | None:
     """What `encode` returns, or None where the scan does not apply or does not pay."""
     if not _applies(x_BD, weight_FD):
         return None
@@ -58,7 +58,7 @@ def scan(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> Spar
     return candidates.with_value(value).keep(value > cut_F[candidates.feature])
 
 
-def _in_row_order(row: Tensor, feature: Tensor, n_rows: int, n_features: int) -> SparseRows:
+def _in_row_order(row: Tensor, feature: Tensor, n_rows: int, n_features: int) -> SparseActivations:
     """Entries whose rows are in any order but each in one piece, features ascending; their values are still to be made."""
     row_ptr = pointers(row, n_rows)
     first = torch.ones_like(row, dtype=torch.bool)
@@ -68,10 +68,10 @@ def _in_row_order(row: Tensor, feature: Tensor, n_rows: int, n_features: int) ->
     place = row_ptr[row] + torch.arange(len(row), device=row.device) - begin[piece]
     ordered = torch.empty_like(feature)
     ordered[place] = feature
-    return SparseRows(row_ptr, ordered, feature.new_empty(0, dtype=torch.float32), n_features)
+    return SparseActivations(row_ptr, ordered, feature.new_empty(0, dtype=torch.float32), n_features)
 
 
-def _exact(candidates: SparseRows, x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor) -> Tensor:
+def _exact(candidates: SparseActivations, x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor) -> Tensor:
     """Pre-activations (n,) of the candidates in float32."""
     shape = (candidates.n_rows, candidates.n_features)
     with warnings.catch_warnings():

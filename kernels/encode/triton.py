@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from circuit_tracer.kernels.launch import BLOCK_SUMMED, INTERPRETED, accumulator, dot, product, settled, tuned
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 BLOCK_F = 16 if INTERPRETED else 128
 GROUP = 4 if INTERPRETED else 16  # features whose largest pre-activation stands for them in a search for the k largest
@@ -26,22 +26,22 @@ MAX_PRE_ACTIVATIONS = 2**30  # of one launch: numbers of entries stay within 32 
 ROOM = 32
 
 
-def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> SparseRows:
+def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> SparseActivations:
     """As `circuit_tracer.kernels.encode.encode`."""
     row_ptr, feature, value = _encode_op(x_BD, weight_FD, bias_F, cut_F, None)
-    return SparseRows(row_ptr, feature, value, weight_FD.shape[0])
+    return SparseActivations(row_ptr, feature, value, weight_FD.shape[0])
 
 
-def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> SparseRows:
+def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> SparseActivations:
     """As `circuit_tracer.kernels.encode.encode_top_k`: one product bounds the k-th largest from below, a second finds them."""
     n_features = weight_FD.shape[0]
     zero_F = torch.zeros_like(bias_F)
     floor_B = _floor_op(x_BD, weight_FD, bias_F, k)
-    entries = SparseRows(*_encode_op(x_BD, weight_FD, bias_F, zero_F, floor_B), n_features)
+    entries = SparseActivations(*_encode_op(x_BD, weight_FD, bias_F, zero_F, floor_B), n_features)
     return entries.keep(entries.value >= kth_largest(entries, k)[entries.row])
 
 
-def kth_largest(entries: SparseRows, k: int) -> Tensor:
+def kth_largest(entries: SparseActivations, k: int) -> Tensor:
     """(B,) the k-th largest value of each token, -inf where there are fewer."""
     descending = torch.argsort(entries.value, descending=True, stable=True)
     order = descending[torch.argsort(entries.row[descending], stable=True)]

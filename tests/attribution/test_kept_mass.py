@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_invariance import CASES, assert_same
 
-from circuit_tracer.attribution import finished
+from circuit_tracer.attribution import finished_block
 from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.attribution.finished import FinishedBlock, SparseRows
+from circuit_tracer.attribution.finished_block import FinishedBlock, SparseEdges
 from circuit_tracer.attribution.plan import kept_mass
 from circuit_tracer.attribution.sweep import EdgeBlock
 from circuit_tracer.errors import InputError
@@ -59,7 +59,7 @@ def test_chunks_do_not_matter_then_either(case: Case, budget: int, batch_size: i
 def test_sparse_storage_is_the_same_as_dense(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(case)
     found = attribute(IDS, model, max_feature_nodes=30, keep_edge_mass=0.3)  # most blocks are sparse
-    monkeypatch.setattr(SparseRows, "of", classmethod(lambda cls, dense, counts: dense))
+    monkeypatch.setattr(SparseEdges, "of", classmethod(lambda cls, dense, counts: dense))
     assert_same(found, attribute(IDS, model, max_feature_nodes=30, keep_edge_mass=0.3))
 
 
@@ -104,7 +104,7 @@ def test_blocks_keep_their_laws(
 def test_pieces_of_sums_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(CASES[0])
     expected = attribute(IDS, model, max_feature_nodes=20)
-    monkeypatch.setattr(finished, "_PIECE", 100)
+    monkeypatch.setattr(finished_block, "_PIECE", 100)
     assert_same(attribute(IDS, model, max_feature_nodes=20), expected)
 
 

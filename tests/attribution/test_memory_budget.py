@@ -21,7 +21,7 @@ from circuit_tracer.attribution.memory import free_bytes, is_out_of_memory, pars
 from circuit_tracer.attribution.plan import MemoryPlan
 from circuit_tracer.attribution.reference import reference_graph
 from circuit_tracer.attribution.sweep import EdgeBlock, Sweep
-from circuit_tracer.attribution.workload import Workload
+from circuit_tracer.attribution.trace_sizes import TraceSizes
 from circuit_tracer.errors import InputError, ResourceError
 from tests.support.tracing_cases import IDS, Case, assert_same_graph, build
 
@@ -97,7 +97,7 @@ def test_too_little_memory_is_an_error_whose_advice_works(case: Case, plans: lis
         attribute(IDS, model, memory=100)
 
 
-def fits(work: Workload, memory: int) -> bool:
+def fits(work: TraceSizes, memory: int) -> bool:
     try:
         return plan.plan_memory(work, 0, memory, 512).fits()
     except ResourceError:
@@ -135,9 +135,9 @@ def test_a_failed_allocation_halves_the_rows_and_loses_none(
     model, tried, added = build(case), [], []
     expected = attribute(IDS, model, max_feature_nodes=30)
     monkeypatch.setattr(Sweep, "blocks", fails(3, tried, error))
-    add = expansion.RowStore.add
+    add = expansion.FinishedRows.add
     monkeypatch.setattr(
-        expansion.RowStore, "add", lambda store, block, row: added.extend(row.tolist()) or add(store, block, row)
+        expansion.FinishedRows, "add", lambda store, block, row: added.extend(row.tolist()) or add(store, block, row)
     )
     with pytest.warns(UserWarning, match="an allocation failed"):
         found = attribute(IDS, model, max_feature_nodes=30, batch_size=8)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.expansion import compute_rows
+from circuit_tracer.attribution.finished_rows import FinishedRows
 from circuit_tracer.attribution.reference import (
     ReferenceGraph,
     influence_through,
@@ -16,7 +17,6 @@ from circuit_tracer.attribution.reference import (
     reference_graph,
     select_features,
 )
-from circuit_tracer.attribution.rows import RowStore
 from circuit_tracer.attribution.selection import select
 from circuit_tracer.attribution.sweep import EdgeBlock
 from circuit_tracer.attribution.targets import Aim, CustomTarget, resolve_targets
@@ -142,7 +142,7 @@ def test_selection_equals_its_definition_on_random_layered_graphs(
 ) -> None:
     graph = random_graph(seed, counts, tail)
     layer, n, n_layers = graph.active[:, 0], len(graph.active), graph.n_layers
-    store = RowStore(n_layers, 2, layer)
+    store = FinishedRows(n_layers, 2, layer)
     computed: list[int] = []
 
     def add(rows: torch.Tensor, nodes: torch.Tensor, depth: torch.Tensor) -> None:

@@ -72,10 +72,10 @@ def registers(cubin: bytes) -> dict[str, int]:
 
 def decode(dtype: torch.dtype, weight: torch.dtype, width: int) -> None:
     from circuit_tracer.kernels.decode import triton as kernels
-    from circuit_tracer.kernels.sparse_rows import SparseRows
+    from circuit_tracer.kernels.sparse_activations import SparseActivations
 
     row = torch.arange(512) // 2
-    entries = SparseRows.from_entries(row, torch.arange(512) % 7 // 5, torch.ones(512), 256, 2)
+    entries = SparseActivations.from_entries(row, torch.arange(512) % 7 // 5, torch.ones(512), 256, 2)
     out_BC, weight_FC = torch.zeros(256, width, dtype=dtype), torch.zeros(2, width, dtype=weight)
     if dtype is not torch.bfloat16:
         kernels.decode_(out_BC, entries, weight_FC)

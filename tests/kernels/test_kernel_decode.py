@@ -12,10 +12,10 @@ from torch import Tensor
 
 from circuit_tracer.kernels.decode import _gathered_dots, decode_, gradients, value_gradients, weight_gradients
 from circuit_tracer.kernels.decode import naive as specification
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 Dtypes = tuple[torch.dtype, torch.dtype]
-Problem = tuple[Tensor, SparseRows, Tensor]  # out or gradient (B, C), entries, weights (F, C)
+Problem = tuple[Tensor, SparseActivations, Tensor]  # out or gradient (B, C), entries, weights (F, C)
 
 # Relative RMS error, by the dtype of out and gradients and of the weights; products accumulate in the former.
 TOLERANCE = {
@@ -46,7 +46,7 @@ def draw(n_rows: int, n_features: int, width: int, dtypes: Dtypes, pattern: str 
     elif pattern == "empty_rows":
         active[::2] = False
     row, feature = active.nonzero(as_tuple=True)
-    entries = SparseRows.from_entries(row, feature, normal(len(row)).to(dtypes[0]), n_rows, n_features)
+    entries = SparseActivations.from_entries(row, feature, normal(len(row)).to(dtypes[0]), n_rows, n_features)
     return normal(n_rows, width).to(dtypes[0]), entries, normal(n_features, width).to(dtypes[1])
 
 
@@ -253,7 +253,7 @@ def test_a_token_does_not_depend_on_its_neighbours(dtypes: Dtypes) -> None:
     for b in range(9):
         alone = entries.keep(entries.row == b)
         first, last = int(entries.row_ptr[b]), int(entries.row_ptr[b + 1])
-        one = SparseRows(torch.tensor([0, last - first]), alone.feature, alone.value, 37)
+        one = SparseActivations(torch.tensor([0, last - first]), alone.feature, alone.value, 37)
         assert torch.equal(decoded((out_BC[b : b + 1], one, weight_FC))[0], whole[b])
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuit_tracer.kernels.encode import encode
 from circuit_tracer.kernels.encode import naive as specification
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 Problem = tuple[Tensor, Tensor, Tensor, Tensor]  # x_BD, weight_FD, bias_F, cut_F
 
@@ -75,12 +75,12 @@ def draw(
     return x_BD.to(dtypes[0]), weight_FD.to(dtypes[1]), bias_F.to(dtypes[0]), cut_F.to(dtypes[0])
 
 
-def exact(problem: Problem) -> SparseRows:
+def exact(problem: Problem) -> SparseActivations:
     """The specification in float64."""
     return specification.encode(*(tensor.double() for tensor in problem))
 
 
-def assert_well_formed(entries: SparseRows, problem: Problem) -> None:
+def assert_well_formed(entries: SparseActivations, problem: Problem) -> None:
     x_BD, weight_FD, _, _ = problem
     assert entries.n_rows == len(x_BD)
     assert entries.n_features == len(weight_FD)
@@ -92,14 +92,14 @@ def assert_well_formed(entries: SparseRows, problem: Problem) -> None:
     assert (place.diff() > 0).all()  # by token, then feature, none twice
 
 
-def assert_same(found: SparseRows, expected: SparseRows) -> None:
+def assert_same(found: SparseActivations, expected: SparseActivations) -> None:
     """Bitwise."""
     assert torch.equal(found.row_ptr, expected.row_ptr)
     assert torch.equal(found.feature, expected.feature)
     assert torch.equal(found.value.double(), expected.value.double())
 
 
-def assert_specified(found: SparseRows, problem: Problem) -> None:
+def assert_specified(found: SparseActivations, problem: Problem) -> None:
     assert_well_formed(found, problem)
     assert_same(found, exact(problem))
 
@@ -223,7 +223,7 @@ def test_nan_cuts_and_infinite_cuts(dtypes: tuple[torch.dtype, torch.dtype]) -> 
 # The same result however it is computed
 
 
-def assert_repeats(make: Callable[[], SparseRows]) -> None:
+def assert_repeats(make: Callable[[], SparseActivations]) -> None:
     first, second = make(), make()
     assert torch.equal(first.row_ptr, second.row_ptr)
     assert torch.equal(first.feature, second.feature)
@@ -250,11 +250,11 @@ def test_blocks_change_nothing(
 
 
 @pytest.fixture
-def scan(monkeypatch: pytest.MonkeyPatch) -> Callable[[Problem], SparseRows]:
+def scan(monkeypatch: pytest.MonkeyPatch) -> Callable[[Problem], SparseActivations]:
     module = importlib.import_module("circuit_tracer.kernels.encode.scan")
     monkeypatch.setattr(module, "_has_bfloat16_products", lambda: True)
 
-    def run(problem: Problem) -> SparseRows:
+    def run(problem: Problem) -> SparseActivations:
         assert module.scan(*problem) is not None
         return encode(*problem)
 
@@ -275,18 +275,18 @@ def sparse_problem(weight_dtype: torch.dtype, seed: int = 0, width: int = 64) ->
     return x_BD, weight_FD, bias_F, cut_F
 
 
-def dense(problem: Problem) -> SparseRows:
+def dense(problem: Problem) -> SparseActivations:
     """What the specification finds, at the speed of a matrix product."""
     x_BD, weight_FD, bias_F, cut_F = (tensor.double() for tensor in problem)
     pre_BF = x_BD @ weight_FD.T + bias_F
     row, feature = (pre_BF > cut_F).nonzero(as_tuple=True)
-    return SparseRows.from_entries(row, feature, pre_BF[row, feature], len(x_BD), len(weight_FD))
+    return SparseActivations.from_entries(row, feature, pre_BF[row, feature], len(x_BD), len(weight_FD))
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("seed", range(5))
 def test_scan_finds_exactly_the_entries(
-    scan: Callable[[Problem], SparseRows], weight_dtype: torch.dtype, seed: int
+    scan: Callable[[Problem], SparseActivations], weight_dtype: torch.dtype, seed: int
 ) -> None:
     problem = sparse_problem(weight_dtype, seed, width=[64, 65, 96, 123, 200][seed])
     found = scan(problem)
@@ -295,7 +295,9 @@ def test_scan_finds_exactly_the_entries(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_scan_misses_nothing_that_is_just_above_its_cut(scan: Callable[[Problem], SparseRows], seed: int) -> None:
+def test_scan_misses_nothing_that_is_just_above_its_cut(
+    scan: Callable[[Problem], SparseActivations], seed: int
+) -> None:
     """Off the grid, where coarse products are wrong by up to their margin, each cut is just below one pre-activation."""
     x_BD, weight_FD, bias_F, _ = sparse_problem(torch.float32, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -336,7 +338,7 @@ def test_a_scan_that_would_not_pay_changes_nothing() -> None:
     assert_same(encode(*problem), dense(problem))
 
 
-def test_scan_takes_column_slices_and_repeats(scan: Callable[[Problem], SparseRows]) -> None:
+def test_scan_takes_column_slices_and_repeats(scan: Callable[[Problem], SparseActivations]) -> None:
     x_BD, weight_FD, bias_F, cut_F = sparse_problem(torch.float32)
     wide = torch.full((300, 192), torch.nan)
     wide[:, 64:128] = x_BD
@@ -344,7 +346,7 @@ def test_scan_takes_column_slices_and_repeats(scan: Callable[[Problem], SparseRo
     assert_repeats(lambda: scan((x_BD, weight_FD, bias_F, cut_F)))
 
 
-# What `SparseRows` says of the entries
+# What `SparseActivations` says of the entries
 
 
 @each_shape

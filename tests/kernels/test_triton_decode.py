@@ -15,7 +15,7 @@ from torch import Tensor
 from circuit_tracer.kernels import decode
 from circuit_tracer.kernels.decode import naive as specification
 from circuit_tracer.kernels.decode.segments import Segments
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 pytest.importorskip("triton", reason="triton is not installed here")
 
@@ -41,7 +41,7 @@ def there(problem: Problem) -> Problem:
     """On the device where kernels run."""
     grad_BC, entries, weight_FC = problem
     parts = (entries.row_ptr, entries.feature, entries.value)
-    moved = SparseRows(*(part.to(DEVICE) for part in parts), entries.n_features)
+    moved = SparseActivations(*(part.to(DEVICE) for part in parts), entries.n_features)
     return grad_BC.to(DEVICE), moved, weight_FC.to(DEVICE)
 
 
@@ -183,7 +183,7 @@ def test_segments_cover_every_entry_once(counts: list[int], chunk: int, data: st
     stop = data.draw(st.integers(start, len(counts)))
     feature = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
     ptr = torch.arange(len(feature) + 1)  # a token for each entry
-    segments = Segments.of(SparseRows(ptr, feature, feature.float(), len(counts)).columns, start, stop, chunk)
+    segments = Segments.of(SparseActivations(ptr, feature, feature.float(), len(counts)).columns, start, stop, chunk)
     items = [-(-count // chunk) or 1 for count in counts[start:stop]]
     expected = [f for f, n in enumerate(items) for _ in range(n)]
     found = segments.item_feature.tolist()
@@ -199,7 +199,7 @@ def test_segments_cover_every_entry_once(counts: list[int], chunk: int, data: st
 
 
 def _step(out_BC: Tensor, row_ptr: Tensor, feature: Tensor, value: Tensor, weight_FC: Tensor) -> tuple[Tensor, Tensor]:
-    entries = SparseRows(row_ptr, feature, value, len(weight_FC))
+    entries = SparseActivations(row_ptr, feature, value, len(weight_FC))
     kernels.decode_(out_BC, entries, weight_FC)
     return kernels.gradients(out_BC.sin(), entries, weight_FC)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from circuit_tracer.kernels import encode as public
 from circuit_tracer.kernels.encode import naive as specification
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 pytest.importorskip("triton", reason="triton is not installed here")
 
@@ -47,16 +47,16 @@ def there(*tensors: Tensor) -> list[Tensor]:
     return [tensor.to(DEVICE) for tensor in tensors]
 
 
-def encoded(problem: Problem) -> SparseRows:
+def encoded(problem: Problem) -> SparseActivations:
     return here(kernels.encode(*there(*problem)))
 
 
-def here(entries: SparseRows) -> SparseRows:
+def here(entries: SparseActivations) -> SparseActivations:
     parts = (entries.row_ptr, entries.feature, entries.value)
-    return SparseRows(*(part.cpu() for part in parts), entries.n_features)
+    return SparseActivations(*(part.cpu() for part in parts), entries.n_features)
 
 
-def assert_specified(found: SparseRows, expected: SparseRows, problem: Problem) -> None:
+def assert_specified(found: SparseActivations, expected: SparseActivations, problem: Problem) -> None:
     """On a grid of numbers whose sums of products are exact, so must every decision and value be."""
     assert found.row_ptr.dtype == found.feature.dtype == torch.int64
     assert found.value.dtype == (torch.float64 if problem[0].dtype is torch.float64 else torch.float32)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from circuit_tracer.errors import InputError, ResourceError
 from circuit_tracer.training.config.files import PRESETS, load, preset_names
 from circuit_tracer.training.run import machine as machines
-from circuit_tracer.training.run.cost import ModelSizes, Workload, buffer_bytes, device_memory
+from circuit_tracer.training.run.cost import ModelSizes, TrainingCost, buffer_bytes, device_memory
 from circuit_tracer.training.run.machine import Machine, measure
 from circuit_tracer.training.run.requirements import SHARE_USABLE, Plan, duration, make_plan, plan_run
 from circuit_tracer.training.step.dictionary import Dictionary
@@ -73,7 +73,7 @@ def test_the_plan_counts_every_number_of_a_dictionary(
         sparsity__activation=activation,
         sparsity__penalty=float(activation == "jumprelu"),
     )
-    work = Workload(config, replace(TINY, n_layers=layers), ranks, features, on_cpu=True)
+    work = TrainingCost(config, replace(TINY, n_layers=layers), ranks, features, on_cpu=True)
     threshold = 0.03 if activation == "jumprelu" else None
     dictionary = Dictionary.initial(
         kind, layers, features, 16, owned=slice(40 * ranks - 40, features), threshold=threshold

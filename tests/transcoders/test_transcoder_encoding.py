@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.transcoders import ActiveFeatures, JumpReLU, TopK
 from circuit_tracer.transcoders.encoding import encode_in_blocks, features_per_block
-from circuit_tracer.transcoders.rows import MemoryRows
+from circuit_tracer.transcoders.weight_rows import MemoryRows
 from tests.support.dictionaries import (
     ACTIVATIONS,
     KINDS,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.decode import decode_
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.transcoders.activations import Selected
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -40,7 +40,7 @@ def add_writes_(y_NSD: Tensor, transcoders: Transcoders, layer: int, selected: S
         inside: slice | Tensor = (
             slice(None) if len(block) == len(features) else (place >= start) & (place < start + step)
         )
-        entries = SparseRows.from_entries(
+        entries = SparseActivations.from_entries(
             position[inside], place[inside] - start, value[inside], y_NSD.shape[0], len(block)
         )
         decode_(y_NC, entries, transcoders.decoder_rows(layer, block).to(y_NSD.device).flatten(1))

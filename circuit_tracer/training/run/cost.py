@@ -58,7 +58,7 @@ class ModelSizes:
 
 
 @dataclass(frozen=True)
-class Workload:
+class TrainingCost:
     """The numbers that memory and time follow from, for one of ``ranks`` processes."""
 
     config: TrainingConfig
@@ -130,7 +130,7 @@ def _upper_tail(x: float) -> float:
     return 0.5 * math.erfc(x / math.sqrt(2))
 
 
-def device_memory(work: Workload) -> dict[str, int]:
+def device_memory(work: TrainingCost) -> dict[str, int]:
     """Bytes beside the model, by what they hold."""
     config, sizes, batch = work.config, work.sizes, work.config.run.batch
     pass_tokens = config.data.sequences_per_pass * config.data.context_length
@@ -156,20 +156,20 @@ def _step_bytes(config: TrainingConfig) -> int:
     return 4 * (6 + 2 * (config.sparsity.aux_active > 0) + 3 * (config.sparsity.jacobian_weight > 0))
 
 
-def _calibration_bytes(work: Workload) -> int:
+def _calibration_bytes(work: TrainingCost) -> int:
     """The same for the held-out batches that thresholds are calibrated on: as buffered, in float32, and normalised."""
     if work.config.sparsity.activation not in BUDGET:
         return 0
     return n_batches(work.config.run.batch) * (work.sides * (BYTES[work.config.data.buffer_dtype] + 4) + 8)
 
 
-def buffer_bytes(work: Workload) -> int:
+def buffer_bytes(work: TrainingCost) -> int:
     """Bytes of the shuffle buffer, wherever it lies."""
     data = work.config.data
     return data.buffer_tokens * work.width * work.sides * BYTES[data.buffer_dtype]
 
 
-def disk_space(work: Workload) -> dict[str, int]:
+def disk_space(work: TrainingCost) -> dict[str, int]:
     """Bytes written below the run's folder, by what they hold; of all ranks."""
     config = work.config
     whole = replace(work, ranks=1).parameters
@@ -183,12 +183,12 @@ def disk_space(work: Workload) -> dict[str, int]:
     return needs
 
 
-def cached_token_bytes(work: Workload) -> int:
+def cached_token_bytes(work: TrainingCost) -> int:
     """Bytes that `data.cache` takes for each token of one pass over the data."""
     return work.width * work.sides * BYTES[work.config.data.buffer_dtype]
 
 
-def cache_space(work: Workload) -> dict[str, int]:
+def cache_space(work: TrainingCost) -> dict[str, int]:
     """Bytes written below `data.cache`, if it is known before how many tokens a pass over the data has."""
     data = work.config.data
     if data.cache is None or data.epochs != 1:
@@ -196,7 +196,7 @@ def cache_space(work: Workload) -> dict[str, int]:
     return {"activations": work.config.run.tokens * cached_token_bytes(work)}
 
 
-def step_seconds(work: Workload, machine: Machine) -> dict[str, float]:
+def step_seconds(work: TrainingCost, machine: Machine) -> dict[str, float]:
     """Seconds of a step by phase, on average over the run."""
     config, sizes, batch = work.config, work.sizes, work.config.run.batch
     place = "cpu" if work.on_cpu else "cuda"

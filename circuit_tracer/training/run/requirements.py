@@ -10,7 +10,7 @@ from circuit_tracer.errors import ResourceError
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.run.cost import (
     ModelSizes,
-    Workload,
+    TrainingCost,
     buffer_bytes,
     cache_space,
     cached_token_bytes,
@@ -28,7 +28,7 @@ GB = 1e9
 class Plan:
     """The needs of one process beside what is free to it. `str` is the text for people."""
 
-    work: Workload
+    work: TrainingCost
     machine: Machine
     device_needs: dict[str, int]  # bytes by what they hold
     host_needs: dict[str, int]
@@ -123,7 +123,7 @@ class Plan:
 
 def make_plan(config: TrainingConfig, sizes: ModelSizes, machine: Machine, ranks: int = 1) -> Plan:
     """The plan of one of ``ranks`` processes on a machine. Raises InputError if `dictionary.layers` are not in the model."""
-    work = Workload(config, sizes, ranks, config.dictionary.features, machine.device == "cpu")
+    work = TrainingCost(config, sizes, ranks, config.dictionary.features, machine.device == "cpu")
     beside, host = device_memory(work), {}
     if config.data.buffer_place == "pinned":
         host["activation buffer"] = buffer_bytes(work)
@@ -155,7 +155,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
 
 
-def _most_features(work: Workload, machine: Machine) -> int:
+def _most_features(work: TrainingCost, machine: Machine) -> int:
     """The most features that fit, to a multiple of 64 on each rank; 0 if not even those."""
     step = 64 * work.ranks
     low, high = 0, work.features // step

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuit_tracer.kernels.decode import decode_
 from circuit_tracer.kernels.encode import row_blocks
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import SparsitySection
 from circuit_tracer.training.ranks import Ranks
 from circuit_tracer.training.step.dictionary import Dictionary
@@ -47,7 +47,7 @@ class Auxiliary:
     """AuxK of a batch: the loss, entries of dead features, and the gradient of what they write, (B, C)."""
 
     loss: float
-    entries: list[SparseRows]
+    entries: list[SparseActivations]
     grad_BC: Tensor
 
 
@@ -69,7 +69,7 @@ def auxiliary(
     for source, (x_BD, mask_f) in enumerate(zip(x_SBD, dead, strict=True)):
         ids = mask_f.nonzero()[:, 0]
         found = top_k(x_BD, dictionary.W_enc[source][ids], dictionary.b_enc[source][ids], settings.aux_active, ranks)
-        one = SparseRows(found.row_ptr, ids[found.feature], found.value, mask_f.shape[0])
+        one = SparseActivations(found.row_ptr, ids[found.feature], found.value, mask_f.shape[0])
         decode_(repaired_BC[:, dictionary.columns(source)], one, dictionary.W_dec[source])
         entries.append(one)
     difference_BC = ranks.all_reduce_(repaired_BC).add_(error_BSD.flatten(1))

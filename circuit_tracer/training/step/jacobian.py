@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradients
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.ranks import Ranks
 from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.training.step.selection import Selection
@@ -22,7 +22,7 @@ class Matched:
     """The loss of a batch, and what its gradients need."""
 
     loss: float
-    entries: list[SparseRows]  # active ones; the value is c = <W_enc row, v'>
+    entries: list[SparseActivations]  # active ones; the value is c = <W_enc row, v'>
     direction_SBD: Sequence[Tensor]
     grad_SBD: list[Tensor]  # of the answers j^
 
@@ -31,7 +31,7 @@ class Matched:
         dictionary: Dictionary,
         source: int,
         encoder_fD: Tensor,
-        decoder: list[tuple[SparseRows, Tensor, slice]],
+        decoder: list[tuple[SparseActivations, Tensor, slice]],
     ) -> None:
         """Add one source's gradients: c times the own-layer block of its decoder row, and v' to its encoder row."""
         own = slice(0, dictionary.d_model)

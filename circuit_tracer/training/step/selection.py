@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.encode import encode, encode_top_k
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import SparsitySection
 from circuit_tracer.training.ranks import Ranks
 from circuit_tracer.training.step.counter_random import uniform
@@ -31,12 +31,12 @@ class Selection:
     threshold (JumpReLU only). ``cut``: the least score kept (batch_topk only).
     """
 
-    entries: list[SparseRows]
+    entries: list[SparseActivations]
     active: list[Tensor]
     band: list[Tensor] | None = None
     cut: float | None = None
 
-    def activations(self, source: int) -> SparseRows:
+    def activations(self, source: int) -> SparseActivations:
         """The active entries with their activations."""
         entries, active = self.entries[source], self.active[source]
         return entries if self.band is None else entries.with_value(torch.where(active, entries.value, 0))
@@ -64,7 +64,7 @@ def select(
     return _all_active(_above(dictionary, x_SBD, zeros))
 
 
-def top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int, ranks: Ranks) -> SparseRows:
+def top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int, ranks: Ranks) -> SparseActivations:
     """The k largest positive pre-activations of each token over the features of all ranks."""
     entries = encode_top_k(x_BD, weight_FD, bias_F, k)
     if ranks.world == 1 or k == 0:
@@ -138,16 +138,16 @@ def _guess(dictionary: Dictionary, x_SBD: Sequence[Tensor], kept: int, ranks: Ra
     return float(kth_largest(scores, max(1, kept * sample[0].shape[0] // max(1, n_rows)), ranks))
 
 
-def _above(dictionary: Dictionary, x_SBD: Sequence[Tensor], cut_SF: Sequence[Tensor]) -> list[SparseRows]:
+def _above(dictionary: Dictionary, x_SBD: Sequence[Tensor], cut_SF: Sequence[Tensor]) -> list[SparseActivations]:
     parts = zip(x_SBD, dictionary.W_enc, dictionary.b_enc, cut_SF, strict=True)
     return [encode(x_BD, W, b, cut_F) for x_BD, W, b, cut_F in parts]
 
 
-def _scores(entries: SparseRows, norm_F: Tensor) -> Tensor:
+def _scores(entries: SparseActivations, norm_F: Tensor) -> Tensor:
     return entries.value * norm_F[entries.feature].to(entries.value.dtype)
 
 
-def _all_active(entries: list[SparseRows]) -> Selection:
+def _all_active(entries: list[SparseActivations]) -> Selection:
     return Selection(entries, [torch.ones_like(one.feature, dtype=torch.bool) for one in entries])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from circuit_tracer.errors import NumericalError
 from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradients
-from circuit_tracer.kernels.sparse_rows import SparseRows
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import SparsitySection
 from circuit_tracer.training.ranks import Ranks
 from circuit_tracer.training.step import dead_features, jacobian
@@ -87,7 +87,7 @@ class _Parts:
     encoder_fD: Tensor
     bias_f: Tensor
     # (values, gradients of outputs): each adds sum_b value * gradient to decoder rows; the slice says which columns
-    decoder: list[tuple[SparseRows, Tensor, slice]] = field(default_factory=list)
+    decoder: list[tuple[SparseActivations, Tensor, slice]] = field(default_factory=list)
     scale_f: Tensor | None = None  # times the decoder row itself: the penalty's share
 
 
@@ -165,7 +165,7 @@ class _Step:
     terms: dict[str, float]
     scratch: Scratch
 
-    def auxiliary(self, error_BSD: Tensor) -> tuple[list[SparseRows], Tensor] | None:
+    def auxiliary(self, error_BSD: Tensor) -> tuple[list[SparseActivations], Tensor] | None:
         """AuxK: entries of dead features and the gradient of their outputs (B, S * D)."""
         if not self.settings.aux_active:
             return None
@@ -213,7 +213,7 @@ class _Step:
         self,
         source: int,
         grad_BSD: Tensor,
-        auxiliary: tuple[list[SparseRows], Tensor] | None,
+        auxiliary: tuple[list[SparseActivations], Tensor] | None,
         derivative: jacobian.Matched | None,
     ) -> None:
         """All gradients of one source layer, its decoder last: until then its rows must stay as they are."""
@@ -250,7 +250,7 @@ class _Step:
         weight_gradients(self.batch.x_SBD[source], dpre, 0, dpre.n_features, parts.encoder_fD)
         parts.bias_f.index_add_(0, dpre.feature, dpre.value)
 
-    def _penalty(self, source: int, activations: SparseRows, parts: _Parts) -> Tensor:
+    def _penalty(self, source: int, activations: SparseActivations, parts: _Parts) -> Tensor:
         """lambda / (B S) sum tanh(c n_f a): its gradient with respect to a (n,); that of n_f becomes a scale of the row."""
         c, norm_f = self.settings.penalty_scale, self.dictionary.norms[source].to(activations.value.dtype)
         weight = self.moment.penalty / (activations.n_rows * self.dictionary.n_layers)
@@ -262,14 +262,14 @@ class _Step:
         parts.scale_f = torch.where(norm_f > 0, by_norm_f / norm_f, 0)
         return slope_n * norm_n
 
-    def _threshold(self, source: int, entries: SparseRows, da_n: Tensor) -> None:
+    def _threshold(self, source: int, entries: SparseActivations, da_n: Tensor) -> None:
         """Straight-through gradient of log theta: theta * dL/dtheta, dL/dtheta = -(theta / w) sum of dL/da in the band."""
         assert self.selection.band is not None
         threshold_f = self.dictionary.thresholds(source).to(da_n.dtype)
         in_band_f = torch.zeros_like(threshold_f).index_add_(0, entries.feature, da_n * self.selection.band[source])
         self.sink.gradient(f"log_threshold.{source}", -threshold_f.square() / self.settings.bandwidth * in_band_f)
 
-    def _through(self, source: int, entries: SparseRows, grad_BC: Tensor, parts: _Parts) -> None:
+    def _through(self, source: int, entries: SparseActivations, grad_BC: Tensor, parts: _Parts) -> None:
         """Entries with gradient 1 from pre-activation to activation, and the gradient of what they write."""
         da_n = value_gradients(grad_BC, entries, self.dictionary.W_dec[source])
         parts.decoder.append((entries, grad_BC, slice(None)))

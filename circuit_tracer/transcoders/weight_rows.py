@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-class RowStore(Protocol):
+class WeightRows(Protocol):
     """A tensor (F, D) or (F, T, D) of which rows are wanted."""
 
     @property

@@ -28,7 +28,7 @@ CAPTURED, STATE, STATE_AT_ONCE = 2, 5, 6
 
 
 @dataclass(frozen=True)
-class Workload:
+class TraceSizes:
     """The sizes of one trace: a prompt, its active features, and how many rows will be computed."""
 
     config: ModelConfig
@@ -53,7 +53,7 @@ class Workload:
         item: int,
         processes: int = 1,
         on_gpu: bool = False,
-    ) -> Workload:
+    ) -> TraceSizes:
         """n_rows: None or 0 for all active features."""
         n_active = int(active_LP.sum())
         return cls(
@@ -157,7 +157,7 @@ class Workload:
         return self.active_LP.sum(0).cumsum(0) + (self.config.n_layers + 1) * place
 
     def edge_rows(self, blocks: list[tuple[int, int]]) -> int:
-        """Finished rows (rows.py)."""
+        """Finished rows (finished_rows.py)."""
         return sum(rows * int(self.width_P[n_pos - 1]) for rows, n_pos in blocks) * self.item
 
     def in_flight(self, blocks: list[tuple[int, int]]) -> int:

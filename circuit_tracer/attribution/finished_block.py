@@ -22,7 +22,7 @@ _GRID = {torch.float32: (torch.int32, 20, 1 << 11), torch.float64: (torch.int64,
 
 
 @dataclass(frozen=True)
-class SparseRows:
+class SparseEdges:
     """T rows without their zeros; those of row t are `ptr[t]` .. `ptr[t + 1]` - 1."""
 
     ptr: Tensor  # (T + 1,)
@@ -30,7 +30,7 @@ class SparseRows:
     value: Tensor
 
     @classmethod
-    def of(cls, dense_TW: Tensor, counts_T: Tensor) -> SparseRows:
+    def of(cls, dense_TW: Tensor, counts_T: Tensor) -> SparseEdges:
         """The entries of a matrix that are not zero, of which each row has a count."""
         ptr = torch.cat([counts_T.new_zeros(1), counts_T.cumsum(0)]).cpu()
         size = int(ptr[-1])
@@ -64,7 +64,7 @@ class FinishedBlock:
     row: Tensor  # (T,)
     n_pos: int
     n_columns: int  # of features; errors (L, P) and tokens (P,) follow
-    edges: Tensor | SparseRows  # (T, W)
+    edges: Tensor | SparseEdges  # (T, W)
     total: Tensor  # (T,) float64: signed sum over all sources
     mass: Tensor  # (T,) float64: sum of |edges| over all sources
     layer_ptr: list[
@@ -77,19 +77,19 @@ class FinishedBlock:
         """Sum the rows of a swept block, and drop what `keep_mass` lets go (in place)."""
         total, mass = _sums(block.edges)
         ptr = [int((block.layer >= layer).sum()) for layer in range(n_layers + 2)]
-        edges: Tensor | SparseRows = block.edges
+        edges: Tensor | SparseEdges = block.edges
         dropped = 0.0
         if keep_mass < 1:
             dropped = 1 - min(_thin_(row_W, keep_mass) for row_W in block.edges)
             counts = torch.count_nonzero(block.edges, dim=1)
             # a column number takes as much room as a weight (in float32)
             if 2 * int(counts.sum()) < block.edges.numel():
-                edges = SparseRows.of(block.edges, counts)
+                edges = SparseEdges.of(block.edges, counts)
         return cls(row, block.n_pos, block.n_columns, edges, total.cpu(), mass.cpu(), ptr, dropped)
 
     def dense(self, rows: Tensor) -> Tensor:
         """Some rows, (n, W), where they lie."""
-        if isinstance(self.edges, SparseRows):
+        if isinstance(self.edges, SparseEdges):
             return self.edges.dense(rows, self.width)
         return self.edges[rows.to(self.edges.device)]
 
@@ -100,7 +100,7 @@ class FinishedBlock:
 
     def flow(self, start: int, stop: int, share: Tensor) -> Tensor:
         """(n_columns,) float64: what features receive when row i of start .. stop - 1 passes on `share[i]` of each |edge|."""
-        if isinstance(self.edges, SparseRows):
+        if isinstance(self.edges, SparseEdges):
             return self.edges.weighted_sum(start, stop, share, self.n_columns)
         received = torch.zeros(self.n_columns, dtype=torch.float64)
         rows = self.edges[start:stop, : self.n_columns]

@@ -12,16 +12,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.finished import FinishedBlock
+from circuit_tracer.attribution.finished_block import FinishedBlock
 from circuit_tracer.attribution.sweep import EdgeBlock
 from circuit_tracer.graph.influence import MIN_MASS
 from circuit_tracer.ranks import Ranks
 
 
-class RowStore:
+class FinishedRows:
     """All rows computed so far, each exactly once, whatever the order in which they were asked for.
 
-    keep_mass: the share of each row's mass that is kept (finished.py). ranks: the processes that share the rows.
+    keep_mass: the share of each row's mass that is kept (finished_block.py). ranks: the processes that share the rows.
     """
 
     def __init__(

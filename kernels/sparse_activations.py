@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SparseColumns:
-    """The entries of `SparseRows` sorted by feature, then token."""
+    """The entries of `SparseActivations` sorted by feature, then token."""
 
     feature_ptr: Tensor  # (F + 1,) int64: entries of feature f are feature_ptr[f] .. feature_ptr[f + 1]
     row: Tensor  # (n,) int64
@@ -22,7 +22,7 @@ class SparseColumns:
 
 
 @dataclass(frozen=True)
-class SparseRows:
+class SparseActivations:
     """n entries (token, feature, value) of a B x F matrix, token by token, features ascending within a token."""
 
     row_ptr: Tensor  # (B + 1,) int64
@@ -32,7 +32,9 @@ class SparseRows:
     _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # indices, made once
 
     @classmethod
-    def from_entries(cls, row: Tensor, feature: Tensor, value: Tensor, n_rows: int, n_features: int) -> SparseRows:
+    def from_entries(
+        cls, row: Tensor, feature: Tensor, value: Tensor, n_rows: int, n_features: int
+    ) -> SparseActivations:
         """From entries that are already sorted by (row, feature)."""
         return cls(pointers(row, n_rows), feature, value, n_features)
 
@@ -59,13 +61,13 @@ class SparseRows:
         columns: SparseColumns = self._made["columns"]
         return columns
 
-    def with_value(self, value: Tensor) -> SparseRows:
+    def with_value(self, value: Tensor) -> SparseActivations:
         """The same entries with other values (n,); indices are shared, whichever of the two makes them first."""
         return replace(self, value=value)
 
-    def keep(self, mask: Tensor) -> SparseRows:
+    def keep(self, mask: Tensor) -> SparseActivations:
         """The entries where ``mask`` (n,) holds."""
-        return SparseRows.from_entries(
+        return SparseActivations.from_entries(
             self.row[mask], self.feature[mask], self.value[mask], self.n_rows, self.n_features
         )
 
