@@ -30,7 +30,7 @@ from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import held_out_activations, held_out_tokens, open_stream
 from circuit_tracer.training.data.model_pass import ModelPass, fast_attention
 from circuit_tracer.training.data.points import Points
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 
 INPUT_HOOK, OUTPUT_HOOK = "hook_resid_mid", "hook_mlp_out"
 CHUNK = 256  # rows of text written at a time
@@ -116,7 +116,7 @@ def write_smollm2(folder: Path, subject: Subject, model: Path, corpus: Path, tok
         Writer(folder, group, tuple(x_NSD.shape), "float32").add(x_NSD, y_NSD)
     _, n_layers, width = held_out.x_BSD.shape
     del held_out
-    stream = open_stream(config, subject.parts, subject.tokenizer, Ranks())
+    stream = open_stream(config, subject.parts, subject.tokenizer, FeatureRanks())
     writer = Writer(folder, "train", (tokens // CHUNK * CHUNK, n_layers, width), "float16")
     for _ in range(tokens // CHUNK):
         rows = stream.next()

@@ -15,7 +15,7 @@ from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.export.calibration import level_scores
 from circuit_tracer.training.export.export import export
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.events import NullListener, StepReport
 from circuit_tracer.training.run.loop import Loop, normalised
@@ -76,15 +76,15 @@ def train(rows: Rows, recipe: Recipe, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         checkpoints = Path(scratch)
         config = configuration(rows, recipe, checkpoints)
-        state = TrainingState.initial(config, _space(rows), None, CPU, Ranks())
+        state = TrainingState.initial(config, _space(rows), None, CPU, FeatureRanks())
         start = time.perf_counter()
-        Loop(config, state, Stream(rows, recipe.batch), Ranks(), Progress(), checkpoints, {}).run()
+        Loop(config, state, Stream(rows, recipe.batch), FeatureRanks(), Progress(), checkpoints, {}).run()
         seconds = time.perf_counter() - start
         held_out = ActivationBatch(*rows.group("calibration"))
         x_SBD = normalised(held_out, state.normalisation).x_SBD
         batches = list(zip(*(x_BD.split(recipe.batch) for x_BD in x_SBD), strict=True))
-        levels = level_scores(state.dictionary, batches, config.sparsity, state.running_cut, Ranks())
-        saved = checkpoint.read(checkpoint.save(state, checkpoints, {"levels": levels}, Ranks()))
+        levels = level_scores(state.dictionary, batches, config.sparsity, state.running_cut, FeatureRanks())
+        saved = checkpoint.read(checkpoint.save(state, checkpoints, {"levels": levels}, FeatureRanks()))
         export(saved, config, levels, folder, rows.about["model"], range(state.dictionary.n_layers))
     return {"rate": config.learning_rate, "seconds": seconds, "steps": config.steps}
 

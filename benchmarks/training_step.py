@@ -36,7 +36,7 @@ from training_inputs import SyntheticActivations
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import machine
 from circuit_tracer.training.run.events import NullListener
 from circuit_tracer.training.run.loop import Loop
@@ -221,10 +221,10 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     zeros, ones = torch.zeros(args.layers, args.width), torch.ones(args.layers)
     space = Normalisation(zeros, ones, zeros.clone(), ones.clone())  # the activations are normalised already
     config = configuration(args, folder)
-    state = TrainingState.initial(config, space, None, device, Ranks(device=device))
+    state = TrainingState.initial(config, space, None, device, FeatureRanks(device=device))
     watch = Stopwatch(device)
     stream = TimedStream(args, watch)
-    loop = Loop(config, state, stream, Ranks(device=device), NullListener(), folder, {})
+    loop = Loop(config, state, stream, FeatureRanks(device=device), NullListener(), folder, {})
     with watch.watching(state):
         loop.run()
     stream.stop()

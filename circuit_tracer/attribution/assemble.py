@@ -122,10 +122,10 @@ def _joined(ranks: Ranks, counts: Tensor, source: Tensor, weight: Tensor) -> Edg
     """The edges of all processes; each row is one process' own."""
     if ranks.world == 1:
         return Edges(_offsets(counts), source, weight)
-    of_rank = ranks.join(counts[None])
+    of_rank = ranks.all_gather(counts[None])
     ptr = _offsets(of_rank.sum(0))
     place = torch.cat([_places(ptr[:-1], own) for own in of_rank])
-    sources, weights = ranks.join(source), ranks.join(weight)
+    sources, weights = ranks.all_gather(source), ranks.all_gather(weight)
     source, weight = torch.empty_like(sources), torch.empty_like(weights)
     source[place], weight[place] = sources, weights
     return Edges(ptr, source, weight)

@@ -60,7 +60,7 @@ def encode(task: Task) -> EncodedPrompt:
         task.device,
     )
     columns = (encoded.active.layer, encoded.active.position, encoded.active.index, encoded.active.value)
-    return replace(encoded, active=ActiveFeatures(*map(task.options.ranks.of_first, columns)))
+    return replace(encoded, active=ActiveFeatures(*map(task.options.ranks.broadcast, columns)))
 
 
 def plan_for(task: Task, encoded: EncodedPrompt) -> MemoryPlan:
@@ -77,7 +77,7 @@ def plan_for(task: Task, encoded: EncodedPrompt) -> MemoryPlan:
         )
     except ResourceError as error:
         refused = error
-    if options.ranks.anywhere(plan is None) or plan is None:
+    if options.ranks.any(plan is None) or plan is None:
         raise refused or ResourceError("another process has too little memory for its share of this trace")
     if options.verbose and options.ranks.first:
         print(f"plan: {plan}", file=sys.stderr)

@@ -166,7 +166,7 @@ def attribute(
         graph = _trace(job, loaded, settings, outputs, json, verbose)
         if graph.provenance.get("interrupted") and number < len(jobs):
             raise KeyboardInterrupt
-    ranks.leave()
+    ranks.close()
     if server and graph_file_dir is not None and ranks.first:
         run_server(graph_file_dir, port, features_dir, loaded, demo, labels=labels)
 
@@ -182,7 +182,7 @@ def _still_to_do(jobs: list[Job], outputs: Outputs, ranks: Ranks) -> list[Job]:
     import torch
 
     # what the first process finds counts: files may lie where others do not see them
-    present = ranks.of_first(torch.tensor([outputs.present(job.slug) for job in jobs], dtype=torch.uint8))
+    present = ranks.broadcast(torch.tensor([outputs.present(job.slug) for job in jobs], dtype=torch.uint8))
     left = [job for job, there in zip(jobs, present.tolist(), strict=True) if not there]
     if ranks.first:
         typer.echo(f"{len(jobs) - len(left)} of {len(jobs)} prompts are traced already", err=True)

@@ -18,7 +18,7 @@ from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.export.calibration import level_scores
 from circuit_tracer.training.export.export import export
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.events import NullListener, StepReport
 from circuit_tracer.training.run.loop import Loop, normalised
@@ -94,7 +94,7 @@ def train_transcoder(
     """
     config = configuration(recipe, seed, checkpoints, kind)
     state, draws = initial_state(contexts, config, recipe), Draws(contexts, recipe, seed)
-    loop = Loop(config, state, draws, Ranks(), _Lines(report), checkpoints, {})
+    loop = Loop(config, state, draws, FeatureRanks(), _Lines(report), checkpoints, {})
     loop.run()
     publish(config, state, draws, folder, checkpoints, model_name)
 
@@ -137,7 +137,9 @@ def initial_state(contexts: Contexts, config: TrainingConfig, recipe: Transcoder
     for side_LND in (contexts.x_LND, contexts.y_LND):
         mean_LD = (weight_N1 * side_LND).sum(1)
         moments += [mean_LD, (weight_N1 * (side_LND - mean_LD[:, None]).square()).sum((1, 2))]
-    return TrainingState.initial(config, Normalisation.from_moments(*moments), None, torch.device("cpu"), Ranks())
+    return TrainingState.initial(
+        config, Normalisation.from_moments(*moments), None, torch.device("cpu"), FeatureRanks()
+    )
 
 
 def publish(
@@ -145,8 +147,8 @@ def publish(
 ) -> None:
     """Write the dictionary of ``state`` into ``folder``, its thresholds calibrated on further draws."""
     batches = [normalised(draws.next(), state.normalisation).x_SBD for _ in range(CALIBRATION_BATCHES)]
-    levels = level_scores(state.dictionary, batches, config.sparsity, state.running_cut, Ranks())
-    saved = checkpoint.save(state, checkpoints, {"levels": levels}, Ranks())
+    levels = level_scores(state.dictionary, batches, config.sparsity, state.running_cut, FeatureRanks())
+    saved = checkpoint.save(state, checkpoints, {"levels": levels}, FeatureRanks())
     export(checkpoint.read(saved), config, levels, folder, model_name, range(state.dictionary.n_layers))
     write_config(read_config(folder / CONFIG_NAME) | {"scan": model_name}, folder)
 

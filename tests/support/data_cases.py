@@ -14,7 +14,7 @@ import torch
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import ActivationBatch, BatchStream, open_stream
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from tests.support.tiny import tiny_model
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ,.;:!?'-\n01234567"
@@ -78,9 +78,9 @@ def config(folder: Path, **changes: Any) -> TrainingConfig:
     return TrainingConfig(**tree)
 
 
-def stream(settings: TrainingConfig, name: str = "llama", ranks: Ranks | None = None) -> BatchStream:
+def stream(settings: TrainingConfig, name: str = "llama", ranks: FeatureRanks | None = None) -> BatchStream:
     """The stream of a configuration on a tiny model."""
-    return open_stream(settings, parts(name), tokenizer(), ranks or Ranks())
+    return open_stream(settings, parts(name), tokenizer(), ranks or FeatureRanks())
 
 
 def batches(source: BatchStream) -> Iterator[ActivationBatch]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.export.calibration import level_scores
 from circuit_tracer.training.export.export import export
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.checkpoint import Checkpoint
 from circuit_tracer.training.run.loop import normalised
@@ -47,7 +47,13 @@ class Exported:
         x_SBD = normalised(self.run.stream().batch(100), self.state.normalisation).x_SBD
         sparsity = self.config.sparsity
         return select(
-            self.state.dictionary, x_SBD, sparsity, active=sparsity.active, running_cut=None, step=0, ranks=Ranks()
+            self.state.dictionary,
+            x_SBD,
+            sparsity,
+            active=sparsity.active,
+            running_cut=None,
+            step=0,
+            ranks=FeatureRanks(),
         )
 
     def loaded(self) -> Transcoders:
@@ -62,7 +68,9 @@ def exported(run: Run, folder: Path, layers: list[int] | None = None, **changes:
     levels = None
     if run.activation in ("topk", "batch_topk"):
         x_SBD = normalised(run.stream().batch(100), loop.state.normalisation).x_SBD
-        levels = level_scores(loop.state.dictionary, [x_SBD], loop.config.sparsity, loop.state.running_cut, Ranks())
+        levels = level_scores(
+            loop.state.dictionary, [x_SBD], loop.config.sparsity, loop.state.running_cut, FeatureRanks()
+        )
     made = checkpoint.read(loop.save(levels=levels))
     out = export(made, loop.config, levels, folder / "transcoder", "org/model", layers or list(range(LAYERS)))
     return Exported(run, loop.config, loop.state, made, levels, out)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.events import NullListener, StepReport
 from circuit_tracer.training.run.loop import Loop
@@ -97,18 +97,22 @@ class Run:
             mean_x_SD, variance_x_S, mean_y_SD, (y_BSD - mean_y_SD).square().sum(2).mean(0)
         )
 
-    def state(self, ranks: Ranks | None = None) -> TrainingState:
+    def state(self, ranks: FeatureRanks | None = None) -> TrainingState:
         """Its start; every fifth feature is out of reach of all tokens, so that it dies."""
         scale_S = torch.zeros(LAYERS) if self.jacobian else None
-        state = TrainingState.initial(self.config(), self.space(), scale_S, torch.device("cpu"), ranks or Ranks())
+        state = TrainingState.initial(
+            self.config(), self.space(), scale_S, torch.device("cpu"), ranks or FeatureRanks()
+        )
         numbers_f = torch.arange(self.features)[state.dictionary.owned]
         for bias_f in state.dictionary.b_enc:
             bias_f[numbers_f % 5 == 0] = -9.0
         return state
 
-    def loop(self, folder: Path, n_batches: int | None = None, ranks: Ranks | None = None, **changes: Any) -> Loop:
+    def loop(
+        self, folder: Path, n_batches: int | None = None, ranks: FeatureRanks | None = None, **changes: Any
+    ) -> Loop:
         """A loop at the start, or at the last checkpoint in ``folder`` if there is one."""
-        ranks, config = ranks or Ranks(), self.config(folder, **changes)
+        ranks, config = ranks or FeatureRanks(), self.config(folder, **changes)
         loop = Loop(config, self.state(ranks), self.stream(n_batches), ranks, Recorder(), folder, {"fact": str(self)})
         last = checkpoint.latest(folder)
         if last is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuit_tracer.errors import ResourceError
 from circuit_tracer.training.export.calibration import level_scores
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.loop import normalised
 from circuit_tracer.training.step.selection import kth_largest
@@ -22,7 +22,7 @@ from tests.support.process_cases import die
 
 
 def train(
-    ranks: Ranks, run: Run, folder: Path, until: int | None = None
+    ranks: FeatureRanks, run: Run, folder: Path, until: int | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Go on from the last checkpoint to step ``until`` or the end, and save. Returns reports and what all ranks share."""
     loop = run.loop(folder, ranks=ranks)
@@ -35,37 +35,37 @@ def train(
     return reports(loop), loop.state.shared_tensors()
 
 
-def train_all(ranks: Ranks, runs: list[Run], folder: Path) -> list[Any]:
+def train_all(ranks: FeatureRanks, runs: list[Run], folder: Path) -> list[Any]:
     """Each run in a folder of its name."""
     return [train(ranks, run, folder / str(run)) for run in runs]
 
 
-def levels(ranks: Ranks, run: Run) -> list[float]:
+def levels(ranks: FeatureRanks, run: Run) -> list[float]:
     """Calibrated at the start of a run."""
     state = run.state(ranks)
     batches = [normalised(run.stream().batch(number), state.normalisation).x_SBD for number in range(2)]
     return level_scores(state.dictionary, batches, run.config().sparsity, None, ranks)
 
 
-def largest(ranks: Ranks, scores: list[Tensor], counts: list[int]) -> list[float]:
+def largest(ranks: FeatureRanks, scores: list[Tensor], counts: list[int]) -> list[float]:
     """The k-th largest of scores dealt out to the ranks, for several k."""
     own = [one[ranks.rank :: ranks.world] for one in scores]
     return [float(kth_largest(own, k, ranks)) for k in counts]
 
 
-def collectives(ranks: Ranks) -> dict[str, Any]:
+def collectives(ranks: FeatureRanks) -> dict[str, Any]:
     """What each gives."""
     number = torch.tensor([ranks.rank + 1])
     return {
         "sum": ranks.all_reduce_(number.clone()).tolist(),
         "joined": ranks.all_gather(torch.full((ranks.rank, 2), float(ranks.rank))).tolist(),
-        "anywhere": [ranks.anywhere(False), ranks.anywhere(ranks.rank == ranks.world - 1)],
+        "anywhere": [ranks.any(False), ranks.any(ranks.rank == ranks.world - 1)],
         "first": ranks.first,
         "rank": ranks.rank,
     }
 
 
-def fall(ranks: Ranks, run: Run, folder: Path, how: str, step: int) -> None:
+def fall(ranks: FeatureRanks, run: Run, folder: Path, how: str, step: int) -> None:
     """Save after every second step; in ``step`` the last rank falls."""
     loop = run.loop(folder, ranks=ranks, run__checkpoint_every_steps=2)
     genuine = loop.stream.next
@@ -79,7 +79,7 @@ def fall(ranks: Ranks, run: Run, folder: Path, how: str, step: int) -> None:
     loop.run()
 
 
-def fall_while_saving(ranks: Ranks, run: Run, folder: Path) -> None:
+def fall_while_saving(ranks: FeatureRanks, run: Run, folder: Path) -> None:
     """The last rank is killed in the middle of its second save."""
     writes, genuine = iter(range(LAYERS + 1)), checkpoint._write_tensors
 
@@ -92,7 +92,7 @@ def fall_while_saving(ranks: Ranks, run: Run, folder: Path) -> None:
     run.loop(folder, ranks=ranks, run__checkpoint_every_steps=2).run()
 
 
-def refuse(ranks: Ranks, run: Run, folder: Path) -> str:
+def refuse(ranks: FeatureRanks, run: Run, folder: Path) -> str:
     """One rank's disk is full; the message of every rank."""
     loop = run.loop(folder, ranks=ranks)
     loop._step()
@@ -107,7 +107,7 @@ def refuse(ranks: Ranks, run: Run, folder: Path) -> str:
     return "saved"
 
 
-def break_down(ranks: Ranks, run: Run, folder: Path) -> None:
+def break_down(ranks: FeatureRanks, run: Run, folder: Path) -> None:
     """A weight of the last rank is NaN."""
     loop = run.loop(folder, ranks=ranks)
     loop._step()
@@ -116,12 +116,12 @@ def break_down(ranks: Ranks, run: Run, folder: Path) -> None:
     loop._step()
 
 
-def run_out(ranks: Ranks, run: Run, folder: Path) -> None:
+def run_out(ranks: FeatureRanks, run: Run, folder: Path) -> None:
     """The data end after three batches."""
     run.loop(folder, n_batches=3, ranks=ranks).run()
 
 
-def press(ranks: Ranks, run: Run, folder: Path) -> int:
+def press(ranks: FeatureRanks, run: Run, folder: Path) -> int:
     """Ctrl-C reaches one rank only, in step 3; the step all stop at."""
     loop = run.loop(folder, ranks=ranks)
     genuine = loop.stream.next

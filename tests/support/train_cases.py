@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from circuit_tracer.training.config.schema import TrainingConfig
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.events import NullListener, StepReport
 from circuit_tracer.training.run.trainer import Result, train
 from tests.support.data_cases import config, texts, tokenizer, write_jsonl
@@ -82,6 +82,6 @@ def whole(
     return listener.reports
 
 
-def rank(ranks: Ranks, folder: Path, out: str, changes: dict[str, Any], resume: bool) -> list[StepReport]:
+def rank(ranks: FeatureRanks, folder: Path, out: str, changes: dict[str, Any], resume: bool) -> list[StepReport]:
     """One rank of a run."""
     return whole(folder, out, changes, resume)

@@ -15,7 +15,7 @@ from torch import Tensor
 from circuit_tracer.kernels.encode import encode
 from circuit_tracer.training.config.schema import SparsitySection
 from circuit_tracer.training.export.calibration import level_scores, thresholds
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.loop import normalised
 from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.training.step.selection import select
@@ -28,7 +28,7 @@ def kept_by_rule(model: Dictionary, batches: Batches, settings: SparsitySection)
     """(batch, token, feature) of every source's entries."""
     found: list[set[tuple[int, int, int]]] = [set() for _ in model.W_enc]
     for number, x_SBD in enumerate(batches):
-        chosen = select(model, x_SBD, settings, active=settings.active, running_cut=None, step=0, ranks=Ranks())
+        chosen = select(model, x_SBD, settings, active=settings.active, running_cut=None, step=0, ranks=FeatureRanks())
         for source, entries in enumerate(chosen.entries):
             pairs = zip(entries.row.tolist(), entries.feature.tolist(), strict=True)
             found[source] |= {(number, row, feature) for row, feature in pairs}
@@ -62,7 +62,7 @@ def scores_of(model: Dictionary, batches: Batches, settings: SparsitySection, so
 
 def check(model: Dictionary, batches: Batches, settings: SparsitySection) -> list[float]:
     """As many entries of every source, whatever the cut of training was."""
-    levels = level_scores(model, batches, settings, None, Ranks())
+    levels = level_scores(model, batches, settings, None, FeatureRanks())
     wanted, found = kept_by_rule(model, batches, settings), kept_by_threshold(model, batches, settings, levels)
     for source in range(len(levels)):
         count, scores = len(wanted[source]), scores_of(model, batches, settings, source)
@@ -71,7 +71,7 @@ def check(model: Dictionary, batches: Batches, settings: SparsitySection) -> lis
             count = int((scores > scores[count]).sum())
         assert len(found[source]) == count
     for running_cut in (1e-6, 0.5, 1e6):
-        again = level_scores(model, batches, settings, running_cut, Ranks())
+        again = level_scores(model, batches, settings, running_cut, FeatureRanks())
         assert again == pytest.approx(levels, rel=1e-6)
     return levels
 
@@ -132,7 +132,7 @@ def test_one_batch_keeps_the_same_entries_not_only_as_many() -> None:
 def test_a_level_lies_half_way_between_the_last_kept_and_the_next() -> None:
     model, batches = example(5)
     settings = settings_for("batch_topk", 2.0)
-    levels = level_scores(model, batches[:1], settings, None, Ranks())
+    levels = level_scores(model, batches[:1], settings, None, FeatureRanks())
     kept = kept_by_rule(model, batches[:1], settings)
     for source, level in enumerate(levels):
         count, scores = len(kept[source]), scores_of(model, batches[:1], settings, source)

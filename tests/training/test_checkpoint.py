@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from circuit_tracer.errors import CompatibilityError, FileFormatError, NumericalError, ResourceError
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.checkpoint import Checkpoint
 from circuit_tracer.training.run.state import TrainingState
@@ -37,7 +37,7 @@ def trained(run: Run = RUN, steps: int = 3) -> TrainingState:
 
 
 def saved(folder: Path, state: TrainingState, **facts: Any) -> Checkpoint:
-    return checkpoint.read(checkpoint.save(state, folder, facts, Ranks()))
+    return checkpoint.read(checkpoint.save(state, folder, facts, FeatureRanks()))
 
 
 def names(folder: Path) -> list[str]:
@@ -114,7 +114,7 @@ def test_half_written_folders_are_ignored_and_removed(tmp_path: Path) -> None:
 def test_further_facts_join_those_that_are_there(tmp_path: Path) -> None:
     made = saved(tmp_path, trained(), one=1)
     before = {path.name: path.stat().st_mtime_ns for path in made.folder.iterdir() if path.name != "state.json"}
-    checkpoint.add_facts(made.folder, {"levels": [0.1, 1 / 3]}, Ranks())
+    checkpoint.add_facts(made.folder, {"levels": [0.1, 1 / 3]}, FeatureRanks())
     again = checkpoint.read(made.folder)
     assert again.content == {**made.content, "levels": [0.1, 1 / 3]}
     assert {name: (made.folder / name).stat().st_mtime_ns for name in before} == before

@@ -22,7 +22,7 @@ from circuit_tracer.errors import NumericalError
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import ActivationBatch, open_stream
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from tests.support import data_cases
 from tests.support.data_cases import batches, config, tensors, texts, write_jsonl
 from tests.support.tiny import tiny_model
@@ -40,7 +40,7 @@ class Meeting:
         self.door = threading.Barrier(self.world, timeout=30)
 
 
-class ThreadRanks(Ranks):
+class ThreadRanks(FeatureRanks):
     """A rank that is a thread."""
 
     def __init__(self, rank: int, meeting: Meeting) -> None:
@@ -71,7 +71,7 @@ def _one_derivative_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.func, "jvp", locked)
 
 
-def on_ranks(world: int, work: Callable[[Ranks, ModelParts], Any], parts: Callable[[], ModelParts]) -> list[Any]:
+def on_ranks(world: int, work: Callable[[FeatureRanks, ModelParts], Any], parts: Callable[[], ModelParts]) -> list[Any]:
     """What each of `world` ranks returns, each with a model of its own."""
     meeting = Meeting(world)
     models = [parts() for _ in range(world)]
@@ -84,7 +84,7 @@ def llama() -> ModelParts:
     return bind(tiny_model("llama", torch.float32), "llama")
 
 
-def all_batches(settings: TrainingConfig) -> Callable[[Ranks, ModelParts], list[ActivationBatch]]:
+def all_batches(settings: TrainingConfig) -> Callable[[FeatureRanks, ModelParts], list[ActivationBatch]]:
     return lambda ranks, parts: list(batches(open_stream(settings, parts, data_cases.tokenizer(), ranks)))
 
 
@@ -103,7 +103,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_ranks_see_what_one_sees(variant: str, world: int, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data.jsonl", texts(25))
     changes = dict(VARIANTS[variant])
-    alone = all_batches(config(tmp_path, **{k: v for k, v in changes.items() if k != "data__cache"}))(Ranks(), llama())
+    alone = all_batches(config(tmp_path, **{k: v for k, v in changes.items() if k != "data__cache"}))(
+        FeatureRanks(), llama()
+    )
     if "data__cache" in changes:
         changes["data__cache"] = tmp_path / "cache"
     together = on_ranks(world, all_batches(config(tmp_path, **changes)), llama)
@@ -119,13 +121,13 @@ def test_ranks_see_what_one_sees(variant: str, world: int, tmp_path: Path) -> No
 def test_a_resume_may_have_another_number_of_ranks(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data.jsonl", texts(25))
     settings = config(tmp_path)
-    source = open_stream(settings, llama(), data_cases.tokenizer(), Ranks())
+    source = open_stream(settings, llama(), data_cases.tokenizer(), FeatureRanks())
     for _ in range(4):
         source.next()
     state = json.loads(json.dumps(source.state()))
     expected = list(batches(source))
 
-    def resumed(ranks: Ranks, parts: ModelParts) -> list[ActivationBatch]:
+    def resumed(ranks: FeatureRanks, parts: ModelParts) -> list[ActivationBatch]:
         stream = open_stream(settings, parts, data_cases.tokenizer(), ranks)
         stream.restore(state)
         return list(batches(stream))
@@ -144,7 +146,7 @@ def test_all_ranks_stop_when_one_has_an_activation_that_is_not_finite(tmp_path: 
         parts.model.get_input_embeddings().weight[3 + data_cases.LETTERS.index("7")] = float("nan")
         return parts
 
-    def work(ranks: Ranks, parts: ModelParts) -> str:
+    def work(ranks: FeatureRanks, parts: ModelParts) -> str:
         with pytest.raises(NumericalError) as caught:
             all_batches(config(tmp_path, data__context_length=32))(ranks, parts)
         return str(caught.value)
@@ -168,7 +170,7 @@ def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     assert [job.wait(timeout=200) for job in jobs] == [0, 0]
-    alone = all_batches(config(tmp_path, sparsity__jacobian_weight=0.1))(Ranks(), llama())
+    alone = all_batches(config(tmp_path, sparsity__jacobian_weight=0.1))(FeatureRanks(), llama())
     found = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     assert torch.equal(found[0], found[1])
     expected = torch.stack([torch.stack(tensors(batch)) for batch in alone])
@@ -178,7 +180,7 @@ def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
 def process(folder: str) -> None:
     """One rank of the test above."""
     torch.set_num_threads(1)
-    ranks = Ranks.from_environment(torch.device("cpu"))
+    ranks = FeatureRanks.from_environment(torch.device("cpu"))
     found = all_batches(config(Path(folder), sparsity__jacobian_weight=0.1))(ranks, llama())
     torch.save(torch.stack([torch.stack(tensors(batch)) for batch in found]), Path(folder) / f"rank{ranks.rank}.pt")
     torch.distributed.destroy_process_group()

@@ -19,7 +19,7 @@ from circuit_tracer.training.data import ActivationBatch, held_out_activations, 
 from circuit_tracer.training.data.block import Block, Layout
 from circuit_tracer.training.data.model_pass import ModelPass, fast_attention
 from circuit_tracer.training.data.points import Points
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from tests.support import data_cases
 from tests.support.data_cases import batches, config, same, stream, texts, write_jsonl
 from tests.support.tiny import tiny_model
@@ -188,7 +188,7 @@ def test_every_kind_of_source_gives_the_same_batches(kind: str, folder: Path) ->
 def test_token_files_need_no_tokenizer(folder: Path) -> None:
     np.save(folder / "data.npy", np.arange(5 * 90).reshape(5, 90) % 44 + 3)
     settings = config(folder, data__kind="tokens", data__path=str(folder / "data.npy"))
-    batch = open_stream(settings, data_cases.parts(), None, Ranks()).next()
+    batch = open_stream(settings, data_cases.parts(), None, FeatureRanks()).next()
     assert batch is not None
     assert batch.n_tokens == 16
 
@@ -196,7 +196,7 @@ def test_token_files_need_no_tokenizer(folder: Path) -> None:
 def test_a_model_in_bfloat16_gives_float32_batches(folder: Path) -> None:
     parts = bind(tiny_model("gemma3", torch.bfloat16), "gemma3")
     settings = config(folder, sparsity__jacobian_weight=0.1)
-    found = list(batches(open_stream(settings, parts, data_cases.tokenizer(), Ranks())))
+    found = list(batches(open_stream(settings, parts, data_cases.tokenizer(), FeatureRanks())))
     expected = list(batches(stream(settings, "gemma3")))
     for one, other in zip(found, expected, strict=True):
         for rounded, exact in zip(data_cases.tensors(one), data_cases.tensors(other), strict=True):
@@ -299,14 +299,14 @@ def test_a_tokenizer_of_another_model_is_an_error(folder: Path) -> None:
     foreign = data_cases.tokenizer(data_cases.LETTERS + "ABC")
     write_jsonl(folder / "data.jsonl", ["zzz", "CCCCCCCCCCCCCCCCCCCCC"])
     with pytest.raises(CompatibilityError, match=r"token id 49, but the model's vocabulary is 0\.\.46"):
-        open_stream(config(folder), data_cases.parts(), foreign, Ranks()).next()
+        open_stream(config(folder), data_cases.parts(), foreign, FeatureRanks()).next()
 
 
 def test_an_activation_that_is_not_finite_stops_the_stream(folder: Path) -> None:
     parts = bind(tiny_model("gpt2", torch.float32), "gpt2")
     parts.layers[2].module.attn.c_proj.bias[0] = float("inf")  # type: ignore[union-attr, index]
     with pytest.raises(NumericalError, match="hook_resid_mid of layer 2"):
-        open_stream(config(folder), parts, data_cases.tokenizer(), Ranks()).next()
+        open_stream(config(folder), parts, data_cases.tokenizer(), FeatureRanks()).next()
 
 
 @pytest.mark.parametrize(

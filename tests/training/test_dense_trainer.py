@@ -11,7 +11,7 @@ from torch import Tensor
 
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.events import NullListener, StepReport
 from circuit_tracer.training.run.loop import Loop
 from circuit_tracer.training.run.state import TrainingState
@@ -80,7 +80,7 @@ def initial(dtype: torch.dtype) -> Dictionary:
 def test_the_sparse_loop_is_dense_training(dtype: torch.dtype, tmp_path: Path) -> None:
     config, listener, dictionary = configuration(tmp_path), Losses(), initial(dtype)
     state = TrainingState(dictionary, Adam(dictionary, config.optimizer, 0), Silence.initial(dictionary), space(dtype))
-    Loop(config, state, Drawn(1), Ranks(), listener, tmp_path, {}).run()
+    Loop(config, state, Drawn(1), FeatureRanks(), listener, tmp_path, {}).run()
 
     dense, data = DenseTrainer(DenseTranscoder(initial(dtype))), Drawn(1)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from circuit_tracer.errors import FileFormatError, InputError, NumericalError, ResourceError
 from circuit_tracer.training.export.export import export, folded
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.transcoders import load_transcoder_from_hub
 from tests.support.export_cases import Exported, dense, exported, relative
@@ -106,7 +106,7 @@ def test_a_large_mean_does_not_spoil_bfloat16(tmp_path: Path) -> None:
     far = 1000.0 * torch.randn(LAYERS, made.run.width, generator=torch.Generator().manual_seed(1))
     content = tensors(made.state)
     content["mean_x_SD"].copy_(far)
-    moved = checkpoint.read(checkpoint.save(made.state, tmp_path / "moved", {}, Ranks()))
+    moved = checkpoint.read(checkpoint.save(made.state, tmp_path / "moved", {}, FeatureRanks()))
     for source in range(LAYERS):
         layer = folded(moved, made.config, None, source)
         at_mean = layer.encoder_FD.double() @ far[source].double() + layer.encoder_bias_F.double()
@@ -192,7 +192,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     made = exported(Run("clt", "relu"), tmp_path)
     made.state.normalisation.scale_y_S[2] = 0.0
     made.state.step += 1
-    broken = checkpoint.read(checkpoint.save(made.state, tmp_path / "broken", {}, Ranks()))
+    broken = checkpoint.read(checkpoint.save(made.state, tmp_path / "broken", {}, FeatureRanks()))
     with pytest.raises(NumericalError, match="decoder_FTD of source layer 0 is not finite"):
         export(broken, made.config, None, tmp_path / "out", "org/model", range(LAYERS))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from circuit_tracer.errors import InputError, NumericalError, ResourceError
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.step.selection import kth_largest
@@ -122,7 +122,7 @@ def test_the_kth_largest_over_ranks_is_exactly_that_of_all(world: int, tmp_path:
     scores = [torch.rand(57, generator=generator), torch.rand(1, generator=generator) * 1e-30, torch.ones(9)]
     counts = [0, 1, 5, 9, 10, 30, 66, 67, 68]
     for each in (scores, [one.double() ** 3 for one in scores]):
-        expected = [float(kth_largest(each, k, Ranks())) for k in counts]
+        expected = [float(kth_largest(each, k, FeatureRanks())) for k in counts]
         in_order = torch.cat(each).sort(descending=True).values.tolist()
         assert expected == [float("inf"), *(in_order[k - 1] for k in counts[1:-1]), 0.0]
         assert results(together(world, rank_cases.largest, each, counts, folder=tmp_path)) == [expected] * world
@@ -130,7 +130,7 @@ def test_the_kth_largest_over_ranks_is_exactly_that_of_all(world: int, tmp_path:
 
 @pytest.mark.parametrize("run", [Run("clt", "batch_topk", "float64"), Run("plt", "topk", "float64")], ids=str)
 def test_calibrated_levels_are_those_of_one_process(run: Run, tmp_path: Path) -> None:
-    expected = rank_cases.levels(Ranks(), run)
+    expected = rank_cases.levels(FeatureRanks(), run)
     for found in results(together(2, rank_cases.levels, run, folder=tmp_path)):
         assert found == pytest.approx(expected, rel=1e-12)
 
@@ -143,7 +143,7 @@ def test_a_checkpoint_resumes_on_any_number_of_ranks(run: Run, tmp_path: Path) -
     found = []
     for world, until in ((2, 2), (1, 3), (4, 4), (1, 5), (2, None)):
         if world == 1:
-            returned = [rank_cases.train(Ranks(), run, tmp_path / "parts", until)]
+            returned = [rank_cases.train(FeatureRanks(), run, tmp_path / "parts", until)]
         else:
             returned = results(together(world, rank_cases.train, run, tmp_path / "parts", until, folder=tmp_path))
         found += returned[0][0]
@@ -153,14 +153,14 @@ def test_a_checkpoint_resumes_on_any_number_of_ranks(run: Run, tmp_path: Path) -
 
 def test_features_that_ranks_cannot_share_are_an_input_error() -> None:
     with pytest.raises(InputError, match=r"dictionary\.features is 16, which 3 ranks cannot share evenly; take 15 or"):
-        Ranks(1, 3).share(16)
+        FeatureRanks(1, 3).share(16)
     with pytest.raises(InputError, match="take 4 or another number of ranks"):
-        Ranks(0, 4).share(3)
-    assert [Ranks(rank, 4).share(16) for rank in range(4)] == [slice(4 * r, 4 * r + 4) for r in range(4)]
+        FeatureRanks(0, 4).share(3)
+    assert [FeatureRanks(rank, 4).share(16) for rank in range(4)] == [slice(4 * r, 4 * r + 4) for r in range(4)]
 
 
 def test_collectives(tmp_path: Path) -> None:
-    alone = rank_cases.collectives(Ranks())
+    alone = rank_cases.collectives(FeatureRanks())
     assert alone == {"sum": [1], "joined": [], "anywhere": [False, True], "first": True, "rank": 0}
     found = results(together(3, rank_cases.collectives, folder=tmp_path))
     for rank, of_rank in enumerate(found):
@@ -199,7 +199,7 @@ def test_a_rank_that_falls_ends_the_others_and_the_run_resumes(how: str, tmp_pat
     for world in (1, 4):
         shutil.copytree(tmp_path / "run", tmp_path / f"on {world}")
         if world == 1:
-            returned = [rank_cases.train(Ranks(), run, tmp_path / "on 1")]
+            returned = [rank_cases.train(FeatureRanks(), run, tmp_path / "on 1")]
         else:
             returned = results(together(world, rank_cases.train, run, tmp_path / f"on {world}", folder=tmp_path))
         close(returned[0][0], expected[4:])

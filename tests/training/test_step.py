@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from torch import Tensor
 
 from circuit_tracer.errors import NumericalError
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.step import step
 from circuit_tracer.training.step.counter_random import uniform
 from circuit_tracer.training.step.dictionary import Dictionary
@@ -74,7 +74,7 @@ def run(
         options.get("derivative_scale_S"),
     )
     sink, scratch = Collected(dictionary), scratch or Scratch()
-    return train_step(dictionary, batch, example.settings, moment, sink, Ranks(), scratch), sink.found
+    return train_step(dictionary, batch, example.settings, moment, sink, FeatureRanks(), scratch), sink.found
 
 
 def with_drawn_band(example: Example) -> Example:

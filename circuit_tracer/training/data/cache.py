@@ -19,7 +19,7 @@ from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.training.data.block import Block, Layout
 from circuit_tracer.training.data.rows import ModelRows
 from circuit_tracer.training.data.settings import require_same
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -34,7 +34,7 @@ class CachedRows:
     """
 
     def __init__(
-        self, folder: Path, model_rows: ModelRows, layout: Layout, settings: dict[str, Any], ranks: Ranks
+        self, folder: Path, model_rows: ModelRows, layout: Layout, settings: dict[str, Any], ranks: FeatureRanks
     ) -> None:
         self.folder, self.model_rows, self.layout, self.ranks = folder, model_rows, layout, ranks
         self._start = model_rows.state()

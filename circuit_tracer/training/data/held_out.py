@@ -13,7 +13,7 @@ from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.data.block import Block
 from circuit_tracer.training.data.source import open_packer, open_source
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 
 
 def held_out_tokens(config: TrainingConfig, tokenizer: Any) -> list[Tensor]:
@@ -40,7 +40,7 @@ def held_out_activations(config: TrainingConfig, parts: ModelParts, tokenizer: A
     """
     length = len(_first_sequence(config, tokenizer))
     config = config.model_copy(update={"data": config.data.model_copy(update={"context_length": length})})
-    source = open_source(config, parts, tokenizer, Ranks(), evaluation=True)
+    source = open_source(config, parts, tokenizer, FeatureRanks(), evaluation=True)
     block = Block(source.layout, n_tokens, source.device)
     end = source.rows.read(block, 0)
     if not end:

@@ -17,7 +17,7 @@ from circuit_tracer.training.data.block import Block
 from circuit_tracer.training.data.filters import kept_tokens
 from circuit_tracer.training.data.jacobian import MLPDerivative
 from circuit_tracer.training.data.model_pass import ModelPass, fast_attention, require_finite, token_norms
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 
 DIRECTIONS = 1  # keeps the random numbers of directions apart from those of the shuffle (stream.py)
 
@@ -54,7 +54,7 @@ class Recipe:
 class ModelRows:
     """Rows made by running the model. Each rank runs it on its share of a pass; all ranks get all rows, in the same order."""
 
-    def __init__(self, packer: Packer, model_pass: ModelPass, recipe: Recipe, ranks: Ranks) -> None:
+    def __init__(self, packer: Packer, model_pass: ModelPass, recipe: Recipe, ranks: FeatureRanks) -> None:
         self.packer, self.model_pass, self.recipe, self.ranks = packer, model_pass, recipe, ranks
         self._made: _Made | None = None  # rows of the pass in hand that no block has taken
         self.rewind()

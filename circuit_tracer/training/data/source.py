@@ -19,7 +19,7 @@ from circuit_tracer.training.data.model_pass import ModelPass
 from circuit_tracer.training.data.points import Points
 from circuit_tracer.training.data.rows import ModelRows, Recipe, Rows
 from circuit_tracer.training.data.settings import settings_of
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Source:
 
 
 def open_source(
-    config: TrainingConfig, parts: ModelParts, tokenizer: Any, ranks: Ranks, evaluation: bool = False
+    config: TrainingConfig, parts: ModelParts, tokenizer: Any, ranks: FeatureRanks, evaluation: bool = False
 ) -> Source:
     """Rows of the training documents, through the cache if there is one; or of those held out, never cached."""
     data = config.data

@@ -19,12 +19,12 @@ from circuit_tracer.training.data.rows import Rows, generator
 from circuit_tracer.training.data.settings import require_same
 from circuit_tracer.training.data.source import Source, open_source
 from circuit_tracer.training.data.statistics import Moments, Statistics
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 
 SHUFFLE = 0  # keeps the random numbers of the shuffle apart from those of directions (rows.py)
 
 
-def open_stream(config: TrainingConfig, parts: ModelParts, tokenizer: Any, ranks: Ranks) -> BatchStream:
+def open_stream(config: TrainingConfig, parts: ModelParts, tokenizer: Any, ranks: FeatureRanks) -> BatchStream:
     """The training batches of a configuration; `tokenizer` may be None for token files.
 
     Raises InputError for data, layers or a context length that cannot be, CompatibilityError for points the model has not or

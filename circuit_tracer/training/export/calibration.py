@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuit_tracer.kernels.encode import encode
 from circuit_tracer.training.config.schema import SparsitySection
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.training.step.selection import kth_largest, select
 
@@ -33,7 +33,7 @@ def level_scores(
     batches: Sequence[Sequence[Tensor]],
     settings: SparsitySection,
     running_cut: float | None,
-    ranks: Ranks,
+    ranks: FeatureRanks,
 ) -> list[float]:
     """tau_s of every source (topk, batch_topk): above it lie as many scores of ``batches`` as the training rule keeps.
 
@@ -64,7 +64,7 @@ def _level(
     scale_f: Tensor,
     count: int,
     kept_scores: Sequence[Tensor],
-    ranks: Ranks,
+    ranks: FeatureRanks,
 ) -> float:
     """Half-way between the count-th and the next largest score of one source; equal ones are not above it."""
     start = float(kth_largest(kept_scores, max(1, count), ranks))

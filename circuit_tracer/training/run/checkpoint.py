@@ -5,7 +5,7 @@
                   layer-003.rank-0-of-2.safetensors  the rows of one source layer that a rank owns, with their moments
 
 The folder is written under another name and renamed when every rank is done, so that a run killed at any moment leaves the
-last complete checkpoint. Ranks own contiguous rows, so that another number of ranks reads slices of the same files.
+last complete checkpoint. FeatureRanks own contiguous rows, so that another number of ranks reads slices of the same files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from circuit_tracer.errors import (
     ResourceError,
 )
 from circuit_tracer.files import atomic_write
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.state import TrainingState
 
 VERSION = 1
@@ -59,7 +59,7 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def save(state: TrainingState, folder: Path, facts: dict[str, Any], ranks: Ranks) -> Path:
+def save(state: TrainingState, folder: Path, facts: dict[str, Any], ranks: FeatureRanks) -> Path:
     """Write a checkpoint of ``state`` into ``folder`` and return its path. All ranks call this together.
 
     ``facts``: JSON-able, kept in state.json beside the step (position in the data, fingerprint of the run). Raises
@@ -81,7 +81,7 @@ def save(state: TrainingState, folder: Path, facts: dict[str, Any], ranks: Ranks
     return final
 
 
-def add_facts(folder: Path, facts: dict[str, Any], ranks: Ranks) -> None:
+def add_facts(folder: Path, facts: dict[str, Any], ranks: FeatureRanks) -> None:
     """Write further facts into state.json of a complete checkpoint. All ranks call this together."""
 
     def write() -> None:
@@ -229,7 +229,7 @@ def _foreign(problem: str) -> CompatibilityError:
 # ---- writing
 
 
-def _on_all(ranks: Ranks, work: Callable[[], object]) -> None:
+def _on_all(ranks: FeatureRanks, work: Callable[[], object]) -> None:
     """Do ``work`` on all ranks; what fails on one is an error on all, so that none waits for it."""
     failure: CircuitTracerError | None = None
     try:
@@ -237,7 +237,7 @@ def _on_all(ranks: Ranks, work: Callable[[], object]) -> None:
     except CircuitTracerError as error:
         failure = error
     ranks.barrier()
-    if ranks.anywhere(failure is not None):
+    if ranks.any(failure is not None):
         raise failure or ResourceError(
             "another process of this run could not write its part of a checkpoint; earlier checkpoints are unchanged. "
             "See its error, then resume."
@@ -254,7 +254,7 @@ def _fresh(partial: Path) -> None:
         raise _refused(partial, error) from error
 
 
-def _write_share(state: TrainingState, partial: Path, content: dict[str, Any], ranks: Ranks) -> None:
+def _write_share(state: TrainingState, partial: Path, content: dict[str, Any], ranks: FeatureRanks) -> None:
     """What this rank has to write."""
     for source in range(state.dictionary.n_layers):
         name = f"layer-{source:03d}.rank-{ranks.rank}-of-{ranks.world}.safetensors"

@@ -17,7 +17,7 @@ from torch import Tensor
 from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.events import Listener, StepReport
 from circuit_tracer.training.run.state import TrainingState
@@ -48,7 +48,7 @@ class Loop:
         config: TrainingConfig,
         state: TrainingState,
         stream: Stream,
-        ranks: Ranks,
+        ranks: FeatureRanks,
         listener: Listener,
         folder: Path,
         facts: dict[str, Any],
@@ -71,7 +71,7 @@ class Loop:
             while self.state.step < self.config.steps:
                 self._step()
                 done = self.state.step
-                stopping = self.ranks.anywhere(interrupted())  # all must stop after the same step
+                stopping = self.ranks.any(interrupted())  # all must stop after the same step
                 evaluating = evaluate is not None and every and done % every == 0 and done < self.config.steps
                 with self._window.paused():
                     if evaluating or stopping or done % self.config.run.checkpoint_every_steps == 0:
@@ -197,7 +197,7 @@ class _Window:
     def mean_terms(self) -> dict[str, float]:
         return {name: value / self.steps for name, value in self.terms.items()}
 
-    def l0_counts(self, ranks: Ranks) -> list[float]:
+    def l0_counts(self, ranks: FeatureRanks) -> list[float]:
         assert self.counts is not None
         total: list[float] = ranks.all_reduce_(self.counts.clone()).tolist()
         return total

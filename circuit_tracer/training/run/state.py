@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.training.config.schema import TrainingConfig
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.step.adam import Adam
 from circuit_tracer.training.step.dead_features import Silence
 from circuit_tracer.training.step.dictionary import SHARED, Dictionary
@@ -39,7 +39,7 @@ class TrainingState:
         normalisation: Normalisation,
         derivative_scale_S: Tensor | None,
         device: torch.device,
-        ranks: Ranks,
+        ranks: FeatureRanks,
     ) -> TrainingState:
         """The start of a run."""
         n_layers, d_model = normalisation.mean_x_SD.shape

@@ -28,7 +28,7 @@ from circuit_tracer.training.data import BatchStream, held_out_activations, held
 from circuit_tracer.training.export.calibration import level_scores, n_batches
 from circuit_tracer.training.export.export import export
 from circuit_tracer.training.export.published import publish, require_baseline
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.checkpoint import Checkpoint
 from circuit_tracer.training.run.events import Listener, NullListener, StepReport
@@ -61,7 +61,7 @@ def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | 
     NumericalError or ResourceError with the next step; whatever happens, the last complete checkpoint stays.
     """
     device = resolve_device(None if config.model.device == "auto" else config.model.device)
-    ranks = Ranks.from_environment(device)
+    ranks = FeatureRanks.from_environment(device)
     folder = require_writable_folder(config.run.out) if ranks.first else config.run.out
     start = _start(config, folder, resume)
     with _threads(config.run.threads):
@@ -74,7 +74,7 @@ class _Run:
     config: TrainingConfig
     folder: Path
     device: torch.device
-    ranks: Ranks
+    ranks: FeatureRanks
     listener: Listener
 
     def train(self, start: Checkpoint | None) -> Result:
@@ -219,7 +219,9 @@ def _threads(n_threads: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _logged(config: TrainingConfig, start: Checkpoint | None, ranks: Ranks, listener: Listener) -> Iterator[Listener]:
+def _logged(
+    config: TrainingConfig, start: Checkpoint | None, ranks: FeatureRanks, listener: Listener
+) -> Iterator[Listener]:
     """The caller's listener together with the logs of the run; nothing is logged by other ranks than the first."""
     if not ranks.first:
         yield listener

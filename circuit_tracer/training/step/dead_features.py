@@ -15,7 +15,7 @@ from circuit_tracer.kernels.decode import decode_
 from circuit_tracer.kernels.encode import row_blocks
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import SparsitySection
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.training.step.selection import top_k
 
@@ -57,7 +57,7 @@ def auxiliary(
     error_BSD: Tensor,
     settings: SparsitySection,
     dead: Sequence[Tensor],
-    ranks: Ranks,
+    ranks: FeatureRanks,
 ) -> Auxiliary | None:
     """Let the dead features predict what is missing, r = -error; None if no feature of any rank is dead."""
     n_dead = int(ranks.all_reduce_(torch.stack([mask.sum() for mask in dead])).sum())

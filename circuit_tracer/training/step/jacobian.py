@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradients
 from circuit_tracer.kernels.sparse_activations import SparseActivations
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.training.step.selection import Selection
 
@@ -48,7 +48,7 @@ def match(
     derivative_SBD: Sequence[Tensor],
     scale_S: Tensor,
     weight: float,
-    ranks: Ranks,
+    ranks: FeatureRanks,
 ) -> Matched:
     """beta / S sum_s 1/B sum_b |j^ - u'|^2 / U_s with the active set held. scale_S: U_s."""
     n_rows, n_layers, width = direction_SBD[0].shape[0], dictionary.n_layers, dictionary.d_model

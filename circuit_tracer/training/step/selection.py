@@ -14,7 +14,7 @@ from torch import Tensor
 from circuit_tracer.kernels.encode import encode, encode_top_k
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import SparsitySection
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.step.counter_random import uniform
 from circuit_tracer.training.step.dictionary import Dictionary
 
@@ -50,7 +50,7 @@ def select(
     active: float,
     running_cut: float | None,
     step: int,
-    ranks: Ranks,
+    ranks: FeatureRanks,
 ) -> Selection:
     """Apply the activation rule. x_SBD: normalised inputs (B, D) of every source. active: k now."""
     if settings.activation == "jumprelu":
@@ -64,7 +64,7 @@ def select(
     return _all_active(_above(dictionary, x_SBD, zeros))
 
 
-def top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int, ranks: Ranks) -> SparseActivations:
+def top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int, ranks: FeatureRanks) -> SparseActivations:
     """The k largest positive pre-activations of each token over the features of all ranks."""
     entries = encode_top_k(x_BD, weight_FD, bias_F, k)
     if ranks.world == 1 or k == 0:
@@ -80,7 +80,7 @@ def top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int, ranks: Ranks)
     return entries.keep(entries.value >= last_B[entries.row])
 
 
-def kth_largest(scores: Sequence[Tensor], k: int, ranks: Ranks) -> Tensor:
+def kth_largest(scores: Sequence[Tensor], k: int, ranks: FeatureRanks) -> Tensor:
     """The k-th largest of positive scores over all tensors and ranks, exactly; 0 if there are fewer, infinity for k = 0.
 
     Radix selection: the bits of positive floats are ordered like the floats, so histograms of 11 bits at a time, summed over
@@ -113,7 +113,7 @@ def _shifts(width: int) -> list[int]:
 
 
 def _batch_top_k(
-    dictionary: Dictionary, x_SBD: Sequence[Tensor], kept: int, running_cut: float | None, ranks: Ranks
+    dictionary: Dictionary, x_SBD: Sequence[Tensor], kept: int, running_cut: float | None, ranks: FeatureRanks
 ) -> Selection:
     start = _guess(dictionary, x_SBD, kept, ranks) if running_cut is None else running_cut
     for share in LOWERED:
@@ -129,7 +129,7 @@ def _batch_top_k(
     return Selection(entries, [torch.ones_like(one.feature, dtype=torch.bool) for one in entries], cut=float(cut))
 
 
-def _guess(dictionary: Dictionary, x_SBD: Sequence[Tensor], kept: int, ranks: Ranks) -> float:
+def _guess(dictionary: Dictionary, x_SBD: Sequence[Tensor], kept: int, ranks: FeatureRanks) -> float:
     """A first cut: the one that a few tokens would have."""
     n_rows = x_SBD[0].shape[0]
     sample = [x_BD[:: max(1, n_rows // SAMPLE_ROWS)][:SAMPLE_ROWS] for x_BD in x_SBD]

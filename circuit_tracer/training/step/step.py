@@ -18,7 +18,7 @@ from circuit_tracer.errors import NumericalError
 from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradients
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import SparsitySection
-from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.step import dead_features, jacobian
 from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.training.step.scratch import Scratch
@@ -97,7 +97,7 @@ def train_step(
     settings: SparsitySection,
     moment: Moment,
     sink: Sink,
-    ranks: Ranks,
+    ranks: FeatureRanks,
     scratch: Scratch,
 ) -> Outcome:
     """Loss of §5 over the batch; hands every gradient of §6 to ``sink``. Raises NumericalError if the loss is not finite.
@@ -136,7 +136,7 @@ def train_step(
 
 
 def predict(
-    dictionary: Dictionary, x_SBD: Sequence[Tensor], selection: Selection, ranks: Ranks, scratch: Scratch
+    dictionary: Dictionary, x_SBD: Sequence[Tensor], selection: Selection, ranks: FeatureRanks, scratch: Scratch
 ) -> Tensor:
     """Outputs (B, S, D) in the space of training: decoders of all ranks, biases and skip (§3)."""
     n_rows, n_layers, width = x_SBD[0].shape[0], dictionary.n_layers, dictionary.d_model
@@ -160,7 +160,7 @@ class _Step:
     settings: SparsitySection
     moment: Moment
     sink: Sink
-    ranks: Ranks
+    ranks: FeatureRanks
     selection: Selection
     terms: dict[str, float]
     scratch: Scratch
