@@ -22,7 +22,7 @@ _SHOWN = 300  # characters of an answer in a message
 
 
 @dataclass(eq=False)
-class Refusal(CircuitTracerError):
+class RefusedRequest(CircuitTracerError):
     """A server's answer that is an error. ``status`` is HTTP's; ``said`` the server's own words."""
 
     url: str
@@ -50,7 +50,7 @@ def request(
     """The body of the answer. A server that is busy or cannot be reached is asked again, after what Retry-After says or a
     growing pause.
 
-    Raises Refusal for an answer that is an error, ResourceError when there is none.
+    Raises RefusedRequest for an answer that is an error, ResourceError when there is none.
     """
     asked = urllib.request.Request(url, data, {"User-Agent": "circuit-tracing", **(headers or {})}, method=method)
     for attempt in range(1, attempts + 1):
@@ -61,7 +61,7 @@ def request(
         except urllib.error.HTTPError as error:
             said = _said(error.read())
             if error.code not in _BUSY or attempt == attempts:
-                raise Refusal(url, error.code, said) from error
+                raise RefusedRequest(url, error.code, said) from error
             after = error.headers.get("Retry-After", "")
             pause = min(LONGEST_PAUSE, float(after)) if after.isdecimal() else pause
         except (OSError, HTTPException) as error:

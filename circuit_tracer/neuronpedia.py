@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.http import Refusal, get_json, post_json
+from circuit_tracer.http import RefusedRequest, get_json, post_json
 
 HOST = "https://neuronpedia.org"
 KEY_VARIABLE, HOST_VARIABLE = "NEURONPEDIA_API_KEY", "NEURONPEDIA_HOST"
@@ -56,11 +56,11 @@ class Neuronpedia:
     def _asking(self, ask: Any) -> Any:
         try:
             return ask()
-        except Refusal as error:
+        except RefusedRequest as error:
             raise refused(error) from error
 
 
-def refused(error: Refusal) -> InputError:
+def refused(error: RefusedRequest) -> InputError:
     """What to do about a refusal."""
     advice = {
         400: "Correct what it names.",

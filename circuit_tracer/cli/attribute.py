@@ -9,7 +9,7 @@ import typer
 
 from circuit_tracer.cli import options
 from circuit_tracer.cli.outputs import Outputs
-from circuit_tracer.cli.prompts import Job, read_jobs
+from circuit_tracer.cli.prompts import PromptJob, read_jobs
 from circuit_tracer.cli.serve import PORT, FeaturesDir, Labels, Port, chosen_labels
 from circuit_tracer.cli.serve import run as run_server
 from circuit_tracer.errors import InputError
@@ -178,7 +178,7 @@ def _ranks(device: str | None) -> Ranks:
     return Ranks.from_environment(options.place(device))
 
 
-def _still_to_do(jobs: list[Job], outputs: Outputs, ranks: Ranks) -> list[Job]:
+def _still_to_do(jobs: list[PromptJob], outputs: Outputs, ranks: Ranks) -> list[PromptJob]:
     import torch
 
     # what the first process finds counts: files may lie where others do not see them
@@ -192,7 +192,7 @@ def _still_to_do(jobs: list[Job], outputs: Outputs, ranks: Ranks) -> list[Job]:
 
 
 def _trace(
-    job: Job, model: ReplacementModel, settings: dict[str, Any], outputs: Outputs, json: bool, verbose: bool
+    job: PromptJob, model: ReplacementModel, settings: dict[str, Any], outputs: Outputs, json: bool, verbose: bool
 ) -> Graph:
     from circuit_tracer.attribution.attribute import attribute as trace
     from circuit_tracer.cli.summary import as_text, summarise
@@ -239,7 +239,7 @@ def _load(
     return ReplacementModel.from_pretrained_and_transcoders(name, transcoders, backend, place, kind)
 
 
-def _viewer_folder(folder: Path | None, slug: str | None, jobs: list[Job], from_file: bool) -> Path | None:
+def _viewer_folder(folder: Path | None, slug: str | None, jobs: list[PromptJob], from_file: bool) -> Path | None:
     """The folder, if viewer files are wanted and can be named; prompts of a file name themselves."""
     if folder is not None and (slug or from_file):
         return folder

@@ -15,7 +15,7 @@ Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
-class Job:
+class PromptJob:
     """A prompt to trace, text or a conversation, and the name of its files."""
 
     slug: str
@@ -28,7 +28,7 @@ class Job:
         return model.chat_tokens(self.prompt)
 
 
-def read_jobs(prompt: str | None, prompt_file: Path | None, chat: bool, slug: str | None) -> list[Job]:
+def read_jobs(prompt: str | None, prompt_file: Path | None, chat: bool, slug: str | None) -> list[PromptJob]:
     """What is to be traced. Raises InputError for no prompt, two sources of prompts, or a file that cannot be read.
 
     One prompt is called `slug`; those of a file are numbered, `{slug}-001` or `001-the-first-words`.
@@ -36,12 +36,12 @@ def read_jobs(prompt: str | None, prompt_file: Path | None, chat: bool, slug: st
     if (prompt is None) == (prompt_file is None):
         raise InputError("give either --prompt TEXT or --prompt-file FILE ('-' reads standard input)")
     if prompt is not None:
-        return [Job(slug or "", _conversation(prompt) if chat else prompt)]
+        return [PromptJob(slug or "", _conversation(prompt) if chat else prompt)]
     lines = [line for line in _lines(prompt_file) if line.strip()]
     if not lines:
         raise InputError(f"{prompt_file} holds no prompt; write one on each line")
     return [
-        Job(_numbered(slug, number, line), _conversation(line) if chat else line)
+        PromptJob(_numbered(slug, number, line), _conversation(line) if chat else line)
         for number, line in enumerate(lines, start=1)
     ]
 

@@ -18,8 +18,8 @@ from circuit_tracer.demo.capture import Rule
 from circuit_tracer.demo.contexts import Contexts, collect
 from circuit_tracer.demo.dictionary import reconstruct
 from circuit_tracer.demo.probes import (
-    Batch,
     Features,
+    PromptBatch,
     batches,
     entity_features,
     predict,
@@ -188,7 +188,7 @@ def swap_test(
 ) -> dict[str, float]:
     """`answers_turned` when an entity's features are swapped for the other's. One without features counts like any other."""
 
-    def swap(batch: Batch, others: Sequence[Entity]) -> Rule:
+    def swap(batch: PromptBatch, others: Sequence[Entity]) -> Rule:
         pairs = zip(batch.statements, others, strict=True)
         edits = [swapped(features, str(one.entity), other.name, strength) for one, other in pairs]
         return setting(transcoder, batch.subject_B, edits)
@@ -200,7 +200,7 @@ def answers_turned(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     statements: Sequence[Statement],
-    intervene: Callable[[Batch, Sequence[Entity]], Rule],
+    intervene: Callable[[PromptBatch, Sequence[Entity]], Rule],
 ) -> dict[str, float]:
     """Share of the answers that an intervention at the city turns into the other entity's, by relation and all.
 

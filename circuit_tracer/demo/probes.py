@@ -35,7 +35,7 @@ ELSEWHERE = 0.05  # at most this share of the prompts about other entities' citi
 
 
 @dataclass(frozen=True)
-class Batch:
+class PromptBatch:
     """Prompts of one length: ids (B, P), answer token (B,), position of the subject (B,)."""
 
     statements: tuple[Statement, ...]
@@ -44,7 +44,9 @@ class Batch:
     subject_B: Tensor
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, statements: Iterable[Statement], size: int = 512) -> Iterator[Batch]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, statements: Iterable[Statement], size: int = 512
+) -> Iterator[PromptBatch]:
     """The prompts (without answers) grouped by length, so that nothing is padded."""
     by_length: defaultdict[int, list[tuple[Statement, list[int]]]] = defaultdict(list)
     for one in statements:
@@ -55,7 +57,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, statements: Iterable[Statement],
             chosen = rows[start : start + size]
             statements_B = tuple(one for one, _ in chosen)
             subjects = [token_id(tokenizer, one.subject) for one in statements_B]
-            yield Batch(
+            yield PromptBatch(
                 statements_B,
                 torch.tensor([ids for _, ids in chosen]),
                 torch.tensor([token_id(tokenizer, one.answer) for one in statements_B]),
@@ -126,7 +128,7 @@ def setting(
     return rule
 
 
-def subject_inputs(model: LlamaForCausalLM, batch: Batch) -> Tensor:
+def subject_inputs(model: LlamaForCausalLM, batch: PromptBatch) -> Tensor:
     """What the MLPs read at the subject: (L, B, D)."""
     x_LBPD, _ = mlp_activations(model, model.model.embed_tokens(batch.ids_BP))
     return x_LBPD[:, torch.arange(len(batch.subject_B)), batch.subject_B]

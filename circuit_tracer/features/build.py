@@ -23,10 +23,10 @@ import torch
 
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.errors import InputError
+from circuit_tracer.features.build_folder import BuildFolder
 from circuit_tracer.features.corpus import Corpus
 from circuit_tracer.features.folder import INDEX, MANIFEST, write_index, write_layer
 from circuit_tracer.features.logits import logit_effects
-from circuit_tracer.features.parts import Parts
 from circuit_tracer.features.record import LayerRecords
 from circuit_tracer.features.segment import Segment, Window
 from circuit_tracer.features.summary import Keep
@@ -88,10 +88,10 @@ def build_features(
         require_same(found, identity, f"the folder {target}", "Choose another folder, or remove it.")
     else:
         keep = Keep(settings.top, settings.sample)
-        parts = Parts(target / WORKING_FOLDER, identity, model.transcoders.n_layers, keep)
-        if not parts.progress["complete"]:
-            _read_corpus(model, corpus, settings, wanted, parts, progress)
-        _write(model, settings, wanted, identity, parts, target, progress)
+        working = BuildFolder(target / WORKING_FOLDER, identity, model.transcoders.n_layers, keep)
+        if not working.progress["complete"]:
+            _read_corpus(model, corpus, settings, wanted, working, progress)
+        _write(model, settings, wanted, identity, working, target, progress)
     shutil.rmtree(target / WORKING_FOLDER, ignore_errors=True)
     return target
 
@@ -135,33 +135,33 @@ def _read_corpus(
     corpus: Corpus,
     settings: BuildSettings,
     wanted: Wanted | None,
-    parts: Parts,
+    working: BuildFolder,
     progress: Progress,
 ) -> None:
     """Read the corpus to its end, or to as many tokens as are asked for, stretch by stretch."""
-    if parts.progress["corpus"] is not None:
-        corpus.restore(parts.progress["corpus"])
-    tokens, counted = parts.progress["tokens"], parts.progress["counted"]
+    if working.progress["corpus"] is not None:
+        corpus.restore(working.progress["corpus"])
+    tokens, counted = working.progress["tokens"], working.progress["counted"]
     limit = settings.tokens if settings.tokens is not None else 2**62
     reader = _Reader(model, corpus, settings, wanted)
-    window, keep = Window(settings.before, settings.after), parts.keep
+    window, keep = Window(settings.before, settings.after), working.keep
     with fast_attention(model.parts):
         while tokens < limit:
-            segment = Segment(parts.n_layers, tokens)
+            segment = Segment(working.n_layers, tokens)
             while segment.n_entries < ENTRIES and (batch := reader.batch(limit - tokens - segment.n_tokens)):
                 counted += reader.read(batch, segment)
                 progress("reading", min(tokens + segment.n_tokens, limit), settings.tokens or tokens + segment.n_tokens)
             if segment.n_tokens == 0:
                 break
             tokens += segment.n_tokens
-            behind = {**parts.progress, "tokens": tokens, "counted": counted, "corpus": corpus.state()}
-            parts.add(segment.summaries(window, keep), behind)
+            behind = {**working.progress, "tokens": tokens, "counted": counted, "corpus": corpus.state()}
+            working.add(segment.summaries(window, keep), behind)
     if counted == 0:
         raise InputError(
             f"the corpus holds no token to look at features on: {tokens} tokens were read, of which the first of each sequence "
             "and special tokens do not count. Give longer text, or a shorter --context-length."
         )
-    parts.complete({})
+    working.complete({})
 
 
 class _Reader:
@@ -222,12 +222,12 @@ def _write(
     settings: BuildSettings,
     wanted: Wanted | None,
     identity: dict[str, Any],
-    parts: Parts,
+    working: BuildFolder,
     target: Path,
     progress: Progress,
 ) -> None:
     """Records of all layers, made in the working folder and moved when all are there; the manifest comes last."""
-    made, index, texts = parts.folder / "records", {}, TokenTexts(model.tokenizer)
+    made, index, texts = working.folder / "records", {}, TokenTexts(model.tokenizer)
     transcoders, vocabulary = model.transcoders, _vocabulary(model)
     for layer in range(transcoders.n_layers):
         features = (
@@ -235,14 +235,18 @@ def _write(
         )
         chosen = torch.from_numpy(features)
         effects = logit_effects(model.parts, transcoders, layer, chosen, settings.logits, vocabulary)
-        counted, name, summary = parts.progress["counted"], identity["transcoders"], parts.whole(layer)
+        counted, name, summary = working.progress["counted"], identity["transcoders"], working.whole(layer)
         records = LayerRecords(name, layer, features, effects, summary, counted, settings.before, texts)
         index[layer] = write_layer(made, layer, transcoders.n_features(layer), _each(records))
         progress("writing", layer + 1, transcoders.n_layers)
     write_index(made, index)
     for file in [*sorted(made.glob("layer_*.bin")), made / INDEX]:
         os.replace(file, target / file.name)
-    manifest = {"tokens": parts.progress["tokens"], "tokens_counted": parts.progress["counted"], "settings": identity}
+    manifest = {
+        "tokens": working.progress["tokens"],
+        "tokens_counted": working.progress["counted"],
+        "settings": identity,
+    }
     with atomic_write(target / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files import atomic_write
-from circuit_tracer.http import Refusal, post_json
+from circuit_tracer.http import RefusedRequest, post_json
 
 ENDPOINT = "https://api.openai.com/v1"
 KEY_VARIABLE, ENDPOINT_VARIABLE = "OPENAI_API_KEY", "OPENAI_BASE_URL"
@@ -79,13 +79,13 @@ class ChatModel:
         try:
             try:
                 answer = post_json(url, self._body(messages, tokens, newer), headers)
-            except Refusal as error:
+            except RefusedRequest as error:
                 unknown = error.status == 400 and ("max_tokens" in error.said or "temperature" in error.said)
                 if newer or not unknown:
                     raise
                 self._newer = True
                 answer = post_json(url, self._body(messages, tokens, newer=True), headers)
-        except Refusal as error:
+        except RefusedRequest as error:
             advice = {401: f"Set {KEY_VARIABLE} to a valid key.", 404: "Check --endpoint (it ends in /v1) and --model."}
             raise InputError(
                 f"the interpreting model's server refused: {error}. {advice.get(error.status, '')}"

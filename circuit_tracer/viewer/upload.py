@@ -14,7 +14,7 @@ from circuit_tracer.features.export import upload_batches
 from circuit_tracer.features.folder import FeatureFolder
 from circuit_tracer.graph.files.validate import MIN_UPLOAD_BYTES, upload_size_problems, validate_document
 from circuit_tracer.graph.files.view import View
-from circuit_tracer.http import Refusal, request
+from circuit_tracer.http import RefusedRequest, request
 from circuit_tracer.neuronpedia import Neuronpedia, refused
 
 Place = tuple[int, int]
@@ -64,7 +64,7 @@ def upload_graph(server: Neuronpedia, parcel: Parcel) -> str:
     headers = {"Content-Type": "application/json", **({"Content-Encoding": "gzip"} if parcel.packed else {})}
     try:
         request("PUT", url, parcel.data, headers)
-    except Refusal as error:
+    except RefusedRequest as error:
         raise refused(error) from error
     server.post("graph/save-to-db", {"putRequestId": number})
     return graph_link(server, parcel)

@@ -11,7 +11,7 @@ import torch
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.events import NullListener, StepReport
-from circuit_tracer.training.run.trainer import Result, train
+from circuit_tracer.training.run.trainer import TrainingResult, train
 from tests.support.data_cases import config, texts, tokenizer, write_jsonl
 from tests.support.process_cases import die
 from tests.support.tiny import tiny_model
@@ -78,7 +78,7 @@ def whole(
     """Train, perhaps not further than step ``last``; the reports."""
     listener = Listener(last, end)
     result = train(settings(folder, out, **changes), resume=resume, listener=listener)
-    assert isinstance(result, Result)
+    assert isinstance(result, TrainingResult)
     return listener.reports
 
 

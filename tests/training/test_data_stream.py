@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError, ResourceError
 from circuit_tracer.models.parts import bind
 from circuit_tracer.training.data import ActivationBatch, held_out_activations, held_out_tokens, open_stream
-from circuit_tracer.training.data.block import Block, Layout
+from circuit_tracer.training.data.block import Block, RowLayout
 from circuit_tracer.training.data.model_pass import ModelPass, fast_attention
 from circuit_tracer.training.data.points import Points
 from circuit_tracer.training.feature_ranks import FeatureRanks
@@ -339,7 +339,7 @@ def test_a_full_disk_is_an_error_before_anything_is_written(folder: Path, monkey
 
 
 def test_a_buffer_that_does_not_fit_is_an_error() -> None:
-    layout = Layout(("x", "y"), 30, 576, torch.float32)
+    layout = RowLayout(("x", "y"), 30, 576, torch.float32)
     assert layout.row_bytes == 2 * 30 * 576 * 4
     with pytest.raises(ResourceError, match=r"needs .* GiB \(device\).*Lower data\.buffer_tokens"):
         Block(layout, 2**40, torch.device("cpu"))

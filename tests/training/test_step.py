@@ -14,7 +14,7 @@ from circuit_tracer.training.step import step
 from circuit_tracer.training.step.counter_random import uniform
 from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.training.step.scratch import Scratch
-from circuit_tracer.training.step.step import Batch, Moment, Outcome, train_step
+from circuit_tracer.training.step.step import Batch, Moment, StepOutcome, train_step
 from tests.support.reference_cases import Case, Example, cases, each_case, make, parameters
 
 TOLERANCE = 1e-9
@@ -56,7 +56,7 @@ def dictionary_of(example: Example) -> Dictionary:
 
 def run(
     example: Example, running_cut: float | None = None, scratch: Scratch | None = None
-) -> tuple[Outcome, dict[str, Tensor]]:
+) -> tuple[StepOutcome, dict[str, Tensor]]:
     dictionary, options = dictionary_of(example), example.options
     derivatives = "direction_BSD" in options
     batch = Batch(

@@ -21,7 +21,7 @@ Place = Literal["device", "pinned", "disk"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """What a row consists of: `names` tensors (S, D) of one dtype."""
 
     names: tuple[str, ...]  # x; y unless it is x; direction and derivative for Jacobian matching
@@ -43,7 +43,7 @@ class Block:
     """
 
     def __init__(
-        self, layout: Layout, n_rows: int, device: torch.device, place: Place = "device", folder: Path | None = None
+        self, layout: RowLayout, n_rows: int, device: torch.device, place: Place = "device", folder: Path | None = None
     ):
         if place == "pinned" and device.type != "cuda":
             raise InputError(

@@ -16,7 +16,7 @@ from typing import Any
 
 from circuit_tracer.errors import CompatibilityError, FileFormatError, ResourceError
 from circuit_tracer.files import atomic_write, require_writable_folder
-from circuit_tracer.training.data.block import Block, Layout
+from circuit_tracer.training.data.block import Block, RowLayout
 from circuit_tracer.training.data.rows import ModelRows
 from circuit_tracer.training.data.settings import require_same
 from circuit_tracer.training.feature_ranks import FeatureRanks
@@ -34,7 +34,7 @@ class CachedRows:
     """
 
     def __init__(
-        self, folder: Path, model_rows: ModelRows, layout: Layout, settings: dict[str, Any], ranks: FeatureRanks
+        self, folder: Path, model_rows: ModelRows, layout: RowLayout, settings: dict[str, Any], ranks: FeatureRanks
     ) -> None:
         self.folder, self.model_rows, self.layout, self.ranks = folder, model_rows, layout, ranks
         self._start = model_rows.state()

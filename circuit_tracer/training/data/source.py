@@ -13,7 +13,7 @@ from circuit_tracer.text.documents import open_documents
 from circuit_tracer.text.packing import Packer
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.training.config.schema import TrainingConfig
-from circuit_tracer.training.data.block import Layout
+from circuit_tracer.training.data.block import RowLayout
 from circuit_tracer.training.data.cache import CachedRows
 from circuit_tracer.training.data.model_pass import ModelPass
 from circuit_tracer.training.data.points import Points
@@ -27,7 +27,7 @@ class Source:
     """The rows of one epoch, what they look like, what they follow from, and where the model is."""
 
     rows: Rows
-    layout: Layout
+    layout: RowLayout
     settings: dict[str, Any]
     device: torch.device
 
@@ -41,7 +41,7 @@ def open_source(
     packer = open_packer(config, tokenizer, evaluation)
     matching = config.sparsity.jacobian_weight > 0
     names = ("x",) if points.same else ("x", "y", "direction", "derivative") if matching else ("x", "y")
-    layout = Layout(names, len(points.layers), parts.config.d_model, resolve_dtype(data.buffer_dtype))
+    layout = RowLayout(names, len(points.layers), parts.config.d_model, resolve_dtype(data.buffer_dtype))
     seed = config.run.seed if matching else None
     recipe = Recipe(data.sequences_per_pass, data.max_norm_ratio, layout.dtype, seed)
     model_rows = ModelRows(packer, ModelPass(parts, points, data.context_length), recipe, ranks)

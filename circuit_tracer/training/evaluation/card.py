@@ -13,7 +13,7 @@ from typing import Any
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.training.evaluation.evaluate import DICTIONARY, MEAN, PER_LAYER, RANDOM, ZERO
 from circuit_tracer.training.evaluation.replacement import FILTER_PROBABILITY
-from circuit_tracer.training.evaluation.results import Evaluation, Replacement, Result, mean_scores
+from circuit_tracer.training.evaluation.results import DictionaryResult, Evaluation, Replacement, mean_scores
 
 JSON_NAME, CARD_NAME = "evaluation.json", "README.md"
 TITLES = {DICTIONARY: "this dictionary", RANDOM: "random dictionary", PER_LAYER: "per-layer dictionary"}
@@ -185,19 +185,21 @@ def _method(evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _dictionary(evaluation: Evaluation) -> Result:
+def _dictionary(evaluation: Evaluation) -> DictionaryResult:
     return evaluation.results[DICTIONARY]
 
 
-def _total_l0(result: Result) -> str:
+def _total_l0(result: DictionaryResult) -> str:
     return f"{math.fsum(result.reconstruction.l0):.1f}"
 
 
-def _mean_score(name: str) -> Callable[[Result], str]:
+def _mean_score(name: str) -> Callable[[DictionaryResult], str]:
     return lambda result: _number(mean_scores(result.graphs).get(name, math.nan))
 
 
-def _row(title: str, results: dict[str, Result], text: Callable[[Result], str], empty: int) -> list[str]:
+def _row(
+    title: str, results: dict[str, DictionaryResult], text: Callable[[DictionaryResult], str], empty: int
+) -> list[str]:
     return [title, *(text(result) for result in results.values()), *["–"] * empty]
 
 

@@ -27,7 +27,7 @@ from circuit_tracer.training.evaluation.graphs import score_graphs
 from circuit_tracer.training.evaluation.passes import StandIn
 from circuit_tracer.training.evaluation.reconstruction import measure
 from circuit_tracer.training.evaluation.replacement import Comparison, Constant, Reconstructions, compare
-from circuit_tracer.training.evaluation.results import Evaluation, Reconstruction, Result
+from circuit_tracer.training.evaluation.results import DictionaryResult, Evaluation, HeldOutReconstruction
 from circuit_tracer.training.evaluation.sequences import Sequences
 from circuit_tracer.training.evaluation.settings import EvaluationSettings
 from circuit_tracer.transcoders.base import Transcoders
@@ -132,14 +132,14 @@ class _Subject:
     def results(
         self,
         dictionaries: Mapping[str, Transcoders],
-        reconstructions: Mapping[str, Reconstruction],
+        reconstructions: Mapping[str, HeldOutReconstruction],
         comparison: Comparison | None,
-    ) -> dict[str, Result]:
+    ) -> dict[str, DictionaryResult]:
         """Everything about each dictionary; traces the prompts."""
         replacements = comparison.results(ZERO) if comparison else {}
         results = {}
         for name, one in dictionaries.items():
-            result = Result(describe(one), reconstructions[name], replacements.get(name))
+            result = DictionaryResult(describe(one), reconstructions[name], replacements.get(name))
             if self.settings.prompts:
                 model = ReplacementModel(self.parts, one, self.tokenizer)
                 graphs = score_graphs(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from circuit_tracer.files import atomic_write
-from circuit_tracer.training.evaluation.results import DENSITY_EDGES, Evaluation, Reconstruction
+from circuit_tracer.training.evaluation.results import DENSITY_EDGES, Evaluation, HeldOutReconstruction
 
 COLOURS = {"dictionary": "#3b6fb6", "random": "#b9b9b9", "per_layer": "#c77f2e"}
 LABELS = {"dictionary": "this dictionary", "random": "random dictionary", "per_layer": "per-layer dictionary"}
@@ -47,7 +47,7 @@ def _l0(axes: Any, evaluation: Evaluation) -> None:
     axes.set_ylabel("active features a token (L0)")
 
 
-def _by_layer(axes: Any, evaluation: Evaluation, numbers: Callable[[Reconstruction], list[float]]) -> None:
+def _by_layer(axes: Any, evaluation: Evaluation, numbers: Callable[[HeldOutReconstruction], list[float]]) -> None:
     layers = evaluation.conditions["layers"]
     for name, result in evaluation.results.items():
         values = numbers(result.reconstruction)

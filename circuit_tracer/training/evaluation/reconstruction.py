@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuit_tracer.errors import NumericalError
 from circuit_tracer.training.evaluation.activations import Activations
-from circuit_tracer.training.evaluation.results import DENSITY_EDGES, Reconstruction
+from circuit_tracer.training.evaluation.results import DENSITY_EDGES, HeldOutReconstruction
 from circuit_tracer.training.evaluation.writes import reconstruct
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -62,11 +62,11 @@ class Meter:
         self.errors_S = self.errors_S.to(errors_S.device) + errors_S
         self.counts = [before + now for before, now in zip(self.counts, counts, strict=True)]
 
-    def result(self, spread: Spread) -> Reconstruction:
+    def result(self, spread: Spread) -> HeldOutReconstruction:
         """The numbers, given how the true outputs of the same tokens spread."""
         nmse_S = (self.errors_S / spread.squares_S).masked_fill(spread.squares_S == 0, torch.nan)
         densities = [in_float64(counts) / spread.n for counts in self.counts]
-        return Reconstruction(
+        return HeldOutReconstruction(
             tokens=spread.n,
             nmse=nmse_S.tolist(),
             l0=[float(counts.sum()) / spread.n for counts in self.counts],
@@ -79,7 +79,7 @@ class Meter:
 
 def measure(
     dictionaries: Mapping[str, Transcoders], activations: Activations
-) -> tuple[dict[str, Reconstruction], Tensor]:
+) -> tuple[dict[str, HeldOutReconstruction], Tensor]:
     """(numbers of each dictionary, mean output (S, D) float64), all in one reading of the activations.
 
     In memory at a time: one batch of activations and one of reconstructions, whatever the number of features.

@@ -18,7 +18,7 @@ DIGITS = 6  # significant digits of the numbers in JSON
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class HeldOutReconstruction:
     """How well the outputs of each layer are reconstructed, and how often features fire."""
 
     tokens: int
@@ -74,11 +74,11 @@ class GraphScore:
 
 
 @dataclass(frozen=True)
-class Result:
+class DictionaryResult:
     """Everything about one dictionary. None: not measured."""
 
     what: str
-    reconstruction: Reconstruction
+    reconstruction: HeldOutReconstruction
     replacement: Replacement | None = None
     graphs: list[GraphScore] = field(default_factory=list)
 
@@ -88,7 +88,7 @@ class Evaluation:
     """A dictionary beside its baselines. ``results``: "dictionary", "random", "per_layer"; ``ablations``: "zero", "mean"."""
 
     conditions: dict[str, Any]
-    results: dict[str, Result]
+    results: dict[str, DictionaryResult]
     model: ModelItself | None = None
     ablations: dict[str, Replacement] = field(default_factory=dict)
 

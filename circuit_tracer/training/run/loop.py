@@ -24,7 +24,7 @@ from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.step import schedules
 from circuit_tracer.training.step.normalisation import Normalisation
 from circuit_tracer.training.step.scratch import Scratch
-from circuit_tracer.training.step.step import Batch, Moment, Outcome, train_step
+from circuit_tracer.training.step.step import Batch, Moment, StepOutcome, train_step
 
 
 class Stream(Protocol):
@@ -186,7 +186,7 @@ class _Window:
         yield
         self.start += time.perf_counter() - begun
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: StepOutcome) -> None:
         self.steps += 1
         self.error_S = [old + new for old, new in zip(self.error_S, outcome.error_S, strict=True)]
         for name, value in outcome.terms.items():

@@ -46,7 +46,7 @@ FREE = (
 
 
 @dataclass(frozen=True)
-class Result:
+class TrainingResult:
     """What a run leaves: the folder of the dictionary, the last checkpoint, and the evaluation as plain data."""
 
     transcoder: Path
@@ -54,7 +54,7 @@ class Result:
     evaluation: dict[str, Any]
 
 
-def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | None = None) -> Result:
+def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | None = None) -> TrainingResult:
     """Train, evaluate and export. ``resume``: continue from the last checkpoint in ``run.out``, bitwise (CPU).
 
     Under torchrun every process calls this; only the first one reports and writes. Raises InputError, CompatibilityError,
@@ -77,7 +77,7 @@ class _Run:
     ranks: FeatureRanks
     listener: Listener
 
-    def train(self, start: Checkpoint | None) -> Result:
+    def train(self, start: Checkpoint | None) -> TrainingResult:
         config, ranks = self.config, self.ranks
         ranks.share(config.dictionary.features)
         with _logged(config, start, ranks, self.listener) as listener:
@@ -130,7 +130,7 @@ class _Run:
         scale_S = torch.zeros(n_layers, device=self.device) if config.sparsity.jacobian_weight else None
         return TrainingState.initial(config, space, scale_S, self.device, self.ranks)
 
-    def _publish(self, loop: Loop, parts: ModelParts, tokenizer: Any, held_out: list[Tensor]) -> Result:
+    def _publish(self, loop: Loop, parts: ModelParts, tokenizer: Any, held_out: list[Tensor]) -> TrainingResult:
         """Checkpoint with calibrated levels, dictionary, evaluation, card. What is measured is what was written."""
         config, layers = self.config, self.config.dictionary.layers or list(range(parts.config.n_layers))
         levels = self._levels(loop.state, parts, tokenizer)
@@ -143,7 +143,7 @@ class _Run:
             evaluation = publish(config, parts, tokenizer, transcoder, layers, held_out, loop.state.step)
             self.listener.evaluated(evaluation)
         self.ranks.barrier()
-        return Result(transcoder, saved, evaluation)
+        return TrainingResult(transcoder, saved, evaluation)
 
     def _levels(self, state: TrainingState, parts: ModelParts, tokenizer: Any) -> list[float] | None:
         """Calibrate thresholds on held-out tokens, in batches like those of training (§9)."""

@@ -66,7 +66,7 @@ class Moment:
 
 
 @dataclass
-class Outcome:
+class StepOutcome:
     """What a step measured. Terms of the loss are over all ranks."""
 
     terms: dict[str, float]
@@ -99,7 +99,7 @@ def train_step(
     sink: Sink,
     ranks: FeatureRanks,
     scratch: Scratch,
-) -> Outcome:
+) -> StepOutcome:
     """Loss of §5 over the batch; hands every gradient of §6 to ``sink``. Raises NumericalError if the loss is not finite.
 
     ``scratch`` is that of the step before.
@@ -132,7 +132,7 @@ def train_step(
         torch.bincount(entries.feature[active], minlength=len(norms))
         for entries, active, norms in zip(selection.entries, selection.active, dictionary.norms, strict=True)
     ]
-    return Outcome(terms, error_S, fired, selection.cut)
+    return StepOutcome(terms, error_S, fired, selection.cut)
 
 
 def predict(

@@ -26,7 +26,7 @@ _EXAMPLES = ("top", "sample")
 VERSION = 1
 
 
-class Parts:
+class BuildFolder:
     """The working folder of one build. Raises CompatibilityError when it holds a build of something else."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], n_layers: int, keep: Keep) -> None:
