@@ -187,6 +187,7 @@ def _still_to_do(jobs: list[PromptJob], outputs: Outputs, ranks: Ranks) -> list[
     if ranks.first:
         typer.echo(f"{len(jobs) - len(left)} of {len(jobs)} prompts are traced already", err=True)
     if not left:
+        ranks.close()  # a process that ends without may abort
         raise typer.Exit
     return left
 

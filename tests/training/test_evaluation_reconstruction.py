@@ -1,4 +1,4 @@
-"""Reconstruction on held-out tokens, against the definitions written densely."""
+"""HeldOutReconstruction on held-out tokens, against the definitions written densely."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training.evaluation import EvaluationSettings, GivenActivations, evaluate
 from circuit_tracer.training.evaluation.reconstruction import measure
-from circuit_tracer.training.evaluation.results import DENSITY_EDGES, Reconstruction
+from circuit_tracer.training.evaluation.results import DENSITY_EDGES, HeldOutReconstruction
 from circuit_tracer.training.evaluation.writes import reconstruct
 from circuit_tracer.transcoders import Transcoders
 from tests.support.evaluation_cases import (
@@ -30,7 +30,7 @@ from tests.support.tiny import tiny_transcoder
 ONLY_RECONSTRUCTION = replace(ALL_TOKENS, replacement_tokens=0)
 
 
-def found(parts: ModelParts, transcoders: Transcoders, given_tokens: list[Tensor], **changes: object) -> Reconstruction:
+def found(parts: ModelParts, transcoders: Transcoders, given_tokens: list[Tensor], **changes: object) -> HeldOutReconstruction:
     chosen = replace(ONLY_RECONSTRUCTION, **changes)  # type: ignore[arg-type]
     return evaluate(parts, None, transcoders, given_tokens, chosen).results["dictionary"].reconstruction
 
