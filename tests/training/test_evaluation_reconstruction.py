@@ -30,7 +30,9 @@ from tests.support.tiny import tiny_transcoder
 ONLY_RECONSTRUCTION = replace(ALL_TOKENS, replacement_tokens=0)
 
 
-def found(parts: ModelParts, transcoders: Transcoders, given_tokens: list[Tensor], **changes: object) -> HeldOutReconstruction:
+def found(
+    parts: ModelParts, transcoders: Transcoders, given_tokens: list[Tensor], **changes: object
+) -> HeldOutReconstruction:
     chosen = replace(ONLY_RECONSTRUCTION, **changes)  # type: ignore[arg-type]
     return evaluate(parts, None, transcoders, given_tokens, chosen).results["dictionary"].reconstruction
 
