@@ -16,7 +16,7 @@ from torch import Tensor
 from circuit_tracer.demo import world
 from circuit_tracer.demo.capture import Rule
 from circuit_tracer.demo.evaluate import STRENGTHS, answers_turned, swap_test
-from circuit_tracer.demo.probes import Batch, Features, batches, setting, subject_inputs, swapped
+from circuit_tracer.demo.probes import Features, PromptBatch, batches, setting, subject_inputs, swapped
 from circuit_tracer.demo.world import Entity, Statement
 from circuit_tracer.transcoders import CrossLayerTranscoder
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MANY = 10  # as many neurons again as features, given to the neurons as an advantage
 
-Intervene = Callable[[Batch, Sequence[Entity]], Rule]
+Intervene = Callable[[PromptBatch, Sequence[Entity]], Rule]
 Shares = dict[str, float]
 
 
@@ -46,7 +46,7 @@ def swaps(
     chance = random.Random(0)
 
     def by(edit: Callable[[str, str], Features]) -> Shares:
-        def intervene(batch: Batch, others: Sequence[Entity]) -> Rule:
+        def intervene(batch: PromptBatch, others: Sequence[Entity]) -> Rule:
             pairs = zip(batch.statements, others, strict=True)
             return setting(transcoder, batch.subject_B, [edit(str(one.entity), other.name) for one, other in pairs])
 
@@ -134,7 +134,7 @@ class Neurons:
             chosen = self.best(entity, features, times)
             return {(layer, int(m)): mean_ELM[which, layer, m].item() for layer, found, which in chosen for m in found}
 
-        def intervene(batch: Batch, others: Sequence[Entity]) -> Rule:
+        def intervene(batch: PromptBatch, others: Sequence[Entity]) -> Rule:
             pairs = zip(batch.statements, others, strict=True)
             edits = [
                 values(str(one.entity), self.elsewhere_ELM) | values(other.name, strength * self.usual_ELM)

@@ -73,8 +73,8 @@ class Ranks:
         """The sum over ranks, where the tensor lies: the same bits on all."""
         return self.all_reduce_(tensor.to(self.device)).to(tensor.device) if self.world > 1 else tensor
 
-    def of_first(self, tensor: Tensor) -> Tensor:
-        """The tensor (n,) of rank 0, whatever it is here."""
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """The tensor (n,) of rank 0, whatever it is here, where the one given lies."""
         if self.world == 1:
             return tensor
         size = torch.tensor([len(tensor)], device=self.device)
@@ -84,21 +84,21 @@ class Ranks:
             dist.broadcast(sent, 0)
         return sent.to(tensor.device)
 
-    def join(self, tensor: Tensor) -> Tensor:
-        """`all_gather` of tensors that lie elsewhere than where collectives happen."""
-        return self.all_gather(tensor.to(self.device)).to(tensor.device)
-
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all ranks, rank 0 first, joined along dimension 0; shapes may differ in that dimension."""
+        """The tensors of all ranks, rank 0 first, joined along dimension 0, where the one given lies.
+
+        Shapes may differ in that dimension.
+        """
         if self.world == 1:
             return tensor
-        sizes = [int(size) for size in self._gathered(torch.tensor([tensor.shape[0]], device=tensor.device))]
-        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
-        padded[: tensor.shape[0]] = tensor
+        here = tensor.to(self.device)
+        sizes = [int(size) for size in self._gathered(torch.tensor([here.shape[0]], device=here.device))]
+        padded = here.new_zeros(max(sizes), *here.shape[1:])
+        padded[: here.shape[0]] = here
         parts = self._gathered(padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).to(tensor.device)
 
-    def anywhere(self, flag: bool) -> bool:
+    def any(self, flag: bool) -> bool:
         """Whether ``flag`` holds on any rank: the same answer on all."""
         return bool(self.all_reduce_(torch.tensor([int(flag)], device=self.device))) if self.world > 1 else flag
 
@@ -108,7 +108,7 @@ class Ranks:
             with self._others():
                 dist.barrier(group=self._waiting)
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """End the group, when all have come this far."""
         if self.world > 1:
             self.barrier()

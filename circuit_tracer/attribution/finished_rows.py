@@ -21,7 +21,7 @@ from circuit_tracer.ranks import Ranks
 class FinishedRows:
     """All rows computed so far, each exactly once, whatever the order in which they were asked for.
 
-    keep_mass: the share of each row's mass that is kept (finished.py). ranks: the processes that share the rows.
+    keep_mass: the share of each row's mass that is kept (finished_block.py). ranks: the processes that share the rows.
     """
 
     def __init__(

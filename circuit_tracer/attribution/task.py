@@ -47,8 +47,8 @@ class Task:
         """Where the model runs."""
         return self.model.parts.device
 
-    def workload(self, active_LP: Tensor) -> TraceSizes:
-        """Its sizes, given how many features are active at each layer and position."""
+    def sizes(self, active_LP: Tensor) -> TraceSizes:
+        """What it is about, given how many features are active at each layer and position."""
         parts = self.model.parts
         return TraceSizes.of(
             parts.config,

@@ -55,7 +55,7 @@ def encode(task: Task) -> EncodedPrompt:
     no_features = torch.zeros(parts.config.n_layers, len(task.ids), dtype=torch.int64)
     encoded, _ = retrying(
         lambda keep: encode_prompt(parts, transcoders, task.ids, task.left_out, keep_patterns=keep),
-        keeps_patterns(task.workload(no_features), task.held, task.budget),
+        keeps_patterns(task.sizes(no_features), task.held, task.budget),
         lambda kept, _: False if kept else None,
         task.device,
     )
@@ -68,7 +68,7 @@ def plan_for(task: Task, encoded: EncodedPrompt) -> MemoryPlan:
     plan, refused, options = None, None, task.options
     try:
         plan = plan_memory(
-            task.workload(encoded.counts_LP),
+            task.sizes(encoded.counts_LP),
             task.held,
             task.budget,
             options.batch_size,

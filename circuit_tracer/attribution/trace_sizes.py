@@ -157,7 +157,7 @@ class TraceSizes:
         return self.active_LP.sum(0).cumsum(0) + (self.config.n_layers + 1) * place
 
     def edge_rows(self, blocks: list[tuple[int, int]]) -> int:
-        """Finished rows (rows.py)."""
+        """Finished rows (finished_rows.py)."""
         return sum(rows * int(self.width_P[n_pos - 1]) for rows, n_pos in blocks) * self.item
 
     def in_flight(self, blocks: list[tuple[int, int]]) -> int:

@@ -142,6 +142,7 @@ def _still_to_do(jobs: list[PromptJob], outputs: Outputs, ranks: Ranks) -> list[
     if ranks.first:
         typer.echo(f"{len(jobs) - len(left)} of {len(jobs)} prompts are traced already", err=True)
     if not left:
+        ranks.close()
         raise typer.Exit
     return left
 

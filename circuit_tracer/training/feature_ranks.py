@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from circuit_tracer import ranks
 from circuit_tracer.errors import InputError
-from circuit_tracer.ranks import PATIENCE, TIMEOUT
-
-__all__ = ["PATIENCE", "TIMEOUT", "Ranks"]
+from circuit_tracer.ranks import Ranks
 
 
 @dataclass(frozen=True)
-class Ranks(ranks.Ranks):
+class FeatureRanks(Ranks):
     """This process among ``world``, and the features it owns."""
 
     advice: ClassVar[str] = (

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_invariance import CASES, assert_same
 
-from circuit_tracer.attribution import finished
+from circuit_tracer.attribution import finished_block
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.finished_block import FinishedBlock, SparseEdges
 from circuit_tracer.attribution.plan import kept_mass
@@ -104,7 +104,7 @@ def test_blocks_keep_their_laws(
 def test_pieces_of_sums_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(CASES[0])
     expected = attribute(IDS, model, max_feature_nodes=20)
-    monkeypatch.setattr(finished, "_PIECE", 100)
+    monkeypatch.setattr(finished_block, "_PIECE", 100)
     assert_same(attribute(IDS, model, max_feature_nodes=20), expected)
 
 

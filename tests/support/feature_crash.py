@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from circuit_tracer.features import build as building
-from circuit_tracer.features import parts
+from circuit_tracer.features import build_folder
 from circuit_tracer.features.segment import Segment
 from tests.support.feature_cases import Case
 from tests.support.process_cases import die
@@ -18,7 +18,7 @@ from tests.support.process_cases import die
 MOMENTS: dict[str, tuple[Any, str]] = {
     "a batch": (Segment, "add"),
     "the move of a file into place": (os, "replace"),
-    "a merge": (parts, "merge"),
+    "a merge": (build_folder, "merge"),
     "the removal of merged files": (Path, "unlink"),
     "the records of a layer": (building, "write_layer"),
     "the removal of the working folder": (shutil, "rmtree"),

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from circuit_tracer.training.feature_ranks import TIMEOUT, Ranks
+from circuit_tracer.ranks import TIMEOUT
+from circuit_tracer.training.feature_ranks import FeatureRanks
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 CONTEXT = multiprocessing.get_context(METHOD)
@@ -101,7 +102,7 @@ def _ranked(
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if sys.platform == "linux":
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    ranks = Ranks.from_environment(torch.device("cpu"), timeout)
+    ranks = FeatureRanks.from_environment(torch.device("cpu"), timeout)
     found = work(ranks, *arguments)
     ranks.barrier()
     dist.destroy_process_group()
