@@ -26,7 +26,7 @@ from circuit_tracer.interventions import (
 )
 from tests.support.real_models import real_model
 
-pytestmark = pytest.mark.real_model
+pytestmark = [pytest.mark.real_model, pytest.mark.slow("passes of 30 layers in float64, many times over")]
 PROMPT, OTHER = "The capital of France is", "The capital of Italy is"
 
 

@@ -17,7 +17,7 @@ from circuit_tracer.models.verify import replay
 from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.real_models import real_model
 
-pytestmark = pytest.mark.real_model
+pytestmark = [pytest.mark.real_model, pytest.mark.slow("the first test of a model waits until its file is read")]
 PROMPT = "The capital of France is"
 # architecture, rank of " Paris" among the next tokens
 MODELS = {"smollm2": ("llama", 1), "gemma3": ("gemma3_text", 3)}

@@ -74,6 +74,7 @@ def test_is_this_graph_faithful() -> None:
 
 
 @pytest.mark.real_model
+@pytest.mark.slow("trains a dictionary of a real model, then traces and patches it")
 @pytest.mark.usefixtures("elsewhere")
 def test_a_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTEBOOK_MODEL", str(weights("smollm2")))

@@ -12,7 +12,7 @@ from circuit_tracer.viewer import graph_page
 from tests.support.browser import Page
 from tests.support.real_models import real_model
 
-pytestmark = pytest.mark.real_model
+pytestmark = [pytest.mark.real_model, pytest.mark.slow("the first test of a model waits until its file is read")]
 
 
 @pytest.fixture(scope="module")
