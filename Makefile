@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# tests run in as many processes as there are cores, four at most; one file in one of them
+WORKERS = -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --durations 10
 
 # the newest Python that pyproject.toml names: the core is tested on it, in an environment of its own
 NEWEST ?= python3.13
@@ -23,11 +25,12 @@ demo: install
 	$(BIN)/circuit-tracer demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: install
 	$(BIN)/python tests/fetch_models.py .models
-	CIRCUIT_TRACER_TEST_MODELS=.models $(BIN)/python -m pytest -m ""
+	CIRCUIT_TRACER_TEST_MODELS=.models $(BIN)/python -m pytest $(WORKERS) -m "not timed"
+	$(BIN)/python -m pytest -m timed
 
 lint: install
 	$(BIN)/ruff check circuit_tracer kernels tests benchmarks recipes notebooks

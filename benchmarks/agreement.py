@@ -1,11 +1,11 @@
 """Does this package agree with circuit-tracer 0.5.0? Both trace the same prompts; everything they produce is compared.
 
-    python benchmarks/agreement.py --model FOLDER --transcoders CLT PLT ... --peer PEER_VENV --work FOLDER
+    python -m benchmarks.agreement --model FOLDER --transcoders CLT PLT ... --peer PEER_VENV --work FOLDER
 
 For each transcoder folder: all active features expanded, and once more with --budget features. Compared: token ids,
 active features, activations, targets, probabilities, every edge, influence, both pruning masks, both scores, and the
 viewer JSON. Besides, our pruning and scores are run on the peer's own graph, where only the graph code can differ.
-Differences listed in known_differences.py are counted and named; any other makes the exit status 1.
+Differences listed in comparison/known_differences.py are counted and named; any other makes the exit status 1.
 Records of the peer that are in --work already are used again (delete them to trace anew): it is slow.
 """
 
@@ -14,14 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from compare import (
+
+from benchmarks.common.harness import load
+from benchmarks.common.machine import describe, write_results
+from benchmarks.common.places import RESULTS
+from benchmarks.common.processes import our_command, peer_command
+from benchmarks.comparison.graphs import (
     INFLUENCE_LIMIT,
     SCORE_LIMIT,
     Check,
@@ -30,21 +34,13 @@ from compare import (
     compare_records,
     dense,
     nodes_of,
+    thresholds_of,
     tied_nodes,
 )
-from compare_json import compare_graph_json
-from harness import load
-from known_differences import KNOWN
-from machine import describe, write_results
-from safetensors import safe_open
+from benchmarks.comparison.known_differences import KNOWN
+from benchmarks.comparison.viewer_json import compare_graph_json
 
-HERE = Path(__file__).resolve().parent
 PROMPTS = ["france", "opposite", "dallas", "sport", "contraire", "sum", "code"]
-
-
-def run_engine(python: Path | str, script: str, options: list[str]) -> None:
-    """One runner as a process of its own; its output passes through."""
-    subprocess.run([str(python), str(HERE / script), *options], check=True)
 
 
 def records(args: argparse.Namespace, transcoders: Path, budget: int | None) -> list[tuple[Path, Path]]:
@@ -59,25 +55,11 @@ def records(args: argparse.Namespace, transcoders: Path, budget: int | None) -> 
         # Its greedy choice gets better the more often it ranks anew; 25 features a ranking are a fair setting.
         batches = ["--batch-size", "25", "--update-interval", "1", "--max-feature-nodes", str(budget)]
     if missing:
-        peer_python = args.peer / "bin" / "python"
-        run_engine(peer_python, "peer/run_peer.py", [*common, *batches, "--out", str(theirs), "--only", *missing])
-    run_engine(sys.executable, "run_ours.py", [*common, *batches, "--out", str(mine), "--only", *args.prompts])
+        command = [*peer_command(args.peer, "run_peer.py"), *common, *batches, "--out", str(theirs), "--only", *missing]
+        subprocess.run(command, check=True)
+    command = [*our_command("comparison.run_ours"), *common, *batches, "--out", str(mine), "--only", *args.prompts]
+    subprocess.run(command, check=True)
     return [(theirs / f"{name}.npz", mine / f"{name}.npz") for name in args.prompts]
-
-
-def thresholds_of(folder: Path) -> np.ndarray | None:
-    """(L, F) JumpReLU thresholds of a native CLT or per-layer folder; None where it has none."""
-    file, key = "layer_{}.safetensors", "activation_function.threshold"
-    if (folder / "W_enc_0.safetensors").exists():
-        file, key = "W_enc_{}.safetensors", "threshold_{}"
-    found = []
-    while (path := folder / file.format(len(found))).exists():
-        with safe_open(path, framework="pt") as opened:
-            name = key.format(len(found))
-            if name not in opened.keys():  # noqa: SIM118  (a safetensors handle is not a mapping)
-                return None
-            found.append(opened.get_tensor(name).float().numpy())
-    return np.stack(found) if found else None
 
 
 def graph_code_on_their_graph(peer: Record, meta: dict[str, Any]) -> list[Check]:
@@ -154,14 +136,14 @@ def report(case: str, by_prompt: dict[str, list[Check]]) -> list[dict[str, Any]]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder (prepare_models.py)")
+    parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder (inputs.prepare_models)")
     parser.add_argument("--transcoders", type=Path, nargs="+", required=True, help="native folders")
     parser.add_argument("--peer", type=Path, required=True, help="virtual environment of peer/setup_peer.sh")
     parser.add_argument("--work", type=Path, required=True, help="folder for the records of both engines")
     parser.add_argument("--prompts", nargs="+", default=PROMPTS, help="names out of prompts.json")
     parser.add_argument("--budget", type=int, default=200, help="features of the budgeted runs; 0: none")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "agreement.json")
+    parser.add_argument("--results", type=Path, default=RESULTS / "agreement.json")
     args = parser.parse_args()
 
     results = describe()

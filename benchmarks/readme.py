@@ -1,7 +1,7 @@
 """Writes the numbers of README.md and results/README.md from the records in `results/`; no number is typed by hand.
 
-python benchmarks/readme.py            # after any benchmark
-python benchmarks/readme.py --check    # status 1 if they do not say what the records say
+python -m benchmarks.readme            # after any benchmark
+python -m benchmarks.readme --check    # status 1 if they do not say what the records say
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from result_tables import SECTIONS, against_peer, growth
-from training_tables import cuda, quality, speed
+from benchmarks.common.places import RESULTS, ROOT
+from benchmarks.tables.results import SECTIONS, against_peer, growth
+from benchmarks.tables.training import cuda, quality, speed
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
-README = HERE.parent / "README.md"
+README = ROOT / "README.md"
 BEGIN, END = "<!-- benchmarks:begin (written by benchmarks/readme.py; do not edit) -->", "<!-- benchmarks:end -->"
 
 
@@ -75,7 +74,7 @@ def _agreement(record: dict[str, Any]) -> list[str]:
     lines = [
         "Same model (SmolLM2-135M), transcoders and prompts, each engine in an environment of its own; the worst",
         "difference over all prompts, relative as `benchmarks/README.md` defines it. Differences that are bugs or",
-        "rounding of one side are listed, with reasons, in `benchmarks/known_differences.py`.",
+        "rounding of one side are listed, with reasons, in `benchmarks/comparison/known_differences.py`.",
         "",
         "| transcoders | prompts | " + " | ".join(columns) + " | node mask | edge mask |",
         "|---|---|" + "---|" * (len(columns) + 2),
@@ -126,7 +125,7 @@ def main() -> None:
     }
     for path, text in written.items():
         if args.check and (not path.exists() or path.read_text() != text):
-            raise SystemExit(f"{path.name} does not say what the records say; run python benchmarks/readme.py")
+            raise SystemExit(f"{path.name} does not say what the records say; run python -m benchmarks.readme")
         path.write_text(text)
 
 

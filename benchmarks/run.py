@@ -1,9 +1,9 @@
 """Every benchmark, one command: sets up what is missing, measures, writes `results/` and the README's tables.
 
-    python benchmarks/run.py cpu --work WORK                       # everything: some hours, most of them the peers'
-    python benchmarks/run.py cpu --work WORK --only speed kernels  # some of it
-    python benchmarks/run.py gpu --work WORK                       # under ten minutes on one GPU; downloads nothing
-    python benchmarks/run.py cpu --list
+    python -m benchmarks.run cpu --work WORK                       # everything: some hours, most of them the peers'
+    python -m benchmarks.run cpu --work WORK --only speed kernels  # some of it
+    python -m benchmarks.run gpu --work WORK                       # under ten minutes on one GPU; downloads nothing
+    python -m benchmarks.run cpu --list
 
 WORK keeps models, dictionaries, the peers' environments and their records, so that a run which was stopped goes on. The
 equality tests come first: if they are red, nothing is measured. Each benchmark runs in a process of its own and has a gate of
@@ -16,22 +16,23 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+from benchmarks.common.places import PEER, ROOT
+from benchmarks.common.processes import gate, our_command
+
 GATE = ["tests/attribution", "tests/kernels", "tests/training/test_step.py", "tests/training/test_adam.py"]
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A script, its words ({WORK} is the folder), what it needs of MADE, and about how long it takes on two cores."""
+    """A module, its words ({WORK} is the folder), what it needs of MADE, and about how long it takes on two cores."""
 
     name: str
-    script: str
+    module: str
     words: str
     needs: tuple[str, ...] = ()
     minutes: float = 1
@@ -42,50 +43,50 @@ DICTIONARIES = f"{CLT} {{WORK}}/plt-256 {{WORK}}/plt-256-skip"
 SMALL = ("smollm2-hf", "clt-256", "plt-256", "plt-256-skip")
 
 CPU = (
-    Benchmark("startup", "startup.py", "--peer {WORK}/peer", ("peer",), 0.5),
+    Benchmark("startup", "tracing.startup", "--peer {WORK}/peer", ("peer",), 0.5),
     Benchmark(
         "agreement",
-        "agreement.py",
+        "agreement",
         f"--model {MODEL} --transcoders {DICTIONARIES} --peer {{WORK}}/peer --work {{WORK}}/records",
         (*SMALL, "peer"),
         12,
     ),
     Benchmark(
         "interventions",
-        "interventions_agreement.py",
+        "comparison.interventions",
         f"--model {MODEL} --transcoders {DICTIONARIES} --peer {{WORK}}/peer --work {{WORK}}/records",
         (*SMALL, "peer"),
         10,
     ),
     Benchmark(
         "speed",
-        "speed.py",
+        "tracing.speed",
         f"--model {MODEL} --transcoders {WIDE} --peer {{WORK}}/peer --work {{WORK}}/records",
         ("smollm2-hf", "clt-2048", "peer"),
         10,
     ),
-    Benchmark("memory", "memory_plan.py", f"--model {MODEL} --transcoders {{WORK}}", (*SMALL, "clt-2048"), 15),
+    Benchmark("memory", "tracing.memory_plan", f"--model {MODEL} --transcoders {{WORK}}", (*SMALL, "clt-2048"), 15),
     Benchmark(
         "long-prompts",
-        "long_prompts.py",
+        "tracing.long_prompts",
         f"--model {MODEL} --transcoders {WIDE} --memory 12GB",
         ("smollm2-hf", "clt-2048"),
         30,
     ),
-    Benchmark("kernels", "kernels.py", "", (), 5),
-    Benchmark("ground-truth", "ground_truth.py", "", (), 5),
-    Benchmark("validation", "validation.py", "--demo", (), 10),
+    Benchmark("kernels", "kernels.speed", "", (), 5),
+    Benchmark("ground-truth", "faithfulness.ground_truth", "", (), 5),
+    Benchmark("validation", "faithfulness.validation", "--demo", (), 10),
     Benchmark(
         "validation-smollm2",
-        "validation.py",
+        "faithfulness.validation",
         f"--model {MODEL} --transcoders {CLT} --per-layer {{WORK}}/plt-256 --max-feature-nodes 600",
         SMALL,
         10,
     ),
-    Benchmark("training-speed", "training_speed.py", "--peer {WORK}/decode", ("decode",), 8),
+    Benchmark("training-speed", "training.speed", "--peer {WORK}/decode", ("decode",), 8),
     Benchmark(
         "training-quality",
-        "training_quality.py",
+        "training.quality",
         f"--peer {{WORK}}/decode --work {{WORK}}/quality --data demo smollm2 --model {MODEL} "
         "--corpus {WORK}/corpus/corpus.jsonl",
         ("smollm2-hf", "decode", "corpus"),
@@ -94,12 +95,12 @@ CPU = (
 )
 # what needs neither network nor files comes first, so that ten minutes suffice for it
 GPU = (
-    Benchmark("kernels", "kernels.py", "--device cuda --seconds 0.5", (), 3),
-    Benchmark("gemma-shaped", "gemma_shaped.py", "--device cuda --memory 80GB", (), 2),
-    Benchmark("training-speed", "training_speed.py", "--device cuda", (), 2),
+    Benchmark("kernels", "kernels.speed", "--device cuda --seconds 0.5", (), 3),
+    Benchmark("gemma-shaped", "tracing.gemma_shaped", "--device cuda --memory 80GB", (), 2),
+    Benchmark("training-speed", "training.speed", "--device cuda", (), 2),
     Benchmark(
         "speed",
-        "speed.py",
+        "tracing.speed",
         f"--model {MODEL} --transcoders {WIDE} --peer {{WORK}}/peer --work {{WORK}}/records-cuda --device cuda",
         ("smollm2-hf", "clt-2048", "peer"),
         3,
@@ -109,10 +110,10 @@ SETS = {"cpu": CPU, "gpu": GPU}
 
 # What benchmarks need, and the commands that make it, in the order in which they depend on each other.
 MADE: dict[str, list[str]] = {
-    "peer": [str(HERE / "peer" / "setup_peer.sh"), "{WORK}/peer"],
-    "decode": [str(HERE / "peer" / "setup_decode_clt.sh"), "{WORK}/decode"],
-    "corpus": [str(HERE.parent / "recipes" / "smollm2" / "corpus.sh"), "{WORK}/corpus"],
-    "smollm2-hf": [sys.executable, str(HERE / "prepare_models.py"), MODEL],
+    "peer": [str(PEER / "setup_peer.sh"), "{WORK}/peer"],
+    "decode": [str(PEER / "setup_decode_clt.sh"), "{WORK}/decode"],
+    "corpus": [str(ROOT / "recipes" / "smollm2" / "corpus.sh"), "{WORK}/corpus"],
+    "smollm2-hf": [*our_command("inputs.prepare_models"), MODEL],
 }
 for _name, _words in (
     ("clt-256", "--kind clt --features 256 --active 4"),
@@ -121,8 +122,7 @@ for _name, _words in (
     ("clt-2048", "--kind clt --features 2048 --active 16"),
 ):
     MADE[_name] = [
-        sys.executable,
-        str(HERE / "make_random_transcoders.py"),
+        *our_command("inputs.make_random_transcoders"),
         MODEL,
         f"{{WORK}}/{_name}",
         *_words.split(),
@@ -144,14 +144,6 @@ def make(name: str, work: Path) -> None:
     mark.touch()
 
 
-def gate() -> None:
-    """SystemExit unless what is to be timed computes what it should."""
-    print(f"equality tests: {' '.join(GATE)}", flush=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *GATE]
-    if subprocess.run(command, cwd=HERE.parent).returncode:
-        raise SystemExit("no benchmark was run: the equality tests are red")
-
-
 def measure(one: Benchmark, work: Path, device: str) -> str:
     """Run one; how it ended, in a word or two."""
     lacking = [name for name in one.needs if not (work / "made" / name).exists()]
@@ -160,8 +152,8 @@ def measure(one: Benchmark, work: Path, device: str) -> str:
     try:
         for name in (each for each in MADE if each in one.needs):
             make(name, work)
-        command = [sys.executable, str(HERE / one.script), *placed(one.words.split(), work)]
-        print(f"\n== {one.name}: {' '.join(command[1:])}", flush=True)
+        command = [*our_command(one.module), *placed(one.words.split(), work)]
+        print(f"\n== {one.name}: {' '.join(command[2:])}", flush=True)
         started = time.perf_counter()
         status = subprocess.run(command).returncode
     except (subprocess.CalledProcessError, OSError) as error:
@@ -179,7 +171,7 @@ def main() -> None:
     known = {one.name: one for one in SETS[args.device]}
     if args.list:
         for one in known.values():
-            print(f"{one.name:20} {one.minutes:5g} min   benchmarks/{one.script} {one.words}")
+            print(f"{one.name:20} {one.minutes:5g} min   {one.module} {one.words}")
         return
     if args.work is None:
         parser.error("name a folder with --work")
@@ -187,12 +179,13 @@ def main() -> None:
         parser.error(f"no benchmark named {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     work = args.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    gate()
+    print(f"equality tests: {' '.join(GATE)}", flush=True)
+    print(gate(GATE, "no benchmark was run: the equality tests are red"))
     ended = {name: measure(known[name], work, args.device) for name in args.only or known}
     print()
     for name, how in ended.items():
         print(f"{name:20} {how}")
-    subprocess.run([sys.executable, str(HERE / "readme.py")], check=True)
+    subprocess.run(our_command("readme"), check=True)
     if any(how.startswith("failed") for how in ended.values()):
         raise SystemExit(1)
 

@@ -1,4 +1,4 @@
-"""Times training steps of decode-clt 0.0.1 on the same synthetic activations as ../training_step.py; prints one json object.
+"""Times training steps of decode-clt 0.0.1 on the same synthetic activations as ../training/step.py; prints one json object.
 
 Runs inside the virtual environment that setup_decode_clt.sh makes. --step trainer: what its own trainer does from one batch to
 the next, by its recipe (decode_clt.py), without evaluation and checkpoints. --step lean: the least that its API allows, which
@@ -17,12 +17,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: what is installed here comes before this repository
 
 import torch
-from decode_clt import ByLayer, recipe, require_version, sizes, train
-from harness import process_peak_gb
-from training_inputs import SyntheticActivations
+
+from benchmarks.common.harness import process_peak_gb
+from benchmarks.peer.decode_clt import ByLayer, recipe, require_version, sizes, train
+from benchmarks.training.synthetic import SyntheticActivations
 
 STEPS = 1000  # what its schedule is told; the batches end before
 

@@ -1,4 +1,4 @@
-"""One dictionary by decode-clt 0.0.1 from activations on disk (../training_rows.py), in circuit-tracer's layout.
+"""One dictionary by decode-clt 0.0.1 from activations on disk (../training/rows.py), in circuit-tracer's layout.
 
 Runs inside the virtual environment that setup_decode_clt.sh makes. Training is that of its own trainer by its own recipe
 (decode_clt.py), with another learning rate if --rate says so.
@@ -24,14 +24,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: what is installed here comes before this repository
 
 import torch
 import yaml
-from decode_clt import RATE, ByLayer, recipe, require_version, sizes, train
 from safetensors.torch import save_file
 from torch import Tensor
-from training_rows import Rows
+
+from benchmarks.peer.decode_clt import RATE, ByLayer, recipe, require_version, sizes, train
+from benchmarks.training.rows import Rows
 
 
 class Space:
@@ -170,7 +171,7 @@ def write(model: Any, space: Space, thresholds: list[Tensor], folder: Path, mode
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=Path, required=True, help="folder of activations (training_rows.py)")
+    parser.add_argument("--rows", type=Path, required=True, help="folder of activations (training/rows.py)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the dictionary")
     parser.add_argument("--features", type=int, required=True)
     parser.add_argument("--active", type=int, required=True, help="features a layer and token")

@@ -1,6 +1,6 @@
 """circuit-tracer 0.5.0 on a Llama-class Hugging Face folder and a local transcoder folder, without any network.
 
-Runs inside the virtual environment that setup_peer.sh makes; writes the records described in ../harness.py.
+Runs inside the virtual environment that setup_peer.sh makes; writes the records described in ../common/harness.py.
 
     PEER/bin/python benchmarks/peer/run_peer.py --model FOLDER --transcoders FOLDER --out FOLDER [--only NAME ...]
 
@@ -20,12 +20,13 @@ from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: what is installed here comes before this repository
 
 import torch
 import yaml
-from harness import parser, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.common.harness import parser, run
 
 EXPECTED = "0.5.0"
 CONTEXT = 512

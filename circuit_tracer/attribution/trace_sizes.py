@@ -1,7 +1,7 @@
 """What a trace will have to hold, in bytes by what they are, before any of it exists.
 
-Every formula here stands for arrays of the modules named beside it; benchmarks/memory_plan.py holds the sums against what
-processes really took.
+Every formula here stands for arrays of the modules named beside it; benchmarks/tracing/memory_plan.py holds the sums
+against what processes really took.
 
 Letters: L layers, P positions, D d_model, H heads, K key/value heads, N active features, T rows of a block.
 """

@@ -97,13 +97,14 @@ def _reconstruction(metrics: dict[str, Any]) -> str:
 
 
 def _comparison(metrics: dict[str, Any]) -> str:
-    """The sparse trainer beside plain dense training; empty while benchmarks/demo_trainers.py has not measured it."""
+    """The sparse trainer beside plain dense training; empty while benchmarks/training/demo_trainers.py has not measured it."""
     if "trainers" not in metrics:
         return ""
     lines = [
         "\n## Beside plain dense training\n",
         f"Three transcoders trained for {metrics['trainers']['steps']} steps (the shipped one is trained for longer), from",
-        "the same weights, with the same contexts, batches, features and L0 in training; see `benchmarks/demo_trainers.py`.",
+        "the same weights, with the same contexts, batches, features and L0 in training; see",
+        "`benchmarks/training/demo_trainers.py`.",
         "L0 is equal over contexts as they are drawn in training; the column counts tokens of the statements, where frequent",
         "contexts weigh more. NMSE: mean of layers, each training context once. KL and answers kept: mean of the five groups",
         "of statements.\n",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import networkx
@@ -12,6 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.faithfulness.graphs import between
+from benchmarks.faithfulness.ground_truth import measure, missed, table
+from benchmarks.faithfulness.swaps import Neurons, neurons, random_features, setting_neurons
 from circuit_tracer.demo import MODEL, TRANSCODER, world
 from circuit_tracer.demo.dictionary import load_dictionary
 from circuit_tracer.demo.probes import batches, entity_features, predict, setting, swapped
@@ -19,11 +20,6 @@ from circuit_tracer.demo.recipe import load_model
 from circuit_tracer.demo.show import load_demo
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.interventions import Semantics, apply_edits, set_to
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from ground_truth import measure, missed, table
-from ground_truth_graphs import between
-from ground_truth_swaps import Neurons, neurons, random_features, setting_neurons
 
 EVERY = 60  # statements are measured
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from interventions_agreement import compare
-from interventions_run import CASES, GENERATIONS, STEERED
+from benchmarks.comparison.interventions import compare
+from benchmarks.comparison.interventions_run import CASES, GENERATIONS, STEERED
 
 THRESHOLD = torch.full((2, 3), 0.5)
 

@@ -20,7 +20,7 @@ def trace(launcher: list[str], out: Path, *more: str) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("torchrun twice: seven processes import the package anew")
 def test_two_processes_write_the_graph_of_one(tmp_path: Path) -> None:
     alone = trace([sys.executable], tmp_path / "one.safetensors", "--max-feature-nodes", "40")
     shared = trace(TORCHRUN, tmp_path / "two.safetensors", "--max-feature-nodes", "40")
@@ -36,7 +36,7 @@ def test_two_processes_write_the_graph_of_one(tmp_path: Path) -> None:
     assert "1 of 1 prompts are traced already" in again.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow("torchrun: three processes import the package anew")
 def test_bad_input_ends_all_processes_with_words(tmp_path: Path) -> None:
     ended = trace(TORCHRUN, tmp_path / "x.safetensors", "--target", "notatoken of this model")
     assert ended.returncode != 0

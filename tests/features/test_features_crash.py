@@ -31,7 +31,10 @@ KILLS = [
 
 @pytest.mark.parametrize(
     "case",
-    [Case(documents=80), pytest.param(Case("plt", "topk", packed=False, documents=80), marks=pytest.mark.slow)],
+    [
+        Case(documents=80),
+        pytest.param(Case("plt", "topk", packed=False, documents=80), marks=pytest.mark.slow("a second kind")),
+    ],
     ids=str,
 )
 def test_killed_at_chosen_moments(case: Case, tmp_path: Path) -> None:
@@ -44,7 +47,7 @@ def test_killed_at_chosen_moments(case: Case, tmp_path: Path) -> None:
     assert contents(tmp_path / "killed") == whole
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a process for every file that is written")
 def test_killed_at_every_file(tmp_path: Path) -> None:
     case, moment = Case(documents=80), "the move of a file into place"
     whole = contents(case.build(tmp_path, "whole"))

@@ -11,11 +11,9 @@ from pathlib import Path
 
 import torch
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "benchmarks" / "peer"))
-sys.path.append(str(HERE.parents[1]))  # last: the engine that is installed here is the one that answers
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: what is installed here comes before this repository
 
-from tests.support.peer_cases import FOLDER, IDS, OUTPUTS, TRANSCODERS, outcomes  # noqa: E402
+from tests.support.peer_cases import FOLDER, IDS, OUTPUTS, TRANSCODERS, outcomes
 
 
 def inputs() -> None:
@@ -37,9 +35,10 @@ def inputs() -> None:
 
 def outputs() -> None:
     """Run circuit-tracer on them."""
-    from run_peer import load_model, load_transcoders
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
+
+    from benchmarks.peer.run_peer import load_model, load_transcoders
 
     tokenizer = AutoTokenizer.from_pretrained(FOLDER / "model")
     found: dict[str, torch.Tensor] = {}

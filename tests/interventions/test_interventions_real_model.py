@@ -1,12 +1,10 @@
-"""SmolLM2-135M-Instruct, as a GGUF file in the folder CIRCUIT_TRACER_TEST_MODELS, with small random transcoders.
+"""SmolLM2-135M-Instruct with small random transcoders (tests/support/real_models.py).
 
 CIRCUIT_TRACER_TEST_MODELS=DIR pytest -m real_model tests/interventions
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,19 +24,14 @@ from circuit_tracer.interventions import (
     steer,
     validate,
 )
-from tests.support.tiny import tiny_transcoder
+from tests.support.real_models import real_model
 
-pytestmark = pytest.mark.real_model
+pytestmark = [pytest.mark.real_model, pytest.mark.slow("passes of 30 layers in float64, many times over")]
 PROMPT, OTHER = "The capital of France is", "The capital of Italy is"
 
 
 def replacement(dtype: torch.dtype, **transcoder: Any) -> ReplacementModel:
-    folder = os.environ.get("CIRCUIT_TRACER_TEST_MODELS", "")
-    paths = sorted(Path(folder).glob("SmolLM2-135M*.gguf")) if folder else []
-    if not paths:
-        pytest.skip(f"no SmolLM2-135M*.gguf in CIRCUIT_TRACER_TEST_MODELS={folder!r}: name the folder with the weights")
-    transcoders = tiny_transcoder(dtype=dtype, n_layers=30, d_model=576, n_features=48, **transcoder)
-    return ReplacementModel.from_pretrained_and_transcoders(paths[0], transcoders, device="cpu", dtype=dtype)
+    return real_model("smollm2", dtype, n_features=48, **transcoder)
 
 
 @pytest.mark.parametrize("kind", ["clt", "plt"])

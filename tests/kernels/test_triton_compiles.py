@@ -14,7 +14,7 @@ import pytest
 from circuit_tracer.kernels.operations import OPERATIONS
 
 pytest.importorskip("triton", reason="triton is not installed here")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # some two hundred compilations
+pytestmark = [pytest.mark.slow("some two hundred compilations"), pytest.mark.timeout(1800)]
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # what a block may have of an A100, of an H100 or H200
 

@@ -1,14 +1,10 @@
-"""Real weights: SmolLM2-135M-Instruct and Gemma 3 270M, as GGUF files in the folder CIRCUIT_TRACER_TEST_MODELS.
+"""Real weights: SmolLM2-135M-Instruct and Gemma 3 270M (tests/support/real_models.py).
 
 CIRCUIT_TRACER_TEST_MODELS=DIR pytest -m real_model tests/models
 """
 
 from __future__ import annotations
 
-import copy
-import os
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +15,12 @@ from circuit_tracer.models.capture import capture, logits_at
 from circuit_tracer.models.run import implementation
 from circuit_tracer.models.verify import replay
 from circuit_tracer.replacement_model import ReplacementModel
-from tests.support.tiny import tiny_transcoder
+from tests.support.real_models import real_model
 
-pytestmark = pytest.mark.real_model
-FOLDER = os.environ.get("CIRCUIT_TRACER_TEST_MODELS", "")
+pytestmark = [pytest.mark.real_model, pytest.mark.slow("the first test of a model waits until its file is read")]
 PROMPT = "The capital of France is"
-# file pattern, architecture, rank of " Paris" among the next tokens
-MODELS = {"smollm2": ("SmolLM2-135M*.gguf", "llama", 1), "gemma3": ("gemma-3-270m*.gguf", "gemma3_text", 3)}
+# architecture, rank of " Paris" among the next tokens
+MODELS = {"smollm2": ("llama", 1), "gemma3": ("gemma3_text", 3)}
 each_model = pytest.mark.parametrize("name", MODELS)
 each_placement = pytest.mark.parametrize(
     ("kind", "skip", "input_hook", "output_hook"),
@@ -38,41 +33,17 @@ each_placement = pytest.mark.parametrize(
 )
 
 
-@lru_cache(maxsize=2)
-def language_model(name: str) -> tuple[Any, Any]:
-    """Loaded once: reading Gemma's file takes most of a minute, its tokenizer of 262,144 tokens above all."""
-    from circuit_tracer.models.loading import load_language_model
-
-    pattern = MODELS[name][0]
-    paths = sorted(Path(FOLDER).glob(pattern)) if FOLDER else []
-    if not paths:
-        pytest.skip(f"no {pattern} in CIRCUIT_TRACER_TEST_MODELS={FOLDER!r}: name the folder with the weights there")
-    return load_language_model(paths[0], torch.device("cpu"), torch.float32)
-
-
 def model_of(name: str, dtype: torch.dtype = torch.float32, **transcoder: Any) -> ReplacementModel:
-    """The model with small random transcoders.
-
-    Their skip connections are weak: random ones of full size would grow the signal to 1e28 through Gemma's 18 layers.
-    """
-    model, tokenizer = language_model(name)
-    model = model if dtype is torch.float32 else copy.deepcopy(model).to(dtype)
-    config = model.config
-    sizes = {"n_layers": config.num_hidden_layers, "d_model": config.hidden_size, "n_features": 32}
-    transcoders = tiny_transcoder(dtype=dtype, activation="topk", **sizes, **transcoder)
-    for holder in (transcoders,) if transcoders.kind == "cross_layer_transcoder" else transcoders:
-        if holder.W_skip is not None:
-            holder.W_skip = 0.01 * holder.W_skip
-    return ReplacementModel.from_model(model, transcoders, tokenizer, name)
+    return real_model(name, dtype, activation="topk", n_features=32, **transcoder)
 
 
 @each_model
 def test_architecture_and_answer(name: str) -> None:
     model = model_of(name)
-    assert model.parts.architecture.model_type == MODELS[name][1]
+    assert model.parts.architecture.model_type == MODELS[name][0]
     captured = capture(model.parts, model.ensure_tokenized(PROMPT))
     best = torch.topk(logits_at(model.parts, captured.final[-1:])[0], 5).indices.tolist()
-    assert model.tokenizer.decode([best[MODELS[name][2] - 1]]) == " Paris"
+    assert model.tokenizer.decode([best[MODELS[name][1] - 1]]) == " Paris"
 
 
 @each_model
@@ -99,7 +70,7 @@ def test_sum_rule_holds_on_every_row(name: str, kind: str, skip: bool, input_hoo
     assert graph.balance is not None
     assert len(graph.selected_features) == 3 * model.cfg.n_layers * (graph.n_pos - 1)
     assert float(graph.balance.residual(graph.edges).max()) <= 1e-5
-    assert graph.logit_targets[MODELS[name][2] - 1].token_str == " Paris"
+    assert graph.logit_targets[MODELS[name][1] - 1].token_str == " Paris"
 
 
 @each_model

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.real_models import weights
+
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-WEIGHTS = Path(os.environ.get("CIRCUIT_TRACER_TEST_MODELS", "")).absolute()  # before a test leaves this folder
 
 
 @pytest.fixture
@@ -74,12 +74,10 @@ def test_is_this_graph_faithful() -> None:
 
 
 @pytest.mark.real_model
+@pytest.mark.slow("trains a dictionary of a real model, then traces and patches it")
 @pytest.mark.usefixtures("elsewhere")
 def test_a_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = sorted(WEIGHTS.glob("SmolLM2-135M*.gguf"))
-    if not paths:
-        pytest.skip("no SmolLM2-135M*.gguf: name the folder with the weights in CIRCUIT_TRACER_TEST_MODELS")
-    monkeypatch.setenv("NOTEBOOK_MODEL", str(paths[0]))
+    monkeypatch.setenv("NOTEBOOK_MODEL", str(weights("smollm2")))
     monkeypatch.setenv("NOTEBOOK_TOKENS", "16384")
     left = run("2_real_model.ipynb")
     assert left["graph"].targets.label[0] == " Paris"

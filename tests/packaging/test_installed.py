@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow  # three builds, two installations and two type checks: 15 s
+pytestmark = pytest.mark.slow("three builds, two installations and two type checks: 15 s")
 
 ROOT = Path(__file__).parents[2]
 PROJECT = ("pyproject.toml", "README.md", "LICENSE", "circuit_tracer", "kernels")

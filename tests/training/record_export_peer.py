@@ -12,9 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-sys.path.append(
-    str(Path(__file__).resolve().parents[2])
-)  # last: the engine that is installed here is the one that answers
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: what is installed here comes before this repository
 
 from tests.support.export_peer_cases import DICTIONARIES, FOLDER, INPUTS, OUTPUTS, outcomes
 

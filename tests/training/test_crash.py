@@ -67,7 +67,7 @@ def test_killed_at_chosen_moments(run: Run, tmp_path: Path) -> None:
     same_end(run, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a run of many steps, killed seven times")
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_random_moments(seed: int, tmp_path: Path) -> None:
     # however fast the machine, the pauses alone last longer than all the time before the last kill

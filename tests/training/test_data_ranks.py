@@ -156,7 +156,7 @@ def test_all_ranks_stop_when_one_has_an_activation_that_is_not_finite(tmp_path: 
     assert "of layer 0" in messages[0]
 
 
-@pytest.mark.slow
+@pytest.mark.slow("two processes import the package anew")
 def test_two_processes_see_what_one_sees(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data.jsonl", texts(25))
     with socket.socket() as probe:

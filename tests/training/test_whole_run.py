@@ -54,7 +54,12 @@ def test_a_baseline_that_is_not_there_is_missed_before_the_first_step(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "variant", ["clt", "skip with derivatives", pytest.param("sae in bfloat16", marks=pytest.mark.slow)]
+    "variant",
+    [
+        "clt",
+        "skip with derivatives",
+        pytest.param("sae in bfloat16", marks=pytest.mark.slow("a third variant of the same")),
+    ],
 )
 def test_stopped_and_resumed_it_writes_bitwise_the_same_dictionary(variant: str, tmp_path: Path) -> None:
     changes = VARIANTS[variant]
@@ -87,7 +92,7 @@ def test_a_run_goes_on_only_with_what_it_began_with(tmp_path: Path) -> None:
         whole(tmp_path, "run", {}, resume=True)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("four whole runs, one of them killed twice")
 def test_killed_and_resumed_it_writes_bitwise_the_same_dictionary(tmp_path: Path) -> None:
     whole(tmp_path, "whole", {})
     for resume, last in ((False, 2), (False, 5), (True, 9)):
@@ -98,7 +103,7 @@ def test_killed_and_resumed_it_writes_bitwise_the_same_dictionary(tmp_path: Path
     same_end(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("whole runs by two and by four processes")
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_write_the_dictionary_of_one(world: int, tmp_path: Path) -> None:
     expected = whole(tmp_path, "alone", {})

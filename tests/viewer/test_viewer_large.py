@@ -11,7 +11,7 @@ from circuit_tracer.viewer import graph_page
 from tests.support.browser import Browser
 from tests.support.documents import large_document
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow("three seconds of panning in a page of 10 MB"), pytest.mark.timed]
 
 
 def test_a_large_graph_opens_within_two_seconds_and_pans_smoothly(browser: Browser, tmp_path: Path, record_property):

@@ -1,4 +1,4 @@
-"""The graph of a real model: SmolLM2-135M with a random dictionary, thirty layers high (weights as in tests/models)."""
+"""The graph of a real model: SmolLM2-135M with a random dictionary, thirty layers high (tests/support/real_models.py)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import pytest
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.viewer import graph_page
-from tests.models.test_real_models import model_of
 from tests.support.browser import Page
+from tests.support.real_models import real_model
 
-pytestmark = pytest.mark.real_model
+pytestmark = [pytest.mark.real_model, pytest.mark.slow("the first test of a model waits until its file is read")]
 
 
 @pytest.fixture(scope="module")
 def real_page() -> str:
-    graph = attribute("The capital of France is", model_of("smollm2"), max_feature_nodes=500)
+    model = real_model("smollm2", activation="topk", n_features=32)
+    graph = attribute("The capital of France is", model, max_feature_nodes=500)
     return graph_page(graph, slug="smollm2", node_threshold=0.9)
 
 

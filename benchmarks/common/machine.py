@@ -1,0 +1,63 @@
+"""What a number was measured on: machine, versions, commit, command. No paths: results are published."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.common.places import BENCHMARKS, ROOT
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The short hash of the checkout, marked when tracked files outside results/ differ from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    return git("rev-parse", "--short", "HEAD") + ("-modified" if changed else "")
+
+
+def command() -> str:
+    """The command line with every path cut to its last part."""
+    program = Path(sys.argv[0]).resolve()
+    name = ["benchmarks", *program.relative_to(BENCHMARKS).with_suffix("").parts]
+    return " ".join(["python", "-m", ".".join(name), *(Path(word).name for word in sys.argv[1:])])
+
+
+def describe(**more: Any) -> dict[str, Any]:
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "command": command(),
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+            "system": f"{platform.system()} {platform.machine()}",
+            "load_at_start": load,
+        },
+        **more,
+    }
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,1 @@
+"""Whether graphs say what is true."""

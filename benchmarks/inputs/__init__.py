@@ -1,0 +1,1 @@
+"""Models, dictionaries and prompts that are measured on."""

@@ -1,0 +1,222 @@
+"""The tables of `results/README.md`: one function a record, from its JSON to lines of Markdown (see ../readme.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Record = dict[str, Any]
+
+# columns of a validation report that the table shows, and what they are called there
+FAITHFUL = {
+    "constrained: edges, Spearman": "edges, predicted against measured, all else frozen: Spearman",
+    "window: edges, Spearman": "the same, MLPs between source and target live",
+    "live: edges, Spearman": "the same, everything live",
+    "live: edges, slope": "slope of measured over predicted, everything live",
+    "live: influence with effect": "influence of a node with the effect of its ablation: Spearman",
+    "stream cosine, feature, +1": "residual stream one layer above a perturbed feature: cosine",
+    "MLP cosine, feature, +1": "MLP output one layer above: cosine",
+    "share, explained": "share of influence that features and tokens explain",
+    "share, errors": "share of influence through errors",
+    "share, attention": "share through attention that is frozen but would have changed",
+    "probability, live, clean": "probability of the answer",
+    "probability, live, without": "without the circuit",
+    "probability, live, without_others": "without as many others",
+    "probability, live, only": "with the circuit alone",
+    "probability, live, nothing": "with no feature at all",
+}
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table."""
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
+
+
+def startup(record: Record) -> list[str]:
+    """Seconds until the command line has answered."""
+    rows = [
+        [
+            f"`circuit-tracer {name}`",
+            *(f"{found[engine]['median']:.2f} s" if engine in found else "–" for engine in ENGINES),
+        ]
+        for name, found in record["calls"].items()
+    ]
+    return table(["", *ENGINES.values()], rows)
+
+
+ENGINES = {"ours": "this engine", "peer": "circuit-tracer 0.5.0"}
+
+
+def growth(record: Record) -> list[str]:
+    """Time and memory by length of the prompt, beside the law."""
+    rows = [
+        [
+            str(line["tokens"]),
+            str(line["active"]),
+            str(line["expanded"]),
+            f"{line['seconds']:.1f}",
+            f"{line['seconds_by_the_law']:.1f}",
+            f"{1000 * line['tflop'] / line['seconds']:.0f}",
+            f"{line['planned'] / 1e9:.2f} GB",
+            f"{line['actual'] / 1e9:.2f} GB",
+        ]
+        for line in record["growth"]
+    ]
+    head = ["tokens", "active features", "expanded", "seconds", "by the law", "GFLOP/s", "planned", "peak"]
+    return table(head, rows)
+
+
+def memory(record: Record) -> list[str]:
+    """Plans beside peaks, and the graphs of half the memory."""
+    rows = [
+        [
+            line["dictionary"],
+            str(line["tokens"]),
+            str(line["active"]),
+            str(line["expanded"]),
+            f"{line['planned'] / 1e9:.2f} GB",
+            f"{line['actual'] / 1e9:.2f} GB",
+            f"{line['planned'] / line['actual']:.2f}",
+        ]
+        for line in record["configurations"]
+    ]
+    lines = table(["dictionary", "tokens", "active features", "expanded", "planned", "peak", "ratio"], rows)
+    halves = [
+        f"{line['dictionary']}, {line['tokens']} tokens: {'same nodes' if line['same_nodes'] else 'OTHER NODES'}, edges "
+        f"differ by {line['largest_difference']:.0e} at most"
+        for line in record["halves"]
+    ]
+    return [*lines, "", f"With half of what the trace itself would take: {'; '.join(halves)}."]
+
+
+def kernels(record: Record) -> list[str]:
+    """Ours beside the best of torch's ways, by size and operation."""
+    rows = []
+    for size in record["sizes"]:
+        for found in size["operations"]:
+            ours, *others = found["ways"]
+            best = min(
+                (way for way in others if not way["way"].startswith("ours")), key=lambda way: way["seconds"]["p50"]
+            )
+            rows.append(
+                [
+                    size["size"]["name"],
+                    found["operation"],
+                    f"{1e3 * ours['seconds']['p50']:.2f}",
+                    f"{ours['gb_per_second']:.1f} GB/s"
+                    if found["bound"] == "memory"
+                    else f"{1e3 * ours['tflops']:.0f} GFLOP/s",
+                    f"{ours['share']:.2f} of {'the copy' if found['bound'] == 'memory' else 'the product'}",
+                    f"{best['way']}: {1e3 * best['seconds']['p50']:.2f}",
+                    f"{found['times_faster_than_best_other']:.1f}×",
+                ]
+            )
+    rates = ", ".join(f"{1e3 * rate:.0f} GFLOP/s in {name}" for name, rate in record["tflops"].items())
+    where = record.get("gpu", f"{record['threads']} threads")
+    return [
+        f"Ceilings ({where}): copies {record['copy_gb_per_second']:.1f} GB/s, products {rates}.",
+        "",
+        *table(["shape", "operation", "ours, ms", "rate", "of the ceiling", "best of torch, ms", "faster"], rows),
+    ]
+
+
+def interventions(record: Record) -> list[str]:
+    """The same interventions by both engines."""
+    rows = []
+    for dictionary, cases in record["cases"].items():
+        for name, found in cases.items():
+            tokens = (
+                f"{found['tokens'] - found['tokens that differ']} of {found['tokens']} equal"
+                if "tokens" in found
+                else "–"
+            )
+            moved = f"{found['logits moved by']:.2f}"
+            rows.append([dictionary, name, f"{found['logits']:.0e}", moved, f"{found['activations']:.0e}", tokens])
+    head = [
+        "dictionary",
+        "intervention",
+        "logits differ by",
+        "logits moved by",
+        "activations differ by",
+        "generated tokens",
+    ]
+    return table(head, rows)
+
+
+def ground_truth(record: Record) -> list[str]:
+    """What is known to be true: of the world, then of the toys."""
+    world = record["world"]
+    rows = [["prompts", *(str(group["prompts"]) for group in world.values())]]
+    first = next(iter(world.values()))
+    for name in first["graph"]:
+        rows.append([f"the entity's feature {name}" if name.startswith("is") else name,
+                     *(f"{group['graph'][name]:.1%}" for group in world.values())])  # fmt: skip
+    for name in first["swaps"]:
+        cells = [" / ".join(f"{share:.1%}" for share in group["swaps"][name].values()) for group in world.values()]
+        rows.append([f"answer becomes the other entity's: {name}, 1× / 2×", *cells])
+    lines = table(["the embedded world", *world], rows)
+    for toy, dictionaries in record["toys"].items():
+        names = list(dict.fromkeys(name for claims in dictionaries.values() for name in claims))
+        rows = [
+            [name, *(f"{claims.get(name, float('nan')):.3g}" for claims in dictionaries.values())] for name in names
+        ]
+        lines += ["", *table([f"toy: {toy}", *dictionaries], rows)]
+    return lines
+
+
+def validation(record: Record) -> list[str]:
+    """Whether graphs are faithful: means over prompts, the dictionary's and the controls'."""
+    controls = record["controls"]
+    rows = []
+    for name, title in FAITHFUL.items():
+        if name not in record["graph"]:
+            continue
+        found = record["graph"][name]
+        cells = [f"{found['mean']:.3f} ({found['least']:.2f} … {found['most']:.2f})"]
+        cells += [f"{control[name]['mean']:.3f}" if name in control else "–" for control in controls.values()]
+        rows.append([title, *cells])
+    head = [
+        f"mean of {record['prompts']} prompts (least … most)",
+        record["subject"],
+        *(f"control: {name}" for name in controls),
+    ]
+    lines = table(head, rows)
+    timed = record["seconds_a_validation"]
+    lines += ["", f"A validation took {timed['mean']:.1f} s on average, {timed['most']:.1f} s at most."]
+    if large := record.get("large"):
+        lines += [f"One of {large['nodes']} nodes, {large['kept_edges']} edges: {large['seconds']:.1f} s."]
+    return lines
+
+
+def gemma_shaped(record: Record) -> list[str]:
+    """One long prompt on a random model of Gemma 2 2B's shape."""
+    return [
+        f"{record['tokens']} tokens, {record['active']} active features, {record['expanded']} expanded, {record['dtype']}: "
+        f"{record['seconds']:.1f} s, peak {record['peak_gb']:.1f} GB of {record['memory']}; residual of the sum rule "
+        f"{record['residual']:.1e}. Plan: {record['plan']}.",
+    ]
+
+
+def against_peer(record: Record) -> list[str]:
+    """Whole calls beside circuit-tracer's."""
+    found = record["against_peer"]
+    rows = [
+        [name, f"{found[engine]['seconds']:.2f}", f"{found[engine]['peak_gb']:.1f} GB"]
+        for engine, name in (("peer", "circuit-tracer 0.5.0"), ("ours", "this engine"))
+    ]
+    rows.append(["ratio", f"**{found['times_faster']:.0f}×**", f"{found['times_less_memory']:.1f}×"])
+    return table(["", "seconds", "peak memory"], rows)
+
+
+SECTIONS = (
+    ("long_prompts", "Long prompts", growth),
+    ("memory_plan", "Memory: planned and taken", memory),
+    ("kernels", "Kernels on a CPU, against torch", kernels),
+    ("kernels_cuda", "Kernels on a GPU, against torch", kernels),
+    ("speed_cuda", "`attribute()` on a GPU", against_peer),
+    ("gemma_shaped_cuda", "6,000 tokens on a GPU", gemma_shaped),
+    ("interventions_agreement", "Interventions, against circuit-tracer 0.5.0", interventions),
+    ("ground_truth", "Ground truth", ground_truth),
+    ("validation-demo", "Are graphs faithful? The embedded default", validation),
+    ("validation-clt-256", "Are graphs faithful? SmolLM2-135M with a random dictionary", validation),
+    ("startup", "Command line", startup),
+)

@@ -1,0 +1,96 @@
+"""The README's tables on training, from the records of benchmarks.training (see ../readme.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SETS = {"demo": "the embedded model", "smollm2": "SmolLM2-135M"}
+
+
+def speed(record: dict[str, Any]) -> list[str]:
+    """Both engines, one line each and size; where our time goes."""
+    lines = [
+        f"A whole training step (loss, backward, Adam), float32, {record['threads']} CPU threads, BatchTopK with "
+        f"{record['active']} active features a",
+        "layer, same activations, same run, each engine's own trainer in an environment of its own. *Lean*: its step without",
+        "anything that its API lets one leave out, and with a fused optimiser.",
+        "",
+        "| CLT | engine | tokens a step | tokens/s | peak memory |",
+        "|---|---|---|---|---|",
+    ]
+    for case in record["cases"]:
+        size = case["case"]
+        name = f"{size['layers']}×{size['features']}, width {size['width']}"
+        measured = [("this engine", case["ours"]), ("this engine", case["ours_at_peer_batch"])]
+        measured += [("decode-clt 0.0.1", case["peer"]["trainer"]), ("decode-clt 0.0.1, lean", case["peer"]["lean"])]
+        for engine, found in measured:
+            lines.append(
+                f"| {name} | {engine} | {found['batch']} | {found['tokens_per_second']:.0f} | {found['peak_gb']:.1f} GB |"
+            )
+        faster, same = case["times_faster"], case["times_faster_same_batch"]
+        ratio = f"**{faster['trainer']:.0f}×** (lean: {faster['lean']:.0f}×)"
+        ratio += f"; same batch {same['trainer']:.0f}× ({same['lean']:.0f}×)"
+        lines.append(f"| {name} | ratio | | {ratio} | {case['times_less_memory']:.1f}× less |")
+    return [*lines, "", *_phases([case["ours"] for case in record["cases"]])]
+
+
+def cuda(record: dict[str, Any]) -> list[str]:
+    """Ours on a GPU, by batch."""
+    size = record["cases"][0]["case"]
+    lines = [
+        f"On a GPU, {size['layers']}×{size['features']}, width {size['width']}, bfloat16 weights:",
+        "",
+        "| tokens a step | tokens/s | peak memory |",
+        "|---|---|---|",
+    ]
+    runs = [case["ours"] for case in record["cases"]]
+    lines += [f"| {one['batch']} | {one['tokens_per_second']:.0f} | {one['peak_gb']:.1f} GB |" for one in runs]
+    return [*lines, "", *_phases(runs)]
+
+
+def _phases(runs: list[dict[str, Any]]) -> list[str]:
+    """Milliseconds and the share of it that the floor takes."""
+    lines = []
+    for one in runs:
+        parts = [
+            f"{line['phase']} {line['ms']:.0f}"
+            + (f" ({line['floor_ms'] / line['ms']:.0%})" if line["floor_ms"] else "")
+            for line in one["phases"]
+        ]
+        lines.append(
+            f"- Step of {one['batch']} tokens, ms a phase (the machine's floor as a share): {', '.join(parts)}."
+        )
+    return [*lines, ""]
+
+
+def quality(record: dict[str, Any]) -> list[str]:
+    """Both engines on each set of activations, by their recipe and at their best learning rate."""
+    lines = [
+        "Same activations in the same order, same steps, same features and L0; measured on tokens that neither saw, from",
+        "files in circuit-tracer's layout. *Best*: the best of the same learning rates for both, chosen on other tokens.",
+        "",
+        "| activations of | engine | learning rate | L0 | NMSE | graph replacement | completeness | top-1 | KL |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, data in record["data"].items():
+        for engine, by_setting in data["shown"].items():
+            for setting, found in by_setting.items():
+                graphs, replaced = found["graphs"], found["replacement"]
+                values = [
+                    f"{found['training']['rate']:.1e}",
+                    f"{found['l0']:.1f}",
+                    f"{found['nmse']:.4f}",
+                    f"{graphs['replacement']:.3f}",
+                    f"{graphs['completeness']:.3f}",
+                    f"{replaced['top1']:.1%}",
+                    f"{replaced['kl']:.3f}",
+                ]
+                what = f"{'this engine' if engine == 'ours' else 'decode-clt 0.0.1'}, {setting}"
+                what += ", in our space" if found["space"] == "scaled" else ""
+                lines.append(f"| {SETS[name]} | {what} | " + " | ".join(values) + " |")
+    budgets = [
+        f"{SETS[name]}: {data['budget']['tokens']} tokens in batches of {data['budget']['batch']}, "
+        f"{data['budget']['features']} features a layer, {data['budget']['active']} active"
+        for name, data in record["data"].items()
+    ]
+    return [*lines, "", f"Budgets: {'; '.join(budgets)}.", ""]
