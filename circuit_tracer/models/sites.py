@@ -66,79 +66,33 @@ def _at(layer: LayerParts, name: str) -> nn.Module | None:
         return None
 
 
-_NO_NORM_BEFORE_MLP = "has no norm before its MLP; use a transcoder trained on hook_resid_mid or mlp.hook_in"
+_BEFORE_MLP = "has no norm before its MLP; use a transcoder trained on hook_resid_mid or mlp.hook_in"
+_BEFORE_ATTENTION = "has no norm before its attention; read hook_resid_pre instead"
+_IN, _OUT, _NORMALISED, _ATTENTION = Side.INPUT, Side.OUTPUT, Side.NORMALISED, Side.ATTENTION
+_READS: Literal["reads"] = "reads"
+_WRITES: Literal["writes"] = "writes"
 
-SITES: dict[str, Site] = {
-    site.name: site
-    for site in (
-        Site("hook_resid_pre", "the residual stream that enters a layer", "B P D", Side.INPUT, ("module",)),
-        Site(
-            "ln1.hook_normalized",
-            "what attention's norm makes of it, before the gain",
-            "B P D",
-            Side.NORMALISED,
-            ("attention_norm",),
-            norm="attention_norm",
-            refusal="has no norm before its attention; read hook_resid_pre instead",
-        ),
-        Site("attn.hook_q", "queries after rotary embedding and norms", "B H P d", Side.ATTENTION),
-        Site("attn.hook_k", "keys after rotary embedding and norms", "B K P d", Side.ATTENTION),
-        Site("attn.hook_v", "values", "B K P d", Side.ATTENTION),
-        Site("attn.hook_scores", "what the softmax is taken of: scaled, capped, masked", "B H P P", Side.ATTENTION),
-        Site("attn.hook_pattern", "attention patterns, rows = queries", "B H P P", Side.ATTENTION),
-        Site(
-            "attn.hook_z",
-            "outputs of the heads, side by side, before their projection",
-            "B P H*d",
-            Side.INPUT,
-            ("output",),
-        ),
-        Site(
-            "hook_attn_out",
-            "what attention adds to the residual stream, after a norm that follows it",
-            "B P D",
-            Side.OUTPUT,
-            ("attention_post_norm", "attention"),
-        ),
-        Site(
-            "hook_resid_mid",
-            "the residual stream that the MLP, or its norm, reads",
-            "B P D",
-            Side.INPUT,
-            ("mlp_norm", "mlp"),
-            dictionary="reads",
-        ),
-        Site(
-            "ln2.hook_normalized",
-            "what the MLP's norm makes of it, before the gain",
-            "B P D",
-            Side.NORMALISED,
-            ("mlp_norm",),
-            norm="mlp_norm",
-            dictionary="reads",
-            refusal=_NO_NORM_BEFORE_MLP,
-        ),
-        Site("mlp.hook_in", "what enters the MLP", "B P D", Side.INPUT, ("mlp",), norm="mlp_norm", dictionary="reads"),
-        Site(
-            "hook_mlp_out",
-            "what the MLP adds to the residual stream, after a norm that follows it",
-            "B P D",
-            Side.OUTPUT,
-            ("mlp_post_norm", "mlp"),
-            dictionary="writes",
-        ),
-        Site(
-            "mlp.hook_out",
-            "what the MLP gives, before a norm that follows it",
-            "B P D",
-            Side.OUTPUT,
-            ("mlp",),
-            norm="mlp_post_norm",
-            dictionary="writes",
-        ),
-        Site("hook_resid_post", "the residual stream behind a layer", "B P D", Side.OUTPUT, ("module",)),
-    )
-}
+# name, what, shape, side, modules, the norm between it and the stream, what dictionaries do here, refusal; in order of a layer
+_ROWS = (
+    Site("hook_resid_pre", "residual stream that enters a layer", "B P D", _IN, ("module",)),
+    Site("ln1.hook_normalized", "it, normalised for attention, before the gain", "B P D", _NORMALISED, ("attention_norm",),
+         "attention_norm", refusal=_BEFORE_ATTENTION),
+    Site("attn.hook_q", "queries after rotary embedding and norms", "B H P d", _ATTENTION),
+    Site("attn.hook_k", "keys after rotary embedding and norms", "B K P d", _ATTENTION),
+    Site("attn.hook_v", "values", "B K P d", _ATTENTION),
+    Site("attn.hook_scores", "what the softmax is taken of: scaled, capped, masked", "B H P P", _ATTENTION),
+    Site("attn.hook_pattern", "attention patterns, rows = queries", "B H P P", _ATTENTION),
+    Site("attn.hook_z", "outputs of the heads, side by side, before their projection", "B P H*d", _IN, ("output",)),
+    Site("hook_attn_out", "what attention adds to the stream", "B P D", _OUT, ("attention_post_norm", "attention")),
+    Site("hook_resid_mid", "residual stream that the MLP, or its norm, reads", "B P D", _IN, ("mlp_norm", "mlp"), None, _READS),
+    Site("ln2.hook_normalized", "it, normalised for the MLP, before the gain", "B P D", _NORMALISED, ("mlp_norm",),
+         "mlp_norm", _READS, _BEFORE_MLP),
+    Site("mlp.hook_in", "what enters the MLP", "B P D", _IN, ("mlp",), "mlp_norm", _READS),
+    Site("hook_mlp_out", "what the MLP adds to the stream", "B P D", _OUT, ("mlp_post_norm", "mlp"), None, _WRITES),
+    Site("mlp.hook_out", "what the MLP gives, before a norm behind it", "B P D", _OUT, ("mlp",), "mlp_post_norm", _WRITES),
+    Site("hook_resid_post", "residual stream behind a layer", "B P D", _OUT, ("module",)),
+)  # fmt: skip
+SITES = {site.name: site for site in _ROWS}
 INPUT_HOOKS = tuple(site.name for site in SITES.values() if site.dictionary == "reads")
 OUTPUT_HOOKS = tuple(site.name for site in SITES.values() if site.dictionary == "writes")
 
