@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# tests run in as many processes as there are cores, four at most; one file in one of them
-WORKERS = -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --durations 10
+# tests run in as many processes as there are cores, four at most; a file's tests stay together
+WORKERS = -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10
 
 # the newest Python that pyproject.toml names: the core is tested on it, in an environment of its own
 NEWEST ?= python3.13

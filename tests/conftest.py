@@ -2,9 +2,9 @@
 
 Triton kernels are compiled where there is a GPU, and interpreted elsewhere: decided before anything imports triton.
 
-What runs long is begun first, and workers (`pytest -n 2 --dist loadgroup`) get whole files, whose tests share fixtures;
-tests on real weights all go to one worker. A test may take LIMIT seconds; one that takes longer is marked slow("why"), and
-whatever is not is named at the end of a run.
+Files with slow tests are begun first, so that no worker (`make test` has several, each with whole files) is left with one
+at the end. A test may take LIMIT seconds; one that takes longer is marked slow("why"), and whatever is not is named at the
+end of a run.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,22 +24,20 @@ torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+hypothesis.settings.register_profile("busy machine", deadline=None)
+hypothesis.settings.load_profile("busy machine")
+
 LIMIT = 20.0
 taken: Counter[str] = Counter()  # seconds by test, of those that do not say why they take long
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     long = set()
     for item in items:
         for mark in item.iter_markers("slow"):
             if not mark.args:
                 raise pytest.UsageError(f"{item.nodeid} does not say why it is slow: mark it slow('why')")
-        real = item.get_closest_marker("real_model") is not None
-        if real or item.get_closest_marker("slow"):
             long.add(item.path)
-        if "PYTEST_XDIST_WORKER" in os.environ:
-            item.add_marker(pytest.mark.xdist_group("real_model" if real else str(item.path)))
     items.sort(key=lambda item: item.path not in long)
 
 
@@ -48,7 +47,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def unexplained() -> list[str]:
-    return [f"{seconds:.0f} s {test.partition('@')[0]}" for test, seconds in taken.most_common() if seconds > LIMIT]
+    return [f"{seconds:.0f} s {test}" for test, seconds in taken.most_common() if seconds > LIMIT]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

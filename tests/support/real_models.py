@@ -1,7 +1,6 @@
 """Real weights: SmolLM2-135M-Instruct and Gemma 3 270M, GGUF files in the folder CIRCUIT_TRACER_TEST_MODELS.
 
-A file is read once a process (Gemma's takes most of a minute, its tokenizer of 262,144 tokens above all); all tests marked
-`real_model` run in the same process.
+A file is read once a process: Gemma's takes most of a minute, its tokenizer of 262,144 tokens above all.
 """
 
 from __future__ import annotations

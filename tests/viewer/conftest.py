@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from circuit_tracer.graph import Graph
 from circuit_tracer.replacement_model import ReplacementModel
@@ -71,13 +72,14 @@ def axe(pytestconfig: pytest.Config) -> str:
     given = os.environ.get("AXE_CORE")
     folder = pytestconfig.cache.mkdir("axe-core")
     path = Path(given) if given else folder / "node_modules" / "axe-core" / "axe.min.js"
-    if not path.is_file():
-        npm = shutil.which("npm")
-        if npm is None:
-            pytest.skip("no npm to fetch axe-core with; set AXE_CORE to axe.min.js")
-        command = [npm, "install", "--silent", "--no-save", "--ignore-scripts", "--prefix", str(folder), AXE]
-        if subprocess.run(command, check=False, timeout=120).returncode:
-            pytest.skip("npm could not fetch axe-core; set AXE_CORE to axe.min.js")
+    with FileLock(folder / "lock"):  # another worker may want it as well
+        if not path.is_file():
+            npm = shutil.which("npm")
+            if npm is None:
+                pytest.skip("no npm to fetch axe-core with; set AXE_CORE to axe.min.js")
+            command = [npm, "install", "--silent", "--no-save", "--ignore-scripts", "--prefix", str(folder), AXE]
+            if subprocess.run(command, check=False, timeout=120).returncode:
+                pytest.skip("npm could not fetch axe-core; set AXE_CORE to axe.min.js")
     return path.read_text(encoding="utf-8")
 
 
