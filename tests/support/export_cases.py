@@ -20,7 +20,9 @@ from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.checkpoint import Checkpoint
 from circuit_tracer.training.run.loop import normalised
 from circuit_tracer.training.run.state import TrainingState
-from circuit_tracer.training.step.selection import Selection, select
+from circuit_tracer.training.sparsity import rule_of
+from circuit_tracer.training.sparsity.base import Now
+from circuit_tracer.training.sparsity.selection import Selection
 from circuit_tracer.transcoders import load_transcoder_from_hub
 from circuit_tracer.transcoders.base import Transcoders
 from tests.support.loop_cases import LAYERS, WIDTH, Run
@@ -46,9 +48,7 @@ class Exported:
         """What the training rule keeps of them."""
         x_SBD = normalised(self.run.stream().batch(100), self.state.normalisation).x_SBD
         sparsity = self.config.sparsity
-        return select(
-            self.state.dictionary, x_SBD, sparsity, active=sparsity.active, running_cut=None, step=0, ranks=Ranks()
-        )
+        return rule_of(sparsity).select(self.state.dictionary, x_SBD, Now(sparsity.active), Ranks())
 
     def loaded(self) -> Transcoders:
         """The files, read back by the package's loader."""
@@ -60,7 +60,7 @@ def exported(run: Run, folder: Path, layers: list[int] | None = None, **changes:
     loop = run.loop(folder / "checkpoints", **changes)
     loop.run()
     levels = None
-    if run.activation in ("topk", "batch_topk"):
+    if rule_of(loop.config.sparsity).has_budget:
         x_SBD = normalised(run.stream().batch(100), loop.state.normalisation).x_SBD
         levels = level_scores(loop.state.dictionary, [x_SBD], loop.config.sparsity, loop.state.running_cut, Ranks())
     made = checkpoint.read(loop.save(levels=levels))

@@ -20,11 +20,14 @@ from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.events import NullListener, StepReport
 from circuit_tracer.training.run.loop import Loop
 from circuit_tracer.training.run.state import TrainingState
+from circuit_tracer.training.sparsity import RULES
 from circuit_tracer.training.step.normalisation import Normalisation
 
 LAYERS, WIDTH, FEATURES, BATCH, STEPS = 3, 6, 16, 20, 6
 KINDS = ("clt", "plt", "skip", "sae")
-ACTIVATIONS = ("batch_topk", "topk", "jumprelu", "relu")
+ACTIVATIONS = tuple(RULES)
+# of the keys that only some rules read
+CHOSEN = {"active": 1.0, "active_at_start": 3.0, "penalty": 0.5, "band_probability": 0.7, "threshold_start": 1.0}
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,7 @@ class Run:
             "dead_after_tokens": 2 * self.batch,
             "jacobian_weight": 0.1 if self.jacobian else 0.0,
         }
-        if self.activation in ("batch_topk", "topk"):
-            sparsity |= {"active": 1.0, "active_at_start": 3.0}
-        else:
-            sparsity |= {"penalty": 0.5}
-        if self.activation == "jumprelu":
-            sparsity |= {"band_probability": 0.7, "threshold_start": 1.0}
+        sparsity |= {key: value for key, value in CHOSEN.items() if key in RULES[self.activation].reads}
         tree: dict[str, dict[str, Any]] = {
             "model": {"name": "memory"},
             "data": {"path": "memory", "buffer_tokens": self.batch},

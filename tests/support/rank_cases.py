@@ -16,7 +16,7 @@ from circuit_tracer.training.export.calibration import level_scores
 from circuit_tracer.training.ranks import Ranks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.loop import normalised
-from circuit_tracer.training.step.selection import kth_largest
+from circuit_tracer.training.sparsity.ranking import kth_largest
 from tests.support.loop_cases import LAYERS, Run, reports
 from tests.support.process_cases import die
 

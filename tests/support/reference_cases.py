@@ -23,9 +23,10 @@ from torch import Tensor
 from circuit_tracer.training import reference
 from circuit_tracer.training.config.schema import SparsitySection
 from circuit_tracer.training.reference import Weights
+from circuit_tracer.training.sparsity import RULES, rule_of
 
 KINDS = ("clt", "plt", "skip", "sae")
-ACTIVATIONS = ("relu", "jumprelu", "topk", "batch_topk")
+ACTIVATIONS = tuple(RULES)
 PATTERNS = (
     "random",  # about half of the pre-activations are positive
     "none",  # no feature is active
@@ -132,7 +133,7 @@ def make(case: Case) -> Example:
             "derivative_BSD": draw.normal(*shape),
             "derivative_scale_S": 0.5 + draw.uniform(case.n_layers),
         }
-    if case.activation == "jumprelu" and case.band_probability < 1:
+    if case.band_probability < 1 and "band_probability" in RULES[case.activation].reads:
         options["band"] = [draw.band(case) for _ in range(case.n_layers)]
     return Example(case.kind, settings, weights, x_BSD, x_BSD if case.kind == "sae" else y_BSD, options)
 
@@ -159,7 +160,7 @@ def _weights(case: Case, draw: _Draw) -> Weights:
         weights.W_dec.append(W_dec)
     if case.kind == "skip":
         weights.W_skip = draw.grid(n_layers, width, width, scale=width**-0.5)
-    if case.activation == "jumprelu":
+    if rule_of(SparsitySection(activation=case.activation)).threshold_start is not None:
         weights.log_threshold = [draw.normal(n_features) * 0.5 - 1 for _ in range(n_layers)]
     for tensor in parameters(weights).values():
         tensor.requires_grad_(True)

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from circuit_tracer.kernels.encode import encode
 from circuit_tracer.training.config.schema import SparsitySection
-from circuit_tracer.training.export.calibration import level_scores, thresholds
+from circuit_tracer.training.export.calibration import level_scores
 from circuit_tracer.training.ranks import Ranks
 from circuit_tracer.training.run.loop import normalised
+from circuit_tracer.training.sparsity import rule_of
+from circuit_tracer.training.sparsity.base import Now
 from circuit_tracer.training.step.dictionary import Dictionary
-from circuit_tracer.training.step.selection import select
 from tests.support.loop_cases import FEATURES, LAYERS, Run
 
 Batches = Sequence[Sequence[Tensor]]
@@ -28,7 +29,7 @@ def kept_by_rule(model: Dictionary, batches: Batches, settings: SparsitySection)
     """(batch, token, feature) of every source's entries."""
     found: list[set[tuple[int, int, int]]] = [set() for _ in model.W_enc]
     for number, x_SBD in enumerate(batches):
-        chosen = select(model, x_SBD, settings, active=settings.active, running_cut=None, step=0, ranks=Ranks())
+        chosen = rule_of(settings).select(model, x_SBD, Now(settings.active), Ranks())
         for source, entries in enumerate(chosen.entries):
             pairs = zip(entries.row.tolist(), entries.feature.tolist(), strict=True)
             found[source] |= {(number, row, feature) for row, feature in pairs}
@@ -40,7 +41,7 @@ def kept_by_threshold(
 ) -> list[set[tuple[int, int, int]]]:
     found: list[set[tuple[int, int, int]]] = [set() for _ in model.W_enc]
     for source, level in enumerate(levels):
-        threshold_F = thresholds(model.norms[source], None, settings, level)
+        threshold_F = rule_of(settings).export_thresholds(model.norms[source], None, level)
         assert threshold_F is not None
         assert threshold_F.dtype is torch.float32
         assert threshold_F.isfinite().all()
@@ -165,7 +166,7 @@ def test_all_that_is_positive_is_kept_when_the_rule_keeps_all(activation: str) -
 
 def test_features_that_write_nothing_or_next_to_nothing_get_a_finite_threshold() -> None:
     norms = torch.tensor([0.0, 1e-45, 1e-38, 2.0])
-    found = thresholds(norms, None, settings_for("batch_topk", 2.0), 5.0)
+    found = rule_of(settings_for("batch_topk", 2.0)).export_thresholds(norms, None, 5.0)
     assert found is not None
     largest = torch.finfo(torch.float32).max
     assert found.tolist() == [largest, largest, largest, 2.5]
@@ -173,8 +174,9 @@ def test_features_that_write_nothing_or_next_to_nothing_get_a_finite_threshold()
 
 def test_other_activations_need_no_level() -> None:
     norms, log_threshold = torch.ones(3), torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
-    assert thresholds(norms, None, SparsitySection(activation="relu", penalty=1.0), None) is None
-    found = thresholds(norms, log_threshold, SparsitySection(activation="jumprelu", penalty=1.0), None)
+    assert rule_of(SparsitySection(activation="relu", penalty=1.0)).export_thresholds(norms, None, None) is None
+    jumprelu = rule_of(SparsitySection(activation="jumprelu", penalty=1.0))
+    found = jumprelu.export_thresholds(norms, log_threshold, None)
     assert found is not None
     assert found.dtype is torch.float32
     assert torch.equal(found, log_threshold.float().exp())

@@ -14,7 +14,7 @@ from circuit_tracer.errors import InputError, NumericalError, ResourceError
 from circuit_tracer.training.ranks import Ranks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.state import TrainingState
-from circuit_tracer.training.step.selection import kth_largest
+from circuit_tracer.training.sparsity.ranking import kth_largest
 from tests.support import rank_cases
 from tests.support.loop_cases import Run, differences, reports, tensors
 from tests.support.process_cases import Ended, results, together

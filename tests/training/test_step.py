@@ -10,6 +10,7 @@ from torch import Tensor
 
 from circuit_tracer.errors import NumericalError
 from circuit_tracer.training.ranks import Ranks
+from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.step import step
 from circuit_tracer.training.step.counter_random import uniform
 from circuit_tracer.training.step.dictionary import Dictionary
@@ -68,7 +69,7 @@ def run(
     moment = Moment(
         STEP,
         options["active"],
-        options["penalty"] if example.settings.activation in ("relu", "jumprelu") else 0.0,
+        options["penalty"] if rule_of(example.settings).has_penalty else 0.0,
         options["dead"],
         options["running_cut"] if running_cut is None else running_cut,
         options.get("derivative_scale_S"),

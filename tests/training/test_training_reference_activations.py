@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from circuit_tracer.training.config.schema import SparsitySection
-from circuit_tracer.training.reference import JumpReLU, Weights, activate, decode, keep_largest
+from circuit_tracer.training.reference import Weights, activate, decode
+from circuit_tracer.training.sparsity.jumprelu import Jump
+from circuit_tracer.training.sparsity.ranking import keep_largest
 from tests.support.reference_cases import (
     Case,
     activations_of,
@@ -30,7 +32,7 @@ def straight_through(
     """Values, gradients of the pre-activations, and of theta, for one feature and a token each."""
     pre_B1 = torch.tensor(pre, dtype=torch.float64)[:, None].requires_grad_()
     theta_1 = torch.tensor([theta], dtype=torch.float64, requires_grad=True)
-    out = JumpReLU.apply(pre_B1, theta_1, torch.full_like(pre_B1, near_miss), width)
+    out = Jump.apply(pre_B1, theta_1, torch.full_like(pre_B1, near_miss), width)
     out.backward(torch.ones_like(out) if grad is None else torch.tensor(grad, dtype=torch.float64)[:, None])
     return out.detach()[:, 0], pre_B1.grad[:, 0], theta_1.grad[0]
 
