@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from circuit_tracer.errors import InputError
 from circuit_tracer.models import attention
 from circuit_tracer.models.attention import AttentionTape, attention_tape
 from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
@@ -65,10 +66,11 @@ class ModelRun:
 
     visits: by site, for all layers, or by (site, layer). norms: how norms are computed; None leaves them to the model, whose
     own code rounds them to float32 or less. tape: what attention records or replays. own_attention: False runs whatever
-    attention implementation the model is set to.
+    attention implementation the model is set to, unless a place within attention is visited.
 
     Activations are handed over as the model computes them, (B, P, ...) in its dtype; those behind a norm that `norms` rules
-    are in the compute dtype. Raises CompatibilityError for a site that the architecture has not.
+    are in the compute dtype. Raises CompatibilityError for a site that the architecture has not, InputError for a name or a
+    layer that does not exist.
     """
 
     def __init__(
@@ -84,8 +86,11 @@ class ModelRun:
         self._visits: dict[int, dict[str, Visit]] = {}  # by layer and site
         for key, visit in (visits or {}).items():
             name, layers = (key, range(len(parts.layers))) if isinstance(key, str) else (key[0], [key[1]])
+            site = site_of(parts, name)
             for layer in layers:
-                self._visits.setdefault(layer, {})[site_of(parts, name).name] = visit
+                if not 0 <= layer < len(parts.layers):
+                    raise InputError(f"{site.name} of layer {layer}: the model has layers 0 to {len(parts.layers) - 1}")
+                self._visits.setdefault(layer, {})[site.name] = visit
 
     def __call__(
         self, ids: Tensor, *, copies: int = 1, past: Any = None, keep_past: bool = False, gradients: bool = False
@@ -109,8 +114,10 @@ class ModelRun:
         """Inside the block, every pass of the model is such a run."""
         handles: list[Any] = []
         with ExitStack() as stack:
-            stack.enter_context(implementation(self.parts, attention.NAME if self.own_attention else None))
-            if (tape := self._tape()) is not None:
+            tape = self._tape()
+            own = self.own_attention or (tape is not None and bool(tape.visits))
+            stack.enter_context(implementation(self.parts, attention.NAME if own else None))
+            if tape is not None:
                 stack.enter_context(attention_tape(tape))
             try:
                 if self.norms is not None:

@@ -247,6 +247,19 @@ def test_a_place_that_an_architecture_lacks_is_refused_with_its_reason() -> None
         check_hooks(parts, "ln2.hook_normalized", "hook_mlp_out")
 
 
+@pytest.mark.parametrize("layer", [-1, 3])
+def test_a_layer_that_is_not_there_is_refused(layer: int) -> None:
+    with pytest.raises(InputError, match=rf"hook_resid_mid of layer {layer}: the model has layers 0 to 2"):
+        read(parts_of("llama"), IDS, [("resid_mid", layer)])
+
+
+def test_a_place_within_attention_is_visited_whatever_the_model_is_set_to() -> None:
+    parts = parts_of("llama")
+    parts.model.set_attn_implementation("sdpa")
+    place = ("attn.hook_pattern", 1)
+    same(read(parts, IDS, [place], own_attention=False)[place], read(parts, IDS, [place])[place])
+
+
 def test_patterns_that_are_made_tile_by_tile_cannot_be_visited() -> None:
     parts = parts_of("llama")
     run = ModelRun(parts, {("attn.hook_pattern", 0): broken}, tape=AttentionTape(recompute=True))
