@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
-import subprocess
-import sys
+import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,33 +17,36 @@ from typing import Any
 import pytest
 
 from tests.support.command import Folders, Run
+from tests.support.process_cases import command
 
 PROMPT = "the capital of Texas is"
 
 
 @contextmanager
-def running(*arguments: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def running(*arguments: object) -> Iterator[str]:
     """A command in a process of its own, once it serves; its address."""
-    script = "from circuit_tracer.cli.main import main; main()"
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            found = re.search(r"serving .* at (http://127\.0\.0\.1:\d+/)", line)
-            if found:
-                yield found[1], process
-                break
-        else:
-            assert process.stderr is not None
-            raise AssertionError(process.stderr.read())
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-        assert process.stderr is not None
-        assert "stopped" in process.stderr.read()
-    finally:
-        process.kill()
-        process.wait()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "printed"
+        process = command(*arguments, folder=folder)
+        try:
+            yield address_of(process, folder)
+            os.kill(process.pid, signal.SIGINT)
+            process.join(60)
+            assert process.exitcode == 0
+            assert "stopped" in (folder / "err").read_text()
+        finally:
+            process.kill()
+            process.join()
+
+
+def address_of(process: Any, folder: Path) -> str:
+    """What the process says it serves at, as soon as it does."""
+    while process.is_alive():
+        printed = (folder / "out").read_text() if (folder / "out").exists() else ""
+        if found := re.search(r"serving .* at (http://127\.0\.0\.1:\d+/)", printed):
+            return found[1]
+        time.sleep(0.02)
+    raise AssertionError((folder / "err").read_text())
 
 
 def get(address: str) -> Any:
@@ -53,7 +57,7 @@ def get(address: str) -> Any:
 def test_serve_with_a_model_makes_the_folder(folders: Folders, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "graphs"
     options = ["-t", folders.transcoder, "--graph_file_dir", folder, "--port", 0, "--no-open"]
-    with running("serve", *options) as (address, _):
+    with running("serve", *options) as address:
         session = get(address + "api/session")
         assert session["model"]["n_layers"] == 3
         assert session["model"]["chat"] is True
@@ -68,12 +72,12 @@ def test_labels_name_the_features_of_graphs_made_with_them(folders: Folders, tmp
     (features / "labels.json").write_text(own.read_text().replace("mine", "the folder's"))
     options = ["-t", folders.transcoder, "--graph_file_dir", tmp_path]
     traced = [*options, "-p", PROMPT, "--slug", "texas", "--labels", own, "-o", tmp_path / "texas.safetensors"]
-    with running("attribute", *traced, "--server", "--port", 0) as (address, _):
+    with running("attribute", *traced, "--server", "--port", 0) as address:
         assert labels_at(address, "texas") == {"mine"}
         assert ask(address, "api/graphs/texas/prune", {"node_threshold": 0.99})["nodes"] > 0
         assert labels_at(address, "texas") == {"mine"}
     for given, label in (([], "the folder's"), (["--labels", own], "mine")):
-        with running("serve", *options, *given, "--port", 0, "--no-open") as (address, _):
+        with running("serve", *options, *given, "--port", 0, "--no-open") as address:
             job = ask(address, "api/traces", {"prompt": PROMPT, "slug": "again", "replace": True})
             while job["state"] == "running":
                 job = get(f"{address}api/jobs/{job['id']}")
@@ -96,22 +100,22 @@ def labels_at(address: str, slug: str) -> set[str]:
 def test_start_server_is_circuit_tracers(tmp_path: Path) -> None:
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / "7.json").write_text("{}")
-    with running("start-server", "--graph_file_dir", tmp_path, "--port", 0) as (address, _):
+    with running("start-server", "--graph_file_dir", tmp_path, "--port", 0) as address:
         assert get(address + "api/session")["model"] is None
         assert get(address + "features/7.json") == {}
 
 
 def test_attribute_then_serve(folders: Folders, tmp_path: Path) -> None:
     options = ["-t", folders.transcoder, "-p", PROMPT, "--slug", "texas", "--graph_file_dir", tmp_path, "--server"]
-    with running("attribute", *options, "--port", 0) as (address, _):
+    with running("attribute", *options, "--port", 0) as address:
         assert [entry["slug"] for entry in get(address + "api/graphs")["graphs"]] == ["texas"]
         assert get(address + "api/session")["model"]["n_layers"] == 3
 
 
 def test_a_taken_port_is_said(tmp_path: Path) -> None:
-    with running("start-server", "--graph_file_dir", tmp_path, "--port", 0) as (address, _):
+    with running("start-server", "--graph_file_dir", tmp_path, "--port", 0) as address:
         port = address.rstrip("/").rsplit(":", 1)[1]
-        with running("start-server", "--graph_file_dir", tmp_path, "--port", port) as (other, _):
+        with running("start-server", "--graph_file_dir", tmp_path, "--port", port) as other:
             assert other != address
 
 

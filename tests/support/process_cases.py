@@ -27,7 +27,11 @@ METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods()
 CONTEXT = multiprocessing.get_context(METHOD)
 if METHOD == "forkserver":
     preloaded = ["torch.distributed", "circuit_tracer.training.run.loop", "safetensors.torch"]
-    preloaded += ["circuit_tracer.features.build", "transformers.models.llama.modeling_llama"]
+    preloaded += [
+        "circuit_tracer.features.build",
+        "circuit_tracer.viewer.server",
+        "transformers.models.llama.modeling_llama",
+    ]
     CONTEXT.set_forkserver_preload(preloaded)
 
 
@@ -47,6 +51,14 @@ def alone(work: Callable[..., Any], *arguments: Any, folder: Path, kill_after: f
     process.join(kill_after)
     process.kill()
     return _ended(process, folder / "alone.pickle")
+
+
+def command(*words: object, folder: Path) -> Any:
+    """A process in which `circuit-tracer` runs with these words; what it prints goes to the files out and err of ``folder``."""
+    folder.mkdir()
+    process = CONTEXT.Process(target=_command, args=([str(word) for word in words], folder))
+    process.start()
+    return process
 
 
 def together(
@@ -106,6 +118,15 @@ def _ranked(
     ranks.barrier()
     dist.destroy_process_group()
     return found
+
+
+def _command(words: list[str], folder: Path) -> None:
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), stream)
+    sys.argv = ["circuit-tracer", *words]
+    from circuit_tracer.cli.main import main
+
+    main()
 
 
 def _main(path: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
