@@ -5,6 +5,7 @@ set -euo pipefail
 dir=${1:?usage: setup_decode_clt.sh DIR [PYTHON]}
 python=${2:-python3.11}
 "$python" -m venv "$dir"
+dir=$(cd "$dir" && pwd) # the last step leaves this folder
 "$dir/bin/pip" install --quiet --upgrade pip
 "$dir/bin/pip" install --quiet decode-clt==0.0.1
 "$dir/bin/python" -c 'import clt; from importlib.metadata import version as v; print("decode-clt", v("decode-clt"), "torch", v("torch"))'

@@ -6,6 +6,7 @@ set -euo pipefail
 dir=${1:?usage: setup_peer.sh DIR [PYTHON]}
 python=${2:-python3.11}
 "$python" -m venv "$dir"
+dir=$(cd "$dir" && pwd) # the last step leaves this folder
 "$dir/bin/pip" install --quiet --upgrade pip
 "$dir/bin/pip" install --quiet torch==2.13.0
 "$dir/bin/pip" install --quiet circuit-tracer==0.5.0 transformer-lens==3.2.1 transformers==4.57.3 nnsight==0.8.1 gguf==0.19.0
