@@ -224,8 +224,9 @@ def implementation(parts: ModelParts, name: str | None) -> Iterator[None]:
     if parts.compute_dtype is torch.float64 and hasattr(config, "num_local_experts"):
         experts = config._experts_implementation  # the grouped products of experts exist in float32 and below only
     try:
-        if name not in (None, before):
+        if name == attention.NAME:
             attention.register()
+        if name not in (None, before):
             model.set_attn_implementation(name)
         if experts is not None:
             model.set_experts_implementation("eager")
