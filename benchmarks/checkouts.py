@@ -4,8 +4,8 @@
 
 Each turn is a process of its own, in the environment that `make install` made in that checkout, and uses nothing but the
 package's public names and command line, so that any two of its versions can be compared. What both computed must be equal: a
-graph's edges and selected features to the bit, and a trained dictionary's files. Reported is the ratio after / before of the
-medians of all turns, wall clock and processor.
+graph's edges and selected features to the bit, and a trained dictionary's files. Reported are medians of all turns, and the
+median over pairs of turns of after / before, wall clock and processor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.common.machine import describe, write_results
 from benchmarks.common.places import RESULTS, ROOT
 
-TURNS = 5
+TURNS = 10
 TRACE = """
 import hashlib, json, sys, time
 import torch
@@ -80,14 +80,17 @@ def turn(checkout: Path, script: str, *arguments: str) -> dict[str, Any]:
 
 def compare(before: Path, script: str, *arguments: str) -> dict[str, Any]:
     """Seconds of both checkouts, and their ratio; SystemExit if they computed different things."""
-    turns = [[turn(checkout, script, *arguments) for checkout in (before, ROOT)] for _ in range(TURNS)]
+    turns = []
+    for number in range(TURNS):  # a machine's speed drifts: each pair runs close together, and who is first alternates
+        order = (before, ROOT) if number % 2 else (ROOT, before)
+        pair = {checkout: turn(checkout, script, *arguments) for checkout in order}
+        turns.append((pair[before], pair[ROOT]))
     if len({each["digest"] for pair in turns for each in pair}) > 1:
         raise SystemExit("the checkouts computed different things, so their speed is not compared")
-    seconds = {
-        clock: [round(statistics.median(pair[side][clock] for pair in turns), 4) for side in (0, 1)]
-        for clock in ("wall", "processor")
-    }
-    ratio = {clock: round(after / earlier, 4) for clock, (earlier, after) in seconds.items()}
+    seconds, ratio = {}, {}
+    for clock in ("wall", "processor"):
+        seconds[clock] = [round(statistics.median(pair[side][clock] for pair in turns), 4) for side in (0, 1)]
+        ratio[clock] = round(statistics.median(after[clock] / earlier[clock] for earlier, after in turns), 4)
     return {"before_after_seconds": seconds, "ratio": ratio, "turns": TURNS, "equal": True}
 
 
