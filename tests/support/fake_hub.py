@@ -6,42 +6,26 @@ import base64
 import hashlib
 import json
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.support.fake_servers import LocalServer
 
 TOKEN = "hf_test"  # the one that may write
 READ_ONLY = "hf_read_only"
 
 
-class FakeHub(ThreadingHTTPServer):
+class FakeHub(LocalServer):
     """Repositories by name; files larger than ``lfs_above`` bytes come through LFS, as weights do."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
         self.objects: dict[str, bytes] = {}
         self.commits = 0
         self.lfs_above = 1000
         self.fail_at: str | None = None  # path that answers 500
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    @contextmanager
-    def running(self) -> Iterator[FakeHub]:
-        thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self.shutdown()
-            self.server_close()
-            thread.join()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -90,11 +74,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self, asked: dict[str, Any]) -> None:
         name = f"{asked['organization']}/{asked['name']}"
         if name in self.server.repositories:
-            self._answer({"error": "You already created this model repo", "url": f"{self.server.endpoint}/{name}"}, 409)
+            self._answer({"error": "You already created this model repo", "url": f"{self.server.address}/{name}"}, 409)
             return
         self.server.repositories[name] = {".gitattributes": b""}
         self.server.private[name] = asked.get("visibility") == "private" or bool(asked.get("private"))
-        self._answer({"url": f"{self.server.endpoint}/{name}", "name": name})
+        self._answer({"url": f"{self.server.address}/{name}", "name": name})
 
     def _preupload(self, asked: dict[str, Any]) -> None:
         limit = self.server.lfs_above
@@ -102,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes]})
 
     def _batch(self, asked: dict[str, Any]) -> None:
-        place = f"{self.server.endpoint}/objects"
+        place = f"{self.server.address}/objects"
         objects = [{**one, "actions": {"upload": {"href": f"{place}/{one['oid']}"}}} for one in asked["objects"]]
         self._answer({"transfer": "basic", "objects": objects})
 
@@ -121,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.repositories[name] = files
         self.server.commits += 1
         oid = f"{self.server.commits:040x}"
-        self._answer({"commitUrl": f"{self.server.endpoint}/{name}/commit/{oid}", "commitOid": oid})
+        self._answer({"commitUrl": f"{self.server.address}/{name}/commit/{oid}", "commitOid": oid})
 
     def _body(self) -> bytes:
         if self.headers.get("transfer-encoding") == "chunked":

@@ -9,25 +9,23 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 KEY = "sk-test"
 
 
-class FakeServer(ThreadingHTTPServer):
-    """``answers(method, path, body, headers)`` gives (status, value); requests are kept as (method, path, body)."""
+class LocalServer(ThreadingHTTPServer):
+    """A server on this machine, at a port that is free."""
 
-    def __init__(self, answers: Callable[[str, str, Any, Any], tuple[int, Any]]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.answers = answers
-        self.asked: list[tuple[str, str, Any]] = []
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
     @contextmanager
-    def running(self) -> Iterator[FakeServer]:
+    def running(self) -> Iterator[Self]:
         thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:
@@ -36,6 +34,15 @@ class FakeServer(ThreadingHTTPServer):
             self.shutdown()
             self.server_close()
             thread.join()
+
+
+class FakeServer(LocalServer):
+    """``answers(method, path, body, headers)`` gives (status, value); requests are kept as (method, path, body)."""
+
+    def __init__(self, answers: Callable[[str, str, Any, Any], tuple[int, Any]]) -> None:
+        super().__init__(_Handler)
+        self.answers = answers
+        self.asked: list[tuple[str, str, Any]] = []
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -66,7 +66,6 @@ def test_a_configuration_survives_a_yaml_file(config: TrainingConfig, tmp_path_f
 @given(config=configs())
 @settings(max_examples=50, deadline=None)
 def test_a_configuration_survives_a_toml_file(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
-    pytest.importorskip("tomllib")
     plain = config.model_dump(mode="json")
     plain["data"]["epochs"] = plain["data"]["epochs"] or 1  # TOML has no null; the other defaults of null are null
     lines = []

@@ -44,8 +44,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 @pytest.mark.parametrize("kind", ["clt", "plt"])
 def test_what_is_pushed_can_be_loaded_again(hub: FakeHub, tmp_path: Path, kind: str) -> None:
     publication = collect(dictionary(tmp_path / "dictionary", kind))
-    address = push(publication, "someone/clt", endpoint=hub.endpoint)
-    assert address == f"{hub.endpoint}/someone/clt/commit/{1:040x}"
+    address = push(publication, "someone/clt", endpoint=hub.address)
+    assert address == f"{hub.address}/someone/clt/commit/{1:040x}"
     assert hub.commits == 1
     assert hub.private == {"someone/clt": False}
     files = hub.repositories["someone/clt"]
@@ -63,9 +63,9 @@ def test_what_is_pushed_can_be_loaded_again(hub: FakeHub, tmp_path: Path, kind: 
 
 
 def test_weights_of_an_earlier_dictionary_are_deleted_in_the_same_commit(hub: FakeHub, tmp_path: Path) -> None:
-    push(collect(dictionary(tmp_path / "four", n_layers=4)), "someone/clt", endpoint=hub.endpoint)
+    push(collect(dictionary(tmp_path / "four", n_layers=4)), "someone/clt", endpoint=hub.address)
     hub.repositories["someone/clt"]["examples/notes.md"] = b"stays"
-    push(collect(dictionary(tmp_path / "three")), "someone/clt", endpoint=hub.endpoint)
+    push(collect(dictionary(tmp_path / "three")), "someone/clt", endpoint=hub.address)
     files = hub.repositories["someone/clt"]
     assert hub.commits == 2
     assert "W_enc_3.safetensors" not in files
@@ -74,7 +74,7 @@ def test_weights_of_an_earlier_dictionary_are_deleted_in_the_same_commit(hub: Fa
 
 
 def test_private_is_said_when_the_repository_is_made(hub: FakeHub, folder: Path) -> None:
-    push(collect(folder), "someone/secret", private=True, endpoint=hub.endpoint)
+    push(collect(folder), "someone/secret", private=True, endpoint=hub.address)
     assert hub.private == {"someone/secret": True}
 
 
@@ -83,19 +83,19 @@ def test_tokens_that_are_missing_unknown_or_read_only(
 ) -> None:
     publication = collect(folder)
     with pytest.raises(InputError, match=r"may not write to someone/clt.*read access only"):
-        push(publication, "someone/clt", token=READ_ONLY, endpoint=hub.endpoint)
+        push(publication, "someone/clt", token=READ_ONLY, endpoint=hub.address)
     with pytest.raises(InputError, match="does not know the token"):
-        push(publication, "someone/clt", token="hf_wrong", endpoint=hub.endpoint)
+        push(publication, "someone/clt", token="hf_wrong", endpoint=hub.address)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(InputError, match=r"needs a token.*hf auth login.*-o FOLDER"):
-        push(publication, "someone/clt", endpoint=hub.endpoint)
+        push(publication, "someone/clt", endpoint=hub.address)
     assert not hub.repositories
 
 
 def test_a_hub_that_fails_has_committed_nothing(hub: FakeHub, folder: Path) -> None:
     hub.fail_at = "/commit/"
     with pytest.raises(ResourceError, match=r"refused someone/clt.*disk of the hub is full.*Nothing was committed"):
-        push(collect(folder), "someone/clt", endpoint=hub.endpoint)
+        push(collect(folder), "someone/clt", endpoint=hub.address)
     assert list(hub.repositories["someone/clt"]) == [".gitattributes"]
 
 
@@ -103,10 +103,10 @@ def test_no_network_and_offline_mode(hub: FakeHub, folder: Path, monkeypatch: py
     hub.shutdown()
     hub.server_close()
     with pytest.raises(ResourceError, match=r"cannot be reached.*run the command again"):
-        push(collect(folder), "someone/clt", endpoint=hub.endpoint)
+        push(collect(folder), "someone/clt", endpoint=hub.address)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ResourceError, match="HF_HUB_OFFLINE is set"):
-        push(collect(folder), "someone/clt", endpoint=hub.endpoint)
+        push(collect(folder), "someone/clt", endpoint=hub.address)
 
 
 @pytest.mark.parametrize("name", ["clt", "", "a/b/c", "so me/one", "../up", "a--b/c", "-/-"])
@@ -207,7 +207,7 @@ class TestCommand:
         assert load_transcoder_from_hub(tmp_path / "copy")[0].n_layers == 3
 
     def test_upload(self, hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
         code, said = self.run(folder, "someone/clt", "--private")
         assert code == 0, said
         assert "pushed 10 files" in said

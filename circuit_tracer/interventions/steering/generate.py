@@ -92,32 +92,13 @@ class GenerationOptions:
         return int(torch.multinomial(torch.softmax(scores[0].float(), dim=-1), 1))
 
 
-@torch.no_grad()
 def feature_intervention_generate(
-    model: Traceable,
-    inputs: Prompt,
-    interventions: Sequence[Intervention],
-    constrained_layers: Iterable[int] | None = None,
-    freeze_attention: bool = True,
-    apply_activation_function: bool = True,
-    sparse: bool = False,
-    return_activations: bool = True,
-    **generation: Any,
+    model: Traceable, inputs: Prompt, interventions: Sequence[Intervention], *settings: Any, **generation: Any
 ) -> tuple[str, Tensor, Tensor | None]:
     """(text, logits (G, V), activations (L, P + G - 1, F) or None); see `ReplacementModel.feature_intervention_generate`."""
     if model.tokenizer is None:
         raise InputError("this model has no tokenizer, so it cannot turn what it generates into text; load it with one")
-    ids, logits, activations = generate_held(
-        model,
-        inputs,
-        interventions,
-        constrained_layers,
-        freeze_attention,
-        apply_activation_function,
-        sparse,
-        return_activations,
-        **generation,
-    )
+    ids, logits, activations = generate_held(model, inputs, interventions, *settings, **generation)
     return model.tokenizer.decode(ids.tolist(), skip_special_tokens=True), logits, activations
 
 
