@@ -10,6 +10,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
+from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError
 from circuit_tracer.interventions import (
     Edit,
@@ -46,8 +50,6 @@ from circuit_tracer.viewer.server.messages import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from circuit_tracer.graph.graph import Graph
     from circuit_tracer.replacement_model import ReplacementModel
 
@@ -115,8 +117,6 @@ class Engine:
 
     def trace(self, request: TraceRequest, job: Job) -> Graph:
         """Trace a prompt; the job shows how far it is, and can end it."""
-        from circuit_tracer.attribution.attribute import attribute
-
         ids = self.ids(request)
         job.progress(f"reading {len(ids)} tokens")
         return attribute(
@@ -177,8 +177,6 @@ class Engine:
     def _clean_run(self, edits: Sequence[EditRequest], document: Mapping[str, Any], graph: Graph | None) -> CleanRun:
         if graph is not None:
             return CleanRun(self.model, graph)
-        import torch
-
         clean = CleanRun(self.model, torch.tensor(_ids_of(document)))
         _check_activations(clean, {name for edit in edits for name in edit.nodes}, document)
         return clean
@@ -227,8 +225,6 @@ def _check_activations(clean: CleanRun, names: set[str], document: Mapping[str, 
     """Refuse a graph whose features have other activations on this model: those that are changed, if the file says theirs,
     else the first that it says.
     """
-    import torch
-
     known = {
         str(node.get("node_id")): float(node["activation"])
         for node in document["nodes"]
