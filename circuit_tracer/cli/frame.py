@@ -76,7 +76,7 @@ def flat(function: Callable[..., None]) -> Callable[..., None]:
         }
         function(**given, **built)
 
-    called.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    called.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # typer reads what inspect finds there
     called.__annotations__ = {each.name: each.annotation for each in options}
     return called
 

@@ -16,7 +16,7 @@ from circuit_tracer.viewer.server.pages import FILES
 from circuit_tracer.viewer.server.routing import Json, in_words
 from circuit_tracer.viewer.server.site import Site
 
-SECRET_PATHS = tuple(each.path for each in NEURONPEDIA.routes)  # type: ignore[attr-defined]
+SECRET_PATHS = tuple(each.path for each in NEURONPEDIA.routes)  # type: ignore[attr-defined]  # routes of a router have paths
 
 
 @API.get("/api/openapi.json")
