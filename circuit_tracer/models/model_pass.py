@@ -36,7 +36,7 @@ class ModelPass:
         limit = parts.context_length
         if limit is not None and context_length > limit:
             raise InputError(
-                f"data.context_length is {context_length}, but the model's context length is {limit}; use at most {limit}"
+                f"context_length is {context_length}, but the model's context length is {limit}; use at most {limit}"
             )
         self.parts, self.points = parts, points
 
