@@ -259,7 +259,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"aliases are not read; write the value out(?s:.*)line 2"):
         load(written(tmp_path, "run: &a [x, x]\ndata: [*a, *a]", "bomb.yaml"))
     for name in ("deep.yaml", "deep.toml"):
-        with pytest.raises(FileFormatError, match="is not readable (YAML|TOML): (it is )?nested"):
+        with pytest.raises(FileFormatError, match=r"is not readable (YAML|TOML): (it is )?nested"):
             load(written(tmp_path, "run = " * (name == "deep.toml") + "[" * 100_000, name))
     with pytest.raises(FileFormatError, match="is not readable YAML"):
         load(written(tmp_path, "run: !!python/object/apply:os.getcwd []", "unsafe.yaml"))
