@@ -31,7 +31,7 @@ from circuit_tracer.features.record import LayerRecords
 from circuit_tracer.features.segment import Segment, Window
 from circuit_tracer.features.summary import Keep
 from circuit_tracer.features.token_text import TokenTexts
-from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.files import atomic_write, read_json, require_writable_folder
 from circuit_tracer.fingerprint import model_fingerprint, require_same, tokenizer_fingerprint
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.run import fast_attention
@@ -82,7 +82,7 @@ def build_features(
     target = require_writable_folder(folder)
     identity = _identity(model, corpus, settings, wanted, name)
     if (target / MANIFEST).is_file():
-        found = json.loads((target / MANIFEST).read_text(encoding="utf-8")).get("settings")
+        found = read_json(target / MANIFEST, halves=True).get("settings")
         require_same(found, identity, f"the folder {target}", "Choose another folder, or remove it.")
     else:
         keep = Keep(settings.top, settings.sample)

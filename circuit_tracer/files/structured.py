@@ -54,7 +54,7 @@ def parse_json(text: str | bytes, source: str | Path, halves: bool = False) -> A
     deeper than `DEEPEST`, and, without ``halves``, halves of surrogate pairs, which no text file can hold.
     """
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    text = decoded(data, source)
+    text = decoded(data, source, halves)
     if not text.strip(" \t\r\n"):
         raise FileFormatError(f"{source} is empty; expected JSON.")
     _require_shallow(data, source)
