@@ -32,13 +32,13 @@ class FeatureFolder:
             raise InputError(
                 f"{self.folder} holds no features: {INDEX} is missing. `circuit-tracer features build` makes it."
             )
-        index = read_json(path)
         try:
+            index = read_json(path)
             listed = dict(enumerate(index)) if isinstance(index, list) else index
             rows = {int(layer): validated(Offsets, row, path) for layer, row in listed.items()}
         except (FileFormatError, ValueError, TypeError, AttributeError) as error:
             raise FileFormatError(
-                f"{path} is no index of features ({shortened(error, 300)}); build the features again"
+                f"{path} is no index of features ({str(error)[:300]}); build the features again"
             ) from error
         self._layers = {layer: (row.filename, row.offsets) for layer, row in rows.items()}
 

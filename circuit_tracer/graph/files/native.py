@@ -142,7 +142,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         file = open_tensor_file(path)
     except FileFormatError as error:
-        raise FileFormatError(f"{error} Graphs of circuit-tracer (.pt) are read by Graph.from_pt.") from error
+        raise FileFormatError(
+            f"{path} is no graph file, or it is damaged or cut short: {error} Graphs of circuit-tracer (.pt) are read by Graph.from_pt."
+        ) from error
     if HEADER_KEY not in file.metadata:
         raise FileFormatError(
             f"{path} is a safetensors file without a {HEADER_KEY} header; it is no graph of this project"

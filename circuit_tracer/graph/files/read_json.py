@@ -71,9 +71,7 @@ def from_json(document_or_path: dict[str, Any] | str | Path) -> networkx.DiGraph
         renamed = _add_nodes(graph, document["nodes"], metadata.get("schema_version") == 1, repairs)
         _add_links(graph, document["links"], renamed, repairs)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise FileFormatError(
-            f"a node or link lacks a field or has one of a wrong type: {shortened(error, 200)}"
-        ) from error
+        raise FileFormatError(f"a node or link lacks a field or has one of a wrong type: {str(error)[:200]}") from error
     return graph
 
 
