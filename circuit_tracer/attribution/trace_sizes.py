@@ -148,7 +148,7 @@ class TraceSizes:
         return BlockTree(*self.typical)
 
     def blocks(self, block_rows: int) -> list[tuple[int, int, float]]:
-        """(rows, positions, how many) of the blocks that typical rows are swept in (row_blocks.py), those of the targets first."""
+        """(rows, positions, how many) of the blocks that typical rows are swept in (row_blocks.py), the targets' first."""
         whole, rest = divmod(self.n_targets, block_rows)
         targets = [(block_rows, self.n_pos, float(whole))] * bool(whole) + [(rest, self.n_pos, 1.0)] * bool(rest)
         return targets + self._tree.blocks(block_rows)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from circuit_tracer.attribution import prompt, row_blocks, selection, sweep
+from circuit_tracer.attribution import prompt, row_blocks, selection
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.progress import silent
 from circuit_tracer.attribution.row_blocks import split_rows

@@ -15,7 +15,7 @@ from torch import Tensor
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit, FeatureAt
-from circuit_tracer.interventions.features.settings import LayerSettings
+from circuit_tracer.interventions.features.settings import LayerSettings, in_precision
 
 if TYPE_CHECKING:
     from circuit_tracer.transcoders.base import Transcoders
@@ -106,7 +106,7 @@ def settings_of(changes: Sequence[dict[Place, Change]], clean: CleanRun) -> dict
         settings[layer] = LayerSettings(
             torch.tensor([row for row, _, _ in entries], device=device),
             torch.tensor([index for _, index, _ in entries], device=device),
-            torch.tensor([value for _, _, value in entries], device=device, dtype=dtype),
+            in_precision(torch.tensor([value for _, _, value in entries], dtype=torch.float64), dtype).to(device),
         )
     return settings
 
