@@ -14,7 +14,7 @@ import inspect
 import operator
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
@@ -22,6 +22,9 @@ from circuit_tracer.errors import InputError
 
 Subject = TypeVar("Subject", bound=Callable[..., Any])
 _SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_NAMES: dict[type, str] = {
+    str: "text", type(None): "None", tuple: "a tuple", Sequence: "a list", Iterable: "a list", Mapping: "a dictionary",
+}  # fmt: skip
 LONGEST = 80  # characters of a value that are shown
 
 
@@ -91,8 +94,7 @@ class _Expected(NamedTuple):
         raise InputError(f"{name} is {shown(value)}; expected {self}")
 
     def __str__(self) -> str:
-        named = {str: "text", type(None): "None"}
-        kinds = [named.get(each, each.__name__) for each in self.classes]
+        kinds = [_NAMES.get(each, each.__name__) for each in self.classes]
         kinds = [*(["True or False"] if self.flag else []), *kinds]
         kinds = [*(["a whole number"] if self.whole else []), *(["a finite number"] if self.number else []), *kinds]
         return " or ".join([*map(repr, self.words), *kinds])

@@ -137,8 +137,6 @@ def places_of(pair: Pair, positions: Iterable[int] | Literal["together"] | None)
     """Positions to patch, counted from 0; -1 for all of them at once. InputError for what does not exist."""
     n_pos = len(pair.base)
     if isinstance(positions, str):
-        if positions != "together":
-            raise InputError(f"positions is {positions!r}; give numbers, 'together' for all at once, or None for each")
         return [TOGETHER]
     places = list(range(n_pos)) if positions is None else [whole(position, "a position") for position in positions]
     for position in places:

@@ -45,7 +45,7 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     stop_at_eos: bool = True
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class Sampling:
                 f"temperature is {self.temperature}; give 0 for the most probable token, or a positive number"
             )
         require_cuts(self.top_k, self.top_p)
-        if isinstance(self.stop, str) or not all(self.stop):
+        if not all(isinstance(text, str) and text for text in self.stop):
             raise InputError(f"stop is {self.stop!r}; give a sequence of texts that are not empty")
 
     def choose(self, logits_V: Tensor, generator: torch.Generator) -> int:
