@@ -100,8 +100,8 @@ def test_labels_of_nodes_that_a_pruned_file_lacks_are_kept(served: Server, graph
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("", "no JSON"),
-        ('{"metadata": {}', "no JSON"),
+        ("", "empty; expected JSON"),
+        ('{"metadata": {}', "not readable JSON"),
         ("[]", "no graph"),
         ('{"metadata": {}, "nodes": [{}], "links": []}', "lacks a field"),
         ('{"metadata": {}, "nodes": [], "links": 3}', "wrong type"),

@@ -143,7 +143,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         file = open_tensor_file(path)
     except FileFormatError as error:
         raise FileFormatError(
-            f"{path} is no graph file, or it is damaged or cut short: {error} Graphs of circuit-tracer (.pt) are read by Graph.from_pt."
+            f"{path} is no graph file, or it is damaged or cut short: {error} "
+            "Graphs of circuit-tracer (.pt) are read by Graph.from_pt."
         ) from error
     if HEADER_KEY not in file.metadata:
         raise FileFormatError(
