@@ -35,13 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sizes": {"errors"},
     "neuronpedia": {"errors", "http"},
     "kernels": {"errors"},  # stands alone, so that each kernel is tested by itself
-<<<<<<< HEAD
-    "models": {"errors", "kernels"},
-    "text": {"errors", "files", "models"},
-=======
     "models": {"arguments", "errors", "kernels"},
-    "text": {"errors", "models"},
->>>>>>> main
+    "text": {"errors", "files", "models"},
     "transcoders": {"errors", "files", "kernels"},
     "fingerprint": {"errors", "models", "text", "transcoders"},
     "graph": {"arguments", "errors", "files"},

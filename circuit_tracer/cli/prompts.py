@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from circuit_tracer.errors import FileFormatError, InputError
-<<<<<<< HEAD
-=======
 from circuit_tracer.files import parse_json, read_json
->>>>>>> main
 
 Messages = list[dict[str, Any]]
 
@@ -78,18 +75,6 @@ def _numbered(slug: str | None, number: int, prompt: str) -> str:
 
 
 def _conversation(prompt: str) -> Messages:
-<<<<<<< HEAD
-    """A user message; or the messages in a .json file, or in the prompt itself when it begins as a JSON list of objects."""
-    from circuit_tracer.files import LARGEST_JSON, parse_json, read_text
-
-    text = read_text(prompt, LARGEST_JSON) if prompt.endswith(".json") and Path(prompt).is_file() else prompt
-    if text is prompt and not re.match(r"\s*\[\s*\{", text):
-        return [{"role": "user", "content": prompt}]
-    try:
-        messages = parse_json(text, "it")
-    except FileFormatError as error:
-        raise InputError(f"the conversation {prompt[:200]!r} is no JSON: {error}") from error
-=======
     """A user message; or the messages in a .json file, or in the prompt itself when it is a JSON list of objects with roles."""
     if prompt.endswith(".json") and Path(prompt).is_file():
         messages = read_json(Path(prompt))
@@ -97,11 +82,10 @@ def _conversation(prompt: str) -> Messages:
         messages = parse_json(prompt, "the conversation given as prompt")
     else:
         return [{"role": "user", "content": prompt}]
->>>>>>> main
     if not isinstance(messages, list) or not all(
         isinstance(each, dict) and {"role", "content"} <= set(each) for each in messages
     ):
-        raise InputError(f'the conversation {prompt!r} must be a list of {{"role": ..., "content": ...}}')
+        raise InputError(f'the conversation {prompt[:200]!r} must be a list of {{"role": ..., "content": ...}}')
     return messages
 
 
