@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"arguments", "errors", "kernels"},
     "text": {"errors", "files", "models"},
     "transcoders": {"errors", "files", "kernels"},
-    "fingerprint": {"errors", "models", "text", "transcoders"},
+    "fingerprint": {"errors", "files", "models", "text", "transcoders"},
     "graph": {"arguments", "errors", "files"},
     "attribution": {*TRACED, "graph"},
     "interventions": TRACING,

@@ -106,7 +106,9 @@ def report(results: list[Result], args: argparse.Namespace, seconds: float) -> N
     """Bad ones in full, a table, and the file of results."""
     for result in results:
         if result.outcome in BAD:
-            print(f"{result.outcome}: {result.reader} --only {result.number} {result.file} {result.mutation}: {result.said}")
+            print(
+                f"{result.outcome}: {result.reader} --only {result.number} {result.file} {result.mutation}: {result.said}"
+            )
     table = {
         name: dict(sorted(Counter(result.outcome for result in results if result.reader == name).items()))
         for name in dict.fromkeys(result.reader for result in results)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import random
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -88,7 +91,13 @@ def _repeat(data: bytes, rng: random.Random) -> bytes:
 def _swap(data: bytes, rng: random.Random) -> bytes:
     length = rng.choice((1, 8, 64))
     one, two = sorted(rng.randrange(len(data) + 1) for _ in range(2))
-    return data[:one] + data[two : two + length] + data[one + length : two] + data[one : one + length] + data[two + length :]
+    return (
+        data[:one]
+        + data[two : two + length]
+        + data[one + length : two]
+        + data[one : one + length]
+        + data[two + length :]
+    )
 
 
 def _extreme(data: bytes, rng: random.Random) -> bytes:
@@ -139,6 +148,28 @@ class _Bombs:
 
 
 _BOMBS = _Bombs()
+
+
+# ---- what is no file
+
+
+def _replaced(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def replace(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return replace
+
+
+PATHS: dict[str, Callable[[Path], None]] = {
+    "gone": _replaced(lambda path: None),
+    "a folder": _replaced(lambda path: path.mkdir()),
+    "a pipe": _replaced(lambda path: os.mkfifo(path)),
+    "a link to itself": _replaced(lambda path: path.symlink_to(path)),
+    "a link to nowhere": _replaced(lambda path: path.symlink_to(path.with_name("nowhere"))),
+    "a device": _replaced(lambda path: path.symlink_to("/dev/zero")),
+    "sparse and huge": lambda path: os.truncate(path, 2**42),
+}
 
 
 # ---- JSON and YAML
@@ -248,11 +279,22 @@ def _safetensors(data: bytes, rng: random.Random) -> bytes:
         case 0:
             entry["dtype"] = rng.choice(("F64", "I8", "BOOL", "F8_E4M3", "C64", "U64", "", "Q4", 1, None, "F4"))
         case 1:
-            entry["shape"] = rng.choice(([], [0], [-1], [2**62, 4], [2**40, 2**40], [1] * 40, [1.5], "3", [None], [0, 2**63]))
+            entry["shape"] = rng.choice(
+                ([], [0], [-1], [2**62, 4], [2**40, 2**40], [1] * 40, [1.5], "3", [None], [0, 2**63])
+            )
         case 2:
             begin, end = entry["data_offsets"]
             entry["data_offsets"] = rng.choice(
-                ([end, begin], [-1, end], [begin, end + 1], [begin, 2**63], [begin], [begin, end, end], [0.0, 1.5], None)
+                (
+                    [end, begin],
+                    [-1, end],
+                    [begin, end + 1],
+                    [begin, 2**63],
+                    [begin],
+                    [begin, end, end],
+                    [0.0, 1.5],
+                    None,
+                )
             )
         case 3:
             entry["shape"] = entry["shape"][::-1] or [1]
@@ -295,7 +337,7 @@ def _zip(data: bytes, rng: random.Random) -> bytes:
     name, content = members[index]
     match rng.randrange(6):
         case 0:
-            members[index] = (rng.choice(("../x.npy", "", "x" * 300, "x.txt", "data.pkl")), content)
+            members[index] = (rng.choice(("../x.npy", "x" * 300, "x.txt", "data.pkl")), content)
         case 1:
             members.pop(index)
         case 2:
@@ -305,6 +347,7 @@ def _zip(data: bytes, rng: random.Random) -> bytes:
         case _:
             members[index] = (name, content + bytes(2**20))
     out = io.BytesIO()
+    warnings.simplefilter("ignore")  # a name twice
     method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA))
     with zipfile.ZipFile(out, "w", method) as archive:
         for name, content in members:
@@ -325,7 +368,9 @@ def _npy_header(data: bytes, rng: random.Random) -> bytes:
 def _xml(data: bytes, rng: random.Random) -> bytes:
     text = data.decode()
     bomb = '<!DOCTYPE g [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>'
-    numbers = [part for part in text.replace("<", ">").split(">") if part.strip().lstrip("-").replace(".", "", 1).isdigit()]
+    numbers = [
+        part for part in text.replace("<", ">").split(">") if part.strip().lstrip("-").replace(".", "", 1).isdigit()
+    ]
     place = rng.choice(numbers) if numbers else "1"
     return rng.choice(
         (
@@ -355,7 +400,8 @@ _JSON_TABLE: dict[str, Mutation] = {f"json {number}": _json for number in range(
 _BY_ENDING: dict[str | tuple[str, ...], dict[str, Mutation]] = {
     ".json": _JSON_TABLE,
     ".jsonl": {f"json line {number}": _json_line for number in range(10)},
-    ".json.gz": {f"packed json {number}": _json_gz for number in range(8)} | {"packed byte": _packed_byte, "bomb": _bomb},
+    ".json.gz": {f"packed json {number}": _json_gz for number in range(8)}
+    | {"packed byte": _packed_byte, "bomb": _bomb},
     (".yaml", ".yml"): {f"yaml {number}": _yaml for number in range(12)},
     ".safetensors": {f"header {number}": _safetensors for number in range(10)} | {"numbers": _numbers},
     (".npz", ".pt"): {f"archive {number}": _zip for number in range(6)},

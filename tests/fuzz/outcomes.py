@@ -61,19 +61,19 @@ class Bench:
         rng = random.Random(f"{seed} {self.reader.name} {number}")
         file = rng.choice(self.files)
         table = mutations.of(file.name)
-        name = rng.choice(list(table))
+        name = rng.choice([*table, *mutations.PATHS] if rng.random() < 0.1 else list(table))
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.copytree(self.original, self.folder)
         path = self.folder / file
-        path.write_bytes(table[name](path.read_bytes(), rng))
-        changed = path.read_bytes()
+        if name in mutations.PATHS:
+            mutations.PATHS[name](path)
+        else:
+            path.write_bytes(table[name](path.read_bytes(), rng))
         began, before = time.perf_counter(), peak()
         outcome, said = self._outcome(name)
         seconds = time.perf_counter() - began
         if peak() - before > BYTES:
             outcome, said = "memory", f"{(peak() - before) / 2**30:.1f} GiB"
-        if outcome == "wrong":
-            said += f" ({len(changed)} bytes)"
         return Result(self.reader.name, number, str(file), name, outcome, said, seconds)
 
     def _outcome(self, mutation: str) -> tuple[Outcome, str]:
@@ -83,7 +83,11 @@ class Bench:
                 found = digest(loaded)
         except CircuitTracerError as error:
             text = str(error)
-            return ("refused", text) if len(text) <= LONGEST_MESSAGE else ("failed", f"a message of {len(text)} characters")
+            return (
+                ("refused", text)
+                if len(text) <= LONGEST_MESSAGE
+                else ("failed", f"a message of {len(text)} characters")
+            )
         except TooSlow:
             return "slow", f"more than {SECONDS} s"
         except Exception:

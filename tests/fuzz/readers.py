@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from circuit_tracer.features.chat import ChatModel
 from circuit_tracer.features.folder import MANIFEST, FeatureFolder, write_index, write_layer
 from circuit_tracer.features.labels import Label, describe, load_labels, write_labels
 from circuit_tracer.features.summary import BINS, Examples, Keep, LayerSummary
+from circuit_tracer.files import read_bytes
 from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.formats import read_graph, write_graph
 from circuit_tracer.graph.files.graph_index import INDEX_NAME, read_index, usable_entries
@@ -79,7 +81,9 @@ def _graph(name: str, **options: Any) -> Reader:
         repr(graph), graph.nodes, graph.blocks, graph.residual
         return graph
 
-    return Reader(name, write, read, lambda graph, folder: (write_graph(graph, folder / name), read(folder))[1], **options)
+    return Reader(
+        name, write, read, lambda graph, folder: (write_graph(graph, folder / name), read(folder))[1], **options
+    )
 
 
 def _write_viewed(folder: Path) -> None:
@@ -88,8 +92,6 @@ def _write_viewed(folder: Path) -> None:
 
 
 def _write_viewed_packed(folder: Path) -> None:
-    import gzip
-
     _write_viewed(folder)
     (folder / "small.json.gz").write_bytes(gzip.compress((folder / "small.json").read_bytes(), mtime=0))
     (folder / "small.json").unlink()
@@ -167,7 +169,12 @@ def _dictionary(folder: Path) -> Any:
 
 
 def _record(index: int) -> dict[str, Any]:
-    example = {"tokens": ["a", " b"], "tokens_acts_list": [0, 1.5], "train_token_ind": 1, "is_repeated_datapoint": False}
+    example = {
+        "tokens": ["a", " b"],
+        "tokens_acts_list": [0, 1.5],
+        "train_token_ind": 1,
+        "is_repeated_datapoint": False,
+    }
     effects = {"top_logits": ["x"], "bottom_logits": ["y"], "top_logit_values": [2.5], "bottom_logit_values": [-1]}
     return {
         "transcoder_id": "t", "layer": 0, "index": index, "act_min": 0, "act_max": 1.5, "quantile_values": [1, 1.5],
@@ -269,7 +276,9 @@ def _log(folder: Path) -> Any:
 
 
 def _write_config(folder: Path) -> None:
-    (folder / "run.yaml").write_text(dump(load(preset_names()[0], {"run.out": "x", "model.name": "m", "data.path": "y"})))
+    (folder / "run.yaml").write_text(
+        dump(load(preset_names()[0], {"run.out": "x", "model.name": "m", "data.path": "y"}))
+    )
 
 
 def _write_cache(folder: Path) -> None:
@@ -278,7 +287,9 @@ def _write_cache(folder: Path) -> None:
 
 
 def _cached(folder: Path) -> Any:
-    return [tensors_of for batch in batches(stream(config(folder, data__cache=folder / "cache"))) for tensors_of in [batch]]
+    return [
+        tensors_of for batch in batches(stream(config(folder, data__cache=folder / "cache"))) for tensors_of in [batch]
+    ]
 
 
 # ---- text
@@ -292,12 +303,24 @@ def _write_parquet(folder: Path) -> None:
     parquet.write_table(table, folder / "text.parquet", row_group_size=4)
 
 
-def _write_tokens(name: str, folder: Path) -> None:
-    ids = np.arange(60, dtype=np.int32).reshape(6, 10)
-    if name.endswith(".npy"):
-        np.save(folder / name, ids)
-    else:
-        save_file({"ids": torch.from_numpy(ids)}, folder / name)
+def _write_lines(folder: Path) -> None:
+    write_jsonl(folder / "a.jsonl", texts(5))
+
+
+def _write_text(folder: Path) -> None:
+    (folder / "a.txt").write_text("word ünd " * 99, encoding="utf-8")
+
+
+def _write_array(folder: Path) -> None:
+    np.save(folder / "ids.npy", np.arange(60, dtype=np.int32).reshape(6, 10))
+
+
+def _write_tensor(folder: Path) -> None:
+    save_file({"ids": torch.arange(60, dtype=torch.int32).reshape(6, 10)}, folder / "ids.safetensors")
+
+
+def _write_direction(folder: Path) -> None:
+    save_file({"v": uniform(D)}, folder / "v.safetensors")
 
 
 def _documents(source: Any) -> Any:
@@ -313,7 +336,7 @@ def _write_http(folder: Path) -> None:
 
 
 def _http(folder: Path) -> Any:
-    data = (folder / "answer.json").read_bytes()
+    data = read_bytes(folder / "answer.json", http.LARGEST_ANSWER)
     return http._said(data), http._parsed("http://localhost", data)
 
 
@@ -341,21 +364,25 @@ READERS: tuple[Reader, ...] = (
     Reader("training configuration", _write_config, lambda folder: load(folder / "run.yaml")),
     Reader("training cache", _write_cache, _cached, slow=True),
     Reader("parquet", _write_parquet, lambda folder: _documents(ParquetFiles(str(folder), "text"))),
-    Reader("JSON lines", lambda folder: write_jsonl(folder / "a.jsonl", texts(5)), lambda folder: _documents(JsonLines(str(folder), "text"))),
-    Reader("text", lambda folder: (folder / "a.txt").write_text("word ünd " * 99), lambda folder: _documents(TextFiles(str(folder)))),
-    Reader("token arrays", lambda folder: _write_tokens("ids.npy", folder), lambda folder: _documents(TokenFiles(str(folder), 5))),
-    Reader("token tensors", lambda folder: _write_tokens("ids.safetensors", folder), lambda folder: _documents(TokenFiles(str(folder), 5))),
-    Reader("direction", lambda folder: save_file({"v": uniform(D)}, folder / "v.safetensors"), lambda folder: _vector(folder / "v.safetensors")),
+    Reader("JSON lines", _write_lines, lambda folder: _documents(JsonLines(str(folder), "text"))),
+    Reader("text", _write_text, lambda folder: _documents(TextFiles(str(folder)))),
+    Reader("token arrays", _write_array, lambda folder: _documents(TokenFiles(str(folder), 5))),
+    Reader("token tensors", _write_tensor, lambda folder: _documents(TokenFiles(str(folder), 5))),
+    Reader("direction", _write_direction, lambda folder: _vector(folder / "v.safetensors")),
     Reader("conversation", _write_conversation, lambda folder: read_jobs(str(folder / "chat.json"), None, True, "x")),
     Reader("answer of a server", _write_http, _http),
-)  # fmt: skip
+)
 
 
 def digest(value: Any) -> Any:
     """Values that can be compared: tensors as bytes, everything else by its parts. NaN equals NaN."""
     match value:
         case torch.Tensor():
-            return (str(value.dtype), tuple(value.shape), value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+            return (
+                str(value.dtype),
+                tuple(value.shape),
+                value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes(),
+            )
         case np.ndarray():
             return (str(value.dtype), value.shape, value.tobytes())
         case dict():
