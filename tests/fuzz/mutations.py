@@ -117,14 +117,14 @@ def _other_content(data: bytes, rng: random.Random) -> bytes:
 
 
 def _bomb(data: bytes, rng: random.Random) -> bytes:
-    """A gibibyte in a megabyte; nothing that reads packed data may unpack it."""
+    """A quarter of a gibibyte in a quarter of a megabyte; nothing that reads packed data may unpack it."""
     return _BOMBS[rng.randrange(len(_BOMBS))]
 
 
 def _make_bomb(filler: bytes, before: bytes, after: bytes) -> bytes:
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     parts = [packer.compress(before)]
-    parts += [packer.compress(filler * (2**20 // len(filler))) for _ in range(1024)]
+    parts += [packer.compress(filler * (2**20 // len(filler))) for _ in range(256)]
     return b"".join([*parts, packer.compress(after), packer.flush()])
 
 
