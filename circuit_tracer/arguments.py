@@ -16,7 +16,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin
 
 from circuit_tracer.errors import InputError
 
@@ -25,17 +25,17 @@ _SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _NAMES: dict[type, str] = {
     str: "text", type(None): "None", tuple: "a tuple", Sequence: "a list", Iterable: "a list", Mapping: "a dictionary",
 }  # fmt: skip
+_LISTS = (Sequence, Iterable)
 LONGEST = 80  # characters of a value that are shown
 
 
 def typed(subject: Subject) -> Subject:
     """A function, or a dataclass, whose arguments are checked: InputError names one, its value and what is expected."""
+    names, found = vars(sys.modules[subject.__module__]), cast("Any", subject)
     if is_dataclass(subject):
-        built: Any = subject
-        built.__init__ = _checked(built.__init__, vars(sys.modules[built.__module__]))
+        found.__init__ = _checked(found.__init__, names)
         return subject
-    checked: Any = _checked(subject, subject.__globals__)
-    return checked  # type: ignore[no-any-return]
+    return cast("Subject", _checked(subject, names))
 
 
 def whole(value: Any, name: str) -> int:
@@ -78,8 +78,10 @@ class _Expected(NamedTuple):
     number: bool
 
     def take(self, value: Any, name: str) -> Any:
-        text = isinstance(value, str | bytes)
-        if isinstance(value, self.classes) and not (text and not {str, bytes} & set(self.classes)):
+        text, single = isinstance(value, str | bytes), getattr(value, "ndim", 1) == 0
+        # a text is no list of letters, and a tensor of one number no list
+        named = tuple(each for each in self.classes if not (text or single) or each not in _LISTS)
+        if isinstance(value, named):
             return value
         if text and value in self.words:
             return value

@@ -79,6 +79,8 @@ def attribute(
             progress = stack.enter_context(bar()) if verbose else silent
         ids = model.ensure_tokenized(prompt)
         left_out = _left_out(ids, model, zero_positions)
+        if isinstance(attribution_targets, Tensor):
+            attribution_targets = attribution_targets.flatten()
         aim = Aim(attribution_targets, max_n_logits, desired_logit_prob, position)
         options = Options(
             batch_size=batch_size,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Experiment = dict[Place, Change]
 
 
+@typed
 def apply_edits(
     model: Traceable,
     prompt: Prompt | Graph | CleanRun,

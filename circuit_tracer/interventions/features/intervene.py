@@ -68,7 +68,7 @@ def freeze_for(
     freeze_attention: bool,
 ) -> Freeze | None:
     """What a set of interventions holds still; without interventions nothing moves anyway. Held layers imply attention."""
-    layers = list(constrained_layers or ())
+    layers = [] if constrained_layers is None else list(constrained_layers)
     return Freeze(model, ids, layers) if interventions and (freeze_attention or layers) else None
 
 

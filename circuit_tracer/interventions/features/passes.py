@@ -52,7 +52,7 @@ class Freeze:
         network: FrozenNetwork | None = None,
     ) -> None:
         self.model, self.attention = model, attention
-        self.layers = frozenset(whole(layer, "a constrained layer") for layer in layers or ())
+        self.layers = frozenset(whole(layer, "a constrained layer") for layer in (() if layers is None else layers))
         n_layers = model.parts.config.n_layers
         if self.layers and not (min(self.layers) >= 0 and max(self.layers) < n_layers):
             raise InputError(

@@ -81,7 +81,8 @@ class GenerationOptions:
         given = getattr(tokenizer, "eos_token_id", None) if self.eos_token_id is None else self.eos_token_id
         if given is None or not self.stop_at_eos:
             return frozenset()
-        several = given if isinstance(given, Sequence) else torch.as_tensor(given).flatten().tolist()
+        given = given.flatten().tolist() if isinstance(given, Tensor) else given
+        several = given if isinstance(given, Sequence) else [given]
         return frozenset(whole(each, "eos_token_id") for each in several)
 
     def choose(self, logits_V: Tensor, seen: Tensor) -> int:
