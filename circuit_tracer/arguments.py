@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get_origin
 
+import numpy as np
+
 from circuit_tracer.errors import InputError
 
 Subject = TypeVar("Subject", bound=Callable[..., Any])
@@ -85,7 +87,7 @@ class _Expected(NamedTuple):
             return value
         if text and value in self.words:
             return value
-        if self.flag and (isinstance(value, bool) or type(value).__name__ == "bool_"):
+        if self.flag and isinstance(value, bool | np.bool_):
             return bool(value)
         for allowed, convert in ((self.whole, whole), (self.number, number)):
             try:

@@ -80,7 +80,9 @@ def _label(node: Node) -> bool:
 
 
 def _number(node: Node) -> bool:
-    if node.get("feature") is None or (node.get("feature_type") == "embedding" and node["feature"] != node.get("ctx_idx")):
+    if node.get("feature") is None or (
+        node.get("feature_type") == "embedding" and node["feature"] != node.get("ctx_idx")
+    ):
         node["feature"] = node.get("ctx_idx") if node.get("feature_type") == "embedding" else -1
         return True
     return False
