@@ -42,7 +42,7 @@ def _renamed(nodes: list[Any], links: Any, counts: Counter[str]) -> Any:
     Links of such a pair of nodes stay with the feature, but for the second of two to one target: circuit-tracer writes the
     links of a target in the order of its nodes, features before errors.
     """
-    named = Counter(node.get("node_id") for node in nodes if isinstance(node, dict))
+    named: Counter[Any] = Counter(node.get("node_id") for node in nodes if isinstance(node, dict))
     moved: dict[Any, str] = {}
     for node in nodes:
         if not isinstance(node, dict) or node.get("feature_type") != "mlp reconstruction error":
@@ -56,10 +56,10 @@ def _renamed(nodes: list[Any], links: Any, counts: Counter[str]) -> Any:
     seen: set[tuple[Any, Any]] = set()
     found = []
     for link in links:
-        if isinstance(link, dict) and (new := moved.get(link.get("source"))):
+        if isinstance(link, dict) and link.get("source") in moved:
             ends = (link["source"], link.get("target"))
             if named[ends[0]] == 1 or ends in seen:
-                link = {**link, "source": new}
+                link = {**link, "source": moved[ends[0]]}
             seen.add(ends)
         found.append(link)
     return found
@@ -147,6 +147,6 @@ def _tokens_of(nodes: list[Any]) -> list[str]:
         if isinstance(node, dict) and node.get("feature_type") == "embedding"
         if (match := _TOKEN.fullmatch(str(node.get("clerp"))))
     }
-    places = [n.get("ctx_idx") for n in nodes if isinstance(n, dict) and isinstance(n.get("ctx_idx"), int)]
-    length = max(places, default=-1) + 1
+    places = [node.get("ctx_idx") for node in nodes if isinstance(node, dict)]
+    length = max((place for place in places if isinstance(place, int)), default=-1) + 1
     return [found[place] for place in range(length)] if all(place in found for place in range(length)) else []

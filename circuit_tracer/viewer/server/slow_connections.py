@@ -28,13 +28,13 @@ class ImpatientProtocol(H11Protocol):
         super().data_received(data)
         answering = self.cycle is not None and not self.cycle.response_complete
         if answering and not self.cycle.more_body:
-            self._waiting = _stopped(self._waiting)
+            self._stop_waiting()
         elif self._waiting is None:
             self._waiting = self.loop.call_later(REQUEST_SECONDS, self._give_up)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()  # which closes a connection that then stays idle
-        self._waiting = _stopped(self._waiting)
+        self._stop_waiting()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -42,16 +42,22 @@ class ImpatientProtocol(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._writing = _stopped(self._writing)
+        self._stop_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._waiting, self._writing = _stopped(self._waiting), _stopped(self._writing)
+        self._stop_waiting()
+        self._stop_writing()
         super().connection_lost(exc)
 
     def _give_up(self) -> None:
-        self.transport.abort()  # type: ignore[attr-defined]  # of every socket's transport
+        self.transport.abort()
 
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._waiting = None
 
-def _stopped(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
+    def _stop_writing(self) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+        self._writing = None
