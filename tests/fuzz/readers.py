@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
@@ -24,7 +23,7 @@ from circuit_tracer.features.chat import ChatModel
 from circuit_tracer.features.folder import MANIFEST, FeatureFolder, write_index, write_layer
 from circuit_tracer.features.labels import Label, describe, load_labels, write_labels
 from circuit_tracer.features.summary import BINS, Examples, Keep, LayerSummary
-from circuit_tracer.files import read_bytes
+from circuit_tracer.files import read_bytes, read_json
 from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.formats import read_graph, write_graph
 from circuit_tracer.graph.files.graph_index import INDEX_NAME, read_index, usable_entries
@@ -91,15 +90,14 @@ def _write_viewed(folder: Path) -> None:
     (folder / INDEX_NAME).unlink()
 
 
-def _write_viewed_packed(folder: Path) -> None:
+def _write_packed(folder: Path) -> None:
     _write_viewed(folder)
     (folder / "small.json.gz").write_bytes(gzip.compress((folder / "small.json").read_bytes(), mtime=0))
     (folder / "small.json").unlink()
 
 
-def _viewed(folder: Path) -> Any:
+def _viewed(path: Path) -> Any:
     """As the server and the command line read it."""
-    path = next(path for path in folder.iterdir() if path.name.startswith("small.json"))
     document = load_viewer_json(path)
     graph = from_json(path)
     columns = Columns(document)
@@ -203,20 +201,18 @@ def _write_fetched(folder: Path) -> None:
     neuronpedia_labels._write(folder / "0-set.json", {1: "a name", 2: None})
 
 
-CHAT = ChatModel("m", "http://localhost", Path("."))
 MESSAGES = [{"role": "user", "content": "Say hello."}]
 
 
 def _write_answers(folder: Path) -> None:
-    (folder / "answer.json").write_text(json.dumps({"model": "m", "messages": MESSAGES, "answer": "Hello."}))
+    path = ChatModel("m", "http://localhost", folder)._path(MESSAGES, 9)
+    path.parent.mkdir()
+    path.write_text(json.dumps({"model": "m", "messages": MESSAGES, "answer": "Hello."}))
 
 
 def _answer(folder: Path) -> Any:
-    chat = ChatModel("m", "http://localhost", folder / "cache")
-    path = chat._path(MESSAGES, 9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / "answer.json", path)
-    return chat.ask(MESSAGES, 9)
+    chat = ChatModel("m", "http://localhost", folder)
+    return chat.ask(MESSAGES, 9) if chat.known(MESSAGES, 9) else "the server would be asked"
 
 
 KEEP = Keep(2, 2)
@@ -292,6 +288,20 @@ def _cached(folder: Path) -> Any:
     ]
 
 
+def _write_position(folder: Path) -> None:
+    write_jsonl(folder / "data.jsonl", texts(6))
+    source = stream(config(folder))
+    next(batches(source))
+    (folder / "state.json").write_text(json.dumps(source.state()))
+
+
+def _position(folder: Path) -> Any:
+    write_jsonl(folder / "data.jsonl", texts(6))
+    source = stream(config(folder))
+    source.restore(read_json(folder / "state.json"))
+    return next(batches(source))
+
+
 # ---- text
 
 
@@ -345,8 +355,8 @@ READERS: tuple[Reader, ...] = (
     _graph("graph.pt", sealed=True),
     _graph("graph.graphml"),
     _graph("graph.json"),
-    Reader("viewer JSON", _write_viewed, _viewed),
-    Reader("viewer JSON, packed", _write_viewed_packed, _viewed, sealed=True),
+    Reader("viewer JSON", _write_viewed, lambda folder: _viewed(folder / "small.json")),
+    Reader("viewer JSON, packed", _write_packed, lambda folder: _viewed(folder / "small.json.gz"), sealed=True),
     Reader("graph index", _write_index, _index),
     Reader("transcoders", lambda folder: _write_native("transcoder_set", folder), _dictionary),
     Reader("cross-layer transcoder", lambda folder: _write_native("cross_layer_transcoder", folder), _dictionary),
@@ -363,6 +373,7 @@ READERS: tuple[Reader, ...] = (
     Reader("training log", _write_log, _log),
     Reader("training configuration", _write_config, lambda folder: load(folder / "run.yaml")),
     Reader("training cache", _write_cache, _cached, slow=True),
+    Reader("position in data", _write_position, _position, slow=True),
     Reader("parquet", _write_parquet, lambda folder: _documents(ParquetFiles(str(folder), "text"))),
     Reader("JSON lines", _write_lines, lambda folder: _documents(JsonLines(str(folder), "text"))),
     Reader("text", _write_text, lambda folder: _documents(TextFiles(str(folder)))),

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
-from circuit_tracer.files import atomic_write, open_file, parse_json
+from circuit_tracer.files import atomic_write, open_file, parse_json, shortened
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.edges import Edges
@@ -76,8 +76,10 @@ def load_graph(path: str | Path) -> Graph:
     path = Path(path)
     header, tensors = _read(path)
     version = header.get("version")
-    if not isinstance(version, int) or version < 1:
-        raise FileFormatError(f"{path} has graph file version {version!r}; expected a number from 1 to {VERSION}")
+    if type(version) is not int or version < 1:
+        raise FileFormatError(
+            f"{path} has graph file version {shortened(version)}; expected a number from 1 to {VERSION}"
+        )
     if version > VERSION:
         raise FileFormatError(
             f"{path} has graph file version {version}; this circuit-tracing reads up to {VERSION}. Update it."

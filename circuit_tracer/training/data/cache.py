@@ -21,6 +21,7 @@ from circuit_tracer.errors import CircuitTracerError, CompatibilityError, FileFo
 from circuit_tracer.files import atomic_write, read_json, require_writable_folder
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.fingerprint import require_same
+from circuit_tracer.text.position import require_position
 from circuit_tracer.training.data.block import Block, RowLayout
 from circuit_tracer.training.data.rows import ModelRows
 from circuit_tracer.training.feature_ranks import FeatureRanks
@@ -69,6 +70,7 @@ class CachedRows:
         if start == block.n_rows or self._manifest["complete"]:
             return start
         last = next((shard["end"] for shard in reversed(self._manifest["shards"]) if shard["end"]), self._start)
+        require_position(last, self._start, str(self.folder / MANIFEST))
         if self.model_rows.state() != last:
             self.model_rows.restore(last)
         end = self.model_rows.read(block, start)
@@ -153,7 +155,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         whole &= all(type(rows) is int and rows > 0 for _, rows, _ in listed)
     except (CircuitTracerError, LookupError, TypeError) as error:
         raise FileFormatError(f"{path} is not the manifest of a cache: {error!r}. Remove the folder.") from error
-    if not (known and whole and all(Path(file).name == file for file, _, _ in listed)):
+    if not (known and whole and all(isinstance(file, str) and Path(file).name == file for file, _, _ in listed)):
         raise FileFormatError(f"{path} is not the manifest of a cache of version {VERSION}. Remove the folder.")
     return dict(manifest)
 
