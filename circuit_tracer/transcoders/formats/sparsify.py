@@ -8,6 +8,7 @@ they are not transcoders, and are refused.
 from __future__ import annotations
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import shortened
 from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.layer_weights import LayerWeights
@@ -21,12 +22,12 @@ def read_layer(file: TensorFile) -> LayerWeights:
     config = file.config
     if not config.get("transcode"):
         raise FileFormatError(
-            f"{file.path}: cfg.json has transcode = {config.get('transcode')!r}; true is expected. "
+            f"{file.path}: cfg.json has transcode = {shortened(config.get('transcode'))}; true is expected. "
             "Autoencoders of one activation cannot replace an MLP layer."
         )
-    if config.get("activation", "topk") != "topk" or not config.get("k"):
+    if config.get("activation", "topk") != "topk" or type(k := config.get("k")) is not int or k < 1:
         raise FileFormatError(
-            f"{file.path}: cfg.json has activation {config.get('activation', 'topk')!r} and k {config.get('k')!r}; "
+            f"{file.path}: cfg.json has activation {shortened(config.get('activation', 'topk'))} and k {shortened(config.get('k'))}; "
             "only topk with a positive k is supported."
         )
     return LayerWeights(
@@ -36,7 +37,7 @@ def read_layer(file: TensorFile) -> LayerWeights:
         encoder_bias=file.tensor("encoder.bias"),
         decoder_bias=file.tensor("b_dec"),
         skip=file.tensor("W_skip").T if "W_skip" in file else None,
-        k=int(config["k"]),
+        k=k,
         nonnegative=True,
     )
 
