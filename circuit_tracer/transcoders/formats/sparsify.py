@@ -25,10 +25,11 @@ def read_layer(file: TensorFile) -> LayerWeights:
             f"{file.path}: cfg.json has transcode = {shortened(config.get('transcode'))}; true is expected. "
             "Autoencoders of one activation cannot replace an MLP layer."
         )
-    if config.get("activation", "topk") != "topk" or type(k := config.get("k")) is not int or k < 1:
+    activation, k = config.get("activation", "topk"), config.get("k")
+    if activation != "topk" or type(k) is not int or k < 1:
         raise FileFormatError(
-            f"{file.path}: cfg.json has activation {shortened(config.get('activation', 'topk'))} and k {shortened(config.get('k'))}; "
-            "only topk with a positive k is supported."
+            f"{file.path}: cfg.json has activation {shortened(activation)} and k {shortened(k)}; only topk with a positive k "
+            "is supported."
         )
     return LayerWeights(
         source=str(file.path),
