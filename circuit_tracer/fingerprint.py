@@ -84,7 +84,7 @@ def _digest(start: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _tensors(transcoders: Transcoders) -> Iterator[tuple[str, Tensor]]:
-    for layer in range(transcoders.n_layers):
+    for layer in transcoders.layers:
         n_features = transcoders.n_features(layer)
         encoder, decoder = transcoders.encoder(layer), transcoders.decoder(layer)
         index = torch.linspace(0, n_features - 1, ROWS_A_LAYER).long().unique()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.prompt import check_pair
+from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.models import tokenization
@@ -109,7 +109,7 @@ class ReplacementModel(Traceable):
                 f"backend {backend!r} is unknown; use 'transformerlens' or 'nnsight' (they are the same here)"
             )
         parts = bind(model, model_name)
-        check_pair(parts, transcoders)
+        paired(parts, transcoders)
         verify(parts)
         return cls(parts, transcoders, tokenizer, backend)
 
@@ -251,4 +251,6 @@ class ReplacementModel(Traceable):
     def __repr__(self) -> str:
         cfg = self.cfg
         kind = f"{self.transcoders.kind} of {self.transcoders.d_transcoder} features a layer"
+        if len(self.transcoders.layers) < cfg.n_layers:
+            kind += f" in layers {', '.join(map(str, self.transcoders.layers))}"
         return f"ReplacementModel({cfg.model_name}, {cfg.n_layers} layers, {kind}, {self.device}, {cfg.dtype})"

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from circuit_tracer.attribution.prompt import check_pair
+from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.sites import check_hooks
 from circuit_tracer.models.tokenization import Prompt, tokenize
@@ -20,7 +20,7 @@ class Traceable:
     """
 
     def __init__(self, parts: ModelParts, transcoders: Transcoders, tokenizer: Any) -> None:
-        check_pair(parts, transcoders)
+        transcoders = paired(parts, transcoders)
         check_hooks(parts, transcoders.feature_input_hook, transcoders.feature_output_hook)
         self.parts, self.transcoders, self.tokenizer = parts, transcoders, tokenizer
 

@@ -92,9 +92,10 @@ def _transcoders(name: str, model: str | None, hooks: HookOptions) -> dict[str, 
         "what": "transcoders",
         "kind": loaded.kind,
         "layers": loaded.n_layers,
+        **({} if len(loaded.layers) == loaded.n_layers else {"layers_with_transcoders": list(loaded.layers)}),
         "features_a_layer": loaded.d_transcoder,
         "d_model": loaded.d_model,
-        "activation": loaded.activation(0).name,
+        "activation": loaded.activation(loaded.layers[0]).name,
         "reads": loaded.feature_input_hook,
         "writes": loaded.feature_output_hook,
         "skip_connection": loaded.skip_connection,
@@ -103,19 +104,21 @@ def _transcoders(name: str, model: str | None, hooks: HookOptions) -> dict[str, 
         "model_name": config.get("model_name"),
     }
     if model is not None:
-        _require_fit(model, loaded)
-        found["fits"] = model
+        loaded = _fitted(model, loaded)
+        found |= {"layers": loaded.n_layers, "fits": model}
+        if len(loaded.layers) < loaded.n_layers:
+            found["layers_with_transcoders"] = list(loaded.layers)
     return found
 
 
-def _require_fit(model: str, transcoders: Transcoders) -> None:
-    from circuit_tracer.attribution.prompt import check_pair
+def _fitted(model: str, transcoders: Transcoders) -> Transcoders:
+    from circuit_tracer.attribution.prompt import paired
     from circuit_tracer.models.outline import outline
     from circuit_tracer.models.sites import check_hooks
 
     parts = outline(model)
-    check_pair(parts, transcoders)
     check_hooks(parts, transcoders.feature_input_hook, transcoders.feature_output_hook)
+    return paired(parts, transcoders)
 
 
 def _text(found: dict[str, Any]) -> str:

@@ -39,9 +39,9 @@ def save_transcoders_to_cache(
         activation = _save_one_by_one(checked.transcoders, config, folder, device, dtype, delete_hf_cache)
     else:
         transcoders = loading.load_transcoders(config, device, dtype, lazy_encoder=True, lazy_decoder=True)
-        begin_folder(folder, native_names(transcoders.kind, transcoders.n_layers))
+        begin_folder(folder, native_names(transcoders.kind, transcoders.layers))
         transcoders.to_safetensors(folder)
-        activation = activation_keys(transcoders.activation(0))
+        activation = activation_keys(transcoders.activation(transcoders.layers[0]))
         if delete_hf_cache:
             _delete_downloads(checked.transcoders or [])
     kept = {key: value for key, value in config.items() if key not in ("transcoders", "repo_id", "subfolder")}
@@ -74,7 +74,7 @@ def _save_one_by_one(
     delete_hf_cache: bool,
 ) -> dict[str, Any]:
     """Fetch, convert and forget one layer after another; returns the config keys of the activation."""
-    names = native_names(TranscoderSet.kind, len(uris))
+    names = native_names(TranscoderSet.kind, range(len(uris)))
     activation: dict[str, Any] | None = None
     for layer, (uri, name) in enumerate(zip(uris, names, strict=True)):
         path = hub.download_uris([uri])[0] if uri.startswith("hf://") else Path(uri)

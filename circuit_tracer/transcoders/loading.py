@@ -26,7 +26,7 @@ from circuit_tracer.transcoders.layer_weights import LayerWeights, require_unifo
 from circuit_tracer.transcoders.references import HubReference, parse_reference
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
 from circuit_tracer.transcoders.tensor_files import TensorFile, open_tensor_file
-from circuit_tracer.transcoders.transcoder_set import TranscoderSet, require_all_layers
+from circuit_tracer.transcoders.transcoder_set import TranscoderSet, require_layers
 
 Device = torch.device | str | None
 
@@ -98,8 +98,7 @@ def load_transcoder_set(
     activation: str | None = None,
     k: int | None = None,
 ) -> TranscoderSet:
-    """Per-layer transcoders from one file a layer, in any per-layer format."""
-    require_all_layers(transcoder_paths)
+    """Per-layer transcoders from one file a layer, of all layers or of some, in any per-layer format."""
     config = {
         "model_kind": TranscoderSet.kind,
         "feature_input_hook": feature_input_hook,
@@ -108,7 +107,7 @@ def load_transcoder_set(
         "activation": activation,
         "k": k,
     }
-    files = [open_tensor_file(transcoder_paths[layer]) for layer in range(len(transcoder_paths))]
+    files = {layer: open_tensor_file(transcoder_paths[layer]) for layer in require_layers(transcoder_paths)}
     built = _build(config, files, device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, TranscoderSet)
     return built
@@ -143,10 +142,9 @@ def load_gemma_scope_2_clt(
     lazy_encoder: bool = False,
 ) -> CrossLayerTranscoder:
     """A cross-layer transcoder from one file a layer; a repeated last file is recognised and used once."""
-    require_all_layers(paths)
     hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
     config = {"model_kind": CrossLayerTranscoder.kind, "scan": scan, **hooks}
-    files = [open_tensor_file(paths[layer]) for layer in range(len(paths))]
+    files = {layer: open_tensor_file(paths[layer]) for layer in require_layers(paths)}
     built = _build(config, files, device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, CrossLayerTranscoder)
     return built
@@ -201,7 +199,7 @@ def load_gemma_scope_2_transcoder(
 def save_transcoders(transcoders: Transcoders, folder: str | Path, model_name: str | None = None) -> Path:
     """Write native files and config.yaml; the config comes last, so that it marks a complete folder."""
     folder = Path(folder)
-    begin_folder(folder, native_names(transcoders.kind, transcoders.n_layers))
+    begin_folder(folder, native_names(transcoders.kind, transcoders.layers))
     transcoders.to_safetensors(folder)
     config = {
         "model_name": model_name,
@@ -210,7 +208,7 @@ def save_transcoders(transcoders: Transcoders, folder: str | Path, model_name: s
         "feature_output_hook": transcoders.feature_output_hook,
         "scan": transcoders.scan,
     }
-    write_config(config | activation_keys(transcoders.activation(0)), folder)
+    write_config(config | activation_keys(transcoders.activation(transcoders.layers[0])), folder)
     return folder
 
 

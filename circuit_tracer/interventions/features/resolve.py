@@ -18,7 +18,7 @@ from circuit_tracer.interventions.features.edits import Edit, FeatureAt
 from circuit_tracer.interventions.features.settings import LayerSettings
 
 if TYPE_CHECKING:
-    from circuit_tracer.transcoders.base import Transcoders
+    from circuit_tracer.transcoders.base import Transcoders, described_layers
 
 Place = tuple[int, int, int]  # layer, position, feature
 
@@ -88,6 +88,8 @@ def check_feature(feature: FeatureAt, transcoders: Transcoders) -> None:
         raise InputError(
             f"edit of feature {feature}: layer {feature.layer} does not exist; layers: 0 to {transcoders.n_layers - 1}"
         )
+    if feature.layer not in transcoders.layers:
+        raise InputError(f"edit of feature {feature}: that layer has none; {described_layers(transcoders)}")
     if not 0 <= feature.feature_idx < transcoders.n_features(feature.layer):
         raise InputError(
             f"edit of feature {feature}: layer {feature.layer} has features 0 to {transcoders.n_features(feature.layer) - 1}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.prompt import check_pair
+from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.files import atomic_write
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training.config import files as config_file
@@ -98,7 +98,7 @@ def require_baseline(config: TrainingConfig, parts: ModelParts) -> None:
     """CircuitTracerError unless the dictionary to measure beside is there and belongs to the model; reads no weights."""
     folder = config.evaluation.per_layer_baseline
     if folder is not None:
-        check_pair(parts, load_transcoder_from_hub(str(folder), lazy_encoder=True, lazy_decoder=True)[0])
+        paired(parts, load_transcoder_from_hub(str(folder), lazy_encoder=True, lazy_decoder=True)[0])
 
 
 def _loaded(folder: Path, parts: ModelParts) -> Transcoders:

@@ -61,7 +61,7 @@ def _read_layer(file: TensorFile, layer: int) -> LayerWeights:
 
 def write(transcoder: CrossLayerTranscoder, folder: Path) -> None:
     """Write the pair of files of every layer into ``folder``, one matrix in memory at a time."""
-    prepare_folder(folder, native_names(transcoder.kind, transcoder.n_layers))
+    prepare_folder(folder, native_names(transcoder.kind, transcoder.layers))
     metadata = activation_metadata(transcoder.activation_function)
     for layer in range(transcoder.n_layers):
         save_tensors(_encoder_tensors(transcoder, layer), folder / f"W_enc_{layer}.safetensors", metadata)

@@ -74,11 +74,11 @@ def write_layer(transcoder: SingleLayerTranscoder, path: Path) -> None:
 
 
 def write(transcoders: TranscoderSet, folder: Path) -> None:
-    """Write `layer_{i}.safetensors` for every layer into ``folder``, one layer in memory at a time."""
-    names = native_names(transcoders.kind, transcoders.n_layers)
+    """Write `layer_{i}.safetensors` for every layer that has one into ``folder``, one layer in memory at a time."""
+    names = native_names(transcoders.kind, transcoders.layers)
     prepare_folder(folder, names)
-    for name, transcoder in zip(names, transcoders, strict=True):
-        write_layer(transcoder, folder / name)
+    for name, layer in zip(names, transcoders.layers, strict=True):
+        write_layer(transcoders[layer], folder / name)
 
 
 FORMAT = Format(

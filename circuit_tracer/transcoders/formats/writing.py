@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from circuit_tracer.transcoders.config import CONFIG_NAME
 NATIVE_FILE = re.compile(r"(layer|W_enc|W_dec)_\d+\.safetensors")
 
 
-def native_names(kind: str, n_layers: int) -> list[str]:
-    """The names of all native files of a transcoder, layer by layer."""
+def native_names(kind: str, layers: Iterable[int]) -> list[str]:
+    """The names of all native files of a transcoder of these layers, layer by layer."""
     parts = ["layer"] if kind == "transcoder_set" else ["W_enc", "W_dec"]
-    return [f"{part}_{layer}.safetensors" for layer in range(n_layers) for part in parts]
+    return [f"{part}_{layer}.safetensors" for layer in layers for part in parts]
 
 
 def prepare_folder(folder: Path, names: list[str]) -> None:
