@@ -14,18 +14,19 @@ from typing import Any
 import torch
 
 from circuit_tracer.errors import FileFormatError, InputError
-from circuit_tracer.transcoders import cache, hub
+from circuit_tracer.transcoders import cache, hub, locate
 from circuit_tracer.transcoders.base import Scan, Transcoders
 from circuit_tracer.transcoders.config import CONFIG_NAME, TranscoderConfig, read_config, validate_config, write_config
 from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
 from circuit_tracer.transcoders.formats import read_layers
-from circuit_tracer.transcoders.formats.folder import open_folder
 from circuit_tracer.transcoders.formats.format import Format
 from circuit_tracer.transcoders.formats.writing import activation_keys, begin_folder, native_names
 from circuit_tracer.transcoders.layer_weights import LayerWeights, require_uniform
-from circuit_tracer.transcoders.references import HubReference, parse_reference
+from circuit_tracer.transcoders.locate import LayerFiles
+from circuit_tracer.transcoders.references import HubReference, resolve
+from circuit_tracer.transcoders.selection import Selection
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
-from circuit_tracer.transcoders.tensor_files import TensorFile, open_tensor_file
+from circuit_tracer.transcoders.tensor_files import open_tensor_file
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet, require_layers
 
 Device = torch.device | str | None
@@ -45,25 +46,33 @@ def load_transcoder_from_hub(
     *,
     feature_input_hook: str | None = None,
     feature_output_hook: str | None = None,
+    select: str | Selection | None = None,
 ) -> tuple[Transcoders, dict[str, Any]]:
     """Transcoders and their config (a dict with all keys of config.yaml) for a folder or a hub name.
 
     ``hf_ref`` is a local folder (absolute or relative), `org/repo[/sub/folder][@revision]`, or an alias. An entry of
-    the cache (`save_transcoders_to_cache`) is preferred to the hub when ``use_cache``. A local folder needs no
-    config.yaml if its files are recognised and the hooks are given or fixed by the format.
-    Raises InputError (no such folder or repository, hub not reachable), FileFormatError (files or config unusable).
+    the cache (`save_transcoders_to_cache`) is preferred to the hub when ``use_cache``. No config.yaml is needed if the files
+    are recognised and the hooks are given, or said or fixed by them. ``select`` (or the end of the reference,
+    `org/repo:width=16k,l0=small`) says which of several dictionaries is meant; config["l0"] is what was taken in each layer
+    where layers had several. Raises InputError (no such folder or repository, hub not reachable, several dictionaries),
+    FileFormatError (files or config unusable).
     """
-    reference = parse_reference(hf_ref)
-    if isinstance(reference, HubReference) and use_cache and cache.is_cached(str(hf_ref), cache_dir):
-        reference = cache.get_cached_path(str(hf_ref), cache_dir)
+    reference, selection = resolve(hf_ref, select)
+    if isinstance(reference, HubReference) and use_cache and cache.is_cached(str(reference), cache_dir):
+        reference, selection = cache.get_cached_path(str(reference), cache_dir), {}
     hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
     given = {key: value for key, value in hooks.items() if value is not None}
     if isinstance(reference, HubReference):
-        config = hub_config(reference) | given
-        files = _hub_files(reference, config)
+        config = hub_config(reference)
+        files = locate.on_hub(reference) if config is None else _hub_files(reference, config)
+        config = (_without_config(str(reference), files, given) | derived_keys(reference)) if config is None else config | given
     else:
-        files = _listed_or_found(reference)
-        config = _folder_config(reference, files, given)
+        path = reference / CONFIG_NAME
+        config = read_config(path) | given if path.is_file() else None
+        files = _listed_or_found(reference, config, selection)
+        config = _without_config(str(reference), files, given) if config is None else config
+    if files.l0:
+        config["l0"] = files.l0
     return _build(config, files, device, dtype, lazy_encoder, lazy_decoder), config
 
 
@@ -77,10 +86,10 @@ def load_transcoders(
     """Transcoders of a config that names its files: ``transcoders``, or ``repo_id`` (with subfolder and revision)."""
     checked = validate_config(config, "the transcoder config")
     if checked.repo_id is not None:
-        reference = HubReference(checked.repo_id, checked.subfolder, checked.revision)
+        reference = HubReference(checked.repo_id, checked.subfolder, checked.revision, config.get("selection"))
         files = _hub_files(reference, config)
     elif checked.transcoders:
-        files = _open_listed(checked.transcoders, Path())
+        files = locate.listed(checked.transcoders, Path())
     else:
         raise InputError("the transcoder config names no files: it needs `transcoders` or `repo_id`.")
     return _build(config, files, device, dtype, lazy_encoder, lazy_decoder)
@@ -107,8 +116,7 @@ def load_transcoder_set(
         "activation": activation,
         "k": k,
     }
-    files = {layer: open_tensor_file(transcoder_paths[layer]) for layer in require_layers(transcoder_paths)}
-    built = _build(config, files, device, dtype, lazy_encoder, lazy_decoder)
+    built = _build(config, _by_layer(transcoder_paths), device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, TranscoderSet)
     return built
 
@@ -126,7 +134,7 @@ def load_clt(
     """A cross-layer transcoder from the files of a folder, in any cross-layer format. Note the dtype's default."""
     hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
     config = {"model_kind": CrossLayerTranscoder.kind, "scan": scan, **hooks}
-    built = _build(config, open_folder(Path(clt_path)), device, dtype, lazy_encoder, lazy_decoder)
+    built = _build(config, locate.in_folder(Path(clt_path), {}), device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, CrossLayerTranscoder)
     return built
 
@@ -144,8 +152,7 @@ def load_gemma_scope_2_clt(
     """A cross-layer transcoder from one file a layer; a repeated last file is recognised and used once."""
     hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
     config = {"model_kind": CrossLayerTranscoder.kind, "scan": scan, **hooks}
-    files = {layer: open_tensor_file(paths[layer]) for layer in require_layers(paths)}
-    built = _build(config, files, device, dtype, lazy_encoder, lazy_decoder)
+    built = _build(config, _by_layer(paths), device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, CrossLayerTranscoder)
     return built
 
@@ -238,47 +245,45 @@ def with_activation(weights: LayerWeights, activation: str | None, k: int | None
 # ---- where the files are
 
 
-def hub_config(reference: HubReference) -> dict[str, Any]:
-    """config.yaml of a hub folder with the derived keys."""
-    config = read_config(hub.download_file(reference, CONFIG_NAME))
+def hub_config(reference: HubReference) -> dict[str, Any] | None:
+    """config.yaml of a hub folder with the derived keys; None if there is none."""
+    try:
+        config = read_config(hub.download_file(reference, CONFIG_NAME))
+    except hub.NoSuchFile:
+        return None
+    return config | derived_keys(reference)
+
+
+def derived_keys(reference: HubReference) -> dict[str, Any]:
+    """The keys of a config that say where it is from."""
     place = {"repo_id": reference.repo_id, "revision": reference.revision, "subfolder": reference.path}
-    return config | place | {"scan": reference.scan}
+    selection = {} if reference.selection is None else {"selection": reference.selection}
+    return place | selection | {"scan": reference.scan}
 
 
-def _hub_files(reference: HubReference, config: dict[str, Any]) -> list[TensorFile]:
+def _hub_files(reference: HubReference, config: dict[str, Any]) -> LayerFiles:
     checked = validate_config(config, f"{CONFIG_NAME} of {reference}")
-    if checked.transcoders:
-        return _open_listed(checked.transcoders, Path())
-    clt = checked.model_kind == CrossLayerTranscoder.kind
-    return open_folder(hub.download_folder(reference, ["*.safetensors"] if clt else ["layer_*.safetensors"]))
+    return locate.listed(checked.transcoders, Path()) if checked.transcoders else locate.on_hub(reference)
 
 
-def _listed_or_found(folder: Path) -> list[TensorFile]:
-    path = folder / CONFIG_NAME
-    listed = read_config(path).get("transcoders") if path.is_file() else None
-    return _open_listed(listed, folder) if isinstance(listed, list) and listed else open_folder(folder)
+def _listed_or_found(folder: Path, config: dict[str, Any] | None, selection: Selection) -> LayerFiles:
+    listed = (config or {}).get("transcoders")
+    return locate.listed(listed, folder) if isinstance(listed, list) and listed else locate.in_folder(folder, selection)
 
 
-def _open_listed(names: list[str], folder: Path) -> list[TensorFile]:
-    """Files of a config's list, in order: hub URIs are downloaded, paths are relative to ``folder``."""
-    remote = dict(zip(uris, hub.download_uris(uris), strict=True)) if (uris := _uris(names)) else {}
-    return [open_tensor_file(remote.get(name) or folder / name) for name in names]
+def _by_layer(paths: Mapping[int, str | Path]) -> LayerFiles:
+    layers = list(require_layers(paths))
+    return LayerFiles([open_tensor_file(paths[layer]) for layer in layers], layers)
 
 
-def _uris(names: list[str]) -> list[str]:
-    return list(dict.fromkeys(name for name in names if name.startswith("hf://")))
-
-
-def _folder_config(folder: Path, files: list[TensorFile], given: dict[str, str]) -> dict[str, Any]:
-    path = folder / CONFIG_NAME
-    if path.is_file():
-        return read_config(path) | given
-    found, _ = read_layers(files)
+def _without_config(where: str, files: LayerFiles, given: dict[str, str]) -> dict[str, Any]:
+    """The config that files speak for themselves."""
+    found, _ = read_layers(files.files)
     if found.hooks is not None:
         given = dict(zip(("feature_input_hook", "feature_output_hook"), found.hooks, strict=True)) | given
     if len(given) < 2:
         raise InputError(
-            f"{folder} has no {CONFIG_NAME}, and the format {found.name} does not say where its transcoders read and "
+            f"{where} has no {CONFIG_NAME}, and the format {found.name} does not say where its transcoders read and "
             "write. Give feature_input_hook and feature_output_hook, or write them into a config.yaml."
         )
     return {"model_kind": found.kind, **given}
@@ -289,15 +294,16 @@ def _folder_config(folder: Path, files: list[TensorFile], given: dict[str, str])
 
 def _build(
     config: dict[str, Any],
-    files: list[TensorFile],
+    files: LayerFiles,
     device: Device,
     dtype: torch.dtype | None,
     lazy_encoder: bool,
     lazy_decoder: bool,
 ) -> Transcoders:
     checked = validate_config(config, "the transcoder config")
-    found, layers = read_layers(files)
+    found, layers = read_layers(files.files)
     _require_kind(checked, found)
+    numbers = _numbers(files, layers, found)
     layers = [with_activation(layer, checked.activation, _k(checked)) for layer in layers]
     require_uniform(layers)
     place: dict[str, Any] = {
@@ -310,8 +316,30 @@ def _build(
     }
     if found.kind == CrossLayerTranscoder.kind:
         return CrossLayerTranscoder.from_weights(layers, **hooks, **place)
-    singles = {depth: SingleLayerTranscoder.from_weights(layer, depth, **place) for depth, layer in enumerate(layers)}
+    singles = {depth: SingleLayerTranscoder.from_weights(layer, depth, **place) for depth, layer in zip(numbers, layers, strict=True)}
     return TranscoderSet(singles, **hooks)
+
+
+def _numbers(files: LayerFiles, weights: list[LayerWeights], found: Format) -> list[int]:
+    """The model's layers that weights are of, as file names say them or, of a single file, what lies beside it."""
+    if len(weights) != len(files.files):  # all layers in one file, or the last one twice
+        return list(range(len(weights)))
+    first = files.files[0]
+    if files.layers is None and found.kind == TranscoderSet.kind:
+        said = weights[0].layer if hasattr(weights[0], "layer") else None
+        if said is None:
+            raise FileFormatError(
+                f"{first.path}: neither its name nor what lies beside it says which layer it belongs to. Name the file or its "
+                "folder by the layer (layer_0, layer_1, ...), or list the files in order in a config.yaml under `transcoders`."
+            )
+        return [said]
+    numbers = [0] if files.layers is None else files.layers
+    missing = sorted(set(range(max(numbers) + 1)) - set(numbers))
+    if missing and found.kind == CrossLayerTranscoder.kind:
+        raise FileFormatError(
+            f"{first.path.parent}: found layers {numbers}, missing {missing}. A cross-layer transcoder needs every layer."
+        )
+    return numbers
 
 
 def _k(config: TranscoderConfig) -> int | None:
