@@ -7,31 +7,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import InputError
 from circuit_tracer.transcoders import cache, hub
 from circuit_tracer.transcoders.base import Scan, Transcoders
-from circuit_tracer.transcoders.config import CONFIG_NAME, TranscoderConfig, read_config, validate_config, write_config
+from circuit_tracer.transcoders.building import build, with_activation, with_arguments
+from circuit_tracer.transcoders.config import CONFIG_NAME, read_config, validate_config, write_config
 from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
 from circuit_tracer.transcoders.formats import read_layers
+from circuit_tracer.transcoders.formats.beside import require_nothing_left
 from circuit_tracer.transcoders.formats.folder import open_folder
-from circuit_tracer.transcoders.formats.format import Format
 from circuit_tracer.transcoders.formats.writing import activation_keys, begin_folder, native_names
-from circuit_tracer.transcoders.layer_weights import LayerWeights, require_uniform
 from circuit_tracer.transcoders.references import HubReference, parse_reference
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
 from circuit_tracer.transcoders.tensor_files import TensorFile, open_tensor_file
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet, require_all_layers
 
 Device = torch.device | str | None
-
-# Published TopK sets whose config does not give k.
-_KNOWN_K = {"facebook/crv-8b-instruct-transcoders": 128}
 
 
 def load_transcoder_from_hub(
@@ -57,14 +53,13 @@ def load_transcoder_from_hub(
     if isinstance(reference, HubReference) and use_cache and cache.is_cached(str(hf_ref), cache_dir):
         reference = cache.get_cached_path(str(hf_ref), cache_dir)
     hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
-    given = {key: value for key, value in hooks.items() if value is not None}
     if isinstance(reference, HubReference):
-        config = hub_config(reference) | given
+        source, config = f"{CONFIG_NAME} of {reference}", hub_config(reference)
         files = _hub_files(reference, config)
     else:
-        files = _listed_or_found(reference)
-        config = _folder_config(reference, files, given)
-    return _build(config, files, device, dtype, lazy_encoder, lazy_decoder), config
+        source, config = str(reference / CONFIG_NAME), folder_config(reference)
+        files = _listed_or_found(reference, config)
+    return build(with_arguments(config, hooks, source), files, source, device, dtype, lazy_encoder, lazy_decoder)
 
 
 def load_transcoders(
@@ -83,7 +78,7 @@ def load_transcoders(
         files = _open_listed(checked.transcoders, Path())
     else:
         raise InputError("the transcoder config names no files: it needs `transcoders` or `repo_id`.")
-    return _build(config, files, device, dtype, lazy_encoder, lazy_decoder)
+    return build(config, files, "the transcoder config", device, dtype, lazy_encoder, lazy_decoder)[0]
 
 
 def load_transcoder_set(
@@ -109,7 +104,7 @@ def load_transcoder_set(
         "k": k,
     }
     files = [open_tensor_file(transcoder_paths[layer]) for layer in range(len(transcoder_paths))]
-    built = _build(config, files, device, dtype, lazy_encoder, lazy_decoder)
+    built, _ = build(config, files, "the arguments", device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, TranscoderSet)
     return built
 
@@ -127,7 +122,7 @@ def load_clt(
     """A cross-layer transcoder from the files of a folder, in any cross-layer format. Note the dtype's default."""
     hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
     config = {"model_kind": CrossLayerTranscoder.kind, "scan": scan, **hooks}
-    built = _build(config, open_folder(Path(clt_path)), device, dtype, lazy_encoder, lazy_decoder)
+    built, _ = build(config, open_folder(Path(clt_path)), "the arguments", device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, CrossLayerTranscoder)
     return built
 
@@ -147,7 +142,7 @@ def load_gemma_scope_2_clt(
     hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
     config = {"model_kind": CrossLayerTranscoder.kind, "scan": scan, **hooks}
     files = [open_tensor_file(paths[layer]) for layer in range(len(paths))]
-    built = _build(config, files, device, dtype, lazy_encoder, lazy_decoder)
+    built, _ = build(config, files, "the arguments", device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, CrossLayerTranscoder)
     return built
 
@@ -214,29 +209,6 @@ def save_transcoders(transcoders: Transcoders, folder: str | Path, model_name: s
     return folder
 
 
-def with_activation(weights: LayerWeights, activation: str | None, k: int | None) -> LayerWeights:
-    """Weights with the activation that a config names; FileFormatError if the file says otherwise, or k is unknown."""
-    stored = weights.activation_name
-    if activation is None:
-        return weights
-    if activation not in ("relu", "jump_relu", "topk"):
-        raise InputError(f"activation {activation!r} is unknown: use relu, jump_relu or topk.")
-    if (stored is not None and stored != activation) or (stored is None and activation == "jump_relu"):
-        raise FileFormatError(
-            f"{weights.source}: the config says {activation}, the file {stored or 'has no threshold and no k'}. "
-            "Correct `activation` in the config."
-        )
-    if activation != "topk":
-        return weights
-    if k is not None and weights.k not in (None, k):
-        raise FileFormatError(
-            f"{weights.source}: the config says k = {k}, the file k = {weights.k}. Correct the config."
-        )
-    if weights.k is None and k is None:
-        raise FileFormatError(f"{weights.source}: activation topk needs k, and neither config nor file gives it.")
-    return replace(weights, k=weights.k or k)
-
-
 # ---- where the files are
 
 
@@ -255,10 +227,19 @@ def _hub_files(reference: HubReference, config: dict[str, Any]) -> list[TensorFi
     return open_folder(hub.download_folder(reference, ["*.safetensors"] if clt else ["layer_*.safetensors"]))
 
 
-def _listed_or_found(folder: Path) -> list[TensorFile]:
+def folder_config(folder: Path) -> dict[str, Any]:
+    """config.yaml of a folder; empty if there is none."""
     path = folder / CONFIG_NAME
-    listed = read_config(path).get("transcoders") if path.is_file() else None
-    return _open_listed(listed, folder) if isinstance(listed, list) and listed else open_folder(folder)
+    return read_config(path) if path.is_file() else {}
+
+
+def _listed_or_found(folder: Path, config: dict[str, Any]) -> list[TensorFile]:
+    listed = config.get("transcoders")
+    if isinstance(listed, list) and listed:
+        return _open_listed(listed, folder)
+    files = open_folder(folder)
+    require_nothing_left(folder, [path for file in files for path in file.paths])
+    return files
 
 
 def _open_listed(names: list[str], folder: Path) -> list[TensorFile]:
@@ -269,60 +250,3 @@ def _open_listed(names: list[str], folder: Path) -> list[TensorFile]:
 
 def _uris(names: list[str]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name.startswith("hf://")))
-
-
-def _folder_config(folder: Path, files: list[TensorFile], given: dict[str, str]) -> dict[str, Any]:
-    path = folder / CONFIG_NAME
-    if path.is_file():
-        return read_config(path) | given
-    found, _ = read_layers(files)
-    if found.hooks is not None:
-        given = dict(zip(("feature_input_hook", "feature_output_hook"), found.hooks, strict=True)) | given
-    if len(given) < 2:
-        raise InputError(
-            f"{folder} has no {CONFIG_NAME}, and the format {found.name} does not say where its transcoders read and "
-            "write. Give feature_input_hook and feature_output_hook, or write them into a config.yaml."
-        )
-    return {"model_kind": found.kind, **given}
-
-
-# ---- from files to transcoders
-
-
-def _build(
-    config: dict[str, Any],
-    files: list[TensorFile],
-    device: Device,
-    dtype: torch.dtype | None,
-    lazy_encoder: bool,
-    lazy_decoder: bool,
-) -> Transcoders:
-    checked = validate_config(config, "the transcoder config")
-    found, layers = read_layers(files)
-    _require_kind(checked, found)
-    layers = [with_activation(layer, checked.activation, _k(checked)) for layer in layers]
-    require_uniform(layers)
-    place: dict[str, Any] = {
-        "device": device, "dtype": dtype, "lazy_encoder": lazy_encoder, "lazy_decoder": lazy_decoder,
-    }  # fmt: skip
-    hooks: dict[str, Any] = {
-        "feature_input_hook": checked.feature_input_hook,
-        "feature_output_hook": checked.feature_output_hook,
-        "scan": checked.scan,
-    }
-    if found.kind == CrossLayerTranscoder.kind:
-        return CrossLayerTranscoder.from_weights(layers, **hooks, **place)
-    singles = {depth: SingleLayerTranscoder.from_weights(layer, depth, **place) for depth, layer in enumerate(layers)}
-    return TranscoderSet(singles, **hooks)
-
-
-def _k(config: TranscoderConfig) -> int | None:
-    return config.k or _KNOWN_K.get(config.repo_id or "")
-
-
-def _require_kind(config: TranscoderConfig, found: Format) -> None:
-    if config.model_kind != found.kind:
-        raise FileFormatError(
-            f"the config says model_kind {config.model_kind}, but the files are {found.name}, a {found.kind}. "
-            "Correct the config or point to other files."
-        )

@@ -219,7 +219,7 @@ def test_config_that_contradicts_the_file_is_an_error(tmp_path):
             load_transcoder_from_hub(tmp_path)
     del config["feature_input_hook"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(FileFormatError, match="feature_input_hook: field required"):
+    with pytest.raises(InputError, match=r"do not say where .* Give feature_input_hook"):
         load_transcoder_from_hub(tmp_path)
     load_transcoder_from_hub(tmp_path, feature_input_hook="mlp.hook_in")
     for text in ("[1, 2]", "a: [", "\0"):

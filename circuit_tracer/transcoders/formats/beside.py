@@ -1,0 +1,103 @@
+"""What lies beside a layer's tensors: configuration files that say how to use them, and files that must not be passed over."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from circuit_tracer.errors import FileFormatError
+
+# Names under which libraries keep settings beside weights: cfg.json (SAELens, sparsify), config.json (Gemma Scope 2, OpenMOSS),
+# hyperparams.json (Llama Scope), activation_scaler.json (SAELens' checkpoints) and the like.
+_SETTINGS = re.compile(
+    r"(.+[._-])?(cfg|config|configuration|hyperparams|hyperparameters|hparams|params|settings|args|scaler|scalers|norms?|"
+    r"statistics|stats)\.json",
+    re.IGNORECASE,
+)
+_WEIGHTS = (
+    ".safetensors", ".npz", ".npy", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".h5", ".dcp", ".msgpack", ".gguf",
+)  # fmt: skip
+
+# Files that look like weights and are not needed: name -> why.
+HARMLESS_FILES = {
+    "sparsity.safetensors": "SAELens: how often each feature was active in training",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value of a configuration file, and which file."""
+
+    value: Any
+    path: Path
+
+
+def settings_beside(path: Path) -> dict[str, Setting]:
+    """The settings in files beside the tensor file ``path``, nested keys joined by dots; a model's config.json is none.
+
+    Raises FileFormatError for a file that is no JSON object, or two that disagree.
+    """
+    found: dict[str, Setting] = {}
+    for beside in sorted(path.parent.glob("*.json")):
+        if not _SETTINGS.fullmatch(beside.name) and beside.stem != path.stem:
+            continue
+        raw = _read(beside)
+        if "model_type" in raw and ("architectures" in raw or "transformers_version" in raw):
+            continue  # a language model's, in the same folder
+        for key, value in _flat(raw):
+            if key in found and found[key].value != value:
+                raise FileFormatError(
+                    f"{beside} says {key} = {value!r}, {found[key].path} says {found[key].value!r}. Remove one of them."
+                )
+            found[key] = Setting(value, beside)
+    return found
+
+
+def require_nothing_left(folder: Path, used: Iterable[Path]) -> None:
+    """Raise FileFormatError if ``folder``, or one between it and the files ``used``, holds other files with weights.
+
+    A tensor file that no layer needs may hold thresholds, skip connections, or layers under another name.
+    """
+    needed = {path.resolve() for path in used}
+    root = folder.resolve()
+    folders = {root, *(parent for path in used for parent in path.absolute().parents if _inside(parent, folder))}
+    left = sorted(
+        path
+        for each in folders
+        for path in each.iterdir()
+        if path.suffix.lower() in _WEIGHTS and path.is_file()
+        and path.resolve() not in needed and path.name not in HARMLESS_FILES
+    )  # fmt: skip
+    if left:
+        named = ", ".join(str(path) for path in left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
+        raise FileFormatError(
+            f"{named}: no layer of the transcoders in {folder} takes this file. It may hold thresholds, scales or skip "
+            "connections, without which other features would be computed. Move it elsewhere if it does not matter, or list "
+            "the files to use in config.yaml under `transcoders`."
+        )
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.is_relative_to(folder.absolute())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{path} is not readable JSON: {error}.") from error
+    if not isinstance(raw, dict):
+        raise FileFormatError(f"{path} must hold a JSON object, found {type(raw).__name__}.")
+    return raw
+
+
+def _flat(raw: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in raw.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
