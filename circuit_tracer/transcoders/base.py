@@ -327,7 +327,9 @@ def described_layers(transcoders: Transcoders) -> str:
         return f"layers 0 to {layers[-1]} have transcoders"
     named = [str(layer) for layer in layers]
     listed = " and ".join([part for part in (", ".join(named[:-1]), named[-1]) if part])
-    return f"of {transcoders.n_layers} layers, {listed} {'has a transcoder' if len(layers) == 1 else 'have transcoders'}"
+    return (
+        f"of {transcoders.n_layers} layers, {listed} {'has a transcoder' if len(layers) == 1 else 'have transcoders'}"
+    )
 
 
 def dense_pre_activations(x: Tensor, weight_FD: Tensor, bias_F: Tensor) -> Tensor:

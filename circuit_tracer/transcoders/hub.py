@@ -38,9 +38,7 @@ def list_files(reference: HubReference) -> list[str]:
     def ask() -> list[str]:
         if constants.HF_HUB_OFFLINE:
             return _downloaded(reference)
-        found = HfApi().list_repo_tree(
-            reference.repo_id, reference.path, recursive=True, revision=reference.revision
-        )
+        found = HfApi().list_repo_tree(reference.repo_id, reference.path, recursive=True, revision=reference.revision)
         return [entry.path for entry in found if isinstance(entry, RepoFile)]
 
     prefix = f"{reference.path}/" if reference.path else ""
@@ -94,7 +92,9 @@ def _asking(reference: HubReference, what: str, ask: Callable[[], Result]) -> Re
         advice = "the hub cannot be reached and the file is not in its cache: connect, or give a local folder"
         raise _failure(reference, what, advice) from error
     except EntryNotFoundError as error:
-        raise NoSuchFile(str(_failure(reference, what, "the repository has no such file: check the sub-folder"))) from error
+        raise NoSuchFile(
+            str(_failure(reference, what, "the repository has no such file: check the sub-folder"))
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise _failure(reference, what, f"{error}; check the connection, or give a local folder") from error
 

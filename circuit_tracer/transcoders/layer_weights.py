@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, NumericalError
+from circuit_tracer.transcoders.places import Place
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class LayerWeights:
 
     ``encoder`` (F, D), ``decoder`` (F, D) or (F, T, D) with slot k writing to layer + k, ``encoder_bias`` (F,),
     ``decoder_bias`` (D,), ``threshold`` (F,) or scalar for JumpReLU, ``skip`` (D, D) applied as x @ skip,
-    ``k`` for TopK (``nonnegative``: ReLU before the choice). ``source`` names the file in messages.
+    ``k`` for TopK (``nonnegative``: ReLU before the choice). ``source`` names the file in messages. ``reads`` and ``writes``
+    are where the file says that it stands, ``layer`` the model's layer that it says it belongs to; None: it does not say.
     Raises FileFormatError when shapes disagree, NumericalError when a bias or threshold is NaN.
     """
 
@@ -32,6 +34,9 @@ class LayerWeights:
     skip: Tensor | None = None
     k: int | None = None
     nonnegative: bool = False
+    reads: Place | None = None
+    writes: Place | None = None
+    layer: int | None = None
 
     def __post_init__(self) -> None:
         if self.encoder.ndim != 2:
@@ -45,6 +50,10 @@ class LayerWeights:
             self._expect("skip matrix", self.skip, (d_model, d_model))
         if self.threshold is not None and self.threshold.ndim:
             self._expect("threshold", self.threshold, (n_features,))
+        if self.threshold is not None and self.k is not None:
+            raise FileFormatError(
+                f"{self.source}: it has a threshold and k = {self.k}; a transcoder has JumpReLU or TopK, not both."
+            )
         small = {"encoder bias": self.encoder_bias, "decoder bias": self.decoder_bias, "threshold": self.threshold}
         for name, tensor in small.items():
             if tensor is not None and torch.isnan(tensor).any():

@@ -17,8 +17,13 @@ from circuit_tracer.transcoders.selection import Selection, selection_text
 WEIGHTS = (".safetensors", ".npz")
 PICKLES = (".pt", ".pth")  # looked at only where there is nothing else
 SETTINGS = (".json", ".yaml", ".yml")  # what may say how weights are meant, if it lies beside them
-# Files of statistics and of training, which other tools put beside weights.
-_NO_WEIGHTS = re.compile(r"(sparsity|feature_sparsity|optimizer|optimizer_state|scheduler|rng_state)\.[a-z]+")
+# Files that look like weights and are not needed: name -> why.
+HARMLESS_FILES = {
+    "sparsity.safetensors": "SAELens: how often each feature was active in training",
+}
+_ANY_WEIGHTS = (
+    *WEIGHTS, *PICKLES, ".npy", ".bin", ".ckpt", ".pkl", ".pickle", ".h5", ".dcp", ".msgpack", ".gguf",
+)  # fmt: skip
 
 _CLT_FILE = re.compile(r"W_(?:enc|dec)_(\d+)")
 # A layer is named by the first of these that a part of the path has; the innermost part counts.
@@ -44,9 +49,9 @@ _FACETS = {
 
 @dataclass(frozen=True)
 class Found:
-    """The files of a dictionary: names by layer, in the order of their shards. ``layers`` None: one file that names no layer.
+    """The files of a dictionary: names by layer, in the order of their shards; None: one file that names no layer.
 
-    ``beside`` are files that may say how the weights are meant. ``l0``: which was taken in each layer, where there was a choice.
+    ``beside`` are files that may say how the weights are meant. ``l0``: which was taken in each layer, where it was asked for.
     """
 
     layers: dict[int, list[str]] | None
@@ -66,6 +71,11 @@ class _Group:
     facets: dict[str, str]
     files: dict[int | None, dict[int | None, list[str]]]  # layer -> L0 -> names
 
+    @property
+    def names(self) -> list[str]:
+        """All its files, of every L0."""
+        return [name for by_l0 in self.files.values() for names in by_l0.values() for name in names]
+
 
 def find(names: Iterable[str], selection: Selection, where: str) -> Found:
     """The dictionary among ``names`` (relative, with /) that the selection means.
@@ -74,24 +84,31 @@ def find(names: Iterable[str], selection: Selection, where: str) -> Found:
     if the selection fits none or leaves several.
     """
     listed = sorted(names)
-    group = _chosen(_grouped(_weights(listed, where)), selection, where)
+    groups = _grouped(_weights(listed, where))
+    group = _chosen(groups, selection, where)
+    _require_pairs(group, where)
     l0 = _L0(selection.get("l0"), where)
     layers: dict[int, list[str]] = {}
     for layer, by_l0 in group.files.items():
         if layer is not None:
             layers[layer] = _shards(l0.of(layer, by_l0), where)
     lone = [_shards(l0.of(None, by_l0), where) for layer, by_l0 in group.files.items() if layer is None]
-    if lone and (layers or len(lone[0]) > 1):
-        raise FileFormatError(
-            f"{where}: cannot tell which layer {lone[0][0]} belongs to. Name files by their layer (layer_0, layer_1, ...), or list "
-            "them in order in a config.yaml under `transcoders`."
-        )
+    if lone and layers:
+        raise _no_layer(lone[0][0], where)
     files = [name for one in (layers.values() or lone) for name in one]
+    _require_nothing_left(files, listed, {name for one in groups for name in one.names} if selection else set(), where)
     return Found(layers or None, files, _beside(files, listed), l0.taken)
 
 
+def _no_layer(name: str, where: str) -> FileFormatError:
+    return FileFormatError(
+        f"{where}: cannot tell which layer {name} belongs to. Name files by their layer (layer_0, layer_1, ...), or list them "
+        "in order in a config.yaml under `transcoders`."
+    )
+
+
 def layer_named(path: str) -> int | None:
-    """The layer that a path or a hook says, `layers.5.mlp/sae.safetensors`, `blocks.5.mlp.hook_in`; None if it says none."""
+    """The layer that a path or a hook says, `layers.5.mlp/sae.safetensors`, `blocks.5.mlp.hook_in`; None: none."""
     for part in reversed(path.split("/")):
         for pattern in _LAYERS:
             if match := pattern.search(part):
@@ -104,12 +121,12 @@ def layer_named(path: str) -> int | None:
 
 def _weights(listed: Sequence[str], where: str) -> list[str]:
     for suffixes in (WEIGHTS, PICKLES):
-        kept = [name for name in listed if name.endswith(suffixes) and not _NO_WEIGHTS.fullmatch(_last(name))]
+        kept = [name for name in listed if name.endswith(suffixes) and _last(name) not in HARMLESS_FILES]
         ranks = [name for name in kept if _RANK.match(_last(name))]
         if ranks:
             raise FileFormatError(
-                f"{where}: {', '.join(ranks[:4])} are parts of one dictionary, as its ranks trained it (CLT-Forge). Merge them into "
-                "one file with the library that wrote them."
+                f"{where}: {', '.join(ranks[:4])} are parts of one dictionary, as its ranks trained it (CLT-Forge). Merge them "
+                "into one file with the library that wrote them."
             )
         # What lies in the folder itself is meant, not what lies below it; and of that, native files.
         here = [name for name in kept if "/" not in name]
@@ -179,9 +196,9 @@ def _plain(text: str) -> str:
 def _chosen(groups: list[_Group], selection: Selection, where: str) -> _Group:
     kept = [group for group in groups if _fits(group, selection)]
     if not kept:
-        raise InputError(
-            f"{where} holds nothing with {selection_text(selection)}. There is:\n{_choices(groups)}"
-        )
+        raise InputError(f"{where} holds nothing with {selection_text(selection)}. There is:\n{_choices(groups)}")
+    if len(kept) > 1 and all(group.files.keys() == {None} for group in kept):
+        raise _no_layer(kept[0].names[0], where)
     if len(kept) > 1:
         raise InputError(
             f"{where} holds {len(kept)} dictionaries{f' with {selection_text(selection)}' if selection else ''}:\n"
@@ -228,7 +245,9 @@ class _L0:
     def of(self, layer: int | None, by_l0: dict[int | None, list[str]]) -> list[str]:
         """The names of one layer's file, or of its shards."""
         numbers = sorted(number for number in by_l0 if number is not None)
-        if len(by_l0) == 1:
+        if len(by_l0) == 1 and self.wanted is None:
+            return next(iter(by_l0.values()))
+        if not numbers:  # named in words, which _fits has compared
             return next(iter(by_l0.values()))
         chosen = self._choose(numbers, layer)
         if layer is not None:
@@ -242,8 +261,9 @@ class _L0:
             return min(numbers, key=lambda number: (abs(number - int(str(self.wanted))), number))
         given = "" if self.wanted is None else f", and l0={self.wanted} is none of them"
         raise InputError(
-            f"{self.where}: layer {layer} has dictionaries of L0 {', '.join(map(str, numbers))}{given}. Say which: l0=NUMBER takes "
-            f"the closest in each layer, l0=smallest and l0=largest the ends, as in `{self.where}:l0={numbers[len(numbers) // 2]}`."
+            f"{self.where}: layer {layer} has dictionaries of L0 {', '.join(map(str, numbers))}{given}. Say which: l0=NUMBER "
+            f"takes the closest in each layer, l0=smallest and l0=largest the ends, as in "
+            f"`{self.where}:l0={numbers[len(numbers) // 2]}`."
         )
 
 
@@ -258,14 +278,54 @@ def _shards(names: list[str], where: str) -> list[str]:
         expected = int(_SHARD.search(PurePosixPath(names[0]).stem)[2])  # type: ignore[index]
         missing = sorted(set(range(1, expected + 1)) - set(shards))
         if missing or len(shards) != expected:
-            raise FileFormatError(f"{where}: of the {expected} shards of {names[0]}, {missing} are missing. Copy them too.")
+            raise FileFormatError(
+                f"{where}: of the {expected} shards of {names[0]}, {missing} are missing. Copy them too."
+            )
         return [shards[number] for number in sorted(shards)]
     if all(_CLT_FILE.fullmatch(PurePosixPath(name).stem) for name in names) and len(names) == 2:
         return sorted(names, key=lambda name: "W_dec" in name)
     raise FileFormatError(
-        f"{where}: {', '.join(names[:4])} belong to one layer; one file a layer is expected. Name the files to use in config.yaml "
-        "under `transcoders`, or give the sub-folder."
+        f"{where}: {', '.join(names[:4])} belong to one layer; one file a layer is expected. Name the files to use in "
+        "config.yaml under `transcoders`, or give the sub-folder."
     )
+
+
+def _require_pairs(group: _Group, where: str) -> None:
+    """Raise FileFormatError unless every encoder of circuit-tracer's cross-layer files has its decoder, from layer 0 on."""
+    stems = {PurePosixPath(name).stem for name in group.names}
+    found = {int(match[1]) for stem in stems if (match := _CLT_FILE.fullmatch(stem))}
+    if not found:
+        return
+    layers = range(max(found) + 1)
+    missing = [f"W_{part}_{layer}.safetensors" for layer in layers for part in ("enc", "dec")]
+    missing = [name for name in missing if PurePosixPath(name).stem not in stems]
+    if missing:
+        raise FileFormatError(
+            f"{where}: layers 0 to {layers[-1]} are there, but {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing. Copy the folder again, whole."
+        )
+
+
+def _require_nothing_left(files: Sequence[str], listed: Iterable[str], others: set[str], where: str) -> None:
+    """Raise FileFormatError if a folder that holds files of the dictionary, or is above one, holds other files with weights.
+
+    A tensor file that no layer needs may hold thresholds, skip connections, or layers under another name. ``others`` are files
+    of dictionaries that were not selected.
+    """
+    folders = {".", *(str(parent) for name in files for parent in PurePosixPath(name).parents)}
+    left = [
+        name
+        for name in listed
+        if name.lower().endswith(_ANY_WEIGHTS) and str(PurePosixPath(name).parent) in folders
+        and name not in files and name not in others and _last(name) not in HARMLESS_FILES
+    ]  # fmt: skip
+    if left:
+        named = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
+        raise FileFormatError(
+            f"{where}: no layer of the transcoders takes {named}. It may hold thresholds, scales or skip connections, without "
+            "which other features would be computed. Move it elsewhere if it does not matter, or list the files to use in "
+            "config.yaml under `transcoders`."
+        )
 
 
 def _beside(files: Iterable[str], listed: Iterable[str]) -> list[str]:

@@ -7,21 +7,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import InputError
 from circuit_tracer.transcoders import cache, hub, locate
 from circuit_tracer.transcoders.base import Scan, Transcoders
-from circuit_tracer.transcoders.config import CONFIG_NAME, TranscoderConfig, read_config, validate_config, write_config
+from circuit_tracer.transcoders.building import build, with_activation, with_arguments
+from circuit_tracer.transcoders.config import CONFIG_NAME, read_config, validate_config, write_config
 from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
 from circuit_tracer.transcoders.formats import read_layers
-from circuit_tracer.transcoders.formats.format import Format
 from circuit_tracer.transcoders.formats.writing import activation_keys, begin_folder, native_names
-from circuit_tracer.transcoders.layer_weights import LayerWeights, require_uniform
 from circuit_tracer.transcoders.locate import LayerFiles
 from circuit_tracer.transcoders.references import HubReference, resolve
 from circuit_tracer.transcoders.selection import Selection
@@ -30,9 +28,6 @@ from circuit_tracer.transcoders.tensor_files import open_tensor_file
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet, require_layers
 
 Device = torch.device | str | None
-
-# Published TopK sets whose config does not give k.
-_KNOWN_K = {"facebook/crv-8b-instruct-transcoders": 128}
 
 
 def load_transcoder_from_hub(
@@ -47,33 +42,32 @@ def load_transcoder_from_hub(
     feature_input_hook: str | None = None,
     feature_output_hook: str | None = None,
     select: str | Selection | None = None,
+    input_shift: bool | None = None,
 ) -> tuple[Transcoders, dict[str, Any]]:
     """Transcoders and their config (a dict with all keys of config.yaml) for a folder or a hub name.
 
     ``hf_ref`` is a local folder (absolute or relative), `org/repo[/sub/folder][@revision]`, or an alias. An entry of
     the cache (`save_transcoders_to_cache`) is preferred to the hub when ``use_cache``. No config.yaml is needed if the files
-    are recognised and the hooks are given, or said or fixed by them. ``select`` (or the end of the reference,
-    `org/repo:width=16k,l0=small`) says which of several dictionaries is meant; config["l0"] is what was taken in each layer
-    where layers had several. Raises InputError (no such folder or repository, hub not reachable, several dictionaries),
-    FileFormatError (files or config unusable).
+    are recognised and the hooks are given, said by them, or fixed by the format. ``select`` says which of several dictionaries
+    is meant (selection.py), as does the end of a reference, `org/repo:width=16k,l0=small`; config["l0"] is then what was taken
+    in layers that have several. ``input_shift``: whether older EleutherAI transcoders subtract b_dec from their input; None:
+    what reconstructs a model's MLPs better, once they meet one (input_shift.py). Raises InputError (no such folder or
+    repository, hub not reachable, several dictionaries), FileFormatError (files or config unusable).
     """
     reference, selection = resolve(hf_ref, select)
     if isinstance(reference, HubReference) and use_cache and cache.is_cached(str(reference), cache_dir):
         reference, selection = cache.get_cached_path(str(reference), cache_dir), {}
     hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
-    given = {key: value for key, value in hooks.items() if value is not None}
     if isinstance(reference, HubReference):
-        config = hub_config(reference)
-        files = locate.on_hub(reference) if config is None else _hub_files(reference, config)
-        config = (_without_config(str(reference), files, given) | derived_keys(reference)) if config is None else config | given
+        source, config = f"{CONFIG_NAME} of {reference}", hub_config(reference)
+        files = _hub_files(reference, config)
     else:
-        path = reference / CONFIG_NAME
-        config = read_config(path) | given if path.is_file() else None
+        source, config = str(reference / CONFIG_NAME), folder_config(reference)
         files = _listed_or_found(reference, config, selection)
-        config = _without_config(str(reference), files, given) if config is None else config
     if files.l0:
         config["l0"] = files.l0
-    return _build(config, files, device, dtype, lazy_encoder, lazy_decoder), config
+    given = {**hooks, "input_shift": input_shift}
+    return build(with_arguments(config, given, source), files, source, device, dtype, lazy_encoder, lazy_decoder)
 
 
 def load_transcoders(
@@ -86,13 +80,13 @@ def load_transcoders(
     """Transcoders of a config that names its files: ``transcoders``, or ``repo_id`` (with subfolder and revision)."""
     checked = validate_config(config, "the transcoder config")
     if checked.repo_id is not None:
-        reference = HubReference(checked.repo_id, checked.subfolder, checked.revision, config.get("selection"))
+        reference = HubReference(checked.repo_id, checked.subfolder, checked.revision, checked.selection)
         files = _hub_files(reference, config)
     elif checked.transcoders:
         files = locate.listed(checked.transcoders, Path())
     else:
         raise InputError("the transcoder config names no files: it needs `transcoders` or `repo_id`.")
-    return _build(config, files, device, dtype, lazy_encoder, lazy_decoder)
+    return build(config, files, "the transcoder config", device, dtype, lazy_encoder, lazy_decoder)[0]
 
 
 def load_transcoder_set(
@@ -116,7 +110,7 @@ def load_transcoder_set(
         "activation": activation,
         "k": k,
     }
-    built = _build(config, _by_layer(transcoder_paths), device, dtype, lazy_encoder, lazy_decoder)
+    built, _ = build(config, _by_layer(transcoder_paths), "the arguments", device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, TranscoderSet)
     return built
 
@@ -134,7 +128,8 @@ def load_clt(
     """A cross-layer transcoder from the files of a folder, in any cross-layer format. Note the dtype's default."""
     hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
     config = {"model_kind": CrossLayerTranscoder.kind, "scan": scan, **hooks}
-    built = _build(config, locate.in_folder(Path(clt_path), {}), device, dtype, lazy_encoder, lazy_decoder)
+    files = locate.in_folder(Path(clt_path), {})
+    built, _ = build(config, files, "the arguments", device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, CrossLayerTranscoder)
     return built
 
@@ -152,7 +147,7 @@ def load_gemma_scope_2_clt(
     """A cross-layer transcoder from one file a layer; a repeated last file is recognised and used once."""
     hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
     config = {"model_kind": CrossLayerTranscoder.kind, "scan": scan, **hooks}
-    built = _build(config, _by_layer(paths), device, dtype, lazy_encoder, lazy_decoder)
+    built, _ = build(config, _by_layer(paths), "the arguments", device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, CrossLayerTranscoder)
     return built
 
@@ -219,136 +214,36 @@ def save_transcoders(transcoders: Transcoders, folder: str | Path, model_name: s
     return folder
 
 
-def with_activation(weights: LayerWeights, activation: str | None, k: int | None) -> LayerWeights:
-    """Weights with the activation that a config names; FileFormatError if the file says otherwise, or k is unknown."""
-    stored = weights.activation_name
-    if activation is None:
-        return weights
-    if activation not in ("relu", "jump_relu", "topk"):
-        raise InputError(f"activation {activation!r} is unknown: use relu, jump_relu or topk.")
-    if (stored is not None and stored != activation) or (stored is None and activation == "jump_relu"):
-        raise FileFormatError(
-            f"{weights.source}: the config says {activation}, the file {stored or 'has no threshold and no k'}. "
-            "Correct `activation` in the config."
-        )
-    if activation != "topk":
-        return weights
-    if k is not None and weights.k not in (None, k):
-        raise FileFormatError(
-            f"{weights.source}: the config says k = {k}, the file k = {weights.k}. Correct the config."
-        )
-    if weights.k is None and k is None:
-        raise FileFormatError(f"{weights.source}: activation topk needs k, and neither config nor file gives it.")
-    return replace(weights, k=weights.k or k)
-
-
 # ---- where the files are
 
 
-def hub_config(reference: HubReference) -> dict[str, Any] | None:
-    """config.yaml of a hub folder with the derived keys; None if there is none."""
+def hub_config(reference: HubReference) -> dict[str, Any]:
+    """config.yaml of a hub folder, if there is one, with the derived keys."""
     try:
         config = read_config(hub.download_file(reference, CONFIG_NAME))
     except hub.NoSuchFile:
-        return None
-    return config | derived_keys(reference)
-
-
-def derived_keys(reference: HubReference) -> dict[str, Any]:
-    """The keys of a config that say where it is from."""
+        config = {}
     place = {"repo_id": reference.repo_id, "revision": reference.revision, "subfolder": reference.path}
     selection = {} if reference.selection is None else {"selection": reference.selection}
-    return place | selection | {"scan": reference.scan}
+    return config | place | selection | {"scan": reference.scan}
 
 
 def _hub_files(reference: HubReference, config: dict[str, Any]) -> LayerFiles:
-    checked = validate_config(config, f"{CONFIG_NAME} of {reference}")
-    return locate.listed(checked.transcoders, Path()) if checked.transcoders else locate.on_hub(reference)
+    listed = config.get("transcoders")
+    return locate.listed(listed, Path()) if isinstance(listed, list) and listed else locate.on_hub(reference)
 
 
-def _listed_or_found(folder: Path, config: dict[str, Any] | None, selection: Selection) -> LayerFiles:
-    listed = (config or {}).get("transcoders")
+def folder_config(folder: Path) -> dict[str, Any]:
+    """config.yaml of a folder; empty if there is none."""
+    path = folder / CONFIG_NAME
+    return read_config(path) if path.is_file() else {}
+
+
+def _listed_or_found(folder: Path, config: dict[str, Any], selection: Selection) -> LayerFiles:
+    listed = config.get("transcoders")
     return locate.listed(listed, folder) if isinstance(listed, list) and listed else locate.in_folder(folder, selection)
 
 
 def _by_layer(paths: Mapping[int, str | Path]) -> LayerFiles:
     layers = list(require_layers(paths))
     return LayerFiles([open_tensor_file(paths[layer]) for layer in layers], layers)
-
-
-def _without_config(where: str, files: LayerFiles, given: dict[str, str]) -> dict[str, Any]:
-    """The config that files speak for themselves."""
-    found, _ = read_layers(files.files)
-    if found.hooks is not None:
-        given = dict(zip(("feature_input_hook", "feature_output_hook"), found.hooks, strict=True)) | given
-    if len(given) < 2:
-        raise InputError(
-            f"{where} has no {CONFIG_NAME}, and the format {found.name} does not say where its transcoders read and "
-            "write. Give feature_input_hook and feature_output_hook, or write them into a config.yaml."
-        )
-    return {"model_kind": found.kind, **given}
-
-
-# ---- from files to transcoders
-
-
-def _build(
-    config: dict[str, Any],
-    files: LayerFiles,
-    device: Device,
-    dtype: torch.dtype | None,
-    lazy_encoder: bool,
-    lazy_decoder: bool,
-) -> Transcoders:
-    checked = validate_config(config, "the transcoder config")
-    found, layers = read_layers(files.files)
-    _require_kind(checked, found)
-    numbers = _numbers(files, layers, found)
-    layers = [with_activation(layer, checked.activation, _k(checked)) for layer in layers]
-    require_uniform(layers)
-    place: dict[str, Any] = {
-        "device": device, "dtype": dtype, "lazy_encoder": lazy_encoder, "lazy_decoder": lazy_decoder,
-    }  # fmt: skip
-    hooks: dict[str, Any] = {
-        "feature_input_hook": checked.feature_input_hook,
-        "feature_output_hook": checked.feature_output_hook,
-        "scan": checked.scan,
-    }
-    if found.kind == CrossLayerTranscoder.kind:
-        return CrossLayerTranscoder.from_weights(layers, **hooks, **place)
-    singles = {depth: SingleLayerTranscoder.from_weights(layer, depth, **place) for depth, layer in zip(numbers, layers, strict=True)}
-    return TranscoderSet(singles, **hooks)
-
-
-def _numbers(files: LayerFiles, weights: list[LayerWeights], found: Format) -> list[int]:
-    """The model's layers that weights are of, as file names say them or, of a single file, what lies beside it."""
-    if len(weights) != len(files.files):  # all layers in one file, or the last one twice
-        return list(range(len(weights)))
-    first = files.files[0]
-    if files.layers is None and found.kind == TranscoderSet.kind:
-        said = weights[0].layer if hasattr(weights[0], "layer") else None
-        if said is None:
-            raise FileFormatError(
-                f"{first.path}: neither its name nor what lies beside it says which layer it belongs to. Name the file or its "
-                "folder by the layer (layer_0, layer_1, ...), or list the files in order in a config.yaml under `transcoders`."
-            )
-        return [said]
-    numbers = [0] if files.layers is None else files.layers
-    missing = sorted(set(range(max(numbers) + 1)) - set(numbers))
-    if missing and found.kind == CrossLayerTranscoder.kind:
-        raise FileFormatError(
-            f"{first.path.parent}: found layers {numbers}, missing {missing}. A cross-layer transcoder needs every layer."
-        )
-    return numbers
-
-
-def _k(config: TranscoderConfig) -> int | None:
-    return config.k or _KNOWN_K.get(config.repo_id or "")
-
-
-def _require_kind(config: TranscoderConfig, found: Format) -> None:
-    if config.model_kind != found.kind:
-        raise FileFormatError(
-            f"the config says model_kind {config.model_kind}, but the files are {found.name}, a {found.kind}. "
-            "Correct the config or point to other files."
-        )

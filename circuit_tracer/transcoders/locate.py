@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.transcoders import hub
@@ -17,7 +17,8 @@ from circuit_tracer.transcoders.tensor_files import TensorFile, join, open_tenso
 DEEPEST = 5  # folders below the one given that are looked into
 
 
-class LayerFiles(NamedTuple):
+@dataclass(frozen=True)
+class LayerFiles:
     """One table of tensors a layer, unread, and the layers; None: one file, which names no layer.
 
     ``l0``: where a layer had several dictionaries, the one taken.
@@ -25,7 +26,7 @@ class LayerFiles(NamedTuple):
 
     files: list[TensorFile]
     layers: list[int] | None
-    l0: dict[int, int] = {}
+    l0: dict[int, int] = field(default_factory=dict)
 
 
 def in_folder(folder: Path, selection: Selection) -> LayerFiles:
@@ -37,7 +38,9 @@ def in_folder(folder: Path, selection: Selection) -> LayerFiles:
 
 def on_hub(reference: HubReference) -> LayerFiles:
     """Those of a folder of a hub repository: only the files of the dictionary meant are downloaded."""
-    found = find(hub.list_files(reference), parse_selection(reference.selection), str(reference._replace(selection=None)))
+    found = find(
+        hub.list_files(reference), parse_selection(reference.selection), str(reference._replace(selection=None))
+    )
     return _opened(found, hub.download_files(reference, found.names))
 
 
@@ -50,10 +53,11 @@ def listed(names: Sequence[str], folder: Path) -> LayerFiles:
     uris = list(dict.fromkeys(name for name in names if name.startswith("hf://")))
     remote = dict(zip(uris, hub.download_uris(uris), strict=True)) if uris else {}
     files = [open_tensor_file(remote.get(name) or folder / name) for name in names]
-    return LayerFiles(files, _layers_of(names))
+    return LayerFiles(files, layers_of(names))
 
 
-def _layers_of(names: Sequence[str]) -> list[int]:
+def layers_of(names: Sequence[str]) -> list[int]:
+    """The layer of each file of a list, as `listed` has it."""
     said = [layer_named(name.partition("?")[0]) for name in names]
     layers = [layer for layer in said if layer is not None]
     if len(layers) < len(said):

@@ -63,7 +63,9 @@ def resolve(reference: str | Path, select: str | Selection | None = None) -> tup
     if not os.path.isdir(Path(text).expanduser()):
         text, said = split_selection(text)
         if said and selection:
-            raise InputError(f"{reference} says {selection_text(said)}, and {selection_text(selection)} is given too; choose.")
+            raise InputError(
+                f"{reference} says {selection_text(said)}, and {selection_text(selection)} is given too; choose."
+            )
         selection = said or selection
     place = _place(text, isinstance(reference, Path))
     if isinstance(place, HubReference) and selection:

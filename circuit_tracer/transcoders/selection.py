@@ -1,7 +1,7 @@
 """Which of several dictionaries of a folder or repository is meant: `width=16k,l0=small`.
 
-A repository often holds many dictionaries of one model, told apart by its folder names (`layer_3_width_16k_l0_small`). What they
-differ in are *facets*; a selection fixes some of them.
+A repository often holds many dictionaries of one model, told apart by names of folders (`layer_3_width_16k_l0_small`). What
+they differ in are *facets*; a selection fixes some of them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +96,10 @@ class TensorFile:
         more = len(self.entries) - len(named)
         return ", ".join(named) + (f" and {more} more" if more > 0 else "") if named else "no tensors"
 
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """``cfg.json`` beside the file (sparsify, SAELens); empty when there is none."""
-        beside = self.path.parent / "cfg.json"
-        if not beside.is_file():
-            return {}
-        try:
-            config = json.loads(beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise FileFormatError(f"{beside} is not readable JSON: {error}.") from error
-        if not isinstance(config, dict):
-            raise FileFormatError(f"{beside} must hold a JSON object, found {type(config).__name__}.")
-        return config
+    @property
+    def paths(self) -> set[Path]:
+        """The files that the tensors lie in."""
+        return {self.path, *(entry.path for entry in self.entries.values())}
 
 
 def open_tensor_file(path: str | Path) -> TensorFile:
@@ -129,6 +119,8 @@ def join(files: Iterable[TensorFile]) -> TensorFile:
     entries: dict[str, _Entry] = {}
     metadata: dict[str, str] = {}
     for part in parts:
+        if twice := entries.keys() & part.entries.keys():
+            raise FileFormatError(f"{part.path} has {', '.join(sorted(twice))}, which {parts[0].path} has too.")
         entries.update(part.entries)
         metadata.update(part.metadata)
     return TensorFile(parts[0].path, entries, metadata)
@@ -209,7 +201,7 @@ def _open_npz(path: Path) -> TensorFile:
             entries = {
                 member.filename.removesuffix(".npy"): _npz_entry(path, archive, file, member)
                 for member in archive.infolist()
-                if member.filename.endswith(".npy")
+                if not member.is_dir()
             }
     except _NPZ_ERRORS as error:
         raise FileFormatError(f"{path} is not a readable .npz archive: {error}. Copy it again.") from error

@@ -20,7 +20,11 @@ CASES = {
     "middle": ((1,), "qwen3", {}),
     "a gap": ((0, 2), "gemma2", {"input_hook": "ln2.hook_normalized"}),
     "the last, skip": ((2,), "gpt2", {"skip": True, "input_hook": "mlp.hook_in"}),
-    "the first, topk": ((0,), "gpt_neox", {"activation": "topk", "input_hook": "mlp.hook_in", "output_hook": "mlp.hook_out"}),
+    "the first, topk": (
+        (0,),
+        "gpt_neox",
+        {"activation": "topk", "input_hook": "mlp.hook_in", "output_hook": "mlp.hook_out"},
+    ),
     "not the first": ((1, 2), "llama", {"activation": "jump_relu", "skip": True}),
 }
 
@@ -40,7 +44,9 @@ def test_graphs_of_some_layers_equal_the_reference(layers, name, how):
     graph = attribute(IDS, model, max_n_logits=3)
     assert_same_graph(graph, reference_graph(model, IDS, max_n_logits=3))
     assert set(graph.active_features[:, 0].tolist()) <= set(layers)
-    assert [float(nmse) for layer, nmse in enumerate(graph.reconstruction.nmse) if layer not in layers] == [1.0] * (3 - len(layers))
+    assert [float(nmse) for layer, nmse in enumerate(graph.reconstruction.nmse) if layer not in layers] == [1.0] * (
+        3 - len(layers)
+    )
 
 
 def test_the_error_of_a_layer_without_transcoder_is_its_mlp_output():
@@ -108,7 +114,11 @@ def test_layers_that_the_model_does_not_have_are_refused():
 def test_files_of_some_layers_come_back_as_they_were(tmp_path):
     original = some((1, 2), activation="topk", skip=True)
     save_transcoders(original, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "layer_1.safetensors", "layer_2.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.yaml",
+        "layer_1.safetensors",
+        "layer_2.safetensors",
+    ]
     read, _ = load_transcoder_from_hub(tmp_path, dtype=None)
     assert (read.layers, read.n_layers) == ((1, 2), 3)
     assert isinstance(read.activation(1), TopK)

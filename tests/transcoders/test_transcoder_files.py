@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
+from circuit_tracer.transcoders.formats.beside import Setting, settings_beside
 from circuit_tracer.transcoders.tensor_files import open_tensor_file
 from circuit_tracer.transcoders.weight_rows import MappedRows
 from tests.support.dictionaries import uniform
@@ -149,6 +150,6 @@ def test_cfg_json_must_be_an_object(tmp_path):
     for text in ("[]", "{"):
         (tmp_path / "cfg.json").write_text(text)
         with pytest.raises(FileFormatError, match=r"cfg\.json"):
-            _ = open_tensor_file(tmp_path / "sae.safetensors").config
+            settings_beside(tmp_path / "sae.safetensors")
     (tmp_path / "cfg.json").write_text(json.dumps({"k": 3}))
-    assert open_tensor_file(tmp_path / "sae.safetensors").config == {"k": 3}
+    assert settings_beside(tmp_path / "sae.safetensors") == {"k": Setting(3, tmp_path / "cfg.json")}

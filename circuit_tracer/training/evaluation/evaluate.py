@@ -168,10 +168,11 @@ def describe(transcoders: Transcoders) -> str:
     if transcoders.feature_input_hook == transcoders.feature_output_hook:
         kind = kind.replace("per-layer transcoders", "sparse autoencoders")
     skip = ", skip connection" if transcoders.skip_connection else ""
+    activation = transcoders.activation(transcoders.layers[0]).name
     some = "" if len(transcoders.layers) == transcoders.n_layers else f"{', '.join(map(str, transcoders.layers))} of "
     return (
         f"{kind}, {some}{transcoders.n_layers} layers of {transcoders.d_transcoder} features, "
-        f"{transcoders.activation(transcoders.layers[0]).name}{skip}, {transcoders.feature_input_hook} to {transcoders.feature_output_hook}"
+        f"{activation}{skip}, {transcoders.feature_input_hook} to {transcoders.feature_output_hook}"
     )
 
 

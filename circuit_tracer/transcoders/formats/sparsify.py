@@ -2,43 +2,68 @@
 
 `encoder.weight` (F, D), `encoder.bias` (F,), `W_dec` (F, D), `b_dec` (D,), optional `W_skip` (D, D) as x @ W_skip.T.
 Encoding is ReLU, then TopK. Autoencoders (cfg `transcode` false) subtract b_dec from their input and reconstruct it:
-they are not transcoders, and are refused.
+they are not transcoders, and are refused. A transcoder reads the input of the module at its hookpoint, which is the folder's
+name, and writes its output.
 """
 
 from __future__ import annotations
 
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.transcoders.formats.format import Format, each
+from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, whole
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.tensor_files import TensorFile
+from circuit_tracer.transcoders.places import Place, place_of
+
+HARMLESS_KEYS = (
+    Harmless("expansion_factor", "num_latents in other words"),
+    Harmless("normalize_decoder", "the decoder was normalised in training, and is stored so"),
+    Harmless("multi_topk", "a loss of training"),
+    Harmless("signed", "older: whether negative features count", (False,)),
+    Harmless("init_seeds", "of training"),
+    Harmless("hookpoint", "the folder's name"),
+)
 
 
-def detect(file: TensorFile) -> bool:
-    return {"encoder.weight", "encoder.bias", "W_dec", "b_dec"} <= set(file.entries)
+def detect(file: LayerFile) -> bool:
+    return {"encoder.weight", "encoder.bias", "W_dec", "b_dec"} <= file.names
 
 
-def read_layer(file: TensorFile) -> LayerWeights:
-    config = file.config
-    if not config.get("transcode"):
+def read_layer(file: LayerFile) -> LayerWeights:
+    transcode, activation, k = file.key("transcode"), file.key("activation", default="topk"), file.key("k")
+    if transcode is not True:
         raise FileFormatError(
-            f"{file.path}: cfg.json has transcode = {config.get('transcode')!r}; true is expected. "
+            f"{file.path}: cfg.json has transcode = {transcode!r}; true is expected. "
             "Autoencoders of one activation cannot replace an MLP layer."
         )
-    if config.get("activation", "topk") != "topk" or not config.get("k"):
+    if activation != "topk" or whole(k) is None:
         raise FileFormatError(
-            f"{file.path}: cfg.json has activation {config.get('activation', 'topk')!r} and k {config.get('k')!r}; "
-            "only topk with a positive k is supported."
+            f"{file.path}: cfg.json has activation {activation!r} and k {k!r}; only topk with a positive k is supported."
         )
+    encoder = file.tensor("encoder.weight")
+    file.expect("d_in", encoder.shape[-1], "the encoder reads")
+    if file.key("num_latents") != 0:  # 0: expansion_factor says it
+        file.expect("num_latents", len(encoder), "the encoder has")
+    file.expect("skip_connection", "W_skip" in file, "whether there is a tensor W_skip is")
+    reads, writes = _places(file)
     return LayerWeights(
         source=str(file.path),
-        encoder=file.tensor("encoder.weight"),
+        encoder=encoder,
         decoder=file.tensor("W_dec"),
         encoder_bias=file.tensor("encoder.bias"),
         decoder_bias=file.tensor("b_dec"),
         skip=file.tensor("W_skip").T if "W_skip" in file else None,
-        k=int(config["k"]),
+        k=whole(k),
         nonnegative=True,
+        reads=reads,
+        writes=writes,
     )
+
+
+def _places(file: LayerFile) -> tuple[Place | None, Place | None]:
+    """The input and output of the module that the folder is called after, where that is an MLP."""
+    hookpoint, source = file.path.parent.name, str(file.path)
+    found = place_of(f"{hookpoint}.input", source), place_of(f"{hookpoint}.output", source)
+    return found if found[0].hook and found[1].hook else (None, None)
 
 
 FORMAT = Format(
@@ -48,4 +73,5 @@ FORMAT = Format(
     "[, W_skip (D, D)]",
     detect=detect,
     read=each(read_layer),
+    harmless_keys=HARMLESS_KEYS,
 )

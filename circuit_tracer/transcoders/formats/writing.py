@@ -10,10 +10,11 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.transcoders.activations import Activation, TopK
 from circuit_tracer.transcoders.config import CONFIG_NAME
+from circuit_tracer.transcoders.formats.layer_file import LayerFile
 
 NATIVE_FILE = re.compile(r"(layer|W_enc|W_dec)_\d+\.safetensors")
 
@@ -56,6 +57,18 @@ def activation_metadata(activation: Activation) -> dict[str, str]:
     if isinstance(activation, TopK) and activation.nonnegative:
         return {"relu_before_topk": "true"}
     return {}
+
+
+def relu_before_topk(file: LayerFile, topk: bool) -> bool:
+    """What `activation_metadata` wrote; FileFormatError for any other value, or without ``topk``."""
+    said = file.note("relu_before_topk")
+    if said not in (None, "true", "false"):
+        raise FileFormatError(f"{file.path}: relu_before_topk is {said!r} in its metadata; true or false is expected.")
+    if said == "true" and not topk:
+        raise FileFormatError(
+            f"{file.path}: relu_before_topk is true in its metadata, but no k is stored. Copy it again."
+        )
+    return said == "true"
 
 
 def activation_keys(activation: Activation) -> dict[str, Any]:
