@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from circuit_tracer.attribution.input_shift import with_known_shift
 from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.sites import check_hooks
@@ -22,6 +23,7 @@ class Traceable:
     def __init__(self, parts: ModelParts, transcoders: Transcoders, tokenizer: Any) -> None:
         transcoders = paired(parts, transcoders)
         check_hooks(parts, transcoders.feature_input_hook, transcoders.feature_output_hook)
+        transcoders = with_known_shift(parts, transcoders, tokenizer)
         self.parts, self.transcoders, self.tokenizer = parts, transcoders, tokenizer
 
     def ensure_tokenized(self, prompt: Prompt) -> Tensor:

@@ -18,6 +18,7 @@ from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.config import TranscoderConfig, validate_config
 from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
 from circuit_tracer.transcoders.formats import gemma_scope_1, gemma_scope_2_clt, gemma_scope_2_plt, read_layers
+from circuit_tracer.transcoders.formats.folding import shifted_bias
 from circuit_tracer.transcoders.formats.format import Format
 from circuit_tracer.transcoders.layer_weights import LayerWeights, require_uniform
 from circuit_tracer.transcoders.locate import LayerFiles
@@ -57,6 +58,7 @@ def build(
     checked = validate_config(completed, source)
     _require_kind(checked, found, source)
     layers = [with_activation(layer, checked.activation, _k(checked)) for layer in layers]
+    layers = [_with_input_shift(layer, checked.input_shift) for layer in layers]
     require_uniform(layers)
     place: dict[str, Any] = {
         "device": device, "dtype": dtype, "lazy_encoder": lazy_encoder, "lazy_decoder": lazy_decoder,
@@ -72,7 +74,9 @@ def build(
         number: SingleLayerTranscoder.from_weights(layer, number, **place)
         for number, layer in zip(numbers, layers, strict=True)
     }
-    return TranscoderSet(singles, **hooks), completed
+    built = TranscoderSet(singles, **hooks)
+    built.input_shift_unknown = any(layer.input_shift_unknown for layer in layers)
+    return built, completed
 
 
 def with_arguments(config: Mapping[str, Any], given: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -115,6 +119,21 @@ def with_activation(weights: LayerWeights, activation: str | None, k: int | None
     return replace(weights, k=weights.k or k)
 
 
+def _with_input_shift(weights: LayerWeights, shifted: bool | None) -> LayerWeights:
+    """Weights of which it is decided whether the decoder bias is subtracted from the input; as they are if nobody says."""
+    if shifted is None:
+        return weights
+    if not weights.input_shift_unknown:
+        raise FileFormatError(
+            f"{weights.source}: input_shift = {shifted} is said, but only of EleutherAI transcoders whose cfg.json has no "
+            "`transcode` it is unknown. Leave it out."
+        )
+    bias = weights.encoder_bias
+    if shifted:
+        bias = shifted_bias(weights.encoder, bias, weights.decoder_bias)
+    return replace(weights, encoder_bias=bias, input_shift_unknown=False)
+
+
 def _numbers(files: LayerFiles, weights: list[LayerWeights], found: Format) -> list[int]:
     """The model's layers that weights are of: as names of files say, or, of a single file without a number, what lies in it."""
     if len(weights) != len(files.files):  # all layers in one file, or the last one given twice
@@ -128,7 +147,8 @@ def _numbers(files: LayerFiles, weights: list[LayerWeights], found: Format) -> l
                 "folder by the layer (layer_0, layer_1, ...), or list the files in order in a config.yaml under `transcoders`."
             )
         return [said]
-    numbers = [0] if files.layers is None else files.layers
+    alone = files.layers is None or (found.kind == CrossLayerTranscoder.kind and len(files.files) == 1)
+    numbers = [0] if alone else list(files.layers or [])
     missing = sorted(set(range(max(numbers) + 1)) - set(numbers))
     if missing and found.kind == CrossLayerTranscoder.kind:
         raise FileFormatError(

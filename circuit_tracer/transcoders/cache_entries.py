@@ -47,7 +47,7 @@ def save_transcoders_to_cache(
         activation = activation_keys(transcoders.activation(transcoders.layers[0]))
         if delete_hf_cache:
             _delete_downloads(listed)
-    dropped = ("transcoders", "repo_id", "subfolder", "selection")
+    dropped = ("transcoders", "repo_id", "subfolder", "selection", "input_shift")
     kept = {key: value for key, value in config.items() if key not in dropped}
     write_config(kept | activation, folder)
     return folder

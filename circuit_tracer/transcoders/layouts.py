@@ -329,7 +329,7 @@ def _require_nothing_left(files: Sequence[str], listed: Iterable[str], others: s
 
 
 def _beside(files: Iterable[str], listed: Iterable[str]) -> list[str]:
-    folders = {str(PurePosixPath(name).parent) for name in files}
+    folders = {str(parent) for name in files for parent in PurePosixPath(name).parents}
     return [name for name in listed if name.endswith(SETTINGS) and str(PurePosixPath(name).parent) in folders]
 
 

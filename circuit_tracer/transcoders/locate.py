@@ -9,7 +9,8 @@ from pathlib import Path
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.transcoders import hub
-from circuit_tracer.transcoders.layouts import Found, find, layer_named
+from circuit_tracer.transcoders.formats.refused import pickle_refused
+from circuit_tracer.transcoders.layouts import PICKLES, Found, find, layer_named
 from circuit_tracer.transcoders.references import HubReference
 from circuit_tracer.transcoders.selection import Selection, parse_selection
 from circuit_tracer.transcoders.tensor_files import TensorFile, join, open_tensor_file
@@ -74,6 +75,8 @@ def layers_of(names: Sequence[str]) -> list[int]:
 
 
 def _opened(found: Found, root: Path) -> LayerFiles:
+    if pickled := next((name for name in found.files if name.endswith(PICKLES)), None):
+        raise pickle_refused(root / pickled)
     if found.layers is None:
         return LayerFiles([join([open_tensor_file(root / name) for name in found.files])], None)
     layers = sorted(found.layers)

@@ -24,6 +24,7 @@ class TranscoderSet(Transcoders):
 
     A layer without one has no features, bias or skip: nothing of its MLP is explained, so that in a graph its error nodes are
     the MLP's whole output. ``layers`` are those that have one, ``n_layers`` the model's as far as it is known: `covering` says.
+    ``input_shift_unknown``: their files do not say whether the decoder bias is subtracted from the input; it is not.
     Raises InputError for no layers, or layers that differ in d_model or in having a skip connection.
     """
 
@@ -63,6 +64,7 @@ class TranscoderSet(Transcoders):
         self.feature_output_hook = feature_output_hook
         self.scan = scan
         self.skip_connection = first.W_skip is not None
+        self.input_shift_unknown = False
 
     def __len__(self) -> int:
         return self.n_layers
@@ -81,7 +83,9 @@ class TranscoderSet(Transcoders):
         if n_layers == self.n_layers:
             return self
         present = {layer: self[layer] for layer in self.layers}
-        return TranscoderSet(present, self.feature_input_hook, self.feature_output_hook, self.scan, n_layers)
+        whole = TranscoderSet(present, self.feature_input_hook, self.feature_output_hook, self.scan, n_layers)
+        whole.input_shift_unknown = self.input_shift_unknown
+        return whole
 
     @property
     def device(self) -> torch.device:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.transcoders.formats import (
+    clt_forge,
+    clt_training,
+    crosslayer_coding,
     gemma_scope_1,
     gemma_scope_2_clt,
     gemma_scope_2_plt,
     native_clt,
     native_plt,
+    open_moss,
     saelens,
     sparsify,
 )
 from circuit_tracer.transcoders.formats.format import Format
 from circuit_tracer.transcoders.formats.layer_file import LayerFile
+from circuit_tracer.transcoders.formats.refused import refuse_known
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 from circuit_tracer.transcoders.tensor_files import TensorFile
 
@@ -23,13 +28,20 @@ FORMATS: tuple[Format, ...] = (
     gemma_scope_1.FORMAT,
     gemma_scope_2_plt.FORMAT,
     gemma_scope_2_clt.FORMAT,
+    clt_training.FORMAT,
+    clt_training.CROSS_LAYER,
     sparsify.FORMAT,
+    clt_forge.FORMAT,
+    clt_forge.PER_LAYER,
+    crosslayer_coding.FORMAT,
+    open_moss.FORMAT,
     saelens.FORMAT,
 )
 
 
 def detect_format(file: LayerFile) -> Format:
     """The one format that fits ``file``; FileFormatError with what was found and what is known."""
+    refuse_known(file)
     for candidate in FORMATS:
         if candidate.detect(file):
             return candidate

@@ -49,6 +49,12 @@ def settings_beside(path: Path) -> dict[str, Setting]:
     return found
 
 
+def settings_above(path: Path, name: str) -> dict[str, Any]:
+    """The settings in the file ``name`` of the folder above that of ``path``, as `settings_beside`; empty if there is none."""
+    above = path.parent.parent / name
+    return dict(_flat(_read(above))) if above.is_file() else {}
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from circuit_tracer.errors import InputError
 from circuit_tracer.transcoders.activations import JumpReLU, TopK
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import LayerFile
@@ -72,6 +73,11 @@ def write_layer(transcoder: SingleLayerTranscoder, path: Path) -> None:
 
 def write(transcoders: TranscoderSet, folder: Path) -> None:
     """Write `layer_{i}.safetensors` for every layer that has one into ``folder``, one layer in memory at a time."""
+    if transcoders.input_shift_unknown:
+        raise InputError(
+            "these transcoders do not say whether they subtract b_dec from their input, which native files must: give "
+            "input_shift (--input-shift or --no-input-shift); a model they are loaded with measures it"
+        )
     names = native_names(transcoders.kind, transcoders.layers)
     prepare_folder(folder, names)
     for name, layer in zip(names, transcoders.layers, strict=True):
