@@ -28,6 +28,26 @@ def download_file(reference: HubReference, name: str | None = None) -> Path:
     return Path(_asking(reference, path, lambda: hf_hub_download(reference.repo_id, path, revision=reference.revision)))
 
 
+def optional_file(reference: HubReference, name: str) -> Path | None:
+    """As `download_file`; None if the repository, or what has been downloaded of it where the hub cannot be asked, has none."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return download_file(reference, name)
+    except NoSuchFile:
+        return None
+    except InputError as error:
+        if not isinstance(error.__cause__, LocalEntryNotFoundError):
+            raise
+        try:
+            here = _downloaded(reference)
+        except (OSError, ValueError):  # nothing of it
+            raise error from error.__cause__
+        if not here:
+            raise
+        return None
+
+
 def list_files(reference: HubReference) -> list[str]:
     """Names of all files below the folder ``reference``, relative to it.
 

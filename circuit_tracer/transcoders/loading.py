@@ -219,10 +219,8 @@ def save_transcoders(transcoders: Transcoders, folder: str | Path, model_name: s
 
 def hub_config(reference: HubReference) -> dict[str, Any]:
     """config.yaml of a hub folder, if there is one, with the derived keys."""
-    try:
-        config = read_config(hub.download_file(reference, CONFIG_NAME))
-    except hub.NoSuchFile:
-        config = {}
+    path = hub.optional_file(reference, CONFIG_NAME)
+    config = {} if path is None else read_config(path)
     place = {"repo_id": reference.repo_id, "revision": reference.revision, "subfolder": reference.path}
     selection = {} if reference.selection is None else {"selection": reference.selection}
     return config | place | selection | {"scan": reference.scan}

@@ -53,6 +53,11 @@ def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
     monkeypatch.setattr(hub, "download_file", download_file)
+
+    def optional_file(reference: HubReference, name: str) -> Path | None:
+        return download_file(reference, name) if name in list_files(reference) else None
+
+    monkeypatch.setattr(hub, "optional_file", optional_file)
     monkeypatch.setattr(hub, "list_files", list_files)
     return root
 

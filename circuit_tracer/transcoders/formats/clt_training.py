@@ -39,6 +39,7 @@ HARMLESS_KEYS = (
     Harmless("matryoshka*", "a loss of training"),
     Harmless("tp_output", "how ranks shared the work"),
     Harmless("n_sources", "how many layers write to this one: their files say it"),
+    Harmless("n_targets", "its own layer only", (None, 0)),
     Harmless("train_post_encoder", "how it was trained"),
     Harmless("post_encoder_scale", "whether there are tensors post_enc_scale"),
 )
@@ -101,7 +102,8 @@ def _read_layer(
                 "connection across layers cannot be read."
             )
     own_skip = file.optional("W_skips.0")
-    own_skip = file.optional("W_skip") if own_skip is None else own_skip
+    if own_skip is not None:
+        _require_repeated(file, "W_skip")
     scale_in, scale_out = factors[layer]
     return sparsify.weights(
         file,

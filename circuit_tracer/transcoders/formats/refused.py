@@ -95,8 +95,8 @@ def pickle_refused(path: Path) -> FileFormatError:
         found = torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:  # whatever torch and pickle raise for a file that is damaged, or holds more than tensors
         return FileFormatError(
-            f"{path} is a pickle that holds more than tensors, or is damaged ({str(error).splitlines()[0][:200]}). Pickles are not read: save "
-            "the tensors as .safetensors."
+            f"{path} is a pickle that holds more than tensors, or is damaged ({str(error).splitlines()[0][:200]}). Pickles "
+            "are not read: save the tensors as .safetensors."
         )
     while isinstance(found, dict) and len(found) <= 3 and any(isinstance(each, dict) for each in found.values()):
         found = next(each for each in found.values() if isinstance(each, dict))  # {"sae": {...}, "version": ...}
@@ -107,7 +107,6 @@ def pickle_refused(path: Path) -> FileFormatError:
             return FileFormatError(f"{path} is {known.what}.")
     named = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:8]) or type(found).__name__
     return FileFormatError(
-        f"{path} is a pickle ({named}), which is not read. If it holds transcoders, save its tensors as .safetensors, "
-        "in one of "
-        "the known layouts."
+        f"{path} is a pickle ({named}), which is not read. If it holds transcoders, save its tensors as .safetensors, in one "
+        "of the known layouts."
     )
