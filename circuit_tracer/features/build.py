@@ -43,7 +43,6 @@ from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.run import fast_attention
 from circuit_tracer.text.corpus import Corpus
 from circuit_tracer.text.special import SpecialTokens
-from circuit_tracer.transcoders.base import Transcoders
 
 ENTRIES = 2**23  # activations of features held before they are summarised
 WORKING_FOLDER = ".build"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.config import TranscoderConfig, validate_config
 from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
@@ -22,7 +23,6 @@ from circuit_tracer.transcoders.formats.format import Format
 from circuit_tracer.transcoders.layer_weights import LayerWeights, require_uniform
 from circuit_tracer.transcoders.places import READABLE, WRITABLE, Place
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
-from circuit_tracer.transcoders.tensor_files import TensorFile
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 Device = torch.device | str | None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.files.tensors import TensorFile, open_tensor_file
 from circuit_tracer.transcoders import cache, hub
 from circuit_tracer.transcoders.base import Scan, Transcoders
 from circuit_tracer.transcoders.building import build, with_activation, with_arguments
@@ -24,7 +25,6 @@ from circuit_tracer.transcoders.formats.folder import open_folder
 from circuit_tracer.transcoders.formats.writing import activation_keys, begin_folder, native_names
 from circuit_tracer.transcoders.references import HubReference, parse_reference
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
-from circuit_tracer.transcoders.tensor_files import TensorFile, open_tensor_file
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet, require_all_layers
 
 Device = torch.device | str | None

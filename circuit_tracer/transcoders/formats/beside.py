@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import read_json
 
 # Names under which libraries keep settings beside weights: cfg.json (SAELens, sparsify), config.json (Gemma Scope 2, OpenMOSS),
 # hyperparams.json (Llama Scope), activation_scaler.json (SAELens' checkpoints) and the like.
@@ -86,10 +86,7 @@ def _inside(path: Path, folder: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileFormatError(f"{path} is not readable JSON: {error}.") from error
+    raw = read_json(path)
     if not isinstance(raw, dict):
         raise FileFormatError(f"{path} must hold a JSON object, found {type(raw).__name__}.")
     return raw

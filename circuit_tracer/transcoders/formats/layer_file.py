@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.formats.beside import Setting, settings_beside
-from circuit_tracer.transcoders.tensor_files import TensorFile
 
 _MOST_NAMED = 6  # things in one message
 
