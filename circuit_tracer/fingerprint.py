@@ -38,8 +38,8 @@ def model_fingerprint(parts: ModelParts) -> str:
 def transcoder_fingerprint(transcoders: Transcoders) -> str:
     """Digest of sizes, hooks, activation functions with their thresholds, biases, skips, and of encoder and decoder rows.
 
-    Of every layer are sampled 1,024 numbers of each bias, threshold and skip matrix, and all of 8 rows, evenly spread, of the
-    encoder and of the decoder for every layer written to: a change of all decoder rows changes it, one of a single row need not.
+    Of every layer are sampled 1,024 numbers of each bias, threshold and skip matrix, and 8 rows, evenly spread, of the encoder
+    and of the decoder for every layer written to: a change of all decoder rows changes it, one of a single row need not.
     """
     described = f"{transcoders.kind} {transcoders.feature_input_hook} {transcoders.feature_output_hook}"
     return _digest(described, _tensors(transcoders))

@@ -45,8 +45,8 @@ class TranscoderConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model_kind: ModelKind
-    feature_input_hook: str
-    feature_output_hook: str
+    feature_input_hook: str | None = None
+    feature_output_hook: str | None = None
     model_name: str | None = None
     transcoders: list[str] | None = None
     activation: Literal["relu", "jump_relu", "topk"] | None = None
@@ -76,6 +76,12 @@ def validate_config(raw: dict[str, Any], source: str) -> TranscoderConfig:
 
 def _harmless(key: Any) -> bool:
     return isinstance(key, str) and any(fnmatchcase(key, pattern) for pattern in HARMLESS_KEYS)
+
+
+def folder_config(folder: Path) -> dict[str, Any]:
+    """All keys of config.yaml in ``folder``; empty if there is none."""
+    path = folder / CONFIG_NAME
+    return read_config(path) if path.is_file() else {}
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -16,10 +16,9 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.files.tensors import TensorFile, open_tensor_file
 from circuit_tracer.transcoders import cache, hub
 from circuit_tracer.transcoders.base import Scan, Transcoders
-from circuit_tracer.transcoders.building import build, with_activation, with_arguments
-from circuit_tracer.transcoders.config import CONFIG_NAME, read_config, validate_config, write_config
+from circuit_tracer.transcoders.building import build, build_layer, with_arguments
+from circuit_tracer.transcoders.config import CONFIG_NAME, folder_config, read_config, validate_config, write_config
 from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
-from circuit_tracer.transcoders.formats import read_layers
 from circuit_tracer.transcoders.formats.beside import require_nothing_left
 from circuit_tracer.transcoders.formats.folder import open_folder
 from circuit_tracer.transcoders.formats.writing import activation_keys, begin_folder, native_names
@@ -28,6 +27,7 @@ from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet, require_all_layers
 
 Device = torch.device | str | None
+CLT_HOOKS = ("hook_resid_mid", "hook_mlp_out")  # circuit-tracer's defaults
 
 
 def load_transcoder_from_hub(
@@ -93,56 +93,62 @@ def load_transcoder_set(
     activation: str | None = None,
     k: int | None = None,
 ) -> TranscoderSet:
-    """Per-layer transcoders from one file a layer, in any per-layer format."""
+    """Per-layer transcoders from one file a layer, in any per-layer format; a config.yaml beside them counts too."""
     require_all_layers(transcoder_paths)
-    config = {
+    given = {
         "model_kind": TranscoderSet.kind,
         "feature_input_hook": feature_input_hook,
         "feature_output_hook": feature_output_hook,
-        "scan": scan,
         "activation": activation,
         "k": k,
     }
     files = [open_tensor_file(transcoder_paths[layer]) for layer in range(len(transcoder_paths))]
-    built, _ = build(config, files, "the arguments", device, dtype, lazy_encoder, lazy_decoder)
+    built = _build_named(files[0].path.parent, files, given, scan, device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, TranscoderSet)
     return built
 
 
 def load_clt(
     clt_path: str | Path,
-    feature_input_hook: str = "hook_resid_mid",
-    feature_output_hook: str = "hook_mlp_out",
+    feature_input_hook: str | None = None,
+    feature_output_hook: str | None = None,
     scan: Scan = None,
     device: Device = None,
     dtype: torch.dtype | None = torch.bfloat16,
     lazy_decoder: bool = True,
     lazy_encoder: bool = False,
 ) -> CrossLayerTranscoder:
-    """A cross-layer transcoder from the files of a folder, in any cross-layer format. Note the dtype's default."""
+    """A cross-layer transcoder from the files of a folder, in any cross-layer format. Note the dtype's default.
+
+    Hooks that neither arguments nor files nor a config.yaml in the folder name are circuit-tracer's defaults, hook_resid_mid
+    and hook_mlp_out, with a warning.
+    """
+    folder = Path(clt_path)
+    files = open_folder(folder)
+    require_nothing_left(folder, [path for file in files for path in file.paths])
     hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
-    config = {"model_kind": CrossLayerTranscoder.kind, "scan": scan, **hooks}
-    built, _ = build(config, open_folder(Path(clt_path)), "the arguments", device, dtype, lazy_encoder, lazy_decoder)
+    given = {"model_kind": CrossLayerTranscoder.kind, **hooks}
+    built = _build_named(folder, files, given, scan, device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, CrossLayerTranscoder)
     return built
 
 
 def load_gemma_scope_2_clt(
     paths: Mapping[int, str | Path],
-    feature_input_hook: str = "hook_resid_mid",
-    feature_output_hook: str = "hook_mlp_out",
+    feature_input_hook: str | None = None,
+    feature_output_hook: str | None = None,
     scan: Scan = None,
     device: Device = None,
     dtype: torch.dtype | None = torch.bfloat16,
     lazy_decoder: bool = False,
     lazy_encoder: bool = False,
 ) -> CrossLayerTranscoder:
-    """A cross-layer transcoder from one file a layer; a repeated last file is recognised and used once."""
+    """A cross-layer transcoder from one file a layer; a repeated last file is recognised and used once. Hooks as `load_clt`."""
     require_all_layers(paths)
-    hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
-    config = {"model_kind": CrossLayerTranscoder.kind, "scan": scan, **hooks}
     files = [open_tensor_file(paths[layer]) for layer in range(len(paths))]
-    built, _ = build(config, files, "the arguments", device, dtype, lazy_encoder, lazy_decoder)
+    hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
+    given = {"model_kind": CrossLayerTranscoder.kind, **hooks}
+    built = _build_named(files[0].path.parent, files, given, scan, device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, CrossLayerTranscoder)
     return built
 
@@ -158,12 +164,11 @@ def load_transcoder(
     *,
     k: int | None = None,
 ) -> SingleLayerTranscoder:
-    """One layer's transcoder from one file, in any per-layer format."""
-    _, (weights,) = read_layers([open_tensor_file(path)])
-    return SingleLayerTranscoder.from_weights(
-        with_activation(weights, activation_fn, k), layer,
-        device=device, dtype=dtype, lazy_encoder=lazy_encoder, lazy_decoder=lazy_decoder,
-    )  # fmt: skip
+    """One layer's transcoder from one file, in any per-layer format; a config.yaml beside it counts too."""
+    file = open_tensor_file(path)
+    source = str(file.path.parent / CONFIG_NAME)
+    config = with_arguments(folder_config(file.path.parent), {"activation": activation_fn, "k": k}, source)
+    return build_layer(config, file, layer, source, device, dtype, lazy_encoder, lazy_decoder)
 
 
 def load_gemma_scope_transcoder(
@@ -227,12 +232,6 @@ def _hub_files(reference: HubReference, config: dict[str, Any]) -> list[TensorFi
     return open_folder(hub.download_folder(reference, ["*.safetensors"] if clt else ["layer_*.safetensors"]))
 
 
-def folder_config(folder: Path) -> dict[str, Any]:
-    """config.yaml of a folder; empty if there is none."""
-    path = folder / CONFIG_NAME
-    return read_config(path) if path.is_file() else {}
-
-
 def _listed_or_found(folder: Path, config: dict[str, Any]) -> list[TensorFile]:
     listed = config.get("transcoders")
     if isinstance(listed, list) and listed:
@@ -250,3 +249,23 @@ def _open_listed(names: list[str], folder: Path) -> list[TensorFile]:
 
 def _uris(names: list[str]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name.startswith("hf://")))
+
+
+# ---- files that are named
+
+
+def _build_named(
+    folder: Path,
+    files: list[TensorFile],
+    given: dict[str, Any],
+    scan: Scan,
+    device: Device,
+    dtype: torch.dtype | None,
+    lazy_encoder: bool,
+    lazy_decoder: bool,
+) -> Transcoders:
+    """What a config.yaml in ``folder`` says must agree with the arguments ``given``; cross-layer ones have default hooks."""
+    source = str(folder / CONFIG_NAME)
+    config = with_arguments(folder_config(folder), given, source) | {"scan": scan}
+    default = CLT_HOOKS if given["model_kind"] == CrossLayerTranscoder.kind else None
+    return build(config, files, source, device, dtype, lazy_encoder, lazy_decoder, default)[0]

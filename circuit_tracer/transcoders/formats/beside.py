@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import read_json
+from circuit_tracer.files import read_json, shortened
 
 # Names under which libraries keep settings beside weights: cfg.json (SAELens, sparsify), config.json (Gemma Scope 2, OpenMOSS),
 # hyperparams.json (Llama Scope), activation_scaler.json (SAELens' checkpoints) and the like.
@@ -51,7 +51,8 @@ def settings_beside(path: Path) -> dict[str, Setting]:
         for key, value in _flat(raw):
             if key in found and found[key].value != value:
                 raise FileFormatError(
-                    f"{beside} says {key} = {value!r}, {found[key].path} says {found[key].value!r}. Remove one of them."
+                    f"{beside} says {key} = {shortened(value)}, {found[key].path} says "
+                    f"{shortened(found[key].value)}. Remove one of them."
                 )
             found[key] = Setting(value, beside)
     return found
