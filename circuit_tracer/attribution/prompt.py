@@ -21,6 +21,9 @@ from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
 
+FEW = 4
+LEAST_VARIANCE = 0.01
+
 
 @dataclass(frozen=True)
 class LinearPrompt:
@@ -188,6 +191,15 @@ def _constants(
 
 
 def _nmse(y_nD: Tensor, error_nD: Tensor) -> Tensor:
-    """Share of the variance of y (over the prompt's positions) that the features leave; of its square for one position."""
-    spread = y_nD - y_nD.mean(0) if y_nD.shape[0] > 1 else y_nD
-    return error_nD.cpu().double().pow(2).sum() / spread.cpu().double().pow(2).sum().clamp_min(1e-30)
+    """What the features leave of y, summed over the prompt's positions, over the variance of y around its mean there.
+
+    Over the square of y for fewer than `FEW` positions: so few have a mean that fits them too well. 1 is what predicting the
+    mean, or nothing, would have. Where y hardly varies (one token again and again), variance counts as `LEAST_VARIANCE` of the
+    square at least. 0 for a layer that gives nothing and is rebuilt as nothing.
+    """
+    y_nD, squared = y_nD.cpu().double(), error_nD.cpu().double().pow(2).sum()
+    square = y_nD.pow(2).sum()
+    if len(y_nD) >= FEW:
+        variance = (y_nD - y_nD.mean(0)).pow(2).sum()
+        square = torch.maximum(variance, LEAST_VARIANCE * square)
+    return squared / square.clamp_min(1e-30)

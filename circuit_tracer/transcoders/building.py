@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files import shortened
+from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.config import TranscoderConfig, validate_config
 from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
@@ -46,19 +48,28 @@ def build(
     dtype: torch.dtype | None,
     lazy_encoder: bool,
     lazy_decoder: bool,
+    default_hooks: tuple[str, str] | None = None,
 ) -> tuple[Transcoders, dict[str, Any]]:
     """Transcoders of the files, and the config completed by what these say.
 
-    ``config`` has the keys of config.yaml, none of them required; ``source`` names it in messages. Raises FileFormatError where
-    it contradicts the files, and for what these hold and nobody understands; InputError if nobody says where they stand.
+    ``config`` has the keys of config.yaml, none of them required; ``source`` names it in messages. ``default_hooks`` are
+    assumed, with a warning, where neither says where they stand and the format has none that are usual. Raises FileFormatError
+    where the config contradicts the files, and for what these hold and nobody understands; InputError if nobody says where they
+    stand.
     """
     found, layers = read_layers(files.files)
     numbers = _numbers(files, layers, found)
-    completed = _completed(config, found, dict(zip(numbers, layers, strict=True)), source)
+    for number, layer in zip(numbers, layers, strict=True):
+        require_layer(layer, number)
+    completed = _completed(config, found, layers, source)
+    if default_hooks is not None and found.hooks is None:
+        found = replace(found, hooks=default_hooks, hooks_note="circuit-tracer's defaults, which others need not have")
+    completed = _with_hooks(completed, found, layers, source)
     checked = validate_config(completed, source)
     _require_kind(checked, found, source)
-    layers = [with_activation(layer, checked.activation, _k(checked)) for layer in layers]
-    layers = [_with_input_shift(layer, checked.input_shift) for layer in layers]
+    layers = [
+        _with_input_shift(with_activation(layer, checked.activation, _k(checked)), checked.input_shift) for layer in layers
+    ]
     require_uniform(layers)
     place: dict[str, Any] = {
         "device": device, "dtype": dtype, "lazy_encoder": lazy_encoder, "lazy_decoder": lazy_decoder,
@@ -79,14 +90,35 @@ def build(
     return built, completed
 
 
+def build_layer(
+    config: Mapping[str, Any],
+    file: TensorFile,
+    layer: int,
+    source: str,
+    device: Device,
+    dtype: torch.dtype | None,
+    lazy_encoder: bool,
+    lazy_decoder: bool,
+) -> SingleLayerTranscoder:
+    """The transcoder of one layer, with the same checks as `build`; where it stands may be unknown."""
+    found, (weights,) = read_layers([file])
+    require_layer(weights, layer)
+    checked = validate_config(_completed(config, found, [weights], source), source)
+    _require_kind(checked, found, source)
+    return SingleLayerTranscoder.from_weights(
+        with_activation(weights, checked.activation, _k(checked)), layer,
+        device=device, dtype=dtype, lazy_encoder=lazy_encoder, lazy_decoder=lazy_decoder,
+    )  # fmt: skip
+
+
 def with_arguments(config: Mapping[str, Any], given: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The config with a caller's arguments (those that are not None); FileFormatError where both say different things."""
     wanted = {key: value for key, value in given.items() if value is not None}
     for key, value in wanted.items():
         if config.get(key) not in (None, value):
             raise FileFormatError(
-                f"{source} says {key} = {config[key]!r}, the argument says {value!r}. Leave the argument out, or correct "
-                f"{source}."
+                f"{source} says {key} = {shortened(config[key])}, the argument says {value!r}. Leave the argument out, or "
+                f"correct {source}."
             )
     return {**config, **wanted}
 
@@ -157,13 +189,11 @@ def _numbers(files: LayerFiles, weights: list[LayerWeights], found: Format) -> l
     return numbers
 
 
-def _completed(
-    config: Mapping[str, Any], found: Format, by_number: Mapping[int, LayerWeights], source: str
-) -> dict[str, Any]:
-    completed, layers = dict(config), list(by_number.values())
+def _completed(config: Mapping[str, Any], found: Format, layers: list[LayerWeights], source: str) -> dict[str, Any]:
+    """The config with the kind and hooks that the files say; FileFormatError where both say different things."""
+    completed = dict(config)
     if completed.get("model_kind") is None:
         completed["model_kind"] = found.kind
-    _require_order(by_number)
     said = [
         _one_hook([(layer.source, place) for layer in layers if (place := getattr(layer, side)) is not None], allowed)
         for side, allowed in (("reads", READABLE), ("writes", WRITABLE))
@@ -180,8 +210,13 @@ def _completed(
             completed[key] = hook
         elif completed[key] != hook:
             raise FileFormatError(
-                f"{source} says {key} = {completed[key]!r}, but {layers[0].source} says {hook!r}. Correct one of them."
+                f"{source} says {key} = {shortened(completed[key])}, but {layers[0].source} says {hook!r}. Correct one of them."
             )
+    return completed
+
+
+def _with_hooks(completed: dict[str, Any], found: Format, layers: list[LayerWeights], source: str) -> dict[str, Any]:
+    """The config with hooks that nobody says: assumed, with a warning, if the format has usual ones; InputError if not."""
     missing = [key for key in HOOKS if completed.get(key) is None]
     if missing and found.hooks is not None:
         assumed = {key: hook for key, hook in zip(HOOKS, found.hooks, strict=True) if key in missing}
@@ -219,15 +254,14 @@ def _one_hook(said: list[tuple[str, Place]], allowed: set[str]) -> str | None:
     return first.hook if first.hook in allowed else None
 
 
-def _require_order(by_number: Mapping[int, LayerWeights]) -> None:
+def require_layer(weights: LayerWeights, layer: int) -> None:
     """Raise FileFormatError if a file says that it belongs to another layer than the one it stands at."""
-    for depth, layer in by_number.items():
-        for said in _layers_said(layer):
-            if said != depth:
-                raise FileFormatError(
-                    f"{layer.source} stands at layer {depth}, but says that it belongs to layer {said}. Check the order of the "
-                    "files."
-                )
+    for said in _layers_said(weights):
+        if said != layer:
+            raise FileFormatError(
+                f"{weights.source} stands at layer {layer}, but says that it belongs to layer {said}. Check the order of the "
+                "files."
+            )
 
 
 def _layers_said(layer: LayerWeights) -> Iterable[int]:

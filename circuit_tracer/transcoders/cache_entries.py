@@ -8,14 +8,18 @@ from typing import Any
 import torch
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders import hub, loading, locate
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.building import build_layer
 from circuit_tracer.transcoders.cache import get_cached_path, hub_reference, is_cached
 from circuit_tracer.transcoders.config import CONFIG_NAME, read_config, validate_config, write_config
 from circuit_tracer.transcoders.formats.writing import activation_keys, begin_folder, native_names
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 Device = torch.device | str | None
+# What the entry's native files are not.
+_OF_THE_DOWNLOAD = ("transcoders", "repo_id", "subfolder", "selection", "special_load_fn", "input_shift")
 
 
 def save_transcoders_to_cache(
@@ -47,8 +51,7 @@ def save_transcoders_to_cache(
         activation = activation_keys(transcoders.activation(transcoders.layers[0]))
         if delete_hf_cache:
             _delete_downloads(listed)
-    dropped = ("transcoders", "repo_id", "subfolder", "selection", "input_shift")
-    kept = {key: value for key, value in config.items() if key not in dropped}
+    kept = {key: value for key, value in config.items() if key not in _OF_THE_DOWNLOAD}
     write_config(kept | activation, folder)
     return folder
 
@@ -83,7 +86,8 @@ def _save_one_by_one(
     activation: dict[str, Any] | None = None
     for place, (layer, uri, name) in enumerate(zip(layers, uris, names, strict=True)):
         path = hub.download_uris([uri])[0] if uri.startswith("hf://") else Path(uri)
-        transcoder = loading.load_transcoder(path, layer, config.get("activation"), device, dtype, k=config.get("k"))
+        file = open_tensor_file(path)
+        transcoder = build_layer(config, file, layer, "the transcoder config", device, dtype, True, True)
         found = activation_keys(transcoder.activation_function)
         if activation is None:
             begin_folder(folder, names)

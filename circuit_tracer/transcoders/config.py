@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import atomic_write
+from circuit_tracer.files import atomic_write, read_yaml
 
 CONFIG_NAME = "config.yaml"
 
@@ -47,8 +47,8 @@ class TranscoderConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model_kind: ModelKind
-    feature_input_hook: str
-    feature_output_hook: str
+    feature_input_hook: str | None = None
+    feature_output_hook: str | None = None
     model_name: str | None = None
     transcoders: list[str] | None = None
     activation: Literal["relu", "jump_relu", "topk"] | None = None
@@ -83,12 +83,15 @@ def _harmless(key: Any) -> bool:
     return isinstance(key, str) and any(fnmatchcase(key, pattern) for pattern in HARMLESS_KEYS)
 
 
+def folder_config(folder: Path) -> dict[str, Any]:
+    """All keys of config.yaml in ``folder``; empty if there is none."""
+    path = folder / CONFIG_NAME
+    return read_config(path) if path.is_file() else {}
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """All keys of a YAML file; FileFormatError if it is not a mapping."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise FileFormatError(f"{path} is not readable YAML: {error}.") from error
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise FileFormatError(f"{path} must hold keys and values, found {type(raw).__name__}.")
     return raw

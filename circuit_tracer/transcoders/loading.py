@@ -13,21 +13,21 @@ from typing import Any
 import torch
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders import cache, hub, locate
 from circuit_tracer.transcoders.base import Scan, Transcoders
-from circuit_tracer.transcoders.building import build, with_activation, with_arguments
-from circuit_tracer.transcoders.config import CONFIG_NAME, read_config, validate_config, write_config
+from circuit_tracer.transcoders.building import build, build_layer, with_arguments
+from circuit_tracer.transcoders.config import CONFIG_NAME, folder_config, read_config, validate_config, write_config
 from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
-from circuit_tracer.transcoders.formats import read_layers
 from circuit_tracer.transcoders.formats.writing import activation_keys, begin_folder, native_names
 from circuit_tracer.transcoders.locate import LayerFiles
 from circuit_tracer.transcoders.references import HubReference, resolve
 from circuit_tracer.transcoders.selection import Selection
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
-from circuit_tracer.transcoders.tensor_files import open_tensor_file
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet, require_layers
 
 Device = torch.device | str | None
+CLT_HOOKS = ("hook_resid_mid", "hook_mlp_out")  # circuit-tracer's defaults
 
 
 def load_transcoder_from_hub(
@@ -51,13 +51,13 @@ def load_transcoder_from_hub(
     are recognised and the hooks are given, said by them, or fixed by the format. ``select`` says which of several dictionaries
     is meant (selection.py), as does the end of a reference, `org/repo:width=16k,l0=small`; config["l0"] is then what was taken
     in layers that have several. ``input_shift``: whether older EleutherAI transcoders subtract b_dec from their input; None:
-    what reconstructs a model's MLPs better, once they meet one (input_shift.py). Raises InputError (no such folder or
-    repository, hub not reachable, several dictionaries), FileFormatError (files or config unusable).
+    what reconstructs a model's MLPs better, once they meet one (attribution/input_shift.py).
+    Raises InputError (no such folder or repository, hub not reachable, several dictionaries), FileFormatError (files or config
+    unusable).
     """
     reference, selection = resolve(hf_ref, select)
     if isinstance(reference, HubReference) and use_cache and cache.is_cached(str(reference), cache_dir):
         reference, selection = cache.get_cached_path(str(reference), cache_dir), {}
-    hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
     if isinstance(reference, HubReference):
         source, config = f"{CONFIG_NAME} of {reference}", hub_config(reference)
         files = _hub_files(reference, config)
@@ -66,7 +66,11 @@ def load_transcoder_from_hub(
         files = _listed_or_found(reference, config, selection)
     if files.l0:
         config["l0"] = files.l0
-    given = {**hooks, "input_shift": input_shift}
+    given = {
+        "feature_input_hook": feature_input_hook,
+        "feature_output_hook": feature_output_hook,
+        "input_shift": input_shift,
+    }
     return build(with_arguments(config, given, source), files, source, device, dtype, lazy_encoder, lazy_decoder)
 
 
@@ -101,53 +105,62 @@ def load_transcoder_set(
     activation: str | None = None,
     k: int | None = None,
 ) -> TranscoderSet:
-    """Per-layer transcoders from one file a layer, of all layers or of some, in any per-layer format."""
-    config = {
+    """Per-layer transcoders from one file a layer, of all layers or of some, in any per-layer format.
+
+    A config.yaml beside them counts too.
+    """
+    given = {
         "model_kind": TranscoderSet.kind,
         "feature_input_hook": feature_input_hook,
         "feature_output_hook": feature_output_hook,
-        "scan": scan,
         "activation": activation,
         "k": k,
     }
-    built, _ = build(config, _by_layer(transcoder_paths), "the arguments", device, dtype, lazy_encoder, lazy_decoder)
+    files = _by_layer(transcoder_paths)
+    built = _build_named(files.files[0].path.parent, files, given, scan, device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, TranscoderSet)
     return built
 
 
 def load_clt(
     clt_path: str | Path,
-    feature_input_hook: str = "hook_resid_mid",
-    feature_output_hook: str = "hook_mlp_out",
+    feature_input_hook: str | None = None,
+    feature_output_hook: str | None = None,
     scan: Scan = None,
     device: Device = None,
     dtype: torch.dtype | None = torch.bfloat16,
     lazy_decoder: bool = True,
     lazy_encoder: bool = False,
 ) -> CrossLayerTranscoder:
-    """A cross-layer transcoder from the files of a folder, in any cross-layer format. Note the dtype's default."""
+    """A cross-layer transcoder from the files of a folder, in any cross-layer format. Note the dtype's default.
+
+    Hooks that neither arguments nor files nor a config.yaml in the folder name are circuit-tracer's defaults, hook_resid_mid
+    and hook_mlp_out, with a warning.
+    """
+    folder = Path(clt_path)
+    files = locate.in_folder(folder, {})
     hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
-    config = {"model_kind": CrossLayerTranscoder.kind, "scan": scan, **hooks}
-    files = locate.in_folder(Path(clt_path), {})
-    built, _ = build(config, files, "the arguments", device, dtype, lazy_encoder, lazy_decoder)
+    given = {"model_kind": CrossLayerTranscoder.kind, **hooks}
+    built = _build_named(folder, files, given, scan, device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, CrossLayerTranscoder)
     return built
 
 
 def load_gemma_scope_2_clt(
     paths: Mapping[int, str | Path],
-    feature_input_hook: str = "hook_resid_mid",
-    feature_output_hook: str = "hook_mlp_out",
+    feature_input_hook: str | None = None,
+    feature_output_hook: str | None = None,
     scan: Scan = None,
     device: Device = None,
     dtype: torch.dtype | None = torch.bfloat16,
     lazy_decoder: bool = False,
     lazy_encoder: bool = False,
 ) -> CrossLayerTranscoder:
-    """A cross-layer transcoder from one file a layer; a repeated last file is recognised and used once."""
+    """A cross-layer transcoder from one file a layer; a repeated last file is recognised and used once. Hooks as `load_clt`."""
+    files = _by_layer(paths)
     hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
-    config = {"model_kind": CrossLayerTranscoder.kind, "scan": scan, **hooks}
-    built, _ = build(config, _by_layer(paths), "the arguments", device, dtype, lazy_encoder, lazy_decoder)
+    given = {"model_kind": CrossLayerTranscoder.kind, **hooks}
+    built = _build_named(files.files[0].path.parent, files, given, scan, device, dtype, lazy_encoder, lazy_decoder)
     assert isinstance(built, CrossLayerTranscoder)
     return built
 
@@ -163,12 +176,11 @@ def load_transcoder(
     *,
     k: int | None = None,
 ) -> SingleLayerTranscoder:
-    """One layer's transcoder from one file, in any per-layer format."""
-    _, (weights,) = read_layers([open_tensor_file(path)])
-    return SingleLayerTranscoder.from_weights(
-        with_activation(weights, activation_fn, k), layer,
-        device=device, dtype=dtype, lazy_encoder=lazy_encoder, lazy_decoder=lazy_decoder,
-    )  # fmt: skip
+    """One layer's transcoder from one file, in any per-layer format; a config.yaml beside it counts too."""
+    file = open_tensor_file(path)
+    source = str(file.path.parent / CONFIG_NAME)
+    config = with_arguments(folder_config(file.path.parent), {"activation": activation_fn, "k": k}, source)
+    return build_layer(config, file, layer, source, device, dtype, lazy_encoder, lazy_decoder)
 
 
 def load_gemma_scope_transcoder(
@@ -227,21 +239,41 @@ def hub_config(reference: HubReference) -> dict[str, Any]:
 
 
 def _hub_files(reference: HubReference, config: dict[str, Any]) -> LayerFiles:
-    listed = config.get("transcoders")
-    return locate.listed(listed, Path()) if isinstance(listed, list) and listed else locate.on_hub(reference)
-
-
-def folder_config(folder: Path) -> dict[str, Any]:
-    """config.yaml of a folder; empty if there is none."""
-    path = folder / CONFIG_NAME
-    return read_config(path) if path.is_file() else {}
+    listed = _list_of(config)
+    return locate.listed(listed, Path()) if listed else locate.on_hub(reference)
 
 
 def _listed_or_found(folder: Path, config: dict[str, Any], selection: Selection) -> LayerFiles:
+    listed = _list_of(config)
+    return locate.listed(listed, folder) if listed else locate.in_folder(folder, selection)
+
+
+def _list_of(config: dict[str, Any]) -> list[str]:
+    """The files that a config lists; none if what stands there is no list of names, which building refuses."""
     listed = config.get("transcoders")
-    return locate.listed(listed, folder) if isinstance(listed, list) and listed else locate.in_folder(folder, selection)
+    return listed if isinstance(listed, list) and all(isinstance(name, str) for name in listed) else []
 
 
 def _by_layer(paths: Mapping[int, str | Path]) -> LayerFiles:
     layers = list(require_layers(paths))
     return LayerFiles([open_tensor_file(paths[layer]) for layer in layers], layers)
+
+
+# ---- files that are named
+
+
+def _build_named(
+    folder: Path,
+    files: LayerFiles,
+    given: dict[str, Any],
+    scan: Scan,
+    device: Device,
+    dtype: torch.dtype | None,
+    lazy_encoder: bool,
+    lazy_decoder: bool,
+) -> Transcoders:
+    """What a config.yaml in ``folder`` says must agree with the arguments ``given``; cross-layer ones have default hooks."""
+    source = str(folder / CONFIG_NAME)
+    config = with_arguments(folder_config(folder), given, source) | {"scan": scan}
+    default = CLT_HOOKS if given["model_kind"] == CrossLayerTranscoder.kind else None
+    return build(config, files, source, device, dtype, lazy_encoder, lazy_decoder, default)[0]

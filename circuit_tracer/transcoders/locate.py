@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files.tensors import TensorFile, join, open_tensor_file
 from circuit_tracer.transcoders import hub
 from circuit_tracer.transcoders.formats.refused import pickle_refused
 from circuit_tracer.transcoders.layouts import PICKLES, Found, find, layer_named
 from circuit_tracer.transcoders.references import HubReference
 from circuit_tracer.transcoders.selection import Selection, parse_selection
-from circuit_tracer.transcoders.tensor_files import TensorFile, join, open_tensor_file
 
 DEEPEST = 5  # folders below the one given that are looked into
 

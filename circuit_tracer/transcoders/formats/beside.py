@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import read_json, shortened
 
 # Names under which libraries keep settings beside weights: cfg.json (SAELens, sparsify), config.json (Gemma Scope 2, OpenMOSS),
 # hyperparams.json (Llama Scope), activation_scaler.json (SAELens' checkpoints) and the like.
@@ -43,7 +43,8 @@ def settings_beside(path: Path) -> dict[str, Setting]:
         for key, value in _flat(raw):
             if key in found and found[key].value != value:
                 raise FileFormatError(
-                    f"{beside} says {key} = {value!r}, {found[key].path} says {found[key].value!r}. Remove one of them."
+                    f"{beside} says {key} = {shortened(value)}, {found[key].path} says "
+                    f"{shortened(found[key].value)}. Remove one of them."
                 )
             found[key] = Setting(value, beside)
     return found
@@ -56,10 +57,7 @@ def settings_above(path: Path, name: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileFormatError(f"{path} is not readable JSON: {error}.") from error
+    raw = read_json(path)
     if not isinstance(raw, dict):
         raise FileFormatError(f"{path} must hold a JSON object, found {type(raw).__name__}.")
     return raw

@@ -17,8 +17,9 @@ from typing import Any
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import shortened
+from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.formats.beside import Setting, settings_beside
-from circuit_tracer.transcoders.tensor_files import TensorFile
 
 _MOST_NAMED = 6  # things in one message
 
@@ -124,8 +125,8 @@ class LayerFile:
         for name, other in others:
             if other.value != setting.value:
                 raise FileFormatError(
-                    f"{self.path}: {first} is {setting.value!r} ({setting.path.name}), but {name} is {other.value!r} "
-                    f"({other.path.name}). Correct one of them."
+                    f"{self.path}: {first} is {shortened(setting.value)} ({setting.path.name}), but {name} is "
+                    f"{shortened(other.value)} ({other.path.name}). Correct one of them."
                 )
         return setting.value
 
@@ -134,7 +135,7 @@ class LayerFile:
         said = self.key(name)
         if said is not None and said != found:
             raise FileFormatError(
-                f"{self.path}: {self._settings[name].path.name} says {name} = {said!r}, but {what} {found!r}. "
+                f"{self.path}: {self._settings[name].path.name} says {name} = {shortened(said)}, but {what} {found!r}. "
                 "They do not belong together: copy both again."
             )
 
@@ -156,19 +157,19 @@ class LayerFile:
                 if not any(row.covers(name, self._sample(name, row)) for row in tensors)
             ],
             "keys": [
-                f"{name} = {setting.value!r} ({setting.path.name})"
+                f"{name} = {shortened(setting.value)} ({setting.path.name})"
                 for name, setting in sorted(unread.items())
                 if not any(row.covers(name, setting.value) for row in keys)
             ],
             "notes": [
-                f"{name} = {text!r} (the file's metadata)"
+                f"{name} = {shortened(text)} (the file's metadata)"
                 for name, text in sorted(self._tensors.metadata.items())
                 if name not in self._taken_notes and _computes(name)
             ],
         }
         if not any(left.values()):
             return
-        said = " and ".join(f"{what} {_shortened(names)}" for what, names in left.items() if names)
+        said = " and ".join(f"{what} {_some(names)}" for what, names in left.items() if names)
         raise FileFormatError(
             f"{self.path}: {said} are not understood by the reader of {reader}. They may be a threshold, a scale, a "
             "normalisation or an activation function, without which other features would be computed. "
@@ -201,9 +202,9 @@ def _computes(note: str) -> bool:
     return lower == "k" or any(part in lower for part in _TELLING)
 
 
-def _shortened(names: list[str]) -> str:
+def _some(names: list[str]) -> str:
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(name if len(name) < 200 else f"{name[:200]} ..." for name in names[:_MOST_NAMED]) + more
+    return ", ".join(name if len(name) < 300 else f"{name[:300]} ..." for name in names[:_MOST_NAMED]) + more
 
 
 def _listed(names: Iterable[str]) -> str:
