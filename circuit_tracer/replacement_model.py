@@ -20,6 +20,7 @@ from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.verify import verify
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+from circuit_tracer.transcoders.selection import Selection
 
 if TYPE_CHECKING:
     from circuit_tracer.interventions import Freeze, Intervention
@@ -50,15 +51,25 @@ class ReplacementModel(Traceable):
         dtype: torch.dtype | str = torch.float32,
         lazy_encoder: bool = False,
         lazy_decoder: bool = True,
+        *,
+        select: str | Selection | None = None,
+        input_shift: bool | None = None,
         **kwargs: Any,
     ) -> ReplacementModel:
         """Load model and transcoders: Hugging Face ids, folders, or a GGUF file for the model.
 
-        Lazy weights stay on disk; only rows of active features are read. Keyword arguments go to transformers.
+        Lazy weights stay on disk; only rows of active features are read. ``select`` and ``input_shift`` as in
+        `load_transcoder_from_hub`. Keyword arguments go to transformers.
         """
         target, kind = resolve_device(device), resolve_dtype(dtype)
         transcoders, _ = load_transcoder_from_hub(
-            str(transcoder_set), device=target, dtype=kind, lazy_encoder=lazy_encoder, lazy_decoder=lazy_decoder
+            str(transcoder_set),
+            device=target,
+            dtype=kind,
+            lazy_encoder=lazy_encoder,
+            lazy_decoder=lazy_decoder,
+            select=select,
+            input_shift=input_shift,
         )
         return cls.from_pretrained_and_transcoders(model_name, transcoders, backend, target, kind, **kwargs)
 

@@ -66,21 +66,15 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _folder_or_hub(name: str, model: str | None, hooks: HookOptions) -> dict[str, Any]:
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from circuit_tracer.transcoders.loading import described_on_hub
+    from circuit_tracer.transcoders.references import HubReference, resolve
 
-    from circuit_tracer.transcoders.loading import hub_config
-    from circuit_tracer.transcoders.references import HubReference, parse_reference
-
-    reference = parse_reference(name)
+    reference, _ = resolve(name, hooks.select)
     if not isinstance(reference, HubReference):
         return _transcoders(name, model, hooks)
-    try:
-        config = hub_config(reference)
-    except InputError as error:
-        cause = error.__cause__
-        if isinstance(cause, LocalEntryNotFoundError) or not isinstance(cause, EntryNotFoundError):
-            raise
-        return _model(name)  # a repository without config.yaml
+    config = described_on_hub(reference)
+    if config is None:
+        return _model(name)
     if model is not None:
         config = {**config, "fits": f"unknown until its files are here; made for {config.get('model_name')}"}
     return {"what": "transcoders on the Hugging Face hub", **config}
@@ -103,6 +97,8 @@ def _transcoders(name: str, model: str | None, hooks: HookOptions) -> dict[str, 
         "scan": loaded.scan,
         "model_name": config.get("model_name"),
     }
+    if "l0" in config:
+        found["l0_taken"] = config["l0"]
     if model is not None:
         loaded = _fitted(model, loaded)
         found |= {"layers": loaded.n_layers, "fits": model}

@@ -15,6 +15,21 @@ if TYPE_CHECKING:
     from circuit_tracer.replacement_model import ReplacementModel
     from circuit_tracer.transcoders.base import Transcoders
 
+Select = Annotated[
+    str | None,
+    typer.Option(
+        "--select",
+        help="Which of several dictionaries, as width=16k,l0=small; facets: width, l0, affine, expansion, k, path. The end of "
+        "a name says it too: org/repo:width=16k.",
+    ),
+]
+InputShift = Annotated[
+    bool | None,
+    typer.Option(
+        "--input-shift/--no-input-shift",
+        help="Whether older EleutherAI transcoders subtract b_dec from their input.  [default: measured]",
+    ),
+]
 LazyDecoder = Annotated[bool, typer.Option("--lazy-decoder/--no-lazy-decoder", help="Leave decoders on disk.")]
 
 
@@ -48,6 +63,8 @@ class ModelOptions:
         False
     )
     lazy_decoder: LazyDecoder = True
+    select: Select = None
+    input_shift: InputShift = None
 
     required: ClassVar[bool] = True
 
@@ -60,6 +77,8 @@ class ModelOptions:
             raise InputError(
                 "-m names the model that transcoders read: name them with -t (--demo brings its own model)"
             )
+        if self.transcoder_set is None and (self.select is not None or self.input_shift is not None):
+            raise InputError("--select and --input-shift say something of the transcoders of -t: name them")
         if self.demo and self.device not in (None, "cpu"):
             raise InputError(f"the demo's model is small and runs on the cpu; leave --device {self.device} out")
 
@@ -95,7 +114,15 @@ class ModelOptions:
         from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 
         device, dtype = self.place()
-        return load_transcoder_from_hub(name, device, dtype, self.lazy_encoder, self.lazy_decoder)
+        return load_transcoder_from_hub(
+            name,
+            device,
+            dtype,
+            self.lazy_encoder,
+            self.lazy_decoder,
+            select=self.select,
+            input_shift=self.input_shift,
+        )
 
     def open(self, verbose: bool = False) -> ReplacementModel:
         """The model with the transcoders; bars of loading only if verbose."""
@@ -119,6 +146,8 @@ class HookOptions:
     feature_output_hook: Annotated[
         str | None, typer.Option("--feature-output-hook", help="Where transcoders write, if their files do not say.")
     ] = None
+    select: Select = None
+    input_shift: InputShift = None
 
     def dictionary(self, name: str) -> tuple[Transcoders, dict[str, Any]]:
         """Transcoders, left on disk and in the numbers of their files, with their config."""
@@ -131,6 +160,8 @@ class HookOptions:
             lazy_encoder=True,
             feature_input_hook=self.feature_input_hook,
             feature_output_hook=self.feature_output_hook,
+            select=self.select,
+            input_shift=self.input_shift,
         )
 
 

@@ -68,7 +68,8 @@ def build(
     checked = validate_config(completed, source)
     _require_kind(checked, found, source)
     layers = [
-        _with_input_shift(with_activation(layer, checked.activation, _k(checked)), checked.input_shift) for layer in layers
+        _with_input_shift(with_activation(layer, checked.activation, _k(checked)), checked.input_shift)
+        for layer in layers
     ]
     require_uniform(layers)
     place: dict[str, Any] = {
@@ -101,10 +102,21 @@ def build_layer(
     lazy_decoder: bool,
 ) -> SingleLayerTranscoder:
     """The transcoder of one layer, with the same checks as `build`; where it stands may be unknown."""
-    found, (weights,) = read_layers([file])
+    found, layers = read_layers([file])
+    if len(layers) != 1:
+        raise FileFormatError(
+            f"{file.path} holds {len(layers)} layers; load its folder as a whole (load_transcoder_from_hub)."
+        )
+    weights = layers[0]
     require_layer(weights, layer)
     checked = validate_config(_completed(config, found, [weights], source), source)
     _require_kind(checked, found, source)
+    weights = _with_input_shift(weights, checked.input_shift)
+    if weights.input_shift_unknown:
+        raise InputError(
+            f"{file.path} does not say whether the transcoder subtracts b_dec from its input. Write input_shift: true or false "
+            "into a config.yaml beside it, or load the whole set with its model, which measures it."
+        )
     return SingleLayerTranscoder.from_weights(
         with_activation(weights, checked.activation, _k(checked)), layer,
         device=device, dtype=dtype, lazy_encoder=lazy_encoder, lazy_decoder=lazy_decoder,

@@ -238,6 +238,24 @@ def hub_config(reference: HubReference) -> dict[str, Any]:
     return config | place | selection | {"scan": reference.scan}
 
 
+def described_on_hub(reference: HubReference) -> dict[str, Any] | None:
+    """config.yaml of a hub folder with the derived keys, or, without one, what names of files tell; None: it is a model's.
+
+    No weights are fetched.
+    """
+    config = hub_config(reference)
+    if "model_kind" in config:
+        return config
+    names = hub.list_files(reference)
+    if "config.json" in names and any(name.startswith(("model", "pytorch_model", "tokenizer")) for name in names):
+        return None
+    found = locate.found_on_hub(reference)
+    layers = None if found.layers is None else sorted(found.layers)
+    return (
+        config | {"layers_with_transcoders": layers, "files": len(found.files)} | ({"l0": found.l0} if found.l0 else {})
+    )
+
+
 def _hub_files(reference: HubReference, config: dict[str, Any]) -> LayerFiles:
     listed = _list_of(config)
     return locate.listed(listed, Path()) if listed else locate.on_hub(reference)

@@ -39,10 +39,14 @@ def in_folder(folder: Path, selection: Selection) -> LayerFiles:
 
 def on_hub(reference: HubReference) -> LayerFiles:
     """Those of a folder of a hub repository: only the files of the dictionary meant are downloaded."""
-    found = find(
-        hub.list_files(reference), parse_selection(reference.selection), str(reference._replace(selection=None))
-    )
+    found = found_on_hub(reference)
     return _opened(found, hub.download_files(reference, found.names))
+
+
+def found_on_hub(reference: HubReference) -> Found:
+    """Names of the files of the dictionary that a reference means; nothing is downloaded."""
+    selection = parse_selection(reference.selection)
+    return find(hub.list_files(reference), selection, str(reference._replace(selection=None)))
 
 
 def listed(names: Sequence[str], folder: Path) -> LayerFiles:

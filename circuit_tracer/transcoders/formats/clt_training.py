@@ -26,6 +26,7 @@ from circuit_tracer.transcoders.layer_weights import LayerWeights
 _OWN = ("post_enc", "post_encs.", "in_norm", "out_norm", "W_decs.", "b_decs.", "W_skips.")
 # Keys that change what is computed, with the only values that are read.
 _REFUSED = {
+    "transcode": ((True,), "an autoencoder of one activation"),
     "divide_cross_layer": ((None, False), "what other layers write is divided by their number"),
     "secondary_target_tied": ((None, False), "decoders tied to a second target"),
     "per_source_tied": ((None, False), "one decoder for all layers written to"),
