@@ -16,9 +16,10 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit, FeatureAt
 from circuit_tracer.interventions.features.settings import LayerSettings
+from circuit_tracer.transcoders.base import described_layers
 
 if TYPE_CHECKING:
-    from circuit_tracer.transcoders.base import Transcoders, described_layers
+    from circuit_tracer.transcoders.base import Transcoders
 
 Place = tuple[int, int, int]  # layer, position, feature
 
