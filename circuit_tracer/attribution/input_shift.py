@@ -39,7 +39,7 @@ def with_known_shift(parts: ModelParts, transcoders: Transcoders, tokenizer: Any
             "these transcoders do not say whether they subtract b_dec from their input, and without a tokenizer it cannot be "
             "measured: give input_shift=True or False when they are loaded"
         )
-    ids = tokenize(TEXT, tokenizer)
+    ids = tokenize(TEXT, tokenizer)[: parts.context_length]
     plain = {layer: transcoders[layer].b_enc.clone() for layer in transcoders.layers}
     without = _error(parts, transcoders, ids)
     for layer, bias in plain.items():

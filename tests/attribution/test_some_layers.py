@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from circuit_tracer import ReplacementModel, attribute
+from circuit_tracer.attribution.prompt import encode_prompt, linearise
 from circuit_tracer.attribution.reference import reference_graph
 from circuit_tracer.attribution.targets import FeatureTarget
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.fingerprint import transcoder_fingerprint
+from circuit_tracer.training.evaluation import EvaluationSettings, evaluate
 from circuit_tracer.transcoders import TopK, TranscoderSet, load_transcoder_from_hub, save_transcoders
+from tests.support.evaluation_cases import perfect_pair, sequences
 from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, assert_same_graph
 
@@ -49,11 +52,10 @@ def test_graphs_of_some_layers_equal_the_reference(layers, name, how):
     )
 
 
-def test_the_error_of_a_layer_without_transcoder_is_its_mlp_output():
+@pytest.mark.parametrize("keep_rows", [True, False], ids=["kept", "read again"])
+def test_the_error_of_a_layer_without_transcoder_is_its_mlp_output(keep_rows):
     model = loaded((1,))
-    from circuit_tracer.attribution.prompt import encode_prompt, linearise
-
-    prompt = linearise(encode_prompt(model.parts, model.transcoders, IDS, [0]), model.transcoders, keep_rows=True)
+    prompt = linearise(encode_prompt(model.parts, model.transcoders, IDS, [0]), model.transcoders, keep_rows)
     for layer in (0, 2):
         torch.testing.assert_close(prompt.error[layer][1:], prompt.network.transcoder_output(layer)[1:], rtol=0, atol=0)
 
@@ -127,3 +129,19 @@ def test_files_of_some_layers_come_back_as_they_were(tmp_path):
     torch.testing.assert_close(read(x), original(x))
     assert not read(x)[0].any()
     torch.testing.assert_close(read.encode_sparse(x)[0].to_dense(), original.encode_sparse(x)[0].to_dense())
+
+
+def test_replacing_some_mlps_leaves_the_others_as_they_are():
+    parts, whole = perfect_pair("plt")
+    hooks = whole.feature_input_hook, whole.feature_output_hook
+    settings = EvaluationSettings(tokens=100, replacement_tokens=100, prompts=(), random_baseline=False)
+    found = evaluate(parts, None, TranscoderSet({2: whole[2]}, *hooks), sequences(4), settings)
+    result = found.results["dictionary"]
+    assert result.replacement.kl < 1e-9
+    assert result.reconstruction.nmse[2] < 1e-9
+    assert [nmse != nmse for nmse in result.reconstruction.nmse] == [True, True, False]
+    assert result.reconstruction.mean_nmse < 1e-9
+    assert "layers 2 of 3" in result.what
+    # ablation, too, is that of the MLPs that are replaced
+    every = evaluate(parts, None, whole, sequences(4), settings)
+    assert found.ablations["zero"].kl < every.ablations["zero"].kl

@@ -169,9 +169,11 @@ def describe(transcoders: Transcoders) -> str:
         kind = kind.replace("per-layer transcoders", "sparse autoencoders")
     skip = ", skip connection" if transcoders.skip_connection else ""
     activation = transcoders.activation(transcoders.layers[0]).name
-    some = "" if len(transcoders.layers) == transcoders.n_layers else f"{', '.join(map(str, transcoders.layers))} of "
+    layers = f"{transcoders.n_layers} layers"
+    if len(transcoders.layers) < transcoders.n_layers:
+        layers = f"layers {', '.join(map(str, transcoders.layers))} of {transcoders.n_layers}"
     return (
-        f"{kind}, {some}{transcoders.n_layers} layers of {transcoders.d_transcoder} features, "
+        f"{kind}, {layers} of {transcoders.d_transcoder} features, "
         f"{activation}{skip}, {transcoders.feature_input_hook} to {transcoders.feature_output_hook}"
     )
 
