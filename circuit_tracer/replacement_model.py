@@ -50,15 +50,24 @@ class ReplacementModel(Traceable):
         dtype: torch.dtype | str = torch.float32,
         lazy_encoder: bool = False,
         lazy_decoder: bool = True,
+        feature_input_hook: str | None = None,
+        feature_output_hook: str | None = None,
         **kwargs: Any,
     ) -> ReplacementModel:
         """Load model and transcoders: Hugging Face ids, folders, or a GGUF file for the model.
 
-        Lazy weights stay on disk; only rows of active features are read. Keyword arguments go to transformers.
+        Lazy weights stay on disk; only rows of active features are read. The hooks are where the transcoders read and write,
+        where their files do not say. Keyword arguments go to transformers.
         """
         target, kind = resolve_device(device), resolve_dtype(dtype)
         transcoders, _ = load_transcoder_from_hub(
-            str(transcoder_set), device=target, dtype=kind, lazy_encoder=lazy_encoder, lazy_decoder=lazy_decoder
+            str(transcoder_set),
+            device=target,
+            dtype=kind,
+            lazy_encoder=lazy_encoder,
+            lazy_decoder=lazy_decoder,
+            feature_input_hook=feature_input_hook,
+            feature_output_hook=feature_output_hook,
         )
         return cls.from_pretrained_and_transcoders(model_name, transcoders, backend, target, kind, **kwargs)
 

@@ -17,6 +17,23 @@ if TYPE_CHECKING:
 
 LazyDecoder = Annotated[bool, typer.Option("--lazy-decoder/--no-lazy-decoder", help="Leave decoders on disk.")]
 
+InputHook = Annotated[
+    str | None,
+    typer.Option(
+        "--feature-input-hook",
+        help="Where transcoders read (mlp.hook_in, ...), if their files do not say.",
+        metavar="HOOK",
+    ),
+]
+OutputHook = Annotated[
+    str | None,
+    typer.Option(
+        "--feature-output-hook",
+        help="Where transcoders write (mlp.hook_out, ...), if their files do not say.",
+        metavar="HOOK",
+    ),
+]
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -48,6 +65,8 @@ class ModelOptions:
         False
     )
     lazy_decoder: LazyDecoder = True
+    feature_input_hook: InputHook = None
+    feature_output_hook: OutputHook = None
 
     required: ClassVar[bool] = True
 
@@ -59,6 +78,10 @@ class ModelOptions:
         if self.model is not None and self.transcoder_set is None:
             raise InputError(
                 "-m names the model that transcoders read: name them with -t (--demo brings its own model)"
+            )
+        if self.demo and (self.feature_input_hook or self.feature_output_hook):
+            raise InputError(
+                "the demo's transcoder has its hooks; leave --feature-input-hook and --feature-output-hook out"
             )
         if self.demo and self.device not in (None, "cpu"):
             raise InputError(f"the demo's model is small and runs on the cpu; leave --device {self.device} out")
@@ -91,11 +114,20 @@ class ModelOptions:
         return open_device("cpu" if self.demo else self.device), resolve_dtype(self.dtype)
 
     def dictionary(self, name: str) -> tuple[Transcoders, dict[str, Any]]:
-        """The transcoders of a folder or hub id, with their config."""
+        """The transcoders of a folder or hub id, with their config; hooks that are given are those of -t alone."""
         from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 
         device, dtype = self.place()
-        return load_transcoder_from_hub(name, device, dtype, self.lazy_encoder, self.lazy_decoder)
+        named = name == self.transcoders
+        return load_transcoder_from_hub(
+            name,
+            device,
+            dtype,
+            self.lazy_encoder,
+            self.lazy_decoder,
+            feature_input_hook=self.feature_input_hook if named else None,
+            feature_output_hook=self.feature_output_hook if named else None,
+        )
 
     def open(self, verbose: bool = False) -> ReplacementModel:
         """The model with the transcoders; bars of loading only if verbose."""
@@ -113,12 +145,8 @@ class ModelOptions:
 class HookOptions:
     """Where transcoders of a folder stand in the model, for commands that look at their files."""
 
-    feature_input_hook: Annotated[
-        str | None, typer.Option("--feature-input-hook", help="Where transcoders read, if their files do not say.")
-    ] = None
-    feature_output_hook: Annotated[
-        str | None, typer.Option("--feature-output-hook", help="Where transcoders write, if their files do not say.")
-    ] = None
+    feature_input_hook: InputHook = None
+    feature_output_hook: OutputHook = None
 
     def dictionary(self, name: str) -> tuple[Transcoders, dict[str, Any]]:
         """Transcoders, left on disk and in the numbers of their files, with their config."""
