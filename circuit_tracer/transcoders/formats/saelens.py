@@ -72,7 +72,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
                 f"{file.path}: cfg.json has {row.pattern} = {file.value(row.pattern)!r}, which changes the input. "
                 "Fold it into the weights with SAELens and save again."
             )
-    encoder = file.tensor("W_enc").T
+    encoder = file.matrix("W_enc").T
     for name, found in (("d_in", encoder.shape[-1]), ("d_out", file.shapes["b_dec"][-1]), ("d_sae", len(encoder))):
         file.expect(name, found, "the tensors say")
     k = _k(file)
@@ -88,7 +88,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
         encoder_bias=file.tensor("b_enc"),
         decoder_bias=file.tensor("b_dec"),
         threshold=file.optional("threshold"),
-        skip=file.tensor("W_skip").T if "W_skip" in file else None,
+        skip=file.matrix("W_skip").T if "W_skip" in file else None,
         k=k,
         nonnegative=k is not None,
         reads=reads,

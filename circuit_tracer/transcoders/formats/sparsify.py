@@ -39,7 +39,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
         raise FileFormatError(
             f"{file.path}: cfg.json has activation {activation!r} and k {k!r}; only topk with a positive k is supported."
         )
-    encoder = file.tensor("encoder.weight")
+    encoder = file.matrix("encoder.weight")
     file.expect("d_in", encoder.shape[-1], "the encoder reads")
     if file.key("num_latents") != 0:  # 0: expansion_factor says it
         file.expect("num_latents", len(encoder), "the encoder has")
@@ -51,7 +51,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
         decoder=file.tensor("W_dec"),
         encoder_bias=file.tensor("encoder.bias"),
         decoder_bias=file.tensor("b_dec"),
-        skip=file.tensor("W_skip").T if "W_skip" in file else None,
+        skip=file.matrix("W_skip").T if "W_skip" in file else None,
         k=whole(k),
         nonnegative=True,
         reads=reads,
