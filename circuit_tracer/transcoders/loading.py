@@ -58,6 +58,7 @@ def load_transcoder_from_hub(
         files = _hub_files(reference, config)
     else:
         source, config = str(reference / CONFIG_NAME), folder_config(reference)
+        validate_config(config, source)
         files = _listed_or_found(reference, config)
     return build(with_arguments(config, hooks, source), files, source, device, dtype, lazy_encoder, lazy_decoder)
 

@@ -38,6 +38,7 @@ class Layout:
     config: str | None = None
     says_hooks: bool = False
     extra: str = "{name}"
+    redundant: tuple[str, ...] = ()
 
     @property
     def hooks(self) -> dict[str, str]:
@@ -277,7 +278,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "gemma-scope-2-clt": Layout(
         "Gemma Scope 2 cross-layer", lambda folder: _gemma_scope_2(folder, True), "params_layer_{layer}.safetensors",
-        "config.json",
+        "config.json", redundant=("width",),
     ),
     "sparsify": Layout(
         "EleutherAI sparsify", _sparsify, "layers.{layer}.mlp/sae.safetensors", "cfg.json", says_hooks=True

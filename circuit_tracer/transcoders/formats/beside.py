@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,18 @@ _WEIGHTS = (
     ".safetensors", ".npz", ".npy", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".h5", ".dcp", ".msgpack", ".gguf",
 )  # fmt: skip
 
-# Files that look like weights and are not needed: name -> why.
+# Files that look like settings or weights and are not needed: pattern -> why.
 HARMLESS_FILES = {
     "sparsity.safetensors": "SAELens: how often each feature was active in training",
+    "activations_store_state.safetensors": "SAELens: the place in the training data",
+    "runner_cfg.json": "SAELens: how it was trained; what counts is in cfg.json",
+    "trainer_state.pt": "of training",
+    "optimizer*.pt": "of training",
+    "lr_scheduler*.pt": "of training",
+    "state.pt": "sparsify: of training",
+    "rng_state*": "of training",
 }
+_OF_A_MODEL = ("model*.safetensors", "pytorch_model*.bin")  # where its config.json lies beside
 
 
 @dataclass(frozen=True)
@@ -43,11 +52,11 @@ def settings_beside(path: Path) -> dict[str, Setting]:
     """
     found: dict[str, Setting] = {}
     for beside in sorted(path.parent.glob("*.json")):
-        if not _SETTINGS.fullmatch(beside.name) and beside.stem != path.stem:
+        if (not _SETTINGS.fullmatch(beside.name) and beside.stem != path.stem) or harmless(beside):
             continue
         raw = _read(beside)
-        if "model_type" in raw and ("architectures" in raw or "transformers_version" in raw):
-            continue  # a language model's, in the same folder
+        if _is_a_models(raw):
+            continue
         for key, value in _flat(raw):
             if key in found and found[key].value != value:
                 raise FileFormatError(
@@ -71,7 +80,7 @@ def require_nothing_left(folder: Path, used: Iterable[Path]) -> None:
         for each in folders
         for path in each.iterdir()
         if path.suffix.lower() in _WEIGHTS and path.is_file()
-        and path.resolve() not in needed and path.name not in HARMLESS_FILES
+        and path.resolve() not in needed and not harmless(path)
     )  # fmt: skip
     if left:
         named = ", ".join(str(path) for path in left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
@@ -80,6 +89,22 @@ def require_nothing_left(folder: Path, used: Iterable[Path]) -> None:
             "connections, without which other features would be computed. Move it elsewhere if it does not matter, or list "
             "the files to use in config.yaml under `transcoders`."
         )
+
+
+def harmless(path: Path) -> bool:
+    """Whether a file is known not to matter: by its name, or as the weights of a language model in the same folder."""
+    if any(fnmatchcase(path.name, pattern) for pattern in HARMLESS_FILES):
+        return True
+    beside = path.parent / "config.json"
+    return (
+        any(fnmatchcase(path.name, pattern) for pattern in _OF_A_MODEL)
+        and beside.is_file()
+        and _is_a_models(_read(beside))
+    )
+
+
+def _is_a_models(raw: dict[str, Any]) -> bool:
+    return "model_type" in raw and ("architectures" in raw or "transformers_version" in raw)
 
 
 def _inside(path: Path, folder: Path) -> bool:

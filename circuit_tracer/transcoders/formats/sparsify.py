@@ -9,6 +9,7 @@ name, and writes its output.
 from __future__ import annotations
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import shortened
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, whole
 from circuit_tracer.transcoders.layer_weights import LayerWeights
@@ -32,12 +33,13 @@ def read_layer(file: LayerFile) -> LayerWeights:
     transcode, activation, k = file.key("transcode"), file.key("activation", default="topk"), file.key("k")
     if transcode is not True:
         raise FileFormatError(
-            f"{file.path}: cfg.json has transcode = {transcode!r}; true is expected. "
+            f"{file.path}: cfg.json has transcode = {shortened(transcode)}; true is expected. "
             "Autoencoders of one activation cannot replace an MLP layer."
         )
     if activation != "topk" or whole(k) is None:
         raise FileFormatError(
-            f"{file.path}: cfg.json has activation {activation!r} and k {k!r}; only topk with a positive k is supported."
+            f"{file.path}: cfg.json has activation {shortened(activation)} and k {shortened(k)}; only topk "
+            "with a positive k is supported."
         )
     encoder = file.matrix("encoder.weight")
     file.expect("d_in", encoder.shape[-1], "the encoder reads")
