@@ -14,6 +14,7 @@ from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.models import tokenization
+from circuit_tracer.models.chat import Message, chat_ids
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind
@@ -51,6 +52,8 @@ class ReplacementModel(Traceable):
         dtype: torch.dtype | str = torch.float32,
         lazy_encoder: bool = False,
         lazy_decoder: bool = True,
+        feature_input_hook: str | None = None,
+        feature_output_hook: str | None = None,
         *,
         select: str | Selection | None = None,
         input_shift: bool | None = None,
@@ -58,8 +61,9 @@ class ReplacementModel(Traceable):
     ) -> ReplacementModel:
         """Load model and transcoders: Hugging Face ids, folders, or a GGUF file for the model.
 
-        Lazy weights stay on disk; only rows of active features are read. ``select`` and ``input_shift`` as in
-        `load_transcoder_from_hub`. Keyword arguments go to transformers.
+        Lazy weights stay on disk; only rows of active features are read. The hooks are where the transcoders read and write,
+        where their files do not say; ``select`` and ``input_shift`` as in `load_transcoder_from_hub`. Keyword arguments go to
+        transformers.
         """
         target, kind = resolve_device(device), resolve_dtype(dtype)
         transcoders, _ = load_transcoder_from_hub(
@@ -70,6 +74,8 @@ class ReplacementModel(Traceable):
             lazy_decoder=lazy_decoder,
             select=select,
             input_shift=input_shift,
+            feature_input_hook=feature_input_hook,
+            feature_output_hook=feature_output_hook,
         )
         return cls.from_pretrained_and_transcoders(model_name, transcoders, backend, target, kind, **kwargs)
 
@@ -124,12 +130,15 @@ class ReplacementModel(Traceable):
         verify(parts)
         return cls(parts, transcoders, tokenizer, backend)
 
-    def chat_tokens(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> Tensor:
+    def chat_tokens(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **template_arguments: Any
+    ) -> Tensor:
         """Token ids (P,) of a conversation, [{"role": ..., "content": ...}, ...], under the tokenizer's chat template.
 
-        Raises InputError when it has none.
+        template_arguments: what the template knows, such as `enable_thinking=False`. Raises InputError when there is no
+        template, or it refuses the conversation.
         """
-        return tokenization.chat_ids(messages, self.tokenizer, add_generation_prompt)
+        return chat_ids(messages, self.tokenizer, add_generation_prompt, self.prepend_bos, **template_arguments)
 
     def get_activations(
         self, inputs: tokenization.Prompt, sparse: bool = False, apply_activation_function: bool = True

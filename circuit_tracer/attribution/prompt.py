@@ -22,7 +22,7 @@ from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
 
 FEW = 4
-LEAST_VARIANCE = 0.01
+LEAST_VARIANCE = 0.25
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,23 @@ InputShift = Annotated[
 ]
 LazyDecoder = Annotated[bool, typer.Option("--lazy-decoder/--no-lazy-decoder", help="Leave decoders on disk.")]
 
+InputHook = Annotated[
+    str | None,
+    typer.Option(
+        "--feature-input-hook",
+        help="Where transcoders read (mlp.hook_in, ...), if their files do not say.",
+        metavar="HOOK",
+    ),
+]
+OutputHook = Annotated[
+    str | None,
+    typer.Option(
+        "--feature-output-hook",
+        help="Where transcoders write (mlp.hook_out, ...), if their files do not say.",
+        metavar="HOOK",
+    ),
+]
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -65,6 +82,11 @@ class ModelOptions:
     lazy_decoder: LazyDecoder = True
     select: Select = None
     input_shift: InputShift = None
+    feature_input_hook: InputHook = None
+    feature_output_hook: OutputHook = None
+    bos: Annotated[
+        bool, typer.Option("--bos/--no-bos", help="Put a special token in front of prompts that begin with none.")
+    ] = True
 
     required: ClassVar[bool] = True
 
@@ -79,6 +101,10 @@ class ModelOptions:
             )
         if self.transcoder_set is None and (self.select is not None or self.input_shift is not None):
             raise InputError("--select and --input-shift say something of the transcoders of -t: name them")
+        if self.demo and (self.feature_input_hook or self.feature_output_hook):
+            raise InputError(
+                "the demo's transcoder has its hooks; leave --feature-input-hook and --feature-output-hook out"
+            )
         if self.demo and self.device not in (None, "cpu"):
             raise InputError(f"the demo's model is small and runs on the cpu; leave --device {self.device} out")
 
@@ -110,10 +136,11 @@ class ModelOptions:
         return open_device("cpu" if self.demo else self.device), resolve_dtype(self.dtype)
 
     def dictionary(self, name: str) -> tuple[Transcoders, dict[str, Any]]:
-        """The transcoders of a folder or hub id, with their config."""
+        """The transcoders of a folder or hub id, with their config; hooks that are given are those of -t alone."""
         from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 
         device, dtype = self.place()
+        named = name == self.transcoders
         return load_transcoder_from_hub(
             name,
             device,
@@ -122,6 +149,8 @@ class ModelOptions:
             self.lazy_decoder,
             select=self.select,
             input_shift=self.input_shift,
+            feature_input_hook=self.feature_input_hook if named else None,
+            feature_output_hook=self.feature_output_hook if named else None,
         )
 
     def open(self, verbose: bool = False) -> ReplacementModel:
@@ -133,19 +162,17 @@ class ModelOptions:
         device, dtype = self.place()
         transcoders, config = self.dictionary(self.transcoders)
         load = ReplacementModel.from_pretrained_and_transcoders
-        return load(self.model_name(config), transcoders, device=device, dtype=dtype)
+        model = load(self.model_name(config), transcoders, device=device, dtype=dtype)
+        model.prepend_bos = self.bos
+        return model
 
 
 @dataclass(frozen=True)
 class HookOptions:
     """Where transcoders of a folder stand in the model, for commands that look at their files."""
 
-    feature_input_hook: Annotated[
-        str | None, typer.Option("--feature-input-hook", help="Where transcoders read, if their files do not say.")
-    ] = None
-    feature_output_hook: Annotated[
-        str | None, typer.Option("--feature-output-hook", help="Where transcoders write, if their files do not say.")
-    ] = None
+    feature_input_hook: InputHook = None
+    feature_output_hook: OutputHook = None
     select: Select = None
     input_shift: InputShift = None
 

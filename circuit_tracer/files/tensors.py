@@ -120,6 +120,10 @@ def join(files: Iterable[TensorFile]) -> TensorFile:
     for part in parts:
         if twice := entries.keys() & part.entries.keys():
             raise FileFormatError(f"{part.path} has {', '.join(sorted(twice))}, which {parts[0].path} has too.")
+        if other := [name for name in metadata.keys() & part.metadata.keys() if metadata[name] != part.metadata[name]]:
+            raise FileFormatError(
+                f"{part.path} and {parts[0].path} have different metadata: {', '.join(sorted(other))}."
+            )
         entries.update(part.entries)
         metadata.update(part.metadata)
     return TensorFile(parts[0].path, entries, metadata)

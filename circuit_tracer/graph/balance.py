@@ -72,11 +72,11 @@ class Reconstruction:
         named = ", ".join(f"{layer} ({value:.3g})" for layer, value in poor[:_MOST_NAMED])
         more = f" and {len(poor) - _MOST_NAMED} more" if len(poor) > _MOST_NAMED else ""
         return (
-            "on this prompt the transcoders rebuild the MLP output worse than its mean would: NMSE is above 1 in layer"
-            f"{'s' if len(poor) > 1 else ''} {named}{more} of {len(self.nmse)}. The graph is exact, but its features do not "
-            "explain this model. Likely they are another dictionary (an autoencoder, another model's), stand at other "
-            "hooks than "
-            "those they were trained on, or are in another scale (normalisation that was not folded in)"
+            "on this prompt the transcoders rebuild the MLP output worse than its mean would: NMSE is above 1 in "
+            f"layer{'s' if len(poor) > 1 else ''} {named}{more} of {len(self.nmse)}. The graph is exact, but its features do "
+            "not explain this model here. Likely they are another dictionary (an autoencoder, another model's), stand at other "
+            "hooks than those they were trained on, or are in another scale (normalisation that was not folded in); or the "
+            "prompt is unlike all text that they were trained on"
         )
 
     def to(self, device: str | torch.device) -> Reconstruction:

@@ -76,7 +76,7 @@ class JumpReLU(Activation):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> JumpReLU:
         """Follow `.to` to another device, and to a wider dtype only."""
-        before = self.threshold
+        before = self.threshold.detach()  # module.to() replaces the data of the parameter itself
         super()._apply(fn, recurse)
         if self.threshold.dtype != torch.promote_types(self.threshold.dtype, torch.float32):
             self.set_frozen("threshold", before.to(self.threshold.device))

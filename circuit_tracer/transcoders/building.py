@@ -67,6 +67,11 @@ def build(
     completed = _with_hooks(completed, found, layers, source)
     checked = validate_config(completed, source)
     _require_kind(checked, found, source)
+    for key, known in zip(HOOKS, (READABLE, WRITABLE), strict=True):
+        if completed[key] not in known:
+            raise InputError(
+                f"{key} {shortened(completed[key])} of {source} is unknown; known are {', '.join(sorted(known))}."
+            )
     layers = [
         _with_input_shift(with_activation(layer, checked.activation, _k(checked)), checked.input_shift)
         for layer in layers

@@ -44,6 +44,7 @@ class LayerWeights:
         if self.encoder.ndim != 2:
             raise FileFormatError(f"{self.source}: the encoder must be (F, D), found {tuple(self.encoder.shape)}.")
         n_features, d_model = self.encoder.shape
+        self._expect("encoder", self.encoder, (n_features, d_model))
         last = (d_model,) if self.decoder.ndim == 2 else (*self.decoder.shape[1:2], d_model)
         self._expect("decoder", self.decoder, (n_features, *last))
         self._expect("encoder bias", self.encoder_bias, (n_features,))
@@ -94,6 +95,7 @@ def require_uniform(layers: list[LayerWeights]) -> None:
             ("d_model", first.d_model, layer.d_model),
             ("activation", first.activation_name or "none stored", layer.activation_name or "none stored"),
             ("k", first.k, layer.k),
+            ("a ReLU before TopK", first.nonnegative, layer.nonnegative),
             ("skip matrix", _presence(first.skip), _presence(layer.skip)),
         ):
             if expected != found:

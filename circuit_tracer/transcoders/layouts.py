@@ -7,20 +7,17 @@ one dictionary; if there are several, a selection (selection.py) says which is m
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.transcoders.formats.beside import is_a_models_weights, is_harmless
 from circuit_tracer.transcoders.selection import Selection, selection_text
 
 WEIGHTS = (".safetensors", ".npz")
 PICKLES = (".pt", ".pth")  # looked at only where there is nothing else
 SETTINGS = (".json", ".yaml", ".yml")  # what may say how weights are meant, if it lies beside them
-# Files that look like weights and are not needed: name -> why.
-HARMLESS_FILES = {
-    "sparsity.safetensors": "SAELens: how often each feature was active in training",
-}
 _ANY_WEIGHTS = (
     *WEIGHTS, *PICKLES, ".npy", ".bin", ".ckpt", ".pkl", ".pickle", ".h5", ".dcp", ".msgpack", ".gguf",
 )  # fmt: skip
@@ -77,14 +74,14 @@ class _Group:
         return [name for by_l0 in self.files.values() for names in by_l0.values() for name in names]
 
 
-def find(names: Iterable[str], selection: Selection, where: str) -> Found:
+def find(names: Iterable[str], selection: Selection, where: str, is_model: Callable[[str], bool]) -> Found:
     """The dictionary among ``names`` (relative, with /) that the selection means.
 
-    ``where`` names the folder or repository in messages. Raises FileFormatError if there is none, InputError, with the choices,
-    if the selection fits none or leaves several.
+    ``where`` names the folder or repository in messages; ``is_model`` looks whether a config.json is a language model's.
+    Raises FileFormatError if there is none, InputError, with the choices, if the selection fits none or leaves several.
     """
     listed = sorted(names)
-    groups = _grouped(_weights(listed, where))
+    groups = _grouped(_weights(_without_models(listed, is_model), where))
     group = _chosen(groups, selection, where)
     _require_pairs(group, where)
     l0 = _L0(selection.get("l0"), where)
@@ -96,7 +93,12 @@ def find(names: Iterable[str], selection: Selection, where: str) -> Found:
     if lone and layers:
         raise _no_layer(lone[0][0], where)
     files = [name for one in (layers.values() or lone) for name in one]
-    _require_nothing_left(files, listed, {name for one in groups for name in one.names} if selection else set(), where)
+    _require_nothing_left(
+        files,
+        _without_models(listed, is_model),
+        {name for one in groups for name in one.names} if selection else set(),
+        where,
+    )
     return Found(layers or None, files, _beside(files, listed), l0.taken)
 
 
@@ -119,9 +121,19 @@ def layer_named(path: str) -> int | None:
 # ---- from names to groups
 
 
+def _without_models(listed: Sequence[str], is_model: Callable[[str], bool]) -> list[str]:
+    """Names of files that may matter: without those known not to, and without the weights of a model in the same folder."""
+    known = {name for name in listed if is_harmless(_last(name))}
+    for name in listed:
+        config = str(PurePosixPath(name).parent / "config.json")
+        if is_a_models_weights(_last(name)) and config in listed and is_model(config):
+            known.add(name)
+    return [name for name in listed if name not in known]
+
+
 def _weights(listed: Sequence[str], where: str) -> list[str]:
     for suffixes in (WEIGHTS, PICKLES):
-        kept = [name for name in listed if name.endswith(suffixes) and _last(name) not in HARMLESS_FILES]
+        kept = [name for name in listed if name.endswith(suffixes)]
         ranks = [name for name in kept if _RANK.match(_last(name))]
         if ranks:
             raise FileFormatError(
@@ -317,7 +329,7 @@ def _require_nothing_left(files: Sequence[str], listed: Iterable[str], others: s
         name
         for name in listed
         if name.lower().endswith(_ANY_WEIGHTS) and str(PurePosixPath(name).parent) in folders
-        and name not in files and name not in others and _last(name) not in HARMLESS_FILES
+        and name not in files and name not in others
     ]  # fmt: skip
     if left:
         named = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")

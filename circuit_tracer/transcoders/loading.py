@@ -63,6 +63,7 @@ def load_transcoder_from_hub(
         files = _hub_files(reference, config)
     else:
         source, config = str(reference / CONFIG_NAME), folder_config(reference)
+        validate_config(config, source)
         files = _listed_or_found(reference, config, selection)
     if files.l0:
         config["l0"] = files.l0

@@ -10,6 +10,7 @@ from pathlib import Path
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files.tensors import TensorFile, join, open_tensor_file
 from circuit_tracer.transcoders import hub
+from circuit_tracer.transcoders.formats.beside import is_a_models_config
 from circuit_tracer.transcoders.formats.refused import pickle_refused
 from circuit_tracer.transcoders.layouts import PICKLES, Found, find, layer_named
 from circuit_tracer.transcoders.references import HubReference
@@ -34,7 +35,8 @@ def in_folder(folder: Path, selection: Selection) -> LayerFiles:
     """Those of a local folder. Raises InputError for no folder or an ambiguous one, FileFormatError for gaps or no files."""
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}.")
-    return _opened(find(_names(folder), selection, str(folder)), folder)
+    found = find(_names(folder), selection, str(folder), lambda config: is_a_models_config(folder / config))
+    return _opened(found, folder)
 
 
 def on_hub(reference: HubReference) -> LayerFiles:
@@ -46,7 +48,13 @@ def on_hub(reference: HubReference) -> LayerFiles:
 def found_on_hub(reference: HubReference) -> Found:
     """Names of the files of the dictionary that a reference means; nothing is downloaded."""
     selection = parse_selection(reference.selection)
-    return find(hub.list_files(reference), selection, str(reference._replace(selection=None)))
+    where = str(reference._replace(selection=None))
+    return find(
+        hub.list_files(reference),
+        selection,
+        where,
+        lambda config: is_a_models_config(hub.download_file(reference, config)),
+    )
 
 
 def listed(names: Sequence[str], folder: Path) -> LayerFiles:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import shortened
 
-_LAYER = re.compile(r"(?:^|.*?\.)(?:blocks|layers?|h)\.(\d+)\.(.+)")
+_LAYER = re.compile(r"(?:^|.*?\.)(?:blocks|layers?|h)\.(\d+|\*|\{\w*\})\.(.+)")  # of one layer, or of any
 
 # What follows the layer in TransformerLens' names and in paths of transformers' modules -> our name.
 _HOOKS = {
@@ -56,14 +57,19 @@ class Place:
 
 
 def place_of(said: object, source: str) -> Place:
-    """The place that a file's text names; FileFormatError if it is no text."""
+    """The place that a file's text names, or all texts of a list, one a layer; FileFormatError for anything else."""
+    if isinstance(said, list) and said:
+        places = [place_of(each, source) for each in said]
+        if len({place.hook for place in places}) == 1:
+            return replace(places[0], said=str(said), layer=None)
+        raise FileFormatError(f"{source}: it names places of several kinds, {shortened(said)}; a transcoder has one.")
     if not isinstance(said, str) or not said:
         raise FileFormatError(
-            f"{source}: the place of a transcoder is a text such as blocks.0.mlp.hook_in, found {said!r}."
+            f"{source}: the place of a transcoder is a text such as blocks.0.mlp.hook_in, found {shortened(said)}."
         )
     match = _LAYER.fullmatch(said)
-    layer, rest = (int(match[1]), match[2]) if match else (None, said)
-    return Place(said, layer, _HOOKS.get(rest), _ELSEWHERE.get(rest))
+    layer, rest = (match[1], match[2]) if match else ("", said)
+    return Place(said, int(layer) if layer.isdecimal() else None, _HOOKS.get(rest), _ELSEWHERE.get(rest))
 
 
 def require_mlp_places(reads: object, writes: object, source: str) -> tuple[Place | None, Place | None]:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-L, F, D, K = 3, 12, 6, 4
+L, F, D, K = 3, 7, 4, 3
 Reference = Callable[[Tensor], Tensor]  # (L, P, D) -> (L, P, D)
 
 
@@ -232,6 +232,9 @@ def saelens(folder: Path) -> Reference:
     return layerwise([one(layer) for layer in range(L)])
 
 
+OPEN_MOSS = f"transcoder/8x/k{K}/layer{{layer}}_transcoder_8x_k{K}/sae_weights.safetensors"
+
+
 def open_moss(folder: Path, act_fn: str = "topk", norm_activation: str = "dataset-wise", **changed: Any) -> Reference:
     """The library's steps: inputs times sqrt(D) / norm, an activation function of pre * |W_D|, outputs times norm / sqrt(D)."""
     normalised = norm_activation == "dataset-wise"
@@ -246,7 +249,7 @@ def open_moss(folder: Path, act_fn: str = "topk", norm_activation: str = "datase
                   "use_decoder_bias": True, "act_fn": act_fn, "norm_activation": norm_activation, "top_k": K,
                   "sparsity_include_decoder_norm": True, "use_triton_kernel": False, "use_glu_encoder": False,
                   "sparsity_threshold_for_triton_spmm_kernel": 0.996, "jumprelu_threshold_window": 2.0, **changed}  # fmt: skip
-        path = folder / "transcoder" / "8x" / f"k{K}" / f"layer{layer}_transcoder_8x_k{K}" / "sae_weights.safetensors"
+        path = folder / OPEN_MOSS.format(layer=layer)
         save(path, t, config, "config.json")
         scale_in, scale_out = (D**0.5 / float(norm) if normalised else 1.0 for norm in norms.values())
 

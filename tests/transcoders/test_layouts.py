@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.transcoders import hub as downloads
 from circuit_tracer.transcoders import load_transcoder_from_hub, save_transcoders, save_transcoders_to_cache
-from circuit_tracer.transcoders.layouts import find
+from circuit_tracer.transcoders.layouts import Found, find
 from circuit_tracer.transcoders.references import HubReference, resolve
-from circuit_tracer.transcoders.selection import parse_selection, selection_text
+from circuit_tracer.transcoders.selection import Selection, parse_selection, selection_text
 from tests.support.dictionaries import random_clt, random_set
 from tests.support.fake_hub import FakeHub
 from tests.support.published import D, F, L, draw, gemma_scope_1, gemma_scope_2, gemma_scope_2_clt, saelens, save
@@ -34,8 +34,12 @@ def _seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIRCUIT_TRACER_CACHE_DIR", str(tmp_path / "cache"))
 
 
+def looked_up(names: list[str], selection: Selection) -> Found:
+    return find(names, selection, "there", lambda config: True)
+
+
 def layers(names: list[str], selection: str | None = None) -> dict[int, list[str]] | None:
-    return find(names, parse_selection(selection), "there").layers
+    return looked_up(names, parse_selection(selection)).layers
 
 
 # ---- names alone
@@ -71,7 +75,7 @@ def test_layers_are_found_by_their_names(pattern):
 
 def test_a_file_that_names_no_layer_stands_alone():
     assert layers(["clt_weights.safetensors", "cfg.json"]) is None
-    assert find(["clt_weights.safetensors", "cfg.json"], {}, "there").names == ["clt_weights.safetensors", "cfg.json"]
+    assert looked_up(["clt_weights.safetensors", "cfg.json"], {}).names == ["clt_weights.safetensors", "cfg.json"]
     with pytest.raises(FileFormatError, match=r"cannot tell which layer a\.safetensors belongs to"):
         layers(["a.safetensors", "b.safetensors"])
 
@@ -89,7 +93,7 @@ def test_files_beside_come_along_and_statistics_are_no_weights():
         for i in range(2)
         for name in ("sae_weights.safetensors", "sparsity.safetensors", "cfg.json")
     ]
-    found = find([*names, "norm_stats.json", "other/notes.json", "README.md"], {}, "there")
+    found = looked_up([*names, "norm_stats.json", "other/notes.json", "README.md"], {})
     assert set(found.names) == {*(name for name in names if "sparsity" not in name), "norm_stats.json"}
 
 
@@ -131,7 +135,7 @@ def test_of_several_l0_the_closest_of_each_layer_is_taken_and_said():
     sizes = {0: (5, 25, 80), 1: (12, 60), 2: (40,)}
     names = [f"layer_{i}/width_16k/average_l0_{l0}/params.npz" for i, each in sizes.items() for l0 in each]
     for wanted, taken in (("30", (25, 12, 40)), ("smallest", (5, 12, 40)), ("largest", (80, 60, 40))):
-        found = find(names, {"l0": wanted}, "there")
+        found = looked_up(names, {"l0": wanted})
         assert tuple(found.l0[layer] for layer in range(3)) == taken
         assert found.layers == {i: [f"layer_{i}/width_16k/average_l0_{taken[i]}/params.npz"] for i in range(3)}
     with pytest.raises(InputError, match=r"layer 0 has dictionaries of L0 5, 25, 80\. Say which: l0=NUMBER"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,18 @@ _SETTINGS = re.compile(
     r"statistics|stats)\.json",
     re.IGNORECASE,
 )
+# Files that look like settings or weights and are not needed: pattern -> why.
+HARMLESS_FILES = {
+    "sparsity.safetensors": "SAELens: how often each feature was active in training",
+    "activations_store_state.safetensors": "SAELens: the place in the training data",
+    "runner_cfg.json": "SAELens: how it was trained; what counts is in cfg.json",
+    "trainer_state.pt": "of training",
+    "optimizer*.pt": "of training",
+    "lr_scheduler*.pt": "of training",
+    "state.pt": "sparsify: of training",
+    "rng_state*": "of training",
+}
+_OF_A_MODEL = ("model*.safetensors", "pytorch_model*.bin")  # where its config.json lies beside
 
 
 @dataclass(frozen=True)
@@ -35,11 +48,11 @@ def settings_beside(path: Path) -> dict[str, Setting]:
     """
     found: dict[str, Setting] = {}
     for beside in sorted(path.parent.glob("*.json")):
-        if not _SETTINGS.fullmatch(beside.name) and beside.stem != path.stem:
+        if (not _SETTINGS.fullmatch(beside.name) and beside.stem != path.stem) or is_harmless(beside.name):
             continue
         raw = _read(beside)
-        if "model_type" in raw and ("architectures" in raw or "transformers_version" in raw):
-            continue  # a language model's, in the same folder
+        if _is_a_models(raw):
+            continue
         for key, value in _flat(raw):
             if key in found and found[key].value != value:
                 raise FileFormatError(
@@ -54,6 +67,25 @@ def settings_above(path: Path, name: str) -> dict[str, Any]:
     """The settings in the file ``name`` of the folder above that of ``path``, as `settings_beside`; empty if there is none."""
     above = path.parent.parent / name
     return dict(_flat(_read(above))) if above.is_file() else {}
+
+
+def is_harmless(name: str) -> bool:
+    """Whether a file of this name is known not to matter."""
+    return any(fnmatchcase(name, pattern) for pattern in HARMLESS_FILES)
+
+
+def is_a_models_weights(name: str) -> bool:
+    """Whether a file of this name is one of a language model, if the model's config.json lies beside it."""
+    return any(fnmatchcase(name, pattern) for pattern in _OF_A_MODEL)
+
+
+def is_a_models_config(path: Path) -> bool:
+    """Whether a config.json is that of a language model."""
+    return _is_a_models(_read(path))
+
+
+def _is_a_models(raw: dict[str, Any]) -> bool:
+    return "model_type" in raw and ("architectures" in raw or "transformers_version" in raw)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def detect(file: LayerFile) -> bool:
 def read_layer(file: LayerFile) -> LayerWeights:
     return LayerWeights(
         source=str(file.path),
-        encoder=file.tensor("W_enc").T,
+        encoder=file.matrix("W_enc").T,
         decoder=file.tensor("W_dec"),
         encoder_bias=file.tensor("b_enc"),
         decoder_bias=file.tensor("b_dec"),

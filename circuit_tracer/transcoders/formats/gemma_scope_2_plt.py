@@ -16,7 +16,7 @@ def detect(file: LayerFile) -> bool:
 
 
 def read_layer(file: LayerFile) -> LayerWeights:
-    encoder = file.tensor("w_enc").T
+    encoder = file.matrix("w_enc").T
     said = said_by(file, "transcoder", len(encoder))
     return LayerWeights(
         source=str(file.path),

@@ -102,6 +102,13 @@ class LayerFile:
         self._taken.add(name)
         return self._tensors.tensor(name)
 
+    def matrix(self, name: str) -> Tensor:
+        """Tensor ``name`` with two axes; FileFormatError if it has others."""
+        found = self.tensor(name)
+        if found.ndim != 2:
+            raise FileFormatError(f"{self.path}: {name} must be a matrix, found shape {tuple(found.shape)}.")
+        return found
+
     def optional(self, name: str) -> Tensor | None:
         """Tensor ``name``, or None."""
         return self.tensor(name) if name in self else None

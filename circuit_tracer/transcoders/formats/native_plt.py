@@ -47,7 +47,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
         encoder_bias=file.tensor("b_enc"),
         decoder_bias=file.tensor("b_dec"),
         threshold=file.optional(THRESHOLD),
-        skip=file.tensor("W_skip").T if "W_skip" in file else None,
+        skip=file.matrix("W_skip").T if "W_skip" in file else None,
         k=file.integer("k") if "k" in file else None,
         nonnegative=relu_before_topk(file, "k" in file),
     )

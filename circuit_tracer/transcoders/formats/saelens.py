@@ -8,6 +8,7 @@ stands is in the metadata (`hook_name`, `hook_name_out`), in older files at the 
 from __future__ import annotations
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import shortened
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, whole
 from circuit_tracer.transcoders.layer_weights import LayerWeights
@@ -60,7 +61,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
     architecture = file.key("architecture")
     if architecture not in _ARCHITECTURES:
         raise FileFormatError(
-            f"{file.path}: architecture {architecture!r} is not a transcoder; known are {', '.join(_ARCHITECTURES)}."
+            f"{file.path}: architecture {shortened(architecture)} is not a transcoder; known are {', '.join(_ARCHITECTURES)}."
         )
     if architecture.startswith("jumprelu") != ("threshold" in file) or ("skip" in architecture) != ("W_skip" in file):
         raise FileFormatError(
@@ -69,10 +70,10 @@ def read_layer(file: LayerFile) -> LayerWeights:
     for row in HARMLESS_KEYS:
         if row.pattern in _CHANGES_INPUT and not row.covers(row.pattern, file.value(row.pattern)):
             raise FileFormatError(
-                f"{file.path}: cfg.json has {row.pattern} = {file.value(row.pattern)!r}, which changes the input. "
+                f"{file.path}: cfg.json has {row.pattern} = {shortened(file.value(row.pattern))}, which changes the input. "
                 "Fold it into the weights with SAELens and save again."
             )
-    encoder = file.tensor("W_enc").T
+    encoder = file.matrix("W_enc").T
     for name, found in (("d_in", encoder.shape[-1]), ("d_out", file.shapes["b_dec"][-1]), ("d_sae", len(encoder))):
         file.expect(name, found, "the tensors say")
     k = _k(file)
@@ -88,7 +89,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
         encoder_bias=file.tensor("b_enc"),
         decoder_bias=file.tensor("b_dec"),
         threshold=file.optional("threshold"),
-        skip=file.tensor("W_skip").T if "W_skip" in file else None,
+        skip=file.matrix("W_skip").T if "W_skip" in file else None,
         k=k,
         nonnegative=k is not None,
         reads=reads,
@@ -100,12 +101,13 @@ def read_layer(file: LayerFile) -> LayerWeights:
 def _k(file: LayerFile) -> int | None:
     """k of TopK, which SAELens applies before a ReLU; None for ReLU. FileFormatError for any other function."""
     name = file.key("activation_fn", "activation_fn_str", default="relu")
-    k = whole(file.key("activation_fn_kwargs.k", "k"))
-    if (name == "relu" and k is None) or (name == "topk" and k is not None and "threshold" not in file):
+    given = file.key("activation_fn_kwargs.k", "k")
+    k = whole(given)
+    if (name == "relu" and given is None) or (name == "topk" and k is not None and "threshold" not in file):
         return k
     raise FileFormatError(
-        f"{file.path}: cfg.json has activation_fn {name!r} with k {k!r}, and the tensors {file.describe()}; known are relu, "
-        "and topk with a whole k (activation_fn_kwargs)."
+        f"{file.path}: cfg.json has activation_fn {shortened(name)} with k {shortened(given)}, and the tensors "
+        f"{file.describe()}; known are relu, and topk with a whole k (activation_fn_kwargs)."
     )
 
 
@@ -114,11 +116,12 @@ def _layer(file: LayerFile) -> int | None:
     written = file.key("hook_layer_out", "metadata.hook_layer_out")
     if None not in (read, written) and read != written:
         raise FileFormatError(
-            f"{file.path}: it reads layer {read} and writes layer {written}; the transcoder of a layer does both there."
+            f"{file.path}: it reads layer {shortened(read)} and writes layer {shortened(written)}; the transcoder of a layer "
+            "does both there."
         )
     found = read if read is not None else written
     if found is not None and (not isinstance(found, int) or isinstance(found, bool)):
-        raise FileFormatError(f"{file.path}: hook_layer is {found!r}; a layer's number is expected.")
+        raise FileFormatError(f"{file.path}: hook_layer is {shortened(found)}; a layer's number is expected.")
     return found
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import shortened
 from circuit_tracer.transcoders.formats.beside import settings_above
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, whole
@@ -35,10 +36,10 @@ def detect(file: LayerFile) -> bool:
 def read_layer(file: LayerFile) -> LayerWeights:
     return weights(
         file,
-        encoder=file.tensor("encoder.weight"),
-        decoder=file.tensor("W_dec"),
+        encoder=file.matrix("encoder.weight"),
+        decoder=file.matrix("W_dec"),
         decoder_bias=file.tensor("b_dec"),
-        skip=file.tensor("W_skip").T if "W_skip" in file else None,
+        skip=file.matrix("W_skip").T if "W_skip" in file else None,
     )
 
 
@@ -49,12 +50,13 @@ def weights(
     transcode, activation, k = file.key("transcode"), file.key("activation", default="topk"), file.key("k")
     if transcode is not True and not (transcode is None and skip is not None):
         raise FileFormatError(
-            f"{file.path}: cfg.json has transcode = {transcode!r}; true is expected. "
+            f"{file.path}: cfg.json has transcode = {shortened(transcode)}; true is expected. "
             "Autoencoders of one activation cannot replace an MLP layer."
         )
     if activation != "topk" or whole(k) is None:
         raise FileFormatError(
-            f"{file.path}: cfg.json has activation {activation!r} and k {k!r}; only topk with a positive k is supported."
+            f"{file.path}: cfg.json has activation {shortened(activation)} and k {shortened(k)}; only topk "
+            "with a positive k is supported."
         )
     file.expect("d_in", encoder.shape[-1], "the encoder reads")
     if file.key("num_latents") != 0:  # 0: expansion_factor says it
