@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import shortened
 from circuit_tracer.transcoders.formats.folding import scaled
 from circuit_tracer.transcoders.formats.format import Format
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile
@@ -65,25 +66,19 @@ def read_per_layer(files: list[LayerFile]) -> list[LayerWeights]:
 
 
 def _read(file: LayerFile, cross_layer: bool) -> list[LayerWeights]:
-    encoder, decoder, bias = file.tensor("W_enc"), file.tensor("W_dec"), file.tensor("b_dec")
-    b_enc, threshold = file.tensor("b_enc"), file.tensor("log_threshold").float().exp()
+    encoder = file.tensor("W_enc")
     n_layers, width, n_features = encoder.shape
     if (activation := file.key("activation_fn", default="jumprelu")) != "jumprelu":
-        raise FileFormatError(f"{file.path}: cfg.json has activation_fn {activation!r}; only jumprelu is known here.")
+        raise FileFormatError(
+            f"{file.path}: cfg.json has activation_fn {shortened(activation)}; only jumprelu is known here."
+        )
     for name, found in (("n_layers", n_layers), ("d_in", width), ("d_latent", n_features)):
         file.expect(name, found, "the tensors say")
     file.expect("cross_layer_decoders", cross_layer, "the tensors say")
     n_decoders = n_layers * (n_layers + 1) // 2 if cross_layer else n_layers
-    for name, tensor, shape in (
-        ("W_dec", decoder, (n_decoders, n_features, width)),
-        ("b_dec", bias, (n_decoders, width)),
-        ("b_enc", b_enc, (n_layers, n_features)),
-        ("log_threshold", threshold, (n_layers, n_features)),
-    ):
-        if tuple(tensor.shape) != shape:
-            raise FileFormatError(
-                f"{file.path}: {name} has shape {tuple(tensor.shape)}; with W_enc {tuple(encoder.shape)}, {shape} is expected."
-            )
+    decoder = file.shaped("W_dec", n_decoders, n_features, width)
+    bias, b_enc = file.shaped("b_dec", n_decoders, width), file.shaped("b_enc", n_layers, n_features)
+    threshold = file.shaped("log_threshold", n_layers, n_features).float().exp()
     scale_in, scale_out = (_factors(file, side, n_layers) for side in ("in", "out"))
     layers, start = [], 0
     biases = _summed(bias, n_layers) if cross_layer else bias

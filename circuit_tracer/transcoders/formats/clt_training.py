@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import shortened
 from circuit_tracer.transcoders.formats import sparsify
 from circuit_tracer.transcoders.formats.folding import scaled
 from circuit_tracer.transcoders.formats.format import Format, each
@@ -61,14 +62,14 @@ def detect_cross_layer(file: LayerFile) -> bool:
 def read_layer(file: LayerFile) -> LayerWeights:
     _require_plain(file)
     scale_in, scale_out = _factors(file)
-    _require_no_offset(file, "post_enc")
-    skip = file.optional("W_skip")
-    scale = file.optional("post_enc_scale")
+    n_features, width = file.matrix("encoder.weight").shape
+    _require_no_offset(file, "post_enc", n_features)
+    skip = file.shaped("W_skip", width, width) if "W_skip" in file else None
     return sparsify.weights(
         file,
         encoder=scaled(file.tensor("encoder.weight"), scale_in),
-        decoder=scaled(_rows(file.tensor("W_dec"), scale), scale_out),
-        decoder_bias=scaled(file.tensor("b_dec"), scale_out),
+        decoder=scaled(_rows(file, "W_dec", "post_enc_scale"), scale_out),
+        decoder_bias=scaled(file.shaped("b_dec", width), scale_out),
         skip=None if skip is None else scaled(skip.T, scale_in * scale_out),
     )
 
@@ -102,7 +103,8 @@ def _read_layer(
                 f"{files[source].path}: W_skips.{layer - source} takes the input of layer {source} to layer {layer}; a skip "
                 "connection across layers cannot be read."
             )
-    own_skip = file.optional("W_skips.0")
+    width = file.matrix("encoder.weight").shape[1]
+    own_skip = file.shaped("W_skips.0", width, width) if "W_skips.0" in file else None
     if own_skip is not None:
         _require_repeated(file, "W_skip")
     scale_in, scale_out = factors[layer]
@@ -130,28 +132,33 @@ def _written(file: LayerFile) -> int:
 
 
 def _target_rows(file: LayerFile, slot: int) -> Tensor:
-    _require_no_offset(file, f"post_encs.{slot}")
+    _require_no_offset(file, f"post_encs.{slot}", len(file.matrix("encoder.weight")))
     _require_repeated(file, "W_dec")
-    return _rows(file.tensor(f"W_decs.{slot}"), file.optional(f"post_enc_scales.{slot}"))
+    return _rows(file, f"W_decs.{slot}", f"post_enc_scales.{slot}")
 
 
 def _target_bias(file: LayerFile, slot: int) -> Tensor:
     _require_repeated(file, "b_dec")
-    return file.tensor(f"b_decs.{slot}").float()
+    return file.shaped(f"b_decs.{slot}", file.shapes["encoder.weight"][1]).float()
 
 
-def _rows(decoder_FD: Tensor, scale_F: Tensor | None) -> Tensor:
-    return decoder_FD if scale_F is None else scaled(decoder_FD, scale_F[:, None])
+def _rows(file: LayerFile, decoder: str, scale: str) -> Tensor:
+    """Decoder rows (F, D), scaled by feature if there is a tensor ``scale``."""
+    n_features, width = file.matrix("encoder.weight").shape
+    rows_FD = file.shaped(decoder, n_features, width)
+    return scaled(rows_FD, file.shaped(scale, n_features)[:, None]) if scale in file else rows_FD
 
 
 def _require_plain(file: LayerFile) -> None:
     for name, (read_values, what) in _REFUSED.items():
         if (value := file.key(name)) not in read_values:
-            raise FileFormatError(f"{file.path}: cfg.json has {name} = {value!r}: {what}, which cannot be read.")
+            raise FileFormatError(
+                f"{file.path}: cfg.json has {name} = {shortened(value)}: {what}, which cannot be read."
+            )
 
 
-def _require_no_offset(file: LayerFile, name: str) -> None:
-    offset = file.optional(name)
+def _require_no_offset(file: LayerFile, name: str, n_features: int) -> None:
+    offset = file.shaped(name, n_features) if name in file else None
     if offset is not None and offset.any():
         raise FileFormatError(
             f"{file.path}: {name} adds up to {float(offset.abs().max()):.3g} to active features, after the k largest "
@@ -172,15 +179,17 @@ def _require_repeated(file: LayerFile, name: str) -> None:
 
 def _factors(file: LayerFile) -> tuple[float, float]:
     """What the input and the output are multiplied by."""
-    norms = [file.optional(name) for name in ("in_norm", "out_norm")]
-    normalised = file.key("normalize_io", default=any(norm is not None for norm in norms))
-    if not normalised:
+    stored = [name for name in ("in_norm", "out_norm") if name in file]
+    normalised = file.key("normalize_io", default=bool(stored))
+    if normalised not in (True, False) or bool(normalised) != bool(stored) or len(stored) == 1:
+        raise FileFormatError(
+            f"{file.path}: cfg.json has normalize_io = {shortened(normalised)}; the tensors are {file.describe()}. in_norm and "
+            "out_norm belong to normalize_io true."
+        )
+    if not stored:
         return 1.0, 1.0
-    found = [1.0 if norm is None else float(norm.reshape(())) for norm in norms]
-    if not all(0 < norm < float("inf") for norm in found):
-        raise FileFormatError(f"{file.path}: in_norm and out_norm must be positive numbers, found {found}.")
-    width = sqrt(file.shapes["encoder.weight"][1])
-    return width / found[0], found[1] / width
+    width = sqrt(file.matrix("encoder.weight").shape[1])
+    return width / file.number("in_norm"), file.number("out_norm") / width
 
 
 _LAYOUT = "<layer>/sae.safetensors and cfg.json: encoder.weight (F, D), encoder.bias (F), "

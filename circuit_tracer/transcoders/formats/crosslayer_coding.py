@@ -10,11 +10,13 @@ Letters: L layers, F features a layer, D width.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import shortened
 from circuit_tracer.transcoders.formats.beside import settings_above
 from circuit_tracer.transcoders.formats.folding import scaled
 from circuit_tracer.transcoders.formats.format import Format
@@ -33,7 +35,7 @@ _REFUSED = {
     "skip_connection": ((None, False), "skip connections across layers"),
     "sqrt_d_model_normalize": ((None, False), "an older normalisation"),
 }
-_NORMALISED = {None: False, "none": False, "mean_std": True, "auto": True, "estimated_mean_std": True}
+_NORMALISED = ("mean_std", "auto", "estimated_mean_std")  # one method under the names that it has had
 
 HARMLESS_KEYS = (
     *(
@@ -62,32 +64,36 @@ def read(files: list[LayerFile]) -> list[LayerWeights]:
 
 def _read(file: LayerFile) -> list[LayerWeights]:
     n_layers = 1 + max(int(match[1]) for match in map(_ENCODER.fullmatch, file.names) if match)
-    n_features, width = file.shapes["encoder_module.encoders.0.weight"]
+    n_features, width = file.matrix("encoder_module.encoders.0.weight").shape
     for name, found in (("num_layers", n_layers), ("num_features", n_features), ("d_model", width)):
         file.expect(name, found, "the tensors say")
     for name, (read_values, what) in _REFUSED.items():
         if (value := file.key(name)) not in read_values:
-            raise FileFormatError(f"{file.path}: cfg.json has {name} = {value!r}: {what}, which cannot be read.")
-    threshold = _thresholds(file)
-    inputs, outputs = _statistics(file, n_layers)
-    bias = _decoder_biases(file, n_layers)
+            raise FileFormatError(
+                f"{file.path}: cfg.json has {name} = {shortened(value)}: {what}, which cannot be read."
+            )
+    threshold_LF = _thresholds(file, n_layers, n_features)
+    inputs, outputs = _statistics(file, n_layers, width)
+    bias_LD = _decoder_biases(file, n_layers, width)
     templates = file.key("tl_input_template"), file.key("tl_output_template")
     layers = []
     for layer in range(n_layers):
-        mean, std = inputs[layer]
-        encoder = scaled(file.tensor(f"encoder_module.encoders.{layer}.weight"), 1 / std)
-        encoder_bias = file.tensor(f"encoder_module.encoders.{layer}.bias_param")
-        out_mean, out_std = outputs[layer]
+        mean_D, std_D = inputs[layer]
+        encoder_FD = scaled(file.shaped(f"encoder_module.encoders.{layer}.weight", n_features, width), 1 / std_D)
+        bias_F = file.shaped(f"encoder_module.encoders.{layer}.bias_param", n_features)
+        if mean_D.any():
+            bias_F = bias_F.float() - encoder_FD.float() @ mean_D
+        out_mean_D, out_std_D = outputs[layer]
         read, written = (None if each is None else str(each).replace("{}", str(layer)) for each in templates)
         reads, writes = require_mlp_places(read, written, str(file.path))
         layers.append(
             LayerWeights(
                 source=str(file.path),
-                encoder=encoder,
-                decoder=_decoder(file, layer, [std for _, std in outputs]),
-                encoder_bias=encoder_bias if not mean.any() else encoder_bias.float() - encoder.float() @ mean,
-                decoder_bias=scaled(bias[layer], out_std) + out_mean,
-                threshold=None if threshold is None else threshold[layer],
+                encoder=encoder_FD,
+                decoder=_decoder(file, layer, [std for _, std in outputs], (width, n_features)),
+                encoder_bias=bias_F,
+                decoder_bias=scaled(bias_LD[layer], out_std_D) + out_mean_D,
+                threshold=None if threshold_LF is None else threshold_LF[layer],
                 reads=reads,
                 writes=writes,
             )
@@ -95,69 +101,70 @@ def _read(file: LayerFile) -> list[LayerWeights]:
     return layers
 
 
-def _thresholds(file: LayerFile) -> Tensor | None:
+def _thresholds(file: LayerFile, n_layers: int, n_features: int) -> Tensor | None:
     activation = file.key("activation_fn", default="jumprelu" if _LOG_THRESHOLD in file else "relu")
     if activation not in ("relu", "jumprelu"):
         raise FileFormatError(
-            f"{file.path}: cfg.json has activation_fn {activation!r}, which ranks features over a batch or over "
-            "layers and cannot "
-            "be read. Convert it to JumpReLU with the library that wrote it (convert_batchtopk_to_jumprelu)."
+            f"{file.path}: cfg.json has activation_fn {shortened(activation)}, which ranks features over a batch or "
+            "over layers "
+            "and cannot be read. Convert it to JumpReLU with the library that wrote it (convert_batchtopk_to_jumprelu)."
         )
     if (activation == "jumprelu") != (_LOG_THRESHOLD in file):
         raise FileFormatError(
-            f"{file.path}: cfg.json has activation_fn {activation!r}; the tensors are {file.describe()}."
+            f"{file.path}: cfg.json has activation_fn {activation}; the tensors are {file.describe()}."
         )
-    return file.tensor(_LOG_THRESHOLD).float().exp() if activation == "jumprelu" else None
+    return file.shaped(_LOG_THRESHOLD, n_layers, n_features).float().exp() if activation == "jumprelu" else None
 
 
-def _decoder(file: LayerFile, layer: int, out_std: list[Tensor]) -> Tensor:
+def _decoder(file: LayerFile, layer: int, out_std: list[Tensor], shape: tuple[int, int]) -> Tensor:
     """(F, T, D): what a layer's features write, in the outputs' own units."""
     rows = [
-        scaled(file.tensor(f"decoder_module.decoders.{layer}->{target}.weight").T, out_std[target])
+        scaled(file.shaped(f"decoder_module.decoders.{layer}->{target}.weight", *shape).T, out_std[target])
         for target in range(layer, len(out_std))
     ]
     return torch.stack(rows, dim=1)
 
 
-def _decoder_biases(file: LayerFile, n_layers: int) -> Tensor:
+def _decoder_biases(file: LayerFile, n_layers: int, width: int) -> Tensor:
     """(L, D): of all decoders that write to a layer, added."""
     pairs = [[f"decoder_module.decoders.{s}->{t}.bias_param" for s in range(t + 1)] for t in range(n_layers)]
-    return torch.stack([torch.stack([file.tensor(name).float() for name in names]).sum(0) for names in pairs])
+    return torch.stack([torch.stack([file.shaped(name, width).float() for name in names]).sum(0) for names in pairs])
 
 
-def _statistics(file: LayerFile, n_layers: int) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
-    """(mean, std) of the inputs and of the outputs of every layer; 0 and 1 where activations were not normalised."""
-    method = file.key("normalization_method")
-    if method not in _NORMALISED:
+def _statistics(
+    file: LayerFile, n_layers: int, width: int
+) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """(mean, std), each (D,), of the inputs and of the outputs of every layer; 0 and 1 where they were not normalised."""
+    method = file.key("normalization_method", default="none")
+    if method not in ("none", *_NORMALISED):
         raise FileFormatError(
-            f"{file.path}: cfg.json has normalization_method {method!r}; none and mean_std can be read."
+            f"{file.path}: cfg.json has normalization_method {shortened(method)}; none and mean_std can be read."
         )
-    if not _NORMALISED[method]:
-        nothing = [(torch.zeros(()), torch.ones(()))] * n_layers
+    if method == "none":
+        nothing = [(torch.zeros(width), torch.ones(width))] * n_layers
         return nothing, nothing
     above = {} if file.has_key("0.inputs.mean") else settings_above(file.path, _STATISTICS)
-    return tuple(  # type: ignore[return-value]
-        [
-            tuple(_numbers(file, above, f"{layer}.{side}.{name}") for name in ("mean", "std"))
-            for layer in range(n_layers)
-        ]
-        for side in ("inputs", "targets")
-    )
+
+    def of(side: str) -> list[tuple[Tensor, Tensor]]:
+        names = [[f"{layer}.{side}.{name}" for name in ("mean", "std")] for layer in range(n_layers)]
+        return [(_numbers(file, above, mean, width), _numbers(file, above, std, width)) for mean, std in names]
+
+    return of("inputs"), of("targets")
 
 
-def _numbers(file: LayerFile, above: dict[str, object], key: str) -> Tensor:
+def _numbers(file: LayerFile, above: dict[str, Any], key: str, width: int) -> Tensor:
     found = above.get(key) if above else file.key(key)
     try:
-        numbers = torch.tensor(found, dtype=torch.float32)
+        numbers_D = torch.tensor(found, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError):
-        numbers = torch.full((), torch.nan)
-    if not numbers.isfinite().all() or (key.endswith("std") and not (numbers > 0).all()):
+        numbers_D = torch.zeros(0)
+    fits = tuple(numbers_D.shape) == (width,) and bool(numbers_D.isfinite().all())
+    if not fits or (key.endswith("std") and not bool((numbers_D > 0).all())):
         raise FileFormatError(
-            f"{file.path}: activations were normalised in training, and {_STATISTICS}, beside the file or in the "
-            "folder above, does "
-            f"not say how ({key} is {str(found)[:60]}). Put it there: it comes with the activations it was trained on."
+            f"{file.path}: activations were normalised in training, and {_STATISTICS}, beside the file or in the folder above, "
+            f"does not say how ({key} is {shortened(found)}). Put it there: it comes with the activations it was trained on."
         )
-    return numbers
+    return numbers_D
 
 
 FORMAT = Format(

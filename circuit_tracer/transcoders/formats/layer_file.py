@@ -109,6 +109,24 @@ class LayerFile:
             raise FileFormatError(f"{self.path}: {name} must be a matrix, found shape {tuple(found.shape)}.")
         return found
 
+    def shaped(self, name: str, *shape: int) -> Tensor:
+        """Tensor ``name`` of floating-point numbers in this shape; FileFormatError if it is another."""
+        found = self.tensor(name)
+        if tuple(found.shape) != shape or not found.is_floating_point():
+            raise FileFormatError(
+                f"{self.path}: {name} is {found.dtype} of shape {tuple(found.shape)}; floating point of shape {shape} "
+                "is expected."
+            )
+        return found
+
+    def number(self, name: str) -> float:
+        """The one number in tensor ``name``; FileFormatError if it has others, or is not above 0 and finite."""
+        self._taken.add(name)
+        found = self._tensors.scalar(name)
+        if not 0 < found < float("inf"):
+            raise FileFormatError(f"{self.path}: {name} must be a positive number, found {found}.")
+        return found
+
     def optional(self, name: str) -> Tensor | None:
         """Tensor ``name``, or None."""
         return self.tensor(name) if name in self else None

@@ -13,6 +13,7 @@ from math import sqrt
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import shortened
 from circuit_tracer.transcoders.formats.folding import scaled
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, whole
@@ -56,15 +57,17 @@ def read_layer(file: LayerFile) -> LayerWeights:
             "can be traced through it. Choose one of this series without it."
         )
     file.key("sae_type")
-    encoder, decoder, encoder_bias = file.tensor("W_E").T, file.tensor("W_D"), file.tensor("b_E")
+    encoder = file.matrix("W_E").T
+    n_features, width = encoder.shape
+    decoder, encoder_bias = file.shaped("W_D", n_features, width), file.shaped("b_E", n_features)
     file.expect("d_model", encoder.shape[-1], "the encoder reads")
     file.expect("use_decoder_bias", "b_D" in file, "whether there is a tensor b_D is")
-    bias = file.optional("b_D")
+    bias = file.shaped("b_D", width) if "b_D" in file else None
     reads_at, writes_at = file.key("hook_point_in"), file.key("hook_point_out")
     scale_in, scale_out = _factors(file, reads_at, writes_at)
     encoder_bias = scaled(encoder_bias, 1 / scale_in)
     decoder = scaled(decoder, scale_in / scale_out)
-    k, threshold = _activation(file, scale_in, scale_out)
+    k, threshold = _activation(file, n_features, scale_in, scale_out)
     if file.key("sparsity_include_decoder_norm", default=True) and (k is not None or threshold is not None):
         norm_F = decoder.float().norm(dim=1)
         if threshold is None:  # the k largest of pre * norm: features in these units
@@ -96,22 +99,22 @@ def _factors(file: LayerFile, *hooks: object) -> list[float]:
         return [1.0, 1.0]
     if method != "dataset-wise":
         raise FileFormatError(
-            f"{file.path}: config.json has norm_activation {method!r}: each input is scaled by its own norm, which no "
+            f"{file.path}: config.json has norm_activation {shortened(method)}: each input is scaled by its own norm, which no "
             "weights can "
             "express. Only dataset-wise and inference can be read."
         )
     factors = []
     for hook in hooks:
-        norm = float(file.tensor(f"{_NORM}.{hook}").reshape(()))
-        if not 0 < norm < float("inf"):
-            raise FileFormatError(f"{file.path}: {_NORM}.{hook} is {norm}; a positive number is expected.")
-        factors.append(sqrt(file.shapes["W_E"][0]) / norm)
+        factors.append(sqrt(file.shapes["W_E"][0]) / file.number(f"{_NORM}.{hook}"))
     return factors
 
 
-def _activation(file: LayerFile, scale_in: float, scale_out: float) -> tuple[int | None, Tensor | None]:
+def _activation(
+    file: LayerFile, n_features: int, scale_in: float, scale_out: float
+) -> tuple[int | None, Tensor | None]:
     """k of TopK, thresholds of JumpReLU, or neither: ReLU."""
-    name = str(file.key("act_fn", default="relu")).lower()
+    name = file.key("act_fn", default="relu")
+    name = name.lower() if isinstance(name, str) else shortened(name)
     k = whole(file.key("top_k")) if name == "topk" else None
     if name == "topk" and k is None:
         raise FileFormatError(f"{file.path}: config.json has act_fn topk and no whole top_k.")
@@ -130,7 +133,7 @@ def _activation(file: LayerFile, scale_in: float, scale_out: float) -> tuple[int
             "or after the "
             "norms are folded. Save it with norm_activation inference (standardize_parameters_of_dataset_norm)."
         )
-    return None, file.tensor(_THRESHOLD).float().exp()
+    return None, file.shaped(_THRESHOLD, n_features).float().exp()
 
 
 FORMAT = Format(
