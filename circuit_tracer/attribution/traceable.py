@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.sites import check_hooks
 from circuit_tracer.models.tokenization import Prompt, tokenize
-from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.base import Transcoders, described_layers
 
 
 class Traceable:
@@ -26,6 +27,9 @@ class Traceable:
     def __init__(self, parts: ModelParts, transcoders: Transcoders, tokenizer: Any) -> None:
         transcoders = paired(parts, transcoders)
         check_hooks(parts, transcoders.feature_input_hook, transcoders.feature_output_hook)
+        if len(transcoders.layers) < transcoders.n_layers:
+            said = f"{described_layers(transcoders)}: the MLPs of the others are error nodes, with nothing of them explained"
+            warnings.warn(said, stacklevel=3)
         transcoders = with_known_shift(parts, transcoders, tokenizer)
         self.parts, self.transcoders, self.tokenizer = parts, transcoders, tokenizer
 

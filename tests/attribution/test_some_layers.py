@@ -105,12 +105,17 @@ def test_what_asks_for_features_of_such_a_layer_is_told_which_have_some():
     assert "in layers 0, 2" in repr(model)
 
 
+def test_a_model_whose_transcoders_are_of_some_layers_says_so():
+    with pytest.warns(
+        UserWarning, match="of 3 layers, 0 and 2 have transcoders: the MLPs of the others are error nodes"
+    ):
+        loaded((0, 2))
+
+
 def test_layers_that_the_model_does_not_have_are_refused():
     far = TranscoderSet({1: tiny_transcoder("plt")[1], 3: tiny_transcoder("plt")[0]}, "hook_resid_mid", "hook_mlp_out")
     with pytest.raises(CompatibilityError, match="has a layer 3, model llama has 3 layers"):
         ReplacementModel.from_model(tiny_model("llama"), far, None, "llama")
-    with pytest.raises(CompatibilityError, match="cross-layer transcoder has 2 layers, model llama has 3"):
-        ReplacementModel.from_model(tiny_model("llama"), tiny_transcoder("clt", n_layers=2), None, "llama")
 
 
 def test_files_of_some_layers_come_back_as_they_were(tmp_path):

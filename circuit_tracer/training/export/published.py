@@ -73,7 +73,7 @@ def publish(
 def _read_back(config: TrainingConfig, parts: ModelParts, folder: Path, layers: Sequence[int]) -> Transcoders:
     if config.dictionary.kind == "clt":
         return _loaded(folder, parts)
-    if config.dictionary.kind != "sae":  # perhaps of some layers only, which readers of a whole model refuse
+    if config.dictionary.kind != "sae":  # numbered as they were trained, as the evaluation has them
         paths = {source: folder / f"layer_{layer}.safetensors" for source, layer in enumerate(layers)}
         hooks = (config.dictionary.input_hook, config.dictionary.output_hook)
         return load_transcoder_set(paths, None, *hooks, device=parts.device, dtype=torch.float32)
