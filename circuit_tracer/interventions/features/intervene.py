@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from circuit_tracer.interventions.features.activations import Recorder
 from circuit_tracer.interventions.features.passes import Freeze, Pass
 from circuit_tracer.interventions.features.settings import Intervention, resolve
+from circuit_tracer.models import capture
 from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.tokenization import Prompt, zero_positions
 
@@ -79,17 +79,6 @@ def setup_intervention_with_freeze(
     return activations, Freeze(model, ids, constrained_layers)
 
 
-@contextmanager
-def zero_softcap(model: Traceable) -> Iterator[None]:
+def zero_softcap(model: Traceable) -> AbstractContextManager[None]:
     """See `ReplacementModel.zero_softcap`."""
-    parts, config = model.parts, model.parts.model.config
-    cap = getattr(config, "final_logit_softcapping", None)
-    model.parts = replace(parts, final_softcap=None)
-    try:
-        if cap is not None:
-            config.final_logit_softcapping = None
-        yield
-    finally:
-        model.parts = parts
-        if cap is not None:
-            config.final_logit_softcapping = cap
+    return capture.zero_softcap(model.parts)

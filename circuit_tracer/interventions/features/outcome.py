@@ -14,7 +14,7 @@ from torch import Tensor
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit
 from circuit_tracer.interventions.features.observe import FeatureChanges
-from circuit_tracer.models.capture import logits_at
+from circuit_tracer.models.capture import final_softcap, logits_at
 from circuit_tracer.models.tokenization import token_strings
 
 
@@ -59,7 +59,7 @@ class Outcome:
     def logit_change(self, position: int = -1, softcap: bool = True) -> Tensor:
         """(V,) change at a position; before a final softcap, minus its mean, it is what a graph's edges predict."""
         parts = self.clean.model.parts
-        if softcap and parts.final_softcap:
+        if softcap and final_softcap(parts):
             logits = logits_at(parts, torch.stack([self.clean.final[position], self.final[position]]))
             return logits[1] - logits[0]
         # the change by itself, not the difference of two logits, which are far larger
