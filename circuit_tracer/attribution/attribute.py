@@ -20,10 +20,12 @@ from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.models import tokenization
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.ranks import Ranks
 from circuit_tracer.sizes import parse_bytes
 
 
+@plain_torch()
 def attribute(
     prompt: tokenization.Prompt,
     model: Traceable,

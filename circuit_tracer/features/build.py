@@ -35,6 +35,7 @@ from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.fingerprint import model_fingerprint, require_same, tokenizer_fingerprint
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.run import fast_attention
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.text.corpus import Corpus
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.transcoders.base import Transcoders
@@ -62,6 +63,7 @@ class BuildSettings:
     batch_tokens: int = 4096
 
 
+@plain_torch()
 def build_features(
     model: Traceable,
     corpus: Corpus,

@@ -19,6 +19,7 @@ from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.parts import ModelParts, Norm
 from circuit_tracer.models.run import FINAL_NORM, ModelRun, Place, Visit
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.whose import Holder, config_value, held_by
 
 SOFTCAP = "final_logit_softcapping"
@@ -61,6 +62,7 @@ class PromptCapture:
         return AttentionTape(dict(enumerate(self.patterns)), replay=True)
 
 
+@plain_torch()
 def capture(parts: ModelParts, ids: Tensor, keep_patterns: bool = True) -> PromptCapture:
     """Run the model once on ids (P,) and keep the frozen quantities; attention patterns, or queries, keys and log-sum-exp.
 
@@ -108,6 +110,7 @@ class _Kept:
         return norm.parameters.freeze(scale_P)
 
 
+@plain_torch()
 def logits_at(parts: ModelParts, final_nD: Tensor, softcap: bool = True) -> Tensor:
     """Logits (n, V) of final-norm outputs (n, D), in the compute dtype; differentiable if these are."""
     with torch.set_grad_enabled(final_nD.requires_grad):

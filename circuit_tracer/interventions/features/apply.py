@@ -25,6 +25,7 @@ from circuit_tracer.interventions.features.outcome import Outcome
 from circuit_tracer.interventions.features.passes import Freeze, Pass
 from circuit_tracer.interventions.features.resolve import Change, Place, resolve_edits, settings_of
 from circuit_tracer.interventions.features.semantics import Kind, Semantics, semantics_of
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def apply_edits(
     return apply_each(model, prompt, [[edits] if isinstance(edits, Edit) else edits], semantics, watch)[0]
 
 
+@plain_torch()
 @torch.no_grad()
 def apply_each(
     model: Traceable,

@@ -17,12 +17,14 @@ from circuit_tracer.interventions.features.passes import Freeze, Pass
 from circuit_tracer.interventions.features.settings import Intervention, resolve
 from circuit_tracer.models import capture
 from circuit_tracer.models.capture import check_length, logits_at
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt, zero_positions
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
 
 
+@plain_torch()
 @torch.no_grad()
 def get_activations(
     model: Traceable, inputs: Prompt, sparse: bool = False, apply_activation_function: bool = True
@@ -35,6 +37,7 @@ def get_activations(
     return logits, activations
 
 
+@plain_torch()
 @torch.no_grad()
 def feature_intervention(
     model: Traceable,
@@ -69,6 +72,7 @@ def freeze_for(
     return Freeze(model, ids, layers) if interventions and (freeze_attention or layers) else None
 
 
+@plain_torch()
 @torch.no_grad()
 def setup_intervention_with_freeze(
     model: Traceable, inputs: Prompt, constrained_layers: Iterable[int] | None = None

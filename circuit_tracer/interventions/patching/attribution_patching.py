@@ -32,6 +32,7 @@ from circuit_tracer.interventions.patching.pair import (
 )
 from circuit_tracer.interventions.patching.table import Mode, PatchTable
 from circuit_tracer.models.run import Place
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 FIRST: Place = ("hook_resid_pre", 0)
 
 
+@plain_torch()
 def attribution_patching(
     model: Traceable,
     clean: Prompt,

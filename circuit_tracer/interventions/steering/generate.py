@@ -18,6 +18,7 @@ from circuit_tracer.interventions.features.intervene import freeze_for
 from circuit_tracer.interventions.features.passes import Freeze, Pass
 from circuit_tracer.interventions.features.settings import Intervention, LayerSettings, open_ended, resolve
 from circuit_tracer.models.capture import check_length, logits_at
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt, zero_positions
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class GenerationOptions:
     """How tokens are chosen; names and defaults of TransformerLens' `generate`, which circuit-tracer's scripts use.
 
     eos_token_id: one id or several, each of which ends the text. freq_penalty: subtracted from a logit for each time its
-    token was seen. return_type: the text, which is what circuit-tracer returns. Without `use_past_kv_cache` circuit-tracer
+    token was seen. seed: of a generator of this text's own; None draws from torch's global random state, which all threads of
+    a process share. return_type: the text, which is what circuit-tracer returns. Without `use_past_kv_cache` circuit-tracer
     does not generate, and neither do we. Without effect: `verbose`; `padding_side`, since one prompt is not padded; and
     `prepend_bos`, since ids are taken as they are and text is tokenized by the model's own rule (`ensure_tokenized`).
     """
@@ -46,6 +48,7 @@ class GenerationOptions:
     prepend_bos: bool | None = None
     padding_side: str | None = None
     return_type: str | None = "input"
+    seed: int | None = None
     verbose: bool = True
 
     def __post_init__(self) -> None:
@@ -77,8 +80,12 @@ class GenerationOptions:
             return frozenset()
         return frozenset(torch.as_tensor(given).flatten().tolist())
 
-    def choose(self, logits_V: Tensor, seen: Tensor) -> int:
-        """The next token, given the ids (P,) so far; sampling uses torch's global random state."""
+    def generator(self) -> torch.Generator | None:
+        """What tokens are drawn with; None for torch's global random state."""
+        return None if self.seed is None else torch.Generator().manual_seed(self.seed)
+
+    def choose(self, logits_V: Tensor, seen: Tensor, generator: torch.Generator | None = None) -> int:
+        """The next token, given the ids (P,) so far."""
         if not self.do_sample:
             return int(logits_V.argmax())
         logits = logits_V - self.freq_penalty * torch.bincount(seen, minlength=len(logits_V)).to(logits_V)
@@ -89,7 +96,8 @@ class GenerationOptions:
             scores = TopKLogitsWarper(self.top_k)(seen[None], scores)
         if self.top_p is not None:
             scores = TopPLogitsWarper(self.top_p)(seen[None], scores)
-        return int(torch.multinomial(torch.softmax(scores[0].float(), dim=-1), 1))
+        odds = torch.softmax(scores[0].float(), dim=-1)
+        return int(torch.multinomial(odds if generator is None else odds.cpu(), 1, generator=generator))
 
 
 def feature_intervention_generate(
@@ -102,6 +110,7 @@ def feature_intervention_generate(
     return model.tokenizer.decode(ids.tolist(), skip_special_tokens=True), logits, activations
 
 
+@plain_torch()
 @torch.no_grad()
 def generate_held(
     model: Traceable,
@@ -119,22 +128,25 @@ def generate_held(
     ids, parts = model.ensure_tokenized(inputs), model.parts
     check_length(parts, torch.cat([ids, ids.new_zeros(options.max_new_tokens - 1)]))
     left_out = zero_positions(ids, model.parts.config.model_name)
-    loop = _Generation(model, ids, return_activations, sparse, apply_activation_function)
+    loop = _Generation(model, ids, options, return_activations, sparse, apply_activation_function)
     place = (model.transcoders, len(ids), model.parts.device, parts.compute_dtype)
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
-    loop.step(ids, resolve(interventions, *place), freeze, left_out, options)
+    loop.step(ids, resolve(interventions, *place), freeze, left_out)
     goes_on = resolve(open_ended(interventions), model.transcoders, 1, model.parts.device, parts.compute_dtype)
     ends = options.end_ids(model.tokenizer)
     while len(loop.logits) < options.max_new_tokens and int(loop.ids[-1]) not in ends:
-        loop.step(loop.ids[-1:], goes_on, None, [], options)
+        loop.step(loop.ids[-1:], goes_on, None, [])
     return loop.ids, torch.stack(loop.logits), loop.all_activations()
 
 
 class _Generation:
     """The tokens, logits, activations and cache of a generation so far."""
 
-    def __init__(self, model: Traceable, ids: Tensor, record: bool, sparse: bool, apply: bool) -> None:
+    def __init__(
+        self, model: Traceable, ids: Tensor, options: GenerationOptions, record: bool, sparse: bool, apply: bool
+    ) -> None:
         self.model, self.ids, self.record, self.sparse, self.apply = model, ids, record, sparse, apply
+        self.options, self.generator = options, options.generator()
         self.past: Any = None
         self.logits: list[Tensor] = []
         self.activations: list[Tensor] = []
@@ -145,7 +157,6 @@ class _Generation:
         settings: dict[int, LayerSettings],
         freeze: Freeze | None,
         left_out: list[int],
-        options: GenerationOptions,
     ) -> None:
         """Run the model on the tokens that it has not seen, and choose the next one."""
         recorder = Recorder(self.model.transcoders, self.sparse, self.apply, left_out) if self.record else None
@@ -154,7 +165,7 @@ class _Generation:
         if recorder is not None:
             self.activations.append(recorder.result())
         self.logits.append(logits_at(self.model.parts, final[-1:])[0])
-        chosen = options.choose(self.logits[-1], self.ids.to(self.model.parts.device))
+        chosen = self.options.choose(self.logits[-1], self.ids.to(self.model.parts.device), self.generator)
         self.ids = torch.cat([self.ids, self.ids.new_tensor([chosen])])
 
     def all_activations(self) -> Tensor | None:

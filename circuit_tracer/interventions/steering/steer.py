@@ -25,6 +25,7 @@ from circuit_tracer.interventions.features.passes import Pass
 from circuit_tracer.interventions.steering.schedule import Direction, SteeringPlan
 from circuit_tracer.interventions.steering.text_stream import TextStream
 from circuit_tracer.models.capture import check_length, logits_at
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Steering:
         return "\n".join(f"{a:<{half}} | {b}".rstrip() for a, b in zip(left, right, strict=True))
 
 
+@plain_torch()
 @torch.no_grad()
 def steer(
     model: Traceable,

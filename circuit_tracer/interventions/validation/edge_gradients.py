@@ -30,6 +30,7 @@ from circuit_tracer.interventions.features.semantics import Kind, Semantics, sem
 from circuit_tracer.interventions.validation.bench import logit_targets
 from circuit_tracer.interventions.validation.statistics import agreement
 from circuit_tracer.models.run import ModelRun
+from circuit_tracer.models.surroundings import plain_torch
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
@@ -57,6 +58,7 @@ class EdgeEstimates:
         return agreement(self.weight, self.estimate)
 
 
+@plain_torch()
 def approximate_edges(
     model: Traceable,
     graph: Graph,
