@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.models import attention
 from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
@@ -238,12 +238,25 @@ def fast_attention(parts: ModelParts) -> AbstractContextManager[None]:
 
 def _holder(parts: ModelParts, name: str | None, tape: AttentionTape | None = None) -> Holder:
     """What a run's own passes find: this attention (None: the model's own), and experts that exist in its dtype."""
+    _require_uncompiled(parts)
     values = {} if name is None else {"_attn_implementation": name}
     if name == attention.NAME:
         attention.register()
     if parts.compute_dtype is torch.float64:
         values["_experts_implementation"] = "eager"  # grouped products of experts exist in float32 and below only
     return Holder(parts.model, values, tape)
+
+
+def _require_uncompiled(parts: ModelParts) -> None:
+    """Refuse a model whose parts torch.compile has taken: it calls what it has compiled, hooks or no hooks."""
+    for name, module in parts.model.base_model.named_modules():
+        compiled = module._compiled_call_impl is not None
+        if compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
+            raise UnsupportedModelError(
+                f"{name or 'the base model'} of {parts.config.model_name} is compiled (torch.compile), so its inside can be "
+                "neither read nor changed. Give the model as it was before; to compile it for your own passes, compile the "
+                "whole: torch.compile(model.hf_model)"
+            )
 
 
 _At = tuple[nn.Module, Side, Callable[..., Any]]  # called with (args, kwargs), and with the output on that side

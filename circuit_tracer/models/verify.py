@@ -48,7 +48,7 @@ def replay(parts: ModelParts, captured: PromptCapture) -> tuple[list[Tensor], Te
 
 def _token_vectors(parts: ModelParts, ids: Tensor, captured: PromptCapture) -> Tensor:
     """Rows (P, D) of the embedding, times the one factor that fits best (Gemma scales them by sqrt(D))."""
-    rows: Tensor = parts.model.get_input_embeddings().weight[ids.to(parts.device)].to(parts.compute_dtype)
+    rows: Tensor = parts.model.get_input_embeddings().weight.detach()[ids.to(parts.device)].to(parts.compute_dtype)
     return rows * (captured.embedding * rows).sum() / rows.pow(2).sum()
 
 

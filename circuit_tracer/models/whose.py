@@ -3,7 +3,8 @@
 Hooks on a module are called in every pass, and a configuration is read in every pass, whoever makes it. So what a run changes
 is asked for by context: `held_by(run)` makes the code inside the block (this thread, this asyncio task) the run's own, `owns`
 says whether it is, and `config_value` is what the run's own passes find in the model's configuration, while all others find
-what the user has set there. Nothing that others see is ever written.
+what the user has set there. Nothing that others see is ever written. torch.compile cannot trace a context variable; what it
+compiles are passes of others.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ def held_by(holder: Holder) -> Iterator[None]:
 
 def owns(holder: Holder) -> bool:
     """Whether the code that asks is the holder's."""
+    if torch.compiler.is_dynamo_compiling():
+        return False
     return holder.live and holder in _holders.get()
 
 
@@ -68,6 +71,8 @@ def tape_of(module: Any) -> Any:
 
 def config_value(config: Any, name: str, own: Any) -> Any:
     """The attribute of a configuration for the code that asks; `own` unless it is a holder's that wants another value."""
+    if torch.compiler.is_dynamo_compiling():
+        return own
     return next((each.values[name] for each in _here() if name in each.values and id(config) in each.configs), own)
 
 
@@ -94,8 +99,7 @@ class _ByContext:
         value = self.own.__get__(config) if isinstance(self.own, property) else vars(config).get(self.name, self.own)
         if value is _NOTHING:
             raise AttributeError(f"{type(config).__name__!r} object has no attribute {self.name!r}")
-        # torch.compile cannot trace a context variable; what it compiles are passes of others
-        return value if torch.compiler.is_compiling() else config_value(config, self.name, value)
+        return config_value(config, self.name, value)
 
     def __set__(self, config: Any, value: Any) -> None:
         if isinstance(self.own, property):

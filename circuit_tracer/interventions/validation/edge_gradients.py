@@ -136,11 +136,12 @@ class _Way:
         shares = shares.clone().requires_grad_()
         gradients = []
         for read in self._read_outs(shares, targets):
-            if read.requires_grad:  # features of the first layers depend on none
-                (found,) = torch.autograd.grad(read, shares, retain_graph=True)
-                gradients.append(found.sum(0))
-            else:
-                gradients.append(torch.zeros_like(shares[0]))
+            found = (
+                None  # features of the first layers depend on no share, but perhaps on weights that require gradients
+            )
+            if read.requires_grad:
+                (found,) = torch.autograd.grad(read, shares, retain_graph=True, allow_unused=True)
+            gradients.append(torch.zeros_like(shares[0]) if found is None else found.sum(0))
         return torch.stack(gradients)
 
     def _read_outs(self, shares: Tensor, targets: Tensor) -> Iterator[Tensor]:
