@@ -7,7 +7,6 @@ Letters: B tokens, F features, C columns (all targets of a source, side by side)
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 from torch.nn import functional

@@ -12,8 +12,8 @@ from circuit_tracer import ReplacementModel, attribute
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions import (
     activation_patching,
-    approximate_edges,
     apply_edits,
+    approximate_edges,
     attribution_patching,
     logit_difference,
     set_to,

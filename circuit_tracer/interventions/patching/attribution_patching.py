@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.patching.metrics import Metric
 from circuit_tracer.interventions.patching.pair import (
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 FIRST: Place = ("hook_resid_pre", 0)
 
 
+@typed
 @plain_torch()
 def attribution_patching(
     model: Traceable,

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import torch
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
@@ -35,6 +36,7 @@ from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.transcoders.base import Transcoders
 
 
+@typed
 @plain_torch()
 @torch.no_grad()
 def validate(
