@@ -15,6 +15,7 @@ from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit
 from circuit_tracer.interventions.features.observe import FeatureChanges
 from circuit_tracer.models.capture import final_softcap, logits_at
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import token_strings
 
 
@@ -56,6 +57,7 @@ class Outcome:
         """(P, V) without the intervention."""
         return logits_at(self.clean.model.parts, self.clean.final)
 
+    @plain_torch()
     def logit_change(self, position: int = -1, softcap: bool = True) -> Tensor:
         """(V,) change at a position; before a final softcap, minus its mean, it is what a graph's edges predict."""
         parts = self.clean.model.parts
@@ -66,6 +68,7 @@ class Outcome:
         weight = parts.unembed.weight
         return (weight @ (self.final[position] - self.clean.final[position]).to(weight)).to(parts.compute_dtype)
 
+    @plain_torch()
     def tokens(self, count: int = 10, position: int = -1, others: tuple[int, ...] = ()) -> list[TokenChange]:
         """The most probable tokens of either run, the new favourites first, and `others` by id."""
         pair = torch.stack([self.clean.final[position], self.final[position]])
