@@ -18,6 +18,7 @@ from circuit_tracer.models.chat import Message, chat_ids
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.verify import verify
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.loading import load_transcoder_from_hub
@@ -43,6 +44,7 @@ class ReplacementModel(Traceable):
         self.backend = backend
 
     @classmethod
+    @plain_torch()
     def from_pretrained(
         cls,
         model_name: str | Path,
@@ -80,6 +82,7 @@ class ReplacementModel(Traceable):
         return cls.from_pretrained_and_transcoders(model_name, transcoders, backend, target, kind, **kwargs)
 
     @classmethod
+    @plain_torch()
     def from_pretrained_and_transcoders(
         cls,
         model_name: str | Path,
@@ -94,6 +97,7 @@ class ReplacementModel(Traceable):
         return cls.from_model(model, transcoders, tokenizer, str(model_name), backend)
 
     @classmethod
+    @plain_torch()
     def from_config(
         cls,
         config: Any,
@@ -114,6 +118,7 @@ class ReplacementModel(Traceable):
         return cls.from_model(model.eval().requires_grad_(False), transcoders, tokenizer, config.model_type, backend)
 
     @classmethod
+    @plain_torch()
     def from_model(
         cls, model: Any, transcoders: Transcoders, tokenizer: Any, model_name: str, backend: Backend = "transformerlens"
     ) -> ReplacementModel:

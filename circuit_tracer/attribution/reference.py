@@ -27,6 +27,7 @@ from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, Logi
 from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.parts import ModelParts, Norm
 from circuit_tracer.models.run import ModelRun, Visit
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.transcoders.base import Transcoders
 
 ReferenceTarget = int | CustomTarget | FeatureTarget | LogitDifference
@@ -199,6 +200,7 @@ class ReferenceGraph:
         return torch.tensor([kind in kinds for kind, count in counts.items() for _ in range(count)])
 
 
+@plain_torch()
 def reference_graph(
     model: Any,
     ids: Tensor,

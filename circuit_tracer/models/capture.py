@@ -5,6 +5,8 @@ Letters: L layers, P positions, D d_model, H heads, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +19,10 @@ from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.parts import ModelParts, Norm
 from circuit_tracer.models.run import FINAL_NORM, ModelRun, Place, Visit
+from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.models.whose import Holder, config_value, held_by
+
+SOFTCAP = "final_logit_softcapping"
 
 
 @dataclass
@@ -56,6 +62,7 @@ class PromptCapture:
         return AttentionTape(dict(enumerate(self.patterns)), replay=True)
 
 
+@plain_torch()
 def capture(parts: ModelParts, ids: Tensor, keep_patterns: bool = True) -> PromptCapture:
     """Run the model once on ids (P,) and keep the frozen quantities; attention patterns, or queries, keys and log-sum-exp.
 
@@ -103,12 +110,26 @@ class _Kept:
         return norm.parameters.freeze(scale_P)
 
 
+@plain_torch()
 def logits_at(parts: ModelParts, final_nD: Tensor, softcap: bool = True) -> Tensor:
     """Logits (n, V) of final-norm outputs (n, D), in the compute dtype; differentiable if these are."""
     with torch.set_grad_enabled(final_nD.requires_grad):
         logits = parts.unembed(final_nD.to(next(parts.unembed.parameters()).dtype)).to(parts.compute_dtype)
-        cap = parts.final_softcap
+        cap = final_softcap(parts)
         return torch.tanh(logits / cap) * cap if softcap and cap else logits
+
+
+def final_softcap(parts: ModelParts) -> float | None:
+    """The cap of the logits, unless the calling context goes without (`zero_softcap`)."""
+    cap: float | None = config_value(parts.model.config, SOFTCAP, parts.final_softcap)
+    return cap
+
+
+@contextmanager
+def zero_softcap(parts: ModelParts) -> Iterator[None]:
+    """Inside the block, logits of this context, those of the bare model too, are those before the final softcap."""
+    with held_by(Holder(parts.model, {SOFTCAP: None})):
+        yield
 
 
 def check_length(parts: ModelParts, ids: Tensor, new_tokens: int = 1) -> None:

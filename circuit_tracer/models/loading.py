@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.models.surroundings import plain_torch
 
 DTYPES = {
     "float32": torch.float32,
@@ -44,6 +45,7 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+@plain_torch()
 def load_language_model(
     model_name: str | Path, device: torch.device, dtype: torch.dtype, **kwargs: Any
 ) -> tuple[Any, Any]:

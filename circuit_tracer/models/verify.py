@@ -10,11 +10,13 @@ from circuit_tracer.models.capture import PromptCapture, capture, logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import implementation
+from circuit_tracer.models.surroundings import plain_torch
 
 # relative to the largest value: transformers rounds norms and softmax to float32 even in float64 models
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 
 
+@plain_torch()
 def verify(parts: ModelParts, n_tokens: int = 6) -> None:
     """Prove on a short prompt that (1) our capture equals the model's own pass, (2) the tokens' vectors are rows of the
     embedding, and (3) the frozen network replays the pass.
@@ -46,7 +48,7 @@ def replay(parts: ModelParts, captured: PromptCapture) -> tuple[list[Tensor], Te
 
 def _token_vectors(parts: ModelParts, ids: Tensor, captured: PromptCapture) -> Tensor:
     """Rows (P, D) of the embedding, times the one factor that fits best (Gemma scales them by sqrt(D))."""
-    rows: Tensor = parts.model.get_input_embeddings().weight[ids.to(parts.device)].to(parts.compute_dtype)
+    rows: Tensor = parts.model.get_input_embeddings().weight.detach()[ids.to(parts.device)].to(parts.compute_dtype)
     return rows * (captured.embedding * rows).sum() / rows.pow(2).sum()
 
 

@@ -20,6 +20,7 @@ from circuit_tracer.interventions.features.passes import Freeze, Pass, require_f
 from circuit_tracer.interventions.features.settings import Intervention, LayerSettings, open_ended, resolve
 from circuit_tracer.interventions.steering.sampling import require_cuts, warp
 from circuit_tracer.models.capture import check_length, logits_at
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt, zero_positions
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class GenerationOptions:
     """How tokens are chosen; names and defaults of TransformerLens' `generate`, which circuit-tracer's scripts use.
 
     eos_token_id: one id or several, each of which ends the text. freq_penalty: subtracted from a logit for each time its
-    token was seen. return_type: the text, which is what circuit-tracer returns. Without `use_past_kv_cache` circuit-tracer
+    token was seen. seed: of a generator of this text's own; None draws from torch's global random state, which all threads of
+    a process share. return_type: the text, which is what circuit-tracer returns. Without `use_past_kv_cache` circuit-tracer
     does not generate, and neither do we. Without effect: `verbose`; `padding_side`, since one prompt is not padded; and
     `prepend_bos`, since ids are taken as they are and text is tokenized by the model's own rule (`ensure_tokenized`).
     """
@@ -49,6 +51,7 @@ class GenerationOptions:
     prepend_bos: bool | None = None
     padding_side: str | None = None
     return_type: str | None = "input"
+    seed: int | None = None
     verbose: bool = True
 
     def __post_init__(self) -> None:
@@ -85,13 +88,18 @@ class GenerationOptions:
         several = given if isinstance(given, Sequence) else [given]
         return frozenset(whole(each, "eos_token_id") for each in several)
 
-    def choose(self, logits_V: Tensor, seen: Tensor) -> int:
-        """The next token, given the ids (P,) so far; sampling uses torch's global random state."""
+    def generator(self) -> torch.Generator | None:
+        """What tokens are drawn with; None for torch's global random state."""
+        return None if self.seed is None else torch.Generator().manual_seed(self.seed & (2**63 - 1))
+
+    def choose(self, logits_V: Tensor, seen: Tensor, generator: torch.Generator | None = None) -> int:
+        """The next token, given the ids (P,) so far."""
         if not self.do_sample:
             return int(logits_V.argmax())
         logits = logits_V - self.freq_penalty * torch.bincount(seen, minlength=len(logits_V)).to(logits_V)
         scores = warp(logits, self.temperature, self.top_k, self.top_p)
-        return int(torch.multinomial(torch.softmax(scores.float(), dim=-1), 1))
+        odds = torch.softmax(scores.float(), dim=-1)
+        return int(torch.multinomial(odds if generator is None else odds.cpu(), 1, generator=generator))
 
 
 def feature_intervention_generate(
@@ -105,6 +113,7 @@ def feature_intervention_generate(
 
 
 @typed
+@plain_torch()
 @torch.no_grad()
 def generate_held(
     model: Traceable,
@@ -122,22 +131,25 @@ def generate_held(
     ids, parts = model.ensure_tokenized(inputs), model.parts
     check_length(parts, ids, options.max_new_tokens)
     left_out = zero_positions(ids, model.parts.config.model_name)
-    loop = _Generation(model, ids, return_activations, sparse, apply_activation_function)
+    loop = _Generation(model, ids, options, return_activations, sparse, apply_activation_function)
     place = (model.transcoders, len(ids), model.parts.device, parts.compute_dtype)
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
-    loop.step(ids, resolve(interventions, *place), freeze, left_out, options)
+    loop.step(ids, resolve(interventions, *place), freeze, left_out)
     goes_on = resolve(open_ended(interventions), model.transcoders, 1, model.parts.device, parts.compute_dtype)
     ends = options.end_ids(model.tokenizer)
     while len(loop.logits) < options.max_new_tokens and int(loop.ids[-1]) not in ends:
-        loop.step(loop.ids[-1:], goes_on, None, [], options)
+        loop.step(loop.ids[-1:], goes_on, None, [])
     return loop.ids, torch.stack(loop.logits), loop.all_activations()
 
 
 class _Generation:
     """The tokens, logits, activations and cache of a generation so far."""
 
-    def __init__(self, model: Traceable, ids: Tensor, record: bool, sparse: bool, apply: bool) -> None:
+    def __init__(
+        self, model: Traceable, ids: Tensor, options: GenerationOptions, record: bool, sparse: bool, apply: bool
+    ) -> None:
         self.model, self.ids, self.record, self.sparse, self.apply = model, ids, record, sparse, apply
+        self.options, self.generator = options, options.generator()
         self.past: Any = None
         self.logits: list[Tensor] = []
         self.activations: list[Tensor] = []
@@ -148,7 +160,6 @@ class _Generation:
         settings: dict[int, LayerSettings],
         freeze: Freeze | None,
         left_out: list[int],
-        options: GenerationOptions,
     ) -> None:
         """Run the model on the tokens that it has not seen, and choose the next one."""
         recorder = Recorder(self.model.transcoders, self.sparse, self.apply, left_out) if self.record else None
@@ -157,7 +168,7 @@ class _Generation:
         if recorder is not None:
             self.activations.append(recorder.result())
         self.logits.append(logits_at(self.model.parts, require_finite(final)[-1:])[0])
-        chosen = options.choose(self.logits[-1], self.ids.to(self.model.parts.device))
+        chosen = self.options.choose(self.logits[-1], self.ids.to(self.model.parts.device), self.generator)
         self.ids = torch.cat([self.ids, self.ids.new_tensor([chosen])])
 
     def all_activations(self) -> Tensor | None:
