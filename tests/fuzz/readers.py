@@ -296,7 +296,6 @@ def _write_position(folder: Path) -> None:
 
 
 def _position(folder: Path) -> Any:
-    write_jsonl(folder / "data.jsonl", texts(6))
     source = stream(config(folder))
     source.restore(read_json(folder / "state.json"))
     return next(batches(source))

@@ -180,11 +180,8 @@ def _start(config: TrainingConfig, folder: Path, resume: bool) -> Checkpoint | N
     if last is None:
         raise InputError(f"{folder} holds no checkpoint to resume from. Leave --resume out to begin.")
     before, now = last.fact("config"), settings_of(config)
-    changed = [
-        f"{key} ({shortened(before.get(key))} -> {shortened(now.get(key))})"
-        for key in now
-        if before.get(key) != now[key]
-    ]
+    differing = [key for key in now if before.get(key) != now[key]]
+    changed = [f"{key} ({shortened(before.get(key))} -> {shortened(now[key])})" for key in differing]
     if changed:
         raise CompatibilityError(
             f"the run in {folder} began with other settings: {', '.join(changed)}. Resume with those it began with, or "
@@ -202,9 +199,10 @@ def _fingerprint(parts: ModelParts) -> dict[str, Any]:
 def _require_same_model(start: Checkpoint, found: dict[str, Any]) -> None:
     before = start.fact("model")
     if before != found:
+        layers, width = (shortened(before.get(name)) for name in ("n_layers", "d_model"))
         raise CompatibilityError(
-            f"{start.folder} was trained on another model than the one loaded now ({shortened(before.get('n_layers'))} layers of "
-            f"{shortened(before.get('d_model'))} against {found['n_layers']} of {found['d_model']}, or other weights). "
+            f"{start.folder} was trained on another model than the one loaded now ({layers} layers of {width} against "
+            f"{found['n_layers']} of {found['d_model']}, or other weights). "
             "Load the model the run began with, or choose another run.out."
         )
 
