@@ -162,7 +162,7 @@ def test_no_file_of_settings_is_ignored(tmp_path, name):
     layout = LAYOUTS["gemma-scope-1"]
     layout.write(tmp_path)
     (tmp_path / name.format(stem="layer_0")).write_text('{"input_scale": 2.0}')
-    with pytest.raises(FileFormatError, match="keys input_scale = 2.0"):
+    with pytest.raises(FileFormatError, match=r"keys input_scale = 2\.0"):
         computed(layout, tmp_path)
     (tmp_path / name.format(stem="layer_0")).write_text('{"dtype": "float32"}')
     computed(layout, tmp_path)
