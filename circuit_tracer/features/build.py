@@ -30,7 +30,7 @@ from circuit_tracer.features.logits import logit_effects
 from circuit_tracer.features.record import LayerRecords
 from circuit_tracer.features.segment import Segment, Window
 from circuit_tracer.features.summary import Keep
-from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.files import atomic_write, read_json, require_writable_folder
 from circuit_tracer.fingerprint import (
     VERSION,
     model_fingerprint,
@@ -42,6 +42,7 @@ from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.run import fast_attention
 from circuit_tracer.models.token_text import TokenTexts
 from circuit_tracer.text.corpus import Corpus
+from circuit_tracer.text.position import require_position
 from circuit_tracer.text.special import SpecialTokens
 
 ENTRIES = 2**23  # activations of features held before they are summarised
@@ -86,7 +87,7 @@ def build_features(
     target = require_writable_folder(folder)
     identity = _identity(model, corpus, settings, wanted, name)
     if (target / MANIFEST).is_file():
-        found = json.loads((target / MANIFEST).read_text(encoding="utf-8")).get("settings")
+        found = read_json(target / MANIFEST, halves=True).get("settings")
         require_same(found, identity, f"the folder {target}", "Choose another folder, or remove it.")
     else:
         keep = Keep(settings.top, settings.sample)
@@ -134,6 +135,7 @@ def _read_corpus(
 ) -> None:
     """Read the corpus to its end, or to as many tokens as are asked for, stretch by stretch."""
     if working.progress["corpus"] is not None:
+        require_position(working.progress["corpus"], corpus.state(), str(working.folder / "progress.json"))
         corpus.restore(working.progress["corpus"])
     tokens, counted = working.progress["tokens"], working.progress["counted"]
     limit = settings.tokens if settings.tokens is not None else 2**62
