@@ -6,16 +6,15 @@ Letters: L layers, P positions, D d_model, H heads, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import InputError, NumericalError
+from circuit_tracer.errors import InputError, NumericalError, UnsupportedModelError
 from circuit_tracer.kernels.attend_back import Scores
 from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.parts import ModelParts, Norm
+from circuit_tracer.models.plain import LOOKS_AHEAD
 from circuit_tracer.models.run import FINAL_NORM, ModelRun, Place, Visit
 
 
@@ -81,6 +80,7 @@ def capture(parts: ModelParts, ids: Tensor, keep_patterns: bool = True) -> Promp
     visits |= {("mlp.hook_out", layer): keep_out for layer in range(len(kept.layers))}
     final = ModelRun(parts, visits, norms=kept.norm, tape=tape)(ids).final[0]
     result = _assemble(parts, ids, kept, tape, final)
+    _require_causal(result)
     _require_finite(result)
     return result
 
@@ -124,10 +124,13 @@ def check_length(parts: ModelParts, ids: Tensor) -> None:
 
 
 def _assemble(parts: ModelParts, ids: Tensor, kept: _Kept, tape: AttentionTape, final_PD: Tensor) -> PromptCapture:
-    resid, positions = kept.first, None
-    if parts.architecture.position_embedding is not None:
-        table: Any = parts.model.get_submodule(parts.architecture.position_embedding)
-        positions = table.weight[: ids.shape[0]].detach().to(resid.dtype)
+    resid, positions = kept.first, parts.position_vectors(len(ids))
+    if len(tape.patterns) + len(tape.scores) != len(parts.layers):
+        raise UnsupportedModelError(
+            f"{len(tape.patterns) + len(tape.scores)} of the {len(parts.layers)} layers of this "
+            f"{parts.architecture.model_type} call transformers' attention interface, through which patterns are read; a model "
+            "with attention of its own cannot be traced"
+        )
     return PromptCapture(
         ids=ids.detach().cpu(),
         embedding=resid if positions is None else resid - positions,
@@ -138,6 +141,13 @@ def _assemble(parts: ModelParts, ids: Tensor, kept: _Kept, tape: AttentionTape, 
         final_inverse_sigma=kept.final_inverse_sigma,
         final=final_PD,
     )
+
+
+def _require_causal(captured: PromptCapture) -> None:
+    """No token looks at a later one, not even a little."""
+    for layer, pattern in enumerate(captured.patterns):
+        if pattern.triu(1).any():
+            raise UnsupportedModelError(f"a token attends to later ones at layer {layer}: {LOOKS_AHEAD}")
 
 
 def _require_finite(captured: PromptCapture) -> None:

@@ -1,15 +1,32 @@
-"""Load any causal LM that transformers loads: a hub id, a folder, or a GGUF file."""
+"""Load any causal LM that transformers loads: a hub id, a folder, an adapter's folder, or a GGUF file.
+
+A model is loaded whole, in plain numbers, on one device: adapters are merged and quantised weights de-quantised, with a warning.
+No code of a repository is run. Whatever transformers or tokenizers raise about such a model becomes an error of ours.
+"""
 
 from __future__ import annotations
 
-import struct
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import (
+    CircuitTracerError,
+    FileFormatError,
+    InputError,
+    ResourceError,
+    UnsupportedModelError,
+    first_line,
+)
+from circuit_tracer.files import read_json
+from circuit_tracer.models.adapted import dequantised, load_dequantised, merged
+from circuit_tracer.models.text_part import auto_class, text_part
+from circuit_tracer.models.tokenization import check_tokenizer
 
 DTYPES = {
     "float32": torch.float32,
@@ -21,15 +38,22 @@ DTYPES = {
     "float64": torch.float64,
     "fp64": torch.float64,
 }
+ADAPTER = "adapter_config.json"
+# arguments of from_pretrained that say where files are, for configuration and tokenizer too
+_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_OFFLOADING = ("offload_buffers", "offload_folder", "offload_state_dict")
+_OWN_ATTENTION = ("eager", "sdpa")
+_BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 
 
 def resolve_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """A torch dtype from itself or from its name (float32, fp32, bf16, ...)."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in DTYPES:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    return DTYPES[name]
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:
@@ -37,63 +61,199 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     if device is not None:
         try:
             return torch.device(device)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise InputError(f"device {device!r} is unknown; use cpu, cuda, cuda:1, mps, ...") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def load_language_model(
-    model_name: str | Path, device: torch.device, dtype: torch.dtype, **kwargs: Any
-) -> tuple[Any, Any]:
-    """(model, tokenizer) in evaluation mode, without gradients. Further keyword arguments go to `from_pretrained`.
+def place(
+    device: torch.device | str | None, dtype: torch.dtype | str, options: dict[str, Any]
+) -> tuple[torch.device, torch.dtype, dict[str, Any]]:
+    """(device, dtype, what is left of from_pretrained's `options`): `torch_dtype` and `device_map` are other names for them.
 
-    Raises InputError when nothing is there and FileFormatError when it cannot be read.
+    Raises InputError for a device_map of several devices, or with layers on disk.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source, extra = pretrained_source(model_name)
-    # a GGUF file is de-quantised in float32, so that no rounding is added before the cast
-    options = {"dtype": torch.float32 if extra else dtype, **extra, **kwargs, "output_loading_info": True}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
-    except OSError as error:
-        raise InputError(
-            f"no language model at {str(model_name)!r}: {first_line(error)} "
-            "Give a Hugging Face id (with network access or a filled cache), a folder with config.json, or a .gguf file."
-        ) from error
-    except (ValueError, KeyError, IndexError, RuntimeError, SafetensorError, struct.error) as error:
-        if "Unrecognized" in str(error) or "does not recognize" in str(error) or "not supported" in str(error):
-            raise InputError(f"transformers cannot load {str(model_name)!r}: {first_line(error)}") from error
-        raise FileFormatError(f"the model at {str(model_name)!r} cannot be read: {first_line(error)}") from error
-    model, report = loaded
-    if absent := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
-        raise FileFormatError(
-            f"the model at {str(model_name)!r} lacks {len(absent)} weights, {absent[0]!r} first, or holds them in another "
-            "shape; transformers would draw them at random. Download it again, or correct its config.json."
-        )
-    return model.to(dtype).to(device).eval().requires_grad_(False), tokenizer
+    left = {name: value for name, value in options.items() if name not in _OFFLOADING}
+    chosen = left.pop("torch_dtype", None)
+    mapped = left.pop("device_map", None)
+    if mapped is not None:
+        devices = sorted({str(one) for one in mapped.values()}) if isinstance(mapped, dict) else [str(mapped)]
+        if len(devices) != 1 or devices[0] in ("disk", "meta"):
+            raise InputError(
+                f"device_map puts the model on {', '.join(devices) or 'no device'}: a model is traced on one device, with all its "
+                "weights there. Use device=... instead, with dtype='bfloat16' if memory is short."
+            )
+        one = {"auto": None, "balanced": None, "balanced_low_0": None, "sequential": None}.get(devices[0], devices[0])
+        one = f"cuda:{one}" if one is not None and one.isdigit() else one
+        if device is not None and one is not None and torch.device(device) != resolve_device(one):
+            raise InputError(f"device is {device!s} and device_map says {one}; give one of them")
+        device = one if device is None else device
+    return resolve_device(device), resolve_dtype(dtype if chosen in (None, "auto") else chosen), left
 
 
-def pretrained_source(model_name: str | Path) -> tuple[str, dict[str, str]]:
-    """(what from_pretrained takes, extra arguments): a GGUF file is named by its folder and file name."""
-    path = Path(model_name).expanduser()
+class Source(NamedTuple):
+    """What from_pretrained takes: a folder or hub id, and further arguments (a GGUF file's name, a revision)."""
+
+    name: str
+    options: dict[str, Any]
+
+
+def load_language_model(
+    model_name: str | Path, device: torch.device, dtype: torch.dtype, tokenizer: Any = None, **options: Any
+) -> tuple[Any, Any]:
+    """(model, tokenizer) in evaluation mode, without gradients. Further options go to `from_pretrained`.
+
+    model_name: a hub id (also `org/name@revision`), a folder of a model or of a peft adapter, or a GGUF file. tokenizer: one
+    that is loaded already, or where it is; None for the model's own.
+
+    Raises InputError when nothing is there or an option is unknown, FileFormatError when it cannot be read, and
+    UnsupportedModelError for what would run code of its own or is quantised in a way that cannot be undone.
+    """
+    if options.pop("trust_remote_code", False):
+        raise InputError("trust_remote_code: code that comes with a model is not run here; use transformers' own class of it")
+    if options.get("attn_implementation", "eager") not in _OWN_ATTENTION:
+        del options["attn_implementation"]  # a trace brings its own attention
+    source = pretrained_source(model_name, options.pop("revision", None))
+    with _library_errors(model_name):
+        model = _load_model(source, device, dtype, options)
+    return model, load_tokenizer(model_name if tokenizer is None else tokenizer, model, source if tokenizer is None else None, options)
+
+
+def load_tokenizer(given: Any, model: Any, source: Source | None = None, options: dict[str, Any] | None = None) -> Any:
+    """A tokenizer that is loaded already, or the one of a hub id or folder, checked against the model."""
+    tokenizer = given
+    if isinstance(given, str | Path):
+        from transformers import AutoTokenizer
+
+        source = source or pretrained_source(given)
+        where = {name: value for name, value in (options or {}).items() if name in _WHERE}
+        with _library_errors(given, "tokenizer of the model"):
+            tokenizer = AutoTokenizer.from_pretrained(source.name, **where, **source.options, trust_remote_code=False)
+    check_tokenizer(tokenizer, model.get_input_embeddings().weight.shape[0], str(given) if tokenizer is not given else "tokenizer=")
+    return tokenizer
+
+
+def pretrained_source(model_name: str | Path, revision: str | None = None) -> Source:
+    """What from_pretrained takes of a name: a GGUF file is named by its folder and file name, `@` sets off a revision."""
+    path, text = Path(model_name).expanduser(), str(model_name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"no GGUF file at {path}")
-        return str(path.parent), {"gguf_file": path.name}
-    if path.exists():
-        if not (path / "config.json").is_file():
+        return Source(str(path.parent), {"gguf_file": path.name})
+    if not text or os.path.exists(path):
+        if revision is not None:
+            raise InputError(f"revision {revision!r} names a commit on the hub, but {path} is a folder; leave it out")
+        if not any((path / name).is_file() for name in ("config.json", ADAPTER)):
             raise InputError(f"the folder {path} holds no config.json, so it is not a transformers model")
-        return str(path), {}
-    if path.is_absolute() or str(model_name).startswith((".", "~")):
+        return Source(str(path), {})
+    if path.is_absolute() or text.startswith((".", "~")):
         raise InputError(f"no language model at {path}: the path does not exist")
-    return str(model_name), {}
+    name, at, named = text.partition("@")
+    if at and (not named or revision not in (None, named)):
+        raise InputError(f"{text!r} names the revision {named!r}" + (f", and revision= {revision!r}" if revision else ""))
+    revision = named or revision
+    return Source(name, {} if revision is None else {"revision": revision})
 
 
-def first_line(error: Exception) -> str:
-    """What an error of a library says, without its long advice."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _load_model(source: Source, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    where = {name: options[name] for name in _WHERE if name in options}
+    if adapter := _adapter(source, where):
+        return merged(source, adapter, lambda base: _load_model(base, device, dtype, options))
+    # a GGUF file is de-quantised in float32, so that no rounding is added before the cast
+    gguf = "gguf_file" in source.options
+    config = options.pop("config", None) or read_configuration(source, where)
+    options = {**options, **source.options, "dtype": torch.float32 if gguf else dtype, "trust_remote_code": False}
+    options |= load_dequantised(config, options)
+    loaded, report = auto_class(config).from_pretrained(source.name, config=config, output_loading_info=True, **options)
+    _require_all_weights(source, loaded, report)
+    model = text_part(dequantised(loaded))
+    return model.to(dtype).to(device).eval().requires_grad_(False)
+
+
+def read_configuration(source: Source, where: dict[str, Any]) -> Any:
+    """The transformers configuration of a model, its file checked first."""
+    from transformers import AutoConfig
+
+    folder = Path(source.name)
+    if folder.is_dir() and "gguf_file" not in source.options and "subfolder" not in where:
+        raw = read_json(folder / "config.json")
+        if not isinstance(raw, dict):
+            raise FileFormatError(f"{folder / 'config.json'} holds a {type(raw).__name__}; a JSON object is expected")
+    return AutoConfig.from_pretrained(source.name, **where, **source.options, trust_remote_code=False)
+
+
+def _adapter(source: Source, where: dict[str, Any]) -> dict[str, Any] | None:
+    """What the adapter_config.json of a source says, if it has one; then its config.json, if any, is not the model's."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if "gguf_file" in source.options:
+        return None
+    path = find_adapter_config_file(source.name, **where, **source.options)
+    return None if path is None else read_json(path)
+
+
+def _require_all_weights(source: Source, model: Any, report: Any) -> None:
+    """Every weight of the model is in its files, and every weight in its files that belongs to a layer is the model's."""
+    if absent := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
+        raise FileFormatError(
+            f"the model at {source.name!r} lacks {len(absent)} weights, {absent[0]!r} first, or holds them in another "
+            "shape; transformers would draw them at random. Download it again, or correct its config.json."
+        )
+    unused = sorted(key for key in report["unexpected_keys"] if not key.endswith(_BUFFERS))
+    modules = {name for name, _ in model.named_modules()}
+    within = [key for key in unused if any(part.isdigit() for part in _nearest(key, modules).split("."))]
+    if within:
+        raise FileFormatError(
+            f"the model at {source.name!r} holds {len(within)} weights of its layers that its configuration has no place for, "
+            f"{within[0]!r} first; transformers would leave them out. If they are an adapter's, merge it (peft: merge_and_unload); "
+            "else correct config.json."
+        )
+    if unused:
+        warnings.warn(f"{source.name}: {len(unused)} weights are no part of the language model, {unused[0]!r} first", stacklevel=2)
+
+
+def _nearest(key: str, modules: set[str]) -> str:
+    """The innermost module of the model that a weight's name lies in."""
+    while key and key not in modules:
+        key = key.rpartition(".")[0]
+    return key
+
+
+@contextmanager
+def _library_errors(model_name: str | Path, what: str = "language model") -> Iterator[None]:
+    """Errors of transformers, tokenizers and what they use become ours, with their first line."""
+    name = repr(str(model_name))
+    try:
+        yield
+    except CircuitTracerError:
+        raise
+    except ImportError as error:
+        raise InputError(f"the {what} at {name} cannot be loaded: {first_line(error)}") from error
+    except OSError as error:
+        raise InputError(
+            f"no {what} at {name}: {first_line(error)} "
+            "Give a Hugging Face id (with network access or a filled cache), a folder with config.json, or a .gguf file."
+        ) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ResourceError(f"too little memory for the {what} at {name}: {first_line(error)}. Try dtype='bfloat16'.") from error
+    except Exception as error:
+        raise _translated(error, name, what) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # a panic of tokenizers' or safetensors' Rust
+            raise
+        raise FileFormatError(f"the {what} at {name} cannot be read: {first_line(error)}") from error
+
+
+def _translated(error: Exception, name: str, what: str) -> CircuitTracerError:
+    said = str(error)
+    if "trust_remote_code" in said:
+        return UnsupportedModelError(
+            f"the {what} at {name} brings its own code, which is not run here. Use a version of it that transformers has a class for."
+        )
+    if "unexpected keyword argument" in said:
+        return InputError(f"from_pretrained does not know an argument that was passed on for {name}: {first_line(error)}")
+    if "Unrecognized" in said or "does not recognize" in said or "not supported" in said:
+        return InputError(f"transformers cannot load {name}: {first_line(error)}")
+    return FileFormatError(f"the {what} at {name} cannot be read: {first_line(error)}")

@@ -102,9 +102,7 @@ class ModelRun:
         rows = (ids if ids.ndim == 2 else ids[None].expand(copies, -1)).to(self.parts.device)
         with self.active(), torch.set_grad_enabled(gradients):
             try:
-                output = self.parts.model.base_model(
-                    input_ids=rows, past_key_values=past, use_cache=keep_past or past is not None
-                )
+                output = self.parts.base(input_ids=rows, past_key_values=past, use_cache=keep_past or past is not None)
             except Stop:
                 return Output(torch.empty(0), None)
         return Output(output.last_hidden_state.to(self.parts.compute_dtype), output.past_key_values)
@@ -221,8 +219,8 @@ def implementation(parts: ModelParts, name: str | None) -> Iterator[None]:
     """Inside the block the model has this attention implementation (None: its own), and experts that exist in its dtype."""
     model, config = parts.model, parts.model.config
     before, experts = config._attn_implementation, None
-    if parts.compute_dtype is torch.float64 and hasattr(config, "num_local_experts"):
-        experts = config._experts_implementation  # the grouped products of experts exist in float32 and below only
+    if parts.compute_dtype is torch.float64:  # the grouped products of experts exist in float32 and below only
+        experts = getattr(config, "_experts_implementation", None)
     try:
         if name == attention.NAME:
             attention.register()

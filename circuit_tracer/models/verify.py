@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import UnsupportedModelError
+from circuit_tracer.errors import UnsupportedModelError, first_line
 from circuit_tracer.models.capture import PromptCapture, capture, logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.models.plain import float_dtypes
 from circuit_tracer.models.run import implementation
 
 # relative to the largest value: transformers rounds norms and softmax to float32 even in float64 models
@@ -23,9 +24,8 @@ def verify(parts: ModelParts, n_tokens: int = 6) -> None:
     """
     length = min(n_tokens, parts.context_length or n_tokens)
     ids = torch.arange(1, 1 + length) * 7919 % parts.config.d_vocab
-    tolerance = _TOLERANCE[next(parts.model.parameters()).dtype]
-    with torch.no_grad(), implementation(parts, "eager"):
-        expected = parts.model(input_ids=ids[None].to(parts.device), use_cache=False).logits[0].to(parts.compute_dtype)
+    tolerance = max(_TOLERANCE[dtype] for dtype in float_dtypes(parts.model))
+    expected = _own_logits(parts, ids)
     captured = capture(parts, ids)
     _compare(parts, "logits of the captured pass", logits_at(parts, captured.final), expected, tolerance)
     _compare(parts, "what enters the first layer", captured.embedding, _token_vectors(parts, ids, captured), tolerance)
@@ -33,6 +33,25 @@ def verify(parts: ModelParts, n_tokens: int = 6) -> None:
     for layer, (found, kept) in enumerate(zip(inputs, captured.layers, strict=True)):
         _compare(parts, f"residual stream before the MLP of layer {layer}", found, kept.resid_mid, tolerance)
     _compare(parts, "output of the final norm", final, captured.final, tolerance)
+
+
+def _own_logits(parts: ModelParts, ids: Tensor) -> Tensor:
+    """Logits (P, V) of the model's own pass. Raises UnsupportedModelError for a model that does not run."""
+    if parts.device.type == "meta":
+        raise UnsupportedModelError("the model's weights are not loaded (device 'meta'); load them before it is traced")
+    dtypes = [str(dtype).removeprefix("torch.") for dtype in float_dtypes(parts.model)]
+    try:
+        with torch.no_grad(), implementation(parts, "eager"):
+            output = parts.model(input_ids=ids[None].to(parts.device), use_cache=False)
+    except RuntimeError as error:
+        if len(dtypes) == 1:
+            raise
+        raise UnsupportedModelError(
+            f"the model's weights are in {' and '.join(dtypes)}, and the model does not run so ({first_line(error)}). "
+            f"Convert it as a whole: model.to(torch.{dtypes[0]}), or dtype={dtypes[0]!r} where it is loaded."
+        ) from error
+    logits: Tensor = output.logits[0]
+    return logits.to(parts.compute_dtype)
 
 
 def replay(parts: ModelParts, captured: PromptCapture) -> tuple[list[Tensor], Tensor]:
