@@ -95,7 +95,7 @@ def attribute(
 
 def _left_out(ids: Tensor, model: Traceable, zero_positions: Iterable[int] | None) -> list[int]:
     if zero_positions is None:
-        return tokenization.zero_positions(ids, model.parts.config.model_name)
+        return model.zero_positions(ids)
     chosen = sorted(set(zero_positions))
     if chosen and not (chosen[0] >= 0 and chosen[-1] < len(ids)):
         raise InputError(f"zero_positions {chosen} lie outside the prompt's {len(ids)} tokens")

@@ -9,7 +9,7 @@ from torch import Tensor
 from circuit_tracer.attribution.prompt import check_pair
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.sites import check_hooks
-from circuit_tracer.models.tokenization import Prompt, tokenize
+from circuit_tracer.models.tokenization import Prompt, tokenize, zero_positions
 from circuit_tracer.transcoders.base import Transcoders
 
 
@@ -27,3 +27,7 @@ class Traceable:
     def ensure_tokenized(self, prompt: Prompt) -> Tensor:
         """Token ids (P,) int64, by the one rule used everywhere (models/tokenization.py)."""
         return tokenize(prompt, self.tokenizer)
+
+    def zero_positions(self, ids: Tensor) -> list[int]:
+        """Positions of a prompt that have no features and errors, by circuit-tracer's rule (models/tokenization.py)."""
+        return zero_positions(ids, self.tokenizer, self.parts.architecture.model_type)

@@ -1,45 +1,51 @@
-"""Models that are more than the numbers in their files: peft adapters are merged, quantised weights de-quantised, and it is said.
+"""Models that are more than the numbers in their files: peft adapters are merged, quantised weights de-quantised (warned).
 
-Only models that were loaded here are changed so; one that is handed over is refused instead (models/plain.py).
+Only models that were loaded here are changed so. Of one that is handed over a copy is de-quantised, and live adapters are
+refused (models/plain.py).
 """
 
 from __future__ import annotations
 
+import copy
+import os
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from circuit_tracer.errors import FileFormatError, InputError, UnsupportedModelError
-
-if TYPE_CHECKING:
-    from circuit_tracer.models.loading import Source
+from circuit_tracer.models.sources import Source
 
 # quantised files that transformers turns into plain numbers while it loads them, with the class that asks for it
 _ON_LOADING = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config", "compressed-tensors": "CompressedTensorsConfig"}
 
 
-def merged(source: Source, adapter: dict[str, Any], load: Callable[[Source], Any]) -> Any:
-    """The base model of a peft adapter, with the adapter merged into its weights.
-
-    Raises InputError without peft or without the base model, UnsupportedModelError for an adapter that is no change of weights.
-    """
-    from circuit_tracer.models.loading import pretrained_source
-
+def base_of(source: Source, adapter: dict[str, Any]) -> str:
+    """The name of the model that an adapter changes, as its adapter_config.json gives it."""
     base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
     if not isinstance(base, str) or not base:
         raise FileFormatError(f"the adapter at {source.name!r} does not name its base model (base_model_name_or_path)")
+    revision = adapter.get("revision")
+    return f"{base}@{revision}" if isinstance(revision, str) and revision and not os.path.exists(base) else base
+
+
+def merged(source: Source, adapter: dict[str, Any], load: Callable[[str], Any]) -> Any:
+    """The base model of a peft adapter, loaded by its name, with the adapter merged into its weights.
+
+    Raises InputError without peft, UnsupportedModelError for an adapter that is no change of weights.
+    """
+    base = base_of(source, adapter)
     try:
         from peft import PeftModel
     except ImportError as error:
-        raise InputError(f"{source.name!r} is a peft adapter; install peft to load it, or merge it (merge_and_unload)") from error
-    model = load(pretrained_source(base, adapter.get("revision")))
-    wrapped = PeftModel.from_pretrained(model, source.name, **source.options)
+        raise InputError(
+            f"{source.name!r} is a peft adapter: install peft, or merge it first (merge_and_unload)"
+        ) from error
+    wrapped = PeftModel.from_pretrained(load(base), source.name, **source.options)
     if not hasattr(wrapped.base_model, "merge_and_unload"):
         raise UnsupportedModelError(
-            f"the adapter at {source.name!r} ({adapter.get('peft_type')}) is no change of weights, so it cannot be merged and traced"
+            f"the adapter at {source.name!r} ({adapter.get('peft_type')}) is no change of weights, so it cannot be merged"
         )
     warnings.warn(f"the adapter at {source.name} is merged into its base model {base}", stacklevel=2)
     return wrapped.merge_and_unload(safe_merge=True).eval().requires_grad_(False)
@@ -50,23 +56,31 @@ def load_dequantised(config: Any, options: dict[str, Any]) -> dict[str, Any]:
     import transformers
 
     quantised = getattr(config, "quantization_config", None)
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
-    method = str(getattr(method, "value", method))
+    method = _method(quantised)
     if method not in _ON_LOADING or "quantization_config" in options:
         return {}
     _say(method)
     return {"quantization_config": getattr(transformers, _ON_LOADING[method])(dequantize=True)}
 
 
+def dequantised_copy(model: Any) -> Any:
+    """A model handed over by its user: itself, or where it is quantised a copy in plain numbers. The model stays as it is."""
+    if getattr(model, "hf_quantizer", None) is None and not any(_dequantises(weight) for weight in model.parameters()):
+        return model
+    return dequantised(copy.deepcopy(model))
+
+
 def dequantised(model: Any) -> Any:
     """A model that was loaded quantised, in plain numbers. Raises UnsupportedModelError where that cannot be done."""
-    quantiser = getattr(model, "hf_quantizer", None)
-    if quantiser is None or getattr(quantiser.quantization_config, "dequantize", False):
+    quantiser: Any = getattr(model, "hf_quantizer", None)
+    by_itself = any(_dequantises(weight) for weight in model.parameters())
+    if not by_itself and (quantiser is None or getattr(quantiser.quantization_config, "dequantize", False)):
         return model
-    method = str(getattr(quantiser.quantization_config.quant_method, "value", quantiser.quantization_config.quant_method))
-    if method == "torchao":
+    method = "torchao" if by_itself else _method(quantiser.quantization_config)
+    if by_itself:
         _unwrap(model)
-        quantiser.remove_quantization_config(model)
+        if quantiser is not None:
+            quantiser.remove_quantization_config(model)
     else:
         try:
             model = model.dequantize()
@@ -82,11 +96,21 @@ def _unwrap(model: nn.Module) -> None:
     """Weights that are tensors of a class of torchao's, as the numbers they stand for."""
     for module in model.modules():
         for name, weight in list(module._parameters.items()):
-            if weight is None or type(weight.data) is Tensor:
-                continue
-            if not hasattr(weight, "dequantize"):
-                raise UnsupportedModelError(f"a weight is a {type(weight).__name__}, which cannot be de-quantised")
-            setattr(module, name, nn.Parameter(torch.as_tensor(weight.dequantize()), requires_grad=False))
+            if weight is not None and _dequantises(weight):
+                numbers: Any = weight.data
+                setattr(module, name, nn.Parameter(numbers.dequantize(), requires_grad=False))
+
+
+def _dequantises(weight: Tensor) -> bool:
+    """Whether a weight is of a class of tensors that stand for other numbers, as torchao's do."""
+    kinds = type(weight.data).__mro__
+    return any("dequantize" in vars(kind) for kind in kinds[: kinds.index(Tensor)])
+
+
+def _method(quantised: Any) -> str:
+    """The name of the method in a quantization_config."""
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
+    return str(getattr(method, "value", method))
 
 
 def _say(method: str) -> None:

@@ -119,9 +119,9 @@ _GPT2: dict[str, Any] = {
     "position_embedding": "transformer.wpe",
 }
 _LIKE_LLAMA = (
-    "arcee", "aria_text", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone_moe", "flint", "glm", "glm4_moe", "helium", "hunyuan_v1_dense",
-    "hunyuan_v1_moe", "hy_v3", "internlm3", "mellum", "minimax_m2", "ministral", "ministral3", "mixtral", "qwen2_moe", "qwen3_moe",
-    "seed_oss", "smollm3", "solar_open",
+    "arcee", "aria_text", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone_moe", "flint", "glm", "glm4_moe", "helium",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "internlm3", "mellum", "minimax_m2", "ministral", "ministral3", "mixtral",
+    "qwen2_moe", "qwen3_moe", "seed_oss", "smollm3", "solar_open",
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {

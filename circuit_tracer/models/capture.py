@@ -6,6 +6,7 @@ Letters: L layers, P positions, D d_model, H heads, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
@@ -80,8 +81,8 @@ def capture(parts: ModelParts, ids: Tensor, keep_patterns: bool = True) -> Promp
     visits |= {("mlp.hook_out", layer): keep_out for layer in range(len(kept.layers))}
     final = ModelRun(parts, visits, norms=kept.norm, tape=tape)(ids).final[0]
     result = _assemble(parts, ids, kept, tape, final)
-    _require_causal(result)
     _require_finite(result)
+    _require_causal(result)
     return result
 
 

@@ -1,32 +1,22 @@
 """Load any causal LM that transformers loads: a hub id, a folder, an adapter's folder, or a GGUF file.
 
-A model is loaded whole, in plain numbers, on one device: adapters are merged and quantised weights de-quantised, with a warning.
+A model is loaded whole, in plain numbers, on one device: adapters are merged, quantised weights de-quantised, and it is said.
 No code of a repository is run. Whatever transformers or tokenizers raise about such a model becomes an error of ours.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from circuit_tracer.errors import (
-    CircuitTracerError,
-    FileFormatError,
-    InputError,
-    ResourceError,
-    UnsupportedModelError,
-    first_line,
-)
-from circuit_tracer.files import read_json
+from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.models.adapted import dequantised, load_dequantised, merged
+from circuit_tracer.models.sources import Source, adapter_of, library_errors, pretrained_source, read_configuration
 from circuit_tracer.models.text_part import auto_class, text_part
-from circuit_tracer.models.tokenization import check_tokenizer
+from circuit_tracer.models.tokenization import TOKENIZER_ADVICE, check_tokenizer, special_words
 
 DTYPES = {
     "float32": torch.float32,
@@ -38,10 +28,12 @@ DTYPES = {
     "float64": torch.float64,
     "fp64": torch.float64,
 }
-ADAPTER = "adapter_config.json"
 # arguments of from_pretrained that say where files are, for configuration and tokenizer too
 _WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _OFFLOADING = ("offload_buffers", "offload_folder", "offload_state_dict")
+_WHERE_FROM = (
+    "Give a Hugging Face id (with network access or a filled cache), a folder with config.json, or a .gguf file."
+)
 _OWN_ATTENTION = ("eager", "sdpa")
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 
@@ -82,8 +74,8 @@ def place(
         devices = sorted({str(one) for one in mapped.values()}) if isinstance(mapped, dict) else [str(mapped)]
         if len(devices) != 1 or devices[0] in ("disk", "meta"):
             raise InputError(
-                f"device_map puts the model on {', '.join(devices) or 'no device'}: a model is traced on one device, with all its "
-                "weights there. Use device=... instead, with dtype='bfloat16' if memory is short."
+                f"device_map puts the model on {', '.join(devices) or 'no device'}: a model is traced on one device, with all "
+                "its weights there. Use device=... instead, with dtype='bfloat16' if memory is short."
             )
         one = {"auto": None, "balanced": None, "balanced_low_0": None, "sequential": None}.get(devices[0], devices[0])
         one = f"cuda:{one}" if one is not None and one.isdigit() else one
@@ -91,13 +83,6 @@ def place(
             raise InputError(f"device is {device!s} and device_map says {one}; give one of them")
         device = one if device is None else device
     return resolve_device(device), resolve_dtype(dtype if chosen in (None, "auto") else chosen), left
-
-
-class Source(NamedTuple):
-    """What from_pretrained takes: a folder or hub id, and further arguments (a GGUF file's name, a revision)."""
-
-    name: str
-    options: dict[str, Any]
 
 
 def load_language_model(
@@ -112,55 +97,45 @@ def load_language_model(
     UnsupportedModelError for what would run code of its own or is quantised in a way that cannot be undone.
     """
     if options.pop("trust_remote_code", False):
-        raise InputError("trust_remote_code: code that comes with a model is not run here; use transformers' own class of it")
+        raise InputError(
+            "trust_remote_code: code that comes with a model is not run here; use transformers' own class of it"
+        )
     if options.get("attn_implementation", "eager") not in _OWN_ATTENTION:
         del options["attn_implementation"]  # a trace brings its own attention
     source = pretrained_source(model_name, options.pop("revision", None))
-    with _library_errors(model_name):
+    with library_errors(model_name):
         model = _load_model(source, device, dtype, options)
-    return model, load_tokenizer(model_name if tokenizer is None else tokenizer, model, source if tokenizer is None else None, options)
+    if tokenizer is None:
+        tokenizer = read_tokenizer(model_name, source, {name: options[name] for name in _WHERE if name in options})
+    return model, load_tokenizer(tokenizer, model)
 
 
-def load_tokenizer(given: Any, model: Any, source: Source | None = None, options: dict[str, Any] | None = None) -> Any:
+def load_tokenizer(given: Any, model: Any) -> Any:
     """A tokenizer that is loaded already, or the one of a hub id or folder, checked against the model."""
-    tokenizer = given
-    if isinstance(given, str | Path):
-        from transformers import AutoTokenizer
-
-        source = source or pretrained_source(given)
-        where = {name: value for name, value in (options or {}).items() if name in _WHERE}
-        with _library_errors(given, "tokenizer of the model"):
-            tokenizer = AutoTokenizer.from_pretrained(source.name, **where, **source.options, trust_remote_code=False)
-    check_tokenizer(tokenizer, model.get_input_embeddings().weight.shape[0], str(given) if tokenizer is not given else "tokenizer=")
+    tokenizer = read_tokenizer(given, pretrained_source(given)) if isinstance(given, str | Path) else given
+    check_tokenizer(tokenizer, model.get_input_embeddings().weight.shape[0])
     return tokenizer
 
 
-def pretrained_source(model_name: str | Path, revision: str | None = None) -> Source:
-    """What from_pretrained takes of a name: a GGUF file is named by its folder and file name, `@` sets off a revision."""
-    path, text = Path(model_name).expanduser(), str(model_name)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise InputError(f"no GGUF file at {path}")
-        return Source(str(path.parent), {"gguf_file": path.name})
-    if not text or os.path.exists(path):
-        if revision is not None:
-            raise InputError(f"revision {revision!r} names a commit on the hub, but {path} is a folder; leave it out")
-        if not any((path / name).is_file() for name in ("config.json", ADAPTER)):
-            raise InputError(f"the folder {path} holds no config.json, so it is not a transformers model")
-        return Source(str(path), {})
-    if path.is_absolute() or text.startswith((".", "~")):
-        raise InputError(f"no language model at {path}: the path does not exist")
-    name, at, named = text.partition("@")
-    if at and (not named or revision not in (None, named)):
-        raise InputError(f"{text!r} names the revision {named!r}" + (f", and revision= {revision!r}" if revision else ""))
-    revision = named or revision
-    return Source(name, {} if revision is None else {"revision": revision})
+def read_tokenizer(name: str | Path, source: Source, where: dict[str, Any] | None = None) -> Any:
+    """The tokenizer of a source. Raises InputError and FileFormatError."""
+    from transformers import AutoTokenizer
+
+    with library_errors(name, "tokenizer of the model", TOKENIZER_ADVICE):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.name, **(where or {}), **source.options, trust_remote_code=False
+        )
+        if not tokenizer.get_vocab().keys() - special_words(tokenizer):
+            raise InputError(
+                f"{str(name)!r} holds no tokenizer (tokenizer.json, or an older one's files). {TOKENIZER_ADVICE}"
+            )
+    return tokenizer
 
 
 def _load_model(source: Source, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     where = {name: options[name] for name in _WHERE if name in options}
-    if adapter := _adapter(source, where):
-        return merged(source, adapter, lambda base: _load_model(base, device, dtype, options))
+    if adapter := adapter_of(source, where):
+        return merged(source, adapter, lambda base: _load_model(pretrained_source(base), device, dtype, {**options}))
     # a GGUF file is de-quantised in float32, so that no rounding is added before the cast
     gguf = "gguf_file" in source.options
     config = options.pop("config", None) or read_configuration(source, where)
@@ -170,28 +145,6 @@ def _load_model(source: Source, device: torch.device, dtype: torch.dtype, option
     _require_all_weights(source, loaded, report)
     model = text_part(dequantised(loaded))
     return model.to(dtype).to(device).eval().requires_grad_(False)
-
-
-def read_configuration(source: Source, where: dict[str, Any]) -> Any:
-    """The transformers configuration of a model, its file checked first."""
-    from transformers import AutoConfig
-
-    folder = Path(source.name)
-    if folder.is_dir() and "gguf_file" not in source.options and "subfolder" not in where:
-        raw = read_json(folder / "config.json")
-        if not isinstance(raw, dict):
-            raise FileFormatError(f"{folder / 'config.json'} holds a {type(raw).__name__}; a JSON object is expected")
-    return AutoConfig.from_pretrained(source.name, **where, **source.options, trust_remote_code=False)
-
-
-def _adapter(source: Source, where: dict[str, Any]) -> dict[str, Any] | None:
-    """What the adapter_config.json of a source says, if it has one; then its config.json, if any, is not the model's."""
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    if "gguf_file" in source.options:
-        return None
-    path = find_adapter_config_file(source.name, **where, **source.options)
-    return None if path is None else read_json(path)
 
 
 def _require_all_weights(source: Source, model: Any, report: Any) -> None:
@@ -207,11 +160,13 @@ def _require_all_weights(source: Source, model: Any, report: Any) -> None:
     if within:
         raise FileFormatError(
             f"the model at {source.name!r} holds {len(within)} weights of its layers that its configuration has no place for, "
-            f"{within[0]!r} first; transformers would leave them out. If they are an adapter's, merge it (peft: merge_and_unload); "
-            "else correct config.json."
+            f"{within[0]!r} first; transformers would leave them out. If they are an adapter's, merge it (peft: "
+            "merge_and_unload); else correct config.json."
         )
     if unused:
-        warnings.warn(f"{source.name}: {len(unused)} weights are no part of the language model, {unused[0]!r} first", stacklevel=2)
+        warnings.warn(
+            f"{source.name}: {len(unused)} weights are no part of the language model, {unused[0]!r} first", stacklevel=2
+        )
 
 
 def _nearest(key: str, modules: set[str]) -> str:
@@ -219,41 +174,3 @@ def _nearest(key: str, modules: set[str]) -> str:
     while key and key not in modules:
         key = key.rpartition(".")[0]
     return key
-
-
-@contextmanager
-def _library_errors(model_name: str | Path, what: str = "language model") -> Iterator[None]:
-    """Errors of transformers, tokenizers and what they use become ours, with their first line."""
-    name = repr(str(model_name))
-    try:
-        yield
-    except CircuitTracerError:
-        raise
-    except ImportError as error:
-        raise InputError(f"the {what} at {name} cannot be loaded: {first_line(error)}") from error
-    except OSError as error:
-        raise InputError(
-            f"no {what} at {name}: {first_line(error)} "
-            "Give a Hugging Face id (with network access or a filled cache), a folder with config.json, or a .gguf file."
-        ) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError(f"too little memory for the {what} at {name}: {first_line(error)}. Try dtype='bfloat16'.") from error
-    except Exception as error:
-        raise _translated(error, name, what) from error
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":  # a panic of tokenizers' or safetensors' Rust
-            raise
-        raise FileFormatError(f"the {what} at {name} cannot be read: {first_line(error)}") from error
-
-
-def _translated(error: Exception, name: str, what: str) -> CircuitTracerError:
-    said = str(error)
-    if "trust_remote_code" in said:
-        return UnsupportedModelError(
-            f"the {what} at {name} brings its own code, which is not run here. Use a version of it that transformers has a class for."
-        )
-    if "unexpected keyword argument" in said:
-        return InputError(f"from_pretrained does not know an argument that was passed on for {name}: {first_line(error)}")
-    if "Unrecognized" in said or "does not recognize" in said or "not supported" in said:
-        return InputError(f"transformers cannot load {name}: {first_line(error)}")
-    return FileFormatError(f"the {what} at {name} cannot be read: {first_line(error)}")

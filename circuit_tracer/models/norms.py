@@ -6,6 +6,7 @@ Letters: P positions, D d_model, T rows in flight.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 

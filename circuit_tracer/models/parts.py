@@ -105,8 +105,8 @@ class ModelParts:
 def bind(model: Any, model_name: str) -> ModelParts:
     """Resolve every part of a transformers causal LM named in its row of the table.
 
-    Raises UnsupportedModelError for an unknown architecture, a missing part, or a module that is read by its weights and is more
-    than these (models/plain.py).
+    Raises UnsupportedModelError for an unknown architecture, a missing part, or a module that is read by its weights and is
+    more than these (models/plain.py).
     """
     require_causal_lm(model)
     config = model.config
@@ -150,8 +150,8 @@ def _measured(sizes: ModelConfig, layers: list[LayerParts]) -> ModelConfig:
     fits = joined == sizes.n_heads * d_head and values % d_head == 0 and sizes.n_heads % (values // d_head) == 0
     if len(found) != 1 or not fits or (d_in, d_out) != (sizes.d_model, sizes.d_model):
         raise UnsupportedModelError(
-            f"value and output projections have shapes {sorted(found)}; expected one shape in all layers, which {sizes.n_heads} heads "
-            f"and d_model {sizes.d_model} divide"
+            f"value and output projections have shapes {sorted(found)}; expected are those of {sizes.n_heads} heads and "
+            f"d_model {sizes.d_model}, the same in all layers"
         )
     return replace(sizes, d_head=d_head, n_key_value_heads=values // d_head)
 

@@ -29,8 +29,9 @@ def projection(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     if type(module) not in (nn.Linear, _conv1d()):
         raise _refusal(module, name, "it is no plain torch.nn.Linear")
     require_plain(module, name)
-    weight, bias = _weight(module, name), module.bias
-    return (weight if isinstance(module, nn.Linear) else weight.T), None if bias is None else bias.detach()
+    weight = _weight(module, name)
+    bias: Tensor | None = None if module.bias is None else _weight(module, name, "bias")
+    return (weight if isinstance(module, nn.Linear) else weight.T), bias
 
 
 @cache
@@ -90,7 +91,11 @@ def require_untouched(module: nn.Module, name: str) -> None:
 
 
 LOOKS_AHEAD = "its attention may look at later tokens, and only causal attention can be traced"
-_WRAPPERS = {"_orig_mod": "torch.compile: pass model._orig_mod", "peft_config": "peft: pass model.merge_and_unload()"}
+_WRAPPERS = {  # an attribute by which a wrapper is known, and what is to be passed instead
+    "merge_and_unload": "a peft model: pass model.merge_and_unload()",
+    "_orig_mod": "torch.compile: pass model._orig_mod",
+    "module": "a parallel wrapper: pass model.module",
+}
 
 
 def require_causal_lm(model: Any) -> None:
@@ -99,14 +104,9 @@ def require_causal_lm(model: Any) -> None:
 
     if isinstance(model, PreTrainedModel):
         return
-    hint = next(
-        (hint for name, hint in _WRAPPERS.items() if name in vars(model) or name in getattr(model, "_modules", ())),
-        None,
-    )
-    raise UnsupportedModelError(
-        f"a transformers causal LM is expected, got {type(model).__module__}.{type(model).__qualname__}"
-        + (f" ({hint})" if hint else "")
-    )
+    hint = next((f" ({hint})" for name, hint in _WRAPPERS.items() if hasattr(model, name)), "")
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    raise UnsupportedModelError(f"a transformers causal LM is expected, got {kind}{hint}")
 
 
 def require_one_device(model: nn.Module) -> None:
@@ -153,8 +153,8 @@ def float_dtypes(model: nn.Module) -> list[torch.dtype]:
     for name, parameter in model.named_parameters():
         if parameter.dtype not in DTYPES or not _is_dense(parameter):
             raise UnsupportedModelError(
-                f"weight {name!r} is a {type(parameter.data).__name__} of dtype {parameter.dtype}: quantised weights cannot be read "
-                f"as linear maps. {DEQUANTISE}"
+                f"weight {name!r} is a {type(parameter.data).__name__} of dtype {parameter.dtype}: quantised weights cannot be "
+                f"read as linear maps. {DEQUANTISE}"
             )
         found[parameter.dtype] = None
     if not found:

@@ -89,7 +89,8 @@ _ROWS = (
          "mlp_norm", _READS, _BEFORE_MLP),
     Site("mlp.hook_in", "what enters the MLP", "B P D", _IN, ("mlp",), "mlp_norm", _READS),
     Site("hook_mlp_out", "what the MLP adds to the stream", "B P D", _OUT, ("mlp_post_norm", "mlp_output"), None, _WRITES),
-    Site("mlp.hook_out", "what the MLP gives, before a norm behind it", "B P D", _OUT, ("mlp_output",), "mlp_post_norm", _WRITES),
+    Site("mlp.hook_out", "what the MLP gives, before a norm behind it", "B P D", _OUT, ("mlp_output",), "mlp_post_norm",
+         _WRITES),
     Site("hook_resid_post", "residual stream behind a layer", "B P D", _OUT, ("module",)),
 )  # fmt: skip
 SITES = {site.name: site for site in _ROWS}

@@ -26,14 +26,15 @@ def text_part(model: Any) -> Any:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    config = getattr(model, "config", None)
-    text = _text_config(config)
+    config: Any = model.config
+    text: Any = _text_config(config)
     if text is None or config.model_type in ARCHITECTURES or text.model_type not in ARCHITECTURES:
         return model
     with torch.device("meta"):
-        part = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]._from_config(text)
+        causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
+        part: Any = causal._from_config(text)
     language, head, base = model.get_decoder(), model.get_output_embeddings(), part.base_model_prefix
-    own = getattr(part, base, None)
+    own: Any = getattr(part, base, None)
     if type(own) is not type(language) or type(head) is not type(part.get_output_embeddings()):
         raise UnsupportedModelError(
             f"the language model in {type(model).__name__} is a {type(language).__name__}; a {type(own).__name__} is expected "

@@ -70,6 +70,7 @@ def _token_vectors(parts: ModelParts, ids: Tensor, captured: PromptCapture) -> T
 
 
 def _compare(parts: ModelParts, what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
+    found, expected = found.detach(), expected.detach()
     error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     if not error <= tolerance:
         raise UnsupportedModelError(

@@ -17,7 +17,7 @@ from circuit_tracer.interventions.features.activations import Recorder
 from circuit_tracer.interventions.features.passes import Freeze, Pass
 from circuit_tracer.interventions.features.settings import Intervention, resolve
 from circuit_tracer.models.capture import check_length, logits_at
-from circuit_tracer.models.tokenization import Prompt, zero_positions
+from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
@@ -49,7 +49,7 @@ def feature_intervention(
     """(logits (1, P, V), activations (L, P, F) or None); see `ReplacementModel.feature_intervention`."""
     ids = model.ensure_tokenized(inputs)
     check_length(model.parts, ids)
-    left_out = zero_positions(ids, model.parts.config.model_name)
+    left_out = model.zero_positions(ids)
     settings = resolve(interventions, model.transcoders, len(ids), model.parts.device, model.parts.compute_dtype)
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
     recorder = Recorder(model.transcoders, sparse, apply_activation_function, left_out) if return_activations else None

@@ -18,7 +18,7 @@ from circuit_tracer.interventions.features.intervene import freeze_for
 from circuit_tracer.interventions.features.passes import Freeze, Pass
 from circuit_tracer.interventions.features.settings import Intervention, LayerSettings, open_ended, resolve
 from circuit_tracer.models.capture import check_length, logits_at
-from circuit_tracer.models.tokenization import Prompt, zero_positions
+from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
@@ -118,7 +118,7 @@ def generate_held(
     options = GenerationOptions.read(generation)
     ids, parts = model.ensure_tokenized(inputs), model.parts
     check_length(parts, torch.cat([ids, ids.new_zeros(options.max_new_tokens - 1)]))
-    left_out = zero_positions(ids, model.parts.config.model_name)
+    left_out = model.zero_positions(ids)
     loop = _Generation(model, ids, return_activations, sparse, apply_activation_function)
     place = (model.transcoders, len(ids), model.parts.device, parts.compute_dtype)
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
