@@ -46,7 +46,7 @@ def plan(
     made = forecast(
         outline(name, chosen.revision),
         transcoders,
-        _count(prompt, name, chosen.revision) if tokens is None else tokens,
+        _count(prompt, name, chosen) if tokens is None else tokens,
         device=device,
         dtype=dtype,
         active=active,
@@ -83,9 +83,10 @@ def _plain(made: MemoryPlan) -> dict[str, object]:
     }
 
 
-def _count(prompt: str | None, name: str, revision: str | None) -> int:
+def _count(prompt: str | None, name: str, chosen: ModelOptions) -> int:
     from circuit_tracer.models.loading import read_tokenizer
     from circuit_tracer.models.sources import pretrained_source
     from circuit_tracer.models.tokenization import tokenize
 
-    return len(tokenize(prompt or "", read_tokenizer(name, pretrained_source(name, revision))))
+    tokenizer = read_tokenizer(name, pretrained_source(name, chosen.revision))
+    return len(tokenize(prompt or "", tokenizer, chosen.bos))
