@@ -39,7 +39,7 @@ def test_a_family_traces_exactly(name: str) -> None:
 def test_a_familys_graph_is_that_of_autograd_on_its_own_code(name: str, hooks: tuple[str, str]) -> None:
     model = model_of(name, *hooks)
     targets = [3, 7]
-    reference = reference_graph(model.parts, model.transcoders, IDS, targets=targets)
+    reference = reference_graph(model, IDS, targets)
     assert_same_graph(attribute(IDS, model, attribution_targets=targets), reference)
 
 

@@ -91,7 +91,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granite_swa": {**_SCALED, **_WINDOWS},
     "granitemoe": {**_SCALED, **_EXPERTS},
     "granitemoe_swa": {**_SCALED, **_EXPERTS, **_WINDOWS},
-    "helium": {"head_dim": 6},
+    "helium": {"head_dim": 4},
     "hunyuan_v1_dense": {"head_dim": 6},
     "hunyuan_v1_moe": {"head_dim": 6, "num_experts": 4, "moe_topk": 2},
     "hy_v3": {"head_dim": 6, **_ROUTED},
