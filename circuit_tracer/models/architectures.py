@@ -71,7 +71,7 @@ class Architecture:
     logit_multiplier_key: str | None = None
     logit_divisor_key: str | None = None
     required: tuple[tuple[str, Any, str], ...] = ()
-    package: str = "transformers.models."  # modules of the model are of classes defined below it
+    package: str = "transformers.models."  # where classes of the model's modules are defined, besides transformers
 
     def is_parallel(self, config: Any) -> bool:
         """Whether this model's attention and MLP run side by side on the layer's input."""
@@ -102,7 +102,6 @@ _BEHIND: dict[str, Any] = {  # norms only behind attention and MLP
     "mlp_norm": None,
     "mlp_post_norm": "post_feedforward_layernorm",
 }
-_GLM4: dict[str, Any] = {"attention_post_norm": "post_self_attn_layernorm", "mlp_post_norm": "post_mlp_layernorm"}
 _ONE_NORM: dict[str, Any] = {"parallel": True, "mlp_norm": "input_layernorm"}
 _GRANITE: dict[str, Any] = {"residual_multiplier_key": "residual_multiplier", "logit_divisor_key": "logits_scaling"}
 _NO_CLIP: dict[str, Any] = {
@@ -158,7 +157,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("olmo", NormKind.LAYER, norm_epsilon=1e-5, **_NO_CLIP),
         Architecture("olmoe", NormKind.RMS, **_NO_CLIP),
         *(Architecture(name, NormKind.RMS, **_BEHIND) for name in ("exaone4", "flex_olmo", "olmo3")),
-        *(Architecture(name, NormKind.RMS, **_GLM4) for name in ("glm4", "kolibri1")),
+        Architecture(
+            "glm4",
+            NormKind.RMS,
+            attention_post_norm="post_self_attn_layernorm",
+            mlp_post_norm="post_mlp_layernorm",
+        ),
         Architecture("apertus", NormKind.RMS, attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
         # attention and MLP side by side
         Architecture(

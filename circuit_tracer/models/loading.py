@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.models.adapted import dequantised, load_dequantised, merged
@@ -134,7 +135,7 @@ def read_tokenizer(name: str | Path, source: Source, where: dict[str, Any] | Non
 
 def _load_model(source: Source, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     where = {name: options[name] for name in _WHERE if name in options}
-    if adapter := adapter_of(source, where):
+    if (adapter := adapter_of(source, where)) is not None:
         return merged(source, adapter, lambda base: _load_model(pretrained_source(base), device, dtype, {**options}))
     # a GGUF file is de-quantised in float32, so that no rounding is added before the cast
     gguf = "gguf_file" in source.options
@@ -155,8 +156,8 @@ def _require_all_weights(source: Source, model: Any, report: Any) -> None:
             "shape; transformers would draw them at random. Download it again, or correct its config.json."
         )
     unused = sorted(key for key in report["unexpected_keys"] if not key.endswith(_BUFFERS))
-    modules = {name for name, _ in model.named_modules()}
-    within = [key for key in unused if any(part.isdigit() for part in _nearest(key, modules).split("."))]
+    modules = dict(model.named_modules())
+    within = [key for key in unused if _of_a_layer(key, modules)]
     if within:
         raise FileFormatError(
             f"the model at {source.name!r} holds {len(within)} weights of its layers that its configuration has no place for, "
@@ -169,8 +170,8 @@ def _require_all_weights(source: Source, model: Any, report: Any) -> None:
         )
 
 
-def _nearest(key: str, modules: set[str]) -> str:
-    """The innermost module of the model that a weight's name lies in."""
+def _of_a_layer(key: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether a weight's name lies within a layer of the model, or within one that the model has not."""
     while key and key not in modules:
         key = key.rpartition(".")[0]
-    return key
+    return isinstance(modules[key], nn.ModuleList) or any(part.isdigit() for part in key.split("."))

@@ -22,7 +22,7 @@ def outline(model_name: str | Path, revision: str | None = None) -> ModelParts:
     """
     source = pretrained_source(model_name, revision)
     with library_errors(model_name):
-        if adapter := adapter_of(source, {}):
+        if (adapter := adapter_of(source, {})) is not None:
             return outline(base_of(source, adapter))
         config = read_configuration(source, {})
         with torch.device("meta"):

@@ -18,6 +18,7 @@ from circuit_tracer.models.plain import (
     named_path,
     projection,
     require_causal_lm,
+    require_known_attention,
     require_one_device,
     require_own_class,
     require_plain,
@@ -113,19 +114,20 @@ def bind(model: Any, model_name: str) -> ModelParts:
     architecture = architecture_of(config)
     dtypes = float_dtypes(model)
     require_one_device(model)
-    compute = torch.float64 if torch.float64 in dtypes else torch.float32
+    require_known_attention(config)
+    compute = torch.float64 if dtypes == [torch.float64] else torch.float32
     sizes = ModelConfig.from_hf(config, model_name, str(dtypes[0]).removeprefix("torch."))
     like_D = model.get_input_embeddings().weight.new_empty(sizes.d_model, dtype=compute)
     binding = _Binding(architecture, config, sizes.n_heads, like_D)
     blocks = list(part(model, architecture.layers).children())
     layers = [binding.layer(block, f"{architecture.layers}.{number}") for number, block in enumerate(blocks)]
+    if len(layers) != sizes.n_layers or not layers:
+        raise UnsupportedModelError(
+            f"{architecture.layers} has {len(layers)} layers, the configuration says {sizes.n_layers}; at least one is needed"
+        )
     final_norm = binding.norm(model, architecture.final_norm, architecture.final_norm)
     if final_norm is None:
         raise UnsupportedModelError(f"{architecture.final_norm} is no norm, and one is expected behind the last layer")
-    if len(layers) != sizes.n_layers:
-        raise UnsupportedModelError(
-            f"{architecture.layers} has {len(layers)} layers, the configuration says {sizes.n_layers}"
-        )
     parts = ModelParts(
         model=model,
         architecture=architecture,
@@ -159,6 +161,10 @@ def _measured(sizes: ModelConfig, layers: list[LayerParts]) -> ModelConfig:
 def _unembed(model: Any, multiplier: float) -> nn.Linear:
     """The language-model head, with the number folded in that its outputs are multiplied by."""
     head = model.get_output_embeddings()
+    if head is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no language-model head, so it gives no logits to trace"
+        )
     weight, bias = projection(head, "the language-model head")
     if multiplier == 1.0:
         own: nn.Linear = head
@@ -187,6 +193,10 @@ def _require_plain_path(parts: ModelParts) -> None:
             raise UnsupportedModelError(f"{type(layer.attention).__name__} has is_causal=False: {LOOKS_AHEAD}")
     for embedding in embeddings:
         require_plain(embedding, "the embedding", ("weight",))
+        if embedding.max_norm is not None:
+            raise UnsupportedModelError(
+                "the embedding has max_norm, with which a pass changes its weights; set it to None"
+            )
 
 
 @dataclass(frozen=True)

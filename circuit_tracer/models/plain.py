@@ -20,6 +20,7 @@ from circuit_tracer.errors import UnsupportedModelError
 from circuit_tracer.models.architectures import ValueRows
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_LIBRARIES = ("transformers.models.", "transformers.pytorch_utils", "torch.nn.modules.")
 # hooks that only look: ours, and those with which transformers collects outputs
 _HARMLESS_HOOKS = ("circuit_tracer.", "transformers.utils.output_capturing")
 
@@ -43,13 +44,14 @@ def _conv1d() -> type[nn.Module]:
 
 
 def require_own_class(module: nn.Module, name: str, package: str) -> None:
-    """Refuse a module whose class is defined neither below `package` nor in torch."""
-    if not type(module).__module__.startswith((package, "torch.nn.modules.", "transformers.pytorch_utils")):
+    """Refuse a module whose class is defined neither below `package` nor in transformers or torch."""
+    if not type(module).__module__.startswith((package, *_LIBRARIES)):
         raise _refusal(
             module,
             name,
-            f"its class is not one of {package.rstrip('.')}, which the table of architectures describes",
-            "A model with modules of its own is registered under its own model_type (circuit_tracer.register_architecture).",
+            "its class is not one of transformers' own, which the table of architectures describes",
+            "A model with modules of its own is registered under its own model_type, with package= where they are defined "
+            "(circuit_tracer.register_architecture).",
         )
 
 
@@ -107,6 +109,19 @@ def require_causal_lm(model: Any) -> None:
     hint = next((f" ({hint})" for name, hint in _WRAPPERS.items() if hasattr(model, name)), "")
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     raise UnsupportedModelError(f"a transformers causal LM is expected, got {kind}{hint}")
+
+
+def require_known_attention(config: Any) -> None:
+    """Refuse attention of the user's own: a trace replaces the implementation, and what it shows would not be that model's."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name = config._attn_implementation
+    function = ALL_ATTENTION_FUNCTIONS.get(name)
+    if function is not None and not function.__module__.startswith(("transformers.", "circuit_tracer.")):
+        raise UnsupportedModelError(
+            f"the model's attention implementation {name!r} is {function.__module__}.{function.__qualname__}, which a trace "
+            "would replace by its own. Use one of transformers' own (model.set_attn_implementation('eager'))."
+        )
 
 
 def require_one_device(model: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """The places of a model: one table of what can be read and written while it runs (`models/run.py`).
 
 A row says at which module of a layer a place is, on which side, and which norm lies between it and the residual stream.
-Names are those of dictionaries' files; the short form without `hook_` is understood too. To add a place, add a row.
+Names are those of dictionaries' files; the short form without `hook_` is understood too. To add a place, add a row. In models
+that multiply what attention and MLP give on its way to the stream (Granite), hook_attn_out and hook_mlp_out are before that.
 
 Letters: B sequences, P positions, D d_model, H heads, K key/value heads, d d_head.
 """

@@ -20,6 +20,16 @@ from circuit_tracer.errors import (
 )
 from circuit_tracer.files import read_json
 
+# several times what the largest models have: beyond it a number is a mistake, and building such a model takes all memory
+_LARGEST = {
+    "num_hidden_layers": 1000,
+    "hidden_size": 1 << 17,
+    "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "head_dim": 1 << 14,
+    "intermediate_size": 1 << 20,
+    "vocab_size": 1 << 23,
+}
 ADAPTER = "adapter_config.json"
 _WHERE_FROM = (
     "Give a Hugging Face id (with network access or a filled cache), a folder with config.json, or a .gguf file."
@@ -66,7 +76,14 @@ def read_configuration(source: Source, where: dict[str, Any]) -> Any:
         raw = read_json(folder / "config.json")
         if not isinstance(raw, dict):
             raise FileFormatError(f"{folder / 'config.json'} holds a {type(raw).__name__}; a JSON object is expected")
-    return AutoConfig.from_pretrained(source.name, **where, **source.options, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(source.name, **where, **source.options, trust_remote_code=False)
+    sizes = config.get_text_config()
+    for name, largest in _LARGEST.items():
+        if isinstance(size := getattr(sizes, name, None), int) and size > largest:
+            raise FileFormatError(
+                f"the configuration of {source.name!r} says {name}={size}; at most {largest} is believable"
+            )
+    return config
 
 
 def adapter_of(source: Source, where: dict[str, Any]) -> dict[str, Any] | None:

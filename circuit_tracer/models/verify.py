@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import UnsupportedModelError, first_line
+from circuit_tracer.errors import NumericalError, UnsupportedModelError, first_line
 from circuit_tracer.models.capture import PromptCapture, capture, logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import ModelParts
@@ -22,7 +22,7 @@ def verify(parts: ModelParts, n_tokens: int = 6) -> None:
 
     Raises UnsupportedModelError naming what disagrees, so that a wrong or outdated table row cannot give a wrong graph.
     """
-    length = min(n_tokens, parts.context_length or n_tokens)
+    length = max(1, min(n_tokens, parts.context_length or n_tokens))
     ids = torch.arange(1, 1 + length) * 7919 % parts.config.d_vocab
     tolerance = max(_TOLERANCE[dtype] for dtype in float_dtypes(parts.model))
     expected = _own_logits(parts, ids)
@@ -51,6 +51,10 @@ def _own_logits(parts: ModelParts, ids: Tensor) -> Tensor:
             f"Convert it as a whole: model.to(torch.{dtypes[0]}), or dtype={dtypes[0]!r} where it is loaded."
         ) from error
     logits: Tensor = output.logits[0]
+    if not torch.isfinite(logits).all():
+        raise NumericalError(
+            "the model's logits are not finite on six tokens. Check its weights, or load it in float32."
+        )
     return logits.to(parts.compute_dtype)
 
 

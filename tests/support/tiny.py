@@ -99,7 +99,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "hyperclovax-no-post-norm": {**_SCALED, "use_post_norm": False},
     "internlm3": {"bias": True, "qkv_bias": True},
     "jais2": {},
-    "kolibri1": {"head_dim": 6, **_ROUTED},
     "llama4_text": {"head_dim": 6, "intermediate_size_mlp": 24, "attn_temperature_tuning": True, **_EXPERTS},
     "mellum": {"head_dim": 6, **_ROUTED},
     "minimax_m2": {"head_dim": 6, **_EXPERTS},
