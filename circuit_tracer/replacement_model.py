@@ -109,7 +109,8 @@ class ReplacementModel(Traceable):
                 )
             require_causal_lm(hf_model)
             model, tokenizer = hf_model, load_tokenizer(model_name if tokenizer is None else tokenizer, hf_model)
-        return cls.from_model(model, transcoders, tokenizer, str(model_name), backend)
+        name = str(model_name) if revision is None or "@" in str(model_name) else f"{model_name}@{revision}"
+        return cls.from_model(model, transcoders, tokenizer, name, backend)
 
     @classmethod
     def from_config(

@@ -55,6 +55,12 @@ def load_dequantised(config: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Further arguments of from_pretrained, with which quantised files become plain numbers while they are loaded."""
     import transformers
 
+    if "gguf_file" in options:  # where transformers could keep the file's blocks, it depends on what else is installed
+        return (
+            {"quantization_config": transformers.GgufConfig(dequantize=True)}
+            if hasattr(transformers, "GgufConfig")
+            else {}
+        )
     quantised = getattr(config, "quantization_config", None)
     method = _method(quantised)
     if method not in _ON_LOADING or "quantization_config" in options:
@@ -65,7 +71,9 @@ def load_dequantised(config: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 def dequantised_copy(model: Any) -> Any:
     """A model handed over by its user: itself, or where it is quantised a copy in plain numbers. The model stays as it is."""
-    if getattr(model, "hf_quantizer", None) is None and not any(_dequantises(weight) for weight in model.parameters()):
+    quantiser = getattr(model, "hf_quantizer", None)
+    quantised = quantiser is not None and _method(quantiser.quantization_config) != "gguf"
+    if not quantised and not any(_dequantises(weight) for weight in model.parameters()):
         return model
     return dequantised(copy.deepcopy(model))
 
@@ -74,7 +82,8 @@ def dequantised(model: Any) -> Any:
     """A model that was loaded quantised, in plain numbers. Raises UnsupportedModelError where that cannot be done."""
     quantiser: Any = getattr(model, "hf_quantizer", None)
     by_itself = any(_dequantises(weight) for weight in model.parameters())
-    if not by_itself and (quantiser is None or getattr(quantiser.quantization_config, "dequantize", False)):
+    done = quantiser is None or getattr(quantiser.quantization_config, "dequantize", False)
+    if not by_itself and (done or _method(quantiser.quantization_config) == "gguf"):  # those come as plain numbers
         return model
     method = "torchao" if by_itself else _method(quantiser.quantization_config)
     if by_itself:

@@ -50,8 +50,8 @@ def require_own_class(module: nn.Module, name: str, package: str) -> None:
             module,
             name,
             "its class is not one of transformers' own, which the table of architectures describes",
-            "A model with modules of its own is registered under its own model_type, with package= where they are defined "
-            "(circuit_tracer.register_architecture).",
+            "If it is an adapter, merge it (peft: merge_and_unload()). A model with modules of its own is registered under a "
+            "model_type of its own, with package= where they are defined (circuit_tracer.register_architecture).",
         )
 
 

@@ -22,7 +22,7 @@ OPENING = {
     "features build": ("--data", "text.txt", "-o", "out"),
     "serve": ("--graph-file-dir", "graphs"),
 }
-NAMES = ("-t", "-m", "--demo", "--device", "--dtype", "--lazy-encoder", "--lazy-decoder")
+NAMES = ("-t", "-m", "--revision", "--demo", "--device", "--dtype", "--lazy-encoder", "--lazy-decoder")
 
 
 @pytest.mark.parametrize("command", OPENING)
@@ -32,6 +32,7 @@ NAMES = ("-t", "-m", "--demo", "--device", "--dtype", "--lazy-encoder", "--lazy-
         ((), "name the transcoders with -t, or use --demo for the model that ships with the package (not both)"),
         (("-t", "T", "--demo"), "(not both)"),
         (("--demo", "-m", "M"), "--demo brings its own model"),
+        (("--demo", "--revision", "v1"), "leave it out"),
         (("--demo", "--device", "cuda"), "leave --device cuda out"),
         (("-t", "./nowhere", "--device", "abacus"), "device 'abacus'"),
         (("-t", "./nowhere", "--device", "cpu"), "nowhere"),
@@ -69,3 +70,25 @@ def test_what_was_chosen(folders: Folders) -> None:
     assert ModelOptions("T").model_name({"model_name": "N"}) == "N"
     loaded = ModelOptions(folders.transcoder, device="cpu", dtype="fp64").open()
     assert loaded.transcoders.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "options", [("-m", "nobody/none@step1000"), ("-m", "nobody/none", "--revision", "step1000")], ids=" ".join
+)
+def test_a_revision_of_the_model_is_asked_for(
+    run: Run, folders: Folders, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    import transformers
+
+    asked: list[tuple[str, str | None]] = []
+
+    def from_pretrained(name: str, **given: str | None) -> None:
+        asked.append((name, given.get("revision")))
+        raise OSError("offline")
+
+    monkeypatch.setattr("transformers.utils.peft_utils.find_adapter_config_file", lambda *_, **__: None)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_pretrained)
+    outcome = run("attribute", "-t", folders.transcoder, *options, "-p", "x", "--json")
+    assert outcome.code == 2
+    assert "no language model at 'nobody/none" in outcome.err
+    assert asked == [("nobody/none", "step1000")]

@@ -197,9 +197,8 @@ def seeing(kind: str) -> Any:
     else:
         text = transformers.LlamaConfig(**text)
         vision = transformers.CLIPVisionConfig(**VISION, **IMAGES, projection_dim=16)
-        model = transformers.LlavaForConditionalGeneration(
-            transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_index=46)
-        )
+        both = transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_index=46)
+        model = transformers.LlavaForConditionalGeneration(both)
     generator = torch.Generator().manual_seed(0)
     model = model.double().eval().requires_grad_(False)
     for parameter in model.parameters():
