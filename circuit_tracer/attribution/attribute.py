@@ -52,8 +52,8 @@ def attribute(
     max_feature_nodes: how many features get a row of their own, chosen by exact influence; None or 0: all active ones.
     batch_size: most rows in flight; neither it nor `update_interval` (kept for scripts written for circuit-tracer) changes the
     result. offload: do not keep decoder rows in memory; they are read again from the transcoder's files.
-    zero_positions: positions without features and errors; None for circuit-tracer's rule (position 0; the chat prefix for
-    Gemma 3 instruction-tuned models). progress: called with (stage, done, total); `verbose` draws a bar.
+    zero_positions: positions without features and errors; None for circuit-tracer's rule (position 0; the chat
+    prefix of a Gemma 3 prompt that begins with it). progress: called with (stage, done, total); `verbose` draws a bar.
     memory: what this process may hold in all, libraries and model included, in bytes or as text such as "16GB"; None: what is
     free. The trace is planned to fit (plan.py); a budget changes how it is done, never what comes out.
     keep_edge_mass: share of each row's mass that its edges keep; the smallest go, and what they carried is counted as
