@@ -177,8 +177,8 @@ class ReplacementModel(Traceable):
     ) -> tuple[Tensor, Tensor]:
         """(logits (1, P, V), feature activations (L, P, F), dense or sparse) of a prompt.
 
-        Activations are zero at the positions that circuit-tracer leaves out (0; the chat prefix of a Gemma 3 prompt that
-        begins with it). Without the activation function they are pre-activations. Logits are in float32, float64 for such models.
+        Activations are zero at the positions that circuit-tracer leaves out (0; the chat prefix of a Gemma 3 prompt that begins
+        with it). Without the activation function they are pre-activations. Logits are in float32, float64 for such models.
         """
         from circuit_tracer.interventions.features.intervene import get_activations
 
