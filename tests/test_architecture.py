@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sizes": {"errors"},
     "neuronpedia": {"errors", "http"},
     "kernels": {"errors"},  # stands alone, so that each kernel is tested by itself
-    "models": {"arguments", "errors", "kernels"},
+    "models": {"arguments", "errors", "files", "kernels"},
     "text": {"errors", "files", "models"},
     "transcoders": {"errors", "files", "kernels"},
     "fingerprint": {"errors", "files", "models", "text", "transcoders"},
@@ -85,6 +85,7 @@ LATE_LIBRARIES = {
     "importlib.metadata": "for a version, in a package that loads nothing by itself",
     "matplotlib": "an extra",
     "networkx": "0.5 s",
+    "peft": "needed for adapters alone, and not installed everywhere",
     "pyarrow": "an extra",
     "pydantic": "0.1 s, needed for the report of a validated graph alone",
     "rich": "needed where progress is shown",

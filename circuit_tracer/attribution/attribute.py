@@ -55,8 +55,8 @@ def attribute(
     max_feature_nodes: how many features get a row of their own, chosen by exact influence; None or 0: all active ones.
     batch_size: most rows in flight; neither it nor `update_interval` (kept for scripts written for circuit-tracer) changes the
     result. offload: do not keep decoder rows in memory; they are read again from the transcoder's files.
-    zero_positions: positions without features and errors; None for circuit-tracer's rule (position 0; the chat prefix for
-    Gemma 3 instruction-tuned models). progress: called with (stage, done, total); `verbose` draws a bar.
+    zero_positions: positions without features and errors; None for circuit-tracer's rule (position 0; the chat
+    prefix of a Gemma 3 prompt that begins with it). progress: called with (stage, done, total); `verbose` draws a bar.
     memory: what this process may hold in all, libraries and model included, in bytes or as text such as "16GB"; None: what is
     free. The trace is planned to fit (plan.py); a budget changes how it is done, never what comes out.
     keep_edge_mass: share of each row's mass that its edges keep; the smallest go, and what they carried is counted as
@@ -105,7 +105,7 @@ def attribute(
 
 def _left_out(ids: Tensor, model: Traceable, zero_positions: Iterable[int] | None) -> list[int]:
     if zero_positions is None:
-        return tokenization.zero_positions(ids, model.parts.config.model_name)
+        return model.zero_positions(ids)
     chosen = sorted({whole(each, "a position of zero_positions") for each in zero_positions})
     if chosen and not (chosen[0] >= 0 and chosen[-1] < len(ids)):
         raise InputError(f"zero_positions {chosen} lie outside the prompt's {len(ids)} tokens")

@@ -117,10 +117,9 @@ class FrozenModel:
         if layer > 0:
             return None
         if not self.frozen:
-            path = self.parts.architecture.position_embedding
-            table: Any = None if path is None else self.parts.model.get_submodule(path)
-            self.positions = torch.zeros_like(resid[0]) if table is None else table.weight[: self.n_pos]
-            self.tokens = resid[0].to(self.dtype) - self.positions.to(self.dtype)
+            positions = self.parts.position_vectors(self.n_pos)
+            self.positions = torch.zeros_like(resid[0], dtype=self.dtype) if positions is None else positions
+            self.tokens = resid[0].to(self.dtype) - self.positions
             return None
         return (self._run_tokens + self.positions)[None]
 

@@ -11,7 +11,7 @@ from circuit_tracer.attribution.input_shift import with_known_shift
 from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.sites import check_hooks
-from circuit_tracer.models.tokenization import Prompt, tokenize
+from circuit_tracer.models.tokenization import Prompt, tokenize, zero_positions
 from circuit_tracer.transcoders.base import Transcoders, described_layers
 
 
@@ -36,3 +36,7 @@ class Traceable:
     def ensure_tokenized(self, prompt: Prompt) -> Tensor:
         """Token ids (P,) int64, by the one rule used everywhere (models/tokenization.py)."""
         return tokenize(prompt, self.tokenizer, self.prepend_bos)
+
+    def zero_positions(self, ids: Tensor) -> list[int]:
+        """Positions of a prompt that have no features and errors, by circuit-tracer's rule (models/tokenization.py)."""
+        return zero_positions(ids, self.tokenizer, self.parts.architecture.model_type)

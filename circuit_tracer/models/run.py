@@ -106,9 +106,7 @@ class ModelRun:
         rows = (ids if ids.ndim == 2 else ids[None].expand(copies, -1)).to(self.parts.device)
         with self.active(), torch.set_grad_enabled(gradients):
             try:
-                output = self.parts.model.base_model(
-                    input_ids=rows, past_key_values=past, use_cache=keep_past or past is not None
-                )
+                output = self.parts.base(input_ids=rows, past_key_values=past, use_cache=keep_past or past is not None)
             except Stop:
                 return Output(torch.empty(0), None)
         return Output(output.last_hidden_state.to(self.parts.compute_dtype), output.past_key_values)
@@ -249,7 +247,7 @@ def _holder(parts: ModelParts, name: str | None, tape: AttentionTape | None = No
 
 def _require_uncompiled(parts: ModelParts) -> None:
     """Refuse a model whose parts torch.compile has taken: it calls what it has compiled, hooks or no hooks."""
-    for name, module in parts.model.base_model.named_modules():
+    for name, module in parts.base.named_modules():
         compiled = module._compiled_call_impl is not None
         if compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
             raise UnsupportedModelError(

@@ -17,7 +17,7 @@ from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.features.activations import activations_of
 from circuit_tracer.interventions.features.passes import clean_network
 from circuit_tracer.models.surroundings import plain_torch
-from circuit_tracer.models.tokenization import Prompt, zero_positions
+from circuit_tracer.models.tokenization import Prompt
 from circuit_tracer.transcoders.active import ActiveFeatures
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class CleanRun:
         else:
             self.ids, self.left_out = model.ensure_tokenized(prompt), None
         if self.left_out is None:
-            self.left_out = zero_positions(self.ids, model.parts.config.model_name)
+            self.left_out = model.zero_positions(self.ids)
         self.network = clean_network(model, self.ids, patterns)
         if isinstance(prompt, Graph):
             self._check_activations(prompt)

@@ -19,7 +19,7 @@ from circuit_tracer.interventions.features.settings import Intervention, resolve
 from circuit_tracer.models import capture
 from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.surroundings import plain_torch
-from circuit_tracer.models.tokenization import Prompt, zero_positions
+from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
@@ -55,7 +55,7 @@ def feature_intervention(
     """(logits (1, P, V), activations (L, P, F) or None); see `ReplacementModel.feature_intervention`."""
     ids = model.ensure_tokenized(inputs)
     check_length(model.parts, ids)
-    left_out = zero_positions(ids, model.parts.config.model_name)
+    left_out = model.zero_positions(ids)
     settings = resolve(interventions, model.transcoders, len(ids), model.parts.device, model.parts.compute_dtype)
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
     recorder = Recorder(model.transcoders, sparse, apply_activation_function, left_out) if return_activations else None

@@ -21,7 +21,7 @@ from circuit_tracer.interventions.features.settings import Intervention, LayerSe
 from circuit_tracer.interventions.steering.sampling import require_cuts, warp
 from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.surroundings import plain_torch
-from circuit_tracer.models.tokenization import Prompt, zero_positions
+from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
@@ -130,7 +130,7 @@ def generate_held(
     options = GenerationOptions.read(generation)
     ids, parts = model.ensure_tokenized(inputs), model.parts
     check_length(parts, ids, options.max_new_tokens)
-    left_out = zero_positions(ids, model.parts.config.model_name)
+    left_out = model.zero_positions(ids)
     loop = _Generation(model, ids, options, return_activations, sparse, apply_activation_function)
     place = (model.transcoders, len(ids), model.parts.device, parts.compute_dtype)
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)

@@ -129,7 +129,7 @@ def steer(site: Served, asked: Steer) -> Steered:
 
 def neuronpedia_id(model_name: str) -> str:
     """The id under which Neuronpedia knows a model: google/gemma-2-2b is gemma-2-2b."""
-    return model_name.rstrip("/").rsplit("/", 1)[-1].lower()
+    return model_name.partition("@")[0].rstrip("/").rsplit("/", 1)[-1].lower()
 
 
 def _require_model(engine: Engine, asked: str) -> str:
