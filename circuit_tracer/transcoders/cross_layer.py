@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files.checksums import verified
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders.activations import Activation, JumpReLU, as_activation
 from circuit_tracer.transcoders.base import Scan, Transcoders
 from circuit_tracer.transcoders.layer_weights import LayerWeights, require_uniform
 from circuit_tracer.transcoders.single_layer import activation_of, loaded
-from circuit_tracer.transcoders.tensor_files import open_tensor_file
 from circuit_tracer.transcoders.weight_rows import MappedRows, MemoryRows, WeightRows
 
 
@@ -239,5 +240,5 @@ def _stacked(tensors: list[Tensor], device: torch.device | str, dtype: torch.dty
     shape = (len(tensors), *tensors[0].shape)
     stack = torch.empty(shape, device=device, dtype=dtype or tensors[0].dtype)
     for slot, tensor in zip(stack, tensors, strict=True):
-        slot.copy_(tensor)
+        slot.copy_(verified(tensor))
     return stack

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.files.checksums import verified
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders import encoding
 from circuit_tracer.transcoders.activations import Activation, JumpReLU, ReLU, Selected, TopK, as_activation
 from circuit_tracer.transcoders.base import LazyModule, dense_pre_activations
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.tensor_files import open_tensor_file
 from circuit_tracer.transcoders.weight_rows import MappedRows, MemoryRows, WeightRows
 
 
@@ -206,4 +207,4 @@ def activation_of(weights: LayerWeights, device: torch.device | str, dtype: torc
 
 def loaded(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
     """A contiguous copy in memory of a (mapped) tensor."""
-    return tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True).contiguous()
+    return verified(tensor).to(device=device, dtype=dtype or tensor.dtype, copy=True).contiguous()

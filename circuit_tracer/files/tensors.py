@@ -14,7 +14,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,28 +24,20 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files.checksums import DTYPES, HEADER_DIGEST, Blocks, attach, opened, verified
 
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 _NPZ_ERRORS = (
     zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError,
 )  # fmt: skip
 _LARGEST_HEADER = 100 * 2**20  # safetensors' own limit
+_SMALL = 2**20  # bytes of a tensor that is compared with its checksums as soon as it is handed out
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a tensor lies: ``start`` bytes into ``path``; ``fortran`` says that the file holds its transpose."""
+    """Where a tensor lies: ``start`` bytes into ``path``; ``fortran`` says that the file holds its transpose. blocks: its
+    checksums, if the file has them.
+    """
 
     path: Path
     shape: tuple[int, ...]
@@ -53,6 +45,7 @@ class _Entry:
     start: int
     fortran: bool = False
     compressed: bool = False
+    blocks: Blocks | None = None
 
 
 @dataclass(frozen=True)
@@ -71,8 +64,20 @@ class TensorFile:
     def __contains__(self, name: str) -> bool:
         return name in self.entries
 
+    @property
+    def digest(self) -> str | None:
+        """Digest of the file's header, which holds the checksums of all else; None for a file without."""
+        return self.metadata.get(HEADER_DIGEST)
+
+    def read(self, name: str) -> Tensor:
+        """Tensor ``name`` as a copy in memory, compared with its checksums."""
+        return verified(self.tensor(name)).clone()
+
     def tensor(self, name: str) -> Tensor:
-        """Tensor ``name`` as a read-only view of the file (copied only if it is compressed there)."""
+        """Tensor ``name`` as a read-only view of the file (copied only if it is compressed there).
+
+        What is read of a large one is to go through `checksums.verified` or `MappedRows`.
+        """
         if name not in self.entries:
             raise FileFormatError(f"{self.path} has no tensor {name!r}; found {self.describe()}.")
         entry = self.entries[name]
@@ -82,7 +87,8 @@ class TensorFile:
                     return torch.from_numpy(archive[name])
             except _NPZ_ERRORS as error:
                 raise FileFormatError(f"{entry.path}: {name!r} cannot be read: {error}. Copy it again.") from error
-        return _map_tensor(entry)
+        mapped = _map_tensor(entry)
+        return verified(mapped) if _bytes(entry) <= _SMALL else mapped
 
     def scalar(self, name: str) -> float:
         """The one number in tensor ``name``."""
@@ -145,6 +151,8 @@ def _map_tensor(entry: _Entry) -> Tensor:
         # than memory would be refused by the operating system.
         warnings.filterwarnings("ignore", message=".*not writable.*")
         flat = torch.frombuffer(mapped, dtype=entry.dtype, count=count, offset=entry.start)
+    if entry.blocks is not None:
+        attach(flat, entry.blocks, memoryview(mapped)[entry.start : entry.start + _bytes(entry)])
     if entry.fortran:
         return flat.view(entry.shape[::-1]).permute(*reversed(range(len(entry.shape))))
     return flat.view(entry.shape)
@@ -179,18 +187,27 @@ def _open_safetensors(path: Path) -> TensorFile:
         raise FileFormatError(
             f"{path} is cut short: its tensors need {needed} bytes, the file has {size}. Copy it again."
         )
-    return TensorFile(path, entries, metadata)
+    return TensorFile(path, _with_checksums(path, entries, metadata, needed, size), metadata)
+
+
+def _with_checksums(
+    path: Path, entries: dict[str, _Entry], metadata: dict[str, str], needed: int, size: int
+) -> dict[str, _Entry]:
+    blocks = opened(path, {name: (entry.dtype, entry.shape) for name, entry in entries.items()}, metadata)
+    if blocks and needed != size:
+        raise FileFormatError(f"{path} is damaged: {size - needed} bytes were added to it. Copy it again.")
+    return {name: replace(entry, blocks=blocks.get(name)) for name, entry in entries.items()}
 
 
 def _safetensors_entry(path: Path, name: str, item: dict[str, Any], data_start: int) -> _Entry:
     shape = tuple(int(extent) for extent in item["shape"])
     begin, end = (int(offset) for offset in item["data_offsets"])
-    if item["dtype"] not in _SAFETENSORS_DTYPES:
+    if item["dtype"] not in DTYPES:
         raise FileFormatError(
             f"{path}: {name!r} is stored as {item['dtype']}, which is not supported; "
-            f"known are {', '.join(_SAFETENSORS_DTYPES)}. Convert the file."
+            f"known are {', '.join(DTYPES)}. Convert the file."
         )
-    entry = _Entry(path, shape, _SAFETENSORS_DTYPES[item["dtype"]], data_start + begin)
+    entry = _Entry(path, shape, DTYPES[item["dtype"]], data_start + begin)
     if begin < 0 or min(shape, default=0) < 0 or end - begin != _bytes(entry):
         raise FileFormatError(
             f"{path}: {name!r} of shape {shape} and dtype {item['dtype']} needs {_bytes(entry)} bytes, "
