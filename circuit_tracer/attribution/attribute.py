@@ -41,6 +41,7 @@ def attribute(
     progress: Progress | None = None,
     memory: int | str | None = None,
     keep_edge_mass: float | None = None,
+    max_residual: float | None = None,
     ranks: Ranks | None = None,
 ) -> Graph:
     """Attribution graph of a prompt (text or ids (P,)): exact edges of the frozen linear network.
@@ -56,6 +57,8 @@ def attribute(
     free. The trace is planned to fit (plan.py); a budget changes how it is done, never what comes out.
     keep_edge_mass: share of each row's mass that its edges keep; the smallest go, and what they carried is counted as
     unselected in the row's balance. None: all of it up to 512 tokens, 0.98 for longer prompts.
+    max_residual: the largest residual of the sum rule with which a graph is let through. None: what is promised for the dtype
+    of the model's weights (`graph/balance.py`). A graph above is a NumericalError that names the worst row.
     ranks: the processes that share the rows (`Ranks.from_environment(device)` under torchrun); all call with the same arguments
     and get the same graph.
 
@@ -73,6 +76,8 @@ def attribute(
         raise InputError(
             f"keep_edge_mass is {keep_edge_mass}; it is a share of each row, above 0 and at most 1 (keep all)"
         )
+    if max_residual is not None and not max_residual >= 0:
+        raise InputError(f"max_residual is {max_residual}; it is a share of a row's terms, such as 1e-4")
     check_logit_options(model.parts.config.d_vocab, max_n_logits, desired_logit_prob)
     with ExitStack() as stack, torch.no_grad():
         if progress is None:
@@ -86,6 +91,7 @@ def attribute(
             may_keep_rows=offload is None,
             memory=None if memory is None else parse_bytes(memory),
             keep_edge_mass=keep_edge_mass,
+            max_residual=max_residual,
             ranks=ranks or Ranks(),
             progress=progress,
             verbose=verbose,

@@ -22,7 +22,7 @@ from circuit_tracer.attribution.prompt import EncodedPrompt, LinearPrompt, encod
 from circuit_tracer.attribution.targets import Aim, TargetRows, resolve_targets
 from circuit_tracer.attribution.task import Options, Task
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.errors import ResourceError
+from circuit_tracer.errors import NumericalError, ResourceError
 from circuit_tracer.fingerprint import fingerprints
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.targets import LogitTarget
@@ -101,7 +101,7 @@ def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Comp
     selected = prompt.sources.feature_of_column[rows.columns].sort().values
     edges, balance = assemble(rows.store, prompt, targets, selected, model.transcoders)
     tokenizer, table = model.tokenizer, targets.table
-    return Graph(
+    graph = Graph(
         input_string=tokenizer.decode(ids.tolist())
         if tokenizer is not None
         else " ".join(str(i) for i in ids.tolist()),
@@ -121,6 +121,21 @@ def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Comp
         reconstruction=prompt.reconstruction,
         provenance=_provenance(task, rows),
     )
+    return _within(graph, task.options.max_residual)
+
+
+def _within(graph: Graph, max_residual: float | None) -> Graph:
+    """The graph, if its rows add up; what it was allowed beyond the promise is recorded."""
+    graph.require_balance(
+        max_residual,
+        "Load the model in a dtype of higher precision (float64 always holds), with torch's float32 matmul precision at "
+        "'highest', and trace again; max_residual (--max-residual) lets through what you must have.",
+    )
+    try:
+        graph.require_balance()
+    except NumericalError:
+        graph.provenance["residual_allowed"] = graph.residual
+    return graph
 
 
 def _provenance(task: Task, rows: ComputedRows) -> dict[str, Any]:

@@ -148,6 +148,8 @@ class Graph:
         if edges.n_nodes != self.n_nodes:
             raise InputError(f"the new adjacency matrix has {edges.n_nodes} nodes, the graph has {self.n_nodes}")
         edges.validate()
+        if self.balance is not None:
+            self.balance = self.balance.for_edges(self.edges, edges)
         self.edges, self.validation = edges, None
         self.__dict__.pop("blocks", None)
 
@@ -167,6 +169,16 @@ class Graph:
     def residual(self) -> float | None:
         """The worst relative residual of the sum rule over all rows; None if the file did not keep the balance."""
         return None if self.balance is None else float(self.balance.residual(self.edges).max())
+
+    def require_balance(self, max_residual: float | None = None, remedy: str = "") -> None:
+        """Raise NumericalError, which names the worst row, if a row's residual is above what is promised for the model's
+        dtype (``PROMISED_RESIDUAL``), above `max_residual`, and above what the graph was allowed when it was traced. Graphs
+        without balance pass. remedy: what to do, in a sentence.
+        """
+        recorded = self.provenance.get("residual_allowed")
+        allowed = [limit for limit in (max_residual, recorded) if isinstance(limit, int | float)]
+        if self.balance is not None:
+            self.balance.require(self.edges, self.nodes, self.cfg.dtype, max(allowed, default=None), remedy)
 
     def __repr__(self) -> str:
         layout = self.nodes.layout
