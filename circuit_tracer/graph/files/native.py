@@ -1,9 +1,10 @@
 """The project's own graph file: tensors in safetensors, the rest in a versioned JSON header. Nothing runs on load.
 
-Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 1, "input_string", "cfg", "scan",
+Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 2, "input_string", "cfg", "scan",
 "vocab_size", "logit_targets": [[text, id]...], "target_labels", "target_kinds", "token_strings", "provenance"}, and
 "validation" if the graph was validated.
-Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit.
+Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit. From version 2 on,
+header and tensors have checksums (`circuit_tracer.files.checksums`), which are compared on load.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
-from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, NumericalError
 from circuit_tracer.files import atomic_write
+from circuit_tracer.files.checksums import write_tensors
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.files.pt import load_pt
@@ -28,7 +30,8 @@ from circuit_tracer.graph.targets import LogitTarget, TargetTable
 from circuit_tracer.graph.validation import ValidationReport
 
 HEADER_KEY = "circuit_tracer_graph"
-VERSION = 1
+VERSION = 2
+_WITH_CHECKSUMS = 2  # the first version that has them
 _TENSORS = (
     "input_tokens",
     "active_features",
@@ -43,6 +46,10 @@ _TENSORS = (
     "targets.weight",
     "targets.token_id",
 )
+_WHOLE = {
+    "input_tokens", "active_features", "selected_features", "edges.row_ptr", "edges.source",
+    "targets.layer", "targets.position", "targets.token_id",
+}  # fmt: skip
 _BALANCE = tuple(f"balance.{field.name}" for field in fields(RowBalance))
 _RECONSTRUCTION = tuple(f"reconstruction.{field.name}" for field in fields(Reconstruction))
 
@@ -54,26 +61,23 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
     file of that name stays as it was).
     """
     header = _header(graph)
-    tensors = {name: _tensor_of(graph, name).detach().cpu().contiguous() for name in _names_of(graph)}
+    tensors = {name: _tensor_of(graph, name) for name in _names_of(graph)}
     if graph.n_nodes < 2**31:
         tensors["edges.source"] = tensors["edges.source"].int()
     with atomic_write(path) as temporary:
-        try:
-            # Clones, as safetensors refuses tensors that share memory.
-            save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary, {HEADER_KEY: header})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        write_tensors(temporary, tensors, {HEADER_KEY: header}, Path(path).name)
     return Path(path)
 
 
-def load_graph(path: str | Path) -> Graph:
-    """Read a graph onto the CPU.
+def load_graph(path: str | Path, max_residual: float | None = None) -> Graph:
+    """Read a graph onto the CPU. max_residual: the largest residual of the sum rule that is let through, if larger than what
+    is promised (`Graph.require_balance`).
 
     Raises InputError if there is no such file; FileFormatError if it is foreign, damaged, incomplete, or of a newer
-    version than this one reads.
+    version than this one reads; NumericalError for numbers that are not finite and for rows that do not add up.
     """
     path = Path(path)
-    header, tensors = _read(path)
+    header, tensors, sealed = _read(path)
     version = header.get("version")
     if not isinstance(version, int) or version < 1:
         raise FileFormatError(f"{path} has graph file version {version!r}; expected a number from 1 to {VERSION}")
@@ -84,10 +88,15 @@ def load_graph(path: str | Path) -> Graph:
     missing = [name for name in _TENSORS if name not in tensors]
     if missing:
         raise FileFormatError(f"{path} lacks {', '.join(missing)}; the file is incomplete. Save the graph again.")
+    if version >= _WITH_CHECKSUMS and not sealed:
+        raise FileFormatError(f"{path} is damaged: a graph file of version {version} has checksums, and it has none")
+    _require_numbers(path, tensors)
     try:
-        return _assemble(header, tensors)
+        graph = _assemble(header, tensors)
     except (CircuitTracerError, KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path} does not hold a consistent graph: {error}") from error
+    graph.require_balance(max_residual, f"{path} is damaged, or was changed; trace again.")
+    return graph
 
 
 def is_native(path: str | Path) -> bool:
@@ -135,26 +144,36 @@ def _tensor_of(graph: Graph, name: str) -> Tensor:
     return tensor
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], bool]:
+    """Header, tensors, and whether they were compared with checksums."""
     if not path.is_file():
         raise InputError(f"no graph file at {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if HEADER_KEY not in metadata:
-                raise FileFormatError(
-                    f"{path} is a safetensors file without a {HEADER_KEY} header; it is no graph of this project"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = json.loads(metadata[HEADER_KEY])
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        file = open_tensor_file(path)
+        if HEADER_KEY not in file.metadata:
+            raise FileFormatError(
+                f"{path} is a safetensors file without a {HEADER_KEY} header; it is no graph of this project"
+            )
+        tensors = {name: file.read(name) for name in file.entries}
+        header = json.loads(file.metadata[HEADER_KEY])
+    except (FileFormatError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FileFormatError(
             f"{path} is no graph file, or it is damaged or cut short ({error}). "
             "Graphs of circuit-tracer (.pt) are read by Graph.from_pt."
         ) from error
     if not isinstance(header, dict):
         raise FileFormatError(f"{path}: the {HEADER_KEY} header is no JSON object; the file is damaged")
-    return header, tensors
+    return header, tensors, file.digest is not None
+
+
+def _require_numbers(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Whole numbers where nodes and places are meant, finite ones elsewhere; a layer without variance has no NMSE."""
+    for name, tensor in tensors.items():
+        if (name in _WHOLE) != (tensor.dtype in (torch.int32, torch.int64)) or tensor.is_complex():
+            kind = "whole numbers" if name in _WHOLE else "floating point"
+            raise FileFormatError(f"{path}: {name} is {tensor.dtype}; expected {kind}. The file is damaged.")
+        if name not in _WHOLE and name not in _RECONSTRUCTION and not bool(torch.isfinite(tensor).all()):
+            raise NumericalError(f"{path}: {name} holds numbers that are not finite. Trace again, in float32.")
 
 
 def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
