@@ -1,9 +1,8 @@
-"""JSON documents (and YAML ones) that notice damage: a digest of what they hold, kept in two of their own keys.
+"""JSON and YAML documents that notice damage: the key `digest` of an object covers everything else in it.
 
-`digest` is of everything else in the same object; `digest_of` says so in words, and is there so that damage to either name
-leaves the other behind: a document has both or neither. The digest is of the values, not of the text: a file that was
-indented anew, or whose keys were sorted, is the same. What people change by hand is theirs to change: without both keys a
-document is read as any other, and every error says so.
+The digest is of the values, not of the text: a file that was indented anew, or whose keys were sorted, is the same. What
+people change by hand is theirs to change: without the key an object is read as any other, and the errors say so. Damage to
+the key's own name is noticed because it leaves a name that differs in one bit.
 """
 
 from __future__ import annotations
@@ -16,34 +15,28 @@ from typing import Any
 
 from circuit_tracer.errors import FileFormatError
 
-DIGEST, DIGEST_OF = "digest", "digest_of"
-KEYS = (DIGEST, DIGEST_OF)
-ALL_ELSE = "everything else in this object"
+DIGEST = "digest"
 _WHOLE_FLOAT = re.compile(r"(?<=[:,\[])-?(\d+)\.0(?=[,\]}])")
 _HEX = 32  # digits of a digest: 128 bits
 
 
 def digest_of(value: Any) -> str:
     """Digest of a JSON value; 1.0 counts as 1, as JavaScript writes it."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(_WHOLE_FLOAT.sub(r"\1", text).encode()).hexdigest()[:_HEX]
 
 
 def sealed(document: Mapping[str, Any], beside: Any = None) -> dict[str, Any]:
     """The object with its digest; ``beside``: what else the digest is to cover, such as other files."""
-    plain = {key: value for key, value in document.items() if key not in KEYS}
-    return {**plain, DIGEST: digest_of(plain if beside is None else [plain, beside]), DIGEST_OF: ALL_ELSE}
+    plain = {key: value for key, value in document.items() if key != DIGEST}
+    return {**plain, DIGEST: digest_of(plain if beside is None else [plain, beside])}
 
 
-def is_sealed(document: Mapping[str, Any], source: str) -> bool:
-    """Whether it has a digest; FileFormatError when half of it is missing."""
-    present = [key for key in KEYS if key in document]
-    if len(present) == 1:
-        raise FileFormatError(
-            f"{source} is damaged: it has the key {present[0]!r} without {(set(KEYS) - set(present)).pop()!r}. "
-            "Restore it, or, if you changed it yourself, remove both."
-        )
-    return bool(present)
+def is_sealed(document: Mapping[Any, Any], source: str) -> bool:
+    """Whether it has a digest; FileFormatError when there is a key that one bit turns into it."""
+    if damaged := next((key for key in document if isinstance(key, str) and _one_bit(key)), None):
+        raise FileFormatError(f"{source} is damaged: it has the key {damaged!r}, which was {DIGEST!r}. Restore it.")
+    return DIGEST in document
 
 
 def unsealed(document: Mapping[str, Any], source: str, remedy: str | None = None, beside: Any = None) -> dict[str, Any]:
@@ -52,13 +45,26 @@ def unsealed(document: Mapping[str, Any], source: str, remedy: str | None = None
     remedy: given for files that nobody changes by hand, which must have a digest: what to do about a damaged one. Raises
     FileFormatError, naming ``source``.
     """
-    plain = {key: value for key, value in document.items() if key not in KEYS}
+    plain = {key: value for key, value in document.items() if key != DIGEST}
     if not is_sealed(document, source):
         if remedy is not None:
             raise FileFormatError(f"{source} is damaged: it has no {DIGEST}. {remedy}")
-    elif document[DIGEST] != digest_of(plain if beside is None else [plain, beside]):
+    elif not _fits(document[DIGEST], plain if beside is None else [plain, beside]):
         raise FileFormatError(
             f"{source} is not what was written: its {DIGEST} does not fit what it holds. "
-            + (remedy or f"Restore it; if you changed it yourself, remove its keys {DIGEST} and {DIGEST_OF}.")
+            + (remedy or f"Restore it; if you changed it yourself, remove its {DIGEST}.")
         )
     return plain
+
+
+def _one_bit(key: str) -> bool:
+    """Whether a name differs from that of the digest in one bit."""
+    found, name = key.encode("utf-8", "replace"), DIGEST.encode()
+    return len(found) == len(name) and (int.from_bytes(found) ^ int.from_bytes(name)).bit_count() == 1
+
+
+def _fits(digest: Any, value: Any) -> bool:
+    try:
+        return bool(digest == digest_of(value))
+    except TypeError:  # YAML has keys that are no text, and cannot be sorted
+        return False

@@ -204,7 +204,7 @@ def test_a_half_written_export_has_no_config(tmp_path: Path, monkeypatch: pytest
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("circuit_tracer.transcoders.formats.writing.write_tensors", full)
     with pytest.raises(ResourceError, match="No space left on device"):
         export(made.checkpoint, made.config, None, made.folder, "org/model", range(LAYERS))
     assert not (made.folder / "config.yaml").exists()

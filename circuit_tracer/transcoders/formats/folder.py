@@ -7,6 +7,7 @@ from pathlib import Path
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files.tensors import TensorFile, join, open_tensor_file
+from circuit_tracer.transcoders.config import require_as_written
 
 _SUFFIXES = (".safetensors", ".npz")
 _CLT_FILE = re.compile(r"W_(enc|dec)_(\d+)\.safetensors")
@@ -16,11 +17,18 @@ _NUMBER = re.compile(r"\d+")
 
 
 def open_folder(folder: Path) -> list[TensorFile]:
-    """The tensors of layers 0, 1, ..., unread. Raises InputError for no folder, FileFormatError for gaps or no files.
+    """The tensors of layers 0, 1, ..., unread. Raises InputError for no folder, FileFormatError for gaps, no files, or
+    files that were not written together.
 
     Looked for, in this order: `W_enc_{i}` with `W_dec_{i}`, `layer_{i}`, other tensor files with a layer number in
     their name, subfolders with a layer number that hold one tensor file each, and a single file with all layers.
     """
+    files = _found(folder)
+    require_as_written(folder)
+    return files
+
+
+def _found(folder: Path) -> list[TensorFile]:
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}.")
     files = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.files.checksums import write_tensors
 from circuit_tracer.transcoders.activations import Activation, TopK
-from circuit_tracer.transcoders.config import CONFIG_NAME
-
-NATIVE_FILE = re.compile(r"(layer|W_enc|W_dec)_\d+\.safetensors")
+from circuit_tracer.transcoders.config import CONFIG_NAME, NATIVE_FILE
 
 
 def native_names(kind: str, n_layers: int) -> list[str]:
