@@ -59,7 +59,8 @@ def write_tensors(
     data = {key: _bytes_of(tensor) for key, tensor in plain.items()}
     described = {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in plain.items()}
     checksums = b"".join(_checksums(each).tobytes() for each in data.values())
-    kept = {**(metadata or {}), FILE_NAME: name or path.name, CHECKSUMS: base64.b64encode(checksums).decode()}
+    kept = {key: value for key, value in (metadata or {}).items() if key != HEADER_DIGEST}
+    kept |= {FILE_NAME: name or path.name, CHECKSUMS: base64.b64encode(checksums).decode()}
     header: dict[str, Any] = {"__metadata__": {**kept, HEADER_DIGEST: _header_digest(described, kept)}}
     # the largest numbers first, so that all are aligned
     order = sorted(plain, key=lambda key: (-plain[key].element_size(), key))
