@@ -8,24 +8,25 @@ and what is written after a kill is what was written before it.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+import torch
 
-from circuit_tracer.errors import FileFormatError
+from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.features.summary import Examples, Keep, LayerSummary, merge
 from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.files.checksums import write_tensors
+from circuit_tracer.files.digests import digest_of, read_sealed, write_sealed
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.fingerprint import require_same
 
 _PART = re.compile(r"(\d{6,})-(\d{6,})\.safetensors")
 _EXAMPLES = ("top", "sample")
-VERSION = 1
+VERSION = 2
 
 
 class BuildFolder:
@@ -36,13 +37,17 @@ class BuildFolder:
         settings = {"version": VERSION, **settings}
         if (found := folder / "settings.json").is_file():
             require_same(
-                _read(found), settings, f"the unfinished build in {folder}", "Choose another folder, or remove it."
+                read_sealed(found, self._remedy),
+                settings,
+                f"the unfinished build in {folder}",
+                "Choose another folder, or remove it.",
             )
         else:
-            _write(found, settings)
+            write_sealed(found, settings, indent=1)
+        self._belongs = digest_of(settings)
         self.progress: dict[str, Any] = {"stretches": 0, "tokens": 0, "counted": 0, "corpus": None, "complete": False}
         if (folder / "progress.json").is_file():
-            self.progress = _read(folder / "progress.json")
+            self.progress = read_sealed(folder / "progress.json", self._remedy)
 
     def add(self, summaries: list[LayerSummary], progress: dict[str, Any]) -> None:
         """What is known after the next stretch, and the place behind it."""
@@ -50,14 +55,14 @@ class BuildFolder:
         for layer, summary in enumerate(summaries):
             self._save(layer, (number, number + 1), summary)
         self.progress = {**progress, "stretches": number + 1}
-        _write(self.folder / "progress.json", self.progress)
+        write_sealed(self.folder / "progress.json", self.progress, indent=1)
         for layer in range(self.n_layers):
             self._fold(layer)
 
     def complete(self, progress: dict[str, Any]) -> None:
         """Note that there is no more text."""
         self.progress = {**self.progress, **progress, "complete": True}
-        _write(self.folder / "progress.json", self.progress)
+        write_sealed(self.folder / "progress.json", self.progress, indent=1)
 
     def whole(self, layer: int) -> LayerSummary | None:
         """Everything known of a layer; None if there was no text."""
@@ -103,32 +108,30 @@ class BuildFolder:
         for name in _EXAMPLES:
             examples = getattr(summary, name)
             arrays |= {f"{name}.{field.name}": getattr(examples, field.name) for field in fields(examples)}
-        with atomic_write(self._path(layer, span)) as temporary:
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+        path = self._path(layer, span)
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        with atomic_write(path) as temporary:
+            write_tensors(temporary, tensors, self._written_with(layer), path.name)
+
+    def _written_with(self, layer: int) -> dict[str, str]:
+        """What a file says of where it belongs."""
+        return {"build": self._belongs, "layer": str(layer)}
+
+    @property
+    def _remedy(self) -> str:
+        return f"Remove {self.folder} and start anew."
 
     def _load(self, layer: int, span: tuple[int, int]) -> LayerSummary:
         path = self._path(layer, span)
         try:
-            arrays = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise FileFormatError(f"{path} cannot be read ({error}); remove {self.folder} and start anew") from error
+            file = open_tensor_file(path)
+            if file.digest is None or not self._written_with(layer).items() <= file.metadata.items():
+                raise FileFormatError(f"{path} was not written with this build")
+            arrays = {name: file.read(name).numpy() for name in file.entries}
+        except (FileFormatError, InputError) as error:
+            raise FileFormatError(f"{path} cannot be read ({error}). {self._remedy}") from error
         top, sample = (
             Examples(**{field.name: arrays[f"{name}.{field.name}"] for field in fields(Examples)}) for name in _EXAMPLES
         )
         columns = {field.name: arrays[field.name] for field in fields(LayerSummary) if field.name not in _EXAMPLES}
         return LayerSummary(**columns, top=top, sample=sample)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileFormatError(f"{path} cannot be read ({error}); remove {path.parent} and start anew") from error
-    if not isinstance(found, dict):
-        raise FileFormatError(f"{path} holds no object; remove {path.parent} and start anew")
-    return found
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")

@@ -17,6 +17,7 @@ from typing import Any
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files import atomic_write
+from circuit_tracer.files.digests import read_sealed
 
 INDEX, MANIFEST, LABELS = "index.json.gz", "features.json", "labels.json"
 
@@ -41,8 +42,7 @@ class FeatureFolder:
     @property
     def manifest(self) -> dict[str, Any]:
         """Where the records come from; {} if nothing says so."""
-        path = self.folder / MANIFEST
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_manifest(self.folder) if (self.folder / MANIFEST).is_file() else {}
 
     def get(self, place: tuple[int, int], default: Any = None) -> Any:
         """The record of a feature (layer, index)."""
@@ -56,7 +56,10 @@ class FeatureFolder:
         try:
             with open(path, "rb") as file:
                 file.seek(offsets[index])
-                return unpacked(file.read(offsets[index + 1] - offsets[index]))
+                record = unpacked(file.read(offsets[index + 1] - offsets[index]))
+            if (record.get("layer", layer), record.get("index", index)) != place:
+                raise ValueError(f"it is that of feature {record['index']} of layer {record['layer']}")
+            return record
         except (OSError, struct.error, zlib.error, ValueError) as error:
             raise FileFormatError(
                 f"the record of feature {index} in {path} cannot be read ({error}); build the features again"
@@ -70,6 +73,11 @@ class FeatureFolder:
         """The features that have a record, in order."""
         for layer, (_, offsets) in sorted(self._layers.items()):
             yield from ((layer, index) for index in range(len(offsets) - 1) if (layer, index) in self)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What `features.json` says of where a folder's records come from."""
+    return read_sealed(folder / MANIFEST, "Build the features again.")
 
 
 def packed(record: dict[str, Any]) -> bytes:

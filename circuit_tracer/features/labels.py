@@ -2,7 +2,8 @@
 
 `labels.json` beside the records: {layer: {index: {"label", "source", "score"}}}; a plain string in place of the object will
 do. source: "record" (this module), "openai:MODEL" (interpret.py), "neuronpedia:MODEL/SET" (neuronpedia_labels.py), or
-whatever else made it. score: how well the label told texts apart, 0 to 1, or absent.
+whatever else made it. score: how well the label told texts apart, 0 to 1, or absent. The file's first line, a digest of the
+rest, notices damage; who edits the file removes that line.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.features.folder import LABELS, FeatureFolder
-from circuit_tracer.files import atomic_write
+from circuit_tracer.files import atomic_write, read_json
+from circuit_tracer.files.digests import DIGEST, digest_of, unsealed
 
 Place = tuple[int, int]
 
@@ -51,7 +53,7 @@ def load_labels(path: str | Path) -> dict[Place, Label]:
     if not path.is_file():
         raise InputError(f"no labels at {path}; give a labels.json, or the folder of one")
     try:
-        layers = json.loads(path.read_text(encoding="utf-8"))
+        layers = unsealed(read_json(path), str(path))
         return {(int(layer), int(index)): _label(one) for layer, row in layers.items() for index, one in row.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(
@@ -66,10 +68,13 @@ def write_labels(folder: str | Path, labels: Mapping[Place, Label]) -> Path:
         known = {"label": label.text, "source": label.source, "score": label.score}
         told = json.dumps({name: value for name, value in known.items() if value is not None}, ensure_ascii=False)
         layers[layer].append(f'"{index}":{told}')
+    # a line a feature, for people who compare two files
+    joined = {layer: ",\n".join(row) for layer, row in layers.items()}
+    rows = [f'"{layer}":{{\n{row}}}' for layer, row in joined.items()]
+    digest = digest_of(json.loads(f"{{{','.join(rows)}}}".encode("utf-8", "replace")))
+    text = ",\n".join([f'"{DIGEST}":"{digest}"', *rows])
     path = Path(folder) / LABELS
-    with atomic_write(path) as temporary:  # a line a feature, for people who compare two files
-        rows = {layer: ",\n".join(row) for layer, row in layers.items()}
-        text = ",\n".join(f'"{layer}":{{\n{row}}}' for layer, row in rows.items())
+    with atomic_write(path) as temporary:
         temporary.write_text(f"{{{text}}}\n", encoding="utf-8", errors="replace")
     return path
 

@@ -6,7 +6,6 @@ the first.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.features.labels import Label, Place
-from circuit_tracer.files import atomic_write
+from circuit_tracer.files.digests import read_sealed, write_sealed
 from circuit_tracer.neuronpedia import Neuronpedia
 
 FEATURES_A_REQUEST = 512  # Neuronpedia takes 2048
@@ -80,12 +79,15 @@ def _best(explanations: Any) -> str | None:
 def _read(path: Path) -> dict[int, str | None]:
     if not path.is_file():
         return {}
+    remedy = "Remove it, and the labels are fetched again."
+    found = read_sealed(path, remedy)
     try:
-        return {int(index): text for index, text in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise FileFormatError(f"{path} is damaged ({error}); remove it, and the labels are fetched again") from error
+        if found["source"] != path.stem:
+            raise ValueError(f"they are those of {found['source']!r}")
+        return {int(index): text for index, text in found["labels"].items()}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise FileFormatError(f"{path} is damaged ({error}). {remedy}") from error
 
 
 def _write(path: Path, known: dict[int, str | None]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(known, ensure_ascii=False), encoding="utf-8", errors="replace")
+    write_sealed(path, {"source": path.stem, "labels": known}, ensure_ascii=False)

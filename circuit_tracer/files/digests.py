@@ -11,9 +11,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files.structured import read_json
+from circuit_tracer.files.writing import atomic_write
 
 DIGEST = "digest"
 _WHOLE_FLOAT = re.compile(r"(?<=[:,\[])-?(\d+)\.0(?=[,\]}])")
@@ -55,6 +58,31 @@ def unsealed(document: Mapping[str, Any], source: str, remedy: str | None = None
             + (remedy or f"Restore it; if you changed it yourself, remove its {DIGEST}.")
         )
     return plain
+
+
+def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file of `write_sealed`. InputError if it is missing, FileFormatError, with ``remedy``, if it is
+    damaged.
+    """
+    try:
+        found = read_json(path)
+        if not isinstance(found, dict):
+            raise FileFormatError(f"{path} holds {type(found).__name__}, no object.")
+    except FileFormatError as error:
+        raise FileFormatError(f"{error} {remedy}") from error
+    return unsealed(found, str(path), remedy)
+
+
+def write_sealed(path: Path, document: Mapping[str, Any], **options: Any) -> None:
+    """Write an object with its digest as JSON, moved into place when complete; ``options`` of `json.dumps`."""
+    text = json.dumps(sealed(as_written(document)), allow_nan=False, **options)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def as_written(value: Any) -> Any:
+    """A value as it comes back from a JSON file: names are text, and half a surrogate pair is a question mark."""
+    return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _one_bit(key: str) -> bool:
