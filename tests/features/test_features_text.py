@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from circuit_tracer.demo.tokenizer import build_tokenizer
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.features import FeatureFolder
 from circuit_tracer.features.export import export_json, export_neuronpedia
 from circuit_tracer.features.labels import Label, describe, label_from_records, load_labels, read_labels, write_labels
