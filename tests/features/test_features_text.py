@@ -170,7 +170,7 @@ def test_plain_strings_are_labels_and_other_things_are_not(tmp_path: Path) -> No
     assert read_labels(path) == {(0, 7): "seven"}
     for text in ('{"0": {"7": 8}}', "[]", '{"x": {}}'.replace("{}", '{"1": "a"}'), "{"):
         path.write_text(text)
-        with pytest.raises(FileFormatError, match="no labels file|not readable JSON"):
+        with pytest.raises(FileFormatError, match=r"no labels file|not readable JSON"):
             read_labels(path)
     with pytest.raises(InputError, match="no labels at"):
         read_labels(tmp_path / "nothing.json")
