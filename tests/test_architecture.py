@@ -29,13 +29,13 @@ COMPAT = ("frontend", "transcoder", "utils")  # circuit-tracer's own import path
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
-    "http": {"errors"},
+    "http": {"errors", "files"},
     "ranks": {"errors"},
     "sizes": {"errors"},
     "neuronpedia": {"errors", "http"},
     "kernels": {"errors"},  # stands alone, so that each kernel is tested by itself
     "models": {"errors", "kernels"},
-    "text": {"errors", "models"},
+    "text": {"errors", "files", "models"},
     "transcoders": {"errors", "files", "kernels"},
     "fingerprint": {"errors", "models", "text", "transcoders"},
     "graph": {"errors", "files"},

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import FileFormatError, InputError
 
 Messages = list[dict[str, str]]
 BYTE_ORDER_MARK = "\ufeff"
@@ -64,13 +63,15 @@ def _numbered(slug: str | None, number: int, prompt: str) -> str:
 
 def _conversation(prompt: str) -> Messages:
     """A user message; or the messages in a .json file, or in the prompt itself when it begins as a JSON list of objects."""
-    text = Path(prompt).read_text(encoding="utf-8") if prompt.endswith(".json") and Path(prompt).is_file() else prompt
+    from circuit_tracer.files import LARGEST_JSON, parse_json, read_text
+
+    text = read_text(prompt, LARGEST_JSON) if prompt.endswith(".json") and Path(prompt).is_file() else prompt
     if text is prompt and not re.match(r"\s*\[\s*\{", text):
         return [{"role": "user", "content": prompt}]
     try:
-        messages = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"the conversation {prompt!r} is no JSON: {error}") from error
+        messages = parse_json(text, "it")
+    except FileFormatError as error:
+        raise InputError(f"the conversation {prompt[:200]!r} is no JSON: {error}") from error
     if not isinstance(messages, list) or not all(
         isinstance(each, dict) and {"role", "content"} <= set(each) for each in messages
     ):

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import CircuitTracerError, FileFormatError
+from circuit_tracer.features.schema import require_summary
 from circuit_tracer.features.summary import Examples, Keep, LayerSummary, merge
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.files.checksums import write_tensors
@@ -47,7 +48,7 @@ class BuildFolder:
         self._belongs = digest_of(settings)
         self.progress: dict[str, Any] = {"stretches": 0, "tokens": 0, "counted": 0, "corpus": None, "complete": False}
         if (folder / "progress.json").is_file():
-            self.progress = read_sealed(folder / "progress.json", self._remedy)
+            self.progress = _progress(folder / "progress.json", self._remedy)
 
     def add(self, summaries: list[LayerSummary], progress: dict[str, Any]) -> None:
         """What is known after the next stretch, and the place behind it."""
@@ -128,10 +129,19 @@ class BuildFolder:
             if file.digest is None or not self._written_with(layer).items() <= file.metadata.items():
                 raise FileFormatError(f"{path} was not written with this build")
             arrays = {name: file.read(name).numpy() for name in file.entries}
-        except (FileFormatError, InputError) as error:
+            require_summary(arrays, path)
+        except CircuitTracerError as error:
             raise FileFormatError(f"{path} cannot be read ({error}). {self._remedy}") from error
         top, sample = (
             Examples(**{field.name: arrays[f"{name}.{field.name}"] for field in fields(Examples)}) for name in _EXAMPLES
         )
         columns = {field.name: arrays[field.name] for field in fields(LayerSummary) if field.name not in _EXAMPLES}
         return LayerSummary(**columns, top=top, sample=sample)
+
+
+def _progress(path: Path, remedy: str) -> dict[str, Any]:
+    found = read_sealed(path, remedy)
+    counts = [found.get(name) for name in ("stretches", "tokens", "counted")]
+    if not all(type(count) is int and count >= 0 for count in counts) or type(found.get("complete")) is not bool:
+        raise FileFormatError(f"{path} does not say where the build stands. {remedy}")
+    return found

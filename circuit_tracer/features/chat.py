@@ -59,8 +59,9 @@ class ChatModel:
         path = self._path(messages, tokens)
         if path.is_file():
             kept = read_sealed(path, "Remove it, and it is asked again.")
-            if kept.get("messages") != as_written(messages) or not isinstance(kept.get("answer"), str):
-                raise FileFormatError(f"{path} is no answer to these messages. Remove it, and they are asked again.")
+            question = (kept.get("model"), kept.get("messages"))
+            if question != (self.model, as_written(messages)) or not isinstance(kept.get("answer"), str):
+                raise FileFormatError(f"{path} answers another question. Remove it, and it is asked again.")
             return str(kept["answer"])
         answer = self._ask(messages, tokens)
         kept = {"model": self.model, "messages": list(messages), "answer": answer}

@@ -14,6 +14,7 @@ from typing import Any
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.features.labels import Label, Place
+from circuit_tracer.files import shortened
 from circuit_tracer.files.digests import read_sealed, write_sealed
 from circuit_tracer.neuronpedia import Neuronpedia
 
@@ -83,10 +84,16 @@ def _read(path: Path) -> dict[int, str | None]:
     found = read_sealed(path, remedy)
     try:
         if found["source"] != path.stem:
-            raise ValueError(f"they are those of {found['source']!r}")
-        return {int(index): text for index, text in found["labels"].items()}
-    except (ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"they are those of {shortened(found['source'])}")
+        return {int(index): _text_or_none(text) for index, text in found["labels"].items()}
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise FileFormatError(f"{path} is damaged ({error}). {remedy}") from error
+
+
+def _text_or_none(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"a label is {shortened(value)}")
+    return value
 
 
 def _write(path: Path, known: dict[int, str | None]) -> None:

@@ -193,7 +193,7 @@ def _checksums(data: memoryview) -> np.ndarray:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
 def _header_digest(described: Described, metadata: Mapping[str, str]) -> str:

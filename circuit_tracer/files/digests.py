@@ -65,7 +65,7 @@ def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
     damaged.
     """
     try:
-        found = read_json(path)
+        found = read_json(path, halves=True)
         if not isinstance(found, dict):
             raise FileFormatError(f"{path} holds {type(found).__name__}, no object.")
     except FileFormatError as error:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from circuit_tracer.errors import FileFormatError
+from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files import open_file
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.text.documents import Cursor, FileDocuments, unreadable
 
 DOCUMENT_TOKENS = 4096  # a document of a running array ends at the end-of-sequence id, or after so many tokens
@@ -59,22 +60,24 @@ def _open(file: Path, stack: ExitStack) -> list[tuple[tuple[int, ...], Slice]]:
     """(shape, reader) of every array of a file, by name; only what is asked for is read."""
     try:
         if file.suffix == ".npy":
+            open_file(file).close()  # a regular file
             mapped = np.load(file, mmap_mode="r", allow_pickle=False)
+            if not isinstance(mapped, np.ndarray):
+                raise ValueError("it is an archive of arrays")
             return [_checked(file, mapped.shape, mapped.dtype.kind in "iu", mapped.dtype, lambda a, b: mapped[a:b])]
-        opened = stack.enter_context(safe_open(str(file), framework="np"))
-        slices = [opened.get_slice(name) for name in sorted(opened.keys())]
+        opened = open_tensor_file(file)
+        arrays = [opened.tensor(name).numpy() for name in sorted(opened.entries)]
+    except InputError:
+        raise
     except OSError as error:
         raise unreadable(file, error) from error
-    except (ValueError, EOFError, SafetensorError) as error:
+    except (ValueError, TypeError, LookupError, EOFError, SyntaxError, ArithmeticError, MemoryError) as error:
         raise FileFormatError(f"{file} is not a readable .npy or .safetensors file: {error}. Copy it again.") from error
-    return [
-        _checked(file, tuple(part.get_shape()), part.get_dtype()[0] in "IU", part.get_dtype(), _rows(part))
-        for part in slices
-    ]
+    return [_checked(file, array.shape, array.dtype.kind in "iu", array.dtype, _rows(array)) for array in arrays]
 
 
-def _rows(part: Any) -> Slice:
-    return lambda start, end: part[start:end]
+def _rows(array: np.ndarray) -> Slice:
+    return lambda start, end: array[start:end]
 
 
 def _checked(file: Path, shape: tuple[int, ...], whole: bool, dtype: Any, ids: Slice) -> tuple[tuple[int, ...], Slice]:

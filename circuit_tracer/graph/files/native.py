@@ -15,11 +15,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, NumericalError
-from circuit_tracer.files import atomic_write
+from circuit_tracer.files import atomic_write, open_file, parse_json
 from circuit_tracer.files.checksums import write_tensors
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
@@ -46,10 +45,6 @@ _TENSORS = (
     "targets.weight",
     "targets.token_id",
 )
-_WHOLE = {
-    "input_tokens", "active_features", "selected_features", "edges.row_ptr", "edges.source",
-    "targets.layer", "targets.position", "targets.token_id",
-}  # fmt: skip
 _BALANCE = tuple(f"balance.{field.name}" for field in fields(RowBalance))
 _RECONSTRUCTION = tuple(f"reconstruction.{field.name}" for field in fields(Reconstruction))
 
@@ -90,10 +85,10 @@ def load_graph(path: str | Path, max_residual: float | None = None) -> Graph:
         raise FileFormatError(f"{path} lacks {', '.join(missing)}; the file is incomplete. Save the graph again.")
     if version >= _WITH_CHECKSUMS and not sealed:
         raise FileFormatError(f"{path} is damaged: a graph file of version {version} has checksums, and it has none")
-    _require_numbers(path, tensors)
+    _require_finite(path, tensors)
     try:
         graph = _assemble(header, tensors)
-    except (CircuitTracerError, KeyError, TypeError, ValueError) as error:
+    except (CircuitTracerError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise FileFormatError(f"{path} does not hold a consistent graph: {error}") from error
     graph.require_balance(max_residual, f"{path} is damaged, or was changed; trace again.")
     return graph
@@ -102,10 +97,10 @@ def load_graph(path: str | Path, max_residual: float | None = None) -> Graph:
 def is_native(path: str | Path) -> bool:
     """Whether the file begins as a native graph does; reads the header only."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             size = int.from_bytes(file.read(8), "little")
             return 0 < size < 100_000_000 and HEADER_KEY.encode() in file.read(size)
-    except OSError:
+    except (OSError, InputError):
         return False
 
 
@@ -150,29 +145,23 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], bool]:
         raise InputError(f"no graph file at {path}")
     try:
         file = open_tensor_file(path)
-        if HEADER_KEY not in file.metadata:
-            raise FileFormatError(
-                f"{path} is a safetensors file without a {HEADER_KEY} header; it is no graph of this project"
-            )
-        tensors = {name: file.read(name) for name in file.entries}
-        header = json.loads(file.metadata[HEADER_KEY])
-    except (FileFormatError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        tensors = {name: file.read(name) for name in file.entries}  # copies: the file may be replaced while they are used
+    except FileFormatError as error:
+        raise FileFormatError(f"{error} Graphs of circuit-tracer (.pt) are read by Graph.from_pt.") from error
+    if HEADER_KEY not in file.metadata:
         raise FileFormatError(
-            f"{path} is no graph file, or it is damaged or cut short ({error}). "
-            "Graphs of circuit-tracer (.pt) are read by Graph.from_pt."
-        ) from error
+            f"{path} is a safetensors file without a {HEADER_KEY} header; it is no graph of this project"
+        )
+    header = parse_json(file.metadata[HEADER_KEY], f"{path}: its header", halves=True)
     if not isinstance(header, dict):
         raise FileFormatError(f"{path}: the {HEADER_KEY} header is no JSON object; the file is damaged")
     return header, tensors, file.digest is not None
 
 
-def _require_numbers(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Whole numbers where nodes and places are meant, finite ones elsewhere; a layer without variance has no NMSE."""
+def _require_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A layer without variance has no NMSE; all else is a number."""
     for name, tensor in tensors.items():
-        if (name in _WHOLE) != (tensor.dtype in (torch.int32, torch.int64)) or tensor.is_complex():
-            kind = "whole numbers" if name in _WHOLE else "floating point"
-            raise FileFormatError(f"{path}: {name} is {tensor.dtype}; expected {kind}. The file is damaged.")
-        if name not in _WHOLE and name not in _RECONSTRUCTION and not bool(torch.isfinite(tensor).all()):
+        if name not in _RECONSTRUCTION and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise NumericalError(f"{path}: {name} holds numbers that are not finite. Trace again, in float32.")
 
 
@@ -192,7 +181,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         cfg=header["cfg"],
         selected_features=tensors["selected_features"],
         activation_values=tensors["activation_values"],
-        logit_targets=[LogitTarget(str(text), int(token)) for text, token in header["logit_targets"]],
+        logit_targets=[LogitTarget(text, token) for text, token in header["logit_targets"]],
         logit_probabilities=tensors["logit_probabilities"],
         scan=header["scan"],
         vocab_size=header["vocab_size"],

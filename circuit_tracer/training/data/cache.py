@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError, ResourceError
+from circuit_tracer.errors import CircuitTracerError, CompatibilityError, FileFormatError, ResourceError
 from circuit_tracer.files import atomic_write, read_json, require_writable_folder
 from circuit_tracer.files.checksums import verified, write_tensors
 from circuit_tracer.files.digests import digest_of, sealed, unsealed
@@ -152,7 +152,7 @@ class CachedRows:
             if any(file.shapes.get(name, ())[:1] != (shard["rows"],) for name in self.layout.names):
                 raise FileFormatError(f"it has not the {shard['rows']} rows that the manifest says")
             yield file
-        except (FileFormatError, InputError) as error:
+        except CircuitTracerError as error:
             raise FileFormatError(f"{path} is damaged or missing: {error} {_REMEDY}") from error
 
 
@@ -160,11 +160,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a cache. Raises FileFormatError when it is not one."""
     path = folder / MANIFEST
     try:
-        manifest = read_json(path)
+        manifest = read_json(path, halves=True)
         known = manifest["version"] == VERSION
-        listed = [(shard["file"], int(shard["rows"]), shard["end"]) for shard in manifest["shards"]]
+        listed = [(shard["file"], shard["rows"], shard["end"]) for shard in manifest["shards"]]
         whole = isinstance(manifest["complete"], bool) and isinstance(manifest["settings"], dict)
-    except (FileFormatError, InputError, ValueError, KeyError, TypeError) as error:
+        whole &= all(type(rows) is int and rows > 0 for _, rows, _ in listed)
+    except (CircuitTracerError, LookupError, TypeError) as error:
         raise FileFormatError(f"{path} is not the manifest of a cache: {error!r}. {_REMEDY}") from error
     if not (known and whole and all(Path(file).name == file for file, _, _ in listed)):
         raise FileFormatError(f"{path} is not the manifest of a cache of version {VERSION}. {_REMEDY}")

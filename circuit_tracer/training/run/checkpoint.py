@@ -28,11 +28,10 @@ from circuit_tracer.errors import (
     CircuitTracerError,
     CompatibilityError,
     FileFormatError,
-    InputError,
     NumericalError,
     ResourceError,
 )
-from circuit_tracer.files import atomic_write, read_json
+from circuit_tracer.files import atomic_write, read_json, shortened
 from circuit_tracer.files.checksums import verified, write_tensors
 from circuit_tracer.files.digests import digest_of, sealed, unsealed
 from circuit_tracer.files.tensors import TensorFile, open_tensor_file
@@ -108,20 +107,26 @@ def latest(folder: Path) -> Checkpoint | None:
 def read(folder: Path) -> Checkpoint:
     """A checkpoint by its folder. Raises FileFormatError if it is not one, or of another version."""
     try:
-        content = read_json(folder / STATE_FILE)
+        content = read_json(folder / STATE_FILE, halves=True)
         if isinstance(content, dict) and content.get("version") == VERSION:
             content = unsealed(content, STATE_FILE, "It is damaged.")
-    except (FileFormatError, InputError) as error:
+    except CircuitTracerError as error:
         raise _damaged(folder, f"{STATE_FILE} cannot be read ({error})") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         found = content.get("version") if isinstance(content, dict) else content
         raise FileFormatError(
-            f"{folder} is a checkpoint of version {found!r}; this program reads version {VERSION}. Resume with the program "
+            f"{folder} is a checkpoint of version {shortened(found)}; this program reads version {VERSION}. Resume with the program "
             "that wrote it, or choose another run.out."
         )
     missing = [key for key in ("step", "n_layers", "n_features", "running_cut", BELONGS) if key not in content]
     if missing:
         raise _damaged(folder, f"{STATE_FILE} lacks {', '.join(missing)}")
+    sizes = [content[key] for key in ("step", "n_layers", "n_features")]
+    cut = content["running_cut"]
+    if not all(type(size) is int and size >= 0 for size in sizes) or not (cut is None or type(cut) in (int, float)):
+        raise _damaged(
+            folder, f"{STATE_FILE} has step, n_layers, n_features, running_cut of {shortened([*sizes, cut])}"
+        )
     return Checkpoint(folder, content)
 
 
@@ -158,8 +163,8 @@ def rows(checkpoint: Checkpoint, source: int, name: str, wanted: slice) -> Tenso
         first, last = max(start, wanted.start), min(stop, wanted.stop)
         if first < last:
             tensor = _entry(checkpoint, path, name)
-            if tensor.shape[0] != stop - start:
-                raise _damaged(path, f"{name} has {tensor.shape[0]} rows, {stop - start} are expected")
+            if tensor.ndim == 0 or tensor.shape[0] != stop - start:
+                raise _damaged(path, f"{name} has shape {tuple(tensor.shape)}, {stop - start} rows are expected")
             parts.append(_whole(path, tensor[first - start : last - start]))
     return torch.cat(parts)
 
@@ -193,7 +198,7 @@ def _shards(checkpoint: Checkpoint, source: int) -> list[tuple[Path, int, int]]:
 def _opened(checkpoint: Checkpoint, path: Path) -> TensorFile:
     try:
         file = open_tensor_file(path)
-    except (FileFormatError, InputError) as error:
+    except CircuitTracerError as error:
         raise _damaged(path, str(error)) from error
     if file.digest is None or file.metadata.get(BELONGS) != checkpoint.content[BELONGS]:
         raise _damaged(path, "it was not written with the checkpoint that it lies in")
@@ -206,7 +211,7 @@ def _entry(checkpoint: Checkpoint, path: Path, name: str) -> Tensor:
         raise _foreign(f"{path} has no tensor {name}")
     try:
         return file.tensor(name)
-    except (FileFormatError, InputError) as error:
+    except CircuitTracerError as error:
         raise _damaged(path, str(error)) from error
 
 
@@ -219,7 +224,7 @@ def _whole(path: Path, view: Tensor) -> Tensor:
 
 def _require_names(checkpoint: Checkpoint, path: Path, expected: Iterable[str]) -> None:
     """A tensor that nothing takes would be forgotten without a word."""
-    different = set(_opened(checkpoint, path).entries) ^ set(expected)
+    different = _opened(checkpoint, path).entries.keys() ^ set(expected)
     if different:
         raise _foreign(f"{path} and this run differ in the tensors they have: {', '.join(sorted(different))}")
 
