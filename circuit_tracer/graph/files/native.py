@@ -145,7 +145,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], bool]:
         raise InputError(f"no graph file at {path}")
     try:
         file = open_tensor_file(path)
-        tensors = {name: file.read(name) for name in file.entries}  # copies: the file may be replaced while they are used
+        tensors = {
+            name: file.read(name) for name in file.entries
+        }  # copies: the file may be replaced while they are used
     except FileFormatError as error:
         raise FileFormatError(f"{error} Graphs of circuit-tracer (.pt) are read by Graph.from_pt.") from error
     if HEADER_KEY not in file.metadata:

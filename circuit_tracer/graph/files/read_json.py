@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.files import parse_json, read_json, shortened
+from circuit_tracer.files.digests import digest_of, is_sealed, sealed, unsealed
 from circuit_tracer.graph.files.node_ids import cantor_unpair
 
 if TYPE_CHECKING:
@@ -25,16 +26,41 @@ _KINDS = {
     "logit": "target",
     "bias": "bias",
 }
+_ROWS_DIGEST = "graph_digest"  # in the metadata: of nodes and links
 _OLD_ERROR_ID = re.compile(r"0_(\d+)_(\d+)")
 
 
 def load_viewer_json(path: str | Path) -> dict[str, Any]:
-    """The document in a plain or gzipped JSON file. Raises InputError or FileFormatError."""
+    """The document in a plain or gzipped JSON file, without its digests. Raises InputError or FileFormatError, also for one
+    that was changed since it was written with digests (`sealed_graph`).
+    """
     document = read_json(path, halves=True)
     if not isinstance(document, dict) or not {"metadata", "nodes", "links"} <= set(document):
         raise FileFormatError(f"{path} is no graph: it lacks metadata, nodes or links at its top level")
     _require_rows(document, path)
-    return document
+    return _unsealed_graph(document, str(path))
+
+
+def sealed_graph(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document as a file keeps it, with digests: of nodes and links in the metadata, whose own covers that one too; and
+    of qParams by themselves, which other viewers replace as a whole.
+    """
+    metadata = {**document["metadata"], _ROWS_DIGEST: digest_of([document["nodes"], document["links"]])}
+    view = {"qParams": sealed(document["qParams"])} if document.get("qParams") else {}
+    return {**document, "metadata": sealed(metadata), **view}
+
+
+def _unsealed_graph(document: dict[str, Any], source: str) -> dict[str, Any]:
+    found = document["metadata"]
+    metadata = unsealed(found, f"the metadata of {source}")
+    rows = metadata.pop(_ROWS_DIGEST, None)
+    if is_sealed(found, source) and rows != digest_of([document["nodes"], document["links"]]):
+        raise FileFormatError(
+            f"{source} is not what was written: nodes or links differ. Export the graph again; if you changed them yourself, "
+            "remove `digest` from its metadata."
+        )
+    view = {"qParams": unsealed(document["qParams"], f"the qParams of {source}")} if document.get("qParams") else {}
+    return {**document, "metadata": metadata, **view}
 
 
 def _require_rows(document: dict[str, Any], source: str | Path) -> None:

@@ -115,8 +115,8 @@ def read(folder: Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("version") != VERSION:
         found = content.get("version") if isinstance(content, dict) else content
         raise FileFormatError(
-            f"{folder} is a checkpoint of version {shortened(found)}; this program reads version {VERSION}. Resume with the program "
-            "that wrote it, or choose another run.out."
+            f"{folder} is a checkpoint of version {shortened(found)}; this program reads version {VERSION}. Resume with the "
+            "program that wrote it, or choose another run.out."
         )
     missing = [key for key in ("step", "n_layers", "n_features", "running_cut", BELONGS) if key not in content]
     if missing:

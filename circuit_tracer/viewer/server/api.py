@@ -74,6 +74,7 @@ def graph(
     path = site.graphs.path(slug)
     asked = (nodes, links, around) != (None, None, None)
     if not asked and path.suffix == ".json" and path.stat().st_size <= AS_IT_IS:
+        site.graphs.columns(slug)  # it is no graph, or damaged
         return Response(path.read_bytes(), media_type="application/json")
     names = [name for name in (around or "").split(",") if name][:MOST_AROUND]
     return Json(site.graphs.columns(slug).part(nodes or MOST_NODES, links or MOST_LINKS, names))
