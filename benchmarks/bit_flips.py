@@ -25,9 +25,8 @@ STRUCTURE = 1024  # bytes at both ends of a file that get half of the flips
 
 
 def flips(kind: str, count: int, folder: Path, seed: int = 0) -> Iterator[tuple[str, str]]:
-    """(outcome, which bit of which file) of each flip, the files of ``kind`` being made in ``folder``."""
+    """(outcome, which bit of which file) of each flip in the files of ``kind`` that were made in ``folder``."""
     written = WRITTEN[kind]
-    written.make(folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     expected, paths = written.read(folder), [path for path in written.paths(folder) if before[path]]
     draw = random.Random(f"{kind} {seed}")
@@ -69,6 +68,7 @@ def main() -> None:
     rows = {}
     for kind in args.only:
         with tempfile.TemporaryDirectory() as folder:
+            WRITTEN[kind].make(Path(folder))
             found = list(flips(kind, args.flips, Path(folder)))
         counts = Counter(outcome for outcome, _ in found)
         rows[kind] = {"flips": args.flips, **{name: counts[name] for name in ("detected", "harmless", "undetected")}}

@@ -45,16 +45,21 @@ def sealed_graph(document: Mapping[str, Any]) -> dict[str, Any]:
     """The document as a file keeps it, with digests: of nodes and links in the metadata, whose own covers that one too; and
     of qParams by themselves, which other viewers replace as a whole.
     """
-    metadata = {**document["metadata"], _ROWS_DIGEST: digest_of([document["nodes"], document["links"]])}
+    metadata = {**document["metadata"], _ROWS_DIGEST: _rows_digest(document)}
     view = {"qParams": sealed(document["qParams"])} if document.get("qParams") else {}
     return {**document, "metadata": sealed(metadata), **view}
+
+
+def _rows_digest(document: Mapping[str, Any]) -> str:
+    """Of nodes and links, and of whether there are qParams, whose name could be damaged."""
+    return digest_of([document["nodes"], document["links"], bool(document.get("qParams"))])
 
 
 def _unsealed_graph(document: dict[str, Any], source: str) -> dict[str, Any]:
     found = document["metadata"]
     metadata = unsealed(found, f"the metadata of {source}")
     rows = metadata.pop(_ROWS_DIGEST, None)
-    if is_sealed(found, source) and rows != digest_of([document["nodes"], document["links"]]):
+    if is_sealed(found, source) and rows != _rows_digest(document):
         raise FileFormatError(
             f"{source} is not what was written: nodes or links differ. Export the graph again; if you changed them yourself, "
             "remove `digest` from its metadata."
