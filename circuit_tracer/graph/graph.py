@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.checks import require_all_texts, require_ids, require_tensors, require_texts, require_whole
@@ -214,6 +215,7 @@ class Graph:
             self.__dict__.pop(cached, None)
         return self
 
+    @typed
     def save(self, path: str | Path) -> Path:
         """Write the native file (safetensors with a JSON header); everything comes back on ``load``."""
         from circuit_tracer.graph.files.native import save_graph
@@ -221,6 +223,7 @@ class Graph:
         return save_graph(self, path)
 
     @classmethod
+    @typed
     def load(cls, path: str | Path, max_residual: float | None = None) -> Graph:
         """Read a native file. Raises FileFormatError for anything else, NumericalError for rows that do not add up
         (`require_balance`).
@@ -229,6 +232,7 @@ class Graph:
 
         return load_graph(path, max_residual)
 
+    @typed
     def to_pt(self, path: str | Path) -> None:
         """Write circuit-tracer's ``.pt`` keys with plain values only, so that ``torch.load(weights_only=True)`` reads
         it.
@@ -238,6 +242,7 @@ class Graph:
         save_pt(self, path)
 
     @staticmethod
+    @typed
     def from_pt(path: str | Path, map_location: str | torch.device = "cpu") -> Graph:
         """Read a ``.pt`` file of any version of circuit-tracer, without running any code in it."""
         from circuit_tracer.graph.files.pt import load_pt
@@ -250,18 +255,21 @@ class Graph:
 
         return to_networkx(self)
 
+    @typed
     def to_json(self, slug: str, output_path: str | Path, **options: Any) -> Path:
         """Prune and write ``{slug}.json`` for the viewers; the options of ``create_graph_files``."""
         from circuit_tracer.graph.files.viewer_json import create_graph_files
 
         return create_graph_files(self, slug, output_path, **options)
 
+    @typed
     def to_html(self, path: str | Path, **options: Any) -> Path:
         """Write one page that shows the graph offline; the options of ``viewer.page.graph_page``."""
         from circuit_tracer.viewer.page import write_page
 
         return write_page(self, path, **options)
 
+    @typed
     def plot(self, path: str | Path | None = None, *, view: View | None = None, **options: Any) -> Figure:
         """A picture for papers: the pruned graph (options of ``picture.graph_figure``), or with a view that pins nodes,
         these and their supernodes (options of ``circuit_picture.circuit_figure``). path: an .svg, .pdf or .png to write.
