@@ -109,12 +109,13 @@ class Blocks:
         """Compare ``blocks`` of the tensor's bytes ``data``; FileFormatError for one that is not what was written."""
         if self._whole:
             return
-        for block in _numbers(blocks, len(self._right))[~self._right[blocks]].tolist():
+        unread = np.arange(len(self._right))[blocks][~self._right[blocks]]
+        for block, expected in zip(unread.tolist(), self._checksums[unread].tolist(), strict=True):
             start = block * BLOCK
-            if zlib.crc32(data[start : start + BLOCK]) != self._checksums[block]:
+            if zlib.crc32(data[start : start + BLOCK]) != expected:
                 end = min(start + BLOCK, len(data))
                 raise _damaged(self._path, f"bytes {start} to {end} of {self._name!r} are not what was written")
-            self._right[block] = True
+        self._right[unread] = True
         self._whole = bool(self._right.all())
 
 
@@ -176,10 +177,6 @@ def _extent(view: Tensor) -> int:
     """Bytes from the first element to behind the last one, wherever its strides lead."""
     steps = sum((size - 1) * stride for size, stride in zip(view.shape, view.stride(), strict=True))
     return (steps + 1) * view.element_size()
-
-
-def _numbers(blocks: np.ndarray | slice, n_blocks: int) -> np.ndarray:
-    return np.arange(n_blocks)[blocks]
 
 
 def _n_blocks(described: tuple[torch.dtype, tuple[int, ...]]) -> int:

@@ -1,8 +1,8 @@
 """The record of a run: OUT/log.jsonl always, TensorBoard and Weights & Biases when the configuration asks for them.
 
 A line is the report of a step, `{"step": 10, "loss": ...}` with the fields of `StepReport`, or an evaluation,
-`{"step": 500, "evaluation": {...}}`, each with a digest of itself, by which a damaged line is noticed. When a run resumes, lines
-beyond the step it resumes from are taken back, so that the file is that of a run that was never interrupted.
+`{"step": 500, "evaluation": {...}}`, each with a digest of itself, by which a damaged line is noticed. When a run resumes,
+lines beyond the step it resumes from are taken back, so that the file is that of a run that was never interrupted.
 """
 
 from __future__ import annotations
