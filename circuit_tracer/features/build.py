@@ -36,6 +36,7 @@ from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.run import fast_attention
 from circuit_tracer.models.token_text import TokenTexts
 from circuit_tracer.text.corpus import Corpus
+from circuit_tracer.text.position import require_position
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -138,6 +139,7 @@ def _read_corpus(
 ) -> None:
     """Read the corpus to its end, or to as many tokens as are asked for, stretch by stretch."""
     if working.progress["corpus"] is not None:
+        require_position(working.progress["corpus"], corpus.state(), str(working.folder / "progress.json"))
         corpus.restore(working.progress["corpus"])
     tokens, counted = working.progress["tokens"], working.progress["counted"]
     limit = settings.tokens if settings.tokens is not None else 2**62

@@ -17,7 +17,7 @@ from typing import Any
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
 from circuit_tracer.features.schema import FeatureRecord, Offsets
-from circuit_tracer.files import atomic_write, open_file, parse_json, read_json, shortened, unpack, validated
+from circuit_tracer.files import atomic_write, open_file, parse_json, read_json, unpack, validated
 from circuit_tracer.files.digests import read_sealed
 
 INDEX, MANIFEST, LABELS = "index.json.gz", "features.json", "labels.json"
@@ -33,13 +33,13 @@ class FeatureFolder:
             raise InputError(
                 f"{self.folder} holds no features: {INDEX} is missing. `circuit-tracer features build` makes it."
             )
-        index = read_json(path)
         try:
+            index = read_json(path)
             listed = dict(enumerate(index)) if isinstance(index, list) else index
             rows = {int(layer): validated(Offsets, row, path) for layer, row in listed.items()}
         except (FileFormatError, ValueError, TypeError, AttributeError) as error:
             raise FileFormatError(
-                f"{path} is no index of features ({shortened(error, 300)}); build the features again"
+                f"{path} is no index of features ({str(error)[:300]}); build the features again"
             ) from error
         self._layers = {layer: (row.filename, row.offsets) for layer, row in rows.items()}
 

@@ -57,7 +57,7 @@ def load_labels(path: str | Path) -> dict[Place, Label]:
         return {(int(layer), int(index)): _label(one) for layer, row in layers.items() for index, one in row.items()}
     except (FileFormatError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(
-            f'{path} is no labels file ({shortened(error, 300)}); expected {{"0": {{"12": {{"label": "..."}}}}}}, by layer and '
+            f'{path} is no labels file ({str(error)[:300]}); expected {{"0": {{"12": {{"label": "..."}}}}}}, by layer and '
             "feature"
         ) from error
 

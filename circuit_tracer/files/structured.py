@@ -230,7 +230,7 @@ def _float(digits: str) -> float:
 
 
 def _not_finite(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number that JSON has")
+    raise ValueError(f"{name} is not finite; JSON has no such number")
 
 
 def _require_plain(found: Any) -> None:

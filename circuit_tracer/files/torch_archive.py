@@ -23,7 +23,7 @@ from circuit_tracer.files.structured import DEEPEST
 # A class or function that stands in for the one that a file names, and that name.
 StandIns = Sequence[Callable[..., Any] | tuple[Callable[..., Any], str]]
 
-_MOST_VALUES = 50_000_000  # besides tensors
+_MOST_VALUES = 1_000_000  # besides tensors; graphs have some thousand
 
 
 def load_torch_archive(path: str | Path, stand_ins: StandIns, map_location: str | torch.device = "cpu") -> Any:

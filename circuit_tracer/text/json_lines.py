@@ -52,7 +52,8 @@ def text_of(entry: Any, field: str, place: str) -> str:
     if not isinstance(entry, dict):
         raise FileFormatError(f"{place}, holds {type(entry).__name__}; an object with a field {field!r} is expected.")
     if field not in entry:
-        raise InputError(f"{place}, has no field {field!r}; found {shortened(list(entry))}. Set data.field.")
+        names = ", ".join(shortened(name) for name in list(entry)[:20])
+        raise InputError(f"{place}, has no field {field!r}; found {names}. Set data.field.")
     text = entry[field]
     if text is not None and not isinstance(text, str):
         raise InputError(f"{place}: field {field!r} holds {type(text).__name__}, not text. Set data.field.")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from xml.etree.ElementTree import ParseError
 
 from circuit_tracer.errors import FileFormatError, InputError
-from circuit_tracer.files import LARGEST_JSON, atomic_write, read_bytes, read_json, shortened
+from circuit_tracer.files import LARGEST_JSON, atomic_write, read_bytes, read_json
 from circuit_tracer.files.digests import sealed, unsealed
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.files.networkx import from_networkx
@@ -106,4 +106,6 @@ def _read_node_link(path: Path) -> Any:
     try:
         return _unsealed(nx.node_link_graph(document, edges="edges"), path)
     except (*_UNFIT, nx.NetworkXException) as error:
-        raise FileFormatError(f"{path} is no node-link JSON as networkx writes it: {shortened(error)}") from error
+        raise FileFormatError(
+            f"{path} is no node-link JSON as networkx writes it: {type(error).__name__} {str(error)[:200]}"
+        ) from error

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, NumericalError
-from circuit_tracer.files import atomic_write, open_file, parse_json
+from circuit_tracer.files import atomic_write, open_file, parse_json, shortened
 from circuit_tracer.files.checksums import write_tensors
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
@@ -74,8 +74,10 @@ def load_graph(path: str | Path, max_residual: float | None = None) -> Graph:
     path = Path(path)
     header, tensors, sealed = _read(path)
     version = header.get("version")
-    if not isinstance(version, int) or version < 1:
-        raise FileFormatError(f"{path} has graph file version {version!r}; expected a number from 1 to {VERSION}")
+    if type(version) is not int or version < 1:
+        raise FileFormatError(
+            f"{path} has graph file version {shortened(version)}; expected a number from 1 to {VERSION}"
+        )
     if version > VERSION:
         raise FileFormatError(
             f"{path} has graph file version {version}; this circuit-tracing reads up to {VERSION}. Update it."
@@ -145,11 +147,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], bool]:
         raise InputError(f"no graph file at {path}")
     try:
         file = open_tensor_file(path)
-        tensors = {
-            name: file.read(name) for name in file.entries
-        }  # copies: the file may be replaced while they are used
+        # copies: the file may be replaced while they are used
+        tensors = {name: file.read(name) for name in file.entries}
     except FileFormatError as error:
-        raise FileFormatError(f"{error} Graphs of circuit-tracer (.pt) are read by Graph.from_pt.") from error
+        raise FileFormatError(
+            f"{path} is no graph file, or it is damaged or cut short: {error} "
+            "Graphs of circuit-tracer (.pt) are read by Graph.from_pt."
+        ) from error
     if HEADER_KEY not in file.metadata:
         raise FileFormatError(
             f"{path} is a safetensors file without a {HEADER_KEY} header; it is no graph of this project"

@@ -108,6 +108,8 @@ def _assemble(source: networkx.DiGraph) -> Graph:
     n_nodes = n_features + (n_layers + 1) * n_pos + len(targets)
     index, seen = {}, {"feature": 0, "target": n_nodes - len(targets)}
     for name, row in ordered:
+        if row["kind"] not in KIND_NAMES.values():
+            raise ValueError(f"{name} is of the kind {row['kind']!r}")
         if row["kind"] in seen:
             index[name] = seen[row["kind"]]
             seen[row["kind"]] += 1

@@ -73,7 +73,9 @@ def load_pt(path: str | Path, map_location: str | torch.device = "cpu") -> Graph
     if not isinstance(content, dict):
         raise FileFormatError(f"{path} holds a {type(content).__name__}, expected a dict with circuit-tracer's keys")
     missing = sorted(_REQUIRED - set(content))
-    unknown = sorted(shortened(key) for key in content if key not in _REQUIRED | _OPTIONAL)
+    unknown = sorted(
+        str(key) if type(key) is str else shortened(key) for key in content if key not in _REQUIRED | _OPTIONAL
+    )
     if missing or unknown:
         complaint = f"lacks {', '.join(missing)}" if missing else f"has unknown keys {', '.join(unknown)}"
         raise FileFormatError(f"{path} {complaint}; it is no graph that circuit-tracer wrote")

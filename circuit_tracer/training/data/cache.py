@@ -20,6 +20,7 @@ from circuit_tracer.files.checksums import verified, write_tensors
 from circuit_tracer.files.digests import digest_of, sealed, unsealed
 from circuit_tracer.files.tensors import TensorFile, open_tensor_file
 from circuit_tracer.fingerprint import require_same
+from circuit_tracer.text.position import require_position
 from circuit_tracer.training.data.block import Block, RowLayout
 from circuit_tracer.training.data.rows import ModelRows
 from circuit_tracer.training.feature_ranks import FeatureRanks
@@ -71,6 +72,7 @@ class CachedRows:
         if start == block.n_rows or self._manifest["complete"]:
             return start
         last = next((shard["end"] for shard in reversed(self._manifest["shards"]) if shard["end"]), self._start)
+        require_position(last, self._start, str(self.folder / MANIFEST))
         if self.model_rows.state() != last:
             self.model_rows.restore(last)
         end = self.model_rows.read(block, start)
@@ -167,6 +169,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         whole &= all(type(rows) is int and rows > 0 for _, rows, _ in listed)
     except (CircuitTracerError, LookupError, TypeError) as error:
         raise FileFormatError(f"{path} is not the manifest of a cache: {error!r}. {_REMEDY}") from error
-    if not (known and whole and all(Path(file).name == file for file, _, _ in listed)):
+    if not (known and whole and all(isinstance(file, str) and Path(file).name == file for file, _, _ in listed)):
         raise FileFormatError(f"{path} is not the manifest of a cache of version {VERSION}. {_REMEDY}")
     return unsealed(manifest, str(path), _REMEDY)

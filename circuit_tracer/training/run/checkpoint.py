@@ -58,6 +58,13 @@ class Checkpoint:
         """Steps done."""
         return int(self.content["step"])
 
+    def fact(self, name: str) -> dict[str, Any]:
+        """An entry of state.json that must be an object. Raises FileFormatError."""
+        found = self.content.get(name)
+        if not isinstance(found, dict):
+            raise _damaged(self.folder, f"{STATE_FILE} says {name} is {shortened(found)}")
+        return found
+
 
 def path_of(folder: Path, step: int) -> Path:
     """Where the checkpoint after ``step`` steps lies."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from circuit_tracer.errors import FileFormatError, InputError, ResourceError
-from circuit_tracer.files import atomic_write, parse_json, require_writable_folder
+from circuit_tracer.files import LARGEST_JSON, atomic_write, parse_json, read_bytes, require_writable_folder
 from circuit_tracer.files.digests import as_written, read_sealed, sealed, unsealed, write_sealed
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.run.events import Listener, StepReport
@@ -235,10 +235,7 @@ def finite(value: Any) -> Any:
 
 def _complete_lines(path: Path) -> list[str]:
     """The lines of an old log; a last one that was cut off before its end is dropped."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}. Check its permissions.") from error
+    text = read_bytes(path, LARGEST_JSON).decode("utf-8", "replace") if path.is_file() else ""
     *lines, cut_off = text.split("\n")
     # a line whose end was damaged, not cut off
     lines += [cut_off] if _is_entry(cut_off[:-1]) else []
