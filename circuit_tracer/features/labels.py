@@ -19,7 +19,7 @@ from typing import Any
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.features.folder import LABELS, FeatureFolder
 from circuit_tracer.files import atomic_write, read_json, shortened
-from circuit_tracer.files.digests import DIGEST, digest_of, unsealed
+from circuit_tracer.files.digests import DIGEST, as_written, digest_of, unsealed
 
 Place = tuple[int, int]
 
@@ -64,17 +64,16 @@ def load_labels(path: str | Path) -> dict[Place, Label]:
 
 def write_labels(folder: str | Path, labels: Mapping[Place, Label]) -> Path:
     """Write all labels of a folder, in place of what it has."""
-    layers: defaultdict[int, list[str]] = defaultdict(list)
+    layers: defaultdict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for (layer, index), label in sorted(labels.items()):
         known = {"label": label.text, "source": label.source, "score": label.score}
-        told = json.dumps({name: value for name, value in known.items() if value is not None}, ensure_ascii=False)
-        layers[layer].append(f'"{index}":{told}')
+        layers[str(layer)][str(index)] = {name: value for name, value in known.items() if value is not None}
     # a line a feature, for people who compare two files
-    joined = {layer: ",\n".join(row) for layer, row in layers.items()}
-    rows = [f'"{layer}":{{\n{row}}}' for layer, row in joined.items()]
-    digest = digest_of(json.loads(f"{{{','.join(rows)}}}".encode("utf-8", "replace")))
-    text = ",\n".join([f'"{DIGEST}":"{digest}"', *rows])
-    path = Path(folder) / LABELS
+    parts = [f'"{DIGEST}":"{digest_of(as_written(layers))}"']
+    for layer, row in layers.items():
+        lines = ",\n".join(f'"{index}":{json.dumps(told, ensure_ascii=False)}' for index, told in row.items())
+        parts.append(f'"{layer}":{{\n{lines}}}')
+    path, text = Path(folder) / LABELS, ",\n".join(parts)
     with atomic_write(path) as temporary:
         temporary.write_text(f"{{{text}}}\n", encoding="utf-8", errors="replace")
     return path
