@@ -10,7 +10,6 @@ Letters: B sequences, P positions, n tokens, L layers, D d_model.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,12 +24,13 @@ from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.features.build_folder import BuildFolder
-from circuit_tracer.features.folder import INDEX, MANIFEST, write_index, write_layer
+from circuit_tracer.features.folder import INDEX, MANIFEST, read_manifest, write_index, write_layer
 from circuit_tracer.features.logits import logit_effects
 from circuit_tracer.features.record import LayerRecords
 from circuit_tracer.features.segment import Segment, Window
 from circuit_tracer.features.summary import Keep
-from circuit_tracer.files import atomic_write, read_json, require_writable_folder
+from circuit_tracer.files import require_writable_folder
+from circuit_tracer.files.digests import write_sealed
 from circuit_tracer.fingerprint import (
     VERSION,
     model_fingerprint,
@@ -89,7 +89,7 @@ def build_features(
     target = require_writable_folder(folder)
     identity = _identity(model, corpus, settings, wanted, name)
     if (target / MANIFEST).is_file():
-        found = read_json(target / MANIFEST, halves=True).get("settings")
+        found = read_manifest(target).get("settings")
         require_same(found, identity, f"the folder {target}", "Choose another folder, or remove it.")
     else:
         keep = Keep(settings.top, settings.sample)
@@ -245,8 +245,7 @@ def _write(
         "tokens_counted": working.progress["counted"],
         "settings": identity,
     }
-    with atomic_write(target / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_sealed(target / MANIFEST, manifest, indent=1, ensure_ascii=False)
 
 
 def _each(records: LayerRecords) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -25,36 +25,25 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files.checksums import DTYPES, HEADER_DIGEST, Blocks, attach, opened, verified
 from circuit_tracer.files.reading import open_file
 from circuit_tracer.files.structured import parse_json, shortened
 
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 _NPZ_ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, SyntaxError, OSError, EOFError,
     ValueError, TypeError, LookupError, RuntimeError, ArithmeticError, MemoryError, AttributeError,
 )  # of zipfile and numpy # fmt: skip
 _LARGEST_HEADER = 100 * 2**20  # safetensors' own limit
+_SMALL = 2**20  # bytes of a tensor that is compared with its checksums as soon as it is handed out
 _MOST_AXES = 16
 _DEFLATE = 1032  # nothing is packed better than that
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a tensor lies: ``start`` bytes into ``path``; ``fortran`` says that the file holds its transpose."""
+    """Where a tensor lies: ``start`` bytes into ``path``; ``fortran`` says that the file holds its transpose. blocks: its
+    checksums, if the file has them.
+    """
 
     path: Path
     shape: tuple[int, ...]
@@ -62,6 +51,7 @@ class _Entry:
     start: int
     fortran: bool = False
     compressed: bool = False
+    blocks: Blocks | None = None
 
 
 @dataclass(frozen=True)
@@ -80,14 +70,27 @@ class TensorFile:
     def __contains__(self, name: str) -> bool:
         return name in self.entries
 
+    @property
+    def digest(self) -> str | None:
+        """Digest of the file's header, which holds the checksums of all else; None for a file without."""
+        return self.metadata.get(HEADER_DIGEST)
+
+    def read(self, name: str) -> Tensor:
+        """Tensor ``name`` as a copy in memory, compared with its checksums."""
+        return verified(self.tensor(name)).clone()
+
     def tensor(self, name: str) -> Tensor:
-        """Tensor ``name`` as a read-only view of the file (copied only if it is compressed there)."""
+        """Tensor ``name`` as a read-only view of the file (copied only if it is compressed there).
+
+        What is read of a large one is to go through `checksums.verified` or `MappedRows`.
+        """
         if name not in self.entries:
             raise FileFormatError(f"{self.path} has no tensor {name!r}; found {self.describe()}.")
         entry = self.entries[name]
         if entry.compressed:
             return _read_packed(entry, name)
-        return _map_tensor(entry)
+        mapped = _map_tensor(entry)
+        return verified(mapped) if _bytes(entry) <= _SMALL else mapped
 
     def scalar(self, name: str) -> float:
         """The one number in tensor ``name``."""
@@ -151,6 +154,8 @@ def _map_tensor(entry: _Entry) -> Tensor:
         # than memory would be refused by the operating system.
         warnings.filterwarnings("ignore", message=".*not writable.*")
         flat = torch.frombuffer(mapped, dtype=entry.dtype, count=count, offset=entry.start)
+    if entry.blocks is not None:
+        attach(flat, entry.blocks, memoryview(mapped)[entry.start : entry.start + _bytes(entry)])
     if entry.fortran:
         return flat.view(entry.shape[::-1]).permute(*reversed(range(len(entry.shape))))
     return flat.view(entry.shape)
@@ -190,6 +195,8 @@ def _open_safetensors(path: Path, file: BinaryIO) -> TensorFile:
     if end != size:
         what = "is cut short" if end > size else "is damaged"
         raise FileFormatError(f"{path} {what}: its tensors need {end} bytes, the file has {size}. Copy it again.")
+    blocks = opened(path, {name: (entry.dtype, entry.shape) for name, entry in entries.items()}, metadata)
+    entries = {name: replace(entry, blocks=blocks.get(name)) for name, entry in entries.items()}
     return TensorFile(path, entries, metadata)
 
 
@@ -204,12 +211,12 @@ def _safetensors_entry(path: Path, name: str, item: Any, data_start: int) -> _En
                 f"{path} is not a safetensors file: its header says {shortened(item)} of {shortened(name)}; expected "
                 "dtype, shape and two data_offsets."
             )
-    if dtype not in _SAFETENSORS_DTYPES:
+    if dtype not in DTYPES:
         raise FileFormatError(
             f"{path}: {shortened(name)} is stored as {shortened(dtype)}, which is not supported; "
-            f"known are {', '.join(_SAFETENSORS_DTYPES)}. Convert the file."
+            f"known are {', '.join(DTYPES)}. Convert the file."
         )
-    entry = _Entry(path, tuple(shape), _SAFETENSORS_DTYPES[dtype], data_start + begin)
+    entry = _Entry(path, tuple(shape), DTYPES[dtype], data_start + begin)
     _require_extents(path, name, shape)
     if end - begin != _bytes(entry):
         raise FileFormatError(

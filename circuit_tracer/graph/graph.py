@@ -224,11 +224,13 @@ class Graph:
 
     @classmethod
     @typed
-    def load(cls, path: str | Path) -> Graph:
-        """Read a native file. Raises FileFormatError for anything else."""
+    def load(cls, path: str | Path, max_residual: float | None = None) -> Graph:
+        """Read a native file. Raises FileFormatError for anything else, NumericalError for rows that do not add up
+        (`require_balance`).
+        """
         from circuit_tracer.graph.files.native import load_graph
 
-        return load_graph(path)
+        return load_graph(path, max_residual)
 
     @typed
     def to_pt(self, path: str | Path) -> None:

@@ -10,8 +10,7 @@ import os
 from pathlib import Path
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.transcoders.config import CONFIG_NAME
-from circuit_tracer.transcoders.formats.writing import NATIVE_FILE
+from circuit_tracer.transcoders.config import CONFIG_NAME, NATIVE_FILE
 from circuit_tracer.transcoders.references import HubReference, parse_reference
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,11 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.files import atomic_write, read_yaml, shortened
+from circuit_tracer.files.digests import DIGEST, is_sealed, sealed, unsealed
+from circuit_tracer.files.tensors import open_tensor_file
 
 CONFIG_NAME = "config.yaml"
+NATIVE_FILE = re.compile(r"(layer|W_enc|W_dec)_\d+\.safetensors")  # a layer's weights, as this package writes them
 
 ModelKind = Literal["transcoder_set", "cross_layer_transcoder"]
 
@@ -94,11 +98,29 @@ def read_config(path: Path) -> dict[str, Any]:
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise FileFormatError(f"{path} must hold keys and values, found {type(raw).__name__}.")
-    return raw
+    is_sealed(raw, str(path))
+    return {key: value for key, value in raw.items() if key != DIGEST}
+
+
+def require_as_written(folder: Path) -> None:
+    """FileFormatError if config.yaml or a layer's file in ``folder`` is not the one that was written with the others.
+
+    Reads headers alone, whose digests config.yaml's own covers. A folder without a digest, of others, passes.
+    """
+    path = folder / CONFIG_NAME
+    raw = read_yaml(path) if path.is_file() else None
+    if isinstance(raw, dict) and is_sealed(raw, str(path)):
+        unsealed(raw, f"{path}, together with the layers' files beside it,", beside=_digests(folder))
 
 
 def write_config(config: dict[str, Any], folder: Path) -> None:
-    """Write ``config.yaml``, without keys that are None."""
-    text = yaml.safe_dump({key: value for key, value in config.items() if value is not None}, sort_keys=False)
+    """Write ``config.yaml``, without keys that are None, with a digest of it and of the layers' files in ``folder``."""
+    given = {key: value for key, value in config.items() if value is not None}
+    text = yaml.safe_dump(sealed(given, beside=_digests(folder)), sort_keys=False)
     with atomic_write(folder / CONFIG_NAME) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _digests(folder: Path) -> dict[str, str | None]:
+    files = sorted(path for path in folder.iterdir() if NATIVE_FILE.fullmatch(path.name))
+    return {path.name: open_tensor_file(path).digest for path in files}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files.checksums import verified
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders.activations import Activation, JumpReLU, as_activation
 from circuit_tracer.transcoders.base import Scan, Transcoders
@@ -241,5 +242,5 @@ def _stacked(tensors: list[Tensor], device: torch.device | str, dtype: torch.dty
     widest = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
     stack = torch.empty(shape, device=device, dtype=dtype or widest)
     for slot, tensor in zip(stack, tensors, strict=True):
-        slot.copy_(tensor)
+        slot.copy_(verified(tensor))
     return stack

@@ -10,6 +10,7 @@ from pathlib import Path
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files.tensors import TensorFile, join, open_tensor_file
 from circuit_tracer.transcoders import hub
+from circuit_tracer.transcoders.config import require_as_written
 from circuit_tracer.transcoders.formats.beside import is_a_models_config
 from circuit_tracer.transcoders.formats.refused import pickle_refused
 from circuit_tracer.transcoders.layouts import PICKLES, Found, find, layer_named
@@ -87,6 +88,12 @@ def layers_of(names: Sequence[str]) -> list[int]:
 
 
 def _opened(found: Found, root: Path) -> LayerFiles:
+    layers = _by_layer(found, root)
+    require_as_written(root)  # after what is missing has been named
+    return layers
+
+
+def _by_layer(found: Found, root: Path) -> LayerFiles:
     if pickled := next((name for name in found.files if name.endswith(PICKLES)), None):
         raise pickle_refused(root / pickled)
     if found.layers is None:

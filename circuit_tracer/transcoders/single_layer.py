@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.files.checksums import verified
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders import encoding
 from circuit_tracer.transcoders.activations import Activation, JumpReLU, ReLU, Selected, TopK, as_activation
@@ -213,4 +214,4 @@ def threshold_dtype(layers: Sequence[LayerWeights], dtype: torch.dtype | None) -
 
 def loaded(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
     """A contiguous copy in memory of a (mapped) tensor."""
-    return tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True).contiguous()
+    return verified(tensor).to(device=device, dtype=dtype or tensor.dtype, copy=True).contiguous()

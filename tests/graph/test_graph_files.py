@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import struct
 import sys
 import types
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from circuit_tracer.errors import FileFormatError, InputError, ResourceError
+from circuit_tracer.files.checksums import write_tensors
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.graph import Graph, LogitTarget, TargetTable, prune_graph
 from circuit_tracer.graph.files import native
 from circuit_tracer.graph.files.networkx import from_networkx, to_networkx
@@ -81,13 +82,10 @@ def test_native_file_without_optional_parts(tmp_path: Path) -> None:
 
 
 def rewrite_header(path: Path, change: dict[str, Any]) -> None:
-    data = path.read_bytes()
-    size = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + size])
-    inner = json.loads(header["__metadata__"][native.HEADER_KEY]) | change
-    header["__metadata__"][native.HEADER_KEY] = json.dumps(inner)
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+    """The file as a program would write it that means this header."""
+    file = open_tensor_file(path)
+    header = json.loads(file.metadata[native.HEADER_KEY]) | change
+    write_tensors(path, {name: file.read(name) for name in file.entries}, {native.HEADER_KEY: json.dumps(header)})
 
 
 def test_damaged_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
@@ -102,7 +100,7 @@ def test_damaged_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(FileFormatError, match="cut short"):
             Graph.load(path)
     for change, message in (
-        ({"version": 2}, "Update"),
+        ({"version": 99}, "Update"),
         ({"version": "1"}, "version"),
         ({"cfg": {"n_layers": 9}}, "consistent"),
         ({"logit_targets": None}, "consistent"),

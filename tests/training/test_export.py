@@ -172,7 +172,8 @@ def test_an_export_is_the_same_whatever_the_ranks_that_trained(run: Run, tmp_pat
         content = load_file(whole)
         for rank, rows in enumerate((slice(0, 8), slice(8, 16))):
             part = {name: tensor[rows].clone() for name, tensor in content.items()}
-            checkpoint._write_tensors(part, source / f"layer-{layer:03d}.rank-{rank}-of-2.safetensors", "")
+            name = f"layer-{layer:03d}.rank-{rank}-of-2.safetensors"
+            checkpoint._write_tensors(part, source / name, made.checkpoint.content, "")
         whole.unlink()
     export(made.checkpoint, made.config, made.levels, made.folder, "org/model", range(LAYERS))
     assert {path.name: path.read_bytes() for path in made.folder.iterdir()} == expected
@@ -203,7 +204,7 @@ def test_a_half_written_export_has_no_config(tmp_path: Path, monkeypatch: pytest
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("circuit_tracer.transcoders.formats.writing.write_tensors", full)
     with pytest.raises(ResourceError, match="No space left on device"):
         export(made.checkpoint, made.config, None, made.folder, "org/model", range(LAYERS))
     assert not (made.folder / "config.yaml").exists()

@@ -239,6 +239,7 @@ def test_missing_layers_of_a_clt_are_named(tmp_path):
 
 def test_missing_last_layers_of_a_clt_are_noticed(tmp_path):
     save_transcoders(random_clt(n_layers=4), tmp_path)
+    (tmp_path / "config.yaml").unlink()
     for part in ("enc", "dec"):
         (tmp_path / f"W_{part}_3.safetensors").unlink()
     with pytest.raises(FileFormatError, match=r"layer 0 has shape \(13, 4, 5\); with 3 layers \(F, 3, D\) is expected"):
@@ -265,6 +266,7 @@ def test_layers_that_disagree_are_errors(tmp_path):
 
 def test_mixed_presence_in_a_clt_is_an_error(tmp_path):
     save_transcoders(random_clt("jump_relu", skip=True), tmp_path)
+    (tmp_path / "config.yaml").unlink()
     path = tmp_path / "W_enc_1.safetensors"
     whole = load_file(path)
     for name, what in (("W_skip_1", "skip matrix"), ("threshold_1", "activation")):
@@ -275,6 +277,7 @@ def test_mixed_presence_in_a_clt_is_an_error(tmp_path):
 
 def test_wrong_shapes_and_nan_are_errors_with_the_file(tmp_path):
     save_transcoders(random_clt("jump_relu"), tmp_path)
+    (tmp_path / "config.yaml").unlink()
     path = tmp_path / "W_enc_1.safetensors"
     whole = load_file(path)
     save_file(whole | {"b_enc_1": torch.zeros(12)}, path)

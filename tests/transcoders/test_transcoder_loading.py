@@ -188,10 +188,17 @@ def test_cache_places(tmp_path, monkeypatch):
         get_cached_path(str(tmp_path))
 
 
+def changeable_config(folder):
+    """What config.yaml holds, without the digest that notices changes."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    del config["digest"]
+    return config
+
+
 def test_config_topk_is_honoured(tmp_path):
     original = random_set("relu")
     save_transcoders(original, tmp_path)
-    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config = changeable_config(tmp_path)
 
     def load(**extra):
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | extra))
@@ -213,7 +220,7 @@ def test_config_topk_is_honoured(tmp_path):
 
 def test_config_that_contradicts_the_file_is_an_error(tmp_path):
     save_transcoders(random_set("jump_relu"), tmp_path)
-    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config = changeable_config(tmp_path)
     for extra, message in (
         ({"activation": "relu"}, "the config says relu, the file jump_relu"),
         ({"model_kind": "cross_layer_transcoder"}, "files are circuit-tracer per-layer, a transcoder_set"),
@@ -236,8 +243,8 @@ def test_config_that_contradicts_the_file_is_an_error(tmp_path):
 
 def test_unknown_config_keys_are_ignored_and_kept(tmp_path):
     save_transcoders(random_set(), tmp_path)
-    with open(tmp_path / "config.yaml", "a") as file:
-        file.write("feature_input_hook_nnsight: x.y\n")
+    config = changeable_config(tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "feature_input_hook_nnsight": "x.y"}))
     assert load_transcoder_from_hub(tmp_path)[1]["feature_input_hook_nnsight"] == "x.y"
 
 

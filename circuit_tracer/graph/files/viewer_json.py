@@ -16,11 +16,12 @@ import torch
 
 from circuit_tracer.arguments import shown, typed
 from circuit_tracer.errors import InputError
-from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.files import atomic_write, parse_json, require_writable_folder
 from circuit_tracer.graph.files.graph_index import add_to_index, read_index
 from circuit_tracer.graph.files.keeping import keep_nodes, nodes_named
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.files.node_ids import cantor_pair, node_ids
+from circuit_tracer.graph.files.read_json import sealed_graph
 from circuit_tracer.graph.files.validate import ExportTarget, upload_size_problems, validate_parts
 from circuit_tracer.graph.files.view import View
 from circuit_tracer.graph.graph import Graph
@@ -94,7 +95,8 @@ def create_graph_files(
     )
     path = folder / f"{slug}.json"
     with atomic_write(path) as temporary:
-        temporary.write_text(document.text, encoding="utf-8")
+        text = _dump(sealed_graph(parse_json(document.text, slug, halves=True)))
+        temporary.write_text(text, encoding="utf-8")
     add_to_index(folder, document.metadata)
     return path
 

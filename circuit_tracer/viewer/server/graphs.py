@@ -15,7 +15,7 @@ from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputErro
 from circuit_tracer.files import atomic_write, parse_json
 from circuit_tracer.graph.files.graph_index import INDEX_NAME, add_to_index, usable_entries
 from circuit_tracer.graph.files.native import as_graph
-from circuit_tracer.graph.files.read_json import load_viewer_json, typed_q_params
+from circuit_tracer.graph.files.read_json import load_viewer_json, sealed_graph, typed_q_params
 from circuit_tracer.graph.files.viewer_json import GraphDocument, Labels, check_slug, graph_document
 from circuit_tracer.graph.pruning import PrunePolicy
 from circuit_tracer.viewer.document import with_sum_rules
@@ -188,7 +188,7 @@ class GraphFolder:
 
     def _write(self, path: Path, document: Mapping[str, Any]) -> None:
         try:
-            text = json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+            text = json.dumps(sealed_graph(document), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
             data = text.encode("utf-8")
         except ValueError as error:  # numbers that are not finite, or halves of surrogate pairs
             raise FileFormatError(
