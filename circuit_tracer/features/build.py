@@ -30,19 +30,24 @@ from circuit_tracer.features.logits import logit_effects
 from circuit_tracer.features.record import LayerRecords
 from circuit_tracer.features.segment import Segment, Window
 from circuit_tracer.features.summary import Keep
-from circuit_tracer.files import atomic_write, require_writable_folder
-from circuit_tracer.fingerprint import model_fingerprint, require_same, tokenizer_fingerprint
+from circuit_tracer.files import atomic_write, read_json, require_writable_folder
+from circuit_tracer.fingerprint import (
+    VERSION,
+    model_fingerprint,
+    require_same,
+    tokenizer_fingerprint,
+    transcoder_fingerprint,
+)
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.run import fast_attention
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.token_text import TokenTexts
 from circuit_tracer.text.corpus import Corpus
+from circuit_tracer.text.position import require_position
 from circuit_tracer.text.special import SpecialTokens
-from circuit_tracer.transcoders.base import Transcoders
 
 ENTRIES = 2**23  # activations of features held before they are summarised
 WORKING_FOLDER = ".build"
-SAMPLES_A_LAYER = 1024  # numbers of a layer's encoder that go into a dictionary's fingerprint
 
 Wanted = Mapping[int, np.ndarray]  # layer -> ascending indices of features
 
@@ -84,7 +89,7 @@ def build_features(
     target = require_writable_folder(folder)
     identity = _identity(model, corpus, settings, wanted, name)
     if (target / MANIFEST).is_file():
-        found = json.loads((target / MANIFEST).read_text(encoding="utf-8")).get("settings")
+        found = read_json(target / MANIFEST, halves=True).get("settings")
         require_same(found, identity, f"the folder {target}", "Choose another folder, or remove it.")
     else:
         keep = Keep(settings.top, settings.sample)
@@ -109,8 +114,9 @@ def _identity(
         features = f"{sum(map(len, wanted.values()))} chosen, {digest.hexdigest()[:16]}"
     return {
         "transcoders": scan if isinstance(scan, str) else scan[0],
-        "dictionary": _dictionary_fingerprint(transcoders),
+        "dictionary": transcoder_fingerprint(transcoders),
         "model": model_fingerprint(model.parts),
+        "fingerprint_version": VERSION,
         "dtypes": [model.parts.config.dtype, str(transcoders.dtype).removeprefix("torch.")],
         "tokenizer": tokenizer_fingerprint(model.tokenizer),
         "documents": corpus.documents.fingerprint(),
@@ -119,15 +125,6 @@ def _identity(
         "features": features,
         **asdict(settings),
     }
-
-
-def _dictionary_fingerprint(transcoders: Transcoders) -> str:
-    digest = hashlib.sha256(f"{transcoders.kind} {transcoders.d_transcoder}".encode())
-    for layer in range(transcoders.n_layers):
-        rows = transcoders.encoder(layer).block(0, min(8, transcoders.n_features(layer)))
-        for sample in (rows.flatten()[:SAMPLES_A_LAYER], transcoders.encoder_bias(layer)[:SAMPLES_A_LAYER]):
-            digest.update(sample.detach().to("cpu", torch.float32).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _read_corpus(
@@ -140,6 +137,7 @@ def _read_corpus(
 ) -> None:
     """Read the corpus to its end, or to as many tokens as are asked for, stretch by stretch."""
     if working.progress["corpus"] is not None:
+        require_position(working.progress["corpus"], corpus.state(), str(working.folder / "progress.json"))
         corpus.restore(working.progress["corpus"])
     tokens, counted = working.progress["tokens"], working.progress["counted"]
     limit = settings.tokens if settings.tokens is not None else 2**62

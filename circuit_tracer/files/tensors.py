@@ -17,9 +17,9 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files.reading import open_file
-from circuit_tracer.files.structured import parse_json, read_json, shortened
+from circuit_tracer.files.structured import parse_json, shortened
 
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -38,6 +38,9 @@ _SAFETENSORS_DTYPES = {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -100,23 +103,20 @@ class TensorFile:
         more = len(self.entries) - len(named)
         return ", ".join(named) + (f" and {more} more" if more > 0 else "") if named else "no tensors"
 
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """``cfg.json`` beside the file (sparsify, SAELens); empty when there is none."""
-        beside = self.path.parent / "cfg.json"
-        if not beside.is_file():
-            return {}
-        config = read_json(beside)
-        if not isinstance(config, dict):
-            raise FileFormatError(f"{beside} must hold a JSON object, found {type(config).__name__}.")
-        return config
+    @property
+    def paths(self) -> set[Path]:
+        """The files that the tensors lie in."""
+        return {self.path, *(entry.path for entry in self.entries.values())}
 
 
 def open_tensor_file(path: str | Path) -> TensorFile:
-    """Open a .safetensors or .npz file; InputError if it is missing, FileFormatError if it is damaged or foreign."""
+    """Open a .safetensors, .npz or .npy file; the one tensor of a .npy is named "".
+
+    InputError if it is missing, FileFormatError if it is damaged or foreign.
+    """
     path = Path(path)
     with open_file(path) as file:
-        return _open_npz(path, file) if path.suffix == ".npz" else _open_safetensors(path, file)
+        return _OPENERS.get(path.suffix, _open_safetensors)(path, file)
 
 
 def join(files: Iterable[TensorFile]) -> TensorFile:
@@ -125,6 +125,12 @@ def join(files: Iterable[TensorFile]) -> TensorFile:
     entries: dict[str, _Entry] = {}
     metadata: dict[str, str] = {}
     for part in parts:
+        if twice := entries.keys() & part.entries.keys():
+            raise FileFormatError(f"{part.path} has {', '.join(sorted(twice))}, which {parts[0].path} has too.")
+        if other := [name for name in metadata.keys() & part.metadata.keys() if metadata[name] != part.metadata[name]]:
+            raise FileFormatError(
+                f"{part.path} and {parts[0].path} have different metadata: {', '.join(sorted(other))}."
+            )
         entries.update(part.entries)
         metadata.update(part.metadata)
     return TensorFile(parts[0].path, entries, metadata)
@@ -141,11 +147,8 @@ def _map_tensor(entry: _Entry) -> Tensor:
         raise InputError(f"cannot read {entry.path}: {error}. It was there when it was opened.") from error
     if entry.start + _bytes(entry) > len(mapped):
         raise FileFormatError(f"{entry.path} became shorter after it was opened. Copy it again.")
-    with warnings.catch_warnings():
-        # torch warns that the buffer is read-only; that is the point: a private writable mapping of a file larger
-        # than memory would be refused by the operating system.
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        flat = torch.frombuffer(mapped, dtype=entry.dtype, count=count, offset=entry.start)
+    _hear_that_it_is_read_only()
+    flat = torch.frombuffer(mapped, dtype=entry.dtype, count=count, offset=entry.start)
     if entry.fortran:
         return flat.view(entry.shape[::-1]).permute(*reversed(range(len(entry.shape))))
     return flat.view(entry.shape)
@@ -277,13 +280,31 @@ def _npy_header(
 ) -> tuple[tuple[int, ...], torch.dtype, bool, int]:
     """(shape, dtype, Fortran order, bytes of the header)."""
     with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(stream)
-        header_bytes = stream.tell()
+        return _npy_layout(path, member.filename, stream)
+
+
+def _npy_layout(path: Path, name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], torch.dtype, bool, int]:
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(stream)
+    header_bytes = stream.tell()
     if dtype.hasobject or dtype.byteorder == ">":
-        raise FileFormatError(f"{path}: {member.filename} holds {dtype}; only plain little-endian numbers are read.")
+        raise FileFormatError(f"{path}: {shortened(name)} holds {dtype}; only plain little-endian numbers are read.")
     return shape, torch.from_numpy(np.empty(0, dtype)).dtype, fortran, header_bytes
+
+
+def _open_npy(path: Path, file: BinaryIO) -> TensorFile:
+    try:
+        shape, dtype, fortran, header_bytes = _npy_layout(path, path.name, file)
+    except _NPZ_ERRORS as error:
+        raise FileFormatError(f"{path} is not a readable .npy file: {_first(error)}. Copy it again.") from error
+    entry = _Entry(path, shape, dtype, header_bytes, fortran)
+    _require_extents(path, path.name, shape)
+    if (size := os.fstat(file.fileno()).st_size) != header_bytes + _bytes(entry):
+        raise FileFormatError(
+            f"{path} is damaged or cut short: it needs {header_bytes + _bytes(entry)} bytes, and has {size}. Copy it again."
+        )
+    return TensorFile(path, {"": entry})
 
 
 def _read_packed(entry: _Entry, name: str) -> Tensor:
@@ -298,5 +319,18 @@ def _read_packed(entry: _Entry, name: str) -> Tensor:
     return torch.from_numpy(array)
 
 
+_OPENERS = {".npz": _open_npz, ".npy": _open_npy}
+
+
 def _first(error: Exception) -> str:
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+
+
+@cache
+def _hear_that_it_is_read_only() -> None:
+    """torch warns once a process that a buffer is read-only, which is the point: a private writable mapping of a file larger
+    than memory would be refused by the operating system. Filters of warnings belong to all threads: they are touched once.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        torch.frombuffer(b"\0", dtype=torch.uint8)

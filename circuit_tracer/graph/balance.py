@@ -12,12 +12,19 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError, NumericalError
+from circuit_tracer.graph.checks import require_tensors
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.nodes import KIND_NAMES, NodeKind, NodeTable
 
 # The largest relative residual of a row that is promised, by the dtype of the model's weights, which rounds its activations;
 # sums are in float32 at least. The worst of all cases of tests/attribution: 2e-15, 7e-7, 1.5e-3 and 1.1e-2.
 PROMISED_RESIDUAL = {"float64": 1e-10, "float32": 1e-5, "float16": 4e-3, "bfloat16": 2e-2}
+
+_MOST_NAMED = 8  # layers in a warning
+
+
+class ReconstructionWarning(UserWarning):
+    """The transcoders do not rebuild this model."""
 
 
 @dataclass
@@ -34,6 +41,7 @@ class RowBalance:
     pre_activation: Tensor
 
     def __post_init__(self) -> None:
+        require_tensors({}, {f"row balance: {field.name}": getattr(self, field.name) for field in fields(self)})
         shapes = {field.name: tuple(getattr(self, field.name).shape) for field in fields(self)}
         if len(set(shapes.values())) != 1 or self.bias.ndim != 1:
             raise InputError(f"row balance: columns have shapes {shapes}; expected one (N,) for all")
@@ -91,10 +99,27 @@ class Reconstruction:
     l0: Tensor
 
     def __post_init__(self) -> None:
+        require_tensors({}, {"reconstruction: nmse": self.nmse, "reconstruction: l0": self.l0})
         if self.nmse.shape != self.l0.shape or self.nmse.ndim != 1:
             raise InputError(
                 f"reconstruction: nmse {tuple(self.nmse.shape)} and l0 {tuple(self.l0.shape)} must both be (L,)"
             )
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell of layers with an NMSE above 1: the mean output, or none at all, would be a better reconstruction."""
+        poor = [(layer, value) for layer, value in enumerate(self.nmse.tolist()) if value > 1]
+        if not poor:
+            return None
+        named = ", ".join(f"{layer} ({value:.3g})" for layer, value in poor[:_MOST_NAMED])
+        more = f" and {len(poor) - _MOST_NAMED} more" if len(poor) > _MOST_NAMED else ""
+        return (
+            "on this prompt the transcoders rebuild the MLP output worse than its mean would: NMSE is above 1 in "
+            f"layer{'s' if len(poor) > 1 else ''} {named}{more} of {len(self.nmse)}. The graph is exact, but its features do "
+            "not explain this model here. Likely they are another dictionary (an autoencoder, another model's), stand at other "
+            "hooks than those they were trained on, or are in another scale (normalisation that was not folded in); or the "
+            "prompt is unlike all text that they were trained on"
+        )
 
     def to(self, device: str | torch.device) -> Reconstruction:
         return Reconstruction(self.nmse.to(device), self.l0.to(device))
