@@ -63,7 +63,7 @@ def strongest(model: ReplacementModel, prompt: str) -> FeatureAt:
 
 def intervention(model: ReplacementModel, prompt: str) -> Result:
     one = strongest(model, prompt)
-    logits, after = model.feature_intervention(prompt, [(one.layer, one.position, one.feature_idx, 9.0)])
+    logits, after = model.feature_intervention(prompt, [(one.layer, one.position or 0, one.feature_idx, 9.0)])
     assert after is not None
     return [logits, after]
 
