@@ -8,8 +8,22 @@ from typing import Any
 
 from circuit_tracer.errors import InputError
 
+# transformers' names of fields that it has too
+_TRANSFORMERS = {
+    "n_layers": "num_hidden_layers",
+    "d_model": "hidden_size",
+    "d_head": "head_dim",
+    "n_heads": "num_attention_heads",
+    "d_mlp": "intermediate_size",
+    "d_vocab": "vocab_size",
+    "n_key_value_heads": "num_key_value_heads",
+    "tokenizer_name": "name_or_path",
+    "model_name": "name_or_path",
+    "original_architecture": "architectures",
+}
 
-@dataclass(frozen=True)
+
+@dataclass
 class GraphConfig:
     """Sizes and names under circuit-tracer's field names. Only ``n_layers`` must be known; None: the source did not
     say.
@@ -29,17 +43,17 @@ class GraphConfig:
 
     @classmethod
     def of(cls, source: Any) -> GraphConfig:
-        """Take the fields from any configuration object or mapping that uses these names; others are left out.
+        """Take the fields from any configuration object or mapping that uses these names, or transformers'; others are
+        left out.
 
         Raises InputError if ``n_layers`` is missing or no positive integer.
         """
-        if isinstance(source, cls):
-            return source
+        source = vars(source) if isinstance(source, cls) else source
         values: dict[str, Any] = {}
         for field in fields(cls):
-            value = source.get(field.name) if isinstance(source, Mapping) else getattr(source, field.name, None)
+            value = _field(source, field.name)
             if value is not None:
-                values[field.name] = str(value) if field.type == "str | None" else int(value)
+                values[field.name] = str(value) if field.type == "str | None" else _integer(field.name, value)
         if values.get("n_layers", 0) < 1:
             raise InputError(
                 f"cfg.n_layers is {values.get('n_layers')}; a graph needs the number of layers of its model, at least 1"
@@ -48,5 +62,32 @@ class GraphConfig:
             values["dtype"] = values["dtype"].removeprefix("torch.")
         return cls(**values)
 
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any]) -> GraphConfig:
+        """circuit-tracer's name for ``of`` a mapping."""
+        return cls.of(config_dict)
+
+    def __getitem__(self, name: str) -> Any:
+        """A field by name: older graph files hold a dict here, and scripts read them so."""
+        return asdict(self)[name]
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"cfg.{name} is {value!r}; expected an integer") from error
+
+
+def _field(source: Any, name: str) -> Any:
+    """A field under either name, or within the text part of a configuration of several."""
+    get = source.get if isinstance(source, Mapping) else lambda key: getattr(source, key, None)
+    value = get(name)
+    if value is None and name in _TRANSFORMERS:
+        value = get(_TRANSFORMERS[name])
+        value = value[0] if isinstance(value, list) and value else value
+    text = get("text_config") if value is None else None
+    return value if text is None else _field(text, name)
