@@ -1,4 +1,4 @@
-"""A prompt ready to be attributed, under circuit-tracer's names, for scripts that look at its parts or compute rows of their own.
+"""A prompt ready to be attributed, under circuit-tracer's names: to look at its parts or compute more rows.
 
 Letters: L layers, P positions, F features a layer, D d_model, V vocabulary, N active features, M places they write to, T rows.
 """

@@ -71,7 +71,7 @@ TARGETS: dict[str, tuple[Any, str]] = {
     "matrix": ([CustomTarget("x", 1.0, VECTOR[None])], r"'x'.*\(16,\).*\(1, 16\)"),
     "vector with NaN": ([CustomTarget("x", 1.0, VECTOR * float("nan"))], "'x'.*finite"),
     "vector of zeros": ([CustomTarget("x", 1.0, VECTOR * 0)], "'x'.*not zero"),
-    "weight 0": ([CustomTarget("x", 0.0, VECTOR)], "weight must be finite and not zero, got 0"),
+    "weight not a number": ([CustomTarget("x", float("nan"), VECTOR)], "weight must be finite, got nan"),
     "weight NaN": ([CustomTarget("x", float("nan"), VECTOR)], "weight must be finite.*nan"),
     "weight infinite": ([LogitDifference(1, 2, float("inf"))], "weight must be finite.*inf"),
     "difference with an unknown id": ([LogitDifference(1, 470)], r"470 .*0\.\.46"),
