@@ -183,7 +183,7 @@ class Graph:
         """
         self._take_edits()
         if self._shared is None:
-            self._shared = SharedMatrix(self._edges.to_dense())
+            self._shared = SharedMatrix.now(self._edges.to_dense())
         return self._shared.matrix
 
     @adjacency_matrix.setter
@@ -200,8 +200,10 @@ class Graph:
             self.__dict__.pop("nodes", None)
             self._check_nodes()
             self._nodes_seen, self._blocks = seen, None
-        if self._shared is not None and self._shared.differs(self._edges):
-            self._change_edges(Edges.from_dense(self._shared.matrix))
+        if self._shared is not None and (now := SharedMatrix.now(self._shared.matrix)).may_differ(self._shared):
+            if not self._edges.equals_dense(now.matrix):
+                self._change_edges(Edges.from_dense(now.matrix))
+            self._shared = now
 
     def _node_sources(self) -> tuple[object, ...]:
         """What `nodes` is made of, as it is now."""
@@ -279,6 +281,7 @@ class Graph:
         """
         from circuit_tracer.graph.files.native import save_graph
 
+        self._take_edits()
         written = copy(self)
         written.balance = None if self.edited else self.balance
         return save_graph(written, path)
@@ -419,4 +422,4 @@ def _edges_and_matrix(given: Tensor | Edges) -> tuple[Edges, SharedMatrix | None
     if isinstance(given, Edges):
         return given, None
     edges = Edges.from_dense(given)
-    return edges, SharedMatrix(given) if given.dtype == edges.weight.dtype else None
+    return edges, SharedMatrix.now(given) if given.dtype == edges.weight.dtype else None

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from circuit_tracer.graph.edges import Edges
 
-
+@dataclass(frozen=True)
 class SharedMatrix:
-    """A matrix (N, N) that was handed out, or handed in. torch's own count of changes does not know those made through
-    numpy or `.data`; a checksum of the memory does, and takes a seventh of a second a gigabyte.
+    """A matrix (N, N) that was handed out, or handed in, and a checksum of its memory at some time.
+
+    torch's own count of changes does not know those made through numpy or `.data`; a checksum, which takes about a seventh
+    of a second a gigabyte, does. It is None where memory cannot be read as it lies: then all of the matrix is to be compared.
     """
 
-    def __init__(self, matrix: Tensor) -> None:
-        self.matrix = matrix
-        self._seen = self._checksum()
+    matrix: Tensor
+    checksum: int | None
 
-    def differs(self, edges: Edges) -> bool:
-        """Whether it does not hold these edges, as it did when this was last denied."""
-        seen = self._checksum()
-        if seen is not None and seen == self._seen:
-            return False
-        if not edges.equals_dense(self.matrix):
-            return True
-        self._seen = seen
-        return False
+    @classmethod
+    def now(cls, matrix: Tensor) -> SharedMatrix:
+        """The matrix as it is now."""
+        if matrix.device.type != "cpu" or not matrix.is_contiguous():
+            return cls(matrix, None)
+        return cls(matrix, zlib.crc32(matrix.detach().numpy().data) if matrix.numel() else 0)
+
+    def may_differ(self, earlier: SharedMatrix) -> bool:
+        """Whether it may have been written in since."""
+        return self.checksum is None or self.checksum != earlier.checksum
 
     def to(self, device: str | torch.device) -> SharedMatrix:
+        """On another device; the same where it is there already."""
         moved = self.matrix.to(device)
-        return self if moved is self.matrix else SharedMatrix(moved)
-
-    def _checksum(self) -> int | None:
-        """None where the memory cannot be read as it lies; then all of it is compared."""
-        if self.matrix.device.type != "cpu" or not self.matrix.is_contiguous():
-            return None
-        return zlib.crc32(self.matrix.detach().numpy().data) if self.matrix.numel() else 0
+        return self if moved is self.matrix else SharedMatrix.now(moved)
