@@ -1,4 +1,4 @@
-"""Every public name of circuit-tracer 0.5.0 (the one on PyPI): here under the same name and parameters, adapted, or absent, and why.
+"""Every public name of circuit-tracer 0.5.0 (the one on PyPI): the same here, adapted, or absent, and why.
 
 The names are those in benchmarks/peer/circuit_tracer_0.5.0.json, which benchmarks/peer/names.py read off its sources.
 """
@@ -17,27 +17,35 @@ LIST = Path(__file__).parents[1] / "peer" / "circuit_tracer_0.5.0.json"
 VERSION = "0.5.0 of PyPI"
 MODEL = r"replacement_model\.replacement_model_(nnsight|transformerlens)\.\w+ReplacementModel"
 
+CONTEXT = r"attribution\.context_(nnsight|transformerlens)\.AttributionContext"
+
 # Pattern of names -> why there is nothing of that name here.
 ABSENT = {
     r".*\.logger": "modules here log nothing",
-    r"attribution\.context_nnsight\.AttributionContext\.(cache_residual|compute_(score|\w+_attributions))": "steps of a backward "
-    "pass; rows are computed by hand-written adjoints, all at once (compute_batch)",
-    r"attribution\.context_transformerlens\.AttributionContext\.install_hooks": "TransformerLens hooks; compute_batch needs none",
-    r"frontend\.local_server\.(DEFAULT_\w+|COMPRESSION_\w+|ListHandler|ReusableTCPServer|CircuitGraphHandler)": "parts of its web "
-    "server; ours is another (serve and Server are here)",
+    rf"{CONTEXT}\.(cache_residual|compute_(score|\w+_attributions)|install_hooks)": (
+        "steps of a backward pass, and hooks for it; rows are computed by hand-written adjoints, all at once (compute_batch)"
+    ),
+    r"frontend\.local_server\.(DEFAULT_\w+|COMPRESSION_\w+|ListHandler|ReusableTCPServer|CircuitGraphHandler)": (
+        "parts of its web server; ours is another (serve and Server are here)"
+    ),
     rf"{MODEL}\.(run_forward_pass|get_offload_targets_phase\d)": "steps of its attribution loop",
-    rf"{MODEL}\.(configure_\w+|get_activation_fn|get_feature_\w+_loc|\w+_locs?|\w+_location|layernorm_scale_locs|d_transcoder)": "nnsight "
-    "places; models/sites.py has ours",
+    rf"{MODEL}\.(configure_\w+|get_activation_fn|get_feature_\w+_loc|\w+_locs?|\w+_location|d_transcoder)": (
+        "places of nnsight; models/sites.py has ours"
+    ),
     r"replacement_model\.replacement_model_nnsight\.EnvoyWrapper": "nnsight",
-    r"replacement_model\.replacement_model_transformerlens\.Replacement(MLP|Unembed)": "modules put into TransformerLens' models; "
-    "hooks of ours touch no module (unembed.W_U and b_U are here)",
-    r"transcoder\.activation_functions\.(rectangle|jumprelu)": "the straight-through gradient for training; kernels/decode has ours",
-    r"utils\.tl_nnsight_mapping\.(ModelMapping|TransformerLens_NNSight_Mapping|get_mapping|get_supported_architectures)"
-    r"(\..*)?": "nnsight places of each architecture; models/architectures.py has ours",
+    r"replacement_model\.replacement_model_transformerlens\.Replacement(MLP|Unembed)": (
+        "modules put into TransformerLens' models; our hooks touch no module (unembed.W_U and b_U are here)"
+    ),
+    r"transcoder\.activation_functions\.(rectangle|jumprelu)": (
+        "the straight-through gradient, for training; training/sparsity/jumprelu.py has ours"
+    ),
+    r"utils\.tl_nnsight_mapping\.(ModelMapping|TransformerLens_NNSight_Mapping|get_\w+)(\..*)?": (
+        "places of nnsight by architecture; models/architectures.py has ours"
+    ),
 }
-# Name -> what is otherwise here.
+# Pattern of names -> what is otherwise here.
 ADAPTED = {
-    r"frontend\.local_server\.Server.__init__": "made by serve alone",
+    r"frontend\.local_server\.Server\.__init__": "made by serve alone",
     r"frontend\.local_server\.serve": "features_dir comes before port, as in the tag v0.5.0",
     rf"{MODEL}\.from_pretrained(_and_transcoders)?": "one class for all backends: `backend` comes before `device`",
     r"transcoder\.activation_functions\.(JumpReLU|TopK)\.forward": "the argument is called pre",
@@ -119,7 +127,9 @@ def _signature(ours: Any, theirs: list[str] | None) -> str | None:
     if unknown and not anything:
         return f"does not take {', '.join(unknown)}"
     known = [name for name in theirs if name in names]
-    return None if names[: len(known)] == known else f"takes {', '.join(names)} in another order than {', '.join(theirs)}"
+    return (
+        None if names[: len(known)] == known else f"takes {', '.join(names)} in another order than {', '.join(theirs)}"
+    )
 
 
 def _excuse(name: str, table: dict[str, str]) -> str | None:

@@ -23,7 +23,7 @@ def names_of(folder: Path) -> Names:
         parts = ["circuit_tracer", *path.relative_to(folder).with_suffix("").parts]
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if parts[-1] == "__main__":
-            found["command line"] = {option: None for option in _options(tree)}
+            found["command line"] = dict.fromkeys(_options(tree))
             continue
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         if not parts[-1].startswith("_") or parts[-1] == "__init__":

@@ -53,7 +53,9 @@ def by_inference(matrix: Tensor, errors: slice) -> None:
 
 
 @pytest.mark.parametrize(
-    "write", [by_index, by_mask, by_view, by_numpy, by_data, by_detached, by_product, by_inference], ids=lambda f: f.__name__
+    "write",
+    [by_index, by_mask, by_view, by_numpy, by_data, by_detached, by_product, by_inference],
+    ids=lambda f: f.__name__,
 )
 def test_writing_into_the_matrix_changes_the_graph(write: Callable[[Tensor, slice], None]) -> None:
     graph = random_graph()
