@@ -16,8 +16,9 @@ from circuit_tracer.attribution.memory import retrying
 from circuit_tracer.attribution.plan import MemoryPlan, kept_mass
 from circuit_tracer.attribution.prompt import LinearPrompt
 from circuit_tracer.attribution.read_out import ReadOut
+from circuit_tracer.attribution.row_blocks import split_rows
 from circuit_tracer.attribution.selection import select
-from circuit_tracer.attribution.sweep import Sweep, split_rows
+from circuit_tracer.attribution.sweep import Sweep
 from circuit_tracer.attribution.targets import TargetRows
 from circuit_tracer.attribution.task import Task
 from circuit_tracer.errors import ResourceError

@@ -16,8 +16,11 @@ from circuit_tracer.transcoders.base import Transcoders
 class Traceable:
     """A model with its transcoders and tokenizer, checked to belong together. `ReplacementModel` is one that can be loaded.
 
+    prepend_bos: whether prompts that do not begin with a special token get one in front; may be changed at any time.
     Raises CompatibilityError for transcoders of another model.
     """
+
+    prepend_bos = True
 
     def __init__(self, parts: ModelParts, transcoders: Transcoders, tokenizer: Any) -> None:
         check_pair(parts, transcoders)
@@ -33,7 +36,7 @@ class Traceable:
         """
         if (now := _weights(self.parts.model)) != self._bound_to:
             self.parts, self._bound_to = bind(self.parts.model, self.parts.config.model_name), now
-        return tokenize(prompt, self.tokenizer)
+        return tokenize(prompt, self.tokenizer, self.prepend_bos)
 
 
 def _weights(model: nn.Module) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.config import GraphConfig
@@ -275,6 +276,7 @@ class Graph:
         self._nodes_seen = self._node_sources()
         return self
 
+    @typed
     def save(self, path: str | Path) -> Path:
         """Write the native file (safetensors with a JSON header); everything comes back on ``load``, but for the balance of
         edges that were changed.
@@ -287,12 +289,14 @@ class Graph:
         return save_graph(written, path)
 
     @classmethod
+    @typed
     def load(cls, path: str | Path) -> Graph:
         """Read a native file. Raises FileFormatError for anything else."""
         from circuit_tracer.graph.files.native import load_graph
 
         return load_graph(path)
 
+    @typed
     def to_pt(self, path: str | Path) -> None:
         """Write a ``.pt`` file that circuit-tracer 0.5 reads; see ``files/pt.py``."""
         from circuit_tracer.graph.files.pt import save_pt
@@ -300,6 +304,7 @@ class Graph:
         save_pt(self, path)
 
     @staticmethod
+    @typed
     def from_pt(path: str | Path, map_location: str | torch.device = "cpu") -> Graph:
         """Read a ``.pt`` file of any version of circuit-tracer, without running any code in it."""
         from circuit_tracer.graph.files.pt import load_pt
@@ -312,18 +317,21 @@ class Graph:
 
         return to_networkx(self)
 
+    @typed
     def to_json(self, slug: str, output_path: str | Path, **options: Any) -> Path:
         """Prune and write ``{slug}.json`` for the viewers; the options of ``create_graph_files``."""
         from circuit_tracer.graph.files.viewer_json import create_graph_files
 
         return create_graph_files(self, slug, output_path, **options)
 
+    @typed
     def to_html(self, path: str | Path, **options: Any) -> Path:
         """Write one page that shows the graph offline; the options of ``viewer.page.graph_page``."""
         from circuit_tracer.viewer.page import write_page
 
         return write_page(self, path, **options)
 
+    @typed
     def plot(self, path: str | Path | None = None, *, view: View | None = None, **options: Any) -> Figure:
         """A picture for papers: the pruned graph (options of ``picture.graph_figure``), or with a view that pins nodes,
         these and their supernodes (options of ``circuit_picture.circuit_figure``). path: an .svg, .pdf or .png to write.

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed, whole
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.features.activations import Recorder
 from circuit_tracer.interventions.features.intervene import freeze_for
-from circuit_tracer.interventions.features.passes import Freeze, Pass
+from circuit_tracer.interventions.features.passes import Freeze, Pass, require_finite
 from circuit_tracer.interventions.features.settings import Intervention, LayerSettings, open_ended, resolve
+from circuit_tracer.interventions.steering.sampling import require_cuts, warp
 from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.tokenization import Prompt, zero_positions
 
@@ -24,15 +26,11 @@ if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
 
 
-# What narrows down the choice once temperature has been applied: option -> (transformers' warper, the value that means none).
-_WARPERS = {
-    "top_k": ("TopKLogitsWarper", 0),
-    "top_p": ("TopPLogitsWarper", 1.0),
-    "min_p": ("MinPLogitsWarper", 0.0),
-    "typical_p": ("TypicalLogitsWarper", 1.0),
-}
+# What narrows down the choice after temperature, top_k and top_p: option -> (transformers' warper, the value that means none).
+_WARPERS = {"min_p": ("MinPLogitsWarper", 0.0), "typical_p": ("TypicalLogitsWarper", 1.0)}
 
 
+@typed
 @dataclass(frozen=True)
 class GenerationOptions:
     """How tokens are chosen; names of TransformerLens' `generate`, with its defaults, and of transformers': circuit-tracer's
@@ -48,7 +46,7 @@ class GenerationOptions:
 
     max_new_tokens: int = 10
     stop_at_eos: bool = True
-    eos_token_id: int | Sequence[int] | None = None
+    eos_token_id: int | Sequence[int] | Tensor | None = None
     do_sample: bool = True
     top_k: int | None = None
     top_p: float | None = None
@@ -70,6 +68,14 @@ class GenerationOptions:
             raise InputError(f"max_new_tokens is {self.max_new_tokens}; at least 1 is needed")
         if self.do_sample and not self.temperature >= 0:
             raise InputError(f"temperature is {self.temperature}; give a positive one, 0, or do_sample=False")
+        if abs(self.freq_penalty) > torch.finfo(torch.float32).max:
+            raise InputError(f"freq_penalty is {self.freq_penalty:g}, which is not finite in float32")
+        require_cuts(self.top_k or None, self.top_p)
+        if self.repetition_penalty <= 0:
+            raise InputError(f"repetition_penalty is {self.repetition_penalty}; give a positive one (1: none)")
+        for name in _WARPERS:
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected a share between 0 and 1")
         if self.return_type not in ("input", "str", "tokens"):
             raise InputError(f"return_type is {self.return_type!r}; use 'input' or 'str' for text, 'tokens' for ids")
 
@@ -87,7 +93,9 @@ class GenerationOptions:
         given = getattr(tokenizer, "eos_token_id", None) if self.eos_token_id is None else self.eos_token_id
         if given is None or not self.stop_at_eos:
             return frozenset()
-        return frozenset(torch.as_tensor(given).flatten().tolist())
+        given = given.flatten().tolist() if isinstance(given, Tensor) else given
+        several = given if isinstance(given, Sequence) else [given]
+        return frozenset(whole(each, "eos_token_id") for each in several)
 
     def choose(self, logits_V: Tensor, seen: Tensor) -> int:
         """The next token, given the ids (P,) so far; sampling uses torch's global random state."""
@@ -100,8 +108,9 @@ class GenerationOptions:
             scores = process(ids, scores)
         if not self.do_sample or self.temperature == 0:
             return int(scores.argmax())
-        scores = scores / self.temperature
-        scores = scores - self.freq_penalty * torch.bincount(seen, minlength=scores.shape[1]).to(scores)
+        # to be subtracted after the division by the temperature
+        penalty = self.freq_penalty * torch.bincount(seen, minlength=scores.shape[1]).to(scores)
+        scores = warp(scores[0] - penalty * self.temperature, self.temperature, self.top_k or None, self.top_p)[None]
         for option, (warper, none) in _WARPERS.items():
             if (value := getattr(self, option)) not in (None, none):
                 scores = getattr(transformers, warper)(value)(ids, scores)
@@ -143,6 +152,7 @@ def feature_intervention_generate(
     return model.tokenizer.decode(ids.tolist(), skip_special_tokens=skip_special_tokens), logits, activations
 
 
+@typed
 @torch.no_grad()
 def generate_held(
     model: Traceable,
@@ -160,7 +170,7 @@ def generate_held(
     if interventions and not options.use_past_kv_cache:
         raise InputError("interventions generate with the key-value cache only; leave use_past_kv_cache out")
     ids, parts = model.ensure_tokenized(inputs), model.parts
-    check_length(parts, torch.cat([ids, ids.new_zeros(options.max_new_tokens - 1)]))
+    check_length(parts, ids, options.max_new_tokens)
     left_out = zero_positions(ids, model.parts.config.model_name)
     loop = _Generation(model, ids, return_activations, sparse, apply_activation_function)
     place = (model.transcoders, len(ids), model.parts.device, parts.compute_dtype)
@@ -204,7 +214,7 @@ class _Generation:
         (final,), self.past = run(fed, past=self.past, keep_past=True)
         if recorder is not None:
             self.activations.append(recorder.result())
-        self.logits.append(logits_at(self.model.parts, final[-1:])[0])
+        self.logits.append(logits_at(self.model.parts, require_finite(final)[-1:])[0])
         chosen = self.ids.new_tensor([options.choose(self.logits[-1], self.ids.to(self.model.parts.device))])
         if options.streamer is not None and len(self.logits) == 1:
             options.streamer.put(self.ids[None].cpu())
