@@ -285,7 +285,7 @@ def test_bad_interventions_say_what_is_wrong(model: ReplacementModel, case: str)
         ({"temperature": -1.0}, "temperature"),
         ({"beams": 3}, "known are"),
         ({"return_type": "lines"}, "return_type is 'lines'"),
-        ({"max_new_tokens": 100}, "context length is 64"),
+        ({"max_new_tokens": 100}, "context of 64"),
     ],
 )
 def test_bad_generation_options(model: ReplacementModel, options: dict[str, Any], expected: str) -> None:
