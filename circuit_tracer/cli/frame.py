@@ -162,9 +162,20 @@ class Commands(TyperGroup):
             )  # typer's usage errors
             if own_exit or (isinstance(error, OSError) and error.errno == errno.EPIPE):
                 raise
+            if isinstance(
+                error, OSError | UnicodeEncodeError
+            ):  # the machine's word about a path, or bytes that are no text
+                _report(ctx, f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else _no_text(error))
+                raise typer.Exit(BAD_INPUT) from error
             hint = "" if DEBUG in ctx.meta else " (a failure of ours; run again with --debug for the traceback)"
             _report(ctx, f"{type(error).__name__}: {error}{hint}")
             raise typer.Exit(FAILURE) from error
+
+
+def _no_text(error: UnicodeEncodeError) -> str:
+    from circuit_tracer.arguments import shown
+
+    return f"{shown(error.object)} is no text: byte {ord(error.object[error.start]) & 0xFF:#x} is not UTF-8"
 
 
 def _report(ctx: Any, message: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
+from circuit_tracer.graph.checks import require_all_texts, require_ids, require_tensors, require_texts, require_whole
 from circuit_tracer.graph.config import GraphConfig
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.nodes import NodeTable
@@ -90,6 +91,7 @@ class Graph:
         self.provenance = dict(provenance or {})
         self._validation = validation
         self._blocks: Blocks | None = None
+        self._check_types(logit_probabilities)
         self._check_lengths(logit_probabilities)
         self.targets = (
             targets
@@ -356,6 +358,19 @@ class Graph:
         return graph_frame(self)
 
     # Checks
+
+    def _check_types(self, weights: Tensor) -> None:
+        require_tensors(
+            whole={name: getattr(self, name) for name in ("input_tokens", "active_features", "selected_features")},
+            numbers={"activation_values": self.activation_values, "logit_probabilities": weights},
+        )
+        require_texts(input_string=self.input_string)
+        require_all_texts("logit_targets' texts", [target.token_str for target in self.logit_targets])
+        require_ids("the id of a logit target", (target.vocab_idx for target in self.logit_targets))
+        require_whole(vocab_size=self.vocab_size)
+        for name, texts in (("scan", self.scan), ("token_strings", self.token_strings)):
+            if texts is not None and not (name == "scan" and isinstance(texts, str)):
+                require_all_texts(name, texts)
 
     def _check_lengths(self, weights: Tensor) -> None:
         if self.input_tokens.ndim != 1 or len(self.input_tokens) == 0:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.graph.checks import require_all_texts, require_tensors
 
 TargetKind = Literal["logit", "direction", "feature"]
 TARGET_KINDS: tuple[str, ...] = get_args(TargetKind)
@@ -25,8 +26,8 @@ class LogitTarget(NamedTuple):
     def list_of(cls, given: Sequence[tuple[str, int]] | Tensor) -> list[LogitTarget]:
         """Targets of pairs, or of bare ids, as older versions of circuit-tracer keep them."""
         if isinstance(given, Tensor):
-            return [cls("", int(token)) for token in given.flatten().tolist()]
-        return [cls(str(text), int(token)) for text, token in given]
+            return [cls("", token) for token in given.flatten().tolist()]
+        return [cls(*target) for target in given]
 
 
 class CustomTarget(NamedTuple):
@@ -55,6 +56,8 @@ class TargetTable:
     kind: list[TargetKind]
 
     def __post_init__(self) -> None:
+        require_all_texts("target table: label", self.label)
+        require_all_texts("target table: kind", self.kind)
         count = len(self.label)
         columns = {"layer": self.layer, "position": self.position, "weight": self.weight, "token_id": self.token_id}
         for name, column in columns.items():
@@ -67,6 +70,10 @@ class TargetTable:
         unknown = sorted(set(self.kind) - set(TARGET_KINDS))
         if unknown:
             raise InputError(f"target table: unknown kind {unknown[0]!r}; expected one of {', '.join(TARGET_KINDS)}")
+        require_tensors(
+            whole={f"target table: {name}": columns[name] for name in ("layer", "position", "token_id")},
+            numbers={"target table: weight": self.weight},
+        )
 
     def __len__(self) -> int:
         return len(self.label)

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import atomic_write, read_yaml
+from circuit_tracer.files import atomic_write, read_yaml, shortened
 
 CONFIG_NAME = "config.yaml"
 
@@ -46,7 +46,7 @@ def validate_config(raw: dict[str, Any], source: str) -> TranscoderConfig:
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, each['loc']))}: {each['msg'].lower()}"
-            + ("" if each["type"] == "missing" else f", found {each['input']!r}")
+            + ("" if each["type"] == "missing" else f", found {shortened(each['input'])}")
             for each in error.errors()
         )
         raise FileFormatError(f"{source} cannot be used: {problems}. Correct or add these keys.") from error

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.files.tensors import open_tensor_file
 
 __all__ = [
     "cleanup_all_offload_files",
@@ -61,7 +62,9 @@ def disk_offload_module(module: nn.Module) -> Reload:
     module.to("meta")
 
     def reload() -> None:
-        module.load_state_dict(load_file(path, device=str(device)), assign=True)
+        file = open_tensor_file(path)
+        weights = {name: file.tensor(name).to(device, copy=True) for name in file.entries}
+        module.load_state_dict(weights, assign=True)
         cleanup_offload_files([path])
 
     return reload

@@ -111,5 +111,5 @@ def test_configurations() -> None:
     assert UnifiedConfig.from_dict(made.to_dict()) == made
     made.n_layers = 2
     assert made.to_dict()["n_layers"] == 2
-    with pytest.raises(InputError, match="n_heads is 'four'"):
+    with pytest.raises(InputError, match="n_heads is a str"):
         UnifiedConfig.from_dict({"n_layers": 1, "n_heads": "four"})

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
-from circuit_tracer.files import atomic_write
+from circuit_tracer.errors import CircuitTracerError, FileFormatError
+from circuit_tracer.files import atomic_write, shortened
+from circuit_tracer.files.torch_archive import load_torch_archive
 from circuit_tracer.graph.config import GraphConfig
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.graph import Graph
@@ -80,11 +79,13 @@ def load_pt(path: str | Path, map_location: str | torch.device = "cpu") -> Graph
     InputError if there is no such file, FileFormatError if it is no such graph or names anything else.
     """
     path = Path(path)
-    content = _load_restricted(path, map_location)
+    content = load_torch_archive(path, _STAND_INS, map_location)
     if not isinstance(content, dict):
         raise FileFormatError(f"{path} holds a {type(content).__name__}, expected a dict with circuit-tracer's keys")
     missing = sorted(_REQUIRED - set(content))
-    unknown = sorted(str(key) for key in content if key not in _REQUIRED | _OPTIONAL)
+    unknown = sorted(
+        str(key) if type(key) is str else shortened(key) for key in content if key not in _REQUIRED | _OPTIONAL
+    )
     if missing or unknown:
         complaint = f"lacks {', '.join(missing)}" if missing else f"has unknown keys {', '.join(unknown)}"
         raise FileFormatError(f"{path} {complaint}; it is no graph that circuit-tracer wrote")
@@ -102,7 +103,7 @@ def load_pt(path: str | Path, map_location: str | torch.device = "cpu") -> Graph
             scan=content.get("scan", content.get("scan_name")),
             vocab_size=content.get("vocab_size"),
         )
-    except (CircuitTracerError, TypeError, ValueError, AttributeError) as error:
+    except (CircuitTracerError, TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
         raise FileFormatError(f"{path} does not hold a consistent graph: {error}") from error
 
 
@@ -148,32 +149,6 @@ def _save_global(pickler: Any, obj: Any, name: str | None = None) -> None:
 
 # What torch.save takes as the pickle module: classes are named as circuit-tracer names them.
 _NAMED_AS_THEIRS = type("pickle", (), {"Pickler": type("Pickler", (_PythonPickler,), {"save_global": _save_global})})
-
-
-def _load_restricted(path: Path, map_location: str | torch.device) -> Any:
-    if not path.is_file():
-        raise InputError(f"no graph file at {path}")
-    if not zipfile.is_zipfile(path):
-        raise FileFormatError(
-            f"{path} is no torch file, or it is damaged or cut short. Native graphs are read by Graph.load."
-        )
-    try:
-        with torch.serialization.safe_globals(_stand_ins(path)):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it names {named.group(1)}" if named else str(error).splitlines()[0]
-        raise FileFormatError(
-            f"{path} was not loaded: {what}, which is neither a tensor nor part of a circuit-tracer graph. "
-            "A pickle can run any code; only load this file elsewhere if you trust its origin."
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise FileFormatError(f"{path} is damaged or no torch file: {str(error).splitlines()[0]}") from error
-
-
-def _stand_ins(path: Path) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    return [(cls, name) for name in named for pattern, cls in _STAND_INS if pattern.fullmatch(name)]
 
 
 def _targets(content: dict[str, Any]) -> list[LogitTarget]:

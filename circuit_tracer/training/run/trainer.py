@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import CompatibilityError, InputError
-from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.files import atomic_write, require_writable_folder, shortened
 from circuit_tracer.fingerprint import model_fingerprint
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind
@@ -99,7 +99,7 @@ class _Run:
             if start is not None:
                 _require_same_model(start, facts["model"])
                 checkpoint.load_(state, start)
-                stream.restore(start.content["data"])
+                stream.restore(start.fact("data"))
                 loop.saved = start.folder
                 listener.message(f"resumed from {start.folder}, step {state.step} of {config.steps}")
             loop.run(lambda: self._publish(loop, parts, tokenizer, held_out))
@@ -179,8 +179,9 @@ def _start(config: TrainingConfig, folder: Path, resume: bool) -> Checkpoint | N
         return None
     if last is None:
         raise InputError(f"{folder} holds no checkpoint to resume from. Leave --resume out to begin.")
-    before, now = last.content["config"], settings_of(config)
-    changed = [f"{key} ({before.get(key)} -> {now.get(key)})" for key in now if before.get(key) != now[key]]
+    before, now = last.fact("config"), settings_of(config)
+    differing = [key for key in now if before.get(key) != now[key]]
+    changed = [f"{key} ({shortened(before.get(key))} -> {shortened(now[key])})" for key in differing]
     if changed:
         raise CompatibilityError(
             f"the run in {folder} began with other settings: {', '.join(changed)}. Resume with those it began with, or "
@@ -196,11 +197,12 @@ def _fingerprint(parts: ModelParts) -> dict[str, Any]:
 
 
 def _require_same_model(start: Checkpoint, found: dict[str, Any]) -> None:
-    before = start.content["model"]
+    before = start.fact("model")
     if before != found:
+        layers, width = (shortened(before.get(name)) for name in ("n_layers", "d_model"))
         raise CompatibilityError(
-            f"{start.folder} was trained on another model than the one loaded now ({before['n_layers']} layers of "
-            f"{before['d_model']} against {found['n_layers']} of {found['d_model']}, or other weights). "
+            f"{start.folder} was trained on another model than the one loaded now ({layers} layers of {width} against "
+            f"{found['n_layers']} of {found['d_model']}, or other weights). "
             "Load the model the run began with, or choose another run.out."
         )
 

@@ -8,6 +8,7 @@ they are not transcoders, and are refused.
 from __future__ import annotations
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import shortened
 from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.layer_weights import LayerWeights
@@ -21,13 +22,14 @@ def read_layer(file: TensorFile) -> LayerWeights:
     config = file.config
     if not config.get("transcode"):
         raise FileFormatError(
-            f"{file.path}: cfg.json has transcode = {config.get('transcode')!r}; true is expected. "
+            f"{file.path}: cfg.json has transcode = {shortened(config.get('transcode'))}; true is expected. "
             "Autoencoders of one activation cannot replace an MLP layer."
         )
-    if config.get("activation", "topk") != "topk" or not config.get("k"):
+    activation, k = config.get("activation", "topk"), config.get("k")
+    if activation != "topk" or type(k) is not int or k < 1:
         raise FileFormatError(
-            f"{file.path}: cfg.json has activation {config.get('activation', 'topk')!r} and k {config.get('k')!r}; "
-            "only topk with a positive k is supported."
+            f"{file.path}: cfg.json has activation {shortened(activation)} and k {shortened(k)}; only topk with a positive k "
+            "is supported."
         )
     return LayerWeights(
         source=str(file.path),
@@ -36,7 +38,7 @@ def read_layer(file: TensorFile) -> LayerWeights:
         encoder_bias=file.tensor("encoder.bias"),
         decoder_bias=file.tensor("b_dec"),
         skip=file.tensor("W_skip").T if "W_skip" in file else None,
-        k=int(config["k"]),
+        k=k,
         nonnegative=True,
     )
 
