@@ -120,6 +120,7 @@ PARSES = {
     "cli.upload": "JSON that was made a line before",
     "demo": "the package's own file",
     "fingerprint": "JSON that was made in the same line",
+    "transcoders.formats.refused": "names of the tensors in a pickle that is refused, without their data",
     "viewer.document": "JSON that was made a line before",
 }
 

@@ -72,6 +72,8 @@ class DecoderRows:
             )
             for source in depth.unique()
         ]
+        if not tables:  # nothing writes here, as where a layer has no transcoder
+            return torch.empty(0, self.transcoders.d_model, dtype=self._dtype, device=self._device)
         rows = torch.cat(tables).index_select(0, inverse.to(self._device))
         return rows.mul_(active.value[feature].to(rows)[:, None])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from circuit_tracer.attribution.task import Options, Task
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import ResourceError
 from circuit_tracer.fingerprint import fingerprints
+from circuit_tracer.graph.balance import ReconstructionWarning
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.targets import LogitTarget
 from circuit_tracer.models import tokenization
@@ -36,6 +38,8 @@ def trace(model: Traceable, ids: Tensor, left_out: list[int], aim: Aim, options:
     encoded = encode(task)
     plan = plan_for(task, encoded)
     prompt, plan = make_linear(task, encoded, plan)
+    if (poor := prompt.reconstruction.warning) and options.ranks.first:
+        warnings.warn(poor, ReconstructionWarning, stacklevel=3)
     targets = resolve_targets(model, prompt.network, aim)
     rows = compute_rows(task, prompt, targets, plan)
     return make_graph(task, prompt, targets, rows)
@@ -119,11 +123,11 @@ def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Comp
         targets=table,
         token_strings=tokenization.token_strings(ids, tokenizer),
         reconstruction=prompt.reconstruction,
-        provenance=_provenance(task, rows),
+        provenance=_provenance(task, prompt, rows),
     )
 
 
-def _provenance(task: Task, rows: ComputedRows) -> dict[str, Any]:
+def _provenance(task: Task, prompt: LinearPrompt, rows: ComputedRows) -> dict[str, Any]:
     from importlib.metadata import version
 
     parts, transcoders, options, aim = task.model.parts, task.model.transcoders, task.options, task.aim
@@ -150,6 +154,7 @@ def _provenance(task: Task, rows: ComputedRows) -> dict[str, Any]:
         "processes": options.ranks.world,
         "dropped_mass": max((block.dropped for block in rows.store.blocks), default=0.0),
         "interrupted": rows.interrupted,
+        "warnings": [poor] if (poor := prompt.reconstruction.warning) else [],
         "seconds": round(time.perf_counter() - task.started, 3),
         "torch": torch.__version__,
         "device": str(task.device),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import Tensor, nn
 
-from circuit_tracer.attribution.prompt import check_pair
+from circuit_tracer.attribution.input_shift import with_known_shift
+from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.sites import check_hooks
 from circuit_tracer.models.tokenization import Prompt, tokenize
-from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.base import Transcoders, described_layers
 
 
 class Traceable:
@@ -23,8 +25,12 @@ class Traceable:
     prepend_bos = True
 
     def __init__(self, parts: ModelParts, transcoders: Transcoders, tokenizer: Any) -> None:
-        check_pair(parts, transcoders)
+        transcoders = paired(parts, transcoders)
         check_hooks(parts, transcoders.feature_input_hook, transcoders.feature_output_hook)
+        if len(transcoders.layers) < transcoders.n_layers:
+            said = f"{described_layers(transcoders)}: the MLPs of the others are error nodes, with nothing of them explained"
+            warnings.warn(said, stacklevel=3)
+        transcoders = with_known_shift(parts, transcoders, tokenizer)
         self.parts, self.transcoders, self.tokenizer = parts, transcoders, tokenizer
         self._bound_to = _weights(parts.model)
 

@@ -31,18 +31,22 @@ from circuit_tracer.features.record import LayerRecords
 from circuit_tracer.features.segment import Segment, Window
 from circuit_tracer.features.summary import Keep
 from circuit_tracer.files import atomic_write, read_json, require_writable_folder
-from circuit_tracer.fingerprint import model_fingerprint, require_same, tokenizer_fingerprint
+from circuit_tracer.fingerprint import (
+    VERSION,
+    model_fingerprint,
+    require_same,
+    tokenizer_fingerprint,
+    transcoder_fingerprint,
+)
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.run import fast_attention
 from circuit_tracer.models.token_text import TokenTexts
 from circuit_tracer.text.corpus import Corpus
 from circuit_tracer.text.position import require_position
 from circuit_tracer.text.special import SpecialTokens
-from circuit_tracer.transcoders.base import Transcoders
 
 ENTRIES = 2**23  # activations of features held before they are summarised
 WORKING_FOLDER = ".build"
-SAMPLES_A_LAYER = 1024  # numbers of a layer's encoder that go into a dictionary's fingerprint
 
 Wanted = Mapping[int, np.ndarray]  # layer -> ascending indices of features
 
@@ -108,8 +112,9 @@ def _identity(
         features = f"{sum(map(len, wanted.values()))} chosen, {digest.hexdigest()[:16]}"
     return {
         "transcoders": scan if isinstance(scan, str) else scan[0],
-        "dictionary": _dictionary_fingerprint(transcoders),
+        "dictionary": transcoder_fingerprint(transcoders),
         "model": model_fingerprint(model.parts),
+        "fingerprint_version": VERSION,
         "dtypes": [model.parts.config.dtype, str(transcoders.dtype).removeprefix("torch.")],
         "tokenizer": tokenizer_fingerprint(model.tokenizer),
         "documents": corpus.documents.fingerprint(),
@@ -118,15 +123,6 @@ def _identity(
         "features": features,
         **asdict(settings),
     }
-
-
-def _dictionary_fingerprint(transcoders: Transcoders) -> str:
-    digest = hashlib.sha256(f"{transcoders.kind} {transcoders.d_transcoder}".encode())
-    for layer in range(transcoders.n_layers):
-        rows = transcoders.encoder(layer).block(0, min(8, transcoders.n_features(layer)))
-        for sample in (rows.flatten()[:SAMPLES_A_LAYER], transcoders.encoder_bias(layer)[:SAMPLES_A_LAYER]):
-            digest.update(sample.detach().to("cpu", torch.float32).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _read_corpus(

@@ -17,7 +17,6 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files.reading import open_file
-from circuit_tracer.files.structured import parse_json, read_json, shortened
+from circuit_tracer.files.structured import parse_json, shortened
 
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -103,16 +102,10 @@ class TensorFile:
         more = len(self.entries) - len(named)
         return ", ".join(named) + (f" and {more} more" if more > 0 else "") if named else "no tensors"
 
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """``cfg.json`` beside the file (sparsify, SAELens); empty when there is none."""
-        beside = self.path.parent / "cfg.json"
-        if not beside.is_file():
-            return {}
-        config = read_json(beside)
-        if not isinstance(config, dict):
-            raise FileFormatError(f"{beside} must hold a JSON object, found {type(config).__name__}.")
-        return config
+    @property
+    def paths(self) -> set[Path]:
+        """The files that the tensors lie in."""
+        return {self.path, *(entry.path for entry in self.entries.values())}
 
 
 def open_tensor_file(path: str | Path) -> TensorFile:
@@ -131,6 +124,12 @@ def join(files: Iterable[TensorFile]) -> TensorFile:
     entries: dict[str, _Entry] = {}
     metadata: dict[str, str] = {}
     for part in parts:
+        if twice := entries.keys() & part.entries.keys():
+            raise FileFormatError(f"{part.path} has {', '.join(sorted(twice))}, which {parts[0].path} has too.")
+        if other := [name for name in metadata.keys() & part.metadata.keys() if metadata[name] != part.metadata[name]]:
+            raise FileFormatError(
+                f"{part.path} and {parts[0].path} have different metadata: {', '.join(sorted(other))}."
+            )
         entries.update(part.entries)
         metadata.update(part.metadata)
     return TensorFile(parts[0].path, entries, metadata)

@@ -11,6 +11,12 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.graph.checks import require_tensors
 from circuit_tracer.graph.edges import Edges
 
+_MOST_NAMED = 8  # layers in a warning
+
+
+class ReconstructionWarning(UserWarning):
+    """The transcoders do not rebuild this model."""
+
 
 @dataclass
 class RowBalance:
@@ -59,6 +65,22 @@ class Reconstruction:
             raise InputError(
                 f"reconstruction: nmse {tuple(self.nmse.shape)} and l0 {tuple(self.l0.shape)} must both be (L,)"
             )
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell of layers with an NMSE above 1: the mean output, or none at all, would be a better reconstruction."""
+        poor = [(layer, value) for layer, value in enumerate(self.nmse.tolist()) if value > 1]
+        if not poor:
+            return None
+        named = ", ".join(f"{layer} ({value:.3g})" for layer, value in poor[:_MOST_NAMED])
+        more = f" and {len(poor) - _MOST_NAMED} more" if len(poor) > _MOST_NAMED else ""
+        return (
+            "on this prompt the transcoders rebuild the MLP output worse than its mean would: NMSE is above 1 in "
+            f"layer{'s' if len(poor) > 1 else ''} {named}{more} of {len(self.nmse)}. The graph is exact, but its features do "
+            "not explain this model here. Likely they are another dictionary (an autoencoder, another model's), stand at other "
+            "hooks than those they were trained on, or are in another scale (normalisation that was not folded in); or the "
+            "prompt is unlike all text that they were trained on"
+        )
 
     def to(self, device: str | torch.device) -> Reconstruction:
         return Reconstruction(self.nmse.to(device), self.l0.to(device))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.prompt import check_pair
+from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.errors import InputError
 from circuit_tracer.models import tokenization
 from circuit_tracer.models.chat import Message, chat_ids
@@ -20,6 +20,7 @@ from circuit_tracer.models.verify import verify
 from circuit_tracer.replacement_model.members import ModelMembers
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+from circuit_tracer.transcoders.selection import Selection
 
 if TYPE_CHECKING:
     from circuit_tracer.interventions import Freeze, Intervention
@@ -51,15 +52,30 @@ class ReplacementModel(ModelMembers):
         dtype: torch.dtype | str = torch.float32,
         lazy_encoder: bool = False,
         lazy_decoder: bool = True,
+        feature_input_hook: str | None = None,
+        feature_output_hook: str | None = None,
+        *,
+        select: str | Selection | None = None,
+        input_shift: bool | None = None,
         **kwargs: Any,
     ) -> ReplacementModel:
         """Load model and transcoders: Hugging Face ids, folders, or a GGUF file for the model.
 
-        Lazy weights stay on disk; only rows of active features are read. Keyword arguments go to transformers.
+        Lazy weights stay on disk; only rows of active features are read. The hooks are where the transcoders read and write,
+        where their files do not say; ``select`` and ``input_shift`` as in `load_transcoder_from_hub`. Keyword arguments go to
+        transformers.
         """
         target, kind = resolve_device(device), resolve_dtype(dtype)
         transcoders, _ = load_transcoder_from_hub(
-            str(transcoder_set), device=target, dtype=kind, lazy_encoder=lazy_encoder, lazy_decoder=lazy_decoder
+            str(transcoder_set),
+            device=target,
+            dtype=kind,
+            lazy_encoder=lazy_encoder,
+            lazy_decoder=lazy_decoder,
+            select=select,
+            input_shift=input_shift,
+            feature_input_hook=feature_input_hook,
+            feature_output_hook=feature_output_hook,
         )
         return cls.from_pretrained_and_transcoders(model_name, transcoders, backend, target, kind, **kwargs)
 
@@ -110,7 +126,7 @@ class ReplacementModel(ModelMembers):
                 f"backend {backend!r} is unknown; use one of {', '.join(get_args(Backend))}; they are the same here"
             )
         parts = bind(model, model_name)
-        check_pair(parts, transcoders)
+        paired(parts, transcoders)
         verify(parts)
         return cls(parts, transcoders, tokenizer, backend)
 
@@ -250,4 +266,6 @@ class ReplacementModel(ModelMembers):
     def __repr__(self) -> str:
         cfg = self.cfg
         kind = f"{self.transcoders.kind} of {self.transcoders.d_transcoder} features a layer"
+        if len(self.transcoders.layers) < cfg.n_layers:
+            kind += f" in layers {', '.join(map(str, self.transcoders.layers))}"
         return f"ReplacementModel({cfg.model_name}, {cfg.n_layers} layers, {kind}, {self.device}, {cfg.dtype})"

@@ -6,7 +6,8 @@ Letters: P positions, D d_model, F features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +209,14 @@ def activation_of(weights: LayerWeights, device: torch.device | str, dtype: torc
     if weights.k is not None:
         return TopK(weights.k, weights.nonnegative)
     if weights.threshold is not None:
-        return JumpReLU(loaded(weights.threshold, device, dtype))
+        return JumpReLU(loaded(weights.threshold, device, threshold_dtype([weights], dtype)))
     return ReLU()
+
+
+def threshold_dtype(layers: Sequence[LayerWeights], dtype: torch.dtype | None) -> torch.dtype:
+    """What thresholds are kept in: float32, or float64 if the other weights are; never less, whatever ``dtype`` is."""
+    stored = [layer.threshold.dtype for layer in layers if layer.threshold is not None]
+    return torch.promote_types(torch.float32, dtype) if dtype else reduce(torch.promote_types, stored, torch.float32)
 
 
 def loaded(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:

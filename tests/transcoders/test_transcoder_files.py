@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders import load_transcoder_from_hub
+from circuit_tracer.transcoders.formats.beside import Setting, settings_beside
 from circuit_tracer.transcoders.weight_rows import MappedRows
 from tests.support.dictionaries import uniform
 
@@ -151,9 +152,9 @@ def test_cfg_json_must_be_an_object(tmp_path):
     for text in ("[]", "{"):
         (tmp_path / "cfg.json").write_text(text)
         with pytest.raises(FileFormatError, match=r"cfg\.json"):
-            _ = open_tensor_file(tmp_path / "sae.safetensors").config
+            settings_beside(tmp_path / "sae.safetensors")
     (tmp_path / "cfg.json").write_text(json.dumps({"k": 3}))
-    assert open_tensor_file(tmp_path / "sae.safetensors").config == {"k": 3}
+    assert settings_beside(tmp_path / "sae.safetensors") == {"k": Setting(3, tmp_path / "cfg.json")}
 
 
 def test_a_configuration_that_grows_by_aliases_is_refused_at_once_and_not_printed(tmp_path):

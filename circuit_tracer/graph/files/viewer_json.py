@@ -248,6 +248,8 @@ def _metadata(
     if settings:
         metadata["generation_settings"] = settings
     metadata["pruning_settings"] = thresholds
+    if graph.provenance.get("warnings"):
+        metadata["warnings"] = graph.provenance["warnings"]
     if graph.validation is not None:
         metadata["validation"] = graph.validation.summary()
     named = {

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.transcoders.activations import Activation, TopK
 from circuit_tracer.transcoders.config import CONFIG_NAME
+from circuit_tracer.transcoders.formats.layer_file import LayerFile
 
 NATIVE_FILE = re.compile(r"(layer|W_enc|W_dec)_\d+\.safetensors")
 
 
-def native_names(kind: str, n_layers: int) -> list[str]:
-    """The names of all native files of a transcoder, layer by layer."""
+def native_names(kind: str, layers: Iterable[int]) -> list[str]:
+    """The names of all native files of a transcoder of these layers, layer by layer."""
     parts = ["layer"] if kind == "transcoder_set" else ["W_enc", "W_dec"]
-    return [f"{part}_{layer}.safetensors" for layer in range(n_layers) for part in parts]
+    return [f"{part}_{layer}.safetensors" for layer in layers for part in parts]
 
 
 def prepare_folder(folder: Path, names: list[str]) -> None:
@@ -55,6 +57,18 @@ def activation_metadata(activation: Activation) -> dict[str, str]:
     if isinstance(activation, TopK) and activation.nonnegative:
         return {"relu_before_topk": "true"}
     return {}
+
+
+def relu_before_topk(file: LayerFile, topk: bool) -> bool:
+    """What `activation_metadata` wrote; FileFormatError for any other value, or without ``topk``."""
+    said = file.note("relu_before_topk")
+    if said not in (None, "true", "false"):
+        raise FileFormatError(f"{file.path}: relu_before_topk is {said!r} in its metadata; true or false is expected.")
+    if said == "true" and not topk:
+        raise FileFormatError(
+            f"{file.path}: relu_before_topk is true in its metadata, but no k is stored. Copy it again."
+        )
+    return said == "true"
 
 
 def activation_keys(activation: Activation) -> dict[str, Any]:

@@ -69,6 +69,8 @@ function scoreTable(graph, state) {
 /** Sentences about everything that is or was wrong with the file; one that all is well otherwise. */
 function soundness(graph) {
   const findings = graph.repairs.slice();
+  if (Array.isArray(graph.metadata.warnings))
+    findings.push(...graph.metadata.warnings.filter((each) => typeof each === "string"));
   if (fromTargetsDown(graph) === null) findings.push("the links go in a circle; scores and paths cannot be computed");
   const lonely = graph.nodes.filter(
     (node) => node.kind === "target" && graph.inStart[node.index] === graph.inStart[node.index + 1],
