@@ -46,7 +46,8 @@ class HfUri(NamedTuple):
 
 def parse_hf_uri(uri: str) -> HfUri:
     """`hf://org/repo/path/to/file?revision=REV`. Raises InputError for anything else."""
-    return HfUri(*parse_hub_uri(uri))
+    found = parse_hub_uri(uri)
+    return HfUri(found.repo_id, found.path, found.revision)
 
 
 def download_hf_uri(uri: str) -> str:
