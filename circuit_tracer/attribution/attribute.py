@@ -69,6 +69,8 @@ def attribute(
     Interrupting (Ctrl-C) ends the trace with the rows computed so far and a warning. Raises CircuitTracerError for input
     that cannot be traced.
     """
+    if isinstance(prompt, Traceable):
+        raise InputError("the prompt comes first: attribute(prompt, model)")
     if batch_size < 1 or update_interval < 1 or (max_feature_nodes or 0) < 0:
         raise InputError(
             f"batch_size {batch_size} and update_interval {update_interval} must be at least 1, max_feature_nodes "
@@ -105,7 +107,7 @@ def attribute(
 
 def _left_out(ids: Tensor, model: Traceable, zero_positions: Iterable[int] | None) -> list[int]:
     if zero_positions is None:
-        return model.zero_positions(ids)
+        return model.left_out(ids)
     chosen = sorted({whole(each, "a position of zero_positions") for each in zero_positions})
     if chosen and not (chosen[0] >= 0 and chosen[-1] < len(ids)):
         raise InputError(f"zero_positions {chosen} lie outside the prompt's {len(ids)} tokens")

@@ -120,7 +120,7 @@ def test_a_graph_without_its_whole_file_is_rerun_from_its_own_tokens(served: Ser
     assert finished(served, ask(served, "/api/graphs/demo/intervene", edits))["result"] == with_file
     del document["metadata"]["digest"]
     document["nodes"] = [
-        {**node, "activation": 2 * node["activation"]} if "activation" in node else node for node in document["nodes"]
+        {**node, "activation": 2 * node["activation"]} if node["activation"] else node for node in document["nodes"]
     ]
     (graph_folder / "demo.json").write_text(json.dumps(document))
     assert "another model" in finished(served, ask(served, "/api/graphs/demo/intervene", edits))["error"]

@@ -48,7 +48,7 @@ class CleanRun:
         else:
             self.ids, self.left_out = model.ensure_tokenized(prompt), None
         if self.left_out is None:
-            self.left_out = model.zero_positions(self.ids)
+            self.left_out = model.left_out(self.ids)
         self.network = clean_network(model, self.ids, patterns)
         if isinstance(prompt, Graph):
             self._check_activations(prompt)

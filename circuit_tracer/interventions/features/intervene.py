@@ -55,7 +55,7 @@ def feature_intervention(
     """(logits (1, P, V), activations (L, P, F) or None); see `ReplacementModel.feature_intervention`."""
     ids = model.ensure_tokenized(inputs)
     check_length(model.parts, ids)
-    left_out = model.zero_positions(ids)
+    left_out = model.left_out(ids)
     settings = resolve(interventions, model.transcoders, len(ids), model.parts.device, model.parts.compute_dtype)
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
     recorder = Recorder(model.transcoders, sparse, apply_activation_function, left_out) if return_activations else None

@@ -6,18 +6,16 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.prompt import paired
-from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.models import tokenization
 from circuit_tracer.models.adapted import dequantised_copy
 from circuit_tracer.models.chat import Message, chat_ids
-from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.models.loading import load_language_model, load_tokenizer, place
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.plain import require_causal_lm
@@ -26,6 +24,7 @@ from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.text_part import auto_class, text_part
 from circuit_tracer.models.tokenization import check_tokenizer
 from circuit_tracer.models.verify import verify
+from circuit_tracer.replacement_model.members import ModelMembers
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 from circuit_tracer.transcoders.selection import Selection
@@ -33,14 +32,15 @@ from circuit_tracer.transcoders.selection import Selection
 if TYPE_CHECKING:
     from circuit_tracer.interventions import Freeze, Intervention
 
-Backend = Literal["transformerlens", "nnsight"]
+Backend = Literal["transformerlens", "nnsight", "interp_engine"]
 
 
-class ReplacementModel(Traceable):
+class ReplacementModel(ModelMembers):
     """Model, tokenizer and transcoders, checked to belong together. Build one with a `from_...` method.
 
-    The signatures are circuit-tracer's. `backend` is accepted and has no effect: there is one way of reading a model here,
-    transformers with our own hooks.
+    The signatures are circuit-tracer's. There is one way of reading a model here, transformers with our own hooks, whatever
+    `backend` says; of what circuit-tracer's backends do, it decides what `feature_intervention_generate` does when it is told
+    nothing: see there. members.py has what scripts ask of the model itself.
     """
 
     def __init__(
@@ -166,9 +166,9 @@ class ReplacementModel(Traceable):
         evaluation, with a warning. Raises UnsupportedModelError if its architecture is unknown or does not behave as the table
         says, or if its modules are more than their weights (live adapters, hooks).
         """
-        if backend not in ("transformerlens", "nnsight"):
+        if backend not in get_args(Backend):
             raise InputError(
-                f"backend {backend!r} is unknown; use 'transformerlens' or 'nnsight' (they are the same here)"
+                f"backend {backend!r} is unknown; use one of {', '.join(get_args(Backend))}; they are the same here"
             )
         require_causal_lm(model)
         if any(module.training for module in model.modules()):
@@ -246,15 +246,19 @@ class ReplacementModel(Traceable):
         sparse: bool = False,
         return_activations: bool = True,
         **generate_kwargs: Any,
-    ) -> tuple[str, Tensor, Tensor | None]:
+    ) -> tuple[str | Tensor, Tensor, Tensor | None]:
         """Generate with features set: (prompt and continuation, logits (G, V), activations (L, P + G - 1, F) or None).
 
         The first pass is that of `feature_intervention`. From then on, nothing is frozen, and interventions whose position
         is an open slice (`slice(p, None)`) hold for each new token. generate_kwargs: max_new_tokens (10), do_sample (True),
-        temperature, top_k, top_p, freq_penalty, stop_at_eos, eos_token_id.
+        temperature, top_k, top_p, freq_penalty, stop_at_eos, eos_token_id, return_type ("tokens" for ids (1, P + G)), and
+        others of `GenerationOptions`. Where the model was loaded with another `backend` than "transformerlens", what is left
+        out is as transformers' `generate` has it (20 tokens, chosen as the model's generation configuration says), and special
+        tokens stay in the text, as with circuit-tracer's nnsight.
         """
-        from circuit_tracer.interventions.steering.generate import feature_intervention_generate
+        from circuit_tracer.interventions.steering.generate import feature_intervention_generate, transformers_defaults
 
+        lens = self.backend == "transformerlens"
         return feature_intervention_generate(
             self,
             inputs,
@@ -264,7 +268,8 @@ class ReplacementModel(Traceable):
             apply_activation_function,
             sparse,
             return_activations,
-            **generate_kwargs,
+            skip_special_tokens=lens,
+            **({} if lens else transformers_defaults(self)) | generate_kwargs,
         )
 
     def setup_intervention_with_freeze(
@@ -291,11 +296,6 @@ class ReplacementModel(Traceable):
         return self.parts.model
 
     @property
-    def cfg(self) -> ModelConfig:
-        """Sizes and names."""
-        return self.parts.config
-
-    @property
     def feature_input_hook(self) -> str:
         """Where the transcoders read."""
         return self.transcoders.feature_input_hook
@@ -314,11 +314,6 @@ class ReplacementModel(Traceable):
     def scan(self) -> str | list[str] | None:
         """Name of the transcoder set."""
         return self.transcoders.scan
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model's weights live."""
-        return self.parts.device
 
     def __repr__(self) -> str:
         cfg = self.cfg
