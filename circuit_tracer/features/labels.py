@@ -70,9 +70,9 @@ def write_labels(folder: str | Path, labels: Mapping[Place, Label]) -> Path:
         layers[str(layer)][str(index)] = {name: value for name, value in known.items() if value is not None}
     # a line a feature, for people who compare two files
     parts = [f'"{DIGEST}":"{digest_of(as_written(layers))}"']
-    for number, row in layers.items():
-        lines = ",\n".join(f'"{index}":{json.dumps(told, ensure_ascii=False)}' for index, told in row.items())
-        parts.append(f'"{number}":{{\n{lines}}}')
+    for depth, row in layers.items():
+        lines = ",\n".join(f'"{feature}":{json.dumps(told, ensure_ascii=False)}' for feature, told in row.items())
+        parts.append(f'"{depth}":{{\n{lines}}}')
     path, text = Path(folder) / LABELS, ",\n".join(parts)
     with atomic_write(path) as temporary:
         temporary.write_text(f"{{{text}}}\n", encoding="utf-8", errors="replace")

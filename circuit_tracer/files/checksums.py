@@ -59,8 +59,7 @@ def write_tensors(
     data = {key: _bytes_of(tensor) for key, tensor in plain.items()}
     described = {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in plain.items()}
     checksums = b"".join(_checksums(each).tobytes() for each in data.values())
-    kept = {key: value for key, value in (metadata or {}).items() if key != HEADER_DIGEST}
-    kept |= {FILE_NAME: name or path.name, CHECKSUMS: base64.b64encode(checksums).decode()}
+    kept = {**(metadata or {}), FILE_NAME: name or path.name, CHECKSUMS: base64.b64encode(checksums).decode()}
     header: dict[str, Any] = {"__metadata__": {**kept, HEADER_DIGEST: _header_digest(described, kept)}}
     # the largest numbers first, so that all are aligned
     order = sorted(plain, key=lambda key: (-plain[key].element_size(), key))
@@ -95,6 +94,11 @@ def opened(path: Path, described: Described, metadata: Mapping[str, str]) -> dic
         raise _damaged(path, f"it has {len(packed)} checksums for {sum(sizes.values())} blocks")
     parts = np.split(packed, np.cumsum(list(sizes.values()))[:-1]) if sizes else []
     return {name: Blocks(path, name, part) for name, part in zip(sizes, parts, strict=True)}
+
+
+def plain_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """What was given to `write_tensors`."""
+    return {key: value for key, value in metadata.items() if key not in (CHECKSUMS, HEADER_DIGEST, FILE_NAME)}
 
 
 class Blocks:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, InputError
-from circuit_tracer.files.checksums import DTYPES, HEADER_DIGEST, Blocks, attach, opened, verified
+from circuit_tracer.files.checksums import DTYPES, HEADER_DIGEST, Blocks, attach, opened, plain_metadata, verified
 from circuit_tracer.files.reading import open_file
 from circuit_tracer.files.structured import parse_json, shortened
 
@@ -57,11 +57,15 @@ class _Entry:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """The tensors of one file, or of several that belong to one layer (see `join`)."""
+    """The tensors of one file, or of several that belong to one layer (see `join`).
+
+    metadata: what the file says besides. digest: of the header of one file that has checksums; it covers all else.
+    """
 
     path: Path
     entries: dict[str, _Entry]
     metadata: dict[str, str] = field(default_factory=dict)
+    digest: str | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -70,11 +74,6 @@ class TensorFile:
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
-
-    @property
-    def digest(self) -> str | None:
-        """Digest of the file's header, which holds the checksums of all else; None for a file without."""
-        return self.metadata.get(HEADER_DIGEST)
 
     def read(self, name: str) -> Tensor:
         """Tensor ``name`` as a copy in memory, compared with its checksums."""
@@ -195,7 +194,8 @@ def _open_safetensors(path: Path, file: BinaryIO) -> TensorFile:
         raise FileFormatError(f"{path} {what}: its tensors need {end} bytes, the file has {size}. Copy it again.")
     blocks = opened(path, {name: (entry.dtype, entry.shape) for name, entry in entries.items()}, metadata)
     entries = {name: replace(entry, blocks=blocks.get(name)) for name, entry in entries.items()}
-    return TensorFile(path, entries, metadata)
+    digest = metadata.get(HEADER_DIGEST)
+    return TensorFile(path, entries, metadata if digest is None else plain_metadata(metadata), digest)
 
 
 def _safetensors_entry(path: Path, name: str, item: Any, data_start: int) -> _Entry:

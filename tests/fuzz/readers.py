@@ -25,7 +25,6 @@ from circuit_tracer.features.folder import MANIFEST, FeatureFolder, write_index,
 from circuit_tracer.features.labels import Label, describe, load_labels, write_labels
 from circuit_tracer.features.summary import BINS, Examples, Keep, LayerSummary
 from circuit_tracer.files import read_bytes, read_json
-from circuit_tracer.files.checksums import CHECKSUMS, FILE_NAME, HEADER_DIGEST
 from circuit_tracer.files.digests import sealed, write_sealed
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.graph import Graph
@@ -389,7 +388,7 @@ _DIGEST = re.compile(
 
 def _without_checksums(path: Path) -> None:
     file = open_tensor_file(path)
-    kept = {name: text for name, text in file.metadata.items() if name not in (CHECKSUMS, HEADER_DIGEST, FILE_NAME)}
+    kept = dict(file.metadata)
     if HEADER_KEY in kept:  # only files of the first version may lack them
         kept[HEADER_KEY] = kept[HEADER_KEY].replace(f'"version": {VERSION}', '"version": 1', 1)
     save_file({name: file.read(name) for name in file.entries}, path, kept)
