@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(WRITTEN), default=list(WRITTEN))
     parser.add_argument("--results", default="bit_flips.json")
     args = parser.parse_args()
-    rows = {}
+    conditions, rows = describe(), {}
     for kind in args.only:
         with tempfile.TemporaryDirectory() as folder:
             WRITTEN[kind].make(Path(folder))
@@ -76,7 +76,7 @@ def main() -> None:
         print(f"{kind:40}", *(f"{name} {count:5}" for name, count in rows[kind].items()), flush=True)
         for outcome, where in [each for each in found if each[0] not in ("detected", "harmless")][:5]:
             print(f"    {outcome}: {where}", flush=True)
-    write_results(RESULTS / args.results, {**describe(), "files": rows})
+    write_results(RESULTS / args.results, {**conditions, "files": rows})
 
 
 if __name__ == "__main__":
