@@ -44,6 +44,7 @@ SMALL = ("smollm2-hf", "clt-256", "plt-256", "plt-256-skip")
 
 CPU = (
     Benchmark("startup", "tracing.startup", "--peer {WORK}/peer", ("peer",), 0.5),
+    Benchmark("upstream", "upstream", "--peer {WORK}/peer", ("peer",), 1),
     Benchmark(
         "agreement",
         "agreement",
@@ -74,6 +75,7 @@ CPU = (
         30,
     ),
     Benchmark("kernels", "kernels.speed", "", (), 5),
+    Benchmark("threads", "threads", "--results threads.json", (), 1),
     Benchmark("ground-truth", "faithfulness.ground_truth", "", (), 5),
     Benchmark("validation", "faithfulness.validation", "--demo", (), 10),
     Benchmark(

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sizes": {"errors"},
     "neuronpedia": {"errors", "http"},
     "kernels": {"errors"},  # stands alone, so that each kernel is tested by itself
-    "models": {"arguments", "errors", "kernels"},
+    "models": {"arguments", "errors", "files", "kernels"},
     "text": {"errors", "files", "models"},
     "transcoders": {"errors", "files", "kernels"},
     "fingerprint": {"errors", "files", "models", "text", "transcoders"},
@@ -85,6 +85,7 @@ LATE_LIBRARIES = {
     "importlib.metadata": "for a version, in a package that loads nothing by itself",
     "matplotlib": "an extra",
     "networkx": "0.5 s",
+    "peft": "needed for adapters alone, and not installed everywhere",
     "pyarrow": "an extra",
     "pydantic": "0.1 s, needed for the report of a validated graph alone",
     "rich": "needed where progress is shown",
@@ -120,7 +121,6 @@ PARSES = {
     "cli.upload": "JSON that was made a line before",
     "demo": "the package's own file",
     "fingerprint": "JSON that was made in the same line",
-    "transcoders.formats.refused": "names of the tensors in a pickle that is refused, without their data",
     "viewer.document": "JSON that was made a line before",
 }
 
@@ -290,7 +290,7 @@ def test_functions_import_what_is_slow_and_nothing_else() -> None:
 
 def test_hooks_are_registered_in_one_file() -> None:
     """Whoever reads or writes a place of a running model asks models/run.py for it."""
-    call = re.compile(r"\.register_\w*hook\(")
+    call = re.compile(r"\.register_\w*hook\(|\._forward_(pre_)?hooks\b(?!\.values)")
     found = [
         f"{path.relative_to(ROOT)}:{number} {line.strip()}"
         for module, path in modules().items()

@@ -21,11 +21,13 @@ from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.models import tokenization
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.ranks import Ranks
 from circuit_tracer.sizes import parse_bytes
 
 
 @typed
+@plain_torch()
 def attribute(
     prompt: tokenization.Prompt,
     model: Traceable,
@@ -53,8 +55,8 @@ def attribute(
     max_feature_nodes: how many features get a row of their own, chosen by exact influence; None or 0: all active ones.
     batch_size: most rows in flight; neither it nor `update_interval` (kept for scripts written for circuit-tracer) changes the
     result. offload: do not keep decoder rows in memory; they are read again from the transcoder's files.
-    zero_positions: positions without features and errors; None for circuit-tracer's rule (position 0; the chat prefix for
-    Gemma 3 instruction-tuned models). progress: called with (stage, done, total); `verbose` draws a bar.
+    zero_positions: positions without features and errors; None for circuit-tracer's rule (position 0; the chat
+    prefix of a Gemma 3 prompt that begins with it). progress: called with (stage, done, total); `verbose` draws a bar.
     memory: what this process may hold in all, libraries and model included, in bytes or as text such as "16GB"; None: what is
     free. The trace is planned to fit (plan.py); a budget changes how it is done, never what comes out.
     keep_edge_mass: share of each row's mass that its edges keep; the smallest go, and what they carried is counted as
@@ -67,6 +69,8 @@ def attribute(
     Interrupting (Ctrl-C) ends the trace with the rows computed so far and a warning. Raises CircuitTracerError for input
     that cannot be traced.
     """
+    if isinstance(prompt, Traceable):
+        raise InputError("the prompt comes first: attribute(prompt, model)")
     if batch_size < 1 or update_interval < 1 or (max_feature_nodes or 0) < 0:
         raise InputError(
             f"batch_size {batch_size} and update_interval {update_interval} must be at least 1, max_feature_nodes "
@@ -103,7 +107,7 @@ def attribute(
 
 def _left_out(ids: Tensor, model: Traceable, zero_positions: Iterable[int] | None) -> list[int]:
     if zero_positions is None:
-        return tokenization.zero_positions(ids, model.parts.config.model_name)
+        return model.left_out(ids)
     chosen = sorted({whole(each, "a position of zero_positions") for each in zero_positions})
     if chosen and not (chosen[0] >= 0 and chosen[-1] < len(ids)):
         raise InputError(f"zero_positions {chosen} lie outside the prompt's {len(ids)} tokens")

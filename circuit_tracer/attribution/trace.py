@@ -135,10 +135,11 @@ def _within(graph: Graph, max_residual: float | None) -> Graph:
         "Load the model in a dtype of higher precision (float64 always holds), with torch's float32 matmul precision at "
         "'highest', and trace again; max_residual (--max-residual) lets through what you must have.",
     )
-    try:
-        graph.require_balance()
-    except NumericalError:
-        graph.provenance["residual_allowed"] = graph.residual
+    if max_residual is not None:
+        try:
+            graph.require_balance()
+        except NumericalError:
+            graph.provenance["residual_allowed"] = graph.residual
     return graph
 
 

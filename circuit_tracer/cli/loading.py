@@ -66,6 +66,12 @@ class ModelOptions:
             "-m", "--model", help="Hugging Face id, folder or .gguf file; default: what the transcoders name."
         ),
     ] = None
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            "--revision", help="Branch, tag or commit of the model on the hub; -m org/name@revision says it too."
+        ),
+    ] = None
     demo: Annotated[
         bool, typer.Option("--demo", help="Use the small model and transcoder that ship with the package.")
     ] = False
@@ -105,6 +111,8 @@ class ModelOptions:
             raise InputError(
                 "the demo's transcoder has its hooks; leave --feature-input-hook and --feature-output-hook out"
             )
+        if self.demo and self.revision is not None:
+            raise InputError("the demo's model ships with the package and has no --revision; leave it out")
         if self.demo and self.device not in (None, "cpu"):
             raise InputError(f"the demo's model is small and runs on the cpu; leave --device {self.device} out")
 
@@ -162,7 +170,8 @@ class ModelOptions:
         device, dtype = self.place()
         transcoders, config = self.dictionary(self.transcoders)
         load = ReplacementModel.from_pretrained_and_transcoders
-        model = load(self.model_name(config), transcoders, device=device, dtype=dtype)
+        name = self.model_name(config)
+        model = load(name, transcoders, device=device, dtype=dtype, revision=self.revision)
         model.prepend_bos = self.bos
         return model
 

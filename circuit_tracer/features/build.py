@@ -40,6 +40,7 @@ from circuit_tracer.fingerprint import (
 )
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.run import fast_attention
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.token_text import TokenTexts
 from circuit_tracer.text.corpus import Corpus
 from circuit_tracer.text.position import require_position
@@ -67,6 +68,7 @@ class BuildSettings:
     batch_tokens: int = 4096
 
 
+@plain_torch()
 def build_features(
     model: Traceable,
     corpus: Corpus,

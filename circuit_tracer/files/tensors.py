@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -148,11 +149,8 @@ def _map_tensor(entry: _Entry) -> Tensor:
         raise InputError(f"cannot read {entry.path}: {error}. It was there when it was opened.") from error
     if entry.start + _bytes(entry) > len(mapped):
         raise FileFormatError(f"{entry.path} became shorter after it was opened. Copy it again.")
-    with warnings.catch_warnings():
-        # torch warns that the buffer is read-only; that is the point: a private writable mapping of a file larger
-        # than memory would be refused by the operating system.
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        flat = torch.frombuffer(mapped, dtype=entry.dtype, count=count, offset=entry.start)
+    _hear_that_it_is_read_only()
+    flat = torch.frombuffer(mapped, dtype=entry.dtype, count=count, offset=entry.start)
     if entry.blocks is not None:
         attach(flat, entry.blocks, memoryview(mapped)[entry.start : entry.start + _bytes(entry)])
     if entry.fortran:
@@ -333,3 +331,13 @@ _OPENERS = {".npz": _open_npz, ".npy": _open_npy}
 
 def _first(error: Exception) -> str:
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+
+
+@cache
+def _hear_that_it_is_read_only() -> None:
+    """torch warns once a process that a buffer is read-only, which is the point: a private writable mapping of a file larger
+    than memory would be refused by the operating system. Filters of warnings belong to all threads: they are touched once.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        torch.frombuffer(b"\0", dtype=torch.uint8)

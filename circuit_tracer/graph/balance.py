@@ -6,7 +6,7 @@ before it hands it out: NumericalError, naming the worst row, for a graph that b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -79,11 +79,6 @@ class RowBalance:
             f"{allowed:.0e}{'' if allowed > promised else f' for a model in {dtype or edges.weight.dtype}'}. "
             f"{int(broken.sum())} of {int((edges.row_ptr.diff() > 0).sum())} rows are above. {remedy}".rstrip()
         )
-
-    def for_edges(self, old: Edges, new: Edges) -> RowBalance:
-        """The balance once `new` edges stand for the `old` ones: what each row lost, or gained, counts as unselected."""
-        lost = old.row_sum(old.weight) - new.row_sum(new.weight)
-        return replace(self, unselected=self.unselected + lost.to(self.unselected))
 
     def to(self, device: str | torch.device) -> RowBalance:
         return RowBalance(*(getattr(self, field.name).to(device) for field in fields(self)))

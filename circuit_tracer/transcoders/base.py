@@ -271,10 +271,36 @@ class Transcoders(LazyModule):
         return y_LPD + self._skip(input_acts).to(y_LPD)
 
     def decode(self, features: Tensor, input_acts: Tensor | None = None) -> Tensor:
-        """Reconstruction (L, P, D) of activations (L, P, F), dense or sparse; ``input_acts`` (L, P, D) feed
-        the skip."""
+        """Reconstruction (L, P, D) of activations (L, P, F), dense or sparse; with a skip connection ``input_acts`` (L, P, D)
+        are needed.
+        """
+        if self.skip_connection and input_acts is None:
+            raise InputError("these transcoders have a skip connection: decode needs input_acts (L, P, D).")
         position, layer, _, rows, _ = self.select_decoder_vectors(features)
         return self.compute_reconstruction(position, layer, rows, input_acts, n_pos=features.shape[1])
+
+    @torch.no_grad()
+    def compute_attribution_components(self, inputs: Tensor, zero_positions: slice = slice(0, 1)) -> dict[str, Tensor]:
+        """Of inputs (L, P, D): the sparse activation_matrix (L, P, F), the reconstruction (L, P, D), encoder_vecs (N, D) and
+        decoder_vecs (M, D) of the active features, the encoder_to_decoder_map (M,) and decoder_locations (2, M), which are
+        layer and position.
+        """
+        features, encoders = self.encode_sparse(inputs, zero_positions)
+        position, layer, _, decoders, source = self.select_decoder_vectors(features)
+        return {
+            "activation_matrix": features,
+            "reconstruction": self.compute_reconstruction(position, layer, decoders, inputs),
+            "encoder_vecs": encoders,
+            "decoder_vecs": decoders,
+            "encoder_to_decoder_map": source,
+            "decoder_locations": torch.stack((layer, position)),
+        }
+
+    def _get_decoder_vectors(self, layer_id: int, feat_ids: Any = None) -> Tensor:
+        """Decoder rows of some features (all, if None): (n, T, D), or (n, D) of a per-layer set."""
+        every = torch.arange(self.n_features(layer_id))
+        rows = self.decoder_rows(layer_id, every if feat_ids is None else torch.as_tensor(feat_ids))
+        return rows if self.kind == "cross_layer_transcoder" else rows[:, 0]
 
     def compute_skip(self, layer_id: int, inputs: Tensor) -> Tensor:
         """inputs @ S of one layer; InputError when there is no skip connection."""

@@ -205,12 +205,6 @@ class CrossLayerTranscoder(Transcoders):
         function = self.activation_function
         return function.layer(layer) if isinstance(function, JumpReLU) else function
 
-    def decode(self, features: Tensor, input_acts: Tensor | None = None) -> Tensor:
-        """Reconstruction (L, P, D) of activations (L, P, F); with a skip connection ``input_acts`` are needed."""
-        if self.skip_connection and input_acts is None:
-            raise InputError("this CLT has a skip connection: decode needs input_acts (L, P, D).")
-        return super().decode(features, input_acts)
-
     def to_safetensors(self, save_path: str | Path) -> None:
         from circuit_tracer.transcoders.formats import native_clt
 

@@ -163,20 +163,29 @@ class SingleLayerTranscoder(LazyModule):
         sparse = torch.sparse_coo_tensor(where, value[keep], shape, is_coalesced=True, check_invariants=True)
         return sparse, self.encoder.rows(index[keep])
 
-    def decode(self, acts: Tensor) -> Tensor:
-        """acts @ W_dec + b_dec, without the skip (see `compute_skip`), for dense activations (..., F)."""
+    def _get_decoder_vectors(self, feat_ids: Any = None) -> Tensor:
+        """Decoder rows (n, D) of some features (all, if None)."""
+        return self.decoder.whole() if feat_ids is None else self.decoder.rows(torch.as_tensor(feat_ids))
+
+    def decode(self, acts: Tensor, input_acts: Tensor | None = None) -> Tensor:
+        """acts @ W_dec + b_dec for activations (..., F), and the skip, if there is one and its inputs (..., D) are given."""
         decoder = self.decoder.block(0, self.d_transcoder)
         dtype = torch.promote_types(acts.dtype, decoder.dtype)
-        return acts.to(dtype) @ decoder.to(dtype) + self.b_dec.to(dtype)
+        return self._with_skip(acts.to(dtype) @ decoder.to(dtype) + self.b_dec.to(dtype), input_acts)
 
     @torch.no_grad()
-    def decode_sparse(self, sparse_acts: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction (P, D) without the skip, and scaled decoder rows (n, D), of sparse activations (P, F)."""
+    def decode_sparse(self, sparse_acts: Tensor, input_acts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reconstruction (P, D), as `decode`, and scaled decoder rows (n, D), of sparse activations (P, F)."""
         sparse_acts = sparse_acts.coalesce()
         position, index = sparse_acts.indices()
         rows = self.decoder.rows(index) * sparse_acts.values()[:, None]
         reconstruction = rows.new_zeros(sparse_acts.shape[0], self.d_model).index_add_(0, position, rows)
-        return reconstruction + self.b_dec.to(rows), rows
+        return self._with_skip(reconstruction + self.b_dec.to(rows), input_acts), rows
+
+    def _with_skip(self, decoded: Tensor, input_acts: Tensor | None) -> Tensor:
+        if input_acts is None or self.W_skip is None:
+            return decoded
+        return decoded + self.compute_skip(input_acts).to(decoded)
 
     def compute_skip(self, input_acts: Tensor) -> Tensor:
         """input_acts @ W_skip.T; InputError when there is no skip connection."""
@@ -187,8 +196,7 @@ class SingleLayerTranscoder(LazyModule):
 
     def forward(self, input_acts: Tensor) -> Tensor:
         """The transcoder's MLP output (..., D), skip included."""
-        decoded = self.decode(self.encode(input_acts))
-        return decoded if self.W_skip is None else decoded + self.compute_skip(input_acts)
+        return self.decode(self.encode(input_acts), input_acts)
 
     def to_safetensors(self, save_path: str | Path) -> None:
         """Write the native per-layer file ``save_path`` (`layer_{i}.safetensors` in a set)."""

@@ -123,10 +123,23 @@ class TranscoderSet(Transcoders):
     def activation(self, layer: int) -> Activation:
         return self[layer].activation_function
 
-    def to_safetensors(self, save_path: str | Path) -> None:
+    def to_safetensors(self, save_dir: str | Path) -> None:
         from circuit_tracer.transcoders.formats import native_plt
 
-        native_plt.write(self, Path(save_path))
+        native_plt.write(self, Path(save_dir))
+
+    # circuit-tracer names these arguments otherwise than those of a cross-layer transcoder.
+
+    def encode(self, input_acts: Tensor) -> Tensor:
+        return super().encode(input_acts)
+
+    def decode(self, acts: Tensor, input_acts: Tensor | None = None) -> Tensor:
+        return super().decode(acts, input_acts)
+
+    def compute_attribution_components(
+        self, mlp_inputs: Tensor, zero_positions: slice = slice(0, 1)
+    ) -> dict[str, Tensor]:
+        return super().compute_attribution_components(mlp_inputs, zero_positions)
 
 
 def require_layers(layers: Mapping[int, object], n_layers: int | None = None) -> tuple[int, ...]:

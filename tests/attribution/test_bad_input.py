@@ -71,7 +71,6 @@ TARGETS: dict[str, tuple[Any, str]] = {
     "matrix": ([CustomTarget("x", 1.0, VECTOR[None])], r"'x'.*\(16,\).*\(1, 16\)"),
     "vector with NaN": ([CustomTarget("x", 1.0, VECTOR * float("nan"))], "'x'.*finite"),
     "vector of zeros": ([CustomTarget("x", 1.0, VECTOR * 0)], "'x'.*not zero"),
-    "weight 0": ([CustomTarget("x", 0.0, VECTOR)], "weight must be finite and not zero, got 0"),
     "weight NaN": ([CustomTarget("x", float("nan"), VECTOR)], "weight is nan; expected a finite"),
     "weight infinite": ([LogitDifference(1, 2, float("inf"))], "weight is inf; expected a finite"),
     "difference with an unknown id": ([LogitDifference(1, 470)], r"470 .*0\.\.46"),

@@ -29,6 +29,7 @@ OPENING = {
 NAMES = (
     "-t",
     "-m",
+    "--revision",
     "--demo",
     "--device",
     "--dtype",
@@ -46,6 +47,7 @@ NAMES = (
         ((), "name the transcoders with -t, or use --demo for the model that ships with the package (not both)"),
         (("-t", "T", "--demo"), "(not both)"),
         (("--demo", "-m", "M"), "--demo brings its own model"),
+        (("--demo", "--revision", "v1"), "leave it out"),
         (("--demo", "--device", "cuda"), "leave --device cuda out"),
         (("--demo", "--feature-input-hook", "mlp.hook_in"), "the demo's transcoder has its hooks"),
         (("-t", "./nowhere", "--device", "abacus"), "device 'abacus'"),
@@ -102,3 +104,25 @@ def test_hooks_that_files_do_not_say_can_be_given(folders: Folders, tmp_path: Pa
         FileFormatError, match=r"config.yaml says feature_input_hook = 'hook_resid_mid', the argument says"
     ):
         ModelOptions(folders.transcoder, device="cpu", feature_input_hook="mlp.hook_in").open()
+
+
+@pytest.mark.parametrize(
+    "options", [("-m", "nobody/none@step1000"), ("-m", "nobody/none", "--revision", "step1000")], ids=" ".join
+)
+def test_a_revision_of_the_model_is_asked_for(
+    run: Run, folders: Folders, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    import transformers
+
+    asked: list[tuple[str, str | None]] = []
+
+    def from_pretrained(name: str, **given: str | None) -> None:
+        asked.append((name, given.get("revision")))
+        raise OSError("offline")
+
+    monkeypatch.setattr("transformers.utils.peft_utils.find_adapter_config_file", lambda *_, **__: None)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_pretrained)
+    outcome = run("attribute", "-t", folders.transcoder, *options, "-p", "x", "--json")
+    assert outcome.code == 2
+    assert "no language model at 'nobody/none" in outcome.err
+    assert asked == [("nobody/none", "step1000")]

@@ -60,7 +60,7 @@ def test_activations_of_another_prompt(folders: Folders) -> None:
         (("--set", "0/3=5", "--stream", "--json"), "choose one"),
         (("--direction", "way"), "LAYER:FILE=STRENGTH"),
         (("--direction", "1:nowhere.safetensors=2"), "no such file"),
-        (("--set", "0/3=5", "--max-new-tokens", "100"), "context length is 64"),
+        (("--set", "0/3=5", "--max-new-tokens", "100"), "context of 64"),
         (("--scale", "0/3@0=5"), "0 times anything is 0"),
     ],
 )

@@ -48,6 +48,7 @@ from tests.support.data_cases import batches, config, stream, texts, write_jsonl
 from tests.support.dictionaries import random_clt, random_set, uniform
 from tests.support.graph_cases import random_graph, random_validation
 from tests.support.loop_cases import Run, tensors
+from tests.support.transcoder_layouts import LAYOUTS, Layout
 
 HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out"}
 L, F, D = 2, 7, 5
@@ -160,8 +161,19 @@ def _write_saelens(folder: Path) -> None:
         (path / "cfg.json").write_text(json.dumps({"architecture": "jumprelu_transcoder", "d_in": D, "d_sae": F}))
 
 
-def _dictionary(folder: Path) -> Any:
-    hooks = {} if (folder / "config.yaml").is_file() else HOOKS
+def _published(name: str) -> Reader:
+    layout = LAYOUTS[name]
+    return Reader(name, lambda folder: _written(layout, folder), lambda folder: _dictionary(folder, layout.hooks))
+
+
+def _written(layout: Layout, folder: Path) -> None:
+    torch.manual_seed(0)
+    layout.write(folder)
+
+
+def _dictionary(folder: Path, hooks: dict[str, str] | None = None) -> Any:
+    if hooks is None:
+        hooks = {} if (folder / "config.yaml").is_file() else HOOKS
     loaded, _ = load_transcoder_from_hub(folder, **hooks)
     x = torch.linspace(-1, 1, loaded.n_layers * 3 * loaded.d_model).reshape(loaded.n_layers, 3, loaded.d_model)
     return loaded.scan, loaded.kind, loaded(x.to(loaded.dtype))
@@ -398,6 +410,11 @@ READERS: tuple[Reader, ...] = (
     Reader("npz, packed", lambda folder: _write_npz(folder, pack=True), _dictionary, sealed=True),
     Reader("sparsify", _write_sparsify, _dictionary),
     Reader("SAELens", _write_saelens, _dictionary),
+    _published("clt-training"),
+    _published("clt-training-cross-layer"),
+    _published("open-moss"),
+    _published("clt-forge"),
+    _published("crosslayer-coding"),
     Reader("features", _write_features, _features),
     _bare(Reader("labels", _write_labels, load_labels)),
     Reader("fetched labels", _write_fetched, lambda folder: neuronpedia_labels._read(folder / "0-set.json")),

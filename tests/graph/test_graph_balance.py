@@ -72,14 +72,3 @@ def test_a_trace_hands_out_no_graph_beyond_the_promise_unless_it_is_asked_to(mon
 def test_what_is_no_residual_is_refused(value: float) -> None:
     with pytest.raises(InputError, match="max_residual"):
         attribute(IDS, build(CASE), max_residual=value)
-
-
-def test_what_an_edit_takes_from_a_row_is_counted_as_unselected() -> None:
-    graph = random_graph()
-    assert graph.balance is not None
-    before, matrix = graph.balance.unselected.clone(), graph.adjacency_matrix
-    taken = matrix[:, 0].double().clone()
-    matrix[:, 0] = 0
-    graph.adjacency_matrix = matrix
-    torch.testing.assert_close(graph.balance.unselected - before, taken)
-    graph.require_balance()

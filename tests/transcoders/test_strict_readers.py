@@ -155,6 +155,19 @@ def test_no_file_of_weights_is_ignored(written, tmp_path):
             computed(layout, changed)
 
 
+@pytest.mark.parametrize(
+    "name", ["cfg.yaml", "sae_cfg.json", "hparams.yml", "norms.json", "metadata.json", "{stem}.json"]
+)
+def test_no_file_of_settings_is_ignored(tmp_path, name):
+    layout = LAYOUTS["gemma-scope-1"]
+    layout.write(tmp_path)
+    (tmp_path / name.format(stem="layer_0")).write_text('{"input_scale": 2.0}')
+    with pytest.raises(FileFormatError, match=r"keys input_scale = 2\.0"):
+        computed(layout, tmp_path)
+    (tmp_path / name.format(stem="layer_0")).write_text('{"dtype": "float32"}')
+    computed(layout, tmp_path)
+
+
 def test_harmless_values_pass_and_others_do_not(tmp_path):
     layout = LAYOUTS["saelens"]
     layout.write(tmp_path)

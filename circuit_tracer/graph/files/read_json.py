@@ -180,7 +180,8 @@ def _add_nodes(
         extra: dict[str, Any] = {"kind": kind, "layer": layer, "position": position}
         if paired and kind == "feature":
             extra["index"] = cantor_unpair(_whole(node["feature"]))[1]
-        graph.add_node(name, **{**node, "node_id": name, **extra})
+        known = {field: value for field, value in node.items() if value is not None}
+        graph.add_node(name, **{**known, "node_id": name, **extra})
     if renamed:
         repairs.append(f"{len(renamed)} error nodes had ids of the old form 0_layer_position")
     return renamed

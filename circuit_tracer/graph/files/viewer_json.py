@@ -31,7 +31,7 @@ from circuit_tracer.graph.scores import graph_scores
 
 Labels = Mapping[str, str] | Mapping[tuple[int, int], str]
 
-_FEATURE_TYPES = {
+FEATURE_TYPES = {
     NodeKind.FEATURE: "cross layer transcoder",
     NodeKind.ERROR: "mlp reconstruction error",
     NodeKind.TOKEN: "embedding",
@@ -157,7 +157,7 @@ def viewer_json(
     ids = node_ids(graph, which)
     by_any = dict[Any, str]((labels or {}).items())
     by_any.update(view.labels)
-    nodes = _node_dicts(graph, which, ids, pruned.cumulative_scores, by_any)
+    nodes = node_dicts(graph, which, ids, pruned.cumulative_scores, by_any)
     place = torch.cumsum(present, 0) - 1
     names = np.array(ids, dtype=object)
     sources = names[place[link_source].cpu().numpy()].tolist()
@@ -236,9 +236,8 @@ def _metadata(
         "prompt_tokens": tokens,
         "prompt": graph.input_string,
         "node_threshold": thresholds["node_threshold"],
+        "transcoder_list": scan if isinstance(scan, list) else [],
     }
-    if isinstance(scan, list):
-        metadata["transcoder_list"] = scan
     if feature_details:
         metadata["feature_details"] = dict(feature_details)
     if "feature_json_base_url" not in feature_details:
@@ -271,9 +270,10 @@ def _generator() -> dict[str, str]:
         return {"name": "circuit-tracing"}
 
 
-def _node_dicts(
+def node_dicts(
     graph: Graph, which: torch.Tensor, ids: list[str], ranks: torch.Tensor, by_any: dict[Any, str]
 ) -> list[dict[str, Any]]:
+    """The nodes in ``which`` as viewers read them; ids: their names, ranks: (N,), by_any: labels by name or (layer, index)."""
     nodes = graph.nodes
     columns = (nodes.kind, nodes.layer, nodes.position, nodes.feature)
     influence = _shortest(ranks[which].clamp(max=1.0).cpu().numpy())
@@ -287,13 +287,15 @@ def _node_dicts(
             "feature": feature,
             "layer": str(layer),
             "ctx_idx": position,
-            "feature_type": _FEATURE_TYPES[kind],
+            "feature_type": FEATURE_TYPES[kind],
             "jsNodeId": name,
             "clerp": by_any.get(name, ""),
             "token_prob": 0.0,
             "is_target_logit": False,
             "run_idx": 0,
             "reverse_ctx_idx": 0,
+            "influence": None,
+            "activation": None,
         }
         if kind == NodeKind.TARGET:
             row.update(_target_fields(graph, order - nodes.layout.target_start))

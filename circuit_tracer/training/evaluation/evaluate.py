@@ -23,6 +23,7 @@ from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.models.model_pass import Points
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import fast_attention
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.training.evaluation.activations import Activations, ModelActivations
 from circuit_tracer.training.evaluation.graphs import score_graphs
 from circuit_tracer.training.evaluation.passes import StandIn
@@ -38,6 +39,7 @@ DICTIONARY, RANDOM, PER_LAYER = "dictionary", "random", "per_layer"  # keys of E
 ZERO, MEAN = "zero", "mean"  # keys of Evaluation.ablations
 
 
+@plain_torch()
 @torch.no_grad()
 def evaluate(
     parts: ModelParts,

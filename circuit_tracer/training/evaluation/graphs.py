@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.graph.balance import ReconstructionWarning
 from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.training.evaluation.results import GraphScore
@@ -40,7 +40,7 @@ def _score(model: Traceable, prompt: str, max_feature_nodes: int | None) -> Grap
                 "ignore", ReconstructionWarning
             )  # NMSE is part of the evaluation, and random baselines are bad
             graph = attribute(prompt, model, max_feature_nodes=max_feature_nodes)
-    except InputError as error:
+    except (InputError, NumericalError) as error:
         return GraphScore(prompt, problem=str(error))
     scores = graph_scores(graph, count_unselected=True)
     return GraphScore(

@@ -52,17 +52,17 @@ class Reconstructions:
 
 @dataclass(frozen=True)
 class Constant:
-    """The same vector at every token, in ``layers``: ablation."""
+    """The same vector at every token, in ``layers`` (None: in all): ablation."""
 
     mean_LD: Tensor
-    layers: tuple[int, ...]
+    layers: tuple[int, ...] | None = None
 
     def read(self, layer: int, x_ND: Tensor) -> None:
         """Nothing to learn from it."""
 
     def write(self, layer: int, y_ND: Tensor) -> Tensor:
         """The layer's vector, N times."""
-        if layer not in self.layers:
+        if self.layers is not None and layer not in self.layers:
             return y_ND
         return self.mean_LD[layer].to(y_ND).expand_as(y_ND)
 

@@ -21,6 +21,7 @@ from circuit_tracer.files import atomic_write, require_writable_folder, shortene
 from circuit_tracer.fingerprint import model_fingerprint
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.verify import verify
 from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
@@ -55,6 +56,7 @@ class TrainingResult:
     evaluation: dict[str, Any]
 
 
+@plain_torch()
 def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | None = None) -> TrainingResult:
     """Train, evaluate and export. ``resume``: continue from the last checkpoint in ``run.out``, bitwise (CPU).
 

@@ -10,20 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import read_json, shortened
+from circuit_tracer.files import read_json, read_yaml, shortened
 
 # Names under which libraries keep settings beside weights: cfg.json (SAELens, sparsify), config.json (Gemma Scope 2, OpenMOSS),
 # hyperparams.json (Llama Scope), activation_scaler.json (SAELens' checkpoints) and the like.
 _SETTINGS = re.compile(
     r"(.+[._-])?(cfg|config|configuration|hyperparams|hyperparameters|hparams|params|settings|args|scaler|scalers|norms?|"
-    r"statistics|stats)\.json",
+    r"statistics|stats)\.(json|ya?ml)",
     re.IGNORECASE,
 )
+_NOTES = re.compile(
+    r"(.+[._-])?(metadata|meta|info)\.json", re.IGNORECASE
+)  # free notes, as those of a safetensors file
 # Files that look like settings or weights and are not needed: pattern -> why.
 HARMLESS_FILES = {
     "sparsity.safetensors": "SAELens: how often each feature was active in training",
     "activations_store_state.safetensors": "SAELens: the place in the training data",
     "runner_cfg.json": "SAELens: how it was trained; what counts is in cfg.json",
+    "config.yaml": "of the whole set: config.py reads it",
+    "training.yaml": "of our training: folded into what is exported",
+    "wandb-config.yaml": "of training, in Qwen3's sets",
+    "wanb-config.yaml": "the same, misspelt",
     "trainer_state.pt": "of training",
     "optimizer*.pt": "of training",
     "lr_scheduler*.pt": "of training",
@@ -47,13 +54,17 @@ def settings_beside(path: Path) -> dict[str, Setting]:
     Raises FileFormatError for a file that is no JSON object, or two that disagree.
     """
     found: dict[str, Setting] = {}
-    for beside in sorted(path.parent.glob("*.json")):
-        if (not _SETTINGS.fullmatch(beside.name) and beside.stem != path.stem) or is_harmless(beside.name):
+    for beside in sorted(path.parent.iterdir()):
+        notes = _NOTES.fullmatch(beside.name)
+        own = beside.stem == path.stem and beside.suffix == ".json"
+        if not (notes or own or _SETTINGS.fullmatch(beside.name)) or is_harmless(beside.name) or not beside.is_file():
             continue
         raw = _read(beside)
         if _is_a_models(raw):
             continue
         for key, value in _flat(raw):
+            if notes and not computes(key.rpartition(".")[2]):
+                continue
             if key in found and found[key].value != value:
                 raise FileFormatError(
                     f"{beside} says {key} = {shortened(value)}, {found[key].path} says "
@@ -89,10 +100,21 @@ def _is_a_models(raw: dict[str, Any]) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    raw = read_json(path)
+    raw = read_json(path) if path.suffix.lower() == ".json" else read_yaml(path)
     if not isinstance(raw, dict):
-        raise FileFormatError(f"{path} must hold a JSON object, found {type(raw).__name__}.")
-    return raw
+        raise FileFormatError(f"{path} must hold keys and values, found {type(raw).__name__}.")
+    return {str(key): value for key, value in raw.items()}
+
+
+# Metadata of a safetensors file are free notes, mostly of who wrote it. A note named like something that a reader computes
+# with is taken for what it says: it must be read, or it is refused.
+_TELLING = ("activ", "thresh", "scal", "norm", "topk", "top_k", "relu", "skip", "bias", "hook", "architect", "transcod")
+
+
+def computes(note: str) -> bool:
+    """Whether a note is named like something that a reader computes with."""
+    lower = note.lower()
+    return lower == "k" or any(part in lower for part in _TELLING)
 
 
 def _flat(raw: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

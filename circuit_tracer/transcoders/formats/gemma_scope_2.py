@@ -19,9 +19,7 @@ _KINDS = {"transcoder": "a per-layer transcoder", "clt": "a cross-layer transcod
 _OTHERS = {"sae": "an autoencoder of one activation", "crosscoder": "a crosscoder of several layers' residual streams"}
 HARMLESS_KEYS = (
     Harmless("width", "the tensors say it"),
-    Harmless("model_name", "config.yaml or the user names the model"),
     Harmless("l0", "how many features were active in training, in words or as a number"),
-    Harmless("dtype", "safetensors files say it"),
 )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.files import shortened
 from circuit_tracer.files.tensors import TensorFile
-from circuit_tracer.transcoders.formats.beside import Setting, settings_beside
+from circuit_tracer.transcoders.formats.beside import Setting, computes, settings_beside
 
 _MOST_NAMED = 6  # things in one message
 
@@ -47,6 +47,16 @@ class Harmless:
 
     def __str__(self) -> str:
         return self.pattern + (f" = {' or '.join(map(repr, self.only))}" if self.only else "")
+
+
+# Keys that mean the same, and nothing here, beside any file.
+COMMON_KEYS = (
+    Harmless("dtype", "tensor files say it"),
+    Harmless("torch_dtype", "the same"),
+    Harmless("device", "where it was trained"),
+    Harmless("seed", "of training"),
+    Harmless("model_name", "config.yaml or the user names the model"),
+)
 
 
 class LayerFile:
@@ -173,7 +183,7 @@ class LayerFile:
 
     def require_all_understood(self, reader: str, tensors: Iterable[Harmless], keys: Iterable[Harmless]) -> None:
         """Raise FileFormatError, naming all of them, if tensors, keys or notes are neither taken nor harmless."""
-        tensors, keys = [*tensors], [*keys]
+        tensors, keys = [*tensors], [*COMMON_KEYS, *keys]
         unread = {name: setting for name, setting in self._settings.items() if name not in self._taken_keys}
         left = {
             "tensors": [
@@ -189,7 +199,7 @@ class LayerFile:
             "notes": [
                 f"{name} = {shortened(text)} (the file's metadata)"
                 for name, text in sorted(self._tensors.metadata.items())
-                if name not in self._taken_notes and _computes(name)
+                if name not in self._taken_notes and computes(name)
             ],
         }
         if not any(left.values()):
@@ -215,16 +225,6 @@ def scalar_like(value: Any) -> bool:
 def whole(value: Any) -> int | None:
     """A configuration's value as a whole number above 0, or None."""
     return int(value) if scalar_like(value) and value > 0 and float(value).is_integer() else None
-
-
-# Metadata of a safetensors file are free notes, mostly of who wrote it. A note named like something that a reader computes
-# with is taken for what it says: it must be read, or it is refused.
-_TELLING = ("activ", "thresh", "scal", "norm", "topk", "top_k", "relu", "skip", "bias", "hook", "architect", "transcod")
-
-
-def _computes(note: str) -> bool:
-    lower = note.lower()
-    return lower == "k" or any(part in lower for part in _TELLING)
 
 
 def _some(names: list[str]) -> str:

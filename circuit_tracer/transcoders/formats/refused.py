@@ -5,11 +5,12 @@ Some have tensors under names that a reader of transcoders would take.
 
 from __future__ import annotations
 
+import pickletools
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.transcoders.formats.layer_file import LayerFile
@@ -72,6 +73,9 @@ REFUSED = (
     Refused("a language model; give it as the model (-m)", _starting("model.layers.0.self_attn.")),
     Refused("a language model; give it as the model (-m)", _starting("transformer.h.0.attn.")),
 )
+_LARGEST_PICKLE = 2 * 2**20  # bytes of names and shapes; the numbers lie beside
+_OF_TORCH = {"storage", "cpu", "cuda:0", *map(str, range(1000))}  # what every such file says
+_TEXT_CODES = ("BINUNICODE", "SHORT_BINUNICODE", "UNICODE")
 # In pickles (.pt, .pth), of which only names are looked at.
 PICKLED = (
     Refused(f"Qwen-Scope or a file like it: {_AUTOENCODER}", _having("W_enc", "W_dec", "b_enc", "b_dec")),
@@ -90,23 +94,35 @@ def refuse_known(file: LayerFile) -> None:
 
 
 def pickle_refused(path: Path) -> FileFormatError:
-    """What to say of a pickle: what it holds, as far as that can be known without running anything of it."""
-    try:
-        found = torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # whatever torch and pickle raise for a file that is damaged, or holds more than tensors
-        return FileFormatError(
-            f"{path} is a pickle that holds more than tensors, or is damaged ({str(error).splitlines()[0][:200]}). Pickles "
-            "are not read: save the tensors as .safetensors."
-        )
-    while isinstance(found, dict) and len(found) <= 3 and any(isinstance(each, dict) for each in found.values()):
-        found = next(each for each in found.values() if isinstance(each, dict))  # {"sae": {...}, "version": ...}
-    tensors = found if isinstance(found, dict) else {}
-    shapes = {str(name): tuple(each.shape) for name, each in tensors.items() if isinstance(each, torch.Tensor)}
+    """What to say of a pickle: what it holds, as far as the texts in it tell; it is not run."""
+    names = _texts(path)
     for known in PICKLED:
-        if known.fits(set(shapes)):
+        if known.fits(set(names)):
             return FileFormatError(f"{path} is {known.what}.")
-    named = ", ".join(f"{name} {shape}" for name, shape in list(shapes.items())[:8]) or type(found).__name__
+    named = f" ({', '.join(names[:8])})" if names else ""
     return FileFormatError(
-        f"{path} is a pickle ({named}), which is not read. If it holds transcoders, save its tensors as .safetensors, in one "
-        "of the known layouts."
+        f"{path} is a pickle{named}, which is not read. If it holds transcoders, save its tensors as .safetensors, in one of "
+        "the known layouts."
     )
+
+
+def _texts(path: Path) -> list[str]:
+    """The texts in a file of torch.save: names of tensors, and others; none if it is something else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = next(each for each in archive.infolist() if each.filename.endswith("data.pkl"))
+            data = archive.read(member) if member.file_size <= _LARGEST_PICKLE else b""
+        found = [argument for code, argument, _ in pickletools.genops(data) if code.name in _TEXT_CODES]
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        StopIteration,
+        OverflowError,
+    ):
+        return []
+    return list(dict.fromkeys(str(text) for text in found if str(text) not in _OF_TORCH))

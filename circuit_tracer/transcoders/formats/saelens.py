@@ -35,8 +35,6 @@ _NOTES = (
     *((name, "a head of attention", (None,)) for name in ("hook_head_index", "hook_head_index_out")),
 )  # fmt: skip
 HARMLESS_KEYS = (
-    Harmless("dtype", "safetensors files say it"),
-    Harmless("device", "where it was trained"),
     Harmless("normalize_activations", "of the input", (None, False, "none")),
     Harmless("apply_b_dec_to_input", "of the input", (None, False)),
     Harmless("reshape_activations", "of the input", (None, "none")),
