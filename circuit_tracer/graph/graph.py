@@ -18,6 +18,7 @@ from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.nodes import NodeTable
 from circuit_tracer.graph.order import Blocks, layered_blocks, topological_blocks
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
+from circuit_tracer.graph.unfinished import Unfinished
 from circuit_tracer.graph.validation import ValidationReport
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class Graph:
     their weights. scan: where the transcoders come from. vocab_size: default cfg.d_vocab; ids from there on are
     virtual. balance: the sum rule, a row each. targets: default: logits at the last position. token_strings: P texts.
     reconstruction: quality of the transcoders here. provenance: plain JSON values that say how the graph was made.
-    validation: what interventions on the graph have found; gone when its edges are changed.
+    validation: what interventions on the graph have found; gone when its edges are changed. unfinished: of a trace that was
+    interrupted, what it needs to go on (`attribute(..., resume=graph)`).
 
     Raises InputError if these do not fit together, NumericalError for an edge that is not finite.
     """
@@ -65,6 +67,7 @@ class Graph:
         reconstruction: Reconstruction | None = None,
         provenance: dict[str, Any] | None = None,
         validation: ValidationReport | None = None,
+        unfinished: Unfinished | None = None,
     ) -> None:
         self.input_string = input_string
         self.input_tokens = input_tokens
@@ -81,6 +84,7 @@ class Graph:
         self.reconstruction = reconstruction
         self.provenance = dict(provenance or {})
         self.validation = validation
+        self.unfinished = unfinished
         self._check_lengths()
         self.targets = (
             targets

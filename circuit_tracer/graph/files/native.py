@@ -2,7 +2,7 @@
 
 Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 1, "input_string", "cfg", "scan",
 "vocab_size", "logit_targets": [[text, id]...], "target_labels", "target_kinds", "token_strings", "provenance"}, and
-"validation" if the graph was validated.
+"validation" if the graph was validated, "unfinished" if its trace was interrupted (the tensors ``unfinished.*`` are its rows).
 Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit.
 """
 
@@ -25,8 +25,10 @@ from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.files.pt import load_pt
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
+from circuit_tracer.graph.unfinished import Unfinished
 from circuit_tracer.graph.validation import ValidationReport
 
+_UNFINISHED = "unfinished."
 HEADER_KEY = "circuit_tracer_graph"
 VERSION = 1
 _TENSORS = (
@@ -57,10 +59,14 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
     tensors = {name: _tensor_of(graph, name).detach().cpu().contiguous() for name in _names_of(graph)}
     if graph.n_nodes < 2**31:
         tensors["edges.source"] = tensors["edges.source"].int()
+    # Clones, as safetensors refuses tensors that share memory.
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    if graph.unfinished is not None:  # each has its own memory, and there may be much of it
+        rows = graph.unfinished.tensors.items()
+        tensors |= {f"{_UNFINISHED}{name}": tensor.detach().cpu().contiguous() for name, tensor in rows}
     with atomic_write(path) as temporary:
         try:
-            # Clones, as safetensors refuses tensors that share memory.
-            save_file({name: tensor.clone() for name, tensor in tensors.items()}, temporary, {HEADER_KEY: header})
+            save_file(tensors, temporary, {HEADER_KEY: header})
         except SafetensorError as error:
             raise OSError(str(error)) from error
     return Path(path)
@@ -115,6 +121,8 @@ def _header(graph: Graph) -> str:
     }
     if graph.validation is not None:
         header["validation"] = graph.validation.to_json()
+    if graph.unfinished is not None:
+        header["unfinished"] = graph.unfinished.facts
     try:
         return json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -190,7 +198,17 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         reconstruction=Reconstruction(*reconstruction) if reconstruction else None,
         provenance=header["provenance"],
         validation=ValidationReport.from_json(header["validation"]) if "validation" in header else None,
+        unfinished=_unfinished(header, tensors),
     )
+
+
+def _unfinished(header: dict[str, Any], tensors: dict[str, Tensor]) -> Unfinished | None:
+    if "unfinished" not in header:
+        return None
+    rows = {
+        name.removeprefix(_UNFINISHED): tensor for name, tensor in tensors.items() if name.startswith(_UNFINISHED)
+    }
+    return Unfinished(dict(header["unfinished"]), rows)
 
 
 def as_graph(graph_or_path: Graph | str | Path) -> Graph:
