@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import atomic_write
+from circuit_tracer.files import atomic_write, read_yaml
 
 CONFIG_NAME = "config.yaml"
 
@@ -54,10 +54,7 @@ def validate_config(raw: dict[str, Any], source: str) -> TranscoderConfig:
 
 def read_config(path: Path) -> dict[str, Any]:
     """All keys of a YAML file; FileFormatError if it is not a mapping."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise FileFormatError(f"{path} is not readable YAML: {error}.") from error
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise FileFormatError(f"{path} must hold keys and values, found {type(raw).__name__}.")
     return raw

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders.activations import Activation, JumpReLU, as_activation
 from circuit_tracer.transcoders.base import Scan, Transcoders
 from circuit_tracer.transcoders.layer_weights import LayerWeights, require_uniform
 from circuit_tracer.transcoders.single_layer import activation_of, loaded
-from circuit_tracer.transcoders.tensor_files import open_tensor_file
 from circuit_tracer.transcoders.weight_rows import MappedRows, MemoryRows, WeightRows
 
 

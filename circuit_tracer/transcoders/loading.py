@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files.tensors import TensorFile, open_tensor_file
 from circuit_tracer.transcoders import cache, hub
 from circuit_tracer.transcoders.base import Scan, Transcoders
 from circuit_tracer.transcoders.config import CONFIG_NAME, TranscoderConfig, read_config, validate_config, write_config
@@ -25,7 +26,6 @@ from circuit_tracer.transcoders.formats.writing import activation_keys, begin_fo
 from circuit_tracer.transcoders.layer_weights import LayerWeights, require_uniform
 from circuit_tracer.transcoders.references import HubReference, parse_reference
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
-from circuit_tracer.transcoders.tensor_files import TensorFile, open_tensor_file
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet, require_all_layers
 
 Device = torch.device | str | None

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders import encoding
 from circuit_tracer.transcoders.activations import Activation, JumpReLU, ReLU, Selected, TopK, as_activation
 from circuit_tracer.transcoders.base import LazyModule, dense_pre_activations
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.tensor_files import open_tensor_file
 from circuit_tracer.transcoders.weight_rows import MappedRows, MemoryRows, WeightRows
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
-from circuit_tracer.transcoders.tensor_files import open_tensor_file
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders.weight_rows import MappedRows
 from tests.support.dictionaries import uniform
 

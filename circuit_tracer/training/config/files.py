@@ -10,8 +10,6 @@ import difflib
 import json
 import os
 import re
-import tomllib
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files import LARGEST_YAML, PlainLoader, parse_toml, parse_yaml, read_bytes
 from circuit_tracer.training.config.keys import Key, find, keys, sections, unknown
 from circuit_tracer.training.config.rules import DATA_KEYS, without_effect
 from circuit_tracer.training.config.schema import TrainingConfig
@@ -111,13 +110,8 @@ def _locate(source: str | Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        raw = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _Loader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise FileFormatError(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
+    text = read_bytes(path, LARGEST_YAML)
+    raw = parse_toml(text, path) if path.suffix == ".toml" else parse_yaml(text, path, _Loader)
     if not isinstance(raw, dict):
         raise FileFormatError(f"{path} must hold sections ({', '.join(sections())}), found {type(raw).__name__}")
     return raw
@@ -142,8 +136,8 @@ def parse_value(key: Key, text: str) -> Any:
     if key.type == list[int] and not text.startswith("["):
         text = f"[{text}]"
     try:
-        return yaml.load(text, _Loader)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        return parse_yaml(text, str(key), _Loader)
+    except FileFormatError as error:
         raise InputError(f"{key} is {text[:100]!r}; expected {key.expected}. {key.description}") from error
 
 
@@ -179,7 +173,8 @@ def _required(section: str) -> list[str]:
 def _shown(value: Any) -> str:
     if isinstance(value, BaseModel):
         return type(value).__name__
-    return json.dumps(value, ensure_ascii=False, default=str)
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def _entry(name: str, value: Any) -> list[str]:
@@ -188,27 +183,8 @@ def _entry(name: str, value: Any) -> list[str]:
     return [f"  {line}" for line in text.rstrip("\n").split("\n")]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: 1e-4 is a number, yes and no are words, a key given twice is an error.
-
-    Aliases are refused: those of aliases make a few lines grow without bound.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            alias = self.peek_event()
-            raise yaml.composer.ComposerError(
-                None, None, f"*{alias.anchor} is an alias; write its value out", alias.start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        found = super().construct_mapping(node, deep)
-        if len(found) < len(node.value):
-            names = Counter(self.construct_object(name, deep=True) for name, _ in node.value)
-            twice = names.most_common(1)[0][0]
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", node.start_mark)
-        return found
+class _Loader(PlainLoader):
+    """YAML as people expect it: 1e-4 is a number, yes and no are words."""
 
     def construct_decimal(self, node: yaml.ScalarNode) -> int:
         """Leading zeros mean nothing."""

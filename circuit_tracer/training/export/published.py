@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuit_tracer.attribution.prompt import check_pair
 from circuit_tracer.files import atomic_write
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
@@ -23,7 +24,6 @@ from circuit_tracer.transcoders import (
     load_transcoder_set,
 )
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.tensor_files import open_tensor_file
 
 CONFIG_NAME = "training.yaml"  # the configuration, beside the weights
 

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, ResourceError
 from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders.config import CONFIG_NAME
 from circuit_tracer.transcoders.formats.writing import NATIVE_FILE
 from circuit_tracer.transcoders.loading import load_transcoder_from_hub
-from circuit_tracer.transcoders.tensor_files import open_tensor_file
 
 Result = TypeVar("Result")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.formats import (
     gemma_scope_1,
     gemma_scope_2_clt,
@@ -14,7 +15,6 @@ from circuit_tracer.transcoders.formats import (
 )
 from circuit_tracer.transcoders.formats.format import Format
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.tensor_files import TensorFile
 
 FORMATS: tuple[Format, ...] = (
     native_clt.FORMAT,

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from circuit_tracer.errors import FileFormatError, InputError
-from circuit_tracer.transcoders.tensor_files import TensorFile, join, open_tensor_file
+from circuit_tracer.files.tensors import TensorFile, join, open_tensor_file
 
 _SUFFIXES = (".safetensors", ".npz")
 _CLT_FILE = re.compile(r"W_(enc|dec)_(\d+)\.safetensors")

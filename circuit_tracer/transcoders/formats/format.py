@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.tensor_files import TensorFile
 
 Reader = Callable[[list[TensorFile]], list[LayerWeights]]
 

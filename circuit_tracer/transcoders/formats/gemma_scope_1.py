@@ -6,9 +6,9 @@ before the norm's scale.
 
 from __future__ import annotations
 
+from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.tensor_files import TensorFile
 
 
 def detect(file: TensorFile) -> bool:

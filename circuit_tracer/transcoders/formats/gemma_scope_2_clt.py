@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.formats.format import Format
 from circuit_tracer.transcoders.formats.gemma_scope_2_plt import KEYS
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.tensor_files import TensorFile
 
 _SKIP = "affine_skip_connection"
 _SAMPLE = 32  # features looked at to see that slots of earlier layers are empty

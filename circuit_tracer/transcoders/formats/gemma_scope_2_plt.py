@@ -5,9 +5,9 @@ An optional `affine_skip_connection` (D, D) is applied as x @ affine.
 
 from __future__ import annotations
 
+from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.tensor_files import TensorFile
 
 KEYS = {"w_enc", "w_dec", "b_enc", "b_dec", "threshold"}
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.activations import JumpReLU, TopK
 from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
 from circuit_tracer.transcoders.formats.format import Format
 from circuit_tracer.transcoders.formats.writing import activation_metadata, native_names, prepare_folder, save_tensors
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.tensor_files import TensorFile
 
 _ENCODER = re.compile(r"W_enc_(\d+)")
 

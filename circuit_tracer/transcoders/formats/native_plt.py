@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.activations import JumpReLU, TopK
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.writing import activation_metadata, native_names, prepare_folder, save_tensors
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
-from circuit_tracer.transcoders.tensor_files import TensorFile
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 THRESHOLD = "activation_function.threshold"

@@ -7,9 +7,9 @@ Input normalisation and subtraction of b_dec are refused: they must be folded in
 from __future__ import annotations
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.tensor_files import TensorFile
 
 _ARCHITECTURES = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 
