@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import signal
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from inspect import Parameter
@@ -20,6 +23,20 @@ from circuit_tracer.errors import CircuitTracerError
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 DEBUG = "circuit_tracer.debug"
+# What the machine can refuse wherever something is read or written, and what helps.
+REFUSALS = {
+    errno.ENOSPC: "free some space, or choose another disk",
+    errno.EDQUOT: "free some of your quota, or choose another disk",
+    errno.EFBIG: "files may not be that large here (ulimit -f); choose another disk",
+    errno.EROFS: "this disk is read-only; choose another one",
+    errno.EACCES: "check its permissions, or choose another place",
+    errno.EPERM: "check its permissions, or choose another place",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another place",
+    errno.EISDIR: "a folder stands where a file is needed; choose another name",
+    errno.ENOENT: "it is gone, or its folder is",
+    errno.EIO: "the disk or the network failed; try another one",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+}
 
 
 class Row(NamedTuple):
@@ -147,14 +164,14 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command; see the class."""
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _terminable():
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except CircuitTracerError as error:
             _report(ctx, str(error))
             raise typer.Exit(BAD_INPUT) from error
         except KeyboardInterrupt as error:
-            typer.echo("interrupted; nothing was written that is not reported above", err=True)
+            typer.echo(str(error) or "interrupted; nothing was written that is not reported above", err=True)
             raise typer.Exit(INTERRUPTED) from error
         except Exception as error:
             own_exit = isinstance(error, typer.Exit | typer.Abort) or hasattr(
@@ -162,9 +179,26 @@ class Commands(TyperGroup):
             )  # typer's usage errors
             if own_exit or (isinstance(error, OSError) and error.errno == errno.EPIPE):
                 raise
+            if isinstance(error, OSError) and error.errno in REFUSALS:
+                where = f": {error.filename}" if error.filename else ""
+                _report(ctx, f"the system refused to read or write{where} ({error.strerror}); {REFUSALS[error.errno]}")
+                raise typer.Exit(BAD_INPUT) from error
             hint = "" if DEBUG in ctx.meta else " (a failure of ours; run again with --debug for the traceback)"
             _report(ctx, f"{type(error).__name__}: {error}{hint}")
             raise typer.Exit(FAILURE) from error
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, SIGTERM, with which schedulers end a job, is what Ctrl-C is."""
+    usual = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if usual:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if usual:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _report(ctx: Any, message: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.features.labels import Label, Place
-from circuit_tracer.files import atomic_write
+from circuit_tracer.files import atomic_write, locked, require_writable_folder
 from circuit_tracer.neuronpedia import Neuronpedia
 
 FEATURES_A_REQUEST = 512  # Neuronpedia takes 2048
@@ -50,7 +50,7 @@ def fetch_labels(
         for start in range(0, len(missing), FEATURES_A_REQUEST):
             part = missing[start : start + FEATURES_A_REQUEST]
             known |= _ask(server, model_id, f"{layer}-{source_set}", part)
-            _write(path, known)
+            known = _add(path, known)
             progress("labels", done + start + len(part), total)
         done += len(wanted)
         source = f"neuronpedia:{model_id}/{source_set}"
@@ -86,6 +86,10 @@ def _read(path: Path) -> dict[int, str | None]:
         raise FileFormatError(f"{path} is damaged ({error}); remove it, and the labels are fetched again") from error
 
 
-def _write(path: Path, known: dict[int, str | None]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(known, ensure_ascii=False), encoding="utf-8", errors="replace")
+def _add(path: Path, known: dict[int, str | None]) -> dict[int, str | None]:
+    """Put labels into the file beside those that other processes put there meanwhile; returns all."""
+    with locked(require_writable_folder(path.parent)):
+        everything = _read(path) | known
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(everything, ensure_ascii=False), encoding="utf-8", errors="replace")
+    return everything

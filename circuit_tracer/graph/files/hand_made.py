@@ -23,11 +23,10 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class HandMade:
-    """Of one file. q_params: typed; labels: of nodes, by id; scan, tokens: what the ids go by."""
+    """Of one file. q_params: typed; scan, tokens: what the ids go by."""
 
     path: Path
     q_params: dict[str, Any]
-    labels: dict[str, str]
     scan: Any
     tokens: Any
 
@@ -36,16 +35,10 @@ class HandMade:
         """Of a viewer's file. Raises FileFormatError if it is none."""
         document = load_viewer_json(path)
         metadata = document["metadata"] if isinstance(document["metadata"], Mapping) else {}
-        nodes = document["nodes"] if isinstance(document["nodes"], list) else []
-        labels = {
-            str(node.get("node_id")): str(node["clerp"])
-            for node in nodes
-            if isinstance(node, Mapping) and node.get("clerp") and node.get("feature_type") != "logit"
-        }
         given = document.get("qParams")
         q_params = typed_q_params(given if isinstance(given, dict) else {})
         scan = metadata.get("transcoder_list") or metadata.get("scan")
-        return cls(path, q_params, labels, scan, metadata.get("prompt_tokens"))
+        return cls(path, q_params, scan, metadata.get("prompt_tokens"))
 
     @property
     def clerps(self) -> list[tuple[str, str]]:
@@ -56,9 +49,12 @@ class HandMade:
 
     @property
     def nodes(self) -> set[str]:
-        """Ids of the nodes that people chose."""
-        groups = (name for _, *members in self.q_params["supernodes"] for name in members)
-        return {*self.q_params["pinnedIds"], *groups, *(name for name, _ in self.clerps)}
+        """Ids of the nodes that people pinned or grouped."""
+        return {*self.q_params["pinnedIds"], *(name for _, *members in self.q_params["supernodes"] for name in members)}
+
+    def __bool__(self) -> bool:
+        """Whether there is any of it."""
+        return bool(self.nodes or self.clerps)
 
     def same_graph(self, metadata: Mapping[str, Any]) -> bool:
         """Whether node ids mean the same there."""
@@ -68,16 +64,13 @@ class HandMade:
     def moved(self, metadata: Mapping[str, Any], names: set[str]) -> tuple[dict[str, Any], list[str]]:
         """(qParams for a graph with nodes of these names, sentences about what has no place there)."""
         if not self.same_graph(metadata):
-            count = len(self.nodes)
-            return {}, [f"{count} nodes chosen in a graph of another prompt or other transcoders"] if count else []
+            return {}, [f"{len(self.nodes)} nodes and {len(self.clerps)} labels of another prompt or other transcoders"]
         pinned = [name for name in self.q_params["pinnedIds"] if name in names]
         groups = [[title, *filter(names.__contains__, members)] for title, *members in self.q_params["supernodes"]]
-        clerps = [[name, text] for name, text in self.clerps if name in names]
         clicked = self.q_params["clickedId"]
         kept = {**self.q_params, "pinnedIds": pinned, "supernodes": [group for group in groups if len(group) > 1]}
-        kept |= {"clerps": clerps} if "clerps" in self.q_params else {}
         kept["clickedId"] = clicked if clicked in names else ""
-        return kept, list(self._lost(names))
+        return kept, list(self._lost(names))  # labels of nodes that are not there stay: pruning may bring them back
 
     def _lost(self, names: set[str]) -> Iterator[str]:
         for title, *members in self.q_params["supernodes"]:
@@ -85,8 +78,6 @@ class HandMade:
                 yield f"{_some(gone)} of the supernode {title!r}"
         if gone := [name for name in self.q_params["pinnedIds"] if name not in names]:
             yield f"{_some(gone)}, pinned"
-        if gone := [f"{name} ({text})" for name, text in self.clerps if name not in names]:
-            yield f"labels of {_some(gone)}"
 
 
 def existing(folder: Path, slug: str) -> Path | None:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
-from circuit_tracer.files import atomic_write
+from circuit_tracer.files import atomic_write, parse_json
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.files.pt import load_pt
@@ -94,6 +94,19 @@ def load_graph(path: str | Path) -> Graph:
         return _assemble(header, tensors)
     except (CircuitTracerError, KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path} does not hold a consistent graph: {error}") from error
+
+
+def interrupted_trace(path: str | Path) -> bool | None:
+    """Whether a file's graph is of an interrupted trace that can go on; None if it is interrupted without its rows, or no
+    graph. Reads the header only.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = parse_json((file.metadata() or {})[HEADER_KEY], str(path))
+        can_go_on, interrupted = "unfinished" in header, bool(header["provenance"].get("interrupted"))
+    except (OSError, SafetensorError, CircuitTracerError, KeyError, TypeError, AttributeError):
+        return None
+    return True if can_go_on else None if interrupted else False
 
 
 def is_native(path: str | Path) -> bool:
@@ -205,9 +218,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
 def _unfinished(header: dict[str, Any], tensors: dict[str, Tensor]) -> Unfinished | None:
     if "unfinished" not in header:
         return None
-    rows = {
-        name.removeprefix(_UNFINISHED): tensor for name, tensor in tensors.items() if name.startswith(_UNFINISHED)
-    }
+    rows = {name.removeprefix(_UNFINISHED): tensor for name, tensor in tensors.items() if name.startswith(_UNFINISHED)}
     return Unfinished(dict(header["unfinished"]), rows)
 
 
@@ -217,9 +228,20 @@ def as_graph(graph_or_path: Graph | str | Path) -> Graph:
         return graph_or_path
     if is_native(graph_or_path):
         return load_graph(graph_or_path)
-    if Path(graph_or_path).is_file() and Path(graph_or_path).name.endswith((".json", ".json.gz")):
-        raise FileFormatError(
-            f"{graph_or_path} is JSON, and a graph file is needed here (.safetensors, or circuit-tracer's .pt). Give the one "
-            "that it was made from: a viewer's file holds a pruned graph, which cannot become a whole one again"
-        )
+    path = Path(graph_or_path)
+    if path.is_file() and path.name.endswith((".json", ".json.gz")):
+        raise FileFormatError(f"{path} is JSON, and a graph file is needed here. {_graph_of(path)}")
     return load_pt(graph_or_path)
+
+
+def _graph_of(path: Path) -> str:
+    """What to give instead of a viewer's file."""
+    stem = path.name.removesuffix(".gz").removesuffix(".json")
+    beside = [path.with_name(stem + suffix) for suffix in (".safetensors", ".pt")]
+    if found := next((each for each in beside if each.is_file()), None):
+        return f"Give the one that it was made from: {found}"
+    return (
+        "Give the one that it was made from (.safetensors, or circuit-tracer's .pt); where there is none, trace the prompt "
+        f"again with circuit-tracer attribute ... -o {stem}.safetensors. A viewer's file holds a pruned graph, which cannot "
+        "become a whole one again"
+    )

@@ -1,7 +1,7 @@
 """Locks between processes, held by the operating system: one whose process has died, however it died, is free.
 
 `locked` waits its turn, for what is read, changed and written again. `claimed` refuses at once, for what one process works on
-for long. Both lie in a hidden file beside what they guard, which stays: whoever removed it would let two in.
+for long, and leaves a hidden file that says which; it stays, since whoever removed it would let two in.
 """
 
 from __future__ import annotations
@@ -24,82 +24,99 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
     import msvcrt
 
+_FILE = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NOT_OF_FOLDERS = {errno.EBADF, errno.EISDIR, errno.EINVAL}  # network file systems lock files only
 _BUSY = {errno.EACCES, errno.EAGAIN, errno.EDEADLK}
-_held = threading.local()  # locks of this thread, which may ask again for what it has
+_held = threading.local()  # folders of this thread, which may ask again for what it has
 
 
 @contextmanager
-def locked(folder: str | Path, name: str) -> Iterator[None]:
-    """Inside, no other process and no other thread is in ``locked`` for the same folder and name.
+def locked(folder: str | Path) -> Iterator[None]:
+    """Inside, no other process and no other thread is in ``locked`` for the same folder, which must be there.
 
-    The folder must be there. Raises ResourceError if the lock's file cannot be written.
+    Raises ResourceError if it cannot be locked.
     """
-    path = lock_path(Path(folder), name)
+    folder = Path(folder).absolute()
     counts: Counter[Path] = _held.__dict__.setdefault("counts", Counter())
-    if counts[path]:
+    if counts[folder]:
         yield
         return
-    handle = _opened(path)
+    handle = _locked_handle(folder)
+    counts[folder] += 1
     try:
-        _lock(handle, path, wait=True)
-        counts[path] += 1
-        try:
-            yield
-        finally:
-            counts[path] -= 1
+        yield
     finally:
+        counts[folder] -= 1
         os.close(handle)
 
 
 @contextmanager
-def claimed(folder: str | Path, name: str, what: str) -> Iterator[None]:
-    """Inside, the folder is this process' own for ``what`` ("trains here").
+def claimed(folder: str | Path, what: str) -> Iterator[None]:
+    """Inside, the folder is this process' own for ``what`` ("trains in"); it must be there.
 
     Raises InputError, naming the process, while another one has it.
     """
-    path = lock_path(Path(folder), name)
-    handle = _opened(path)
+    folder = Path(folder).absolute()
+    path = folder / _FILE
+    handle = _opened(path, os.O_RDWR | os.O_CREAT)
     try:
         if not _lock(handle, path, wait=False):
-            owner = os.pread(handle, 200, 0).decode("utf-8", "replace") if hasattr(os, "pread") else ""
+            owner = os.read(handle, 200).decode("utf-8", "replace").strip()
             raise InputError(
-                f"another process{f' ({owner.strip()})' if owner.strip() else ''} {what} {Path(folder).absolute()}. Wait "
-                "until it has ended, end it, or choose another folder."
+                f"another process{f' ({owner})' if owner else ''} {what} {folder}. Wait until it has ended, end it, or choose "
+                "another folder."
             )
-        os.truncate(handle, 0)
+        os.ftruncate(handle, 0)
         os.write(handle, f"{os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
         os.close(handle)
 
 
-def lock_path(folder: Path, name: str) -> Path:
-    """The file of a lock."""
-    return folder.absolute() / f".{name}.lock"
-
-
-def _opened(path: Path) -> int:
+def _locked_handle(folder: Path) -> int:
+    if fcntl is not None:
+        handle = _opened(folder, os.O_RDONLY)
+        try:
+            _lock(handle, folder, wait=True)
+            return handle
+        except OSError:
+            os.close(handle)
+    handle = _opened(folder / _FILE, os.O_RDWR | os.O_CREAT)
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        _lock(handle, folder / _FILE, wait=True)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _opened(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags, 0o666)
     except OSError as error:
         raise ResourceError(
-            f"cannot write {path}: {error.strerror or error}. It keeps processes apart that write into that folder; choose "
+            f"cannot open {path}: {error.strerror or error}. It keeps apart the processes that write into that folder; choose "
             "one that you may write to."
         ) from error
 
 
 def _lock(handle: int, path: Path, wait: bool) -> bool:
-    """Whether the lock is had. A file system without locks has all for free, which is said."""
+    """Whether the lock is had. A file system without locks has all for free, which is said.
+
+    Raises OSError for a folder on a file system that locks files only.
+    """
     try:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         else:
             _lock_byte(handle, wait)
     except OSError as error:
+        if error.errno in _NOT_OF_FOLDERS and path.is_dir():
+            raise
         if error.errno in _NO_LOCKS:
             warnings.warn(
-                f"the file system of {path.parent} knows no locks: let one process at a time write there", stacklevel=4
+                f"the file system of {path} knows no locks: let one process at a time write there", stacklevel=4
             )
             return True
         if not wait and error.errno in _BUSY:
