@@ -13,7 +13,6 @@ from circuit_tracer.cli.loading import HookOptions
 from circuit_tracer.cli.outputs import given_options, may_replace
 from circuit_tracer.errors import InputError
 
-
 _OF_VIEWERS = (
     "node_threshold",
     "edge_threshold",

@@ -163,13 +163,14 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; see the class."""
+        asked: list[int] = []
         try:
-            with warnings.catch_warnings(), _terminable():
+            with warnings.catch_warnings(), _ending(asked):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except CircuitTracerError as error:
             _report(ctx, str(error))
-            raise typer.Exit(BAD_INPUT) from error
+            raise typer.Exit(INTERRUPTED if asked else BAD_INPUT) from error
         except KeyboardInterrupt as error:
             typer.echo(str(error) or "interrupted; nothing was written that is not reported above", err=True)
             raise typer.Exit(INTERRUPTED) from error
@@ -179,6 +180,9 @@ class Commands(TyperGroup):
             )  # typer's usage errors
             if own_exit or (isinstance(error, OSError) and error.errno == errno.EPIPE):
                 raise
+            if asked:  # a library made another error of it
+                typer.echo("interrupted; nothing was written that is not reported above", err=True)
+                raise typer.Exit(INTERRUPTED) from error
             if isinstance(error, OSError) and error.errno in REFUSALS:
                 where = f": {error.filename}" if error.filename else ""
                 _report(ctx, f"the system refused to read or write{where} ({error.strerror}); {REFUSALS[error.errno]}")
@@ -189,16 +193,23 @@ class Commands(TyperGroup):
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Inside, SIGTERM, with which schedulers end a job, is what Ctrl-C is."""
-    usual = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if usual:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _ending(asked: list[int]) -> Iterator[None]:
+    """Inside, SIGTERM, with which schedulers end a job, is what Ctrl-C is; ``asked`` gets the signals that came."""
+
+    def ask(number: int, _: object) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    mine = threading.current_thread() is threading.main_thread()
+    before = {each: handler for each, handler in usual.items() if mine and signal.getsignal(each) is handler}
+    for each in before:
+        signal.signal(each, ask)
     try:
         yield
     finally:
-        if usual:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _report(ctx: Any, message: str) -> None:

@@ -10,22 +10,25 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopping:
-    """A context manager. The first signal ends the trace in hand as Ctrl-C does, but while a graph is made or written waits
-    until it is; a second one acts at once. ``asked``: whether one came.
+    """A context manager. The first signal ends the trace in hand: behind the rows that are computed just then, or at once where
+    there are none yet. While a graph is made or written it waits. A second signal acts at once. ``asked``: whether one came.
     """
 
     def __init__(self) -> None:
         self.asked = False
-        self._held = False
+        self._stage = ""  # "features": rows are computed; "assembling": the graph is made or written
         self._before: dict[int, Any] = {}
 
-    def progress(self, stage: str, done: int, total: int) -> None:
-        """To be told how far the trace is."""
-        self._held = stage == "assembling"
-
     def begin(self) -> None:
-        """A trace begins, which can be ended."""
-        self._held = False
+        """A trace begins, of which nothing is to be kept yet."""
+        self._stage = ""
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """To be told how far the trace is; the place where it ends."""
+        self._stage = stage
+        if self.asked and stage == "features":
+            self._stage = "assembling"
+            raise KeyboardInterrupt
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
@@ -40,6 +43,5 @@ class Stopping:
 
     def _ask(self, *_: object) -> None:
         again, self.asked = self.asked, True
-        if again or not self._held:
-            self._held = True  # what was interrupted is written now
+        if again or not self._stage:
             raise KeyboardInterrupt
