@@ -1,8 +1,8 @@
 """Is work ever lost? Real processes are interrupted, ended and killed at random moments, run into full and read-only disks, and
 several write into one folder: a table of tries and losses.
 
-A loss is: a file that is neither what it was nor whole; work that a run said it kept and a resumed one does not end with, to the
-bit; an entry of an index that is gone; a file left that no process will finish; an error without a word on what to do.
+A loss is: a file that is neither what it was nor whole; work that a run said it kept and a resumed one does not end with, to
+the bit; an entry of an index that is gone; a file left that no process will finish; an error without a word on what to do.
 
     python -m benchmarks.losses --tries 20
 """
@@ -38,11 +38,12 @@ from tests.support.process_cases import CONTEXT, preloaded
 from tests.support.tiny import tiny_model, tiny_transcoder
 
 # What commands import: each begins with its work.
-CONTEXT.set_forkserver_preload(
-    [*preloaded, "circuit_tracer.replacement_model", "circuit_tracer.graph.files.formats", "circuit_tracer.viewer.page"]
-    + ["circuit_tracer.training.run.trainer", "circuit_tracer.training.evaluation", "networkx", "lxml.etree", "pydantic"]
-    + ["circuit_tracer.cli.main", "circuit_tracer.interventions", "circuit_tracer.features", "circuit_tracer.demo.show"]
+LIBRARIES = ("networkx", "lxml.etree", "pydantic")
+MODULES = (
+    *("replacement_model", "graph.files.formats", "viewer.page", "training.run.trainer", "training.evaluation"),
+    *("cli.main", "interventions", "features", "demo.show"),
 )
+CONTEXT.set_forkserver_preload([*preloaded, *LIBRARIES, *(f"circuit_tracer.{name}" for name in MODULES)])
 LAYERS, WIDTH, FEATURES = 6, 32, 40
 ENDINGS = {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM, "SIGKILL": signal.SIGKILL}
 INTERRUPTED, REFUSED = 130, 2
@@ -301,7 +302,16 @@ def writers(bench: Bench, place: Path) -> dict[str, list[object]]:
         ],
         "features export": ["features", "export", features, "-o", place / "e"],
         "evaluate": [
-            *("evaluate", "-t", bench.transcoder, "--data", bench.work / "text.jsonl", "-o", place / "r", "--no-graphs"),
+            *(
+                "evaluate",
+                "-t",
+                bench.transcoder,
+                "--data",
+                bench.work / "text.jsonl",
+                "-o",
+                place / "r",
+                "--no-graphs",
+            ),
             *("--tokens", 200, "--replacement-tokens", 0, "--device", "cpu", "--no-random-baseline"),
         ],
         "patch": [
@@ -359,7 +369,10 @@ class SmallDisk:
 
 @contextmanager
 def small_disk(folder: Path, size: int = 2**21) -> Iterator[SmallDisk]:
-    own = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode == 0
+    own = (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode
+        == 0
+    )
     try:
         yield SmallDisk(folder, own, size)
     finally:
@@ -381,7 +394,9 @@ def read_only(bench: Bench) -> Line:
             for name, words in writers(bench, place).items():
                 ended = bench.run(*words)
                 line.tries += 1
-                line.lost(ended.code != REFUSED or "error: " not in ended.err, f"{name}: {ended.code} {ended.err[-300:]}")
+                line.lost(
+                    ended.code != REFUSED or "error: " not in ended.err, f"{name}: {ended.code} {ended.err[-300:]}"
+                )
         line.lost(blocked.read_text() != "a file", "the file in its place changed")
     finally:
         if mounted:
@@ -400,7 +415,9 @@ def one_folder(bench: Bench, processes: int = 8) -> Line:
         ]
         ended = [each.end() for each in running]
         line.tries += processes
-        wrote = {Path(row.split()[1]).stem for each in ended for row in each.out.splitlines() if row.startswith("wrote")}
+        wrote = {
+            Path(row.split()[1]).stem for each in ended for row in each.out.splitlines() if row.startswith("wrote")
+        }
         for each in ended:
             line.lost(each.code not in (0, REFUSED), f"exit {each.code}: {each.err[-300:]}")
         line.kept += len(wrote)
@@ -450,7 +467,7 @@ def _whole(path: Path, before: bytes) -> bool:
     data = path.read_bytes()
     if path.suffix == ".json":  # the time in it differs
         return len(json.loads(data)["nodes"]) == len(json.loads(before)["nodes"])
-    return data == before or path.suffix == ".pt" and len(data) == len(before)
+    return data == before or (path.suffix == ".pt" and len(data) == len(before))
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -481,10 +498,16 @@ def main() -> None:
         for name, kind in kinds.items():
             if args.only in name:
                 lines.append(line := kind())
-                print(f"{line.what:52} {line.how:60} {line.tries:4} tries {line.kept:4} {len(line.losses):3} lost", flush=True)
+                print(
+                    f"{line.what:52} {line.how:60} {line.tries:4} tries {line.kept:4} {len(line.losses):3} lost",
+                    flush=True,
+                )
                 for loss in line.losses[:3]:
                     print(f"    {loss}", flush=True)
-    rows = [{"what": each.what, "how": each.how, "tries": each.tries, "kept": each.kept, "losses": each.losses} for each in lines]
+    rows = [
+        {"what": each.what, "how": each.how, "tries": each.tries, "kept": each.kept, "losses": each.losses}
+        for each in lines
+    ]
     total = {"tries": sum(each.tries for each in lines), "losses": sum(len(each.losses) for each in lines)}
     print(f"{total['tries']} tries, {total['losses']} losses")
     if not args.only:

@@ -1,4 +1,7 @@
-"""`python -m circuit_tracer` and `circuit-tracer`: the command line, which Ctrl-C ends without a traceback, also while it loads."""
+"""`circuit-tracer`, as `python -m circuit_tracer` and under `torchrun -m circuit_tracer`, with several processes.
+
+Ctrl-C ends it without a traceback, also while it loads.
+"""
 
 from __future__ import annotations
 

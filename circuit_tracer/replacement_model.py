@@ -14,6 +14,7 @@ from circuit_tracer.attribution.prompt import check_pair
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.models import tokenization
+from circuit_tracer.models.chat import Message, chat_ids
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind
@@ -113,12 +114,15 @@ class ReplacementModel(Traceable):
         verify(parts)
         return cls(parts, transcoders, tokenizer, backend)
 
-    def chat_tokens(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> Tensor:
+    def chat_tokens(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **template_arguments: Any
+    ) -> Tensor:
         """Token ids (P,) of a conversation, [{"role": ..., "content": ...}, ...], under the tokenizer's chat template.
 
-        Raises InputError when it has none.
+        template_arguments: what the template knows, such as `enable_thinking=False`. Raises InputError when there is no
+        template, or it refuses the conversation.
         """
-        return tokenization.chat_ids(messages, self.tokenizer, add_generation_prompt)
+        return chat_ids(messages, self.tokenizer, add_generation_prompt, self.prepend_bos, **template_arguments)
 
     def get_activations(
         self, inputs: tokenization.Prompt, sparse: bool = False, apply_activation_function: bool = True

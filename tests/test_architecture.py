@@ -18,7 +18,7 @@ PACKAGE = "circuit_tracer"
 
 # ---- tables
 
-PLAIN = {"errors", "files", "http", "ranks", "sizes"}
+PLAIN = {"arguments", "errors", "files", "http", "ranks", "sizes"}
 TRACED = {*PLAIN, "kernels", "models", "text", "transcoders", "fingerprint"}
 TRACING = {*TRACED, "graph", "attribution"}
 TOOLS = {*TRACING, "interventions", "attention", "features", "training", "neuronpedia"}
@@ -28,17 +28,18 @@ COMPAT = ("frontend", "transcoder", "utils")  # circuit-tracer's own import path
 # A package, or a module beside them -> what its modules may import besides their own package.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "arguments": {"errors"},
     "files": {"errors"},
     "http": {"errors"},
     "ranks": {"errors"},
     "sizes": {"errors"},
     "neuronpedia": {"errors", "http"},
     "kernels": {"errors"},  # stands alone, so that each kernel is tested by itself
-    "models": {"errors", "kernels"},
+    "models": {"arguments", "errors", "kernels"},
     "text": {"errors", "models"},
     "transcoders": {"errors", "files", "kernels"},
     "fingerprint": {"errors", "models", "text", "transcoders"},
-    "graph": {"errors", "files"},
+    "graph": {"arguments", "errors", "files"},
     "attribution": {*TRACED, "graph"},
     "interventions": TRACING,
     "attention": TRACING,
@@ -96,6 +97,7 @@ LATE_LIBRARIES = {
 
 # ... and of our own modules. All of cli/ does so, so that --help answers at once.
 LATE = [
+    Row("__main__", "cli.main", "Ctrl-C while it loads ends without a traceback"),
     Row("kernels", "kernels", "Triton's kernels are loaded where they run"),
     Row("graph.graph", "graph", "facade: Graph.save, to_json, plot and others are written in files of their own"),
     Row("graph.graph", "viewer.page", "facade: Graph.to_html"),

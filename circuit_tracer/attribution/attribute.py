@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed, whole
 from circuit_tracer.attribution.continuation import continuation_of
 from circuit_tracer.attribution.progress import Progress, bar, silent
 from circuit_tracer.attribution.targets import Aim, Target, check_logit_options
@@ -26,6 +27,7 @@ from circuit_tracer.ranks import Ranks
 from circuit_tracer.sizes import parse_bytes
 
 
+@typed
 def attribute(
     prompt: tokenization.Prompt,
     model: Traceable,
@@ -74,8 +76,6 @@ def attribute(
             f"batch_size {batch_size} and update_interval {update_interval} must be at least 1, max_feature_nodes "
             f"{max_feature_nodes} at least 0 (0 or None: all)"
         )
-    if offload not in (None, "cpu", "disk"):
-        raise InputError(f"offload is {offload!r}; use None, 'cpu' or 'disk'")
     if keep_edge_mass is not None and not 0 < keep_edge_mass <= 1:
         raise InputError(
             f"keep_edge_mass is {keep_edge_mass}; it is a share of each row, above 0 and at most 1 (keep all)"
@@ -89,6 +89,8 @@ def attribute(
             progress = stack.enter_context(bar()) if verbose else silent
         ids = model.ensure_tokenized(prompt)
         left_out = _left_out(ids, model, zero_positions)
+        if isinstance(attribution_targets, Tensor):
+            attribution_targets = attribution_targets.flatten()
         aim = Aim(attribution_targets, max_n_logits, desired_logit_prob, position)
         options = Options(
             batch_size=batch_size,
@@ -106,7 +108,7 @@ def attribute(
 def _left_out(ids: Tensor, model: Traceable, zero_positions: Iterable[int] | None) -> list[int]:
     if zero_positions is None:
         return tokenization.zero_positions(ids, model.parts.config.model_name)
-    chosen = sorted(set(zero_positions))
+    chosen = sorted({whole(each, "a position of zero_positions") for each in zero_positions})
     if chosen and not (chosen[0] >= 0 and chosen[-1] < len(ids)):
         raise InputError(f"zero_positions {chosen} lie outside the prompt's {len(ids)} tokens")
     return chosen

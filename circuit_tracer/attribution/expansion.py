@@ -18,8 +18,9 @@ from circuit_tracer.attribution.memory import retrying
 from circuit_tracer.attribution.plan import MemoryPlan, kept_mass
 from circuit_tracer.attribution.prompt import LinearPrompt
 from circuit_tracer.attribution.read_out import ReadOut
+from circuit_tracer.attribution.row_blocks import split_rows
 from circuit_tracer.attribution.selection import select
-from circuit_tracer.attribution.sweep import Sweep, split_rows
+from circuit_tracer.attribution.sweep import Sweep
 from circuit_tracer.attribution.targets import TargetRows
 from circuit_tracer.attribution.task import Task
 from circuit_tracer.errors import ResourceError
@@ -95,7 +96,7 @@ class Expansion:
         columns = torch.nonzero(self.store.expanded).flatten()
         warnings.warn(
             f"interrupted: the graph holds the {len(columns)} features computed so far of {self.budget}",
-            stacklevel=5,  # whoever called `attribute`
+            stacklevel=6,  # whoever called `attribute`
         )
         left = unfinished(self.identity(), self.store, self.asked, self.plan)
         return ComputedRows(self.store, columns, self.plan, self.budget, left)

@@ -17,6 +17,7 @@ LONG = 512  # positions: beyond, attention patterns are made again where needed,
 KEPT_OF_LONG = 0.98  # of a row's mass
 SHARE_FOR_PATTERNS = 0.25  # of what is free, even for short prompts
 FEWEST_ROWS = 32  # in flight, for keeping decoder rows to be worth their memory
+ADVICE_WITHIN = 64  # parts of the number of rows advised
 SLACK = 0.03  # of what a trace takes: gaps between allocations
 
 
@@ -120,11 +121,10 @@ def plan_memory(
     budget that fits, when nothing does.
     """
     keep = keeps_patterns(work, held, budget) if keep_patterns is None else keep_patterns
-    candidates = list(_candidates(work, held, budget, batch_size, may_keep_rows, keep))
-    for plan in candidates:
+    for plan in _candidates(work, held, budget, batch_size, may_keep_rows, keep):
         if plan.fits():
             return plan
-    raise ResourceError(_too_much(candidates[-1]))
+    raise ResourceError(_too_much(plan))
 
 
 def _candidates(
@@ -143,7 +143,7 @@ def _candidates(
 def _too_much(smallest: MemoryPlan) -> str:
     work = smallest.work
     low, high = 0, work.n_rows  # rows that fit, rows that do not
-    while high - low > 1:
+    while high - low > low / ADVICE_WITHIN + 1:
         middle = (low + high) // 2
         if replace(smallest, work=replace(work, n_rows=middle)).fits():
             low = middle

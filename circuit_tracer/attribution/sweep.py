@@ -17,6 +17,7 @@ from torch import Tensor
 
 from circuit_tracer.attribution.prompt import LinearPrompt
 from circuit_tracer.attribution.read_out import ReadOut
+from circuit_tracer.attribution.row_blocks import split_rows
 from circuit_tracer.kernels.contract import contract_
 
 
@@ -130,40 +131,3 @@ class Sweep:
             if self.network.parallel:
                 attention.attend_back_(rows)
             rows += gained
-
-
-# Reading a layer's weights and sources takes about as long as the arithmetic of this many rows (see the kernels' READMEs).
-ROWS_A_LAYER_COSTS = 16
-
-
-def split_rows(layer: Tensor, position: Tensor, block_rows: int) -> Iterator[Tensor]:
-    """Indices of rows, block by block, sorted by layer (top first) inside.
-
-    A block is as wide as its last target's position and walks down from its highest row's layer: rows of like positions and
-    layers belong together, as long as a block's own cost is small against that of its rows.
-    """
-    pending = [torch.arange(len(position))] if len(position) else []
-    while pending:
-        rows = pending.pop()
-        halves = min(
-            ((low, high) for key in (position, layer) for low, high in [_halves(rows, key)]),
-            key=lambda pair: _cost(pair[0], layer, position) + _cost(pair[1], layer, position),
-        )
-        cheaper = _cost(halves[0], layer, position) + _cost(halves[1], layer, position) < _cost(rows, layer, position)
-        if len(rows) > 1 and (len(rows) > block_rows or cheaper):
-            pending += halves
-        else:
-            yield rows[torch.argsort(layer[rows], descending=True, stable=True)]
-
-
-def _halves(rows: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    ordered = rows[torch.argsort(key[rows], stable=True)]
-    return ordered[: len(rows) // 2], ordered[len(rows) // 2 :]
-
-
-def _cost(rows: Tensor, layer: Tensor, position: Tensor) -> int:
-    """Rows times layers times positions that a block computes, with what each layer costs by itself."""
-    if len(rows) == 0:
-        return 0
-    depth = layer[rows] + 1
-    return (int(position[rows].max()) + 1) * (int(depth.sum()) + ROWS_A_LAYER_COSTS * int(depth.max()))

@@ -16,12 +16,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import number, shown, whole
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.targets import CustomTarget, LogitTarget, TargetKind, TargetTable
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
+from circuit_tracer.models.token_text import TokenTexts
+from circuit_tracer.models.tokenization import single_token
 
 __all__ = ["CustomTarget", "FeatureTarget", "LogitDifference", "LogitTarget", "TargetRows", "resolve_targets"]
 
@@ -116,6 +119,7 @@ class _Reader:
         parts = model.parts
         self.parts, self.network, self.transcoders, self.tokenizer = parts, network, model.transcoders, model.tokenizer
         self.position, self.probability = position, probability_V
+        self.texts = TokenTexts(model.tokenizer)
         weight = parts.unembed.weight
         bias: Tensor | None = getattr(parts.unembed, "bias", None)
         self.unembed, self.bias = weight, bias
@@ -186,17 +190,23 @@ class _Reader:
         )
 
     def _direction(self, item: CustomTarget) -> _Item:
-        vector = torch.as_tensor(item.vec).detach().to(device=self.mean.device, dtype=self.mean.dtype)
+        try:
+            vector = torch.as_tensor(item.vec).detach().to(device=self.mean.device, dtype=self.mean.dtype)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"target {item.token_str!r}: the vector is {shown(item.vec)}; give a tensor (D,)"
+            ) from error
         if vector.shape != self.mean.shape or not torch.isfinite(vector).all() or not vector.any():
             raise InputError(
                 f"target {item.token_str!r}: the vector must be finite, not zero, and of shape {tuple(self.mean.shape)}, "
                 f"got {tuple(vector.shape)}"
             )
-        weight = self._weight(float(item.prob))
+        weight = self._weight(item.prob)
         return _Item(str(item.token_str), self.network.n_layers, self.position, weight, None, "direction", vector, 0.0)
 
     def _feature(self, item: FeatureTarget) -> _Item:
-        layer, position, index = item.layer, _position(item.position, self.network.captured.n_pos), item.feature_idx
+        layer, index = whole(item.layer, "a target's layer"), whole(item.feature_idx, "a target's feature")
+        position = _position(whole(item.position, "a target's position"), self.network.captured.n_pos)
         if not (0 <= layer < self.transcoders.n_layers and 0 <= index < self.transcoders.d_transcoder):
             raise InputError(
                 f"target feature (layer {layer}, index {index}) does not exist: the transcoder has {self.transcoders.n_layers} "
@@ -219,20 +229,10 @@ class _Reader:
         return 0.0 if self.bias is None else float(self.bias[token_id]) - self.mean_bias
 
     def _text(self, token_id: int) -> str:
-        return f"<{token_id}>" if self.tokenizer is None else self.tokenizer.decode([token_id])
+        return self.texts(token_id)
 
     def _token_id(self, text: str) -> int:
-        if self.tokenizer is None:
-            raise InputError(f"target {text!r}: this model has no tokenizer; name the token by its id")
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        unknown = getattr(self.tokenizer, "unk_token_id", None)
-        if len(ids) != 1 or (ids[0] == unknown and text != self.tokenizer.unk_token):
-            pieces = [self.tokenizer.decode([i]) for i in ids]
-            raise InputError(
-                f"target {text!r} is {len(ids)} tokens {pieces}, not one known token; a leading space often matters, or name "
-                "it by its id"
-            )
-        return int(ids[0])
+        return single_token(text, self.tokenizer)
 
     def _check_id(self, token_id: int) -> int:
         if not 0 <= token_id < self.parts.config.d_vocab:
@@ -240,7 +240,7 @@ class _Reader:
         return int(token_id)
 
     def _weight(self, weight: float) -> float:
-        if weight == 0 or not abs(weight) < float("inf"):
+        if weight == 0 or not abs(number(weight, "a target's weight")) <= torch.finfo(self.mean.dtype).max:
             raise InputError(f"a target's weight must be finite and not zero, got {weight}")
         return float(weight)
 

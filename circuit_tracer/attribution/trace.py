@@ -52,7 +52,7 @@ def trace(
     try:
         return make_graph(task, prompt, targets, rows)
     except KeyboardInterrupt:
-        warnings.warn("interrupted as the graph was made: it is made once more, so that no row is lost", stacklevel=3)
+        warnings.warn("interrupted as the graph was made: it is made once more, so that no row is lost", stacklevel=4)
         return make_graph(task, prompt, targets, rows)
 
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES
-from circuit_tracer.attribution.sweep import split_rows
+from circuit_tracer.attribution.row_blocks import BlockTree
 from circuit_tracer.kernels.attend_back import BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.transcoders.base import Transcoders
 
 PIECE = CHUNK_BYTES  # what encoder blocks and gathered decoder rows are cut to
+SAMPLED_ROWS = 512  # that stand for all when a plan is made, so that it takes no longer for long prompts
 BYTES_AN_EDGE = 24  # of a graph while it is checked: source, weight, and the target of each edge
 ATTENTION_COPIES = 4  # of a layer's scores while its softmax is taken
 # arrays (L, P, D): inputs and outputs; then errors (twice) and constants too; and all that exists while these are made
@@ -130,25 +131,27 @@ class TraceSizes:
         return min(layer, max(chunk, position))
 
     @cached_property
-    def typical(self) -> tuple[Tensor, Tensor]:
-        """Layer and position of this process' rows, spread evenly over the active features: influence is not known yet."""
+    def typical(self) -> tuple[Tensor, Tensor, float]:
+        """Layer and position of some of this process' rows, and how many rows each of them stands for.
+
+        They are spread evenly over the active features: influence is not known yet.
+        """
         ends = self.active_LP.T.flatten().cumsum(0)  # by position, then layer
         count = -(-self.n_rows // self.processes)
-        place = torch.linspace(0, max(0, self.n_active - 1), count).long()
+        sampled = min(count, SAMPLED_ROWS)
+        place = torch.linspace(0, max(0, self.n_active - 1), sampled, dtype=torch.float64).long()
         cell = torch.searchsorted(ends, place, right=True).clamp_max(len(ends) - 1)
-        return cell % self.config.n_layers, cell // self.config.n_layers
+        return cell % self.config.n_layers, cell // self.config.n_layers, count / max(1, sampled)
 
-    def blocks(self, block_rows: int) -> list[tuple[int, int]]:
-        """(rows, positions) of the blocks that typical rows are swept in (sweep.py), those of the targets first."""
-        layer, position = self.typical
-        blocks = [
-            (len(rows), int(position[rows].max()) + 1) for rows in split_rows(layer, position, min(block_rows, 1 << 20))
-        ]
-        left, targets = self.n_targets, []
-        while left > 0:
-            targets.append((min(left, block_rows), self.n_pos))
-            left -= block_rows
-        return targets + blocks
+    @cached_property
+    def _tree(self) -> BlockTree:
+        return BlockTree(*self.typical)
+
+    def blocks(self, block_rows: int) -> list[tuple[int, int, float]]:
+        """(rows, positions, how many) of the blocks that typical rows are swept in (row_blocks.py), the targets' first."""
+        whole, rest = divmod(self.n_targets, block_rows)
+        targets = [(block_rows, self.n_pos, float(whole))] * bool(whole) + [(rest, self.n_pos, 1.0)] * bool(rest)
+        return targets + self._tree.blocks(block_rows)
 
     @cached_property
     def width_P(self) -> Tensor:
@@ -156,18 +159,18 @@ class TraceSizes:
         place = torch.arange(1, self.n_pos + 1)
         return self.active_LP.sum(0).cumsum(0) + (self.config.n_layers + 1) * place
 
-    def edge_rows(self, blocks: list[tuple[int, int]]) -> int:
+    def edge_rows(self, blocks: list[tuple[int, int, float]]) -> int:
         """Finished rows (finished_rows.py)."""
-        return sum(rows * int(self.width_P[n_pos - 1]) for rows, n_pos in blocks) * self.item
+        return int(sum(rows * many * int(self.width_P[n_pos - 1]) for rows, n_pos, many in blocks)) * self.item
 
-    def in_flight(self, blocks: list[tuple[int, int]]) -> int:
+    def in_flight(self, blocks: list[tuple[int, int, float]]) -> int:
         """Gradients of the largest block, and what a chunk of it takes on its way through a layer (kernels/attend_back).
 
         On a GPU the first block's edges exist twice, while the kernel that adds to them is tuned (kernels/contract).
         """
         config, largest = self.config, 0
         chunk = BYTES_IN_FLIGHT_ON_GPU if self.on_gpu else 2 * BYTES_IN_FLIGHT
-        for rows, n_pos in blocks:
+        for rows, n_pos, _ in blocks:
             gradient = rows * n_pos * config.d_model * self.item
             heads = (config.n_heads + config.n_key_value_heads) * config.d_head
             per_row = n_pos * max(2 * heads, 3 * config.d_model if self.skip else 0) * self.item
@@ -178,10 +181,10 @@ class TraceSizes:
 
     def graph(self) -> int:
         """The graph's edges, and what checking them takes (assemble.py, graph/edges.py)."""
-        layer, position = self.typical
+        layer, position, each = self.typical
         below = torch.zeros(self.config.n_layers + 1, self.n_pos, dtype=torch.int64)
         below[1:] = self.active_LP.cumsum(0).cumsum(1)
-        share = self.n_rows / max(1, self.n_active)
-        features = share * (self.processes * float(below[layer, position].sum()) + self.n_targets * int(below[-1, -1]))
-        others = self.processes * float(((layer + 1) * (position + 1)).sum())
+        share, each = self.n_rows / max(1, self.n_active), self.processes * each
+        features = share * (each * float(below[layer, position].sum()) + self.n_targets * int(below[-1, -1]))
+        others = each * float(((layer + 1) * (position + 1)).sum())
         return int((features + others + self.n_targets * (self.config.n_layers + 1) * self.n_pos) * BYTES_AN_EDGE)

@@ -16,8 +16,11 @@ from circuit_tracer.transcoders.base import Transcoders
 class Traceable:
     """A model with its transcoders and tokenizer, checked to belong together. `ReplacementModel` is one that can be loaded.
 
+    prepend_bos: whether prompts that do not begin with a special token get one in front; may be changed at any time.
     Raises CompatibilityError for transcoders of another model.
     """
+
+    prepend_bos = True
 
     def __init__(self, parts: ModelParts, transcoders: Transcoders, tokenizer: Any) -> None:
         check_pair(parts, transcoders)
@@ -26,4 +29,4 @@ class Traceable:
 
     def ensure_tokenized(self, prompt: Prompt) -> Tensor:
         """Token ids (P,) int64, by the one rule used everywhere (models/tokenization.py)."""
-        return tokenize(prompt, self.tokenizer)
+        return tokenize(prompt, self.tokenizer, self.prepend_bos)

@@ -11,7 +11,7 @@ import typer
 from circuit_tracer.cli import options
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.cli.outputs import Outputs
-from circuit_tracer.cli.prompts import PromptJob, read_jobs
+from circuit_tracer.cli.prompts import PromptJob, read_jobs, template_arguments
 from circuit_tracer.cli.serve import PORT, FeaturesDir, Labels, Port, chosen_labels
 from circuit_tracer.cli.serve import run as run_server
 from circuit_tracer.cli.stopping import Stopping
@@ -37,6 +37,14 @@ def attribute(
         bool,
         typer.Option("--chat", help="The prompt is a user message, a .json file of messages, or a JSON list of them."),
     ] = False,
+    chat_option: Annotated[
+        list[str] | None,
+        options.text(
+            "--chat-option",
+            metavar="NAME=VALUE",
+            help="Argument of the chat template, such as enable_thinking=false. Repeatable.",
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         options.text(
@@ -95,7 +103,7 @@ def attribute(
         raise InputError(
             "--server shows the graphs of a folder: name it with --graph-file-dir, and the graph with --slug"
         )
-    jobs = read_jobs(prompt, prompt_file, chat, slug)
+    jobs = read_jobs(prompt, prompt_file, chat, slug, template_arguments(chat_option))
     outputs = Outputs(
         output,
         _viewer_folder(graph_file_dir, slug, jobs, prompt_file is not None),

@@ -48,6 +48,9 @@ class ModelOptions:
         False
     )
     lazy_decoder: LazyDecoder = True
+    bos: Annotated[
+        bool, typer.Option("--bos/--no-bos", help="Put a special token in front of prompts that begin with none.")
+    ] = True
 
     required: ClassVar[bool] = True
 
@@ -106,7 +109,9 @@ class ModelOptions:
         device, dtype = self.place()
         transcoders, config = self.dictionary(self.transcoders)
         load = ReplacementModel.from_pretrained_and_transcoders
-        return load(self.model_name(config), transcoders, device=device, dtype=dtype)
+        model = load(self.model_name(config), transcoders, device=device, dtype=dtype)
+        model.prepend_bos = self.bos
+        return model
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def plan(
     made = forecast(
         outline(name),
         transcoders,
-        _count(prompt, name) if tokens is None else tokens,
+        _count(prompt, name, chosen.bos) if tokens is None else tokens,
         device=device,
         dtype=dtype,
         active=active,
@@ -83,11 +83,11 @@ def _plain(made: MemoryPlan) -> dict[str, object]:
     }
 
 
-def _count(prompt: str | None, name: str) -> int:
+def _count(prompt: str | None, name: str, prepend_bos: bool) -> int:
     from transformers import AutoTokenizer
 
     from circuit_tracer.models.loading import pretrained_source
     from circuit_tracer.models.tokenization import tokenize
 
     source, extra = pretrained_source(name)
-    return len(tokenize(prompt or "", AutoTokenizer.from_pretrained(source, **extra)))
+    return len(tokenize(prompt or "", AutoTokenizer.from_pretrained(source, **extra), prepend_bos))

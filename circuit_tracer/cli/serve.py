@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from circuit_tracer.replacement_model import ReplacementModel
 
 PORT = 8041
+STOP_SECONDS = 1.0  # that a trace may take to end once Ctrl-C was pressed
 
 Folder = Annotated[
     Path,
@@ -107,7 +110,10 @@ def run(
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
     finally:
-        server.stop()
+        if not server.stop(STOP_SECONDS):
+            # A thread that is still at work in torch would be torn down by force, and abort. Files are whole at any moment.
+            sys.stdout.flush()
+            os._exit(0)
 
 
 def chosen_labels(path: Path | None, demo: bool) -> dict[tuple[int, int], str] | None:

@@ -84,11 +84,17 @@ def _refuse_said(given: dict[str, str | None], graph: Path) -> None:
 
 
 def _exported(graph: Path, view: View | None, labels: dict[tuple[int, int], str]) -> Any:
-    """An exported file: as it is, but for a view that is asked for, and for labels where it has none."""
+    """An exported file: as it is, but for what other programs wrote so that viewers do not show it, a view that is asked for,
+    and labels where it has none.
+    """
     from circuit_tracer.graph.files.read_json import load_viewer_json
+    from circuit_tracer.graph.files.repair import repaired
     from circuit_tracer.viewer.document import labelled, with_view
 
-    document = labelled(load_viewer_json(graph), labels)
+    mended, repairs = repaired(load_viewer_json(graph))
+    if repairs:
+        typer.echo(f"mended before it is sent: {'; '.join(repairs)}", err=True)
+    document = labelled(mended, labels)
     return document if view is None else with_view(document, view)
 
 

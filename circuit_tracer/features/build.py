@@ -30,11 +30,11 @@ from circuit_tracer.features.logits import logit_effects
 from circuit_tracer.features.record import LayerRecords
 from circuit_tracer.features.segment import Segment, Window
 from circuit_tracer.features.summary import Keep
-from circuit_tracer.features.token_text import TokenTexts
 from circuit_tracer.files import atomic_write, claimed, require_writable_folder
 from circuit_tracer.fingerprint import model_fingerprint, require_same, tokenizer_fingerprint
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.run import fast_attention
+from circuit_tracer.models.token_text import TokenTexts
 from circuit_tracer.text.corpus import Corpus
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.transcoders.base import Transcoders

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.config import GraphConfig
@@ -204,6 +205,7 @@ class Graph:
             self.__dict__.pop(cached, None)
         return self
 
+    @typed
     def save(self, path: str | Path) -> Path:
         """Write the native file (safetensors with a JSON header); everything comes back on ``load``."""
         from circuit_tracer.graph.files.native import save_graph
@@ -211,12 +213,14 @@ class Graph:
         return save_graph(self, path)
 
     @classmethod
+    @typed
     def load(cls, path: str | Path) -> Graph:
         """Read a native file. Raises FileFormatError for anything else."""
         from circuit_tracer.graph.files.native import load_graph
 
         return load_graph(path)
 
+    @typed
     def to_pt(self, path: str | Path) -> None:
         """Write circuit-tracer's ``.pt`` keys with plain values only, so that ``torch.load(weights_only=True)`` reads
         it.
@@ -226,6 +230,7 @@ class Graph:
         save_pt(self, path)
 
     @staticmethod
+    @typed
     def from_pt(path: str | Path, map_location: str | torch.device = "cpu") -> Graph:
         """Read a ``.pt`` file of any version of circuit-tracer, without running any code in it."""
         from circuit_tracer.graph.files.pt import load_pt
@@ -238,18 +243,21 @@ class Graph:
 
         return to_networkx(self)
 
+    @typed
     def to_json(self, slug: str, output_path: str | Path, **options: Any) -> Path:
         """Prune and write ``{slug}.json`` for the viewers; the options of ``create_graph_files``."""
         from circuit_tracer.graph.files.viewer_json import create_graph_files
 
         return create_graph_files(self, slug, output_path, **options)
 
+    @typed
     def to_html(self, path: str | Path, **options: Any) -> Path:
         """Write one page that shows the graph offline; the options of ``viewer.page.graph_page``."""
         from circuit_tracer.viewer.page import write_page
 
         return write_page(self, path, **options)
 
+    @typed
     def plot(self, path: str | Path | None = None, *, view: View | None = None, **options: Any) -> Figure:
         """A picture for papers: the pruned graph (options of ``picture.graph_figure``), or with a view that pins nodes,
         these and their supernodes (options of ``circuit_picture.circuit_figure``). path: an .svg, .pdf or .png to write.

@@ -9,6 +9,7 @@ from math import exp
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.graph import Graph
@@ -26,6 +27,7 @@ class Path:
     weight: float
 
 
+@typed
 def strongest_paths(graph: Graph, target: int, source: int | None = None, k: int = 10) -> list[Path]:
     """The ``k`` paths into ``target`` from ``source`` (or from any token if None) of largest |weight|, strongest first.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.graph import Graph
@@ -59,6 +60,7 @@ class PruneResult:
         return (self.node_mask, self.edge_mask, self.cumulative_scores)[index]
 
 
+@typed
 def prune_graph(
     graph: Graph, node_threshold: float = 0.8, edge_threshold: float = 0.98, policy: PrunePolicy = "circuit-tracer"
 ) -> PruneResult:
@@ -75,8 +77,6 @@ def prune_graph(
     for name, threshold in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
         if not 0.0 <= threshold <= 1.0:
             raise InputError(f"{name} is {threshold}; expected a fraction between 0 and 1, such as 0.8")
-    if policy not in get_args(PrunePolicy):
-        raise InputError(f"unknown pruning policy {policy!r}; expected one of {', '.join(get_args(PrunePolicy))}")
     edges, weights, layout = graph.edges, graph.target_weights, graph.nodes.layout
     influence = node_influence(edges, graph.blocks, weights)
     ranks = cumulative_ranks(influence)

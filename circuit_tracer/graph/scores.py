@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.graph import Graph
@@ -50,12 +51,14 @@ class PathLengths:
         return torch.cumsum(self.share, 0)
 
 
+@typed
 def compute_graph_scores(graph: Graph) -> tuple[float, float]:
     """(replacement, completeness) of the unpruned graph, as circuit-tracer computes them."""
     scores = graph_scores(graph)
     return scores.replacement, scores.completeness
 
 
+@typed
 def graph_scores(graph: Graph, node_mask: Tensor | None = None, count_unselected: bool = False) -> GraphScores:
     """All scores of a graph, or of what a ``node_mask`` (N,) leaves of it.
 

@@ -111,11 +111,18 @@ def logits_at(parts: ModelParts, final_nD: Tensor, softcap: bool = True) -> Tens
         return torch.tanh(logits / cap) * cap if softcap and cap else logits
 
 
-def check_length(parts: ModelParts, ids: Tensor) -> None:
-    """Refuse a prompt that is empty, too long for the model, or outside its vocabulary."""
+def check_length(parts: ModelParts, ids: Tensor, new_tokens: int = 1) -> None:
+    """Refuse a prompt that is empty, too long for the model, or outside its vocabulary. new_tokens: to be generated; the
+    last one is not read again.
+    """
     n, limit = int(ids.shape[0]), parts.context_length
     if limit is not None and n > limit:
         raise InputError(f"prompt has {n} tokens, but the model's context length is {limit}. Shorten the prompt.")
+    if limit is not None and n + new_tokens - 1 > limit:
+        raise InputError(
+            f"{new_tokens} new tokens behind a prompt of {n} do not fit into the model's context of {limit}; "
+            f"at most {limit - n + 1} do (max_new_tokens)"
+        )
     if n and (int(ids.min()) < 0 or int(ids.max()) >= parts.config.d_vocab):
         raise InputError(
             f"token ids span {int(ids.min())}..{int(ids.max())}, but the model's vocabulary is 0..{parts.config.d_vocab - 1}. "

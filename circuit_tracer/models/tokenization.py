@@ -1,7 +1,8 @@
 """From a prompt to token ids, by one rule used everywhere (attribution, interventions, the command line).
 
 A string is tokenised without special tokens; if the first id is then not a special one, the first usable of the tokenizer's
-bos, pad, eos and other special tokens is put in front. Ids (tensor or list) get the same rule. Id 0 is an id like any other.
+bos, pad, eos and other special tokens is put in front, unless `prepend_bos` is False. Ids (tensor or list) get the same rule.
+Id 0 is an id like any other.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import shown
 from circuit_tracer.errors import InputError
+from circuit_tracer.models.token_text import TokenTexts
 
 Prompt = str | Tensor | Sequence[int]
 GEMMA3_CHAT_PREFIX = (2, 105, 2364, 107)  # <bos><start_of_turn>user\n
 
 
-def tokenize(prompt: Prompt, tokenizer: Any) -> Tensor:
+def tokenize(prompt: Prompt, tokenizer: Any, prepend_bos: bool = True) -> Tensor:
     """Ids (P,) int64 of a prompt, with a special token in front. Raises InputError for an empty or oddly shaped prompt."""
     ids = _ids(prompt, tokenizer)
-    if tokenizer is None:
+    if tokenizer is None or not prepend_bos:
         return ids
     special = special_ids(tokenizer)
     if special and (ids.numel() == 0 or int(ids[0]) not in special):
@@ -36,19 +39,37 @@ def special_ids(tokenizer: Any) -> list[int]:
     return list(dict.fromkeys(ordered))
 
 
-def chat_ids(messages: Sequence[dict[str, str]], tokenizer: Any, add_generation_prompt: bool = True) -> Tensor:
-    """Ids (P,) of a conversation under the tokenizer's chat template. Raises InputError when it has none."""
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise InputError("this tokenizer has no chat template; pass the prompt as plain text or as token ids")
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
-    return tokenize(text, tokenizer)
+def encode(text: str, tokenizer: Any) -> list[int]:
+    """Ids of a text, without special tokens. Raises InputError without a tokenizer, and for bytes that are not UTF-8."""
+    if tokenizer is None:
+        raise InputError(f"this model has no tokenizer, so {shown(text)} cannot be read; give token ids")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{shown(text)} is no text: character {error.start} is {text[error.start]!r}, half of a character or a byte that "
+            "is not UTF-8. Correct the text or its encoding."
+        ) from error
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
+
+
+def single_token(text: str, tokenizer: Any) -> int:
+    """The id of a text that is exactly one known token; InputError otherwise."""
+    ids = encode(text, tokenizer)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if len(ids) != 1 or (ids[0] == unknown and text != tokenizer.unk_token):
+        pieces = token_strings(torch.tensor(ids, dtype=torch.int64), tokenizer)
+        raise InputError(
+            f"{text!r} is {len(ids)} tokens {pieces}, not one known token; a leading space often matters, or name it by its id"
+        )
+    return int(ids[0])
 
 
 def token_strings(ids: Tensor, tokenizer: Any) -> list[str]:
-    """One string a token, as it reads in the text."""
-    if tokenizer is None:
-        return [f"<{int(i)}>" for i in ids]
-    return [tokenizer.decode([int(i)]) for i in ids]
+    """One string a token, as it reads in the text; parts of characters by their bytes (token_text.py)."""
+    texts = TokenTexts(tokenizer)
+    return [texts(int(i)) for i in ids]
 
 
 def zero_positions(ids: Tensor, model_name: str) -> list[int]:
@@ -69,13 +90,11 @@ def zero_positions(ids: Tensor, model_name: str) -> list[int]:
 
 def _ids(prompt: Prompt, tokenizer: Any) -> Tensor:
     if isinstance(prompt, str):
-        if tokenizer is None:
-            raise InputError("this model has no tokenizer; pass the prompt as token ids")
-        return torch.tensor(tokenizer(prompt, add_special_tokens=False).input_ids, dtype=torch.int64)
+        return torch.tensor(encode(prompt, tokenizer), dtype=torch.int64)
     try:
         ids = torch.as_tensor(prompt)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"a prompt is text or one row of token ids (list or tensor), got {prompt!r}") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"a prompt is text or one row of token ids (list or tensor), got {shown(prompt)}") from error
     ids = ids.long() if ids.numel() == 0 else ids
     if ids.ndim == 2 and ids.shape[0] == 1:
         ids = ids[0]

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from circuit_tracer.attribution import prompt, selection, sweep
+from circuit_tracer.attribution import prompt, row_blocks, selection
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.progress import silent
-from circuit_tracer.attribution.sweep import split_rows
+from circuit_tracer.attribution.row_blocks import split_rows
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.transcoders import encoding
@@ -64,7 +64,7 @@ def test_number_of_blocks_a_sweep_does_not_matter(case: Case, monkeypatch: pytes
     model = build(case)
     expected = attribute(IDS, model)
     for cost in (0, 1, 1000):
-        monkeypatch.setattr(sweep, "ROWS_A_LAYER_COSTS", cost)
+        monkeypatch.setattr(row_blocks, "ROWS_A_LAYER_COSTS", cost)
         assert_same(attribute(IDS, model), expected)
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuit_tracer.attribution.sweep import split_rows
+from circuit_tracer.attribution.row_blocks import BlockTree, split_rows
 
 places = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 12)), min_size=0, max_size=60)
 
@@ -27,3 +27,12 @@ def test_rows_far_apart_are_kept_apart_and_few_rows_together() -> None:
     blocks = list(split_rows(layer, position, 512))
     assert all(len(set(position[block].tolist())) == 1 for block in blocks)
     assert len(list(split_rows(torch.tensor([5, 9, 2]), torch.tensor([3, 8, 1]), 512))) == 1
+
+
+@given(rows=places, block_rows=st.integers(1, 70))
+def test_a_tree_of_all_rows_has_the_very_blocks(rows: list[tuple[int, int]], block_rows: int) -> None:
+    layer, position = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2).T
+    tree = BlockTree(layer, position, weight=1)
+    tree.blocks(1)  # cuts made for smaller blocks change nothing
+    swept = [(len(block), int(position[block].max()) + 1, 1.0) for block in split_rows(layer, position, block_rows)]
+    assert tree.blocks(block_rows) == swept

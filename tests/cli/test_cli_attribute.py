@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from circuit_tracer.cli.prompts import read_jobs, template_arguments
+from circuit_tracer.errors import CircuitTracerError, InputError
 from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.transcoders import save_transcoders
@@ -120,6 +122,62 @@ def test_a_message_may_begin_with_a_bracket(folders: Folders, run: Run) -> None:
     spoken = run("attribute", "-t", folders.transcoder, "-p", "[1] is Texas", "--chat", "--json")
     assert spoken.code == 0, spoken.err
     assert spoken.json["prompt"].endswith("is Texas")
+
+
+@pytest.mark.parametrize("text", ["[1] is Texas", '[{"a": 1}] is Texas', "[{ is Texas", "[] is Texas"])
+def test_what_is_no_conversation_is_a_message(text: str) -> None:
+    (job,) = read_jobs(text, None, chat=True, slug=None)
+    assert job.prompt == [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize("text", ['[{"role": "user"', '[{"role": "user"}]', '[{"role": "user", "content": "a"}, 5]'])
+def test_what_is_nearly_a_conversation_is_refused(text: str) -> None:
+    with pytest.raises(CircuitTracerError):
+        read_jobs(text, None, chat=True, slug=None)
+
+
+def test_arguments_of_the_chat_template() -> None:
+    assert template_arguments(["enable_thinking=false", "who=me", "n=3", "old=False"]) == {
+        "enable_thinking": False, "who": "me", "n": 3, "old": False,
+    }  # fmt: skip
+    for wrong in ("thinking", "=1", "a b=1"):
+        with pytest.raises(InputError, match="NAME=VALUE"):
+            template_arguments([wrong])
+    with pytest.raises(InputError, match="add --chat"):
+        read_jobs("a", None, chat=False, slug=None, template_arguments={"x": 1})
+
+
+def test_a_template_that_refuses_is_said(folders: Folders, run: Run) -> None:
+    failed = run("attribute", "-t", folders.transcoder, "-p", "a", "--chat", "--chat-option", "thinking=1", "--json")
+    assert failed.code == 2
+    assert "knows no argument 'thinking'" in failed.err
+
+
+def test_the_token_in_front_can_be_left_out(folders: Folders, run: Run) -> None:
+    spoken = run("attribute", "-t", folders.transcoder, "-p", "the capital of Texas", "--no-bos", "--json").json
+    assert spoken["prompt"] == "the capital of Texas"
+
+
+@pytest.mark.parametrize(
+    ("data", "prompts"),
+    [
+        (b"\xef\xbb\xbfone\r\ntwo\n", ["one", "two"]),
+        (b"  two spaces\n", ["  two spaces"]),
+        ("one\u2028line\n".encode(), ["one\u2028line"]),
+        (b"a\rreturn\x0b\x0c\x85".replace(b"\x85", b"\xc2\x85"), ["a\rreturn\x0b\x0c\x85"]),
+    ],
+    ids=["byte-order mark", "leading spaces", "line separator", "other separators"],
+)
+def test_a_prompt_is_what_stands_between_ends_of_lines(data: bytes, prompts: list[str], tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_bytes(data)
+    assert [job.prompt for job in read_jobs(None, tmp_path / "prompts", chat=False, slug=None)] == prompts
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfeo\x00n\x00e\x00", b"caf\xe9\n"], ids=["UTF-16", "Latin-1"])
+def test_bytes_that_are_no_text_are_refused(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_bytes(data)
+    with pytest.raises(InputError, match="UTF-8"):
+        read_jobs(None, tmp_path / "prompts", chat=False, slug=None)
 
 
 def test_lines_of_a_prompt_file_are_what_editors_show(folders: Folders, run: Run, tmp_path: Path) -> None:

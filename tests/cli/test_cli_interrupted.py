@@ -1,4 +1,4 @@
-"""What is done when a command is interrupted is written, said, and gone on with; names that are taken are not replaced unasked."""
+"""What is done when a command is interrupted is written, said, and gone on with; no name that is taken is replaced unasked."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ def test_a_signal_writes_what_is_done_and_resume_ends_with_the_same_graph(
     assert 0 < done < of
     told = run("info", kept).out
     assert f"interrupted: {done:,} of {of:,} features" in told
-    assert json.loads((tmp_path / "v" / "s.json").read_text())["metadata"]["interrupted"] == f"{done:,} of {of:,} features"
+    assert (
+        json.loads((tmp_path / "v" / "s.json").read_text())["metadata"]["interrupted"] == f"{done:,} of {of:,} features"
+    )
 
     finished = run(*trace, *place, "--resume")
     assert finished.code == 0, finished.err
@@ -184,7 +186,9 @@ def test_groups_made_by_hand_move_to_the_new_graph(
     assert (path.parent / "s.json.before").read_bytes() == old
 
 
-def test_groups_of_another_prompt_are_set_aside(run: Run, folders: Folders, trace: tuple[object, ...], tmp_path: Path) -> None:
+def test_groups_of_another_prompt_are_set_aside(
+    run: Run, folders: Folders, trace: tuple[object, ...], tmp_path: Path
+) -> None:
     path, place = tmp_path / "s.json", ("--slug", "s", "--graph-file-dir", tmp_path, "--overwrite")
     assert run(*trace, *place).code == 0
     grouped(path)

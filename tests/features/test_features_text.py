@@ -15,8 +15,8 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.features import FeatureFolder
 from circuit_tracer.features.export import export_json, export_neuronpedia
 from circuit_tracer.features.labels import Label, describe, label_from_records, load_labels, read_labels, write_labels
-from circuit_tracer.features.token_text import TokenTexts
 from circuit_tracer.graph.files.node_ids import cantor_unpair
+from circuit_tracer.models.token_text import TokenTexts
 from circuit_tracer.text.corpus import Corpus, ListedDocuments, SeparateDocuments
 from circuit_tracer.text.special import SpecialTokens
 from tests.support.feature_cases import Case, sequences

@@ -115,7 +115,7 @@ def test_what_cannot_be_exported_is_said_before_writing(tmp_path: Path) -> None:
             create_graph_files(graph, *arguments)
     with pytest.raises(InputError, match="2 token strings for 4"):
         create_graph_files(graph, "x", tmp_path, token_strings=["a", "b"])
-    with pytest.raises(InputError, match="export target"):
+    with pytest.raises(InputError, match="target is 'other'"):
         create_graph_files(graph, "x", tmp_path, target="other")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"slug 'a b'.*scan 'some/transcoders'"):
         create_graph_files(graph, "a b", tmp_path, target="neuronpedia")

@@ -259,7 +259,7 @@ def test_an_inactive_feature_cannot_be_scaled(model: ReplacementModel, active: l
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: Semantics("naive"), "unknown"),  # type: ignore[arg-type]
+        (lambda: Semantics("naive"), "expected 'direct' or"),  # type: ignore[arg-type]
         (lambda: Semantics("direct", range(2)), "no range"),
         (lambda: Semantics("iterative", []), "over no layer"),
         (lambda: set_to([], 1.0), "names no feature"),

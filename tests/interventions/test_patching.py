@@ -135,7 +135,7 @@ def test_features_are_those_of_the_positions(model: ReplacementModel, patching: 
         torch.testing.assert_close(getattr(chosen, name), getattr(everywhere, name)[inside][:5])
     with pytest.raises(InputError, match="one position at a time"):
         patching(*arguments, features=5, positions="together")
-    with pytest.raises(InputError, match="'last'; give numbers"):
+    with pytest.raises(InputError, match="positions is 'last'; expected 'together'"):
         patching(*arguments, positions="last")
 
 
@@ -250,7 +250,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "site": (CORRUPTED, {"sites": ["keys"]}, "unknown"),
     "layer": (CORRUPTED, {"layers": [3]}, "layers 0 to 2"),
     "position": (CORRUPTED, {"positions": [6]}, "positions 0 to 5"),
-    "mode": (CORRUPTED, {"mode": "both"}, "denoising or noising"),
+    "mode": (CORRUPTED, {"mode": "both"}, "'denoising' or 'noising'"),
     "batch": (CORRUPTED, {"batch_size": 0}, "batch_size"),
     "feature": (CORRUPTED, {"features": [(0, 20)]}, "features 0 to 19"),
     "count of features": (CORRUPTED, {"features": -1}, "features is -1"),

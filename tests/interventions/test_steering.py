@@ -260,7 +260,7 @@ def test_bad_steering(model: ReplacementModel) -> None:
         steer(model, IDS, Direction(1, torch.ones(8)))
     with pytest.raises(InputError, match="start is -1"):
         steer(model, IDS, Direction(1, torch.ones(16), start=-1))
-    with pytest.raises(InputError, match="context length is 64"):
+    with pytest.raises(InputError, match="context of 64; at most 59"):
         steer(model, IDS, [], Sampling(max_new_tokens=100))
     with pytest.raises(InputError, match="0 times anything is 0"):
         steer(model, IDS, scale((0, 0, 6), 10.0))
@@ -276,7 +276,7 @@ def test_bad_steering(model: ReplacementModel) -> None:
         ({"temperature": -1.0}, "temperature"),
         ({"top_k": 0}, "top_k"),
         ({"top_p": 1.5}, "top_p"),
-        ({"stop": "END"}, "sequence of texts"),
+        ({"stop": "END"}, "expected a list"),
         ({"stop": ("",)}, "not empty"),
     ],
 )

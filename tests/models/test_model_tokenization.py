@@ -10,9 +10,9 @@ import torch
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.errors import InputError
+from circuit_tracer.models.chat import chat_ids
 from circuit_tracer.models.tokenization import (
     GEMMA3_CHAT_PREFIX,
-    chat_ids,
     special_ids,
     token_strings,
     tokenize,

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuit_tracer.viewer.server import Server
+from circuit_tracer.viewer.server import Server, slow_connections
 from circuit_tracer.viewer.server.folders import file_inside
 from circuit_tracer.viewer.server.guard import HOSTS, MOST_BYTES, host_name
 from circuit_tracer.viewer.server.problems import NotThere
@@ -269,6 +270,42 @@ def test_a_connection_that_says_nothing_holds_nobody_up(served: Server) -> None:
     with socket.create_connection(("127.0.0.1", served.port)) as silent:
         silent.sendall(b"PUT /api/graphs/small/view HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n")
         assert ask(served, "/api/graphs").status == 200
+    assert ask(served, "/api/graphs").status == 200
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\nHost:", b"PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"]
+)
+def test_a_request_that_does_not_become_whole_is_closed(
+    served: Server, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slow_connections, "REQUEST_SECONDS", 0.2)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as slow:
+        slow.sendall(sent)
+        try:
+            while slow.recv(65536):  # an answer that refuses, or nothing, and then the end
+                pass
+        except ConnectionResetError:
+            pass
+    assert ask(served, "/api/graphs").status == 200
+
+
+def test_an_answer_that_nobody_reads_is_given_up(
+    served: Server, graph_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slow_connections, "READING_SECONDS", 0.2)
+    (graph_folder / "features").mkdir(exist_ok=True)
+    (graph_folder / "features" / "large.json").write_bytes(b"1" * 30_000_000)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as deaf:
+        deaf.sendall(b"GET /features/large.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(1)
+        received = 0
+        try:
+            while part := deaf.recv(1 << 20):
+                received += len(part)
+        except ConnectionResetError:
+            pass
+    assert received < 30_000_000
     assert ask(served, "/api/graphs").status == 200
 
 

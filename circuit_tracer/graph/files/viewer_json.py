@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.graph.files.graph_index import add_to_index, read_index, writing_graphs
@@ -47,6 +48,7 @@ class GraphDocument(NamedTuple):
     text: str
 
 
+@typed
 def create_graph_files(
     graph_or_path: Graph | str | Path,
     slug: str,
@@ -118,6 +120,7 @@ def _with_hand_made(before: HandMade, document: GraphDocument, view: View | None
     return _dump(content)
 
 
+@typed
 def graph_document(
     graph: Graph,
     slug: str,
@@ -138,8 +141,6 @@ def graph_document(
 
     keep: ids of nodes that stay whatever the thresholds; those that the graph does not have are passed over.
     """
-    if target not in get_args(ExportTarget):
-        raise InputError(f"unknown export target {target!r}; expected one of {', '.join(get_args(ExportTarget))}")
     check_slug(slug)
     tokens = _token_strings(graph, token_strings)
     kept = nodes_named(graph, keep)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.features.clean import CleanRun
@@ -22,7 +23,7 @@ from circuit_tracer.interventions.features.edits import Edit
 from circuit_tracer.interventions.features.iterative import IterativePass
 from circuit_tracer.interventions.features.observe import FeatureChanges, Watch, Watcher, moved
 from circuit_tracer.interventions.features.outcome import Outcome
-from circuit_tracer.interventions.features.passes import Freeze, Pass
+from circuit_tracer.interventions.features.passes import Freeze, Pass, require_finite
 from circuit_tracer.interventions.features.resolve import Change, Place, resolve_edits, settings_of
 from circuit_tracer.interventions.features.semantics import Kind, Semantics, semantics_of
 from circuit_tracer.models.tokenization import Prompt
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Experiment = dict[Place, Change]
 
 
+@typed
 def apply_edits(
     model: Traceable,
     prompt: Prompt | Graph | CleanRun,
@@ -52,6 +54,7 @@ def apply_edits(
     return apply_each(model, prompt, [[edits] if isinstance(edits, Edit) else edits], semantics, watch)[0]
 
 
+@typed
 @torch.no_grad()
 def apply_each(
     model: Traceable,
@@ -126,7 +129,7 @@ def _run(
     left_out = [copy * clean.n_pos + position for copy in range(len(carried)) for position in clean.left_out]
     arguments = (clean.model, settings_of(carried, clean), freeze, watcher, left_out)
     changes = IterativePass(*arguments, clean.active) if meaning.kind == "iterative" else Pass(*arguments)
-    final = changes.run()(clean.ids, copies=len(carried)).final.flatten(0, 1)
+    final = require_finite(changes.run()(clean.ids, copies=len(carried)).final).flatten(0, 1)
     features: list[FeatureChanges | None] = [None] * len(experiments) if watcher is None else [*watcher.result()]
     return clean.final + moved(final, clean.final, len(experiments)), features
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from circuit_tracer.arguments import number, shown
 from circuit_tracer.errors import InputError
 from circuit_tracer.models.tokenization import Prompt
 
@@ -75,8 +76,7 @@ class Edit:
     def __post_init__(self) -> None:
         if not self.features:
             raise InputError("an edit names no feature; give (layer, index), (layer, position, index) or a Supernode")
-        if not abs(self.amount) < float("inf"):
-            raise InputError(f"an edit's amount is {self.amount}; it must be finite")
+        object.__setattr__(self, "amount", number(self.amount, "an edit's amount"))
         if isinstance(self.at, str) and self.at not in ("all", "prompt", "generated"):
             raise InputError(f"an edit's place is {self.at!r}; use positions, a slice, 'all', 'prompt' or 'generated'")
         if isinstance(self.at, slice) and self.at.step not in (None, 1):
@@ -97,7 +97,7 @@ class Edit:
 
 def set_to(features: Features, value: float, at: Positions = None) -> Edit:
     """The features' activations become `value`."""
-    return Edit("set", features_of(features), float(value), at, name=_name(features))
+    return Edit("set", features_of(features), value, at, name=_name(features))
 
 
 def scale(features: Features, factor: float, at: Positions = None) -> Edit:
@@ -106,7 +106,7 @@ def scale(features: Features, factor: float, at: Positions = None) -> Edit:
     -1 is the usual way to suppress. A feature that is inactive wherever the edit reaches cannot be scaled: 0 times anything
     is 0.
     """
-    return Edit("scale", features_of(features), float(factor), at, name=_name(features))
+    return Edit("scale", features_of(features), factor, at, name=_name(features))
 
 
 def ablate(features: Features, at: Positions = None) -> Edit:
@@ -116,7 +116,7 @@ def ablate(features: Features, at: Positions = None) -> Edit:
 
 def add(features: Features, amount: float, at: Positions = None) -> Edit:
     """`amount` is added to each activation of the clean prompt (on generated tokens: to what it would be there)."""
-    return Edit("add", features_of(features), float(amount), at, name=_name(features))
+    return Edit("add", features_of(features), amount, at, name=_name(features))
 
 
 def take_from(features: Features, source: Prompt, at: Positions = None, source_at: int | None = None) -> Edit:
@@ -152,7 +152,9 @@ def _flat(features: Any) -> Iterator[FeatureAt]:
             for each in features:
                 yield from _flat(each)
     else:
-        raise InputError(f"{features!r} is no feature; give (layer, index), (layer, position, index) or a Supernode")
+        raise InputError(
+            f"{shown(features)} is no feature; give (layer, index), (layer, position, index) or a Supernode"
+        )
 
 
 def _feature(parts: Sequence[Any]) -> FeatureAt:
@@ -172,16 +174,19 @@ def _place(at: Any) -> int | slice | tuple[int, ...] | str | None:
     return tuple(map(_position, at)) if isinstance(at, Iterable) else _position(at)
 
 
-def _position(number: Any) -> int:
-    if not _whole(number):
+def _position(place: Any) -> int:
+    if not _whole(place):
         raise InputError(
-            f"{number!r} is no position of an edit; give a whole number, several, a slice or a place's name"
+            f"{shown(place)} is no position of an edit; give a whole number, several, a slice or a place's name"
         )
-    return operator.index(number)
+    return operator.index(place)
 
 
-def _whole(number: Any) -> bool:
-    return not isinstance(number, bool) and hasattr(number, "__index__")
+def _whole(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and operator.index(value) is not None
+    except (TypeError, RuntimeError, ValueError):
+        return False
 
 
 def _name(features: Any) -> str | None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.interventions.features.activations import Recorder
-from circuit_tracer.interventions.features.passes import Freeze, Pass
+from circuit_tracer.interventions.features.passes import Freeze, Pass, require_finite
 from circuit_tracer.interventions.features.settings import Intervention, resolve
 from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.tokenization import Prompt, zero_positions
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
 
 
+@typed
 @torch.no_grad()
 def get_activations(
     model: Traceable, inputs: Prompt, sparse: bool = False, apply_activation_function: bool = True
@@ -35,6 +37,7 @@ def get_activations(
     return logits, activations
 
 
+@typed
 @torch.no_grad()
 def feature_intervention(
     model: Traceable,
@@ -53,7 +56,7 @@ def feature_intervention(
     settings = resolve(interventions, model.transcoders, len(ids), model.parts.device, model.parts.compute_dtype)
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
     recorder = Recorder(model.transcoders, sparse, apply_activation_function, left_out) if return_activations else None
-    final = Pass(model, settings, freeze, recorder, left_out).run()(ids).final[0]
+    final = require_finite(Pass(model, settings, freeze, recorder, left_out).run()(ids).final[0])
     return logits_at(model.parts, final)[None], recorder.result() if recorder is not None else None
 
 
@@ -65,10 +68,11 @@ def freeze_for(
     freeze_attention: bool,
 ) -> Freeze | None:
     """What a set of interventions holds still; without interventions nothing moves anyway. Held layers imply attention."""
-    layers = list(constrained_layers or ())
+    layers = [] if constrained_layers is None else list(constrained_layers)
     return Freeze(model, ids, layers) if interventions and (freeze_attention or layers) else None
 
 
+@typed
 @torch.no_grad()
 def setup_intervention_with_freeze(
     model: Traceable, inputs: Prompt, constrained_layers: Iterable[int] | None = None

@@ -15,7 +15,7 @@ from torch import Tensor
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.features.activations import activations_of
 from circuit_tracer.interventions.features.clean import CleanRun
-from circuit_tracer.interventions.features.edits import FeatureAt
+from circuit_tracer.interventions.features.edits import FeatureAt, features_of
 from circuit_tracer.interventions.features.resolve import check_feature
 
 Watch = Literal["all", "none"] | Sequence[FeatureAt]
@@ -148,7 +148,7 @@ def _activations(clean: CleanRun, layer: int, x_PD: Tensor, row: Tensor, positio
 def _chosen(watch: Sequence[FeatureAt], clean: CleanRun) -> dict[int, Tensor]:
     """(position, feature) rows (n, 2) by layer."""
     rows: dict[int, set[tuple[int, int]]] = {}
-    for feature in watch:
+    for feature in features_of(watch):
         check_feature(feature, clean.model.transcoders)
         if feature.position is not None and not 0 <= feature.position < clean.n_pos:
             raise InputError(

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import whole
 from circuit_tracer.attribution.memory import free_bytes
-from circuit_tracer.errors import InputError, ResourceError
+from circuit_tracer.errors import InputError, NumericalError, ResourceError
 from circuit_tracer.interventions.features.activations import activations_of
 from circuit_tracer.interventions.features.settings import LayerSettings
 from circuit_tracer.models.capture import capture
@@ -51,7 +52,7 @@ class Freeze:
         network: FrozenNetwork | None = None,
     ) -> None:
         self.model, self.attention = model, attention
-        self.layers = frozenset(layers or ())
+        self.layers = frozenset(whole(layer, "a constrained layer") for layer in (() if layers is None else layers))
         n_layers = model.parts.config.n_layers
         if self.layers and not (min(self.layers) >= 0 and max(self.layers) < n_layers):
             raise InputError(
@@ -115,6 +116,16 @@ def clean_network(model: Traceable, ids: Tensor, patterns: bool = True) -> Froze
         )
     keep = patterns or size <= max(SMALL, SHARE_FOR_UNNEEDED * free)
     return FrozenNetwork(parts, capture(parts, ids, keep_patterns=keep), *hooks)
+
+
+def require_finite(final: Tensor) -> Tensor:
+    """What came out of a changed pass; NumericalError if the change was more than the model's numbers can hold."""
+    if not torch.isfinite(final).all():
+        raise NumericalError(
+            "after this change the model's activations are no longer finite; set features to smaller values, or load the "
+            "model in a dtype of wider range"
+        )
+    return final
 
 
 class Pass:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import shown
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit, FeatureAt
-from circuit_tracer.interventions.features.settings import LayerSettings
+from circuit_tracer.interventions.features.settings import LayerSettings, in_precision
 
 if TYPE_CHECKING:
     from circuit_tracer.transcoders.base import Transcoders
@@ -41,6 +42,8 @@ def resolve_edits(edits: Sequence[Edit], clean: CleanRun, generating: bool = Fal
     """
     found: dict[Place, Change] = {}
     for edit in edits:
+        if not isinstance(edit, Edit):
+            raise InputError(f"{shown(edit)} is no edit; make one with set_to, scale, ablate, add or take_from")
         for feature, positions in reached(edit, clean, generating):
             goes_on = generating and first_generated(edit, feature, clean.n_pos) is not None
             if not goes_on:
@@ -106,7 +109,7 @@ def settings_of(changes: Sequence[dict[Place, Change]], clean: CleanRun) -> dict
         settings[layer] = LayerSettings(
             torch.tensor([row for row, _, _ in entries], device=device),
             torch.tensor([index for _, index, _ in entries], device=device),
-            torch.tensor([value for _, _, value in entries], device=device, dtype=dtype),
+            in_precision(torch.tensor([value for _, _, value in entries], dtype=torch.float64), dtype).to(device),
         )
     return settings
 

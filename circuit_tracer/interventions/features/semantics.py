@@ -17,13 +17,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
+from circuit_tracer.arguments import typed, whole
 from circuit_tracer.errors import InputError
 
 Kind = Literal["direct", "constrained", "iterative"]
 
 
+@typed
 @dataclass(frozen=True)
 class Semantics:
     """One meaning in full.
@@ -38,10 +40,8 @@ class Semantics:
     freeze_norms: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise InputError(f"semantics {self.kind!r} is unknown; use {', '.join(get_args(Kind))}")
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+            object.__setattr__(self, "layers", tuple(sorted({whole(layer, "a layer") for layer in self.layers})))
             if self.kind == "direct":
                 raise InputError(
                     "direct semantics have no range of layers; use constrained or iterative, or leave layers out"

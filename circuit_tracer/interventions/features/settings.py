@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import shown, whole
 from circuit_tracer.errors import InputError
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -74,7 +75,7 @@ def _fields(intervention: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def _layer(layer: Any, transcoders: Transcoders) -> int:
-    number = int(layer)
+    number = whole(layer, "an intervention's layer")
     if not 0 <= number < transcoders.n_layers:
         raise InputError(f"intervention on layer {number}: the transcoder has layers 0 to {transcoders.n_layers - 1}")
     return number
@@ -89,7 +90,7 @@ def _entries(position: Any, index: Any, value: Any, n_pos: int, n_features: int)
         positions = _integers(position, "position")
     _require_inside(positions, -n_pos, n_pos, "position")
     _require_inside(features, 0, n_features, "feature")
-    values = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    values = _tensor(value, "value", torch.float64)
     try:
         positions, features = torch.broadcast_tensors(positions % n_pos, features)
         values = values.expand_as(positions)
@@ -98,16 +99,21 @@ def _entries(position: Any, index: Any, value: Any, n_pos: int, n_features: int)
             f"an intervention's positions, features and values do not fit together: shapes {tuple(positions.shape)}, "
             f"{tuple(features.shape)} and {tuple(values.shape)}"
         ) from error
-    if not torch.isfinite(values).all():
-        raise InputError(f"an intervention sets a feature to {value}; values must be finite")
     return positions.flatten(), features.flatten(), values.flatten()
 
 
 def _integers(numbers: Any, name: str) -> Tensor:
-    tensor = torch.as_tensor(numbers).detach().cpu()
+    tensor = _tensor(numbers, name)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise InputError(f"an intervention's {name} must be an integer, found {numbers!r}")
+        raise InputError(f"an intervention's {name} must be an integer, found {shown(numbers)}")
     return tensor.long()
+
+
+def _tensor(numbers: Any, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    try:
+        return torch.as_tensor(numbers, dtype=dtype).detach().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"an intervention's {name} is {shown(numbers)}; give a number, or several") from error
 
 
 def _require_inside(numbers: Tensor, start: int, stop: int, name: str) -> None:
@@ -124,4 +130,18 @@ def _join(entries: list[tuple[Tensor, Tensor, Tensor]], device: torch.device, dt
     last = torch.ones_like(key, dtype=torch.bool)
     last[:-1] = key[1:] != key[:-1]
     order = order[last]
-    return LayerSettings(position[order].to(device), index[order].to(device), value[order].to(device, dtype))
+    return LayerSettings(
+        position[order].to(device), index[order].to(device), in_precision(value[order], dtype).to(device)
+    )
+
+
+def in_precision(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values (float64) as the model computes with them; InputError for one that is not finite there."""
+    made = values.to(dtype)
+    if not torch.isfinite(made).all():
+        worst = float(values[~torch.isfinite(made)].flatten()[0])
+        raise InputError(
+            f"an intervention sets a feature to {worst:g}, which is not finite in {str(dtype).removeprefix('torch.')} "
+            f"(at most {torch.finfo(dtype).max:.2g})"
+        )
+    return made

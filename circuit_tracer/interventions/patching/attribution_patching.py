@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.patching.metrics import Metric
 from circuit_tracer.interventions.patching.pair import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 FIRST: Place = ("hook_resid_pre", 0)
 
 
+@typed
 def attribution_patching(
     model: Traceable,
     clean: Prompt,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.models.tokenization import single_token, token_strings
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
@@ -55,14 +56,8 @@ def token_id(model: Traceable, token: str | int) -> int:
         if not 0 <= token < vocabulary:
             raise InputError(f"token id {token} is outside the vocabulary 0..{vocabulary - 1}")
         return token
-    if model.tokenizer is None:
-        raise InputError(f"token {token!r}: this model has no tokenizer; name the token by its id")
-    ids = model.tokenizer(token, add_special_tokens=False).input_ids
-    unknown = getattr(model.tokenizer, "unk_token_id", None)
-    if len(ids) != 1 or (ids[0] == unknown and token != model.tokenizer.unk_token):
-        raise InputError(f"{token!r} is {len(ids)} tokens, not one known token; a leading space often matters")
-    return int(ids[0])
+    return single_token(token, model.tokenizer)
 
 
 def _text(model: Traceable, token: int) -> str:
-    return f"<{token}>" if model.tokenizer is None else model.tokenizer.decode([token])
+    return token_strings(torch.tensor([token]), model.tokenizer)[0]

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import whole
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.patching.metrics import Metric, logit_difference
@@ -107,8 +108,6 @@ def pair_of(model: Traceable, clean: Prompt, corrupted: Prompt, metric: Metric |
     """Check two prompts and run both. Raises InputError for prompts of different length, equal ones, or a metric that
     does not tell them apart. metric: None for the logit difference of the two prompts' answers.
     """
-    if mode not in get_args(Mode):
-        raise InputError(f"mode is {mode!r}; use {' or '.join(get_args(Mode))}")
     ids = [model.ensure_tokenized(prompt) for prompt in (clean, corrupted)]
     if len(ids[0]) != len(ids[1]):
         texts = [token_strings(each, model.tokenizer) for each in ids]
@@ -138,10 +137,8 @@ def places_of(pair: Pair, positions: Iterable[int] | Literal["together"] | None)
     """Positions to patch, counted from 0; -1 for all of them at once. InputError for what does not exist."""
     n_pos = len(pair.base)
     if isinstance(positions, str):
-        if positions != "together":
-            raise InputError(f"positions is {positions!r}; give numbers, 'together' for all at once, or None for each")
         return [TOGETHER]
-    places = list(range(n_pos)) if positions is None else [int(position) for position in positions]
+    places = list(range(n_pos)) if positions is None else [whole(position, "a position") for position in positions]
     for position in places:
         if not -n_pos <= position < n_pos:
             raise InputError(
@@ -162,7 +159,7 @@ def require_single(places: list[int]) -> None:
 def patches_of(pair: Pair, sites: Iterable[Site], layers: list[int] | None, places: list[int]) -> list[Patch]:
     """The activations to replace, in order of site, layer, head and position. InputError for what does not exist."""
     config = pair.model.parts.config
-    chosen = list(range(config.n_layers)) if layers is None else [int(layer) for layer in layers]
+    chosen = list(range(config.n_layers)) if layers is None else [whole(layer, "a layer") for layer in layers]
     if chosen and not (min(chosen) >= 0 and max(chosen) < config.n_layers):
         raise InputError(f"layers {chosen} to patch: the model has layers 0 to {config.n_layers - 1}")
     patches = []

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.features.apply import apply_each
 from circuit_tracer.interventions.features.edits import Features, features_of, set_to
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
 
 
+@typed
 def activation_patching(
     model: Traceable,
     clean: Prompt,

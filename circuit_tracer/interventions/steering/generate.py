@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed, whole
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.features.activations import Recorder
 from circuit_tracer.interventions.features.intervene import freeze_for
-from circuit_tracer.interventions.features.passes import Freeze, Pass
+from circuit_tracer.interventions.features.passes import Freeze, Pass, require_finite
 from circuit_tracer.interventions.features.settings import Intervention, LayerSettings, open_ended, resolve
+from circuit_tracer.interventions.steering.sampling import require_cuts, warp
 from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.tokenization import Prompt, zero_positions
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
 
 
+@typed
 @dataclass(frozen=True)
 class GenerationOptions:
     """How tokens are chosen; names and defaults of TransformerLens' `generate`, which circuit-tracer's scripts use.
@@ -36,7 +39,7 @@ class GenerationOptions:
 
     max_new_tokens: int = 10
     stop_at_eos: bool = True
-    eos_token_id: int | Sequence[int] | None = None
+    eos_token_id: int | Sequence[int] | Tensor | None = None
     do_sample: bool = True
     top_k: int | None = None
     top_p: float | None = None
@@ -55,6 +58,9 @@ class GenerationOptions:
             raise InputError("interventions generate with the key-value cache only; leave use_past_kv_cache out")
         if self.do_sample and not self.temperature > 0:
             raise InputError(f"temperature is {self.temperature}; give a positive one, or do_sample=False")
+        if abs(self.freq_penalty) > torch.finfo(torch.float32).max:
+            raise InputError(f"freq_penalty is {self.freq_penalty:g}, which is not finite in float32")
+        require_cuts(self.top_k, self.top_p)
         if self.return_type not in ("input", "str"):
             raise InputError(
                 f"return_type is {self.return_type!r}; interventions return the text as 'str' (or 'input'). For ids, use "
@@ -75,21 +81,17 @@ class GenerationOptions:
         given = getattr(tokenizer, "eos_token_id", None) if self.eos_token_id is None else self.eos_token_id
         if given is None or not self.stop_at_eos:
             return frozenset()
-        return frozenset(torch.as_tensor(given).flatten().tolist())
+        given = given.flatten().tolist() if isinstance(given, Tensor) else given
+        several = given if isinstance(given, Sequence) else [given]
+        return frozenset(whole(each, "eos_token_id") for each in several)
 
     def choose(self, logits_V: Tensor, seen: Tensor) -> int:
         """The next token, given the ids (P,) so far; sampling uses torch's global random state."""
         if not self.do_sample:
             return int(logits_V.argmax())
         logits = logits_V - self.freq_penalty * torch.bincount(seen, minlength=len(logits_V)).to(logits_V)
-        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-        scores = TemperatureLogitsWarper(float(self.temperature))(seen[None], logits[None])
-        if self.top_k is not None:
-            scores = TopKLogitsWarper(self.top_k)(seen[None], scores)
-        if self.top_p is not None:
-            scores = TopPLogitsWarper(self.top_p)(seen[None], scores)
-        return int(torch.multinomial(torch.softmax(scores[0].float(), dim=-1), 1))
+        scores = warp(logits, self.temperature, self.top_k, self.top_p)
+        return int(torch.multinomial(torch.softmax(scores.float(), dim=-1), 1))
 
 
 def feature_intervention_generate(
@@ -102,6 +104,7 @@ def feature_intervention_generate(
     return model.tokenizer.decode(ids.tolist(), skip_special_tokens=True), logits, activations
 
 
+@typed
 @torch.no_grad()
 def generate_held(
     model: Traceable,
@@ -117,7 +120,7 @@ def generate_held(
     """As `feature_intervention_generate`, with token ids (P + G,) in place of their text."""
     options = GenerationOptions.read(generation)
     ids, parts = model.ensure_tokenized(inputs), model.parts
-    check_length(parts, torch.cat([ids, ids.new_zeros(options.max_new_tokens - 1)]))
+    check_length(parts, ids, options.max_new_tokens)
     left_out = zero_positions(ids, model.parts.config.model_name)
     loop = _Generation(model, ids, return_activations, sparse, apply_activation_function)
     place = (model.transcoders, len(ids), model.parts.device, parts.compute_dtype)
@@ -153,7 +156,7 @@ class _Generation:
         (final,), self.past = run(fed, past=self.past, keep_past=True)
         if recorder is not None:
             self.activations.append(recorder.result())
-        self.logits.append(logits_at(self.model.parts, final[-1:])[0])
+        self.logits.append(logits_at(self.model.parts, require_finite(final)[-1:])[0])
         chosen = options.choose(self.logits[-1], self.ids.to(self.model.parts.device))
         self.ids = torch.cat([self.ids, self.ids.new_tensor([chosen])])
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit, FeatureAt
 from circuit_tracer.interventions.features.resolve import Change, Place, first_generated, reached, resolve_edits, taken
-from circuit_tracer.interventions.features.settings import LayerSettings
+from circuit_tracer.interventions.features.settings import LayerSettings, in_precision
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import Visit
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class Direction:
     """`strength` times a vector (D,), added to the residual stream behind a layer, from position `start` on.
@@ -40,10 +42,8 @@ class Direction:
     name: str | None = None
 
     def __post_init__(self) -> None:
-        if self.vector.ndim != 1 or not torch.isfinite(self.vector).all() or not abs(self.strength) < float("inf"):
-            raise InputError(
-                f"a direction needs a finite vector (D,) and strength, got shape {tuple(self.vector.shape)} and {self.strength}"
-            )
+        if self.vector.ndim != 1 or not torch.isfinite(self.vector).all():
+            raise InputError(f"a direction needs a finite vector (D,), got shape {tuple(self.vector.shape)}")
 
     def __str__(self) -> str:
         return f"{self.name or 'direction'} behind layer {self.layer}, strength {self.strength:g}"
@@ -88,8 +88,10 @@ class SteeringPlan:
             layer: LayerSettings(
                 torch.tensor([row for row, _, _, _ in entries], device=device),
                 torch.tensor([index for _, index, _, _ in entries], device=device),
-                torch.tensor([value for _, _, value, _ in entries], device=device, dtype=dtype),
-                torch.tensor([factor for _, _, _, factor in entries], device=device, dtype=dtype),
+                *(
+                    in_precision(torch.tensor(column, dtype=torch.float64), dtype).to(device)
+                    for column in ([value for _, _, value, _ in entries], [factor for _, _, _, factor in entries])
+                ),
             )
             for layer, entries in rows.items()
         }

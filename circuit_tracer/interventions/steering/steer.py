@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit
-from circuit_tracer.interventions.features.passes import Pass
+from circuit_tracer.interventions.features.passes import Pass, require_finite
+from circuit_tracer.interventions.steering.sampling import require_cuts, warp
 from circuit_tracer.interventions.steering.schedule import Direction, SteeringPlan
 from circuit_tracer.interventions.steering.text_stream import TextStream
 from circuit_tracer.models.capture import check_length, logits_at
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
 
 
+@typed
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen. temperature 0: the most probable one; else drawn with `seed`, which the global random state
@@ -42,34 +45,26 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     stop_at_eos: bool = True
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {self.max_new_tokens}; at least 1 is needed")
-        if not 0 <= self.temperature < float("inf"):
+        if self.temperature < 0:
             raise InputError(
                 f"temperature is {self.temperature}; give 0 for the most probable token, or a positive number"
             )
-        if (self.top_k is not None and self.top_k < 1) or (self.top_p is not None and not 0 < self.top_p <= 1):
-            raise InputError(f"top_k is {self.top_k} and top_p {self.top_p}; at least 1, and in (0, 1]")
-        if isinstance(self.stop, str) or not all(self.stop):
+        require_cuts(self.top_k, self.top_p)
+        if not all(isinstance(text, str) and text for text in self.stop):
             raise InputError(f"stop is {self.stop!r}; give a sequence of texts that are not empty")
 
     def choose(self, logits_V: Tensor, generator: torch.Generator) -> int:
         """The next token."""
         if self.temperature == 0:
             return int(logits_V.argmax())
-        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-        none = torch.empty(1, 0, dtype=torch.int64)
-        scores = TemperatureLogitsWarper(float(self.temperature))(none, logits_V[None].cpu())
-        if self.top_k is not None:
-            scores = TopKLogitsWarper(self.top_k)(none, scores)
-        if self.top_p is not None:
-            scores = TopPLogitsWarper(self.top_p)(none, scores)
-        return int(torch.multinomial(torch.softmax(scores[0].double(), dim=-1), 1, generator=generator))
+        scores = warp(logits_V.cpu(), self.temperature, self.top_k, self.top_p)
+        return int(torch.multinomial(torch.softmax(scores.double(), dim=-1), 1, generator=generator))
 
 
 @dataclass(frozen=True)
@@ -105,6 +100,7 @@ class Steering:
         return "\n".join(f"{a:<{half}} | {b}".rstrip() for a, b in zip(left, right, strict=True))
 
 
+@typed
 @torch.no_grad()
 def steer(
     model: Traceable,
@@ -128,7 +124,7 @@ def steer(
     if model.tokenizer is None:
         raise InputError("this model has no tokenizer, so it cannot turn what it generates into text; load it with one")
     ids = model.ensure_tokenized(prompt)
-    check_length(model.parts, torch.cat([ids, ids.new_zeros(sampling.max_new_tokens - 1)]))
+    check_length(model.parts, ids, sampling.max_new_tokens)
     clean = CleanRun(model, ids, patterns=False)
     plan = SteeringPlan(model, clean, given)
     steered = _generate(model, ids, plan, sampling, cache, on_text, keep_logits)
@@ -157,7 +153,7 @@ def _generate(
         left_out = plan.left_out if start == 0 else []
         run = Pass(model, plan.settings(start, len(ids)), zero_positions=left_out).run(plan.directions(start))
         (final,), past = run(ids[start:], past=past, keep_past=cache)
-        logits = logits_at(model.parts, final[-1:])[0]
+        logits = logits_at(model.parts, require_finite(final)[-1:])[0]
         kept += [logits.cpu()] if keep_logits else []
         chosen = sampling.choose(logits, generator)
         ids = torch.cat([ids, ids.new_tensor([chosen])])

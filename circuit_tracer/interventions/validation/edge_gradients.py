@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.pruning import PrunePolicy, prune_graph
@@ -57,6 +58,7 @@ class EdgeEstimates:
         return agreement(self.weight, self.estimate)
 
 
+@typed
 def approximate_edges(
     model: Traceable,
     graph: Graph,

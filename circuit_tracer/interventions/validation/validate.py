@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import torch
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
@@ -34,6 +35,7 @@ from circuit_tracer.interventions.validation.verdict import distrust, verdict
 from circuit_tracer.transcoders.base import Transcoders
 
 
+@typed
 @torch.no_grad()
 def validate(
     graph: Graph,

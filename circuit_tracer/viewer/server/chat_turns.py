@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.models.chat import chat_text
 
 ROLES = ("system", "user", "assistant")
 _MARK = "\x01mark\x01"
@@ -29,23 +30,18 @@ def render(messages: Sequence[dict[str, str]], tokenizer: Any) -> str:
 
     Raises InputError when the tokenizer has no chat template, or its template refuses the conversation.
     """
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise InputError("this tokenizer has no chat template; send the prompt as plain text")
     turns = list(messages)
     if not turns:
         raise InputError("messages is empty; send at least one")
     unfinished = turns[-1]["role"] == "assistant"
     begun = turns[-1]["content"] if unfinished else ""
-    try:
-        if len(turns) > 1 and unfinished and not begun.strip():
-            turns, unfinished = turns[:-1], False
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=not unfinished)
-    except Exception as error:  # a template raises what it likes
-        raise InputError(f"the model's chat template refuses this conversation: {error}") from error
+    if len(turns) > 1 and unfinished and not begun.strip():
+        turns, unfinished = turns[:-1], False
+    text = chat_text(turns, tokenizer, add_generation_prompt=not unfinished)
     if not unfinished:
-        return str(text)
+        return text
     place = text.rfind(begun)
-    return str(text if place < 0 else text[: place + len(begun)])
+    return text if place < 0 else text[: place + len(begun)]
 
 
 def frames(tokenizer: Any) -> list[Frame]:

@@ -87,8 +87,8 @@ class Engine:
                 if prompt.prompt:
                     raise InputError("give either prompt or messages, not both")
                 text = render([turn.model_dump() for turn in prompt.messages], self._tokenizer)
-                return tokenize(text, self._tokenizer)
-            return tokenize(prompt.prompt, self._tokenizer)
+                return tokenize(text, self._tokenizer, self.model.prepend_bos)
+            return tokenize(prompt.prompt, self._tokenizer, self.model.prepend_bos)
 
     def ids_of_text(self, text: str) -> Tensor:
         """Token ids (P,) of a text."""

@@ -107,12 +107,14 @@ class Jobs:
         job.cancelling = True
         return job
 
-    def stop(self, seconds: float) -> None:
-        """Cancel what runs and wait for it."""
+    def stop(self, seconds: float) -> bool:
+        """Cancel what runs and wait for it; whether it has ended."""
         for job in list(self._jobs.values()):
             job.cancelling = True
-        if self._lock.acquire(timeout=seconds):
+        ended = self._lock.acquire(timeout=seconds)
+        if ended:
             self._lock.release()
+        return ended
 
     def _acquire(self, kind: str) -> None:
         if not self._lock.acquire(blocking=False):

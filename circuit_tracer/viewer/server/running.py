@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 START_SECONDS, STOP_SECONDS = 30.0, 10.0
+ANSWERS_SECONDS = 1  # that answers which are on their way may take once the server ends
 
 
 def serve(
@@ -73,6 +74,7 @@ class Server:
         import uvicorn
 
         from circuit_tracer.viewer.server.app import make_app
+        from circuit_tracer.viewer.server.slow_connections import ImpatientProtocol
 
         self.site = site
         self.port: int = listening.getsockname()[1]
@@ -80,14 +82,14 @@ class Server:
         config = uvicorn.Config(
             make_app(site),
             loop="asyncio",
-            http="h11",
+            http=ImpatientProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=2,
+            timeout_graceful_shutdown=ANSWERS_SECONDS,
         )
         self._server = uvicorn.Server(config)
         self._socket = listening
@@ -99,14 +101,18 @@ class Server:
         if open_browser:
             webbrowser.open(self.url)
 
-    def stop(self) -> None:
-        """End the server and what it is doing; a trace that runs is cancelled. May be called twice."""
+    def stop(self, seconds: float = STOP_SECONDS) -> bool:
+        """End the server and what it is doing; a trace that runs is cancelled. May be called twice.
+
+        Whether all has ended: a job ends where it next reports, for which `seconds` may be too short.
+        """
         atexit.unregister(self.stop)
         self.site.stopping.set()
-        self.site.jobs.stop(STOP_SECONDS)
         self._server.should_exit = True
-        self._thread.join(STOP_SECONDS)
+        ended = self.site.jobs.stop(seconds)
+        self._thread.join(seconds)
         self._socket.close()
+        return ended and not self._thread.is_alive()
 
     def wait(self) -> None:
         """Block until the server has ended."""

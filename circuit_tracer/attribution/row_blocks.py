@@ -1,0 +1,88 @@
+"""Which rows are swept together: blocks of like positions and layers.
+
+A block is as wide as its last target's position and walks down from its highest row's layer. Rows that differ in both are
+better apart, as long as a block's own cost is small against that of its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Rows = npt.NDArray[np.int64]
+
+# Reading a layer's weights and sources takes about as long as the arithmetic of this many rows (see the kernels' READMEs).
+ROWS_A_LAYER_COSTS = 16
+
+
+def split_rows(layer: Tensor, position: Tensor, block_rows: int) -> Iterator[Tensor]:
+    """Indices of rows, block by block, sorted by layer (top first) inside."""
+    layers, positions = layer.numpy(force=True), position.numpy(force=True)
+    pending = [np.arange(len(positions))] if len(positions) else []
+    while pending:
+        rows = pending.pop()
+        cut = halve(rows, layers, positions)
+        if len(rows) > 1 and (len(rows) > block_rows or cut.cheaper):
+            pending += cut.low, cut.high
+        else:
+            yield torch.from_numpy(rows[np.argsort(-layers[rows], kind="stable")])
+
+
+class Cut(NamedTuple):
+    """Two halves of a block, by position or by layer; cheaper: than the block as a whole."""
+
+    low: Rows
+    high: Rows
+    cheaper: bool
+
+
+def halve(rows: Rows, layer: Rows, position: Rows, weight: float = 1) -> Cut:
+    """The better way to cut a block in two. weight: how many rows each of `rows` stands for."""
+    cuts = []
+    for key in (position, layer):
+        ordered = rows[np.argsort(key[rows], kind="stable")]
+        low, high = ordered[: len(rows) // 2], ordered[len(rows) // 2 :]
+        cuts.append((_cost(low, layer, position, weight) + _cost(high, layer, position, weight), low, high))
+    cost, low, high = min(cuts, key=lambda cut: cut[0])
+    return Cut(low, high, cost < _cost(rows, layer, position, weight))
+
+
+def _cost(rows: Rows, layer: Rows, position: Rows, weight: float) -> float:
+    """Rows times layers times positions that a block computes, with what each layer costs by itself."""
+    if len(rows) == 0:
+        return 0
+    depth = layer[rows] + 1
+    return int(position[rows].max() + 1) * (weight * int(depth.sum()) + ROWS_A_LAYER_COSTS * int(depth.max()))
+
+
+class BlockTree:
+    """The blocks that `split_rows` would make, for every `block_rows`, of rows of which each stands for `weight`.
+
+    How a block is cut does not depend on `block_rows`, only where the cutting ends; so each cut is made once.
+    """
+
+    def __init__(self, layer: Tensor, position: Tensor, weight: float) -> None:
+        self.layer, self.position, self.weight = layer.numpy(), position.numpy(), weight
+        self._cuts: dict[int, Cut] = {}  # by place in the binary tree: the halves of n are 2n and 2n + 1
+
+    def blocks(self, block_rows: int) -> list[tuple[int, int, float]]:
+        """(rows of a block, its positions, how many blocks there are of the kind)."""
+        found, pending = [], [(1, np.arange(len(self.layer)))] if len(self.layer) else []
+        while pending:
+            place, rows = pending.pop()
+            n_rows = self.weight * len(rows)
+            if len(rows) > 1:
+                cut = self._cuts.get(place) or self._cuts.setdefault(
+                    place, halve(rows, self.layer, self.position, self.weight)
+                )
+                if n_rows > block_rows or cut.cheaper:
+                    pending += (2 * place, cut.low), (2 * place + 1, cut.high)
+                    continue
+            n_blocks = max(1.0, n_rows / block_rows)
+            found.append((round(n_rows / n_blocks), int(self.position[rows].max()) + 1, n_blocks))
+        return found

@@ -1,0 +1,100 @@
+"""From a conversation to token ids, by the tokenizer's chat template.
+
+A template is a program of somebody else's: what it raises becomes an InputError with its own words. Its arguments
+(`enable_thinking=False`) are passed on if the template, or transformers, knows them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from circuit_tracer.arguments import shown
+from circuit_tracer.errors import InputError
+from circuit_tracer.models.tokenization import tokenize
+
+Message = Mapping[str, Any]
+_OURS = {"conversation", "tokenize", "add_generation_prompt", "return_tensors", "return_dict", "self", "kwargs"}
+
+
+def chat_ids(
+    messages: Sequence[Message],
+    tokenizer: Any,
+    add_generation_prompt: bool = True,
+    prepend_bos: bool = True,
+    **template_arguments: Any,
+) -> Tensor:
+    """Ids (P,) of a conversation under the tokenizer's chat template; see `chat_text`."""
+    text = chat_text(messages, tokenizer, add_generation_prompt, **template_arguments)
+    return tokenize(text, tokenizer, prepend_bos)
+
+
+def chat_text(
+    messages: Sequence[Message], tokenizer: Any, add_generation_prompt: bool = True, **template_arguments: Any
+) -> str:
+    """What the tokenizer's chat template makes of a conversation, [{"role": ..., "content": ...}, ...].
+
+    content: text, or a list of parts {"type": "text", "text": ...}, which are joined. Raises InputError for a tokenizer
+    without template, messages of another form, arguments that the template does not know, and what the template refuses.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if template is None:
+        raise InputError("this tokenizer has no chat template; pass the prompt as plain text or as token ids")
+    plain = [_plain(message) for message in _listed(messages)]
+    _require_known(template_arguments, template, tokenizer)
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                plain, tokenize=False, add_generation_prompt=add_generation_prompt, **template_arguments
+            )
+        )
+    except Exception as error:  # whatever the template does
+        raise InputError(
+            f"the chat template refuses this conversation of roles {[message['role'] for message in plain]}: "
+            f"{type(error).__name__}: {shown(str(error))}. Change the messages, or pass the prompt as plain text."
+        ) from error
+
+
+def _listed(messages: Any) -> list[Any]:
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
+        raise InputError(f'a conversation is a list of {{"role": ..., "content": ...}}, got {shown(messages)}')
+    return list(messages)
+
+
+def _plain(message: Any) -> dict[str, Any]:
+    """A message whose content is text."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise InputError(f'a message is {{"role": ..., "content": ...}} with a role, got {shown(message)}')
+    if "content" not in message:
+        raise InputError(f"the message of {message['role']!r} has no content: {shown(message)}")
+    content = message["content"]
+    if isinstance(content, Sequence) and not isinstance(content, str | bytes):
+        content = "".join(map(_text_of_part, content))
+    if not isinstance(content, str):
+        raise InputError(
+            f"the content of the message of {message['role']!r} must be text or a list of text parts, got {shown(content)}"
+        )
+    return {**message, "content": content}
+
+
+def _text_of_part(part: Any) -> str:
+    kind = part.get("type", "text") if isinstance(part, Mapping) else None
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise InputError(
+            f'content has the part {shown(part)}; only text can be traced: {{"type": "text", "text": ...}}'
+        )
+    return str(part["text"])
+
+
+def _require_known(arguments: Mapping[str, Any], template: Any, tokenizer: Any) -> None:
+    texts = template.values() if isinstance(template, Mapping) else [template]
+    general = set(inspect.signature(tokenizer.apply_chat_template).parameters) - _OURS
+    for name in arguments:
+        if name not in general and not any(re.search(rf"\b{re.escape(name)}\b", str(text)) for text in texts):
+            raise InputError(
+                f"the chat template knows no argument {name!r}, so it would change nothing; correct its name or leave it out"
+            )
