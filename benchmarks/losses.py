@@ -137,7 +137,7 @@ class Bench:
 
     def moment(self, command: str) -> float:
         """Some time while such a command runs."""
-        return self.draw.uniform(0.05, 1.05) * self.seconds[command]
+        return self.draw.uniform(0.05, 1.05) * self.seconds.get(command, 3.0)
 
     def folder(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self.work))
@@ -436,7 +436,7 @@ def one_run(bench: Bench) -> Line:
         config = configuration(bench, place)
         words: list[object] = ["train", config]
         if number % 3 == 1:
-            Command(bench.logs, *words).end(signal.SIGTERM, bench.seconds["train"] * 0.7)
+            Command(bench.logs, *words).end(signal.SIGTERM, bench.moment("train"))
             words += ["--resume"] if any(place.glob("checkpoints/step-????????")) else []
         if number % 3 == 2:
             words = ["features", "build", "-t", bench.transcoder, "--data", bench.work / "text.jsonl", "-o", place]

@@ -53,8 +53,9 @@ def same(found: Path, expected: Path) -> None:
     assert one.unfinished is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-@pytest.mark.parametrize("name", ["g.safetensors", "g.pt", None], ids=str)
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGINT, "g.safetensors"), (signal.SIGTERM, "g.pt"), (signal.SIGINT, None)], ids=str
+)
 def test_a_signal_writes_what_is_done_and_resume_ends_with_the_same_graph(
     run: Run,
     trace: tuple[object, ...],
