@@ -22,14 +22,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from benchmarks.common.machine import describe, write_results
+from benchmarks.common.machine import commit, describe, write_results
 from benchmarks.common.places import RESULTS
 from circuit_tracer.graph import Graph
 from circuit_tracer.transcoders import save_transcoders
@@ -100,6 +100,9 @@ def _work(words: list[str], folder: Path, largest: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     sys.argv = ["circuit-tracer", *words]
     from circuit_tracer.__main__ import main
+    from circuit_tracer.features import build
+
+    build.ENTRIES = 2**15  # many stretches of a small corpus
 
     main()
 
@@ -504,15 +507,18 @@ def main() -> None:
                 )
                 for loss in line.losses[:3]:
                     print(f"    {loss}", flush=True)
-    rows = [
-        {"what": each.what, "how": each.how, "tries": each.tries, "kept": each.kept, "losses": each.losses}
-        for each in lines
-    ]
-    total = {"tries": sum(each.tries for each in lines), "losses": sum(len(each.losses) for each in lines)}
+    _write(args.out, lines)
+    sys.exit(any(line.losses for line in lines))
+
+
+def _write(path: Path, lines: list[Line]) -> None:
+    """Write the table; rows of an earlier run that was of others stay."""
+    rows = {(line.what, line.how): asdict(line) | {"commit": commit()} for line in lines}
+    before = json.loads(path.read_text())["lines"] if path.is_file() else []
+    table = [row for row in before if (row["what"], row["how"]) not in rows] + list(rows.values())
+    total = {"tries": sum(row["tries"] for row in table), "losses": sum(len(row["losses"]) for row in table)}
     print(f"{total['tries']} tries, {total['losses']} losses")
-    if not args.only:
-        write_results(args.out, describe(total=total, lines=rows))
-    sys.exit(bool(total["losses"]))
+    write_results(path, describe(total=total, lines=table))
 
 
 if __name__ == "__main__":

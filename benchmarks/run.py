@@ -74,6 +74,7 @@ CPU = (
         30,
     ),
     Benchmark("kernels", "kernels.speed", "", (), 5),
+    Benchmark("losses", "losses", "", (), 60),
     Benchmark("ground-truth", "faithfulness.ground_truth", "", (), 5),
     Benchmark("validation", "faithfulness.validation", "--demo", (), 10),
     Benchmark(
