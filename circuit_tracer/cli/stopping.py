@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from contextlib import suppress
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -45,3 +47,5 @@ class Stopping:
         again, self.asked = self.asked, True
         if again or not self._stage:
             raise KeyboardInterrupt
+        with suppress(OSError):  # not through a stream, which may be in the middle of a line
+            os.write(2, b"ending behind the rows in hand; once more ends at once, and keeps less\n")
