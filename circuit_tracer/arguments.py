@@ -60,6 +60,12 @@ def number(value: Any, name: str) -> float:
     raise InputError(f"{name} is {shown(value)}; expected a finite number")
 
 
+def require_seed(seed: int) -> None:
+    """Refuse a seed that random generators do not take."""
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed}; give one from 0 to 2**63 - 1")
+
+
 def shown(value: Any) -> str:
     """A value as messages show it: not longer than a line."""
     try:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import CompatibilityError
+from circuit_tracer.files import shortened
 from circuit_tracer.text.special import SpecialTokens
 
 if TYPE_CHECKING:
@@ -67,12 +68,14 @@ def require_same(found: Any, expected: dict[str, Any], what: str, advice: str) -
     found = found if isinstance(found, dict) else {}
     expected = json.loads(json.dumps(expected))
     differing = [
-        f"{name} is {found.get(name)!r} there and {expected.get(name)!r} here"
+        f"{str(name)[:100]} is {shortened(found.get(name))} there and {shortened(expected.get(name))} here"
         for name in sorted({*found, *expected})
         if found.get(name) != expected.get(name)
     ]
     if differing:
-        raise CompatibilityError(f"{what} belongs to another model or other data: {'; '.join(differing)}. {advice}")
+        raise CompatibilityError(
+            f"{what} belongs to another model or other data: {'; '.join(differing[:20])}. {advice}"
+        )
 
 
 def _digest(start: str, tensors: Iterable[tuple[str, Tensor]]) -> str:

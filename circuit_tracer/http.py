@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 
-from circuit_tracer.errors import CircuitTracerError, ResourceError
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, ResourceError
+from circuit_tracer.files import parse_json
 
 TIMEOUT = 60.0  # seconds that a server may be silent
 ATTEMPTS = 5
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before another attempt; doubled each time
 _BUSY = (408, 429, 500, 502, 503, 504)
+LARGEST_ANSWER = 2**28  # bytes
+_LARGEST_REFUSAL = 2**20
 _SHOWN = 300  # characters of an answer in a message
 
 
@@ -57,9 +60,9 @@ def request(
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
         try:
             with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:
-                return bytes(answer.read())
+                return _all_of(url, answer)
         except urllib.error.HTTPError as error:
-            said = _said(error.read())
+            said = _said(error.read(_LARGEST_REFUSAL))
             if error.code not in _BUSY or attempt == attempts:
                 raise RefusedRequest(url, error.code, said) from error
             after = error.headers.get("Retry-After", "")
@@ -74,10 +77,17 @@ def request(
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
+def _all_of(url: str, answer: Any) -> bytes:
+    data = bytes(answer.read(LARGEST_ANSWER + 1))
+    if len(data) > LARGEST_ANSWER:
+        raise ResourceError(f"{url} answered with more than {LARGEST_ANSWER:,} bytes. Check the address.")
+    return data
+
+
 def _parsed(url: str, answer: bytes) -> Any:
     try:
-        return json.loads(answer)
-    except ValueError as error:
+        return parse_json(answer, url)
+    except FileFormatError as error:
         raise ResourceError(
             f"{url} did not answer with JSON but with {answer[:_SHOWN]!r}. Check the address."
         ) from error
@@ -87,8 +97,8 @@ def _said(answer: bytes) -> str:
     """The message in a JSON error of the usual forms, or the beginning of the answer."""
     text = answer.decode("utf-8", "replace")
     try:
-        value = json.loads(text)
-    except ValueError:
+        value = parse_json(text, "the answer")
+    except FileFormatError:
         return text[:_SHOWN].strip()
     if isinstance(value, dict):
         error = value.get("error", value.get("message", value))

@@ -59,6 +59,14 @@ class Continuation:
         advice = "Go on with what the trace began with, or start anew (without --resume)."
         require_same(self.identity, identity, "the interrupted trace", advice)
 
+    def require_rows_of(self, store: FinishedRows) -> None:
+        """Raise FileFormatError unless the rows can be those of a store that is empty yet."""
+        rows = torch.cat([torch.empty(0, dtype=torch.int64), *(block.row for block in self.blocks)])
+        inside = all(bool(((each >= 0) & (each < len(store.done))).all()) for each in (rows, self.asked))
+        whole = all(_is_whole(block, store) for block in self.blocks)
+        if not inside or len(rows.unique()) != len(rows) or not whole:
+            raise FileFormatError("the rows of the interrupted trace are damaged; trace it anew (without --resume)")
+
 
 def identity_of(task: Task, prompt: LinearPrompt, targets: TargetRows, budget: int, keep_mass: float) -> dict[str, Any]:
     """What every row of a trace follows from, as JSON values that people can compare."""
@@ -112,7 +120,7 @@ def continuation_of(graph_or_path: Graph | str | Path) -> Continuation:
         return Continuation(
             dict(facts["identity"]), blocks, tensors["asked"], int(facts["block_rows"]), int(facts["chunk_bytes"])
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(
             f"{name} does not hold the rows of an interrupted trace ({error!r}); trace it anew"
         ) from error
@@ -124,6 +132,26 @@ def _block(tensors: dict[str, Tensor], number: int, n_pos: int, n_columns: int, 
     edges = part["edges"]
     kept = edges if edges is not None else SparseEdges(*(_present(part[name], name) for name in _SPARSE))
     return FinishedBlock(row, n_pos, n_columns, kept, total, mass, ptr.tolist(), dropped)
+
+
+def _is_whole(block: FinishedBlock, store: FinishedRows) -> bool:
+    """Whether the parts of a block fit each other and the store."""
+    n_rows, ptr, edges = len(block.row), block.layer_ptr, block.edges
+    columns = (block.row, block.total, block.mass)
+    fits = all(each.ndim == 1 and len(each) == n_rows for each in columns) and 0 <= block.n_columns <= store.n_columns
+    fits = (
+        fits
+        and len(ptr) == store.n_layers + 2
+        and ptr == sorted(ptr, reverse=True)
+        and ptr[0] == n_rows
+        and ptr[-1] >= 0
+    )
+    if not isinstance(edges, SparseEdges):
+        return fits and edges.shape == (n_rows, block.width) and edges.is_floating_point()
+    size, ends = len(edges.value), edges.ptr.tolist()
+    fits = fits and len(ends) == n_rows + 1 and ends == sorted(ends) and (ends[0], ends[-1]) == (0, size)
+    inside = len(edges.column) == size and bool(((edges.column >= 0) & (edges.column < block.width)).all())
+    return fits and inside and edges.value.is_floating_point()
 
 
 def _present(tensor: Tensor | None, name: str) -> Tensor:

@@ -56,6 +56,7 @@ def compute_rows(
     expansion = Expansion(task, prompt, targets, plan, budget)
     if resume is not None:
         resume.require_same_trace(expansion.identity())
+        resume.require_rows_of(expansion.store)
         expansion.store.take(resume.blocks)
     expansion.compute(targets.read_out, torch.arange(len(targets.read_out)))
     try:

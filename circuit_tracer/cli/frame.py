@@ -183,9 +183,10 @@ class Commands(TyperGroup):
             if asked:  # a library made another error of it
                 typer.echo("interrupted; nothing was written that is not reported above", err=True)
                 raise typer.Exit(INTERRUPTED) from error
-            if isinstance(error, OSError) and error.errno in REFUSALS:
-                where = f": {error.filename}" if error.filename else ""
-                _report(ctx, f"the system refused to read or write{where} ({error.strerror}); {REFUSALS[error.errno]}")
+            if isinstance(
+                error, OSError | UnicodeEncodeError
+            ):  # the machine's word about a path, or bytes that are no text
+                _report(ctx, _refusal(error) if isinstance(error, OSError) else _no_text(error))
                 raise typer.Exit(BAD_INPUT) from error
             hint = "" if DEBUG in ctx.meta else " (a failure of ours; run again with --debug for the traceback)"
             _report(ctx, f"{type(error).__name__}: {error}{hint}")
@@ -210,6 +211,18 @@ def _ending(asked: list[int]) -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def _refusal(error: OSError) -> str:
+    where = f": {error.filename}" if error.filename else ""
+    hint = REFUSALS.get(error.errno or 0)
+    return f"{error.strerror or error}{where}" + (f"; {hint}" if hint else "")
+
+
+def _no_text(error: UnicodeEncodeError) -> str:
+    from circuit_tracer.arguments import shown
+
+    return f"{shown(error.object)} is no text: byte {ord(error.object[error.start]) & 0xFF:#x} is not UTF-8"
 
 
 def _report(ctx: Any, message: str) -> None:

@@ -85,7 +85,7 @@ def _conversation(prompt: str) -> Messages:
     if not isinstance(messages, list) or not all(
         isinstance(each, dict) and {"role", "content"} <= set(each) for each in messages
     ):
-        raise InputError(f'the conversation {prompt!r} must be a list of {{"role": ..., "content": ...}}')
+        raise InputError(f'the conversation {prompt[:200]!r} must be a list of {{"role": ..., "content": ...}}')
     return messages
 
 

@@ -103,15 +103,12 @@ def _direction(text: str) -> Direction:
 
 
 def _vector(path: Path) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from circuit_tracer.files.tensors import open_tensor_file
 
-    if not path.is_file():
-        raise InputError(f"no file of a direction at {path}")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise FileFormatError(f"{path} is no safetensors file: {error}") from error
-    if len(tensors) != 1:
-        raise FileFormatError(f"{path} holds {len(tensors)} tensors; a direction is one tensor of d_model numbers")
-    return next(iter(tensors.values()))
+    file = open_tensor_file(path)
+    if len(file.entries) != 1:
+        raise FileFormatError(f"{path} holds {len(file.entries)} tensors; a direction is one tensor of d_model numbers")
+    vector = file.tensor(*file.entries).clone()
+    if not vector.is_floating_point() or not bool(vector.isfinite().all()):
+        raise FileFormatError(f"{path} holds {vector.dtype}; a direction is of finite floating point numbers")
+    return vector

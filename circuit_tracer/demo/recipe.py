@@ -29,7 +29,7 @@ from circuit_tracer.demo.tokenizer import save_tokenizer
 from circuit_tracer.demo.train_model import ModelRecipe, Report, encode_statements, train_model
 from circuit_tracer.demo.train_transcoder import TranscoderRecipe, train_transcoder
 from circuit_tracer.errors import InputError
-from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.files import atomic_write, read_json, require_writable_folder
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -94,7 +94,7 @@ def search(folder: str | Path, seeds: Iterable[tuple[int, int]], report: Report 
         place = root / f"{seed}-{transcoder_seed}"
         finished = place / "metrics.json"
         if finished.exists():
-            metrics = json.loads(finished.read_text(encoding="utf-8"))
+            metrics = read_json(finished)
         else:
             _share_model(root, seed, place)
             metrics = train(place, seed, transcoder_seed, report=report)
@@ -141,7 +141,7 @@ def _model_files(folder: Path, recipe: ModelRecipe, seed: int, report: Report) -
     """Train the model into ``folder`` unless it is there; the note training.json says of which seed and recipe it is."""
     note, wanted = folder / "training.json", {"seed": seed, **asdict(recipe)}
     if note.exists():
-        if json.loads(note.read_text(encoding="utf-8")) != wanted:
+        if read_json(note) != wanted:
             raise InputError(f"{folder} holds a model of another seed or recipe; choose an empty folder")
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -30,12 +30,13 @@ from circuit_tracer.features.logits import logit_effects
 from circuit_tracer.features.record import LayerRecords
 from circuit_tracer.features.segment import Segment, Window
 from circuit_tracer.features.summary import Keep
-from circuit_tracer.files import atomic_write, claimed, require_writable_folder
+from circuit_tracer.files import atomic_write, claimed, read_json, require_writable_folder
 from circuit_tracer.fingerprint import model_fingerprint, require_same, tokenizer_fingerprint
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.run import fast_attention
 from circuit_tracer.models.token_text import TokenTexts
 from circuit_tracer.text.corpus import Corpus
+from circuit_tracer.text.position import require_position
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -99,7 +100,7 @@ def _build(
 ) -> None:
     identity = _identity(model, corpus, settings, wanted, name)
     if (target / MANIFEST).is_file():
-        found = json.loads((target / MANIFEST).read_text(encoding="utf-8")).get("settings")
+        found = read_json(target / MANIFEST, halves=True).get("settings")
         require_same(found, identity, f"the folder {target}", "Choose another folder, or remove it.")
     else:
         keep = Keep(settings.top, settings.sample)
@@ -153,6 +154,7 @@ def _read_corpus(
 ) -> None:
     """Read the corpus to its end, or to as many tokens as are asked for, stretch by stretch."""
     if working.progress["corpus"] is not None:
+        require_position(working.progress["corpus"], corpus.state(), str(working.folder / "progress.json"))
         corpus.restore(working.progress["corpus"])
     tokens, counted = working.progress["tokens"], working.progress["counted"]
     limit = settings.tokens if settings.tokens is not None else 2**62

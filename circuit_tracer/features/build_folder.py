@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from circuit_tracer.errors import FileFormatError
+from circuit_tracer.errors import CircuitTracerError, FileFormatError
+from circuit_tracer.features.schema import require_summary
 from circuit_tracer.features.summary import Examples, Keep, LayerSummary, merge
-from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.files import atomic_write, read_json, require_writable_folder
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.fingerprint import require_same
 
 _PART = re.compile(r"(\d{6,})-(\d{6,})\.safetensors")
@@ -42,7 +43,7 @@ class BuildFolder:
             _write(found, settings)
         self.progress: dict[str, Any] = {"stretches": 0, "tokens": 0, "counted": 0, "corpus": None, "complete": False}
         if (folder / "progress.json").is_file():
-            self.progress = _read(folder / "progress.json")
+            self.progress = _progress(folder / "progress.json")
 
     def add(self, summaries: list[LayerSummary], progress: dict[str, Any]) -> None:
         """What is known after the next stretch, and the place behind it."""
@@ -109,8 +110,10 @@ class BuildFolder:
     def _load(self, layer: int, span: tuple[int, int]) -> LayerSummary:
         path = self._path(layer, span)
         try:
-            arrays = load_file(path)
-        except (OSError, SafetensorError) as error:
+            file = open_tensor_file(path)
+            arrays = {name: file.tensor(name).numpy().copy() for name in file.entries}
+            require_summary(arrays, path)
+        except CircuitTracerError as error:
             raise FileFormatError(f"{path} cannot be read ({error}); remove {self.folder} and start anew") from error
         top, sample = (
             Examples(**{field.name: arrays[f"{name}.{field.name}"] for field in fields(Examples)}) for name in _EXAMPLES
@@ -121,11 +124,19 @@ class BuildFolder:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = read_json(path, halves=True)
+    except CircuitTracerError as error:
         raise FileFormatError(f"{path} cannot be read ({error}); remove {path.parent} and start anew") from error
     if not isinstance(found, dict):
         raise FileFormatError(f"{path} holds no object; remove {path.parent} and start anew")
+    return found
+
+
+def _progress(path: Path) -> dict[str, Any]:
+    found = _read(path)
+    counts = [found.get(name) for name in ("stretches", "tokens", "counted")]
+    if not all(type(count) is int and count >= 0 for count in counts) or type(found.get("complete")) is not bool:
+        raise FileFormatError(f"{path} does not say where the build stands; remove {path.parent} and start anew")
     return found
 
 

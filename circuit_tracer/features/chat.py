@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import FileFormatError, InputError
-from circuit_tracer.files import atomic_write
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
+from circuit_tracer.files import atomic_write, read_json
 from circuit_tracer.http import RefusedRequest, post_json
 
 ENDPOINT = "https://api.openai.com/v1"
@@ -59,8 +59,13 @@ class ChatModel:
         path = self._path(messages, tokens)
         if path.is_file():
             try:
-                return str(json.loads(path.read_text(encoding="utf-8"))["answer"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                kept = read_json(path)
+                if (kept["model"], kept["messages"]) != (self.model, list(messages)) or not isinstance(
+                    kept["answer"], str
+                ):
+                    raise FileFormatError(f"{path} answers another question")
+                return str(kept["answer"])
+            except (CircuitTracerError, LookupError, TypeError) as error:
                 raise FileFormatError(f"{path} is damaged ({error}); remove it, and it is asked again") from error
         answer = self._ask(messages, tokens)
         with atomic_write(path) as temporary:

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import FileFormatError, InputError
-from circuit_tracer.files import atomic_write
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
+from circuit_tracer.features.schema import FeatureRecord, Offsets
+from circuit_tracer.files import atomic_write, open_file, parse_json, read_json, shortened, unpack, validated
 
 INDEX, MANIFEST, LABELS = "index.json.gz", "features.json", "labels.json"
 
@@ -32,17 +33,23 @@ class FeatureFolder:
                 f"{self.folder} holds no features: {INDEX} is missing. `circuit-tracer features build` makes it."
             )
         try:
-            index = json.loads(gzip.decompress(path.read_bytes()))
+            index = read_json(path)
             listed = dict(enumerate(index)) if isinstance(index, list) else index
-            self._layers = {int(layer): (row["filename"], row["offsets"]) for layer, row in listed.items()}
-        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileFormatError(f"{path} is no index of features ({error!r}); build the features again") from error
+            rows = {int(layer): validated(Offsets, row, path) for layer, row in listed.items()}
+        except (FileFormatError, ValueError, TypeError, AttributeError) as error:
+            raise FileFormatError(
+                f"{path} is no index of features ({str(error)[:300]}); build the features again"
+            ) from error
+        self._layers = {layer: (row.filename, row.offsets) for layer, row in rows.items()}
 
     @property
     def manifest(self) -> dict[str, Any]:
         """Where the records come from; {} if nothing says so."""
         path = self.folder / MANIFEST
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = read_json(path) if path.is_file() else {}
+        if not isinstance(found, dict):
+            raise FileFormatError(f"{path} must hold an object, found {shortened(found)}; build the features again")
+        return found
 
     def get(self, place: tuple[int, int], default: Any = None) -> Any:
         """The record of a feature (layer, index)."""
@@ -51,13 +58,13 @@ class FeatureFolder:
         if place not in self:
             return default
         path = self.folder / name
-        if Path(name).name != name:
-            raise FileFormatError(f"{self.folder / INDEX} names the file {name!r}, which lies outside of its folder")
         try:
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 file.seek(offsets[index])
-                return unpacked(file.read(offsets[index + 1] - offsets[index]))
-        except (OSError, struct.error, zlib.error, ValueError) as error:
+                return unpacked(
+                    file.read(offsets[index + 1] - offsets[index]), f"the record of feature {index} in {path}"
+                )
+        except (OSError, CircuitTracerError) as error:
             raise FileFormatError(
                 f"the record of feature {index} in {path} cannot be read ({error}); build the features again"
             ) from error
@@ -79,14 +86,13 @@ def packed(record: dict[str, Any]) -> bytes:
     return struct.pack("<I", len(data)) + data
 
 
-def unpacked(data: bytes) -> dict[str, Any]:
-    """The record in these bytes, of zlib or gzip."""
-    (length,) = struct.unpack_from("<I", data)
-    body = data[4 : 4 + length]
-    record = json.loads(gzip.decompress(body) if body[:2] == b"\x1f\x8b" else zlib.decompress(body))
-    if not isinstance(record, dict):
-        raise ValueError("it is no object")
-    return record
+def unpacked(data: bytes, source: str) -> dict[str, Any]:
+    """The record in these bytes, of zlib or gzip. Raises FileFormatError, naming ``source``."""
+    if len(data) < 4 or len(data) != 4 + struct.unpack_from("<I", data)[0]:
+        raise FileFormatError(f"{source} has {len(data)} bytes, and says that it has others")
+    record = parse_json(unpack(data[4:], source), source, halves=True)
+    validated(FeatureRecord, record, source)
+    return dict(record)
 
 
 def write_layer(

@@ -186,9 +186,9 @@ class _Test:
 
 def explain_messages(record: Mapping[str, Any], examples: Sequence[Example]) -> Messages:
     """The first conversation."""
-    most = record["act_max"] or 1.0
+    most = record.get("act_max") or 1.0
     texts = "\n".join(f"{number}. {marked_text(example, most)}" for number, example in enumerate(examples, start=1))
-    promoted = ", ".join(repr(token) for token in record["top_logits"])
+    promoted = ", ".join(repr(token) for token in record.get("top_logits", ()))
     return [
         {"role": "system", "content": EXPLAIN},
         {"role": "user", "content": f"Texts:\n{texts}\n\nTokens made likelier: {promoted}\n\nThe feature in a phrase:"},

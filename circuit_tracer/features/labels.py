@@ -17,7 +17,7 @@ from typing import Any
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.features.folder import LABELS, FeatureFolder
-from circuit_tracer.files import atomic_write, locked, require_writable_folder
+from circuit_tracer.files import atomic_write, locked, read_json, require_writable_folder, shortened
 
 Place = tuple[int, int]
 
@@ -51,11 +51,12 @@ def load_labels(path: str | Path) -> dict[Place, Label]:
     if not path.is_file():
         raise InputError(f"no labels at {path}; give a labels.json, or the folder of one")
     try:
-        layers = json.loads(path.read_text(encoding="utf-8"))
+        layers = read_json(path)
         return {(int(layer), int(index)): _label(one) for layer, row in layers.items() for index, one in row.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileFormatError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(
-            f'{path} is no labels file ({error!r}); expected {{"0": {{"12": {{"label": "..."}}}}}}, by layer and feature'
+            f'{path} is no labels file ({str(error)[:300]}); expected {{"0": {{"12": {{"label": "..."}}}}}}, by layer and '
+            "feature"
         ) from error
 
 
@@ -131,6 +132,8 @@ def _totals(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _promoted_tokens(record: Mapping[str, Any]) -> list[str]:
+    if any(record.get(name) is None for name in ("top_logit_values", "logit_spread", "n_vocabulary")):
+        return []  # a record that others made
     values, spread = record["top_logit_values"], record["logit_spread"]
     chance = STANDS_OUT * spread * math.sqrt(2 * math.log(max(2, record["n_vocabulary"])))
     chosen = [token for token, value in zip(record["top_logits"], values, strict=True) if value > chance]
@@ -145,6 +148,11 @@ def _label(value: Any) -> Label:
     if isinstance(value, str):
         return Label(value, "unknown")
     text, source, score = value["label"], value.get("source", "unknown"), value.get("score")
-    if not isinstance(text, str) or not isinstance(source, str) or not isinstance(score, int | float | None):
-        raise ValueError(f"a label is {value!r}")
+    if (
+        not isinstance(text, str)
+        or not isinstance(source, str)
+        or isinstance(score, bool)
+        or not isinstance(score, int | float | None)
+    ):
+        raise ValueError(f"a label is {shortened(value)}")
     return Label(text, source, score)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from circuit_tracer.attribution.progress import Progress, silent
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
 from circuit_tracer.features.labels import Label, Place
-from circuit_tracer.files import atomic_write, locked, require_writable_folder
+from circuit_tracer.files import atomic_write, locked, read_json, require_writable_folder, shortened
 from circuit_tracer.neuronpedia import Neuronpedia
 
 FEATURES_A_REQUEST = 512  # Neuronpedia takes 2048
@@ -81,9 +81,15 @@ def _read(path: Path) -> dict[int, str | None]:
     if not path.is_file():
         return {}
     try:
-        return {int(index): text for index, text in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError) as error:
+        return {int(index): _text_or_none(text) for index, text in read_json(path).items()}
+    except (CircuitTracerError, ValueError, TypeError, AttributeError) as error:
         raise FileFormatError(f"{path} is damaged ({error}); remove it, and the labels are fetched again") from error
+
+
+def _text_or_none(value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"a label is {shortened(value)}")
+    return value
 
 
 def _add(path: Path, known: dict[int, str | None]) -> dict[int, str | None]:

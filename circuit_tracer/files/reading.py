@@ -62,10 +62,10 @@ def read_text(path: str | Path, largest: int) -> str:
     return decoded(read_bytes(path, largest), path).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def decoded(data: bytes, source: str | Path) -> str:
-    """UTF-8 as text, without a byte-order mark; FileFormatError says where it is not UTF-8."""
+def decoded(data: bytes, source: str | Path, halves: bool = False) -> str:
+    """UTF-8 as text, without a byte-order mark; FileFormatError says where it is not UTF-8. halves: of surrogate pairs too."""
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig", "surrogatepass" if halves else "strict")
     except UnicodeDecodeError as error:
         raise FileFormatError(
             f"{source} is not text in UTF-8: byte {error.start} is {data[error.start : error.start + 1].hex()}. "

@@ -22,12 +22,11 @@ from circuit_tracer.errors import FileFormatError
 from circuit_tracer.files.reading import LARGEST_JSON, LARGEST_YAML, decoded, read_bytes, unpack
 
 DEEPEST = 64
+_SEARCHED = 8 * 2**20  # for keys given twice: that takes half as long again
 _PROBLEMS = 5  # of a schema, told at once
 _NO_BRACKET = bytes(set(range(256)) - set(b'[]{}"'))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
-_NUMBERS = bytes(
-    ord("0") if chr(each).isdigit() else ord("e") if chr(each) in "eE" else ord(" ") for each in range(256)
-)
+_DIGITS = bytes(ord("0") if chr(each) in "123456789" else each for each in range(256))
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 _PAIR = re.compile(r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 _HALF = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
@@ -41,33 +40,34 @@ def shortened(value: Any, most: int = 100) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-def read_json(path: str | Path, largest: int = LARGEST_JSON) -> Any:
+def read_json(path: str | Path, largest: int = LARGEST_JSON, halves: bool = False) -> Any:
     """The document in a JSON file, plain or gzipped. InputError if it cannot be opened, FileFormatError as `parse_json`."""
     data = read_bytes(path, largest)
-    return parse_json(unpack(data, path) if data[:2] == b"\x1f\x8b" else data, path)
+    return parse_json(unpack(data, path) if data[:2] == b"\x1f\x8b" else data, path, halves)
 
 
-def parse_json(text: str | bytes, source: str | Path) -> Any:
+def parse_json(text: str | bytes, source: str | Path, halves: bool = False) -> Any:
     """The values of a JSON text in UTF-8, a byte-order mark allowed.
 
     Raises FileFormatError, naming ``source``, for anything that is not JSON, NaN and infinities, numbers beyond 64 bits,
-    a key given twice, halves of surrogate pairs, and nesting deeper than `DEEPEST`.
+    a key given twice (in texts of up to 8 MiB; in longer ones, which are data, the last one counts, as in browsers), nesting
+    deeper than `DEEPEST`, and, without ``halves``, halves of surrogate pairs, which no text file can hold.
     """
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    text = decoded(data, source)
+    text = decoded(data, source, halves)
     if not text.strip(" \t\r\n"):
         raise FileFormatError(f"{source} is empty; expected JSON.")
     _require_shallow(data, source)
-    if "\\" in text:
+    if not halves and ("\\ud" in text or "\\uD" in text):
         _require_whole_characters(text, source)
-    numbers = data.translate(_NUMBERS, b"+")  # almost no text has long numbers; only those pay for the check of each
+    long_integers = b"0" * 19 in data.translate(_DIGITS)  # almost no text has any; only those pay for a look at each
     try:
         return json.loads(
             text,
-            object_pairs_hook=_once_each,
+            object_pairs_hook=_once_each if len(data) <= _SEARCHED else None,
             parse_constant=_not_finite,
-            parse_int=_int if b"0" * 19 in numbers else None,
-            parse_float=_float if b"e000" in numbers or b"0" * 300 in numbers else None,
+            parse_int=_int if long_integers else None,
+            parse_float=_float,
         )
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{source} is not readable JSON: {_in_short(error)}.") from error
@@ -223,13 +223,14 @@ def _int(digits: str) -> int:
 
 
 def _float(digits: str) -> float:
-    if not math.isfinite(value := float(digits)):
+    value = float(digits)
+    if value - value != 0:  # infinite; faster than math.isfinite
         raise ValueError(f"the number {digits[:40]} is beyond any range")
     return value
 
 
 def _not_finite(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number that JSON has")
+    raise ValueError(f"{name} is not finite; JSON has no such number")
 
 
 def _require_plain(found: Any) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ _SAFETENSORS_DTYPES = {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -113,10 +116,13 @@ class TensorFile:
 
 
 def open_tensor_file(path: str | Path) -> TensorFile:
-    """Open a .safetensors or .npz file; InputError if it is missing, FileFormatError if it is damaged or foreign."""
+    """Open a .safetensors, .npz or .npy file; the one tensor of a .npy is named "".
+
+    InputError if it is missing, FileFormatError if it is damaged or foreign.
+    """
     path = Path(path)
     with open_file(path) as file:
-        return _open_npz(path, file) if path.suffix == ".npz" else _open_safetensors(path, file)
+        return _OPENERS.get(path.suffix, _open_safetensors)(path, file)
 
 
 def join(files: Iterable[TensorFile]) -> TensorFile:
@@ -277,13 +283,31 @@ def _npy_header(
 ) -> tuple[tuple[int, ...], torch.dtype, bool, int]:
     """(shape, dtype, Fortran order, bytes of the header)."""
     with archive.open(member) as stream:
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(stream)
-        header_bytes = stream.tell()
+        return _npy_layout(path, member.filename, stream)
+
+
+def _npy_layout(path: Path, name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], torch.dtype, bool, int]:
+    version = np.lib.format.read_magic(stream)
+    read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(stream)
+    header_bytes = stream.tell()
     if dtype.hasobject or dtype.byteorder == ">":
-        raise FileFormatError(f"{path}: {member.filename} holds {dtype}; only plain little-endian numbers are read.")
+        raise FileFormatError(f"{path}: {shortened(name)} holds {dtype}; only plain little-endian numbers are read.")
     return shape, torch.from_numpy(np.empty(0, dtype)).dtype, fortran, header_bytes
+
+
+def _open_npy(path: Path, file: BinaryIO) -> TensorFile:
+    try:
+        shape, dtype, fortran, header_bytes = _npy_layout(path, path.name, file)
+    except _NPZ_ERRORS as error:
+        raise FileFormatError(f"{path} is not a readable .npy file: {_first(error)}. Copy it again.") from error
+    entry = _Entry(path, shape, dtype, header_bytes, fortran)
+    _require_extents(path, path.name, shape)
+    if (size := os.fstat(file.fileno()).st_size) != header_bytes + _bytes(entry):
+        raise FileFormatError(
+            f"{path} is damaged or cut short: it needs {header_bytes + _bytes(entry)} bytes, and has {size}. Copy it again."
+        )
+    return TensorFile(path, {"": entry})
 
 
 def _read_packed(entry: _Entry, name: str) -> Tensor:
@@ -296,6 +320,9 @@ def _read_packed(entry: _Entry, name: str) -> Tensor:
             f"{entry.path}: {shortened(name)} cannot be read: {_first(error)}. Copy it again."
         ) from error
     return torch.from_numpy(array)
+
+
+_OPENERS = {".npz": _open_npz, ".npy": _open_npy}
 
 
 def _first(error: Exception) -> str:

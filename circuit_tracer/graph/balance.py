@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.graph.checks import require_tensors
 from circuit_tracer.graph.edges import Edges
 
 
@@ -25,6 +26,7 @@ class RowBalance:
     pre_activation: Tensor
 
     def __post_init__(self) -> None:
+        require_tensors({}, {f"row balance: {field.name}": getattr(self, field.name) for field in fields(self)})
         shapes = {field.name: tuple(getattr(self, field.name).shape) for field in fields(self)}
         if len(set(shapes.values())) != 1 or self.bias.ndim != 1:
             raise InputError(f"row balance: columns have shapes {shapes}; expected one (N,) for all")
@@ -52,6 +54,7 @@ class Reconstruction:
     l0: Tensor
 
     def __post_init__(self) -> None:
+        require_tensors({}, {"reconstruction: nmse": self.nmse, "reconstruction: l0": self.l0})
         if self.nmse.shape != self.l0.shape or self.nmse.ndim != 1:
             raise InputError(
                 f"reconstruction: nmse {tuple(self.nmse.shape)} and l0 {tuple(self.l0.shape)} must both be (L,)"

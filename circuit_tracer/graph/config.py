@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
+
 from circuit_tracer.errors import InputError
+
+MOST_LAYERS = 10_000  # graphs have a node for each layer and token
 
 
 @dataclass(frozen=True)
@@ -39,10 +44,11 @@ class GraphConfig:
         for field in fields(cls):
             value = source.get(field.name) if isinstance(source, Mapping) else getattr(source, field.name, None)
             if value is not None:
-                values[field.name] = str(value) if field.type == "str | None" else int(value)
-        if values.get("n_layers", 0) < 1:
+                values[field.name] = (_text if field.type == "str | None" else _size)(field.name, value)
+        if not 1 <= values.get("n_layers", 0) <= MOST_LAYERS:
             raise InputError(
-                f"cfg.n_layers is {values.get('n_layers')}; a graph needs the number of layers of its model, at least 1"
+                f"cfg.n_layers is {values.get('n_layers')}; a graph needs the number of layers of its model, at least 1 and at "
+                f"most {MOST_LAYERS}"
             )
         if "dtype" in values:
             values["dtype"] = values["dtype"].removeprefix("torch.")
@@ -50,3 +56,20 @@ class GraphConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _size(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)  # also of numpy and torch; 1.5 has none
+    except (TypeError, ValueError) as error:
+        raise InputError(f"cfg.{name} is a {type(value).__name__}; expected a whole number") from error
+    if not 0 <= number < 2**62:
+        raise InputError(f"cfg.{name} is out of range; expected a whole number from 0 on")
+    return number
+
+
+def _text(name: str, value: Any) -> str:
+    text = value if isinstance(value, str) else str(value) if isinstance(value, torch.dtype) else None
+    if text is None:
+        raise InputError(f"cfg.{name} is a {type(value).__name__}; expected text")
+    return text

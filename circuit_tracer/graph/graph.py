@@ -14,6 +14,7 @@ from torch import Tensor
 from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
+from circuit_tracer.graph.checks import require_all_texts, require_ids, require_tensors, require_texts, require_whole
 from circuit_tracer.graph.config import GraphConfig
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.nodes import NodeTable
@@ -86,6 +87,7 @@ class Graph:
         self.provenance = dict(provenance or {})
         self.validation = validation
         self.unfinished = unfinished
+        self._check_types()
         self._check_lengths()
         self.targets = (
             targets
@@ -282,6 +284,19 @@ class Graph:
         return graph_frame(self)
 
     # Checks
+
+    def _check_types(self) -> None:
+        require_tensors(
+            whole={name: getattr(self, name) for name in ("input_tokens", "active_features", "selected_features")},
+            numbers={name: getattr(self, name) for name in ("activation_values", "logit_probabilities")},
+        )
+        require_texts(input_string=self.input_string)
+        require_all_texts("logit_targets' texts", [target.token_str for target in self.logit_targets])
+        require_ids("the id of a logit target", (target.vocab_idx for target in self.logit_targets))
+        require_whole(vocab_size=self.vocab_size)
+        for name, texts in (("scan", self.scan), ("token_strings", self.token_strings)):
+            if texts is not None and not (name == "scan" and isinstance(texts, str)):
+                require_all_texts(name, texts)
 
     def _check_lengths(self) -> None:
         if self.input_tokens.ndim != 1 or len(self.input_tokens) == 0:

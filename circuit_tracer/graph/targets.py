@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.graph.checks import require_all_texts, require_tensors
 
 TargetKind = Literal["logit", "direction", "feature"]
 TARGET_KINDS: tuple[str, ...] = get_args(TargetKind)
@@ -48,6 +49,8 @@ class TargetTable:
     kind: list[TargetKind]
 
     def __post_init__(self) -> None:
+        require_all_texts("target table: label", self.label)
+        require_all_texts("target table: kind", self.kind)
         count = len(self.label)
         columns = {"layer": self.layer, "position": self.position, "weight": self.weight, "token_id": self.token_id}
         for name, column in columns.items():
@@ -60,6 +63,10 @@ class TargetTable:
         unknown = sorted(set(self.kind) - set(TARGET_KINDS))
         if unknown:
             raise InputError(f"target table: unknown kind {unknown[0]!r}; expected one of {', '.join(TARGET_KINDS)}")
+        require_tensors(
+            whole={f"target table: {name}": columns[name] for name in ("layer", "position", "token_id")},
+            numbers={"target table: weight": self.weight},
+        )
 
     def __len__(self) -> int:
         return len(self.label)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files import open_file, parse_json, shortened
 from circuit_tracer.text.documents import Cursor, FileDocuments, unreadable
+
+LONGEST_LINE = 64 * 2**20  # bytes; a text of ten million words
 
 
 class JsonLines(FileDocuments):
@@ -25,9 +27,11 @@ class JsonLines(FileDocuments):
         first, place, line = cursor or (0, 0, 0)
         for number, file in enumerate(self.files[first:], first):
             try:
-                with open(file, "rb") as opened:
+                with open_file(file) as opened:
                     opened.seek(place)
-                    for raw in opened:
+                    while raw := opened.readline(LONGEST_LINE + 1):
+                        if len(raw) > LONGEST_LINE:
+                            raise FileFormatError(f"{file}, line {line + 1}, has more than {LONGEST_LINE:,} bytes.")
                         place, line = place + len(raw), line + 1
                         if raw.strip():
                             yield self._text(file, line, raw), [number, place, line]
@@ -37,9 +41,9 @@ class JsonLines(FileDocuments):
 
     def _text(self, file: Path, line: int, raw: bytes) -> str:
         try:
-            entry = json.loads(raw)
-        except ValueError as error:
-            raise FileFormatError(f"{file}, line {line}, is not JSON: {error}. Mend or remove the line.") from error
+            entry = parse_json(raw, f"{file}, line {line}")
+        except FileFormatError as error:
+            raise FileFormatError(f"{error} Mend or remove the line.") from error
         return text_of(entry, self.field, f"{file}, line {line}")
 
 
@@ -48,7 +52,8 @@ def text_of(entry: Any, field: str, place: str) -> str:
     if not isinstance(entry, dict):
         raise FileFormatError(f"{place}, holds {type(entry).__name__}; an object with a field {field!r} is expected.")
     if field not in entry:
-        raise InputError(f"{place}, has no field {field!r}; found {', '.join(map(repr, entry))}. Set data.field.")
+        names = ", ".join(shortened(name) for name in list(entry)[:20])
+        raise InputError(f"{place}, has no field {field!r}; found {names}. Set data.field.")
     text = entry[field]
     if text is not None and not isinstance(text, str):
         raise InputError(f"{place}: field {field!r} holds {type(text).__name__}, not text. Set data.field.")

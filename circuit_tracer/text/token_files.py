@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from circuit_tracer.errors import FileFormatError
-from circuit_tracer.text.documents import Cursor, FileDocuments, unreadable
+from circuit_tracer.files.tensors import open_tensor_file
+from circuit_tracer.text.documents import Cursor, FileDocuments
 
 DOCUMENT_TOKENS = 4096  # a document of a running array ends at the end-of-sequence id, or after so many tokens
 
@@ -34,53 +32,33 @@ class TokenFiles(FileDocuments):
         """Raises FileFormatError for a file that holds anything else."""
         first, array, start = cursor or (0, 0, 0)
         for number, file in enumerate(self.files[first:], first):
-            with ExitStack() as stack:
-                arrays = _open(file, stack)
-                for index, (shape, ids) in enumerate(arrays[array:], array):
-                    for document, behind in self._documents(shape, ids, start):
-                        yield document, [number, index, behind]
-                    start = 0
+            for index, ids in enumerate(_open(file)[array:], array):
+                for document, behind in self._documents(ids, start):
+                    yield document, [number, index, behind]
+                start = 0
             array = 0
 
-    def _documents(self, shape: tuple[int, ...], ids: Slice, start: int) -> Iterator[tuple[np.ndarray, int]]:
-        if len(shape) == 2:
-            for row in range(start, shape[0]):
-                yield ids(row, row + 1)[0], row + 1
+    def _documents(self, ids: np.ndarray, start: int) -> Iterator[tuple[np.ndarray, int]]:
+        if ids.ndim == 2:
+            for row in range(start, len(ids)):
+                yield ids[row], row + 1
             return
-        while start < shape[0]:
-            document = ids(start, min(start + DOCUMENT_TOKENS, shape[0]))
+        while start < len(ids):
+            document = ids[start : start + DOCUMENT_TOKENS]
             if self.end is not None and (ends := np.flatnonzero(document == self.end)).size:
                 document = document[: int(ends[0]) + 1]
             start += len(document)
             yield document, start
 
 
-def _open(file: Path, stack: ExitStack) -> list[tuple[tuple[int, ...], Slice]]:
-    """(shape, reader) of every array of a file, by name; only what is asked for is read."""
-    try:
-        if file.suffix == ".npy":
-            mapped = np.load(file, mmap_mode="r", allow_pickle=False)
-            return [_checked(file, mapped.shape, mapped.dtype.kind in "iu", mapped.dtype, lambda a, b: mapped[a:b])]
-        opened = stack.enter_context(safe_open(str(file), framework="np"))
-        slices = [opened.get_slice(name) for name in sorted(opened.keys())]
-    except OSError as error:
-        raise unreadable(file, error) from error
-    except (ValueError, EOFError, SafetensorError) as error:
-        raise FileFormatError(f"{file} is not a readable .npy or .safetensors file: {error}. Copy it again.") from error
-    return [
-        _checked(file, tuple(part.get_shape()), part.get_dtype()[0] in "IU", part.get_dtype(), _rows(part))
-        for part in slices
-    ]
-
-
-def _rows(part: Any) -> Slice:
-    return lambda start, end: part[start:end]
-
-
-def _checked(file: Path, shape: tuple[int, ...], whole: bool, dtype: Any, ids: Slice) -> tuple[tuple[int, ...], Slice]:
-    if not whole or len(shape) not in (1, 2):
-        raise FileFormatError(
-            f"{file} holds an array of shape {shape} and type {dtype}; token ids are whole numbers of shape (tokens,) or "
-            "(documents, tokens)."
-        )
-    return shape, ids
+def _open(file: Path) -> list[np.ndarray]:
+    """Every array of a file, by name; only what is asked for is read."""
+    opened = open_tensor_file(file)
+    arrays = [opened.tensor(name).numpy() for name in sorted(opened.entries)]
+    for array in arrays:
+        if array.dtype.kind not in "iu" or array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] == 0):
+            raise FileFormatError(
+                f"{file} holds an array of shape {array.shape} and type {array.dtype}; token ids are whole numbers of shape "
+                "(tokens,) or (documents, tokens)."
+            )
+    return arrays

@@ -44,17 +44,14 @@ def viewer_document(
 
 
 def unshowable(document: Mapping[str, Any]) -> list[str]:
-    """Why a page would show nothing of viewer JSON, a sentence each: what `readGraph` of static/read_graph.js refuses."""
-    metadata, nodes, links = document.get("metadata"), document.get("nodes"), document.get("links")
-    tokens = metadata.get("prompt_tokens") if isinstance(metadata, Mapping) else None
-    problems = []
+    """Why a page would show nothing of what ``load_viewer_json`` reads, a sentence each: what `readGraph` of
+    static/read_graph.js refuses.
+    """
+    tokens, nodes = document["metadata"].get("prompt_tokens"), document["nodes"]
+    problems = [] if nodes else ["there are no nodes"]
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         problems.append("metadata.prompt_tokens must be a list of strings, one a position")
         tokens = []
-    if not isinstance(links, list) or not all(isinstance(link, Mapping) for link in links):
-        problems.append("links must be a list of objects")
-    if not isinstance(nodes, list) or not nodes or not all(isinstance(node, Mapping) for node in nodes):
-        return [*problems, "nodes must be a list of objects, and not empty"]
     for node in nodes:
         name, position, layer = node.get("node_id"), node.get("ctx_idx"), str(node.get("layer"))
         if not isinstance(name, str):

@@ -135,3 +135,21 @@ def test_demo_train_uses_the_shipped_seeds_unless_told(run: Run, monkeypatch: py
     assert run("demo", "train", "folder").code == 0
     assert run("demo", "train", "folder", "--seed", 3, "--transcoder_seed", 4).code == 0
     assert calls == [{}, {"seed": 3, "transcoder_seed": 4}]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "part"),
+    [
+        ("--labels", "x" * 5000, "File name too long"),
+        ("--slug", "\udcff", "cannot name a file"),
+        ("--slug", "x" * 300, "at most 200"),
+        ("-p", "hi \udcff", "not UTF-8"),
+    ],
+    ids=["long path", "slug of bytes", "long slug", "bytes that are no text"],
+)
+def test_what_names_no_file_or_is_no_text_is_said(run: Run, tmp_path: Path, option: str, value: str, part: str) -> None:
+    given = {"-p": "the capital", "--slug": "a", "--graph-file-dir": str(tmp_path), option: value}
+    outcome = run("attribute", "--demo", *(each for pair in given.items() for each in pair))
+    assert outcome.code == 2
+    assert part in outcome.err
+    assert "failure of ours" not in outcome.err

@@ -280,7 +280,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(FileFormatError, match=r"g\.json"):
             load_viewer_json(path)
-    with pytest.raises(InputError, match="no graph file"):
+    with pytest.raises(InputError, match="no such file"):
         load_viewer_json(tmp_path / "absent")
     for change in (lambda d: d["nodes"][0].pop("layer"), lambda d: d["links"][0].update(weight="x")):
         with pytest.raises(FileFormatError, match="node or link"):

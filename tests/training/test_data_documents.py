@@ -179,7 +179,7 @@ def test_no_file_is_an_error(path: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "error", "message"),
     [
-        ("{", FileFormatError, "line 2, is not JSON"),
+        ("{", FileFormatError, "line 2 is not readable JSON"),
         ("[1]", FileFormatError, "line 2, holds list; an object with a field 'text'"),
         ('{"body": "a", "id": 1}', InputError, "line 2, has no field 'text'; found 'body', 'id'"),
         ('{"text": 3}', InputError, "field 'text' holds int, not text"),

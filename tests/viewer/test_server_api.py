@@ -155,7 +155,7 @@ def test_a_problem_names_its_place(served: Server) -> None:
     assert (
         "edits.0.how: " in ask(served, "/api/graphs/small/steer", {"edits": [{"nodes": ["0_1_1"], "how": "x"}]}).error
     )
-    assert "the body, at character 1: " in ask(served, "/api/tokens", b"{").error
+    assert "the body is not readable JSON: " in ask(served, "/api/tokens", b"{").error
     many = {"prompt": "a", **{f"unknown{number}": 1 for number in range(9)}}
     assert ask(served, "/api/tokens", many).error.endswith("; and 4 more")
 

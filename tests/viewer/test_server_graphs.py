@@ -100,11 +100,11 @@ def test_labels_of_nodes_that_a_pruned_file_lacks_are_kept(served: Server, graph
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("", "no JSON"),
-        ('{"metadata": {}', "no JSON"),
+        ("", "empty; expected JSON"),
+        ('{"metadata": {}', "not readable JSON"),
         ("[]", "no graph"),
         ('{"metadata": {}, "nodes": [{}], "links": []}', "lacks a field"),
-        ('{"metadata": {}, "nodes": [], "links": 3}', "wrong type"),
+        ('{"metadata": {}, "nodes": [], "links": 3}', "its links are 3"),
         ('{"metadata": {}, "nodes": [], "links": [{}]}', "lacks a field"),
     ],
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 from xml.etree.ElementTree import ParseError
 
 from circuit_tracer.errors import FileFormatError, InputError
-from circuit_tracer.files import atomic_write
+from circuit_tracer.files import LARGEST_JSON, atomic_write, read_bytes, read_json
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.files.networkx import from_networkx
 from circuit_tracer.graph.graph import Graph
@@ -20,6 +21,10 @@ SUFFIXES: dict[str, GraphFormat] = {
     ".graphml": "graphml",
     ".json": "node-link",
 }
+
+
+# what networkx raises about a file that it did not write, besides errors of its own
+_UNFIT = (ParseError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError)
 
 
 def format_of(path: Path) -> GraphFormat:
@@ -37,8 +42,6 @@ def read_graph(path: Path) -> Graph:
     """
     if path.suffix not in (".graphml", ".json"):
         return as_graph(path)
-    if not path.is_file():
-        raise InputError(f"no graph file at {path}")
     return from_networkx(_read_graphml(path) if path.suffix == ".graphml" else _read_node_link(path))
 
 
@@ -67,19 +70,19 @@ def _read_graphml(path: Path) -> Any:
 
     import networkx as nx
 
+    data = read_bytes(path, LARGEST_JSON)
+    if b"<!" in data.replace(b"<!--", b""):
+        raise FileFormatError(f"{path} has a document type or entities, which no GraphML needs; it is not read.")
     try:
-        return nx.read_graphml(path)
-    except (ParseError, nx.NetworkXError, ValueError, KeyError) as error:
-        raise FileFormatError(f"{path} is no GraphML, or it is cut short: {error}") from error
+        return nx.read_graphml(io.BytesIO(data))
+    except (*_UNFIT, nx.NetworkXException) as error:
+        raise FileFormatError(f"{path} is no GraphML, or it is cut short: {str(error)[:300]}") from error
 
 
 def _read_node_link(path: Path) -> Any:
     import networkx as nx
 
-    try:
-        document = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{path} is no JSON, or it is cut short: {error}") from error
+    document = read_json(path)
     if isinstance(document, dict) and {"metadata", "links"} <= set(document):
         raise FileFormatError(
             f"{path} is a viewer's file: it holds a pruned graph, which cannot become a graph file again. Convert the "
@@ -87,5 +90,7 @@ def _read_node_link(path: Path) -> Any:
         )
     try:
         return nx.node_link_graph(document, edges="edges")
-    except (KeyError, TypeError, AttributeError, nx.NetworkXError) as error:
-        raise FileFormatError(f"{path} is no node-link JSON as networkx writes it: {error!r}") from error
+    except (*_UNFIT, nx.NetworkXException) as error:
+        raise FileFormatError(
+            f"{path} is no node-link JSON as networkx writes it: {type(error).__name__} {str(error)[:200]}"
+        ) from error

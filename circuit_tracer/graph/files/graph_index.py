@@ -7,24 +7,42 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import atomic_write, locked
+from circuit_tracer.errors import CircuitTracerError, FileFormatError
+from circuit_tracer.files import atomic_write, locked, read_json
 
 INDEX_NAME = "graph-metadata.json"
 
 
 def read_index(folder: str | Path) -> list[dict[str, Any]]:
     """The metadata of all graphs of a folder; empty if there is no index. Raises FileFormatError if it is damaged."""
-    path = Path(folder) / INDEX_NAME
+    graphs, path = _read(Path(folder)), Path(folder) / INDEX_NAME
+    if not all(isinstance(entry, dict) for entry in graphs):
+        raise FileFormatError(f"{path}: graphs must be a list of objects; mend it, or move it away to start a new one")
+    return graphs
+
+
+def usable_entries(folder: str | Path) -> tuple[list[dict[str, Any]], str | None]:
+    """(those entries of the index that can be used, what is wrong with it or None): one bad entry costs only itself."""
+    try:
+        graphs = _read(Path(folder))
+    except CircuitTracerError as error:
+        return [], str(error)
+    usable = [entry for entry in graphs if isinstance(entry, dict) and isinstance(entry.get("slug"), str)]
+    bad = len(graphs) - len(usable)
+    return usable, f"{bad} entries of {INDEX_NAME} are no objects with a slug; they are left out" if bad else None
+
+
+def _read(folder: Path) -> list[Any]:
+    path = folder / INDEX_NAME
     if not path.exists():
         return []
     try:
-        graphs = json.loads(path.read_text(encoding="utf-8"))["graphs"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        graphs = read_json(path, halves=True)["graphs"]
+    except (FileFormatError, LookupError, TypeError) as error:
         raise FileFormatError(
             f'{path} is not of the form {{"graphs": [...]}} ({error}); mend it, or move it away to start a new one'
         ) from error
-    if not isinstance(graphs, list) or not all(isinstance(entry, dict) for entry in graphs):
+    if not isinstance(graphs, list):
         raise FileFormatError(f"{path}: graphs must be a list of objects; mend it, or move it away to start a new one")
     return graphs
 

@@ -14,12 +14,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
-from circuit_tracer.files import atomic_write, parse_json
+from circuit_tracer.files import atomic_write, open_file, parse_json, shortened
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.files.pt import load_pt
@@ -81,8 +82,10 @@ def load_graph(path: str | Path) -> Graph:
     path = Path(path)
     header, tensors = _read(path)
     version = header.get("version")
-    if not isinstance(version, int) or version < 1:
-        raise FileFormatError(f"{path} has graph file version {version!r}; expected a number from 1 to {VERSION}")
+    if type(version) is not int or version < 1:
+        raise FileFormatError(
+            f"{path} has graph file version {shortened(version)}; expected a number from 1 to {VERSION}"
+        )
     if version > VERSION:
         raise FileFormatError(
             f"{path} has graph file version {version}; this circuit-tracing reads up to {VERSION}. Update it."
@@ -92,7 +95,7 @@ def load_graph(path: str | Path) -> Graph:
         raise FileFormatError(f"{path} lacks {', '.join(missing)}; the file is incomplete. Save the graph again.")
     try:
         return _assemble(header, tensors)
-    except (CircuitTracerError, KeyError, TypeError, ValueError) as error:
+    except (CircuitTracerError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise FileFormatError(f"{path} does not hold a consistent graph: {error}") from error
 
 
@@ -101,10 +104,9 @@ def interrupted_trace(path: str | Path) -> bool | None:
     graph. Reads the header only.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            header = parse_json((file.metadata() or {})[HEADER_KEY], str(path))
+        header = parse_json(open_tensor_file(Path(path)).metadata[HEADER_KEY], str(path), halves=True)
         can_go_on, interrupted = "unfinished" in header, bool(header["provenance"].get("interrupted"))
-    except (OSError, SafetensorError, CircuitTracerError, KeyError, TypeError, AttributeError):
+    except (OSError, CircuitTracerError, LookupError, TypeError, AttributeError):
         return None
     return True if can_go_on else None if interrupted else False
 
@@ -112,10 +114,10 @@ def interrupted_trace(path: str | Path) -> bool | None:
 def is_native(path: str | Path) -> bool:
     """Whether the file begins as a native graph does; reads the header only."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             size = int.from_bytes(file.read(8), "little")
             return 0 < size < 100_000_000 and HEADER_KEY.encode() in file.read(size)
-    except OSError:
+    except (OSError, InputError):
         return False
 
 
@@ -160,19 +162,18 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise InputError(f"no graph file at {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if HEADER_KEY not in metadata:
-                raise FileFormatError(
-                    f"{path} is a safetensors file without a {HEADER_KEY} header; it is no graph of this project"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = json.loads(metadata[HEADER_KEY])
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        file = open_tensor_file(path)
+    except FileFormatError as error:
         raise FileFormatError(
-            f"{path} is no graph file, or it is damaged or cut short ({error}). "
+            f"{path} is no graph file, or it is damaged or cut short: {error} "
             "Graphs of circuit-tracer (.pt) are read by Graph.from_pt."
         ) from error
+    if HEADER_KEY not in file.metadata:
+        raise FileFormatError(
+            f"{path} is a safetensors file without a {HEADER_KEY} header; it is no graph of this project"
+        )
+    header = parse_json(file.metadata[HEADER_KEY], f"{path}: its header", halves=True)
+    tensors = {name: file.tensor(name).clone() for name in file.entries}  # the file may be replaced while this is used
     if not isinstance(header, dict):
         raise FileFormatError(f"{path}: the {HEADER_KEY} header is no JSON object; the file is damaged")
     return header, tensors
@@ -194,7 +195,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         cfg=header["cfg"],
         selected_features=tensors["selected_features"],
         activation_values=tensors["activation_values"],
-        logit_targets=[LogitTarget(str(text), int(token)) for text, token in header["logit_targets"]],
+        logit_targets=[LogitTarget(text, token) for text, token in header["logit_targets"]],
         logit_probabilities=tensors["logit_probabilities"],
         scan=header["scan"],
         vocab_size=header["vocab_size"],

@@ -9,13 +9,16 @@ balance is known bias, unselected, unselected_mass, pre_activation. Edges run fr
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
+from circuit_tracer.files import parse_json
 from circuit_tracer.graph.balance import RowBalance
+from circuit_tracer.graph.checks import require_ids
+from circuit_tracer.graph.config import GraphConfig
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.files.node_ids import KIND_NAMES, node_ids
 from circuit_tracer.graph.graph import Graph
@@ -63,9 +66,10 @@ def from_networkx(source: networkx.DiGraph) -> Graph:
     """
     try:
         return _assemble(source)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, CircuitTracerError, RuntimeError) as error:
         raise FileFormatError(
-            f"this networkx graph was not made by to_networkx, or lost an attribute: {type(error).__name__} {error}"
+            "this networkx graph was not made by to_networkx, or lost an attribute: "
+            f"{type(error).__name__} {str(error)[:300]}"
         ) from error
 
 
@@ -93,7 +97,9 @@ def _node_rows(graph: Graph) -> list[dict[str, Any]]:
 
 
 def _assemble(source: networkx.DiGraph) -> Graph:
-    header = {name: json.loads(source.graph[name]) for name in _JSON_ATTRIBUTES}
+    header = {name: parse_json(source.graph[name], name, halves=True) for name in _JSON_ATTRIBUTES}
+    if GraphConfig.of(header["cfg"]).n_layers != source.graph["n_layers"]:
+        raise ValueError("n_layers is not the one in cfg")
     n_layers, n_pos = source.graph["n_layers"], len(header["input_tokens"])
     ordered = sorted(source.nodes(data=True), key=lambda item: item[1]["order"])
     features = [row for _, row in ordered if row["kind"] == "feature"]
@@ -102,6 +108,8 @@ def _assemble(source: networkx.DiGraph) -> Graph:
     n_nodes = n_features + (n_layers + 1) * n_pos + len(targets)
     index, seen = {}, {"feature": 0, "target": n_nodes - len(targets)}
     for name, row in ordered:
+        if row["kind"] not in KIND_NAMES.values():
+            raise ValueError(f"{name} is of the kind {row['kind']!r}")
         if row["kind"] in seen:
             index[name] = seen[row["kind"]]
             seen[row["kind"]] += 1
@@ -117,7 +125,7 @@ def _assemble(source: networkx.DiGraph) -> Graph:
         kind=[row["target_kind"] for row in targets],
     )
     triples = [(index[t], index[s], w) for s, t, w in source.edges(data="weight")]
-    rows = torch.tensor([[row["layer"], row["position"], row["feature"]] for row in features], dtype=torch.int64)
+    rows = _ints(row[name] for row in features for name in ("layer", "position", "feature"))
     return Graph(
         input_string=source.graph["input_string"],
         input_tokens=_ints(header["input_tokens"]),
@@ -153,4 +161,6 @@ def _balance(ordered: list[tuple[str, dict[str, Any]]], index: dict[str, int], n
 
 
 def _ints(values: Any) -> Tensor:
-    return torch.tensor(cast("list[int]", list(values)), dtype=torch.int64)
+    whole = list(values)
+    require_ids("a number that counts or names", whole)
+    return torch.tensor(whole, dtype=torch.int64)

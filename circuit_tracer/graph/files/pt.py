@@ -7,9 +7,7 @@ TransformerLens configuration, or as a plain dict (ours).
 
 from __future__ import annotations
 
-import pickle
-import re
-import zipfile
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
-from circuit_tracer.files import atomic_write
+from circuit_tracer.errors import CircuitTracerError, FileFormatError
+from circuit_tracer.files import atomic_write, shortened
+from circuit_tracer.files.torch_archive import load_torch_archive
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.targets import LogitTarget
 
@@ -70,11 +69,13 @@ def load_pt(path: str | Path, map_location: str | torch.device = "cpu") -> Graph
     InputError if there is no such file, FileFormatError if it is no such graph or names anything else.
     """
     path = Path(path)
-    content = _load_restricted(path, map_location)
+    content = load_torch_archive(path, _STAND_INS, map_location)
     if not isinstance(content, dict):
         raise FileFormatError(f"{path} holds a {type(content).__name__}, expected a dict with circuit-tracer's keys")
     missing = sorted(_REQUIRED - set(content))
-    unknown = sorted(str(key) for key in content if key not in _REQUIRED | _OPTIONAL)
+    unknown = sorted(
+        str(key) if type(key) is str else shortened(key) for key in content if key not in _REQUIRED | _OPTIONAL
+    )
     if missing or unknown:
         complaint = f"lacks {', '.join(missing)}" if missing else f"has unknown keys {', '.join(unknown)}"
         raise FileFormatError(f"{path} {complaint}; it is no graph that circuit-tracer wrote")
@@ -92,7 +93,7 @@ def load_pt(path: str | Path, map_location: str | torch.device = "cpu") -> Graph
             scan=content.get("scan", content.get("scan_name")),
             vocab_size=content.get("vocab_size"),
         )
-    except (CircuitTracerError, TypeError, ValueError, AttributeError) as error:
+    except (CircuitTracerError, TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
         raise FileFormatError(f"{path} does not hold a consistent graph: {error}") from error
 
 
@@ -123,31 +124,10 @@ def save_pt(graph: Graph, path: str | Path) -> None:
             raise OSError(str(error)) from error
 
 
-def _load_restricted(path: Path, map_location: str | torch.device) -> Any:
-    if not path.is_file():
-        raise InputError(f"no graph file at {path}")
-    if not zipfile.is_zipfile(path):
-        raise FileFormatError(
-            f"{path} is no torch file, or it is damaged or cut short. Native graphs are read by Graph.load."
-        )
-    try:
-        with torch.serialization.safe_globals(_STAND_INS):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it names {named.group(1)}" if named else str(error).splitlines()[0]
-        raise FileFormatError(
-            f"{path} was not loaded: {what}, which is neither a tensor nor part of a circuit-tracer graph. "
-            "A pickle can run any code; only load this file elsewhere if you trust its origin."
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise FileFormatError(f"{path} is damaged or no torch file: {str(error).splitlines()[0]}") from error
-
-
 def _targets(content: dict[str, Any]) -> list[LogitTarget]:
     stored = content.get("logit_targets", content.get("logit_tokens"))
     if stored is None:
         raise FileFormatError("there are neither logit_targets nor logit_tokens")
     if isinstance(stored, Tensor):
-        return [LogitTarget("", int(token)) for token in stored.tolist()]
-    return [LogitTarget(str(text), int(token)) for text, token in stored]
+        return [LogitTarget("", token) for token in stored.tolist()]
+    return [LogitTarget(text, operator.index(token)) for text, token in stored]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import parse_json, read_json, shortened
 from circuit_tracer.graph.files.node_ids import cantor_unpair
 
 if TYPE_CHECKING:
@@ -31,17 +30,21 @@ _OLD_ERROR_ID = re.compile(r"0_(\d+)_(\d+)")
 
 def load_viewer_json(path: str | Path) -> dict[str, Any]:
     """The document in a plain or gzipped JSON file. Raises InputError or FileFormatError."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no graph file at {path}")
-    try:
-        data = path.read_bytes()
-        document = json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
-    except (json.JSONDecodeError, UnicodeDecodeError, EOFError, OSError) as error:
-        raise FileFormatError(f"{path} is no JSON, or it is cut short: {error}") from error
+    document = read_json(path, halves=True)
     if not isinstance(document, dict) or not {"metadata", "nodes", "links"} <= set(document):
         raise FileFormatError(f"{path} is no graph: it lacks metadata, nodes or links at its top level")
+    _require_rows(document, path)
     return document
+
+
+def _require_rows(document: dict[str, Any], source: str | Path) -> None:
+    """That metadata and qParams are objects, nodes and links lists of objects: what all readers take for granted."""
+    for name, kind in (("metadata", dict), ("nodes", list), ("links", list), ("qParams", dict | None)):
+        if not isinstance(document.get(name), kind):
+            raise FileFormatError(f"{source} is no graph: its {name} are {shortened(document.get(name))}")
+    for name in ("nodes", "links"):
+        if not all(isinstance(row, dict) for row in document[name]):
+            raise FileFormatError(f"{source} is no graph: one of its {name} is no object")
 
 
 def from_json(document_or_path: dict[str, Any] | str | Path) -> networkx.DiGraph:
@@ -57,6 +60,7 @@ def from_json(document_or_path: dict[str, Any] | str | Path) -> networkx.DiGraph
     import networkx as nx
 
     document = document_or_path if isinstance(document_or_path, dict) else load_viewer_json(document_or_path)
+    _require_rows(document, "the document")
     repairs: list[str] = []
     metadata = document["metadata"]
     q_params = typed_q_params(document.get("qParams") or {})
@@ -66,8 +70,8 @@ def from_json(document_or_path: dict[str, Any] | str | Path) -> networkx.DiGraph
     try:
         renamed = _add_nodes(graph, document["nodes"], metadata.get("schema_version") == 1, repairs)
         _add_links(graph, document["links"], renamed, repairs)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FileFormatError(f"a node or link lacks a field or has one of a wrong type: {error!r}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise FileFormatError(f"a node or link lacks a field or has one of a wrong type: {str(error)[:200]}") from error
     return graph
 
 
@@ -75,9 +79,12 @@ def features_of(document: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
     """(layer, index) of every transcoder feature of a viewer's document, node by node: one at two positions comes twice."""
     paired = document["metadata"].get("schema_version") == 1
     for node in document["nodes"]:
-        number = node["feature"]
-        if node["feature_type"] == "cross layer transcoder" and isinstance(number, int) and number >= 0:
-            yield cantor_unpair(number) if paired else (int(node["layer"]), number)
+        number = node.get("feature")
+        if node.get("feature_type") == "cross layer transcoder" and isinstance(number, int) and number >= 0:
+            try:
+                yield cantor_unpair(number) if paired else (_whole(node["layer"]), number)
+            except (KeyError, TypeError, ValueError) as error:
+                raise FileFormatError(f"a feature's layer is {shortened(node.get('layer'))}, not a number") from error
 
 
 def typed_q_params(q_params: dict[str, Any]) -> dict[str, Any]:
@@ -87,9 +94,13 @@ def typed_q_params(q_params: dict[str, Any]) -> dict[str, Any]:
         pinned = [name for name in pinned.split(",") if name]
     if isinstance(groups, str):
         try:
-            groups = json.loads(groups) if groups else []
-        except json.JSONDecodeError as error:
+            groups = parse_json(groups, "qParams.supernodes", halves=True) if groups else []
+        except FileFormatError as error:
             raise FileFormatError(f"qParams.supernodes is a string but no JSON: {error}") from error
+    if not isinstance(pinned or [], list) or not isinstance(groups or [], list):
+        raise FileFormatError("qParams: pinnedIds and supernodes must be lists")
+    if not all(isinstance(group, list) for group in groups or []):
+        raise FileFormatError("qParams.supernodes must be lists: a name, and the ids of nodes")
     typed = {
         "pinnedIds": [str(name) for name in pinned or []],
         "supernodes": [[str(item) for item in group] for group in groups or []],
@@ -108,8 +119,10 @@ def _add_nodes(
     renamed: dict[str, str] = {}
     for node in nodes:
         kind = _KINDS.get(node["feature_type"], "unknown")
-        layer = -1 if node["layer"] == "E" else int(node["layer"])
-        name, position = node["node_id"], int(node["ctx_idx"])
+        layer = -1 if node["layer"] == "E" else _whole(node["layer"])
+        name, position = node["node_id"], _whole(node["ctx_idx"])
+        if not isinstance(name, str):
+            raise TypeError(f"node_id is {shortened(name)}")
         old = _OLD_ERROR_ID.fullmatch(name) if kind == "error" else None
         if old and old.groups() == (str(layer), str(position)):
             new = f"{layer}_-1_{position}"
@@ -123,7 +136,7 @@ def _add_nodes(
             continue
         extra: dict[str, Any] = {"kind": kind, "layer": layer, "position": position}
         if paired and kind == "feature":
-            extra["index"] = cantor_unpair(int(node["feature"]))[1]
+            extra["index"] = cantor_unpair(_whole(node["feature"]))[1]
         graph.add_node(name, **{**node, "node_id": name, **extra})
     if renamed:
         repairs.append(f"{len(renamed)} error nodes had ids of the old form 0_layer_position")
@@ -142,3 +155,11 @@ def _add_links(
             dangling += 1
     if dangling:
         repairs.append(f"{dangling} links led to or from nodes that are not in the file and were dropped")
+
+
+def _whole(value: Any) -> int:
+    """A whole number, or its digits; what would be rounded is none."""
+    number = int(value)
+    if isinstance(value, float) and value != number:
+        raise ValueError(f"{value} is no whole number")
+    return number

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files import parse_json
 from circuit_tracer.graph.files.node_ids import cantor_pair, cantor_unpair
 from circuit_tracer.graph.files.read_json import typed_q_params
 
@@ -106,7 +107,7 @@ class View:
             return cls(
                 tuple(typed["pinnedIds"]),
                 tuple((name, tuple(members)) for name, *members in typed["supernodes"]),
-                {str(name): str(text) for name, text in (json.loads(labels) if isinstance(labels, str) else labels)},
+                {str(name): str(text) for name, text in _listed(labels)},
                 typed["clickedId"],
                 None if pruning is None else float(pruning),
             )
@@ -160,12 +161,16 @@ def _parsed(name: str, text: str) -> Any:
     """JSON of a parameter; links copied out of some notebooks are encoded twice."""
     for candidate in (text, unquote(text)):
         try:
-            value = json.loads(candidate)
-        except ValueError:
+            value = parse_json(candidate, name)
+        except FileFormatError:
             continue
         if isinstance(value, list):
             return value
     raise InputError(f"{name} in the address is no JSON list: {text[:80]!r}")
+
+
+def _listed(labels: Any) -> Any:
+    return parse_json(labels, "qParams.clerps", halves=True) if isinstance(labels, str) else labels
 
 
 def _dump(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from circuit_tracer.arguments import typed
+from circuit_tracer.arguments import shown, typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.graph.files.graph_index import add_to_index, read_index, writing_graphs
@@ -211,8 +211,14 @@ def scan_name(scan: list[str]) -> str:
 
 
 def check_slug(slug: str) -> None:
-    if not slug or slug.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', slug) or slug == "graph-metadata":
-        raise InputError(f"slug {slug!r} cannot name a file; use letters, digits, '_', '-' and '.'")
+    if (
+        not slug
+        or slug.startswith(".")
+        or re.search(r'[/\\:*?"<>|\x00-\x1f\ud800-\udfff]', slug)
+        or slug == "graph-metadata"
+        or len(slug.encode()) > 200
+    ):
+        raise InputError(f"slug {shown(slug)} cannot name a file; use at most 200 letters, digits, '_', '-' and '.'")
 
 
 def _token_strings(graph: Graph, given: Sequence[str] | None) -> list[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from circuit_tracer.arguments import typed
+from circuit_tracer.arguments import require_seed, typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit
@@ -55,6 +55,7 @@ class Sampling:
             raise InputError(
                 f"temperature is {self.temperature}; give 0 for the most probable token, or a positive number"
             )
+        require_seed(self.seed)
         require_cuts(self.top_k, self.top_p)
         if not all(isinstance(text, str) and text for text in self.stop):
             raise InputError(f"stop is {self.stop!r}; give a sequence of texts that are not empty")

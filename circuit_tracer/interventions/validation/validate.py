@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import torch
 
-from circuit_tracer.arguments import typed
+from circuit_tracer.arguments import require_seed, typed
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
@@ -61,6 +61,7 @@ def validate(
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
+    require_seed(seed)
     started, progress = time.perf_counter(), progress or silent
     subject = _Subject(graph, model, (node_threshold, edge_threshold), policy, batch_size)
     measures = subject.measure(seed, progress)

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from circuit_tracer.errors import CompatibilityError, FileFormatError, ResourceError
-from circuit_tracer.files import atomic_write, claimed, require_writable_folder
+from circuit_tracer.errors import CircuitTracerError, CompatibilityError, FileFormatError, ResourceError
+from circuit_tracer.files import atomic_write, claimed, read_json, require_writable_folder
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.fingerprint import require_same
+from circuit_tracer.text.position import require_position
 from circuit_tracer.training.data.block import Block, RowLayout
 from circuit_tracer.training.data.rows import ModelRows
 from circuit_tracer.training.feature_ranks import FeatureRanks
@@ -87,6 +89,7 @@ class CachedRows:
         if start == block.n_rows or self._manifest["complete"]:
             return start
         last = next((shard["end"] for shard in reversed(self._manifest["shards"]) if shard["end"]), self._start)
+        require_position(last, self._start, str(self.folder / MANIFEST))
         if self.model_rows.state() != last:
             self.model_rows.restore(last)
         end = self.model_rows.read(block, start)
@@ -128,7 +131,7 @@ class CachedRows:
             end = min(behind, begin + block.n_rows - start)
             with _opened(self.folder / shard["file"]) as file:
                 for name in self.layout.names:
-                    block.rows(name, start, start + end - begin).copy_(file.get_slice(name)[begin:end])
+                    block.rows(name, start, start + end - begin).copy_(file.tensor(name)[begin:end])
             start += end - begin
             self._row += end - begin
         return start
@@ -173,13 +176,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a cache. Raises FileFormatError when it is not one."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path, halves=True)
         known = manifest["version"] == VERSION
-        listed = [(shard["file"], int(shard["rows"]), shard["end"]) for shard in manifest["shards"]]
+        listed = [(shard["file"], shard["rows"], shard["end"]) for shard in manifest["shards"]]
         whole = isinstance(manifest["complete"], bool) and isinstance(manifest["settings"], dict)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        whole &= all(type(rows) is int and rows > 0 for _, rows, _ in listed)
+    except (CircuitTracerError, LookupError, TypeError) as error:
         raise FileFormatError(f"{path} is not the manifest of a cache: {error!r}. Remove the folder.") from error
-    if not (known and whole and all(Path(file).name == file for file, _, _ in listed)):
+    if not (known and whole and all(isinstance(file, str) and Path(file).name == file for file, _, _ in listed)):
         raise FileFormatError(f"{path} is not the manifest of a cache of version {VERSION}. Remove the folder.")
     return dict(manifest)
 
@@ -187,7 +191,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with safe_open(str(path), framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError, RuntimeError) as error:
+        yield open_tensor_file(path)
+    except (CircuitTracerError, RuntimeError) as error:
         raise FileFormatError(f"{path} is damaged or missing: {error}. Remove the cache's folder.") from error

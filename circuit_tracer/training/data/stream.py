@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files import shortened
 from circuit_tracer.fingerprint import require_same
 from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.text.position import require_position
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.data.block import Block
@@ -80,8 +82,13 @@ class BatchStream:
         Raises CompatibilityError when the position was taken with another model, other data or another batch or buffer size.
         """
         what, advice = "the saved position in the data", "Resume with the run's own configuration, or start it anew."
+        if not isinstance(state, dict):
+            raise FileFormatError(f"{what} is {shortened(state)}. {advice}")
         require_same(state.get("settings"), self.source.settings, what, advice)
         require_same(state.get("shuffle"), self._shuffle(), what, advice)
+        here = ("start", "block", "served")
+        own = self.state()
+        require_position({name: state.get(name) for name in here}, {name: own[name] for name in here}, what)
         self._epochs.restore(state["start"])
         self._begin(state["block"], state["served"])
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -32,7 +32,8 @@ from circuit_tracer.errors import (
     NumericalError,
     ResourceError,
 )
-from circuit_tracer.files import atomic_write
+from circuit_tracer.files import atomic_write, read_json, shortened
+from circuit_tracer.files.tensors import TensorFile, open_tensor_file
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.state import TrainingState
 
@@ -54,6 +55,13 @@ class Checkpoint:
     def step(self) -> int:
         """Steps done."""
         return int(self.content["step"])
+
+    def fact(self, name: str) -> dict[str, Any]:
+        """An entry of state.json that must be an object. Raises FileFormatError."""
+        found = self.content.get(name)
+        if not isinstance(found, dict):
+            raise _damaged(self.folder, f"{STATE_FILE} says {name} is {shortened(found)}")
+        return found
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -102,18 +110,24 @@ def latest(folder: Path) -> Checkpoint | None:
 def read(folder: Path) -> Checkpoint:
     """A checkpoint by its folder. Raises FileFormatError if it is not one, or of another version."""
     try:
-        content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = read_json(folder / STATE_FILE, halves=True)
+    except CircuitTracerError as error:
         raise _damaged(folder, f"{STATE_FILE} cannot be read ({error})") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         found = content.get("version") if isinstance(content, dict) else content
         raise FileFormatError(
-            f"{folder} is a checkpoint of version {found!r}; this program reads version {VERSION}. Resume with the program "
-            "that wrote it, or choose another run.out."
+            f"{folder} is a checkpoint of version {shortened(found)}; this program reads version {VERSION}. Resume with the "
+            "program that wrote it, or choose another run.out."
         )
     missing = [key for key in ("step", "n_layers", "n_features", "running_cut") if key not in content]
     if missing:
         raise _damaged(folder, f"{STATE_FILE} lacks {', '.join(missing)}")
+    sizes = [content[key] for key in ("step", "n_layers", "n_features")]
+    cut = content["running_cut"]
+    if not all(type(size) is int and size >= 0 for size in sizes) or not (cut is None or type(cut) in (int, float)):
+        raise _damaged(
+            folder, f"{STATE_FILE} has step, n_layers, n_features, running_cut of {shortened([*sizes, cut])}"
+        )
     return Checkpoint(folder, content)
 
 
@@ -149,20 +163,17 @@ def rows(checkpoint: Checkpoint, source: int, name: str, wanted: slice) -> Tenso
     for path, start, stop in _shards(checkpoint, source):
         first, last = max(start, wanted.start), min(stop, wanted.stop)
         if first < last:
-            with _opened(path) as file:
-                entry = _entry(file, path, name)
-                if entry.get_shape()[0] != stop - start:
-                    raise _damaged(path, f"{name} has {entry.get_shape()[0]} rows, {stop - start} are expected")
-                parts.append(entry[first - start : last - start])
+            entry = _entry(_opened(path), path, name)
+            if entry.ndim == 0 or entry.shape[0] != stop - start:
+                raise _damaged(path, f"{name} has shape {tuple(entry.shape)}, {stop - start} rows are expected")
+            parts.append(entry[first - start : last - start])
     return torch.cat(parts)
 
 
 def shared(checkpoint: Checkpoint, name: str) -> Tensor:
     """A tensor that all ranks have alike."""
     path = checkpoint.folder / SHARED_FILE
-    with _opened(path) as file:
-        tensor: Tensor = _entry(file, path, name)[:]
-    return tensor
+    return _entry(_opened(path), path, name).clone()
 
 
 # ---- reading
@@ -185,23 +196,22 @@ def _shards(checkpoint: Checkpoint, source: int) -> list[tuple[Path, int, int]]:
     return [(checkpoint.folder / name, rank * size, (rank + 1) * size) for rank, _, name in mine]
 
 
-def _opened(path: Path) -> Any:
+def _opened(path: Path) -> TensorFile:
     try:
-        return safe_open(str(path), framework="pt")
-    except (OSError, SafetensorError) as error:
+        return open_tensor_file(path)
+    except CircuitTracerError as error:
         raise _damaged(path, str(error)) from error
 
 
-def _entry(file: Any, path: Path, name: str) -> Any:
-    if name not in file.keys():  # noqa: SIM118  (not a dict)
+def _entry(file: TensorFile, path: Path, name: str) -> Tensor:
+    if name not in file:
         raise _foreign(f"{path} has no tensor {name}")
-    return file.get_slice(name)
+    return file.tensor(name)
 
 
 def _require_names(path: Path, expected: Iterable[str]) -> None:
     """A tensor that nothing takes would be forgotten without a word."""
-    with _opened(path) as file:
-        different = set(file.keys()) ^ set(expected)
+    different = _opened(path).entries.keys() ^ set(expected)
     if different:
         raise _foreign(f"{path} and this run differ in the tensors they have: {', '.join(sorted(different))}")
 

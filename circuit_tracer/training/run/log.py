@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from circuit_tracer.errors import FileFormatError, InputError, ResourceError
-from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.files import LARGEST_JSON, atomic_write, parse_json, read_bytes, require_writable_folder
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.run.events import Listener, StepReport
 
@@ -80,7 +80,7 @@ class JsonLog:
     def __init__(self, path: Path, step: int = 0) -> None:
         require_writable_folder(path.parent)
         self.path, self._step = path, step
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step] if step else []
+        kept = [line for line in _complete_lines(path) if parse_json(line, path)["step"] <= step] if step else []
         with atomic_write(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)
@@ -235,10 +235,7 @@ def finite(value: Any) -> Any:
 
 def _complete_lines(path: Path) -> list[str]:
     """The lines of an old log; a last one that was cut off in the middle is dropped."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}. Check its permissions.") from error
+    text = read_bytes(path, LARGEST_JSON).decode("utf-8", "replace") if path.is_file() else ""
     lines = text.removesuffix("\n").split("\n") if text else []
     for number, line in enumerate(lines, start=1):
         if not _is_entry(line):
@@ -252,7 +249,7 @@ def _complete_lines(path: Path) -> list[str]:
 
 def _is_entry(line: str) -> bool:
     try:
-        entry = json.loads(line)
-    except ValueError:
+        entry = parse_json(line, "a line")
+    except FileFormatError:
         return False
-    return isinstance(entry, dict) and isinstance(entry.get("step"), int)
+    return isinstance(entry, dict) and type(entry.get("step")) is int

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import CompatibilityError, InputError
-from circuit_tracer.files import atomic_write, claimed, require_writable_folder
+from circuit_tracer.files import atomic_write, claimed, require_writable_folder, shortened
 from circuit_tracer.fingerprint import model_fingerprint
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind
@@ -100,7 +100,7 @@ class _Run:
             if start is not None:
                 _require_same_model(start, facts["model"])
                 checkpoint.load_(state, start)
-                stream.restore(start.content["data"])
+                stream.restore(start.fact("data"))
                 loop.saved = start.folder
                 listener.message(f"resumed from {start.folder}, step {state.step} of {config.steps}")
             loop.run(lambda: self._publish(loop, parts, tokenizer, held_out))
@@ -180,8 +180,12 @@ def _start(config: TrainingConfig, folder: Path, resume: bool) -> Checkpoint | N
         return None
     if last is None:
         raise InputError(f"{folder} holds no checkpoint to resume from. Leave --resume out to begin.")
-    before, now = last.content["config"], settings_of(config)
-    changed = [f"{key} ({before.get(key)} -> {now.get(key)})" for key in now if before.get(key) != now[key]]
+    before, now = last.fact("config"), settings_of(config)
+    changed = [
+        f"{key} ({shortened(before.get(key))} -> {shortened(now.get(key))})"
+        for key in now
+        if before.get(key) != now[key]
+    ]
     if changed:
         raise CompatibilityError(
             f"the run in {folder} began with other settings: {', '.join(changed)}. Resume with those it began with, or "
@@ -197,11 +201,11 @@ def _fingerprint(parts: ModelParts) -> dict[str, Any]:
 
 
 def _require_same_model(start: Checkpoint, found: dict[str, Any]) -> None:
-    before = start.content["model"]
+    before = start.fact("model")
     if before != found:
         raise CompatibilityError(
-            f"{start.folder} was trained on another model than the one loaded now ({before['n_layers']} layers of "
-            f"{before['d_model']} against {found['n_layers']} of {found['d_model']}, or other weights). "
+            f"{start.folder} was trained on another model than the one loaded now ({shortened(before.get('n_layers'))} layers "
+            f"of {shortened(before.get('d_model'))} against {found['n_layers']} of {found['d_model']}, or other weights). "
             "Load the model the run began with, or choose another run.out."
         )
 

@@ -34,7 +34,7 @@ class Columns:
                 if link["source"] in self.number and link["target"] in self.number
             ]
             influence = [_number(node.get("influence")) for node in document["nodes"]]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FileFormatError(f"a node or link lacks a field or has one of a wrong type: {error!r}") from error
         table = np.array(links, dtype=np.float64).reshape(-1, 3)
         table = table[np.isfinite(table[:, 2])]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
-from circuit_tracer.files import atomic_write
-from circuit_tracer.graph.files.graph_index import INDEX_NAME, add_to_index, read_index, writing_graphs
+from circuit_tracer.files import atomic_write, parse_json
+from circuit_tracer.graph.files.graph_index import INDEX_NAME, add_to_index, usable_entries, writing_graphs
 from circuit_tracer.graph.files.hand_made import (
     SUFFIXES,
     HandMade,
@@ -54,11 +54,8 @@ class GraphFolder:
         Graphs of the index first; then other files, of which only the name is known. The server's own entries in a graph's
         metadata are plain facts about its files.
         """
-        warning = None
-        try:
-            listed = {str(entry.get("slug")): entry for entry in read_index(self.folder)}
-        except CircuitTracerError as error:
-            listed, warning = {}, str(error)
+        usable, warning = usable_entries(self.folder)
+        listed = {entry["slug"]: entry for entry in usable}
         files: dict[str, Path] = {}
         for suffix in reversed(SUFFIXES):
             files |= {path.name.removesuffix(suffix): path for path in sorted(self.folder.glob(f"*{suffix}"))}
@@ -201,7 +198,7 @@ class GraphFolder:
         return {"nodes": len(document["nodes"]), "links": len(document["links"])}
 
     def _add(self, slug: str, graph: Graph, exported: GraphDocument, view: dict[str, Any]) -> dict[str, Any]:
-        document = with_sum_rules(json.loads(exported.text), graph)
+        document = with_sum_rules(parse_json(exported.text, slug, halves=True), graph)
         document["qParams"] |= view
         document["qParams"]["clerps"] = _moved(view.get("clerps") or [], document["nodes"])
         try:

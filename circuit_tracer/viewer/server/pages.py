@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from starlette.responses import FileResponse, HTMLResponse, Response
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import LARGEST_JSON, parse_json, read_bytes, unpack
 from circuit_tracer.graph.files.read_json import typed_q_params
 from circuit_tracer.viewer.bundle import STATIC
 from circuit_tracer.viewer.server.folders import file_inside
@@ -34,7 +34,7 @@ def graph_file(path: str, site: Served) -> Response:
     if file.suffix == ".json":
         return Response(file.read_bytes(), media_type="application/json")
     if file.name.endswith(".json.gz"):
-        return Response(_unpacked(file), media_type="application/json")
+        return Response(unpack(read_bytes(file, LARGEST_JSON), file.name), media_type="application/json")
     raise NotThere(f"no file {path[:200]!r} here")
 
 
@@ -54,8 +54,8 @@ def save_graph(slug: str, site: Served, saved: SavedGraph) -> View:
     clerps = view.get("clerps")
     if isinstance(clerps, str):
         try:
-            view["clerps"] = json.loads(clerps) if clerps else []
-        except json.JSONDecodeError as error:
+            view["clerps"] = parse_json(clerps, "qParams.clerps", halves=True) if clerps else []
+        except FileFormatError as error:
             raise FileFormatError(f"qParams.clerps is a string but no JSON: {error}") from error
     return View.of(site.graphs.save_view(slug, View.of(view).model_dump(mode="json")))
 
@@ -85,10 +85,3 @@ def _configuration(site: Site) -> str:
 
 def _media(file: Path) -> str:
     return {**_TYPES, **_IMAGES}.get(file.suffix, "application/octet-stream")
-
-
-def _unpacked(file: Path) -> bytes:
-    try:
-        return gzip.decompress(file.read_bytes())
-    except (OSError, EOFError) as error:
-        raise FileFormatError(f"{file.name} is no gzip file, or it is cut short: {error}") from error

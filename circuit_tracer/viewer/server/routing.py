@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, ResourceError
+from circuit_tracer.files import parse_json
 from circuit_tracer.viewer.server.guard import READING, SECRET_HEADER, TOKEN_HEADER
 from circuit_tracer.viewer.server.problems import Refusal
 from circuit_tracer.viewer.server.site import Site
@@ -95,7 +96,9 @@ class Route(APIRoute):
             headers = [each for each in request.scope["headers"] if each[0] != b"content-type"]
             read = Request({**request.scope, "headers": headers}, request.receive)  # JSON, whatever its header says
             try:
-                await read.body()  # kept for FastAPI, which would hide what goes wrong here
+                body = await read.body()  # kept for FastAPI, which would hide what goes wrong here
+                if body:
+                    parse_json(body, "the body", halves=True)  # under limits that FastAPI does not have
                 found = await answer(read)
             except ClientDisconnect:
                 return Response(status_code=400)
@@ -139,8 +142,6 @@ def _problems(error: RequestValidationError) -> str:
 
 def _place(problem: dict[str, Any]) -> str:
     _, *parts = problem["loc"]  # behind body, query or path
-    if problem["type"] == "json_invalid":
-        return f"the body, at character {parts[0]}"
     return ".".join(str(part) for part in parts) or "the body"
 
 

@@ -1,0 +1,41 @@
+"""Positions in data that were saved: of the form that the reader itself would save, whatever the file says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import shortened
+
+
+def require_position(found: Any, example: Any, source: str) -> None:
+    """That ``found`` has the keys of ``example``, a state of the same reader, and numbers where it has them.
+
+    Cursors (None, numbers or lists of them) may be any of these. Raises FileFormatError, naming ``source``.
+    """
+    if not _alike(found, example):
+        raise FileFormatError(
+            f"{source} is damaged: the position in the data is {shortened(found)}, where one like {shortened(example)} is "
+            "expected. Remove what was saved, and start anew."
+        )
+
+
+def _alike(found: Any, example: Any) -> bool:
+    if isinstance(example, dict):
+        return (
+            isinstance(found, dict)
+            and found.keys() == example.keys()
+            and all(
+                _alike(found[name], each) if name != "cursor" else _is_cursor(found[name])
+                for name, each in example.items()
+            )
+        )
+    return _is_count(found)
+
+
+def _is_cursor(found: Any) -> bool:
+    return found is None or _is_count(found) or (isinstance(found, list) and all(map(_is_count, found)))
+
+
+def _is_count(found: Any) -> bool:
+    return type(found) is int and 0 <= found < 2**62
