@@ -44,6 +44,7 @@ SMALL = ("smollm2-hf", "clt-256", "plt-256", "plt-256-skip")
 
 CPU = (
     Benchmark("startup", "tracing.startup", "--peer {WORK}/peer", ("peer",), 0.5),
+    Benchmark("upstream", "upstream", "--peer {WORK}/peer", ("peer",), 1),
     Benchmark(
         "agreement",
         "agreement",
@@ -75,6 +76,7 @@ CPU = (
     ),
     Benchmark("kernels", "kernels.speed", "", (), 5),
     Benchmark("losses", "losses", "", (), 60),
+    Benchmark("threads", "threads", "--results threads.json", (), 1),
     Benchmark("ground-truth", "faithfulness.ground_truth", "", (), 5),
     Benchmark("validation", "faithfulness.validation", "--demo", (), 10),
     Benchmark(

@@ -31,12 +31,14 @@ if TYPE_CHECKING:
         strongest_paths,
     )
     from circuit_tracer.graph.files.viewer_json import create_graph_files
+    from circuit_tracer.models.architectures import Architecture, NormKind, ValueRows, register_architecture
     from circuit_tracer.replacement_model import ReplacementModel
     from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 
     __version__: str
 
 _HOME = {
+    "Architecture": "circuit_tracer.models.architectures",
     "CircuitTracerError": "circuit_tracer.errors",
     "CustomTarget": "circuit_tracer.attribution.targets",
     "FeatureTarget": "circuit_tracer.attribution.targets",
@@ -44,25 +46,31 @@ _HOME = {
     "LogitDifference": "circuit_tracer.attribution.targets",
     "LogitTarget": "circuit_tracer.graph",
     "PruneResult": "circuit_tracer.graph",
+    "NormKind": "circuit_tracer.models.architectures",
     "ReplacementModel": "circuit_tracer.replacement_model",
+    "ValueRows": "circuit_tracer.models.architectures",
     "attribute": "circuit_tracer.attribution.attribute",
     "compute_graph_scores": "circuit_tracer.graph",
     "create_graph_files": "circuit_tracer.graph.files.viewer_json",
     "graph_scores": "circuit_tracer.graph",
     "load_transcoder_from_hub": "circuit_tracer.transcoders.loading",
     "prune_graph": "circuit_tracer.graph",
+    "register_architecture": "circuit_tracer.models.architectures",
     "strongest_paths": "circuit_tracer.graph",
 }
 
 __all__ = [
+    "Architecture",
     "CircuitTracerError",
     "CustomTarget",
     "FeatureTarget",
     "Graph",
     "LogitDifference",
     "LogitTarget",
+    "NormKind",
     "PruneResult",
     "ReplacementModel",
+    "ValueRows",
     "__version__",
     "attribute",
     "compute_graph_scores",
@@ -70,6 +78,7 @@ __all__ = [
     "graph_scores",
     "load_transcoder_from_hub",
     "prune_graph",
+    "register_architecture",
     "strongest_paths",
 ]
 

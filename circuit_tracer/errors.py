@@ -29,3 +29,9 @@ class NumericalError(CircuitTracerError):
 
 class ResourceError(CircuitTracerError):
     """Out of memory, disk or another resource of the machine."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, without its long advice."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from circuit_tracer.models.parts import ModelParts
     from circuit_tracer.transcoders.base import Transcoders
 
-VERSION = 2  # of the recipe below; digests by another are not compared
+VERSION = 3  # of the recipe below; digests by another are not compared
 SAMPLES_A_WEIGHT = 1024  # numbers of every weight
 ROWS_A_LAYER = 8  # of an encoder or decoder, which may lie in a file
 PROBE = "The capital of France is Paris.\n\tdéjà vu 東京 12345 !?"  # tells tokenizers of one vocabulary apart
@@ -37,7 +37,11 @@ def model_fingerprint(parts: ModelParts) -> str:
 
 
 def transcoder_fingerprint(transcoders: Transcoders) -> str:
-    """Digest of sizes, hooks, activation functions, and samples of biases, skips and some rows of every layer."""
+    """Digest of sizes, hooks, activation functions with their thresholds, biases, skips, and of encoder and decoder rows.
+
+    Of every layer are sampled 1,024 numbers of each bias, threshold and skip matrix, and 8 rows, evenly spread, of the encoder
+    and of the decoder for every layer written to: a change of all decoder rows changes it, one of a single row need not.
+    """
     described = f"{transcoders.kind} {transcoders.feature_input_hook} {transcoders.feature_output_hook}"
     return _digest(described, _tensors(transcoders))
 
@@ -87,7 +91,7 @@ def _digest(start: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _tensors(transcoders: Transcoders) -> Iterator[tuple[str, Tensor]]:
-    for layer in range(transcoders.n_layers):
+    for layer in transcoders.layers:
         n_features = transcoders.n_features(layer)
         encoder, decoder = transcoders.encoder(layer), transcoders.decoder(layer)
         index = torch.linspace(0, n_features - 1, ROWS_A_LAYER).long().unique()
@@ -97,7 +101,8 @@ def _tensors(transcoders: Transcoders) -> Iterator[tuple[str, Tensor]]:
         function = transcoders.activation(layer)
         yield f"{layer} encoder bias", transcoders.encoder_bias(layer)
         yield f"{layer} decoder bias", transcoders.decoder_bias(layer)
-        yield f"{layer} {function.name} {getattr(function, 'k', '')}", getattr(function, "threshold", torch.zeros(1))
+        settings = [getattr(function, name, None) for name in ("k", "nonnegative")]
+        yield f"{layer} {function.name} {settings}", getattr(function, "threshold", torch.zeros(1))
         skip = transcoders.skip_matrix(layer)
         if skip is not None:
             yield f"{layer} skip", skip

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sizes": {"errors"},
     "neuronpedia": {"errors", "http"},
     "kernels": {"errors"},  # stands alone, so that each kernel is tested by itself
-    "models": {"arguments", "errors", "kernels"},
+    "models": {"arguments", "errors", "files", "kernels"},
     "text": {"errors", "files", "models"},
     "transcoders": {"errors", "files", "kernels"},
     "fingerprint": {"errors", "files", "models", "text", "transcoders"},
@@ -85,6 +85,7 @@ LATE_LIBRARIES = {
     "importlib.metadata": "for a version, in a package that loads nothing by itself",
     "matplotlib": "an extra",
     "networkx": "0.5 s",
+    "peft": "needed for adapters alone, and not installed everywhere",
     "pyarrow": "an extra",
     "pydantic": "0.1 s, needed for the report of a validated graph alone",
     "rich": "needed where progress is shown",
@@ -111,6 +112,18 @@ LATE = [
 ]
 
 HOOKS_ARE_REGISTERED_IN = {"models.run"}  # the one way to run a model
+
+# What parses files and packed data is called in files/ alone, where it has limits. Elsewhere, for what this package made.
+PARSERS = re.compile(
+    r"\b(json\.loads?|yaml\.(safe_)?load|tomllib\.loads?|(gzip|zlib|lzma|bz2)\.(decompress|open)|torch\.load|np\.load|pickle\.loads?"
+    r"|safe_open|load_file)\("
+)
+PARSES = {
+    "cli.upload": "JSON that was made a line before",
+    "demo": "the package's own file",
+    "fingerprint": "JSON that was made in the same line",
+    "viewer.document": "JSON that was made a line before",
+}
 
 
 # ---- reading
@@ -278,7 +291,7 @@ def test_functions_import_what_is_slow_and_nothing_else() -> None:
 
 def test_hooks_are_registered_in_one_file() -> None:
     """Whoever reads or writes a place of a running model asks models/run.py for it."""
-    call = re.compile(r"\.register_\w*hook\(")
+    call = re.compile(r"\.register_\w*hook\(|\._forward_(pre_)?hooks\b(?!\.values)")
     found = [
         f"{path.relative_to(ROOT)}:{number} {line.strip()}"
         for module, path in modules().items()
@@ -287,3 +300,21 @@ def test_hooks_are_registered_in_one_file() -> None:
         if call.search(line)
     ]
     _report("hooks that are registered outside models/run.py; read, write or hold the place through it", found)
+
+
+def test_files_are_parsed_in_one_place() -> None:
+    """Under limits of size, depth and range, with errors of ours; a reader has a row in tests/fuzz/readers.py too."""
+    found = {
+        f"{path.relative_to(ROOT)}:{number} {line.strip()}": module
+        for module, path in modules().items()
+        if _package(module) not in ("files", "kernels")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if PARSERS.search(line.split("#")[0]) and "``" not in line
+    }
+    idle = sorted(PARSES.keys() - set(found.values()))
+    assert not idle, f"nothing needs these rows any more; remove them: {', '.join(idle)}"
+    outside = [place for place, module in found.items() if module not in PARSES]
+    _report(
+        "files that are parsed outside of circuit_tracer/files; use its read_json, read_yaml, open_tensor_file ...",
+        outside,
+    )

@@ -1,6 +1,21 @@
 """From a prompt to its attribution graph; README.md is the method, reference.py the same as a program."""
 
 from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, LogitDifference, LogitTarget
+from circuit_tracer.attribution.targets import (
+    AttributionTargets,
+    CustomTarget,
+    FeatureTarget,
+    LogitDifference,
+    LogitTarget,
+    TargetSpec,
+)
 
-__all__ = ["CustomTarget", "FeatureTarget", "LogitDifference", "LogitTarget", "attribute"]
+__all__ = [
+    "AttributionTargets",
+    "CustomTarget",
+    "FeatureTarget",
+    "LogitDifference",
+    "LogitTarget",
+    "TargetSpec",
+    "attribute",
+]

@@ -23,11 +23,13 @@ from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.models import tokenization
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.ranks import Ranks
 from circuit_tracer.sizes import parse_bytes
 
 
 @typed
+@plain_torch()
 def attribute(
     prompt: tokenization.Prompt,
     model: Traceable,
@@ -45,6 +47,7 @@ def attribute(
     progress: Progress | None = None,
     memory: int | str | None = None,
     keep_edge_mass: float | None = None,
+    max_residual: float | None = None,
     ranks: Ranks | None = None,
     resume: Graph | str | Path | None = None,
 ) -> Graph:
@@ -55,12 +58,14 @@ def attribute(
     max_feature_nodes: how many features get a row of their own, chosen by exact influence; None or 0: all active ones.
     batch_size: most rows in flight; neither it nor `update_interval` (kept for scripts written for circuit-tracer) changes the
     result. offload: do not keep decoder rows in memory; they are read again from the transcoder's files.
-    zero_positions: positions without features and errors; None for circuit-tracer's rule (position 0; the chat prefix for
-    Gemma 3 instruction-tuned models). progress: called with (stage, done, total); `verbose` draws a bar.
+    zero_positions: positions without features and errors; None for circuit-tracer's rule (position 0; the chat
+    prefix of a Gemma 3 prompt that begins with it). progress: called with (stage, done, total); `verbose` draws a bar.
     memory: what this process may hold in all, libraries and model included, in bytes or as text such as "16GB"; None: what is
     free. The trace is planned to fit (plan.py); a budget changes how it is done, never what comes out.
     keep_edge_mass: share of each row's mass that its edges keep; the smallest go, and what they carried is counted as
     unselected in the row's balance. None: all of it up to 512 tokens, 0.98 for longer prompts.
+    max_residual: the largest residual of the sum rule with which a graph is let through. None: what is promised for the dtype
+    of the model's weights (`graph/balance.py`). A graph above is a NumericalError that names the worst row.
     ranks: the processes that share the rows (`Ranks.from_environment(device)` under torchrun); all call with the same arguments
     and get the same graph.
 
@@ -71,6 +76,8 @@ def attribute(
     Interrupting (Ctrl-C) ends the trace with the rows computed so far and a warning; `provenance["interrupted"]` says so, and
     the graph, saved or not, is what `resume` takes. Raises CircuitTracerError for input that cannot be traced.
     """
+    if isinstance(prompt, Traceable):
+        raise InputError("the prompt comes first: attribute(prompt, model)")
     if batch_size < 1 or update_interval < 1 or (max_feature_nodes or 0) < 0:
         raise InputError(
             f"batch_size {batch_size} and update_interval {update_interval} must be at least 1, max_feature_nodes "
@@ -80,6 +87,8 @@ def attribute(
         raise InputError(
             f"keep_edge_mass is {keep_edge_mass}; it is a share of each row, above 0 and at most 1 (keep all)"
         )
+    if max_residual is not None and not max_residual >= 0:
+        raise InputError(f"max_residual is {max_residual}; it is a share of a row's terms, such as 1e-4")
     if resume is not None and ranks is not None and ranks.world > 1:
         raise InputError("an interrupted trace goes on in one process; leave torchrun out, or resume")
     continuation = None if resume is None else continuation_of(resume)
@@ -98,6 +107,7 @@ def attribute(
             may_keep_rows=offload is None,
             memory=None if memory is None else parse_bytes(memory),
             keep_edge_mass=keep_edge_mass,
+            max_residual=max_residual,
             ranks=ranks or Ranks(),
             progress=progress,
             verbose=verbose,
@@ -107,7 +117,7 @@ def attribute(
 
 def _left_out(ids: Tensor, model: Traceable, zero_positions: Iterable[int] | None) -> list[int]:
     if zero_positions is None:
-        return tokenization.zero_positions(ids, model.parts.config.model_name)
+        return model.left_out(ids)
     chosen = sorted({whole(each, "a position of zero_positions") for each in zero_positions})
     if chosen and not (chosen[0] >= 0 and chosen[-1] < len(ids)):
         raise InputError(f"zero_positions {chosen} lie outside the prompt's {len(ids)} tokens")

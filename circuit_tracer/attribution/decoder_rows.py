@@ -61,6 +61,8 @@ class DecoderRows:
         """Scaled decoder rows (n, D) of one layer at the output hook, of some positions, read from the transcoder."""
         layer_sources, active = self.sources.layers[layer], self.sources.active
         feature = layer_sources.feature[layer_sources.ptr[first] : layer_sources.ptr[last]]
+        if not len(feature):
+            return torch.empty(0, self.transcoders.d_model, dtype=self._dtype, device=self._device)
         key = active.layer[feature] * self.transcoders.d_transcoder + active.index[feature]
         unique, inverse = torch.unique(key, return_inverse=True)
         depth, index = unique // self.transcoders.d_transcoder, unique % self.transcoders.d_transcoder
@@ -70,6 +72,8 @@ class DecoderRows:
             )
             for source in depth.unique()
         ]
+        if not tables:  # nothing writes here, as where a layer has no transcoder
+            return torch.empty(0, self.transcoders.d_model, dtype=self._dtype, device=self._device)
         rows = torch.cat(tables).index_select(0, inverse.to(self._device))
         return rows.mul_(active.value[feature].to(rows)[:, None])
 

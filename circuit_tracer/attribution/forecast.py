@@ -9,7 +9,7 @@ import torch
 
 from circuit_tracer.attribution.memory import free_bytes, held_bytes
 from circuit_tracer.attribution.plan import MemoryPlan, plan_memory
-from circuit_tracer.attribution.prompt import check_pair
+from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.attribution.trace_sizes import TraceSizes
 from circuit_tracer.errors import InputError
 from circuit_tracer.models.parts import ModelParts
@@ -42,13 +42,14 @@ def forecast(
     token; None for the k of TopK dictionaries, `ACTIVE_IF_UNKNOWN` for others. Raises CompatibilityError when the two do not
     belong together, InputError for a prompt that is too short or too long, ResourceError when the trace would not fit.
     """
-    check_pair(outlined, transcoders)
+    transcoders = paired(outlined, transcoders)
     limit = outlined.context_length
     if n_pos < 2 or (limit is not None and n_pos > limit):
         raise InputError(
             f"a prompt of {n_pos} tokens cannot be traced; the model takes 2 to {limit or 'any number of'}"
         )
-    counts = torch.full((transcoders.n_layers, n_pos), active_features(transcoders, active), dtype=torch.float64)
+    counts = torch.zeros(transcoders.n_layers, n_pos, dtype=torch.float64)
+    counts[list(transcoders.layers)] = active_features(transcoders, active)
     counts[:, 0] = 0  # position 0 is left out
     # whole numbers that add up: of 1.5 every other position has one more
     counts_LP = counts.cumsum(1).round().diff(dim=1, prepend=torch.zeros(len(counts), 1, dtype=torch.float64)).long()
@@ -74,7 +75,7 @@ def active_features(transcoders: Transcoders, active: float | None) -> float:
         if not 0 < active <= transcoders.d_transcoder:
             raise InputError(f"{active} active features a layer and token; expected 1 to {transcoders.d_transcoder}")
         return active
-    function = transcoders.activation(0)
+    function = transcoders.activation(transcoders.layers[0])
     return float(function.k) if isinstance(function, TopK) else float(min(ACTIVE_IF_UNKNOWN, transcoders.d_transcoder))
 
 
@@ -83,7 +84,7 @@ def loaded_bytes(
 ) -> int:
     """What the weights of both take once they are loaded; decoders that stay in their files take none."""
     numbers = sum(parameter.numel() for parameter in outlined.model.parameters())
-    for layer in range(transcoders.n_layers):
+    for layer in transcoders.layers:
         encoder, decoder = transcoders.encoder(layer).shape, transcoders.decoder(layer).shape
         numbers += 2 * encoder.numel() // encoder[1] + transcoders.d_model  # biases, thresholds
         numbers += 0 if lazy_encoder else encoder.numel()

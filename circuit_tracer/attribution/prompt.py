@@ -21,6 +21,9 @@ from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
 
+FEW = 4
+LEAST_VARIANCE = 0.25
+
 
 @dataclass(frozen=True)
 class LinearPrompt:
@@ -50,19 +53,29 @@ class LinearPrompt:
         return self.captured.n_pos
 
 
-def check_pair(parts: ModelParts, transcoders: Transcoders) -> None:
-    """Refuse a transcoder that cannot belong to the model: width, number of layers, hooks."""
+def paired(parts: ModelParts, transcoders: Transcoders) -> Transcoders:
+    """The transcoders as those of this model: a set of some layers gets the others, without features.
+
+    Refuses one that cannot belong to the model: width, layers.
+    """
     config = parts.config
     if transcoders.d_model != config.d_model:
         raise CompatibilityError(
             f"transcoder expects d_model {transcoders.d_model}, model {config.model_name} has {config.d_model}; "
             "use the transcoder that was trained on this model"
         )
-    if transcoders.n_layers != config.n_layers:
+    if max(transcoders.layers) >= config.n_layers:
         raise CompatibilityError(
-            f"transcoder has {transcoders.n_layers} layers, model {config.model_name} has "
-            f"{config.n_layers}; every layer needs one"
+            f"transcoder has a layer {max(transcoders.layers)}, model {config.model_name} has {config.n_layers} layers; "
+            "use the transcoder that was trained on this model"
         )
+    whole = transcoders.covering(config.n_layers)
+    if whole.n_layers != config.n_layers:
+        raise CompatibilityError(
+            f"cross-layer transcoder has {transcoders.n_layers} layers, model {config.model_name} has {config.n_layers}; "
+            "it must have every one"
+        )
+    return whole
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,7 @@ def encode_prompt(
     keep_patterns: keep attention patterns; otherwise they are made anew wherever they are needed, which long prompts need.
     Raises InputError when no position or no active feature remains, CompatibilityError for a transcoder of another model.
     """
-    check_pair(parts, transcoders)
+    transcoders = paired(parts, transcoders)
     dropped, n_pos = sorted(left_out), len(ids)
     if n_pos == 0 or len([p for p in dropped if p < n_pos]) == n_pos:
         raise InputError(
@@ -112,6 +125,7 @@ def linearise(
     At left-out positions the MLP output is a constant. chunk_bytes: of decoder rows read at once, if they are not kept.
     """
     network = encoded.network
+    transcoders = paired(network.parts, transcoders)
     sources = SourceTable.of(encoded.active, transcoders, network.captured.n_pos)
     decoder, features = read_decoder_rows(sources, transcoders, network, keep_rows, chunk_bytes)
     return _balance(network, transcoders, decoder, features, encoded.keep)
@@ -150,7 +164,8 @@ def _balance(
         by_skip = torch.zeros_like(y) if skip is None else x @ skip
         error[layer] = (y - features_LPD[layer] - bias - by_skip) * kept[:, None]
         constant_out[layer] = torch.where(kept[:, None], bias, y - by_skip)
-        nmse.append(_nmse(y[kept], error[layer][kept]))
+        # Of a layer without a transcoder everything is left.
+        nmse.append(_nmse(y[kept], error[layer][kept]) if layer in transcoders.layers else torch.tensor(1.0).double())
     if not torch.isfinite(error).all():
         raise NumericalError(
             "the transcoder's reconstruction is not finite on this prompt; check its weights for NaN or infinity"
@@ -176,6 +191,15 @@ def _constants(
 
 
 def _nmse(y_nD: Tensor, error_nD: Tensor) -> Tensor:
-    """Share of the variance of y (over the prompt's positions) that the features leave; of its square for one position."""
-    spread = y_nD - y_nD.mean(0) if y_nD.shape[0] > 1 else y_nD
-    return error_nD.cpu().double().pow(2).sum() / spread.cpu().double().pow(2).sum().clamp_min(1e-30)
+    """What the features leave of y, summed over the prompt's positions, over the variance of y around its mean there.
+
+    Over the square of y for fewer than `FEW` positions: so few have a mean that fits them too well. 1 is what predicting the
+    mean, or nothing, would have. Where y hardly varies (one token again and again), variance counts as `LEAST_VARIANCE` of the
+    square at least. 0 for a layer that gives nothing and is rebuilt as nothing.
+    """
+    y_nD, squared = y_nD.cpu().double(), error_nD.cpu().double().pow(2).sum()
+    square = y_nD.pow(2).sum()
+    if len(y_nD) >= FEW:
+        variance = (y_nD - y_nD.mean(0)).pow(2).sum()
+        square = torch.maximum(variance, LEAST_VARIANCE * square)
+    return squared / square.clamp_min(1e-30)

@@ -27,6 +27,7 @@ from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, Logi
 from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.parts import ModelParts, Norm
 from circuit_tracer.models.run import ModelRun, Visit
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.transcoders.base import Transcoders
 
 ReferenceTarget = int | CustomTarget | FeatureTarget | LogitDifference
@@ -116,10 +117,9 @@ class FrozenModel:
         if layer > 0:
             return None
         if not self.frozen:
-            path = self.parts.architecture.position_embedding
-            table: Any = None if path is None else self.parts.model.get_submodule(path)
-            self.positions = torch.zeros_like(resid[0]) if table is None else table.weight[: self.n_pos]
-            self.tokens = resid[0].to(self.dtype) - self.positions.to(self.dtype)
+            positions = self.parts.position_vectors(self.n_pos)
+            self.positions = torch.zeros_like(resid[0], dtype=self.dtype) if positions is None else positions
+            self.tokens = resid[0].to(self.dtype) - self.positions
             return None
         return (self._run_tokens + self.positions)[None]
 
@@ -199,6 +199,7 @@ class ReferenceGraph:
         return torch.tensor([kind in kinds for kind, count in counts.items() for _ in range(count)])
 
 
+@plain_torch()
 def reference_graph(
     model: Any,
     ids: Tensor,

@@ -17,6 +17,12 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.arguments import number, shown, whole
+from circuit_tracer.attribution.attribution_targets import (
+    AttributionTargets,
+    TargetSpec,
+    compute_salient_logits,
+    log_attribution_target_info,
+)
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
@@ -26,7 +32,18 @@ from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.token_text import TokenTexts
 from circuit_tracer.models.tokenization import single_token
 
-__all__ = ["CustomTarget", "FeatureTarget", "LogitDifference", "LogitTarget", "TargetRows", "resolve_targets"]
+__all__ = [
+    "AttributionTargets",
+    "CustomTarget",
+    "FeatureTarget",
+    "LogitDifference",
+    "LogitTarget",
+    "TargetRows",
+    "TargetSpec",
+    "compute_salient_logits",
+    "log_attribution_target_info",
+    "resolve_targets",
+]
 
 
 class FeatureTarget(NamedTuple):
@@ -240,8 +257,8 @@ class _Reader:
         return int(token_id)
 
     def _weight(self, weight: float) -> float:
-        if weight == 0 or not abs(number(weight, "a target's weight")) <= torch.finfo(self.mean.dtype).max:
-            raise InputError(f"a target's weight must be finite and not zero, got {weight}")
+        if not abs(number(weight, "a target's weight")) <= torch.finfo(self.mean.dtype).max:
+            raise InputError(f"a target's weight must be finite, got {weight}")
         return float(weight)
 
 

@@ -24,6 +24,7 @@ class Options:
     may_keep_rows: bool = True
     memory: int | None = None  # bytes; None: what is free
     keep_edge_mass: float | None = None  # None: the rule of `kept_mass`
+    max_residual: float | None = None  # None: what is promised for the model's dtype
     ranks: Ranks = field(default_factory=Ranks)
     progress: Progress = silent
     verbose: bool = False

@@ -24,8 +24,9 @@ from circuit_tracer.attribution.prompt import EncodedPrompt, LinearPrompt, encod
 from circuit_tracer.attribution.targets import Aim, TargetRows, resolve_targets
 from circuit_tracer.attribution.task import Options, Task
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.errors import ResourceError
+from circuit_tracer.errors import NumericalError, ResourceError
 from circuit_tracer.fingerprint import fingerprints
+from circuit_tracer.graph.balance import ReconstructionWarning
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.targets import LogitTarget
 from circuit_tracer.models import tokenization
@@ -47,6 +48,8 @@ def trace(
     if resume is not None:
         plan = resume.same_blocks(plan)
     prompt, plan = make_linear(task, encoded, plan)
+    if (poor := prompt.reconstruction.warning) and options.ranks.first:
+        warnings.warn(poor, ReconstructionWarning, stacklevel=3)
     targets = resolve_targets(model, prompt.network, aim)
     rows = compute_rows(task, prompt, targets, plan, resume)
     try:
@@ -116,7 +119,7 @@ def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Comp
     selected = prompt.sources.feature_of_column[rows.columns].sort().values
     edges, balance = assemble(rows.store, prompt, targets, selected, model.transcoders)
     tokenizer, table = model.tokenizer, targets.table
-    return Graph(
+    graph = Graph(
         input_string=tokenizer.decode(ids.tolist())
         if tokenizer is not None
         else " ".join(str(i) for i in ids.tolist()),
@@ -134,12 +137,28 @@ def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Comp
         targets=table,
         token_strings=tokenization.token_strings(ids, tokenizer),
         reconstruction=prompt.reconstruction,
-        provenance=_provenance(task, rows),
+        provenance=_provenance(task, prompt, rows),
         unfinished=rows.unfinished,
     )
+    return _within(graph, task.options.max_residual)
 
 
-def _provenance(task: Task, rows: ComputedRows) -> dict[str, Any]:
+def _within(graph: Graph, max_residual: float | None) -> Graph:
+    """The graph, if its rows add up; what it was allowed beyond the promise is recorded."""
+    graph.require_balance(
+        max_residual,
+        "Load the model in a dtype of higher precision (float64 always holds), with torch's float32 matmul precision at "
+        "'highest', and trace again; max_residual (--max-residual) lets through what you must have.",
+    )
+    if max_residual is not None:
+        try:
+            graph.require_balance()
+        except NumericalError:
+            graph.provenance["residual_allowed"] = graph.residual
+    return graph
+
+
+def _provenance(task: Task, prompt: LinearPrompt, rows: ComputedRows) -> dict[str, Any]:
     from importlib.metadata import version
 
     parts, transcoders, options, aim = task.model.parts, task.model.transcoders, task.options, task.aim
@@ -167,6 +186,7 @@ def _provenance(task: Task, rows: ComputedRows) -> dict[str, Any]:
         "dropped_mass": max((block.dropped for block in rows.store.blocks), default=0.0),
         "interrupted": rows.interrupted,
         "features": [len(rows.columns), rows.wanted],  # with a row, of so many
+        "warnings": [poor] if (poor := prompt.reconstruction.warning) else [],
         "seconds": round(time.perf_counter() - task.started, 3),
         "torch": torch.__version__,
         "device": str(task.device),

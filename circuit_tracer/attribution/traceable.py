@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from circuit_tracer.attribution.prompt import check_pair
-from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.attribution.input_shift import with_known_shift
+from circuit_tracer.attribution.prompt import paired
+from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.sites import check_hooks
-from circuit_tracer.models.tokenization import Prompt, tokenize
-from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.models.tokenization import Prompt, tokenize, zero_positions
+from circuit_tracer.transcoders.base import Transcoders, described_layers
 
 
 class Traceable:
@@ -23,10 +25,34 @@ class Traceable:
     prepend_bos = True
 
     def __init__(self, parts: ModelParts, transcoders: Transcoders, tokenizer: Any) -> None:
-        check_pair(parts, transcoders)
+        transcoders = paired(parts, transcoders)
         check_hooks(parts, transcoders.feature_input_hook, transcoders.feature_output_hook)
+        if len(transcoders.layers) < transcoders.n_layers:
+            said = f"{described_layers(transcoders)}: the MLPs of the others are error nodes, with nothing of them explained"
+            warnings.warn(said, stacklevel=3)
+        transcoders = with_known_shift(parts, transcoders, tokenizer)
         self.parts, self.transcoders, self.tokenizer = parts, transcoders, tokenizer
+        self._bound_to = _weights(parts.model)
 
     def ensure_tokenized(self, prompt: Prompt) -> Tensor:
-        """Token ids (P,) int64, by the one rule used everywhere (models/tokenization.py)."""
+        """Token ids (P,) int64, by the one rule used everywhere (models/tokenization.py).
+
+        Whoever runs the model starts here: its parts, some of which are made of weights, are then those of the weights that
+        there are now, should they have been written in or exchanged.
+        """
+        if (now := _weights(self.parts.model)) != self._bound_to:
+            self.parts, self._bound_to = bind(self.parts.model, self.parts.config.model_name), now
         return tokenize(prompt, self.tokenizer, self.prepend_bos)
+
+    def left_out(self, ids: Tensor) -> list[int]:
+        """Positions of a prompt that have no features and errors, by circuit-tracer's rule (models/tokenization.py)."""
+        return zero_positions(ids, self.tokenizer, self.parts.architecture.model_type)
+
+
+def _weights(model: nn.Module) -> tuple[int, int]:
+    """A number that is another one once weights were written in, and one that is another once they were exchanged."""
+    written = exchanged = 0
+    for parameter in model.parameters():
+        written += 0 if parameter.is_inference() else parameter._version
+        exchanged ^= parameter.data_ptr()
+    return written, exchanged

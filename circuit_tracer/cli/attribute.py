@@ -74,6 +74,14 @@ def attribute(
             help="Share of each row's mass that its edges keep, such as 0.95; default: 1, or 0.98 beyond 512 tokens.",
         ),
     ] = None,
+    max_residual: Annotated[
+        float | None,
+        typer.Option(
+            "--max-residual",
+            min=0.0,
+            help="Largest relative residual of a row; default: what is promised, 1e-5 in float32, 2e-2 in bfloat16.",
+        ),
+    ] = None,
     backend: Annotated[
         Literal["transformerlens", "nnsight"],
         typer.Option("--backend", help="Accepted for circuit-tracer's scripts; has no effect."),
@@ -129,6 +137,7 @@ def attribute(
         "zero_positions": options.integers(zero_positions, "--zero-positions"),
         "position": position,
         "keep_edge_mass": keep_edge_mass,
+        "max_residual": max_residual,
         "ranks": ranks,
     }
     loaded = chosen.open(verbose)

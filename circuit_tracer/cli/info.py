@@ -66,21 +66,15 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _folder_or_hub(name: str, model: str | None, hooks: HookOptions) -> dict[str, Any]:
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from circuit_tracer.transcoders.loading import described_on_hub
+    from circuit_tracer.transcoders.references import HubReference, resolve
 
-    from circuit_tracer.transcoders.loading import hub_config
-    from circuit_tracer.transcoders.references import HubReference, parse_reference
-
-    reference = parse_reference(name)
+    reference, _ = resolve(name, hooks.select)
     if not isinstance(reference, HubReference):
         return _transcoders(name, model, hooks)
-    try:
-        config = hub_config(reference)
-    except InputError as error:
-        cause = error.__cause__
-        if isinstance(cause, LocalEntryNotFoundError) or not isinstance(cause, EntryNotFoundError):
-            raise
-        return _model(name)  # a repository without config.yaml
+    config = described_on_hub(reference)
+    if config is None:
+        return _model(name)
     if model is not None:
         config = {**config, "fits": f"unknown until its files are here; made for {config.get('model_name')}"}
     return {"what": "transcoders on the Hugging Face hub", **config}
@@ -92,9 +86,10 @@ def _transcoders(name: str, model: str | None, hooks: HookOptions) -> dict[str, 
         "what": "transcoders",
         "kind": loaded.kind,
         "layers": loaded.n_layers,
+        **({} if len(loaded.layers) == loaded.n_layers else {"layers_with_transcoders": list(loaded.layers)}),
         "features_a_layer": loaded.d_transcoder,
         "d_model": loaded.d_model,
-        "activation": loaded.activation(0).name,
+        "activation": loaded.activation(loaded.layers[0]).name,
         "reads": loaded.feature_input_hook,
         "writes": loaded.feature_output_hook,
         "skip_connection": loaded.skip_connection,
@@ -102,20 +97,24 @@ def _transcoders(name: str, model: str | None, hooks: HookOptions) -> dict[str, 
         "scan": loaded.scan,
         "model_name": config.get("model_name"),
     }
+    if "l0" in config:
+        found["l0_taken"] = config["l0"]
     if model is not None:
-        _require_fit(model, loaded)
-        found["fits"] = model
+        loaded = _fitted(model, loaded)
+        found |= {"layers": loaded.n_layers, "fits": model}
+        if len(loaded.layers) < loaded.n_layers:
+            found["layers_with_transcoders"] = list(loaded.layers)
     return found
 
 
-def _require_fit(model: str, transcoders: Transcoders) -> None:
-    from circuit_tracer.attribution.prompt import check_pair
+def _fitted(model: str, transcoders: Transcoders) -> Transcoders:
+    from circuit_tracer.attribution.prompt import paired
     from circuit_tracer.models.outline import outline
     from circuit_tracer.models.sites import check_hooks
 
     parts = outline(model)
-    check_pair(parts, transcoders)
     check_hooks(parts, transcoders.feature_input_hook, transcoders.feature_output_hook)
+    return paired(parts, transcoders)
 
 
 def _text(found: dict[str, Any]) -> str:

@@ -15,7 +15,39 @@ if TYPE_CHECKING:
     from circuit_tracer.replacement_model import ReplacementModel
     from circuit_tracer.transcoders.base import Transcoders
 
+Select = Annotated[
+    str | None,
+    typer.Option(
+        "--select",
+        help="Which of several dictionaries, as width=16k,l0=small; facets: width, l0, affine, expansion, k, path. The end of "
+        "a name says it too: org/repo:width=16k.",
+    ),
+]
+InputShift = Annotated[
+    bool | None,
+    typer.Option(
+        "--input-shift/--no-input-shift",
+        help="Whether older EleutherAI transcoders subtract b_dec from their input.  [default: measured]",
+    ),
+]
 LazyDecoder = Annotated[bool, typer.Option("--lazy-decoder/--no-lazy-decoder", help="Leave decoders on disk.")]
+
+InputHook = Annotated[
+    str | None,
+    typer.Option(
+        "--feature-input-hook",
+        help="Where transcoders read (mlp.hook_in, ...), if their files do not say.",
+        metavar="HOOK",
+    ),
+]
+OutputHook = Annotated[
+    str | None,
+    typer.Option(
+        "--feature-output-hook",
+        help="Where transcoders write (mlp.hook_out, ...), if their files do not say.",
+        metavar="HOOK",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -34,6 +66,12 @@ class ModelOptions:
             "-m", "--model", help="Hugging Face id, folder or .gguf file; default: what the transcoders name."
         ),
     ] = None
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            "--revision", help="Branch, tag or commit of the model on the hub; -m org/name@revision says it too."
+        ),
+    ] = None
     demo: Annotated[
         bool, typer.Option("--demo", help="Use the small model and transcoder that ship with the package.")
     ] = False
@@ -48,6 +86,10 @@ class ModelOptions:
         False
     )
     lazy_decoder: LazyDecoder = True
+    select: Select = None
+    input_shift: InputShift = None
+    feature_input_hook: InputHook = None
+    feature_output_hook: OutputHook = None
     bos: Annotated[
         bool, typer.Option("--bos/--no-bos", help="Put a special token in front of prompts that begin with none.")
     ] = True
@@ -63,6 +105,14 @@ class ModelOptions:
             raise InputError(
                 "-m names the model that transcoders read: name them with -t (--demo brings its own model)"
             )
+        if self.transcoder_set is None and (self.select is not None or self.input_shift is not None):
+            raise InputError("--select and --input-shift say something of the transcoders of -t: name them")
+        if self.demo and (self.feature_input_hook or self.feature_output_hook):
+            raise InputError(
+                "the demo's transcoder has its hooks; leave --feature-input-hook and --feature-output-hook out"
+            )
+        if self.demo and self.revision is not None:
+            raise InputError("the demo's model ships with the package and has no --revision; leave it out")
         if self.demo and self.device not in (None, "cpu"):
             raise InputError(f"the demo's model is small and runs on the cpu; leave --device {self.device} out")
 
@@ -94,11 +144,22 @@ class ModelOptions:
         return open_device("cpu" if self.demo else self.device), resolve_dtype(self.dtype)
 
     def dictionary(self, name: str) -> tuple[Transcoders, dict[str, Any]]:
-        """The transcoders of a folder or hub id, with their config."""
+        """The transcoders of a folder or hub id, with their config; hooks that are given are those of -t alone."""
         from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 
         device, dtype = self.place()
-        return load_transcoder_from_hub(name, device, dtype, self.lazy_encoder, self.lazy_decoder)
+        named = name == self.transcoders
+        return load_transcoder_from_hub(
+            name,
+            device,
+            dtype,
+            self.lazy_encoder,
+            self.lazy_decoder,
+            select=self.select,
+            input_shift=self.input_shift,
+            feature_input_hook=self.feature_input_hook if named else None,
+            feature_output_hook=self.feature_output_hook if named else None,
+        )
 
     def open(self, verbose: bool = False) -> ReplacementModel:
         """The model with the transcoders; bars of loading only if verbose."""
@@ -109,7 +170,8 @@ class ModelOptions:
         device, dtype = self.place()
         transcoders, config = self.dictionary(self.transcoders)
         load = ReplacementModel.from_pretrained_and_transcoders
-        model = load(self.model_name(config), transcoders, device=device, dtype=dtype)
+        name = self.model_name(config)
+        model = load(name, transcoders, device=device, dtype=dtype, revision=self.revision)
         model.prepend_bos = self.bos
         return model
 
@@ -118,12 +180,10 @@ class ModelOptions:
 class HookOptions:
     """Where transcoders of a folder stand in the model, for commands that look at their files."""
 
-    feature_input_hook: Annotated[
-        str | None, typer.Option("--feature-input-hook", help="Where transcoders read, if their files do not say.")
-    ] = None
-    feature_output_hook: Annotated[
-        str | None, typer.Option("--feature-output-hook", help="Where transcoders write, if their files do not say.")
-    ] = None
+    feature_input_hook: InputHook = None
+    feature_output_hook: OutputHook = None
+    select: Select = None
+    input_shift: InputShift = None
 
     def dictionary(self, name: str) -> tuple[Transcoders, dict[str, Any]]:
         """Transcoders, left on disk and in the numbers of their files, with their config."""
@@ -136,6 +196,8 @@ class HookOptions:
             lazy_encoder=True,
             feature_input_hook=self.feature_input_hook,
             feature_output_hook=self.feature_output_hook,
+            select=self.select,
+            input_shift=self.input_shift,
         )
 
 

@@ -44,9 +44,9 @@ def plan(
     )
     name = chosen.model_name(config)
     made = forecast(
-        outline(name),
+        outline(name, chosen.revision),
         transcoders,
-        _count(prompt, name, chosen.bos) if tokens is None else tokens,
+        _count(prompt, name, chosen) if tokens is None else tokens,
         device=device,
         dtype=dtype,
         active=active,
@@ -83,11 +83,10 @@ def _plain(made: MemoryPlan) -> dict[str, object]:
     }
 
 
-def _count(prompt: str | None, name: str, prepend_bos: bool) -> int:
-    from transformers import AutoTokenizer
-
-    from circuit_tracer.models.loading import pretrained_source
+def _count(prompt: str | None, name: str, chosen: ModelOptions) -> int:
+    from circuit_tracer.models.loading import read_tokenizer
+    from circuit_tracer.models.sources import pretrained_source
     from circuit_tracer.models.tokenization import tokenize
 
-    source, extra = pretrained_source(name)
-    return len(tokenize(prompt or "", AutoTokenizer.from_pretrained(source, **extra), prepend_bos))
+    tokenizer = read_tokenizer(name, pretrained_source(name, chosen.revision))
+    return len(tokenize(prompt or "", tokenizer, chosen.bos))

@@ -40,7 +40,7 @@ def summarise(graph: Graph) -> dict[str, Any]:
     if graph.reconstruction is not None:
         summary["nmse"] = graph.reconstruction.nmse.tolist()
         summary["l0"] = graph.reconstruction.l0.tolist()
-    for name in ("seconds", "interrupted", "memory_plan"):
+    for name in ("seconds", "interrupted", "memory_plan", "warnings"):
         if name in graph.provenance:
             summary[name] = graph.provenance[name]
     if summary.get("interrupted"):
@@ -79,6 +79,7 @@ def as_text(summary: dict[str, Any], files: Sequence[Path] = (), verbose: bool =
         lines.append(("residual", f"{summary['worst_residual']:.1e}, the worst of any row (relative)"))
     if verbose and "memory_plan" in summary:
         lines.append(("memory", summary["memory_plan"]))
+    lines += [("warning", text) for text in summary.get("warnings", ())]
     if "seconds" in summary:
         lines.append(("time", f"{summary['seconds']:.2f} s"))
     lines += [("wrote", str(path)) for path in files]

@@ -10,7 +10,6 @@ Letters: B sequences, P positions, n tokens, L layers, D d_model.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,24 +24,30 @@ from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.features.build_folder import BuildFolder
-from circuit_tracer.features.folder import INDEX, MANIFEST, write_index, write_layer
+from circuit_tracer.features.folder import INDEX, MANIFEST, read_manifest, write_index, write_layer
 from circuit_tracer.features.logits import logit_effects
 from circuit_tracer.features.record import LayerRecords
 from circuit_tracer.features.segment import Segment, Window
 from circuit_tracer.features.summary import Keep
-from circuit_tracer.files import atomic_write, claimed, read_json, require_writable_folder
-from circuit_tracer.fingerprint import model_fingerprint, require_same, tokenizer_fingerprint
+from circuit_tracer.files import claimed, require_writable_folder
+from circuit_tracer.files.digests import write_sealed
+from circuit_tracer.fingerprint import (
+    VERSION,
+    model_fingerprint,
+    require_same,
+    tokenizer_fingerprint,
+    transcoder_fingerprint,
+)
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.run import fast_attention
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.token_text import TokenTexts
 from circuit_tracer.text.corpus import Corpus
 from circuit_tracer.text.position import require_position
 from circuit_tracer.text.special import SpecialTokens
-from circuit_tracer.transcoders.base import Transcoders
 
 ENTRIES = 2**23  # activations of features held before they are summarised
 WORKING_FOLDER = ".build"
-SAMPLES_A_LAYER = 1024  # numbers of a layer's encoder that go into a dictionary's fingerprint
 
 Wanted = Mapping[int, np.ndarray]  # layer -> ascending indices of features
 
@@ -63,6 +68,7 @@ class BuildSettings:
     batch_tokens: int = 4096
 
 
+@plain_torch()
 def build_features(
     model: Traceable,
     corpus: Corpus,
@@ -100,7 +106,7 @@ def _build(
 ) -> None:
     identity = _identity(model, corpus, settings, wanted, name)
     if (target / MANIFEST).is_file():
-        found = read_json(target / MANIFEST, halves=True).get("settings")
+        found = read_manifest(target).get("settings")
         require_same(found, identity, f"the folder {target}", "Choose another folder, or remove it.")
     else:
         keep = Keep(settings.top, settings.sample)
@@ -123,8 +129,9 @@ def _identity(
         features = f"{sum(map(len, wanted.values()))} chosen, {digest.hexdigest()[:16]}"
     return {
         "transcoders": scan if isinstance(scan, str) else scan[0],
-        "dictionary": _dictionary_fingerprint(transcoders),
+        "dictionary": transcoder_fingerprint(transcoders),
         "model": model_fingerprint(model.parts),
+        "fingerprint_version": VERSION,
         "dtypes": [model.parts.config.dtype, str(transcoders.dtype).removeprefix("torch.")],
         "tokenizer": tokenizer_fingerprint(model.tokenizer),
         "documents": corpus.documents.fingerprint(),
@@ -133,15 +140,6 @@ def _identity(
         "features": features,
         **asdict(settings),
     }
-
-
-def _dictionary_fingerprint(transcoders: Transcoders) -> str:
-    digest = hashlib.sha256(f"{transcoders.kind} {transcoders.d_transcoder}".encode())
-    for layer in range(transcoders.n_layers):
-        rows = transcoders.encoder(layer).block(0, min(8, transcoders.n_features(layer)))
-        for sample in (rows.flatten()[:SAMPLES_A_LAYER], transcoders.encoder_bias(layer)[:SAMPLES_A_LAYER]):
-            digest.update(sample.detach().to("cpu", torch.float32).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _read_corpus(
@@ -262,8 +260,7 @@ def _write(
         "tokens_counted": working.progress["counted"],
         "settings": identity,
     }
-    with atomic_write(target / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_sealed(target / MANIFEST, manifest, indent=1, ensure_ascii=False)
 
 
 def _each(records: LayerRecords) -> Iterator[tuple[int, dict[str, Any]]]:

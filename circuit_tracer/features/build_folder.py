@@ -8,25 +8,26 @@ and what is written after a kill is what was written before it.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+import torch
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError
 from circuit_tracer.features.schema import require_summary
 from circuit_tracer.features.summary import Examples, Keep, LayerSummary, merge
-from circuit_tracer.files import atomic_write, read_json, require_writable_folder
+from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.files.checksums import write_tensors
+from circuit_tracer.files.digests import digest_of, read_sealed, write_sealed
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.fingerprint import require_same
 
 _PART = re.compile(r"(\d{6,})-(\d{6,})\.safetensors")
 _EXAMPLES = ("top", "sample")
-VERSION = 1
+VERSION = 2
 
 
 class BuildFolder:
@@ -37,13 +38,17 @@ class BuildFolder:
         settings = {"version": VERSION, **settings}
         if (found := folder / "settings.json").is_file():
             require_same(
-                _read(found), settings, f"the unfinished build in {folder}", "Choose another folder, or remove it."
+                read_sealed(found, self._remedy),
+                settings,
+                f"the unfinished build in {folder}",
+                "Choose another folder, or remove it.",
             )
         else:
-            _write(found, settings)
+            write_sealed(found, settings, indent=1)
+        self._belongs = digest_of(settings)
         self.progress: dict[str, Any] = {"stretches": 0, "tokens": 0, "counted": 0, "corpus": None, "complete": False}
         if (folder / "progress.json").is_file():
-            self.progress = _progress(folder / "progress.json")
+            self.progress = _progress(folder / "progress.json", self._remedy)
 
     def add(self, summaries: list[LayerSummary], progress: dict[str, Any]) -> None:
         """What is known after the next stretch, and the place behind it."""
@@ -51,14 +56,14 @@ class BuildFolder:
         for layer, summary in enumerate(summaries):
             self._save(layer, (number, number + 1), summary)
         self.progress = {**progress, "stretches": number + 1}
-        _write(self.folder / "progress.json", self.progress)
+        write_sealed(self.folder / "progress.json", self.progress, indent=1)
         for layer in range(self.n_layers):
             self._fold(layer)
 
     def complete(self, progress: dict[str, Any]) -> None:
         """Note that there is no more text."""
         self.progress = {**self.progress, **progress, "complete": True}
-        _write(self.folder / "progress.json", self.progress)
+        write_sealed(self.folder / "progress.json", self.progress, indent=1)
 
     def whole(self, layer: int) -> LayerSummary | None:
         """Everything known of a layer; None if there was no text."""
@@ -104,17 +109,29 @@ class BuildFolder:
         for name in _EXAMPLES:
             examples = getattr(summary, name)
             arrays |= {f"{name}.{field.name}": getattr(examples, field.name) for field in fields(examples)}
-        with atomic_write(self._path(layer, span)) as temporary:
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+        path = self._path(layer, span)
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        with atomic_write(path) as temporary:
+            write_tensors(temporary, tensors, self._written_with(layer), path.name)
+
+    def _written_with(self, layer: int) -> dict[str, str]:
+        """What a file says of where it belongs."""
+        return {"build": self._belongs, "layer": str(layer)}
+
+    @property
+    def _remedy(self) -> str:
+        return f"Remove {self.folder} and start anew."
 
     def _load(self, layer: int, span: tuple[int, int]) -> LayerSummary:
         path = self._path(layer, span)
         try:
             file = open_tensor_file(path)
-            arrays = {name: file.tensor(name).numpy().copy() for name in file.entries}
+            if file.digest is None or not self._written_with(layer).items() <= file.metadata.items():
+                raise FileFormatError(f"{path} was not written with this build")
+            arrays = {name: file.read(name).numpy() for name in file.entries}
             require_summary(arrays, path)
         except CircuitTracerError as error:
-            raise FileFormatError(f"{path} cannot be read ({error}); remove {self.folder} and start anew") from error
+            raise FileFormatError(f"{path} cannot be read ({error}). {self._remedy}") from error
         top, sample = (
             Examples(**{field.name: arrays[f"{name}.{field.name}"] for field in fields(Examples)}) for name in _EXAMPLES
         )
@@ -122,24 +139,9 @@ class BuildFolder:
         return LayerSummary(**columns, top=top, sample=sample)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path, halves=True)
-    except CircuitTracerError as error:
-        raise FileFormatError(f"{path} cannot be read ({error}); remove {path.parent} and start anew") from error
-    if not isinstance(found, dict):
-        raise FileFormatError(f"{path} holds no object; remove {path.parent} and start anew")
-    return found
-
-
-def _progress(path: Path) -> dict[str, Any]:
-    found = _read(path)
+def _progress(path: Path, remedy: str) -> dict[str, Any]:
+    found = read_sealed(path, remedy)
     counts = [found.get(name) for name in ("stretches", "tokens", "counted")]
     if not all(type(count) is int and count >= 0 for count in counts) or type(found.get("complete")) is not bool:
-        raise FileFormatError(f"{path} does not say where the build stands; remove {path.parent} and start anew")
+        raise FileFormatError(f"{path} does not say where the build stands. {remedy}")
     return found
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")

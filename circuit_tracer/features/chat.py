@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
-from circuit_tracer.files import atomic_write, read_json
+from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files.digests import as_written, read_sealed, write_sealed
 from circuit_tracer.http import RefusedRequest, post_json
 
 ENDPOINT = "https://api.openai.com/v1"
@@ -58,19 +58,14 @@ class ChatModel:
         """The answer, of at most so many tokens, at temperature 0. Raises InputError for what the server refuses."""
         path = self._path(messages, tokens)
         if path.is_file():
-            try:
-                kept = read_json(path)
-                if (kept["model"], kept["messages"]) != (self.model, list(messages)) or not isinstance(
-                    kept["answer"], str
-                ):
-                    raise FileFormatError(f"{path} answers another question")
-                return str(kept["answer"])
-            except (CircuitTracerError, LookupError, TypeError) as error:
-                raise FileFormatError(f"{path} is damaged ({error}); remove it, and it is asked again") from error
+            kept = read_sealed(path, "Remove it, and it is asked again.")
+            question = (kept.get("model"), kept.get("messages"))
+            if question != (self.model, as_written(messages)) or not isinstance(kept.get("answer"), str):
+                raise FileFormatError(f"{path} answers another question. Remove it, and it is asked again.")
+            return str(kept["answer"])
         answer = self._ask(messages, tokens)
-        with atomic_write(path) as temporary:
-            kept = {"model": self.model, "messages": list(messages), "answer": answer}
-            temporary.write_text(json.dumps(kept, indent=1, ensure_ascii=False), encoding="utf-8", errors="replace")
+        kept = {"model": self.model, "messages": list(messages), "answer": answer}
+        write_sealed(path, kept, indent=1)
         return answer
 
     def _path(self, messages: Messages, tokens: int) -> Path:

@@ -17,7 +17,8 @@ from typing import Any
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
 from circuit_tracer.features.schema import FeatureRecord, Offsets
-from circuit_tracer.files import atomic_write, open_file, parse_json, read_json, shortened, unpack, validated
+from circuit_tracer.files import atomic_write, open_file, parse_json, read_json, unpack, validated
+from circuit_tracer.files.digests import read_sealed
 
 INDEX, MANIFEST, LABELS = "index.json.gz", "features.json", "labels.json"
 
@@ -45,11 +46,7 @@ class FeatureFolder:
     @property
     def manifest(self) -> dict[str, Any]:
         """Where the records come from; {} if nothing says so."""
-        path = self.folder / MANIFEST
-        found = read_json(path) if path.is_file() else {}
-        if not isinstance(found, dict):
-            raise FileFormatError(f"{path} must hold an object, found {shortened(found)}; build the features again")
-        return found
+        return read_manifest(self.folder) if (self.folder / MANIFEST).is_file() else {}
 
     def get(self, place: tuple[int, int], default: Any = None) -> Any:
         """The record of a feature (layer, index)."""
@@ -61,9 +58,11 @@ class FeatureFolder:
         try:
             with open_file(path) as file:
                 file.seek(offsets[index])
-                return unpacked(
-                    file.read(offsets[index + 1] - offsets[index]), f"the record of feature {index} in {path}"
-                )
+                source = f"the record of feature {index} in {path}"
+                record = unpacked(file.read(offsets[index + 1] - offsets[index]), source)
+            if (record.get("layer", layer), record.get("index", index)) != place:
+                raise FileFormatError(f"it is that of feature {record.get('index')} of layer {record.get('layer')}")
+            return record
         except (OSError, CircuitTracerError) as error:
             raise FileFormatError(
                 f"the record of feature {index} in {path} cannot be read ({error}); build the features again"
@@ -77,6 +76,11 @@ class FeatureFolder:
         """The features that have a record, in order."""
         for layer, (_, offsets) in sorted(self._layers.items()):
             yield from ((layer, index) for index in range(len(offsets) - 1) if (layer, index) in self)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What `features.json` says of where a folder's records come from."""
+    return read_sealed(folder / MANIFEST, "Build the features again.")
 
 
 def packed(record: dict[str, Any]) -> bytes:

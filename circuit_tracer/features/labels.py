@@ -2,7 +2,8 @@
 
 `labels.json` beside the records: {layer: {index: {"label", "source", "score"}}}; a plain string in place of the object will
 do. source: "record" (this module), "openai:MODEL" (interpret.py), "neuronpedia:MODEL/SET" (neuronpedia_labels.py), or
-whatever else made it. score: how well the label told texts apart, 0 to 1, or absent.
+whatever else made it. score: how well the label told texts apart, 0 to 1, or absent. The file's first line, a digest of the
+rest, notices damage; who edits the file removes that line.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.features.folder import LABELS, FeatureFolder
 from circuit_tracer.files import atomic_write, locked, read_json, require_writable_folder, shortened
+from circuit_tracer.files.digests import DIGEST, as_written, digest_of, unsealed
 
 Place = tuple[int, int]
 
@@ -51,7 +53,7 @@ def load_labels(path: str | Path) -> dict[Place, Label]:
     if not path.is_file():
         raise InputError(f"no labels at {path}; give a labels.json, or the folder of one")
     try:
-        layers = read_json(path)
+        layers = unsealed(read_json(path), str(path))
         return {(int(layer), int(index)): _label(one) for layer, row in layers.items() for index, one in row.items()}
     except (FileFormatError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(
@@ -78,15 +80,17 @@ def add_labels(folder: str | Path, labels: Mapping[Place, Label], over: bool = T
 
 def write_labels(folder: str | Path, labels: Mapping[Place, Label]) -> Path:
     """Write all labels of a folder, in place of what it has."""
-    layers: defaultdict[int, list[str]] = defaultdict(list)
+    layers: defaultdict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for (layer, index), label in sorted(labels.items()):
         known = {"label": label.text, "source": label.source, "score": label.score}
-        told = json.dumps({name: value for name, value in known.items() if value is not None}, ensure_ascii=False)
-        layers[layer].append(f'"{index}":{told}')
-    path = Path(folder) / LABELS
-    with atomic_write(path) as temporary:  # a line a feature, for people who compare two files
-        rows = {layer: ",\n".join(row) for layer, row in layers.items()}
-        text = ",\n".join(f'"{layer}":{{\n{row}}}' for layer, row in rows.items())
+        layers[str(layer)][str(index)] = {name: value for name, value in known.items() if value is not None}
+    # a line a feature, for people who compare two files
+    parts = [f'"{DIGEST}":"{digest_of(as_written(layers))}"']
+    for depth, row in layers.items():
+        lines = ",\n".join(f'"{feature}":{json.dumps(told, ensure_ascii=False)}' for feature, told in row.items())
+        parts.append(f'"{depth}":{{\n{lines}}}')
+    path, text = Path(folder) / LABELS, ",\n".join(parts)
+    with atomic_write(path) as temporary:
         temporary.write_text(f"{{{text}}}\n", encoding="utf-8", errors="replace")
     return path
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.transcoders.base import Transcoders
 
 BLOCK_BYTES = 2**26  # of effects (n, V) in hand, and of decoder rows (n, T, D)
@@ -35,6 +36,7 @@ class LogitEffects:
     vocabulary: int
 
 
+@plain_torch()
 @torch.no_grad()
 def logit_effects(
     parts: ModelParts, transcoders: Transcoders, layer: int, index_n: Tensor, tokens: int, vocabulary: int

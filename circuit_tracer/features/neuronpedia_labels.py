@@ -6,16 +6,16 @@ the first.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from circuit_tracer.attribution.progress import Progress, silent
-from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
+from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.features.labels import Label, Place
-from circuit_tracer.files import atomic_write, locked, read_json, require_writable_folder, shortened
+from circuit_tracer.files import locked, require_writable_folder, shortened
+from circuit_tracer.files.digests import read_sealed, write_sealed
 from circuit_tracer.neuronpedia import Neuronpedia
 
 FEATURES_A_REQUEST = 512  # Neuronpedia takes 2048
@@ -80,10 +80,14 @@ def _best(explanations: Any) -> str | None:
 def _read(path: Path) -> dict[int, str | None]:
     if not path.is_file():
         return {}
+    remedy = "Remove it, and the labels are fetched again."
+    found = read_sealed(path, remedy)
     try:
-        return {int(index): _text_or_none(text) for index, text in read_json(path).items()}
-    except (CircuitTracerError, ValueError, TypeError, AttributeError) as error:
-        raise FileFormatError(f"{path} is damaged ({error}); remove it, and the labels are fetched again") from error
+        if found["source"] != path.stem:
+            raise ValueError(f"they are those of {shortened(found['source'])}")
+        return {int(index): _text_or_none(text) for index, text in found["labels"].items()}
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        raise FileFormatError(f"{path} is damaged ({error}). {remedy}") from error
 
 
 def _text_or_none(value: Any) -> str | None:
@@ -96,6 +100,5 @@ def _add(path: Path, known: dict[int, str | None]) -> dict[int, str | None]:
     """Put labels into the file beside those that other processes put there meanwhile; returns all."""
     with locked(require_writable_folder(path.parent)):
         everything = _read(path) | known
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(everything, ensure_ascii=False), encoding="utf-8", errors="replace")
+        write_sealed(path, {"source": path.stem, "labels": everything}, ensure_ascii=False)
     return everything

@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -26,36 +26,25 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files.checksums import DTYPES, HEADER_DIGEST, Blocks, attach, opened, plain_metadata, verified
 from circuit_tracer.files.reading import open_file
-from circuit_tracer.files.structured import parse_json, read_json, shortened
+from circuit_tracer.files.structured import parse_json, shortened
 
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 _NPZ_ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, SyntaxError, OSError, EOFError,
     ValueError, TypeError, LookupError, RuntimeError, ArithmeticError, MemoryError, AttributeError,
 )  # of zipfile and numpy # fmt: skip
 _LARGEST_HEADER = 100 * 2**20  # safetensors' own limit
+_SMALL = 2**20  # bytes of a tensor that is compared with its checksums as soon as it is handed out
 _MOST_AXES = 16
 _DEFLATE = 1032  # nothing is packed better than that
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a tensor lies: ``start`` bytes into ``path``; ``fortran`` says that the file holds its transpose."""
+    """Where a tensor lies: ``start`` bytes into ``path``; ``fortran`` says that the file holds its transpose. blocks: its
+    checksums, if the file has them.
+    """
 
     path: Path
     shape: tuple[int, ...]
@@ -63,15 +52,20 @@ class _Entry:
     start: int
     fortran: bool = False
     compressed: bool = False
+    blocks: Blocks | None = None
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """The tensors of one file, or of several that belong to one layer (see `join`)."""
+    """The tensors of one file, or of several that belong to one layer (see `join`).
+
+    metadata: what the file says besides. digest: of the header of one file that has checksums; it covers all else.
+    """
 
     path: Path
     entries: dict[str, _Entry]
     metadata: dict[str, str] = field(default_factory=dict)
+    digest: str | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -81,14 +75,22 @@ class TensorFile:
     def __contains__(self, name: str) -> bool:
         return name in self.entries
 
+    def read(self, name: str) -> Tensor:
+        """Tensor ``name`` as a copy in memory, compared with its checksums."""
+        return verified(self.tensor(name)).clone()
+
     def tensor(self, name: str) -> Tensor:
-        """Tensor ``name`` as a read-only view of the file (copied only if it is compressed there)."""
+        """Tensor ``name`` as a read-only view of the file (copied only if it is compressed there).
+
+        What is read of a large one is to go through `checksums.verified` or `MappedRows`.
+        """
         if name not in self.entries:
             raise FileFormatError(f"{self.path} has no tensor {name!r}; found {self.describe()}.")
         entry = self.entries[name]
         if entry.compressed:
             return _read_packed(entry, name)
-        return _map_tensor(entry)
+        mapped = _map_tensor(entry)
+        return verified(mapped) if _bytes(entry) <= _SMALL else mapped
 
     def scalar(self, name: str) -> float:
         """The one number in tensor ``name``."""
@@ -103,16 +105,10 @@ class TensorFile:
         more = len(self.entries) - len(named)
         return ", ".join(named) + (f" and {more} more" if more > 0 else "") if named else "no tensors"
 
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """``cfg.json`` beside the file (sparsify, SAELens); empty when there is none."""
-        beside = self.path.parent / "cfg.json"
-        if not beside.is_file():
-            return {}
-        config = read_json(beside)
-        if not isinstance(config, dict):
-            raise FileFormatError(f"{beside} must hold a JSON object, found {type(config).__name__}.")
-        return config
+    @property
+    def paths(self) -> set[Path]:
+        """The files that the tensors lie in."""
+        return {self.path, *(entry.path for entry in self.entries.values())}
 
 
 def open_tensor_file(path: str | Path) -> TensorFile:
@@ -131,6 +127,12 @@ def join(files: Iterable[TensorFile]) -> TensorFile:
     entries: dict[str, _Entry] = {}
     metadata: dict[str, str] = {}
     for part in parts:
+        if twice := entries.keys() & part.entries.keys():
+            raise FileFormatError(f"{part.path} has {', '.join(sorted(twice))}, which {parts[0].path} has too.")
+        if other := [name for name in metadata.keys() & part.metadata.keys() if metadata[name] != part.metadata[name]]:
+            raise FileFormatError(
+                f"{part.path} and {parts[0].path} have different metadata: {', '.join(sorted(other))}."
+            )
         entries.update(part.entries)
         metadata.update(part.metadata)
     return TensorFile(parts[0].path, entries, metadata)
@@ -147,11 +149,10 @@ def _map_tensor(entry: _Entry) -> Tensor:
         raise InputError(f"cannot read {entry.path}: {error}. It was there when it was opened.") from error
     if entry.start + _bytes(entry) > len(mapped):
         raise FileFormatError(f"{entry.path} became shorter after it was opened. Copy it again.")
-    with warnings.catch_warnings():
-        # torch warns that the buffer is read-only; that is the point: a private writable mapping of a file larger
-        # than memory would be refused by the operating system.
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        flat = torch.frombuffer(mapped, dtype=entry.dtype, count=count, offset=entry.start)
+    _hear_that_it_is_read_only()
+    flat = torch.frombuffer(mapped, dtype=entry.dtype, count=count, offset=entry.start)
+    if entry.blocks is not None:
+        attach(flat, entry.blocks, memoryview(mapped)[entry.start : entry.start + _bytes(entry)])
     if entry.fortran:
         return flat.view(entry.shape[::-1]).permute(*reversed(range(len(entry.shape))))
     return flat.view(entry.shape)
@@ -191,7 +192,10 @@ def _open_safetensors(path: Path, file: BinaryIO) -> TensorFile:
     if end != size:
         what = "is cut short" if end > size else "is damaged"
         raise FileFormatError(f"{path} {what}: its tensors need {end} bytes, the file has {size}. Copy it again.")
-    return TensorFile(path, entries, metadata)
+    blocks = opened(path, {name: (entry.dtype, entry.shape) for name, entry in entries.items()}, metadata)
+    entries = {name: replace(entry, blocks=blocks.get(name)) for name, entry in entries.items()}
+    digest = metadata.get(HEADER_DIGEST)
+    return TensorFile(path, entries, metadata if digest is None else plain_metadata(metadata), digest)
 
 
 def _safetensors_entry(path: Path, name: str, item: Any, data_start: int) -> _Entry:
@@ -205,12 +209,12 @@ def _safetensors_entry(path: Path, name: str, item: Any, data_start: int) -> _En
                 f"{path} is not a safetensors file: its header says {shortened(item)} of {shortened(name)}; expected "
                 "dtype, shape and two data_offsets."
             )
-    if dtype not in _SAFETENSORS_DTYPES:
+    if dtype not in DTYPES:
         raise FileFormatError(
             f"{path}: {shortened(name)} is stored as {shortened(dtype)}, which is not supported; "
-            f"known are {', '.join(_SAFETENSORS_DTYPES)}. Convert the file."
+            f"known are {', '.join(DTYPES)}. Convert the file."
         )
-    entry = _Entry(path, tuple(shape), _SAFETENSORS_DTYPES[dtype], data_start + begin)
+    entry = _Entry(path, tuple(shape), DTYPES[dtype], data_start + begin)
     _require_extents(path, name, shape)
     if end - begin != _bytes(entry):
         raise FileFormatError(
@@ -327,3 +331,13 @@ _OPENERS = {".npz": _open_npz, ".npy": _open_npy}
 
 def _first(error: Exception) -> str:
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+
+
+@cache
+def _hear_that_it_is_read_only() -> None:
+    """torch warns once a process that a buffer is read-only, which is the point: a private writable mapping of a file larger
+    than memory would be refused by the operating system. Filters of warnings belong to all threads: they are touched once.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        torch.frombuffer(b"\0", dtype=torch.uint8)

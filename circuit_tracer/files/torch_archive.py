@@ -20,8 +20,8 @@ from circuit_tracer.errors import CircuitTracerError, FileFormatError
 from circuit_tracer.files.reading import open_file
 from circuit_tracer.files.structured import DEEPEST
 
-# A class or function that stands in for the one that a file names, and that name.
-StandIns = Sequence[Callable[..., Any] | tuple[Callable[..., Any], str]]
+# The names of classes in a file, as a pattern, and the class that stands in for them.
+StandIns = Sequence[tuple[re.Pattern[str], type]]
 
 _MOST_VALUES = 1_000_000  # besides tensors; graphs have some thousand
 
@@ -35,8 +35,8 @@ def load_torch_archive(path: str | Path, stand_ins: StandIns, map_location: str 
     try:
         with open_file(path) as file:
             data_bytes = _checked_archive(path, file)
-            file.seek(0)
-            with torch.serialization.safe_globals(list(stand_ins)):
+            with torch.serialization.safe_globals(_allowed(file, stand_ins)):
+                file.seek(0)
                 content = torch.load(file, map_location=map_location, weights_only=True)
         _require_plain(content, data_bytes)
     except CircuitTracerError:
@@ -51,6 +51,13 @@ def load_torch_archive(path: str | Path, stand_ins: StandIns, map_location: str 
     except Exception as error:  # an unpickler fails in as many ways as there are callables in a file
         raise FileFormatError(f"{path} is damaged or no torch file: {_first_line(error)}. Copy it again.") from error
     return content
+
+
+def _allowed(file: Any, stand_ins: StandIns) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """What stands in for the names in a file that torch does not know to be safe."""
+    file.seek(0)
+    named = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    return [(cls, name) for name in named for pattern, cls in stand_ins if pattern.fullmatch(name)]
 
 
 def _checked_archive(path: str | Path, file: Any) -> int:

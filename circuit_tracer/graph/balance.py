@@ -1,4 +1,8 @@
-"""What each row of a graph must add up to, and how well the dictionary rebuilds the model on this prompt."""
+"""What each row of a graph must add up to, how closely it is promised to, and how well the dictionary rebuilds the model.
+
+Whatever makes a graph, or reads one from a file that holds all of it, calls ``graph.require_balance(max_residual, remedy)``
+before it hands it out: NumericalError, naming the worst row, for a graph that breaks the promise.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,20 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.graph.checks import require_tensors
 from circuit_tracer.graph.edges import Edges
+from circuit_tracer.graph.nodes import KIND_NAMES, NodeKind, NodeTable
+
+# The largest relative residual of a row that is promised, by the dtype of the model's weights, which rounds its activations;
+# sums are in float32 at least. The worst of all cases of tests/attribution: 2e-15, 7e-7, 1.5e-3 and 1.1e-2.
+PROMISED_RESIDUAL = {"float64": 1e-10, "float32": 1e-5, "float16": 4e-3, "bfloat16": 2e-2}
+
+_MOST_NAMED = 8  # layers in a warning
+
+
+class ReconstructionWarning(UserWarning):
+    """The transcoders do not rebuild this model."""
 
 
 @dataclass
@@ -38,7 +53,32 @@ class RowBalance:
         bias, unselected, pre = self.bias.double(), self.unselected.double(), self.pre_activation.double()
         gap = edges.row_sum(edges.weight) + unselected + bias - pre
         scale = edges.row_sum(edges.weight.abs()) + self.unselected_mass.double() + bias.abs() + pre.abs()
-        return torch.where(scale > 0, gap.abs() / scale, torch.zeros_like(scale))
+        return torch.where(scale == 0, torch.zeros_like(scale), gap.abs() / scale)
+
+    def require(
+        self, edges: Edges, nodes: NodeTable, dtype: str | None, max_residual: float | None = None, remedy: str = ""
+    ) -> None:
+        """Raise NumericalError, which names the worst row, if a residual is above what is promised for the model's dtype
+        and that of the edges, or above `max_residual`, if that is larger. A residual that is no number is never let through.
+        """
+        promised = max(
+            PROMISED_RESIDUAL.get(str(kind).removeprefix("torch."), 0.0) for kind in (dtype, edges.weight.dtype)
+        )
+        allowed = promised if max_residual is None else max(promised, max_residual)
+        residual = self.residual(edges)
+        broken = ~(residual <= allowed)
+        if not bool(broken.any()):
+            return
+        node = int(torch.where(residual.isnan(), torch.inf, residual).argmax())
+        kind = KIND_NAMES[NodeKind(int(nodes.kind[node]))]
+        name = nodes.ids(torch.tensor([node], device=nodes.kind.device))[0]
+        raise NumericalError(
+            f"the sum rule does not hold: what the row of {kind} {name} (layer {int(nodes.layer[node])}, position "
+            f"{int(nodes.position[node])}) adds up to misses its pre-activation {float(self.pre_activation[node]):.4g} by "
+            f"{float(residual[node]):.1e} of its terms; {'at most' if allowed > promised else 'promised is at most'} "
+            f"{allowed:.0e}{'' if allowed > promised else f' for a model in {dtype or edges.weight.dtype}'}. "
+            f"{int(broken.sum())} of {int((edges.row_ptr.diff() > 0).sum())} rows are above. {remedy}".rstrip()
+        )
 
     def to(self, device: str | torch.device) -> RowBalance:
         return RowBalance(*(getattr(self, field.name).to(device) for field in fields(self)))
@@ -59,6 +99,22 @@ class Reconstruction:
             raise InputError(
                 f"reconstruction: nmse {tuple(self.nmse.shape)} and l0 {tuple(self.l0.shape)} must both be (L,)"
             )
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell of layers with an NMSE above 1: the mean output, or none at all, would be a better reconstruction."""
+        poor = [(layer, value) for layer, value in enumerate(self.nmse.tolist()) if value > 1]
+        if not poor:
+            return None
+        named = ", ".join(f"{layer} ({value:.3g})" for layer, value in poor[:_MOST_NAMED])
+        more = f" and {len(poor) - _MOST_NAMED} more" if len(poor) > _MOST_NAMED else ""
+        return (
+            "on this prompt the transcoders rebuild the MLP output worse than its mean would: NMSE is above 1 in "
+            f"layer{'s' if len(poor) > 1 else ''} {named}{more} of {len(self.nmse)}. The graph is exact, but its features do "
+            "not explain this model here. Likely they are another dictionary (an autoencoder, another model's), stand at other "
+            "hooks than those they were trained on, or are in another scale (normalisation that was not folded in); or the "
+            "prompt is unlike all text that they were trained on"
+        )
 
     def to(self, device: str | torch.device) -> Reconstruction:
         return Reconstruction(self.nmse.to(device), self.l0.to(device))

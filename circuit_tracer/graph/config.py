@@ -13,8 +13,22 @@ from circuit_tracer.errors import InputError
 
 MOST_LAYERS = 10_000  # graphs have a node for each layer and token
 
+# transformers' names of fields that it has too
+_TRANSFORMERS = {
+    "n_layers": "num_hidden_layers",
+    "d_model": "hidden_size",
+    "d_head": "head_dim",
+    "n_heads": "num_attention_heads",
+    "d_mlp": "intermediate_size",
+    "d_vocab": "vocab_size",
+    "n_key_value_heads": "num_key_value_heads",
+    "tokenizer_name": "name_or_path",
+    "model_name": "name_or_path",
+    "original_architecture": "architectures",
+}
 
-@dataclass(frozen=True)
+
+@dataclass
 class GraphConfig:
     """Sizes and names under circuit-tracer's field names. Only ``n_layers`` must be known; None: the source did not
     say.
@@ -34,15 +48,15 @@ class GraphConfig:
 
     @classmethod
     def of(cls, source: Any) -> GraphConfig:
-        """Take the fields from any configuration object or mapping that uses these names; others are left out.
+        """Take the fields from any configuration object or mapping that uses these names, or transformers'; others are
+        left out.
 
         Raises InputError if ``n_layers`` is missing or no positive integer.
         """
-        if isinstance(source, cls):
-            return source
+        source = vars(source) if isinstance(source, cls) else source
         values: dict[str, Any] = {}
         for field in fields(cls):
-            value = source.get(field.name) if isinstance(source, Mapping) else getattr(source, field.name, None)
+            value = _field(source, field.name)
             if value is not None:
                 values[field.name] = (_text if field.type == "str | None" else _size)(field.name, value)
         if not 1 <= values.get("n_layers", 0) <= MOST_LAYERS:
@@ -53,6 +67,15 @@ class GraphConfig:
         if "dtype" in values:
             values["dtype"] = values["dtype"].removeprefix("torch.")
         return cls(**values)
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any]) -> GraphConfig:
+        """circuit-tracer's name for ``of`` a mapping."""
+        return cls.of(config_dict)
+
+    def __getitem__(self, name: str) -> Any:
+        """A field by name: older graph files hold a dict here, and scripts read them so."""
+        return asdict(self)[name]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,3 +96,14 @@ def _text(name: str, value: Any) -> str:
     if text is None:
         raise InputError(f"cfg.{name} is a {type(value).__name__}; expected text")
     return text
+
+
+def _field(source: Any, name: str) -> Any:
+    """A field under either name, or within the text part of a configuration of several."""
+    get = source.get if isinstance(source, Mapping) else lambda key: getattr(source, key, None)
+    value = get(name)
+    if value is None and name in _TRANSFORMERS:
+        value = get(_TRANSFORMERS[name])
+        value = value[0] if isinstance(value, list) and value else value
+    text = get("text_config") if value is None else None
+    return value if text is None else _field(text, name)

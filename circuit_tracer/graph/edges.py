@@ -10,6 +10,8 @@ from torch import Tensor
 
 from circuit_tracer.errors import InputError, NumericalError
 
+COMPARED_BYTES = 2**24  # of a dense matrix at once
+
 
 @dataclass(frozen=True)
 class Edges:
@@ -45,7 +47,11 @@ class Edges:
         """Edges of a dense (N, N) matrix, row = target, column = source. Exact zeros are no edges."""
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise InputError(f"adjacency matrix has shape {tuple(matrix.shape)}, expected (N, N)")
-        matrix = _as_weights(matrix)
+        if matrix.layout != torch.strided or matrix.is_meta or matrix.is_quantized or matrix.is_complex():
+            raise InputError(
+                f"the adjacency matrix is {matrix.layout}, {matrix.dtype}, on {matrix.device}; expected dense numbers"
+            )
+        matrix = _as_weights(matrix.detach())
         row_ptr = torch.zeros(len(matrix) + 1, dtype=torch.int64, device=matrix.device)
         torch.cumsum(matrix.count_nonzero(dim=1), 0, out=row_ptr[1:])
         target, source = matrix.nonzero(as_tuple=True)
@@ -80,6 +86,22 @@ class Edges:
         dense = torch.zeros(self.n_nodes, self.n_nodes, dtype=self.weight.dtype, device=self.weight.device)
         dense[self.target, self.source] = self.weight
         return dense
+
+    def equals_dense(self, matrix: Tensor) -> bool:
+        """Whether a dense (N, N) matrix holds these edges, bit for bit, and no other; reads it once, in blocks of rows."""
+        if matrix.shape != (self.n_nodes, self.n_nodes) or matrix.dtype != self.weight.dtype:
+            return False
+        rows = max(1, COMPARED_BYTES // max(1, self.n_nodes * matrix.itemsize))
+        for start in range(0, self.n_nodes, rows):
+            block = matrix[start : start + rows]
+            first, last = int(self.row_ptr[start]), int(self.row_ptr[start + len(block)])
+            here = self.row_ptr[start : start + len(block) + 1].diff()
+            target = torch.arange(len(block), device=here.device).repeat_interleave(here)
+            expected = torch.zeros_like(block)
+            expected[target, self.source[first:last]] = self.weight[first:last]
+            if not torch.equal(expected, block):
+                return False
+        return True
 
     def to(self, device: str | torch.device) -> Edges:
         return Edges(self.row_ptr.to(device), self.source.to(device), self.weight.to(device))

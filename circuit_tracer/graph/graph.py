@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from circuit_tracer.graph.config import GraphConfig
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.nodes import NodeTable
 from circuit_tracer.graph.order import Blocks, layered_blocks, topological_blocks
+from circuit_tracer.graph.shared_matrix import SharedMatrix
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
 from circuit_tracer.graph.unfinished import Unfinished
 from circuit_tracer.graph.validation import ValidationReport
@@ -38,13 +40,17 @@ class Graph:
 
     input_string: the prompt as text. input_tokens: (P,) ids. active_features: int64 (N_f, 3) rows (layer, position,
     index), sorted, all that were active. adjacency_matrix: ``Edges``, or a dense (N, N) matrix with rows = targets.
-    cfg: any object or mapping with circuit-tracer's field names. selected_features: int64 (N_s,) ascending rows of
-    ``active_features`` that are nodes. activation_values: (N_f,). logit_targets, logit_probabilities: K targets with
-    their weights. scan: where the transcoders come from. vocab_size: default cfg.d_vocab; ids from there on are
-    virtual. balance: the sum rule, a row each. targets: default: logits at the last position. token_strings: P texts.
-    reconstruction: quality of the transcoders here. provenance: plain JSON values that say how the graph was made.
-    validation: what interventions on the graph have found; gone when its edges are changed. unfinished: of a trace that was
-    interrupted, what it needs to go on (`attribute(..., resume=graph)`).
+    cfg: any object or mapping with the field names of circuit-tracer or transformers. selected_features: int64 (N_s,)
+    ascending rows of ``active_features`` that are nodes. activation_values: (N_f,). logit_targets,
+    logit_probabilities: K targets (or the ids of tokens, as a tensor) with their weights. scan (scan_name): where the
+    transcoders come from. vocab_size: default cfg.d_vocab; ids from there on are virtual. balance: the sum rule, a row
+    each. targets: default: logits at the last position. token_strings: P texts. reconstruction: quality of the
+    transcoders here. provenance: plain JSON values that say how the graph was made.
+    validation: what interventions on the graph have found. unfinished: of a trace that was interrupted, what it needs to go
+    on (`attribute(..., resume=graph)`).
+
+    Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then the validation, which was that of the edges
+    before, is gone, ``residual`` says by how much the rows miss their sums, and files do not keep the balance.
 
     Raises InputError if these do not fit together, NumericalError for an edge that is not finite.
     """
@@ -58,11 +64,12 @@ class Graph:
         cfg: Any,
         selected_features: Tensor,
         activation_values: Tensor,
-        logit_targets: Sequence[LogitTarget],
+        logit_targets: Sequence[LogitTarget] | Tensor,
         logit_probabilities: Tensor,
         scan: str | list[str] | None = None,
         vocab_size: int | None = None,
         *,
+        scan_name: str | list[str] | None = None,
         balance: RowBalance | None = None,
         targets: TargetTable | None = None,
         token_strings: list[str] | None = None,
@@ -77,18 +84,19 @@ class Graph:
         self.selected_features = selected_features
         self.activation_values = activation_values
         self.cfg = GraphConfig.of(cfg)
-        self.logit_targets = [LogitTarget(*target) for target in logit_targets]
-        self.logit_probabilities = logit_probabilities
-        self.scan = scan
+        self.logit_targets = LogitTarget.list_of(logit_targets)
+        self.scan = scan if scan is not None else scan_name
         self.vocab_size = vocab_size if vocab_size is not None else (self.cfg.d_vocab or 0)
         self.balance = balance
+        self.edited = False
         self.token_strings = token_strings
         self.reconstruction = reconstruction
         self.provenance = dict(provenance or {})
-        self.validation = validation
+        self._validation = validation
         self.unfinished = unfinished
-        self._check_types()
-        self._check_lengths()
+        self._blocks: Blocks | None = None
+        self._check_types(logit_probabilities)
+        self._check_lengths(logit_probabilities)
         self.targets = (
             targets
             if targets is not None
@@ -96,9 +104,10 @@ class Graph:
                 self.logit_targets, logit_probabilities, self.n_layers, self.n_pos, self.vocab_size
             )
         )
-        self.edges = adjacency_matrix if isinstance(adjacency_matrix, Edges) else Edges.from_dense(adjacency_matrix)
+        self._edges, self._shared = _edges_and_matrix(adjacency_matrix)
         self._check_nodes()
-        self.edges.validate()
+        self._edges.validate()
+        self._nodes_seen = self._node_sources()
 
     # What there is
 
@@ -115,11 +124,20 @@ class Graph:
     @property
     def n_nodes(self) -> int:
         """N."""
-        return self.edges.n_nodes
+        return self._edges.n_nodes
 
     @property
     def device(self) -> torch.device:
-        return self.edges.weight.device
+        return self._edges.weight.device
+
+    @property
+    def scan_name(self) -> str | list[str] | None:
+        """circuit-tracer's later name of ``scan``."""
+        return self.scan
+
+    @scan_name.setter
+    def scan_name(self, scan: str | list[str] | None) -> None:
+        self.scan = scan
 
     @cached_property
     def nodes(self) -> NodeTable:
@@ -132,10 +150,29 @@ class Graph:
             self.targets,
         )
 
-    @cached_property
+    @property
+    def edges(self) -> Edges:
+        """The edges, with what was changed in ``adjacency_matrix`` since."""
+        self._take_edits()
+        return self._edges
+
+    @property
     def blocks(self) -> Blocks:
         """An order for one pass from the targets down (``order.py``)."""
-        return layered_blocks(self.edges, self.nodes) or topological_blocks(self.edges)
+        edges = self.edges
+        if self._blocks is None:
+            self._blocks = layered_blocks(edges, self.nodes) or topological_blocks(edges)
+        return self._blocks
+
+    @property
+    def validation(self) -> ValidationReport | None:
+        """What interventions on the graph, with the edges it has, have found."""
+        self._take_edits()
+        return self._validation
+
+    @validation.setter
+    def validation(self, validation: ValidationReport | None) -> None:
+        self._validation = validation
 
     @property
     def target_weights(self) -> Tensor:
@@ -146,17 +183,59 @@ class Graph:
 
     @property
     def adjacency_matrix(self) -> Tensor:
-        """The dense (N, N) matrix, made anew at each call; change the graph by assigning a matrix, not in place."""
-        return self.edges.to_dense()
+        """The edges as a dense (N, N) matrix, row = target; what is changed in it is changed in the graph.
+
+        It is made at the first call and stays with the graph from then on, N * N * 4 (or 8) bytes; a matrix that the graph
+        was given is this one. Whatever uses the edges first looks whether it was written in. ``edges`` alone costs neither.
+        """
+        self._take_edits()
+        if self._shared is None:
+            self._shared = SharedMatrix.now(self._edges.to_dense())
+        return self._shared.matrix
 
     @adjacency_matrix.setter
     def adjacency_matrix(self, matrix: Tensor | Edges) -> None:
-        edges = matrix if isinstance(matrix, Edges) else Edges.from_dense(matrix)
+        edges, shared = _edges_and_matrix(matrix)
+        self._change_edges(edges)
+        self._shared = shared
+
+    def _take_edits(self) -> None:
+        """What others wrote into the matrix they were given becomes the edges; nodes are made anew, once what they are made of
+        is another.
+        """
+        if (seen := self._node_sources()) != self._nodes_seen:
+            self.__dict__.pop("nodes", None)
+            self._check_nodes()
+            self._nodes_seen, self._blocks = seen, None
+        if self._shared is not None and (now := SharedMatrix.now(self._shared.matrix)).may_differ(self._shared):
+            if not self._edges.equals_dense(now.matrix):
+                self._change_edges(Edges.from_dense(now.matrix))
+            self._shared = now
+
+    def _node_sources(self) -> tuple[object, ...]:
+        """What `nodes` is made of, as it is now."""
+        made_of = (self.active_features, self.selected_features, self.activation_values, self.input_tokens)
+        versions = [0 if each.is_inference() else each._version for each in made_of]
+        return (self.cfg.n_layers, id(self.targets), *map(id, made_of), *versions)
+
+    def _change_edges(self, edges: Edges) -> None:
         if edges.n_nodes != self.n_nodes:
             raise InputError(f"the new adjacency matrix has {edges.n_nodes} nodes, the graph has {self.n_nodes}")
         edges.validate()
-        self.edges, self.validation = edges, None
-        self.__dict__.pop("blocks", None)
+        self._edges, self._blocks, self._validation, self.edited = edges, None, None, True
+
+    @property
+    def logit_probabilities(self) -> Tensor:
+        """(K,) the weights of the targets."""
+        return self.targets.weight
+
+    @logit_probabilities.setter
+    def logit_probabilities(self, weights: Tensor) -> None:
+        if weights.shape != self.targets.weight.shape:
+            raise InputError(
+                f"logit_probabilities has shape {tuple(weights.shape)}; there are {len(self.targets)} targets"
+            )
+        self.targets.weight = weights
 
     @property
     def logit_token_ids(self) -> Tensor:
@@ -175,6 +254,16 @@ class Graph:
         """The worst relative residual of the sum rule over all rows; None if the file did not keep the balance."""
         return None if self.balance is None else float(self.balance.residual(self.edges).max())
 
+    def require_balance(self, max_residual: float | None = None, remedy: str = "") -> None:
+        """Raise NumericalError, which names the worst row, if a row's residual is above what is promised for the model's
+        dtype (``PROMISED_RESIDUAL``), above `max_residual`, and above what the graph was allowed when it was traced. Graphs
+        without balance pass. remedy: what to do, in a sentence.
+        """
+        recorded = self.provenance.get("residual_allowed")
+        allowed = [limit for limit in (max_residual, recorded) if isinstance(limit, int | float)]
+        if self.balance is not None:
+            self.balance.require(self.edges, self.nodes, self.cfg.dtype, max(allowed, default=None), remedy)
+
     def __repr__(self) -> str:
         layout = self.nodes.layout
         counts = (
@@ -192,41 +281,42 @@ class Graph:
 
     def to(self, device: str | torch.device) -> Graph:
         """Move all tensors, in place; returns the graph."""
-        for name in (
-            "input_tokens",
-            "active_features",
-            "selected_features",
-            "activation_values",
-            "logit_probabilities",
-        ):
+        self._take_edits()
+        for name in ("input_tokens", "active_features", "selected_features", "activation_values"):
             setattr(self, name, getattr(self, name).to(device))
-        self.edges, self.targets = self.edges.to(device), self.targets.to(device)
+        self._edges, self.targets, self._blocks = self._edges.to(device), self.targets.to(device), None
+        self._shared = None if self._shared is None else self._shared.to(device)
         self.balance = self.balance.to(device) if self.balance else None
         self.reconstruction = self.reconstruction.to(device) if self.reconstruction else None
-        for cached in ("nodes", "blocks"):
-            self.__dict__.pop(cached, None)
+        self.__dict__.pop("nodes", None)
+        self._nodes_seen = self._node_sources()
         return self
 
     @typed
     def save(self, path: str | Path) -> Path:
-        """Write the native file (safetensors with a JSON header); everything comes back on ``load``."""
+        """Write the native file (safetensors with a JSON header); everything comes back on ``load``, but for the balance of
+        edges that were changed.
+        """
         from circuit_tracer.graph.files.native import save_graph
 
-        return save_graph(self, path)
+        self._take_edits()
+        written = copy(self)
+        written.balance = None if self.edited else self.balance
+        return save_graph(written, path)
 
     @classmethod
     @typed
-    def load(cls, path: str | Path) -> Graph:
-        """Read a native file. Raises FileFormatError for anything else."""
+    def load(cls, path: str | Path, max_residual: float | None = None) -> Graph:
+        """Read a native file. Raises FileFormatError for anything else, NumericalError for rows that do not add up
+        (`require_balance`).
+        """
         from circuit_tracer.graph.files.native import load_graph
 
-        return load_graph(path)
+        return load_graph(path, max_residual)
 
     @typed
     def to_pt(self, path: str | Path) -> None:
-        """Write circuit-tracer's ``.pt`` keys with plain values only, so that ``torch.load(weights_only=True)`` reads
-        it.
-        """
+        """Write a ``.pt`` file that circuit-tracer 0.5 reads; see ``files/pt.py``."""
         from circuit_tracer.graph.files.pt import save_pt
 
         save_pt(self, path)
@@ -285,10 +375,10 @@ class Graph:
 
     # Checks
 
-    def _check_types(self) -> None:
+    def _check_types(self, weights: Tensor) -> None:
         require_tensors(
             whole={name: getattr(self, name) for name in ("input_tokens", "active_features", "selected_features")},
-            numbers={name: getattr(self, name) for name in ("activation_values", "logit_probabilities")},
+            numbers={"activation_values": self.activation_values, "logit_probabilities": weights},
         )
         require_texts(input_string=self.input_string)
         require_all_texts("logit_targets' texts", [target.token_str for target in self.logit_targets])
@@ -298,7 +388,7 @@ class Graph:
             if texts is not None and not (name == "scan" and isinstance(texts, str)):
                 require_all_texts(name, texts)
 
-    def _check_lengths(self) -> None:
+    def _check_lengths(self, weights: Tensor) -> None:
         if self.input_tokens.ndim != 1 or len(self.input_tokens) == 0:
             raise InputError(
                 f"input_tokens has shape {tuple(self.input_tokens.shape)}; expected (P,) with P of at least 1"
@@ -315,9 +405,9 @@ class Graph:
                 "one value for each row of active_features"
             )
         n_targets = len(self.logit_targets)
-        if n_targets == 0 or self.logit_probabilities.shape != (n_targets,):
+        if n_targets == 0 or weights.shape != (n_targets,):
             raise InputError(
-                f"{n_targets} logit_targets with logit_probabilities of shape {tuple(self.logit_probabilities.shape)}; "
+                f"{n_targets} logit_targets with logit_probabilities of shape {tuple(weights.shape)}; "
                 "expected at least one target and one weight for each"
             )
         if self.token_strings is not None and len(self.token_strings) != self.n_pos:
@@ -339,9 +429,9 @@ class Graph:
         if len(self.targets) != len(self.logit_targets):
             raise InputError(f"{len(self.targets)} rows in targets for {len(self.logit_targets)} logit_targets")
         expected = self.nodes.layout.n_nodes
-        if self.edges.n_nodes != expected:
+        if self.n_nodes != expected:
             raise InputError(
-                f"the adjacency matrix has {self.edges.n_nodes} nodes; expected {expected} = {len(selected)} features "
+                f"the adjacency matrix has {self.n_nodes} nodes; expected {expected} = {len(selected)} features "
                 f"+ {self.n_layers}x{self.n_pos} errors + {self.n_pos} tokens + {len(self.logit_targets)} targets"
             )
         if self.balance is not None and len(self.balance.bias) != expected:
@@ -364,3 +454,11 @@ class Graph:
         key = (features[:, 0] * self.n_pos + features[:, 1]) * width + features[:, 2]
         if bool((key.diff() <= 0).any()):
             raise InputError("active_features must be sorted by (layer, position, index) without duplicates")
+
+
+def _edges_and_matrix(given: Tensor | Edges) -> tuple[Edges, SharedMatrix | None]:
+    """The edges, and the matrix that they were given as, in which its owner may go on to write."""
+    if isinstance(given, Edges):
+        return given, None
+    edges = Edges.from_dense(given)
+    return edges, SharedMatrix.now(given) if given.dtype == edges.weight.dtype else None

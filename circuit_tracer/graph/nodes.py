@@ -20,6 +20,9 @@ class NodeKind(IntEnum):
     TARGET = 3
 
 
+KIND_NAMES = {NodeKind.FEATURE: "feature", NodeKind.ERROR: "error", NodeKind.TOKEN: "token", NodeKind.TARGET: "target"}
+
+
 @dataclass(frozen=True)
 class NodeLayout:
     """How many nodes there are of each kind, hence where each kind starts. N = N_s + L*P + P + K."""
@@ -80,6 +83,19 @@ class NodeTable:
 
     def __len__(self) -> int:
         return self.layout.n_nodes
+
+    def ids(self, which: Tensor | None = None) -> list[str]:
+        """Names of the nodes in ``which`` (int64 numbers; default all), unique if the targets of a position are.
+
+        features {l}_{f}_{p}, errors {l}_-1_{p}, tokens E_{token}_{p}, targets {L+1}_{token}_{p}.
+        """
+        which = torch.arange(len(self), device=self.kind.device) if which is None else which
+        names = {int(NodeKind.TOKEN): "E", int(NodeKind.TARGET): str(self.layout.n_layers + 1)}
+        columns = (self.kind, self.layer, self.feature, self.position)
+        return [
+            f"{names.get(kind, layer)}_{feature}_{position}"
+            for kind, layer, feature, position in zip(*(column[which].tolist() for column in columns), strict=True)
+        ]
 
     @classmethod
     def build(

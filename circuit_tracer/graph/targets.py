@@ -22,6 +22,13 @@ class LogitTarget(NamedTuple):
     token_str: str
     vocab_idx: int
 
+    @classmethod
+    def list_of(cls, given: Sequence[tuple[str, int]] | Tensor) -> list[LogitTarget]:
+        """Targets of pairs, or of bare ids, as older versions of circuit-tracer keep them."""
+        if isinstance(given, Tensor):
+            return [cls("", token) for token in given.flatten().tolist()]
+        return [cls(*target) for target in given]
+
 
 class CustomTarget(NamedTuple):
     """A direction to attribute to: label, weight, and a vector (D,) that reads the output of the final norm."""
@@ -86,7 +93,7 @@ class TargetTable:
             label=[t.token_str for t in logit_targets],
             layer=torch.full((count,), n_layers, dtype=torch.int64),
             position=torch.full((count,), n_pos - 1, dtype=torch.int64),
-            weight=probabilities.detach().clone(),
+            weight=probabilities.detach(),
             token_id=token_id,
             kind=cast("list[TargetKind]", kinds),
         )

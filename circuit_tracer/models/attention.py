@@ -1,18 +1,17 @@
 """Attention as transformers hands it over: one function for every architecture, that records or replays patterns.
 
-`model.set_attn_implementation(NAME)` makes every layer of a transformers model call `_attention` with queries and keys after
-rotary embedding and head norms, values, mask, scaling, softcap and sinks; `models/run.py` does so while a pass runs. Recording
-keeps the pattern of each layer, or for long prompts what it is made of; replaying uses a kept pattern with live values, which
-is what a frozen-attention intervention needs. Places within attention (`models/sites.py`) are visited here.
+A configuration whose attention implementation is `NAME` makes every layer of a transformers model call `_attention` with
+queries and keys after rotary embedding and head norms, values, mask, scaling, softcap and sinks; `models/run.py` lets its own
+passes, and no others, find it there. Recording keeps the pattern of each layer, or for long prompts what it is made of;
+replaying uses a kept pattern with live values, which is what a frozen-attention intervention needs. Places within attention
+(`models/sites.py`) are visited here.
 
 Letters: B batch, H heads, K key/value heads, P positions, d d_head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.kernels.attend_back import Scores
+from circuit_tracer.models.whose import tape_of
 
 NAME = "circuit_tracer"
 QUERIES_A_TILE = 512  # rows of the pattern that exist at once when patterns are not kept
@@ -58,18 +58,7 @@ class AttentionTape:
         return activation if new is None else new.to(activation.dtype).reshape(activation.shape)
 
 
-_tape: ContextVar[AttentionTape | None] = ContextVar("attention_tape", default=None)
 _UNHEARD = AttentionTape(keep=False)
-
-
-@contextmanager
-def attention_tape(tape: AttentionTape) -> Iterator[AttentionTape]:
-    """Record into (or replay from) `tape` every attention pattern computed inside the block."""
-    token = _tape.set(tape)
-    try:
-        yield tape
-    finally:
-        _tape.reset(token)
 
 
 @cache
@@ -121,7 +110,7 @@ def _attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The attention function registered with transformers: (B, H, P, d) queries -> (B, P, H, d) outputs."""
-    tape, layer = _tape.get() or _UNHEARD, module.layer_idx
+    tape, layer = tape_of(module) or _UNHEARD, module.layer_idx
     query, key, value = (tape.visit(name, layer, one) for name, one in (("q", query), ("k", key), ("v", value)))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if tape.recompute:

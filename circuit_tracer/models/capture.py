@@ -5,18 +5,24 @@ Letters: L layers, P positions, D d_model, H heads, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import InputError, NumericalError
+from circuit_tracer.errors import InputError, NumericalError, UnsupportedModelError
 from circuit_tracer.kernels.attend_back import Scores
 from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.parts import ModelParts, Norm
+from circuit_tracer.models.plain import LOOKS_AHEAD
 from circuit_tracer.models.run import FINAL_NORM, ModelRun, Place, Visit
+from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.models.whose import Holder, config_value, held_by
+
+SOFTCAP = "final_logit_softcapping"
 
 
 @dataclass
@@ -56,6 +62,7 @@ class PromptCapture:
         return AttentionTape(dict(enumerate(self.patterns)), replay=True)
 
 
+@plain_torch()
 def capture(parts: ModelParts, ids: Tensor, keep_patterns: bool = True) -> PromptCapture:
     """Run the model once on ids (P,) and keep the frozen quantities; attention patterns, or queries, keys and log-sum-exp.
 
@@ -82,6 +89,7 @@ def capture(parts: ModelParts, ids: Tensor, keep_patterns: bool = True) -> Promp
     final = ModelRun(parts, visits, norms=kept.norm, tape=tape)(ids).final[0]
     result = _assemble(parts, ids, kept, tape, final)
     _require_finite(result)
+    _require_causal(result)
     return result
 
 
@@ -103,12 +111,26 @@ class _Kept:
         return norm.parameters.freeze(scale_P)
 
 
+@plain_torch()
 def logits_at(parts: ModelParts, final_nD: Tensor, softcap: bool = True) -> Tensor:
     """Logits (n, V) of final-norm outputs (n, D), in the compute dtype; differentiable if these are."""
     with torch.set_grad_enabled(final_nD.requires_grad):
         logits = parts.unembed(final_nD.to(next(parts.unembed.parameters()).dtype)).to(parts.compute_dtype)
-        cap = parts.final_softcap
+        cap = final_softcap(parts)
         return torch.tanh(logits / cap) * cap if softcap and cap else logits
+
+
+def final_softcap(parts: ModelParts) -> float | None:
+    """The cap of the logits, unless the calling context goes without (`zero_softcap`)."""
+    cap: float | None = config_value(parts.model.config, SOFTCAP, parts.final_softcap)
+    return cap
+
+
+@contextmanager
+def zero_softcap(parts: ModelParts) -> Iterator[None]:
+    """Inside the block, logits of this context, those of the bare model too, are those before the final softcap."""
+    with held_by(Holder(parts.model, {SOFTCAP: None})):
+        yield
 
 
 def check_length(parts: ModelParts, ids: Tensor, new_tokens: int = 1) -> None:
@@ -131,10 +153,13 @@ def check_length(parts: ModelParts, ids: Tensor, new_tokens: int = 1) -> None:
 
 
 def _assemble(parts: ModelParts, ids: Tensor, kept: _Kept, tape: AttentionTape, final_PD: Tensor) -> PromptCapture:
-    resid, positions = kept.first, None
-    if parts.architecture.position_embedding is not None:
-        table: Any = parts.model.get_submodule(parts.architecture.position_embedding)
-        positions = table.weight[: ids.shape[0]].detach().to(resid.dtype)
+    resid, positions = kept.first, parts.position_vectors(len(ids))
+    if len(tape.patterns) + len(tape.scores) != len(parts.layers):
+        raise UnsupportedModelError(
+            f"{len(tape.patterns) + len(tape.scores)} of the {len(parts.layers)} layers of this "
+            f"{parts.architecture.model_type} call transformers' attention interface, through which patterns are read; a model "
+            "with attention of its own cannot be traced"
+        )
     return PromptCapture(
         ids=ids.detach().cpu(),
         embedding=resid if positions is None else resid - positions,
@@ -145,6 +170,13 @@ def _assemble(parts: ModelParts, ids: Tensor, kept: _Kept, tape: AttentionTape, 
         final_inverse_sigma=kept.final_inverse_sigma,
         final=final_PD,
     )
+
+
+def _require_causal(captured: PromptCapture) -> None:
+    """No token looks at a later one, not even a little."""
+    for layer, pattern in enumerate(captured.patterns):
+        if pattern.triu(1).any():
+            raise UnsupportedModelError(f"a token attends to later ones at layer {layer}: {LOOKS_AHEAD}")
 
 
 def _require_finite(captured: PromptCapture) -> None:

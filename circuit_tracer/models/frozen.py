@@ -43,7 +43,8 @@ class FrozenLayer:
         out = self._mix(values.unflatten(-1, (self.n_kv, -1))) @ self.parts.output_weight.to(dtype).T
         if constants and self.parts.output_bias is not None:
             out = out + self.parts.output_bias.to(dtype)
-        return out if self.attention_post_norm is None else self.attention_post_norm.forward(out, constants)
+        out = out if self.attention_post_norm is None else self.attention_post_norm.forward(out, constants)
+        return out * self.parts.residual_multiplier
 
     def _mix(self, values_PKd: Tensor) -> Tensor:
         """Values of each key position, mixed by the pattern and joined over heads: (P, H * d)."""
@@ -59,6 +60,7 @@ class FrozenLayer:
         """
         n_pos = g_TPD.shape[1]
         output, value = self.parts.output_weight.to(g_TPD.dtype), self.parts.value_weight.to(g_TPD.dtype)
+        output = output * self.parts.residual_multiplier if self.parts.residual_multiplier != 1 else output
         before = after = None
         if self.attention_norm is not None:
             before = self.attention_norm.inverse_sigma
@@ -125,11 +127,13 @@ class FrozenNetwork:
     def write(self, layer: int, y: Tensor, constants: bool) -> Tensor:
         """Activation (P, D) at the output hook -> what is added to the residual stream."""
         norm = self._norm(layer, self.output_site)
-        return y if norm is None else norm.forward(y, constants)
+        return (y if norm is None else norm.forward(y, constants)) * self.parts.residual_multiplier
 
     def write_at(self, layer: int, d_nD: Tensor, position_n: Tensor) -> Tensor:
         """Linear part of `write` for vectors (n, D) at given positions."""
         norm = self._norm(layer, self.output_site)
+        if self.parts.residual_multiplier != 1:
+            d_nD = d_nD * self.parts.residual_multiplier
         if norm is None:
             return d_nD
         centred = d_nD - d_nD.mean(-1, keepdim=True) if norm.centred else d_nD
@@ -138,6 +142,8 @@ class FrozenNetwork:
     def write_adjoint(self, layer: int, g_nD: Tensor, position_n: Tensor) -> Tensor:
         """Adjoint of `write` for rows of gradients (n, D) at given positions."""
         norm = self._norm(layer, self.output_site)
+        if self.parts.residual_multiplier != 1:
+            g_nD = g_nD * self.parts.residual_multiplier
         return g_nD if norm is None else norm.adjoint_at(g_nD, position_n)
 
     def propagate(

@@ -1,15 +1,24 @@
-"""Load any causal LM that transformers loads: a hub id, a folder, or a GGUF file."""
+"""Load any causal LM that transformers loads: a hub id, a folder, an adapter's folder, or a GGUF file.
+
+A model is loaded whole, in plain numbers, on one device: adapters are merged, quantised weights de-quantised, and it is said.
+No code of a repository is run. Whatever transformers or tokenizers raise about such a model becomes an error of ours.
+"""
 
 from __future__ import annotations
 
-import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from torch import nn
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.models.adapted import dequantised, load_dequantised, merged
+from circuit_tracer.models.sources import Source, adapter_of, library_errors, pretrained_source, read_configuration
+from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.models.text_part import auto_class, text_part
+from circuit_tracer.models.tokenization import TOKENIZER_ADVICE, check_tokenizer, special_words
 
 DTYPES = {
     "float32": torch.float32,
@@ -21,15 +30,24 @@ DTYPES = {
     "float64": torch.float64,
     "fp64": torch.float64,
 }
+# arguments of from_pretrained that say where files are, for configuration and tokenizer too
+_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_OFFLOADING = ("offload_buffers", "offload_folder", "offload_state_dict")
+_WHERE_FROM = (
+    "Give a Hugging Face id (with network access or a filled cache), a folder with config.json, or a .gguf file."
+)
+_OWN_ATTENTION = ("eager", "sdpa")
+_BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 
 
 def resolve_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """A torch dtype from itself or from its name (float32, fp32, bf16, ...)."""
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in DTYPES:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    return DTYPES[name]
 
 
 def resolve_device(device: torch.device | str | None) -> torch.device:
@@ -37,63 +55,125 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     if device is not None:
         try:
             return torch.device(device)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise InputError(f"device {device!r} is unknown; use cpu, cuda, cuda:1, mps, ...") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def load_language_model(
-    model_name: str | Path, device: torch.device, dtype: torch.dtype, **kwargs: Any
-) -> tuple[Any, Any]:
-    """(model, tokenizer) in evaluation mode, without gradients. Further keyword arguments go to `from_pretrained`.
+def place(
+    device: torch.device | str | None, dtype: torch.dtype | str, options: dict[str, Any]
+) -> tuple[torch.device, torch.dtype, dict[str, Any]]:
+    """(device, dtype, what is left of from_pretrained's `options`): `torch_dtype` and `device_map` are other names for them.
 
-    Raises InputError when nothing is there and FileFormatError when it cannot be read.
+    Raises InputError for a device_map of several devices, or with layers on disk.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    left = {name: value for name, value in options.items() if name not in _OFFLOADING}
+    chosen = left.pop("torch_dtype", None)
+    mapped = left.pop("device_map", None)
+    if mapped is not None:
+        devices = sorted({str(one) for one in mapped.values()}) if isinstance(mapped, dict) else [str(mapped)]
+        if len(devices) != 1 or devices[0] in ("disk", "meta"):
+            raise InputError(
+                f"device_map puts the model on {', '.join(devices) or 'no device'}: a model is traced on one device, with all "
+                "its weights there. Use device=... instead, with dtype='bfloat16' if memory is short."
+            )
+        one = {"auto": None, "balanced": None, "balanced_low_0": None, "sequential": None}.get(devices[0], devices[0])
+        one = f"cuda:{one}" if one is not None and one.isdigit() else one
+        if device is not None and one is not None and torch.device(device) != resolve_device(one):
+            raise InputError(f"device is {device!s} and device_map says {one}; give one of them")
+        device = one if device is None else device
+    return resolve_device(device), resolve_dtype(dtype if chosen in (None, "auto") else chosen), left
 
-    source, extra = pretrained_source(model_name)
-    # a GGUF file is de-quantised in float32, so that no rounding is added before the cast
-    options = {"dtype": torch.float32 if extra else dtype, **extra, **kwargs, "output_loading_info": True}
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **extra)
-    except OSError as error:
+
+@plain_torch()
+def load_language_model(
+    model_name: str | Path, device: torch.device, dtype: torch.dtype, tokenizer: Any = None, **options: Any
+) -> tuple[Any, Any]:
+    """(model, tokenizer) in evaluation mode, without gradients. Further options go to `from_pretrained`.
+
+    model_name: a hub id (also `org/name@revision`), a folder of a model or of a peft adapter, or a GGUF file. tokenizer: one
+    that is loaded already, or where it is; None for the model's own.
+
+    Raises InputError when nothing is there or an option is unknown, FileFormatError when it cannot be read, and
+    UnsupportedModelError for what would run code of its own or is quantised in a way that cannot be undone.
+    """
+    if options.pop("trust_remote_code", False):
         raise InputError(
-            f"no language model at {str(model_name)!r}: {first_line(error)} "
-            "Give a Hugging Face id (with network access or a filled cache), a folder with config.json, or a .gguf file."
-        ) from error
-    except (ValueError, KeyError, IndexError, RuntimeError, SafetensorError, struct.error) as error:
-        if "Unrecognized" in str(error) or "does not recognize" in str(error) or "not supported" in str(error):
-            raise InputError(f"transformers cannot load {str(model_name)!r}: {first_line(error)}") from error
-        raise FileFormatError(f"the model at {str(model_name)!r} cannot be read: {first_line(error)}") from error
-    model, report = loaded
+            "trust_remote_code: code that comes with a model is not run here; use transformers' own class of it"
+        )
+    if options.get("attn_implementation", "eager") not in _OWN_ATTENTION:
+        del options["attn_implementation"]  # a trace brings its own attention
+    source = pretrained_source(model_name, options.pop("revision", None))
+    with library_errors(model_name):
+        model = _load_model(source, device, dtype, options)
+    if tokenizer is None:
+        tokenizer = read_tokenizer(model_name, source, {name: options[name] for name in _WHERE if name in options})
+    return model, load_tokenizer(tokenizer, model)
+
+
+def load_tokenizer(given: Any, model: Any) -> Any:
+    """A tokenizer that is loaded already, or the one of a hub id or folder, checked against the model."""
+    tokenizer = read_tokenizer(given, pretrained_source(given)) if isinstance(given, str | Path) else given
+    check_tokenizer(tokenizer, model.get_input_embeddings().weight.shape[0])
+    return tokenizer
+
+
+def read_tokenizer(name: str | Path, source: Source, where: dict[str, Any] | None = None) -> Any:
+    """The tokenizer of a source. Raises InputError and FileFormatError."""
+    from transformers import AutoTokenizer
+
+    with library_errors(name, "tokenizer of the model", TOKENIZER_ADVICE):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.name, **(where or {}), **source.options, trust_remote_code=False
+        )
+        if not tokenizer.get_vocab().keys() - special_words(tokenizer):
+            raise InputError(
+                f"{str(name)!r} holds no tokenizer (tokenizer.json, or an older one's files). {TOKENIZER_ADVICE}"
+            )
+    return tokenizer
+
+
+def _load_model(source: Source, device: torch.device, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+    where = {name: options[name] for name in _WHERE if name in options}
+    if (adapter := adapter_of(source, where)) is not None:
+        return merged(source, adapter, lambda base: _load_model(pretrained_source(base), device, dtype, {**options}))
+    # a GGUF file is de-quantised in float32, so that no rounding is added before the cast
+    gguf = "gguf_file" in source.options
+    config = options.pop("config", None) or read_configuration(source, where)
+    options = {**options, **source.options, "dtype": torch.float32 if gguf else dtype, "trust_remote_code": False}
+    options |= load_dequantised(config, options)
+    loaded, report = auto_class(config).from_pretrained(source.name, config=config, output_loading_info=True, **options)
+    _require_all_weights(source, loaded, report)
+    model = text_part(dequantised(loaded))
+    return model.to(dtype).to(device).eval().requires_grad_(False)
+
+
+def _require_all_weights(source: Source, model: Any, report: Any) -> None:
+    """Every weight of the model is in its files, and every weight in its files that belongs to a layer is the model's."""
     if absent := sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"]):
         raise FileFormatError(
-            f"the model at {str(model_name)!r} lacks {len(absent)} weights, {absent[0]!r} first, or holds them in another "
+            f"the model at {source.name!r} lacks {len(absent)} weights, {absent[0]!r} first, or holds them in another "
             "shape; transformers would draw them at random. Download it again, or correct its config.json."
         )
-    return model.to(dtype).to(device).eval().requires_grad_(False), tokenizer
+    unused = sorted(key for key in report["unexpected_keys"] if not key.endswith(_BUFFERS))
+    modules = dict(model.named_modules())
+    within = [key for key in unused if _of_a_layer(key, modules)]
+    if within:
+        raise FileFormatError(
+            f"the model at {source.name!r} holds {len(within)} weights of its layers that its configuration has no place for, "
+            f"{within[0]!r} first; transformers would leave them out. If they are an adapter's, merge it (peft: "
+            "merge_and_unload); else correct config.json."
+        )
+    if unused:
+        warnings.warn(
+            f"{source.name}: {len(unused)} weights are no part of the language model, {unused[0]!r} first", stacklevel=2
+        )
 
 
-def pretrained_source(model_name: str | Path) -> tuple[str, dict[str, str]]:
-    """(what from_pretrained takes, extra arguments): a GGUF file is named by its folder and file name."""
-    path = Path(model_name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise InputError(f"no GGUF file at {path}")
-        return str(path.parent), {"gguf_file": path.name}
-    if path.exists():
-        if not (path / "config.json").is_file():
-            raise InputError(f"the folder {path} holds no config.json, so it is not a transformers model")
-        return str(path), {}
-    if path.is_absolute() or str(model_name).startswith((".", "~")):
-        raise InputError(f"no language model at {path}: the path does not exist")
-    return str(model_name), {}
-
-
-def first_line(error: Exception) -> str:
-    """What an error of a library says, without its long advice."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _of_a_layer(key: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether a weight's name lies within a layer of the model, or within one that the model has not."""
+    while key and key not in modules:
+        key = key.rpartition(".")[0]
+    return isinstance(modules[key], nn.ModuleList) or any(part.isdigit() for part in key.split("."))

@@ -6,11 +6,11 @@ Letters: P positions, D d_model, T rows in flight.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from circuit_tracer.errors import UnsupportedModelError
 from circuit_tracer.models.architectures import NormKind
 
 
@@ -24,17 +24,16 @@ class NormParameters:
     centred: bool
 
     @classmethod
-    def read(cls, module: nn.Module, kind: NormKind, dtype: torch.dtype) -> NormParameters:
-        """Take gain, shift and epsilon from a transformers norm module, in `dtype`."""
-        parameter: Any = module.weight
-        weight: Tensor = parameter.detach().to(dtype)
-        bias = getattr(module, "bias", None)
-        epsilon = next(float(getattr(module, n)) for n in ("variance_epsilon", "eps") if hasattr(module, n))
+    def read(cls, module: nn.Module, kind: NormKind, like_D: Tensor, epsilon: float | None = None) -> NormParameters:
+        """Take gain, shift and epsilon (unless given) from a norm module, in width, dtype and device of `like_D`."""
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        gain = torch.ones_like(like_D) if weight is None else weight.detach().to(like_D.dtype)
+        plus_one = weight is not None and kind in (NormKind.RMS_PLUS_ONE, NormKind.LAYER_PLUS_ONE)
         return cls(
-            gain=weight + 1 if kind is NormKind.RMS_PLUS_ONE else weight,
-            shift=None if bias is None else bias.detach().to(dtype),
-            epsilon=epsilon,
-            centred=kind is NormKind.LAYER,
+            gain=gain + 1 if plus_one else gain,
+            shift=None if bias is None else bias.detach().to(like_D.dtype),
+            epsilon=_epsilon(module) if epsilon is None else epsilon,
+            centred=kind in (NormKind.LAYER, NormKind.LAYER_PLUS_ONE),
         )
 
     def inverse_sigma(self, x_PD: Tensor) -> Tensor:
@@ -46,6 +45,15 @@ class NormParameters:
     def freeze(self, inverse_sigma_P: Tensor) -> FrozenNorm:
         """The linear map this norm is for one prompt."""
         return FrozenNorm(self.gain, self.shift, inverse_sigma_P, self.centred)
+
+
+def _epsilon(module: nn.Module) -> float:
+    for name in ("variance_epsilon", "eps"):
+        if isinstance(value := getattr(module, name, None), int | float):
+            return float(value)
+    raise UnsupportedModelError(
+        f"{type(module).__name__} has no variance_epsilon or eps: name it in the table (norm_epsilon)"
+    )
 
 
 @dataclass(frozen=True)

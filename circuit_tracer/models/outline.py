@@ -6,25 +6,25 @@ from pathlib import Path
 
 import torch
 
-from circuit_tracer.errors import InputError
-from circuit_tracer.models.loading import first_line, pretrained_source
+from circuit_tracer.models.adapted import base_of
 from circuit_tracer.models.parts import ModelParts, bind
+from circuit_tracer.models.sources import adapter_of, library_errors, pretrained_source, read_configuration
+from circuit_tracer.models.text_part import auto_class, text_part
 
 
 def outline(model_name: str | Path, revision: str | None = None) -> ModelParts:
     """Parts of a model on the meta device: names and shapes, no numbers; only its configuration is read.
 
-    revision: a branch, tag or commit on the hub; None for the newest.
+    revision: a branch, tag or commit on the hub; None for the newest, or the one that `org/name@revision` names.
 
-    Raises InputError when there is no such model, UnsupportedModelError for an architecture outside the table.
+    Raises InputError when there is no such model, FileFormatError for a configuration that cannot be read, and
+    UnsupportedModelError for an architecture outside the table.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    source, extra = pretrained_source(model_name)
-    try:
-        config = AutoConfig.from_pretrained(source, **extra, **({"revision": revision} if revision else {}))
+    source = pretrained_source(model_name, revision)
+    with library_errors(model_name):
+        if (adapter := adapter_of(source, {})) is not None:
+            return outline(base_of(source, adapter))
+        config = read_configuration(source, {})
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"no language model at {str(model_name)!r}: {first_line(error)}") from error
+            model = text_part(auto_class(config).from_config(config, trust_remote_code=False))
     return bind(model, str(model_name))

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from circuit_tracer.errors import UnsupportedModelError
-from circuit_tracer.models.architectures import (
-    Architecture,
-    architecture_of,
-    float_weights,
-    output_projection,
-    part,
-    value_projection,
-)
+from circuit_tracer.models.architectures import Architecture, architecture_of, part
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.models.norms import NormParameters
+from circuit_tracer.models.plain import (
+    LOOKS_AHEAD,
+    float_dtypes,
+    named_path,
+    projection,
+    require_causal_lm,
+    require_known_attention,
+    require_one_device,
+    require_own_class,
+    require_plain,
+    require_untouched,
+    value_projection,
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class LayerParts:
     attention: nn.Module
     output: nn.Module  # the projection that follows the heads
     mlp: nn.Module
+    mlp_output: nn.Module  # the module that gives what the MLP gives; `mlp`, unless that only begins it
     attention_norm: Norm | None
     attention_post_norm: Norm | None
     mlp_norm: Norm | None
@@ -45,6 +52,7 @@ class LayerParts:
     value_bias: Tensor | None
     output_weight: Tensor  # (D, H * d_head)
     output_bias: Tensor | None
+    residual_multiplier: float  # of what attention and MLP give, on its way to the residual stream
 
     def norms(self) -> dict[str, Norm]:
         """The layer's norms by name, those that exist."""
@@ -61,11 +69,32 @@ class ModelParts:
     config: ModelConfig
     layers: list[LayerParts]
     final_norm: Norm
-    unembed: nn.Linear
+    unembed: (
+        nn.Linear
+    )  # from the final norm's output to logits before a softcap; the model's own, unless these are multiplied
     parallel: bool
     final_softcap: float | None
     context_length: int | None
     compute_dtype: torch.dtype  # float64 for a float64 model, else float32
+
+    @property
+    def base(self) -> Any:
+        """The module that holds the layers, and gives the final norm's output."""
+        return part(self.model, self.architecture.layers.rpartition(".")[0])
+
+    @property
+    def residual_multiplier(self) -> float:
+        """Of what attention and MLP give, on its way to the residual stream; 1 but for Granite."""
+        return self.layers[0].residual_multiplier
+
+    def position_vectors(self, n_pos: int) -> Tensor | None:
+        """Vectors (P, D) of absolute positions, in the compute dtype, where the architecture has them."""
+        if self.architecture.position_embedding is None:
+            return None
+        table: Any = part(self.model, self.architecture.position_embedding)
+        first = getattr(table, "offset", 0)  # BioGPT leaves the first two rows to padding
+        vectors: Tensor = table.weight[first : first + n_pos].detach().to(self.compute_dtype)
+        return vectors
 
     @property
     def device(self) -> torch.device:
@@ -77,61 +106,146 @@ class ModelParts:
 def bind(model: Any, model_name: str) -> ModelParts:
     """Resolve every part of a transformers causal LM named in its row of the table.
 
-    Raises UnsupportedModelError for an unknown architecture, a missing part, or quantised weights.
+    Raises UnsupportedModelError for an unknown architecture, a missing part, or a module that is read by its weights and is
+    more than these (models/plain.py).
     """
+    require_causal_lm(model)
     config = model.config
     architecture = architecture_of(config)
-    dtype = float_weights(model)
-    compute = torch.float64 if dtype is torch.float64 else torch.float32
-    sizes = ModelConfig.from_hf(config, model_name, str(dtype).removeprefix("torch."))
-    blocks = part(model, architecture.layers)
-    layers = [_bind_layer(block, architecture, sizes, compute) for block in blocks.children()]
-    if len(layers) != sizes.n_layers:
+    dtypes = float_dtypes(model)
+    require_one_device(model)
+    require_known_attention(config)
+    compute = torch.float64 if dtypes == [torch.float64] else torch.float32
+    sizes = ModelConfig.from_hf(config, model_name, str(dtypes[0]).removeprefix("torch."))
+    like_D = model.get_input_embeddings().weight.new_empty(sizes.d_model, dtype=compute)
+    binding = _Binding(architecture, config, sizes.n_heads, like_D)
+    blocks = list(part(model, architecture.layers).children())
+    layers = [binding.layer(block, f"{architecture.layers}.{number}") for number, block in enumerate(blocks)]
+    if len(layers) != sizes.n_layers or not layers:
         raise UnsupportedModelError(
-            f"{architecture.layers} has {len(layers)} layers, the configuration says {sizes.n_layers}"
+            f"{architecture.layers} has {len(layers)} layers, the configuration says {sizes.n_layers}; at least one is needed"
         )
-    return ModelParts(
+    final_norm = binding.norm(model, architecture.final_norm, architecture.final_norm)
+    if final_norm is None:
+        raise UnsupportedModelError(f"{architecture.final_norm} is no norm, and one is expected behind the last layer")
+    parts = ModelParts(
         model=model,
         architecture=architecture,
-        config=sizes,
+        config=_measured(sizes, layers),
         layers=layers,
-        final_norm=_bind_norm(model, architecture.final_norm, architecture, compute),
-        unembed=model.get_output_embeddings(),
+        final_norm=final_norm,
+        unembed=_unembed(model, architecture.logit_multiplier(config)),
         parallel=architecture.is_parallel(config),
         final_softcap=getattr(config, "final_logit_softcapping", None),
         context_length=getattr(config, "max_position_embeddings", None),
         compute_dtype=compute,
     )
+    _require_plain_path(parts)
+    return parts
 
 
-def _bind_norm(module: nn.Module, path: str, architecture: Architecture, dtype: torch.dtype) -> Norm:
-    norm = part(module, path)
-    return Norm(norm, NormParameters.read(norm, architecture.norm, dtype))
+def _measured(sizes: ModelConfig, layers: list[LayerParts]) -> ModelConfig:
+    """Sizes of heads as the weights have them, the same in each layer. Raises UnsupportedModelError."""
+    found = {(tuple(layer.value_weight.shape), tuple(layer.output_weight.shape)) for layer in layers}
+    (values, d_in), (d_out, joined) = next(iter(found))
+    d_head = joined // sizes.n_heads
+    fits = joined == sizes.n_heads * d_head and values % d_head == 0 and sizes.n_heads % (values // d_head) == 0
+    if len(found) != 1 or not fits or (d_in, d_out) != (sizes.d_model, sizes.d_model):
+        raise UnsupportedModelError(
+            f"value and output projections have shapes {sorted(found)}; expected are those of {sizes.n_heads} heads and "
+            f"d_model {sizes.d_model}, the same in all layers"
+        )
+    return replace(sizes, d_head=d_head, n_key_value_heads=values // d_head)
 
 
-def _bind_layer(block: nn.Module, row: Architecture, sizes: ModelConfig, dtype: torch.dtype) -> LayerParts:
-    def norm(path: str | None) -> Norm | None:
-        return None if path is None else _bind_norm(block, path, row, dtype)
+def _unembed(model: Any, multiplier: float) -> nn.Linear:
+    """The language-model head, with the number folded in that its outputs are multiplied by."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no language-model head, so it gives no logits to trace"
+        )
+    weight, bias = projection(head, "the language-model head")
+    if multiplier == 1.0:
+        own: nn.Linear = head
+        return own
+    scaled = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    scaled.weight = nn.Parameter(weight * multiplier, requires_grad=False)
+    if bias is not None:
+        scaled.bias = nn.Parameter(bias * multiplier, requires_grad=False)
+    return scaled
 
-    value_weight, value_bias = value_projection(
-        part(block, row.value), row.value_rows, sizes.n_heads, sizes.n_key_value_heads, sizes.d_head
-    )
-    output = part(block, row.output)
-    output_weight, output_bias = output_projection(output, row.value_rows)
-    expected = (sizes.n_key_value_heads * sizes.d_head, sizes.d_model)
-    if tuple(value_weight.shape) != expected:
-        raise UnsupportedModelError(f"value projection has shape {tuple(value_weight.shape)}, expected {expected}")
-    return LayerParts(
-        module=block,
-        attention=part(block, row.attention),
-        output=output,
-        mlp=part(block, row.mlp),
-        attention_norm=norm(row.attention_norm),
-        attention_post_norm=norm(row.attention_post_norm),
-        mlp_norm=norm(row.mlp_norm),
-        mlp_post_norm=norm(row.mlp_post_norm),
-        value_weight=value_weight.detach(),
-        value_bias=None if value_bias is None else value_bias.detach(),
-        output_weight=output_weight.detach(),
-        output_bias=None if output_bias is None else output_bias.detach(),
-    )
+
+def _require_plain_path(parts: ModelParts) -> None:
+    """Everything between the tokens and the logits that is not attention's pattern or an MLP's inside is as its class says."""
+    model, row = parts.model, parts.architecture
+    embeddings = [model.get_input_embeddings()]
+    if row.position_embedding is not None:
+        embeddings.append(part(model, row.position_embedding))
+    path = [model.get_output_embeddings(), parts.final_norm.module, *embeddings]
+    for layer in parts.layers:
+        path += [layer.attention, layer.mlp, layer.mlp_output]
+    for name, module in named_path(model, path).items():
+        require_untouched(module, name or "the model")
+        require_own_class(module, name or "the model", row.package)
+    for layer in parts.layers:
+        if getattr(layer.attention, "is_causal", True) is not True:
+            raise UnsupportedModelError(f"{type(layer.attention).__name__} has is_causal=False: {LOOKS_AHEAD}")
+    for embedding in embeddings:
+        require_plain(embedding, "the embedding", ("weight",))
+        if embedding.max_norm is not None:
+            raise UnsupportedModelError(
+                "the embedding has max_norm, with which a pass changes its weights; set it to None"
+            )
+
+
+@dataclass(frozen=True)
+class _Binding:
+    """What the layers of one model have in common."""
+
+    row: Architecture
+    config: Any
+    n_heads: int
+    like_D: Tensor  # width, compute dtype and device of a norm's gain
+
+    def norm(self, module: nn.Module, path: str, name: str) -> Norm | None:
+        """A norm below a module, by its path there and its name in the model; None where an identity stands for it."""
+        norm = part(module, path)
+        if type(norm) is nn.Identity:
+            return None
+        require_own_class(norm, name, self.row.package)
+        require_plain(norm, name)
+        return Norm(norm, NormParameters.read(norm, self.row.norm, self.like_D, self.row.norm_epsilon))
+
+    def layer(self, block: nn.Module, name: str) -> LayerParts:
+        """Parts of one layer, which has that name in the model."""
+        row = self.row
+
+        def norm(path: str | None) -> Norm | None:
+            return None if path is None else self.norm(block, path, f"{name}.{path}")
+
+        output = part(block, row.output)
+        output_weight, output_bias = projection(output, f"{name}.{row.output}")
+        value_weight, value_bias = value_projection(
+            part(block, row.value),
+            f"{name}.{row.value}",
+            row.value_rows,
+            self.n_heads,
+            output_weight.shape[1] // self.n_heads,
+        )
+        return LayerParts(
+            module=block,
+            attention=part(block, row.attention),
+            output=output,
+            mlp=part(block, row.mlp),
+            mlp_output=part(block, row.mlp_output or row.mlp),
+            attention_norm=norm(row.attention_norm),
+            attention_post_norm=norm(row.attention_post_norm),
+            mlp_norm=norm(row.mlp_norm_of(self.config)),
+            mlp_post_norm=norm(row.mlp_post_norm),
+            value_weight=value_weight,
+            value_bias=value_bias,
+            output_weight=output_weight,
+            output_bias=output_bias,
+            residual_multiplier=row.residual_multiplier(self.config),
+        )

@@ -5,8 +5,9 @@
     with ModelRun(parts, visits).active(): ...       # passes that somebody else makes
 
 A *visit* is called with (layer, activation) whenever a pass comes by its place; what it returns, unless None, replaces the
-activation. Places are rows of `models/sites.py`. All hooks of this package are registered here. Whatever happens in a pass,
-afterwards the model has its own attention implementation again, and no hook.
+activation. Places are rows of `models/sites.py`. All hooks of this package are registered here. A run is of the context that
+makes it: passes that other threads make meanwhile, of the bare model too, run as if they were alone (`models/whose.py`), and
+afterwards the model has no hook.
 
 Letters: B sequences, P positions, D d_model, n = B * P rows.
 """
@@ -14,17 +15,20 @@ Letters: B sequences, P positions, D d_model, n = B * P rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import count
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.models import attention
-from circuit_tracer.models.attention import AttentionTape, attention_tape
+from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
 from circuit_tracer.models.sites import Side, site_of
+from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.models.whose import Holder, held_by, owns
 
 Place = tuple[str, int]  # name of a site, layer
 Visit = Callable[[int, Tensor], Tensor | None]
@@ -102,32 +106,32 @@ class ModelRun:
         rows = (ids if ids.ndim == 2 else ids[None].expand(copies, -1)).to(self.parts.device)
         with self.active(), torch.set_grad_enabled(gradients):
             try:
-                output = self.parts.model.base_model(
-                    input_ids=rows, past_key_values=past, use_cache=keep_past or past is not None
-                )
+                output = self.parts.base(input_ids=rows, past_key_values=past, use_cache=keep_past or past is not None)
             except Stop:
                 return Output(torch.empty(0), None)
         return Output(output.last_hidden_state.to(self.parts.compute_dtype), output.past_key_values)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inside the block, every pass of the model is such a run."""
-        handles: list[Any] = []
-        with ExitStack() as stack:
-            tape = self._tape()
-            own = self.own_attention or (tape is not None and bool(tape.visits))
-            stack.enter_context(implementation(self.parts, attention.NAME if own else None))
-            if tape is not None:
-                stack.enter_context(attention_tape(tape))
+        """Inside the block, every pass that this context makes of the model is such a run."""
+        tape = self._tape()
+        own = self.own_attention or (tape is not None and bool(tape.visits))
+        holder = _holder(self.parts, attention.NAME if own else None, tape)
+        hooks = [_Hook(holder, *each) for each in self._hooks()]
+        with plain_torch(), held_by(holder):
             try:
-                if self.norms is not None:
-                    handles.append(self._hook_norm(len(self.parts.layers), FINAL_NORM, self.parts.final_norm, None))
-                for index, layer in enumerate(self.parts.layers):
-                    handles += self._hook_layer(index, layer, self._visits.get(index, {}))
+                for hook in hooks:
+                    hook.attach()
                 yield
             finally:
-                for handle in handles:
-                    handle.remove()
+                for hook in hooks:
+                    hook.detach()
+
+    def _hooks(self) -> Iterator[_At]:
+        if self.norms is not None:
+            yield self._at_norm(len(self.parts.layers), FINAL_NORM, self.parts.final_norm, None)
+        for index, layer in enumerate(self.parts.layers):
+            yield from self._at_layer(index, layer, self._visits.get(index, {}))
 
     def _tape(self) -> AttentionTape | None:
         within = {
@@ -138,7 +142,7 @@ class ModelRun:
         }
         return self.tape if not within else (self.tape or AttentionTape(keep=False)).visited(within)
 
-    def _hook_layer(self, index: int, layer: LayerParts, visits: dict[str, Visit]) -> Iterator[Any]:
+    def _at_layer(self, index: int, layer: LayerParts, visits: dict[str, Visit]) -> Iterator[_At]:
         """Hooks of one layer, norms first: what is visited at a norm's output is what the rule made of it."""
         behind: dict[str, Tensor] = {}  # outputs of norms in the compute dtype, where a place behind one is visited
         sites = {name: site_of(self.parts, name) for name in visits}
@@ -146,7 +150,7 @@ class ModelRun:
         wanted = {site.norm for site in sites.values() if site.side is Side.INPUT and self.norms is not None}
         for name, norm in layer.norms().items():
             if self.norms is not None or name in normalised:
-                yield self._hook_norm(index, name, norm, normalised.get(name), behind if name in wanted else None)
+                yield self._at_norm(index, name, norm, normalised.get(name), behind if name in wanted else None)
         for name, site in sites.items():
             module = site.module(layer)
             if module is None or site.side in (Side.NORMALISED, Side.ATTENTION):
@@ -156,13 +160,13 @@ class ModelRun:
             else:
                 yield _on_output(module, index, visits[name])
 
-    def _hook_norm(
+    def _at_norm(
         self, index: int, name: str, norm: Norm, visit: Visit | None, behind: dict[str, Tensor] | None = None
-    ) -> Any:
+    ) -> _At:
         """A norm computes by the rule; without one, only its normalised input is visited."""
         rule, dtype = self.norms or live_scales, norm.parameters.gain.dtype
 
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        def hook(args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
             x, new = args[0].reshape(-1, args[0].shape[-1]).to(dtype), None
             scaled = rule(index, name, norm, x)
             normalised = scaled.normalise(x)
@@ -177,7 +181,7 @@ class ModelRun:
                 behind[name] = made.reshape(output.shape)
             return made.to(output.dtype).reshape(output.shape)
 
-        return norm.module.register_forward_hook(hook)
+        return norm.module, Side.OUTPUT, hook
 
 
 def read(
@@ -216,46 +220,52 @@ def in_rows(parts: ModelParts, visit: Visit) -> Visit:
     return visit_rows
 
 
-@contextmanager
-def implementation(parts: ModelParts, name: str | None) -> Iterator[None]:
-    """Inside the block the model has this attention implementation (None: its own), and experts that exist in its dtype."""
-    model, config = parts.model, parts.model.config
-    before, experts = config._attn_implementation, None
-    if parts.compute_dtype is torch.float64 and hasattr(config, "num_local_experts"):
-        experts = config._experts_implementation  # the grouped products of experts exist in float32 and below only
-    try:
-        if name == attention.NAME:
-            attention.register()
-        if name not in (None, before):
-            model.set_attn_implementation(name)
-        if experts is not None:
-            model.set_experts_implementation("eager")
-        yield
-    finally:
-        if name not in (None, before):
-            model.set_attn_implementation(before)
-        if experts is not None:
-            model.set_experts_implementation(experts)
+def implementation(parts: ModelParts, name: str) -> AbstractContextManager[None]:
+    """Inside the block, passes that this context makes have this attention implementation."""
+    return held_by(_holder(parts, name))
 
 
-@contextmanager
-def fast_attention(parts: ModelParts) -> Iterator[None]:
-    """Inside the block the model uses torch's fused attention where that is exact, else this package's (softcap, sinks)."""
-    with ExitStack() as stack:
-        capped = getattr(parts.model.config, "attn_logit_softcapping", None)
-        try:
-            stack.enter_context(implementation(parts, attention.NAME if capped else "sdpa"))
-        except ValueError:  # transformers' word for: not with this architecture
-            stack.enter_context(implementation(parts, attention.NAME))
-        yield
+def fast_attention(parts: ModelParts) -> AbstractContextManager[None]:
+    """The same with torch's fused attention where that is exact, else this package's (softcap, sinks)."""
+    name = attention.NAME
+    if not getattr(parts.model.config, "attn_logit_softcapping", None):
+        with suppress(ValueError):  # transformers' word for: not with this architecture
+            name = parts.model.get_correct_attn_implementation("sdpa")
+    return implementation(parts, name)
+
+
+def _holder(parts: ModelParts, name: str | None, tape: AttentionTape | None = None) -> Holder:
+    """What a run's own passes find: this attention (None: the model's own), and experts that exist in its dtype."""
+    _require_uncompiled(parts)
+    values = {} if name is None else {"_attn_implementation": name}
+    if name == attention.NAME:
+        attention.register()
+    if parts.compute_dtype is torch.float64:
+        values["_experts_implementation"] = "eager"  # grouped products of experts exist in float32 and below only
+    return Holder(parts.model, values, tape)
+
+
+def _require_uncompiled(parts: ModelParts) -> None:
+    """Refuse a model whose parts torch.compile has taken: it calls what it has compiled, hooks or no hooks."""
+    for name, module in parts.base.named_modules():
+        compiled = module._compiled_call_impl is not None
+        if compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
+            raise UnsupportedModelError(
+                f"{name or 'the base model'} of {parts.config.model_name} is compiled (torch.compile), so its inside can be "
+                "neither read nor changed. Give the model as it was before; to compile it for your own passes, compile the "
+                "whole: torch.compile(model.hf_model)"
+            )
+
+
+_At = tuple[nn.Module, Side, Callable[..., Any]]  # called with (args, kwargs), and with the output on that side
 
 
 def _on_input(
     module: nn.Module, index: int, visit: Visit, behind: dict[str, Tensor] | None = None, norm: str | None = None
-) -> Any:
+) -> _At:
     """Visit what enters a module; where a ruled norm gave it, in that norm's precision."""
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def hook(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = _hidden(args, kwargs)
         exact = behind.pop(norm, None) if behind is not None and norm is not None else None
         new = visit(index, given if exact is None else exact)
@@ -264,13 +274,13 @@ def _on_input(
         new = new.to(given.dtype).reshape(given.shape)
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
+    return module, Side.INPUT, hook
 
 
-def _on_output(module: nn.Module, index: int, visit: Visit) -> Any:
+def _on_output(module: nn.Module, index: int, visit: Visit) -> _At:
     """Visit what a module gives; experts give (n, D), which becomes (B, P, D)."""
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def hook(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         first: Tensor = output[0] if isinstance(output, tuple) else output
         new = visit(index, first if first.ndim == 3 else first.reshape(_hidden(args, kwargs).shape))
         if new is None:
@@ -278,7 +288,38 @@ def _on_output(module: nn.Module, index: int, visit: Visit) -> Any:
         new = new.to(first.dtype).reshape(first.shape)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
-    return module.register_forward_hook(hook, with_kwargs=True)
+    return module, Side.OUTPUT, hook
+
+
+class _Hook:
+    """A hook on a module, for passes of one run.
+
+    torch numbers hooks without a lock, so that two threads that register at once may get the same number and one of the hooks
+    is lost; ours have numbers below zero, of their own. And it may call a hook that another thread has removed meanwhile, with
+    other arguments: whose pass it is comes first.
+    """
+
+    _numbers = count(-1, -1)
+
+    def __init__(self, holder: Holder, module: nn.Module, side: Side, hook: Callable[..., Any]) -> None:
+        self.holder, self.hook, self.number = holder, hook, next(self._numbers)
+        if side is Side.INPUT:
+            self._calls, self._with_kwargs = module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
+        else:
+            self._calls, self._with_kwargs = module._forward_hooks, module._forward_hooks_with_kwargs
+
+    def attach(self) -> None:
+        """From now on, passes of the run are seen."""
+        self._with_kwargs[self.number] = True
+        self._calls[self.number] = self._call
+
+    def detach(self) -> None:
+        """The end of that; nothing is left on the module."""
+        self._calls.pop(self.number, None)
+        self._with_kwargs.pop(self.number, None)
+
+    def _call(self, module: nn.Module, *given: Any) -> Any:
+        return self.hook(*given) if owns(self.holder) else None
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

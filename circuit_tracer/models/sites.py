@@ -1,7 +1,8 @@
 """The places of a model: one table of what can be read and written while it runs (`models/run.py`).
 
 A row says at which module of a layer a place is, on which side, and which norm lies between it and the residual stream.
-Names are those of dictionaries' files; the short form without `hook_` is understood too. To add a place, add a row.
+Names are those of dictionaries' files; the short form without `hook_` is understood too. To add a place, add a row. In models
+that multiply what attention and MLP give on its way to the stream (Granite), hook_attn_out and hook_mlp_out are before that.
 
 Letters: B sequences, P positions, D d_model, H heads, K key/value heads, d d_head.
 """
@@ -88,8 +89,9 @@ _ROWS = (
     Site("ln2.hook_normalized", "it, normalised for the MLP, before the gain", "B P D", _NORMALISED, ("mlp_norm",),
          "mlp_norm", _READS, _BEFORE_MLP),
     Site("mlp.hook_in", "what enters the MLP", "B P D", _IN, ("mlp",), "mlp_norm", _READS),
-    Site("hook_mlp_out", "what the MLP adds to the stream", "B P D", _OUT, ("mlp_post_norm", "mlp"), None, _WRITES),
-    Site("mlp.hook_out", "what the MLP gives, before a norm behind it", "B P D", _OUT, ("mlp",), "mlp_post_norm", _WRITES),
+    Site("hook_mlp_out", "what the MLP adds to the stream", "B P D", _OUT, ("mlp_post_norm", "mlp_output"), None, _WRITES),
+    Site("mlp.hook_out", "what the MLP gives, before a norm behind it", "B P D", _OUT, ("mlp_output",), "mlp_post_norm",
+         _WRITES),
     Site("hook_resid_post", "residual stream behind a layer", "B P D", _OUT, ("module",)),
 )  # fmt: skip
 SITES = {site.name: site for site in _ROWS}

@@ -19,6 +19,11 @@ from circuit_tracer.models.token_text import TokenTexts
 
 Prompt = str | Tensor | Sequence[int]
 GEMMA3_CHAT_PREFIX = (2, 105, 2364, 107)  # <bos><start_of_turn>user\n
+TOKENIZER_ADVICE = (
+    "Pass the tokenizer (tokenizer=); to trace token ids without one, load the model yourself and pass it to "
+    "ReplacementModel.from_model with tokenizer None."
+)
+_GEMMA3_TURN = "<start_of_turn>"
 
 
 def tokenize(prompt: Prompt, tokenizer: Any, prepend_bos: bool = True) -> Tensor:
@@ -72,20 +77,47 @@ def token_strings(ids: Tensor, tokenizer: Any) -> list[str]:
     return [texts(int(i)) for i in ids]
 
 
-def zero_positions(ids: Tensor, model_name: str) -> list[int]:
-    """Positions that circuit-tracer leaves out: 0, and the whole chat prefix for Gemma 3 instruction-tuned models.
+def zero_positions(ids: Tensor, tokenizer: Any, model_type: str) -> list[int]:
+    """Positions that circuit-tracer leaves out: 0, and the whole chat prefix of a Gemma 3 prompt that begins with it.
 
-    Raises InputError when such a model's prompt does not start with the prefix.
+    model_type: that of the model's configuration. The prefix is read from the tokenizer, and is Gemma's own without one; what
+    a model or its folder is called makes no difference.
     """
-    name = model_name.lower()
-    if "gemma-3" not in name or not name.endswith("-it"):
-        return [0]
-    if tuple(ids[:4].tolist()) != GEMMA3_CHAT_PREFIX:
+    prefix = gemma3_chat_prefix(tokenizer) if model_type == "gemma3_text" else ()
+    return list(range(len(prefix))) if prefix and tuple(ids[: len(prefix)].tolist()) == prefix else [0]
+
+
+def gemma3_chat_prefix(tokenizer: Any) -> tuple[int, ...]:
+    """Ids with which Gemma 3's chat template begins a conversation; none for a tokenizer without its turns."""
+    if tokenizer is None:
+        return GEMMA3_CHAT_PREFIX
+    vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    if _GEMMA3_TURN not in vocabulary or tokenizer.bos_token is None:
+        return ()
+    return tuple(tokenizer(f"{tokenizer.bos_token}{_GEMMA3_TURN}user\n", add_special_tokens=False).input_ids)
+
+
+def check_tokenizer(tokenizer: Any, rows: int) -> None:
+    """Refuse what is no tokenizer, and one whose words have ids beyond the embedding's `rows`; None is no tokenizer at all."""
+    if tokenizer is None:
+        return
+    if not hasattr(tokenizer, "decode"):
+        raise InputError(f"a transformers tokenizer is expected, got {type(tokenizer).__name__}")
+    if not hasattr(tokenizer, "get_vocab"):
+        return
+    special = special_words(tokenizer)
+    words = {word: number for word, number in tokenizer.get_vocab().items() if word not in special}
+    word = max(words, key=lambda word: words[word], default=None)
+    if word is not None and words[word] >= rows:
         raise InputError(
-            f"prompts of {model_name} must start with the chat prefix {list(GEMMA3_CHAT_PREFIX)}, got {ids[:4].tolist()}. "
-            "Use the chat template (--chat), or choose the positions to leave out yourself (zero_positions=...)."
+            f"the tokenizer gives {word!r} the id {words[word]}, but the model's vocabulary is 0..{rows - 1}: they do not "
+            "belong together. Use the model's own tokenizer."
         )
-    return [0, 1, 2, 3]
+
+
+def special_words(tokenizer: Any) -> set[str]:
+    """Tokens that stand beside a tokenizer's vocabulary: special ones, and those that were added."""
+    return {*tokenizer.all_special_tokens, *getattr(tokenizer, "added_tokens_encoder", {})}
 
 
 def _ids(prompt: Prompt, tokenizer: Any) -> Tensor:

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import InputError, ResourceError
-from circuit_tracer.models.loading import first_line
+from circuit_tracer.errors import InputError, ResourceError, first_line
 from circuit_tracer.text.documents import Cursor, Documents, missing_extra
 from circuit_tracer.text.json_lines import text_of
 

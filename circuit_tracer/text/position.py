@@ -22,13 +22,10 @@ def require_position(found: Any, example: Any, source: str) -> None:
 
 def _alike(found: Any, example: Any) -> bool:
     if isinstance(example, dict):
-        return (
-            isinstance(found, dict)
-            and found.keys() == example.keys()
-            and all(
-                _alike(found[name], each) if name != "cursor" else _is_cursor(found[name])
-                for name, each in example.items()
-            )
+        if not isinstance(found, dict) or found.keys() != example.keys():
+            return False
+        return all(
+            _is_cursor(found[name]) if name == "cursor" else _alike(found[name], example[name]) for name in found
         )
     return _is_count(found)
 

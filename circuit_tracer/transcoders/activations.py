@@ -9,6 +9,7 @@ Letters: P positions, B features of a block, F features a layer, k features kept
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -57,7 +58,8 @@ class JumpReLU(Activation):
 
     ``threshold`` is (F,), a scalar, or broadcastable to the pre-activations: (L, 1, F) for the layers of a CLT.
     ``bandwidth`` is the width of the straight-through estimator that trained it; it does not change the values.
-    Comparison is done in the dtype of the pre-activations.
+    Thresholds are kept in float32 or wider, whatever the weights are converted to: rounding them would switch features whose
+    pre-activation lies nearby. Comparison is done in the wider dtype of both.
     """
 
     name = "jump_relu"
@@ -65,11 +67,20 @@ class JumpReLU(Activation):
 
     def __init__(self, threshold: Tensor | float, bandwidth: float = 2.0) -> None:
         super().__init__()
-        self.set_frozen("threshold", torch.as_tensor(threshold))
+        given = torch.as_tensor(threshold)
+        self.set_frozen("threshold", given.to(torch.promote_types(given.dtype, torch.float32)))
         self.bandwidth = bandwidth
 
     def forward(self, pre: Tensor) -> Tensor:
-        return pre * (pre > self.threshold.to(pre.dtype))
+        return pre * exceeds(pre, self.threshold)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> JumpReLU:
+        """Follow `.to` to another device, and to a wider dtype only."""
+        before = self.threshold.detach()  # module.to() replaces the data of the parameter itself
+        super()._apply(fn, recurse)
+        if self.threshold.dtype != torch.promote_types(self.threshold.dtype, torch.float32):
+            self.set_frozen("threshold", before.to(self.threshold.device))
+        return self
 
     def selector(self) -> Selector:
         return _ThresholdSelector(self.threshold)
@@ -124,6 +135,12 @@ def as_activation(function: object) -> Activation:
     )
 
 
+def exceeds(pre: Tensor, threshold: Tensor) -> Tensor:
+    """pre > threshold, compared in the wider dtype of both (torch would round a single threshold to the dtype of ``pre``)."""
+    dtype = torch.promote_types(pre.dtype, threshold.dtype)
+    return pre.to(dtype) > threshold.to(device=pre.device, dtype=dtype)
+
+
 def topk_mask(pre: Tensor, k: int) -> Tensor:
     """Mask (..., F) of the k largest entries of each row; exactly min(k, F) are set, ties go to the lowest index.
 
@@ -149,10 +166,10 @@ class _ThresholdSelector:
         if self._threshold is None:
             active = pre_PB > 0
         else:
-            threshold = self._threshold.to(pre_PB)
+            threshold = self._threshold
             if threshold.ndim:
                 threshold = threshold[start : start + pre_PB.shape[-1]]
-            active = (pre_PB > threshold) & (pre_PB != 0)
+            active = exceeds(pre_PB, threshold) & (pre_PB != 0)
         position, index = active.nonzero(as_tuple=True)
         self._blocks.append((position, index + start, pre_PB[position, index]))
 

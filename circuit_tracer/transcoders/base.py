@@ -70,6 +70,20 @@ class Transcoders(LazyModule):
     scan: Scan
     skip_connection: bool
 
+    # ---- which layers it has
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that have features, ascending; not all of 0 ... L-1 if the set is of some layers only."""
+        return tuple(range(self.n_layers))
+
+    def covering(self, n_layers: int) -> Transcoders:
+        """The dictionary as one of a model of ``n_layers`` layers: itself, or with layers that have no features added.
+
+        Raises InputError for features in layers that such a model does not have.
+        """
+        return self
+
     # ---- what a kind must provide
 
     @abstractmethod
@@ -257,10 +271,36 @@ class Transcoders(LazyModule):
         return y_LPD + self._skip(input_acts).to(y_LPD)
 
     def decode(self, features: Tensor, input_acts: Tensor | None = None) -> Tensor:
-        """Reconstruction (L, P, D) of activations (L, P, F), dense or sparse; ``input_acts`` (L, P, D) feed
-        the skip."""
+        """Reconstruction (L, P, D) of activations (L, P, F), dense or sparse; with a skip connection ``input_acts`` (L, P, D)
+        are needed.
+        """
+        if self.skip_connection and input_acts is None:
+            raise InputError("these transcoders have a skip connection: decode needs input_acts (L, P, D).")
         position, layer, _, rows, _ = self.select_decoder_vectors(features)
         return self.compute_reconstruction(position, layer, rows, input_acts, n_pos=features.shape[1])
+
+    @torch.no_grad()
+    def compute_attribution_components(self, inputs: Tensor, zero_positions: slice = slice(0, 1)) -> dict[str, Tensor]:
+        """Of inputs (L, P, D): the sparse activation_matrix (L, P, F), the reconstruction (L, P, D), encoder_vecs (N, D) and
+        decoder_vecs (M, D) of the active features, the encoder_to_decoder_map (M,) and decoder_locations (2, M), which are
+        layer and position.
+        """
+        features, encoders = self.encode_sparse(inputs, zero_positions)
+        position, layer, _, decoders, source = self.select_decoder_vectors(features)
+        return {
+            "activation_matrix": features,
+            "reconstruction": self.compute_reconstruction(position, layer, decoders, inputs),
+            "encoder_vecs": encoders,
+            "decoder_vecs": decoders,
+            "encoder_to_decoder_map": source,
+            "decoder_locations": torch.stack((layer, position)),
+        }
+
+    def _get_decoder_vectors(self, layer_id: int, feat_ids: Any = None) -> Tensor:
+        """Decoder rows of some features (all, if None): (n, T, D), or (n, D) of a per-layer set."""
+        every = torch.arange(self.n_features(layer_id))
+        rows = self.decoder_rows(layer_id, every if feat_ids is None else torch.as_tensor(feat_ids))
+        return rows if self.kind == "cross_layer_transcoder" else rows[:, 0]
 
     def compute_skip(self, layer_id: int, inputs: Tensor) -> Tensor:
         """inputs @ S of one layer; InputError when there is no skip connection."""
@@ -277,9 +317,12 @@ class Transcoders(LazyModule):
     # ---- checks
 
     def _skip(self, x_LPD: Tensor) -> Tensor:
-        if not self.skip_connection:
-            return torch.zeros_like(x_LPD)
-        return torch.stack([self.compute_skip(layer, x_LPD[layer]) for layer in range(self.n_layers)])
+        y_LPD = torch.zeros_like(x_LPD)
+        for layer in self.layers if self.skip_connection else ():
+            skipped = self.compute_skip(layer, x_LPD[layer])
+            y_LPD = y_LPD.to(torch.promote_types(y_LPD.dtype, skipped.dtype))
+            y_LPD[layer] = skipped
+        return y_LPD
 
     def _require_layer(self, layer: int) -> None:
         if not 0 <= layer < self.n_layers:
@@ -287,6 +330,8 @@ class Transcoders(LazyModule):
 
     def _require_index(self, layer: int, index: Tensor) -> None:
         self._require_layer(layer)
+        if index.numel() and layer not in self.layers:
+            raise InputError(f"layer {layer} has no transcoder: {described_layers(self)}.")
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.n_features(layer):
             raise InputError(
                 f"layer {layer} has features 0 to {self.n_features(layer) - 1}; "
@@ -299,6 +344,18 @@ class Transcoders(LazyModule):
                 f"transcoder inputs must be (layers, positions, d_model) = ({self.n_layers}, P, {self.d_model}), "
                 f"found {tuple(x.shape)}."
             )
+
+
+def described_layers(transcoders: Transcoders) -> str:
+    """ "layers 0 to 5", or, of some layers only, "layers 1, 3 and 4 of 6 have transcoders"."""
+    layers = transcoders.layers
+    if len(layers) == transcoders.n_layers:
+        return f"layers 0 to {layers[-1]} have transcoders"
+    named = [str(layer) for layer in layers]
+    listed = " and ".join([part for part in (", ".join(named[:-1]), named[-1]) if part])
+    return (
+        f"of {transcoders.n_layers} layers, {listed} {'has a transcoder' if len(layers) == 1 else 'have transcoders'}"
+    )
 
 
 def dense_pre_activations(x: Tensor, weight_FD: Tensor, bias_F: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The local cache of transcoders in native files: `<cache>/<org>/<repo>[/sub][@revision]/`.
+"""The local cache of transcoders in native files: `<cache>/<org>/<repo>[/sub][@revision][+selection]/`.
 
 An entry is complete when it holds config.yaml, which is written last. The directory is the argument, else the
 environment variable CIRCUIT_TRACER_CACHE_DIR, else ~/.cache/circuit_tracer. Names are circuit-tracer's.
@@ -10,8 +10,7 @@ import os
 from pathlib import Path
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.transcoders.config import CONFIG_NAME
-from circuit_tracer.transcoders.formats.writing import NATIVE_FILE
+from circuit_tracer.transcoders.config import CONFIG_NAME, NATIVE_FILE
 from circuit_tracer.transcoders.references import HubReference, parse_reference
 
 
@@ -23,7 +22,8 @@ def get_cache_dir(cache_dir: str | Path | None = None) -> Path:
 
 def get_cached_path(hf_ref: str, cache_dir: str | Path | None = None) -> Path:
     """Where the entry of a hub reference is or would be; InputError for a local folder, which needs no cache."""
-    return get_cache_dir(cache_dir) / str(hub_reference(hf_ref))
+    # A colon is no character for a name of a folder everywhere; a plus is none of a hub name.
+    return get_cache_dir(cache_dir) / str(hub_reference(hf_ref)).replace(":", "+")
 
 
 def is_cached(hf_ref: str, cache_dir: str | Path | None = None) -> bool:

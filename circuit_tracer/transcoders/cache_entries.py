@@ -8,14 +8,19 @@ from typing import Any
 import torch
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.transcoders import hub, loading
+from circuit_tracer.files import locked, require_writable_folder
+from circuit_tracer.files.tensors import open_tensor_file
+from circuit_tracer.transcoders import hub, loading, locate
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.building import build_layer
 from circuit_tracer.transcoders.cache import get_cached_path, hub_reference, is_cached
 from circuit_tracer.transcoders.config import CONFIG_NAME, read_config, validate_config, write_config
 from circuit_tracer.transcoders.formats.writing import activation_keys, begin_folder, native_names
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 Device = torch.device | str | None
+# What the entry's native files are not.
+_OF_THE_DOWNLOAD = ("transcoders", "repo_id", "subfolder", "selection", "special_load_fn", "input_shift")
 
 
 def save_transcoders_to_cache(
@@ -34,18 +39,22 @@ def save_transcoders_to_cache(
     reference = hub_reference(hf_ref)
     folder = get_cached_path(hf_ref, cache_dir)
     config = loading.hub_config(reference)
-    checked = validate_config(config, f"{CONFIG_NAME} of {reference}")
-    if sequential and checked.model_kind == TranscoderSet.kind and checked.transcoders:
-        activation = _save_one_by_one(checked.transcoders, config, folder, device, dtype, delete_hf_cache)
-    else:
-        transcoders = loading.load_transcoders(config, device, dtype, lazy_encoder=True, lazy_decoder=True)
-        begin_folder(folder, native_names(transcoders.kind, transcoders.n_layers))
-        transcoders.to_safetensors(folder)
-        activation = activation_keys(transcoders.activation(0))
-        if delete_hf_cache:
-            _delete_downloads(checked.transcoders or [])
-    kept = {key: value for key, value in config.items() if key not in ("transcoders", "repo_id", "subfolder")}
-    write_config(kept | activation, folder)
+    listed = config.get("transcoders") or []
+    with locked(require_writable_folder(folder)):  # another process may write the same entry in another dtype
+        if sequential and config.get("model_kind") == TranscoderSet.kind and listed:
+            validate_config(config, f"{CONFIG_NAME} of {reference}")
+            activation = _save_one_by_one(listed, config, folder, device, dtype, delete_hf_cache)
+        else:
+            transcoders, config = loading.load_transcoder_from_hub(
+                hf_ref, device, dtype, lazy_encoder=True, lazy_decoder=True, use_cache=False
+            )
+            begin_folder(folder, native_names(transcoders.kind, transcoders.layers))
+            transcoders.to_safetensors(folder)
+            activation = activation_keys(transcoders.activation(transcoders.layers[0]))
+            if delete_hf_cache:
+                _delete_downloads(listed)
+        kept = {key: value for key, value in config.items() if key not in _OF_THE_DOWNLOAD}
+        write_config(kept | activation, folder)
     return folder
 
 
@@ -74,11 +83,13 @@ def _save_one_by_one(
     delete_hf_cache: bool,
 ) -> dict[str, Any]:
     """Fetch, convert and forget one layer after another; returns the config keys of the activation."""
-    names = native_names(TranscoderSet.kind, len(uris))
+    layers = locate.layers_of(uris)
+    names = native_names(TranscoderSet.kind, layers)
     activation: dict[str, Any] | None = None
-    for layer, (uri, name) in enumerate(zip(uris, names, strict=True)):
+    for place, (layer, uri, name) in enumerate(zip(layers, uris, names, strict=True)):
         path = hub.download_uris([uri])[0] if uri.startswith("hf://") else Path(uri)
-        transcoder = loading.load_transcoder(path, layer, config.get("activation"), device, dtype, k=config.get("k"))
+        file = open_tensor_file(path)
+        transcoder = build_layer(config, file, layer, "the transcoder config", device, dtype, True, True)
         found = activation_keys(transcoder.activation_function)
         if activation is None:
             begin_folder(folder, names)
@@ -86,7 +97,7 @@ def _save_one_by_one(
             raise InputError(f"{uri}: activation {found} differs from that of layer 0, {activation}; check the list.")
         activation = found
         transcoder.to_safetensors(folder / name)
-        if delete_hf_cache and uri not in uris[layer + 1 :]:
+        if delete_hf_cache and uri not in uris[place + 1 :]:
             _delete_downloads([uri])
     return activation or {}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,47 +11,86 @@ import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import atomic_write, read_yaml
+from circuit_tracer.files import atomic_write, read_yaml, shortened
+from circuit_tracer.files.digests import DIGEST, is_sealed, sealed, unsealed
+from circuit_tracer.files.tensors import open_tensor_file
 
 CONFIG_NAME = "config.yaml"
+NATIVE_FILE = re.compile(r"(layer|W_enc|W_dec)_\d+\.safetensors")  # a layer's weights, as this package writes them
 
 ModelKind = Literal["transcoder_set", "cross_layer_transcoder"]
 
+# Keys that public sets have, and that change nothing here: pattern -> why.
+HARMLESS_KEYS = {
+    "*nnsight*": "module paths for circuit-tracer's nnsight; the hooks name the same places",
+    "*_location": "the same",
+    "*_locations": "the same",
+    "*_location_pattern": "the same",
+    "*_location_patterns": "the same",
+    "feature_hook_mapping": "the same",
+    "embed_weight": "the same",
+    "unembed_weight": "the same",
+    "model_architecture": "the same",
+    "description": "a note",
+    "license": "a note",
+    "neuronpedia_id": "a name elsewhere",
+    "neuronpedia_source_set": "a name elsewhere",
+}
+
 
 class TranscoderConfig(BaseModel):
-    """The keys this package uses; others (nnsight locations, training notes) are ignored.
+    """The keys this package uses; others are in `HARMLESS_KEYS`, or an error.
 
     ``transcoders`` lists one file a layer, as `hf://` URIs or paths relative to the config. ``activation`` and ``k``
-    say what the weight files do not. ``scan``, ``repo_id``, ``revision`` and ``subfolder`` are derived when loading
-    from a hub.
+    say what the weight files do not, ``special_load_fn`` which of Gemma Scope's formats they have. ``input_shift``:
+    older EleutherAI transcoders subtract b_dec from their input, or not (input_shift.py). ``l0``: which of a layer's
+    dictionaries was taken. ``scan``, ``repo_id``, ``revision``, ``subfolder`` and ``selection`` are derived when loading from a
+    hub.
     """
 
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model_kind: ModelKind
-    feature_input_hook: str
-    feature_output_hook: str
+    model_kind: ModelKind | None = None
+    feature_input_hook: str | None = None
+    feature_output_hook: str | None = None
     model_name: str | None = None
     transcoders: list[str] | None = None
     activation: Literal["relu", "jump_relu", "topk"] | None = None
     k: PositiveInt | None = None
+    special_load_fn: Literal["gemma-scope", "gemma-scope-2"] | None = None
+    input_shift: bool | None = None
+    l0: dict[int, int] | None = None
     scan: str | list[str] | None = None
     repo_id: str | None = None
     revision: str | None = None
     subfolder: str | None = None
+    selection: str | None = None
 
 
 def validate_config(raw: dict[str, Any], source: str) -> TranscoderConfig:
     """The config of ``raw``; FileFormatError naming ``source``, the key, what was found and what is allowed."""
     try:
-        return TranscoderConfig.model_validate(raw)
+        return TranscoderConfig.model_validate({key: value for key, value in raw.items() if not _harmless(key)})
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, each['loc']))}: {each['msg'].lower()}"
-            + ("" if each["type"] == "missing" else f", found {each['input']!r}")
+            + ("" if each["type"] == "missing" else f", found {shortened(each['input'])}")
             for each in error.errors()
-        )
-        raise FileFormatError(f"{source} cannot be used: {problems}. Correct or add these keys.") from error
+        ).replace("extra inputs are not permitted", "not understood")
+        raise FileFormatError(
+            f"{source} cannot be used: {problems}. Correct, add or remove these keys; known are "
+            f"{', '.join(TranscoderConfig.model_fields)}."
+        ) from error
+
+
+def _harmless(key: Any) -> bool:
+    return isinstance(key, str) and any(fnmatchcase(key, pattern) for pattern in HARMLESS_KEYS)
+
+
+def folder_config(folder: Path) -> dict[str, Any]:
+    """All keys of config.yaml in ``folder``; empty if there is none."""
+    path = folder / CONFIG_NAME
+    return read_config(path) if path.is_file() else {}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -57,11 +98,29 @@ def read_config(path: Path) -> dict[str, Any]:
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise FileFormatError(f"{path} must hold keys and values, found {type(raw).__name__}.")
-    return raw
+    is_sealed(raw, str(path))
+    return {key: value for key, value in raw.items() if key != DIGEST}
+
+
+def require_as_written(folder: Path) -> None:
+    """FileFormatError if config.yaml or a layer's file in ``folder`` is not the one that was written with the others.
+
+    Reads headers alone, whose digests config.yaml's own covers. A folder without a digest, of others, passes.
+    """
+    path = folder / CONFIG_NAME
+    raw = read_yaml(path) if path.is_file() else None
+    if isinstance(raw, dict) and is_sealed(raw, str(path)):
+        unsealed(raw, f"{path}, together with the layers' files beside it,", beside=_digests(folder))
 
 
 def write_config(config: dict[str, Any], folder: Path) -> None:
-    """Write ``config.yaml``, without keys that are None."""
-    text = yaml.safe_dump({key: value for key, value in config.items() if value is not None}, sort_keys=False)
+    """Write ``config.yaml``, without keys that are None, with a digest of it and of the layers' files in ``folder``."""
+    given = {key: value for key, value in config.items() if value is not None}
+    text = yaml.safe_dump(sealed(given, beside=_digests(folder)), sort_keys=False)
     with atomic_write(folder / CONFIG_NAME) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _digests(folder: Path) -> dict[str, str | None]:
+    files = sorted(path for path in folder.iterdir() if NATIVE_FILE.fullmatch(path.name))
+    return {path.name: open_tensor_file(path).digest for path in files}

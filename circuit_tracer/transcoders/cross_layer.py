@@ -7,6 +7,7 @@ pre_l = W_enc_l x_l + b_enc_l, a_l = activation(pre_l), y_t = sum_{l <= t} sum_f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files.checksums import verified
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders.activations import Activation, JumpReLU, as_activation
 from circuit_tracer.transcoders.base import Scan, Transcoders
 from circuit_tracer.transcoders.layer_weights import LayerWeights, require_uniform
-from circuit_tracer.transcoders.single_layer import activation_of, loaded
+from circuit_tracer.transcoders.single_layer import activation_of, loaded, threshold_dtype
 from circuit_tracer.transcoders.weight_rows import MappedRows, MemoryRows, WeightRows
 
 
@@ -109,7 +111,7 @@ class CrossLayerTranscoder(Transcoders):
         new.set_frozen("W_skip", _stacked(skips, **place) if skips else None)
         thresholds = [layer.threshold.expand(first.n_features) for layer in layers if layer.threshold is not None]
         if thresholds:
-            new.activation_function = JumpReLU(_stacked(thresholds, **place)[:, None])
+            new.activation_function = JumpReLU(_stacked(thresholds, device, threshold_dtype(layers, dtype))[:, None])
         if lazy_encoder:
             new._mapped["W_enc"] = [MappedRows(layer.encoder, **place) for layer in layers]
         else:
@@ -203,12 +205,6 @@ class CrossLayerTranscoder(Transcoders):
         function = self.activation_function
         return function.layer(layer) if isinstance(function, JumpReLU) else function
 
-    def decode(self, features: Tensor, input_acts: Tensor | None = None) -> Tensor:
-        """Reconstruction (L, P, D) of activations (L, P, F); with a skip connection ``input_acts`` are needed."""
-        if self.skip_connection and input_acts is None:
-            raise InputError("this CLT has a skip connection: decode needs input_acts (L, P, D).")
-        return super().decode(features, input_acts)
-
     def to_safetensors(self, save_path: str | Path) -> None:
         from circuit_tracer.transcoders.formats import native_clt
 
@@ -237,7 +233,8 @@ def _require_cross_layer(layers: list[LayerWeights]) -> None:
 def _stacked(tensors: list[Tensor], device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
     """Stack of mapped tensors in memory, copied one by one so that no second copy of all of them exists."""
     shape = (len(tensors), *tensors[0].shape)
-    stack = torch.empty(shape, device=device, dtype=dtype or tensors[0].dtype)
+    widest = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    stack = torch.empty(shape, device=device, dtype=dtype or widest)
     for slot, tensor in zip(stack, tensors, strict=True):
-        slot.copy_(tensor)
+        slot.copy_(verified(tensor))
     return stack

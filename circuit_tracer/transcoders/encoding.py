@@ -41,6 +41,9 @@ def encode_in_blocks(
     compute = torch.promote_types(torch.promote_types(x_PD.dtype, encoder.dtype), torch.float32)
     x_PD = x_PD.to(compute)
     _require_finite_input(x_PD, layer)
+    if n_features == 0:  # a layer without a transcoder
+        nothing = torch.empty(0, dtype=torch.int64, device=x_PD.device)
+        return nothing, nothing, x_PD.new_empty(0)
     block = features_per_block(x_PD.shape[0], d_model, compute, block_bytes)
     selector = activation.selector()
     for start in range(0, n_features, block):

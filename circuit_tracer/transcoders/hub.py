@@ -11,6 +11,12 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.transcoders.references import HubReference, parse_hub_uri
 
 Result = TypeVar("Result")
+
+
+class NoSuchFile(InputError):
+    """A repository that was reached, and has no such file."""
+
+
 _PARALLEL_DOWNLOADS = 8
 
 
@@ -22,18 +28,57 @@ def download_file(reference: HubReference, name: str | None = None) -> Path:
     return Path(_asking(reference, path, lambda: hf_hub_download(reference.repo_id, path, revision=reference.revision)))
 
 
-def download_folder(reference: HubReference, patterns: Iterable[str]) -> Path:
-    """Local folder with the files of ``reference`` that match ``patterns``."""
-    from huggingface_hub import snapshot_download
+def optional_file(reference: HubReference, name: str) -> Path | None:
+    """As `download_file`; None if the repository, or what has been downloaded of it where the hub cannot be asked, has none."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return download_file(reference, name)
+    except NoSuchFile:
+        return None
+    except InputError as error:
+        if not isinstance(error.__cause__, LocalEntryNotFoundError):
+            raise
+        try:
+            here = _downloaded(reference)
+        except (OSError, ValueError):  # nothing of it
+            raise error from error.__cause__
+        if not here:
+            raise
+        return None
+
+
+def list_files(reference: HubReference) -> list[str]:
+    """Names of all files below the folder ``reference``, relative to it.
+
+    Where the hub cannot be asked, of what has been downloaded before.
+    """
+    from huggingface_hub import HfApi, RepoFile, constants
+
+    def ask() -> list[str]:
+        if constants.HF_HUB_OFFLINE:
+            return _downloaded(reference)
+        found = HfApi().list_repo_tree(reference.repo_id, reference.path, recursive=True, revision=reference.revision)
+        return [entry.path for entry in found if isinstance(entry, RepoFile)]
 
     prefix = f"{reference.path}/" if reference.path else ""
-    allowed = [f"{prefix}{pattern}" for pattern in patterns]
-    snapshot = _asking(
-        reference,
-        ", ".join(allowed),
-        lambda: snapshot_download(reference.repo_id, revision=reference.revision, allow_patterns=allowed),
-    )
-    return Path(snapshot) / prefix
+    return [name.removeprefix(prefix) for name in _asking(reference, "the list of files", ask)]
+
+
+def download_files(reference: HubReference, names: Iterable[str]) -> Path:
+    """Local folder with the files ``names`` of the folder ``reference``; several are fetched at a time."""
+    listed = list(names)
+    with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
+        paths = list(pool.map(lambda name: download_file(reference, name), listed))
+    return paths[0].parents[listed[0].count("/")]
+
+
+def _downloaded(reference: HubReference) -> list[str]:
+    from huggingface_hub import snapshot_download
+
+    root = Path(snapshot_download(reference.repo_id, revision=reference.revision, local_files_only=True))
+    folder = root / (reference.path or "")
+    return [path.relative_to(root).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def download_uris(uris: Iterable[str]) -> list[Path]:
@@ -67,7 +112,9 @@ def _asking(reference: HubReference, what: str, ask: Callable[[], Result]) -> Re
         advice = "the hub cannot be reached and the file is not in its cache: connect, or give a local folder"
         raise _failure(reference, what, advice) from error
     except EntryNotFoundError as error:
-        raise _failure(reference, what, "the repository has no such file: check the sub-folder") from error
+        raise NoSuchFile(
+            str(_failure(reference, what, "the repository has no such file: check the sub-folder"))
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise _failure(reference, what, f"{error}; check the connection, or give a local folder") from error
 

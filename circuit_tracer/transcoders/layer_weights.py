@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, NumericalError
+from circuit_tracer.transcoders.places import Place
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,9 @@ class LayerWeights:
 
     ``encoder`` (F, D), ``decoder`` (F, D) or (F, T, D) with slot k writing to layer + k, ``encoder_bias`` (F,),
     ``decoder_bias`` (D,), ``threshold`` (F,) or scalar for JumpReLU, ``skip`` (D, D) applied as x @ skip,
-    ``k`` for TopK (``nonnegative``: ReLU before the choice). ``source`` names the file in messages.
+    ``k`` for TopK (``nonnegative``: ReLU before the choice). ``source`` names the file in messages. ``reads`` and ``writes``
+    are where the file says that it stands, ``layer`` the model's layer that it says it belongs to; None: it does not say.
+    ``input_shift_unknown``: whether the decoder bias is subtracted from the input, it does not say either.
     Raises FileFormatError when shapes disagree, NumericalError when a bias or threshold is NaN.
     """
 
@@ -32,11 +35,16 @@ class LayerWeights:
     skip: Tensor | None = None
     k: int | None = None
     nonnegative: bool = False
+    reads: Place | None = None
+    writes: Place | None = None
+    layer: int | None = None
+    input_shift_unknown: bool = False
 
     def __post_init__(self) -> None:
         if self.encoder.ndim != 2:
             raise FileFormatError(f"{self.source}: the encoder must be (F, D), found {tuple(self.encoder.shape)}.")
         n_features, d_model = self.encoder.shape
+        self._expect("encoder", self.encoder, (n_features, d_model))
         last = (d_model,) if self.decoder.ndim == 2 else (*self.decoder.shape[1:2], d_model)
         self._expect("decoder", self.decoder, (n_features, *last))
         self._expect("encoder bias", self.encoder_bias, (n_features,))
@@ -45,6 +53,10 @@ class LayerWeights:
             self._expect("skip matrix", self.skip, (d_model, d_model))
         if self.threshold is not None and self.threshold.ndim:
             self._expect("threshold", self.threshold, (n_features,))
+        if self.threshold is not None and self.k is not None:
+            raise FileFormatError(
+                f"{self.source}: it has a threshold and k = {self.k}; a transcoder has JumpReLU or TopK, not both."
+            )
         small = {"encoder bias": self.encoder_bias, "decoder bias": self.decoder_bias, "threshold": self.threshold}
         for name, tensor in small.items():
             if tensor is not None and torch.isnan(tensor).any():
@@ -83,6 +95,7 @@ def require_uniform(layers: list[LayerWeights]) -> None:
             ("d_model", first.d_model, layer.d_model),
             ("activation", first.activation_name or "none stored", layer.activation_name or "none stored"),
             ("k", first.k, layer.k),
+            ("a ReLU before TopK", first.nonnegative, layer.nonnegative),
             ("skip matrix", _presence(first.skip), _presence(layer.skip)),
         ):
             if expected != found:

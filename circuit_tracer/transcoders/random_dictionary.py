@@ -87,6 +87,7 @@ class RandomDictionary(Transcoders):
         self.n_layers, self.d_model, self.d_transcoder = like.n_layers, like.d_model, like.d_transcoder
         self.feature_input_hook, self.feature_output_hook = like.feature_input_hook, like.feature_output_hook
         self.scan, self.skip_connection = None, False
+        self._layers = like.layers
         self._targets = [like.target_layers(layer) for layer in range(like.n_layers)]
         features = [like.n_features(layer) for layer in range(like.n_layers)]
         key = [2 * (seed * 4096 + layer) for layer in range(like.n_layers)]
@@ -98,6 +99,10 @@ class RandomDictionary(Transcoders):
         self._encoder_bias = [example.new_zeros(n) for n in features]
         self._decoder_bias = example.new_zeros(like.n_layers, like.d_model)
         self._activations = [JumpReLU(example.new_zeros(())) for _ in features]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self._layers
 
     def target_layers(self, layer: int) -> range:
         return self._targets[layer]
@@ -169,7 +174,9 @@ class RandomDictionary(Transcoders):
         scale_S = torch.where(own_S > 0, together_S / own_S.where(own_S > 0, 1), 0)
         for decoder, targets in zip(self._decoders, self._targets, strict=True):
             decoder.scale = decoder.scale * scale_S[targets.start : targets.stop]
-        self._decoder_bias = mean_SD - mean_hat_SD * scale_S[:, None]
+        bias_SD = mean_SD - mean_hat_SD * scale_S[:, None]
+        self._decoder_bias = torch.zeros_like(bias_SD)  # of layers without features
+        self._decoder_bias[list(self.layers)] = bias_SD[list(self.layers)]
 
     def _blocks(self, layer: int, n_tokens: int) -> list[tuple[int, Tensor]]:
         step = features_per_block(n_tokens, self.d_model, self.dtype, BLOCK_BYTES)
@@ -185,7 +192,7 @@ def random_baseline(like: Transcoders, sample: tuple[Tensor, Tensor], seed: int)
     """
     x_NSD, y_NSD = sample
     made = RandomDictionary(like, seed, x_NSD.new_empty(0))
-    for layer, count in enumerate(_active(like, x_NSD)):
+    for layer, count in zip(like.layers, _active(like, x_NSD), strict=True):
         made.centre_(layer, x_NSD[:, layer])
         made.calibrate_(layer, x_NSD[:, layer], count)
     made.fit_outputs_(x_NSD, y_NSD)
@@ -198,4 +205,4 @@ def _seed(key: int, number: int) -> int:
 
 
 def _active(transcoders: Transcoders, x_NSD: Tensor) -> Sequence[int]:
-    return [len(transcoders.encode_positions(layer, x_NSD[:, layer])[1]) for layer in range(transcoders.n_layers)]
+    return [len(transcoders.encode_positions(layer, x_NSD[:, layer])[1]) for layer in transcoders.layers]

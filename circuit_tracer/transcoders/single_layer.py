@@ -6,7 +6,8 @@ Letters: P positions, D d_model, F features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.files.checksums import verified
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders import encoding
 from circuit_tracer.transcoders.activations import Activation, JumpReLU, ReLU, Selected, TopK, as_activation
@@ -161,20 +163,29 @@ class SingleLayerTranscoder(LazyModule):
         sparse = torch.sparse_coo_tensor(where, value[keep], shape, is_coalesced=True, check_invariants=True)
         return sparse, self.encoder.rows(index[keep])
 
-    def decode(self, acts: Tensor) -> Tensor:
-        """acts @ W_dec + b_dec, without the skip (see `compute_skip`), for dense activations (..., F)."""
+    def _get_decoder_vectors(self, feat_ids: Any = None) -> Tensor:
+        """Decoder rows (n, D) of some features (all, if None)."""
+        return self.decoder.whole() if feat_ids is None else self.decoder.rows(torch.as_tensor(feat_ids))
+
+    def decode(self, acts: Tensor, input_acts: Tensor | None = None) -> Tensor:
+        """acts @ W_dec + b_dec for activations (..., F), and the skip, if there is one and its inputs (..., D) are given."""
         decoder = self.decoder.block(0, self.d_transcoder)
         dtype = torch.promote_types(acts.dtype, decoder.dtype)
-        return acts.to(dtype) @ decoder.to(dtype) + self.b_dec.to(dtype)
+        return self._with_skip(acts.to(dtype) @ decoder.to(dtype) + self.b_dec.to(dtype), input_acts)
 
     @torch.no_grad()
-    def decode_sparse(self, sparse_acts: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction (P, D) without the skip, and scaled decoder rows (n, D), of sparse activations (P, F)."""
+    def decode_sparse(self, sparse_acts: Tensor, input_acts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reconstruction (P, D), as `decode`, and scaled decoder rows (n, D), of sparse activations (P, F)."""
         sparse_acts = sparse_acts.coalesce()
         position, index = sparse_acts.indices()
         rows = self.decoder.rows(index) * sparse_acts.values()[:, None]
         reconstruction = rows.new_zeros(sparse_acts.shape[0], self.d_model).index_add_(0, position, rows)
-        return reconstruction + self.b_dec.to(rows), rows
+        return self._with_skip(reconstruction + self.b_dec.to(rows), input_acts), rows
+
+    def _with_skip(self, decoded: Tensor, input_acts: Tensor | None) -> Tensor:
+        if input_acts is None or self.W_skip is None:
+            return decoded
+        return decoded + self.compute_skip(input_acts).to(decoded)
 
     def compute_skip(self, input_acts: Tensor) -> Tensor:
         """input_acts @ W_skip.T; InputError when there is no skip connection."""
@@ -185,8 +196,7 @@ class SingleLayerTranscoder(LazyModule):
 
     def forward(self, input_acts: Tensor) -> Tensor:
         """The transcoder's MLP output (..., D), skip included."""
-        decoded = self.decode(self.encode(input_acts))
-        return decoded if self.W_skip is None else decoded + self.compute_skip(input_acts)
+        return self.decode(self.encode(input_acts), input_acts)
 
     def to_safetensors(self, save_path: str | Path) -> None:
         """Write the native per-layer file ``save_path`` (`layer_{i}.safetensors` in a set)."""
@@ -200,10 +210,16 @@ def activation_of(weights: LayerWeights, device: torch.device | str, dtype: torc
     if weights.k is not None:
         return TopK(weights.k, weights.nonnegative)
     if weights.threshold is not None:
-        return JumpReLU(loaded(weights.threshold, device, dtype))
+        return JumpReLU(loaded(weights.threshold, device, threshold_dtype([weights], dtype)))
     return ReLU()
+
+
+def threshold_dtype(layers: Sequence[LayerWeights], dtype: torch.dtype | None) -> torch.dtype:
+    """What thresholds are kept in: float32, or float64 if the other weights are; never less, whatever ``dtype`` is."""
+    stored = [layer.threshold.dtype for layer in layers if layer.threshold is not None]
+    return torch.promote_types(torch.float32, dtype) if dtype else reduce(torch.promote_types, stored, torch.float32)
 
 
 def loaded(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
     """A contiguous copy in memory of a (mapped) tensor."""
-    return tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True).contiguous()
+    return verified(tensor).to(device=device, dtype=dtype or tensor.dtype, copy=True).contiguous()

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from circuit_tracer.files.checksums import verified, verify_rows
+
 
 class WeightRows(Protocol):
     """A tensor (F, D) or (F, T, D) of which rows are wanted."""
@@ -68,7 +70,8 @@ class MappedRows:
     """Rows of a tensor mapped from a file, handed out on ``device`` in ``dtype`` (default: as stored).
 
     Any view of a mapped tensor will do (transposed, or sliced along T): only the pages touched are read. Rows asked
-    for twice are read once, in ascending order, which is what a disk likes.
+    for twice are read once, in ascending order, which is what a disk likes. Of a file with checksums, what is read for the
+    first time is compared with them.
     """
 
     def __init__(self, mapped: Tensor, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> None:
@@ -94,14 +97,15 @@ class MappedRows:
     def rows(self, index: Tensor, slot: int | None = None) -> Tensor:
         view = self._mapped if slot is None else self._mapped[:, slot]
         unique, place = torch.unique(index.cpu(), return_inverse=True)
+        verify_rows(view, unique)
         rows = view.index_select(0, unique).to(self._example)
         if torch.equal(place, torch.arange(unique.numel())):
             return rows
         return rows.index_select(0, place.to(rows.device))
 
     def block(self, start: int, stop: int) -> Tensor:
-        return self._mapped[start:stop].to(self._example)
+        return verified(self._mapped[start:stop]).to(self._example)
 
     def whole(self) -> Tensor:
         # A copy: the mapping is read-only memory, and writing to it would end the process.
-        return self._mapped.to(self._example, copy=True).contiguous()
+        return verified(self._mapped).to(self._example, copy=True).contiguous()

@@ -7,12 +7,11 @@ Letters: B tokens, F features, C columns (all targets of a source, side by side)
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from circuit_tracer.kernels.csr import csr
 from circuit_tracer.kernels.device import on_gpu
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 
@@ -51,7 +50,7 @@ def value_gradients(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tens
     if grad_BC.device.type != "cpu":
         return _gathered_dots(grad_BC, entries, weight_FC)
     shape = (entries.n_rows, entries.n_features)
-    dots = _csr(entries, torch.zeros_like(entries.value, dtype=grad_BC.dtype), shape)
+    dots = csr(entries.row_ptr, entries.feature, torch.zeros_like(entries.value, dtype=grad_BC.dtype), shape)
     for columns in _chunks(weight_FC):
         dots = torch.sparse.sampled_addmm(dots, grad_BC[:, columns], weight_FC[:, columns].to(grad_BC.dtype).T)
     return dots.values()
@@ -112,12 +111,6 @@ def _chunks(rows_RC: Tensor) -> list[slice]:
     if rows_RC.device.type != "cpu":
         width = max(1, n_columns)
     return [slice(start, min(start + width, n_columns)) for start in range(0, n_columns, width)]
-
-
-def _csr(entries: SparseActivations, value: Tensor, shape: tuple[int, int]) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(entries.row_ptr, entries.feature, value, shape, check_invariants=False)
 
 
 def _gathered_dots(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ only these, a fraction of a percent, are computed in float32.
 
 from __future__ import annotations
 
-import warnings
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from circuit_tracer.kernels.csr import csr
 from circuit_tracer.kernels.sparse_activations import SparseActivations, pointers
 
 # bfloat16 rounds to 8 bits: |x~ - x| <= 2^-8 |x|, likewise w, so a product of vectors is off by at most
@@ -74,10 +74,8 @@ def _in_row_order(row: Tensor, feature: Tensor, n_rows: int, n_features: int) ->
 def _exact(candidates: SparseActivations, x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor) -> Tensor:
     """Pre-activations (n,) of the candidates in float32."""
     shape = (candidates.n_rows, candidates.n_features)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        zeros = x_BD.new_zeros(candidates.feature.shape[0])
-        dots = torch.sparse_csr_tensor(candidates.row_ptr, candidates.feature, zeros, shape, check_invariants=False)
+    zeros = x_BD.new_zeros(candidates.feature.shape[0])
+    dots = csr(candidates.row_ptr, candidates.feature, zeros, shape)
     products: Tensor = torch.sparse.sampled_addmm(dots, x_BD, weight_FD.float().T).values()
     return products + bias_F[candidates.feature].float()
 

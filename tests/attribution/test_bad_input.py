@@ -71,7 +71,6 @@ TARGETS: dict[str, tuple[Any, str]] = {
     "matrix": ([CustomTarget("x", 1.0, VECTOR[None])], r"'x'.*\(16,\).*\(1, 16\)"),
     "vector with NaN": ([CustomTarget("x", 1.0, VECTOR * float("nan"))], "'x'.*finite"),
     "vector of zeros": ([CustomTarget("x", 1.0, VECTOR * 0)], "'x'.*not zero"),
-    "weight 0": ([CustomTarget("x", 0.0, VECTOR)], "weight must be finite and not zero, got 0"),
     "weight NaN": ([CustomTarget("x", float("nan"), VECTOR)], "weight is nan; expected a finite"),
     "weight infinite": ([LogitDifference(1, 2, float("inf"))], "weight is inf; expected a finite"),
     "difference with an unknown id": ([LogitDifference(1, 470)], r"470 .*0\.\.46"),
@@ -192,8 +191,7 @@ def test_skip_weights_that_are_not_finite() -> None:
 
 MISMATCHES: dict[str, tuple[dict[str, Any], str]] = {
     "width": ({"d_model": 24}, "transcoder expects d_model 24, model llama has 16"),
-    "too few layers": ({"n_layers": 2}, "transcoder has 2 layers, model llama has 3"),
-    "too many layers": ({"n_layers": 4}, "transcoder has 4 layers, model llama has 3"),
+    "too many layers": ({"n_layers": 4}, "transcoder has a layer 3, model llama has 3 layers"),
     "unknown input hook": ({"input_hook": "hook_resid_pre"}, "input hook 'hook_resid_pre' is unknown.*hook_resid_mid"),
     "unknown output hook": ({"output_hook": "hook_attn_out"}, "output hook 'hook_attn_out' is unknown.*hook_mlp_out"),
 }
@@ -208,18 +206,15 @@ def test_transcoders_of_another_model_are_refused_before_any_work(
         model_with(transcoders=tiny_transcoder(kind, **change))
 
 
+def test_a_cross_layer_transcoder_of_too_few_layers_is_refused() -> None:
+    with pytest.raises(CompatibilityError, match="cross-layer transcoder has 2 layers, model llama has 3"):
+        model_with(transcoders=tiny_transcoder("clt", n_layers=2))
+
+
 def test_a_hook_that_the_architecture_does_not_have() -> None:
     transcoders = tiny_transcoder(input_hook="ln2.hook_normalized")
     with pytest.raises(CompatibilityError, match="olmo2 has no norm before its MLP"):
         ReplacementModel.from_model(tiny_model("olmo2"), transcoders, None, "olmo2")
-
-
-def test_a_layer_missing_from_a_set() -> None:
-    from circuit_tracer.transcoders.transcoder_set import TranscoderSet
-
-    layers = {layer: tiny_transcoder("plt")[layer] for layer in (0, 2)}
-    with pytest.raises(InputError, match=r"missing \[1\]"):
-        TranscoderSet(layers, "hook_resid_mid", "hook_mlp_out")
 
 
 def test_model_weights_that_are_not_finite() -> None:

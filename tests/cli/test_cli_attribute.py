@@ -12,6 +12,7 @@ import torch
 from circuit_tracer.cli.prompts import read_jobs, template_arguments
 from circuit_tracer.errors import CircuitTracerError, InputError
 from circuit_tracer.graph import Graph
+from circuit_tracer.graph.balance import PROMISED_RESIDUAL
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.transcoders import save_transcoders
 from tests.support.command import Folders, Run
@@ -42,6 +43,20 @@ def test_writes_viewer_files_under_the_slug(folders: Folders, run: Run, tmp_path
     assert outcome.json["slug"] == "texas"
     assert outcome.json["worst_residual"] < 1e-5
     assert (tmp_path / "new" / "folder" / "graph-metadata.json").is_file()
+
+
+def test_a_graph_beyond_the_promise_is_let_through_on_request(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROMISED_RESIDUAL, "float32", 1e-12)
+    command = ("attribute", "--demo", "-p", PROMPT, "-o", tmp_path / "g.safetensors")
+    outcome = run(*command)
+    assert outcome.code != 0
+    for part in ("layer", "position", "at most 1e-12", "float32", "--max-residual"):
+        assert part in outcome.err
+    assert not (tmp_path / "g.safetensors").exists()
+    assert run(*command, "--max-residual", 1e-4).code == 0
+    assert Graph.load(tmp_path / "g.safetensors").provenance["residual_allowed"] > 1e-12
 
 
 def test_labels_need_a_viewer_file(run: Run, tmp_path: Path) -> None:

@@ -167,15 +167,11 @@ def test_info_of_nothing(run: Run, what: str) -> None:
 
 
 def test_info_of_a_hub_id_that_is_a_model(folders: Folders, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub.errors import EntryNotFoundError
-
-    from circuit_tracer.errors import InputError
     from circuit_tracer.models.outline import outline
 
-    def no_config(_: object) -> dict[str, object]:
-        raise InputError("no config.yaml") from EntryNotFoundError("no config.yaml")
-
-    monkeypatch.setattr("circuit_tracer.transcoders.loading.hub_config", no_config)
+    monkeypatch.setattr("circuit_tracer.transcoders.loading.hub_config", lambda _: {})
+    names = ["config.json", "model.safetensors", "README.md"]
+    monkeypatch.setattr("circuit_tracer.transcoders.hub.list_files", lambda _: names)
     monkeypatch.setattr("circuit_tracer.models.outline.outline", lambda _: outline(folders.model))
     assert run("info", "org/model", "--json").json["what"] == "model"
 
@@ -186,3 +182,14 @@ def test_info_of_transcoders_on_the_hub(run: Run, monkeypatch: pytest.MonkeyPatc
     found = run("info", "org/set", "--model", "org/model", "--json").json
     assert found["model_kind"] == "transcoder_set"
     assert "unknown until its files are here" in found["fits"]
+
+
+def test_info_of_transcoders_on_the_hub_that_have_no_config(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"all/layer_{i}_width_{width}/params.safetensors" for i in (1, 2) for width in ("16k", "262k")]
+    monkeypatch.setattr("circuit_tracer.transcoders.loading.hub_config", lambda _: {})
+    monkeypatch.setattr("circuit_tracer.transcoders.hub.list_files", lambda _: names)
+    found = run("info", "org/set", "--select", "width=16k", "--json").json
+    assert (found["layers_with_transcoders"], found["files"]) == ([1, 2], 2)
+    outcome = run("info", "org/set")
+    assert outcome.code == 2
+    assert "width: 16k, 262k" in outcome.err

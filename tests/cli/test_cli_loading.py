@@ -9,7 +9,11 @@ import torch
 
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.demo import MODEL, TRANSCODER
+from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.replacement_model import ReplacementModel
+from circuit_tracer.transcoders import save_transcoders
 from tests.support.command import Folders, Run
+from tests.support.tiny import tiny_transcoder
 
 OPENING = {
     "attribute": ("-p", "x", "--json"),
@@ -22,7 +26,18 @@ OPENING = {
     "features build": ("--data", "text.txt", "-o", "out"),
     "serve": ("--graph-file-dir", "graphs"),
 }
-NAMES = ("-t", "-m", "--demo", "--device", "--dtype", "--lazy-encoder", "--lazy-decoder")
+NAMES = (
+    "-t",
+    "-m",
+    "--revision",
+    "--demo",
+    "--device",
+    "--dtype",
+    "--lazy-encoder",
+    "--lazy-decoder",
+    "--feature-input-hook",
+    "--feature-output-hook",
+)
 
 
 @pytest.mark.parametrize("command", OPENING)
@@ -32,7 +47,9 @@ NAMES = ("-t", "-m", "--demo", "--device", "--dtype", "--lazy-encoder", "--lazy-
         ((), "name the transcoders with -t, or use --demo for the model that ships with the package (not both)"),
         (("-t", "T", "--demo"), "(not both)"),
         (("--demo", "-m", "M"), "--demo brings its own model"),
+        (("--demo", "--revision", "v1"), "leave it out"),
         (("--demo", "--device", "cuda"), "leave --device cuda out"),
+        (("--demo", "--feature-input-hook", "mlp.hook_in"), "the demo's transcoder has its hooks"),
         (("-t", "./nowhere", "--device", "abacus"), "device 'abacus'"),
         (("-t", "./nowhere", "--device", "cpu"), "nowhere"),
     ],
@@ -69,3 +86,43 @@ def test_what_was_chosen(folders: Folders) -> None:
     assert ModelOptions("T").model_name({"model_name": "N"}) == "N"
     loaded = ModelOptions(folders.transcoder, device="cpu", dtype="fp64").open()
     assert loaded.transcoders.dtype == torch.float64
+
+
+def test_hooks_that_files_do_not_say_can_be_given(folders: Folders, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    save_transcoders(tiny_transcoder("plt", torch.float32), bare)
+    (bare / "config.yaml").unlink()
+    with pytest.raises(InputError, match="Give feature_input_hook and feature_output_hook"):
+        ModelOptions(str(bare), folders.model, device="cpu").open()
+    given = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "hook_mlp_out"}
+    loaded = ModelOptions(str(bare), folders.model, device="cpu", **given).open()
+    same = ReplacementModel.from_pretrained(folders.model, bare, device="cpu", **given)
+    for model in (loaded, same):
+        assert model.transcoders.feature_input_hook == "mlp.hook_in"
+        assert model.transcoders.feature_output_hook == "hook_mlp_out"
+    with pytest.raises(
+        FileFormatError, match=r"config.yaml says feature_input_hook = 'hook_resid_mid', the argument says"
+    ):
+        ModelOptions(folders.transcoder, device="cpu", feature_input_hook="mlp.hook_in").open()
+
+
+@pytest.mark.parametrize(
+    "options", [("-m", "nobody/none@step1000"), ("-m", "nobody/none", "--revision", "step1000")], ids=" ".join
+)
+def test_a_revision_of_the_model_is_asked_for(
+    run: Run, folders: Folders, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    import transformers
+
+    asked: list[tuple[str, str | None]] = []
+
+    def from_pretrained(name: str, **given: str | None) -> None:
+        asked.append((name, given.get("revision")))
+        raise OSError("offline")
+
+    monkeypatch.setattr("transformers.utils.peft_utils.find_adapter_config_file", lambda *_, **__: None)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", from_pretrained)
+    outcome = run("attribute", "-t", folders.transcoder, *options, "-p", "x", "--json")
+    assert outcome.code == 2
+    assert "no language model at 'nobody/none" in outcome.err
+    assert asked == [("nobody/none", "step1000")]

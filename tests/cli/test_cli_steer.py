@@ -59,8 +59,8 @@ def test_activations_of_another_prompt(folders: Folders) -> None:
         (("--take", "0/3", "--from", "the capital of France is"), "--from-position"),
         (("--set", "0/3=5", "--stream", "--json"), "choose one"),
         (("--direction", "way"), "LAYER:FILE=STRENGTH"),
-        (("--direction", "1:nowhere.safetensors=2"), "no file"),
-        (("--set", "0/3=5", "--max-new-tokens", "100"), "context length is 64"),
+        (("--direction", "1:nowhere.safetensors=2"), "no such file"),
+        (("--set", "0/3=5", "--max-new-tokens", "100"), "context of 64"),
         (("--scale", "0/3@0=5"), "0 times anything is 0"),
     ],
 )
@@ -73,7 +73,7 @@ def test_bad_input(folders: Folders, arguments: tuple[str, ...], expected: str) 
 def test_damaged_directions(folders: Folders, tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no tensors")
     save_file({"a": torch.zeros(16), "b": torch.zeros(16)}, tmp_path / "two.safetensors")
-    for name, expected in (("text", "no safetensors file"), ("two", "2 tensors")):
+    for name, expected in (("text", "not a safetensors file"), ("two", "2 tensors")):
         code, _, err = call(folders, "-p", PROMPT, "--direction", f"1:{tmp_path / name}.safetensors=2")
         assert code == 2
         assert expected in err

@@ -150,6 +150,16 @@ def test_a_finished_build_is_not_made_again_and_another_is_refused(
     assert contents(case.build(tmp_path, "out")) == before
 
 
+def test_a_folder_belongs_to_one_decoder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    case.build(tmp_path, "out")
+    model = case.model()
+    model.transcoders.W_dec = [torch.randn_like(each) for each in model.transcoders.W_dec]
+    monkeypatch.setattr(Case, "model", lambda _: model)
+    with pytest.raises(CompatibilityError, match=r"dictionary is '.*' there and '.*' here"):
+        case.build(tmp_path, "out")
+
+
 def test_a_corpus_without_tokens_that_count(tmp_path: Path) -> None:
     np.save(tmp_path / "short.npy", np.full((3, 1), 5))
     corpus = SeparateDocuments(TokenFiles(str(tmp_path / "short.npy"), None), None, SpecialTokens.of(None), LENGTH)

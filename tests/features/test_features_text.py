@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from circuit_tracer.demo.tokenizer import build_tokenizer
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.features import FeatureFolder
 from circuit_tracer.features.export import export_json, export_neuronpedia
 from circuit_tracer.features.labels import Label, describe, label_from_records, load_labels, read_labels, write_labels
@@ -170,7 +170,7 @@ def test_plain_strings_are_labels_and_other_things_are_not(tmp_path: Path) -> No
     assert read_labels(path) == {(0, 7): "seven"}
     for text in ('{"0": {"7": 8}}', "[]", '{"x": {}}'.replace("{}", '{"1": "a"}'), "{"):
         path.write_text(text)
-        with pytest.raises(Exception, match="no labels file"):
+        with pytest.raises(FileFormatError, match=r"no labels file|not readable JSON"):
             read_labels(path)
     with pytest.raises(InputError, match="no labels at"):
         read_labels(tmp_path / "nothing.json")

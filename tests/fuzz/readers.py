@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from circuit_tracer.features.folder import MANIFEST, FeatureFolder, write_index,
 from circuit_tracer.features.labels import Label, describe, load_labels, write_labels
 from circuit_tracer.features.summary import BINS, Examples, Keep, LayerSummary
 from circuit_tracer.files import read_bytes, read_json
+from circuit_tracer.files.digests import sealed, write_sealed
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.formats import read_graph, write_graph
 from circuit_tracer.graph.files.graph_index import INDEX_NAME, read_index, usable_entries
+from circuit_tracer.graph.files.native import HEADER_KEY, VERSION
 from circuit_tracer.graph.files.read_json import features_of, from_json, load_viewer_json
 from circuit_tracer.graph.files.view import View
 from circuit_tracer.graph.files.viewer_json import create_graph_files
@@ -44,6 +48,7 @@ from tests.support.data_cases import batches, config, stream, texts, write_jsonl
 from tests.support.dictionaries import random_clt, random_set, uniform
 from tests.support.graph_cases import random_graph, random_validation
 from tests.support.loop_cases import Run, tensors
+from tests.support.transcoder_layouts import LAYOUTS, Layout
 
 HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out"}
 L, F, D = 2, 7, 5
@@ -156,8 +161,19 @@ def _write_saelens(folder: Path) -> None:
         (path / "cfg.json").write_text(json.dumps({"architecture": "jumprelu_transcoder", "d_in": D, "d_sae": F}))
 
 
-def _dictionary(folder: Path) -> Any:
-    hooks = {} if (folder / "config.yaml").is_file() else HOOKS
+def _published(name: str) -> Reader:
+    layout = LAYOUTS[name]
+    return Reader(name, lambda folder: _written(layout, folder), lambda folder: _dictionary(folder, layout.hooks))
+
+
+def _written(layout: Layout, folder: Path) -> None:
+    torch.manual_seed(0)
+    layout.write(folder)
+
+
+def _dictionary(folder: Path, hooks: dict[str, str] | None = None) -> Any:
+    if hooks is None:
+        hooks = {} if (folder / "config.yaml").is_file() else HOOKS
     loaded, _ = load_transcoder_from_hub(folder, **hooks)
     x = torch.linspace(-1, 1, loaded.n_layers * 3 * loaded.d_model).reshape(loaded.n_layers, 3, loaded.d_model)
     return loaded.scan, loaded.kind, loaded(x.to(loaded.dtype))
@@ -182,9 +198,9 @@ def _record(index: int) -> dict[str, Any]:
 
 
 def _write_features(folder: Path) -> None:
-    layers = {layer: write_layer(folder, layer, 5, ((index, _record(index)) for index in (1, 3))) for layer in range(L)}
-    write_index(folder, layers)
-    (folder / MANIFEST).write_text(json.dumps({"version": 1, "settings": {"tokens": 5}}))
+    records = {layer: [(index, {**_record(index), "layer": layer}) for index in (1, 3)] for layer in range(L)}
+    write_index(folder, {layer: write_layer(folder, layer, 5, row) for layer, row in records.items()})
+    write_sealed(folder / MANIFEST, {"version": 1, "settings": {"tokens": 5}})
 
 
 def _features(folder: Path) -> Any:
@@ -207,7 +223,7 @@ MESSAGES = [{"role": "user", "content": "Say hello."}]
 def _write_answers(folder: Path) -> None:
     path = ChatModel("m", "http://localhost", folder)._path(MESSAGES, 9)
     path.parent.mkdir()
-    path.write_text(json.dumps({"model": "m", "messages": MESSAGES, "answer": "Hello."}))
+    write_sealed(path, {"model": "m", "messages": MESSAGES, "answer": "Hello."})
 
 
 def _answer(folder: Path) -> Any:
@@ -263,7 +279,7 @@ def _checkpoint(folder: Path) -> Any:
 
 def _write_log(folder: Path) -> None:
     lines = [{"step": step, "loss": 1.5, "nmse_S": [0.5, None]} for step in range(1, 5)]
-    (folder / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (folder / "log.jsonl").write_text("".join(f"{json.dumps(sealed(line))}\n" for line in lines))
 
 
 def _log(folder: Path) -> Any:
@@ -296,7 +312,6 @@ def _write_position(folder: Path) -> None:
 
 
 def _position(folder: Path) -> Any:
-    write_jsonl(folder / "data.jsonl", texts(6))
     source = stream(config(folder))
     source.restore(read_json(folder / "state.json"))
     return next(batches(source))
@@ -350,22 +365,58 @@ def _http(folder: Path) -> Any:
     return http._said(data), http._parsed("http://localhost", data)
 
 
+def _bare(reader: Reader) -> Reader:
+    """Its files without digests and checksums, as other programs write them: these would keep every mutation from the rest."""
+
+    def write(folder: Path) -> None:
+        reader.write(folder)
+        for path in folder.iterdir():
+            if path.suffix == ".safetensors":
+                _without_checksums(path)
+            elif path.name.endswith(".json.gz"):
+                path.write_bytes(gzip.compress(_DIGEST.sub(b"", gzip.decompress(path.read_bytes())), mtime=0))
+            elif path.suffix in (".json", ".graphml"):
+                path.write_bytes(_DIGEST.sub(b"", path.read_bytes()))
+
+    return replace(reader, write=write)
+
+
+_DIGEST = re.compile(
+    rb'\s*<data key="d\d+">sha256:[0-9a-f]+</data>|,\s*"(graph_)?digest": ?"[^"]*"|"digest": ?"[^"]*",'
+)
+
+
+def _without_checksums(path: Path) -> None:
+    file = open_tensor_file(path)
+    kept = dict(file.metadata)
+    if HEADER_KEY in kept:  # only files of the first version may lack them
+        kept[HEADER_KEY] = kept[HEADER_KEY].replace(f'"version": {VERSION}', '"version": 1', 1)
+    save_file({name: file.read(name) for name in file.entries}, path, kept)
+
+
 READERS: tuple[Reader, ...] = (
-    _graph("graph.safetensors"),
+    _bare(_graph("graph.safetensors")),
     _graph("graph.pt", sealed=True),
-    _graph("graph.graphml"),
-    _graph("graph.json"),
-    Reader("viewer JSON", _write_viewed, lambda folder: _viewed(folder / "small.json")),
-    Reader("viewer JSON, packed", _write_packed, lambda folder: _viewed(folder / "small.json.gz"), sealed=True),
-    Reader("graph index", _write_index, _index),
-    Reader("transcoders", lambda folder: _write_native("transcoder_set", folder), _dictionary),
-    Reader("cross-layer transcoder", lambda folder: _write_native("cross_layer_transcoder", folder), _dictionary),
+    _bare(_graph("graph.graphml")),
+    _bare(_graph("graph.json")),
+    _bare(Reader("viewer JSON", _write_viewed, lambda folder: _viewed(folder / "small.json"))),
+    _bare(Reader("viewer JSON, packed", _write_packed, lambda folder: _viewed(folder / "small.json.gz"), sealed=True)),
+    _bare(Reader("graph index", _write_index, _index)),
+    _bare(Reader("transcoders", lambda folder: _write_native("transcoder_set", folder), _dictionary)),
+    _bare(
+        Reader("cross-layer transcoder", lambda folder: _write_native("cross_layer_transcoder", folder), _dictionary)
+    ),
     Reader("npz", lambda folder: _write_npz(folder, pack=False), _dictionary),
     Reader("npz, packed", lambda folder: _write_npz(folder, pack=True), _dictionary, sealed=True),
     Reader("sparsify", _write_sparsify, _dictionary),
     Reader("SAELens", _write_saelens, _dictionary),
+    _published("clt-training"),
+    _published("clt-training-cross-layer"),
+    _published("open-moss"),
+    _published("clt-forge"),
+    _published("crosslayer-coding"),
     Reader("features", _write_features, _features),
-    Reader("labels", _write_labels, load_labels),
+    _bare(Reader("labels", _write_labels, load_labels)),
     Reader("fetched labels", _write_fetched, lambda folder: neuronpedia_labels._read(folder / "0-set.json")),
     Reader("answers", _write_answers, _answer),
     Reader("features, unfinished", _write_build, _build),

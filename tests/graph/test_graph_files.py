@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
-import struct
 import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
@@ -19,6 +19,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from circuit_tracer.errors import FileFormatError, InputError, ResourceError
+from circuit_tracer.files.checksums import write_tensors
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.graph import Graph, LogitTarget, TargetTable, prune_graph
 from circuit_tracer.graph.files import native
 from circuit_tracer.graph.files.networkx import from_networkx, to_networkx
@@ -81,13 +83,10 @@ def test_native_file_without_optional_parts(tmp_path: Path) -> None:
 
 
 def rewrite_header(path: Path, change: dict[str, Any]) -> None:
-    data = path.read_bytes()
-    size = struct.unpack("<Q", data[:8])[0]
-    header = json.loads(data[8 : 8 + size])
-    inner = json.loads(header["__metadata__"][native.HEADER_KEY]) | change
-    header["__metadata__"][native.HEADER_KEY] = json.dumps(inner)
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
+    """The file as a program would write it that means this header."""
+    file = open_tensor_file(path)
+    header = json.loads(file.metadata[native.HEADER_KEY]) | change
+    write_tensors(path, {name: file.read(name) for name in file.entries}, {native.HEADER_KEY: json.dumps(header)})
 
 
 def test_damaged_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
@@ -102,7 +101,7 @@ def test_damaged_foreign_and_newer_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(FileFormatError, match="cut short"):
             Graph.load(path)
     for change, message in (
-        ({"version": 2}, "Update"),
+        ({"version": 99}, "Update"),
         ({"version": "1"}, "version"),
         ({"cfg": {"n_layers": 9}}, "consistent"),
         ({"logit_targets": None}, "consistent"),
@@ -181,17 +180,36 @@ class HookedTransformerConfig:
         self.initializer_range = np.float64(0.2)
 
 
+class TheirTarget(NamedTuple):
+    token_str: str
+    vocab_idx: int
+
+
+class LlamaConfig:
+    def __init__(self) -> None:
+        self.num_hidden_layers, self.vocab_size, self.name_or_path, self.torch_dtype = (
+            3,
+            90,
+            "some/model",
+            torch.bfloat16,
+        )
+
+
+TheirTarget.__qualname__ = TheirTarget.__name__ = "LogitTarget"
 FOREIGN = {
+    "circuit_tracer.attribution.targets": TheirTarget,
     "circuit_tracer.utils.tl_nnsight_mapping": UnifiedConfig,
     "transformer_lens.HookedTransformerConfig": HookedTransformerConfig,
+    "transformers.models.llama.configuration_llama": LlamaConfig,
 }
 
 
 @contextmanager
-def foreign_classes() -> Iterator[None]:
+def foreign_classes(**moved: str) -> Iterator[None]:
     """The classes above under the module names of other libraries, so that pickles name them as theirs do."""
     with pytest.MonkeyPatch.context() as patch:
-        for module_name, cls in FOREIGN.items():
+        for usual, cls in FOREIGN.items():
+            module_name = moved.get(cls.__name__, usual)
             parts = module_name.split(".")
             for depth in range(1, len(parts) + 1):
                 name = ".".join(parts[:depth])
@@ -248,6 +266,54 @@ def test_every_dialect_of_pt_is_read(dialect: str, tmp_path: Path) -> None:
     assert loaded.cfg.dtype == ("bfloat16" if dialect == "transformer-lens" else "float32")
     has_text = dialect not in ("0.4-tensor", "0.3-tokens")
     assert loaded.logit_targets[0].token_str == (graph.logit_targets[0].token_str if has_text else "")
+
+
+@pytest.mark.parametrize(
+    "module", ["HookedTransformerConfig", "config.HookedTransformerConfig", "config.hooked_transformer_config", "a.b.c"]
+)
+def test_configurations_of_any_transformer_lens_are_read(module: str, tmp_path: Path) -> None:
+    """They are in another module in versions 1 and 2, 3.0, and from 3.4 on."""
+    graph = random_graph(dtype=torch.float32)
+    with foreign_classes(HookedTransformerConfig=f"transformer_lens.{module}"):
+        torch.save(old_content(graph) | {"cfg": HookedTransformerConfig()}, tmp_path / "g.pt")
+    loaded = Graph.from_pt(tmp_path / "g.pt")
+    assert (loaded.n_layers, loaded.cfg.d_vocab, loaded.cfg.dtype) == (3, 90, "bfloat16")
+
+
+def test_configurations_of_transformers_are_read(tmp_path: Path) -> None:
+    with foreign_classes():
+        torch.save(old_content(random_graph(dtype=torch.float32)) | {"cfg": LlamaConfig()}, tmp_path / "g.pt")
+    loaded = Graph.from_pt(tmp_path / "g.pt")
+    assert (loaded.n_layers, loaded.cfg.d_vocab, loaded.cfg.tokenizer_name) == (3, 90, "some/model")
+
+
+@pytest.mark.parametrize("name", ["hook_points.HookPoint", "config.run", "utils.Config.run"])
+def test_nothing_else_of_transformer_lens_is_built(name: str, tmp_path: Path) -> None:
+    module, _, called = f"transformer_lens.{name}".rpartition(".")
+    cls = type(called, (HookedTransformerConfig,), {})
+    with pytest.MonkeyPatch.context() as patch, foreign_classes():
+        patch.setattr(cls, "__module__", module)
+        holder = types.ModuleType(module)
+        setattr(holder, called, cls)
+        patch.setitem(sys.modules, module, holder)
+        torch.save(old_content(random_graph()) | {"cfg": cls()}, tmp_path / "g.pt")
+    with pytest.raises(FileFormatError, match=re.escape(f"{module}.{called}")):
+        Graph.from_pt(tmp_path / "g.pt")
+
+
+def test_circuit_tracers_classes_are_built_from_own_pt(tmp_path: Path) -> None:
+    graph = random_graph(dtype=torch.float32)
+    graph.to_pt(tmp_path / "g.pt")
+    with foreign_classes():
+        content = torch.load(tmp_path / "g.pt", weights_only=False)
+    assert type(content["cfg"]) is UnifiedConfig
+    assert (content["cfg"].n_layers, content["cfg"].model_name, content["cfg"].tokenizer_name) == (
+        3,
+        "some/model",
+        None,
+    )
+    assert type(content["logit_targets"][0]) is TheirTarget
+    assert content["logit_targets"][0].token_str == graph.logit_targets[0].token_str
 
 
 def test_own_pt_holds_plain_values_only(tmp_path: Path) -> None:

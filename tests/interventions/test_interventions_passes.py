@@ -282,10 +282,10 @@ def test_bad_interventions_say_what_is_wrong(model: ReplacementModel, case: str)
     [
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"use_past_kv_cache": False}, "cache"),
-        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": -1.0}, "temperature"),
         ({"beams": 3}, "known are"),
-        ({"return_type": "tokens"}, "return_type is 'tokens'"),
-        ({"max_new_tokens": 100}, "context length is 64"),
+        ({"return_type": "lines"}, "return_type is 'lines'"),
+        ({"max_new_tokens": 100}, "context of 64"),
     ],
 )
 def test_bad_generation_options(model: ReplacementModel, options: dict[str, Any], expected: str) -> None:

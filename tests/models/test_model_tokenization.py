@@ -153,23 +153,53 @@ def test_chat_messages_go_through_the_template() -> None:
     assert chat_ids(messages, tokenizer, add_generation_prompt=False).tolist() == [1, 10, 11]
 
 
+def gemma_tokenizer(*words: str) -> Any:
+    """A tokenizer that knows these words, each of them a token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<pad>", "<unk>", "<bos>", *words]
+    found = Tokenizer(models.WordLevel({word: number for number, word in enumerate(names)}, unk_token="<unk>"))
+    found.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
+    special = {
+        "bos_token": "<bos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "additional_special_tokens": [*words[:1]],
+    }
+    return PreTrainedTokenizerFast(tokenizer_object=found, **special)
+
+
 def test_position_0_is_left_out() -> None:
-    assert zero_positions(torch.tensor([1, 5, 6]), "meta-llama/Llama-3.2-1B") == [0]
-    assert zero_positions(torch.tensor([2, 5, 6]), "google/gemma-3-270m") == [0]
-    assert zero_positions(torch.tensor([2, 5, 6]), "google/gemma-2-2b-it") == [0]
+    prefix = torch.tensor([*GEMMA3_CHAT_PREFIX, 9])
+    assert zero_positions(torch.tensor([1, 5, 6]), None, "llama") == [0]
+    assert zero_positions(prefix, None, "gemma2") == [0]
+    assert zero_positions(torch.tensor([2, 5, 6]), None, "gemma3_text") == [0]
+    assert zero_positions(torch.tensor([2, 105, 2364]), None, "gemma3_text") == [0]
 
 
-@pytest.mark.parametrize("name", ["google/gemma-3-1b-it", "google/GEMMA-3-270M-IT"])
-def test_the_chat_prefix_of_gemma_3_is_left_out(name: str) -> None:
-    assert zero_positions(torch.tensor([*GEMMA3_CHAT_PREFIX, 9]), name) == [0, 1, 2, 3]
-    for ids in ([2, 5, 6, 7, 8], [2, 105, 2364], [2]):
-        with pytest.raises(InputError, match=r"must start with the chat prefix \[2, 105, 2364, 107\], got \[2"):
-            zero_positions(torch.tensor(ids), name)
+@pytest.mark.parametrize("name", ["google/gemma-3-1b-it", "my-finetune", "google/gemma-3-270m"])
+def test_the_chat_prefix_of_gemma_3_is_left_out_whatever_the_model_is_called(name: str) -> None:
+    model = ReplacementModel.from_model(tiny_model("gemma3", vocab_size=2400), tiny_transcoder(), None, name)
+    chat = attribute([*GEMMA3_CHAT_PREFIX, 9, 7], model)
+    assert chat.active_features[:, 1].min() == 4
+    plain = attribute([2, 5, 6, 7, 8, 9], model)
+    assert plain.active_features[:, 1].min() == 1
+    chosen = attribute([*GEMMA3_CHAT_PREFIX, 9, 7], model, zero_positions=[0])
+    assert chosen.active_features[:, 1].min() == 1
 
 
-def test_the_prefix_rule_gives_way_to_positions_of_ones_own() -> None:
-    model = ReplacementModel.from_model(tiny_model("gemma3"), tiny_transcoder(), None, "google/gemma-3-270m-it")
-    with pytest.raises(InputError, match="zero_positions="):
-        attribute([2, 5, 6, 7, 8], model)
-    graph = attribute([2, 5, 6, 7, 8], model, zero_positions=[0])
-    assert graph.active_features[:, 1].min() == 1
+def test_a_name_alone_leaves_nothing_out() -> None:
+    model = ReplacementModel.from_model(
+        tiny_model("llama", vocab_size=2400), tiny_transcoder(), None, "tuned-gemma-3-it"
+    )
+    assert attribute([*GEMMA3_CHAT_PREFIX, 9, 7], model).active_features[:, 1].min() == 1
+
+
+def test_the_chat_prefix_is_the_tokenizers() -> None:
+    tokenizer = gemma_tokenizer("<start_of_turn>", "user", "\n", "hello")
+    ids = torch.tensor(tokenizer("<bos><start_of_turn>user\nhello", add_special_tokens=False).input_ids)
+    assert ids.tolist() == [2, 3, 4, 5, 6]
+    assert zero_positions(ids, tokenizer, "gemma3_text") == [0, 1, 2, 3]
+    other = gemma_tokenizer("<turn>", "user", "\n", "hello")
+    assert zero_positions(torch.tensor([2, 105, 2364, 107, 3]), other, "gemma3_text") == [0]

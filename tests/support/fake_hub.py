@@ -1,4 +1,4 @@
-"""A hub on this machine: as much of the Hugging Face hub's HTTP interface as an upload needs, kept in memory."""
+"""A hub on this machine: as much of the Hugging Face hub's HTTP interface as up- and downloads need, kept in memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import re
 from http.server import BaseHTTPRequestHandler
 from typing import Any
+from urllib.parse import unquote
 
 from tests.support.fake_servers import LocalServer
 
@@ -26,6 +27,7 @@ class FakeHub(LocalServer):
         self.commits = 0
         self.lfs_above = 1000
         self.fail_at: str | None = None  # path that answers 500
+        self.downloads: list[str] = []  # paths of files that were fetched
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -35,12 +37,39 @@ class _Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
     def do_GET(self) -> None:
-        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/main", self.path.split("?")[0])
-        if match and match[1] in self.server.repositories:
-            files = self.server.repositories[match[1]]
-            self._answer([{"type": "file", "path": n, "size": len(b), "oid": "0" * 40} for n, b in files.items()])
+        path = unquote(self.path.split("?")[0])
+        listed = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/main(?:/(.+))?", path)
+        if listed and listed[1] in self.server.repositories:
+            files, below = self.server.repositories[listed[1]], f"{listed[2]}/" if listed[2] else ""
+            found = {name: content for name, content in files.items() if name.startswith(below)}
+            if found:
+                self._answer([{"type": "file", "path": n, "size": len(b), "oid": "0" * 40} for n, b in found.items()])
+            else:
+                self._answer({"error": "no such folder"}, 404, {"X-Error-Code": "EntryNotFound"})
         else:
-            self._answer({"error": f"no such page: {self.path}"}, 404)
+            self._file(path)
+
+    def do_HEAD(self) -> None:
+        self._file(unquote(self.path.split("?")[0]))
+
+    def _file(self, path: str) -> None:
+        """A file of a repository, as `resolve` of the hub answers."""
+        match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/main/(.+)", path)
+        files = self.server.repositories.get(match[1]) if match else None
+        if match is None or files is None:
+            self._answer({"error": f"no such page: {path}"}, 404, {"X-Error-Code": "RepoNotFound"})
+        elif match[2] not in files:
+            self._answer({"error": "no such file"}, 404, {"X-Error-Code": "EntryNotFound"})
+        else:
+            content = files[match[2]]
+            self.send_response(200)
+            self.send_header("content-length", str(len(content)))
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.end_headers()
+            if self.command == "GET":
+                self.server.downloads.append(match[2])
+                self.wfile.write(content)
 
     def do_PUT(self) -> None:
         body = self._body()
@@ -117,12 +146,15 @@ class _Handler(BaseHTTPRequestHandler):
             return b"".join(parts)
         return self.rfile.read(int(self.headers.get("content-length") or 0))
 
-    def _answer(self, value: Any, status: int = 200) -> None:
+    def _answer(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         text = json.dumps(value).encode()
         self.send_response(status)
+        for name, content in (headers or {}).items():
+            self.send_header(name, content)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(text)))
         if isinstance(value, dict) and "error" in value:
             self.send_header("x-error-message", value["error"])
         self.end_headers()
-        self.wfile.write(text)
+        if self.command != "HEAD":
+            self.wfile.write(text)

@@ -52,10 +52,84 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ARCHITECTURES = list(CONFIGS)
 
+_EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_ROUTED: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+_GROUPED: dict[str, Any] = {
+    **_ROUTED, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
+_SCALED: dict[str, Any] = {
+    "embedding_multiplier": 3.0, "attention_multiplier": 0.3, "residual_multiplier": 0.4, "logits_scaling": 8.0,
+}  # fmt: skip
+_WINDOWS: dict[str, Any] = {
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+# Families that differ from those above by a row of the table: their model_type, or a variant of it, and what they need.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "apertus": {},
+    "arcee": {},
+    "aria_text": {"moe_num_experts": 4, "moe_topk": 2},
+    "biogpt": {},
+    "cohere": {"logit_scale": 0.3},
+    "cohere-qk-norm": {"logit_scale": 0.3, "use_qk_norm": True},
+    "cohere2": {"logit_scale": 0.3, "head_dim": 6, **_WINDOWS},
+    "cohere2_moe": {"logit_scale": 0.3, **_ROUTED},
+    "cwm": {"head_dim": 6},
+    "dots1": _GROUPED,
+    "ernie4_5": {"use_bias": True},
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 12},
+    "exaone4": {"head_dim": 6, **_WINDOWS},
+    "exaone_moe": {"head_dim": 6, **_GROUPED},
+    "flex_olmo": _ROUTED,
+    "flint": _ROUTED,
+    "gemma": {"head_dim": 6},
+    "glm": {"head_dim": 8},
+    "glm4": {"head_dim": 8},
+    "glm4_moe": {"head_dim": 8, **_GROUPED},
+    "gpt_bigcode": {"multi_query": True},
+    "granite": _SCALED,
+    "granite_swa": {**_SCALED, **_WINDOWS},
+    "granitemoe": {**_SCALED, **_EXPERTS},
+    "granitemoe_swa": {**_SCALED, **_EXPERTS, **_WINDOWS},
+    "helium": {"head_dim": 4},
+    "hunyuan_v1_dense": {"head_dim": 6},
+    "hunyuan_v1_moe": {"head_dim": 6, "num_experts": 4, "moe_topk": 2},
+    "hy_v3": {"head_dim": 6, **_ROUTED},
+    "hyperclovax": {**_SCALED, "use_post_norm": True},
+    "hyperclovax-no-post-norm": {**_SCALED, "use_post_norm": False},
+    "internlm3": {"bias": True, "qkv_bias": True},
+    "jais2": {},
+    "llama4_text": {"head_dim": 6, "intermediate_size_mlp": 24, "attn_temperature_tuning": True, **_EXPERTS},
+    "mellum": {"head_dim": 6, **_ROUTED},
+    "minimax_m2": {"head_dim": 6, **_EXPERTS},
+    "ministral": {"head_dim": 6, **_WINDOWS},
+    "ministral3": {"head_dim": 6},
+    "mixtral": {**_EXPERTS, "sliding_window": 4},
+    "nemotron": {"attention_bias": True},
+    "olmo": {},
+    "olmo3": _WINDOWS,
+    "olmoe": _ROUTED,
+    "persimmon": {},
+    "phi": {"partial_rotary_factor": 0.5, "qk_layernorm": True},
+    "phimoe": _EXPERTS,
+    "qwen2_moe": {**_ROUTED, "shared_expert_intermediate_size": 12},
+    "qwen3_moe": {"head_dim": 6, **_ROUTED},
+    "seed_oss": {"head_dim": 6, "attention_bias": True, "attention_out_bias": True},
+    "smollm3": {"no_rope_layers": [1, 0, 1]},
+    "solar_open": {"head_dim": 6, **_GROUPED},
+    "stablelm": {"use_qkv_bias": True},
+    "stablelm-parallel": {"use_parallel_residual": True},
+    "starcoder2": {"sliding_window": 4},
+    "vaultgemma": {"head_dim": 6, "query_pre_attn_scalar": 9, **_WINDOWS},
+}
+
 
 def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **overrides: Any) -> Any:
     """A random causal LM of the named architecture, every parameter (norm weights and biases too) drawn at random."""
-    config_class, extra = CONFIGS[name]
+    if name in FAMILIES:
+        config_class, extra = transformers.CONFIG_MAPPING[name.partition("-")[0]].__name__, FAMILIES[name]
+    else:
+        config_class, extra = CONFIGS[name]
     sizes = {**SIZES, **extra, **overrides}
     if "layer_types" in sizes:
         sizes["layer_types"] = [sizes["layer_types"][i % 2] for i in range(sizes["num_hidden_layers"])]
@@ -75,7 +149,7 @@ def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **o
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data = (torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 0.5).to(dtype)
-    if name == "gpt_oss" and dtype is torch.float64:
+    if config._experts_implementation is not None and dtype is torch.float64:
         model.set_experts_implementation("eager")  # grouped products end at float32
     return model
 

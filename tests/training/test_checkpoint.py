@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from circuit_tracer.errors import CompatibilityError, FileFormatError, NumericalError, ResourceError
+from circuit_tracer.files.checksums import write_tensors
+from circuit_tracer.files.digests import sealed
+from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.checkpoint import Checkpoint
@@ -253,8 +255,8 @@ def test_a_shard_of_another_number_of_ranks_is_a_file_format_error(tmp_path: Pat
 def test_rows_that_are_missing_are_a_file_format_error(tmp_path: Path) -> None:
     made = saved(tmp_path, trained())
     shard = made.folder / "layer-000.rank-0-of-1.safetensors"
-    content = load_file(shard)
-    save_file({name: tensor[:-1].contiguous() for name, tensor in content.items()}, shard)
+    file = open_tensor_file(shard)
+    write_tensors(shard, {name: file.read(name)[:-1] for name in file.entries}, file.metadata)
     with pytest.raises(FileFormatError, match=r"shape \(15,\), 16 rows are expected"):
         checkpoint.load_(RUN.state(), made)
 
@@ -262,7 +264,7 @@ def test_rows_that_are_missing_are_a_file_format_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version 2; this program reads version 1"),
+        ({"version": 3}, "version 3; this program reads version 2"),
         ({"version": None}, "version None"),
         ({"step": ...}, "lacks step"),
         ({"running_cut": ...}, "lacks running_cut"),
@@ -272,7 +274,7 @@ def test_rows_that_are_missing_are_a_file_format_error(tmp_path: Path) -> None:
 def test_another_version_is_a_file_format_error(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     made = saved(tmp_path, trained())
     content = {key: value for key, value in (made.content | change).items() if value is not ...}
-    (made.folder / "state.json").write_text(json.dumps(content))
+    (made.folder / "state.json").write_text(json.dumps(sealed(content)))
     with pytest.raises(FileFormatError, match=message):
         checkpoint.latest(tmp_path)
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from circuit_tracer.errors import FileFormatError, InputError, ResourceError
+from circuit_tracer.files.digests import sealed, unsealed
 from circuit_tracer.training.run import log as logs
 from circuit_tracer.training.run.events import Listener, NullListener, StepReport
 from circuit_tracer.training.run.log import JsonLog, RunLog, TensorBoardLog, numbers, scalars
@@ -33,7 +34,7 @@ def report(step: int, **changes: Any) -> StepReport:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [unsealed(json.loads(line), "a line", "") for line in path.read_text().splitlines()]
 
 
 def record(log: Listener, steps: range) -> None:
@@ -90,7 +91,8 @@ def test_an_evaluation_after_a_resume_stands_under_the_step_resumed_from(tmp_pat
 @pytest.mark.parametrize("damage", ["{", "3", '{"loss": 1}', '{"step": "1"}', "\x00\x00"])
 def test_a_log_damaged_before_its_end_is_not_written_over(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_text(f'{{"step": 1}}\n{damage}\n{{"step": 3}}\n')
+    first, last = (json.dumps(sealed({"step": step})) for step in (1, 3))
+    path.write_text(f"{first}\n{damage}\n{last}\n")
     with pytest.raises(FileFormatError, match=r"line 2 of .*log\.jsonl is not an entry"):
         JsonLog(path, 2)
     assert path.read_text().count("\n") == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from contextlib import suppress
 
 import numpy as np
@@ -15,6 +16,8 @@ from safetensors.torch import save_file
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
 from circuit_tracer.files.tensors import open_tensor_file
+from circuit_tracer.transcoders import load_transcoder_from_hub
+from circuit_tracer.transcoders.formats.beside import Setting, settings_beside
 from circuit_tracer.transcoders.weight_rows import MappedRows
 from tests.support.dictionaries import uniform
 
@@ -149,6 +152,33 @@ def test_cfg_json_must_be_an_object(tmp_path):
     for text in ("[]", "{"):
         (tmp_path / "cfg.json").write_text(text)
         with pytest.raises(FileFormatError, match=r"cfg\.json"):
-            _ = open_tensor_file(tmp_path / "sae.safetensors").config
+            settings_beside(tmp_path / "sae.safetensors")
     (tmp_path / "cfg.json").write_text(json.dumps({"k": 3}))
-    assert open_tensor_file(tmp_path / "sae.safetensors").config == {"k": 3}
+    assert settings_beside(tmp_path / "sae.safetensors") == {"k": Setting(3, tmp_path / "cfg.json")}
+
+
+def test_a_configuration_that_grows_by_aliases_is_refused_at_once_and_not_printed(tmp_path):
+    lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x]"]
+    lines += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    (tmp_path / "config.yaml").write_text("\n".join([*lines, "model_kind: *a9"]))
+    began = time.perf_counter()
+    with pytest.raises(FileFormatError, match=r"config\.yaml.*aliases are not read") as caught:
+        load_transcoder_from_hub(tmp_path)
+    assert time.perf_counter() - began < 2
+    assert len(str(caught.value)) < 400
+
+
+WRONG_CONFIGURATIONS = {
+    "a long text": "model_kind: " + "x" * 50_000,
+    "a long list": "model_kind: {a: [" + "1, " * 20_000 + "]}",
+    "wrong types": "model_kind: 3\nfeature_input_hook: [a]",
+    "a fraction": "k: 1.5",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_CONFIGURATIONS.values(), ids=WRONG_CONFIGURATIONS)
+def test_a_configuration_of_wrong_types_is_refused_shortly(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(FileFormatError) as caught:
+        load_transcoder_from_hub(tmp_path)
+    assert len(str(caught.value)) < 1500

@@ -154,12 +154,12 @@ def test_layers_may_have_different_numbers_of_features():
     assert transcoders.n_features(0) == 4
 
 
-def test_sets_with_gaps_or_misfits_are_errors():
+def test_sets_of_misfits_are_errors():
     single = SingleLayerTranscoder(5, 4, ReLU(), 0)
     other = SingleLayerTranscoder(6, 4, ReLU(), 1)
     skipping = SingleLayerTranscoder(5, 4, ReLU(), 1, skip_connection=True)
     for layers, message in (
-        ({0: single, 2: single}, r"missing \[1\]"),
+        ({-1: single, 2: single}, r"transcoders of layers \[-1\]"),
         ({}, "at least one layer"),
         ({0: single, 1: other}, "layer 1 has d_model 6, layer 0 has 5"),
         ({0: single, 1: skipping}, "skip connection"),

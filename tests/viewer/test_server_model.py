@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.demo import PROMPT
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph import Graph
@@ -44,6 +46,26 @@ def test_a_trace_is_that_of_attribute_and_saved_whole(served: Server, graph_fold
     assert any(node["clerp"] and node["feature_type"] == "cross layer transcoder" for node in document["nodes"])
     index = json.loads((graph_folder / "graph-metadata.json").read_text())["graphs"]
     assert [entry["slug"] for entry in index] == ["small", "demo"]
+
+
+def test_what_the_page_asks_for_and_what_a_cell_does_beside_it_are_right(
+    served: Server, graph_folder: Path, demo_model: ReplacementModel, demo_graph: Graph
+) -> None:
+    wrong: list[int] = []
+
+    def cell() -> None:
+        for number in range(6):
+            demo_model.feature_intervention("the language of the country containing Lyon is", [(0, 1, 2, 50.0)])
+            if not (attribute(PROMPT, demo_model).adjacency_matrix == demo_graph.adjacency_matrix).all():
+                wrong.append(number)
+
+    beside = threading.Thread(target=cell)
+    beside.start()
+    while beside.is_alive():
+        traced(served, replace=True)
+        saved = Graph.load(graph_folder / "demo.safetensors")
+        assert (saved.adjacency_matrix == demo_graph.adjacency_matrix).all()
+    assert not wrong
 
 
 def test_names_of_traces(served: Server) -> None:
@@ -118,8 +140,9 @@ def test_a_graph_without_its_whole_file_is_rerun_from_its_own_tokens(served: Ser
     with_file = finished(served, ask(served, "/api/graphs/demo/intervene", edits))["result"]
     (graph_folder / "demo.safetensors").unlink()
     assert finished(served, ask(served, "/api/graphs/demo/intervene", edits))["result"] == with_file
+    del document["metadata"]["digest"]
     document["nodes"] = [
-        {**node, "activation": 2 * node["activation"]} if "activation" in node else node for node in document["nodes"]
+        {**node, "activation": 2 * node["activation"]} if node["activation"] else node for node in document["nodes"]
     ]
     (graph_folder / "demo.json").write_text(json.dumps(document))
     assert "another model" in finished(served, ask(served, "/api/graphs/demo/intervene", edits))["error"]

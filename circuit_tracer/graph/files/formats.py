@@ -10,6 +10,7 @@ from xml.etree.ElementTree import ParseError
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files import LARGEST_JSON, atomic_write, read_bytes, read_json
+from circuit_tracer.files.digests import sealed, unsealed
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.files.networkx import from_networkx
 from circuit_tracer.graph.graph import Graph
@@ -58,12 +59,26 @@ def write_graph(graph: Graph, path: Path, kind: GraphFormat | None = None) -> No
         import networkx as nx
 
         directed = graph.to_networkx()
+        directed.graph |= sealed(directed.graph, beside=_rows(directed))
         with atomic_write(path) as temporary:
             if kind == "graphml":
                 nx.write_graphml(directed, temporary)
             else:
                 text = json.dumps(nx.node_link_data(directed, edges="edges"), allow_nan=False)
                 temporary.write_text(text, encoding="utf-8")
+
+
+def _rows(directed: Any) -> list[Any]:
+    """Nodes and edges, for the digest among the graph's attributes."""
+    return [list(directed.nodes(data=True)), list(directed.edges(data=True))]
+
+
+def _unsealed(directed: Any, path: Path) -> Any:
+    """The graph without its digest, which must be right."""
+    for made_by_reading in ("node_default", "edge_default"):
+        directed.graph.pop(made_by_reading, None)
+    directed.graph = unsealed(directed.graph, str(path), beside=_rows(directed))
+    return directed
 
 
 def _read_graphml(path: Path) -> Any:
@@ -74,7 +89,7 @@ def _read_graphml(path: Path) -> Any:
     if b"<!" in data.replace(b"<!--", b""):
         raise FileFormatError(f"{path} has a document type or entities, which no GraphML needs; it is not read.")
     try:
-        return nx.read_graphml(io.BytesIO(data))
+        return _unsealed(nx.read_graphml(io.BytesIO(data)), path)
     except (*_UNFIT, nx.NetworkXException) as error:
         raise FileFormatError(f"{path} is no GraphML, or it is cut short: {str(error)[:300]}") from error
 
@@ -89,7 +104,7 @@ def _read_node_link(path: Path) -> Any:
             "graph file that it was made from, or read it into networkx with circuit_tracer.graph.files.read_json.from_json."
         )
     try:
-        return nx.node_link_graph(document, edges="edges")
+        return _unsealed(nx.node_link_graph(document, edges="edges"), path)
     except (*_UNFIT, nx.NetworkXException) as error:
         raise FileFormatError(
             f"{path} is no node-link JSON as networkx writes it: {type(error).__name__} {str(error)[:200]}"

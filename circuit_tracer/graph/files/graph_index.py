@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError
-from circuit_tracer.files import atomic_write, locked, read_json
+from circuit_tracer.files import atomic_write, locked, read_json, shortened
+from circuit_tracer.files.digests import as_written, sealed, unsealed
 
 INDEX_NAME = "graph-metadata.json"
 
@@ -16,9 +17,7 @@ INDEX_NAME = "graph-metadata.json"
 def read_index(folder: str | Path) -> list[dict[str, Any]]:
     """The metadata of all graphs of a folder; empty if there is no index. Raises FileFormatError if it is damaged."""
     graphs, path = _read(Path(folder)), Path(folder) / INDEX_NAME
-    if not all(isinstance(entry, dict) for entry in graphs):
-        raise FileFormatError(f"{path}: graphs must be a list of objects; mend it, or move it away to start a new one")
-    return graphs
+    return [_entry(entry, path) for entry in graphs]
 
 
 def usable_entries(folder: str | Path) -> tuple[list[dict[str, Any]], str | None]:
@@ -27,9 +26,20 @@ def usable_entries(folder: str | Path) -> tuple[list[dict[str, Any]], str | None
         graphs = _read(Path(folder))
     except CircuitTracerError as error:
         return [], str(error)
-    usable = [entry for entry in graphs if isinstance(entry, dict) and isinstance(entry.get("slug"), str)]
-    bad = len(graphs) - len(usable)
-    return usable, f"{bad} entries of {INDEX_NAME} are no objects with a slug; they are left out" if bad else None
+    usable, problems = list[dict[str, Any]](), list[str]()
+    for entry in graphs:
+        try:
+            usable.append(_entry(entry, Path(folder) / INDEX_NAME))
+        except FileFormatError as error:
+            problems.append(str(error))
+    return usable, f"{len(problems)} entries of {INDEX_NAME} are left out: {problems[0]}" if problems else None
+
+
+def _entry(entry: Any, path: Path) -> dict[str, Any]:
+    """An entry without the digest that notices damage; one by one, because other programs add theirs without."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("slug"), str):
+        raise FileFormatError(f"an entry of {path} is no object with a slug: {shortened(entry)}")
+    return unsealed(entry, f"the entry of {shortened(entry['slug'])} in {path}")
 
 
 def _read(folder: Path) -> list[Any]:
@@ -57,7 +67,8 @@ def add_to_index(folder: str | Path, metadata: dict[str, Any]) -> None:
         else:
             graphs.append(metadata)
         with atomic_write(Path(folder) / INDEX_NAME) as temporary:
-            text = json.dumps({"graphs": graphs}, allow_nan=False, ensure_ascii=False, indent=1)
+            entries = [sealed(as_written(entry)) for entry in graphs]
+            text = json.dumps({"graphs": entries}, allow_nan=False, ensure_ascii=False, indent=1)
             temporary.write_text(text, encoding="utf-8")
 
 

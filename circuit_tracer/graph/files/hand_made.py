@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import CircuitTracerError
-from circuit_tracer.files import atomic_write
-from circuit_tracer.graph.files.read_json import load_viewer_json, typed_q_params
+from circuit_tracer.errors import CircuitTracerError, FileFormatError
+from circuit_tracer.files import atomic_write, read_json
+from circuit_tracer.files.digests import DIGEST
+from circuit_tracer.graph.files.read_json import typed_q_params
 
 SUFFIXES = (".json", ".json.gz")
 _SHOWN = 5
@@ -33,10 +34,13 @@ class HandMade:
     @classmethod
     def of(cls, path: Path) -> HandMade:
         """Of a viewer's file. Raises FileFormatError if it is none."""
-        document = load_viewer_json(path)
-        metadata = document["metadata"] if isinstance(document["metadata"], Mapping) else {}
-        given = document.get("qParams")
+        # not by `load_viewer_json`: what was changed by hand need not fit its digest
+        document = read_json(path, halves=True)
+        if not isinstance(document, dict) or not isinstance(document.get("metadata"), dict):
+            raise FileFormatError(f"{path} is no graph: it lacks metadata at its top level")
+        metadata, given = document["metadata"], document.get("qParams")
         q_params = typed_q_params(given if isinstance(given, dict) else {})
+        q_params.pop(DIGEST, None)
         scan = metadata.get("transcoder_list") or metadata.get("scan")
         return cls(path, q_params, scan, metadata.get("prompt_tokens"))
 

@@ -1,9 +1,10 @@
 """The project's own graph file: tensors in safetensors, the rest in a versioned JSON header. Nothing runs on load.
 
-Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 1, "input_string", "cfg", "scan",
+Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 2, "input_string", "cfg", "scan",
 "vocab_size", "logit_targets": [[text, id]...], "target_labels", "target_kinds", "token_strings", "provenance"}, and
 "validation" if the graph was validated, "unfinished" if its trace was interrupted (the tensors ``unfinished.*`` are its rows).
-Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit.
+Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit. From version 2 on,
+header and tensors have checksums (`circuit_tracer.files.checksums`), which are compared on load.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, NumericalError
 from circuit_tracer.files import atomic_write, open_file, parse_json, shortened
+from circuit_tracer.files.checksums import write_tensors
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.edges import Edges
@@ -31,7 +31,8 @@ from circuit_tracer.graph.validation import ValidationReport
 
 _UNFINISHED = "unfinished."
 HEADER_KEY = "circuit_tracer_graph"
-VERSION = 1
+VERSION = 2
+_WITH_CHECKSUMS = 2  # the first version that has them
 _TENSORS = (
     "input_tokens",
     "active_features",
@@ -57,30 +58,25 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
     file of that name stays as it was).
     """
     header = _header(graph)
-    tensors = {name: _tensor_of(graph, name).detach().cpu().contiguous() for name in _names_of(graph)}
+    tensors = {name: _tensor_of(graph, name) for name in _names_of(graph)}
     if graph.n_nodes < 2**31:
         tensors["edges.source"] = tensors["edges.source"].int()
-    # Clones, as safetensors refuses tensors that share memory.
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    if graph.unfinished is not None:  # each has its own memory, and there may be much of it
-        rows = graph.unfinished.tensors.items()
-        tensors |= {f"{_UNFINISHED}{name}": tensor.detach().cpu().contiguous() for name, tensor in rows}
+    if graph.unfinished is not None:
+        tensors |= {f"{_UNFINISHED}{name}": tensor for name, tensor in graph.unfinished.tensors.items()}
     with atomic_write(path) as temporary:
-        try:
-            save_file(tensors, temporary, {HEADER_KEY: header})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        write_tensors(temporary, tensors, {HEADER_KEY: header}, Path(path).name)
     return Path(path)
 
 
-def load_graph(path: str | Path) -> Graph:
-    """Read a graph onto the CPU.
+def load_graph(path: str | Path, max_residual: float | None = None) -> Graph:
+    """Read a graph onto the CPU. max_residual: the largest residual of the sum rule that is let through, if larger than what
+    is promised (`Graph.require_balance`).
 
     Raises InputError if there is no such file; FileFormatError if it is foreign, damaged, incomplete, or of a newer
-    version than this one reads.
+    version than this one reads; NumericalError for numbers that are not finite and for rows that do not add up.
     """
     path = Path(path)
-    header, tensors = _read(path)
+    header, tensors, sealed = _read(path)
     version = header.get("version")
     if type(version) is not int or version < 1:
         raise FileFormatError(
@@ -93,10 +89,15 @@ def load_graph(path: str | Path) -> Graph:
     missing = [name for name in _TENSORS if name not in tensors]
     if missing:
         raise FileFormatError(f"{path} lacks {', '.join(missing)}; the file is incomplete. Save the graph again.")
+    if version >= _WITH_CHECKSUMS and not sealed:
+        raise FileFormatError(f"{path} is damaged: a graph file of version {version} has checksums, and it has none")
+    _require_finite(path, tensors)
     try:
-        return _assemble(header, tensors)
+        graph = _assemble(header, tensors)
     except (CircuitTracerError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise FileFormatError(f"{path} does not hold a consistent graph: {error}") from error
+    graph.require_balance(max_residual, f"{path} is damaged, or was changed; trace again.")
+    return graph
 
 
 def interrupted_trace(path: str | Path) -> bool | None:
@@ -158,11 +159,14 @@ def _tensor_of(graph: Graph, name: str) -> Tensor:
     return tensor
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], bool]:
+    """Header, tensors, and whether they were compared with checksums."""
     if not path.is_file():
         raise InputError(f"no graph file at {path}")
     try:
         file = open_tensor_file(path)
+        # copies: the file may be replaced while they are used
+        tensors = {name: file.read(name) for name in file.entries}
     except FileFormatError as error:
         raise FileFormatError(
             f"{path} is no graph file, or it is damaged or cut short: {error} "
@@ -173,10 +177,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} is a safetensors file without a {HEADER_KEY} header; it is no graph of this project"
         )
     header = parse_json(file.metadata[HEADER_KEY], f"{path}: its header", halves=True)
-    tensors = {name: file.tensor(name).clone() for name in file.entries}  # the file may be replaced while this is used
     if not isinstance(header, dict):
         raise FileFormatError(f"{path}: the {HEADER_KEY} header is no JSON object; the file is damaged")
-    return header, tensors
+    return header, tensors, file.digest is not None
+
+
+def _require_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A layer without variance has no NMSE; all else is a number."""
+    for name, tensor in tensors.items():
+        if name not in _RECONSTRUCTION and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise NumericalError(f"{path}: {name} holds numbers that are not finite. Trace again, in float32.")
 
 
 def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:

@@ -20,9 +20,9 @@ from circuit_tracer.graph.balance import RowBalance
 from circuit_tracer.graph.checks import require_ids
 from circuit_tracer.graph.config import GraphConfig
 from circuit_tracer.graph.edges import Edges
-from circuit_tracer.graph.files.node_ids import KIND_NAMES, node_ids
+from circuit_tracer.graph.files.node_ids import node_ids
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.graph.nodes import NodeKind
+from circuit_tracer.graph.nodes import KIND_NAMES, NodeKind
 from circuit_tracer.graph.pruning import PruneResult
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
 

@@ -1,23 +1,28 @@
-"""circuit-tracer's graph files (``.pt``): a torch pickle of a dict. Read without running code; written as plain values.
+"""circuit-tracer's graph files (``.pt``): a torch pickle of a dict. Read without running code; written as it writes them.
 
-Dialects read: ``logit_targets`` as LogitTarget records, as plain pairs (ours) or as a tensor of ids;
+Dialects read: ``logit_targets`` as LogitTarget records, as plain pairs (ours, before) or as a tensor of ids;
 ``logit_tokens`` instead of it (v0.2-0.3.1); ``scan_name`` for ``scan`` (v0.5.1+); ``cfg`` as UnifiedConfig, as a
-TransformerLens configuration, or as a plain dict (ours).
+configuration of TransformerLens in any of its versions, or as a plain dict (ours, before).
+
+Written is what both circuit-tracers called 0.5 read, and later ones: their keys, tensors, plain values, and the two
+records that their ``Graph`` needs, named as they name them. ``torch.load(path, weights_only=True)`` reads the file
+too, wherever this module was imported: both records are plain data, and are declared safe here.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError
 from circuit_tracer.files import atomic_write, shortened
 from circuit_tracer.files.torch_archive import load_torch_archive
+from circuit_tracer.graph.config import GraphConfig
+from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.targets import LogitTarget
 
@@ -34,7 +39,15 @@ _REQUIRED = {
 _OPTIONAL = {"logit_targets", "logit_tokens", "vocab_size", "scan", "scan_name"}
 
 
-class _Record:
+# circuit-tracer's names of the records in its files, and what they are here.
+_RECORDS: dict[str, type] = {
+    "circuit_tracer.attribution.targets.LogitTarget": LogitTarget,
+    "circuit_tracer.utils.tl_nnsight_mapping.UnifiedConfig": GraphConfig,
+}
+torch.serialization.add_safe_globals([(cls, name) for name, cls in _RECORDS.items()])
+
+
+class _Settings:
     """Stands in for a configuration class of another library: takes its attributes, has none of its code."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -49,23 +62,20 @@ class _Ignored:
     def __setstate__(self, _: Any) -> None: ...
 
 
-# What may be named in a file, besides tensors, and what is built in its place.
-_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    (LogitTarget, "circuit_tracer.attribution.targets.LogitTarget"),
-    (LogitTarget, "circuit_tracer.graph.targets.LogitTarget"),
-    (_Record, "circuit_tracer.utils.tl_nnsight_mapping.UnifiedConfig"),
-    (_Record, "transformer_lens.HookedTransformerConfig.HookedTransformerConfig"),
-    (_Record, "transformer_lens.config.HookedTransformerConfig.HookedTransformerConfig"),
-    (_Ignored, "numpy.core.multiarray.scalar"),
-    (_Ignored, "numpy._core.multiarray.scalar"),
-    (_Ignored, "numpy.dtype"),
+# What else may be named in a file, besides tensors, and what is built in its place. Module paths of TransformerLens
+# change with its versions; files of circuit-tracer's nnsight side may hold a configuration of transformers.
+_STAND_INS: list[tuple[re.Pattern[str], type]] = [
+    (re.compile(r"circuit_tracer\.graph\.targets\.LogitTarget"), LogitTarget),
+    (re.compile(r"circuit_tracer\.graph\.config\.GraphConfig"), GraphConfig),
+    (re.compile(r"(transformer_lens|transformers)(\.\w+)*\.\w+Config"), _Settings),
+    (re.compile(r"numpy\._?core\.multiarray\.scalar|numpy\.dtype(s\.\w+)?"), _Ignored),
 ]
 
 
 def load_pt(path: str | Path, map_location: str | torch.device = "cpu") -> Graph:
     """Read a graph of any version of circuit-tracer, or one written by ``save_pt``.
 
-    Only tensors, plain values and the classes in ``_STAND_INS`` are accepted; nothing in the file is executed. Raises
+    Only tensors, plain values and the records named above are accepted; nothing in the file is executed. Raises
     InputError if there is no such file, FileFormatError if it is no such graph or names anything else.
     """
     path = Path(path)
@@ -84,7 +94,7 @@ def load_pt(path: str | Path, map_location: str | torch.device = "cpu") -> Graph
             input_string=content["input_string"],
             input_tokens=content["input_tokens"],
             active_features=content["active_features"],
-            adjacency_matrix=content["adjacency_matrix"],
+            adjacency_matrix=Edges.from_dense(content["adjacency_matrix"]),
             cfg=content["cfg"],
             selected_features=content["selected_features"],
             activation_values=content["activation_values"],
@@ -98,17 +108,17 @@ def load_pt(path: str | Path, map_location: str | torch.device = "cpu") -> Graph
 
 
 def save_pt(graph: Graph, path: str | Path) -> None:
-    """Write circuit-tracer's keys as tensors and plain values; ``torch.load(path, weights_only=True)`` reads it.
+    """Write a file that circuit-tracer reads.
 
     The matrix is dense: N * N * 4 bytes. Balance, target table, token strings and provenance have no place in this
     format; ``Graph.save`` keeps them.
     """
     content = {
         "input_string": graph.input_string,
-        "adjacency_matrix": graph.adjacency_matrix.float(),
-        "cfg": graph.cfg.to_dict(),
+        "adjacency_matrix": graph.edges.to_dense().float(),
+        "cfg": graph.cfg,
         "active_features": graph.active_features,
-        "logit_targets": [(target.token_str, target.vocab_idx) for target in graph.logit_targets],
+        "logit_targets": graph.logit_targets,
         "logit_probabilities": graph.logit_probabilities,
         "vocab_size": graph.vocab_size,
         "input_tokens": graph.input_tokens,
@@ -118,16 +128,31 @@ def save_pt(graph: Graph, path: str | Path) -> None:
     }
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         try:
-            torch.save(content, file)
+            torch.save(content, file, pickle_module=_NAMED_AS_THEIRS)
         except RuntimeError as error:
             # torch's zip writer reports a full disk as a RuntimeError.
             raise OSError(str(error)) from error
+
+
+_PythonPickler: Any = vars(pickle)["_Pickler"]  # the one whose steps can be overridden
+
+
+def _save_global(pickler: Any, obj: Any, name: str | None = None) -> None:
+    theirs = next((theirs for theirs, cls in _RECORDS.items() if cls is obj), None)
+    if theirs is None:
+        _PythonPickler.save_global(pickler, obj, name)
+        return
+    module, _, qualified = theirs.rpartition(".")
+    pickler.write(pickle.GLOBAL + f"{module}\n{qualified}\n".encode())
+    pickler.memoize(obj)
+
+
+# What torch.save takes as the pickle module: classes are named as circuit-tracer names them.
+_NAMED_AS_THEIRS = type("pickle", (), {"Pickler": type("Pickler", (_PythonPickler,), {"save_global": _save_global})})
 
 
 def _targets(content: dict[str, Any]) -> list[LogitTarget]:
     stored = content.get("logit_targets", content.get("logit_tokens"))
     if stored is None:
         raise FileFormatError("there are neither logit_targets nor logit_tokens")
-    if isinstance(stored, Tensor):
-        return [LogitTarget("", token) for token in stored.tolist()]
-    return [LogitTarget(text, operator.index(token)) for text, token in stored]
+    return LogitTarget.list_of(stored)

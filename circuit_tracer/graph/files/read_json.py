@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.files import parse_json, read_json, shortened
+from circuit_tracer.files.digests import digest_of, is_sealed, sealed, unsealed
 from circuit_tracer.graph.files.node_ids import cantor_unpair
 
 if TYPE_CHECKING:
@@ -25,16 +26,58 @@ _KINDS = {
     "logit": "target",
     "bias": "bias",
 }
+_ROWS_DIGEST = "graph_digest"  # in the metadata: of nodes and links
 _OLD_ERROR_ID = re.compile(r"0_(\d+)_(\d+)")
 
 
 def load_viewer_json(path: str | Path) -> dict[str, Any]:
-    """The document in a plain or gzipped JSON file. Raises InputError or FileFormatError."""
+    """The document in a plain or gzipped JSON file, without its digests. Raises InputError or FileFormatError, also for one
+    that was changed since it was written with digests (`sealed_graph`).
+    """
     document = read_json(path, halves=True)
     if not isinstance(document, dict) or not {"metadata", "nodes", "links"} <= set(document):
         raise FileFormatError(f"{path} is no graph: it lacks metadata, nodes or links at its top level")
     _require_rows(document, path)
-    return document
+    return _unsealed_graph(document, str(path))
+
+
+def sealed_graph(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document as a file keeps it, with digests: of nodes and links in the metadata, whose own covers that one too; and
+    of qParams by themselves, which other viewers replace as a whole.
+    """
+    metadata = {**document["metadata"], _ROWS_DIGEST: _rows_digest(document)}
+    view = {"qParams": sealed(document["qParams"])} if document.get("qParams") else {}
+    return {**document, "metadata": sealed(metadata), **view}
+
+
+def require_as_written(data: bytes, source: str) -> None:
+    """FileFormatError for bytes of a graph that do not fit its digests; what is no graph at all passes."""
+    try:
+        document = parse_json(data, source, halves=True)
+        if not isinstance(document, dict) or not {"metadata", "nodes", "links"} <= set(document):
+            return
+        _require_rows(document, source)
+    except FileFormatError:
+        return
+    _unsealed_graph(document, source)
+
+
+def _rows_digest(document: Mapping[str, Any]) -> str:
+    """Of nodes and links, and of whether there are qParams, whose name could be damaged."""
+    return digest_of([document["nodes"], document["links"], bool(document.get("qParams"))])
+
+
+def _unsealed_graph(document: dict[str, Any], source: str) -> dict[str, Any]:
+    found = document["metadata"]
+    metadata = unsealed(found, f"the metadata of {source}")
+    rows = metadata.pop(_ROWS_DIGEST, None)
+    if is_sealed(found, source) and rows != _rows_digest(document):
+        raise FileFormatError(
+            f"{source} is not what was written: nodes or links differ. Export the graph again; if you changed them yourself, "
+            "remove `digest` from its metadata."
+        )
+    view = {"qParams": unsealed(document["qParams"], f"the qParams of {source}")} if document.get("qParams") else {}
+    return {**document, "metadata": metadata, **view}
 
 
 def _require_rows(document: dict[str, Any], source: str | Path) -> None:
@@ -137,7 +180,8 @@ def _add_nodes(
         extra: dict[str, Any] = {"kind": kind, "layer": layer, "position": position}
         if paired and kind == "feature":
             extra["index"] = cantor_unpair(_whole(node["feature"]))[1]
-        graph.add_node(name, **{**node, "node_id": name, **extra})
+        known = {field: value for field, value in node.items() if value is not None}
+        graph.add_node(name, **{**known, "node_id": name, **extra})
     if renamed:
         repairs.append(f"{len(renamed)} error nodes had ids of the old form 0_layer_position")
     return renamed

@@ -101,11 +101,9 @@ def _output(node: Node) -> bool:
     return before != (node["clerp"], node["token_prob"])
 
 
-def _nulls(node: Node) -> bool:
-    empty = [name for name in ("influence", "activation", "token_prob") if name in node and node[name] is None]
-    for name in empty:
-        del node[name]
-    return bool(empty)
+def _null_probability(node: Node) -> bool:
+    """Influence and activation may be null: there are none of some nodes."""
+    return "token_prob" in node and node["token_prob"] is None and node.pop("token_prob") is None
 
 
 _NODES: dict[str, Callable[[Node], bool]] = {
@@ -113,7 +111,7 @@ _NODES: dict[str, Callable[[Node], bool]] = {
     "nodes without a label": _label,
     "nodes without a number of their own": _number,
     "targets whose label had quotes, or no probability": _output,
-    "nodes with nulls": _nulls,
+    "nodes whose probability was null": _null_probability,
 }
 
 

@@ -16,12 +16,13 @@ import torch
 
 from circuit_tracer.arguments import shown, typed
 from circuit_tracer.errors import InputError
-from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.files import atomic_write, parse_json, require_writable_folder
 from circuit_tracer.graph.files.graph_index import add_to_index, read_index, writing_graphs
 from circuit_tracer.graph.files.hand_made import HandMade, hand_made, set_aside_if_lost
 from circuit_tracer.graph.files.keeping import keep_nodes, nodes_named
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.files.node_ids import cantor_pair, node_ids
+from circuit_tracer.graph.files.read_json import sealed_graph
 from circuit_tracer.graph.files.validate import ExportTarget, upload_size_problems, validate_parts
 from circuit_tracer.graph.files.view import View
 from circuit_tracer.graph.graph import Graph
@@ -31,7 +32,7 @@ from circuit_tracer.graph.scores import graph_scores
 
 Labels = Mapping[str, str] | Mapping[tuple[int, int], str]
 
-_FEATURE_TYPES = {
+FEATURE_TYPES = {
     NodeKind.FEATURE: "cross layer transcoder",
     NodeKind.ERROR: "mlp reconstruction error",
     NodeKind.TOKEN: "embedding",
@@ -99,25 +100,23 @@ def create_graph_files(
             view=view,
             keep=() if before is None or view is not None else before.nodes,
         )
-        text = document.text if before is None else _with_hand_made(before, document, view)
+        content = parse_json(document.text, slug, halves=True)
+        if before:
+            content["qParams"] |= _moved(before, content, view)
         with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(_dump(sealed_graph(content)), encoding="utf-8")
         add_to_index(folder, document.metadata)
     return path
 
 
-def _with_hand_made(before: HandMade, document: GraphDocument, view: View | None) -> str:
-    """The text of a document that takes the place of another, with what people put into that one."""
-    if not before:
-        return document.text
+def _moved(before: HandMade, document: dict[str, Any], view: View | None) -> dict[str, Any]:
+    """What people put into a file, for the qParams of a document that takes its place."""
     if view is not None:
         set_aside_if_lost(before, ["the view given takes the place of the one that was"])
-        return document.text
-    content = json.loads(document.text)
-    q_params, lost = before.moved(document.metadata, {node["node_id"] for node in content["nodes"]})
+        return {}
+    q_params, lost = before.moved(document["metadata"], {node["node_id"] for node in document["nodes"]})
     set_aside_if_lost(before, lost)
-    content["qParams"] |= q_params
-    return _dump(content)
+    return q_params
 
 
 @typed
@@ -176,7 +175,7 @@ def viewer_json(
     ids = node_ids(graph, which)
     by_any = dict[Any, str]((labels or {}).items())
     by_any.update(view.labels)
-    nodes = _node_dicts(graph, which, ids, pruned.cumulative_scores, by_any)
+    nodes = node_dicts(graph, which, ids, pruned.cumulative_scores, by_any)
     place = torch.cumsum(present, 0) - 1
     names = np.array(ids, dtype=object)
     sources = names[place[link_source].cpu().numpy()].tolist()
@@ -261,9 +260,8 @@ def _metadata(
         "prompt_tokens": tokens,
         "prompt": graph.input_string,
         "node_threshold": thresholds["node_threshold"],
+        "transcoder_list": scan if isinstance(scan, list) else [],
     }
-    if isinstance(scan, list):
-        metadata["transcoder_list"] = scan
     if feature_details:
         metadata["feature_details"] = dict(feature_details)
     if "feature_json_base_url" not in feature_details:
@@ -278,6 +276,8 @@ def _metadata(
     metadata["pruning_settings"] = thresholds
     if graph.provenance.get("interrupted"):
         metadata["interrupted"] = interruption(graph)
+    if graph.provenance.get("warnings"):
+        metadata["warnings"] = graph.provenance["warnings"]
     if graph.validation is not None:
         metadata["validation"] = graph.validation.summary()
     named = {
@@ -296,9 +296,10 @@ def _generator() -> dict[str, str]:
         return {"name": "circuit-tracing"}
 
 
-def _node_dicts(
+def node_dicts(
     graph: Graph, which: torch.Tensor, ids: list[str], ranks: torch.Tensor, by_any: dict[Any, str]
 ) -> list[dict[str, Any]]:
+    """The nodes in ``which`` as viewers read them; ids: their names, ranks: (N,), by_any: labels by name or (layer, index)."""
     nodes = graph.nodes
     columns = (nodes.kind, nodes.layer, nodes.position, nodes.feature)
     influence = _shortest(ranks[which].clamp(max=1.0).cpu().numpy())
@@ -312,13 +313,15 @@ def _node_dicts(
             "feature": feature,
             "layer": str(layer),
             "ctx_idx": position,
-            "feature_type": _FEATURE_TYPES[kind],
+            "feature_type": FEATURE_TYPES[kind],
             "jsNodeId": name,
             "clerp": by_any.get(name, ""),
             "token_prob": 0.0,
             "is_target_logit": False,
             "run_idx": 0,
             "reverse_ctx_idx": 0,
+            "influence": None,
+            "activation": None,
         }
         if kind == NodeKind.TARGET:
             row.update(_target_fields(graph, order - nodes.layout.target_start))

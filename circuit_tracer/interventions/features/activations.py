@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from circuit_tracer.transcoders.activations import JumpReLU, TopK
+from circuit_tracer.transcoders.activations import JumpReLU, TopK, exceeds
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -27,8 +27,8 @@ def activations_of(transcoders: Transcoders, layer: int, x_PD: Tensor, position:
     rows, bias = rows.to(x_PD)[inverse], bias.to(x_PD)[inverse]
     pre = (x_PD[position] * rows).sum(-1) + bias
     if isinstance(function, JumpReLU):
-        threshold = function.threshold.to(pre)
-        return torch.where(pre > (threshold[index] if threshold.ndim else threshold), pre, 0)
+        threshold = function.threshold
+        return torch.where(exceeds(pre, threshold[index] if threshold.ndim else threshold), pre, 0)
     value: Tensor = function(pre)
     return value
 

@@ -26,6 +26,7 @@ from circuit_tracer.interventions.features.outcome import Outcome
 from circuit_tracer.interventions.features.passes import Freeze, Pass, require_finite
 from circuit_tracer.interventions.features.resolve import Change, Place, resolve_edits, settings_of
 from circuit_tracer.interventions.features.semantics import Kind, Semantics, semantics_of
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def apply_edits(
 
 
 @typed
+@plain_torch()
 @torch.no_grad()
 def apply_each(
     model: Traceable,

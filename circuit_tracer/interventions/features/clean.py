@@ -16,7 +16,8 @@ from circuit_tracer.fingerprint import VERSION, fingerprints
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.features.activations import activations_of
 from circuit_tracer.interventions.features.passes import clean_network
-from circuit_tracer.models.tokenization import Prompt, zero_positions
+from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.models.tokenization import Prompt
 from circuit_tracer.transcoders.active import ActiveFeatures
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class CleanRun:
     differ, or the activations that it holds are not those found here.
     """
 
+    @plain_torch()
     def __init__(self, model: Traceable, prompt: Prompt | Graph, patterns: bool = True) -> None:
         self.model = model
         if isinstance(prompt, Graph):
@@ -46,7 +48,7 @@ class CleanRun:
         else:
             self.ids, self.left_out = model.ensure_tokenized(prompt), None
         if self.left_out is None:
-            self.left_out = zero_positions(self.ids, model.parts.config.model_name)
+            self.left_out = model.left_out(self.ids)
         self.network = clean_network(model, self.ids, patterns)
         if isinstance(prompt, Graph):
             self._check_activations(prompt)
@@ -62,6 +64,7 @@ class CleanRun:
         return self.network.captured.final
 
     @cached_property
+    @plain_torch()
     def active(self) -> ActiveFeatures:
         """All active features, found when first asked for; none at the left-out positions."""
         transcoders, layers = self.model.transcoders, []
@@ -72,6 +75,7 @@ class CleanRun:
             layers.append((position[keep], index[keep], value[keep]))
         return ActiveFeatures.from_layers(layers)
 
+    @plain_torch()
     def activations(self, layer: int, position: Tensor, index: Tensor) -> Tensor:
         """Activations (n,) of chosen features; see `activations_of` for what is read. Zero at the left-out positions."""
         device = self.model.parts.device

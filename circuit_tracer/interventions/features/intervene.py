@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,14 +16,17 @@ from circuit_tracer.arguments import typed
 from circuit_tracer.interventions.features.activations import Recorder
 from circuit_tracer.interventions.features.passes import Freeze, Pass, require_finite
 from circuit_tracer.interventions.features.settings import Intervention, resolve
+from circuit_tracer.models import capture
 from circuit_tracer.models.capture import check_length, logits_at
-from circuit_tracer.models.tokenization import Prompt, zero_positions
+from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
 
 
 @typed
+@plain_torch()
 @torch.no_grad()
 def get_activations(
     model: Traceable, inputs: Prompt, sparse: bool = False, apply_activation_function: bool = True
@@ -38,6 +40,7 @@ def get_activations(
 
 
 @typed
+@plain_torch()
 @torch.no_grad()
 def feature_intervention(
     model: Traceable,
@@ -52,7 +55,7 @@ def feature_intervention(
     """(logits (1, P, V), activations (L, P, F) or None); see `ReplacementModel.feature_intervention`."""
     ids = model.ensure_tokenized(inputs)
     check_length(model.parts, ids)
-    left_out = zero_positions(ids, model.parts.config.model_name)
+    left_out = model.left_out(ids)
     settings = resolve(interventions, model.transcoders, len(ids), model.parts.device, model.parts.compute_dtype)
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
     recorder = Recorder(model.transcoders, sparse, apply_activation_function, left_out) if return_activations else None
@@ -73,6 +76,7 @@ def freeze_for(
 
 
 @typed
+@plain_torch()
 @torch.no_grad()
 def setup_intervention_with_freeze(
     model: Traceable, inputs: Prompt, constrained_layers: Iterable[int] | None = None
@@ -83,17 +87,6 @@ def setup_intervention_with_freeze(
     return activations, Freeze(model, ids, constrained_layers)
 
 
-@contextmanager
-def zero_softcap(model: Traceable) -> Iterator[None]:
+def zero_softcap(model: Traceable) -> AbstractContextManager[None]:
     """See `ReplacementModel.zero_softcap`."""
-    parts, config = model.parts, model.parts.model.config
-    cap = getattr(config, "final_logit_softcapping", None)
-    model.parts = replace(parts, final_softcap=None)
-    try:
-        if cap is not None:
-            config.final_logit_softcapping = None
-        yield
-    finally:
-        model.parts = parts
-        if cap is not None:
-            config.final_logit_softcapping = cap
+    return capture.zero_softcap(model.parts)

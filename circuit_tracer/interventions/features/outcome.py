@@ -14,7 +14,8 @@ from torch import Tensor
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit
 from circuit_tracer.interventions.features.observe import FeatureChanges
-from circuit_tracer.models.capture import logits_at
+from circuit_tracer.models.capture import final_softcap, logits_at
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import token_strings
 
 
@@ -56,16 +57,18 @@ class Outcome:
         """(P, V) without the intervention."""
         return logits_at(self.clean.model.parts, self.clean.final)
 
+    @plain_torch()
     def logit_change(self, position: int = -1, softcap: bool = True) -> Tensor:
         """(V,) change at a position; before a final softcap, minus its mean, it is what a graph's edges predict."""
         parts = self.clean.model.parts
-        if softcap and parts.final_softcap:
+        if softcap and final_softcap(parts):
             logits = logits_at(parts, torch.stack([self.clean.final[position], self.final[position]]))
             return logits[1] - logits[0]
         # the change by itself, not the difference of two logits, which are far larger
         weight = parts.unembed.weight
         return (weight @ (self.final[position] - self.clean.final[position]).to(weight)).to(parts.compute_dtype)
 
+    @plain_torch()
     def tokens(self, count: int = 10, position: int = -1, others: tuple[int, ...] = ()) -> list[TokenChange]:
         """The most probable tokens of either run, the new favourites first, and `others` by id."""
         pair = torch.stack([self.clean.final[position], self.final[position]])

@@ -25,6 +25,7 @@ from circuit_tracer.interventions.features.settings import LayerSettings
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.run import ModelRun, Visit, in_rows, live_scales
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.sizes import as_size
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Observer(Protocol):
         """Take the inputs (P, D), or (B * P, D), of the next layer."""
 
 
+@plain_torch()
 def clean_network(model: Traceable, ids: Tensor, patterns: bool = True) -> FrozenNetwork:
     """One pass of the model over ids (P,), as the frozen network.
 

@@ -17,6 +17,7 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit, FeatureAt
 from circuit_tracer.interventions.features.settings import LayerSettings, in_precision
+from circuit_tracer.transcoders.base import described_layers
 
 if TYPE_CHECKING:
     from circuit_tracer.transcoders.base import Transcoders
@@ -91,6 +92,8 @@ def check_feature(feature: FeatureAt, transcoders: Transcoders) -> None:
         raise InputError(
             f"edit of feature {feature}: layer {feature.layer} does not exist; layers: 0 to {transcoders.n_layers - 1}"
         )
+    if feature.layer not in transcoders.layers:
+        raise InputError(f"edit of feature {feature}: that layer has none; {described_layers(transcoders)}")
     if not 0 <= feature.feature_idx < transcoders.n_features(feature.layer):
         raise InputError(
             f"edit of feature {feature}: layer {feature.layer} has features 0 to {transcoders.n_features(feature.layer) - 1}"

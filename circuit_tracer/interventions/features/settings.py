@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuit_tracer.arguments import shown, whole
 from circuit_tracer.errors import InputError
-from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.base import Transcoders, described_layers
 
 Intervention = tuple[int | Tensor, int | slice | Tensor, int | Tensor, int | float | Tensor]
 
@@ -78,6 +78,8 @@ def _layer(layer: Any, transcoders: Transcoders) -> int:
     number = whole(layer, "an intervention's layer")
     if not 0 <= number < transcoders.n_layers:
         raise InputError(f"intervention on layer {number}: the transcoder has layers 0 to {transcoders.n_layers - 1}")
+    if number not in transcoders.layers:
+        raise InputError(f"intervention on layer {number}: it has no features; {described_layers(transcoders)}")
     return number
 
 

@@ -33,6 +33,7 @@ from circuit_tracer.interventions.patching.pair import (
 )
 from circuit_tracer.interventions.patching.table import Mode, PatchTable
 from circuit_tracer.models.run import Place
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ FIRST: Place = ("hook_resid_pre", 0)
 
 
 @typed
+@plain_torch()
 def attribution_patching(
     model: Traceable,
     clean: Prompt,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import single_token, token_strings
 
 if TYPE_CHECKING:
@@ -59,5 +60,6 @@ def token_id(model: Traceable, token: str | int) -> int:
     return single_token(token, model.tokenizer)
 
 
+@plain_torch()
 def _text(model: Traceable, token: int) -> str:
     return token_strings(torch.tensor([token]), model.tokenizer)[0]

@@ -21,6 +21,7 @@ from circuit_tracer.interventions.patching.table import Mode, PatchTable
 from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import ModelRun, Place, Visit, read
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt, token_strings
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class Pair:
         )
 
 
+@plain_torch()
 @torch.no_grad()
 def pair_of(model: Traceable, clean: Prompt, corrupted: Prompt, metric: Metric | None, mode: Mode) -> Pair:
     """Check two prompts and run both. Raises InputError for prompts of different length, equal ones, or a metric that

@@ -37,6 +37,7 @@ from circuit_tracer.interventions.patching.pair import (
 )
 from circuit_tracer.interventions.patching.table import Mode, PatchTable
 from circuit_tracer.models.capture import logits_at
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 
 @typed
+@plain_torch()
 def activation_patching(
     model: Traceable,
     clean: Prompt,

@@ -5,7 +5,7 @@ Letters: L layers, P positions, F features a layer, V vocabulary, G generated to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +20,30 @@ from circuit_tracer.interventions.features.passes import Freeze, Pass, require_f
 from circuit_tracer.interventions.features.settings import Intervention, LayerSettings, open_ended, resolve
 from circuit_tracer.interventions.steering.sampling import require_cuts, warp
 from circuit_tracer.models.capture import check_length, logits_at
-from circuit_tracer.models.tokenization import Prompt, zero_positions
+from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
 
 
+# What narrows down the choice after temperature, top_k and top_p: option -> (transformers' warper, the value that means none).
+_WARPERS = {"min_p": ("MinPLogitsWarper", 0.0), "typical_p": ("TypicalLogitsWarper", 1.0)}
+
+
 @typed
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How tokens are chosen; names and defaults of TransformerLens' `generate`, which circuit-tracer's scripts use.
+    """How tokens are chosen; names of TransformerLens' `generate`, with its defaults, and of transformers': circuit-tracer's
+    scripts use both.
 
-    eos_token_id: one id or several, each of which ends the text. freq_penalty: subtracted from a logit for each time its
-    token was seen. return_type: the text, which is what circuit-tracer returns. Without `use_past_kv_cache` circuit-tracer
-    does not generate, and neither do we. Without effect: `verbose`; `padding_side`, since one prompt is not padded; and
-    `prepend_bos`, since ids are taken as they are and text is tokenized by the model's own rule (`ensure_tokenized`).
+    eos_token_id: one id or several, each of which ends the text. temperature 0: the most probable token. freq_penalty:
+    subtracted from a logit, after temperature, for each time its token was seen. seed: of a generator of this text's own; None
+    draws from torch's global random state, which all threads of a process share. logits_processor: functions of (ids (1, P),
+    logits (1, V)). streamer: told the prompt's ids, then each new one, as transformers' `generate` does. return_type: text
+    ("input", "str") or ids ("tokens"). Without `use_past_kv_cache` circuit-tracer does not generate with interventions, and
+    neither do we. Without effect: `verbose`; `padding_side`, since one prompt is not padded; and `prepend_bos`, since ids are
+    taken as they are and text is tokenized by the model's own rule (`ensure_tokenized`).
     """
 
     max_new_tokens: int = 10
@@ -43,29 +52,35 @@ class GenerationOptions:
     do_sample: bool = True
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
     temperature: float = 1.0
     freq_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logits_processor: Sequence[Callable[[Tensor, Tensor], Tensor]] = ()
+    streamer: Any = None
     use_past_kv_cache: bool = True
     prepend_bos: bool | None = None
     padding_side: str | None = None
     return_type: str | None = "input"
+    seed: int | None = None
     verbose: bool = True
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {self.max_new_tokens}; at least 1 is needed")
-        if not self.use_past_kv_cache:
-            raise InputError("interventions generate with the key-value cache only; leave use_past_kv_cache out")
-        if self.do_sample and not self.temperature > 0:
-            raise InputError(f"temperature is {self.temperature}; give a positive one, or do_sample=False")
+        if self.do_sample and not self.temperature >= 0:
+            raise InputError(f"temperature is {self.temperature}; give a positive one, 0, or do_sample=False")
         if abs(self.freq_penalty) > torch.finfo(torch.float32).max:
             raise InputError(f"freq_penalty is {self.freq_penalty:g}, which is not finite in float32")
-        require_cuts(self.top_k, self.top_p)
-        if self.return_type not in ("input", "str"):
-            raise InputError(
-                f"return_type is {self.return_type!r}; interventions return the text as 'str' (or 'input'). For ids, use "
-                "circuit_tracer.interventions.steering.generate.generate_held"
-            )
+        require_cuts(self.top_k or None, self.top_p)
+        if self.repetition_penalty <= 0:
+            raise InputError(f"repetition_penalty is {self.repetition_penalty}; give a positive one (1: none)")
+        for name in _WARPERS:
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected a share between 0 and 1")
+        if self.return_type not in ("input", "str", "tokens"):
+            raise InputError(f"return_type is {self.return_type!r}; use 'input' or 'str' for text, 'tokens' for ids")
 
     @classmethod
     def read(cls, arguments: dict[str, Any]) -> GenerationOptions:
@@ -85,26 +100,68 @@ class GenerationOptions:
         several = given if isinstance(given, Sequence) else [given]
         return frozenset(whole(each, "eos_token_id") for each in several)
 
-    def choose(self, logits_V: Tensor, seen: Tensor) -> int:
-        """The next token, given the ids (P,) so far; sampling uses torch's global random state."""
-        if not self.do_sample:
-            return int(logits_V.argmax())
-        logits = logits_V - self.freq_penalty * torch.bincount(seen, minlength=len(logits_V)).to(logits_V)
-        scores = warp(logits, self.temperature, self.top_k, self.top_p)
-        return int(torch.multinomial(torch.softmax(scores.float(), dim=-1), 1))
+    def generator(self) -> torch.Generator | None:
+        """What tokens are drawn with; None for torch's global random state."""
+        return None if self.seed is None else torch.Generator().manual_seed(self.seed & (2**63 - 1))
+
+    def choose(self, logits_V: Tensor, seen: Tensor, generator: torch.Generator | None = None) -> int:
+        """The next token, given the ids (P,) so far."""
+        import transformers
+
+        scores, ids = logits_V[None], seen[None]
+        if self.repetition_penalty != 1:
+            scores = transformers.RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty))(ids, scores)
+        for process in self.logits_processor:
+            scores = process(ids, scores)
+        if not self.do_sample or self.temperature == 0:
+            return int(scores.argmax())
+        # to be subtracted after the division by the temperature
+        penalty = self.freq_penalty * torch.bincount(seen, minlength=scores.shape[1]).to(scores)
+        scores = warp(scores[0] - penalty * self.temperature, self.temperature, self.top_k or None, self.top_p)[None]
+        for option, (warper, none) in _WARPERS.items():
+            if (value := getattr(self, option)) not in (None, none):
+                scores = getattr(transformers, warper)(value)(ids, scores)
+        odds = torch.softmax(scores[0].float(), dim=-1)
+        return int(torch.multinomial(odds if generator is None else odds.cpu(), 1, generator=generator))
+
+
+def transformers_defaults(model: Traceable) -> dict[str, Any]:
+    """What transformers' `generate`, to which circuit-tracer's nnsight backend leaves generation, does when told nothing: 20
+    tokens, chosen as the model's own generation configuration says.
+    """
+    names = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "eos_token_id")
+    configured = model.parts.model.generation_config
+    found = {name: getattr(configured, name, None) for name in names}
+    return {
+        "max_new_tokens": getattr(configured, "max_new_tokens", None) or 20,
+        "do_sample": False,
+        **{name: value for name, value in found.items() if value is not None},
+    }
 
 
 def feature_intervention_generate(
-    model: Traceable, inputs: Prompt, interventions: Sequence[Intervention], *settings: Any, **generation: Any
-) -> tuple[str, Tensor, Tensor | None]:
+    model: Traceable,
+    inputs: Prompt,
+    interventions: Sequence[Intervention],
+    *settings: Any,
+    skip_special_tokens: bool = True,
+    **generation: Any,
+) -> tuple[str | Tensor, Tensor, Tensor | None]:
     """(text, logits (G, V), activations (L, P + G - 1, F) or None); see `ReplacementModel.feature_intervention_generate`."""
-    if model.tokenizer is None:
-        raise InputError("this model has no tokenizer, so it cannot turn what it generates into text; load it with one")
+    wanted = GenerationOptions.read(generation).return_type
+    if model.tokenizer is None and wanted != "tokens":
+        raise InputError(
+            "this model has no tokenizer, so it cannot turn what it generates into text; load it with one, or ask for ids "
+            "(return_type='tokens')"
+        )
     ids, logits, activations = generate_held(model, inputs, interventions, *settings, **generation)
-    return model.tokenizer.decode(ids.tolist(), skip_special_tokens=True), logits, activations
+    if wanted == "tokens":
+        return ids[None].to(model.parts.device), logits, activations
+    return model.tokenizer.decode(ids.tolist(), skip_special_tokens=skip_special_tokens), logits, activations
 
 
 @typed
+@plain_torch()
 @torch.no_grad()
 def generate_held(
     model: Traceable,
@@ -119,28 +176,41 @@ def generate_held(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `feature_intervention_generate`, with token ids (P + G,) in place of their text."""
     options = GenerationOptions.read(generation)
+    if interventions and not options.use_past_kv_cache:
+        raise InputError("interventions generate with the key-value cache only; leave use_past_kv_cache out")
     ids, parts = model.ensure_tokenized(inputs), model.parts
     check_length(parts, ids, options.max_new_tokens)
-    left_out = zero_positions(ids, model.parts.config.model_name)
-    loop = _Generation(model, ids, return_activations, sparse, apply_activation_function)
+    left_out = model.left_out(ids)
+    loop = _Generation(model, ids, options, return_activations, sparse, apply_activation_function)
     place = (model.transcoders, len(ids), model.parts.device, parts.compute_dtype)
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
-    loop.step(ids, resolve(interventions, *place), freeze, left_out, options)
+    loop.step(ids, resolve(interventions, *place), freeze, left_out)
     goes_on = resolve(open_ended(interventions), model.transcoders, 1, model.parts.device, parts.compute_dtype)
     ends = options.end_ids(model.tokenizer)
     while len(loop.logits) < options.max_new_tokens and int(loop.ids[-1]) not in ends:
-        loop.step(loop.ids[-1:], goes_on, None, [], options)
+        if not options.use_past_kv_cache:
+            loop.forget()
+        loop.step(loop.ids[-1:] if options.use_past_kv_cache else loop.ids, goes_on, None, [])
+    if options.streamer is not None:
+        options.streamer.end()
     return loop.ids, torch.stack(loop.logits), loop.all_activations()
 
 
 class _Generation:
     """The tokens, logits, activations and cache of a generation so far."""
 
-    def __init__(self, model: Traceable, ids: Tensor, record: bool, sparse: bool, apply: bool) -> None:
+    def __init__(
+        self, model: Traceable, ids: Tensor, options: GenerationOptions, record: bool, sparse: bool, apply: bool
+    ) -> None:
         self.model, self.ids, self.record, self.sparse, self.apply = model, ids, record, sparse, apply
+        self.options, self.generator = options, options.generator()
         self.past: Any = None
         self.logits: list[Tensor] = []
         self.activations: list[Tensor] = []
+
+    def forget(self) -> None:
+        """Start again with all tokens, and nothing kept of them."""
+        self.past, self.activations = None, []
 
     def step(
         self,
@@ -148,7 +218,6 @@ class _Generation:
         settings: dict[int, LayerSettings],
         freeze: Freeze | None,
         left_out: list[int],
-        options: GenerationOptions,
     ) -> None:
         """Run the model on the tokens that it has not seen, and choose the next one."""
         recorder = Recorder(self.model.transcoders, self.sparse, self.apply, left_out) if self.record else None
@@ -157,8 +226,14 @@ class _Generation:
         if recorder is not None:
             self.activations.append(recorder.result())
         self.logits.append(logits_at(self.model.parts, require_finite(final)[-1:])[0])
-        chosen = options.choose(self.logits[-1], self.ids.to(self.model.parts.device))
-        self.ids = torch.cat([self.ids, self.ids.new_tensor([chosen])])
+        chosen = self.ids.new_tensor(
+            [self.options.choose(self.logits[-1], self.ids.to(self.model.parts.device), self.generator)]
+        )
+        if self.options.streamer is not None and len(self.logits) == 1:
+            self.options.streamer.put(self.ids[None].cpu())
+        if self.options.streamer is not None:
+            self.options.streamer.put(chosen.cpu())
+        self.ids = torch.cat([self.ids, chosen])
 
     def all_activations(self) -> Tensor | None:
         """(L, P + G - 1, F): the last token was never fed to the model."""

@@ -27,6 +27,7 @@ from circuit_tracer.interventions.steering.sampling import require_cuts, warp
 from circuit_tracer.interventions.steering.schedule import Direction, SteeringPlan
 from circuit_tracer.interventions.steering.text_stream import TextStream
 from circuit_tracer.models.capture import check_length, logits_at
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Steering:
 
 
 @typed
+@plain_torch()
 @torch.no_grad()
 def steer(
     model: Traceable,

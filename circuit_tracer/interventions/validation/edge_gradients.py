@@ -31,6 +31,7 @@ from circuit_tracer.interventions.features.semantics import Kind, Semantics, sem
 from circuit_tracer.interventions.validation.bench import logit_targets
 from circuit_tracer.interventions.validation.statistics import agreement
 from circuit_tracer.models.run import ModelRun
+from circuit_tracer.models.surroundings import plain_torch
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
@@ -59,6 +60,7 @@ class EdgeEstimates:
 
 
 @typed
+@plain_torch()
 def approximate_edges(
     model: Traceable,
     graph: Graph,
@@ -136,11 +138,12 @@ class _Way:
         shares = shares.clone().requires_grad_()
         gradients = []
         for read in self._read_outs(shares, targets):
-            if read.requires_grad:  # features of the first layers depend on none
-                (found,) = torch.autograd.grad(read, shares, retain_graph=True)
-                gradients.append(found.sum(0))
-            else:
-                gradients.append(torch.zeros_like(shares[0]))
+            found = (
+                None  # features of the first layers depend on no share, but perhaps on weights that require gradients
+            )
+            if read.requires_grad:
+                (found,) = torch.autograd.grad(read, shares, retain_graph=True, allow_unused=True)
+            gradients.append(torch.zeros_like(shares[0]) if found is None else found.sum(0))
         return torch.stack(gradients)
 
     def _read_outs(self, shares: Tensor, targets: Tensor) -> Iterator[Tensor]:

@@ -32,10 +32,12 @@ from circuit_tracer.interventions.validation.effects import NodeEffects
 from circuit_tracer.interventions.validation.stability import Stabilities, retrace, row_variations
 from circuit_tracer.interventions.validation.statistics import mean
 from circuit_tracer.interventions.validation.verdict import distrust, verdict
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.transcoders.base import Transcoders
 
 
 @typed
+@plain_torch()
 @torch.no_grad()
 def validate(
     graph: Graph,

@@ -3,7 +3,7 @@
 A folder holds `manifest.json` and `rows-000000.safetensors`, ... . The manifest says what the rows follow from (settings.py),
 lists the shards with their number of rows and, for the last shard of a refill, where the model goes on behind it, and says
 whether the epoch is complete. It is written after the shards it lists, so that a run killed at any moment leaves a cache that
-the next run continues.
+the next run continues. Damage is noticed: the manifest has a digest, shards have checksums and say which cache they are of.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
-
 from circuit_tracer.errors import CircuitTracerError, CompatibilityError, FileFormatError, ResourceError
 from circuit_tracer.files import atomic_write, claimed, read_json, require_writable_folder
-from circuit_tracer.files.tensors import open_tensor_file
+from circuit_tracer.files.checksums import verified, write_tensors
+from circuit_tracer.files.digests import digest_of, sealed, unsealed
+from circuit_tracer.files.tensors import TensorFile, open_tensor_file
 from circuit_tracer.fingerprint import require_same
 from circuit_tracer.text.position import require_position
 from circuit_tracer.training.data.block import Block, RowLayout
@@ -28,7 +27,9 @@ from circuit_tracer.training.data.rows import ModelRows
 from circuit_tracer.training.feature_ranks import FeatureRanks
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
+BELONGS = "belongs_to"  # metadata of a shard: digest of the settings that its rows follow from
+_REMEDY = "Remove the folder of the cache."
 SHARD_BYTES = 2**28  # so that writing a shard needs little memory
 
 
@@ -57,6 +58,7 @@ class CachedRows:
     ) -> None:
         self.folder, self.model_rows, self.layout, self.ranks = folder, model_rows, layout, ranks
         self._start = model_rows.state()
+        self._belongs = digest_of(settings)
         self._manifest: dict[str, Any] = {"version": VERSION, "settings": settings, "shards": [], "complete": False}
         if (folder / MANIFEST).is_file():
             self._manifest = read_manifest(folder)
@@ -129,9 +131,9 @@ class CachedRows:
             if start == block.n_rows or begin >= behind:
                 continue
             end = min(behind, begin + block.n_rows - start)
-            with _opened(self.folder / shard["file"]) as file:
+            with self._opened(shard) as file:
                 for name in self.layout.names:
-                    block.rows(name, start, start + end - begin).copy_(file.tensor(name)[begin:end])
+                    block.rows(name, start, start + end - begin).copy_(verified(file.tensor(name)[begin:end]))
             start += end - begin
             self._row += end - begin
         return start
@@ -156,20 +158,32 @@ class CachedRows:
             self._claim = None
 
     def _write_shard(self, name: str, block: Block, start: int, end: int) -> None:
-        tensors = {tensor: block.rows(tensor, start, end).cpu() for tensor in self.layout.names}
-        path = self.folder / name
-        with atomic_write(path) as temporary:
+        tensors = {tensor: block.rows(tensor, start, end) for tensor in self.layout.names}
+        with atomic_write(self.folder / name) as temporary:
             try:
-                safetensors.torch.save_file(tensors, str(temporary))
-            except SafetensorError as error:  # how it reports a full disk
+                write_tensors(temporary, tensors, {BELONGS: self._belongs}, name)
+            except OSError as error:
                 raise ResourceError(
-                    f"could not write {path}: {error}. The cache keeps what it has; free some space and resume the run, or "
-                    "set data.cache to null."
+                    f"could not write {self.folder / name}: {error}. The cache keeps what it has; free some space and resume "
+                    "the run, or set data.cache to null."
                 ) from error
 
     def _write_manifest(self) -> None:
         with atomic_write(self.folder / MANIFEST) as temporary:
-            temporary.write_text(json.dumps(self._manifest, indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps(sealed(self._manifest), indent=1), encoding="utf-8")
+
+    @contextmanager
+    def _opened(self, shard: dict[str, Any]) -> Iterator[TensorFile]:
+        path = self.folder / shard["file"]
+        try:
+            file = open_tensor_file(path)
+            if file.digest is None or file.metadata.get(BELONGS) != self._belongs:
+                raise FileFormatError("it was not written with this cache")
+            if any(file.shapes.get(name, ())[:1] != (shard["rows"],) for name in self.layout.names):
+                raise FileFormatError(f"it has not the {shard['rows']} rows that the manifest says")
+            yield file
+        except CircuitTracerError as error:
+            raise FileFormatError(f"{path} is damaged or missing: {error} {_REMEDY}") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -182,15 +196,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         whole = isinstance(manifest["complete"], bool) and isinstance(manifest["settings"], dict)
         whole &= all(type(rows) is int and rows > 0 for _, rows, _ in listed)
     except (CircuitTracerError, LookupError, TypeError) as error:
-        raise FileFormatError(f"{path} is not the manifest of a cache: {error!r}. Remove the folder.") from error
+        raise FileFormatError(f"{path} is not the manifest of a cache: {error!r}. {_REMEDY}") from error
     if not (known and whole and all(isinstance(file, str) and Path(file).name == file for file, _, _ in listed)):
-        raise FileFormatError(f"{path} is not the manifest of a cache of version {VERSION}. Remove the folder.")
-    return dict(manifest)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        yield open_tensor_file(path)
-    except (CircuitTracerError, RuntimeError) as error:
-        raise FileFormatError(f"{path} is damaged or missing: {error}. Remove the cache's folder.") from error
+        raise FileFormatError(f"{path} is not the manifest of a cache of version {VERSION}. {_REMEDY}")
+    return unsealed(manifest, str(path), _REMEDY)

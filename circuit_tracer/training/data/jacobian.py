@@ -41,6 +41,8 @@ class MLPDerivative:
 def between(layer: LayerParts, input_point: str, output_point: str) -> Callable[[Tensor], Tensor]:
     """The function (n, D) -> (n, D) from a layer's MLP input point to its output point."""
     source, target = SITES[input_point], SITES[output_point]
+    if layer.mlp_output is not layer.mlp:
+        raise UnsupportedModelError("the MLP of this model is not one module. Set sparsity.jacobian_weight to 0.")
 
     def function(x_nD: Tensor) -> Tensor:
         hidden, norm = x_nD, layer.mlp_norm

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.progress import Progress, silent
-from circuit_tracer.attribution.prompt import check_pair
+from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.models.model_pass import Points
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import fast_attention
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.training.evaluation.activations import Activations, ModelActivations
 from circuit_tracer.training.evaluation.graphs import score_graphs
 from circuit_tracer.training.evaluation.passes import StandIn
@@ -38,6 +39,7 @@ DICTIONARY, RANDOM, PER_LAYER = "dictionary", "random", "per_layer"  # keys of E
 ZERO, MEAN = "zero", "mean"  # keys of Evaluation.ablations
 
 
+@plain_torch()
 @torch.no_grad()
 def evaluate(
     parts: ModelParts,
@@ -62,6 +64,9 @@ def evaluate(
     empty. Raises InputError, CompatibilityError or NumericalError for what cannot be measured.
     """
     settings = settings or EvaluationSettings()
+    if layers is None:
+        transcoders = paired(parts, transcoders)
+        per_layer = None if per_layer is None else paired(parts, per_layer)
     subject = _Subject(parts, tokenizer, settings, progress)
     points = _points(parts, transcoders, layers)
     _check(parts, transcoders, points, settings, per_layer)
@@ -117,7 +122,8 @@ class _Subject:
         if chosen is None:
             raise InputError("replacement is measured on token sequences: give some, or set replacement_tokens to 0")
         points = {name: _points(self.parts, one, None) for name, one in dictionaries.items()}
-        constants = {ZERO: Constant(torch.zeros_like(mean_LD)), MEAN: Constant(mean_LD)}
+        replaced = dictionaries[DICTIONARY].layers
+        constants = {ZERO: Constant(torch.zeros_like(mean_LD), replaced), MEAN: Constant(mean_LD, replaced)}
         stand_ins: dict[str, tuple[Points, StandIn]] = {
             name: (points[name], Reconstructions(one)) for name, one in dictionaries.items()
         }
@@ -164,9 +170,13 @@ def describe(transcoders: Transcoders) -> str:
     if transcoders.feature_input_hook == transcoders.feature_output_hook:
         kind = kind.replace("per-layer transcoders", "sparse autoencoders")
     skip = ", skip connection" if transcoders.skip_connection else ""
+    activation = transcoders.activation(transcoders.layers[0]).name
+    layers = f"{transcoders.n_layers} layers"
+    if len(transcoders.layers) < transcoders.n_layers:
+        layers = f"layers {', '.join(map(str, transcoders.layers))} of {transcoders.n_layers}"
     return (
-        f"{kind}, {transcoders.n_layers} layers of {transcoders.d_transcoder} features, "
-        f"{transcoders.activation(0).name}{skip}, {transcoders.feature_input_hook} to {transcoders.feature_output_hook}"
+        f"{kind}, {layers} of {transcoders.d_transcoder} features, "
+        f"{activation}{skip}, {transcoders.feature_input_hook} to {transcoders.feature_output_hook}"
     )
 
 
@@ -201,7 +211,7 @@ def _check(
             f"model that has {parts.config.n_layers}"
         )
     if transcoders.d_model != parts.config.d_model:
-        check_pair(parts, transcoders)
+        paired(parts, transcoders)
     if settings.replacement_tokens or settings.prompts or per_layer is not None:
         raise InputError(
             f"{describe(transcoders)}: it does not replace all MLPs of the model, so only its reconstruction can be "

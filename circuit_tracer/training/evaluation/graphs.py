@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, NumericalError
+from circuit_tracer.graph.balance import ReconstructionWarning
 from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.training.evaluation.results import GraphScore
 
@@ -33,8 +35,12 @@ def score_graphs(
 
 def _score(model: Traceable, prompt: str, max_feature_nodes: int | None) -> GraphScore:
     try:
-        graph = attribute(prompt, model, max_feature_nodes=max_feature_nodes)
-    except InputError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", ReconstructionWarning
+            )  # NMSE is part of the evaluation, and random baselines are bad
+            graph = attribute(prompt, model, max_feature_nodes=max_feature_nodes)
+    except (InputError, NumericalError) as error:
         return GraphScore(prompt, problem=str(error))
     scores = graph_scores(graph, count_unselected=True)
     return GraphScore(

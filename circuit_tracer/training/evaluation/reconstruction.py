@@ -65,6 +65,7 @@ class Meter:
     def result(self, spread: Spread) -> HeldOutReconstruction:
         """The numbers, given how the true outputs of the same tokens spread."""
         nmse_S = (self.errors_S / spread.squares_S).masked_fill(spread.squares_S == 0, torch.nan)
+        nmse_S[[layer for layer in range(len(nmse_S)) if layer not in self.transcoders.layers]] = torch.nan
         densities = [in_float64(counts) / spread.n for counts in self.counts]
         return HeldOutReconstruction(
             tokens=spread.n,
@@ -72,7 +73,7 @@ class Meter:
             l0=[float(counts.sum()) / spread.n for counts in self.counts],
             features=[len(density) for density in densities],
             never_active=[int((density == 0).sum()) for density in densities],
-            max_density=[float(density.max()) for density in densities],
+            max_density=[float(density.max()) if len(density) else 0.0 for density in densities],
             density_histogram=[_histogram(density) for density in densities],
         )
 

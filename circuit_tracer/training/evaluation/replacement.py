@@ -28,7 +28,10 @@ LOGIT_BYTES = 64 * 2**20  # logits of one kind in hand
 
 
 class Reconstructions:
-    """The dictionary's reconstruction stands in for every MLP output, from the inputs of the replaced pass itself."""
+    """The dictionary's reconstruction stands in for the MLP outputs, from the inputs of the replaced pass itself.
+
+    MLPs of layers without transcoders run as they are.
+    """
 
     def __init__(self, transcoders: Transcoders) -> None:
         self.transcoders = transcoders
@@ -44,20 +47,23 @@ class Reconstructions:
 
     def write(self, layer: int, y_ND: Tensor) -> Tensor:
         """What was collected for this layer."""
-        return self._writes_NLD[:, layer]
+        return self._writes_NLD[:, layer] if layer in self.transcoders.layers else y_ND
 
 
 @dataclass(frozen=True)
 class Constant:
-    """The same vector at every token: ablation."""
+    """The same vector at every token, in ``layers`` (None: in all): ablation."""
 
     mean_LD: Tensor
+    layers: tuple[int, ...] | None = None
 
     def read(self, layer: int, x_ND: Tensor) -> None:
         """Nothing to learn from it."""
 
     def write(self, layer: int, y_ND: Tensor) -> Tensor:
         """The layer's vector, N times."""
+        if self.layers is not None and layer not in self.layers:
+            return y_ND
         return self.mean_LD[layer].to(y_ND).expand_as(y_ND)
 
 

@@ -31,8 +31,8 @@ class HeldOutReconstruction:
 
     @property
     def mean_nmse(self) -> float:
-        """Over layers."""
-        return math.fsum(self.nmse) / len(self.nmse)
+        """Over layers that have features."""
+        return _mean([nmse for nmse, features in zip(self.nmse, self.features, strict=True) if features])
 
     @property
     def dead_share(self) -> float:

@@ -60,7 +60,7 @@ def export(
             _write_sae(folded(checkpoint, config, levels, source), config, folder / _stem(layer), model_name, layer)
         return folder
     if kind == "clt":
-        model_kind, names = "cross_layer_transcoder", native_names("cross_layer_transcoder", len(layers))
+        model_kind, names = "cross_layer_transcoder", native_names("cross_layer_transcoder", range(len(layers)))
     else:
         # numbered by the model's layers: those of some layers only must not pass for the first ones
         model_kind, names = "transcoder_set", [f"{_stem(layer)}.safetensors" for layer in layers]

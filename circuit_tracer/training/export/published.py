@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.prompt import check_pair
+from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.files import atomic_write
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.models.parts import ModelParts
@@ -73,7 +73,7 @@ def publish(
 def _read_back(config: TrainingConfig, parts: ModelParts, folder: Path, layers: Sequence[int]) -> Transcoders:
     if config.dictionary.kind == "clt":
         return _loaded(folder, parts)
-    if config.dictionary.kind != "sae":  # perhaps of some layers only, which readers of a whole model refuse
+    if config.dictionary.kind != "sae":  # numbered as they were trained, as the evaluation has them
         paths = {source: folder / f"layer_{layer}.safetensors" for source, layer in enumerate(layers)}
         hooks = (config.dictionary.input_hook, config.dictionary.output_hook)
         return load_transcoder_set(paths, None, *hooks, device=parts.device, dtype=torch.float32)
@@ -98,7 +98,7 @@ def require_baseline(config: TrainingConfig, parts: ModelParts) -> None:
     """CircuitTracerError unless the dictionary to measure beside is there and belongs to the model; reads no weights."""
     folder = config.evaluation.per_layer_baseline
     if folder is not None:
-        check_pair(parts, load_transcoder_from_hub(str(folder), lazy_encoder=True, lazy_decoder=True)[0])
+        paired(parts, load_transcoder_from_hub(str(folder), lazy_encoder=True, lazy_decoder=True)[0])
 
 
 def _loaded(folder: Path, parts: ModelParts) -> Transcoders:

@@ -13,8 +13,7 @@ from typing import TypeVar
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, ResourceError
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.files.tensors import open_tensor_file
-from circuit_tracer.transcoders.config import CONFIG_NAME
-from circuit_tracer.transcoders.formats.writing import NATIVE_FILE
+from circuit_tracer.transcoders.config import CONFIG_NAME, NATIVE_FILE
 from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 
 Result = TypeVar("Result")
@@ -147,7 +146,8 @@ def _check_weights(root: Path, found: dict[str, Path]) -> None:
     name = config.get("model_name") or ""
     if not _HUB_NAME.fullmatch(name) or name.endswith(".gguf") or Path(name).exists():
         warnings.warn(
-            f"{CONFIG_NAME} names the model {name!r}, which others cannot load: write its name on the hub there (model_name)",
+            f"{CONFIG_NAME} names the model {name!r}, which others cannot load: write its name on the hub there (model_name) "
+            "and remove the line `digest`",
             stacklevel=3,
         )
 

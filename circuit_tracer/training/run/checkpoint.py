@@ -4,6 +4,7 @@
                   shared.safetensors               what is the same on every rank; written by rank 0
                   layer-003.rank-0-of-2.safetensors  the rows of one source layer that a rank owns, with their moments
 
+Every file notices damage: state.json by its digest, tensors by checksums, and which run and step they belong to.
 The folder is written under another name and renamed when every rank is done, so that a run killed at any moment leaves the
 last complete checkpoint. FeatureRanks own contiguous rows, so that another number of ranks reads slices of the same files.
 """
@@ -21,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from circuit_tracer.errors import (
@@ -33,13 +32,16 @@ from circuit_tracer.errors import (
     ResourceError,
 )
 from circuit_tracer.files import atomic_write, read_json, shortened
+from circuit_tracer.files.checksums import verified, write_tensors
+from circuit_tracer.files.digests import digest_of, sealed, unsealed
 from circuit_tracer.files.tensors import TensorFile, open_tensor_file
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.state import TrainingState
 
-VERSION = 1
+VERSION = 2
 KEPT = 2  # complete checkpoints kept; older ones go
 SHARED_FILE, STATE_FILE = "shared.safetensors", "state.json"
+BELONGS = "belongs_to"  # in state.json, and in the metadata of the tensors written with it: digest of run and step
 _NAME = re.compile(r"step-(\d{8})")
 _LAYER = re.compile(r"layer-(\d{3})\.rank-(\d+)-of-(\d+)\.safetensors")
 
@@ -80,6 +82,8 @@ def save(state: TrainingState, folder: Path, facts: dict[str, Any], ranks: Featu
     partial = final.with_name(f"{final.name}.partial")
     sizes = {"n_layers": state.dictionary.n_layers, "n_features": state.dictionary.n_features}
     content = {"version": VERSION, "step": state.step, **sizes, "running_cut": state.running_cut, **facts}
+    belongs = digest_of({"step": state.step, **sizes, **{key: facts.get(key) for key in ("config", "model")}})
+    content[BELONGS] = belongs  # the same on all ranks, and kept when facts are added
     _on_all(ranks, lambda: _fresh(partial) if ranks.first else None)
     try:
         _on_all(ranks, lambda: _write_share(state, partial, content, ranks))
@@ -111,6 +115,8 @@ def read(folder: Path) -> Checkpoint:
     """A checkpoint by its folder. Raises FileFormatError if it is not one, or of another version."""
     try:
         content = read_json(folder / STATE_FILE, halves=True)
+        if isinstance(content, dict) and content.get("version") == VERSION:
+            content = unsealed(content, STATE_FILE, "It is damaged.")
     except CircuitTracerError as error:
         raise _damaged(folder, f"{STATE_FILE} cannot be read ({error})") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
@@ -119,7 +125,7 @@ def read(folder: Path) -> Checkpoint:
             f"{folder} is a checkpoint of version {shortened(found)}; this program reads version {VERSION}. Resume with the "
             "program that wrote it, or choose another run.out."
         )
-    missing = [key for key in ("step", "n_layers", "n_features", "running_cut") if key not in content]
+    missing = [key for key in ("step", "n_layers", "n_features", "running_cut", BELONGS) if key not in content]
     if missing:
         raise _damaged(folder, f"{STATE_FILE} lacks {', '.join(missing)}")
     sizes = [content[key] for key in ("step", "n_layers", "n_features")]
@@ -146,11 +152,11 @@ def load_(state: TrainingState, checkpoint: Checkpoint) -> None:
     for source in range(state.dictionary.n_layers):
         tensors = state.layer_tensors(source)
         for path, _, _ in _shards(checkpoint, source):
-            _require_names(path, tensors)
+            _require_names(checkpoint, path, tensors)
         for name, tensor in tensors.items():
             _copy_(tensor, rows(checkpoint, source, name, state.dictionary.owned), f"{name} of source layer {source}")
     tensors = state.shared_tensors()
-    _require_names(checkpoint.folder / SHARED_FILE, tensors)
+    _require_names(checkpoint, checkpoint.folder / SHARED_FILE, tensors)
     for name, tensor in tensors.items():
         _copy_(tensor, shared(checkpoint, name), name)
     state.step = checkpoint.step
@@ -163,17 +169,17 @@ def rows(checkpoint: Checkpoint, source: int, name: str, wanted: slice) -> Tenso
     for path, start, stop in _shards(checkpoint, source):
         first, last = max(start, wanted.start), min(stop, wanted.stop)
         if first < last:
-            entry = _entry(_opened(path), path, name)
-            if entry.ndim == 0 or entry.shape[0] != stop - start:
-                raise _damaged(path, f"{name} has shape {tuple(entry.shape)}, {stop - start} rows are expected")
-            parts.append(entry[first - start : last - start])
+            tensor = _entry(checkpoint, path, name)
+            if tensor.ndim == 0 or tensor.shape[0] != stop - start:
+                raise _damaged(path, f"{name} has shape {tuple(tensor.shape)}, {stop - start} rows are expected")
+            parts.append(_whole(path, tensor[first - start : last - start]))
     return torch.cat(parts)
 
 
 def shared(checkpoint: Checkpoint, name: str) -> Tensor:
     """A tensor that all ranks have alike."""
     path = checkpoint.folder / SHARED_FILE
-    return _entry(_opened(path), path, name).clone()
+    return _whole(path, _entry(checkpoint, path, name)).clone()
 
 
 # ---- reading
@@ -196,22 +202,36 @@ def _shards(checkpoint: Checkpoint, source: int) -> list[tuple[Path, int, int]]:
     return [(checkpoint.folder / name, rank * size, (rank + 1) * size) for rank, _, name in mine]
 
 
-def _opened(path: Path) -> TensorFile:
+def _opened(checkpoint: Checkpoint, path: Path) -> TensorFile:
     try:
-        return open_tensor_file(path)
+        file = open_tensor_file(path)
+    except CircuitTracerError as error:
+        raise _damaged(path, str(error)) from error
+    if file.digest is None or file.metadata.get(BELONGS) != checkpoint.content[BELONGS]:
+        raise _damaged(path, "it was not written with the checkpoint that it lies in")
+    return file
+
+
+def _entry(checkpoint: Checkpoint, path: Path, name: str) -> Tensor:
+    file = _opened(checkpoint, path)
+    if name not in file:
+        raise _foreign(f"{path} has no tensor {name}")
+    try:
+        return file.tensor(name)
     except CircuitTracerError as error:
         raise _damaged(path, str(error)) from error
 
 
-def _entry(file: TensorFile, path: Path, name: str) -> Tensor:
-    if name not in file:
-        raise _foreign(f"{path} has no tensor {name}")
-    return file.tensor(name)
+def _whole(path: Path, view: Tensor) -> Tensor:
+    try:
+        return verified(view)
+    except FileFormatError as error:
+        raise _damaged(path, str(error)) from error
 
 
-def _require_names(path: Path, expected: Iterable[str]) -> None:
+def _require_names(checkpoint: Checkpoint, path: Path, expected: Iterable[str]) -> None:
     """A tensor that nothing takes would be forgotten without a word."""
-    different = _opened(path).entries.keys() ^ set(expected)
+    different = _opened(checkpoint, path).entries.keys() ^ set(expected)
     if different:
         raise _foreign(f"{path} and this run differ in the tensors they have: {', '.join(sorted(different))}")
 
@@ -269,10 +289,10 @@ def _write_share(state: TrainingState, partial: Path, content: dict[str, Any], r
     """What this rank has to write."""
     for source in range(state.dictionary.n_layers):
         name = f"layer-{source:03d}.rank-{ranks.rank}-of-{ranks.world}.safetensors"
-        _write_tensors(state.layer_tensors(source), partial / name, f"source layer {source}")
+        _write_tensors(state.layer_tensors(source), partial / name, content, f"source layer {source}")
     if not ranks.first:
         return
-    _write_tensors(state.shared_tensors(), partial / SHARED_FILE, "all layers")
+    _write_tensors(state.shared_tensors(), partial / SHARED_FILE, content, "all layers")
     try:
         (partial / STATE_FILE).write_text(_text(content), encoding="utf-8")
         _sync(partial / STATE_FILE)
@@ -280,7 +300,7 @@ def _write_share(state: TrainingState, partial: Path, content: dict[str, Any], r
         raise _refused(partial / STATE_FILE, error) from error
 
 
-def _write_tensors(tensors: dict[str, Tensor], path: Path, where: str) -> None:
+def _write_tensors(tensors: dict[str, Tensor], path: Path, content: dict[str, Any], where: str) -> None:
     for name, tensor in tensors.items():
         if not _finite(tensor):
             raise NumericalError(
@@ -288,9 +308,9 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path, where: str) -> None:
                 "lower optimizer.learning_rate, or look for broken activations in the data."
             )
     try:
-        save_file(_apart({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}), str(path))
+        write_tensors(path, tensors, {BELONGS: content[BELONGS]})
         _sync(path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise _refused(path, error) from error
 
 
@@ -299,16 +319,6 @@ def _finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     return all(math.isfinite(end) for end in torch.stack(tensor.aminmax()).tolist())
-
-
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors in memory of their own, as safetensors wants them: an autoencoder's two means may be one tensor."""
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        if tensor.untyped_storage().data_ptr() in seen:
-            tensors[name] = tensor.clone()
-        seen.add(tensor.untyped_storage().data_ptr())
-    return tensors
 
 
 def _publish(partial: Path, final: Path) -> None:
@@ -345,7 +355,7 @@ def _sync(path: Path) -> None:
 
 
 def _text(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=1) + "\n"
+    return json.dumps(sealed(content), indent=1) + "\n"
 
 
 def _refused(path: Path, error: Exception) -> ResourceError:

@@ -1,8 +1,8 @@
 """The record of a run: OUT/log.jsonl always, TensorBoard and Weights & Biases when the configuration asks for them.
 
 A line is the report of a step, `{"step": 10, "loss": ...}` with the fields of `StepReport`, or an evaluation,
-`{"step": 500, "evaluation": {...}}`. When a run resumes, lines beyond the step it resumes from are taken back, so that the file
-is that of a run that was never interrupted.
+`{"step": 500, "evaluation": {...}}`, each with a digest of itself, by which a damaged line is noticed. When a run resumes,
+lines beyond the step it resumes from are taken back, so that the file is that of a run that was never interrupted.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from circuit_tracer.errors import FileFormatError, InputError, ResourceError
 from circuit_tracer.files import LARGEST_JSON, atomic_write, parse_json, read_bytes, require_writable_folder
+from circuit_tracer.files.digests import as_written, read_sealed, sealed, unsealed, write_sealed
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.run.events import Listener, StepReport
 
@@ -99,7 +100,7 @@ class JsonLog:
 
     def _append(self, entry: dict[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(finite(entry), ensure_ascii=False) + "\n")
+            self._file.write(json.dumps(sealed(as_written(finite(entry))), ensure_ascii=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise ResourceError(
@@ -161,11 +162,10 @@ class WandbLog:
         folder = require_writable_folder(config.run.out)
         remembered = folder / "wandb-run-id"
         if step == 0 or not remembered.is_file():
-            with atomic_write(remembered) as temporary:
-                temporary.write_text(secrets.token_hex(4), encoding="utf-8")
+            write_sealed(remembered, {"id": secrets.token_hex(4)})
         self._run: Any = wandb.init(
             project=config.run.wandb,
-            id=remembered.read_text(encoding="utf-8"),
+            id=str(read_sealed(remembered, "Remove it to begin a new run there.").get("id")),
             resume="allow",
             dir=str(folder),
             config=config.model_dump(mode="json"),
@@ -234,13 +234,13 @@ def finite(value: Any) -> Any:
 
 
 def _complete_lines(path: Path) -> list[str]:
-    """The lines of an old log; a last one that was cut off in the middle is dropped."""
+    """The lines of an old log; a last one that was cut off before its end is dropped."""
     text = read_bytes(path, LARGEST_JSON).decode("utf-8", "replace") if path.is_file() else ""
-    lines = text.removesuffix("\n").split("\n") if text else []
+    *lines, cut_off = text.split("\n")
+    # a line whose end was damaged, not cut off
+    lines += [cut_off] if _is_entry(cut_off[:-1]) else []
     for number, line in enumerate(lines, start=1):
         if not _is_entry(line):
-            if number == len(lines):
-                return lines[:-1]
             raise FileFormatError(
                 f"line {number} of {path} is not an entry of a log; move the file away and resume again"
             )
@@ -249,7 +249,7 @@ def _complete_lines(path: Path) -> list[str]:
 
 def _is_entry(line: str) -> bool:
     try:
-        entry = parse_json(line, "a line")
-    except FileFormatError:
+        entry = unsealed(parse_json(line, "a line"), "a line", "")
+    except (FileFormatError, TypeError, AttributeError):
         return False
-    return isinstance(entry, dict) and type(entry.get("step")) is int
+    return type(entry.get("step")) is int

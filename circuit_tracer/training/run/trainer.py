@@ -21,6 +21,7 @@ from circuit_tracer.files import atomic_write, claimed, require_writable_folder,
 from circuit_tracer.fingerprint import model_fingerprint
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind
+from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.verify import verify
 from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
@@ -55,6 +56,7 @@ class TrainingResult:
     evaluation: dict[str, Any]
 
 
+@plain_torch()
 def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | None = None) -> TrainingResult:
     """Train, evaluate and export. ``resume``: continue from the last checkpoint in ``run.out``, bitwise (CPU).
 
@@ -181,11 +183,8 @@ def _start(config: TrainingConfig, folder: Path, resume: bool) -> Checkpoint | N
     if last is None:
         raise InputError(f"{folder} holds no checkpoint to resume from. Leave --resume out to begin.")
     before, now = last.fact("config"), settings_of(config)
-    changed = [
-        f"{key} ({shortened(before.get(key))} -> {shortened(now.get(key))})"
-        for key in now
-        if before.get(key) != now[key]
-    ]
+    differing = [key for key in now if before.get(key) != now[key]]
+    changed = [f"{key} ({shortened(before.get(key))} -> {shortened(now[key])})" for key in differing]
     if changed:
         raise CompatibilityError(
             f"the run in {folder} began with other settings: {', '.join(changed)}. Resume with those it began with, or "
@@ -203,9 +202,10 @@ def _fingerprint(parts: ModelParts) -> dict[str, Any]:
 def _require_same_model(start: Checkpoint, found: dict[str, Any]) -> None:
     before = start.fact("model")
     if before != found:
+        layers, width = (shortened(before.get(name)) for name in ("n_layers", "d_model"))
         raise CompatibilityError(
-            f"{start.folder} was trained on another model than the one loaded now ({shortened(before.get('n_layers'))} layers "
-            f"of {shortened(before.get('d_model'))} against {found['n_layers']} of {found['d_model']}, or other weights). "
+            f"{start.folder} was trained on another model than the one loaded now ({layers} layers of {width} against "
+            f"{found['n_layers']} of {found['d_model']}, or other weights). "
             "Load the model the run began with, or choose another run.out."
         )
 

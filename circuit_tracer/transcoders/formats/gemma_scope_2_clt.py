@@ -3,69 +3,97 @@
 The decoder of layer i has a slot for every layer; slots before i are zero, so [:, i:] is used, as a view of the file.
 `affine_skip_connection` (D, D) is applied as x @ affine. Published lists repeat the last shard, because
 circuit-tracer's loader drops the last entry: a repetition is removed, nothing else is. A dump with all layers stacked
-in one file (w_enc (L, D, F), w_dec (L, F, L, D)) is read too.
+in one file (w_enc (L, D, F), w_dec (L, F, L, D)) is read too. config.json beside the files: gemma_scope_2.py.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.formats.format import Format
-from circuit_tracer.transcoders.formats.gemma_scope_2_plt import KEYS
+from circuit_tracer.transcoders.formats.gemma_scope_2 import HARMLESS_KEYS, SKIP, TENSORS, Said, said_by
+from circuit_tracer.transcoders.formats.layer_file import LayerFile
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 
-_SKIP = "affine_skip_connection"
-_SAMPLE = 32  # features looked at to see that slots of earlier layers are empty
+_READ_WHOLE = 64 * 2**20  # bytes of a decoder's slots of earlier layers up to which all are looked at,
+_SAMPLE = 256  # and rows, evenly spread, of larger ones
 
 
-def detect(file: TensorFile) -> bool:
-    return set(file.entries) >= KEYS and len(file.shapes["w_dec"]) in (3, 4)
+@dataclass(frozen=True)
+class _Shard:
+    """The tensors of one layer, and where they come from."""
+
+    source: str
+    tensors: dict[str, Tensor]
+    said: Said
 
 
-def read(files: list[TensorFile]) -> list[LayerWeights]:
-    layers = [tensors for file in files for tensors in _unstacked(file)]
-    n_layers = layers[0][1]["w_dec"].shape[1]
-    if len(layers) == n_layers + 1 and _same(layers[-1][1], layers[-2][1]):
+def detect(file: LayerFile) -> bool:
+    return file.names >= TENSORS and len(file.shapes["w_dec"]) in (3, 4)
+
+
+def read(files: list[LayerFile]) -> list[LayerWeights]:
+    layers = [shard for file in files for shard in _unstacked(file)]
+    n_layers = layers[0].tensors["w_dec"].shape[1]
+    if len(layers) == n_layers + 1 and _same(layers[-1], layers[-2]):
         layers.pop()
     if len(layers) != n_layers:
         raise FileFormatError(
             f"{files[0].path}: the decoders write to {n_layers} layers, but {len(layers)} layers were given. "
             "List one file for each layer, in order."
         )
-    return [_layer(source, tensors, layer) for layer, (source, tensors) in enumerate(layers)]
+    return [_layer(shard, layer) for layer, shard in enumerate(layers)]
 
 
-def _unstacked(file: TensorFile) -> list[tuple[str, dict[str, Tensor]]]:
-    names = [*sorted(KEYS), *([_SKIP] if _SKIP in file else [])]
-    tensors = {name: file.tensor(name) for name in names}
+def _unstacked(file: LayerFile) -> list[_Shard]:
+    tensors = {name: file.tensor(name) for name in sorted(TENSORS)}
+    if SKIP in file:
+        tensors[SKIP] = file.tensor(SKIP)
+    said = said_by(file, "clt", tensors["b_enc"].shape[-1])
     if tensors["w_dec"].ndim == 3:
-        return [(str(file.path), tensors)]
+        return [_Shard(str(file.path), tensors, said)]
     n_layers = tensors["w_dec"].shape[0]
-    return [(str(file.path), {name: tensor[layer] for name, tensor in tensors.items()}) for layer in range(n_layers)]
+    if wrong := {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.shape[:1] != (n_layers,)}:
+        raise FileFormatError(f"{file.path}: w_dec holds {n_layers} layers, but {wrong} do not. The file is damaged.")
+    return [
+        _Shard(str(file.path), {name: tensor[layer] for name, tensor in tensors.items()}, said)
+        for layer in range(n_layers)
+    ]
 
 
-def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    """Whether two shards are one and the same; small tensors decide, real layers differ in all of them."""
-    return all(torch.equal(a[name], b[name]) for name in ("b_enc", "b_dec", "threshold"))
+def _same(one: _Shard, other: _Shard) -> bool:
+    """Whether two shards hold the same numbers."""
+    if one.source == other.source:
+        return True
+    return one.tensors.keys() == other.tensors.keys() and all(
+        torch.equal(tensor, other.tensors[name]) for name, tensor in sorted(one.tensors.items())
+    )
 
 
-def _layer(source: str, tensors: dict[str, Tensor], layer: int) -> LayerWeights:
-    if tensors["w_dec"][:_SAMPLE, :layer].any():
+def _layer(shard: _Shard, layer: int) -> LayerWeights:
+    tensors = shard.tensors
+    earlier = tensors["w_dec"][:, :layer]
+    if earlier.numel() * earlier.element_size() > _READ_WHOLE:
+        earlier = earlier[:: -(-len(earlier) // _SAMPLE)]
+    if earlier.any():
         raise FileFormatError(
-            f"{source}: taken for layer {layer}, but its decoder writes to earlier layers too. "
+            f"{shard.source}: taken for layer {layer}, but its decoder writes to earlier layers too. "
             "Check the order of the files."
         )
     return LayerWeights(
-        source=source,
+        source=shard.source,
         encoder=tensors["w_enc"].T,
         decoder=tensors["w_dec"][:, layer:],
         encoder_bias=tensors["b_enc"],
         decoder_bias=tensors["b_dec"],
         threshold=tensors["threshold"],
-        skip=tensors.get(_SKIP),
+        skip=tensors.get(SKIP),
+        reads=shard.said.reads,
+        writes=shard.said.writes,
     )
 
 
@@ -76,4 +104,5 @@ FORMAT = Format(
     "[, affine_skip_connection (D, D)]",
     detect=detect,
     read=read,
+    harmless_keys=HARMLESS_KEYS,
 )

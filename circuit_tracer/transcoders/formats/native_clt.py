@@ -14,37 +14,40 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.activations import JumpReLU, TopK
 from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
 from circuit_tracer.transcoders.formats.format import Format
-from circuit_tracer.transcoders.formats.writing import activation_metadata, native_names, prepare_folder, save_tensors
+from circuit_tracer.transcoders.formats.layer_file import LayerFile
+from circuit_tracer.transcoders.formats.writing import (
+    activation_metadata,
+    native_names,
+    prepare_folder,
+    relu_before_topk,
+    save_tensors,
+)
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 
 _ENCODER = re.compile(r"W_enc_(\d+)")
 
 
-def detect(file: TensorFile) -> bool:
+def detect(file: LayerFile) -> bool:
     return _layer_of(file) is not None
 
 
-def read(files: list[TensorFile]) -> list[LayerWeights]:
+def read(files: list[LayerFile]) -> list[LayerWeights]:
     return [_read_layer(file, layer) for layer, file in enumerate(files)]
 
 
-def _layer_of(file: TensorFile) -> int | None:
-    found = [match for match in map(_ENCODER.fullmatch, file.entries) if match]
+def _layer_of(file: LayerFile) -> int | None:
+    found = [match for match in map(_ENCODER.fullmatch, file.names) if match]
     return int(found[0][1]) if len(found) == 1 else None
 
 
-def _read_layer(file: TensorFile, layer: int) -> LayerWeights:
+def _read_layer(file: LayerFile, layer: int) -> LayerWeights:
     if _layer_of(file) != layer:
         raise FileFormatError(
             f"{file.path} stands at layer {layer} but holds W_enc_{_layer_of(file)}: check the order of the files."
         )
-
-    def optional(name: str) -> Tensor | None:
-        return file.tensor(f"{name}_{layer}") if f"{name}_{layer}" in file else None
 
     return LayerWeights(
         source=str(file.path),
@@ -52,16 +55,16 @@ def _read_layer(file: TensorFile, layer: int) -> LayerWeights:
         decoder=file.tensor(f"W_dec_{layer}"),
         encoder_bias=file.tensor(f"b_enc_{layer}"),
         decoder_bias=file.tensor(f"b_dec_{layer}"),
-        threshold=optional("threshold"),
-        skip=optional("W_skip"),
-        k=int(file.scalar(f"k_{layer}")) if f"k_{layer}" in file else None,
-        nonnegative=file.metadata.get("relu_before_topk") == "true",
+        threshold=file.optional(f"threshold_{layer}"),
+        skip=file.optional(f"W_skip_{layer}"),
+        k=file.integer(f"k_{layer}") if f"k_{layer}" in file else None,
+        nonnegative=relu_before_topk(file, f"k_{layer}" in file),
     )
 
 
 def write(transcoder: CrossLayerTranscoder, folder: Path) -> None:
     """Write the pair of files of every layer into ``folder``, one matrix in memory at a time."""
-    prepare_folder(folder, native_names(transcoder.kind, transcoder.n_layers))
+    prepare_folder(folder, native_names(transcoder.kind, transcoder.layers))
     metadata = activation_metadata(transcoder.activation_function)
     for layer in range(transcoder.n_layers):
         save_tensors(_encoder_tensors(transcoder, layer), folder / f"W_enc_{layer}.safetensors", metadata)
@@ -93,4 +96,5 @@ FORMAT = Format(
     detect=detect,
     read=read,
     hooks=("hook_resid_mid", "hook_mlp_out"),
+    hooks_note="circuit-tracer's defaults, which another CLT need not have",
 )

@@ -12,46 +12,44 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files.tensors import TensorFile
+from circuit_tracer.errors import InputError
 from circuit_tracer.transcoders.activations import JumpReLU, TopK
 from circuit_tracer.transcoders.formats.format import Format, each
-from circuit_tracer.transcoders.formats.writing import activation_metadata, native_names, prepare_folder, save_tensors
+from circuit_tracer.transcoders.formats.layer_file import LayerFile
+from circuit_tracer.transcoders.formats.writing import (
+    activation_metadata,
+    native_names,
+    prepare_folder,
+    relu_before_topk,
+    save_tensors,
+)
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 THRESHOLD = "activation_function.threshold"
-_KNOWN = {"W_enc", "W_dec", "b_enc", "b_dec", "W_skip", "k", THRESHOLD}
 
 
-def detect(file: TensorFile) -> bool:
+def detect(file: LayerFile) -> bool:
     shapes = file.shapes
-    if not {"W_enc", "W_dec", "b_enc", "b_dec"} <= set(shapes) or "threshold" in shapes:
+    if not {"W_enc", "W_dec", "b_enc", "b_dec"} <= file.names or "threshold" in shapes:
         return False
-    if "architecture" in file.config:  # SAELens
+    if file.has_key("architecture"):  # SAELens
         return False
     return shapes["W_enc"] == shapes["W_dec"] == (*shapes["b_enc"], *shapes["b_dec"])
 
 
-def read_layer(file: TensorFile) -> LayerWeights:
-    unknown = sorted(set(file.entries) - _KNOWN)
-    if unknown:
-        # A tensor that is not understood may be a threshold or a scale: ignoring it would compute something else.
-        raise FileFormatError(
-            f"{file.path}: tensors {', '.join(unknown)} are not understood; known are {', '.join(sorted(_KNOWN))}. "
-            "Convert the file, or remove what does not matter."
-        )
+def read_layer(file: LayerFile) -> LayerWeights:
     return LayerWeights(
         source=str(file.path),
         encoder=file.tensor("W_enc"),
         decoder=file.tensor("W_dec"),
         encoder_bias=file.tensor("b_enc"),
         decoder_bias=file.tensor("b_dec"),
-        threshold=file.tensor(THRESHOLD) if THRESHOLD in file else None,
-        skip=file.tensor("W_skip").T if "W_skip" in file else None,
-        k=int(file.scalar("k")) if "k" in file else None,
-        nonnegative=file.metadata.get("relu_before_topk") == "true",
+        threshold=file.optional(THRESHOLD),
+        skip=file.matrix("W_skip").T if "W_skip" in file else None,
+        k=file.integer("k") if "k" in file else None,
+        nonnegative=relu_before_topk(file, "k" in file),
     )
 
 
@@ -74,11 +72,16 @@ def write_layer(transcoder: SingleLayerTranscoder, path: Path) -> None:
 
 
 def write(transcoders: TranscoderSet, folder: Path) -> None:
-    """Write `layer_{i}.safetensors` for every layer into ``folder``, one layer in memory at a time."""
-    names = native_names(transcoders.kind, transcoders.n_layers)
+    """Write `layer_{i}.safetensors` for every layer that has one into ``folder``, one layer in memory at a time."""
+    if transcoders.input_shift_unknown:
+        raise InputError(
+            "these transcoders do not say whether they subtract b_dec from their input, which native files must: give "
+            "input_shift (--input-shift or --no-input-shift); a model they are loaded with measures it"
+        )
+    names = native_names(transcoders.kind, transcoders.layers)
     prepare_folder(folder, names)
-    for name, transcoder in zip(names, transcoders, strict=True):
-        write_layer(transcoder, folder / name)
+    for name, layer in zip(names, transcoders.layers, strict=True):
+        write_layer(transcoders[layer], folder / name)
 
 
 FORMAT = Format(

@@ -1,49 +1,126 @@
 """SAELens transcoders: `cfg.json` with `sae_weights.safetensors`.
 
 `W_enc` (D, F), `W_dec` (F, D), `b_enc`, `b_dec`, `threshold` (F,) for JumpReLU, `W_skip` (D, D) as x @ W_skip.T.
-Input normalisation and subtraction of b_dec are refused: they must be folded into the weights first.
+Input normalisation and subtraction of b_dec are refused: they must be folded into the weights first. Where a transcoder
+stands is in the metadata (`hook_name`, `hook_name_out`), in older files at the top (`hook_name` or `hook_point`, `hook_layer`).
 """
 
 from __future__ import annotations
 
 from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files.tensors import TensorFile
+from circuit_tracer.files import shortened
 from circuit_tracer.transcoders.formats.format import Format, each
+from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, whole
 from circuit_tracer.transcoders.layer_weights import LayerWeights
+from circuit_tracer.transcoders.places import require_mlp_places
 
 _ARCHITECTURES = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+_TRAINING = "how it was trained"
+_NAMES = "what it is called elsewhere"
+# Notes that stand in `metadata`, and at the top of older files.
+_NOTES = (
+    *(
+        (name, _TRAINING, ())
+        for name in (
+            "context_size", "dataset_path", "dataset_trust_remote_code", "disable_concat_sequences",
+            "exclude_special_tokens", "model_class_name", "model_from_pretrained_kwargs", "model_from_pretrained_kwargs.*",
+            "prepend_bos", "sequence_separator_token", "seqpos_slice", "sae_lens_training_version", "sae_lens_version",
+            "training_tokens", "n_training_tokens",
+        )
+    ),
+    *(
+        (name, _NAMES, ())
+        for name in ("model_name", "neuronpedia_id", "hf_hook_name", "hf_hook_name_out", "release", "sae_id")
+    ),
+    *((name, "a head of attention", (None,)) for name in ("hook_head_index", "hook_head_index_out")),
+)  # fmt: skip
+HARMLESS_KEYS = (
+    Harmless("normalize_activations", "of the input", (None, False, "none")),
+    Harmless("apply_b_dec_to_input", "of the input", (None, False)),
+    Harmless("reshape_activations", "of the input", (None, "none")),
+    Harmless("finetuning_scaling_factor", "a scale of features", (None, False)),
+    Harmless("rescale_acts_by_decoder_norm", "a rule of the choice of features", (None, False)),
+    Harmless("scaling_factor", "activation_scaler.json: of the input", (None, 1)),
+    Harmless("activation_fn_kwargs", "none", (None, {})),
+    Harmless("metadata", "empty", (None, {})),
+    *(Harmless(f"{place}{name}", why, only) for place in ("", "metadata.") for name, why, only in _NOTES),
+)
+_CHANGES_INPUT = ("normalize_activations", "apply_b_dec_to_input", "reshape_activations")
+_ONES = tuple(
+    Harmless(name, "a scale of features that is 1", (1,)) for name in ("scaling_factor", "finetuning_scaling_factor")
+)
 
 
-def detect(file: TensorFile) -> bool:
-    return {"W_enc", "W_dec", "b_enc", "b_dec"} <= set(file.entries) and "architecture" in file.config
+def detect(file: LayerFile) -> bool:
+    return {"W_enc", "W_dec", "b_enc", "b_dec"} <= file.names and file.has_key("architecture")
 
 
-def read_layer(file: TensorFile) -> LayerWeights:
-    config = file.config
-    architecture = config["architecture"]
+def read_layer(file: LayerFile) -> LayerWeights:
+    architecture = file.key("architecture")
     if architecture not in _ARCHITECTURES:
         raise FileFormatError(
-            f"{file.path}: architecture {architecture!r} is not a transcoder; known are {', '.join(_ARCHITECTURES)}."
+            f"{file.path}: architecture {shortened(architecture)} is not a transcoder; known are {', '.join(_ARCHITECTURES)}."
         )
-    if architecture.startswith("jumprelu") != ("threshold" in file):
+    if architecture.startswith("jumprelu") != ("threshold" in file) or ("skip" in architecture) != ("W_skip" in file):
         raise FileFormatError(
             f"{file.path}: architecture {architecture!r} does not go with the tensors {file.describe()}."
         )
-    for key, harmless in (("normalize_activations", (None, "none")), ("apply_b_dec_to_input", (None, False))):
-        if config.get(key) not in harmless:
+    for row in HARMLESS_KEYS:
+        if row.pattern in _CHANGES_INPUT and not row.covers(row.pattern, file.value(row.pattern)):
             raise FileFormatError(
-                f"{file.path}: cfg.json has {key} = {config[key]!r}, which changes the input. "
+                f"{file.path}: cfg.json has {row.pattern} = {shortened(file.value(row.pattern))}, which changes the input. "
                 "Fold it into the weights with SAELens and save again."
             )
+    encoder = file.matrix("W_enc").T
+    for name, found in (("d_in", encoder.shape[-1]), ("d_out", file.shapes["b_dec"][-1]), ("d_sae", len(encoder))):
+        file.expect(name, found, "the tensors say")
+    k = _k(file)
+    reads, writes = require_mlp_places(
+        file.key("hook_name", "metadata.hook_name", "hook_point", "metadata.hook_point"),
+        file.key("hook_name_out", "metadata.hook_name_out"),
+        str(file.path),
+    )
     return LayerWeights(
         source=str(file.path),
-        encoder=file.tensor("W_enc").T,
+        encoder=encoder,
         decoder=file.tensor("W_dec"),
         encoder_bias=file.tensor("b_enc"),
         decoder_bias=file.tensor("b_dec"),
-        threshold=file.tensor("threshold") if "threshold" in file else None,
-        skip=file.tensor("W_skip").T if "W_skip" in file else None,
+        threshold=file.optional("threshold"),
+        skip=file.matrix("W_skip").T if "W_skip" in file else None,
+        k=k,
+        nonnegative=k is not None,
+        reads=reads,
+        writes=writes,
+        layer=_layer(file),
     )
+
+
+def _k(file: LayerFile) -> int | None:
+    """k of TopK, which SAELens applies before a ReLU; None for ReLU. FileFormatError for any other function."""
+    name = file.key("activation_fn", "activation_fn_str", default="relu")
+    given = file.key("activation_fn_kwargs.k", "k")
+    k = whole(given)
+    if (name == "relu" and given is None) or (name == "topk" and k is not None and "threshold" not in file):
+        return k
+    raise FileFormatError(
+        f"{file.path}: cfg.json has activation_fn {shortened(name)} with k {shortened(given)}, and the tensors "
+        f"{file.describe()}; known are relu, and topk with a whole k (activation_fn_kwargs)."
+    )
+
+
+def _layer(file: LayerFile) -> int | None:
+    read = file.key("hook_layer", "metadata.hook_layer")
+    written = file.key("hook_layer_out", "metadata.hook_layer_out")
+    if None not in (read, written) and read != written:
+        raise FileFormatError(
+            f"{file.path}: it reads layer {shortened(read)} and writes layer {shortened(written)}; the transcoder of a layer "
+            "does both there."
+        )
+    found = read if read is not None else written
+    if found is not None and (not isinstance(found, int) or isinstance(found, bool)):
+        raise FileFormatError(f"{file.path}: hook_layer is {shortened(found)}; a layer's number is expected.")
+    return found
 
 
 FORMAT = Format(
@@ -53,4 +130,6 @@ FORMAT = Format(
     "[, threshold (F)] [, W_skip (D, D)]",
     detect=detect,
     read=each(read_layer),
+    harmless_tensors=_ONES,
+    harmless_keys=HARMLESS_KEYS,
 )

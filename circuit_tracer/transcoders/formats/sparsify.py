@@ -2,43 +2,93 @@
 
 `encoder.weight` (F, D), `encoder.bias` (F,), `W_dec` (F, D), `b_dec` (D,), optional `W_skip` (D, D) as x @ W_skip.T.
 Encoding is ReLU, then TopK. Autoencoders (cfg `transcode` false) subtract b_dec from their input and reconstruct it:
-they are not transcoders, and are refused.
+they are not transcoders, and are refused. Older cfg.json have no `transcode`: those with a skip connection are transcoders, and
+whether they subtract b_dec is measured when they meet a model (attribution/input_shift.py). A transcoder reads the input of
+the module at its hookpoint, which is the folder's name, and writes its output.
 """
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files.tensors import TensorFile
+from circuit_tracer.files import shortened
+from circuit_tracer.transcoders.formats.beside import settings_above
 from circuit_tracer.transcoders.formats.format import Format, each
+from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, whole
 from circuit_tracer.transcoders.layer_weights import LayerWeights
+from circuit_tracer.transcoders.places import Place, place_of
+
+HARMLESS_KEYS = (
+    Harmless("expansion_factor", "num_latents in other words"),
+    Harmless("normalize_decoder", "the decoder was normalised in training, and is stored so"),
+    Harmless("multi_topk", "a loss of training"),
+    Harmless("signed", "older: whether negative features count", (False,)),
+    Harmless("init_seeds", "of training"),
+    Harmless("hookpoint", "the folder's name"),
+)
 
 
-def detect(file: TensorFile) -> bool:
-    return {"encoder.weight", "encoder.bias", "W_dec", "b_dec"} <= set(file.entries)
+def detect(file: LayerFile) -> bool:
+    return {"encoder.weight", "encoder.bias", "W_dec", "b_dec"} <= file.names
 
 
-def read_layer(file: TensorFile) -> LayerWeights:
-    config = file.config
-    if not config.get("transcode"):
+def read_layer(file: LayerFile) -> LayerWeights:
+    return weights(
+        file,
+        encoder=file.matrix("encoder.weight"),
+        decoder=file.matrix("W_dec"),
+        decoder_bias=file.tensor("b_dec"),
+        skip=file.matrix("W_skip").T if "W_skip" in file else None,
+    )
+
+
+def weights(
+    file: LayerFile, encoder: Tensor, decoder: Tensor, decoder_bias: Tensor, skip: Tensor | None
+) -> LayerWeights:
+    """The layer of these tensors, in the model's units, with what cfg.json says of it."""
+    transcode, activation, k = file.key("transcode"), file.key("activation", default="topk"), file.key("k")
+    if transcode is not True and not (transcode is None and skip is not None):
         raise FileFormatError(
-            f"{file.path}: cfg.json has transcode = {config.get('transcode')!r}; true is expected. "
+            f"{file.path}: cfg.json has transcode = {shortened(transcode)}; true is expected. "
             "Autoencoders of one activation cannot replace an MLP layer."
         )
-    if config.get("activation", "topk") != "topk" or not config.get("k"):
+    if activation != "topk" or whole(k) is None:
         raise FileFormatError(
-            f"{file.path}: cfg.json has activation {config.get('activation', 'topk')!r} and k {config.get('k')!r}; "
-            "only topk with a positive k is supported."
+            f"{file.path}: cfg.json has activation {shortened(activation)} and k {shortened(k)}; only topk "
+            "with a positive k is supported."
         )
+    file.expect("d_in", encoder.shape[-1], "the encoder reads")
+    if file.key("num_latents") != 0:  # 0: expansion_factor says it
+        file.expect("num_latents", len(encoder), "the encoder has")
+    file.expect("skip_connection", skip is not None, "whether there is a tensor W_skip is")
+    reads, writes = _places(file)
     return LayerWeights(
         source=str(file.path),
-        encoder=file.tensor("encoder.weight"),
-        decoder=file.tensor("W_dec"),
+        encoder=encoder,
+        decoder=decoder,
         encoder_bias=file.tensor("encoder.bias"),
-        decoder_bias=file.tensor("b_dec"),
-        skip=file.tensor("W_skip").T if "W_skip" in file else None,
-        k=int(config["k"]),
+        decoder_bias=decoder_bias,
+        skip=skip,
+        k=whole(k),
         nonnegative=True,
+        reads=reads,
+        writes=writes,
+        input_shift_unknown=transcode is None,
     )
+
+
+def _places(file: LayerFile) -> tuple[Place | None, Place | None]:
+    """The input and output of the module that the folder is called after, where that is an MLP.
+
+    A run's configuration, in the folder above, may say that other places were read: then nothing is known.
+    """
+    above = settings_above(file.path, "config.json")
+    if above.get("hookpoints_in") not in (None, [], above.get("hookpoints")):
+        return None, None
+    hookpoint, source = file.path.parent.name, str(file.path)
+    found = place_of(f"{hookpoint}.input", source), place_of(f"{hookpoint}.output", source)
+    return found if found[0].hook and found[1].hook else (None, None)
 
 
 FORMAT = Format(
@@ -48,4 +98,5 @@ FORMAT = Format(
     "[, W_skip (D, D)]",
     detect=detect,
     read=each(read_layer),
+    harmless_keys=HARMLESS_KEYS,
 )

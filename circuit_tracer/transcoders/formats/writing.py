@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.files.checksums import write_tensors
 from circuit_tracer.transcoders.activations import Activation, TopK
-from circuit_tracer.transcoders.config import CONFIG_NAME
+from circuit_tracer.transcoders.config import CONFIG_NAME, NATIVE_FILE
+from circuit_tracer.transcoders.formats.layer_file import LayerFile
 
-NATIVE_FILE = re.compile(r"(layer|W_enc|W_dec)_\d+\.safetensors")
 
-
-def native_names(kind: str, n_layers: int) -> list[str]:
-    """The names of all native files of a transcoder, layer by layer."""
+def native_names(kind: str, layers: Iterable[int]) -> list[str]:
+    """The names of all native files of a transcoder of these layers, layer by layer."""
     parts = ["layer"] if kind == "transcoder_set" else ["W_enc", "W_dec"]
-    return [f"{part}_{layer}.safetensors" for layer in range(n_layers) for part in parts]
+    return [f"{part}_{layer}.safetensors" for layer in layers for part in parts]
 
 
 def prepare_folder(folder: Path, names: list[str]) -> None:
@@ -42,12 +41,9 @@ def begin_folder(folder: Path, names: list[str]) -> None:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file, moved into place when complete."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # A view of part of a larger storage is refused by safetensors, as is memory shared between two names.
-    plain = {name: tensor if _owns_storage(tensor) else tensor.clone() for name, tensor in plain.items()}
+    """Write a safetensors file with checksums, moved into place when complete."""
     with atomic_write(path) as temporary:
-        safetensors.torch.save_file(plain, str(temporary), metadata={"format": "pt", **metadata})
+        write_tensors(temporary, tensors, {"format": "pt", **metadata}, path.name)
 
 
 def activation_metadata(activation: Activation) -> dict[str, str]:
@@ -57,10 +53,18 @@ def activation_metadata(activation: Activation) -> dict[str, str]:
     return {}
 
 
+def relu_before_topk(file: LayerFile, topk: bool) -> bool:
+    """What `activation_metadata` wrote; FileFormatError for any other value, or without ``topk``."""
+    said = file.note("relu_before_topk")
+    if said not in (None, "true", "false"):
+        raise FileFormatError(f"{file.path}: relu_before_topk is {said!r} in its metadata; true or false is expected.")
+    if said == "true" and not topk:
+        raise FileFormatError(
+            f"{file.path}: relu_before_topk is true in its metadata, but no k is stored. Copy it again."
+        )
+    return said == "true"
+
+
 def activation_keys(activation: Activation) -> dict[str, Any]:
     """The keys of config.yaml for what circuit-tracer does not learn from the files: TopK and its k."""
     return {"activation": "topk", "k": activation.k} if isinstance(activation, TopK) else {}
-
-
-def _owns_storage(tensor: Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()

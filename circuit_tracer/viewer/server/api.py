@@ -12,6 +12,7 @@ from fastapi import Depends, Query
 from fastapi.sse import EventSourceResponse
 from starlette.responses import Response
 
+from circuit_tracer.graph.files.read_json import require_as_written
 from circuit_tracer.graph.files.viewer_json import check_slug, graph_document
 from circuit_tracer.viewer.server.columns import MOST_LINKS, MOST_NODES
 from circuit_tracer.viewer.server.jobs import Job
@@ -74,7 +75,9 @@ def graph(
     path = site.graphs.path(slug)
     asked = (nodes, links, around) != (None, None, None)
     if not asked and path.suffix == ".json" and path.stat().st_size <= AS_IT_IS:
-        return Response(path.read_bytes(), media_type="application/json")
+        data = path.read_bytes()
+        require_as_written(data, path.name)
+        return Response(data, media_type="application/json")
     names = [name for name in (around or "").split(",") if name][:MOST_AROUND]
     return Json(site.graphs.columns(slug).part(nodes or MOST_NODES, links or MOST_LINKS, names))
 

@@ -76,7 +76,7 @@ class Engine:
             else config.model_name,
             transcoders=transcoders.scan,
             n_layers=config.n_layers,
-            features_a_layer=transcoders.n_features(0),
+            features_a_layer=transcoders.d_transcoder,
             chat=getattr(self.model.tokenizer, "chat_template", None) is not None,
         )
 

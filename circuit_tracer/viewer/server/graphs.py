@@ -22,7 +22,7 @@ from circuit_tracer.graph.files.hand_made import (
     set_aside_if_lost,
 )
 from circuit_tracer.graph.files.native import as_graph
-from circuit_tracer.graph.files.read_json import load_viewer_json, typed_q_params
+from circuit_tracer.graph.files.read_json import load_viewer_json, sealed_graph, typed_q_params
 from circuit_tracer.graph.files.viewer_json import GraphDocument, Labels, check_slug, graph_document
 from circuit_tracer.graph.pruning import PrunePolicy
 from circuit_tracer.viewer.document import with_sum_rules
@@ -142,7 +142,7 @@ class GraphFolder:
             before = hand_made(self.folder, slug)
             view: dict[str, Any] = {}
             if before:
-                names = {node["node_id"] for node in json.loads(document.text)["nodes"]}
+                names = {node["node_id"] for node in parse_json(document.text, slug, halves=True)["nodes"]}
                 view, lost = before.moved(document.metadata, names)
                 set_aside_if_lost(before, lost)
             graph.save(self.folder / f"{slug}.safetensors")
@@ -211,7 +211,7 @@ class GraphFolder:
 
     def _write(self, path: Path, document: Mapping[str, Any]) -> None:
         try:
-            text = json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+            text = json.dumps(sealed_graph(document), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
             data = text.encode("utf-8")
         except ValueError as error:  # numbers that are not finite, or halves of surrogate pairs
             raise FileFormatError(

@@ -6,6 +6,7 @@ Names, defaults and rules are those of its own server. One request at a time, ot
 from __future__ import annotations
 
 import gzip
+import secrets
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -128,7 +129,7 @@ def steer(site: Served, asked: Steer) -> Steered:
 
 def neuronpedia_id(model_name: str) -> str:
     """The id under which Neuronpedia knows a model: google/gemma-2-2b is gemma-2-2b."""
-    return model_name.rstrip("/").rsplit("/", 1)[-1].lower()
+    return model_name.partition("@")[0].rstrip("/").rsplit("/", 1)[-1].lower()
 
 
 def _require_model(engine: Engine, asked: str) -> str:
@@ -222,19 +223,17 @@ def _generation(engine: Engine, ids: Tensor, interventions: list[Any], asked: St
     sampling: dict[str, Any] = {"do_sample": asked.temperature > 0, "freq_penalty": asked.freq_penalty}
     if asked.temperature > 0:
         sampling["temperature"] = asked.temperature
-    with torch.random.fork_rng(devices=[]):
-        if asked.seed is not None:
-            torch.manual_seed(asked.seed)
-        # One more than is shown, for what is likely behind the last one.
-        found, logits, _ = generate_held(
-            engine.model,
-            ids,
-            interventions,
-            freeze_attention=asked.freeze_attention,
-            return_activations=False,
-            max_new_tokens=asked.n_tokens + 1,
-            **sampling,
-        )
+    # One more than is shown, for what is likely behind the last one.
+    found, logits, _ = generate_held(
+        engine.model,
+        ids,
+        interventions,
+        freeze_attention=asked.freeze_attention,
+        return_activations=False,
+        max_new_tokens=asked.n_tokens + 1,
+        seed=secrets.randbits(63) if asked.seed is None else asked.seed,
+        **sampling,
+    )
     shown = found[: len(ids) + asked.n_tokens]
     top = torch.softmax(logits.float(), dim=-1).topk(min(asked.top_k, logits.shape[-1]))
     likely = [

@@ -10,7 +10,7 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.files import LARGEST_JSON, parse_json, read_bytes, unpack
-from circuit_tracer.graph.files.read_json import typed_q_params
+from circuit_tracer.graph.files.read_json import require_as_written, typed_q_params
 from circuit_tracer.viewer.bundle import STATIC
 from circuit_tracer.viewer.server.folders import file_inside
 from circuit_tracer.viewer.server.guard import COOKIE
@@ -31,11 +31,12 @@ _START = '<script type="module" src="main.js">'
 def graph_file(path: str, site: Served) -> Response:
     """A JSON file of the folder of graphs as it is, such as graph-metadata.json."""
     file = file_inside(site.graphs.folder, path)
-    if file.suffix == ".json":
-        return Response(file.read_bytes(), media_type="application/json")
-    if file.name.endswith(".json.gz"):
-        return Response(unpack(read_bytes(file, LARGEST_JSON), file.name), media_type="application/json")
-    raise NotThere(f"no file {path[:200]!r} here")
+    if not file.name.endswith((".json", ".json.gz")):
+        raise NotThere(f"no file {path[:200]!r} here")
+    data = read_bytes(file, LARGEST_JSON)
+    data = unpack(data, file.name) if file.suffix == ".gz" else data
+    require_as_written(data, file.name)
+    return Response(data, media_type="application/json")
 
 
 @FILES.get("/features/{path:path}", response_class=Response, responses={200: OCTETS, 206: OCTETS})

@@ -76,6 +76,8 @@ export function interruption(graph) {
 function soundness(graph) {
   const findings = graph.repairs.slice();
   if (interruption(graph)) findings.unshift(`the trace was interrupted: ${interruption(graph)} have their edges`);
+  if (Array.isArray(graph.metadata.warnings))
+    findings.push(...graph.metadata.warnings.filter((each) => typeof each === "string"));
   if (fromTargetsDown(graph) === null) findings.push("the links go in a circle; scores and paths cannot be computed");
   const lonely = graph.nodes.filter(
     (node) => node.kind === "target" && graph.inStart[node.index] === graph.inStart[node.index + 1],

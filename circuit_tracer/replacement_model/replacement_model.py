@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.prompt import check_pair
-from circuit_tracer.attribution.traceable import Traceable
+from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.errors import InputError
 from circuit_tracer.models import tokenization
+from circuit_tracer.models.adapted import dequantised_copy
 from circuit_tracer.models.chat import Message, chat_ids
-from circuit_tracer.models.config import ModelConfig
-from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
+from circuit_tracer.models.loading import load_language_model, load_tokenizer, place
 from circuit_tracer.models.parts import ModelParts, bind
+from circuit_tracer.models.plain import require_causal_lm
+from circuit_tracer.models.sources import library_errors
+from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.models.text_part import auto_class, text_part
+from circuit_tracer.models.tokenization import check_tokenizer
 from circuit_tracer.models.verify import verify
+from circuit_tracer.replacement_model.members import ModelMembers
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+from circuit_tracer.transcoders.selection import Selection
 
 if TYPE_CHECKING:
     from circuit_tracer.interventions import Freeze, Intervention
 
-Backend = Literal["transformerlens", "nnsight"]
+Backend = Literal["transformerlens", "nnsight", "interp_engine"]
 
 
-class ReplacementModel(Traceable):
+class ReplacementModel(ModelMembers):
     """Model, tokenizer and transcoders, checked to belong together. Build one with a `from_...` method.
 
-    The signatures are circuit-tracer's. `backend` is accepted and has no effect: there is one way of reading a model here,
-    transformers with our own hooks.
+    The signatures are circuit-tracer's. There is one way of reading a model here, transformers with our own hooks, whatever
+    `backend` says; of what circuit-tracer's backends do, it decides what `feature_intervention_generate` does when it is told
+    nothing: see there. members.py has what scripts ask of the model itself.
     """
 
     def __init__(
@@ -42,6 +50,7 @@ class ReplacementModel(Traceable):
         self.backend = backend
 
     @classmethod
+    @plain_torch()
     def from_pretrained(
         cls,
         model_name: str | Path,
@@ -51,19 +60,44 @@ class ReplacementModel(Traceable):
         dtype: torch.dtype | str = torch.float32,
         lazy_encoder: bool = False,
         lazy_decoder: bool = True,
+        feature_input_hook: str | None = None,
+        feature_output_hook: str | None = None,
+        *,
+        select: str | Selection | None = None,
+        input_shift: bool | None = None,
+        revision: str | None = None,
+        hf_model: Any = None,
+        tokenizer: Any = None,
         **kwargs: Any,
     ) -> ReplacementModel:
-        """Load model and transcoders: Hugging Face ids, folders, or a GGUF file for the model.
+        """Load model and transcoders: Hugging Face ids, folders (of peft adapters too), or a GGUF file for the model.
 
-        Lazy weights stay on disk; only rows of active features are read. Keyword arguments go to transformers.
+        Lazy weights stay on disk; only rows of active features are read. The hooks are where the transcoders read and write,
+        where their files do not say; ``select`` and ``input_shift`` as in `load_transcoder_from_hub`.
+
+        revision: branch, tag or commit of the model (`org/name@revision` names it too). hf_model: a transformers model that is
+        loaded already, used as it is, where it is. tokenizer: one that is loaded already, or where it is. `torch_dtype` and a
+        `device_map` of one device are understood; other keyword arguments go to transformers.
         """
-        target, kind = resolve_device(device), resolve_dtype(dtype)
+        if hf_model is not None and device is None:
+            device = _device_of(hf_model)
+        target, kind, kwargs = place(device, dtype, kwargs)
         transcoders, _ = load_transcoder_from_hub(
-            str(transcoder_set), device=target, dtype=kind, lazy_encoder=lazy_encoder, lazy_decoder=lazy_decoder
+            str(transcoder_set),
+            device=target,
+            dtype=kind,
+            lazy_encoder=lazy_encoder,
+            lazy_decoder=lazy_decoder,
+            select=select,
+            input_shift=input_shift,
+            feature_input_hook=feature_input_hook,
+            feature_output_hook=feature_output_hook,
         )
-        return cls.from_pretrained_and_transcoders(model_name, transcoders, backend, target, kind, **kwargs)
+        own = {"revision": revision, "hf_model": hf_model, "tokenizer": tokenizer}
+        return cls.from_pretrained_and_transcoders(model_name, transcoders, backend, target, kind, **own, **kwargs)
 
     @classmethod
+    @plain_torch()
     def from_pretrained_and_transcoders(
         cls,
         model_name: str | Path,
@@ -71,13 +105,33 @@ class ReplacementModel(Traceable):
         backend: Backend = "transformerlens",
         device: torch.device | str | None = None,
         dtype: torch.dtype | str = torch.float32,
+        *,
+        revision: str | None = None,
+        hf_model: Any = None,
+        tokenizer: Any = None,
         **kwargs: Any,
     ) -> ReplacementModel:
-        """Load a model for transcoders that are there already."""
-        model, tokenizer = load_language_model(model_name, resolve_device(device), resolve_dtype(dtype), **kwargs)
-        return cls.from_model(model, transcoders, tokenizer, str(model_name), backend)
+        """Load a model for transcoders that are there already; arguments as those of `from_pretrained`."""
+        if hf_model is None:
+            target, kind, kwargs = place(device, dtype, kwargs)
+            model, tokenizer = load_language_model(
+                model_name, target, kind, tokenizer=tokenizer, revision=revision, **kwargs
+            )
+        else:
+            if kwargs or revision is not None:
+                given = [*kwargs, *(["revision"] if revision is not None else [])]
+                raise InputError(f"hf_model is loaded already: {', '.join(given)} would have no effect; leave it out")
+            if device is not None and torch.device(device) != _device_of(hf_model):
+                raise InputError(
+                    f"hf_model is on {_device_of(hf_model)}, and device is {device}: move it, or leave device out"
+                )
+            require_causal_lm(hf_model)
+            model, tokenizer = hf_model, load_tokenizer(model_name if tokenizer is None else tokenizer, hf_model)
+        name = str(model_name) if revision is None or "@" in str(model_name) else f"{model_name}@{revision}"
+        return cls.from_model(model, transcoders, tokenizer, name, backend)
 
     @classmethod
+    @plain_torch()
     def from_config(
         cls,
         config: Any,
@@ -86,31 +140,45 @@ class ReplacementModel(Traceable):
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> ReplacementModel:
-        """A randomly initialised model of a transformers configuration. Keyword arguments: device, dtype."""
-        from transformers import AutoModelForCausalLM
+        """A randomly initialised model of a transformers configuration. Keyword arguments: device, dtype (or torch_dtype).
 
-        model = AutoModelForCausalLM.from_config(config)
-        model = model.to(
-            device=resolve_device(kwargs.pop("device", "cpu")), dtype=resolve_dtype(kwargs.pop("dtype", torch.float32))
-        )
+        Without a tokenizer, the one of the model that the configuration names (`_name_or_path`) is loaded, if it names one.
+        """
+        target, kind, kwargs = place(kwargs.pop("device", "cpu"), kwargs.pop("dtype", torch.float32), kwargs)
         if kwargs:
             raise InputError(f"unknown arguments {sorted(kwargs)}; from_config takes device, dtype and tokenizer")
+        with library_errors(config.model_type):
+            model = text_part(auto_class(config).from_config(config, trust_remote_code=False))
+        model = model.to(device=target, dtype=kind)
+        if tokenizer is None and config._name_or_path:
+            tokenizer = load_tokenizer(config._name_or_path, model)
         return cls.from_model(model.eval().requires_grad_(False), transcoders, tokenizer, config.model_type, backend)
 
     @classmethod
+    @plain_torch()
     def from_model(
         cls, model: Any, transcoders: Transcoders, tokenizer: Any, model_name: str, backend: Backend = "transformerlens"
     ) -> ReplacementModel:
         """Wrap a transformers causal LM that is loaded already; every run leaves it as it was found.
 
-        Raises UnsupportedModelError if its architecture is unknown or does not behave as the table says.
+        Of a model that also sees (Gemma 3 4B and larger), the language model is taken; of a quantised one, a de-quantised copy,
+        with a warning. A model in training mode is switched to
+        evaluation, with a warning. Raises UnsupportedModelError if its architecture is unknown or does not behave as the table
+        says, or if its modules are more than their weights (live adapters, hooks).
         """
-        if backend not in ("transformerlens", "nnsight"):
+        if backend not in get_args(Backend):
             raise InputError(
-                f"backend {backend!r} is unknown; use 'transformerlens' or 'nnsight' (they are the same here)"
+                f"backend {backend!r} is unknown; use one of {', '.join(get_args(Backend))}; they are the same here"
             )
-        parts = bind(model, model_name)
-        check_pair(parts, transcoders)
+        require_causal_lm(model)
+        if any(module.training for module in model.modules()):
+            warnings.warn(
+                "the model was in training mode, in which dropout is active; it is now in eval()", stacklevel=2
+            )
+            model.eval()
+        parts = bind(text_part(dequantised_copy(model)), model_name)
+        check_tokenizer(tokenizer, len(parts.unembed.weight))
+        paired(parts, transcoders)
         verify(parts)
         return cls(parts, transcoders, tokenizer, backend)
 
@@ -129,8 +197,8 @@ class ReplacementModel(Traceable):
     ) -> tuple[Tensor, Tensor]:
         """(logits (1, P, V), feature activations (L, P, F), dense or sparse) of a prompt.
 
-        Activations are zero at the positions that circuit-tracer leaves out (0; the chat prefix for Gemma 3 instruction-tuned
-        models). Without the activation function they are pre-activations. Logits are in float32, float64 for such models.
+        Activations are zero at the positions that circuit-tracer leaves out (0; the chat prefix of a Gemma 3 prompt that begins
+        with it). Without the activation function they are pre-activations. Logits are in float32, float64 for such models.
         """
         from circuit_tracer.interventions.features.intervene import get_activations
 
@@ -178,15 +246,19 @@ class ReplacementModel(Traceable):
         sparse: bool = False,
         return_activations: bool = True,
         **generate_kwargs: Any,
-    ) -> tuple[str, Tensor, Tensor | None]:
+    ) -> tuple[str | Tensor, Tensor, Tensor | None]:
         """Generate with features set: (prompt and continuation, logits (G, V), activations (L, P + G - 1, F) or None).
 
         The first pass is that of `feature_intervention`. From then on, nothing is frozen, and interventions whose position
         is an open slice (`slice(p, None)`) hold for each new token. generate_kwargs: max_new_tokens (10), do_sample (True),
-        temperature, top_k, top_p, freq_penalty, stop_at_eos, eos_token_id.
+        temperature, top_k, top_p, freq_penalty, stop_at_eos, eos_token_id, return_type ("tokens" for ids (1, P + G)), and
+        others of `GenerationOptions`. Where the model was loaded with another `backend` than "transformerlens", what is left
+        out is as transformers' `generate` has it (20 tokens, chosen as the model's generation configuration says), and special
+        tokens stay in the text, as with circuit-tracer's nnsight.
         """
-        from circuit_tracer.interventions.steering.generate import feature_intervention_generate
+        from circuit_tracer.interventions.steering.generate import feature_intervention_generate, transformers_defaults
 
+        lens = self.backend == "transformerlens"
         return feature_intervention_generate(
             self,
             inputs,
@@ -196,7 +268,8 @@ class ReplacementModel(Traceable):
             apply_activation_function,
             sparse,
             return_activations,
-            **generate_kwargs,
+            skip_special_tokens=lens,
+            **({} if lens else transformers_defaults(self)) | generate_kwargs,
         )
 
     def setup_intervention_with_freeze(
@@ -223,11 +296,6 @@ class ReplacementModel(Traceable):
         return self.parts.model
 
     @property
-    def cfg(self) -> ModelConfig:
-        """Sizes and names."""
-        return self.parts.config
-
-    @property
     def feature_input_hook(self) -> str:
         """Where the transcoders read."""
         return self.transcoders.feature_input_hook
@@ -247,12 +315,15 @@ class ReplacementModel(Traceable):
         """Name of the transcoder set."""
         return self.transcoders.scan
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model's weights live."""
-        return self.parts.device
-
     def __repr__(self) -> str:
         cfg = self.cfg
         kind = f"{self.transcoders.kind} of {self.transcoders.d_transcoder} features a layer"
+        if len(self.transcoders.layers) < cfg.n_layers:
+            kind += f" in layers {', '.join(map(str, self.transcoders.layers))}"
         return f"ReplacementModel({cfg.model_name}, {cfg.n_layers} layers, {kind}, {self.device}, {cfg.dtype})"
+
+
+def _device_of(model: Any) -> torch.device:
+    require_causal_lm(model)
+    device: torch.device = next(model.parameters()).device
+    return device

@@ -1,0 +1,27 @@
+"""What surrounds a call must not change its numbers: autocast, inference mode, a default device of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+_AUTOCAST = ("cpu", "cuda", "mps", "xpu")
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Inside, torch computes in the dtypes of its operands, makes ordinary tensors, and makes them on the CPU unless it is told
+    where. Whether gradients are recorded stays as it was. Of this thread alone; also a decorator, `@plain_torch()`.
+    """
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        for kind in _AUTOCAST:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
