@@ -53,7 +53,7 @@ def load_labels(path: str | Path) -> dict[Place, Label]:
     if not path.is_file():
         raise InputError(f"no labels at {path}; give a labels.json, or the folder of one")
     try:
-        layers = unsealed(read_json(path), str(path))
+        layers = unsealed(read_json(path), str(path), by_hand=True)
         return {(int(layer), int(index)): _label(one) for layer, row in layers.items() for index, one in row.items()}
     except (FileFormatError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(
