@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import FileFormatError, InputError, first_line
 from circuit_tracer.models.adapted import dequantised, load_dequantised, merged
 from circuit_tracer.models.sources import Source, adapter_of, library_errors, pretrained_source, read_configuration
 from circuit_tracer.models.surroundings import plain_torch
@@ -42,7 +42,7 @@ _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attenti
 
 def resolve_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """A torch dtype from itself or from its name (float32, fp32, bf16, ...)."""
-    if isinstance(dtype, torch.dtype):
+    if dtype in DTYPES.values():
         return dtype
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
@@ -50,20 +50,24 @@ def resolve_dtype(dtype: torch.dtype | str) -> torch.dtype:
     return DTYPES[name]
 
 
-def resolve_device(device: torch.device | str | None) -> torch.device:
-    """The device asked for, or the best one there is (cuda, mps, cpu)."""
+def resolve_device(device: torch.device | str | int | None) -> torch.device:
+    """The device asked for, proved to be there, or the best one there is (cuda, mps, cpu)."""
     if device is not None:
         try:
-            return torch.device(device)
-        except (RuntimeError, TypeError) as error:
-            raise InputError(f"device {device!r} is unknown; use cpu, cuda, cuda:1, mps, ...") from error
+            found = torch.device(device)
+            torch.empty(1, device=found)
+        except (RuntimeError, TypeError, AssertionError) as error:
+            raise InputError(
+                f"device {str(device)!r} cannot be used: {first_line(error)}. Try cpu, cuda, cuda:0 or mps"
+            ) from error
+        return found
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def place(
-    device: torch.device | str | None, dtype: torch.dtype | str, options: dict[str, Any]
+    device: torch.device | str | int | None, dtype: torch.dtype | str, options: dict[str, Any]
 ) -> tuple[torch.device, torch.dtype, dict[str, Any]]:
     """(device, dtype, what is left of from_pretrained's `options`): `torch_dtype` and `device_map` are other names for them.
 

@@ -123,6 +123,7 @@ class ModelRun:
                 for hook in hooks:
                     hook.attach()
                 yield
+                _require_evaluation(self.parts.base)
             finally:
                 for hook in hooks:
                     hook.detach()
@@ -237,6 +238,7 @@ def fast_attention(parts: ModelParts) -> AbstractContextManager[None]:
 def _holder(parts: ModelParts, name: str | None, tape: AttentionTape | None = None) -> Holder:
     """What a run's own passes find: this attention (None: the model's own), and experts that exist in its dtype."""
     _require_uncompiled(parts)
+    _require_evaluation(parts.base)
     values = {} if name is None else {"_attn_implementation": name}
     if name == attention.NAME:
         attention.register()
@@ -257,6 +259,16 @@ def _require_uncompiled(parts: ModelParts) -> None:
             )
 
 
+def _require_evaluation(model: nn.Module) -> None:
+    """Refuse a model in training mode, in which passes differ by chance (dropout, noise of routers)."""
+    if any(module.training for module in model.modules()):
+        raise UnsupportedModelError(_TRAINING)
+
+
+_TRAINING = (
+    "the model is in training mode, in which passes differ by chance (dropout). Call model.eval() before it is run here, and "
+    "leave it so until the run is over, in other threads too."
+)
 _At = tuple[nn.Module, Side, Callable[..., Any]]  # called with (args, kwargs), and with the output on that side
 
 
@@ -311,15 +323,27 @@ class _Hook:
     def attach(self) -> None:
         """From now on, passes of the run are seen."""
         self._with_kwargs[self.number] = True
-        self._calls[self.number] = self._call
+        self._calls[self.number] = self
 
     def detach(self) -> None:
         """The end of that; nothing is left on the module."""
         self._calls.pop(self.number, None)
         self._with_kwargs.pop(self.number, None)
 
-    def _call(self, module: nn.Module, *given: Any) -> Any:
-        return self.hook(*given) if owns(self.holder) else None
+    def __call__(self, module: nn.Module, *given: Any) -> Any:
+        if not owns(self.holder):
+            return None
+        if module.training:  # since the run began
+            raise UnsupportedModelError(_TRAINING)
+        return self.hook(*given)
+
+    def __reduce__(self) -> Any:
+        """A model that is copied or saved while a run is under way takes nothing of the run along."""
+        return getattr, (_Hook, "nothing")
+
+    @staticmethod
+    def nothing(*_: Any) -> None:
+        """What stands in for a hook in a copy of its model."""
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

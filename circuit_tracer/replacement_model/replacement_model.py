@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import shown, typed
 from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.errors import InputError
 from circuit_tracer.models import tokenization
@@ -50,13 +51,14 @@ class ReplacementModel(ModelMembers):
         self.backend = backend
 
     @classmethod
+    @typed
     @plain_torch()
     def from_pretrained(
         cls,
         model_name: str | Path,
         transcoder_set: str | Path,
         backend: Backend = "transformerlens",
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | str = torch.float32,
         lazy_encoder: bool = False,
         lazy_decoder: bool = True,
@@ -97,13 +99,14 @@ class ReplacementModel(ModelMembers):
         return cls.from_pretrained_and_transcoders(model_name, transcoders, backend, target, kind, **own, **kwargs)
 
     @classmethod
+    @typed
     @plain_torch()
     def from_pretrained_and_transcoders(
         cls,
         model_name: str | Path,
         transcoders: Transcoders,
         backend: Backend = "transformerlens",
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | str = torch.float32,
         *,
         revision: str | None = None,
@@ -131,6 +134,7 @@ class ReplacementModel(ModelMembers):
         return cls.from_model(model, transcoders, tokenizer, name, backend)
 
     @classmethod
+    @typed
     @plain_torch()
     def from_config(
         cls,
@@ -144,9 +148,13 @@ class ReplacementModel(ModelMembers):
 
         Without a tokenizer, the one of the model that the configuration names (`_name_or_path`) is loaded, if it names one.
         """
+        from transformers import PretrainedConfig
+
         target, kind, kwargs = place(kwargs.pop("device", "cpu"), kwargs.pop("dtype", torch.float32), kwargs)
         if kwargs:
             raise InputError(f"unknown arguments {sorted(kwargs)}; from_config takes device, dtype and tokenizer")
+        if not isinstance(config, PretrainedConfig):
+            raise InputError(f"config is {shown(config)}; expected a transformers configuration")
         with library_errors(config.model_type):
             model = text_part(auto_class(config).from_config(config, trust_remote_code=False))
         model = model.to(device=target, dtype=kind)
@@ -155,6 +163,7 @@ class ReplacementModel(ModelMembers):
         return cls.from_model(model.eval().requires_grad_(False), transcoders, tokenizer, config.model_type, backend)
 
     @classmethod
+    @typed
     @plain_torch()
     def from_model(
         cls, model: Any, transcoders: Transcoders, tokenizer: Any, model_name: str, backend: Backend = "transformerlens"
@@ -182,6 +191,7 @@ class ReplacementModel(ModelMembers):
         verify(parts)
         return cls(parts, transcoders, tokenizer, backend)
 
+    @typed
     def chat_tokens(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **template_arguments: Any
     ) -> Tensor:
