@@ -33,7 +33,7 @@ class Traceable:
             warnings.warn(said, stacklevel=3)
         transcoders = with_known_shift(parts, transcoders, tokenizer)
         self.parts, self.transcoders, self.tokenizer = parts, transcoders, tokenizer
-        self._bound_to = _state(parts.model)
+        self._bound_to = _state(parts)
 
     def ensure_tokenized(self, prompt: Prompt) -> Tensor:
         """Token ids (P,) int64, by the one rule used everywhere (models/tokenization.py).
@@ -41,9 +41,9 @@ class Traceable:
         Whoever runs the model starts here: its parts, some of which are made of weights, are then those of the weights that
         there are now, should they have been written in or exchanged. Modules that have been exchanged are verified again.
         """
-        if (now := _state(self.parts.model)) != self._bound_to:
+        if (now := _state(self.parts)) != self._bound_to:
             parts = bind(self.parts.model, self.parts.config.model_name)
-            if now.modules != self._bound_to.modules:
+            if now.built != self._bound_to.built:
                 verify(parts)
             self.parts, self._bound_to = parts, now
         return tokenize(prompt, self.tokenizer, self.prepend_bos)
@@ -54,16 +54,18 @@ class Traceable:
 
 
 class _State(NamedTuple):
-    """Numbers of a model: others once weights were written in, once they were exchanged, and once modules were."""
+    """Numbers of a model: others once weights were written in, once they were exchanged, and once modules or settings were."""
 
     written: int
     exchanged: int
-    modules: int
+    built: int
 
 
-def _state(model: nn.Module) -> _State:
+def _state(parts: ModelParts) -> _State:
+    model: nn.Module = parts.model
     written = exchanged = 0
     for parameter in model.parameters():
         written += 0 if parameter.is_inference() else parameter._version
         exchanged ^= parameter.data_ptr()
-    return _State(written, exchanged, hash(tuple((name, id(module)) for name, module in model.named_modules())))
+    modules = tuple((name, id(module)) for name, module in model.named_modules())
+    return _State(written, exchanged, hash((modules, repr(parts.settings()))))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple, Protocol
 
@@ -26,6 +27,7 @@ from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.models import attention
 from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
+from circuit_tracer.models.rotary import answer_alone, depends_on_length
 from circuit_tracer.models.sites import Side, site_of
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.whose import Holder, held_by, owns
@@ -118,6 +120,9 @@ class ModelRun:
         own = self.own_attention or (tape is not None and bool(tape.visits))
         holder = _holder(self.parts, attention.NAME if own else None, tape)
         hooks = [_Hook(holder, *each) for each in self._hooks()]
+        hooks += [
+            _Hook(None, module, Side.OUTPUT, partial(_alone, module)) for module in depends_on_length(self.parts.base)
+        ]
         with plain_torch(), held_by(holder):
             try:
                 for hook in hooks:
@@ -303,8 +308,13 @@ def _on_output(module: nn.Module, index: int, visit: Visit) -> _At:
     return module, Side.OUTPUT, hook
 
 
+def _alone(module: nn.Module, *given: Any) -> Any:
+    """Without keyword arguments the hook has been removed meanwhile."""
+    return answer_alone(module, *given[:2]) if len(given) == 3 else None
+
+
 class _Hook:
-    """A hook on a module, for passes of one run.
+    """A hook on a module, for passes of one run; without a holder, for all that are made meanwhile.
 
     torch numbers hooks without a lock, so that two threads that register at once may get the same number and one of the hooks
     is lost; ours have numbers below zero, of their own. And it may call a hook that another thread has removed meanwhile, with
@@ -313,7 +323,7 @@ class _Hook:
 
     _numbers = count(-1, -1)
 
-    def __init__(self, holder: Holder, module: nn.Module, side: Side, hook: Callable[..., Any]) -> None:
+    def __init__(self, holder: Holder | None, module: nn.Module, side: Side, hook: Callable[..., Any]) -> None:
         self.holder, self.hook, self.number = holder, hook, next(self._numbers)
         if side is Side.INPUT:
             self._calls, self._with_kwargs = module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
@@ -331,6 +341,8 @@ class _Hook:
         self._with_kwargs.pop(self.number, None)
 
     def __call__(self, module: nn.Module, *given: Any) -> Any:
+        if self.holder is None:
+            return self.hook(*given)
         if not owns(self.holder):
             return None
         if module.training:  # since the run began

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -175,10 +175,6 @@ class ReplacementModel(ModelMembers):
         evaluation, with a warning. Raises UnsupportedModelError if its architecture is unknown or does not behave as the table
         says, or if its modules are more than their weights (live adapters, hooks).
         """
-        if backend not in get_args(Backend):
-            raise InputError(
-                f"backend {backend!r} is unknown; use one of {', '.join(get_args(Backend))}; they are the same here"
-            )
         require_causal_lm(model)
         if any(module.training for module in model.modules()):
             warnings.warn(
