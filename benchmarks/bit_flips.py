@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 from benchmarks.common.machine import describe, write_results
 from benchmarks.common.places import RESULTS
 from circuit_tracer.errors import CircuitTracerError
+from circuit_tracer.files.digests import ChangedFileWarning
 from tests.support.written_files import WRITTEN, Written, equal
 
 STRUCTURE = 1024  # bytes at both ends of a file that get half of the flips
@@ -51,8 +53,10 @@ def flips(kind: str, count: int, folder: Path, seed: int = 0) -> Iterator[tuple[
 
 def _outcome(written: Written, folder: Path, expected: object) -> str:
     try:
-        found = written.read(folder)
-    except CircuitTracerError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ChangedFileWarning)
+            found = written.read(folder)
+    except (CircuitTracerError, ChangedFileWarning):
         return "detected"
     except Exception as error:  # what must not happen, and is counted
         return f"failed: {type(error).__name__}"
@@ -65,7 +69,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(WRITTEN), default=list(WRITTEN))
     parser.add_argument("--results", default="bit_flips.json")
     args = parser.parse_args()
-    rows = {}
+    conditions, rows = describe(), {}
     for kind in args.only:
         with tempfile.TemporaryDirectory() as folder:
             WRITTEN[kind].make(Path(folder))
@@ -76,7 +80,7 @@ def main() -> None:
         print(f"{kind:40}", *(f"{name} {count:5}" for name, count in rows[kind].items()), flush=True)
         for outcome, where in [each for each in found if each[0] not in ("detected", "harmless")][:5]:
             print(f"    {outcome}: {where}", flush=True)
-    write_results(RESULTS / args.results, {**describe(), "files": rows})
+    write_results(RESULTS / args.results, {**conditions, "files": rows})
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ CPU = (
         30,
     ),
     Benchmark("kernels", "kernels.speed", "", (), 5),
+    Benchmark("losses", "losses", "", (), 60),
     Benchmark("threads", "threads", "--results threads.json", (), 1),
     Benchmark("ground-truth", "faithfulness.ground_truth", "", (), 5),
     Benchmark("validation", "faithfulness.validation", "--demo", (), 10),

@@ -98,6 +98,7 @@ LATE_LIBRARIES = {
 
 # ... and of our own modules. All of cli/ does so, so that --help answers at once.
 LATE = [
+    Row("__main__", "cli.main", "Ctrl-C while it loads ends without a traceback"),
     Row("kernels", "kernels", "Triton's kernels are loaded where they run"),
     Row("graph.graph", "graph", "facade: Graph.save, to_json, plot and others are written in files of their own"),
     Row("graph.graph", "viewer.page", "facade: Graph.to_html"),

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.arguments import typed, whole
+from circuit_tracer.attribution.continuation import continuation_of
 from circuit_tracer.attribution.progress import Progress, bar, silent
 from circuit_tracer.attribution.targets import Aim, Target, check_logit_options
 from circuit_tracer.attribution.task import Options
@@ -47,6 +49,7 @@ def attribute(
     keep_edge_mass: float | None = None,
     max_residual: float | None = None,
     ranks: Ranks | None = None,
+    resume: Graph | str | Path | None = None,
 ) -> Graph:
     """Attribution graph of a prompt (text or ids (P,)): exact edges of the frozen linear network.
 
@@ -66,8 +69,12 @@ def attribute(
     ranks: the processes that share the rows (`Ranks.from_environment(device)` under torchrun); all call with the same arguments
     and get the same graph.
 
-    Interrupting (Ctrl-C) ends the trace with the rows computed so far and a warning. Raises CircuitTracerError for input
-    that cannot be traced.
+    resume: an interrupted graph, or its file: its rows are taken over, and on the same machine the graph is that of a trace
+    that was not interrupted, to the bit. Raises CompatibilityError, naming what differs, for another prompt, model, dictionary
+    or other settings.
+
+    Interrupting (Ctrl-C) ends the trace with the rows computed so far and a warning; `provenance["interrupted"]` says so, and
+    the graph, saved or not, is what `resume` takes. Raises CircuitTracerError for input that cannot be traced.
     """
     if isinstance(prompt, Traceable):
         raise InputError("the prompt comes first: attribute(prompt, model)")
@@ -82,6 +89,9 @@ def attribute(
         )
     if max_residual is not None and not max_residual >= 0:
         raise InputError(f"max_residual is {max_residual}; it is a share of a row's terms, such as 1e-4")
+    if resume is not None and ranks is not None and ranks.world > 1:
+        raise InputError("an interrupted trace goes on in one process; leave torchrun out, or resume")
+    continuation = None if resume is None else continuation_of(resume)
     check_logit_options(model.parts.config.d_vocab, max_n_logits, desired_logit_prob)
     with ExitStack() as stack, torch.no_grad():
         if progress is None:
@@ -102,7 +112,7 @@ def attribute(
             progress=progress,
             verbose=verbose,
         )
-        return trace(model, ids, left_out, aim, options)
+        return trace(model, ids, left_out, aim, options, continuation)
 
 
 def _left_out(ids: Tensor, model: Traceable, zero_positions: Iterable[int] | None) -> list[int]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.continuation import Continuation, identity_of, unfinished
 from circuit_tracer.attribution.finished_rows import FinishedRows
 from circuit_tracer.attribution.memory import retrying
 from circuit_tracer.attribution.plan import MemoryPlan, kept_mass
@@ -22,6 +24,7 @@ from circuit_tracer.attribution.sweep import Sweep
 from circuit_tracer.attribution.targets import TargetRows
 from circuit_tracer.attribution.task import Task
 from circuit_tracer.errors import ResourceError
+from circuit_tracer.graph.unfinished import Unfinished
 
 
 @dataclass(frozen=True)
@@ -31,47 +34,78 @@ class ComputedRows:
     store: FinishedRows
     columns: Tensor  # (N_s,) columns of the selected features
     plan: MemoryPlan  # less what was given up while rows were computed
-    interrupted: bool
+    wanted: int  # features that were to have a row
+    unfinished: Unfinished | None = None  # of a trace that was interrupted
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether features are missing that were to have a row."""
+        return self.unfinished is not None
 
 
-def compute_rows(task: Task, prompt: LinearPrompt, targets: TargetRows, plan: MemoryPlan) -> ComputedRows:
+def compute_rows(
+    task: Task, prompt: LinearPrompt, targets: TargetRows, plan: MemoryPlan, resume: Continuation | None = None
+) -> ComputedRows:
     """The rows of the targets, and of as many features as the task allows, chosen by influence.
 
     An interrupt keeps the features computed so far, if this process is the only one; before all targets have their rows
-    there is nothing to keep.
+    there is nothing to keep. resume: a trace to go on with; raises CompatibilityError if it is another one.
     """
     n_active = len(prompt.sources)
     budget = min(task.options.max_feature_nodes or n_active, n_active)
     expansion = Expansion(task, prompt, targets, plan, budget)
+    if resume is not None:
+        resume.require_same_trace(expansion.identity())
+        resume.require_rows_of(expansion.store)
+        expansion.store.take(resume.blocks)
     expansion.compute(targets.read_out, torch.arange(len(targets.read_out)))
-    interrupted = False
     try:
+        if resume is not None:
+            expansion.finish(resume.asked)
         if budget == n_active:
             columns = torch.arange(n_active)
             expansion.expand(columns)
         else:
             columns = select(expansion.store, targets.table.weight, budget, expansion.expand)
+        task.options.progress("assembling", 0, 1)
     except KeyboardInterrupt:
         if task.options.ranks.world > 1:  # each process may be elsewhere
             raise
-        interrupted, columns = True, torch.nonzero(expansion.store.expanded).flatten()
-        warnings.warn(
-            f"interrupted: the graph holds the {len(columns)} features computed so far of {budget}",
-            stacklevel=4,  # whoever called `attribute`
-        )
-    return ComputedRows(expansion.store, columns, expansion.plan, interrupted)
+        return expansion.interrupted()
+    return ComputedRows(expansion.store, columns, expansion.plan, budget)
 
 
 class Expansion:
     """Rows while they are computed: those that are done, and the plan, which gives something up when an allocation fails."""
 
     def __init__(self, task: Task, prompt: LinearPrompt, targets: TargetRows, plan: MemoryPlan, budget: int) -> None:
-        self.task, self.prompt, self.plan, self.budget = task, prompt, plan, budget
+        self.task, self.prompt, self.targets, self.plan, self.budget = task, prompt, targets, plan, budget
         self.ranks, self.n_targets = task.options.ranks, len(targets.table)
+        self.asked = torch.empty(0, dtype=torch.int64)  # rows of the call in hand
         self.sweep = Sweep(prompt)
         column_layer = prompt.sources.active.layer[prompt.sources.feature_of_column]
         keep_mass = kept_mass(task.options.keep_edge_mass, prompt.n_pos)
         self.store = FinishedRows(prompt.network.n_layers, self.n_targets, column_layer, keep_mass, self.ranks)
+
+    def identity(self) -> dict[str, Any]:
+        """Which trace this is."""
+        return identity_of(self.task, self.prompt, self.targets, self.budget, self.store.keep_mass)
+
+    def interrupted(self) -> ComputedRows:
+        """What is there, with all that is needed to go on."""
+        self.store.mark_stored()
+        columns = torch.nonzero(self.store.expanded).flatten()
+        warnings.warn(
+            f"interrupted: the graph holds the {len(columns)} features computed so far of {self.budget}",
+            stacklevel=6,  # whoever called `attribute`
+        )
+        left = unfinished(self.identity(), self.store, self.asked, self.plan)
+        return ComputedRows(self.store, columns, self.plan, self.budget, left)
+
+    def finish(self, asked: Tensor) -> None:
+        """Compute what is missing of the rows that were asked for when a trace was interrupted."""
+        if bool((asked >= self.n_targets).all()):
+            self.expand(asked - self.n_targets)
 
     def expand(self, columns: Tensor) -> None:
         """Compute and keep the rows of features, given by column."""
@@ -82,26 +116,29 @@ class Expansion:
 
     def compute(self, read_out: ReadOut, row: Tensor) -> None:
         """Compute this process' share of some rows, numbered globally by `row`; rows that are done stay done."""
+        self.asked = row
         # rows of all layers and positions for every process
         order = torch.argsort(read_out.position * (self.prompt.network.n_layers + 1) + read_out.layer, stable=True)
-        missing = torch.zeros(len(row), dtype=torch.bool)
-        missing[order[self.ranks.rank :: self.ranks.world]] = True
+        mine = order[self.ranks.rank :: self.ranks.world].sort().values
+        share, number = read_out.take(mine), row[mine]
 
         def attempt(plan: MemoryPlan) -> None:
-            pending = torch.nonzero(missing).flatten()
-            for block in self.sweep.blocks(read_out.take(pending), plan.block_rows):
-                here = pending[block.row]
-                self.store.add(block, row[here])
-                self.store.mark(row[here])  # at once: an interrupt keeps what is there
-                missing[here] = False
+            for block in self.sweep.blocks(share, plan.block_rows, ~self.store.done[number]):
+                here = number[block.row]
+                self.store.add(block, here)
+                self.store.mark(here)  # at once: an interrupt keeps what is there
                 self.task.options.progress("features", int(self.store.expanded.sum()), self.budget)
 
-        retrying(attempt, self.plan, lambda _, error: self._give_up(read_out.take(missing), error), self.task.device)
+        def smaller(_: MemoryPlan, error: Exception) -> MemoryPlan:
+            return self._give_up(share, ~self.store.done[number], error)
+
+        retrying(attempt, self.plan, smaller, self.task.device)
         self.store.mark(row)  # those of the other processes too
 
-    def _give_up(self, missing: ReadOut, error: Exception) -> MemoryPlan:
+    def _give_up(self, share: ReadOut, missing: Tensor, error: Exception) -> MemoryPlan:
         """Halve the rows in flight; with one row left, stop keeping decoder rows."""
-        largest = max(map(len, split_rows(missing.layer, missing.position, self.plan.block_rows)), default=1)
+        blocks = split_rows(share.layer, share.position, self.plan.block_rows)
+        largest = max((int(missing[block].sum()) for block in blocks), default=1)
         if largest > 1:
             self.plan = replace(self.plan, block_rows=largest).halved()
         elif self.prompt.decoder.release():

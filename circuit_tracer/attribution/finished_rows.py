@@ -37,7 +37,7 @@ class FinishedRows:
         self.column_layer = column_layer  # (N,)
         self.n_columns = int(column_layer.shape[0])
         self.blocks: list[FinishedBlock] = []
-        self.expanded = torch.zeros(self.n_columns, dtype=torch.bool)  # features with a row on any process, by column
+        self.done = torch.zeros(n_targets + self.n_columns, dtype=torch.bool)  # rows stored here or on another process
         # columns of each layer, to decide a layer at a time
         self._of_layer = [torch.nonzero(column_layer == layer).flatten() for layer in range(n_layers)]
 
@@ -45,9 +45,24 @@ class FinishedRows:
         """Keep a block; `row` (T,) numbers its rows globally."""
         self.blocks.append(FinishedBlock.of(edges, row, self.n_layers, self.keep_mass))
 
+    @property
+    def expanded(self) -> Tensor:
+        """(N,) features with a row, by column."""
+        return self.done[self.n_targets :]
+
     def mark(self, row: Tensor) -> None:
         """These rows are stored, here or on another process."""
-        self.expanded[row[row >= self.n_targets] - self.n_targets] = True
+        self.done[row] = True
+
+    def take(self, blocks: list[FinishedBlock]) -> None:
+        """Keep blocks that were finished before."""
+        self.blocks += blocks
+        self.mark_stored()
+
+    def mark_stored(self) -> None:
+        """Mark what this process holds: an interrupt may have come between the two."""
+        for block in self.blocks:
+            self.mark(block.row)
 
     def influence(self, weight_K: Tensor, threshold: float | None = None) -> tuple[Tensor, Tensor]:
         """Influence (N,) of every feature column, and which columns are selected (N,).

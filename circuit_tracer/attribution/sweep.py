@@ -61,10 +61,15 @@ class Sweep:
         every = torch.arange(prompt.n_pos, device=self.device)
         self.error = torch.stack([self.network.write_at(layer, e, every) for layer, e in enumerate(prompt.error)])
 
-    def blocks(self, targets: ReadOut, block_rows: int) -> Iterator[EdgeBlock]:
-        """Edges of all targets, at most `block_rows` at a time; results do not depend on it beyond rounding."""
+    def blocks(self, targets: ReadOut, block_rows: int, wanted: Tensor | None = None) -> Iterator[EdgeBlock]:
+        """Edges of the `wanted` (T,) targets (None: all), at most `block_rows` at a time; results do not depend on it beyond
+        rounding.
+
+        The targets are split as if all were wanted: what is left of them comes in the blocks in which it would have come.
+        """
         for chosen in split_rows(targets.layer, targets.position, block_rows):
-            yield self._block(chosen, targets.take(chosen))
+            if len(left := chosen if wanted is None else chosen[wanted[chosen]]):
+                yield self._block(left, targets.take(left))
 
     def _block(self, row: Tensor, targets: ReadOut) -> EdgeBlock:
         n_pos, n_layers = int(targets.position.max()) + 1, self.network.n_layers

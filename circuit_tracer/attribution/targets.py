@@ -246,7 +246,7 @@ class _Reader:
         return 0.0 if self.bias is None else float(self.bias[token_id]) - self.mean_bias
 
     def _text(self, token_id: int) -> str:
-        return self.texts(token_id)
+        return self.texts.alone(token_id)
 
     def _token_id(self, text: str) -> int:
         return single_token(text, self.tokenizer)

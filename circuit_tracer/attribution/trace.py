@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.assemble import assemble
+from circuit_tracer.attribution.continuation import Continuation
 from circuit_tracer.attribution.expansion import ComputedRows, compute_rows
 from circuit_tracer.attribution.memory import free_bytes, held_bytes, retrying
 from circuit_tracer.attribution.plan import MemoryPlan, keeps_patterns, plan_memory
@@ -33,17 +34,30 @@ from circuit_tracer.models.parts import bind
 from circuit_tracer.transcoders.active import ActiveFeatures
 
 
-def trace(model: Traceable, ids: Tensor, left_out: list[int], aim: Aim, options: Options) -> Graph:
-    """The graph of a prompt, ids (P,), without features and errors at the `left_out` positions."""
+def trace(
+    model: Traceable,
+    ids: Tensor,
+    left_out: list[int],
+    aim: Aim,
+    options: Options,
+    resume: Continuation | None = None,
+) -> Graph:
+    """The graph of a prompt, ids (P,), without features and errors at the `left_out` positions. resume: goes on with that."""
     task = begin(model, ids, left_out, aim, options)
     encoded = encode(task)
     plan = plan_for(task, encoded)
+    if resume is not None:
+        plan = resume.same_blocks(plan)
     prompt, plan = make_linear(task, encoded, plan)
     if (poor := prompt.reconstruction.warning) and options.ranks.first:
         warnings.warn(poor, ReconstructionWarning, stacklevel=3)
     targets = resolve_targets(model, prompt.network, aim)
-    rows = compute_rows(task, prompt, targets, plan)
-    return make_graph(task, prompt, targets, rows)
+    rows = compute_rows(task, prompt, targets, plan, resume)
+    try:
+        return make_graph(task, prompt, targets, rows)
+    except KeyboardInterrupt:
+        warnings.warn("interrupted as the graph was made: it is made once more, so that no row is lost", stacklevel=4)
+        return make_graph(task, prompt, targets, rows)
 
 
 def begin(model: Traceable, ids: Tensor, left_out: list[int], aim: Aim, options: Options) -> Task:
@@ -125,6 +139,7 @@ def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Comp
         token_strings=tokenization.token_strings(ids, tokenizer),
         reconstruction=prompt.reconstruction,
         provenance=_provenance(task, prompt, rows),
+        unfinished=rows.unfinished,
     )
     try:
         return _within(graph, task.options.max_residual)
@@ -175,6 +190,7 @@ def _provenance(task: Task, prompt: LinearPrompt, rows: ComputedRows) -> dict[st
         "processes": options.ranks.world,
         "dropped_mass": max((block.dropped for block in rows.store.blocks), default=0.0),
         "interrupted": rows.interrupted,
+        "features": [len(rows.columns), rows.wanted],  # with a row, of so many
         "warnings": [poor] if (poor := prompt.reconstruction.warning) else [],
         "seconds": round(time.perf_counter() - task.started, 3),
         "torch": torch.__version__,

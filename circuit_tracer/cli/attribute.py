@@ -14,10 +14,10 @@ from circuit_tracer.cli.outputs import Outputs
 from circuit_tracer.cli.prompts import PromptJob, read_jobs, template_arguments
 from circuit_tracer.cli.serve import PORT, FeaturesDir, Labels, Port, chosen_labels
 from circuit_tracer.cli.serve import run as run_server
+from circuit_tracer.cli.stopping import Stopping
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from circuit_tracer.graph import Graph
     from circuit_tracer.ranks import Ranks
     from circuit_tracer.replacement_model import ReplacementModel
 
@@ -92,8 +92,13 @@ def attribute(
     labels: Labels = None,
     json: options.Json = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Leave out prompts whose files are there: go on after an interruption.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on after an interruption: leave out prompts that are traced, go on in one that is begun.",
+        ),
     ] = False,
+    overwrite: options.Overwrite = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show progress and the memory plan.")] = False,
     server: Annotated[
         bool, typer.Option("--server", help="Then serve --graph-file-dir, and the model, to the browser until Ctrl-C.")
@@ -113,12 +118,14 @@ def attribute(
         pruning,
         several=prompt_file is not None,
         labels=chosen_labels(labels, chosen.demo),
+        overwrite=overwrite,
+        resume=resume,
     )
     if labels is not None and outputs.folder is None:
         raise InputError("--labels name features in the viewer's files: add --slug NAME and --graph-file-dir FOLDER")
     if outputs.path is None and outputs.folder is None and not json:
         raise InputError("say where the graph goes: -o FILE, or --slug NAME with --graph-file-dir FOLDER (or --json)")
-    outputs.check([job.slug for job in jobs])
+    outputs = outputs.check([job.slug for job in jobs])
     ranks = _ranks(chosen)
     if resume:
         jobs = _still_to_do(jobs, outputs, ranks)
@@ -134,10 +141,13 @@ def attribute(
         "ranks": ranks,
     }
     loaded = chosen.open(verbose)
-    for number, job in enumerate(jobs, start=1):
-        graph = _trace(job, loaded, settings, outputs, json, verbose)
-        if graph.provenance.get("interrupted") and number < len(jobs):
-            raise KeyboardInterrupt
+    with Stopping() as stopping:
+        for number, job in enumerate(jobs, start=1):
+            _trace(job, loaded, settings, outputs, json, stopping)
+            if stopping.asked and number < len(jobs):
+                raise KeyboardInterrupt(f"interrupted: {number} of {len(jobs)} prompts are traced; --resume goes on")
+            if stopping.asked:
+                raise KeyboardInterrupt("interrupted when all was written")
     ranks.close()
     if server and graph_file_dir is not None and ranks.first:
         run_server(graph_file_dir, port, features_dir, loaded, chosen.demo, labels=labels, quiet=json)
@@ -165,21 +175,41 @@ def _still_to_do(jobs: list[PromptJob], outputs: Outputs, ranks: Ranks) -> list[
 
 
 def _trace(
-    job: PromptJob, model: ReplacementModel, settings: dict[str, Any], outputs: Outputs, json: bool, verbose: bool
-) -> Graph:
+    job: PromptJob,
+    model: ReplacementModel,
+    settings: dict[str, Any],
+    outputs: Outputs,
+    json: bool,
+    stopping: Stopping,
+) -> None:
+    """Trace a prompt, or go on where it was interrupted, and write the graph. Raises KeyboardInterrupt when what an interrupt
+    left is written.
+    """
     from circuit_tracer.attribution.attribute import attribute as trace
     from circuit_tracer.cli.summary import as_text, summarise
 
-    graph = trace(job.tokenized(model), model, **settings)
+    alone, verbose = settings["ranks"].world == 1, settings["verbose"]
+    resume = outputs.unfinished(job.slug) if outputs.resume and alone else None
+    stopping.begin()
+    with options.progress(verbose) as shown:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            stopping.progress(stage, done, total)
+            shown(stage, done, total)
+
+        graph = trace(job.tokenized(model), model, **settings, progress=progress, resume=resume)
     if not settings["ranks"].first:
-        return graph
-    files = outputs.write(graph, job.slug)
+        return
+    interrupted = bool(graph.provenance.get("interrupted"))
+    files = outputs.write_unfinished(graph, job.slug) if interrupted else outputs.write(graph, job.slug)
     summary = summarise(graph)
     if json:
         typer.echo(options.dump({"slug": job.slug or None, **summary, "files": [str(path) for path in files]}))
     else:
         typer.echo(as_text(summary, files, verbose) + "\n")
-    return graph
+    if interrupted:
+        kept = f"{files[0]} holds what was done; the same command with --resume goes on" if files else "nothing is kept"
+        raise KeyboardInterrupt(f"interrupted: {kept}")
 
 
 def _viewer_folder(folder: Path | None, slug: str | None, jobs: list[PromptJob], from_file: bool) -> Path | None:

@@ -10,9 +10,24 @@ import typer
 
 from circuit_tracer.cli import options
 from circuit_tracer.cli.loading import HookOptions
+from circuit_tracer.cli.outputs import given_options, may_replace
+from circuit_tracer.errors import InputError
+
+_OF_VIEWERS = (
+    "node_threshold",
+    "edge_threshold",
+    "policy",
+    "target",
+    "scan",
+    "source_set",
+    "labels",
+    "view",
+    "overwrite",
+)
 
 
 def convert(
+    ctx: typer.Context,
     source: Annotated[str, typer.Argument(metavar="IN", help="Graph file; or folder or hub id of transcoders.")],
     *,
     output: Annotated[Path, typer.Argument(metavar="OUT", help="File (its ending says the format), or folder.")],
@@ -38,6 +53,7 @@ def convert(
     view: Annotated[
         str | None, typer.Option("--view", help="Link to a viewer's page whose pins and supernodes a .json shall have.")
     ] = None,
+    overwrite: options.Overwrite = False,
     hooks: HookOptions,
 ) -> None:
     """Convert a graph file, or transcoders.
@@ -45,34 +61,49 @@ def convert(
     Graphs: .safetensors (native), .pt (circuit-tracer), .graphml and node-link JSON (networkx), and, to write only, .json for
     viewers, pruned by the thresholds. Transcoders of any known layout become native files and a config.yaml.
     """
-    from circuit_tracer.files import require_writable_folder
-
+    idle = given_options(ctx, _OF_VIEWERS)
     if not Path(source).is_file():
-        require_writable_folder(output)
-        from circuit_tracer.transcoders.loading import save_transcoders
+        if idle:
+            raise InputError(f"{', '.join(idle)}: these are of a viewer's .json, and {source} is no graph file")
+        _transcoders(source, output, hooks)
+        return
+    from circuit_tracer.files import require_writable_file
+    from circuit_tracer.graph.files.formats import format_of, read_graph, write_graph
 
-        transcoders, config = hooks.dictionary(source)
-        save_transcoders(transcoders, output, config.get("model_name"))
+    kind = to or ("viewer" if output.suffix == ".json" else format_of(output))
+    if idle and kind != "viewer":
+        raise InputError(
+            f"{', '.join(idle)}: these are of a viewer's .json, and {output} becomes {kind}; leave them out"
+        )
+    require_writable_file(output)
+    if kind != "viewer":
+        write_graph(read_graph(Path(source)), output, kind)
     else:
-        from circuit_tracer.graph.files.formats import format_of, read_graph, write_graph
+        from circuit_tracer.features.labels import chosen_labels
+        from circuit_tracer.graph.files.view import View
 
-        kind = to or ("viewer" if output.suffix == ".json" else format_of(output))
-        require_writable_folder(output.parent)
-        graph = read_graph(Path(source))
-        if kind == "viewer":
-            from circuit_tracer.features.labels import read_labels
-            from circuit_tracer.graph.files.view import View
+        named = {} if labels is None else chosen_labels(labels)
+        chosen = None if view is None else View.of_link(view)
+        if not overwrite:
+            may_replace(output.parent, [output.stem])
+        output = read_graph(Path(source)).to_json(
+            output.stem,
+            output.parent,
+            **asdict(pruning),
+            target=target,
+            scan=scan,
+            feature_details={} if source_set is None else {"neuronpedia_source_set": source_set},
+            labels=named,
+            view=chosen,
+        )
+    typer.echo(f"wrote {output}")
 
-            output = graph.to_json(
-                output.stem,
-                output.parent,
-                **asdict(pruning),
-                target=target,
-                scan=scan,
-                feature_details={} if source_set is None else {"neuronpedia_source_set": source_set},
-                labels={} if labels is None else read_labels(labels),
-                view=None if view is None else View.from_url(view),
-            )
-        else:
-            write_graph(graph, output, kind)
+
+def _transcoders(source: str, output: Path, hooks: HookOptions) -> None:
+    from circuit_tracer.files import require_writable_folder
+    from circuit_tracer.transcoders.loading import save_transcoders
+
+    require_writable_folder(output)
+    transcoders, config = hooks.dictionary(source)
+    save_transcoders(transcoders, output, config.get("model_name"))
     typer.echo(f"wrote {output}")

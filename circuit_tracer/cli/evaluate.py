@@ -100,7 +100,10 @@ def evaluate(
     loaded = chosen.open(verbose)
     beside = per_layer_baseline or (str(section.per_layer_baseline) if section.per_layer_baseline else None)
     held_out = _held_out(config, data, section, loaded, reading)
-    with options.progress(verbose) as progress:
+    with (
+        options.interruption("interrupted: nothing was measured to its end, so nothing is kept"),
+        options.progress(verbose) as progress,
+    ):
         evaluation = measure(
             loaded.parts,
             loaded.tokenizer,

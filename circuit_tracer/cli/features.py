@@ -71,7 +71,8 @@ def build(
         corpus = corpus_of(loaded.tokenizer)
     else:
         corpus = open_corpus(data, loaded.parts, loaded.tokenizer, **reading.arguments(), separate=separate)
-    with options.progress(verbose) as progress:
+    kept = f"interrupted: {output} keeps what was read up to the last stretch; the same command goes on from there"
+    with options.interruption(kept), options.progress(verbose) as progress:
         build_features(loaded, corpus, output, settings, wanted=wanted, progress=progress)
     label_from_records(output)
     typer.echo(f"wrote {output}")
@@ -104,7 +105,7 @@ def label(
     from circuit_tracer.features import FeatureFolder
     from circuit_tracer.features.chat import ChatModel
     from circuit_tracer.features.interpret import Interpretation, Interpreter
-    from circuit_tracer.features.labels import load_labels, write_labels
+    from circuit_tracer.features.labels import add_labels
 
     features, prices = FeatureFolder(folder), _prices(price)
     chat = ChatModel.from_environment(model, folder / ".answers", endpoint)
@@ -118,9 +119,10 @@ def label(
     )
     if estimate.requests and not yes:
         typer.confirm("ask them?", abort=True)
-    with options.progress(verbose) as progress:
+    kept = f"interrupted: the answers so far are kept in {folder}; asking again costs nothing for them"
+    with options.interruption(kept), options.progress(verbose) as progress:
         labels = interpreter.interpret(places, workers, progress)
-    write_labels(folder, {**load_labels(folder), **labels})
+    add_labels(folder, labels)
     scores = [one.score for one in labels.values() if one.score is not None]
     mean = f"; mean score {sum(scores) / len(scores):.2f} of {len(scores)}" if scores else ""
     typer.echo(f"labelled {len(labels)} features in {folder}{mean}")
@@ -139,7 +141,7 @@ def fetch(
 ) -> None:
     """Take labels from Neuronpedia, for features of graphs or all built ones. FOLDER need not hold features."""
     from circuit_tracer.features import FeatureFolder
-    from circuit_tracer.features.labels import load_labels, write_labels
+    from circuit_tracer.features.labels import add_labels
     from circuit_tracer.features.neuronpedia_labels import fetch_labels
     from circuit_tracer.files import require_writable_folder
     from circuit_tracer.neuronpedia import Neuronpedia
@@ -148,9 +150,10 @@ def fetch(
     require_writable_folder(folder)
     places = _places(None if graph else FeatureFolder(folder), graph)
     server = Neuronpedia.from_environment(host)
-    with options.progress(verbose) as progress:
+    kept = "interrupted: the labels so far are kept in the cache; fetching again goes on from there"
+    with options.interruption(kept), options.progress(verbose) as progress:
         labels = fetch_labels(server, places, model_id, source_set, get_cache_dir() / "labels", progress)
-    write_labels(folder, {**load_labels(folder), **labels})
+    add_labels(folder, labels)
     typer.echo(f"labelled {len(labels)} of {len(places)} features in {folder}")
 
 

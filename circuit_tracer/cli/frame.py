@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import signal
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from inspect import Parameter
@@ -20,6 +23,20 @@ from circuit_tracer.errors import CircuitTracerError
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 DEBUG = "circuit_tracer.debug"
+# What the machine can refuse wherever something is read or written, and what helps.
+REFUSALS = {
+    errno.ENOSPC: "free some space, or choose another disk",
+    errno.EDQUOT: "free some of your quota, or choose another disk",
+    errno.EFBIG: "files may not be that large here (ulimit -f); choose another disk",
+    errno.EROFS: "this disk is read-only; choose another one",
+    errno.EACCES: "check its permissions, or choose another place",
+    errno.EPERM: "check its permissions, or choose another place",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another place",
+    errno.EISDIR: "a folder stands where a file is needed; choose another name",
+    errno.ENOENT: "it is gone, or its folder is",
+    errno.EIO: "the disk or the network failed; try another one",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+}
 
 
 class Row(NamedTuple):
@@ -146,15 +163,16 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; see the class."""
+        asked: list[int] = []
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _ending(asked):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except CircuitTracerError as error:
             _report(ctx, str(error))
-            raise typer.Exit(BAD_INPUT) from error
+            raise typer.Exit(INTERRUPTED if asked else BAD_INPUT) from error
         except KeyboardInterrupt as error:
-            typer.echo("interrupted; nothing was written that is not reported above", err=True)
+            typer.echo(str(error) or "interrupted; nothing was written that is not reported above", err=True)
             raise typer.Exit(INTERRUPTED) from error
         except Exception as error:
             own_exit = isinstance(error, typer.Exit | typer.Abort) or hasattr(
@@ -162,14 +180,43 @@ class Commands(TyperGroup):
             )  # typer's usage errors
             if own_exit or (isinstance(error, OSError) and error.errno == errno.EPIPE):
                 raise
+            if asked:  # a library made another error of it
+                typer.echo("interrupted; nothing was written that is not reported above", err=True)
+                raise typer.Exit(INTERRUPTED) from error
             if isinstance(
                 error, OSError | UnicodeEncodeError
             ):  # the machine's word about a path, or bytes that are no text
-                _report(ctx, f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else _no_text(error))
+                _report(ctx, _refusal(error) if isinstance(error, OSError) else _no_text(error))
                 raise typer.Exit(BAD_INPUT) from error
             hint = "" if DEBUG in ctx.meta else " (a failure of ours; run again with --debug for the traceback)"
             _report(ctx, f"{type(error).__name__}: {error}{hint}")
             raise typer.Exit(FAILURE) from error
+
+
+@contextmanager
+def _ending(asked: list[int]) -> Iterator[None]:
+    """Inside, SIGTERM, with which schedulers end a job, is what Ctrl-C is; ``asked`` gets the signals that came."""
+
+    def ask(number: int, _: object) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    mine = threading.current_thread() is threading.main_thread()
+    before = {each: handler for each, handler in usual.items() if mine and signal.getsignal(each) is handler}
+    for each in before:
+        signal.signal(each, ask)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _refusal(error: OSError) -> str:
+    where = f": {error.filename}" if error.filename else ""
+    hint = REFUSALS.get(error.errno or 0)
+    return f"{error.strerror or error}{where}" + (f"; {hint}" if hint else "")
 
 
 def _no_text(error: UnicodeEncodeError) -> str:

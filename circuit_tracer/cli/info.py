@@ -49,7 +49,7 @@ def _graph(path: Path) -> dict[str, Any]:
 
         viewed = from_json(path)
         metadata = viewed.graph["metadata"]
-        kept = {name: metadata[name] for name in ("slug", "scan", "prompt") if name in metadata}
+        kept = {name: metadata[name] for name in ("slug", "scan", "prompt", "interrupted") if name in metadata}
         counts = {"nodes": viewed.number_of_nodes(), "links": viewed.number_of_edges()}
         return {"what": "graph file for viewers", **kept, **counts, "repairs": viewed.graph["repairs"]}
     from circuit_tracer.graph.files.formats import read_graph

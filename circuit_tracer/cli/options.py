@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -36,6 +38,10 @@ def _require_text(value: Any) -> Any:
 Slug = Annotated[str | None, typer.Option("--slug", help="Name of the viewer's file, {slug}.json.")]
 GraphFileDir = Annotated[
     Path | None, typer.Option("--graph-file-dir", help="Folder for the viewer's files; made if needed.")
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace a graph of that name; what was made by hand moves to the new one."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, one object a line, and nothing else.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show progress.")]
@@ -131,6 +137,15 @@ def progress(verbose: bool) -> AbstractContextManager[Progress]:
     from circuit_tracer.attribution.progress import bar, silent
 
     return bar() if verbose else nullcontext(silent)
+
+
+@contextmanager
+def interruption(kept: str) -> Iterator[None]:
+    """Inside, Ctrl-C says what was kept."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(kept) from error
 
 
 def dump(value: Any) -> str:

@@ -19,6 +19,7 @@ def prune(
     output: Annotated[Path | None, options.output("Write the pruned graph: .safetensors, or .pt.")] = None,
     slug: options.Slug = None,
     graph_file_dir: options.GraphFileDir = None,
+    overwrite: options.Overwrite = False,
     pruning: options.Pruning,
     json: options.Json = False,
 ) -> None:
@@ -28,10 +29,8 @@ def prune(
     """
     if (slug is None) != (graph_file_dir is None):
         raise InputError("viewer files need both --slug and --graph-file-dir")
-    pruned_file = Outputs(output, None, pruning)
-    viewer = Outputs(None, graph_file_dir, pruning)
-    for outputs in (pruned_file, viewer):
-        outputs.check([slug or ""])
+    pruned_file = Outputs(output, None, pruning).check([""])
+    viewer = Outputs(None, graph_file_dir, pruning, overwrite=overwrite).check([slug or ""])
     from circuit_tracer.graph import graph_scores, prune_graph
     from circuit_tracer.graph.files.native import as_graph
     from circuit_tracer.graph.subgraph import subgraph

@@ -119,9 +119,9 @@ def run(
 def chosen_labels(path: Path | None, demo: bool) -> dict[tuple[int, int], str] | None:
     """Those of a file or folder; without one, those of the embedded dictionary if that is what is used."""
     if path is not None:
-        from circuit_tracer.features.labels import read_labels
+        from circuit_tracer.features.labels import chosen_labels as read
 
-        return read_labels(path)
+        return read(path)
     if demo:
         from circuit_tracer.demo import load_labels
 

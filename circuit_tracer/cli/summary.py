@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 def summarise(graph: Graph) -> dict[str, Any]:
     """Targets, sizes, scores, reconstruction and worst residual of a graph, as JSON values."""
     from circuit_tracer.graph import graph_scores
+    from circuit_tracer.graph.files.viewer_json import interruption
 
     layout, targets, scores = graph.nodes.layout, graph.targets, graph_scores(graph)
     rows = zip(
@@ -42,6 +43,9 @@ def summarise(graph: Graph) -> dict[str, Any]:
     for name in ("seconds", "interrupted", "memory_plan", "warnings"):
         if name in graph.provenance:
             summary[name] = graph.provenance[name]
+    if summary.get("interrupted"):
+        summary["done"] = interruption(graph)
+        summary["can_go_on"] = graph.unfinished is not None
     return summary
 
 
@@ -58,6 +62,9 @@ def as_text(summary: dict[str, Any], files: Sequence[Path] = (), verbose: bool =
         ),
         ("scores", f"replacement {summary['replacement_score']:.3f}, completeness {summary['completeness_score']:.3f}"),
     ]
+    if summary.get("interrupted"):
+        more = "; attribute --resume goes on" if summary["can_go_on"] else ""
+        lines.insert(0, ("state", f"interrupted: {summary['done']} have their edges{more}"))
     if "nmse" in summary:
         nmse, l0 = summary["nmse"], summary["l0"]
         worst = max(range(len(nmse)), key=nmse.__getitem__)

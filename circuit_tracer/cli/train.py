@@ -131,13 +131,20 @@ def _run(config: TrainingConfig, resume: bool) -> None:
         with ExitStack() as closing:
             listener: Listener = closing.enter_context(ProgressDisplay()) if first else NullListener()
             run(config, resume=resume, listener=listener)
-    except KeyboardInterrupt:
-        if first:
-            typer.echo(f"go on later with: circuit-tracer train {config.run.out} --resume", err=True)
-        raise
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_kept(config.run.out) if first else "interrupted") from error
     if first:
         for path in _written(config.run.out):
             typer.echo(f"wrote {path}")
+
+
+def _kept(folder: Path) -> str:
+    from circuit_tracer.training.run import checkpoint
+
+    last = checkpoint.latest(folder / "checkpoints")
+    if last is None:
+        return "interrupted before the first checkpoint: nothing is kept"
+    return f"interrupted: step {last.step} is kept; go on later with: circuit-tracer train {folder} --resume"
 
 
 def _written(folder: Path) -> list[Path]:

@@ -58,7 +58,7 @@ def upload(
     if with_features and (features is None or source_set is None):
         raise InputError("--with-features needs --features FOLDER and --source-set NAME")
     labels = {} if features is None else read_labels(features)
-    chosen = None if view is None else View.from_url(view)
+    chosen = None if view is None else View.of_link(view)
     if is_viewer_json(graph):
         refuse_thresholds(ctx, graph)
         _refuse_said({"--model-id": model_id, "--source-set": source_set, "--slug": slug}, graph)

@@ -52,7 +52,8 @@ def validate(
     require_writable_folder(target.parent)
     subject = as_graph(graph)
     loaded = chosen.open(verbose)
-    with options.progress(verbose) as progress:
+    kept = f"interrupted: no report is kept, and {target} is as it was"
+    with options.interruption(kept), options.progress(verbose) as progress:
         report = test(
             subject,
             loaded,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from circuit_tracer.cli import options
 from circuit_tracer.cli.outputs import is_viewer_json, name_of, refuse_thresholds
+from circuit_tracer.errors import FileFormatError
 
 
 def view(
@@ -42,7 +43,7 @@ def view(
 
     if is_viewer_json(graph):
         refuse_thresholds(ctx, graph)
-    shown = graph if is_viewer_json(graph) else as_graph(graph)
+    shown = _showable(graph) if is_viewer_json(graph) else as_graph(graph)
     page = write_page(
         shown,
         output or graph.with_name(f"{name_of(graph)}.html"),
@@ -54,3 +55,17 @@ def view(
     typer.echo(f"wrote {page}")
     if open_page:
         typer.launch(str(page))
+
+
+def _showable(path: Path) -> dict[str, Any]:
+    """Viewer JSON that a page can show. Raises FileFormatError for other."""
+    from circuit_tracer.graph.files.read_json import load_viewer_json
+    from circuit_tracer.viewer.document import unshowable
+
+    document = load_viewer_json(path)
+    if problems := unshowable(document):
+        raise FileFormatError(
+            f"a page could show nothing of {path}: {'; '.join(problems)}. Export the graph again from its own file "
+            "(circuit-tracer convert GRAPH.safetensors OUT.json), or mend the file"
+        )
+    return document

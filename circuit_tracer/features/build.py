@@ -29,7 +29,7 @@ from circuit_tracer.features.logits import logit_effects
 from circuit_tracer.features.record import LayerRecords
 from circuit_tracer.features.segment import Segment, Window
 from circuit_tracer.features.summary import Keep
-from circuit_tracer.files import require_writable_folder
+from circuit_tracer.files import claimed, require_writable_folder
 from circuit_tracer.files.digests import write_sealed
 from circuit_tracer.fingerprint import (
     VERSION,
@@ -83,10 +83,27 @@ def build_features(
 
     wanted: only these features (`wanted.features_of_graphs`); None: all. name: what the records call the transcoders; default
     their scan. Goes on where an earlier call with the same arguments was interrupted; returns at once when it was not.
-    Raises CompatibilityError when the folder holds something else, InputError when the corpus has no token that counts.
+    Raises CompatibilityError when the folder holds something else, InputError when the corpus has no token that counts or
+    another process builds in the folder.
     """
     settings = settings or BuildSettings()
     target = require_writable_folder(folder)
+    working = require_writable_folder(target / WORKING_FOLDER)
+    with claimed(working, "builds features in"):
+        _build(model, corpus, target, settings, wanted, name, progress)
+    shutil.rmtree(working, ignore_errors=True)
+    return target
+
+
+def _build(
+    model: Traceable,
+    corpus: Corpus,
+    target: Path,
+    settings: BuildSettings,
+    wanted: Wanted | None,
+    name: str | None,
+    progress: Progress,
+) -> None:
     identity = _identity(model, corpus, settings, wanted, name)
     if (target / MANIFEST).is_file():
         found = read_manifest(target).get("settings")
@@ -97,8 +114,6 @@ def build_features(
         if not working.progress["complete"]:
             _read_corpus(model, corpus, settings, wanted, working, progress)
         _write(model, settings, wanted, identity, working, target, progress)
-    shutil.rmtree(target / WORKING_FOLDER, ignore_errors=True)
-    return target
 
 
 def _identity(

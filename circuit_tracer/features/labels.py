@@ -18,7 +18,7 @@ from typing import Any
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.features.folder import LABELS, FeatureFolder
-from circuit_tracer.files import atomic_write, read_json, shortened
+from circuit_tracer.files import atomic_write, locked, read_json, require_writable_folder, shortened
 from circuit_tracer.files.digests import DIGEST, as_written, digest_of, unsealed
 
 Place = tuple[int, int]
@@ -53,13 +53,29 @@ def load_labels(path: str | Path) -> dict[Place, Label]:
     if not path.is_file():
         raise InputError(f"no labels at {path}; give a labels.json, or the folder of one")
     try:
-        layers = unsealed(read_json(path), str(path))
+        layers = unsealed(read_json(path), str(path), by_hand=True)
         return {(int(layer), int(index)): _label(one) for layer, row in layers.items() for index, one in row.items()}
     except (FileFormatError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileFormatError(
             f'{path} is no labels file ({str(error)[:300]}); expected {{"0": {{"12": {{"label": "..."}}}}}}, by layer and '
             "feature"
         ) from error
+
+
+def chosen_labels(path: str | Path) -> dict[Place, str]:
+    """``read_labels`` of what was asked for by name: InputError also for a folder without labels."""
+    if Path(path).is_dir() and not (Path(path) / LABELS).is_file():
+        raise InputError(f"the folder {path} holds no {LABELS}; give a labels.json, or the folder of one")
+    return read_labels(path)
+
+
+def add_labels(folder: str | Path, labels: Mapping[Place, Label], over: bool = True) -> dict[Place, Label]:
+    """Put labels beside those of a folder, in place of those of the same features unless ``over`` is False; returns all."""
+    with locked(require_writable_folder(folder)):
+        known = load_labels(folder)
+        everything = {**known, **labels} if over else {**labels, **known}
+        write_labels(folder, everything)
+    return everything
 
 
 def write_labels(folder: str | Path, labels: Mapping[Place, Label]) -> Path:
@@ -85,8 +101,7 @@ def label_from_records(folder: str | Path) -> dict[Place, Label]:
     for place in features:
         if place not in labels and (text := describe(features.get(place))):
             labels[place] = Label(text, FROM_RECORD)
-    write_labels(folder, labels)
-    return labels
+    return add_labels(folder, labels, over=False)
 
 
 def describe(record: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.features.labels import Label, Place
-from circuit_tracer.files import shortened
+from circuit_tracer.files import locked, require_writable_folder, shortened
 from circuit_tracer.files.digests import read_sealed, write_sealed
 from circuit_tracer.neuronpedia import Neuronpedia
 
@@ -50,7 +50,7 @@ def fetch_labels(
         for start in range(0, len(missing), FEATURES_A_REQUEST):
             part = missing[start : start + FEATURES_A_REQUEST]
             known |= _ask(server, model_id, f"{layer}-{source_set}", part)
-            _write(path, known)
+            known = _add(path, known)
             progress("labels", done + start + len(part), total)
         done += len(wanted)
         source = f"neuronpedia:{model_id}/{source_set}"
@@ -96,5 +96,9 @@ def _text_or_none(value: Any) -> str | None:
     return value
 
 
-def _write(path: Path, known: dict[int, str | None]) -> None:
-    write_sealed(path, {"source": path.stem, "labels": known}, ensure_ascii=False)
+def _add(path: Path, known: dict[int, str | None]) -> dict[int, str | None]:
+    """Put labels into the file beside those that other processes put there meanwhile; returns all."""
+    with locked(require_writable_folder(path.parent)):
+        everything = _read(path) | known
+        write_sealed(path, {"source": path.stem, "labels": everything}, ensure_ascii=False)
+    return everything

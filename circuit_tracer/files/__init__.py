@@ -6,6 +6,7 @@ Tensors are read by `circuit_tracer.files.tensors`, which loads torch.
 
 from __future__ import annotations
 
+from circuit_tracer.files.locks import claimed, locked
 from circuit_tracer.files.reading import (
     LARGEST_JSON,
     LARGEST_YAML,
@@ -25,7 +26,7 @@ from circuit_tracer.files.structured import (
     shortened,
     validated,
 )
-from circuit_tracer.files.writing import atomic_write, require_writable_folder
+from circuit_tracer.files.writing import atomic_write, require_writable_file, require_writable_folder, temporary_path
 
 __all__ = [
     "DEEPEST",
@@ -33,6 +34,8 @@ __all__ = [
     "LARGEST_YAML",
     "PlainLoader",
     "atomic_write",
+    "claimed",
+    "locked",
     "open_file",
     "parse_json",
     "parse_toml",
@@ -41,8 +44,10 @@ __all__ = [
     "read_json",
     "read_text",
     "read_yaml",
+    "require_writable_file",
     "require_writable_folder",
     "shortened",
+    "temporary_path",
     "unpack",
     "validated",
 ]

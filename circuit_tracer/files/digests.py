@@ -1,8 +1,9 @@
 """JSON and YAML documents that notice damage: the key `digest` of an object covers everything else in it.
 
 The digest is of the values, not of the text: a file that was indented anew, or whose keys were sorted, is the same. What
-people change by hand is theirs to change: without the key an object is read as any other, and the errors say so. Damage to
-the key's own name is noticed because it leaves a name that differs in one bit.
+people change by hand is theirs to change: labels and views are read with a warning then; elsewhere an object without the key
+is read as any other, and the errors say so. Damage to the key's own name is noticed because it leaves a name that differs in
+one bit.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,12 @@ from circuit_tracer.files.structured import read_json
 from circuit_tracer.files.writing import atomic_write
 
 DIGEST = "digest"
+
+
+class ChangedFileWarning(UserWarning):
+    """A file that people write in is not what was written: somebody changed it, or it is damaged."""
+
+
 _WHOLE_FLOAT = re.compile(r"(?<=[:,\[])-?(\d+)\.0(?=[,\]}])")
 _HEX = 32  # digits of a digest: 128 bits
 
@@ -42,17 +50,26 @@ def is_sealed(document: Mapping[Any, Any], source: str) -> bool:
     return DIGEST in document
 
 
-def unsealed(document: Mapping[str, Any], source: str, remedy: str | None = None, beside: Any = None) -> dict[str, Any]:
+def unsealed(
+    document: Mapping[str, Any], source: str, remedy: str | None = None, beside: Any = None, by_hand: bool = False
+) -> dict[str, Any]:
     """The object without its digest, which must be right.
 
-    remedy: given for files that nobody changes by hand, which must have a digest: what to do about a damaged one. Raises
-    FileFormatError, naming ``source``.
+    by_hand: what people write in: a digest that is not right is a `ChangedFileWarning`. remedy: given for files that nobody
+    changes by hand, which must have a digest: what to do about a damaged one. Raises FileFormatError, naming ``source``.
     """
     plain = {key: value for key, value in document.items() if key != DIGEST}
     if not is_sealed(document, source):
         if remedy is not None:
             raise FileFormatError(f"{source} is damaged: it has no {DIGEST}. {remedy}")
     elif not _fits(document[DIGEST], plain if beside is None else [plain, beside]):
+        if by_hand:
+            warnings.warn(
+                f"{source} was changed since it was written, by hand or by damage; it is taken as it is now",
+                ChangedFileWarning,
+                stacklevel=3,
+            )
+            return plain
         raise FileFormatError(
             f"{source} is not what was written: its {DIGEST} does not fit what it holds. "
             + (remedy or f"Restore it; if you changed it yourself, remove its {DIGEST}.")

@@ -22,6 +22,7 @@ from circuit_tracer.graph.nodes import NodeTable
 from circuit_tracer.graph.order import Blocks, layered_blocks, topological_blocks
 from circuit_tracer.graph.shared_matrix import SharedMatrix
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
+from circuit_tracer.graph.unfinished import Unfinished
 from circuit_tracer.graph.validation import ValidationReport
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class Graph:
     transcoders come from. vocab_size: default cfg.d_vocab; ids from there on are virtual. balance: the sum rule, a row
     each. targets: default: logits at the last position. token_strings: P texts. reconstruction: quality of the
     transcoders here. provenance: plain JSON values that say how the graph was made.
-    validation: what interventions on the graph have found.
+    validation: what interventions on the graph have found. unfinished: of a trace that was interrupted, what it needs to go
+    on (`attribute(..., resume=graph)`).
 
     Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then the validation, which was that of the edges
     before, is gone, ``residual`` says by how much the rows miss their sums, and files do not keep the balance.
@@ -74,6 +76,7 @@ class Graph:
         reconstruction: Reconstruction | None = None,
         provenance: dict[str, Any] | None = None,
         validation: ValidationReport | None = None,
+        unfinished: Unfinished | None = None,
     ) -> None:
         self.input_string = input_string
         self.input_tokens = input_tokens
@@ -90,6 +93,7 @@ class Graph:
         self.reconstruction = reconstruction
         self.provenance = dict(provenance or {})
         self._validation = validation
+        self.unfinished = unfinished
         self._blocks: Blocks | None = None
         self._check_types(logit_probabilities)
         self._check_lengths(logit_probabilities)

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark of a space in front
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -33,7 +34,22 @@ class TokenTexts:
         front, front_text = self._front
         joined = self.tokenizer.decode([*front, token])
         text = joined.removeprefix(front_text) if joined.startswith(front_text) else self.tokenizer.decode([token])
-        return self._bytes(token, text) if _REPLACEMENT in text else text
+        return self._bytes(self._name(token), text) if _REPLACEMENT in text else text
+
+    def alone(self, token: int) -> str:
+        """The text of a token by itself, as circuit-tracer's labels have it, with a space that is part of the token."""
+        if self.tokenizer is None:
+            return self(token)
+        text = str(self.tokenizer.decode([token]))
+        name = self._name(token)
+        if _REPLACEMENT in text:
+            return self._bytes(name, text)
+        return f" {text}" if name.startswith(_SPACE) and not text.startswith(" ") else text
+
+    def _name(self, token: int) -> str:
+        """What the vocabulary calls a token; empty where it does not say."""
+        convert = getattr(self.tokenizer, "convert_ids_to_tokens", None)
+        return str(convert(token) or "") if convert is not None else ""
 
     @cached_property
     def _special(self) -> set[int]:
@@ -45,11 +61,10 @@ class TokenTexts:
         ids = list(self.tokenizer("a", add_special_tokens=False).input_ids)[-1:]
         return ids, self.tokenizer.decode(ids)
 
-    def _bytes(self, token: int, text: str) -> str:
-        name = self.tokenizer.convert_ids_to_tokens(token)
+    def _bytes(self, name: str, text: str) -> str:
         if match := _BYTE.fullmatch(name):
             return f"\\x{match[1].lower()}"
-        if any(character not in _BYTES for character in name):
+        if not name or any(character not in _BYTES for character in name):
             return text
         return bytes(_BYTES[character] for character in name).decode("utf-8", "backslashreplace")
 

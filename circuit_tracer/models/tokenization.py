@@ -74,7 +74,7 @@ def single_token(text: str, tokenizer: Any) -> int:
 def token_strings(ids: Tensor, tokenizer: Any) -> list[str]:
     """One string a token, as it reads in the text; parts of characters by their bytes (token_text.py)."""
     texts = TokenTexts(tokenizer)
-    return [texts(int(i)) for i in ids]
+    return [texts.alone(int(i)) for i in ids]
 
 
 def zero_positions(ids: Tensor, tokenizer: Any, model_type: str) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.files import locked, require_writable_folder
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders import hub, loading, locate
 from circuit_tracer.transcoders.base import Transcoders
@@ -39,20 +40,21 @@ def save_transcoders_to_cache(
     folder = get_cached_path(hf_ref, cache_dir)
     config = loading.hub_config(reference)
     listed = config.get("transcoders") or []
-    if sequential and config.get("model_kind") == TranscoderSet.kind and listed:
-        validate_config(config, f"{CONFIG_NAME} of {reference}")
-        activation = _save_one_by_one(listed, config, folder, device, dtype, delete_hf_cache)
-    else:
-        transcoders, config = loading.load_transcoder_from_hub(
-            hf_ref, device, dtype, lazy_encoder=True, lazy_decoder=True, use_cache=False
-        )
-        begin_folder(folder, native_names(transcoders.kind, transcoders.layers))
-        transcoders.to_safetensors(folder)
-        activation = activation_keys(transcoders.activation(transcoders.layers[0]))
-        if delete_hf_cache:
-            _delete_downloads(listed)
-    kept = {key: value for key, value in config.items() if key not in _OF_THE_DOWNLOAD}
-    write_config(kept | activation, folder)
+    with locked(require_writable_folder(folder)):  # another process may write the same entry in another dtype
+        if sequential and config.get("model_kind") == TranscoderSet.kind and listed:
+            validate_config(config, f"{CONFIG_NAME} of {reference}")
+            activation = _save_one_by_one(listed, config, folder, device, dtype, delete_hf_cache)
+        else:
+            transcoders, config = loading.load_transcoder_from_hub(
+                hf_ref, device, dtype, lazy_encoder=True, lazy_decoder=True, use_cache=False
+            )
+            begin_folder(folder, native_names(transcoders.kind, transcoders.layers))
+            transcoders.to_safetensors(folder)
+            activation = activation_keys(transcoders.activation(transcoders.layers[0]))
+            if delete_hf_cache:
+                _delete_downloads(listed)
+        kept = {key: value for key, value in config.items() if key not in _OF_THE_DOWNLOAD}
+        write_config(kept | activation, folder)
     return folder
 
 

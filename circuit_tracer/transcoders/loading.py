@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.files import locked, require_writable_folder
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders import cache, hub, locate
 from circuit_tracer.transcoders.base import Scan, Transcoders
@@ -214,8 +215,6 @@ def load_gemma_scope_2_transcoder(
 def save_transcoders(transcoders: Transcoders, folder: str | Path, model_name: str | None = None) -> Path:
     """Write native files and config.yaml; the config comes last, so that it marks a complete folder."""
     folder = Path(folder)
-    begin_folder(folder, native_names(transcoders.kind, transcoders.layers))
-    transcoders.to_safetensors(folder)
     config = {
         "model_name": model_name,
         "model_kind": transcoders.kind,
@@ -223,7 +222,10 @@ def save_transcoders(transcoders: Transcoders, folder: str | Path, model_name: s
         "feature_output_hook": transcoders.feature_output_hook,
         "scan": transcoders.scan,
     }
-    write_config(config | activation_keys(transcoders.activation(transcoders.layers[0])), folder)
+    with locked(require_writable_folder(folder)):  # another process may write another dictionary there
+        begin_folder(folder, native_names(transcoders.kind, transcoders.layers))
+        transcoders.to_safetensors(folder)
+        write_config(config | activation_keys(transcoders.activation(transcoders.layers[0])), folder)
     return folder
 
 

@@ -15,6 +15,8 @@ from circuit_tracer.graph.files.viewer_json import Labels, graph_document
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.viewer.sum_rule import sum_rules
 
+_SHOWN = 5  # problems of one document
+
 
 def viewer_document(
     graph: Graph | Mapping[str, Any] | str | Path,
@@ -39,6 +41,28 @@ def viewer_document(
     if not {"metadata", "nodes", "links"} <= set(graph) or not isinstance(graph["metadata"], Mapping):
         raise InputError("this is no viewer JSON: it lacks metadata, nodes or links at its top level")
     return labelled(graph, labels or {})
+
+
+def unshowable(document: Mapping[str, Any]) -> list[str]:
+    """Why a page would show nothing of what ``load_viewer_json`` reads, a sentence each: what `readGraph` of
+    static/read_graph.js refuses.
+    """
+    tokens, nodes = document["metadata"].get("prompt_tokens"), document["nodes"]
+    problems = [] if nodes else ["there are no nodes"]
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        problems.append("metadata.prompt_tokens must be a list of strings, one a position")
+        tokens = []
+    for node in nodes:
+        name, position, layer = node.get("node_id"), node.get("ctx_idx"), str(node.get("layer"))
+        if not isinstance(name, str):
+            problems.append("a node has no node_id")
+        elif tokens and not (isinstance(position, int) and 0 <= position < len(tokens)):
+            problems.append(f"node {name} has ctx_idx {position!r}; the prompt has {len(tokens)} tokens")
+        elif not (layer.isdecimal() or node.get("feature_type") == "embedding"):
+            problems.append(f"node {name} has layer {layer}; expected E or a number")
+        if len(problems) > _SHOWN:
+            break
+    return problems
 
 
 def labelled(document: Mapping[str, Any], labels: Labels) -> Mapping[str, Any]:

@@ -109,9 +109,9 @@ def fails(times: int, log: list[int], error: BaseException) -> Any:
     """A `Sweep.blocks` whose every second block fails so many times, as an allocation does."""
     whole, left = Sweep.blocks, [times]
 
-    def blocks(sweep: Sweep, targets: Any, block_rows: int) -> Iterator[EdgeBlock]:
+    def blocks(sweep: Sweep, targets: Any, block_rows: int, wanted: Any) -> Iterator[EdgeBlock]:
         log.append(block_rows)
-        for number, block in enumerate(whole(sweep, targets, block_rows)):
+        for number, block in enumerate(whole(sweep, targets, block_rows, wanted)):
             if number == 1 and left[0]:
                 left[0] -= 1
                 raise error

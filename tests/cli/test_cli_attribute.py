@@ -213,7 +213,7 @@ def test_defaults_are_those_of_python(folders: Folders) -> None:
     here = {name: each.default for name, each in inspect.signature(flat(command)).parameters.items()}
     # circuit-tracer's command line differs from its Python API in these two, and so does ours
     circuit_tracer_cli = {"batch_size": 256, "max_feature_nodes": 7500}
-    same_meaning = {"dtype": "float32"}  # and create_graph_files' target is another thing
+    same_meaning = {"dtype": "float32", "resume": False}  # and create_graph_files' target is another thing
     compared = 0
     for function in (attribute, create_graph_files, ReplacementModel.from_pretrained):
         for name, parameter in inspect.signature(function).parameters.items():

@@ -101,9 +101,10 @@ def test_an_interrupted_trace_is_saved(
     monkeypatch.setattr(Expansion, "expand", interrupt)
     path = tmp_path / "g.safetensors"
     outcome = run("attribute", "-t", folders.transcoder, "-p", "the capital of Texas is", "-o", path)
-    assert outcome.code == 0, outcome.err
+    assert outcome.code == 130
     assert path.is_file()
     assert "warning: interrupted" in outcome.err
+    assert "--resume goes on" in outcome.err
     (tmp_path / "prompts").write_text("the capital\na state\n")
     outcome = run("attribute", "-t", folders.transcoder, "--prompt-file", tmp_path / "prompts", "--json")
     assert outcome.code == 130

@@ -162,17 +162,20 @@ def _refuse(_: plan.Plan) -> None:
     raise ResourceError("too large")
 
 
-def test_an_interrupted_run_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
+
+def test_a_run_interrupted_before_its_first_checkpoint_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "train", interrupted)
     outcome = run("train", "gpt2")
     assert outcome.code == 130
-    assert "go on later with: circuit-tracer train runs/gpt2 --resume" in outcome.err
+    assert "before the first checkpoint" in outcome.err
 
 
-def test_a_tiny_run_and_its_continuation(run: Run, config: Path, tmp_path: Path) -> None:
+def test_a_tiny_run_and_its_continuation(
+    run: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcome = run("train", config)
     assert outcome.code == 0, outcome.err
     assert "step 4/4" in outcome.err
@@ -186,3 +189,7 @@ def test_a_tiny_run_and_its_continuation(run: Run, config: Path, tmp_path: Path)
     resumed = run("train", tmp_path / "run", "--resume")  # the folder knows its configuration
     assert resumed.code == 0, resumed.err
     assert load(tmp_path / "run") == load(config)
+    monkeypatch.setattr(trainer, "train", interrupted)
+    outcome = run("train", tmp_path / "run", "--resume")
+    assert outcome.code == 130
+    assert f"step 4 is kept; go on later with: circuit-tracer train {tmp_path / 'run'} --resume" in outcome.err

@@ -16,10 +16,13 @@ from safetensors import safe_open
 
 from benchmarks.bit_flips import flips
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, NumericalError
+from circuit_tracer.features.labels import Label, read_labels, write_labels
 from circuit_tracer.files.checksums import BLOCK, verified, write_tensors
-from circuit_tracer.files.digests import digest_of, read_sealed, sealed, unsealed, write_sealed
+from circuit_tracer.files.digests import ChangedFileWarning, digest_of, read_sealed, sealed, unsealed, write_sealed
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.graph import Graph
+from circuit_tracer.graph.files.read_json import load_viewer_json
+from circuit_tracer.graph.files.viewer_json import create_graph_files
 from circuit_tracer.transcoders import load_clt, load_transcoder_from_hub, load_transcoder_set
 from circuit_tracer.transcoders.loading import save_transcoders
 from circuit_tracer.transcoders.weight_rows import MappedRows
@@ -296,3 +299,23 @@ def test_half_a_character_is_written_as_it_is_read(tmp_path: Path) -> None:
     write_sealed(tmp_path / "d.json", {"text": "a\ud800b"}, ensure_ascii=False)
     assert read_sealed(tmp_path / "d.json", "") == {"text": "a?b"}
     assert digest_of({"a": 1.0, "b": [2.0]}) == digest_of({"b": [2], "a": 1})
+
+
+def test_what_people_write_into_a_graph_or_its_labels_is_read_with_a_word(tmp_path: Path) -> None:
+    path = create_graph_files(random_graph(), "g", tmp_path)
+    document = json.loads(path.read_text())
+    document["qParams"]["supernodes"] = [["by hand", document["nodes"][0]["node_id"]]]
+    document["nodes"][0]["clerp"] = "mine"
+    path.write_text(json.dumps(document))
+    with pytest.warns(ChangedFileWarning, match="by hand or by damage") as said:
+        found = load_viewer_json(path)
+    assert len(said) == 2
+    assert found["qParams"]["supernodes"][0][0] == found["nodes"][0]["clerp"].replace("mine", "by hand")
+    document["links"][0]["weight"] *= 2
+    path.write_text(json.dumps(document))
+    with pytest.raises(FileFormatError, match="nodes or links differ"), pytest.warns(ChangedFileWarning):
+        load_viewer_json(path)
+    labels = write_labels(tmp_path, {(0, 1): Label("a", "me")})
+    labels.write_text(labels.read_text().replace('"a"', '"b"'))
+    with pytest.warns(ChangedFileWarning):
+        assert read_labels(labels) == {(0, 1): "b"}

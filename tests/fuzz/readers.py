@@ -214,7 +214,7 @@ def _write_labels(folder: Path) -> None:
 
 
 def _write_fetched(folder: Path) -> None:
-    neuronpedia_labels._write(folder / "0-set.json", {1: "a name", 2: None})
+    neuronpedia_labels._add(folder / "0-set.json", {1: "a name", 2: None})
 
 
 MESSAGES = [{"role": "user", "content": "Say hello."}]

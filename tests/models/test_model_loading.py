@@ -52,7 +52,7 @@ def test_a_folder_is_traced_from_text(folder: Path, as_text: bool) -> None:
     model = ReplacementModel.from_pretrained_and_transcoders(name, transcoders, device="cpu", dtype="fp32")
     graph = attribute("w1 w2 w3", model, attribution_targets=["w4"])
     assert graph.input_tokens.tolist() == [1, 5, 6, 7]
-    assert graph.token_strings == ["<s>", " w1", " w2", " w3"]
+    assert graph.token_strings == ["<s>", "w1", "w2", "w3"]
     assert graph.residual is not None
     assert graph.residual <= 1e-5
 

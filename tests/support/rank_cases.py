@@ -139,7 +139,7 @@ def press(ranks: FeatureRanks, run: Run, folder: Path) -> int:
     return -1
 
 
-def _full(tensors: dict[str, Tensor], path: Path, where: str) -> None:
+def _full(tensors: dict[str, Tensor], path: Path, *_: Any) -> None:
     raise ResourceError(f"could not write {path}")
 
 

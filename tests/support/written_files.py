@@ -19,8 +19,8 @@ from circuit_tracer.features import FeatureFolder
 from circuit_tracer.features.build_folder import BuildFolder
 from circuit_tracer.features.chat import ChatModel
 from circuit_tracer.features.labels import Label, load_labels, write_labels
+from circuit_tracer.features.neuronpedia_labels import _add as write_fetched
 from circuit_tracer.features.neuronpedia_labels import _read as read_fetched
-from circuit_tracer.features.neuronpedia_labels import _write as write_fetched
 from circuit_tracer.features.segment import Segment, Window
 from circuit_tracer.features.summary import Keep
 from circuit_tracer.graph import Graph

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, ResourceError
-from circuit_tracer.text import text_files
+from circuit_tracer.text import documents, text_files
 from circuit_tracer.text.documents import Document, Documents, find_files
 from circuit_tracer.text.hub import HubDataset
 from circuit_tracer.text.json_lines import JsonLines
@@ -105,6 +106,24 @@ def test_a_source_goes_on_from_every_cursor(kind: str, tmp_path: Path, monkeypat
     for number, cursor in enumerate(cursors, 1):
         assert all_of(source, cursor) == whole[number:]
     assert source.fingerprint() == SOURCES[kind](tmp_path).fingerprint()
+
+
+@pytest.mark.parametrize("read", ["whole", "in part"])
+@pytest.mark.parametrize("place", [0, 150_000, -1])
+def test_other_bytes_of_the_same_number_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: str, place: int
+) -> None:
+    monkeypatch.setattr(documents, "READ_WHOLE", 10**6 if read == "whole" else 1000)
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"x" * 300_000)
+    before = TextFiles(str(path)).fingerprint()
+    assert before["read"] == read
+    os.utime(path, (0, 0))
+    assert TextFiles(str(path)).fingerprint() == before
+    changed = bytearray(path.read_bytes())
+    changed[place] = ord("y")
+    path.write_bytes(changed)
+    assert TextFiles(str(path)).fingerprint() != before
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "hub", "saved"])

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from circuit_tracer.errors import CompatibilityError, InputError
+from circuit_tracer.files import claimed
 from circuit_tracer.training.run import checkpoint
 from tests.support.loop_cases import numbers
 from tests.support.process_cases import alone, results, together
@@ -83,6 +84,13 @@ def test_a_run_goes_on_only_with_what_it_began_with(tmp_path: Path) -> None:
         whole(tmp_path, "run", {})
     with pytest.raises(CompatibilityError, match=r"other settings: run\.seed \(3 -> 4\)"):
         whole(tmp_path, "run", {"run__seed": 4}, resume=True)
+    with claimed(tmp_path / "run", "trains in"), pytest.raises(InputError, match=r"another process .* trains in"):
+        whole(tmp_path, "run", {}, resume=True)
+    lines = (tmp_path / "data.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "data.jsonl").write_text("".join(reversed(lines)))  # as long as before
+    with pytest.raises(CompatibilityError, match="documents"):
+        whole(tmp_path, "run", {}, resume=True)
+    (tmp_path / "data.jsonl").write_text("".join(lines))
     path = tmp_path / "model" / "model.safetensors"
     with safe_open(path, "pt") as file:
         content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -13,7 +13,7 @@ from circuit_tracer.cli.main import app
 from circuit_tracer.demo import FEATURES
 from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.node_ids import node_ids
-from circuit_tracer.graph.files.read_json import features_of
+from circuit_tracer.graph.files.read_json import features_of, load_viewer_json
 from circuit_tracer.graph.files.view import View
 from tests.support.fake_neuronpedia import KEY, Uploads
 from tests.support.fake_servers import FakeServer
@@ -103,7 +103,7 @@ def test_an_exported_file_is_uploaded_as_it_is(uploads: Uploads, demo_graph: Gra
     made = CliRunner().invoke(app, [*arguments, "--labels", FEATURES])
     assert made.exit_code == 0, made.output
     assert run(exported).exit_code == 0
-    assert uploads.graphs[MODEL, "mine"] == json.loads(exported.read_text(encoding="utf-8"))
+    assert uploads.graphs[MODEL, "mine"] == load_viewer_json(exported)
     assert run(exported, "--model-id", MODEL).exit_code == 2
     said = run(exported, "--node-threshold", 0.8)
     assert said.exit_code == 2

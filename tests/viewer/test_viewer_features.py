@@ -90,7 +90,11 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     shutil.copytree(STATIC, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / ("features" if request.param == "binary" else "built")
     write_index(
-        folder, {layer: write_layer(folder, layer, 9, [(index, RECORDS[layer, index])]) for layer, index in RECORDS}
+        folder,
+        {
+            layer: write_layer(folder, layer, 9, [(index, {**RECORDS[layer, index], "layer": layer, "index": index})])
+            for layer, index in RECORDS
+        },
     )
     if request.param == "json":
         export_json(FeatureFolder(folder), tmp_path / "features")

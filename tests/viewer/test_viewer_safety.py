@@ -169,6 +169,16 @@ def test_graphs_of_one_and_of_many_layers_are_drawn(open_page: Callable[..., Pag
     assert page.js("viewer.view.layout.rows.length") == n_layers + 2
 
 
+def test_a_graph_of_an_interrupted_trace_says_so(open_page: Callable[..., Page]):
+    document = small_document()
+    document["metadata"]["interrupted"] = "3 of 9 features"
+    page = open_page(graph_page(document))
+    assert page.js("document.querySelector('h1').textContent").startswith("interrupted: ")
+    page.js("document.querySelector('[data-testid=report-button]').click()")
+    assert "3 of 9 features" in page.js("document.querySelector('[data-testid=validation]').textContent")
+    assert page.errors() == []
+
+
 def test_links_in_a_circle_are_reported_not_followed(open_page: Callable[..., Page]):
     document = small_document()
     document["links"].append({"source": "1_7_1", "target": "0_5_0", "weight": 1.0})

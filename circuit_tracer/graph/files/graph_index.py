@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError
-from circuit_tracer.files import atomic_write, read_json, shortened
+from circuit_tracer.files import atomic_write, locked, read_json, shortened
 from circuit_tracer.files.digests import as_written, sealed, unsealed
 
 INDEX_NAME = "graph-metadata.json"
@@ -57,15 +58,20 @@ def _read(folder: Path) -> list[Any]:
 
 
 def add_to_index(folder: str | Path, metadata: dict[str, Any]) -> None:
-    """Add a graph's metadata, in place of the entry of the same slug if there is one."""
-    graphs = read_index(folder)
-    slugs = [entry.get("slug") for entry in graphs]
-    if metadata["slug"] in slugs:
-        graphs[slugs.index(metadata["slug"])] = metadata
-    else:
-        graphs.append(metadata)
-    with atomic_write(Path(folder) / INDEX_NAME) as temporary:
-        text = json.dumps(
-            {"graphs": [sealed(as_written(entry)) for entry in graphs]}, allow_nan=False, ensure_ascii=False, indent=1
-        )
-        temporary.write_text(text, encoding="utf-8")
+    """Add a graph's metadata, in place of the entry of the same slug if there is one; other processes wait meanwhile."""
+    with writing_graphs(folder):
+        graphs = read_index(folder)
+        slugs = [entry.get("slug") for entry in graphs]
+        if metadata["slug"] in slugs:
+            graphs[slugs.index(metadata["slug"])] = metadata
+        else:
+            graphs.append(metadata)
+        with atomic_write(Path(folder) / INDEX_NAME) as temporary:
+            entries = [sealed(as_written(entry)) for entry in graphs]
+            text = json.dumps({"graphs": entries}, allow_nan=False, ensure_ascii=False, indent=1)
+            temporary.write_text(text, encoding="utf-8")
+
+
+def writing_graphs(folder: str | Path) -> AbstractContextManager[None]:
+    """Inside, no other process or thread changes the viewer's files of a folder."""
+    return locked(folder)

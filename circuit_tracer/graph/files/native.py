@@ -2,7 +2,7 @@
 
 Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 2, "input_string", "cfg", "scan",
 "vocab_size", "logit_targets": [[text, id]...], "target_labels", "target_kinds", "token_strings", "provenance"}, and
-"validation" if the graph was validated.
+"validation" if the graph was validated, "unfinished" if its trace was interrupted (the tensors ``unfinished.*`` are its rows).
 Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit. From version 2 on,
 header and tensors have checksums (`circuit_tracer.files.checksums`), which are compared on load.
 """
@@ -26,8 +26,10 @@ from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.files.pt import load_pt
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
+from circuit_tracer.graph.unfinished import Unfinished
 from circuit_tracer.graph.validation import ValidationReport
 
+_UNFINISHED = "unfinished."
 HEADER_KEY = "circuit_tracer_graph"
 VERSION = 2
 _WITH_CHECKSUMS = 2  # the first version that has them
@@ -59,6 +61,8 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
     tensors = {name: _tensor_of(graph, name) for name in _names_of(graph)}
     if graph.n_nodes < 2**31:
         tensors["edges.source"] = tensors["edges.source"].int()
+    if graph.unfinished is not None:
+        tensors |= {f"{_UNFINISHED}{name}": tensor for name, tensor in graph.unfinished.tensors.items()}
     with atomic_write(path) as temporary:
         write_tensors(temporary, tensors, {HEADER_KEY: header}, Path(path).name)
     return Path(path)
@@ -96,6 +100,18 @@ def load_graph(path: str | Path, max_residual: float | None = None) -> Graph:
     return graph
 
 
+def interrupted_trace(path: str | Path) -> bool | None:
+    """Whether a file's graph is of an interrupted trace that can go on; None if it is interrupted without its rows, or no
+    graph. Reads the header only.
+    """
+    try:
+        header = parse_json(open_tensor_file(Path(path)).metadata[HEADER_KEY], str(path), halves=True)
+        can_go_on, interrupted = "unfinished" in header, bool(header["provenance"].get("interrupted"))
+    except (OSError, CircuitTracerError, LookupError, TypeError, AttributeError):
+        return None
+    return True if can_go_on else None if interrupted else False
+
+
 def is_native(path: str | Path) -> bool:
     """Whether the file begins as a native graph does; reads the header only."""
     try:
@@ -121,6 +137,8 @@ def _header(graph: Graph) -> str:
     }
     if graph.validation is not None:
         header["validation"] = graph.validation.to_json()
+    if graph.unfinished is not None:
+        header["unfinished"] = graph.unfinished.facts
     try:
         return json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -204,7 +222,15 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         reconstruction=Reconstruction(*reconstruction) if reconstruction else None,
         provenance=header["provenance"],
         validation=ValidationReport.from_json(header["validation"]) if "validation" in header else None,
+        unfinished=_unfinished(header, tensors),
     )
+
+
+def _unfinished(header: dict[str, Any], tensors: dict[str, Tensor]) -> Unfinished | None:
+    if "unfinished" not in header:
+        return None
+    rows = {name.removeprefix(_UNFINISHED): tensor for name, tensor in tensors.items() if name.startswith(_UNFINISHED)}
+    return Unfinished(dict(header["unfinished"]), rows)
 
 
 def as_graph(graph_or_path: Graph | str | Path) -> Graph:
@@ -213,9 +239,20 @@ def as_graph(graph_or_path: Graph | str | Path) -> Graph:
         return graph_or_path
     if is_native(graph_or_path):
         return load_graph(graph_or_path)
-    if Path(graph_or_path).is_file() and Path(graph_or_path).name.endswith((".json", ".json.gz")):
-        raise FileFormatError(
-            f"{graph_or_path} is JSON, and a graph file is needed here (.safetensors, or circuit-tracer's .pt). Give the one "
-            "that it was made from: a viewer's file holds a pruned graph, which cannot become a whole one again"
-        )
+    path = Path(graph_or_path)
+    if path.is_file() and path.name.endswith((".json", ".json.gz")):
+        raise FileFormatError(f"{path} is JSON, and a graph file is needed here. {_graph_of(path)}")
     return load_pt(graph_or_path)
+
+
+def _graph_of(path: Path) -> str:
+    """What to give instead of a viewer's file."""
+    stem = path.name.removesuffix(".gz").removesuffix(".json")
+    beside = [path.with_name(stem + suffix) for suffix in (".safetensors", ".pt")]
+    if found := next((each for each in beside if each.is_file()), None):
+        return f"Give the one that it was made from: {found}"
+    return (
+        "Give the one that it was made from (.safetensors, or circuit-tracer's .pt); where there is none, trace the prompt "
+        f"again with circuit-tracer attribute ... -o {stem}.safetensors. A viewer's file holds a pruned graph, which cannot "
+        "become a whole one again"
+    )

@@ -42,12 +42,12 @@ def load_viewer_json(path: str | Path) -> dict[str, Any]:
 
 
 def sealed_graph(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document as a file keeps it, with digests: of nodes and links in the metadata, whose own covers that one too; and
-    of qParams by themselves, which other viewers replace as a whole.
+    """The document as a file keeps it, with digests: of nodes and links in the metadata, whose own covers that one and the
+    nodes' labels too; and of qParams by themselves, which other viewers replace as a whole.
     """
     metadata = {**document["metadata"], _ROWS_DIGEST: _rows_digest(document)}
     view = {"qParams": sealed(document["qParams"])} if document.get("qParams") else {}
-    return {**document, "metadata": sealed(metadata), **view}
+    return {**document, "metadata": sealed(metadata, _labels(document)), **view}
 
 
 def require_as_written(data: bytes, source: str) -> None:
@@ -63,20 +63,27 @@ def require_as_written(data: bytes, source: str) -> None:
 
 
 def _rows_digest(document: Mapping[str, Any]) -> str:
-    """Of nodes and links, and of whether there are qParams, whose name could be damaged."""
-    return digest_of([document["nodes"], document["links"], bool(document.get("qParams"))])
+    """Of nodes but for their labels, of links, and of whether there are qParams, whose name could be damaged."""
+    nodes = [{name: value for name, value in node.items() if name != "clerp"} for node in document["nodes"]]
+    return digest_of([nodes, document["links"], bool(document.get("qParams"))])
+
+
+def _labels(document: Mapping[str, Any]) -> list[Any]:
+    return [node.get("clerp") for node in document["nodes"]]
 
 
 def _unsealed_graph(document: dict[str, Any], source: str) -> dict[str, Any]:
     found = document["metadata"]
-    metadata = unsealed(found, f"the metadata of {source}")
+    metadata = unsealed(found, f"the metadata of {source}, or a label", beside=_labels(document), by_hand=True)
     rows = metadata.pop(_ROWS_DIGEST, None)
     if is_sealed(found, source) and rows != _rows_digest(document):
         raise FileFormatError(
             f"{source} is not what was written: nodes or links differ. Export the graph again; if you changed them yourself, "
             "remove `digest` from its metadata."
         )
-    view = {"qParams": unsealed(document["qParams"], f"the qParams of {source}")} if document.get("qParams") else {}
+    view = {}
+    if document.get("qParams"):
+        view = {"qParams": unsealed(document["qParams"], f"the view (qParams) of {source}", by_hand=True)}
     return {**document, "metadata": metadata, **view}
 
 

@@ -71,6 +71,17 @@ class View:
                 f"and pruningThreshold a number ({error})"
             ) from error
 
+    @classmethod
+    def of_link(cls, url: str) -> View:
+        """``from_url`` of what was given as a link with a view: InputError also for one that holds none."""
+        parts = urlsplit(url)
+        if not set(parse_qs(parts.query or parts.fragment)) & set(_PARAMETERS):
+            raise InputError(
+                f"{url[:80]!r} is no link to a viewer's page with something chosen in it; it holds none of "
+                f"{', '.join(_PARAMETERS)}. Copy the address from the page"
+            )
+        return cls.from_url(url)
+
     def to_url(self, page: str) -> str:
         """A link to ``page`` (an address; its other parameters stay) that shows this view."""
         parts = urlsplit(page)

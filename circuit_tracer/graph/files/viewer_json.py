@@ -17,7 +17,8 @@ import torch
 from circuit_tracer.arguments import shown, typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.files import atomic_write, parse_json, require_writable_folder
-from circuit_tracer.graph.files.graph_index import add_to_index, read_index
+from circuit_tracer.graph.files.graph_index import add_to_index, read_index, writing_graphs
+from circuit_tracer.graph.files.hand_made import HandMade, hand_made, set_aside_if_lost
 from circuit_tracer.graph.files.keeping import keep_nodes, nodes_named
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.files.node_ids import cantor_pair, node_ids
@@ -73,32 +74,49 @@ def create_graph_files(
     token_strings: P texts, for graphs that do not hold them (those of circuit-tracer). feature_details, info: as the
     schema describes them. view: pinned nodes and supernodes to open with; its labels come before ``labels``.
 
-    Needs no network. The files replace older ones only when complete. Raises InputError for anything that a viewer
-    would not show, naming all of it, before a file is written; ResourceError if the disk is full.
+    Needs no network. The files replace older ones only when complete; pins, supernodes and labels that people put into an
+    older one of the same graph move into the new one, and what cannot is said and kept in a file beside it. Raises InputError
+    for anything that a viewer would not show, naming all of it, before a file is written; ResourceError if the disk is full.
     """
     check_slug(slug)
     folder = require_writable_folder(output_path)
     read_index(folder)
-    document = graph_document(
-        as_graph(graph_or_path),
-        slug,
-        scan,
-        node_threshold,
-        edge_threshold,
-        policy=policy,
-        target=target,
-        labels=labels,
-        token_strings=token_strings,
-        feature_details=feature_details,
-        info=info,
-        view=view,
-    )
+    graph = as_graph(graph_or_path)
     path = folder / f"{slug}.json"
-    with atomic_write(path) as temporary:
-        text = _dump(sealed_graph(parse_json(document.text, slug, halves=True)))
-        temporary.write_text(text, encoding="utf-8")
-    add_to_index(folder, document.metadata)
+    with writing_graphs(folder):
+        before = hand_made(folder, slug)
+        document = graph_document(
+            graph,
+            slug,
+            scan,
+            node_threshold,
+            edge_threshold,
+            policy=policy,
+            target=target,
+            labels=labels,
+            token_strings=token_strings,
+            feature_details=feature_details,
+            info=info,
+            view=view,
+            keep=() if before is None or view is not None else before.nodes,
+        )
+        content = parse_json(document.text, slug, halves=True)
+        if before:
+            content["qParams"] |= _moved(before, content, view)
+        with atomic_write(path) as temporary:
+            temporary.write_text(_dump(sealed_graph(content)), encoding="utf-8")
+        add_to_index(folder, document.metadata)
     return path
+
+
+def _moved(before: HandMade, document: dict[str, Any], view: View | None) -> dict[str, Any]:
+    """What people put into a file, for the qParams of a document that takes its place."""
+    if view is not None:
+        set_aside_if_lost(before, ["the view given takes the place of the one that was"])
+        return {}
+    q_params, lost = before.moved(document["metadata"], {node["node_id"] for node in document["nodes"]})
+    set_aside_if_lost(before, lost)
+    return q_params
 
 
 @typed
@@ -180,6 +198,12 @@ def viewer_json(
     return text
 
 
+def interruption(graph: Graph) -> str:
+    """How far an interrupted trace came, in words."""
+    done, wanted = graph.provenance.get("features") or (len(graph.selected_features), None)
+    return f"{done:,} of {wanted:,} features" if wanted else f"{done:,} features"
+
+
 def scan_name(scan: list[str]) -> str:
     """One stable name for a list of scans, one a layer."""
     return "custom-" + hashlib.sha256("\n".join(scan).encode()).hexdigest()[:16]
@@ -250,6 +274,8 @@ def _metadata(
     if settings:
         metadata["generation_settings"] = settings
     metadata["pruning_settings"] = thresholds
+    if graph.provenance.get("interrupted"):
+        metadata["interrupted"] = interruption(graph)
     if graph.provenance.get("warnings"):
         metadata["warnings"] = graph.provenance["warnings"]
     if graph.validation is not None:

@@ -9,13 +9,14 @@ the next run continues. Damage is noticed: the manifest has a digest, shards hav
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from circuit_tracer.errors import CircuitTracerError, CompatibilityError, FileFormatError, ResourceError
-from circuit_tracer.files import atomic_write, read_json, require_writable_folder
+from circuit_tracer.files import atomic_write, claimed, read_json, require_writable_folder
 from circuit_tracer.files.checksums import verified, write_tensors
 from circuit_tracer.files.digests import digest_of, sealed, unsealed
 from circuit_tracer.files.tensors import TensorFile, open_tensor_file
@@ -32,11 +33,24 @@ _REMEDY = "Remove the folder of the cache."
 SHARD_BYTES = 2**28  # so that writing a shard needs little memory
 
 
+class _Claim:
+    """That no other process adds to a cache, as long as anything of this one that adds to it is left."""
+
+    def __init__(self, folder: Path) -> None:
+        held = ExitStack()
+        held.enter_context(claimed(folder, "adds to the cache"))
+        weakref.finalize(self, held.close)
+
+
+_claims: weakref.WeakValueDictionary[Path, _Claim] = weakref.WeakValueDictionary()
+
+
 class CachedRows:
     """Rows of the shards while there are any, then of the model, which are added to the cache.
 
-    Rank 0 writes; the folder must be one that all ranks see. Raises CompatibilityError when the folder holds rows of another
-    model or other data, FileFormatError when it is damaged, ResourceError when the disk is full.
+    Rank 0 writes; the folder must be one that all ranks see, and one run at a time adds to it. Raises CompatibilityError when
+    the folder holds rows of another model or other data, FileFormatError when it is damaged, ResourceError when the disk is
+    full, InputError when another run is adding to it.
     """
 
     def __init__(
@@ -54,6 +68,8 @@ class CachedRows:
         elif ranks.rank == 0:
             require_writable_folder(folder)
             self._write_manifest()
+        self._claim: _Claim | None = None  # what keeps other processes from adding, once this one does
+        self._adds = False
         self.rewind()
         ranks.barrier()
 
@@ -69,6 +85,9 @@ class CachedRows:
     def read(self, block: Block, start: int) -> int:
         """See `Rows.read`."""
         start = self._read_shards(block, start)
+        if start < block.n_rows and not self._manifest["complete"] and not self._adds:
+            self._begin_adding()
+            start = self._read_shards(block, start)  # what others have added by now
         if start == block.n_rows or self._manifest["complete"]:
             return start
         last = next((shard["end"] for shard in reversed(self._manifest["shards"]) if shard["end"]), self._start)
@@ -96,6 +115,13 @@ class CachedRows:
     def summary(self) -> str:
         """Documents read for the cache, or rows in it."""
         return f"{self.n_rows} tokens in the cache {self.folder}" if self.n_rows else self.model_rows.summary()
+
+    def _begin_adding(self) -> None:
+        if self.ranks.rank == 0:
+            self._claim = _claims.get(self.folder) or _Claim(self.folder)
+            _claims[self.folder] = self._claim
+        self.ranks.barrier()
+        self._manifest, self._adds = read_manifest(self.folder), True
 
     def _read_shards(self, block: Block, start: int) -> int:
         first = 0
@@ -128,6 +154,8 @@ class CachedRows:
         if self.ranks.rank == 0:
             self._write_manifest()
         self.ranks.barrier()
+        if self._manifest["complete"]:
+            self._claim = None
 
     def _write_shard(self, name: str, block: Block, start: int, end: int) -> None:
         tensors = {tensor: block.rows(tensor, start, end) for tensor in self.layout.names}

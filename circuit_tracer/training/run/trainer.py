@@ -8,7 +8,7 @@ OUT/checkpoints/    the last two
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import CompatibilityError, InputError
-from circuit_tracer.files import atomic_write, require_writable_folder, shortened
+from circuit_tracer.files import atomic_write, claimed, require_writable_folder, shortened
 from circuit_tracer.fingerprint import model_fingerprint
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind
@@ -66,8 +66,9 @@ def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | 
     device = resolve_device(None if config.model.device == "auto" else config.model.device)
     ranks = FeatureRanks.from_environment(device)
     folder = require_writable_folder(config.run.out) if ranks.first else config.run.out
-    start = _start(config, folder, resume)
-    with _threads(config.run.threads):
+    own = claimed(folder, "trains in") if ranks.first else nullcontext()
+    with own, _threads(config.run.threads):
+        start = _start(config, folder, resume)
         run = _Run(config, folder, device, ranks, listener if ranks.first and listener else NullListener())
         return run.train(start)
 

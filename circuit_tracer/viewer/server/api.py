@@ -179,6 +179,7 @@ def _trace(site: Site, request: TraceRequest, run: Any, job: Job) -> dict[str, A
         node_threshold=request.node_threshold,
         edge_threshold=request.edge_threshold,
         labels=site.labels,
+        keep=site.graphs.chosen(slug),
     )
     job.progress("saving")
     site.graphs.add(slug, found, exported, request.replace)

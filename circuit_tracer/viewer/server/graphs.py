@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
 from circuit_tracer.files import atomic_write, parse_json
-from circuit_tracer.graph.files.graph_index import INDEX_NAME, add_to_index, usable_entries
+from circuit_tracer.graph.files.graph_index import INDEX_NAME, add_to_index, usable_entries, writing_graphs
+from circuit_tracer.graph.files.hand_made import (
+    SUFFIXES,
+    HandMade,
+    existing,
+    hand_made,
+    set_aside_if_lost,
+)
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.files.read_json import load_viewer_json, sealed_graph, typed_q_params
 from circuit_tracer.graph.files.viewer_json import GraphDocument, Labels, check_slug, graph_document
@@ -26,7 +33,6 @@ from circuit_tracer.viewer.server.problems import Conflict, NotThere
 if TYPE_CHECKING:
     from circuit_tracer.graph.graph import Graph
 
-SUFFIXES = (".json", ".json.gz")
 WHOLE = (".safetensors", ".pt")
 KEPT = 2  # documents in memory
 _FEATURE_ID = re.compile(r"(\d+_\d+)_\d+")
@@ -39,7 +45,7 @@ class GraphFolder:
         self.folder = Path(folder).absolute()
         if not self.folder.is_dir():
             raise InputError(f"no folder of graphs at {self.folder}; make it, or name another")
-        self._writing, self._reading = threading.RLock(), threading.Lock()
+        self._reading = threading.Lock()
         self._known: OrderedDict[tuple[str, int, int], Columns] = OrderedDict()
 
     def entries(self) -> tuple[list[dict[str, Any]], str | None]:
@@ -114,7 +120,7 @@ class GraphFolder:
 
         Labels of nodes that the file does not hold, because it is pruned, are kept.
         """
-        with self._writing:
+        with writing_graphs(self.folder):
             path = self.path(slug)
             columns = self.columns(slug)
             old = typed_q_params(columns.document.get("qParams") or {})
@@ -125,13 +131,30 @@ class GraphFolder:
         return saved
 
     def add(self, slug: str, graph: Graph, document: GraphDocument, replace: bool = False) -> None:
-        """Save a new graph: whole, for the page, and in the index. Raises Conflict if the name is taken."""
+        """Save a new graph: whole, for the page, and in the index. Raises Conflict if the name is taken.
+
+        In place of another one of the same name, what people put into that moves into the new one, as far as it has the nodes.
+        """
         check_slug(slug)
-        with self._writing:
+        with writing_graphs(self.folder):
             if not replace and self.taken(slug):
                 raise Conflict(f"there is a graph named {slug!r} already; choose another name")
+            before = hand_made(self.folder, slug)
+            view: dict[str, Any] = {}
+            if before:
+                names = {node["node_id"] for node in parse_json(document.text, slug, halves=True)["nodes"]}
+                view, lost = before.moved(document.metadata, names)
+                set_aside_if_lost(before, lost)
             graph.save(self.folder / f"{slug}.safetensors")
-            self._add(slug, graph, document, {})
+            self._add(slug, graph, document, view)
+
+    def chosen(self, slug: str) -> set[str]:
+        """The nodes that people pinned or grouped in a graph, if there is one of that name."""
+        path = existing(self.folder, slug)
+        try:
+            return set() if path is None else HandMade.of(path).nodes
+        except CircuitTracerError:  # `add` sets it aside
+            return set()
 
     def taken(self, slug: str) -> bool:
         """Whether a graph of that name is here."""
@@ -158,7 +181,7 @@ class GraphFolder:
         The saved view stays, and so do its nodes and those of ``keep``; what else the file says of the graph is written
         again: labels, which come before ``labels``, where details of features are, who made it, and how it was pruned.
         """
-        with self._writing:
+        with writing_graphs(self.folder):
             graph, old = self.graph(slug), self.document(slug)
             view = typed_q_params(old.get("qParams") or {})
             chosen = {*keep, *view["pinnedIds"], *(name for group in view["supernodes"] for name in group[1:])}

@@ -9,6 +9,7 @@ import { spokenName } from "./labels.js";
 import { LinkGraph } from "./link_graph.js";
 import { listen } from "./link_graph_input.js";
 import { PANELS } from "./panels.js";
+import { interruption } from "./report.js";
 import { Store } from "./store.js";
 import { Subgraph } from "./subgraph.js";
 import { addressed, addressParams, readState, showInAddress, writeState } from "./url_state.js";
@@ -69,6 +70,7 @@ function promptLine(graph) {
   return h(
     "span",
     { class: "prompt", title: graph.metadata.prompt ?? text },
+    interruption(graph) ? h("span", { class: "finding" }, "interrupted: ") : null,
     text || String(graph.metadata.slug ?? "graph"),
   );
 }

@@ -66,9 +66,16 @@ function scoreTable(graph, state) {
   );
 }
 
+/** How far the trace came, in words, if it was interrupted; else null. */
+export function interruption(graph) {
+  const found = graph.metadata.interrupted;
+  return typeof found === "string" && found ? found : null;
+}
+
 /** Sentences about everything that is or was wrong with the file; one that all is well otherwise. */
 function soundness(graph) {
   const findings = graph.repairs.slice();
+  if (interruption(graph)) findings.unshift(`the trace was interrupted: ${interruption(graph)} have their edges`);
   if (Array.isArray(graph.metadata.warnings))
     findings.push(...graph.metadata.warnings.filter((each) => typeof each === "string"));
   if (fromTargetsDown(graph) === null) findings.push("the links go in a circle; scores and paths cannot be computed");
