@@ -122,7 +122,7 @@ def test_frequencies_of_another_threads_prompt_do_not_get_into_a_run(monkeypatch
     def disturbed(self: nn.Module, x: Any, position_ids: Any) -> Any:
         return forward(self, x, short if self is rotary else position_ids)
 
-    monkeypatch.setattr(type(rotary), "forward", between)
+    monkeypatch.setattr(type(rotary), "forward", disturbed)
     assert torch.equal(ModelRun(model.parts)(ids).final, expected)
 
 
