@@ -139,9 +139,9 @@ class ModelOptions:
 
     def place(self) -> tuple[torch.device, torch.dtype]:
         """Where weights go, and as what."""
-        from circuit_tracer.models.loading import resolve_device, resolve_dtype
+        from circuit_tracer.models.loading import present, resolve_device, resolve_dtype
 
-        return resolve_device("cpu" if self.demo else self.device), resolve_dtype(self.dtype)
+        return present(resolve_device("cpu" if self.demo else self.device)), resolve_dtype(self.dtype)
 
     def dictionary(self, name: str) -> tuple[Transcoders, dict[str, Any]]:
         """The transcoders of a folder or hub id, with their config; hooks that are given are those of -t alone."""

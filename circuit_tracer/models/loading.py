@@ -51,19 +51,26 @@ def resolve_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def resolve_device(device: torch.device | str | int | None) -> torch.device:
-    """The device asked for, proved to be there, or the best one there is (cuda, mps, cpu)."""
+    """The device asked for, or the best one there is (cuda, mps, cpu)."""
     if device is not None:
         try:
-            found = torch.device(device)
-            torch.empty(1, device=found)
-        except (RuntimeError, TypeError, AssertionError) as error:
-            raise InputError(
-                f"device {str(device)!r} cannot be used: {first_line(error)}. Try cpu, cuda, cuda:0 or mps"
-            ) from error
-        return found
+            return torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"device {device!r} is unknown; use cpu, cuda, cuda:1, mps, ...") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def present(device: torch.device) -> torch.device:
+    """The device, proved to be there; InputError otherwise."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device '{device}' cannot be used: {first_line(error)}. Try cpu, cuda, cuda:0 or mps"
+        ) from error
+    return device
 
 
 def place(

@@ -17,7 +17,7 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.models import tokenization
 from circuit_tracer.models.adapted import dequantised_copy
 from circuit_tracer.models.chat import Message, chat_ids
-from circuit_tracer.models.loading import load_language_model, load_tokenizer, place
+from circuit_tracer.models.loading import load_language_model, load_tokenizer, place, present
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.plain import require_causal_lm
 from circuit_tracer.models.sources import library_errors
@@ -86,7 +86,7 @@ class ReplacementModel(ModelMembers):
         target, kind, kwargs = place(device, dtype, kwargs)
         transcoders, _ = load_transcoder_from_hub(
             str(transcoder_set),
-            device=target,
+            device=present(target),
             dtype=kind,
             lazy_encoder=lazy_encoder,
             lazy_decoder=lazy_decoder,
@@ -118,7 +118,7 @@ class ReplacementModel(ModelMembers):
         if hf_model is None:
             target, kind, kwargs = place(device, dtype, kwargs)
             model, tokenizer = load_language_model(
-                model_name, target, kind, tokenizer=tokenizer, revision=revision, **kwargs
+                model_name, present(target), kind, tokenizer=tokenizer, revision=revision, **kwargs
             )
         else:
             if kwargs or revision is not None:
@@ -157,7 +157,7 @@ class ReplacementModel(ModelMembers):
             raise InputError(f"config is {shown(config)}; expected a transformers configuration")
         with library_errors(config.model_type):
             model = text_part(auto_class(config).from_config(config, trust_remote_code=False))
-        model = model.to(device=target, dtype=kind)
+        model = model.to(device=present(target), dtype=kind)
         if tokenizer is None and config._name_or_path:
             tokenizer = load_tokenizer(config._name_or_path, model)
         return cls.from_model(model.eval().requires_grad_(False), transcoders, tokenizer, config.model_type, backend)

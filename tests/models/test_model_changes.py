@@ -152,7 +152,7 @@ def test_wrong_arguments_are_named(case: str) -> None:
         call(wrapped())
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "nope", 3.5])
+@pytest.mark.parametrize("device", ["cuda:99", "nope"])
 def test_a_device_that_cannot_be_used_is_said(device: Any) -> None:
     with pytest.raises(CircuitTracerError, match="device"):
         ReplacementModel.from_pretrained("nowhere", "nowhere", device=device)
