@@ -64,8 +64,8 @@ def attribute(
     free. The trace is planned to fit (plan.py); a budget changes how it is done, never what comes out.
     keep_edge_mass: share of each row's mass that its edges keep; the smallest go, and what they carried is counted as
     unselected in the row's balance. None: all of it up to 512 tokens, 0.98 for longer prompts.
-    max_residual: the largest residual of the sum rule with which a graph is let through. None: what is promised for the dtype
-    of the model's weights (`graph/balance.py`). A graph above is a NumericalError that names the worst row.
+    max_residual: the largest residual of the sum rule with which a graph is let through, if larger than what is promised for
+    the dtype of the model's weights (`graph/balance.py`). A graph above is a NumericalError that names the worst row.
     ranks: the processes that share the rows (`Ranks.from_environment(device)` under torchrun); all call with the same arguments
     and get the same graph.
 

@@ -29,6 +29,7 @@ from circuit_tracer.graph.balance import ReconstructionWarning
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.targets import LogitTarget
 from circuit_tracer.models import tokenization
+from circuit_tracer.models.parts import bind
 from circuit_tracer.transcoders.active import ActiveFeatures
 
 
@@ -139,7 +140,11 @@ def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Comp
         provenance=_provenance(task, prompt, rows),
         unfinished=rows.unfinished,
     )
-    return _within(graph, task.options.max_residual)
+    try:
+        return _within(graph, task.options.max_residual)
+    except NumericalError:
+        bind(model.parts.model, model.parts.config.model_name)  # a hook that came later is the better reason
+        raise
 
 
 def _within(graph: Graph, max_residual: float | None) -> Graph:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,6 +12,7 @@ from circuit_tracer.errors import warn
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.sites import check_hooks
 from circuit_tracer.models.tokenization import Prompt, tokenize, zero_positions
+from circuit_tracer.models.verify import verify
 from circuit_tracer.transcoders.base import Transcoders, described_layers
 
 
@@ -32,16 +33,19 @@ class Traceable:
             warn(said)
         transcoders = with_known_shift(parts, transcoders, tokenizer)
         self.parts, self.transcoders, self.tokenizer = parts, transcoders, tokenizer
-        self._bound_to = _weights(parts.model)
+        self._bound_to = _state(parts)
 
     def ensure_tokenized(self, prompt: Prompt) -> Tensor:
         """Token ids (P,) int64, by the one rule used everywhere (models/tokenization.py).
 
         Whoever runs the model starts here: its parts, some of which are made of weights, are then those of the weights that
-        there are now, should they have been written in or exchanged.
+        there are now, should they have been written in or exchanged. Modules that have been exchanged are verified again.
         """
-        if (now := _weights(self.parts.model)) != self._bound_to:
-            self.parts, self._bound_to = bind(self.parts.model, self.parts.config.model_name), now
+        if (now := _state(self.parts)) != self._bound_to:
+            parts = bind(self.parts.model, self.parts.config.model_name)
+            if now.built != self._bound_to.built:
+                verify(parts)
+            self.parts, self._bound_to = parts, now
         return tokenize(prompt, self.tokenizer, self.prepend_bos)
 
     def left_out(self, ids: Tensor) -> list[int]:
@@ -49,10 +53,19 @@ class Traceable:
         return zero_positions(ids, self.tokenizer, self.parts.architecture.model_type)
 
 
-def _weights(model: nn.Module) -> tuple[int, int]:
-    """A number that is another one once weights were written in, and one that is another once they were exchanged."""
+class _State(NamedTuple):
+    """Numbers of a model: others once weights were written in, once they were exchanged, and once modules or settings were."""
+
+    written: int
+    exchanged: int
+    built: int
+
+
+def _state(parts: ModelParts) -> _State:
+    model: nn.Module = parts.model
     written = exchanged = 0
     for parameter in model.parameters():
         written += 0 if parameter.is_inference() else parameter._version
         exchanged ^= parameter.data_ptr()
-    return written, exchanged
+    modules = tuple((name, id(module)) for name, module in model.named_modules())
+    return _State(written, exchanged, hash((modules, repr(parts.settings()))))

@@ -139,9 +139,9 @@ class ModelOptions:
 
     def place(self) -> tuple[torch.device, torch.dtype]:
         """Where weights go, and as what."""
-        from circuit_tracer.models.loading import resolve_dtype
+        from circuit_tracer.models.loading import present, resolve_device, resolve_dtype
 
-        return open_device("cpu" if self.demo else self.device), resolve_dtype(self.dtype)
+        return present(resolve_device("cpu" if self.demo else self.device)), resolve_dtype(self.dtype)
 
     def dictionary(self, name: str) -> tuple[Transcoders, dict[str, Any]]:
         """The transcoders of a folder or hub id, with their config; hooks that are given are those of -t alone."""
@@ -199,21 +199,6 @@ class HookOptions:
             select=self.select,
             input_shift=self.input_shift,
         )
-
-
-def open_device(name: str | None) -> torch.device:
-    """The device named, proved to be there; InputError otherwise."""
-    import torch
-
-    from circuit_tracer.models.loading import resolve_device
-
-    try:
-        found = resolve_device(name)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used: {reason}. Try cpu, cuda, cuda:0 or mps") from error
-    return found
 
 
 def quiet_loading() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from circuit_tracer.cli.loading import open_device, quiet_loading
+from circuit_tracer.cli.loading import quiet_loading
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -110,10 +110,11 @@ def train(
 
 
 def _show_plan(config: TrainingConfig) -> None:
+    from circuit_tracer.models.loading import present, resolve_device
     from circuit_tracer.training.run.requirements import plan_run
 
     quiet_loading()
-    device = open_device(None if config.model.device == "auto" else config.model.device)
+    device = present(resolve_device(None if config.model.device == "auto" else config.model.device))
     plan = plan_run(config, device, int(os.environ.get("WORLD_SIZE", "1")))
     typer.echo(str(plan))
     plan.require_fits()

@@ -16,13 +16,11 @@ from circuit_tracer.errors import InputError, NumericalError, UnsupportedModelEr
 from circuit_tracer.kernels.attend_back import Scores
 from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.norms import FrozenNorm
-from circuit_tracer.models.parts import ModelParts, Norm
+from circuit_tracer.models.parts import SOFTCAP, ModelParts, Norm
 from circuit_tracer.models.plain import LOOKS_AHEAD
 from circuit_tracer.models.run import FINAL_NORM, ModelRun, Place, Visit
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.whose import Holder, config_value, held_by
-
-SOFTCAP = "final_logit_softcapping"
 
 
 @dataclass

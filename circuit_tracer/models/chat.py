@@ -18,7 +18,12 @@ from circuit_tracer.errors import InputError, warn
 from circuit_tracer.models.tokenization import tokenize
 
 Message = Mapping[str, Any]
-_OURS = {"conversation", "tokenize", "add_generation_prompt", "return_tensors", "return_dict", "self", "kwargs"}
+# arguments of apply_chat_template that are chosen here, or are about what becomes of its text
+_OURS = {
+    "self", "conversation", "tokenize", "add_generation_prompt", "kwargs", "padding", "truncation", "max_length",
+    "return_assistant_tokens_mask", "return_dict", "return_tensors", "tokenizer_kwargs",
+}  # fmt: skip
+_COMMENT = re.compile(r"{#.*?#}", re.DOTALL)
 
 
 def chat_ids(
@@ -66,9 +71,11 @@ def _listed(messages: Any) -> list[Any]:
 
 
 def _plain(message: Any) -> dict[str, Any]:
-    """A message whose content is text."""
+    """A message whose content is text, or one of tool calls alone."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise InputError(f'a message is {{"role": ..., "content": ...}} with a role, got {shown(message)}')
+    if message.get("content") is None and message.get("tool_calls"):
+        return dict(message)  # an assistant that only calls
     if "content" not in message:
         raise InputError(f"the message of {message['role']!r} has no content: {shown(message)}")
     content = message["content"]
@@ -91,8 +98,9 @@ def _text_of_part(part: Any) -> str:
 
 
 def _hear_of_unknown(arguments: Mapping[str, Any], template: Any, tokenizer: Any) -> None:
-    texts = template.values() if isinstance(template, Mapping) else [template]
+    texts = [*(template.values() if isinstance(template, Mapping) else [template]), arguments.get("chat_template")]
     general = set(inspect.signature(tokenizer.apply_chat_template).parameters) - _OURS
+    used = _COMMENT.sub("", "\n".join(map(str, texts)))
     for name in arguments:
-        if name not in general and not any(re.search(rf"\b{re.escape(name)}\b", str(text)) for text in texts):
+        if name not in general and not re.search(rf"\b{re.escape(name)}\b", used):
             warn(f"the chat template knows no argument {name!r}: it changes nothing")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from circuit_tracer.errors import FileFormatError, InputError, warn
+from circuit_tracer.errors import FileFormatError, InputError, first_line, warn
 from circuit_tracer.models.adapted import dequantised, load_dequantised, merged
 from circuit_tracer.models.sources import Source, adapter_of, library_errors, pretrained_source, read_configuration
 from circuit_tracer.models.surroundings import plain_torch
@@ -41,7 +41,7 @@ _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attenti
 
 def resolve_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """A torch dtype from itself or from its name (float32, fp32, bf16, ...)."""
-    if isinstance(dtype, torch.dtype):
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
@@ -49,7 +49,7 @@ def resolve_dtype(dtype: torch.dtype | str) -> torch.dtype:
     return DTYPES[name]
 
 
-def resolve_device(device: torch.device | str | None) -> torch.device:
+def resolve_device(device: torch.device | str | int | None) -> torch.device:
     """The device asked for, or the best one there is (cuda, mps, cpu)."""
     if device is not None:
         try:
@@ -61,8 +61,19 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def present(device: torch.device) -> torch.device:
+    """The device, proved to be there; InputError otherwise."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device '{device}' cannot be used: {first_line(error)}. Try cpu, cuda, cuda:0 or mps"
+        ) from error
+    return device
+
+
 def place(
-    device: torch.device | str | None, dtype: torch.dtype | str, options: dict[str, Any]
+    device: torch.device | str | int | None, dtype: torch.dtype | str, options: dict[str, Any]
 ) -> tuple[torch.device, torch.dtype, dict[str, Any]]:
     """(device, dtype, what is left of from_pretrained's `options`): `torch_dtype` and `device_map` are other names for them.
 

@@ -26,6 +26,8 @@ from circuit_tracer.models.plain import (
     value_projection,
 )
 
+SOFTCAP = "final_logit_softcapping"  # in the model's configuration
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -82,6 +84,12 @@ class ModelParts:
         """The module that holds the layers, and gives the final norm's output."""
         return part(self.model, self.architecture.layers.rpartition(".")[0])
 
+    def settings(self) -> list[Any]:
+        """What the model's configuration says now, for all contexts, of the numbers that are read from it here."""
+        row, now = self.architecture, vars(self.model.config)
+        keys = (SOFTCAP, row.residual_multiplier_key, row.logit_multiplier_key, row.logit_divisor_key)
+        return [now.get(key) for key in keys if key is not None]
+
     @property
     def residual_multiplier(self) -> float:
         """Of what attention and MLP give, on its way to the residual stream; 1 but for Granite."""
@@ -136,7 +144,7 @@ def bind(model: Any, model_name: str) -> ModelParts:
         final_norm=final_norm,
         unembed=_unembed(model, architecture.logit_multiplier(config)),
         parallel=architecture.is_parallel(config),
-        final_softcap=getattr(config, "final_logit_softcapping", None),
+        final_softcap=vars(config).get(SOFTCAP),
         context_length=getattr(config, "max_position_embeddings", None),
         compute_dtype=compute,
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple, Protocol
 
@@ -26,6 +27,7 @@ from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.models import attention
 from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
+from circuit_tracer.models.rotary import answer_alone, depends_on_length
 from circuit_tracer.models.sites import Side, site_of
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.whose import Holder, held_by, owns
@@ -118,11 +120,15 @@ class ModelRun:
         own = self.own_attention or (tape is not None and bool(tape.visits))
         holder = _holder(self.parts, attention.NAME if own else None, tape)
         hooks = [_Hook(holder, *each) for each in self._hooks()]
+        hooks += [
+            _Hook(None, module, Side.OUTPUT, partial(_alone, module)) for module in depends_on_length(self.parts.base)
+        ]
         with plain_torch(), held_by(holder):
             try:
                 for hook in hooks:
                     hook.attach()
                 yield
+                _require_evaluation(self.parts.base)
             finally:
                 for hook in hooks:
                     hook.detach()
@@ -237,6 +243,7 @@ def fast_attention(parts: ModelParts) -> AbstractContextManager[None]:
 def _holder(parts: ModelParts, name: str | None, tape: AttentionTape | None = None) -> Holder:
     """What a run's own passes find: this attention (None: the model's own), and experts that exist in its dtype."""
     _require_uncompiled(parts)
+    _require_evaluation(parts.base)
     values = {} if name is None else {"_attn_implementation": name}
     if name == attention.NAME:
         attention.register()
@@ -257,6 +264,16 @@ def _require_uncompiled(parts: ModelParts) -> None:
             )
 
 
+def _require_evaluation(model: nn.Module) -> None:
+    """Refuse a model in training mode, in which passes differ by chance (dropout, noise of routers)."""
+    if any(module.training for module in model.modules()):
+        raise UnsupportedModelError(_TRAINING)
+
+
+_TRAINING = (
+    "the model is in training mode, in which passes differ by chance (dropout). Call model.eval() before it is run here, and "
+    "leave it so until the run is over, in other threads too."
+)
 _At = tuple[nn.Module, Side, Callable[..., Any]]  # called with (args, kwargs), and with the output on that side
 
 
@@ -291,8 +308,13 @@ def _on_output(module: nn.Module, index: int, visit: Visit) -> _At:
     return module, Side.OUTPUT, hook
 
 
+def _alone(module: nn.Module, *given: Any) -> Any:
+    """Without keyword arguments the hook has been removed meanwhile."""
+    return answer_alone(module, *given[:2]) if len(given) == 3 else None
+
+
 class _Hook:
-    """A hook on a module, for passes of one run.
+    """A hook on a module, for passes of one run; without a holder, for all that are made meanwhile.
 
     torch numbers hooks without a lock, so that two threads that register at once may get the same number and one of the hooks
     is lost; ours have numbers below zero, of their own. And it may call a hook that another thread has removed meanwhile, with
@@ -301,7 +323,7 @@ class _Hook:
 
     _numbers = count(-1, -1)
 
-    def __init__(self, holder: Holder, module: nn.Module, side: Side, hook: Callable[..., Any]) -> None:
+    def __init__(self, holder: Holder | None, module: nn.Module, side: Side, hook: Callable[..., Any]) -> None:
         self.holder, self.hook, self.number = holder, hook, next(self._numbers)
         if side is Side.INPUT:
             self._calls, self._with_kwargs = module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
@@ -311,15 +333,29 @@ class _Hook:
     def attach(self) -> None:
         """From now on, passes of the run are seen."""
         self._with_kwargs[self.number] = True
-        self._calls[self.number] = self._call
+        self._calls[self.number] = self
 
     def detach(self) -> None:
         """The end of that; nothing is left on the module."""
         self._calls.pop(self.number, None)
         self._with_kwargs.pop(self.number, None)
 
-    def _call(self, module: nn.Module, *given: Any) -> Any:
-        return self.hook(*given) if owns(self.holder) else None
+    def __call__(self, module: nn.Module, *given: Any) -> Any:
+        if self.holder is None:
+            return self.hook(*given)
+        if not owns(self.holder):
+            return None
+        if module.training:  # since the run began
+            raise UnsupportedModelError(_TRAINING)
+        return self.hook(*given)
+
+    def __reduce__(self) -> Any:
+        """A model that is copied or saved while a run is under way takes nothing of the run along."""
+        return getattr, (_Hook, "nothing")
+
+    @staticmethod
+    def nothing(*_: Any) -> None:
+        """What stands in for a hook in a copy of its model."""
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

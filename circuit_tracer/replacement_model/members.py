@@ -12,9 +12,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from circuit_tracer.arguments import shown
 from circuit_tracer.attribution.context import AttributionContext
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, first_line
 from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.models.parts import bind
@@ -68,8 +69,12 @@ class ModelMembers(Traceable):
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move model and transcoders, or change their dtype; the arguments of `torch.nn.Module.to`."""
         model: nn.Module = self.parts.model
-        self.transcoders.to(*args, **kwargs)
-        self.parts = bind(model.to(*args, **kwargs), self.cfg.model_name)
+        try:
+            self.transcoders.to(*args, **kwargs)
+            model.to(*args, **kwargs)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            raise InputError(f"to({', '.join(map(shown, args))}) cannot be done: {first_line(error)}") from error
+        self.parts = bind(model, self.cfg.model_name)
         return self
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
@@ -144,7 +149,10 @@ class ModelMembers(Traceable):
 
     def to_string(self, tokens: Any) -> str:
         """The text of ids (P,) or (1, P)."""
-        return str(self.tokenizer.decode(torch.as_tensor(tokens).flatten().tolist()))
+        try:
+            return str(self.tokenizer.decode(torch.as_tensor(tokens).flatten().tolist()))
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{shown(tokens)} are no token ids: {first_line(error)}") from error
 
     def to_str_tokens(self, input: Prompt, prepend_bos: bool = True) -> list[str]:
         """One text a token."""

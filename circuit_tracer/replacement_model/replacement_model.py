@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import shown, typed
 from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.errors import InputError, warn
 from circuit_tracer.models import tokenization
 from circuit_tracer.models.adapted import dequantised_copy
 from circuit_tracer.models.chat import Message, chat_ids
-from circuit_tracer.models.loading import load_language_model, load_tokenizer, place
+from circuit_tracer.models.loading import load_language_model, load_tokenizer, place, present
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.plain import require_causal_lm
 from circuit_tracer.models.sources import library_errors
@@ -49,13 +50,14 @@ class ReplacementModel(ModelMembers):
         self.backend = backend
 
     @classmethod
+    @typed
     @plain_torch()
     def from_pretrained(
         cls,
         model_name: str | Path,
         transcoder_set: str | Path,
         backend: Backend = "transformerlens",
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | str = torch.float32,
         lazy_encoder: bool = False,
         lazy_decoder: bool = True,
@@ -83,7 +85,7 @@ class ReplacementModel(ModelMembers):
         target, kind, kwargs = place(device, dtype, kwargs)
         transcoders, _ = load_transcoder_from_hub(
             str(transcoder_set),
-            device=target,
+            device=present(target),
             dtype=kind,
             lazy_encoder=lazy_encoder,
             lazy_decoder=lazy_decoder,
@@ -96,13 +98,14 @@ class ReplacementModel(ModelMembers):
         return cls.from_pretrained_and_transcoders(model_name, transcoders, backend, target, kind, **own, **kwargs)
 
     @classmethod
+    @typed
     @plain_torch()
     def from_pretrained_and_transcoders(
         cls,
         model_name: str | Path,
         transcoders: Transcoders,
         backend: Backend = "transformerlens",
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | str = torch.float32,
         *,
         revision: str | None = None,
@@ -114,7 +117,7 @@ class ReplacementModel(ModelMembers):
         if hf_model is None:
             target, kind, kwargs = place(device, dtype, kwargs)
             model, tokenizer = load_language_model(
-                model_name, target, kind, tokenizer=tokenizer, revision=revision, **kwargs
+                model_name, present(target), kind, tokenizer=tokenizer, revision=revision, **kwargs
             )
         else:
             if kwargs or revision is not None:
@@ -130,6 +133,7 @@ class ReplacementModel(ModelMembers):
         return cls.from_model(model, transcoders, tokenizer, name, backend)
 
     @classmethod
+    @typed
     @plain_torch()
     def from_config(
         cls,
@@ -143,17 +147,22 @@ class ReplacementModel(ModelMembers):
 
         Without a tokenizer, the one of the model that the configuration names (`_name_or_path`) is loaded, if it names one.
         """
+        from transformers import PretrainedConfig
+
         target, kind, kwargs = place(kwargs.pop("device", "cpu"), kwargs.pop("dtype", torch.float32), kwargs)
         if kwargs:
             raise InputError(f"unknown arguments {sorted(kwargs)}; from_config takes device, dtype and tokenizer")
+        if not isinstance(config, PretrainedConfig):
+            raise InputError(f"config is {shown(config)}; expected a transformers configuration")
         with library_errors(config.model_type):
             model = text_part(auto_class(config).from_config(config, trust_remote_code=False))
-        model = model.to(device=target, dtype=kind)
+        model = model.to(device=present(target), dtype=kind)
         if tokenizer is None and config._name_or_path:
             tokenizer = load_tokenizer(config._name_or_path, model)
         return cls.from_model(model.eval().requires_grad_(False), transcoders, tokenizer, config.model_type, backend)
 
     @classmethod
+    @typed
     @plain_torch()
     def from_model(
         cls, model: Any, transcoders: Transcoders, tokenizer: Any, model_name: str, backend: Backend = "transformerlens"
@@ -165,10 +174,6 @@ class ReplacementModel(ModelMembers):
         evaluation, with a warning. Raises UnsupportedModelError if its architecture is unknown or does not behave as the table
         says, or if its modules are more than their weights (live adapters, hooks).
         """
-        if backend not in get_args(Backend):
-            raise InputError(
-                f"backend {backend!r} is unknown; use one of {', '.join(get_args(Backend))}; they are the same here"
-            )
         require_causal_lm(model)
         if any(module.training for module in model.modules()):
             warn("the model was in training mode, in which dropout is active; it is now in eval()")
@@ -179,6 +184,7 @@ class ReplacementModel(ModelMembers):
         verify(parts)
         return cls(parts, transcoders, tokenizer, backend)
 
+    @typed
     def chat_tokens(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **template_arguments: Any
     ) -> Tensor:

@@ -188,7 +188,7 @@ def test_backends_differ_in_what_generation_does_when_told_nothing() -> None:
     text, logits, _ = load().feature_intervention_generate(PROMPT, [], stop_at_eos=False)
     assert text.startswith(PROMPT)
     assert len(logits) == 10
-    with pytest.raises(InputError, match="backend 'jax' is unknown"):
+    with pytest.raises(InputError, match="backend is 'jax'; expected 'transformerlens' or 'nnsight'"):
         load(backend="jax")
 
 

@@ -74,3 +74,21 @@ def test_a_special_token_in_front_can_be_left_out() -> None:
     bare = tokenizer("{{ messages[0].content }}")
     assert chat_ids(USER, bare).tolist() == [1, 3]
     assert chat_ids(USER, bare, prepend_bos=False).tolist() == [3]
+
+
+@pytest.mark.parametrize("name", ["padding", "max_length", "truncation"])
+def test_what_is_about_tokens_is_no_argument_of_a_template(name: str) -> None:
+    with pytest.raises(InputError, match=f"knows no argument '{name}'"):
+        chat_text(USER, tokenizer(TURNS), **{name: 3})
+
+
+def test_a_comment_of_the_template_knows_no_argument() -> None:
+    with pytest.raises(InputError, match="knows no argument 'enable_thinking'"):
+        chat_text(USER, tokenizer("{# enable_thinking #}" + TURNS), enable_thinking=False)
+    assert chat_text(USER, tokenizer(TURNS), chat_template=THINKING, enable_thinking=False) == "<user>hi<quiet>"
+
+
+def test_a_message_of_tool_calls_needs_no_content() -> None:
+    called = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
+    shows = TURNS + "{{ messages[1].tool_calls[0].function.name }}"
+    assert chat_text([*USER, called], tokenizer(shows)).endswith("add")

@@ -185,7 +185,7 @@ def test_backends_of_circuit_tracer_are_accepted_and_others_are_not() -> None:
     for backend in ("transformerlens", "nnsight"):
         model = ReplacementModel.from_model(tiny_model("llama"), tiny_transcoder(), None, "llama", backend)  # type: ignore[arg-type]
         assert model.backend == backend
-    with pytest.raises(InputError, match="'jax' is unknown"):
+    with pytest.raises(InputError, match="backend is 'jax'; expected"):
         ReplacementModel.from_model(tiny_model("llama"), tiny_transcoder(), None, "llama", "jax")  # type: ignore[arg-type]
 
 

@@ -126,7 +126,10 @@ def _positions(edit: Edit, feature: FeatureAt, clean: CleanRun) -> list[int]:
     if at is None or isinstance(at, str):
         return [position for position in range(n_pos) if position not in clean.left_out]
     if isinstance(at, slice):
-        return list(range(n_pos)[at])
+        try:
+            return list(range(n_pos)[at])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"edit of feature {feature} at positions {at}: {error}") from error
     listed = [at] if isinstance(at, int) else at
     for position in listed:
         if not -n_pos <= position < n_pos:

@@ -86,7 +86,10 @@ def _layer(layer: Any, transcoders: Transcoders) -> int:
 def _entries(position: Any, index: Any, value: Any, n_pos: int, n_features: int) -> tuple[Tensor, Tensor, Tensor]:
     features = _integers(index, "feature")
     if isinstance(position, slice):
-        positions = torch.tensor(range(n_pos)[position], dtype=torch.int64)
+        try:
+            positions = torch.tensor(range(n_pos)[position], dtype=torch.int64)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"an intervention's positions are {position}: {error}") from error
         positions = positions.reshape(-1, *(1 for _ in features.shape))
     else:
         positions = _integers(position, "position")

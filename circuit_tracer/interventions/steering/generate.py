@@ -69,9 +69,12 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {self.max_new_tokens}; at least 1 is needed")
-        if self.do_sample and not self.temperature >= 0:
-            raise InputError(f"temperature is {self.temperature}; give a positive one, 0, or do_sample=False")
-        if abs(self.freq_penalty) > torch.finfo(torch.float32).max:
+        largest = torch.finfo(torch.float32).max
+        if self.do_sample and not 0 <= self.temperature <= largest:
+            raise InputError(
+                f"temperature is {self.temperature}; give a positive one that is finite in float32, 0, or do_sample=False"
+            )
+        if abs(self.freq_penalty) > largest:
             raise InputError(f"freq_penalty is {self.freq_penalty:g}, which is not finite in float32")
         require_cuts(self.top_k or None, self.top_p)
         if self.repetition_penalty <= 0:
