@@ -122,12 +122,29 @@ def _checked(function: Callable[..., Any], names: dict[str, Any]) -> Callable[..
     @functools.wraps(function)
     def called(*given: Any, **named: Any) -> Any:
         bound = signature.bind(*given, **named)
-        for name, value in bound.arguments.items():
-            if name in expected() and value is not signature.parameters[name].default:
-                bound.arguments[name] = expected()[name].take(value, name)
+        try:
+            for name, value in bound.arguments.items():
+                if name in expected() and value is not signature.parameters[name].default:
+                    bound.arguments[name] = expected()[name].take(value, name)
+        except InputError as error:
+            raise InputError(f"{error}{_order(bound.arguments, expected())}") from None
         return function(*bound.args, **bound.kwargs)
 
     return called
+
+
+def _order(given: dict[str, Any], expected: dict[str, _Expected]) -> str:
+    """A hint, if the first two arguments were given in each other's place."""
+    names = list(given)[:2]
+    if len(names) < 2 or not all(name in expected for name in names):
+        return ""
+    first, second = names
+    try:
+        expected[first].take(given[second], first)
+        expected[second].take(given[first], second)
+    except InputError:
+        return ""
+    return f". The order is {first}, {second}"
 
 
 def _expected(annotation: Any, names: dict[str, Any]) -> _Expected | None:

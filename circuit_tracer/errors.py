@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
+_NOT_THE_USER = {"circuit_tracer", "contextlib", "functools", "torch"}
+
 
 class CircuitTracerError(Exception):
     """Base of every error this package raises on purpose; the command line prints it without a traceback."""
@@ -35,3 +40,11 @@ def first_line(error: BaseException) -> str:
     """What an error of a library says, without its long advice."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn, in the place of whoever called this package: decorators and our own layers in between are nobody's concern."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _NOT_THE_USER:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

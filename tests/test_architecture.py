@@ -108,6 +108,7 @@ LATE = [
     Row("transcoders.single_layer", "transcoders.formats", "facade: to_safetensors"),
     Row("transcoders.transcoder_set", "transcoders.formats", "facade: to_safetensors"),
     Row("viewer.server.running", "viewer.server", "graphs are served without torch"),
+    Row("viewer.server.running", "features.belonging", "graphs are served without torch"),
     Row("viewer.server.neuronpedia", "", "graphs are served without torch"),
 ]
 

@@ -82,6 +82,16 @@ def test_what_does_not_is_refused(case: str) -> None:
     assert expected in str(error.value)
 
 
+def test_arguments_in_each_others_place_are_told_their_order() -> None:
+    @typed
+    def traced(prompt: str, count: int) -> None: ...
+
+    with pytest.raises(InputError, match=r"prompt is 3; expected text\. The order is prompt, count"):
+        traced(3, "text")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"expected text$"):
+        traced(3, 3)  # type: ignore[arg-type]
+
+
 def test_settings_are_checked_like_functions() -> None:
     assert Settings(np.float64(2), ["a"]).rate == 2.0
     with pytest.raises(InputError, match="names is 'a'; expected a list"):

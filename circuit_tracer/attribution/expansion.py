@@ -5,7 +5,6 @@ Letters: K targets, N_s selected features.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from circuit_tracer.attribution.selection import select
 from circuit_tracer.attribution.sweep import Sweep
 from circuit_tracer.attribution.targets import TargetRows
 from circuit_tracer.attribution.task import Task
-from circuit_tracer.errors import ResourceError
+from circuit_tracer.errors import ResourceError, warn
 from circuit_tracer.graph.unfinished import Unfinished
 
 
@@ -95,10 +94,7 @@ class Expansion:
         """What is there, with all that is needed to go on."""
         self.store.mark_stored()
         columns = torch.nonzero(self.store.expanded).flatten()
-        warnings.warn(
-            f"interrupted: the graph holds the {len(columns)} features computed so far of {self.budget}",
-            stacklevel=6,  # whoever called `attribute`
-        )
+        warn(f"interrupted: the graph holds the {len(columns)} features computed so far of {self.budget}")
         left = unfinished(self.identity(), self.store, self.asked, self.plan)
         return ComputedRows(self.store, columns, self.plan, self.budget, left)
 
@@ -149,5 +145,5 @@ class Expansion:
                 f"{self.budget} rows were done; free memory, or expand fewer features (max_feature_nodes)"
             ) from error
         self.prompt.decoder.chunk_bytes = self.plan.chunk_bytes
-        warnings.warn(f"an allocation failed; going on with {self.plan.block_rows} rows in flight", stacklevel=2)
+        warn(f"an allocation failed; going on with {self.plan.block_rows} rows in flight")
         return self.plan

@@ -6,13 +6,12 @@ tell. The two differ by a constant in the encoder bias, b_enc - W_enc b_dec.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from torch import Tensor
 
 from circuit_tracer.attribution.prompt import encode_prompt, linearise
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, warn
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.tokenization import tokenize
 from circuit_tracer.transcoders.base import Transcoders
@@ -51,11 +50,10 @@ def with_known_shift(parts: ModelParts, transcoders: Transcoders, tokenizer: Any
             transcoders[layer].b_enc = bias
     transcoders.input_shift_unknown = False
     better = "are taken not to" if without <= shifted else "are taken to"
-    warnings.warn(
+    warn(
         f"these transcoders do not say whether they subtract b_dec from their input. On a text, their NMSE is "
         f"{without:.3f} without "
-        f"and {shifted:.3f} with it: they {better}. Say so (input_shift in config.yaml, --input-shift) to leave the test out.",
-        stacklevel=2,
+        f"and {shifted:.3f} with it: they {better}. Say so (input_shift in config.yaml, --input-shift) to leave the test out."
     )
     return transcoders
 

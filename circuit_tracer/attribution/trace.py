@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +23,7 @@ from circuit_tracer.attribution.prompt import EncodedPrompt, LinearPrompt, encod
 from circuit_tracer.attribution.targets import Aim, TargetRows, resolve_targets
 from circuit_tracer.attribution.task import Options, Task
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.errors import NumericalError, ResourceError
+from circuit_tracer.errors import NumericalError, ResourceError, warn
 from circuit_tracer.fingerprint import fingerprints
 from circuit_tracer.graph.balance import ReconstructionWarning
 from circuit_tracer.graph.graph import Graph
@@ -49,13 +48,13 @@ def trace(
         plan = resume.same_blocks(plan)
     prompt, plan = make_linear(task, encoded, plan)
     if (poor := prompt.reconstruction.warning) and options.ranks.first:
-        warnings.warn(poor, ReconstructionWarning, stacklevel=3)
+        warn(poor, ReconstructionWarning)
     targets = resolve_targets(model, prompt.network, aim)
     rows = compute_rows(task, prompt, targets, plan, resume)
     try:
         return make_graph(task, prompt, targets, rows)
     except KeyboardInterrupt:
-        warnings.warn("interrupted as the graph was made: it is made once more, so that no row is lost", stacklevel=4)
+        warn("interrupted as the graph was made: it is made once more, so that no row is lost")
         return make_graph(task, prompt, targets, rows)
 
 

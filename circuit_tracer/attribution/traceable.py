@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from torch import Tensor, nn
 
 from circuit_tracer.attribution.input_shift import with_known_shift
 from circuit_tracer.attribution.prompt import paired
+from circuit_tracer.errors import warn
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.sites import check_hooks
 from circuit_tracer.models.tokenization import Prompt, tokenize, zero_positions
@@ -29,7 +29,7 @@ class Traceable:
         check_hooks(parts, transcoders.feature_input_hook, transcoders.feature_output_hook)
         if len(transcoders.layers) < transcoders.n_layers:
             said = f"{described_layers(transcoders)}: the MLPs of the others are error nodes, with nothing of them explained"
-            warnings.warn(said, stacklevel=3)
+            warn(said)
         transcoders = with_known_shift(parts, transcoders, tokenizer)
         self.parts, self.transcoders, self.tokenizer = parts, transcoders, tokenizer
         self._bound_to = _weights(parts.model)

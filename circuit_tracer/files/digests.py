@@ -11,12 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import FileFormatError
+from circuit_tracer.errors import FileFormatError, warn
 from circuit_tracer.files.structured import read_json
 from circuit_tracer.files.writing import atomic_write
 
@@ -64,10 +63,9 @@ def unsealed(
             raise FileFormatError(f"{source} is damaged: it has no {DIGEST}. {remedy}")
     elif not _fits(document[DIGEST], plain if beside is None else [plain, beside]):
         if by_hand:
-            warnings.warn(
+            warn(
                 f"{source} was changed since it was written, by hand or by damage; it is taken as it is now",
                 ChangedFileWarning,
-                stacklevel=3,
             )
             return plain
         raise FileFormatError(

@@ -10,13 +10,12 @@ import errno
 import os
 import socket
 import threading
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from circuit_tracer.errors import InputError, ResourceError
+from circuit_tracer.errors import InputError, ResourceError, warn
 
 try:
     import fcntl
@@ -115,9 +114,7 @@ def _lock(handle: int, path: Path, wait: bool) -> bool:
         if error.errno in _NOT_OF_FOLDERS and path.is_dir():
             raise
         if error.errno in _NO_LOCKS:
-            warnings.warn(
-                f"the file system of {path} knows no locks: let one process at a time write there", stacklevel=4
-            )
+            warn(f"the file system of {path} knows no locks: let one process at a time write there")
             return True
         if not wait and error.errno in _BUSY:
             return False

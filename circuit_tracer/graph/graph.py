@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.arguments import typed
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, warn
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.checks import require_all_texts, require_ids, require_tensors, require_texts, require_whole
 from circuit_tracer.graph.config import GraphConfig
@@ -246,7 +245,7 @@ class Graph:
     @property
     def logit_tokens(self) -> Tensor:
         """Deprecated name of ``logit_token_ids``."""
-        warnings.warn("logit_tokens is deprecated; use logit_token_ids", DeprecationWarning, stacklevel=2)
+        warn("logit_tokens is deprecated; use logit_token_ids", DeprecationWarning)
         return self.logit_token_ids
 
     @property

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from circuit_tracer.errors import FileFormatError, InputError, UnsupportedModelError
+from circuit_tracer.errors import FileFormatError, InputError, UnsupportedModelError, warn
 from circuit_tracer.models.sources import Source
 
 # quantised files that transformers turns into plain numbers while it loads them, with the class that asks for it
@@ -47,7 +46,7 @@ def merged(source: Source, adapter: dict[str, Any], load: Callable[[str], Any]) 
         raise UnsupportedModelError(
             f"the adapter at {source.name!r} ({adapter.get('peft_type')}) is no change of weights, so it cannot be merged"
         )
-    warnings.warn(f"the adapter at {source.name} is merged into its base model {base}", stacklevel=2)
+    warn(f"the adapter at {source.name} is merged into its base model {base}")
     return wrapped.merge_and_unload(safe_merge=True).eval().requires_grad_(False)
 
 
@@ -123,7 +122,6 @@ def _method(quantised: Any) -> str:
 
 
 def _say(method: str) -> None:
-    warnings.warn(
-        f"the model is quantised ({method}); its weights were de-quantised, and the graph is that of the de-quantised model",
-        stacklevel=2,
+    warn(
+        f"the model is quantised ({method}); its weights were de-quantised, and the graph is that of the de-quantised model"
     )

@@ -1,7 +1,7 @@
 """From a conversation to token ids, by the tokenizer's chat template.
 
 A template is a program of somebody else's: what it raises becomes an InputError with its own words. Its arguments
-(`enable_thinking=False`) are passed on if the template, or transformers, knows them.
+(`enable_thinking=False`) are passed on, with a warning if neither the template nor transformers knows them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from circuit_tracer.arguments import shown
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, warn
 from circuit_tracer.models.tokenization import tokenize
 
 Message = Mapping[str, Any]
@@ -39,13 +39,13 @@ def chat_text(
     """What the tokenizer's chat template makes of a conversation, [{"role": ..., "content": ...}, ...].
 
     content: text, or a list of parts {"type": "text", "text": ...}, which are joined. Raises InputError for a tokenizer
-    without template, messages of another form, arguments that the template does not know, and what the template refuses.
+    without template, messages of another form, and what the template refuses.
     """
     template = getattr(tokenizer, "chat_template", None)
     if template is None:
         raise InputError("this tokenizer has no chat template; pass the prompt as plain text or as token ids")
     plain = [_plain(message) for message in _listed(messages)]
-    _require_known(template_arguments, template, tokenizer)
+    _hear_of_unknown(template_arguments, template, tokenizer)
     try:
         return str(
             tokenizer.apply_chat_template(
@@ -90,11 +90,9 @@ def _text_of_part(part: Any) -> str:
     return str(part["text"])
 
 
-def _require_known(arguments: Mapping[str, Any], template: Any, tokenizer: Any) -> None:
+def _hear_of_unknown(arguments: Mapping[str, Any], template: Any, tokenizer: Any) -> None:
     texts = template.values() if isinstance(template, Mapping) else [template]
     general = set(inspect.signature(tokenizer.apply_chat_template).parameters) - _OURS
     for name in arguments:
         if name not in general and not any(re.search(rf"\b{re.escape(name)}\b", str(text)) for text in texts):
-            raise InputError(
-                f"the chat template knows no argument {name!r}, so it would change nothing; correct its name or leave it out"
-            )
+            warn(f"the chat template knows no argument {name!r}: it changes nothing")

@@ -6,14 +6,13 @@ No code of a repository is run. Whatever transformers or tokenizers raise about 
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import FileFormatError, InputError, warn
 from circuit_tracer.models.adapted import dequantised, load_dequantised, merged
 from circuit_tracer.models.sources import Source, adapter_of, library_errors, pretrained_source, read_configuration
 from circuit_tracer.models.surroundings import plain_torch
@@ -167,9 +166,7 @@ def _require_all_weights(source: Source, model: Any, report: Any) -> None:
             "merge_and_unload); else correct config.json."
         )
     if unused:
-        warnings.warn(
-            f"{source.name}: {len(unused)} weights are no part of the language model, {unused[0]!r} first", stacklevel=2
-        )
+        warn(f"{source.name}: {len(unused)} weights are no part of the language model, {unused[0]!r} first")
 
 
 def _of_a_layer(key: str, modules: dict[str, nn.Module]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.prompt import paired
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, warn
 from circuit_tracer.models import tokenization
 from circuit_tracer.models.adapted import dequantised_copy
 from circuit_tracer.models.chat import Message, chat_ids
@@ -172,9 +171,7 @@ class ReplacementModel(ModelMembers):
             )
         require_causal_lm(model)
         if any(module.training for module in model.modules()):
-            warnings.warn(
-                "the model was in training mode, in which dropout is active; it is now in eval()", stacklevel=2
-            )
+            warn("the model was in training mode, in which dropout is active; it is now in eval()")
             model.eval()
         parts = bind(text_part(dequantised_copy(model)), model_name)
         check_tokenizer(tokenizer, len(parts.unembed.weight))

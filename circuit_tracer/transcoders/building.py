@@ -6,14 +6,13 @@ Two that disagree are an error that names both.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import FileFormatError, InputError, warn
 from circuit_tracer.files import shortened
 from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.base import Transcoders
@@ -218,10 +217,9 @@ def _completed(config: Mapping[str, Any], found: Format, layers: list[LayerWeigh
     for key, hook, unknown in zip(HOOKS, said, (layers[0].reads, layers[0].writes), strict=True):
         if hook is None:
             if unknown is not None and completed.get(key) is not None:
-                warnings.warn(
+                warn(
                     f"{layers[0].source} says {unknown.said}, a place that is not known here; {key} = {completed[key]} is "
-                    f"taken from {source}. See that they are one place.",
-                    stacklevel=3,
+                    f"taken from {source}. See that they are one place."
                 )
         elif completed.get(key) is None:
             completed[key] = hook
@@ -238,12 +236,11 @@ def _with_hooks(completed: dict[str, Any], found: Format, layers: list[LayerWeig
     if missing and found.hooks is not None:
         assumed = {key: hook for key, hook in zip(HOOKS, found.hooks, strict=True) if key in missing}
         completed |= assumed
-        warnings.warn(
+        warn(
             f"{layers[0].source}: nothing says where these {found.name} files read and write. Assumed is "
             f"{', '.join(f'{key} = {hook}' for key, hook in assumed.items())}: "
             f"{found.hooks_note}. Give both hooks, or write them "
-            "into a config.yaml.",
-            stacklevel=3,
+            "into a config.yaml."
         )
     elif missing:
         strange = [

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.files import atomic_write, read_yaml, shortened
@@ -56,7 +56,7 @@ class TranscoderConfig(BaseModel):
     model_name: str | None = None
     transcoders: list[str] | None = None
     activation: Literal["relu", "jump_relu", "topk"] | None = None
-    k: PositiveInt | None = None
+    k: Annotated[int, Field(strict=True, gt=0)] | None = None  # strict: `k: yes` is no number
     special_load_fn: Literal["gemma-scope", "gemma-scope-2"] | None = None
     input_shift: bool | None = None
     l0: dict[int, int] | None = None
@@ -91,6 +91,12 @@ def folder_config(folder: Path) -> dict[str, Any]:
     """All keys of config.yaml in ``folder``; empty if there is none."""
     path = folder / CONFIG_NAME
     return read_config(path) if path.is_file() else {}
+
+
+def config_source(folder: Path) -> str:
+    """What says how the files of ``folder`` are meant, for messages: its config.yaml, or, if it has none, the caller."""
+    path = folder / CONFIG_NAME
+    return str(path) if path.is_file() else f"the call for {folder}"
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class LayerWeights:
     ``k`` for TopK (``nonnegative``: ReLU before the choice). ``source`` names the file in messages. ``reads`` and ``writes``
     are where the file says that it stands, ``layer`` the model's layer that it says it belongs to; None: it does not say.
     ``input_shift_unknown``: whether the decoder bias is subtracted from the input, it does not say either.
-    Raises FileFormatError when shapes disagree, NumericalError when a bias or threshold is NaN.
+    Raises FileFormatError when shapes disagree, NumericalError when a bias or threshold is NaN, or a bias adds infinity.
     """
 
     source: str
@@ -61,6 +61,9 @@ class LayerWeights:
         for name, tensor in small.items():
             if tensor is not None and torch.isnan(tensor).any():
                 raise NumericalError(f"{self.source}: the {name} contains NaN. The file is damaged or ill-trained.")
+        # A feature that never is active may have a bias of -inf, or an infinite threshold.
+        if torch.isposinf(self.encoder_bias).any() or torch.isinf(self.decoder_bias).any():
+            raise NumericalError(f"{self.source}: a bias is infinite. The file is damaged or ill-trained.")
 
     def _expect(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         if tuple(tensor.shape) != shape or not tensor.is_floating_point():

@@ -81,7 +81,8 @@ def find(names: Iterable[str], selection: Selection, where: str, is_model: Calla
     Raises FileFormatError if there is none, InputError, with the choices, if the selection fits none or leaves several.
     """
     listed = sorted(names)
-    groups = _grouped(_weights(_without_models(listed, is_model), where))
+    of_dictionaries = _without_models(listed, is_model)
+    groups = _grouped(_weights(of_dictionaries, where))
     group = _chosen(groups, selection, where)
     _require_pairs(group, where)
     l0 = _L0(selection.get("l0"), where)
@@ -95,7 +96,7 @@ def find(names: Iterable[str], selection: Selection, where: str, is_model: Calla
     files = [name for one in (layers.values() or lone) for name in one]
     _require_nothing_left(
         files,
-        _without_models(listed, is_model),
+        of_dictionaries,
         {name for one in groups for name in one.names} if selection else set(),
         where,
     )

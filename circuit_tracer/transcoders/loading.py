@@ -18,7 +18,14 @@ from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders import cache, hub, locate
 from circuit_tracer.transcoders.base import Scan, Transcoders
 from circuit_tracer.transcoders.building import build, build_layer, with_arguments
-from circuit_tracer.transcoders.config import CONFIG_NAME, folder_config, read_config, validate_config, write_config
+from circuit_tracer.transcoders.config import (
+    CONFIG_NAME,
+    config_source,
+    folder_config,
+    read_config,
+    validate_config,
+    write_config,
+)
 from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
 from circuit_tracer.transcoders.formats.writing import activation_keys, begin_folder, native_names
 from circuit_tracer.transcoders.locate import LayerFiles
@@ -63,7 +70,7 @@ def load_transcoder_from_hub(
         source, config = f"{CONFIG_NAME} of {reference}", hub_config(reference)
         files = _hub_files(reference, config)
     else:
-        source, config = str(reference / CONFIG_NAME), folder_config(reference)
+        source, config = config_source(reference), folder_config(reference)
         validate_config(config, source)
         files = _listed_or_found(reference, config, selection)
     if files.l0:
@@ -180,7 +187,7 @@ def load_transcoder(
 ) -> SingleLayerTranscoder:
     """One layer's transcoder from one file, in any per-layer format; a config.yaml beside it counts too."""
     file = open_tensor_file(path)
-    source = str(file.path.parent / CONFIG_NAME)
+    source = config_source(file.path.parent)
     config = with_arguments(folder_config(file.path.parent), {"activation": activation_fn, "k": k}, source)
     return build_layer(config, file, layer, source, device, dtype, lazy_encoder, lazy_decoder)
 
@@ -294,7 +301,7 @@ def _build_named(
     lazy_decoder: bool,
 ) -> Transcoders:
     """What a config.yaml in ``folder`` says must agree with the arguments ``given``; cross-layer ones have default hooks."""
-    source = str(folder / CONFIG_NAME)
+    source = config_source(folder)
     config = with_arguments(folder_config(folder), given, source) | {"scan": scan}
     default = CLT_HOOKS if given["model_kind"] == CrossLayerTranscoder.kind else None
     return build(config, files, source, device, dtype, lazy_encoder, lazy_decoder, default)[0]

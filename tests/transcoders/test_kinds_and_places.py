@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, NumericalError
 from circuit_tracer.models.sites import INPUT_HOOKS, OUTPUT_HOOKS
 from circuit_tracer.transcoders import (
     JumpReLU,
@@ -268,3 +268,42 @@ def test_a_pre_activation_is_compared_with_the_threshold_as_it_is(shape):
     assert JumpReLU(torch.full(shape, just_below))(pre).all()
     assert JumpReLU(torch.full(shape, just_below)).to(torch.bfloat16)(pre).all()
     assert JumpReLU(torch.full(shape, just_above)).double().threshold.dtype == torch.float64
+
+
+@pytest.mark.parametrize("hookpoint", ["layers.{}.self_attn", "layers.{}", "gpt_neox.layers.{}"])
+def test_a_folder_of_sparsify_named_after_another_module_is_no_mlps_transcoder(folder, hookpoint):
+    written("sparsify", folder)
+    for layer, place in enumerate(sorted(path for path in folder.iterdir() if path.is_dir())):
+        place.rename(folder / hookpoint.format(layer))
+    with pytest.raises(FileFormatError, match="a transcoder that replaces an MLP layer"):
+        load_transcoder_from_hub(folder, **HOOKS)
+
+
+def test_notes_of_how_saelens_trained_are_harmless(folder):
+    layout = written("saelens", folder)
+    details = {"training_architecture": "transcoder", "training_architecture_details": {"l1_coefficient": 1.0}}
+    layout.add_key(folder, "metadata", details)
+    load_transcoder_from_hub(folder, **HOOKS)
+
+
+def test_arguments_are_called_arguments_where_there_is_no_config(folder):
+    written("saelens", folder)
+    with pytest.raises(FileFormatError, match=r"the call for .* says feature_input_hook = 'hook_resid_mid', but"):
+        load_transcoder_from_hub(folder, feature_input_hook="hook_resid_mid")
+
+
+def test_a_truth_value_is_no_k(folder):
+    save_transcoders(random_set("topk"), folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump(HOOKS | {"activation": "topk", "k": True}))
+    with pytest.raises(FileFormatError, match="k: input should be a valid integer, found True"):
+        load_transcoder_from_hub(folder)
+
+
+@pytest.mark.parametrize("bias", ["b_enc", "b_dec"])
+def test_an_infinite_bias_is_refused(folder, bias):
+    folder.mkdir()
+    tensors = {"W_enc": uniform(F, D), "W_dec": uniform(F, D), "b_enc": uniform(F), "b_dec": uniform(D)}
+    tensors[bias][1] = float("inf")
+    save_file(tensors, folder / "layer_0.safetensors")
+    with pytest.raises(NumericalError, match="a bias is infinite"):
+        load_transcoder_from_hub(folder, **HOOKS)

@@ -7,13 +7,12 @@ transcoders. What has no place in the new graph is said, and the file that was s
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import CircuitTracerError, FileFormatError
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, warn
 from circuit_tracer.files import atomic_write, read_json
 from circuit_tracer.files.digests import DIGEST
 from circuit_tracer.graph.files.read_json import typed_q_params
@@ -98,7 +97,7 @@ def hand_made(folder: Path, slug: str) -> HandMade | None:
     try:
         return HandMade.of(path)
     except CircuitTracerError as error:
-        warnings.warn(f"{path} is replaced; it is kept as {set_aside(path)}, since {error}", stacklevel=3)
+        warn(f"{path} is replaced; it is kept as {set_aside(path)}, since {error}")
         return None
 
 
@@ -116,10 +115,9 @@ def set_aside(path: Path) -> Path:
 def set_aside_if_lost(made: HandMade, lost: list[str]) -> None:
     """Keep the file that was, and say so, if something in it has no place in the new one."""
     if lost:
-        warnings.warn(
+        warn(
             f"{made.path} is replaced, and not all that was made by hand could move to the new graph: {'; '.join(lost)}. The "
-            f"file that was is kept as {set_aside(made.path)}",
-            stacklevel=3,
+            f"file that was is kept as {set_aside(made.path)}"
         )
 
 

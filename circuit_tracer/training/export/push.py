@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, ResourceError
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, ResourceError, warn
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders.config import CONFIG_NAME, NATIVE_FILE
@@ -145,10 +144,9 @@ def _check_weights(root: Path, found: dict[str, Path]) -> None:
     _, config = load_transcoder_from_hub(root.absolute(), device="cpu", dtype=None, lazy_encoder=True)
     name = config.get("model_name") or ""
     if not _HUB_NAME.fullmatch(name) or name.endswith(".gguf") or Path(name).exists():
-        warnings.warn(
+        warn(
             f"{CONFIG_NAME} names the model {name!r}, which others cannot load: write its name on the hub there (model_name) "
-            "and remove the line `digest`",
-            stacklevel=3,
+            "and remove the line `digest`"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ _SETTINGS = re.compile(
 _NOTES = re.compile(
     r"(.+[._-])?(metadata|meta|info)\.json", re.IGNORECASE
 )  # free notes, as those of a safetensors file
+_SUFFIXES = (".json", ".yaml", ".yml")
 # Files that look like settings or weights and are not needed: pattern -> why.
 HARMLESS_FILES = {
     "sparsity.safetensors": "SAELens: how often each feature was active in training",
@@ -54,7 +56,8 @@ def settings_beside(path: Path) -> dict[str, Setting]:
     Raises FileFormatError for a file that is no JSON object, or two that disagree.
     """
     found: dict[str, Setting] = {}
-    for beside in sorted(path.parent.iterdir()):
+    names = sorted(name for name in os.listdir(path.parent) if name.lower().endswith(_SUFFIXES))
+    for beside in (path.parent / name for name in names):  # not every name as a path: each layer's file asks
         notes = _NOTES.fullmatch(beside.name)
         own = beside.stem == path.stem and beside.suffix == ".json"
         if not (notes or own or _SETTINGS.fullmatch(beside.name)) or is_harmless(beside.name) or not beside.is_file():

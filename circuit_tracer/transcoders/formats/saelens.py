@@ -25,7 +25,8 @@ _NOTES = (
             "context_size", "dataset_path", "dataset_trust_remote_code", "disable_concat_sequences",
             "exclude_special_tokens", "model_class_name", "model_from_pretrained_kwargs", "model_from_pretrained_kwargs.*",
             "prepend_bos", "sequence_separator_token", "seqpos_slice", "sae_lens_training_version", "sae_lens_version",
-            "training_tokens", "n_training_tokens",
+            "training_tokens", "n_training_tokens", "training_architecture", "training_architecture_details",
+            "training_architecture_details.*",
         )
     ),
     *(

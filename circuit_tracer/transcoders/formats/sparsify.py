@@ -17,7 +17,7 @@ from circuit_tracer.transcoders.formats.beside import settings_above
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, whole
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.places import Place, place_of
+from circuit_tracer.transcoders.places import Place, place_of, require_mlp_places
 
 HARMLESS_KEYS = (
     Harmless("expansion_factor", "num_latents in other words"),
@@ -87,8 +87,10 @@ def _places(file: LayerFile) -> tuple[Place | None, Place | None]:
     if above.get("hookpoints_in") not in (None, [], above.get("hookpoints")):
         return None, None
     hookpoint, source = file.path.parent.name, str(file.path)
-    found = place_of(f"{hookpoint}.input", source), place_of(f"{hookpoint}.output", source)
-    return found if found[0].hook and found[1].hook else (None, None)
+    reads, writes = f"{hookpoint}.input", f"{hookpoint}.output"
+    if place_of(reads, source).layer is None:  # a name that is not the library's
+        return None, None
+    return require_mlp_places(reads, writes, source)
 
 
 FORMAT = Format(

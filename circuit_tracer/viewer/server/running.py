@@ -10,7 +10,8 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from circuit_tracer.errors import InputError, ResourceError
+from circuit_tracer.errors import InputError, ResourceError, warn
+from circuit_tracer.features.folder import INDEX, FeatureFolder
 from circuit_tracer.features.labels import read_labels
 from circuit_tracer.viewer.bundle import STATIC
 from circuit_tracer.viewer.server.graphs import GraphFolder
@@ -58,9 +59,12 @@ def serve(
         raise InputError("neuronpedia_secret is empty; choose one that nobody guesses")
     engine = None
     if model is not None:
+        from circuit_tracer.features.belonging import of_other_transcoders
         from circuit_tracer.viewer.server.engine import Engine
 
         engine = Engine(model)
+        if (features / INDEX).is_file() and (other := of_other_transcoders(FeatureFolder(features), model.transcoders)):
+            warn(other)
     if labels is None and features.is_dir():
         labels = read_labels(features)
     site = Site(graphs, features, engine, frontend, neuronpedia_secret, labels)
