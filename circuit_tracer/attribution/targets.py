@@ -100,7 +100,7 @@ def resolve_targets(model: Traceable, network: FrozenNetwork, aim: Aim) -> Targe
     if aim.targets is None:
         chosen = torch.topk(probability_V, min(aim.max_n_logits, model.parts.config.d_vocab))
         before = torch.cumsum(chosen.values, 0) - chosen.values
-        count = int((before < aim.desired_logit_prob).sum())
+        count = max(1, int((before < aim.desired_logit_prob).sum()))
         return reader.rows([reader.token(int(i)) for i in chosen.indices[:count]])
     items = aim.targets.tolist() if isinstance(aim.targets, Tensor) else list(aim.targets)
     if not items:
@@ -111,11 +111,11 @@ def resolve_targets(model: Traceable, network: FrozenNetwork, aim: Aim) -> Targe
 
 
 def check_logit_options(d_vocab: int, max_n_logits: int, desired_logit_prob: float) -> None:
-    """Refuse `max_n_logits` outside 1..V and a probability outside (0, 1]."""
+    """Refuse `max_n_logits` outside 1..V and a probability outside [0, 1]; with 0, the likeliest token is left."""
     if not 1 <= max_n_logits <= d_vocab:
         raise InputError(f"max_n_logits is {max_n_logits}; it must lie between 1 and the vocabulary size {d_vocab}")
-    if not 0 < desired_logit_prob <= 1:
-        raise InputError(f"desired_logit_prob is {desired_logit_prob}; it must lie in (0, 1]")
+    if not 0 <= desired_logit_prob <= 1:
+        raise InputError(f"desired_logit_prob is {desired_logit_prob}; it must lie in [0, 1]")
 
 
 class _Item(NamedTuple):

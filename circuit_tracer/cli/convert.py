@@ -62,7 +62,7 @@ def convert(
     viewers, pruned by the thresholds. Transcoders of any known layout become native files and a config.yaml.
     """
     idle = given_options(ctx, _OF_VIEWERS)
-    if not Path(source).is_file():
+    if not options.means_a_file(source):
         if idle:
             raise InputError(f"{', '.join(idle)}: these are of a viewer's .json, and {source} is no graph file")
         _transcoders(source, output, hooks)

@@ -32,7 +32,7 @@ def info(
     if model is not None and (path.is_file() or (path / "config.json").is_file()):
         raise InputError(f"-m says whether transcoders fit a model, and {what} holds none; leave it out")
     found: dict[str, Any]
-    if path.is_file() and path.suffix != ".gguf":
+    if path.suffix != ".gguf" and options.means_a_file(what):
         found = _graph(path)
     elif path.suffix == ".gguf" or (path / "config.json").is_file():
         found = _model(what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -161,3 +162,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, list) else value
+
+
+def means_a_file(text: str) -> bool:
+    """Whether a graph file is meant, no folder or hub id: something else than a folder is there, or the ending says so."""
+    from circuit_tracer.graph.files.formats import SUFFIXES
+
+    path = Path(text)
+    return not path.is_dir() and (os.path.lexists(path) or path.suffix in SUFFIXES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files import parse_json, read_json
 
 Messages = list[dict[str, Any]]
+LARGEST_PROMPTS = 64 * 2**20  # bytes of a file of prompts
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,12 @@ def read_jobs(
 
 def _lines(path: Path | None) -> list[str]:
     try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else Path(str(path)).read_bytes()
+        with nullcontext(sys.stdin.buffer) if str(path) == "-" else open(str(path), "rb") as file:
+            data = file.read(LARGEST_PROMPTS + 1)  # a pipe may be read too, such as <(command)
+        if len(data) > LARGEST_PROMPTS:
+            raise InputError(
+                f"{path} holds more than {LARGEST_PROMPTS:,} bytes; split it into several files of prompts"
+            )
         text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read prompts from {path}: {error}; it must be a file of UTF-8 text") from error

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 import tempfile
 import time
 import zlib
@@ -31,10 +32,11 @@ _cleared: set[Path] = set()  # folders that this process has looked through
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; move it into place on success, remove it on failure.
 
-    The old file stays intact until the new one is complete and on disk. Raises ResourceError, naming the path, when the
-    operating system refuses (disk full, permission).
+    The old file stays intact until the new one is complete and on disk; where the path is a link, it is the file behind the
+    link. Raises InputError if something that is no file is there (a device, a pipe, a folder), which moving a
+    file into its place would remove; ResourceError, naming the path, when the operating system refuses (disk full, permission).
     """
-    final = Path(path).absolute()
+    final = _written(path)
     _make_folder(final.parent)
     if final.parent not in _cleared:
         clear_leftovers(final.parent)
@@ -90,12 +92,27 @@ def require_writable_folder(folder: str | Path) -> Path:
 
 
 def require_writable_file(path: str | Path) -> Path:
-    """`require_writable_folder` for the folder of a file; InputError also if the path is a folder itself."""
-    path = Path(path)
-    require_writable_folder(path.parent)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the name of a file")
-    return path
+    """`require_writable_folder` for the folder of a file; InputError also if the path is a folder or a device itself."""
+    require_writable_folder(_written(path).parent)
+    return Path(path)
+
+
+def _written(path: str | Path) -> Path:
+    """The file that a path means, behind links; InputError if something else is there."""
+    final = Path(os.path.realpath(path))
+    try:
+        mode = os.lstat(final).st_mode
+    except OSError:  # nothing there; what else is wrong is said when the file is written
+        return final
+    if stat.S_ISREG(mode):
+        return final
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFLNK: "a link to itself",
+    }
+    raise InputError(f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}; give the name of a file")
 
 
 def _make_folder(folder: Path) -> Path:

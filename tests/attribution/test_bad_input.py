@@ -45,7 +45,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "max_n_logits above the vocabulary": ({"max_n_logits": 48}, "max_n_logits is 48.*between 1 and .*47"),
     "no logits": ({"max_n_logits": 0}, "max_n_logits is 0.*between 1"),
     "negative logits": ({"max_n_logits": -3}, "max_n_logits is -3"),
-    "probability 0": ({"desired_logit_prob": 0.0}, r"desired_logit_prob is 0.0.*\(0, 1\]"),
+    "probability -0.1": ({"desired_logit_prob": -0.1}, r"desired_logit_prob is -0.1.*\[0, 1\]"),
     "probability above 1": ({"desired_logit_prob": 1.5}, "desired_logit_prob is 1.5"),
     "probability NaN": ({"desired_logit_prob": float("nan")}, "desired_logit_prob is nan"),
     "batch size 0": ({"batch_size": 0}, "batch_size 0.*at least 1"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -193,6 +195,22 @@ def test_bytes_that_are_no_text_are_refused(data: bytes, tmp_path: Path) -> None
     (tmp_path / "prompts").write_bytes(data)
     with pytest.raises(InputError, match="UTF-8"):
         read_jobs(None, tmp_path / "prompts", chat=False, slug=None)
+
+
+def test_a_file_of_prompts_has_a_largest_size(tmp_path: Path) -> None:
+    with open(tmp_path / "prompts", "wb") as file:
+        file.truncate(2**40)  # sparse: takes no room
+    with pytest.raises(InputError, match="more than 67,108,864 bytes"):
+        read_jobs(None, tmp_path / "prompts", chat=False, slug=None)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes have names on POSIX systems alone")
+def test_a_pipe_of_prompts_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "prompts")
+    writing = Thread(target=(tmp_path / "prompts").write_text, args=["one\ntwo\n"], daemon=True)
+    writing.start()
+    jobs = read_jobs(None, tmp_path / "prompts", chat=False, slug=None)
+    assert [job.prompt for job in jobs] == ["one", "two"]
 
 
 def test_lines_of_a_prompt_file_are_what_editors_show(folders: Folders, run: Run, tmp_path: Path) -> None:

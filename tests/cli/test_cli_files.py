@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,20 @@ def test_info_of_transcoders_on_the_hub_that_have_no_config(run: Run, monkeypatc
     outcome = run("info", "org/set")
     assert outcome.code == 2
     assert "width: 16k, 262k" in outcome.err
+
+
+@pytest.mark.parametrize("command", ["info", "convert"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("none.safetensors", "no such file"), ("none.pt", "no such file"), ("pipe", "is a pipe or a device")],
+)
+def test_what_is_called_like_a_graph_is_not_taken_for_a_hub_id(
+    command: str, name: str, said: str, run: Run, tmp_path: Path
+) -> None:
+    if name == "pipe":
+        os.mkfifo(tmp_path / name)
+    out = [tmp_path / "out.pt"] if command == "convert" else []
+    outcome = run(command, tmp_path / name, *out)
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert not (tmp_path / "out.pt").exists()

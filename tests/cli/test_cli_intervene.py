@@ -54,6 +54,8 @@ def test_a_graph_and_semantics(folders: Folders, traced: Path) -> None:
         (("-p", PROMPT, "--ablate", "0/3@later"), "not understood"),
         (("-p", PROMPT, "--ablate", "9/3"), "layers: 0 to 2"),
         (("-p", PROMPT, "--ablate", "0/3@17"), "positions 0 to 5"),
+        (("-p", PROMPT, "--set", "0/3=1e39"), "not finite in float32"),
+        (("-p", PROMPT, "--add", "0/3=-1e39"), "not finite in float32"),
         (("-p", PROMPT, "--take", "0/3"), "belong together"),
         (("-p", PROMPT, "--ablate", "0/3", "--layers", "a-b", "--semantics", "iterative"), "range"),
     ],

@@ -145,7 +145,7 @@ def _values(edit: Edit, feature: FeatureAt, positions: list[int], clean: CleanRu
         return []
     here = _activations(clean, feature, positions)
     if edit.how == "set":
-        new = torch.full_like(here, edit.amount)
+        new = in_precision(torch.full_like(here, edit.amount, dtype=torch.float64), here.dtype)
     elif edit.how == "add":
         new = here + edit.amount
     elif edit.how == "take":
