@@ -14,9 +14,9 @@ from torch import Tensor
 from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError, warn
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
-from circuit_tracer.graph.checks import require_all_texts, require_ids, require_tensors, require_texts, require_whole
 from circuit_tracer.graph.config import GraphConfig
 from circuit_tracer.graph.edges import Edges
+from circuit_tracer.graph.graph_checks import check_lengths, check_nodes, check_types
 from circuit_tracer.graph.nodes import NodeTable
 from circuit_tracer.graph.order import Blocks, layered_blocks, topological_blocks
 from circuit_tracer.graph.shared_matrix import SharedMatrix
@@ -94,8 +94,8 @@ class Graph:
         self._validation = validation
         self.unfinished = unfinished
         self._blocks: Blocks | None = None
-        self._check_types(logit_probabilities)
-        self._check_lengths(logit_probabilities)
+        check_types(self, logit_probabilities)
+        check_lengths(self, logit_probabilities)
         self.targets = (
             targets
             if targets is not None
@@ -104,7 +104,7 @@ class Graph:
             )
         )
         self._edges, self._shared = _edges_and_matrix(adjacency_matrix)
-        self._check_nodes()
+        check_nodes(self)
         self._edges.validate()
         self._nodes_seen = self._node_sources()
 
@@ -204,7 +204,7 @@ class Graph:
         """
         if (seen := self._node_sources()) != self._nodes_seen:
             self.__dict__.pop("nodes", None)
-            self._check_nodes()
+            check_nodes(self)
             self._nodes_seen, self._blocks = seen, None
         if self._shared is not None and (now := SharedMatrix.now(self._shared.matrix)).may_differ(self._shared):
             if not self._edges.equals_dense(now.matrix):
@@ -371,88 +371,6 @@ class Graph:
         from circuit_tracer.viewer.page import graph_frame
 
         return graph_frame(self)
-
-    # Checks
-
-    def _check_types(self, weights: Tensor) -> None:
-        require_tensors(
-            whole={name: getattr(self, name) for name in ("input_tokens", "active_features", "selected_features")},
-            numbers={"activation_values": self.activation_values, "logit_probabilities": weights},
-        )
-        require_texts(input_string=self.input_string)
-        require_all_texts("logit_targets' texts", [target.token_str for target in self.logit_targets])
-        require_ids("the id of a logit target", (target.vocab_idx for target in self.logit_targets))
-        require_whole(vocab_size=self.vocab_size)
-        for name, texts in (("scan", self.scan), ("token_strings", self.token_strings)):
-            if texts is not None and not (name == "scan" and isinstance(texts, str)):
-                require_all_texts(name, texts)
-
-    def _check_lengths(self, weights: Tensor) -> None:
-        if self.input_tokens.ndim != 1 or len(self.input_tokens) == 0:
-            raise InputError(
-                f"input_tokens has shape {tuple(self.input_tokens.shape)}; expected (P,) with P of at least 1"
-            )
-        if self.active_features.ndim != 2 or self.active_features.shape[1] != 3:
-            raise InputError(
-                f"active_features has shape {tuple(self.active_features.shape)}; expected (N_f, 3) rows: "
-                "layer, position, index"
-            )
-        n_active = len(self.active_features)
-        if self.activation_values.shape != (n_active,):
-            raise InputError(
-                f"activation_values has shape {tuple(self.activation_values.shape)}; expected ({n_active},), "
-                "one value for each row of active_features"
-            )
-        n_targets = len(self.logit_targets)
-        if n_targets == 0 or weights.shape != (n_targets,):
-            raise InputError(
-                f"{n_targets} logit_targets with logit_probabilities of shape {tuple(weights.shape)}; "
-                "expected at least one target and one weight for each"
-            )
-        if self.token_strings is not None and len(self.token_strings) != self.n_pos:
-            raise InputError(f"{len(self.token_strings)} token_strings for {self.n_pos} tokens")
-
-    def _check_nodes(self) -> None:
-        selected = self.selected_features
-        n_active = len(self.active_features)
-        if selected.ndim != 1 or selected.dtype not in (torch.int64, torch.int32):
-            raise InputError(f"selected_features is {selected.dtype} {tuple(selected.shape)}; expected int64 (N_s,)")
-        if len(selected) and not (int(selected[0]) >= 0 and int(selected[-1]) < n_active):
-            raise InputError(
-                f"selected_features reaches from {int(selected[0])} to {int(selected[-1])}; "
-                f"they index {n_active} active features"
-            )
-        if bool((selected.diff() <= 0).any()):
-            raise InputError("selected_features must ascend without duplicates; sort them together with the edges")
-        self._check_features()
-        if len(self.targets) != len(self.logit_targets):
-            raise InputError(f"{len(self.targets)} rows in targets for {len(self.logit_targets)} logit_targets")
-        expected = self.nodes.layout.n_nodes
-        if self.n_nodes != expected:
-            raise InputError(
-                f"the adjacency matrix has {self.n_nodes} nodes; expected {expected} = {len(selected)} features "
-                f"+ {self.n_layers}x{self.n_pos} errors + {self.n_pos} tokens + {len(self.logit_targets)} targets"
-            )
-        if self.balance is not None and len(self.balance.bias) != expected:
-            raise InputError(f"the balance has {len(self.balance.bias)} rows for {expected} nodes")
-        if self.reconstruction is not None and len(self.reconstruction.nmse) != self.n_layers:
-            raise InputError(
-                f"the reconstruction has {len(self.reconstruction.nmse)} layers, the model {self.n_layers}"
-            )
-
-    def _check_features(self) -> None:
-        features = self.active_features.long()
-        if len(features) == 0:
-            return
-        limits = (self.n_layers, self.n_pos)
-        for column, (name, limit) in enumerate(zip(("layer", "position"), limits, strict=True)):
-            low, high = int(features[:, column].min()), int(features[:, column].max())
-            if low < 0 or high >= limit:
-                raise InputError(f"active features have {name}s {low}..{high}; the graph has {limit} {name}s")
-        width = int(features[:, 2].max()) + 1
-        key = (features[:, 0] * self.n_pos + features[:, 1]) * width + features[:, 2]
-        if bool((key.diff() <= 0).any()):
-            raise InputError("active_features must be sorted by (layer, position, index) without duplicates")
 
 
 def _edges_and_matrix(given: Tensor | Edges) -> tuple[Edges, SharedMatrix | None]:
