@@ -74,6 +74,7 @@ AGAINST_THE_DIRECTION = [
 # Modules that import each other only to name a type (TYPE_CHECKING).
 CIRCLES_OF_TYPES = [
     Row("graph.graph", "graph.files", "Graph.plot takes a View"),
+    Row("graph.graph_checks", "graph.graph", "the checks are about a Graph"),
     Row("training.config.rules", "training.config.schema", "the schema calls the rules about itself"),
     Row("training.sparsity", "training.config.schema", "a rule is made from its section of the configuration"),
 ]
