@@ -88,10 +88,8 @@ class _ByContext:
     """An attribute of a configuration class, as it was, but for code that a holder has."""
 
     def __init__(self, name: str, own: Any) -> None:
-        self.name, self.own = (
-            name,
-            own,
-        )  # own: what the class had, a property or the default of a field; _NOTHING if neither
+        self.name = name
+        self.own = own  # what the class had, a property or the default of a field; _NOTHING if neither
 
     def __get__(self, config: Any, owner: type | None = None) -> Any:
         if config is None:
