@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, cast, get_args, get
 
 import numpy as np
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, shortened
 
 Subject = TypeVar("Subject", bound=Callable[..., Any])
 _SEVERAL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -28,7 +28,6 @@ _NAMES: dict[type, str] = {
     str: "text", type(None): "None", tuple: "a tuple", Sequence: "a list", Iterable: "a list", Mapping: "a dictionary",
 }  # fmt: skip
 _LISTS = (Sequence, Iterable)
-LONGEST = 80  # characters of a value that are shown
 
 
 def typed(subject: Subject) -> Subject:
@@ -47,7 +46,7 @@ def whole(value: Any, name: str) -> int:
             return operator.index(value)
     except (TypeError, RuntimeError, ValueError):
         pass
-    raise InputError(f"{name} is {shown(value)}; expected a whole number")
+    raise InputError(f"{name} is {shortened(value)}; expected a whole number")
 
 
 def number(value: Any, name: str) -> float:
@@ -57,23 +56,13 @@ def number(value: Any, name: str) -> float:
             return found
     except (TypeError, RuntimeError, ValueError, OverflowError):
         pass
-    raise InputError(f"{name} is {shown(value)}; expected a finite number")
+    raise InputError(f"{name} is {shortened(value)}; expected a finite number")
 
 
 def require_seed(seed: int) -> None:
     """Refuse a seed that random generators do not take."""
     if not 0 <= seed < 2**63:
         raise InputError(f"seed is {seed}; give one from 0 to 2**63 - 1")
-
-
-def shown(value: Any) -> str:
-    """A value as messages show it: not longer than a line."""
-    try:
-        text = repr(value)
-    except Exception as error:
-        text = f"<{type(value).__name__}, {type(error).__name__} when shown>"
-    text = " ".join(text.split())
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 class _Expected(NamedTuple):
@@ -101,7 +90,7 @@ class _Expected(NamedTuple):
                     return convert(value, name)
             except InputError:
                 continue
-        raise InputError(f"{name} is {shown(value)}; expected {self}")
+        raise InputError(f"{name} is {shortened(value)}; expected {self}")
 
     def __str__(self) -> str:
         kinds = [_NAMES.get(each, each.__name__) for each in self.classes]

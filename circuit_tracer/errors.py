@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 import warnings
+from typing import Any
 
 _NOT_THE_USER = {"circuit_tracer", "contextlib", "functools", "torch"}
 
@@ -48,3 +50,26 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _NOT_THE_USER:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+class _Short(reprlib.Repr):
+    """Looks at a few levels and items alone, however large the value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxdict, self.maxlist = 3, 80, 80, 4, 6
+
+    def repr_int(self, value: int, level: int) -> str:
+        """Python refuses to print thousands of digits."""
+        return (
+            super().repr_int(value, level) if value.bit_length() < 256 else f"an integer of {value.bit_length():,} bits"
+        )
+
+
+_SHORT = _Short()
+
+
+def shortened(value: Any, most: int = 100) -> str:
+    """``value`` for a message: its repr in one line, of about ``most`` characters at most, whatever it is."""
+    text = " ".join(_SHORT.repr(value).split())
+    return text if len(text) <= most else f"{text[:most]}…"

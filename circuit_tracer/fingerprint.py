@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import CompatibilityError
-from circuit_tracer.files import shortened
+from circuit_tracer.errors import CompatibilityError, shortened
 from circuit_tracer.text.special import SpecialTokens
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit_tracer.arguments import number, shown, whole
+from circuit_tracer.arguments import number, whole
 from circuit_tracer.attribution.attribution_targets import (
     AttributionTargets,
     TargetSpec,
@@ -25,7 +25,7 @@ from circuit_tracer.attribution.attribution_targets import (
 )
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.graph.targets import CustomTarget, LogitTarget, TargetKind, TargetTable
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
@@ -211,7 +211,7 @@ class _Reader:
             vector = torch.as_tensor(item.vec).detach().to(device=self.mean.device, dtype=self.mean.dtype)
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"target {item.token_str!r}: the vector is {shown(item.vec)}; give a tensor (D,)"
+                f"target {item.token_str!r}: the vector is {shortened(item.vec)}; give a tensor (D,)"
             ) from error
         if vector.shape != self.mean.shape or not torch.isfinite(vector).all() or not vector.any():
             raise InputError(

@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 import typer
 from typer.core import TyperGroup
 
-from circuit_tracer.errors import CircuitTracerError
+from circuit_tracer.errors import CircuitTracerError, shortened
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 DEBUG = "circuit_tracer.debug"
@@ -220,9 +220,7 @@ def _refusal(error: OSError) -> str:
 
 
 def _no_text(error: UnicodeEncodeError) -> str:
-    from circuit_tracer.arguments import shown
-
-    return f"{shown(error.object)} is no text: byte {ord(error.object[error.start]) & 0xFF:#x} is not UTF-8"
+    return f"{shortened(error.object)} is no text: byte {ord(error.object[error.start]) & 0xFF:#x} is not UTF-8"
 
 
 def _report(ctx: Any, message: str) -> None:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import FileFormatError, InputError, shortened
 from circuit_tracer.features.folder import LABELS, FeatureFolder
-from circuit_tracer.files import atomic_write, locked, read_json, require_writable_folder, shortened
+from circuit_tracer.files import atomic_write, locked, read_json, require_writable_folder
 from circuit_tracer.files.digests import DIGEST, as_written, digest_of, unsealed
 
 Place = tuple[int, int]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from circuit_tracer.attribution.progress import Progress, silent
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import FileFormatError, InputError, shortened
 from circuit_tracer.features.labels import Label, Place
-from circuit_tracer.files import locked, require_writable_folder, shortened
+from circuit_tracer.files import locked, require_writable_folder
 from circuit_tracer.files.digests import read_sealed, write_sealed
 from circuit_tracer.neuronpedia import Neuronpedia
 

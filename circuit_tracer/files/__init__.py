@@ -23,7 +23,6 @@ from circuit_tracer.files.structured import (
     parse_yaml,
     read_json,
     read_yaml,
-    shortened,
     validated,
 )
 from circuit_tracer.files.writing import atomic_write, require_writable_file, require_writable_folder, temporary_path
@@ -46,7 +45,6 @@ __all__ = [
     "read_yaml",
     "require_writable_file",
     "require_writable_folder",
-    "shortened",
     "temporary_path",
     "unpack",
     "validated",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import reprlib
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from circuit_tracer.errors import FileFormatError
+from circuit_tracer.errors import FileFormatError, shortened
 from circuit_tracer.files.reading import LARGEST_JSON, LARGEST_YAML, decoded, read_bytes, unpack
 
 DEEPEST = 64
@@ -32,12 +31,6 @@ _PAIR = re.compile(r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F
 _HALF = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 Schema = TypeVar("Schema", bound=BaseModel)
-
-
-def shortened(value: Any, most: int = 100) -> str:
-    """``value`` for a message: its repr, of about ``most`` characters at most, whatever it is."""
-    text = _SHORT.repr(value)
-    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def read_json(path: str | Path, largest: int = LARGEST_JSON, halves: bool = False) -> Any:
@@ -264,20 +257,3 @@ def _in_short(error: Exception) -> str:
         return "it is nested too deeply"
     text = " ".join(str(error).split()) or type(error).__name__
     return (text if len(text) <= 300 else f"{text[:300]}…").rstrip(".")
-
-
-class _Short(reprlib.Repr):
-    """Looks at a few levels and items alone, however large the value."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxstring, self.maxother, self.maxdict, self.maxlist = 3, 80, 80, 4, 6
-
-    def repr_int(self, value: int, level: int) -> str:
-        """Python refuses to print thousands of digits."""
-        return (
-            super().repr_int(value, level) if value.bit_length() < 256 else f"an integer of {value.bit_length():,} bits"
-        )
-
-
-_SHORT = _Short()

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import FileFormatError, InputError, shortened
 from circuit_tracer.files.checksums import DTYPES, HEADER_DIGEST, Blocks, attach, opened, plain_metadata, verified
 from circuit_tracer.files.reading import open_file
-from circuit_tracer.files.structured import parse_json, shortened
+from circuit_tracer.files.structured import parse_json
 
 _NPZ_ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, SyntaxError, OSError, EOFError,

@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from circuit_tracer.arguments import shown
-from circuit_tracer.errors import InputError, warn
+from circuit_tracer.errors import InputError, shortened, warn
 from circuit_tracer.models.tokenization import tokenize
 
 Message = Mapping[str, Any]
@@ -60,30 +59,30 @@ def chat_text(
     except Exception as error:  # whatever the template does
         raise InputError(
             f"the chat template refuses this conversation of roles {[message['role'] for message in plain]}: "
-            f"{type(error).__name__}: {shown(str(error))}. Change the messages, or pass the prompt as plain text."
+            f"{type(error).__name__}: {shortened(str(error))}. Change the messages, or pass the prompt as plain text."
         ) from error
 
 
 def _listed(messages: Any) -> list[Any]:
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
-        raise InputError(f'a conversation is a list of {{"role": ..., "content": ...}}, got {shown(messages)}')
+        raise InputError(f'a conversation is a list of {{"role": ..., "content": ...}}, got {shortened(messages)}')
     return list(messages)
 
 
 def _plain(message: Any) -> dict[str, Any]:
     """A message whose content is text, or one of tool calls alone."""
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise InputError(f'a message is {{"role": ..., "content": ...}} with a role, got {shown(message)}')
+        raise InputError(f'a message is {{"role": ..., "content": ...}} with a role, got {shortened(message)}')
     if message.get("content") is None and message.get("tool_calls"):
         return dict(message)  # an assistant that only calls
     if "content" not in message:
-        raise InputError(f"the message of {message['role']!r} has no content: {shown(message)}")
+        raise InputError(f"the message of {message['role']!r} has no content: {shortened(message)}")
     content = message["content"]
     if isinstance(content, Sequence) and not isinstance(content, str | bytes):
         content = "".join(map(_text_of_part, content))
     if not isinstance(content, str):
         raise InputError(
-            f"the content of the message of {message['role']!r} must be text or a list of text parts, got {shown(content)}"
+            f"the content of the message of {message['role']!r} must be text or a list of text parts, got {shortened(content)}"
         )
     return {**message, "content": content}
 
@@ -92,7 +91,7 @@ def _text_of_part(part: Any) -> str:
     kind = part.get("type", "text") if isinstance(part, Mapping) else None
     if kind != "text" or not isinstance(part.get("text"), str):
         raise InputError(
-            f'content has the part {shown(part)}; only text can be traced: {{"type": "text", "text": ...}}'
+            f'content has the part {shortened(part)}; only text can be traced: {{"type": "text", "text": ...}}'
         )
     return str(part["text"])
 

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.arguments import shown
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.models.token_text import TokenTexts
 
 Prompt = str | Tensor | Sequence[int]
@@ -47,13 +46,13 @@ def special_ids(tokenizer: Any) -> list[int]:
 def encode(text: str, tokenizer: Any) -> list[int]:
     """Ids of a text, without special tokens. Raises InputError without a tokenizer, and for bytes that are not UTF-8."""
     if tokenizer is None:
-        raise InputError(f"this model has no tokenizer, so {shown(text)} cannot be read; give token ids")
+        raise InputError(f"this model has no tokenizer, so {shortened(text)} cannot be read; give token ids")
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
-            f"{shown(text)} is no text: character {error.start} is {text[error.start]!r}, half of a character or a byte that "
-            "is not UTF-8. Correct the text or its encoding."
+            f"{shortened(text)} is no text: character {error.start} is {text[error.start]!r}, half of a character or a "
+            "byte that is not UTF-8. Correct the text or its encoding."
         ) from error
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     return ids
@@ -126,7 +125,9 @@ def _ids(prompt: Prompt, tokenizer: Any) -> Tensor:
     try:
         ids = torch.as_tensor(prompt)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InputError(f"a prompt is text or one row of token ids (list or tensor), got {shown(prompt)}") from error
+        raise InputError(
+            f"a prompt is text or one row of token ids (list or tensor), got {shortened(prompt)}"
+        ) from error
     ids = ids.long() if ids.numel() == 0 else ids
     if ids.ndim == 2 and ids.shape[0] == 1:
         ids = ids[0]

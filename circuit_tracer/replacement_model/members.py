@@ -12,10 +12,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from circuit_tracer.arguments import shown
 from circuit_tracer.attribution.context import AttributionContext
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.errors import InputError, first_line
+from circuit_tracer.errors import InputError, first_line, shortened
 from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.models.parts import bind
@@ -73,7 +72,7 @@ class ModelMembers(Traceable):
             self.transcoders.to(*args, **kwargs)
             model.to(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-            raise InputError(f"to({', '.join(map(shown, args))}) cannot be done: {first_line(error)}") from error
+            raise InputError(f"to({', '.join(map(shortened, args))}) cannot be done: {first_line(error)}") from error
         self.parts = bind(model, self.cfg.model_name)
         return self
 
@@ -152,7 +151,7 @@ class ModelMembers(Traceable):
         try:
             return str(self.tokenizer.decode(torch.as_tensor(tokens).flatten().tolist()))
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{shown(tokens)} are no token ids: {first_line(error)}") from error
+            raise InputError(f"{shortened(tokens)} are no token ids: {first_line(error)}") from error
 
     def to_str_tokens(self, input: Prompt, prepend_bos: bool = True) -> list[str]:
         """One text a token."""

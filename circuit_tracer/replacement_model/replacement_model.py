@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from circuit_tracer.arguments import shown, typed
+from circuit_tracer.arguments import typed
 from circuit_tracer.attribution.prompt import paired
-from circuit_tracer.errors import InputError, warn
+from circuit_tracer.errors import InputError, shortened, warn
 from circuit_tracer.models import tokenization
 from circuit_tracer.models.adapted import dequantised_copy
 from circuit_tracer.models.chat import Message, chat_ids
@@ -153,7 +153,7 @@ class ReplacementModel(ModelMembers):
         if kwargs:
             raise InputError(f"unknown arguments {sorted(kwargs)}; from_config takes device, dtype and tokenizer")
         if not isinstance(config, PretrainedConfig):
-            raise InputError(f"config is {shown(config)}; expected a transformers configuration")
+            raise InputError(f"config is {shortened(config)}; expected a transformers configuration")
         with library_errors(config.model_type):
             model = text_part(auto_class(config).from_config(config, trust_remote_code=False))
         model = model.to(device=present(target), dtype=kind)

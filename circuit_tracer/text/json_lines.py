@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import FileFormatError, InputError
-from circuit_tracer.files import open_file, parse_json, shortened
+from circuit_tracer.errors import FileFormatError, InputError, shortened
+from circuit_tracer.files import open_file, parse_json
 from circuit_tracer.text.documents import Cursor, FileDocuments, unreadable
 
 LONGEST_LINE = 64 * 2**20  # bytes; a text of ten million words

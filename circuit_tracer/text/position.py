@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import shortened
+from circuit_tracer.errors import FileFormatError, shortened
 
 
 def require_position(found: Any, example: Any, source: str) -> None:

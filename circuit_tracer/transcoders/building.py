@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from circuit_tracer.errors import FileFormatError, InputError, warn
-from circuit_tracer.files import shortened
+from circuit_tracer.errors import FileFormatError, InputError, shortened, warn
 from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.config import TranscoderConfig, validate_config

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import atomic_write, read_yaml, shortened
+from circuit_tracer.errors import FileFormatError, shortened
+from circuit_tracer.files import atomic_write, read_yaml
 from circuit_tracer.files.digests import DIGEST, is_sealed, sealed, unsealed
 from circuit_tracer.files.tensors import open_tensor_file
 

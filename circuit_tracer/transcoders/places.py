@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import shortened
+from circuit_tracer.errors import FileFormatError, shortened
 
 _LAYER = re.compile(r"(?:^|.*?\.)(?:blocks|layers?|h)\.(\d+|\*|\{\w*\})\.(.+)")  # of one layer, or of any
 

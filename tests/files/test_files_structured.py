@@ -15,18 +15,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError
-from circuit_tracer.files import (
-    DEEPEST,
-    parse_json,
-    parse_toml,
-    parse_yaml,
-    read_bytes,
-    read_json,
-    shortened,
-    unpack,
-    validated,
-)
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, shortened
+from circuit_tracer.files import DEEPEST, parse_json, parse_toml, parse_yaml, read_bytes, read_json, unpack, validated
 
 GOOD_JSON = {
     "brackets in strings": '{"a": "[[[[{{\\"]", "b": "\\\\", "c": "]\\\\\\"["}',

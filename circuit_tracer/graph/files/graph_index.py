@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import CircuitTracerError, FileFormatError
-from circuit_tracer.files import atomic_write, locked, read_json, shortened
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, shortened
+from circuit_tracer.files import atomic_write, locked, read_json
 from circuit_tracer.files.digests import as_written, sealed, unsealed
 
 INDEX_NAME = "graph-metadata.json"

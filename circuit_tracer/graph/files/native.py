@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, NumericalError
-from circuit_tracer.files import atomic_write, open_file, parse_json, shortened
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, NumericalError, shortened
+from circuit_tracer.files import atomic_write, open_file, parse_json
 from circuit_tracer.files.checksums import write_tensors
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.graph.balance import Reconstruction, RowBalance

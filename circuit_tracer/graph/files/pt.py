@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from circuit_tracer.errors import CircuitTracerError, FileFormatError
-from circuit_tracer.files import atomic_write, shortened
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, shortened
+from circuit_tracer.files import atomic_write
 from circuit_tracer.files.torch_archive import load_torch_archive
 from circuit_tracer.graph.config import GraphConfig
 from circuit_tracer.graph.edges import Edges

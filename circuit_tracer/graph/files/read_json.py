@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import parse_json, read_json, shortened
+from circuit_tracer.errors import FileFormatError, shortened
+from circuit_tracer.files import parse_json, read_json
 from circuit_tracer.files.digests import digest_of, is_sealed, sealed, unsealed
 from circuit_tracer.graph.files.node_ids import cantor_unpair
 

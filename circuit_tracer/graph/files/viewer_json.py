@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from circuit_tracer.arguments import shown, typed
-from circuit_tracer.errors import InputError
+from circuit_tracer.arguments import typed
+from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.files import atomic_write, parse_json, require_writable_folder
 from circuit_tracer.graph.files.graph_index import add_to_index, read_index, writing_graphs
 from circuit_tracer.graph.files.hand_made import HandMade, hand_made, set_aside_if_lost
@@ -217,7 +217,9 @@ def check_slug(slug: str) -> None:
         or slug == "graph-metadata"
         or len(slug.encode()) > 200
     ):
-        raise InputError(f"slug {shown(slug)} cannot name a file; use at most 200 letters, digits, '_', '-' and '.'")
+        raise InputError(
+            f"slug {shortened(slug)} cannot name a file; use at most 200 letters, digits, '_', '-' and '.'"
+        )
 
 
 def _token_strings(graph: Graph, given: Sequence[str] | None) -> list[str]:

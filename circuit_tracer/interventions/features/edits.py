@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from circuit_tracer.arguments import number, shown
-from circuit_tracer.errors import InputError
+from circuit_tracer.arguments import number
+from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _flat(features: Any) -> Iterator[FeatureAt]:
                 yield from _flat(each)
     else:
         raise InputError(
-            f"{shown(features)} is no feature; give (layer, index), (layer, position, index) or a Supernode"
+            f"{shortened(features)} is no feature; give (layer, index), (layer, position, index) or a Supernode"
         )
 
 
@@ -177,7 +177,7 @@ def _place(at: Any) -> int | slice | tuple[int, ...] | str | None:
 def _position(place: Any) -> int:
     if not _whole(place):
         raise InputError(
-            f"{shown(place)} is no position of an edit; give a whole number, several, a slice or a place's name"
+            f"{shortened(place)} is no position of an edit; give a whole number, several, a slice or a place's name"
         )
     return operator.index(place)
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from circuit_tracer.arguments import shown
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit, FeatureAt
 from circuit_tracer.interventions.features.settings import LayerSettings, in_precision
@@ -44,7 +43,7 @@ def resolve_edits(edits: Sequence[Edit], clean: CleanRun, generating: bool = Fal
     found: dict[Place, Change] = {}
     for edit in edits:
         if not isinstance(edit, Edit):
-            raise InputError(f"{shown(edit)} is no edit; make one with set_to, scale, ablate, add or take_from")
+            raise InputError(f"{shortened(edit)} is no edit; make one with set_to, scale, ablate, add or take_from")
         for feature, positions in reached(edit, clean, generating):
             goes_on = generating and first_generated(edit, feature, clean.n_pos) is not None
             if not goes_on:

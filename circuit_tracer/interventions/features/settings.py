@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.arguments import shown, whole
-from circuit_tracer.errors import InputError
+from circuit_tracer.arguments import whole
+from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.transcoders.base import Transcoders, described_layers
 
 Intervention = tuple[int | Tensor, int | slice | Tensor, int | Tensor, int | float | Tensor]
@@ -110,7 +110,7 @@ def _entries(position: Any, index: Any, value: Any, n_pos: int, n_features: int)
 def _integers(numbers: Any, name: str) -> Tensor:
     tensor = _tensor(numbers, name)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise InputError(f"an intervention's {name} must be an integer, found {shown(numbers)}")
+        raise InputError(f"an intervention's {name} must be an integer, found {shortened(numbers)}")
     return tensor.long()
 
 
@@ -118,7 +118,7 @@ def _tensor(numbers: Any, name: str, dtype: torch.dtype | None = None) -> Tensor
     try:
         return torch.as_tensor(numbers, dtype=dtype).detach().cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InputError(f"an intervention's {name} is {shown(numbers)}; give a number, or several") from error
+        raise InputError(f"an intervention's {name} is {shortened(numbers)}; give a number, or several") from error
 
 
 def _require_inside(numbers: Tensor, start: int, stop: int, name: str) -> None:

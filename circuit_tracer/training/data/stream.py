@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import FileFormatError, InputError
-from circuit_tracer.files import shortened
+from circuit_tracer.errors import FileFormatError, InputError, shortened
 from circuit_tracer.fingerprint import require_same
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.text.position import require_position

@@ -30,8 +30,9 @@ from circuit_tracer.errors import (
     FileFormatError,
     NumericalError,
     ResourceError,
+    shortened,
 )
-from circuit_tracer.files import atomic_write, read_json, shortened
+from circuit_tracer.files import atomic_write, read_json
 from circuit_tracer.files.checksums import verified, write_tensors
 from circuit_tracer.files.digests import digest_of, sealed, unsealed
 from circuit_tracer.files.tensors import TensorFile, open_tensor_file

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import CompatibilityError, InputError
-from circuit_tracer.files import atomic_write, claimed, require_writable_folder, shortened
+from circuit_tracer.errors import CompatibilityError, InputError, shortened
+from circuit_tracer.files import atomic_write, claimed, require_writable_folder
 from circuit_tracer.fingerprint import model_fingerprint
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind

@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import read_json, read_yaml, shortened
+from circuit_tracer.errors import FileFormatError, shortened
+from circuit_tracer.files import read_json, read_yaml
 
 # Names under which libraries keep settings beside weights: cfg.json (SAELens, sparsify), config.json (Gemma Scope 2, OpenMOSS),
 # hyperparams.json (Llama Scope), activation_scaler.json (SAELens' checkpoints) and the like.

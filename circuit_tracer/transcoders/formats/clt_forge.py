@@ -14,8 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import shortened
+from circuit_tracer.errors import FileFormatError, shortened
 from circuit_tracer.transcoders.formats.folding import scaled
 from circuit_tracer.transcoders.formats.format import Format
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile

@@ -16,8 +16,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import shortened
+from circuit_tracer.errors import FileFormatError, shortened
 from circuit_tracer.transcoders.formats import sparsify
 from circuit_tracer.transcoders.formats.folding import scaled
 from circuit_tracer.transcoders.formats.format import Format, each

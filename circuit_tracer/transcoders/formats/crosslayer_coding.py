@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import shortened
+from circuit_tracer.errors import FileFormatError, shortened
 from circuit_tracer.transcoders.formats.beside import settings_above
 from circuit_tracer.transcoders.formats.folding import scaled
 from circuit_tracer.transcoders.formats.format import Format

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import shortened
+from circuit_tracer.errors import FileFormatError, shortened
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile
 from circuit_tracer.transcoders.places import Place, require_mlp_places
 

@@ -16,8 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import shortened
+from circuit_tracer.errors import FileFormatError, shortened
 from circuit_tracer.files.tensors import TensorFile
 from circuit_tracer.transcoders.formats.beside import Setting, computes, settings_beside
 

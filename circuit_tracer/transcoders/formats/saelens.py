@@ -7,8 +7,7 @@ stands is in the metadata (`hook_name`, `hook_name_out`), in older files at the 
 
 from __future__ import annotations
 
-from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import shortened
+from circuit_tracer.errors import FileFormatError, shortened
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, whole
 from circuit_tracer.transcoders.layer_weights import LayerWeights

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import shortened
+from circuit_tracer.errors import FileFormatError, shortened
 from circuit_tracer.transcoders.formats.beside import settings_above
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, whole
