@@ -12,6 +12,7 @@ import numpy as np
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.text.documents import Cursor, Document, Documents
+from circuit_tracer.text.position import place_in
 from circuit_tracer.text.special import SpecialTokens
 
 
@@ -39,7 +40,8 @@ class ListedDocuments(Documents):
 
     def read(self, cursor: Cursor) -> Iterator[tuple[Document, Cursor]]:
         """See ``Documents``."""
-        for number in range(cursor or 0, len(self.texts)):
+        (start,) = place_in(None if cursor is None else [cursor], 1)
+        for number in range(start, len(self.texts)):
             yield self.texts[number], number + 1
 
     def fingerprint(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from circuit_tracer.errors import FileFormatError, InputError, shortened
 from circuit_tracer.files import open_file, parse_json
 from circuit_tracer.text.documents import Cursor, FileDocuments, unreadable
+from circuit_tracer.text.position import place_in
 
 LONGEST_LINE = 64 * 2**20  # bytes; a text of ten million words
 
@@ -24,7 +25,7 @@ class JsonLines(FileDocuments):
 
     def read(self, cursor: Cursor) -> Iterator[tuple[str, Cursor]]:
         """Raises FileFormatError for a line that is no JSON object, InputError for one without the field."""
-        first, place, line = cursor or (0, 0, 0)
+        first, place, line = place_in(cursor, 3)
         for number, file in enumerate(self.files[first:], first):
             try:
                 with open_file(file) as opened:

@@ -8,6 +8,7 @@ from typing import Any
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.text.documents import Cursor, FileDocuments, missing_extra
+from circuit_tracer.text.position import place_in
 
 ROWS_AT_A_TIME = 256
 
@@ -27,7 +28,7 @@ class ParquetFiles(FileDocuments):
 
     def read(self, cursor: Cursor) -> Iterator[tuple[str, Cursor]]:
         """Raises FileFormatError for a file that is no parquet, InputError when it has no such column of text."""
-        first, group, row = cursor or (0, 0, 0)
+        first, group, row = place_in(cursor, 3)
         for number, file in enumerate(self.files[first:], first):
             table = self._open(file)
             for index in range(group, table.metadata.num_row_groups):
@@ -66,5 +67,5 @@ class ParquetFiles(FileDocuments):
                 for text in batch.column(0)[skipped:].to_pylist():
                     seen += 1
                     yield text or "", seen
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise FileFormatError(f"{file} is damaged in row group {group}: {error}. Copy it again.") from error

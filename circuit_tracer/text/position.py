@@ -35,3 +35,15 @@ def _is_cursor(found: Any) -> bool:
 
 def _is_count(found: Any) -> bool:
     return type(found) is int and 0 <= found < 2**62
+
+
+def place_in(cursor: Any, numbers: int) -> tuple[int, ...]:
+    """A cursor of so many numbers; zeros for None. Raises FileFormatError for one of another source."""
+    if cursor is None:
+        return (0,) * numbers
+    if not (isinstance(cursor, list | tuple) and len(cursor) == numbers and all(map(_is_count, cursor))):
+        raise FileFormatError(
+            f"the position in the data is {shortened(cursor)}, where {numbers} numbers are expected. Remove what was saved, "
+            "and start anew."
+        )
+    return tuple(cursor)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.text.documents import Cursor, FileDocuments, unreadable
+from circuit_tracer.text.position import place_in
 
 DOCUMENT_BYTES = 8192  # a document ends at the first blank line after so many bytes, or once it has twice as many
 
@@ -19,7 +20,7 @@ class TextFiles(FileDocuments):
 
     def read(self, cursor: Cursor) -> Iterator[tuple[str, Cursor]]:
         """Raises InputError for a file that cannot be opened, FileFormatError for one that is not UTF-8."""
-        first, start = cursor or (0, 0)
+        first, start = place_in(cursor, 2)
         for number, file in enumerate(self.files[first:], first):
             for text, end in _documents(file, start):
                 yield text, [number, end]

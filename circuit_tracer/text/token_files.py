@@ -10,6 +10,7 @@ import numpy as np
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.text.documents import Cursor, FileDocuments
+from circuit_tracer.text.position import place_in
 
 DOCUMENT_TOKENS = 4096  # a document of a running array ends at the end-of-sequence id, or after so many tokens
 
@@ -30,7 +31,7 @@ class TokenFiles(FileDocuments):
 
     def read(self, cursor: Cursor) -> Iterator[tuple[np.ndarray, Cursor]]:
         """Raises FileFormatError for a file that holds anything else."""
-        first, array, start = cursor or (0, 0, 0)
+        first, array, start = place_in(cursor, 3)
         for number, file in enumerate(self.files[first:], first):
             for index, ids in enumerate(_open(file)[array:], array):
                 for document, behind in self._documents(ids, start):

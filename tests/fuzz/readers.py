@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +315,7 @@ def _write_position(folder: Path) -> None:
 def _position(folder: Path) -> Any:
     source = stream(config(folder))
     source.restore(read_json(folder / "state.json"))
-    return next(batches(source))
+    return next(batches(source), None)  # the end of the data is a place too
 
 
 # ---- text
@@ -349,7 +350,9 @@ def _write_direction(folder: Path) -> None:
 
 
 def _documents(source: Any) -> Any:
-    return [document for document, _ in source.read(None)]
+    return [
+        document for document, _ in islice(source.read(None), 1000)
+    ]  # a file of terabytes is read as it is trained on
 
 
 def _write_conversation(folder: Path) -> None:
