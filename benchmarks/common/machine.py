@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.common.places import BENCHMARKS, ROOT
+from benchmarks.common.places import ROOT
 
 
 def cpu_name() -> str:
@@ -37,7 +37,12 @@ def commit() -> str:
 def command() -> str:
     """The command line with every path cut to its last part."""
     program = Path(sys.argv[0]).resolve()
-    name = ["benchmarks", *program.relative_to(BENCHMARKS).with_suffix("").parts]
+    ours = program.is_relative_to(ROOT) and ".venv" not in program.parts
+    name = (
+        [part for part in program.relative_to(ROOT).with_suffix("").parts if part != "__main__"]
+        if ours
+        else [program.stem]
+    )
     return " ".join(["python", "-m", ".".join(name), *(Path(word).name for word in sys.argv[1:])])
 
 

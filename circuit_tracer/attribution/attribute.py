@@ -76,8 +76,6 @@ def attribute(
     Interrupting (Ctrl-C) ends the trace with the rows computed so far and a warning; `provenance["interrupted"]` says so, and
     the graph, saved or not, is what `resume` takes. Raises CircuitTracerError for input that cannot be traced.
     """
-    if isinstance(prompt, Traceable):
-        raise InputError("the prompt comes first: attribute(prompt, model)")
     if batch_size < 1 or update_interval < 1 or (max_feature_nodes or 0) < 0:
         raise InputError(
             f"batch_size {batch_size} and update_interval {update_interval} must be at least 1, max_feature_nodes "

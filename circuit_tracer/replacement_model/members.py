@@ -19,7 +19,7 @@ from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.models.parts import bind
 from circuit_tracer.models.run import ModelRun, read
-from circuit_tracer.models.tokenization import Prompt, gemma3_chat_prefix
+from circuit_tracer.models.tokenization import Prompt, gemma3_chat_prefix, single_token, token_strings, tokenize
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,7 @@ class ModelMembers(Traceable):
     def to_tokens(self, input: Prompt, prepend_bos: bool = True) -> Tensor:
         """Ids (1, P) of a text, with its special token unless told otherwise."""
         if not prepend_bos and isinstance(input, str):
-            if self.tokenizer is None:
-                raise InputError("this model has no tokenizer; pass the prompt as token ids")
-            return torch.tensor([self.tokenizer(input, add_special_tokens=False).input_ids], device=self.device)
+            return tokenize(input, self.tokenizer, prepend_bos=False)[None].to(self.device)
         return self.ensure_tokenized(input)[None].to(self.device)
 
     def to_string(self, tokens: Any) -> str:
@@ -155,14 +153,11 @@ class ModelMembers(Traceable):
 
     def to_str_tokens(self, input: Prompt, prepend_bos: bool = True) -> list[str]:
         """One text a token."""
-        return [self.tokenizer.decode([token]) for token in self.to_tokens(input, prepend_bos)[0].tolist()]
+        return token_strings(self.to_tokens(input, prepend_bos)[0], self.tokenizer)
 
     def to_single_token(self, string: str) -> int:
         """The id of a text that is one token."""
-        ids = self.to_tokens(string, prepend_bos=False)[0].tolist()
-        if len(ids) != 1:
-            raise InputError(f"{string!r} is {len(ids)} tokens, not one; a leading space often matters")
-        return int(ids[0])
+        return single_token(string, self.tokenizer)
 
     @property
     def W_E(self) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.common.machine import describe
 from tests.fuzz.outcomes import BAD, BYTES, SECONDS, Bench, Result
 from tests.fuzz.readers import READERS, Reader
 
@@ -121,7 +122,9 @@ def report(results: list[Result], args: argparse.Namespace, seconds: float) -> N
         bad = [asdict(result) for result in results if result.outcome in BAD]
         facts = {"seed": args.seed, "mutations": len(results), "seconds": round(seconds)}
         args.results.parent.mkdir(parents=True, exist_ok=True)
-        args.results.write_text(json.dumps({**facts, "outcomes": total, "readers": table, "bad": bad}, indent=1) + "\n")
+        args.results.write_text(
+            json.dumps({**describe(), **facts, "outcomes": total, "readers": table, "bad": bad}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":
