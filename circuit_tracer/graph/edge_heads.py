@@ -14,6 +14,7 @@ from torch import Tensor
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.checks import require_tensors
+from circuit_tracer.graph.edges import Edges, find_pairs
 
 _WHOLE = ("source", "target", "first", "last")
 
@@ -85,15 +86,14 @@ class EdgeHeads:
         """k."""
         return int(self.first_weight.shape[-1]) if self.first_weight.ndim == 2 else 0
 
-    def check(self, n_nodes: int, n_layers: int, n_heads: int | None) -> None:
-        """That edges are among so many nodes, and heads among those of the model. Raises InputError."""
-        for name in ("source", "target"):
-            column = getattr(self, name)
-            if len(column) and not (int(column.min()) >= 0 and int(column.max()) < n_nodes):
-                raise InputError(f"edge heads: {name} reaches from {int(column.min())} to {int(column.max())}; nodes: {n_nodes}")
-        key = self.target * n_nodes + self.source
-        if bool((key.diff() <= 0).any()):
+    def check(self, edges: Edges, n_layers: int, n_heads: int | None) -> None:
+        """That these are edges of a graph, and heads of a model of `n_heads` a layer (None: not known). Raises InputError."""
+        width = 1 + max((int(each.max()) for each in (self.source, self.target) if len(each)), default=0)
+        if bool(((self.target * width + self.source).diff() <= 0).any()):
             raise InputError("edge heads must be sorted by target and source, without duplicates")
+        if bool((missing := edges.find(self.source, self.target) < 0).any()):
+            at = int(missing.nonzero()[0])
+            raise InputError(f"edge heads: {int(self.source[at])} -> {int(self.target[at])} is no edge of the graph")
         for name in ("first", "last"):
             heads, weights = getattr(self, name), getattr(self, f"{name}_weight")
             limits = torch.tensor([n_layers, 2**31 if n_heads is None else n_heads], device=heads.device)
@@ -101,13 +101,9 @@ class EdgeHeads:
             if not bool((none | ((heads >= 0) & (heads < limits)).all(-1)).all()):
                 raise InputError(f"edge heads: {name} names heads that a model of {n_layers} layers and {n_heads} heads has not")
 
-    def find(self, source: Tensor, target: Tensor, n_nodes: int) -> Tensor:
-        """Rows (m,) of edges (m,) of a graph of `n_nodes` nodes, -1 for those that are not in the table."""
-        key, wanted = self.target * n_nodes + self.source, target * n_nodes + source
-        if not len(key):
-            return torch.full_like(wanted, -1)
-        place = torch.searchsorted(key, wanted).clamp_max(len(key) - 1)
-        return torch.where(key[place] == wanted, place, -1)
+    def find(self, source: Tensor, target: Tensor) -> Tensor:
+        """Rows (m,) of edges (m,), -1 for those that are not in the table."""
+        return find_pairs(self.target, self.source, target, source)
 
     def rows(self, which: Sequence[int] | Tensor) -> list[HeadsOfEdge]:
         """Rows of the table as plain numbers."""
