@@ -58,7 +58,7 @@ class PathSearch:
 
     def run(self, paths: int) -> None:
         """Take prefixes apart, those that pass on most first, until none passes on as much as the weakest of `paths` paths."""
-        left = max(MOST_APART, 4 * paths)
+        left = max(MOST_APART, 4 * paths) if paths else 0
         while self._pending and left > 0:
             weakest = heapq.nlargest(paths, (abs(weight) for weight, _ in self.found))
             if len(weakest) >= paths and weakest[-1] >= -self._pending[0][0]:

@@ -45,14 +45,18 @@ class StreamTerms:
         columns = ([getattr(part, field.name) for part in parts] for field in fields(cls))
         return cls(*(torch.cat(column) for column in columns))
 
+    def of_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(place in `rows`, number of a term) of all terms of some rows (R',), row after row; a row may come several times."""
+        ordered, order = self.row.sort(stable=True)
+        first = torch.searchsorted(ordered, rows)
+        counts = torch.searchsorted(ordered, rows, right=True) - first
+        place = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
+        within = torch.arange(len(place), device=rows.device) - (counts.cumsum(0) - counts)[place]
+        return place, order[first[place] + within]
+
     def take(self, rows: Tensor) -> StreamTerms:
         """The terms of some rows (R',), which become rows 0, 1, ... in the order asked for; a row may come several times."""
-        order, ordered = self.row.argsort(stable=True), self.row.sort(stable=True).values
-        first, last = torch.searchsorted(ordered, rows), torch.searchsorted(ordered, rows, right=True)
-        counts = last - first
-        row = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
-        ends = counts.cumsum(0)
-        chosen = order[torch.arange(int(counts.sum()), device=rows.device) + (first - ends + counts)[row]]
+        row, chosen = self.of_rows(rows)
         return StreamTerms(row, self.place[chosen], self.position[chosen], self.vector[chosen])
 
     def to(self, device: str | torch.device) -> StreamTerms:
