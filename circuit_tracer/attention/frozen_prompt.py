@@ -1,13 +1,14 @@
 """The frozen network of a graph's prompt, made again: a graph keeps neither patterns nor weights.
 
-What it does keep, tokens and activations, decides: features write what they wrote in the trace. The prompt of the graph that was
-last asked about stays in memory for as long as both the graph and the model are there, so that the next edge costs no pass.
+What it does keep, tokens and activations, decides: features write what they wrote in the trace. The prompt of the graph that
+a model was last asked about stays in memory while both are there, so that the next edge costs no pass.
 
 Letters: L layers, P positions, D d_model, N active features, n nodes, K targets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -48,7 +49,7 @@ class FrozenPrompt:
     made_for: NodeTable  # the graph's own
     nodes: NodeTable  # the same on the CPU
     active: ActiveFeatures  # all of the graph
-    kinds: list[str]  # (K,) of the targets
+    kinds: Sequence[str]  # (K,) of the targets
     labels: list[str]
     kept_reads: StreamTerms | None  # of targets that are no logits
     same_weights: bool
@@ -146,7 +147,9 @@ class FrozenPrompt:
         chosen, dtype = nodes[rows], self.network.parts.compute_dtype
         features = ActiveFeatures(*(column[chosen] for column in self._columns))
         every = torch.arange(len(features))
-        return self._renamed(stream_reads(self.network, ReadOut.of_features(self.transcoders, features, every, dtype)), rows)
+        return self._renamed(
+            stream_reads(self.network, ReadOut.of_features(self.transcoders, features, every, dtype)), rows
+        )
 
     @property
     def _columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -158,9 +161,8 @@ class FrozenPrompt:
         parts = []
         if bool(logits.any()):
             at = targets[logits] + self.nodes.layout.target_start
-            weight = self.network.parts.unembed.weight
-            mean = weight.mean(0, dtype=self.network.parts.compute_dtype)
-            vector = weight[self.nodes.feature[at].to(weight.device)].to(mean.dtype) - mean
+            unembed, mean = self.network.parts.unembed.weight, self._mean_unembedding
+            vector = unembed[self.nodes.feature[at].to(unembed.device)].to(mean.dtype) - mean
             nothing = torch.zeros(len(at))
             read_out = ReadOut(self.nodes.layer[at], self.nodes.position[at], vector, nothing)
             parts.append(self._renamed(stream_reads(self.network, read_out), rows[logits]))
@@ -176,6 +178,10 @@ class FrozenPrompt:
             kept = self.kept_reads.to(self.network.parts.device)
             parts.append(self._renamed(kept.take(others.to(kept.row.device)), rows[~logits]))
         return StreamTerms.joined(parts)
+
+    @cached_property
+    def _mean_unembedding(self) -> Tensor:
+        return self.network.parts.unembed.weight.mean(0, dtype=self.network.parts.compute_dtype)
 
     def _renamed(self, terms: StreamTerms, rows: Tensor) -> StreamTerms:
         """Row r as row rows[r]."""

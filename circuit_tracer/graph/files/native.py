@@ -22,9 +22,11 @@ from circuit_tracer.files import atomic_write, open_file, parse_json
 from circuit_tracer.files.checksums import write_tensors
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
+from circuit_tracer.graph.edge_heads import EdgeHeads
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.files.pt import load_pt
 from circuit_tracer.graph.graph import Graph
+from circuit_tracer.graph.stream_terms import StreamTerms
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
 from circuit_tracer.graph.unfinished import Unfinished
 from circuit_tracer.graph.validation import ValidationReport
@@ -48,6 +50,8 @@ _TENSORS = (
     "targets.token_id",
 )
 _BALANCE = tuple(f"balance.{field.name}" for field in fields(RowBalance))
+_EDGE_HEADS = tuple(f"edge_heads.{field.name}" for field in fields(EdgeHeads))
+_TARGET_READS = tuple(f"target_reads.{field.name}" for field in fields(StreamTerms))
 _RECONSTRUCTION = tuple(f"reconstruction.{field.name}" for field in fields(Reconstruction))
 
 
@@ -151,6 +155,10 @@ def _names_of(graph: Graph) -> list[str]:
         names += _BALANCE
     if graph.reconstruction is not None:
         names += _RECONSTRUCTION
+    if graph.edge_heads is not None:
+        names += _EDGE_HEADS
+    if graph.target_reads is not None:
+        names += _TARGET_READS
     return names
 
 
@@ -197,6 +205,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         return [tensors[name] for name in names] if all(present) else None
 
     balance, reconstruction = group(_BALANCE), group(_RECONSTRUCTION)
+    edge_heads, target_reads = group(_EDGE_HEADS), group(_TARGET_READS)
     return Graph(
         input_string=header["input_string"],
         input_tokens=tensors["input_tokens"],
@@ -223,6 +232,8 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         provenance=header["provenance"],
         validation=ValidationReport.from_json(header["validation"]) if "validation" in header else None,
         unfinished=_unfinished(header, tensors),
+        target_reads=StreamTerms(*target_reads) if target_reads else None,
+        edge_heads=EdgeHeads(*edge_heads) if edge_heads else None,
     )
 
 
