@@ -15,6 +15,7 @@ from circuit_tracer.models.capture import capture
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.run import ModelRun, Stop, Visit, fast_attention, implementation, in_rows, read
 from circuit_tracer.models.sites import INPUT_HOOKS, OUTPUT_HOOKS, SITES, check_hooks, site_named, site_of
+from tests.support.left_behind import left_behind
 from tests.support.tiny import ARCHITECTURES, tiny_model
 
 IDS = torch.tensor([3, 17, 5, 17, 40, 8, 0, 29])  # longer than the sliding windows
@@ -130,11 +131,14 @@ def test_without_gradients_nothing_is_recorded_and_with_them_no_parameter_is() -
 
 
 def state(parts: ModelParts) -> tuple[object, ...]:
-    modules = list(parts.model.modules())
-    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
     config = parts.model.config
     dtypes = {parameter.dtype for parameter in parts.model.parameters()}
-    return config._attn_implementation, getattr(config, "_experts_implementation", None), hooks, dtypes
+    return (
+        config._attn_implementation,
+        getattr(config, "_experts_implementation", None),
+        left_behind(parts.model),
+        dtypes,
+    )
 
 
 def broken(layer: int, activation: Tensor) -> Tensor:
