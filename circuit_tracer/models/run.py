@@ -126,8 +126,7 @@ class ModelRun:
         ]
         with plain_torch(), held_by(holder), watched(hooks):
             yield
-            _require_evaluation(self.parts.base)
-            _require_uncompiled(self.parts)
+            _require_runnable(self.parts)  # still
 
     def _hooks(self) -> Iterator[_At]:
         if self.norms is not None:
@@ -238,8 +237,7 @@ def fast_attention(parts: ModelParts) -> AbstractContextManager[None]:
 
 def _holder(parts: ModelParts, name: str | None, tape: AttentionTape | None = None) -> Holder:
     """What a run's own passes find: this attention (None: the model's own), and experts that exist in its dtype."""
-    _require_uncompiled(parts)
-    _require_evaluation(parts.base)
+    _require_runnable(parts)
     values = {} if name is None else {"_attn_implementation": name}
     if name == attention.NAME:
         attention.register()
@@ -248,21 +246,19 @@ def _holder(parts: ModelParts, name: str | None, tape: AttentionTape | None = No
     return Holder(parts.model, values, tape)
 
 
-def _require_uncompiled(parts: ModelParts) -> None:
-    """Refuse a model whose parts torch.compile has taken: it calls what it has compiled, hooks or no hooks."""
+def _require_runnable(parts: ModelParts) -> None:
+    """Refuse a model in training mode, in which passes differ by chance (dropout, noise of routers), and one whose parts
+    torch.compile has taken: it calls what it has compiled, hooks or no hooks.
+    """
     for name, module in parts.base.named_modules():
+        if module.training:
+            raise UnsupportedModelError(_TRAINING)
         if is_compiled(module) or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
             raise UnsupportedModelError(
                 f"{name or 'the base model'} of {parts.config.model_name} is compiled (torch.compile), so its inside can be "
-                "neither read nor changed. Give the model as it was before; to compile it for your own passes, compile the "
-                "whole: torch.compile(model.hf_model)"
+                "neither read nor changed. Give the model as it was before, and leave it so until the run is over; to compile "
+                "it for your own passes, compile the whole: torch.compile(model.hf_model)"
             )
-
-
-def _require_evaluation(model: nn.Module) -> None:
-    """Refuse a model in training mode, in which passes differ by chance (dropout, noise of routers)."""
-    if any(module.training for module in model.modules()):
-        raise UnsupportedModelError(_TRAINING)
 
 
 _TRAINING = (

@@ -256,6 +256,38 @@ def test_compiled_insides_are_refused() -> None:
         trace(model, IDS)
 
 
+@pytest.mark.slow("imports torch's compiler")
+@pytest.mark.parametrize("first", ["compiled-before", "compiled-meanwhile"])
+def test_runs_do_not_make_torch_compile_the_whole_model_again(first: str) -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    model, counter = replacement("llama"), CompileCounter()
+    whole = torch.compile(model.hf_model, backend=counter, fullgraph=True)
+    elsewhere = contextvars.Context()
+
+    def answer() -> list[Tensor]:
+        with torch.no_grad():
+            return [whole(input_ids=IDS[None], use_cache=False).logits]
+
+    expected = [model.hf_model(input_ids=IDS[None]).logits]
+    if first == "compiled-before":
+        assert equal(answer(), expected)
+    for _ in range(3):
+        with ModelRun(model.parts, {"mlp.hook_out": lambda _, x: 2 * x}).active():
+            assert equal(elsewhere.run(answer), expected)
+        assert equal(answer(), expected)
+    assert counter.frame_count == 1
+
+
+def test_a_module_that_is_compiled_while_a_run_is_under_way_is_refused() -> None:
+    """Its call takes the place of what the run has there, and stays."""
+    model = replacement("llama")
+    module, run = model.parts.layers[1].mlp, ModelRun(model.parts, {"mlp.hook_out": lambda _, x: 2 * x})
+    with pytest.raises(UnsupportedModelError, match=r"layers\.1\.mlp of llama is compiled"), run.active():
+        module._compiled_call_impl = module._call_impl  # all that Module.compile does, but for the compiler
+    assert module._compiled_call_impl == module._call_impl
+
+
 # ---- what surrounds a call
 
 
