@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from circuit_tracer.arguments import whole
 from circuit_tracer.errors import InputError, UnsupportedModelError
-from circuit_tracer.models.attention import AttentionTape, Scoring
+from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.capture import PromptCapture
 from circuit_tracer.models.norms import FrozenNorm, NormParameters
 from circuit_tracer.models.parts import LayerParts, ModelParts
@@ -86,8 +86,8 @@ class FrozenReads:
         if bool(gradients_nPD.any()):
             others = gradients_nPD.any(dim=2).any(dim=0).nonzero().flatten().tolist()
             raise UnsupportedModelError(
-                f"{self.what} of position {position} depend on positions {others[:4]} within their own attention module, so that "
-                "they are no reads of the stream at one position; scores of this model cannot be explained"
+                f"{self.what} of position {position} depend on positions {others[:4]} within their own attention module, so "
+                "that they are no reads of the stream at one position; scores of this model cannot be explained"
             )
         return rows
 
@@ -113,9 +113,9 @@ class FrozenReads:
 class LayerScores:
     """Scores of one layer on one prompt, and reads of the queries and keys behind them. All in the compute dtype.
 
-    raw = scaling * <query, key>; score = softcap * tanh(raw / softcap), or raw; pattern = softmax over the keys from first[query]
-    to query, and the head's sink where there is one. Raises InputError for a head or position that does not exist, a key behind
-    its query, and one outside the window.
+    raw = scaling * <query, key>; score = softcap * tanh(raw / softcap), or raw; pattern = softmax over the keys from
+    first[query] to query, and the head's sink where there is one. Raises InputError for a head or position that does not exist,
+    a key behind its query, and one outside the window.
     """
 
     layer: int
@@ -156,8 +156,8 @@ class LayerScores:
             )
         if key < first:
             raise InputError(
-                f"key {key} is outside the window of layer {self.layer}, whose query {query} sees keys {first} to {query}; give "
-                "one of these, or a layer that sees the whole prompt"
+                f"key {key} is outside the window of layer {self.layer}, whose query {query} sees keys {first} to {query}; "
+                "give one of these, or a layer that sees the whole prompt"
             )
 
     def raw(self, head: int, query: int, key: int | None = None) -> Tensor:
@@ -235,7 +235,7 @@ class _Met:
     stream: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, D)
     query: Tensor = field(default_factory=lambda: torch.empty(0))  # (H, P, d)
     key: Tensor = field(default_factory=lambda: torch.empty(0))  # (K, P, d)
-    call: Call = Call((), {})
+    call: Call = field(default_factory=lambda: Call((), {}))
 
 
 def _layer(parts: ModelParts, layer: int) -> int:
@@ -352,7 +352,8 @@ class _HeldNorm(nn.Module):
 
     def __init__(self, parameters: NormParameters) -> None:
         super().__init__()
-        self.parameters_of_norm, self.scales = parameters, []
+        self.norm = parameters
+        self.scales: list[Tensor] = []  # of each call until they are held
         self.held: Iterator[Tensor] | None = None
 
     def hold(self) -> None:
@@ -362,9 +363,9 @@ class _HeldNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The norm, in the compute dtype."""
         if self.held is None:
-            self.scales.append(self.parameters_of_norm.inverse_sigma(x.detach()))
+            self.scales.append(self.norm.inverse_sigma(x.detach()))
         scale = self.scales[-1] if self.held is None else next(self.held)
-        return self.parameters_of_norm.freeze(scale).forward(x)
+        return self.norm.freeze(scale).forward(x)
 
 
 def _own_copy(layer: LayerParts, dtype: torch.dtype) -> tuple[nn.Module, list[_HeldNorm]]:
