@@ -61,6 +61,14 @@ class FrozenReads:
         vectors = torch.cat([self._alone(row_nPD, position) for row_nPD in rows])
         return self._through_norm(vectors, position, cotangents @ self.at_zero[head, position])
 
+    def read_each(self, head: int, positions: list[int], cotangents_nd: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of one cotangent for each of n positions, all different."""
+        cotangents = self._checked(cotangents_nd)
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self.made[head, positions], self.entered, cotangents, retain_graph=True)
+        constants = (cotangents * self.at_zero[head, positions]).sum(1)
+        return self._through_norm(gradient[0, positions], torch.tensor(positions), constants)
+
     def residuals(self, stream_PD: Tensor) -> float:
         """How far all positions and heads are from vector . x + constant, relative to the largest, for cotangents at random."""
         generator = torch.Generator().manual_seed(0)
@@ -193,6 +201,12 @@ class LayerScores:
         """The same of the key at a position that `head`, a head of queries, reads."""
         self.require(head, position)
         return self.keys.read(self.key_head(head), position, cotangents_nd)
+
+    def keys_reads(self, head: int, positions: list[int], cotangents_nd: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of keys at several positions, each at most once: one cotangent, vector and constant for each."""
+        for position in positions:
+            self.require(head, position)
+        return self.keys.read_each(self.key_head(head), positions, cotangents_nd)
 
     def _head(self, head: int) -> int:
         if not 0 <= whole(head, "head") < self.n_heads:
