@@ -58,7 +58,7 @@ class FrozenReads:
         with torch.enable_grad():
             made = self.made[head, position]
             rows = [self._gradients(made, each) for each in cotangents.split(max(1, BYTES_IN_FLIGHT // per_row))]
-        vectors = torch.cat([self._alone(row_nPD, position) for row_nPD in rows])
+        vectors = torch.cat([each_nPD[:, position] for each_nPD in rows])
         return self._through_norm(vectors, position, cotangents @ self.at_zero[head, position])
 
     def read_each(self, head: int, positions: list[int], cotangents_nd: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class FrozenReads:
         return self._through_norm(gradient[0, positions], torch.tensor(positions), constants)
 
     def residuals(self, stream_PD: Tensor) -> float:
-        """How far all positions and heads are from vector . x + constant, relative to the largest, for cotangents at random."""
+        """How far positions are from vector . x + constant of their own x, for cotangents at random, relative to the largest."""
         generator = torch.Generator().manual_seed(0)
         cotangents = torch.randn(self.made.shape, generator=generator, dtype=torch.float64).to(self.made)
         with torch.enable_grad():
@@ -86,18 +86,6 @@ class FrozenReads:
             return found
         (found,) = torch.autograd.grad(made_d, self.entered, cotangents_nd, retain_graph=True, is_grads_batched=True)
         return found[:, 0]
-
-    def _alone(self, gradients_nPD: Tensor, position: int) -> Tensor:
-        """The rows of one position, once it is seen that there are no others."""
-        rows = gradients_nPD[:, position].clone()
-        gradients_nPD[:, position] = 0
-        if bool(gradients_nPD.any()):
-            others = gradients_nPD.any(dim=2).any(dim=0).nonzero().flatten().tolist()
-            raise UnsupportedModelError(
-                f"{self.what} of position {position} depend on positions {others[:4]} within their own attention module, so "
-                "that they are no reads of the stream at one position; scores of this model cannot be explained"
-            )
-        return rows
 
     def _through_norm(self, vectors_nD: Tensor, position: int | Tensor, constants_n: Tensor) -> tuple[Tensor, Tensor]:
         """From what enters the module to the stream."""
@@ -426,7 +414,7 @@ def _verify(parts: ModelParts, one: LayerScores, met: _Met) -> None:
         if not (apart <= own and off <= _AFFINE[parts.compute_dtype]):
             raise UnsupportedModelError(
                 f"{reads.what} of layer {one.layer} of this {parts.architecture.model_type} are no affine map of the residual "
-                f"stream with the scales of norms frozen: they differ from it by {off:.1e}, and from those of the model's own "
-                f"pass by {apart:.1e}, relative to the largest. Its scores cannot be explained; please report it with the "
-                "model's config.json"
+                f"stream at their own position, with the scales of norms frozen: they differ from it by {off:.1e}, and from those "
+                f"of the model's own pass by {apart:.1e}, relative to the largest. Its scores cannot be explained; please report "
+                "it with the model's config.json"
             )
