@@ -149,7 +149,7 @@ class ModelRun:
             yield self._at_norm(len(self.parts.layers), FINAL_NORM, self.parts.final_norm, None)
         for index, layer in enumerate(self.parts.layers):
             if index in self.attends:
-                yield layer.attention, Side.INPUT, _told(self.attends[index])
+                yield layer.attention, When.BEFORE, _told(self.attends[index])
             if self.norms is not None:
                 yield from (_at_head_norm(norm) for norm in layer.head_norms.values())
             yield from self._at_layer(index, layer, self._visits.get(index, {}))
@@ -332,7 +332,7 @@ def _at_head_norm(norm: Norm) -> _At:
         x = args[0].to(parameters.gain.dtype)
         return parameters.freeze(parameters.inverse_sigma(x)).forward(x).to(output.dtype)
 
-    return norm.module, Side.OUTPUT, hook
+    return norm.module, When.AFTER, hook
 
 
 def _on_output(module: nn.Module, index: int, visit: Visit) -> _At:
