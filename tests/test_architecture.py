@@ -118,8 +118,9 @@ LATE = [
 # How a module of a running model is got at: the lines that do so, and the modules that may. torch's own hooks lie in
 # dictionaries that it goes through while other threads run, so nobody uses them.
 GETS_AT_MODULES = {
-    r"\.register_\w*hook\(|\._forward_(pre_)?hooks\b(?!\.values)": set(),
-    r"\.forward = |\[.forward.\] = |setattr\(.*\bforward\b": set(),
+    r"\.register_\w*hook\(": set(),
+    r"\b_forward_(pre_)?hooks\b(?!\.values)": {"models.watched"},  # others' are looked for there
+    r"\.forward = |\[.forward.\] = |setattr\(.*\bforward\b": {"models.watched"},
     r"\b_(compiled_)?call_impl\b": {"models.watched"},
     r"models\.watched import .*\b(Hook|watched)\b": {"models.run"},  # the one way to run a model
 }

@@ -28,4 +28,4 @@ def answer_alone(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     own = copy.copy(module)
     buffers = module._buffers.copy()  # at once: a pass that began before the run may be writing there
     own._buffers = {name: None if each is None else each.clone() for name, each in buffers.items()}
-    return own(*args, **kwargs)
+    return own.forward(*args, **kwargs)

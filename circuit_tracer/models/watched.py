@@ -4,16 +4,19 @@ torch keeps a module's hooks in dictionaries, which it goes through in a loop of
 run that registers or removes a hook meanwhile, in another thread, makes torch raise in place of that exception. So no hook of
 ours is ever in there. A watched module has a `_Watched` in the place where torch looks for a compiled call (`Module.compile`):
 it is put there in one assignment, its hooks are a tuple that is replaced and never changed, and it goes with the last of them.
-torch leaves that place out where a module is copied or saved, and does not look at it when it compiles a whole model.
+torch leaves that place out where a module is copied or saved, and does not look at it when it compiles a whole model, which a
+forward method of the module's own would make it do again. Hooks of others are around ours: they see what ours make.
 """
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,20 +77,43 @@ class _Watched:
         self.hooks: tuple[Hook, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        module: Callable[..., Any] = self.beneath or self.module._call_impl
+        module = self.module
+        call: Callable[..., Any] = self.beneath or module._call_impl
         if torch.compiler.is_dynamo_compiling():  # what is compiled are passes of others
-            return module(*args, **kwargs)
+            return call(*args, **kwargs)
         hooks = [hook for hook in self.hooks if hook.concerns_this_pass()]
-        for hook in hooks:
-            if hook.when is When.BEFORE:
-                args, kwargs = hook.call(args, kwargs) or (args, kwargs)
-        instead = next((hook for hook in hooks if hook.when is When.INSTEAD), None)
-        output = module(*args, **kwargs) if instead is None else instead.call(args, kwargs)
-        for hook in hooks:
-            if hook.when is When.AFTER and hook.concerns_this_pass():  # its run may be over by now
-                new = hook.call(args, kwargs, output)
-                output = output if new is None else new
-        return output
+        if not hooks:
+            return call(*args, **kwargs)
+        if module._forward_hooks or module._forward_pre_hooks:
+            return _stand_in(module, partial(_through, hooks, module.forward))._call_impl(*args, **kwargs)
+        return _through(hooks, call, *args, **kwargs)
+
+
+def _through(hooks: Sequence[Hook], module: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """What a module gives with hooks."""
+    for hook in hooks:
+        if hook.when is When.BEFORE:
+            args, kwargs = hook.call(args, kwargs) or (args, kwargs)
+    instead = next((hook for hook in hooks if hook.when is When.INSTEAD), None)
+    output = module(*args, **kwargs) if instead is None else instead.call(args, kwargs)
+    for hook in hooks:
+        if hook.when is When.AFTER and hook.concerns_this_pass():  # its run may be over by now
+            new = hook.call(args, kwargs, output)
+            output = output if new is None else new
+    return output
+
+
+def _stand_in(module: nn.Module, forward: Callable[..., Any]) -> nn.Module:
+    """The module with another forward method, for one call, in which torch calls the hooks of others with the module itself."""
+    own = copy.copy(module)
+    vars(own)["forward"] = forward
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        vars(own)[name] = {key: partial(_called_with, module, hook) for key, hook in vars(module)[name].copy().items()}
+    return own
+
+
+def _called_with(module: nn.Module, hook: Callable[..., Any], _: nn.Module, *given: Any) -> Any:
+    return hook(module, *given)
 
 
 _PLACE = "_compiled_call_impl"

@@ -92,7 +92,8 @@ class _ByContext:
     def __get__(self, config: Any, owner: type | None = None) -> Any:
         if config is None:
             return self.own
-        value = self.own.fget(config) if isinstance(self.own, property) else vars(config).get(self.name, self.own)
+        ask = self.own.fget if isinstance(self.own, property) else None  # torch.compile knows no property.__get__
+        value = vars(config).get(self.name, self.own) if ask is None else ask(config)
         if value is _NOTHING:
             raise AttributeError(f"{type(config).__name__!r} object has no attribute {self.name!r}")
         return config_value(config, self.name, value)
