@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from circuit_tracer.attention.stream_terms import StreamTerms
 from circuit_tracer.attention.stretch import Stretch
-from circuit_tracer.graph.stream_terms import StreamTerms
 
 IN_FLIGHT = 2**28  # bytes of fields or gradients that exist at once, and as many of what meets them
 

@@ -11,8 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from circuit_tracer.attention.stream_terms import StreamTerms
 from circuit_tracer.attention.stretch import Stretch
-from circuit_tracer.graph.stream_terms import StreamTerms
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from circuit_tracer.attention.edge_set import EdgeSet
 from circuit_tracer.attention.head_maps import HeadMaps
-from circuit_tracer.graph.stream_terms import StreamTerms
+from circuit_tracer.attention.stream_terms import StreamTerms
 
 GATHERED = 2**25  # bytes of vectors of edges at once
 

@@ -26,7 +26,7 @@ from circuit_tracer.graph.edge_heads import EdgeHeads
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.files.pt import load_pt
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.graph.stream_terms import StreamTerms
+from circuit_tracer.graph.stream_reads import StreamReads
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
 from circuit_tracer.graph.unfinished import Unfinished
 from circuit_tracer.graph.validation import ValidationReport
@@ -51,7 +51,7 @@ _TENSORS = (
 )
 _BALANCE = tuple(f"balance.{field.name}" for field in fields(RowBalance))
 _EDGE_HEADS = tuple(f"edge_heads.{field.name}" for field in fields(EdgeHeads))
-_TARGET_READS = tuple(f"target_reads.{field.name}" for field in fields(StreamTerms))
+_READS = tuple(f"targets.reads.{field.name}" for field in fields(StreamReads))
 _RECONSTRUCTION = tuple(f"reconstruction.{field.name}" for field in fields(Reconstruction))
 
 
@@ -157,8 +157,8 @@ def _names_of(graph: Graph) -> list[str]:
         names += _RECONSTRUCTION
     if graph.edge_heads is not None:
         names += _EDGE_HEADS
-    if graph.target_reads is not None:
-        names += _TARGET_READS
+    if graph.targets.reads is not None:
+        names += _READS
     return names
 
 
@@ -205,7 +205,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         return [tensors[name] for name in names] if all(present) else None
 
     balance, reconstruction = group(_BALANCE), group(_RECONSTRUCTION)
-    edge_heads, target_reads = group(_EDGE_HEADS), group(_TARGET_READS)
+    reads, edge_heads = group(_READS), group(_EDGE_HEADS)
     return Graph(
         input_string=header["input_string"],
         input_tokens=tensors["input_tokens"],
@@ -226,13 +226,13 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
             weight=tensors["targets.weight"],
             token_id=tensors["targets.token_id"],
             kind=header["target_kinds"],
+            reads=StreamReads(*reads) if reads else None,
         ),
         token_strings=header["token_strings"],
         reconstruction=Reconstruction(*reconstruction) if reconstruction else None,
         provenance=header["provenance"],
         validation=ValidationReport.from_json(header["validation"]) if "validation" in header else None,
         unfinished=_unfinished(header, tensors),
-        target_reads=StreamTerms(*target_reads) if target_reads else None,
         edge_heads=EdgeHeads(*edge_heads) if edge_heads else None,
     )
 
