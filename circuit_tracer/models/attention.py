@@ -31,7 +31,8 @@ QUERIES_A_TILE = 512  # rows of the pattern that exist at once when patterns are
 class AttentionTape:
     """Patterns by layer, each (H, P, P) with rows = queries; with `recompute`, the scores they can be made from instead.
 
-    `replay` makes the forward pass use the patterns instead of its own. keep: whether patterns are recorded at all. visits:
+    `replay` makes the forward pass use the patterns instead of its own; scores that are visited then are what the softmax would
+    be taken of, and what a visit makes of them does nothing. keep: whether patterns are recorded at all. visits:
     by (site, layer), what is called with an activation on its way and may return another (models/run.py).
     """
 
@@ -117,7 +118,9 @@ def _attention(
         mixed, tape.scores[layer] = _in_tiles(query, key, value, attention_mask, scale, softcap, s_aux)
         return mixed.to(value.dtype).transpose(1, 2).contiguous(), None
     if tape.replay:
-        pattern = tape.patterns[layer][None].to(query.device)
+        if ("attn.hook_scores", layer) in tape.visits:
+            tape.visit("scores", layer, _scores(query, key, attention_mask, scale, softcap))
+        pattern = tape.patterns[layer].to(query.device).expand(len(query), -1, -1, -1)
     else:
         scores = tape.visit("scores", layer, _scores(query, key, attention_mask, scale, softcap))
         pattern = _softmax(scores, s_aux)

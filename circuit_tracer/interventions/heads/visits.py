@@ -1,0 +1,34 @@
+"""Writing changes of heads into a pass over several copies of the prompt, each an experiment.
+
+Letters: B copies, P positions, H heads, d d_head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor
+
+from circuit_tracer.interventions.heads.resolve import HeadChange, by_head
+from circuit_tracer.models.run import Visit
+
+
+def head_visits(carried: Sequence[Sequence[HeadChange]], n_heads: int) -> dict[str, Visit]:
+    """What makes the changes of each copy, by site."""
+    found: dict[tuple[str, int], list[tuple[int, HeadChange]]] = {}
+    for copy, changes in enumerate(carried):
+        for change in changes:
+            found.setdefault(change.place, []).append((copy, change))
+
+    def write(site: str, layer: int, activation: Tensor) -> Tensor | None:
+        here = found.get((site, layer))
+        if here is None:
+            return None
+        written = activation.clone()
+        by_query = written.transpose(1, 2) if site == "attn.hook_pattern" else by_head(written, n_heads)
+        for copy, change in here:  # (B, P, H, d), or (B, P, H, P)
+            by_query[copy, change.positions, change.edit.head] = change.value.to(written)
+        return written
+
+    return {site: partial(write, site) for site in {site for site, _ in found}}
