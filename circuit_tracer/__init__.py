@@ -19,7 +19,12 @@ if isfile(f"{__path__[0]}/kernels"):
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.attribute import attribute
-    from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, LogitDifference
+    from circuit_tracer.attribution.targets import (
+        CustomTarget,
+        DirectionTarget,
+        FeatureTarget,
+        LogitDifference,
+    )
     from circuit_tracer.errors import CircuitTracerError
     from circuit_tracer.graph import (
         Graph,
@@ -41,6 +46,7 @@ _HOME = {
     "Architecture": "circuit_tracer.models.architectures",
     "CircuitTracerError": "circuit_tracer.errors",
     "CustomTarget": "circuit_tracer.attribution.targets",
+    "DirectionTarget": "circuit_tracer.attribution.targets",
     "FeatureTarget": "circuit_tracer.attribution.targets",
     "Graph": "circuit_tracer.graph",
     "LogitDifference": "circuit_tracer.attribution.targets",
@@ -63,6 +69,7 @@ __all__ = [
     "Architecture",
     "CircuitTracerError",
     "CustomTarget",
+    "DirectionTarget",
     "FeatureTarget",
     "Graph",
     "LogitDifference",

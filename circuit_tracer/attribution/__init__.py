@@ -4,6 +4,7 @@ from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.targets import (
     AttributionTargets,
     CustomTarget,
+    DirectionTarget,
     FeatureTarget,
     LogitDifference,
     LogitTarget,
@@ -13,6 +14,7 @@ from circuit_tracer.attribution.targets import (
 __all__ = [
     "AttributionTargets",
     "CustomTarget",
+    "DirectionTarget",
     "FeatureTarget",
     "LogitDifference",
     "LogitTarget",
