@@ -25,7 +25,7 @@ from circuit_tracer.interventions.features.passes import require_finite
 from circuit_tracer.interventions.features.semantics import Kind, Semantics, semantics_of
 from circuit_tracer.interventions.heads.edits import HeadEdit
 from circuit_tracer.interventions.heads.resolve import check_head
-from circuit_tracer.interventions.heads.visits import head_visits
+from circuit_tracer.interventions.heads.visits import head_visits, seen
 from circuit_tracer.models.run import Visit
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
@@ -55,17 +55,17 @@ class PatternChanges:
         versus "rest": the mean score of all other keys, weighted by the pattern before. Raises InputError for a key that the
         query does not see.
         """
-        seen = torch.isfinite(self.score_before[row])
+        visible = torch.isfinite(self.score_before[row])
         for each in (key,) if versus == "rest" else (key, versus):
-            if not 0 <= whole(each, "a key") < len(seen) or not seen[each]:
-                (places,) = torch.nonzero(seen, as_tuple=True)
+            if not 0 <= whole(each, "a key") < len(visible) or not visible[each]:
+                (places,) = torch.nonzero(visible, as_tuple=True)
                 layer, head, query = self.rows[row]
                 raise InputError(
                     f"query {query} of L{layer}H{head} does not see key {each}; it sees {int(places[0])} to {int(places[-1])}"
                 )
         if versus != "rest":
             return tuple(float(s[row, key] - s[row, versus]) for s in (self.score_before, self.score_after))  # type: ignore[return-value]
-        weight = self.pattern_before[row].where(seen, 0).clone()
+        weight = self.pattern_before[row].where(visible, 0).clone()
         weight[key] = 0
         total = weight.sum()
         if not total:
@@ -73,7 +73,7 @@ class PatternChanges:
                 f"no other key than {key} has weight at query {self.rows[row][2]}; there is nothing to contrast"
             )
         return tuple(  # type: ignore[return-value]
-            float(s[row, key] - (s[row].where(seen, 0) * weight).sum() / total)
+            float(s[row, key] - (s[row].where(visible, 0) * weight).sum() / total)
             for s in (self.score_before, self.score_after)
         )
 
@@ -101,7 +101,7 @@ def measure_patterns(
     carried = [Experiment(), *resolve_all(given, clean, freeze)]
     found: dict[tuple[str, int], Tensor] = {}
     changes = head_visits([each.heads for each in carried], model.parts.config.n_heads)
-    visits = {**changes, **{site: _kept(site, changes.get(site), places, found) for site in _SITES}}
+    visits = {**changes, **{site: seen(changes.get(site), _kept(site, places, found)) for site in _SITES}}
     final = run_of(carried, clean, meaning, freeze, visits)(clean.ids, copies=len(carried)).final
     require_finite(final)
     score, pattern = (
@@ -118,15 +118,13 @@ def measure_patterns(
 _SITES = ("attn.hook_scores", "attn.hook_pattern")
 
 
-def _kept(site: str, change: Visit | None, places: Sequence[Row], found: dict[tuple[str, int], Tensor]) -> Visit:
-    """A visit that keeps what the change, if any, makes of an activation (B, H, P, P)."""
+def _kept(site: str, places: Sequence[Row], found: dict[tuple[str, int], Tensor]) -> Visit:
+    """A visit that keeps activations (B, H, P, P) of the layers that are asked for."""
     wanted = {layer for layer, _, _ in places}
 
-    def visit(layer: int, activation: Tensor) -> Tensor | None:
-        new = None if change is None else change(layer, activation)
+    def visit(layer: int, activation: Tensor) -> None:
         if layer in wanted:
-            found[site, layer] = activation if new is None else new
-        return new
+            found[site, layer] = activation
 
     return visit
 

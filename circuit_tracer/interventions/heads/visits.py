@@ -1,4 +1,4 @@
-"""Writing changes of heads into a pass over several copies of the prompt, each an experiment.
+"""Writing changes of heads into a pass over several copies of the prompt, each an experiment; holding heads still in one.
 
 Letters: B copies, P positions, H heads, d d_head.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from circuit_tracer.interventions.heads.resolve import HeadChange, by_head
@@ -32,3 +33,27 @@ def head_visits(carried: Sequence[Sequence[HeadChange]], n_heads: int) -> dict[s
         return written
 
     return {site: partial(write, site) for site in {site for site, _ in found}}
+
+
+def holding_heads(held_BLH: Tensor) -> Visit:
+    """A visit at `attn.hook_z`: what held heads give is what they give in copy 0, at all positions."""
+
+    def hold(layer: int, z_BPN: Tensor) -> Tensor | None:
+        here = held_BLH[:, layer].to(z_BPN.device)
+        if not here.any():
+            return None
+        z_BPHd = by_head(z_BPN, here.shape[1])
+        return torch.where(here[:, None, :, None], z_BPHd[:1], z_BPHd).flatten(2)
+
+    return hold
+
+
+def seen(change: Visit | None, look: Visit) -> Visit:
+    """A visit that changes, and shows `look` what comes of it."""
+
+    def visit(layer: int, activation: Tensor) -> Tensor | None:
+        new = None if change is None else change(layer, activation)
+        look(layer, activation if new is None else new)
+        return new
+
+    return visit

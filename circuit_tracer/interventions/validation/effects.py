@@ -185,5 +185,9 @@ class NodeEffects:
 
 
 def _rounded(values: Tensor) -> list[float]:
+    return [rounded(value) for value in values.tolist()]
+
+
+def rounded(value: float) -> float:
     """Seven digits: what float32 holds."""
-    return [float(f"{value:.7g}") for value in values.tolist()]
+    return float(f"{value:.7g}")
