@@ -20,6 +20,7 @@ if isfile(f"{__path__[0]}/kernels"):
 if TYPE_CHECKING:
     from circuit_tracer.attribution.attribute import attribute
     from circuit_tracer.attribution.targets import (
+        AttentionTarget,
         CustomTarget,
         DirectionTarget,
         FeatureTarget,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Architecture": "circuit_tracer.models.architectures",
+    "AttentionTarget": "circuit_tracer.attribution.targets",
     "CircuitTracerError": "circuit_tracer.errors",
     "CustomTarget": "circuit_tracer.attribution.targets",
     "DirectionTarget": "circuit_tracer.attribution.targets",
@@ -67,6 +69,7 @@ _HOME = {
 
 __all__ = [
     "Architecture",
+    "AttentionTarget",
     "CircuitTracerError",
     "CustomTarget",
     "DirectionTarget",

@@ -2,6 +2,7 @@
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.targets import (
+    AttentionTarget,
     AttributionTargets,
     CustomTarget,
     DirectionTarget,
@@ -12,6 +13,7 @@ from circuit_tracer.attribution.targets import (
 )
 
 __all__ = [
+    "AttentionTarget",
     "AttributionTargets",
     "CustomTarget",
     "DirectionTarget",

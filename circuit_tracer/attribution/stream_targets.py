@@ -1,24 +1,28 @@
-"""Targets that read the residual stream on its way: a direction at any site.
+"""Targets that read the residual stream on its way: a direction at any site, and the score of an attention head.
 
-They become `StreamReads`: vectors in the stream, with the norms between the stream and the site at their frozen scales.
+Both become `StreamReads`: vectors in the stream, with the norms between the stream and the site at their frozen scales.
 
-Letters: D d_model.
+Letters: D d_model, H heads, P positions, d d_head, n places.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.arguments import whole
+from circuit_tracer.attribution.contrast import contrast_of, position_in
 from circuit_tracer.errors import CompatibilityError, InputError, shortened
 from circuit_tracer.graph.stream_reads import StreamReads
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.norms import FrozenNorm
+from circuit_tracer.models.queries_keys import read_scores
 from circuit_tracer.models.sites import site_of
+
+SIDES = ("both", "query", "key")
 
 
 class DirectionTarget(NamedTuple):
@@ -34,6 +38,24 @@ class DirectionTarget(NamedTuple):
     position: int = -1
     weight: float = 1.0
     label: str = ""
+
+
+class AttentionTarget(NamedTuple):
+    """Why a head looks where it looks: the score of (layer, head, query, key) before the softmax.
+
+    versus: another key, or "rest" for all others that the query sees, in proportion to their attention: then it is the
+    difference of the scores, which is the difference of the logs of attention. side: the score is a product of what the query's
+    token holds and what the key's token holds. "key" takes the query as given and explains the key, "query" the other way
+    round; "both" is half of each, a node's Shapley share of the product. Each sums to the score.
+    """
+
+    layer: int
+    head: int
+    query: int
+    key: int
+    versus: int | str | None = None
+    side: Literal["both", "query", "key"] = "both"
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -113,12 +135,26 @@ def resolve_direction(network: FrozenNetwork, target: DirectionTarget) -> Stream
     return StreamTarget(label, _reads(places), constant)
 
 
-def position_in(position: int, n_pos: int, name: str = "position") -> int:
-    """The position from the front, of one that may be counted from the end. Raises InputError."""
-    position = whole(position, f"a target's {name}")
-    if not -n_pos <= position < n_pos:
-        raise InputError(f"{name} {position} is outside the prompt's {n_pos} tokens")
-    return position % n_pos
+def resolve_attention(network: FrozenNetwork, target: AttentionTarget, tokens: list[str]) -> StreamTarget:
+    """tokens: P texts, for the label. Raises InputError for a layer, head, query or key that cannot be."""
+    if target.side not in SIDES:
+        raise InputError(f"side is {target.side!r}; expected one of {', '.join(SIDES)}")
+    layer = whole(target.layer, "a target's layer")
+    if not 0 <= layer < network.n_layers:
+        raise InputError(f"a target's layer is {layer}; the model has layers 0 to {network.n_layers - 1}")
+    scores = read_scores(network.parts, network.captured, [layer])[layer]
+    contrast = contrast_of(scores, target.head, target.query, target.key, target.versus)
+    share = 0.5 if target.side == "both" else 1.0
+    places, constant = [], 0.0
+    if target.side != "query":
+        vectors, constants = contrast.key_side(scores)
+        places += [(layer, True, key, share * vector) for key, vector in zip(contrast.keys, vectors, strict=True)]
+        constant += share * float(constants.sum())
+    if target.side != "key":
+        vector, own = contrast.query_side(scores)
+        places.append((layer, True, contrast.query, share * vector))
+        constant += share * float(own)
+    return StreamTarget(contrast.label(layer, tokens), _reads(places), constant)
 
 
 def read_vector(given: object, label: str, like_D: Tensor) -> Tensor:

@@ -24,12 +24,14 @@ from circuit_tracer.attribution.attribution_targets import (
     compute_salient_logits,
     log_attribution_target_info,
 )
+from circuit_tracer.attribution.contrast import position_in
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.stream_targets import (
+    AttentionTarget,
     DirectionTarget,
     StreamTarget,
-    position_in,
     read_vector,
+    resolve_attention,
     resolve_direction,
 )
 from circuit_tracer.attribution.traceable import Traceable
@@ -39,9 +41,10 @@ from circuit_tracer.graph.targets import CustomTarget, LogitTarget, TargetKind, 
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.token_text import TokenTexts
-from circuit_tracer.models.tokenization import single_token
+from circuit_tracer.models.tokenization import single_token, token_strings
 
 __all__ = [
+    "AttentionTarget",
     "AttributionTargets",
     "CustomTarget",
     "DirectionTarget",
@@ -73,7 +76,16 @@ class LogitDifference(NamedTuple):
     weight: float = 1.0
 
 
-Target = str | int | CustomTarget | FeatureTarget | LogitDifference | DirectionTarget | tuple[str, float, Tensor]
+Target = (
+    str
+    | int
+    | CustomTarget
+    | FeatureTarget
+    | LogitDifference
+    | DirectionTarget
+    | AttentionTarget
+    | tuple[str, float, Tensor]
+)
 
 
 @dataclass(frozen=True)
@@ -202,12 +214,15 @@ class _Reader:
             return self._difference(item)
         if isinstance(item, DirectionTarget):
             return self._in_stream(resolve_direction(self.network, item), "direction", item.weight)
+        if isinstance(item, AttentionTarget):
+            texts = token_strings(self.network.captured.ids, self.tokenizer)
+            return self._in_stream(resolve_attention(self.network, item, texts), "attention", item.weight)
         if isinstance(item, tuple) and len(item) == 3:
             return self._direction(CustomTarget(*item))
         raise InputError(
             f"target {item!r} is not understood; use a token string, a token id, CustomTarget(label, weight, vector), "
-            "FeatureTarget(layer, position, feature), LogitDifference(token, other), or DirectionTarget(vector, site, layer, "
-            "position)"
+            "FeatureTarget(layer, position, feature), LogitDifference(token, other), DirectionTarget(vector, site, layer, "
+            "position) or AttentionTarget(layer, head, query, key)"
         )
 
     def token(self, token_id: int) -> _Item:
