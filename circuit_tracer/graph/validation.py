@@ -198,6 +198,32 @@ class HeadTest:
 
 
 @dataclass(frozen=True)
+class ScoreRows:
+    """What nodes carry of scores of attention, or of their differences, column by column. versus: another key, "rest", or None
+    for the score alone. side: "query" and "key" with the other as it is; "both" together. measured: by condition (None: not
+    measured).
+    """
+
+    layer: list[int] = field(default_factory=list)
+    head: list[int] = field(default_factory=list)
+    query: list[int] = field(default_factory=list)
+    key: list[int] = field(default_factory=list)
+    versus: list[int | str | None] = field(default_factory=list)
+    side: list[str] = field(default_factory=list)
+    node: list[int] = field(default_factory=list)
+    predicted: list[float] = field(default_factory=list)
+    measured: dict[str, list[float | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScoreTest:
+    """Scores while nodes are taken out. agreement: by condition (constrained, live)."""
+
+    agreement: dict[str, Agreement]
+    rows: ScoreRows
+
+
+@dataclass(frozen=True)
 class ValidationReport:
     """Predicted against measured, for a graph pruned at the thresholds. verdict: what the graph explains, in words;
     distrust: what not to trust, and why; empty if nothing was found. heads: None for a graph that does not say which heads its

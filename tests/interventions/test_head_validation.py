@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuit_tracer import Graph, ReplacementModel, attribute
+from circuit_tracer import AttentionTarget, Graph, ReplacementModel, attribute
 from circuit_tracer.errors import InputError
-from circuit_tracer.interventions import HeadEdit, apply_each, set_to
+from circuit_tracer.interventions import HeadEdit, Semantics, apply_each, measure_patterns, set_to
 from circuit_tracer.interventions.validation.bench import Bench
+from circuit_tracer.interventions.validation.contrasts import ScoreShare, measure_scores
 from circuit_tracer.interventions.validation.loadings import PARTS, Loading, measure_loadings
 from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
@@ -181,3 +182,84 @@ def test_loadings_that_cannot_be(change: dict[str, object], expected: str) -> No
     loading = Loading(0, graph.nodes.layout.target_start, 1, 2, "through", 0.0)._replace(**change)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=expected):
         measure_loadings(graph, model, [loading])
+
+
+# ---- shares of scores
+
+
+TARGETS = [
+    AttentionTarget(2, 1, 5, 3, 4),
+    AttentionTarget(2, 1, -1, 3, "rest", "key"),
+    AttentionTarget(1, 2, 4, 2, side="query"),
+]
+
+
+def shares_of(model: ReplacementModel, graph: Graph) -> list[ScoreShare]:
+    """Of features, errors and tokens, as the graph has them: those with edges, of each kind the first, middle and last."""
+    layout, found = graph.nodes.layout, []
+    for number, target in enumerate(TARGETS):
+        row = graph.adjacency_matrix[layout.target_start + number]
+        for kind in (layout.features, layout.errors, layout.tokens):
+            nodes = torch.nonzero(row[kind]).flatten() + kind.start
+            found += [ScoreShare(target, int(node), float(row[node])) for node in nodes[[0, len(nodes) // 2, -1]]]
+    return found
+
+
+@each_architecture
+def test_what_a_node_carries_of_a_score_is_lost_without_it_with_everything_frozen(name: str) -> None:
+    model, _ = traced(name)
+    graph = attribute(IDS, model, attribution_targets=TARGETS)
+    shares = shares_of(model, graph)
+    test = measure_scores(graph, model, shares, batch_size=4)
+    whole = [2 * each.predicted if each.target.side == "both" else each.predicted for each in shares]
+    assert test.rows.predicted == pytest.approx(whole, rel=1e-6)
+    assert test.rows.measured["constrained"] == pytest.approx(test.rows.predicted, rel=1e-5, abs=1e-7)
+    frozen, live = test.agreement["constrained"], test.agreement["live"]
+    assert frozen.worst is not None
+    assert frozen.worst < 1e-9
+    assert (frozen.count, live.count) == (27, 18)
+    assert [each is None for each in test.rows.measured["live"]] == [
+        each.node >= graph.nodes.layout.token_start for each in shares
+    ]
+    assert test.rows.query[9] == 5  # from the front
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3", "gpt_oss"])
+def test_in_the_real_model_it_is_the_change_of_log_attention(name: str) -> None:
+    model, graph = traced(name, kind="plt")
+    nodes, layout = graph.nodes, graph.nodes.layout
+    row = measure_patterns(model, graph, [], [(2, 1, 5)])
+    for layer, position in ((0, 2), (1, 3)):
+        here = (nodes.layer[: layout.n_features] == layer) & (nodes.position[: layout.n_features] == position)
+        node = int(torch.nonzero(here)[0])
+        place = graph.active_features[graph.selected_features[node]].tolist()
+        out, live = set_to(tuple(place), 0.0), Semantics("direct", freeze_attention=False)
+        after = measure_patterns(model, graph, out, [(2, 1, 5)], live)
+        sides = [
+            AttentionTarget(2, 1, 5, 3, versus, side) for versus in (4, "rest") for side in ("both", "key", "query")
+        ]  # type: ignore[arg-type]
+        test = measure_scores(graph, model, [ScoreShare(each, node, 0.0) for each in sides])
+        found = test.rows.measured["live"]
+        for number, versus in ((0, 4), (3, "rest")):
+            changed, same = after.contrast(0, 3, versus), row.contrast(0, 3, versus)  # type: ignore[arg-type]
+            assert found[number] == pytest.approx(same[0] - changed[1], rel=1e-5, abs=1e-9)
+        if layer == 1:  # writes where the key is, and the query's token does not hear of it before
+            assert found[2] == pytest.approx(0, abs=1e-12)
+            assert found[0] == pytest.approx(found[1], rel=1e-6)
+            assert found[0] != pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("target", "node", "expected"),
+    [
+        (AttentionTarget(3, 1, 5, 3), 0, "layers 0 to 2"),
+        (AttentionTarget(2, 4, 5, 3), 0, "heads 0 to 3"),
+        (AttentionTarget(2, 1, 3, 5), 0, "behind query 3"),
+        (AttentionTarget(2, 1, 5, 3), 100_000, "node 100000 cannot be taken out"),
+    ],
+    ids=["layer", "head", "key", "node"],
+)
+def test_shares_that_cannot_be(target: AttentionTarget, node: int, expected: str) -> None:
+    model, graph = traced("llama", kind="plt")
+    with pytest.raises(InputError, match=expected):
+        measure_scores(graph, model, [ScoreShare(target, node, 0.0)])

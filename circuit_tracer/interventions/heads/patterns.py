@@ -25,7 +25,8 @@ from circuit_tracer.interventions.features.passes import require_finite
 from circuit_tracer.interventions.features.semantics import Kind, Semantics, semantics_of
 from circuit_tracer.interventions.heads.edits import HeadEdit
 from circuit_tracer.interventions.heads.resolve import check_head
-from circuit_tracer.interventions.heads.visits import head_visits, seen
+from circuit_tracer.interventions.heads.visits import head_visits, in_turn
+from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import Visit
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
@@ -101,7 +102,7 @@ def measure_patterns(
     carried = [Experiment(), *resolve_all(given, clean, freeze)]
     found: dict[tuple[str, int], Tensor] = {}
     changes = head_visits([each.heads for each in carried], model.parts.config.n_heads)
-    visits = {**changes, **{site: seen(changes.get(site), _kept(site, places, found)) for site in _SITES}}
+    visits = {**changes, **{site: in_turn(changes.get(site), _kept(site, places, found)) for site in _SITES}}
     final = run_of(carried, clean, meaning, freeze, visits)(clean.ids, copies=len(carried)).final
     require_finite(final)
     score, pattern = (
@@ -110,9 +111,14 @@ def measure_patterns(
         else final.new_zeros(2, 0, clean.n_pos)
         for site in _SITES
     )
-    unseen = torch.finfo(getattr(torch, model.parts.config.dtype)).min / 2  # what masks hold, in the model's dtype
-    score = score.where(score > unseen, -torch.inf)
+    score = unmasked(score, model.parts)
     return PatternChanges(places, score[0], score[1], pattern[0], pattern[1])
+
+
+def unmasked(scores: Tensor, parts: ModelParts) -> Tensor:
+    """Scores as the softmax has them, with -inf for what a mask puts at keys that a query does not see."""
+    lowest = torch.finfo(getattr(torch, parts.config.dtype)).min  # what masks hold, added to the score
+    return scores.where(scores > lowest / 2, -torch.inf)
 
 
 _SITES = ("attn.hook_scores", "attn.hook_pattern")

@@ -48,12 +48,12 @@ def holding_heads(held_BLH: Tensor) -> Visit:
     return hold
 
 
-def seen(change: Visit | None, look: Visit) -> Visit:
-    """A visit that changes, and shows `look` what comes of it."""
+def in_turn(first: Visit | None, second: Visit) -> Visit:
+    """A visit that is both, the second of what the first has made."""
 
     def visit(layer: int, activation: Tensor) -> Tensor | None:
-        new = None if change is None else change(layer, activation)
-        look(layer, activation if new is None else new)
-        return new
+        new = None if first is None else first(layer, activation)
+        newer = second(layer, activation if new is None else new)
+        return new if newer is None else newer
 
     return visit

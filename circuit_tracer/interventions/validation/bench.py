@@ -22,7 +22,7 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.passes import Freeze, Pass
-from circuit_tracer.interventions.heads.visits import holding_heads, seen
+from circuit_tracer.interventions.heads.visits import holding_heads, in_turn
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.run import Visit
 
@@ -95,7 +95,7 @@ class Readings(NamedTuple):
     final: Tensor
 
 
-# Called with the numbers of the experiments that a pass carries behind its clean copy; gives visits that look, by site.
+# Called with the numbers of the experiments that a pass carries behind its clean copy; gives visits by site.
 Look = Callable[[Sequence[int]], Mapping[str, Visit]]
 
 
@@ -139,7 +139,7 @@ class Bench:
         return linearise(EncodedPrompt(self.network, self.clean.active.to("cpu"), keep), self.model.transcoders, False)
 
     def run(self, experiments: Sequence[Sources], condition: Condition, look: Look | None = None) -> Readings:
-        """Take out the sources of each experiment by itself; in the order given. look: sees the passes too."""
+        """Take out the sources of each experiment by itself; in the order given. look: visits the passes too."""
         found: list[Readings | None] = [None] * len(experiments)
         by_range: dict[range, list[int]] = {}
         for number, sources in enumerate(experiments):
@@ -171,7 +171,7 @@ class Bench:
             self._take_out(changes, sources, copy, copies)
         tokens = [(copy, place) for copy, each in enumerate(experiments, start=1) for place in each.tokens]
         visits = {**self._without_tokens(tokens), **self._holding(experiments)}
-        visits |= {site: seen(visits.get(site), visit) for site, visit in seeing.items()}
+        visits |= {site: in_turn(visits.get(site), visit) for site, visit in seeing.items()}
         final = changes.run(visits)(self.clean.ids, copies=copies).final
         moved = (final[1:] - final[:1])[:, self.target_position]
         return Readings(reader.result(), (moved * self.target_vectors).sum(-1), final[1:])

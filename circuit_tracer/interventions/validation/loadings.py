@@ -30,7 +30,7 @@ from circuit_tracer.graph.influence import row_mass
 from circuit_tracer.graph.validation import Agreement, HeadPart, HeadRows, HeadTest
 from circuit_tracer.interventions.heads.resolve import check_head
 from circuit_tracer.interventions.validation.bench import Bench, Condition, Sources
-from circuit_tracer.interventions.validation.effects import CONDITIONS, WITH_TOKENS, rounded
+from circuit_tracer.interventions.validation.effects import CONDITIONS, WITH_TOKENS, rounded, rounded_columns
 from circuit_tracer.interventions.validation.statistics import agreement
 from circuit_tracer.models.surroundings import plain_torch
 
@@ -156,7 +156,5 @@ def _rows(loadings: Sequence[Loading], measured: dict[str, list[float | None]]) 
         head=[each.head for each in loadings],
         part=[each.part for each in loadings],
         predicted=[rounded(each.predicted) for each in loadings],
-        measured={
-            name: [None if value is None else rounded(value) for value in column] for name, column in measured.items()
-        },
+        measured=rounded_columns(measured),
     )
