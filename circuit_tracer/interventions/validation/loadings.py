@@ -27,6 +27,7 @@ from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import row_mass
+from circuit_tracer.graph.pruning import PruneResult
 from circuit_tracer.graph.validation import Agreement, HeadPart, HeadRows, HeadTest
 from circuit_tracer.interventions.heads.resolve import check_head
 from circuit_tracer.interventions.validation.bench import Bench, Condition, Sources
@@ -34,8 +35,10 @@ from circuit_tracer.interventions.validation.effects import CONDITIONS, WITH_TOK
 from circuit_tracer.interventions.validation.statistics import agreement
 from circuit_tracer.models.surroundings import plain_torch
 
+STRONGEST = 100  # first heads, and as many last heads, that the validation of a graph measures
 HEAD_CONDITIONS = tuple(condition for condition in CONDITIONS if condition.name in ("constrained", "live"))
 PARTS: tuple[HeadPart, ...] = ("through", "first", "last")
+_NAMED: tuple[HeadPart, ...] = ("first", "last")
 
 
 class Loading(NamedTuple):
@@ -70,6 +73,35 @@ def measure_loadings(graph: Graph, model: Traceable, loadings: Sequence[Loading]
     column = {node: place for place, node in enumerate(read)}  # features come first among nodes, as among what is read
     measured = {each.name: _measure(bench, graph, loadings, column, each) for each in HEAD_CONDITIONS}
     return _test(graph, loadings, measured)
+
+
+def kept_loadings(graph: Graph, pruned: PruneResult) -> list[Loading]:
+    """First and last heads that the graph names for kept edges into features and token logits: the strongest, as shares of the
+    target's input. None for a graph that names none.
+    """
+    named = getattr(graph, "edge_heads", None)
+    if named is None:
+        return []
+    named, layout, edges = named.to("cpu"), graph.nodes.layout, graph.edges
+    logits = [layout.target_start + row for row, kind in enumerate(graph.targets.kind) if kind == "logit"]
+    readable = torch.zeros(graph.n_nodes, dtype=torch.bool)
+    readable[layout.features], readable[logits] = True, True
+    where = torch.searchsorted(
+        edges.target.cpu() * graph.n_nodes + edges.source.cpu(), named.target * graph.n_nodes + named.source
+    )
+    kept = pruned.kept_edges.cpu()[where]
+    rows = torch.nonzero(kept & readable[named.target]).flatten()
+    scale, found = row_mass(edges).cpu(), []
+    for part in _NAMED:
+        heads, weight = getattr(named, part)[rows], getattr(named, f"{part}_weight")[rows]
+        share = (weight.double().abs() / scale[named.target[rows], None]).flatten()
+        for place in torch.argsort(share, descending=True, stable=True)[:STRONGEST].tolist():
+            row, rank = divmod(place, weight.shape[1])
+            layer, head = heads[row, rank].tolist()
+            if layer >= 0:
+                edge = int(named.source[rows[row]]), int(named.target[rows[row]])
+                found.append(Loading(*edge, layer, head, part, float(weight[row, rank])))
+    return found
 
 
 def _measure(
