@@ -35,7 +35,7 @@ from circuit_tracer.interventions.patching.table import PatchTable
 from circuit_tracer.interventions.steering.generate import GenerationOptions, feature_intervention_generate
 from circuit_tracer.interventions.steering.schedule import Direction
 from circuit_tracer.interventions.steering.steer import Continuation, Sampling, Steering, steer
-from circuit_tracer.interventions.validation import validate
+from circuit_tracer.interventions.validation import Loading, ScoreShare, measure_loadings, measure_scores, validate
 from circuit_tracer.interventions.validation.edge_gradients import EdgeEstimates, approximate_edges
 
 __all__ = [
@@ -50,11 +50,13 @@ __all__ = [
     "GenerationOptions",
     "HeadEdit",
     "Intervention",
+    "Loading",
     "Metric",
     "Outcome",
     "PatchTable",
     "PatternChanges",
     "Sampling",
+    "ScoreShare",
     "Semantics",
     "Steering",
     "Supernode",
@@ -72,7 +74,9 @@ __all__ = [
     "get_activations",
     "log_probability",
     "logit_difference",
+    "measure_loadings",
     "measure_patterns",
+    "measure_scores",
     "nodes_of",
     "probability",
     "saved_supernodes",
