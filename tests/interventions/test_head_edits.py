@@ -79,11 +79,10 @@ def same(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
 @each_architecture
 def test_a_head_at_zero_is_one_whose_output_weights_are_missing(name: str) -> None:
     """All heads of a layer: what attention adds is its bias, and what a norm behind it makes of that."""
-    d_head = model_of(name).parts.config.d_head
+    less = ReplacementModel.from_model(tiny_model(name), tiny_transcoder(), None, name)
+    output, d_head = less.parts.layers[LAYER].output, less.parts.config.d_head
+    weight = output.weight.T if type(output).__name__ == "Conv1D" else output.weight
     for heads in ([HEAD], HEADS):
-        less = ReplacementModel.from_model(tiny_model(name), tiny_transcoder(), None, name)
-        output = less.parts.layers[LAYER].output
-        weight = output.weight.T if type(output).__name__ == "Conv1D" else output.weight
         for head in heads:
             weight.data[:, head * d_head : (head + 1) * d_head] = 0
         same(edited(name, [HeadEdit(LAYER, head, "zero") for head in heads]), CleanRun(less, IDS).final)

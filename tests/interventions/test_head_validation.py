@@ -95,10 +95,10 @@ def by_definition(
 
 def loadings_of(model: ReplacementModel, graph: Graph) -> list[Loading]:
     found = []
-    for source, target in some_edges(graph):
-        for head in ((1, 2), (2, 0)):
-            values = by_definition(model, graph, source, target, head)
-            found += [Loading(source, target, *head, part, value) for part, value in zip(PARTS, values, strict=True)]
+    for number, (source, target) in enumerate(some_edges(graph)):
+        head = ((1, 2), (2, 0))[number % 2]
+        values = by_definition(model, graph, source, target, head)
+        found += [Loading(source, target, *head, part, value) for part, value in zip(PARTS, values, strict=True)]
     return found
 
 
@@ -123,7 +123,7 @@ def test_what_comes_through_a_head_is_its_loading_with_everything_frozen(name: s
     assert [each is None for each in rows.measured["live"]] == tokens
     for part in PARTS:
         frozen, live = test.agreement[part]["constrained"], test.agreement[part]["live"]
-        assert (frozen.count, live.count) == (12, 8)
+        assert (frozen.count, live.count) == (6, 4)
         assert frozen.worst is not None
         assert frozen.worst < 1e-9
         assert frozen.slope == pytest.approx(1)
@@ -205,7 +205,9 @@ def shares_of(model: ReplacementModel, graph: Graph) -> list[ScoreShare]:
     return found
 
 
-@each_architecture
+@pytest.mark.parametrize(
+    "name", ["llama", "mistral", "gemma2", "qwen3", "gpt_oss", "gpt_neox", "cohere-qk-norm", "granite"]
+)
 def test_what_a_node_carries_of_a_score_is_lost_without_it_with_everything_frozen(name: str) -> None:
     model, _ = traced(name)
     graph = attribute(IDS, model, attribution_targets=TARGETS)
