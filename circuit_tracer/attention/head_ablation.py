@@ -17,6 +17,7 @@ from torch import Tensor
 
 from circuit_tracer.arguments import whole
 from circuit_tracer.attention.pattern_scores import rows_at_once
+from circuit_tracer.attention.sequences import Repeated
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.errors import InputError, NumericalError, shortened
 from circuit_tracer.models.capture import logits_at
@@ -46,19 +47,19 @@ class Losses:
 
 def repeated_losses(
     parts: ModelParts,
-    ids_NT: Tensor,
-    block: int,
+    drawn: Repeated,
     groups: Sequence[Iterable[Head]],
     how: How = "zero",
     batch_tokens: int = 2048,
     progress: Progress = silent,
 ) -> Losses:
-    """Losses on sequences that end in a block of n tokens said twice, as `RandomTokens.draw` makes them.
+    """Losses on sequences that end in a block of n tokens said twice.
 
     A copy's loss is that of its tokens but the first, which nothing foretells. groups: heads that are taken away together, one
     pass over the sequences for each; as many groups share a pass as batch_tokens hold, which does not change the result.
     Raises InputError for a head that does not exist and NumericalError where a loss is not finite.
     """
+    ids_NT, block = drawn.ids_NT, drawn.block
     chosen = [checked_heads(parts, group) for group in groups]
     rows = rows_at_once(parts, ids_NT.shape[1], batch_tokens)
     chunks = ids_NT.split(rows)
@@ -124,7 +125,7 @@ def _copy_losses(
             of_layer.setdefault(layer, []).append((number, head))
 
     def visit(layer: int, z_BTZ: Tensor) -> Tensor:
-        z = z_BTZ.clone().unflatten(0, (n_groups, -1)).unflatten(-1, (n_heads, -1))  # (C, N, T, H, d)
+        z: Tensor = z_BTZ.clone().unflatten(0, (n_groups, -1)).unflatten(-1, (n_heads, -1))  # (C, N, T, H, d)
         for number, head in of_layer[layer]:
             z[number, :, :, head] = given[layer, head].to(z.dtype)
         return z.flatten(-2).flatten(0, 1)
@@ -148,4 +149,5 @@ def _losses(parts: ModelParts, final_BTD: Tensor, ids_BT: Tensor, start: int, bl
         torch.nn.functional.cross_entropy(logits_at(parts, final), target, reduction="none")
         for final, target in zip(final_nD.split(rows), target_n.split(rows), strict=True)
     ]
-    return torch.cat(losses).double().cpu().unflatten(0, (len(ids_BT), -1)).mean(1)
+    of_all: Tensor = torch.cat(losses).double().cpu().unflatten(0, (len(ids_BT), -1))
+    return of_all.mean(1)

@@ -32,6 +32,7 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.models.capture import check_length
 from circuit_tracer.models.loading import bind_loaded
 from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.models.sources import public_name
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.verify import verify
 
@@ -72,14 +73,13 @@ def diagnose_heads(
     if batch_tokens < 1 or (max_tokens is not None and max_tokens < 2):
         raise InputError(f"batch_tokens is {batch_tokens} and max_tokens {max_tokens}; at least 1 and 2 are needed")
     parts, tokenizer, prepend_bos = opened(model, tokenizer, prepend_bos)
-    drawn = random or RandomTokens()
     asked = _asked(parts, ablate)
-    repeated = drawn.draw(parts, tokenizer, prepend_bos) if text is None or asked != 0 else None
-    if text is None:
-        found, said = list(torch.as_tensor(repeated)), str(drawn)
+    drawn = (random or RandomTokens()).draw(parts, tokenizer, prepend_bos) if text is None or asked != 0 else None
+    if drawn is not None and text is None:
+        found, said = list(drawn.ids_NT), str(drawn)
     else:
-        given = {"prepend_bos": prepend_bos, "context_length": context_length, "max_tokens": max_tokens}
-        found, said = list(windows(documents_of(text), parts, tokenizer, **given)), "text"
+        cut = windows(documents_of(text), parts, tokenizer, prepend_bos, context_length, max_tokens)
+        found, said = list(cut), "text"
     sequences = [ids for ids in found if len(ids) > 1]
     if not sequences:
         raise InputError(f"none of {len(found)} texts has two tokens, so no head looks back in them; give a longer one")
@@ -87,7 +87,7 @@ def diagnose_heads(
     scores = {**sums.scores(), "ov_copying": ov_copying(parts)}
     scores["ablation"] = torch.full_like(scores["induction"], torch.nan)
     table = HeadTable(
-        model=parts.config.model_name,
+        model=public_name(parts.config.model_name),
         dtype=parts.config.dtype,
         text=said,
         scores={name: scores[name] for name in SCORES},
@@ -96,10 +96,10 @@ def diagnose_heads(
         repeated=sums.repeated,
         peaks=torch.stack(sums.peaks),
     )
-    if repeated is None:
+    if drawn is None or asked == 0:
         return table
     heads = asked if isinstance(asked, list) else table.strongest("induction", asked)
-    losses = repeated_losses(parts, repeated, drawn.block, [[head] for head in heads], how, batch_tokens, progress)
+    losses = repeated_losses(parts, drawn, [[head] for head in heads], how, batch_tokens, progress)
     for (layer, head), change in zip(heads, losses.change.tolist(), strict=True):
         scores["ablation"][layer, head] = change
     return replace(table, losses={"first copy": losses.first, "second copy": losses.second}, ablated=how)
@@ -123,9 +123,8 @@ def ablate_heads(
     Arguments as those of `diagnose_heads`; one pass a group. Raises InputError for heads that do not exist.
     """
     parts, tokenizer, prepend_bos = opened(model, tokenizer, prepend_bos)
-    drawn = random or RandomTokens()
-    ids_NT = drawn.draw(parts, tokenizer, prepend_bos)
-    return repeated_losses(parts, ids_NT, drawn.block, groups, how, batch_tokens, progress)
+    drawn = (random or RandomTokens()).draw(parts, tokenizer, prepend_bos)
+    return repeated_losses(parts, drawn, groups, how, batch_tokens, progress)
 
 
 def opened(model: Any, tokenizer: Any, prepend_bos: bool) -> tuple[ModelParts, Any, bool]:
@@ -138,13 +137,13 @@ def opened(model: Any, tokenizer: Any, prepend_bos: bool) -> tuple[ModelParts, A
     return parts, tokenizer, prepend_bos
 
 
-def _asked(parts: ModelParts, ablate: int | str | Iterable[Head]) -> int | list[Head]:
+def _asked(parts: ModelParts, ablate: int | Literal["all"] | Iterable[Head]) -> int | list[Head]:
     """How many heads of the strongest induction, or which."""
     if isinstance(ablate, int):
         if ablate < 0:
             raise InputError(f"ablate is {ablate}; expected how many heads, 0 for none")
         return ablate
-    if ablate == "all":
+    if isinstance(ablate, str):
         return [(layer, head) for layer in range(len(parts.layers)) for head in range(parts.config.n_heads)]
     return checked_heads(parts, ablate)
 

@@ -21,47 +21,58 @@ from circuit_tracer.text.special import SpecialTokens
 
 Document = str | Any  # text, or token ids: a list, a tensor or an array, (n,)
 CONTEXT_LENGTH = 512  # HeadVis's
+BLOCK = 32
 
 
 @typed
 @dataclass(frozen=True)
 class RandomTokens:
-    """Sequences of a special token, `block` different tokens drawn at random, and the same again. The seed decides which.
+    """How random tokens are drawn: sequences of a special token, `block` different tokens, and the same again.
 
-    The first is the one that prompts begin with, without a tokenizer the bos of the model's configuration, or none.
+    The first is the one that prompts begin with, without a tokenizer the bos of the model's configuration, or none. block: None
+    for 32, or as many as the model's context and vocabulary hold. The seed decides which tokens.
     """
 
-    block: int = 32
+    block: int | None = None
     sequences: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.block < 2 or self.sequences < 1 or self.seed < 0:
+        if (self.block is not None and self.block < 2) or self.sequences < 1 or self.seed < 0:
             raise InputError(
                 f"random tokens are {self.sequences} sequences of blocks of {self.block} (seed {self.seed}); expected at "
                 "least 1 sequence, 2 tokens in a block, and a seed that is not negative"
             )
 
-    def __str__(self) -> str:
-        return f"{self.sequences} times {self.block} random tokens, said twice (seed {self.seed})"
-
-    def draw(self, parts: ModelParts, tokenizer: Any, prepend_bos: bool = True) -> Tensor:
-        """Ids (N, T), T = 2n or one more. Raises InputError when the vocabulary or the model's context is too small."""
+    def draw(self, parts: ModelParts, tokenizer: Any, prepend_bos: bool = True) -> Repeated:
+        """The sequences. Raises InputError when the vocabulary or the model's context is too small for the block."""
         own = parts.model.config.bos_token_id if tokenizer is None else SpecialTokens.of(tokenizer).first
         first = own if prepend_bos else None
-        usable, length = _ordinary(parts, tokenizer), 2 * self.block + (first is not None)
-        if len(usable) < self.block:
-            raise InputError(f"a block has {self.block} different tokens, and the vocabulary {len(usable)}; use fewer")
-        if parts.context_length is not None and length > parts.context_length:
+        usable, front = _ordinary(parts, tokenizer), 0 if first is None else 1
+        room = len(usable) if parts.context_length is None else min(len(usable), (parts.context_length - front) // 2)
+        block = min(BLOCK, room) if self.block is None else self.block
+        if not 2 <= block <= room:
             raise InputError(
-                f"a block of {self.block} said twice is {length} tokens, and the model's context length is "
-                f"{parts.context_length}; use a shorter block"
+                f"a block of {max(block, 2)} different tokens, said twice, does not fit: the model's context length is "
+                f"{parts.context_length}, and its vocabulary has {len(usable)} tokens to draw from"
             )
         generator = torch.Generator().manual_seed(self.seed)
-        order = (torch.randperm(len(usable), generator=generator)[: self.block] for _ in range(self.sequences))
+        order = (torch.randperm(len(usable), generator=generator)[:block] for _ in range(self.sequences))
         blocks = torch.stack([usable[each] for each in order])
-        front = blocks.new_full((self.sequences, 0 if first is None else 1), first or 0)
-        return torch.cat([front, blocks, blocks], dim=1)
+        ids = torch.cat([blocks.new_full((self.sequences, front), first or 0), blocks, blocks], dim=1)
+        return Repeated(ids, block, self.seed)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Sequences ids_NT (N, T) that end in a block of `block` tokens said twice, and the seed that they were drawn with."""
+
+    ids_NT: Tensor
+    block: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{len(self.ids_NT)} times {self.block} random tokens, said twice (seed {self.seed})"
 
 
 def _ordinary(parts: ModelParts, tokenizer: Any) -> Tensor:
@@ -93,7 +104,6 @@ def windows(
     documents: Iterable[Document],
     parts: ModelParts,
     tokenizer: Any,
-    *,
     prepend_bos: bool = True,
     context_length: int | None = None,
     max_tokens: int | None = None,
