@@ -186,7 +186,8 @@ def _text(table: HeadTable, sort: str, ascending: bool, top: int, files: list[Pa
     if table.losses is not None:
         lines.append(
             f"loss        {table.losses['first copy']:.3f} on the first copy of random tokens, "
-            f"{table.losses['second copy']:.3f} on the second; ablation ({table.ablated}): what that gains"
+            f"{table.losses['second copy']:.3f} on the second; ablation ({table.ablated}): "
+            "what the latter gains without a head"
         )
     lines += ["", f"{'head':<8}" + "".join(f"{TITLES.get(name, name):>10}" for name in table.scores)]
     for row in table.rows(sort, ascending)[:top]:

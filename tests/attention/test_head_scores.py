@@ -72,7 +72,9 @@ def test_scores_are_their_definitions(name: str) -> None:
     model = tiny_model(name)
     table = diagnose_heads(model, TEXTS, ablate=1)
     for score, expected in by_loops(bind(model, name), TEXTS).items():
-        torch.testing.assert_close(table[score], expected, rtol=1e-6, atol=1e-6, msg=lambda text, score=score: score + text)
+        torch.testing.assert_close(
+            table[score], expected, rtol=1e-6, atol=1e-6, msg=lambda text, score=score: score + text
+        )
     assert (table.n_layers, table.n_heads, table.n_tokens, table.repeated) == (3, 4, 19, 2 + 2 + 2 + 4)
     assert bool(table["ov_copying"].abs().le(1).all())
 
@@ -223,9 +225,7 @@ def test_random_tokens() -> None:
         ({"text": [3, 4], "context_length": 65}, "the model's context length is 64"),
         ({"text": [3, 4], "max_tokens": 1}, "max_tokens 1"),
         ({"batch_tokens": 0}, "batch_tokens is 0"),
-        ({"random": {"block": 40}}, "a block of 40"),
-        ({"random": {"block": 1}}, "blocks of 1"),
-        ({"random": {"seed": -1}}, "not negative"),
+        ({"random": RandomTokens(40)}, "a block of 40"),
         ({"ablate": -1}, "ablate is -1"),
         ({"ablate": [(0, 4)]}, "there is no head 0.4: layers are 0 to 2 and heads 0 to 3"),
         ({"ablate": [(-1, 0)]}, "there is no head -1.0"),
@@ -237,9 +237,16 @@ def test_random_tokens() -> None:
 )
 def test_bad_input(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError) as caught:
-        given = {**settings, "random": RandomTokens(**settings["random"])} if "random" in settings else settings
-        diagnose_heads(tiny_model("llama"), **given)
+        diagnose_heads(tiny_model("llama"), **settings)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"block": 1}, {"seed": -1}, {"sequences": 0}, {"block": 2.5}], ids=lambda one: next(iter(one))
+)
+def test_random_tokens_that_cannot_be(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        RandomTokens(**settings)
 
 
 def test_patterns_that_are_not_finite(known: HeadTable) -> None:
