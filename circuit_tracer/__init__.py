@@ -19,7 +19,13 @@ if isfile(f"{__path__[0]}/kernels"):
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.attribute import attribute
-    from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, LogitDifference
+    from circuit_tracer.attribution.targets import (
+        AttentionTarget,
+        CustomTarget,
+        DirectionTarget,
+        FeatureTarget,
+        LogitDifference,
+    )
     from circuit_tracer.errors import CircuitTracerError
     from circuit_tracer.graph import (
         Graph,
@@ -39,8 +45,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Architecture": "circuit_tracer.models.architectures",
+    "AttentionTarget": "circuit_tracer.attribution.targets",
     "CircuitTracerError": "circuit_tracer.errors",
     "CustomTarget": "circuit_tracer.attribution.targets",
+    "DirectionTarget": "circuit_tracer.attribution.targets",
     "FeatureTarget": "circuit_tracer.attribution.targets",
     "Graph": "circuit_tracer.graph",
     "LogitDifference": "circuit_tracer.attribution.targets",
@@ -61,8 +69,10 @@ _HOME = {
 
 __all__ = [
     "Architecture",
+    "AttentionTarget",
     "CircuitTracerError",
     "CustomTarget",
+    "DirectionTarget",
     "FeatureTarget",
     "Graph",
     "LogitDifference",

@@ -72,6 +72,9 @@ def check_nodes(graph: Graph) -> None:
     _check_features(graph)
     if len(graph.targets) != len(graph.logit_targets):
         raise InputError(f"{len(graph.targets)} rows in targets for {len(graph.logit_targets)} logit_targets")
+    if graph.targets.reads is not None:
+        reads, d_model = graph.targets.reads, graph.cfg.d_model
+        reads.check(len(graph.targets), graph.n_layers, graph.n_pos, d_model or reads.vector.shape[-1])
     expected = graph.nodes.layout.n_nodes
     if graph.n_nodes != expected:
         raise InputError(

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.checks import require_all_texts, require_tensors
+from circuit_tracer.graph.stream_reads import StreamReads
 
-TargetKind = Literal["logit", "direction", "feature"]
+TargetKind = Literal["logit", "direction", "feature", "attention"]
 TARGET_KINDS: tuple[str, ...] = get_args(TargetKind)
 
 
@@ -43,9 +44,10 @@ class TargetTable:
     """K targets, column by column. Rows are in the order of the graph's target nodes.
 
     label: text shown to people. layer: the layer whose input the target reads; L for logits and directions after the
-    final norm. position: where it is read. weight: signed; influence uses its absolute value, for
-    plain logits the probability, not renormalised. token_id: vocabulary id, or a virtual id >= V. kind: see
-    ``TARGET_KINDS``.
+    final norm. position: where it is read, the last one if there are several. weight: signed; influence uses its absolute
+    value, for plain logits the probability, not renormalised. token_id: vocabulary id, or a virtual id >= V. kind: see
+    ``TARGET_KINDS``. reads: the vectors of targets that are neither tokens nor features, so that a graph says by itself what
+    it explains; None where they are not known (graphs of circuit-tracer).
     """
 
     label: list[str]
@@ -54,6 +56,7 @@ class TargetTable:
     weight: Tensor
     token_id: Tensor
     kind: list[TargetKind]
+    reads: StreamReads | None = None
 
     def __post_init__(self) -> None:
         require_all_texts("target table: label", self.label)
@@ -106,4 +109,5 @@ class TargetTable:
             self.weight.to(device),
             self.token_id.to(device),
             self.kind,
+            None if self.reads is None else self.reads.to(device),
         )

@@ -112,6 +112,19 @@ class FrozenNetwork:
         out, norm = self.captured.layers[layer].mlp_out, self.layers[layer].mlp_post_norm
         return out if norm is None or self.output_site.norm is not None else norm.forward(out)
 
+    def stream(self, layer: int, entering: bool) -> Tensor:
+        """The true residual stream (P, D) that enters a layer (L: that leaves the last one), or what its MLP (or the norm
+        before it) reads.
+        """
+        if not entering or (self.parallel and layer < self.n_layers):
+            return self.captured.layers[layer].resid_mid
+        if layer == 0:
+            positions = self.captured.position_embedding
+            return self.captured.embedding if positions is None else self.captured.embedding + positions
+        below = self.captured.layers[layer - 1].resid_mid
+        above = below + self.write(layer - 1, self.transcoder_output(layer - 1), constants=True)
+        return above + self.layers[layer - 1].attend(below, constants=True) if self.parallel else above
+
     def read(self, layer: int, resid_mid: Tensor, constants: bool) -> Tensor:
         """Residual stream (P, D) before the MLP -> activation at the input hook."""
         norm = self._norm(layer, self.input_site)
@@ -151,19 +164,25 @@ class FrozenNetwork:
         embedding: Tensor,
         writes: Callable[[int, Tensor], Tensor],
         constants: bool,
+        seen: Callable[[int, bool, Tensor], None] = lambda layer, entering, resid: None,
     ) -> tuple[list[Tensor], Tensor]:
         """Run the frozen network forward.
 
         embedding: (P, D) residual stream at the input. `writes(layer, x)` gives the activation (P, D) at the output hook, when
-        the input hook reads x. `constants` adds every bias. Returns the L inputs (P, D) and the final norm's output (P, D).
+        the input hook reads x. `constants` adds every bias. `seen(layer, entering, resid)` is shown the stream (P, D) that
+        enters a layer (L: that leaves the last one), and the one that its MLP reads. Returns the L inputs (P, D) and the final
+        norm's output (P, D).
         """
         resid, inputs = embedding, []
         for index, layer in enumerate(self.layers):
+            seen(index, True, resid)
             attended = layer.attend(resid, constants)
             mid = resid if self.parallel else resid + attended
+            seen(index, False, mid)
             inputs.append(self.read(index, mid, constants))
             out = self.write(index, writes(index, inputs[-1]), constants)
             resid = resid + attended + out
+        seen(len(self.layers), True, resid)
         return inputs, self.final_norm.forward(resid, constants)
 
     @property

@@ -66,6 +66,15 @@ def require_plain(module: nn.Module, name: str, parameters: Collection[str] = ("
             _weight(module, name, key)
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is its weight and bias, and nothing else."""
+    try:
+        require_plain(module, type(module).__name__)
+    except UnsupportedModelError:
+        return False
+    return True
+
+
 def require_untouched(module: nn.Module, name: str) -> None:
     """Refuse a module with a parametrisation, a hook, or a forward method that is not its class's."""
     if torch.nn.utils.parametrize.is_parametrized(module):

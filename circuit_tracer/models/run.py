@@ -60,6 +60,18 @@ class Stop(Exception):
     """Raised by a visit: all that is wanted has been seen, the rest of the model need not run."""
 
 
+class Call(NamedTuple):
+    """What a module is called with; the first argument, or `hidden_states`, is the activation."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def on(self, hidden: Any) -> Call:
+        """The same call on another activation."""
+        args, kwargs = self
+        return Call((hidden, *args[1:]), kwargs) if args else Call(args, {**kwargs, "hidden_states": hidden})
+
+
 class Output(NamedTuple):
     """final: the final norm's output (B, P, D) in the compute dtype. past: the key-value cache, if it was asked for."""
 
@@ -72,7 +84,9 @@ class ModelRun:
 
     visits: by site, for all layers, or by (site, layer). norms: how norms are computed; None leaves them to the model, whose
     own code rounds them to float32 or less. tape: what attention records or replays. own_attention: False runs whatever
-    attention implementation the model is set to, unless a place within attention is visited.
+    attention implementation the model is set to, unless a place within attention is visited. attends: by layer, what is told
+    all that its attention module is called with. Norms of queries and keys compute in the compute dtype where `norms` rules
+    the others, and always react.
 
     Activations are handed over as the model computes them, (B, P, ...) in its dtype; those behind a norm that `norms` rules
     are in the compute dtype. Raises CompatibilityError for a site that the architecture has not, InputError for a name or a
@@ -87,8 +101,10 @@ class ModelRun:
         norms: NormRule | None = live_scales,
         tape: AttentionTape | None = None,
         own_attention: bool = True,
+        attends: Mapping[int, Callable[[Call], None]] | None = None,
     ) -> None:
         self.parts, self.norms, self.tape, self.own_attention = parts, norms, tape, own_attention
+        self.attends = attends or {}
         self._visits: dict[int, dict[str, Visit]] = {}  # by layer and site
         for key, visit in (visits or {}).items():
             name, layers = (key, range(len(parts.layers))) if isinstance(key, str) else (key[0], [key[1]])
@@ -137,6 +153,10 @@ class ModelRun:
         if self.norms is not None:
             yield self._at_norm(len(self.parts.layers), FINAL_NORM, self.parts.final_norm, None)
         for index, layer in enumerate(self.parts.layers):
+            if index in self.attends:
+                yield layer.attention, Side.INPUT, _told(self.attends[index])
+            if self.norms is not None:
+                yield from (_at_head_norm(norm) for norm in layer.head_norms.values())
             yield from self._at_layer(index, layer, self._visits.get(index, {}))
 
     def _tape(self) -> AttentionTape | None:
@@ -288,10 +308,29 @@ def _on_input(
         new = visit(index, given if exact is None else exact)
         if new is None:
             return None
-        new = new.to(given.dtype).reshape(given.shape)
-        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+        return Call(args, kwargs).on(new.to(given.dtype).reshape(given.shape))
 
     return module, Side.INPUT, hook
+
+
+def _told(listener: Callable[[Call], None]) -> Callable[..., None]:
+    """Tell what a module is called with."""
+
+    def hook(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        listener(Call(args, kwargs))
+
+    return hook
+
+
+def _at_head_norm(norm: Norm) -> _At:
+    """A norm of queries or keys, of whatever shape, in the compute dtype; its own code rounds to float32 or less."""
+    parameters = norm.parameters
+
+    def hook(args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        x = args[0].to(parameters.gain.dtype)
+        return parameters.freeze(parameters.inverse_sigma(x)).forward(x).to(output.dtype)
+
+    return norm.module, Side.OUTPUT, hook
 
 
 def _on_output(module: nn.Module, index: int, visit: Visit) -> _At:

@@ -25,6 +25,7 @@ from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.files.pt import load_pt
 from circuit_tracer.graph.graph import Graph
+from circuit_tracer.graph.stream_reads import StreamReads
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
 from circuit_tracer.graph.unfinished import Unfinished
 from circuit_tracer.graph.validation import ValidationReport
@@ -48,6 +49,7 @@ _TENSORS = (
     "targets.token_id",
 )
 _BALANCE = tuple(f"balance.{field.name}" for field in fields(RowBalance))
+_READS = tuple(f"targets.reads.{field.name}" for field in fields(StreamReads))
 _RECONSTRUCTION = tuple(f"reconstruction.{field.name}" for field in fields(Reconstruction))
 
 
@@ -151,6 +153,8 @@ def _names_of(graph: Graph) -> list[str]:
         names += _BALANCE
     if graph.reconstruction is not None:
         names += _RECONSTRUCTION
+    if graph.targets.reads is not None:
+        names += _READS
     return names
 
 
@@ -196,7 +200,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
             raise FileFormatError(f"only some of {', '.join(names)} are there")
         return [tensors[name] for name in names] if all(present) else None
 
-    balance, reconstruction = group(_BALANCE), group(_RECONSTRUCTION)
+    balance, reconstruction, reads = group(_BALANCE), group(_RECONSTRUCTION), group(_READS)
     return Graph(
         input_string=header["input_string"],
         input_tokens=tensors["input_tokens"],
@@ -217,6 +221,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
             weight=tensors["targets.weight"],
             token_id=tensors["targets.token_id"],
             kind=header["target_kinds"],
+            reads=StreamReads(*reads) if reads else None,
         ),
         token_strings=header["token_strings"],
         reconstruction=Reconstruction(*reconstruction) if reconstruction else None,
