@@ -32,17 +32,24 @@ LOGITS_AT_ONCE = 2**26  # numbers
 @dataclass(frozen=True)
 class Losses:
     """Next-token losses in nats, means over sequences and positions. first, second: of the whole model on the first copy and
-    on the second. without: on the second, one for each group of heads that was taken away.
+    on the second. without: on the second, one for each group of heads that was taken away; first_without: on the first, where
+    nothing can be copied, so that what changes there too is more than a loss of copying.
     """
 
     first: float
     second: float
     without: Tensor  # (number of groups,) float64
+    first_without: Tensor
 
     @property
     def change(self) -> Tensor:
         """What each group's absence adds to the loss on the second copy."""
         return self.without - self.second
+
+    @property
+    def first_change(self) -> Tensor:
+        """The same on the first copy."""
+        return self.first_without - self.first
 
 
 def repeated_losses(
@@ -64,18 +71,17 @@ def repeated_losses(
     rows = rows_at_once(parts, ids_NT.shape[1], batch_tokens)
     chunks = ids_NT.split(rows)
     given = _means(parts, chunks, sorted({head for group in chosen for head in group}), how)
-    whole = _copy_losses(parts, chunks, block, [[]], given)[0]
+    found = [_copy_losses(parts, chunks, block, [[]], given)]
     at_once = max(1, rows // len(ids_NT))
-    without: list[Tensor] = []
     for start in range(0, len(chosen), at_once):
-        without.extend(_copy_losses(parts, chunks, block, chosen[start : start + at_once], given)[:, 1])
-        progress("ablating heads", len(without), len(chosen))
-    losses = torch.stack([*whole, *without])
+        found.append(_copy_losses(parts, chunks, block, chosen[start : start + at_once], given))
+        progress("ablating heads", min(start + at_once, len(chosen)), len(chosen))
+    losses = torch.cat(found)
     if not bool(losses.isfinite().all()):
         raise NumericalError(
             "losses are not finite. Check the model's weights, or load it in float32 instead of float16."
         )
-    return Losses(float(losses[0]), float(losses[1]), losses[2:])
+    return Losses(float(losses[0, 0]), float(losses[0, 1]), losses[1:, 1], losses[1:, 0])
 
 
 def checked_heads(parts: ModelParts, group: Iterable[Head]) -> list[Head]:

@@ -32,9 +32,10 @@ def draw_heads(panels: Mapping[str, Panel], title: str, path: str | Path) -> Pat
         raise CircuitTracerError("pictures need matplotlib: pip install 'circuit-tracing[plot]'") from error
     shown = {name: panel for name, panel in panels.items() if bool(panel[0].isfinite().any())}
     n_layers, n_heads = next(iter(panels.values()))[0].shape
-    down = -(-len(shown) // ACROSS)
-    size = (ACROSS * max(2.6, 0.16 * n_heads + 1.4), down * max(1.8, 0.13 * n_layers + 0.9) + 0.4)
-    figure, axes = pyplot.subplots(down, ACROSS, figsize=size, squeeze=False, layout="constrained")
+    across = min(ACROSS, len(shown))
+    down = -(-len(shown) // across)
+    size = (across * max(2.6, 0.16 * n_heads + 1.4), down * max(1.8, 0.13 * n_layers + 0.9) + 0.4)
+    figure, axes = pyplot.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     for axis, (name, panel) in zip(axes.flat, shown.items(), strict=False):

@@ -91,8 +91,10 @@ def test_losses_without_heads(model: Any, how: Any) -> None:
     for batch_tokens in (1, 2048):
         found = ablate_heads(model, groups, random=DRAWN, how=how, batch_tokens=batch_tokens)
         assert (found.first, found.second) == pytest.approx(losses_by_hand(parts, [], how), rel=1e-5)
-        expected = [losses_by_hand(parts, group, how)[1] for group in groups]
-        assert found.without.tolist() == pytest.approx(expected, rel=1e-5)
+        expected = [losses_by_hand(parts, group, how) for group in groups]
+        assert found.without.tolist() == pytest.approx([second for _, second in expected], rel=1e-5)
+        assert found.first_without.tolist() == pytest.approx([first for first, _ in expected], rel=1e-5)
+        assert float(found.first_change[-1]) == pytest.approx(0, abs=1e-12)
         assert float(found.change[-1]) == pytest.approx(0, abs=1e-12)
 
 

@@ -64,9 +64,7 @@ def by_loops(parts: Any, texts: list[list[int]]) -> dict[str, Tensor]:
     return means
 
 
-@pytest.mark.parametrize(
-    "name", ["llama", "gemma2", "gemma3", "gpt_oss", "gpt2", "gpt_neox", "olmo2", "cohere", "gpt_bigcode", "phi"]
-)
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "gpt_oss", "gpt2", "gpt_neox", "olmo2", "gpt_bigcode"])
 def test_scores_are_their_definitions(name: str) -> None:
     """Grouped queries, soft caps, windows and sinks, whose rows sum to less than one, included."""
     model = tiny_model(name)
