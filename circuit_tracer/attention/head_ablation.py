@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.arguments import whole
-from circuit_tracer.attention.pattern_scores import rows_at_once
+from circuit_tracer.attention.pattern_scores import Head, rows_at_once
 from circuit_tracer.attention.sequences import Repeated
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.errors import InputError, NumericalError, shortened
@@ -24,7 +24,6 @@ from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import ModelRun, Place, Visit
 
-Head = tuple[int, int]  # layer, head
 How = Literal["zero", "mean"]
 LOGITS_AT_ONCE = 2**26  # numbers
 

@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attention.head_picture import draw_heads
-from circuit_tracer.attention.pattern_scores import SCORES
+from circuit_tracer.attention.pattern_scores import SCORES, Head
 from circuit_tracer.errors import InputError
 from circuit_tracer.files import atomic_write
-
-Head = tuple[int, int]  # layer, head
 
 
 @dataclass(frozen=True)

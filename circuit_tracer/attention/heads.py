@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.arguments import typed
-from circuit_tracer.attention.head_ablation import Head, How, Losses, checked_heads, repeated_losses
+from circuit_tracer.attention.head_ablation import How, Losses, checked_heads, repeated_losses
 from circuit_tracer.attention.head_table import HeadTable
 from circuit_tracer.attention.ov_copying import ov_copying
-from circuit_tracer.attention.pattern_scores import SCORES, PatternSums, rows_at_once
+from circuit_tracer.attention.pattern_scores import SCORES, Head, PatternSums, rows_at_once
 from circuit_tracer.attention.sequences import RandomTokens, documents_of, windows
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.traceable import Traceable

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def documents_of(text: Any) -> Iterable[Document]:
         return [text]
     if isinstance(text, Tensor) or hasattr(text, "__array__"):
         return [text] if text.ndim == 1 else list(text)
-    if isinstance(text, list | tuple) and text and all(isinstance(each, int) for each in text):
+    if isinstance(text, list | tuple) and text and all(isinstance(each, Integral) for each in text):
         return [text]
     if not isinstance(text, Iterable):
         raise InputError(f"text is a {type(text).__name__}; expected a text, several, or token ids of them")
