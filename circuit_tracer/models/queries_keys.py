@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.capture import PromptCapture
 from circuit_tracer.models.norms import FrozenNorm, NormParameters
 from circuit_tracer.models.parts import LayerParts, ModelParts
-from circuit_tracer.models.plain import float_dtypes
+from circuit_tracer.models.plain import float_dtypes, is_projection, projection
 from circuit_tracer.models.run import Call, ModelRun, Place, Stop, Visit
 from circuit_tracer.models.surroundings import plain_torch
 
@@ -40,26 +40,32 @@ _AFFINE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _SAME = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 
 
+class _Leaf(NamedTuple):
+    """Where autograd's graph ends: at what enters a module, or at a projection of it."""
+
+    value: Tensor  # (1, P, D), or (1, P, O)
+    weight: Tensor | None = None  # (O, D) of the projection, applied to the rows that are wanted
+
+
 @dataclass(frozen=True)
 class FrozenReads:
     """Queries, or keys, of one layer as affine maps of the stream that enters it, position by position."""
 
     what: str
-    entered: Tensor  # (1, P, D) what enters the attention module, a leaf of autograd
-    made: Tensor  # (H or K, P, d) with autograd's graph of one attention module
+    made: Tensor  # (H or K, P, d) with autograd's graph of one attention module, down to the leaves
     at_zero: Tensor  # (H or K, P, d) of an input of zeros, norms frozen
+    leaves: list[_Leaf]  # what enters the module, and what its projections make of that
     norm: FrozenNorm | None  # between the stream and the attention module
 
     @plain_torch()
     def read(self, head: int, position: int, cotangents_nd: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (n, D) and constants (n,): cotangent . made[head, position] = vector . x[position] + constant."""
         cotangents = self._checked(cotangents_nd)
-        _, n_pos, d_model = self.entered.shape
-        per_row = n_pos * (self.made.shape[0] * self.made.shape[2] + d_model) * self.made.element_size()
+        per_row = self.made[0].numel() * len(self.made) * self.made.element_size()
         with torch.enable_grad():
             made = self.made[head, position]
-            rows = [self._gradients(made, each) for each in cotangents.split(max(1, BYTES_IN_FLIGHT // per_row))]
-        vectors = torch.cat([each_nPD[:, position] for each_nPD in rows])
+            chunks = cotangents.split(max(1, BYTES_IN_FLIGHT // per_row))
+            vectors = torch.cat([self._gradients(made, each, position) for each in chunks])
         return self._through_norm(vectors, position, cotangents @ self.at_zero[head, position])
 
     @plain_torch()
@@ -67,27 +73,37 @@ class FrozenReads:
         """The same of one cotangent for each of n positions, all different."""
         cotangents = self._checked(cotangents_nd)
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.made[head, positions], self.entered, cotangents, retain_graph=True)
+            vectors = self._gradients(self.made[head, positions], cotangents[None], positions)[0]
         constants = (cotangents * self.at_zero[head, positions]).sum(1)
-        return self._through_norm(gradient[0, positions], torch.tensor(positions), constants)
+        return self._through_norm(vectors, torch.tensor(positions), constants)
 
     def residuals(self, stream_PD: Tensor) -> float:
         """How far positions are from vector . x + constant of their own x, relative to the largest; cotangents are random."""
         generator = torch.Generator().manual_seed(0)
         cotangents = torch.randn(self.made.shape, generator=generator, dtype=torch.float64).to(self.made)
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.made, self.entered, cotangents, retain_graph=True)
-        constants = (cotangents * self.at_zero).sum((0, 2))
-        vectors, constants = self._through_norm(gradient[0], torch.arange(len(stream_PD)), constants)
+        every = torch.arange(len(stream_PD))
+        vectors = self._gradients(self.made, cotangents[None], every)[0]
+        vectors, constants = self._through_norm(vectors, every, (cotangents * self.at_zero).sum((0, 2)))
         expected = (cotangents * self.made.detach()).sum((0, 2))
         return float(((vectors * stream_PD).sum(1) + constants - expected).abs().max() / expected.abs().max())
 
-    def _gradients(self, made_d: Tensor, cotangents_nd: Tensor) -> Tensor:
-        if len(cotangents_nd) == 1:  # without vmap, which costs more than the products
-            (found,) = torch.autograd.grad(made_d, self.entered, cotangents_nd[0], retain_graph=True)
-            return found
-        (found,) = torch.autograd.grad(made_d, self.entered, cotangents_nd, retain_graph=True, is_grads_batched=True)
-        return found[:, 0]
+    def _gradients(self, made: Tensor, cotangents: Tensor, position: int | list[int] | Tensor) -> Tensor:
+        """Rows (n, D) of gradients by what enters the module, (n, m, D) of m positions; cotangents: n of the shape of made."""
+        several = len(cotangents) > 1  # one is cheaper without vmap
+        found = torch.autograd.grad(
+            made,
+            [leaf.value for leaf in self.leaves],
+            cotangents if several else cotangents[0],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=several,
+        )
+        total = self.at_zero.new_zeros(())
+        for leaf, gradient in zip(self.leaves, found, strict=True):
+            if gradient is not None:
+                rows = (gradient if several else gradient[None])[:, 0, position]
+                total = total + (rows if leaf.weight is None else rows @ leaf.weight)
+        return total
 
     def _through_norm(self, vectors_nD: Tensor, position: int | Tensor, constants_n: Tensor) -> tuple[Tensor, Tensor]:
         """From what enters the module to the stream."""
@@ -299,7 +315,7 @@ def _again(
 ) -> LayerScores:
     """Run a layer's attention module on what it was given, followed by autograd, and on zeros, up to queries and keys."""
     dtype, scoring = parts.compute_dtype, tape.scoring
-    module, norms = _own_copy(parts.layers[layer], dtype)
+    module, norms, projections = _own_copy(parts.layers[layer], dtype)
     call = Call(*_in_dtype(tuple(met.call), dtype))
     stream, norm = met.stream.to(dtype), parts.layers[layer].attention_norm
     frozen = None if norm is None else captured.scales(layer, "attention_norm", norm, stream)
@@ -317,8 +333,11 @@ def _again(
             "cannot be read"
         )
 
+    for one in projections:
+        one.given = entered
     with torch.enable_grad():
         query, key = queries_and_keys(entered)
+    leaves = [_Leaf(entered), *(one.leaf for one in projections if one.leaf is not None)]
     for each in norms:
         each.hold()
     with torch.no_grad():
@@ -334,8 +353,8 @@ def _again(
         softcap=softcap,
         sinks=None if sinks is None else sinks.detach().to(dtype),
         first=first,
-        queries=FrozenReads("queries", entered, query, query_at_zero, frozen),
-        keys=FrozenReads("keys", entered, key, key_at_zero, frozen),
+        queries=FrozenReads("queries", query, query_at_zero, leaves, frozen),
+        keys=FrozenReads("keys", key, key_at_zero, leaves, frozen),
     )
 
 
@@ -373,8 +392,28 @@ class _HeldNorm(nn.Module):
         return self.norm.freeze(scale).forward(x)
 
 
-def _own_copy(layer: LayerParts, dtype: torch.dtype) -> tuple[nn.Module, list[_HeldNorm]]:
-    """A layer's attention module for this purpose alone, in the compute dtype, and its norms of queries and keys.
+class _Projection:
+    """What a plain projection computes; where it reads what enters the attention module, autograd ends at its output, so that
+    the weight is applied to gradients of the positions that are wanted alone.
+    """
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.weight, _ = projection(module, name)
+        self.forward = module.forward
+        self.given: Tensor | None = None
+        self.leaf: _Leaf | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The projection of x."""
+        made: Tensor = self.forward(x)
+        if x is not self.given:
+            return made
+        self.leaf = _Leaf(made.detach().requires_grad_(), self.weight)
+        return self.leaf.value
+
+
+def _own_copy(layer: LayerParts, dtype: torch.dtype) -> tuple[nn.Module, list[_HeldNorm], list[_Projection]]:
+    """A layer's attention module for this purpose alone, in the compute dtype; its norms of queries and keys, its projections.
 
     Weights are shared where they have that dtype. The configuration is shared, by which the run knows the module.
     """
@@ -384,11 +423,15 @@ def _own_copy(layer: LayerParts, dtype: torch.dtype) -> tuple[nn.Module, list[_H
     module: nn.Module = copy.deepcopy(attention, memo | {id(attention.config): attention.config})
     for each in module.modules():
         vars(each).pop("forward", None)  # what other threads' runs may have put there meanwhile
-    held = []
-    for path, norm in layer.head_norms.items():
-        held.append(_HeldNorm(norm.parameters))
-        module.set_submodule(path, held[-1])
-    return module, held
+    norms = {path: _HeldNorm(norm.parameters) for path, norm in layer.head_norms.items()}
+    for path, norm in norms.items():
+        module.set_submodule(path, norm)
+    projections = []
+    for name, each in module.named_children():
+        if is_projection(each):
+            projections.append(_Projection(each, name))
+            vars(each)["forward"] = projections[-1]
+    return module, list(norms.values()), projections
 
 
 def _constant(tensor: Tensor, dtype: torch.dtype) -> Tensor:
