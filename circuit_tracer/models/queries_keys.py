@@ -7,30 +7,30 @@
 With the scales of norms frozen, those of queries and keys too, a query is an affine map of the stream that enters its layer, at
 its own position alone: cotangent . q = vector . x + constant. Everything between is inside (norm, projection, biases, norms of
 heads, rotary embedding, multipliers). No table says how: the model's own attention module runs once more, on an input that
-autograd follows, and every map is verified before it is handed out. Models in bfloat16 or float16 are read in float32, their
-weights as they are; what their own pass rounds, queries and keys, is then not rounded.
+autograd follows (`models/followed.py`), and every map is verified before it is handed out. Models in bfloat16 or float16 are
+read in float32, their weights as they are; what their own pass rounds, queries and keys, is then not rounded.
 
 Letters: P positions, D d_model, H heads, K key/value heads, d d_head, n cotangents.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from circuit_tracer.arguments import whole
 from circuit_tracer.errors import InputError, UnsupportedModelError
-from circuit_tracer.models.attention import AttentionTape
+from circuit_tracer.models.attention import AttentionTape, Scoring
 from circuit_tracer.models.capture import PromptCapture
-from circuit_tracer.models.norms import FrozenNorm, NormParameters
-from circuit_tracer.models.parts import LayerParts, ModelParts
-from circuit_tracer.models.plain import float_dtypes, is_projection, projection
+from circuit_tracer.models.followed import Leaf, follow
+from circuit_tracer.models.norms import FrozenNorm
+from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.models.plain import float_dtypes
 from circuit_tracer.models.run import Call, ModelRun, Place, Stop, Visit
 from circuit_tracer.models.surroundings import plain_torch
 
@@ -40,13 +40,6 @@ _AFFINE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _SAME = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 
 
-class _Leaf(NamedTuple):
-    """Where autograd's graph ends: at what enters a module, or at a projection of it."""
-
-    value: Tensor  # (1, P, D), or (1, P, O)
-    weight: Tensor | None = None  # (O, D) of the projection, applied to the rows that are wanted
-
-
 @dataclass(frozen=True)
 class FrozenReads:
     """Queries, or keys, of one layer as affine maps of the stream that enters it, position by position."""
@@ -54,7 +47,7 @@ class FrozenReads:
     what: str
     made: Tensor  # (H or K, P, d) with autograd's graph of one attention module, down to the leaves
     at_zero: Tensor  # (H or K, P, d) of an input of zeros, norms frozen
-    leaves: list[_Leaf]  # what enters the module, and what its projections make of that
+    leaves: list[Leaf]  # what enters the module, and what its projections make of that
     norm: FrozenNorm | None  # between the stream and the attention module
 
     @plain_torch()
@@ -237,15 +230,13 @@ def read_scores(parts: ModelParts, captured: PromptCapture, layers: Iterable[int
     wanted = sorted({_layer(parts, layer) for layer in layers})
     if not wanted:
         return {}
-    met = _pass(parts, captured, wanted)
-    tape = AttentionTape(keep=False, scoring={})
-    made: dict[Place, Tensor] = {}
+    met, caught = _pass(parts, captured, wanted), _Caught(wanted)
+    scoring: dict[int, Scoring] = {}
     result = {}
-    with ModelRun(parts, dict(_catching(made, wanted)), norms=None, tape=tape).active():
+    with ModelRun(parts, caught.visits, norms=None, tape=AttentionTape(keep=False, scoring=scoring)).active():
         for layer in wanted:
-            one = _again(parts, captured, layer, met[layer], made, tape)
-            _verify(parts, one, met[layer])
-            result[layer] = one
+            result[layer] = _layer_scores(parts, captured, layer, met[layer], caught, scoring)
+            _verify(parts, result[layer], met[layer])
     return result
 
 
@@ -275,10 +266,7 @@ def _pass(parts: ModelParts, captured: PromptCapture, wanted: list[int]) -> dict
 
         return visit
 
-    def stop(layer: int, activation: Tensor) -> None:
-        raise Stop
-
-    visits: dict[Place, Visit] = {("attn.hook_v", wanted[-1]): stop}
+    visits: dict[Place, Visit] = {("attn.hook_v", wanted[-1]): _stop}
     for name, site in (("stream", "hook_resid_pre"), ("query", "attn.hook_q"), ("key", "attn.hook_k")):
         visits |= {(site, layer): keep(name) for layer in wanted}
     tape = captured.replayed() if captured.patterns else AttentionTape(recompute=True, keep=False)
@@ -287,167 +275,55 @@ def _pass(parts: ModelParts, captured: PromptCapture, wanted: list[int]) -> dict
     return met
 
 
-def _catching(made: dict[Place, Tensor], wanted: list[int]) -> Iterator[tuple[Place, Visit]]:
-    """Visits that take queries and keys and go no further."""
+class _Caught:
+    """Visits that take the queries and keys of a layer and let its attention go no further."""
 
-    def visit(name: str) -> Visit:
-        def catch(layer: int, activation: Tensor) -> None:
-            made[name, layer] = activation[0]
+    def __init__(self, wanted: Iterable[int]) -> None:
+        self.found: dict[Place, Tensor] = {}
+        self.visits: dict[Place, Visit] = {}
+        for layer in wanted:
+            for site in ("attn.hook_q", "attn.hook_k"):
+                self.visits[site, layer] = self._take(site)
+            self.visits["attn.hook_v", layer] = _stop
 
-        return catch
+    def _take(self, site: str) -> Visit:
+        def take(layer: int, activation: Tensor) -> None:
+            self.found[site, layer] = activation[0]
 
-    def stop(layer: int, activation: Tensor) -> None:
-        raise Stop
+        return take
 
-    for layer in wanted:
-        yield ("attn.hook_q", layer), visit("q")
-        yield ("attn.hook_k", layer), visit("k")
-        yield ("attn.hook_v", layer), stop
+    def of(self, layer: int, attend: Callable[[], object]) -> tuple[Tensor, Tensor]:
+        """What `attend` makes: queries (H, P, d) and keys (K, P, d)."""
+        with suppress(Stop):
+            attend()
+        return self.found.pop(("attn.hook_q", layer)), self.found.pop(("attn.hook_k", layer))
 
 
-def _again(
-    parts: ModelParts,
-    captured: PromptCapture,
-    layer: int,
-    met: _Met,
-    made: dict[Place, Tensor],
-    tape: AttentionTape,
+def _stop(layer: int, activation: Tensor) -> None:
+    raise Stop
+
+
+def _layer_scores(
+    parts: ModelParts, captured: PromptCapture, layer: int, met: _Met, caught: _Caught, scoring: dict[int, Scoring]
 ) -> LayerScores:
-    """Run a layer's attention module on what it was given, followed by autograd, and on zeros, up to queries and keys."""
-    dtype, scoring = parts.compute_dtype, tape.scoring
-    module, norms, projections = _own_copy(parts.layers[layer], dtype)
-    call = Call(*_in_dtype(tuple(met.call), dtype))
-    stream, norm = met.stream.to(dtype), parts.layers[layer].attention_norm
+    dtype, norm = parts.compute_dtype, parts.layers[layer].attention_norm
+    stream = met.stream.to(dtype)
     frozen = None if norm is None else captured.scales(layer, "attention_norm", norm, stream)
-    entered = (stream if frozen is None else frozen.forward(stream))[None].detach().clone().requires_grad_()
-
-    def queries_and_keys(given: Tensor) -> tuple[Tensor, Tensor]:
-        args, kwargs = call.on(given)
-        try:
-            with _Unrounded():
-                module(*args, **kwargs)
-        except Stop:
-            return made.pop(("q", layer)), made.pop(("k", layer))
-        raise UnsupportedModelError(
-            f"the attention of {parts.architecture.model_type} does not call transformers' attention interface; its scores "
-            "cannot be read"
-        )
-
-    for one in projections:
-        one.given = entered
-    with torch.enable_grad():
-        query, key = queries_and_keys(entered)
-    leaves = [_Leaf(entered), *(one.leaf for one in projections if one.leaf is not None)]
-    for each in norms:
-        each.hold()
-    with torch.no_grad():
-        query_at_zero, key_at_zero = queries_and_keys(torch.zeros_like(entered))
-    assert scoring is not None
+    entered = stream if frozen is None else frozen.forward(stream)
+    followed = follow(parts.layers[layer], met.call, entered[None], partial(caught.of, layer))
     scaling, softcap, sinks, first = scoring[layer]
     return LayerScores(
         layer=layer,
         stream=stream,
-        query=query.detach(),
-        key=key.detach(),
+        query=followed.query.detach(),
+        key=followed.key.detach(),
         scaling=scaling,
         softcap=softcap,
         sinks=None if sinks is None else sinks.detach().to(dtype),
         first=first,
-        queries=FrozenReads("queries", query, query_at_zero, leaves, frozen),
-        keys=FrozenReads("keys", key, key_at_zero, leaves, frozen),
+        queries=FrozenReads("queries", followed.query, followed.query_at_zero, followed.leaves, frozen),
+        keys=FrozenReads("keys", followed.key, followed.key_at_zero, followed.leaves, frozen),
     )
-
-
-class _Unrounded(TorchFunctionMode):
-    """Leave float64 what it is where a module's own code rounds it to float32 (rotary embeddings of Cohere, Ernie, Llama 4)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Tensor.float of float64 is the tensor, and all else what it is."""
-        if func is Tensor.float and args[0].dtype is torch.float64:
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-class _HeldNorm(nn.Module):
-    """A norm of queries or keys whose scales are constants to autograd, and to whatever enters once they are held.
-
-    A module that is called several times a pass (for queries, then for keys) has the scales of each call.
-    """
-
-    def __init__(self, parameters: NormParameters) -> None:
-        super().__init__()
-        self.norm = parameters
-        self.scales: list[Tensor] = []  # of each call until they are held
-        self.held: Iterator[Tensor] | None = None
-
-    def hold(self) -> None:
-        """From now on, calls have the scales of those until now, one after the other."""
-        self.held = iter(self.scales)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The norm, in the compute dtype."""
-        if self.held is None:
-            self.scales.append(self.norm.inverse_sigma(x.detach()))
-        scale = self.scales[-1] if self.held is None else next(self.held)
-        return self.norm.freeze(scale).forward(x)
-
-
-class _Projection:
-    """What a plain projection computes; where it reads what enters the attention module, autograd ends at its output, so that
-    the weight is applied to gradients of the positions that are wanted alone.
-    """
-
-    def __init__(self, module: nn.Module, name: str) -> None:
-        self.weight, _ = projection(module, name)
-        self.forward = module.forward
-        self.given: Tensor | None = None
-        self.leaf: _Leaf | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The projection of x."""
-        made: Tensor = self.forward(x)
-        if x is not self.given:
-            return made
-        self.leaf = _Leaf(made.detach().requires_grad_(), self.weight)
-        return self.leaf.value
-
-
-def _own_copy(layer: LayerParts, dtype: torch.dtype) -> tuple[nn.Module, list[_HeldNorm], list[_Projection]]:
-    """A layer's attention module for this purpose alone, in the compute dtype; its norms of queries and keys, its projections.
-
-    Weights are shared where they have that dtype. The configuration is shared, by which the run knows the module.
-    """
-    attention: Any = layer.attention
-    tensors = [*attention.parameters(), *attention.buffers()]
-    memo: dict[int, Any] = {id(tensor): _constant(tensor, dtype) for tensor in tensors}
-    module: nn.Module = copy.deepcopy(attention, memo | {id(attention.config): attention.config})
-    for each in module.modules():
-        vars(each).pop("forward", None)  # what other threads' runs may have put there meanwhile
-    norms = {path: _HeldNorm(norm.parameters) for path, norm in layer.head_norms.items()}
-    for path, norm in norms.items():
-        module.set_submodule(path, norm)
-    projections = []
-    for name, each in module.named_children():
-        if is_projection(each):
-            projections.append(_Projection(each, name))
-            vars(each)["forward"] = projections[-1]
-    return module, list(norms.values()), projections
-
-
-def _constant(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    new = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
-    return nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
-
-
-def _in_dtype(given: Any, dtype: torch.dtype) -> Any:
-    """The tensors of a call in a dtype, where they are real numbers."""
-    if isinstance(given, Tensor):
-        return given.detach().to(dtype) if given.is_floating_point() else given
-    if isinstance(given, tuple | list):
-        return type(given)(_in_dtype(each, dtype) for each in given)
-    if isinstance(given, Mapping):
-        return {name: _in_dtype(each, dtype) for name, each in given.items()}
-    return given
 
 
 def _verify(parts: ModelParts, one: LayerScores, met: _Met) -> None:
