@@ -35,8 +35,9 @@ from circuit_tracer.models.run import Call, ModelRun, Place, Stop, Visit
 from circuit_tracer.models.surroundings import plain_torch
 
 BYTES_IN_FLIGHT = 256 * 2**20  # of gradients that are made at once
-# relative to the largest value: of an affine map, and of the model's own pass
-_AFFINE = {torch.float64: 1e-9, torch.float32: 1e-4}
+_TINY = 1e-30  # all weights may be zero
+_AFFINE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative to the terms of the affine map
+# of queries and keys of the model's own pass, relative to the largest
 _SAME = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 
 
@@ -71,14 +72,15 @@ class FrozenReads:
         return self._through_norm(vectors, torch.tensor(positions), constants)
 
     def residuals(self, stream_PD: Tensor) -> float:
-        """How far positions are from vector . x + constant of their own x, relative to the largest; cotangents are random."""
+        """How far positions are from vector . x + constant of their own x, relative to its terms; cotangents are random."""
         generator = torch.Generator().manual_seed(0)
         cotangents = torch.randn(self.made.shape, generator=generator, dtype=torch.float64).to(self.made)
         every = torch.arange(len(stream_PD))
         vectors = self._gradients(self.made, cotangents[None], every)[0]
         vectors, constants = self._through_norm(vectors, every, (cotangents * self.at_zero).sum((0, 2)))
-        expected = (cotangents * self.made.detach()).sum((0, 2))
-        return float(((vectors * stream_PD).sum(1) + constants - expected).abs().max() / expected.abs().max())
+        terms, expected = vectors * stream_PD, (cotangents * self.made.detach()).sum((0, 2))
+        sizes = (terms.abs().sum(1) + constants.abs()).clamp_min(_TINY)
+        return float(((terms.sum(1) + constants - expected).abs() / sizes).max())
 
     def _gradients(self, made: Tensor, cotangents: Tensor, position: int | list[int] | Tensor) -> Tensor:
         """Rows (n, D) of gradients by what enters the module, (n, m, D) of m positions; cotangents: n of the shape of made."""
@@ -331,12 +333,12 @@ def _verify(parts: ModelParts, one: LayerScores, met: _Met) -> None:
     own = max(_SAME[dtype] for dtype in float_dtypes(parts.model))
     for reads, seen in ((one.queries, met.query), (one.keys, met.key)):
         made = reads.made.detach()
-        apart = float((made - seen).abs().max() / made.abs().max())
+        apart = float((made - seen).abs().max() / made.abs().max().clamp_min(_TINY))
         off = reads.residuals(one.stream)
         if not (apart <= own and off <= _AFFINE[parts.compute_dtype]):
             raise UnsupportedModelError(
                 f"{reads.what} of layer {one.layer} of this {parts.architecture.model_type} are no affine map of the residual "
                 f"stream at their own position, with the scales of norms frozen: they are {off:.1e} from one, and {apart:.1e} "
-                "from those of the model's own pass, relative to the largest. Its scores cannot be explained; please report it "
+                "from those of the model's own pass (relative). Its scores cannot be explained; please report it "
                 "with the model's config.json"
             )
