@@ -135,7 +135,9 @@ class Browser:
 
     def take_back(self, page: Page) -> None:
         """Empty the tab of a page that nobody needs any more; what was set and heard in its session ends with the session."""
-        page.js("(() => { try { localStorage.clear(); sessionStorage.clear() } catch { /* a page without an origin */ } })()")
+        page.js(
+            "(() => { try { localStorage.clear(); sessionStorage.clear() } catch { /* a page without an origin */ } })()"
+        )
         page.open("about:blank")
         page.call("Page.resetNavigationHistory")
         page.call("Network.clearBrowserCookies")
