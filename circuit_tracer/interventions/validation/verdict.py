@@ -7,7 +7,6 @@ would be perfect; a sentence always carries the number, so that anyone can set o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from circuit_tracer.graph.validation import HeadTest, Measure, Measures, ScoreTest, Stability
@@ -200,10 +199,11 @@ def _of_the_circuit(measures: Measures, measure: Measure) -> Iterator[str]:
             f"Do not trust that this circuit is special, because as much of the {measure} goes with as many other features "
             f"(left are {live.without_others:.2f} against {live.without:.2f})."
         )
-    if not MIN_SUFFICIENCY <= held.sufficiency <= (math.inf if measure == "probability" else MAX_SUFFICIENCY):
+    too_much = measure != "probability" and held.sufficiency > MAX_SUFFICIENCY
+    if held.sufficiency < MIN_SUFFICIENCY or too_much:
         yield (
-            f"Do not trust that this circuit is enough, because alone it gives {held.sufficiency:.0%} of the {measure}, even "
-            "with attention frozen."
+            f"Do not trust that this circuit is {'all of it' if too_much else 'enough'}, because alone it gives "
+            f"{held.sufficiency:.0%} of the {measure}, even with attention frozen."
         )
     elif idle is not None and idle > held.sufficiency - CONTROL_MARGIN:
         yield (
