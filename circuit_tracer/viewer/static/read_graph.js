@@ -1,5 +1,7 @@
 // From a graph JSON of any viewer and age to columns: nodes, links by target and by source, shares of input.
 
+import { readHeads } from "./heads.js";
+
 /** Why a document cannot be shown: one sentence a problem. */
 export class GraphProblem extends Error {
   constructor(problems) {
@@ -25,7 +27,8 @@ const KINDS = {
  * nodes: {index, id, kind, layer, position, feature, featureKey, label, influence, activation, probability,
  * density, raw}; density is the share of tokens that a feature is active on, where the page was made with it, else null;
  * layer is -1 for tokens and the top row for targets. links: columns source, target (node indices), weight, share;
- * share is weight / sum of |inputs of the target| over the links of the file. inStart/inLinks and outStart/outLinks
+ * share is weight / sum of |inputs of the target| over the links of the file; heads: what `readHeads` makes of each, or null
+ * where no link says any. inStart/inLinks and outStart/outLinks
  * list link numbers by node. repairs: sentences about what was mended. Throws GraphProblem.
  */
 export function readGraph(document) {
@@ -147,6 +150,7 @@ function readLinks(rows, byId, renamed, repairs) {
   const source = new Int32Array(rows.length);
   const target = new Int32Array(rows.length);
   const weight = new Float64Array(rows.length);
+  const heads = [];
   let count = 0;
   let dangling = 0;
   let broken = 0;
@@ -160,6 +164,7 @@ function readLinks(rows, byId, renamed, repairs) {
       source[count] = from.index;
       target[count] = to.index;
       weight[count] = row.weight;
+      heads.push(readHeads(row.heads));
       count += 1;
     }
   }
@@ -169,6 +174,7 @@ function readLinks(rows, byId, renamed, repairs) {
     source: source.subarray(0, count),
     target: target.subarray(0, count),
     weight: weight.subarray(0, count),
+    heads: heads.some(Boolean) ? heads : null,
     count,
   };
 }
