@@ -19,7 +19,7 @@ REST = "rest"
 
 @dataclass(frozen=True)
 class Contrast:
-    """The score of a head's query and key, less those of other keys: the sum over `keys` (n,) of `weights` (n,) times raw score.
+    """The score of a head's query and key, less those of other keys: sum over `keys` (n,) of `weights` (n,) times raw score.
 
     versus: another key, or "rest" for all others that the query sees, in proportion to their attention. Where scores are
     capped, s -> cap tanh(s / cap), each weight has the secant cap tanh(s / cap) / s in it, so that the weighted sum is that of

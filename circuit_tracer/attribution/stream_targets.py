@@ -8,7 +8,7 @@ Letters: D d_model, H heads, P positions, d d_head, n places.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class AttentionTarget(NamedTuple):
     query: int
     key: int
     versus: int | str | None = None
-    side: Literal["both", "query", "key"] = "both"
+    side: str = "both"
     weight: float = 1.0
 
 

@@ -1,4 +1,4 @@
-"""A score of attention as a target: its rows sum to it, on either side, for every architecture; and what cannot be is refused."""
+"""A score of attention as a target: its rows sum to it, on either side, for every architecture."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_rows_sum_to_the_score_and_contrasts_to_the_difference_of_logs(case: Cas
     scores = read_scores(model.parts, captured, range(3))
     for side in ("both", "query", "key"):
         targets = [
-            AttentionTarget(*place, versus, side)  # type: ignore[arg-type]
+            AttentionTarget(*place, versus, side)
             for place in PLACES
             for versus in (None, place[2] - 1 if place[3] != place[2] - 1 else place[2], "rest")
         ]
@@ -54,7 +54,9 @@ def test_both_sides_are_the_mean_of_the_two() -> None:
     )
     both, query, key = graph.edges.to_dense()[graph.nodes.layout.target_start :]
     assert_equal(both, (query + key) / 2)
-    assert query.any() and key.any() and not torch.equal(query, key)
+    assert query.any()
+    assert key.any()
+    assert not torch.equal(query, key)
 
 
 def test_a_direction_that_is_an_encoder_row_is_the_feature() -> None:
@@ -70,8 +72,10 @@ def test_a_graph_keeps_what_its_targets_read(tmp_path: Any) -> None:
     model = build(Case("llama"))
     graph = attribute(IDS, model, attribution_targets=[3, AttentionTarget(2, 1, 5, 2, "rest"), FeatureTarget(1, 2, 3)])
     again = Graph.load(graph.save(tmp_path / "graph.safetensors"))
-    assert again.targets.kind == ["logit", "attention", "feature"] and again.targets.label == graph.targets.label
-    assert graph.targets.reads is not None and again.targets.reads is not None
+    assert again.targets.kind == ["logit", "attention", "feature"]
+    assert again.targets.label == graph.targets.label
+    assert graph.targets.reads is not None
+    assert again.targets.reads is not None
     for name in ("row", "layer", "entering", "position", "vector"):
         assert torch.equal(getattr(again.targets.reads, name), getattr(graph.targets.reads, name))
     assert again.targets.reads.row.unique().tolist() == [1]
@@ -87,9 +91,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "versus itself": (AttentionTarget(1, 0, 2, 1, 1), "the key itself"),
     "versus a word": (AttentionTarget(1, 0, 2, 1, "others"), "expected another key, or 'rest'"),
     "no rest": (AttentionTarget(1, 0, 0, 0, "rest"), "no rest"),
-    "side": (AttentionTarget(1, 0, 2, 1, None, "left"), "side is 'left'"),  # type: ignore[arg-type]
+    "side": (AttentionTarget(1, 0, 2, 1, None, "left"), "side is 'left'"),
     "weight": (AttentionTarget(1, 0, 2, 1, weight=float("nan")), "expected a finite number"),
-    "half a head": (AttentionTarget(1, 0.5, 2, 1), "head is 0.5"),  # type: ignore[arg-type]
+    "half a head": (AttentionTarget(1, 0.5, 2, 1), "head is 0.5"),
     "site": (DirectionTarget(torch.ones(16), "hook_middle", 1), "'hook_middle' is unknown"),
     "site that is no stream": (DirectionTarget(torch.ones(16), "attn.hook_z", 1), "cannot be read at 'attn.hook_z'"),
     "layer of a direction": (DirectionTarget(torch.ones(16), "hook_resid_mid", 3), "layer is 3"),
