@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from circuit_tracer.attention import explain_edge
 from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.attribution.target_text import parse_target
 from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError
 from circuit_tracer.interventions import (
     Edit,
@@ -32,6 +34,7 @@ from circuit_tracer.interventions import (
 from circuit_tracer.interventions.features.clean import AGREEMENT, COARSE_AGREEMENT, CleanRun
 from circuit_tracer.models.tokenization import token_strings, tokenize
 from circuit_tracer.viewer.server.chat_turns import Frame, frames, render
+from circuit_tracer.viewer.server.head_messages import EdgeAnswer, EdgeQuestion
 from circuit_tracer.viewer.server.jobs import Job
 from circuit_tracer.viewer.server.messages import (
     EditRequest,
@@ -122,7 +125,7 @@ class Engine:
         return attribute(
             ids,
             self.model,
-            attribution_targets=request.targets,
+            attribution_targets=None if request.targets is None else [parse_target(text) for text in request.targets],
             max_n_logits=request.max_n_logits,
             desired_logit_prob=request.desired_logit_prob,
             max_feature_nodes=request.max_feature_nodes,
@@ -173,6 +176,10 @@ class Engine:
                 text=found.unsteered.text, tokens=self.texts(found.unsteered.ids), finish=found.unsteered.finish
             ),
         )
+
+    def explain_edge(self, graph: Graph, asked: EdgeQuestion) -> EdgeAnswer:
+        """The heads that a link runs through. Raises what `circuit_tracer.attention.explain_edge` does."""
+        return EdgeAnswer(**explain_edge(graph, asked.source, asked.target, self.model, paths=asked.paths).to_dict())
 
     def _clean_run(self, edits: Sequence[EditRequest], document: Mapping[str, Any], graph: Graph | None) -> CleanRun:
         if graph is not None:

@@ -47,6 +47,7 @@ class GraphFolder:
             raise InputError(f"no folder of graphs at {self.folder}; make it, or name another")
         self._reading = threading.Lock()
         self._known: OrderedDict[tuple[str, int, int], Columns] = OrderedDict()
+        self._opened: tuple[tuple[str, int, int], Graph] | None = None
 
     def entries(self) -> tuple[list[dict[str, Any]], str | None]:
         """(metadata of each graph, with bytes and whether it can be pruned anew; what is wrong with the index, or None).
@@ -92,8 +93,7 @@ class GraphFolder:
     def columns(self, slug: str) -> Columns:
         """A graph, kept in memory until its file changes. Raises NotThere or FileFormatError."""
         path = self.path(slug)
-        stat = path.stat()
-        key = (str(path), stat.st_mtime_ns, stat.st_size)
+        key = _version(path)
         with self._reading:
             if key not in self._known:
                 self._known[key] = Columns(load_viewer_json(path))
@@ -110,10 +110,23 @@ class GraphFolder:
         path = self.whole(slug)
         if path is None:
             raise Conflict(
-                f"only the pruned JSON of {slug!r} is in this folder; pruning anew needs the whole graph beside it, "
+                f"only the pruned JSON of {slug!r} is in this folder; this needs the whole graph beside it, "
                 f"{slug}.safetensors (circuit-tracer attribute -o {slug}.safetensors) or {slug}.pt"
             )
         return as_graph(path)
+
+    def opened(self, slug: str) -> Graph:
+        """The unpruned graph, kept in memory until another one is asked for or its file changes; not to be changed. What is
+        found out about its prompt is kept with it. Raises Conflict if only its JSON is here.
+        """
+        path = self.whole(slug)
+        key = None if path is None else _version(path)
+        with self._reading:
+            if key is None or self._opened is None or self._opened[0] != key:
+                graph = self.graph(slug)
+                assert key is not None
+                self._opened = key, graph
+            return self._opened[1]
 
     def save_view(self, slug: str, view: Mapping[str, Any]) -> dict[str, Any]:
         """Put a view (pins, supernodes, places, labels) into the graph's file; returns it as saved.
@@ -219,6 +232,12 @@ class GraphFolder:
             ) from error
         with atomic_write(path) as temporary:
             temporary.write_bytes(gzip.compress(data, 6) if path.suffix == ".gz" else data)
+
+
+def _version(path: Path) -> tuple[str, int, int]:
+    """Differs once a file was written anew."""
+    stat = path.stat()
+    return str(path), stat.st_mtime_ns, stat.st_size
 
 
 def _labels_of(document: Mapping[str, Any]) -> dict[Any, str]:

@@ -41,6 +41,11 @@ class Site:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
+    def head_table(self) -> Path:
+        """Where a diagnosis of the model's heads is, if there is one."""
+        return (self.features or self.graphs.folder / "features") / "heads.json"
+
+    @property
     def model(self) -> Engine:
         """The engine; Conflict if the server has no model."""
         if self.engine is None:

@@ -2,7 +2,7 @@
 
 import { h, number, percent, replace } from "./dom.js";
 import { effectWords } from "./effect.js";
-import { nodeLabel, placeName } from "./labels.js";
+import { isToken, nodeLabel, placeName } from "./labels.js";
 import { inputsOf, outputsOf } from "./read_graph.js";
 import { edgeId, linkOf, selection } from "./selection.js";
 
@@ -122,7 +122,7 @@ export function showTooltip(view, node, raw = false) {
   const { state } = view.store;
   const lines = [h("strong", {}, nodeLabel(graph, state, node)), h("div", { class: "quiet" }, placeName(graph, node))];
   if (node.activation !== null) lines.push(fact("activation", number(node.activation)));
-  if (node.probability !== null) lines.push(fact("probability", number(node.probability)));
+  if (node.probability !== null) lines.push(fact(isToken(node) ? "probability" : "weight", number(node.probability)));
   const changed = effectWords(state, node.id);
   if (changed) lines.push(fact("intervention", changed));
   lines.push(...sharesWith(selection(graph, state), node));

@@ -50,6 +50,20 @@ export class ServerClient {
     return new RunningJob(this, this.ask("POST", "api/traces", request));
   }
 
+  /** request: {source, target}. */
+  explainEdge(slug, request) {
+    return this.ask("POST", `${graphAddress(slug)}/explain-edge`, request);
+  }
+
+  /** request: {layer, head, query, key, versus}; key null for the one that is looked at most. */
+  explainLook(slug, request) {
+    return this.ask("POST", `${graphAddress(slug)}/explain-score`, request);
+  }
+
+  heads() {
+    return this.ask("GET", "api/heads");
+  }
+
   intervene(slug, request) {
     return new RunningJob(this, this.ask("POST", `${graphAddress(slug)}/intervene`, request));
   }

@@ -17,9 +17,17 @@ export async function saveOnServer({ graph, store, server }) {
 
 /** Trace another prompt, beginning with this one. */
 export function traceAnother({ graph, server }) {
-  const { prompt } = graph.metadata;
-  const between = graph.tokens.slice(1).some((token) => /^\s/.test(token)) ? "" : " ";
-  traceDialog(server, typeof prompt === "string" && prompt ? prompt : graph.tokens.join(between));
+  traceDialog(server, promptOf(graph));
+}
+
+/** Trace this prompt with another target. */
+export function traceTarget({ graph, server }, target) {
+  traceDialog(server, promptOf(graph), target);
+}
+
+function promptOf({ metadata: { prompt }, tokens }) {
+  const between = tokens.slice(1).some((token) => /^\s/.test(token)) ? "" : " ";
+  return typeof prompt === "string" && prompt ? prompt : tokens.join(between);
 }
 
 /** Thresholds to prune the whole graph at; the page is loaded again with what it shows kept in its address. */

@@ -1,0 +1,81 @@
+// What a score of attention is made of: contributors on the query's side and on the key's side, and pairs of both.
+
+import { h } from "./dom.js";
+import { nodeName } from "./names.js";
+import { layerName } from "./labels.js";
+import { shareWidth } from "./palette.js";
+
+const MOST_ROWS = 40;
+
+/** Both sides and the pairs. score: as `readScore` makes it. */
+export function scoreLists(page, score) {
+  return [
+    h(
+      "div",
+      { class: "lists" },
+      side(page, "Query side", "what the query\u2019s token holds", "score-query", score.querySide),
+      side(page, "Key side", "what the key\u2019s token holds", "score-key", score.keySide),
+    ),
+    pairs(page, score.pairs),
+  ];
+}
+
+function side(page, title, words, id, rows) {
+  return section(
+    title,
+    words,
+    id,
+    rows,
+    rows.map(({ name, weight }) => row([where(page, name)], [nodeName(page, name)], weight, most(rows))),
+  );
+}
+
+function pairs(page, rows) {
+  const arrow = h("span", { class: "quiet", "aria-hidden": "true" }, " \u2192 ");
+  return section(
+    "Top pairs",
+    "key \u2192 query",
+    "score-pairs",
+    rows,
+    rows.map(({ query, key, weight }) =>
+      row([], [nodeName(page, key), arrow.cloneNode(true), nodeName(page, query)], weight, most(rows)),
+    ),
+  );
+}
+
+function section(title, words, id, rows, elements) {
+  return h(
+    "section",
+    { "data-testid": id },
+    h("h3", {}, title, h("span", { class: "quiet" }, words)),
+    rows.length ? h("ul", { class: "rows" }, elements.slice(0, MOST_ROWS)) : h("p", { class: "quiet" }, "none listed"),
+    rows.length > MOST_ROWS ? h("p", { class: "quiet" }, `and ${rows.length - MOST_ROWS} weaker ones`) : null,
+  );
+}
+
+const most = (rows) => Math.max(1e-30, ...rows.map(({ weight }) => Math.abs(weight)));
+
+function row(place, names, weight, largest) {
+  return h(
+    "li",
+    { class: place.length ? "score-row" : "score-row pair" },
+    place.length ? h("span", { class: "where" }, place) : null,
+    h("span", { class: "what" }, names),
+    h("span", { class: "value" }, twoDecimals(weight)),
+    h("span", {
+      class: `share ${weight < 0 ? "negative" : "positive"}`,
+      style: { width: `${shareWidth((weight / largest) ** 2, 100).toFixed(1)}%` },
+    }),
+  );
+}
+
+function where({ graph }, name) {
+  const node = graph.byId.get(name);
+  return node ? layerName(graph, node.layer) : "";
+}
+
+/** A score as people compare them. */
+export function twoDecimals(value) {
+  const text = Math.abs(value).toFixed(2);
+  return value < 0 && text !== "0.00" ? `\u2212${text}` : text;
+}
