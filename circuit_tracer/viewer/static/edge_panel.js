@@ -127,8 +127,8 @@ class EdgePanel {
     const at = (node) => tokenChip(graph, node.position);
     return [
       h("div", { class: "edge-facts", "data-testid": "edge-hops" }, hopWords(heads)),
-      this._ends("first", ["First head", ", which picks it up at ", at(source)], heads, weight, { key: source.position }),
-      this._ends("last", ["Last head", ", which delivers it at ", at(target)], heads, weight, { query: target.position }),
+      this._ends("first", ["First head", "picks it up at", at(source)], heads, weight, { key: source.position }),
+      this._ends("last", ["Last head", "delivers it at", at(target)], heads, weight, { query: target.position }),
       heads.byHops ? hopBars(heads, weight) : null,
       heads.paths ? this._paths(heads, weight) : null,
       heads.through ? this._through(heads) : null,
@@ -158,7 +158,7 @@ class EdgePanel {
     return h(
       "section",
       { "data-testid": `edge-${end}` },
-      h("h3", {}, title[0], h("span", { class: "quiet" }, ...title.slice(1)), listed.length > MOST_HEADS ? more : null),
+      h("h3", {}, title[0], h("span", { class: "quiet" }, title[1]), title[2], listed.length > MOST_HEADS ? more : null),
       rows.length
         ? signedBars(`${title[0]}s, shares of the link`, rows)
         : h("p", { class: "quiet" }, "It runs through no head."),

@@ -23,7 +23,7 @@ export function headFilter({ graph, store }) {
   const input = h("input", {
     type: "search",
     size: 7,
-    placeholder: "any head",
+    placeholder: "through head",
     list: "head-names",
     "aria-label": "Show links through this head alone",
     "data-testid": "head-filter",
@@ -51,7 +51,6 @@ export function headFilter({ graph, store }) {
   const element = h(
     "span",
     { class: "head-filter", title: "Links that have the head among their strongest first or last ones" },
-    h("span", {}, "Through"),
     input,
     end,
     h(
