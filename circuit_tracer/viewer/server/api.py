@@ -15,7 +15,7 @@ from starlette.responses import Response
 from circuit_tracer.graph.files.read_json import require_as_written
 from circuit_tracer.graph.files.viewer_json import check_slug, graph_document
 from circuit_tracer.viewer.server.columns import MOST_LINKS, MOST_NODES
-from circuit_tracer.viewer.server.head_messages import EdgeAnswer, EdgeQuestion, HeadTableFile, ScoreQuestion
+from circuit_tracer.viewer.server.head_messages import EdgeAnswer, EdgeQuestion, HeadTableFile, LinksQuestion
 from circuit_tracer.viewer.server.head_table import read_head_table
 from circuit_tracer.viewer.server.jobs import Job
 from circuit_tracer.viewer.server.messages import (
@@ -150,6 +150,21 @@ def explain_edge(slug: str, site: Served, asked: EdgeQuestion) -> EdgeAnswer:
     engine = site.model
     with site.jobs.alone("explaining a link"):
         return engine.explain_edge(site.graphs.opened(slug), asked)
+
+
+@API.post("/api/graphs/{slug}/explain-links")
+def explain_links(slug: str, site: Served, asked: LinksQuestion) -> JobReport:
+    """Split all links of a graph's file over heads, and keep the strongest heads in it and in the whole graph's file."""
+    engine, document = site.model, site.graphs.document(slug)
+
+    def work(job: Job) -> dict[str, Any]:
+        job.progress("splitting links over heads")
+        graph = site.graphs.graph(slug)
+        engine.explain_links(graph, document, asked.keep)
+        job.progress("saving")
+        return {"links": site.graphs.add_heads(slug, graph)}
+
+    return _report(site.jobs.start("heads", work))
 
 
 @API.get("/api/jobs/{id}")

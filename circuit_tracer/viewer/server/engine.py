@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.attention import explain_edge
+from circuit_tracer.attention import explain_edge, explain_edges
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.target_text import parse_target
 from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError
@@ -180,6 +180,16 @@ class Engine:
     def explain_edge(self, graph: Graph, asked: EdgeQuestion) -> EdgeAnswer:
         """The heads that a link runs through. Raises what `circuit_tracer.attention.explain_edge` does."""
         return EdgeAnswer(**explain_edge(graph, asked.source, asked.target, self.model, paths=asked.paths).to_dict())
+
+    def explain_links(self, graph: Graph, document: Mapping[str, Any], keep: int) -> None:
+        """Give a graph the strongest heads of its edges that a document shows."""
+        names = set(graph.nodes.ids())
+        pairs = [(str(link.get("source")), str(link.get("target"))) for link in document["links"]]
+        if lost := [name for pair in pairs for name in pair if name not in names]:
+            raise CompatibilityError(
+                f"the JSON of this graph has a node {lost[0]!r} that the whole graph beside it has not; prune it anew"
+            )
+        explain_edges(graph, self.model, keep, pairs)
 
     def _clean_run(self, edits: Sequence[EditRequest], document: Mapping[str, Any], graph: Graph | None) -> CleanRun:
         if graph is not None:

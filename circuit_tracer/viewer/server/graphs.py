@@ -31,6 +31,7 @@ from circuit_tracer.viewer.server.folders import file_inside
 from circuit_tracer.viewer.server.problems import Conflict, NotThere
 
 if TYPE_CHECKING:
+    from circuit_tracer.graph.edge_heads import HeadsOfEdge
     from circuit_tracer.graph.graph import Graph
 
 WHOLE = (".safetensors", ".pt")
@@ -117,8 +118,9 @@ class GraphFolder:
 
     def opened(self, slug: str) -> Graph:
         """The unpruned graph, kept in memory until another one is asked for or its file changes; not to be changed. What is
-        found out about its prompt is kept with it. Raises Conflict if only its JSON is here.
+        found out about its prompt is kept with it. Raises NotThere without the graph, Conflict if only its JSON is here.
         """
+        self.path(slug)
         path = self.whole(slug)
         key = None if path is None else _version(path)
         with self._reading:
@@ -142,6 +144,20 @@ class GraphFolder:
             saved = {**old, **view, "clerps": _first_of_each(labels)}
             self._write(path, {**columns.document, "qParams": saved})
         return saved
+
+    def add_heads(self, slug: str, graph: Graph) -> int:
+        """Put the heads that a graph's edges run through (`Graph.edge_heads`) into its files; how many links have some now."""
+        table = graph.edge_heads
+        assert table is not None
+        names = graph.nodes.ids()
+        pairs = zip(table.source.tolist(), table.target.tolist(), strict=True)
+        found = {(names[source], names[target]): row for (source, target), row in zip(pairs, table.rows(range(len(table))), strict=True)}
+        with writing_graphs(self.folder):
+            path, document = self.path(slug), self.document(slug)
+            links = [_with_heads(link, found.get((link.get("source"), link.get("target")))) for link in document["links"]]
+            graph.save(self.folder / f"{slug}.safetensors")
+            self._write(path, {**document, "links": links})
+        return sum("heads" in link for link in links)
 
     def add(self, slug: str, graph: Graph, document: GraphDocument, replace: bool = False) -> None:
         """Save a new graph: whole, for the page, and in the index. Raises Conflict if the name is taken.
@@ -232,6 +248,10 @@ class GraphFolder:
             ) from error
         with atomic_write(path) as temporary:
             temporary.write_bytes(gzip.compress(data, 6) if path.suffix == ".gz" else data)
+
+
+def _with_heads(link: Mapping[str, Any], heads: HeadsOfEdge | None) -> dict[str, Any]:
+    return dict(link) if heads is None else {**link, "heads": heads.to_json()}
 
 
 def _version(path: Path) -> tuple[str, int, int]:

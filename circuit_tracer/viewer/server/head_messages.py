@@ -56,6 +56,12 @@ class EdgeAnswer(BaseModel):
     residual: float
 
 
+class LinksQuestion(Sent):
+    """Which heads do all links of a graph's file run through?"""
+
+    keep: int = Field(default=3, ge=1, le=100, description="first and last heads to keep, the strongest of each link")
+
+
 class ScoreQuestion(Sent):
     """Why does a head look from a query at a key, rather than at another one or at all others?"""
 

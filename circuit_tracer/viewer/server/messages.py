@@ -157,12 +157,12 @@ class Tokens(BaseModel):
 
 
 class JobReport(BaseModel):
-    """A job. `result` is there when `state` is done: {slug, nodes, links} of a trace, else an `InterventionResult` or a
-    `SteeringResult`.
+    """A job. `result` is there when `state` is done: {slug, nodes, links} of a trace, {links} of a graph's links over heads, else
+    an `InterventionResult` or a `SteeringResult`.
     """
 
     id: str
-    kind: Literal["trace", "intervene", "steer"]
+    kind: Literal["trace", "intervene", "steer", "heads"]
     state: Literal["running", "done", "failed", "cancelled"]
     stage: str
     done: int

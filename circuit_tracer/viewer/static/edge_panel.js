@@ -5,6 +5,7 @@ import { h, number, percent, redraw } from "./dom.js";
 import { explainedHeads, headName, leftOver } from "./heads.js";
 import { headChip, nodeName, tokenChip } from "./names.js";
 import { linkOf } from "./selection.js";
+import { splitLinksButton } from "./server_tools.js";
 
 const MOST_HEADS = 12;
 const MOST_HOPS = 8;
@@ -22,7 +23,7 @@ export const panel = {
 
 class EdgePanel {
   constructor(element, page) {
-    Object.assign(this, { element, page, answers: new Map(), all: false });
+    Object.assign(this, { element, page, answers: new Map(), all: false, split: splitLinksButton(page) });
   }
 
   update(state, changed) {
@@ -44,6 +45,7 @@ class EdgePanel {
       { class: "empty" },
       h("p", {}, words),
       h("p", { class: "quiet" }, "In the graph, or \u201cheads\u201d in a row of Connections."),
+      this.split,
     );
   }
 
@@ -135,6 +137,7 @@ class EdgePanel {
       heads.residual === undefined
         ? null
         : h("p", { class: "quiet", "data-testid": "edge-residual" }, `These sums miss the link by ${number(heads.residual)} (relative).`),
+      this.split,
     ];
   }
 

@@ -55,6 +55,11 @@ export class ServerClient {
     return this.ask("POST", `${graphAddress(slug)}/explain-edge`, request);
   }
 
+  /** All links of the file. */
+  explainLinks(slug) {
+    return new RunningJob(this, this.ask("POST", `${graphAddress(slug)}/explain-links`, {}));
+  }
+
   /** request: {layer, head, query, key, versus}; key null for the one that is looked at most. */
   explainLook(slug, request) {
     return this.ask("POST", `${graphAddress(slug)}/explain-score`, request);

@@ -1,0 +1,125 @@
+"""What the server says of attention heads, against the same asked in Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from circuit_tracer.attention import explain_edge
+from circuit_tracer.graph import Graph
+from circuit_tracer.replacement_model import ReplacementModel
+from circuit_tracer.viewer.server import Server
+from circuit_tracer.viewer.server.columns import Columns
+from tests.support.asking import ask, finished
+
+TABLE = {
+    "model": "a model",
+    "scores": {"induction": "attention to tokens that followed an earlier equal token", "ablation": "loss without the head"},
+    "heads": [{"layer": 0, "head": 1, "induction": 0.5, "ablation": None}],
+}
+
+
+@pytest.fixture
+def demo_served(served: Server, graph_folder: Path, demo_graph: Graph) -> Server:
+    """The embedded model's graph beside the small one."""
+    demo_graph.save(graph_folder / "demo.safetensors")
+    demo_graph.to_json("demo", graph_folder, node_threshold=0.9)
+    return served
+
+
+def link_through_heads(document: dict[str, Any]) -> tuple[str, str]:
+    """The strongest link between two tokens."""
+    place = {node["node_id"]: node["ctx_idx"] for node in document["nodes"]}
+    across = [link for link in document["links"] if place[link["source"]] != place[link["target"]]]
+    strongest = max(across, key=lambda link: abs(link["weight"]))
+    return strongest["source"], strongest["target"]
+
+
+def test_a_link_is_split_as_python_splits_it(
+    demo_served: Server, graph_folder: Path, demo_model: ReplacementModel, demo_graph: Graph
+) -> None:
+    document = json.loads((graph_folder / "demo.json").read_text())
+    source, target = link_through_heads(document)
+    answer = ask(demo_served, "/api/graphs/demo/explain-edge", {"source": source, "target": target, "paths": 3})
+    assert answer.status == 200, answer.error
+    assert answer.json == explain_edge(demo_graph, source, target, demo_model, paths=3).to_dict()
+    assert sum(weight for *_, weight in answer.json["first"]) + answer.json["direct"] == pytest.approx(
+        answer.json["weight"], rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("slug", "body", "status", "part"),
+    [
+        ("demo", {"source": "E_1_0", "target": "99_1_1"}, 400, "99_1_1"),
+        ("demo", {"source": "TARGET", "target": "SOURCE"}, 400, "no edge from"),
+        ("demo", {"source": "SOURCE", "target": "TARGET", "paths": -1}, 400, "paths"),
+        ("demo", {"source": "SOURCE"}, 400, "target"),
+        ("demo", {"source": "SOURCE", "target": 7}, 400, "target"),
+        ("small", {"source": "0_5_0", "target": "1_7_1"}, 409, "whole graph"),
+        ("none", {"source": "0_5_0", "target": "1_7_1"}, 404, "no graph"),
+    ],
+    ids=["no node", "no edge", "no number of paths", "no target", "no text", "only its JSON", "no graph"],
+)
+def test_what_is_no_link_is_said(
+    demo_served: Server, graph_folder: Path, slug: str, body: dict[str, Any], status: int, part: str
+) -> None:
+    ends = dict(zip(("SOURCE", "TARGET"), link_through_heads(json.loads((graph_folder / "demo.json").read_text())), strict=True))
+    asked = {name: ends.get(value, value) if isinstance(value, str) else value for name, value in body.items()}
+    answer = ask(demo_served, f"/api/graphs/{slug}/explain-edge", asked)
+    assert (answer.status, part in answer.error) == (status, True), answer.error
+
+
+def test_the_model_explains_one_thing_at_a_time(demo_served: Server) -> None:
+    with demo_served.site.jobs.alone("something else"):
+        answer = ask(demo_served, "/api/graphs/demo/explain-edge", {"source": "a", "target": "b"})
+    assert (answer.status, "something else" in answer.error) == (503, True)
+
+
+def test_a_table_of_heads_beside_the_features_is_handed_out(served: Server, graph_folder: Path) -> None:
+    assert ask(served, "/api/session").json["heads"] is False
+    assert ask(served, "/api/heads").status == 404
+    (graph_folder / "features").mkdir()
+    (graph_folder / "features" / "heads.json").write_text(json.dumps(TABLE))
+    assert ask(served, "/api/session").json["heads"] is True
+    assert ask(served, "/api/heads").json == TABLE
+    for broken in ("{", "[]", '{"model": "a", "scores": {}, "heads": [{"layer": []}]}'):
+        (graph_folder / "features" / "heads.json").write_text(broken)
+        answer = ask(served, "/api/heads")
+        assert (answer.status, "heads.json" in answer.error) == (400, True)
+
+
+def test_the_look_of_a_head_is_traced_as_a_target(served: Server, graph_folder: Path) -> None:
+    body = {"prompt": "the capital of the state containing Dallas is", "slug": "look", "targets": ["attn:L1H0:8:7:rest"]}
+    report = finished(served, ask(served, "/api/traces", body))
+    assert report["state"] == "done", report
+    document = json.loads((graph_folder / "look.json").read_text())
+    (target,) = [node for node in document["nodes"] if node["feature_type"] == "logit"]
+    assert target["target_kind"] == "attention"
+    assert target["token"].startswith("L1H0 ")
+    report = finished(served, ask(served, "/api/traces", {**body, "targets": ["attn:L1H0:7:8"], "replace": True}))
+    assert report["state"] == "failed"
+
+
+def test_all_links_are_split_and_both_files_keep_it(
+    demo_served: Server, graph_folder: Path, demo_model: ReplacementModel, demo_graph: Graph
+) -> None:
+    before = json.loads((graph_folder / "demo.json").read_text())
+    report = finished(demo_served, ask(demo_served, "/api/graphs/demo/explain-links", {"keep": 2}))
+    assert report["state"] == "done", report
+    after = ask(demo_served, "/api/graphs/demo").json
+    assert report["result"] == {"links": len(before["links"])}
+    assert [{**link, "heads": None} for link in before["links"]] == [{**link, "heads": None} for link in after["links"]]
+    source, target = link_through_heads(before)
+    (heads,) = [each["heads"] for each in after["links"] if (each["source"], each["target"]) == (source, target)]
+    expected = explain_edge(demo_graph, source, target, demo_model)
+    assert heads["hops"] == pytest.approx(expected.mean_hops, rel=1e-4)
+    assert [row[:2] for row in heads["first"]] == [[row.layer, row.head] for row in expected.strongest(2)["first"]]
+    kept = Graph.load(graph_folder / "demo.safetensors").edge_heads
+    assert kept is not None
+    assert len(kept) == len(before["links"])
+    part = Columns(after).part(1000, 5)
+    assert all(link["heads"]["first"] is not None for link in part["links"])
