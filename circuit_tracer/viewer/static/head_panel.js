@@ -167,7 +167,8 @@ class HeadPanel {
         problem ? h("p", { class: "finding" }, problem) : null,
         problem ? button("Ask again", "Ask the model again", () => this._again(state.head), "head-again") : null,
       ),
-      score ? [this._sentence(score), scoreLists(this.page, score), this._balance(score)] : null,
+      score ? [this._sentence(score), scoreLists(this.page, score)] : null,
+      score?.residual ? h("p", { class: "quiet" }, `These sums miss the score by ${number(score.residual)} (relative).`) : null,
     ];
   }
 
@@ -227,30 +228,16 @@ class HeadPanel {
 
   _sentence(score) {
     const share = score.pattern?.[score.key];
-    const words = score.versus === null ? `score ${twoDecimals(score.score)}` : `log attention differs by ${twoDecimals(score.score)}`;
+    const what = score.versus === null ? "score" : "log attention differs by";
+    const words = score.score === null ? "" : `${what} ${twoDecimals(score.score)}`;
     const target = `attn:${lookText(score)}`;
     return h(
       "div",
       { class: "list-head", "data-testid": "head-score" },
-      h("span", {}, share === undefined ? "" : `${percent(share)} of its attention \u00b7 `, words),
+      h("span", {}, [share === undefined ? "" : `${percent(share)} of its attention`, words].filter(Boolean).join(" \u00b7 ")),
       this.page.explain.hasModel
         ? button("Trace this", `Trace the prompt with ${target} as what is explained`, () => traceTarget(this.page, target), "head-trace")
         : null,
-    );
-  }
-
-  /** What no node of the graph carries, and how well it adds up. */
-  _balance({ rest, residual }) {
-    if (!rest.length && residual === null) return null;
-    return h(
-      "p",
-      { class: "quiet", "data-testid": "head-balance" },
-      [
-        ...rest.map(({ name, weight }) => `${name} ${twoDecimals(weight)}`),
-        residual === null ? "" : `off by ${number(residual)} (relative)`,
-      ]
-        .filter(Boolean)
-        .join(" \u00b7 "),
     );
   }
 

@@ -7,7 +7,7 @@ import { layerName, nodeLabel, placeName, tokenText } from "./labels.js";
 /** A node's name, which selects it; a node that this file does not hold is plain text. */
 export function nodeName({ graph, store, actions }, id) {
   const node = graph.byId.get(id);
-  if (!node) return h("span", { class: "quiet", title: "not in this file" }, otherName(graph, id));
+  if (!node) return h("span", { class: "quiet", title: `${id}, no node of this file` }, otherName(graph, id));
   return h(
     "button",
     {
@@ -25,8 +25,18 @@ export function nodeName({ graph, store, actions }, id) {
   );
 }
 
-/** What can be told of a node from its id alone. */
+const BIASES = {
+  own: "biases of its projection",
+  position: "position embeddings",
+  decoder: "decoder biases",
+  left_out: "outputs of left-out tokens",
+  attention: "attention biases below",
+};
+
+/** What can be told of a node from its id alone, or of constants, {layer}_bias_{kind}_{position}. */
 export function otherName(graph, id) {
+  const kind = /^\d+_bias_(\w+)_\d+$/.exec(id)?.[1];
+  if (kind) return BIASES[kind] ?? id;
   const [, layer, feature, position] = /^(\d+)_(-?\d+)_(\d+)$/.exec(id) ?? [];
   if (layer === undefined) return id;
   const place = `${layerName(graph, Number(layer))} \u00b7 ${tokenText(graph, Number(position))}`;

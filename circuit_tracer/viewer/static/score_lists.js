@@ -6,6 +6,7 @@ import { layerName } from "./labels.js";
 import { shareWidth } from "./palette.js";
 
 const MOST_ROWS = 40;
+const PLURALS = { feature: "features", error: "errors", token: "tokens", bias: "biases" };
 
 /** Both sides and the pairs. score: as `readScore` makes it. */
 export function scoreLists(page, score) {
@@ -20,12 +21,14 @@ export function scoreLists(page, score) {
   ];
 }
 
-function side(page, title, words, id, rows) {
+function side(page, title, words, id, { top: rows, parts }) {
+  const amounts = Object.entries(parts ?? {}).filter(([, amount]) => amount !== 0);
   return section(
     title,
     words,
     id,
-    rows,
+    amounts.length ? amounts.map(([kind, amount]) => `${PLURALS[kind] ?? kind} ${twoDecimals(amount)}`).join(" \u00b7 ") : null,
+    rows.length,
     rows.map(({ name, weight }) => row([where(page, name)], [nodeName(page, name)], weight, most(rows))),
   );
 }
@@ -36,20 +39,22 @@ function pairs(page, rows) {
     "Top pairs",
     "key \u2192 query",
     "score-pairs",
-    rows,
+    null,
+    rows.length,
     rows.map(({ query, key, weight }) =>
       row([], [nodeName(page, key), arrow.cloneNode(true), nodeName(page, query)], weight, most(rows)),
     ),
   );
 }
 
-function section(title, words, id, rows, elements) {
+function section(title, words, id, sums, count, elements) {
   return h(
     "section",
     { "data-testid": id },
     h("h3", {}, title, h("span", { class: "quiet" }, words)),
-    rows.length ? h("ul", { class: "rows" }, elements.slice(0, MOST_ROWS)) : h("p", { class: "quiet" }, "none listed"),
-    rows.length > MOST_ROWS ? h("p", { class: "quiet" }, `and ${rows.length - MOST_ROWS} weaker ones`) : null,
+    sums ? h("p", { class: "quiet" }, sums) : null,
+    count ? h("ul", { class: "rows" }, elements.slice(0, MOST_ROWS)) : h("p", { class: "quiet" }, "none listed"),
+    count > MOST_ROWS ? h("p", { class: "quiet" }, `and ${count - MOST_ROWS} weaker ones`) : null,
   );
 }
 

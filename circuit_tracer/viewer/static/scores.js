@@ -3,11 +3,29 @@
 const TARGET = /^L(\d+)H(\d+) .*@(\d+) -> .*@(\d+)(?: rather than (?:(the rest)|.*@(\d+)))?$/s;
 
 /**
- * {layer, head, query, key, versus, score, pattern, querySide, keySide, pairs, rest, residual} of the server's answer: the sides
- * [{name, weight}] by node id, pairs [{query, key, weight}], rest [{name, weight}] of what no node carries.
+ * {layer, head, query, key, versus, score, pattern, querySide, keySide, pairs, residual} of the server's answer. The sides are
+ * {top: [{name, weight}], parts}: the strongest by node id, and what features, errors, tokens and biases add up to, by kind; pairs
+ * [{query, key, weight}]. Of a file without them score, pattern, parts and residual are null.
  */
-export function readScore(answer) {
-  return { ...answer };
+export function readScore({ query_side: querySide, key_side: keySide, pairs, ...given }) {
+  return { ...given, querySide: readSide(querySide), keySide: readSide(keySide), pairs: readPairs(pairs) };
+}
+
+const readSide = ({ top, parts }) => ({ top: readList(top), parts });
+
+const isAmount = ([name, weight]) => typeof name === "string" && Number.isFinite(weight);
+const rowsOf = (value) => (Array.isArray(value) ? value.filter(Array.isArray) : []);
+
+function readList(rows) {
+  return rowsOf(rows)
+    .filter(isAmount)
+    .map(([name, weight]) => ({ name, weight }));
+}
+
+function readPairs(rows) {
+  return rowsOf(rows)
+    .filter(([query, ...key]) => typeof query === "string" && isAmount(key))
+    .map(([query, key, weight]) => ({ query, key, weight }));
 }
 
 /** What a target of kind attention looks at, by its label; null for other nodes. */
@@ -36,21 +54,13 @@ export function scoreInFile(graph, look) {
   if (!found) return null;
   const { node, ...where } = found;
   const results = node.raw.qk_tracing_results;
-  const list = (rows) =>
-    (Array.isArray(rows) ? rows : [])
-      .filter((row) => Array.isArray(row) && typeof row[0] === "string" && Number.isFinite(row[1]))
-      .map(([name, weight]) => ({ name, weight }));
-  const pairs = (Array.isArray(results.pair_wise_contributors) ? results.pair_wise_contributors : [])
-    .filter((row) => Array.isArray(row) && typeof row[0] === "string" && typeof row[1] === "string" && Number.isFinite(row[2]))
-    .map(([query, key, weight]) => ({ query, key, weight }));
   return {
     ...where,
     score: null,
     pattern: null,
-    querySide: list(results.top_q_marginal_contributors),
-    keySide: list(results.top_k_marginal_contributors),
-    pairs,
-    rest: [],
+    querySide: { top: readList(results.top_q_marginal_contributors), parts: null },
+    keySide: { top: readList(results.top_k_marginal_contributors), parts: null },
+    pairs: readPairs(results.pair_wise_contributors),
     residual: null,
   };
 }
