@@ -13,6 +13,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = "circuit_tracer"
 
@@ -113,7 +115,15 @@ LATE = [
     Row("viewer.server.neuronpedia", "", "graphs are served without torch"),
 ]
 
-HOOKS_ARE_REGISTERED_IN = {"models.run"}  # the one way to run a model
+# How a module of a running model is got at: the lines that do so, and the modules that may. torch's own hooks lie in
+# dictionaries that it goes through while other threads run, so nobody uses them.
+GETS_AT_MODULES = {
+    r"\.register_\w*hook\(": set(),
+    r"\b_forward_(pre_)?hooks\b(?!\.values)": {"models.watched"},  # others' are looked for there
+    r"\.forward = |\[.forward.\] = |setattr\(.*\bforward\b": {"models.watched"},
+    r"\b_(compiled_)?call_impl\b": {"models.watched"},
+    r"models\.watched import .*\b(Hook|watched)\b": {"models.run"},  # the one way to run a model
+}
 
 # What parses files and packed data is called in files/ alone, where it has limits. Elsewhere, for what this package made.
 PARSERS = re.compile(
@@ -291,17 +301,18 @@ def test_functions_import_what_is_slow_and_nothing_else() -> None:
     _report("imports inside functions that belong at the top of the file", [str(one) for one in broken])
 
 
-def test_hooks_are_registered_in_one_file() -> None:
+@pytest.mark.parametrize("line", GETS_AT_MODULES)
+def test_a_running_model_is_got_at_in_one_way(line: str) -> None:
     """Whoever reads or writes a place of a running model asks models/run.py for it."""
-    call = re.compile(r"\.register_\w*hook\(|\._forward_(pre_)?hooks\b(?!\.values)")
-    found = [
-        f"{path.relative_to(ROOT)}:{number} {line.strip()}"
+    found = {
+        f"{path.relative_to(ROOT)}:{number} {text.strip()}": module
         for module, path in modules().items()
-        if module not in HOOKS_ARE_REGISTERED_IN
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if call.search(line)
-    ]
-    _report("hooks that are registered outside models/run.py; read, write or hold the place through it", found)
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(line, text)
+    }
+    assert GETS_AT_MODULES[line] <= set(found.values()), "nothing needs this row any more"
+    outside = [place for place, module in found.items() if module not in GETS_AT_MODULES[line]]
+    _report("modules that are got at past models/run.py; read, write or hold the place through it", outside)
 
 
 def test_files_are_parsed_in_one_place() -> None:

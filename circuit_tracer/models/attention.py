@@ -174,8 +174,8 @@ def _first_keys(mask: Tensor | None, n_pos: int) -> Tensor:
     """
     if mask is None:
         raise UnsupportedModelError(
-            "this model hands no mask to its attention; its patterns cannot be recomputed, so long prompts cannot be traced, and "
-            "scores not explained"
+            "this model hands no mask to its attention; its patterns cannot be recomputed, so long prompts cannot be traced "
+            "and scores not explained"
         )
     first, place = torch.empty(n_pos, dtype=torch.int64), torch.arange(n_pos, device=mask.device)
     causal = True
@@ -188,6 +188,6 @@ def _first_keys(mask: Tensor | None, n_pos: int) -> Tensor:
     if not causal or bool((first.diff() < 0).any()):
         raise UnsupportedModelError(
             "this model's attention is neither causal nor causal within a window; its patterns cannot be recomputed, "
-            f"so that long prompts (this one has {n_pos} tokens) cannot be traced, and scores not explained"
+            f"so that long prompts (this one has {n_pos} tokens) cannot be traced and scores not explained"
         )
     return first

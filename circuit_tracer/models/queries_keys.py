@@ -58,7 +58,7 @@ class FrozenReads:
         with torch.enable_grad():
             made = self.made[head, position]
             rows = [self._gradients(made, each) for each in cotangents.split(max(1, BYTES_IN_FLIGHT // per_row))]
-        vectors = torch.cat([self._alone(row_nPD, position) for row_nPD in rows])
+        vectors = torch.cat([each_nPD[:, position] for each_nPD in rows])
         return self._through_norm(vectors, position, cotangents @ self.at_zero[head, position])
 
     def read_each(self, head: int, positions: list[int], cotangents_nd: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ class FrozenReads:
         return self._through_norm(gradient[0, positions], torch.tensor(positions), constants)
 
     def residuals(self, stream_PD: Tensor) -> float:
-        """How far all positions and heads are from vector . x + constant, relative to the largest, for cotangents at random."""
+        """How far positions are from vector . x + constant of their own x, for cotangents at random, relative to the largest."""
         generator = torch.Generator().manual_seed(0)
         cotangents = torch.randn(self.made.shape, generator=generator, dtype=torch.float64).to(self.made)
         with torch.enable_grad():
@@ -86,18 +86,6 @@ class FrozenReads:
             return found
         (found,) = torch.autograd.grad(made_d, self.entered, cotangents_nd, retain_graph=True, is_grads_batched=True)
         return found[:, 0]
-
-    def _alone(self, gradients_nPD: Tensor, position: int) -> Tensor:
-        """The rows of one position, once it is seen that there are no others."""
-        rows = gradients_nPD[:, position].clone()
-        gradients_nPD[:, position] = 0
-        if bool(gradients_nPD.any()):
-            others = gradients_nPD.any(dim=2).any(dim=0).nonzero().flatten().tolist()
-            raise UnsupportedModelError(
-                f"{self.what} of position {position} depend on positions {others[:4]} within their own attention module, so that "
-                "they are no reads of the stream at one position; scores of this model cannot be explained"
-            )
-        return rows
 
     def _through_norm(self, vectors_nD: Tensor, position: int | Tensor, constants_n: Tensor) -> tuple[Tensor, Tensor]:
         """From what enters the module to the stream."""
@@ -121,9 +109,9 @@ class FrozenReads:
 class LayerScores:
     """Scores of one layer on one prompt, and reads of the queries and keys behind them. All in the compute dtype.
 
-    raw = scaling * <query, key>; score = softcap * tanh(raw / softcap), or raw; pattern = softmax over the keys from first[query]
-    to query, and the head's sink where there is one. Raises InputError for a head or position that does not exist, a key behind
-    its query, and one outside the window.
+    raw = scaling * <query, key>; score = softcap * tanh(raw / softcap), or raw; pattern = softmax over the keys from
+    first[query] to query, and the head's sink where there is one. Raises InputError for a head or position that does not exist,
+    a key behind its query, and one outside the window.
     """
 
     layer: int
@@ -164,8 +152,8 @@ class LayerScores:
             )
         if key < first:
             raise InputError(
-                f"key {key} is outside the window of layer {self.layer}, whose query {query} sees keys {first} to {query}; give "
-                "one of these, or a layer that sees the whole prompt"
+                f"key {key} is outside the window of layer {self.layer}, whose query {query} sees keys {first} to {query}; "
+                "give one of these, or a layer that sees the whole prompt"
             )
 
     def raw(self, head: int, query: int, key: int | None = None) -> Tensor:
@@ -249,7 +237,7 @@ class _Met:
     stream: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, D)
     query: Tensor = field(default_factory=lambda: torch.empty(0))  # (H, P, d)
     key: Tensor = field(default_factory=lambda: torch.empty(0))  # (K, P, d)
-    call: Call = Call((), {})
+    call: Call = field(default_factory=lambda: Call((), {}))
 
 
 def _layer(parts: ModelParts, layer: int) -> int:
@@ -366,7 +354,8 @@ class _HeldNorm(nn.Module):
 
     def __init__(self, parameters: NormParameters) -> None:
         super().__init__()
-        self.parameters_of_norm, self.scales = parameters, []
+        self.norm = parameters
+        self.scales: list[Tensor] = []  # of each call until they are held
         self.held: Iterator[Tensor] | None = None
 
     def hold(self) -> None:
@@ -376,9 +365,9 @@ class _HeldNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The norm, in the compute dtype."""
         if self.held is None:
-            self.scales.append(self.parameters_of_norm.inverse_sigma(x.detach()))
+            self.scales.append(self.norm.inverse_sigma(x.detach()))
         scale = self.scales[-1] if self.held is None else next(self.held)
-        return self.parameters_of_norm.freeze(scale).forward(x)
+        return self.norm.freeze(scale).forward(x)
 
 
 def _own_copy(layer: LayerParts, dtype: torch.dtype) -> tuple[nn.Module, list[_HeldNorm]]:
@@ -425,7 +414,7 @@ def _verify(parts: ModelParts, one: LayerScores, met: _Met) -> None:
         if not (apart <= own and off <= _AFFINE[parts.compute_dtype]):
             raise UnsupportedModelError(
                 f"{reads.what} of layer {one.layer} of this {parts.architecture.model_type} are no affine map of the residual "
-                f"stream with the scales of norms frozen: they differ from it by {off:.1e}, and from those of the model's own "
-                f"pass by {apart:.1e}, relative to the largest. Its scores cannot be explained; please report it with the "
-                "model's config.json"
+                f"stream at their own position, with the scales of norms frozen: they differ from it by {off:.1e}, and from those "
+                f"of the model's own pass by {apart:.1e}, relative to the largest. Its scores cannot be explained; please report "
+                "it with the model's config.json"
             )
