@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from circuit_tracer.attention import explain_edge
+from circuit_tracer.attention import explain_edge, explain_score
 from circuit_tracer.graph import Graph
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.viewer.server import Server
 from circuit_tracer.viewer.server.columns import Columns
 from tests.support.asking import ask, finished
+from tests.support.documents import small_document
 
 TABLE = {
     "model": "a model",
@@ -22,20 +23,17 @@ TABLE = {
 }
 
 
-@pytest.fixture
-def demo_served(served: Server, graph_folder: Path, demo_graph: Graph) -> Server:
-    """The embedded model's graph beside the small one."""
-    demo_graph.save(graph_folder / "demo.safetensors")
-    demo_graph.to_json("demo", graph_folder, node_threshold=0.9)
-    return served
-
-
 def link_through_heads(document: dict[str, Any]) -> tuple[str, str]:
     """The strongest link between two tokens."""
     place = {node["node_id"]: node["ctx_idx"] for node in document["nodes"]}
     across = [link for link in document["links"] if place[link["source"]] != place[link["target"]]]
     strongest = max(across, key=lambda link: abs(link["weight"]))
     return strongest["source"], strongest["target"]
+
+
+def bare(folder: Path) -> None:
+    """A graph without its whole file."""
+    (folder / "bare.json").write_text(json.dumps(small_document()))
 
 
 def test_a_link_is_split_as_python_splits_it(
@@ -59,7 +57,7 @@ def test_a_link_is_split_as_python_splits_it(
         ("demo", {"source": "SOURCE", "target": "TARGET", "paths": -1}, 400, "paths"),
         ("demo", {"source": "SOURCE"}, 400, "target"),
         ("demo", {"source": "SOURCE", "target": 7}, 400, "target"),
-        ("small", {"source": "0_5_0", "target": "1_7_1"}, 409, "whole graph"),
+        ("bare", {"source": "0_5_0", "target": "1_7_1"}, 409, "whole graph"),
         ("none", {"source": "0_5_0", "target": "1_7_1"}, 404, "no graph"),
     ],
     ids=["no node", "no edge", "no number of paths", "no target", "no text", "only its JSON", "no graph"],
@@ -69,6 +67,7 @@ def test_what_is_no_link_is_said(
 ) -> None:
     ends = dict(zip(("SOURCE", "TARGET"), link_through_heads(json.loads((graph_folder / "demo.json").read_text())), strict=True))
     asked = {name: ends.get(value, value) if isinstance(value, str) else value for name, value in body.items()}
+    bare(graph_folder)
     answer = ask(demo_served, f"/api/graphs/{slug}/explain-edge", asked)
     assert (answer.status, part in answer.error) == (status, True), answer.error
 
@@ -123,3 +122,48 @@ def test_all_links_are_split_and_both_files_keep_it(
     assert len(kept) == len(before["links"])
     part = Columns(after).part(1000, 5)
     assert all(link["heads"]["first"] is not None for link in part["links"])
+
+
+def test_a_score_is_explained_as_python_explains_it(
+    demo_served: Server, demo_model: ReplacementModel, demo_graph: Graph
+) -> None:
+    asked = {"layer": 1, "head": 0, "query": 8, "key": 7, "versus": "rest"}
+    answer = ask(demo_served, "/api/graphs/demo/explain-score", asked)
+    assert answer.status == 200, answer.error
+    expected = explain_score(demo_graph, demo_model, 1, 0, 8, 7, "rest")
+    found = answer.json
+    labels = found.pop("labels")
+    assert found == json.loads(json.dumps(expected.to_dict(20, 20)))
+    assert set(labels) <= set(expected.kept(20, 20).ids)
+    assert "Texas (places)" in labels.values()
+    for versus in (2, None):
+        answer = ask(demo_served, "/api/graphs/demo/explain-score", {**asked, "versus": versus})
+        assert answer.json["score"] == pytest.approx(explain_score(demo_graph, demo_model, 1, 0, 8, 7, versus).score)
+    strongest = ask(demo_served, "/api/graphs/demo/explain-score", {"layer": 1, "head": 0, "query": 8}).json
+    assert strongest["key"] == max(range(9), key=strongest["pattern"].__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "part"),
+    [
+        ({"layer": 4}, 400, "layers"),
+        ({"head": 2}, 400, "head"),
+        ({"query": 9}, 400, "9 tokens"),
+        ({"query": 3, "key": 7}, 400, "sees nothing later"),
+        ({"key": 50}, 400, "9 tokens"),
+        ({"versus": 7}, 400, "the key itself"),
+        ({"versus": "all"}, 400, "versus"),
+        ({"versus": True}, 400, "versus"),
+        ({"layer": -1}, 400, "layer"),
+        ({"head": None}, 400, "head"),
+        ({"slug": "bare"}, 409, "whole graph"),
+    ],
+    ids=lambda value: "-".join(f"{name} {one}" for name, one in value.items()) if isinstance(value, dict) else None,
+)
+def test_what_is_no_look_of_a_head_is_said(
+    demo_served: Server, graph_folder: Path, change: dict[str, Any], status: int, part: str
+) -> None:
+    bare(graph_folder)
+    asked = {"layer": 1, "head": 0, "query": 8, "key": 7, **change}
+    answer = ask(demo_served, f"/api/graphs/{asked.pop('slug', 'demo')}/explain-score", asked)
+    assert (answer.status, part in answer.error) == (status, True), answer.error

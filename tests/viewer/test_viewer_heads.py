@@ -103,20 +103,28 @@ def test_a_head_shows_what_the_file_says_of_its_look(headed: Page) -> None:
     headed.js("viewer.actions.chooseHead('L1H3:1:0:rest')")
     assert texts(headed, "[data-testid=score-query] .what") == ["beta", "error"]
     assert texts(headed, "[data-testid=score-query] .value") == ["1.23", "−0.50"]
-    assert texts(headed, "[data-testid=score-key] .what") == ["alpha", "feature 99 (L1 · one)"]
-    assert texts(headed, "[data-testid=score-pairs] .what") == ["alpha → beta"]
+    assert texts(headed, "[data-testid=score-key] .what") == ["alpha", "pruned away"]
+    assert texts(headed, "[data-testid=score-pairs] .what") == ["alpha L0 · one → beta L0 · two"]
     assert texts(headed, "[data-testid=score-pairs] .value") == ["0.63"]
     headed.click("[data-testid=score-pairs] .name")
     assert state(headed, "clicked") == "0_5_0"
     assert params(headed)["head"] == "L1H3:1:0:rest"
+    headed.js("viewer.actions.chooseHead('L0H1')")
+    assert texts(headed, "[data-testid=head-score]") == ["75% of its attention · score 1.25"]
+    assert texts(headed, "[data-testid=score-key] p") == ["features 1.50 · biases −0.25"]
+    assert texts(headed, "[data-testid=score-key] .what") == ["alpha", "decoder biases"]
+    pressed = "[...document.querySelectorAll('[data-testid=head-strip] button')].map(e => e.getAttribute('aria-pressed'))"
+    assert headed.js(pressed) == ["true", "false"]
     headed.js("viewer.actions.chooseHead('L0H0')")
     assert "needs circuit-tracer serve" in texts(headed, "[data-testid=head-offline]")[0]
-    assert texts(headed, "[data-testid=head-offline] .chip") == ["L1H3"]
+    assert texts(headed, "[data-testid=head-offline] li") == ["L0H1 two at one", "L1H3 two at one rather than the rest"]
 
 
 def test_an_attention_target_has_its_own_words(headed: Page) -> None:
     headed.js("viewer.actions.select('3_22_1')")
     assert texts(headed, ".node-title strong") == ["L1H3 ' two'@1 -> 'one'@0 rather than the rest"]
+    headed.click(".node-head .chip")
+    assert state(headed, "head") == "L1H3:1:0:rest"
 
 
 def test_addresses_lead_back_and_wrong_ones_to_nothing(open_page: Opener) -> None:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from circuit_tracer.graph.files.read_json import require_as_written
 from circuit_tracer.graph.files.viewer_json import check_slug, graph_document
 from circuit_tracer.viewer.server.columns import MOST_LINKS, MOST_NODES
-from circuit_tracer.viewer.server.head_messages import EdgeAnswer, EdgeQuestion, HeadTableFile, LinksQuestion
+from circuit_tracer.viewer.server.head_messages import EdgeAnswer, EdgeQuestion, HeadTableFile, LinksQuestion, ScoreAnswer, ScoreQuestion
 from circuit_tracer.viewer.server.head_table import read_head_table
 from circuit_tracer.viewer.server.jobs import Job
 from circuit_tracer.viewer.server.messages import (
@@ -150,6 +150,14 @@ def explain_edge(slug: str, site: Served, asked: EdgeQuestion) -> EdgeAnswer:
     engine = site.model
     with site.jobs.alone("explaining a link"):
         return engine.explain_edge(site.graphs.opened(slug), asked)
+
+
+@API.post("/api/graphs/{slug}/explain-score")
+def explain_score(slug: str, site: Served, asked: ScoreQuestion) -> ScoreAnswer:
+    """Why a head looks from a token of a graph's prompt at another, over what both tokens hold."""
+    engine = site.model
+    with site.jobs.alone("explaining a score of attention"):
+        return engine.explain_score(site.graphs.opened(slug), asked, site.labels)
 
 
 @API.post("/api/graphs/{slug}/explain-links")

@@ -72,6 +72,36 @@ class ScoreQuestion(Sent):
     versus: Index | Literal["rest"] | None = None
 
 
+class ScoreSide(BaseModel):
+    """What one side contributes, the other as it is: by kind of source, signed and in size, and the strongest by node id."""
+
+    parts: dict[str, float]
+    mass: dict[str, float]
+    top: list[tuple[str, float]]
+
+
+class ScoreAnswer(BaseModel):
+    """A score of attention, or with versus the difference of logs of attention (`AttentionScore`): each side adds up to it.
+    pattern: what the query gives to each position. pairs: query's id, key's id, weight. labels: of contributors, as far as the
+    server has them, by id.
+    """
+
+    layer: int
+    head: int
+    query: int
+    key: int
+    versus: int | Literal["rest"] | None
+    label: str
+    score: float
+    log_attention: float
+    pattern: list[float]
+    query_side: ScoreSide
+    key_side: ScoreSide
+    pairs: list[tuple[str, str, float]]
+    residual: float
+    labels: dict[str, str]
+
+
 class HeadTableFile(BaseModel):
     """The diagnosis of all heads of a model, as `circuit-tracer heads -o heads.json` writes it."""
 

@@ -2,7 +2,9 @@
 
 import { h, number, percent, redraw } from "./dom.js";
 import { layerName, nodeLabel, tokenText } from "./labels.js";
+import { headChip } from "./names.js";
 import { shareWidth } from "./palette.js";
+import { lookOf } from "./scores.js";
 import { edgeId, selection } from "./selection.js";
 import { linkFilter } from "./visible.js";
 
@@ -40,11 +42,13 @@ class Connections {
     }
     const ids = chosen.nodes.map((node) => node.id);
     const pinned = ids.every((id) => state.pinned.includes(id));
+    const look = ids.length === 1 ? lookOf(chosen.nodes[0]) : null;
     const pin = () => (ids.length === 1 ? actions.togglePin(ids[0]) : actions.removeBox(ids));
     const head = h(
       "div",
       { class: "node-head" },
       h("div", { class: "node-title" }, h("strong", {}, chosen.name), h("span", { class: "quiet" }, chosen.place)),
+      look ? headChip(this, look, look) : null,
       h(
         "button",
         { class: "small", "aria-pressed": String(pinned), "data-testid": "pin", on: { click: pin } },

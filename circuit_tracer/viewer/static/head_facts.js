@@ -16,11 +16,15 @@ export function headFacts(table, look) {
   const known = Object.entries(table.scores).filter(([name]) => Number.isFinite(row[name]));
   return h(
     "dl",
-    { class: "facts head-facts", "data-testid": "head-facts" },
-    known.map(([name, what]) => [
-      h("dt", { title: what }, name.replaceAll("_", " ")),
-      h("dd", {}, SHARES.includes(name) ? percent(row[name]) : number(row[name])),
-    ]),
+    { class: "head-facts", "data-testid": "head-facts" },
+    known.map(([name, what]) =>
+      h(
+        "div",
+        { title: what },
+        h("dt", {}, name.replaceAll("_", " ")),
+        h("dd", {}, SHARES.includes(name) ? percent(row[name]) : number(row[name])),
+      ),
+    ),
   );
 }
 

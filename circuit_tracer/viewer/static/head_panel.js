@@ -50,11 +50,13 @@ class HeadPanel {
   }
 
   async _ask(name, look) {
-    const { explain } = this.page;
+    const { explain, graph } = this.page;
     if (!explain.hasModel || this.answers.get(name)?.score) return;
     this.answers.set(name, { ...this.answers.get(name), asking: true, problem: null });
     try {
-      this.answers.set(name, { score: readScore(await explain.look(look)) });
+      const answer = await explain.look(look);
+      for (const [id, label] of Object.entries(answer.labels)) graph.otherNames.set(id, label);
+      this.answers.set(name, { score: readScore(answer) });
     } catch (error) {
       this.answers.set(name, { problem: error.message });
     }
@@ -95,14 +97,13 @@ class HeadPanel {
       {
         class: "small",
         "aria-pressed": String(on),
-        disabled: !graph.links.heads,
         "data-testid": "head-filter-button",
-        title: graph.links.heads ? "Show the links through this head alone" : "This file does not say which heads its links run through",
+        title: "Show the links through this head alone",
         on: { click: () => store.set({ throughHead: on ? null : name }) },
       },
       "its links",
     );
-    return h("span", { class: "buttons" }, filter);
+    return graph.links.heads ? filter : null;
   }
 
   /** Without a head: those that are worth a look. */
@@ -243,7 +244,8 @@ class HeadPanel {
 
   /** A page without a model: what of the file there is to see. */
   _offline() {
-    const kept = scoresOfFile(this.page.graph);
+    const { graph } = this.page;
+    const kept = scoresOfFile(graph);
     return h(
       "div",
       { "data-testid": "head-offline" },
@@ -256,8 +258,15 @@ class HeadPanel {
       h(
         "ul",
         { class: "head-list" },
-        kept.map((look) => h("li", {}, headChip(this.page, look, look))),
+        kept.map((look) => h("li", {}, headChip(this.page, look, look), h("span", { class: "quiet" }, ` ${lookWords(graph, look)}`))),
       ),
     );
   }
+}
+
+/** A look in words: in at Paris rather than the rest. */
+function lookWords(graph, { query, key, versus }) {
+  const words = `${tokenText(graph, query)} at ${tokenText(graph, key)}`;
+  if (versus === null) return words;
+  return `${words} rather than ${versus === "rest" ? "the rest" : tokenText(graph, versus)}`;
 }

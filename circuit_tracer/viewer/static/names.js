@@ -7,7 +7,7 @@ import { layerName, nodeLabel, placeName, tokenText } from "./labels.js";
 /** A node's name, which selects it; a node that this file does not hold is plain text. */
 export function nodeName({ graph, store, actions }, id) {
   const node = graph.byId.get(id);
-  if (!node) return h("span", { class: "quiet", title: `${id}, no node of this file` }, otherName(graph, id));
+  if (!node) return h("span", { class: "quiet", title: `${id}, no node of this file` }, nodePlace(graph, id).name);
   return h(
     "button",
     {
@@ -33,14 +33,20 @@ const BIASES = {
   attention: "attention biases below",
 };
 
-/** What can be told of a node from its id alone, or of constants, {layer}_bias_{kind}_{position}. */
-export function otherName(graph, id) {
-  const kind = /^\d+_bias_(\w+)_\d+$/.exec(id)?.[1];
-  if (kind) return BIASES[kind] ?? id;
-  const [, layer, feature, position] = /^(\d+)_(-?\d+)_(\d+)$/.exec(id) ?? [];
-  if (layer === undefined) return id;
-  const place = `${layerName(graph, Number(layer))} \u00b7 ${tokenText(graph, Number(position))}`;
-  return `${feature === "-1" ? "error" : `feature ${feature}`} (${place})`;
+/**
+ * {name, layer, position} as far as an id tells: of a node of the graph, of another one by its {layer}_{feature}_{position} or
+ * E_{token}_{position}, or of constants by {layer}_bias_{kind}_{position}; "" for what is not known.
+ */
+export function nodePlace(graph, id) {
+  const node = graph.byId.get(id);
+  const [, row, kind, at] = /^(\d+|E)_(-?\d+|bias_\w+)_(\d+)$/.exec(id) ?? [];
+  const label = graph.otherNames.get(id);
+  if (!node && row === undefined) return { name: label ?? id, layer: "", position: "" };
+  if (!node && kind.startsWith("bias_")) return { name: BIASES[kind.slice(5)] ?? label ?? id, layer: "", position: "" };
+  const [layer, position] = node ? [node.layer, node.position] : [row === "E" ? -1 : Number(row), Number(at)];
+  const token = tokenText(graph, position);
+  const other = row === "E" ? `\u201c${token}\u201d` : kind === "-1" ? "error" : `feature ${kind}`;
+  return { name: node ? node.label : (label ?? other), layer: layerName(graph, layer), position: layer === -1 ? "" : token };
 }
 
 /** A head, which opens its panel; where: {query, key, versus} to open it at. */

@@ -29,7 +29,7 @@ const KINDS = {
  * layer is -1 for tokens and the top row for targets. links: columns source, target (node indices), weight, share;
  * share is weight / sum of |inputs of the target| over the links of the file; heads: what `readHeads` makes of each, or null
  * where no link says any. inStart/inLinks and outStart/outLinks
- * list link numbers by node. repairs: sentences about what was mended. Throws GraphProblem.
+ * list link numbers by node. otherNames: labels of nodes that are named and not there, by id. repairs: sentences about what was mended. Throws GraphProblem.
  */
 export function readGraph(document) {
   const problems = shapeProblems(document);
@@ -42,6 +42,7 @@ export function readGraph(document) {
   const graph = { metadata, tokens, nodes, byId, links, repairs, document };
   graph.topLayer = setTargetLayer(nodes);
   index(graph);
+  graph.otherNames = namesOf(document.qk_only_nodes);
   graph.saved = savedView(document.qParams ?? {}, renamed, repairs);
   graph.maxInfluence = nodes.reduce((most, node) => Math.max(most, node.influence ?? 0), 0);
   graph.threshold = Number.isFinite(metadata.node_threshold) ? metadata.node_threshold : 1;
@@ -215,6 +216,12 @@ function listByNode(ends, count, size) {
   const list = new Int32Array(count);
   for (let link = 0; link < count; link += 1) list[next[ends[link]]++] = link;
   return [start, list];
+}
+
+/** Labels, by id, of nodes that the file names and does not hold: contributors to scores of attention that were pruned. */
+function namesOf(nodes) {
+  const labels = Object.entries(Object(nodes)).map(([id, node]) => [id, Object(node).clerp]);
+  return new Map(labels.filter(([, label]) => typeof label === "string" && label));
 }
 
 /** The saved view with plain types, from what viewers write: lists, comma-joined or JSON strings, nulls. */

@@ -1,8 +1,7 @@
 // What a score of attention is made of: contributors on the query's side and on the key's side, and pairs of both.
 
 import { h } from "./dom.js";
-import { nodeName } from "./names.js";
-import { layerName } from "./labels.js";
+import { nodeName, nodePlace } from "./names.js";
 import { shareWidth } from "./palette.js";
 
 const MOST_ROWS = 40;
@@ -22,14 +21,14 @@ export function scoreLists(page, score) {
 }
 
 function side(page, title, words, id, { top: rows, parts }) {
-  const amounts = Object.entries(parts ?? {}).filter(([, amount]) => amount !== 0);
+  const amounts = Object.entries(parts).filter(([, amount]) => amount !== 0);
   return section(
     title,
     words,
     id,
     amounts.length ? amounts.map(([kind, amount]) => `${PLURALS[kind] ?? kind} ${twoDecimals(amount)}`).join(" \u00b7 ") : null,
     rows.length,
-    rows.map(({ name, weight }) => row([where(page, name)], [nodeName(page, name)], weight, most(rows))),
+    rows.map(({ name, weight }) => row(nodePlace(page.graph, name), nodeName(page, name), weight, most(rows))),
   );
 }
 
@@ -42,7 +41,7 @@ function pairs(page, rows) {
     null,
     rows.length,
     rows.map(({ query, key, weight }) =>
-      row([], [nodeName(page, key), arrow.cloneNode(true), nodeName(page, query)], weight, most(rows)),
+      row(null, [...placed(page, key), arrow.cloneNode(true), ...placed(page, query)], weight, most(rows)),
     ),
   );
 }
@@ -63,9 +62,10 @@ const most = (rows) => Math.max(1e-30, ...rows.map(({ weight }) => Math.abs(weig
 function row(place, names, weight, largest) {
   return h(
     "li",
-    { class: place.length ? "score-row" : "score-row pair" },
-    place.length ? h("span", { class: "where" }, place) : null,
+    { class: place ? "score-row" : "score-row pair" },
+    place ? h("span", { class: "where" }, place.layer) : null,
     h("span", { class: "what" }, names),
+    place ? h("span", { class: "token" }, place.position) : null,
     h("span", { class: "value" }, twoDecimals(weight)),
     h("span", {
       class: `share ${weight < 0 ? "negative" : "positive"}`,
@@ -74,9 +74,11 @@ function row(place, names, weight, largest) {
   );
 }
 
-function where({ graph }, name) {
-  const node = graph.byId.get(name);
-  return node ? layerName(graph, node.layer) : "";
+/** A name with its layer and token. */
+function placed(page, name) {
+  const { layer, position } = nodePlace(page.graph, name);
+  const words = [layer, position].filter(Boolean).join(" \u00b7 ");
+  return [nodeName(page, name), words ? h("span", { class: "where" }, ` ${words}`) : null];
 }
 
 /** A score as people compare them. */

@@ -1,17 +1,28 @@
-// Scores of attention explained: of the server's answer, or of the file's nodes that carry `qk_tracing_results`.
+// Scores of attention explained: of the server's answer, of the file's `attention_scores`, or of the file's targets that carry
+// `qk_tracing_results` alone.
+//
+// One is {layer, head, query, key, versus, score, pattern, querySide, keySide, pairs, residual}. The sides are {top: [{name,
+// weight}], parts}: the strongest by node id, and what features, errors, tokens and biases add up to, by kind; pairs [{query, key,
+// weight}]. Where only results are known, score, pattern, parts and residual are null.
 
 const TARGET = /^L(\d+)H(\d+) .*@(\d+) -> .*@(\d+)(?: rather than (?:(the rest)|.*@(\d+)))?$/s;
 
-/**
- * {layer, head, query, key, versus, score, pattern, querySide, keySide, pairs, residual} of the server's answer. The sides are
- * {top: [{name, weight}], parts}: the strongest by node id, and what features, errors, tokens and biases add up to, by kind; pairs
- * [{query, key, weight}]. Of a file without them score, pattern, parts and residual are null.
- */
-export function readScore({ query_side: querySide, key_side: keySide, pairs, ...given }) {
-  return { ...given, querySide: readSide(querySide), keySide: readSide(keySide), pairs: readPairs(pairs) };
+/** Of plain values as `AttentionScore.to_dict` has them; null for anything else. */
+export function readScore(given) {
+  const { layer, head, query, key, versus, score, pattern, query_side: one, key_side: other } = Object(given);
+  const places = [layer, head, query, key, ...(versus === null || versus === "rest" ? [] : [versus])];
+  if (!places.every((each) => Number.isInteger(each) && each >= 0) || !Number.isFinite(score)) return null;
+  if (!Array.isArray(pattern) || !pattern.every(Number.isFinite)) return null;
+  const [querySide, keySide] = [readSide(one), readSide(other)];
+  const residual = Number.isFinite(given.residual) ? given.residual : null;
+  return { layer, head, query, key, versus, score, pattern, querySide, keySide, pairs: readPairs(given.pairs), residual };
 }
 
-const readSide = ({ top, parts }) => ({ top: readList(top), parts });
+function readSide(given) {
+  const { top, parts } = Object(given);
+  const known = Object.entries(Object(parts)).filter(([, amount]) => Number.isFinite(amount));
+  return { top: readList(top), parts: Object.fromEntries(known) };
+}
 
 const isAmount = ([name, weight]) => typeof name === "string" && Number.isFinite(weight);
 const rowsOf = (value) => (Array.isArray(value) ? value.filter(Array.isArray) : []);
@@ -37,30 +48,35 @@ export function lookOf(node) {
   return { layer, head, query, key, versus: found[5] ? "rest" : found[6] === undefined ? null : Number(found[6]) };
 }
 
-/** The looks that a file's nodes explain: [{layer, head, query, key, versus, node}]. */
-export function scoresOfFile(graph) {
-  return graph.nodes
-    .filter((node) => typeof node.raw.qk_tracing_results === "object" && node.raw.qk_tracing_results !== null)
-    .map((node) => ({ ...lookOf(node), node }))
-    .filter(({ layer }) => layer !== undefined);
+/** All scores that a file explains. */
+export function scoresOfFile({ document, nodes }) {
+  const kept = (Array.isArray(document.attention_scores) ? document.attention_scores : []).map(readScore).filter(Boolean);
+  const others = nodes.map(resultsOf).filter((found) => found && !kept.some((score) => isOf(score, found)));
+  return [...kept, ...others];
 }
 
-/** The score of a look as the file has it, as `readScore` makes it, or null; a look that says less fits the first. */
-export function scoreInFile(graph, look) {
-  const same = (name, kept) => look[name] === null || look[name] === kept[name];
-  const found = scoresOfFile(graph).find(
-    (kept) => kept.layer === look.layer && kept.head === look.head && ["query", "key", "versus"].every((name) => same(name, kept)),
-  );
-  if (!found) return null;
-  const { node, ...where } = found;
-  const results = node.raw.qk_tracing_results;
+function resultsOf(node) {
+  const { qk_tracing_results: results } = node.raw;
+  const look = lookOf(node);
+  if (!look || typeof results !== "object" || results === null) return null;
   return {
-    ...where,
+    ...look,
     score: null,
     pattern: null,
-    querySide: { top: readList(results.top_q_marginal_contributors), parts: null },
-    keySide: { top: readList(results.top_k_marginal_contributors), parts: null },
+    querySide: { top: readList(results.top_q_marginal_contributors), parts: {} },
+    keySide: { top: readList(results.top_k_marginal_contributors), parts: {} },
     pairs: readPairs(results.pair_wise_contributors),
     residual: null,
   };
+}
+
+/** The score of a look as the file has it, or null; a look that says less fits the first. */
+export function scoreInFile(graph, look) {
+  return scoresOfFile(graph).find((score) => isOf(score, look)) ?? null;
+}
+
+function isOf(score, look) {
+  if (score.layer !== look.layer || score.head !== look.head) return false;
+  const says = ["query", "key"].every((name) => look[name] === null || look[name] === score[name]);
+  return says && (look.key === null || look.versus === score.versus);
 }
