@@ -20,7 +20,9 @@ def require_sums(
     gap_E = (sums_nE - weight_E).abs().amax(0)
     residual_E = gap_E / torch.maximum(mass_E, weight_E.abs()).clamp_min(torch.finfo(torch.float64).tiny)
     worst = int(residual_E.argmax())
-    promised = max(PROMISED_RESIDUAL.get(str(dtype), 0.0) for dtype in (graph.cfg.dtype, prompt.network.parts.config.dtype))
+    promised = max(
+        PROMISED_RESIDUAL.get(str(dtype), 0.0) for dtype in (graph.cfg.dtype, prompt.network.parts.config.dtype)
+    )
     if bool((residual_E <= promised).all()):
         return float(residual_E[worst])
     names = graph.nodes.ids(pairs_2E[:, worst].to(graph.device))
@@ -30,8 +32,14 @@ def require_sums(
         f"{promised:.0e}. "
     )
     if graph.edited:
-        raise CompatibilityError(found + "The graph's edges were changed after its trace; explain the graph as it was traced")
+        raise CompatibilityError(
+            found + "The graph's edges were changed after its trace; explain the graph as it was traced"
+        )
     if not prompt.same_weights:
-        raise CompatibilityError(found + "It was traced with another model or other transcoders, or changed since: load those it "
-                                 "was traced with, or trace the prompt again")
-    raise NumericalError(found + "Load the model in a dtype of higher precision, as in the trace, or trace the prompt again")
+        raise CompatibilityError(
+            found + "It was traced with another model or other transcoders, or changed since: load those it "
+            "was traced with, or trace the prompt again"
+        )
+    raise NumericalError(
+        found + "Load the model in a dtype of higher precision, as in the trace, or trace the prompt again"
+    )

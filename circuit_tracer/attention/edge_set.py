@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from circuit_tracer.attention.stream_terms import StreamTerms
 from circuit_tracer.attention.stretch import Stretch
-from circuit_tracer.graph.stream_terms import StreamTerms
 
 IN_FLIGHT = 2**28  # bytes of fields or gradients that exist at once, and as many of what meets them
 
@@ -59,8 +59,8 @@ class EdgeSet:
         return at
 
     def parts(self, swept: Literal["sources", "targets"]) -> Iterator[tuple[Tensor, EdgeSet]]:
-        """(numbers of edges (e,), these edges by themselves): rows of the swept side are fields, in the order in which they join
-        the sweep; of the other side there is a table of vectors for each layer.
+        """(numbers of edges (e,), these edges by themselves): rows of the swept side are fields, in the order in which they
+        join the sweep; of the other side there is a table of vectors for each layer.
         """
         sources, targets = self.bottom.argsort(stable=True), self.top.argsort(descending=True, stable=True)
         per_target = -(-len(self.reads) // self.n_targets)
@@ -86,7 +86,10 @@ class EdgeSet:
 
     def _among(self, sources: Tensor, targets: Tensor) -> tuple[Tensor, EdgeSet]:
         """The edges among some rows of both sides, which are numbered anew."""
-        place = [torch.full((n,), -1, device=rows.device) for n, rows in ((self.n_sources, sources), (self.n_targets, targets))]
+        place = [
+            torch.full((n,), -1, device=rows.device)
+            for n, rows in ((self.n_sources, sources), (self.n_targets, targets))
+        ]
         for new, rows in zip(place, (sources, targets), strict=True):
             new[rows] = torch.arange(len(rows), device=rows.device)
         source, target = place[0][self.source], place[1][self.target]

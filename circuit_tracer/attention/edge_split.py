@@ -11,17 +11,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from circuit_tracer.attention.stream_terms import StreamTerms
 from circuit_tracer.attention.stretch import Stretch
-from circuit_tracer.graph.stream_terms import StreamTerms
 
 
 @dataclass
 class EdgeSplit:
     """first, last, through: (L, H). alone: (L, H), paths of this one head. hops: (n,).
 
-    entering: by layer, (2, P, D): what of the source enters it, through no head and through all. unmixed: by layer, (2, P, H, d):
-    what the target reads of each head's values, with no head above and with all. ends: by layer, (P, D): what it reads of what
-    attention writes, with no head above.
+    entering: by layer, (2, P, D): what of the source enters it, through no head and through all. unmixed: by layer,
+    (2, P, H, d): what the target reads of each head's values, with no head above and with all. ends: by layer, (P, D): what it
+    reads of what attention writes, with no head above.
     """
 
     stretch: Stretch
@@ -36,7 +36,7 @@ class EdgeSplit:
     unmixed: dict[int, Tensor] = field(default_factory=dict)
     ends: dict[int, Tensor] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def layers(self) -> range:
         """Layers whose attention the edge can run through."""
         return attention_layers(self.stretch, self.source, self.target)
@@ -49,15 +49,16 @@ class EdgeSplit:
 
 def attention_layers(stretch: Stretch, source: StreamTerms, target: StreamTerms) -> range:
     """Layers whose attention can carry something from source to target: behind the first write, and before the last read."""
-    behind = 2 if stretch.network.parallel else 1  # half layers from what enters to where attention's output is first read
+    behind = 2 if stretch.network.parallel else 1  # half layers above what entered, attention's output is first read
     return range((int(source.place.min()) + 1) // 2, (int(target.place.max()) - behind) // 2 + 1)
 
 
 def split_edge(stretch: Stretch, source: StreamTerms, target: StreamTerms) -> EdgeSplit:
     """The split of one edge; all terms of `source` and of `target` are of row 0."""
     n_layers, n_heads = stretch.network.n_layers, stretch.network.parts.config.n_heads
-    tables = [torch.zeros(n_layers, n_heads, dtype=torch.float64) for _ in range(4)]
-    split = EdgeSplit(stretch, source, target, *tables, torch.empty(0))
+    first, last, through, alone = torch.zeros(4, n_layers, n_heads, dtype=torch.float64)
+    hops = torch.zeros(len(attention_layers(stretch, source, target)) + 1, dtype=torch.float64)
+    split = EdgeSplit(stretch, source, target, first, last, through, alone, hops)
     _forwards(split)
     _backwards(split)
     return split
@@ -66,8 +67,7 @@ def split_edge(stretch: Stretch, source: StreamTerms, target: StreamTerms) -> Ed
 def _forwards(split: EdgeSplit) -> None:
     """Fields by the number of heads they came through, upwards; what the target reads of each."""
     stretch, layers, (start, end) = split.stretch, split.layers, split.end
-    fields = stretch.zeros(len(layers) + 1)
-    split.hops = torch.zeros(len(fields), dtype=torch.float64)
+    fields = stretch.zeros(len(split.hops))
     used = 1  # fields that hold anything
     for layer in range(start // 2, end // 2 + 1):
         stretch.add_(fields, split.source, 2 * layer)

@@ -43,9 +43,7 @@ def explain_edge(
     sums = torch.stack([split.hops[0] + split.first.sum(), split.hops[0] + split.last.sum(), split.hops.sum()])
     mass = split.hops[0].abs() + torch.stack([split.first.abs().sum(), split.last.abs().sum()]).max()
     residual = require_sums(graph, prompt, pair, weights, sums[:, None], mass[None])
-    search = PathSearch(split)
-    search.run(paths)
-    listed, rest = search.strongest(paths)
+    listed, rest = PathSearch(split, paths).run()
     names = graph.nodes.ids(pair.flatten().to(graph.device))
     return EdgeExplanation(
         source=int(pair[0]),
@@ -85,8 +83,10 @@ def edge_weights(graph: Graph, source: Tensor, target: Tensor) -> Tensor:
         at = int(missing.nonzero()[0])
         pair = torch.stack([source[at], target[at]]).to(graph.device)
         names, layout = graph.nodes.ids(pair), graph.nodes.layout
-        why = "errors and tokens have no inputs" if layout.error_start <= int(target[at]) < layout.target_start else (
-            "in the frozen network the one has no effect on the other, or it was not kept"
+        why = (
+            "errors and tokens have no inputs"
+            if layout.error_start <= int(target[at]) < layout.target_start
+            else ("in the frozen network the one has no effect on the other, or it was not kept")
         )
         raise InputError(f"the graph has no edge from {names[0]} to {names[1]}: {why}. Choose an edge of graph.edges")
     return edges.weight[place].double().cpu()

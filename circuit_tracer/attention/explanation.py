@@ -96,5 +96,6 @@ class EdgeExplanation:
 def strongest_heads(weight_LH: Tensor, n: int) -> list[HeadWeight]:
     """The n heads of largest |weight|, largest first, without those of none."""
     flat, n_heads = weight_LH.flatten(), weight_LH.shape[1]
-    order = flat.abs().argsort(descending=True, stable=True)[: max(0, n)].tolist()
-    return [HeadWeight(at // n_heads, at % n_heads, float(flat[at])) for at in order if flat[at] != 0]
+    best = flat.abs().argsort(descending=True, stable=True)[: max(0, n)]
+    found = zip(best.tolist(), flat[best].tolist(), strict=True)
+    return [HeadWeight(at // n_heads, at % n_heads, weight) for at, weight in found if weight != 0]

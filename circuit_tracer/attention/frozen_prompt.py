@@ -1,13 +1,14 @@
 """The frozen network of a graph's prompt, made again: a graph keeps neither patterns nor weights.
 
-What it does keep, tokens and activations, decides: features write what they wrote in the trace. The prompt of the graph that was
-last asked about stays in memory for as long as both the graph and the model are there, so that the next edge costs no pass.
+What it does keep, tokens and activations, decides: features write what they wrote in the trace. The prompt of the graph that
+a model was last asked about stays in memory while both are there, so that the next edge costs no pass.
 
 Letters: L layers, P positions, D d_model, N active features, n nodes, K targets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -15,18 +16,18 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 from torch import Tensor
 
+from circuit_tracer.attention.stream_terms import StreamTerms
 from circuit_tracer.attention.stretch import Stretch
 from circuit_tracer.attribution.belonging import require_traced_with
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, DecoderRows
 from circuit_tracer.attribution.prompt import left_over
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.sources import SourceTable
-from circuit_tracer.attribution.stream_reads import stream_reads
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.nodes import NodeTable
-from circuit_tracer.graph.stream_terms import StreamTerms
+from circuit_tracer.graph.stream_reads import StreamReads
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.surroundings import plain_torch
@@ -48,9 +49,9 @@ class FrozenPrompt:
     made_for: NodeTable  # the graph's own
     nodes: NodeTable  # the same on the CPU
     active: ActiveFeatures  # all of the graph
-    kinds: list[str]  # (K,) of the targets
+    kinds: Sequence[str]  # (K,) of the targets
     labels: list[str]
-    kept_reads: StreamTerms | None  # of targets that are no logits
+    kept_reads: StreamReads | None  # of targets that are no logits
     same_weights: bool
 
     @classmethod
@@ -146,7 +147,9 @@ class FrozenPrompt:
         chosen, dtype = nodes[rows], self.network.parts.compute_dtype
         features = ActiveFeatures(*(column[chosen] for column in self._columns))
         every = torch.arange(len(features))
-        return self._renamed(stream_reads(self.network, ReadOut.of_features(self.transcoders, features, every, dtype)), rows)
+        return self._renamed(
+            StreamTerms.of_read_out(ReadOut.of_features(self.transcoders, features, every, dtype), self.network), rows
+        )
 
     @property
     def _columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -158,29 +161,31 @@ class FrozenPrompt:
         parts = []
         if bool(logits.any()):
             at = targets[logits] + self.nodes.layout.target_start
-            weight = self.network.parts.unembed.weight
-            mean = weight.mean(0, dtype=self.network.parts.compute_dtype)
-            vector = weight[self.nodes.feature[at].to(weight.device)].to(mean.dtype) - mean
+            unembed, mean = self.network.parts.unembed.weight, self._mean_unembedding
+            vector = unembed[self.nodes.feature[at].to(unembed.device)].to(mean.dtype) - mean
             nothing = torch.zeros(len(at))
             read_out = ReadOut(self.nodes.layer[at], self.nodes.position[at], vector, nothing)
-            parts.append(self._renamed(stream_reads(self.network, read_out), rows[logits]))
+            parts.append(self._renamed(StreamTerms.of_read_out(read_out, self.network), rows[logits]))
         if not bool(logits.all()):
             others = targets[~logits]
-            known = torch.empty(0) if self.kept_reads is None else self.kept_reads.row.cpu()
-            if missing := [self.labels[target] for target in others.tolist() if target not in known.tolist()]:
+            known = set() if self.kept_reads is None else set(self.kept_reads.row.tolist())
+            if self.kept_reads is None or not known.issuperset(others.tolist()):
+                label = next(self.labels[target] for target in others.tolist() if target not in known)
                 raise InputError(
-                    f"what target {missing[0]!r} reads is not in this graph: only tokens can be read again from the model, and "
-                    "the graph was made, or its file written, without the vectors of other targets. Trace the prompt again"
+                    f"what target {label!r} reads is not in this graph: only tokens can be read again from the model, and the "
+                    "graph was made, or its file written, without the vectors of other targets. Trace the prompt again"
                 )
-            assert self.kept_reads is not None
-            kept = self.kept_reads.to(self.network.parts.device)
+            kept = StreamTerms.of_targets(self.kept_reads, self.network)
             parts.append(self._renamed(kept.take(others.to(kept.row.device)), rows[~logits]))
         return StreamTerms.joined(parts)
 
+    @cached_property
+    def _mean_unembedding(self) -> Tensor:
+        return self.network.parts.unembed.weight.mean(0, dtype=self.network.parts.compute_dtype)
+
     def _renamed(self, terms: StreamTerms, rows: Tensor) -> StreamTerms:
         """Row r as row rows[r]."""
-        vector = terms.vector.to(self.network.parts.compute_dtype)
-        return StreamTerms(rows.to(terms.row.device)[terms.row], terms.place, terms.position, vector)
+        return replace(terms, row=rows.to(terms.row.device)[terms.row])
 
 
 _LATEST: WeakKeyDictionary[Traceable, tuple[ReferenceType[Graph], FrozenPrompt]] = WeakKeyDictionary()
@@ -205,6 +210,6 @@ def _make(graph: Graph, model: Traceable) -> FrozenPrompt:
         active=active,
         kinds=graph.targets.kind,
         labels=graph.targets.label,
-        kept_reads=graph.target_reads,
+        kept_reads=graph.targets.reads,
         same_weights=same,
     )

@@ -56,7 +56,7 @@ class HeadMaps:
 
     def values(self, x_NPD: Tensor) -> Tensor:
         """(..., K, d) values of what enters the layer, of any leading shape."""
-        return (x_NPD @ self.value_VD.T).unflatten(-1, (self.n_kv, -1))
+        return _split(x_NPD @ self.value_VD.T, -1, self.n_kv)
 
     def mixed(self, values_NPKd: Tensor) -> Tensor:
         """(N, P, H, d): what each head has taken from the positions that it looks at."""
@@ -64,50 +64,54 @@ class HeadMaps:
         out = values_NPKd.new_zeros(n, n_pos, self.n_heads, d_head)
         for kv, queries, keys, tile in self._tiles(n_pos):
             flat = values_NPKd[:, keys, kv].transpose(0, 1).flatten(1)  # (keys, N d)
-            found = torch.matmul(tile, flat).unflatten(-1, (n, d_head))  # (G, queries, N, d)
+            found = _split(torch.matmul(tile, flat), -1, n)  # (G, queries, N, d)
             out[:, queries, self._heads(kv)] = found.permute(2, 1, 0, 3)
         return out
 
     def joined(self, mixed_NPHd: Tensor) -> Tensor:
         """(N, P, D): what the heads write into the stream, together."""
-        return mixed_NPHd.flatten(-2) @ self.output_DO.T
+        joined: Tensor = mixed_NPHd.flatten(-2) @ self.output_DO.T
+        return joined
 
     def of_head(self, head: int, x_PD: Tensor) -> Tensor:
         """(P, D): what one head writes when x enters the layer."""
-        values = x_PD @ self.value_VD.unflatten(0, (self.n_kv, -1))[head // self.groups].T
-        return self._pattern_of(head) @ values @ self.output_DO.unflatten(1, (self.n_heads, -1))[:, head].T
+        values = x_PD @ _split(self.value_VD, 0, self.n_kv)[head // self.groups].T
+        written: Tensor = self._pattern_of(head) @ values @ _split(self.output_DO, 1, self.n_heads)[:, head].T
+        return written
 
     # backwards
 
     def reads(self, g_NPD: Tensor) -> Tensor:
         """(..., H, d): what a gradient of the heads' outputs reads of each head's mixed values, of any leading shape."""
-        return (g_NPD @ self.output_DO).unflatten(-1, (self.n_heads, -1))
+        return _split(g_NPD @ self.output_DO, -1, self.n_heads)
 
     def unmixed(self, reads_NPHd: Tensor) -> Tensor:
         """(N, P, H, d): the adjoint of `mixed`, heads of a group apart."""
-        n, n_pos, _, d_head = reads_NPHd.shape
+        n, n_pos = reads_NPHd.shape[:2]
         out = torch.zeros_like(reads_NPHd)
         for kv, queries, keys, tile in self._tiles(n_pos):
             flat = reads_NPHd[:, queries, self._heads(kv)].permute(2, 1, 0, 3).flatten(2)  # (G, queries, N d)
-            found = torch.matmul(tile.transpose(1, 2), flat).unflatten(-1, (n, d_head))  # (G, keys, N, d)
+            found = _split(torch.matmul(tile.transpose(1, 2), flat), -1, n)  # (G, keys, N, d)
             out[:, keys, self._heads(kv)] += found.permute(2, 1, 0, 3)
         return out
 
     def gathered(self, unmixed_NPHd: Tensor) -> Tensor:
         """(N, P, D): the gradient of what enters the layer, over all heads."""
-        return unmixed_NPHd.unflatten(2, (self.n_kv, self.groups)).sum(3).flatten(-2) @ self.value_VD
+        gathered: Tensor = _split(unmixed_NPHd, 2, self.n_kv).sum(3).flatten(-2) @ self.value_VD
+        return gathered
 
     def back_of_head(self, head: int, g_PD: Tensor) -> Tensor:
         """(P, D): the adjoint of `of_head`."""
-        reads = g_PD @ self.output_DO.unflatten(1, (self.n_heads, -1))[:, head]
-        return self._pattern_of(head).T @ reads @ self.value_VD.unflatten(0, (self.n_kv, -1))[head // self.groups]
+        reads = g_PD @ _split(self.output_DO, 1, self.n_heads)[:, head]
+        read: Tensor = self._pattern_of(head).T @ reads @ _split(self.value_VD, 0, self.n_kv)[head // self.groups]
+        return read
 
     def score(self, unmixed_NPHd: Tensor, values_BPKd: Tensor) -> Tensor:
         """(N, B, H): what N gradients, unmixed, read of B fields through each head."""
         n_rows, width = unmixed_NPHd.shape[0], values_BPKd.shape[1] * values_BPKd.shape[3]
-        read = unmixed_NPHd.unflatten(2, (self.n_kv, -1)).permute(2, 0, 3, 1, 4).reshape(self.n_kv, -1, width)
+        read = _split(unmixed_NPHd, 2, self.n_kv).permute(2, 0, 3, 1, 4).reshape(self.n_kv, -1, width)
         given = values_BPKd.permute(2, 1, 3, 0).reshape(self.n_kv, width, -1)
-        return torch.bmm(read, given).unflatten(1, (n_rows, self.groups)).permute(1, 3, 0, 2).flatten(2)
+        return _split(torch.bmm(read, given), 1, n_rows).permute(1, 3, 0, 2).flatten(2)
 
     def _heads(self, kv: int) -> slice:
         return slice(kv * self.groups, (kv + 1) * self.groups)
@@ -130,3 +134,9 @@ class HeadMaps:
             return self.pattern[head]
         every = slice(0, self.pattern.n_pos)
         return self.pattern.tile(head // self.groups, every, every)[head % self.groups]
+
+
+def _split(tensor: Tensor, dim: int, parts: int) -> Tensor:
+    """One dimension as (parts, the rest)."""
+    split: Tensor = tensor.unflatten(dim, (parts, -1))
+    return split

@@ -35,9 +35,9 @@ def explain_edges(
 ) -> EdgeHeads:
     """The `keep` strongest first and last heads of many edges, which the graph then has as ``graph.edge_heads``.
 
-    edges: (source, target) pairs, by number or id; a pruned graph (`prune_graph`); or edges of the graph (``graph.edges`` are all).
-    None: what `prune_graph(graph)` keeps, as files for viewers do. Every edge is split over all heads and compared with its
-    weight before the strongest are taken. Raises what `explain_edge` raises.
+    edges: (source, target) pairs, by number or id; a pruned graph (`prune_graph`); or edges of the graph (``graph.edges``).
+    None: what `prune_graph(graph)` keeps, as in files for viewers. Every edge is split over all heads and compared with its
+    weight; then the strongest are kept. Raises what `explain_edge` raises.
     """
     if keep < 1:
         raise InputError(f"keep is {keep}; keep at least one head an edge")
@@ -116,6 +116,5 @@ def _pairs(graph: Graph, edges: Pairs | PruneResult | Edges | None) -> Tensor:
         rows.append([names.get(node) if node in names else node_number(graph, node, "an edge's node") for node in pair])
     if not rows:
         return torch.zeros(2, 0, dtype=torch.int64)
-    return torch.tensor(rows).flip(1).unique(dim=0).flip(1).T.contiguous()
-
-
+    found: Tensor = torch.tensor(rows).flip(1).unique(dim=0)
+    return found.flip(1).T.contiguous()

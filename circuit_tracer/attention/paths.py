@@ -1,8 +1,8 @@
 """The strongest whole paths of heads of one edge, by best-first search (README.md §3).
 
 A prefix is the first heads of a path. What it passes on is a field, and what the target reads of that field is known without
-taking it apart: through no further head (the path that ends here), and in all. Taking a prefix apart makes its children, one for
-each head that can come next; what all of them pass on in all is what the prefix passes on beyond its own end. So what was
+taking it apart: through no further head (the path that ends here), and in all. Taking a prefix apart makes its children, one
+for each head that can come next; what all of them pass on in all is what the prefix passes on beyond its own end. So what was
 found and what is still to be taken apart add up to the edge at every moment.
 
 Letters: B prefixes, P positions of the stretch, D d_model, H heads.
@@ -19,82 +19,75 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attention.edge_split import EdgeSplit
-from circuit_tracer.attention.explanation import HeadPath, Rest
-from circuit_tracer.graph.stream_terms import StreamTerms
+from circuit_tracer.attention.explanation import HeadPath, Rest, strongest_heads
+
+Heads = tuple[tuple[int, int], ...]
 
 AT_ONCE = 16  # prefixes taken apart together
-MOST_APART = 64  # prefixes taken apart in all, or 4 for each path asked for
+MOST_APART = 32  # prefixes taken apart in all, or 4 for each path asked for
 
 
 @dataclass(frozen=True)
 class _Apart:
-    """A prefix that was taken apart. field: (P, D) what its last head wrote, behind attention of `layer`; the root's field is
-    what of the source enters each layer.
+    """A prefix that was taken apart. field: (P, D) what its last head wrote, behind attention of its layer; None for the root,
+    no head, whose field is that of the source.
     """
 
-    heads: tuple[tuple[int, int], ...]
+    heads: Heads
     field: Tensor | None
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """A prefix that was not: `parent` and one more head."""
-
-    parent: _Apart
-    head: tuple[int, int]
-    beyond: float  # what it passes on, less what ends with it
-    hops: int
-
-
 class PathSearch:
-    """The paths of one edge found so far, and what is still pending."""
+    """The strongest paths of one edge, `paths` of them, among those found so far; and what is still pending."""
 
-    def __init__(self, split: EdgeSplit) -> None:
-        self.split, self.stretch = split, split.stretch
-        self.found: list[tuple[float, tuple[tuple[int, int], ...]]] = []
-        self._pending: list[tuple[float, int, _Pending]] = []  # a heap, largest |beyond| first
+    def __init__(self, split: EdgeSplit, paths: int) -> None:
+        self.split, self.stretch, self.paths = split, split.stretch, paths
+        self.found: list[tuple[float, Heads]] = []  # the strongest of each prefix
+        self._left = max(MOST_APART, 4 * paths) if paths else 0  # prefixes that may still be taken apart
+        # a heap of children that were not taken apart, by -|what they pass on beyond their own end|
+        self._pending: list[tuple[float, int, _Apart, tuple[int, int]]] = []
+        self._mass = 0.0  # of all that was found and all that is pending
         self._number = count()
         self._add(_Apart((), None), split.alone, split.first)
 
-    def run(self, paths: int) -> None:
-        """Take prefixes apart, those that pass on most first, until none passes on as much as the weakest of `paths` paths."""
-        left = max(MOST_APART, 4 * paths) if paths else 0
-        while self._pending and left > 0:
-            weakest = heapq.nlargest(paths, (abs(weight) for weight, _ in self.found))
-            if len(weakest) >= paths and weakest[-1] >= -self._pending[0][0]:
-                return
-            chosen = [heapq.heappop(self._pending)[2] for _ in range(min(AT_ONCE, left, len(self._pending)))]
-            left -= len(chosen)
-            self._take_apart([self._opened(one) for one in chosen])
-
-    def strongest(self, paths: int) -> tuple[list[HeadPath], Rest]:
-        """The strongest `paths` of those found, and what they leave of the edge."""
-        self.found.sort(key=lambda one: (-abs(one[0]), one[1]))
-        listed, others = self.found[:paths], self.found[paths:]
+    def run(self) -> tuple[list[HeadPath], Rest]:
+        """Take prefixes apart, those that pass on most first, until none passes on as much as the weakest path of the list; the
+        list, strongest first, and what it leaves of the edge.
+        """
+        while self._pending and self._left > 0 and -self._pending[0][0] > self._weakest():
+            chosen = [heapq.heappop(self._pending) for _ in range(min(AT_ONCE, self._left, len(self._pending)))]
+            self._left -= len(chosen)
+            self._mass += sum(key for key, *_ in chosen)
+            self._take_apart([self._opened(parent, head) for _, _, parent, head in chosen])
+        listed = sorted(self.found, key=lambda one: (-abs(one[0]), one[1]))[: self.paths]
         hops = self.split.hops.clone()
         hops[0] = 0
         for weight, heads in listed:
             hops[len(heads)] -= weight
-        mass = sum(abs(weight) for weight, _ in others) + sum(-key for key, _, _ in self._pending)
-        named = [HeadPath(heads, self._positions(heads), weight) for weight, heads in listed]
-        return named, Rest(float(hops.sum()), mass, hops)
+        mass = max(0.0, self._mass - sum(abs(weight) for weight, _ in listed))
+        rest = Rest(float(hops.sum()), mass, hops)
+        return [HeadPath(heads, self._positions(heads), weight) for weight, heads in listed], rest
+
+    def _weakest(self) -> float:
+        """The size of the weakest path of the list; 0 while it is not full."""
+        sizes = heapq.nlargest(self.paths, (abs(weight) for weight, _ in self.found))
+        return sizes[-1] if len(sizes) == self.paths else 0.0
 
     def _add(self, prefix: _Apart, ends_LH: Tensor, totals_LH: Tensor) -> None:
         """Children of a prefix: (L, H) what ends with each, and what each passes on in all."""
-        hops = len(prefix.heads) + 1
         beyond_LH = totals_LH - ends_LH
-        for layer, head in torch.nonzero((ends_LH != 0) | (totals_LH != 0)).tolist():
-            if ends_LH[layer, head] != 0:
-                self.found.append((float(ends_LH[layer, head]), (*prefix.heads, (layer, head))))
-            if layer + 1 in self.split.layers and beyond_LH[layer, head] != 0:
-                pending = _Pending(prefix, (layer, head), float(beyond_LH[layer, head]), hops)
-                heapq.heappush(self._pending, (-abs(pending.beyond), next(self._number), pending))
+        beyond_LH[self.split.layers.stop - 1 :] = 0  # no head comes after those of the last layer
+        self._mass += float(ends_LH.abs().sum() + beyond_LH.abs().sum())
+        self.found += [
+            (weight, (*prefix.heads, (layer, head))) for layer, head, weight in strongest_heads(ends_LH, self.paths)
+        ]
+        for layer, head, weight in strongest_heads(beyond_LH, self._left):
+            heapq.heappush(self._pending, (-abs(weight), next(self._number), prefix, (layer, head)))
 
-    def _opened(self, pending: _Pending) -> _Apart:
-        """With the field that its last head writes."""
-        layer, head = pending.head
-        entering = self._entering(pending.parent, layer)
-        return _Apart((*pending.parent.heads, pending.head), self.stretch.heads(layer).of_head(head, entering))
+    def _opened(self, parent: _Apart, head: tuple[int, int]) -> _Apart:
+        """A child, with the field that its last head writes."""
+        entering = self._entering(parent, head[0])
+        return _Apart((*parent.heads, head), self.stretch.heads(head[0]).of_head(head[1], entering))
 
     def _entering(self, prefix: _Apart, layer: int) -> Tensor:
         """(P, D): what of a prefix enters a later layer through no further head."""
@@ -138,7 +131,7 @@ class PathSearch:
 
     # ---- where a path goes
 
-    def _positions(self, heads: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+    def _positions(self, heads: Heads) -> tuple[int, ...]:
         """The source's position, and after each head the one that carries most, given those before it."""
         gradients = self._gradients(heads)
         start = int(self.split.source.position[0])
@@ -152,7 +145,7 @@ class PathSearch:
             prefix = _Apart(heads[: step + 1], alone)
         return tuple(at + self.stretch.start for at in positions)
 
-    def _gradients(self, heads: tuple[tuple[int, int], ...]) -> list[Tensor]:
+    def _gradients(self, heads: Heads) -> list[Tensor]:
         """(P, D) for each head: what the rest of the path reads of what it writes."""
         found = [self.split.ends[heads[-1][0]]]
         for (layer, _), (above, head) in zip(heads[-2::-1], heads[:0:-1], strict=True):

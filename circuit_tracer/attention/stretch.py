@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attention.head_maps import HeadMaps
-from circuit_tracer.graph.stream_terms import StreamTerms
+from circuit_tracer.attention.stream_terms import StreamTerms
 from circuit_tracer.models.frozen import FrozenNetwork
 
 SkipAt = Callable[[int, Tensor, Tensor], Tensor | None]

@@ -1,8 +1,8 @@
 """First and last heads of many edges, layer by layer, in one sweep (README.md §4).
 
-First heads and hops need of a source only what it writes at its own position; last heads need of a target only what it reads at
-its own. So one side of the edges is a table of vectors, and the other is swept. A gradient and its slope: scale every pattern by
-lambda, then the gradient is a polynomial in lambda, whose derivative at 1 counts each path as often as it has heads.
+First heads and hops need of a source only what it writes at its own position; last heads need of a target only what it reads
+at its own. So one side of the edges is a table of vectors, and the other is swept. A gradient and its slope: scale every
+pattern by lambda, then the gradient is a polynomial in lambda, whose derivative at 1 counts each path once for each head.
 
 Letters: E edges, S sources, T targets, N rows in flight, n terms, L layers, P positions, D d_model, H heads, K key/value heads,
 d d_head.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from circuit_tracer.attention.edge_set import EdgeSet
 from circuit_tracer.attention.head_maps import HeadMaps
-from circuit_tracer.graph.stream_terms import StreamTerms
+from circuit_tracer.attention.stream_terms import StreamTerms
 
 GATHERED = 2**25  # bytes of vectors of edges at once
 
@@ -81,7 +81,9 @@ def direct_of(edges: EdgeSet) -> Tensor:
     same = reads.position[term_m] - edges.stretch.start == edges.source_position[source_m]
     edge_m, term_m, source_m = edge_m[same], term_m[same], source_m[same]
     found = torch.zeros(len(edges), dtype=torch.float64, device=edge_m.device)
-    for edge, term, source in zip(*(m.split(_at_once(reads.vector[:1])) for m in (edge_m, term_m, source_m)), strict=True):
+    for edge, term, source in zip(
+        *(m.split(_at_once(reads.vector[:1])) for m in (edge_m, term_m, source_m)), strict=True
+    ):
         product = (entering[reads.place[term] // 2, source] * reads.vector[term]).sum(-1)
         found.index_add_(0, edge, product.double())
     return found.cpu()
@@ -138,7 +140,9 @@ def _products(g_TPD: Tensor, written_SD: Tensor, edges: EdgeSet, at_S: Tensor) -
         return torch.zeros(len(edges), dtype=torch.float64)
     found = [
         (g_TPD[target, at_S[source]] * written_SD[source]).sum(-1).double()
-        for target, source in zip(*(e.split(_at_once(written_SD[:1])) for e in (edges.target, edges.source)), strict=True)
+        for target, source in zip(
+            *(e.split(_at_once(written_SD[:1])) for e in (edges.target, edges.source)), strict=True
+        )
     ]
     return torch.cat(found)
 

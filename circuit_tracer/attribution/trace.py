@@ -20,7 +20,6 @@ from circuit_tracer.attribution.expansion import ComputedRows, compute_rows
 from circuit_tracer.attribution.memory import free_bytes, held_bytes, retrying
 from circuit_tracer.attribution.plan import MemoryPlan, keeps_patterns, plan_memory
 from circuit_tracer.attribution.prompt import EncodedPrompt, LinearPrompt, encode_prompt, linearise
-from circuit_tracer.attribution.stream_reads import stream_reads
 from circuit_tracer.attribution.targets import Aim, TargetRows, resolve_targets
 from circuit_tracer.attribution.task import Options, Task
 from circuit_tracer.attribution.traceable import Traceable
@@ -28,7 +27,6 @@ from circuit_tracer.errors import NumericalError, ResourceError, warn
 from circuit_tracer.fingerprint import fingerprints
 from circuit_tracer.graph.balance import ReconstructionWarning
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.graph.stream_terms import StreamTerms
 from circuit_tracer.graph.targets import LogitTarget
 from circuit_tracer.models import tokenization
 from circuit_tracer.models.parts import bind
@@ -141,22 +139,12 @@ def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Comp
         reconstruction=prompt.reconstruction,
         provenance=_provenance(task, prompt, rows),
         unfinished=rows.unfinished,
-        target_reads=_kept_reads(prompt, targets),
     )
     try:
         return _within(graph, task.options.max_residual)
     except NumericalError:
         bind(model.parts.model, model.parts.config.model_name)  # a hook that came later is the better reason
         raise
-
-
-def _kept_reads(prompt: LinearPrompt, targets: TargetRows) -> StreamTerms | None:
-    """What targets read that are no tokens: nothing else says so later."""
-    others = torch.tensor([row for row, kind in enumerate(targets.table.kind) if kind != "logit"], dtype=torch.int64)
-    if not len(others):
-        return None
-    reads = stream_reads(prompt.network, targets.read_out.take(others)).to("cpu")
-    return replace(reads, row=others[reads.row])
 
 
 def _within(graph: Graph, max_residual: float | None) -> Graph:

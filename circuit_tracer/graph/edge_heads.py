@@ -38,9 +38,12 @@ class HeadsOfEdge(NamedTuple):
     last: list[HeadWeight]
 
     def to_json(self) -> dict[str, Any]:
-        """As viewers read it."""
-        heads = {name: [list(one) for one in getattr(self, name)] for name in ("first", "last")}
-        return {"direct": self.direct, "hops": self.mean_hops, **heads}
+        """As viewers read it; numbers to the digits of single precision."""
+        heads = {
+            name: [[layer, head, _short(weight)] for layer, head, weight in getattr(self, name)]
+            for name in ("first", "last")
+        }
+        return {"direct": _short(self.direct), "hops": _short(self.mean_hops), **heads}
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class EdgeHeads:
             {f"edge heads: {name}": column for name, column in columns.items() if name not in _WHOLE},
         )
         n_edges, keep = len(self.source), self.keep
-        expected = {"first": (n_edges, keep, 2), "last": (n_edges, keep, 2)}
+        expected: dict[str, tuple[int, ...]] = {"first": (n_edges, keep, 2), "last": (n_edges, keep, 2)}
         expected |= {"first_weight": (n_edges, keep), "last_weight": (n_edges, keep)}
         for name, column in columns.items():
             if tuple(column.shape) != expected.get(name, (n_edges,)):
@@ -99,7 +102,9 @@ class EdgeHeads:
             limits = torch.tensor([n_layers, 2**31 if n_heads is None else n_heads], device=heads.device)
             none = (heads == -1).all(-1) & (weights == 0)
             if not bool((none | ((heads >= 0) & (heads < limits)).all(-1)).all()):
-                raise InputError(f"edge heads: {name} names heads that a model of {n_layers} layers and {n_heads} heads has not")
+                raise InputError(
+                    f"edge heads: {name} names heads that a model of {n_layers} layers and {n_heads} heads has not"
+                )
 
     def find(self, source: Tensor, target: Tensor) -> Tensor:
         """Rows (m,) of edges (m,), -1 for those that are not in the table."""
@@ -129,3 +134,7 @@ def _named(heads: Tensor, weights: Tensor) -> list[list[HeadWeight]]:
         [HeadWeight(layer, head, weight) for (layer, head), weight in zip(row, values, strict=True) if layer >= 0]
         for row, values in zip(heads.tolist(), weights.tolist(), strict=True)
     ]
+
+
+def _short(number: float) -> float:
+    return float(f"{number:.7g}")

@@ -21,7 +21,6 @@ from circuit_tracer.graph.graph_checks import check_lengths, check_nodes, check_
 from circuit_tracer.graph.nodes import NodeTable
 from circuit_tracer.graph.order import Blocks, layered_blocks, topological_blocks
 from circuit_tracer.graph.shared_matrix import SharedMatrix
-from circuit_tracer.graph.stream_terms import StreamTerms
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
 from circuit_tracer.graph.unfinished import Unfinished
 from circuit_tracer.graph.validation import ValidationReport
@@ -49,8 +48,8 @@ class Graph:
     each. targets: default: logits at the last position. token_strings: P texts. reconstruction: quality of the
     transcoders here. provenance: plain JSON values that say how the graph was made.
     validation: what interventions on the graph have found. unfinished: of a trace that was interrupted, what it needs to go
-    on (`attribute(..., resume=graph)`). target_reads: what targets read of the residual stream, those that are no tokens;
-    rows are targets. edge_heads: which attention heads edges run through (`circuit_tracer.attention.explain_edges`).
+    on (`attribute(..., resume=graph)`). edge_heads: which attention heads edges run through
+    (`circuit_tracer.attention.explain_edges`).
 
     Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation and edge_heads, which were of the
     edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep the balance.
@@ -80,7 +79,6 @@ class Graph:
         provenance: dict[str, Any] | None = None,
         validation: ValidationReport | None = None,
         unfinished: Unfinished | None = None,
-        target_reads: StreamTerms | None = None,
         edge_heads: EdgeHeads | None = None,
     ) -> None:
         self.input_string = input_string
@@ -99,7 +97,6 @@ class Graph:
         self.provenance = dict(provenance or {})
         self._validation = validation
         self.unfinished = unfinished
-        self.target_reads = target_reads
         self._edge_heads = edge_heads
         self._blocks: Blocks | None = None
         check_types(self, logit_probabilities)
@@ -315,7 +312,7 @@ class Graph:
         self._edges, self.targets, self._blocks = self._edges.to(device), self.targets.to(device), None
         self._shared = None if self._shared is None else self._shared.to(device)
         self.balance = self.balance.to(device) if self.balance else None
-        for name in ("reconstruction", "target_reads", "_edge_heads"):
+        for name in ("reconstruction", "_edge_heads"):
             kept = getattr(self, name)
             setattr(self, name, None if kept is None else kept.to(device))
         self.__dict__.pop("nodes", None)

@@ -83,12 +83,6 @@ def check_nodes(graph: Graph) -> None:
         )
     if graph.balance is not None and len(graph.balance.bias) != expected:
         raise InputError(f"the balance has {len(graph.balance.bias)} rows for {expected} nodes")
-    if graph.target_reads is not None and len(graph.target_reads):
-        rows = graph.target_reads.row
-        if not (int(rows.min()) >= 0 and int(rows.max()) < len(graph.targets)):
-            raise InputError(
-                f"target_reads are of targets {int(rows.min())} to {int(rows.max())}; there are {len(graph.targets)}"
-            )
     if graph._edge_heads is not None:
         graph._edge_heads.check(graph._edges, graph.n_layers, graph.cfg.n_heads)
     if graph.reconstruction is not None and len(graph.reconstruction.nmse) != graph.n_layers:

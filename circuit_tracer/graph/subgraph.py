@@ -43,7 +43,6 @@ def subgraph(graph: Graph, pruned: PruneResult) -> Graph:
         token_strings=graph.token_strings,
         reconstruction=graph.reconstruction,
         provenance=graph.provenance,
-        target_reads=graph.target_reads,
         edge_heads=None if graph.edge_heads is None else _edge_heads(graph.edge_heads, pruned, place),
     )
 

@@ -6,12 +6,14 @@ Letters: n terms, R rows (targets, or sources), L layers, D d_model.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import InputError
-from circuit_tracer.graph.checks import require_tensors
+from circuit_tracer.attribution.read_out import ReadOut
+from circuit_tracer.graph.stream_reads import StreamReads
+from circuit_tracer.models.frozen import FrozenNetwork
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,28 @@ class StreamTerms:
     position: Tensor
     vector: Tensor
 
-    def __post_init__(self) -> None:
-        columns = {"row": self.row, "place": self.place, "position": self.position}
-        require_tensors({f"stream terms: {name}": column for name, column in columns.items()}, {"vector": self.vector})
-        if any(column.shape != self.row.shape or column.ndim != 1 for column in columns.values()) or (
-            self.vector.ndim != 2 or len(self.vector) != len(self.row)
-        ):
-            shapes = {field.name: tuple(getattr(self, field.name).shape) for field in fields(self)}
-            raise InputError(f"stream terms have shapes {shapes}; expected (n,) and (n, D)")
-
     def __len__(self) -> int:
         return int(self.row.shape[0])
+
+    @classmethod
+    def of_targets(cls, reads: StreamReads, network: FrozenNetwork) -> StreamTerms:
+        """What targets read, as a graph keeps it."""
+        at = reads.to(network.parts.device, network.parts.compute_dtype)
+        return cls(at.row, 2 * at.layer + (~at.entering).long(), at.position, at.vector)
+
+    @classmethod
+    def of_read_out(cls, rows: ReadOut, network: FrozenNetwork) -> StreamTerms:
+        """What rows read that have a vector each, at the transcoder's input hook or behind the final norm."""
+        device, last = network.parts.device, network.n_layers
+        position, layer = rows.position.to(device), rows.layer.to(device)
+        read = rows.vector.to(device=device, dtype=network.parts.compute_dtype)
+        vector = torch.empty_like(read)
+        for depth in rows.layer.unique().tolist():
+            here = layer == depth
+            back = network.final_norm.adjoint_at if depth == last else partial(network.read_adjoint, depth)
+            vector[here] = back(read[here], position[here])
+        place = torch.where(layer == last, 2 * last, 2 * layer + 1)
+        return cls(torch.arange(len(rows), device=device), place, position, vector)
 
     @classmethod
     def joined(cls, parts: list[StreamTerms]) -> StreamTerms:
@@ -58,6 +71,3 @@ class StreamTerms:
         """The terms of some rows (R',), which become rows 0, 1, ... in the order asked for; a row may come several times."""
         row, chosen = self.of_rows(rows)
         return StreamTerms(row, self.place[chosen], self.position[chosen], self.vector[chosen])
-
-    def to(self, device: str | torch.device) -> StreamTerms:
-        return StreamTerms(*(getattr(self, field.name).to(device) for field in fields(self)))
