@@ -84,7 +84,16 @@ def headed_document(**metadata: Any) -> dict[str, Any]:
     document["nodes"].append(node("3_22_1", "logit", "3", 1, feature=22, clerp=f'Output "{look}" (p=1.000)', **fields))
     document["links"].append({"source": "0_6_1", "target": "3_22_1", "weight": 1.0})
     side = {"parts": {"feature": 1.5, "bias": -0.25}, "mass": {}, "top": [["0_5_0", 1.5], ["1_bias_decoder_0", -0.25]]}
-    score = {"layer": 0, "head": 1, "query": 1, "key": 0, "versus": None, "label": "L0H1", "score": 1.25, "residual": 1e-8}
+    score = {
+        "layer": 0,
+        "head": 1,
+        "query": 1,
+        "key": 0,
+        "versus": None,
+        "label": "L0H1",
+        "score": 1.25,
+        "residual": 1e-8,
+    }
     score |= {"log_attention": -0.25, "pattern": [0.75, 0.25], "query_side": side, "key_side": side, "pairs": []}
     document["attention_scores"] = [score, {**score, "pattern": "wrong"}, None]
     document["qk_only_nodes"] = {"1_99_0": {"node_id": "1_99_0", "clerp": "pruned away"}, "2_1_0": None}

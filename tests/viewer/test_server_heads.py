@@ -18,7 +18,10 @@ from tests.support.documents import small_document
 
 TABLE = {
     "model": "a model",
-    "scores": {"induction": "attention to tokens that followed an earlier equal token", "ablation": "loss without the head"},
+    "scores": {
+        "induction": "attention to tokens that followed an earlier equal token",
+        "ablation": "loss without the head",
+    },
     "heads": [{"layer": 0, "head": 1, "induction": 0.5, "ablation": None}],
 }
 
@@ -65,7 +68,9 @@ def test_a_link_is_split_as_python_splits_it(
 def test_what_is_no_link_is_said(
     demo_served: Server, graph_folder: Path, slug: str, body: dict[str, Any], status: int, part: str
 ) -> None:
-    ends = dict(zip(("SOURCE", "TARGET"), link_through_heads(json.loads((graph_folder / "demo.json").read_text())), strict=True))
+    ends = dict(
+        zip(("SOURCE", "TARGET"), link_through_heads(json.loads((graph_folder / "demo.json").read_text())), strict=True)
+    )
     asked = {name: ends.get(value, value) if isinstance(value, str) else value for name, value in body.items()}
     bare(graph_folder)
     answer = ask(demo_served, f"/api/graphs/{slug}/explain-edge", asked)
@@ -92,7 +97,11 @@ def test_a_table_of_heads_beside_the_features_is_handed_out(served: Server, grap
 
 
 def test_the_look_of_a_head_is_traced_as_a_target(served: Server, graph_folder: Path) -> None:
-    body = {"prompt": "the capital of the state containing Dallas is", "slug": "look", "targets": ["attn:L1H0:8:7:rest"]}
+    body = {
+        "prompt": "the capital of the state containing Dallas is",
+        "slug": "look",
+        "targets": ["attn:L1H0:8:7:rest"],
+    }
     report = finished(served, ask(served, "/api/traces", body))
     assert report["state"] == "done", report
     document = json.loads((graph_folder / "look.json").read_text())

@@ -13,7 +13,6 @@ from tests.support.browser import Browser, Page
 from tests.support.gestures import READY, serious_findings, state, texts
 
 
-
 def strongest_across(page: Page) -> str:
     """The strongest link between features or outputs at two tokens."""
     return page.js(
@@ -54,7 +53,9 @@ def test_from_a_link_to_its_heads_to_why_one_looks_there(visit: Callable[..., Pa
     wait_for(page, "score-pairs")
     assert state(page, "head").count(":") == 2
     cells = "[...document.querySelectorAll('[data-testid=head-strip] .cell')]"
-    assert page.js(f"{cells}.map(e => e.textContent)") == page.js(f"viewer.graph.tokens.slice(0, {cells}.length).map(t => t.trim())")
+    assert page.js(f"{cells}.map(e => e.textContent)") == page.js(
+        f"viewer.graph.tokens.slice(0, {cells}.length).map(t => t.trim())"
+    )
     score = texts(page, "[data-testid=head-score]")[0]
     choose(page, "head-versus", "rest")
     page.wait("document.querySelector('[data-testid=head-score]')?.textContent.includes('differs')", 30)

@@ -16,6 +16,7 @@ from tests.support.browser import Browser, Page
 from tests.support.documents import feature_details, large_document, small_document
 from tests.support.gestures import CTRL, READY, pixels, serious_findings, state, texts
 
+
 def wait_for(page: Page, name: str) -> None:
     page.wait(f"document.querySelector('[data-testid={name}]')", 30)
 

@@ -113,7 +113,9 @@ def test_a_head_shows_what_the_file_says_of_its_look(headed: Page) -> None:
     assert texts(headed, "[data-testid=head-score]") == ["75% of its attention · score 1.25"]
     assert texts(headed, "[data-testid=score-key] p") == ["features 1.50 · biases −0.25"]
     assert texts(headed, "[data-testid=score-key] .what") == ["alpha", "decoder biases"]
-    pressed = "[...document.querySelectorAll('[data-testid=head-strip] button')].map(e => e.getAttribute('aria-pressed'))"
+    pressed = (
+        "[...document.querySelectorAll('[data-testid=head-strip] button')].map(e => e.getAttribute('aria-pressed'))"
+    )
     assert headed.js(pressed) == ["true", "false"]
     headed.js("viewer.actions.chooseHead('L0H0')")
     assert "needs circuit-tracer serve" in texts(headed, "[data-testid=head-offline]")[0]

@@ -15,7 +15,14 @@ from starlette.responses import Response
 from circuit_tracer.graph.files.read_json import require_as_written
 from circuit_tracer.graph.files.viewer_json import check_slug, graph_document
 from circuit_tracer.viewer.server.columns import MOST_LINKS, MOST_NODES
-from circuit_tracer.viewer.server.head_messages import EdgeAnswer, EdgeQuestion, HeadTableFile, LinksQuestion, ScoreAnswer, ScoreQuestion
+from circuit_tracer.viewer.server.head_messages import (
+    EdgeAnswer,
+    EdgeQuestion,
+    HeadTableFile,
+    LinksQuestion,
+    ScoreAnswer,
+    ScoreQuestion,
+)
 from circuit_tracer.viewer.server.head_table import read_head_table
 from circuit_tracer.viewer.server.jobs import Job
 from circuit_tracer.viewer.server.messages import (

@@ -19,8 +19,8 @@ _ALWAYS = ("embedding", "logit")
 
 
 class Columns:
-    """Links of a document by node number. source, target: int64 (M,); weight, share: float64 (M,); place: int64 (M,), where they are
-    in the document; mass: float64 (N,).
+    """Links of a document by node number. source, target: int64 (M,); weight, share: float64 (M,); place: int64 (M,), where
+    they are in the document; mass: float64 (N,).
 
     Links that lead nowhere, or have no finite weight, are left out. Raises FileFormatError for what is no graph.
     """

@@ -150,11 +150,13 @@ class GraphFolder:
         table = graph.edge_heads
         assert table is not None
         names = graph.nodes.ids()
-        pairs = zip(table.source.tolist(), table.target.tolist(), strict=True)
-        found = {(names[source], names[target]): row for (source, target), row in zip(pairs, table.rows(range(len(table))), strict=True)}
+        ends = [[names[node] for node in column.tolist()] for column in (table.source, table.target)]
+        found = dict(zip(zip(*ends, strict=True), table.rows(range(len(table))), strict=True))
         with writing_graphs(self.folder):
             path, document = self.path(slug), self.document(slug)
-            links = [_with_heads(link, found.get((link.get("source"), link.get("target")))) for link in document["links"]]
+            links = [
+                _with_heads(link, found.get((link.get("source"), link.get("target")))) for link in document["links"]
+            ]
             graph.save(self.folder / f"{slug}.safetensors")
             self._write(path, {**document, "links": links})
         return sum("heads" in link for link in links)

@@ -157,8 +157,8 @@ class Tokens(BaseModel):
 
 
 class JobReport(BaseModel):
-    """A job. `result` is there when `state` is done: {slug, nodes, links} of a trace, {links} of a graph's links over heads, else
-    an `InterventionResult` or a `SteeringResult`.
+    """A job. `result` is there when `state` is done: {slug, nodes, links} of a trace, {links} where those of a graph were split
+    over heads, else an `InterventionResult` or a `SteeringResult`.
     """
 
     id: str

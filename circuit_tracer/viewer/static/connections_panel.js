@@ -14,7 +14,18 @@ export const panel = {
   id: "connections",
   title: "Connections",
   area: "lists",
-  on: ["clicked", "pinned", "groups", "labels", "pruning", "edgeMin", "density", "hideErrors", "throughHead", "groupByToken"],
+  on: [
+    "clicked",
+    "pinned",
+    "groups",
+    "labels",
+    "pruning",
+    "edgeMin",
+    "density",
+    "hideErrors",
+    "throughHead",
+    "groupByToken",
+  ],
   fields: { groupByToken: { initial: () => false } },
   mount: (root, page) => new Connections(root, page),
 };
@@ -157,7 +168,12 @@ class Connections {
     const choose = () => this.actions.chooseEdge(edgeId(this.graph, links[0]));
     return h(
       "button",
-      { class: "to-heads", title: "Which attention heads this link runs through", "aria-label": label, on: { click: choose } },
+      {
+        class: "to-heads",
+        title: "Which attention heads this link runs through",
+        "aria-label": label,
+        on: { click: choose },
+      },
       "heads",
     );
   }

@@ -39,7 +39,8 @@ class EdgePanel {
   }
 
   _empty(edge) {
-    const words = edge === null ? "Click a link to see which attention heads it runs through." : "This file has no such link.";
+    const words =
+      edge === null ? "Click a link to see which attention heads it runs through." : "This file has no such link.";
     return h(
       "div",
       { class: "empty" },
@@ -136,7 +137,11 @@ class EdgePanel {
       heads.through ? this._through(heads) : null,
       heads.residual === undefined
         ? null
-        : h("p", { class: "quiet", "data-testid": "edge-residual" }, `These sums miss the link by ${number(heads.residual)} (relative).`),
+        : h(
+            "p",
+            { class: "quiet", "data-testid": "edge-residual" },
+            `These sums miss the link by ${number(heads.residual)} (relative).`,
+          ),
       this.split,
     ];
   }
@@ -147,7 +152,12 @@ class EdgePanel {
     const shown = this.all ? listed : listed.slice(0, MOST_HEADS);
     const left = leftOver(weight, heads, shown);
     const rest = listed.length - shown.length;
-    const row = (name, value) => ({ name, value, text: percent(value / weight, true), title: `weight ${number(value)}` });
+    const row = (name, value) => ({
+      name,
+      value,
+      text: percent(value / weight, true),
+      title: `weight ${number(value)}`,
+    });
     const rows = [
       ...(heads.direct ? [row(h("span", { class: "quiet" }, "direct"), heads.direct)] : []),
       ...shown.map((each) => row(headChip(this.page, each, this._where(end, each, heads, where)), each.weight)),
@@ -161,7 +171,14 @@ class EdgePanel {
     return h(
       "section",
       { "data-testid": `edge-${end}` },
-      h("h3", {}, title[0], h("span", { class: "quiet" }, title[1]), title[2], listed.length > MOST_HEADS ? more : null),
+      h(
+        "h3",
+        {},
+        title[0],
+        h("span", { class: "quiet" }, title[1]),
+        title[2],
+        listed.length > MOST_HEADS ? more : null,
+      ),
       rows.length
         ? signedBars(`${title[0]}s, shares of the link`, rows)
         : h("p", { class: "quiet" }, "It runs through no head."),
@@ -225,7 +242,11 @@ class EdgePanel {
       "details",
       { class: "raw", "data-testid": "edge-through" },
       h("summary", {}, "What it loses without a head"),
-      h("p", { class: "quiet" }, "All paths through the head, in units of the weight. Paths count for each of their heads, so these are no shares."),
+      h(
+        "p",
+        { class: "quiet" },
+        "All paths through the head, in units of the weight. Paths count for each of their heads, so these are no shares.",
+      ),
       signedBars(
         "What the link loses without a head",
         through.slice(0, MOST_HEADS).map((each) => ({
@@ -258,7 +279,12 @@ function hopBars({ byHops }, weight) {
     h("h3", {}, "By the number of heads"),
     signedBars(
       "By the number of heads, shares of the link",
-      telling.map(([name, value]) => ({ name, value, text: percent(value / weight, true), title: `weight ${number(value)}` })),
+      telling.map(([name, value]) => ({
+        name,
+        value,
+        text: percent(value / weight, true),
+        title: `weight ${number(value)}`,
+      })),
     ),
   );
 }

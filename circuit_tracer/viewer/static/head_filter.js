@@ -37,7 +37,9 @@ export function headFilter({ graph, store }) {
   const apply = () => {
     const look = parseLook(input.value.trim().toUpperCase());
     const known = look !== null && names.includes(headName(look.layer, look.head));
-    input.setCustomValidity(known || !input.value.trim() ? "" : "No link of this graph names that head among its strongest.");
+    input.setCustomValidity(
+      known || !input.value.trim() ? "" : "No link of this graph names that head among its strongest.",
+    );
     if (!input.reportValidity()) return;
     store.set({ throughHead: known ? [headName(look.layer, look.head), end.value].filter(Boolean).join(" ") : null });
   };

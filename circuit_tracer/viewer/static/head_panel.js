@@ -21,7 +21,9 @@ export const panel = {
   on: ["head", "labels", "throughHead"],
   shows: "head",
   stays: "inside",
-  fields: { head: { initial: () => null, address: "head", read: (text, initial) => (parseLook(text) ? text : initial) } },
+  fields: {
+    head: { initial: () => null, address: "head", read: (text, initial) => (parseLook(text) ? text : initial) },
+  },
   mount: (root, page) => new HeadPanel(root, page),
 };
 
@@ -76,16 +78,22 @@ class HeadPanel {
       "data-testid": "head-name",
       on: {
         change: () => {
-          const wanted = parseLook(input.value.trim().toUpperCase());
-          if (wanted) this.page.actions.chooseHead(lookText({ ...(look ?? {}), ...wanted, query: look?.query, versus: null, key: null }));
-          else if (!input.value.trim()) this.page.actions.chooseHead(null);
-          else input.setCustomValidity("Write layer and head as L5H3.");
+          const text = input.value.trim().replace(/^l(\d+)h/i, "L$1H");
+          const wanted = parseLook(text);
+          if (wanted) this._go({ ...wanted, query: wanted.query ?? look?.query ?? null });
+          else if (!text) this.page.actions.chooseHead(null);
+          else input.setCustomValidity("Write layer and head as L5H3, or as L5H3:8:5 for where it looks.");
           input.reportValidity();
         },
         input: () => input.setCustomValidity(""),
       },
     });
-    return h("div", { class: "list-head" }, h("label", { class: "quiet" }, "head ", input), look ? this._tools(look) : null);
+    return h(
+      "div",
+      { class: "list-head" },
+      h("label", { class: "quiet" }, "head ", input),
+      look ? this._tools(look) : null,
+    );
   }
 
   _tools(look) {
@@ -112,7 +120,8 @@ class HeadPanel {
     const named = namedHeads(page.graph);
     const known = highest(this.table, "induction", MOST_DIAGNOSED);
     const chip = (each, words) => h("li", {}, headChip(page, each), h("span", { class: "quiet" }, ` ${words}`));
-    const count = ({ first, last }) => [first ? `first of ${first}` : "", last ? `last of ${last}` : ""].filter(Boolean).join(", ");
+    const count = ({ first, last }) =>
+      [first ? `first of ${first}` : "", last ? `last of ${last}` : ""].filter(Boolean).join(", ");
     if (!named.length && !known.length)
       return h(
         "div",
@@ -159,7 +168,9 @@ class HeadPanel {
     return [
       headFacts(this.table, look),
       ready ? this._choice(where) : this._offline(),
-      ready ? headStrip(graph, score?.pattern ?? null, where, (key) => this._go({ ...where, key, versus: null })) : null,
+      ready
+        ? headStrip(graph, score?.pattern ?? null, where, (key) => this._go({ ...where, key, versus: null }))
+        : null,
       ready && where.key !== null ? this._versus(where) : null,
       h(
         "div",
@@ -169,7 +180,9 @@ class HeadPanel {
         problem ? button("Ask again", "Ask the model again", () => this._again(state.head), "head-again") : null,
       ),
       score ? [this._sentence(score), scoreLists(this.page, score)] : null,
-      score?.residual ? h("p", { class: "quiet" }, `These sums miss the score by ${number(score.residual)} (relative).`) : null,
+      score?.residual
+        ? h("p", { class: "quiet" }, `These sums miss the score by ${number(score.residual)} (relative).`)
+        : null,
     ];
   }
 
@@ -196,7 +209,9 @@ class HeadPanel {
           "aria-label": "The token that looks",
           on: { change: (event) => this._go({ layer, head, query: Number(event.target.value) }) },
         },
-        graph.tokens.map((_, at) => h("option", { value: at, selected: at === query }, `${at}  ${chipText(graph.tokens[at])}`)),
+        graph.tokens.map((_, at) =>
+          h("option", { value: at, selected: at === query }, `${at}  ${chipText(graph.tokens[at])}`),
+        ),
       ),
     );
   }
@@ -205,7 +220,8 @@ class HeadPanel {
   _versus(where) {
     const { graph } = this.page;
     const others = Array.from({ length: where.query + 1 }, (_, at) => at).filter((at) => at !== where.key);
-    const option = (value, text) => h("option", { value, selected: String(where.versus ?? "") === String(value) }, text);
+    const option = (value, text) =>
+      h("option", { value, selected: String(where.versus ?? "") === String(value) }, text);
     return h(
       "label",
       { class: "choice" },
@@ -235,9 +251,18 @@ class HeadPanel {
     return h(
       "div",
       { class: "list-head", "data-testid": "head-score" },
-      h("span", {}, [share === undefined ? "" : `${percent(share)} of its attention`, words].filter(Boolean).join(" \u00b7 ")),
+      h(
+        "span",
+        {},
+        [share === undefined ? "" : `${percent(share)} of its attention`, words].filter(Boolean).join(" \u00b7 "),
+      ),
       this.page.explain.hasModel
-        ? button("Trace this", `Trace the prompt with ${target} as what is explained`, () => traceTarget(this.page, target), "head-trace")
+        ? button(
+            "Trace this",
+            `Trace the prompt with ${target} as what is explained`,
+            () => traceTarget(this.page, target),
+            "head-trace",
+          )
         : null,
     );
   }
@@ -258,7 +283,9 @@ class HeadPanel {
       h(
         "ul",
         { class: "head-list" },
-        kept.map((look) => h("li", {}, headChip(this.page, look, look), h("span", { class: "quiet" }, ` ${lookWords(graph, look)}`))),
+        kept.map((look) =>
+          h("li", {}, headChip(this.page, look, look), h("span", { class: "quiet" }, ` ${lookWords(graph, look)}`)),
+        ),
       ),
     );
   }

@@ -12,11 +12,20 @@ export function headStrip(graph, pattern, { query, key, versus }, choose) {
   const strongest = Math.max(0, ...(pattern ?? []));
   return h(
     "div",
-    { class: "strip", role: "group", "aria-label": "Keys, by how much the head looks at them", "data-testid": "head-strip" },
+    {
+      class: "strip",
+      role: "group",
+      "aria-label": "Keys, by how much the head looks at them",
+      "data-testid": "head-strip",
+    },
     keys.map((at) => {
       const share = pattern?.[at] ?? null;
       const text = tokenText(graph, at).trim() || "\u2423";
-      const words = [`token ${at}`, share === null ? null : `${percent(share)} of its attention`, at === query ? "the query" : null];
+      const words = [
+        `token ${at}`,
+        share === null ? null : `${percent(share)} of its attention`,
+        at === query ? "the query" : null,
+      ];
       return h(
         "button",
         {

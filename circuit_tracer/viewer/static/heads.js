@@ -79,7 +79,9 @@ export function namedHeads(graph) {
       }
     }
   }
-  return [...found.values()].sort((a, b) => b.first + b.last - a.first - a.last || a.layer - b.layer || a.head - b.head);
+  return [...found.values()].sort(
+    (a, b) => b.first + b.last - a.first - a.last || a.layer - b.layer || a.head - b.head,
+  );
 }
 
 /** Links that have a head among their listed first or last ones. filter: "L5H3", "L5H3 first", "L5H3 last"; null for none. */

@@ -1,4 +1,5 @@
-// Which link lies under the pointer. Links are drawn as in scene.js: they leave and arrive vertically, or straight where there are many.
+// Which link lies under the pointer. Links are drawn as in scene.js: curves that leave and arrive vertically, or straight lines where
+// there are many.
 
 const STEPS = 20;
 

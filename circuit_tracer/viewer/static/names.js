@@ -46,7 +46,11 @@ export function nodePlace(graph, id) {
   const [layer, position] = node ? [node.layer, node.position] : [row === "E" ? -1 : Number(row), Number(at)];
   const token = tokenText(graph, position);
   const other = row === "E" ? `\u201c${token}\u201d` : kind === "-1" ? "error" : `feature ${kind}`;
-  return { name: node ? node.label : (label ?? other), layer: layerName(graph, layer), position: layer === -1 ? "" : token };
+  return {
+    name: node ? node.label : (label ?? other),
+    layer: layerName(graph, layer),
+    position: layer === -1 ? "" : token,
+  };
 }
 
 /** A head, which opens its panel; where: {query, key, versus} to open it at. */

@@ -26,7 +26,9 @@ function side(page, title, words, id, { top: rows, parts }) {
     title,
     words,
     id,
-    amounts.length ? amounts.map(([kind, amount]) => `${PLURALS[kind] ?? kind} ${twoDecimals(amount)}`).join(" \u00b7 ") : null,
+    amounts.length
+      ? amounts.map(([kind, amount]) => `${PLURALS[kind] ?? kind} ${twoDecimals(amount)}`).join(" \u00b7 ")
+      : null,
     rows.length,
     rows.map(({ name, weight }) => row(nodePlace(page.graph, name), nodeName(page, name), weight, most(rows))),
   );

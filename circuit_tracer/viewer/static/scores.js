@@ -15,7 +15,19 @@ export function readScore(given) {
   if (!Array.isArray(pattern) || !pattern.every(Number.isFinite)) return null;
   const [querySide, keySide] = [readSide(one), readSide(other)];
   const residual = Number.isFinite(given.residual) ? given.residual : null;
-  return { layer, head, query, key, versus, score, pattern, querySide, keySide, pairs: readPairs(given.pairs), residual };
+  return {
+    layer,
+    head,
+    query,
+    key,
+    versus,
+    score,
+    pattern,
+    querySide,
+    keySide,
+    pairs: readPairs(given.pairs),
+    residual,
+  };
 }
 
 function readSide(given) {
@@ -50,7 +62,9 @@ export function lookOf(node) {
 
 /** All scores that a file explains. */
 export function scoresOfFile({ document, nodes }) {
-  const kept = (Array.isArray(document.attention_scores) ? document.attention_scores : []).map(readScore).filter(Boolean);
+  const kept = (Array.isArray(document.attention_scores) ? document.attention_scores : [])
+    .map(readScore)
+    .filter(Boolean);
   const others = nodes.map(resultsOf).filter((found) => found && !kept.some((score) => isOf(score, found)));
   return [...kept, ...others];
 }

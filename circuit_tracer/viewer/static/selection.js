@@ -14,7 +14,8 @@ export function edgeId({ links: { source, target }, nodes }, link) {
 /** The number of the link that `edge` names, or null. */
 export function linkOf(graph, edge) {
   const [from, to] = (edge ?? "").split(">").map((id) => graph.byId.get(id));
-  const found = from && to ? inputsOf(graph, to.index).find((link) => graph.links.source[link] === from.index) : undefined;
+  const found =
+    from && to ? inputsOf(graph, to.index).find((link) => graph.links.source[link] === from.index) : undefined;
   return found ?? null;
 }
 

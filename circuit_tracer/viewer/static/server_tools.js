@@ -46,7 +46,13 @@ export function splitLinksButton({ graph, server }) {
       go.disabled = false;
     }
   });
-  return h("div", { class: "split" }, go, h("p", { class: "quiet" }, "Then the graph can show the links through a head alone."), problem);
+  return h(
+    "div",
+    { class: "split" },
+    go,
+    h("p", { class: "quiet" }, "Then the graph can show the links through a head alone."),
+    problem,
+  );
 }
 
 /** Thresholds to prune the whole graph at; the page is loaded again with what it shows kept in its address. */
