@@ -111,7 +111,7 @@ def _by_head(heads: EdgeHeads) -> list[tuple[int, int, int, int]]:
             if layer >= 0:
                 counts.setdefault((layer, head), [0, 0])[side] += 1
     ordered = sorted(counts.items(), key=lambda item: (-sum(item[1]), item[0]))
-    return [(*head, *count) for head, count in ordered]
+    return [(layer, head, first, last) for (layer, head), (first, last) in ordered]
 
 
 def _counted(row: tuple[int, int, int, int]) -> dict[str, int]:
@@ -120,8 +120,11 @@ def _counted(row: tuple[int, int, int, int]) -> dict[str, int]:
 
 def _all_edges(heads: EdgeHeads) -> str:
     through = int((heads.first[:, :1, 0] >= 0).sum())
-    lines = [f"edges      {len(heads):,}, of which {through:,} run through heads", "", f"{'head':<10}{'first of':>10}{'last of':>10}"]
-    lines += [f"{f'L{layer}H{head}':<10}{first:>10,}{last:>10,}" for layer, head, first, last in _by_head(heads)[: 3 * SHOWN]]
+    lines = [f"edges      {len(heads):,}, of which {through:,} run through heads", ""]
+    lines.append(f"{'head':<10}{'first of':>10}{'last of':>10}")
+    lines += [
+        f"{f'L{layer}H{head}':<10}{first:>10,}{last:>10,}" for layer, head, first, last in _by_head(heads)[: 3 * SHOWN]
+    ]
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
-"""Edges to explain, and what the frozen network itself says of them: patterns are set to zero, and the source is run forward."""
+"""Edges to explain, and what the frozen network itself says of them: its source is run forward, with patterns set to zero."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from functools import lru_cache
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.attention.frozen_prompt import FrozenPrompt
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.prompt import LinearPrompt, encode_prompt, linearise
 from circuit_tracer.graph.graph import Graph
@@ -20,6 +19,58 @@ from tests.support.tiny import CONFIGS, FAMILIES, tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, build
 
 Patterns = Callable[[int, Tensor], Tensor]  # layer, (H, P, P) -> what attention does instead
+
+
+def all_of(layer: int, pattern: Tensor) -> Tensor:
+    """As it is."""
+    return pattern
+
+
+def only(*heads: tuple[int, int]) -> Patterns:
+    """These heads alone; every other pattern is zero."""
+
+    def patterns(layer: int, pattern: Tensor) -> Tensor:
+        kept = torch.zeros_like(pattern)
+        for at, head in heads:
+            if at == layer:
+                kept[head] = pattern[head]
+        return kept
+
+    return patterns
+
+
+def without(*heads: tuple[int, int]) -> Patterns:
+    """All but these heads."""
+    return lambda layer, pattern: pattern - only(*heads)(layer, pattern)
+
+
+def between(first: int, last: int) -> Patterns:
+    """All heads of layers first .. last - 1; those of other layers are zero."""
+    return lambda layer, pattern: pattern if first <= layer < last else torch.zeros_like(pattern)
+
+
+def together(*patterns: Patterns) -> Patterns:
+    """Sums of patterns."""
+    return lambda layer, pattern: sum((one(layer, pattern) for one in patterns), torch.zeros_like(pattern))
+
+
+def scaled(factor: float) -> Patterns:
+    """All patterns times a number."""
+    return lambda layer, pattern: factor * pattern
+
+
+def at_entries(*entries: tuple[int, int, int, int]) -> Patterns:
+    """Nothing but these entries: layer, head, query, key."""
+
+    def patterns(layer: int, pattern: Tensor) -> Tensor:
+        kept = torch.zeros_like(pattern)
+        for at, head, query, key in entries:
+            if at == layer:
+                kept[head, query, key] = pattern[head, query, key]
+        return kept
+
+    return patterns
+
 
 SEQUENTIAL = Case("gemma2", "clt", True, "mlp.hook_in", "mlp.hook_out")
 PARALLEL = Case("gpt_neox", "clt", True, "ln2.hook_normalized", "hook_mlp_out")
@@ -70,7 +121,7 @@ class FrozenEdge:
         self.tokens, self.writes = self._written(model, graph, source)
         self.read = self._reads(model, graph, target)
 
-    def effect(self, patterns: Patterns = lambda layer, pattern: pattern) -> float:
+    def effect(self, patterns: Patterns = all_of) -> float:
         """What the target reads of the source."""
         network = copy(self.prompt.network)
         network.layers = [
@@ -82,15 +133,6 @@ class FrozenEdge:
             return self.writes[layer] if skip is None else self.writes[layer] + x @ skip
 
         return float(self.read(*network.propagate(self.tokens, output, constants=False)))
-
-    def of_heads(self, heads: Iterable[tuple[int, int]]) -> float:
-        """With these heads alone; every other pattern is zero."""
-        kept = set(heads)
-        return self.effect(
-            lambda layer, pattern: torch.stack(
-                [one if (layer, head) in kept else torch.zeros_like(one) for head, one in enumerate(pattern)]
-            )
-        )
 
     def _written(self, model: ReplacementModel, graph: Graph, node: int) -> tuple[Tensor, Tensor]:
         layout, nodes = graph.nodes.layout, graph.nodes
@@ -115,8 +157,3 @@ class FrozenEdge:
             return lambda inputs, final: inputs[layer][position] @ row
         unembed = model.parts.unembed.weight
         return lambda inputs, final: final[position] @ (unembed[index] - unembed.mean(0))
-
-
-def prompt_of(model: ReplacementModel, graph: Graph) -> FrozenPrompt:
-    """The prompt as explanations see it."""
-    return FrozenPrompt.of(graph, model)
