@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from circuit_tracer.attention import explain_edge, explain_score
+from circuit_tracer.demo import load_labels
 from circuit_tracer.graph import Graph
 from circuit_tracer.replacement_model import ReplacementModel
-from circuit_tracer.viewer.server import Server
+from circuit_tracer.viewer.server import Server, serve
 from circuit_tracer.viewer.server.columns import Columns
 from tests.support.asking import ask, finished
 from tests.support.documents import small_document
@@ -34,22 +36,30 @@ def link_through_heads(document: dict[str, Any]) -> tuple[str, str]:
     return strongest["source"], strongest["target"]
 
 
-def bare(folder: Path) -> None:
-    """A graph without its whole file."""
+@pytest.fixture(scope="module")
+def asked(
+    tmp_path_factory: pytest.TempPathFactory, demo_model: ReplacementModel, demo_graph: Graph
+) -> Iterator[Server]:
+    """A server that is only asked: the embedded model's graph, and one without its whole file."""
+    folder = tmp_path_factory.mktemp("asked")
+    demo_graph.save(folder / "demo.safetensors")
+    demo_graph.to_json("demo", folder, node_threshold=0.9)
     (folder / "bare.json").write_text(json.dumps(small_document()))
+    with serve(folder, port=0, model=demo_model, labels=load_labels()) as server:
+        yield server
 
 
-def test_a_link_is_split_as_python_splits_it(
-    demo_served: Server, graph_folder: Path, demo_model: ReplacementModel, demo_graph: Graph
-) -> None:
-    document = json.loads((graph_folder / "demo.json").read_text())
-    source, target = link_through_heads(document)
-    answer = ask(demo_served, "/api/graphs/demo/explain-edge", {"source": source, "target": target, "paths": 3})
+def document_of(server: Server) -> dict[str, Any]:
+    return ask(server, "/api/graphs/demo").json
+
+
+def test_a_link_is_split_as_python_splits_it(asked: Server, demo_model: ReplacementModel, demo_graph: Graph) -> None:
+    source, target = link_through_heads(document_of(asked))
+    answer = ask(asked, "/api/graphs/demo/explain-edge", {"source": source, "target": target, "paths": 3})
     assert answer.status == 200, answer.error
-    assert answer.json == explain_edge(demo_graph, source, target, demo_model, paths=3).to_dict()
-    assert sum(weight for *_, weight in answer.json["first"]) + answer.json["direct"] == pytest.approx(
-        answer.json["weight"], rel=1e-4
-    )
+    found = answer.json
+    assert found == explain_edge(demo_graph, source, target, demo_model, paths=3).to_dict()
+    assert sum(weight for *_, weight in found["first"]) + found["direct"] == pytest.approx(found["weight"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -65,21 +75,16 @@ def test_a_link_is_split_as_python_splits_it(
     ],
     ids=["no node", "no edge", "no number of paths", "no target", "no text", "only its JSON", "no graph"],
 )
-def test_what_is_no_link_is_said(
-    demo_served: Server, graph_folder: Path, slug: str, body: dict[str, Any], status: int, part: str
-) -> None:
-    ends = dict(
-        zip(("SOURCE", "TARGET"), link_through_heads(json.loads((graph_folder / "demo.json").read_text())), strict=True)
-    )
-    asked = {name: ends.get(value, value) if isinstance(value, str) else value for name, value in body.items()}
-    bare(graph_folder)
-    answer = ask(demo_served, f"/api/graphs/{slug}/explain-edge", asked)
+def test_what_is_no_link_is_said(asked: Server, slug: str, body: dict[str, Any], status: int, part: str) -> None:
+    ends = dict(zip(("SOURCE", "TARGET"), link_through_heads(document_of(asked)), strict=True))
+    question = {name: ends.get(value, value) if isinstance(value, str) else value for name, value in body.items()}
+    answer = ask(asked, f"/api/graphs/{slug}/explain-edge", question)
     assert (answer.status, part in answer.error) == (status, True), answer.error
 
 
-def test_the_model_explains_one_thing_at_a_time(demo_served: Server) -> None:
-    with demo_served.site.jobs.alone("something else"):
-        answer = ask(demo_served, "/api/graphs/demo/explain-edge", {"source": "a", "target": "b"})
+def test_the_model_explains_one_thing_at_a_time(asked: Server) -> None:
+    with asked.site.jobs.alone("something else"):
+        answer = ask(asked, "/api/graphs/demo/explain-edge", {"source": "a", "target": "b"})
     assert (answer.status, "something else" in answer.error) == (503, True)
 
 
@@ -134,10 +139,10 @@ def test_all_links_are_split_and_both_files_keep_it(
 
 
 def test_a_score_is_explained_as_python_explains_it(
-    demo_served: Server, demo_model: ReplacementModel, demo_graph: Graph
+    asked: Server, demo_model: ReplacementModel, demo_graph: Graph
 ) -> None:
-    asked = {"layer": 1, "head": 0, "query": 8, "key": 7, "versus": "rest"}
-    answer = ask(demo_served, "/api/graphs/demo/explain-score", asked)
+    question = {"layer": 1, "head": 0, "query": 8, "key": 7, "versus": "rest"}
+    answer = ask(asked, "/api/graphs/demo/explain-score", question)
     assert answer.status == 200, answer.error
     expected = explain_score(demo_graph, demo_model, 1, 0, 8, 7, "rest")
     found = answer.json
@@ -146,9 +151,9 @@ def test_a_score_is_explained_as_python_explains_it(
     assert set(labels) <= set(expected.kept(20, 20).ids)
     assert "Texas (places)" in labels.values()
     for versus in (2, None):
-        answer = ask(demo_served, "/api/graphs/demo/explain-score", {**asked, "versus": versus})
+        answer = ask(asked, "/api/graphs/demo/explain-score", {**question, "versus": versus})
         assert answer.json["score"] == pytest.approx(explain_score(demo_graph, demo_model, 1, 0, 8, 7, versus).score)
-    strongest = ask(demo_served, "/api/graphs/demo/explain-score", {"layer": 1, "head": 0, "query": 8}).json
+    strongest = ask(asked, "/api/graphs/demo/explain-score", {"layer": 1, "head": 0, "query": 8}).json
     assert strongest["key"] == max(range(9), key=strongest["pattern"].__getitem__)
 
 
@@ -169,10 +174,7 @@ def test_a_score_is_explained_as_python_explains_it(
     ],
     ids=lambda value: "-".join(f"{name} {one}" for name, one in value.items()) if isinstance(value, dict) else None,
 )
-def test_what_is_no_look_of_a_head_is_said(
-    demo_served: Server, graph_folder: Path, change: dict[str, Any], status: int, part: str
-) -> None:
-    bare(graph_folder)
-    asked = {"layer": 1, "head": 0, "query": 8, "key": 7, **change}
-    answer = ask(demo_served, f"/api/graphs/{asked.pop('slug', 'demo')}/explain-score", asked)
+def test_what_is_no_look_of_a_head_is_said(asked: Server, change: dict[str, Any], status: int, part: str) -> None:
+    question = {"layer": 1, "head": 0, "query": 8, "key": 7, **change}
+    answer = ask(asked, f"/api/graphs/{question.pop('slug', 'demo')}/explain-score", question)
     assert (answer.status, part in answer.error) == (status, True), answer.error

@@ -8,18 +8,34 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from circuit_tracer.viewer import graph_page
-from tests.support.browser import Page
+from tests.support.browser import Browser, Page
 from tests.support.documents import headed_document, small_document
-from tests.support.gestures import params, state, texts
+from tests.support.gestures import READY, params, state, texts
 
 Opener = Callable[..., Page]
 
 
-@pytest.fixture
-def headed(open_page: Opener) -> Iterator[Page]:
-    page = open_page(graph_page(headed_document()))
+@pytest.fixture(scope="module")
+def opened(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    path = tmp_path_factory.mktemp("heads") / "page.html"
+    path.write_text(graph_page(headed_document()), encoding="utf-8")
+    page = browser.page(path.as_uri())
+    page.wait(READY)
     yield page
     assert page.errors() == []
+    page.close()
+
+
+@pytest.fixture
+def headed(opened: Page) -> Page:
+    """The same page for all tests, as it is at the start."""
+    opened.js(
+        """(() => { const start = Object.fromEntries(Object.entries(viewer.store.fields).map(([name, { initial }]) =>
+        [name, initial(viewer.graph)])); viewer.store.set({ ...start, clicked: null, focused: null, hovered: null });
+        viewer.open('connections'); })()"""
+    )
+    opened.frames(1)
+    return opened
 
 
 def middle(page: Page, source: str, target: str) -> tuple[float, float]:
@@ -129,6 +145,7 @@ def test_an_attention_target_has_its_own_words(headed: Page) -> None:
     assert state(headed, "head") == "L1H3:1:0:rest"
 
 
+@pytest.mark.slow("two more pages")
 def test_addresses_lead_back_and_wrong_ones_to_nothing(open_page: Opener) -> None:
     text = graph_page(headed_document())
     page = open_page(text, after="#edge=0_5_0%3E1_7_1&throughHead=L0H1")
@@ -156,6 +173,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow("one more page")
 def test_broken_heads_are_passed_over(open_page: Opener) -> None:
     document = small_document()
     for link, heads in zip(document["links"], BROKEN.values(), strict=False):
@@ -166,6 +184,7 @@ def test_broken_heads_are_passed_over(open_page: Opener) -> None:
     assert page.errors() == []
 
 
+@pytest.mark.slow("a page with 150 heads")
 def test_long_tokens_and_many_heads_stay_inside(open_page: Opener) -> None:
     document = headed_document(prompt_tokens=["x" * 300, " " + "y" * 300])
     document["links"][2]["heads"] = {
