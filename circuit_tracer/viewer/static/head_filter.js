@@ -23,7 +23,7 @@ export function headFilter({ graph, store }) {
   const input = h("input", {
     type: "search",
     size: 7,
-    placeholder: "through head",
+    placeholder: "by head",
     list: "head-names",
     "aria-label": "Show links through this head alone",
     "data-testid": "head-filter",
