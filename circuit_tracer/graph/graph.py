@@ -13,6 +13,7 @@ from torch import Tensor
 
 from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError, warn
+from circuit_tracer.graph.attention_scores import AttentionScore
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.config import GraphConfig
 from circuit_tracer.graph.edges import Edges
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import networkx
     from matplotlib.figure import Figure
 
+    from circuit_tracer.attention import ScoreExplanation
     from circuit_tracer.graph.files.view import View
 
 
@@ -46,7 +48,7 @@ class Graph:
     each. targets: default: logits at the last position. token_strings: P texts. reconstruction: quality of the
     transcoders here. provenance: plain JSON values that say how the graph was made.
     validation: what interventions on the graph have found. unfinished: of a trace that was interrupted, what it needs to go
-    on (`attribute(..., resume=graph)`).
+    on (`attribute(..., resume=graph)`). scores: why heads look where they look (`explain_score`), those that were kept.
 
     Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then the validation, which was that of the edges
     before, is gone, ``residual`` says by how much the rows miss their sums, and files do not keep the balance.
@@ -76,6 +78,7 @@ class Graph:
         provenance: dict[str, Any] | None = None,
         validation: ValidationReport | None = None,
         unfinished: Unfinished | None = None,
+        scores: Sequence[AttentionScore] = (),
     ) -> None:
         self.input_string = input_string
         self.input_tokens = input_tokens
@@ -93,6 +96,7 @@ class Graph:
         self.provenance = dict(provenance or {})
         self._validation = validation
         self.unfinished = unfinished
+        self.scores = list(scores)
         self._blocks: Blocks | None = None
         check_types(self, logit_probabilities)
         check_lengths(self, logit_probabilities)
@@ -275,6 +279,24 @@ class Graph:
         )
         more = ", ..." if layout.n_targets > 3 else ""
         return f"Graph({self.input_string!r}: {counts}; targets: {shown}{more}; scan={self.scan!r}, {self.device})"
+
+    def explain_score(
+        self,
+        model: Any,
+        layer: int,
+        head: int,
+        query: int,
+        key: int,
+        versus: int | str | None = None,
+        *,
+        pairs: bool = True,
+    ) -> ScoreExplanation:
+        """Why a head looks from a position at another; see ``attention/scores.py``. model: the `ReplacementModel` that the graph
+        was traced with. ``graph.scores.append(found.kept())`` keeps what was found with the graph and its files.
+        """
+        from circuit_tracer.attention.scores import explain_score
+
+        return explain_score(self, model, layer, head, query, key, versus, pairs=pairs)
 
     # Moving and saving
 

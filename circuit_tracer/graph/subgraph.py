@@ -42,6 +42,7 @@ def subgraph(graph: Graph, pruned: PruneResult) -> Graph:
         token_strings=graph.token_strings,
         reconstruction=graph.reconstruction,
         provenance=graph.provenance,
+        scores=graph.scores,
     )
 
 
