@@ -136,7 +136,7 @@ class ScoreExplanation:
             pattern=self.pattern.tolist(),
             query_side=self.query_side.kept(contributors),
             key_side=self.key_side.kept(contributors),
-            pairs=[] if self.pairs is None else [tuple(pair) for pair in self.pairs.top(pairs)],
+            pairs=[] if self.pairs is None else [(pair.query, pair.key, pair.weight) for pair in self.pairs.top(pairs)],
             residual=self.residual,
         )
 

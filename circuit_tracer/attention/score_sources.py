@@ -70,8 +70,8 @@ class ScoreSources:
             )
         if found is None:
             raise InputError(
-                f"{shortened(source)} is no active feature, error or token of this prompt, and no constant of this side; ids are "
-                f"such as {self.nodes.ids(torch.tensor([0]))[0]!r} and {bias_id(self.layer, BIASES[0], position)!r}"
+                f"{shortened(source)} is no active feature, error or token of this prompt, and no constant of this side; ids "
+                f"are such as {self.nodes.ids(torch.tensor([0]))[0]!r} and {bias_id(self.layer, BIASES[0], position)!r}"
             )
         return found
 

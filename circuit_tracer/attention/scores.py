@@ -178,8 +178,8 @@ def _require_sums(
     promised = max(PROMISED_RESIDUAL.get(str(dtype), 0.0) for dtype in dtypes) or PROMISED_RESIDUAL["float32"]
     if not max(found) <= promised:
         raise NumericalError(
-            f"the score {label} is {score:.6g}, and its contributors add up to {sum(sides[0].parts.values()):.6g} on the query's "
-            f"side and {sum(sides[1].parts.values()):.6g} on the key's: off by {max(found):.1e} of their mass, promised is "
-            f"{promised:.0e}. Load the model in a dtype of higher precision"
+            f"the score {label} is {score:.6g}, and its contributors add up to {sum(sides[0].parts.values()):.6g} on the "
+            f"query's side and {sum(sides[1].parts.values()):.6g} on the key's: off by {max(found):.1e} of their mass, promised "
+            f"is {promised:.0e}. Load the model in a dtype of higher precision"
         )
     return max(found)

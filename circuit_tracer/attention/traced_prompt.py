@@ -1,7 +1,7 @@
 """The prompt of a graph made linear again, with all features that were active: a graph keeps neither patterns nor weights.
 
-What it does keep, tokens and activations, decides: features write what they wrote in the trace. The prompt of the graph that was
-last asked about stays in memory for as long as both the graph and the model are there, so that the next question costs no pass.
+What it does keep, tokens and activations, decides: features write what they wrote in the trace. The prompt of the graph that
+was last asked about stays in memory for as long as both the graph and the model are there: the next question costs no pass.
 
 Letters: L layers, P positions, D d_model.
 """

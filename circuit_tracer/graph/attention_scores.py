@@ -1,17 +1,18 @@
 """Why heads look where they look, as a graph keeps it: `circuit_tracer.attention.explain_score` makes it.
 
-Plain values. Contributors are named as nodes are in files ({l}_{f}_{p}, {l}_-1_{p}, E_{token}_{p}); those that are no nodes of
-the graph, because they were not selected or are pruned, too. Constants are {l}_bias_{kind}_{p}, at the layer of the head and the
-position of their side.
+Plain values. Contributors are named as nodes are in files ({l}_{f}_{p}, {l}_-1_{p}, E_{token}_{p}), and so are those that are
+no nodes of the graph, because they were not selected or are pruned. Constants are {l}_bias_{kind}_{p}, at the layer of the head
+and the position of their side.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import FileFormatError, InputError, shortened
 
 SourceKind = Literal["feature", "error", "token", "bias"]
 SOURCE_KINDS: tuple[SourceKind, ...] = get_args(SourceKind)
@@ -22,6 +23,9 @@ BIAS_TEXTS = {
     "left_out": "MLP outputs of left-out positions",
     "attention": "attention biases and shifts of norms below",
 }
+
+
+_ID = re.compile(r"E_\d{1,18}_\d{1,9}|\d{1,9}_(-1|\d{1,18}|bias_[a-z_]+)_\d{1,9}", re.ASCII)
 
 
 def bias_id(layer: int, kind: str, position: int) -> str:
@@ -91,6 +95,10 @@ class AttentionScore:
         for name, (value, limit) in places.items():
             if not 0 <= value < limit:
                 raise InputError(f"attention score {self.label!r}: {name} is {value}; expected 0 to {limit - 1}")
+        if isinstance(self.versus, str) and self.versus != "rest":
+            raise InputError(f"attention score {self.label!r}: versus is {self.versus!r}; expected a position or 'rest'")
+        if unknown := [name for name in self.ids if not _ID.fullmatch(name) or int(name.rpartition("_")[2]) >= n_pos]:
+            raise InputError(f"attention score {self.label!r}: {shortened(unknown[0])} is no source of {n_pos} tokens")
         if len(self.pattern) != n_pos:
             raise InputError(
                 f"attention score {self.label!r}: a pattern of {len(self.pattern)} positions for {n_pos} tokens"

@@ -291,8 +291,8 @@ class Graph:
         *,
         pairs: bool = True,
     ) -> ScoreExplanation:
-        """Why a head looks from a position at another; see ``attention/scores.py``. model: the `ReplacementModel` that the graph
-        was traced with. ``graph.scores.append(found.kept())`` keeps what was found with the graph and its files.
+        """Why a head looks from a position at another; see ``attention/scores.py``. model: the `ReplacementModel` that the
+        graph was traced with. ``graph.scores.append(found.kept())`` keeps what was found with the graph and its files.
         """
         from circuit_tracer.attention.scores import explain_score
 
