@@ -96,7 +96,9 @@ class AttentionScore:
             if not 0 <= value < limit:
                 raise InputError(f"attention score {self.label!r}: {name} is {value}; expected 0 to {limit - 1}")
         if isinstance(self.versus, str) and self.versus != "rest":
-            raise InputError(f"attention score {self.label!r}: versus is {self.versus!r}; expected a position or 'rest'")
+            raise InputError(
+                f"attention score {self.label!r}: versus is {self.versus!r}; expected a position or 'rest'"
+            )
         if unknown := [name for name in self.ids if not _ID.fullmatch(name) or int(name.rpartition("_")[2]) >= n_pos]:
             raise InputError(f"attention score {self.label!r}: {shortened(unknown[0])} is no source of {n_pos} tokens")
         if len(self.pattern) != n_pos:

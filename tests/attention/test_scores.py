@@ -20,6 +20,7 @@ from circuit_tracer.errors import CircuitTracerError, CompatibilityError, InputE
 from circuit_tracer.graph.attention_scores import SOURCE_KINDS, AttentionScore
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.queries_keys import read_scores
+from tests.support.induction import FIRST, INDUCTION, PREVIOUS_TOKEN, induction_model, induction_transcoders
 from tests.support.tracing_cases import IDS, Case, assert_equal, build, one_each
 
 GPT2, LLAMA, GEMMA = (
@@ -33,7 +34,7 @@ PLACES = [(2, 1, 5, 4), (1, 0, 3, 3), (0, 1, 4, 3)]  # within every window
 @lru_cache(maxsize=8)
 def traced(case: Case, dtype: torch.dtype = torch.float64) -> tuple[ReplacementModel, Graph]:
     model = build(case, dtype)
-    return model, attribute(IDS, model, max_feature_nodes=5)
+    return model, attribute(IDS, model, max_feature_nodes=20)
 
 
 def versus_of(query: int, key: int) -> Iterator[int | str | None]:
@@ -83,7 +84,7 @@ def test_marginals_are_the_edges_of_a_target_of_one_side(case: Case) -> None:
         start = whole.nodes.layout.target_start
         side = getattr(graph.explain_score(model, 2, 1, 5, 4, "rest", pairs=False), f"{name}_side")
         assert_equal(side.values[:start], whole.edges.to_dense()[start, :start])
-        assert_equal(torch.tensor(sum(side.biases.values())), whole.balance.bias[start])
+        assert sum(side.biases.values()) == pytest.approx(float(whole.balance.bias[start]), rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("case", [GPT2, GEMMA], ids=str)
@@ -106,7 +107,7 @@ def test_all_pairs_by_brute_force(case: Case, monkeypatch: pytest.MonkeyPatch) -
     matrix = found.pairs.matrix(whole, whole)
     strongest = matrix.abs().flatten().sort(descending=True).values
     top = found.pairs.top(40)
-    assert_equal(torch.tensor([abs(pair.weight) for pair in top]), strongest[:40])
+    assert_equal(torch.tensor([abs(pair.weight) for pair in top], dtype=torch.float64), strongest[:40])
     assert all(found.pairs.of(pair.query, pair.key) == pytest.approx(pair.weight, rel=1e-12) for pair in top)
     assert len(found.pairs.top(10**6)) == len(found.pairs)
 
@@ -160,7 +161,7 @@ def test_strongest_name_nodes_as_files_do_and_others_apart() -> None:
         assert each.node is None or ids[each.node] == each.id
         assert found.key_side.of(each.id) == each.weight
     assert all(each.node is not None for each in kinds["error"] + kinds["token"])
-    assert {each.node is None for each in kinds["feature"]} == {True, False}  # five features alone are nodes
+    assert {each.node is None for each in kinds["feature"]} == {True, False}  # 20 of all features are nodes
     assert {each.id for each in found.qk_only(10**6)} >= {each.id for each in kinds["feature"] if each.node is None}
     assert sum(found.key_side.parts.values()) == pytest.approx(sum(each.weight for each in everything), rel=1e-12)
 
@@ -210,10 +211,11 @@ def test_a_graph_keeps_scores_and_viewers_find_them_on_their_target(tmp_path: An
     assert results["pair_wise_contributors"] == [list(pair) for pair in kept.pairs]
     assert results["top_k_marginal_contributors"][0] == list(kept.key_side.top[0])
     named = {name for each in graph.scores for name in each.ids}
-    assert set(others) == named - set(nodes) and {"feature", "bias"} >= {_kind(each) for each in others.values()}
+    assert set(others) == named - set(nodes)
+    assert {each["feature_type"] for each in others.values()} >= {"cross layer transcoder", "bias"}
     for name, each in others.items():
         assert each["node_id"] == each["jsNodeId"] == name and isinstance(each["clerp"], str)
-        if _kind(each) == "feature":
+        if each["feature_type"] == "cross layer transcoder":
             layer, index, position = map(int, name.split("_"))
             row = (graph.active_features == torch.tensor([layer, position, index])).all(1).nonzero()
             assert each["activation"] == pytest.approx(float(graph.activation_values[row[0, 0]]), rel=1e-6)
@@ -221,8 +223,19 @@ def test_a_graph_keeps_scores_and_viewers_find_them_on_their_target(tmp_path: An
         assert document[name] == plain[name]
 
 
-def _kind(node: dict[str, Any]) -> str:
-    return {"bias": "bias", "cross layer transcoder": "feature"}.get(node["feature_type"], "other")
+def test_the_pair_behind_an_induction_head_is_the_token_and_its_like_before_the_key() -> None:
+    """The head of layer 0 that copies from one token back shows as the way of an embedding from there: no other source has it."""
+    model = ReplacementModel.from_model(induction_model(), induction_transcoders(), None, "induction")
+    tokens = torch.tensor([FIRST, 3, 7, 5, 9, 3])
+    graph = attribute(tokens, model)
+    layer, head = INDUCTION
+    found = graph.explain_score(model, layer, head, 5, 2, "rest")
+    assert found.pattern[2] > 0.99 and found.pairs is not None
+    pair = found.pairs.top(1)[0]
+    assert (pair.query, pair.key) == ("E_3_5", "E_3_1")  # position 1, not the key's own 2
+    assert found.strongest(1)["key"][0].id == "E_3_1" and abs(found.key_side.of("E_7_2")) < 0.05 * found.score
+    back = graph.explain_score(model, *PREVIOUS_TOKEN, 2, 1, "rest")
+    assert back.strongest(1)["key"][0].id == "0_bias_position_1"
 
 
 DAMAGE: dict[str, Any] = {

@@ -95,6 +95,4 @@ def _activations(graph: Graph, names: Iterable[str]) -> dict[str, float]:
     place = torch.searchsorted(known, keys).clamp(max=len(known) - 1)
     values = graph.activation_values.cpu().float()[place]
     found = (known[place] == keys).tolist()
-    return {
-        name: value for name, value, there in zip(wanted, values.tolist(), found, strict=True) if there
-    }
+    return {name: value for name, value, there in zip(wanted, values.tolist(), found, strict=True) if there}
