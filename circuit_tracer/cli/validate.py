@@ -121,8 +121,19 @@ def as_text(report: ValidationReport) -> str:
         _line("  thresholds", report.stability.nodes, report.stability.edges),
     ]
     lines += [_line(f"  {each.rows} rows", each.nodes, each.edges) for each in report.stability.rows]
+    lines += _heads(report)
     lines += ["", *report.verdict, "", *(report.distrust or ["Nothing was found that speaks against it."])]
     return "\n".join([*lines, "", f"time       {report.seconds:.1f} s"])
+
+
+def _heads(report: ValidationReport) -> list[str]:
+    if report.heads is None:
+        return []
+    lines = ["", _line("heads of edges", "count", "Spearman", "slope", "worst")]
+    for part, agreements in report.heads.agreement.items():
+        for condition, each in agreements.items():
+            lines.append(_line(f"  {part}, {condition}", str(each.count), each.spearman, each.slope, each.worst))
+    return lines
 
 
 def _distances(rows: dict[str, Measures]) -> list[str]:

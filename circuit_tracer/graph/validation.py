@@ -7,7 +7,7 @@ is measured: interventions/validation/README.md.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from circuit_tracer.errors import FileFormatError
 
@@ -169,10 +169,65 @@ class EdgeRows:
     stability: list[float] = field(default_factory=list)
 
 
+HeadPart = Literal["through", "first", "last"]
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """What of an edge runs through a head, column by column, in units of the edge. part: all paths through the head, those on
+    which it is the first, or the last. measured: by condition (None: not measured).
+    """
+
+    source: list[int] = field(default_factory=list)
+    target: list[int] = field(default_factory=list)
+    layer: list[int] = field(default_factory=list)
+    head: list[int] = field(default_factory=list)
+    part: list[HeadPart] = field(default_factory=list)
+    predicted: list[float] = field(default_factory=list)
+    measured: dict[str, list[float | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HeadTest:
+    """Heads that edges are said to run through, held while the source is taken out. agreement: by part and condition
+    (constrained, live), both columns as shares of the target's input.
+    """
+
+    agreement: dict[str, dict[str, Agreement]]
+    rows: HeadRows
+
+
+@dataclass(frozen=True)
+class ScoreRows:
+    """What nodes carry of scores of attention, or of their differences, column by column. versus: another key, "rest", or None
+    for the score alone. side: "query" and "key" with the other as it is; "both" together. measured: by condition (None: not
+    measured).
+    """
+
+    layer: list[int] = field(default_factory=list)
+    head: list[int] = field(default_factory=list)
+    query: list[int] = field(default_factory=list)
+    key: list[int] = field(default_factory=list)
+    versus: list[int | str | None] = field(default_factory=list)
+    side: list[str] = field(default_factory=list)
+    node: list[int] = field(default_factory=list)
+    predicted: list[float] = field(default_factory=list)
+    measured: dict[str, list[float | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScoreTest:
+    """Scores while nodes are taken out. agreement: by condition (constrained, live)."""
+
+    agreement: dict[str, Agreement]
+    rows: ScoreRows
+
+
 @dataclass(frozen=True)
 class ValidationReport:
     """Predicted against measured, for a graph pruned at the thresholds. verdict: what the graph explains, in words;
-    distrust: what not to trust, and why; empty if nothing was found.
+    distrust: what not to trust, and why; empty if nothing was found. heads: None for a graph that does not say which heads its
+    edges run through.
     """
 
     prompt: str
@@ -188,6 +243,7 @@ class ValidationReport:
     verdict: list[str]
     distrust: list[str]
     seconds: float
+    heads: HeadTest | None = None
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:

@@ -40,9 +40,10 @@ class Scoring(NamedTuple):
 class AttentionTape:
     """Patterns by layer, each (H, P, P) with rows = queries; with `recompute`, the scores they can be made from instead.
 
-    `replay` makes the forward pass use the patterns instead of its own. keep: whether anything of these is recorded. visits:
-    by (site, layer), what is called with an activation on its way and may return another (models/run.py). scoring: by layer,
-    how scores are made, where a dictionary is given for it.
+    `replay` makes the forward pass use the patterns instead of its own; scores that are visited then are what the softmax would
+    be taken of, and what a visit makes of them does nothing. keep: whether anything of these is recorded. visits: by (site,
+    layer), what is called with an activation on its way and may return another (models/run.py). scoring: by layer, how scores
+    are made, where a dictionary is given for it.
     """
 
     patterns: dict[int, Tensor] = field(default_factory=dict)
@@ -132,7 +133,9 @@ def _attention(
             tape.scores[layer] = made_of
         return mixed.to(value.dtype).transpose(1, 2).contiguous(), None
     if tape.replay:
-        pattern = tape.patterns[layer][None].to(query.device)
+        if ("attn.hook_scores", layer) in tape.visits:
+            tape.visit("scores", layer, _scores(query, key, attention_mask, scale, softcap))
+        pattern = tape.patterns[layer].to(query.device).expand(len(query), -1, -1, -1)
     else:
         scores = tape.visit("scores", layer, _scores(query, key, attention_mask, scale, softcap))
         pattern = _softmax(scores, s_aux)

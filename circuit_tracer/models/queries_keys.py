@@ -50,6 +50,7 @@ class FrozenReads:
     at_zero: Tensor  # (H or K, P, d) of an input of zeros, norms frozen
     norm: FrozenNorm | None  # between the stream and the attention module
 
+    @plain_torch()
     def read(self, head: int, position: int, cotangents_nd: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (n, D) and constants (n,): cotangent . made[head, position] = vector . x[position] + constant."""
         cotangents = self._checked(cotangents_nd)
@@ -61,6 +62,7 @@ class FrozenReads:
         vectors = torch.cat([each_nPD[:, position] for each_nPD in rows])
         return self._through_norm(vectors, position, cotangents @ self.at_zero[head, position])
 
+    @plain_torch()
     def read_each(self, head: int, positions: list[int], cotangents_nd: Tensor) -> tuple[Tensor, Tensor]:
         """The same of one cotangent for each of n positions, all different."""
         cotangents = self._checked(cotangents_nd)
@@ -70,7 +72,7 @@ class FrozenReads:
         return self._through_norm(gradient[0, positions], torch.tensor(positions), constants)
 
     def residuals(self, stream_PD: Tensor) -> float:
-        """How far positions are from vector . x + constant of their own x, for cotangents at random, relative to the largest."""
+        """How far positions are from vector . x + constant of their own x, relative to the largest; cotangents are random."""
         generator = torch.Generator().manual_seed(0)
         cotangents = torch.randn(self.made.shape, generator=generator, dtype=torch.float64).to(self.made)
         with torch.enable_grad():
@@ -182,18 +184,19 @@ class LayerScores:
 
     def query_reads(self, head: int, position: int, cotangents_nd: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (n, D) and constants (n,): cotangent . query[head, position] = vector . stream[position] + constant."""
-        self.require(head, position)
+        self._position(position, "position")
+        head = self._head(head)
         return self.queries.read(head, position, cotangents_nd)
 
     def key_reads(self, head: int, position: int, cotangents_nd: Tensor) -> tuple[Tensor, Tensor]:
         """The same of the key at a position that `head`, a head of queries, reads."""
-        self.require(head, position)
+        self._position(position, "position")
         return self.keys.read(self.key_head(head), position, cotangents_nd)
 
     def keys_reads(self, head: int, positions: list[int], cotangents_nd: Tensor) -> tuple[Tensor, Tensor]:
         """The same of keys at several positions, each at most once: one cotangent, vector and constant for each."""
         for position in positions:
-            self.require(head, position)
+            self._position(position, "position")
         return self.keys.read_each(self.key_head(head), positions, cotangents_nd)
 
     def _head(self, head: int) -> int:
@@ -414,7 +417,7 @@ def _verify(parts: ModelParts, one: LayerScores, met: _Met) -> None:
         if not (apart <= own and off <= _AFFINE[parts.compute_dtype]):
             raise UnsupportedModelError(
                 f"{reads.what} of layer {one.layer} of this {parts.architecture.model_type} are no affine map of the residual "
-                f"stream at their own position, with the scales of norms frozen: they differ from it by {off:.1e}, and from those "
-                f"of the model's own pass by {apart:.1e}, relative to the largest. Its scores cannot be explained; please report "
-                "it with the model's config.json"
+                f"stream at their own position, with the scales of norms frozen: they are {off:.1e} from one, and {apart:.1e} "
+                "from those of the model's own pass, relative to the largest. Its scores cannot be explained; please report it "
+                "with the model's config.json"
             )

@@ -80,7 +80,8 @@ def test_marginals_are_the_edges_of_a_target_of_one_side(case: Case) -> None:
     for name in ("query", "key"):
         target = AttentionTarget(2, 1, 5, 4, "rest", name)  # type: ignore[arg-type]
         whole = attribute(IDS, model, attribution_targets=[target])
-        assert whole.balance is not None and len(whole.selected_features) == len(whole.active_features)
+        assert whole.balance is not None
+        assert len(whole.selected_features) == len(whole.active_features)
         start = whole.nodes.layout.target_start
         side = getattr(graph.explain_score(model, 2, 1, 5, 4, "rest", pairs=False), f"{name}_side")
         assert_equal(side.values[:start], whole.edges.to_dense()[start, :start])
@@ -175,7 +176,8 @@ def test_positions_count_from_the_end_and_a_second_question_costs_no_pass(monkey
 
     monkeypatch.setattr(model.parts.model, "forward", refuse)
     again = graph.explain_score(model, 2, 1, -1, -2, -3, pairs=False)
-    assert again.label == first.label and again.pairs is None
+    assert again.label == first.label
+    assert again.pairs is None
     assert torch.equal(again.key_side.values, first.key_side.values)
 
 
@@ -184,8 +186,10 @@ def test_one_token_and_sides_without_features(layer: int) -> None:
     model = build(LLAMA)
     graph = attribute(IDS[:1], model, zero_positions=[])
     found = graph.explain_score(model, layer, 1, 0, 0)
-    assert found.pattern.tolist() == [1.0] and found.residual < 1e-12
-    assert found.pairs is not None and found.pairs.total() == pytest.approx(found.score, rel=1e-9)
+    assert found.pattern.tolist() == [1.0]
+    assert found.residual < 1e-12
+    assert found.pairs is not None
+    assert found.pairs.total() == pytest.approx(found.score, rel=1e-9)
     if layer == 0:
         assert found.query_side.parts["feature"] == found.query_side.parts["error"] == 0
         assert [each.id for each in found.strongest()["key"]] == [f"E_{int(IDS[0])}_0"]
@@ -201,7 +205,9 @@ def test_a_graph_keeps_scores_and_viewers_find_them_on_their_target(tmp_path: An
     kept = graph.explain_score(model, 2, 1, 5, 2, "rest").kept()
     graph.scores += [kept, graph.explain_score(model, 1, 0, 3, 1, pairs=False).kept(contributors=3)]
     again = Graph.load(graph.save(tmp_path / "graph.safetensors"))
-    assert again.scores == graph.scores and again.scores[0].pairs and not again.scores[1].pairs
+    assert again.scores == graph.scores
+    assert again.scores[0].pairs
+    assert not again.scores[1].pairs
     document = json.loads(again.to_json("scores", tmp_path).read_text())
     assert [AttentionScore.from_dict(each) for each in document.pop("attention_scores")] == graph.scores
     nodes, others = {node["node_id"]: node for node in document["nodes"]}, document.pop("qk_only_nodes")
@@ -214,7 +220,8 @@ def test_a_graph_keeps_scores_and_viewers_find_them_on_their_target(tmp_path: An
     assert set(others) == named - set(nodes)
     assert {each["feature_type"] for each in others.values()} >= {"cross layer transcoder", "bias"}
     for name, each in others.items():
-        assert each["node_id"] == each["jsNodeId"] == name and isinstance(each["clerp"], str)
+        assert each["node_id"] == each["jsNodeId"] == name
+        assert isinstance(each["clerp"], str)
         if each["feature_type"] == "cross layer transcoder":
             layer, index, position = map(int, name.split("_"))
             row = (graph.active_features == torch.tensor([layer, position, index])).all(1).nonzero()
@@ -230,10 +237,12 @@ def test_the_pair_behind_an_induction_head_is_the_token_and_its_like_before_the_
     graph = attribute(tokens, model)
     layer, head = INDUCTION
     found = graph.explain_score(model, layer, head, 5, 2, "rest")
-    assert found.pattern[2] > 0.99 and found.pairs is not None
+    assert found.pattern[2] > 0.99
+    assert found.pairs is not None
     pair = found.pairs.top(1)[0]
     assert (pair.query, pair.key) == ("E_3_5", "E_3_1")  # position 1, not the key's own 2
-    assert found.strongest(1)["key"][0].id == "E_3_1" and abs(found.key_side.of("E_7_2")) < 0.05 * found.score
+    assert found.strongest(1)["key"][0].id == "E_3_1"
+    assert abs(found.key_side.of("E_7_2")) < 0.05 * found.score
     back = graph.explain_score(model, *PREVIOUS_TOKEN, 2, 1, "rest")
     assert back.strongest(1)["key"][0].id == "0_bias_position_1"
 
@@ -283,7 +292,8 @@ def test_what_cannot_be_is_refused(place: tuple[Any, ...], said: str) -> None:
 def test_sources_and_counts_that_cannot_be_are_refused() -> None:
     model, graph = traced(LLAMA)
     pairs = graph.explain_score(model, 2, 1, 5, 4).pairs
-    assert isinstance(pairs, ScorePairs) and pairs.of("own", "E_40_4") == pairs.of("2_bias_own_5", "E_40_4") == 0.0
+    assert isinstance(pairs, ScorePairs)
+    assert pairs.of("own", "E_40_4") == pairs.of("2_bias_own_5", "E_40_4") == 0.0
     with pytest.raises(InputError, match="'9_9_9' is no active feature"):
         pairs.of("9_9_9", 0)
     with pytest.raises(InputError, match="sources 0 to"):

@@ -1,9 +1,8 @@
-"""Queries and keys as affine maps of the stream, on every architecture: scores are those of the model's own attention, and reads
-give queries and keys back, on this stream and on any other."""
+"""Queries and keys as affine maps of the stream, on every architecture: scores are those of the model's own attention, and
+reads give queries and keys back, on this stream and on any other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +53,8 @@ def case_of(name: str, dtype: torch.dtype = torch.float64, n_layers: int = 2, **
 
 
 @pytest.fixture(scope="module", params=[*CONFIGS, *FAMILIES, *VARIANTS])
-def case(request: pytest.FixtureRequest) -> Iterator[Case]:
-    yield case_of(request.param)
+def case(request: pytest.FixtureRequest) -> Case:
+    return case_of(request.param)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -76,18 +75,19 @@ def test_scores_are_those_of_the_models_own_attention(case: Case) -> None:
     for layer, one in case.scores.items():
         same(one.query, seen["attn.hook_q", layer], case.tolerance)
         same(one.key, seen["attn.hook_k", layer], case.tolerance)
-        pattern = case.captured.patterns[layer]
-        for head in range(one.n_heads):
-            for query in (0, N_POS - 1):
-                looked = torch.arange(int(one.first[query]), query + 1)
-                own = seen["attn.hook_scores", layer][head, query]
-                score, logs = one.score(head, query), one.log_pattern(head, query)
-                same(score[looked], own[looked], case.tolerance)
-                same(logs.exp(), pattern[head, query], case.tolerance)
-                assert torch.equal(logs.isfinite().nonzero().flatten(), looked)
-                assert torch.equal(score[looked], torch.stack([one.score(head, query, int(k)) for k in looked]))
-                difference, of_logs = score[query] - score[looked], pattern[head, query].log()
-                same(difference + 1, of_logs[query] - of_logs[looked] + 1, 10 * case.tolerance)
+        for query in (0, N_POS - 1):
+            score, logs = (
+                torch.stack([ask(head, query) for head in range(one.n_heads)]) for ask in (one.score, one.log_pattern)
+            )
+            pattern = case.captured.patterns[layer][:, query]
+            same(logs.exp(), pattern, case.tolerance)
+            looked = torch.arange(int(one.first[query]), query + 1)
+            assert torch.equal(logs.isfinite().all(0).nonzero().flatten(), looked)
+            score, own = score[:, looked], seen["attn.hook_scores", layer][:, query, looked]
+            same(score, own, case.tolerance)
+            same(score[1], torch.stack([one.score(1, query, int(key)) for key in looked]))
+            contrast, of_logs = score[:, -1:] - score, pattern[:, looked].log()
+            same(contrast + 1, of_logs[:, -1:] - of_logs + 1, 10 * case.tolerance)
 
 
 def test_patterns_are_those_that_transformers_says(case: Case) -> None:
@@ -95,6 +95,8 @@ def test_patterns_are_those_that_transformers_says(case: Case) -> None:
         own = case.parts.model(input_ids=IDS[None], output_attentions=True).attentions
     for layer, one in case.scores.items():
         rows = torch.stack([one.log_pattern(head, N_POS - 1).exp() for head in range(one.n_heads)])
+        if case.name.endswith("_swa"):  # says its weights before the sinks take their share
+            rows = rows / rows.sum(1, keepdim=True)
         same(rows, own[layer][0, :, -1], 1e-5)  # which makes them in float32
 
 
@@ -294,7 +296,7 @@ def mistral() -> LayerScores:
 def test_cotangents_of_another_shape_are_refused(mistral: LayerScores, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"cotangents have shape .*; expected is \(n, 4\)"):
         mistral.query_reads(0, 3, torch.ones(shape))
-    with pytest.raises(InputError, match="query 8 does not exist|position"):
+    with pytest.raises(InputError, match="position 8 does not exist"):
         mistral.key_reads(0, 8, torch.ones(1, 4))
 
 
@@ -335,10 +337,10 @@ class OddNorm(Bent):
 def test_queries_and_keys_that_are_no_such_map_are_refused_by_name(name: str, path: str, kind: Any, what: str) -> None:
     model = tiny_model(name, num_hidden_layers=1)
     module = model.model.layers[0].self_attn
-    setattr(module, path, kind(getattr(module, path)))
+    setattr(module, path, kind(getattr(module, path)).eval())
     parts = bind(model, name)
     with pytest.raises(
-        UnsupportedModelError, match=rf"{what} of layer 0 of this {name} are no affine map of the residual stream"
+        UnsupportedModelError, match=rf"{what} of layer 0 of this {name} are no affine map of the residual"
     ):
         read_scores(parts, capture(parts, IDS), [0])
 

@@ -1,13 +1,14 @@
 """Taking things out of a prompt: what features, errors and tokens wrote on the clean run is subtracted where they wrote it.
 
+Heads may be held meanwhile, so that nothing of it comes through them.
 Many experiments share a pass; each pass carries one copy of the prompt with nothing taken out, against which changes are
 measured, so that rounding which both share drops out.
-Letters: B experiments, P positions, D d_model, N features read, K targets, n sources.
+Letters: B experiments, P positions, D d_model, N features read, K targets, n sources, L layers, H heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -21,6 +22,7 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.passes import Freeze, Pass
+from circuit_tracer.interventions.heads.visits import holding_heads, in_turn
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.run import Visit
 
@@ -45,7 +47,10 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True)
 class Sources:
-    """What one experiment takes out. Features: layer, position, index, value (n,); errors and tokens: where."""
+    """What one experiment takes out. Features: layer, position, index, value (n,); errors and tokens: where.
+
+    held: (L, H) heads that go on to give what they gave, whatever is taken out; None: none.
+    """
 
     layer: Tensor
     position: Tensor
@@ -53,9 +58,10 @@ class Sources:
     value: Tensor
     errors: tuple[tuple[int, int], ...] = ()
     tokens: tuple[int, ...] = ()
+    held: Tensor | None = None
 
     @classmethod
-    def of_nodes(cls, graph: Graph, nodes: Tensor) -> Sources:
+    def of_nodes(cls, graph: Graph, nodes: Tensor, held: Tensor | None = None) -> Sources:
         """Features, errors and tokens of a graph, by number."""
         layout, nodes = graph.nodes.layout, nodes.cpu()
         chosen = graph.selected_features[nodes[nodes < layout.n_features]].cpu()
@@ -69,6 +75,7 @@ class Sources:
             graph.activation_values[chosen].cpu(),
             tuple((place // n_pos, place % n_pos) for place in errors.tolist()),
             tuple(tokens.tolist()),
+            held,
         )
 
     @property
@@ -86,6 +93,10 @@ class Readings(NamedTuple):
     features: Tensor
     targets: Tensor
     final: Tensor
+
+
+# Called with the numbers of the experiments that a pass carries behind its clean copy; gives visits by site.
+Look = Callable[[Sequence[int]], Mapping[str, Visit]]
 
 
 class Bench:
@@ -127,8 +138,8 @@ class Bench:
         keep[self.clean.left_out] = False
         return linearise(EncodedPrompt(self.network, self.clean.active.to("cpu"), keep), self.model.transcoders, False)
 
-    def run(self, experiments: Sequence[Sources], condition: Condition) -> Readings:
-        """Take out the sources of each experiment by itself; in the order given."""
+    def run(self, experiments: Sequence[Sources], condition: Condition, look: Look | None = None) -> Readings:
+        """Take out the sources of each experiment by itself; in the order given. look: visits the passes too."""
         found: list[Readings | None] = [None] * len(experiments)
         by_range: dict[range, list[int]] = {}
         for number, sources in enumerate(experiments):
@@ -137,7 +148,8 @@ class Bench:
             freeze = self.freeze(layers, condition.freeze_attention, condition.freeze_norms)
             for start in range(0, len(numbers), self.batch_size):
                 batch = numbers[start : start + self.batch_size]
-                readings = self._pass([experiments[number] for number in batch], freeze)
+                seeing = {} if look is None else look(batch)
+                readings = self._pass([experiments[number] for number in batch], freeze, seeing)
                 for place, number in enumerate(batch):
                     found[number] = Readings(*(column[place : place + 1] for column in readings))
         return Readings(*(torch.cat(column) for column in zip(*(each for each in found if each), strict=True)))
@@ -151,14 +163,16 @@ class Bench:
         """(n, V) of the next token."""
         return torch.log_softmax(logits_at(self.parts, final_nD), dim=-1)
 
-    def _pass(self, experiments: Sequence[Sources], freeze: Freeze) -> Readings:
+    def _pass(self, experiments: Sequence[Sources], freeze: Freeze, seeing: Mapping[str, Visit]) -> Readings:
         copies = len(experiments) + 1
         reader = _Reader(self, copies)
         changes = Pass(self.model, {}, freeze, reader, [])
         for copy, sources in enumerate(experiments, start=1):
             self._take_out(changes, sources, copy, copies)
         tokens = [(copy, place) for copy, each in enumerate(experiments, start=1) for place in each.tokens]
-        final = changes.run(self._without_tokens(tokens))(self.clean.ids, copies=copies).final
+        visits = {**self._without_tokens(tokens), **self._holding(experiments)}
+        visits |= {site: in_turn(visits.get(site), visit) for site, visit in seeing.items()}
+        final = changes.run(visits)(self.clean.ids, copies=copies).final
         moved = (final[1:] - final[:1])[:, self.target_position]
         return Readings(reader.result(), (moved * self.target_vectors).sum(-1), final[1:])
 
@@ -174,6 +188,12 @@ class Bench:
             if not changes.held or layer in changes.held:
                 delta = changes.delta.setdefault(layer, torch.zeros_like(like))
                 delta[first_row + position] -= self.linear.error[layer, position]
+
+    def _holding(self, experiments: Sequence[Sources]) -> dict[str, Visit]:
+        """Held heads give what they give in copy 0."""
+        none = torch.zeros(self.n_layers, self.parts.config.n_heads, dtype=torch.bool)
+        held = torch.stack([none, *(none if each.held is None else each.held for each in experiments)])
+        return {"attn.hook_z": holding_heads(held)} if held.any() else {}
 
     def _without_tokens(self, places: list[tuple[int, int]]) -> dict[str, Visit]:
         """Embeddings of tokens (copy, position) are missing; their positions' own vectors stay."""

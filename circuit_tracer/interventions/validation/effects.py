@@ -185,5 +185,14 @@ class NodeEffects:
 
 
 def _rounded(values: Tensor) -> list[float]:
+    return [rounded(value) for value in values.tolist()]
+
+
+def rounded(value: float) -> float:
     """Seven digits: what float32 holds."""
-    return [float(f"{value:.7g}") for value in values.tolist()]
+    return float(f"{value:.7g}")
+
+
+def rounded_columns(measured: dict[str, list[float | None]]) -> dict[str, list[float | None]]:
+    """Columns by name, in seven digits; what is missing stays so."""
+    return {name: [None if value is None else rounded(value) for value in column] for name, column in measured.items()}

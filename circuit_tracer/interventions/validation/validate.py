@@ -29,6 +29,7 @@ from circuit_tracer.interventions.validation.circuit import circuit_tests
 from circuit_tracer.interventions.validation.controls import random_dictionary
 from circuit_tracer.interventions.validation.curves import perturbation_curves
 from circuit_tracer.interventions.validation.effects import NodeEffects
+from circuit_tracer.interventions.validation.loadings import kept_loadings, measure_loadings
 from circuit_tracer.interventions.validation.stability import Stabilities, retrace, row_variations
 from circuit_tracer.interventions.validation.statistics import mean
 from circuit_tracer.interventions.validation.verdict import distrust, verdict
@@ -55,7 +56,8 @@ def validate(
     """The report on a graph, pruned at the thresholds as a viewer would; it is also kept as `graph.validation`.
 
     controls: other dictionaries of the same model by name, such as a per-layer one, measured alike on graphs of their own.
-    random_control: a random dictionary too. Deterministic for a seed. Cost: a clean pass, four passes for every `batch_size`
+    random_control: a random dictionary too. Heads that the graph names for its edges (`explain_edges`) are tested too.
+    Deterministic for a seed. Cost: a clean pass, four passes for every `batch_size`
     kept nodes, some traces with other numbers of rows, and the same for each control.
 
     Raises CompatibilityError for a graph of another model or dictionary, InputError for a graph without token targets or
@@ -73,6 +75,8 @@ def validate(
     others = dict(controls or {})
     if random_control:
         others["random"] = random_dictionary(subject.bench, seed)
+    loadings = kept_loadings(graph, subject.pruned)
+    heads = measure_loadings(graph, model, loadings, batch_size) if loadings else None
     measured = {}
     for number, (name, dictionary) in enumerate(others.items()):
         progress("controls", number, len(others))
@@ -89,9 +93,10 @@ def validate(
         controls=measured,
         nodes=subject.effects.node_rows(stabilities.nodes),
         edges=subject.effects.edge_rows(stabilities.edges),
-        verdict=verdict(measures, stability, target),
+        verdict=verdict(measures, stability, target, heads),
         distrust=distrust(measures, stability, measured),
         seconds=round(time.perf_counter() - started, 2),
+        heads=heads,
     )
     graph.validation = report
     return report

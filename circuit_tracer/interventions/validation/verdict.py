@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from circuit_tracer.graph.validation import Measures, Stability
+from circuit_tracer.graph.validation import HeadTest, Measures, Stability
 
 MAX_RESIDUAL = 1e-3  # of the sum rule, relative
 MAX_CONSTRAINED = 1e-2  # difference of an edge and its intervention, over the largest edge
@@ -26,7 +26,7 @@ MIN_STABILITY = 0.6
 CONTROL_MARGIN = 0.1  # how much better than a control the graph must be
 
 
-def verdict(measures: Measures, stability: Stability, target: str) -> list[str]:
+def verdict(measures: Measures, stability: Stability, target: str, heads: HeadTest | None = None) -> list[str]:
     """What was found, a sentence each; sentences whose numbers do not exist are left out."""
     accounting, live = measures.accounting, measures.effects["live"]
     held, circuit = measures.effects["constrained"], measures.circuit
@@ -51,11 +51,22 @@ def verdict(measures: Measures, stability: Stability, target: str) -> list[str]:
         f"{circuit['live'].without:.2f} in the real model{_others(measures)}; with only the circuit and attention frozen it is "
         f"{circuit['constrained'].only:.2f}, with nothing {circuit['constrained'].nothing:.2f}."
     )
+    found += [] if heads is None else _of_heads(heads)
     if stability.nodes is not None and stability.edges is not None:
         found.append(
             f"At other pruning thresholds {stability.nodes:.0%} of its features and {stability.edges:.0%} of its edges stay."
         )
     return found
+
+
+def _of_heads(heads: HeadTest) -> Iterator[str]:
+    for part, agreements in heads.agreement.items():
+        live = agreements.get("live")
+        if live is not None and live.spearman is not None and live.slope is not None:
+            yield (
+                f"Of what edges owe to {live.count} {part} heads, the real model passes on {live.slope:.2f} times as much "
+                f"(Spearman {live.spearman:.2f})."
+            )
 
 
 def distrust(measures: Measures, stability: Stability, controls: dict[str, Measures]) -> list[str]:
