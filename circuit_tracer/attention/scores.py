@@ -179,7 +179,7 @@ def _require_sums(
     if not max(found) <= promised:
         raise NumericalError(
             f"the score {label} is {score:.6g}, and its contributors add up to {sum(sides[0].parts.values()):.6g} on the "
-            f"query's side and {sum(sides[1].parts.values()):.6g} on the key's: off by {max(found):.1e} of their mass, promised "
-            f"is {promised:.0e}. Load the model in a dtype of higher precision"
+            f"query's side and {sum(sides[1].parts.values()):.6g} on the key's: off by {max(found):.1e} of their mass, "
+            f"promised is {promised:.0e}. Load the model in a dtype of higher precision"
         )
     return max(found)

@@ -231,7 +231,7 @@ def test_a_graph_keeps_scores_and_viewers_find_them_on_their_target(tmp_path: An
 
 
 def test_the_pair_behind_an_induction_head_is_the_token_and_its_like_before_the_key() -> None:
-    """The head of layer 0 that copies from one token back shows as the way of an embedding from there: no other source has it."""
+    """The head of layer 0 shows as the way of an embedding from one token back, as no other source is there."""
     model = ReplacementModel.from_model(induction_model(), induction_transcoders(), None, "induction")
     tokens = torch.tensor([FIRST, 3, 7, 5, 9, 3])
     graph = attribute(tokens, model)
