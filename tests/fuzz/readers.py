@@ -47,7 +47,7 @@ from circuit_tracer.transcoders import load_transcoder_from_hub
 from circuit_tracer.viewer.server.columns import Columns
 from tests.support.data_cases import batches, config, stream, texts, write_jsonl
 from tests.support.dictionaries import random_clt, random_set, uniform
-from tests.support.graph_cases import random_graph, random_validation
+from tests.support.graph_cases import random_graph, random_score, random_validation
 from tests.support.loop_cases import Run, tensors
 from tests.support.transcoder_layouts import LAYOUTS, Layout
 
@@ -78,7 +78,7 @@ def _graph(name: str, **options: Any) -> Reader:
     def write(folder: Path) -> None:
         graph = random_graph(n_active=8, n_selected=6, n_pos=3, n_layers=2, n_targets=2)
         if name == "graph.safetensors":
-            graph.validation = random_validation()
+            graph.validation, graph.scores = random_validation(), [random_score()]
         write_graph(graph, folder / name)
 
     def read(folder: Path) -> Graph:
