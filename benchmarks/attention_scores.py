@@ -1,11 +1,11 @@
 """Do the contributors of a score of attention add up to it? Every head of a model on one prompt, at the key it looks at most.
 
-    python -m benchmarks.attention_scores --model FOLDER --transcoders FOLDER [--prompt long-25] [--results attention_scores.json]
+    python -m benchmarks.attention_scores --model FOLDER --transcoders FOLDER [--results attention_scores.json]
 
-For each head the score at the last token and its strongest key is explained from both sides. Reported are the relative errors
-of the sums, median and largest, of the score and of the mass of its contributors; which part of the mass features, errors, tokens
-and constants are; and seconds: of the first question about the graph, of one about a head of another layer, of one about another
-head of the same layer, and of one with all pairs.
+For each head the score at the last token and its strongest key is explained from both sides. Reported are the errors of the
+sums, median and largest, relative to the score and to the mass of its contributors; which part of the mass features, errors,
+tokens and constants are; and seconds: of the first question about the graph, of one about a head of another layer, of one about
+another head of the same layer, and of one with all pairs.
 """
 
 from __future__ import annotations

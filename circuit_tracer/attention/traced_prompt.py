@@ -61,7 +61,13 @@ class TracedPrompt:
         if made is not None and graph_of is not None and graph_of() is graph and made.made_of(*now):
             return made
         made = _make(graph, model)
-        _LATEST[model] = ref(graph), made
+        whose = ref(model)
+
+        def forget(graph_gone: ReferenceType[Graph]) -> None:
+            if (model := whose()) is not None and _LATEST.get(model, (None,))[0] is graph_gone:
+                del _LATEST[model]
+
+        _LATEST[model] = ref(graph, forget), made
         return made
 
     def made_of(self, parts: object, transcoders: object, nodes: object) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -28,6 +30,7 @@ GPT2, LLAMA, GEMMA = (
     Case("llama"),
     Case("gemma2", "plt", False, "mlp.hook_in", "mlp.hook_out"),
 )
+PARALLEL = Case("gpt_neox", "plt", True, "mlp.hook_in", "mlp.hook_out")
 PLACES = [(2, 1, 5, 4), (1, 0, 3, 3), (0, 1, 4, 3)]  # within every window
 
 
@@ -46,7 +49,7 @@ def sums(explained: ScoreExplanation) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
-@pytest.mark.parametrize("case", one_each(), ids=str)
+@pytest.mark.parametrize("case", [*one_each(), PARALLEL], ids=str)
 def test_both_sides_and_all_pairs_add_up_to_the_score(case: Case, dtype: torch.dtype, tolerance: float) -> None:
     model, graph = traced(case, dtype)
     captured = capture(model.parts, IDS)
@@ -179,6 +182,16 @@ def test_positions_count_from_the_end_and_a_second_question_costs_no_pass(monkey
     assert again.label == first.label
     assert again.pairs is None
     assert torch.equal(again.key_side.values, first.key_side.values)
+
+
+def test_the_prompt_is_forgotten_with_its_graph() -> None:
+    model = build(LLAMA)
+    graph = attribute(IDS, model)
+    graph.explain_score(model, 2, 1, 5, 4, pairs=False)
+    gone = ref(TracedPrompt.of(graph, model))
+    del graph
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("layer", [0, 2])

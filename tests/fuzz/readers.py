@@ -48,7 +48,7 @@ from circuit_tracer.viewer.server.columns import Columns
 from circuit_tracer.viewer.server.head_table import read_head_table
 from tests.support.data_cases import batches, config, stream, texts, write_jsonl
 from tests.support.dictionaries import random_clt, random_set, uniform
-from tests.support.graph_cases import random_edge_heads, random_graph, random_validation
+from tests.support.graph_cases import random_edge_heads, random_graph, random_score, random_validation
 from tests.support.loop_cases import Run, tensors
 from tests.support.transcoder_layouts import LAYOUTS, Layout
 
@@ -80,6 +80,7 @@ def _graph(name: str, **options: Any) -> Reader:
         graph = random_graph(n_active=8, n_selected=6, n_pos=3, n_layers=2, n_targets=2)
         if name == "graph.safetensors":
             graph.validation, graph.edge_heads = random_validation(), random_edge_heads(graph)
+            graph.scores = [random_score()]
         write_graph(graph, folder / name)
 
     def read(folder: Path) -> Graph:
