@@ -176,6 +176,26 @@ def test_a_control_explains_the_same_feature() -> None:
     assert random.effects["constrained"].edges.worst == pytest.approx(0, abs=1e-9)
 
 
+def test_scores_that_a_graph_keeps_are_tested_with_it(tmp_path: Any) -> None:
+    explain_score = pytest.importorskip("circuit_tracer.attention.scores").explain_score
+    model = build(LLAMA)
+    graph: Any = attribute(IDS, model, attribution_targets=[7])
+    for versus in (None, 4, "rest"):
+        graph.scores.append(explain_score(graph, model, 2, 1, 5, 3, versus, pairs=False).kept())
+    report = validate(graph, model, random_control=False)
+    scores = report.scores
+    assert scores is not None
+    named = [each for score in graph.scores for side in (score.query_side, score.key_side) for each in side.top]
+    sources = graph.nodes.ids()[: graph.nodes.layout.target_start]
+    nodes = [(name, weight) for name, weight in named if name in sources]
+    assert len(nodes) > 10
+    assert [sources[node] for node in scores.rows.node] == [name for name, _ in nodes]
+    assert scores.rows.measured["constrained"] == pytest.approx([weight for _, weight in nodes], rel=1e-6)
+    assert scores.agreement["live"].slope is not None
+    assert any("said to carry of scores of attention" in sentence for sentence in report.verdict)
+    assert Graph.load(graph.save(tmp_path / "graph.safetensors")).validation == report
+
+
 def test_words_fit_what_is_no_probability() -> None:
     _, report = validated(ATTENTION)
     measures = report.graph
