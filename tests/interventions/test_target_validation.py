@@ -19,6 +19,7 @@ from circuit_tracer import (
     LogitDifference,
     attribute,
 )
+from circuit_tracer.attention import explain_score
 from circuit_tracer.errors import CircuitTracerError, InputError
 from circuit_tracer.graph.validation import CircuitTest, ValidationReport
 from circuit_tracer.interventions import approximate_edges, validate
@@ -177,7 +178,6 @@ def test_a_control_explains_the_same_feature() -> None:
 
 
 def test_scores_that_a_graph_keeps_are_tested_with_it(tmp_path: Any) -> None:
-    explain_score = pytest.importorskip("circuit_tracer.attention.scores").explain_score
     model = build(LLAMA)
     graph: Any = attribute(IDS, model, attribution_targets=[7])
     for versus in (None, 4, "rest"):

@@ -48,7 +48,7 @@ def kept_shares(graph: Graph) -> list[ScoreShare]:
     numbers = {name: node for node, name in enumerate(graph.nodes.ids()[: graph.nodes.layout.target_start])}
     return [
         ScoreShare(AttentionTarget(*score.place)._replace(side=side), numbers[name], weight)
-        for score in getattr(graph, "scores", ())
+        for score in graph.scores
         for side, found in (("query", score.query_side), ("key", score.key_side))
         for name, weight in found.top
         if name in numbers
