@@ -6,14 +6,17 @@ from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import CompatibilityError
 from circuit_tracer.fingerprint import VERSION, fingerprints
 from circuit_tracer.graph.graph import Graph
+from circuit_tracer.transcoders.base import Transcoders
 
 
 def require_traced_with(graph: Graph, model: Traceable) -> bool:
-    """Raise CompatibilityError if sizes or fingerprints say that it was not. Whether fingerprints were compared: weights in
-    another number format have others, and some files hold none, or those of another recipe.
+    """Raise CompatibilityError if sizes, fingerprints or features say that it was not. Whether fingerprints were compared:
+    weights in another number format have others, and some files hold none, or those of another recipe.
     """
     _require_sizes(graph, model)
-    return _compare_fingerprints(graph, model)
+    compared = _compare_fingerprints(graph, model)
+    _require_features(graph, model.transcoders)
+    return compared
 
 
 def _compare_fingerprints(graph: Graph, model: Traceable) -> bool:
@@ -31,6 +34,16 @@ def _compare_fingerprints(graph: Graph, model: Traceable) -> bool:
                 "here). Load those it was traced with, or trace the prompt again."
             )
     return compared
+
+
+def _require_features(graph: Graph, transcoders: Transcoders) -> None:
+    layer, index = graph.active_features[:, 0].cpu(), graph.active_features[:, 2].cpu()
+    for each in layer.unique().tolist():
+        if (most := int(index[layer == each].max())) >= transcoders.n_features(each):
+            raise CompatibilityError(
+                f"the graph has feature {most} in layer {each}; these transcoders have features 0 to "
+                f"{transcoders.n_features(each) - 1} there. Use the transcoders it was traced with."
+            )
 
 
 def _require_sizes(graph: Graph, model: Traceable) -> None:

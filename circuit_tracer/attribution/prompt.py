@@ -163,7 +163,7 @@ def _balance(
         skips.append(skip)
         bias = transcoders.decoder_bias(layer).to(device=device, dtype=dtype)
         by_skip = torch.zeros_like(y) if skip is None else x @ skip
-        error[layer] = (y - features_LPD[layer] - bias - by_skip) * kept[:, None]
+        error[layer] = left_over(y, features_LPD[layer], bias, by_skip) * kept[:, None]
         # Of a layer without a transcoder everything is left.
         nmse.append(_nmse(y[kept], error[layer][kept]) if layer in transcoders.layers else torch.tensor(1.0).double())
     if not torch.isfinite(error).all():
@@ -174,6 +174,11 @@ def _balance(
     counts = torch.bincount(decoder.sources.active.layer, minlength=network.n_layers)
     reconstruction = Reconstruction(nmse=torch.stack(nmse), l0=counts.double() / int(keep_P.sum()))
     return LinearPrompt(network, decoder, skips, error, inputs, final, reconstruction, keep_P)
+
+
+def left_over(y_nD: Tensor, features_nD: Tensor, bias_D: Tensor, by_skip_nD: Tensor) -> Tensor:
+    """What features, decoder bias and skip connection leave of an output: an error node."""
+    return y_nD - features_nD - bias_D - by_skip_nD
 
 
 CONSTANTS = ("position", "decoder", "left_out", "attention")  # kinds; README.md §5

@@ -193,13 +193,16 @@ class _Reader:
         return StreamReads.joined(each) if each else None
 
     def _own_reads(self, item: _Item) -> StreamReads | None:
-        """What a graph keeps of a target that neither a token id nor a feature says again."""
-        if item.reads is not None or item.kind != "direction":
+        """What a graph keeps of a target that no token id says again."""
+        if item.reads is not None or item.kind == "logit":
             return item.reads
-        position = torch.tensor([item.position])
-        vector = self.network.final_norm.adjoint_at(item.vector[None], position.to(item.vector.device))
-        entering, row = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
-        return StreamReads(row, torch.tensor([item.layer]), entering, position, vector.cpu())
+        position, last = torch.tensor([item.position], device=item.vector.device), item.layer == self.network.n_layers
+        if last:
+            vector = self.network.final_norm.adjoint_at(item.vector[None], position)
+        else:
+            vector = self.network.read_adjoint(item.layer, item.vector[None], position)
+        row, layer, entering = torch.zeros(1, dtype=torch.int64), torch.tensor([item.layer]), torch.tensor([last])
+        return StreamReads(row, layer, entering, position.cpu(), vector.cpu())
 
     def read(self, item: Target) -> _Item:
         if isinstance(item, bool):

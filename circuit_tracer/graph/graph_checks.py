@@ -83,6 +83,8 @@ def check_nodes(graph: Graph) -> None:
         )
     if graph.balance is not None and len(graph.balance.bias) != expected:
         raise InputError(f"the balance has {len(graph.balance.bias)} rows for {expected} nodes")
+    if graph._edge_heads is not None:
+        graph._edge_heads.check(graph._edges, graph.n_layers, graph.cfg.n_heads)
     if graph.reconstruction is not None and len(graph.reconstruction.nmse) != graph.n_layers:
         raise InputError(f"the reconstruction has {len(graph.reconstruction.nmse)} layers, the model {graph.n_layers}")
 

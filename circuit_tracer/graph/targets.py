@@ -46,8 +46,8 @@ class TargetTable:
     label: text shown to people. layer: the layer whose input the target reads; L for logits and directions after the
     final norm. position: where it is read, the last one if there are several. weight: signed; influence uses its absolute
     value, for plain logits the probability, not renormalised. token_id: vocabulary id, or a virtual id >= V. kind: see
-    ``TARGET_KINDS``. reads: the vectors of targets that are neither tokens nor features, so that a graph says by itself what
-    it explains; None where they are not known (graphs of circuit-tracer).
+    ``TARGET_KINDS``. reads: the vectors of targets that are no tokens, so that a graph says by itself what it explains; None
+    where they are not known (graphs of circuit-tracer).
     """
 
     label: list[str]

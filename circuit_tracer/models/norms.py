@@ -105,6 +105,11 @@ class FrozenNorm:
         out = normalised * self.gain
         return out + self.shift if constants and self.shift is not None else out
 
+    def at(self, x_nD: Tensor, position_n: Tensor, gain: bool = True) -> Tensor:
+        """The linear part, for vectors (n, D) that sit at `position_n`; `gain=False` leaves the gain out."""
+        x = x_nD - x_nD.mean(-1, keepdim=True) if self.centred else x_nD
+        return (x * self.gain if gain else x) * self.inverse_sigma[position_n][:, None]
+
     def adjoint_at(self, g_nD: Tensor, position_n: Tensor, gain: bool = True) -> Tensor:
         """Transpose of the linear part, for vectors (n, D) that sit at `position_n`; `gain=False` leaves the gain out."""
         g = (g_nD * self.gain if gain else g_nD) * self.inverse_sigma[position_n][:, None]

@@ -35,6 +35,11 @@ def projection(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     return (weight if isinstance(module, nn.Linear) else weight.T), bias
 
 
+def is_projection(module: nn.Module) -> bool:
+    """Whether a module is a projection, and nothing else."""
+    return type(module) in (nn.Linear, _conv1d()) and is_plain(module)
+
+
 @cache
 def _conv1d() -> type[nn.Module]:
     """GPT-2's projection, stored transposed."""

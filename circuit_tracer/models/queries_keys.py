@@ -7,36 +7,37 @@
 With the scales of norms frozen, those of queries and keys too, a query is an affine map of the stream that enters its layer, at
 its own position alone: cotangent . q = vector . x + constant. Everything between is inside (norm, projection, biases, norms of
 heads, rotary embedding, multipliers). No table says how: the model's own attention module runs once more, on an input that
-autograd follows, and every map is verified before it is handed out. Models in bfloat16 or float16 are read in float32, their
-weights as they are; what their own pass rounds, queries and keys, is then not rounded.
+autograd follows (`models/followed.py`), and every map is verified before it is handed out. Models in bfloat16 or float16 are
+read in float32, their weights as they are; what their own pass rounds, queries and keys, is then not rounded.
 
 Letters: P positions, D d_model, H heads, K key/value heads, d d_head, n cotangents.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from circuit_tracer.arguments import whole
 from circuit_tracer.errors import InputError, UnsupportedModelError
-from circuit_tracer.models.attention import AttentionTape
+from circuit_tracer.models.attention import AttentionTape, Scoring
 from circuit_tracer.models.capture import PromptCapture
-from circuit_tracer.models.norms import FrozenNorm, NormParameters
-from circuit_tracer.models.parts import LayerParts, ModelParts
+from circuit_tracer.models.followed import Leaf, follow
+from circuit_tracer.models.norms import FrozenNorm
+from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.plain import float_dtypes
 from circuit_tracer.models.run import Call, ModelRun, Place, Stop, Visit
 from circuit_tracer.models.surroundings import plain_torch
 
 BYTES_IN_FLIGHT = 256 * 2**20  # of gradients that are made at once
-# relative to the largest value: of an affine map, and of the model's own pass
-_AFFINE = {torch.float64: 1e-9, torch.float32: 1e-4}
+_TINY = 1e-30  # all weights may be zero
+_AFFINE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative to the terms of the affine map
+# of queries and keys of the model's own pass, relative to the largest
 _SAME = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 
 
@@ -45,21 +46,20 @@ class FrozenReads:
     """Queries, or keys, of one layer as affine maps of the stream that enters it, position by position."""
 
     what: str
-    entered: Tensor  # (1, P, D) what enters the attention module, a leaf of autograd
-    made: Tensor  # (H or K, P, d) with autograd's graph of one attention module
+    made: Tensor  # (H or K, P, d) with autograd's graph of one attention module, down to the leaves
     at_zero: Tensor  # (H or K, P, d) of an input of zeros, norms frozen
+    leaves: list[Leaf]  # what enters the module, and what its projections make of that
     norm: FrozenNorm | None  # between the stream and the attention module
 
     @plain_torch()
     def read(self, head: int, position: int, cotangents_nd: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (n, D) and constants (n,): cotangent . made[head, position] = vector . x[position] + constant."""
         cotangents = self._checked(cotangents_nd)
-        _, n_pos, d_model = self.entered.shape
-        per_row = n_pos * (self.made.shape[0] * self.made.shape[2] + d_model) * self.made.element_size()
+        per_row = self.made[0].numel() * len(self.made) * self.made.element_size()
         with torch.enable_grad():
             made = self.made[head, position]
-            rows = [self._gradients(made, each) for each in cotangents.split(max(1, BYTES_IN_FLIGHT // per_row))]
-        vectors = torch.cat([each_nPD[:, position] for each_nPD in rows])
+            chunks = cotangents.split(max(1, BYTES_IN_FLIGHT // per_row))
+            vectors = torch.cat([self._gradients(made, each, position) for each in chunks])
         return self._through_norm(vectors, position, cotangents @ self.at_zero[head, position])
 
     @plain_torch()
@@ -67,27 +67,38 @@ class FrozenReads:
         """The same of one cotangent for each of n positions, all different."""
         cotangents = self._checked(cotangents_nd)
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.made[head, positions], self.entered, cotangents, retain_graph=True)
+            vectors = self._gradients(self.made[head, positions], cotangents[None], positions)[0]
         constants = (cotangents * self.at_zero[head, positions]).sum(1)
-        return self._through_norm(gradient[0, positions], torch.tensor(positions), constants)
+        return self._through_norm(vectors, torch.tensor(positions), constants)
 
     def residuals(self, stream_PD: Tensor) -> float:
-        """How far positions are from vector . x + constant of their own x, relative to the largest; cotangents are random."""
+        """How far positions are from vector . x + constant of their own x, relative to its terms; cotangents are random."""
         generator = torch.Generator().manual_seed(0)
         cotangents = torch.randn(self.made.shape, generator=generator, dtype=torch.float64).to(self.made)
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.made, self.entered, cotangents, retain_graph=True)
-        constants = (cotangents * self.at_zero).sum((0, 2))
-        vectors, constants = self._through_norm(gradient[0], torch.arange(len(stream_PD)), constants)
-        expected = (cotangents * self.made.detach()).sum((0, 2))
-        return float(((vectors * stream_PD).sum(1) + constants - expected).abs().max() / expected.abs().max())
+        every = torch.arange(len(stream_PD))
+        vectors = self._gradients(self.made, cotangents[None], every)[0]
+        vectors, constants = self._through_norm(vectors, every, (cotangents * self.at_zero).sum((0, 2)))
+        terms, expected = vectors * stream_PD, (cotangents * self.made.detach()).sum((0, 2))
+        sizes = (terms.abs().sum(1) + constants.abs()).clamp_min(_TINY)
+        return float(((terms.sum(1) + constants - expected).abs() / sizes).max())
 
-    def _gradients(self, made_d: Tensor, cotangents_nd: Tensor) -> Tensor:
-        if len(cotangents_nd) == 1:  # without vmap, which costs more than the products
-            (found,) = torch.autograd.grad(made_d, self.entered, cotangents_nd[0], retain_graph=True)
-            return found
-        (found,) = torch.autograd.grad(made_d, self.entered, cotangents_nd, retain_graph=True, is_grads_batched=True)
-        return found[:, 0]
+    def _gradients(self, made: Tensor, cotangents: Tensor, position: int | list[int] | Tensor) -> Tensor:
+        """Rows (n, D) of gradients by what enters the module, (n, m, D) of m positions; cotangents: n of the shape of made."""
+        several = len(cotangents) > 1  # one is cheaper without vmap
+        found = torch.autograd.grad(
+            made,
+            [leaf.value for leaf in self.leaves],
+            cotangents if several else cotangents[0],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=several,
+        )
+        total = self.at_zero.new_zeros(())
+        for leaf, gradient in zip(self.leaves, found, strict=True):
+            if gradient is not None:
+                rows = (gradient if several else gradient[None])[:, 0, position]
+                total = total + (rows if leaf.weight is None else rows @ leaf.weight)
+        return total
 
     def _through_norm(self, vectors_nD: Tensor, position: int | Tensor, constants_n: Tensor) -> tuple[Tensor, Tensor]:
         """From what enters the module to the stream."""
@@ -221,15 +232,13 @@ def read_scores(parts: ModelParts, captured: PromptCapture, layers: Iterable[int
     wanted = sorted({_layer(parts, layer) for layer in layers})
     if not wanted:
         return {}
-    met = _pass(parts, captured, wanted)
-    tape = AttentionTape(keep=False, scoring={})
-    made: dict[Place, Tensor] = {}
+    met, caught = _pass(parts, captured, wanted), _Caught(wanted)
+    scoring: dict[int, Scoring] = {}
     result = {}
-    with ModelRun(parts, dict(_catching(made, wanted)), norms=None, tape=tape).active():
+    with ModelRun(parts, caught.visits, norms=None, tape=AttentionTape(keep=False, scoring=scoring)).active():
         for layer in wanted:
-            one = _again(parts, captured, layer, met[layer], made, tape)
-            _verify(parts, one, met[layer])
-            result[layer] = one
+            result[layer] = _layer_scores(parts, captured, layer, met[layer], caught, scoring)
+            _verify(parts, result[layer], met[layer])
     return result
 
 
@@ -259,10 +268,7 @@ def _pass(parts: ModelParts, captured: PromptCapture, wanted: list[int]) -> dict
 
         return visit
 
-    def stop(layer: int, activation: Tensor) -> None:
-        raise Stop
-
-    visits: dict[Place, Visit] = {("attn.hook_v", wanted[-1]): stop}
+    visits: dict[Place, Visit] = {("attn.hook_v", wanted[-1]): _stop}
     for name, site in (("stream", "hook_resid_pre"), ("query", "attn.hook_q"), ("key", "attn.hook_k")):
         visits |= {(site, layer): keep(name) for layer in wanted}
     tape = captured.replayed() if captured.patterns else AttentionTape(recompute=True, keep=False)
@@ -271,140 +277,55 @@ def _pass(parts: ModelParts, captured: PromptCapture, wanted: list[int]) -> dict
     return met
 
 
-def _catching(made: dict[Place, Tensor], wanted: list[int]) -> Iterator[tuple[Place, Visit]]:
-    """Visits that take queries and keys and go no further."""
+class _Caught:
+    """Visits that take the queries and keys of a layer and let its attention go no further."""
 
-    def visit(name: str) -> Visit:
-        def catch(layer: int, activation: Tensor) -> None:
-            made[name, layer] = activation[0]
+    def __init__(self, wanted: Iterable[int]) -> None:
+        self.found: dict[Place, Tensor] = {}
+        self.visits: dict[Place, Visit] = {}
+        for layer in wanted:
+            for site in ("attn.hook_q", "attn.hook_k"):
+                self.visits[site, layer] = self._take(site)
+            self.visits["attn.hook_v", layer] = _stop
 
-        return catch
+    def _take(self, site: str) -> Visit:
+        def take(layer: int, activation: Tensor) -> None:
+            self.found[site, layer] = activation[0]
 
-    def stop(layer: int, activation: Tensor) -> None:
-        raise Stop
+        return take
 
-    for layer in wanted:
-        yield ("attn.hook_q", layer), visit("q")
-        yield ("attn.hook_k", layer), visit("k")
-        yield ("attn.hook_v", layer), stop
+    def of(self, layer: int, attend: Callable[[], object]) -> tuple[Tensor, Tensor]:
+        """What `attend` makes: queries (H, P, d) and keys (K, P, d)."""
+        with suppress(Stop):
+            attend()
+        return self.found.pop(("attn.hook_q", layer)), self.found.pop(("attn.hook_k", layer))
 
 
-def _again(
-    parts: ModelParts,
-    captured: PromptCapture,
-    layer: int,
-    met: _Met,
-    made: dict[Place, Tensor],
-    tape: AttentionTape,
+def _stop(layer: int, activation: Tensor) -> None:
+    raise Stop
+
+
+def _layer_scores(
+    parts: ModelParts, captured: PromptCapture, layer: int, met: _Met, caught: _Caught, scoring: dict[int, Scoring]
 ) -> LayerScores:
-    """Run a layer's attention module on what it was given, followed by autograd, and on zeros, up to queries and keys."""
-    dtype, scoring = parts.compute_dtype, tape.scoring
-    module, norms = _own_copy(parts.layers[layer], dtype)
-    call = Call(*_in_dtype(tuple(met.call), dtype))
-    stream, norm = met.stream.to(dtype), parts.layers[layer].attention_norm
+    dtype, norm = parts.compute_dtype, parts.layers[layer].attention_norm
+    stream = met.stream.to(dtype)
     frozen = None if norm is None else captured.scales(layer, "attention_norm", norm, stream)
-    entered = (stream if frozen is None else frozen.forward(stream))[None].detach().clone().requires_grad_()
-
-    def queries_and_keys(given: Tensor) -> tuple[Tensor, Tensor]:
-        args, kwargs = call.on(given)
-        try:
-            with _Unrounded():
-                module(*args, **kwargs)
-        except Stop:
-            return made.pop(("q", layer)), made.pop(("k", layer))
-        raise UnsupportedModelError(
-            f"the attention of {parts.architecture.model_type} does not call transformers' attention interface; its scores "
-            "cannot be read"
-        )
-
-    with torch.enable_grad():
-        query, key = queries_and_keys(entered)
-    for each in norms:
-        each.hold()
-    with torch.no_grad():
-        query_at_zero, key_at_zero = queries_and_keys(torch.zeros_like(entered))
-    assert scoring is not None
+    entered = stream if frozen is None else frozen.forward(stream)
+    followed = follow(parts.layers[layer], met.call, entered[None], partial(caught.of, layer))
     scaling, softcap, sinks, first = scoring[layer]
     return LayerScores(
         layer=layer,
         stream=stream,
-        query=query.detach(),
-        key=key.detach(),
+        query=followed.query.detach(),
+        key=followed.key.detach(),
         scaling=scaling,
         softcap=softcap,
         sinks=None if sinks is None else sinks.detach().to(dtype),
         first=first,
-        queries=FrozenReads("queries", entered, query, query_at_zero, frozen),
-        keys=FrozenReads("keys", entered, key, key_at_zero, frozen),
+        queries=FrozenReads("queries", followed.query, followed.query_at_zero, followed.leaves, frozen),
+        keys=FrozenReads("keys", followed.key, followed.key_at_zero, followed.leaves, frozen),
     )
-
-
-class _Unrounded(TorchFunctionMode):
-    """Leave float64 what it is where a module's own code rounds it to float32 (rotary embeddings of Cohere, Ernie, Llama 4)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Tensor.float of float64 is the tensor, and all else what it is."""
-        if func is Tensor.float and args[0].dtype is torch.float64:
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-class _HeldNorm(nn.Module):
-    """A norm of queries or keys whose scales are constants to autograd, and to whatever enters once they are held.
-
-    A module that is called several times a pass (for queries, then for keys) has the scales of each call.
-    """
-
-    def __init__(self, parameters: NormParameters) -> None:
-        super().__init__()
-        self.norm = parameters
-        self.scales: list[Tensor] = []  # of each call until they are held
-        self.held: Iterator[Tensor] | None = None
-
-    def hold(self) -> None:
-        """From now on, calls have the scales of those until now, one after the other."""
-        self.held = iter(self.scales)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The norm, in the compute dtype."""
-        if self.held is None:
-            self.scales.append(self.norm.inverse_sigma(x.detach()))
-        scale = self.scales[-1] if self.held is None else next(self.held)
-        return self.norm.freeze(scale).forward(x)
-
-
-def _own_copy(layer: LayerParts, dtype: torch.dtype) -> tuple[nn.Module, list[_HeldNorm]]:
-    """A layer's attention module for this purpose alone, in the compute dtype, and its norms of queries and keys.
-
-    Weights are shared where they have that dtype. The configuration is shared, by which the run knows the module.
-    """
-    attention: Any = layer.attention
-    tensors = [*attention.parameters(), *attention.buffers()]
-    memo: dict[int, Any] = {id(tensor): _constant(tensor, dtype) for tensor in tensors}
-    module: nn.Module = copy.deepcopy(attention, memo | {id(attention.config): attention.config})
-    for each in module.modules():
-        vars(each).pop("forward", None)  # what other threads' runs may have put there meanwhile
-    held = []
-    for path, norm in layer.head_norms.items():
-        held.append(_HeldNorm(norm.parameters))
-        module.set_submodule(path, held[-1])
-    return module, held
-
-
-def _constant(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    new = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
-    return nn.Parameter(new, requires_grad=False) if isinstance(tensor, nn.Parameter) else new
-
-
-def _in_dtype(given: Any, dtype: torch.dtype) -> Any:
-    """The tensors of a call in a dtype, where they are real numbers."""
-    if isinstance(given, Tensor):
-        return given.detach().to(dtype) if given.is_floating_point() else given
-    if isinstance(given, tuple | list):
-        return type(given)(_in_dtype(each, dtype) for each in given)
-    if isinstance(given, Mapping):
-        return {name: _in_dtype(each, dtype) for name, each in given.items()}
-    return given
 
 
 def _verify(parts: ModelParts, one: LayerScores, met: _Met) -> None:
@@ -412,12 +333,12 @@ def _verify(parts: ModelParts, one: LayerScores, met: _Met) -> None:
     own = max(_SAME[dtype] for dtype in float_dtypes(parts.model))
     for reads, seen in ((one.queries, met.query), (one.keys, met.key)):
         made = reads.made.detach()
-        apart = float((made - seen).abs().max() / made.abs().max())
+        apart = float((made - seen).abs().max() / made.abs().max().clamp_min(_TINY))
         off = reads.residuals(one.stream)
         if not (apart <= own and off <= _AFFINE[parts.compute_dtype]):
             raise UnsupportedModelError(
                 f"{reads.what} of layer {one.layer} of this {parts.architecture.model_type} are no affine map of the residual "
                 f"stream at their own position, with the scales of norms frozen: they are {off:.1e} from one, and {apart:.1e} "
-                "from those of the model's own pass, relative to the largest. Its scores cannot be explained; please report it "
+                "from those of the model's own pass (relative). Its scores cannot be explained; please report it "
                 "with the model's config.json"
             )

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from circuit_tracer import AttentionTarget, Graph, ReplacementModel, explain_score
 from circuit_tracer.attention import ScoreExplanation, ScorePairs
+from circuit_tracer.attention.prompt_scores import PromptScores
 from circuit_tracer.attention.score_sources import BIASES
-from circuit_tracer.attention.traced_prompt import TracedPrompt
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.errors import CircuitTracerError, CompatibilityError, InputError
 from circuit_tracer.graph.attention_scores import SOURCE_KINDS, AttentionScore
@@ -95,7 +95,7 @@ def test_marginals_are_the_edges_of_a_target_of_one_side(case: Case) -> None:
 def test_all_pairs_by_brute_force(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeroing a source's write on one side and another's on the other, in the bilinear form itself."""
     model, graph = traced(case)
-    prompt = TracedPrompt.of(graph, model)
+    prompt = PromptScores.of(graph, model)
     scores, layer, head, query, key = prompt.scores(2), 2, 1, 5, 4
     found = graph.explain_score(model, layer, head, query, key)
     assert found.pairs is not None
@@ -116,7 +116,7 @@ def test_all_pairs_by_brute_force(case: Case, monkeypatch: pytest.MonkeyPatch) -
     assert len(found.pairs.top(10**6)) == len(found.pairs)
 
 
-def _streams(prompt: TracedPrompt, layer: int, n_sources: int) -> Tensor:
+def _streams(prompt: PromptScores, layer: int, n_sources: int) -> Tensor:
     """(S, P, D): what each source alone makes of the stream that enters a layer, pushed forward through the frozen network."""
     linear, network, n_pos = prompt.linear, prompt.network, prompt.linear.n_pos
     active, found = linear.sources.active, torch.zeros(n_sources, n_pos, linear.error.shape[2], dtype=torch.float64)
@@ -188,7 +188,7 @@ def test_the_prompt_is_forgotten_with_its_graph() -> None:
     model = build(LLAMA)
     graph = attribute(IDS, model)
     graph.explain_score(model, 2, 1, 5, 4, pairs=False)
-    gone = ref(TracedPrompt.of(graph, model))
+    gone = ref(PromptScores.of(graph, model))
     del graph
     gc.collect()
     assert gone() is None

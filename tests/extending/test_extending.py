@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.browser import find_chromium
 from tests.support.extending import Sources
+from tests.support.warm_python import WarmPython
+
+
+@pytest.fixture(scope="module")
+def python() -> Iterator[WarmPython]:
+    with WarmPython() as running:
+        yield running
 
 
 @pytest.fixture
-def sources(tmp_path: Path) -> Sources:
-    return Sources(tmp_path)
+def sources(tmp_path: Path, python: WarmPython) -> Sources:
+    return Sources(tmp_path, python)
 
 
 def test_a_site(sources: Sources) -> None:

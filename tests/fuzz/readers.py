@@ -47,7 +47,7 @@ from circuit_tracer.transcoders import load_transcoder_from_hub
 from circuit_tracer.viewer.server.columns import Columns
 from tests.support.data_cases import batches, config, stream, texts, write_jsonl
 from tests.support.dictionaries import random_clt, random_set, uniform
-from tests.support.graph_cases import random_graph, random_score, random_validation
+from tests.support.graph_cases import random_edge_heads, random_graph, random_score, random_validation
 from tests.support.loop_cases import Run, tensors
 from tests.support.transcoder_layouts import LAYOUTS, Layout
 
@@ -78,7 +78,8 @@ def _graph(name: str, **options: Any) -> Reader:
     def write(folder: Path) -> None:
         graph = random_graph(n_active=8, n_selected=6, n_pos=3, n_layers=2, n_targets=2)
         if name == "graph.safetensors":
-            graph.validation, graph.scores = random_validation(), [random_score()]
+            graph.validation, graph.edge_heads = random_validation(), random_edge_heads(graph)
+            graph.scores = [random_score()]
         write_graph(graph, folder / name)
 
     def read(folder: Path) -> Graph:
@@ -455,7 +456,8 @@ def digest(value: Any) -> Any:
         case list() | tuple():
             return tuple(digest(each) for each in value)
         case Graph():
-            parts = (value.edges, value.targets, value.balance, value.reconstruction, value.validation, value.cfg)
+            parts = (value.edges, value.targets, value.balance, value.reconstruction, value.validation, value.cfg,
+                     value.edge_heads)  # fmt: skip
             named = ("input_string", "input_tokens", "active_features", "selected_features", "activation_values", "scan",
                      "logit_targets", "logit_probabilities", "vocab_size", "token_strings", "provenance")  # fmt: skip
             return digest([*parts, *(getattr(value, name) for name in named)])

@@ -221,6 +221,15 @@ def test_long_prompts_are_read_as_short_ones(name: str, monkeypatch: pytest.Monk
     )
 
 
+def test_weights_of_zero_are_read_too() -> None:
+    model = tiny_model("llama", num_hidden_layers=1)
+    model.model.layers[0].self_attn.q_proj.weight.zero_()
+    parts = bind(model, "llama")
+    one = read_scores(parts, capture(parts, IDS), [0])[0]
+    assert not one.query_reads(0, 5, draw(2, 4))[0].any()
+    same(one.log_pattern(0, 3)[:4], torch.full((4,), 0.25).log().double(), 1e-6)
+
+
 # ---- what it costs, and what it leaves behind
 
 

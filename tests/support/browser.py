@@ -1,4 +1,8 @@
-"""A headless Chromium driven over a pipe (Chrome DevTools Protocol): no driver program and no package needed."""
+"""A headless Chromium driven over a pipe (Chrome DevTools Protocol): no driver program and no package needed.
+
+A tab costs four times what a page in it does (a window and a process are started), so that a tab that was closed is emptied
+and taken for the next page.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ FLAGS = (
     "--disable-sync",
     "--hide-scrollbars",
     "--force-color-profile=srgb",
-    "--disable-features=IsolateSandboxedIframes",
+    "--disable-features=IsolateSandboxedIframes,BackForwardCache",  # nothing of a page that was left goes on
     "--remote-debugging-pipe",
 )
 
@@ -38,7 +42,7 @@ def find_chromium() -> str | None:
 
 
 class Browser:
-    """One browser process; a context manager. Pages are independent of each other."""
+    """One browser process; a context manager. Pages are independent of each other: those open at once have a profile each."""
 
     def __enter__(self) -> Browser:
         self.folder = tempfile.TemporaryDirectory(prefix="chromium-")
@@ -58,6 +62,7 @@ class Browser:
         self.numbers = itertools.count(1)
         self.buffer = b""
         self.events: list[dict[str, Any]] = []
+        self.free: list[str] = []  # tabs to take again
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -104,9 +109,8 @@ class Browser:
         return json.loads(text)
 
     def page(self, url: str, width: int = 1440, height: int = 900, *, dark: bool = False, phone: bool = False) -> Page:
-        """A new tab in a context of its own."""
-        context = self.call("Target.createBrowserContext")["browserContextId"]
-        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        """A tab with nothing in it, where ``url`` is opened."""
+        target = self.free.pop() if self.free else self._tab()
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = Page(self, session, target)
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -123,6 +127,25 @@ class Browser:
         page.open(url)
         return page
 
+    def _tab(self) -> str:
+        """A new tab in a profile of its own."""
+        context = self.call("Target.createBrowserContext")["browserContextId"]
+        target: str = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        return target
+
+    def take_back(self, page: Page) -> None:
+        """Empty the tab of a page that nobody needs any more; what was set and heard in its session ends with the session."""
+        page.js(
+            "(() => { try { localStorage.clear(); sessionStorage.clear() } catch { /* a page without an origin */ } })()"
+        )
+        page.open("about:blank")
+        page.call("Page.resetNavigationHistory")
+        page.call("Network.clearBrowserCookies")
+        page.call("Network.clearBrowserCache")
+        self.call("Target.detachFromTarget", sessionId=page.session)
+        self.events = [event for event in self.events if event.get("sessionId") != page.session]
+        self.free.append(page.target)
+
 
 class Page:
     """A tab: open, look, click, type."""
@@ -138,7 +161,7 @@ class Page:
         self.wait("document.readyState === 'complete'")
 
     def close(self) -> None:
-        self.browser.call("Target.closeTarget", targetId=self.target)
+        self.browser.take_back(self)
 
     def js(self, expression: str) -> Any:
         """The value of an expression (awaited); an exception in it is raised here."""

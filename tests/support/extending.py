@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.warm_python import WarmPython
 
 ROOT = Path(__file__).parents[2]
 _SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
@@ -55,8 +54,8 @@ def _linked(folder: str, names: list[str]) -> set[str]:
 class Sources:
     """A copy of the sources, compiled modules with them; what is large is linked to."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, python: WarmPython) -> None:
+        self.root, self.python = root, python
         for name in ("circuit_tracer", "kernels", "tests"):
             shutil.copytree(ROOT / name, root / name, symlinks=True, ignore=_linked)
         for name in _LINKED:
@@ -73,12 +72,9 @@ class Sources:
 
     def run(self, *arguments: str) -> str:
         """What Python prints in the copy; an error shows what it said."""
-        environment = {**os.environ, "PYTHONPATH": str(self.root), "TRITON_INTERPRET": "1"}
-        found = subprocess.run(
-            [sys.executable, *arguments], cwd=self.root, env=environment, capture_output=True, text=True, timeout=240
-        )
-        assert found.returncode == 0, f"{found.stdout[-3000:]}\n{found.stderr[-3000:]}"
-        return found.stdout
+        code, printed, errors = self.python.run(arguments, self.root)
+        assert code == 0, f"{printed[-3000:]}\n{errors[-3000:]}"
+        return printed
 
     def script(self, text: str) -> str:
         """The same of a script, which imports the copy."""

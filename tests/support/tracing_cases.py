@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.graph.graph import Graph
+from circuit_tracer.models.parts import ModelParts, bind
+from circuit_tracer.models.verify import verify
 from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
@@ -56,9 +58,17 @@ def one_each() -> list[Case]:
     return [[case for case in rotation() if case.architecture == name][a % 4] for a, name in enumerate(ARCHITECTURES)]
 
 
-@lru_cache(maxsize=8)
+@cache
+def _bound(architecture: str, dtype: torch.dtype, seed: int) -> ModelParts:
+    """A model, verified once: most of what `ReplacementModel.from_model` takes, and the same for all transcoders."""
+    parts = bind(tiny_model(architecture, dtype, seed), architecture)
+    verify(parts)
+    return parts
+
+
+@lru_cache(maxsize=256)
 def build(case: Case, dtype: torch.dtype = torch.float64, n_features: int = 10, seed: int = 0) -> ReplacementModel:
-    """The case's model with its transcoders."""
+    """The case's model, which its other transcoders share, with its transcoders. For tests that change neither."""
     transcoders = tiny_transcoder(
         case.kind,
         dtype,
@@ -69,7 +79,7 @@ def build(case: Case, dtype: torch.dtype = torch.float64, n_features: int = 10, 
         input_hook=case.input_hook,
         output_hook=case.output_hook,
     )
-    return ReplacementModel.from_model(tiny_model(case.architecture, dtype, seed), transcoders, None, case.architecture)
+    return ReplacementModel(_bound(case.architecture, dtype, seed), transcoders, None)
 
 
 def assert_equal(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:

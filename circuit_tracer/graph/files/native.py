@@ -24,6 +24,7 @@ from circuit_tracer.files.checksums import write_tensors
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.graph.attention_scores import AttentionScore
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
+from circuit_tracer.graph.edge_heads import EdgeHeads
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.files.pt import load_pt
 from circuit_tracer.graph.graph import Graph
@@ -51,6 +52,7 @@ _TENSORS = (
     "targets.token_id",
 )
 _BALANCE = tuple(f"balance.{field.name}" for field in fields(RowBalance))
+_EDGE_HEADS = tuple(f"edge_heads.{field.name}" for field in fields(EdgeHeads))
 _READS = tuple(f"targets.reads.{field.name}" for field in fields(StreamReads))
 _RECONSTRUCTION = tuple(f"reconstruction.{field.name}" for field in fields(Reconstruction))
 
@@ -157,6 +159,8 @@ def _names_of(graph: Graph) -> list[str]:
         names += _BALANCE
     if graph.reconstruction is not None:
         names += _RECONSTRUCTION
+    if graph.edge_heads is not None:
+        names += _EDGE_HEADS
     if graph.targets.reads is not None:
         names += _READS
     return names
@@ -204,7 +208,8 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
             raise FileFormatError(f"only some of {', '.join(names)} are there")
         return [tensors[name] for name in names] if all(present) else None
 
-    balance, reconstruction, reads = group(_BALANCE), group(_RECONSTRUCTION), group(_READS)
+    balance, reconstruction = group(_BALANCE), group(_RECONSTRUCTION)
+    reads, edge_heads = group(_READS), group(_EDGE_HEADS)
     return Graph(
         input_string=header["input_string"],
         input_tokens=tensors["input_tokens"],
@@ -233,6 +238,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         validation=ValidationReport.from_json(header["validation"]) if "validation" in header else None,
         unfinished=_unfinished(header, tensors),
         scores=[AttentionScore.from_dict(score) for score in header.get("attention_scores", [])],
+        edge_heads=EdgeHeads(*edge_heads) if edge_heads else None,
     )
 
 

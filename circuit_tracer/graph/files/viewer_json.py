@@ -163,7 +163,10 @@ def viewer_json(
 
     kept: bool (N,), nodes that are written even without an edge. Of scores of attention that the graph keeps: `qk_tracing.py`.
 
-    Node ``influence`` is cumulative (small is important), link weights are signed and unnormalised. Raises InputError
+    Node ``influence`` is cumulative (small is important), link weights are signed and unnormalised. Links of edges whose heads
+    the graph knows (``edge_heads``) have "heads": {"direct", "hops" (their mean number), "first" and "last": [[layer, head,
+    weight]...]}.
+    Raises InputError
     with everything that ``validate`` finds wrong.
     """
     edges = pruned.pruned_edges
@@ -192,7 +195,7 @@ def viewer_json(
     if not problems:
         text = (
             f'{{"metadata":{_dump(metadata)},"qParams":{_dump(q_params)},"nodes":{_dump(nodes)},'
-            f'"links":[{_links_text(sources, targets, weights)}]'
+            f'"links":[{_links_text(sources, targets, weights, _heads_texts(graph, link_source, link_target))}]'
             + "".join(f',"{name}":{_dump(value)}' for name, value in scores.items())
             + "}"
         )
@@ -363,15 +366,25 @@ def _shortest(values: np.ndarray) -> list[float]:
     return [float(text) for text in values.astype(str).tolist()]
 
 
-def _links_text(sources: list[str], targets: list[str], weights: np.ndarray) -> str:
+def _heads_texts(graph: Graph, source: torch.Tensor, target: torch.Tensor) -> list[str]:
+    """What each link says more: the heads that it runs through, where the graph knows them."""
+    if graph.edge_heads is None:
+        return [""] * len(source)
+    place = graph.edge_heads.find(source, target)
+    known = place >= 0
+    texts = iter(f',"heads":{_dump(row.to_json())}' for row in graph.edge_heads.rows(place[known]))
+    return [next(texts) if there else "" for there in known.tolist()]
+
+
+def _links_text(sources: list[str], targets: list[str], weights: np.ndarray, heads: list[str]) -> str:
     pieces = []
     for start in range(0, len(weights), _WEIGHTS_A_PIECE):
         part = slice(start, start + _WEIGHTS_A_PIECE)
         pieces.append(
             ",".join(
-                f'{{"source":"{source}","target":"{target}","weight":{weight}}}'
-                for source, target, weight in zip(
-                    sources[part], targets[part], weights[part].astype(str).tolist(), strict=True
+                f'{{"source":"{source}","target":"{target}","weight":{weight}{more}}}'
+                for source, target, weight, more in zip(
+                    sources[part], targets[part], weights[part].astype(str).tolist(), heads[part], strict=True
                 )
             )
         )

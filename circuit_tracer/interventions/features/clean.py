@@ -88,11 +88,6 @@ class CleanRun:
         found = torch.zeros_like(expected)
         for layer in kept[:, 0].unique().tolist():
             here = kept[:, 0] == layer
-            if int(kept[here, 2].max()) >= self.model.transcoders.n_features(layer):
-                raise CompatibilityError(
-                    f"the graph has feature {int(kept[here, 2].max())} in layer {layer}; these transcoders have features 0 "
-                    f"to {self.model.transcoders.n_features(layer) - 1} there. Use the transcoders it was traced with."
-                )
             found[here] = self.activations(layer, kept[here, 1], kept[here, 2]).cpu().double()
         coarse = {graph.cfg.dtype, self.model.parts.config.dtype} & {"bfloat16", "float16"}
         allowed = (COARSE_AGREEMENT if coarse else AGREEMENT) * expected.abs().max() if len(expected) else 0.0

@@ -79,7 +79,7 @@ def kept_loadings(graph: Graph, pruned: PruneResult) -> list[Loading]:
     """First and last heads that the graph names for kept edges into features and token logits: the strongest, as shares of the
     target's input. None for a graph that names none.
     """
-    named = getattr(graph, "edge_heads", None)
+    named = graph.edge_heads
     if named is None:
         return []
     named, layout, edges = named.to("cpu"), graph.nodes.layout, graph.edges
