@@ -34,6 +34,7 @@ from circuit_tracer.interventions import Sampling, activation_patching, apply_ed
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import FeatureAt
 from circuit_tracer.viewer.server import Server, serve
+from tests.support.left_behind import left_behind
 
 PROMPTS = (
     "the capital of the state containing Dallas is",
@@ -218,7 +219,7 @@ def main() -> None:
         page.stopping.set()
         browsing.join()
         seconds = time.perf_counter() - start
-    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.hf_model.modules())
+    left = left_behind(model.hf_model)
     right = all(set(kinds) <= {"same"} for kinds in found["calls"].values())
     results = describe(
         torch=torch.__version__,
@@ -228,14 +229,14 @@ def main() -> None:
         prompts=len(PROMPTS),
         **found,
         page={"jobs": dict(page.counts), "of_them_alone": alone},
-        hooks_left=hooks,
+        hooks_left=len(left),
         own_attention_back=model.hf_model.config._attn_implementation == own,
         seconds=round(seconds, 1),
     )
     print(json.dumps(results, indent=1))
     if arguments.results:
         write_results(RESULTS / arguments.results, results)
-    ok = right and hooks == 0 and results["own_attention_back"] and all(key.endswith(": same") for key in page.counts)
+    ok = right and not left and results["own_attention_back"] and all(key.endswith(": same") for key in page.counts)
     raise SystemExit(0 if ok else 1)
 
 

@@ -18,8 +18,15 @@ if isfile(f"{__path__[0]}/kernels"):
     )
 
 if TYPE_CHECKING:
+    from circuit_tracer.attention import explain_edge, explain_edges, explain_score
     from circuit_tracer.attribution.attribute import attribute
-    from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, LogitDifference
+    from circuit_tracer.attribution.targets import (
+        AttentionTarget,
+        CustomTarget,
+        DirectionTarget,
+        FeatureTarget,
+        LogitDifference,
+    )
     from circuit_tracer.errors import CircuitTracerError
     from circuit_tracer.graph import (
         Graph,
@@ -39,8 +46,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Architecture": "circuit_tracer.models.architectures",
+    "AttentionTarget": "circuit_tracer.attribution.targets",
     "CircuitTracerError": "circuit_tracer.errors",
     "CustomTarget": "circuit_tracer.attribution.targets",
+    "DirectionTarget": "circuit_tracer.attribution.targets",
     "FeatureTarget": "circuit_tracer.attribution.targets",
     "Graph": "circuit_tracer.graph",
     "LogitDifference": "circuit_tracer.attribution.targets",
@@ -52,6 +61,9 @@ _HOME = {
     "attribute": "circuit_tracer.attribution.attribute",
     "compute_graph_scores": "circuit_tracer.graph",
     "create_graph_files": "circuit_tracer.graph.files.viewer_json",
+    "explain_edge": "circuit_tracer.attention",
+    "explain_edges": "circuit_tracer.attention",
+    "explain_score": "circuit_tracer.attention",
     "graph_scores": "circuit_tracer.graph",
     "load_transcoder_from_hub": "circuit_tracer.transcoders.loading",
     "prune_graph": "circuit_tracer.graph",
@@ -61,8 +73,10 @@ _HOME = {
 
 __all__ = [
     "Architecture",
+    "AttentionTarget",
     "CircuitTracerError",
     "CustomTarget",
+    "DirectionTarget",
     "FeatureTarget",
     "Graph",
     "LogitDifference",
@@ -75,6 +89,9 @@ __all__ = [
     "attribute",
     "compute_graph_scores",
     "create_graph_files",
+    "explain_edge",
+    "explain_edges",
+    "explain_score",
     "graph_scores",
     "load_transcoder_from_hub",
     "prune_graph",

@@ -13,6 +13,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = "circuit_tracer"
 
@@ -68,12 +70,14 @@ class Row(NamedTuple):
 
 AGAINST_THE_DIRECTION = [
     Row("graph.graph", "viewer.page", "Graph.to_html and a notebook's display hand the graph over"),
+    Row("graph.graph", "attention", "Graph.explain_edge and explain_score hand the graph over"),
     Row("features.corpus", "training.config", "text may be named by a training configuration"),
 ]
 
 # Modules that import each other only to name a type (TYPE_CHECKING).
 CIRCLES_OF_TYPES = [
     Row("graph.graph", "graph.files", "Graph.plot takes a View"),
+    Row("graph.graph", "attention", "Graph.explain_edge and explain_score give explanations"),
     Row("graph.graph_checks", "graph.graph", "the checks are about a Graph"),
     Row("training.config.rules", "training.config.schema", "the schema calls the rules about itself"),
     Row("training.sparsity", "training.config.schema", "a rule is made from its section of the configuration"),
@@ -103,6 +107,7 @@ LATE = [
     Row("kernels", "kernels", "Triton's kernels are loaded where they run"),
     Row("graph.graph", "graph", "facade: Graph.save, to_json, plot and others are written in files of their own"),
     Row("graph.graph", "viewer.page", "facade: Graph.to_html"),
+    Row("graph.graph", "attention", "facade: Graph.explain_edge, explain_score"),
     Row("interventions.patching.table", "interventions.patching.picture", "facade: PatchTable.draw"),
     Row("replacement_model", "interventions", "facade: circuit-tracer's methods"),
     Row("transcoders.cross_layer", "transcoders.formats", "facade: to_safetensors"),
@@ -113,7 +118,15 @@ LATE = [
     Row("viewer.server.neuronpedia", "", "graphs are served without torch"),
 ]
 
-HOOKS_ARE_REGISTERED_IN = {"models.run"}  # the one way to run a model
+# How a module of a running model is got at: the lines that do so, and the modules that may. torch's own hooks lie in
+# dictionaries that it goes through while other threads run, so nobody uses them.
+GETS_AT_MODULES = {
+    r"\.register_\w*hook\(": set(),
+    r"\b_forward_(pre_)?hooks\b(?!\.values)": {"models.watched"},  # others' are looked for there
+    r"\.forward = |\[.forward.\] = |setattr\(.*\bforward\b": {"models.watched"},
+    r"\b_(compiled_)?call_impl\b": {"models.watched"},
+    r"models\.watched import .*\b(Hook|watched)\b": {"models.run"},  # the one way to run a model
+}
 
 # What parses files and packed data is called in files/ alone, where it has limits. Elsewhere, for what this package made.
 PARSERS = re.compile(
@@ -291,17 +304,18 @@ def test_functions_import_what_is_slow_and_nothing_else() -> None:
     _report("imports inside functions that belong at the top of the file", [str(one) for one in broken])
 
 
-def test_hooks_are_registered_in_one_file() -> None:
+@pytest.mark.parametrize("line", GETS_AT_MODULES)
+def test_a_running_model_is_got_at_in_one_way(line: str) -> None:
     """Whoever reads or writes a place of a running model asks models/run.py for it."""
-    call = re.compile(r"\.register_\w*hook\(|\._forward_(pre_)?hooks\b(?!\.values)")
-    found = [
-        f"{path.relative_to(ROOT)}:{number} {line.strip()}"
+    found = {
+        f"{path.relative_to(ROOT)}:{number} {text.strip()}": module
         for module, path in modules().items()
-        if module not in HOOKS_ARE_REGISTERED_IN
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if call.search(line)
-    ]
-    _report("hooks that are registered outside models/run.py; read, write or hold the place through it", found)
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(line, text)
+    }
+    assert GETS_AT_MODULES[line] <= set(found.values()), "nothing needs this row any more"
+    outside = [place for place, module in found.items() if module not in GETS_AT_MODULES[line]]
+    _report("modules that are got at past models/run.py; read, write or hold the place through it", outside)
 
 
 def test_files_are_parsed_in_one_place() -> None:

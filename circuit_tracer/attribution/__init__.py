@@ -2,8 +2,10 @@
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.targets import (
+    AttentionTarget,
     AttributionTargets,
     CustomTarget,
+    DirectionTarget,
     FeatureTarget,
     LogitDifference,
     LogitTarget,
@@ -11,8 +13,10 @@ from circuit_tracer.attribution.targets import (
 )
 
 __all__ = [
+    "AttentionTarget",
     "AttributionTargets",
     "CustomTarget",
+    "DirectionTarget",
     "FeatureTarget",
     "LogitDifference",
     "LogitTarget",

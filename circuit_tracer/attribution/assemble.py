@@ -12,12 +12,13 @@ from torch import Tensor
 
 from circuit_tracer.attribution.finished_block import FinishedBlock
 from circuit_tracer.attribution.finished_rows import FinishedRows
-from circuit_tracer.attribution.prompt import LinearPrompt
+from circuit_tracer.attribution.prompt import LinearPrompt, constants
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.attribution.targets import TargetRows
 from circuit_tracer.graph.balance import RowBalance
 from circuit_tracer.graph.edges import Edges
+from circuit_tracer.graph.stream_reads import StreamReads
 from circuit_tracer.ranks import Ranks
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -69,9 +70,25 @@ def _balance(
         read = prompt.captured.final if last else network.transcoder_input(depth)
         constant[here] = (vector[here] * fed.cpu()[position[here]]).sum(1)
         true[here] = (vector[here] * read.cpu()[position[here]]).sum(1)
+    if of_targets.stream is not None:
+        _add_stream(prompt, transcoders, of_targets.stream, constant, true)
     pre = own + true
     pre[len(of_targets) :] = active.value[selected].to(pre.dtype)
     return own + constant, pre
+
+
+def _add_stream(
+    prompt: LinearPrompt, transcoders: Transcoders, reads: StreamReads, constant: Tensor, true: Tensor
+) -> None:
+    """What targets that read the stream find there, of the network's constants and in truth, added to (K, ...) in place."""
+
+    def seen(layer: int, entering: bool, resid_PD: Tensor) -> None:
+        here = reads.at(layer, entering)
+        if len(here):
+            for found, stream in ((constant, resid_PD), (true, prompt.network.stream(layer, entering))):
+                found.index_add_(0, here.row, (here.vector.to(found) * stream.cpu()[here.position]).sum(1))
+
+    constants(prompt.network, transcoders, prompt.skips, prompt.keep, seen)
 
 
 class _Layout:

@@ -73,8 +73,10 @@ def identity_of(task: Task, prompt: LinearPrompt, targets: TargetRows, budget: i
     active, table = prompt.sources.active, targets.table
     described = [f"{text!r}" for text in table.label[:3]] + ["..."] * (len(table) > 3)
     # tokens are known by their ids; what was made for this trace, by the vector that reads it
-    made = targets.read_out.vector.float()[[kind != "logit" for kind in table.kind]]
-    places = _digest([table.layer, table.position, table.token_id, made])
+    made = [targets.read_out.vector.float()[[kind != "logit" for kind in table.kind]]]
+    if (reads := targets.read_out.stream) is not None:
+        made += [reads.row, reads.layer, reads.entering, reads.position, reads.vector.float()]
+    places = _digest([table.layer, table.position, table.token_id, *made])
     parts = fingerprints(task.model.parts, task.model.transcoders)
     return {
         "prompt": f"{len(task.ids)} tokens ({_digest([task.ids])})",

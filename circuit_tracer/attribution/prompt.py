@@ -5,7 +5,7 @@ Letters: L layers, P positions, D d_model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,7 @@ class LinearPrompt:
     constant_inputs: list[Tensor]  # L x (P, D) transcoder inputs of the network fed with constants only
     constant_final: Tensor  # (P, D) final-norm output of the same
     reconstruction: Reconstruction
+    keep: Tensor  # (P,) positions that have features and errors
 
     @property
     def sources(self) -> SourceTable:
@@ -152,7 +153,7 @@ def _balance(
 ) -> LinearPrompt:
     """Errors, reconstruction quality and constants, given what the features reconstruct."""
     dtype, device = features_LPD.dtype, features_LPD.device
-    error, constant_out, nmse = torch.zeros_like(features_LPD), torch.zeros_like(features_LPD), []
+    error, nmse = torch.zeros_like(features_LPD), []
     skips: list[Tensor | None] = []
     kept = keep_P.to(device)
     for layer in range(network.n_layers):
@@ -162,32 +163,67 @@ def _balance(
         skips.append(skip)
         bias = transcoders.decoder_bias(layer).to(device=device, dtype=dtype)
         by_skip = torch.zeros_like(y) if skip is None else x @ skip
-        error[layer] = (y - features_LPD[layer] - bias - by_skip) * kept[:, None]
-        constant_out[layer] = torch.where(kept[:, None], bias, y - by_skip)
+        error[layer] = left_over(y, features_LPD[layer], bias, by_skip) * kept[:, None]
         # Of a layer without a transcoder everything is left.
         nmse.append(_nmse(y[kept], error[layer][kept]) if layer in transcoders.layers else torch.tensor(1.0).double())
     if not torch.isfinite(error).all():
         raise NumericalError(
             "the transcoder's reconstruction is not finite on this prompt; check its weights for NaN or infinity"
         )
-    inputs, final = _constants(network, constant_out, skips)
+    inputs, final = constants(network, transcoders, skips, keep_P)
     counts = torch.bincount(decoder.sources.active.layer, minlength=network.n_layers)
     reconstruction = Reconstruction(nmse=torch.stack(nmse), l0=counts.double() / int(keep_P.sum()))
-    return LinearPrompt(network, decoder, skips, error, inputs, final, reconstruction)
+    return LinearPrompt(network, decoder, skips, error, inputs, final, reconstruction, keep_P)
 
 
-def _constants(
-    network: FrozenNetwork, constant_out_LPD: Tensor, skips: list[Tensor | None]
+CONSTANTS = ("position", "decoder", "left_out", "attention")  # kinds; README.md §5
+
+
+def left_over(y_nD: Tensor, features_nD: Tensor, bias_D: Tensor, by_skip_nD: Tensor) -> Tensor:
+    """What features, decoder bias and skip connection leave of an output: an error node."""
+    return y_nD - features_nD - bias_D - by_skip_nD
+
+
+def constants(
+    network: FrozenNetwork,
+    transcoders: Transcoders,
+    skips: list[Tensor | None],
+    keep_P: Tensor,
+    seen: Callable[[int, bool, Tensor], None] = lambda layer, entering, resid: None,
+    kinds: Collection[str] = CONSTANTS,
 ) -> tuple[list[Tensor], Tensor]:
-    """The frozen network fed only with its constants: biases, norm shifts, positions, MLP outputs of left-out positions."""
-    positions = network.captured.position_embedding
-    start = torch.zeros_like(network.captured.embedding) if positions is None else positions
+    """The frozen network fed only with its constants, or some `kinds` of them: position embeddings; decoder biases; MLP outputs
+    of left-out positions; biases of attention and shifts of norms.
+
+    Transcoder inputs L x (P, D) and the final norm's output (P, D); `seen` as in `FrozenNetwork.propagate`.
+    """
+    positions, kept = network.captured.position_embedding, keep_P.to(network.captured.embedding.device)[:, None]
+    nothing = torch.zeros_like(network.captured.embedding)
+    start = nothing if positions is None or "position" not in kinds else positions
 
     def writes(layer: int, x_PD: Tensor) -> Tensor:
-        skip = skips[layer]
-        return constant_out_LPD[layer] if skip is None else constant_out_LPD[layer] + x_PD @ skip
+        skip, constant = skips[layer], nothing
+        if "decoder" in kinds:
+            constant = torch.where(kept, transcoders.decoder_bias(layer).to(nothing), constant)
+        if "left_out" in kinds:
+            by_skip = 0 if skip is None else network.transcoder_input(layer) @ skip
+            constant = torch.where(kept, constant, network.transcoder_output(layer) - by_skip)
+        return constant if skip is None else constant + x_PD @ skip
 
-    return network.propagate(start, writes, constants=True)
+    return network.propagate(start, writes, constants="attention" in kinds, seen=seen)
+
+
+def constant_streams(prompt: LinearPrompt, transcoders: Transcoders, layer: int) -> dict[str, Tensor]:
+    """What each kind of constants makes of the stream (P, D) that enters a layer."""
+    found: dict[str, Tensor] = {}
+    for kind in CONSTANTS:
+
+        def seen(at: int, entering: bool, resid_PD: Tensor, kind: str = kind) -> None:
+            if entering and at == layer:
+                found[kind] = resid_PD
+
+        constants(prompt.network, transcoders, prompt.skips, prompt.keep, seen, (kind,))
+    return found
 
 
 def _nmse(y_nD: Tensor, error_nD: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What rows start from: where targets and features read the residual stream, and with which vectors.
 
-Letters: T rows, D d_model.
+Letters: T rows, D d_model, n vectors in the stream.
 """
 
 from __future__ import annotations
@@ -10,18 +10,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from circuit_tracer.graph.stream_reads import StreamReads
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
 
 
 @dataclass(frozen=True)
 class ReadOut:
-    """T read vectors at the input hook of `layer` (L: after the final norm) and at `position`."""
+    """T read vectors at the input hook of `layer` (L: after the final norm) and at `position`.
+
+    A row may read the stream itself instead, at several places: then its vector is zero, `stream` has its vectors, and `layer`
+    and `position` are the last of theirs.
+    """
 
     layer: Tensor  # (T,)
     position: Tensor  # (T,)
     vector: Tensor  # (T, D)
     constant: Tensor  # (T,) what is added to what is read: unembedding bias, encoder bias
+    stream: StreamReads | None = None
 
     def __len__(self) -> int:
         return int(self.layer.shape[0])
@@ -43,4 +49,5 @@ class ReadOut:
 
     def take(self, chosen: Tensor) -> ReadOut:
         """Some of the rows, in the order asked for."""
-        return ReadOut(self.layer[chosen], self.position[chosen], self.vector[chosen], self.constant[chosen])
+        stream = None if self.stream is None else self.stream.of_rows(chosen)
+        return ReadOut(self.layer[chosen], self.position[chosen], self.vector[chosen], self.constant[chosen], stream)

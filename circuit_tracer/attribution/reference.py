@@ -18,20 +18,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, LogitDifference
+from circuit_tracer.attribution.targets import CustomTarget, DirectionTarget, FeatureTarget, LogitDifference
 from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.parts import ModelParts, Norm
-from circuit_tracer.models.run import ModelRun, Visit
+from circuit_tracer.models.run import ModelRun, Place, Visit
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.transcoders.base import Transcoders
 
-ReferenceTarget = int | CustomTarget | FeatureTarget | LogitDifference
-Read = Callable[[tuple[Tensor, Tensor]], Tensor]  # a run of the frozen model -> the value that a node reads
+ReferenceTarget = int | CustomTarget | FeatureTarget | LogitDifference | DirectionTarget
+
+
+class Run(NamedTuple):
+    """What a run of the frozen model gives: transcoder inputs (L, P, D), the final norm's output (P, D), and activations
+    (P, D) at the places that are watched.
+    """
+
+    inputs: Tensor
+    final: Tensor
+    watched: dict[Place, Tensor]
+
+
+Read = Callable[[Run], Tensor]  # a run -> the value that a node reads
 
 
 # 1. The frozen model
@@ -49,10 +61,18 @@ class FrozenModel:
     affine function of its two arguments, the token vectors and the writes; everything between them is the model's own code.
     """
 
-    def __init__(self, parts: ModelParts, transcoders: Transcoders, ids: Tensor, left_out: Sequence[int]) -> None:
+    def __init__(
+        self,
+        parts: ModelParts,
+        transcoders: Transcoders,
+        ids: Tensor,
+        left_out: Sequence[int],
+        watch: Iterable[Place] = (),
+    ) -> None:
         self.parts, self.transcoders, self.ids, self.left_out = parts, transcoders, ids, list(left_out)
         self.n_layers, self.n_pos, self.dtype = len(parts.layers), len(ids), parts.compute_dtype
         self.input_hook, self.output_hook = transcoders.feature_input_hook, transcoders.feature_output_hook
+        self.watch, self.watched = set(watch), dict[Place, Tensor]()  # in the run in progress
         self.patterns = AttentionTape()  # attention patterns by layer
         self.sigma: dict[nn.Module, Tensor] = {}  # (P, 1) of each norm
         self.x: list[Tensor] = [torch.empty(0)] * self.n_layers  # what the transcoder reads, in the run in progress
@@ -87,15 +107,15 @@ class FrozenModel:
                 decoder = self.transcoders.decoder_rows(source, every, target_layer=layer)
                 self.error[layer] -= self.activations[source][:, every] @ decoder.to(self.dtype)
 
-    def run(self, tokens: Tensor, writes: Tensor) -> tuple[Tensor, Tensor]:
-        """Frozen forward pass: transcoder inputs (L, P, D) and the final norm's output (P, D).
+    def run(self, tokens: Tensor, writes: Tensor) -> Run:
+        """Frozen forward pass.
 
         tokens: (P, D) vectors of the prompt's tokens. writes: (L, P, D) what sources write at the output hooks. With
         `self.tokens` and `self.writes` the result is that of the true run. Differentiable.
         """
         self._run_tokens, self._run_writes = tokens, writes
-        final = self._forward()  # fills self.x
-        return torch.stack(self.x), final
+        final = self._forward()  # fills self.x and self.watched
+        return Run(torch.stack(self.x), final, dict(self.watched))
 
     def _skip(self, layer: int, x: Tensor) -> Tensor:
         matrix = self.transcoders.skip_matrix(layer)
@@ -109,8 +129,23 @@ class FrozenModel:
             "hook_resid_mid": self._at_transcoder_input,
             self.output_hook: self._at_transcoder_output,
         }
+        for site in {site for site, _ in self.watch}:
+            visits[site] = self._watching(site, visits.get(site))
         run = ModelRun(self.parts, visits, norms=self._at_norm, tape=self.patterns)
         return run(self.ids, gradients=True).final[0]
+
+    def _watching(self, site: str, visit: Visit | None) -> Visit:
+        """The visit, if there is one; what goes on from there is kept."""
+
+        def watch(layer: int, activation: Tensor) -> Tensor | None:
+            new = None if visit is None else visit(layer, activation)
+            if (site, layer) in self.watch:
+                self.watched[site, layer] = (activation[0] if new is None else new.view_as(activation)[0]).to(
+                    self.dtype
+                )
+            return new
+
+        return watch
 
     def _at_layer(self, layer: int, resid: Tensor) -> Tensor | None:
         """What enters the first layer: token vectors, and position vectors where the architecture has them."""
@@ -213,10 +248,11 @@ def reference_graph(
 ) -> ReferenceGraph:
     """The graph of a prompt, ids (P,), by autograd. model: a `ReplacementModel`; arguments as those of `attribute`.
 
-    targets: None for the most probable tokens, else token ids, CustomTarget, FeatureTarget, LogitDifference.
+    targets: None for the most probable tokens, else token ids, CustomTarget, FeatureTarget, LogitDifference, DirectionTarget.
     left_out: positions without features and errors (`zero_positions` of `attribute`).
     """
-    frozen = FrozenModel(model.parts, model.transcoders, ids, sorted(left_out))
+    watch = [(each.site, each.layer) for each in targets or () if isinstance(each, DirectionTarget)]
+    frozen = FrozenModel(model.parts, model.transcoders, ids, sorted(left_out), watch)
     active, activation, feature_writes = _features(frozen)
     if targets is None:
         targets = _salient_tokens(frozen, position, max_n_logits, desired_logit_prob)
@@ -265,7 +301,7 @@ def _features(frozen: FrozenModel) -> tuple[Tensor, Tensor, Tensor]:
 def _read_feature(transcoders: Transcoders, layer: int, position: int, index: int) -> Read:
     """Pre-activation of a feature: encoder row times transcoder input, plus its bias."""
     encoder, bias = transcoders.encoder_rows(layer, torch.tensor([index]))
-    return lambda run: run[0][layer, position] @ encoder[0].to(run[0]) + bias[0]
+    return lambda run: run.inputs[layer, position] @ encoder[0].to(run.inputs) + bias[0]
 
 
 def _read_target(frozen: FrozenModel, target: ReferenceTarget, position: int) -> Read:
@@ -273,11 +309,13 @@ def _read_target(frozen: FrozenModel, target: ReferenceTarget, position: int) ->
     if isinstance(target, FeatureTarget):
         return _read_feature(frozen.transcoders, target.layer, target.position, target.feature_idx)
     if isinstance(target, CustomTarget):
-        return lambda run: run[1][position] @ target.vec.to(run[1])
+        return lambda run: run.final[position] @ target.vec.to(run.final)
+    if isinstance(target, DirectionTarget):
+        return lambda run: run.watched[target.site, target.layer][target.position] @ target.vector.to(run.final)
     unembed = frozen.parts.unembed
     if isinstance(target, LogitDifference):
-        return lambda run: unembed(run[1][position])[target.token] - unembed(run[1][position])[target.other]
-    return lambda run: unembed(run[1][position])[target] - unembed(run[1][position]).mean()
+        return lambda run: unembed(run.final[position])[target.token] - unembed(run.final[position])[target.other]
+    return lambda run: unembed(run.final[position])[target] - unembed(run.final[position]).mean()
 
 
 def _probability(frozen: FrozenModel, position: int) -> Tensor:

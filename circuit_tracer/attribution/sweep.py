@@ -83,14 +83,17 @@ class Sweep:
             int((targets.layer >= layer).sum()) for layer in range(n_layers + 1)
         ]  # rows sorted by layer, top first
         self._join_logits(g[: joined[n_layers]], targets)
+        self._join_stream(n_layers, True, g, targets)
         for layer in reversed(range(n_layers)):
             above, here = joined[layer + 1], joined[layer]
             if above:
                 self._read_off(layer, g[:above], feature[:above], error[:above, layer])
             self._skip_back_(layer, g[:above])
             self._join(layer, g, targets, above, here)
+            self._join_stream(layer, False, g, targets)
             if not self.network.parallel and here:
                 self.network.layers[layer].attend_back_(g[:here])
+            self._join_stream(layer, True, g, targets)
         block.token.copy_(torch.einsum("tpd,pd->tp", g, self.prompt.captured.embedding[:n_pos]))
         return block
 
@@ -107,6 +110,11 @@ class Sweep:
         vectors = targets.vector[above:here].to(device=self.device, dtype=self.dtype)
         rows = torch.arange(above, here, device=self.device)
         g_TPD[rows, position] = self.network.read_adjoint(layer, vectors, position)
+
+    def _join_stream(self, layer: int, entering: bool, g_TPD: Tensor, targets: ReadOut) -> None:
+        if targets.stream is not None and len(here := targets.stream.at(layer, entering)):
+            here = here.to(self.device, self.dtype)
+            g_TPD.index_put_((here.row, here.position), here.vector, accumulate=True)
 
     def _read_off(self, layer: int, g_TPD: Tensor, feature_TC: Tensor, error_TP: Tensor) -> None:
         n_pos, sources = g_TPD.shape[1], self.sources.layers[layer]

@@ -1,6 +1,7 @@
 """What to explain: salient logits, named tokens, ids, directions, differences, features, at any position.
 
-A target is a read vector: one that reads the output of the final norm (`layer` = L), or the encoder row of a feature. Weights
+A target is a read vector: one that reads the output of the final norm (`layer` = L), the encoder row of a feature, or vectors
+that read the stream on its way (stream_targets.py). Weights
 may have either sign; influence uses their absolute value, and a target with a negative weight is the same direction (its
 edges keep their own signs), so scores stay meaningful.
 
@@ -9,8 +10,8 @@ Letters: K targets, D d_model, V vocabulary, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -23,18 +24,30 @@ from circuit_tracer.attribution.attribution_targets import (
     compute_salient_logits,
     log_attribution_target_info,
 )
+from circuit_tracer.attribution.contrast import position_in
 from circuit_tracer.attribution.read_out import ReadOut
+from circuit_tracer.attribution.stream_targets import (
+    AttentionTarget,
+    DirectionTarget,
+    StreamTarget,
+    read_vector,
+    resolve_attention,
+    resolve_direction,
+)
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.errors import InputError, shortened
-from circuit_tracer.graph.targets import CustomTarget, LogitTarget, TargetKind, TargetTable
+from circuit_tracer.errors import InputError
+from circuit_tracer.graph.stream_reads import StreamReads
+from circuit_tracer.graph.targets import CustomTarget, LogitTarget, TargetKind, TargetTable, feature_label
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.token_text import TokenTexts
-from circuit_tracer.models.tokenization import single_token
+from circuit_tracer.models.tokenization import single_token, token_strings
 
 __all__ = [
+    "AttentionTarget",
     "AttributionTargets",
     "CustomTarget",
+    "DirectionTarget",
     "FeatureTarget",
     "LogitDifference",
     "LogitTarget",
@@ -63,7 +76,17 @@ class LogitDifference(NamedTuple):
     weight: float = 1.0
 
 
-Target = str | int | CustomTarget | FeatureTarget | LogitDifference | tuple[str, float, Tensor]
+Target = (
+    str
+    | int
+    | CustomTarget
+    | FeatureTarget
+    | LogitDifference
+    | DirectionTarget
+    | AttentionTarget
+    | StreamTarget
+    | tuple[str, float, Tensor]
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +117,7 @@ def resolve_targets(model: Traceable, network: FrozenNetwork, aim: Aim) -> Targe
 
     Raises InputError for unknown tokens, ids or features outside the model, vectors of the wrong width, bad thresholds.
     """
-    position = _position(aim.position, network.captured.n_pos)
+    position = position_in(aim.position, network.captured.n_pos)
     probability_V = torch.softmax(logits_at(model.parts, network.captured.final[position][None])[0], dim=-1)
     reader = _Reader(model, network, position, probability_V)
     if aim.targets is None:
@@ -127,6 +150,7 @@ class _Item(NamedTuple):
     kind: TargetKind
     vector: Tensor
     constant: float
+    reads: StreamReads | None = None  # then vector is zero
 
 
 class _Reader:
@@ -157,9 +181,29 @@ class _Reader:
             token_id=torch.tensor(ids),
             kind=[item.kind for item in items],
         )
+        stream = self._stream(items, lambda item: item.reads)
+        table.reads = self._stream(items, self._own_reads)
         constant = torch.tensor([item.constant for item in items], dtype=self.parts.compute_dtype)
         vector = torch.stack([item.vector for item in items])
-        return TargetRows(table, ReadOut(table.layer, table.position, vector, constant))
+        return TargetRows(table, ReadOut(table.layer, table.position, vector, constant, stream))
+
+    def _stream(self, items: list[_Item], reads_of: Callable[[_Item], StreamReads | None]) -> StreamReads | None:
+        """Reads of the items that have some, by the number of the item."""
+        found = [(row, reads) for row, item in enumerate(items) if (reads := reads_of(item)) is not None]
+        each = [replace(reads, row=torch.full_like(reads.row, row)) for row, reads in found]
+        return StreamReads.joined(each) if each else None
+
+    def _own_reads(self, item: _Item) -> StreamReads | None:
+        """What a graph keeps of a target that no token id says again."""
+        if item.reads is not None or item.kind == "logit":
+            return item.reads
+        position, last = torch.tensor([item.position], device=item.vector.device), item.layer == self.network.n_layers
+        if last:
+            vector = self.network.final_norm.adjoint_at(item.vector[None], position)
+        else:
+            vector = self.network.read_adjoint(item.layer, item.vector[None], position)
+        row, layer, entering = torch.zeros(1, dtype=torch.int64), torch.tensor([item.layer]), torch.tensor([last])
+        return StreamReads(row, layer, entering, position.cpu(), vector.cpu())
 
     def read(self, item: Target) -> _Item:
         if isinstance(item, bool):
@@ -172,11 +216,20 @@ class _Reader:
             return self._feature(item)
         if isinstance(item, LogitDifference):
             return self._difference(item)
+        if isinstance(item, DirectionTarget):
+            return self._in_stream(resolve_direction(self.network, item))
+        if isinstance(item, AttentionTarget):
+            texts = token_strings(self.network.captured.ids, self.tokenizer)
+            return self._in_stream(resolve_attention(self.network, item, texts))
+        if isinstance(item, StreamTarget):
+            item.reads.check(1, self.network.n_layers, self.network.captured.n_pos, len(self.mean))
+            return self._in_stream(item)
         if isinstance(item, tuple) and len(item) == 3:
             return self._direction(CustomTarget(*item))
         raise InputError(
             f"target {item!r} is not understood; use a token string, a token id, CustomTarget(label, weight, vector), "
-            "FeatureTarget(layer, position, feature) or LogitDifference(token, other)"
+            "FeatureTarget(layer, position, feature), LogitDifference(token, other), DirectionTarget(vector, site, layer, "
+            "position) or AttentionTarget(layer, head, query, key)"
         )
 
     def token(self, token_id: int) -> _Item:
@@ -207,23 +260,18 @@ class _Reader:
         )
 
     def _direction(self, item: CustomTarget) -> _Item:
-        try:
-            vector = torch.as_tensor(item.vec).detach().to(device=self.mean.device, dtype=self.mean.dtype)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"target {item.token_str!r}: the vector is {shortened(item.vec)}; give a tensor (D,)"
-            ) from error
-        if vector.shape != self.mean.shape or not torch.isfinite(vector).all() or not vector.any():
-            raise InputError(
-                f"target {item.token_str!r}: the vector must be finite, not zero, and of shape {tuple(self.mean.shape)}, "
-                f"got {tuple(vector.shape)}"
-            )
+        vector = read_vector(item.vec, item.token_str, self.mean)
         weight = self._weight(item.prob)
         return _Item(str(item.token_str), self.network.n_layers, self.position, weight, None, "direction", vector, 0.0)
 
+    def _in_stream(self, found: StreamTarget) -> _Item:
+        zero, weight = torch.zeros_like(self.mean), self._weight(found.weight)
+        place = found.layer, found.position
+        return _Item(found.label, *place, weight, None, found.kind, zero, found.constant, found.reads)
+
     def _feature(self, item: FeatureTarget) -> _Item:
         layer, index = whole(item.layer, "a target's layer"), whole(item.feature_idx, "a target's feature")
-        position = _position(whole(item.position, "a target's position"), self.network.captured.n_pos)
+        position = position_in(item.position, self.network.captured.n_pos)
         if not (0 <= layer < self.transcoders.n_layers and 0 <= index < self.transcoders.d_transcoder):
             raise InputError(
                 f"target feature (layer {layer}, index {index}) does not exist: the transcoder has {self.transcoders.n_layers} "
@@ -232,7 +280,7 @@ class _Reader:
         rows, bias = self.transcoders.encoder_rows(layer, torch.tensor([index]))
         vector = rows[0].to(device=self.mean.device, dtype=self.mean.dtype)
         return _Item(
-            f"feature {layer}/{index}",
+            feature_label(layer, index),
             layer,
             position,
             self._weight(item.weight),
@@ -260,9 +308,3 @@ class _Reader:
         if not abs(number(weight, "a target's weight")) <= torch.finfo(self.mean.dtype).max:
             raise InputError(f"a target's weight must be finite, got {weight}")
         return float(weight)
-
-
-def _position(position: int, n_pos: int) -> int:
-    if not -n_pos <= position < n_pos:
-        raise InputError(f"position {position} is outside the prompt's {n_pos} tokens")
-    return position % n_pos

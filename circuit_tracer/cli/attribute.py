@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from circuit_tracer.cli import options
+from circuit_tracer.cli import options, targets
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.cli.outputs import Outputs
 from circuit_tracer.cli.prompts import PromptJob, read_jobs, template_arguments
@@ -45,14 +45,7 @@ def attribute(
             help="Argument of the chat template, such as enable_thinking=false. Repeatable.",
         ),
     ] = None,
-    target: Annotated[
-        list[str] | None,
-        options.text(
-            "--target",
-            metavar="TOKEN",
-            help="Explain this token instead of the most probable ones; text, or id:NUMBER. Repeatable.",
-        ),
-    ] = None,
+    target: Annotated[list[str] | None, targets.OPTION] = None,
     position: Annotated[int, typer.Option("--position", help="Where targets are read; -1 is the last token.")] = -1,
     desired_logit_prob: Annotated[
         float,
@@ -131,7 +124,7 @@ def attribute(
         jobs = _still_to_do(jobs, outputs, ranks)
     settings: dict[str, Any] = {
         **asdict(limits),
-        "attribution_targets": [options.token(text) for text in target] if target else None,
+        "attribution_targets": targets.read_targets(target) if target else None,
         "desired_logit_prob": desired_logit_prob,
         "verbose": verbose,
         "zero_positions": options.integers(zero_positions, "--zero-positions"),

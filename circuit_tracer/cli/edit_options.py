@@ -1,7 +1,7 @@
-"""Edits of features as text: the options of `intervene` and `steer`, and what `patch` takes for features.
+"""Edits of features and heads as text: the options of `intervene` and `steer`, and what `patch` takes for features.
 
 A feature is LAYER/FEATURE, with @PLACE behind it where it matters: 3/120, 3/120@6, 3/120@-1, 3/120@2:5, 3/120@all,
-3/120@generated. Several are separated by commas; a supernode stands by its name.
+3/120@generated. Several are separated by commas; a supernode stands by its name. A head is L5H3, L5H3@6, L5H3@2:5.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from circuit_tracer.cli import options
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from circuit_tracer.interventions import Edit, Supernode
+    from circuit_tracer.interventions import Edit, HeadEdit, Supernode
 
 _FEATURE = re.compile(r"(\d+)/(\d+)(?:@(.+))?")
+_HEAD = re.compile(r"L(\d+)H(\d+)(?:@(.+))?")
 _SLICE = re.compile(r"(-?\d*):(-?\d*)")
 
 
@@ -62,6 +63,36 @@ class EditOptions:
             raise InputError("--take FEATURES and --from PROMPT belong together; give both")
         taken = [each for text in self.take or () for each in read_features(text, named)]
         return edits + [do.take_from(feature, self.source or "", at, self.source_at) for feature, at in taken]
+
+
+Heads = Annotated[
+    list[str] | None,
+    options.text(
+        "--head",
+        help="HEADS=ACTION: zero, mean, mean:TEXT (over that text), freeze (the pattern stays), patch:PROMPT (what the head "
+        "gives there) or pattern:PROMPT (where it looks there).",
+    ),
+]
+
+
+def read_heads(texts: Sequence[str] | None) -> list[HeadEdit]:
+    """The edits of HEADS=ACTION. Raises InputError, quoting the text, for what cannot be read."""
+    from circuit_tracer.interventions import HeadEdit
+
+    found = []
+    for text in texts or ():
+        heads, equals, what = text.partition("=")
+        action, colon, source = what.partition(":")
+        if not equals or not action:
+            raise InputError(f"--head {text!r}: write HEADS=ACTION, such as L5H3=zero or L5H3@6=patch:PROMPT")
+        for item in (part.strip() for part in heads.split(",")):
+            match = _HEAD.fullmatch(item)
+            if match is None:
+                raise InputError(f"--head: {item!r} is no head; write L5H3 or L5H3@PLACE, such as L5H3@2:5")
+            layer, head, place = match.groups()
+            at = _place(place, item) if place else None
+            found.append(HeadEdit(int(layer), int(head), action, at, source if colon else None))  # type: ignore[arg-type]
+    return found
 
 
 def read_supernodes(texts: Sequence[str] | None, file: Path | None = None) -> dict[str, Supernode]:

@@ -80,10 +80,10 @@ def evaluate(
 ) -> None:
     """Measure transcoders: reconstruction, the model with all MLPs replaced, graph scores; beside baselines."""
     from circuit_tracer.files import require_writable_folder
+    from circuit_tracer.models.sources import public_name
     from circuit_tracer.training.config.files import configuration
     from circuit_tracer.training.evaluation import EvaluationSettings, write_report
     from circuit_tracer.training.evaluation import evaluate as measure
-    from circuit_tracer.training.evaluation.evaluate import public_name
 
     if output is not None:
         require_writable_folder(output)

@@ -1,4 +1,4 @@
-"""`circuit-tracer intervene`: change features on a prompt and see what the model then says."""
+"""`circuit-tracer intervene`: change features and heads on a prompt and see what the model then says."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from circuit_tracer.cli import options
-from circuit_tracer.cli.edit_options import EditOptions
+from circuit_tracer.cli.edit_options import EditOptions, Heads, read_heads
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from circuit_tracer.interventions import Outcome
+    from circuit_tracer.interventions import Edit, HeadEdit, Outcome
 
 
 def intervene(
@@ -24,6 +24,7 @@ def intervene(
     ] = None,
     chosen: ModelOptions,
     changes: EditOptions,
+    head: Heads = None,
     semantics: Annotated[
         Literal["direct", "constrained", "iterative"],
         typer.Option(
@@ -43,15 +44,18 @@ def intervene(
     top: Annotated[int, typer.Option("--top", min=1, help="How many tokens and features to show.")] = 5,
     json: options.Json = False,
 ) -> None:
-    """Change features on a prompt: set, scale, ablate, add, take from another prompt.
+    """Change features on a prompt: set, scale, ablate, add, take from another prompt. Change heads: --head L5H3=zero.
 
-    FEATURES are LAYER/FEATURE[@PLACE], separated by commas, or names of supernodes: --scale 1/45@6=-1.
+    FEATURES are LAYER/FEATURE[@PLACE], separated by commas, or names of supernodes: --scale 1/45@6=-1. HEADS are
+    L5H3[@PLACE], separated by commas: --head L5H3,L5H4@6=mean.
     """
     if (prompt is None) == (graph is None):
         raise InputError("give either --prompt TEXT or --graph FILE")
-    edits = changes.read()
+    edits: list[Edit | HeadEdit] = [*changes.read(), *read_heads(head)]
     if not edits:
-        raise InputError("say what to change: --set, --scale, --ablate, --add or --take, such as --ablate 1/45@6")
+        raise InputError(
+            "say what to change: --set, --scale, --ablate, --add, --take or --head, such as --ablate 1/45@6"
+        )
     from circuit_tracer.interventions import Semantics, apply_edits
 
     meaning = Semantics(semantics, layer_range(layers), not live_attention, freeze_norms)

@@ -50,6 +50,47 @@ OutputHook = Annotated[
 ]
 
 
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", help="Branch, tag or commit of the model on the hub; -m org/name@revision says it too."),
+]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the best there is.")]
+NumberFormat = Literal["float32", "bfloat16", "float16", "float64", "fp32", "bf16", "fp16", "fp64"]
+Bos = Annotated[
+    bool, typer.Option("--bos/--no-bos", help="Put a special token in front of prompts that begin with none.")
+]
+
+
+@dataclass(frozen=True)
+class LanguageModelOptions:
+    """Which model, where, in which numbers, for commands that need no transcoders."""
+
+    model: Annotated[str | None, typer.Option("-m", "--model", help="Hugging Face id, folder or .gguf file.")] = None
+    revision: Revision = None
+    demo: Annotated[bool, typer.Option("--demo", help="Use the small model that ships with the package.")] = False
+    device: Device = None
+    dtype: Annotated[
+        NumberFormat, typer.Option("--dtype", help="Number format of the model; sums are in float32 or better.")
+    ] = "float32"
+    bos: Bos = True
+
+    def __post_init__(self) -> None:
+        if self.demo == (self.model is not None):
+            raise InputError("name the model with -m, or use --demo for the one that ships with the package (not both)")
+        if self.demo and self.revision is not None:
+            raise InputError("the demo's model ships with the package and has no --revision; leave it out")
+
+    def open(self, verbose: bool = False) -> tuple[Any, Any]:
+        """(transformers model, tokenizer); bars of loading only if verbose."""
+        from circuit_tracer.demo import MODEL
+        from circuit_tracer.models.loading import load_language_model, present, resolve_device, resolve_dtype
+
+        if not verbose:
+            quiet_loading()
+        device = present(resolve_device("cpu" if self.demo and self.device is None else self.device))
+        return load_language_model(self.model or MODEL, device, resolve_dtype(self.dtype), revision=self.revision)
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model and transcoders, where, in which numbers. What is missing or contradicts itself is an InputError."""
@@ -66,20 +107,13 @@ class ModelOptions:
             "-m", "--model", help="Hugging Face id, folder or .gguf file; default: what the transcoders name."
         ),
     ] = None
-    revision: Annotated[
-        str | None,
-        typer.Option(
-            "--revision", help="Branch, tag or commit of the model on the hub; -m org/name@revision says it too."
-        ),
-    ] = None
+    revision: Revision = None
     demo: Annotated[
         bool, typer.Option("--demo", help="Use the small model and transcoder that ship with the package.")
     ] = False
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the best there is.")
-    ] = None
+    device: Device = None
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16", "float64", "fp32", "bf16", "fp16", "fp64"],
+        NumberFormat,
         typer.Option("--dtype", help="Number format of model and transcoders; sums are in float32 or better."),
     ] = "float32"
     lazy_encoder: Annotated[bool, typer.Option("--lazy-encoder/--no-lazy-encoder", help="Leave encoders on disk.")] = (
@@ -90,9 +124,7 @@ class ModelOptions:
     input_shift: InputShift = None
     feature_input_hook: InputHook = None
     feature_output_hook: OutputHook = None
-    bos: Annotated[
-        bool, typer.Option("--bos/--no-bos", help="Put a special token in front of prompts that begin with none.")
-    ] = True
+    bos: Bos = True
 
     required: ClassVar[bool] = True
 

@@ -20,6 +20,8 @@ COMMANDS = (
     Row("serve", "serve:serve", READ),
     Row("start-server", "serve:start_server", READ),
     Row("features", "features:app", READ),
+    Row("explain", "explain:explain", READ),
+    Row("heads", "heads:heads", READ),
     Row("intervene", "intervene:intervene", TEST),
     Row("steer", "steer:steer", TEST),
     Row("patch", "patch:patch", TEST),

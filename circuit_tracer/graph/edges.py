@@ -119,6 +119,10 @@ class Edges:
         start, stop = int(self.row_ptr[target]), int(self.row_ptr[target + 1])
         return self.source[start:stop], self.weight[start:stop]
 
+    def find(self, source: Tensor, target: Tensor) -> Tensor:
+        """Places (m,) of edges (m,) in ``source`` and ``weight``, -1 for those that there are not. O(E + m log E)."""
+        return find_pairs(self.target, self.source, target, source)
+
     def __iter__(self) -> Iterator[tuple[int, int, float]]:
         """(target, source, weight) triples of plain numbers."""
         return iter(zip(self.target.tolist(), self.source.tolist(), self.weight.tolist(), strict=True))
@@ -157,6 +161,16 @@ class Edges:
             )
         if bool((self.weight == 0).any()):
             raise InputError("an edge has weight 0; use Edges.from_coo, which drops zeros")
+
+
+def find_pairs(target: Tensor, source: Tensor, wanted_target: Tensor, wanted_source: Tensor) -> Tensor:
+    """Places (m,) of wanted (target, source) pairs (m,) among sorted ones (E,), -1 for those that are not there."""
+    if not len(source):
+        return torch.full_like(wanted_source, -1)
+    width = 1 + max(int(source.max()), int(wanted_source.max()) if len(wanted_source) else 0)
+    key, wanted = target * width + source, wanted_target * width + wanted_source
+    place = torch.searchsorted(key, wanted).clamp_max(len(key) - 1)
+    return torch.where(key[place] == wanted, place, -1)
 
 
 def _as_weights(values: Tensor) -> Tensor:

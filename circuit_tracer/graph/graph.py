@@ -13,8 +13,10 @@ from torch import Tensor
 
 from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError, warn
+from circuit_tracer.graph.attention_scores import AttentionScore
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.config import GraphConfig
+from circuit_tracer.graph.edge_heads import EdgeHeads
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.graph_checks import check_lengths, check_nodes, check_types
 from circuit_tracer.graph.nodes import NodeTable
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import networkx
     from matplotlib.figure import Figure
 
+    from circuit_tracer.attention import EdgeExplanation, ScoreExplanation
     from circuit_tracer.graph.files.view import View
 
 
@@ -46,10 +49,12 @@ class Graph:
     each. targets: default: logits at the last position. token_strings: P texts. reconstruction: quality of the
     transcoders here. provenance: plain JSON values that say how the graph was made.
     validation: what interventions on the graph have found. unfinished: of a trace that was interrupted, what it needs to go
-    on (`attribute(..., resume=graph)`).
+    on (`attribute(..., resume=graph)`). edge_heads: which attention heads edges run through
+    (`circuit_tracer.attention.explain_edges`).
+    scores: why heads look where they look (`explain_score`), those that were kept.
 
-    Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then the validation, which was that of the edges
-    before, is gone, ``residual`` says by how much the rows miss their sums, and files do not keep the balance.
+    Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation and edge_heads, which were of the
+    edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep the balance.
 
     Raises InputError if these do not fit together, NumericalError for an edge that is not finite.
     """
@@ -76,6 +81,8 @@ class Graph:
         provenance: dict[str, Any] | None = None,
         validation: ValidationReport | None = None,
         unfinished: Unfinished | None = None,
+        edge_heads: EdgeHeads | None = None,
+        scores: Sequence[AttentionScore] = (),
     ) -> None:
         self.input_string = input_string
         self.input_tokens = input_tokens
@@ -93,6 +100,8 @@ class Graph:
         self.provenance = dict(provenance or {})
         self._validation = validation
         self.unfinished = unfinished
+        self._edge_heads = edge_heads
+        self.scores = list(scores)
         self._blocks: Blocks | None = None
         check_types(self, logit_probabilities)
         check_lengths(self, logit_probabilities)
@@ -174,6 +183,18 @@ class Graph:
         self._validation = validation
 
     @property
+    def edge_heads(self) -> EdgeHeads | None:
+        """Which attention heads some edges run through, of the edges that the graph has."""
+        self._take_edits()
+        return self._edge_heads
+
+    @edge_heads.setter
+    def edge_heads(self, edge_heads: EdgeHeads | None) -> None:
+        if edge_heads is not None:
+            edge_heads.check(self.edges, self.n_layers, self.cfg.n_heads)
+        self._edge_heads = edge_heads
+
+    @property
     def target_weights(self) -> Tensor:
         """(N,) float64: |weight| at the targets, 0 elsewhere."""
         weights = torch.zeros(self.n_nodes, dtype=torch.float64, device=self.device)
@@ -221,7 +242,8 @@ class Graph:
         if edges.n_nodes != self.n_nodes:
             raise InputError(f"the new adjacency matrix has {edges.n_nodes} nodes, the graph has {self.n_nodes}")
         edges.validate()
-        self._edges, self._blocks, self._validation, self.edited = edges, None, None, True
+        self._edges, self._blocks, self.edited = edges, None, True
+        self._validation = self._edge_heads = None
 
     @property
     def logit_probabilities(self) -> Tensor:
@@ -276,6 +298,32 @@ class Graph:
         more = ", ..." if layout.n_targets > 3 else ""
         return f"Graph({self.input_string!r}: {counts}; targets: {shown}{more}; scan={self.scan!r}, {self.device})"
 
+    def explain_edge(self, source: int | str, target: int | str, model: Any, *, paths: int = 10) -> EdgeExplanation:
+        """The attention heads that an edge runs through; see ``attention/edges.py``. source, target: numbers of nodes, or ids
+        such as "3_41_5". model: the `ReplacementModel` that the graph was traced with.
+        """
+        from circuit_tracer.attention.edges import explain_edge
+
+        return explain_edge(self, source, target, model, paths=paths)
+
+    def explain_score(
+        self,
+        model: Any,
+        layer: int,
+        head: int,
+        query: int,
+        key: int,
+        versus: int | str | None = None,
+        *,
+        pairs: bool = True,
+    ) -> ScoreExplanation:
+        """Why a head looks from a position at another; see ``attention/scores.py``. model: the `ReplacementModel` that the
+        graph was traced with. ``graph.scores.append(found.kept())`` keeps what was found with the graph and its files.
+        """
+        from circuit_tracer.attention.scores import explain_score
+
+        return explain_score(self, model, layer, head, query, key, versus, pairs=pairs)
+
     # Moving and saving
 
     def to(self, device: str | torch.device) -> Graph:
@@ -286,7 +334,9 @@ class Graph:
         self._edges, self.targets, self._blocks = self._edges.to(device), self.targets.to(device), None
         self._shared = None if self._shared is None else self._shared.to(device)
         self.balance = self.balance.to(device) if self.balance else None
-        self.reconstruction = self.reconstruction.to(device) if self.reconstruction else None
+        for name in ("reconstruction", "_edge_heads"):
+            kept = getattr(self, name)
+            setattr(self, name, None if kept is None else kept.to(device))
         self.__dict__.pop("nodes", None)
         self._nodes_seen = self._node_sources()
         return self

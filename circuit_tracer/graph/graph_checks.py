@@ -72,6 +72,9 @@ def check_nodes(graph: Graph) -> None:
     _check_features(graph)
     if len(graph.targets) != len(graph.logit_targets):
         raise InputError(f"{len(graph.targets)} rows in targets for {len(graph.logit_targets)} logit_targets")
+    if graph.targets.reads is not None:
+        reads, d_model = graph.targets.reads, graph.cfg.d_model
+        reads.check(len(graph.targets), graph.n_layers, graph.n_pos, d_model or reads.vector.shape[-1])
     expected = graph.nodes.layout.n_nodes
     if graph.n_nodes != expected:
         raise InputError(
@@ -80,8 +83,13 @@ def check_nodes(graph: Graph) -> None:
         )
     if graph.balance is not None and len(graph.balance.bias) != expected:
         raise InputError(f"the balance has {len(graph.balance.bias)} rows for {expected} nodes")
+    if graph._edge_heads is not None:
+        graph._edge_heads.check(graph._edges, graph.n_layers, graph.cfg.n_heads)
     if graph.reconstruction is not None and len(graph.reconstruction.nmse) != graph.n_layers:
         raise InputError(f"the reconstruction has {len(graph.reconstruction.nmse)} layers, the model {graph.n_layers}")
+
+    for score in graph.scores:
+        score.check(graph.n_layers, graph.n_pos)
 
 
 def _check_features(graph: Graph) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.balance import RowBalance
+from circuit_tracer.graph.edge_heads import EdgeHeads
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.pruning import PruneResult
@@ -42,7 +43,15 @@ def subgraph(graph: Graph, pruned: PruneResult) -> Graph:
         token_strings=graph.token_strings,
         reconstruction=graph.reconstruction,
         provenance=graph.provenance,
+        edge_heads=None if graph.edge_heads is None else _edge_heads(graph.edge_heads, pruned, place),
+        scores=graph.scores,
     )
+
+
+def _edge_heads(heads: EdgeHeads, pruned: PruneResult, place: torch.Tensor) -> EdgeHeads:
+    """Of the edges that are left."""
+    left = pruned.pruned_edges.find(heads.source, heads.target) >= 0
+    return heads.renumbered(place, left)
 
 
 def _balance(balance: RowBalance, pruned: PruneResult, stays: torch.Tensor) -> RowBalance:

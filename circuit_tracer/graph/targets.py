@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast, get_args
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.checks import require_all_texts, require_tensors
+from circuit_tracer.graph.stream_reads import StreamReads
 
-TargetKind = Literal["logit", "direction", "feature"]
+TargetKind = Literal["logit", "direction", "feature", "attention"]
 TARGET_KINDS: tuple[str, ...] = get_args(TargetKind)
+_FEATURE_LABEL = re.compile(r"feature (\d{1,9})/(\d{1,18})", re.ASCII)
 
 
 class LogitTarget(NamedTuple):
@@ -38,14 +41,20 @@ class CustomTarget(NamedTuple):
     vec: Tensor
 
 
+def feature_label(layer: int, index: int) -> str:
+    """The label of a target that is a feature."""
+    return f"feature {layer}/{index}"
+
+
 @dataclass
 class TargetTable:
     """K targets, column by column. Rows are in the order of the graph's target nodes.
 
     label: text shown to people. layer: the layer whose input the target reads; L for logits and directions after the
-    final norm. position: where it is read. weight: signed; influence uses its absolute value, for
-    plain logits the probability, not renormalised. token_id: vocabulary id, or a virtual id >= V. kind: see
-    ``TARGET_KINDS``.
+    final norm. position: where it is read, the last one if there are several. weight: signed; influence uses its absolute
+    value, for plain logits the probability, not renormalised. token_id: vocabulary id, or a virtual id >= V. kind: see
+    ``TARGET_KINDS``. reads: the vectors of targets that are no tokens, so that a graph says by itself what it explains; None
+    where they are not known (graphs of circuit-tracer).
     """
 
     label: list[str]
@@ -54,6 +63,7 @@ class TargetTable:
     weight: Tensor
     token_id: Tensor
     kind: list[TargetKind]
+    reads: StreamReads | None = None
 
     def __post_init__(self) -> None:
         require_all_texts("target table: label", self.label)
@@ -77,6 +87,13 @@ class TargetTable:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    def feature(self, row: int) -> tuple[int, int]:
+        """(layer, index) of a target that is a feature, which its label names. Raises InputError for another."""
+        found = _FEATURE_LABEL.fullmatch(self.label[row]) if self.kind[row] == "feature" else None
+        if found is None:
+            raise InputError(f"target {self.label[row]!r} names no feature; expected a label such as 'feature 3/1024'")
+        return int(found[1]), int(found[2])
 
     @classmethod
     def from_logits(
@@ -106,4 +123,5 @@ class TargetTable:
             self.weight.to(device),
             self.token_id.to(device),
             self.kind,
+            None if self.reads is None else self.reads.to(device),
         )

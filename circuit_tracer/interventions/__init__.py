@@ -1,4 +1,4 @@
-"""Interventions: change features, activations or directions, and see what the model does."""
+"""Interventions: change features, heads, activations or directions, and see what the model does."""
 
 from circuit_tracer.interventions.features.activations import activations_of
 from circuit_tracer.interventions.features.apply import apply_each, apply_edits
@@ -26,6 +26,8 @@ from circuit_tracer.interventions.features.passes import Freeze
 from circuit_tracer.interventions.features.semantics import Semantics
 from circuit_tracer.interventions.features.settings import Intervention
 from circuit_tracer.interventions.features.supernodes import saved_supernodes
+from circuit_tracer.interventions.heads.edits import HeadEdit
+from circuit_tracer.interventions.heads.patterns import PatternChanges, measure_patterns
 from circuit_tracer.interventions.patching.attribution_patching import attribution_patching
 from circuit_tracer.interventions.patching.metrics import Metric, log_probability, logit_difference, probability
 from circuit_tracer.interventions.patching.patching import activation_patching
@@ -33,7 +35,7 @@ from circuit_tracer.interventions.patching.table import PatchTable
 from circuit_tracer.interventions.steering.generate import GenerationOptions, feature_intervention_generate
 from circuit_tracer.interventions.steering.schedule import Direction
 from circuit_tracer.interventions.steering.steer import Continuation, Sampling, Steering, steer
-from circuit_tracer.interventions.validation import validate
+from circuit_tracer.interventions.validation import Loading, ScoreShare, measure_loadings, measure_scores, validate
 from circuit_tracer.interventions.validation.edge_gradients import EdgeEstimates, approximate_edges
 
 __all__ = [
@@ -46,11 +48,15 @@ __all__ = [
     "FeatureChanges",
     "Freeze",
     "GenerationOptions",
+    "HeadEdit",
     "Intervention",
+    "Loading",
     "Metric",
     "Outcome",
     "PatchTable",
+    "PatternChanges",
     "Sampling",
+    "ScoreShare",
     "Semantics",
     "Steering",
     "Supernode",
@@ -68,6 +74,9 @@ __all__ = [
     "get_activations",
     "log_probability",
     "logit_difference",
+    "measure_loadings",
+    "measure_patterns",
+    "measure_scores",
     "nodes_of",
     "probability",
     "saved_supernodes",

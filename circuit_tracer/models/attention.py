@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,12 +27,23 @@ NAME = "circuit_tracer"
 QUERIES_A_TILE = 512  # rows of the pattern that exist at once when patterns are not kept
 
 
+class Scoring(NamedTuple):
+    """What makes a score, and a pattern, of queries and keys: cap(scaling * <q, k>) for first[q] <= k <= q, and sinks."""
+
+    scaling: float
+    softcap: float | None
+    sinks: Tensor | None  # (H,)
+    first: Tensor  # (P,) the first key that each query sees
+
+
 @dataclass
 class AttentionTape:
     """Patterns by layer, each (H, P, P) with rows = queries; with `recompute`, the scores they can be made from instead.
 
-    `replay` makes the forward pass use the patterns instead of its own. keep: whether patterns are recorded at all. visits:
-    by (site, layer), what is called with an activation on its way and may return another (models/run.py).
+    `replay` makes the forward pass use the patterns instead of its own; scores that are visited then are what the softmax would
+    be taken of, and what a visit makes of them does nothing. keep: whether anything of these is recorded. visits: by (site,
+    layer), what is called with an activation on its way and may return another (models/run.py). scoring: by layer, how scores
+    are made, where a dictionary is given for it.
     """
 
     patterns: dict[int, Tensor] = field(default_factory=dict)
@@ -41,6 +52,7 @@ class AttentionTape:
     scores: dict[int, Scores] = field(default_factory=dict)
     keep: bool = True
     visits: Mapping[tuple[str, int], Callable[[int, Tensor], Tensor | None]] = field(default_factory=dict)
+    scoring: dict[int, Scoring] | None = None
 
     def visited(self, visits: Mapping[tuple[str, int], Callable[[int, Tensor], Tensor | None]]) -> AttentionTape:
         """This tape, with visits. Raises InputError for those of patterns that never exist as a whole."""
@@ -111,13 +123,19 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """The attention function registered with transformers: (B, H, P, d) queries -> (B, P, H, d) outputs."""
     tape, layer = tape_of(module) or _UNHEARD, module.layer_idx
-    query, key, value = (tape.visit(name, layer, one) for name, one in (("q", query), ("k", key), ("v", value)))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if tape.scoring is not None:
+        tape.scoring[layer] = Scoring(scale, softcap or None, s_aux, _first_keys(attention_mask, query.shape[2]))
+    query, key, value = (tape.visit(name, layer, one) for name, one in (("q", query), ("k", key), ("v", value)))
     if tape.recompute:
-        mixed, tape.scores[layer] = _in_tiles(query, key, value, attention_mask, scale, softcap, s_aux)
+        mixed, made_of = _in_tiles(query, key, value, attention_mask, scale, softcap, s_aux)
+        if tape.keep:
+            tape.scores[layer] = made_of
         return mixed.to(value.dtype).transpose(1, 2).contiguous(), None
     if tape.replay:
-        pattern = tape.patterns[layer][None].to(query.device)
+        if ("attn.hook_scores", layer) in tape.visits:
+            tape.visit("scores", layer, _scores(query, key, attention_mask, scale, softcap))
+        pattern = tape.patterns[layer].to(query.device).expand(len(query), -1, -1, -1)
     else:
         scores = tape.visit("scores", layer, _scores(query, key, attention_mask, scale, softcap))
         pattern = _softmax(scores, s_aux)
@@ -159,7 +177,8 @@ def _first_keys(mask: Tensor | None, n_pos: int) -> Tensor:
     """
     if mask is None:
         raise UnsupportedModelError(
-            "this model hands no mask to its attention; its patterns cannot be recomputed, so long prompts cannot be traced"
+            "this model hands no mask to its attention; its patterns cannot be recomputed, so long prompts cannot be traced "
+            "and scores not explained"
         )
     first, place = torch.empty(n_pos, dtype=torch.int64), torch.arange(n_pos, device=mask.device)
     causal = True
@@ -172,6 +191,6 @@ def _first_keys(mask: Tensor | None, n_pos: int) -> Tensor:
     if not causal or bool((first.diff() < 0).any()):
         raise UnsupportedModelError(
             "this model's attention is neither causal nor causal within a window; its patterns cannot be recomputed, "
-            f"so that long prompts (this one has {n_pos} tokens) cannot be traced"
+            f"so that long prompts (this one has {n_pos} tokens) cannot be traced and scores not explained"
         )
     return first

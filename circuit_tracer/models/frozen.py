@@ -54,12 +54,22 @@ class FrozenLayer:
         return torch.einsum("hqk,khd->qhd", self.pattern, heads).flatten(1)
 
     def attend_back_(self, g_TPD: Tensor) -> None:
-        """Adjoint of `r + attend(r)`, in place on rows of gradients (T, P, D).
-
-        Norm gains are folded into the projections and 1/sigma into the pattern, so that only products remain.
-        """
+        """Adjoint of `r + attend(r)`, in place on rows of gradients (T, P, D)."""
         n_pos = g_TPD.shape[1]
-        output, value = self.parts.output_weight.to(g_TPD.dtype), self.parts.value_weight.to(g_TPD.dtype)
+        output, value, before, after = self.projections(g_TPD.dtype)
+        if isinstance(self.pattern, Scores):
+            attend_back_recomputed_(g_TPD, self.pattern.scaled(after, before), output, value)
+            return
+        pattern = self.pattern[:, :n_pos, :n_pos]
+        pattern = pattern if before is None else pattern * before[:n_pos]
+        pattern = pattern if after is None else pattern * after[:n_pos, None]
+        attend_back_(g_TPD, pattern, output, value)
+
+    def projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Weights of the linear part, with what norms and multipliers do to them: (D, O) of outputs and (V, D) of values; and
+        what is left to multiply the pattern's columns (P,) (1/sigma of the norm before) and rows (P,) (of the one behind).
+        """
+        output, value = self.parts.output_weight.to(dtype), self.parts.value_weight.to(dtype)
         output = output * self.parts.residual_multiplier if self.parts.residual_multiplier != 1 else output
         before = after = None
         if self.attention_norm is not None:
@@ -70,13 +80,7 @@ class FrozenLayer:
             if self.attention_post_norm.centred:
                 output = output - output.mean(0, keepdim=True)
             output = output * self.attention_post_norm.gain[:, None]
-        if isinstance(self.pattern, Scores):
-            attend_back_recomputed_(g_TPD, self.pattern.scaled(after, before), output, value)
-            return
-        pattern = self.pattern[:, :n_pos, :n_pos]
-        pattern = pattern if before is None else pattern * before[:n_pos]
-        pattern = pattern if after is None else pattern * after[:n_pos, None]
-        attend_back_(g_TPD, pattern, output, value)
+        return output, value, before, after
 
 
 class FrozenNetwork:
@@ -112,12 +116,30 @@ class FrozenNetwork:
         out, norm = self.captured.layers[layer].mlp_out, self.layers[layer].mlp_post_norm
         return out if norm is None or self.output_site.norm is not None else norm.forward(out)
 
+    def stream(self, layer: int, entering: bool) -> Tensor:
+        """The true residual stream (P, D) that enters a layer (L: that leaves the last one), or what its MLP (or the norm
+        before it) reads.
+        """
+        if not entering or (self.parallel and layer < self.n_layers):
+            return self.captured.layers[layer].resid_mid
+        if layer == 0:
+            positions = self.captured.position_embedding
+            return self.captured.embedding if positions is None else self.captured.embedding + positions
+        below = self.captured.layers[layer - 1].resid_mid
+        above = below + self.write(layer - 1, self.transcoder_output(layer - 1), constants=True)
+        return above + self.layers[layer - 1].attend(below, constants=True) if self.parallel else above
+
     def read(self, layer: int, resid_mid: Tensor, constants: bool) -> Tensor:
         """Residual stream (P, D) before the MLP -> activation at the input hook."""
         norm = self._norm(layer, self.input_site)
         if norm is None:
             return resid_mid
         return norm.normalise(resid_mid) if self._before_gain else norm.forward(resid_mid, constants)
+
+    def read_at(self, layer: int, r_nD: Tensor, position_n: Tensor) -> Tensor:
+        """Linear part of `read` for vectors (n, D) at given positions."""
+        norm = self._norm(layer, self.input_site)
+        return r_nD if norm is None else norm.at(r_nD, position_n, gain=not self._before_gain)
 
     def read_adjoint(self, layer: int, e_nD: Tensor, position_n: Tensor) -> Tensor:
         """Adjoint of `read` for vectors (n, D) at given positions."""
@@ -134,10 +156,7 @@ class FrozenNetwork:
         norm = self._norm(layer, self.output_site)
         if self.parts.residual_multiplier != 1:
             d_nD = d_nD * self.parts.residual_multiplier
-        if norm is None:
-            return d_nD
-        centred = d_nD - d_nD.mean(-1, keepdim=True) if norm.centred else d_nD
-        return centred * norm.gain * norm.inverse_sigma[position_n][:, None]
+        return d_nD if norm is None else norm.at(d_nD, position_n)
 
     def write_adjoint(self, layer: int, g_nD: Tensor, position_n: Tensor) -> Tensor:
         """Adjoint of `write` for rows of gradients (n, D) at given positions."""
@@ -151,19 +170,25 @@ class FrozenNetwork:
         embedding: Tensor,
         writes: Callable[[int, Tensor], Tensor],
         constants: bool,
+        seen: Callable[[int, bool, Tensor], None] = lambda layer, entering, resid: None,
     ) -> tuple[list[Tensor], Tensor]:
         """Run the frozen network forward.
 
         embedding: (P, D) residual stream at the input. `writes(layer, x)` gives the activation (P, D) at the output hook, when
-        the input hook reads x. `constants` adds every bias. Returns the L inputs (P, D) and the final norm's output (P, D).
+        the input hook reads x. `constants` adds every bias. `seen(layer, entering, resid)` is shown the stream (P, D) that
+        enters a layer (L: that leaves the last one), and the one that its MLP reads. Returns the L inputs (P, D) and the final
+        norm's output (P, D).
         """
         resid, inputs = embedding, []
         for index, layer in enumerate(self.layers):
+            seen(index, True, resid)
             attended = layer.attend(resid, constants)
             mid = resid if self.parallel else resid + attended
+            seen(index, False, mid)
             inputs.append(self.read(index, mid, constants))
             out = self.write(index, writes(index, inputs[-1]), constants)
             resid = resid + attended + out
+        seen(len(self.layers), True, resid)
         return inputs, self.final_norm.forward(resid, constants)
 
     @property

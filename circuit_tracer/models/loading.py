@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from circuit_tracer.errors import FileFormatError, InputError, first_line, warn
-from circuit_tracer.models.adapted import dequantised, load_dequantised, merged
+from circuit_tracer.models.adapted import dequantised, dequantised_copy, load_dequantised, merged
+from circuit_tracer.models.parts import ModelParts, bind
+from circuit_tracer.models.plain import require_causal_lm
 from circuit_tracer.models.sources import Source, adapter_of, library_errors, pretrained_source, read_configuration
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.text_part import auto_class, text_part
@@ -121,6 +123,23 @@ def load_language_model(
     if tokenizer is None:
         tokenizer = read_tokenizer(model_name, source, {name: options[name] for name in _WHERE if name in options})
     return model, load_tokenizer(tokenizer, model)
+
+
+def bind_loaded(model: Any, tokenizer: Any, model_name: str | None = None) -> ModelParts:
+    """The parts of a transformers causal LM that is loaded already, checked against its tokenizer (None: it has none).
+
+    Of a model that also sees, those of the language model; of a quantised one, of a de-quantised copy, with a warning. One in
+    training mode is switched to evaluation, with a warning. The name is by default the configuration's.
+    """
+    require_causal_lm(model)
+    if any(module.training for module in model.modules()):
+        warn("the model was in training mode, in which dropout is active; it is now in eval()")
+        model.eval()
+    parts = bind(
+        text_part(dequantised_copy(model)), model_name or model.config._name_or_path or model.config.model_type
+    )
+    check_tokenizer(tokenizer, len(parts.unembed.weight))
+    return parts
 
 
 def load_tokenizer(given: Any, model: Any) -> Any:

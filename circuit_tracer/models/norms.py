@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from circuit_tracer.errors import UnsupportedModelError
 from circuit_tracer.models.architectures import NormKind
 
+# two kinds of norm differ by far more, and roundings of a norm's own code by less, relative to the largest value
+_SAME = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
 
 @dataclass(frozen=True)
 class NormParameters:
     """A norm read through the table: out = gain * (x - mean?) / sigma + shift; `gain` is 1 + weight for Gemma."""
 
-    gain: Tensor  # (D,)
+    gain: Tensor  # (D,); of queries and keys also (H, D), or () where it is one
     shift: Tensor | None  # (D,)
     epsilon: float
     centred: bool
@@ -36,6 +39,25 @@ class NormParameters:
             centred=kind in (NormKind.LAYER, NormKind.LAYER_PLUS_ONE),
         )
 
+    @classmethod
+    def recognise(cls, module: nn.Module, dtype: torch.dtype) -> NormParameters | None:
+        """Parameters, in a dtype, of a norm of unknown kind: the kind whose formula gives what the module gives, or None."""
+        weight: Tensor | None = getattr(module, "weight", None)
+        if not _says_epsilon(module) or (weight is not None and weight.is_meta):
+            return None
+        like = torch.empty((), dtype=dtype) if weight is None else weight.detach().to(dtype)
+        own = torch.float32 if weight is None else weight.dtype
+        shape = like.shape if like.ndim else torch.Size([8])
+        probe = (torch.arange(shape.numel(), device=like.device).sin() + 0.5).reshape(shape).to(own)
+        with torch.no_grad():
+            expected = module(probe).to(dtype)
+        for kind in NormKind:
+            found = cls.read(module, kind, like)
+            made = found.freeze(found.inverse_sigma(probe)).forward(probe.to(dtype))
+            if float((made - expected).abs().max()) <= _SAME[own] * float(expected.abs().max()):
+                return found
+        return None
+
     def inverse_sigma(self, x_PD: Tensor) -> Tensor:
         """1/sigma (P,) of the true activations."""
         x = x_PD.to(self.gain.dtype)
@@ -47,10 +69,14 @@ class NormParameters:
         return FrozenNorm(self.gain, self.shift, inverse_sigma_P, self.centred)
 
 
+def _says_epsilon(module: nn.Module) -> list[float]:
+    found = (getattr(module, name, None) for name in ("variance_epsilon", "eps"))
+    return [float(value) for value in found if isinstance(value, int | float)]
+
+
 def _epsilon(module: nn.Module) -> float:
-    for name in ("variance_epsilon", "eps"):
-        if isinstance(value := getattr(module, name, None), int | float):
-            return float(value)
+    if said := _says_epsilon(module):
+        return said[0]
     raise UnsupportedModelError(
         f"{type(module).__name__} has no variance_epsilon or eps: name it in the table (norm_epsilon)"
     )
@@ -72,12 +98,17 @@ class FrozenNorm:
     def normalise(self, x: Tensor) -> Tensor:
         """x (..., P, D) centred if the norm centres, over sigma, before the gain."""
         x = x - x.mean(-1, keepdim=True) if self.centred else x
-        return x * self.inverse_sigma[:, None]
+        return x * self.inverse_sigma[..., None]
 
     def amplify(self, normalised: Tensor, constants: bool = True) -> Tensor:
         """What follows `normalise`: the gain, and the shift with `constants`."""
         out = normalised * self.gain
         return out + self.shift if constants and self.shift is not None else out
+
+    def at(self, x_nD: Tensor, position_n: Tensor, gain: bool = True) -> Tensor:
+        """The linear part, for vectors (n, D) that sit at `position_n`; `gain=False` leaves the gain out."""
+        x = x_nD - x_nD.mean(-1, keepdim=True) if self.centred else x_nD
+        return (x * self.gain if gain else x) * self.inverse_sigma[position_n][:, None]
 
     def adjoint_at(self, g_nD: Tensor, position_n: Tensor, gain: bool = True) -> Tensor:
         """Transpose of the linear part, for vectors (n, D) that sit at `position_n`; `gain=False` leaves the gain out."""

@@ -15,6 +15,7 @@ from circuit_tracer.models.norms import NormParameters
 from circuit_tracer.models.plain import (
     LOOKS_AHEAD,
     float_dtypes,
+    is_plain,
     named_path,
     projection,
     require_causal_lm,
@@ -46,6 +47,7 @@ class LayerParts:
     output: nn.Module  # the projection that follows the heads
     mlp: nn.Module
     mlp_output: nn.Module  # the module that gives what the MLP gives; `mlp`, unless that only begins it
+    head_norms: dict[str, Norm]  # of queries and keys, by their paths below `attention`
     attention_norm: Norm | None
     attention_post_norm: Norm | None
     mlp_norm: Norm | None
@@ -247,6 +249,7 @@ class _Binding:
             output=output,
             mlp=part(block, row.mlp),
             mlp_output=part(block, row.mlp_output or row.mlp),
+            head_norms=_head_norms(part(block, row.attention), self.like_D.dtype),
             attention_norm=norm(row.attention_norm),
             attention_post_norm=norm(row.attention_post_norm),
             mlp_norm=norm(row.mlp_norm_of(self.config)),
@@ -257,3 +260,14 @@ class _Binding:
             output_bias=output_bias,
             residual_multiplier=row.residual_multiplier(self.config),
         )
+
+
+def _head_norms(attention: nn.Module, dtype: torch.dtype) -> dict[str, Norm]:
+    """Norms inside an attention module, by their paths, in the compute dtype; what is none of ours is left to the model."""
+    found = {}
+    for path, module in attention.named_modules():
+        if "norm" not in type(module).__name__.lower() or list(module.children()) or not is_plain(module):
+            continue
+        if (parameters := NormParameters.recognise(module, dtype)) is not None:
+            found[path] = Norm(module, parameters)
+    return found

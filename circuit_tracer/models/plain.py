@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from circuit_tracer.errors import UnsupportedModelError
 from circuit_tracer.models.architectures import ValueRows
+from circuit_tracer.models.watched import is_compiled
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _LIBRARIES = ("transformers.models.", "transformers.pytorch_utils", "torch.nn.modules.")
-# hooks that only look: ours, and those with which transformers collects outputs
-_HARMLESS_HOOKS = ("circuit_tracer.", "transformers.utils.output_capturing")
+_HARMLESS_HOOKS = "transformers.utils.output_capturing"  # they only look
 
 
 def projection(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
@@ -33,6 +33,11 @@ def projection(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     weight = _weight(module, name)
     bias: Tensor | None = None if module.bias is None else _weight(module, name, "bias")
     return (weight if isinstance(module, nn.Linear) else weight.T), bias
+
+
+def is_projection(module: nn.Module) -> bool:
+    """Whether a module is a projection, and nothing else."""
+    return type(module) in (nn.Linear, _conv1d()) and is_plain(module)
 
 
 @cache
@@ -66,6 +71,15 @@ def require_plain(module: nn.Module, name: str, parameters: Collection[str] = ("
             _weight(module, name, key)
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is its weight and bias, and nothing else."""
+    try:
+        require_plain(module, type(module).__name__)
+    except UnsupportedModelError:
+        return False
+    return True
+
+
 def require_untouched(module: nn.Module, name: str) -> None:
     """Refuse a module with a parametrisation, a hook, or a forward method that is not its class's."""
     if torch.nn.utils.parametrize.is_parametrized(module):
@@ -83,7 +97,7 @@ def require_untouched(module: nn.Module, name: str) -> None:
                 f"it has a hook, {getattr(hook, '__qualname__', type(hook).__name__)}, whose effect a graph would leave out",
                 "Remove the hook (for torch's weight_norm and spectral_norm: remove_weight_norm, remove_spectral_norm).",
             )
-    if "forward" in vars(module) or getattr(module, "_compiled_call_impl", None) is not None:
+    if "forward" in vars(module) or is_compiled(module):
         raise _refusal(
             module,
             name,

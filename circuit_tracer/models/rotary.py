@@ -10,7 +10,6 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 
@@ -25,9 +24,8 @@ def depends_on_length(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def answer_alone(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the module gives when nobody else writes in it; None under torch.compile, which traces one pass alone."""
-    if torch.compiler.is_dynamo_compiling():
-        return None
+    """What the module gives when nobody else writes in it. It is left as it is, whatever the prompt's length."""
     own = copy.copy(module)
-    own._buffers = {name: None if each is None else each.clone() for name, each in module._buffers.items()}
+    buffers = module._buffers.copy()  # at once: a pass that began before the run may be writing there
+    own._buffers = {name: None if each is None else each.clone() for name, each in buffers.items()}
     return own.forward(*args, **kwargs)

@@ -5,9 +5,9 @@
     with ModelRun(parts, visits).active(): ...       # passes that somebody else makes
 
 A *visit* is called with (layer, activation) whenever a pass comes by its place; what it returns, unless None, replaces the
-activation. Places are rows of `models/sites.py`. All hooks of this package are registered here. A run is of the context that
-makes it: passes that other threads make meanwhile, of the bare model too, run as if they were alone (`models/whose.py`), and
-afterwards the model has no hook.
+activation. Places are rows of `models/sites.py`. All hooks of this package are made here. A run is of the context that makes
+it: passes that other threads make meanwhile, of the bare model too, run as if they were alone (`models/whose.py`,
+`models/watched.py`), and afterwards nothing is left on the model.
 
 Letters: B sequences, P positions, D d_model, n = B * P rows.
 """
@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
-from itertools import count
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -30,7 +29,8 @@ from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
 from circuit_tracer.models.rotary import answer_alone, depends_on_length
 from circuit_tracer.models.sites import Side, site_of
 from circuit_tracer.models.surroundings import plain_torch
-from circuit_tracer.models.whose import Holder, held_by, owns
+from circuit_tracer.models.watched import Hook, When, is_compiled, watched
+from circuit_tracer.models.whose import Holder, held_by
 
 Place = tuple[str, int]  # name of a site, layer
 Visit = Callable[[int, Tensor], Tensor | None]
@@ -60,6 +60,18 @@ class Stop(Exception):
     """Raised by a visit: all that is wanted has been seen, the rest of the model need not run."""
 
 
+class Call(NamedTuple):
+    """What a module is called with; the first argument, or `hidden_states`, is the activation."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def on(self, hidden: Any) -> Call:
+        """The same call on another activation."""
+        args, kwargs = self
+        return Call((hidden, *args[1:]), kwargs) if args else Call(args, {**kwargs, "hidden_states": hidden})
+
+
 class Output(NamedTuple):
     """final: the final norm's output (B, P, D) in the compute dtype. past: the key-value cache, if it was asked for."""
 
@@ -72,7 +84,9 @@ class ModelRun:
 
     visits: by site, for all layers, or by (site, layer). norms: how norms are computed; None leaves them to the model, whose
     own code rounds them to float32 or less. tape: what attention records or replays. own_attention: False runs whatever
-    attention implementation the model is set to, unless a place within attention is visited.
+    attention implementation the model is set to, unless a place within attention is visited. attends: by layer, what is told
+    all that its attention module is called with. Norms of queries and keys compute in the compute dtype where `norms` rules
+    the others, and always react.
 
     Activations are handed over as the model computes them, (B, P, ...) in its dtype; those behind a norm that `norms` rules
     are in the compute dtype. Raises CompatibilityError for a site that the architecture has not, InputError for a name or a
@@ -87,8 +101,10 @@ class ModelRun:
         norms: NormRule | None = live_scales,
         tape: AttentionTape | None = None,
         own_attention: bool = True,
+        attends: Mapping[int, Callable[[Call], None]] | None = None,
     ) -> None:
         self.parts, self.norms, self.tape, self.own_attention = parts, norms, tape, own_attention
+        self.attends = attends or {}
         self._visits: dict[int, dict[str, Visit]] = {}  # by layer and site
         for key, visit in (visits or {}).items():
             name, layers = (key, range(len(parts.layers))) if isinstance(key, str) else (key[0], [key[1]])
@@ -119,24 +135,23 @@ class ModelRun:
         tape = self._tape()
         own = self.own_attention or (tape is not None and bool(tape.visits))
         holder = _holder(self.parts, attention.NAME if own else None, tape)
-        hooks = [_Hook(holder, *each) for each in self._hooks()]
+        hooks = [Hook(holder, module, when, _in_evaluation(module, call)) for module, when, call in self._hooks()]
         hooks += [
-            _Hook(None, module, Side.OUTPUT, partial(_alone, module)) for module in depends_on_length(self.parts.base)
+            Hook(None, module, When.INSTEAD, partial(answer_alone, module))
+            for module in depends_on_length(self.parts.base)
         ]
-        with plain_torch(), held_by(holder):
-            try:
-                for hook in hooks:
-                    hook.attach()
-                yield
-                _require_evaluation(self.parts.base)
-            finally:
-                for hook in hooks:
-                    hook.detach()
+        with plain_torch(), held_by(holder), watched(hooks):
+            yield
+            _require_runnable(self.parts)  # still
 
     def _hooks(self) -> Iterator[_At]:
         if self.norms is not None:
             yield self._at_norm(len(self.parts.layers), FINAL_NORM, self.parts.final_norm, None)
         for index, layer in enumerate(self.parts.layers):
+            if index in self.attends:
+                yield layer.attention, When.BEFORE, _told(self.attends[index])
+            if self.norms is not None:
+                yield from (_at_head_norm(norm) for norm in layer.head_norms.values())
             yield from self._at_layer(index, layer, self._visits.get(index, {}))
 
     def _tape(self) -> AttentionTape | None:
@@ -187,7 +202,7 @@ class ModelRun:
                 behind[name] = made.reshape(output.shape)
             return made.to(output.dtype).reshape(output.shape)
 
-        return norm.module, Side.OUTPUT, hook
+        return norm.module, When.AFTER, hook
 
 
 def read(
@@ -226,6 +241,17 @@ def in_rows(parts: ModelParts, visit: Visit) -> Visit:
     return visit_rows
 
 
+def in_turn(first: Visit | None, second: Visit) -> Visit:
+    """A visit that is both, the second of what the first has made."""
+
+    def visit(layer: int, activation: Tensor) -> Tensor | None:
+        new = None if first is None else first(layer, activation)
+        newer = second(layer, activation if new is None else new)
+        return new if newer is None else newer
+
+    return visit
+
+
 def implementation(parts: ModelParts, name: str) -> AbstractContextManager[None]:
     """Inside the block, passes that this context makes have this attention implementation."""
     return held_by(_holder(parts, name))
@@ -242,8 +268,7 @@ def fast_attention(parts: ModelParts) -> AbstractContextManager[None]:
 
 def _holder(parts: ModelParts, name: str | None, tape: AttentionTape | None = None) -> Holder:
     """What a run's own passes find: this attention (None: the model's own), and experts that exist in its dtype."""
-    _require_uncompiled(parts)
-    _require_evaluation(parts.base)
+    _require_runnable(parts)
     values = {} if name is None else {"_attn_implementation": name}
     if name == attention.NAME:
         attention.register()
@@ -252,29 +277,37 @@ def _holder(parts: ModelParts, name: str | None, tape: AttentionTape | None = No
     return Holder(parts.model, values, tape)
 
 
-def _require_uncompiled(parts: ModelParts) -> None:
-    """Refuse a model whose parts torch.compile has taken: it calls what it has compiled, hooks or no hooks."""
+def _require_runnable(parts: ModelParts) -> None:
+    """Refuse a model in training mode, in which passes differ by chance (dropout, noise of routers), and one whose parts
+    torch.compile has taken: it calls what it has compiled, hooks or no hooks.
+    """
     for name, module in parts.base.named_modules():
-        compiled = module._compiled_call_impl is not None
-        if compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
+        if module.training:
+            raise UnsupportedModelError(_TRAINING)
+        if is_compiled(module) or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
             raise UnsupportedModelError(
                 f"{name or 'the base model'} of {parts.config.model_name} is compiled (torch.compile), so its inside can be "
-                "neither read nor changed. Give the model as it was before; to compile it for your own passes, compile the "
-                "whole: torch.compile(model.hf_model)"
+                "neither read nor changed. Give the model as it was before, and leave it so until the run is over; to compile "
+                "it for your own passes, compile the whole: torch.compile(model.hf_model)"
             )
-
-
-def _require_evaluation(model: nn.Module) -> None:
-    """Refuse a model in training mode, in which passes differ by chance (dropout, noise of routers)."""
-    if any(module.training for module in model.modules()):
-        raise UnsupportedModelError(_TRAINING)
 
 
 _TRAINING = (
     "the model is in training mode, in which passes differ by chance (dropout). Call model.eval() before it is run here, and "
     "leave it so until the run is over, in other threads too."
 )
-_At = tuple[nn.Module, Side, Callable[..., Any]]  # called with (args, kwargs), and with the output on that side
+_At = tuple[nn.Module, When, Callable[..., Any]]
+
+
+def _in_evaluation(module: nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook's call, refused once the module is in training mode, which it may have been set to since the run began."""
+
+    def checked(*given: Any) -> Any:
+        if module.training:
+            raise UnsupportedModelError(_TRAINING)
+        return call(*given)
+
+    return checked
 
 
 def _on_input(
@@ -288,10 +321,29 @@ def _on_input(
         new = visit(index, given if exact is None else exact)
         if new is None:
             return None
-        new = new.to(given.dtype).reshape(given.shape)
-        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+        return Call(args, kwargs).on(new.to(given.dtype).reshape(given.shape))
 
-    return module, Side.INPUT, hook
+    return module, When.BEFORE, hook
+
+
+def _told(listener: Callable[[Call], None]) -> Callable[..., None]:
+    """Tell what a module is called with."""
+
+    def hook(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        listener(Call(args, kwargs))
+
+    return hook
+
+
+def _at_head_norm(norm: Norm) -> _At:
+    """A norm of queries or keys, of whatever shape, in the compute dtype; its own code rounds to float32 or less."""
+    parameters = norm.parameters
+
+    def hook(args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        x = args[0].to(parameters.gain.dtype)
+        return parameters.freeze(parameters.inverse_sigma(x)).forward(x).to(output.dtype)
+
+    return norm.module, When.AFTER, hook
 
 
 def _on_output(module: nn.Module, index: int, visit: Visit) -> _At:
@@ -305,57 +357,7 @@ def _on_output(module: nn.Module, index: int, visit: Visit) -> _At:
         new = new.to(first.dtype).reshape(first.shape)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
-    return module, Side.OUTPUT, hook
-
-
-def _alone(module: nn.Module, *given: Any) -> Any:
-    """Without keyword arguments the hook has been removed meanwhile."""
-    return answer_alone(module, *given[:2]) if len(given) == 3 else None
-
-
-class _Hook:
-    """A hook on a module, for passes of one run; without a holder, for all that are made meanwhile.
-
-    torch numbers hooks without a lock, so that two threads that register at once may get the same number and one of the hooks
-    is lost; ours have numbers below zero, of their own. And it may call a hook that another thread has removed meanwhile, with
-    other arguments: whose pass it is comes first.
-    """
-
-    _numbers = count(-1, -1)
-
-    def __init__(self, holder: Holder | None, module: nn.Module, side: Side, hook: Callable[..., Any]) -> None:
-        self.holder, self.hook, self.number = holder, hook, next(self._numbers)
-        if side is Side.INPUT:
-            self._calls, self._with_kwargs = module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
-        else:
-            self._calls, self._with_kwargs = module._forward_hooks, module._forward_hooks_with_kwargs
-
-    def attach(self) -> None:
-        """From now on, passes of the run are seen."""
-        self._with_kwargs[self.number] = True
-        self._calls[self.number] = self
-
-    def detach(self) -> None:
-        """The end of that; nothing is left on the module."""
-        self._calls.pop(self.number, None)
-        self._with_kwargs.pop(self.number, None)
-
-    def __call__(self, module: nn.Module, *given: Any) -> Any:
-        if self.holder is None:
-            return self.hook(*given)
-        if not owns(self.holder):
-            return None
-        if module.training:  # since the run began
-            raise UnsupportedModelError(_TRAINING)
-        return self.hook(*given)
-
-    def __reduce__(self) -> Any:
-        """A model that is copied or saved while a run is under way takes nothing of the run along."""
-        return getattr, (_Hook, "nothing")
-
-    @staticmethod
-    def nothing(*_: Any) -> None:
-        """What stands in for a hook in a copy of its model."""
+    return module, When.AFTER, hook
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -134,3 +134,9 @@ def _translated(error: Exception, name: str, what: str, advice: str) -> CircuitT
         return InputError(f"transformers cannot load {name}: {first_line(error)}")
     said = "" if advice is _WHERE_FROM else f" {advice}"
     return FileFormatError(f"the {what} at {name} cannot be read: {first_line(error)}{said}")
+
+
+def public_name(name: str) -> str:
+    """A hub name as it is, of a local path only its last part: a report is published, and folders are nobody's business."""
+    path = Path(name).expanduser()
+    return path.name if path.is_absolute() or path.exists() else name

@@ -57,9 +57,7 @@ def held_by(holder: Holder) -> Iterator[None]:
 
 
 def owns(holder: Holder) -> bool:
-    """Whether the code that asks is the holder's."""
-    if torch.compiler.is_dynamo_compiling():
-        return False
+    """Whether the code that asks, which is not being compiled, is the holder's."""
     return holder.live and holder in _holders.get()
 
 
@@ -94,7 +92,8 @@ class _ByContext:
     def __get__(self, config: Any, owner: type | None = None) -> Any:
         if config is None:
             return self.own
-        value = self.own.__get__(config) if isinstance(self.own, property) else vars(config).get(self.name, self.own)
+        ask = self.own.fget if isinstance(self.own, property) else None  # torch.compile knows no property.__get__
+        value = vars(config).get(self.name, self.own) if ask is None else ask(config)
         if value is _NOTHING:
             raise AttributeError(f"{type(config).__name__!r} object has no attribute {self.name!r}")
         return config_value(config, self.name, value)

@@ -12,17 +12,15 @@ from torch import Tensor
 
 from circuit_tracer.arguments import typed
 from circuit_tracer.attribution.prompt import paired
-from circuit_tracer.errors import InputError, shortened, warn
+from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.models import tokenization
-from circuit_tracer.models.adapted import dequantised_copy
 from circuit_tracer.models.chat import Message, chat_ids
-from circuit_tracer.models.loading import load_language_model, load_tokenizer, place, present
-from circuit_tracer.models.parts import ModelParts, bind
+from circuit_tracer.models.loading import bind_loaded, load_language_model, load_tokenizer, place, present
+from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.plain import require_causal_lm
 from circuit_tracer.models.sources import library_errors
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.text_part import auto_class, text_part
-from circuit_tracer.models.tokenization import check_tokenizer
 from circuit_tracer.models.verify import verify
 from circuit_tracer.replacement_model.members import ModelMembers
 from circuit_tracer.transcoders.base import Transcoders
@@ -174,12 +172,7 @@ class ReplacementModel(ModelMembers):
         evaluation, with a warning. Raises UnsupportedModelError if its architecture is unknown or does not behave as the table
         says, or if its modules are more than their weights (live adapters, hooks).
         """
-        require_causal_lm(model)
-        if any(module.training for module in model.modules()):
-            warn("the model was in training mode, in which dropout is active; it is now in eval()")
-            model.eval()
-        parts = bind(text_part(dequantised_copy(model)), model_name)
-        check_tokenizer(tokenizer, len(parts.unembed.weight))
+        parts = bind_loaded(model, tokenizer, model_name)
         paired(parts, transcoders)
         verify(parts)
         return cls(parts, transcoders, tokenizer, backend)

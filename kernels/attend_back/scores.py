@@ -45,6 +45,18 @@ class Scores:
             key_P = key_P * self.key_scale_P
         return replace(self, lse_HP=lse, key_scale_P=self.key_scale_P if key_P is None else key_P)
 
+    def between(self, start: int, stop: int) -> Scores:
+        """Attention among positions start .. stop - 1 alone, which become 0, 1, ..."""
+        here = slice(start, stop)
+        return replace(
+            self,
+            query_HPd=self.query_HPd[:, here],
+            key_KPd=self.key_KPd[:, here],
+            lse_HP=self.lse_HP[:, here],
+            first_P=(self.first_P[here] - start).clamp_min(0),
+            key_scale_P=None if self.key_scale_P is None else self.key_scale_P[here],
+        )
+
     def queries_of(self, start: int, stop: int, n_pos: int) -> tuple[int, int]:
         """The queries below `n_pos` that see any key of start .. stop - 1: a range, since `first` does not fall."""
         last = int(torch.searchsorted(self.first_P, stop))

@@ -79,9 +79,9 @@ def test_edges_are_effects_of_interventions_in_the_transformers_model(case: Case
     model = build(case)
     graph = attribute(IDS, model, max_n_logits=3)
     frozen = FrozenModel(model.parts, model.transcoders, IDS, [0])
-    before, matrix = values(model, graph, frozen.run(frozen.tokens, frozen.writes)), graph.adjacency_matrix
+    before, matrix = values(model, graph, frozen.run(frozen.tokens, frozen.writes)[:2]), graph.adjacency_matrix
     for node, tokens, writes in list(sources(model, graph, linear_prompt(model)))[::5]:
-        after = values(model, graph, frozen.run(frozen.tokens + tokens, frozen.writes + writes))
+        after = values(model, graph, frozen.run(frozen.tokens + tokens, frozen.writes + writes)[:2])
         assert_equal(rows(matrix, graph)[:, node], after - before)
 
 

@@ -11,11 +11,13 @@ import torch
 from circuit_tracer.attribution import reference
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.reference import FrozenModel, reference_graph
-from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, LogitDifference
+from circuit_tracer.attribution.stream_targets import DIRECTION_SITES
+from circuit_tracer.attribution.targets import CustomTarget, DirectionTarget, FeatureTarget, LogitDifference
 from circuit_tracer.graph.influence import node_influence
 from circuit_tracer.graph.pruning import prune_graph
 from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.models.run import implementation
+from circuit_tracer.models.sites import SITES
 from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import (
@@ -76,6 +78,17 @@ def test_engine_equals_reference_for_every_kind_of_target(case: Case, targets: l
         assert_same_graph(found, reference_graph(model, IDS, targets, position=position))
 
 
+@pytest.mark.parametrize("case", [*rotation()[::3], *FEW], ids=str)
+def test_engine_equals_reference_for_directions_at_every_site(case: Case) -> None:
+    model = build(case)
+    refused = {"hook_attn_out", "hook_mlp_out"} if model.parts.parallel else set()
+    there = [site for site in DIRECTION_SITES if not SITES[site].missing(model.parts) and site not in refused]
+    places = [(site, layer, place) for site in there for layer, place in ((0, 3), (2, 5), (1, 0))]
+    targets = [DirectionTarget(direction(seed), *place) for seed, place in enumerate(places)]
+    found = attribute(IDS, model, attribution_targets=[3, *targets, FeatureTarget(1, 2, 3)])
+    assert_same_graph(found, reference_graph(model, IDS, [3, *targets, FeatureTarget(1, 2, 3)]))
+
+
 @pytest.mark.parametrize("left_out", [[], [0, 1], [2], [0, 5]], ids=str)
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_engine_equals_reference_for_any_positions_left_out(case: Case, left_out: list[int]) -> None:
@@ -108,7 +121,7 @@ def test_reference_runs_the_model_itself(case: Case) -> None:
         expected = model.hf_model.base_model(input_ids=IDS[None]).last_hidden_state[0]
     frozen = FrozenModel(model.parts, model.transcoders, IDS, [0])
     assert_equal(frozen.final, expected, 1e-5)
-    _, final = frozen.run(frozen.tokens, frozen.writes)
+    final = frozen.run(frozen.tokens, frozen.writes).final
     assert_equal(final, frozen.final, 1e-12)
 
 
@@ -123,10 +136,10 @@ def test_reference_is_affine_in_its_sources(case: Case) -> None:
 
     (t1, w1), (t2, w2) = anything(), anything()
     for sum_of, one, two, none in zip(
-        frozen.run(t1 - 2 * t2, w1 - 2 * w2),
-        frozen.run(t1, w1),
-        frozen.run(t2, w2),
-        frozen.run(0 * t1, 0 * w1),
+        frozen.run(t1 - 2 * t2, w1 - 2 * w2)[:2],
+        frozen.run(t1, w1)[:2],
+        frozen.run(t2, w2)[:2],
+        frozen.run(0 * t1, 0 * w1)[:2],
         strict=True,
     ):
         assert_equal(sum_of - none, (one - none) - 2 * (two - none), 1e-12)

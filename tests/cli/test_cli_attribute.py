@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 
@@ -317,3 +318,28 @@ def test_resume_leaves_out_prompts_that_are_done(folders: Folders, run: Run, tmp
     assert kept.stat().st_mtime_ns == before
     third = run(*command)
     assert (third.code, third.out) == (0, "")
+
+
+def test_targets_of_every_kind(run: Run, folders: Folders, tmp_path: Path) -> None:
+    probe = tmp_path / "probe.npy"
+    np.save(probe, np.arange(16, dtype=np.float32))
+    named = ("id:0", "attn:L1H0:-1:1:rest", "feature:0:2:1", f"direction:{probe}:hook_resid_mid:1:-1")
+    options = [part for text in named for part in ("--target", text)]
+    outcome = run("attribute", "-t", folders.transcoder, "-p", PROMPT, *options, "--json")
+    assert outcome.code == 0, outcome.err
+    labels = [target["text"] for target in outcome.json["targets"]]
+    assert "rather than the rest" in labels[1]
+    assert labels[2:] == ["feature 0/1", "probe at resid_mid 1"]
+
+
+def test_a_direction_comes_from_a_file_of_one_tensor(run: Run, folders: Folders, tmp_path: Path) -> None:
+    two = tmp_path / "two.npz"
+    np.savez(two, a=np.ones(16), b=np.ones(16))
+    for named, said in (
+        (f"direction:{two}:hook_resid_mid:1:-1", "holds 2 tensors"),
+        ("direction:probe.npy:hook_resid_mid:1", "is not direction:FILE"),
+        (f"direction:{tmp_path / 'none.npy'}:hook_resid_mid:1:-1", "none.npy"),
+    ):
+        outcome = run("attribute", "-t", folders.transcoder, "-p", PROMPT, "--target", named, "--json")
+        assert outcome.code == 2
+        assert said in outcome.err

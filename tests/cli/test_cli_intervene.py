@@ -34,6 +34,36 @@ def test_text_and_json(folders: Folders) -> None:
     assert '"S plus 2"' in out
 
 
+def test_heads(folders: Folders) -> None:
+    heads = (
+        "--head",
+        "L0H1,L1H2@-1=zero",
+        "--head",
+        "L2H0@2:4=patch:the capital of France = Paris, so",
+        "--head",
+        "L2H1=mean",
+    )
+    code, out, err = call(
+        folders, "-p", PROMPT, *heads, "--set", "0/3@2=5", "--head", "L1H0=pattern:the capital of Spain is"
+    )
+    assert code == 0, err
+    for line in (
+        "L0H1 set to 0",
+        "L1H2 set to 0",
+        "L2H0 taken from another prompt",
+        "L1H0 with the pattern of another prompt",
+    ):
+        assert f"edits       {line}" in out
+    code, _, err = call(folders, "-p", PROMPT, "--head", "L0H1=freeze")
+    assert code == 2
+    assert "--live-attention" in err
+    code, out, err = call(folders, "-p", PROMPT, "--head", "L0H1=freeze,zero", "--live-attention")
+    assert code == 2
+    code, out, err = call(folders, "-p", PROMPT, "--head", "L0H1=freeze", "--live-attention", "--json")
+    assert code == 0, err
+    assert '"changed_features": 0' in out
+
+
 def test_a_graph_and_semantics(folders: Folders, traced: Path) -> None:
     for options in (
         ("--semantics", "constrained", "--layers", "0-2"),
@@ -57,6 +87,15 @@ def test_a_graph_and_semantics(folders: Folders, traced: Path) -> None:
         (("-p", PROMPT, "--set", "0/3=1e39"), "not finite in float32"),
         (("-p", PROMPT, "--add", "0/3=-1e39"), "not finite in float32"),
         (("-p", PROMPT, "--take", "0/3"), "belong together"),
+        (("-p", PROMPT, "--head", "L0H1"), "HEADS=ACTION"),
+        (("-p", PROMPT, "--head", "0/1=zero"), "'0/1' is no head"),
+        (("-p", PROMPT, "--head", "L0H1@later=zero"), "not understood"),
+        (("-p", PROMPT, "--head", "L0H1=out"), "action is 'out'"),
+        (("-p", PROMPT, "--head", "L0H1=patch"), "the other prompt"),
+        (("-p", PROMPT, "--head", "L0H99=zero"), "heads of a layer: 0 to"),
+        (("-p", PROMPT, "--head", "L9H0=zero"), "layers: 0 to 2"),
+        (("-p", PROMPT, "--head", "L0H0@17=zero"), "positions 0 to 5"),
+        (("-p", PROMPT, "--head", "L0H0=zero", "--head", "L0H0@1=mean"), "two edits of head L0H0 at position 1"),
         (("-p", PROMPT, "--ablate", "0/3", "--layers", "a-b", "--semantics", "iterative"), "range"),
     ],
 )

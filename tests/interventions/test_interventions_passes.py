@@ -11,6 +11,7 @@ from circuit_tracer import ReplacementModel
 from circuit_tracer.errors import CircuitTracerError, InputError
 from circuit_tracer.interventions import activations_of
 from circuit_tracer.transcoders.base import Transcoders
+from tests.support.left_behind import left_behind
 from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
@@ -152,7 +153,7 @@ def test_hooks_are_gone_afterwards(model: ReplacementModel) -> None:
     with pytest.raises(InputError):
         model.feature_intervention(IDS, [(0, 1, 200, 9.0)])
     assert torch.equal(model.hf_model(input_ids=IDS[None]).logits, before)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.hf_model.modules())
+    assert not left_behind(model.hf_model)
 
 
 def test_zero_softcap() -> None:

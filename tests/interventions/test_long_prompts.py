@@ -12,12 +12,14 @@ from circuit_tracer import ReplacementModel, attribute
 from circuit_tracer.errors import InputError, ResourceError
 from circuit_tracer.interventions import (
     CleanRun,
+    HeadEdit,
     Sampling,
     Semantics,
     activation_patching,
     apply_edits,
     approximate_edges,
     logit_difference,
+    measure_patterns,
     set_to,
     steer,
     take_from,
@@ -78,6 +80,7 @@ def test_frozen_attention_is_refused_with_the_numbers(
 
 def test_live_attention_needs_no_patterns(model: ReplacementModel, monkeypatch: pytest.MonkeyPatch) -> None:
     edits = [EDIT, take_from((1, 4), OTHER, source_at=2)]
+    heads = [HeadEdit(1, 2, "freeze"), HeadEdit(2, 0, "pattern", source=OTHER), HeadEdit(2, 1, "mean")]
     graph, sampling = attribute(IDS, model), Sampling(4, stop_at_eos=False)
 
     def results() -> list[torch.Tensor]:
@@ -86,6 +89,8 @@ def test_live_attention_needs_no_patterns(model: ReplacementModel, monkeypatch: 
         metric = logit_difference(model, 3, 7)
         return [
             apply_edits(model, IDS, edits, LIVE).logits,
+            apply_edits(model, IDS, [*edits, *heads], LIVE).logits,
+            measure_patterns(model, IDS, edits, [(1, 2, 4)], LIVE).pattern_after,
             steered,
             activation_patching(model, IDS, OTHER, metric, sites=[], features=5).value,
             approximate_edges(model, graph, semantics=LIVE).estimate,

@@ -23,6 +23,7 @@ from circuit_tracer.interventions import (
 )
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.steering.text_stream import TextStream
+from tests.support.left_behind import left_behind
 from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
@@ -176,7 +177,7 @@ def test_a_direction_is_added_behind_its_layer(model: ReplacementModel) -> None:
     handle.remove()
     assert result.steered.logits is not None
     torch.testing.assert_close(result.steered.logits[0], expected, rtol=1e-4, atol=1e-4)
-    assert not any(module._forward_hooks for module in model.hf_model.modules())
+    assert not left_behind(model.hf_model)
 
 
 # ---- sampling, stops, streams

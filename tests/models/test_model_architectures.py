@@ -18,6 +18,7 @@ from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.run import implementation
 from circuit_tracer.models.verify import replay, verify
+from tests.support.left_behind import left_behind
 from tests.support.tiny import ARCHITECTURES, SIZES, tiny_model
 
 IDS = torch.tensor([3, 17, 5, 17, 40, 8, 0, 29])  # longer than the sliding windows
@@ -247,5 +248,5 @@ def test_hooks_are_gone_after_a_capture_even_if_it_fails() -> None:
     parts.model.model.layers[1].mlp.down_proj.weight.data *= float("nan")
     with pytest.raises(NumericalError):
         capture(parts, IDS)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in parts.model.modules())
+    assert not left_behind(parts.model)
     assert torch.isfinite(before).all()

@@ -126,6 +126,18 @@ def test_frequencies_of_another_threads_prompt_do_not_get_into_a_run(monkeypatch
     assert torch.equal(ModelRun(model.parts)(ids).final, expected)
 
 
+def test_a_run_on_a_long_prompt_leaves_the_frequencies_as_they_were() -> None:
+    """Once they have grown, transformers' dynamic ones stay so for prompts that are shorter, of other threads too."""
+    scaled = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    model = wrapped("llama", rope_parameters=scaled, max_position_embeddings=2)
+    short, long = torch.tensor(IDS[:3]), torch.tensor(IDS * 4)
+    before = model.hf_model.model.rotary_emb.inv_freq.clone()
+    expected = ModelRun(model.parts)(short).final
+    ModelRun(model.parts)(long)
+    assert torch.equal(model.hf_model.model.rotary_emb.inv_freq, before)
+    assert torch.equal(ModelRun(model.parts)(short).final, expected)
+
+
 WRONG: dict[str, tuple[Call, str]] = {
     "transcoders with their configuration": (
         lambda model: ReplacementModel.from_model(model.hf_model, (model.transcoders, {}), None, "x"),  # type: ignore[arg-type]

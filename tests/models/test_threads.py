@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -18,7 +18,8 @@ from torch import Tensor
 from circuit_tracer import ReplacementModel
 from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.models.run import ModelRun, Stop, Visit
-from tests.support.model_calls import CALLS, activations, bare, equal, hooks_of, intervention, trace
+from tests.support.left_behind import left_behind
+from tests.support.model_calls import CALLS, activations, bare, equal, intervention, trace
 from tests.support.tiny import tiny_model, tiny_transcoder
 
 IDS = torch.tensor([3, 17, 5, 17, 40, 8])
@@ -84,7 +85,7 @@ def mixed(
             assert equal(CALLS[name](model, PROMPTS[number]), alone[name, number]), (name, number)
 
     beside([lambda seed=seed: work(seed) for seed in range(n_threads)])  # type: ignore[misc]
-    assert hooks_of(model) == 0
+    assert not left_behind(model.hf_model)
     assert (model.hf_model.config._attn_implementation, model.hf_model.config._experts_implementation) == own
 
 
@@ -154,20 +155,52 @@ def test_what_ends_one_run_leaves_the_others_right(model: ReplacementModel, erro
             assert equal(trace(model, IDS), alone)
 
     beside([ends, goes_on, ends])
-    assert hooks_of(model) == 0
+    assert not left_behind(model.hf_model)
     assert model.hf_model.config._attn_implementation == "eager"
 
 
-def test_a_hook_that_is_called_after_its_run_does_nothing(model: ReplacementModel) -> None:
-    """torch goes through a copy of a module's hooks, and calls those that another thread has removed with other arguments."""
+class Own(Exception):
+    """The user's."""
+
+
+@pytest.mark.parametrize("error", [Stop, Own])
+@pytest.mark.parametrize("own", [True, False], ids=["of-a-run", "of-the-bare-model"])
+def test_an_error_leaves_the_model_though_a_run_begins_and_ends_meanwhile(error: type[Exception], own: bool) -> None:
+    """As it passes a module, torch goes through the module's hooks, in Python; this thread stands in the first of two."""
+    parts, met = replacement("llama").parts, []
+
+    def other() -> None:
+        with ModelRun(parts, {"hook_resid_pre": lambda *_: None, "hook_resid_post": lambda *_: None}).active():
+            met.append(1)
+
+    def broken(*_: Any) -> None:
+        raise error
+
+    layer = parts.layers[1]
+    for hook in (lambda *_: beside([other]), lambda *_: None):
+        layer.module.register_forward_hook(hook, always_call=True)
+    if not own:
+        layer.mlp.register_forward_pre_hook(broken)
+    before = left_behind(parts.model)
+    run = ModelRun(parts, {("mlp.hook_out", 1): broken}, own_attention=False).active() if own else nullcontext()
+    with run, pytest.raises(error):
+        parts.model(input_ids=IDS[None])
+    assert met == [1]
+    assert left_behind(parts.model) == before
+
+
+def test_hooks_of_a_module_that_is_called_after_their_run_do_nothing(model: ReplacementModel) -> None:
+    """Another thread may be about to call what stood in the module's place when the run ended."""
     module, seen = model.parts.layers[0].mlp, []
     visits: dict[str, Visit] = {"mlp.hook_out": lambda _, x: seen.append(x), "mlp.hook_in": lambda _, x: seen.append(x)}
-    with ModelRun(model.parts, visits).active():
-        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-        elsewhere = contextvars.Context()
-        assert [elsewhere.run(hook, module, (IDS,), IDS) for hook in hooks] == [None, None]
-    assert [hook(module, (IDS,)) for hook in hooks] == [None, None]
-    assert not seen
+    x = torch.ones(1, 2, module.gate_proj.in_features)
+    with ModelRun(model.parts, visits, norms=None).active():
+        called = module._compiled_call_impl
+        inside = called(x)
+        assert len(seen) == 2
+        assert torch.equal(contextvars.Context().run(called, x), inside)
+    assert torch.equal(called(x), inside)
+    assert len(seen) == 2
 
 
 def test_a_context_that_outlives_a_run_is_its_own_again(model: ReplacementModel) -> None:
@@ -191,7 +224,7 @@ def test_a_run_can_end_in_another_context_than_it_began_in(model: ReplacementMod
     begun = generator()
     contextvars.Context().run(next, begun)
     contextvars.Context().run(begun.close)
-    assert hooks_of(model) == 0
+    assert not left_behind(model.hf_model)
     assert equal(bare(model, IDS), alone)
 
 
@@ -221,6 +254,38 @@ def test_compiled_insides_are_refused() -> None:
     model.hf_model.model.layers[1].compile(backend="eager")
     with pytest.raises(UnsupportedModelError, match=r"layers\.1 of llama is compiled"):
         trace(model, IDS)
+
+
+@pytest.mark.slow("imports torch's compiler")
+@pytest.mark.parametrize("first", ["compiled-before", "compiled-meanwhile"])
+def test_runs_do_not_make_torch_compile_the_whole_model_again(first: str) -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    model, counter = replacement("llama"), CompileCounter()
+    whole = torch.compile(model.hf_model, backend=counter, fullgraph=True)
+    elsewhere = contextvars.Context()
+
+    def answer() -> list[Tensor]:
+        with torch.no_grad():
+            return [whole(input_ids=IDS[None], use_cache=False).logits]
+
+    expected = [model.hf_model(input_ids=IDS[None]).logits]
+    if first == "compiled-before":
+        assert equal(answer(), expected)
+    for _ in range(3):
+        with ModelRun(model.parts, {"mlp.hook_out": lambda _, x: 2 * x}).active():
+            assert equal(elsewhere.run(answer), expected)
+        assert equal(answer(), expected)
+    assert counter.frame_count == 1
+
+
+def test_a_module_that_is_compiled_while_a_run_is_under_way_is_refused() -> None:
+    """Its call takes the place of what the run has there, and stays."""
+    model = replacement("llama")
+    module, run = model.parts.layers[1].mlp, ModelRun(model.parts, {"mlp.hook_out": lambda _, x: 2 * x})
+    with pytest.raises(UnsupportedModelError, match=r"layers\.1\.mlp of llama is compiled"), run.active():
+        module._compiled_call_impl = module._call_impl  # all that Module.compile does, but for the compiler
+    assert module._compiled_call_impl == module._call_impl
 
 
 # ---- what surrounds a call

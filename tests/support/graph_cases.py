@@ -6,6 +6,8 @@ import torch
 from hypothesis import strategies as st
 
 from circuit_tracer.graph import Edges, Graph, LogitTarget, NodeTable, Reconstruction, RowBalance, TargetTable
+from circuit_tracer.graph.attention_scores import AttentionScore, ScoreSide
+from circuit_tracer.graph.edge_heads import EdgeHeads
 from circuit_tracer.graph.validation import (
     Accounting,
     Agreement,
@@ -112,6 +114,34 @@ def dense_influence(matrix: torch.Tensor, weights: torch.Tensor) -> torch.Tensor
 
 def same_edges(a: Edges, b: Edges) -> bool:
     return all(torch.equal(x, y) for x, y in ((a.row_ptr, b.row_ptr), (a.source, b.source), (a.weight, b.weight)))
+
+
+def random_edge_heads(graph: Graph, seed: int = 0, keep: int = 2, n_heads: int = 5) -> EdgeHeads:
+    """Of every other edge of a graph; some have fewer heads than are kept."""
+    rng = torch.Generator().manual_seed(seed)
+    source, target, weight = (each[::2] for each in (graph.edges.source, graph.edges.target, graph.edges.weight))
+    shape = len(source), keep
+    columns = {}
+    for name in ("first", "last"):
+        layer = torch.randint(graph.n_layers, shape, generator=rng)
+        head = torch.randint(n_heads, shape, generator=rng)
+        there = torch.arange(keep) < torch.randint(keep + 1, (len(source), 1), generator=rng)
+        columns[name] = torch.where(there[..., None], torch.stack([layer, head], -1), -1)
+        columns[f"{name}_weight"] = torch.randn(shape, generator=rng, dtype=torch.float64) * there
+    mean_hops = torch.rand(len(source), generator=rng, dtype=torch.float64)
+    return EdgeHeads(source=source, target=target, direct=weight.double() / 2, mean_hops=mean_hops, **columns)
+
+
+def random_score() -> AttentionScore:
+    """A kept score of a graph of two layers and three tokens, with every kind of contributor."""
+    side = ScoreSide(
+        parts={"feature": 0.5, "error": -0.25, "token": 1.0, "bias": 0.25},
+        mass={"feature": 1.0, "error": 0.25, "token": 1.0, "bias": 0.25},
+        top=[("E_4_1", 1.0), ("0_3_1", 0.5), ("0_-1_0", -0.25), ("1_bias_left_out_1", 0.25)],
+    )
+    pairs = [("E_4_1", "0_3_1", -0.75), ("1_bias_own_2", "E_4_1", 0.5)]
+    pattern = [0.125, 0.625, 0.25]
+    return AttentionScore(1, 0, 2, 1, "rest", "L1H0 'a'@2 -> 'b'@1", 1.5, -0.47, pattern, side, side, pairs, 1e-8)
 
 
 def random_validation() -> ValidationReport:

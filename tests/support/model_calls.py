@@ -151,10 +151,3 @@ def equal(found: list[Tensor], expected: list[Tensor]) -> bool:
     return len(found) == len(expected) and all(
         a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in zip(found, expected, strict=True)
     )
-
-
-def hooks_of(model: ReplacementModel) -> int:
-    """Hooks on the model's modules, but for those that transformers leaves there when hidden states are asked for."""
-    modules = list(model.hf_model.modules())
-    hooks = [hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
-    return sum("output_capturing" not in getattr(hook, "__name__", "") for hook in hooks)

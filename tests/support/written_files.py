@@ -35,7 +35,7 @@ from circuit_tracer.transcoders import Transcoders, load_transcoder_from_hub
 from circuit_tracer.transcoders.loading import save_transcoders
 from tests.support import data_cases, feature_cases
 from tests.support.dictionaries import random_clt, random_set
-from tests.support.graph_cases import random_graph
+from tests.support.graph_cases import random_edge_heads, random_graph
 from tests.support.loop_cases import Run, tensors
 
 _CHAT = [{"role": "user", "content": "Name it: «Dallas», «Houston»."}]
@@ -81,14 +81,16 @@ def _bits(tensor: Tensor) -> bytes:
 
 
 def _graph() -> Graph:
-    return random_graph(dtype=torch.float32)
+    graph = random_graph(dtype=torch.float32)
+    graph.edge_heads = random_edge_heads(graph)
+    return graph
 
 
 def _parts(graph: Graph) -> dict[str, Any]:
     names = (
         "input_string", "input_tokens", "active_features", "selected_features", "activation_values", "logit_targets",
         "logit_probabilities", "scan", "vocab_size", "cfg", "edges", "targets", "balance", "token_strings", "provenance",
-        "reconstruction", "validation",
+        "reconstruction", "validation", "edge_heads",
     )  # fmt: skip
     return {name: getattr(graph, name) for name in names}
 

@@ -25,6 +25,7 @@ from circuit_tracer.training.data.norms import require_finite, token_norms
 from circuit_tracer.training.data.points import points_of
 from tests.support import data_cases
 from tests.support.data_cases import BOS, EOS, PAD
+from tests.support.left_behind import left_behind
 from tests.support.tiny import ARCHITECTURES, tiny_model
 
 IDS = torch.tensor([[1, 17, 5, 17, 40, 8, 22], [1, 9, 9, 2, 30, 31, 46], [1, 3, 4, 5, 6, 7, 8]])
@@ -93,10 +94,10 @@ def test_the_pass_stops_behind_the_last_layer_needed() -> None:
     for index, layer in enumerate(parts.layers):
         layer.module.register_forward_pre_hook(lambda module, args, index=index: ran.append(index))
     parts.final_norm.module.register_forward_pre_hook(lambda module, args: ran.append(-1))
+    before = left_behind(parts.model)
     run(parts, Points((0, 1), "hook_resid_mid", "hook_mlp_out"))
     assert ran == [0, 1]
-    hooks = [len(module._forward_hooks) for module in parts.model.modules()]
-    assert sum(hooks) == 0
+    assert left_behind(parts.model) == before
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])

@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_written_is_refused(evaluation: Evaluation, tmp_
 
 
 def test_local_paths_are_not_published() -> None:
-    from circuit_tracer.training.evaluation.evaluate import public_name
+    from circuit_tracer.models.sources import public_name
 
     assert public_name("org/model") == "org/model"
     assert public_name("/home/someone/models/tiny") == "tiny"

@@ -2,7 +2,8 @@
 
 Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 2, "input_string", "cfg", "scan",
 "vocab_size", "logit_targets": [[text, id]...], "target_labels", "target_kinds", "token_strings", "provenance"}, and
-"validation" if the graph was validated, "unfinished" if its trace was interrupted (the tensors ``unfinished.*`` are its rows).
+"validation" if the graph was validated, "attention_scores" if it keeps any, "unfinished" if its trace was interrupted (the
+tensors ``unfinished.*`` are its rows).
 Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit. From version 2 on,
 header and tensors have checksums (`circuit_tracer.files.checksums`), which are compared on load.
 """
@@ -21,10 +22,13 @@ from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputErro
 from circuit_tracer.files import atomic_write, open_file, parse_json
 from circuit_tracer.files.checksums import write_tensors
 from circuit_tracer.files.tensors import open_tensor_file
+from circuit_tracer.graph.attention_scores import AttentionScore
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
+from circuit_tracer.graph.edge_heads import EdgeHeads
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.files.pt import load_pt
 from circuit_tracer.graph.graph import Graph
+from circuit_tracer.graph.stream_reads import StreamReads
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
 from circuit_tracer.graph.unfinished import Unfinished
 from circuit_tracer.graph.validation import ValidationReport
@@ -48,6 +52,8 @@ _TENSORS = (
     "targets.token_id",
 )
 _BALANCE = tuple(f"balance.{field.name}" for field in fields(RowBalance))
+_EDGE_HEADS = tuple(f"edge_heads.{field.name}" for field in fields(EdgeHeads))
+_READS = tuple(f"targets.reads.{field.name}" for field in fields(StreamReads))
 _RECONSTRUCTION = tuple(f"reconstruction.{field.name}" for field in fields(Reconstruction))
 
 
@@ -137,6 +143,8 @@ def _header(graph: Graph) -> str:
     }
     if graph.validation is not None:
         header["validation"] = graph.validation.to_json()
+    if graph.scores:
+        header["attention_scores"] = [score.to_dict() for score in graph.scores]
     if graph.unfinished is not None:
         header["unfinished"] = graph.unfinished.facts
     try:
@@ -151,6 +159,10 @@ def _names_of(graph: Graph) -> list[str]:
         names += _BALANCE
     if graph.reconstruction is not None:
         names += _RECONSTRUCTION
+    if graph.edge_heads is not None:
+        names += _EDGE_HEADS
+    if graph.targets.reads is not None:
+        names += _READS
     return names
 
 
@@ -197,6 +209,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         return [tensors[name] for name in names] if all(present) else None
 
     balance, reconstruction = group(_BALANCE), group(_RECONSTRUCTION)
+    reads, edge_heads = group(_READS), group(_EDGE_HEADS)
     return Graph(
         input_string=header["input_string"],
         input_tokens=tensors["input_tokens"],
@@ -217,12 +230,15 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
             weight=tensors["targets.weight"],
             token_id=tensors["targets.token_id"],
             kind=header["target_kinds"],
+            reads=StreamReads(*reads) if reads else None,
         ),
         token_strings=header["token_strings"],
         reconstruction=Reconstruction(*reconstruction) if reconstruction else None,
         provenance=header["provenance"],
         validation=ValidationReport.from_json(header["validation"]) if "validation" in header else None,
         unfinished=_unfinished(header, tensors),
+        edge_heads=EdgeHeads(*edge_heads) if edge_heads else None,
+        scores=[AttentionScore.from_dict(score) for score in header.get("attention_scores", [])],
     )
 
 

@@ -3,7 +3,8 @@
 Graph attributes: input_string, vocab_size, n_layers; and as JSON text: input_tokens, token_strings, cfg, scan,
 provenance. Nodes are named as in the viewers' files. Node attributes: kind (feature | error | token | target), layer,
 position, feature, activation (features), order (place in the graph); for targets label, weight, target_kind; if the
-balance is known bias, unselected, unselected_mass, pre_activation. Edges run from source to target and carry weight.
+balance is known bias, unselected, unselected_mass, pre_activation. Edges run from source to target and carry weight, and heads
+as JSON text where the graph knows which attention heads they run through.
 """
 
 from __future__ import annotations
@@ -57,6 +58,12 @@ def to_networkx(graph: Graph, pruned: PruneResult | None = None) -> networkx.DiG
     result.add_nodes_from((names[i], row) for i, row in enumerate(_node_rows(graph)) if i in keep)
     edges = graph.edges if pruned is None else pruned.pruned_edges
     result.add_weighted_edges_from((names[s], names[t], w) for t, s, w in edges)
+    if graph.edge_heads is not None:
+        place = graph.edge_heads.find(edges.source, edges.target)
+        known = torch.nonzero(place >= 0).flatten()
+        pairs = zip(edges.source[known].tolist(), edges.target[known].tolist(), strict=True)
+        for (source, target), row in zip(pairs, graph.edge_heads.rows(place[known]), strict=True):
+            result.edges[names[source], names[target]]["heads"] = json.dumps(row.to_json())
     return result
 
 

@@ -22,6 +22,7 @@ from circuit_tracer.graph.files.hand_made import HandMade, hand_made, set_aside_
 from circuit_tracer.graph.files.keeping import keep_nodes, nodes_named
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.files.node_ids import cantor_pair, node_ids
+from circuit_tracer.graph.files.qk_tracing import with_scores
 from circuit_tracer.graph.files.read_json import sealed_graph
 from circuit_tracer.graph.files.validate import ExportTarget, upload_size_problems, validate_parts
 from circuit_tracer.graph.files.view import View
@@ -160,9 +161,12 @@ def viewer_json(
 ) -> str:
     """The whole document as compact JSON: nodes with an edge left, all tokens and targets, and the edges that are left.
 
-    kept: bool (N,), nodes that are written even without an edge.
+    kept: bool (N,), nodes that are written even without an edge. Of scores of attention that the graph keeps: `qk_tracing.py`.
 
-    Node ``influence`` is cumulative (small is important), link weights are signed and unnormalised. Raises InputError
+    Node ``influence`` is cumulative (small is important), link weights are signed and unnormalised. Links of edges whose heads
+    the graph knows (``edge_heads``) have "heads": {"direct", "hops" (their mean number), "first" and "last": [[layer, head,
+    weight]...]}.
+    Raises InputError
     with everything that ``validate`` finds wrong.
     """
     edges = pruned.pruned_edges
@@ -176,6 +180,7 @@ def viewer_json(
     by_any = dict[Any, str]((labels or {}).items())
     by_any.update(view.labels)
     nodes = node_dicts(graph, which, ids, pruned.cumulative_scores, by_any)
+    scores = with_scores(graph, nodes, by_any)
     place = torch.cumsum(present, 0) - 1
     names = np.array(ids, dtype=object)
     sources = names[place[link_source].cpu().numpy()].tolist()
@@ -190,7 +195,9 @@ def viewer_json(
     if not problems:
         text = (
             f'{{"metadata":{_dump(metadata)},"qParams":{_dump(q_params)},"nodes":{_dump(nodes)},'
-            f'"links":[{_links_text(sources, targets, weights)}]}}'
+            f'"links":[{_links_text(sources, targets, weights, _heads_texts(graph, link_source, link_target))}]'
+            + "".join(f',"{name}":{_dump(value)}' for name, value in scores.items())
+            + "}"
         )
         problems = upload_size_problems(len(text.encode())) if target == "neuronpedia" else []
     if problems:
@@ -359,15 +366,25 @@ def _shortest(values: np.ndarray) -> list[float]:
     return [float(text) for text in values.astype(str).tolist()]
 
 
-def _links_text(sources: list[str], targets: list[str], weights: np.ndarray) -> str:
+def _heads_texts(graph: Graph, source: torch.Tensor, target: torch.Tensor) -> list[str]:
+    """What each link says more: the heads that it runs through, where the graph knows them."""
+    if graph.edge_heads is None:
+        return [""] * len(source)
+    place = graph.edge_heads.find(source, target)
+    known = place >= 0
+    texts = iter(f',"heads":{_dump(row.to_json())}' for row in graph.edge_heads.rows(place[known]))
+    return [next(texts) if there else "" for there in known.tolist()]
+
+
+def _links_text(sources: list[str], targets: list[str], weights: np.ndarray, heads: list[str]) -> str:
     pieces = []
     for start in range(0, len(weights), _WEIGHTS_A_PIECE):
         part = slice(start, start + _WEIGHTS_A_PIECE)
         pieces.append(
             ",".join(
-                f'{{"source":"{source}","target":"{target}","weight":{weight}}}'
-                for source, target, weight in zip(
-                    sources[part], targets[part], weights[part].astype(str).tolist(), strict=True
+                f'{{"source":"{source}","target":"{target}","weight":{weight}{more}}}'
+                for source, target, weight, more in zip(
+                    sources[part], targets[part], weights[part].astype(str).tolist(), heads[part], strict=True
                 )
             )
         )

@@ -1,4 +1,4 @@
-"""Intervene on a prompt: `apply_edits` for one intervention, `apply_each` for many in shared passes.
+"""Intervene on a prompt, on features and heads: `apply_edits` for one intervention, `apply_each` for many in shared passes.
 
     outcome = apply_edits(model, graph, [ablate(Supernode.of_nodes("Texas", graph, [12, 40]))], "constrained")
     outcome.tokens()            # top tokens before and after
@@ -9,7 +9,8 @@ Cost: one pass for the clean run, and one for every `batch_size` interventions. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,20 +27,37 @@ from circuit_tracer.interventions.features.outcome import Outcome
 from circuit_tracer.interventions.features.passes import Freeze, Pass, require_finite
 from circuit_tracer.interventions.features.resolve import Change, Place, resolve_edits, settings_of
 from circuit_tracer.interventions.features.semantics import Kind, Semantics, semantics_of
+from circuit_tracer.interventions.heads.edits import HeadEdit
+from circuit_tracer.interventions.heads.resolve import HeadChange, resolve_heads
+from circuit_tracer.interventions.heads.visits import head_visits
+from circuit_tracer.models.run import ModelRun, Visit
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
 
-Experiment = dict[Place, Change]
+AnyEdit = Edit | HeadEdit
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One intervention, resolved: features by place, and heads."""
+
+    features: dict[Place, Change] = field(default_factory=dict)
+    heads: tuple[HeadChange, ...] = ()
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything is set to what it is not already."""
+        return any(c.value != c.clean for c in self.features.values()) or any(c.moves for c in self.heads)
 
 
 @typed
 def apply_edits(
     model: Traceable,
     prompt: Prompt | Graph | CleanRun,
-    edits: Edit | Sequence[Edit],
+    edits: AnyEdit | Sequence[AnyEdit],
     semantics: Semantics | Kind = "direct",
     watch: Watch = "all",
 ) -> Outcome:
@@ -52,7 +70,7 @@ def apply_edits(
     exist, cannot be or contradicts itself, CompatibilityError for a graph or clean run of another model or dictionary,
     ResourceError when attention is frozen and its patterns do not fit into memory.
     """
-    return apply_each(model, prompt, [[edits] if isinstance(edits, Edit) else edits], semantics, watch)[0]
+    return apply_each(model, prompt, [[edits] if isinstance(edits, Edit | HeadEdit) else edits], semantics, watch)[0]
 
 
 @typed
@@ -61,7 +79,7 @@ def apply_edits(
 def apply_each(
     model: Traceable,
     prompt: Prompt | Graph | CleanRun,
-    experiments: Sequence[Sequence[Edit]],
+    experiments: Sequence[Sequence[AnyEdit]],
     semantics: Semantics | Kind = "direct",
     watch: Watch = "all",
     batch_size: int = 16,
@@ -74,27 +92,38 @@ def apply_each(
     if isinstance(watch, str) and watch not in ("all", "none"):
         raise InputError(f"watch is {watch!r}; use 'all', 'none' or a list of features")
     meaning = semantics_of(semantics)
-    clean = _clean_run(model, prompt, meaning)
+    clean = clean_run(model, prompt, meaning)
     freeze = freeze_of(meaning, clean)
-    changes = [resolve_edits(edits, clean) for edits in experiments]
-    for experiment in changes:
-        _require_effect(experiment, clean, freeze)
-    moving = [number for number, each in enumerate(changes) if any(c.value != c.clean for c in each.values())]
+    resolved = resolve_all(experiments, clean, freeze)
+    moving = [number for number, each in enumerate(resolved) if each.moves]
     found: dict[int, tuple[Tensor, FeatureChanges | None]] = {}
     for start in range(0, len(moving), batch_size):
         batch = moving[start : start + batch_size]
-        final, features = _run([changes[number] for number in batch], clean, meaning, freeze, watch)
+        final, features = _run([resolved[number] for number in batch], clean, meaning, freeze, watch)
         found |= {number: (final[i], features[i]) for i, number in enumerate(batch)}
-    if len(found) < len(changes):
+    if len(found) < len(resolved):
         unmoved = (clean.final, _unmoved(clean, watch))
-        found |= {number: unmoved for number in range(len(changes)) if number not in found}
+        found |= {number: unmoved for number in range(len(resolved)) if number not in found}
     return [
-        Outcome(tuple(edits), clean, *found[number], {place: c.value for place, c in changes[number].items()})
+        Outcome(tuple(edits), clean, *found[number], {place: c.value for place, c in resolved[number].features.items()})
         for number, edits in enumerate(experiments)
     ]
 
 
-def _clean_run(model: Traceable, prompt: Prompt | Graph | CleanRun, meaning: Semantics) -> CleanRun:
+def resolve_all(experiments: Sequence[Sequence[AnyEdit]], clean: CleanRun, freeze: Freeze) -> list[Experiment]:
+    """What each set of edits comes to on a prompt; see `apply_edits` for errors."""
+    heads = [[edit for edit in edits if isinstance(edit, HeadEdit)] for edits in experiments]
+    changes = resolve_heads(heads, clean, freeze.attention) if any(heads) else [() for _ in heads]
+    found = []
+    for edits, each in zip(experiments, changes, strict=True):
+        features = resolve_edits([edit for edit in edits if not isinstance(edit, HeadEdit)], clean)
+        _require_effect(features, clean, freeze)
+        found.append(Experiment(features, each))
+    return found
+
+
+def clean_run(model: Traceable, prompt: Prompt | Graph | CleanRun, meaning: Semantics) -> CleanRun:
+    """The clean run of a prompt, or the one that is given, checked to be of this model."""
     if not isinstance(prompt, CleanRun):
         return CleanRun(model, prompt, patterns=meaning.freeze_attention)
     if prompt.model is not model:
@@ -127,13 +156,27 @@ def _run(
     no effect. A pass of one adds up as the clean run did.
     """
     watcher = None if watch == "none" else Watcher(clean, watch, len(experiments))
-    carried = [{}, *experiments] if len(experiments) > 1 else experiments
-    left_out = [copy * clean.n_pos + position for copy in range(len(carried)) for position in clean.left_out]
-    arguments = (clean.model, settings_of(carried, clean), freeze, watcher, left_out)
-    changes = IterativePass(*arguments, clean.active) if meaning.kind == "iterative" else Pass(*arguments)
-    final = require_finite(changes.run()(clean.ids, copies=len(carried)).final).flatten(0, 1)
+    carried = [Experiment(), *experiments] if len(experiments) > 1 else experiments
+    visits = head_visits([each.heads for each in carried], clean.model.parts.config.n_heads)
+    run = run_of(carried, clean, meaning, freeze, visits, watcher)
+    final = require_finite(run(clean.ids, copies=len(carried)).final).flatten(0, 1)
     features: list[FeatureChanges | None] = [None] * len(experiments) if watcher is None else [*watcher.result()]
     return clean.final + moved(final, clean.final, len(experiments)), features
+
+
+def run_of(
+    carried: Sequence[Experiment],
+    clean: CleanRun,
+    meaning: Semantics,
+    freeze: Freeze,
+    visits: Mapping[str, Visit],
+    watcher: Watcher | None = None,
+) -> ModelRun:
+    """The run over as many copies of the prompt as experiments are carried, with features set and `visits` at other sites."""
+    left_out = [copy * clean.n_pos + position for copy in range(len(carried)) for position in clean.left_out]
+    arguments = (clean.model, settings_of([each.features for each in carried], clean), freeze, watcher, left_out)
+    changes = IterativePass(*arguments, clean.active) if meaning.kind == "iterative" else Pass(*arguments)
+    return changes.run(visits)
 
 
 def _unmoved(clean: CleanRun, watch: Watch) -> FeatureChanges | None:
@@ -145,7 +188,7 @@ def _unmoved(clean: CleanRun, watch: Watch) -> FeatureChanges | None:
     return watcher.result()[0]
 
 
-def _require_effect(experiment: Experiment, clean: CleanRun, freeze: Freeze) -> None:
+def _require_effect(experiment: dict[Place, Change], clean: CleanRun, freeze: Freeze) -> None:
     """Refuse an edit whose feature writes to no layer of the range."""
     for layer in {layer for layer, _, _ in experiment}:
         targets = clean.model.transcoders.target_layers(layer)

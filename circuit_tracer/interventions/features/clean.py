@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.belonging import require_traced_with
 from circuit_tracer.errors import CompatibilityError
-from circuit_tracer.fingerprint import VERSION, fingerprints
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.features.activations import activations_of
 from circuit_tracer.interventions.features.passes import clean_network
@@ -41,8 +41,7 @@ class CleanRun:
     def __init__(self, model: Traceable, prompt: Prompt | Graph, patterns: bool = True) -> None:
         self.model = model
         if isinstance(prompt, Graph):
-            _check_sizes(prompt, model)
-            _check_fingerprints(prompt, model)
+            require_traced_with(prompt, model)
             self.ids = prompt.input_tokens.detach().cpu().long()
             self.left_out = prompt.provenance.get("settings", {}).get("zero_positions")
         else:
@@ -89,11 +88,6 @@ class CleanRun:
         found = torch.zeros_like(expected)
         for layer in kept[:, 0].unique().tolist():
             here = kept[:, 0] == layer
-            if int(kept[here, 2].max()) >= self.model.transcoders.n_features(layer):
-                raise CompatibilityError(
-                    f"the graph has feature {int(kept[here, 2].max())} in layer {layer}; these transcoders have features 0 "
-                    f"to {self.model.transcoders.n_features(layer) - 1} there. Use the transcoders it was traced with."
-                )
             found[here] = self.activations(layer, kept[here, 1], kept[here, 2]).cpu().double()
         coarse = {graph.cfg.dtype, self.model.parts.config.dtype} & {"bfloat16", "float16"}
         allowed = (COARSE_AGREEMENT if coarse else AGREEMENT) * expected.abs().max() if len(expected) else 0.0
@@ -106,32 +100,4 @@ class CleanRun:
                 f"the graph was made with another model or other transcoders: {int(off.sum())} of its {len(off)} features "
                 f"have other activations here, such as layer {layer}, position {position}, feature {index}: "
                 f"{float(expected[worst]):.4g} in the graph, {float(found[worst]):.4g} here. Load those it was traced with."
-            )
-
-
-def _check_fingerprints(graph: Graph, model: Traceable) -> None:
-    """Weights in another number format have other fingerprints; then, and where a file holds none or one of another recipe,
-    activations decide.
-    """
-    there = graph.provenance.get("fingerprint")
-    if not isinstance(there, dict) or there.get("version") != VERSION:
-        return
-    here = fingerprints(model.parts, model.transcoders)
-    for name, what in (("model", "another model"), ("transcoder", "other transcoders")):
-        if there.get(f"{name}_dtype") == here[f"{name}_dtype"] and there.get(name) != here[name]:
-            raise CompatibilityError(
-                f"the graph was made with {what}: fingerprint of the weights {there.get(name)} there, {here[name]} here "
-                f"({graph.cfg.model_name}, {graph.scan} there; {model.parts.config.model_name}, {model.transcoders.scan} "
-                "here). Load those it was traced with, or trace the prompt again."
-            )
-
-
-def _check_sizes(graph: Graph, model: Traceable) -> None:
-    here = model.parts.config
-    for name in ("n_layers", "d_model", "d_vocab"):
-        there = getattr(graph.cfg, name)
-        if there is not None and there != getattr(here, name):
-            raise CompatibilityError(
-                f"the graph was traced on {graph.cfg.model_name} with {name} {there}; the model here, {here.model_name}, "
-                f"has {getattr(here, name)}. Load the model that the graph was traced on."
             )

@@ -77,11 +77,7 @@ class Edit:
         if not self.features:
             raise InputError("an edit names no feature; give (layer, index), (layer, position, index) or a Supernode")
         object.__setattr__(self, "amount", number(self.amount, "an edit's amount"))
-        if isinstance(self.at, str) and self.at not in ("all", "prompt", "generated"):
-            raise InputError(f"an edit's place is {self.at!r}; use positions, a slice, 'all', 'prompt' or 'generated'")
-        if isinstance(self.at, slice) and self.at.step not in (None, 1):
-            raise InputError(f"an edit's slice has step {self.at.step}; list the positions instead")
-        object.__setattr__(self, "at", _place(self.at))
+        object.__setattr__(self, "at", plain_place(self.at))
         if self.source_at is not None:
             object.__setattr__(self, "source_at", _position(self.source_at))
 
@@ -164,11 +160,15 @@ def _feature(parts: Sequence[Any]) -> FeatureAt:
     return FeatureAt(int(parts[0]), None if position is None else int(position), int(parts[-1]))
 
 
-def _place(at: Any) -> int | slice | tuple[int, ...] | str | None:
-    """Where, in plain numbers: numpy's and tensors of any shape are welcome too."""
+def plain_place(at: Any) -> int | slice | tuple[int, ...] | str | None:
+    """Where, in plain numbers: numpy's and tensors of any shape are welcome too. Raises InputError for what is no place."""
+    if isinstance(at, str) and at not in ("all", "prompt", "generated"):
+        raise InputError(f"an edit's place is {at!r}; use positions, a slice, 'all', 'prompt' or 'generated'")
     if at is None or isinstance(at, str):
         return at
     if isinstance(at, slice):
+        if at.step not in (None, 1):
+            raise InputError(f"an edit's slice has step {at.step}; list the positions instead")
         return slice(*(None if end is None else _position(end) for end in (at.start, at.stop)))
     at = at.tolist() if hasattr(at, "tolist") else at
     return tuple(map(_position, at)) if isinstance(at, Iterable) else _position(at)

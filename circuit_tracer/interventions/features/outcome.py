@@ -14,6 +14,7 @@ from torch import Tensor
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit
 from circuit_tracer.interventions.features.observe import FeatureChanges
+from circuit_tracer.interventions.heads.edits import HeadEdit
 from circuit_tracer.models.capture import final_softcap, logits_at
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import token_strings
@@ -41,7 +42,7 @@ class Outcome:
     feature).
     """
 
-    edits: tuple[Edit, ...]
+    edits: tuple[Edit | HeadEdit, ...]
     clean: CleanRun
     final: Tensor
     features: FeatureChanges | None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.interventions.features.clean import CleanRun
-from circuit_tracer.interventions.features.edits import Edit, FeatureAt
+from circuit_tracer.interventions.features.edits import Edit, FeatureAt, Positions
 from circuit_tracer.interventions.features.settings import LayerSettings, in_precision
 from circuit_tracer.transcoders.base import described_layers
 
@@ -65,7 +65,8 @@ def reached(edit: Edit, clean: CleanRun, generating: bool = False) -> list[tuple
     found = []
     for feature in dict.fromkeys(edit.features):
         check_feature(feature, clean.model.transcoders)
-        positions = _positions(edit, feature, clean)
+        at = feature.position if edit.at is None else edit.at
+        positions = positions_at(at, clean, f"edit of feature {feature}")
         if not positions and not (generating and first_generated(edit, feature, clean.n_pos) is not None):
             raise InputError(
                 f"{edit} reaches no position of this prompt of {clean.n_pos} tokens (at={edit.at!r}); 'generated' tokens exist "
@@ -116,10 +117,9 @@ def settings_of(changes: Sequence[dict[Place, Change]], clean: CleanRun) -> dict
     return settings
 
 
-def _positions(edit: Edit, feature: FeatureAt, clean: CleanRun) -> list[int]:
-    at, n_pos = edit.at, clean.n_pos
-    if at is None and feature.position is not None:
-        at = feature.position
+def positions_at(at: Positions, clean: CleanRun, what: str) -> list[int]:
+    """Positions of the prompt, ascending; a name, or None, leaves out those that attribution leaves out. what: for errors."""
+    n_pos = clean.n_pos
     if at == "generated":
         return []
     if at is None or isinstance(at, str):
@@ -128,12 +128,12 @@ def _positions(edit: Edit, feature: FeatureAt, clean: CleanRun) -> list[int]:
         try:
             return list(range(n_pos)[at])
         except (TypeError, ValueError) as error:
-            raise InputError(f"edit of feature {feature} at positions {at}: {error}") from error
+            raise InputError(f"{what} at positions {at}: {error}") from error
     listed = [at] if isinstance(at, int) else at
     for position in listed:
         if not -n_pos <= position < n_pos:
             raise InputError(
-                f"edit of feature {feature} at position {position}: the prompt's {n_pos} tokens are positions 0 to {n_pos - 1}"
+                f"{what} at position {position}: the prompt's {n_pos} tokens are positions 0 to {n_pos - 1}"
             )
     return sorted({position % n_pos for position in listed})
 

@@ -20,6 +20,7 @@ from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit, FeatureAt
 from circuit_tracer.interventions.features.resolve import Change, Place, first_generated, reached, resolve_edits, taken
 from circuit_tracer.interventions.features.settings import LayerSettings, in_precision
+from circuit_tracer.interventions.heads.edits import HeadEdit
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import Visit
 
@@ -64,7 +65,12 @@ class SteeringPlan:
 
     def __init__(self, model: Traceable, clean: CleanRun, interventions: Sequence[Edit | Direction]) -> None:
         self.parts, self.n_pos, self.left_out = model.parts, clean.n_pos, clean.left_out
-        edits = [each for each in interventions if isinstance(each, Edit)]
+        if heads := [each for each in interventions if isinstance(each, HeadEdit)]:
+            raise InputError(
+                f"{heads[0]}: steering changes features and adds directions; heads are changed on a prompt, by apply_edits "
+                "(circuit-tracer intervene)"
+            )
+        edits = [each for each in interventions if not isinstance(each, Direction)]
         self.directed = [each for each in interventions if isinstance(each, Direction)]
         for direction in self.directed:
             _check_direction(direction, model.parts)

@@ -1,13 +1,14 @@
 """Taking things out of a prompt: what features, errors and tokens wrote on the clean run is subtracted where they wrote it.
 
+Heads may be held meanwhile, so that nothing of it comes through them.
 Many experiments share a pass; each pass carries one copy of the prompt with nothing taken out, against which changes are
 measured, so that rounding which both share drops out.
-Letters: B experiments, P positions, D d_model, N features read, K targets, n sources.
+Letters: B experiments, P positions, D d_model, N features read, K targets, n sources, L layers, H heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -17,12 +18,13 @@ from torch import Tensor
 
 from circuit_tracer.attribution.prompt import EncodedPrompt, LinearPrompt, linearise
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.passes import Freeze, Pass
+from circuit_tracer.interventions.heads.visits import holding_heads
+from circuit_tracer.interventions.validation.target_reads import Seen, TargetReads
 from circuit_tracer.models.capture import logits_at
-from circuit_tracer.models.run import Visit
+from circuit_tracer.models.run import Visit, in_turn
 
 WINDOW = 3  # layers whose MLPs are held in the condition "window": the source's own and the next two, as in the paper
 
@@ -45,7 +47,10 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True)
 class Sources:
-    """What one experiment takes out. Features: layer, position, index, value (n,); errors and tokens: where."""
+    """What one experiment takes out. Features: layer, position, index, value (n,); errors and tokens: where.
+
+    held: (L, H) heads that go on to give what they gave, whatever is taken out; None: none.
+    """
 
     layer: Tensor
     position: Tensor
@@ -53,9 +58,10 @@ class Sources:
     value: Tensor
     errors: tuple[tuple[int, int], ...] = ()
     tokens: tuple[int, ...] = ()
+    held: Tensor | None = None
 
     @classmethod
-    def of_nodes(cls, graph: Graph, nodes: Tensor) -> Sources:
+    def of_nodes(cls, graph: Graph, nodes: Tensor, held: Tensor | None = None) -> Sources:
         """Features, errors and tokens of a graph, by number."""
         layout, nodes = graph.nodes.layout, nodes.cpu()
         chosen = graph.selected_features[nodes[nodes < layout.n_features]].cpu()
@@ -69,6 +75,7 @@ class Sources:
             graph.activation_values[chosen].cpu(),
             tuple((place // n_pos, place % n_pos) for place in errors.tolist()),
             tuple(tokens.tolist()),
+            held,
         )
 
     @property
@@ -80,7 +87,7 @@ class Sources:
 
 class Readings(NamedTuple):
     """Changes against the clean copy. features: (B, N) of pre-activations; targets: (B, K) of demeaned logits before a
-    softcap; final: (B, P, D) output of the final norm.
+    softcap, and of what other targets read; final: (B, P, D) output of the final norm.
     """
 
     features: Tensor
@@ -88,9 +95,13 @@ class Readings(NamedTuple):
     final: Tensor
 
 
+# Called with the numbers of the experiments that a pass carries behind its clean copy; gives visits by site.
+Look = Callable[[Sequence[int]], Mapping[str, Visit]]
+
+
 class Bench:
-    """One prompt of a graph, ready for experiments: `watched` feature nodes and `targets` (rows of its target table, logits)
-    are read.
+    """One prompt of a graph, ready for experiments: `watched` feature nodes and `targets` (rows of its target table) are
+    read.
     """
 
     def __init__(self, model: Traceable, graph: Graph, watched: Tensor, targets: Tensor, batch_size: int) -> None:
@@ -104,11 +115,7 @@ class Bench:
             vectors, _ = model.transcoders.encoder_rows(layer, rows[place, 2])
             device, dtype = self.parts.device, self.parts.compute_dtype
             self._encoders[layer] = (place, rows[place, 1].to(device), vectors.to(device, dtype))
-        self.target_position = graph.targets.position[targets].to(self.parts.device)
-        weight = self.parts.unembed.weight
-        mean = weight.mean(0, dtype=self.parts.compute_dtype)
-        ids = graph.targets.token_id[targets].to(weight.device)
-        self.target_vectors = weight[ids].to(self.parts.compute_dtype) - mean
+        self.targets = TargetReads(graph, model, self.network, targets)
 
     @property
     def n_pos(self) -> int:
@@ -127,8 +134,8 @@ class Bench:
         keep[self.clean.left_out] = False
         return linearise(EncodedPrompt(self.network, self.clean.active.to("cpu"), keep), self.model.transcoders, False)
 
-    def run(self, experiments: Sequence[Sources], condition: Condition) -> Readings:
-        """Take out the sources of each experiment by itself; in the order given."""
+    def run(self, experiments: Sequence[Sources], condition: Condition, look: Look | None = None) -> Readings:
+        """Take out the sources of each experiment by itself; in the order given. look: visits the passes too."""
         found: list[Readings | None] = [None] * len(experiments)
         by_range: dict[range, list[int]] = {}
         for number, sources in enumerate(experiments):
@@ -137,7 +144,8 @@ class Bench:
             freeze = self.freeze(layers, condition.freeze_attention, condition.freeze_norms)
             for start in range(0, len(numbers), self.batch_size):
                 batch = numbers[start : start + self.batch_size]
-                readings = self._pass([experiments[number] for number in batch], freeze)
+                seeing = {} if look is None else look(batch)
+                readings = self._pass([experiments[number] for number in batch], freeze, seeing)
                 for place, number in enumerate(batch):
                     found[number] = Readings(*(column[place : place + 1] for column in readings))
         return Readings(*(torch.cat(column) for column in zip(*(each for each in found if each), strict=True)))
@@ -151,16 +159,33 @@ class Bench:
         """(n, V) of the next token."""
         return torch.log_softmax(logits_at(self.parts, final_nD), dim=-1)
 
-    def _pass(self, experiments: Sequence[Sources], freeze: Freeze) -> Readings:
+    def first_target(self, readings: Readings) -> tuple[float, list[float]]:
+        """On the clean prompt, and (B,) in the readings: the probability of the first target, if it is a token, else its
+        value.
+        """
+        token = self.targets.first_token
+        if token is None:
+            clean = float(self.targets.clean[0])
+            return clean, (clean + readings.targets[:, 0].double()).tolist()
+        index, position = token
+        final = torch.cat([self.clean.final[None, position], readings.final[:, position]])
+        first, *others = self.log_probabilities(final)[:, index].exp().tolist()
+        return first, others
+
+    def _pass(self, experiments: Sequence[Sources], freeze: Freeze, seeing: Mapping[str, Visit]) -> Readings:
         copies = len(experiments) + 1
         reader = _Reader(self, copies)
         changes = Pass(self.model, {}, freeze, reader, [])
         for copy, sources in enumerate(experiments, start=1):
             self._take_out(changes, sources, copy, copies)
         tokens = [(copy, place) for copy, each in enumerate(experiments, start=1) for place in each.tokens]
-        final = changes.run(self._without_tokens(tokens))(self.clean.ids, copies=copies).final
-        moved = (final[1:] - final[:1])[:, self.target_position]
-        return Readings(reader.result(), (moved * self.target_vectors).sum(-1), final[1:])
+        visits = {**self._without_tokens(tokens), **self._holding(experiments)}
+        seen: Seen = {}
+        for each in (seeing, self.targets.visits(seen)):
+            visits |= {site: in_turn(visits.get(site), visit) for site, visit in each.items()}
+        final = changes.run(visits)(self.clean.ids, copies=copies).final
+        moved = {place: found[1:] - found[:1] for place, found in seen.items()}
+        return Readings(reader.result(), self.targets.values(final[1:] - final[:1], moved), final[1:])
 
     def _take_out(self, changes: Pass, sources: Sources, copy: int, copies: int) -> None:
         """Subtract, at the output hooks of the pass, what the sources wrote there; in held layers only, if any are held."""
@@ -174,6 +199,12 @@ class Bench:
             if not changes.held or layer in changes.held:
                 delta = changes.delta.setdefault(layer, torch.zeros_like(like))
                 delta[first_row + position] -= self.linear.error[layer, position]
+
+    def _holding(self, experiments: Sequence[Sources]) -> dict[str, Visit]:
+        """Held heads give what they give in copy 0."""
+        none = torch.zeros(self.n_layers, self.parts.config.n_heads, dtype=torch.bool)
+        held = torch.stack([none, *(none if each.held is None else each.held for each in experiments)])
+        return {"attn.hook_z": holding_heads(held)} if held.any() else {}
 
     def _without_tokens(self, places: list[tuple[int, int]]) -> dict[str, Visit]:
         """Embeddings of tokens (copy, position) are missing; their positions' own vectors stay."""
@@ -207,16 +238,3 @@ class _Reader:
     def result(self) -> Tensor:
         """(B, N)."""
         return self.change
-
-
-def logit_targets(graph: Graph) -> Tensor:
-    """(K,) rows of the target table that are logits. Raises InputError if there are none: the vectors of other targets are
-    not in the graph.
-    """
-    rows = [row for row, kind in enumerate(graph.targets.kind) if kind == "logit"]
-    if not rows:
-        raise InputError(
-            f"the graph's targets ({', '.join(graph.targets.label[:3])}) are no tokens; validation measures probabilities of "
-            "tokens. Trace the prompt to tokens (the default targets) and validate that graph."
-        )
-    return torch.tensor(rows)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.models.model_pass import Points
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import fast_attention
+from circuit_tracer.models.sources import public_name
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.training.evaluation.activations import Activations, ModelActivations
 from circuit_tracer.training.evaluation.graphs import score_graphs
@@ -178,12 +178,6 @@ def describe(transcoders: Transcoders) -> str:
         f"{kind}, {layers} of {transcoders.d_transcoder} features, "
         f"{activation}{skip}, {transcoders.feature_input_hook} to {transcoders.feature_output_hook}"
     )
-
-
-def public_name(name: str) -> str:
-    """A hub name as it is, of a local path only its last part: a report is published, and folders are nobody's business."""
-    path = Path(name).expanduser()
-    return path.name if path.is_absolute() or path.exists() else name
 
 
 def _points(parts: ModelParts, transcoders: Transcoders, layers: Sequence[int] | None) -> Points:

@@ -1,0 +1,142 @@
+"""Frozen attention of one layer, head by head, forwards and backwards, among some positions of a prompt (README.md §2).
+
+A head is values -> mixed -> joined; its adjoint reads -> unmixed -> gathered. What multiplies whole rows or columns of the
+pattern (1/sigma of the norms) is in the pattern, gains and multipliers are in the projections.
+
+Letters: N fields, P positions, D d_model, H heads, K key/value heads, G = H / K heads of a group, d d_head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.kernels.attend_back import Scores
+from circuit_tracer.models.frozen import FrozenLayer
+
+QUERIES_A_TILE = 256  # of a pattern that is made anew
+
+
+@dataclass(frozen=True)
+class HeadMaps:
+    """The heads of one layer. pattern: (H, P, P), rows = queries, or what it is made from."""
+
+    pattern: Tensor | Scores
+    output_DO: Tensor
+    value_VD: Tensor
+    n_kv: int
+
+    @classmethod
+    def of(cls, layer: FrozenLayer, start: int, stop: int, dtype: torch.dtype) -> HeadMaps:
+        """Among positions start .. stop - 1, which become 0, 1, ..."""
+        output, value, before, after = layer.projections(dtype)
+        before, after = (scale if scale is None else scale[start:stop] for scale in (before, after))
+        if isinstance(layer.pattern, Scores):
+            return cls(layer.pattern.between(start, stop).scaled(after, before), output, value, layer.n_kv)
+        pattern = layer.pattern[:, start:stop, start:stop]
+        pattern = pattern if before is None else pattern * before
+        pattern = pattern if after is None else pattern * after[:, None]
+        return cls(pattern, output, value, layer.n_kv)
+
+    @cached_property
+    def n_heads(self) -> int:
+        """H."""
+        return self.pattern.n_heads if isinstance(self.pattern, Scores) else int(self.pattern.shape[0])
+
+    @property
+    def groups(self) -> int:
+        """G."""
+        return self.n_heads // self.n_kv
+
+    # forwards
+
+    def values(self, x_NPD: Tensor) -> Tensor:
+        """(..., K, d) values of what enters the layer, of any leading shape."""
+        return _split(x_NPD @ self.value_VD.T, -1, self.n_kv)
+
+    def mixed(self, values_NPKd: Tensor) -> Tensor:
+        """(N, P, H, d): what each head has taken from the positions that it looks at."""
+        n, n_pos, _, d_head = values_NPKd.shape
+        out = values_NPKd.new_zeros(n, n_pos, self.n_heads, d_head)
+        for kv, queries, keys, tile in self._tiles(n_pos):
+            flat = values_NPKd[:, keys, kv].transpose(0, 1).flatten(1)  # (keys, N d)
+            found = _split(torch.matmul(tile, flat), -1, n)  # (G, queries, N, d)
+            out[:, queries, self._heads(kv)] = found.permute(2, 1, 0, 3)
+        return out
+
+    def joined(self, mixed_NPHd: Tensor) -> Tensor:
+        """(N, P, D): what the heads write into the stream, together."""
+        joined: Tensor = mixed_NPHd.flatten(-2) @ self.output_DO.T
+        return joined
+
+    def of_head(self, head: int, x_PD: Tensor) -> Tensor:
+        """(P, D): what one head writes when x enters the layer."""
+        values = x_PD @ _split(self.value_VD, 0, self.n_kv)[head // self.groups].T
+        written: Tensor = self._pattern_of(head) @ values @ _split(self.output_DO, 1, self.n_heads)[:, head].T
+        return written
+
+    # backwards
+
+    def reads(self, g_NPD: Tensor) -> Tensor:
+        """(..., H, d): what a gradient of the heads' outputs reads of each head's mixed values, of any leading shape."""
+        return _split(g_NPD @ self.output_DO, -1, self.n_heads)
+
+    def unmixed(self, reads_NPHd: Tensor) -> Tensor:
+        """(N, P, H, d): the adjoint of `mixed`, heads of a group apart."""
+        n, n_pos = reads_NPHd.shape[:2]
+        out = torch.zeros_like(reads_NPHd)
+        for kv, queries, keys, tile in self._tiles(n_pos):
+            flat = reads_NPHd[:, queries, self._heads(kv)].permute(2, 1, 0, 3).flatten(2)  # (G, queries, N d)
+            found = _split(torch.matmul(tile.transpose(1, 2), flat), -1, n)  # (G, keys, N, d)
+            out[:, keys, self._heads(kv)] += found.permute(2, 1, 0, 3)
+        return out
+
+    def gathered(self, unmixed_NPHd: Tensor) -> Tensor:
+        """(N, P, D): the gradient of what enters the layer, over all heads."""
+        gathered: Tensor = _split(unmixed_NPHd, 2, self.n_kv).sum(3).flatten(-2) @ self.value_VD
+        return gathered
+
+    def back_of_head(self, head: int, g_PD: Tensor) -> Tensor:
+        """(P, D): the adjoint of `of_head`."""
+        reads = g_PD @ _split(self.output_DO, 1, self.n_heads)[:, head]
+        read: Tensor = self._pattern_of(head).T @ reads @ _split(self.value_VD, 0, self.n_kv)[head // self.groups]
+        return read
+
+    def score(self, unmixed_NPHd: Tensor, values_BPKd: Tensor) -> Tensor:
+        """(N, B, H): what N gradients, unmixed, read of B fields through each head."""
+        n_rows, width = unmixed_NPHd.shape[0], values_BPKd.shape[1] * values_BPKd.shape[3]
+        read = _split(unmixed_NPHd, 2, self.n_kv).permute(2, 0, 3, 1, 4).reshape(self.n_kv, -1, width)
+        given = values_BPKd.permute(2, 1, 3, 0).reshape(self.n_kv, width, -1)
+        return _split(torch.bmm(read, given), 1, n_rows).permute(1, 3, 0, 2).flatten(2)
+
+    def _heads(self, kv: int) -> slice:
+        return slice(kv * self.groups, (kv + 1) * self.groups)
+
+    def _tiles(self, n_pos: int) -> Iterator[tuple[int, slice, slice, Tensor]]:
+        """(key/value head, queries, keys, pattern of the group (G, queries, keys)), together all that is not zero."""
+        every = slice(0, n_pos)
+        for kv in range(self.n_kv):
+            if not isinstance(self.pattern, Scores):
+                yield kv, every, every, self.pattern[self._heads(kv)]
+                continue
+            for start in range(0, n_pos, QUERIES_A_TILE):
+                queries = slice(start, min(n_pos, start + QUERIES_A_TILE))
+                keys = slice(*self.pattern.keys_of(queries.start, queries.stop))
+                yield kv, queries, keys, self.pattern.tile(kv, queries, keys)
+
+    def _pattern_of(self, head: int) -> Tensor:
+        """(P, P)."""
+        if not isinstance(self.pattern, Scores):
+            return self.pattern[head]
+        every = slice(0, self.pattern.n_pos)
+        return self.pattern.tile(head // self.groups, every, every)[head % self.groups]
+
+
+def _split(tensor: Tensor, dim: int, parts: int) -> Tensor:
+    """One dimension as (parts, the rest)."""
+    split: Tensor = tensor.unflatten(dim, (parts, -1))
+    return split

@@ -1,0 +1,57 @@
+"""Was a graph traced with this model and these transcoders?"""
+
+from __future__ import annotations
+
+from circuit_tracer.attribution.traceable import Traceable
+from circuit_tracer.errors import CompatibilityError
+from circuit_tracer.fingerprint import VERSION, fingerprints
+from circuit_tracer.graph.graph import Graph
+from circuit_tracer.transcoders.base import Transcoders
+
+
+def require_traced_with(graph: Graph, model: Traceable) -> bool:
+    """Raise CompatibilityError if sizes, fingerprints or features say that it was not. Whether fingerprints were compared:
+    weights in another number format have others, and some files hold none, or those of another recipe.
+    """
+    _require_sizes(graph, model)
+    compared = _compare_fingerprints(graph, model)
+    _require_features(graph, model.transcoders)
+    return compared
+
+
+def _compare_fingerprints(graph: Graph, model: Traceable) -> bool:
+    there = graph.provenance.get("fingerprint")
+    if not isinstance(there, dict) or there.get("version") != VERSION:
+        return False
+    here, compared = fingerprints(model.parts, model.transcoders), True
+    for name, what in (("model", "another model"), ("transcoder", "other transcoders")):
+        if there.get(f"{name}_dtype") != here[f"{name}_dtype"]:
+            compared = False
+        elif there.get(name) != here[name]:
+            raise CompatibilityError(
+                f"the graph was made with {what}: fingerprint of the weights {there.get(name)} there, {here[name]} here "
+                f"({graph.cfg.model_name}, {graph.scan} there; {model.parts.config.model_name}, {model.transcoders.scan} "
+                "here). Load those it was traced with, or trace the prompt again."
+            )
+    return compared
+
+
+def _require_features(graph: Graph, transcoders: Transcoders) -> None:
+    layer, index = graph.active_features[:, 0].cpu(), graph.active_features[:, 2].cpu()
+    for each in layer.unique().tolist():
+        if (most := int(index[layer == each].max())) >= transcoders.n_features(each):
+            raise CompatibilityError(
+                f"the graph has feature {most} in layer {each}; these transcoders have features 0 to "
+                f"{transcoders.n_features(each) - 1} there. Use the transcoders it was traced with."
+            )
+
+
+def _require_sizes(graph: Graph, model: Traceable) -> None:
+    here = model.parts.config
+    for name in ("n_layers", "d_model", "d_vocab"):
+        there = getattr(graph.cfg, name)
+        if there is not None and there != getattr(here, name):
+            raise CompatibilityError(
+                f"the graph was traced on {graph.cfg.model_name} with {name} {there}; the model here, {here.model_name}, "
+                f"has {getattr(here, name)}. Load the model that the graph was traced on."
+            )

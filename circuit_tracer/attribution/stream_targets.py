@@ -1,0 +1,185 @@
+"""Targets that read the residual stream on its way: a direction at any site, and the score of an attention head.
+
+Both become `StreamReads`: vectors in the stream, with the norms between the stream and the site at their frozen scales.
+
+Letters: D d_model, H heads, P positions, d d_head, n places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.arguments import whole
+from circuit_tracer.attribution.contrast import contrast_of, position_in
+from circuit_tracer.errors import CompatibilityError, InputError, shortened
+from circuit_tracer.graph.stream_reads import StreamReads
+from circuit_tracer.graph.targets import TargetKind
+from circuit_tracer.models.frozen import FrozenNetwork
+from circuit_tracer.models.norms import FrozenNorm
+from circuit_tracer.models.queries_keys import read_scores
+from circuit_tracer.models.sites import site_of
+
+SIDES = ("both", "query", "key")
+
+
+class DirectionTarget(NamedTuple):
+    """What a vector (D,) reads at a site of the stream: a probe, a steering vector, a direction of any kind.
+
+    site: `hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`, or a place behind one of the layer's norms or between two of
+    these (`DIRECTION_SITES`). position: -1 is the last token. Its row sums to <vector, activation>.
+    """
+
+    vector: Tensor
+    site: str
+    layer: int
+    position: int = -1
+    weight: float = 1.0
+    label: str = ""
+
+
+class AttentionTarget(NamedTuple):
+    """Why a head looks where it looks: the score of (layer, head, query, key) before the softmax.
+
+    versus: another key, or "rest" for all others that the query sees, in proportion to their attention: then it is the
+    difference of the scores, which is the difference of the logs of attention. side: the score is a product of what the query's
+    token holds and what the key's token holds. "key" takes the query as given and explains the key, "query" the other way
+    round; "both" is half of each, a node's Shapley share of the product. Each sums to the score.
+    """
+
+    layer: int
+    head: int
+    query: int
+    key: int
+    versus: int | str | None = None
+    side: str = "both"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class StreamTarget:
+    """A target resolved: its reads (all of row 0), and what is added to them. It is a target of any trace of the prompt."""
+
+    label: str
+    reads: StreamReads
+    constant: float
+    kind: TargetKind = "direction"
+    weight: float = 1.0
+
+    @property
+    def layer(self) -> int:
+        """The last layer it reads."""
+        return int(self.reads.layer.max())
+
+    @property
+    def position(self) -> int:
+        """The last position it reads."""
+        return int(self.reads.position.max())
+
+
+class _Place(NamedTuple):
+    """A term of a site's activation: the stream so many layers up, entering that layer or before its MLP."""
+
+    up: int
+    entering: bool
+    sign: int = 1
+
+
+class _Way(NamedTuple):
+    """How a site's activation follows from the stream: a sum of places, a norm, with its gain or before it."""
+
+    places: tuple[_Place, ...]
+    norm: str | None = None
+    gain: bool = True
+
+
+_PRE, _MID, _POST = _Place(0, True), _Place(0, False), _Place(1, True)
+DIRECTION_SITES = {
+    "hook_resid_pre": _Way((_PRE,)),
+    "ln1.hook_normalized": _Way((_PRE,), "attention_norm", gain=False),
+    "hook_attn_out": _Way((_MID, _PRE._replace(sign=-1))),
+    "hook_resid_mid": _Way((_MID,)),
+    "ln2.hook_normalized": _Way((_MID,), "mlp_norm", gain=False),
+    "mlp.hook_in": _Way((_MID,), "mlp_norm"),
+    "hook_mlp_out": _Way((_POST, _MID._replace(sign=-1))),
+    "hook_resid_post": _Way((_POST,)),
+}
+
+
+def resolve_direction(network: FrozenNetwork, target: DirectionTarget) -> StreamTarget:
+    """Raises InputError for a vector, site, layer or position that cannot be, CompatibilityError for a site that the
+    architecture has not.
+    """
+    name = site_of(network.parts, target.site).name
+    if name not in DIRECTION_SITES:
+        raise InputError(f"a direction cannot be read at {name!r}; it can at {', '.join(DIRECTION_SITES)}")
+    way, layer = DIRECTION_SITES[name], whole(target.layer, "a target's layer")
+    if not 0 <= layer < network.n_layers:
+        raise InputError(f"a target's layer is {layer}; the model has layers 0 to {network.n_layers - 1}")
+    position = position_in(target.position, network.captured.n_pos)
+    label = target.label or f"direction at {name.removeprefix('hook_')} {layer}"
+    vector = read_vector(target.vector, label, network.captured.final[0])
+    constant = 0.0
+    if len(way.places) > 1:
+        if network.parallel:
+            raise CompatibilityError(
+                f"{name} of this model, whose attention and MLP run side by side, is no difference of the stream at two "
+                "places; read hook_resid_pre or hook_resid_post"
+            )
+        vector = vector / network.parts.residual_multiplier
+    norm: FrozenNorm | None = None if way.norm is None else getattr(network.layers[layer], way.norm)
+    if norm is not None:
+        constant = float(vector @ norm.shift) if way.gain and norm.shift is not None else 0.0
+        vector = norm.adjoint_at(vector[None], torch.tensor([position], device=vector.device), gain=way.gain)[0]
+    places = [(layer + place.up, place.entering, position, place.sign * vector) for place in way.places]
+    return StreamTarget(label, _reads(places), constant, weight=target.weight)
+
+
+def resolve_attention(network: FrozenNetwork, target: AttentionTarget, tokens: list[str]) -> StreamTarget:
+    """tokens: P texts, for the label. Raises InputError for a layer, head, query or key that cannot be."""
+    if target.side not in SIDES:
+        raise InputError(f"side is {target.side!r}; expected one of {', '.join(SIDES)}")
+    layer = whole(target.layer, "a target's layer")
+    if not 0 <= layer < network.n_layers:
+        raise InputError(f"a target's layer is {layer}; the model has layers 0 to {network.n_layers - 1}")
+    scores = read_scores(network.parts, network.captured, [layer])[layer]
+    contrast = contrast_of(scores, target.head, target.query, target.key, target.versus)
+    share = 0.5 if target.side == "both" else 1.0
+    places, constant = [], 0.0
+    if target.side != "query":
+        vectors, constants = contrast.key_side(scores)
+        places += [(layer, True, key, share * vector) for key, vector in zip(contrast.keys, vectors, strict=True)]
+        constant += share * float(constants.sum())
+    if target.side != "key":
+        vector, own = contrast.query_side(scores)
+        places.append((layer, True, contrast.query, share * vector))
+        constant += share * float(own)
+    return StreamTarget(contrast.label(layer, tokens), _reads(places), constant, "attention", target.weight)
+
+
+def read_vector(given: object, label: str, like_D: Tensor) -> Tensor:
+    """A vector (D,) that can be read with, in the dtype and on the device of another one. Raises InputError."""
+    try:
+        vector = torch.as_tensor(given).detach().to(like_D)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"target {label!r}: the vector is {shortened(given)}; give a tensor (D,)") from error
+    if vector.shape != like_D.shape or not torch.isfinite(vector).all() or not vector.any():
+        raise InputError(
+            f"target {label!r}: the vector must be finite, not zero, and of shape {tuple(like_D.shape)}, "
+            f"got {tuple(vector.shape)}"
+        )
+    return vector
+
+
+def _reads(places: list[tuple[int, bool, int, Tensor]]) -> StreamReads:
+    layer, entering, position, vector = zip(*places, strict=True)
+    return StreamReads(
+        row=torch.zeros(len(places), dtype=torch.int64),
+        layer=torch.tensor(layer),
+        entering=torch.tensor(entering),
+        position=torch.tensor(position),
+        vector=torch.stack(vector).cpu(),
+    )

@@ -1,0 +1,44 @@
+"""The option that names what is explained, and what its texts mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from circuit_tracer.cli import options
+from circuit_tracer.errors import InputError
+
+if TYPE_CHECKING:
+    from circuit_tracer.attribution.targets import Target
+
+OPTION = options.text(
+    "--target",
+    metavar="TARGET",
+    help="Explain this instead of the most probable tokens: a token by its text or as id:NUMBER; "
+    "feature:LAYER:POSITION:INDEX; the score of a head, attn:L5H3:QUERY:KEY[:OTHER], with another key or rest to compare "
+    "with; or a vector from a .safetensors or .npy file, direction:FILE:SITE:LAYER:POSITION. Repeatable.",
+)
+_DIRECTION = "direction:"
+
+
+def read_targets(texts: list[str]) -> list[Target]:
+    """The targets of the option. Raises InputError."""
+    from circuit_tracer.attribution.target_text import parse_target
+
+    return [_direction(text) if text.startswith(_DIRECTION) else parse_target(text) for text in texts]
+
+
+def _direction(text: str) -> Target:
+    """A vector from a file that holds one tensor."""
+    from circuit_tracer.attribution.stream_targets import DirectionTarget
+    from circuit_tracer.files.tensors import open_tensor_file
+
+    parts = text.removeprefix(_DIRECTION).rsplit(":", 3)
+    if len(parts) != 4 or not (parts[2].isdecimal() and parts[3].removeprefix("-").isdecimal()):
+        raise InputError(f"target {text!r} is not direction:FILE:SITE:LAYER:POSITION")
+    path, site, layer, position = Path(parts[0]), parts[1], int(parts[2]), int(parts[3])
+    file = open_tensor_file(path)
+    if len(file.entries) != 1:
+        raise InputError(f"{path} holds {len(file.entries)} tensors; a direction is read from a file that holds one")
+    label = f"{path.stem} at {site.removeprefix('hook_')} {layer}"
+    return DirectionTarget(file.read(next(iter(file.entries))), site, layer, position, label=label)
