@@ -7,7 +7,7 @@ from torch import Tensor
 
 from circuit_tracer.attention.frozen_prompt import FrozenPrompt
 from circuit_tracer.errors import CompatibilityError, NumericalError
-from circuit_tracer.graph.balance import PROMISED_RESIDUAL
+from circuit_tracer.graph.balance import promised_residual
 from circuit_tracer.graph.graph import Graph
 
 
@@ -21,8 +21,7 @@ def require_sums(
     gap_E = (sums_nE - weight_E).abs().amax(0)
     residual_E = gap_E / torch.maximum(mass_E, weight_E.abs()).clamp_min(torch.finfo(torch.float64).tiny)
     worst = int(residual_E.argmax())
-    dtypes = (graph.cfg.dtype, prompt.network.parts.config.dtype, graph.edges.weight.dtype)
-    promised = max(PROMISED_RESIDUAL.get(str(dtype).removeprefix("torch."), 0.0) for dtype in dtypes)
+    promised = promised_residual(graph.cfg.dtype, prompt.network.parts.config.dtype, graph.edges.weight.dtype)
     if bool((residual_E <= promised).all()):
         return float(residual_E[worst])
     names = graph.nodes.ids(pairs_2E[:, worst].to(graph.device))

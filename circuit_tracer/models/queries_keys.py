@@ -23,11 +23,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from circuit_tracer.arguments import whole
 from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.models.attention import AttentionTape, Scoring
 from circuit_tracer.models.capture import PromptCapture
 from circuit_tracer.models.followed import Leaf, follow
+from circuit_tracer.models.indices import require_head, require_layer, require_position
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.plain import float_dtypes
@@ -128,6 +128,7 @@ class LayerScores:
     """
 
     layer: int
+    n_layers: int
     stream: Tensor  # (P, D) the residual stream that enters the layer
     query: Tensor  # (H, P, d) after rotary embedding and norms
     key: Tensor  # (K, P, d) the same
@@ -195,30 +196,26 @@ class LayerScores:
 
     def query_reads(self, head: int, position: int, cotangents_nd: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (n, D) and constants (n,): cotangent . query[head, position] = vector . stream[position] + constant."""
-        self._position(position, "position")
+        self._position(position)
         head = self._head(head)
         return self.queries.read(head, position, cotangents_nd)
 
     def key_reads(self, head: int, position: int, cotangents_nd: Tensor) -> tuple[Tensor, Tensor]:
         """The same of the key at a position that `head`, a head of queries, reads."""
-        self._position(position, "position")
+        self._position(position)
         return self.keys.read(self.key_head(head), position, cotangents_nd)
 
     def keys_reads(self, head: int, positions: list[int], cotangents_nd: Tensor) -> tuple[Tensor, Tensor]:
         """The same of keys at several positions, each at most once: one cotangent, vector and constant for each."""
         for position in positions:
-            self._position(position, "position")
+            self._position(position)
         return self.keys.read_each(self.key_head(head), positions, cotangents_nd)
 
     def _head(self, head: int) -> int:
-        if not 0 <= whole(head, "head") < self.n_heads:
-            raise InputError(f"head {head} does not exist; layer {self.layer} has heads 0 to {self.n_heads - 1}")
-        return int(head)
+        return require_head(self.layer, head, self.n_layers, self.n_heads)[1]
 
-    def _position(self, position: int, name: str) -> int:
-        if not 0 <= whole(position, name) < self.n_pos:
-            raise InputError(f"{name} {position} does not exist; the prompt has positions 0 to {self.n_pos - 1}")
-        return int(position)
+    def _position(self, position: int, name: str = "position") -> int:
+        return require_position(position, self.n_pos, name)
 
 
 @plain_torch()
@@ -229,7 +226,7 @@ def read_scores(parts: ModelParts, captured: PromptCapture, layers: Iterable[int
     What is kept is of these layers alone. Raises InputError for a layer that does not exist, and UnsupportedModelError where
     queries or keys are not affine in the stream once the scales of norms are frozen.
     """
-    wanted = sorted({_layer(parts, layer) for layer in layers})
+    wanted = sorted({require_layer(layer, len(parts.layers)) for layer in layers})
     if not wanted:
         return {}
     met, caught = _pass(parts, captured, wanted), _Caught(wanted)
@@ -250,12 +247,6 @@ class _Met:
     query: Tensor = field(default_factory=lambda: torch.empty(0))  # (H, P, d)
     key: Tensor = field(default_factory=lambda: torch.empty(0))  # (K, P, d)
     call: Call = field(default_factory=lambda: Call((), {}))
-
-
-def _layer(parts: ModelParts, layer: int) -> int:
-    if not 0 <= whole(layer, "layer") < len(parts.layers):
-        raise InputError(f"layer {layer} does not exist; the model has layers 0 to {len(parts.layers) - 1}")
-    return int(layer)
 
 
 def _pass(parts: ModelParts, captured: PromptCapture, wanted: list[int]) -> dict[int, _Met]:
@@ -316,6 +307,7 @@ def _layer_scores(
     scaling, softcap, sinks, first = scoring[layer]
     return LayerScores(
         layer=layer,
+        n_layers=len(parts.layers),
         stream=stream,
         query=followed.query.detach(),
         key=followed.key.detach(),

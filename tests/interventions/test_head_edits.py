@@ -265,9 +265,9 @@ def refused(*edits: Any, semantics: Semantics = LIVE) -> Callable[[], Any]:
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
-    "layer": (refused(HeadEdit(3, 0, "zero")), r"edit of head L3H0: layer 3 does not exist; layers: 0 to 2"),
-    "head": (refused(HeadEdit(0, 4, "zero")), r"head 4 does not exist; heads of a layer: 0 to 3"),
-    "negative-head": (refused(HeadEdit(0, -1, "zero")), r"head -1 does not exist"),
+    "layer": (refused(HeadEdit(3, 0, "zero")), "there is no head L3H0; the model has layers 0 to 2"),
+    "head": (refused(HeadEdit(0, 4, "zero")), "there is no head L0H4; .* each with heads 0 to 3"),
+    "negative-head": (refused(HeadEdit(0, -1, "zero")), "there is no head L0H-1"),
     "position": (refused(HeadEdit(0, 0, "zero", at=6)), r"position 6: the prompt's 6 tokens are positions 0 to 5"),
     "no-position": (refused(HeadEdit(0, 0, "zero", at=slice(6, None))), "reaches no position"),
     "generated": (refused(HeadEdit(0, 0, "zero", at="generated")), "reaches no position"),

@@ -24,8 +24,8 @@ from circuit_tracer.interventions.features.edits import Edit
 from circuit_tracer.interventions.features.passes import require_finite
 from circuit_tracer.interventions.features.semantics import Kind, Semantics, semantics_of
 from circuit_tracer.interventions.heads.edits import HeadEdit
-from circuit_tracer.interventions.heads.resolve import check_head
 from circuit_tracer.interventions.heads.visits import head_visits
+from circuit_tracer.models.indices import from_the_front, require_head
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import Visit, in_turn
 from circuit_tracer.models.surroundings import plain_torch
@@ -140,11 +140,5 @@ def _row(row: Row, clean: CleanRun) -> Row:
         layer, head, query = row
     except (TypeError, ValueError) as error:
         raise InputError(f"{shortened(row)} is no row of a pattern; give (layer, head, query)") from error
-    layer, head, query = (whole(each, "a part of (layer, head, query)") for each in (layer, head, query))
-    check_head(layer, head, clean.model.parts.config, f"pattern of L{layer}H{head}")
-    if not -clean.n_pos <= query < clean.n_pos:
-        raise InputError(
-            f"pattern of L{layer}H{head} at query {query}: the prompt's {clean.n_pos} tokens are positions 0 to "
-            f"{clean.n_pos - 1}"
-        )
-    return layer, head, query % clean.n_pos
+    config = clean.model.parts.config
+    return *require_head(layer, head, config.n_layers, config.n_heads), from_the_front(query, clean.n_pos, "query")
