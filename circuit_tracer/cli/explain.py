@@ -84,7 +84,8 @@ def explain(
         texts += [_edge(each, subject) for each in edges]
     if places:
         scores = [explain_score(subject, model, *place, pairs=pairs) for place in places]
-        subject.scores = [each.kept() for each in scores]
+        new = {each.place: each for each in (each.kept() for each in scores)}
+        subject.scores = [*(each for each in subject.scores if each.place not in new), *new.values()]
         found["scores"] = [each.to_dict() for each in scores]
         texts += [_score(each) for each in scores]
     if keeps:
