@@ -25,7 +25,7 @@ from circuit_tracer.errors import NumericalError
 from circuit_tracer.graph.balance import promised_residual
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.stream_reads import StreamReads
-from circuit_tracer.models.queries_keys import LayerScores
+from circuit_tracer.models.layer_scores import LayerScores
 from circuit_tracer.models.surroundings import plain_torch
 
 BYTES_IN_FLIGHT = 2**28  # of rows of gradients

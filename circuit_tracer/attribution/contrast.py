@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.models.indices import from_the_front
-from circuit_tracer.models.queries_keys import LayerScores
+from circuit_tracer.models.layer_scores import LayerScores
 
 REST = "rest"
 

@@ -291,7 +291,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "shape": (refused(HeadEdit(0, 0, "patch", at=2, value=torch.ones(5))), r"shape \(5,\); expected \(1, 4\)"),
     "ahead": (refused(HeadEdit(0, 0, "pattern", at=2, value=torch.ones(6) / 6)), "weight on key 3, which comes later"),
     "row": (lambda: measure_patterns(model_of("llama"), IDS, [], [(0, 0)]), r"give \(layer, head, query\)"),  # type: ignore[list-item]
-    "row-head": (lambda: measure_patterns(model_of("llama"), IDS, [], [(0, 9, 1)]), "heads of a layer: 0 to 3"),
+    "row-head": (lambda: measure_patterns(model_of("llama"), IDS, [], [(0, 9, 1)]), "there is no head L0H9"),
     "row-query": (lambda: measure_patterns(model_of("llama"), IDS, [], [(0, 0, 6)]), "positions 0 to 5"),
 }  # fmt: skip
 

@@ -14,9 +14,10 @@ from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.models import attention
 from circuit_tracer.models.architectures import NormKind
 from circuit_tracer.models.capture import PromptCapture, capture
+from circuit_tracer.models.layer_scores import LayerScores
 from circuit_tracer.models.norms import NormParameters
 from circuit_tracer.models.parts import ModelParts, bind
-from circuit_tracer.models.queries_keys import LayerScores, read_scores
+from circuit_tracer.models.queries_keys import read_scores
 from circuit_tracer.models.run import ModelRun, implementation, read
 from tests.support.tiny import CONFIGS, FAMILIES, tiny_model
 
