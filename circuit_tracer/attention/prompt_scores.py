@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -30,6 +30,7 @@ from circuit_tracer.transcoders.base import Transcoders
 
 KEPT_ROWS = 2**30  # bytes; more decoder rows than that are read from the dictionary's files for every question
 KEPT_LAYERS = 4  # whose queries and keys stay in memory
+TOGETHER = 2**26  # bytes; if those of all layers are fewer, they are made in one pass
 AGREEMENT, COARSE_AGREEMENT = 1e-3, 0.05  # of activations, relative to the largest; the latter for bfloat16 and float16
 FLIPPED = 0.02  # share of features that may fall on the other side of their threshold by rounding
 
@@ -81,26 +82,36 @@ class PromptScores:
 
     def scores(self, layer: int) -> LayerScores:
         """Queries and keys of a layer. Raises InputError for one that does not exist."""
-        return _remembered(
-            self._layers, layer, lambda: read_scores(self.network.parts, self.network.captured, [layer])[layer]
-        )
+        parts, captured = self.network.parts, self.network.captured
+        return _remembered(self._layers, layer, lambda: read_scores(parts, captured, self._with(layer)))
 
     def constant_streams(self, layer: int) -> dict[str, Tensor]:
         """What each kind of constant makes of the stream (P, D) that enters a layer."""
-        return _remembered(self._streams, layer, lambda: constant_streams(self.linear, self.transcoders, layer))
+        make = partial(constant_streams, self.linear, self.transcoders)
+        return _remembered(self._streams, layer, lambda: make(self._with(layer)))
+
+    def _with(self, layer: int) -> list[int]:
+        """The layers that are made together with one: all of a short prompt, whose passes cost more than what is kept."""
+        config, n_pos = self.network.parts.config, self.network.captured.n_pos
+        width = (
+            4 * config.d_model + 4 * config.n_heads * config.d_head
+        )  # of a position: constants, queries, keys, their inputs
+        n_bytes = config.n_layers * n_pos * width * self.network.parts.compute_dtype.itemsize
+        return list(range(config.n_layers)) if n_bytes <= TOGETHER and layer in range(config.n_layers) else [layer]
 
 
 Kept = TypeVar("Kept")
 _LATEST: WeakKeyDictionary[Graph, PromptScores] = WeakKeyDictionary()
 
 
-def _remembered(kept: dict[int, Kept], layer: int, make: Callable[[], Kept]) -> Kept:
-    """The value of a layer; the layers asked for last are kept."""
-    found = kept.pop(layer) if layer in kept else make()
-    while len(kept) >= KEPT_LAYERS:
-        del kept[next(iter(kept))]
-    kept[layer] = found
-    return found
+def _remembered(kept: dict[int, Kept], layer: int, make: Callable[[], dict[int, Kept]]) -> Kept:
+    """The value of a layer; what was made last stays, with the layers asked for before it."""
+    if layer not in kept:
+        made = make()
+        while kept and len(kept) >= max(KEPT_LAYERS, len(made)):
+            del kept[next(iter(kept))]
+        kept.update(made)
+    return kept[layer]
 
 
 def _make(graph: Graph, model: Traceable, frozen: FrozenPrompt) -> PromptScores:
