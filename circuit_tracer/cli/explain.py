@@ -50,9 +50,10 @@ def explain(
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Explain attention: split edges over heads, and take apart the score that makes a head look at a token.
+    """Explain attention: heads of edges, and why heads look.
 
-    Without --edge and --score, every edge of the pruned graph is split. The heads of these edges, and scores, are kept in the
+    --edge splits an edge over the heads that it runs through; --score takes apart the score that makes a head look at a token.
+    Without either, every edge of the pruned graph is split. The heads of these edges, and scores, are kept in the
     graph file, where the viewer finds them.
     """
     from circuit_tracer.files import require_writable_folder

@@ -106,9 +106,10 @@ def heads(
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Diagnose attention heads: previous-token, induction and other scores, and what the loss is without a head.
+    """Diagnose attention heads: induction, copying and others.
 
-    Needs no transcoders. The scores are HeadVis's; docs/heads.md has the formulas.
+    A table of every head's scores, and of what the loss is without a head. Needs no transcoders. The scores are HeadVis's;
+    docs/heads.md has the formulas.
     """
     from circuit_tracer.files import require_writable_file, require_writable_folder
 
