@@ -64,19 +64,22 @@ class PatternChanges:
                 raise InputError(
                     f"query {query} of L{layer}H{head} does not see key {each}; it sees {int(places[0])} to {int(places[-1])}"
                 )
-        if versus != "rest":
-            return tuple(float(s[row, key] - s[row, versus]) for s in (self.score_before, self.score_after))  # type: ignore[return-value]
-        weight = self.pattern_before[row].where(visible, 0).clone()
-        weight[key] = 0
-        total = weight.sum()
-        if not total:
-            raise InputError(
-                f"no other key than {key} has weight at query {self.rows[row][2]}; there is nothing to contrast"
-            )
-        return tuple(  # type: ignore[return-value]
-            float(s[row, key] - (s[row].where(visible, 0) * weight).sum() / total)
-            for s in (self.score_before, self.score_after)
+        if versus == "rest":
+            weight = self.pattern_before[row].where(visible, 0).clone()
+            weight[key] = 0
+            if not (total := weight.sum()):
+                raise InputError(
+                    f"no other key than {key} has weight at query {self.rows[row][2]}; there is nothing to contrast"
+                )
+            weight /= total
+        else:
+            weight = torch.zeros_like(self.pattern_before[row])
+            weight[versus] = 1
+        before, after = (
+            float(score[row, key] - (score[row].where(visible, 0) * weight).sum())
+            for score in (self.score_before, self.score_after)
         )
+        return before, after
 
 
 @typed
