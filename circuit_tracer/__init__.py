@@ -18,6 +18,7 @@ if isfile(f"{__path__[0]}/kernels"):
     )
 
 if TYPE_CHECKING:
+    from circuit_tracer.attention import explain_edge, explain_edges, explain_score
     from circuit_tracer.attribution.attribute import attribute
     from circuit_tracer.attribution.targets import (
         AttentionTarget,
@@ -60,6 +61,9 @@ _HOME = {
     "attribute": "circuit_tracer.attribution.attribute",
     "compute_graph_scores": "circuit_tracer.graph",
     "create_graph_files": "circuit_tracer.graph.files.viewer_json",
+    "explain_edge": "circuit_tracer.attention",
+    "explain_edges": "circuit_tracer.attention",
+    "explain_score": "circuit_tracer.attention",
     "graph_scores": "circuit_tracer.graph",
     "load_transcoder_from_hub": "circuit_tracer.transcoders.loading",
     "prune_graph": "circuit_tracer.graph",
@@ -85,6 +89,9 @@ __all__ = [
     "attribute",
     "compute_graph_scores",
     "create_graph_files",
+    "explain_edge",
+    "explain_edges",
+    "explain_score",
     "graph_scores",
     "load_transcoder_from_hub",
     "prune_graph",

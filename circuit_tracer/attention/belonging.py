@@ -15,14 +15,14 @@ def require_sums(
     graph: Graph, prompt: FrozenPrompt, pairs_2E: Tensor, weight_E: Tensor, sums_nE: Tensor, mass_E: Tensor
 ) -> float:
     """The worst residual of E edges (source, target): by how much sums (n, E) miss their weights, relative to the mass of what
-    they are sums of. Raises CompatibilityError or NumericalError if it is above what is promised for the dtype of the model.
+    they are sums of. Raises CompatibilityError or NumericalError if it is above what is promised for the dtypes of
+    the model, of the trace and of the edges.
     """
     gap_E = (sums_nE - weight_E).abs().amax(0)
     residual_E = gap_E / torch.maximum(mass_E, weight_E.abs()).clamp_min(torch.finfo(torch.float64).tiny)
     worst = int(residual_E.argmax())
-    promised = max(
-        PROMISED_RESIDUAL.get(str(dtype), 0.0) for dtype in (graph.cfg.dtype, prompt.network.parts.config.dtype)
-    )
+    dtypes = (graph.cfg.dtype, prompt.network.parts.config.dtype, graph.edges.weight.dtype)
+    promised = max(PROMISED_RESIDUAL.get(str(dtype).removeprefix("torch."), 0.0) for dtype in dtypes)
     if bool((residual_E <= promised).all()):
         return float(residual_E[worst])
     names = graph.nodes.ids(pairs_2E[:, worst].to(graph.device))

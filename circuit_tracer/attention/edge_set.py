@@ -95,7 +95,7 @@ class EdgeSet:
         source, target = place[0][self.source], place[1][self.target]
         edge = torch.nonzero((source >= 0) & (target >= 0)).flatten()
         writes, reads = self.writes.take(sources), self.reads.take(targets)
-        return edge, EdgeSet(self.stretch, writes, reads, source[edge], target[edge])
+        return edge.cpu(), EdgeSet(self.stretch, writes, reads, source[edge], target[edge])
 
     @staticmethod
     def _extreme(terms: StreamTerms, reduce: Literal["amin", "amax"]) -> Tensor:

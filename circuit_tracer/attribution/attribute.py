@@ -54,7 +54,8 @@ def attribute(
     """Attribution graph of a prompt (text or ids (P,)): exact edges of the frozen linear network.
 
     attribution_targets: None for the most probable tokens (at most `max_n_logits`, until `desired_logit_prob` is covered),
-    token ids, token strings, `CustomTarget`, `LogitDifference` or `FeatureTarget`; read at `position`.
+    token ids, token strings, `CustomTarget` or `LogitDifference`, read at `position`; `FeatureTarget`, `DirectionTarget`,
+    `AttentionTarget`.
     max_feature_nodes: how many features get a row of their own, chosen by exact influence; None or 0: all active ones.
     batch_size: most rows in flight; neither it nor `update_interval` (kept for scripts written for circuit-tracer) changes the
     result. offload: do not keep decoder rows in memory; they are read again from the transcoder's files.

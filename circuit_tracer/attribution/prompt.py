@@ -5,7 +5,7 @@ Letters: L layers, P positions, D d_model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -176,6 +176,9 @@ def _balance(
     return LinearPrompt(network, decoder, skips, error, inputs, final, reconstruction, keep_P)
 
 
+CONSTANTS = ("position", "decoder", "left_out", "attention")  # kinds; README.md §5
+
+
 def left_over(y_nD: Tensor, features_nD: Tensor, bias_D: Tensor, by_skip_nD: Tensor) -> Tensor:
     """What features, decoder bias and skip connection leave of an output: an error node."""
     return y_nD - features_nD - bias_D - by_skip_nD
@@ -187,22 +190,40 @@ def constants(
     skips: list[Tensor | None],
     keep_P: Tensor,
     seen: Callable[[int, bool, Tensor], None] = lambda layer, entering, resid: None,
+    kinds: Collection[str] = CONSTANTS,
 ) -> tuple[list[Tensor], Tensor]:
-    """The frozen network fed only with its constants: biases, norm shifts, positions, MLP outputs of left-out positions.
+    """The frozen network fed only with its constants, or some `kinds` of them: position embeddings; decoder biases; MLP outputs
+    of left-out positions; biases of attention and shifts of norms.
 
     Transcoder inputs L x (P, D) and the final norm's output (P, D); `seen` as in `FrozenNetwork.propagate`.
     """
-    positions, kept = network.captured.position_embedding, keep_P.to(network.captured.embedding.device)
-    start = torch.zeros_like(network.captured.embedding) if positions is None else positions
+    positions, kept = network.captured.position_embedding, keep_P.to(network.captured.embedding.device)[:, None]
+    nothing = torch.zeros_like(network.captured.embedding)
+    start = nothing if positions is None or "position" not in kinds else positions
 
     def writes(layer: int, x_PD: Tensor) -> Tensor:
-        skip, y = skips[layer], network.transcoder_output(layer)
-        by_skip = 0 if skip is None else network.transcoder_input(layer) @ skip
-        bias = transcoders.decoder_bias(layer).to(y)
-        constant = torch.where(kept[:, None], bias, y - by_skip)
+        skip, constant = skips[layer], nothing
+        if "decoder" in kinds:
+            constant = torch.where(kept, transcoders.decoder_bias(layer).to(nothing), constant)
+        if "left_out" in kinds:
+            by_skip = 0 if skip is None else network.transcoder_input(layer) @ skip
+            constant = torch.where(kept, constant, network.transcoder_output(layer) - by_skip)
         return constant if skip is None else constant + x_PD @ skip
 
-    return network.propagate(start, writes, constants=True, seen=seen)
+    return network.propagate(start, writes, constants="attention" in kinds, seen=seen)
+
+
+def constant_streams(prompt: LinearPrompt, transcoders: Transcoders, layer: int) -> dict[str, Tensor]:
+    """What each kind of constants makes of the stream (P, D) that enters a layer."""
+    found: dict[str, Tensor] = {}
+    for kind in CONSTANTS:
+
+        def seen(at: int, entering: bool, resid_PD: Tensor, kind: str = kind) -> None:
+            if entering and at == layer:
+                found[kind] = resid_PD
+
+        constants(prompt.network, transcoders, prompt.skips, prompt.keep, seen, (kind,))
+    return found
 
 
 def _nmse(y_nD: Tensor, error_nD: Tensor) -> Tensor:

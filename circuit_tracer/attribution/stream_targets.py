@@ -17,6 +17,7 @@ from circuit_tracer.arguments import whole
 from circuit_tracer.attribution.contrast import contrast_of, position_in
 from circuit_tracer.errors import CompatibilityError, InputError, shortened
 from circuit_tracer.graph.stream_reads import StreamReads
+from circuit_tracer.graph.targets import TargetKind
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.queries_keys import read_scores
@@ -60,11 +61,13 @@ class AttentionTarget(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamTarget:
-    """A target resolved: its reads (all of row 0), and what is added to them."""
+    """A target resolved: its reads (all of row 0), and what is added to them. It is a target of any trace of the prompt."""
 
     label: str
     reads: StreamReads
     constant: float
+    kind: TargetKind = "direction"
+    weight: float = 1.0
 
     @property
     def layer(self) -> int:
@@ -132,7 +135,7 @@ def resolve_direction(network: FrozenNetwork, target: DirectionTarget) -> Stream
         constant = float(vector @ norm.shift) if way.gain and norm.shift is not None else 0.0
         vector = norm.adjoint_at(vector[None], torch.tensor([position], device=vector.device), gain=way.gain)[0]
     places = [(layer + place.up, place.entering, position, place.sign * vector) for place in way.places]
-    return StreamTarget(label, _reads(places), constant)
+    return StreamTarget(label, _reads(places), constant, weight=target.weight)
 
 
 def resolve_attention(network: FrozenNetwork, target: AttentionTarget, tokens: list[str]) -> StreamTarget:
@@ -154,7 +157,7 @@ def resolve_attention(network: FrozenNetwork, target: AttentionTarget, tokens: l
         vector, own = contrast.query_side(scores)
         places.append((layer, True, contrast.query, share * vector))
         constant += share * float(own)
-    return StreamTarget(contrast.label(layer, tokens), _reads(places), constant)
+    return StreamTarget(contrast.label(layer, tokens), _reads(places), constant, "attention", target.weight)
 
 
 def read_vector(given: object, label: str, like_D: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from circuit_tracer.attribution.stream_targets import (
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.stream_reads import StreamReads
-from circuit_tracer.graph.targets import CustomTarget, LogitTarget, TargetKind, TargetTable
+from circuit_tracer.graph.targets import CustomTarget, LogitTarget, TargetKind, TargetTable, feature_label
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.token_text import TokenTexts
@@ -84,6 +84,7 @@ Target = (
     | LogitDifference
     | DirectionTarget
     | AttentionTarget
+    | StreamTarget
     | tuple[str, float, Tensor]
 )
 
@@ -216,10 +217,13 @@ class _Reader:
         if isinstance(item, LogitDifference):
             return self._difference(item)
         if isinstance(item, DirectionTarget):
-            return self._in_stream(resolve_direction(self.network, item), "direction", item.weight)
+            return self._in_stream(resolve_direction(self.network, item))
         if isinstance(item, AttentionTarget):
             texts = token_strings(self.network.captured.ids, self.tokenizer)
-            return self._in_stream(resolve_attention(self.network, item, texts), "attention", item.weight)
+            return self._in_stream(resolve_attention(self.network, item, texts))
+        if isinstance(item, StreamTarget):
+            item.reads.check(1, self.network.n_layers, self.network.captured.n_pos, len(self.mean))
+            return self._in_stream(item)
         if isinstance(item, tuple) and len(item) == 3:
             return self._direction(CustomTarget(*item))
         raise InputError(
@@ -260,9 +264,10 @@ class _Reader:
         weight = self._weight(item.prob)
         return _Item(str(item.token_str), self.network.n_layers, self.position, weight, None, "direction", vector, 0.0)
 
-    def _in_stream(self, found: StreamTarget, kind: TargetKind, weight: float) -> _Item:
-        zero, weight = torch.zeros_like(self.mean), self._weight(weight)
-        return _Item(found.label, found.layer, found.position, weight, None, kind, zero, found.constant, found.reads)
+    def _in_stream(self, found: StreamTarget) -> _Item:
+        zero, weight = torch.zeros_like(self.mean), self._weight(found.weight)
+        place = found.layer, found.position
+        return _Item(found.label, *place, weight, None, found.kind, zero, found.constant, found.reads)
 
     def _feature(self, item: FeatureTarget) -> _Item:
         layer, index = whole(item.layer, "a target's layer"), whole(item.feature_idx, "a target's feature")
@@ -275,7 +280,7 @@ class _Reader:
         rows, bias = self.transcoders.encoder_rows(layer, torch.tensor([index]))
         vector = rows[0].to(device=self.mean.device, dtype=self.mean.dtype)
         return _Item(
-            f"feature {layer}/{index}",
+            feature_label(layer, index),
             layer,
             position,
             self._weight(item.weight),

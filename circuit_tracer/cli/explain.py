@@ -24,9 +24,9 @@ def explain(
     graph: Annotated[Path, typer.Argument(help="Graph file: .safetensors, or circuit-tracer's .pt.")],
     *,
     edge: Annotated[
-        list[tuple[str, str]] | None,
+        list[str] | None,
         typer.Option(
-            "--edge", metavar="SOURCE TARGET", help="An edge to split over heads, by the ids of its nodes. Repeatable."
+            "--edge", metavar="SOURCE:TARGET", help="An edge to split over heads, by the ids of its nodes. Repeatable."
         ),
     ] = None,
     score: Annotated[
@@ -63,7 +63,7 @@ def explain(
     keeps = every or bool(score) or output is not None
     if keeps and target.suffix != ".safetensors":
         raise InputError(f"{target} cannot hold what is found; name a .safetensors file with -o")
-    places = [_place(text) for text in score or ()]
+    places, ends = [_place(text) for text in score or ()], [_ends(text) for text in edge or ()]
     if keeps:
         require_writable_folder(target.parent)
     subject = as_graph(graph)
@@ -78,8 +78,8 @@ def explain(
         heads = explain_edges(subject, model, keep, pruned)
         found["heads"] = [_counted(each) for each in _by_head(heads)]
         texts.append(_all_edges(heads))
-    if edge:
-        edges = [explain_edge(subject, source, end, model, paths=paths) for source, end in edge]
+    if ends:
+        edges = [explain_edge(subject, *pair, model, paths=paths) for pair in ends]
         found["edges"] = [each.to_dict() for each in edges]
         texts += [_edge(each, subject) for each in edges]
     if places:
@@ -91,6 +91,14 @@ def explain(
         subject.save(target)
         texts.append(f"wrote      {target}")
     typer.echo(options.dump(found) if json else "\n\n".join(texts))
+
+
+def _ends(text: str) -> tuple[str, str]:
+    """The ids of an edge's two nodes."""
+    source, colon, target = text.partition(":")
+    if not (source and colon and target):
+        raise InputError(f"--edge is {text!r}; write SOURCE:TARGET, ids of nodes such as 0_17_4:3_25_9")
+    return source, target
 
 
 def _place(text: str) -> tuple[int, int, int, int, int | str | None]:

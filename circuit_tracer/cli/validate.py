@@ -83,7 +83,7 @@ def as_text(report: ValidationReport) -> str:
     rows = {"graph": report.graph, **report.controls}
     lines = [
         f"prompt     {report.prompt!r}",
-        f"target     {report.target!r} {report.graph.circuit['live'].clean:.3f}",
+        f"target     {report.measure} of {report.target!r}: {report.graph.circuit['live'].clean:.3f}",
         f"kept       {report.graph.n_features:,} features, {report.graph.n_nodes:,} nodes, {report.graph.n_edges:,} edges "
         f"at {report.node_threshold:g} and {report.edge_threshold:g}; {report.graph.dictionary}",
         "",
@@ -108,7 +108,7 @@ def as_text(report: ValidationReport) -> str:
                 cosine, nmse = (curve.cosine, curve.nmse) if stream else (curve.mlp_cosine, curve.mlp_nmse)
                 lines.append(_line(f"  {name}, {curve.kind}: cosine", *cosine))
                 lines.append(_line(f"  {name}, {curve.kind}: NMSE", *nmse))
-    lines += ["", _line("probability of the target", "clean", "without", "others", "only", "nothing")]
+    lines += ["", _line(f"{report.measure} of the target", "clean", "without", "others", "only", "nothing")]
     for name, measures in rows.items():
         for condition, each in measures.circuit.items():
             chances = (each.clean, each.without, each.without_others, each.only, each.nothing)
@@ -121,7 +121,7 @@ def as_text(report: ValidationReport) -> str:
         _line("  thresholds", report.stability.nodes, report.stability.edges),
     ]
     lines += [_line(f"  {each.rows} rows", each.nodes, each.edges) for each in report.stability.rows]
-    lines += _heads(report)
+    lines += _heads(report) + _scores(report)
     lines += ["", *report.verdict, "", *(report.distrust or ["Nothing was found that speaks against it."])]
     return "\n".join([*lines, "", f"time       {report.seconds:.1f} s"])
 
@@ -133,6 +133,15 @@ def _heads(report: ValidationReport) -> list[str]:
     for part, agreements in report.heads.agreement.items():
         for condition, each in agreements.items():
             lines.append(_line(f"  {part}, {condition}", str(each.count), each.spearman, each.slope, each.worst))
+    return lines
+
+
+def _scores(report: ValidationReport) -> list[str]:
+    if report.scores is None:
+        return []
+    lines = ["", _line("nodes in scores of attention", "count", "Spearman", "slope", "worst")]
+    for condition, each in report.scores.agreement.items():
+        lines.append(_line(f"  {condition}", str(each.count), each.spearman, each.slope, each.worst))
     return lines
 
 

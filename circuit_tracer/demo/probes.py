@@ -68,7 +68,10 @@ def batches(
 
 def token_id(tokenizer: PreTrainedTokenizerFast, word: str) -> int:
     """The id of one word or name of the vocabulary."""
-    return int(tokenizer.vocab[word])
+    found: int | None = tokenizer.backend_tokenizer.token_to_id(word)  # `tokenizer.vocab` makes a dictionary each time
+    if found is None:
+        raise KeyError(word)
+    return found
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError, warn
+from circuit_tracer.graph.attention_scores import AttentionScore
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.config import GraphConfig
 from circuit_tracer.graph.edge_heads import EdgeHeads
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import networkx
     from matplotlib.figure import Figure
 
-    from circuit_tracer.attention.explanation import EdgeExplanation
+    from circuit_tracer.attention import EdgeExplanation, ScoreExplanation
     from circuit_tracer.graph.files.view import View
 
 
@@ -50,6 +51,7 @@ class Graph:
     validation: what interventions on the graph have found. unfinished: of a trace that was interrupted, what it needs to go
     on (`attribute(..., resume=graph)`). edge_heads: which attention heads edges run through
     (`circuit_tracer.attention.explain_edges`).
+    scores: why heads look where they look (`explain_score`), those that were kept.
 
     Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation and edge_heads, which were of the
     edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep the balance.
@@ -80,6 +82,7 @@ class Graph:
         validation: ValidationReport | None = None,
         unfinished: Unfinished | None = None,
         edge_heads: EdgeHeads | None = None,
+        scores: Sequence[AttentionScore] = (),
     ) -> None:
         self.input_string = input_string
         self.input_tokens = input_tokens
@@ -98,6 +101,7 @@ class Graph:
         self._validation = validation
         self.unfinished = unfinished
         self._edge_heads = edge_heads
+        self.scores = list(scores)
         self._blocks: Blocks | None = None
         check_types(self, logit_probabilities)
         check_lengths(self, logit_probabilities)
@@ -301,6 +305,24 @@ class Graph:
         from circuit_tracer.attention.edges import explain_edge
 
         return explain_edge(self, source, target, model, paths=paths)
+
+    def explain_score(
+        self,
+        model: Any,
+        layer: int,
+        head: int,
+        query: int,
+        key: int,
+        versus: int | str | None = None,
+        *,
+        pairs: bool = True,
+    ) -> ScoreExplanation:
+        """Why a head looks from a position at another; see ``attention/scores.py``. model: the `ReplacementModel` that the
+        graph was traced with. ``graph.scores.append(found.kept())`` keeps what was found with the graph and its files.
+        """
+        from circuit_tracer.attention.scores import explain_score
+
+        return explain_score(self, model, layer, head, query, key, versus, pairs=pairs)
 
     # Moving and saving
 

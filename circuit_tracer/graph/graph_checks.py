@@ -88,6 +88,9 @@ def check_nodes(graph: Graph) -> None:
     if graph.reconstruction is not None and len(graph.reconstruction.nmse) != graph.n_layers:
         raise InputError(f"the reconstruction has {len(graph.reconstruction.nmse)} layers, the model {graph.n_layers}")
 
+    for score in graph.scores:
+        score.check(graph.n_layers, graph.n_pos)
+
 
 def _check_features(graph: Graph) -> None:
     features = graph.active_features.long()

@@ -44,6 +44,7 @@ def subgraph(graph: Graph, pruned: PruneResult) -> Graph:
         reconstruction=graph.reconstruction,
         provenance=graph.provenance,
         edge_heads=None if graph.edge_heads is None else _edge_heads(graph.edge_heads, pruned, place),
+        scores=graph.scores,
     )
 
 

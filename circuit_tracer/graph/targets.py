@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast, get_args
@@ -15,6 +16,7 @@ from circuit_tracer.graph.stream_reads import StreamReads
 
 TargetKind = Literal["logit", "direction", "feature", "attention"]
 TARGET_KINDS: tuple[str, ...] = get_args(TargetKind)
+_FEATURE_LABEL = re.compile(r"feature (\d{1,9})/(\d{1,18})", re.ASCII)
 
 
 class LogitTarget(NamedTuple):
@@ -37,6 +39,11 @@ class CustomTarget(NamedTuple):
     token_str: str
     prob: float
     vec: Tensor
+
+
+def feature_label(layer: int, index: int) -> str:
+    """The label of a target that is a feature."""
+    return f"feature {layer}/{index}"
 
 
 @dataclass
@@ -80,6 +87,13 @@ class TargetTable:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    def feature(self, row: int) -> tuple[int, int]:
+        """(layer, index) of a target that is a feature, which its label names. Raises InputError for another."""
+        found = _FEATURE_LABEL.fullmatch(self.label[row]) if self.kind[row] == "feature" else None
+        if found is None:
+            raise InputError(f"target {self.label[row]!r} names no feature; expected a label such as 'feature 3/1024'")
+        return int(found[1]), int(found[2])
 
     @classmethod
     def from_logits(

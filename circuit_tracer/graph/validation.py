@@ -13,6 +13,9 @@ from circuit_tracer.errors import FileFormatError
 
 VERSION = 1
 
+# What is measured of a target: a token's probability, a score of attention, a direction's value, a feature's pre-activation.
+Measure = Literal["probability", "score", "value", "pre-activation"]
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -34,7 +37,7 @@ class Effects:
     edges: each kept edge against the change of its target. nodes: each node's edge into the first target against that
     target's change; paths: the same, predicted along all paths. influence: Spearman of the influence of source on target,
     along an edge, with the relative size of the change. divergence: Spearman of a node's influence with how much the
-    distribution of the next token moves.
+    distribution of the next token moves; None where the first target is no token.
     """
 
     edges: Agreement
@@ -62,10 +65,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class CircuitTest:
-    """Probability of the first target: on the clean prompt; without the circuit's features; without as many other active
-    features (mean of some draws; None if there are none); with only the circuit's features and errors; with nothing.
+    """Probability of the first target, or what else is measured of it (`Measure`): on the clean prompt; without the circuit's
+    features; without as many other active features (mean of some draws; None if there are none); with only the circuit's
+    features and errors; with nothing.
 
-    Shares of the clean probability are None where it is 0, too small for the number format.
+    Shares of the clean value are None where it is 0, such as a probability too small for the number format.
     """
 
     clean: float
@@ -76,18 +80,23 @@ class CircuitTest:
 
     @property
     def necessity(self) -> float | None:
-        """Share of the probability that goes with the circuit."""
+        """Share of it that goes with the circuit; of a negative score as well."""
         return None if self.clean == 0 else 1 - self.without / self.clean
 
     @property
     def necessity_of_others(self) -> float | None:
-        """Share of the probability that goes with as many other features."""
+        """Share of it that goes with as many other features."""
         return None if self.clean == 0 or self.without_others is None else 1 - self.without_others / self.clean
 
     @property
     def sufficiency(self) -> float | None:
-        """Share of the probability that the circuit alone gives."""
+        """Share of it that the circuit alone gives."""
         return None if self.clean == 0 else self.only / self.clean
+
+    @property
+    def sufficiency_of_nothing(self) -> float | None:
+        """Share of it that is there without features and errors: what tokens and biases give by themselves."""
+        return None if self.clean == 0 else self.nothing / self.clean
 
 
 @dataclass(frozen=True)
@@ -160,7 +169,7 @@ class NodeRows:
 
 @dataclass(frozen=True)
 class EdgeRows:
-    """Kept edges, column by column: changes of the target's pre-activation or demeaned logit when the source is taken out."""
+    """Kept edges, column by column: changes of the target's pre-activation, demeaned logit or value without the source."""
 
     source: list[int] = field(default_factory=list)
     target: list[int] = field(default_factory=list)
@@ -227,7 +236,8 @@ class ScoreTest:
 class ValidationReport:
     """Predicted against measured, for a graph pruned at the thresholds. verdict: what the graph explains, in words;
     distrust: what not to trust, and why; empty if nothing was found. heads: None for a graph that does not say which heads its
-    edges run through.
+    edges run through; scores: None for one that keeps no scores of attention. measure: what is measured of the target, the
+    first that is a token, or else the first.
     """
 
     prompt: str
@@ -244,6 +254,8 @@ class ValidationReport:
     distrust: list[str]
     seconds: float
     heads: HeadTest | None = None
+    scores: ScoreTest | None = None
+    measure: Measure = "probability"
     version: int = VERSION
 
     def to_json(self) -> dict[str, Any]:
@@ -282,8 +294,8 @@ class ValidationReport:
             "perturbation, one layer on: cosine of MLP outputs": curve.mlp_cosine[0]
             if curve and curve.cosine
             else None,
-            "probability without the circuit": circuit["live"].without,
-            "probability with only the circuit": circuit["constrained"].only,
+            f"{self.measure} without the circuit": circuit["live"].without,
+            f"{self.measure} with only the circuit": circuit["constrained"].only,
             "nodes kept at other thresholds": self.stability.nodes,
         }
         return {

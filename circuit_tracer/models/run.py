@@ -241,6 +241,17 @@ def in_rows(parts: ModelParts, visit: Visit) -> Visit:
     return visit_rows
 
 
+def in_turn(first: Visit | None, second: Visit) -> Visit:
+    """A visit that is both, the second of what the first has made."""
+
+    def visit(layer: int, activation: Tensor) -> Tensor | None:
+        new = None if first is None else first(layer, activation)
+        newer = second(layer, activation if new is None else new)
+        return new if newer is None else newer
+
+    return visit
+
+
 def implementation(parts: ModelParts, name: str) -> AbstractContextManager[None]:
     """Inside the block, passes that this context makes have this attention implementation."""
     return held_by(_holder(parts, name))

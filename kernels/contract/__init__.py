@@ -17,6 +17,8 @@ from circuit_tracer.kernels.device import on_gpu
 
 # Rows of addressed sources gathered at a time on a CPU.
 GATHERED_BYTES = 64 * 2**20
+# So few rows on a CPU are contracted one by one: a matrix product of few rows by many is slower than these by its packing.
+FEW_ROWS = 4
 
 
 def contract_(
@@ -28,7 +30,7 @@ def contract_(
     ignored: rows that never reach later positions need not look at them). column: first column of each position. All of one
     floating dtype; products accumulate in it, or in float32 if it is narrower and the device is CUDA.
 
-    CUDA tensors: one Triton launch. Others: a matrix product for each position.
+    CUDA tensors: one Triton launch. Others: a matrix product for each position, or for each row too where there are few.
     """
     if g_TPD.shape[0] == 0:
         return None
@@ -39,8 +41,12 @@ def contract_(
     for position in range(g_TPD.shape[1]):
         start, stop = source_ptr[position], source_ptr[position + 1]
         if stop > start:
-            first = column[position]
-            out_TN[:, first : first + stop - start].addmm_(g_TPD[:, position], source_nD[start:stop].T)
+            here, source = slice(column[position], column[position] + stop - start), source_nD[start:stop]
+            if len(out_TN) > FEW_ROWS:
+                out_TN[:, here].addmm_(g_TPD[:, position], source.T)
+                continue
+            for out_N, g_PD in zip(out_TN, g_TPD, strict=True):
+                out_N[here].addmv_(source, g_PD[position])
     return None
 
 

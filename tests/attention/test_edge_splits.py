@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -298,6 +299,17 @@ def test_an_explanation_as_plain_values_and_by_names() -> None:
     assert str(told.paths[0]).count("L") == len(told.paths[0].heads)
     strongest = told.strongest(2)
     assert [abs(one.weight) for one in strongest["last"]] == told.last.abs().flatten().topk(2).values.tolist()
+
+
+def test_graphs_from_files(tmp_path: Path) -> None:
+    """circuit-tracer's hold no fingerprints, and single precision."""
+    model, graph = traced(SEQUENTIAL)
+    graph.to_pt(tmp_path / "graph.pt")
+    source, target = some_edges(graph, 1)[0]
+    expected = explain_edge(graph, source, target, model)
+    for again in (Graph.load(graph.save(tmp_path / "graph.safetensors")), Graph.from_pt(tmp_path / "graph.pt")):
+        found = explain_edge(again, source, target, model)
+        torch.testing.assert_close(found.first, expected.first, rtol=1e-5, atol=1e-5)
 
 
 def test_a_second_question_costs_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def test_a_graph_keeps_what_its_targets_read(tmp_path: Any) -> None:
     assert again.targets.reads is not None
     for name in ("row", "layer", "entering", "position", "vector"):
         assert torch.equal(getattr(again.targets.reads, name), getattr(graph.targets.reads, name))
-    assert again.targets.reads.row.unique().tolist() == [1]
+    assert again.targets.reads.row.unique().tolist() == [1, 2]
 
 
 BAD: dict[str, tuple[Any, str]] = {

@@ -33,6 +33,21 @@ def test_the_report_is_printed_and_kept(run: Run, folders: Folders, traced: Path
     assert Graph.load(traced).validation == kept
 
 
+def test_why_a_head_looks_somewhere_is_tested_too(run: Run, folders: Folders, tmp_path: Path) -> None:
+    given = ("-t", folders.transcoder, "-m", folders.model, "--device", "cpu")
+    graph, prompt = tmp_path / "graph.safetensors", "the capital of Texas is"
+    done = run("attribute", *given, "-p", prompt, "--target", "attn:L2H1:-1:1:2", "-o", graph)
+    assert done.code == 0, done.err
+    done = run("validate", graph, *given, "--no-random-control")
+    assert done.code == 0, done.err
+    assert "score of \"L2H1 'is'@5 -> 'the'@1 rather than 'capital'@2\"" in done.out
+    assert "score of the target" in done.out
+    kept = Graph.load(graph).validation
+    assert kept is not None
+    assert kept.measure == "score"
+    assert "score without the circuit" in kept.summary()["numbers"]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

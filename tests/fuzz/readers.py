@@ -45,9 +45,10 @@ from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.log import JsonLog
 from circuit_tracer.transcoders import load_transcoder_from_hub
 from circuit_tracer.viewer.server.columns import Columns
+from circuit_tracer.viewer.server.head_table import read_head_table
 from tests.support.data_cases import batches, config, stream, texts, write_jsonl
 from tests.support.dictionaries import random_clt, random_set, uniform
-from tests.support.graph_cases import random_edge_heads, random_graph, random_validation
+from tests.support.graph_cases import random_edge_heads, random_graph, random_score, random_validation
 from tests.support.loop_cases import Run, tensors
 from tests.support.transcoder_layouts import LAYOUTS, Layout
 
@@ -79,6 +80,7 @@ def _graph(name: str, **options: Any) -> Reader:
         graph = random_graph(n_active=8, n_selected=6, n_pos=3, n_layers=2, n_targets=2)
         if name == "graph.safetensors":
             graph.validation, graph.edge_heads = random_validation(), random_edge_heads(graph)
+            graph.scores = [random_score()]
         write_graph(graph, folder / name)
 
     def read(folder: Path) -> Graph:
@@ -212,6 +214,12 @@ def _features(folder: Path) -> Any:
 
 def _write_labels(folder: Path) -> None:
     write_labels(folder, {(0, 1): Label("a name", "record"), (1, 3): Label("another", "openai:x", 0.5)})
+
+
+def _write_heads(folder: Path) -> None:
+    heads = [{"layer": 0, "head": head, "induction": 0.5, "ablation": None} for head in range(2)]
+    table = {"model": "m", "scores": {"induction": "what followed", "ablation": "loss without"}, "heads": heads}
+    (folder / "heads.json").write_text(json.dumps(table))
 
 
 def _write_fetched(folder: Path) -> None:
@@ -420,6 +428,7 @@ READERS: tuple[Reader, ...] = (
     _published("crosslayer-coding"),
     Reader("features", _write_features, _features),
     _bare(Reader("labels", _write_labels, load_labels)),
+    _bare(Reader("heads", _write_heads, lambda folder: read_head_table(folder / "heads.json").model_dump())),
     Reader("fetched labels", _write_fetched, lambda folder: neuronpedia_labels._read(folder / "0-set.json")),
     Reader("answers", _write_answers, _answer),
     Reader("features, unfinished", _write_build, _build),

@@ -10,7 +10,8 @@ import torch
 from circuit_tracer import Graph, ReplacementModel, attribute
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.interventions import Semantics, apply_edits, approximate_edges, nodes_of, scale
-from circuit_tracer.interventions.validation.bench import Bench, Condition, Sources, logit_targets
+from circuit_tracer.interventions.validation.bench import Bench, Condition, Sources
+from circuit_tracer.interventions.validation.target_reads import measurable_targets
 from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
@@ -76,7 +77,7 @@ def test_integrated_gradients_add_up_to_taking_everything_out() -> None:
     found = approximate_edges(model, graph, steps=64, **everything)
     target = graph.nodes.layout.target_start
     total = float(found.estimate[found.target == target].sum())
-    bench = Bench(model, graph, torch.arange(0), logit_targets(graph), 4)
+    bench = Bench(model, graph, torch.arange(0), measurable_targets(graph), 4)
     out = bench.run([Sources.of_nodes(graph, kept)], Condition("live", "none", False, False))
     assert total == pytest.approx(-float(out.targets[0, 0]), rel=1e-3)
 

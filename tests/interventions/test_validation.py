@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from circuit_tracer import Graph, LogitDifference, ReplacementModel, attribute, prune_graph
+from circuit_tracer import Graph, ReplacementModel, attribute, prune_graph
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.graph.validation import Measures, ValidationReport
 from circuit_tracer.interventions import validate
-from circuit_tracer.interventions.validation.bench import Bench, Condition, Sources, logit_targets
+from circuit_tracer.interventions.validation.bench import Bench, Condition, Sources
 from circuit_tracer.interventions.validation.circuit import circuit_tests
 from circuit_tracer.interventions.validation.effects import CONDITIONS, NodeEffects
 from circuit_tracer.interventions.validation.prediction import influences, path_effects
 from circuit_tracer.interventions.validation.statistics import agreement, spearman
+from circuit_tracer.interventions.validation.target_reads import measurable_targets
 from circuit_tracer.interventions.validation.verdict import distrust
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
@@ -37,7 +38,7 @@ def traced(
 
 
 def bench_of(model: ReplacementModel, graph: Graph, batch_size: int = 16) -> Bench:
-    return Bench(model, graph, torch.arange(graph.nodes.layout.n_features), logit_targets(graph), batch_size)
+    return Bench(model, graph, torch.arange(graph.nodes.layout.n_features), measurable_targets(graph), batch_size)
 
 
 def exact_pair() -> tuple[ReplacementModel, Graph]:
@@ -153,7 +154,7 @@ def test_attention_that_cannot_move_has_no_share() -> None:
         graph = attribute(IDS, model)
         pruned = prune_graph(graph)
         kept = torch.nonzero(pruned.node_mask[graph.nodes.layout.features]).flatten()
-        targets = logit_targets(graph)
+        targets = measurable_targets(graph)
         bench = Bench(model, graph, kept, targets, 16)
         shares.append(NodeEffects(graph, pruned, bench, targets, lambda *_: None).moved_by_attention())
     assert shares[0] == pytest.approx(0, abs=1e-9)
@@ -165,8 +166,8 @@ def test_a_circuit_of_everything_is_enough_and_without_it_there_is_nothing() -> 
     model, graph = exact_pair()
     pruned = prune_graph(graph, 1.0, 1.0)
     everything = replace(pruned, node_mask=torch.ones_like(pruned.node_mask))
-    targets = logit_targets(graph)
-    for test in circuit_tests(graph, everything, Bench(model, graph, torch.arange(0), targets, 4), targets).values():
+    bench = Bench(model, graph, torch.arange(0), measurable_targets(graph), 4)
+    for test in circuit_tests(graph, everything, bench).values():
         assert test.only == pytest.approx(test.clean)
         assert test.without == pytest.approx(test.nothing)  # there are no errors
         assert test.without_others is None
@@ -311,8 +312,6 @@ def test_bad_input() -> None:
         validate(graph, model, batch_size=0)
     with pytest.raises(InputError, match="expected a fraction"):
         validate(graph, model, node_threshold=2.0)
-    with pytest.raises(InputError, match="no tokens"):
-        validate(attribute(IDS, model, attribution_targets=[LogitDifference(3, 4)]), model)
     wrong = ReplacementModel.from_model(tiny_model("llama"), tiny_transcoder(seed=5), None, "llama")
     with pytest.raises(CompatibilityError, match="other transcoders"):
         validate(graph, wrong)

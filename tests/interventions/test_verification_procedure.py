@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from circuit_tracer import Graph, ReplacementModel, attribute
-from circuit_tracer.interventions.validation.bench import Bench, Sources, logit_targets
+from circuit_tracer.interventions.validation.bench import Bench, Sources
 from circuit_tracer.interventions.validation.effects import CONDITIONS
+from circuit_tracer.interventions.validation.target_reads import measurable_targets
 from tests.support.tiny import tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9, 21, 2])
@@ -39,7 +40,7 @@ def test_errors_and_tokens(architecture: str, kind: str, skip: bool) -> None:
     model, graph = traced(architecture, kind, skip)
     layout = graph.nodes.layout
     sources = torch.arange(layout.error_start, layout.target_start)
-    bench = Bench(model, graph, torch.arange(layout.n_features), logit_targets(graph), 16)
+    bench = Bench(model, graph, torch.arange(layout.n_features), measurable_targets(graph), 16)
     found = bench.run([Sources.of_nodes(graph, node[None]) for node in sources], CONDITIONS[0])
     columns = graph.adjacency_matrix[:, sources].T
     torch.testing.assert_close(-found.features, columns[:, layout.features], **ERRORS_AND_TOKENS)

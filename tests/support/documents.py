@@ -64,6 +64,42 @@ def small_document(**metadata: Any) -> dict[str, Any]:
     }
 
 
+def headed_document(**metadata: Any) -> dict[str, Any]:
+    """The small document, of which two links say their strongest heads, and an attention target with its contributors."""
+    document = small_document(**metadata)
+    heads = {
+        ("0_5_0", "1_7_1"): {"direct": 0.0, "hops": 1.2, "first": [[0, 1, 2.5], [1, 0, -0.5]], "last": [[0, 1, 2.75]]},
+        ("0_5_0", "3_20_1"): {"direct": 0.25, "hops": 0.75, "first": [[1, 3, 0.75]], "last": [[1, 3, 0.75]]},
+    }
+    for link in document["links"]:
+        if (found := heads.get((link["source"], link["target"]))) is not None:
+            link["heads"] = found
+    look = "L1H3 ' two'@1 -> 'one'@0 rather than the rest"
+    results = {
+        "top_q_marginal_contributors": [["0_6_1", 1.234], ["0_-1_1", -0.5]],
+        "top_k_marginal_contributors": [["0_5_0", 2.0], ["1_99_0", 0.25]],
+        "pair_wise_contributors": [["0_6_1", "0_5_0", 0.625]],
+    }
+    fields = {"token": look, "target_kind": "attention", "token_prob": 1.0, "qk_tracing_results": results}
+    document["nodes"].append(node("3_22_1", "logit", "3", 1, feature=22, clerp=f'Output "{look}" (p=1.000)', **fields))
+    document["links"].append({"source": "0_6_1", "target": "3_22_1", "weight": 1.0})
+    side = {"parts": {"feature": 1.5, "bias": -0.25}, "mass": {}, "top": [["0_5_0", 1.5], ["1_bias_decoder_0", -0.25]]}
+    score = {
+        "layer": 0,
+        "head": 1,
+        "query": 1,
+        "key": 0,
+        "versus": None,
+        "label": "L0H1",
+        "score": 1.25,
+        "residual": 1e-8,
+    }
+    score |= {"log_attention": -0.25, "pattern": [0.75, 0.25], "query_side": side, "key_side": side, "pairs": []}
+    document["attention_scores"] = [score, {**score, "pattern": "wrong"}, None]
+    document["qk_only_nodes"] = {"1_99_0": {"node_id": "1_99_0", "clerp": "pruned away"}, "2_1_0": None}
+    return document
+
+
 def large_document(n_nodes: int, n_links: int, n_tokens: int = 40, n_layers: int = 26) -> dict[str, Any]:
     """A random layered, causal graph of a given size."""
     draw = random.Random(0)

@@ -8,6 +8,7 @@ from typing import Any
 from tests.support.browser import Page
 
 CTRL, SHIFT = 2, 8
+READY = "window.viewer?.view.picture"
 
 
 def state(page: Page, name: str) -> Any:

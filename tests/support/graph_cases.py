@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from circuit_tracer.graph import Edges, Graph, LogitTarget, NodeTable, Reconstruction, RowBalance, TargetTable
+from circuit_tracer.graph.attention_scores import AttentionScore, ScoreSide
 from circuit_tracer.graph.edge_heads import EdgeHeads
 from circuit_tracer.graph.validation import (
     Accounting,
@@ -129,6 +130,18 @@ def random_edge_heads(graph: Graph, seed: int = 0, keep: int = 2, n_heads: int =
         columns[f"{name}_weight"] = torch.randn(shape, generator=rng, dtype=torch.float64) * there
     mean_hops = torch.rand(len(source), generator=rng, dtype=torch.float64)
     return EdgeHeads(source=source, target=target, direct=weight.double() / 2, mean_hops=mean_hops, **columns)
+
+
+def random_score() -> AttentionScore:
+    """A kept score of a graph of two layers and three tokens, with every kind of contributor."""
+    side = ScoreSide(
+        parts={"feature": 0.5, "error": -0.25, "token": 1.0, "bias": 0.25},
+        mass={"feature": 1.0, "error": 0.25, "token": 1.0, "bias": 0.25},
+        top=[("E_4_1", 1.0), ("0_3_1", 0.5), ("0_-1_0", -0.25), ("1_bias_left_out_1", 0.25)],
+    )
+    pairs = [("E_4_1", "0_3_1", -0.75), ("1_bias_own_2", "E_4_1", 0.5)]
+    pattern = [0.125, 0.625, 0.25]
+    return AttentionScore(1, 0, 2, 1, "rest", "L1H0 'a'@2 -> 'b'@1", 1.5, -0.47, pattern, side, side, pairs, 1e-8)
 
 
 def random_validation() -> ValidationReport:

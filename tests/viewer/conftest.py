@@ -17,6 +17,7 @@ from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.viewer.server import Server
 from tests.support.browser import Browser, Page, find_chromium
 from tests.support.documents import feature_details, small_document
+from tests.support.gestures import READY
 
 AXE = "axe-core@4.10.3"
 
@@ -44,7 +45,7 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]
     """Open the text of a page from disk, as users do, in a browser that cannot reach anything else."""
     pages: list[Page] = []
 
-    def opener(text: str, *, after: str = "", ready: str = "window.viewer?.view.picture", **options: object) -> Page:
+    def opener(text: str, *, after: str = "", ready: str = READY, **options: object) -> Page:
         path = tmp_path / f"page-{len(pages)}.html"
         path.write_text(text, encoding="utf-8")
         page = browser.page(path.as_uri() + after, **options)
@@ -117,6 +118,37 @@ def served(graph_folder: Path, demo_model: ReplacementModel) -> Iterator[Server]
 
     with serve(graph_folder, port=0, model=demo_model, labels=load_labels(), neuronpedia_secret="secret") as server:
         yield server
+
+
+@pytest.fixture
+def visit(browser: Browser, served: Server) -> Iterator[Callable[..., Page]]:
+    """Open an address of the server; at the end the page must have asked nobody else, and had no error."""
+    pages: list[Page] = []
+
+    def opener(address: str = "", ready: str = READY, **options: object) -> Page:
+        page = browser.page(served.url + address, **options)
+        pages.append(page)
+        page.wait(ready, 30)
+        page.frames(2)
+        return page
+
+    yield opener
+    for page in pages:
+        assert page.errors() == []
+        assert [each for each in page.requests() if not each.startswith((served.url, "data:", "blob:"))] == []
+        page.close()
+
+
+@pytest.fixture
+def demo_served(served: Server, graph_folder: Path, demo_graph: Graph) -> Server:
+    """The embedded model's graph, alone in the folder."""
+    from circuit_tracer.demo import load_labels
+
+    (graph_folder / "small.json").unlink()
+    (graph_folder / "graph-metadata.json").unlink()
+    demo_graph.save(graph_folder / "demo.safetensors")
+    demo_graph.to_json("demo", graph_folder, labels=load_labels(), node_threshold=0.9)
+    return served
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,9 @@ def test_an_upload_that_fails_is_said(served: Server, storage: Any) -> None:
 
 def test_requests_that_cannot_be_met(served: Server) -> None:
     assert said(served, "/generate-graph", generate(model_id="gpt-5")).status == 400
-    assert "QK" in said(served, "/generate-graph", generate(enable_qk_tracing=True)).error
+    assert "attribution_targets" in said(served, "/generate-graph", generate(enable_qk_tracing=True)).error
+    far = generate(enable_qk_tracing=True, attribution_targets=["attn:L0H0:-1:99"])
+    assert "key 99" in said(served, "/generate-graph", far).error
     assert "slug" in said(served, "/generate-graph", generate(slug_identifier="../x")).error
     with served.site.jobs.alone("a test"):
         for path, body in (
@@ -107,6 +109,19 @@ def test_requests_that_cannot_be_met(served: Server) -> None:
             assert (answer.status, answer.error.startswith("Server busy")) == (503, True)
         assert said(served, "/check-busy").json == {"busy": True}
     assert said(served, "/check-busy").json == {"busy": False}
+
+
+def test_qk_tracing_explains_the_heads_that_are_named(served: Server) -> None:
+    named = {"attribution_targets": ["attn:L2H1:-1:1:rest", "attn:L1H0:2:1"], "node_threshold": 1.0}
+    document = said(served, "/generate-graph", generate(enable_qk_tracing=True, qk_topk=3, **named)).json
+    assert validate_document(document, "neuronpedia") == []
+    targets = [node for node in document["nodes"] if "qk_tracing_results" in node]
+    assert [node["token"][:4] for node in targets] == ["L2H1", "L1H0"]
+    known = {node["node_id"] for node in document["nodes"]} | set(document["qk_only_nodes"])
+    for node in targets:
+        results = node["qk_tracing_results"]
+        assert [len(results[name]) for name in sorted(results)] == [3, 3, 3]
+        assert known >= {name for each in results.values() for row in each for name in row[:-1]}
 
 
 def test_forward_pass(served: Server, demo_graph: Graph) -> None:

@@ -3,52 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from circuit_tracer.demo import PROMPT
-from circuit_tracer.graph import Graph
 from circuit_tracer.viewer.server import Server
 from circuit_tracer.viewer.server.jobs import Job
 from tests.support.asking import ask
 from tests.support.browser import Browser, Page
 from tests.support.documents import feature_details, large_document, small_document
-from tests.support.gestures import CTRL, pixels, serious_findings, state, texts
-
-READY = "window.viewer?.view.picture"
-
-
-@pytest.fixture
-def visit(browser: Browser, served: Server) -> Iterator[Callable[..., Page]]:
-    """Open an address of the server; at the end the page must have asked nobody else, and had no error."""
-    pages: list[Page] = []
-
-    def opener(address: str = "", ready: str = READY, **options: object) -> Page:
-        page = browser.page(served.url + address, **options)
-        pages.append(page)
-        page.wait(ready, 30)
-        page.frames(2)
-        return page
-
-    yield opener
-    for page in pages:
-        assert page.errors() == []
-        assert [each for each in page.requests() if not each.startswith((served.url, "data:", "blob:"))] == []
-        page.close()
-
-
-@pytest.fixture
-def demo_served(served: Server, graph_folder: Path, demo_graph: Graph) -> Server:
-    """The embedded model's graph, alone in the folder."""
-    from circuit_tracer.demo import load_labels
-
-    (graph_folder / "small.json").unlink()
-    (graph_folder / "graph-metadata.json").unlink()
-    demo_graph.save(graph_folder / "demo.safetensors")
-    demo_graph.to_json("demo", graph_folder, labels=load_labels(), node_threshold=0.9)
-    return served
+from tests.support.gestures import CTRL, READY, pixels, serious_findings, state, texts
 
 
 def wait_for(page: Page, name: str) -> None:

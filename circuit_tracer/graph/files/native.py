@@ -2,7 +2,8 @@
 
 Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 2, "input_string", "cfg", "scan",
 "vocab_size", "logit_targets": [[text, id]...], "target_labels", "target_kinds", "token_strings", "provenance"}, and
-"validation" if the graph was validated, "unfinished" if its trace was interrupted (the tensors ``unfinished.*`` are its rows).
+"validation" if the graph was validated, "attention_scores" if it keeps any, "unfinished" if its trace was interrupted (the
+tensors ``unfinished.*`` are its rows).
 Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit. From version 2 on,
 header and tensors have checksums (`circuit_tracer.files.checksums`), which are compared on load.
 """
@@ -21,6 +22,7 @@ from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputErro
 from circuit_tracer.files import atomic_write, open_file, parse_json
 from circuit_tracer.files.checksums import write_tensors
 from circuit_tracer.files.tensors import open_tensor_file
+from circuit_tracer.graph.attention_scores import AttentionScore
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.edge_heads import EdgeHeads
 from circuit_tracer.graph.edges import Edges
@@ -141,6 +143,8 @@ def _header(graph: Graph) -> str:
     }
     if graph.validation is not None:
         header["validation"] = graph.validation.to_json()
+    if graph.scores:
+        header["attention_scores"] = [score.to_dict() for score in graph.scores]
     if graph.unfinished is not None:
         header["unfinished"] = graph.unfinished.facts
     try:
@@ -234,6 +238,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         validation=ValidationReport.from_json(header["validation"]) if "validation" in header else None,
         unfinished=_unfinished(header, tensors),
         edge_heads=EdgeHeads(*edge_heads) if edge_heads else None,
+        scores=[AttentionScore.from_dict(score) for score in header.get("attention_scores", [])],
     )
 
 

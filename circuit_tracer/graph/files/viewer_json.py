@@ -22,6 +22,7 @@ from circuit_tracer.graph.files.hand_made import HandMade, hand_made, set_aside_
 from circuit_tracer.graph.files.keeping import keep_nodes, nodes_named
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.files.node_ids import cantor_pair, node_ids
+from circuit_tracer.graph.files.qk_tracing import with_scores
 from circuit_tracer.graph.files.read_json import sealed_graph
 from circuit_tracer.graph.files.validate import ExportTarget, upload_size_problems, validate_parts
 from circuit_tracer.graph.files.view import View
@@ -160,7 +161,7 @@ def viewer_json(
 ) -> str:
     """The whole document as compact JSON: nodes with an edge left, all tokens and targets, and the edges that are left.
 
-    kept: bool (N,), nodes that are written even without an edge.
+    kept: bool (N,), nodes that are written even without an edge. Of scores of attention that the graph keeps: `qk_tracing.py`.
 
     Node ``influence`` is cumulative (small is important), link weights are signed and unnormalised. Links of edges whose heads
     the graph knows (``edge_heads``) have "heads": {"direct", "hops" (their mean number), "first" and "last": [[layer, head,
@@ -179,6 +180,7 @@ def viewer_json(
     by_any = dict[Any, str]((labels or {}).items())
     by_any.update(view.labels)
     nodes = node_dicts(graph, which, ids, pruned.cumulative_scores, by_any)
+    scores = with_scores(graph, nodes, by_any)
     place = torch.cumsum(present, 0) - 1
     names = np.array(ids, dtype=object)
     sources = names[place[link_source].cpu().numpy()].tolist()
@@ -193,7 +195,9 @@ def viewer_json(
     if not problems:
         text = (
             f'{{"metadata":{_dump(metadata)},"qParams":{_dump(q_params)},"nodes":{_dump(nodes)},'
-            f'"links":[{_links_text(sources, targets, weights, _heads_texts(graph, link_source, link_target))}]}}'
+            f'"links":[{_links_text(sources, targets, weights, _heads_texts(graph, link_source, link_target))}]'
+            + "".join(f',"{name}":{_dump(value)}' for name, value in scores.items())
+            + "}"
         )
         problems = upload_size_problems(len(text.encode())) if target == "neuronpedia" else []
     if problems:

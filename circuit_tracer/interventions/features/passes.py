@@ -24,7 +24,7 @@ from circuit_tracer.interventions.features.activations import activations_of
 from circuit_tracer.interventions.features.settings import LayerSettings
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.frozen import FrozenNetwork
-from circuit_tracer.models.run import ModelRun, Visit, in_rows, live_scales
+from circuit_tracer.models.run import ModelRun, Visit, in_rows, in_turn, live_scales
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.sizes import as_size
 
@@ -153,10 +153,10 @@ class Pass:
         self.delta: dict[int, Tensor] = {}  # (P, D) still to be added at layers ahead
 
     def run(self, visits: Mapping[str, Visit] | None = None) -> ModelRun:
-        """The run of the model that this is, with `visits` at other sites."""
+        """The run of the model that this is, with `visits` by site, which come second."""
         read, write = in_rows(self.parts, self.read), in_rows(self.parts, self.write)
         own = {self.transcoders.feature_input_hook: read, self.transcoders.feature_output_hook: write}
-        every = {**own, **(visits or {})}
+        every = {**own, **{site: in_turn(own.get(site), visit) for site, visit in (visits or {}).items()}}
         return ModelRun(self.parts, every) if self.freeze is None else self.freeze.run(every)
 
     def read(self, layer: int, x_PD: Tensor) -> None:

@@ -25,9 +25,9 @@ from circuit_tracer.interventions.features.passes import require_finite
 from circuit_tracer.interventions.features.semantics import Kind, Semantics, semantics_of
 from circuit_tracer.interventions.heads.edits import HeadEdit
 from circuit_tracer.interventions.heads.resolve import check_head
-from circuit_tracer.interventions.heads.visits import head_visits, in_turn
+from circuit_tracer.interventions.heads.visits import head_visits
 from circuit_tracer.models.parts import ModelParts
-from circuit_tracer.models.run import Visit
+from circuit_tracer.models.run import Visit, in_turn
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
 

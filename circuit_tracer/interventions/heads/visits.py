@@ -46,14 +46,3 @@ def holding_heads(held_BLH: Tensor) -> Visit:
         return torch.where(here[:, None, :, None], z_BPHd[:1], z_BPHd).flatten(2)
 
     return hold
-
-
-def in_turn(first: Visit | None, second: Visit) -> Visit:
-    """A visit that is both, the second of what the first has made."""
-
-    def visit(layer: int, activation: Tensor) -> Tensor | None:
-        new = None if first is None else first(layer, activation)
-        newer = second(layer, activation if new is None else new)
-        return new if newer is None else newer
-
-    return visit

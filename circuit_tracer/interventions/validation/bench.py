@@ -18,13 +18,13 @@ from torch import Tensor
 
 from circuit_tracer.attribution.prompt import EncodedPrompt, LinearPrompt, linearise
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.passes import Freeze, Pass
-from circuit_tracer.interventions.heads.visits import holding_heads, in_turn
+from circuit_tracer.interventions.heads.visits import holding_heads
+from circuit_tracer.interventions.validation.target_reads import Seen, TargetReads
 from circuit_tracer.models.capture import logits_at
-from circuit_tracer.models.run import Visit
+from circuit_tracer.models.run import Visit, in_turn
 
 WINDOW = 3  # layers whose MLPs are held in the condition "window": the source's own and the next two, as in the paper
 
@@ -87,7 +87,7 @@ class Sources:
 
 class Readings(NamedTuple):
     """Changes against the clean copy. features: (B, N) of pre-activations; targets: (B, K) of demeaned logits before a
-    softcap; final: (B, P, D) output of the final norm.
+    softcap, and of what other targets read; final: (B, P, D) output of the final norm.
     """
 
     features: Tensor
@@ -100,8 +100,8 @@ Look = Callable[[Sequence[int]], Mapping[str, Visit]]
 
 
 class Bench:
-    """One prompt of a graph, ready for experiments: `watched` feature nodes and `targets` (rows of its target table, logits)
-    are read.
+    """One prompt of a graph, ready for experiments: `watched` feature nodes and `targets` (rows of its target table) are
+    read.
     """
 
     def __init__(self, model: Traceable, graph: Graph, watched: Tensor, targets: Tensor, batch_size: int) -> None:
@@ -115,11 +115,7 @@ class Bench:
             vectors, _ = model.transcoders.encoder_rows(layer, rows[place, 2])
             device, dtype = self.parts.device, self.parts.compute_dtype
             self._encoders[layer] = (place, rows[place, 1].to(device), vectors.to(device, dtype))
-        self.target_position = graph.targets.position[targets].to(self.parts.device)
-        weight = self.parts.unembed.weight
-        mean = weight.mean(0, dtype=self.parts.compute_dtype)
-        ids = graph.targets.token_id[targets].to(weight.device)
-        self.target_vectors = weight[ids].to(self.parts.compute_dtype) - mean
+        self.targets = TargetReads(graph, model, self.network, targets)
 
     @property
     def n_pos(self) -> int:
@@ -163,6 +159,19 @@ class Bench:
         """(n, V) of the next token."""
         return torch.log_softmax(logits_at(self.parts, final_nD), dim=-1)
 
+    def first_target(self, readings: Readings) -> tuple[float, list[float]]:
+        """On the clean prompt, and (B,) in the readings: the probability of the first target, if it is a token, else its
+        value.
+        """
+        token = self.targets.first_token
+        if token is None:
+            clean = float(self.targets.clean[0])
+            return clean, (clean + readings.targets[:, 0].double()).tolist()
+        index, position = token
+        final = torch.cat([self.clean.final[None, position], readings.final[:, position]])
+        first, *others = self.log_probabilities(final)[:, index].exp().tolist()
+        return first, others
+
     def _pass(self, experiments: Sequence[Sources], freeze: Freeze, seeing: Mapping[str, Visit]) -> Readings:
         copies = len(experiments) + 1
         reader = _Reader(self, copies)
@@ -171,10 +180,12 @@ class Bench:
             self._take_out(changes, sources, copy, copies)
         tokens = [(copy, place) for copy, each in enumerate(experiments, start=1) for place in each.tokens]
         visits = {**self._without_tokens(tokens), **self._holding(experiments)}
-        visits |= {site: in_turn(visits.get(site), visit) for site, visit in seeing.items()}
+        seen: Seen = {}
+        for each in (seeing, self.targets.visits(seen)):
+            visits |= {site: in_turn(visits.get(site), visit) for site, visit in each.items()}
         final = changes.run(visits)(self.clean.ids, copies=copies).final
-        moved = (final[1:] - final[:1])[:, self.target_position]
-        return Readings(reader.result(), (moved * self.target_vectors).sum(-1), final[1:])
+        moved = {place: found[1:] - found[:1] for place, found in seen.items()}
+        return Readings(reader.result(), self.targets.values(final[1:] - final[:1], moved), final[1:])
 
     def _take_out(self, changes: Pass, sources: Sources, copy: int, copies: int) -> None:
         """Subtract, at the output hooks of the pass, what the sources wrote there; in held layers only, if any are held."""
@@ -227,16 +238,3 @@ class _Reader:
     def result(self) -> Tensor:
         """(B, N)."""
         return self.change
-
-
-def logit_targets(graph: Graph) -> Tensor:
-    """(K,) rows of the target table that are logits. Raises InputError if there are none: the vectors of other targets are
-    not in the graph.
-    """
-    rows = [row for row, kind in enumerate(graph.targets.kind) if kind == "logit"]
-    if not rows:
-        raise InputError(
-            f"the graph's targets ({', '.join(graph.targets.label[:3])}) are no tokens; validation measures probabilities of "
-            "tokens. Trace the prompt to tokens (the default targets) and validate that graph."
-        )
-    return torch.tensor(rows)

@@ -25,9 +25,7 @@ CONDITIONS = (
 DRAWS = 8  # random sets of other features
 
 
-def circuit_tests(
-    graph: Graph, pruned: PruneResult, bench: Bench, targets: Tensor, seed: int = 0
-) -> dict[str, CircuitTest]:
+def circuit_tests(graph: Graph, pruned: PruneResult, bench: Bench, seed: int = 0) -> dict[str, CircuitTest]:
     """By condition. The circuit: kept features, and kept errors."""
     layout, mask = graph.nodes.layout, pruned.node_mask.cpu()
     member = torch.zeros(len(graph.active_features), dtype=torch.bool)
@@ -46,12 +44,9 @@ def circuit_tests(
         _features(graph, torch.arange(len(member)), ~every_error),
         *(_features(graph, drawn) for drawn in draws),
     ]
-    token, position = int(graph.targets.token_id[targets[0]]), int(bench.target_position[0])
-    clean = float(bench.log_probabilities(bench.clean.final[position][None])[0, token].exp())
     found = {}
     for condition in CONDITIONS:
-        final = bench.run(experiments, condition).final[:, position]
-        without, only, nothing, *others = bench.log_probabilities(final)[:, token].exp().tolist()
+        clean, (without, only, nothing, *others) = bench.first_target(bench.run(experiments, condition))
         found[condition.name] = CircuitTest(
             clean, without, sum(others) / len(others) if others else None, only, nothing
         )

@@ -43,6 +43,18 @@ class ScoreShare(NamedTuple):
     predicted: float
 
 
+def kept_shares(graph: Graph) -> list[ScoreShare]:
+    """What the scores that a graph keeps name as strongest on either side, where that is a node of the graph."""
+    numbers = {name: node for node, name in enumerate(graph.nodes.ids()[: graph.nodes.layout.target_start])}
+    return [
+        ScoreShare(AttentionTarget(*score.place)._replace(side=side), numbers[name], weight)
+        for score in graph.scores
+        for side, found in (("query", score.query_side), ("key", score.key_side))
+        for name, weight in found.top
+        if name in numbers
+    ]
+
+
 @typed
 @plain_torch()
 @torch.no_grad()

@@ -28,9 +28,9 @@ from circuit_tracer.graph.validation import Agreement
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.passes import Freeze
 from circuit_tracer.interventions.features.semantics import Kind, Semantics, semantics_of
-from circuit_tracer.interventions.validation.bench import logit_targets
 from circuit_tracer.interventions.validation.statistics import agreement
-from circuit_tracer.models.run import ModelRun
+from circuit_tracer.interventions.validation.target_reads import Seen, TargetReads, measurable_targets
+from circuit_tracer.models.run import ModelRun, in_turn
 from circuit_tracer.models.surroundings import plain_torch
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ POINTS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class EdgeEstimates:
-    """Kept edges between kept features, and into logits, column by column (n,). weight: the graph's; estimate: by gradients,
+    """Kept edges between kept features, and into targets, column by column (n,). weight: the graph's; estimate: by gradients,
     in the same units.
     """
 
@@ -74,8 +74,9 @@ def approximate_edges(
     """Estimates of the edges that pruning keeps. steps: 1 for the gradient at the prompt, n for the mean over n points
     (midpoints) on the way from all kept features off to on.
 
-    Cost: a pass for every 8 steps, and a backward pass of it for each kept feature and logit. Raises InputError for no
-    step, iterative semantics, or a graph without token targets; CompatibilityError for a graph of another model.
+    Cost: a pass for every 8 steps, and a backward pass of it for each kept feature and target. Raises InputError for no
+    step, iterative semantics, or a graph that does not keep what its targets read; CompatibilityError for a graph of another
+    model.
     """
     meaning = semantics_of(semantics)
     if steps < 1:
@@ -84,12 +85,12 @@ def approximate_edges(
         raise InputError("iterative semantics have no gradient here; use direct or constrained")
     pruned, layout = prune_graph(graph, node_threshold, edge_threshold, policy), graph.nodes.layout
     kept = torch.nonzero(pruned.node_mask.cpu()[layout.features]).flatten()
-    targets = layout.target_start + logit_targets(graph)
-    way = _Way(model, graph, kept, meaning)
+    rows = measurable_targets(graph)
+    targets, way = layout.target_start + rows, _Way(model, graph, kept, rows, meaning)
     points = torch.ones(1) if steps == 1 else (torch.arange(steps) + 0.5) / steps
     total = torch.zeros(len(kept) + len(targets), len(kept), dtype=torch.float64)
     for piece in points.split(POINTS_AT_ONCE):
-        total += way.gradients(piece, targets - layout.target_start).double().cpu()
+        total += way.gradients(piece).double().cpu()
     place = torch.full((graph.n_nodes,), -1)
     place[kept], place[targets] = torch.arange(len(kept)), len(kept) + torch.arange(len(targets))
     edges = pruned.pruned_edges.to("cpu")
@@ -103,8 +104,8 @@ def approximate_edges(
 class _Way:
     """The prompt with kept features at some share of their activation, differentiable in the shares."""
 
-    def __init__(self, model: Traceable, graph: Graph, kept: Tensor, meaning: Semantics) -> None:
-        self.model, self.parts, self.graph = model, model.parts, graph
+    def __init__(self, model: Traceable, graph: Graph, kept: Tensor, targets: Tensor, meaning: Semantics) -> None:
+        self.model, self.parts = model, model.parts
         clean = CleanRun(model, graph, patterns=meaning.freeze_attention)
         self.ids, self.n_pos, n_layers = clean.ids, clean.n_pos, model.parts.config.n_layers
         self.freeze = Freeze(
@@ -115,6 +116,7 @@ class _Way:
             norms=meaning.norms_frozen(n_layers),
             network=clean.network,
         )
+        self.targets = TargetReads(graph, model, clean.network, targets)
         self.rows = graph.active_features[graph.selected_features.cpu()[kept]].long().cpu()
         value = graph.activation_values[graph.selected_features.cpu()[kept]]
         device, dtype = self.parts.device, self.parts.compute_dtype
@@ -132,12 +134,12 @@ class _Way:
             self.encoders[layer] = (column, position, vectors.to(device, dtype))
 
     @torch.enable_grad()
-    def gradients(self, points: Tensor, targets: Tensor) -> Tensor:
-        """(n + T, n) derivatives of features' pre-activations and demeaned logits, summed over points (B,)."""
+    def gradients(self, points: Tensor) -> Tensor:
+        """(n + T, n) derivatives of features' pre-activations and of what targets read, summed over points (B,)."""
         shares = points[:, None].expand(-1, len(self.rows)).to(self.parts.device, self.parts.compute_dtype)
         shares = shares.clone().requires_grad_()
         gradients = []
-        for read in self._read_outs(shares, targets):
+        for read in self._read_outs(shares):
             found = (
                 None  # features of the first layers depend on no share, but perhaps on weights that require gradients
             )
@@ -146,24 +148,20 @@ class _Way:
             gradients.append(torch.zeros_like(shares[0]) if found is None else found.sum(0))
         return torch.stack(gradients)
 
-    def _read_outs(self, shares: Tensor, targets: Tensor) -> Iterator[Tensor]:
+    def _read_outs(self, shares: Tensor) -> Iterator[Tensor]:
         """Read-outs of one pass, summed over its points."""
         inputs: dict[int, Tensor] = {}
-        final = self._run(shares, inputs)(self.ids, copies=len(shares), gradients=True).final
+        seen: Seen = {}
+        final = self._run(shares, inputs, seen)(self.ids, copies=len(shares), gradients=True).final
         pre: dict[int, Tensor] = {}
         for layer, (column, position, vectors) in self.encoders.items():
             totals = (inputs[layer][:, position] * vectors).sum((0, 2))
             pre |= {int(number): totals[place] for place, number in enumerate(column)}
         yield from (pre[number] for number in range(len(self.rows)))
-        weight = self.parts.unembed.weight
-        mean = weight.mean(0, dtype=self.parts.compute_dtype)
-        tokens, places = self.graph.targets.token_id.tolist(), self.graph.targets.position.tolist()
-        for row in targets.tolist():
-            vector = weight[tokens[row]].to(self.parts.compute_dtype) - mean
-            yield (final[:, places[row]].to(vector) * vector).sum()
+        yield from self.targets.values(final, seen).sum(0)
 
-    def _run(self, shares: Tensor, inputs: dict[int, Tensor]) -> ModelRun:
-        """A run with features at their shares; `inputs` gets what the transcoders read (B, P, D)."""
+    def _run(self, shares: Tensor, inputs: dict[int, Tensor], seen: Seen) -> ModelRun:
+        """A run with features at their shares; `inputs` gets what the transcoders read (B, P, D), `seen` what targets do."""
         transcoders = self.model.transcoders
 
         def read(layer: int, x_BPD: Tensor) -> None:
@@ -178,4 +176,6 @@ class _Way:
                 out = out + shares.new_zeros(y_BPD.shape).index_add(1, position, change).to(y_BPD)
             return out
 
-        return self.freeze.run({transcoders.feature_input_hook: read, transcoders.feature_output_hook: write})
+        own = {transcoders.feature_input_hook: read, transcoders.feature_output_hook: write}
+        looks = self.targets.visits(seen).items()
+        return self.freeze.run({**own, **{site: in_turn(own.get(site), look) for site, look in looks}})

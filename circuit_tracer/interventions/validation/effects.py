@@ -85,7 +85,9 @@ class NodeEffects:
             nodes=agreement(self.predicted.edges[there, top], first),
             paths=agreement(self.predicted.paths[there, top], first),
             influence=spearman(self.predicted.influence[kept], relative),
-            divergence=spearman(self.influence[there], self.divergence[name][there]),
+            divergence=None
+            if self.bench.targets.first_token is None
+            else spearman(self.influence[there], self.divergence[name][there]),
         )
 
     def there(self, name: str) -> Tensor:
@@ -144,11 +146,9 @@ class NodeEffects:
         )
 
     def _own_size(self) -> Tensor:
-        """(M,) |pre-activation| of features, |demeaned logit| of targets."""
-        final, captured = self.first_target, self.bench.network.captured
-        activation = self.graph.nodes.activation.double().cpu()[self.read[:final]]
-        logits = (captured.final[self.bench.target_position] * self.bench.target_vectors).sum(-1)
-        return torch.cat([activation, logits.double().cpu()]).abs()
+        """(M,) |pre-activation| of features, |demeaned logit| or |value| of targets."""
+        activation = self.graph.nodes.activation.double().cpu()[self.read[: self.first_target]]
+        return torch.cat([activation, self.bench.targets.clean]).abs()
 
     def _predict(self) -> Predictions:
         edges, n_nodes = self.graph.edges, self.graph.n_nodes
@@ -177,10 +177,10 @@ class NodeEffects:
                 [Sources.of_nodes(self.graph, node[None]) for node in self.nodes[there]], condition
             )
             measured[there] = torch.cat([readings.features.cpu(), readings.targets.cpu()], dim=1).double()
-            position = int(self.bench.target_position[0])
-            clean = self.bench.log_probabilities(self.bench.clean.final[position][None])
-            after = self.bench.log_probabilities(readings.final[:, position])
-            divergence[there] = (clean.exp() * (clean - after)).sum(-1).double().cpu()
+            if (token := self.bench.targets.first_token) is not None:
+                clean = self.bench.log_probabilities(self.bench.clean.final[None, token[1]])
+                after = self.bench.log_probabilities(readings.final[:, token[1]])
+                divergence[there] = (clean.exp() * (clean - after)).sum(-1).double().cpu()
         self.measured[condition.name], self.divergence[condition.name] = measured, divergence
 
 

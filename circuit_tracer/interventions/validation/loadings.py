@@ -33,6 +33,7 @@ from circuit_tracer.interventions.heads.resolve import check_head
 from circuit_tracer.interventions.validation.bench import Bench, Condition, Sources
 from circuit_tracer.interventions.validation.effects import CONDITIONS, WITH_TOKENS, rounded, rounded_columns
 from circuit_tracer.interventions.validation.statistics import agreement
+from circuit_tracer.interventions.validation.target_reads import measurable_targets
 from circuit_tracer.models.surroundings import plain_torch
 
 STRONGEST = 100  # first heads, and as many last heads, that the validation of a graph measures
@@ -58,7 +59,8 @@ class Loading(NamedTuple):
 def measure_loadings(graph: Graph, model: Traceable, loadings: Sequence[Loading], batch_size: int = 16) -> HeadTest:
     """Predicted and measured loadings of heads, with everything frozen and in the real model.
 
-    Sources are features, errors and tokens (these with everything frozen alone); targets are features and token logits. Costs
+    Sources are features, errors and tokens (these with everything frozen alone); targets are features and
+    those of the graph. Costs
     two passes for every `batch_size` sources and sets of held heads that differ. Raises InputError for a node, layer, head or
     part that does not exist, or a node that cannot be read or taken out.
     """
@@ -76,16 +78,15 @@ def measure_loadings(graph: Graph, model: Traceable, loadings: Sequence[Loading]
 
 
 def kept_loadings(graph: Graph, pruned: PruneResult) -> list[Loading]:
-    """First and last heads that the graph names for kept edges into features and token logits: the strongest, as shares of the
+    """First and last heads that the graph names for kept edges into features and targets: the strongest, as shares of the
     target's input. None for a graph that names none.
     """
     named = graph.edge_heads
     if named is None:
         return []
     named, layout, edges = named.to("cpu"), graph.nodes.layout, graph.edges
-    logits = [layout.target_start + row for row, kind in enumerate(graph.targets.kind) if kind == "logit"]
     readable = torch.zeros(graph.n_nodes, dtype=torch.bool)
-    readable[layout.features], readable[logits] = True, True
+    readable[layout.features], readable[layout.target_start + measurable_targets(graph)] = True, True
     where = torch.searchsorted(
         edges.target.cpu() * graph.n_nodes + edges.source.cpu(), named.target * graph.n_nodes + named.source
     )
@@ -144,10 +145,8 @@ def _check(graph: Graph, model: Traceable, loadings: Sequence[Loading]) -> None:
             raise InputError(f"{what}: sources are nodes 0 to {layout.target_start - 1} (features, errors, tokens)")
         row = each.target - layout.target_start
         if not (0 <= each.target < layout.n_features or 0 <= row < len(graph.targets.kind)):
-            raise InputError(f"{what}: targets are features (nodes 0 to {layout.n_features - 1}) and token logits")
-        if row >= 0 and graph.targets.kind[row] != "logit":
             raise InputError(
-                f"{what}: target {graph.targets.label[row]!r} is no token; loadings are measured on features and token logits"
+                f"{what}: targets are features (nodes 0 to {layout.n_features - 1}) and the graph's targets"
             )
 
 

@@ -13,6 +13,7 @@ from circuit_tracer.graph.files.node_ids import node_ids
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.pruning import PrunePolicy, PruneResult, prune_graph
 from circuit_tracer.graph.validation import Stability, Variation
+from circuit_tracer.interventions.validation.bench import Bench
 from circuit_tracer.interventions.validation.statistics import mean
 
 NODE_THRESHOLDS = (0.6, 0.7, 0.8, 0.9, 0.95)
@@ -57,30 +58,34 @@ class Stabilities:
 
 
 def row_variations(
-    graph: Graph, pruned: PruneResult, model: Traceable, thresholds: tuple[float, float], policy: PrunePolicy
+    bench: Bench, pruned: PruneResult, thresholds: tuple[float, float], policy: PrunePolicy
 ) -> list[Variation]:
-    """The prompt traced again to the same tokens with other numbers of rows, and pruned alike."""
+    """The prompt traced again to the same targets with other numbers of rows, and pruned alike."""
+    graph = bench.graph
     n_rows, n_active = len(graph.selected_features), len(graph.active_features)
     ours, found = _names(graph, pruned), []
     counts = {min(n_active, max(1, round(share * n_rows))) for share in SHARES_OF_ROWS} - {n_rows}
     for count in sorted(counts):
-        other = retrace(graph, model, count)
+        other = retrace(bench, bench.model, count)
         theirs = _names(other, prune_graph(other, *thresholds, policy))
         found.append(Variation(*thresholds, count, _jaccard(ours[0], theirs[0]), _jaccard(ours[1], theirs[1])))
     return found
 
 
-def retrace(graph: Graph, model: Traceable, rows: int) -> Graph:
-    """The graph's prompt traced to its token targets, at their position, with so many rows."""
-    logits = [row for row, kind in enumerate(graph.targets.kind) if kind == "logit"]
+def retrace(bench: Bench, model: Traceable, rows: int) -> Graph:
+    """The prompt traced to what is measured of the graph's targets, tokens at their position, with so many rows.
+
+    A feature is then the direction that it reads, so that it is the same target for another dictionary.
+    """
+    graph, token = bench.graph, bench.targets.first_token
     settings = graph.provenance.get("settings", {})
     return attribute(
         graph.input_tokens.cpu(),
         model,
-        attribution_targets=graph.targets.token_id[logits].cpu(),
+        attribution_targets=bench.targets.aims(),
         max_feature_nodes=rows,
         zero_positions=settings.get("zero_positions"),
-        position=int(graph.targets.position[logits[0]]),
+        position=-1 if token is None else token[1],
     )
 
 

@@ -24,14 +24,16 @@ from circuit_tracer.graph.influence import node_influence, row_mass
 from circuit_tracer.graph.pruning import PrunePolicy, PruneResult, prune_graph
 from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.graph.validation import Accounting, Measures, ValidationReport
-from circuit_tracer.interventions.validation.bench import Bench, logit_targets
+from circuit_tracer.interventions.validation.bench import Bench
 from circuit_tracer.interventions.validation.circuit import circuit_tests
+from circuit_tracer.interventions.validation.contrasts import kept_shares, measure_scores
 from circuit_tracer.interventions.validation.controls import random_dictionary
 from circuit_tracer.interventions.validation.curves import perturbation_curves
 from circuit_tracer.interventions.validation.effects import NodeEffects
 from circuit_tracer.interventions.validation.loadings import kept_loadings, measure_loadings
 from circuit_tracer.interventions.validation.stability import Stabilities, retrace, row_variations
 from circuit_tracer.interventions.validation.statistics import mean
+from circuit_tracer.interventions.validation.target_reads import measurable_targets
 from circuit_tracer.interventions.validation.verdict import distrust, verdict
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.transcoders.base import Transcoders
@@ -56,12 +58,12 @@ def validate(
     """The report on a graph, pruned at the thresholds as a viewer would; it is also kept as `graph.validation`.
 
     controls: other dictionaries of the same model by name, such as a per-layer one, measured alike on graphs of their own.
-    random_control: a random dictionary too. Heads that the graph names for its edges (`explain_edges`) are tested too.
-    Deterministic for a seed. Cost: a clean pass, four passes for every `batch_size`
-    kept nodes, some traces with other numbers of rows, and the same for each control.
+    random_control: a random dictionary too. Heads that the graph names for its edges (`explain_edges`) are tested too, and what
+    it keeps of scores of attention (`explain_score`). Deterministic for a seed. Cost: a clean pass, four passes for every
+    `batch_size` kept nodes, some traces with other numbers of rows, and the same for each control.
 
-    Raises CompatibilityError for a graph of another model or dictionary, InputError for a graph without token targets or
-    a threshold outside 0..1.
+    Raises CompatibilityError for a graph of another model or dictionary, InputError for a graph that does not keep what
+    its targets read or a threshold outside 0..1.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
@@ -70,18 +72,20 @@ def validate(
     subject = _Subject(graph, model, (node_threshold, edge_threshold), policy, batch_size)
     measures = subject.measure(seed, progress)
     stabilities = Stabilities(graph, subject.pruned, policy)
-    rows = row_variations(graph, subject.pruned, model, subject.thresholds, policy)
+    rows = row_variations(subject.bench, subject.pruned, subject.thresholds, policy)
     stability = stabilities.report(graph, subject.pruned, rows)
     others = dict(controls or {})
     if random_control:
         others["random"] = random_dictionary(subject.bench, seed)
     loadings = kept_loadings(graph, subject.pruned)
     heads = measure_loadings(graph, model, loadings, batch_size) if loadings else None
+    shares = kept_shares(graph)
+    scores = measure_scores(graph, model, shares, batch_size) if shares else None
     measured = {}
     for number, (name, dictionary) in enumerate(others.items()):
         progress("controls", number, len(others))
         measured[name] = _control(subject, dictionary, seed)
-    target = graph.targets.label[int(subject.targets[0])]
+    target, measure = graph.targets.label[int(subject.targets[0])], subject.bench.targets.measure
     report = ValidationReport(
         prompt=graph.input_string,
         target=target,
@@ -93,10 +97,12 @@ def validate(
         controls=measured,
         nodes=subject.effects.node_rows(stabilities.nodes),
         edges=subject.effects.edge_rows(stabilities.edges),
-        verdict=verdict(measures, stability, target, heads),
-        distrust=distrust(measures, stability, measured),
+        verdict=verdict(measures, stability, target, heads, scores, measure),
+        distrust=distrust(measures, stability, measured, measure),
         seconds=round(time.perf_counter() - started, 2),
         heads=heads,
+        scores=scores,
+        measure=measure,
     )
     graph.validation = report
     return report
@@ -115,7 +121,7 @@ class _Subject:
             policy,
             batch_size,
         )
-        self.targets = logit_targets(graph)
+        self.targets = measurable_targets(graph)
         self.pruned: PruneResult = prune_graph(graph, *thresholds, policy)
         kept = torch.nonzero(self.pruned.node_mask[graph.nodes.layout.features]).flatten()
         self.bench = Bench(model, graph, kept, self.targets, batch_size)
@@ -132,7 +138,7 @@ class _Subject:
             n_edges=int(self.pruned.kept_edges.sum()),
             effects={name: self.effects.table(name) for name in self.effects.measured},
             curves=perturbation_curves(self.graph, self.pruned, self.bench, seed),
-            circuit=circuit_tests(self.graph, self.pruned, self.bench, self.targets, seed),
+            circuit=circuit_tests(self.graph, self.pruned, self.bench, seed),
             accounting=self._accounting(),
         )
 
@@ -160,7 +166,7 @@ class _Subject:
 def _control(subject: _Subject, dictionary: Transcoders, seed: int) -> Measures:
     """The same prompt and targets traced with another dictionary, as many rows, pruned and measured alike."""
     other = Traceable(subject.model.parts, dictionary, subject.model.tokenizer)
-    graph = retrace(subject.graph, other, len(subject.graph.selected_features))
+    graph = retrace(subject.bench, other, len(subject.graph.selected_features))
     return _Subject(graph, other, subject.thresholds, subject.policy, subject.batch_size).measure(seed, silent)
 
 

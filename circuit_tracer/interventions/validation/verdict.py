@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from circuit_tracer.graph.validation import HeadTest, Measures, Stability
+from circuit_tracer.graph.validation import HeadTest, Measure, Measures, ScoreTest, Stability
 
 MAX_RESIDUAL = 1e-3  # of the sum rule, relative
 MAX_CONSTRAINED = 1e-2  # difference of an edge and its intervention, over the largest edge
@@ -21,12 +21,27 @@ SLOPES = (0.5, 2.0)
 MIN_COSINE = 0.7  # of the residual stream, one layer behind a perturbation
 MIN_MLP_COSINE = 0.5  # of the MLP's own reaction
 MIN_SUFFICIENCY = 0.5
+MAX_SUFFICIENCY = 2.0  # of what is no probability, which may be far more without what is against it
 MIN_NECESSITY = 0.5
 MIN_STABILITY = 0.6
 CONTROL_MARGIN = 0.1  # how much better than a control the graph must be
 
 
-def verdict(measures: Measures, stability: Stability, target: str, heads: HeadTest | None = None) -> list[str]:
+_READ: dict[Measure, str] = {
+    "score": "The score is read as the graph explains it, linear in the stream: norms, and for either side the other, are as "
+    "on the clean prompt.",
+    "value": "The value is read as the graph explains it: with norms before it as on the clean prompt.",
+}
+
+
+def verdict(
+    measures: Measures,
+    stability: Stability,
+    target: str,
+    heads: HeadTest | None = None,
+    scores: ScoreTest | None = None,
+    measure: Measure = "probability",
+) -> list[str]:
     """What was found, a sentence each; sentences whose numbers do not exist are left out."""
     accounting, live = measures.accounting, measures.effects["live"]
     held, circuit = measures.effects["constrained"], measures.circuit
@@ -47,11 +62,13 @@ def verdict(measures: Measures, stability: Stability, target: str, heads: HeadTe
             f"{live.edges.spearman:.2f}; effects are {live.edges.slope:.2f} times as large as the edges say."
         )
     found.append(
-        f"Without the circuit the probability of {target!r} goes from {circuit['live'].clean:.2f} to "
+        f"Without the circuit the {measure} of {target!r} goes from {circuit['live'].clean:.2f} to "
         f"{circuit['live'].without:.2f} in the real model{_others(measures)}; with only the circuit and attention frozen it is "
         f"{circuit['constrained'].only:.2f}, with nothing {circuit['constrained'].nothing:.2f}."
     )
+    found += [_READ[measure]] if measure in _READ else []
     found += [] if heads is None else _of_heads(heads)
+    found += [] if scores is None else _of_scores(scores)
     if stability.nodes is not None and stability.edges is not None:
         found.append(
             f"At other pruning thresholds {stability.nodes:.0%} of its features and {stability.edges:.0%} of its edges stay."
@@ -69,14 +86,25 @@ def _of_heads(heads: HeadTest) -> Iterator[str]:
             )
 
 
-def distrust(measures: Measures, stability: Stability, controls: dict[str, Measures]) -> list[str]:
+def _of_scores(scores: ScoreTest) -> Iterator[str]:
+    live = scores.agreement.get("live")
+    if live is not None and live.spearman is not None and live.slope is not None:
+        yield (
+            f"Of what {live.count} nodes are said to carry of scores of attention, the real model loses {live.slope:.2f} times "
+            f"as much without them (Spearman {live.spearman:.2f})."
+        )
+
+
+def distrust(
+    measures: Measures, stability: Stability, controls: dict[str, Measures], measure: Measure = "probability"
+) -> list[str]:
     """What not to trust, a sentence each; empty if nothing stands out."""
     return [
         *_of_the_arithmetic(measures),
         *_of_what_is_missing(measures),
         *_of_effects(measures),
         *_of_the_dictionary(measures),
-        *_of_the_circuit(measures),
+        *_of_the_circuit(measures, measure),
         *_of_choices(stability),
         *(sentence for name, control in controls.items() for sentence in _of_a_control(measures, name, control)),
     ]
@@ -151,29 +179,36 @@ def _of_the_dictionary(measures: Measures) -> Iterator[str]:
         )
 
 
-def _of_the_circuit(measures: Measures) -> Iterator[str]:
+def _of_the_circuit(measures: Measures, measure: Measure) -> Iterator[str]:
     live, held = measures.circuit["live"], measures.circuit["constrained"]
-    necessity, others = live.necessity, live.necessity_of_others
+    necessity, others, idle = live.necessity, live.necessity_of_others, held.sufficiency_of_nothing
     if necessity is None or held.sufficiency is None:
         yield (
             "Do not trust that the model needs this circuit, or that it is enough, because the model gives the target no "
-            "probability at all (0 in its number format), of which there is no share. Trace a target that is more likely."
+            f"{measure} at all (0 in its number format), of which there is no share. Trace "
+            f"{'a target that is more likely' if measure == 'probability' else 'another target'}."
         )
         return
     if necessity < MIN_NECESSITY:
         yield (
-            f"Do not trust that the model needs this circuit, because without it the probability falls by {necessity:.0%} "
-            "only."
+            f"Do not trust that the model needs this circuit, because without it the {measure} goes from {live.clean:.3g} to "
+            f"{live.without:.3g}: {necessity:.0%} of it is lost, no more."
         )
     elif others is not None and others > necessity - CONTROL_MARGIN:
         yield (
-            "Do not trust that this circuit is special, because without as many other features the probability falls as far "
-            f"({live.without_others:.2f} against {live.without:.2f})."
+            f"Do not trust that this circuit is special, because as much of the {measure} goes with as many other features "
+            f"(left are {live.without_others:.2f} against {live.without:.2f})."
         )
-    if held.sufficiency < MIN_SUFFICIENCY:
+    too_much = measure != "probability" and held.sufficiency > MAX_SUFFICIENCY
+    if held.sufficiency < MIN_SUFFICIENCY or too_much:
         yield (
-            f"Do not trust that this circuit is enough, because alone it gives {held.sufficiency:.0%} of the probability, even "
-            "with attention frozen."
+            f"Do not trust that this circuit is {'all of it' if too_much else 'enough'}, because alone it gives "
+            f"{held.sufficiency:.0%} of the {measure}, even with attention frozen."
+        )
+    elif idle is not None and idle > held.sufficiency - CONTROL_MARGIN:
+        yield (
+            f"Do not take it for evidence of this circuit that it is enough, because {idle:.0%} of the {measure} is there with "
+            "neither features nor errors: tokens and biases give it by themselves."
         )
 
 

@@ -15,6 +15,15 @@ from starlette.responses import Response
 from circuit_tracer.graph.files.read_json import require_as_written
 from circuit_tracer.graph.files.viewer_json import check_slug, graph_document
 from circuit_tracer.viewer.server.columns import MOST_LINKS, MOST_NODES
+from circuit_tracer.viewer.server.head_messages import (
+    EdgeAnswer,
+    EdgeQuestion,
+    HeadTableFile,
+    LinksQuestion,
+    ScoreAnswer,
+    ScoreQuestion,
+)
+from circuit_tracer.viewer.server.head_table import read_head_table
 from circuit_tracer.viewer.server.jobs import Job
 from circuit_tracer.viewer.server.messages import (
     GraphList,
@@ -50,7 +59,14 @@ Found = Annotated[Job, Depends(_job)]
 @API.get("/api/session")
 def session(site: Served) -> Session:
     """What this server can do, and the token for changes."""
-    return Session(version=package_version(), token=site.token, model=site.engine.facts() if site.engine else None)
+    facts = site.engine.facts() if site.engine else None
+    return Session(version=package_version(), token=site.token, model=facts, heads=site.head_table.is_file())
+
+
+@API.get("/api/heads")
+def heads(site: Served) -> HeadTableFile:
+    """What every head of the model does, of the file heads.json beside the features."""
+    return read_head_table(site.head_table)
 
 
 @API.get("/api/graphs")
@@ -133,6 +149,37 @@ def steer(slug: str, site: Served, request: SteerRequest) -> JobReport:
         return engine.steer(request, document, _whole(site, slug), job).model_dump(mode="json")
 
     return _report(site.jobs.start("steer", work))
+
+
+@API.post("/api/graphs/{slug}/explain-edge")
+def explain_edge(slug: str, site: Served, asked: EdgeQuestion) -> EdgeAnswer:
+    """Split a link of a graph, whose whole file is here, over the attention heads that it runs through."""
+    engine = site.model
+    with site.jobs.alone("explaining a link"):
+        return engine.explain_edge(site.graphs.opened(slug), asked)
+
+
+@API.post("/api/graphs/{slug}/explain-score")
+def explain_score(slug: str, site: Served, asked: ScoreQuestion) -> ScoreAnswer:
+    """Why a head looks from a token of a graph's prompt at another, over what both tokens hold."""
+    engine = site.model
+    with site.jobs.alone("explaining a score of attention"):
+        return engine.explain_score(site.graphs.opened(slug), asked, site.labels)
+
+
+@API.post("/api/graphs/{slug}/explain-links")
+def explain_links(slug: str, site: Served, asked: LinksQuestion) -> JobReport:
+    """Split all links of a graph's file over heads, and keep the strongest heads in it and in the whole graph's file."""
+    engine, document = site.model, site.graphs.document(slug)
+
+    def work(job: Job) -> dict[str, Any]:
+        job.progress("splitting links over heads")
+        graph = site.graphs.graph(slug)
+        engine.explain_links(graph, document, asked.keep)
+        job.progress("saving")
+        return {"links": site.graphs.add_heads(slug, graph)}
+
+    return _report(site.jobs.start("heads", work))
 
 
 @API.get("/api/jobs/{id}")

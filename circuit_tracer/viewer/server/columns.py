@@ -19,7 +19,8 @@ _ALWAYS = ("embedding", "logit")
 
 
 class Columns:
-    """Links of a document by node number. source, target: int64 (M,); weight, share: float64 (M,); mass: float64 (N,).
+    """Links of a document by node number. source, target: int64 (M,); weight, share: float64 (M,); place: int64 (M,), where
+    they are in the document; mass: float64 (N,).
 
     Links that lead nowhere, or have no finite weight, are left out. Raises FileFormatError for what is no graph.
     """
@@ -29,16 +30,17 @@ class Columns:
         try:
             self.number = {node["node_id"]: at for at, node in reversed(list(enumerate(document["nodes"])))}
             links = [
-                (self.number[link["source"]], self.number[link["target"]], float(link["weight"]))
-                for link in document["links"]
+                (self.number[link["source"]], self.number[link["target"]], float(link["weight"]), at)
+                for at, link in enumerate(document["links"])
                 if link["source"] in self.number and link["target"] in self.number
             ]
             influence = [_number(node.get("influence")) for node in document["nodes"]]
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FileFormatError(f"a node or link lacks a field or has one of a wrong type: {error!r}") from error
-        table = np.array(links, dtype=np.float64).reshape(-1, 3)
+        table = np.array(links, dtype=np.float64).reshape(-1, 4)
         table = table[np.isfinite(table[:, 2])]
         self.source, self.target, self.weight = table[:, 0].astype(int), table[:, 1].astype(int), table[:, 2]
+        self.place = table[:, 3].astype(int)
         self.influence = np.array(influence)
         self.mass = np.bincount(self.target, np.abs(self.weight), minlength=len(influence))
         self.share = np.abs(self.weight) / np.maximum(self.mass[self.target], np.finfo(float).tiny)
@@ -68,10 +70,8 @@ class Columns:
             },
             "nodes": [{**nodes[at], "input_mass": float(self.mass[at])} for at in np.flatnonzero(kept).tolist()],
             "links": [
-                {"source": nodes[source]["node_id"], "target": nodes[target]["node_id"], "weight": weight}
-                for source, target, weight in zip(
-                    *(column[links].tolist() for column in (self.source, self.target, self.weight)), strict=True
-                )
+                {**self.document["links"][place], "weight": weight}
+                for place, weight in zip(self.place[links].tolist(), self.weight[links].tolist(), strict=True)
             ],
         }
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from circuit_tracer.attention import explain_edge, explain_edges, explain_score
 from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.attribution.target_text import parse_target
 from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError
 from circuit_tracer.interventions import (
     Edit,
@@ -32,6 +34,7 @@ from circuit_tracer.interventions import (
 from circuit_tracer.interventions.features.clean import AGREEMENT, COARSE_AGREEMENT, CleanRun
 from circuit_tracer.models.tokenization import token_strings, tokenize
 from circuit_tracer.viewer.server.chat_turns import Frame, frames, render
+from circuit_tracer.viewer.server.head_messages import EdgeAnswer, EdgeQuestion, ScoreAnswer, ScoreQuestion
 from circuit_tracer.viewer.server.jobs import Job
 from circuit_tracer.viewer.server.messages import (
     EditRequest,
@@ -50,10 +53,12 @@ from circuit_tracer.viewer.server.messages import (
 )
 
 if TYPE_CHECKING:
+    from circuit_tracer.graph.files.viewer_json import Labels
     from circuit_tracer.graph.graph import Graph
     from circuit_tracer.replacement_model import ReplacementModel
 
 TOKENS_SHOWN, OTHERS_SHOWN = 8, 10
+CONTRIBUTORS_SHOWN = PAIRS_SHOWN = 20
 COMPARED = 20  # features of a graph whose activations are compared where none of those to change has one in the file
 _FEATURE = re.compile(r"(\d{1,9})_(\d{1,9})_(\d{1,9})")
 _TOKEN = re.compile(r"E_(\d{1,9})_(\d{1,9})")
@@ -122,7 +127,7 @@ class Engine:
         return attribute(
             ids,
             self.model,
-            attribution_targets=request.targets,
+            attribution_targets=None if request.targets is None else [parse_target(text) for text in request.targets],
             max_n_logits=request.max_n_logits,
             desired_logit_prob=request.desired_logit_prob,
             max_feature_nodes=request.max_feature_nodes,
@@ -174,6 +179,30 @@ class Engine:
             ),
         )
 
+    def explain_edge(self, graph: Graph, asked: EdgeQuestion) -> EdgeAnswer:
+        """The heads that a link runs through. Raises what `circuit_tracer.attention.explain_edge` does."""
+        return EdgeAnswer(**explain_edge(graph, asked.source, asked.target, self.model, paths=asked.paths).to_dict())
+
+    def explain_links(self, graph: Graph, document: Mapping[str, Any], keep: int) -> None:
+        """Give a graph the strongest heads of its edges that a document shows."""
+        names = set(graph.nodes.ids())
+        pairs = [(str(link.get("source")), str(link.get("target"))) for link in document["links"]]
+        if lost := [name for pair in pairs for name in pair if name not in names]:
+            raise CompatibilityError(
+                f"the JSON of this graph has a node {lost[0]!r} that the whole graph beside it has not; prune it anew"
+            )
+        explain_edges(graph, self.model, keep, pairs)
+
+    def explain_score(self, graph: Graph, asked: ScoreQuestion, labels: Labels | None) -> ScoreAnswer:
+        """Why a head looks at a key; labels: for contributors. Raises what `circuit_tracer.attention.explain_score` does."""
+        place, key = (asked.layer, asked.head, asked.query), asked.key
+        if key is None:  # a query sees itself, whatever the window
+            key = int(explain_score(graph, self.model, *place, key=asked.query, pairs=False).pattern.argmax())
+        found = explain_score(graph, self.model, *place, key, asked.versus).kept(CONTRIBUTORS_SHOWN, PAIRS_SHOWN)
+        by_any = dict[Any, str]((labels or {}).items())
+        texts = {name: by_any.get(name) or by_any.get(_place(name)) for name in found.ids}
+        return ScoreAnswer(**found.to_dict(), labels={name: text for name, text in texts.items() if text})
+
     def _clean_run(self, edits: Sequence[EditRequest], document: Mapping[str, Any], graph: Graph | None) -> CleanRun:
         if graph is not None:
             return CleanRun(self.model, graph)
@@ -190,6 +219,12 @@ def _edit(request: EditRequest) -> Edit:
     if request.how == "ablate":
         return ablate(features, at)
     return {"scale": scale, "set": set_to, "add": add}[request.how](features, request.amount, at)
+
+
+def _place(node: str) -> tuple[int, int] | None:
+    """(layer, index) of a feature's id."""
+    match = _FEATURE.fullmatch(node)
+    return None if match is None else (int(match[1]), int(match[2]))
 
 
 def feature_of(node: str) -> FeatureAt:

@@ -31,6 +31,7 @@ from circuit_tracer.viewer.server.folders import file_inside
 from circuit_tracer.viewer.server.problems import Conflict, NotThere
 
 if TYPE_CHECKING:
+    from circuit_tracer.graph.edge_heads import HeadsOfEdge
     from circuit_tracer.graph.graph import Graph
 
 WHOLE = (".safetensors", ".pt")
@@ -47,6 +48,7 @@ class GraphFolder:
             raise InputError(f"no folder of graphs at {self.folder}; make it, or name another")
         self._reading = threading.Lock()
         self._known: OrderedDict[tuple[str, int, int], Columns] = OrderedDict()
+        self._opened: tuple[tuple[str, int, int], Graph] | None = None
 
     def entries(self) -> tuple[list[dict[str, Any]], str | None]:
         """(metadata of each graph, with bytes and whether it can be pruned anew; what is wrong with the index, or None).
@@ -92,8 +94,7 @@ class GraphFolder:
     def columns(self, slug: str) -> Columns:
         """A graph, kept in memory until its file changes. Raises NotThere or FileFormatError."""
         path = self.path(slug)
-        stat = path.stat()
-        key = (str(path), stat.st_mtime_ns, stat.st_size)
+        key = _version(path)
         with self._reading:
             if key not in self._known:
                 self._known[key] = Columns(load_viewer_json(path))
@@ -110,10 +111,24 @@ class GraphFolder:
         path = self.whole(slug)
         if path is None:
             raise Conflict(
-                f"only the pruned JSON of {slug!r} is in this folder; pruning anew needs the whole graph beside it, "
+                f"only the pruned JSON of {slug!r} is in this folder; this needs the whole graph beside it, "
                 f"{slug}.safetensors (circuit-tracer attribute -o {slug}.safetensors) or {slug}.pt"
             )
         return as_graph(path)
+
+    def opened(self, slug: str) -> Graph:
+        """The unpruned graph, kept in memory until another one is asked for or its file changes; not to be changed. What is
+        found out about its prompt is kept with it. Raises NotThere without the graph, Conflict if only its JSON is here.
+        """
+        self.path(slug)
+        path = self.whole(slug)
+        key = None if path is None else _version(path)
+        with self._reading:
+            if key is None or self._opened is None or self._opened[0] != key:
+                graph = self.graph(slug)
+                assert key is not None
+                self._opened = key, graph
+            return self._opened[1]
 
     def save_view(self, slug: str, view: Mapping[str, Any]) -> dict[str, Any]:
         """Put a view (pins, supernodes, places, labels) into the graph's file; returns it as saved.
@@ -129,6 +144,22 @@ class GraphFolder:
             saved = {**old, **view, "clerps": _first_of_each(labels)}
             self._write(path, {**columns.document, "qParams": saved})
         return saved
+
+    def add_heads(self, slug: str, graph: Graph) -> int:
+        """Put the heads that a graph's edges run through (`Graph.edge_heads`) into its files; how many links have some now."""
+        table = graph.edge_heads
+        assert table is not None
+        names = graph.nodes.ids()
+        ends = [[names[node] for node in column.tolist()] for column in (table.source, table.target)]
+        found = dict(zip(zip(*ends, strict=True), table.rows(range(len(table))), strict=True))
+        with writing_graphs(self.folder):
+            path, document = self.path(slug), self.document(slug)
+            links = [
+                _with_heads(link, found.get((link.get("source"), link.get("target")))) for link in document["links"]
+            ]
+            graph.save(self.folder / f"{slug}.safetensors")
+            self._write(path, {**document, "links": links})
+        return sum("heads" in link for link in links)
 
     def add(self, slug: str, graph: Graph, document: GraphDocument, replace: bool = False) -> None:
         """Save a new graph: whole, for the page, and in the index. Raises Conflict if the name is taken.
@@ -219,6 +250,16 @@ class GraphFolder:
             ) from error
         with atomic_write(path) as temporary:
             temporary.write_bytes(gzip.compress(data, 6) if path.suffix == ".gz" else data)
+
+
+def _with_heads(link: Mapping[str, Any], heads: HeadsOfEdge | None) -> dict[str, Any]:
+    return dict(link) if heads is None else {**link, "heads": heads.to_json()}
+
+
+def _version(path: Path) -> tuple[str, int, int]:
+    """Differs once a file was written anew."""
+    stat = path.stat()
+    return str(path), stat.st_mtime_ns, stat.st_size
 
 
 def _labels_of(document: Mapping[str, Any]) -> dict[Any, str]:

@@ -38,7 +38,10 @@ class TraceRequest(PromptText):
     slug: Name | None = Field(default=None, description="Name of the graph; default: words of the prompt.")
     replace: bool = Field(default=False, description="Replace a graph of that name.")
     targets: list[Name] | None = Field(
-        default=None, max_length=100, description="Tokens to explain; default: the likeliest."
+        default=None,
+        max_length=100,
+        description="What to explain: tokens, or feature:LAYER:POSITION:INDEX, attn:L5H3:QUERY:KEY and the like, as on the "
+        "command line; default: the likeliest tokens.",
     )
     max_n_logits: int = Field(default=10, ge=1, le=1000)
     desired_logit_prob: Share = 0.95
@@ -129,6 +132,7 @@ class Session(BaseModel):
     version: str
     token: str = Field(description="for the header x-circuit-tracer-token of every change")
     model: ModelFacts | None = Field(description="null: the server only shows graphs")
+    heads: bool = Field(description="whether it has a diagnosis of the model's heads")
 
 
 class GraphList(BaseModel):
@@ -153,12 +157,12 @@ class Tokens(BaseModel):
 
 
 class JobReport(BaseModel):
-    """A job. `result` is there when `state` is done: {slug, nodes, links} of a trace, else an `InterventionResult` or a
-    `SteeringResult`.
+    """A job. `result` is there when `state` is done: {slug, nodes, links} of a trace, {links} where those of a graph were split
+    over heads, else an `InterventionResult` or a `SteeringResult`.
     """
 
     id: str
-    kind: Literal["trace", "intervene", "steer"]
+    kind: Literal["trace", "intervene", "steer", "heads"]
     state: Literal["running", "done", "failed", "cancelled"]
     stage: str
     done: int

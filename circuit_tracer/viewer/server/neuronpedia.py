@@ -78,20 +78,31 @@ def forward_pass(site: Served, asked: ForwardPass) -> ForwardPassed | Problem:
 def generate_graph(site: Served, asked: GenerateGraph) -> Response | Uploaded:
     """Trace a prompt; answer with its graph, or send that to a signed address."""
     from circuit_tracer.attribution.attribute import attribute
+    from circuit_tracer.attribution.target_text import parse_target
+    from circuit_tracer.attribution.targets import AttentionTarget
 
     engine = site.model
     name = _require_model(engine, asked.model_id)
-    if asked.enable_qk_tracing:
-        raise InputError("QK tracing is not part of this engine; send enable_qk_tracing false")
+    targets = [parse_target(text) for text in asked.attribution_targets]
+    scores = [target for target in targets if isinstance(target, AttentionTarget)] if asked.enable_qk_tracing else []
+    if asked.enable_qk_tracing and not scores:
+        raise InputError(
+            "QK tracing explains scores of heads, and none is named: send them in attribution_targets, such as "
+            "attn:L5H3:-1:4, or enable_qk_tracing false"
+        )
     with site.jobs.alone("graph generation"):
         graph = attribute(
             engine.ids_of_text(_prompt(engine, asked)),
             engine.model,
+            attribution_targets=targets or None,
             max_n_logits=asked.max_n_logits,
             desired_logit_prob=asked.desired_logit_prob,
             batch_size=asked.batch_size,
             max_feature_nodes=asked.max_feature_nodes,
         )
+        for target in scores:
+            found = graph.explain_score(engine.model, *target[:5])
+            graph.scores.append(found.kept(asked.qk_topk, asked.qk_topk))
         document = graph_document(
             graph,
             asked.slug_identifier,

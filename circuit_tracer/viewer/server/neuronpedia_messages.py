@@ -30,7 +30,9 @@ class WithPrompt(Asked):
 
 
 class GenerateGraph(WithPrompt):
-    """`/generate-graph`"""
+    """`/generate-graph`; `attribution_targets` is ours: targets as on the command line, whose scores of attention
+    `enable_qk_tracing` explains.
+    """
 
     model_id: str
     slug_identifier: str
@@ -44,6 +46,8 @@ class GenerateGraph(WithPrompt):
     user_id: str | None = None
     compress: bool = False
     enable_qk_tracing: bool = False
+    qk_topk: int = Field(default=10, ge=1, le=1000)
+    attribution_targets: list[str] = Field(default=[], max_length=100)
 
 
 class ForwardPass(WithPrompt):

@@ -78,7 +78,7 @@ def page(path: str, site: Served) -> Response:
 
 def _configuration(site: Site) -> str:
     """What `main.js` reads; `<` is escaped, so that nothing in it can end the element."""
-    features = "features" if site.features is not None and site.features.is_dir() else None
+    features = "features" if site.has_features else None
     value = {"graphs": "api/graphs", "graph": "api/graphs/{slug}", "features": features, "token": site.token}
     text = json.dumps(value).replace("<", "\\u003c")
     return f'<script type="application/json" id="viewer-config">{text}</script>'

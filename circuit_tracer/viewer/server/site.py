@@ -41,6 +41,17 @@ class Site:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
+    def has_features(self) -> bool:
+        """Whether there is a folder with more than a diagnosis of heads."""
+        folder = self.features
+        return folder is not None and folder.is_dir() and any(path != self.head_table for path in folder.iterdir())
+
+    @property
+    def head_table(self) -> Path:
+        """Where a diagnosis of the model's heads is, if there is one."""
+        return (self.features or self.graphs.folder / "features") / "heads.json"
+
+    @property
     def model(self) -> Engine:
         """The engine; Conflict if the server has no model."""
         if self.engine is None:

@@ -24,6 +24,16 @@ export class Actions {
     if (!this.store.state.frozen) this.store.set({ hovered: id });
   }
 
+  /** edge: as `edgeId` writes it, or null. */
+  chooseEdge(edge) {
+    this.store.set({ edge });
+  }
+
+  /** look: what `lookText` writes, or null. */
+  chooseHead(look) {
+    this.store.set({ head: look });
+  }
+
   togglePin(id) {
     if (!this.graph.byId.has(id)) return;
     const { pinned, groups } = this.store.state;

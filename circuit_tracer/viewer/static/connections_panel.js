@@ -2,8 +2,11 @@
 
 import { h, number, percent, redraw } from "./dom.js";
 import { layerName, nodeLabel, tokenText } from "./labels.js";
+import { headChip } from "./names.js";
 import { shareWidth } from "./palette.js";
-import { selection } from "./selection.js";
+import { lookOf } from "./scores.js";
+import { edgeId, selection } from "./selection.js";
+import { linkFilter } from "./visible.js";
 
 const MOST_ROWS = 300;
 
@@ -11,14 +14,26 @@ export const panel = {
   id: "connections",
   title: "Connections",
   area: "lists",
-  on: ["clicked", "pinned", "groups", "labels", "pruning", "edgeMin", "density", "hideErrors", "groupByToken"],
+  on: [
+    "clicked",
+    "pinned",
+    "groups",
+    "labels",
+    "pruning",
+    "edgeMin",
+    "density",
+    "hideErrors",
+    "throughHead",
+    "groupByToken",
+  ],
   fields: { groupByToken: { initial: () => false } },
   mount: (root, page) => new Connections(root, page),
 };
 
 class Connections {
-  constructor(element, { graph, store, actions, view }) {
+  constructor(element, { graph, store, actions, view, explain }) {
     Object.assign(this, { element, graph, store, actions, view });
+    this.hasHeads = graph.links.heads !== null || explain.hasModel;
   }
 
   update(state) {
@@ -38,11 +53,13 @@ class Connections {
     }
     const ids = chosen.nodes.map((node) => node.id);
     const pinned = ids.every((id) => state.pinned.includes(id));
+    const look = ids.length === 1 ? lookOf(chosen.nodes[0]) : null;
     const pin = () => (ids.length === 1 ? actions.togglePin(ids[0]) : actions.removeBox(ids));
     const head = h(
       "div",
       { class: "node-head" },
       h("div", { class: "node-title" }, h("strong", {}, chosen.name), h("span", { class: "quiet" }, chosen.place)),
+      look ? headChip(this, look, look) : null,
       h(
         "button",
         { class: "small", "aria-pressed": String(pinned), "data-testid": "pin", on: { click: pin } },
@@ -77,9 +94,12 @@ class Connections {
 
   /** Neighbours that are shown, strongest first. */
   _rows(neighbours) {
+    const { state } = this.store;
+    const passes = linkFilter(this.graph, { ...state, edgeMin: 0 });
     const rows = [...neighbours].map(([index, sums]) => ({ node: this.graph.nodes[index], ...sums }));
     return rows
-      .filter(({ node, share }) => this.view.shown[node.index] && Math.abs(share) >= this.store.state.edgeMin)
+      .filter(({ node, share }) => this.view.shown[node.index] && Math.abs(share) >= state.edgeMin)
+      .filter(({ links }) => links.some(passes))
       .sort((one, other) => Math.abs(other.share) - Math.abs(one.share));
   }
 
@@ -132,13 +152,30 @@ class Connections {
     const list = h(
       "ul",
       { class: "rows" },
-      rows.slice(0, MOST_ROWS).map((row) => h("li", {}, this._row(row, chosen))),
+      rows.slice(0, MOST_ROWS).map((row) => h("li", { class: "linked" }, this._row(row, chosen), this._heads(row))),
     );
     if (rows.length > MOST_ROWS)
       list.append(
         h("li", { class: "quiet" }, `and ${rows.length - MOST_ROWS} weaker ones; raise the link threshold to choose`),
       );
     return list;
+  }
+
+  /** The way to the heads of a row's link; a supernode's rows stand for several. */
+  _heads({ node, links }) {
+    if (!this.hasHeads || links.length > 1) return null;
+    const label = `Heads of the link with ${nodeLabel(this.graph, this.store.state, node)}`;
+    const choose = () => this.actions.chooseEdge(edgeId(this.graph, links[0]));
+    return h(
+      "button",
+      {
+        class: "to-heads",
+        title: "Which attention heads this link runs through",
+        "aria-label": label,
+        on: { click: choose },
+      },
+      "heads",
+    );
   }
 
   _row({ node, weight, share }, chosen) {

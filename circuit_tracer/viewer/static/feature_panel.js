@@ -1,7 +1,7 @@
 // What a node means: its label, numbers, logit effects and the texts on which it is most active.
 
 import { h, number, percent, replace, visibleToken } from "./dom.js";
-import { nodeLabel, placeName, targetText } from "./labels.js";
+import { isToken, nodeLabel, placeName, targetText } from "./labels.js";
 
 const CONTEXT = 14;
 
@@ -79,7 +79,7 @@ class FeaturePane {
   _facts(node) {
     const facts = [
       ["activation", node.activation === null ? null : number(node.activation)],
-      ["probability", node.probability === null ? null : number(node.probability)],
+      [isToken(node) ? "probability" : "weight", node.probability === null ? null : number(node.probability)],
       ["influence rank", node.influence === null ? null : `within the first ${percent(node.influence)}`],
     ];
     const same =

@@ -3,6 +3,7 @@
 import { enlargeButton } from "./areas.js";
 import { button, slider, toggle } from "./controls.js";
 import { h, percent, replace } from "./dom.js";
+import { headFilter, throughHead } from "./head_filter.js";
 import { MOST_FAINT } from "./scene.js";
 import { partNote } from "./server_tools.js";
 
@@ -26,6 +27,7 @@ export const panel = {
     hideErrors: { initial: () => false, address: "hideErrors", read: isYes },
     linkType: { initial: (graph) => linkType(graph.saved.linkType, "both"), address: "linkType", read: linkType },
     allEdges: { initial: () => true },
+    throughHead,
   },
   keys: [
     {
@@ -128,7 +130,18 @@ function graphBar({ graph, store, view }) {
   };
   store.subscribe(update);
   update();
-  return [pruning, edges, known ? density : null, errors, faint, type, h("span", { class: "spacer" }), partNote({ graph, store }), shown];
+  return [
+    pruning,
+    edges,
+    known ? density : null,
+    errors,
+    faint,
+    type,
+    headFilter({ graph, store }),
+    h("span", { class: "spacer" }),
+    partNote({ graph, store }),
+    shown,
+  ];
 }
 
 const whole = (value) => value.toLocaleString("en");

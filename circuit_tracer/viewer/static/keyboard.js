@@ -10,6 +10,7 @@ const BEFORE = [
   ["Arrows", "in the graph: next node in the row, next row; Shift: move the picture"],
   ["Enter", "select the node with the ring"],
   ["I, O", "in the graph: go to the strongest input, output"],
+  ["H", "in the graph: the heads of the link between the selected node and the one with the ring"],
   ["P", "pin or unpin"],
   ["G", "hold, choose nodes, release: group them; or press, choose, press again"],
   ["F2, U, Delete", "on a box: rename, ungroup, unpin; arrows move it"],
@@ -94,7 +95,7 @@ function onUp({ store, actions }, event) {
 function escape({ store }) {
   if (store.state.collecting) store.set({ collecting: null });
   else if (store.state.query) store.set({ query: "" });
-  else store.set({ clicked: null, focused: null, hovered: null, path: null });
+  else store.set({ clicked: null, focused: null, hovered: null, path: null, edge: null });
 }
 
 /** Show the list of keys, with those of the panels. */

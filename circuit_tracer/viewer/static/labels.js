@@ -13,6 +13,9 @@ export function targetText(node) {
   return visibleToken(/"([^"]*)"/.exec(node.label)?.[1] ?? node.label);
 }
 
+/** Whether a target is a token that the model may say, and no direction, feature or look of a head. */
+export const isToken = ({ raw }) => (raw.target_kind ?? "logit") === "logit";
+
 /** The short name of a node. */
 export function nodeLabel(graph, state, node) {
   const edited = state.labels[node.featureKey];
@@ -21,7 +24,7 @@ export function nodeLabel(graph, state, node) {
     case "token":
       return `\u201c${tokenText(graph, node.position)}\u201d`;
     case "target":
-      return `output \u201c${targetText(node)}\u201d`;
+      return isToken(node) ? `output \u201c${targetText(node)}\u201d` : targetText(node);
     case "error":
       return "error";
     case "attention error":
@@ -46,7 +49,8 @@ export function placeName(graph, node) {
 
 /** One sentence for people who hear the page. */
 export function spokenName(graph, state, node) {
-  const kind = node.kind === "target" ? `output, probability ${(node.probability ?? 0).toFixed(3)}` : node.kind;
+  const output = `output, probability ${(node.probability ?? 0).toFixed(3)}`;
+  const kind = node.kind === "target" ? (isToken(node) ? output : "target") : node.kind;
   const place = node.kind === "token" ? "" : `, layer ${node.layer}, at token ${tokenText(graph, node.position)}`;
   const inputs = graph.inStart[node.index + 1] - graph.inStart[node.index];
   const outputs = graph.outStart[node.index + 1] - graph.outStart[node.index];

@@ -3,17 +3,19 @@
 
 import { h } from "./dom.js";
 import { layOut } from "./layout.js";
+import { nearestLink } from "./link_hits.js";
 import { CanvasPen } from "./pens.js";
 import { readPalette } from "./palette.js";
-import { drawGutters, drawNames, drawOverlay, drawScene } from "./scene.js";
+import { drawGutters, drawNames, drawOverlay, drawScene, faintLinks, MOST_CURVED, strongLinks } from "./scene.js";
 import { matching, visibleLinks, visibleNodes } from "./visible.js";
 
 const OVERSCAN = 0.3;
 const REACH = 30;
+const LINK_REACH = 5;
 const SLICE = 9;
 const SMALL = 6000;
 const RELAYOUT = ["pruning", "density", "hideErrors", "pinned", "clicked"];
-const REDRAW = ["edgeMin", "linkType", "allEdges", "groups", "query", "labels", "path", "effect"];
+const REDRAW = ["edgeMin", "throughHead", "linkType", "allEdges", "groups", "query", "labels", "path", "effect"];
 
 export class LinkGraph {
   constructor(graph, store) {
@@ -39,6 +41,7 @@ export class LinkGraph {
     );
     this.job = null;
     this.picture = null;
+    this.pointed = null;
     this.waiting = false;
     this.palette = readPalette();
     this._filter();
@@ -81,6 +84,16 @@ export class LinkGraph {
     return best;
   }
 
+  /** The link under a point of the panel, or null: of those that stand out, else of the faint ones that are drawn. */
+  linkAt(x, y, faint = true) {
+    const view = this.view();
+    for (const links of [strongLinks(view), faint ? faintLinks(view) : []]) {
+      const found = nearestLink(view, links, x, y, LINK_REACH, links.length <= MOST_CURVED);
+      if (found !== null) return found;
+    }
+    return null;
+  }
+
   /** Where a node stands in the panel. */
   place(node) {
     const { zoom, x, y } = this.camera;
@@ -117,7 +130,7 @@ export class LinkGraph {
 
   /** All that a pen needs to draw the graph; extent: the part of the panel to draw. */
   view(extent = { left: 0, top: 0, right: this.width, bottom: this.height }) {
-    const { graph, shown, links, layout, palette, width, height, count, found } = this;
+    const { graph, shown, links, layout, palette, width, height, count, found, touched, pointed } = this;
     return {
       graph,
       shown,
@@ -128,6 +141,8 @@ export class LinkGraph {
       height,
       count,
       found,
+      touched,
+      pointed,
       extent,
       state: this.store.state,
       camera: { ...this.camera },
@@ -153,7 +168,15 @@ export class LinkGraph {
     this.shown = visibleNodes(this.graph, state);
     this.links = visibleLinks(this.graph, state, this.shown);
     this.found = matching(this.graph, state);
+    this.touched = state.throughHead ? ends(this.graph, this.links) : null;
     this.count = this.shown.reduce((sum, value) => sum + value, 0);
+  }
+
+  /** Mark a link under the pointer, null for none. */
+  point(link) {
+    if (link === this.pointed) return;
+    this.pointed = link;
+    this._request();
   }
 
   _layOut() {
@@ -259,4 +282,9 @@ export class LinkGraph {
     drawNames(pen, view);
     drawGutters(pen, view);
   }
+}
+
+/** The nodes at both ends of links. */
+function ends({ links: { source, target } }, links) {
+  return new Set(links.flatMap((link) => [source[link], target[link]]));
 }

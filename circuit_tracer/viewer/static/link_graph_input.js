@@ -2,11 +2,12 @@
 
 import { h, number, percent, replace } from "./dom.js";
 import { effectWords } from "./effect.js";
-import { nodeLabel, placeName } from "./labels.js";
+import { isToken, nodeLabel, placeName } from "./labels.js";
 import { inputsOf, outputsOf } from "./read_graph.js";
-import { selection } from "./selection.js";
+import { edgeId, linkOf, selection } from "./selection.js";
 
 const CLICK_DISTANCE = 5;
+const BESIDE_A_LINK = 11; // pixels within which a node is meant where a link is as near
 
 /** Connect a LinkGraph to gestures. `announce` says a sentence to people who hear the page. */
 export function listen(view, actions, announce) {
@@ -56,15 +57,17 @@ function listenToPointers(view, actions) {
     pointers.delete(event.pointerId);
     view.element.classList.remove("panning");
     if (!place || pointers.size || travelled > CLICK_DISTANCE || event.type !== "pointerup") return;
-    const node = view.nearest(...place);
+    const { node, link } = pointedAt(view, place, true);
     if (event.metaKey || event.ctrlKey) {
       if (node) actions.togglePin(node.id);
     } else if (node) actions.click(node.id);
+    else if (link !== null) actions.chooseEdge(edgeId(view.graph, link));
     else if (!view.store.state.collecting) actions.select(null);
   };
   for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) view.element.addEventListener(end, release);
   view.element.addEventListener("pointerleave", () => {
     view.tooltip.hidden = true;
+    view.point(null);
     actions.hover(null);
   });
 }
@@ -79,11 +82,36 @@ function pinch(view, pointers, moved, now) {
   view.pan((now[0] - before[0]) / 2, (now[1] - before[1]) / 2);
 }
 
-function hover(view, actions, event, [x, y]) {
+/** {node, link} at a point: a node that is near, else a link right there, else a node not far; faint links count where asked. */
+function pointedAt(view, [x, y], faint) {
+  const near = view.nearest(x, y, BESIDE_A_LINK);
+  const link = near || view.store.state.collecting ? null : view.linkAt(x, y, faint);
+  return { node: near ?? (link === null ? view.nearest(x, y) : null), link };
+}
+
+function hover(view, actions, event, place) {
   if (event.pointerType === "touch") return;
-  const node = view.nearest(x, y);
+  const { node, link } = pointedAt(view, place, false);
+  view.point(link);
+  view.element.style.cursor = link === null ? "" : "pointer";
   actions.hover(node?.id ?? null);
-  showTooltip(view, node, event.metaKey || event.ctrlKey);
+  if (link === null) showTooltip(view, node, event.metaKey || event.ctrlKey);
+  else showLinkTooltip(view, link, place);
+}
+
+function showLinkTooltip(view, link, [x, y]) {
+  const { graph, tooltip } = view;
+  const { source, target, weight, share } = graph.links;
+  const names = [source[link], target[link]].map((node) => nodeLabel(graph, view.store.state, graph.nodes[node]));
+  tooltip.hidden = false;
+  replace(
+    tooltip,
+    h("strong", {}, names.join(" \u2192 ")),
+    fact("weight", number(weight[link])),
+    fact("of its target\u2019s input", percent(share[link], true)),
+    h("div", { class: "quiet" }, "click: the heads it runs through"),
+  );
+  placeTooltip(view, x, y);
 }
 
 /** Show what a node is beside it, or hide the tooltip; `raw` adds every field of the file. */
@@ -94,16 +122,21 @@ export function showTooltip(view, node, raw = false) {
   const { state } = view.store;
   const lines = [h("strong", {}, nodeLabel(graph, state, node)), h("div", { class: "quiet" }, placeName(graph, node))];
   if (node.activation !== null) lines.push(fact("activation", number(node.activation)));
-  if (node.probability !== null) lines.push(fact("probability", number(node.probability)));
+  if (node.probability !== null) lines.push(fact(isToken(node) ? "probability" : "weight", number(node.probability)));
   const changed = effectWords(state, node.id);
   if (changed) lines.push(fact("intervention", changed));
   lines.push(...sharesWith(selection(graph, state), node));
   if (raw) lines.push(h("pre", {}, JSON.stringify(node.raw, null, 1)));
   replace(view.tooltip, ...lines);
-  const place = view.place(node);
+  const { x, y } = view.place(node);
+  placeTooltip(view, x, y);
+}
+
+/** Beside a point of the panel, inside of it. */
+function placeTooltip(view, x, y) {
   const { offsetWidth, offsetHeight } = view.tooltip;
-  const left = place.x + 14 + offsetWidth > view.width ? place.x - 14 - offsetWidth : place.x + 14;
-  const top = Math.max(4, Math.min(place.y - offsetHeight / 2, view.height - offsetHeight - 4));
+  const left = x + 14 + offsetWidth > view.width ? x - 14 - offsetWidth : x + 14;
+  const top = Math.max(4, Math.min(y - offsetHeight / 2, view.height - offsetHeight - 4));
   view.tooltip.style.transform = `translate(${Math.round(Math.max(4, left))}px, ${Math.round(top)}px)`;
 }
 
@@ -128,11 +161,19 @@ function onKey(view, actions, announce, event) {
     if (state.focused !== null) actions.click(state.focused);
   } else if (event.key === "p") {
     if (state.focused ?? state.clicked) actions.togglePin(state.focused ?? state.clicked);
+  } else if (event.key === "h") {
+    const link = linkBetween(view.graph, state.clicked, state.focused);
+    if (link !== null) actions.chooseEdge(edgeId(view.graph, link));
   } else if (event.key === "i" || event.key === "o") {
     follow(view, announce, event.key === "i");
   } else return;
   event.preventDefault();
   event.stopPropagation();
+}
+
+/** The link from one of two nodes to the other, or null. */
+function linkBetween(graph, one, other) {
+  return linkOf(graph, `${one}>${other}`) ?? linkOf(graph, `${other}>${one}`);
 }
 
 /** Put the keyboard's ring on a node and say what it is. */

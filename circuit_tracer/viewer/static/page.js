@@ -4,6 +4,7 @@ import { Actions } from "./actions.js";
 import { Areas, isNarrow } from "./areas.js";
 import { button, pageBar, themeButton } from "./controls.js";
 import { h, replace } from "./dom.js";
+import { Explainer } from "./explain.js";
 import { helpDialog, listenToKeys } from "./keyboard.js";
 import { spokenName } from "./labels.js";
 import { LinkGraph } from "./link_graph.js";
@@ -16,7 +17,7 @@ import { addressed, addressParams, readState, showInAddress, writeState } from "
 
 /**
  * Show a graph in `root`; source: from `featureSource`; server: {client, session, slug, canPrune}, or null without one.
- * Returns {graph, store, actions, view, subgraph, server, source, panels, areas}.
+ * Returns {graph, store, actions, view, subgraph, server, explain, source, panels, areas}.
  */
 export function showGraph(root, graph, source, chooser = null, server = null) {
   const params = addressParams();
@@ -25,7 +26,8 @@ export function showGraph(root, graph, source, chooser = null, server = null) {
   const actions = new Actions(graph, store);
   const view = new LinkGraph(graph, store);
   const subgraph = new Subgraph(graph, store, actions);
-  const page = { graph, store, actions, view, subgraph, server, source, open: (id) => page.areas.open(id) };
+  const explain = new Explainer(server);
+  const page = { graph, store, actions, view, subgraph, server, explain, source, open: (id) => page.areas.open(id) };
   const spoken = h("div", { class: "spoken", role: "status", "aria-live": "polite", "data-testid": "spoken" });
   const announce = (node) => replace(spoken, spokenName(graph, store.state, node));
   listen(view, actions, announce);
@@ -34,6 +36,7 @@ export function showGraph(root, graph, source, chooser = null, server = null) {
   page.areas = new Areas(page.panels, page);
   page.search = searchBox(page);
   followSelection(page);
+  followChoices(page);
   const tools = [
     ...pageBar(page),
     themeButton(() => {
@@ -104,10 +107,20 @@ function followSelection({ store, areas }) {
   store.subscribe((state, changed) => {
     if (!changed.has("clicked") || state.clicked === null || state.query) return;
     const { panel, root } = areas.shown("lists");
-    if (panel.stays) return;
-    const leaving = panel.id !== "connections" && root.contains(document.activeElement);
+    const inside = root.contains(document.activeElement);
+    if (panel.stays === true || (panel.stays === "inside" && inside)) return;
+    const leaving = panel.id !== "connections" && inside;
     areas.select("connections");
     if (leaving) areas.root("connections").querySelector("button")?.focus({ preventScroll: true });
+  });
+}
+
+/** A panel that shows what a field holds comes to the front when that changes. */
+function followChoices({ store, areas, panels }) {
+  const showing = panels.filter(({ shows }) => shows);
+  for (const { id, shows } of showing) if (store.state[shows] !== null) areas.select(id);
+  store.subscribe((state, changed) => {
+    for (const { id, shows } of showing) if (changed.has(shows) && state[shows] !== null) areas.open(id);
   });
 }
 

@@ -3,7 +3,7 @@
 //   id, title      what its tab is called; `#panel-id` and [data-testid=id] are its element
 //   area           where it stands: one of AREAS in areas.js, under a tab if others stand there too
 //   mount(root, page)  fills its element; returns {update, focus}, both optional, or nothing.
-//                  page: {graph, store, actions, view, subgraph, server, source, open(panel id)}
+//                  page: {graph, store, actions, view, subgraph, server, explain, source, open(panel id)}
 //     update(state, changed)  at the start, and when one of the fields `on` changed; changed: a Set of names
 //     focus()      what to go to with the key of its area, if not the area itself
 //   on             names of fields of the state
@@ -14,14 +14,17 @@
 //   keys           keys that work everywhere on the page: [{keys, does, act: {key: (page) => ...}}]; keys and does are for the
 //                  list of keys
 //   available(page)  whether this page has it, if not always
-//   stays          true: selecting a node leaves its tab open, where others give way to Connections
+//   stays          true: selecting a node leaves its tab open, where others give way to Connections; "inside": selecting it there
+//   shows          a field of the state: its tab opens when that changes to another value than null
 
 import { panel as circuit } from "./circuit_panel.js";
 import { panel as connections } from "./connections_panel.js";
+import { panel as edge } from "./edge_panel.js";
 import { panel as feature } from "./feature_panel.js";
 import { panel as graph } from "./graph_panel.js";
+import { panel as head } from "./head_panel.js";
 import { panel as nodes } from "./nodes_panel.js";
 import { panel as paths } from "./paths_panel.js";
 import { panel as test } from "./test_panel.js";
 
-export const PANELS = [graph, circuit, connections, nodes, paths, test, feature];
+export const PANELS = [graph, circuit, connections, edge, head, nodes, paths, test, feature];

@@ -1,5 +1,7 @@
 // From a graph JSON of any viewer and age to columns: nodes, links by target and by source, shares of input.
 
+import { readHeads } from "./heads.js";
+
 /** Why a document cannot be shown: one sentence a problem. */
 export class GraphProblem extends Error {
   constructor(problems) {
@@ -25,8 +27,9 @@ const KINDS = {
  * nodes: {index, id, kind, layer, position, feature, featureKey, label, influence, activation, probability,
  * density, raw}; density is the share of tokens that a feature is active on, where the page was made with it, else null;
  * layer is -1 for tokens and the top row for targets. links: columns source, target (node indices), weight, share;
- * share is weight / sum of |inputs of the target| over the links of the file. inStart/inLinks and outStart/outLinks
- * list link numbers by node. repairs: sentences about what was mended. Throws GraphProblem.
+ * share is weight / sum of |inputs of the target| over the links of the file; heads: what `readHeads` makes of each, or null
+ * where no link says any. inStart/inLinks and outStart/outLinks
+ * list link numbers by node. otherNames: labels of nodes that are named and not there, by id. repairs: sentences about what was mended. Throws GraphProblem.
  */
 export function readGraph(document) {
   const problems = shapeProblems(document);
@@ -39,6 +42,7 @@ export function readGraph(document) {
   const graph = { metadata, tokens, nodes, byId, links, repairs, document };
   graph.topLayer = setTargetLayer(nodes);
   index(graph);
+  graph.otherNames = namesOf(document.qk_only_nodes);
   graph.saved = savedView(document.qParams ?? {}, renamed, repairs);
   graph.maxInfluence = nodes.reduce((most, node) => Math.max(most, node.influence ?? 0), 0);
   graph.threshold = Number.isFinite(metadata.node_threshold) ? metadata.node_threshold : 1;
@@ -147,6 +151,7 @@ function readLinks(rows, byId, renamed, repairs) {
   const source = new Int32Array(rows.length);
   const target = new Int32Array(rows.length);
   const weight = new Float64Array(rows.length);
+  const heads = [];
   let count = 0;
   let dangling = 0;
   let broken = 0;
@@ -160,6 +165,7 @@ function readLinks(rows, byId, renamed, repairs) {
       source[count] = from.index;
       target[count] = to.index;
       weight[count] = row.weight;
+      heads.push(readHeads(row.heads));
       count += 1;
     }
   }
@@ -169,6 +175,7 @@ function readLinks(rows, byId, renamed, repairs) {
     source: source.subarray(0, count),
     target: target.subarray(0, count),
     weight: weight.subarray(0, count),
+    heads: heads.some(Boolean) ? heads : null,
     count,
   };
 }
@@ -209,6 +216,12 @@ function listByNode(ends, count, size) {
   const list = new Int32Array(count);
   for (let link = 0; link < count; link += 1) list[next[ends[link]]++] = link;
   return [start, list];
+}
+
+/** Labels, by id, of nodes that the file names and does not hold: contributors to scores of attention that were pruned. */
+function namesOf(nodes) {
+  const labels = Object.entries(Object(nodes)).map(([id, node]) => [id, Object(node).clerp]);
+  return new Map(labels.filter(([, label]) => typeof label === "string" && label));
 }
 
 /** The saved view with plain types, from what viewers write: lists, comma-joined or JSON strings, nulls. */

@@ -4,7 +4,8 @@ import { nodeChange } from "./effect.js";
 import { shareWidth } from "./palette.js";
 import { layerName, nodeLabel, targetText, tokenText } from "./labels.js";
 import { inputsOf, isError } from "./read_graph.js";
-import { selectedLinks, selectedNodes, selection } from "./selection.js";
+import { linkOf, selectedLinks, selectedNodes, selection } from "./selection.js";
+import { linkFilter } from "./visible.js";
 
 const SHAPES = {
   feature: "circle",
@@ -19,7 +20,7 @@ const SHAPES = {
 const A_PIECE = 1500;
 /** More links than this would only blacken the picture; the strongest are drawn. */
 export const MOST_FAINT = 8000;
-const MOST_CURVED = 4000;
+export const MOST_CURVED = 4000;
 const MOST_NAMES = 60;
 const FULL_SHARE = 0.4; // a share of this much has the full colour
 
@@ -49,10 +50,16 @@ function drawBands(pen, { layout, palette, camera, extent }) {
   pen.lines(rules, { color: palette.rule, width: 1 });
 }
 
+/** The links behind those that stand out: of many the strongest. */
+export function faintLinks({ state, links }) {
+  if (!state.allEdges) return [];
+  return links.length > MOST_FAINT ? links.slice(links.length - MOST_FAINT) : links;
+}
+
 function* drawFaintLinks(pen, view) {
-  const { state, links, palette } = view;
-  if (!state.allEdges) return;
-  const drawn = links.length > MOST_FAINT ? links.slice(links.length - MOST_FAINT) : links;
+  const { state, palette } = view;
+  const drawn = faintLinks(view);
+  if (!drawn.length) return;
   const quiet = state.clicked !== null || state.pinned.length > 1 || state.path !== null;
   const usual = Math.max(0.07, Math.min(0.4, 6 / Math.sqrt(drawn.length + 1)));
   const alpha = quiet ? Math.max(0.05, usual * 0.4) : usual;
@@ -67,7 +74,8 @@ function* drawStrongLinks(pen, view) {
 /** Link numbers that stand out. */
 export function strongLinks({ graph, state, shown }) {
   const { source, target, share } = graph.links;
-  const passes = (link) => shown[source[link]] && shown[target[link]] && Math.abs(share[link]) >= state.edgeMin;
+  const filter = linkFilter(graph, state);
+  const passes = (link) => shown[source[link]] && shown[target[link]] && filter(link);
   const chosen = selectedNodes(graph, state);
   let links = [];
   if (chosen.length) {
@@ -139,7 +147,7 @@ function* drawNodes(pen, view) {
       isSelecting: chosen !== null,
       isClicked: clicked.has(node),
       isPinned: pinned.has(node.id),
-      isFiltered: found && !found.has(node.index),
+      isFiltered: (found && !found.has(node.index)) || (view.touched && !view.touched.has(node.index)),
       crowded: view.count > 3000,
     };
     // After an intervention colours say what changed; shares come back when that is cleared.
@@ -248,8 +256,8 @@ export function fit(text, room) {
   return letters.length <= room ? text : `${letters.slice(0, Math.max(1, Math.floor(room) - 1)).join("")}\u2026`;
 }
 
-/** Rings and routes above the scene. */
-export function drawOverlay(pen, { graph, state, shown, layout, palette, camera, count }) {
+/** Rings, routes and the chosen link above the scene. */
+export function drawOverlay(pen, { graph, state, shown, layout, palette, camera, count, pointed }) {
   const radius = glyphRadius(camera.zoom, count);
   const at = (index) => [layout.x[index] * camera.zoom + camera.x, layout.y[index] * camera.zoom + camera.y];
   if (state.path) {
@@ -257,6 +265,13 @@ export function drawOverlay(pen, { graph, state, shown, layout, palette, camera,
     pen.lines(points, { color: palette.accent, width: 3.5, alpha: 0.85, curved: true });
     for (const node of state.path) pen.glyphs("circle", at(node), radius + 3, { stroke: palette.accent, width: 2 });
   }
+  const mark = (link, style) => {
+    const [from, to] = [graph.links.source[link], graph.links.target[link]];
+    if (shown[from] && shown[to]) pen.lines([...at(from), ...at(to)], { curved: true, ...style });
+  };
+  if (pointed !== null) mark(pointed, { color: palette.hover, width: 2.5, alpha: 0.8 });
+  const chosen = linkOf(graph, state.edge);
+  if (chosen !== null) mark(chosen, { color: palette.accent, width: 3.5, alpha: 0.85 });
   const ring = (id, style) => {
     const node = id === null ? undefined : graph.byId.get(id);
     if (node && shown[node.index]) pen.glyphs("circle", at(node.index), radius + 4, style);

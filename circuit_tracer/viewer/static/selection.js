@@ -6,6 +6,19 @@ import { inputsOf, isError, outputsOf } from "./read_graph.js";
 /** What `clicked` holds for a supernode. */
 export const groupId = (group) => `supernode:${group.members.join("-")}`;
 
+/** What `edge` holds for a link, by its number. */
+export function edgeId({ links: { source, target }, nodes }, link) {
+  return `${nodes[source[link]].id}>${nodes[target[link]].id}`;
+}
+
+/** The number of the link that `edge` names, or null. */
+export function linkOf(graph, edge) {
+  const [from, to] = (edge ?? "").split(">").map((id) => graph.byId.get(id));
+  const found =
+    from && to ? inputsOf(graph, to.index).find((link) => graph.links.source[link] === from.index) : undefined;
+  return found ?? null;
+}
+
 /** The selected nodes; [] for none. */
 export function selectedNodes(graph, state) {
   if (state.clicked === null) return [];
@@ -32,7 +45,7 @@ export function outsideMass(graph, nodes) {
 /**
  * The selection with its neighbours, or null: {nodes, name, place, mass, kinds, inputs, outputs}.
  *
- * inputs, outputs: Map from a neighbour's index to {weight, share}. The share of an input is of `mass`, the sum of
+ * inputs, outputs: Map from a neighbour's index to {weight, share, links}, the last being link numbers. The share of an input is of `mass`, the sum of
  * |inputs| from outside; that of an output is of the neighbour's own input. kinds: shares of mass that come from
  * features, tokens and errors.
  */
@@ -65,7 +78,15 @@ function kindShares(graph, links, mass) {
 }
 
 function addedUp(links, ends, weight, massOf) {
-  const sums = new Map();
-  for (const link of links) sums.set(ends[link], (sums.get(ends[link]) ?? 0) + weight[link]);
-  return new Map([...sums].map(([node, sum]) => [node, { weight: sum, share: sum / (massOf(node) || 1) }]));
+  const found = new Map();
+  for (const link of links) {
+    if (!found.has(ends[link])) found.set(ends[link], []);
+    found.get(ends[link]).push(link);
+  }
+  return new Map(
+    [...found].map(([node, own]) => {
+      const sum = own.reduce((total, link) => total + weight[link], 0);
+      return [node, { weight: sum, share: sum / (massOf(node) || 1), links: own }];
+    }),
+  );
 }

@@ -50,6 +50,25 @@ export class ServerClient {
     return new RunningJob(this, this.ask("POST", "api/traces", request));
   }
 
+  /** request: {source, target}. */
+  explainEdge(slug, request) {
+    return this.ask("POST", `${graphAddress(slug)}/explain-edge`, request);
+  }
+
+  /** All links of the file. */
+  explainLinks(slug) {
+    return new RunningJob(this, this.ask("POST", `${graphAddress(slug)}/explain-links`, {}));
+  }
+
+  /** request: {layer, head, query, key, versus}; key null for the one that is looked at most. */
+  explainLook(slug, request) {
+    return this.ask("POST", `${graphAddress(slug)}/explain-score`, request);
+  }
+
+  heads() {
+    return this.ask("GET", "api/heads");
+  }
+
   intervene(slug, request) {
     return new RunningJob(this, this.ask("POST", `${graphAddress(slug)}/intervene`, request));
   }

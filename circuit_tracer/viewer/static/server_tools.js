@@ -17,9 +17,42 @@ export async function saveOnServer({ graph, store, server }) {
 
 /** Trace another prompt, beginning with this one. */
 export function traceAnother({ graph, server }) {
-  const { prompt } = graph.metadata;
-  const between = graph.tokens.slice(1).some((token) => /^\s/.test(token)) ? "" : " ";
-  traceDialog(server, typeof prompt === "string" && prompt ? prompt : graph.tokens.join(between));
+  traceDialog(server, promptOf(graph));
+}
+
+/** Trace this prompt with another target. */
+export function traceTarget({ graph, server }, target) {
+  traceDialog(server, promptOf(graph), target);
+}
+
+function promptOf({ metadata: { prompt }, tokens }) {
+  const between = tokens.slice(1).some((token) => /^\s/.test(token)) ? "" : " ";
+  return typeof prompt === "string" && prompt ? prompt : tokens.join(between);
+}
+
+/** A button that splits all links of the graph's file over heads, after which the page is loaded again; null where it cannot. */
+export function splitLinksButton({ graph, server }) {
+  if (!server?.session.model || !server.canPrune || graph.links.heads) return null;
+  const problem = h("p", { class: "finding", role: "alert", "data-testid": "split-problem" });
+  const go = h("button", { class: "small", "data-testid": "split-links" }, "Split all links over heads");
+  go.addEventListener("click", async () => {
+    go.disabled = true;
+    replace(problem, "");
+    try {
+      await server.client.explainLinks(server.slug).result();
+      location.reload();
+    } catch (error) {
+      replace(problem, error.message);
+      go.disabled = false;
+    }
+  });
+  return h(
+    "div",
+    { class: "split" },
+    go,
+    h("p", { class: "quiet" }, "Then the graph can show the links through a head alone."),
+    problem,
+  );
 }
 
 /** Thresholds to prune the whole graph at; the page is loaded again with what it shows kept in its address. */

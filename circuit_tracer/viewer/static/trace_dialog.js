@@ -11,8 +11,8 @@ const SETTINGS = [
   ["edge_threshold", "Keep links with this share of influence", 0.98, { min: 0, max: 1, step: "any" }],
 ];
 
-/** The form by itself: {element, stop}. server: {client, session}. prompt: what to begin with. */
-export function traceForm({ client, session }, prompt = "") {
+/** The form by itself: {element, stop}. server: {client, session}. prompt, target: what to begin with. */
+export function traceForm({ client, session }, prompt = "", target = "") {
   const parts = { job: null };
   const shown = h("div", { class: "token-row", "data-testid": "trace-tokens", "aria-live": "polite" });
   const text = h("textarea", { id: "trace-prompt", rows: 4, "data-testid": "trace-prompt", spellcheck: "false" });
@@ -25,9 +25,12 @@ export function traceForm({ client, session }, prompt = "") {
   tokenize();
 
   const name = field("Name", "trace-slug", { type: "text", placeholder: "from the prompt", maxlength: 200 });
-  const targets = field("Explain these tokens", "trace-targets", {
+  const targets = field("Explain these", "trace-targets", {
     type: "text",
-    placeholder: "the likeliest; or Austin | Sacramento",
+    value: target,
+    placeholder: "the likeliest; or Austin | attn:L5H3:8:5",
+    title:
+      "Tokens, feature:LAYER:POSITION:INDEX, or attn:L5H3:QUERY:KEY, with :rest or :OTHER for rather than all others or another key; several with | between",
   });
   const settings = SETTINGS.map(([key, label, value, limits]) => [
     key,
@@ -76,7 +79,7 @@ export function traceForm({ client, session }, prompt = "") {
     shown,
     h(
       "details",
-      { class: "settings" },
+      { class: "settings", open: target !== "" },
       h("summary", {}, "Settings"),
       h("div", { class: "fields" }, name.element, targets.element, ...settings.map(([, each]) => each.element)),
     ),
@@ -88,8 +91,8 @@ export function traceForm({ client, session }, prompt = "") {
 }
 
 /** The form in a dialog; closing it ends what it began. */
-export function traceDialog(server, prompt) {
-  const form = traceForm(server, prompt);
+export function traceDialog(server, prompt, target = "") {
+  const form = traceForm(server, prompt, target);
   const dialog = h("dialog", { class: "trace", "aria-labelledby": "trace-title", "data-testid": "trace-dialog" });
   dialog.append(
     h(

@@ -1,5 +1,6 @@
 // Which nodes and links pass the filters.
 
+import { linksThrough } from "./heads.js";
 import { nodeLabel, tokenText } from "./labels.js";
 import { isError } from "./read_graph.js";
 import { selectedNodes } from "./selection.js";
@@ -18,12 +19,20 @@ export function visibleNodes(graph, state) {
   return shown;
 }
 
-/** Link numbers among shown nodes whose |share of input| reaches the threshold, strongest last. */
+/** Whether a link passes the filters, by its number: its |share of input| reaches the threshold, and a head that is asked for is one of its. */
+export function linkFilter(graph, state) {
+  const { share } = graph.links;
+  const through = state.throughHead ? linksThrough(graph, state.throughHead) : null;
+  return (link) => Math.abs(share[link]) >= state.edgeMin && (through === null || through[link] === 1);
+}
+
+/** Link numbers among shown nodes that pass the filters, strongest last. */
 export function visibleLinks(graph, state, shown) {
   const { source, target, share, count } = graph.links;
+  const passes = linkFilter(graph, state);
   const links = [];
   for (let link = 0; link < count; link += 1) {
-    if (shown[source[link]] && shown[target[link]] && Math.abs(share[link]) >= state.edgeMin) links.push(link);
+    if (shown[source[link]] && shown[target[link]] && passes(link)) links.push(link);
   }
   return links.sort((a, b) => Math.abs(share[a]) - Math.abs(share[b]));
 }

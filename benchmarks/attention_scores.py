@@ -1,0 +1,108 @@
+"""Do the contributors of a score of attention add up to it? Every head of a model on one prompt, at the key it looks at most.
+
+    python -m benchmarks.attention_scores --model FOLDER --transcoders FOLDER [--results attention_scores.json]
+
+For each head the score at the last token and its strongest key is explained from both sides. Reported are the errors of the
+sums, median and largest, relative to the score and to the mass of its contributors; which part of the mass features, errors,
+tokens and constants are; and seconds: of the first question about the graph, of one about a head of another layer, of one about
+another head of the same layer, and of one with all pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+from benchmarks.common.harness import read_prompts
+from benchmarks.common.machine import describe, write_results
+from benchmarks.common.places import PROMPTS, RESULTS
+
+WITH_PAIRS = 3  # heads of the last layer whose pairs are taken apart, for their seconds
+
+
+def explain_all(model: Any, graph: Any) -> tuple[list[Any], dict[str, list[float]]]:
+    """Explanations of all heads, and seconds by kind of question."""
+    found, seconds = [], {"first": [], "another layer": [], "same layer": [], "with pairs": []}
+    last, config = graph.n_pos - 1, model.parts.config
+
+    def ask(kind: str, layer: int, head: int, key: int, pairs: bool = False) -> Any:
+        start = time.perf_counter()
+        one = graph.explain_score(model, layer, head, last, key, pairs=pairs)
+        seconds[kind].append(time.perf_counter() - start)
+        return one
+
+    for layer in range(config.n_layers):
+        for head in range(config.n_heads):
+            kind = "same layer" if head else "another layer" if layer else "first"
+            key = int(ask(kind, layer, head, last).pattern.argmax())
+            found.append(ask("same layer", layer, head, key))
+    for one in found[-WITH_PAIRS:]:
+        ask("with pairs", one.layer, one.head, one.key, pairs=True).pairs.top(10)
+    return found, seconds
+
+
+def summary(found: list[Any]) -> dict[str, Any]:
+    """Errors of sums, and shares of mass by side and kind, means over heads."""
+    of_score, of_mass = [], []
+    for one in found:
+        for side in (one.query_side, one.key_side):
+            gap = abs(sum(side.parts.values()) - one.score)
+            of_score.append(gap / abs(one.score))
+            of_mass.append(gap / sum(side.mass.values()))
+    shares = {
+        name: {
+            kind: statistics.mean(getattr(one, name).kept(0).shares[kind] for one in found)
+            for kind in found[0].key_side.mass
+        }
+        for name in ("query_side", "key_side")
+    }
+    return {
+        "heads": len(found),
+        "error_of_score": {"median": statistics.median(of_score), "max": max(of_score)},
+        "error_of_mass": {"median": statistics.median(of_mass), "max": max(of_mass)},
+        "smallest_score": min(abs(one.score) for one in found),
+        "share_of_mass": shares,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--transcoders", type=Path, required=True)
+    parser.add_argument("--prompt", default="long-25")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--results", help="write this file of benchmarks/results")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    from circuit_tracer import ReplacementModel, attribute
+
+    model = ReplacementModel.from_pretrained(str(args.model), str(args.transcoders), dtype=torch.float32)
+    prompt = read_prompts(PROMPTS, [args.prompt], model.tokenizer)[args.prompt]
+    graph = attribute(prompt, model, max_feature_nodes=8)
+    found, seconds = explain_all(model, graph)
+    record = {
+        "model": args.model.name,
+        "transcoders": args.transcoders.name,
+        "prompt": args.prompt,
+        "tokens": graph.n_pos,
+        "sources": len(found[0].key_side.sources),
+        **summary(found),
+        "seconds": {kind: statistics.median(each) for kind, each in seconds.items()},
+    }
+    print(json.dumps(record, indent=1))
+    if args.results:
+        write_results(RESULTS / args.results, describe(**record))
+
+
+if __name__ == "__main__":
+    main()

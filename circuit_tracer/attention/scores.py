@@ -1,0 +1,185 @@
+"""Why a head looks where it looks: its score from both sides, over all active features, errors, tokens and constants.
+
+The score of (layer, head, query, key) is a product of what two tokens hold. With the other side as it is, it is linear in the
+stream that enters the layer, so one row of the sweep says what each source contributes through this side (`Marginals`). With a
+row for each of the d numbers of a query, and of a key, it is known of every pair (`ScorePairs`).
+
+Letters: D d_model, d d_head, n keys, T rows, S + B columns (`ScoreSources`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.arguments import typed, whole
+from circuit_tracer.attention.pairs import Factor, ScorePairs
+from circuit_tracer.attention.score_explanation import Marginals, ScoreExplanation
+from circuit_tracer.attention.score_sources import BIASES, ScoreSources
+from circuit_tracer.attention.traced_prompt import TracedPrompt
+from circuit_tracer.attribution.contrast import Contrast, contrast_of
+from circuit_tracer.attribution.prompt import CONSTANTS
+from circuit_tracer.attribution.read_out import ReadOut
+from circuit_tracer.attribution.traceable import Traceable
+from circuit_tracer.errors import NumericalError
+from circuit_tracer.graph.balance import PROMISED_RESIDUAL
+from circuit_tracer.graph.graph import Graph
+from circuit_tracer.graph.stream_reads import StreamReads
+from circuit_tracer.models.queries_keys import LayerScores
+from circuit_tracer.models.surroundings import plain_torch
+
+BYTES_IN_FLIGHT = 2**28  # of rows of gradients
+
+
+@typed
+@plain_torch()
+@torch.no_grad()
+def explain_score(
+    graph: Graph,
+    model: Traceable,
+    layer: int,
+    head: int,
+    query: int,
+    key: int,
+    versus: int | str | None = None,
+    *,
+    pairs: bool = True,
+) -> ScoreExplanation:
+    """Why `head` of `layer` looks from position `query` at `key`, on the graph's prompt.
+
+    Positions may be counted from the end. versus: rather than at another key, or than at the "rest" that the query sees. pairs:
+    whether to take the pairs apart too, which takes 2 d rows instead of 2. model: the one that the graph was traced with.
+    Sources are all features that were active, nodes of the graph or not.
+
+    The first call about a graph runs the model; the prompt then stays in memory (`TracedPrompt`). Raises InputError for a place
+    that does not exist, or that the query does not see; CompatibilityError for a graph of another model or dictionary;
+    NumericalError if the marginals miss the score by more than what is promised for the model's dtype.
+    """
+    whole(layer, "layer")
+    prompt = TracedPrompt.of(graph, model)
+    scores = prompt.scores(layer)
+    contrast = contrast_of(scores, head, query, key, versus)
+    sources, value = ScoreSources.of(graph, layer), float(contrast.value(scores))
+    sides = _marginals(prompt, scores, contrast, sources, graph.selected_features.cpu().long())
+    log_pattern = scores.log_pattern(head, contrast.query).cpu()
+    return ScoreExplanation(
+        layer=layer,
+        head=head,
+        query=contrast.query,
+        key=contrast.key,
+        versus=contrast.versus,  # type: ignore[arg-type]
+        label=contrast.label(layer, _tokens(graph)),
+        score=value,
+        log_attention=float(log_pattern[contrast.key]),
+        pattern=log_pattern.exp(),
+        query_side=sides[0],
+        key_side=sides[1],
+        pairs=_pairs(prompt, scores, contrast, sources) if pairs else None,
+        residual=_require_sums(sides, value, contrast.label(layer, _tokens(graph)), graph, prompt),
+    )
+
+
+def _tokens(graph: Graph) -> list[str]:
+    return graph.token_strings or [str(token) for token in graph.input_tokens.tolist()]
+
+
+def _marginals(
+    prompt: TracedPrompt, scores: LayerScores, contrast: Contrast, sources: ScoreSources, selected: Tensor
+) -> tuple[Marginals, Marginals]:
+    """Of the query's side and the key's: a row each."""
+    vector, own = contrast.query_side(scores)
+    vectors, constants = contrast.key_side(scores)
+    reads = _reads(
+        scores.layer,
+        torch.tensor([0] + [1] * len(contrast.keys)),
+        torch.tensor([contrast.query, *contrast.keys]),
+        torch.cat([vector[None], vectors]),
+    )
+    rows = _rows(prompt, reads, torch.stack([own, constants.sum()]), sources).cpu()
+    return (
+        Marginals(sources, rows[0], contrast.query, selected),
+        Marginals(sources, rows[1], contrast.key, selected),
+    )
+
+
+def _pairs(prompt: TracedPrompt, scores: LayerScores, contrast: Contrast, sources: ScoreSources) -> ScorePairs:
+    """A row for each of the d numbers of the query, and of the keys, weighted."""
+    each = torch.eye(scores.query.shape[2], dtype=scores.query.dtype, device=scores.query.device)
+    row = torch.arange(len(each))
+    vectors, own = scores.query_reads(contrast.head, contrast.query, each)
+    position = torch.full_like(row, contrast.query)
+    query = _rows(prompt, _reads(scores.layer, row, position, vectors), own, sources)
+    vectors_ndD, constants = _key_maps(scores, contrast, each)
+    reads = _reads(
+        scores.layer,
+        row.repeat(len(contrast.keys)),
+        torch.tensor(contrast.keys).repeat_interleave(len(each)),
+        vectors_ndD.flatten(0, 1),
+    )
+    key = _rows(prompt, reads, constants, sources)
+    return ScorePairs(sources, Factor.of(query, contrast.query), Factor.of(key, contrast.key))
+
+
+def _key_maps(scores: LayerScores, contrast: Contrast, each_dd: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors (n, d, D) that read each number of every key, weighted and scaled; constants (d,), summed over keys."""
+    weights = contrast.weights * scores.scaling
+    if len(contrast.keys) <= len(each_dd):  # whichever takes fewer passes of autograd
+        found = [
+            scores.key_reads(contrast.head, key, weight * each_dd)
+            for key, weight in zip(contrast.keys, weights, strict=True)
+        ]
+        return torch.stack([vectors for vectors, _ in found]), torch.stack([own for _, own in found]).sum(0)
+    found = [scores.keys_reads(contrast.head, contrast.keys, weights[:, None] * one) for one in each_dd]
+    return torch.stack([vectors for vectors, _ in found], dim=1), torch.stack([own.sum() for _, own in found])
+
+
+def _reads(layer: int, row: Tensor, position: Tensor, vector: Tensor) -> StreamReads:
+    """Of the stream that enters a layer."""
+    entering = torch.ones(len(row), dtype=torch.bool)
+    return StreamReads(row, torch.full_like(row, layer), entering, position, vector.cpu())
+
+
+def _rows(prompt: TracedPrompt, reads: StreamReads, own_T: Tensor, sources: ScoreSources) -> Tensor:
+    """(T, S + B): what each source contributes to what rows read, and to constants of their own."""
+    sweep, n_rows, device = prompt.sweep, len(own_T), own_T.device
+    last = torch.zeros(n_rows, dtype=torch.int64).scatter_reduce_(0, reads.row, reads.position, "amax")
+    layer, d_model = int(reads.layer[0]), reads.vector.shape[1]
+    nothing = torch.zeros(n_rows, d_model, dtype=reads.vector.dtype)
+    targets = ReadOut(torch.full_like(last, layer), last, nothing, torch.zeros(n_rows), reads)
+    rows = own_T.new_zeros(n_rows, len(sources))
+    layout, in_order = sources.nodes.layout, prompt.linear.sources.feature_of_column.to(device)
+    bytes_a_row = (int(last.max()) + 1) * d_model * rows.itemsize + rows[0].nbytes
+    for block in sweep.blocks(targets, max(1, BYTES_IN_FLIGHT // bytes_a_row)):
+        at = block.row.to(device)[:, None]
+        rows[at, in_order[: block.n_columns]] = block.feature
+        errors = rows.new_zeros(len(at), layout.n_layers, layout.n_pos)
+        errors[:, :, : block.n_pos] = block.error
+        rows[at[:, 0], layout.errors] = errors.flatten(1)
+        rows[at[:, 0], layout.token_start : layout.token_start + block.n_pos] = block.token
+    rows[:, sources.n_nodes + BIASES.index("own")] = own_T
+    streams = prompt.constant_streams(layer)
+    row, position, vector = reads.row.to(device), reads.position.to(device), reads.vector.to(own_T)
+    for kind in CONSTANTS:
+        read = (vector * streams[kind][position]).sum(1)
+        rows[:, sources.n_nodes + BIASES.index(kind)].index_add_(0, row, read)
+    return rows
+
+
+def _require_sums(
+    sides: tuple[Marginals, Marginals], score: float, label: str, graph: Graph, prompt: TracedPrompt
+) -> float:
+    """How far the marginals of a side are from the score, relative to their mass. Raises NumericalError beyond the promise."""
+    found = [
+        abs(sum(side.parts.values()) - score)
+        / max(sum(side.mass.values()) + abs(score), torch.finfo(torch.float64).tiny)
+        for side in sides
+    ]
+    dtypes = graph.cfg.dtype, prompt.network.parts.config.dtype
+    promised = max(PROMISED_RESIDUAL.get(str(dtype), 0.0) for dtype in dtypes) or PROMISED_RESIDUAL["float32"]
+    if not max(found) <= promised:
+        raise NumericalError(
+            f"the score {label} is {score:.6g}, and its contributors add up to {sum(sides[0].parts.values()):.6g} on the "
+            f"query's side and {sum(sides[1].parts.values()):.6g} on the key's: off by {max(found):.1e} of their mass, "
+            f"promised is {promised:.0e}. Load the model in a dtype of higher precision"
+        )
+    return max(found)
