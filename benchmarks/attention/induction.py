@@ -2,18 +2,19 @@
 
     python -m benchmarks.attention.induction --model FOLDER --transcoders FOLDER [--results attention_induction.json]
 
-Two rankings of all heads that know nothing of each other:
+Rankings of all heads that know nothing of each other:
 - by induction score, on random tokens said twice (`diagnose_heads`);
 - by edges: random tokens, said twice up to some token, are traced to the one that comes next, and all edges into its logit
   from nodes at the place where it stood before (token, features, errors) are split over last heads and over first heads
-  (`explain_edges`). Loadings, by size, are shares of what all heads carry on a prompt, averaged over prompts.
+  (`explain_edges`). What runs through a head is summed over these edges, by size ("last", "first") or with its sign ("last, net"
+  and "first, net": with random dictionaries much of what features carry is taken back by errors); its share of what all heads
+  carry is averaged over prompts. Prompts whose last token the model does not copy are left out.
 
-Reported: how many of the first ten are the same, beside the number that chance gives; and what is added to the loss on the second
-copy, of other sequences, when the first five of each ranking are set to zero, or to their mean; beside five random heads, drawn
-from all layers, and five from the layers of those with the highest induction scores.
+Reported: how many of the first ten are the same, beside what chance gives; and what is added to the loss on the second copy,
+of other sequences, without the first five heads of each ranking, set to zero or to their mean; beside five random heads, of all
+layers or of the layers of the five with the highest induction scores.
 
-With random dictionaries features explain little, and errors carry the edges: heads are those of the model all the same. Nothing is
-reported if the split of an edge is not the edge (`explain_edges` refuses), or if a model does not copy these tokens.
+Nothing is reported if the split of an edge is not the edge (`explain_edges` refuses), or if the model copies too few prompts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,8 @@ from benchmarks.common.machine import describe, write_results
 from benchmarks.common.places import RESULTS
 from circuit_tracer.attention import RandomTokens, ablate_heads, diagnose_heads, explain_edges
 from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.models.capture import logits_at
+from circuit_tracer.models.run import ModelRun
 
 if TYPE_CHECKING:
     from circuit_tracer.replacement_model import ReplacementModel
@@ -45,59 +49,74 @@ if TYPE_CHECKING:
 BLOCK = 16  # tokens said twice in traced prompts
 SEEDS = {"scores": 0, "prompts": 1, "losses": 2}  # different tokens for each
 OVERLAP, ABLATED, DRAWS = 10, 5, 20
-COPIED = 0.5  # of the prompts at least must be copied
+TRIED = 4  # as many prompts again as are wanted, since not all are copied
+NAMES = ("last", "first", "last, net", "first, net")
 
 
-def repeated_prompts(model: ReplacementModel, count: int) -> list[tuple[Tensor, int, int]]:
-    """(ids, position of the token that is copied, its id): a block of random tokens, and the same up to its middle or beyond."""
-    drawn = RandomTokens(BLOCK, count, SEEDS["prompts"]).draw(model.parts, model.tokenizer, model.prepend_bos)
+@dataclass(frozen=True)
+class Repeated:
+    """ids (P,) that say a block of random tokens, and the same again up to some token. position: where the next one, `token`,
+    stood in the block.
+    """
+
+    ids: Tensor
+    position: int
+    token: int
+
+
+def repeated_prompts(model: ReplacementModel, count: int) -> tuple[list[Repeated], int]:
+    """The first prompts whose last token the model copies, and how many were tried. SystemExit if there are fewer than half."""
+    drawn = RandomTokens(BLOCK, count * TRIED, SEEDS["prompts"]).draw(model.parts, model.tokenizer, model.prepend_bos)
     front, found = drawn.ids_NT.shape[1] - 2 * BLOCK, []
     for number, ids_T in enumerate(drawn.ids_NT):
-        said = BLOCK // 2 + number % (BLOCK // 2 - 1)  # tokens of the second copy
-        found.append((ids_T[: front + BLOCK + said], front + said, int(ids_T[front + said])))
-    return found
+        again = BLOCK // 2 + number % (BLOCK // 2 - 1)  # tokens of the second copy
+        one = Repeated(ids_T[: front + BLOCK + again], front + again, int(ids_T[front + again]))
+        if int(predicted(model, one.ids)) == one.token:
+            found.append(one)
+        if len(found) == count:
+            return found, number + 1
+    if len(found) < count / 2:
+        raise SystemExit(f"nothing reported: the model copies {len(found)} of {len(drawn.ids_NT)} prompts")
+    return found, len(drawn.ids_NT)
 
 
-def loadings(model: ReplacementModel, ids_P: Tensor, position: int, token: int, rows: int) -> dict[str, Any]:
-    """Of one prompt: (L, H) shares of first and last heads in the edges to the copied token, and whether it is copied."""
-    graph = attribute(ids_P, model, attribution_targets=torch.tensor([token]), max_feature_nodes=rows)
+def predicted(model: ReplacementModel, ids_P: Tensor) -> Tensor:
+    """The most likely next token, ()."""
+    return logits_at(model.parts, ModelRun(model.parts, {})(ids_P).final[0, -1:]).argmax()
+
+
+def loadings(model: ReplacementModel, one: Repeated, rows: int | None) -> tuple[dict[str, Tensor], int]:
+    """Of the edges to the copied token: (L, H) shares of heads, by name of a ranking; how many edges these are."""
+    graph = attribute(one.ids, model, attribution_targets=torch.tensor([one.token]), max_feature_nodes=rows)
     target, edges = graph.nodes.layout.target_start, graph.edges
-    chosen = (edges.target == target) & (graph.nodes.position[edges.source] == position)
-    heads = heads_of(model.parts)
-    kept = explain_edges(graph, model, len(heads), [(source, target) for source in edges.source[chosen].tolist()])
-    shape = (model.parts.config.n_layers, model.parts.config.n_heads)
-    found: dict[str, Any] = {"edges": int(chosen.sum()), "weight": float(edges.weight[chosen].double().sum())}
+    chosen = (edges.target == target) & (graph.nodes.position[edges.source] == one.position)
+    pairs = [(source, target) for source in edges.source[chosen].tolist()]
+    kept = explain_edges(graph, model, len(heads_of(model.parts)), pairs)  # all heads
+    found: dict[str, Tensor] = {}
     for name in ("last", "first"):
-        places, weights = getattr(kept, name), getattr(kept, f"{name}_weight").double().abs()
-        share = torch.zeros(shape, dtype=torch.float64)
+        places, weights = getattr(kept, name), getattr(kept, f"{name}_weight").double()
+        by_size, net = torch.zeros(2, model.parts.config.n_layers, model.parts.config.n_heads, dtype=torch.float64)
         named = places[..., 0] >= 0
-        share.index_put_(tuple(places[named].T), weights[named], accumulate=True)
-        found[name] = share / share.sum()
-    found["copied"] = float(graph.targets.weight[0])
-    return found
+        by_size.index_put_(tuple(places[named].T), weights[named].abs(), accumulate=True)
+        net.index_put_(tuple(places[named].T), weights[named], accumulate=True)
+        found |= {name: by_size / by_size.sum(), f"{name}, net": net / net.abs().sum()}
+    return found, len(pairs)
 
 
-def rankings(model: ReplacementModel, prompts: int, rows: int) -> tuple[dict[str, list[Head]], dict[str, Any]]:
-    """Heads in order, by induction score, last and first loadings; and what was traced."""
+def rankings(model: ReplacementModel, count: int, rows: int | None) -> tuple[dict[str, list[Head]], dict[str, Any]]:
+    """Heads in order, by induction score and by loadings; and what was traced."""
     drawn = RandomTokens(seed=SEEDS["scores"])
-    scores = diagnose_heads(model, random=drawn, ablate=0)["induction"]
-    each = [loadings(model, *one, rows) for one in repeated_prompts(model, prompts)]
-    copied = sum(one["copied"] > 0.5 for one in each)
-    if copied < COPIED * len(each):
-        raise SystemExit(f"nothing reported: {copied} of {len(each)} prompts are copied by this model")
-    mean = {name: torch.stack([one[name] for one in each]).mean(0) for name in ("last", "first")}
-    weights = {"induction": scores, **mean}
-    order = {name: ranked(values, values.numel()) for name, values in weights.items()}
-    return order, {
-        "prompts": len(each),
-        "copied": copied,
-        "edges": sum(one["edges"] for one in each),
-        "median weight of the copied token's position": round(statistics.median(one["weight"] for one in each), 3),
-        "strongest": {
-            name: [[head_name(head), round(float(weights[name][head]), 4)] for head in order[name][:OVERLAP]]
-            for name in order
-        },
+    prompts, tried = repeated_prompts(model, count)
+    each = [loadings(model, one, rows) for one in prompts]
+    weights = {"induction": diagnose_heads(model, random=drawn, ablate=0)["induction"]}
+    weights |= {name: torch.stack([shares[name] for shares, _ in each]).mean(0) for name in NAMES}
+    order = {name: ranked(values.abs(), values.numel()) for name, values in weights.items()}
+    strongest = {
+        name: [[head_name(head), round(float(weights[name][head]), 4)] for head in heads[:OVERLAP]]
+        for name, heads in order.items()
     }
+    traced = {"tried": tried, "copied and traced": len(prompts), "edges": sum(edges for _, edges in each)}
+    return order, {"prompts": traced, "strongest": strongest}
 
 
 def overlap(order: dict[str, list[Head]]) -> dict[str, Any]:
@@ -105,7 +124,7 @@ def overlap(order: dict[str, list[Head]]) -> dict[str, Any]:
     best = set(order["induction"][:OVERLAP])
     return {
         "of": OVERLAP,
-        **{name: len(best & set(order[name][:OVERLAP])) for name in ("last", "first")},
+        **{name: len(best & set(order[name][:OVERLAP])) for name in NAMES},
         "by chance": round(OVERLAP**2 / len(order["induction"]), 2),
     }
 
@@ -155,7 +174,7 @@ def main() -> None:
     parser.add_argument("--transcoders", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument(
-        "--rows", type=int, default=64, help="features of a graph that get a row; as few again are nodes"
+        "--rows", type=int, default=0, help="features of a graph that get a row; as few again are nodes"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", help="write this file of benchmarks/results")
@@ -166,15 +185,13 @@ def main() -> None:
     results, start = describe(versions=versions(), threads=args.threads), time.perf_counter()
     results |= {"model": args.model.name, "transcoders": args.transcoders.name}
     model = ReplacementModel.from_pretrained(str(args.model), str(args.transcoders), dtype=torch.float32)
-    order, results["traced"] = rankings(model, args.prompts, args.rows)
-    results["overlap"] = overlap(order)
+    order, found = rankings(model, args.prompts, args.rows or None)
+    results |= {**found, "overlap": overlap(order)}
+    for name, strongest in found["strongest"].items():
+        print(f"{name:10}", ", ".join(f"{head} {weight:.3f}" for head, weight in strongest))
+    print(f"prompts: {results['prompts']}\noverlap: {results['overlap']}", flush=True)
     results["ablation"] = {how: ablation(model, order, how) for how in ("zero", "mean")}
     results["seconds"] = round(time.perf_counter() - start, 1)
-    for name, strongest in results["traced"].pop("strongest").items():
-        results.setdefault("strongest", {})[name] = strongest
-        print(f"{name:10}", ", ".join(f"{head} {weight:.3f}" for head, weight in strongest))
-    for name in ("traced", "overlap"):
-        print(name, results[name])
     for how, found in results["ablation"].items():
         print(f"{how}: loss {found['first copy']} on the first copy, {found['second copy']} on the second; added:")
         for name, added in found["added"].items():

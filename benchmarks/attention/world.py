@@ -12,8 +12,8 @@ logit is taken. Attention alone brings it there, so that edge, split over last h
   the key's side one of the entity's? Beside it the same for another entity of its kind, drawn at random.
 
 Denominators are the prompts that got so far. Nothing is reported unless sums of heads and of marginals are what they are of to
-1e-5, and the head's part of the edge is what measuring it in the frozen network gives, to 1e-4. The machine's speed does not matter;
-the exit status is 1 if the numbers of ``AIMS`` are missed.
+1e-5, and the head's part of the edge is what measuring it in the frozen network gives, to 1e-4 (of every tenth question). The
+exit status is 1 if ``AIMS`` are missed: then the model has no such story.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ AIMS = {"prompts": 200, "answers changed by the named head": 0.5, "answers chang
 
 @dataclass
 class Story:
-    """What was found about one question, as far as it goes. positions: of the entity's active features, "city" or "elsewhere"."""
+    """What was found about one question, as far as it goes. positions: of the entity's active features, "city", "elsewhere"."""
 
     group: str
     right: bool = False
@@ -276,20 +276,16 @@ def missed(found: dict[str, Any]) -> list[str]:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """What was counted, in a few lines."""
-    heads, key = found["heads"], found["key side"]
-    written = [
-        f"{found['prompts']} questions, {found['answered right']} answered right, {found['with an active feature of the entity']}"
-        f" with an active feature of the entity; positions: {found['positions of these features']}",
-        f"{heads['of']} with an edge from the city to the answer; heads: {heads['named']}, the same at the strongest edge to the "
-        f"last position: {heads['same head at the strongest edge to the last position']}; median share of the edge "
-        f"{heads['median share of the edge']}, median attention to the city {heads['median attention to the city']}",
-    ]
+    heads = found["heads"]
+    counted = ("prompts", "answered right", "with an active feature of the entity", "positions of these features")
+    written = [", ".join(f"{name}: {found[name]}" for name in counted)]
+    written.append(f"edge from the city to the answer: {heads}")
     for way, row in found["answers changed"].items():
         written.append(
             f"{way:26} named head changes {row['named head']} of {row['of']}, another of its layer "
             f"{row['another head of its layer']}; by head: {row['by head']}"
         )
-    return [*written, f"key side: {key}"]
+    return [*written, f"key side: {found['key side']}"]
 
 
 def main() -> None:
