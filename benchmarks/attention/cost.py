@@ -3,13 +3,13 @@
     python -m benchmarks.attention.cost --model FOLDER --transcoders FOLDER [--results attention_cost.json]
 
 One graph is traced, which is not counted. Then, each a median:
-- one edge (`explain_edge`) and one score (`explain_score`, with the pairs of both sides and without): the first question about a
-  graph, which runs the model again, and later ones: edges to the answer from features, errors and tokens in turn; scores of heads
-  all over the model;
+- one edge (`explain_edge`) and one score (`explain_score`, without and with all pairs): the first question about a graph, which
+  runs the model again, and later ones: edges into the answer from features, errors and tokens in turn; scores of heads of
+  all depths;
 - three heads an edge (`explain_edges`) of the graph pruned to about 300 nodes, after the first question.
 
-Nothing is reported unless the sums of all of them are what they are of, to 1e-5. The exit status is 1 if an aim is missed. Keep the machine
-quiet: the load at the start is written beside the numbers.
+Nothing is reported unless the sums of all of them are what they are of, to 1e-5. The exit status is 1 if an aim is missed. Keep
+the machine quiet: the load at the start is written beside the numbers.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from benchmarks.common.places import PROMPTS, RESULTS
 from circuit_tracer.attention import explain_edge, explain_edges, explain_score
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.graph.graph import Graph
+from circuit_tracer.graph.nodes import NodeKind
 from circuit_tracer.graph.pruning import PruneResult, prune_graph
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 AIMS = {"edge": 0.3, "score": 0.3, "edges": 10.0}  # seconds
 FIRST, LATER, TABLES = 3, 12, 3  # questions that are timed
 NODES, KEEP = 300, 3
+SOURCES = (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN)
 SUMS = 1e-5
 
 
@@ -87,13 +89,8 @@ def measure(graph: Graph, model: ReplacementModel) -> dict[str, Any]:
     """All numbers."""
     layout, edges, config = graph.nodes.layout, graph.edges, model.parts.config
     into = edges.source[edges.target == layout.target_start]
-    kinds = graph.nodes.kind[into]
-    by_kind = [into[kinds == kind].tolist() for kind in kinds.unique().tolist()]
-    sources = [
-        of_kind[number // len(by_kind) * 7 % len(of_kind)]
-        for number in range(LATER)
-        for of_kind in [by_kind[number % len(by_kind)]]
-    ]
+    of_kinds = [into[graph.nodes.kind[into] == kind].tolist() for kind in SOURCES]
+    sources = [of_kind[-1 - place] for place in range(LATER // len(of_kinds)) for of_kind in of_kinds]
     last = graph.n_pos - 1
 
     def edge(about: Graph, number: int) -> Any:

@@ -6,8 +6,8 @@ Rankings of all heads that know nothing of each other:
 - by induction score, on random tokens said twice (`diagnose_heads`);
 - by edges: random tokens, said twice up to some token, are traced to the one that comes next, and all edges into its logit
   from nodes at the place where it stood before (token, features, errors) are split over last heads and over first heads
-  (`explain_edges`). What runs through a head is summed over these edges, by size ("last", "first") or with its sign ("last, net"
-  and "first, net": with random dictionaries much of what features carry is taken back by errors); its share of what all heads
+  (`explain_edges`). What runs through a head is summed over these edges, by size ("last", "first") or with its sign ("last,
+  net" and "first, net": with random dictionaries errors take back much of what features carry); its share of what all heads
   carry is averaged over prompts. Prompts whose last token the model does not copy are left out.
 
 Reported: how many of the first ten are the same, beside what chance gives; and what is added to the loss on the second copy,
