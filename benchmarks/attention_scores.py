@@ -1,4 +1,4 @@
-"""Do the contributors of a score of attention add up to it? Every head of a model on one prompt, at the key it looks at most.
+"""Do the contributors of a score of attention add up to it? Every head of a model on one prompt.
 
     python -m benchmarks.attention_scores --model FOLDER --transcoders FOLDER [--results attention_scores.json]
 
@@ -31,22 +31,26 @@ WITH_PAIRS = 3  # heads of the last layer whose pairs are taken apart, for their
 
 def explain_all(model: Any, graph: Any) -> tuple[list[Any], dict[str, list[float]]]:
     """Explanations of all heads, and seconds by kind of question."""
-    found, seconds = [], {"first": [], "another layer": [], "same layer": [], "with pairs": []}
+    from circuit_tracer.attention.prompt_scores import PromptScores
+
+    found: list[Any] = []
+    seconds: dict[str, list[float]] = {"first": [], "another layer": [], "same layer": [], "with pairs": []}
     last, config = graph.n_pos - 1, model.parts.config
 
-    def ask(kind: str, layer: int, head: int, key: int, pairs: bool = False) -> Any:
+    def ask(kind: str, layer: int, head: int, pairs: bool = False) -> Any:
         start = time.perf_counter()
+        key = int(PromptScores.of(graph, model).scores(layer).score(head, last).argmax())
         one = graph.explain_score(model, layer, head, last, key, pairs=pairs)
+        if pairs:
+            one.pairs.top(10)
         seconds[kind].append(time.perf_counter() - start)
         return one
 
     for layer in range(config.n_layers):
         for head in range(config.n_heads):
-            kind = "same layer" if head else "another layer" if layer else "first"
-            key = int(ask(kind, layer, head, last).pattern.argmax())
-            found.append(ask("same layer", layer, head, key))
+            found.append(ask("same layer" if head else "another layer" if layer else "first", layer, head))
     for one in found[-WITH_PAIRS:]:
-        ask("with pairs", one.layer, one.head, one.key, pairs=True).pairs.top(10)
+        ask("with pairs", one.layer, one.head, pairs=True)
     return found, seconds
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from circuit_tracer.arguments import typed, whole
 from circuit_tracer.attention.pairs import Factor, ScorePairs
+from circuit_tracer.attention.prompt_scores import PromptScores
 from circuit_tracer.attention.score_explanation import Marginals, ScoreExplanation
 from circuit_tracer.attention.score_sources import BIASES, ScoreSources
-from circuit_tracer.attention.traced_prompt import TracedPrompt
 from circuit_tracer.attribution.contrast import Contrast, contrast_of
 from circuit_tracer.attribution.prompt import CONSTANTS
 from circuit_tracer.attribution.read_out import ReadOut
@@ -51,12 +51,12 @@ def explain_score(
     whether to take the pairs apart too, which takes 2 d rows instead of 2. model: the one that the graph was traced with.
     Sources are all features that were active, nodes of the graph or not.
 
-    The first call about a graph runs the model; the prompt then stays in memory (`TracedPrompt`). Raises InputError for a place
+    The first call about a graph runs the model; the prompt then stays in memory (`PromptScores`). Raises InputError for a place
     that does not exist, or that the query does not see; CompatibilityError for a graph of another model or dictionary;
     NumericalError if the marginals miss the score by more than what is promised for the model's dtype.
     """
     whole(layer, "layer")
-    prompt = TracedPrompt.of(graph, model)
+    prompt = PromptScores.of(graph, model)
     scores = prompt.scores(layer)
     contrast = contrast_of(scores, head, query, key, versus)
     sources, value = ScoreSources.of(graph, layer), float(contrast.value(scores))
@@ -84,7 +84,7 @@ def _tokens(graph: Graph) -> list[str]:
 
 
 def _marginals(
-    prompt: TracedPrompt, scores: LayerScores, contrast: Contrast, sources: ScoreSources, selected: Tensor
+    prompt: PromptScores, scores: LayerScores, contrast: Contrast, sources: ScoreSources, selected: Tensor
 ) -> tuple[Marginals, Marginals]:
     """Of the query's side and the key's: a row each."""
     vector, own = contrast.query_side(scores)
@@ -102,7 +102,7 @@ def _marginals(
     )
 
 
-def _pairs(prompt: TracedPrompt, scores: LayerScores, contrast: Contrast, sources: ScoreSources) -> ScorePairs:
+def _pairs(prompt: PromptScores, scores: LayerScores, contrast: Contrast, sources: ScoreSources) -> ScorePairs:
     """A row for each of the d numbers of the query, and of the keys, weighted."""
     each = torch.eye(scores.query.shape[2], dtype=scores.query.dtype, device=scores.query.device)
     row = torch.arange(len(each))
@@ -139,7 +139,7 @@ def _reads(layer: int, row: Tensor, position: Tensor, vector: Tensor) -> StreamR
     return StreamReads(row, torch.full_like(row, layer), entering, position, vector.cpu())
 
 
-def _rows(prompt: TracedPrompt, reads: StreamReads, own_T: Tensor, sources: ScoreSources) -> Tensor:
+def _rows(prompt: PromptScores, reads: StreamReads, own_T: Tensor, sources: ScoreSources) -> Tensor:
     """(T, S + B): what each source contributes to what rows read, and to constants of their own."""
     sweep, n_rows, device = prompt.sweep, len(own_T), own_T.device
     last = torch.zeros(n_rows, dtype=torch.int64).scatter_reduce_(0, reads.row, reads.position, "amax")
@@ -166,7 +166,7 @@ def _rows(prompt: TracedPrompt, reads: StreamReads, own_T: Tensor, sources: Scor
 
 
 def _require_sums(
-    sides: tuple[Marginals, Marginals], score: float, label: str, graph: Graph, prompt: TracedPrompt
+    sides: tuple[Marginals, Marginals], score: float, label: str, graph: Graph, prompt: PromptScores
 ) -> float:
     """How far the marginals of a side are from the score, relative to their mass. Raises NumericalError beyond the promise."""
     found = [

@@ -213,14 +213,16 @@ def constants(
     return network.propagate(start, writes, constants="attention" in kinds, seen=seen)
 
 
-def constant_streams(prompt: LinearPrompt, transcoders: Transcoders, layer: int) -> dict[str, Tensor]:
-    """What each kind of constants makes of the stream (P, D) that enters a layer."""
-    found: dict[str, Tensor] = {}
+def constant_streams(
+    prompt: LinearPrompt, transcoders: Transcoders, layers: Collection[int]
+) -> dict[int, dict[str, Tensor]]:
+    """What each kind of constants makes of the stream (P, D) that enters each of some layers."""
+    found: dict[int, dict[str, Tensor]] = {layer: {} for layer in layers}
     for kind in CONSTANTS:
 
         def seen(at: int, entering: bool, resid_PD: Tensor, kind: str = kind) -> None:
-            if entering and at == layer:
-                found[kind] = resid_PD
+            if entering and at in found:
+                found[at][kind] = resid_PD
 
         constants(prompt.network, transcoders, prompt.skips, prompt.keep, seen, (kind,))
     return found

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from circuit_tracer import AttentionTarget, Graph, ReplacementModel, explain_score
 from circuit_tracer.attention import ScoreExplanation, ScorePairs
+from circuit_tracer.attention.prompt_scores import PromptScores
 from circuit_tracer.attention.score_sources import BIASES
-from circuit_tracer.attention.traced_prompt import TracedPrompt
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.errors import CircuitTracerError, CompatibilityError, InputError
 from circuit_tracer.graph.attention_scores import SOURCE_KINDS, AttentionScore
@@ -63,7 +63,7 @@ def test_both_sides_and_all_pairs_add_up_to_the_score(case: Case, dtype: torch.d
                 others = torch.tensor([each for each in range(query + 1) if log[each].isfinite() and each != key])
                 expected = log[key] - torch.softmax(log[others], 0) @ log[others]
             elif versus is not None:
-                expected = log[key] - log[versus]
+                expected = log[key] - log[int(versus)]
             for side in (found.query_side, found.key_side):
                 scale = max(1.0, sum(side.mass.values()))
                 assert abs(sum(side.parts.values()) - float(expected)) < tolerance * scale
@@ -73,15 +73,15 @@ def test_both_sides_and_all_pairs_add_up_to_the_score(case: Case, dtype: torch.d
             assert found.pairs is not None
             mass = float(found.pairs.query.rows.abs().sum(1) @ found.pairs.key.rows.abs().sum(1))
             assert abs(found.pairs.total() - float(expected)) < tolerance * max(1.0, mass)
-            for pairs, side in zip(found.pairs.marginals(), sums(found), strict=True):
-                torch.testing.assert_close(pairs, side, rtol=0, atol=tolerance * max(1.0, mass))
+            for pairs, values in zip(found.pairs.marginals(), sums(found), strict=True):
+                torch.testing.assert_close(pairs, values, rtol=0, atol=tolerance * max(1.0, mass))
 
 
 @pytest.mark.parametrize("case", [GPT2, GEMMA], ids=str)
 def test_marginals_are_the_edges_of_a_target_of_one_side(case: Case) -> None:
     model, graph = traced(case)
     for name in ("query", "key"):
-        target = AttentionTarget(2, 1, 5, 4, "rest", name)  # type: ignore[arg-type]
+        target = AttentionTarget(2, 1, 5, 4, "rest", name)
         whole = attribute(IDS, model, attribution_targets=[target])
         assert whole.balance is not None
         assert len(whole.selected_features) == len(whole.active_features)
@@ -95,7 +95,7 @@ def test_marginals_are_the_edges_of_a_target_of_one_side(case: Case) -> None:
 def test_all_pairs_by_brute_force(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeroing a source's write on one side and another's on the other, in the bilinear form itself."""
     model, graph = traced(case)
-    prompt = TracedPrompt.of(graph, model)
+    prompt = PromptScores.of(graph, model)
     scores, layer, head, query, key = prompt.scores(2), 2, 1, 5, 4
     found = graph.explain_score(model, layer, head, query, key)
     assert found.pairs is not None
@@ -116,7 +116,7 @@ def test_all_pairs_by_brute_force(case: Case, monkeypatch: pytest.MonkeyPatch) -
     assert len(found.pairs.top(10**6)) == len(found.pairs)
 
 
-def _streams(prompt: TracedPrompt, layer: int, n_sources: int) -> Tensor:
+def _streams(prompt: PromptScores, layer: int, n_sources: int) -> Tensor:
     """(S, P, D): what each source alone makes of the stream that enters a layer, pushed forward through the frozen network."""
     linear, network, n_pos = prompt.linear, prompt.network, prompt.linear.n_pos
     active, found = linear.sources.active, torch.zeros(n_sources, n_pos, linear.error.shape[2], dtype=torch.float64)
@@ -188,7 +188,7 @@ def test_the_prompt_is_forgotten_with_its_graph() -> None:
     model = build(LLAMA)
     graph = attribute(IDS, model)
     graph.explain_score(model, 2, 1, 5, 4, pairs=False)
-    gone = ref(TracedPrompt.of(graph, model))
+    gone = ref(PromptScores.of(graph, model))
     del graph
     gc.collect()
     assert gone() is None
@@ -212,7 +212,7 @@ def test_one_token_and_sides_without_features(layer: int) -> None:
 
 def test_a_graph_keeps_scores_and_viewers_find_them_on_their_target(tmp_path: Any) -> None:
     model = build(LLAMA)
-    targets = [3, AttentionTarget(2, 1, 5, 2, "rest")]
+    targets: list[Any] = [3, AttentionTarget(2, 1, 5, 2, "rest")]
     graph = attribute(IDS, model, attribution_targets=targets, max_feature_nodes=5)
     plain = json.loads(graph.to_json("plain", tmp_path).read_text())
     kept = graph.explain_score(model, 2, 1, 5, 2, "rest").kept()
