@@ -20,6 +20,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +62,11 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 def questions(graph: Graph, model: ReplacementModel, ask: Callable[[Graph, int], Any]) -> dict[str, Any]:
     """First and later questions about a graph; `ask` takes the graph and a number. SystemExit where sums miss."""
-    first = []
-    for number in range(FIRST):
-        fresh = copy.copy(graph)  # nothing is remembered of it
-        first.append(timed(lambda fresh=fresh, number=number: ask(fresh, number)))
+    first = [
+        timed(partial(ask, copy.copy(graph), number)) for number in range(FIRST)
+    ]  # nothing is remembered of a copy
     ask(graph, 0)
-    later = [timed(lambda number=number: ask(graph, number)) for number in range(LATER)]
+    later = [timed(partial(ask, graph, number)) for number in range(LATER)]
     if not (worst := max(found.residual for _, found in [*first, *later])) <= SUMS:
         raise SystemExit(f"nothing reported: sums miss what they are of by {worst:.1e}")
     return {

@@ -182,7 +182,8 @@ def usual_outputs(model: ReplacementModel, prompts: Sequence[str]) -> Tensor:
         ModelRun(model.parts, {"attn.hook_z": lambda layer, z_BPN: given[layer].append(z_BPN[0, 1:])})(
             model.ensure_tokenized(prompt)
         )
-    return torch.stack([torch.cat(each).mean(0) for each in given]).unflatten(1, (model.parts.config.n_heads, -1))
+    mean_LN = torch.stack([torch.cat(each).mean(0) for each in given])
+    return mean_LN.view(len(given), model.parts.config.n_heads, -1)
 
 
 def measure(every: int = 1) -> list[Story]:

@@ -73,10 +73,10 @@ def _named(found: Record) -> str:
 def scores(record: Record) -> list[str]:
     """Sums of contributors against scores, and who carries them."""
     errors = [f"{record[f'error_of_{what}'][which]:.1e}" for what in ("score", "mass") for which in ("median", "max")]
-    titles = ["of the score: median", "largest", "of the mass: median", "largest"]
+    titles = [f"of the {what}, {which}" for what in ("score", "mass") for which in ("median", "largest")]
     shares = {side: record["share_of_mass"][f"{side}_side"] for side in ("query", "key")}
     rows = [[f"{record['heads']} heads, {record['tokens']} tokens", "query side", "key side"]]
-    rows += [[f"error, {title}", value, ""] for title, value in zip(titles, errors, strict=True)]
+    rows += [[f"error in parts {title}", value, ""] for title, value in zip(titles, errors, strict=True)]
     rows += (
         [f"share of the mass: {kind}", *(f"{side[kind]:.1%}" for side in shares.values())] for kind in shares["key"]
     )
