@@ -67,6 +67,11 @@ class StreamTerms:
         within = torch.arange(len(place), device=rows.device) - (counts.cumsum(0) - counts)[place]
         return place, order[first[place] + within]
 
+    def between(self, start: int, stop: int) -> StreamTerms:
+        """The terms at positions start .. stop - 1."""
+        inside = (self.position >= start) & (self.position < stop)
+        return StreamTerms(*(getattr(self, field.name)[inside] for field in fields(self)))
+
     def take(self, rows: Tensor) -> StreamTerms:
         """The terms of some rows (R',), which become rows 0, 1, ... in the order asked for; a row may come several times."""
         row, chosen = self.of_rows(rows)
