@@ -86,6 +86,17 @@ CPU = (
         SMALL,
         10,
     ),
+    *(
+        Benchmark(
+            f"attention-{name}",
+            f"attention.{name}",
+            f"--model {MODEL} --transcoders {{WORK}}/{clt} --results attention_{name}.json",
+            ("smollm2-hf", clt),
+            minutes,
+        )
+        for name, clt, minutes in (("cost", "clt-2048", 2), ("scores", "clt-2048", 1), ("induction", "clt-256", 4))
+    ),
+    Benchmark("attention-world", "attention.world", "--results attention_world.json", (), 3),
     Benchmark("training-speed", "training.speed", "--peer {WORK}/decode", ("decode",), 8),
     Benchmark(
         "training-quality",

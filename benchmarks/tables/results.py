@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.tables import attention
+from benchmarks.tables.markdown import table
+
 Record = dict[str, Any]
 
 # columns of a validation report that the table shows, and what they are called there
@@ -24,11 +27,6 @@ FAITHFUL = {
     "probability, live, only": "with the circuit alone",
     "probability, live, nothing": "with no feature at all",
 }
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table."""
-    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
 
 
 def startup(record: Record) -> list[str]:
@@ -218,5 +216,9 @@ SECTIONS = (
     ("ground_truth", "Ground truth", ground_truth),
     ("validation-demo", "Are graphs faithful? The embedded default", validation),
     ("validation-clt-256", "Are graphs faithful? SmolLM2-135M with a random dictionary", validation),
+    ("attention_cost", "Explained attention: what it costs", attention.cost),
+    ("attention_scores", "Explained attention: scores of all heads", attention.scores),
+    ("attention_induction", "Explained attention: heads that copy", attention.induction),
+    ("attention_world", "Explained attention: the embedded world", attention.world),
     ("startup", "Command line", startup),
 )

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.arguments import typed, whole
-from circuit_tracer.attention.belonging import require_sums
 from circuit_tracer.attention.edge_split import split_edge
+from circuit_tracer.attention.edge_sums import require_sums
 from circuit_tracer.attention.explanation import EdgeExplanation
 from circuit_tracer.attention.frozen_prompt import FrozenPrompt
 from circuit_tracer.attention.paths import PathSearch

@@ -15,12 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from circuit_tracer.arguments import whole
-from circuit_tracer.attention.pattern_scores import Head, rows_at_once
+from circuit_tracer.attention.pattern_scores import rows_at_once
 from circuit_tracer.attention.sequences import Repeated
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.errors import InputError, NumericalError, shortened
 from circuit_tracer.models.capture import logits_at
+from circuit_tracer.models.indices import Head, require_head
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import ModelRun, Place, Visit
 
@@ -87,19 +87,13 @@ def checked_heads(parts: ModelParts, group: Iterable[Head]) -> list[Head]:
     """(layer, head) pairs in order, each once. Raises InputError for what is none, or does not exist."""
     n_layers, n_heads = len(parts.layers), parts.config.n_heads
     try:
-        heads = sorted({(whole(layer, "layer"), whole(head, "head")) for layer, head in group})
+        return sorted({require_head(layer, head, n_layers, n_heads) for layer, head in group})
     except (TypeError, ValueError) as error:
         raise (
             error
             if isinstance(error, InputError)
             else InputError(f"heads are {shortened(group)}; expected (layer, head) pairs, such as [(5, 1), (7, 10)]")
         ) from error
-    for layer, head in heads:
-        if not (0 <= layer < n_layers and 0 <= head < n_heads):
-            raise InputError(
-                f"there is no head {layer}.{head}: layers are 0 to {n_layers - 1} and heads 0 to {n_heads - 1}"
-            )
-    return heads
 
 
 def _means(parts: ModelParts, chunks: Sequence[Tensor], heads: list[Head], how: How) -> dict[Head, Tensor]:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attention.head_picture import draw_heads
-from circuit_tracer.attention.pattern_scores import SCORES, Head
+from circuit_tracer.attention.pattern_scores import SCORES
 from circuit_tracer.errors import InputError
 from circuit_tracer.files import atomic_write
+from circuit_tracer.models.indices import Head
 
 
 @dataclass(frozen=True)
@@ -122,5 +123,5 @@ class HeadTable:
 
     def __repr__(self) -> str:
         best = self.strongest("induction", 1)
-        shown = f"; induction: {best[0][0]}.{best[0][1]} {float(self['induction'][best[0]]):.2f}" if best else ""
+        shown = f"; induction: L{best[0][0]}H{best[0][1]} {float(self['induction'][best[0]]):.2f}" if best else ""
         return f"HeadTable({self.model}: {self.n_layers} x {self.n_heads} heads on {self.text}{shown})"

@@ -24,12 +24,13 @@ from circuit_tracer.arguments import typed
 from circuit_tracer.attention.head_ablation import How, Losses, checked_heads, repeated_losses
 from circuit_tracer.attention.head_table import HeadTable
 from circuit_tracer.attention.ov_copying import ov_copying
-from circuit_tracer.attention.pattern_scores import SCORES, Head, PatternSums, rows_at_once
+from circuit_tracer.attention.pattern_scores import SCORES, PatternSums, rows_at_once
 from circuit_tracer.attention.sequences import RandomTokens, documents_of, windows
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.models.capture import check_length
+from circuit_tracer.models.indices import Head
 from circuit_tracer.models.loading import bind_loaded
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.sources import public_name

@@ -31,6 +31,7 @@ from circuit_tracer.attention.pattern_scores import SCORES, WEAK
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.errors import InputError
 from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.models.indices import Head
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import ModelRun, Stop
 from circuit_tracer.models.surroundings import plain_torch
@@ -93,7 +94,7 @@ def write_headvis(
         samples = {
             head: chosen_samples(table.peaks[:, head[0], head[1]].numpy(), head, seed) for head in _heads(table, layers)
         }
-        kept = _read(table, parts, samples, layers)
+        kept = _read(table, parts, samples)
         for (layer, head), chosen in samples.items():
             peaks = table.peaks[:, layer, head].double().numpy()
             sequences = [
@@ -122,7 +123,7 @@ def _file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "text"
 
 
-def chosen_samples(peaks_N: np.ndarray, head: tuple[int, int], seed: int) -> list[Sample]:
+def chosen_samples(peaks_N: np.ndarray, head: Head, seed: int) -> list[Sample]:
     """The sequences that are shown of a head: some of each interval of its largest attention, and the top ones, strongest
     first.
 
@@ -152,7 +153,7 @@ def sparse(pattern_TT: Tensor) -> Entries:
     return Entries(flat[order].tolist(), strong)
 
 
-def _heads(table: HeadTable, layers: range) -> Iterator[tuple[int, int]]:
+def _heads(table: HeadTable, layers: range) -> Iterator[Head]:
     return ((layer, head) for layer in layers for head in range(table.n_heads))
 
 
@@ -164,9 +165,9 @@ def _groups(table: HeadTable) -> Iterator[range]:
 
 
 def _read(
-    table: HeadTable, parts: ModelParts, samples: dict[tuple[int, int], list[Sample]], layers: range
+    table: HeadTable, parts: ModelParts, samples: dict[Head, list[Sample]]
 ) -> dict[tuple[int, int, int], Entries]:
-    """By (layer, head, sequence): one pass over each sequence that a head of these layers shows, as far as the last of them."""
+    """By (layer, head, sequence): one pass over each sequence that a head shows, as far as the last layer of one that does."""
     found: dict[tuple[int, int, int], Entries] = {}
     wanted: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))  # sequence, layer: heads
     for (layer, head), chosen in samples.items():

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.arguments import typed
-from circuit_tracer.attention.belonging import require_sums
 from circuit_tracer.attention.edge_set import EdgeSet
+from circuit_tracer.attention.edge_sums import require_sums
 from circuit_tracer.attention.edges import edge_weights, node_number
 from circuit_tracer.attention.frozen_prompt import FrozenPrompt
 from circuit_tracer.attention.sweeps import direct_of, first_by_layer, last_by_layer

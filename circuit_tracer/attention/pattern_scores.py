@@ -18,7 +18,6 @@ from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import ModelRun
 
 PATTERN_NUMBERS = 2**25  # of the patterns of one layer, at once
-Head = tuple[int, int]  # layer, head
 WEAK = 0.01  # attention below this counts as none for the induction score
 
 

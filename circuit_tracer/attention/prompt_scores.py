@@ -23,7 +23,8 @@ from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import CompatibilityError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.models.frozen import FrozenNetwork
-from circuit_tracer.models.queries_keys import LayerScores, read_scores
+from circuit_tracer.models.layer_scores import LayerScores
+from circuit_tracer.models.queries_keys import read_scores
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
 

@@ -22,10 +22,10 @@ from circuit_tracer.attribution.prompt import CONSTANTS
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import NumericalError
-from circuit_tracer.graph.balance import PROMISED_RESIDUAL
+from circuit_tracer.graph.balance import promised_residual
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.stream_reads import StreamReads
-from circuit_tracer.models.queries_keys import LayerScores
+from circuit_tracer.models.layer_scores import LayerScores
 from circuit_tracer.models.surroundings import plain_torch
 
 BYTES_IN_FLIGHT = 2**28  # of rows of gradients
@@ -60,6 +60,7 @@ def explain_score(
     scores = prompt.scores(layer)
     contrast = contrast_of(scores, head, query, key, versus)
     sources, value = ScoreSources.of(graph, layer), float(contrast.value(scores))
+    label = contrast.label(layer, graph.token_texts)
     sides = _marginals(prompt, scores, contrast, sources, graph.selected_features.cpu().long())
     log_pattern = scores.log_pattern(head, contrast.query).cpu()
     return ScoreExplanation(
@@ -68,19 +69,15 @@ def explain_score(
         query=contrast.query,
         key=contrast.key,
         versus=contrast.versus,  # type: ignore[arg-type]
-        label=contrast.label(layer, _tokens(graph)),
+        label=label,
         score=value,
         log_attention=float(log_pattern[contrast.key]),
         pattern=log_pattern.exp(),
         query_side=sides[0],
         key_side=sides[1],
         pairs=_pairs(prompt, scores, contrast, sources) if pairs else None,
-        residual=_require_sums(sides, value, contrast.label(layer, _tokens(graph)), graph, prompt),
+        residual=_require_sums(sides, value, label, graph, prompt),
     )
-
-
-def _tokens(graph: Graph) -> list[str]:
-    return graph.token_strings or [str(token) for token in graph.input_tokens.tolist()]
 
 
 def _marginals(
@@ -174,8 +171,7 @@ def _require_sums(
         / max(sum(side.mass.values()) + abs(score), torch.finfo(torch.float64).tiny)
         for side in sides
     ]
-    dtypes = graph.cfg.dtype, prompt.network.parts.config.dtype
-    promised = max(PROMISED_RESIDUAL.get(str(dtype), 0.0) for dtype in dtypes) or PROMISED_RESIDUAL["float32"]
+    promised = promised_residual(graph.cfg.dtype, prompt.network.parts.config.dtype)
     if not max(found) <= promised:
         raise NumericalError(
             f"the score {label} is {score:.6g}, and its contributors add up to {sum(sides[0].parts.values()):.6g} on the "

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circuit_tracer.arguments import whole
 from circuit_tracer.errors import InputError
-from circuit_tracer.models.queries_keys import LayerScores
+from circuit_tracer.models.indices import from_the_front
+from circuit_tracer.models.layer_scores import LayerScores
 
 REST = "rest"
 
@@ -68,7 +68,7 @@ def contrast_of(scores: LayerScores, head: int, query: int, key: int, versus: in
 
     Raises InputError for a head or position that does not exist, a key that the query does not see, or a key against itself.
     """
-    query, key = position_in(query, scores.n_pos, "query"), position_in(key, scores.n_pos, "key")
+    query, key = from_the_front(query, scores.n_pos, "query"), from_the_front(key, scores.n_pos, "key")
     scores.require(head, query, key)
     keys, shares = [key], scores.query.new_ones(1)
     if versus == REST:
@@ -80,7 +80,7 @@ def contrast_of(scores: LayerScores, head: int, query: int, key: int, versus: in
     elif isinstance(versus, str):
         raise InputError(f"versus is {versus!r}; expected another key, or {REST!r}")
     elif versus is not None:
-        versus = position_in(versus, scores.n_pos, "versus")
+        versus = from_the_front(versus, scores.n_pos, "versus")
         scores.require(head, query, versus)
         if versus == key:
             raise InputError(f"versus is {versus}, the key itself; name another key, or {REST!r}")
@@ -92,11 +92,3 @@ def _secants(scores: LayerScores, head: int, query: int) -> Tensor:
     """(P,) what the cap makes of a score, over the score."""
     raw = scores.raw(head, query)
     return torch.where((raw == 0) | raw.isinf(), 1.0, scores.score(head, query) / raw)
-
-
-def position_in(position: int, n_pos: int, name: str = "position") -> int:
-    """The position from the front, of one that may be counted from the end. Raises InputError."""
-    position = whole(position, f"a target's {name}")
-    if not -n_pos <= position < n_pos:
-        raise InputError(f"{name} {position} is outside the prompt's {n_pos} tokens")
-    return position % n_pos

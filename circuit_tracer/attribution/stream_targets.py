@@ -13,12 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit_tracer.arguments import whole
-from circuit_tracer.attribution.contrast import contrast_of, position_in
+from circuit_tracer.attribution.contrast import contrast_of
 from circuit_tracer.errors import CompatibilityError, InputError, shortened
 from circuit_tracer.graph.stream_reads import StreamReads
 from circuit_tracer.graph.targets import TargetKind
 from circuit_tracer.models.frozen import FrozenNetwork
+from circuit_tracer.models.indices import from_the_front, require_layer
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.queries_keys import read_scores
 from circuit_tracer.models.sites import site_of
@@ -57,6 +57,11 @@ class AttentionTarget(NamedTuple):
     versus: int | str | None = None
     side: str = "both"
     weight: float = 1.0
+
+    @property
+    def place(self) -> tuple[int, int, int, int, int | str | None]:
+        """Layer, head, query, key and versus: which score it is."""
+        return self[:5]
 
 
 @dataclass(frozen=True)
@@ -116,10 +121,8 @@ def resolve_direction(network: FrozenNetwork, target: DirectionTarget) -> Stream
     name = site_of(network.parts, target.site).name
     if name not in DIRECTION_SITES:
         raise InputError(f"a direction cannot be read at {name!r}; it can at {', '.join(DIRECTION_SITES)}")
-    way, layer = DIRECTION_SITES[name], whole(target.layer, "a target's layer")
-    if not 0 <= layer < network.n_layers:
-        raise InputError(f"a target's layer is {layer}; the model has layers 0 to {network.n_layers - 1}")
-    position = position_in(target.position, network.captured.n_pos)
+    way, layer = DIRECTION_SITES[name], require_layer(target.layer, network.n_layers)
+    position = from_the_front(target.position, network.captured.n_pos)
     label = target.label or f"direction at {name.removeprefix('hook_')} {layer}"
     vector = read_vector(target.vector, label, network.captured.final[0])
     constant = 0.0
@@ -142,9 +145,7 @@ def resolve_attention(network: FrozenNetwork, target: AttentionTarget, tokens: l
     """tokens: P texts, for the label. Raises InputError for a layer, head, query or key that cannot be."""
     if target.side not in SIDES:
         raise InputError(f"side is {target.side!r}; expected one of {', '.join(SIDES)}")
-    layer = whole(target.layer, "a target's layer")
-    if not 0 <= layer < network.n_layers:
-        raise InputError(f"a target's layer is {layer}; the model has layers 0 to {network.n_layers - 1}")
+    layer = require_layer(target.layer, network.n_layers)
     scores = read_scores(network.parts, network.captured, [layer])[layer]
     contrast = contrast_of(scores, target.head, target.query, target.key, target.versus)
     share = 0.5 if target.side == "both" else 1.0

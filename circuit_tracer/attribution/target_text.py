@@ -21,52 +21,46 @@ from circuit_tracer.attribution.contrast import REST
 from circuit_tracer.attribution.stream_targets import SIDES, AttentionTarget
 from circuit_tracer.attribution.targets import FeatureTarget, Target
 from circuit_tracer.errors import InputError
-
-_HEAD = re.compile(r"L(\d+)H(\d+)", re.IGNORECASE)
+from circuit_tracer.models.indices import parse_head
 
 
 def parse_target(text: str) -> Target:
     """The target that a text names; what begins with none of the words above is a token. Raises InputError."""
     word, colon, rest = text.partition(":")
     read = _FORMS.get(word) if colon else None
-    return text if read is None else read(text, rest.split(":"))
+    return text if read is None else read(rest)
 
 
-def parse_head(text: str) -> tuple[int, int]:
-    """(layer, head) of a text such as L5H3. Raises InputError."""
-    found = _HEAD.fullmatch(text.strip())
-    if found is None:
-        raise InputError(f"{text!r} names no head; write layer and head as L5H3")
-    return int(found[1]), int(found[2])
-
-
-def _token(text: str, parts: list[str]) -> Target:
-    return int(parts[0]) if len(parts) == 1 and parts[0].isdecimal() else text
-
-
-def _feature(text: str, parts: list[str]) -> Target:
-    if len(parts) != 3:
-        raise InputError(f"target {text!r} is not feature:LAYER:POSITION:INDEX")
-    layer, position, index = (_number(part, text) for part in parts)
-    return FeatureTarget(layer, position, index)
-
-
-def _attention(text: str, parts: list[str]) -> Target:
+def parse_attention(text: str) -> AttentionTarget:
+    """The target of a text such as L5H3:7:4 or L5H3:-1:4:rest:key, what stands behind attn: above. Raises InputError."""
+    parts = text.split(":")
     if not 3 <= len(parts) <= 5:
-        raise InputError(f"target {text!r} is not attn:L5H3:QUERY:KEY, with :OTHER and :SIDE if wanted")
+        raise InputError(f"the score {text!r} is not L5H3:QUERY:KEY, with :OTHER and :SIDE if wanted")
     (layer, head), query, key = parse_head(parts[0]), _number(parts[1], text), _number(parts[2], text)
     other = parts[3] if len(parts) > 3 else ""
     versus = other if other == REST else _number(other, text) if other else None
     side = parts[4] if len(parts) > 4 else "both"
     if side not in SIDES:
-        raise InputError(f"side {side!r} of target {text!r} is unknown; expected one of {', '.join(SIDES)}")
+        raise InputError(f"side {side!r} of the score {text!r} is unknown; expected one of {', '.join(SIDES)}")
     return AttentionTarget(layer, head, query, key, versus, side)
 
 
-_FORMS: dict[str, Callable[[str, list[str]], Target]] = {"id": _token, "feature": _feature, "attn": _attention}
+def _token(text: str) -> Target:
+    return int(text) if text.isdecimal() else f"id:{text}"
+
+
+def _feature(text: str) -> Target:
+    parts = text.split(":")
+    if len(parts) != 3:
+        raise InputError(f"target feature:{text} is not feature:LAYER:POSITION:INDEX")
+    layer, position, index = (_number(part, text) for part in parts)
+    return FeatureTarget(layer, position, index)
+
+
+_FORMS: dict[str, Callable[[str], Target]] = {"id": _token, "feature": _feature, "attn": parse_attention}
 
 
 def _number(part: str, text: str) -> int:
     if not re.fullmatch(r"-?\d+", part):
-        raise InputError(f"{part!r} in target {text!r} is no whole number")
+        raise InputError(f"{part!r} in {text!r} is no whole number")
     return int(part)

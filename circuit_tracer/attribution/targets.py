@@ -1,9 +1,8 @@
 """What to explain: salient logits, named tokens, ids, directions, differences, features, at any position.
 
 A target is a read vector: one that reads the output of the final norm (`layer` = L), the encoder row of a feature, or vectors
-that read the stream on its way (stream_targets.py). Weights
-may have either sign; influence uses their absolute value, and a target with a negative weight is the same direction (its
-edges keep their own signs), so scores stay meaningful.
+that read the stream on its way (stream_targets.py). Weights may have either sign; influence uses their absolute value, and a
+target with a negative weight is the same direction (its edges keep their own signs), so scores stay meaningful.
 
 Letters: K targets, D d_model, V vocabulary, L layers.
 """
@@ -24,7 +23,6 @@ from circuit_tracer.attribution.attribution_targets import (
     compute_salient_logits,
     log_attribution_target_info,
 )
-from circuit_tracer.attribution.contrast import position_in
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.stream_targets import (
     AttentionTarget,
@@ -40,6 +38,7 @@ from circuit_tracer.graph.stream_reads import StreamReads
 from circuit_tracer.graph.targets import CustomTarget, LogitTarget, TargetKind, TargetTable, feature_label
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
+from circuit_tracer.models.indices import from_the_front
 from circuit_tracer.models.token_text import TokenTexts
 from circuit_tracer.models.tokenization import single_token, token_strings
 
@@ -117,7 +116,7 @@ def resolve_targets(model: Traceable, network: FrozenNetwork, aim: Aim) -> Targe
 
     Raises InputError for unknown tokens, ids or features outside the model, vectors of the wrong width, bad thresholds.
     """
-    position = position_in(aim.position, network.captured.n_pos)
+    position = from_the_front(aim.position, network.captured.n_pos)
     probability_V = torch.softmax(logits_at(model.parts, network.captured.final[position][None])[0], dim=-1)
     reader = _Reader(model, network, position, probability_V)
     if aim.targets is None:
@@ -271,7 +270,7 @@ class _Reader:
 
     def _feature(self, item: FeatureTarget) -> _Item:
         layer, index = whole(item.layer, "a target's layer"), whole(item.feature_idx, "a target's feature")
-        position = position_in(item.position, self.network.captured.n_pos)
+        position = from_the_front(item.position, self.network.captured.n_pos)
         if not (0 <= layer < self.transcoders.n_layers and 0 <= index < self.transcoders.d_transcoder):
             raise InputError(
                 f"target feature (layer {layer}, index {index}) does not exist: the transcoder has {self.transcoders.n_layers} "

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from circuit_tracer.interventions import Edit, HeadEdit, Supernode
 
 _FEATURE = re.compile(r"(\d+)/(\d+)(?:@(.+))?")
-_HEAD = re.compile(r"L(\d+)H(\d+)(?:@(.+))?")
 _SLICE = re.compile(r"(-?\d*):(-?\d*)")
 
 
@@ -78,6 +77,7 @@ Heads = Annotated[
 def read_heads(texts: Sequence[str] | None) -> list[HeadEdit]:
     """The edits of HEADS=ACTION. Raises InputError, quoting the text, for what cannot be read."""
     from circuit_tracer.interventions import HeadEdit
+    from circuit_tracer.models.indices import parse_head
 
     found = []
     for text in texts or ():
@@ -86,12 +86,9 @@ def read_heads(texts: Sequence[str] | None) -> list[HeadEdit]:
         if not equals or not action:
             raise InputError(f"--head {text!r}: write HEADS=ACTION, such as L5H3=zero or L5H3@6=patch:PROMPT")
         for item in (part.strip() for part in heads.split(",")):
-            match = _HEAD.fullmatch(item)
-            if match is None:
-                raise InputError(f"--head: {item!r} is no head; write L5H3 or L5H3@PLACE, such as L5H3@2:5")
-            layer, head, place = match.groups()
-            at = _place(place, item) if place else None
-            found.append(HeadEdit(int(layer), int(head), action, at, source if colon else None))  # type: ignore[arg-type]
+            name, mark, place = item.partition("@")
+            at = _place(place, item) if mark else None
+            found.append(HeadEdit(*parse_head(name), action, at, source if colon else None))  # type: ignore[arg-type]
     return found
 
 

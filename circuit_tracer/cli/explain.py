@@ -50,9 +50,10 @@ def explain(
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Explain attention: split edges over heads, and take apart the score that makes a head look at a token.
+    """Explain attention: heads of edges, and why heads look.
 
-    Without --edge and --score, every edge of the pruned graph is split. The heads of these edges, and scores, are kept in the
+    --edge splits an edge over the heads that it runs through; --score takes apart the score that makes a head look at a token.
+    Without either, every edge of the pruned graph is split. The heads of these edges, and scores, are kept in the
     graph file, where the viewer finds them.
     """
     from circuit_tracer.files import require_writable_folder
@@ -84,7 +85,8 @@ def explain(
         texts += [_edge(each, subject) for each in edges]
     if places:
         scores = [explain_score(subject, model, *place, pairs=pairs) for place in places]
-        subject.scores = [each.kept() for each in scores]
+        new = {each.place: each for each in (each.kept() for each in scores)}
+        subject.scores = [*(each for each in subject.scores if each.place not in new), *new.values()]
         found["scores"] = [each.to_dict() for each in scores]
         texts += [_score(each) for each in scores]
     if keeps:
@@ -103,12 +105,12 @@ def _ends(text: str) -> tuple[str, str]:
 
 def _place(text: str) -> tuple[int, int, int, int, int | str | None]:
     """Layer, head, query, key and what the key is compared with."""
-    from circuit_tracer.attribution.target_text import parse_target
-    from circuit_tracer.attribution.targets import AttentionTarget
+    from circuit_tracer.attribution.target_text import parse_attention
 
-    target = parse_target(f"attn:{text.removeprefix('attn:')}")
-    assert isinstance(target, AttentionTarget)
-    return target.layer, target.head, target.query, target.key, target.versus
+    target = parse_attention(text.removeprefix("attn:"))
+    if target.side != "both":
+        raise InputError(f"--score {text!r} names a side; both are explained, so leave :{target.side} out")
+    return target.place
 
 
 def _by_head(heads: EdgeHeads) -> list[tuple[int, int, int, int]]:
@@ -138,7 +140,6 @@ def _all_edges(heads: EdgeHeads) -> str:
 
 def _edge(found: EdgeExplanation, graph: Graph) -> str:
     heads = found.strongest(SHOWN)
-    tokens = graph.token_strings or [str(token) for token in graph.input_tokens.tolist()]
     lines = [
         f"edge       {found.names[0]} -> {found.names[1]}  {found.weight:+.4g}",
         f"direct     {found.direct:+.4g}",
@@ -149,7 +150,7 @@ def _edge(found: EdgeExplanation, graph: Graph) -> str:
         + ", ".join(f"{number}: {weight:+.3g}" for number, weight in enumerate(found.hops.tolist()) if weight),
     ]
     for path in found.paths:
-        places = [f"{tokens[at]!r}@{at}" for at in path.positions]
+        places = [f"{graph.token_texts[at]!r}@{at}" for at in path.positions]
         steps = "".join(f" -L{layer}H{head}-> {at}" for (layer, head), at in zip(path.heads, places[1:], strict=True))
         lines.append(f"path       {path.weight:+.4g}  {places[0]}{steps}")
     lines.append(f"rest       {found.rest.weight:+.4g} of paths that are not listed")

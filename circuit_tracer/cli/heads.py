@@ -75,7 +75,7 @@ def heads(
             "--ablate",
             metavar="HEADS",
             help="Heads whose effect on the loss of the random tokens' second copy is measured: so many of the highest "
-            "induction scores, LAYER.HEAD with commas, or all. A pass over these tokens a head: seconds for a few, "
+            "induction scores, heads such as L5H1,L7H10, or all. A pass over these tokens a head: seconds for a few, "
             "minutes for all of a small model on a CPU. 0: none.",
         ),
     ] = "5",
@@ -106,9 +106,10 @@ def heads(
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Diagnose attention heads: previous-token, induction and other scores, and what the loss is without a head.
+    """Diagnose attention heads: induction, copying and others.
 
-    Needs no transcoders. The scores are HeadVis's; docs/heads.md has the formulas.
+    A table of every head's scores, and of what the loss is without a head. Needs no transcoders. The scores are HeadVis's;
+    docs/heads.md has the formulas.
     """
     from circuit_tracer.files import require_writable_file, require_writable_folder
 
@@ -157,13 +158,12 @@ def _ablated(text: str) -> int | Literal["all"] | list[tuple[int, int]]:
         return "all"
     if text.isdecimal():
         return int(text)
-    found = []
-    for item in text.split(","):
-        layer, dot, head = item.strip().partition(".")
-        if not (dot and layer.isdecimal() and head.isdecimal()):
-            raise InputError(f"--ablate {text!r}: write how many heads, LAYER.HEAD with commas (5.1,7.10), or all")
-        found.append((int(layer), int(head)))
-    return found
+    from circuit_tracer.models.indices import parse_head
+
+    try:
+        return [parse_head(item) for item in text.split(",")]
+    except InputError as error:
+        raise InputError(f"--ablate {text!r}: write how many heads, some such as L5H1,L7H10, or all") from error
 
 
 def _documents(data: str, reading: Windows, tokenizer: Any) -> Iterator[Any]:
@@ -193,5 +193,5 @@ def _text(table: HeadTable, sort: str, ascending: bool, top: int, files: list[Pa
     for row in table.rows(sort, ascending)[:top]:
         values = [row[name] for name in table.scores]
         shown = "".join(f"{'-':>10}" if value is None else f"{value:>10.3f}" for value in values)
-        lines.append(f"{row['layer']}.{row['head']}".ljust(8) + shown)
+        lines.append(f"L{row['layer']}H{row['head']}".ljust(8) + shown)
     return "\n".join(lines + [f"wrote       {path}" for path in files])

@@ -23,6 +23,11 @@ PROMISED_RESIDUAL = {"float64": 1e-10, "float32": 1e-5, "float16": 4e-3, "bfloat
 _MOST_NAMED = 8  # layers in a warning
 
 
+def promised_residual(*dtypes: torch.dtype | str | None) -> float:
+    """The largest of what is promised for some dtypes, of those that are known."""
+    return max(PROMISED_RESIDUAL.get(str(dtype).removeprefix("torch."), 0.0) for dtype in dtypes)
+
+
 class ReconstructionWarning(UserWarning):
     """The transcoders do not rebuild this model."""
 
@@ -61,9 +66,7 @@ class RowBalance:
         """Raise NumericalError, which names the worst row, if a residual is above what is promised for the model's dtype
         and that of the edges, or above `max_residual`, if that is larger. A residual that is no number is never let through.
         """
-        promised = max(
-            PROMISED_RESIDUAL.get(str(kind).removeprefix("torch."), 0.0) for kind in (dtype, edges.weight.dtype)
-        )
+        promised = promised_residual(dtype, edges.weight.dtype)
         allowed = promised if max_residual is None else max(promised, max_residual)
         residual = self.residual(edges)
         broken = ~(residual <= allowed)

@@ -50,8 +50,7 @@ class Graph:
     transcoders here. provenance: plain JSON values that say how the graph was made.
     validation: what interventions on the graph have found. unfinished: of a trace that was interrupted, what it needs to go
     on (`attribute(..., resume=graph)`). edge_heads: which attention heads edges run through
-    (`circuit_tracer.attention.explain_edges`).
-    scores: why heads look where they look (`explain_score`), those that were kept.
+    (`circuit_tracer.attention.explain_edges`). scores: why heads look where they look (`explain_score`), those that were kept.
 
     Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation and edge_heads, which were of the
     edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep the balance.
@@ -133,6 +132,11 @@ class Graph:
     def n_nodes(self) -> int:
         """N."""
         return self._edges.n_nodes
+
+    @property
+    def token_texts(self) -> list[str]:
+        """P texts of the tokens for people: ``token_strings``, or ids where there are none."""
+        return self.token_strings or [str(token) for token in self.input_tokens.tolist()]
 
     @property
     def device(self) -> torch.device:

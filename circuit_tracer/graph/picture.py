@@ -175,7 +175,7 @@ def _text(graph: Graph, node: int, kind: NodeKind, labels: Mapping[tuple[int, in
 
 
 def _draw_frame(axes: Any, graph: Graph) -> None:
-    tokens = graph.token_strings or [str(int(i)) for i in graph.input_tokens]
+    tokens = graph.token_texts
     axes.set_xticks(range(graph.n_pos), [token.replace("$", r"\$") for token in tokens])
     axes.set_yticks(
         range(graph.n_layers + 2), ["token", *[f"layer {layer}" for layer in range(graph.n_layers)], "output"]

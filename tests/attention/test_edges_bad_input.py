@@ -51,20 +51,24 @@ def test_what_is_no_edge(asked: Asked, said: str) -> None:
     assert graph.edge_heads is None
 
 
-BAD_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "no heads": {"keep": 0},
-    "one node": {"edges": [3]},
-    "three nodes": {"edges": [(1, 2, 3)]},
-    "text": {"edges": "all"},
+BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no heads": ({"keep": 0}, "keep is 0"),
+    "one node": ({"edges": [3]}, "3 is no edge"),
+    "three nodes": ({"edges": [(1, 2, 3)]}, "is no edge; give"),
+    "text": ({"edges": "all"}, "edges is 'all'"),
 }
 
 
-@pytest.mark.parametrize("options", BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
-def test_arguments_that_cannot_be(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("options", "said"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
+def test_arguments_that_cannot_be(options: dict[str, Any], said: str) -> None:
     model, graph = traced(PLAIN)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=said):
         explain_edges(graph, model, **options)
-    with pytest.raises(InputError, match="paths"):
+
+
+def test_fewer_paths_than_none() -> None:
+    model, graph = traced(PLAIN)
+    with pytest.raises(InputError, match="paths is -1"):
         explain_edge(graph, *some_edges(graph, 1)[0], model, paths=-1)
 
 

@@ -121,7 +121,7 @@ def test_the_induction_model_needs_two_heads(how: Any) -> None:
 
 
 def test_groups_of_heads_that_do_not_exist() -> None:
-    with pytest.raises(InputError, match=r"there is no head 3\.0"):
+    with pytest.raises(InputError, match=r"there is no head L3H0"):
         ablate_heads(tiny_model("llama"), [[(0, 0), (3, 0)]])
     with pytest.raises(InputError, match="expected a list"):
         ablate_heads(tiny_model("llama"), 5)  # type: ignore[arg-type]

@@ -286,9 +286,9 @@ def test_kept_scores_that_cannot_be_are_refused(damage: Any) -> None:
 BAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "layer": ((3, 0, 5, 2), "layer 3 .*0 to 2"),
     "layer below": ((-1, 0, 5, 2), "layer -1 .*0 to 2"),
-    "head": ((1, 4, 5, 2), "head 4 .*0 to 3"),
-    "query": ((1, 0, 6, 2), "query 6 .*6 tokens"),
-    "key": ((1, 0, 5, -7), "key -7 .*6 tokens"),
+    "head": ((1, 4, 5, 2), "no head L1H4; .*0 to 3"),
+    "query": ((1, 0, 6, 2), "query 6 .*positions 0 to 5"),
+    "key": ((1, 0, 5, -7), "key -7 .*positions 0 to 5"),
     "key behind": ((1, 0, 2, 3), "key 3 is behind query 2"),
     "versus itself": ((1, 0, 2, 1, 1), "the key itself"),
     "versus a word": ((1, 0, 2, 1, "others"), "expected another key, or 'rest'"),

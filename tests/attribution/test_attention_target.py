@@ -82,10 +82,10 @@ def test_a_graph_keeps_what_its_targets_read(tmp_path: Any) -> None:
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "layer": (AttentionTarget(3, 0, 5, 2), "layer is 3; .*0 to 2"),
-    "head": (AttentionTarget(1, 4, 5, 2), "head 4 .*0 to 3"),
-    "query": (AttentionTarget(1, 0, 6, 2), "query 6 .*6 tokens"),
-    "key": (AttentionTarget(1, 0, 5, -7), "key -7 .*6 tokens"),
+    "layer": (AttentionTarget(3, 0, 5, 2), "layer 3 does not exist; .*0 to 2"),
+    "head": (AttentionTarget(1, 4, 5, 2), "no head L1H4; .*0 to 3"),
+    "query": (AttentionTarget(1, 0, 6, 2), "query 6 .*positions 0 to 5"),
+    "key": (AttentionTarget(1, 0, 5, -7), "key -7 .*positions 0 to 5"),
     "key after query": (AttentionTarget(1, 0, 2, 3), "key 3 is behind query 2"),
     "versus after query": (AttentionTarget(1, 0, 2, 1, 4), "key 4 is behind query 2"),
     "versus itself": (AttentionTarget(1, 0, 2, 1, 1), "the key itself"),
@@ -96,10 +96,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "half a head": (AttentionTarget(1, 0.5, 2, 1), "head is 0.5"),
     "site": (DirectionTarget(torch.ones(16), "hook_middle", 1), "'hook_middle' is unknown"),
     "site that is no stream": (DirectionTarget(torch.ones(16), "attn.hook_z", 1), "cannot be read at 'attn.hook_z'"),
-    "layer of a direction": (DirectionTarget(torch.ones(16), "hook_resid_mid", 3), "layer is 3"),
+    "layer of a direction": (DirectionTarget(torch.ones(16), "hook_resid_mid", 3), "layer 3 does not exist"),
     "width": (DirectionTarget(torch.ones(15), "hook_resid_mid", 1), r"shape \(16,\)"),
     "zero": (DirectionTarget(torch.zeros(16), "hook_resid_mid", 1), "not zero"),
-    "position": (DirectionTarget(torch.ones(16), "hook_resid_mid", 1, 6), "position 6 .*6 tokens"),
+    "position": (DirectionTarget(torch.ones(16), "hook_resid_mid", 1, 6), "position 6 .*positions 0 to 5"),
 }
 
 

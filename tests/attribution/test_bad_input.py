@@ -52,8 +52,8 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "update interval 0": ({"update_interval": 0}, "update_interval 0.*at least 1"),
     "negative budget": ({"max_feature_nodes": -1}, "max_feature_nodes -1.*at least 0"),
     "unknown offload": ({"offload": "cloud"}, "offload is 'cloud'.*'cpu' or 'disk'"),
-    "position beyond the prompt": ({"position": 6}, "position 6 .*6 tokens"),
-    "position before the prompt": ({"position": -7}, "position -7 .*6 tokens"),
+    "position beyond the prompt": ({"position": 6}, "position 6 .*positions 0 to 5"),
+    "position before the prompt": ({"position": -7}, "position -7 .*positions 0 to 5"),
     "left-out position beyond": ({"zero_positions": [0, 6]}, r"\[0, 6\].*6 tokens"),
     "left-out position negative": ({"zero_positions": [-1]}, r"\[-1\].*6 tokens"),
     "everything left out": ({"zero_positions": range(6)}, "prompt has 6 token.*at least 7"),
@@ -77,7 +77,7 @@ TARGETS: dict[str, tuple[Any, str]] = {
     "layer beyond the model": ([FeatureTarget(3, 1, 0)], "layer 3.*3 layers"),
     "feature beyond the dictionary": ([FeatureTarget(0, 1, 10)], "index 10.*10 features"),
     "negative feature": ([FeatureTarget(0, 1, -1)], "index -1"),
-    "feature beyond the prompt": ([FeatureTarget(0, 6, 0)], "position 6 .*6 tokens"),
+    "feature beyond the prompt": ([FeatureTarget(0, 6, 0)], "position 6 .*positions 0 to 5"),
 }
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from circuit_tracer import AttentionTarget, FeatureTarget
-from circuit_tracer.attribution.target_text import parse_head, parse_target
+from circuit_tracer.attribution.target_text import parse_target
 from circuit_tracer.errors import InputError
+from circuit_tracer.models.indices import parse_head
 
 UNDERSTOOD: dict[str, Any] = {
     " Austin": " Austin",
@@ -25,14 +26,14 @@ UNDERSTOOD: dict[str, Any] = {
     "attn:L0H11:7:4:3:query": AttentionTarget(0, 11, 7, 4, 3, "query"),
 }
 REFUSED = {
-    "attn:L5H3:7": "is not attn:L5H3:QUERY:KEY",
-    "attn:L5H3:7:4:3:key:2": "is not attn:L5H3:QUERY:KEY",
+    "attn:L5H3:7": "is not L5H3:QUERY:KEY",
+    "attn:L5H3:7:4:3:key:2": "is not L5H3:QUERY:KEY",
     "attn:5.3:7:4": "names no head",
-    "attn:L5H3:seven:4": "'seven' in target .* is no whole number",
-    "attn:L5H3:7:4:others": "'others' in target .* is no whole number",
+    "attn:L5H3:seven:4": "'seven' in .* is no whole number",
+    "attn:L5H3:7:4:others": "'others' in .* is no whole number",
     "attn:L5H3:7:4:rest:left": "side 'left'",
     "feature:3:77": "is not feature:LAYER:POSITION:INDEX",
-    "feature:3:x:77": "'x' in target",
+    "feature:3:x:77": "'x' in '3:x:77' is no whole number",
 }
 
 

@@ -33,7 +33,7 @@ def test_text(run: Run, folders: Folders) -> None:
 def test_json_is_what_python_says(run: Run, folders: Folders) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    outcome = run("heads", "-m", folders.model, *SMALL, "--seed", 7, "--ablate", "0.1,2.3", "--how", "mean", "--json")
+    outcome = run("heads", "-m", folders.model, *SMALL, "--seed", 7, "--ablate", "L0H1,L2H3", "--how", "mean", "--json")
     assert outcome.code == 0, outcome.err
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folders.model), AutoTokenizer.from_pretrained(folders.model)
     table = diagnose_heads(
@@ -81,9 +81,9 @@ def test_prompts_and_the_demo(run: Run) -> None:
         (("--demo", "--data", "text.txt", "-p", "x"), "give one of them"),
         (("--demo", "--data", "nowhere.txt"), "nowhere.txt"),
         (("--demo", "--data", "text.odt"), "--data-kind"),
-        (("--demo", "--ablate", "most"), "5.1,7.10"),
-        (("--demo", "--ablate", "1.2.3"), "5.1,7.10"),
-        (("--demo", "--ablate", "9.0"), "there is no head 9.0"),
+        (("--demo", "--ablate", "most"), "L5H1,L7H10"),
+        (("--demo", "--ablate", "1.2,L3H4"), "L5H1,L7H10"),
+        (("--demo", "--ablate", "L9H0"), "there is no head L9H0"),
         (("--demo", "--block", "4000"), "a block of 4000"),
         (("--demo", "--sort", "depth"), "depth"),
         (("--demo", "-o", "heads.txt"), "end it in .json, .png"),

@@ -22,6 +22,7 @@ OPENING = {
     "steer": ("-p", "x", "--ablate", "0/1"),
     "patch": ("-p", "x", "-c", "y"),
     "validate": ("graph.safetensors",),
+    "explain": ("graph.safetensors",),
     "evaluate": ("--data", "text.txt"),
     "features build": ("--data", "text.txt", "-o", "out"),
     "serve": ("--graph-file-dir", "graphs"),

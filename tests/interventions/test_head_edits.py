@@ -265,9 +265,9 @@ def refused(*edits: Any, semantics: Semantics = LIVE) -> Callable[[], Any]:
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
-    "layer": (refused(HeadEdit(3, 0, "zero")), r"edit of head L3H0: layer 3 does not exist; layers: 0 to 2"),
-    "head": (refused(HeadEdit(0, 4, "zero")), r"head 4 does not exist; heads of a layer: 0 to 3"),
-    "negative-head": (refused(HeadEdit(0, -1, "zero")), r"head -1 does not exist"),
+    "layer": (refused(HeadEdit(3, 0, "zero")), "there is no head L3H0; the model has layers 0 to 2"),
+    "head": (refused(HeadEdit(0, 4, "zero")), "there is no head L0H4; .* each with heads 0 to 3"),
+    "negative-head": (refused(HeadEdit(0, -1, "zero")), "there is no head L0H-1"),
     "position": (refused(HeadEdit(0, 0, "zero", at=6)), r"position 6: the prompt's 6 tokens are positions 0 to 5"),
     "no-position": (refused(HeadEdit(0, 0, "zero", at=slice(6, None))), "reaches no position"),
     "generated": (refused(HeadEdit(0, 0, "zero", at="generated")), "reaches no position"),
@@ -291,7 +291,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "shape": (refused(HeadEdit(0, 0, "patch", at=2, value=torch.ones(5))), r"shape \(5,\); expected \(1, 4\)"),
     "ahead": (refused(HeadEdit(0, 0, "pattern", at=2, value=torch.ones(6) / 6)), "weight on key 3, which comes later"),
     "row": (lambda: measure_patterns(model_of("llama"), IDS, [], [(0, 0)]), r"give \(layer, head, query\)"),  # type: ignore[list-item]
-    "row-head": (lambda: measure_patterns(model_of("llama"), IDS, [], [(0, 9, 1)]), "heads of a layer: 0 to 3"),
+    "row-head": (lambda: measure_patterns(model_of("llama"), IDS, [], [(0, 9, 1)]), "there is no head L0H9"),
     "row-query": (lambda: measure_patterns(model_of("llama"), IDS, [], [(0, 0, 6)]), "positions 0 to 5"),
 }  # fmt: skip
 

@@ -169,8 +169,8 @@ def test_nothing_to_measure_is_an_empty_table() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"layer": 3}, "layer 3 does not exist; layers: 0 to 2"),
-        ({"head": 4}, "heads of a layer: 0 to 3"),
+        ({"layer": 3}, "there is no head L3H2; the model has layers 0 to 2"),
+        ({"head": 4}, "there is no head L1H4"),
         ({"part": "middle"}, "use through, first, last"),
         ({"source": -1}, "sources are nodes 0 to"),
         ({"target": 100_000}, "targets are features"),

@@ -14,9 +14,10 @@ from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.models import attention
 from circuit_tracer.models.architectures import NormKind
 from circuit_tracer.models.capture import PromptCapture, capture
+from circuit_tracer.models.layer_scores import LayerScores
 from circuit_tracer.models.norms import NormParameters
 from circuit_tracer.models.parts import ModelParts, bind
-from circuit_tracer.models.queries_keys import LayerScores, read_scores
+from circuit_tracer.models.queries_keys import read_scores
 from circuit_tracer.models.run import ModelRun, implementation, read
 from tests.support.tiny import CONFIGS, FAMILIES, tiny_model
 
@@ -281,8 +282,8 @@ def test_a_layer_that_is_not_there_is_refused(llama: Case, layer: Any, says: str
 @pytest.mark.parametrize(
     ("head", "query", "key", "says"),
     [
-        (4, 5, 2, "head 4 does not exist; layer 0 has heads 0 to 3"),
-        (-1, 5, 2, "head -1 does not exist"),
+        (4, 5, 2, "there is no head L0H4"),
+        (-1, 5, 2, "there is no head L0H-1"),
         (True, 5, 2, "head is True; expected a whole number"),
         (1, 8, 2, "query 8 does not exist; the prompt has positions 0 to 7"),
         (1, 5, -2, "key -2 does not exist; the prompt has positions 0 to 7"),

@@ -162,9 +162,9 @@ def test_a_score_is_explained_as_python_explains_it(
     [
         ({"layer": 4}, 400, "layers"),
         ({"head": 2}, 400, "head"),
-        ({"query": 9}, 400, "9 tokens"),
+        ({"query": 9}, 400, "positions 0 to 8"),
         ({"query": 3, "key": 7}, 400, "sees nothing later"),
-        ({"key": 50}, 400, "9 tokens"),
+        ({"key": 50}, 400, "positions 0 to 8"),
         ({"versus": 7}, 400, "the key itself"),
         ({"versus": "all"}, 400, "versus"),
         ({"versus": True}, 400, "versus"),

@@ -24,8 +24,8 @@ from circuit_tracer.interventions.features.edits import Edit
 from circuit_tracer.interventions.features.passes import require_finite
 from circuit_tracer.interventions.features.semantics import Kind, Semantics, semantics_of
 from circuit_tracer.interventions.heads.edits import HeadEdit
-from circuit_tracer.interventions.heads.resolve import check_head
 from circuit_tracer.interventions.heads.visits import head_visits
+from circuit_tracer.models.indices import from_the_front, require_head
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import Visit, in_turn
 from circuit_tracer.models.surroundings import plain_torch
@@ -64,19 +64,22 @@ class PatternChanges:
                 raise InputError(
                     f"query {query} of L{layer}H{head} does not see key {each}; it sees {int(places[0])} to {int(places[-1])}"
                 )
-        if versus != "rest":
-            return tuple(float(s[row, key] - s[row, versus]) for s in (self.score_before, self.score_after))  # type: ignore[return-value]
-        weight = self.pattern_before[row].where(visible, 0).clone()
-        weight[key] = 0
-        total = weight.sum()
-        if not total:
-            raise InputError(
-                f"no other key than {key} has weight at query {self.rows[row][2]}; there is nothing to contrast"
-            )
-        return tuple(  # type: ignore[return-value]
-            float(s[row, key] - (s[row].where(visible, 0) * weight).sum() / total)
-            for s in (self.score_before, self.score_after)
+        if versus == "rest":
+            weight = self.pattern_before[row].where(visible, 0).clone()
+            weight[key] = 0
+            if not (total := weight.sum()):
+                raise InputError(
+                    f"no other key than {key} has weight at query {self.rows[row][2]}; there is nothing to contrast"
+                )
+            weight /= total
+        else:
+            weight = torch.zeros_like(self.pattern_before[row])
+            weight[versus] = 1
+        before, after = (
+            float(score[row, key] - (score[row].where(visible, 0) * weight).sum())
+            for score in (self.score_before, self.score_after)
         )
+        return before, after
 
 
 @typed
@@ -140,11 +143,5 @@ def _row(row: Row, clean: CleanRun) -> Row:
         layer, head, query = row
     except (TypeError, ValueError) as error:
         raise InputError(f"{shortened(row)} is no row of a pattern; give (layer, head, query)") from error
-    layer, head, query = (whole(each, "a part of (layer, head, query)") for each in (layer, head, query))
-    check_head(layer, head, clean.model.parts.config, f"pattern of L{layer}H{head}")
-    if not -clean.n_pos <= query < clean.n_pos:
-        raise InputError(
-            f"pattern of L{layer}H{head} at query {query}: the prompt's {clean.n_pos} tokens are positions 0 to "
-            f"{clean.n_pos - 1}"
-        )
-    return layer, head, query % clean.n_pos
+    config = clean.model.parts.config
+    return *require_head(layer, head, config.n_layers, config.n_heads), from_the_front(query, clean.n_pos, "query")

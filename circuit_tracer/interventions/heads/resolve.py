@@ -16,7 +16,7 @@ from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.resolve import positions_at
 from circuit_tracer.interventions.heads.edits import HeadEdit, Site
 from circuit_tracer.models.capture import check_length
-from circuit_tracer.models.config import ModelConfig
+from circuit_tracer.models.indices import require_head
 from circuit_tracer.models.run import ModelRun, Place, Visit
 
 Key = tuple[int, ...]  # ids of a prompt
@@ -52,17 +52,9 @@ def resolve_heads(
     return [tuple(_change(edit, positions, readings) for edit, positions in each) for each in reached]
 
 
-def check_head(layer: int, head: int, config: ModelConfig, what: str) -> None:
-    """Refuse a layer or a head that does not exist."""
-    if not 0 <= layer < config.n_layers:
-        raise InputError(f"{what}: layer {layer} does not exist; layers: 0 to {config.n_layers - 1}")
-    if not 0 <= head < config.n_heads:
-        raise InputError(f"{what}: head {head} does not exist; heads of a layer: 0 to {config.n_heads - 1}")
-
-
 def _positions(edit: HeadEdit, clean: CleanRun, freeze_attention: bool) -> list[int]:
-    what = f"edit of head L{edit.layer}H{edit.head}"
-    check_head(edit.layer, edit.head, clean.model.parts.config, what)
+    config = clean.model.parts.config
+    require_head(edit.layer, edit.head, config.n_layers, config.n_heads)
     if edit.action == "freeze" and freeze_attention:
         raise InputError(
             f"{edit}: all patterns are held in this intervention. Let attention react (freeze_attention=False, "
@@ -70,7 +62,7 @@ def _positions(edit: HeadEdit, clean: CleanRun, freeze_attention: bool) -> list[
         )
     if edit.at is None and edit.action != "mean":
         return list(range(clean.n_pos))
-    positions = positions_at(edit.at, clean, what)
+    positions = positions_at(edit.at, clean, f"edit of head L{edit.layer}H{edit.head}")
     if not positions:
         raise InputError(f"{edit} reaches no position of this prompt of {clean.n_pos} tokens (at={edit.at!r})")
     return positions

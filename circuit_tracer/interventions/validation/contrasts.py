@@ -94,9 +94,8 @@ def measure_scores(graph: Graph, model: Traceable, shares: Sequence[ScoreShare],
     return ScoreTest(_agreements(predicted, measured), _rows(plain, predicted, measured))
 
 
-Change = Callable[
-    [AttentionTarget, Tensor], Tensor
-]  # what is read at a site (B + 1, ...) -> (B,) against the first copy
+# what a target reads at a site (B + 1, ...), of each copy but the first: (B,) against that
+Change = Callable[[AttentionTarget, Tensor], Tensor]
 _HELD = {"key": "attn.hook_q", "query": "attn.hook_k"}  # what stays in the real model while one side is explained
 
 

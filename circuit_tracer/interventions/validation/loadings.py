@@ -29,11 +29,11 @@ from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import row_mass
 from circuit_tracer.graph.pruning import PruneResult
 from circuit_tracer.graph.validation import Agreement, HeadPart, HeadRows, HeadTest
-from circuit_tracer.interventions.heads.resolve import check_head
 from circuit_tracer.interventions.validation.bench import Bench, Condition, Sources
 from circuit_tracer.interventions.validation.effects import CONDITIONS, WITH_TOKENS, rounded, rounded_columns
 from circuit_tracer.interventions.validation.statistics import agreement
 from circuit_tracer.interventions.validation.target_reads import measurable_targets
+from circuit_tracer.models.indices import require_head
 from circuit_tracer.models.surroundings import plain_torch
 
 STRONGEST = 100  # first heads, and as many last heads, that the validation of a graph measures
@@ -59,10 +59,9 @@ class Loading(NamedTuple):
 def measure_loadings(graph: Graph, model: Traceable, loadings: Sequence[Loading], batch_size: int = 16) -> HeadTest:
     """Predicted and measured loadings of heads, with everything frozen and in the real model.
 
-    Sources are features, errors and tokens (these with everything frozen alone); targets are features and
-    those of the graph. Costs
-    two passes for every `batch_size` sources and sets of held heads that differ. Raises InputError for a node, layer, head or
-    part that does not exist, or a node that cannot be read or taken out.
+    Sources are features, errors and tokens (these with everything frozen alone); targets are features and those of the graph.
+    Costs two passes for every `batch_size` sources and sets of held heads that differ. Raises InputError for a node, layer,
+    head or part that does not exist, or a node that cannot be read or taken out.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")
@@ -135,10 +134,10 @@ def _measure(
 
 
 def _check(graph: Graph, model: Traceable, loadings: Sequence[Loading]) -> None:
-    layout = graph.nodes.layout
+    layout, config = graph.nodes.layout, model.parts.config
     for each in loadings:
+        require_head(each.layer, each.head, config.n_layers, config.n_heads)
         what = f"loading of the edge {each.source} -> {each.target} through L{each.layer}H{each.head}"
-        check_head(each.layer, each.head, model.parts.config, what)
         if each.part not in PARTS:
             raise InputError(f"{what}: part {each.part!r} is unknown; use {', '.join(PARTS)}")
         if not 0 <= each.source < layout.target_start:

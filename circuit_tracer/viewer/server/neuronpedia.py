@@ -101,7 +101,7 @@ def generate_graph(site: Served, asked: GenerateGraph) -> Response | Uploaded:
             max_feature_nodes=asked.max_feature_nodes,
         )
         for target in scores:
-            found = graph.explain_score(engine.model, *target[:5])
+            found = graph.explain_score(engine.model, *target.place)
             graph.scores.append(found.kept(asked.qk_topk, asked.qk_topk))
         document = graph_document(
             graph,

@@ -1,7 +1,7 @@
 // Showing the links through one head alone: a field and a choice of ends in the bar of the graph.
 
 import { h } from "./dom.js";
-import { headName, namedHeads, parseLook } from "./heads.js";
+import { headName, namedHeads, typedLook } from "./heads.js";
 
 const ENDS = [
   ["", "first or last"],
@@ -35,7 +35,7 @@ export function headFilter({ graph, store }) {
     ENDS.map(([value, text]) => h("option", { value }, text)),
   );
   const apply = () => {
-    const look = parseLook(input.value.trim().toUpperCase());
+    const look = typedLook(input.value);
     const known = look !== null && names.includes(headName(look.layer, look.head));
     input.setCustomValidity(
       known || !input.value.trim() ? "" : "No link of this graph names that head among its strongest.",

@@ -4,7 +4,7 @@ import { button } from "./controls.js";
 import { chipText, h, number, percent, redraw } from "./dom.js";
 import { headFacts, highest } from "./head_facts.js";
 import { headStrip } from "./head_strip.js";
-import { headName, lookText, namedHeads, parseLook } from "./heads.js";
+import { headName, lookText, namedHeads, parseLook, typedLook } from "./heads.js";
 import { tokenText } from "./labels.js";
 import { headChip } from "./names.js";
 import { readScore, scoreInFile, scoresOfFile } from "./scores.js";
@@ -78,10 +78,9 @@ class HeadPanel {
       "data-testid": "head-name",
       on: {
         change: () => {
-          const text = input.value.trim().replace(/^l(\d+)h/i, "L$1H");
-          const wanted = parseLook(text);
+          const wanted = typedLook(input.value);
           if (wanted) this._go({ ...wanted, query: wanted.query ?? look?.query ?? null });
-          else if (!text) this.page.actions.chooseHead(null);
+          else if (!input.value.trim()) this.page.actions.chooseHead(null);
           else input.setCustomValidity("Write layer and head as L5H3, or as L5H3:8:5 for where it looks.");
           input.reportValidity();
         },

@@ -16,6 +16,9 @@ export function parseLook(text) {
   return { layer, head, query, key, versus };
 }
 
+/** The same of what people type, in letters of either case. */
+export const typedLook = (text) => parseLook(text.trim().replace(/^l(\d+)h/i, "L$1H"));
+
 /** The text of a look. */
 export function lookText({ layer, head, query = null, key = null, versus = null }) {
   const parts = [headName(layer, head), query, query === null ? null : key, key === null ? null : versus];

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from circuit_tracer.attention.frozen_prompt import FrozenPrompt
 from circuit_tracer.errors import CompatibilityError, NumericalError
-from circuit_tracer.graph.balance import PROMISED_RESIDUAL
+from circuit_tracer.graph.balance import promised_residual
 from circuit_tracer.graph.graph import Graph
 
 
@@ -23,8 +23,8 @@ def require_sums(
     """
     gap_E, (parts_E, products_E) = (sums_nE - weight_E).abs().amax(0), torch.maximum(mass_2E, weight_E.abs())
     dtypes = (graph.cfg.dtype, prompt.network.parts.config.dtype)
-    of_parts = _promised(*dtypes, graph.edges.weight.dtype)
-    of_products = _promised(*("float64" if str(dtype) == "float64" else "float32" for dtype in dtypes))
+    of_parts = promised_residual(*dtypes, graph.edges.weight.dtype)
+    of_products = promised_residual(*("float64" if str(dtype) == "float64" else "float32" for dtype in dtypes))
     residual_E = gap_E / products_E.clamp_min(torch.finfo(torch.float64).tiny)
     kept_E = gap_E <= of_parts * parts_E + of_products * products_E
     if bool(kept_E.all()):
@@ -48,7 +48,3 @@ def require_sums(
     raise NumericalError(
         found + "Load the model in a dtype of higher precision, as in the trace, or trace the prompt again"
     )
-
-
-def _promised(*dtypes: object) -> float:
-    return max(PROMISED_RESIDUAL.get(str(dtype).removeprefix("torch."), 0.0) for dtype in dtypes)

@@ -1,11 +1,10 @@
 """Do the contributors of a score of attention add up to it? Every head of a model on one prompt.
 
-    python -m benchmarks.attention_scores --model FOLDER --transcoders FOLDER [--results attention_scores.json]
+    python -m benchmarks.attention.scores --model FOLDER --transcoders FOLDER [--results attention_scores.json]
 
 For each head the score at the last token and its strongest key is explained from both sides. Reported are the errors of the
-sums, median and largest, relative to the score and to the mass of its contributors; which part of the mass features, errors,
-tokens and constants are; and seconds: of the first question about the graph, of one about a head of another layer, of one about
-another head of the same layer, and of one with all pairs.
+sums, median and largest, relative to the score and to the mass of its contributors; and which part of that features, errors,
+tokens and constants are. What questions cost: `cost.py`. Exit status 1 if the median is above ``AIM``.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +20,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from benchmarks.common.harness import read_prompts
+from benchmarks.attention.heads import heads_of
+from benchmarks.common.harness import read_prompts, versions
 from benchmarks.common.machine import describe, write_results
 from benchmarks.common.places import PROMPTS, RESULTS
+from circuit_tracer.attention.prompt_scores import PromptScores
 
-WITH_PAIRS = 3  # heads of the last layer whose pairs are taken apart, for their seconds
+AIM = 5e-7  # median error, relative to the score
 
 
-def explain_all(model: Any, graph: Any) -> tuple[list[Any], dict[str, list[float]]]:
-    """Explanations of all heads, and seconds by kind of question."""
-    from circuit_tracer.attention.prompt_scores import PromptScores
-
-    found: list[Any] = []
-    seconds: dict[str, list[float]] = {"first": [], "another layer": [], "same layer": [], "with pairs": []}
-    last, config = graph.n_pos - 1, model.parts.config
-
-    def ask(kind: str, layer: int, head: int, pairs: bool = False) -> Any:
-        start = time.perf_counter()
+def explain_all(model: Any, graph: Any) -> list[Any]:
+    """Explanations of all heads."""
+    found, last = [], graph.n_pos - 1
+    for layer, head in heads_of(model.parts):
         key = int(PromptScores.of(graph, model).scores(layer).score(head, last).argmax())
-        one = graph.explain_score(model, layer, head, last, key, pairs=pairs)
-        if pairs:
-            one.pairs.top(10)
-        seconds[kind].append(time.perf_counter() - start)
-        return one
-
-    for layer in range(config.n_layers):
-        for head in range(config.n_heads):
-            found.append(ask("same layer" if head else "another layer" if layer else "first", layer, head))
-    for one in found[-WITH_PAIRS:]:
-        ask("with pairs", one.layer, one.head, pairs=True)
-    return found, seconds
+        found.append(graph.explain_score(model, layer, head, last, key, pairs=False))
+    return found
 
 
 def summary(found: list[Any]) -> dict[str, Any]:
@@ -93,7 +77,7 @@ def main() -> None:
     model = ReplacementModel.from_pretrained(str(args.model), str(args.transcoders), dtype=torch.float32)
     prompt = read_prompts(PROMPTS, [args.prompt], model.tokenizer)[args.prompt]
     graph = attribute(prompt, model, max_feature_nodes=8)
-    found, seconds = explain_all(model, graph)
+    found = explain_all(model, graph)
     record = {
         "model": args.model.name,
         "transcoders": args.transcoders.name,
@@ -101,11 +85,12 @@ def main() -> None:
         "tokens": graph.n_pos,
         "sources": len(found[0].key_side.sources),
         **summary(found),
-        "seconds": {kind: statistics.median(each) for kind, each in seconds.items()},
     }
     print(json.dumps(record, indent=1))
     if args.results:
-        write_results(RESULTS / args.results, describe(**record))
+        write_results(RESULTS / args.results, describe(versions=versions(), **record))
+    if not record["error_of_score"]["median"] <= AIM:
+        raise SystemExit(f"missed: the median error is above {AIM}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What explained attention says, and what it costs."""
