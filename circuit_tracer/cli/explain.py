@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from math import exp
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from circuit_tracer.cli import options
 from circuit_tracer.cli.loading import ModelOptions
+from circuit_tracer.cli.serve import chosen_labels
 from circuit_tracer.errors import InputError
-
-if TYPE_CHECKING:
-    from circuit_tracer.attention import EdgeExplanation, ScoreExplanation
-    from circuit_tracer.graph.edge_heads import EdgeHeads, HeadWeight
-    from circuit_tracer.graph.graph import Graph
-
-SHOWN = 5  # heads, contributors and pairs of each list
 
 
 def explain(
@@ -45,6 +38,10 @@ def explain(
         Path | None,
         options.output("Write the graph with what was found here, as .safetensors; default: into the graph file."),
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="What features are called here: labels.json, or a folder of features."),
+    ] = None,
     chosen: ModelOptions,
     pruning: options.Pruning,
     json: options.Json = False,
@@ -67,28 +64,34 @@ def explain(
     places, ends = [_place(text) for text in score or ()], [_ends(text) for text in edge or ()]
     if keeps:
         require_writable_folder(target.parent)
+    called = chosen_labels(labels, chosen.demo) or {}
     subject = as_graph(graph)
     model = chosen.open(verbose)
     from circuit_tracer.attention import explain_edge, explain_edges, explain_score
+    from circuit_tracer.cli.explain_text import all_edges, count_by_head, one_edge, one_score, rows_of
+    from circuit_tracer.cli.node_words import NodeWords
     from circuit_tracer.graph.pruning import prune_graph
 
+    words = NodeWords(subject, called)
     found: dict[str, Any] = {}
     texts = []
     if every:
         pruned = prune_graph(subject, pruning.node_threshold, pruning.edge_threshold, pruning.policy)
         heads = explain_edges(subject, model, keep, pruned)
-        found["heads"] = [_counted(each) for each in _by_head(heads)]
-        texts.append(_all_edges(heads))
+        columns = ("layer", "head", "first", "last")
+        found["heads"] = [dict(zip(columns, each, strict=True)) for each in count_by_head(heads)]
+        found["edges"] = rows_of(heads, subject)
+        texts.append(all_edges(heads, pruned.influence, words))
     if ends:
         edges = [explain_edge(subject, *pair, model, paths=paths) for pair in ends]
         found["edges"] = [each.to_dict() for each in edges]
-        texts += [_edge(each, subject) for each in edges]
+        texts += [one_edge(each, words) for each in edges]
     if places:
         scores = [explain_score(subject, model, *place, pairs=pairs) for place in places]
         new = {each.place: each for each in (each.kept() for each in scores)}
         subject.scores = [*(each for each in subject.scores if each.place not in new), *new.values()]
         found["scores"] = [each.to_dict() for each in scores]
-        texts += [_score(each) for each in scores]
+        texts += [one_score(each, words) for each in scores]
     if keeps:
         subject.save(target)
         texts.append(f"wrote      {target}")
@@ -111,63 +114,3 @@ def _place(text: str) -> tuple[int, int, int, int, int | str | None]:
     if target.side != "both":
         raise InputError(f"--score {text!r} names a side; both are explained, so leave :{target.side} out")
     return target.place
-
-
-def _by_head(heads: EdgeHeads) -> list[tuple[int, int, int, int]]:
-    """(layer, head, edges of which it is the strongest first head, the same of last heads), most named first."""
-    counts: dict[tuple[int, int], list[int]] = {}
-    for side, table in enumerate((heads.first, heads.last)):
-        for layer, head in table[:, 0].tolist():
-            if layer >= 0:
-                counts.setdefault((layer, head), [0, 0])[side] += 1
-    ordered = sorted(counts.items(), key=lambda item: (-sum(item[1]), item[0]))
-    return [(layer, head, first, last) for (layer, head), (first, last) in ordered]
-
-
-def _counted(row: tuple[int, int, int, int]) -> dict[str, int]:
-    return dict(zip(("layer", "head", "first", "last"), row, strict=True))
-
-
-def _all_edges(heads: EdgeHeads) -> str:
-    through = int((heads.first[:, :1, 0] >= 0).sum())
-    lines = [f"edges      {len(heads):,}, of which {through:,} run through heads", ""]
-    lines.append(f"{'head':<10}{'first of':>10}{'last of':>10}")
-    lines += [
-        f"{f'L{layer}H{head}':<10}{first:>10,}{last:>10,}" for layer, head, first, last in _by_head(heads)[: 3 * SHOWN]
-    ]
-    return "\n".join(lines)
-
-
-def _edge(found: EdgeExplanation, graph: Graph) -> str:
-    heads = found.strongest(SHOWN)
-    lines = [
-        f"edge       {found.names[0]} -> {found.names[1]}  {found.weight:+.4g}",
-        f"direct     {found.direct:+.4g}",
-        f"first      {_heads(heads['first'])}",
-        f"last       {_heads(heads['last'])}",
-        f"through    {_heads(heads['through'])}",
-        f"hops       {found.mean_hops:.2f} on average; "
-        + ", ".join(f"{number}: {weight:+.3g}" for number, weight in enumerate(found.hops.tolist()) if weight),
-    ]
-    for path in found.paths:
-        places = [f"{graph.token_texts[at]!r}@{at}" for at in path.positions]
-        steps = "".join(f" -L{layer}H{head}-> {at}" for (layer, head), at in zip(path.heads, places[1:], strict=True))
-        lines.append(f"path       {path.weight:+.4g}  {places[0]}{steps}")
-    lines.append(f"rest       {found.rest.weight:+.4g} of paths that are not listed")
-    return "\n".join([*lines, f"residual   {found.residual:.1e}"])
-
-
-def _heads(heads: list[HeadWeight]) -> str:
-    return "  ".join(f"L{each.layer}H{each.head} {each.weight:+.3g}" for each in heads) or "no head"
-
-
-def _score(found: ScoreExplanation) -> str:
-    lines = [f"score      {found.label}  {found.score:+.4g}, attention {exp(found.log_attention):.3f}"]
-    for name, side in (("query", found.query_side), ("key", found.key_side)):
-        parts = ", ".join(f"{kind}s {weight:+.3g}" for kind, weight in side.parts.items() if weight)
-        lines.append(f"{name:<10} {parts}")
-        lines += [f"           {each.weight:+.4g}  {each.id}" for each in side.strongest(SHOWN)]
-    if found.pairs is not None:
-        lines.append("pairs      query's and key's")
-        lines += [f"           {weight:+.4g}  {query}  {key}" for query, key, weight in found.pairs.top(SHOWN)]
-    return "\n".join([*lines, f"residual   {found.residual:.1e}"])

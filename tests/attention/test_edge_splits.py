@@ -228,6 +228,22 @@ def test_targets_that_are_no_tokens() -> None:
         close(float(kept.direct[place]), told.direct, told.weight)
 
 
+def test_sources_behind_some_of_the_keys_that_a_target_reads() -> None:
+    """A contrast with the rest reads all keys; what stands behind some of them does not reach those."""
+    model, _ = traced(SEQUENTIAL)
+    graph = attribute(IDS, model, attribution_targets=[AttentionTarget(2, 1, 5, 4, versus="rest")])
+    last = graph.n_nodes - 1
+    sources = graph.edges.source[graph.edges.target == last]
+    positions = graph.nodes.position[sources]
+    for position in range(1, 6):
+        behind = sources[positions >= position].tolist()
+        told = explain_edge(graph, behind[int((positions[positions >= position]).argmin())], last, model)
+        sums_are_the_edge(told)
+        row = explain_edges(graph, model, 1, [(told.source, last)]).rows([0])[0]
+        close(row.direct, told.direct, told.weight)
+        close(row.mean_hops, told.mean_hops, told.mean_hops)
+
+
 @pytest.mark.parametrize("small", [False, True], ids=["at once", "in small parts"])
 @each_case
 def test_many_edges_are_told_as_one_by_one(case: Case, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:

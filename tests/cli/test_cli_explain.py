@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,43 @@ def test_one_edge_and_one_score(run: Run, traced: Path, given: tuple[str, ...], 
     assert f"edge       {source} -> {target}" in done.out
     assert f"score      {kept.label}" in done.out
     assert "pairs " not in done.out
+
+
+def test_what_ids_name_is_said_in_words(run: Run, traced: Path, given: tuple[str, ...], tmp_path: Path) -> None:
+    graph = Graph.load(traced)
+    layout, ids = graph.nodes.layout, graph.nodes.ids()
+    edges = graph.edges
+    across = graph.nodes.position[edges.source] < graph.nodes.position[edges.target]
+    into = across & (edges.target >= layout.target_start) & (edges.source < layout.n_features)
+    at = int(edges.weight.abs().masked_fill(~into, 0).argmax())
+    source, target = int(edges.source[at]), int(edges.target[at])
+    layer, index, position = (int(part) for part in ids[source].split("_"))
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({str(layer): {str(index): "states"}}))
+    called = f"states at {graph.token_texts[position]!r}"
+    output = f"output {graph.targets.label[target - layout.target_start]!r}"
+
+    done = run("explain", traced, *given, "--labels", labels, "--edge", f"{ids[source]}:{ids[target]}")
+    assert f"{called} -> {output}" in done.out, done.err
+    assert "direct     +0\nfirst      L" in done.out
+    every = run("explain", traced, *given).out
+    for said in ("first head  ", "  error at ", " -> output "):
+        assert said in every
+    done = run("explain", traced, *given, "--score", f"L2H1:-1:{position}")
+    for said in ("biases ", "  feature at ", "  decoder biases at ", f"  token {graph.token_texts[-1]!r}"):
+        assert said in done.out
+
+
+def test_json_has_every_edge(run: Run, traced: Path, given: tuple[str, ...]) -> None:
+    rows = run("explain", traced, *given, "--json").json["edges"]
+    graph = Graph.load(traced)
+    assert graph.edge_heads is not None
+    assert len(rows) == len(graph.edge_heads)
+    row = next(each for each in rows if each["first"])
+    told = run("explain", traced, *given, "--edge", f"{row['source']}:{row['target']}", "--json").json["edges"][0]
+    for name in ("weight", "direct", "mean_hops"):
+        assert row[name] == pytest.approx(told[name], abs=1e-6)
+    assert row["first"][0] == pytest.approx(told["first"][0], abs=1e-6)
 
 
 def test_scores_join_those_that_are_kept(run: Run, traced: Path, given: tuple[str, ...]) -> None:

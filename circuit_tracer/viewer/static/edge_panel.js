@@ -260,7 +260,8 @@ class EdgePanel {
   }
 }
 
-function hopWords({ hops, direct }) {
+function hopWords({ hops, direct, first }) {
+  if (direct !== 0 && !first.length) return "all of it is direct";
   const count = hops === null ? "" : `${number(hops)} heads in a row on average`;
   return [count, direct === 0 ? "nothing is direct" : null].filter(Boolean).join(" \u00b7 ");
 }

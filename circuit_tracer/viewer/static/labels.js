@@ -44,7 +44,8 @@ export function layerName(graph, layer) {
 export function placeName(graph, node) {
   const token = tokenText(graph, node.position);
   if (node.kind === "token") return `token ${node.position}`;
-  return node.kind === "target" ? `after ${token}` : `${layerName(graph, node.layer)} \u00b7 ${token}`;
+  if (node.kind === "target") return `${isToken(node) ? "after" : "at"} ${token}`;
+  return `${layerName(graph, node.layer)} \u00b7 ${token}`;
 }
 
 /** One sentence for people who hear the page. */
