@@ -98,10 +98,8 @@ class _StrongestHeads:
 
 def _edge_set(prompt: FrozenPrompt, source: Tensor, target: Tensor) -> EdgeSet:
     (sources, source_row), (targets, target_row) = (each.unique(return_inverse=True) for each in (source, target))
-    writes = prompt.writes(sources)
-    start = int(writes.position.min())
-    reads = prompt.reads(targets).since(start)
-    stretch = prompt.stretch(start, int(reads.position.max()) + 1)
+    writes, reads = prompt.writes(sources), prompt.reads(targets)
+    stretch = prompt.stretch(int(writes.position.min()), int(reads.position.max()) + 1)
     return EdgeSet(stretch, writes, reads, source_row.to(writes.row.device), target_row.to(writes.row.device))
 
 

@@ -58,11 +58,6 @@ class StreamTerms:
         columns = ([getattr(part, field.name) for part in parts] for field in fields(cls))
         return cls(*(torch.cat(column) for column in columns))
 
-    def since(self, position: int) -> StreamTerms:
-        """The terms at a position and later ones, which are all that is reached from there: the network never looks right."""
-        kept = self.position >= position
-        return StreamTerms(self.row[kept], self.place[kept], self.position[kept], self.vector[kept])
-
     def of_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(place in `rows`, number of a term) of all terms of some rows (R',), row after row; a row may come several times."""
         ordered, order = self.row.sort(stable=True)
