@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.graph.edge_heads import HeadWeight
 
 
@@ -51,7 +52,8 @@ class EdgeExplanation:
     that runs through a head, which is what the edge loses with it; a path of k heads counts k times in its sum, so it is no
     share of the edge across layers. hops: (n,), by the number of heads. mean_hops: sum of `through` over the edge; with parts
     of opposite signs it may lie outside of what single paths have. paths: strongest first; rest: what they leave. residual:
-    the largest difference between the three sums and the weight, relative to the terms of the sums.
+    the largest difference between the three sums and the weight, relative to the products of
+    single numbers that these are sums of.
     """
 
     source: int
@@ -68,6 +70,7 @@ class EdgeExplanation:
     rest: Rest
     residual: float
 
+    @typed
     def strongest(self, n: int = 3) -> dict[str, list[HeadWeight]]:
         """The n largest heads of `first`, `last` and `through`, by their size; heads without weight are left out."""
         return {name: strongest_heads(getattr(self, name), n) for name in ("first", "last", "through")}

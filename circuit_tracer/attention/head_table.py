@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.attention.head_picture import draw_heads
 from circuit_tracer.attention.pattern_scores import SCORES
 from circuit_tracer.errors import InputError
 from circuit_tracer.files import atomic_write
-from circuit_tracer.models.indices import Head
+from circuit_tracer.models.indices import Head, checked_head
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,14 @@ class HeadTable:
         """Tokens that were read."""
         return sum(map(len, self.sequences))
 
+    @typed
     def __getitem__(self, score: str) -> Tensor:
         """A score of all heads, (L, H) float64. Raises InputError for an unknown one."""
         if score not in self.scores:
             raise InputError(f"score {score!r} is unknown; known are {', '.join(self.scores)}")
         return self.scores[score]
 
+    @typed
     def order(self, score: str = "induction", ascending: bool = False) -> list[Head]:
         """All heads, that of the highest score first (or the lowest); those without it last."""
         values = self[score].flatten()
@@ -71,13 +74,14 @@ class HeadTable:
         places = torch.argsort(values.nan_to_num(nan=missing), descending=not ascending, stable=True)
         return [(place // self.n_heads, place % self.n_heads) for place in places.tolist()]
 
+    @typed
     def strongest(self, score: str = "induction", count: int = 5) -> list[Head]:
         """The (layer, head) of the highest scores; fewer where fewer heads have it."""
-        return [head for head in self.order(score) if not math.isnan(float(self[score][head]))][:count]
+        return [head for head in self.order(score) if not math.isnan(float(self[score][head]))][: max(0, count)]
 
     def row(self, head: Head) -> dict[str, Any]:
-        """Plain values of a head: layer, head, and its scores; None for what is not defined."""
-        layer, number = head
+        """Plain values of a (layer, head): these, and its scores; None for what is not defined. Raises InputError."""
+        layer, number = checked_head(head, self.n_layers, self.n_heads)
         values = {name: float(values[layer, number]) for name, values in self.scores.items()}
         return {
             "layer": layer,
@@ -85,6 +89,7 @@ class HeadTable:
             **{name: value if math.isfinite(value) else None for name, value in values.items()},
         }
 
+    @typed
     def rows(self, score: str | None = None, ascending: bool = False) -> list[dict[str, Any]]:
         """Of all heads, by layer and head or sorted by a score."""
         places = [(layer, head) for layer in range(self.n_layers) for head in range(self.n_heads)]

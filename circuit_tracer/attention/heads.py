@@ -35,6 +35,7 @@ from circuit_tracer.models.loading import bind_loaded
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.sources import public_name
 from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.models.tokenization import check_tokenizer
 from circuit_tracer.models.verify import verify
 
 ABLATED = 5  # heads, where nothing else is asked for
@@ -132,6 +133,7 @@ def opened(model: Any, tokenizer: Any, prepend_bos: bool) -> tuple[ModelParts, A
     """(parts, tokenizer, whether texts get a special token in front) of a `ReplacementModel`, or of a transformers model."""
     if isinstance(model, Traceable):
         model.ensure_tokenized([0])  # its parts are those of its present weights
+        check_tokenizer(tokenizer, len(model.parts.unembed.weight))
         return model.parts, model.tokenizer if tokenizer is None else tokenizer, model.prepend_bos
     parts = bind_loaded(model, tokenizer)
     verify(parts)

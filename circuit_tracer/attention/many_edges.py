@@ -41,6 +41,7 @@ def explain_edges(
     """
     if keep < 1:
         raise InputError(f"keep is {keep}; keep at least one head an edge")
+    keep = min(keep, model.parts.config.n_layers * model.parts.config.n_heads)
     pairs = _pairs(graph, edges)
     weight = edge_weights(graph, *pairs)
     prompt = FrozenPrompt.of(graph, model)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit_tracer.arguments import whole
+from circuit_tracer.arguments import typed, whole
 from circuit_tracer.attention.score_sources import ScoreSources
 from circuit_tracer.errors import InputError
 
@@ -43,12 +43,13 @@ class Factor:
         columns = rows_dS.any(0).nonzero().flatten()
         return cls(columns.cpu(), rows_dS[:, columns].contiguous(), position)
 
-    def column(self, number: int) -> Tensor:
-        """(d,) of one column."""
-        place = int(torch.searchsorted(self.columns, number))
-        if place < len(self.columns) and int(self.columns[place]) == number:
-            return self.rows[:, place]
-        return self.rows.new_zeros(len(self.rows))
+    def of_columns(self, numbers: Tensor) -> Tensor:
+        """(d, m) of some columns (m,); zeros for those that are not there."""
+        found = self.rows.new_zeros(len(self.rows), len(numbers))
+        place = torch.searchsorted(self.columns, numbers)
+        there = torch.isin(numbers, self.columns)
+        found[:, there] = self.rows[:, place[there]]
+        return found
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,11 @@ class ScorePairs:
         """The score."""
         return float(self.query.rows.sum(1) @ self.key.rows.sum(1))
 
+    @typed
     def of(self, query: int | str, key: int | str) -> float:
         """One pair, by columns, ids, or names of constants. Raises InputError for a source that does not exist."""
-        return float(self.query.column(self._number(query, self.query)) @ self.key.column(self._number(key, self.key)))
+        query, key = self.sources.column(query, self.query.position), self.sources.column(key, self.key.position)
+        return float(self.matrix(torch.tensor([query]), torch.tensor([key])))
 
     def marginals(self) -> tuple[Tensor, Tensor]:
         """(S + B,) each: sums of rows, which are the query's marginals, and of columns, the key's."""
@@ -80,13 +83,17 @@ class ScorePairs:
             found.append(sums)
         return found[0], found[1]
 
+    @typed
     def matrix(self, query: Tensor, key: Tensor) -> Tensor:
-        """The pairs of some columns (m,) with some (n,): (m, n)."""
-        rows = [
-            torch.stack([side.column(number) for number in columns.tolist()], dim=1)
-            for side, columns in ((self.query, query), (self.key, key))
-        ]
-        return rows[0].T @ rows[1]
+        """The pairs of some columns (m,) with some (n,): (m, n). Raises InputError for what are no columns."""
+        for name, columns in (("query", query), ("key", key)):
+            if columns.ndim != 1 or columns.is_floating_point() or columns.is_complex() or columns.dtype == torch.bool:
+                raise InputError(
+                    f"{name} columns are {tuple(columns.shape)} of {columns.dtype}; expected whole numbers (n,)"
+                )
+            if bool(((columns < 0) | (columns >= len(self.sources))).any()):
+                raise InputError(f"{name} columns reach outside of sources 0 to {len(self.sources) - 1}")
+        return self.query.of_columns(query.cpu().long()).T @ self.key.of_columns(key.cpu().long())
 
     def top(self, k: int = 10) -> list[Pair]:
         """The k strongest pairs by absolute value, strongest first: exactly these, found block by block."""
@@ -126,13 +133,6 @@ class ScorePairs:
                 chosen = joined[0].abs().topk(min(k, len(joined[0]))).indices
                 best = [joined[0][chosen], *(each[chosen.cpu()] for each in joined[1:])]
         return best[0].cpu(), best[1], best[2]
-
-    def _number(self, source: int | str, side: Factor) -> int:
-        if isinstance(source, str):
-            return self.sources.column(source, side.position)
-        if not 0 <= whole(source, "a source") < len(self.sources):
-            raise InputError(f"source {source} does not exist; this score has sources 0 to {len(self.sources) - 1}")
-        return int(source)
 
 
 def _by_norm(side: Factor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from threading import RLock
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -43,6 +44,7 @@ class PromptScores:
     keep: Tensor  # (P,) positions that have features and errors
     _layers: dict[int, LayerScores] = field(default_factory=dict)
     _streams: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    _lock: RLock = field(default_factory=RLock)  # of what is remembered
 
     @classmethod
     def of(cls, graph: Graph, model: Traceable) -> PromptScores:
@@ -83,19 +85,20 @@ class PromptScores:
     def scores(self, layer: int) -> LayerScores:
         """Queries and keys of a layer. Raises InputError for one that does not exist."""
         parts, captured = self.network.parts, self.network.captured
-        return _remembered(self._layers, layer, lambda: read_scores(parts, captured, self._with(layer)))
+        with self._lock:
+            return _remembered(self._layers, layer, lambda: read_scores(parts, captured, self._with(layer)))
 
     def constant_streams(self, layer: int) -> dict[str, Tensor]:
         """What each kind of constant makes of the stream (P, D) that enters a layer."""
         make = partial(constant_streams, self.linear, self.transcoders)
-        return _remembered(self._streams, layer, lambda: make(self._with(layer)))
+        with self._lock:
+            return _remembered(self._streams, layer, lambda: make(self._with(layer)))
 
     def _with(self, layer: int) -> list[int]:
         """The layers that are made together with one: all of a short prompt, whose passes cost more than what is kept."""
         config, n_pos = self.network.parts.config, self.network.captured.n_pos
-        width = (
-            4 * config.d_model + 4 * config.n_heads * config.d_head
-        )  # of a position: constants, queries, keys, their inputs
+        # numbers of a position: constants, and queries and keys with what goes into them
+        width = 4 * config.d_model + 4 * config.n_heads * config.d_head
         n_bytes = config.n_layers * n_pos * width * self.network.parts.compute_dtype.itemsize
         return list(range(config.n_layers)) if n_bytes <= TOGETHER and layer in range(config.n_layers) else [layer]
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import typed
 from circuit_tracer.attention.pairs import ScorePairs
 from circuit_tracer.attention.score_sources import BIASES, KINDS, ScoreSources
 from circuit_tracer.graph.attention_scores import SOURCE_KINDS, AttentionScore, ScoreSide, SourceKind
@@ -53,10 +54,12 @@ class Marginals:
         """Sums of absolute values by kind of source."""
         return self._by_kind(self.values.abs())
 
+    @typed
     def of(self, source: int | str) -> float:
         """One source, by column, id, or name of a kind of constants."""
-        return float(self.values[self.sources.column(source, self.position) if isinstance(source, str) else source])
+        return float(self.values[self.sources.column(source, self.position)])
 
+    @typed
     def strongest(self, n: int = 10) -> list[Contributor]:
         """The n largest by absolute value, strongest first, without those of none."""
         order = self.values.abs().argsort(descending=True, stable=True)[: max(0, n)]
@@ -67,6 +70,7 @@ class Marginals:
         )
         return [Contributor(*row) for row in rows]  # type: ignore[arg-type]
 
+    @typed
     def kept(self, n: int) -> ScoreSide:
         """As a graph keeps it."""
         return ScoreSide(self.parts, self.mass, [(each.id, each.weight) for each in self.strongest(n)])
@@ -96,7 +100,7 @@ class ScoreExplanation:
     score: before the softmax, after a cap; with versus (another key, or "rest") the difference, which is that of the logs of
     attention. log_attention: of the key. pattern: (P,) what the query gives to each position. query_side, key_side: marginals.
     pairs: of both sides, None if they were not asked for. residual: by how much the marginals of a side miss the score,
-    relative to their mass.
+    relative to the mass of the products that these are sums of.
     """
 
     layer: int
@@ -113,15 +117,18 @@ class ScoreExplanation:
     pairs: ScorePairs | None
     residual: float
 
+    @typed
     def strongest(self, n: int = 10) -> dict[str, list[Contributor]]:
         """The n largest contributors of each side."""
         return {"query": self.query_side.strongest(n), "key": self.key_side.strongest(n)}
 
+    @typed
     def qk_only(self, n: int = 10) -> list[Contributor]:
         """Of these, features that are no nodes of the graph, each once."""
         both = (each for side in self.strongest(n).values() for each in side)
         return list({each.id: each for each in both if each.node is None and each.kind == "feature"}.values())
 
+    @typed
     def kept(self, contributors: int = 10, pairs: int = 10) -> AttentionScore:
         """As a graph keeps it: `graph.scores.append(found.kept())`."""
         return AttentionScore(
@@ -140,6 +147,7 @@ class ScoreExplanation:
             residual=self.residual,
         )
 
+    @typed
     def to_dict(self, contributors: int = 10, pairs: int = 10) -> dict[str, Any]:
         """Plain values for JSON, which `AttentionScore.from_dict` reads."""
         return self.kept(contributors, pairs).to_dict()

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import whole
 from circuit_tracer.attribution.prompt import CONSTANTS
 from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.graph.attention_scores import bias_id
@@ -60,8 +61,12 @@ class ScoreSources:
             for column, node in zip(columns.tolist(), is_node.tolist(), strict=True)
         ]
 
-    def column(self, source: str, position: int) -> int:
-        """The column of an id, or of a kind of constants by its name. Raises InputError."""
+    def column(self, source: int | str, position: int) -> int:
+        """The column of a number, an id, or of a kind of constants by its name. Raises InputError."""
+        if not isinstance(source, str):
+            if not 0 <= whole(source, "a source") < len(self):
+                raise InputError(f"source {source} does not exist; this score has sources 0 to {len(self) - 1}")
+            return int(source)
         if source in BIASES:
             return self.n_nodes + BIASES.index(source)
         if (found := self._columns.get(source)) is None:

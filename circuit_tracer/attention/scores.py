@@ -22,7 +22,7 @@ from circuit_tracer.attribution.prompt import CONSTANTS
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import NumericalError
-from circuit_tracer.graph.balance import promised_residual
+from circuit_tracer.graph.balance import allowed_gap
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.stream_reads import StreamReads
 from circuit_tracer.models.layer_scores import LayerScores
@@ -61,7 +61,7 @@ def explain_score(
     contrast = contrast_of(scores, head, query, key, versus)
     sources, value = ScoreSources.of(graph, layer), float(contrast.value(scores))
     label = contrast.label(layer, graph.token_texts)
-    sides = _marginals(prompt, scores, contrast, sources, graph.selected_features.cpu().long())
+    sides, products = _marginals(prompt, scores, contrast, sources, graph.selected_features.cpu().long())
     log_pattern = scores.log_pattern(head, contrast.query).cpu()
     return ScoreExplanation(
         layer=layer,
@@ -76,14 +76,14 @@ def explain_score(
         query_side=sides[0],
         key_side=sides[1],
         pairs=_pairs(prompt, scores, contrast, sources) if pairs else None,
-        residual=_require_sums(sides, value, label, graph, prompt),
+        residual=_require_sums(sides, products, value, label, graph, prompt),
     )
 
 
 def _marginals(
     prompt: PromptScores, scores: LayerScores, contrast: Contrast, sources: ScoreSources, selected: Tensor
-) -> tuple[Marginals, Marginals]:
-    """Of the query's side and the key's: a row each."""
+) -> tuple[tuple[Marginals, Marginals], float]:
+    """Of the query's side and the key's: a row each; and the mass of the products of single numbers in them."""
     vector, own = contrast.query_side(scores)
     vectors, constants = contrast.key_side(scores)
     reads = _reads(
@@ -93,10 +93,10 @@ def _marginals(
         torch.cat([vector[None], vectors]),
     )
     rows = _rows(prompt, reads, torch.stack([own, constants.sum()]), sources).cpu()
-    return (
-        Marginals(sources, rows[0], contrast.query, selected),
-        Marginals(sources, rows[1], contrast.key, selected),
-    )
+    sizes = (reads.vector.to(scores.stream) * scores.stream[reads.position]).abs().sum(1)
+    products = [sizes[0] + own.abs(), sizes[1:].sum() + constants.abs().sum(), contrast.mass(scores)]
+    sides = Marginals(sources, rows[0], contrast.query, selected), Marginals(sources, rows[1], contrast.key, selected)
+    return sides, float(torch.stack(products).max())
 
 
 def _pairs(prompt: PromptScores, scores: LayerScores, contrast: Contrast, sources: ScoreSources) -> ScorePairs:
@@ -163,19 +163,20 @@ def _rows(prompt: PromptScores, reads: StreamReads, own_T: Tensor, sources: Scor
 
 
 def _require_sums(
-    sides: tuple[Marginals, Marginals], score: float, label: str, graph: Graph, prompt: PromptScores
+    sides: tuple[Marginals, Marginals], products: float, score: float, label: str, graph: Graph, prompt: PromptScores
 ) -> float:
-    """How far the marginals of a side are from the score, relative to their mass. Raises NumericalError beyond the promise."""
-    found = [
-        abs(sum(side.parts.values()) - score)
-        / max(sum(side.mass.values()) + abs(score), torch.finfo(torch.float64).tiny)
-        for side in sides
-    ]
-    promised = promised_residual(graph.cfg.dtype, prompt.network.parts.config.dtype)
-    if not max(found) <= promised:
+    """How far the marginals of a side are from the score, relative to the mass of what is rounded. Raises NumericalError beyond
+    what is allowed (`allowed_gap`).
+    """
+    sums = [sum(side.parts.values()) for side in sides]
+    gap = (torch.tensor(sums, dtype=torch.float64) - score).abs()
+    mass = torch.tensor([sum(side.mass.values()) + abs(score) for side in sides], dtype=torch.float64)
+    allowed = allowed_gap(mass, torch.tensor(products), graph.cfg.dtype, prompt.network.parts.config.dtype)
+    residual = float((gap / mass.clamp_min(max(products, torch.finfo(torch.float64).tiny))).max())
+    if not bool((gap <= allowed).all()):
         raise NumericalError(
-            f"the score {label} is {score:.6g}, and its contributors add up to {sum(sides[0].parts.values()):.6g} on the "
-            f"query's side and {sum(sides[1].parts.values()):.6g} on the key's: off by {max(found):.1e} of their mass, "
-            f"promised is {promised:.0e}. Load the model in a dtype of higher precision"
+            f"the score {label} is {score:.6g}, and its contributors add up to {sums[0]:.6g} on the query's side and "
+            f"{sums[1]:.6g} on the key's: off by {float((gap / mass).max()):.1e} of their mass, "
+            f"promised is {float((allowed / mass).min()):.0e}. Load the model in a dtype of higher precision"
         )
-    return max(found)
+    return residual

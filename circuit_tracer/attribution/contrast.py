@@ -37,6 +37,11 @@ class Contrast:
         """The weighted sum of scores, (): with `versus` the difference of the logs of attention."""
         return self.weights @ scores.raw(self.head, self.query)[self.keys]
 
+    def mass(self, scores: LayerScores) -> Tensor:
+        """The sum of sizes of the products of single numbers in the value, ()."""
+        products = scores.key[scores.key_head(self.head)][self.keys] * scores.query[self.head, self.query]
+        return self.weights.abs() @ products.abs().sum(1) * scores.scaling
+
     def mixed_key(self, scores: LayerScores) -> Tensor:
         """(d,) the keys, weighted and scaled: its product with the query is the value."""
         return self.weights @ scores.key[scores.key_head(self.head)][self.keys] * scores.scaling

@@ -123,6 +123,8 @@ def resolve_direction(network: FrozenNetwork, target: DirectionTarget) -> Stream
         raise InputError(f"a direction cannot be read at {name!r}; it can at {', '.join(DIRECTION_SITES)}")
     way, layer = DIRECTION_SITES[name], require_layer(target.layer, network.n_layers)
     position = from_the_front(target.position, network.captured.n_pos)
+    if not isinstance(target.label, str):
+        raise InputError(f"a target's label is {shortened(target.label)}; give text, or none")
     label = target.label or f"direction at {name.removeprefix('hook_')} {layer}"
     vector = read_vector(target.vector, label, network.captured.final[0])
     constant = 0.0

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from circuit_tracer.attribution.contrast import REST
 from circuit_tracer.attribution.stream_targets import SIDES, AttentionTarget
 from circuit_tracer.attribution.targets import FeatureTarget, Target
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.models.indices import parse_head
 
 
@@ -46,7 +46,7 @@ def parse_attention(text: str) -> AttentionTarget:
 
 
 def _token(text: str) -> Target:
-    return int(text) if text.isdecimal() else f"id:{text}"
+    return int(text) if re.fullmatch(r"\d{1,18}", text) else f"id:{text}"
 
 
 def _feature(text: str) -> Target:
@@ -61,6 +61,6 @@ _FORMS: dict[str, Callable[[str], Target]] = {"id": _token, "feature": _feature,
 
 
 def _number(part: str, text: str) -> int:
-    if not re.fullmatch(r"-?\d+", part):
-        raise InputError(f"{part!r} in {text!r} is no whole number")
+    if not re.fullmatch(r"-?\d{1,18}", part):
+        raise InputError(f"{shortened(part)} in {shortened(text)} is no whole number, or none that a place can have")
     return int(part)

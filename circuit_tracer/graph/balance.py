@@ -28,6 +28,17 @@ def promised_residual(*dtypes: torch.dtype | str | None) -> float:
     return max(PROMISED_RESIDUAL.get(str(dtype).removeprefix("torch."), 0.0) for dtype in dtypes)
 
 
+def allowed_gap(
+    parts: Tensor, products: Tensor, traced: str | None, here: str | None, stored: torch.dtype | None = None
+) -> Tensor:
+    """By how much sums that are made again may miss what they should be: what is promised for the dtypes of the model, in the
+    trace and here, and of stored numbers, of the mass of the parts that are added up; and for the dtype that they are made in,
+    of the mass of the products of single numbers in these parts. Where products cancel, a part is small; its rounding is not.
+    """
+    made_in = ("float64" if dtype == "float64" else "float32" for dtype in (traced, here))
+    return promised_residual(traced, here, stored) * parts + promised_residual(*made_in) * products
+
+
 class ReconstructionWarning(UserWarning):
     """The transcoders do not rebuild this model."""
 

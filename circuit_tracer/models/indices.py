@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from circuit_tracer.arguments import whole
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, shortened
 
 Head = tuple[int, int]  # layer, head
-_HEAD = re.compile(r"L(\d+)H(\d+)", re.ASCII | re.IGNORECASE)
+_HEAD = re.compile(r"L(\d{1,9})H(\d{1,9})", re.ASCII | re.IGNORECASE)
 
 
 def parse_head(text: str) -> Head:
@@ -34,6 +34,14 @@ def require_head(layer: int, head: int, n_layers: int, n_heads: int) -> Head:
             f"there is no head L{layer}H{head}; the model has layers 0 to {n_layers - 1}, each with heads 0 to {n_heads - 1}"
         )
     return layer, head
+
+
+def checked_head(given: object, n_layers: int, n_heads: int) -> Head:
+    """(layer, head) of a pair. Raises InputError for what is none, and for a head that does not exist."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise InputError(f"{shortened(given)} is no head; give (layer, head)")
+    layer, head = given
+    return require_head(layer, head, n_layers, n_heads)
 
 
 def require_position(position: int, n_pos: int, name: str = "position") -> int:

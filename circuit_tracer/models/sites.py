@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import nn
 
-from circuit_tracer.errors import CompatibilityError, InputError
+from circuit_tracer.errors import CompatibilityError, InputError, shortened
 from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
 
 
@@ -101,6 +101,8 @@ OUTPUT_HOOKS = tuple(site.name for site in SITES.values() if site.dictionary == 
 
 def site_named(name: str) -> Site:
     """A row of the table, by its name or the short form of it (`resid_pre`, `attn.z`). Raises InputError."""
+    if not isinstance(name, str):
+        raise InputError(f"site is {shortened(name)}; known are {', '.join(SITES)}")
     first, _, last = name.rpartition(".")
     for known in (name, f"{first}.hook_{last}" if first else f"hook_{last}"):
         if known in SITES:

@@ -48,6 +48,7 @@ from tests.support.edge_cases import (
     traced,
     without,
 )
+from tests.support.induction import FIRST, INDUCTION, induction_model, induction_transcoders
 from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, Case
 
@@ -88,6 +89,36 @@ def test_sums_are_the_edge_for_all_kinds_of_nodes(case: Case, dtype: torch.dtype
     model, graph = traced(case, dtype)
     for source, target in some_edges(graph, 8):
         sums_are_the_edge(explain_edge(graph, source, target, model), EXACT[dtype])
+
+
+@pytest.mark.parametrize("side", ["both", "query", "key"])
+@each_case
+def test_what_a_target_reads_before_the_source_is_no_part_of_an_edge(case: Case, side: str) -> None:
+    """Scores read their keys' tokens, behind which most sources are."""
+    model = traced(case)[0]
+    targets = [AttentionTarget(2, 1, 5, 3, "rest", side), AttentionTarget(2, 0, 5, 4, 2, side)]
+    graph = attribute(IDS, model, attribution_targets=targets)
+    start, edges = graph.nodes.layout.target_start, graph.edges
+    into = [(int(s), int(t)) for s, t in zip(edges.source, edges.target, strict=True) if t >= start]
+    kept = explain_edges(graph, model, 1, into)
+    for source, target in into[:: max(1, len(into) // 12)]:
+        told = explain_edge(graph, source, target, model, paths=2)
+        sums_are_the_edge(told)
+        row = int(kept.find(torch.tensor([source]), torch.tensor([target])))
+        close(float(kept.direct[row]), told.direct, told.weight)
+        close(float(kept.mean_hops[row]) * told.weight, float(told.through.sum()), told.weight)
+
+
+def test_edges_that_are_small_by_cancellation_are_no_errors() -> None:
+    """In single precision: rounding is that of the products, not of their sum."""
+    transcoders = tiny_transcoder("plt", torch.float32, n_features=16, d_model=128)
+    bound = ReplacementModel.from_model(tiny_model("llama", torch.float32, hidden_size=128), transcoders, None, "llama")
+    graph = attribute(torch.arange(3, 43), bound, max_feature_nodes=200, max_n_logits=2)
+    told = explain_edges(graph, bound, 1, graph.edges)
+    same = graph.nodes.position[told.source] == graph.nodes.position[told.target]
+    smallest = torch.nonzero(same).flatten()[graph.edges.weight[same].abs().argsort()[:3]]
+    for row in smallest.tolist():
+        assert explain_edge(graph, int(told.source[row]), int(told.target[row]), bound, paths=0).residual < 1e-6
 
 
 @each_case
@@ -346,3 +377,19 @@ def replace_graph(graph: Graph) -> Graph:
         graph.selected_features, graph.activation_values, graph.logit_targets, graph.logit_probabilities,
         graph.scan, provenance=graph.provenance, targets=graph.targets,
     )  # fmt: skip
+
+
+def test_a_copied_token_comes_by_the_induction_head() -> None:
+    """Text ... 3 7 ... 3, continued with 7: what the first 7 contributes runs through that head alone, whole."""
+    model = ReplacementModel.from_model(induction_model(), induction_transcoders(), None, "induction")
+    graph = attribute(torch.tensor([FIRST, 3, 7, 5, 9, 3]), model, attribution_targets=[7])
+    target = graph.n_nodes - 1
+    for source in ("E_7_2", "0_7_2"):  # half from the embedding, half from the feature "the token is 7"
+        told = explain_edge(graph, source, target, model)
+        assert told.weight > 1
+        assert told.direct == 0
+        for heads in (told.first, told.last, told.through):
+            close(float(heads[INDUCTION]), told.weight, told.weight)
+            close(float(heads.abs().sum()), told.weight, told.weight)
+        assert told.paths[0].heads == (INDUCTION,)
+        assert told.paths[0].positions == (2, 5)

@@ -72,6 +72,14 @@ def test_fewer_paths_than_none() -> None:
         explain_edge(graph, *some_edges(graph, 1)[0], model, paths=-1)
 
 
+def test_more_heads_than_there_are_are_all_of_them() -> None:
+    model, graph = traced(PLAIN)
+    found = explain_edges(graph, model, 10**30, some_edges(graph, 1))
+    assert found.keep == graph.n_layers * model.parts.config.n_heads
+    with pytest.raises(InputError, match="n is"):
+        explain_edge(graph, *some_edges(graph, 1)[0], model, paths=0).strongest("all")  # type: ignore[arg-type]
+
+
 OTHERS: dict[str, Callable[[], ReplacementModel]] = {
     "weights": lambda: build(PLAIN, seed=3),
     "dictionary": lambda: build(Case("llama", "clt")),
@@ -121,6 +129,17 @@ def test_an_edge_that_was_changed(mine: tuple[ReplacementModel, Graph]) -> None:
     with pytest.raises(CompatibilityError):
         explain_edges(graph, model, edges=graph.edges)
     assert graph.edge_heads is None
+
+
+def test_a_model_in_another_number_format() -> None:
+    coarse, fine = (
+        ReplacementModel.from_model(tiny_model("llama", dtype), tiny_transcoder(dtype=dtype), None, "llama")
+        for dtype in (torch.bfloat16, torch.float64)
+    )
+    graph = attribute(IDS, coarse)
+    explain_edges(graph, coarse, edges=graph.edges)
+    with pytest.raises(CompatibilityError, match="load the model in bfloat16"):
+        explain_edges(graph, fine, edges=graph.edges)
 
 
 def test_activations_that_were_changed(mine: tuple[ReplacementModel, Graph]) -> None:

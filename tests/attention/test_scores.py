@@ -23,6 +23,7 @@ from circuit_tracer.graph.attention_scores import SOURCE_KINDS, AttentionScore
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.queries_keys import read_scores
 from tests.support.induction import FIRST, INDUCTION, PREVIOUS_TOKEN, induction_model, induction_transcoders
+from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, assert_equal, build, one_each
 
 GPT2, LLAMA, GEMMA = (
@@ -75,6 +76,21 @@ def test_both_sides_and_all_pairs_add_up_to_the_score(case: Case, dtype: torch.d
             assert abs(found.pairs.total() - float(expected)) < tolerance * max(1.0, mass)
             for pairs, values in zip(found.pairs.marginals(), sums(found), strict=True):
                 torch.testing.assert_close(pairs, values, rtol=0, atol=tolerance * max(1.0, mass))
+
+
+def test_scores_that_are_small_by_cancellation_are_no_errors() -> None:
+    """In single precision, in the first layer: a token and constants alone, so that nothing else is in the mass."""
+    transcoders = tiny_transcoder("plt", torch.float32, d_model=128)
+    model = ReplacementModel.from_model(tiny_model("llama", torch.float32, hidden_size=128), transcoders, None, "llama")
+    graph = attribute(torch.arange(3, 43), model, max_feature_nodes=5)
+    scores = read_scores(model.parts, capture(model.parts, graph.input_tokens), [0])[0]
+    raw = torch.stack([torch.stack([scores.raw(head, query) for query in range(40)]) for head in range(4)])
+    smallest = raw.abs().flatten().argsort()[:4].tolist()
+    for place in smallest:
+        head, query, key = place // 1600, place // 40 % 40, place % 40
+        found = graph.explain_score(model, 0, head, query, key, pairs=False)
+        assert found.residual < 1e-6
+        assert abs(sum(found.key_side.parts.values()) - found.score) < 1e-6
 
 
 @pytest.mark.parametrize("case", [GPT2, GEMMA], ids=str)
@@ -311,6 +327,10 @@ def test_sources_and_counts_that_cannot_be_are_refused() -> None:
         pairs.of("9_9_9", 0)
     with pytest.raises(InputError, match="sources 0 to"):
         pairs.of(0, len(pairs.sources))
+    with pytest.raises(InputError, match="outside of sources"):
+        pairs.matrix(torch.tensor([0]), torch.tensor([-1]))
+    with pytest.raises(InputError, match="whole numbers"):
+        pairs.matrix(torch.tensor([0.5]), torch.tensor([1]))
     with pytest.raises(InputError, match="k is -1"):
         pairs.top(-1)
     assert pairs.top(0) == []

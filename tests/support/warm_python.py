@@ -15,6 +15,7 @@ import runpy
 import subprocess
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -96,6 +97,7 @@ def become(arguments: list[str], root: str) -> None:
 
 if __name__ == "__main__":
     for library in LIBRARIES:
-        importlib.import_module(library)
+        with suppress(ModuleNotFoundError):  # triton is for Linux
+            importlib.import_module(library)
     gc.freeze()
     become(*serve())
