@@ -62,6 +62,8 @@ def test_the_embedded_world() -> None:
     assert left["texas"].features
     assert left["california"].features
     assert left["swapped"].tokens(1)[0].text.strip() == "Sacramento"
+    assert left["told"].strongest(1)["first"][0][:2] == left["told"].strongest(1)["last"][0][:2] == (1, 0)
+    assert left["look"].strongest(2)["key"][1].node == left["state"]
     assert Path("dallas.svg").stat().st_size > 0
     assert Path("patching.svg").stat().st_size > 0
 

@@ -125,6 +125,8 @@ def test_a_head_shows_what_the_file_says_of_its_look(headed: Page) -> None:
     headed.click("[data-testid=score-pairs] .name")
     assert state(headed, "clicked") == "0_5_0"
     assert params(headed)["head"] == "L1H3:1:0:rest"
+    headed.js("viewer.actions.chooseHead('L1H3')")
+    assert headed.js("document.querySelector('[data-testid=head-versus]').value") == "rest"
     headed.js("viewer.actions.chooseHead('L0H1')")
     assert texts(headed, "[data-testid=head-score]") == ["75% of its attention · score 1.25"]
     assert texts(headed, "[data-testid=score-key] p") == ["features 1.50 · biases −0.25"]

@@ -162,7 +162,9 @@ class HeadPanel {
     const { asking, problem, score: asked } = this.answers.get(state.head) ?? {};
     const score = asked ?? scoreInFile(graph, look);
     const query = Math.min(look.query ?? score?.query ?? graph.tokens.length - 1, graph.tokens.length - 1);
-    const where = { ...look, query, key: look.key ?? score?.key ?? null };
+    const [key, versus] =
+      look.key === null ? [score?.key ?? null, score?.versus ?? null] : [look.key, look.versus];
+    const where = { ...look, query, key, versus };
     const ready = score !== null || explain.hasModel;
     return [
       headFacts(this.table, look),
