@@ -5,14 +5,10 @@ Triton kernels are compiled where there is a GPU, and interpreted elsewhere: dec
 Files with slow tests are begun first, so that no worker (`make test` has several, each with whole files) is left with one
 at the end. A test may take LIMIT seconds; one that takes longer is marked slow("why"), and whatever is not is named at the
 end of a run.
-
-What is there when the tests begin, a million objects of torch and transformers, stays to the end: the garbage collector need
-not go through it again and again (a seventh of the time of all tests).
 """
 
 from __future__ import annotations
 
-import gc
 import os
 from collections import Counter
 
@@ -43,11 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 raise pytest.UsageError(f"{item.nodeid} does not say why it is slow: mark it slow('why')")
             long.add(item.path)
     items.sort(key=lambda item: item.path not in long)
-
-
-def pytest_collection_finish() -> None:
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -6,7 +6,7 @@ Letters: E edges, S sources, T targets, n terms, D d_model, O = H d_head.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,13 +14,14 @@ from torch import Tensor
 
 from circuit_tracer.attention.stream_terms import StreamTerms
 from circuit_tracer.attention.stretch import Stretch
+from circuit_tracer.attribution.row_blocks import split_rows
 
 IN_FLIGHT = 2**28  # bytes of fields or gradients that exist at once, and as many of what meets them
 
 
 @dataclass(frozen=True)
 class EdgeSet:
-    """E edges, each from row source[e] (E,) of `writes` to row target[e] (E,) of `reads`; every row has terms."""
+    """E edges, each from row source[e] (E,) of `writes` to row target[e] (E,) of `reads`; every row has an edge, and terms."""
 
     stretch: Stretch
     writes: StreamTerms
@@ -59,17 +60,22 @@ class EdgeSet:
         return at
 
     def parts(self, swept: Literal["sources", "targets"]) -> Iterator[tuple[Tensor, EdgeSet]]:
-        """(numbers of edges (e,), these edges by themselves): rows of the swept side are fields, in the order in which they
-        join the sweep; of the other side there is a table of vectors for each layer.
+        """(numbers of edges (e,), these edges by themselves, among the positions that they need): rows of the swept side are
+        fields, in the order in which they join the sweep; of the other side there is a table of vectors for each layer.
         """
-        sources, targets = self.bottom.argsort(stable=True), self.top.argsort(descending=True, stable=True)
-        per_target = -(-len(self.reads) // self.n_targets)
         if swept == "targets":
-            for chosen in sources.split(self._table_rows(1)):
-                yield from (part for some in targets.split(self._rows) if len((part := self._among(chosen, some))[0]))
+            own, other, depth, reach = self.target, self.source, (self.top + 1) // 2, self._last_position
+            table_rows = self._table_rows(1)
         else:
-            for some in targets.split(self._table_rows(per_target)):
-                yield from (part for chosen in sources.split(self._rows) if len((part := self._among(chosen, some))[0]))
+            own, other, depth = self.source, self.target, self.stretch.network.n_layers - self.bottom // 2
+            reach = self.stretch.n_pos - 1 - self.source_position
+            table_rows = self._table_rows(-(-len(self.reads) // self.n_targets))
+        for rows in split_rows(depth, reach, self._rows):
+            rows = rows.to(own.device)
+            for met in other[torch.isin(own, rows)].unique().split(table_rows):
+                edge = torch.nonzero(torch.isin(own, rows) & torch.isin(other, met)).flatten()
+                used = rows[torch.isin(rows, own[edge])]
+                yield edge.cpu(), self._of(edge, *((met, used) if swept == "targets" else (used, met)))
 
     @property
     def _rows(self) -> int:
@@ -84,18 +90,24 @@ class EdgeSet:
         row = 3 * network.n_layers * network.parts.config.d_model * self.stretch.dtype.itemsize * vectors_a_layer
         return max(1, IN_FLIGHT // row)
 
-    def _among(self, sources: Tensor, targets: Tensor) -> tuple[Tensor, EdgeSet]:
-        """The edges among some rows of both sides, which are numbered anew."""
-        place = [
-            torch.full((n,), -1, device=rows.device)
-            for n, rows in ((self.n_sources, sources), (self.n_targets, targets))
-        ]
-        for new, rows in zip(place, (sources, targets), strict=True):
-            new[rows] = torch.arange(len(rows), device=rows.device)
-        source, target = place[0][self.source], place[1][self.target]
-        edge = torch.nonzero((source >= 0) & (target >= 0)).flatten()
+    def _of(self, edge: Tensor, sources: Tensor, targets: Tensor) -> EdgeSet:
+        """Some edges (e,), all of them among these rows, which are numbered anew."""
+        ends = []
+        for n, rows, of_edge in ((self.n_sources, sources, self.source), (self.n_targets, targets, self.target)):
+            place = torch.empty(n, dtype=torch.int64, device=rows.device)
+            place[rows] = torch.arange(len(rows), device=rows.device)
+            ends.append(place[of_edge[edge]])
         writes, reads = self.writes.take(sources), self.reads.take(targets)
-        return edge.cpu(), EdgeSet(self.stretch, writes, reads, source[edge], target[edge])
+        start, stop = int(writes.position.min()), int(reads.position.max()) + 1
+        return EdgeSet(replace(self.stretch, start=start, stop=stop), writes, reads.between(start, stop), *ends)
+
+    @property
+    def _last_position(self) -> Tensor:
+        """(T,) the last position in the stretch that each target reads."""
+        at = torch.zeros(self.n_targets, dtype=torch.int64, device=self.reads.row.device)
+        return at.scatter_reduce(
+            0, self.reads.row, self.reads.position - self.stretch.start, "amax", include_self=False
+        )
 
     @staticmethod
     def _extreme(terms: StreamTerms, reduce: Literal["amin", "amax"]) -> Tensor:

@@ -38,13 +38,12 @@ def explain_edge(
     weights = edge_weights(graph, *pair)
     weight = float(weights[0])
     prompt = FrozenPrompt.of(graph, model)
-    writes = prompt.writes(pair[0])
-    start = int(writes.position.min())
-    reads = prompt.reads(pair[1]).since(start)
-    split = split_edge(prompt.stretch(start, int(reads.position.max()) + 1), writes, reads)
+    writes, reads = prompt.writes(pair[0]), prompt.reads(pair[1])
+    split = split_edge(prompt.stretch(int(writes.position.min()), int(reads.position.max()) + 1), writes, reads)
     sums = torch.stack([split.hops[0] + split.first.sum(), split.hops[0] + split.last.sum(), split.hops.sum()])
-    mass = split.hops[0].abs() + torch.stack([split.first.abs().sum(), split.last.abs().sum()]).max()
-    residual = require_sums(graph, prompt, pair, weights, sums[:, None], mass[None])
+    parts = [each.abs().sum() for each in (split.first, split.last, split.hops[1:])]
+    mass = torch.stack([split.hops[0].abs() + torch.stack(parts).max(), split.mass.max()])
+    residual = require_sums(graph, prompt, pair, weights, sums[:, None], mass[:, None])
     listed, rest = PathSearch(split, paths).run()
     names = graph.nodes.ids(pair.flatten().to(graph.device))
     return EdgeExplanation(

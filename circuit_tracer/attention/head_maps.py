@@ -18,7 +18,7 @@ from torch import Tensor
 from circuit_tracer.kernels.attend_back import Scores
 from circuit_tracer.models.frozen import FrozenLayer
 
-QUERIES_A_TILE = 256  # of a pattern that is made anew
+QUERIES_A_TILE = 256
 
 
 @dataclass(frozen=True)
@@ -118,15 +118,15 @@ class HeadMaps:
 
     def _tiles(self, n_pos: int) -> Iterator[tuple[int, slice, slice, Tensor]]:
         """(key/value head, queries, keys, pattern of the group (G, queries, keys)), together all that is not zero."""
-        every = slice(0, n_pos)
         for kv in range(self.n_kv):
-            if not isinstance(self.pattern, Scores):
-                yield kv, every, every, self.pattern[self._heads(kv)]
-                continue
             for start in range(0, n_pos, QUERIES_A_TILE):
                 queries = slice(start, min(n_pos, start + QUERIES_A_TILE))
-                keys = slice(*self.pattern.keys_of(queries.start, queries.stop))
-                yield kv, queries, keys, self.pattern.tile(kv, queries, keys)
+                if isinstance(self.pattern, Scores):
+                    keys = slice(*self.pattern.keys_of(queries.start, queries.stop))
+                    yield kv, queries, keys, self.pattern.tile(kv, queries, keys)
+                else:
+                    keys = slice(0, queries.stop)  # nothing looks right
+                    yield kv, queries, keys, self.pattern[self._heads(kv), queries, keys]
 
     def _pattern_of(self, head: int) -> Tensor:
         """(P, P)."""

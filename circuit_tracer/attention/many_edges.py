@@ -44,20 +44,23 @@ def explain_edges(
     pairs = _pairs(graph, edges)
     weight = edge_weights(graph, *pairs)
     prompt = FrozenPrompt.of(graph, model)
-    direct, slope = torch.zeros(2, len(weight), dtype=torch.float64)
+    direct, size, slope = torch.zeros(3, len(weight), dtype=torch.float64)
     first, last = _StrongestHeads(len(weight), keep), _StrongestHeads(len(weight), keep)
     if len(weight):
         edge_set = _edge_set(prompt, *pairs)
         for edge, part in edge_set.parts("targets"):
-            direct[edge], slope_e = direct_of(part), torch.zeros(len(edge), dtype=torch.float64)
-            for layer, heads_eH in first_by_layer(part, slope_e):
-                first.add(edge, layer, heads_eH)
+            direct[edge], size[edge] = direct_of(part)
+            slope_e = torch.zeros(len(edge), dtype=torch.float64)
+            for layer, heads_eH, size_e in first_by_layer(part, slope_e):
+                first.add(edge, layer, heads_eH, size_e)
             slope[edge] = slope_e
         for edge, part in edge_set.parts("sources"):
-            for layer, heads_eH in last_by_layer(part):
-                last.add(edge, layer, heads_eH)
+            for layer, heads_eH, size_e in last_by_layer(part):
+                last.add(edge, layer, heads_eH, size_e)
         sums = torch.stack([direct + first.total, direct + last.total])
-        require_sums(graph, prompt, pairs, weight, sums, direct.abs() + torch.maximum(first.mass, last.mass))
+        require_sums(
+            graph, prompt, pairs, weight, sums, torch.stack([direct.abs(), size]) + torch.maximum(first.mass, last.mass)
+        )
     graph.edge_heads = EdgeHeads(
         source=pairs[0],
         target=pairs[1],
@@ -72,18 +75,18 @@ def explain_edges(
 
 
 class _StrongestHeads:
-    """Of E edges: sum and mass of what runs through heads, and the k strongest heads so far."""
+    """Of E edges: sum of what runs through heads, its mass and that of the products in it, and the k strongest heads so far."""
 
     def __init__(self, n_edges: int, keep: int) -> None:
-        self.total, self.mass = torch.zeros(2, n_edges, dtype=torch.float64)
+        self.total, self.mass = torch.zeros(n_edges, dtype=torch.float64), torch.zeros(2, n_edges, dtype=torch.float64)
         self.weight = torch.zeros(n_edges, keep, dtype=torch.float64)
         self.heads = torch.full((n_edges, keep, 2), -1)
 
-    def add(self, edge: Tensor, layer: int, weight_eH: Tensor) -> None:
-        """What runs through the heads of one layer, for edges (e,)."""
+    def add(self, edge: Tensor, layer: int, weight_eH: Tensor, size_e: Tensor) -> None:
+        """What runs through the heads of one layer, for edges (e,), and the mass of its products."""
         weight = weight_eH.double().cpu()
         self.total[edge] += weight.sum(1)
-        self.mass[edge] += weight.abs().sum(1)
+        self.mass[:, edge] += torch.stack([weight.abs().sum(1), size_e.double().cpu()])
         number = torch.arange(weight.shape[1]).expand_as(weight)
         here = torch.stack([torch.full_like(number, layer), number], dim=-1)
         here[weight == 0] = -1
@@ -95,10 +98,8 @@ class _StrongestHeads:
 
 def _edge_set(prompt: FrozenPrompt, source: Tensor, target: Tensor) -> EdgeSet:
     (sources, source_row), (targets, target_row) = (each.unique(return_inverse=True) for each in (source, target))
-    writes = prompt.writes(sources)
-    start = int(writes.position.min())
-    reads = prompt.reads(targets).since(start)
-    stretch = prompt.stretch(start, int(reads.position.max()) + 1)
+    writes, reads = prompt.writes(sources), prompt.reads(targets)
+    stretch = prompt.stretch(int(writes.position.min()), int(reads.position.max()) + 1)
     return EdgeSet(stretch, writes, reads, source_row.to(writes.row.device), target_row.to(writes.row.device))
 
 

@@ -87,7 +87,7 @@ class PathSearch:
     def _opened(self, parent: _Apart, head: tuple[int, int]) -> _Apart:
         """A child, with the field that its last head writes."""
         entering = self._entering(parent, head[0])
-        return _Apart((*parent.heads, head), self.stretch.heads(head[0]).of_head(head[1], entering))
+        return _Apart((*parent.heads, head), self.split.heads(head[0]).of_head(head[1], entering))
 
     def _entering(self, prefix: _Apart, layer: int) -> Tensor:
         """(P, D): what of a prefix enters a later layer through no further head."""
@@ -114,7 +114,7 @@ class PathSearch:
         for layer in range(starts[0], self.split.layers.stop):
             entered, started = (sum(start < bound for start in starts) for bound in (layer, layer + 1))
             if entered and layer in self.split.layers:
-                heads = self.stretch.heads(layer)
+                heads = self.split.heads(layer)
                 found = heads.score(self.split.unmixed[layer], heads.values(fields[:entered]))
                 scores[:, :entered, layer] = found.double().cpu()
             behind = [self._past(layer, part, first) for part, first in self._parts(fields, entered, started)]
@@ -137,7 +137,7 @@ class PathSearch:
         start = int(self.split.source.position[0])
         positions, prefix = [start - self.stretch.start], _Apart((), None)
         for step, (layer, head) in enumerate(heads):
-            field = self.stretch.heads(layer).of_head(head, self._entering(prefix, layer))
+            field = self.split.heads(layer).of_head(head, self._entering(prefix, layer))
             at = int((field * gradients[step]).sum(-1).abs().argmax())
             positions.append(at)
             alone = torch.zeros_like(field)
@@ -149,7 +149,7 @@ class PathSearch:
         """(P, D) for each head: what the rest of the path reads of what it writes."""
         found = [self.split.ends[heads[-1][0]]]
         for (layer, _), (above, head) in zip(heads[-2::-1], heads[:0:-1], strict=True):
-            found.append(self._below(above, self.stretch.heads(above).back_of_head(head, found[-1]), layer))
+            found.append(self._below(above, self.split.heads(above).back_of_head(head, found[-1]), layer))
         return found[::-1]
 
     def _below(self, above: int, entering_PD: Tensor, layer: int) -> Tensor:

@@ -58,11 +58,6 @@ class StreamTerms:
         columns = ([getattr(part, field.name) for part in parts] for field in fields(cls))
         return cls(*(torch.cat(column) for column in columns))
 
-    def since(self, position: int) -> StreamTerms:
-        """The terms at a position and later ones, which are all that is reached from there: the network never looks right."""
-        kept = self.position >= position
-        return StreamTerms(self.row[kept], self.place[kept], self.position[kept], self.vector[kept])
-
     def of_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(place in `rows`, number of a term) of all terms of some rows (R',), row after row; a row may come several times."""
         ordered, order = self.row.sort(stable=True)
@@ -71,6 +66,11 @@ class StreamTerms:
         place = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
         within = torch.arange(len(place), device=rows.device) - (counts.cumsum(0) - counts)[place]
         return place, order[first[place] + within]
+
+    def between(self, start: int, stop: int) -> StreamTerms:
+        """The terms at positions start .. stop - 1."""
+        inside = (self.position >= start) & (self.position < stop)
+        return StreamTerms(*(getattr(self, field.name)[inside] for field in fields(self)))
 
     def take(self, rows: Tensor) -> StreamTerms:
         """The terms of some rows (R',), which become rows 0, 1, ... in the order asked for; a row may come several times."""

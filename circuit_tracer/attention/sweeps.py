@@ -22,8 +22,10 @@ from circuit_tracer.attention.stream_terms import StreamTerms
 GATHERED = 2**25  # bytes of vectors of edges at once
 
 
-def first_by_layer(edges: EdgeSet, slope_E: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(layer, (E, H) by first head) from the top down. Adds to slope (E,) the sum over hops k of k A_k."""
+def first_by_layer(edges: EdgeSet, slope_E: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(layer, (E, H) by first head, (E,) mass of their products) from the top down. Adds to slope (E,) the sum over hops k of
+    k A_k.
+    """
     stretch, parallel, at_S = edges.stretch, edges.stretch.network.parallel, edges.source_position
     entering, written = _without_heads(edges)
     top_T, bottom = edges.top, int(edges.bottom.min()) // 2
@@ -40,17 +42,19 @@ def first_by_layer(edges: EdgeSet, slope_E: Tensor) -> Iterator[tuple[int, Tenso
             heads = stretch.heads(layer)
             unmixed = heads.unmixed(heads.reads(behind.flatten(0, 1))).unflatten(0, (2, n))
             here = edges.target < n
-            first_EH = g.new_zeros(len(edges), heads.n_heads)
-            first_EH[here] = _met(heads, unmixed[0], entering[layer], edges.target[here], edges.source[here], at_S)
-            yield layer, first_EH
+            first_EH, size_E = g.new_zeros(len(edges), heads.n_heads), g.new_zeros(len(edges))
+            first_EH[here], size_E[here] = _met(
+                heads, unmixed[0], entering[layer], edges.target[here], edges.source[here], at_S
+            )
+            yield layer, first_EH, size_E
             unmixed[1] += unmixed[0]
             g[:, :n] += heads.gathered(unmixed.flatten(0, 1)).view_as(behind)
         stretch.add_(g[0], edges.reads, 2 * layer)
         slope_E += _products(g[1], written[layer], edges, at_S).cpu()
 
 
-def last_by_layer(edges: EdgeSet) -> Iterator[tuple[int, Tensor]]:
-    """(layer, (E, H) by last head) from the bottom up."""
+def last_by_layer(edges: EdgeSet) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(layer, (E, H) by last head, (E,) mass of their products) from the bottom up."""
     stretch, bottom_S, reads = edges.stretch, edges.bottom, edges.reads
     behind = _read_without_heads(edges)
     edge_m, term_m = reads.of_rows(edges.target)
@@ -60,12 +64,13 @@ def last_by_layer(edges: EdgeSet) -> Iterator[tuple[int, Tensor]]:
         n = int((bottom_S <= 2 * layer).sum())  # rows are sorted by where they join
         heads, now = stretch.heads(layer), x[:n]
         mixed, read = heads.mixed(heads.values(now)), heads.reads(behind[layer])
-        last_EH = x.new_zeros(len(edges), heads.n_heads)
+        last_EH, size_E = x.new_zeros(len(edges), heads.n_heads), x.new_zeros(len(edges))
         started = edges.source[edge_m] < n
         for edge, term in zip(*(m[started].split(_at_once(read[0])) for m in (edge_m, term_m)), strict=True):
-            given = mixed[edges.source[edge], reads.position[term] - stretch.start]
-            last_EH.index_add_(0, edge, (given * read[term]).sum(-1))
-        yield layer, last_EH
+            products = mixed[edges.source[edge], reads.position[term] - stretch.start] * read[term]
+            last_EH.index_add_(0, edge, products.sum(-1))
+            size_E.index_add_(0, edge, products.abs_().sum((1, 2)))
+        yield layer, last_EH, size_E
         attended = heads.joined(mixed)
         skipped = stretch.skipped(layer, now if stretch.network.parallel else now + attended)
         now += attended
@@ -73,20 +78,21 @@ def last_by_layer(edges: EdgeSet) -> Iterator[tuple[int, Tensor]]:
             now += skipped
 
 
-def direct_of(edges: EdgeSet) -> Tensor:
-    """(E,) float64: what runs through no head."""
+def direct_of(edges: EdgeSet) -> tuple[Tensor, Tensor]:
+    """(E,) float64: what runs through no head, and the mass of its products."""
     entering, _ = _without_heads(edges)
     edge_m, term_m = edges.reads.of_rows(edges.target)
     source_m, reads = edges.source[edge_m], edges.reads
     same = reads.position[term_m] - edges.stretch.start == edges.source_position[source_m]
     edge_m, term_m, source_m = edge_m[same], term_m[same], source_m[same]
-    found = torch.zeros(len(edges), dtype=torch.float64, device=edge_m.device)
+    found, size = torch.zeros(2, len(edges), dtype=torch.float64, device=edge_m.device)
     for edge, term, source in zip(
         *(m.split(_at_once(reads.vector[:1])) for m in (edge_m, term_m, source_m)), strict=True
     ):
-        product = (entering[reads.place[term] // 2, source] * reads.vector[term]).sum(-1)
-        found.index_add_(0, edge, product.double())
-    return found.cpu()
+        products = entering[reads.place[term] // 2, source] * reads.vector[term]
+        found.index_add_(0, edge, products.sum(-1).double())
+        size.index_add_(0, edge, products.abs_().sum(-1).double())
+    return found.cpu(), size.cpu()
 
 
 def _without_heads(edges: EdgeSet) -> tuple[Tensor, Tensor]:
@@ -124,14 +130,14 @@ def _at_place(terms: StreamTerms, place: int) -> Tensor:
 
 def _met(
     heads: HeadMaps, unmixed_NPHd: Tensor, entering_SD: Tensor, row_e: Tensor, source_e: Tensor, at_S: Tensor
-) -> Tensor:
-    """(e, H): what gradients read, through each head, of what sources hold at their own positions."""
-    values = heads.values(entering_SD)
-    found = [
-        (unmixed_NPHd[row, at_S[source]].unflatten(1, (heads.n_kv, -1)) * values[source][:, :, None]).sum(-1).flatten(1)
-        for row, source in zip(*(e.split(_at_once(unmixed_NPHd[0, :1])) for e in (row_e, source_e)), strict=True)
-    ]
-    return torch.cat(found) if found else unmixed_NPHd.new_zeros(0, heads.n_heads)
+) -> tuple[Tensor, Tensor]:
+    """(e, H): what gradients read, through each head, of what sources hold at their own positions; (e,) mass of products."""
+    values, found, sizes = heads.values(entering_SD), [], []
+    for row, source in zip(*(e.split(_at_once(unmixed_NPHd[0, :1])) for e in (row_e, source_e)), strict=True):
+        products = unmixed_NPHd[row, at_S[source]].unflatten(1, (heads.n_kv, -1)) * values[source][:, :, None]
+        found.append(products.sum(-1).flatten(1))
+        sizes.append(products.abs_().sum((1, 2, 3)))
+    return torch.cat(found), torch.cat(sizes)
 
 
 def _products(g_TPD: Tensor, written_SD: Tensor, edges: EdgeSet, at_S: Tensor) -> Tensor:
