@@ -53,11 +53,13 @@ def all_edges(heads: EdgeHeads, influence: Tensor, words: NodeWords) -> str:
     counted = f"edges      {len(rows):,}, of which {len(through):,} run through heads"
     if not through:
         return counted
-    lines = [f"{counted}; those of most influence:", "", f"{'weight':>10}  {'first head':<13}{'last head':<13}edge"]
+    columns = f"{'weight':>10}{'direct':>8}  {'first head':<13}{'last head':<13}edge"
+    lines = [f"{counted}; those of most influence:", "", columns]
     for row in through[:LINES]:
         weight, source, target = row["weight"], row["source"], row["target"]
         ends = "".join(f"{_share(row[end][0], weight):<13}" for end in ("first", "last"))
-        lines.append(f"{weight:>+10.4g}  {ends}{source}:{target}  {words.of(source)} -> {words.of(target)}")
+        numbers = f"{weight:>+10.4g}{row['direct'] / weight:>8.0%}"
+        lines.append(f"{numbers}  {ends}{source}:{target}  {words.of(source)} -> {words.of(target)}")
     lines += ["", f"{'head':<10}{'first of':>10}{'last of':>10}"]
     counts = count_by_head(heads)[:LINES]
     lines += [f"{f'L{layer}H{head}':<10}{first:>10,}{last:>10,}" for layer, head, first, last in counts]
