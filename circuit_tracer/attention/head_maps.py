@@ -133,7 +133,7 @@ class HeadMaps:
         if not isinstance(self.pattern, Scores):
             return self.pattern[head]
         every = slice(0, self.pattern.n_pos)
-        return self.pattern.tile(head // self.groups, every, every)[head % self.groups]
+        return self.pattern.of_head(head).tile(0, every, every)[0]
 
 
 def _split(tensor: Tensor, dim: int, parts: int) -> Tensor:

@@ -57,6 +57,16 @@ class Scores:
             key_scale_P=None if self.key_scale_P is None else self.key_scale_P[here],
         )
 
+    def of_head(self, head: int) -> Scores:
+        """Those of one head."""
+        key = head * int(self.key_KPd.shape[0]) // self.n_heads
+        return replace(
+            self,
+            query_HPd=self.query_HPd[head : head + 1],
+            key_KPd=self.key_KPd[key : key + 1],
+            lse_HP=self.lse_HP[head : head + 1],
+        )
+
     def queries_of(self, start: int, stop: int, n_pos: int) -> tuple[int, int]:
         """The queries below `n_pos` that see any key of start .. stop - 1: a range, since `first` does not fall."""
         last = int(torch.searchsorted(self.first_P, stop))

@@ -28,7 +28,7 @@ from tests.support.induction import (
     induction_model,
     induction_transcoders,
 )
-from tests.support.tiny import tiny_model
+from tests.support.tiny import tiny_model, tiny_transcoder
 
 TEXTS = [[1, 5, 5, 9, 5, 9, 7, 9], [3, 3, 3], [8, 4, 2, 6, 8, 4, 2, 6]]  # repeats at once, thrice, and of a block
 
@@ -255,6 +255,25 @@ def test_patterns_that_are_not_finite(known: HeadTable) -> None:
         diagnose_heads(model, random=RandomTokens(14), ablate=0)
     with pytest.raises(InputError, match="score 'induced' is unknown; known are induction, "):
         known["induced"]
+
+
+@pytest.mark.parametrize("head", [3, (1,), (0, "x"), (9, 0), (-1, 0), (0, 0, 0), None], ids=str)
+def test_rows_of_what_is_no_head(known: HeadTable, head: Any) -> None:
+    with pytest.raises(InputError, match="head"):
+        known.row(head)
+
+
+def test_arguments_of_a_table_that_cannot_be(known: HeadTable) -> None:
+    bad: list[Any] = [[], 3, torch.ones(2)]
+    for value in bad:
+        with pytest.raises(InputError, match="score is"):
+            known.order(value)
+    with pytest.raises(InputError, match="count is"):
+        known.strongest(count=[1])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="tokenizer is expected"):
+        diagnose_heads(
+            ReplacementModel.from_model(tiny_model("llama"), tiny_transcoder(), None, "llama"), [3, 4], tokenizer=5
+        )
 
 
 def test_columns_are_sorted_with_the_undefined_last(known: HeadTable) -> None:
