@@ -59,7 +59,8 @@ def world(record: Record) -> list[str]:
     for way in record["answers changed"]:
         for what in ("named head", "another head of its layer"):
             cells = (f"{found['answers changed'][way][what]:g}" for found in groups.values())
-            rows.append([f"answers changed without the {what} ({way})", *cells])
+            head = "the named head" if what == "named head" else what
+            rows.append([f"answers changed without {head} ({way})", *cells])
     for name, value in record["key side"].items():
         if name != "of" and isinstance(value, int | float):
             rows.append([f"key side: {name}", *(f"{found['key side'][name]:g}" for found in groups.values())])
