@@ -22,6 +22,7 @@ from circuit_tracer.errors import CircuitTracerError, CompatibilityError, InputE
 from circuit_tracer.graph.attention_scores import SOURCE_KINDS, AttentionScore
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.queries_keys import read_scores
+from tests.support.edge_cases import ALL, any_architecture
 from tests.support.induction import FIRST, INDUCTION, PREVIOUS_TOKEN, induction_model, induction_transcoders
 from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, assert_equal, build, one_each
@@ -350,3 +351,22 @@ def test_a_graph_of_another_model_is_refused() -> None:
 
 _PARTS = ("input_string", "input_tokens", "active_features", "cfg", "selected_features", "activation_values",
           "logit_targets", "logit_probabilities", "vocab_size")  # fmt: skip
+
+
+ROUNDED = ("cohere", "ernie4_5", "llama4")  # their own pass rounds rotary embeddings to float32
+
+
+@pytest.mark.parametrize(("number", "name"), ALL, ids=[name for _, name in ALL])
+def test_sums_pairs_and_contrasts_of_every_architecture(number: int, name: str) -> None:
+    model, graph = any_architecture(name, number)
+    layer = graph.n_layers - 1
+    for versus in (None, "rest"):
+        found = graph.explain_score(model, layer, 0, 5, 4, versus)
+        expected = torch.tensor(found.score, dtype=torch.float64)
+        assert found.pairs is not None
+        for total in (*(sum(side.parts.values()) for side in (found.query_side, found.key_side)), found.pairs.total()):
+            assert_equal(torch.tensor(float(total), dtype=torch.float64), expected)
+    log = capture(model.parts, graph.input_tokens).patterns[layer][0, 5].log()
+    others = torch.softmax(log, 0).index_fill(0, torch.tensor(4), 0)
+    rest = (others / others.sum()) @ torch.where(others > 0, log, 0)
+    assert_equal(expected, log[4] - rest, 1e-6 if name.startswith(ROUNDED) else 1e-9)
