@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from circuit_tracer.graph.attention_scores import ScoreSide
 from circuit_tracer.viewer.server.messages import Name, Sent
 
 Index = Annotated[int, Field(ge=0, le=10**9)]
@@ -70,14 +71,6 @@ class ScoreQuestion(Sent):
     query: Index
     key: Index | None = Field(default=None, description="null: the key that it looks at most")
     versus: Index | Literal["rest"] | None = None
-
-
-class ScoreSide(BaseModel):
-    """What one side contributes, the other as it is: by kind of source, signed and in size, and the strongest by node id."""
-
-    parts: dict[str, float]
-    mass: dict[str, float]
-    top: list[tuple[str, float]]
 
 
 class ScoreAnswer(BaseModel):
