@@ -66,14 +66,15 @@ def loss(
     """
     pre = [x_BSD[:, s] @ W.T + b for s, (W, b) in enumerate(zip(weights.W_enc, weights.b_enc, strict=True))]
     norms = [torch.linalg.vector_norm(W, dim=1) for W in weights.W_dec]
-    activations = activate(weights, settings, pre, norms, active, band)
+    reach = [len(targets(kind, source, len(pre))) for source in range(len(pre))]
+    activations = activate(weights, settings, pre, norms, reach, active, band)
     prediction_BSD = weights.b_dec + skip(weights, x_BSD) + decode(weights, kind, activations)
 
     terms = {
         "reconstruction": squared_error(prediction_BSD, y_BSD),
         "sparsity": sparsity(settings, activations, norms, penalty),
         "aux": aux(weights, kind, settings, pre, dead, residual_BSD=(y_BSD - prediction_BSD).detach()),
-        "pre_activation": pre_activation(weights, settings, pre, norms, dead, running_cut),
+        "pre_activation": pre_activation(weights, settings, pre, norms, reach, dead, running_cut),
         "jacobian": jacobian(weights, settings, activations, direction_BSD, derivative_BSD, derivative_scale_S),
     }
     return torch.stack(list(terms.values())).sum(), terms
@@ -111,11 +112,12 @@ def activate(
     settings: SparsitySection,
     pre: Sequence[Tensor],
     norms: Sequence[Tensor],
+    n_targets: Sequence[int],
     active: float,
     band: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """a = activation(pre), (B, F) a source, as the rule defines it. Norms only rank; no gradient reaches them."""
-    return rule_of(settings).activate(Dense(pre, norms, thresholds(weights, settings), active, band))
+    return rule_of(settings).activate(Dense(pre, norms, n_targets, thresholds(weights, settings), active, band))
 
 
 def thresholds(weights: Weights, settings: SparsitySection) -> list[Tensor]:
@@ -168,6 +170,7 @@ def pre_activation(
     settings: SparsitySection,
     pre: Sequence[Tensor],
     norms: Sequence[Tensor],
+    n_targets: Sequence[int],
     dead: Sequence[Tensor],
     running_cut: float,
 ) -> Tensor:
@@ -177,7 +180,8 @@ def pre_activation(
     """
     constant = [n.detach() for n in norms]
     theta = [each.detach() for each in thresholds(weights, settings)]
-    cut = [rule_of(settings).level(n, t, running_cut) for n, t in zip(constant, theta, strict=True)]
+    rule = rule_of(settings)
+    cut = [rule.level(n, t, r, running_cut) for n, t, r in zip(constant, theta, n_targets, strict=True)]
     short = [(torch.relu(c - p * n) * d).sum() for p, n, c, d in zip(pre, constant, cut, dead, strict=True)]
     return settings.pre_activation_weight * torch.stack(short).sum() / (pre[0].shape[0] * len(pre))
 

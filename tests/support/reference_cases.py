@@ -53,12 +53,14 @@ class Case:
     dead: str = "some"
     active: float = 2.6  # k; the pattern "all" overrides it
     band_probability: float = 1.0
+    rank_by: str = "row"
     seed: int = 0
 
     def __str__(self) -> str:
         shape = f"S{self.n_layers}-B{self.n_tokens}-F{self.n_features}-D{self.width}"
         band = f"-band{self.band_probability:g}" if self.band_probability < 1 else ""
-        rest = f"{self.pattern}-{self.dead}_dead-k{self.active:g}{band}-seed{self.seed}"
+        by = f"-{self.rank_by}" if self.rank_by != "row" else ""
+        rest = f"{self.pattern}-{self.dead}_dead-k{self.active:g}{band}{by}-seed{self.seed}"
         return f"{self.kind}-{self.activation}-{shape}-{rest}"
 
 
@@ -117,6 +119,7 @@ def make(case: Case) -> Example:
         activation=case.activation,
         active=active,
         band_probability=case.band_probability,
+        rank_by=case.rank_by,
         aux_active=2,
         pre_activation_weight=0.1,
         jacobian_weight=0.0 if case.kind == "sae" else 0.1,
@@ -210,6 +213,7 @@ def cases(
         dead=st.sampled_from(DEAD),
         active=st.sampled_from([0.4, 1.0, 2.6]),
         band_probability=st.sampled_from([1.0, 0.5]),
+        rank_by=st.sampled_from(["row", "target"]),
         seed=st.integers(0, 999),
     )
 
@@ -221,6 +225,7 @@ CASES = list(
             *(Case("clt", activation, pattern=pattern) for activation, pattern in product(ACTIVATIONS, PATTERNS)),
             *(Case("clt", activation, dead=dead) for activation, dead in product(ACTIVATIONS, DEAD)),
             *(Case(kind, "jumprelu", n_tokens=63, band_probability=0.5) for kind in KINDS),
+            *(Case("clt", "batch_topk", dead=dead, rank_by="target") for dead in DEAD),
             *(Case("clt", activation, 4, 63, 37, 60) for activation in ACTIVATIONS),
             *(Case(kind, "batch_topk", 1, 1, 1, 1) for kind in KINDS),
         ]
@@ -251,6 +256,7 @@ def decoder_norms(example: Example) -> list[Tensor]:
 def activations_of(example: Example) -> list[Tensor]:
     """(B, F) a source, as the reference has them."""
     pre, norms = pre_activations(example), decoder_norms(example)
+    reach = [W.shape[1] // example.x_BSD.shape[2] for W in example.weights.W_dec]
     return reference.activate(
-        example.weights, example.settings, pre, norms, example.options["active"], example.options.get("band")
+        example.weights, example.settings, pre, norms, reach, example.options["active"], example.options.get("band")
     )

@@ -302,7 +302,7 @@ def test_pre_activation_gradients_are_those_of_finite_differences() -> None:
     def value(*tensors: Tensor) -> Tensor:
         weights = replace(example.weights, W_enc=list(tensors[:2]), b_enc=list(tensors[2:]))
         pre = pre_activations(replace(example, weights=weights))
-        return pre_activation_loss(weights, example.settings, pre, norms, example.options["dead"], running_cut=0.3)
+        return pre_activation_loss(weights, example.settings, pre, norms, [2, 1], example.options["dead"], 0.3)
 
     assert torch.autograd.gradcheck(value, (*example.weights.W_enc, *example.weights.b_enc))
 

@@ -138,10 +138,13 @@ def test_keep_largest(score: list[float], count: int, kept: list[bool]) -> None:
     assert mask(score, count) == kept
 
 
-def selection(activation: str, pre: list[Tensor], W_dec: list[Tensor], active: float) -> list[Tensor]:
+def selection(
+    activation: str, pre: list[Tensor], W_dec: list[Tensor], active: float, rank_by: str = "row"
+) -> list[Tensor]:
     weights = Weights([], [], W_dec, torch.zeros(len(pre), 1, dtype=torch.float64))
     norms = [W.square().sum(1).sqrt() for W in W_dec]
-    return [a > 0 for a in activate(weights, SparsitySection(activation=activation), pre, norms, active)]
+    settings, reach = SparsitySection(activation=activation, rank_by=rank_by), [W.shape[1] for W in W_dec]
+    return [a > 0 for a in activate(weights, settings, pre, norms, reach, active)]
 
 
 @any_case
@@ -191,6 +194,13 @@ def test_batch_topk_ranks_by_decoder_norm_over_layers_and_topk_does_not() -> Non
     W_dec = [torch.ones(2, 1, dtype=torch.float64), torch.tensor([[1.0], [10.0]], dtype=torch.float64)]
     assert [k.tolist() for k in selection("batch_topk", pre, W_dec, 1.0)] == [[[True, False]], [[False, True]]]
     assert [k.tolist() for k in selection("topk", pre, W_dec, 1.0)] == [[[True, False]], [[True, False]]]
+
+
+@pytest.mark.parametrize(("rank_by", "kept"), [("row", [True, False]), ("target", [False, True])])
+def test_rank_by_target_counts_what_a_row_writes_to_a_layer(rank_by: str, kept: list[bool]) -> None:
+    pre = [torch.ones(1, 1, dtype=torch.float64)] * 2
+    W_dec = [torch.ones(1, 4, dtype=torch.float64), torch.tensor([[1.5]], dtype=torch.float64)]  # norms 2 and 1.5
+    assert [bool(k) for k in selection("batch_topk", pre, W_dec, 0.5, rank_by)] == kept
 
 
 @pytest.mark.parametrize(("active", "expected"), [(0.5, 2), (1.0, 4), (1.2, 5), (4.0, 16), (9.0, 16)])

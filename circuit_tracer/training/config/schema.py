@@ -137,6 +137,11 @@ class SparsitySection(Section):
         default=None, gt=0, description="k at the first step; null: 6 times `active`, at most half of the features."
     )
     anneal: Share = Field(default=0.3, description="Share of the steps in which k falls to `active`.")
+    rank_by: Literal["row", "target"] = Field(
+        default="row",
+        description="What an activation is multiplied with to be ranked: the norm of its whole decoder row, or its root mean "
+        f"square over the layers written to, which gives late layers of a clt more features ({readers('rank_by')}).",
+    )
     penalty: float = Field(default=0.0, ge=0, description=f"Weight of the tanh penalty ({readers('penalty')}).")
     penalty_scale: float = Field(default=4.0, gt=0, description="c in tanh(c · decoder norm · activation).")
     penalty_warmup: Share = Field(default=1.0, description="Share of the steps in which the penalty rises from zero.")

@@ -46,7 +46,7 @@ def level_scores(
     kept = [rule.select(dictionary, x_SBD, now, ranks).entries for x_SBD in batches]
     levels = []
     for source, norm_f in enumerate(dictionary.norms):
-        scale_f = rule.scale(norm_f)
+        scale_f = rule.scale(norm_f, dictionary.reach(source))
         scores = [entries[source].value * scale_f[entries[source].feature] for entries in kept]
         count = ranks.all_reduce_(torch.tensor([sum(map(len, scores))], device=norm_f.device))
         levels.append(

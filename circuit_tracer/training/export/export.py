@@ -114,7 +114,7 @@ def folded(checkpoint: Checkpoint, config: TrainingConfig, levels: Sequence[floa
         (rows("b_enc").double() - encoder_FD.double() @ mean_x_D).float(),
         (decoder_FC.view(-1, n_targets, width) / scale_y_T[:, None]).to(dtype),
         bias_D.float(),
-        rule.export_thresholds(rows("norms"), log_threshold_F, level),
+        rule.export_thresholds(rows("norms"), n_targets, log_threshold_F, level),
         skip_DD,
     )
     for name, tensor in vars(layer).items():

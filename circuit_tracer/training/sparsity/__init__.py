@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 # Keys of the section that only some rules read, in groups, and why a rule does not.
 BUDGET_KEYS = ("active", "active_at_start", "anneal")
 PENALTY_KEYS = ("penalty", "penalty_scale", "penalty_warmup")
+RANKING_KEYS = ("rank_by",)
 THRESHOLD_KEYS = ("threshold_start", "bandwidth", "band_probability")
 UNREAD = {
     BUDGET_KEYS: "which sparsity.penalty keeps sparse",
     PENALTY_KEYS: "which keeps sparsity.active features",
+    RANKING_KEYS: "which ranks by pre-activations alone, or not at all",
     THRESHOLD_KEYS: "which learns no threshold",
 }
 
@@ -37,7 +39,9 @@ class Listed:
 
 # by the name that `sparsity.activation` gives
 RULES: dict[str, Listed] = {
-    "batch_topk": Listed("circuit_tracer.training.sparsity.batch_topk:BatchTopK", "the best of a batch", BUDGET_KEYS),
+    "batch_topk": Listed(
+        "circuit_tracer.training.sparsity.batch_topk:BatchTopK", "the best of a batch", BUDGET_KEYS + RANKING_KEYS
+    ),
     "topk": Listed("circuit_tracer.training.sparsity.topk:TopK", "the best of a token", BUDGET_KEYS),
     "jumprelu": Listed(
         "circuit_tracer.training.sparsity.jumprelu:JumpReLU", "a threshold", PENALTY_KEYS + THRESHOLD_KEYS

@@ -32,6 +32,7 @@ class Dense:
 
     pre: Sequence[Tensor]  # (B, F)
     norms: Sequence[Tensor]  # (F,) of decoder rows; they only rank, and no gradient may reach them
+    n_targets: Sequence[int]  # layers that each source writes to
     thresholds: Sequence[Tensor]  # (F,), zeros if none are learned
     active: float  # k now
     band: Sequence[Tensor] | None = None  # (B, F) weights of near misses (§4, subsampled band); None: 1 for all
@@ -94,7 +95,7 @@ class Rule(ABC):
         """
         raise NotImplementedError(f"{self.settings.activation} learns no thresholds")
 
-    def level(self, norm_n: Tensor, threshold_n: Tensor, running_cut: float | None) -> Tensor:
+    def level(self, norm_n: Tensor, threshold_n: Tensor, n_targets: int, running_cut: float | None) -> Tensor:
         """theta n_f (n,) of some features: where pre * n_f would make them fire, for the pre-activation loss (§5).
 
         norm_n: of their decoder rows. threshold_n: learned ones, or zeros.
@@ -103,16 +104,21 @@ class Rule(ABC):
 
     # The dictionary that is written (§9)
 
-    def scale(self, norm_F: Tensor) -> Tensor:
-        """What pre-activations of features with these decoder norms are multiplied with to be ranked: (F,)."""
+    def scale(self, norm_F: Tensor, n_targets: int) -> Tensor:
+        """What pre-activations of features with these decoder norms are multiplied with to be ranked: (F,).
+
+        n_targets: layers that their decoder rows write to.
+        """
         return torch.ones_like(norm_F)
 
     @abstractmethod
-    def export_thresholds(self, norm_F: Tensor, log_threshold_F: Tensor | None, level: float | None) -> Tensor | None:
+    def export_thresholds(
+        self, norm_F: Tensor, n_targets: int, log_threshold_F: Tensor | None, level: float | None
+    ) -> Tensor | None:
         """Thresholds (F,) of one source in float32, finite; None for a ReLU.
 
-        norm_F: of decoder rows. log_threshold_F: learned ones. level: a rule with a budget keeps the scores above it
-        (`calibration.level_scores`).
+        norm_F: of decoder rows, which write to ``n_targets`` layers. log_threshold_F: learned ones. level: a rule with a
+        budget keeps the scores above it (`calibration.level_scores`).
         """
 
     # The configuration

@@ -1,4 +1,4 @@
-"""BatchTopK: of a batch's tokens and layers together, k a token and layer on average are active; pre * n_f ranks them.
+"""BatchTopK: of a batch's tokens and layers together, k a token and layer on average are active; pre * scale ranks them.
 
 The fast way needs no array of all scores: candidates are looked for above the running cut, somewhat lowered.
 
@@ -7,6 +7,7 @@ Letters: S source layers, B tokens, F features of a layer owned by this rank, D 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,14 +26,15 @@ SAMPLE_ROWS = 64  # tokens on which a first cut is guessed
 
 
 class BatchTopK(BudgetRule):
-    """a = pre where pre * n_f is positive and not below the cut, the round(k S B)-th largest of all."""
+    """a = pre where pre * `scale` is positive and not below the cut, the round(k S B)-th largest of all."""
 
     candidates = 1.5
 
     def activate(self, given: Dense) -> list[Tensor]:
         """The definition."""
         n_tokens, n_layers = given.pre[0].shape[0], len(given.pre)
-        score = torch.cat([(p * n).flatten() for p, n in zip(given.pre, given.norms, strict=True)])
+        scale = [self.scale(*each) for each in zip(given.norms, given.n_targets, strict=True)]
+        score = torch.cat([(p * s).flatten() for p, s in zip(given.pre, scale, strict=True)])
         positive = torch.cat([(p > 0).flatten() for p in given.pre])
         mask = keep_largest(score, positive, round(given.active * n_layers * n_tokens))
         kept = mask.split([p.numel() for p in given.pre])
@@ -41,31 +43,37 @@ class BatchTopK(BudgetRule):
     def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
         """All sources together."""
         kept = round(now.active * len(x_SBD) * x_SBD[0].shape[0])
-        start = _guess(dictionary, x_SBD, kept, ranks) if now.running_cut is None else now.running_cut
+        scale = [self.scale(norm_F, dictionary.reach(source)) for source, norm_F in enumerate(dictionary.norms)]
+        start = _guess(dictionary, x_SBD, kept, scale, ranks) if now.running_cut is None else now.running_cut
         for share in LOWERED:
             level = share * start
-            low = [level / norm_F if level else torch.zeros_like(norm_F) for norm_F in dictionary.norms]
+            low = [level / scale_F if level else torch.zeros_like(scale_F) for scale_F in scale]
             candidates = above(dictionary, x_SBD, low)
-            ranked = [scores(one, norm_F) for one, norm_F in zip(candidates, dictionary.norms, strict=True)]
+            ranked = [scores(*each) for each in zip(candidates, scale, strict=True)]
             cut = kth_largest(ranked, kept, ranks)
             # scores right at the lowered cut may be missing for rounding: below it nothing is certain
             if level == 0 or float(cut) > level * (1 + 1e-5):
                 break
         return all_active([one.keep(score >= cut) for one, score in zip(candidates, ranked, strict=True)], float(cut))
 
-    def level(self, norm_n: Tensor, threshold_n: Tensor, running_cut: float | None) -> Tensor:
-        """The running cut."""
-        return torch.full_like(norm_n, running_cut or 0.0)
+    def level(self, norm_n: Tensor, threshold_n: Tensor, n_targets: int, running_cut: float | None) -> Tensor:
+        """The running cut, as a multiple of the norm."""
+        return torch.full_like(norm_n, (running_cut or 0.0) * self._share(n_targets))
 
-    def scale(self, norm_F: Tensor) -> Tensor:
-        """A feature counts by what it writes."""
-        return norm_F
+    def scale(self, norm_F: Tensor, n_targets: int) -> Tensor:
+        """A feature counts by what it writes: in all, or to a layer."""
+        return norm_F / self._share(n_targets)
+
+    def _share(self, n_targets: int) -> float:
+        return math.sqrt(n_targets) if self.settings.rank_by == "target" else 1.0
 
 
-def _guess(dictionary: Dictionary, x_SBD: Sequence[Tensor], kept: int, ranks: FeatureRanks) -> float:
+def _guess(
+    dictionary: Dictionary, x_SBD: Sequence[Tensor], kept: int, scale: Sequence[Tensor], ranks: FeatureRanks
+) -> float:
     """A first cut: the one that a few tokens would have."""
     n_rows = x_SBD[0].shape[0]
     sample = [x_BD[:: max(1, n_rows // SAMPLE_ROWS)][:SAMPLE_ROWS] for x_BD in x_SBD]
     entries = above(dictionary, sample, [torch.zeros_like(norm_F) for norm_F in dictionary.norms])
-    ranked = [scores(one, norm_F) for one, norm_F in zip(entries, dictionary.norms, strict=True)]
+    ranked = [scores(*each) for each in zip(entries, scale, strict=True)]
     return float(kth_largest(ranked, max(1, kept * sample[0].shape[0] // max(1, n_rows)), ranks))

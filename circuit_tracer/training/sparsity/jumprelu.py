@@ -71,7 +71,9 @@ class JumpReLU(PenaltyRule):
         in_band_f = torch.zeros_like(threshold_f).index_add_(0, entries.feature, da_n * band_n)
         return -threshold_f.square() / self.settings.bandwidth * in_band_f
 
-    def export_thresholds(self, norm_F: Tensor, log_threshold_F: Tensor | None, level: float | None) -> Tensor:
+    def export_thresholds(
+        self, norm_F: Tensor, n_targets: int, log_threshold_F: Tensor | None, level: float | None
+    ) -> Tensor:
         """Those learned."""
         assert log_threshold_F is not None
         return log_threshold_F.float().exp()

@@ -25,7 +25,9 @@ class ReLU(PenaltyRule):
         """Entries above zero."""
         return all_active(above(dictionary, x_SBD, [torch.zeros_like(bias) for bias in dictionary.b_enc]))
 
-    def export_thresholds(self, norm_F: Tensor, log_threshold_F: Tensor | None, level: float | None) -> None:
+    def export_thresholds(
+        self, norm_F: Tensor, n_targets: int, log_threshold_F: Tensor | None, level: float | None
+    ) -> None:
         """None."""
 
     def entries(self, active_at_start: float, n_features: int) -> tuple[float, float]:

@@ -46,6 +46,6 @@ def above(dictionary: Dictionary, x_SBD: Sequence[Tensor], cut_SF: Sequence[Tens
     return [encode(x_BD, W, b, cut_F) for x_BD, W, b, cut_F in parts]
 
 
-def scores(entries: SparseActivations, norm_F: Tensor) -> Tensor:
-    """pre * n_f (n,)."""
-    return entries.value * norm_F[entries.feature].to(entries.value.dtype)
+def scores(entries: SparseActivations, scale_F: Tensor) -> Tensor:
+    """pre * scale (n,)."""
+    return entries.value * scale_F[entries.feature].to(entries.value.dtype)

@@ -98,7 +98,8 @@ def lift_(
     if not ids.shape[0] or not x_BD.shape[0]:
         return 0.0
     norm_n = dictionary.norms[source][ids].to(x_BD.dtype)
-    level_n = rule_of(settings).level(norm_n, dictionary.thresholds(source)[ids].to(x_BD.dtype), running_cut)
+    threshold_n = dictionary.thresholds(source)[ids].to(x_BD.dtype)
+    level_n = rule_of(settings).level(norm_n, threshold_n, dictionary.reach(source), running_cut)
     weight_nD = dictionary.W_enc[source][ids].to(x_BD.dtype)
     scale = settings.pre_activation_weight / (x_BD.shape[0] * dictionary.n_layers)
     loss = 0.0
