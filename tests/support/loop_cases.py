@@ -95,11 +95,11 @@ class Run:
             mean_x_SD, variance_x_S, mean_y_SD, (y_BSD - mean_y_SD).square().sum(2).mean(0)
         )
 
-    def state(self, ranks: FeatureRanks | None = None) -> TrainingState:
+    def state(self, ranks: FeatureRanks | None = None, config: TrainingConfig | None = None) -> TrainingState:
         """Its start; every fifth feature is out of reach of all tokens, so that it dies."""
         scale_S = torch.zeros(LAYERS) if self.jacobian else None
         state = TrainingState.initial(
-            self.config(), self.space(), scale_S, torch.device("cpu"), ranks or FeatureRanks()
+            config or self.config(), self.space(), scale_S, torch.device("cpu"), ranks or FeatureRanks()
         )
         numbers_f = torch.arange(self.features)[state.dictionary.owned]
         for bias_f in state.dictionary.b_enc:
@@ -111,7 +111,8 @@ class Run:
     ) -> Loop:
         """A loop at the start, or at the last checkpoint in ``folder`` if there is one."""
         ranks, config = ranks or FeatureRanks(), self.config(folder, **changes)
-        loop = Loop(config, self.state(ranks), self.stream(n_batches), ranks, Recorder(), folder, {"fact": str(self)})
+        state, facts = self.state(ranks, config), {"fact": str(self)}
+        loop = Loop(config, state, self.stream(n_batches), ranks, Recorder(), folder, facts)
         last = checkpoint.latest(folder)
         if last is not None:
             checkpoint.load_(loop.state, last)

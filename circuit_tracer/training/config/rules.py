@@ -81,10 +81,15 @@ def _lengths(config: TrainingConfig) -> Iterator[str]:
         yield f"run.tokens is {run.tokens}, less than one run.batch of {run.batch}; train on more tokens or lower the batch"
         return
     longest = config.steps - round(optimizer.decay * config.steps)
-    if optimizer.warmup_steps > longest:
+    if optimizer.warmup_steps is not None and optimizer.warmup_steps > longest:
         yield (
             f"optimizer.warmup_steps is {optimizer.warmup_steps}, but of {config.steps} steps (run.tokens / run.batch) "
             f"{longest} come before the decay; use at most {longest}, or train on more tokens"
+        )
+    if run.batch % run.accumulate:
+        yield (
+            f"run.accumulate is {run.accumulate}, which does not divide run.batch, {run.batch}; "
+            f"use a batch of {-(-run.batch // run.accumulate) * run.accumulate}, or another number of parts"
         )
     if config.evaluation.every_steps > config.steps:
         yield (

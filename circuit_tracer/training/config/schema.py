@@ -5,7 +5,6 @@ Symbols in descriptions (training/README.md): S source layers, F features a laye
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,9 +14,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from circuit_tracer.text.source import CONTEXT_LENGTH, Kind, TextSource
 from circuit_tracer.training.config.rules import contradictions
 from circuit_tracer.training.sparsity import RULES, readers
-
-REFERENCE_FEATURES = 2**14  # at this many features a layer the learning rate is REFERENCE_RATE
-REFERENCE_RATE = 2e-4
 
 
 def _whole(value: Any) -> Any:
@@ -176,13 +172,32 @@ class OptimizerSection(Section):
     """Adam and its schedule (§8)."""
 
     learning_rate: float | None = Field(
-        default=None, gt=0, description="Highest learning rate; null: 2e-4 / sqrt(features / 16384)."
+        default=None,
+        gt=0,
+        description="Highest learning rate; null: by the sizes of the run; `train --find` measures it.",
     )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
     eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
-    warmup_steps: Whole = Field(default=500, ge=0, description="Steps in which the learning rate rises from zero.")
+    warmup_steps: Whole | None = Field(
+        default=None,
+        ge=0,
+        description="Steps in which the learning rate rises from zero; null: 5 % of them, at most 1000.",
+    )
     decay: Share = Field(default=0.2, description="Share of the steps, at the end, in which it falls to zero.")
+    skip_above: float | None = Field(
+        default=3.0,
+        gt=1,
+        description="A step whose error is above so many times the median of the last steps, or not finite, is skipped; null: "
+        "none is, and an error that is not finite ends the run.",
+    )
+    averaging: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the steps over which weights are averaged (exponentially) for the dictionary that is evaluated "
+        "and written; 0: the last weights.",
+    )
 
 
 class EvaluationSection(Section):
@@ -217,6 +232,9 @@ class RunSection(Section):
     out: Location = Field(description="Folder for checkpoints, log, evaluation and the trained dictionary.")
     tokens: Whole = Field(ge=1, description="Tokens to train on.")
     batch: Whole = Field(default=4096, ge=1, description="Tokens of a step.")
+    accumulate: Whole = Field(
+        default=1, ge=1, description="Parts of a batch that are computed one after the other, to save memory."
+    )
     seed: Whole = Field(default=0, ge=0, lt=2**63, description="Seed of weights and of shuffling.")
     threads: Whole | None = Field(default=None, ge=1, description="CPU threads; null: as torch chooses.")
     log_every: Whole = Field(default=10, ge=1, description="Steps between two lines of the log.")
@@ -251,10 +269,10 @@ class TrainingConfig(Section):
         return self.run.tokens // self.run.batch
 
     @property
-    def learning_rate(self) -> float:
-        """The highest learning rate: the one given, or the rule for the number of features."""
-        given = self.optimizer.learning_rate
-        return REFERENCE_RATE / math.sqrt(self.dictionary.features / REFERENCE_FEATURES) if given is None else given
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up: those given, or 5 % of the run, at most 1000."""
+        given = self.optimizer.warmup_steps
+        return min(1000, round(0.05 * self.steps)) if given is None else given
 
     @property
     def active_at_start(self) -> float:

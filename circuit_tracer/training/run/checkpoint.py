@@ -38,8 +38,9 @@ from circuit_tracer.files.digests import digest_of, sealed, unsealed
 from circuit_tracer.files.tensors import TensorFile, open_tensor_file
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.state import TrainingState
+from circuit_tracer.training.step.spikes import SpikeWatch
 
-VERSION = 2
+VERSION = 3
 KEPT = 2  # complete checkpoints kept; older ones go
 SHARED_FILE, STATE_FILE = "shared.safetensors", "state.json"
 BELONGS = "belongs_to"  # in state.json, and in the metadata of the tensors written with it: digest of run and step
@@ -82,7 +83,8 @@ def save(state: TrainingState, folder: Path, facts: dict[str, Any], ranks: Featu
     final = path_of(folder, state.step)
     partial = final.with_name(f"{final.name}.partial")
     sizes = {"n_layers": state.dictionary.n_layers, "n_features": state.dictionary.n_features}
-    content = {"version": VERSION, "step": state.step, **sizes, "running_cut": state.running_cut, **facts}
+    now = {"step": state.step, "running_cut": state.running_cut, "spikes": state.spikes.state()}
+    content: dict[str, Any] = {"version": VERSION, **sizes, **now, **facts}
     belongs = digest_of({"step": state.step, **sizes, **{key: facts.get(key) for key in ("config", "model")}})
     content[BELONGS] = belongs  # the same on all ranks, and kept when facts are added
     _on_all(ranks, lambda: _fresh(partial) if ranks.first else None)
@@ -162,6 +164,7 @@ def load_(state: TrainingState, checkpoint: Checkpoint) -> None:
         _copy_(tensor, shared(checkpoint, name), name)
     state.step = checkpoint.step
     state.running_cut = checkpoint.content["running_cut"]
+    state.spikes = SpikeWatch.restored(checkpoint.fact("spikes"))
 
 
 def rows(checkpoint: Checkpoint, source: int, name: str, wanted: slice) -> Tensor:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 BYTES = {"float32": 4, "bfloat16": 2}
 MOMENTS = 8  # bytes a parameter: two moments in float32
+SUMS = 4  # bytes a parameter: a sum of gradients, or an average of weights, in float32
+RAW = 8  # bytes for each number of a token's inputs: the batch as it comes, inputs and outputs in float32
 ENTRY = 64  # bytes of an entry: row, feature, value, score and key, and a copy of those that stay
 WORKSPACE = {"cpu": 192 * 2**20, "cuda": 2**30}  # blocks of pre-activations and of decoder gradients
 # How much longer sparse rows take than their operations and bytes would at full rate: as measured on a CPU at S = 12,
@@ -124,27 +126,33 @@ class TrainingCost:
 def device_memory(work: TrainingCost) -> dict[str, int]:
     """Bytes beside the model, by what they hold."""
     config, sizes, batch = work.config, work.sizes, work.config.run.batch
+    part = batch // config.run.accumulate
     pass_tokens = config.data.sequences_per_pass * config.data.context_length
     model_item = BYTES[config.model.dtype]
-    entries = batch * work.layers * work.active("most") / work.ranks * work.rule.candidates
+    entries = part * work.layers * work.active("most") / work.ranks * work.rule.candidates
     needs = {
         "weights": work.parameters * BYTES[config.dictionary.dtype],
         "moments": work.parameters * MOMENTS,
         "gradient of one encoder": work.owned * sizes.d_model * 4,
-        "batch, outputs and errors": batch * work.width * max(_step_bytes(config), _calibration_bytes(work)),
+        "batch, outputs and errors": work.width
+        * max(batch * RAW + part * _step_bytes(config), batch * _calibration_bytes(work)),
         "active entries": round(entries * ENTRY),
         "language model": sizes.parameters * model_item,
         "a pass of the model": pass_tokens * (2 * work.width + 8 * sizes.d_model + 3 * sizes.d_mlp) * model_item,
         "blocks in hand": WORKSPACE["cpu" if work.on_cpu else "cuda"],
     }
+    if config.run.accumulate > 1:
+        needs["summed gradients"] = work.parameters * SUMS
+    if config.optimizer.averaging:
+        needs["averages"] = work.parameters * _average_bytes(config)
     if config.data.buffer_place == "device":
         needs["activation buffer"] = buffer_bytes(work)
     return needs
 
 
 def _step_bytes(config: TrainingConfig) -> int:
-    """Bytes of a step's arrays for each number of a token's inputs: raw and normalised batch, outputs, their columns."""
-    return 4 * (6 + 2 * (config.sparsity.aux_active > 0) + 3 * (config.sparsity.jacobian_weight > 0))
+    """Bytes of a step's arrays for each number of a token's inputs: normalised batch, outputs, their columns."""
+    return 4 * (4 + 2 * (config.sparsity.aux_active > 0) + 3 * (config.sparsity.jacobian_weight > 0))
 
 
 def _calibration_bytes(work: TrainingCost) -> int:
@@ -152,6 +160,11 @@ def _calibration_bytes(work: TrainingCost) -> int:
     if not work.rule.has_budget:
         return 0
     return n_batches(work.config.run.batch) * (work.sides * (BYTES[work.config.data.buffer_dtype] + 4) + 8)
+
+
+def _average_bytes(config: TrainingConfig) -> int:
+    """Bytes of a parameter's average."""
+    return SUMS if config.optimizer.averaging else 0
 
 
 def buffer_bytes(work: TrainingCost) -> int:
@@ -166,7 +179,7 @@ def disk_space(work: TrainingCost) -> dict[str, int]:
     whole = replace(work, ranks=1).parameters
     copies = min(CHECKPOINTS, 1 + config.steps // config.run.checkpoint_every_steps)
     needs = {
-        "checkpoints": copies * whole * (BYTES[config.dictionary.dtype] + MOMENTS),
+        "checkpoints": copies * whole * (BYTES[config.dictionary.dtype] + MOMENTS + _average_bytes(config)),
         "dictionary": whole * BYTES[config.run.export_dtype],
     }
     if config.data.buffer_place == "disk":
@@ -196,11 +209,13 @@ def step_seconds(work: TrainingCost, machine: Machine) -> dict[str, float]:
     moved, rate = machine.bytes_per_second, machine.flops
     entry_width = work.active("mean") / work.ranks * batch * work.pairs * sizes.d_model
     multiplied = sizes.parameters - sizes.embedding_parameters
+    traffic = 2 * (BYTES[config.dictionary.dtype] + MOMENTS) + rounded
+    traffic += 2 * SUMS * (config.run.accumulate - 1) + 3 * _average_bytes(config)
     passes = 3 if config.sparsity.jacobian_weight else 1  # a derivative costs about two passes of the MLPs
     return {
         "language model": passes * 2 * multiplied * batch / work.ranks / rate[config.model.dtype],
         "encoders": 2 * batch * work.layers * work.owned * sizes.d_model / rate[kept],
         "decoders": max(6 * entry_width / rate["float32"], 3 * entry_width * BYTES[kept] / moved) * SPARSE[place],
-        "optimizer": work.parameters * (2 * (BYTES[config.dictionary.dtype] + MOMENTS) + rounded) / moved,
+        "optimizer": work.parameters * traffic / moved,
         "buffer": 4 * batch * work.width * work.sides * BYTES[config.data.buffer_dtype] / moved,
     }

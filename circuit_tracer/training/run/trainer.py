@@ -67,7 +67,7 @@ def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | 
     ranks = FeatureRanks.from_environment(device)
     folder = require_writable_folder(config.run.out) if ranks.first else config.run.out
     own = claimed(folder, "trains in") if ranks.first else nullcontext()
-    with own, _threads(config.run.threads):
+    with own, threads(config.run.threads):
         start = _start(config, folder, resume)
         run = _Run(config, folder, device, ranks, listener if ranks.first and listener else NullListener())
         return run.train(start)
@@ -89,7 +89,7 @@ class _Run:
             plan = plan_run(config, self.device, ranks.world)
             listener.message(str(plan))
             plan.require_fits()
-            parts, tokenizer = self._model()
+            parts, tokenizer = load_subject(config, self.device)
             require_baseline(config, parts)  # these two are found missing now rather than at the end
             held_out = held_out_tokens(config, tokenizer)
             stream = open_stream(config, parts, tokenizer, ranks)
@@ -108,26 +108,12 @@ class _Run:
             loop.run(lambda: self._publish(loop, parts, tokenizer, held_out))
             return self._publish(loop, parts, tokenizer, held_out)
 
-    def _model(self) -> tuple[ModelParts, Any]:
-        model, tokenizer = load_language_model(
-            self.config.model.name,
-            self.device,
-            resolve_dtype(self.config.model.dtype),
-            **({"revision": self.config.model.revision} if self.config.model.revision else {}),
-        )
-        parts = bind(model, self.config.model.name)
-        verify(parts)
-        return parts, tokenizer
-
     def _state(self, stream: BatchStream, start: Checkpoint | None) -> TrainingState:
         """The state at the first step, or one of the right sizes to load a checkpoint into."""
         config = self.config
         if start is None:
             self.listener.message(f"measuring means and scales on {config.data.statistics_tokens} tokens")
-            moments = stream.statistics(config.data.statistics_tokens)
-            space = Normalisation.from_moments(
-                moments.mean_x_SD, moments.variance_x_S, moments.mean_y_SD, moments.variance_y_S
-            )
+            space = measured_space(stream, config.data.statistics_tokens)
         else:
             space = Normalisation(**{name: checkpoint.shared(start, name) for name in Normalisation.names()})
         n_layers = space.scale_x_S.shape[0]
@@ -157,7 +143,22 @@ class _Run:
         held_out = held_out_activations(self.config, parts, tokenizer, n_tokens)
         x_SBD = normalised(held_out, state.normalisation).x_SBD
         batches = list(zip(*(x_BD.split(self.config.run.batch) for x_BD in x_SBD), strict=True))
-        return level_scores(state.dictionary, batches, self.config.sparsity, state.running_cut, self.ranks)
+        return level_scores(state.result, batches, self.config.sparsity, state.running_cut, self.ranks)
+
+
+def load_subject(config: TrainingConfig, device: torch.device) -> tuple[ModelParts, Any]:
+    """The model that is read, verified, and its tokenizer."""
+    revision = {"revision": config.model.revision} if config.model.revision else {}
+    model, tokenizer = load_language_model(config.model.name, device, resolve_dtype(config.model.dtype), **revision)
+    parts = bind(model, config.model.name)
+    verify(parts)
+    return parts, tokenizer
+
+
+def measured_space(stream: BatchStream, n_tokens: int) -> Normalisation:
+    """The space of training (§2), measured on the first tokens of a stream."""
+    moments = stream.statistics(n_tokens)
+    return Normalisation.from_moments(moments.mean_x_SD, moments.variance_x_S, moments.mean_y_SD, moments.variance_y_S)
 
 
 def settings_of(config: TrainingConfig) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def _require_same_model(start: Checkpoint, found: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _threads(n_threads: int | None) -> Iterator[None]:
+def threads(n_threads: int | None) -> Iterator[None]:
     """Deterministic algorithms and the asked-for number of CPU threads inside; what was set before, after."""
     before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     if n_threads is not None:

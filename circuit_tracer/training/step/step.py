@@ -7,6 +7,7 @@ Letters: S source layers, T layers a source writes to, B tokens, f features of a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,7 +15,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import NumericalError
 from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradients
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import SparsitySection
@@ -25,6 +25,7 @@ from circuit_tracer.training.sparsity.selection import Selection
 from circuit_tracer.training.step import dead_features, jacobian
 from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.training.step.scratch import Scratch
+from circuit_tracer.training.step.spikes import StepRefused
 
 # Bytes of a source's decoder gradient that exist at a time ...
 GRADIENT_BYTES = 256 * 2**20
@@ -65,6 +66,7 @@ class Moment:
     dead: Sequence[Tensor]  # (f,) bool a source
     running_cut: float | None = None
     derivative_scale_S: Tensor | None = None  # U_s
+    highest_error: float = math.inf  # mean normalised error above which the step is refused
 
 
 @dataclass
@@ -102,7 +104,8 @@ def train_step(
     ranks: FeatureRanks,
     scratch: Scratch,
 ) -> StepOutcome:
-    """Loss of §5 over the batch; hands every gradient of §6 to ``sink``. Raises NumericalError if the loss is not finite.
+    """Loss of §5 over the batch; hands every gradient of §6 to ``sink``. Raises StepRefused, while nothing has changed yet, if
+    the loss is not finite or the error above ``moment.highest_error``.
 
     ``scratch`` is that of the step before.
     """
@@ -113,6 +116,7 @@ def train_step(
     error_S = [norm**2 / error_BSD[:, 0].numel() for norm in torch.linalg.vector_norm(error_BSD, dim=(0, 2)).tolist()]
     _require_finite(error_S)
     terms = {"reconstruction": sum(error_S) / len(error_S)}
+    _require_usual(terms["reconstruction"], moment.highest_error)
     step = _Step(dictionary, batch, settings, rule, moment, sink, ranks, selection, terms, scratch)
     auxiliary = step.auxiliary(error_BSD)
     derivative = step.derivative()
@@ -304,16 +308,21 @@ def _row_blocks(rows: slice, width: int, n_bytes: int) -> Iterator[slice]:
 def _require_finite(error_S: list[float]) -> None:
     for layer, error in enumerate(error_S):
         if not error < float("inf"):
-            raise NumericalError(
+            raise StepRefused(
                 f"the reconstruction error of source layer {layer} is {error}. Nothing was changed by this step; lower "
                 "optimizer.learning_rate, or look for broken activations in the data."
             )
 
 
+def _require_usual(error: float, highest: float) -> None:
+    if error > highest:
+        raise StepRefused(f"the error of {error:.3g} is above {highest:.3g}. Nothing was changed by this step.")
+
+
 def _require_finite_terms(terms: dict[str, float]) -> None:
     for name, value in terms.items():
         if not value < float("inf"):
-            raise NumericalError(
+            raise StepRefused(
                 f"the {name} loss is {value}. Nothing was changed by this step; lower its weight or "
                 "optimizer.learning_rate, or look for broken activations in the data."
             )
