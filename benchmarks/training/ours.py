@@ -76,7 +76,7 @@ def train(rows: Rows, recipe: Recipe, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         checkpoints = Path(scratch)
         config = configuration(rows, recipe, checkpoints)
-        state = TrainingState.initial(config, _space(rows), None, CPU, FeatureRanks())
+        state = TrainingState.initial(config, space_of(rows), None, CPU, FeatureRanks())
         start = time.perf_counter()
         Loop(config, state, Stream(rows, recipe.batch), FeatureRanks(), Progress(), checkpoints, {}).run()
         seconds = time.perf_counter() - start
@@ -86,7 +86,7 @@ def train(rows: Rows, recipe: Recipe, folder: Path) -> dict[str, Any]:
         levels = level_scores(state.dictionary, batches, config.sparsity, state.running_cut, FeatureRanks())
         saved = checkpoint.read(checkpoint.save(state, checkpoints, {"levels": levels}, FeatureRanks()))
         export(saved, config, levels, folder, rows.about["model"], range(state.dictionary.n_layers))
-    rate = schedules.highest_rate(config, state.dictionary.d_model)
+    rate = schedules.highest_rate(config, state.dictionary.n_layers, state.dictionary.d_model)
     return {"rate": rate, "seconds": seconds, "steps": config.steps}
 
 
@@ -99,7 +99,8 @@ class Progress(NullListener):
         print(f"    step {report.step}/{report.steps}: NMSE {nmse:.4f}, L0 a layer {l0:.1f}", flush=True)
 
 
-def _space(rows: Rows) -> Normalisation:
-    moments = rows.moments
+def space_of(rows: Rows, layers: int | None = None) -> Normalisation:
+    """The space of training of rows, or of their first layers."""
+    moments = {name: tensor[:layers] for name, tensor in rows.moments.items()}
     variance = {side: moments[f"std_{side}"].double().square().sum(1) for side in "xy"}
     return Normalisation.from_moments(moments["mean_x"], variance["x"], moments["mean_y"], variance["y"])

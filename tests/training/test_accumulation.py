@@ -80,7 +80,5 @@ def test_the_sink_behind_sees_the_mean_gradient_once(run: Run, tmp_path: Path) -
         torch.testing.assert_close(grad, mean.view(grad.shape), rtol=1e-6, atol=1e-7, msg=name)
     together = joined(outcomes)
     assert together.loss == pytest.approx(sum(one.loss for one in outcomes) / PARTS)
-    assert [fired.tolist() for fired in together.fired] == [
-        sum(one.fired[source] for one in outcomes).tolist()
-        for source in range(len(together.fired))  # type: ignore[union-attr]
-    ]
+    for source, fired_f in enumerate(together.fired):
+        assert torch.equal(fired_f, torch.stack([one.fired[source] for one in outcomes]).sum(0))

@@ -93,6 +93,19 @@ def test_the_buffer_is_counted_where_it_lies() -> None:
     assert not on_host.host_needs
 
 
+def test_accumulation_and_averages_are_planned() -> None:
+    plain, parts, averaged = (
+        make_plan(small(**changes), TINY, LAPTOP)
+        for changes in ({}, {"run__accumulate": 4}, {"optimizer__averaging": 0.1})
+    )
+    weights, entries = plain.work.parameters * 4, "active entries"
+    assert parts.device_needs["summed gradients"] == averaged.device_needs["averages"] == weights
+    assert parts.device_needs[entries] == pytest.approx(plain.device_needs[entries] / 4)
+    assert averaged.device_needs[entries] == plain.device_needs[entries]
+    assert averaged.disk_needs["checkpoints"] == plain.disk_needs["checkpoints"] * 4 / 3
+    assert {"summed gradients", "averages"}.isdisjoint(plain.device_needs)
+
+
 def test_the_cache_is_planned_where_its_size_is_known() -> None:
     config = small(data__cache="cached", data__epochs=1)
     plan = make_plan(config, TINY, replace(LAPTOP, cache_free=10**12))

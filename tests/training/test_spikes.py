@@ -109,7 +109,7 @@ def test_what_is_usual_is_the_median() -> None:
     for number in range(FEWEST):
         watch.taken(1.0 + number)
     assert watch.highest(3.0) == 3.0 * (1 + (FEWEST - 1) / 2)
-    assert watch.highest(None) == math.inf
+    assert watch.highest(0.0) == math.inf
     watch.refused(StepRefused("far above"))
     assert SpikeWatch.restored(watch.state()) == watch
     assert (watch.skipped, watch.in_a_row) == (1, 1)

@@ -86,6 +86,10 @@ def _lengths(config: TrainingConfig) -> Iterator[str]:
             f"optimizer.warmup_steps is {optimizer.warmup_steps}, but of {config.steps} steps (run.tokens / run.batch) "
             f"{longest} come before the decay; use at most {longest}, or train on more tokens"
         )
+    if 0 < optimizer.skip_above <= 1:
+        yield (
+            f"optimizer.skip_above is {optimizer.skip_above}, which would skip usual steps; use more than 1, or 0 to skip none"
+        )
     if run.batch % run.accumulate:
         yield (
             f"run.accumulate is {run.accumulate}, which does not divide run.batch, {run.batch}; "

@@ -185,10 +185,10 @@ class OptimizerSection(Section):
         description="Steps in which the learning rate rises from zero; null: 5 % of them, at most 1000.",
     )
     decay: Share = Field(default=0.2, description="Share of the steps, at the end, in which it falls to zero.")
-    skip_above: float | None = Field(
+    skip_above: float = Field(
         default=3.0,
-        gt=1,
-        description="A step whose error is above so many times the median of the last steps, or not finite, is skipped; null: "
+        ge=0,
+        description="A step whose error is above so many times the median of the last steps, or not finite, is skipped; 0: "
         "none is, and an error that is not finite ends the run.",
     )
     averaging: float = Field(

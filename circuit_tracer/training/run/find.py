@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ PASSES = 4  # over the tokens of a trial, at most
 HELD_OUT = 4096  # tokens that errors are measured on
 FEWEST, MOST = 3, 8  # trials
 FACTOR = 2.0  # between rates
+SKIPPED = 0.1  # share of the steps; a trial that skipped more of them is not one
 
 
 @dataclass(frozen=True)
@@ -130,14 +131,14 @@ def kept_batches(stream: BatchStream, config: TrainingConfig) -> list[Activation
 def best_rate(
     config: TrainingConfig,
     space: Normalisation,
-    batches: Sequence[ActivationBatch],
+    batches: Iterable[ActivationBatch],
     held_out: ActivationBatch,
     device: torch.device,
     ranks: FeatureRanks,
     report: Callable[[str], None] = lambda _: None,
 ) -> Found:
     """Try rates on ``batches``, which are used again and again."""
-    width = space.mean_x_SD.shape[1]
+    sizes = space.mean_x_SD.shape
     steps = trial_steps(config)
     short = _shortened(config, steps)
     done: dict[float, Trial] = {}
@@ -146,7 +147,7 @@ def best_rate(
         done[rate] = trial(short, rate, space, Repeated(batches, device), held_out, device, ranks)
         report(f"rate {rate:.1e}: error {done[rate].error:.4f}")
 
-    middle = schedules.ruled_rate(short, width)
+    middle = schedules.ruled_rate(short, *sizes)
     for rate in (middle, FACTOR * middle, middle / FACTOR):
         tried(rate)
     while len(done) < MOST:
@@ -162,7 +163,7 @@ def best_rate(
             "data."
         )
     best = min(trials, key=lambda one: one.error).rate
-    length = schedules.ruled_rate(config, width) / middle
+    length = schedules.ruled_rate(config, *sizes) / middle
     return Found(trials, steps, length * _lowest(trials), length * middle, best in (min(done), max(done)))
 
 
@@ -184,10 +185,11 @@ def trial(
     try:
         with tempfile.TemporaryDirectory() as folder:
             Loop(config, state, stream, ranks, NullListener(), Path(folder), {}).run()
-        error, active, never = held_out_error(state, config, held_out, device, ranks)
     except NumericalError:
         return Trial(rate, math.inf, math.nan, math.nan)
-    return Trial(rate, error, active, never)
+    error, active, never = held_out_error(state, config, held_out, device, ranks)
+    usable = state.spikes.skipped <= SKIPPED * config.steps and math.isfinite(error)
+    return Trial(rate, error if usable else math.inf, active, never)
 
 
 def held_out_error(
@@ -210,9 +212,9 @@ def held_out_error(
 
 
 class Repeated:
-    """Batches in memory as a loop's stream, from the first one again when they are at their end."""
+    """Batches as a loop's stream, from the first one again when they are at their end."""
 
-    def __init__(self, batches: Sequence[ActivationBatch], device: torch.device) -> None:
+    def __init__(self, batches: Iterable[ActivationBatch], device: torch.device) -> None:
         self.device, self._batches = device, _endless(batches)
 
     def next(self) -> ActivationBatch | None:
@@ -227,7 +229,7 @@ class Repeated:
         """Trials are not resumed."""
 
 
-def _endless(batches: Sequence[ActivationBatch]) -> Iterator[ActivationBatch]:
+def _endless(batches: Iterable[ActivationBatch]) -> Iterator[ActivationBatch]:
     while True:
         yield from batches
 

@@ -109,7 +109,7 @@ class Loop:
         if step == 0:
             self._measure_derivatives(activations)
         moment = self.moment(step)
-        rate = schedules.learning_rate(config, state.dictionary.d_model, step)
+        rate = schedules.learning_rate(config, state.dictionary.n_layers, state.dictionary.d_model, step)
         state.adam.begin(step, rate)
         try:
             self._take(activations, moment)
@@ -156,7 +156,7 @@ class Loop:
                     train_step(state.dictionary, batch, config.sparsity, moment, sink, self.ranks, self.scratch)
                 )
         except StepRefused as refused:
-            if config.optimizer.skip_above is None:
+            if not config.optimizer.skip_above:
                 raise
             state.spikes.refused(refused)
             self.listener.message(f"step {moment.step} is skipped: {refused}")

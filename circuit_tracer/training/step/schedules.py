@@ -6,27 +6,35 @@ import math
 
 from circuit_tracer.training.config.schema import TrainingConfig
 
-# of the rule for the highest learning rate; fitted to benchmarks/training/rates.py
-RATE, SAMPLES, STEPS = 4.0, 16.0, 1000.0
+# Of the rule for the highest learning rate, fitted to the best rates of short runs (benchmarks/training/rates.py and others of
+# its kind) and held to what is used for long ones: 2e-4 to 4e-4 for GPT-2 at 16,384 to 32,768 features.
+RATE = 0.25
+MOST_SAMPLES = 32.0  # of a feature in a step, beyond which more of them change nothing
+SHORT = 2000.0  # steps; longer runs need smaller steps
+HIGHEST = 1e-2  # of a short run
 
 
-def highest_rate(config: TrainingConfig, width: int) -> float:
-    """The highest learning rate for a model of this width: the one given, or the rule's."""
+def highest_rate(config: TrainingConfig, layers: int, width: int) -> float:
+    """The highest learning rate for so many source layers of a model of this width: the one given, or the rule's."""
     given = config.optimizer.learning_rate
-    return ruled_rate(config, width) if given is None else given
+    return ruled_rate(config, layers, width) if given is None else given
 
 
-def ruled_rate(config: TrainingConfig, width: int) -> float:
-    """RATE / D · min(1, √(n / SAMPLES)) · (1 + steps / STEPS)^(-1/3), n = B·k/F samples of a feature in a step."""
-    samples = config.run.batch * config.sparsity.active / config.dictionary.features
-    return RATE / width * min(1.0, math.sqrt(samples / SAMPLES)) / math.cbrt(1 + config.steps / STEPS)
+def ruled_rate(config: TrainingConfig, layers: int, width: int) -> float:
+    """min(RATE · ∛(n / D²) / √(r · t), HIGHEST / t): t = 1 + steps / SHORT, D the width, n = min(B·k/F, MOST_SAMPLES),
+    r the sources that write to a target on average.
+    """
+    samples = min(config.run.batch * config.sparsity.active / config.dictionary.features, MOST_SAMPLES)
+    writers = (layers + 1) / 2 if config.dictionary.kind == "clt" else 1.0
+    length = 1 + config.steps / SHORT
+    return min(RATE * math.cbrt(samples / width**2) / math.sqrt(writers * length), HIGHEST / length)
 
 
-def learning_rate(config: TrainingConfig, width: int, step: int) -> float:
+def learning_rate(config: TrainingConfig, layers: int, width: int, step: int) -> float:
     """Linear warm-up to `highest_rate`, constant, linear to zero over the last share ``decay`` of the steps."""
     warm_up = (step + 1) / max(1, config.warmup_steps)
     decay = (config.steps - step) / max(1.0, config.optimizer.decay * config.steps)
-    return highest_rate(config, width) * min(1.0, warm_up, decay)
+    return highest_rate(config, layers, width) * min(1.0, warm_up, decay)
 
 
 def active(config: TrainingConfig, step: int) -> float:

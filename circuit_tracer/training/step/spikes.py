@@ -27,9 +27,9 @@ class SpikeWatch:
     skipped: int = 0  # in the whole run
     in_a_row: int = 0
 
-    def highest(self, times: float | None) -> float:
-        """The error above which a step is refused: ``times`` the median; infinity for None, or while too few are known."""
-        if times is None or len(self.errors) < FEWEST:
+    def highest(self, times: float) -> float:
+        """The error above which a step is refused: ``times`` the median; infinity for 0, or while too few are known."""
+        if not times or len(self.errors) < FEWEST:
             return math.inf
         return times * statistics.median(self.errors)
 

@@ -92,6 +92,7 @@ class _Parts:
     bias_f: Tensor
     # (values, gradients of outputs): each adds sum_b value * gradient to decoder rows; the slice says which columns
     decoder: list[tuple[SparseActivations, Tensor, slice]] = field(default_factory=list)
+    threshold_f: Tensor | None = None
     scale_f: Tensor | None = None  # times the decoder row itself: the penalty's share
 
 
@@ -232,6 +233,8 @@ class _Step:
                 dictionary, source, x_BD, self.settings, self.moment.dead[source], self.moment.running_cut,
                 parts.encoder_fD, parts.bias_f,
             )  # fmt: skip
+        if parts.threshold_f is not None:  # other terms have read the threshold by now
+            self.sink.gradient(f"log_threshold.{source}", parts.threshold_f)
         self.sink.gradient(f"W_enc.{source}", parts.encoder_fD)
         self.sink.gradient(f"b_enc.{source}", parts.bias_f)
         self._hand_over_decoder(source, parts)
@@ -245,8 +248,7 @@ class _Step:
             da_n = da_n + self._penalty(source, activations, parts)
         if self.selection.band is not None:
             band_n, threshold_f = self.selection.band[source], self.dictionary.thresholds(source)
-            grad_f = self.rule.threshold_gradient(entries, band_n, da_n, threshold_f)
-            self.sink.gradient(f"log_threshold.{source}", grad_f)
+            parts.threshold_f = self.rule.threshold_gradient(entries, band_n, da_n, threshold_f)
         parts.decoder.append((activations, grad_BC, slice(None)))
         dpre = entries.with_value(torch.where(active, da_n, 0))
         weight_gradients(self.batch.x_SBD[source], dpre, 0, dpre.n_features, parts.encoder_fD)
