@@ -43,6 +43,8 @@ class Run:
     features: int = FEATURES
     width: int = WIDTH
     batch: int = BATCH
+    averaging: float = 0.0
+    accumulate: int = 1
 
     def __str__(self) -> str:
         return f"{self.kind}-{self.activation}-{self.dtype}{'-jacobian' if self.jacobian else ''}"
@@ -62,11 +64,11 @@ class Run:
             "data": {"path": "memory", "buffer_tokens": self.batch},
             "dictionary": {"kind": self.kind, "features": self.features},
             "sparsity": sparsity,
-            "optimizer": {"warmup_steps": 2, "learning_rate": 0.02},
+            "optimizer": {"warmup_steps": 2, "learning_rate": 0.02, "averaging": self.averaging},
             "evaluation": {},
             "run": {
-                "out": str(out), "tokens": self.steps * self.batch, "batch": self.batch, "seed": self.seed,
-                "log_every": 1, "checkpoint_every_steps": 10**6,
+                "out": str(out), "tokens": self.steps * self.batch, "batch": self.batch, "accumulate": self.accumulate,
+                "seed": self.seed, "log_every": 1, "checkpoint_every_steps": 10**6,
             },
         }  # fmt: skip
         if self.dtype == "bfloat16":

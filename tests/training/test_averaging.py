@@ -17,10 +17,6 @@ from tests.support.loop_cases import Run, differences, tensors
 SHARE, STEPS = 0.4, 10
 
 
-def loop(run: Run, folder: Path) -> Loop:
-    return run.loop(folder, optimizer__averaging=SHARE)
-
-
 def recorded(made: Loop) -> list[dict[str, Tensor]]:
     found = []
     for _ in range(STEPS):
@@ -29,11 +25,15 @@ def recorded(made: Loop) -> list[dict[str, Tensor]]:
     return found
 
 
-@pytest.mark.parametrize(
-    "run", [Run("skip", "jumprelu", steps=STEPS), Run("clt", "batch_topk", "bfloat16", steps=STEPS)], ids=str
-)
+RUNS = [
+    Run("skip", "jumprelu", steps=STEPS, averaging=SHARE),
+    Run("clt", "batch_topk", "bfloat16", steps=STEPS, averaging=SHARE),
+]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
 def test_the_average_is_a_mean_at_first_and_then_forgets(run: Run, tmp_path: Path) -> None:
-    made = loop(run, tmp_path)
+    made = run.loop(tmp_path)
     weights = recorded(made)
     window = SHARE * STEPS
     average = made.state.result
@@ -48,13 +48,13 @@ def test_the_average_is_a_mean_at_first_and_then_forgets(run: Run, tmp_path: Pat
 
 
 def test_the_average_resumes_and_is_written(tmp_path: Path) -> None:
-    run = Run("skip", "jumprelu", steps=STEPS)
-    whole, first = loop(run, tmp_path / "whole"), loop(run, tmp_path / "parts")
+    run = Run("skip", "jumprelu", steps=STEPS, averaging=SHARE)
+    whole, first = run.loop(tmp_path / "whole"), run.loop(tmp_path / "parts")
     whole.run()
     for _ in range(4):
         first._step()
     first.save()
-    second = loop(run, tmp_path / "parts")
+    second = run.loop(tmp_path / "parts")
     assert second.state.step == 4
     second.run()
     assert differences(tensors(whole.state), tensors(second.state)) == []
@@ -62,7 +62,7 @@ def test_the_average_resumes_and_is_written(tmp_path: Path) -> None:
     average = whole.state.result
     assert average.log_threshold is not None
     assert average.W_skip is not None
-    config = run.config(optimizer__averaging=SHARE, run__export_dtype="float32")
+    config = run.config(run__export_dtype="float32")
     layer = folded(saved, config, None, 1)
     torch.testing.assert_close(layer.encoder_FD, average.W_enc[1] * space.scale_x_S[1])
     torch.testing.assert_close(layer.decoder_FTD[:, 0], average.W_dec[1] / space.scale_y_S[1])

@@ -186,7 +186,7 @@ class OptimizerSection(Section):
     )
     decay: Share = Field(default=0.2, description="Share of the steps, at the end, in which it falls to zero.")
     skip_above: float = Field(
-        default=3.0,
+        default=5.0,
         ge=0,
         description="A step whose error is above so many times the median of the last steps, or not finite, is skipped; 0: "
         "none is, and an error that is not finite ends the run.",

@@ -158,6 +158,8 @@ class Loop:
         except StepRefused as refused:
             if not config.optimizer.skip_above:
                 raise
+            if self.ranks.any(not state.finite()):
+                raise NumericalError(f"{refused} Weights are not finite: no later step can mend them.") from refused
             state.spikes.refused(refused)
             self.listener.message(f"step {moment.step} is skipped: {refused}")
             return

@@ -76,6 +76,11 @@ class TrainingState:
         """What is calibrated, written and evaluated: the averages of the weights if there are any."""
         return self.dictionary if self.averages is None else self.averages.averaged()
 
+    def finite(self) -> bool:
+        """Whether all weights of this rank are; a sum is not if one of its numbers is not."""
+        sums = [tensor.sum(dtype=torch.float32) for tensor in self.dictionary.tensors().values()]
+        return bool(torch.stack(sums).isfinite().all())
+
     def update_cut(self, cut: float | None) -> None:
         """Take a step's cut into the running one."""
         if cut is None:
