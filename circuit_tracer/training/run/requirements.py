@@ -20,6 +20,7 @@ from circuit_tracer.training.run.cost import (
     step_seconds,
 )
 from circuit_tracer.training.run.machine import Machine, local_processes, measure
+from circuit_tracer.training.step import schedules
 
 SHARE_USABLE = 0.95  # of free memory: allocators lose some to gaps
 GB = 1e9
@@ -109,8 +110,11 @@ class Plan:
     def _time(self) -> list[str]:
         config, machine = self.work.config, self.machine
         total = sum(self.step_seconds.values())
+        highest = schedules.highest_rate(config, self.work.layers, self.work.sizes.d_model)
         rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in machine.flops.items())
         return [
+            f"learning rate: {highest:.1e}{' by rule' if config.optimizer.learning_rate is None else ''}, "
+            f"reached after {config.warmup_steps} of {config.steps} steps",
             f"time: about {duration(self.seconds)} for {config.steps} steps of {config.run.batch} tokens, "
             f"{self.tokens_per_second:,.0f} tokens/s",
             *(
