@@ -226,6 +226,12 @@ class RunSection(Section):
     export_dtype: Dtype = Field(
         default="bfloat16", description="Number format of the dictionary that is written at the end."
     )
+    export_loss: float = Field(
+        default=0.05,
+        gt=0,
+        description="Most that NMSE may rise, in relation, from the dictionary as trained to its files; a run ends in an "
+        "error above it, with the files kept.",
+    )
 
 
 class TrainingConfig(Section):

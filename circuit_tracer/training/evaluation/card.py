@@ -151,6 +151,11 @@ def _method(evaluation: Evaluation) -> str:
         lines.append(
             f"- Trained on {trained['tokens']} tokens ({trained['step']} steps): `{trained['configuration']}`."
         )
+    if exported := conditions.get("export"):
+        lines.append(
+            f"- As trained -> as these files: {exported['summary']} (NMSE and L0 on {exported['tokens']} held-out tokens)."
+        )
+        lines += [f"- {exported['readers']}"] if exported["readers"] else []
     lines += [
         f"- Reconstruction on {found.tokens} held-out tokens ({_plain(data)}); position 0 and special tokens do not count. "
         "NMSE = Σ‖ŷ − y‖² / Σ‖y − ȳ‖² with the mean and variance of these tokens.",

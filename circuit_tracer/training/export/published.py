@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.data.points import points_of
 from circuit_tracer.training.evaluation import EvaluationSettings, evaluate, write_report
+from circuit_tracer.training.evaluation.evaluate import DICTIONARY
+from circuit_tracer.training.export.export import readers_of
+from circuit_tracer.training.export.kept import Batches, Kept, Side, exported_side, replaces_model
+from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.transcoders import (
     SingleLayerTranscoder,
     Transcoders,
@@ -36,14 +42,16 @@ def publish(
     layers: Sequence[int],
     held_out: Sequence[Tensor],
     step: int,
-) -> dict[str, Any]:
-    """Evaluate the dictionary in ``folder`` on the sequences ``held_out``, each (P,); returns the evaluation.
+    trained: Side,
+    batches: Batches,
+) -> tuple[dict[str, Any], Kept]:
+    """Evaluate the dictionary in ``folder`` on the sequences ``held_out``, each (P,); the evaluation, and what the export kept.
 
-    Writes evaluation.json, README.md and pictures beside the weights.
-    A dictionary that does not replace all MLPs (an SAE, or some layers only) is measured by its reconstruction alone.
+    trained: what the dictionary in training did on ``batches``. Writes evaluation.json, README.md and pictures beside the
+    weights. A dictionary that does not replace all MLPs (an SAE, or some layers only) is measured by its reconstruction alone.
     """
     wanted = config.evaluation
-    replaces = config.dictionary.kind != "sae" and len(layers) == parts.config.n_layers
+    replaces = replaces_model(points_of(config.dictionary, parts), parts)
     settings = EvaluationSettings(
         tokens=wanted.tokens,
         replacement_tokens=wanted.replacement_tokens if replaces else 0,
@@ -52,10 +60,11 @@ def publish(
         seed=config.run.seed,
         max_norm_ratio=config.data.max_norm_ratio,
     )
+    transcoders = _read_back(config, parts, folder, layers)
     evaluation = evaluate(
         parts,
         tokenizer,
-        _read_back(config, parts, folder, layers),
+        transcoders,
         held_out,
         settings,
         layers=layers,
@@ -64,10 +73,15 @@ def publish(
         else _loaded(wanted.per_layer_baseline, parts),
         conditions={"training": {"step": step, "tokens": step * config.run.batch, "configuration": CONFIG_NAME}},
     )
+    replacement = evaluation.results[DICTIONARY].replacement
+    exported = exported_side(transcoders, batches, None if replacement is None else replacement.kl)
+    kept = Kept(sum(len(x_BSD) for x_BSD, _ in batches), trained, exported)
+    said = {"export": kept.to_json() | {"readers": readers_of(config)}}
+    evaluation = replace(evaluation, conditions=evaluation.conditions | said)
     with atomic_write(folder / CONFIG_NAME) as path:
         path.write_text(config_file.dump(config), encoding="utf-8")
     write_report(evaluation, folder)
-    return evaluation.to_json()
+    return evaluation.to_json(), kept
 
 
 def _read_back(config: TrainingConfig, parts: ModelParts, folder: Path, layers: Sequence[int]) -> Transcoders:
@@ -87,6 +101,8 @@ def _read_back(config: TrainingConfig, parts: ModelParts, folder: Path, layers: 
             encoder_bias=file.tensor("b_enc"),
             decoder_bias=file.tensor("b_dec"),
             threshold=file.tensor("threshold") if "threshold" in file else None,
+            k=rule_of(config.sparsity).export_k,
+            nonnegative=True,
         )
         saes[source] = SingleLayerTranscoder.from_weights(
             weights, layer_idx=source, device=parts.device, dtype=torch.float32

@@ -131,7 +131,7 @@ def device_memory(work: TrainingCost) -> dict[str, int]:
         "weights": work.parameters * BYTES[config.dictionary.dtype],
         "moments": work.parameters * MOMENTS,
         "gradient of one encoder": work.owned * sizes.d_model * 4,
-        "batch, outputs and errors": batch * work.width * max(_step_bytes(config), _calibration_bytes(work)),
+        "batch, outputs and errors": batch * work.width * max(_step_bytes(config), _export_bytes(work)),
         "active entries": round(entries * ENTRY),
         "language model": sizes.parameters * model_item,
         "a pass of the model": pass_tokens * (2 * work.width + 8 * sizes.d_model + 3 * sizes.d_mlp) * model_item,
@@ -147,11 +147,12 @@ def _step_bytes(config: TrainingConfig) -> int:
     return 4 * (6 + 2 * (config.sparsity.aux_active > 0) + 3 * (config.sparsity.jacobian_weight > 0))
 
 
-def _calibration_bytes(work: TrainingCost) -> int:
-    """The same for the held-out batches that thresholds are calibrated on: as buffered, in float32, and normalised."""
-    if not work.rule.has_budget:
-        return 0
-    return n_batches(work.config.run.batch) * (work.sides * (BYTES[work.config.data.buffer_dtype] + 4) + 8)
+def _export_bytes(work: TrainingCost) -> int:
+    """The same for the held-out batches that files are compared on, and others that levels are calibrated on: as buffered and in
+    float32, those for levels normalised, one batch's outputs and errors.
+    """
+    batches, held = n_batches(work.config.run.batch), work.sides * (BYTES[work.config.data.buffer_dtype] + 4)
+    return batches * (held + work.rule.needs_level * (held + 8)) + 24
 
 
 def buffer_bytes(work: TrainingCost) -> int:

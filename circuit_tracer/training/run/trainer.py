@@ -25,10 +25,18 @@ from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.verify import verify
 from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
-from circuit_tracer.training.data import BatchStream, held_out_activations, held_out_tokens, open_stream
+from circuit_tracer.training.data import (
+    ActivationBatch,
+    BatchStream,
+    held_out_activations,
+    held_out_tokens,
+    open_stream,
+)
 from circuit_tracer.training.export.calibration import level_scores, n_batches
-from circuit_tracer.training.export.export import export
+from circuit_tracer.training.export.export import export, readers_of
+from circuit_tracer.training.export.kept import Batches, Kept, trained_side
 from circuit_tracer.training.export.published import publish, require_baseline
+from circuit_tracer.training.export.trained import Trained
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.checkpoint import Checkpoint
@@ -43,7 +51,7 @@ from circuit_tracer.training.step.normalisation import Normalisation
 # Keys that may differ between a run and its resumption: they change no weight (threads and devices: beyond rounding).
 FREE = (
     "run.out", "run.threads", "run.log_every", "run.checkpoint_every_steps", "run.tensorboard", "run.wandb",
-    "run.export_dtype", "data.cache", "data.buffer_place", "model.device",
+    "run.export_dtype", "run.export_loss", "data.cache", "data.buffer_place", "model.device",
 )  # fmt: skip
 
 
@@ -106,7 +114,10 @@ class _Run:
                 loop.saved = start.folder
                 listener.message(f"resumed from {start.folder}, step {state.step} of {config.steps}")
             loop.run(lambda: self._publish(loop, parts, tokenizer, held_out))
-            return self._publish(loop, parts, tokenizer, held_out)
+            result, kept = self._publish(loop, parts, tokenizer, held_out)
+            if kept is not None:
+                kept.require(config)
+            return result
 
     def _model(self) -> tuple[ModelParts, Any]:
         model, tokenizer = load_language_model(
@@ -134,30 +145,54 @@ class _Run:
         scale_S = torch.zeros(n_layers, device=self.device) if config.sparsity.jacobian_weight else None
         return TrainingState.initial(config, space, scale_S, self.device, self.ranks)
 
-    def _publish(self, loop: Loop, parts: ModelParts, tokenizer: Any, held_out: list[Tensor]) -> TrainingResult:
-        """Checkpoint with calibrated levels, dictionary, evaluation, card. What is measured is what was written."""
-        config, layers = self.config, self.config.dictionary.layers or list(range(parts.config.n_layers))
-        levels = self._levels(loop.state, parts, tokenizer)
+    def _publish(
+        self, loop: Loop, parts: ModelParts, tokenizer: Any, held_out: list[Tensor]
+    ) -> tuple[TrainingResult, Kept | None]:
+        """Checkpoint with calibrated levels, dictionary, evaluation, card. What is measured is what was written.
+
+        Also what the export kept, on the first rank.
+        """
+        config, layers, state = (
+            self.config,
+            self.config.dictionary.layers or list(range(parts.config.n_layers)),
+            loop.state,
+        )
+        levels, batches = self._calibrated(state, parts, tokenizer)
+        trained = Trained(state.dictionary, state.normalisation, config.sparsity, state.running_cut, self.ranks)
+        before = trained_side(trained, batches, config, parts, tokenizer, held_out)
         saved = loop.save(levels=levels)
         transcoder = self.folder / "transcoder"
         evaluation: dict[str, Any] = {}
+        kept: Kept | None = None
         if self.ranks.first:
             export(checkpoint.read(saved), config, levels, transcoder, config.model.name, layers)
             self.listener.message(f"dictionary written to {transcoder}; evaluating it")
-            evaluation = publish(config, parts, tokenizer, transcoder, layers, held_out, loop.state.step)
+            evaluation, kept = publish(
+                config, parts, tokenizer, transcoder, layers, held_out, state.step, before, batches
+            )
+            self.listener.message(f"exported, from training to files: {kept}")
+            if (note := readers_of(config)) is not None:
+                self.listener.message(note)
             self.listener.evaluated(evaluation)
         self.ranks.barrier()
-        return TrainingResult(transcoder, saved, evaluation)
+        return TrainingResult(transcoder, saved, evaluation), kept
 
-    def _levels(self, state: TrainingState, parts: ModelParts, tokenizer: Any) -> list[float] | None:
-        """Calibrate thresholds on held-out tokens, in batches like those of training (§9)."""
-        if not rule_of(self.config.sparsity).has_budget:
-            return None
-        n_tokens = n_batches(self.config.run.batch) * self.config.run.batch
-        held_out = held_out_activations(self.config, parts, tokenizer, n_tokens)
-        x_SBD = normalised(held_out, state.normalisation).x_SBD
-        batches = list(zip(*(x_BD.split(self.config.run.batch) for x_BD in x_SBD), strict=True))
-        return level_scores(state.dictionary, batches, self.config.sparsity, state.running_cut, self.ranks)
+    def _calibrated(
+        self, state: TrainingState, parts: ModelParts, tokenizer: Any
+    ) -> tuple[list[float] | None, Batches]:
+        """Levels of a rule that needs them, calibrated on held-out tokens in batches like those of training (§9), and other
+        batches to compare on; the same ones if there is one only.
+        """
+        config, size = self.config, self.config.run.batch
+        needs_level = rule_of(config.sparsity).needs_level
+        n_tokens = n_batches(size) * size * (2 if needs_level else 1)
+        held_out = held_out_activations(config, parts, tokenizer, n_tokens)
+        batches = list(zip(held_out.x_BSD.split(size), held_out.y_BSD.split(size), strict=True))
+        if not needs_level:
+            return None, batches
+        first, rest = batches[: len(batches) // 2] or batches, batches[len(batches) // 2 :]
+        x_SBD = [normalised(ActivationBatch(*batch), state.normalisation).x_SBD for batch in first]
+        return level_scores(state.dictionary, x_SBD, config.sparsity, state.running_cut, self.ranks), rest
 
 
 def settings_of(config: TrainingConfig) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class BatchTopK(BudgetRule):
     """a = pre where pre * `scale` is positive and not below the cut, the round(k S B)-th largest of all."""
 
     candidates = 1.5
+    needs_level = True
 
     def activate(self, given: Dense) -> list[Tensor]:
         """The definition."""
@@ -63,6 +64,15 @@ class BatchTopK(BudgetRule):
     def scale(self, norm_F: Tensor, n_targets: int) -> Tensor:
         """A feature counts by what it writes: in all, or to a layer."""
         return norm_F / self._share(n_targets)
+
+    def export_thresholds(
+        self, norm_F: Tensor, n_targets: int, log_threshold_F: Tensor | None, level: float | None
+    ) -> Tensor:
+        """The calibrated level, by the scale of each feature."""
+        assert level is not None
+        scale_F = self.scale(norm_F, n_targets)
+        # a feature with scale 0 has score 0 and is never active
+        return torch.where(scale_F > 0, level / scale_F, torch.inf).clamp(max=torch.finfo(torch.float32).max).float()
 
     def _share(self, n_targets: int) -> float:
         return math.sqrt(n_targets) if self.settings.rank_by == "target" else 1.0

@@ -26,6 +26,16 @@ class TopK(BudgetRule):
         weights = zip(x_SBD, dictionary.W_enc, dictionary.b_enc, strict=True)
         return all_active([top_k(x_BD, W, b, round(now.active), ranks) for x_BD, W, b in weights])
 
+    @property
+    def export_k(self) -> int:
+        """k as it is."""
+        return round(self.settings.active)
+
+    def export_thresholds(
+        self, norm_F: Tensor, n_targets: int, log_threshold_F: Tensor | None, level: float | None
+    ) -> None:
+        """None: one number for all tokens would be another rule."""
+
     def contradictions(self, n_features: int) -> Iterator[str]:
         """k is a whole number too."""
         yield from super().contradictions(n_features)
