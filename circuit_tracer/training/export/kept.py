@@ -104,8 +104,8 @@ def trained_side(
 
     KL is that of the sequences ``held_out`` on which an evaluation replaces MLPs, by `Trained.alone`.
     """
-    side, points, wanted = _side(trained.reconstruct, batches), points_of(config.dictionary, parts), config.evaluation
-    if not wanted.replacement_tokens or not replaces_model(points, parts):
+    side, wanted = _side(trained.reconstruct, batches), config.evaluation
+    if not wanted.replacement_tokens or not replaces_model(points := points_of(config.dictionary, parts), parts):
         return side
     sequences = Sequences.of(held_out, parts, tokenizer, wanted.tokens).first(wanted.replacement_tokens)
     with fast_attention(parts):

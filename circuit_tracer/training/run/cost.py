@@ -148,8 +148,8 @@ def _step_bytes(config: TrainingConfig) -> int:
 
 
 def _export_bytes(work: TrainingCost) -> int:
-    """The same for the held-out batches that files are compared on, and others that levels are calibrated on: as buffered and in
-    float32, those for levels normalised, one batch's outputs and errors.
+    """The same for held-out batches to calibrate levels on, and others to compare the files on: as buffered and in float32, the
+    first normalised; outputs and errors of one batch.
     """
     batches, held = n_batches(work.config.run.batch), work.sides * (BYTES[work.config.data.buffer_dtype] + 4)
     return batches * (held + work.rule.needs_level * (held + 8)) + 24
