@@ -211,7 +211,7 @@ def test_k_in_a_files_metadata_is_a_whole_number_and_agrees_with_the_tensor(tmp_
     torch.testing.assert_close(computed(layout, tmp_path)[0], expected)
     for text in ("0", "-1", "2.0", "", "many", str(K + 1)):
         save_file(tensors, path, {"k": text})
-        with pytest.raises(FileFormatError, match="k is .* in its metadata"):
+        with pytest.raises(FileFormatError, match=r"k is .* in its metadata"):
             computed(layout, tmp_path)
 
 
