@@ -148,10 +148,10 @@ def _step_bytes(config: TrainingConfig) -> int:
 
 
 def _export_bytes(work: TrainingCost) -> int:
-    """The same for held-out batches to calibrate levels on, and others to compare the files on: as buffered and in float32, the
-    first normalised; outputs and errors of one batch.
+    """The same for held-out batches to calibrate levels on, and others to compare the files on: in float32, as read and
+    shuffled, the first normalised; outputs and errors of one batch.
     """
-    batches, held = n_batches(work.config.run.batch), work.sides * (BYTES[work.config.data.buffer_dtype] + 4)
+    batches, held = n_batches(work.config.run.batch), 8 * work.sides
     return batches * (held + work.rule.needs_level * (held + 8)) + 24
 
 

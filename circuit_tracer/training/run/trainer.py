@@ -180,14 +180,16 @@ class _Run:
     def _calibrated(
         self, state: TrainingState, parts: ModelParts, tokenizer: Any
     ) -> tuple[list[float] | None, Batches]:
-        """Levels of a rule that needs them, calibrated on held-out tokens in batches like those of training (§9), and other
-        batches to compare on; the same ones if there is one only.
+        """Levels of a rule that needs them, calibrated on held-out tokens in batches like those of training, shuffled (§9), and
+        other batches to compare on; the same ones if there is one only.
         """
         config, size = self.config, self.config.run.batch
         needs_level = rule_of(config.sparsity).needs_level
         n_tokens = n_batches(size) * size * (2 if needs_level else 1)
         held_out = held_out_activations(config, parts, tokenizer, n_tokens)
-        batches = list(zip(held_out.x_BSD.split(size), held_out.y_BSD.split(size), strict=True))
+        order = torch.randperm(len(held_out.x_BSD), generator=torch.Generator().manual_seed(config.run.seed))
+        x_BSD, y_BSD = (side[order.to(side.device)] for side in (held_out.x_BSD, held_out.y_BSD))
+        batches = list(zip(x_BSD.split(size), y_BSD.split(size), strict=True))
         if not needs_level:
             return None, batches
         first, rest = batches[: len(batches) // 2] or batches, batches[len(batches) // 2 :]
