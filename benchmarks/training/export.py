@@ -2,9 +2,9 @@
 
     python -m benchmarks.training.export        # under 3 minutes on one core
 
-Each run is the trainer's own, from text to files; the numbers are those that it prints and keeps in evaluation.json: NMSE and L0 of
-the training rule, on held-out batches of the training's size, and of the files through the reader, on the same tokens; KL of the
-model with all MLPs replaced (an sae replaces none), the rule token by token there (circuit_tracer/training/README.md §9).
+Each run is the trainer's own, from text to files; the numbers are those that it prints and keeps in evaluation.json: NMSE and
+L0 of the training rule, on held-out batches of the training's size, and of the files through the reader, on the same tokens; KL
+of the model with all MLPs replaced (an sae replaces none), the rule token by token (circuit_tracer/training/README.md §9).
 """
 
 from __future__ import annotations

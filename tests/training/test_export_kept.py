@@ -36,7 +36,7 @@ from tests.support.export_cases import dense, exported
 from tests.support.loop_cases import ACTIVATIONS, KINDS, LAYERS, Run
 from tests.support.train_cases import settings
 
-FEW = {"evaluation__replacement_tokens": 0}
+FEW: dict[str, Any] = {"evaluation__replacement_tokens": 0}
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_a_run_ends_in_an_error_when_its_files_are_not_what_was_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if the dictionary in training were twice as good; everything is written, and --resume takes it."""
-    measured = trainer.trained_side
+    measured = trained_side
 
     def better(*given: Any) -> Side:
         side = measured(*given)

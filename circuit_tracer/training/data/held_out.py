@@ -36,14 +36,15 @@ def held_out_tokens(config: TrainingConfig, tokenizer: Any) -> list[Tensor]:
 
 
 def held_out_activations(config: TrainingConfig, parts: ModelParts, tokenizer: Any, n_tokens: int) -> ActivationBatch:
-    """The first `n_tokens` rows of `held_out_tokens` without its limit (fewer if there are fewer), filtered as in training.
+    """The first `n_tokens` rows of `held_out_tokens` without its limit (fewer if there are fewer), filtered as in training, in
+    the host's memory.
 
     Raises InputError when there are none.
     """
     length = len(_first_sequence(config, tokenizer))
     config = config.model_copy(update={"data": config.data.model_copy(update={"context_length": length})})
     source = open_source(config, parts, tokenizer, FeatureRanks(), evaluation=True)
-    block = Block(source.layout, n_tokens, source.device)
+    block = Block(source.layout, n_tokens, torch.device("cpu"))
     end = source.rows.read(block, 0)
     if not end:
         raise _nothing(config, source.rows.summary())

@@ -26,7 +26,7 @@ from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.writes import reconstruct
 
-Batches = Sequence[tuple[Tensor, Tensor]]  # (x, y), each (B, S, D), the model's own activations
+Batches = Sequence[tuple[Tensor, Tensor]]  # (x, y), each (B, S, D), the model's own activations, in the host's memory
 
 PASS_TOKENS = 2048  # of a replaced pass; changes no result
 TRAINED = "trained"
@@ -104,7 +104,7 @@ def trained_side(
 
     KL is that of the sequences ``held_out`` on which an evaluation replaces MLPs, by `Trained.alone`.
     """
-    side, wanted = _side(trained.reconstruct, batches), config.evaluation
+    side, wanted = _side(trained.reconstruct, batches, parts.device), config.evaluation
     if not wanted.replacement_tokens or not replaces_model(points := points_of(config.dictionary, parts), parts):
         return side
     sequences = Sequences.of(held_out, parts, tokenizer, wanted.tokens).first(wanted.replacement_tokens)
@@ -120,17 +120,18 @@ def exported_side(transcoders: Transcoders, batches: Batches, kl: float | None) 
         y_BSD, counts = reconstruct(transcoders, x_BSD)
         return y_BSD, [int(count.sum()) for count in counts]
 
-    return replace(_side(found, batches), kl=kl)
+    return replace(_side(found, batches, transcoders.device), kl=kl)
 
 
-def _side(reconstructed: Callable[[Tensor], tuple[Tensor, list[int]]], batches: Batches) -> Side:
+def _side(reconstructed: Callable[[Tensor], tuple[Tensor, list[int]]], batches: Batches, device: torch.device) -> Side:
     """Sums in float64. Layers whose outputs do not vary are left out."""
     spread, active = Spread(), 0
     errors_S: Tensor | float = 0.0
     for x_BSD, y_BSD in batches:
-        found_BSD, counts = reconstructed(x_BSD)
-        spread.add(y_BSD)
-        errors_S = errors_S + in_float64(found_BSD - y_BSD).square().sum((0, 2))
+        error_BSD, counts = reconstructed(x_BSD.to(device))
+        error_BSD -= y_BSD.to(device)
+        errors_S = errors_S + torch.stack([in_float64(error_BD).square().sum() for error_BD in error_BSD.unbind(1)])
+        spread.add(y_BSD.to(device))
         active += sum(counts)
     nmse_S = torch.as_tensor(errors_S) / spread.squares_S
     return Side(float(nmse_S[spread.squares_S > 0].mean()), active / spread.n)

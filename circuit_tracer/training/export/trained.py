@@ -47,7 +47,8 @@ class Trained:
             self.cuts.append(selection.cut)
         y_BSD = predict(self.dictionary, x_SBD, selection, self.ranks, Scratch())
         active_S = torch.tensor([int(active.sum()) for active in selection.active], device=y_BSD.device)
-        return self._raw(y_BSD), self.ranks.all_reduce_(active_S).tolist()
+        y_BSD.div_(self.space.scale_y_S[:, None]).add_(self.space.mean_y_SD)
+        return y_BSD, self.ranks.all_reduce_(active_S).tolist()
 
     def alone(self, source: int, x_BD: Tensor) -> SparseActivations:
         """Active entries of normalised inputs of one source, each token by itself, as a replaced model needs it.
@@ -62,9 +63,6 @@ class Trained:
         level = sum(self.cuts) / len(self.cuts) if self.cuts else None
         threshold_f = rule.export_thresholds(model.norms[source], model.reach(source), learned_f, level)
         return encode(x_BD, weight_fD, bias_f, torch.zeros_like(bias_f) if threshold_f is None else threshold_f)
-
-    def _raw(self, y_BSD: Tensor) -> Tensor:
-        return y_BSD / self.space.scale_y_S[:, None] + self.space.mean_y_SD
 
 
 class TrainedStandIn:

@@ -26,7 +26,6 @@ from circuit_tracer.models.verify import verify
 from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import (
-    ActivationBatch,
     BatchStream,
     held_out_activations,
     held_out_tokens,
@@ -42,7 +41,7 @@ from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.checkpoint import Checkpoint
 from circuit_tracer.training.run.events import Listener, NullListener, StepReport
 from circuit_tracer.training.run.log import RunLog
-from circuit_tracer.training.run.loop import Loop, normalised
+from circuit_tracer.training.run.loop import Loop
 from circuit_tracer.training.run.requirements import plan_run
 from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.sparsity import rule_of
@@ -188,13 +187,14 @@ class _Run:
         n_tokens = n_batches(size) * size * (2 if needs_level else 1)
         held_out = held_out_activations(config, parts, tokenizer, n_tokens)
         order = torch.randperm(len(held_out.x_BSD), generator=torch.Generator().manual_seed(config.run.seed))
-        x_BSD, y_BSD = (side[order.to(side.device)] for side in (held_out.x_BSD, held_out.y_BSD))
+        x_BSD, y_BSD = held_out.x_BSD[order], held_out.y_BSD[order]
         batches = list(zip(x_BSD.split(size), y_BSD.split(size), strict=True))
         if not needs_level:
             return None, batches
         first, rest = batches[: len(batches) // 2] or batches, batches[len(batches) // 2 :]
-        x_SBD = [normalised(ActivationBatch(*batch), state.normalisation).x_SBD for batch in first]
-        return level_scores(state.dictionary, x_SBD, config.sparsity, state.running_cut, self.ranks), rest
+        space = state.normalisation
+        x_SBDs = [[space.x(source, x_BD) for source, x_BD in enumerate(x.to(self.device).unbind(1))] for x, _ in first]
+        return level_scores(state.dictionary, x_SBDs, config.sparsity, state.running_cut, self.ranks), rest
 
 
 def settings_of(config: TrainingConfig) -> dict[str, Any]:
