@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -114,12 +115,20 @@ def test_killed_and_resumed_it_writes_bitwise_the_same_dictionary(tmp_path: Path
 @pytest.mark.slow("whole runs by two and by four processes")
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_write_the_dictionary_of_one(world: int, tmp_path: Path) -> None:
-    expected = whole(tmp_path, "alone", {})
-    found = results(together(world, rank, tmp_path, "ranks", {}, False, folder=tmp_path, limit=200))
+    changes = {"evaluation__replacement_tokens": 64}
+    expected = whole(tmp_path, "alone", changes)
+    found = results(together(world, rank, tmp_path, "ranks", changes, False, folder=tmp_path, limit=200))
     assert [len(reports) for reports in found] == [STEPS, *([0] * (world - 1))]  # the first one reports
     for mine, report in zip(found[0], expected, strict=True):
         assert mine.loss == pytest.approx(report.loss, rel=1e-4)
         assert mine.l0_S == pytest.approx(report.l0_S, abs=0.2)
+    kept, also = (
+        json.loads((tmp_path / out / "transcoder" / "evaluation.json").read_text())["conditions"]["export"]
+        for out in ("alone", "ranks")
+    )
+    assert also["tokens"] == kept["tokens"]
+    for side in ("trained", "exported"):
+        assert also[side] == pytest.approx(kept[side], rel=0.02)
     one, other = weights(tmp_path / "alone"), weights(tmp_path / "ranks")
     assert one.keys() == other.keys()
     for name, tensor in one.items():
