@@ -36,9 +36,11 @@ def publish(
     layers: Sequence[int],
     held_out: Sequence[Tensor],
     step: int,
+    story: dict[str, Any],
 ) -> dict[str, Any]:
     """Evaluate the dictionary in ``folder`` on the sequences ``held_out``, each (P,); returns the evaluation.
 
+    story: what the run started from and how its settings changed, for the card.
     Writes evaluation.json, README.md and pictures beside the weights.
     A dictionary that does not replace all MLPs (an SAE, or some layers only) is measured by its reconstruction alone.
     """
@@ -62,7 +64,9 @@ def publish(
         per_layer=None
         if wanted.per_layer_baseline is None or not replaces
         else _loaded(wanted.per_layer_baseline, parts),
-        conditions={"training": {"step": step, "tokens": step * config.run.batch, "configuration": CONFIG_NAME}},
+        conditions={
+            "training": {"step": step, "tokens": step * config.run.batch, "configuration": CONFIG_NAME, **story}
+        },
     )
     with atomic_write(folder / CONFIG_NAME) as path:
         path.write_text(config_file.dump(config), encoding="utf-8")
