@@ -40,7 +40,7 @@ def without_effect(config: TrainingConfig) -> dict[str, str]:
         idle(f"with sparsity.activation {sparsity.activation}, {reason}", "sparsity", name)
     if config.run.start_from is not None and sparsity.active_at_start is None:
         idle(
-            "with run.start_from: k is sparsity.active at once, unless sparsity.active_at_start is given",
+            "with run.start_from, where k is sparsity.active unless active_at_start is given",
             "sparsity",
             "anneal",
         )
@@ -88,14 +88,15 @@ def _lengths(config: TrainingConfig) -> Iterator[str]:
         return
     if config.schedule_steps < config.steps:
         yield (
-            f"run.schedule_tokens is {run.schedule_tokens}, less than run.tokens, {run.tokens}, so that the schedules end before "
-            "the run; raise it, or leave it out"
+            f"run.schedule_tokens is {run.schedule_tokens}, less than run.tokens, {run.tokens}, so that the schedules end "
+            "before the run; raise it, or leave it out"
         )
         return
-    longest = config.schedule_steps - round(optimizer.decay * config.schedule_steps)
+    steps = config.schedule_steps
+    longest = steps - round(optimizer.decay * steps)
     if optimizer.warmup_steps > longest:
         yield (
-            f"optimizer.warmup_steps is {optimizer.warmup_steps}, but of {config.schedule_steps} steps (run.tokens / run.batch) "
+            f"optimizer.warmup_steps is {optimizer.warmup_steps}, but of {steps} steps (run.tokens / run.batch) "
             f"{longest} come before the decay; use at most {longest}, or train on more tokens"
         )
     if config.evaluation.every_steps > config.steps:

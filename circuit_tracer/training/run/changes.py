@@ -102,7 +102,7 @@ def changes_of(checkpoint: Checkpoint) -> list[Change]:
         ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FileFormatError(
-            f"{checkpoint.folder} says that its changes are {shortened(found)}. Remove the folder to resume from the one before it."
+            f"{checkpoint.folder} says that its changes are {shortened(found)}; remove it to resume from the one before."
         ) from error
 
 
@@ -129,8 +129,8 @@ def compared(checkpoint: Checkpoint, config: TrainingConfig, folder: Path) -> li
         )
     if config.steps == checkpoint.step and differing.keys() - {"run.tokens", "run.schedule_tokens"}:
         raise InputError(
-            f"the run in {folder} has done all of its {config.steps} steps, so that {', '.join(differing)} would change nothing; "
-            "raise run.tokens too, or leave the change out"
+            f"the run in {folder} has done all of its {config.steps} steps, so that {', '.join(differing)} would change "
+            "nothing; raise run.tokens too, or leave the change out"
         )
     return [*history, Change(differing, _reached(before, config, checkpoint.step, history))]
 

@@ -131,6 +131,6 @@ def _require_same_model(resumed: Checkpoint, found: dict[str, Any]) -> None:
         layers, width = (shortened(before.get(name)) for name in ("n_layers", "d_model"))
         raise CompatibilityError(
             f"{resumed.folder} was trained on another model than the one loaded now ({layers} layers of {width} against "
-            f"{found['n_layers']} of {found['d_model']}, or other weights). Load the model the run began with, or choose another "
-            f"run.out, with run.start_from {resumed.folder} to begin there from what was learned here."
+            f"{found['n_layers']} of {found['d_model']}, or other weights). Load the model the run began with, or choose "
+            f"another run.out, with run.start_from {resumed.folder} to begin there from what was learned here."
         )
