@@ -17,10 +17,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from circuit_tracer.attribution.input_shift import with_known_shift
 from circuit_tracer.errors import CompatibilityError, FileFormatError, NumericalError
 from circuit_tracer.fingerprint import transcoder_fingerprint
-from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.sites import site_named
 from circuit_tracer.training.config.schema import DictionarySection, TrainingConfig
 from circuit_tracer.training.export.export import FoldedLayer, folded
@@ -83,9 +81,10 @@ class Origin:
             )
 
 
-def open_origin(name: str, parts: ModelParts, tokenizer: Any) -> Origin:
+def open_origin(name: str, settle: Callable[[Transcoders], Transcoders]) -> Origin:
     """The dictionary that ``run.start_from`` names: folder of a run (its last checkpoint) or checkpoint, folder or hub id.
 
+    settle: makes of a published one what it is on a model (`input_shift.with_known_shift`).
     Raises InputError, FileFormatError or CompatibilityError for what is not there, damaged, or of no known layout.
     """
     path = Path(name).expanduser()
@@ -94,7 +93,7 @@ def open_origin(name: str, parts: ModelParts, tokenizer: Any) -> Origin:
     if (last := checkpoints.latest(path / "checkpoints")) is not None:
         return _of_checkpoint(name, last)
     transcoders = load_transcoder_from_hub(name, dtype=torch.float32, lazy_encoder=True, lazy_decoder=True)[0]
-    return _of_files(name, with_known_shift(parts, transcoders, tokenizer))
+    return _of_files(name, settle(transcoders))
 
 
 def take_over_(state: TrainingState, origin: Origin, layers: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from circuit_tracer.attribution.input_shift import with_known_shift
 from circuit_tracer.errors import CompatibilityError, InputError, shortened
 from circuit_tracer.fingerprint import model_fingerprint
 from circuit_tracer.models.parts import ModelParts
@@ -68,7 +69,7 @@ def find_origin(
     """The dictionary that a new run starts from, if it does; checked against the model before anything is measured."""
     if config.run.start_from is None or start.resumed is not None:
         return None
-    origin = open_origin(config.run.start_from, parts, tokenizer)
+    origin = open_origin(config.run.start_from, lambda found: with_known_shift(parts, found, tokenizer))
     origin.require_fits(config, layers, parts.config.d_model)
     return origin
 
