@@ -121,7 +121,7 @@ def test_a_rank_takes_its_own_rows(tmp_path: Path) -> None:
             {"dictionary__input_hook": "mlp.hook_in"},
             "it reads and writes at hook_resid_mid and hook_mlp_out, the run at mlp.hook_in and hook_mlp_out",
         ),
-        (Run(activation="relu"), {}, "its activation is jumprelu, and a relu would lose its thresholds"),
+        (Run(activation="relu"), {}, "its activation is jumprelu, whose thresholds a relu would lose"),
     ],
     ids=["features", "per layer", "sae", "hooks", "relu"],
 )
@@ -154,39 +154,41 @@ def _with_nan(origin: Origin, layer: int, owned: slice) -> Any:
 
 
 class Tuned(MemoryStream):
-    """Batches of the model after fine-tuning: its MLPs write a little more than before, and inputs have moved."""
+    """Batches of the model after fine-tuning: its MLPs write something else as well, and their inputs have moved."""
 
     def batch(self, number: int) -> ActivationBatch:
         plain = super().batch(number)
-        shift_SD = 0.3 * torch.randn(plain.x_BSD.shape[1:], generator=torch.Generator().manual_seed(8))
-        return ActivationBatch(plain.x_BSD + shift_SD, plain.y_BSD + 0.03 * plain.x_BSD.cos())
+        shift_SD = 0.1 * torch.randn(plain.x_BSD.shape[1:], generator=torch.Generator().manual_seed(8))
+        return ActivationBatch(plain.x_BSD + shift_SD, plain.y_BSD + 0.01 * plain.x_BSD.cos())
+
+
+STILL = {"sparsity__active": 4.0, "sparsity__active_at_start": 4.0, "sparsity__pre_activation_weight": 0.0}
 
 
 def trained(stream: MemoryStream, steps: int, folder: Path, origin: Origin | None = None) -> float:
-    """NMSE on further batches after so many steps; checkpoints with everything in ``folder``."""
+    """NMSE on five further batches after so many steps; the last checkpoint is in ``folder``."""
     run = replace(stream.run, steps=steps)
-    config = run.config(
-        folder, optimizer__learning_rate=0.03, sparsity__active=4.0, sparsity__active_at_start=4.0, run__log_every=steps
-    )
+    changes = STILL | {"optimizer__warmup_steps": 5, "sparsity__dead_after_tokens": 20 * run.batch}
+    config = run.config(folder, optimizer__learning_rate=0.01, run__log_every=steps, **changes)
     state = TrainingState.initial(config, run.space(), None, CPU, FeatureRanks())
     if origin is not None:
         take_over_(state, origin, range(LAYERS))
     loop = Loop(config, state, stream, FeatureRanks(), Recorder(), folder, {"config": settings_of(config)})
     loop.run()
     loop.save()
-    tail = replace(run, steps=steps + 5).config(folder, optimizer__learning_rate=1e-9, run__log_every=5)
-    after = Loop(tail, state, stream, FeatureRanks(), recorder := Recorder(), folder / "after", {})
+    still = replace(run, steps=steps + 5).config(folder, optimizer__learning_rate=1e-9, run__log_every=5, **STILL)
+    after = Loop(still, state, stream, FeatureRanks(), recorder := Recorder(), folder, {})
     after.run()
     return float(Tensor(recorder.reports[-1].nmse_S).mean())
 
 
 def test_a_warm_start_needs_a_third_of_the_tokens(tmp_path: Path) -> None:
-    """A planted change of the model: the NMSE of a cold run of 150 steps is reached in 50."""
-    run = Run(features=32, batch=64)
-    trained(MemoryStream(run), 150, tmp_path / "base")
-    cold = trained(Tuned(run), 150, tmp_path / "cold")
-    warm = trained(Tuned(run), 50, tmp_path / "warm", opened(checkpoint.path_of(tmp_path / "base", 150)))
-    short = trained(Tuned(run), 50, tmp_path / "short")
+    """A planted change of the model: the NMSE of a cold run of 120 steps is reached in 40."""
+    run = Run(features=64, batch=64, width=4)
+    trained(MemoryStream(run), 120, tmp_path / "base")
+    cold = trained(Tuned(run), 120, tmp_path / "cold")
+    warm = trained(Tuned(run), 40, tmp_path / "warm", opened(checkpoint.path_of(tmp_path / "base", 120)))
+    short = trained(Tuned(run), 40, tmp_path / "short")
     assert warm <= cold < short
 
 
