@@ -5,7 +5,7 @@
 The base is the embedded model with its transcoder. Fine-tuned is the same model after a brief training on statements in which
 some pairs of entities have swapped a city. Cold runs train a transcoder of it from drawn weights, warm ones from the base's
 files, on the same contexts, with the same recipe and a third of the tokens or fewer. Measured is the NMSE on contexts of
-statements held out from training. Writes results/training_warm_start.json; some ten minutes on one core.
+statements held out from training. Writes results/training_warm_start.json; some three minutes on one core.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from circuit_tracer.training.run.origin import open_origin, take_over_
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-COLD_STEPS = 1500
+COLD_STEPS = 600
 SHARES = {"cold": (1, 3), "warm": (3, 6, 12, 24)}  # a run has COLD_STEPS / this many steps
 SWAPPED = 12  # pairs of entities of a kind whose last open cities change places
 TUNING = {"steps": 60, "batch": 256, "learning_rate": 3e-4}

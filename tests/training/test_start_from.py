@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,5 @@ def test_the_trainer_starts_from_a_run_and_says_so(tmp_path: Path) -> None:
     again = checkpoint.latest(tmp_path / "tuned" / "checkpoints")
     assert again is not None
     assert again.fact("started_from") == begun
+    shutil.rmtree(tmp_path / "base" / "checkpoints")  # to have room: what it wrote is still there
+    assert opened(tmp_path / "base").place == f"the dictionary {tmp_path / 'base'}"

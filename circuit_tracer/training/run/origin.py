@@ -20,6 +20,7 @@ from torch import Tensor
 from circuit_tracer.errors import CompatibilityError, FileFormatError, NumericalError
 from circuit_tracer.fingerprint import transcoder_fingerprint
 from circuit_tracer.models.sites import site_named
+from circuit_tracer.training.config.files import FILE_NAME
 from circuit_tracer.training.config.schema import DictionarySection, TrainingConfig
 from circuit_tracer.training.export.export import FoldedLayer, folded
 from circuit_tracer.training.run import checkpoint as checkpoints
@@ -82,7 +83,9 @@ class Origin:
 
 
 def open_origin(name: str, settle: Callable[[Transcoders], Transcoders]) -> Origin:
-    """The dictionary that ``run.start_from`` names: folder of a run (its last checkpoint) or checkpoint, folder or hub id.
+    """The dictionary that ``run.start_from`` names: folder of a run or checkpoint, or folder or hub id of a dictionary.
+
+    Of a run it is the last checkpoint, and what was written at the end if there is none any more.
 
     settle: makes of a published one what it is on a model (`input_shift.with_known_shift`).
     Raises InputError, FileFormatError or CompatibilityError for what is not there, damaged, or of no known layout.
@@ -92,7 +95,9 @@ def open_origin(name: str, settle: Callable[[Transcoders], Transcoders]) -> Orig
         return _of_checkpoint(name, checkpoints.read(path))
     if (last := checkpoints.latest(path / "checkpoints")) is not None:
         return _of_checkpoint(name, last)
-    transcoders = load_transcoder_from_hub(name, dtype=torch.float32, lazy_encoder=True, lazy_decoder=True)[0]
+    written = path / "transcoder"
+    place = written if (path / FILE_NAME).is_file() and written.is_dir() else name
+    transcoders = load_transcoder_from_hub(place, dtype=torch.float32, lazy_encoder=True, lazy_decoder=True)[0]
     return _of_files(name, settle(transcoders))
 
 
