@@ -229,6 +229,11 @@ def test_a_wrong_value_is_refused_in_plain_words(key: str, value: str, expected:
             {"optimizer__warmup_steps": 3},
             r"warmup_steps is 3, but of 2 steps .* 2 come before the decay; use at most 2",
         ),
+        ({"run__schedule_tokens": 4096}, r"schedule_tokens is 4096, less than run\.tokens, 8192"),
+        (
+            {"run__start_from": "x", "sparsity__anneal": 0.5},
+            r"anneal is 0\.5, which has no effect with run\.start_from",
+        ),
         ({"evaluation__every_steps": 3}, r"every_steps is 3, more than the run's 2 steps"),
         ({"data__buffer_tokens": 100}, r"buffer_tokens is 100, less than one run\.batch of 4096"),
     ],
@@ -299,3 +304,6 @@ def test_values_that_follow_from_others() -> None:
     assert small(sparsity__active=40.0).active_at_start == 40
     assert small(sparsity__active_at_start=64.0).active_at_start == 64
     assert small(sparsity__anneal=0).active_at_start == 16
+    assert small(run__start_from="some/dictionary").active_at_start == 16
+    assert small(run__start_from="x", sparsity__active_at_start=64.0).active_at_start == 64
+    assert small(run__schedule_tokens=20_000).schedule_steps == 4

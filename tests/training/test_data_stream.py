@@ -113,6 +113,15 @@ def test_an_epoch_is_every_row_once_in_another_order(folder: Path) -> None:
     assert any(not torch.equal(*pair) for pair in zip(order[: len(once)], order[len(once) :], strict=True))
 
 
+@pytest.mark.parametrize("buffer", [16, 10_000], ids=["small blocks", "one block"])
+def test_a_run_whose_data_ended_goes_on_with_the_next_epoch(buffer: int, folder: Path) -> None:
+    once = stream(config(folder, run__batch=1, data__buffer_tokens=buffer))
+    expected = rows(list(batches(once)))
+    further = stream(config(folder, run__batch=1, data__buffer_tokens=buffer, data__epochs=2))
+    further.restore(json.loads(json.dumps(once.state())))
+    assert torch.equal(rows(list(batches(further))), expected)
+
+
 def test_without_a_number_of_epochs_the_data_never_end(folder: Path) -> None:
     source = stream(config(folder, data__epochs=None, data__buffer_tokens=10_000))
     assert all(source.next() is not None for _ in range(300))

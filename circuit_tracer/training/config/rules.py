@@ -38,6 +38,12 @@ def without_effect(config: TrainingConfig) -> dict[str, str]:
     sparsity, data = config.sparsity, config.data
     for name, reason in unread(sparsity.activation).items():
         idle(f"with sparsity.activation {sparsity.activation}, {reason}", "sparsity", name)
+    if config.run.start_from is not None and sparsity.active_at_start is None:
+        idle(
+            "with run.start_from, where k is sparsity.active unless active_at_start is given",
+            "sparsity",
+            "anneal",
+        )
     if sparsity.aux_active == 0:
         idle("with sparsity.aux_active 0", "sparsity", "aux_weight")
     for name, kinds in DATA_KEYS.items():
@@ -80,10 +86,17 @@ def _lengths(config: TrainingConfig) -> Iterator[str]:
     if config.steps == 0:
         yield f"run.tokens is {run.tokens}, less than one run.batch of {run.batch}; train on more tokens or lower the batch"
         return
-    longest = config.steps - round(optimizer.decay * config.steps)
+    if config.schedule_steps < config.steps:
+        yield (
+            f"run.schedule_tokens is {run.schedule_tokens}, less than run.tokens, {run.tokens}, so that the schedules end "
+            "before the run; raise it, or leave it out"
+        )
+        return
+    steps = config.schedule_steps
+    longest = steps - round(optimizer.decay * steps)
     if optimizer.warmup_steps > longest:
         yield (
-            f"optimizer.warmup_steps is {optimizer.warmup_steps}, but of {config.steps} steps (run.tokens / run.batch) "
+            f"optimizer.warmup_steps is {optimizer.warmup_steps}, but of {steps} steps (run.tokens / run.batch) "
             f"{longest} come before the decay; use at most {longest}, or train on more tokens"
         )
     if config.evaluation.every_steps > config.steps:

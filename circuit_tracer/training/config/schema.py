@@ -134,7 +134,10 @@ class SparsitySection(Section):
         default=16.0, gt=0, description=f"k, active features a layer and token, on average ({readers('active')})."
     )
     active_at_start: float | None = Field(
-        default=None, gt=0, description="k at the first step; null: 6 times `active`, at most half of the features."
+        default=None,
+        gt=0,
+        description="k at the first step; null: 6 times `active`, at most half of the features, and `active` with "
+        "run.start_from.",
     )
     anneal: Share = Field(default=0.3, description="Share of the steps in which k falls to `active`.")
     rank_by: Literal["row", "target"] = Field(
@@ -216,6 +219,16 @@ class RunSection(Section):
 
     out: Location = Field(description="Folder for checkpoints, log, evaluation and the trained dictionary.")
     tokens: Whole = Field(ge=1, description="Tokens to train on.")
+    schedule_tokens: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens that the schedules are made for, of a run that is to be extended up to there; null: `tokens`.",
+    )
+    start_from: Text | None = Field(
+        default=None,
+        description="What the weights start from: folder of a run, of a checkpoint, or folder or hub id of a dictionary; "
+        "null: drawn.",
+    )
     batch: Whole = Field(default=4096, ge=1, description="Tokens of a step.")
     seed: Whole = Field(default=0, ge=0, lt=2**63, description="Seed of weights and of shuffling.")
     threads: Whole | None = Field(default=None, ge=1, description="CPU threads; null: as torch chooses.")
@@ -257,6 +270,11 @@ class TrainingConfig(Section):
         return self.run.tokens // self.run.batch
 
     @property
+    def schedule_steps(self) -> int:
+        """Steps that the schedules are made for."""
+        return (self.run.schedule_tokens or self.run.tokens) // self.run.batch
+
+    @property
     def learning_rate(self) -> float:
         """The highest learning rate: the one given, or the rule for the number of features."""
         given = self.optimizer.learning_rate
@@ -264,8 +282,11 @@ class TrainingConfig(Section):
 
     @property
     def active_at_start(self) -> float:
-        """k at the first step: the one given, or the rule for `active` (never below it); `active` without annealing."""
+        """k at the first step: the one given, or the rule for `active` (never below it).
+
+        `active` without annealing, and for a run that starts from a dictionary, which is sparse already.
+        """
         active, given = self.sparsity.active, self.sparsity.active_at_start
-        if self.sparsity.anneal == 0:
+        if self.sparsity.anneal == 0 or (given is None and self.run.start_from is not None):
             return active
         return max(active, min(6 * active, self.dictionary.features / 2)) if given is None else given

@@ -58,6 +58,9 @@ class BatchStream:
         if end > self._filled:
             if self._number == self._served == 0:
                 raise self._too_short()
+            self._begin(
+                self._number + 1, 0
+            )  # more epochs, should a resumed run have them, begin with a block of their own
             return None
         taken = {name: block.take(name, self._order[start:end]) for name in self.source.layout.names}
         self._served += 1

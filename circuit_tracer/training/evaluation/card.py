@@ -151,6 +151,11 @@ def _method(evaluation: Evaluation) -> str:
         lines.append(
             f"- Trained on {trained['tokens']} tokens ({trained['step']} steps): `{trained['configuration']}`."
         )
+        if begun := trained.get("started_from"):
+            lines.append(f"- Started from {begun['place']}, fingerprint {begun['fingerprint']}.")
+        for change in trained.get("changes", []):
+            words = ", ".join(f"`{key}` from {old} to {new}" for key, (old, new) in change["changed"].items())
+            lines.append(f"- Changed after step {change['step']}: {words}.")
     if exported := conditions.get("export"):
         lines.append(
             f"- As trained -> as these files: {exported['summary']} (NMSE and L0 on {exported['tokens']} held-out tokens)."

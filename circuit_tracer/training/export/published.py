@@ -44,11 +44,13 @@ def publish(
     step: int,
     trained: Side,
     batches: Batches,
+    story: dict[str, Any],
 ) -> tuple[dict[str, Any], Kept]:
     """Evaluate the dictionary in ``folder`` on the sequences ``held_out``, each (P,); the evaluation, and what the export kept.
 
-    trained: what the dictionary in training did on ``batches``. Writes evaluation.json, README.md and pictures beside the
-    weights. A dictionary that does not replace all MLPs (an SAE, or some layers only) is measured by its reconstruction alone.
+    trained: what the dictionary in training did on ``batches``. story: what the run started from and how its settings changed,
+    for the card. Writes evaluation.json, README.md and pictures beside the weights. A dictionary that does not replace all MLPs
+    (an SAE, or some layers only) is measured by its reconstruction alone.
     """
     wanted = config.evaluation
     replaces = replaces_model(points_of(config.dictionary, parts), parts)
@@ -71,7 +73,9 @@ def publish(
         per_layer=None
         if wanted.per_layer_baseline is None or not replaces
         else _loaded(wanted.per_layer_baseline, parts),
-        conditions={"training": {"step": step, "tokens": step * config.run.batch, "configuration": CONFIG_NAME}},
+        conditions={
+            "training": {"step": step, "tokens": step * config.run.batch, "configuration": CONFIG_NAME, **story}
+        },
     )
     replacement = evaluation.results[DICTIONARY].replacement
     exported = exported_side(transcoders, batches, None if replacement is None else replacement.kl)

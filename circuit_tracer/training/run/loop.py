@@ -59,6 +59,7 @@ class Loop:
         self.config, self.state, self.stream, self.ranks, self.listener = config, state, stream, ranks, listener
         self.folder, self.facts = folder, facts
         self.saved: Path | None = None
+        self.reached = schedules.Reached()  # of a run that went on with other settings
         self.scratch = Scratch()
         self._window = _Window(state.dictionary.n_layers)
 
@@ -87,7 +88,7 @@ class Loop:
     def save(self, **facts: Any) -> Path:
         """Write a checkpoint of the present step, with further facts in its state.json; once written, add the facts to it."""
         if self.saved == checkpoint.path_of(self.folder, self.state.step):
-            checkpoint.add_facts(self.saved, facts, self.ranks)
+            checkpoint.add_facts(self.saved, {**self.facts, **facts}, self.ranks)
         else:
             position = {"data": self.stream.state(), **self.facts, **facts}
             self.saved = checkpoint.save(self.state, self.folder, position, self.ranks)
@@ -107,13 +108,13 @@ class Loop:
             state.derivative_scale_S.copy_(torch.stack([u_BD.square().sum(1).mean() for u_BD in batch.derivative_SBD]))
         moment = Moment(
             step,
-            schedules.active(config, step),
-            schedules.penalty(config, step) if config.sparsity.penalty else 0.0,
+            schedules.active(config, step, self.reached),
+            schedules.penalty(config, step, self.reached) if config.sparsity.penalty else 0.0,
             state.silence.dead(config.sparsity.dead_after_tokens),
             state.running_cut,
             state.derivative_scale_S,
         )
-        rate = schedules.learning_rate(config, step)
+        rate = schedules.learning_rate(config, step, self.reached)
         state.adam.begin(step, rate)
         try:
             outcome = train_step(state.dictionary, batch, config.sparsity, moment, state.adam, self.ranks, self.scratch)

@@ -16,21 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import CompatibilityError, InputError, shortened
 from circuit_tracer.files import atomic_write, claimed, require_writable_folder
-from circuit_tracer.fingerprint import model_fingerprint
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.verify import verify
 from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
-from circuit_tracer.training.data import (
-    BatchStream,
-    held_out_activations,
-    held_out_tokens,
-    open_stream,
-)
+from circuit_tracer.training.data import held_out_activations, held_out_tokens, open_stream
 from circuit_tracer.training.export.calibration import level_scores, n_batches
 from circuit_tracer.training.export.export import export, readers_of
 from circuit_tracer.training.export.kept import Batches, Kept, trained_side
@@ -38,20 +31,14 @@ from circuit_tracer.training.export.published import publish, require_baseline
 from circuit_tracer.training.export.trained import Trained
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
-from circuit_tracer.training.run.checkpoint import Checkpoint
+from circuit_tracer.training.run.changes import last_reached
 from circuit_tracer.training.run.events import Listener, NullListener, StepReport
 from circuit_tracer.training.run.log import RunLog
 from circuit_tracer.training.run.loop import Loop
 from circuit_tracer.training.run.requirements import plan_run
+from circuit_tracer.training.run.start import Start, facts_of, find_origin, find_start, make_state, story_of
 from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.sparsity import rule_of
-from circuit_tracer.training.step.normalisation import Normalisation
-
-# Keys that may differ between a run and its resumption: they change no weight (threads and devices: beyond rounding).
-FREE = (
-    "run.out", "run.threads", "run.log_every", "run.checkpoint_every_steps", "run.tensorboard", "run.wandb",
-    "run.export_dtype", "run.export_loss", "data.cache", "data.buffer_place", "model.device",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,7 +62,7 @@ def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | 
     folder = require_writable_folder(config.run.out) if ranks.first else config.run.out
     own = claimed(folder, "trains in") if ranks.first else nullcontext()
     with own, _threads(config.run.threads):
-        start = _start(config, folder, resume)
+        start = find_start(config, folder, resume)
         run = _Run(config, folder, device, ranks, listener if ranks.first and listener else NullListener())
         return run.train(start)
 
@@ -88,7 +75,7 @@ class _Run:
     ranks: FeatureRanks
     listener: Listener
 
-    def train(self, start: Checkpoint | None) -> TrainingResult:
+    def train(self, start: Start) -> TrainingResult:
         config, ranks = self.config, self.ranks
         ranks.share(config.dictionary.features)
         with _logged(config, start, ranks, self.listener) as listener:
@@ -100,18 +87,19 @@ class _Run:
             require_baseline(config, parts)  # these two are found missing now rather than at the end
             held_out = held_out_tokens(config, tokenizer)
             stream = open_stream(config, parts, tokenizer, ranks)
-            state = self._state(stream, start)
+            layers = config.dictionary.layers or list(range(parts.config.n_layers))
+            origin = find_origin(config, start, parts, tokenizer, layers)
+            facts = facts_of(config, start, origin, parts)
+            state = make_state(config, start, origin, layers, stream, self.device, ranks, listener)
             if ranks.first:
                 with atomic_write(self.folder / "config.yaml") as path:
                     path.write_text(config_file.dump(config), encoding="utf-8")
-            facts = {"config": settings_of(config), "model": _fingerprint(parts)}
             loop = Loop(config, state, stream, ranks, listener, self.folder / "checkpoints", facts)
-            if start is not None:
-                _require_same_model(start, facts["model"])
-                checkpoint.load_(state, start)
-                stream.restore(start.fact("data"))
-                loop.saved = start.folder
-                listener.message(f"resumed from {start.folder}, step {state.step} of {config.steps}")
+            loop.reached = last_reached(start.changes)
+            if start.resumed is not None:
+                loop.saved = start.resumed.folder
+            for line in start.words():
+                listener.message(line)
             loop.run(lambda: self._publish(loop, parts, tokenizer, held_out))
             result, kept = self._publish(loop, parts, tokenizer, held_out)
             if kept is not None:
@@ -129,21 +117,6 @@ class _Run:
         verify(parts)
         return parts, tokenizer
 
-    def _state(self, stream: BatchStream, start: Checkpoint | None) -> TrainingState:
-        """The state at the first step, or one of the right sizes to load a checkpoint into."""
-        config = self.config
-        if start is None:
-            self.listener.message(f"measuring means and scales on {config.data.statistics_tokens} tokens")
-            moments = stream.statistics(config.data.statistics_tokens)
-            space = Normalisation.from_moments(
-                moments.mean_x_SD, moments.variance_x_S, moments.mean_y_SD, moments.variance_y_S
-            )
-        else:
-            space = Normalisation(**{name: checkpoint.shared(start, name) for name in Normalisation.names()})
-        n_layers = space.scale_x_S.shape[0]
-        scale_S = torch.zeros(n_layers, device=self.device) if config.sparsity.jacobian_weight else None
-        return TrainingState.initial(config, space, scale_S, self.device, self.ranks)
-
     def _publish(
         self, loop: Loop, parts: ModelParts, tokenizer: Any, held_out: list[Tensor]
     ) -> tuple[TrainingResult, Kept | None]:
@@ -151,11 +124,8 @@ class _Run:
 
         Also what the export kept, on the first rank.
         """
-        config, layers, state = (
-            self.config,
-            self.config.dictionary.layers or list(range(parts.config.n_layers)),
-            loop.state,
-        )
+        config, state = self.config, loop.state
+        layers = config.dictionary.layers or list(range(parts.config.n_layers))
         levels, batches = self._calibrated(state, parts, tokenizer)
         trained = Trained(state.dictionary, state.normalisation, config.sparsity, state.running_cut, self.ranks)
         before = trained_side(trained, batches, config, parts, tokenizer, held_out)
@@ -167,7 +137,7 @@ class _Run:
             export(checkpoint.read(saved), config, levels, transcoder, config.model.name, layers)
             self.listener.message(f"dictionary written to {transcoder}; evaluating it")
             evaluation, kept = publish(
-                config, parts, tokenizer, transcoder, layers, held_out, state.step, before, batches
+                config, parts, tokenizer, transcoder, layers, held_out, state.step, before, batches, story_of(loop.facts)
             )
             self.listener.message(f"exported, from training to files: {kept}")
             if (note := readers_of(config)) is not None:
@@ -197,56 +167,6 @@ class _Run:
         return level_scores(state.dictionary, x_SBDs, config.sparsity, state.running_cut, self.ranks), rest
 
 
-def settings_of(config: TrainingConfig) -> dict[str, Any]:
-    """What decides every weight of a run, as plain values by dotted key."""
-    flat = {
-        f"{section}.{key}": value
-        for section, values in config.model_dump(mode="json").items()
-        if section != "evaluation"
-        for key, value in values.items()
-    }
-    return {key: value for key, value in flat.items() if key not in FREE}
-
-
-def _start(config: TrainingConfig, folder: Path, resume: bool) -> Checkpoint | None:
-    """The checkpoint to continue from; None for a new run."""
-    last = checkpoint.latest(folder / "checkpoints")
-    if not resume:
-        if last is not None:
-            raise InputError(
-                f"{folder} holds a run at step {last.step}. Continue it with --resume (resume=True), or choose another run.out."
-            )
-        return None
-    if last is None:
-        raise InputError(f"{folder} holds no checkpoint to resume from. Leave --resume out to begin.")
-    before, now = last.fact("config"), settings_of(config)
-    differing = [key for key in now if before.get(key) != now[key]]
-    changed = [f"{key} ({shortened(before.get(key))} -> {shortened(now[key])})" for key in differing]
-    if changed:
-        raise CompatibilityError(
-            f"the run in {folder} began with other settings: {', '.join(changed)}. Resume with those it began with, or "
-            "choose another run.out."
-        )
-    return last
-
-
-def _fingerprint(parts: ModelParts) -> dict[str, Any]:
-    """Sizes and weights of the model: the same on any device and number of threads."""
-    sizes = {"n_layers": parts.config.n_layers, "d_model": parts.config.d_model}
-    return {**sizes, "weights": model_fingerprint(parts)}
-
-
-def _require_same_model(start: Checkpoint, found: dict[str, Any]) -> None:
-    before = start.fact("model")
-    if before != found:
-        layers, width = (shortened(before.get(name)) for name in ("n_layers", "d_model"))
-        raise CompatibilityError(
-            f"{start.folder} was trained on another model than the one loaded now ({layers} layers of {width} against "
-            f"{found['n_layers']} of {found['d_model']}, or other weights). "
-            "Load the model the run began with, or choose another run.out."
-        )
-
-
 @contextmanager
 def _threads(n_threads: int | None) -> Iterator[None]:
     """Deterministic algorithms and the asked-for number of CPU threads inside; what was set before, after."""
@@ -262,14 +182,12 @@ def _threads(n_threads: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _logged(
-    config: TrainingConfig, start: Checkpoint | None, ranks: FeatureRanks, listener: Listener
-) -> Iterator[Listener]:
+def _logged(config: TrainingConfig, start: Start, ranks: FeatureRanks, listener: Listener) -> Iterator[Listener]:
     """The caller's listener together with the logs of the run; nothing is logged by other ranks than the first."""
     if not ranks.first:
         yield listener
         return
-    with RunLog(config, 0 if start is None else start.step) as log:
+    with RunLog(config, start.step, start.log_entries()) as log:
         yield _Both(log, listener)
 
 
