@@ -133,9 +133,9 @@ def reconstruction(folder: Path, rows: Rows, group: str) -> dict[str, float]:
     """Error and active features on one group of rows. ``pooled``: over all layers at once, large outputs weigh more."""
     transcoders, _ = load_transcoder_from_hub(str(folder), device=torch.device("cpu"), dtype=torch.float32)
     meter, spread = Meter(transcoders), Spread()
-    for batch in GivenActivations(*rows.group(group)).batches():
-        spread.add(batch)
-        meter.add(batch)
+    for x_NSD, y_NSD, _ in GivenActivations(*rows.group(group)).batches():
+        spread.add(y_NSD)
+        meter.add(x_NSD, y_NSD)
     found = meter.result(spread)
     pooled = float(meter.errors_S.sum() / spread.squares_S.sum())
     return {

@@ -160,7 +160,7 @@ def _held_out(
 
 
 def _tell(evaluation: Evaluation, json: bool, written: list[Path]) -> None:
-    from circuit_tracer.training.evaluation.card import summary_table
+    from circuit_tracer.training.evaluation.tables import summary_table
 
     if json:
         typer.echo(options.dump({**evaluation.to_json(), "files": [str(path) for path in written]}))

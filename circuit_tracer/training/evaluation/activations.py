@@ -70,7 +70,7 @@ class ModelActivations:
         for ids_BP in self.sequences.batches(self.batch_tokens):
             x_NSD, y_NSD = self._read(ids_BP)
             keep = self._ordinary(x_NSD)
-            unit_N = unit_rows(*ids_BP.shape, first)[self.sequences.counted(ids_BP).flatten()]
+            unit_N = unit_rows(ids_BP, first)[self.sequences.counted(ids_BP).flatten()]
             first += len(ids_BP)
             self.outliers += int((~keep).sum())
             done += ids_BP.numel()

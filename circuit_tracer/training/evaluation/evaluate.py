@@ -38,6 +38,8 @@ from circuit_tracer.training.evaluation.stand_ins import Constant, Reconstructio
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.random_dictionary import random_baseline
 
+AUTOENCODERS = "sparse autoencoders"
+
 
 @plain_torch()
 @torch.no_grad()
@@ -232,7 +234,7 @@ def describe(transcoders: Transcoders) -> str:
         "random": "random dictionary",
     }[transcoders.kind]
     if transcoders.feature_input_hook == transcoders.feature_output_hook:
-        kind = kind.replace("per-layer transcoders", "sparse autoencoders")
+        kind = kind.replace("per-layer transcoders", AUTOENCODERS)
     skip = ", skip connection" if transcoders.skip_connection else ""
     activation = transcoders.activation(transcoders.layers[0]).name
     layers = f"{transcoders.n_layers} layers"

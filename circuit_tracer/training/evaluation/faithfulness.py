@@ -8,6 +8,7 @@ Letters: n sources, m targets that are features, E edges sampled, g features of 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from circuit_tracer.interventions.validation.bench import Bench, Condition, Sour
 from circuit_tracer.interventions.validation.effects import CONDITIONS
 from circuit_tracer.interventions.validation.prediction import path_effects
 from circuit_tracer.interventions.validation.statistics import spearman
+from circuit_tracer.training.evaluation.results import GraphScore
 
 SOURCES = 16  # features taken out one by one
 EDGES = 64  # between features, for all sources together
@@ -31,22 +33,19 @@ BATCH = 16  # experiments to a pass
 _CONDITIONS = {condition.name: condition for condition in CONDITIONS}
 
 
-def faithfulness(graph: Graph, model: Traceable, seed: int) -> dict[str, float]:
-    """Numbers of one graph by the names in `results.FAITHFULNESS`; NaN where there is too little to correlate."""
+def tested(score: GraphScore, graph: Graph, model: Traceable, seed: int) -> GraphScore:
+    """The score of a graph with the numbers of `results.FAITHFULNESS`; NaN where there is too little to correlate."""
     generator = torch.Generator().manual_seed(seed)
     features = graph.nodes.layout.n_features
     influence = node_influence(graph.edges, graph.blocks, graph.target_weights).cpu()[:features]
     ranked = influence.argsort(descending=True, stable=True)
     sources = _stratified(ranked, SOURCES, generator).sort().values
     edges = _edges(graph, sources, generator)
-    target = graph.nodes.layout.target_start
-    watched = edges.target[edges.target < target].unique()
+    watched = edges.target[edges.target < features].unique()
     bench = Bench(model, graph, watched, torch.tensor([0]), BATCH)
-    found = {f"edges_{name}": _edges_measured(bench, edges, sources, watched, _CONDITIONS[name]) for name in NAMES}
-    return found | _groups(bench, ranked, generator)
-
-
-NAMES = ("live", "window")
+    live, window = (_edges_measured(bench, edges, sources, watched, _CONDITIONS[name]) for name in ("live", "window"))
+    score = replace(score, edges_live=live, edges_window=window)
+    return score if features < 2 * GROUP else _with_groups(score, bench, ranked, generator)
 
 
 class _Edges:
@@ -82,10 +81,8 @@ def _edges_measured(bench: Bench, edges: _Edges, sources: Tensor, watched: Tenso
     return _number(spearman(edges.share, measured))
 
 
-def _groups(bench: Bench, ranked: Tensor, generator: torch.Generator) -> dict[str, float]:
+def _with_groups(score: GraphScore, bench: Bench, ranked: Tensor, generator: torch.Generator) -> GraphScore:
     """Groups of equal size taken out: the strongest features, others drawn among strong ones, and among all."""
-    if len(ranked) < 2 * GROUP:
-        return {}
     groups = [ranked[:GROUP]]
     for pool in (ranked[:STRONG], ranked):
         groups += [pool[torch.randperm(len(pool), generator=generator)[:GROUP]] for _ in range(GROUPS)]
@@ -93,11 +90,12 @@ def _groups(bench: Bench, ranked: Tensor, generator: torch.Generator) -> dict[st
     predicted_n = path_effects(bench.graph, groups_ng)[bench.graph.nodes.layout.target_start]
     readings = bench.run([Sources.of_nodes(bench.graph, group) for group in groups_ng], _CONDITIONS["live"])
     measured_n = readings.targets[:, 0].cpu().double()
-    return {
-        "groups_live": _number(spearman(predicted_n, measured_n)),
-        "top_group_moves": float(measured_n[0].abs()),
-        "random_group_moves": float(measured_n[-GROUPS:].abs().mean()),
-    }
+    return replace(
+        score,
+        groups_live=_number(spearman(predicted_n, measured_n)),
+        top_group_moves=float(measured_n[0].abs()),
+        random_group_moves=float(measured_n[-GROUPS:].abs().mean()),
+    )
 
 
 def _stratified(ranked: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -14,7 +14,7 @@ from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.graph.balance import ReconstructionWarning
 from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.models.tokenization import Prompt
-from circuit_tracer.training.evaluation.faithfulness import faithfulness
+from circuit_tracer.training.evaluation.faithfulness import tested
 from circuit_tracer.training.evaluation.results import GraphScore
 
 
@@ -56,12 +56,12 @@ def _score(model: Traceable, named: Named, max_feature_nodes: int | None, seed: 
     except (InputError, NumericalError) as error:
         return GraphScore(named.name, problem=str(error), held_out=named.held_out)
     scores = graph_scores(graph, count_unselected=True)
-    return GraphScore(
+    found = GraphScore(
         named.name,
         scores.replacement,
         scores.completeness,
         scores.strict_completeness,
         len(graph.active_features),
         held_out=named.held_out,
-        **({} if seed is None else faithfulness(graph, model, seed)),
     )
+    return found if seed is None else tested(found, graph, model, seed)

@@ -58,7 +58,7 @@ def student(freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
+    return z + math.fsum(term / freedom**power for power, term in enumerate(terms, start=1))
 
 
 def estimates(sums_UM: Tensor, numbers: Callable[[Tensor], Tensor]) -> list[Estimate]:
@@ -77,9 +77,10 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
     return Estimate(total / len(values), tuple((total - value) / others for value in values) if others else ())
 
 
-def unit_rows(units: int, length: int, first: int = 0) -> Tensor:
-    """(units * length,) the units of rows that are `units` sequences of a length side by side, numbered from `first`."""
-    return (torch.arange(first, first + units) % MOST_UNITS).repeat_interleave(length)
+def unit_rows(ids_BP: Tensor, first: int) -> Tensor:
+    """(B * P,) the units of rows that are the tokens of sequences (B, P) side by side, which are numbered from `first`."""
+    numbers = torch.arange(first, first + len(ids_BP)) % MOST_UNITS
+    return numbers.repeat_interleave(ids_BP.shape[1])
 
 
 def by_unit(values_n: Tensor, unit_n: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import NumericalError
-from circuit_tracer.training.evaluation.activations import Activations, Batch
+from circuit_tracer.training.evaluation.activations import Activations
 from circuit_tracer.training.evaluation.intervals import MOST_UNITS, Estimate, by_unit, in_float64
 from circuit_tracer.training.evaluation.results import DENSITY_EDGES, HeldOutReconstruction
 from circuit_tracer.transcoders.base import Transcoders
@@ -31,17 +31,17 @@ class Spread:
         self.squares_S: Tensor = torch.zeros(())
         self.units: _Units | None = None
 
-    def add(self, batch: Batch) -> None:
-        """Take a batch."""
-        n, means, squares = len(batch.y_NSD), [], []
-        for y_ND in batch.y_NSD.unbind(1):  # one layer at a time in float64
+    def add(self, y_NSD: Tensor, unit_N: Tensor | None = None) -> None:
+        """Take a batch; unit_N as in `Batch`."""
+        n, means, squares = len(y_NSD), [], []
+        for y_ND in y_NSD.unbind(1):  # one layer at a time in float64
             y_ND = in_float64(y_ND)
             means.append(y_ND.mean(0))
             squares.append((y_ND - means[-1]).square().sum())
         mean_SD, squares_S = torch.stack(means), torch.stack(squares)
-        if batch.unit_N is not None:
+        if unit_N is not None:
             self.units = self.units or _Units(mean_SD.cpu())
-            self.units.add(batch.y_NSD, batch.unit_N)
+            self.units.add(y_NSD, unit_N)
         if self.n:
             away_SD, total = mean_SD - self.mean_SD, self.n + n
             squares_S = squares_S + self.squares_S + away_SD.square().sum(1) * (self.n * n / total)
@@ -62,8 +62,8 @@ class _Units:
         """Take a batch."""
         self.n_U += by_unit(torch.ones(len(unit_N)), unit_N)
         for layer, y_ND in enumerate(y_NSD.unbind(1)):
-            away_ND = in_float64(y_ND)
-            away_ND -= self.centre_SD[layer].to(away_ND)
+            y_ND = in_float64(y_ND)
+            away_ND = y_ND - self.centre_SD[layer].to(y_ND)
             self.sums_USD[:, layer] += by_unit(away_ND, unit_N)
             self.squares_US[:, layer] += by_unit(away_ND.square().sum(1), unit_N)
 
@@ -85,11 +85,11 @@ class Meter:
         self.errors_US = torch.zeros(MOST_UNITS, transcoders.n_layers, dtype=torch.float64)
         self.active_U = torch.zeros(MOST_UNITS, dtype=torch.float64)
 
-    def add(self, batch: Batch) -> None:
-        """Take a batch. Raises NumericalError, naming the layer, when the reconstruction is not finite."""
-        active_N = torch.zeros(len(batch.x_NSD), dtype=torch.int64, device=batch.x_NSD.device)
-        y_hat_NSD, counts = reconstruct(self.transcoders, batch.x_NSD, active_N)
-        y_hat_NSD -= batch.y_NSD
+    def add(self, x_NSD: Tensor, y_NSD: Tensor, unit_N: Tensor | None = None) -> None:
+        """Take a batch; unit_N as in `Batch`. NumericalError, naming the layer, for a reconstruction not finite."""
+        active_N = torch.zeros(len(x_NSD), dtype=torch.int64, device=x_NSD.device)
+        y_hat_NSD, counts = reconstruct(self.transcoders, x_NSD, active_N)
+        y_hat_NSD -= y_NSD
         errors_NS = torch.stack([in_float64(error_ND).square().sum(1) for error_ND in y_hat_NSD.unbind(1)], dim=1)
         errors_S = errors_NS.sum(0)
         if not errors_S.isfinite().all():
@@ -99,9 +99,9 @@ class Meter:
             )
         self.errors_S = self.errors_S.to(errors_S.device) + errors_S
         self.counts = [before + now for before, now in zip(self.counts, counts, strict=True)]
-        if batch.unit_N is not None:
-            self.errors_US += by_unit(errors_NS, batch.unit_N)
-            self.active_U += by_unit(active_N, batch.unit_N)
+        if unit_N is not None:
+            self.errors_US += by_unit(errors_NS, unit_N)
+            self.active_U += by_unit(active_N, unit_N)
 
     def result(self, spread: Spread) -> HeldOutReconstruction:
         """The numbers, given how the true outputs of the same tokens spread."""
@@ -149,9 +149,9 @@ def measure(
     spread = Spread()
     meters = {name: Meter(transcoders) for name, transcoders in dictionaries.items()}
     for batch in activations.batches():
-        spread.add(batch)
+        spread.add(batch.y_NSD, batch.unit_N)
         for meter in meters.values():
-            meter.add(batch)
+            meter.add(*batch)
     return {name: meter.result(spread) for name, meter in meters.items()}, spread.mean_SD
 
 

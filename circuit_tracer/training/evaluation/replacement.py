@@ -58,7 +58,7 @@ class Comparison:
         if not len(rows):
             return
         following = ids_BP.flatten()[rows + 1].to(self.parts.device)
-        unit_n = unit_rows(*ids_BP.shape, first)[rows]
+        unit_n = unit_rows(ids_BP, first)[rows]
         rows = rows.to(self.parts.device)
         own_nD = run(self.parts, ids_BP)[rows]
         finals = {name: final_outputs(self.parts, ids_BP, *pair)[rows] for name, pair in self.stand_ins.items()}
@@ -75,8 +75,9 @@ class Comparison:
         return ModelItself(int(predictions), int(filtered), cross_entropy / predictions, right / predictions)
 
     def results(self) -> dict[str, Replacement]:
-        """All numbers of all stand-ins, among them `ZERO` and `MEAN`."""
-        lost = [self.sums[name][:, :1] for name in (ZERO, MEAN)]
+        """All numbers of all stand-ins; what is recovered is not defined without those named `ZERO` and `MEAN`."""
+        unknown = torch.full_like(self.clean_U4, math.nan)
+        lost = [self.sums.get(name, unknown)[:, :1] for name in (ZERO, MEAN)]
         found = {}
         for name, sums_U4 in self.sums.items():
             numbers = estimates(torch.cat([self.clean_U4, *lost, sums_U4], dim=1), _numbers)

@@ -118,7 +118,7 @@ class DictionaryResult:
 class Evaluation:
     """A dictionary beside its baselines. ``results``: "dictionary", "random", "per_layer"; ``ablations``: "zero", "mean", of
     all MLPs; ``spliced_ablations``: the same of the stream, by layer of an autoencoder. ``not_measured``: what was asked for
-    and does not apply, and why. ``export``: numbers of the dictionary before and after it was written, from whoever wrote it.
+    and does not apply, and why.
     """
 
     conditions: dict[str, Any]
@@ -127,7 +127,6 @@ class Evaluation:
     ablations: dict[str, Replacement] = field(default_factory=dict)
     spliced_ablations: dict[str, list[Replacement]] = field(default_factory=dict)
     not_measured: list[str] = field(default_factory=list)
-    export: dict[str, Any] = field(default_factory=dict)
 
     @property
     def differences(self) -> dict[str, Estimates]:
