@@ -144,7 +144,9 @@ class _Run:
         if self.ranks.first:
             export(checkpoint.read(saved), config, levels, transcoder, config.model.name, layers)
             self.listener.message(f"dictionary written to {transcoder}; evaluating it")
-            evaluation = publish(config, parts, tokenizer, transcoder, layers, held_out, loop.state.step)
+            evaluation = publish(
+                config, parts, tokenizer, transcoder, layers, held_out, loop.state.step, self.listener.message
+            )
             self.listener.evaluated(evaluation)
         self.ranks.barrier()
         return TrainingResult(transcoder, saved, evaluation)
