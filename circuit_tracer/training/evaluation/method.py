@@ -46,6 +46,10 @@ def _replacement(evaluation: Evaluation, model: ModelItself) -> list[str]:
         if evaluation.spliced_ablations
         else "all MLPs replaced, no error nodes, attention and norms live"
     )
+    if not evaluation.spliced_ablations and 0 in evaluation.results[DICTIONARY].reconstruction.features:
+        what = what.replace(
+            "all MLPs replaced", "MLPs replaced in layers that have transcoders, the others as they are"
+        )
     ablated = "the stream at that layer" if evaluation.spliced_ablations else "all MLPs"
     return [
         f"Replacement over {model.predictions} predictions: {what}; position 0 keeps the model's own. The model itself: "
