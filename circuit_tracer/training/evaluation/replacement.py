@@ -22,7 +22,7 @@ from circuit_tracer.training.evaluation.results import REPLACEMENT_NUMBERS, Mode
 from circuit_tracer.training.evaluation.sequences import Sequences
 from circuit_tracer.training.evaluation.stand_ins import FromPositionOne
 
-ZERO, MEAN = "zero", "mean"  # the stand-ins that cross-entropy is recovered from
+ZERO, MEAN = "zero", "mean"  # names of the two ablations
 FILTER_PROBABILITY = 0.8  # README.md §2
 LOGIT_BYTES = 64 * 2**20  # logits of one kind in hand
 
@@ -74,10 +74,10 @@ class Comparison:
         predictions, filtered, right, cross_entropy = self.clean_U4.sum(0).tolist()
         return ModelItself(int(predictions), int(filtered), cross_entropy / predictions, right / predictions)
 
-    def results(self) -> dict[str, Replacement]:
-        """All numbers of all stand-ins; what is recovered is not defined without those named `ZERO` and `MEAN`."""
+    def results(self, zero: str = ZERO, mean: str = MEAN) -> dict[str, Replacement]:
+        """All numbers; ``zero`` and ``mean`` name the stand-ins that cross-entropy is recovered from: not defined without."""
         unknown = torch.full_like(self.clean_U4, math.nan)
-        lost = [self.sums.get(name, unknown)[:, :1] for name in (ZERO, MEAN)]
+        lost = [self.sums.get(name, unknown)[:, :1] for name in (zero, mean)]
         found = {}
         for name, sums_U4 in self.sums.items():
             numbers = estimates(torch.cat([self.clean_U4, *lost, sums_U4], dim=1), _numbers)
