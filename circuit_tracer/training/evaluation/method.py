@@ -80,7 +80,8 @@ def _graphs(evaluation: Evaluation) -> list[str]:
         lines += [
             f"Edges against ablation: {faithfulness.SOURCES} features of each graph are taken out of the model one by one; "
             f"rank correlation of up to {faithfulness.EDGES} of their edges to features, and of those to the first target, "
-            "with what the target lost. It says whether the edges order effects in the real model as they are.",
+            "with what the target lost. It says whether edges order effects in the real model; of features that hardly do "
+            "anything they do too, so look at what the features move.",
             f"Groups against ablation: {2 * faithfulness.GROUPS + 1} groups of {faithfulness.GROUP} features; rank correlation "
             "of the change of the first target's logit that the graph predicts along all its paths with the one measured. It "
             "says whether what a graph calls a cause is one, knock-on effects included.",
