@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interventions": TRACING,
     "attention": TRACING,
     "features": {*TRACING, "neuronpedia"},
-    "training": TRACING,
+    "training": {*TRACING, "interventions"},  # evaluation tests graphs by intervention
     "many": TOOLS,
     "probes": TOOLS,
     "circuits": TOOLS,

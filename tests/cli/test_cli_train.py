@@ -38,7 +38,13 @@ def config(folders: Folders, tmp_path: Path) -> Path:
         "dictionary": {"features": 32},
         "sparsity": {"active": 4.0},
         "optimizer": {"warmup_steps": 1},
-        "evaluation": {"tokens": 64, "replacement_tokens": 32, "prompts": [], "random_baseline": False},
+        "evaluation": {
+            "tokens": 64,
+            "replacement_tokens": 32,
+            "prompts": [],
+            "held_out_prompts": 0,
+            "random_baseline": False,
+        },
         "run": {"out": str(tmp_path / "run"), "tokens": 128, "batch": 32, "log_every": 1, "checkpoint_every_steps": 2},
     }
     path = tmp_path / "config.yaml"

@@ -44,6 +44,7 @@ from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.log import JsonLog
 from circuit_tracer.transcoders import load_transcoder_from_hub
+from circuit_tracer.transcoders.autoencoders import load_autoencoders
 from circuit_tracer.viewer.server.columns import Columns
 from circuit_tracer.viewer.server.head_table import read_head_table
 from tests.support.data_cases import batches, config, stream, texts, write_jsonl
@@ -162,6 +163,18 @@ def _write_saelens(folder: Path) -> None:
         path.mkdir()
         save_file({name: uniform(*shape).abs() for name, shape in named.items()}, path / "sae_weights.safetensors")
         (path / "cfg.json").write_text(json.dumps({"architecture": "jumprelu_transcoder", "d_in": D, "d_sae": F}))
+
+
+def _write_autoencoders(folder: Path) -> None:
+    _write_saelens(folder)
+    for layer in range(L):
+        described = {"architecture": "jumprelu", "d_in": D, "d_sae": F, "hook_name": f"blocks.{layer}.hook_resid_post"}
+        (folder / f"layer_{layer}" / "cfg.json").write_text(json.dumps(described))
+
+
+def _autoencoders(folder: Path) -> Any:
+    loaded = load_autoencoders(folder)
+    return loaded.layers, loaded.dictionary(torch.linspace(-1, 1, L * 3 * D).reshape(L, 3, D))
 
 
 def _published(name: str) -> Reader:
@@ -421,6 +434,7 @@ READERS: tuple[Reader, ...] = (
     Reader("npz, packed", lambda folder: _write_npz(folder, pack=True), _dictionary, sealed=True),
     Reader("sparsify", _write_sparsify, _dictionary),
     Reader("SAELens", _write_saelens, _dictionary),
+    Reader("autoencoders", _write_autoencoders, _autoencoders),
     _published("clt-training"),
     _published("clt-training-cross-layer"),
     _published("open-moss"),

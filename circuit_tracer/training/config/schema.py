@@ -208,6 +208,12 @@ class EvaluationSection(Section):
         ],
         description="Prompts whose graphs are scored (replacement, completeness); []: none.",
     )
+    held_out_prompts: Whole = Field(
+        default=20, ge=0, description="Graphs of so many short prompts cut from held-out text are scored too; 0: none."
+    )
+    faithfulness: bool = Field(
+        default=True, description="Test edges and groups of features of these graphs by ablation in the model."
+    )
     random_baseline: bool = Field(default=True, description="Measure a random dictionary too.")
     per_layer_baseline: Location | None = Field(
         default=None, description="Folder of per-layer transcoders to measure beside; null: none."

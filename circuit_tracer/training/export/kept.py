@@ -18,7 +18,8 @@ from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import fast_attention
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.points import points_of
-from circuit_tracer.training.evaluation.reconstruction import Spread, in_float64
+from circuit_tracer.training.evaluation.intervals import in_float64
+from circuit_tracer.training.evaluation.reconstruction import Spread
 from circuit_tracer.training.evaluation.replacement import compare
 from circuit_tracer.training.evaluation.sequences import Sequences
 from circuit_tracer.training.export.trained import Trained, TrainedStandIn

@@ -41,7 +41,16 @@ ON_RESUME: dict[str, str] = {
     "run": "weights follow from it",
     **{
         f"run.{name}": FREE
-        for name in ("out", "threads", "log_every", "checkpoint_every_steps", "tensorboard", "wandb", "export_dtype", "export_loss")
+        for name in (
+            "out",
+            "threads",
+            "log_every",
+            "checkpoint_every_steps",
+            "tensorboard",
+            "wandb",
+            "export_dtype",
+            "export_loss",
+        )
     },
     "run.tokens": MAY,
     "run.schedule_tokens": MAY,

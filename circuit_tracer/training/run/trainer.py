@@ -137,8 +137,9 @@ class _Run:
             export(checkpoint.read(saved), config, levels, transcoder, config.model.name, layers)
             self.listener.message(f"dictionary written to {transcoder}; evaluating it")
             evaluation, kept = publish(
-                config, parts, tokenizer, transcoder, layers, held_out, state.step, before, batches, story_of(loop.facts)
-            )
+                config, parts, tokenizer, transcoder, layers, held_out, state.step, before, batches,
+                story_of(loop.facts), self.listener.message,
+            )  # fmt: skip
             self.listener.message(f"exported, from training to files: {kept}")
             if (note := readers_of(config)) is not None:
                 self.listener.message(note)
