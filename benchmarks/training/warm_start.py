@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 COLD_STEPS = 600
 SHARES = {"cold": (1, 3), "warm": (3, 6, 12, 24)}  # a run has COLD_STEPS / this many steps
-SWAPPED = 12  # pairs of entities of a kind whose last open cities change places
+SWAPPED = 12  # entities of a kind whose last open city changes place with that of another
 TUNING = {"steps": 60, "batch": 256, "learning_rate": 3e-4}
 
 
