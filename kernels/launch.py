@@ -37,6 +37,12 @@ def kernel(function: Callable[..., Any]) -> Kernel:
     return made
 
 
+def unspecialized(*numbers: str) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorator: a `kernel` that is not compiled anew when these arguments, numbers, have other values."""
+    decorator: Callable[[Callable[..., Any]], Kernel] = triton.jit(do_not_specialize=list(numbers))
+    return decorator
+
+
 def tuned(
     configs: list[triton.Config],
     interpreted: triton.Config,
