@@ -11,6 +11,7 @@ from circuit_tracer.kernels.attend_back.cases import CASES as attend_back
 from circuit_tracer.kernels.cases import Cases
 from circuit_tracer.kernels.contract.cases import CASES as contract
 from circuit_tracer.kernels.decode.cases import CASES as decode
+from circuit_tracer.kernels.digits.cases import CASES as digits
 from circuit_tracer.kernels.encode.cases import CASES as encode
 
 OPERATIONS: tuple[Cases, ...] = (
@@ -18,5 +19,6 @@ OPERATIONS: tuple[Cases, ...] = (
     attend_back,
     contract,
     decode,
+    digits,
     encode,
 )

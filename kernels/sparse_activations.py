@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuit_tracer.kernels.device import on_gpu
+
 
 @dataclass(frozen=True)
 class SparseColumns:
@@ -23,12 +25,17 @@ class SparseColumns:
 
 @dataclass(frozen=True)
 class SparseActivations:
-    """n entries (token, feature, value) of a B x F matrix, token by token, features ascending within a token."""
+    """n entries (token, feature, value) of a B x F matrix, token by token, features ascending within a token.
+
+    A GPU finds entries without saying how many: ``exact`` is then false, the entries are those before ``row_ptr[-1]``, and those
+    after it are void (any feature, any value) until `first` leaves them out.
+    """
 
     row_ptr: Tensor  # (B + 1,) int64
     feature: Tensor  # (n,) int64
     value: Tensor  # (n,) floating
     n_features: int
+    exact: bool = True
     _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # indices, made once
 
     @classmethod
@@ -45,19 +52,28 @@ class SparseActivations:
 
     @property
     def row(self) -> Tensor:
-        """(n,) int64: the token of each entry."""
+        """(n,) int64: the token of each entry; B of void ones."""
         if "row" not in self._made:
-            counts = self.row_ptr.diff()
-            self._made["row"] = torch.repeat_interleave(counts, output_size=self.feature.shape[0])
-        row: Tensor = self._made["row"]
-        return row
+            if self.exact:
+                row = torch.repeat_interleave(self.row_ptr.diff(), output_size=self.feature.shape[0])
+            else:
+                row = torch.searchsorted(self.row_ptr[1:], self._numbers, right=True)
+            self._made["row"] = row
+        found: Tensor = self._made["row"]
+        return found
+
+    @property
+    def live(self) -> Tensor:
+        """(n,) bool: which entries are not void."""
+        return self._numbers < self.row_ptr[-1]
 
     @property
     def columns(self) -> SparseColumns:
         """The index by feature; made once, used by every product that needs it."""
         if "columns" not in self._made:
-            entry = torch.argsort(self.feature, stable=True)
-            self._made["columns"] = SparseColumns(pointers(self.feature, self.n_features), self.row[entry], entry)
+            key = self.feature if self.exact else torch.where(self.live, self.feature, self.n_features)
+            feature, entry = torch.sort(key.int(), stable=True)
+            self._made["columns"] = SparseColumns(pointers(feature, self.n_features), self.row[entry], entry)
         columns: SparseColumns = self._made["columns"]
         return columns
 
@@ -71,8 +87,29 @@ class SparseActivations:
             self.row[mask], self.feature[mask], self.value[mask], self.n_rows, self.n_features
         )
 
+    def moved_up(self, mask: Tensor) -> SparseActivations:
+        """The entries where ``mask`` (n,) holds and void ones after them, as many as before: nothing waits for the device."""
+        mask = mask if self.exact else mask & self.live
+        so_far = mask.cumsum(0)
+        source = torch.searchsorted(so_far, self._numbers + 1).clamp_(max=max(0, self.feature.shape[0] - 1))
+        ptr = torch.cat([so_far.new_zeros(1), so_far])[self.row_ptr]
+        return SparseActivations(ptr, self.feature[source], self.value[source], self.n_features, exact=False)
+
+    def first(self, n: int) -> SparseActivations:
+        """The first n entries, when it is known that these are all."""
+        return SparseActivations(self.row_ptr, self.feature[:n], self.value[:n], self.n_features)
+
+    @property
+    def _numbers(self) -> Tensor:
+        if "numbers" not in self._made:
+            self._made["numbers"] = torch.arange(self.feature.shape[0], device=self.feature.device)
+        numbers: Tensor = self._made["numbers"]
+        return numbers
+
 
 def pointers(ids: Tensor, n_ids: int) -> Tensor:
-    """(n_ids + 1,) int64: where each id begins in ``ids``, once these are sorted."""
+    """(n_ids + 1,) int64: where each id begins in the sorted ``ids``."""
+    if on_gpu(ids):  # bincount waits for the device, to know how many ids there are
+        return torch.searchsorted(ids, torch.arange(n_ids + 1, device=ids.device, dtype=ids.dtype))
     counts = torch.bincount(ids, minlength=n_ids)
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return torch.cat([counts.new_zeros(1), counts[:n_ids].cumsum(0)])
