@@ -113,3 +113,14 @@ def pointers(ids: Tensor, n_ids: int) -> Tensor:
         return torch.searchsorted(ids, torch.arange(n_ids + 1, device=ids.device, dtype=ids.dtype))
     counts = torch.bincount(ids, minlength=n_ids)
     return torch.cat([counts.new_zeros(1), counts[:n_ids].cumsum(0)])
+
+
+def largest_of_rows(entries: SparseActivations, k: int) -> Tensor:
+    """(B, k): the largest values of each token, falling; -inf where there are fewer."""
+    if not entries.feature.shape[0]:
+        return entries.value.new_full((entries.n_rows, k), -torch.inf)
+    falling = torch.argsort(entries.value, descending=True, stable=True)
+    order = falling[torch.argsort(entries.row[falling], stable=True)]
+    place_Bk = entries.row_ptr[:-1, None] + torch.arange(k, device=order.device)
+    value_Bk = entries.value[order[place_Bk.clamp(max=order.shape[0] - 1)]]
+    return torch.where(place_Bk < entries.row_ptr[1:, None], value_Bk, -torch.inf)

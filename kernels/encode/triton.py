@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from circuit_tracer.kernels.launch import BLOCK_SUMMED, INTERPRETED, accumulator, dot, kernel, product, settled, tuned
-from circuit_tracer.kernels.sparse_activations import SparseActivations
+from circuit_tracer.kernels.sparse_activations import SparseActivations, largest_of_rows
 
 BLOCK_F = 16 if INTERPRETED else 128
 GROUP = 4 if INTERPRETED else 16  # features whose largest pre-activation stands for them in a search for the k largest
@@ -74,17 +74,8 @@ def encode_top_k_at_most(
     entries = encode_at_most(x_BD, weight_FD, bias_F, zero_F, room, _floor_op(x_BD, weight_FD, bias_F, k))
     if not entries.n_rows:
         return entries, entries.row_ptr[-1]
-    last_n = kth_largest(entries, k)[entries.row.clamp(max=entries.n_rows - 1)]
-    return entries.moved_up(entries.value >= last_n), entries.row_ptr[-1]
-
-
-def kth_largest(entries: SparseActivations, k: int) -> Tensor:
-    """(B,) the k-th largest value of each token, -inf where there are fewer."""
-    descending = torch.argsort(entries.value, descending=True, stable=True)
-    order = descending[torch.argsort(entries.row[descending], stable=True)]
-    last = entries.row_ptr[:-1] + k - 1
-    largest = entries.value[order[last.clamp(max=order.shape[0] - 1)]]
-    return torch.where(last < entries.row_ptr[1:], largest, -torch.inf)
+    last_B = largest_of_rows(entries, k)[:, -1]
+    return entries.moved_up(entries.value >= last_B[entries.row.clamp(max=entries.n_rows - 1)]), entries.row_ptr[-1]
 
 
 @torch.library.custom_op("circuit_tracer_kernels::encode", mutates_args=())
