@@ -27,7 +27,7 @@ class Kernel(Protocol):
     def __getitem__(self, grid: tuple[int, ...] | Callable[[dict[str, int]], tuple[int, ...]]) -> Callable[..., None]:
         """The launch on a grid of programs."""
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **options: Any) -> Any:
         """The call from another kernel."""
 
 

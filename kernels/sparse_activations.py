@@ -5,13 +5,16 @@ Letters: B tokens, F features, n entries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.device import on_gpu
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -53,29 +56,36 @@ class SparseActivations:
     @property
     def row(self) -> Tensor:
         """(n,) int64: the token of each entry; B of void ones."""
-        if "row" not in self._made:
+
+        def make() -> Tensor:
             if self.exact:
-                row = torch.repeat_interleave(self.row_ptr.diff(), output_size=self.feature.shape[0])
-            else:
-                row = torch.searchsorted(self.row_ptr[1:], self._numbers, right=True)
-            self._made["row"] = row
-        found: Tensor = self._made["row"]
-        return found
+                return torch.repeat_interleave(self.row_ptr.diff(), output_size=self.feature.shape[0])
+            return torch.searchsorted(self.row_ptr[1:], self._numbers, right=True)
+
+        return self.once("row", make)
 
     @property
     def live(self) -> Tensor:
         """(n,) bool: which entries are not void."""
-        return self._numbers < self.row_ptr[-1]
+        return self.once("live", lambda: self._numbers < self.row_ptr[-1])
 
     @property
     def columns(self) -> SparseColumns:
-        """The index by feature; made once, used by every product that needs it."""
-        if "columns" not in self._made:
+        """The index by feature; used by every product that needs it."""
+
+        def make() -> SparseColumns:
             key = self.feature if self.exact else torch.where(self.live, self.feature, self.n_features)
             feature, entry = torch.sort(key.int(), stable=True)
-            self._made["columns"] = SparseColumns(pointers(feature, self.n_features), self.row[entry], entry)
-        columns: SparseColumns = self._made["columns"]
-        return columns
+            return SparseColumns(pointers(feature, self.n_features), self.row[entry], entry)
+
+        return self.once("columns", make)
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """What ``make`` makes of the places of these entries: kept under a name, for copies with other values too."""
+        if name not in self._made:
+            self._made[name] = make()
+        made: Made = self._made[name]
+        return made
 
     def with_value(self, value: Tensor) -> SparseActivations:
         """The same entries with other values (n,); indices are shared, whichever of the two makes them first."""
@@ -101,10 +111,7 @@ class SparseActivations:
 
     @property
     def _numbers(self) -> Tensor:
-        if "numbers" not in self._made:
-            self._made["numbers"] = torch.arange(self.feature.shape[0], device=self.feature.device)
-        numbers: Tensor = self._made["numbers"]
-        return numbers
+        return self.once("numbers", lambda: torch.arange(self.feature.shape[0], device=self.feature.device))
 
 
 def pointers(ids: Tensor, n_ids: int) -> Tensor:

@@ -18,14 +18,14 @@ def draw(dtypes: Dtypes, n_rows: int, width: int, seed: int = 0, norm: bool = Tr
     weight, first, second, grad = torch.randn(4, n_rows, width, generator=generator, dtype=F64)
     wide = F64 if dtypes[0] is F64 else F32
     first, second = (0.1 * first).to(wide), (0.01 * second.square()).to(wide)
-    exponents: list[Tensor | None] = [None, None]
-    if dtypes[1] is PACKED:
-        first, exponents[0] = packed.pack(first, packed.FIRST, 0, key_of(1))
-        second, exponents[1] = packed.pack(second, packed.SECOND, 0, key_of(2))
-    else:
-        first, second = first.to(dtypes[1]), second.to(dtypes[1])
     norm_R = torch.zeros(n_rows, dtype=wide) if norm else None
-    return Rows(weight.to(dtypes[0]), first, second, *exponents, norm_R), 0.2 * grad.to(wide)
+    if dtypes[1] is PACKED:
+        first, first_exponent = packed.pack(first, packed.FIRST, 0, key_of(1))
+        second, second_exponent = packed.pack(second, packed.SECOND, 0, key_of(2))
+        rows = Rows(weight.to(dtypes[0]), first, second, first_exponent, second_exponent, norm_R)
+    else:
+        rows = Rows(weight.to(dtypes[0]), first.to(dtypes[1]), second.to(dtypes[1]), norm=norm_R)
+    return rows, 0.2 * grad.to(wide)
 
 
 def calls(dtypes: Dtypes, n_rows: int, width: int, step: int) -> Calls:

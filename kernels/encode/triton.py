@@ -51,7 +51,9 @@ def encode_at_most(
     number = torch.arange(room, device=device)
     tile = torch.searchsorted(ptr[1:], number, right=True).clamp_(max=n_rows * n_tiles - 1)
     slot = (slot_BK.flatten()[tile] + number).sub_(ptr[tile]).clamp_(0, room - 1)
-    return SparseActivations(ptr[::n_tiles].contiguous(), slot_feature[slot].long(), slot_value[slot], n_features, exact=False)
+    return SparseActivations(
+        ptr[::n_tiles].contiguous(), slot_feature[slot].long(), slot_value[slot], n_features, exact=False
+    )
 
 
 def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> SparseActivations:
@@ -71,9 +73,11 @@ def encode_top_k_at_most(
     """As `circuit_tracer.kernels.encode.encode_top_k_at_most`: one product bounds the k-th largest from below, a second finds
     them."""
     zero_F = torch.zeros_like(bias_F)
+    if not (x_BD.shape[0] and weight_FD.shape[0]):
+        return encode_at_most(x_BD, weight_FD, bias_F, zero_F, room), torch.zeros(
+            (), dtype=torch.int64, device=x_BD.device
+        )
     entries = encode_at_most(x_BD, weight_FD, bias_F, zero_F, room, _floor_op(x_BD, weight_FD, bias_F, k))
-    if not entries.n_rows:
-        return entries, entries.row_ptr[-1]
     last_B = largest_of_rows(entries, k)[:, -1]
     return entries.moved_up(entries.value >= last_B[entries.row.clamp(max=entries.n_rows - 1)]), entries.row_ptr[-1]
 
@@ -132,9 +136,7 @@ def _list_op(
     for start in range(0, x_BD.shape[0], step):
         rows = slice(start, start + step)
         floor = None if floor_B is None else floor_B[rows]
-        _launch(
-            x_BD[rows], weight_FD, bias_F, cut_F, floor, value, feature, count_BK[rows], slot_BK[rows], used
-        )
+        _launch(x_BD[rows], weight_FD, bias_F, cut_F, floor, value, feature, count_BK[rows], slot_BK[rows], used)
 
 
 @torch.library.custom_op("circuit_tracer_kernels::encode_floor", mutates_args=())

@@ -1,7 +1,7 @@
 """BatchTopK: of a batch's tokens and layers together, k a token and layer on average are active; pre * scale ranks them.
 
-The fast way needs no array of all scores: candidates are looked for above the running cut, somewhat lowered; a GPU is asked once
-how many there were and where the cut is.
+The fast way needs no array of all scores: candidates are looked for above the running cut, somewhat lowered. A GPU
+is asked once, how many there were and where the cut is.
 
 Letters: S source layers, B tokens, F features of a layer owned by this rank, D width.
 """
@@ -47,24 +47,22 @@ class BatchTopK(BudgetRule):
         kept = round(now.active * len(x_SBD) * x_SBD[0].shape[0])
         scale = [self.scale(norm_F, dictionary.reach(source)) for source, norm_F in enumerate(dictionary.norms)]
         start = _guess(dictionary, x_SBD, kept, scale, ranks) if now.running_cut is None else now.running_cut
-        cut = None
+        cuts = []
 
         def best(candidates: list[SparseActivations]) -> Masks:
-            nonlocal cut
             ranked = [scores(*each) for each in zip(candidates, scale, strict=True)]
-            least = kth_largest(ranked, kept, ranks)
-            cut = now.questions.ask(least)
-            return [score >= least for score in ranked]
+            cut = kth_largest(ranked, kept, ranks)
+            cuts.append(now.questions.ask("cut", cut))
+            return [score >= cut for score in ranked]
 
         for share in LOWERED:
             level = share * start
             low = [level / scale_F if level else torch.zeros_like(scale_F) for scale_F in scale]
             entries = above(dictionary, x_SBD, low, best, ranks, now.rooms, now.questions)
-            assert cut is not None
             # scores right at the lowered cut may be missing for rounding: below it nothing is certain
-            if level == 0 or cut.number > level * (1 + 1e-5):
+            if level == 0 or cuts[-1].number > level * (1 + 1e-5):
                 break
-        return all_active(entries, cut.number)
+        return all_active(entries, cuts[-1].number)
 
     def level(self, norm_n: Tensor, threshold_n: Tensor, n_targets: int, running_cut: float | None) -> Tensor:
         """The running cut, as a multiple of the norm."""

@@ -84,7 +84,7 @@ def above(
     rooms: Rooms | None = None,
     questions: Questions | None = None,
 ) -> list[SparseActivations]:
-    """Entries of every source whose pre-activation is larger than their feature's cut (F,), or those of them that ``choose`` says.
+    """Entries of every source whose pre-activation is larger than their feature's cut (F,); those of them that ``choose`` says.
 
     On a GPU ``choose`` sees entries that are not exact, and may see them again with more room: all ``ranks`` then do. Whatever
     was asked of ``questions`` is answered together with the number of entries.
@@ -120,9 +120,9 @@ def searched(
         sizes = list(rooms.before(x_SBD, dictionary))
         kept, needed = search(sizes)
         missing_S = torch.stack([count - size for count, size in zip(needed, sizes, strict=True)])
-        full = questions.ask(ranks.all_reduce_((missing_S > 0).sum()))
-        missing = questions.ask(missing_S)
-        counts = questions.ask(torch.stack([one.row_ptr[-1] for one in kept]))
+        full = questions.ask("full", ranks.all_reduce_((missing_S > 0).sum()))
+        missing = questions.ask("missing", missing_S)
+        counts = questions.ask("entries", torch.stack([one.row_ptr[-1] for one in kept]))
         rooms.learn([size + int(more) for size, more in zip(sizes, missing.numbers, strict=True)])
         if not full.number:
             return [one.first(int(count)) for one, count in zip(kept, counts.numbers, strict=True)]

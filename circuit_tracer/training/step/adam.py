@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -63,8 +64,12 @@ class Adam:
         weight, width = self.weights[name], self.weights[name].shape[-1]
         if weight.ndim == 1:
             width = math.gcd(len(weight), VECTOR_WIDTH)
-        parts = (weight, self.first[name], self.second[name], *self.exponents.get(name, ()))
-        matrices = [part[rows].view(-1, width if number < 3 else part.shape[-1]) for number, part in enumerate(parts)]
+        tensors = (weight, self.first[name], self.second[name])
+        weight_RC, first_RC, second_RC = (tensor[rows].view(-1, width) for tensor in tensors)
+        kept = Rows(weight_RC, first_RC, second_RC, norm=norm)
+        if name in self.exponents:
+            first, second = (part[rows].view(-1, part.shape[-1]) for part in self.exponents[name])
+            kept = replace(kept, first_exponent=first, second_exponent=second)
         first_row = (rows.start or 0) + (self.dictionary.owned.start if "." in name else 0)
         key = (self.seed, self.step, self.names[name])
         update = Update(
@@ -76,7 +81,6 @@ class Adam:
             place=first_row * width if weight.ndim > 1 else first_row,
             keys=(key_of(*key), key_of(*key, 1), key_of(*key, 2)),
         )
-        kept = Rows(*matrices[:3], *(matrices[3:] or (None, None)), norm)
         adam_(kept, grad.reshape(-1, width), update)
 
 

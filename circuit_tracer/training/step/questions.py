@@ -15,6 +15,7 @@ class Answer:
     """Numbers that are on their way; asking for them waits for all that are."""
 
     asked: Questions
+    name: str
     found: list[float] | None = None
 
     @property
@@ -37,9 +38,9 @@ class Questions:
 
     _open: list[tuple[Tensor, Answer]] = field(default_factory=list)
 
-    def ask(self, tensor: Tensor) -> Answer:
-        """The elements of a tensor, later."""
-        answer = Answer(self)
+    def ask(self, name: str, tensor: Tensor) -> Answer:
+        """The elements of a tensor, later; ``name`` says what they are."""
+        answer = Answer(self, name)
         self._open.append((tensor.detach().reshape(-1), answer))
         return answer
 
