@@ -1,5 +1,5 @@
-"""Random bits that depend on a key and a place alone, not on what was drawn before: the same on every device, after a resume, on
-any number of ranks.
+"""Random bits that depend on a key and a place alone, not on what was drawn before: the same on every device, after a resume,
+on any number of ranks.
 
 Word ``i`` under a key is output i of the generator splitmix64 (Steele, Lea and Flood 2014) seeded with a hash of the key. A
 word has the 16 bits that each of four neighbouring places needs to round a number. `random_bits_triton.py` computes the same.

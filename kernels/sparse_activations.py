@@ -30,8 +30,8 @@ class SparseColumns:
 class SparseActivations:
     """n entries (token, feature, value) of a B x F matrix, token by token, features ascending within a token.
 
-    A GPU finds entries without saying how many: ``exact`` is then false, the entries are those before ``row_ptr[-1]``, and those
-    after it are void (any feature, any value) until `first` leaves them out.
+    A GPU finds entries without saying how many: ``exact`` is then false, the entries are those before ``row_ptr[-1]``, and
+    those after it are void (any feature, any value) until `first` leaves them out.
     """
 
     row_ptr: Tensor  # (B + 1,) int64

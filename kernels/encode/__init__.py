@@ -64,8 +64,8 @@ def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> Spa
 def encode_at_most(
     x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, room: int
 ) -> tuple[SparseActivations, Tensor]:
-    """As `encode`, on a GPU, without waiting for it: entries that are not exact (see there), with room for so many; and how many
-    there are (0-d). When these are more than ``room``, the entries are wrong."""
+    """As `encode`, on a GPU, without waiting for it: entries that are not exact (`SparseActivations`), with room for so many,
+    and how many there are (0-d). When these are more than ``room``, the entries are wrong."""
     from circuit_tracer.kernels.encode import triton
 
     return triton.encode_at_most(x_BD, weight_FD, bias_F, cut_F, room)

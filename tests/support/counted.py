@@ -1,6 +1,6 @@
 """What a GPU would have to do for a step of training, counted on a machine that has none.
 
-The step runs on tensors without memory ("meta"), on the path and with the kernels of a GPU; a dispatch mode sees every operation.
+The step runs on tensors without memory ("meta"), on the path and with the kernels of a GPU; a dispatch mode sees what it calls.
 What the host hears is made up: as many entries as the rule keeps, as many dead features as asked for. Whatever cannot be done
 without asking the device raises, since there is nothing to ask.
 
@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
@@ -28,13 +29,16 @@ from circuit_tracer.kernels.device import kernels_on
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.feature_ranks import FeatureRanks
+from circuit_tracer.training.run import loop
 from circuit_tracer.training.run.events import NullListener
 from circuit_tracer.training.run.loop import Loop
 from circuit_tracer.training.run.state import TrainingState
-from circuit_tracer.training.sparsity import rule_of
+from circuit_tracer.training.sparsity import rule_of, selection
+from circuit_tracer.training.sparsity.batch_topk import BatchTopK
+from circuit_tracer.training.step import dead_features, step
 from circuit_tracer.training.step.adam import Adam
 from circuit_tracer.training.step.dead_features import Silence
-from circuit_tracer.training.step.dictionary import Dictionary
+from circuit_tracer.training.step.dictionary import Dictionary, row_norms
 from circuit_tracer.training.step.normalisation import Normalisation
 from circuit_tracer.training.step.questions import Questions
 
@@ -47,7 +51,8 @@ class Work:
 
     operations: Counter[str] = field(default_factory=Counter)  # launches on the device, by name
     flops: Counter[str] = field(default_factory=Counter)  # of products, by phase and number format: "encoders/bfloat16"
-    bytes: Counter[str] = field(default_factory=Counter)  # read and written, by phase
+    bytes: Counter[str] = field(default_factory=Counter)  # read and written, by phase, as if no cache held anything
+    least: Counter[str] = field(default_factory=Counter)  # the same if what is read again were still in a cache
     waits: int = 0  # times that the host waits for the device
     host_bytes: int = 0  # copied either way
 
@@ -62,48 +67,72 @@ def nbytes(*values: Any) -> int:
     return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
 
 
-def _listed(op: Any, args: tuple[Any, ...]) -> tuple[int, float, float]:
-    value, listed, count, slot, _, x_BD, weight_FD = args[:7]
-    moved = nbytes(x_BD, weight_FD, count, slot, value, listed)
-    return 1, 2.0 * x_BD.shape[0] * weight_FD.numel(), moved
+@dataclass
+class Launched:
+    """What one of our kernels does."""
+
+    launches: int
+    flops: float = 0.0
+    bytes: float = 0.0
+    least: float | None = None  # None: the same
+    product: str = "float32"
 
 
-def _placed(op: Any, args: tuple[Any, ...]) -> tuple[int, float, float]:
-    feature, value, listed_value, listed = args[:4]
-    return 1, 0.0, nbytes(feature, value, listed_value, listed) + 12.0 * len(feature)
+Given = dict[str, Any]  # arguments by name
 
 
-def _floor(op: Any, args: tuple[Any, ...]) -> tuple[int, float, float]:
-    x_BD, weight_FD = args[:2]
-    groups = x_BD.shape[0] * weight_FD.shape[0] / 16 * 4  # written, then read by top-k
-    return 5, 2.0 * x_BD.shape[0] * weight_FD.numel(), nbytes(x_BD, weight_FD) + 3 * groups
+def _listed(given: Given, n: Callable[[Tensor], int]) -> Launched:
+    x_BD, weight_FD = given["x_BD"], given["weight_FD"]
+    moved = nbytes(x_BD, weight_FD, *(given[name] for name in ("count_BK", "slot_BK", "value", "listed")))
+    return Launched(1, 2.0 * len(x_BD) * weight_FD.numel(), moved, product=_product(x_BD, weight_FD))
 
 
-def _decoded(op: Any, args: tuple[Any, ...]) -> tuple[int, float, float]:
-    out_BC, _, feature, _, weight_FC = args
-    n, width = len(feature), out_BC.shape[1]
-    return 1, 2.0 * n * width, n * width * weight_FC.element_size() + 2.0 * nbytes(out_BC)
+def _floor(given: Given, n: Callable[[Tensor], int]) -> Launched:
+    x_BD, weight_FD = given["x_BD"], given["weight_FD"]
+    groups = len(x_BD) * len(weight_FD) / 16 * 4  # written, then read by top-k
+    flops = 2.0 * len(x_BD) * weight_FD.numel()
+    return Launched(5, flops, nbytes(x_BD, weight_FD) + 3 * groups, product=_product(x_BD, weight_FD))
 
 
-def _gradients(op: Any, args: tuple[Any, ...]) -> tuple[int, float, float]:
+def _placed(given: Given, n: Callable[[Tensor], int]) -> Launched:
+    parts = [given[name] for name in ("feature", "value", "listed_value", "listed")]
+    return Launched(1, 0.0, nbytes(*parts) + 12.0 * len(parts[0]))
+
+
+def _decoded(given: Given, n: Callable[[Tensor], int]) -> Launched:
+    """Rows of the weights are read for every entry."""
+    out_BC, weight_FC, count = given["out_BC"], given["weight_FC"], n(given["feature"])
+    width = out_BC.shape[1]
+    rows = count * width * weight_FC.element_size()
+    once = 2.0 * nbytes(out_BC)
+    return Launched(1, 2.0 * count * width, rows + once, min(rows, nbytes(weight_FC)) + once)
+
+
+def _gradients(given: Given, n: Callable[[Tensor], int]) -> Launched:
     """Rows of the gradients are read for every entry, those of the weights once."""
-    out_nC, grad_BC, weight_FC, value = args[:4]
-    n, width = len(value), grad_BC.shape[1]
-    products = (weight_FC is not None) + bool(args[-1])
-    workspace = 2.0 * len(args[9]) * width * 4 if args[-1] else 0.0  # a bound
-    rows = n * width * grad_BC.element_size()
-    return 2 + 2 * (weight_FC is not None), 2.0 * products * n * width, rows + nbytes(out_nC, weight_FC) + workspace
+    grad_BC, weight_FC, count = given["grad_BC"], given["weight_FC"], n(given["value"])
+    values, weights, width = weight_FC is not None, given["weights"], grad_BC.shape[1]
+    workspace = 2.0 * 4 * len(given["slot_feature"]) * width if weights else 0.0  # a bound
+    rows = count * width * grad_BC.element_size()
+    once = nbytes(weight_FC, given["out_nC"]) + workspace
+    flops = 2.0 * (values + weights) * count * width
+    return Launched(2 + 2 * values, flops, rows + once, min(rows, nbytes(grad_BC)) + once)
 
 
-def _updated(op: Any, args: tuple[Any, ...]) -> tuple[int, float, float]:
-    return 1, 0.0, 2.0 * nbytes(*args[:6]) + nbytes(args[6])
+def _updated(given: Given, n: Callable[[Tensor], int]) -> Launched:
+    kept = [value for name, value in given.items() if name != "grad_RC"]
+    return Launched(1, 0.0, 2.0 * nbytes(*kept) + nbytes(given["grad_RC"]))
 
 
-def _counted_digits(op: Any, args: tuple[Any, ...]) -> tuple[int, float, float]:
-    return 1, 0.0, nbytes(*args)
+def _counted_digits(given: Given, n: Callable[[Tensor], int]) -> Launched:
+    return Launched(1, 0.0, nbytes(*given.values()))
 
 
-KERNELS: dict[str, Callable[..., tuple[int, float, float]]] = {  # launches, operations, bytes
+def _product(left: Tensor, right: Tensor) -> str:
+    return f"{str(left.dtype)[6:]} by {str(right.dtype)[6:]}"
+
+
+KERNELS: dict[str, Callable[[Given, Callable[[Tensor], int]], Launched]] = {
     "encode_list": _listed,
     "encode_place": _placed,
     "encode_floor": _floor,
@@ -125,18 +154,16 @@ class CountingMode(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.work, self.phase = Work(), "rest"
+        self.real: dict[int, int] = {}  # entries by room, of those that are not exact
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         namespace, _, name = func.name().partition("::")
         name = name.partition(".")[0]
         if namespace == "circuit_tracer_kernels":
-            result = func(*args, **kwargs)
-            given = tuple(
-                kwargs[each.name] if each.name in kwargs else value for each, value in self._bound(func, args)
-            )
-            self._kernel(name, func, given)
-            return result
+            names = [each.name for each in func._schema.arguments]
+            self._kernel(name, dict.fromkeys(names) | dict(zip(names, args, strict=False)) | kwargs)
+            return func(*args, **kwargs)
         if name in ("_to_copy", "copy_") and self._crosses(args, kwargs):
             self.work.waits += 1
             self.work.host_bytes += nbytes(args[-1] if name == "copy_" else args[0])
@@ -147,27 +174,22 @@ class CountingMode(TorchDispatchMode):
         result = func(*args, **kwargs)
         if name not in FREE and not self._is_view(func) and self._on_device(args, kwargs, result):
             self.work.operations[f"{self.phase}/{name}"] += 1
-            self.work.bytes[self.phase] += self._moved(name, args, kwargs, result)
+            moved = self._moved(name, args, kwargs, result)
+            self.work.bytes[self.phase] += moved
+            self.work.least[self.phase] += moved
             if name in ("mm", "addmm", "addmm_", "bmm"):
                 left, right = args[-2:]
                 kind = str(left.dtype)[6:]
                 self.work.flops[f"{self.phase}/{kind}"] += 2 * left.numel() * right.shape[-1]
         return result
 
-    def _kernel(self, name: str, func: Any, args: tuple[Any, ...]) -> None:
-        launches, flops, moved = KERNELS[name](func, args)
-        self.work.operations[f"{self.phase}/{name}"] += launches
-        self.work.bytes[self.phase] += round(moved)
-        if flops:
-            kind = "float32"
-            if name.startswith("encode"):
-                kind = f"{str(args[-5 if name == 'encode_list' else 0].dtype)[6:]} by {str(args[-4 if name == 'encode_list' else 1].dtype)[6:]}"
-            self.work.flops[f"{self.phase}/{kind}"] += round(flops)
-
-    @staticmethod
-    def _bound(func: Any, args: tuple[Any, ...]) -> list[tuple[Any, Any]]:
-        arguments = func._schema.arguments
-        return list(zip(arguments, [*args, *[None] * (len(arguments) - len(args))], strict=True))
+    def _kernel(self, name: str, given: Given) -> None:
+        work, launched = self.work, KERNELS[name](given, lambda entries: self.real.get(len(entries), len(entries)))
+        work.operations[f"{self.phase}/{name}"] += launched.launches
+        work.bytes[self.phase] += round(launched.bytes)
+        work.least[self.phase] += round(launched.bytes if launched.least is None else launched.least)
+        if launched.flops:
+            work.flops[f"{self.phase}/{launched.product}"] += round(launched.flops)
 
     @staticmethod
     def _crosses(args: Any, kwargs: Any) -> bool:
@@ -197,12 +219,15 @@ class CountingMode(TorchDispatchMode):
         return nbytes(args, kwargs, result)
 
 
+class Watching(Protocol):
+    """Whoever keeps something by phase."""
+
+    phase: str
+
+
 @contextmanager
-def _phases(mode: CountingMode) -> Iterator[None]:
-    """Inside, functions that a step calls set the phase."""
-    from circuit_tracer.training.run import loop
-    from circuit_tracer.training.sparsity import selection
-    from circuit_tracer.training.step import dead_features, step
+def phases(mode: Watching) -> Iterator[None]:
+    """Inside, functions that a step calls set the phase while they run."""
 
     def named(phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -222,65 +247,67 @@ def _phases(mode: CountingMode) -> Iterator[None]:
         patch.object(dead_features, "auxiliary", named("dead features", dead_features.auxiliary)),
         patch.object(step._Step, "_through_dead", named("dead features", step._Step._through_dead)),
         patch.object(Adam, "_update", named("adam", Adam._update)),
-        patch.object(BatchRule, "select", named("selection", BatchRule.select)),
+        patch.object(BatchTopK, "select", named("selection", BatchTopK.select)),
     ):
         yield
 
 
-from circuit_tracer.training.sparsity.batch_topk import BatchTopK as BatchRule  # noqa: E402
-
-
-def loop_without_memory(config: TrainingConfig, n_layers: int, d_model: int) -> Loop:
-    """A training loop whose tensors have no memory, after its first step."""
-    meta, dtype, F = torch.device("meta"), getattr(torch, config.dictionary.dtype), config.dictionary.features
+def loop_on(
+    device: torch.device, config: TrainingConfig, n_layers: int, d_model: int, batches: Iterator[ActivationBatch]
+) -> Loop:
+    """A training loop after its first step; its weights are noise, or on "meta" nothing."""
+    kept, F = getattr(torch, config.dictionary.dtype), config.dictionary.features
     clt, learns = config.dictionary.kind == "clt", rule_of(config.sparsity).threshold_start is not None
 
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(*shape, dtype=dtype, device=meta)
+    def rows(width: int) -> Tensor:
+        return torch.empty(F, width, dtype=kept, device=device).normal_(std=width**-0.5)
 
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(*shape, device=device)
+
+    decoders = [rows((n_layers - source if clt else 1) * d_model) for source in range(n_layers)]
     dictionary = Dictionary(
         config.dictionary.kind,
         F,
         slice(0, F),
-        [empty(F, d_model, dtype=dtype) for _ in range(n_layers)],
-        [empty(F) for _ in range(n_layers)],
-        [empty(F, (n_layers - source if clt else 1) * d_model, dtype=dtype) for source in range(n_layers)],
-        empty(n_layers, d_model),
-        empty(n_layers, d_model, d_model) if config.dictionary.kind == "skip" else None,
-        [empty(F) for _ in range(n_layers)] if learns else None,
-        norms=[empty(F) for _ in range(n_layers)],
+        [rows(d_model) for _ in range(n_layers)],
+        [zeros(F) for _ in range(n_layers)],
+        decoders,
+        zeros(n_layers, d_model),
+        zeros(n_layers, d_model, d_model) if config.dictionary.kind == "skip" else None,
+        [zeros(F) for _ in range(n_layers)] if learns else None,
+        norms=[row_norms(decoder) for decoder in decoders],
     )
-    space = Normalisation(empty(n_layers, d_model), empty(n_layers), empty(n_layers, d_model), empty(n_layers))
+    means, ones = zeros(n_layers, d_model), torch.ones(n_layers, device=device)
     adam = Adam(dictionary, config.optimizer, config.run.seed)
-    state = TrainingState(dictionary, adam, Silence.initial(dictionary), space, running_cut=1.0, step=1)
+    state = TrainingState(
+        dictionary, adam, Silence.initial(dictionary), Normalisation(means, ones, means, ones), step=1
+    )
 
     class Stream:
         def next(self) -> ActivationBatch:
-            shape, kept = (config.run.batch, n_layers, d_model), torch.float32
-            return ActivationBatch(empty(*shape, dtype=kept), empty(*shape, dtype=kept))
+            return next(batches)
 
-    return Loop(config, state, Stream(), FeatureRanks(device=meta), NullListener(), Path("unused"), {})  # type: ignore[arg-type]
+    return Loop(config, state, Stream(), FeatureRanks(device=device), NullListener(), Path("unused"), {})  # type: ignore[arg-type]
 
 
 def counted(
-    config: TrainingConfig,
-    n_layers: int,
-    d_model: int,
-    *,
-    active: float | None = None,
-    dead: float = 0.0,
-    steps: int = 2,
+    config: TrainingConfig, n_layers: int, d_model: int, *, active: float | None = None, dead: float = 0.0
 ) -> Work:
     """One step in the middle of a run, with ``active`` features a layer and token (None: those of the end) and a share of dead
-    ones. The steps before it let rooms be learned."""
-    loop, mode = loop_without_memory(config, n_layers, d_model), CountingMode()
+    ones. The step before it lets rooms be learned."""
+    shape, meta = (config.run.batch, n_layers, d_model), torch.device("meta")
+    batch = ActivationBatch(torch.empty(shape, device=meta), torch.empty(shape, device=meta))
+    training, mode = loop_on(meta, config, n_layers, d_model, repeat(batch)), CountingMode()
+    training.state.running_cut = 1.0
     entries = round((active or config.sparsity.active) * config.run.batch)
-    n_dead = round(dead * config.dictionary.features)
-    rooms = loop.scratch.rooms
+    n_dead, k = round(dead * config.dictionary.features), config.sparsity.aux_active
+    mode.real = {config.run.batch * min(n_dead, 2 * k) + 1: config.run.batch * min(n_dead, k)}
+    rooms = training.scratch.rooms
     heard = {
         "entries": lambda: [entries] * n_layers,
         "missing": lambda: [CANDIDATES * entries - size for size in rooms.sizes],
-        "full": lambda: [0.0 if all(size >= CANDIDATES * entries for size in rooms.sizes) else 1.0],
+        "full": lambda: [float(any(size < CANDIDATES * entries for size in rooms.sizes))],
         "cut": lambda: [1.0],
         "dead": lambda: [n_dead] * n_layers,
         "dead of all": lambda: [n_dead * n_layers],
@@ -294,8 +321,8 @@ def counted(
             if answer.name in heard:
                 answer.found = [float(number) for number in heard[answer.name]()]
 
-    with kernels_on("meta"), patch.object(Questions, "fetch", hear), _phases(mode), mode:
-        for _ in range(steps):
+    with kernels_on("meta"), patch.object(Questions, "fetch", hear), phases(mode), mode:
+        for _ in range(2):
             mode.work = Work()
-            loop._step()
+            training._step()
     return mode.work

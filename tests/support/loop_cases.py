@@ -38,6 +38,7 @@ class Run:
     activation: str = "batch_topk"
     dtype: str = "float32"
     jacobian: bool = False
+    moments: str = "float32"
     steps: int = STEPS
     seed: int = 5
     features: int = FEATURES
@@ -45,7 +46,8 @@ class Run:
     batch: int = BATCH
 
     def __str__(self) -> str:
-        return f"{self.kind}-{self.activation}-{self.dtype}{'-jacobian' if self.jacobian else ''}"
+        narrow = "" if self.moments == "float32" else f"-{self.moments}-moments"
+        return f"{self.kind}-{self.activation}-{self.dtype}{narrow}{'-jacobian' if self.jacobian else ''}"
 
     def config(self, out: Path | str = "unused", **changes: Any) -> TrainingConfig:
         """Its configuration; every loss has a weight, features are dead after two silent steps. Changes: section__key."""
@@ -62,7 +64,7 @@ class Run:
             "data": {"path": "memory", "buffer_tokens": self.batch},
             "dictionary": {"kind": self.kind, "features": self.features},
             "sparsity": sparsity,
-            "optimizer": {"warmup_steps": 2, "learning_rate": 0.02},
+            "optimizer": {"warmup_steps": 2, "learning_rate": 0.02, "moments": self.moments},
             "evaluation": {},
             "run": {
                 "out": str(out), "tokens": self.steps * self.batch, "batch": self.batch, "seed": self.seed,
@@ -213,6 +215,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 RUNS = [
     *(Run(kind, activation) for kind, activation in product(KINDS, ACTIVATIONS)),
     *(Run("clt", activation, "bfloat16") for activation in ACTIVATIONS),
-    Run("skip", "topk", "bfloat16"),
+    Run("skip", "topk", "bfloat16", moments="int8"),
+    Run("plt", "batch_topk", moments="bfloat16"),
     *(Run(kind, activation, jacobian=True) for kind, activation in [("clt", "batch_topk"), ("skip", "jumprelu")]),
 ]

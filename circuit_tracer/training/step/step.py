@@ -102,7 +102,7 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _Penalty:
-    """The tanh penalty of one source: loss (0-d), its gradient with respect to a (n,), and that of n_f as a scale of the row."""
+    """The tanh penalty of one source: loss (0-d), its gradient with respect to a (n,), that of n_f as a scale of the row."""
 
     loss: Tensor
     da_n: Tensor
@@ -272,7 +272,7 @@ class _Step:
 
     def source(self, source: int, grad_BSD: Tensor) -> None:
         """All gradients of one source layer, its decoder last: until then its rows must stay as they are."""
-        dictionary, x_BD = self.dictionary, self.batch.x_SBD[source]
+        dictionary = self.dictionary
         columns = dictionary.columns(source)
         parts = self._reconstruction(source, grad_BSD.flatten(1)[:, columns])
         if self.aux is not None:
