@@ -116,6 +116,10 @@ class CachedRows:
         """Documents read for the cache, or rows in it."""
         return f"{self.n_rows} tokens in the cache {self.folder}" if self.n_rows else self.model_rows.summary()
 
+    def close(self, patience: float | None = None) -> None:
+        """See `Rows.close`."""
+        self.model_rows.close(patience)
+
     def _begin_adding(self) -> None:
         if self.ranks.rank == 0:
             self._claim = _claims.get(self.folder) or _Claim(self.folder)

@@ -28,6 +28,7 @@ class Source:
     layout: RowLayout
     settings: dict[str, Any]
     device: torch.device
+    ahead: bool = False  # whether a thread may make batches ahead: not where that takes other ranks, or a CPU's cores
 
 
 def open_source(
@@ -41,9 +42,10 @@ def open_source(
     names = ("x",) if points.same else ("x", "y", "direction", "derivative") if matching else ("x", "y")
     layout = RowLayout(names, len(points.layers), parts.config.d_model, resolve_dtype(data.buffer_dtype))
     seed = config.run.seed if matching else None
-    recipe = Recipe(data.sequences_per_pass, data.max_norm_ratio, layout.dtype, seed)
+    recipe = Recipe(data.sequences_per_pass, data.max_norm_ratio, layout.dtype, seed, ahead=not evaluation)
     model_rows = ModelRows(packer, ModelPass(parts, points, data.context_length), recipe, ranks)
     settings = settings_of(config, parts, tokenizer, packer.documents, points)
+    ahead = ranks.world == 1 and parts.device.type != "cpu"
     if data.cache is None or evaluation:
-        return Source(model_rows, layout, settings, parts.device)
-    return Source(CachedRows(data.cache, model_rows, layout, settings, ranks), layout, settings, parts.device)
+        return Source(model_rows, layout, settings, parts.device, ahead)
+    return Source(CachedRows(data.cache, model_rows, layout, settings, ranks), layout, settings, parts.device, ahead)

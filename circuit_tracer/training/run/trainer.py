@@ -8,13 +8,14 @@ OUT/checkpoints/    the last two
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import deterministic
 
 from circuit_tracer.errors import CompatibilityError, InputError, shortened
 from circuit_tracer.files import atomic_write, claimed, require_writable_folder
@@ -84,7 +85,7 @@ class _Run:
     def train(self, start: Checkpoint | None) -> TrainingResult:
         config, ranks = self.config, self.ranks
         ranks.share(config.dictionary.features)
-        with _logged(config, start, ranks, self.listener) as listener:
+        with _logged(config, start, ranks, self.listener) as listener, ExitStack() as held:
             self.listener = listener
             plan = plan_run(config, self.device, ranks.world)
             listener.message(str(plan))
@@ -92,7 +93,7 @@ class _Run:
             parts, tokenizer = self._model()
             require_baseline(config, parts)  # these two are found missing now rather than at the end
             held_out = held_out_tokens(config, tokenizer)
-            stream = open_stream(config, parts, tokenizer, ranks)
+            stream = held.enter_context(closing(open_stream(config, parts, tokenizer, ranks)))
             state = self._state(stream, start)
             if ranks.first:
                 with atomic_write(self.folder / "config.yaml") as path:
@@ -212,16 +213,23 @@ def _require_same_model(start: Checkpoint, found: dict[str, Any]) -> None:
 
 @contextmanager
 def _threads(n_threads: int | None) -> Iterator[None]:
-    """Deterministic algorithms and the asked-for number of CPU threads inside; what was set before, after."""
+    """Deterministic algorithms and the asked-for number of CPU threads inside; what was set before, after.
+
+    torch would also fill every array that is made without values, to make reads of them deterministic: nothing reads them.
+    """
     before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if n_threads is not None:
         torch.set_num_threads(n_threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.set_num_threads(before)
-        torch.use_deterministic_algorithms(strict)
+        torch.use_deterministic_algorithms(strict, warn_only=warned)
+        deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 @contextmanager
