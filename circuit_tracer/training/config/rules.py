@@ -80,6 +80,11 @@ def _lengths(config: TrainingConfig) -> Iterator[str]:
     if config.steps == 0:
         yield f"run.tokens is {run.tokens}, less than one run.batch of {run.batch}; train on more tokens or lower the batch"
         return
+    if run.batch % run.data_parallel:
+        yield (
+            f"run.batch is {run.batch}, which {run.data_parallel} groups (run.data_parallel) cannot share evenly; make it "
+            f"{max(1, run.batch // run.data_parallel) * run.data_parallel}, say"
+        )
     longest = config.steps - round(optimizer.decay * config.steps)
     if optimizer.warmup_steps > longest:
         yield (

@@ -217,6 +217,11 @@ class RunSection(Section):
     out: Location = Field(description="Folder for checkpoints, log, evaluation and the trained dictionary.")
     tokens: Whole = Field(ge=1, description="Tokens to train on.")
     batch: Whole = Field(default=4096, ge=1, description="Tokens of a step.")
+    data_parallel: Whole = Field(
+        default=1,
+        ge=1,
+        description="Groups of processes that share the tokens of a batch; the processes of a group share the features.",
+    )
     seed: Whole = Field(default=0, ge=0, lt=2**63, description="Seed of weights and of shuffling.")
     threads: Whole | None = Field(default=None, ge=1, description="CPU threads; null: as torch chooses.")
     log_every: Whole = Field(default=10, ge=1, description="Steps between two lines of the log.")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.models.model_pass import ModelPass
+from circuit_tracer.ranks import Ranks
 from circuit_tracer.text.packing import Packer
 from circuit_tracer.training.data.ahead import Ahead
 from circuit_tracer.training.data.block import Block
@@ -20,7 +21,6 @@ from circuit_tracer.training.data.filters import kept_tokens
 from circuit_tracer.training.data.jacobian import MLPDerivative
 from circuit_tracer.training.data.norms import require_finite, token_norms
 from circuit_tracer.training.data.passes import Pass, Passes
-from circuit_tracer.training.feature_ranks import FeatureRanks
 
 DIRECTIONS = 1  # keeps the random numbers of directions apart from those of the shuffle (stream.py)
 
@@ -61,7 +61,7 @@ class Recipe:
 class ModelRows:
     """Rows made by running the model. Each rank runs it on its share of a pass; all ranks get all rows, in the same order."""
 
-    def __init__(self, packer: Packer, model_pass: ModelPass, recipe: Recipe, ranks: FeatureRanks) -> None:
+    def __init__(self, packer: Packer, model_pass: ModelPass, recipe: Recipe, ranks: Ranks) -> None:
         self.packer, self.model_pass, self.recipe, self.ranks = packer, model_pass, recipe, ranks
         self._passes = Passes(packer, model_pass, recipe.sequences_per_pass, ranks)
         self._ahead: Ahead[Pass] | None = None  # begun when the first row is asked for

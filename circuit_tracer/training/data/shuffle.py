@@ -25,7 +25,8 @@ class ShuffledRows:
     """Blocks of N rows, a whole number of batches, permuted by (seed, number of the block); a last partial batch is dropped.
 
     ``n_batches`` are wanted in all: no row is read ahead that only later ones would need. ``allocate``: a block of so many
-    rows; the flag says whether it is the one that waits or what the next rows are read into.
+    rows; the flag says whether it is the one that waits or what the next rows are read into. ``share``: of each batch, the rows
+    that are handed out here; every rank has all of them in its block.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class ShuffledRows:
         n_rows: int,
         seed: int,
         n_batches: int,
+        share: slice,
         allocate: Callable[[int, bool], Block],
     ) -> None:
-        self.batch, self.n_rows, self.seed, self.n_batches = batch, n_rows, seed, n_batches
+        self.batch, self.n_rows, self.seed, self.n_batches, self.share = batch, n_rows, seed, n_batches, share
         self._epochs = _Epochs(rows, epochs)
         self._first = self._epochs.state()
         self._allocate = allocate
@@ -57,13 +59,13 @@ class ShuffledRows:
         return self._filled
 
     def next(self) -> dict[str, Tensor] | None:
-        """The next batch by name, float32 (B, S, D) on the model's device; None when the data are at their end."""
+        """This rank's share of the next batch by name, float32 (B, S, D) on the model's device; None at the end of the data."""
         block, order = self._whole()
         start, end = self.served * self.batch, (self.served + 1) * self.batch
         if end > self._filled:
             return None
         self._refill(block, order)
-        taken = {name: block.take(name, order[start:end]) for name in block.layout.names}
+        taken = {name: block.take(name, order[start:end][self.share]) for name in block.layout.names}
         self.served += 1
         if end == self.n_rows:
             self._turn(order)

@@ -39,8 +39,9 @@ def open_stream(config: TrainingConfig, parts: ModelParts, tokenizer: Any, ranks
 
 
 class BatchStream:
-    """Batches of exactly `run.batch` rows. A block holds as many whole batches as fit into `data.buffer_tokens`; its rows are
-    permuted by (run.seed, number of the block). At the end of the data a last partial batch is dropped.
+    """Batches of exactly `run.batch` rows, or this rank's share of them. A block holds as many whole batches as fit into
+    `data.buffer_tokens`; its rows are permuted by (run.seed, number of the block). At the end of the data a last partial batch
+    is dropped.
 
     Where the source says so, a thread makes the next batches meanwhile; they and every position are the same without it.
     """
@@ -57,7 +58,7 @@ class BatchStream:
             return Block(source.layout, n_rows, device, place, config.run.out)
 
         self._shuffled = ShuffledRows(
-            source.rows, config.data.epochs, self.batch, n_rows, config.run.seed, config.steps, allocate
+            source.rows, config.data.epochs, self.batch, n_rows, config.run.seed, config.steps, source.tokens, allocate
         )
         self._ahead: Ahead[_Placed] | None = None  # begun when the first batch is asked for
         self._position = self._shuffled.state()  # behind the last batch handed out

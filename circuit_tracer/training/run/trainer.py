@@ -43,8 +43,8 @@ from circuit_tracer.training.step.normalisation import Normalisation
 
 # Keys that may differ between a run and its resumption: they change no weight (threads and devices: beyond rounding).
 FREE = (
-    "run.out", "run.threads", "run.log_every", "run.checkpoint_every_steps", "run.tensorboard", "run.wandb",
-    "run.export_dtype", "data.cache", "data.buffer_place", "model.device",
+    "run.out", "run.threads", "run.data_parallel", "run.log_every", "run.checkpoint_every_steps", "run.tensorboard",
+    "run.wandb", "run.export_dtype", "data.cache", "data.buffer_place", "model.device",
 )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | 
     NumericalError or ResourceError with the next step; whatever happens, the last complete checkpoint stays.
     """
     device = resolve_device(None if config.model.device == "auto" else config.model.device)
-    ranks = FeatureRanks.from_environment(device)
+    ranks = FeatureRanks.from_environment(device).grid(config.run.data_parallel)
     folder = require_writable_folder(config.run.out) if ranks.first else config.run.out
     own = claimed(folder, "trains in") if ranks.first else nullcontext()
     with own, _threads(config.run.threads):

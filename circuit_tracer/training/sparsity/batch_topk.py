@@ -42,7 +42,7 @@ class BatchTopK(BudgetRule):
 
     def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
         """All sources together."""
-        kept = round(now.active * len(x_SBD) * x_SBD[0].shape[0])
+        kept = round(now.active * len(x_SBD) * x_SBD[0].shape[0] * ranks.replicas.world)  # of all tokens
         scale = [self.scale(norm_F, dictionary.reach(source)) for source, norm_F in enumerate(dictionary.norms)]
         start = _guess(dictionary, x_SBD, kept, scale, ranks) if now.running_cut is None else now.running_cut
         for share in LOWERED:
@@ -50,7 +50,7 @@ class BatchTopK(BudgetRule):
             low = [level / scale_F if level else torch.zeros_like(scale_F) for scale_F in scale]
             candidates = above(dictionary, x_SBD, low)
             ranked = [scores(*each) for each in zip(candidates, scale, strict=True)]
-            cut = kth_largest(ranked, kept, ranks)
+            cut = kth_largest(ranked, kept, ranks.plain)
             # scores right at the lowered cut may be missing for rounding: below it nothing is certain
             if level == 0 or float(cut) > level * (1 + 1e-5):
                 break
@@ -76,4 +76,4 @@ def _guess(
     sample = [x_BD[:: max(1, n_rows // SAMPLE_ROWS)][:SAMPLE_ROWS] for x_BD in x_SBD]
     entries = above(dictionary, sample, [torch.zeros_like(norm_F) for norm_F in dictionary.norms])
     ranked = [scores(*each) for each in zip(entries, scale, strict=True)]
-    return float(kth_largest(ranked, max(1, kept * sample[0].shape[0] // max(1, n_rows)), ranks))
+    return float(kth_largest(ranked, max(1, kept * sample[0].shape[0] // max(1, n_rows)), ranks.plain))

@@ -53,7 +53,8 @@ class JumpReLU(PenaltyRule):
             )
             above = entries.value > threshold_F[entries.feature]
             if share < 1:
-                counter = entries.row * dictionary.n_features + entries.feature + dictionary.owned.start
+                row = entries.row + ranks.replicas.rank * x_BD.shape[0]  # in the whole batch
+                counter = row * dictionary.n_features + entries.feature + dictionary.owned.start
                 seen = above | (uniform(counter, now.step, source) < share)
                 entries, above = entries.keep(seen), above[seen]
             inside = (entries.value - threshold_F[entries.feature]).abs() <= half

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from circuit_tracer.kernels.encode import encode_top_k
 from circuit_tracer.kernels.sparse_activations import SparseActivations
+from circuit_tracer.ranks import Ranks
 from circuit_tracer.training.feature_ranks import FeatureRanks
 
 
@@ -41,7 +42,7 @@ def top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int, ranks: Featur
     return entries.keep(entries.value >= last_B[entries.row])
 
 
-def kth_largest(scores: Sequence[Tensor], k: int, ranks: FeatureRanks) -> Tensor:
+def kth_largest(scores: Sequence[Tensor], k: int, ranks: Ranks) -> Tensor:
     """The k-th largest of positive scores over all tensors and ranks, exactly; 0 if there are fewer, infinity for k = 0.
 
     Radix selection: the bits of positive floats are ordered like the floats, so histograms of 11 bits at a time, summed over

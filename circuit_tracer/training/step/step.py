@@ -73,7 +73,7 @@ class StepOutcome:
 
     terms: dict[str, float]
     error_S: list[float]  # squared error of each layer over D, the normalised error (§5)
-    fired: list[Tensor]  # (f,) int64 a source: entries of each feature owned here
+    fired: list[Tensor]  # (f,) int64 a source: entries of each feature owned here, among the tokens of all ranks
     cut: float | None
 
     @property
@@ -111,11 +111,13 @@ def train_step(
     error_BSD = predict(dictionary, batch.x_SBD, selection, ranks, scratch).sub_(batch.y_BSD)
     # the norm makes no array of squares
     error_S = [norm**2 / error_BSD[:, 0].numel() for norm in torch.linalg.vector_norm(error_BSD, dim=(0, 2)).tolist()]
+    error_S = ranks.means(error_S)
     _require_finite(error_S)
     terms = {"reconstruction": sum(error_S) / len(error_S)}
     step = _Step(dictionary, batch, settings, rule, moment, sink, ranks, selection, terms, scratch)
     auxiliary = step.auxiliary(error_BSD)
     derivative = step.derivative()
+    terms.update(zip(terms, ranks.means(list(terms.values())), strict=True))
     _require_finite_terms(terms)  # while nothing has changed yet
     grad_BSD = error_BSD.mul_(2 / error_BSD.numel())
     sink.gradient("b_dec", grad_BSD.sum(0))
@@ -127,7 +129,7 @@ def train_step(
         torch.bincount(entries.feature[active], minlength=len(norms))
         for entries, active, norms in zip(selection.entries, selection.active, dictionary.norms, strict=True)
     ]
-    return StepOutcome(terms, error_S, fired, selection.cut)
+    return StepOutcome(terms, error_S, [ranks.replicas.all_reduce_(counts_f) for counts_f in fired], selection.cut)
 
 
 def predict(
@@ -291,7 +293,7 @@ class _Step:
         for name in ("sparsity", "pre_activation"):
             if name in self.terms:
                 total = torch.tensor([self.terms[name]], dtype=torch.float64, device=self.batch.y_BSD.device)
-                self.terms[name] = float(self.ranks.all_reduce_(total))
+                self.terms[name] = float(self.ranks.mean_(self.ranks.all_reduce_(total)))
 
 
 def _row_blocks(rows: slice, width: int, n_bytes: int) -> Iterator[slice]:
