@@ -12,6 +12,17 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.ranks import Ranks
 
 
+def group_size(world: int, data_parallel: int) -> int:
+    """How many of ``world`` processes share the features. Raises InputError when they cannot be dealt out evenly."""
+    if world % data_parallel:
+        raise InputError(
+            f"run.data_parallel is {data_parallel}, but the run has {world} process{'es' * (world > 1)}, which so many groups "
+            f"cannot share evenly. Start a multiple of {data_parallel} with torchrun, or set run.data_parallel to a divisor of "
+            f"{world}."
+        )
+    return world // data_parallel
+
+
 @dataclass(frozen=True)
 class FeatureRanks(Ranks):
     """This process among the ``world`` that share the features and see the same tokens.
@@ -32,15 +43,9 @@ class FeatureRanks(Ranks):
 
         All ranks call this together. Raises InputError when the processes cannot be dealt out evenly.
         """
-        if self.world % data_parallel:
-            raise InputError(
-                f"run.data_parallel is {data_parallel}, but {self.world} processes were started, which so many groups cannot "
-                f"share evenly. Start a multiple of {data_parallel} with torchrun, or set run.data_parallel to a divisor of "
-                f"{self.world}."
-            )
+        size = group_size(self.world, data_parallel)
         if data_parallel == 1:
             return self
-        size = self.world // data_parallel
         groups = [range(first, first + size) for first in range(0, self.world, size)]
         same = self.among(groups)
         replicas = self.among([range(first, self.world, size) for first in range(size)])

@@ -87,7 +87,7 @@ class _Run:
         ranks.share(config.dictionary.features)
         with _logged(config, start, ranks, self.listener) as listener, ExitStack() as held:
             self.listener = listener
-            plan = plan_run(config, self.device, ranks.world)
+            plan = plan_run(config, self.device, ranks.plain.world)
             listener.message(str(plan))
             plan.require_fits()
             parts, tokenizer = self._model()
@@ -99,7 +99,8 @@ class _Run:
                 with atomic_write(self.folder / "config.yaml") as path:
                     path.write_text(config_file.dump(config), encoding="utf-8")
             facts = {"config": settings_of(config), "model": _fingerprint(parts)}
-            loop = Loop(config, state, stream, ranks, listener, self.folder / "checkpoints", facts)
+            in_background = not ranks.any(not plan.background)
+            loop = Loop(config, state, stream, ranks, listener, self.folder / "checkpoints", facts, in_background)
             if start is not None:
                 _require_same_model(start, facts["model"])
                 checkpoint.load_(state, start)
