@@ -43,6 +43,7 @@ class Run:
     features: int = FEATURES
     width: int = WIDTH
     batch: int = BATCH
+    optimizer: tuple[tuple[str, Any], ...] = ()  # further keys of that section
 
     def __str__(self) -> str:
         return f"{self.kind}-{self.activation}-{self.dtype}{'-jacobian' if self.jacobian else ''}"
@@ -62,7 +63,7 @@ class Run:
             "data": {"path": "memory", "buffer_tokens": self.batch},
             "dictionary": {"kind": self.kind, "features": self.features},
             "sparsity": sparsity,
-            "optimizer": {"warmup_steps": 2, "learning_rate": 0.02},
+            "optimizer": {"warmup_steps": 2, "learning_rate": 0.02, **dict(self.optimizer)},
             "evaluation": {},
             "run": {
                 "out": str(out), "tokens": self.steps * self.batch, "batch": self.batch, "seed": self.seed,

@@ -202,6 +202,20 @@ def test_checkpoints_are_written_in_the_background_where_the_host_has_room() -> 
         assert on_cpu.background == ("copy for checkpoints" in on_cpu.device_needs) == background
 
 
+def test_moments_in_the_hosts_memory_leave_the_device_and_take_time() -> None:
+    beside, away = (
+        make_plan(load("gpt2", {"optimizer.place": place}), PUBLISHED["gpt2"], H200) for place in ("device", "host")
+    )
+    assert away.host_needs["moments of the host"] == beside.device_needs["moments"]
+    assert away.device_needs["moments"] < 0.03 * beside.device_needs["moments"]
+    assert away.seconds >= beside.seconds
+    with pytest.raises(ResourceError, match=r"set optimizer\.place to host"):
+        make_plan(load("gpt2"), PUBLISHED["gpt2"], replace(H200, device_free=24 * 10**9)).require_fits()
+    make_plan(
+        load("gpt2", {"optimizer.place": "host"}), PUBLISHED["gpt2"], replace(H200, device_free=24 * 10**9)
+    ).require_fits()
+
+
 # ---- the plan against what is counted
 
 

@@ -181,6 +181,10 @@ class OptimizerSection(Section):
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
     eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    place: Literal["device", "host"] = Field(
+        default="device",
+        description="Where Adam's moments lie: beside the weights, or in the host's memory where the device has too little.",
+    )
     warmup_steps: Whole = Field(default=500, ge=0, description="Steps in which the learning rate rises from zero.")
     decay: Share = Field(default=0.2, description="Share of the steps, at the end, in which it falls to zero.")
 

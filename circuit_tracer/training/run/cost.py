@@ -33,6 +33,7 @@ PRODUCTS = {"float32": 6, "bfloat16": 3}
 # the optimizer is handed. They run on while it works; where it starts them too slowly, it waits.
 LAUNCH, OPERATIONS, BLOCK_OPERATIONS = 5e-6, 180, 90
 NETWORK = 5e10  # bytes a second between GPUs, not measured
+HOST_LINK = 2.5e10  # and between a GPU and its host, each way
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,8 @@ def step_seconds(work: TrainingCost, machine: Machine) -> dict[str, float]:
         "buffer": 8 * work.batch * work.width * work.sides * BYTES[config.data.buffer_dtype] / moved,
         "communication": _communicated(work) / NETWORK,
     }
+    if config.optimizer.place == "host" and not work.on_cpu:  # copies run beside the work; what is longer counts
+        phases["moments from the host"] = max(0.0, work.parameters * MOMENT_BYTES / HOST_LINK - sum(phases.values()))
     if not work.on_cpu:
         phases["starting operations"] = max(0.0, operations(work) * LAUNCH - sum(phases.values()))
     return {name: seconds for name, seconds in phases.items() if seconds}

@@ -12,7 +12,7 @@ from circuit_tracer.training.data.shuffle import REFILLS
 from circuit_tracer.training.data.stream import BATCHES_AHEAD
 from circuit_tracer.training.export.calibration import n_batches
 from circuit_tracer.training.run.cost import BYTES, MOMENT_BYTES, TrainingCost
-from circuit_tracer.training.step.step import GRADIENT_BYTES
+from circuit_tracer.training.step.step import BLOCK_BYTES, GRADIENT_BYTES
 
 ENTRY = 48  # bytes of an entry: row, feature, value, the same sorted by feature, and its gradient
 CANDIDATE = 28  # of one that does not stay
@@ -30,7 +30,7 @@ def device_memory(work: TrainingCost) -> dict[str, int]:
     config, sizes = work.config, work.sizes
     needs = {
         "weights": work.parameters * BYTES[config.dictionary.dtype] + work.layers * work.owned * COUNTS,
-        "moments": moment_bytes(work),
+        "moments": moments_in_hand(work) if on_host(work) else moment_bytes(work),
         "language model": sizes.parameters * BYTES[config.model.dtype],
         "passes of the model": pass_bytes(work),
         "rows on their way": staging_bytes(work),
@@ -42,11 +42,13 @@ def device_memory(work: TrainingCost) -> dict[str, int]:
 
 
 def host_memory(work: TrainingCost) -> dict[str, int]:
-    """Bytes in the host's memory that a run on another device needs there."""
-    if work.on_cpu or work.config.data.buffer_place == "device":
-        return {}
-    each = work.width * work.sides * BYTES[work.config.data.buffer_dtype]
-    needs = {"rows on their way": _stage_tokens(work) * each + 2 * work.batch * each}
+    """Bytes in the host's memory that a run needs beside those of its device."""
+    needs: dict[str, int] = {}
+    if on_host(work):
+        needs["moments of the host"] = moment_bytes(work)
+    if work.config.data.buffer_place != "device" and not work.on_cpu:
+        each = work.width * work.sides * BYTES[work.config.data.buffer_dtype]
+        needs["rows on their way"] = _stage_tokens(work) * each + 2 * work.batch * each
     if work.config.data.buffer_place == "pinned":
         needs["activation buffer"] = buffer_bytes(work)
     return needs
@@ -77,6 +79,17 @@ def encode_bytes(work: TrainingCost) -> int:
 def moment_bytes(work: TrainingCost) -> int:
     """Bytes of Adam's moments."""
     return work.parameters * MOMENT_BYTES
+
+
+def on_host(work: TrainingCost) -> bool:
+    """Whether moments lie in the host's memory."""
+    return work.config.optimizer.place == "host"
+
+
+def moments_in_hand(work: TrainingCost) -> int:
+    """Bytes of the blocks of moments beside the model: one that is worked on, and one that comes or goes."""
+    rows = max(min(BLOCK_BYTES, GRADIENT_BYTES), work.owned * work.sizes.d_model * 4)
+    return round(2 * rows * MOMENT_BYTES / 4)
 
 
 def pass_bytes(work: TrainingCost) -> int:

@@ -91,6 +91,8 @@ class Plan:
             if self.device_needs["active entries"] > 0.1 * self.machine.device_free:
                 advice.append("lower run.batch, which shrinks the active entries")
             if not self.machine.on_host:
+                if config.optimizer.place == "device":
+                    advice.append("set optimizer.place to host")
                 advice.append("share the features over more devices with torchrun")
                 if work.replicas > 1:
                     advice.append("lower run.data_parallel, so that more processes share the features")

@@ -44,7 +44,7 @@ from circuit_tracer.training.step.normalisation import Normalisation
 # Keys that may differ between a run and its resumption: they change no weight (threads and devices: beyond rounding).
 FREE = (
     "run.out", "run.threads", "run.data_parallel", "run.log_every", "run.checkpoint_every_steps", "run.tensorboard",
-    "run.wandb", "run.export_dtype", "data.cache", "data.buffer_place", "model.device",
+    "run.wandb", "run.export_dtype", "optimizer.place", "data.cache", "data.buffer_place", "model.device",
 )  # fmt: skip
 
 

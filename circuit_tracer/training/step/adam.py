@@ -9,6 +9,7 @@ from torch.optim.adam import adam
 from circuit_tracer.training.config.schema import OptimizerSection
 from circuit_tracer.training.step.counter_random import round_stochastically
 from circuit_tracer.training.step.dictionary import Dictionary, row_norms
+from circuit_tracer.training.step.host import Streamed, host_zeros
 
 
 class Adam:
@@ -22,13 +23,22 @@ class Adam:
         self.dictionary, self.settings, self.seed = dictionary, settings, seed
         self.weights = dictionary.tensors()
         self.names = {name: number for number, name in enumerate(sorted(self.weights))}
-        self.first = {name: _moment(tensor) for name, tensor in self.weights.items()}
-        self.second = {name: _moment(tensor) for name, tensor in self.weights.items()}
+        self.host = Streamed(dictionary.b_dec.device) if settings.place == "host" else None
+        self.first, self.second = (
+            {name: self._moment(name, tensor) for name, tensor in self.weights.items()} for _ in range(2)
+        )
         self.step, self.rate = 0, 0.0
 
     def begin(self, step: int, rate: float) -> None:
         """Updates from now on are those of ``step`` (0, 1, ...) with this learning rate."""
         self.step, self.rate = step, rate
+        if self.host is not None:
+            self.host.begin()
+
+    def wait(self) -> None:
+        """Until moments in the host's memory are those after the last update."""
+        if self.host is not None:
+            self.host.wait()
 
     def gradient(self, name: str, grad: Tensor) -> None:
         """Update one parameter."""
@@ -41,8 +51,16 @@ class Adam:
         self.dictionary.norms[source][rows] = row_norms(self.weights[name][rows])
 
     def _update(self, name: str, rows: slice, grad: Tensor) -> None:
+        moments = [self.first[name][rows], self.second[name][rows]]
+        if self._on_host(name):
+            assert self.host is not None
+            with self.host.borrowed((name, rows.start or 0), moments) as (first, second):
+                self._step(name, rows, grad, first, second)
+        else:
+            self._step(name, rows, grad, *moments)
+
+    def _step(self, name: str, rows: slice, grad: Tensor, first: Tensor, second: Tensor) -> None:
         weight = self.weights[name][rows]
-        first, second = self.first[name][rows], self.second[name][rows]
         wide = weight.float() if weight.dtype is torch.bfloat16 else weight
         adam(
             [wide],
@@ -65,6 +83,10 @@ class Adam:
             first_row = (rows.start or 0) + (self.dictionary.owned.start if "." in name else 0)
             weight.copy_(round_stochastically(wide, first_row * width, self.seed, self.step, self.names[name]))
 
+    def _on_host(self, name: str) -> bool:
+        """Vectors are small and stay beside the weights."""
+        return self.host is not None and name.startswith(("W_enc.", "W_dec."))
 
-def _moment(weight: Tensor) -> Tensor:
-    return torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+    def _moment(self, name: str, weight: Tensor) -> Tensor:
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return host_zeros(weight, dtype) if self._on_host(name) else torch.zeros_like(weight, dtype=dtype)
