@@ -235,6 +235,14 @@ def test_a_rank_killed_while_saving_costs_no_complete_checkpoint(tmp_path: Path)
     assert not list((tmp_path / "run").glob("*.partial"))
 
 
+def test_ranks_write_checkpoints_in_the_background_too(tmp_path: Path) -> None:
+    run, folder = Run("clt", "batch_topk"), tmp_path / "run"
+    found = results(together(2, rank_cases.train_in_background, run, folder, folder=tmp_path))
+    assert found == [str(folder / "step-00000006")] * 2
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000004", "step-00000006"]
+    assert last_state(run, folder).step == 6
+
+
 def test_a_full_disk_of_one_rank_is_an_error_on_all(tmp_path: Path) -> None:
     found = results(together(2, rank_cases.refuse, Run(), tmp_path / "run", folder=tmp_path))
     assert found[0].startswith("another process of this run could not write its part of a checkpoint")

@@ -14,9 +14,7 @@ import pytest
 from circuit_tracer.errors import NumericalError, ResourceError
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.loop import Loop
-from tests.support import rank_cases
 from tests.support.loop_cases import Run, differences, tensors
-from tests.support.process_cases import results, together
 
 RUN = Run("skip", "jumprelu", "bfloat16")
 
@@ -171,12 +169,3 @@ def test_control_c_waits_for_it_and_leaves_one_more(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         loop.run()
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
-
-
-def test_ranks_write_in_the_background_too(tmp_path: Path) -> None:
-    run = Run("clt", "batch_topk")
-    found = results(together(2, rank_cases.train_in_background, run, tmp_path / "ranks", folder=tmp_path))
-    assert found[0] == found[1] == str(tmp_path / "ranks" / "step-00000006")
-    assert names(tmp_path / "ranks") == ["step-00000004", "step-00000006"]
-    other = run.loop(tmp_path / "ranks")
-    assert other.state.step == 6
