@@ -118,7 +118,7 @@ def _gradients(
 ) -> Tensor:
     """Gradients of the values (n,), if there are weights; of rows start..stop of the weights, if there is memory for them."""
     columns = entries.columns
-    segments = Segments.of(columns, start, stop)
+    segments = entries.once(f"segments {start} {stop}", lambda: Segments.of(columns, start, stop))
     d_value: Tensor = _gradients_op(
         grad_BC.new_empty(0, grad_BC.shape[1]) if out_nC is None else out_nC,
         grad_BC,
@@ -164,7 +164,8 @@ def _gradients_op(
     n_entries, width = value.shape[0], grad_BC.shape[1]
     summed = torch.float64 if grad_BC.dtype is torch.float64 else torch.float32
     blocks = triton.cdiv(width, BLOCK_C)
-    d_value_KN = torch.empty(blocks if values else 0, n_entries, dtype=summed, device=grad_BC.device)
+    # void entries (`SparseActivations.exact`) have no gradient
+    d_value_KN = torch.zeros(blocks if values else 0, n_entries, dtype=summed, device=grad_BC.device)
     workspace_WC = torch.empty(workspace_rows if weights else 0, width, dtype=summed, device=grad_BC.device)
     if blocks and item_feature.shape[0]:
         _gradients_of_items[(item_feature.shape[0], blocks)](

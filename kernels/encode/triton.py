@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from circuit_tracer.kernels.launch import BLOCK_SUMMED, INTERPRETED, accumulator, dot, kernel, product, settled, tuned
-from circuit_tracer.kernels.sparse_activations import SparseActivations
+from circuit_tracer.kernels.sparse_activations import SparseActivations, largest_of_rows
 
 BLOCK_F = 16 if INTERPRETED else 128
 GROUP = 4 if INTERPRETED else 16  # features whose largest pre-activation stands for them in a search for the k largest
@@ -28,55 +28,84 @@ ROOM = 32
 
 def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> SparseActivations:
     """As `circuit_tracer.kernels.encode.encode`."""
-    row_ptr, feature, value = _encode_op(x_BD, weight_FD, bias_F, cut_F, None)
+    row_ptr, feature, value = _encode_op(x_BD, weight_FD, bias_F, cut_F)
     return SparseActivations(row_ptr, feature, value, weight_FD.shape[0])
 
 
+def encode_at_most(
+    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, room: int, floor_B: Tensor | None = None
+) -> SparseActivations:
+    """As `circuit_tracer.kernels.encode.encode_at_most`; of tokens with a floor, only what is not below it."""
+    n_rows, n_features = x_BD.shape[0], weight_FD.shape[0]
+    n_tiles, device = triton.cdiv(n_features, BLOCK_F), x_BD.device
+    count_BK = torch.zeros(n_rows, n_tiles, dtype=torch.int32, device=device)
+    slot_BK = torch.zeros_like(count_BK)
+    used = torch.zeros(1, dtype=torch.int32, device=device)
+    slot_feature = torch.zeros(room, dtype=torch.int32, device=device)
+    slot_value = _values(x_BD, room).zero_()
+    ptr = torch.zeros(n_rows * n_tiles + 1, dtype=torch.int64, device=device)
+    if not (n_rows and n_tiles and room):
+        return SparseActivations(ptr.new_zeros(n_rows + 1), slot_feature.long(), slot_value, n_features, exact=False)
+    _list_op(slot_value, slot_feature, count_BK, slot_BK, used, x_BD, weight_FD, bias_F, cut_F, floor_B)
+    torch.cumsum(count_BK.flatten(), 0, out=ptr[1:])
+    number = torch.arange(room, device=device)
+    tile = torch.searchsorted(ptr[1:], number, right=True).clamp_(max=n_rows * n_tiles - 1)
+    slot = (slot_BK.flatten()[tile] + number).sub_(ptr[tile]).clamp_(0, room - 1)
+    return SparseActivations(
+        ptr[::n_tiles].contiguous(), slot_feature[slot].long(), slot_value[slot], n_features, exact=False
+    )
+
+
 def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> SparseActivations:
-    """As `circuit_tracer.kernels.encode.encode_top_k`: one product bounds the k-th largest from below, a second finds them."""
-    n_features = weight_FD.shape[0]
+    """As `circuit_tracer.kernels.encode.encode_top_k`."""
+    room = 2 * k * x_BD.shape[0] + 1
+    while True:
+        entries, found = encode_top_k_at_most(x_BD, weight_FD, bias_F, k, room)
+        n_found, n_entries = torch.stack([found, entries.row_ptr[-1]]).tolist()
+        if n_found <= room:
+            return entries.first(n_entries)
+        room = n_found
+
+
+def encode_top_k_at_most(
+    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int, room: int
+) -> tuple[SparseActivations, Tensor]:
+    """As `circuit_tracer.kernels.encode.encode_top_k_at_most`: one product bounds the k-th largest from below, a second finds
+    them."""
     zero_F = torch.zeros_like(bias_F)
-    floor_B = _floor_op(x_BD, weight_FD, bias_F, k)
-    row_ptr, feature, value = _encode_op(x_BD, weight_FD, bias_F, zero_F, floor_B)
-    entries = SparseActivations(row_ptr, feature, value, n_features)
-    return entries.keep(entries.value >= kth_largest(entries, k)[entries.row])
-
-
-def kth_largest(entries: SparseActivations, k: int) -> Tensor:
-    """(B,) the k-th largest value of each token, -inf where there are fewer."""
-    descending = torch.argsort(entries.value, descending=True, stable=True)
-    order = descending[torch.argsort(entries.row[descending], stable=True)]
-    last = entries.row_ptr[:-1] + k - 1
-    enough = last < entries.row_ptr[1:]
-    result = entries.value.new_full((entries.n_rows,), -torch.inf)
-    result[enough] = entries.value[order[last[enough]]]
-    return result
+    if not (x_BD.shape[0] and weight_FD.shape[0]):
+        return encode_at_most(x_BD, weight_FD, bias_F, zero_F, room), torch.zeros(
+            (), dtype=torch.int64, device=x_BD.device
+        )
+    entries = encode_at_most(x_BD, weight_FD, bias_F, zero_F, room, _floor_op(x_BD, weight_FD, bias_F, k))
+    last_B = largest_of_rows(entries, k)[:, -1]
+    return entries.moved_up(entries.value >= last_B[entries.row.clamp(max=entries.n_rows - 1)]), entries.row_ptr[-1]
 
 
 @torch.library.custom_op("circuit_tracer_kernels::encode", mutates_args=())
-def _encode_op(
-    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, floor_B: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(row_ptr, feature, value) of the entries above cut_F and not below floor_B."""
+def _encode_op(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(row_ptr, feature, value) of the entries above cut_F. Waits for their number, and where there was no room for them takes
+    the product again."""
     n_rows, n_features = x_BD.shape[0], weight_FD.shape[0]
     step = max(1, MAX_PRE_ACTIVATIONS // max(1, n_features))
     ptrs, features, values = [torch.zeros(1, dtype=torch.int64, device=x_BD.device)], [], []
     for start in range(0, n_rows, step):
-        rows = slice(start, start + step)
-        floor = None if floor_B is None else floor_B[rows]
-        ptr, feature, value = _encode_rows(x_BD[rows], weight_FD, bias_F, cut_F, floor)
-        ptrs.append(ptr[1:] + ptrs[-1][-1])
-        features.append(feature)
-        values.append(value)
+        rows = slice(start, min(start + step, n_rows))
+        room, n_entries = 0, (rows.stop - start) * n_features // ROOM + 1
+        while n_entries > room:
+            room = n_entries
+            found = encode_at_most(x_BD[rows], weight_FD, bias_F, cut_F, room)
+            n_entries = int(found.row_ptr[-1])
+        ptrs.append(found.row_ptr[1:] + ptrs[-1][-1])
+        features.append(found.feature[:n_entries])
+        values.append(found.value[:n_entries])
     if not features:
         return ptrs[0], ptrs[0].new_empty(0), _values(x_BD, 0)
     return torch.cat(ptrs), torch.cat(features), torch.cat(values)
 
 
 @_encode_op.register_fake
-def _(
-    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, floor_B: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n_entries = torch.library.get_ctx().new_dynamic_size()
     ptr = x_BD.new_empty(x_BD.shape[0] + 1, dtype=torch.int64)
     return ptr, x_BD.new_empty(n_entries, dtype=torch.int64), _values(x_BD, n_entries)
@@ -87,28 +116,27 @@ def _values(x_BD: Tensor, n_entries: int | torch.SymInt) -> Tensor:
     return x_BD.new_empty(n_entries, dtype=dtype)
 
 
-def _encode_rows(
-    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, floor_B: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a block of tokens."""
-    n_rows, n_tiles = x_BD.shape[0], triton.cdiv(weight_FD.shape[0], BLOCK_F)
-    count_BK = torch.zeros(n_rows, n_tiles, dtype=torch.int32, device=x_BD.device)
-    slot_BK = torch.empty_like(count_BK)
-    room = n_rows * weight_FD.shape[0] // ROOM + 1
-    while True:
-        used = torch.zeros(1, dtype=torch.int32, device=x_BD.device)
-        slot_feature = torch.empty(room, dtype=torch.int32, device=x_BD.device)
-        slot_value = _values(x_BD, room)
-        if n_tiles:
-            _launch(x_BD, weight_FD, bias_F, cut_F, floor_B, slot_value, slot_feature, count_BK, slot_BK, used)
-        n_entries = int(used)
-        if n_entries <= room:
-            break
-        room = n_entries
-    ptr = torch.cat([used.new_zeros(1, dtype=torch.int64), count_BK.flatten().cumsum(0)])
-    tile = torch.repeat_interleave(count_BK.flatten().long(), output_size=n_entries)
-    slot = slot_BK.flatten()[tile] + torch.arange(n_entries, device=x_BD.device) - ptr[tile]
-    return ptr[:: max(1, n_tiles)][: n_rows + 1], slot_feature[slot].long(), slot_value[slot]
+@torch.library.custom_op(
+    "circuit_tracer_kernels::encode_list", mutates_args=("value", "feature", "count_BK", "slot_BK", "used")
+)
+def _list_op(
+    value: Tensor,
+    feature: Tensor,
+    count_BK: Tensor,
+    slot_BK: Tensor,
+    used: Tensor,
+    x_BD: Tensor,
+    weight_FD: Tensor,
+    bias_F: Tensor,
+    cut_F: Tensor,
+    floor_B: Tensor | None,
+) -> None:
+    """The list of the README, its counts and places; of blocks of tokens one after the other, in one list."""
+    step = max(1, MAX_PRE_ACTIVATIONS // weight_FD.shape[0])
+    for start in range(0, x_BD.shape[0], step):
+        rows = slice(start, start + step)
+        floor = None if floor_B is None else floor_B[rows]
+        _launch(x_BD[rows], weight_FD, bias_F, cut_F, floor, value, feature, count_BK[rows], slot_BK[rows], used)
 
 
 @torch.library.custom_op("circuit_tracer_kernels::encode_floor", mutates_args=())

@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from circuit_tracer.training.run import checkpoint
-from circuit_tracer.training.step import step as steps
+from circuit_tracer.training.step import adam
 from circuit_tracer.training.step.host import Streamed
 from tests.support.loop_cases import Run, differences, reports, tensors
 
-RUNS = [Run("clt", "batch_topk"), Run("skip", "jumprelu", "bfloat16", jacobian=True), Run("sae", "relu")]
+RUNS = [
+    Run("clt", "batch_topk"),
+    Run("skip", "jumprelu", "bfloat16", jacobian=True, optimizer=(("moments", "bfloat16"),)),
+    Run("sae", "relu", optimizer=(("moments", "int8"),)),
+]
 ROW_BYTES = 4 * 6  # of the narrowest decoder in float32
 
 
@@ -21,10 +25,10 @@ ROW_BYTES = 4 * 6  # of the narrowest decoder in float32
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_a_run_is_bitwise_the_same(run: Run, blocks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if blocks != "whole":
-        monkeypatch.setattr(steps, "BLOCK_BYTES", 5 * ROW_BYTES)
+        monkeypatch.setattr(adam, "HOST_BLOCK_BYTES", 5 * ROW_BYTES)
     found = []
     for place in ("device", "host"):
-        loop = replace(run, optimizer=(("place", place),)).loop(tmp_path / place)
+        loop = replace(run, optimizer=(*run.optimizer, ("place", place))).loop(tmp_path / place)
         loop.run()
         loop.save()
         found.append((reports(loop), tensors(loop.state)))
@@ -33,7 +37,7 @@ def test_a_run_is_bitwise_the_same(run: Run, blocks: str, tmp_path: Path, monkey
     # and goes on from the checkpoint of the other
     last = checkpoint.latest(tmp_path / "device")
     assert last is not None
-    other = replace(run, optimizer=(("place", "host"),)).state()
+    other = replace(run, optimizer=(*run.optimizer, ("place", "host"))).state()
     checkpoint.load_(other, last)
     assert differences(tensors(other), found[0][1]) == []
 

@@ -119,7 +119,7 @@ class DictionarySection(Section):
     )
     dtype: Dtype = Field(
         default="float32",
-        description="Number format of the weights; bfloat16 is rounded stochastically, moments stay float32.",
+        description="Number format of the weights; bfloat16 is rounded stochastically.",
     )
 
 
@@ -181,6 +181,10 @@ class OptimizerSection(Section):
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
     eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    moments: Literal["float32", "bfloat16", "int8"] = Field(
+        default="float32",
+        description="Number format of Adam's two moments; the narrow ones are rounded stochastically, int8 in blocks of 256.",
+    )
     place: Literal["device", "host"] = Field(
         default="device",
         description="Where Adam's moments lie: beside the weights, or in the host's memory where the device has too little.",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.kernels.adam.packed import BLOCK
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.run.machine import Machine
 from circuit_tracer.training.sparsity import rule_of
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from circuit_tracer.models.parts import ModelParts
 
 BYTES = {"float32": 4, "bfloat16": 2}
-MOMENT_BYTES = 8  # of a parameter: two moments in float32
+# Bytes of a parameter's two moments, by their format; int8 with an exponent for each block.
+MOMENT_BYTES = {"float32": 8.0, "bfloat16": 4.0, "int8": 2.0 + 2 / BLOCK}  # of those of a decoder; vectors hardly count
 # How much longer sparse rows take than their operations and bytes would at full rate: as measured on a CPU at S = 12,
 # D = 768 and S = 30, D = 576. Kernels made for a GPU come close to its full rate.
 SPARSE = {"cpu": 3.0, "cuda": 1.0}
@@ -130,6 +132,11 @@ class TrainingCost:
         """Vectors of that width that are kept for a token: input, output, and a direction with its derivative."""
         return (1 if self.config.dictionary.kind == "sae" else 2) + (2 if self.config.sparsity.jacobian_weight else 0)
 
+    @property
+    def moment_bytes(self) -> float:
+        """Of a parameter's two moments."""
+        return MOMENT_BYTES[self.config.optimizer.moments]
+
     def entries(self, when: str) -> float:
         """Active entries of this rank in a step."""
         return self.batch * self.layers * self.active(when) / self.ranks
@@ -170,7 +177,7 @@ def step_seconds(work: TrainingCost, machine: Machine) -> dict[str, float]:
     moved, rate, count = machine.bytes_per_second, machine.flops, flop(work)
     encode_rate = rate["float32"] if work.on_cpu else rate["bfloat16"] / PRODUCTS[config.dictionary.dtype]
     # weights and moments read and written, the gradient written and read
-    traffic = 2 * (BYTES[config.dictionary.dtype] + MOMENT_BYTES) + rounded + 8
+    traffic = 2 * (BYTES[config.dictionary.dtype] + work.moment_bytes) + rounded + 8
     read = 3 * _entry_width(work) * BYTES[kept]
     phases = {
         "language model": count["language model"] / rate[config.model.dtype],
@@ -181,7 +188,7 @@ def step_seconds(work: TrainingCost, machine: Machine) -> dict[str, float]:
         "communication": _communicated(work) / NETWORK,
     }
     if config.optimizer.place == "host" and not work.on_cpu:  # copies run beside the work; what is longer counts
-        phases["moments from the host"] = max(0.0, work.parameters * MOMENT_BYTES / HOST_LINK - sum(phases.values()))
+        phases["moments from the host"] = max(0.0, work.parameters * work.moment_bytes / HOST_LINK - sum(phases.values()))
     if not work.on_cpu:
         phases["starting operations"] = max(0.0, operations(work) * LAUNCH - sum(phases.values()))
     return {name: seconds for name, seconds in phases.items() if seconds}

@@ -11,8 +11,9 @@ from circuit_tracer.training.data.passes import PASSES_AHEAD
 from circuit_tracer.training.data.shuffle import REFILLS
 from circuit_tracer.training.data.stream import BATCHES_AHEAD
 from circuit_tracer.training.export.calibration import n_batches
-from circuit_tracer.training.run.cost import BYTES, MOMENT_BYTES, TrainingCost
-from circuit_tracer.training.step.step import BLOCK_BYTES, GRADIENT_BYTES
+from circuit_tracer.training.run.cost import BYTES, TrainingCost
+from circuit_tracer.training.step.adam import HOST_BLOCK_BYTES
+from circuit_tracer.training.step.step import GRADIENT_BYTES
 
 ENTRY = 48  # bytes of an entry: row, feature, value, the same sorted by feature, and its gradient
 CANDIDATE = 28  # of one that does not stay
@@ -56,16 +57,16 @@ def host_memory(work: TrainingCost) -> dict[str, int]:
 
 def snapshot_bytes(work: TrainingCost) -> int:
     """Bytes of the copy that a checkpoint is written from while training goes on."""
-    return work.parameters * (BYTES[work.config.dictionary.dtype] + MOMENT_BYTES) + work.layers * work.owned * COUNTS
+    return work.parameters * BYTES[work.config.dictionary.dtype] + moment_bytes(work) + work.layers * work.owned * COUNTS
 
 
 def gradient_bytes(work: TrainingCost) -> int:
     """Bytes of the gradients of one source: of its encoder, of the decoder rows in hand, and what kernels sum them in."""
     width = work.sizes.d_model
     columns = width * (work.layers if work.config.dictionary.kind == "clt" else 1)
-    encoder, decoder = work.owned * width * 4, min(GRADIENT_BYTES, work.owned * columns * 4)
+    encoder, decoder = work.owned * width * 4, work.owned * columns * 4  # a GPU has no use for blocks of rows
     if work.on_cpu:
-        return encoder + decoder
+        return encoder + min(GRADIENT_BYTES, decoder)
     entries = work.entries("most") / work.layers  # of a source, if they are spread evenly
     return round(encoder + decoder + entries * (2 / SEGMENT * columns + -(-columns // DOT_COLUMNS)) * 4)
 
@@ -78,7 +79,7 @@ def encode_bytes(work: TrainingCost) -> int:
 
 def moment_bytes(work: TrainingCost) -> int:
     """Bytes of Adam's moments."""
-    return work.parameters * MOMENT_BYTES
+    return round(work.parameters * work.moment_bytes)
 
 
 def on_host(work: TrainingCost) -> bool:
@@ -88,8 +89,8 @@ def on_host(work: TrainingCost) -> bool:
 
 def moments_in_hand(work: TrainingCost) -> int:
     """Bytes of the blocks of moments beside the model: one that is worked on, and one that comes or goes."""
-    rows = max(min(BLOCK_BYTES, GRADIENT_BYTES), work.owned * work.sizes.d_model * 4)
-    return round(2 * rows * MOMENT_BYTES / 4)
+    columns = work.sizes.d_model * (work.layers if work.config.dictionary.kind == "clt" else 1)
+    return round(2 * min(HOST_BLOCK_BYTES, work.owned * columns * 4) / 4 * work.moment_bytes)
 
 
 def pass_bytes(work: TrainingCost) -> int:

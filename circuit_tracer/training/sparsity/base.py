@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -19,8 +19,9 @@ from torch import Tensor
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity import RULES
-from circuit_tracer.training.sparsity.selection import Selection
+from circuit_tracer.training.sparsity.selection import Rooms, Selection
 from circuit_tracer.training.step.dictionary import Dictionary
+from circuit_tracer.training.step.questions import Questions
 
 if TYPE_CHECKING:
     from circuit_tracer.training.config.schema import SparsitySection
@@ -45,6 +46,8 @@ class Now:
     active: float  # k
     running_cut: float | None = None  # mean of the cuts of the selections before; None at the first step
     step: int = 0  # keys random numbers
+    rooms: Rooms = field(default_factory=Rooms)  # learned by the selections before
+    questions: Questions = field(default_factory=Questions)  # a GPU is asked these and the selection's own together
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch import Tensor
 Key = tuple[str, int]  # what a block is of, and its first row
 
 
-def host_zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
+def host_zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros in the host's memory for a tensor of a device; pinned, where CUDA copies from it."""
-    return torch.zeros(like.shape, dtype=dtype, pin_memory=like.device.type == "cuda")
+    return torch.zeros(*shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
 class Streamed:
