@@ -74,8 +74,10 @@ class SparseActivations:
         """The index by feature; used by every product that needs it."""
 
         def make() -> SparseColumns:
-            key = self.feature if self.exact else torch.where(self.live, self.feature, self.n_features)
-            feature, entry = torch.sort(key.int(), stable=True)
+            key = self.feature.int()
+            if not self.exact:
+                key.masked_fill_(self._numbers >= self.row_ptr[-1], self.n_features)
+            feature, entry = torch.sort(key, stable=True)
             return SparseColumns(pointers(feature, self.n_features), self.row[entry], entry)
 
         return self.once("columns", make)
@@ -101,7 +103,7 @@ class SparseActivations:
         """The entries where ``mask`` (n,) holds and void ones after them, as many as before: nothing waits for the device."""
         mask = mask if self.exact else mask & self.live
         so_far = mask.cumsum(0)
-        source = torch.searchsorted(so_far, self._numbers + 1).clamp_(max=max(0, self.feature.shape[0] - 1))
+        source = torch.searchsorted(so_far, self._numbers, right=True).clamp_(max=max(0, self.feature.shape[0] - 1))
         ptr = torch.cat([so_far.new_zeros(1), so_far])[self.row_ptr]
         return SparseActivations(ptr, self.feature[source], self.value[source], self.n_features, exact=False)
 
@@ -130,4 +132,4 @@ def largest_of_rows(entries: SparseActivations, k: int) -> Tensor:
     order = falling[torch.argsort(entries.row[falling], stable=True)]
     place_Bk = entries.row_ptr[:-1, None] + torch.arange(k, device=order.device)
     value_Bk = entries.value[order[place_Bk.clamp(max=order.shape[0] - 1)]]
-    return torch.where(place_Bk < entries.row_ptr[1:, None], value_Bk, -torch.inf)
+    return value_Bk.masked_fill_(place_Bk >= entries.row_ptr[1:, None], -torch.inf)

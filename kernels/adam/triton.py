@@ -19,13 +19,13 @@ KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.uint8: "pac
 
 def adam_(rows: Rows, grad_RC: Tensor, update: Update) -> None:
     """As `circuit_tracer.kernels.adam.adam_`."""
-    none = grad_RC.new_empty(0)
+    none, no_exponent = grad_RC.new_empty(0), grad_RC.new_empty(0, dtype=torch.uint8)
     _adam_op(
         rows.weight,
         rows.first,
         rows.second,
-        none.byte() if rows.first_exponent is None else rows.first_exponent,
-        none.byte() if rows.second_exponent is None else rows.second_exponent,
+        no_exponent if rows.first_exponent is None else rows.first_exponent,
+        no_exponent if rows.second_exponent is None else rows.second_exponent,
         none if rows.norm is None else rows.norm,
         grad_RC,
         update.rate / update.correction1,

@@ -61,11 +61,11 @@ def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> Spa
     return _compact(x_BD, weight_FD, bias_F, largest)
 
 
-def encode_at_most(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, room: int) -> SparseActivations:
-    """As `encode`, on a GPU, without waiting for it: entries that are not exact (see there), with room for so many.
-
-    ``row_ptr`` counts all that there are; when these are more than ``room``, they are not all here, and in no order.
-    """
+def encode_at_most(
+    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, room: int
+) -> tuple[SparseActivations, Tensor]:
+    """As `encode`, on a GPU, without waiting for it: entries that are not exact (see there), with room for so many; and how many
+    there are (0-d). When these are more than ``room``, the entries are wrong."""
     from circuit_tracer.kernels.encode import triton
 
     return triton.encode_at_most(x_BD, weight_FD, bias_F, cut_F, room)
@@ -74,8 +74,7 @@ def encode_at_most(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tenso
 def encode_top_k_at_most(
     x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int, room: int
 ) -> tuple[SparseActivations, Tensor]:
-    """As `encode_top_k`, on a GPU, without waiting for it, and the number of candidates (0-d): when that is more than ``room``,
-    the entries are wrong. k is positive."""
+    """The same of `encode_top_k`; room is needed for candidates, somewhat more than k a token. k is positive."""
     from circuit_tracer.kernels.encode import triton
 
     return triton.encode_top_k_at_most(x_BD, weight_FD, bias_F, min(k, weight_FD.shape[0]), room)

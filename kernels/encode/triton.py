@@ -18,6 +18,7 @@ from circuit_tracer.kernels.launch import BLOCK_SUMMED, INTERPRETED, accumulator
 from circuit_tracer.kernels.sparse_activations import SparseActivations, largest_of_rows
 
 BLOCK_F = 16 if INTERPRETED else 128
+BLOCK_PLACED = 64 if INTERPRETED else 1024  # entries that a program puts in their places
 GROUP = 4 if INTERPRETED else 16  # features whose largest pre-activation stands for them in a search for the k largest
 # Tiles of tokens that pass over all features together: their inputs stay in the L2 cache.
 TILES_TOGETHER = 2 if INTERPRETED else 32
@@ -34,31 +35,30 @@ def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> Sp
 
 def encode_at_most(
     x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, room: int, floor_B: Tensor | None = None
-) -> SparseActivations:
+) -> tuple[SparseActivations, Tensor]:
     """As `circuit_tracer.kernels.encode.encode_at_most`; of tokens with a floor, only what is not below it."""
     n_rows, n_features = x_BD.shape[0], weight_FD.shape[0]
     n_tiles, device = triton.cdiv(n_features, BLOCK_F), x_BD.device
-    count_BK = torch.zeros(n_rows, n_tiles, dtype=torch.int32, device=device)
-    slot_BK = torch.zeros_like(count_BK)
-    used = torch.zeros(1, dtype=torch.int32, device=device)
-    slot_feature = torch.zeros(room, dtype=torch.int32, device=device)
-    slot_value = _values(x_BD, room).zero_()
-    ptr = torch.zeros(n_rows * n_tiles + 1, dtype=torch.int64, device=device)
-    if not (n_rows and n_tiles and room):
-        return SparseActivations(ptr.new_zeros(n_rows + 1), slot_feature.long(), slot_value, n_features, exact=False)
-    _list_op(slot_value, slot_feature, count_BK, slot_BK, used, x_BD, weight_FD, bias_F, cut_F, floor_B)
+    n_counts = n_rows * n_tiles
+    ptr, feature = torch.zeros(n_counts + 1 + room, dtype=torch.int64, device=device).split([n_counts + 1, room])
+    value = _values(x_BD, room).zero_()
+    if not (n_counts and room):
+        return SparseActivations(ptr.new_zeros(n_rows + 1), feature, value, n_features, exact=False), ptr[-1]
+    used_and_counts = torch.zeros(1 + n_counts, dtype=torch.int32, device=device)
+    used, count_BK = used_and_counts[:1], used_and_counts[1:].view(n_rows, n_tiles)
+    slot_BK = torch.empty_like(count_BK)
+    listed = torch.empty(2, room, dtype=torch.int32, device=device)
+    listed_value = torch.empty_like(value)
+    _list_op(listed_value, listed, count_BK, slot_BK, used, x_BD, weight_FD, bias_F, cut_F, floor_B)
     torch.cumsum(count_BK.flatten(), 0, out=ptr[1:])
-    number = torch.arange(room, device=device)
-    tile = torch.searchsorted(ptr[1:], number, right=True).clamp_(max=n_rows * n_tiles - 1)
-    slot = (slot_BK.flatten()[tile] + number).sub_(ptr[tile]).clamp_(0, room - 1)
-    return SparseActivations(
-        ptr[::n_tiles].contiguous(), slot_feature[slot].long(), slot_value[slot], n_features, exact=False
-    )
+    _place_op(feature, value, listed_value, listed, ptr, slot_BK, used)
+    row_ptr = ptr[::n_tiles].clamp(max=room)  # what has no room is not pointed at
+    return SparseActivations(row_ptr, feature, value, n_features, exact=False), ptr[-1]
 
 
 def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> SparseActivations:
     """As `circuit_tracer.kernels.encode.encode_top_k`."""
-    room = 2 * k * x_BD.shape[0] + 1
+    room = 2 * k * x_BD.shape[0]
     while True:
         entries, found = encode_top_k_at_most(x_BD, weight_FD, bias_F, k, room)
         n_found, n_entries = torch.stack([found, entries.row_ptr[-1]]).tolist()
@@ -74,12 +74,11 @@ def encode_top_k_at_most(
     them."""
     zero_F = torch.zeros_like(bias_F)
     if not (x_BD.shape[0] and weight_FD.shape[0]):
-        return encode_at_most(x_BD, weight_FD, bias_F, zero_F, room), torch.zeros(
-            (), dtype=torch.int64, device=x_BD.device
-        )
-    entries = encode_at_most(x_BD, weight_FD, bias_F, zero_F, room, _floor_op(x_BD, weight_FD, bias_F, k))
+        return encode_at_most(x_BD, weight_FD, bias_F, zero_F, room)
+    floor_B = _floor_op(x_BD, weight_FD, bias_F, k)
+    entries, found = encode_at_most(x_BD, weight_FD, bias_F, zero_F, room, floor_B)
     last_B = largest_of_rows(entries, k)[:, -1]
-    return entries.moved_up(entries.value >= last_B[entries.row.clamp(max=entries.n_rows - 1)]), entries.row_ptr[-1]
+    return entries.moved_up(entries.value >= last_B[entries.row.clamp(max=entries.n_rows - 1)]), found
 
 
 @torch.library.custom_op("circuit_tracer_kernels::encode", mutates_args=())
@@ -94,11 +93,11 @@ def _encode_op(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -
         room, n_entries = 0, (rows.stop - start) * n_features // ROOM + 1
         while n_entries > room:
             room = n_entries
-            found = encode_at_most(x_BD[rows], weight_FD, bias_F, cut_F, room)
-            n_entries = int(found.row_ptr[-1])
-        ptrs.append(found.row_ptr[1:] + ptrs[-1][-1])
-        features.append(found.feature[:n_entries])
-        values.append(found.value[:n_entries])
+            entries, found = encode_at_most(x_BD[rows], weight_FD, bias_F, cut_F, room)
+            n_entries = int(found)
+        ptrs.append(entries.row_ptr[1:] + ptrs[-1][-1])
+        features.append(entries.feature[:n_entries])
+        values.append(entries.value[:n_entries])
     if not features:
         return ptrs[0], ptrs[0].new_empty(0), _values(x_BD, 0)
     return torch.cat(ptrs), torch.cat(features), torch.cat(values)
@@ -117,11 +116,11 @@ def _values(x_BD: Tensor, n_entries: int | torch.SymInt) -> Tensor:
 
 
 @torch.library.custom_op(
-    "circuit_tracer_kernels::encode_list", mutates_args=("value", "feature", "count_BK", "slot_BK", "used")
+    "circuit_tracer_kernels::encode_list", mutates_args=("value", "listed", "count_BK", "slot_BK", "used")
 )
 def _list_op(
     value: Tensor,
-    feature: Tensor,
+    listed: Tensor,
     count_BK: Tensor,
     slot_BK: Tensor,
     used: Tensor,
@@ -131,12 +130,58 @@ def _list_op(
     cut_F: Tensor,
     floor_B: Tensor | None,
 ) -> None:
-    """The list of the README, its counts and places; of blocks of tokens one after the other, in one list."""
+    """The list of the README, (feature, tile) and value, its counts and places; of blocks of tokens one after the other, in one
+    list. Tiles are numbered token by token."""
     step = max(1, MAX_PRE_ACTIVATIONS // weight_FD.shape[0])
     for start in range(0, x_BD.shape[0], step):
         rows = slice(start, start + step)
         floor = None if floor_B is None else floor_B[rows]
-        _launch(x_BD[rows], weight_FD, bias_F, cut_F, floor, value, feature, count_BK[rows], slot_BK[rows], used)
+        _launch(
+            x_BD[rows],
+            weight_FD,
+            bias_F,
+            cut_F,
+            floor,
+            value,
+            listed,
+            count_BK[rows],
+            slot_BK[rows],
+            used,
+            first_row=start,
+        )
+
+
+@torch.library.custom_op("circuit_tracer_kernels::encode_place", mutates_args=("feature", "value"))
+def _place_op(
+    feature: Tensor, value: Tensor, listed_value: Tensor, listed: Tensor, ptr: Tensor, slot_BK: Tensor, used: Tensor
+) -> None:
+    """Put the entries of the list where they belong by token and feature."""
+    room = feature.shape[0]
+    _place[(triton.cdiv(room, BLOCK_PLACED),)](
+        feature, value, listed_value, listed, ptr, slot_BK, used, room, BLOCK=BLOCK_PLACED
+    )
+
+
+@kernel
+def _place(
+    feature: tl.tensor,
+    value: tl.tensor,
+    listed_value: tl.tensor,
+    listed: tl.tensor,
+    ptr: tl.tensor,
+    slot: tl.tensor,
+    used: tl.tensor,
+    room: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = at < tl.minimum(tl.load(used), room)
+    tile = tl.load(listed + room + at, mask=live, other=0).to(tl.int64)
+    # tiles begin where their tokens say, and keep the order within them
+    place = tl.load(ptr + tile, mask=live, other=0) + at - tl.load(slot + tile, mask=live, other=0)
+    live = live & (place < room)
+    tl.store(feature + place, tl.load(listed + at, mask=live, other=0).to(tl.int64), mask=live)
+    tl.store(value + place, tl.load(listed_value + at, mask=live, other=0), mask=live)
 
 
 @torch.library.custom_op("circuit_tracer_kernels::encode_floor", mutates_args=())
@@ -174,6 +219,7 @@ def _launch(
     slot_BK: Tensor,
     used: Tensor,
     group: int = 0,
+    first_row: int = 0,
 ) -> None:
     (n_rows, width), n_features = x_BD.shape, weight_FD.shape[0]
     kind = product(x_BD.dtype, weight_FD.dtype)
@@ -189,6 +235,7 @@ def _launch(
         cut_F,
         _values(x_BD, 0) if floor_B is None else floor_B,
         value.shape[0],
+        first_row,
         n_rows,
         n_features,
         width,
@@ -230,6 +277,7 @@ def _encode(
     cut: tl.tensor,
     floor: tl.tensor,
     room: tl.tensor,
+    first_row: tl.tensor,
     n_rows: tl.tensor,
     n_features: tl.tensor,
     width: tl.tensor,
@@ -287,3 +335,5 @@ def _encode(
         keep = keep & (into < room)
         tl.store(value + into, pre, mask=keep)
         tl.store(feature + into, tl.broadcast_to(f[None, :], (BLOCK_B, BLOCK_F)), mask=keep)
+        number = (first_row + row) * n_tiles + tile
+        tl.store(feature + room + into, tl.broadcast_to(number[:, None], (BLOCK_B, BLOCK_F)), mask=keep)

@@ -63,15 +63,20 @@ def nbytes(*values: Any) -> int:
 
 
 def _listed(op: Any, args: tuple[Any, ...]) -> tuple[int, float, float]:
-    value, feature, count, slot, _, x_BD, weight_FD = args[:7]
-    moved = nbytes(x_BD, weight_FD, count, slot) + nbytes(value, feature)
+    value, listed, count, slot, _, x_BD, weight_FD = args[:7]
+    moved = nbytes(x_BD, weight_FD, count, slot, value, listed)
     return 1, 2.0 * x_BD.shape[0] * weight_FD.numel(), moved
+
+
+def _placed(op: Any, args: tuple[Any, ...]) -> tuple[int, float, float]:
+    feature, value, listed_value, listed = args[:4]
+    return 1, 0.0, nbytes(feature, value, listed_value, listed) + 12.0 * len(feature)
 
 
 def _floor(op: Any, args: tuple[Any, ...]) -> tuple[int, float, float]:
     x_BD, weight_FD = args[:2]
     groups = x_BD.shape[0] * weight_FD.shape[0] / 16 * 4  # written, then read by top-k
-    return 6, 2.0 * x_BD.shape[0] * weight_FD.numel(), nbytes(x_BD, weight_FD) + 3 * groups
+    return 5, 2.0 * x_BD.shape[0] * weight_FD.numel(), nbytes(x_BD, weight_FD) + 3 * groups
 
 
 def _decoded(op: Any, args: tuple[Any, ...]) -> tuple[int, float, float]:
@@ -85,9 +90,9 @@ def _gradients(op: Any, args: tuple[Any, ...]) -> tuple[int, float, float]:
     out_nC, grad_BC, weight_FC, value = args[:4]
     n, width = len(value), grad_BC.shape[1]
     products = (weight_FC is not None) + bool(args[-1])
-    workspace = 2.0 * args[-3] * width * 4 if args[-1] else 0.0  # a bound
+    workspace = 2.0 * len(args[9]) * width * 4 if args[-1] else 0.0  # a bound
     rows = n * width * grad_BC.element_size()
-    return 4, 2.0 * products * n * width, rows + nbytes(out_nC, weight_FC) + workspace
+    return 2 + 2 * (weight_FC is not None), 2.0 * products * n * width, rows + nbytes(out_nC, weight_FC) + workspace
 
 
 def _updated(op: Any, args: tuple[Any, ...]) -> tuple[int, float, float]:
@@ -100,6 +105,7 @@ def _counted_digits(op: Any, args: tuple[Any, ...]) -> tuple[int, float, float]:
 
 KERNELS: dict[str, Callable[..., tuple[int, float, float]]] = {  # launches, operations, bytes
     "encode_list": _listed,
+    "encode_place": _placed,
     "encode_floor": _floor,
     "decode": _decoded,
     "decode_gradients": _gradients,
@@ -126,7 +132,9 @@ class CountingMode(TorchDispatchMode):
         name = name.partition(".")[0]
         if namespace == "circuit_tracer_kernels":
             result = func(*args, **kwargs)
-            given = tuple(kwargs[each.name] if each.name in kwargs else value for each, value in self._bound(func, args))
+            given = tuple(
+                kwargs[each.name] if each.name in kwargs else value for each, value in self._bound(func, args)
+            )
             self._kernel(name, func, given)
             return result
         if name in ("_to_copy", "copy_") and self._crosses(args, kwargs):
@@ -138,7 +146,7 @@ class CountingMode(TorchDispatchMode):
             self.work.waits += 1
         result = func(*args, **kwargs)
         if name not in FREE and not self._is_view(func) and self._on_device(args, kwargs, result):
-            self.work.operations[name] += 1
+            self.work.operations[f"{self.phase}/{name}"] += 1
             self.work.bytes[self.phase] += self._moved(name, args, kwargs, result)
             if name in ("mm", "addmm", "addmm_", "bmm"):
                 left, right = args[-2:]
@@ -148,7 +156,7 @@ class CountingMode(TorchDispatchMode):
 
     def _kernel(self, name: str, func: Any, args: tuple[Any, ...]) -> None:
         launches, flops, moved = KERNELS[name](func, args)
-        self.work.operations[name] += launches
+        self.work.operations[f"{self.phase}/{name}"] += launches
         self.work.bytes[self.phase] += round(moved)
         if flops:
             kind = "float32"
@@ -255,7 +263,13 @@ def loop_without_memory(config: TrainingConfig, n_layers: int, d_model: int) -> 
 
 
 def counted(
-    config: TrainingConfig, n_layers: int, d_model: int, *, active: float | None = None, dead: float = 0.0, steps: int = 2
+    config: TrainingConfig,
+    n_layers: int,
+    d_model: int,
+    *,
+    active: float | None = None,
+    dead: float = 0.0,
+    steps: int = 2,
 ) -> Work:
     """One step in the middle of a run, with ``active`` features a layer and token (None: those of the end) and a share of dead
     ones. The steps before it let rooms be learned."""

@@ -70,7 +70,8 @@ class BatchTopK(BudgetRule):
 
     def scale(self, norm_F: Tensor, n_targets: int) -> Tensor:
         """A feature counts by what it writes: in all, or to a layer."""
-        return norm_F / self._share(n_targets)
+        share = self._share(n_targets)
+        return norm_F if share == 1 else norm_F / share
 
     def _share(self, n_targets: int) -> float:
         return math.sqrt(n_targets) if self.settings.rank_by == "target" else 1.0

@@ -98,11 +98,11 @@ def above(
 
     def search(sizes: Sequence[int]) -> tuple[list[SparseActivations], list[Tensor]]:
         parts = zip(x_SBD, dictionary.W_enc, dictionary.b_enc, cut_SF, sizes, strict=True)
-        found = [encode_at_most(*part) for part in parts]
-        kept = found
+        found, needed = zip(*(encode_at_most(*part) for part in parts), strict=True)
+        kept = list(found)
         if choose is not None:
-            kept = [one.moved_up(mask) for one, mask in zip(found, choose(found), strict=True)]
-        return kept, [one.row_ptr[-1] for one in found]
+            kept = [one.moved_up(mask) for one, mask in zip(kept, choose(kept), strict=True)]
+        return kept, list(needed)
 
     return searched(search, dictionary, x_SBD, ranks or FeatureRanks(), rooms or Rooms(), questions or Questions())
 
@@ -131,4 +131,4 @@ def searched(
 def scores(entries: SparseActivations, scale_F: Tensor) -> Tensor:
     """pre * scale (n,); zero for void entries."""
     score_n = entries.value * scale_F[entries.feature].to(entries.value.dtype)
-    return score_n if entries.exact else torch.where(entries.live, score_n, 0)
+    return score_n if entries.exact else score_n * entries.live

@@ -6,7 +6,8 @@ Letters: S source layers, B tokens, f features of a layer owned by this rank, n 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,18 +50,29 @@ class Dead:
 
     def __init__(self, masks: Sequence[Tensor], ranks: FeatureRanks, questions: Questions) -> None:
         self._so_far = [mask.cumsum(0) for mask in masks]
-        own_S = torch.stack([mask.sum() for mask in masks])
-        self._own, self._total = questions.ask("dead", own_S), questions.ask("dead of all", ranks.all_reduce_(own_S.sum()))
+        own_S = torch.stack([so_far[-1] for so_far in self._so_far])
+        self._own, self._total = (
+            questions.ask("dead", own_S),
+            questions.ask("dead of all", ranks.all_reduce_(own_S.sum())),
+        )
 
     @property
     def total(self) -> int:
         """Of all sources and ranks."""
         return int(self._total.number)
 
+    @property
+    def most(self) -> int:
+        """Of one source and this rank."""
+        return int(max(self._own.numbers))
+
     def ids(self, source: int) -> Tensor:
         """(n,) int64, ascending: those of one source."""
-        so_far, count = self._so_far[source], int(self._own.numbers[source])
-        return torch.searchsorted(so_far, torch.arange(1, count + 1, device=so_far.device, dtype=so_far.dtype))
+        return torch.searchsorted(self._so_far[source], self._numbers[: int(self._own.numbers[source])])
+
+    @cached_property
+    def _numbers(self) -> Tensor:
+        return torch.arange(1, self.most + 1, device=self._so_far[0].device)
 
 
 @dataclass(frozen=True)
@@ -90,34 +102,31 @@ def auxiliary(
     """Let the dead features predict what is missing, r = -error; None if no feature of any rank is dead."""
     if not dead.total:
         return None
-    k, all_ids, all_entries, full = settings.aux_active, [], [], []
+    k, all_ids, all_entries, all_found = settings.aux_active, [], [], []
     repaired_BC = torch.zeros_like(error_BSD).flatten(1)
+    # candidates are hardly more than k, unless many are equal
+    room = error_BSD.shape[0] * (dead.most if all_rooms else min(dead.most, 2 * k)) + 1
     for source, x_BD in enumerate(x_SBD):
         ids = dead.ids(source)
         weight_nD, bias_n = dictionary.W_enc[source][ids], dictionary.b_enc[source][ids]
         if on_gpu(x_BD):
-            # candidates are hardly more than k, unless many are equal
-            room = len(x_BD) * (len(ids) if all_rooms else min(len(ids), 2 * k)) + 1
             entries, found = top_k_at_most(x_BD, weight_nD, bias_n, k, room, ranks)
-            full.append(found > room)
+            all_found.append(found)
         else:
             entries = top_k(x_BD, weight_nD, bias_n, k, ranks)
-        decode_(
-            repaired_BC[:, dictionary.columns(source)],
-            replace(
-                entries,
-                feature=ids[entries.feature] if len(ids) else entries.feature,
-                n_features=len(dictionary.norms[source]),
-            ),
-            dictionary.W_dec[source],
+        feature = ids[entries.feature] if len(ids) else entries.feature
+        numbered = SparseActivations(
+            entries.row_ptr, feature, entries.value, len(dictionary.norms[source]), entries.exact
         )
+        decode_(repaired_BC[:, dictionary.columns(source)], numbered, dictionary.W_dec[source])
         all_ids.append(ids)
         all_entries.append(entries)
     difference_BC = ranks.all_reduce_(repaired_BC).add_(error_BSD.flatten(1))
     weight = settings.aux_weight * min(1.0, dead.total / (dictionary.n_layers * k))
     loss = weight * difference_BC.square().mean()
     grad_BC = difference_BC.mul_(2 * weight / difference_BC.numel())
-    return Auxiliary(loss, all_ids, all_entries, grad_BC, ranks.all_reduce_(torch.stack(full).sum()) if full else None)
+    full = ranks.all_reduce_((torch.stack(all_found) > room).sum()) if all_found else None
+    return Auxiliary(loss, all_ids, all_entries, grad_BC, full)
 
 
 @dataclass(frozen=True)
