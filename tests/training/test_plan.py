@@ -22,7 +22,7 @@ from circuit_tracer.training.data import ActivationBatch
 from circuit_tracer.training.export.calibration import level_scores, n_batches
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import machine as machines
-from circuit_tracer.training.run.cost import ModelSizes, TrainingCost, flop
+from circuit_tracer.training.run.cost import PRODUCTS, ModelSizes, TrainingCost, flop, moved_bytes, operations
 from circuit_tracer.training.run.events import NullListener
 from circuit_tracer.training.run.loop import Loop, normalised
 from circuit_tracer.training.run.machine import Machine, measure
@@ -33,6 +33,7 @@ from circuit_tracer.training.step.dead_features import Silence
 from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.training.step.normalisation import Normalisation
 from tests.support.config_cases import small
+from tests.support.counted import counted
 from tests.support.data_cases import config as data_config
 from tests.support.data_cases import parts as data_parts
 from tests.support.data_cases import stream, texts, write_jsonl
@@ -207,7 +208,7 @@ def test_moments_in_the_hosts_memory_leave_the_device_and_take_time() -> None:
         make_plan(load("gpt2", {"optimizer.place": place}), PUBLISHED["gpt2"], H200) for place in ("device", "host")
     )
     assert away.host_needs["moments of the host"] == beside.device_needs["moments"]
-    assert away.device_needs["moments"] < 0.03 * beside.device_needs["moments"]
+    assert away.device_needs["moments"] < 0.07 * beside.device_needs["moments"]
     assert away.seconds >= beside.seconds
     with pytest.raises(ResourceError, match=r"set optimizer\.place to host"):
         make_plan(load("gpt2"), PUBLISHED["gpt2"], replace(H200, device_free=24 * 10**9)).require_fits()
@@ -251,7 +252,7 @@ COUNTED: dict[str, dict[str, Any]] = {
     "skip-jumprelu": {
         "dictionary__kind": "skip", "sparsity__activation": "jumprelu", "sparsity__penalty": 0.1,
     },
-    "clt-batch_topk-bfloat16": {"dictionary__dtype": "bfloat16", "sparsity__active": 8.0, "data__buffer_dtype": "bfloat16"},
+    "clt-batch_topk-bfloat16": {"optimizer__moments": "bfloat16", "dictionary__dtype": "bfloat16", "sparsity__active": 8.0, "data__buffer_dtype": "bfloat16"},
 }  # fmt: skip
 
 
@@ -335,7 +336,7 @@ def test_more_work_takes_longer() -> None:
 
     base = seconds()
     assert seconds(run__tokens="600_000_000").seconds == pytest.approx(2 * base.seconds, rel=1e-3)
-    assert seconds(sparsity__active="24").step_seconds["decoders"] == pytest.approx(2 * base.step_seconds["decoders"])
+    assert 1.5 < seconds(sparsity__active="24").step_seconds["decoders"] / base.step_seconds["decoders"] < 2
     assert seconds(dictionary__kind="plt").step_seconds["decoders"] < base.step_seconds["decoders"] / 6
     assert seconds(sparsity__jacobian_weight="1").step_seconds["language model"] == pytest.approx(
         3 * base.step_seconds["language model"]
@@ -376,3 +377,19 @@ def test_a_run_is_planned_from_the_models_configuration_alone(tmp_path: Path) ->
 )
 def test_durations_are_said_as_people_do(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-3.2-1b"])
+def test_a_step_on_a_gpu_is_what_is_counted_of_it(name: str) -> None:
+    """Arithmetic, bytes and launches of a whole step, counted on tensors without memory."""
+    pytest.importorskip("triton", reason="triton is not installed here")
+    config, sizes = load(name, {"sparsity.anneal": "0"}), PUBLISHED[name]
+    work = make_plan(config, sizes, H200).work
+    found = counted(config, sizes.n_layers, sizes.d_model)
+    # of float32 by bfloat16: three products each
+    assert found.flops["encoders/float32 by bfloat16"] == pytest.approx(flop(work)["encoders"], rel=0.02)
+    assert PRODUCTS[config.dictionary.dtype] == 3
+    moved = moved_bytes(work)
+    assert found.bytes["adam"] == pytest.approx(moved["optimizer"], rel=0.02)
+    assert found.bytes["decoders forward"] + found.bytes["gradients"] == pytest.approx(moved["decoders"], rel=0.25)
+    assert found.launches == pytest.approx(operations(work), rel=0.15)

@@ -17,7 +17,6 @@ from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.run.machine import Machine
 from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.sparsity.base import Rule
-from circuit_tracer.training.step.step import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from circuit_tracer.models.parts import ModelParts
@@ -28,12 +27,12 @@ MOMENT_BYTES = {"float32": 8.0, "bfloat16": 4.0, "int8": 2.0 + 2 / BLOCK}  # of 
 # How much longer sparse rows take than their operations and bytes would at full rate: as measured on a CPU at S = 12,
 # D = 768 and S = 30, D = 576. Kernels made for a GPU come close to its full rate.
 SPARSE = {"cpu": 3.0, "cuda": 1.0}
-ROUNDING = {"cpu": 180, "cuda": 120}  # bytes that could be copied while a number is rounded stochastically
+ROUNDING = {"cpu": 180, "cuda": 0}  # bytes that could be copied while a number is rounded stochastically
 # Products of half precision that one of float32 with weights of a format is made of on a GPU (kernels/encode/README.md).
 PRODUCTS = {"float32": 6, "bfloat16": 3}
-# What the host needs to start an operation on a GPU, and how many there are: a source's, and those of each block of rows that
-# the optimizer is handed. They run on while it works; where it starts them too slowly, it waits.
-LAUNCH, OPERATIONS, BLOCK_OPERATIONS = 5e-6, 180, 90
+# What the host needs to start an operation on a GPU, and how many a step has, and each of its sources. They run on while it
+# starts more; where it starts them too slowly, the GPU waits.
+LAUNCH, STEP_OPERATIONS, SOURCE_OPERATIONS = 5e-6, 70, 66
 NETWORK = 5e10  # bytes a second between GPUs, not measured
 HOST_LINK = 2.5e10  # and between a GPU and its host, each way
 
@@ -148,12 +147,8 @@ class TrainingCost:
 
 
 def operations(work: TrainingCost) -> int:
-    """Operations that the host starts in a step, without the model's."""
-    blocks = sum(
-        -(-work.owned * targets * work.sizes.d_model * 4 // BLOCK_BYTES)
-        for targets in (range(work.layers, 0, -1) if work.config.dictionary.kind == "clt" else [1] * work.layers)
-    )
-    return work.layers * OPERATIONS + blocks * BLOCK_OPERATIONS
+    """Operations that the host starts in a step on a GPU, without the model's."""
+    return STEP_OPERATIONS + work.layers * SOURCE_OPERATIONS
 
 
 def flop(work: TrainingCost) -> dict[str, float]:
@@ -168,27 +163,40 @@ def flop(work: TrainingCost) -> dict[str, float]:
     }
 
 
+def moved_bytes(work: TrainingCost) -> dict[str, float]:
+    """Bytes read and written in a step by phase, of this rank, on average over the run (kernels/*/README.md)."""
+    config, entries = work.config, _entry_width(work)
+    kept, rows = BYTES[config.dictionary.dtype], work.owned * work.pairs * work.sizes.d_model
+    # forward: rows of weights, outputs twice; backward: rows of errors, weights once, gradients written
+    decoders = entries * (kept + 4) + 8 * work.batch * work.pairs * work.sizes.d_model + rows * (kept + 4)
+    if work.on_cpu:
+        decoders = 12 * entries
+    return {
+        "decoders": decoders,
+        "optimizer": work.parameters * (2 * (kept + work.moment_bytes) + 4),
+        "buffer": 8 * work.batch * work.width * work.sides * BYTES[config.data.buffer_dtype],
+    }
+
+
 def step_seconds(work: TrainingCost, machine: Machine) -> dict[str, float]:
     """Seconds of a step by phase, on average over the run."""
     config = work.config
     place = "cpu" if work.on_cpu else "cuda"
-    kept = "float32" if work.on_cpu else config.dictionary.dtype  # what decoder rows are read in
     rounded = ROUNDING[place] if config.dictionary.dtype == "bfloat16" else 0
-    moved, rate, count = machine.bytes_per_second, machine.flops, flop(work)
+    speed, rate, count, moved = machine.bytes_per_second, machine.flops, flop(work), moved_bytes(work)
     encode_rate = rate["float32"] if work.on_cpu else rate["bfloat16"] / PRODUCTS[config.dictionary.dtype]
-    # weights and moments read and written, the gradient written and read
-    traffic = 2 * (BYTES[config.dictionary.dtype] + work.moment_bytes) + rounded + 8
-    read = 3 * _entry_width(work) * BYTES[kept]
     phases = {
         "language model": count["language model"] / rate[config.model.dtype],
         "encoders": count["encoders"] / encode_rate,
-        "decoders": max(count["decoders"] / rate["float32"], read / moved) * SPARSE[place],
-        "optimizer": work.parameters * traffic / moved,
-        "buffer": 8 * work.batch * work.width * work.sides * BYTES[config.data.buffer_dtype] / moved,
+        "decoders": max(count["decoders"] / rate["float32"], moved["decoders"] / speed) * SPARSE[place],
+        "optimizer": (moved["optimizer"] + work.parameters * rounded) / speed,
+        "buffer": moved["buffer"] / speed,
         "communication": _communicated(work) / NETWORK,
     }
     if config.optimizer.place == "host" and not work.on_cpu:  # copies run beside the work; what is longer counts
-        phases["moments from the host"] = max(0.0, work.parameters * work.moment_bytes / HOST_LINK - sum(phases.values()))
+        phases["moments from the host"] = max(
+            0.0, work.parameters * work.moment_bytes / HOST_LINK - sum(phases.values())
+        )
     if not work.on_cpu:
         phases["starting operations"] = max(0.0, operations(work) * LAUNCH - sum(phases.values()))
     return {name: seconds for name, seconds in phases.items() if seconds}

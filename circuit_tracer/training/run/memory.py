@@ -57,7 +57,9 @@ def host_memory(work: TrainingCost) -> dict[str, int]:
 
 def snapshot_bytes(work: TrainingCost) -> int:
     """Bytes of the copy that a checkpoint is written from while training goes on."""
-    return work.parameters * BYTES[work.config.dictionary.dtype] + moment_bytes(work) + work.layers * work.owned * COUNTS
+    return (
+        work.parameters * BYTES[work.config.dictionary.dtype] + moment_bytes(work) + work.layers * work.owned * COUNTS
+    )
 
 
 def gradient_bytes(work: TrainingCost) -> int:

@@ -85,10 +85,9 @@ class Adam:
         weight, width = self.weights[name], self.weights[name].shape[-1]
         if weight.ndim == 1:
             width = math.gcd(len(weight), VECTOR_WIDTH)
-        first_RC, second_RC, *exponents = (
-            part.view(-1, width if number < 2 else part.shape[-1]) for number, part in enumerate(moments)
-        )
-        kept = Rows(weight[rows].view(-1, width), first_RC, second_RC, *exponents, norm=norm)
+        first_RC, second_RC = (part.view(-1, width) for part in moments[:2])
+        first_RK, second_RK = moments[2:] or (None, None)
+        kept = Rows(weight[rows].view(-1, width), first_RC, second_RC, first_RK, second_RK, norm)
         first_row = (rows.start or 0) + (self.dictionary.owned.start if "." in name else 0)
         key = (self.seed, self.step, self.names[name])
         update = Update(
@@ -101,7 +100,6 @@ class Adam:
             keys=(key_of(*key), key_of(*key, 1), key_of(*key, 2)),
         )
         adam_(kept, grad.reshape(-1, width), update)
-
 
     def _kept(self, name: str, rows: slice) -> list[Tensor]:
         """Both moments of some rows, and their exponents if there are any."""
