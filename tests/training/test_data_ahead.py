@@ -139,6 +139,9 @@ def test_threads_change_no_batch_and_no_position(changes: dict[str, Any], folder
         assert same(found.next(), batch)  # type: ignore[arg-type]
         assert found.state() == state
     assert found.next() is None
+    further = threaded(config(folder, **{**changes, "data__epochs": 2 * changes.get("data__epochs", 1)}))
+    further.restore(json.loads(json.dumps(found.state())))
+    assert len(list(batches(further))) == len(expected)
     for step in (1, 4):
         resumed = threaded(settings)
         resumed.restore(json.loads(json.dumps(states[step])))

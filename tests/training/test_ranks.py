@@ -167,7 +167,8 @@ def test_features_that_ranks_cannot_share_are_an_input_error() -> None:
 
 def test_grids_and_batches_that_do_not_come_out_even_are_an_input_error() -> None:
     with pytest.raises(
-        InputError, match=r"run\.data_parallel is 4, but the run has 6 processes, .* Start a multiple of 4 with torchrun"
+        InputError,
+        match=r"run\.data_parallel is 4, but the run has 6 processes, .* Start a multiple of 4 with torchrun",
     ):
         FeatureRanks(1, 6).grid(4)
     with pytest.raises(

@@ -63,6 +63,10 @@ class ShuffledRows:
         block, order = self._whole()
         start, end = self.served * self.batch, (self.served + 1) * self.batch
         if end > self._filled:
+            if not self.too_short:
+                self._begin(
+                    self.number + 1, 0
+                )  # further epochs, should a resumed run have them, begin a block of their own
             return None
         self._refill(block, order)
         taken = {name: block.take(name, order[start:end][self.share]) for name in block.layout.names}

@@ -79,6 +79,7 @@ class BatchStream:
         if placed is None:
             if self._shuffled.too_short:
                 raise self._too_short()
+            self._position = self._shuffled.state()
             return None
         self._position = placed.behind
         return _batch(placed.taken)
