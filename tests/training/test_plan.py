@@ -252,7 +252,10 @@ COUNTED: dict[str, dict[str, Any]] = {
     "skip-jumprelu": {
         "dictionary__kind": "skip", "sparsity__activation": "jumprelu", "sparsity__penalty": 0.1,
     },
-    "clt-batch_topk-bfloat16": {"optimizer__moments": "bfloat16", "dictionary__dtype": "bfloat16", "sparsity__active": 8.0, "data__buffer_dtype": "bfloat16"},
+    "clt-batch_topk-bfloat16": {
+        "optimizer__moments": "bfloat16", "dictionary__dtype": "bfloat16", "sparsity__active": 8.0,
+        "data__buffer_dtype": "bfloat16",
+    },
 }  # fmt: skip
 
 
