@@ -44,6 +44,7 @@ class Run:
     features: int = FEATURES
     width: int = WIDTH
     batch: int = BATCH
+    optimizer: tuple[tuple[str, Any], ...] = ()  # further keys of that section
 
     def __str__(self) -> str:
         narrow = "" if self.moments == "float32" else f"-{self.moments}-moments"
@@ -64,7 +65,9 @@ class Run:
             "data": {"path": "memory", "buffer_tokens": self.batch},
             "dictionary": {"kind": self.kind, "features": self.features},
             "sparsity": sparsity,
-            "optimizer": {"warmup_steps": 2, "learning_rate": 0.02, "moments": self.moments},
+            "optimizer": {
+                "warmup_steps": 2, "learning_rate": 0.02, "moments": self.moments, **dict(self.optimizer),
+            },
             "evaluation": {},
             "run": {
                 "out": str(out), "tokens": self.steps * self.batch, "batch": self.batch, "seed": self.seed,
@@ -82,9 +85,9 @@ class Run:
             config = config.model_copy(update={"dictionary": dictionary})
         return config
 
-    def stream(self, n_batches: int | None = None) -> MemoryStream:
-        """Its batches, or only the first of them."""
-        return MemoryStream(self, n_batches)
+    def stream(self, n_batches: int | None = None, ranks: FeatureRanks | None = None) -> MemoryStream:
+        """Its batches, or only the first of them; of each the share of a rank."""
+        return MemoryStream(self, n_batches, (ranks or FeatureRanks()).tokens(self.batch))
 
     def space(self) -> Normalisation:
         """Means and scales of its batches."""
@@ -109,11 +112,25 @@ class Run:
         return state
 
     def loop(
-        self, folder: Path, n_batches: int | None = None, ranks: FeatureRanks | None = None, **changes: Any
+        self,
+        folder: Path,
+        n_batches: int | None = None,
+        ranks: FeatureRanks | None = None,
+        background: bool = False,
+        **changes: Any,
     ) -> Loop:
         """A loop at the start, or at the last checkpoint in ``folder`` if there is one."""
-        ranks, config = ranks or FeatureRanks(), self.config(folder, **changes)
-        loop = Loop(config, self.state(ranks), self.stream(n_batches), ranks, Recorder(), folder, {"fact": str(self)})
+        ranks, config, facts = ranks or FeatureRanks(), self.config(folder, **changes), {"fact": str(self)}
+        loop = Loop(
+            config,
+            self.state(ranks),
+            self.stream(n_batches, ranks),
+            ranks,
+            Recorder(),
+            folder,
+            facts,
+            background=background,
+        )
         last = checkpoint.latest(folder)
         if last is not None:
             checkpoint.load_(loop.state, last)
@@ -125,8 +142,8 @@ class Run:
 class MemoryStream:
     """Batches by number: inputs around a mean, outputs a bent function of them."""
 
-    def __init__(self, run: Run, n_batches: int | None = None) -> None:
-        self.run, self.n_batches, self.number = run, n_batches, 0
+    def __init__(self, run: Run, n_batches: int | None = None, share: slice = slice(None)) -> None:
+        self.run, self.n_batches, self.share, self.number = run, n_batches, share, 0
 
     def batch(self, number: int) -> ActivationBatch:
         """Batch ``number``, whatever was asked for before."""
@@ -153,7 +170,12 @@ class MemoryStream:
         if self.number == self.n_batches:
             return None
         self.number += 1
-        return self.batch(self.number - 1)
+        made = self.batch(self.number - 1)
+        if made.y_BSD is made.x_BSD:
+            return ActivationBatch(made.x_BSD[self.share], made.x_BSD[self.share])
+        return ActivationBatch(
+            **{name: tensor[self.share] for name, tensor in vars(made).items() if tensor is not None}
+        )
 
     def state(self) -> dict[str, Any]:
         """How many were handed out."""

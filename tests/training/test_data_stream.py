@@ -17,6 +17,7 @@ from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.parts import bind
 from circuit_tracer.models.run import fast_attention
+from circuit_tracer.ranks import Ranks
 from circuit_tracer.training.data import ActivationBatch, held_out_activations, held_out_tokens, open_stream
 from circuit_tracer.training.data.block import Block, RowLayout
 from circuit_tracer.training.feature_ranks import FeatureRanks
@@ -211,6 +212,16 @@ def test_a_model_in_bfloat16_gives_float32_batches(folder: Path) -> None:
         for rounded, exact in zip(data_cases.tensors(one), data_cases.tensors(other), strict=True):
             assert rounded.dtype == torch.float32
             assert float((rounded - exact).norm() / exact.norm()) < 0.05
+
+
+@pytest.mark.parametrize("place", ["device", "disk"])
+def test_groups_of_ranks_see_their_shares_of_the_same_batches(place: str, folder: Path) -> None:
+    settings = config(folder, data__buffer_place=place)
+    shares = [batches(stream(settings, ranks=FeatureRanks(replicas=Ranks(group, 2)))) for group in range(2)]
+    for whole, first, second in zip(batches(stream(settings)), *shares, strict=True):
+        for name, tensor in vars(first).items():
+            if tensor is not None:
+                assert torch.equal(torch.cat([tensor, getattr(second, name)]), getattr(whole, name))
 
 
 # statistics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.utils import deterministic
 
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.files import claimed
@@ -136,3 +138,18 @@ def test_ranks_write_the_dictionary_of_one(world: int, tmp_path: Path) -> None:
             torch.testing.assert_close(
                 other[name], tensor, rtol=2e-2, atol=2e-2, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+def test_arrays_without_values_are_not_filled_while_training(tmp_path: Path) -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    def look() -> None:
+        seen.append((torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory))  # type: ignore[attr-defined]
+        stop()
+
+    with pytest.raises(Stopped):
+        whole(tmp_path, "run", {}, last=1, end=look)
+    assert seen == [(True, False)]
+    assert deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not [one for one in threading.enumerate() if one.name == "ahead"]

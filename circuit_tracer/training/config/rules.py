@@ -86,6 +86,11 @@ def _lengths(config: TrainingConfig) -> Iterator[str]:
     if config.steps == 0:
         yield f"run.tokens is {run.tokens}, less than one run.batch of {run.batch}; train on more tokens or lower the batch"
         return
+    if run.batch % run.data_parallel:
+        yield (
+            f"run.batch is {run.batch}, which {run.data_parallel} groups (run.data_parallel) cannot share evenly; make it "
+            f"{max(1, run.batch // run.data_parallel) * run.data_parallel}, say"
+        )
     if config.schedule_steps < config.steps:
         yield (
             f"run.schedule_tokens is {run.schedule_tokens}, less than run.tokens, {run.tokens}, so that the schedules end "

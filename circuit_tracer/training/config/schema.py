@@ -188,6 +188,10 @@ class OptimizerSection(Section):
         default="float32",
         description="Number format of Adam's two moments; the narrow ones are rounded stochastically, int8 in blocks of 256.",
     )
+    place: Literal["device", "host"] = Field(
+        default="device",
+        description="Where Adam's moments lie: beside the weights, or in the host's memory where the device has too little.",
+    )
     warmup_steps: Whole = Field(default=500, ge=0, description="Steps in which the learning rate rises from zero.")
     decay: Share = Field(default=0.2, description="Share of the steps, at the end, in which it falls to zero.")
 
@@ -240,6 +244,11 @@ class RunSection(Section):
         "null: drawn.",
     )
     batch: Whole = Field(default=4096, ge=1, description="Tokens of a step.")
+    data_parallel: Whole = Field(
+        default=1,
+        ge=1,
+        description="Groups of processes that share the tokens of a batch; the processes of a group share the features.",
+    )
     seed: Whole = Field(default=0, ge=0, lt=2**63, description="Seed of weights and of shuffling.")
     threads: Whole | None = Field(default=None, ge=1, description="CPU threads; null: as torch chooses.")
     log_every: Whole = Field(default=10, ge=1, description="Steps between two lines of the log.")

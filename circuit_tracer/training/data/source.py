@@ -28,6 +28,8 @@ class Source:
     layout: RowLayout
     settings: dict[str, Any]
     device: torch.device
+    tokens: slice  # of each batch, those that this rank sees
+    ahead: bool = False  # whether a thread may make batches ahead: not where that takes other ranks, or a CPU's cores
 
 
 def open_source(
@@ -41,9 +43,12 @@ def open_source(
     names = ("x",) if points.same else ("x", "y", "direction", "derivative") if matching else ("x", "y")
     layout = RowLayout(names, len(points.layers), parts.config.d_model, resolve_dtype(data.buffer_dtype))
     seed = config.run.seed if matching else None
-    recipe = Recipe(data.sequences_per_pass, data.max_norm_ratio, layout.dtype, seed)
-    model_rows = ModelRows(packer, ModelPass(parts, points, data.context_length), recipe, ranks)
+    recipe = Recipe(data.sequences_per_pass, data.max_norm_ratio, layout.dtype, seed, ahead=not evaluation)
+    model_rows = ModelRows(packer, ModelPass(parts, points, data.context_length), recipe, ranks.plain)
     settings = settings_of(config, parts, tokenizer, packer.documents, points)
-    if data.cache is None or evaluation:
-        return Source(model_rows, layout, settings, parts.device)
-    return Source(CachedRows(data.cache, model_rows, layout, settings, ranks), layout, settings, parts.device)
+    tokens = ranks.tokens(config.run.batch)
+    ahead = ranks.plain.world == 1 and parts.device.type != "cpu"
+    rows: Rows = model_rows
+    if data.cache is not None and not evaluation:
+        rows = CachedRows(data.cache, model_rows, layout, settings, ranks.plain)
+    return Source(rows, layout, settings, parts.device, tokens, ahead)

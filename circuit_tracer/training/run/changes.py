@@ -37,6 +37,8 @@ ON_RESUME: dict[str, str] = {
     "sparsity.threshold_start": _AT_START,
     "sparsity.jacobian_weight": "directions and derivatives are part of the data's rows",
     "optimizer": MAY,
+    "optimizer.moments": "the checkpoint holds them in that number format",
+    "optimizer.place": FREE,
     "evaluation": FREE,
     "run": "weights follow from it",
     **{
@@ -44,13 +46,14 @@ ON_RESUME: dict[str, str] = {
         for name in (
             "out",
             "threads",
+            "data_parallel",
             "log_every",
             "checkpoint_every_steps",
             "tensorboard",
             "wandb",
             "export_dtype",
             "export_loss",
-        )
+        )  # fmt: skip
     },
     "run.tokens": MAY,
     "run.schedule_tokens": MAY,

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,10 +22,12 @@ from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.events import Listener, StepReport
+from circuit_tracer.training.run.saving import Saver
 from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.step import schedules
 from circuit_tracer.training.step.normalisation import Normalisation
+from circuit_tracer.training.step.replicas import MeanGradients
 from circuit_tracer.training.step.scratch import Scratch
 from circuit_tracer.training.step.step import Batch, Moment, StepOutcome, train_step
 
@@ -34,7 +36,7 @@ class Stream(Protocol):
     """Where batches come from; knows its position."""
 
     def next(self) -> ActivationBatch | None:
-        """Exactly ``run.batch`` tokens, or None at the end of the data."""
+        """Exactly ``run.batch`` tokens, or this rank's share of them; None at the end of the data."""
 
     def state(self) -> dict[str, Any]:
         """The position after the last batch handed out, as JSON-able values."""
@@ -44,7 +46,10 @@ class Stream(Protocol):
 
 
 class Loop:
-    """Trains ``state`` on ``stream`` up to the last step of ``config``; all ranks run it alike."""
+    """Trains ``state`` on ``stream`` up to the last step of ``config``; all ranks run it alike.
+
+    background: checkpoints between steps are written while training goes on (saving.py).
+    """
 
     def __init__(
         self,
@@ -55,11 +60,12 @@ class Loop:
         listener: Listener,
         folder: Path,
         facts: dict[str, Any],
+        background: bool = False,
     ) -> None:
         self.config, self.state, self.stream, self.ranks, self.listener = config, state, stream, ranks, listener
         self.folder, self.facts = folder, facts
-        self.saved: Path | None = None
         self.reached = schedules.Reached()  # of a run that went on with other settings
+        self.saver = Saver(folder, ranks, background)
         self.scratch = Scratch()
         self._window = _Window(state.dictionary.n_layers)
 
@@ -71,28 +77,44 @@ class Loop:
         end of the data leave a checkpoint.
         """
         every = self.config.evaluation.every_steps
-        with _interruptible() as interrupted:
+        with _interruptible() as interrupted, closing(self.saver):
             while self.state.step < self.config.steps:
                 self._step()
+                self.saver.poll()
                 done = self.state.step
                 stopping = self.ranks.any(interrupted())  # all must stop after the same step
                 evaluating = evaluate is not None and every and done % every == 0 and done < self.config.steps
                 with self._window.paused():
-                    if evaluating or stopping or done % self.config.run.checkpoint_every_steps == 0:
+                    if evaluating or stopping:
                         self.save()
+                    elif done % self.config.run.checkpoint_every_steps == 0:
+                        self.saver.begin(self.state, self._position())
                     if stopping:
                         raise KeyboardInterrupt
                     if evaluating and evaluate is not None:
                         evaluate()
+            self.saver.settle()
+
+    @property
+    def saved(self) -> Path | None:
+        """The last complete checkpoint."""
+        return self.saver.saved
+
+    @saved.setter
+    def saved(self, path: Path) -> None:
+        self.saver.saved = path
 
     def save(self, **facts: Any) -> Path:
         """Write a checkpoint of the present step, with further facts in its state.json; once written, add the facts to it."""
+        self.saver.settle()
         if self.saved == checkpoint.path_of(self.folder, self.state.step):
             checkpoint.add_facts(self.saved, {**self.facts, **facts}, self.ranks)
-        else:
-            position = {"data": self.stream.state(), **self.facts, **facts}
-            self.saved = checkpoint.save(self.state, self.folder, position, self.ranks)
-        return self.saved
+            return self.saved
+        return self.saver.save(self.state, self._position() | facts)
+
+    def _position(self) -> dict[str, Any]:
+        """What a checkpoint says beside the state."""
+        return {"data": self.stream.state(), **self.facts}
 
     def _step(self) -> None:
         state, config, step = self.state, self.config, self.state.step
@@ -105,7 +127,8 @@ class Loop:
             )
         batch = normalised(activations, state.normalisation)
         if step == 0 and state.derivative_scale_S is not None and batch.derivative_SBD is not None:
-            state.derivative_scale_S.copy_(torch.stack([u_BD.square().sum(1).mean() for u_BD in batch.derivative_SBD]))
+            scale_S = torch.stack([u_BD.square().sum(1).mean() for u_BD in batch.derivative_SBD])
+            state.derivative_scale_S.copy_(self.ranks.mean_(scale_S))
         moment = Moment(
             step,
             schedules.active(config, step, self.reached),
@@ -117,8 +140,10 @@ class Loop:
         rate = schedules.learning_rate(config, step, self.reached)
         state.adam.begin(step, rate)
         try:
-            outcome = train_step(state.dictionary, batch, config.sparsity, moment, state.adam, self.ranks, self.scratch)
-        except NumericalError as error:
+            sink = MeanGradients(state.adam, self.ranks) if self.ranks.replicas.world > 1 else state.adam
+            outcome = train_step(state.dictionary, batch, config.sparsity, moment, sink, self.ranks, self.scratch)
+        except NumericalError as error:  # on all ranks alike
+            self.saver.settle()
             kept = f"The last good checkpoint is {self.saved}." if self.saved else "There is no checkpoint yet."
             raise NumericalError(f"step {step}: {error} {kept}") from error
         state.silence.update(outcome.fired, config.run.batch)

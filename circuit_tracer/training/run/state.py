@@ -70,6 +70,7 @@ class TrainingState:
 
     def layer_tensors(self, source: int) -> dict[str, Tensor]:
         """What this rank owns of one source layer, by name; all have its features along dimension 0."""
+        self.adam.wait()
         named = {"norms": self.dictionary.norms[source], "silence": self.silence.tokens[source]}
         for name, weight in self.adam.weights.items():
             base, _, number = name.partition(".")

@@ -8,13 +8,14 @@ OUT/checkpoints/    the last two
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import deterministic
 
 from circuit_tracer.files import atomic_write, claimed, require_writable_folder
 from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
@@ -58,7 +59,7 @@ def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | 
     NumericalError or ResourceError with the next step; whatever happens, the last complete checkpoint stays.
     """
     device = resolve_device(None if config.model.device == "auto" else config.model.device)
-    ranks = FeatureRanks.from_environment(device)
+    ranks = FeatureRanks.from_environment(device).grid(config.run.data_parallel)
     folder = require_writable_folder(config.run.out) if ranks.first else config.run.out
     own = claimed(folder, "trains in") if ranks.first else nullcontext()
     with own, _threads(config.run.threads):
@@ -78,15 +79,15 @@ class _Run:
     def train(self, start: Start) -> TrainingResult:
         config, ranks = self.config, self.ranks
         ranks.share(config.dictionary.features)
-        with _logged(config, start, ranks, self.listener) as listener:
+        with _logged(config, start, ranks, self.listener) as listener, ExitStack() as held:
             self.listener = listener
-            plan = plan_run(config, self.device, ranks.world)
+            plan = plan_run(config, self.device, ranks.plain.world)
             listener.message(str(plan))
             plan.require_fits()
             parts, tokenizer = self._model()
             require_baseline(config, parts)  # these two are found missing now rather than at the end
             held_out = held_out_tokens(config, tokenizer)
-            stream = open_stream(config, parts, tokenizer, ranks)
+            stream = held.enter_context(closing(open_stream(config, parts, tokenizer, ranks)))
             layers = config.dictionary.layers or list(range(parts.config.n_layers))
             origin = find_origin(config, start, parts, tokenizer, layers)
             facts = facts_of(config, start, origin, parts)
@@ -94,7 +95,8 @@ class _Run:
             if ranks.first:
                 with atomic_write(self.folder / "config.yaml") as path:
                     path.write_text(config_file.dump(config), encoding="utf-8")
-            loop = Loop(config, state, stream, ranks, listener, self.folder / "checkpoints", facts)
+            in_background = not ranks.any(not plan.background)
+            loop = Loop(config, state, stream, ranks, listener, self.folder / "checkpoints", facts, in_background)
             loop.reached = last_reached(start.changes)
             if start.resumed is not None:
                 loop.saved = start.resumed.folder
@@ -170,16 +172,23 @@ class _Run:
 
 @contextmanager
 def _threads(n_threads: int | None) -> Iterator[None]:
-    """Deterministic algorithms and the asked-for number of CPU threads inside; what was set before, after."""
+    """Deterministic algorithms and the asked-for number of CPU threads inside; what was set before, after.
+
+    torch would also fill every array that is made without values, to make reads of them deterministic: nothing reads them.
+    """
     before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if n_threads is not None:
         torch.set_num_threads(n_threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.set_num_threads(before)
-        torch.use_deterministic_algorithms(strict)
+        torch.use_deterministic_algorithms(strict, warn_only=warned)
+        deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 @contextmanager

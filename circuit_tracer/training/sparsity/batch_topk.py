@@ -45,14 +45,14 @@ class BatchTopK(BudgetRule):
 
     def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
         """All sources together."""
-        kept = round(now.active * len(x_SBD) * x_SBD[0].shape[0])
+        kept = round(now.active * len(x_SBD) * x_SBD[0].shape[0] * ranks.replicas.world)  # of all tokens
         scale = [self.scale(norm_F, dictionary.reach(source)) for source, norm_F in enumerate(dictionary.norms)]
         start = _guess(dictionary, x_SBD, kept, scale, ranks) if now.running_cut is None else now.running_cut
         cuts = []
 
         def best(candidates: list[SparseActivations]) -> Masks:
             ranked = [scores(*each) for each in zip(candidates, scale, strict=True)]
-            cut = kth_largest(ranked, kept, ranks)
+            cut = kth_largest(ranked, kept, ranks.plain)
             cuts.append(now.questions.ask("cut", cut))
             return [score >= cut for score in ranked]
 
@@ -95,4 +95,4 @@ def _guess(
     sample = [x_BD[:: max(1, n_rows // SAMPLE_ROWS)][:SAMPLE_ROWS] for x_BD in x_SBD]
     entries = above(dictionary, sample, [torch.zeros_like(norm_F) for norm_F in dictionary.norms])
     ranked = [scores(*each) for each in zip(entries, scale, strict=True)]
-    return float(kth_largest(ranked, max(1, kept * sample[0].shape[0] // max(1, n_rows)), ranks))
+    return float(kth_largest(ranked, max(1, kept * sample[0].shape[0] // max(1, n_rows)), ranks.plain))

@@ -13,6 +13,7 @@ from torch import Tensor
 from circuit_tracer.kernels.digits import digit_counts
 from circuit_tracer.kernels.encode import encode_top_k, encode_top_k_at_most
 from circuit_tracer.kernels.sparse_activations import SparseActivations, largest_of_rows
+from circuit_tracer.ranks import Ranks
 from circuit_tracer.training.feature_ranks import FeatureRanks
 
 
@@ -47,7 +48,7 @@ def _largest_over_ranks(entries: SparseActivations, k: int, ranks: FeatureRanks)
     return entries.value >= last_B[entries.row.clamp(max=max(0, entries.n_rows - 1))]
 
 
-def kth_largest(scores: Sequence[Tensor], k: int, ranks: FeatureRanks) -> Tensor:
+def kth_largest(scores: Sequence[Tensor], k: int, ranks: Ranks) -> Tensor:
     """The k-th largest of positive scores over all tensors and ranks (0-d), exactly; 0 if there are fewer, infinity for k = 0.
 
     Radix selection: the bits of positive floats are ordered like the floats, so counts of digits of 11 bits at a time, summed

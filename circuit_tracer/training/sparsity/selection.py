@@ -120,7 +120,7 @@ def searched(
         sizes = list(rooms.before(x_SBD, dictionary))
         kept, needed = search(sizes)
         missing_S = torch.stack([count - size for count, size in zip(needed, sizes, strict=True)])
-        full = questions.ask("full", ranks.all_reduce_((missing_S > 0).sum()))
+        full = questions.ask("full", ranks.plain.all_reduce_((missing_S > 0).sum()))
         missing = questions.ask("missing", missing_S)
         counts = questions.ask("entries", torch.stack([one.row_ptr[-1] for one in kept]))
         rooms.learn([size + int(more) for size, more in zip(sizes, missing.numbers, strict=True)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from circuit_tracer.kernels.adam import Rows, Update, adam_, packed
 from circuit_tracer.kernels.random_bits import key_of
 from circuit_tracer.training.config.schema import OptimizerSection
 from circuit_tracer.training.step.dictionary import Dictionary
+from circuit_tracer.training.step.host import Streamed, host_zeros
 
 EXPONENT = ".exponent"  # behind the name of a moment in eight bits: the exponents its blocks share
+HOST_BLOCK_BYTES = 2**28  # of the gradient of rows whose moments come from the host at a time
 VECTOR_WIDTH = 1024  # a vector is updated as rows of at most so many
 
 
@@ -29,21 +31,28 @@ class Adam:
         self.dictionary, self.settings, self.seed = dictionary, settings, seed
         self.weights = dictionary.tensors()
         self.names = {name: number for number, name in enumerate(sorted(self.weights))}
+        self.host = Streamed(dictionary.b_dec.device) if settings.place == "host" else None
         self.first: dict[str, Tensor] = {}
         self.second: dict[str, Tensor] = {}
         self.exponents: dict[str, tuple[Tensor, Tensor]] = {}  # of both moments, where they have eight bits
         for name, weight in self.weights.items():
             dtype = _kept_in(weight, settings.moments)
-            self.first[name], self.second[name] = (torch.zeros_like(weight, dtype=dtype) for _ in range(2))
+            self.first[name], self.second[name] = (self._zeros(name, weight.shape, dtype) for _ in range(2))
             if dtype is torch.uint8:
                 shape = (*weight.shape[:-1], packed.n_blocks(weight.shape[-1]))
-                first, second = (torch.zeros(shape, dtype=dtype, device=weight.device) for _ in range(2))
-                self.exponents[name] = first, second
+                self.exponents[name] = self._zeros(name, shape, dtype), self._zeros(name, shape, dtype)
         self.step, self.rate = 0, 0.0
 
     def begin(self, step: int, rate: float) -> None:
         """Updates from now on are those of ``step`` (0, 1, ...) with this learning rate."""
         self.step, self.rate = step, rate
+        if self.host is not None:
+            self.host.begin()
+
+    def wait(self) -> None:
+        """Until moments in the host's memory are those after the last update."""
+        if self.host is not None:
+            self.host.wait()
 
     def moments(self, name: str) -> dict[str, Tensor]:
         """All that is kept of one parameter besides its weights, by its name in a file."""
@@ -61,15 +70,24 @@ class Adam:
         self._update(f"W_dec.{source}", rows, grad_nC, self.dictionary.norms[source][rows])
 
     def _update(self, name: str, rows: slice, grad: Tensor, norm: Tensor | None = None) -> None:
+        if self.host is None or not self._on_host(name):
+            self._update_beside(name, rows, grad, norm, self._kept(name, rows))
+            return
+        start, size = rows.start or 0, max(1, HOST_BLOCK_BYTES // (4 * grad.shape[-1]))
+        for first in range(0, len(grad), size):
+            part = slice(first, min(first + size, len(grad)))
+            block = slice(start + part.start, start + part.stop)
+            with self.host.borrowed((name, block.start), self._kept(name, block)) as kept:
+                self._update_beside(name, block, grad[part], None if norm is None else norm[part], kept)
+
+    def _update_beside(self, name: str, rows: slice, grad: Tensor, norm: Tensor | None, moments: list[Tensor]) -> None:
+        """Update rows with their ``moments`` (and exponents), which lie beside them."""
         weight, width = self.weights[name], self.weights[name].shape[-1]
         if weight.ndim == 1:
             width = math.gcd(len(weight), VECTOR_WIDTH)
-        tensors = (weight, self.first[name], self.second[name])
-        weight_RC, first_RC, second_RC = (tensor[rows].view(-1, width) for tensor in tensors)
-        kept = Rows(weight_RC, first_RC, second_RC, norm=norm)
-        if name in self.exponents:
-            first, second = (part[rows].view(-1, part.shape[-1]) for part in self.exponents[name])
-            kept = replace(kept, first_exponent=first, second_exponent=second)
+        first_RC, second_RC = (part.view(-1, width) for part in moments[:2])
+        first_RK, second_RK = moments[2:] or (None, None)
+        kept = Rows(weight[rows].view(-1, width), first_RC, second_RC, first_RK, second_RK, norm)
         first_row = (rows.start or 0) + (self.dictionary.owned.start if "." in name else 0)
         key = (self.seed, self.step, self.names[name])
         update = Update(
@@ -82,6 +100,19 @@ class Adam:
             keys=(key_of(*key), key_of(*key, 1), key_of(*key, 2)),
         )
         adam_(kept, grad.reshape(-1, width), update)
+
+    def _kept(self, name: str, rows: slice) -> list[Tensor]:
+        """Both moments of some rows, and their exponents if there are any."""
+        return [part[rows] for part in (self.first[name], self.second[name], *self.exponents.get(name, ()))]
+
+    def _on_host(self, name: str) -> bool:
+        """Vectors are small and stay beside the weights."""
+        return self.host is not None and name.startswith(("W_enc.", "W_dec."))
+
+    def _zeros(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        if self._on_host(name):
+            return host_zeros(shape, dtype, self.weights[name].device)
+        return torch.zeros(shape, dtype=dtype, device=self.weights[name].device)
 
 
 def _kept_in(weight: Tensor, asked: str) -> torch.dtype:

@@ -76,7 +76,7 @@ class StepOutcome:
 
     terms: dict[str, float]
     error_S: list[float]  # squared error of each layer over D, the normalised error (§5)
-    fired: list[Tensor]  # (f,) int64 a source: entries of each feature owned here
+    fired: list[Tensor]  # (f,) int64 a source: entries of each feature owned here, among the tokens of all ranks
     cut: float | None
 
     @property
@@ -194,14 +194,19 @@ class _Step:
             "pre_activation": self._over_ranks([each.loss for each in self.lifts]),
         }
         # the norm makes no array of squares
-        norm_S = self.questions.ask("error norm", torch.linalg.vector_norm(error_BSD, dim=(0, 2)))
-        answers = {name: self.questions.ask(name, loss) for name, loss in asked.items() if loss is not None}
+        norm_S = torch.linalg.vector_norm(error_BSD, dim=(0, 2))
+        if self.ranks.replicas.world > 1:
+            norm_S = self.ranks.mean_(norm_S.double().square()).sqrt()
+        norms = self.questions.ask("error norm", norm_S)
+        answers = {
+            name: self.questions.ask(name, self.ranks.mean_(loss)) for name, loss in asked.items() if loss is not None
+        }
         full = self.questions.ask("full", self.aux.full) if self.aux is not None and self.aux.full is not None else None
         if full is not None and full.number:
             self.aux = self._auxiliary(error_BSD, all_rooms=True)
             assert self.aux is not None
-            answers["aux"] = self.questions.ask("aux", self.aux.loss)
-        error_S = [norm**2 / error_BSD[:, 0].numel() for norm in norm_S.numbers]
+            answers["aux"] = self.questions.ask("aux", self.ranks.mean_(self.aux.loss))
+        error_S = [norm**2 / error_BSD[:, 0].numel() for norm in norms.numbers]
         terms = {"reconstruction": sum(error_S) / len(error_S)}
         return error_S, terms | {name: answer.number for name, answer in answers.items()}
 
@@ -255,8 +260,11 @@ class _Step:
         """(f,) int64 a source: entries of each feature, without near misses."""
         entries, active = self.selection.entries, self.selection.active
         if self.selection.band is None:
-            return [one.columns.feature_ptr.diff() for one in entries]
-        return [value_sums(one.with_value(mask.float())).long() for one, mask in zip(entries, active, strict=True)]
+            counts = [one.columns.feature_ptr.diff() for one in entries]
+        else:
+            masks = (one.with_value(mask.float()) for one, mask in zip(entries, active, strict=True))
+            counts = [value_sums(one).long() for one in masks]
+        return [self.ranks.replicas.all_reduce_(counts_f) for counts_f in counts]
 
     def skip_gradient(self, grad_BSD: Tensor) -> None:
         """dL/dW_skip[t] = sum_b G[b, t] x[b, t] (and of the matched derivative)."""
