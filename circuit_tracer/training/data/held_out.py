@@ -58,6 +58,6 @@ def _first_sequence(config: TrainingConfig, tokenizer: Any) -> Tensor:
 
 def _nothing(config: TrainingConfig, summary: str) -> InputError:
     return InputError(
-        f"the data at {config.data.path!r} hold nothing to evaluate on ({summary}; sequences have "
+        f"the data at {config.data.where} hold nothing to evaluate on ({summary}; sequences have "
         f"{config.data.context_length} tokens). Give more text, raise data.held_out, or lower data.context_length."
     )

@@ -138,7 +138,7 @@ class BatchStream:
     def _too_short(self) -> InputError:
         data, run = self.config.data, self.config.run
         return InputError(
-            f"the data at {data.path!r} give {max(self._filled, 0)} tokens to train on, less than one run.batch of "
+            f"the data at {data.where} give {max(self._filled, 0)} tokens to train on, less than one run.batch of "
             f"{run.batch} ({self.source.rows.summary()}; sequences have {data.context_length} tokens). "
             "Give more text, set data.epochs to null to repeat it, or lower run.batch or data.context_length."
         )
