@@ -54,11 +54,7 @@ def without_effect(config: TrainingConfig) -> dict[str, str]:
         idle("with data.mixture, whose parts have their own", "data", *ONE_OR_SEVERAL["mixture"])
     if data.kind == "activations":
         idle("with data.kind activations, which hold no derivatives", "sparsity", "jacobian_weight")
-        idle(
-            "with data.kind activations, of which the text is not known: circuit-tracer evaluate measures it on text",
-            "evaluation",
-            "replacement_tokens",
-        )
+        idle("with data.kind activations: reconstruction alone is measured", "evaluation", "per_layer_baseline")
     if config.dictionary.kind == "sae":
         idle(
             "with dictionary.kind sae, which reads and writes at dictionary.point",

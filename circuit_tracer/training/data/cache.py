@@ -23,7 +23,7 @@ from circuit_tracer.files.tensors import TensorFile, open_tensor_file
 from circuit_tracer.fingerprint import require_same
 from circuit_tracer.text.position import require_position
 from circuit_tracer.training.data.block import Block, RowLayout
-from circuit_tracer.training.data.rows import ModelRows
+from circuit_tracer.training.data.rows import Rows
 from circuit_tracer.training.feature_ranks import FeatureRanks
 
 MANIFEST = "manifest.json"
@@ -54,7 +54,7 @@ class CachedRows:
     """
 
     def __init__(
-        self, folder: Path, model_rows: ModelRows, layout: RowLayout, settings: dict[str, Any], ranks: FeatureRanks
+        self, folder: Path, model_rows: Rows, layout: RowLayout, settings: dict[str, Any], ranks: FeatureRanks
     ) -> None:
         self.folder, self.model_rows, self.layout, self.ranks = folder, model_rows, layout, ranks
         self._start = model_rows.state()

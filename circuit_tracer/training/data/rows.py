@@ -93,7 +93,7 @@ class ModelRows:
 
     def summary(self) -> str:
         """Documents read."""
-        return self.packer.summary()
+        return f"{self.packer.summary()}; sequences have {self.packer.context_length} tokens"
 
     def _begin(self, number: int, used: int) -> None:
         """Stand in front of pass `number` of the epoch."""

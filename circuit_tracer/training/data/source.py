@@ -14,6 +14,7 @@ from circuit_tracer.text.packing import open_packer
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.block import RowLayout
 from circuit_tracer.training.data.cache import CachedRows
+from circuit_tracer.training.data.given.source import UnseenModel, given_rows
 from circuit_tracer.training.data.points import points_of
 from circuit_tracer.training.data.rows import ModelRows, Recipe, Rows
 from circuit_tracer.training.data.settings import settings_of
@@ -35,6 +36,9 @@ def open_source(
 ) -> Source:
     """Rows of the training documents, through the cache if there is one; or of those held out, never cached."""
     data = config.data
+    if isinstance(parts, UnseenModel):
+        given = given_rows(config, parts.rows, evaluation)
+        return _source(*given, config, parts, ranks, evaluation)
     points = points_of(config.dictionary, parts)
     packer = open_packer(data.source, tokenizer, data.context_length, data.held_out, evaluation)
     matching = config.sparsity.jacobian_weight > 0
@@ -44,6 +48,19 @@ def open_source(
     recipe = Recipe(data.sequences_per_pass, data.max_norm_ratio, layout.dtype, seed)
     model_rows = ModelRows(packer, ModelPass(parts, points, data.context_length), recipe, ranks)
     settings = settings_of(config, parts, tokenizer, packer.documents, points)
-    if data.cache is None or evaluation:
-        return Source(model_rows, layout, settings, parts.device)
-    return Source(CachedRows(data.cache, model_rows, layout, settings, ranks), layout, settings, parts.device)
+    return _source(model_rows, layout, settings, config, parts, ranks, evaluation)
+
+
+def _source(
+    rows: Rows,
+    layout: RowLayout,
+    settings: dict[str, Any],
+    config: TrainingConfig,
+    parts: ModelParts,
+    ranks: FeatureRanks,
+    evaluation: bool,
+) -> Source:
+    cache = config.data.cache
+    if cache is not None and not evaluation:
+        rows = CachedRows(cache, rows, layout, settings, ranks)
+    return Source(rows, layout, settings, parts.device)

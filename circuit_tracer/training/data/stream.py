@@ -139,8 +139,8 @@ class BatchStream:
         data, run = self.config.data, self.config.run
         return InputError(
             f"the data at {data.where} give {max(self._filled, 0)} tokens to train on, less than one run.batch of "
-            f"{run.batch} ({self.source.rows.summary()}; sequences have {data.context_length} tokens). "
-            "Give more text, set data.epochs to null to repeat it, or lower run.batch or data.context_length."
+            f"{run.batch} ({self.source.rows.summary()}). "
+            "Give more data, set data.epochs to null to repeat it, or lower run.batch or data.context_length."
         )
 
 

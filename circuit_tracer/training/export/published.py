@@ -15,7 +15,11 @@ from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.data.given.source import UnseenModel
+from circuit_tracer.training.data.source import open_source
 from circuit_tracer.training.evaluation import EvaluationSettings, evaluate, write_report
+from circuit_tracer.training.evaluation.given import evaluate_given
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.transcoders import (
     SingleLayerTranscoder,
     Transcoders,
@@ -40,10 +44,11 @@ def publish(
     """Evaluate the dictionary in ``folder`` on the sequences ``held_out``, each (P,); returns the evaluation.
 
     Writes evaluation.json, README.md and pictures beside the weights.
-    A dictionary that does not replace all MLPs (an SAE, or some layers only) is measured by its reconstruction alone.
+    A dictionary that does not replace all MLPs (an SAE, or some layers only) is measured by its reconstruction alone, and so
+    is one of a model that is not here.
     """
     wanted = config.evaluation
-    replaces = config.dictionary.kind != "sae" and len(layers) == parts.config.n_layers
+    replaces = config.dictionary.kind != "sae" and len(layers) == len(parts.layers)  # none are here of an unseen model
     settings = EvaluationSettings(
         tokens=wanted.tokens,
         replacement_tokens=wanted.replacement_tokens if replaces else 0,
@@ -52,18 +57,26 @@ def publish(
         seed=config.run.seed,
         max_norm_ratio=config.data.max_norm_ratio,
     )
-    evaluation = evaluate(
-        parts,
-        tokenizer,
-        _read_back(config, parts, folder, layers),
-        held_out,
-        settings,
-        layers=layers,
-        per_layer=None
-        if wanted.per_layer_baseline is None or not replaces
-        else _loaded(wanted.per_layer_baseline, parts),
-        conditions={"training": {"step": step, "tokens": step * config.run.batch, "configuration": CONFIG_NAME}},
-    )
+    transcoders = _read_back(config, parts, folder, layers)
+    conditions = {"training": {"step": step, "tokens": step * config.run.batch, "configuration": CONFIG_NAME}}
+    if isinstance(parts, UnseenModel):
+        rows = open_source(config, parts, tokenizer, FeatureRanks(), evaluation=True)
+        evaluation = evaluate_given(
+            transcoders, rows, settings, model=config.model.name, layers=layers, conditions=conditions
+        )
+    else:
+        evaluation = evaluate(
+            parts,
+            tokenizer,
+            transcoders,
+            held_out,
+            settings,
+            layers=layers,
+            per_layer=None
+            if wanted.per_layer_baseline is None or not replaces
+            else _loaded(wanted.per_layer_baseline, parts),
+            conditions=conditions,
+        )
     with atomic_write(folder / CONFIG_NAME) as path:
         path.write_text(config_file.dump(config), encoding="utf-8")
     write_report(evaluation, folder)

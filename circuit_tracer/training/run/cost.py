@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.data.given.rows import CHUNK
 from circuit_tracer.training.export.calibration import n_batches
 from circuit_tracer.training.run.machine import Machine
 from circuit_tracer.training.sparsity import rule_of
@@ -125,6 +126,8 @@ def device_memory(work: TrainingCost) -> dict[str, int]:
     """Bytes beside the model, by what they hold."""
     config, sizes, batch = work.config, work.sizes, work.config.run.batch
     pass_tokens = config.data.sequences_per_pass * config.data.context_length
+    if not sizes.parameters:  # activations were made elsewhere
+        pass_tokens = CHUNK
     model_item = BYTES[config.model.dtype]
     entries = batch * work.layers * work.active("most") / work.ranks * work.rule.candidates
     needs = {

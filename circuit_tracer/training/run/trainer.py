@@ -26,6 +26,8 @@ from circuit_tracer.models.verify import verify
 from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import BatchStream, held_out_activations, held_out_tokens, open_stream
+from circuit_tracer.training.data.given.source import unseen_model
+from circuit_tracer.training.evaluation.given import HOW_TO_GO_ON
 from circuit_tracer.training.export.calibration import level_scores, n_batches
 from circuit_tracer.training.export.export import export
 from circuit_tracer.training.export.published import publish, require_baseline
@@ -109,6 +111,9 @@ class _Run:
             return self._publish(loop, parts, tokenizer, held_out)
 
     def _model(self) -> tuple[ModelParts, Any]:
+        """The model and its tokenizer; only sizes, and no tokenizer, when its activations were made elsewhere."""
+        if self.config.data.kind == "activations":
+            return unseen_model(self.config, self.device, self.ranks), None
         model, tokenizer = load_language_model(
             self.config.model.name,
             self.device,
@@ -145,6 +150,8 @@ class _Run:
             export(checkpoint.read(saved), config, levels, transcoder, config.model.name, layers)
             self.listener.message(f"dictionary written to {transcoder}; evaluating it")
             evaluation = publish(config, parts, tokenizer, transcoder, layers, held_out, loop.state.step)
+            if config.data.kind == "activations":
+                self.listener.message(HOW_TO_GO_ON)
             self.listener.evaluated(evaluation)
         self.ranks.barrier()
         return TrainingResult(transcoder, saved, evaluation)
