@@ -6,7 +6,6 @@ A place in such a file counts unpacked bytes; to get there, what lies before it 
 from __future__ import annotations
 
 import bz2
-import gzip
 import io
 import lzma
 import sys
@@ -18,7 +17,43 @@ from typing import Any, BinaryIO, cast
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, ResourceError, first_line
 
 SKIPPED_AT_A_TIME = 2**20  # bytes
-_ERRORS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+_ERRORS = (EOFError, zlib.error, lzma.LZMAError)
+
+
+class _Gzip(io.RawIOBase):
+    """What gzip packed, one part or more. The library's own reader follows zeros behind the last one byte by byte."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw, self._packed, self._unpacker = raw, b"", zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        self._begun = False  # within a packed part
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Unpack into the buffer. Raises EOFError for a part that has no end, zlib.error for damage."""
+        while True:
+            self._packed = self._packed or self._raw.read(SKIPPED_AT_A_TIME)
+            if not self._packed:
+                if self._begun:
+                    raise EOFError("its packed data have no end")
+                return 0
+            part = self._unpacker.decompress(self._packed, len(buffer))
+            self._begun, self._packed = True, self._unpacker.unconsumed_tail
+            if self._unpacker.eof:
+                self._packed = self._behind(self._unpacker.unused_data)
+                self._unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+                self._begun = False
+            if part:
+                buffer[: len(part)] = part
+                return len(part)
+
+    def _behind(self, rest: bytes) -> bytes:
+        """What follows the zeros that may stand behind a part."""
+        found = (rest + self._raw.read(SKIPPED_AT_A_TIME)).lstrip(b"\0")
+        if not found and self._raw.read(1):
+            raise zlib.error("there is more than padding behind its end")
+        return found
 
 
 def _zstd(raw: BinaryIO) -> BinaryIO:
@@ -37,7 +72,7 @@ def _zstd(raw: BinaryIO) -> BinaryIO:
 
 
 UNPACKERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
-    ".gz": lambda raw: cast(BinaryIO, gzip.GzipFile(fileobj=raw)),
+    ".gz": lambda raw: cast(BinaryIO, io.BufferedReader(_Gzip(raw), SKIPPED_AT_A_TIME)),
     ".bz2": lambda raw: cast(BinaryIO, bz2.BZ2File(raw)),
     ".xz": lambda raw: cast(BinaryIO, lzma.LZMAFile(raw)),  # noqa: SIM115
     ".zst": _zstd,

@@ -24,6 +24,7 @@ from circuit_tracer.errors import (
     ResourceError,
 )
 from circuit_tracer.files import places
+from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.ranks import Ranks
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import BatchStream, open_stream, serve_activations, write_activations
@@ -36,6 +37,7 @@ from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.requirements import plan_run
 from tests.support.data_cases import batches, config, parts, same, tokenizer
 from tests.support.loop_cases import numbers
+from tests.support.tiny import tiny_model
 from tests.support.train_cases import Stopped, settings, stop, whole
 
 S, D = 3, 4
@@ -225,6 +227,27 @@ def test_a_foreign_writer_needs_the_libraries_of_the_format_alone(tmp_path: Path
     plan = plan_run(settings, torch.device("cpu"))
     assert plan.work.sizes.d_model == D
     assert plan.device_needs["language model"] == 0
+
+
+def test_the_example_of_the_documentation_writes_what_is_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of every text but its first token, as the model's own pass has them."""
+    tiny_model("llama", torch.float32).save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in ("some words", "and others, too", "at last")))
+    page = (Path(__file__).parents[2] / "docs" / "activations.md").read_text()
+    example = next(block for block in page.split("```python")[1:] if "save_file" in block).split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(example.replace("HuggingFaceTB/SmolLM2-135M", "model"), {})
+    (ids,) = tokenizer()("and others, too\n", return_tensors="pt").input_ids
+    x, y = ModelPass(parts(), Points((0, 1, 2), "hook_resid_mid", "hook_mlp_out"), len(ids)).run(ids[None])
+    folder = tmp_path / "acts"
+    assert [len(part["x"]) for part in open_rows(str(folder), Ranks()).parts(0, False)] == [10, 15, 7]
+    second = list(open_rows(str(folder), Ranks()).parts(0, False))[1]
+    for name, expected in (("x", x), ("y", y)):
+        torch.testing.assert_close(second[name], torch.stack(expected, 1)[1:])
+    assert len(trained(given(folder, tmp_path, model__name="model"))) == 15 + 7
 
 
 def test_an_autoencoder_needs_one_tensor(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from circuit_tracer.files import parse_json
 MAGIC = b"CTA1"
 PREFIX = struct.Struct(">4sIQ")
 LARGEST_HEADER, LARGEST_PAYLOAD = 2**20, 2**30  # bytes
+READ_AT_A_TIME = 2**22  # bytes
 PROTOCOLS = ("tcp", "unix")
 
 
@@ -86,11 +87,10 @@ def packed(part: Mapping[str, Tensor]) -> bytes:
 
 
 def _exactly(connection: socket.socket, n_bytes: int) -> bytes:
-    data = bytearray(n_bytes)
-    view = memoryview(data)
-    while len(view):
-        read = connection.recv_into(view)
+    data = bytearray()  # grows with what comes, whatever was announced
+    while len(data) < n_bytes:
+        read = connection.recv(min(n_bytes - len(data), READ_AT_A_TIME))
         if not read:
             raise ConnectionError("the other side closed the connection")
-        view = view[read:]
+        data += read
     return bytes(data)
