@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from circuit_tracer.training.data.given import client, rows, wire
 from circuit_tracer.training.data.given.server import ActivationServer
 from circuit_tracer.training.data.given.source import open_rows, unseen_model
 from circuit_tracer.training.data.source import open_source
+from circuit_tracer.training.evaluation.held_out import sequences_of_configuration
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.requirements import plan_run
 from tests.support.data_cases import batches, config, parts, same, tokenizer
@@ -313,6 +315,12 @@ def test_what_is_wrong_with_shards_is_named(
         trained(given(folder_of(tmp_path, tensors, **changes), tmp_path))
 
 
+def test_a_configuration_without_text_cannot_name_one(tmp_path: Path) -> None:
+    settings = given("acts", tmp_path)
+    with pytest.raises(InputError, match=r"reads activations .*, not text: name a file of text instead"):
+        sequences_of_configuration(settings, settings.evaluation, tokenizer())
+
+
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no activations\.json, which says"):
         open_rows(str(tmp_path), Ranks())
@@ -388,6 +396,43 @@ def test_a_connection_that_breaks_goes_on_at_its_row(tmp_path: Path, monkeypatch
         received += [1] * 60
         with pytest.raises(ResourceError, match=r"broke off before row 0: .*reset by peer.*resume the run"):
             next(source.parts(0, False))
+
+
+class Together(Ranks):
+    """Ranks that are threads; the first one's tensors are handed on."""
+
+    def __init__(self, rank: int, slots: list[torch.Tensor], door: threading.Barrier) -> None:
+        super().__init__(rank, door.parties)
+        object.__setattr__(self, "shared", (slots, door))
+
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        slots, door = self.shared  # type: ignore[attr-defined]
+        if self.first:
+            slots[:] = [tensor]
+        door.wait()
+        found = slots[0].clone()
+        door.wait()
+        return found
+
+
+def test_of_several_ranks_the_first_is_connected_and_all_get_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected, genuine = list[int](), client.SocketRows._connect
+    monkeypatch.setattr(
+        client.SocketRows, "_connect", lambda rows: (connected.append(rows.ranks.rank), genuine(rows))[1]
+    )
+    slots, door = list[torch.Tensor](), threading.Barrier(3, timeout=20)
+
+    def read(rank: int) -> torch.Tensor:
+        source = open_rows(server.address, Together(rank, slots, door))
+        return torch.cat([part["y"] for part in source.parts(10, False)])
+
+    whole = made(100)
+    with (
+        serve_activations(partial(pieces, whole, 30), "tcp://127.0.0.1:0", **SAID, width=D) as server,
+        ThreadPoolExecutor(3) as threads,
+    ):
+        assert all(torch.equal(found, whole["y"][10:]) for found in threads.map(read, range(3)))
+    assert connected == [0, 0]  # for the description, and for rows
 
 
 def test_nobody_there_and_no_address_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -115,15 +115,21 @@ class DataSection(Section):
     @property
     def source(self) -> AnySource:
         """Which documents are read. Raises InputError for activations, of which the text is not known."""
-        if self.kind == "activations":
-            raise InputError("this configuration reads activations (data.kind), not text: name a file of text instead")
+        self.require_text()
         if self.mixture is None:
-            return TextSource(self.kind, self.path or "", self.field, self.name, self.split)
+            return TextSource(cast(Kind, self.kind), self.path or "", self.field, self.name, self.split)
         parts = [
-            TextSource(one.kind or self.kind, one.path, one.field or self.field, one.name, one.split or self.split)
+            TextSource(
+                one.kind or cast(Kind, self.kind), one.path, one.field or self.field, one.name, one.split or self.split
+            )
             for one in self.mixture
         ]
         return Mixture(tuple((part, one.weight) for part, one in zip(parts, self.mixture, strict=True)))
+
+    def require_text(self) -> None:
+        """Raise InputError for activations that were made elsewhere."""
+        if self.kind == "activations":
+            raise InputError("this configuration reads activations (data.kind), not text: name a file of text instead")
 
     @property
     def where(self) -> str:

@@ -69,14 +69,19 @@ class GivenRows:
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `Rows.restore`."""
+        self.close()
         self._number, self._used = state["chunk"], state["used"]
-        self._made = self._chunks = None
+        self._made = None
         self._seen = self._kept = 0
 
     def summary(self) -> str:
         """Rows read."""
         what = "evaluation" if self.evaluation else "training"
         return f"{self._seen} rows of {self.source.where}, {self._kept} of them for {what}"
+
+    def close(self, patience: float | None = None) -> None:
+        """End the connection, if there is one; `restore` and `rewind` begin again."""
+        self._chunks = None
 
     def _next_chunk(self) -> bool:
         """Take the next chunk in hand that has a row to use; False at the end."""
