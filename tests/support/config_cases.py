@@ -77,7 +77,7 @@ def configs(draw: st.DrawFn) -> TrainingConfig:
         {
             "model": {"name": draw(TEXT), **draw(_section(revision=st.none() | TEXT, dtype=DTYPES))}
             | draw(_section(device=st.sampled_from(["auto", "cpu", "cuda", "cuda:3", "mps"]))),
-            "data": {"path": draw(TEXT), "buffer_tokens": batch * draw(st.integers(1, 50)), **draw(_data())},
+            "data": {"buffer_tokens": batch * draw(st.integers(1, 50)), **draw(_data())},
             "dictionary": {"kind": kind, "features": features, **draw(_dictionary(kind))},
             "sparsity": {"activation": activation, **sparsity},
             "optimizer": {"warmup_steps": draw(st.integers(0, steps // 2)), "decay": draw(st.floats(0, 0.5))}
@@ -106,7 +106,12 @@ def _data(draw: st.DrawFn) -> dict[str, Any]:
     if kind not in ("text", "tokens"):
         own["field"] = TEXT
     own |= {"cache": st.none() | TEXT, "buffer_place": st.sampled_from(["device", "pinned", "disk"])}
-    return {"kind": kind, **draw(_section(**own))}
+    found = {"kind": kind, **draw(_section(**own))}
+    if not draw(st.booleans()):
+        return {**found, "path": draw(TEXT)}
+    found.pop("name", None)
+    part = st.fixed_dictionaries({"path": TEXT, "weight": _floats(0, 9)}, optional={"kind": st.just(kind)})
+    return {**found, "mixture": draw(st.lists(part, min_size=1, max_size=3))}
 
 
 def _dictionary(kind: str) -> st.SearchStrategy[dict[str, Any]]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils import deterministic
@@ -26,6 +29,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "skip with derivatives": {"dictionary__kind": "skip", "sparsity__jacobian_weight": 0.1},
     "sae in bfloat16": {"dictionary__kind": "sae", "dictionary__dtype": "bfloat16", "data__buffer_dtype": "bfloat16"},
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A model and data of this machine need none, for planning, training and evaluation, also where it may be used."""
+    asked: list[object] = []
+
+    def refuse(*address: object, **_: object) -> None:
+        asked.append(address[-1])
+        raise OSError(f"no network here, for {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield
+    assert not asked
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from circuit_tracer.text.source import Kind
 from circuit_tracer.training.sparsity import rule_of, unread
 
 if TYPE_CHECKING:
@@ -15,7 +16,11 @@ DATA_KEYS = {
     "name": ("huggingface",),
     "split": ("huggingface",),
     "field": ("huggingface", "jsonl", "parquet"),
+    "context_length": get_args(Kind),
+    "sequences_per_pass": get_args(Kind),
 }
+# keys of `data` that name one data set or several, and those that each takes the place of
+ONE_OR_SEVERAL = {"mixture": ("path", "name"), "path": ("mixture",)}
 
 
 def contradictions(config: TrainingConfig) -> list[str]:
@@ -25,7 +30,7 @@ def contradictions(config: TrainingConfig) -> list[str]:
         for key, reason in without_effect(config).items()
         if _value(config, key) != _default(config, key)
     ]
-    return [*idle, *_kind(config), *_sparsity(config), *_lengths(config)]
+    return [*idle, *_kind(config), *_data(config), *_sparsity(config), *_lengths(config)]
 
 
 def without_effect(config: TrainingConfig) -> dict[str, str]:
@@ -46,9 +51,16 @@ def without_effect(config: TrainingConfig) -> dict[str, str]:
         )
     if sparsity.aux_active == 0:
         idle("with sparsity.aux_active 0", "sparsity", "aux_weight")
+    kinds_here = {data.kind} if data.mixture is None else {part.kind or data.kind for part in data.mixture}
     for name, kinds in DATA_KEYS.items():
-        if data.kind not in kinds:
-            idle(f"with data.kind {data.kind}: only {' and '.join(kinds)} data have it", "data", name)
+        if not kinds_here.intersection(kinds):
+            here = " and ".join(sorted(kinds_here))
+            idle(f"with data.kind {here}: only {' and '.join(kinds)} data have it", "data", name)
+    if data.mixture is not None:
+        idle("with data.mixture, whose parts have their own", "data", *ONE_OR_SEVERAL["mixture"])
+    if data.kind == "activations":
+        idle("with data.kind activations, which hold no derivatives", "sparsity", "jacobian_weight")
+        idle("with data.kind activations: reconstruction alone is measured", "evaluation", "per_layer_baseline")
     if config.dictionary.kind == "sae":
         idle(
             "with dictionary.kind sae, which reads and writes at dictionary.point",
@@ -69,6 +81,20 @@ def _kind(config: TrainingConfig) -> Iterator[str]:
     layers = config.dictionary.layers
     if layers is not None and layers != sorted(set(layers)):
         yield f"dictionary.layers is {layers}; name each layer once, in order: {sorted(set(layers))}"
+
+
+def _data(config: TrainingConfig) -> Iterator[str]:
+    data = config.data
+    if data.path is None and data.mixture is None:
+        yield "data.path is missing: give the one data set there, or several in data.mixture"
+    for number, part in enumerate(data.mixture or (), 1):
+        kind = part.kind or data.kind
+        if kind == "activations":
+            yield f"part {number} of data.mixture is of kind activations; only text is mixed: give one path instead"
+        for name in (
+            name for name, kinds in DATA_KEYS.items() if kind not in kinds and getattr(part, name) is not None
+        ):
+            yield f"part {number} of data.mixture has a {name}, which has no effect with kind {kind}: leave it out"
 
 
 def _sparsity(config: TrainingConfig) -> Iterator[str]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from circuit_tracer.text.source import CONTEXT_LENGTH, Kind, TextSource
+from circuit_tracer.errors import InputError
+from circuit_tracer.text.source import CONTEXT_LENGTH, AnySource, Kind, Mixture, TextSource
 from circuit_tracer.training.config.rules import contradictions
 from circuit_tracer.training.sparsity import RULES, readers
 
@@ -34,6 +35,7 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 Location = Annotated[Path, Field(strict=False), AfterValidator(_at_home)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16"]
+DataKind = Literal[Kind, "activations"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Text = Annotated[str, Field(min_length=1)]
 if TYPE_CHECKING:
@@ -57,14 +59,36 @@ class ModelSection(Section):
     device: Device = Field(default="auto", description="cpu, cuda, cuda:1, mps; auto: the best there is.")
 
 
+class DataPart(Section):
+    """One of several data sets. What is null is as `data` says."""
+
+    path: Text
+    weight: float = Field(gt=0)
+    kind: Kind | None = None
+    field: Text | None = None
+    name: Text | None = None
+    split: Text | None = None
+
+
 class DataSection(Section):
     """The text, and how its activations are kept."""
 
-    kind: Kind = Field(
+    kind: DataKind = Field(
         default="huggingface",
-        description="What `path` is: a data set of the hub, text, JSONL or parquet files, or files of token ids.",
+        description="What `path` is: a data set of the hub, text, JSONL or parquet files, files of token ids, or activations "
+        "that were made elsewhere (docs/activations.md).",
     )
-    path: Text = Field(description="Id of a data set on the hub, or a file, folder or pattern such as data/*.jsonl.")
+    path: Text | None = Field(
+        default=None,
+        description="Id of a data set on the hub, or a file, folder, pattern such as data/*.jsonl, or address such as "
+        "s3://bucket/data; of activations also tcp://host:port.",
+    )
+    mixture: list[DataPart] | None = Field(
+        default=None,
+        min_length=1,
+        description="Several data sets instead of `path`, read together: each has a path and a weight, which is its share of "
+        "the text, and may have its own kind, field, name and split.",
+    )
     name: Text | None = Field(default=None, description="Configuration of a data set on the hub.")
     split: Text = Field(default="train", description="Split of a data set on the hub.")
     field: Text = Field(default="text", description="Field or column that holds the text.")
@@ -89,9 +113,28 @@ class DataSection(Section):
     )
 
     @property
-    def source(self) -> TextSource:
-        """Which documents are read."""
-        return TextSource(self.kind, self.path, self.field, self.name, self.split)
+    def source(self) -> AnySource:
+        """Which documents are read. Raises InputError for activations, of which the text is not known."""
+        self.require_text()
+        if self.mixture is None:
+            return TextSource(cast(Kind, self.kind), self.path or "", self.field, self.name, self.split)
+        parts = [
+            TextSource(
+                one.kind or cast(Kind, self.kind), one.path, one.field or self.field, one.name, one.split or self.split
+            )
+            for one in self.mixture
+        ]
+        return Mixture(tuple((part, one.weight) for part, one in zip(parts, self.mixture, strict=True)))
+
+    def require_text(self) -> None:
+        """Raise InputError for activations that were made elsewhere."""
+        if self.kind == "activations":
+            raise InputError("this configuration reads activations (data.kind), not text: name a file of text instead")
+
+    @property
+    def where(self) -> str:
+        """The path or paths, for messages."""
+        return repr(self.path) if self.mixture is None else ", ".join(repr(one.path) for one in self.mixture)
 
 
 class DictionarySection(Section):

@@ -24,7 +24,7 @@ from circuit_tracer.fingerprint import require_same
 from circuit_tracer.ranks import Ranks
 from circuit_tracer.text.position import require_position
 from circuit_tracer.training.data.block import Block, RowLayout
-from circuit_tracer.training.data.rows import ModelRows
+from circuit_tracer.training.data.rows import Rows
 
 MANIFEST = "manifest.json"
 VERSION = 2
@@ -54,7 +54,7 @@ class CachedRows:
     """
 
     def __init__(
-        self, folder: Path, model_rows: ModelRows, layout: RowLayout, settings: dict[str, Any], ranks: Ranks
+        self, folder: Path, model_rows: Rows, layout: RowLayout, settings: dict[str, Any], ranks: Ranks
     ) -> None:
         self.folder, self.model_rows, self.layout, self.ranks = folder, model_rows, layout, ranks
         self._start = model_rows.state()

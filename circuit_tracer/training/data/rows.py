@@ -101,7 +101,7 @@ class ModelRows:
 
     def summary(self) -> str:
         """Documents read."""
-        return self.packer.summary()
+        return f"{self.packer.summary()}; sequences have {self.packer.context_length} tokens"
 
     def close(self, patience: float | None = None) -> None:
         """See `Rows.close`."""

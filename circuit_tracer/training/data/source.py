@@ -14,6 +14,7 @@ from circuit_tracer.text.packing import open_packer
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.block import RowLayout
 from circuit_tracer.training.data.cache import CachedRows
+from circuit_tracer.training.data.given.source import UnseenModel, given_rows
 from circuit_tracer.training.data.points import points_of
 from circuit_tracer.training.data.rows import ModelRows, Recipe, Rows
 from circuit_tracer.training.data.settings import settings_of
@@ -37,6 +38,9 @@ def open_source(
 ) -> Source:
     """Rows of the training documents, through the cache if there is one; or of those held out, never cached."""
     data = config.data
+    if isinstance(parts, UnseenModel):
+        given = given_rows(config, parts.rows, evaluation)
+        return _source(*given, config, parts, ranks, evaluation, ahead=True)
     points = points_of(config.dictionary, parts)
     packer = open_packer(data.source, tokenizer, data.context_length, data.held_out, evaluation)
     matching = config.sparsity.jacobian_weight > 0
@@ -46,9 +50,22 @@ def open_source(
     recipe = Recipe(data.sequences_per_pass, data.max_norm_ratio, layout.dtype, seed, ahead=not evaluation)
     model_rows = ModelRows(packer, ModelPass(parts, points, data.context_length), recipe, ranks.plain)
     settings = settings_of(config, parts, tokenizer, packer.documents, points)
+    ahead = parts.device.type != "cpu"  # the model's pass would take the step's cores
+    return _source(model_rows, layout, settings, config, parts, ranks, evaluation, ahead)
+
+
+def _source(
+    rows: Rows,
+    layout: RowLayout,
+    settings: dict[str, Any],
+    config: TrainingConfig,
+    parts: ModelParts,
+    ranks: FeatureRanks,
+    evaluation: bool,
+    ahead: bool,
+) -> Source:
+    cache = config.data.cache
+    if cache is not None and not evaluation:
+        rows = CachedRows(cache, rows, layout, settings, ranks.plain)
     tokens = ranks.tokens(config.run.batch)
-    ahead = ranks.plain.world == 1 and parts.device.type != "cpu"
-    rows: Rows = model_rows
-    if data.cache is not None and not evaluation:
-        rows = CachedRows(data.cache, model_rows, layout, settings, ranks.plain)
-    return Source(rows, layout, settings, parts.device, tokens, ahead)
+    return Source(rows, layout, settings, parts.device, tokens, ahead and ranks.plain.world == 1)

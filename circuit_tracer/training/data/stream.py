@@ -140,9 +140,9 @@ class BatchStream:
     def _too_short(self) -> InputError:
         data, run = self.config.data, self.config.run
         return InputError(
-            f"the data at {data.path!r} give {self._shuffled.n_rows_found} tokens to train on, less than one run.batch of "
-            f"{run.batch} ({self.source.rows.summary()}; sequences have {data.context_length} tokens). "
-            "Give more text, set data.epochs to null to repeat it, or lower run.batch or data.context_length."
+            f"the data at {data.where} give {self._shuffled.n_rows_found} tokens to train on, less than one run.batch of "
+            f"{run.batch} ({self.source.rows.summary()}). "
+            "Give more data, set data.epochs to null to repeat it, or lower run.batch or data.context_length."
         )
 
 

@@ -288,9 +288,16 @@ def _conditions(
         "model": public_name(parts.config.model_name),
         "architecture": parts.config.original_architecture,
         "model_dtype": parts.config.dtype,
-        "dictionary_dtype": str(transcoders.dtype).removeprefix("torch."),
         "layers": list(points.layers),
-        "device": parts.device.type,
+        **measured_with(transcoders, parts.device, settings),
+    }
+
+
+def measured_with(transcoders: Transcoders, device: torch.device, settings: EvaluationSettings) -> dict[str, Any]:
+    """Conditions of a measurement that do not come from the model."""
+    return {
+        "dictionary_dtype": str(transcoders.dtype).removeprefix("torch."),
+        "device": device.type,
         "settings": asdict(settings),
         "versions": {
             **{name: version(name) for name in ("circuit-tracing", "torch", "transformers")},

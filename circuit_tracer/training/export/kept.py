@@ -17,6 +17,7 @@ from circuit_tracer.models.model_pass import Points
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import fast_attention
 from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.data.given.source import UnseenModel
 from circuit_tracer.training.data.points import points_of
 from circuit_tracer.training.evaluation.intervals import in_float64
 from circuit_tracer.training.evaluation.reconstruction import Spread
@@ -106,7 +107,9 @@ def trained_side(
     KL is that of the sequences ``held_out`` on which an evaluation replaces MLPs, by `Trained.alone`.
     """
     side, wanted = _side(trained.reconstruct, batches, parts.device), config.evaluation
-    if not wanted.replacement_tokens or not replaces_model(points := points_of(config.dictionary, parts), parts):
+    if not wanted.replacement_tokens or isinstance(parts, UnseenModel):
+        return side
+    if not replaces_model(points := points_of(config.dictionary, parts), parts):
         return side
     sequences = Sequences.of(held_out, parts, tokenizer, wanted.tokens).first(wanted.replacement_tokens)
     with fast_attention(parts):

@@ -16,10 +16,14 @@ from circuit_tracer.files import atomic_write
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.data.given.source import UnseenModel
+from circuit_tracer.training.data.source import open_source
 from circuit_tracer.training.evaluation import EvaluationSettings, evaluate, write_report
+from circuit_tracer.training.evaluation.given import evaluate_given
 from circuit_tracer.training.evaluation.results import DICTIONARY
 from circuit_tracer.training.export.export import readers_of
 from circuit_tracer.training.export.kept import Batches, Kept, Side, exported_side
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.transcoders import (
     Transcoders,
     TranscoderSet,
@@ -48,24 +52,30 @@ def publish(
     """Evaluate the dictionary in ``folder`` on the sequences ``held_out``, each (P,); the evaluation, and what the export kept.
 
     trained: what the dictionary in training did on ``batches``. story: what the run started from and how its settings changed,
-    for the card. message: told what is being measured. Writes evaluation.json, README.md and pictures beside the weights.
+    for the card. message: told what is being measured. Writes evaluation.json, README.md and pictures beside the weights. A
+    dictionary of a model that is not here is measured by its reconstruction alone.
     """
     wanted, sae = config.evaluation, config.dictionary.kind == "sae"
     settings = EvaluationSettings.of(wanted, seed=config.run.seed, max_norm_ratio=config.data.max_norm_ratio)
     transcoders = _read_back(config, parts, folder, layers)
-    evaluation = evaluate(
-        parts,
-        tokenizer,
-        transcoders if sae else _of_the_model(transcoders, layers),
-        held_out,
-        settings,
-        layers=layers if sae else None,
-        per_layer=None if wanted.per_layer_baseline is None else _loaded(wanted.per_layer_baseline, parts),
-        conditions={
-            "training": {"step": step, "tokens": step * config.run.batch, "configuration": CONFIG_NAME, **story}
-        },
-        progress=_Spoken(message),
-    )
+    conditions = {"training": {"step": step, "tokens": step * config.run.batch, "configuration": CONFIG_NAME, **story}}
+    if isinstance(parts, UnseenModel):
+        rows = open_source(config, parts, tokenizer, FeatureRanks(), evaluation=True)
+        evaluation = evaluate_given(
+            transcoders, rows, settings, model=config.model.name, layers=layers, conditions=conditions
+        )
+    else:
+        evaluation = evaluate(
+            parts,
+            tokenizer,
+            transcoders if sae else _of_the_model(transcoders, layers),
+            held_out,
+            settings,
+            layers=layers if sae else None,
+            per_layer=None if wanted.per_layer_baseline is None else _loaded(wanted.per_layer_baseline, parts),
+            conditions=conditions,
+            progress=_Spoken(message),
+        )
     replacement = evaluation.results[DICTIONARY].replacement
     kl = None if trained.kl is None or replacement is None else replacement.kl
     exported = exported_side(transcoders, batches, kl)

@@ -53,7 +53,7 @@ ON_RESUME: dict[str, str] = {
             "wandb",
             "export_dtype",
             "export_loss",
-        )  # fmt: skip
+        )
     },
     "run.tokens": MAY,
     "run.schedule_tokens": MAY,

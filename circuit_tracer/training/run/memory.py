@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from circuit_tracer.training.data.given.rows import CHUNK
 from circuit_tracer.training.data.passes import PASSES_AHEAD
 from circuit_tracer.training.data.shuffle import REFILLS
 from circuit_tracer.training.data.stream import BATCHES_AHEAD
@@ -58,9 +59,7 @@ def host_memory(work: TrainingCost) -> dict[str, int]:
 
 
 def held_out_bytes(work: TrainingCost) -> int:
-    """Bytes of the held-out batches that the files are calibrated and compared on, in the host's memory: as buffered, in float32
-    and shuffled.
-    """
+    """Bytes in the host of held-out batches that files are calibrated and compared on: as buffered, in float32, shuffled."""
     n_tokens = (2 if work.rule.needs_level else 1) * n_batches(work.config.run.batch) * work.config.run.batch
     buffered = BYTES[work.config.data.buffer_dtype]
     return n_tokens * work.width * work.sides * (8 + buffered * (buffered != 4))
@@ -110,6 +109,8 @@ def pass_bytes(work: TrainingCost) -> int:
     """Bytes of a pass of the model and of the activations of those made ahead, of which this rank runs its share."""
     data, sizes = work.config.data, work.sizes
     tokens = -(-data.sequences_per_pass // work.world) * data.context_length
+    if not sizes.parameters:  # activations were made elsewhere
+        tokens = CHUNK
     ahead = 0 if work.on_cpu else PASSES_AHEAD
     numbers = tokens * ((1 + ahead) * 2 * work.width + 8 * sizes.d_model + 3 * sizes.d_mlp)
     gathered = data.sequences_per_pass * data.context_length * work.width * work.sides if work.world > 1 else 0

@@ -8,7 +8,9 @@ import torch
 
 from circuit_tracer.errors import ResourceError
 from circuit_tracer.models.outline import outline
+from circuit_tracer.ranks import Ranks
 from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.data.given.source import model_layers, open_rows
 from circuit_tracer.training.feature_ranks import group_size
 from circuit_tracer.training.run.cost import ModelSizes, TrainingCost, step_seconds
 from circuit_tracer.training.run.machine import Machine, local_processes, measure
@@ -157,7 +159,7 @@ def plan_run(config: TrainingConfig, device: torch.device, world: int = 1) -> Pl
 
     Raises InputError when there is no such model, UnsupportedModelError for an architecture outside the table.
     """
-    sizes = ModelSizes.of(outline(config.model.name, config.model.revision))
+    sizes = _sizes(config)
     formats = {
         config.model.dtype,
         config.dictionary.dtype,
@@ -166,6 +168,14 @@ def plan_run(config: TrainingConfig, device: torch.device, world: int = 1) -> Pl
     }
     machine = measure(device, formats, config.run.out, config.run.threads, local_processes(), config.data.cache)
     return make_plan(config, sizes, machine, world)
+
+
+def _sizes(config: TrainingConfig) -> ModelSizes:
+    """Of the model; where its activations were made elsewhere, without weights and passes."""
+    if config.data.kind != "activations":
+        return ModelSizes.of(outline(config.model.name, config.model.revision))
+    description = open_rows(config.data.path or "", Ranks()).description
+    return ModelSizes(description.model, model_layers(description), description.width, 0, 0, 0)
 
 
 def duration(seconds: float) -> str:

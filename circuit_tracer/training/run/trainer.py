@@ -25,6 +25,8 @@ from circuit_tracer.models.verify import verify
 from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import held_out_activations, held_out_tokens, open_stream
+from circuit_tracer.training.data.given.source import unseen_model
+from circuit_tracer.training.evaluation.given import HOW_TO_GO_ON
 from circuit_tracer.training.export.calibration import level_scores, n_batches
 from circuit_tracer.training.export.export import export, readers_of
 from circuit_tracer.training.export.kept import Batches, Kept, trained_side
@@ -109,6 +111,9 @@ class _Run:
             return result
 
     def _model(self) -> tuple[ModelParts, Any]:
+        """The model and its tokenizer; only sizes, and no tokenizer, when its activations were made elsewhere."""
+        if self.config.data.kind == "activations":
+            return unseen_model(self.config, self.device, self.ranks), None
         model, tokenizer = load_language_model(
             self.config.model.name,
             self.device,
@@ -145,6 +150,8 @@ class _Run:
             self.listener.message(f"exported, from training to files: {kept}")
             if (note := readers_of(config)) is not None:
                 self.listener.message(note)
+            if config.data.kind == "activations":
+                self.listener.message(HOW_TO_GO_ON)
             self.listener.evaluated(evaluation)
         self.ranks.barrier()
         return TrainingResult(transcoder, saved, evaluation), kept
