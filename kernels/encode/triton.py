@@ -327,7 +327,9 @@ def _encode(
             keep = keep & (pre >= tl.load(floor + row, mask=live_row, other=0).to(TYPE)[:, None])
         kept = keep.to(tl.int32)
         in_row = tl.sum(kept, 1)
-        first = tl.atomic_add(used, tl.sum(in_row, 0)) + tl.cumsum(in_row, 0) - in_row
+        # a sum of two-dimensional counts: of one-dimensional ones, Triton 3.7 finds no layout for Blackwell
+        total = tl.sum(tl.sum(kept, 1, keep_dims=True), 0)
+        first = tl.atomic_add(used + tl.arange(0, 1), total) + tl.cumsum(in_row, 0) - in_row
         at_tile = row.to(tl.int64) * n_tiles + tile
         tl.store(count + at_tile, in_row, mask=live_row)
         tl.store(slot + at_tile, first, mask=live_row)
