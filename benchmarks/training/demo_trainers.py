@@ -64,7 +64,7 @@ def train_densely(contexts: Contexts, recipe: TranscoderRecipe, place: Path, pla
             steps,
             lambda: dense(draws.next()),
             lambda step: schedules.active(config, step),
-            lambda step: schedules.learning_rate(config, state.dictionary.n_layers, state.dictionary.d_model, step),
+            lambda step: schedules.learning_rate(config, step),
         )
 
     chance = torch.Generator().manual_seed(TRANSCODER_SEED)

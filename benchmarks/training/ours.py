@@ -86,7 +86,7 @@ def train(rows: Rows, recipe: Recipe, folder: Path) -> dict[str, Any]:
         levels = level_scores(state.dictionary, batches, config.sparsity, state.running_cut, FeatureRanks())
         saved = checkpoint.read(checkpoint.save(state, checkpoints, {"levels": levels}, FeatureRanks()))
         export(saved, config, levels, folder, rows.about["model"], range(state.dictionary.n_layers))
-    rate = schedules.highest_rate(config, state.dictionary.n_layers, state.dictionary.d_model)
+    rate = schedules.settled(config, state.dictionary.n_layers, state.dictionary.d_model).optimizer.learning_rate
     return {"rate": rate, "seconds": seconds, "steps": config.steps}
 
 

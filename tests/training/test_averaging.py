@@ -15,6 +15,7 @@ from circuit_tracer.training.step.dictionary import row_norms
 from tests.support.loop_cases import Run, differences, tensors
 
 SHARE, STEPS = 0.4, 10
+AVERAGED = (("averaging", SHARE),)
 
 
 def recorded(made: Loop) -> list[dict[str, Tensor]]:
@@ -26,8 +27,8 @@ def recorded(made: Loop) -> list[dict[str, Tensor]]:
 
 
 RUNS = [
-    Run("skip", "jumprelu", steps=STEPS, averaging=SHARE),
-    Run("clt", "batch_topk", "bfloat16", steps=STEPS, averaging=SHARE),
+    Run("skip", "jumprelu", steps=STEPS, optimizer=AVERAGED),
+    Run("clt", "batch_topk", "bfloat16", steps=STEPS, optimizer=AVERAGED),
 ]
 
 
@@ -48,7 +49,7 @@ def test_the_average_is_a_mean_at_first_and_then_forgets(run: Run, tmp_path: Pat
 
 
 def test_the_average_resumes_and_is_written(tmp_path: Path) -> None:
-    run = Run("skip", "jumprelu", steps=STEPS, averaging=SHARE)
+    run = Run("skip", "jumprelu", steps=STEPS, optimizer=AVERAGED)
     whole, first = run.loop(tmp_path / "whole"), run.loop(tmp_path / "parts")
     whole.run()
     for _ in range(4):

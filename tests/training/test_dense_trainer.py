@@ -93,7 +93,7 @@ def test_the_sparse_loop_is_dense_training(dtype: torch.dtype, tmp_path: Path) -
         STEPS,
         next_batch,
         lambda step: schedules.active(config, step),
-        lambda step: schedules.learning_rate(config, LAYERS, WIDTH, step),
+        lambda step: schedules.learning_rate(config, step),
     )
     assert dense.losses[-1] < 0.8 * dense.losses[0]
     assert listener.found == pytest.approx(dense.losses, rel=TOLERANCE[dtype])

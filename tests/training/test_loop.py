@@ -13,13 +13,13 @@ from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.loop import Loop, normalised
+from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.step import schedules
 from tests.support.loop_cases import (
     BATCH,
     FEATURES,
     LAYERS,
     STEPS,
-    WIDTH,
     MemoryStream,
     Recorder,
     Run,
@@ -38,7 +38,7 @@ def test_every_step_is_reported_with_its_schedule(tmp_path: Path) -> None:
     assert [report["step"] for report in found] == list(range(1, 11))
     assert all(report["steps"] == 10 for report in found)
     assert [report["tokens"] for report in found] == [BATCH * step for step in range(1, 11)]
-    rates = [schedules.learning_rate(loop.config, LAYERS, WIDTH, n) for n in range(10)]
+    rates = [schedules.learning_rate(loop.config, n) for n in range(10)]
     assert [report["learning_rate"] for report in found] == rates
     assert [report["active"] for report in found] == [schedules.active(loop.config, n) for n in range(10)]
     for report in found:
@@ -102,13 +102,13 @@ def test_evaluations_come_right_after_a_checkpoint(tmp_path: Path) -> None:
         seen.append((loop.state.step, last.step))
 
     saves: list[int] = []
-    genuine = loop.save
+    genuine = loop.saver.save
 
-    def save(**facts: Any) -> Path:
-        saves.append(loop.state.step)
-        return genuine(**facts)
+    def save(state: TrainingState, facts: dict[str, Any]) -> Path:
+        saves.append(state.step)
+        return genuine(state, facts)
 
-    loop.save = save  # type: ignore[method-assign]
+    loop.saver.save = save  # type: ignore[method-assign]
     loop.run(evaluate)
     assert seen == [(3, 3), (6, 6)]  # at the end it is the trainer's turn
     assert saves == [3, 4, 6, 8]

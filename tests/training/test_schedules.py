@@ -6,7 +6,7 @@ import pytest
 
 from circuit_tracer.training.config.files import load, preset_names
 from circuit_tracer.training.step import schedules
-from circuit_tracer.training.step.schedules import highest_rate, learning_rate, ruled_rate
+from circuit_tracer.training.step.schedules import learning_rate, ruled_rate, settled
 from tests.support.config_cases import small
 
 SIZES = {
@@ -63,5 +63,12 @@ def test_presets_get_a_rate_that_long_runs_bear(name: str) -> None:
 
 def test_the_rate_that_is_given_is_taken() -> None:
     config = small(optimizer__learning_rate=0.5, optimizer__warmup_steps=2, run__tokens=4096 * 10)
-    assert highest_rate(config, 2, 64) == 0.5
-    assert [learning_rate(config, 2, 64, step) for step in (0, 1, 7, 9)] == [0.25, 0.5, 0.5, 0.25]
+    assert settled(config, 2, 64) == config
+    assert [learning_rate(config, step) for step in (0, 1, 7, 9)] == [0.25, 0.5, 0.5, 0.25]
+    ruled_config = settled(small(), 2, 64)
+    assert ruled_config.optimizer.learning_rate == ruled_rate(small(), 2, 64)
+
+
+def test_an_extended_run_keeps_the_rate_of_its_schedule() -> None:
+    whole, part = small(run__tokens=4096 * 100), small(run__tokens=4096 * 10, run__schedule_tokens=4096 * 100)
+    assert ruled_rate(whole, 3, 512) == ruled_rate(part, 3, 512) < ruled_rate(small(run__tokens=4096 * 10), 3, 512)

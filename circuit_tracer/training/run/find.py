@@ -13,6 +13,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.events import Listener, NullListener
 from circuit_tracer.training.run.loop import Loop, normalised
 from circuit_tracer.training.run.requirements import Plan, duration, plan_run
+from circuit_tracer.training.run.start import measured_space
 from circuit_tracer.training.run.state import TrainingState
-from circuit_tracer.training.run.trainer import load_subject, measured_space, threads
+from circuit_tracer.training.run.trainer import load_subject, threads
 from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.sparsity.base import Now
 from circuit_tracer.training.step import schedules
@@ -90,19 +92,19 @@ def find(config: TrainingConfig, *, listener: Listener | None = None) -> Found:
     every trial broke.
     """
     device = resolve_device(None if config.model.device == "auto" else config.model.device)
-    ranks = FeatureRanks.from_environment(device)
+    ranks = FeatureRanks.from_environment(device).grid(config.run.data_parallel)
     heard = listener if ranks.first and listener else NullListener()
     folder = require_writable_folder(config.run.out) if ranks.first else config.run.out
     with threads(config.run.threads):
-        plan = plan_run(config, device, ranks.world)
+        plan = plan_run(config, device, ranks.plain.world)
         plan.require_fits()
         heard.message(_announced(plan))
-        parts, tokenizer = load_subject(config, device)
+        parts, tokenizer = load_subject(config, device, ranks)
         n_held_out = max(HELD_OUT, config.run.batch) // config.run.batch * config.run.batch
         held_out = held_out_activations(config, parts, tokenizer, n_held_out)
-        stream = open_stream(config, parts, tokenizer, ranks)
-        space = measured_space(stream, config.data.statistics_tokens)
-        kept = kept_batches(stream, config)
+        with closing(open_stream(config, parts, tokenizer, ranks)) as stream:
+            space = measured_space(stream, config.data.statistics_tokens)
+            kept = kept_batches(stream, config)
         del stream, parts
         found = best_rate(config, space, kept, held_out, device, ranks, heard.message)
     if ranks.first:
@@ -115,7 +117,7 @@ def find(config: TrainingConfig, *, listener: Listener | None = None) -> Found:
 def trial_steps(config: TrainingConfig) -> int:
     """Steps of a trial."""
     fewest, most = TRIAL_STEPS
-    return min(config.steps, max(fewest, min(most, TRIAL_TOKENS // config.run.batch)))
+    return min(config.schedule_steps, max(fewest, min(most, TRIAL_TOKENS // config.run.batch)))
 
 
 def kept_batches(stream: BatchStream, config: TrainingConfig) -> list[ActivationBatch]:
@@ -237,7 +239,12 @@ def _endless(batches: Iterable[ActivationBatch]) -> Iterator[ActivationBatch]:
 def _shortened(config: TrainingConfig, steps: int) -> TrainingConfig:
     """The run in so many steps; its shares are those of the whole."""
     never = 10**12
-    run = {"tokens": steps * config.run.batch, "checkpoint_every_steps": never, "log_every": never}
+    run = {
+        "tokens": steps * config.run.batch,
+        "schedule_tokens": None,
+        "checkpoint_every_steps": never,
+        "log_every": never,
+    }
     return config.model_copy(
         update={
             "run": config.run.model_copy(update=run),

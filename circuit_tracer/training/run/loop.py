@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,21 +22,23 @@ from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.events import Listener, StepReport
+from circuit_tracer.training.run.saving import Saver
 from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.step import schedules
 from circuit_tracer.training.step.accumulation import Accumulated
 from circuit_tracer.training.step.normalisation import Normalisation
+from circuit_tracer.training.step.replicas import MeanGradients
 from circuit_tracer.training.step.scratch import Scratch
 from circuit_tracer.training.step.spikes import StepRefused
-from circuit_tracer.training.step.step import Batch, Moment, StepOutcome, train_step
+from circuit_tracer.training.step.step import Batch, Moment, Sink, StepOutcome, train_step
 
 
 class Stream(Protocol):
     """Where batches come from; knows its position."""
 
     def next(self) -> ActivationBatch | None:
-        """Exactly ``run.batch`` tokens, or None at the end of the data."""
+        """Exactly ``run.batch`` tokens, or this rank's share of them; None at the end of the data."""
 
     def state(self) -> dict[str, Any]:
         """The position after the last batch handed out, as JSON-able values."""
@@ -46,7 +48,10 @@ class Stream(Protocol):
 
 
 class Loop:
-    """Trains ``state`` on ``stream`` up to the last step of ``config``; all ranks run it alike."""
+    """Trains ``state`` on ``stream`` up to the last step of ``config``; all ranks run it alike.
+
+    background: checkpoints between steps are written while training goes on (saving.py).
+    """
 
     def __init__(
         self,
@@ -57,14 +62,18 @@ class Loop:
         listener: Listener,
         folder: Path,
         facts: dict[str, Any],
+        background: bool = False,
     ) -> None:
-        self.config, self.state, self.stream, self.ranks, self.listener = config, state, stream, ranks, listener
+        self.config = schedules.settled(config, state.dictionary.n_layers, state.dictionary.d_model)
+        self.state, self.stream, self.ranks, self.listener = state, stream, ranks, listener
         self.folder, self.facts = folder, facts
-        self.saved: Path | None = None
+        self.reached = schedules.Reached()  # of a run that went on with other settings
+        self.saver = Saver(folder, ranks, background)
         self.scratch = Scratch()
         self._window = _Window(state.dictionary.n_layers)
+        self._sink: Sink = MeanGradients(state.adam, ranks) if ranks.replicas.world > 1 else state.adam
         parts = config.run.accumulate
-        self._accumulated = Accumulated(state.adam, state.dictionary, parts) if parts > 1 else None
+        self._accumulated = Accumulated(self._sink, state.dictionary, parts) if parts > 1 else None
 
     def run(self, evaluate: Callable[[], object] | None = None) -> None:
         """Train to the end; ``evaluate`` is called every ``evaluation.every_steps`` steps, right after a checkpoint.
@@ -74,28 +83,44 @@ class Loop:
         and the end of the data leave a checkpoint.
         """
         every = self.config.evaluation.every_steps
-        with _interruptible() as interrupted:
+        with _interruptible() as interrupted, closing(self.saver):
             while self.state.step < self.config.steps:
                 self._step()
+                self.saver.poll()
                 done = self.state.step
                 stopping = self.ranks.any(interrupted())  # all must stop after the same step
                 evaluating = evaluate is not None and every and done % every == 0 and done < self.config.steps
                 with self._window.paused():
-                    if evaluating or stopping or done % self.config.run.checkpoint_every_steps == 0:
+                    if evaluating or stopping:
                         self.save()
+                    elif done % self.config.run.checkpoint_every_steps == 0:
+                        self.saver.begin(self.state, self._position())
                     if stopping:
                         raise KeyboardInterrupt
                     if evaluating and evaluate is not None:
                         evaluate()
+            self.saver.settle()
+
+    @property
+    def saved(self) -> Path | None:
+        """The last complete checkpoint."""
+        return self.saver.saved
+
+    @saved.setter
+    def saved(self, path: Path) -> None:
+        self.saver.saved = path
 
     def save(self, **facts: Any) -> Path:
         """Write a checkpoint of the present step, with further facts in its state.json; once written, add the facts to it."""
+        self.saver.settle()
         if self.saved == checkpoint.path_of(self.folder, self.state.step):
-            checkpoint.add_facts(self.saved, facts, self.ranks)
-        else:
-            position = {"data": self.stream.state(), **self.facts, **facts}
-            self.saved = checkpoint.save(self.state, self.folder, position, self.ranks)
-        return self.saved
+            checkpoint.add_facts(self.saved, {**self.facts, **facts}, self.ranks)
+            return self.saved
+        return self.saver.save(self.state, self._position() | facts)
+
+    def _position(self) -> dict[str, Any]:
+        """What a checkpoint says beside the state."""
+        return {"data": self.stream.state(), **self.facts}
 
     def _step(self) -> None:
         state, config, step = self.state, self.config, self.state.step
@@ -109,11 +134,12 @@ class Loop:
         if step == 0:
             self._measure_derivatives(activations)
         moment = self.moment(step)
-        rate = schedules.learning_rate(config, state.dictionary.n_layers, state.dictionary.d_model, step)
+        rate = schedules.learning_rate(config, step, self.reached)
         state.adam.begin(step, rate)
         try:
             self._take(activations, moment)
-        except NumericalError as error:
+        except NumericalError as error:  # on all ranks alike
+            self.saver.settle()
             kept = f"The last good checkpoint is {self.saved}." if self.saved else "There is no checkpoint yet."
             raise NumericalError(f"step {step}: {error} {kept}") from error
         state.step += 1
@@ -125,8 +151,8 @@ class Loop:
         state, config = self.state, self.config
         return Moment(
             step,
-            schedules.active(config, step),
-            schedules.penalty(config, step) if config.sparsity.penalty else 0.0,
+            schedules.active(config, step, self.reached),
+            schedules.penalty(config, step, self.reached) if config.sparsity.penalty else 0.0,
             state.silence.dead(config.sparsity.dead_after_tokens),
             state.running_cut,
             state.derivative_scale_S,
@@ -142,7 +168,7 @@ class Loop:
             torch.stack([u_BD.square().sum(1).mean() for u_BD in normalised(part, space).derivative_SBD or ()])
             for part in activations.split(self.config.run.accumulate)
         ]
-        scale_S.copy_(torch.stack(parts).mean(0))
+        scale_S.copy_(self.ranks.mean_(torch.stack(parts).mean(0)))
 
     def _take(self, activations: ActivationBatch, moment: Moment) -> None:
         """One step, in parts of the batch; or none, if its loss is bad and steps may be skipped."""
@@ -151,7 +177,7 @@ class Loop:
             for number, part in enumerate(activations.split(config.run.accumulate)):
                 if self._accumulated is not None:
                     self._accumulated.begin(number)
-                batch, sink = normalised(part, state.normalisation), self._accumulated or state.adam
+                batch, sink = normalised(part, state.normalisation), self._accumulated or self._sink
                 outcomes.append(
                     train_step(state.dictionary, batch, config.sparsity, moment, sink, self.ranks, self.scratch)
                 )
@@ -166,7 +192,7 @@ class Loop:
         outcome = joined(outcomes)
         state.spikes.taken(outcome.terms["reconstruction"])
         if state.averages is not None:
-            state.averages.update(moment.step + 1, config.optimizer.averaging * config.steps)
+            state.averages.update(moment.step + 1, config.optimizer.averaging * config.schedule_steps)
         state.silence.update(outcome.fired, config.run.batch)
         state.update_cut(outcome.cut)
         self._window.add(outcome)

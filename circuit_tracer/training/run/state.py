@@ -92,6 +92,7 @@ class TrainingState:
 
     def layer_tensors(self, source: int) -> dict[str, Tensor]:
         """What this rank owns of one source layer, by name; all have its features along dimension 0."""
+        self.adam.wait()
         named = {"norms": self.dictionary.norms[source], "silence": self.silence.tokens[source]}
         for name, weight in self.adam.weights.items():
             base, _, number = name.partition(".")
@@ -111,7 +112,8 @@ class TrainingState:
 
     def _with_moments(self, name: str, kept_as: str, weight: Tensor) -> dict[str, Tensor]:
         """A parameter, its moments and its average, by their names in a file."""
-        named = {kept_as: weight, f"{kept_as}.m": self.adam.first[name], f"{kept_as}.v": self.adam.second[name]}
+        moments = self.adam.moments(name)
+        named = {kept_as: weight, **{f"{kept_as}.{moment}": tensor for moment, tensor in moments.items()}}
         if self.averages is not None:
             named[f"{kept_as}{AVERAGE}"] = self.averages.tensors[name]
         return named

@@ -23,7 +23,8 @@ class ReLU(PenaltyRule):
 
     def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
         """Entries above zero."""
-        return all_active(above(dictionary, x_SBD, [torch.zeros_like(bias) for bias in dictionary.b_enc]))
+        zeros = [torch.zeros_like(bias) for bias in dictionary.b_enc]
+        return all_active(above(dictionary, x_SBD, zeros, None, ranks, now.rooms, now.questions))
 
     def export_thresholds(
         self, norm_F: Tensor, n_targets: int, log_threshold_F: Tensor | None, level: float | None

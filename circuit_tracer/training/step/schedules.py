@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from circuit_tracer.training.config.schema import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Where the schedules stood at ``step``, when a run went on with other settings: its learning rate, and the shares of the
+    schedules of k and lambda that were done. The default is a run that never changed.
+    """
+
+    step: int = 0
+    rate: float = math.inf
+    annealed: float = 0.0
+    penalised: float = 0.0
+
 
 # Of the rule for the highest learning rate, fitted to the best rates of short runs (benchmarks/training/rates.py and others of
 # its kind) and held to what is used for long ones: 2e-4 to 4e-4 for GPT-2 at 16,384 to 32,768 features.
@@ -14,10 +28,12 @@ SHORT = 2000.0  # steps; longer runs need smaller steps
 HIGHEST = 1e-2  # of a short run
 
 
-def highest_rate(config: TrainingConfig, layers: int, width: int) -> float:
-    """The highest learning rate for so many source layers of a model of this width: the one given, or the rule's."""
-    given = config.optimizer.learning_rate
-    return ruled_rate(config, layers, width) if given is None else given
+def settled(config: TrainingConfig, layers: int, width: int) -> TrainingConfig:
+    """The configuration with its highest learning rate: the one given, or the rule's for so many source layers of a width."""
+    if config.optimizer.learning_rate is not None:
+        return config
+    optimizer = config.optimizer.model_copy(update={"learning_rate": ruled_rate(config, layers, width)})
+    return config.model_copy(update={"optimizer": optimizer})
 
 
 def ruled_rate(config: TrainingConfig, layers: int, width: int) -> float:
@@ -26,26 +42,53 @@ def ruled_rate(config: TrainingConfig, layers: int, width: int) -> float:
     """
     samples = min(config.run.batch * config.sparsity.active / config.dictionary.features, MOST_SAMPLES)
     writers = (layers + 1) / 2 if config.dictionary.kind == "clt" else 1.0
-    length = 1 + config.steps / SHORT
+    length = 1 + config.schedule_steps / SHORT
     return min(RATE * math.cbrt(samples / width**2) / math.sqrt(writers * length), HIGHEST / length)
 
 
-def learning_rate(config: TrainingConfig, layers: int, width: int, step: int) -> float:
-    """Linear warm-up to `highest_rate`, constant, linear to zero over the last share ``decay`` of the steps."""
-    warm_up = (step + 1) / max(1, config.warmup_steps)
-    decay = (config.steps - step) / max(1.0, config.optimizer.decay * config.steps)
-    return highest_rate(config, layers, width) * min(1.0, warm_up, decay)
+def learning_rate(config: TrainingConfig, step: int, reached: Reached = Reached()) -> float:
+    """Linear warm-up, constant, linear to zero over the last share ``decay`` of the steps, of a `settled` configuration.
+
+    Where other settings would raise the rate at once, of a finished run from zero say, it is warmed up again, over
+    ``warmup_steps`` and at most a tenth of the steps left.
+    """
+    rate = _planned_rate(config, step)
+    if reached.rate >= _planned_rate(config, reached.step):
+        return rate
+    length = max(1, min(config.warmup_steps, (config.steps - reached.step) // 10))
+    done = min(1.0, (step - reached.step + 1) / length)
+    return rate if done == 1.0 else reached.rate + done * (rate - reached.rate)
 
 
-def active(config: TrainingConfig, step: int) -> float:
-    """k: linear from ``active_at_start`` to ``active`` over the first share ``anneal`` of the steps."""
-    done = _done(step, config.sparsity.anneal * config.steps)
+def active(config: TrainingConfig, step: int, reached: Reached = Reached()) -> float:
+    """k: linear from ``active_at_start`` to ``active`` over the first share ``anneal`` of the steps; never back."""
+    done = max(reached.annealed, _done(step, config.sparsity.anneal * config.schedule_steps))
     return config.active_at_start + done * (config.sparsity.active - config.active_at_start)
 
 
-def penalty(config: TrainingConfig, step: int) -> float:
-    """lambda: linear from zero over the first share ``penalty_warmup`` of the steps."""
-    return config.sparsity.penalty * _done(step, config.sparsity.penalty_warmup * config.steps)
+def penalty(config: TrainingConfig, step: int, reached: Reached = Reached()) -> float:
+    """lambda: linear from zero over the first share ``penalty_warmup`` of the steps; never back."""
+    done = max(reached.penalised, _done(step, config.sparsity.penalty_warmup * config.schedule_steps))
+    return config.sparsity.penalty * done
+
+
+def reach(config: TrainingConfig, step: int, before: Reached) -> Reached:
+    """Where the schedules of ``config`` stand at ``step``; ``before``: where those of the settings before it stood."""
+    return Reached(
+        step,
+        learning_rate(config, step, before),
+        max(before.annealed, _done(step, config.sparsity.anneal * config.schedule_steps)),
+        max(before.penalised, _done(step, config.sparsity.penalty_warmup * config.schedule_steps)),
+    )
+
+
+def _planned_rate(config: TrainingConfig, step: int) -> float:
+    highest = config.optimizer.learning_rate
+    assert highest is not None
+    warm_up = (step + 1) / max(1, config.warmup_steps)
+    length = config.optimizer.decay * config.schedule_steps
+    decay = (config.schedule_steps - step) / max(1.0, length) if length else 1.0
+    return highest * min(1.0, warm_up, decay)
 
 
 def _done(step: int, length: float) -> float:
