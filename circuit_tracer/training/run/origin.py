@@ -72,9 +72,10 @@ class Origin:
             )
         if tuple(map(_site, self.hooks)) != tuple(map(_site, own)):
             problems.append(f"it reads and writes at {' and '.join(self.hooks)}, the run at {' and '.join(own)}")
-        if config.sparsity.activation == "relu" and self.activation != "relu":
+        rule, named = rule_of(config.sparsity), config.sparsity.activation
+        if not rule.has_budget and rule.threshold_start is None and named != self.activation:
             problems.append(
-                f"its activation is {self.activation}, whose thresholds a relu would lose; use jumprelu or batch_topk"
+                f"its activation is {self.activation}, whose thresholds a {named} would lose; use jumprelu or batch_topk"
             )
         if problems:
             raise CompatibilityError(
