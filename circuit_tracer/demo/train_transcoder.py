@@ -117,6 +117,7 @@ def configuration(recipe: TranscoderRecipe, seed: int, out: Path, kind: Kind = "
                 "learning_rate": recipe.learning_rate,
                 "warmup_steps": recipe.warmup_steps,
                 "decay": recipe.decay,
+                "skip_above": 0.0,  # contexts are few and clean
             },
             "run": {
                 "out": out,

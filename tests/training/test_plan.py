@@ -112,6 +112,26 @@ def test_the_buffer_is_counted_where_it_lies() -> None:
     assert not on_host.host_needs
 
 
+def test_accumulation_and_averages_are_planned() -> None:
+    plain, parts, averaged = (
+        make_plan(small(sparsity__activation="topk", **changes), TINY, LAPTOP)  # which needs no calibration
+        for changes in ({}, {"run__accumulate": 4}, {"optimizer__averaging": 0.1})
+    )
+    weights, entries, batch = plain.work.parameters * 4, "active entries", "batch, outputs and errors"
+    assert parts.device_needs["summed gradients"] == averaged.device_needs["averages"] == weights
+    assert parts.device_needs[entries] == pytest.approx(plain.device_needs[entries] / 4, abs=1)
+    assert parts.device_needs[batch] < 0.6 * plain.device_needs[batch]
+    assert averaged.device_needs[entries] == plain.device_needs[entries]
+    assert averaged.disk_needs["checkpoints"] == plain.disk_needs["checkpoints"] + 2 * weights
+    assert {"summed gradients", "averages"}.isdisjoint(plain.device_needs)
+
+
+def test_the_plan_says_the_learning_rate() -> None:
+    text = str(make_plan(small(optimizer__learning_rate=2e-3, optimizer__warmup_steps=1), TINY, LAPTOP))
+    assert "learning rate: 2.0e-03, reached after 1 of 2 steps" in text
+    assert "learning rate: 1.0e-02 by rule, reached after 0 of 2 steps" in str(make_plan(small(), TINY, LAPTOP))
+
+
 def test_the_cache_is_planned_where_its_size_is_known() -> None:
     config = small(data__cache="cached", data__epochs=1)
     plan = make_plan(config, TINY, replace(LAPTOP, cache_free=10**12))
