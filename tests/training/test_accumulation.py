@@ -33,8 +33,8 @@ class Gradients:
         self.found[name] = torch.cat([self.found.get(name, grad_nC[:0]), grad_nC])
 
 
-def trained(run: Run, folder: Path, parts: int, **changes: Any) -> Loop:
-    loop = run.loop(folder, run__accumulate=parts, **changes)
+def trained(run: Run, folder: Path, parts: int) -> Loop:
+    loop = run.loop(folder, run__accumulate=parts)
     loop.run()
     return loop
 
@@ -43,8 +43,7 @@ def trained(run: Run, folder: Path, parts: int, **changes: Any) -> Loop:
     "run", [Run(k, a, "float64") for k, a in (("clt", "topk"), ("plt", "jumprelu"), ("skip", "relu"))], ids=str
 )
 def test_training_in_parts_is_training_on_whole_batches(run: Run, tmp_path: Path) -> None:
-    changes = {"sparsity__band_probability": 1.0} if run.activation == "jumprelu" else {}
-    whole, parts = (trained(run, tmp_path / str(n), n, **changes) for n in (1, PARTS))
+    whole, parts = (trained(run, tmp_path / str(n), n) for n in (1, PARTS))
     found = tensors(parts.state)
     for name, tensor in tensors(whole.state).items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-9, msg=name)

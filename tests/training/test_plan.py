@@ -122,7 +122,7 @@ def test_accumulation_and_averages_are_planned() -> None:
     assert parts.device_needs[entries] == pytest.approx(plain.device_needs[entries] / 4, abs=1)
     assert parts.device_needs[batch] < 0.6 * plain.device_needs[batch]
     assert averaged.device_needs[entries] == plain.device_needs[entries]
-    assert averaged.disk_needs["checkpoints"] == plain.disk_needs["checkpoints"] + 2 * weights
+    assert averaged.disk_needs["checkpoints"] == plain.disk_needs["checkpoints"] + weights
     assert {"summed gradients", "averages"}.isdisjoint(plain.device_needs)
 
 

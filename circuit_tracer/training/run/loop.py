@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -173,13 +174,15 @@ class Loop:
     def _take(self, activations: ActivationBatch, moment: Moment) -> None:
         """One step, in parts of the batch; or none, if its loss is bad and steps may be skipped."""
         state, config, outcomes = self.state, self.config, list[StepOutcome]()
+        parts = config.run.accumulate
         try:
-            for number, part in enumerate(activations.split(config.run.accumulate)):
+            for number, part in enumerate(activations.split(parts)):
                 if self._accumulated is not None:
                     self._accumulated.begin(number)
-                batch, sink = normalised(part, state.normalisation), self._accumulated or self._sink
+                now, sink = replace(moment, part=number, parts=parts), self._accumulated or self._sink
+                batch = normalised(part, state.normalisation)
                 outcomes.append(
-                    train_step(state.dictionary, batch, config.sparsity, moment, sink, self.ranks, self.scratch)
+                    train_step(state.dictionary, batch, config.sparsity, now, sink, self.ranks, self.scratch)
                 )
         except StepRefused as refused:
             if not config.optimizer.skip_above:

@@ -70,6 +70,8 @@ class Moment:
     running_cut: float | None = None
     derivative_scale_S: Tensor | None = None  # U_s
     highest_error: float = math.inf  # mean normalised error above which the step is refused
+    part: int = 0  # of ``parts`` of the batch that are computed one after the other
+    parts: int = 1
 
 
 @dataclass
@@ -127,7 +129,8 @@ def train_step(
     anything changes.
     """
     questions = Questions()
-    rule, now = rule_of(settings), Now(moment.active, moment.running_cut, moment.step, scratch.rooms, questions)
+    now = Now(moment.active, moment.running_cut, moment.step, scratch.rooms, questions, moment.part, moment.parts)
+    rule = rule_of(settings)
     dead = None
     if settings.aux_active or settings.pre_activation_weight:
         dead = Dead(moment.dead, ranks, questions)
