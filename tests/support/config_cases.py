@@ -119,17 +119,15 @@ def _dictionary(kind: str) -> st.SearchStrategy[dict[str, Any]]:
 @st.composite
 def _sparsity(draw: st.DrawFn, activation: str, kind: str) -> dict[str, Any]:
     own: dict[str, st.SearchStrategy[Any]] = {"dead_after_tokens": st.integers(1, 10**9)}
-    required: dict[str, Any] = {}
-    if activation in ("batch_topk", "topk"):
-        active = draw(st.integers(1, 32))
-        required["active"] = float(active) if activation == "topk" else active - 0.5
-        own["active_at_start"] = st.none() | st.floats(32, 32)
-        own["anneal"] = _floats(0, 1)
-    else:
+    active = draw(st.integers(1, 32))
+    required: dict[str, Any] = {"active": float(active) if activation == "topk" else active - 0.5}
+    own["active_at_start"] = st.none() | st.floats(32, 32)
+    own["anneal"] = _floats(0, 1)
+    if activation in ("jumprelu", "relu") and draw(st.booleans()):
         required["penalty"] = draw(_floats(0, 100))
         own |= {"penalty_scale": _floats(0, 10), "penalty_warmup": st.floats(0, 1)}
     if activation == "jumprelu":
-        own |= {"threshold_start": _floats(0, 1), "bandwidth": _floats(0, 3), "band_probability": _floats(0, 1)}
+        own |= {"bandwidth": _floats(0, 1), "band_probability": _floats(0, 1)}
     if kind != "sae":
         own["jacobian_weight"] = st.floats(0, 1)
     own |= {"aux_active": st.integers(1, 32), "aux_weight": _floats(0, 1)}

@@ -192,13 +192,13 @@ def test_a_wrong_value_is_refused_in_plain_words(key: str, value: str, expected:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"sparsity__penalty": 1.0}, r"sparsity\.penalty is 1\.0, which has no effect .* batch_topk.*default 0\.0"),
-        ({"sparsity__bandwidth": 2.0}, r"sparsity\.bandwidth is 2\.0, .*learns no threshold"),
-        ({"sparsity__activation": "relu"}, r"sparsity\.penalty is 0 .*nothing keeps features rare"),
+        ({"sparsity__penalty": 1.0}, r"sparsity\.penalty is 1\.0, which has no effect .* batch_topk.*default null"),
+        ({"sparsity__bandwidth": 0.5}, r"sparsity\.bandwidth is 0\.5, .*learns no threshold"),
         (
-            {"sparsity__activation": "jumprelu", "sparsity__penalty": 1.0, "sparsity__active": 8.0},
-            r"active is 8\.0, which",
+            {"sparsity__activation": "relu", "sparsity__penalty_scale": 2.0},
+            r"penalty_scale is 2\.0, .*without a sparsity\.",
         ),
+        ({"sparsity__activation": "relu", "sparsity__active": 65.0}, r"active is 65\.0, more than"),
         ({"sparsity__active": 65.0}, r"sparsity\.active is 65\.0, more than dictionary\.features, 64"),
         ({"sparsity__active_at_start": 8.0}, r"active_at_start is 8\.0; .* between 16\.0 and dictionary\.features, 64"),
         ({"sparsity__active_at_start": 20.0, "sparsity__anneal": 0}, r"no effect with sparsity\.anneal 0"),
@@ -247,8 +247,8 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         "section dictionary is missing; it must hold features",
     ):
         assert part in str(caught.value)
-    with pytest.raises(InputError, match=r"(?s)penalty is 1.*bandwidth is 2"):
-        load("gpt2", {"sparsity.penalty": "1", "sparsity.bandwidth": "2"})
+    with pytest.raises(InputError, match=r"(?s)penalty is 1.*bandwidth is 0\.2"):
+        load("gpt2", {"sparsity.penalty": "1", "sparsity.bandwidth": "0.2"})
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ def without_effect(config: TrainingConfig) -> dict[str, str]:
         reasons.update({f"{section}.{name}": reason for name in names})
 
     sparsity, data = config.sparsity, config.data
+    if sparsity.penalty is None:
+        idle("without a sparsity.penalty, which is then zero", "sparsity", "penalty_scale", "penalty_warmup")
     for name, reason in unread(sparsity.activation).items():
         idle(f"with sparsity.activation {sparsity.activation}, {reason}", "sparsity", name)
     if sparsity.aux_active == 0:

@@ -142,14 +142,19 @@ class SparsitySection(Section):
         description="What an activation is multiplied with to be ranked: the norm of its whole decoder row, or its root mean "
         f"square over the layers written to, which gives late layers of a clt more features ({readers('rank_by')}).",
     )
-    penalty: float = Field(default=0.0, ge=0, description=f"Weight of the tanh penalty ({readers('penalty')}).")
+    penalty: float | None = Field(
+        default=None,
+        gt=0,
+        description="Weight of the tanh penalty, which then decides how many are active; null: thresholds or biases are "
+        f"steered so that `active` are ({readers('penalty')}).",
+    )
     penalty_scale: float = Field(default=4.0, gt=0, description="c in tanh(c · decoder norm · activation).")
     penalty_warmup: Share = Field(default=1.0, description="Share of the steps in which the penalty rises from zero.")
-    threshold_start: float = Field(
-        default=0.03, gt=0, description=f"Threshold at the first step ({readers('threshold_start')})."
-    )
     bandwidth: float = Field(
-        default=1.0, gt=0, description=f"Width of the band around a threshold that moves it ({readers('bandwidth')})."
+        default=0.25,
+        gt=0,
+        le=1,
+        description=f"Width of the band around a threshold that moves it, as a share of it ({readers('bandwidth')}).",
     )
     band_probability: float = Field(
         default=1.0,

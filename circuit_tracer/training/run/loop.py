@@ -5,6 +5,7 @@ Letters: S source layers, B tokens, D width.
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -24,10 +25,13 @@ from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.events import Listener, StepReport
 from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.sparsity import rule_of
+from circuit_tracer.training.sparsity.penalty import PenaltyRule
 from circuit_tracer.training.step import schedules
 from circuit_tracer.training.step.normalisation import Normalisation
 from circuit_tracer.training.step.scratch import Scratch
 from circuit_tracer.training.step.step import Batch, Moment, StepOutcome, train_step
+
+LEAST_SHARE = 0.1  # of k: a step with fewer active features is steered like one with so many
 
 
 class Stream(Protocol):
@@ -94,7 +98,7 @@ class Loop:
         return self.saved
 
     def _step(self) -> None:
-        state, config, step = self.state, self.config, self.state.step
+        state, config, step, rule = self.state, self.config, self.state.step, rule_of(self.config.sparsity)
         activations = self.stream.next()
         if activations is None:
             kept = f" The checkpoint of that step is {self.save()}." if step else ""
@@ -105,10 +109,13 @@ class Loop:
         batch = normalised(activations, state.normalisation)
         if step == 0 and state.derivative_scale_S is not None and batch.derivative_SBD is not None:
             state.derivative_scale_S.copy_(torch.stack([u_BD.square().sum(1).mean() for u_BD in batch.derivative_SBD]))
+        active = schedules.active(config, step)
+        if step == 0 and isinstance(rule, PenaltyRule):
+            rule.start_(state.dictionary, batch.x_SBD, active, self.ranks)
         moment = Moment(
             step,
-            schedules.active(config, step),
-            schedules.penalty(config, step) if config.sparsity.penalty else 0.0,
+            active,
+            schedules.penalty(config, step),
             state.silence.dead(config.sparsity.dead_after_tokens),
             state.running_cut,
             state.derivative_scale_S,
@@ -122,13 +129,21 @@ class Loop:
             raise NumericalError(f"step {step}: {error} {kept}") from error
         state.silence.update(outcome.fired, config.run.batch)
         state.update_cut(outcome.cut)
+        if isinstance(rule, PenaltyRule) and rule.steered:
+            wanted = schedules.active(config, step + 1)
+            rule.steer_(state.dictionary, math.log(max(self._l0(outcome.fired) / wanted, LEAST_SHARE)))
         state.step += 1
         self._window.add(outcome)
         if state.step % config.run.log_every == 0 or state.step == config.steps:
             self._report(rate, moment.active)
 
+    def _l0(self, fired: list[Tensor]) -> float:
+        """Active features of a token and layer in the step done."""
+        n_fired = self.ranks.all_reduce_(torch.stack([count_f.sum() for count_f in fired]).sum())
+        return int(n_fired) / (len(fired) * self.config.run.batch)
+
     def _report(self, rate: float, active: float) -> None:
-        state, config, window = self.state, self.config, self._window
+        state, config, window, rule = self.state, self.config, self._window, rule_of(self.config.sparsity)
         limit = config.sparsity.dead_after_tokens
         dead_S = torch.stack([mask.sum() for mask in state.silence.dead(limit)])
         dead_S = self.ranks.all_reduce_(dead_S) / state.dictionary.n_features
@@ -143,7 +158,7 @@ class Loop:
             l0_S=[count / n_tokens for count in window.l0_counts(self.ranks)],
             dead_S=dead_S.tolist(),
             learning_rate=rate,
-            active=active if rule_of(config.sparsity).has_budget else 0.0,
+            active=active if rule.has_budget or rule.steered else 0.0,
             tokens_per_second=config.run.batch / seconds,
             seconds_left=seconds * (config.steps - state.step),
             cut=state.running_cut,

@@ -19,8 +19,8 @@ def active(config: TrainingConfig, step: int) -> float:
 
 
 def penalty(config: TrainingConfig, step: int) -> float:
-    """lambda: linear from zero over the first share ``penalty_warmup`` of the steps."""
-    return config.sparsity.penalty * _done(step, config.sparsity.penalty_warmup * config.steps)
+    """A given lambda: linear from zero over the first share ``penalty_warmup`` of the steps; zero for rules without one."""
+    return (config.sparsity.penalty or 0.0) * _done(step, config.sparsity.penalty_warmup * config.steps)
 
 
 def _done(step: int, length: float) -> float:
