@@ -76,7 +76,7 @@ def configs(draw: st.DrawFn) -> TrainingConfig:
             | draw(_section(device=st.sampled_from(["auto", "cpu", "cuda", "cuda:3", "mps"]))),
             "data": {"path": draw(TEXT), "buffer_tokens": batch * draw(st.integers(1, 50)), **draw(_data())},
             "dictionary": {"kind": kind, "features": features, **draw(_dictionary(kind))},
-            "sparsity": {"activation": activation, **draw(_sparsity(activation, kind))},
+            "sparsity": {"activation": activation, **draw(_sparsity(activation, kind, steps * batch))},
             "optimizer": {"warmup_steps": draw(st.integers(0, steps // 2)), "decay": draw(st.floats(0, 0.5))}
             | draw(_section(learning_rate=st.none() | _floats(0, 1), eps=_floats(0, 1), beta1=st.floats(0, 0.99))),
             "evaluation": draw(
@@ -117,8 +117,10 @@ def _dictionary(kind: str) -> st.SearchStrategy[dict[str, Any]]:
 
 
 @st.composite
-def _sparsity(draw: st.DrawFn, activation: str, kind: str) -> dict[str, Any]:
-    own: dict[str, st.SearchStrategy[Any]] = {"dead_after_tokens": st.integers(1, 10**9)}
+def _sparsity(draw: st.DrawFn, activation: str, kind: str, tokens: int) -> dict[str, Any]:
+    own: dict[str, st.SearchStrategy[Any]] = {}
+    if tokens > 1:
+        own["dead_after_tokens"] = st.none() | st.integers(1, tokens - 1)
     active = draw(st.integers(1, 32))
     required: dict[str, Any] = {"active": float(active) if activation == "topk" else active - 0.5}
     own["active_at_start"] = st.none() | st.floats(32, 32)
@@ -130,5 +132,8 @@ def _sparsity(draw: st.DrawFn, activation: str, kind: str) -> dict[str, Any]:
         own |= {"bandwidth": _floats(0, 1), "band_probability": _floats(0, 1)}
     if kind != "sae":
         own["jacobian_weight"] = st.floats(0, 1)
-    own |= {"aux_active": st.integers(1, 32), "aux_weight": _floats(0, 1)}
+    if draw(st.booleans()):
+        required["aux_active"] = draw(st.integers(1, 32))
+        own["aux_weight"] = _floats(0, 1)
+    own["pre_activation_weight"] = st.floats(0, 1)
     return required | draw(_section(**own))

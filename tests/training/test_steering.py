@@ -56,7 +56,8 @@ def test_a_dictionary_starts_at_the_number_asked_for(activation: str) -> None:
 @pytest.mark.parametrize("activation", STEERED)
 def test_training_keeps_the_number_asked_for(activation: str, tmp_path: Path) -> None:
     run = Run("clt", activation, steps=40, features=60, width=WIDTH, batch=100)
-    loop = run.loop(tmp_path, sparsity__penalty=None, sparsity__active=4.0, sparsity__active_at_start=10.0)
+    asked = {"sparsity__penalty": None, "sparsity__active": 4.0, "sparsity__active_at_start": 10.0}
+    loop = run.loop(tmp_path, optimizer__learning_rate=0.006, **asked)
     loop.run()
     found = reports(loop)
     assert sum(found[0]["l0_S"]) / 3 == pytest.approx(10.0, rel=0.02)

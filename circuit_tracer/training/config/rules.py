@@ -70,6 +70,11 @@ def _kind(config: TrainingConfig) -> Iterator[str]:
 def _sparsity(config: TrainingConfig) -> Iterator[str]:
     sparsity, features = config.sparsity, config.dictionary.features
     yield from rule_of(sparsity).contradictions(features)
+    if sparsity.dead_after_tokens is not None and sparsity.dead_after_tokens >= config.run.tokens:
+        yield (
+            f"sparsity.dead_after_tokens is {sparsity.dead_after_tokens}, so that nothing can ever be dead in a run of "
+            f"{config.run.tokens} tokens (run.tokens); use a tenth of that, or leave it out"
+        )
     if sparsity.aux_active > features:
         yield (
             f"sparsity.aux_active is {sparsity.aux_active}, more than dictionary.features, {features}; "

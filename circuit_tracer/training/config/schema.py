@@ -18,6 +18,7 @@ from circuit_tracer.training.sparsity import RULES, readers
 
 REFERENCE_FEATURES = 2**14  # at this many features a layer the learning rate is REFERENCE_RATE
 REFERENCE_RATE = 2e-4
+LONGEST_SILENCE = 10_000_000  # tokens: whoever is silent for longer is dead in a run of any length
 
 
 def _whole(value: Any) -> Any:
@@ -163,14 +164,16 @@ class SparsitySection(Section):
         description="Probability that a near miss inside the band is looked at; each then counts more.",
     )
     aux_active: Whole = Field(
-        default=32, ge=0, description="Dead features a layer and token that learn from the error (AuxK); 0: none."
+        default=0, ge=0, description="Dead features a layer and token that learn from the error (AuxK); 0: none."
     )
     aux_weight: float = Field(default=1 / 32, gt=0, description="Weight of that loss.")
     pre_activation_weight: float = Field(
-        default=0.0, ge=0, description="Weight of the loss that lifts pre-activations of dead features."
+        default=3e-3, ge=0, description="Weight of the loss that lifts pre-activations of dead features."
     )
-    dead_after_tokens: Whole = Field(
-        default=1_000_000, ge=1, description="A feature silent for so many tokens is dead."
+    dead_after_tokens: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="A feature silent for so many tokens is dead; null: a tenth of the run, at most 10 million.",
     )
     jacobian_weight: float = Field(
         default=0.0, ge=0, description="Weight of the loss that matches the MLP's derivative in random directions."
@@ -260,6 +263,12 @@ class TrainingConfig(Section):
         """The highest learning rate: the one given, or the rule for the number of features."""
         given = self.optimizer.learning_rate
         return REFERENCE_RATE / math.sqrt(self.dictionary.features / REFERENCE_FEATURES) if given is None else given
+
+    @property
+    def dead_after_tokens(self) -> int:
+        """Tokens of silence after which a feature is dead: those given, or the rule for the length of the run."""
+        given = self.sparsity.dead_after_tokens
+        return min(LONGEST_SILENCE, max(1, self.run.tokens // 10)) if given is None else given
 
     @property
     def active_at_start(self) -> float:

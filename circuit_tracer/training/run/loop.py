@@ -116,7 +116,7 @@ class Loop:
             step,
             active,
             schedules.penalty(config, step),
-            state.silence.dead(config.sparsity.dead_after_tokens),
+            state.silence.dead(config.dead_after_tokens),
             state.running_cut,
             state.derivative_scale_S,
         )
@@ -144,7 +144,7 @@ class Loop:
 
     def _report(self, rate: float, active: float) -> None:
         state, config, window, rule = self.state, self.config, self._window, rule_of(self.config.sparsity)
-        limit = config.sparsity.dead_after_tokens
+        limit = config.dead_after_tokens
         dead_S = torch.stack([mask.sum() for mask in state.silence.dead(limit)])
         dead_S = self.ranks.all_reduce_(dead_S) / state.dictionary.n_features
         seconds = window.seconds_a_step()
