@@ -55,19 +55,20 @@ def start_thresholds(dictionary: Dictionary, source: int, x_BD: Tensor, active: 
     """Thresholds (f,) above which ``active`` features of a token lie on average, each with about its share.
 
     A feature's threshold is its spread, the root mean square of its pre-activations over the batch, times a level that is the
-    same for all: the round(k B)-th largest pre-activation in units of the spread.
+    same for all: half-way between the round(k B)-th largest pre-activation in units of the spread and the next.
     """
     weight_fD, bias_f = dictionary.W_enc[source], dictionary.b_enc[source]
     spread_f = _spread(x_BD, weight_fD, bias_f)
     guess = gaussian_level(active / dictionary.n_features)
-    kept = round(active * x_BD.shape[0])
+    kept = max(1, round(active * x_BD.shape[0]))
     for share in LOWERED:
         lowered = share * guess
         found = encode(x_BD, weight_fD, bias_f, lowered * spread_f)
-        level = float(kth_largest([found.value / spread_f[found.feature]], max(1, kept), ranks))
-        if level > lowered:
+        ranked = [found.value / spread_f[found.feature]]
+        last, next_one = (float(kth_largest(ranked, count, ranks)) for count in (kept, kept + 1))
+        if next_one > lowered:
             break
-    return spread_f * max(level, LEAST_LEVEL)
+    return spread_f * max((last + next_one) / 2, LEAST_LEVEL)
 
 
 def _spread(x_BD: Tensor, weight_fD: Tensor, bias_f: Tensor) -> Tensor:
