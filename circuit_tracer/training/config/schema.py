@@ -176,7 +176,9 @@ class SparsitySection(Section):
         description="A feature silent for so many tokens is dead; null: a tenth of the run, at most 10 million.",
     )
     jacobian_weight: float = Field(
-        default=0.0, ge=0, description="Weight of the loss that matches the MLP's derivative in random directions."
+        default=0.0,
+        ge=0,
+        description="Weight of the loss that matches the MLP's derivative in the directions of other tokens.",
     )
 
 
