@@ -54,6 +54,19 @@ def test_a_dictionary_starts_at_the_number_asked_for(activation: str) -> None:
     assert all(torch.equal(*pair) for pair in zip(before, model.tensors().values(), strict=True))
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5], ids=lambda share: f"band{share:g}")
+def test_the_plan_counts_near_misses(share: float) -> None:
+    settings = SparsitySection(activation="jumprelu", band_probability=share)
+    rule, n_features = rule_of(settings), 3000
+    assert isinstance(rule, PenaltyRule)
+    model = Dictionary.initial("plt", 1, n_features, 50, thresholds=True)
+    x_SBD = [torch.randn(300, 50, generator=torch.Generator().manual_seed(3))]
+    rule.start_(model, x_SBD, 40.0, FeatureRanks())
+    found = len(rule.select(model, x_SBD, Now(40.0), FeatureRanks()).entries[0].feature) / 300
+    assert found > 50  # not those above the threshold alone
+    assert rule.entries(40.0, n_features)[1] == pytest.approx(found, rel=0.05)
+
+
 @pytest.mark.parametrize("activation", STEERED)
 def test_training_keeps_the_number_asked_for(activation: str, tmp_path: Path) -> None:
     run = Run("clt", activation, steps=40, features=60, width=WIDTH, batch=100)

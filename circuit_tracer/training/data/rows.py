@@ -142,7 +142,7 @@ class ModelRows:
         return {"direction": direction, "derivative": products}
 
     def _partners(self, share: list[int], n_positions: int, index: Tensor) -> Tensor:
-        """For each of this rank's tokens (n,) another one of its sequence: the same for any number of ranks, and in every epoch.
+        """For each of this rank's tokens (n,) another one of its sequence: the same for any number of ranks and in every epoch.
 
         index: tokens of the pass that are trained on. The others are nobody's partner but their own.
         """
