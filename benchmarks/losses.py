@@ -248,7 +248,13 @@ def configuration(bench: Bench, out: Path, steps: int = 40) -> Path:
         "dictionary": {"features": 64},
         "sparsity": {"active": 4.0},
         "optimizer": {"warmup_steps": 1},
-        "evaluation": {"tokens": 64, "replacement_tokens": 32, "prompts": [], "random_baseline": False},
+        "evaluation": {
+            "tokens": 64,
+            "replacement_tokens": 32,
+            "prompts": [],
+            "held_out_prompts": 0,
+            "random_baseline": False,
+        },
         "run": {"out": str(out), "tokens": 32 * steps, "batch": 32, "log_every": 1, "checkpoint_every_steps": 4}
         | {"threads": 1},
     }

@@ -112,6 +112,7 @@ GPU = (
     Benchmark("kernels", "kernels.speed", "--device cuda --seconds 0.5", (), 3),
     Benchmark("gemma-shaped", "tracing.gemma_shaped", "--device cuda --memory 80GB", (), 2),
     Benchmark("training-speed", "training.speed", "--device cuda", (), 2),
+    Benchmark("training-roofline", "training.roofline", "--device cuda", (), 2),
     Benchmark(
         "speed",
         "tracing.speed",

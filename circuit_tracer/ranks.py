@@ -7,7 +7,7 @@ no longer answers, the others raise ResourceError instead of waiting for ever.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -34,6 +34,7 @@ class Ranks:
     world: int = 1
     device: torch.device = field(default=torch.device("cpu"))  # where collectives of this process happen
     _waiting: dist.ProcessGroup | None = field(default=None, repr=False, compare=False)
+    _group: dist.ProcessGroup | None = field(default=None, repr=False, compare=False)  # None: all processes
 
     @classmethod
     def from_environment(cls, device: torch.device, timeout: timedelta = TIMEOUT) -> Self:
@@ -66,7 +67,7 @@ class Ranks:
         """The sum over ranks, in place."""
         if self.world > 1:
             with self._others():
-                dist.all_reduce(tensor)
+                dist.all_reduce(tensor, group=self._group)
         return tensor
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -103,10 +104,20 @@ class Ranks:
         return bool(self.all_reduce_(torch.tensor([int(flag)], device=self.device))) if self.world > 1 else flag
 
     def barrier(self) -> None:
-        """Wait for all, however long one of them works alone."""
+        """Wait for all, however long one of them works alone. Of all processes only, not of `among`."""
         if self.world > 1:
             with self._others():
                 dist.barrier(group=self._waiting)
+
+    def among(self, members: Sequence[Sequence[int]]) -> Ranks:
+        """This process among those of one list in ``members``, which deal out all ranks. All ranks call this together."""
+        mine = Ranks(device=self.device)
+        for ranks in members:
+            with self._others():
+                group = dist.new_group(list(ranks))
+            if self.rank in ranks and len(ranks) > 1:
+                mine = Ranks(list(ranks).index(self.rank), len(ranks), self.device, _group=group)
+        return mine
 
     def close(self) -> None:
         """End the group, when all have come this far."""
@@ -117,7 +128,7 @@ class Ranks:
     def _gathered(self, tensor: Tensor) -> list[Tensor]:
         parts = [torch.empty_like(tensor) for _ in range(self.world)]
         with self._others():
-            dist.all_gather(parts, tensor)
+            dist.all_gather(parts, tensor, group=self._group)
         return parts
 
     @classmethod

@@ -27,7 +27,7 @@ class Kernel(Protocol):
     def __getitem__(self, grid: tuple[int, ...] | Callable[[dict[str, int]], tuple[int, ...]]) -> Callable[..., None]:
         """The launch on a grid of programs."""
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **options: Any) -> Any:
         """The call from another kernel."""
 
 
@@ -35,6 +35,12 @@ def kernel(function: Callable[..., Any]) -> Kernel:
     """Decorator: `triton.jit`, typed."""
     made: Kernel = triton.jit(function)
     return made
+
+
+def unspecialized(*numbers: str) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorator: a `kernel` that is not compiled anew when these arguments, numbers, have other values."""
+    decorator: Callable[[Callable[..., Any]], Kernel] = triton.jit(do_not_specialize=list(numbers))
+    return decorator
 
 
 def tuned(

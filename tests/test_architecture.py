@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interventions": TRACING,
     "attention": TRACING,
     "features": {*TRACING, "neuronpedia"},
-    "training": TRACING,
+    "training": {*TRACING, "interventions"},  # evaluation tests graphs by intervention
     "many": TOOLS,
     "probes": TOOLS,
     "circuits": TOOLS,
@@ -85,7 +85,9 @@ CIRCLES_OF_TYPES = [
 
 # Imports inside functions: of libraries that are slow to load, or not installed everywhere ...
 LATE_LIBRARIES = {
+    "compression.zstd": "in Python from 3.14 on",
     "datasets": "an extra",
+    "fsspec": "needed for addresses alone",
     "huggingface_hub": "0.5 s, needed for the hub alone",
     "importlib.metadata": "for a version, in a package that loads nothing by itself",
     "matplotlib": "an extra",
@@ -99,6 +101,7 @@ LATE_LIBRARIES = {
     "transformers": "3 s",
     "uvicorn": "needed once a server starts",
     "wandb": "an extra",
+    "zstandard": "an extra",
 }
 
 # ... and of our own modules. All of cli/ does so, so that --help answers at once.

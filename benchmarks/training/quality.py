@@ -133,7 +133,7 @@ def reconstruction(folder: Path, rows: Rows, group: str) -> dict[str, float]:
     """Error and active features on one group of rows. ``pooled``: over all layers at once, large outputs weigh more."""
     transcoders, _ = load_transcoder_from_hub(str(folder), device=torch.device("cpu"), dtype=torch.float32)
     meter, spread = Meter(transcoders), Spread()
-    for x_NSD, y_NSD in GivenActivations(*rows.group(group)).batches():
+    for x_NSD, y_NSD, _ in GivenActivations(*rows.group(group)).batches():
         spread.add(y_NSD)
         meter.add(x_NSD, y_NSD)
     found = meter.result(spread)

@@ -96,6 +96,7 @@ class Stopwatch:
                 (step, "decode_", "decode", _decode_work),
                 (step, "value_gradients", "value gradients", _value_work),
                 (step, "weight_gradients", "weight gradients", _weight_work),
+                (step, "gradients", "weight gradients", _both_work),
                 (state.adam, "gradient", "adam", _adam_work(state)),
                 (state.adam, "decoder_gradient", "adam", _adam_decoder_work(state)),
             ):
@@ -127,6 +128,13 @@ def _weight_work(
     pointers = entries.columns.feature_ptr
     n = int(pointers[stop] - pointers[start])
     return 2.0 * n * grad_BC.shape[1], _size(found_nC) + (_size(grad_BC) if start == 0 else 0.0)
+
+
+def _both_work(
+    found: tuple[Tensor, Tensor], grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor, *_: Any
+) -> tuple[float, float]:
+    """A GPU's way, whose time is not shared out."""
+    return 2 * _flops(entries, weight_FC), _touched(entries, weight_FC) + _size(grad_BC) + _size(found[1])
 
 
 def _adam_work(state: TrainingState) -> Callable[..., tuple[float, float]]:

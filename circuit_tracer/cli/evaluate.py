@@ -1,10 +1,10 @@
-"""`circuit-tracer evaluate`: measure transcoders on held-out text, beside baselines, and write a report."""
+"""`circuit-tracer evaluate`: measure transcoders or autoencoders on held-out text, beside baselines, and write a report."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -13,9 +13,10 @@ from circuit_tracer.cli.loading import LazyDecoder, ModelOptions
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from circuit_tracer.replacement_model import ReplacementModel
+    from circuit_tracer.models.parts import ModelParts
     from circuit_tracer.training.config.schema import EvaluationSection, TrainingConfig
     from circuit_tracer.training.evaluation import Evaluation
+    from circuit_tracer.transcoders.base import Transcoders
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,21 @@ class Measured(ModelOptions):
     """What is measured: every decoder is read many times, so they are kept."""
 
     lazy_decoder: LazyDecoder = False
+
+    def subject(self, verbose: bool) -> _Subject:
+        """The model with what is measured."""
+        if (found := self.autoencoders()) is not None:
+            parts, tokenizer = self.language_model(self.model_name({"model_name": found.model_name}), verbose)
+            return _Subject(parts, tokenizer, found.dictionary, found.layers)
+        loaded = self.open(verbose)
+        return _Subject(loaded.parts, loaded.tokenizer, loaded.transcoders, None)
+
+
+class _Subject(NamedTuple):
+    parts: ModelParts
+    tokenizer: Any
+    transcoders: Transcoders
+    layers: tuple[int, ...] | None  # the model's, of autoencoders
 
 
 def evaluate(
@@ -50,7 +66,17 @@ def evaluate(
         list[str] | None,
         options.text("-p", "--prompt", help="Prompt whose graph is scored, instead of the default ones. Repeatable."),
     ] = None,
+    held_out_prompts: Annotated[
+        int | None,
+        typer.Option(
+            "--held-out-prompts", min=0, help="Score graphs of so many prompts cut from the text too.  [default: 20]"
+        ),
+    ] = None,
     graphs: Annotated[bool, typer.Option("--graphs/--no-graphs", help="Score graphs of prompts.")] = True,
+    faithfulness: Annotated[
+        bool | None,
+        typer.Option("--faithfulness/--no-faithfulness", help="Test graphs by ablation in the model.  [default: yes]"),
+    ] = None,
     max_feature_nodes: Annotated[
         int,
         typer.Option("--max-feature-nodes", min=0, help="Features of a graph with a row of their own; 0 means all."),
@@ -78,7 +104,9 @@ def evaluate(
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Measure transcoders: reconstruction, the model with all MLPs replaced, graph scores; beside baselines."""
+    """Measure transcoders: reconstruction, the model with all MLPs replaced, graphs; autoencoders: the model with its stream
+    replaced; beside baselines, with 95 % intervals.
+    """
     from circuit_tracer.files import require_writable_folder
     from circuit_tracer.models.sources import public_name
     from circuit_tracer.training.config.files import configuration
@@ -88,7 +116,13 @@ def evaluate(
     if output is not None:
         require_writable_folder(output)
     config = configuration(data)
-    given = {"tokens": tokens, "replacement_tokens": replacement_tokens, "random_baseline": random_baseline}
+    given = {
+        "tokens": tokens,
+        "replacement_tokens": replacement_tokens,
+        "held_out_prompts": held_out_prompts,
+        "faithfulness": faithfulness,
+        "random_baseline": random_baseline,
+    }
     section = _section(config, {name: value for name, value in given.items() if value is not None}, prompt, graphs)
     settings = EvaluationSettings.of(
         section,
@@ -97,19 +131,20 @@ def evaluate(
         batch_tokens=batch_tokens,
         seed=seed,
     )
-    loaded = chosen.open(verbose)
+    subject = chosen.subject(verbose)
     beside = per_layer_baseline or (str(section.per_layer_baseline) if section.per_layer_baseline else None)
-    held_out = _held_out(config, data, section, loaded, reading)
+    held_out = _held_out(config, data, section, subject, reading)
     with (
         options.interruption("interrupted: nothing was measured to its end, so nothing is kept"),
         options.progress(verbose) as progress,
     ):
         evaluation = measure(
-            loaded.parts,
-            loaded.tokenizer,
-            loaded.transcoders,
+            subject.parts,
+            subject.tokenizer,
+            subject.transcoders,
             held_out,
             settings,
+            layers=subject.layers,
             per_layer=None if beside is None else chosen.dictionary(beside)[0],
             conditions={"transcoders": public_name(chosen.transcoders), "text": public_name(data)},
             progress=progress,
@@ -123,10 +158,12 @@ def _section(
     """The evaluation of the configuration, or the defaults of configurations, with what was given instead."""
     from circuit_tracer.training.config.schema import EvaluationSection
 
-    if prompt and not graphs:
-        raise InputError("--prompt and --no-graphs contradict each other: leave one out")
+    asked = {"--prompt": prompt, "--held-out-prompts": given.get("held_out_prompts")}
+    asked["--faithfulness"] = given.get("faithfulness")
+    if not graphs and (idle := [name for name, value in asked.items() if value]):
+        raise InputError(f"{' and '.join(idle)} and --no-graphs contradict each other: leave one out")
     section = config.evaluation if config is not None else EvaluationSection()
-    prompts = {"prompts": prompt} if prompt else {} if graphs else {"prompts": []}
+    prompts = {"prompts": prompt} if prompt else {} if graphs else {"prompts": [], "held_out_prompts": 0}
     return section.model_copy(update={**given, **prompts})
 
 
@@ -143,7 +180,7 @@ def _held_out(
     config: TrainingConfig | None,
     data: str,
     section: EvaluationSection,
-    model: ReplacementModel,
+    model: _Subject,
     reading: options.Reading,
 ) -> list[Any]:
     from circuit_tracer.training.evaluation.held_out import sequences_of_configuration, sequences_of_files
@@ -160,11 +197,16 @@ def _held_out(
 
 
 def _tell(evaluation: Evaluation, json: bool, written: list[Path]) -> None:
-    from circuit_tracer.training.evaluation.card import summary_table
+    from circuit_tracer.training.evaluation.results import PER_LAYER
+    from circuit_tracer.training.evaluation.tables import difference_table, summary_table
 
     if json:
         typer.echo(options.dump({**evaluation.to_json(), "files": [str(path) for path in written]}))
         return
     typer.echo(summary_table(evaluation))
+    if PER_LAYER in evaluation.results:
+        typer.echo(f"\n{difference_table(evaluation)}")
+    for line in evaluation.not_measured:
+        typer.echo(f"not measured: {line}")
     for path in written:
         typer.echo(f"wrote {path}")

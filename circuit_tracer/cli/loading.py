@@ -12,7 +12,9 @@ from circuit_tracer.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from circuit_tracer.models.parts import ModelParts
     from circuit_tracer.replacement_model import ReplacementModel
+    from circuit_tracer.transcoders.autoencoders import Autoencoders
     from circuit_tracer.transcoders.base import Transcoders
 
 Select = Annotated[
@@ -192,6 +194,32 @@ class ModelOptions:
             feature_input_hook=self.feature_input_hook if named else None,
             feature_output_hook=self.feature_output_hook if named else None,
         )
+
+    def autoencoders(self) -> Autoencoders | None:
+        """What -t names, if it is a folder of autoencoders. Raises InputError for options that say something of transcoders."""
+        from circuit_tracer.transcoders.autoencoders import are_autoencoders, load_autoencoders
+
+        if self.demo or not are_autoencoders(self.transcoders):
+            return None
+        if idle := [name for name in ("feature_input_hook", "feature_output_hook", "select") if getattr(self, name)]:
+            options = " and ".join("--" + name.replace("_", "-") for name in idle)
+            raise InputError(
+                f"{self.transcoders} holds autoencoders, whose files say where they stand; leave {options} out"
+            )
+        return load_autoencoders(self.transcoders, *self.place())
+
+    def language_model(self, name: str, verbose: bool = False) -> tuple[ModelParts, Any]:
+        """The model by itself, checked, with its tokenizer."""
+        from circuit_tracer.models.loading import load_language_model
+        from circuit_tracer.models.parts import bind
+        from circuit_tracer.models.verify import verify
+
+        if not verbose:
+            quiet_loading()
+        model, tokenizer = load_language_model(name, *self.place(), revision=self.revision)
+        parts = bind(model, name)
+        verify(parts)
+        return parts, tokenizer
 
     def open(self, verbose: bool = False) -> ReplacementModel:
         """The model with the transcoders; bars of loading only if verbose."""

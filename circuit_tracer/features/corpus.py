@@ -8,7 +8,7 @@ from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.text.corpus import Corpus, SeparateDocuments
 from circuit_tracer.text.kinds import kind_of_file, open_documents
 from circuit_tracer.text.packing import open_packer, sequence_length
-from circuit_tracer.text.source import TextSource
+from circuit_tracer.text.source import AnySource, TextSource
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.training.config.files import configuration
 
@@ -31,7 +31,7 @@ def open_corpus(
     """
     config = configuration(source)
     if config is None:
-        text = TextSource(cast(Any, kind or kind_of_file(source)), source, field)
+        text: AnySource = TextSource(cast(Any, kind or kind_of_file(source)), source, field)
         length, held_out, evaluation = sequence_length(context_length, parts.context_length), 1.0, True
     else:
         text, held_out, evaluation = config.data.source, config.data.held_out, False

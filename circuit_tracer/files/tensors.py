@@ -23,6 +23,8 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, InputError, shortened
@@ -119,6 +121,14 @@ def open_tensor_file(path: str | Path) -> TensorFile:
     path = Path(path)
     with open_file(path) as file:
         return _OPENERS.get(path.suffix, _open_safetensors)(path, file)
+
+
+def unpack_tensors(data: bytes, source: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that came as bytes. FileFormatError, naming ``source``, if they are none."""
+    try:
+        return load_safetensors(data)
+    except (SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:
+        raise FileFormatError(f"{source} is not a safetensors file: {_first(error)}.") from error
 
 
 def join(files: Iterable[TensorFile]) -> TensorFile:

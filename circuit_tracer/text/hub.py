@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import InputError, ResourceError, first_line
+from circuit_tracer.errors import FileFormatError, InputError, ResourceError, first_line
 from circuit_tracer.text.documents import Cursor, Documents, missing_extra
 from circuit_tracer.text.json_lines import text_of
 
@@ -23,10 +23,18 @@ class HubDataset(Documents):
         return {"path": self.path, "name": self.name, "split": self.split}
 
     def read(self, cursor: Cursor) -> Iterator[tuple[str, Cursor]]:
-        """Raises InputError for a missing column, ResourceError when the stream breaks off."""
+        """Raises InputError for a missing column, FileFormatError for a cursor of something else, ResourceError when the
+        stream breaks off.
+        """
         stream = self._open()
         if cursor is not None:
-            stream.load_state_dict(cursor)
+            try:
+                stream.load_state_dict(cursor)
+            except Exception as error:  # whatever the library raises about values that it has not written
+                raise FileFormatError(
+                    f"the saved position in data set {self.path!r} cannot be used: {first_line(error)}. Resume with the "
+                    "version of `datasets` that the run began with, or start it anew."
+                ) from error
         entries = iter(stream)
         while True:
             try:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from circuit_tracer.errors import FileFormatError, InputError, shortened
-from circuit_tracer.files import open_file, parse_json
-from circuit_tracer.text.documents import Cursor, FileDocuments, unreadable
+from circuit_tracer.files import parse_json
+from circuit_tracer.files.places import Place
+from circuit_tracer.text.documents import Cursor, FileDocuments
 from circuit_tracer.text.position import place_in
 
 LONGEST_LINE = 64 * 2**20  # bytes; a text of ten million words
 
 
 class JsonLines(FileDocuments):
-    """Documents of JSONL files: the string in `field` of every line; null is an empty document. Cursor: [file, byte, line]."""
+    """Documents of JSONL files: the string in `field` of every line; null is an empty document.
+
+    Cursor: [file, byte, line], bytes counted unpacked.
+    """
 
     suffixes = (".jsonl", ".ndjson")
 
@@ -27,20 +30,16 @@ class JsonLines(FileDocuments):
         """Raises FileFormatError for a line that is no JSON object, InputError for one without the field."""
         first, place, line = place_in(cursor, 3)
         for number, file in enumerate(self.files[first:], first):
-            try:
-                with open_file(file) as opened:
-                    opened.seek(place)
-                    while raw := opened.readline(LONGEST_LINE + 1):
-                        if len(raw) > LONGEST_LINE:
-                            raise FileFormatError(f"{file}, line {line + 1}, has more than {LONGEST_LINE:,} bytes.")
-                        place, line = place + len(raw), line + 1
-                        if raw.strip():
-                            yield self._text(file, line, raw), [number, place, line]
-            except OSError as error:
-                raise unreadable(file, error) from error
+            with file.opened(place) as opened:
+                while raw := opened.readline(LONGEST_LINE + 1):
+                    if len(raw) > LONGEST_LINE:
+                        raise FileFormatError(f"{file}, line {line + 1}, has more than {LONGEST_LINE:,} bytes.")
+                    place, line = place + len(raw), line + 1
+                    if raw.strip():
+                        yield self._text(file, line, raw), [number, place, line]
             place = line = 0
 
-    def _text(self, file: Path, line: int, raw: bytes) -> str:
+    def _text(self, file: Place, line: int, raw: bytes) -> str:
         try:
             entry = parse_json(raw, f"{file}, line {line}")
         except FileFormatError as error:

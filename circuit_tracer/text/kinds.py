@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.files.packed import without_packing
 from circuit_tracer.text.documents import Documents
 from circuit_tracer.text.hub import HubDataset
 from circuit_tracer.text.json_lines import JsonLines
+from circuit_tracer.text.mixture import MixedDocuments
 from circuit_tracer.text.parquet import ParquetFiles
-from circuit_tracer.text.source import Kind, TextSource
+from circuit_tracer.text.source import AnySource, Kind, Mixture, TextSource
 from circuit_tracer.text.text_files import TextFiles
 from circuit_tracer.text.token_files import TokenFiles
 
@@ -33,11 +35,15 @@ READERS: dict[Kind, Reader] = {
 }
 
 
-def open_documents(source: TextSource, end: int | None) -> Documents:
-    """The documents of a source; `end` is the id that ends a document inside a file of token ids.
+def open_documents(source: AnySource, end: int | None) -> Documents:
+    """The documents of a source or of several; `end` is the id that ends a document inside a file of token ids.
 
     Raises InputError for an unknown kind or when nothing is at its path, CircuitTracerError when an extra is not installed.
     """
+    if isinstance(source, Mixture):
+        return MixedDocuments(
+            [open_documents(part, end) for part, _ in source.parts], [weight for _, weight in source.parts]
+        )
     if source.kind not in READERS:
         raise InputError(f"text of kind {source.kind!r} is unknown; use one of {', '.join(READERS)}")
     return READERS[source.kind].open(source, end)
@@ -45,7 +51,8 @@ def open_documents(source: TextSource, end: int | None) -> Documents:
 
 def kind_of_file(path: str) -> Kind:
     """The kind that reads files of this ending. Raises InputError for an unknown one."""
-    suffix, of_files = Path(path).suffix, {kind: reader.suffixes for kind, reader in READERS.items() if reader.suffixes}
+    suffix = Path(without_packing(path)[0]).suffix
+    of_files = {kind: reader.suffixes for kind, reader in READERS.items() if reader.suffixes}
     for kind, suffixes in of_files.items():
         if suffix in suffixes:
             return kind

@@ -2,7 +2,8 @@
 
 A sequence is the first token (special.py) and then running text; every document ends with the end token. Attention runs over
 the boundary, as in the packed training of language models. What is left at the end of the data and fills no sequence is not
-used, so every epoch has the same sequences. Which documents are kept for evaluation follows from their number alone.
+used, so every epoch has the same sequences. Which documents are kept for evaluation follows from their number in their data
+set alone.
 
 Letters: P positions (data.context_length).
 """
@@ -20,7 +21,7 @@ import numpy as np
 from circuit_tracer.errors import InputError
 from circuit_tracer.text.documents import Cursor, Document, Documents
 from circuit_tracer.text.kinds import open_documents
-from circuit_tracer.text.source import CONTEXT_LENGTH, TextSource
+from circuit_tracer.text.source import CONTEXT_LENGTH, AnySource
 from circuit_tracer.text.special import SpecialTokens
 
 DOCUMENTS_AT_A_TIME = 64  # tokenised in one call
@@ -126,7 +127,7 @@ class Packer:
         """(number, cursor in front, document) of the documents that this packer is for."""
         for document, behind in self.documents.read(cursor):
             self._seen += 1
-            if is_held_out(number, self.held_out) == self.evaluation:
+            if is_held_out(self.documents.own_number(number, cursor), self.held_out) == self.evaluation:
                 self._kept += 1
                 yield number, cursor, document
             number, cursor = number + 1, behind
@@ -176,7 +177,7 @@ class Packer:
         return ids if ended else np.concatenate([ids, self._suffix])
 
 
-def open_packer(source: TextSource, tokenizer: Any, context_length: int, held_out: float, evaluation: bool) -> Packer:
+def open_packer(source: AnySource, tokenizer: Any, context_length: int, held_out: float, evaluation: bool) -> Packer:
     """The packed documents of a source: those held out for evaluation, or the others. Raises what `open_documents` does."""
     special = SpecialTokens.of(tokenizer)
     documents = open_documents(source, special.end)

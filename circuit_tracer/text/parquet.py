@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.files.places import Place
 from circuit_tracer.text.documents import Cursor, FileDocuments, missing_extra
 from circuit_tracer.text.position import place_in
 
@@ -30,19 +30,22 @@ class ParquetFiles(FileDocuments):
         """Raises FileFormatError for a file that is no parquet, InputError when it has no such column of text."""
         first, group, row = place_in(cursor, 3)
         for number, file in enumerate(self.files[first:], first):
-            table = self._open(file)
-            for index in range(group, table.metadata.num_row_groups):
-                for text, behind in self._texts(table, file, index, row):
-                    yield text, [number, index, behind]
-                row = 0
+            with file.opened() as opened:
+                table = self._open(file, opened)
+                for index in range(group, table.metadata.num_row_groups):
+                    for text, behind in self._texts(table, file, index, row):
+                        yield text, [number, index, behind]
+                    row = 0
             group = 0
 
-    def _open(self, file: Path) -> Any:
+    def _open(self, file: Place, opened: BinaryIO) -> Any:
         import pyarrow
         from pyarrow.parquet import ParquetFile
 
         try:
-            table = ParquetFile(file)
+            if file.packing is not None:
+                raise FileFormatError(f"{file} is packed as a whole; parquet is packed inside. Unpack it.")
+            table = ParquetFile(opened)
         except (pyarrow.ArrowException, OSError) as error:
             raise FileFormatError(f"{file} cannot be read as parquet: {error}. Copy it again.") from error
         if self.field not in table.schema_arrow.names:
@@ -55,7 +58,7 @@ class ParquetFiles(FileDocuments):
             raise InputError(f"{file}: column {self.field!r} holds {kind}, not text. Set data.field.")
         return table
 
-    def _texts(self, table: Any, file: Path, group: int, row: int) -> Iterator[tuple[str, int]]:
+    def _texts(self, table: Any, file: Place, group: int, row: int) -> Iterator[tuple[str, int]]:
         """The texts of a row group from `row` on, each with the number of the row behind it."""
         import pyarrow
 

@@ -6,11 +6,13 @@ from typing import Any
 
 from circuit_tracer.errors import FileFormatError, shortened
 
+DEEPEST = 16  # lists and objects inside each other in the cursor of a source
+
 
 def require_position(found: Any, example: Any, source: str) -> None:
     """That ``found`` has the keys of ``example``, a state of the same reader, and numbers where it has them.
 
-    Cursors (None, numbers or lists of them) may be any of these. Raises FileFormatError, naming ``source``.
+    Cursors may be any plain values. Raises FileFormatError, naming ``source``.
     """
     if not _alike(found, example):
         raise FileFormatError(
@@ -29,8 +31,15 @@ def _alike(found: Any, example: Any) -> bool:
     return _is_count(found)
 
 
-def _is_cursor(found: Any) -> bool:
-    return found is None or _is_count(found) or (isinstance(found, list) and all(map(_is_count, found)))
+def _is_cursor(found: Any, depth: int = 0) -> bool:
+    """Of what JSON knows, whole numbers, texts, and lists and objects of them: what each source's `read` looks at further."""
+    if depth > DEEPEST:
+        return False
+    if isinstance(found, dict):
+        return all(isinstance(name, str) and _is_cursor(each, depth + 1) for name, each in found.items())
+    if isinstance(found, list):
+        return all(_is_cursor(each, depth + 1) for each in found)
+    return found is None or isinstance(found, bool | str) or _is_count(found)
 
 
 def _is_count(found: Any) -> bool:

@@ -20,3 +20,13 @@ class TextSource:
     field: str = "text"
     name: str | None = None
     split: str = "train"
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several sources read together; a source's weight is its share of the text, in any unit. At least one of them."""
+
+    parts: tuple[tuple[TextSource, float], ...]
+
+
+AnySource = TextSource | Mixture

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
-from pathlib import Path
 
 from circuit_tracer.errors import FileFormatError
-from circuit_tracer.text.documents import Cursor, FileDocuments, unreadable
+from circuit_tracer.files.places import Place
+from circuit_tracer.text.documents import Cursor, FileDocuments
 from circuit_tracer.text.position import place_in
 
 DOCUMENT_BYTES = 8192  # a document ends at the first blank line after so many bytes, or once it has twice as many
+READ_AT_A_TIME = 2**20  # bytes
 
 
 class TextFiles(FileDocuments):
-    """Documents of text files. A file of at most DOCUMENT_BYTES is one document. Cursor: [file, byte]."""
+    """Documents of text files. A file of at most DOCUMENT_BYTES is one document.
+
+    Cursor: [file, byte], bytes counted unpacked.
+    """
 
     suffixes = (".txt", ".text", ".md", ".rst")
 
@@ -27,23 +30,25 @@ class TextFiles(FileDocuments):
             start = 0
 
 
-def _documents(file: Path, start: int) -> Iterator[tuple[str, int]]:
+def _documents(file: Place, start: int) -> Iterator[tuple[str, int]]:
     """The documents of one file from byte `start` on, each with its end."""
-    try:
-        if file.stat().st_size <= start:
-            return
-        with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            while start < len(data):
-                end = _end_of_document(data, start)
-                yield _decode(file, data[start:end], start), end
-                start = end
-    except OSError as error:
-        raise unreadable(file, error) from error
+    longest = 2 * DOCUMENT_BYTES + 1  # where a document ends follows from so many bytes
+    with file.opened(start) as opened:
+        window, place = b"", 0
+        while True:
+            if len(window) - place < longest:
+                window, place = window[place:] + opened.read(max(longest, READ_AT_A_TIME)), 0
+            rest = window[place : place + longest]
+            if not rest:
+                return
+            end = _end_of_document(rest)
+            yield _decode(file, rest[:end], start), start + end
+            place, start = place + end, start + end
 
 
-def _end_of_document(data: mmap.mmap, start: int) -> int:
+def _end_of_document(data: bytes) -> int:
     """Behind the blank line, else the line, else the word, else the character that comes after DOCUMENT_BYTES."""
-    least, most = start + DOCUMENT_BYTES, start + 2 * DOCUMENT_BYTES
+    least, most = DOCUMENT_BYTES, 2 * DOCUMENT_BYTES
     if least >= len(data):
         return len(data)
     for mark in (b"\n\n", b"\r\n\r\n", b"\n", b" "):
@@ -56,7 +61,7 @@ def _end_of_document(data: mmap.mmap, start: int) -> int:
     return end
 
 
-def _decode(file: Path, raw: bytes, start: int) -> str:
+def _decode(file: Place, raw: bytes, start: int) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files.places import Place
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.text.documents import Cursor, FileDocuments
 from circuit_tracer.text.position import place_in
@@ -33,10 +34,11 @@ class TokenFiles(FileDocuments):
         """Raises FileFormatError for a file that holds anything else."""
         first, array, start = place_in(cursor, 3)
         for number, file in enumerate(self.files[first:], first):
-            for index, ids in enumerate(_open(file)[array:], array):
-                for document, behind in self._documents(ids, start):
-                    yield document, [number, index, behind]
-                start = 0
+            with file.on_disk() as path:
+                for index, ids in enumerate(_open(file, path)[array:], array):
+                    for document, behind in self._documents(ids, start):
+                        yield document, [number, index, behind]
+                    start = 0
             array = 0
 
     def _documents(self, ids: np.ndarray, start: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -52,9 +54,9 @@ class TokenFiles(FileDocuments):
             yield document, start
 
 
-def _open(file: Path) -> list[np.ndarray]:
-    """Every array of a file, by name; only what is asked for is read."""
-    opened = open_tensor_file(file)
+def _open(file: Place, path: Path) -> list[np.ndarray]:
+    """Every array of a file, which is at `path` on this machine, by name; only what is asked for is read."""
+    opened = open_tensor_file(path)
     arrays = [opened.tensor(name).numpy() for name in sorted(opened.entries)]
     for array in arrays:
         if array.dtype.kind not in "iu" or array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] == 0):

@@ -19,6 +19,9 @@ CONFIG_NAME = "config.yaml"
 NATIVE_FILE = re.compile(r"(layer|W_enc|W_dec)_\d+\.safetensors")  # a layer's weights, as this package writes them
 
 ModelKind = Literal["transcoder_set", "cross_layer_transcoder"]
+# What config.yaml calls cross-layer transcoders with TopK. circuit-tracer would run their files as ReLU; a kind that it does
+# not know it refuses.
+CLT, TOPK_CLT = "cross_layer_transcoder", "topk_cross_layer_transcoder"
 
 # Keys that public sets have, and that change nothing here: pattern -> why.
 HARMLESS_KEYS = {
@@ -105,7 +108,14 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise FileFormatError(f"{path} must hold keys and values, found {type(raw).__name__}.")
     is_sealed(raw, str(path))
-    return {key: value for key, value in raw.items() if key != DIGEST}
+    config = {key: value for key, value in raw.items() if key != DIGEST}
+    if config.get("model_kind") == TOPK_CLT:
+        if config.get("activation") != "topk":
+            raise FileFormatError(
+                f"{path} says model_kind {TOPK_CLT}, but activation {shortened(config.get('activation'))}; topk is expected."
+            )
+        config["model_kind"] = CLT
+    return config
 
 
 def require_as_written(folder: Path) -> None:
@@ -122,6 +132,8 @@ def require_as_written(folder: Path) -> None:
 def write_config(config: dict[str, Any], folder: Path) -> None:
     """Write ``config.yaml``, without keys that are None, with a digest of it and of the layers' files in ``folder``."""
     given = {key: value for key, value in config.items() if value is not None}
+    if given.get("model_kind") == CLT and given.get("activation") == "topk":
+        given["model_kind"] = TOPK_CLT
     text = yaml.safe_dump(sealed(given, beside=_digests(folder)), sort_keys=False)
     with atomic_write(folder / CONFIG_NAME) as temporary:
         temporary.write_text(text, encoding="utf-8")

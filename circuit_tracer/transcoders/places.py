@@ -38,6 +38,7 @@ _ELSEWHERE = {
     "mlp.hook_pre": "neurons",
     "mlp.hook_post": "neurons",
 }
+STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")  # where an autoencoder may read and write
 READABLE = {"hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in"}
 WRITABLE = {"hook_mlp_out", "mlp.hook_out"}
 
@@ -69,6 +70,18 @@ def place_of(said: object, source: str) -> Place:
     match = _LAYER.fullmatch(said)
     layer, rest = (match[1], match[2]) if match else ("", said)
     return Place(said, int(layer) if layer.isdecimal() else None, _HOOKS.get(rest), _ELSEWHERE.get(rest))
+
+
+def require_stream_place(said: object, source: str) -> Place:
+    """The place of an autoencoder. Raises FileFormatError for one that is not in the residual stream of a layer."""
+    place = place_of(said, source)
+    hook = place.said.rpartition(".")[2]
+    if place.layer is None or hook not in STREAM:
+        raise FileFormatError(
+            f"{source}: it stands at {place.said}; read are autoencoders of the residual stream, such as "
+            f"blocks.3.hook_resid_post ({', '.join(STREAM)})."
+        )
+    return replace(place, hook=hook)
 
 
 def require_mlp_places(reads: object, writes: object, source: str) -> tuple[Place | None, Place | None]:

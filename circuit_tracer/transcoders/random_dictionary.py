@@ -1,4 +1,4 @@
-"""The random baseline: a dictionary of equal shape whose features mean nothing (training/evaluation/README.md §4).
+"""The random baseline: a dictionary of equal shape whose features mean nothing (training/evaluation/README.md §7).
 
 Encoder rows are Gaussian, on centred inputs; a feature writes a Gaussian direction to each of its layers. Fitted are only
 one threshold a layer, so that as many features are active as in the dictionary it stands beside, and one scale and the bias

@@ -16,13 +16,18 @@ from circuit_tracer.transcoders.base import Transcoders
 BLOCK_BYTES = 128 * 2**20  # decoder rows in hand
 
 
-def reconstruct(transcoders: Transcoders, x_NSD: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """(outputs (N, S, D), how many tokens each feature is active on: S times (F,) int64) for inputs (N, S, D)."""
+def reconstruct(transcoders: Transcoders, x_NSD: Tensor, active_N: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+    """(outputs (N, S, D), how many tokens each feature is active on: S times (F,) int64) for inputs (N, S, D).
+
+    active_N: how many features each token has of all layers is added to it, in place.
+    """
     y_NSD = x_NSD.new_zeros(x_NSD.shape)
     counts = []
     for layer in range(transcoders.n_layers):
         selected = transcoders.encode_positions(layer, x_NSD[:, layer])
         counts.append(torch.bincount(selected[1], minlength=transcoders.n_features(layer)))
+        if active_N is not None:
+            active_N += torch.bincount(selected[0], minlength=len(x_NSD)).to(active_N)
         add_writes_(y_NSD, transcoders, layer, selected)
         y_NSD[:, layer] += constant_writes(transcoders, layer, x_NSD[:, layer])
     return y_NSD, counts

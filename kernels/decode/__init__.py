@@ -97,6 +97,13 @@ def gradients(
     )
 
 
+def value_sums(entries: SparseActivations) -> Tensor:
+    """(F,): the sum of the values of each feature, tokens in ascending order on a GPU: deterministic."""
+    if on_gpu(entries.value):
+        return weight_gradients(entries.value.new_ones(entries.n_rows, 1), entries, 0, entries.n_features)[:, 0]
+    return entries.value.new_zeros(entries.n_features).index_add_(0, entries.feature, entries.value)
+
+
 def _sums(index_n: Tensor, rows_RC: Tensor, pointer: Tensor, value_n: Tensor) -> Tensor:
     """Sums of value * rows[index] over the entries between one pointer and the next."""
     return functional.embedding_bag(

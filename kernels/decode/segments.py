@@ -27,35 +27,29 @@ class Segments:
 
     item_feature: Tensor  # (I,) int64, number of features for items beyond the last
     item_ptr: Tensor  # (features + 1,) int64: items of each feature
-    split_feature: (
-        Tensor  # (n // chunk,) int64: features with more than one item, in order; number of features beyond the last
+    slot_feature: (
+        Tensor  # (workspace rows,) int64: the feature of each row of the workspace; number of features beyond the last
     )
-    split_ptr: Tensor  # (features + 1,) int64: rows of the workspace of each feature, none if it has one item
-    workspace_rows: int  # a bound
+    slot_ptr: Tensor  # (features + 1,) int64: rows of the workspace of each feature, none if it has one item
     chunk: int
 
     @classmethod
     def of(cls, columns: SparseColumns, start: int, stop: int, chunk: int = CHUNK) -> Segments:
         """For the entries of some features."""
-        n_entries = columns.row.shape[0]
-        counts = columns.feature_ptr[start : stop + 1].diff()
-        items = ((counts + chunk - 1) // chunk).clamp(min=1)
-        split = items > 1
-        item_ptr, split_ptr = _offsets(items), _offsets(torch.where(split, items, 0))
+        n_features, device = stop - start, columns.row.device
         # A feature with two items or more has over `chunk` entries, and fewer than two items for each `chunk` of them.
-        n_split = n_entries // chunk
-        device = counts.device
-        item = torch.arange(stop - start + n_split, device=device)
-        rank = torch.arange(1, n_split + 1, device=device)
+        n_split = columns.row.shape[0] // chunk
+        sizes = torch.zeros(2, n_features + 1, dtype=torch.int64, device=device)  # of items, of rows of the workspace
+        items, rows = sizes[:, 1:]
+        torch.add(columns.feature_ptr[start : stop + 1].diff(), chunk - 1, out=items)
+        items.floor_divide_(chunk).clamp_(min=1)
+        torch.mul(items, items > 1, out=rows)
+        item_ptr, slot_ptr = sizes.cumsum(1)
+        number = torch.arange(max(n_features + n_split, 2 * n_split), device=device)
         return cls(
-            item_feature=torch.searchsorted(item_ptr[1:], item, right=True),
+            item_feature=torch.searchsorted(item_ptr[1:], number[: n_features + n_split], right=True),
             item_ptr=item_ptr,
-            split_feature=torch.searchsorted(split.cumsum(0), rank),
-            split_ptr=split_ptr,
-            workspace_rows=2 * n_split,
+            slot_feature=torch.searchsorted(slot_ptr[1:], number[: 2 * n_split], right=True),
+            slot_ptr=slot_ptr,
             chunk=chunk,
         )
-
-
-def _offsets(sizes: Tensor) -> Tensor:
-    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])

@@ -118,7 +118,7 @@ def _gradients(
 ) -> Tensor:
     """Gradients of the values (n,), if there are weights; of rows start..stop of the weights, if there is memory for them."""
     columns = entries.columns
-    segments = Segments.of(columns, start, stop)
+    segments = entries.once(f"segments {start} {stop}", lambda: Segments.of(columns, start, stop))
     d_value: Tensor = _gradients_op(
         grad_BC.new_empty(0, grad_BC.shape[1]) if out_nC is None else out_nC,
         grad_BC,
@@ -129,10 +129,9 @@ def _gradients(
         columns.feature_ptr[start : stop + 1],
         segments.item_feature,
         segments.item_ptr,
-        segments.split_feature,
-        segments.split_ptr,
+        segments.slot_feature,
+        segments.slot_ptr,
         start,
-        segments.workspace_rows,
         segments.chunk,
         out_nC is not None,
     )
@@ -150,10 +149,9 @@ def _gradients_op(
     feature_ptr: Tensor,
     item_feature: Tensor,
     item_ptr: Tensor,
-    split_feature: Tensor,
-    split_ptr: Tensor,
+    slot_feature: Tensor,
+    slot_ptr: Tensor,
     start: int,
-    workspace_rows: int,
     chunk: int,
     weights: bool,
 ) -> Tensor:
@@ -164,8 +162,11 @@ def _gradients_op(
     n_entries, width = value.shape[0], grad_BC.shape[1]
     summed = torch.float64 if grad_BC.dtype is torch.float64 else torch.float32
     blocks = triton.cdiv(width, BLOCK_C)
-    d_value_KN = torch.empty(blocks if values else 0, n_entries, dtype=summed, device=grad_BC.device)
-    workspace_WC = torch.empty(workspace_rows if weights else 0, width, dtype=summed, device=grad_BC.device)
+    # void entries (`SparseActivations.exact`) have no gradient
+    d_value_KN = (torch.zeros if values else torch.empty)(
+        blocks, n_entries if values else 0, dtype=summed, device=grad_BC.device
+    )
+    workspace_WC = torch.empty(slot_feature.shape[0] if weights else 0, width, dtype=summed, device=grad_BC.device)
     if blocks and item_feature.shape[0]:
         _gradients_of_items[(item_feature.shape[0], blocks)](
             d_value_KN,
@@ -179,7 +180,7 @@ def _gradients_op(
             feature_ptr,
             item_feature,
             item_ptr,
-            split_ptr,
+            slot_ptr,
             width,
             n_entries,
             feature_ptr.shape[0] - 1,
@@ -195,12 +196,12 @@ def _gradients_op(
             BLOCK_N=BLOCK_N,
             BLOCK_C=BLOCK_C,
         )
-    if weights and blocks and split_feature.shape[0]:
-        _sum_of_chunks[(split_feature.shape[0], blocks)](
+    if weights and blocks and slot_feature.shape[0]:
+        _sum_of_chunks[(slot_feature.shape[0], blocks)](
             out_nC,
             workspace_WC,
-            split_feature,
-            split_ptr,
+            slot_feature,
+            slot_ptr,
             width,
             feature_ptr.shape[0] - 1,
             out_nC.stride(0),
@@ -208,12 +209,12 @@ def _gradients_op(
             BLOCK_C=BLOCK_C,
             **FUSED,
         )
-    return d_value_KN.sum(0).to(grad_BC.dtype)
+    return d_value_KN.sum(0).to(grad_BC.dtype) if values else grad_BC.new_empty(0)
 
 
 @_gradients_op.register_fake
 def _(out_nC: Tensor, grad_BC: Tensor, weight_FC: Tensor | None, value: Tensor, *rest: object) -> Tensor:
-    return grad_BC.new_empty(value.shape[0])
+    return grad_BC.new_empty(0 if weight_FC is None else value.shape[0])
 
 
 @tuned(GRADIENT_CONFIGS, triton.Config({"STAGES": 1}), key=["width_class"])
@@ -230,7 +231,7 @@ def _gradients_of_items(
     feature_ptr: tl.tensor,
     item_feature: tl.tensor,
     item_ptr: tl.tensor,
-    split_ptr: tl.tensor,
+    slot_ptr: tl.tensor,
     width: tl.tensor,
     n_entries: tl.tensor,
     n_features: tl.tensor,
@@ -273,8 +274,8 @@ def _gradients_of_items(
                 tl.store(d_value + block.to(tl.int64) * n_entries + e, tl.sum(g * w[None, :], 1), mask=live)
         if WEIGHTS:
             row_sum = tl.sum(total, 0)
-            slot = tl.load(split_ptr + f)
-            if tl.load(split_ptr + f + 1) > slot:
+            slot = tl.load(slot_ptr + f)
+            if tl.load(slot_ptr + f + 1) > slot:
                 tl.store(workspace + (slot + chunk) * width + columns, row_sum, mask=inside)
             else:
                 tl.store(d_weight + f * out_stride + columns, row_sum, mask=inside)
@@ -284,19 +285,21 @@ def _gradients_of_items(
 def _sum_of_chunks(
     d_weight: tl.tensor,
     workspace: tl.tensor,
-    split_feature: tl.tensor,
-    split_ptr: tl.tensor,
+    slot_feature: tl.tensor,
+    slot_ptr: tl.tensor,
     width: tl.tensor,
     n_features: tl.tensor,
     out_stride: tl.tensor,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    f = tl.load(split_feature + tl.program_id(0))
-    if f < n_features:
+    # the program of a feature's first row sums them all
+    first = tl.program_id(0).to(tl.int64)
+    f = tl.load(slot_feature + first)
+    if (f < n_features) & (tl.load(slot_ptr + f) == first):
         columns = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
         inside = columns < width
-        first, last = tl.load(split_ptr + f), tl.load(split_ptr + f + 1)
+        last = tl.load(slot_ptr + f + 1)
         total = tl.full((BLOCK_N, BLOCK_C), 0, workspace.dtype.element_ty)
         for at in tl.range(first, last, BLOCK_N):
             slot = at + tl.arange(0, BLOCK_N)

@@ -61,6 +61,25 @@ def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> Spa
     return _compact(x_BD, weight_FD, bias_F, largest)
 
 
+def encode_at_most(
+    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, room: int
+) -> tuple[SparseActivations, Tensor]:
+    """As `encode`, on a GPU, without waiting for it: entries that are not exact (`SparseActivations`), with room for so many,
+    and how many there are (0-d). When these are more than ``room``, the entries are wrong."""
+    from circuit_tracer.kernels.encode import triton
+
+    return triton.encode_at_most(x_BD, weight_FD, bias_F, cut_F, room)
+
+
+def encode_top_k_at_most(
+    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int, room: int
+) -> tuple[SparseActivations, Tensor]:
+    """The same of `encode_top_k`; room is needed for candidates, somewhat more than k a token. k is positive."""
+    from circuit_tracer.kernels.encode import triton
+
+    return triton.encode_top_k_at_most(x_BD, weight_FD, bias_F, min(k, weight_FD.shape[0]), room)
+
+
 def _compact(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, select: Callable[[Tensor], Tensor]) -> SparseActivations:
     n_rows, n_features = x_BD.shape[0], weight_FD.shape[0]
     weight_FD, bias_F = weight_FD.to(x_BD.dtype), bias_F.to(x_BD.dtype)

@@ -15,9 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from circuit_tracer.kernels.launch import BLOCK_SUMMED, INTERPRETED, accumulator, dot, kernel, product, settled, tuned
-from circuit_tracer.kernels.sparse_activations import SparseActivations
+from circuit_tracer.kernels.sparse_activations import SparseActivations, largest_of_rows
 
 BLOCK_F = 16 if INTERPRETED else 128
+BLOCK_PLACED = 64 if INTERPRETED else 1024  # entries that a program puts in their places
 GROUP = 4 if INTERPRETED else 16  # features whose largest pre-activation stands for them in a search for the k largest
 # Tiles of tokens that pass over all features together: their inputs stay in the L2 cache.
 TILES_TOGETHER = 2 if INTERPRETED else 32
@@ -28,55 +29,82 @@ ROOM = 32
 
 def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> SparseActivations:
     """As `circuit_tracer.kernels.encode.encode`."""
-    row_ptr, feature, value = _encode_op(x_BD, weight_FD, bias_F, cut_F, None)
+    row_ptr, feature, value = _encode_op(x_BD, weight_FD, bias_F, cut_F)
     return SparseActivations(row_ptr, feature, value, weight_FD.shape[0])
 
 
+def encode_at_most(
+    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, room: int, floor_B: Tensor | None = None
+) -> tuple[SparseActivations, Tensor]:
+    """As `circuit_tracer.kernels.encode.encode_at_most`; of tokens with a floor, only what is not below it."""
+    n_rows, n_features = x_BD.shape[0], weight_FD.shape[0]
+    n_tiles, device = triton.cdiv(n_features, BLOCK_F), x_BD.device
+    n_counts = n_rows * n_tiles
+    ptr, feature = torch.zeros(n_counts + 1 + room, dtype=torch.int64, device=device).split([n_counts + 1, room])
+    value = _values(x_BD, room).zero_()
+    if not (n_counts and room):
+        return SparseActivations(ptr.new_zeros(n_rows + 1), feature, value, n_features, exact=False), ptr[-1]
+    used_and_counts = torch.zeros(1 + n_counts, dtype=torch.int32, device=device)
+    used, count_BK = used_and_counts[:1], used_and_counts[1:].view(n_rows, n_tiles)
+    slot_BK = torch.empty_like(count_BK)
+    listed = torch.empty(2, room, dtype=torch.int32, device=device)
+    listed_value = torch.empty_like(value)
+    _list_op(listed_value, listed, count_BK, slot_BK, used, x_BD, weight_FD, bias_F, cut_F, floor_B)
+    torch.cumsum(count_BK.flatten(), 0, out=ptr[1:])
+    _place_op(feature, value, listed_value, listed, ptr, slot_BK, used)
+    row_ptr = ptr[::n_tiles].clamp(max=room)  # what has no room is not pointed at
+    return SparseActivations(row_ptr, feature, value, n_features, exact=False), ptr[-1]
+
+
 def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> SparseActivations:
-    """As `circuit_tracer.kernels.encode.encode_top_k`: one product bounds the k-th largest from below, a second finds them."""
-    n_features = weight_FD.shape[0]
+    """As `circuit_tracer.kernels.encode.encode_top_k`."""
+    room = 2 * k * x_BD.shape[0]
+    while True:
+        entries, found = encode_top_k_at_most(x_BD, weight_FD, bias_F, k, room)
+        n_found, n_entries = torch.stack([found, entries.row_ptr[-1]]).tolist()
+        if n_found <= room:
+            return entries.first(n_entries)
+        room = n_found
+
+
+def encode_top_k_at_most(
+    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int, room: int
+) -> tuple[SparseActivations, Tensor]:
+    """As `circuit_tracer.kernels.encode.encode_top_k_at_most`: one product bounds the k-th largest from below, a second finds
+    them."""
     zero_F = torch.zeros_like(bias_F)
+    if not (x_BD.shape[0] and weight_FD.shape[0]):
+        return encode_at_most(x_BD, weight_FD, bias_F, zero_F, room)
     floor_B = _floor_op(x_BD, weight_FD, bias_F, k)
-    row_ptr, feature, value = _encode_op(x_BD, weight_FD, bias_F, zero_F, floor_B)
-    entries = SparseActivations(row_ptr, feature, value, n_features)
-    return entries.keep(entries.value >= kth_largest(entries, k)[entries.row])
-
-
-def kth_largest(entries: SparseActivations, k: int) -> Tensor:
-    """(B,) the k-th largest value of each token, -inf where there are fewer."""
-    descending = torch.argsort(entries.value, descending=True, stable=True)
-    order = descending[torch.argsort(entries.row[descending], stable=True)]
-    last = entries.row_ptr[:-1] + k - 1
-    enough = last < entries.row_ptr[1:]
-    result = entries.value.new_full((entries.n_rows,), -torch.inf)
-    result[enough] = entries.value[order[last[enough]]]
-    return result
+    entries, found = encode_at_most(x_BD, weight_FD, bias_F, zero_F, room, floor_B)
+    last_B = largest_of_rows(entries, k)[:, -1]
+    return entries.moved_up(entries.value >= last_B[entries.row.clamp(max=entries.n_rows - 1)]), found
 
 
 @torch.library.custom_op("circuit_tracer_kernels::encode", mutates_args=())
-def _encode_op(
-    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, floor_B: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(row_ptr, feature, value) of the entries above cut_F and not below floor_B."""
+def _encode_op(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(row_ptr, feature, value) of the entries above cut_F. Waits for their number, and where there was no room for them takes
+    the product again."""
     n_rows, n_features = x_BD.shape[0], weight_FD.shape[0]
     step = max(1, MAX_PRE_ACTIVATIONS // max(1, n_features))
     ptrs, features, values = [torch.zeros(1, dtype=torch.int64, device=x_BD.device)], [], []
     for start in range(0, n_rows, step):
-        rows = slice(start, start + step)
-        floor = None if floor_B is None else floor_B[rows]
-        ptr, feature, value = _encode_rows(x_BD[rows], weight_FD, bias_F, cut_F, floor)
-        ptrs.append(ptr[1:] + ptrs[-1][-1])
-        features.append(feature)
-        values.append(value)
+        rows = slice(start, min(start + step, n_rows))
+        room, n_entries = 0, (rows.stop - start) * n_features // ROOM + 1
+        while n_entries > room:
+            room = n_entries
+            entries, found = encode_at_most(x_BD[rows], weight_FD, bias_F, cut_F, room)
+            n_entries = int(found)
+        ptrs.append(entries.row_ptr[1:] + ptrs[-1][-1])
+        features.append(entries.feature[:n_entries])
+        values.append(entries.value[:n_entries])
     if not features:
         return ptrs[0], ptrs[0].new_empty(0), _values(x_BD, 0)
     return torch.cat(ptrs), torch.cat(features), torch.cat(values)
 
 
 @_encode_op.register_fake
-def _(
-    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, floor_B: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n_entries = torch.library.get_ctx().new_dynamic_size()
     ptr = x_BD.new_empty(x_BD.shape[0] + 1, dtype=torch.int64)
     return ptr, x_BD.new_empty(n_entries, dtype=torch.int64), _values(x_BD, n_entries)
@@ -87,28 +115,73 @@ def _values(x_BD: Tensor, n_entries: int | torch.SymInt) -> Tensor:
     return x_BD.new_empty(n_entries, dtype=dtype)
 
 
-def _encode_rows(
-    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor, floor_B: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a block of tokens."""
-    n_rows, n_tiles = x_BD.shape[0], triton.cdiv(weight_FD.shape[0], BLOCK_F)
-    count_BK = torch.zeros(n_rows, n_tiles, dtype=torch.int32, device=x_BD.device)
-    slot_BK = torch.empty_like(count_BK)
-    room = n_rows * weight_FD.shape[0] // ROOM + 1
-    while True:
-        used = torch.zeros(1, dtype=torch.int32, device=x_BD.device)
-        slot_feature = torch.empty(room, dtype=torch.int32, device=x_BD.device)
-        slot_value = _values(x_BD, room)
-        if n_tiles:
-            _launch(x_BD, weight_FD, bias_F, cut_F, floor_B, slot_value, slot_feature, count_BK, slot_BK, used)
-        n_entries = int(used)
-        if n_entries <= room:
-            break
-        room = n_entries
-    ptr = torch.cat([used.new_zeros(1, dtype=torch.int64), count_BK.flatten().cumsum(0)])
-    tile = torch.repeat_interleave(count_BK.flatten().long(), output_size=n_entries)
-    slot = slot_BK.flatten()[tile] + torch.arange(n_entries, device=x_BD.device) - ptr[tile]
-    return ptr[:: max(1, n_tiles)][: n_rows + 1], slot_feature[slot].long(), slot_value[slot]
+@torch.library.custom_op(
+    "circuit_tracer_kernels::encode_list", mutates_args=("value", "listed", "count_BK", "slot_BK", "used")
+)
+def _list_op(
+    value: Tensor,
+    listed: Tensor,
+    count_BK: Tensor,
+    slot_BK: Tensor,
+    used: Tensor,
+    x_BD: Tensor,
+    weight_FD: Tensor,
+    bias_F: Tensor,
+    cut_F: Tensor,
+    floor_B: Tensor | None,
+) -> None:
+    """The list of the README, (feature, tile) and value, its counts and places; of blocks of tokens one after the other, in one
+    list. Tiles are numbered token by token."""
+    step = max(1, MAX_PRE_ACTIVATIONS // weight_FD.shape[0])
+    for start in range(0, x_BD.shape[0], step):
+        rows = slice(start, start + step)
+        floor = None if floor_B is None else floor_B[rows]
+        _launch(
+            x_BD[rows],
+            weight_FD,
+            bias_F,
+            cut_F,
+            floor,
+            value,
+            listed,
+            count_BK[rows],
+            slot_BK[rows],
+            used,
+            first_row=start,
+        )
+
+
+@torch.library.custom_op("circuit_tracer_kernels::encode_place", mutates_args=("feature", "value"))
+def _place_op(
+    feature: Tensor, value: Tensor, listed_value: Tensor, listed: Tensor, ptr: Tensor, slot_BK: Tensor, used: Tensor
+) -> None:
+    """Put the entries of the list where they belong by token and feature."""
+    room = feature.shape[0]
+    _place[(triton.cdiv(room, BLOCK_PLACED),)](
+        feature, value, listed_value, listed, ptr, slot_BK, used, room, BLOCK=BLOCK_PLACED
+    )
+
+
+@kernel
+def _place(
+    feature: tl.tensor,
+    value: tl.tensor,
+    listed_value: tl.tensor,
+    listed: tl.tensor,
+    ptr: tl.tensor,
+    slot: tl.tensor,
+    used: tl.tensor,
+    room: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = at < tl.minimum(tl.load(used), room)
+    tile = tl.load(listed + room + at, mask=live, other=0).to(tl.int64)
+    # tiles begin where their tokens say, and keep the order within them
+    place = tl.load(ptr + tile, mask=live, other=0) + at - tl.load(slot + tile, mask=live, other=0)
+    live = live & (place < room)
+    tl.store(feature + place, tl.load(listed + at, mask=live, other=0).to(tl.int64), mask=live)
+    tl.store(value + place, tl.load(listed_value + at, mask=live, other=0), mask=live)
 
 
 @torch.library.custom_op("circuit_tracer_kernels::encode_floor", mutates_args=())
@@ -146,6 +219,7 @@ def _launch(
     slot_BK: Tensor,
     used: Tensor,
     group: int = 0,
+    first_row: int = 0,
 ) -> None:
     (n_rows, width), n_features = x_BD.shape, weight_FD.shape[0]
     kind = product(x_BD.dtype, weight_FD.dtype)
@@ -161,6 +235,7 @@ def _launch(
         cut_F,
         _values(x_BD, 0) if floor_B is None else floor_B,
         value.shape[0],
+        first_row,
         n_rows,
         n_features,
         width,
@@ -202,6 +277,7 @@ def _encode(
     cut: tl.tensor,
     floor: tl.tensor,
     room: tl.tensor,
+    first_row: tl.tensor,
     n_rows: tl.tensor,
     n_features: tl.tensor,
     width: tl.tensor,
@@ -251,7 +327,9 @@ def _encode(
             keep = keep & (pre >= tl.load(floor + row, mask=live_row, other=0).to(TYPE)[:, None])
         kept = keep.to(tl.int32)
         in_row = tl.sum(kept, 1)
-        first = tl.atomic_add(used, tl.sum(in_row, 0)) + tl.cumsum(in_row, 0) - in_row
+        # a sum of two-dimensional counts: of one-dimensional ones, Triton 3.7 finds no layout for Blackwell
+        total = tl.sum(tl.sum(kept, 1, keep_dims=True), 0)
+        first = tl.atomic_add(used + tl.arange(0, 1), total) + tl.cumsum(in_row, 0) - in_row
         at_tile = row.to(tl.int64) * n_tiles + tile
         tl.store(count + at_tile, in_row, mask=live_row)
         tl.store(slot + at_tile, first, mask=live_row)
@@ -259,3 +337,5 @@ def _encode(
         keep = keep & (into < room)
         tl.store(value + into, pre, mask=keep)
         tl.store(feature + into, tl.broadcast_to(f[None, :], (BLOCK_B, BLOCK_F)), mask=keep)
+        number = (first_row + row) * n_tiles + tile
+        tl.store(feature + room + into, tl.broadcast_to(number[:, None], (BLOCK_B, BLOCK_F)), mask=keep)

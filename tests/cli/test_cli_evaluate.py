@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from circuit_tracer.transcoders import save_transcoders
 from tests.support.command import TEXT, Folders, Run
@@ -148,3 +149,66 @@ def test_defaults_are_those_of_configurations(run: Run, folders: Folders, text: 
     section, found = EvaluationSection(), outcome.json["conditions"]["settings"]
     assert (found["tokens"], found["replacement_tokens"]) == (section.tokens, section.replacement_tokens)
     assert found["prompts"] == section.prompts
+
+
+def autoencoders(folder: Path, model: str, layers: tuple[int, ...] = (0, 2), point: str = "hook_resid_post") -> Path:
+    """SAELens's files, as the trainer writes them."""
+    dictionary = tiny_transcoder("plt", torch.float32, activation="jump_relu")
+    for layer in layers:
+        one, place = dictionary[layer], folder / f"layer_{layer}"
+        place.mkdir(parents=True)
+        tensors = {"W_enc": one.W_enc.T, "W_dec": one.W_dec, "b_enc": one.b_enc, "b_dec": one.b_dec}
+        threshold = dictionary.activation(layer).threshold.expand(len(one.b_enc))  # type: ignore[attr-defined]
+        save_file({name: t.detach().clone().contiguous() for name, t in (tensors | {"threshold": threshold}).items()},
+                  place / "sae_weights.safetensors")  # fmt: skip
+        metadata = {"model_name": model, "hook_name": f"blocks.{layer}.{point}", "sae_lens_version": "6.0.0"}
+        described = {"architecture": "jumprelu", "d_in": 16, "d_sae": 20, "dtype": "float32", "metadata": metadata}
+        (place / "cfg.json").write_text(json.dumps(described), encoding="utf-8")
+    return folder
+
+
+def test_autoencoders_are_measured_shown_and_not_traced(run: Run, folders: Folders, text: Path, tmp_path: Path) -> None:
+    saes = autoencoders(tmp_path / "saes", folders.model)
+    outcome = run("evaluate", "-t", saes, "--data", text, "--context-length", 24, "-o", tmp_path / "report")
+    assert outcome.code == 0, outcome.err
+    assert "stream zero" in outcome.out
+    assert "not measured: Graphs of prompts" in outcome.out
+    found = json.loads((tmp_path / "report" / "evaluation.json").read_text(encoding="utf-8"))
+    assert found["conditions"]["layers"] == [0, 2]
+    assert len(found["results"]["dictionary"]["spliced"]) == 2
+    card = (tmp_path / "report" / "README.md").read_text(encoding="utf-8")
+    assert "circuit-tracer evaluate" in card
+    assert "circuit-tracer attribute" not in card
+    shown = run("info", saes, "-m", folders.model, "--json").json
+    assert (shown["what"], shown["layers_with_autoencoders"]) == ("sparse autoencoders", [0, 2])
+    assert (shown["reads_and_writes"], shown["activation"]) == ("hook_resid_post", "jump_relu")
+    refused = run("attribute", "-t", saes, "-m", folders.model, "-p", TEXT, "-o", tmp_path / "graph.safetensors")
+    assert refused.code == 2
+    assert "replaces no MLP" in refused.err
+    assert "circuit-tracer evaluate" in " ".join(refused.err.split())
+    beside = run("evaluate", "-t", saes, "--data", text, "--per-layer-baseline", folders.transcoder)
+    assert beside.code == 2
+    assert "no transcoders are measured beside" in " ".join(beside.err.split())
+    hooks = run("evaluate", "-t", saes, "--data", text, "--feature-input-hook", "mlp.hook_in")
+    assert hooks.code == 2
+    assert "leave --feature-input-hook out" in " ".join(hooks.err.split())
+
+
+def test_autoencoders_of_another_place_or_model_are_refused(run: Run, folders: Folders, tmp_path: Path) -> None:
+    elsewhere = autoencoders(tmp_path / "attention", folders.model, point="hook_attn_out")
+    refused = run("info", elsewhere)
+    assert refused.code == 2
+    assert "autoencoders of the residual stream" in " ".join(refused.err.split())
+    far = autoencoders(tmp_path / "far", folders.model, layers=(1,))
+    (far / "layer_1").rename(far / "layer_7")
+    assert "stands at layer 7" in " ".join(run("info", far).err.split())
+    cfg = far / "layer_7" / "cfg.json"
+    cfg.write_text(cfg.read_text().replace("blocks.1.", "blocks.7."))
+    assert "layers [7] of d_model 16" in " ".join(run("info", far, "-m", folders.model).err.split())
+
+
+def test_graphs_and_what_belongs_to_them_contradict_no_graphs(run: Run, folders: Folders, text: Path) -> None:
+    for option in (["--held-out-prompts", 3], ["--faithfulness"]):
+        outcome = run("evaluate", "-t", folders.transcoder, "--data", text, "--no-graphs", *option)
+        assert outcome.code == 2
+        assert "contradict" in outcome.err

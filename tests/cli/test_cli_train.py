@@ -38,7 +38,13 @@ def config(folders: Folders, tmp_path: Path) -> Path:
         "dictionary": {"features": 32},
         "sparsity": {"active": 4.0},
         "optimizer": {"warmup_steps": 1},
-        "evaluation": {"tokens": 64, "replacement_tokens": 32, "prompts": [], "random_baseline": False},
+        "evaluation": {
+            "tokens": 64,
+            "replacement_tokens": 32,
+            "prompts": [],
+            "held_out_prompts": 0,
+            "random_baseline": False,
+        },
         "run": {"out": str(tmp_path / "run"), "tokens": 128, "batch": 32, "log_every": 1, "checkpoint_every_steps": 2},
     }
     path = tmp_path / "config.yaml"
@@ -189,7 +195,18 @@ def test_a_tiny_run_and_its_continuation(
     resumed = run("train", tmp_path / "run", "--resume")  # the folder knows its configuration
     assert resumed.code == 0, resumed.err
     assert load(tmp_path / "run") == load(config)
+    longer = run("train", tmp_path / "run", "--resume", "--run.tokens", 160)
+    assert longer.code == 0, longer.err
+    assert "from here on: run.tokens 128 -> 160" in " ".join(longer.err.split())
+    assert "step 5/5" in longer.err
+    assert load(tmp_path / "run").run.tokens == 160
+    refused = run("train", tmp_path / "run", "--resume", "--dictionary.features", 64)
+    assert refused.code == 2
+    assert "dictionary.features (32 -> 64): the weights are of that kind" in " ".join(refused.err.split())
+    refused = run("train", config, "--run.out", tmp_path / "tuned", "--run.start_from", tmp_path / "nothing")
+    assert refused.code == 2
+    assert f"no such folder: {tmp_path / 'nothing'}" in " ".join(refused.err.split())
     monkeypatch.setattr(trainer, "train", interrupted)
     outcome = run("train", tmp_path / "run", "--resume")
     assert outcome.code == 130
-    assert f"step 4 is kept; go on later with: circuit-tracer train {tmp_path / 'run'} --resume" in outcome.err
+    assert f"step 5 is kept; go on later with: circuit-tracer train {tmp_path / 'run'} --resume" in outcome.err

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from safetensors.torch import save_file
 from circuit_tracer import http
 from circuit_tracer.cli.prompts import read_jobs
 from circuit_tracer.cli.steer import _vector
+from circuit_tracer.errors import ResourceError
 from circuit_tracer.features import neuronpedia_labels
 from circuit_tracer.features.build_folder import BuildFolder
 from circuit_tracer.features.chat import ChatModel
@@ -27,7 +30,7 @@ from circuit_tracer.features.labels import Label, describe, load_labels, write_l
 from circuit_tracer.features.summary import BINS, Examples, Keep, LayerSummary
 from circuit_tracer.files import read_bytes, read_json
 from circuit_tracer.files.digests import sealed, write_sealed
-from circuit_tracer.files.tensors import open_tensor_file
+from circuit_tracer.files.tensors import open_tensor_file, unpack_tensors
 from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.formats import read_graph, write_graph
 from circuit_tracer.graph.files.graph_index import INDEX_NAME, read_index, usable_entries
@@ -40,10 +43,14 @@ from circuit_tracer.text.parquet import ParquetFiles
 from circuit_tracer.text.text_files import TextFiles
 from circuit_tracer.text.token_files import TokenFiles
 from circuit_tracer.training.config.files import dump, load, preset_names
+from circuit_tracer.training.data.given import wire, write_activations
+from circuit_tracer.training.data.given.description import check_rows
+from circuit_tracer.training.data.given.shards import Shards
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.log import JsonLog
 from circuit_tracer.transcoders import load_transcoder_from_hub
+from circuit_tracer.transcoders.autoencoders import load_autoencoders
 from circuit_tracer.viewer.server.columns import Columns
 from circuit_tracer.viewer.server.head_table import read_head_table
 from tests.support.data_cases import batches, config, stream, texts, write_jsonl
@@ -162,6 +169,18 @@ def _write_saelens(folder: Path) -> None:
         path.mkdir()
         save_file({name: uniform(*shape).abs() for name, shape in named.items()}, path / "sae_weights.safetensors")
         (path / "cfg.json").write_text(json.dumps({"architecture": "jumprelu_transcoder", "d_in": D, "d_sae": F}))
+
+
+def _write_autoencoders(folder: Path) -> None:
+    _write_saelens(folder)
+    for layer in range(L):
+        described = {"architecture": "jumprelu", "d_in": D, "d_sae": F, "hook_name": f"blocks.{layer}.hook_resid_post"}
+        (folder / f"layer_{layer}" / "cfg.json").write_text(json.dumps(described))
+
+
+def _autoencoders(folder: Path) -> Any:
+    loaded = load_autoencoders(folder)
+    return loaded.layers, loaded.dictionary(torch.linspace(-1, 1, L * 3 * D).reshape(L, 3, D))
 
 
 def _published(name: str) -> Reader:
@@ -357,6 +376,50 @@ def _write_direction(folder: Path) -> None:
     save_file({"v": uniform(D)}, folder / "v.safetensors")
 
 
+def _write_packed_lines(folder: Path) -> None:
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts(5))
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
+
+
+def _some_rows() -> dict[str, torch.Tensor]:
+    return {"x": uniform(F, L, D), "y": uniform(F, L, D), "document": torch.arange(F)}
+
+
+def _write_rows(folder: Path) -> None:
+    hooks = {"input_hook": "mlp.hook_in", "output_hook": "mlp.hook_out"}
+    write_activations(folder, [_some_rows()], model="tiny", layers=range(L), **hooks, shard_bytes=300)
+
+
+def _rows(folder: Path) -> Any:
+    source = Shards(str(folder))
+    found = list(source.parts(0, False))
+    for part in found:
+        check_rows(part, source.description, str(folder))
+    return [source.description.facts(), found]
+
+
+def _write_message(folder: Path) -> None:
+    header = json.dumps({"kind": "rows", "first": 0, "rows": F}).encode()
+    payload = wire.packed(_some_rows())
+    prefix = wire.PREFIX.pack(wire.MAGIC, len(header), len(payload))
+    (folder / "message.bin").write_bytes(prefix + header + payload)
+
+
+@dataclass
+class _Connection:
+    recv: Callable[[int], bytes]
+
+
+def _message(folder: Path) -> Any:
+    """As a client gets it from a connection that ends behind it."""
+    sent = io.BytesIO(read_bytes(folder / "message.bin", 2**20))
+    try:
+        header, payload = wire.receive(cast(socket.socket, _Connection(sent.read)), "the server")
+    except ConnectionError as error:  # after which the client tries again
+        raise ResourceError(str(error)) from error
+    return [header, unpack_tensors(payload, "a message")]
+
+
 def _documents(source: Any) -> Any:
     return [
         document for document, _ in islice(source.read(None), 1000)
@@ -421,6 +484,7 @@ READERS: tuple[Reader, ...] = (
     Reader("npz, packed", lambda folder: _write_npz(folder, pack=True), _dictionary, sealed=True),
     Reader("sparsify", _write_sparsify, _dictionary),
     Reader("SAELens", _write_saelens, _dictionary),
+    Reader("autoencoders", _write_autoencoders, _autoencoders),
     _published("clt-training"),
     _published("clt-training-cross-layer"),
     _published("open-moss"),
@@ -439,6 +503,9 @@ READERS: tuple[Reader, ...] = (
     Reader("position in data", _write_position, _position, slow=True),
     Reader("parquet", _write_parquet, lambda folder: _documents(ParquetFiles(str(folder), "text"))),
     Reader("JSON lines", _write_lines, lambda folder: _documents(JsonLines(str(folder), "text"))),
+    Reader("packed JSON lines", _write_packed_lines, lambda folder: _documents(JsonLines(str(folder), "text"))),
+    Reader("given activations", _write_rows, _rows),
+    Reader("message of activations", _write_message, _message),
     Reader("text", _write_text, lambda folder: _documents(TextFiles(str(folder)))),
     Reader("token arrays", _write_array, lambda folder: _documents(TokenFiles(str(folder), 5))),
     Reader("token tensors", _write_tensor, lambda folder: _documents(TokenFiles(str(folder), 5))),

@@ -16,7 +16,7 @@ from circuit_tracer.kernels.operations import OPERATIONS
 pytest.importorskip("triton", reason="triton is not installed here")
 pytestmark = [pytest.mark.slow("some two hundred compilations"), pytest.mark.timeout(1800)]
 
-SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}  # what a block may have of an A100, of an H100 or H200
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # what a block may have of an A100, H100 or H200, B200
 
 
 @pytest.mark.parametrize("capability", SHARED_BYTES, ids=lambda capability: f"sm_{capability}")

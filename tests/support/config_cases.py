@@ -70,13 +70,16 @@ def configs(draw: st.DrawFn) -> TrainingConfig:
     )
     features, batch = draw(st.integers(32, 2**17)), draw(st.integers(1, 2**14))
     steps = draw(st.integers(1, 10**6))
+    sparsity, start_from = draw(_sparsity(activation, kind, steps * batch)), draw(st.none() | TEXT)
+    if start_from is not None and sparsity.get("active_at_start") is None:
+        sparsity.pop("anneal", None)
     return TrainingConfig.model_validate(
         {
             "model": {"name": draw(TEXT), **draw(_section(revision=st.none() | TEXT, dtype=DTYPES))}
             | draw(_section(device=st.sampled_from(["auto", "cpu", "cuda", "cuda:3", "mps"]))),
-            "data": {"path": draw(TEXT), "buffer_tokens": batch * draw(st.integers(1, 50)), **draw(_data())},
+            "data": {"buffer_tokens": batch * draw(st.integers(1, 50)), **draw(_data())},
             "dictionary": {"kind": kind, "features": features, **draw(_dictionary(kind))},
-            "sparsity": {"activation": activation, **draw(_sparsity(activation, kind, steps * batch))},
+            "sparsity": {"activation": activation, **sparsity},
             "optimizer": {"warmup_steps": draw(st.integers(0, steps // 2)), "decay": draw(st.floats(0, 0.5))}
             | draw(_section(learning_rate=st.none() | _floats(0, 1), eps=_floats(0, 1), beta1=st.floats(0, 0.99))),
             "evaluation": draw(
@@ -87,7 +90,8 @@ def configs(draw: st.DrawFn) -> TrainingConfig:
                     **({} if kind == "sae" else {"per_layer_baseline": st.none() | TEXT}),
                 )
             ),
-            "run": {"out": draw(TEXT), "tokens": steps * batch, "batch": batch}
+            "run": {"out": draw(TEXT), "tokens": steps * batch, "batch": batch, "start_from": start_from}
+            | draw(_section(schedule_tokens=st.none() | st.integers(steps * batch, 2 * steps * batch)))
             | draw(_section(seed=st.integers(0, 2**63 - 1), wandb=st.none() | TEXT, tensorboard=st.booleans())),
         }
     )
@@ -102,7 +106,12 @@ def _data(draw: st.DrawFn) -> dict[str, Any]:
     if kind not in ("text", "tokens"):
         own["field"] = TEXT
     own |= {"cache": st.none() | TEXT, "buffer_place": st.sampled_from(["device", "pinned", "disk"])}
-    return {"kind": kind, **draw(_section(**own))}
+    found = {"kind": kind, **draw(_section(**own))}
+    if not draw(st.booleans()):
+        return {**found, "path": draw(TEXT)}
+    found.pop("name", None)
+    part = st.fixed_dictionaries({"path": TEXT, "weight": _floats(0, 9)}, optional={"kind": st.just(kind)})
+    return {**found, "mixture": draw(st.lists(part, min_size=1, max_size=3))}
 
 
 def _dictionary(kind: str) -> st.SearchStrategy[dict[str, Any]]:

@@ -24,15 +24,17 @@ MOMENTS: dict[str, tuple[Any, str]] = {
 }
 
 
-def go_on(run: Run, folder: Path, moment: str | None = None, calls: int = 0, pause: float = 0.0) -> int:
+def go_on(
+    run: Run, folder: Path, moment: str | None = None, calls: int = 0, pause: float = 0.0, background: bool = False
+) -> int:
     """Run from the last checkpoint to the end, unless killed right before call ``calls`` of ``moment``.
 
-    Returns the step it began with. ``pause``: seconds a step takes longer.
+    Returns the step it began with. ``pause``: seconds a step takes longer. ``background``: checkpoints are written by a thread.
     """
     if moment is not None:
         owner, name = MOMENTS[moment]
         setattr(owner, name, _deadly(getattr(owner, name), calls))
-    going = run.loop(folder, run__checkpoint_every_steps=2)
+    going = run.loop(folder, background=background, run__checkpoint_every_steps=2)
     begun, genuine = going.state.step, going.stream.next
 
     def slower() -> Any:

@@ -9,10 +9,17 @@ from torch import Tensor
 
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.training.evaluation import EvaluationSettings
+from circuit_tracer.training.evaluation.results import REPLACEMENT_NUMBERS, Replacement
 from circuit_tracer.transcoders import CrossLayerTranscoder, ReLU, SingleLayerTranscoder, Transcoders, TranscoderSet
 from tests.support.tiny import tiny_model, tiny_transcoder
 
 ALL_TOKENS = EvaluationSettings(max_norm_ratio=None, random_baseline=False)
+
+
+def numbers_of(found: Replacement | None) -> dict[str, float]:
+    """The numbers of a replacement by name, without intervals."""
+    assert found is not None
+    return {name: getattr(found, name) for name in REPLACEMENT_NUMBERS}
 
 
 def parts_of(name: str = "llama", dtype: torch.dtype = torch.float64, **overrides: Any) -> ModelParts:

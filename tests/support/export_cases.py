@@ -60,7 +60,7 @@ def exported(run: Run, folder: Path, layers: list[int] | None = None, **changes:
     loop = run.loop(folder / "checkpoints", **changes)
     loop.run()
     levels = None
-    if rule_of(loop.config.sparsity).has_budget:
+    if rule_of(loop.config.sparsity).needs_level:
         x_SBD = normalised(run.stream().batch(100), loop.state.normalisation).x_SBD
         levels = level_scores(
             loop.state.dictionary, [x_SBD], loop.config.sparsity, loop.state.running_cut, FeatureRanks()
@@ -74,7 +74,7 @@ def dense(made: Exported) -> tuple[list[Tensor], Tensor]:
     """Activations (B, F) of every source and outputs (B, S, D) in the model's own space, in float64.
 
     Written from the method's formulas (training/README.md §§2-4): nothing is shared with the step or the export. Active is
-    what the training rule keeps; of topk, which no threshold can follow token by token, what is above the source's level.
+    what the training rule keeps.
     """
     x_BSD, _ = made.inputs()
     space, model = made.state.normalisation, made.state.dictionary
@@ -87,9 +87,6 @@ def dense(made: Exported) -> tuple[list[Tensor], Tensor]:
         mask_BF = torch.zeros_like(pre_BF, dtype=torch.bool)
         entries = selection.entries[source].keep(selection.active[source])
         mask_BF[entries.row, entries.feature] = True
-        if made.run.activation == "topk":
-            assert made.levels is not None
-            mask_BF = pre_BF > made.levels[source]
         activations.append(pre_BF * mask_BF)
         written_FTD = model.W_dec[source].double().view(len(model.W_dec[source]), -1, x_BSD.shape[2])
         for slot in range(written_FTD.shape[1]):

@@ -39,14 +39,17 @@ class Run:
     activation: str = "batch_topk"
     dtype: str = "float32"
     jacobian: bool = False
+    moments: str = "float32"
     steps: int = STEPS
     seed: int = 5
     features: int = FEATURES
     width: int = WIDTH
     batch: int = BATCH
+    optimizer: tuple[tuple[str, Any], ...] = ()  # further keys of that section
 
     def __str__(self) -> str:
-        return f"{self.kind}-{self.activation}-{self.dtype}{'-jacobian' if self.jacobian else ''}"
+        narrow = "" if self.moments == "float32" else f"-{self.moments}-moments"
+        return f"{self.kind}-{self.activation}-{self.dtype}{narrow}{'-jacobian' if self.jacobian else ''}"
 
     def config(self, out: Path | str = "unused", **changes: Any) -> TrainingConfig:
         """Its configuration; every loss has a weight, features are dead after two silent steps. Changes: section__key."""
@@ -65,7 +68,9 @@ class Run:
             "data": {"path": "memory", "buffer_tokens": self.batch},
             "dictionary": {"kind": self.kind, "features": self.features},
             "sparsity": sparsity,
-            "optimizer": {"warmup_steps": 2, "learning_rate": 0.02},
+            "optimizer": {
+                "warmup_steps": 2, "learning_rate": 0.02, "moments": self.moments, **dict(self.optimizer),
+            },
             "evaluation": {},
             "run": {
                 "out": str(out), "tokens": self.steps * self.batch, "batch": self.batch, "seed": self.seed,
@@ -83,9 +88,9 @@ class Run:
             config = config.model_copy(update={"dictionary": dictionary})
         return config
 
-    def stream(self, n_batches: int | None = None) -> MemoryStream:
-        """Its batches, or only the first of them."""
-        return MemoryStream(self, n_batches)
+    def stream(self, n_batches: int | None = None, ranks: FeatureRanks | None = None) -> MemoryStream:
+        """Its batches, or only the first of them; of each the share of a rank."""
+        return MemoryStream(self, n_batches, (ranks or FeatureRanks()).tokens(self.batch))
 
     def space(self) -> Normalisation:
         """Means and scales of its batches."""
@@ -110,11 +115,25 @@ class Run:
         return state
 
     def loop(
-        self, folder: Path, n_batches: int | None = None, ranks: FeatureRanks | None = None, **changes: Any
+        self,
+        folder: Path,
+        n_batches: int | None = None,
+        ranks: FeatureRanks | None = None,
+        background: bool = False,
+        **changes: Any,
     ) -> Loop:
         """A loop at the start, or at the last checkpoint in ``folder`` if there is one."""
-        ranks, config = ranks or FeatureRanks(), self.config(folder, **changes)
-        loop = Loop(config, self.state(ranks), self.stream(n_batches), ranks, Recorder(), folder, {"fact": str(self)})
+        ranks, config, facts = ranks or FeatureRanks(), self.config(folder, **changes), {"fact": str(self)}
+        loop = Loop(
+            config,
+            self.state(ranks),
+            self.stream(n_batches, ranks),
+            ranks,
+            Recorder(),
+            folder,
+            facts,
+            background=background,
+        )
         last = checkpoint.latest(folder)
         if last is not None:
             checkpoint.load_(loop.state, last)
@@ -126,8 +145,8 @@ class Run:
 class MemoryStream:
     """Batches by number: inputs around a mean, outputs a bent function of them."""
 
-    def __init__(self, run: Run, n_batches: int | None = None) -> None:
-        self.run, self.n_batches, self.number = run, n_batches, 0
+    def __init__(self, run: Run, n_batches: int | None = None, share: slice = slice(None)) -> None:
+        self.run, self.n_batches, self.share, self.number = run, n_batches, share, 0
 
     def batch(self, number: int) -> ActivationBatch:
         """Batch ``number``, whatever was asked for before."""
@@ -154,7 +173,12 @@ class MemoryStream:
         if self.number == self.n_batches:
             return None
         self.number += 1
-        return self.batch(self.number - 1)
+        made = self.batch(self.number - 1)
+        if made.y_BSD is made.x_BSD:
+            return ActivationBatch(made.x_BSD[self.share], made.x_BSD[self.share])
+        return ActivationBatch(
+            **{name: tensor[self.share] for name, tensor in vars(made).items() if tensor is not None}
+        )
 
     def state(self) -> dict[str, Any]:
         """How many were handed out."""
@@ -216,6 +240,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 RUNS = [
     *(Run(kind, activation) for kind, activation in product(KINDS, ACTIVATIONS)),
     *(Run("clt", activation, "bfloat16") for activation in ACTIVATIONS),
-    Run("skip", "topk", "bfloat16"),
+    Run("skip", "topk", "bfloat16", moments="int8"),
+    Run("plt", "batch_topk", moments="bfloat16"),
     *(Run(kind, activation, jacobian=True) for kind, activation in [("clt", "batch_topk"), ("skip", "jumprelu")]),
 ]

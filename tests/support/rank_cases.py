@@ -22,9 +22,10 @@ from tests.support.process_cases import die
 
 
 def train(
-    ranks: FeatureRanks, run: Run, folder: Path, until: int | None = None
+    ranks: FeatureRanks, run: Run, folder: Path, until: int | None = None, data_parallel: int = 1
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Go on from the last checkpoint to step ``until`` or the end, and save. Returns reports and what all ranks share."""
+    ranks = ranks.grid(data_parallel)
     loop = run.loop(folder, ranks=ranks)
     if until is None:
         loop.run()
@@ -35,13 +36,21 @@ def train(
     return reports(loop), loop.state.shared_tensors()
 
 
-def train_all(ranks: FeatureRanks, runs: list[Run], folder: Path) -> list[Any]:
+def train_all(ranks: FeatureRanks, runs: list[Run], folder: Path, data_parallel: int = 1) -> list[Any]:
     """Each run in a folder of its name."""
-    return [train(ranks, run, folder / str(run)) for run in runs]
+    return [train(ranks, run, folder / str(run), data_parallel=data_parallel) for run in runs]
 
 
-def levels(ranks: FeatureRanks, run: Run) -> list[float]:
+def train_in_background(ranks: FeatureRanks, run: Run, folder: Path) -> str:
+    """To the end, with a checkpoint after every second step; the last one."""
+    loop = run.loop(folder, ranks=ranks, background=True, run__checkpoint_every_steps=2)
+    loop.run()
+    return str(loop.saved)
+
+
+def levels(ranks: FeatureRanks, run: Run, data_parallel: int = 1) -> list[float]:
     """Calibrated at the start of a run."""
+    ranks = ranks.grid(data_parallel)
     state = run.state(ranks)
     batches = [normalised(run.stream().batch(number), state.normalisation).x_SBD for number in range(2)]
     return level_scores(state.dictionary, batches, run.config().sparsity, None, ranks)

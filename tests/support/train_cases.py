@@ -39,6 +39,7 @@ def settings(folder: Path, out: str, **changes: Any) -> TrainingConfig:
         "evaluation__tokens": 64,
         "evaluation__replacement_tokens": 0,
         "evaluation__prompts": [],
+        "evaluation__held_out_prompts": 0,
         "evaluation__random_baseline": False,
     }
     return config(folder, **few | changes)

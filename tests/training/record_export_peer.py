@@ -6,6 +6,7 @@ PEER/bin/python tests/training/record_export_peer.py outputs [FOLDER]     # in t
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -14,7 +15,16 @@ from safetensors.torch import load_file, save_file
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: what is installed here comes before this repository
 
-from tests.support.export_peer_cases import DICTIONARIES, FOLDER, INPUTS, OUTPUTS, outcomes
+from tests.support.export_peer_cases import (
+    DICTIONARIES,
+    FOLDER,
+    INPUTS,
+    OUTPUTS,
+    REFUSALS,
+    REFUSED,
+    outcomes,
+    refusals,
+)
 
 
 def inputs(folder: Path, **sizes: int) -> None:
@@ -24,7 +34,7 @@ def inputs(folder: Path, **sizes: int) -> None:
     from tests.support.export_cases import exported, random_inputs
     from tests.support.loop_cases import Run
 
-    for name in DICTIONARIES:
+    for name in (*DICTIONARIES, *REFUSED):
         kind, activation, dtype = name.split("-")
         with tempfile.TemporaryDirectory() as temporary:
             run = Run(kind, activation, **sizes)
@@ -39,6 +49,7 @@ def outputs(folder: Path) -> None:
 
     assert version("circuit-tracer") == "0.5.0"
     save_file(outcomes(folder, load_file(folder / INPUTS)["x_LPD"]), folder / OUTPUTS)
+    (folder / REFUSALS).write_text(json.dumps(refusals(folder), indent=1) + "\n")
 
 
 if __name__ == "__main__":

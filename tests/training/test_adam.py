@@ -98,7 +98,7 @@ def test_norms_follow_the_rows(dtype: torch.dtype) -> None:
 
 
 @each_dtype
-def test_moments_are_float32_or_wider(dtype: torch.dtype) -> None:
+def test_moments_are_float32_or_wider_by_default(dtype: torch.dtype) -> None:
     adam = trained(dictionary(dtype), block=3, steps=1)
     wide = torch.promote_types(dtype, torch.float32)
     assert {moment.dtype for moments in (adam.first, adam.second) for moment in moments.values()} == {wide}
@@ -120,6 +120,30 @@ def test_blocks_and_shards_give_the_same_weights(dtype: torch.dtype, parts: int)
         torch.testing.assert_close(joined, weight, rtol=tolerance, atol=tolerance)
         if weight.dtype is torch.bfloat16:  # rounded under other keys, half of them would differ
             assert (joined == weight).float().mean() > 0.95, name
+
+
+@pytest.mark.parametrize("moments", ["bfloat16", "int8"])
+def test_narrow_moments_are_rounded_alike_in_blocks_and_shards(moments: str) -> None:
+    settings = SETTINGS.model_copy(update={"moments": moments})
+
+    def run(owned: slice, block: int) -> Adam:
+        model = dictionary(torch.bfloat16, owned)
+        adam, whole = Adam(model, settings, seed=9), dictionary(torch.bfloat16).tensors()
+        for step in range(5):
+            adam.begin(step, rate(step))
+            grads = gradients(whole, step)
+            hand_over(adam, {name: grad[owned] if "." in name else grad for name, grad in grads.items()}, block)
+        return adam
+
+    whole, halves = run(slice(0, FEATURES), FEATURES), [run(slice(0, 5), 2), run(slice(5, FEATURES), 3)]
+    kept = {"bfloat16": torch.bfloat16, "int8": torch.uint8}[moments]
+    for name, weight in whole.weights.items():
+        assert whole.first[name].dtype is whole.second[name].dtype is (kept if weight.ndim > 1 else torch.float32)
+        if weight.dtype is torch.bfloat16:
+            for part, found in whole.moments(name).items():
+                joined = torch.cat([half.moments(name)[part] for half in halves])
+                # under other random bits every second number would differ; a last bit may change a decision
+                assert (joined == found).float().mean() > 0.95, f"{name}.{part}"
 
 
 def test_rounding_repeats_under_its_seed_and_differs_under_another() -> None:

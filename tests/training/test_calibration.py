@@ -17,7 +17,7 @@ from circuit_tracer.training.config.schema import SparsitySection
 from circuit_tracer.training.export.calibration import level_scores
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.loop import normalised
-from circuit_tracer.training.sparsity import rule_of
+from circuit_tracer.training.sparsity import RULES, rule_of
 from circuit_tracer.training.sparsity.base import Now
 from circuit_tracer.training.step.dictionary import Dictionary
 from tests.support.loop_cases import FEATURES, LAYERS, Run
@@ -56,8 +56,7 @@ def kept_by_threshold(
 def scores_of(model: Dictionary, batches: Batches, settings: SparsitySection, source: int) -> Tensor:
     """All positive scores of a source, the largest first."""
     pre_BF = torch.cat([x_SBD[source] for x_SBD in batches]) @ model.W_enc[source].to(model.b_enc[0]).T
-    scale_F = model.norms[source] if settings.activation == "batch_topk" else 1.0
-    scores = ((pre_BF + model.b_enc[source]) * scale_F).flatten()
+    scores = ((pre_BF + model.b_enc[source]) * model.norms[source]).flatten()
     return scores[scores > 0].sort(descending=True).values
 
 
@@ -78,10 +77,9 @@ def check(model: Dictionary, batches: Batches, settings: SparsitySection) -> lis
 
 
 @pytest.mark.parametrize("kind", ["clt", "plt", "skip", "sae"])
-@pytest.mark.parametrize("activation", ["batch_topk", "topk"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_layer_keeps_as_many_as_the_training_rule(kind: str, activation: str, dtype: str) -> None:
-    run = Run(kind, activation, dtype)
+def test_every_layer_keeps_as_many_as_the_training_rule(kind: str, dtype: str) -> None:
+    run = Run(kind, "batch_topk", dtype)
     loop = run.loop(Path("unused"))
     loop.run()
     space, settings = loop.state.normalisation, loop.config.sparsity
@@ -106,33 +104,32 @@ def example(seed: int, n_tokens: int = 30, grid: bool = False) -> tuple[Dictiona
     return model, batches
 
 
-def settings_for(activation: str, active: float) -> SparsitySection:
-    return SparsitySection(activation=activation, active=active)
+def settings_for(active: float) -> SparsitySection:
+    return SparsitySection(activation="batch_topk", active=active)
 
 
 @hypothesis_settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 99),
-    st.sampled_from(["batch_topk", "topk"]),
     st.sampled_from([1.0, 3.0, 8.0, 16.0]),
     st.booleans(),
 )
-def test_any_dictionary_with_and_without_ties(seed: int, activation: str, active: float, grid: bool) -> None:
+def test_any_dictionary_with_and_without_ties(seed: int, active: float, grid: bool) -> None:
     model, batches = example(seed, grid=grid)
-    check(model, batches, settings_for(activation, active))
+    check(model, batches, settings_for(active))
 
 
 def test_one_batch_keeps_the_same_entries_not_only_as_many() -> None:
     """With one batch the cut of batch_topk is one number, so thresholds decide as the rule does."""
     model, batches = example(3)
-    settings = settings_for("batch_topk", 2.0)
+    settings = settings_for(2.0)
     levels = check(model, batches[:1], settings)
     assert kept_by_threshold(model, batches[:1], settings, levels) == kept_by_rule(model, batches[:1], settings)
 
 
 def test_a_level_lies_half_way_between_the_last_kept_and_the_next() -> None:
     model, batches = example(5)
-    settings = settings_for("batch_topk", 2.0)
+    settings = settings_for(2.0)
     levels = level_scores(model, batches[:1], settings, None, FeatureRanks())
     kept = kept_by_rule(model, batches[:1], settings)
     for source, level in enumerate(levels):
@@ -140,25 +137,22 @@ def test_a_level_lies_half_way_between_the_last_kept_and_the_next() -> None:
         assert level == pytest.approx(float(scores[count - 1] + scores[count]) / 2, rel=1e-9)
 
 
-@pytest.mark.parametrize("activation", ["batch_topk", "topk"])
-def test_a_source_of_which_nothing_is_kept_stays_silent(activation: str) -> None:
+def test_a_source_of_which_nothing_is_kept_stays_silent() -> None:
     model, batches = example(1)
     model.b_enc[1].fill_(-100.0)  # nothing positive
-    settings = settings_for(activation, 2.0)
+    settings = settings_for(2.0)
     levels = check(model, batches, settings)
     assert kept_by_threshold(model, batches, settings, levels)[1] == set()
-    if activation == "batch_topk":
-        model.b_enc[1].zero_()
-        model.norms[1].mul_(1e-3)  # positive, but all other sources score higher
-        levels = check(model, batches, settings)
-        assert kept_by_rule(model, batches, settings)[1] == set()
-        assert kept_by_threshold(model, batches, settings, levels)[1] == set()
+    model.b_enc[1].zero_()
+    model.norms[1].mul_(1e-3)  # positive, but all other sources score higher
+    levels = check(model, batches, settings)
+    assert kept_by_rule(model, batches, settings)[1] == set()
+    assert kept_by_threshold(model, batches, settings, levels)[1] == set()
 
 
-@pytest.mark.parametrize("activation", ["batch_topk", "topk"])
-def test_all_that_is_positive_is_kept_when_the_rule_keeps_all(activation: str) -> None:
+def test_all_that_is_positive_is_kept_when_the_rule_keeps_all() -> None:
     model, batches = example(2)
-    settings = settings_for(activation, float(FEATURES))
+    settings = settings_for(float(FEATURES))
     levels = check(model, batches, settings)
     for source, found in enumerate(kept_by_threshold(model, batches, settings, levels)):
         assert len(found) == len(scores_of(model, batches, settings, source))
@@ -166,14 +160,17 @@ def test_all_that_is_positive_is_kept_when_the_rule_keeps_all(activation: str) -
 
 def test_features_that_write_nothing_or_next_to_nothing_get_a_finite_threshold() -> None:
     norms = torch.tensor([0.0, 1e-45, 1e-38, 2.0])
-    found = rule_of(settings_for("batch_topk", 2.0)).export_thresholds(norms, 1, None, 5.0)
+    found = rule_of(settings_for(2.0)).export_thresholds(norms, 1, None, 5.0)
     assert found is not None
     largest = torch.finfo(torch.float32).max
     assert found.tolist() == [largest, largest, largest, 2.5]
 
 
 def test_other_activations_need_no_level() -> None:
+    assert [name for name in RULES if rule_of(SparsitySection(activation=name)).needs_level] == ["batch_topk"]
     norms, log_threshold = torch.ones(3), torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
+    topk = rule_of(SparsitySection(activation="topk", active=5.0))
+    assert (topk.export_k, topk.export_thresholds(norms, 1, None, None)) == (5, None)
     assert rule_of(SparsitySection(activation="relu", penalty=1.0)).export_thresholds(norms, 1, None, None) is None
     jumprelu = rule_of(SparsitySection(activation="jumprelu", penalty=1.0))
     found = jumprelu.export_thresholds(norms, 1, log_threshold, None)

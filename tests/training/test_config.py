@@ -21,6 +21,8 @@ from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.sparsity import RULES
 from tests.support.config_cases import SMALL, configs, small
 
+PART = {"path": "web/*.jsonl", "weight": 2.0, "kind": "jsonl"}
+
 
 def written(folder: Path, text: str, name: str = "config.yaml") -> Path:
     path = folder / name
@@ -34,6 +36,21 @@ def test_presets_load_and_name_their_own_folder(name: str) -> None:
     assert config.run.out == Path("runs") / name
     assert config.steps > 1000
     assert 100 > config.sparsity.active >= 8
+
+
+@pytest.mark.parametrize("text", ["{path: a, weight: 2}, {path: b.txt, kind: text, weight: 1.0}"])
+def test_several_data_sets_take_the_place_of_one(text: str, tmp_path: Path) -> None:
+    """On the command line and in a file, and one takes the place of several."""
+    config = load("gpt2", {"data.mixture": text})
+    assert [(part.path, part.weight, part.kind) for part in config.data.mixture or ()] == [
+        ("a", 2.0, None),
+        ("b.txt", 1.0, "text"),
+    ]
+    assert (config.data.path, config.data.name) == (None, None)
+    again = load(written(tmp_path, dump(config)), {"data.path": "c"})
+    assert (again.data.path, again.data.mixture) == ("c", None)
+    with pytest.raises(InputError, match=r"data\.mixture is .*; expected a list of data sets, each \{path: "):
+        load("gpt2", {"data.mixture": "{path: a}"})
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -80,6 +97,15 @@ def test_a_configuration_survives_a_yaml_file(config: TrainingConfig, tmp_path_f
     assert load(written(tmp_path_factory.mktemp("c"), dump(config))) == config
 
 
+def toml(value: Any) -> str:
+    """A plain value in TOML; what is null is left out."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name} = {toml(each)}' for name, each in value.items() if each is not None)}}}"
+    return json.dumps(value, ensure_ascii=False)
+
+
 @given(config=configs())
 @settings(max_examples=50, deadline=None)
 def test_a_configuration_survives_a_toml_file(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -88,9 +114,7 @@ def test_a_configuration_survives_a_toml_file(config: TrainingConfig, tmp_path_f
     lines = []
     for section, values in plain.items():
         lines.append(f"[{section}]")
-        lines += [
-            f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items() if value is not None
-        ]
+        lines += [f"{name} = {toml(value)}" for name, value in values.items() if value is not None]
     text = "\n".join(lines).replace("\x7f", "\\u007f")  # which JSON does not escape
     path = written(tmp_path_factory.mktemp("c"), text, "config.toml")
     assert load(path) == TrainingConfig.model_validate(plain)
@@ -135,7 +159,7 @@ def test_values_are_read_as_people_write_them(tmp_path: Path) -> None:
         "model: {name: no}\ndata: {path: 2024, name: yes, held_out: 1e-3, epochs: null}\ndictionary: {features: 0064}\n"
         "optimizer: {learning_rate: .5e-4, warmup_steps: 0}\nrun: {out: ~/runs, tokens: 1e6, batch: 4_096}\n",
     )
-    with pytest.raises(InputError, match=r"data\.path is 2024; expected text\."):
+    with pytest.raises(InputError, match=r"data\.path is 2024; expected text, or null\."):
         load(path)
     config = load(path, {"data.path": "2024"})
     assert config.model.name == "no"
@@ -194,7 +218,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path: Path, name: st
         ("run.tensorboard", "yes", 'run.tensorboard is "yes"; expected true or false'),
         ("data.held_out", "0", "data.held_out is 0; expected a number, above 0 and at most 0.5"),
         ("data.epochs", "0", "expected a whole number, at least 1, or null"),
-        ("data.kind", "txt", "expected one of huggingface, text, jsonl, parquet, tokens"),
+        ("data.kind", "txt", "expected one of huggingface, text, jsonl, parquet, tokens, activations"),
         ("model.device", "gpu", 'model.device is "gpu"; expected text. cpu, cuda, cuda:1, mps'),
         ("optimizer.eps", ".inf", "optimizer.eps is '.inf'; expected a number, above 0"),
         ("evaluation.prompts", "[3]", "evaluation.prompts is 3; expected a list of texts"),
@@ -247,7 +271,20 @@ def test_a_wrong_value_is_refused_in_plain_words(key: str, value: str, expected:
             {"optimizer__warmup_steps": 3},
             r"warmup_steps is 3, but of 2 steps .* 2 come before the decay; use at most 2",
         ),
+        ({"run__schedule_tokens": 4096}, r"schedule_tokens is 4096, less than run\.tokens, 8192"),
+        (
+            {"run__start_from": "x", "sparsity__anneal": 0.5},
+            r"anneal is 0\.5, which has no effect with run\.start_from",
+        ),
         ({"evaluation__every_steps": 3}, r"every_steps is 3, more than the run's 2 steps"),
+        ({"data__path": None}, r"data\.path is missing: give the one data set there, or several in data\.mixture"),
+        ({"data__mixture": [PART]}, r"data\.path is texts, which has no effect with data\.mixture"),
+        (
+            {"data__path": None, "data__mixture": [{**PART, "name": "x"}]},
+            r"part 1 of data\.mixture has a name, .*kind jsonl",
+        ),
+        ({"data__kind": "activations", "data__split": "x"}, r"data\.split is x, .*kind activations"),
+        ({"data__kind": "activations", "sparsity__jacobian_weight": 0.1}, r"jacobian_weight is 0\.1, .*no derivatives"),
         ({"data__buffer_tokens": 100}, r"buffer_tokens is 100, less than one run\.batch of 4096"),
     ],
 )
@@ -317,3 +354,6 @@ def test_values_that_follow_from_others() -> None:
     assert small(sparsity__active=40.0).active_at_start == 40
     assert small(sparsity__active_at_start=64.0).active_at_start == 64
     assert small(sparsity__anneal=0).active_at_start == 16
+    assert small(run__start_from="some/dictionary").active_at_start == 16
+    assert small(run__start_from="x", sparsity__active_at_start=64.0).active_at_start == 64
+    assert small(run__schedule_tokens=20_000).schedule_steps == 4

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from circuit_tracer.training.step.counter_random import bits, round_stochastically, uniform
+from circuit_tracer.kernels.random_bits import key_of, round_stochastically
+from circuit_tracer.training.step.counter_random import bits, uniform
 
 # The first outputs of splitmix64 for seed 0, as its authors' C program gives them.
 SPLITMIX = (0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC)
@@ -80,7 +81,7 @@ def test_rounding_gives_a_neighbour(numbers: list[float], first: int, key: tuple
     raw = exact.view(torch.int32)
     down = (raw & -0x10000).view(torch.float32)
     up = ((raw + 0xFFFF) & -0x10000).view(torch.float32)
-    found = round_stochastically(exact, first, *key).float()
+    found = round_stochastically(exact, first, key_of(*key)).float()
     finite = exact.isfinite()
     assert torch.where(finite, (found == down) | (found == up), True).all()
     assert torch.equal(found[~finite].isnan(), exact[~finite].isnan())
@@ -91,8 +92,11 @@ def test_rounding_gives_a_neighbour(numbers: list[float], first: int, key: tuple
 def test_rounding_in_blocks_is_rounding_at_once(numbers: list[float], first: int, data: st.DataObject) -> None:
     exact = torch.tensor(numbers, dtype=torch.float32).nan_to_num(0.0)
     cut = data.draw(st.integers(0, len(numbers)))
-    whole = round_stochastically(exact, first, 3, 4)
-    parts = [round_stochastically(exact[:cut], first, 3, 4), round_stochastically(exact[cut:], first + cut, 3, 4)]
+    whole = round_stochastically(exact, first, key_of(3, 4))
+    parts = [
+        round_stochastically(part, place, key_of(3, 4))
+        for part, place in ((exact[:cut], first), (exact[cut:], first + cut))
+    ]
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -100,7 +104,7 @@ def test_rounding_in_blocks_is_rounding_at_once(numbers: list[float], first: int
 def test_rounding_keeps_the_mean(value: float) -> None:
     n = 40_000
     exact = torch.full((n,), value)
-    found = round_stochastically(exact, 0, 1, 2).double()
+    found = round_stochastically(exact, 0, key_of(1, 2)).double()
     step = float(found.max() - found.min())
     assert abs(float(found.mean()) - float(exact[0].double())) <= 5 * 0.5 * step / math.sqrt(n)
 
@@ -108,4 +112,4 @@ def test_rounding_keeps_the_mean(value: float) -> None:
 def test_what_bfloat16_holds_stays() -> None:
     exact = torch.tensor([0.0, -0.0, 1.5, -(2.0**100), torch.finfo(torch.bfloat16).max])
     for key in range(20):
-        assert torch.equal(round_stochastically(exact, 0, key).float(), exact)
+        assert torch.equal(round_stochastically(exact, 0, key_of(key)).float(), exact)

@@ -51,12 +51,16 @@ def same_end(run: Run, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "run", [Run("clt", "batch_topk", steps=30), Run("skip", "jumprelu", "bfloat16", steps=30)], ids=str
+    ("run", "background"),
+    [
+        pytest.param(Run("clt", "batch_topk", steps=30), True, id="clt-batch_topk-float32-background"),
+        pytest.param(Run("skip", "jumprelu", "bfloat16", steps=30), False, id="skip-jumprelu-bfloat16"),
+    ],
 )
-def test_killed_at_chosen_moments(run: Run, tmp_path: Path) -> None:
+def test_killed_at_chosen_moments(run: Run, background: bool, tmp_path: Path) -> None:
     reached = 0
     for moment, calls in KILLS:
-        ended = alone(go_on, run, tmp_path / "killed", moment, calls, folder=tmp_path)
+        ended = alone(go_on, run, tmp_path / "killed", moment, calls, 0.0, background, folder=tmp_path)
         assert ended.code == -signal.SIGKILL, f"{moment} {calls}: {ended}"
         last = checkpoint.latest(tmp_path / "killed")
         begun, reached = reached, last.step if last else 0
@@ -76,7 +80,7 @@ def test_killed_at_random_moments(seed: int, tmp_path: Path) -> None:
     assert kills * longest <= run.steps * pause
     for _ in range(kills):
         delay = draw.uniform(0.05, longest)
-        ended = alone(go_on, run, tmp_path / "killed", None, 0, pause, folder=tmp_path, kill_after=delay)
+        ended = alone(go_on, run, tmp_path / "killed", None, 0, pause, seed > 0, folder=tmp_path, kill_after=delay)
         assert ended.code == -signal.SIGKILL, ended
     ended = alone(go_on, run, tmp_path / "killed", folder=tmp_path)
     assert (ended.code, ended.error) == (0, None)

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, ResourceError
+from circuit_tracer.files.places import find_places
 from circuit_tracer.text import documents, text_files
-from circuit_tracer.text.documents import Document, Documents, find_files
+from circuit_tracer.text.documents import Document, Documents
 from circuit_tracer.text.hub import HubDataset
 from circuit_tracer.text.json_lines import JsonLines
 from circuit_tracer.text.kinds import READERS, open_documents
@@ -165,14 +166,17 @@ def test_files_are_sorted_and_found_by_folder_or_pattern(tmp_path: Path) -> None
     for name in ("b.txt", "deep/c.txt", "a.txt", "d.csv"):
         (tmp_path / name).write_text("x")
     expected = [tmp_path / name for name in ("a.txt", "b.txt", "deep/c.txt")]
-    assert find_files(str(tmp_path), (".txt",)) == expected
-    assert find_files(str(tmp_path / "**/*.txt"), (".txt",)) == expected
-    assert find_files(str(tmp_path / "d.csv"), (".txt",)) == [tmp_path / "d.csv"]
+    for path, found in (
+        (tmp_path, expected),
+        (tmp_path / "**/*.txt", expected),
+        (tmp_path / "d.csv", [tmp_path / "d.csv"]),
+    ):
+        assert [place.name for place in find_places(str(path), (".txt",))] == list(map(str, found))
 
 
 @pytest.mark.parametrize("path", ["nothing.txt", "*.txt", "."])
 def test_no_file_is_an_error(path: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"data.path is .* Give a file, a folder or a pattern"):
+    with pytest.raises(InputError, match=r"data.path is .* Give a file, a folder, a pattern"):
         TextFiles(str(tmp_path / path))
 
 

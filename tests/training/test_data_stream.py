@@ -17,6 +17,7 @@ from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.parts import bind
 from circuit_tracer.models.run import fast_attention
+from circuit_tracer.ranks import Ranks
 from circuit_tracer.training.data import ActivationBatch, held_out_activations, held_out_tokens, open_stream
 from circuit_tracer.training.data.block import Block, RowLayout
 from circuit_tracer.training.feature_ranks import FeatureRanks
@@ -113,6 +114,15 @@ def test_an_epoch_is_every_row_once_in_another_order(folder: Path) -> None:
     assert any(not torch.equal(*pair) for pair in zip(order[: len(once)], order[len(once) :], strict=True))
 
 
+@pytest.mark.parametrize("buffer", [16, 10_000], ids=["small blocks", "one block"])
+def test_a_run_whose_data_ended_goes_on_with_the_next_epoch(buffer: int, folder: Path) -> None:
+    once = stream(config(folder, run__batch=1, data__buffer_tokens=buffer))
+    expected = rows(list(batches(once)))
+    further = stream(config(folder, run__batch=1, data__buffer_tokens=buffer, data__epochs=2))
+    further.restore(json.loads(json.dumps(once.state())))
+    assert torch.equal(rows(list(batches(further))), expected)
+
+
 def test_without_a_number_of_epochs_the_data_never_end(folder: Path) -> None:
     source = stream(config(folder, data__epochs=None, data__buffer_tokens=10_000))
     assert all(source.next() is not None for _ in range(300))
@@ -202,6 +212,16 @@ def test_a_model_in_bfloat16_gives_float32_batches(folder: Path) -> None:
         for rounded, exact in zip(data_cases.tensors(one), data_cases.tensors(other), strict=True):
             assert rounded.dtype == torch.float32
             assert float((rounded - exact).norm() / exact.norm()) < 0.05
+
+
+@pytest.mark.parametrize("place", ["device", "disk"])
+def test_groups_of_ranks_see_their_shares_of_the_same_batches(place: str, folder: Path) -> None:
+    settings = config(folder, data__buffer_place=place)
+    shares = [batches(stream(settings, ranks=FeatureRanks(replicas=Ranks(group, 2)))) for group in range(2)]
+    for whole, first, second in zip(batches(stream(settings)), *shares, strict=True):
+        for name, tensor in vars(first).items():
+            if tensor is not None:
+                assert torch.equal(torch.cat([tensor, getattr(second, name)]), getattr(whole, name))
 
 
 # statistics

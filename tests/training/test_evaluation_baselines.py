@@ -13,7 +13,7 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.graph import compute_graph_scores
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.training.evaluation import GivenActivations, evaluate
-from circuit_tracer.training.evaluation.graphs import score_graphs
+from circuit_tracer.training.evaluation.graphs import Named, score_graphs
 from circuit_tracer.training.evaluation.reconstruction import measure
 from circuit_tracer.training.evaluation.results import GraphScore, mean_scores
 from circuit_tracer.transcoders.random_dictionary import RandomRows, random_baseline
@@ -85,20 +85,21 @@ def test_random_dictionary_says_that_it_cannot_be_saved() -> None:
 def test_graph_scores_are_those_of_the_traced_graph() -> None:
     parts, transcoders = parts_of(), tiny_transcoder("clt")
     model = ReplacementModel(parts, transcoders, None)
-    prompts = [[3, 4, 5, 6], [8, 9, 10]]
-    scores = score_graphs(model, prompts)  # type: ignore[arg-type]
-    for prompt, score in zip(prompts, scores, strict=True):
-        graph = attribute(prompt, model)
+    prompts = [Named("one", [3, 4, 5, 6]), Named("two", [8, 9, 10], held_out=True)]
+    scores = score_graphs(model, prompts)
+    assert [(score.prompt, score.held_out) for score in scores] == [("one", False), ("two", True)]
+    for named, score in zip(prompts, scores, strict=True):
+        graph = attribute(named.prompt, model)
         assert (score.replacement, score.completeness) == pytest.approx(compute_graph_scores(graph))
         assert score.features == len(graph.selected_features)
         assert score.strict_completeness <= score.completeness
-    few = score_graphs(model, prompts, max_feature_nodes=5)  # type: ignore[arg-type]
+    few = score_graphs(model, prompts, max_feature_nodes=5)
     assert all(a.replacement < b.replacement for a, b in zip(few, scores, strict=True))
 
 
 def test_prompts_that_cannot_be_traced_say_why_and_do_not_count() -> None:
     silent = silent_dictionary(torch.zeros(3, 16, dtype=torch.float64))
-    scores = score_graphs(ReplacementModel(parts_of(), silent, None), [[3, 4, 5]])  # type: ignore[list-item]
+    scores = score_graphs(ReplacementModel(parts_of(), silent, None), [Named("silent", [3, 4, 5])])
     assert scores[0].problem is not None
     assert "no transcoder feature is active" in scores[0].problem
     assert mean_scores([GraphScore("a", 0.5, 0.25, 0.2, 3), *scores]) == {

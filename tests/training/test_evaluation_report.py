@@ -43,7 +43,7 @@ def test_json_is_plain_and_complete(evaluation: Evaluation, tmp_path: Path) -> N
     path = write_report(evaluation, tmp_path)[0]
     found = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
     assert found == evaluation.to_json()
-    assert set(found) == {"conditions", "results", "model", "ablations", "density_edges"}
+    assert {"conditions", "results", "model", "ablations", "differences", "not_measured", "density_edges"} <= set(found)
     assert {"model", "transcoders", "data", "settings", "versions", "device", "layers"} <= set(found["conditions"])
     assert found["conditions"]["data"]["sequences"] == 5
     reconstruction = found["results"]["dictionary"]["reconstruction"]
@@ -100,11 +100,11 @@ def test_local_paths_are_not_published() -> None:
 
 
 def test_settings_follow_the_configuration() -> None:
-    section = EvaluationSection(tokens=7, replacement_tokens=0, prompts=["a"], random_baseline=False)
-    settings = EvaluationSettings.of(section, seed=3)
-    assert settings == EvaluationSettings(7, 0, ("a",), random_baseline=False, seed=3)
+    given = {"replacement_tokens": 0, "held_out_prompts": 2, "faithfulness": False, "random_baseline": False}
+    settings = EvaluationSettings.of(EvaluationSection(tokens=7, prompts=["a"], **given), seed=3)
+    assert settings == EvaluationSettings(7, prompts=("a",), seed=3, **given)
     plain, defaults = EvaluationSettings(), EvaluationSettings.of(EvaluationSection())
-    assert replace(defaults, prompts=()) == plain
+    assert replace(defaults, prompts=(), held_out_prompts=0) == plain
 
 
 def test_the_demo_measured_here_has_the_numbers_of_its_card() -> None:
@@ -113,7 +113,8 @@ def test_the_demo_measured_here_has_the_numbers_of_its_card() -> None:
     from circuit_tracer.models.capture import logits_at
     from circuit_tracer.models.model_pass import Points
     from circuit_tracer.training.evaluation.passes import run
-    from circuit_tracer.training.evaluation.replacement import Reconstructions, final_outputs
+    from circuit_tracer.training.evaluation.replacement import final_outputs
+    from circuit_tracer.training.evaluation.stand_ins import Reconstructions
 
     model, metrics = load_demo(), json.loads((Path(MODEL).parent / "metrics.json").read_text(encoding="utf-8"))
     end = model.tokenizer.eos_token_id

@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from circuit_tracer.errors import InputError, NumericalError, ResourceError
+from circuit_tracer.files import read_yaml
 from circuit_tracer.training.export.export import export, folded
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
-from circuit_tracer.transcoders import load_transcoder_from_hub
+from circuit_tracer.transcoders import TopK, load_transcoder_from_hub
+from circuit_tracer.transcoders.config import write_config
 from tests.support.export_cases import Exported, dense, exported, relative
 from tests.support.loop_cases import ACTIVATIONS, KINDS, LAYERS, Run, tensors
 
@@ -68,7 +70,9 @@ def test_files_in_bfloat16_are_within_their_rounding(run: Run, tmp_path: Path) -
 @pytest.mark.parametrize("run", SAES, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_autoencoders_are_saelens_files(run: Run, dtype: str, tmp_path: Path) -> None:
-    """Their equations, written out: SAELens computes relu(x @ W_enc + b_enc) * (pre > threshold), then @ W_dec + b_dec."""
+    """Their equations, written out: SAELens computes relu(x @ W_enc + b_enc) * (pre > threshold), or of topk the k largest,
+    then @ W_dec + b_dec.
+    """
     made = exported(run, tmp_path, layers=[1, 4, 5], run__export_dtype=dtype)
     wanted, outputs = dense(made)
     tolerance = FLOAT32 if dtype == "float32" else BFLOAT16
@@ -76,16 +80,21 @@ def test_autoencoders_are_saelens_files(run: Run, dtype: str, tmp_path: Path) ->
         folder = made.folder / f"layer_{layer}"
         described = json.loads((folder / "cfg.json").read_text())
         stored = {name: tensor.double() for name, tensor in load_file(folder / "sae_weights.safetensors").items()}
-        learned = run.activation != "relu"
-        assert described["architecture"] == ("jumprelu" if learned else "standard")
+        architecture = {"relu": "standard", "topk": "topk"}.get(run.activation, "jumprelu")
+        assert described["architecture"] == architecture
         assert (described["d_in"], described["d_sae"]) == stored["W_enc"].shape == (run.width, run.features)
         assert described["apply_b_dec_to_input"] is False
         assert described["normalize_activations"] == "none"
         assert described["metadata"]["hook_name"] == f"blocks.{layer}.hook_resid_post"
         assert described["metadata"]["sae_lens_version"] == "6.0.0"
-        assert set(stored) == {"W_enc", "W_dec", "b_enc", "b_dec"} | ({"threshold"} if learned else set())
+        assert set(stored) == {"W_enc", "W_dec", "b_enc", "b_dec"} | (
+            {"threshold"} if architecture == "jumprelu" else set()
+        )
         pre_BF = made.inputs()[0][:, source].double() @ stored["W_enc"] + stored["b_enc"]
         found_BF = pre_BF.relu() * (pre_BF > stored.get("threshold", torch.zeros(())))
+        if architecture == "topk":
+            kept = torch.topk(pre_BF, described["k"])
+            found_BF = torch.zeros_like(pre_BF).scatter_(1, kept.indices, kept.values.relu())
         both = (found_BF > 0) & (wanted[source] > 0)
         assert float((both ^ (wanted[source] > 0)).float().mean()) <= (0 if dtype == "float32" else 0.02)
         assert relative(found_BF[both], wanted[source][both]) < tolerance
@@ -161,6 +170,22 @@ def test_some_layers_only_do_not_pass_for_the_first_ones(tmp_path: Path) -> None
     assert made.loaded().layers == (2, 5, 6)
 
 
+@pytest.mark.parametrize("kind", ["clt", "plt"])
+def test_topk_is_said_where_a_reader_looks_for_it(kind: str, tmp_path: Path) -> None:
+    """circuit-tracer's tag takes k from config.yaml, and refuses a tensor for it; for cross-layer files it knows none."""
+    made = exported(Run(kind, "topk"), tmp_path)
+    said = read_yaml(made.folder / "config.yaml")
+    known = {"clt": "topk_cross_layer_transcoder", "plt": "transcoder_set"}[kind]
+    assert (said["model_kind"], said["activation"], said["k"]) == (known, "topk", 1)
+    tensors = {name for path in made.folder.glob("*.safetensors") for name in load_file(path)}
+    assert not any(name.startswith(("k", "threshold", "activation")) for name in tensors)
+    hooks = {key: value for key, value in said.items() if key.endswith("_hook")}
+    write_config(hooks, made.folder)  # each file says it too
+    function = made.loaded().activation(0)
+    assert isinstance(function, TopK)
+    assert (function.k, function.nonnegative) == (1, True)
+
+
 @pytest.mark.parametrize("run", [Run("clt", "batch_topk"), Run("skip", "jumprelu")], ids=str)
 def test_an_export_is_the_same_whatever_the_ranks_that_trained(run: Run, tmp_path: Path) -> None:
     made = exported(run, tmp_path)
@@ -173,7 +198,7 @@ def test_an_export_is_the_same_whatever_the_ranks_that_trained(run: Run, tmp_pat
         for rank, rows in enumerate((slice(0, 8), slice(8, 16))):
             part = {name: tensor[rows].clone() for name, tensor in content.items()}
             name = f"layer-{layer:03d}.rank-{rank}-of-2.safetensors"
-            checkpoint._write_tensors(part, source / name, made.checkpoint.content, "")
+            checkpoint._write_tensors(part, source / name, made.checkpoint.content)
         whole.unlink()
     export(made.checkpoint, made.config, made.levels, made.folder, "org/model", range(LAYERS))
     assert {path.name: path.read_bytes() for path in made.folder.iterdir()} == expected

@@ -6,6 +6,7 @@ interpreter that has circuit-tracer 0.5.0 (benchmarks/peer/setup_peer.sh makes o
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from circuit_tracer.files.checksums import CHECKSUMS, FILE_NAME, HEADER_DIGEST
-from tests.support.export_peer_cases import DICTIONARIES, FOLDER, INPUTS, OUTPUTS, outcomes
+from tests.support.export_peer_cases import DICTIONARIES, FOLDER, INPUTS, OUTPUTS, REFUSALS, REFUSED, outcomes, refusals
 from tests.training.record_export_peer import inputs
 
 SCRIPT = Path(__file__).with_name("record_export_peer.py")
@@ -43,12 +44,20 @@ def test_circuit_tracer_computed_the_same() -> None:
     agree(FOLDER)
 
 
-@pytest.mark.parametrize("name", DICTIONARIES)
+def test_circuit_tracer_refuses_what_it_would_take_for_relu() -> None:
+    """Cross-layer TopK, which loads here."""
+    said = json.loads((FOLDER / REFUSALS).read_text())
+    assert said == dict.fromkeys(REFUSED, "Unknown model kind: topk_cross_layer_transcoder")
+    assert refusals(FOLDER) == {}
+
+
+@pytest.mark.parametrize("name", [*DICTIONARIES, *REFUSED])
 def test_stored_dictionaries_are_what_is_exported_today(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Same files, tensors and shapes: what circuit-tracer read then, it reads now."""
     monkeypatch.setattr("tests.training.record_export_peer.DICTIONARIES", [name])
+    monkeypatch.setattr("tests.training.record_export_peer.REFUSED", [])
     inputs(tmp_path)
     assert sorted(path.name for path in (tmp_path / name).iterdir()) == sorted(
         path.name for path in (FOLDER / name).iterdir()
@@ -60,8 +69,11 @@ def test_stored_dictionaries_are_what_is_exported_today(
             key: (t.shape, t.dtype) for key, t in fresh.items()
         }
         with safe_open(path, "pt") as one, safe_open(tmp_path / name / path.name, "pt") as other:
-            ours = {CHECKSUMS, HEADER_DIGEST, FILE_NAME}  # newer than what is stored, and nothing to circuit-tracer
-            assert one.metadata() == {key: text for key, text in other.metadata().items() if key not in ours}
+            ours = {CHECKSUMS, HEADER_DIGEST, FILE_NAME}  # of the numbers, and nothing to circuit-tracer
+            notes, fresh_notes = (
+                {key: text for key, text in file.metadata().items() if key not in ours} for file in (one, other)
+            )
+            assert notes == fresh_notes
 
 
 def without_digest(folder: Path) -> list[str]:
@@ -73,10 +85,17 @@ def without_digest(folder: Path) -> list[str]:
 def test_circuit_tracer_computes_the_same_now(tmp_path: Path) -> None:
     inputs(tmp_path, features=512, width=64, batch=128)
     peer = os.environ["CIRCUIT_TRACER_PEER"]
-    # from a folder without a circuit_tracer of its own
+    # from a folder, and with a path, without a circuit_tracer of its own
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     asked = subprocess.run(
-        [peer, str(SCRIPT), "outputs", str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, timeout=250
+        [peer, str(SCRIPT), "outputs", str(tmp_path)],
+        cwd=tmp_path,
+        env=own,
+        capture_output=True,
+        text=True,
+        timeout=250,
     )
     assert asked.returncode == 0, asked.stderr
+    assert json.loads((tmp_path / REFUSALS).read_text()).keys() == set(REFUSED)
     for name, difference in agree(tmp_path).items():
         print(f"{name}: {difference:.1e} of the largest value")

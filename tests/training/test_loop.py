@@ -13,6 +13,7 @@ from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.loop import Loop, normalised
+from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.step import schedules
 from tests.support.loop_cases import (
     BATCH,
@@ -100,13 +101,13 @@ def test_evaluations_come_right_after_a_checkpoint(tmp_path: Path) -> None:
         seen.append((loop.state.step, last.step))
 
     saves: list[int] = []
-    genuine = loop.save
+    genuine = loop.saver.save
 
-    def save(**facts: Any) -> Path:
-        saves.append(loop.state.step)
-        return genuine(**facts)
+    def save(state: TrainingState, facts: dict[str, Any]) -> Path:
+        saves.append(state.step)
+        return genuine(state, facts)
 
-    loop.save = save  # type: ignore[method-assign]
+    loop.saver.save = save  # type: ignore[method-assign]
     loop.run(evaluate)
     assert seen == [(3, 3), (6, 6)]  # at the end it is the trainer's turn
     assert saves == [3, 4, 6, 8]

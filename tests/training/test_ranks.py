@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from circuit_tracer.errors import InputError, NumericalError, ResourceError
+from circuit_tracer.ranks import Ranks
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.state import TrainingState
@@ -31,7 +32,11 @@ RUNS = [
 ]
 SINGLES = [Run("clt", "batch_topk", steps=4), Run("sae", "jumprelu", steps=4), Run("skip", "topk", "bfloat16", steps=4)]
 TOLERANCE = 1e-9
+# processes, and groups of them that share the tokens
+GRIDS = [(2, 1), (2, 2), (4, 2)]
+grids = pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid[0]}ranks" + f"-{grid[1]}groups" * (grid[1] > 1))
 worlds = pytest.mark.parametrize("world", [2, 4], ids=lambda world: f"{world}ranks")
+Trained = dict[tuple[int, int], tuple[Path, list[Any]]]
 
 
 def alone(run: Run, folder: Path) -> tuple[list[dict[str, Any]], TrainingState]:
@@ -68,21 +73,22 @@ def close_states(found: TrainingState, expected: TrainingState, tolerance: float
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, list[Any]]]:
-    """Of two and of four ranks: the folder, and what each rank returned of RUNS and SINGLES."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Of each grid: the folder, and what each rank returned of RUNS, with two ranks also of SINGLES."""
     found = {}
-    for world, runs in ((2, RUNS + SINGLES), (4, RUNS)):
-        folder = tmp_path_factory.mktemp(f"{world}ranks")
-        found[world] = (folder, results(together(world, rank_cases.train_all, runs, folder, folder=folder)))
+    for world, groups in GRIDS:
+        folder, runs = tmp_path_factory.mktemp(f"{world}ranks"), RUNS + SINGLES if (world, groups) == (2, 1) else RUNS
+        work = (rank_cases.train_all, runs, folder, groups)
+        found[world, groups] = (folder, results(together(world, *work, folder=folder)))
     return found
 
 
-@worlds
+@grids
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_losses_and_weights_are_those_of_one_process(
-    world: int, run: Run, trained: dict[int, tuple[Path, list[Any]]], tmp_path: Path
+    grid: tuple[int, int], run: Run, trained: Trained, tmp_path: Path
 ) -> None:
-    folder, returned = trained[world]
+    folder, returned = trained[grid]
     expected, state = alone(run, tmp_path)
     assert any(any(report["dead_S"]) for report in expected)
     for of_rank in returned:
@@ -94,10 +100,8 @@ def test_losses_and_weights_are_those_of_one_process(
 
 
 @pytest.mark.parametrize("run", SINGLES, ids=str)
-def test_losses_are_those_of_one_process_in_lower_precision(
-    run: Run, trained: dict[int, tuple[Path, list[Any]]], tmp_path: Path
-) -> None:
-    _, returned = trained[2]
+def test_losses_are_those_of_one_process_in_lower_precision(run: Run, trained: Trained, tmp_path: Path) -> None:
+    _, returned = trained[2, 1]
     expected, _ = alone(run, tmp_path)
     found, _ = returned[0][len(RUNS) + SINGLES.index(run)]
     # in bfloat16 a difference in the last bit of a sum may round a weight the other way
@@ -107,9 +111,9 @@ def test_losses_are_those_of_one_process_in_lower_precision(
         close(one["nmse_S"], other["nmse_S"], tolerance)
 
 
-@worlds
-def test_what_ranks_share_is_bitwise_the_same_on_all(world: int, trained: dict[int, tuple[Path, list[Any]]]) -> None:
-    _, returned = trained[world]
+@grids
+def test_what_ranks_share_is_bitwise_the_same_on_all(grid: tuple[int, int], trained: Trained) -> None:
+    _, returned = trained[grid]
     for of_rank in returned[1:]:
         for (first_reports, first_shared), (other_reports, other_shared) in zip(returned[0], of_rank, strict=True):
             assert other_reports == first_reports
@@ -131,21 +135,23 @@ def test_the_kth_largest_over_ranks_is_exactly_that_of_all(world: int, tmp_path:
 @pytest.mark.parametrize("run", [Run("clt", "batch_topk", "float64"), Run("plt", "topk", "float64")], ids=str)
 def test_calibrated_levels_are_those_of_one_process(run: Run, tmp_path: Path) -> None:
     expected = rank_cases.levels(FeatureRanks(), run)
-    for found in results(together(2, rank_cases.levels, run, folder=tmp_path)):
-        assert found == pytest.approx(expected, rel=1e-12)
+    for groups in (1, 2):
+        for found in results(together(2, rank_cases.levels, run, groups, folder=tmp_path)):
+            assert found == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(
     "run", [Run("clt", "batch_topk", "float64"), Run("skip", "jumprelu", "float64", jacobian=True)], ids=str
 )
-def test_a_checkpoint_resumes_on_any_number_of_ranks(run: Run, tmp_path: Path) -> None:
+def test_a_checkpoint_resumes_on_any_grid_of_ranks(run: Run, tmp_path: Path) -> None:
     expected, state = alone(run, tmp_path / "alone")
     found = []
-    for world, until in ((2, 2), (1, 3), (4, 4), (1, 5), (2, None)):
+    for world, groups, until in ((2, 1, 2), (1, 1, 3), (4, 2, 4), (1, 1, 5), (2, 2, None)):
         if world == 1:
             returned = [rank_cases.train(FeatureRanks(), run, tmp_path / "parts", until)]
         else:
-            returned = results(together(world, rank_cases.train, run, tmp_path / "parts", until, folder=tmp_path))
+            work = (rank_cases.train, run, tmp_path / "parts", until, groups)
+            returned = results(together(world, *work, folder=tmp_path))
         found += returned[0][0]
     close(found, expected)
     close_states(last_state(run, tmp_path / "parts"), state)
@@ -157,6 +163,19 @@ def test_features_that_ranks_cannot_share_are_an_input_error() -> None:
     with pytest.raises(InputError, match="take 4 or another number of ranks"):
         FeatureRanks(0, 4).share(3)
     assert [FeatureRanks(rank, 4).share(16) for rank in range(4)] == [slice(4 * r, 4 * r + 4) for r in range(4)]
+
+
+def test_grids_and_batches_that_do_not_come_out_even_are_an_input_error() -> None:
+    with pytest.raises(
+        InputError,
+        match=r"run\.data_parallel is 4, but the run has 6 processes, .* Start a multiple of 4 with torchrun",
+    ):
+        FeatureRanks(1, 6).grid(4)
+    with pytest.raises(
+        InputError, match=r"run\.batch is 20, which run\.data_parallel 3 groups cannot share evenly; take 18"
+    ):
+        FeatureRanks(replicas=Ranks(1, 3)).tokens(20)
+    assert [FeatureRanks(replicas=Ranks(rank, 4)).tokens(20) for rank in (0, 3)] == [slice(0, 5), slice(15, 20)]
 
 
 def test_collectives(tmp_path: Path) -> None:
@@ -215,6 +234,14 @@ def test_a_rank_killed_while_saving_costs_no_complete_checkpoint(tmp_path: Path)
     assert last.step == 2
     results(together(2, rank_cases.train, run, tmp_path / "run", folder=tmp_path))
     assert not list((tmp_path / "run").glob("*.partial"))
+
+
+def test_ranks_write_checkpoints_in_the_background_too(tmp_path: Path) -> None:
+    run, folder = Run("clt", "batch_topk"), tmp_path / "run"
+    found = results(together(2, rank_cases.train_in_background, run, folder, folder=tmp_path))
+    assert found == [str(folder / "step-00000006")] * 2
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000004", "step-00000006"]
+    assert last_state(run, folder).step == 6
 
 
 def test_a_full_disk_of_one_rank_is_an_error_on_all(tmp_path: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.utils import deterministic
 
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.files import claimed
@@ -23,6 +29,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "skip with derivatives": {"dictionary__kind": "skip", "sparsity__jacobian_weight": 0.1},
     "sae in bfloat16": {"dictionary__kind": "sae", "dictionary__dtype": "bfloat16", "data__buffer_dtype": "bfloat16"},
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A model and data of this machine need none, for planning, training and evaluation, also where it may be used."""
+    asked: list[object] = []
+
+    def refuse(*address: object, **_: object) -> None:
+        asked.append(address[-1])
+        raise OSError(f"no network here, for {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    yield
+    assert not asked
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -114,12 +136,20 @@ def test_killed_and_resumed_it_writes_bitwise_the_same_dictionary(tmp_path: Path
 @pytest.mark.slow("whole runs by two and by four processes")
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_write_the_dictionary_of_one(world: int, tmp_path: Path) -> None:
-    expected = whole(tmp_path, "alone", {})
-    found = results(together(world, rank, tmp_path, "ranks", {}, False, folder=tmp_path, limit=200))
+    changes = {"evaluation__replacement_tokens": 64}
+    expected = whole(tmp_path, "alone", changes)
+    found = results(together(world, rank, tmp_path, "ranks", changes, False, folder=tmp_path, limit=200))
     assert [len(reports) for reports in found] == [STEPS, *([0] * (world - 1))]  # the first one reports
     for mine, report in zip(found[0], expected, strict=True):
         assert mine.loss == pytest.approx(report.loss, rel=1e-4)
         assert mine.l0_S == pytest.approx(report.l0_S, abs=0.2)
+    kept, also = (
+        json.loads((tmp_path / out / "transcoder" / "evaluation.json").read_text())["conditions"]["export"]
+        for out in ("alone", "ranks")
+    )
+    assert also["tokens"] == kept["tokens"]
+    for side in ("trained", "exported"):
+        assert also[side] == pytest.approx(kept[side], rel=0.02)
     one, other = weights(tmp_path / "alone"), weights(tmp_path / "ranks")
     assert one.keys() == other.keys()
     for name, tensor in one.items():
@@ -127,3 +157,18 @@ def test_ranks_write_the_dictionary_of_one(world: int, tmp_path: Path) -> None:
             torch.testing.assert_close(
                 other[name], tensor, rtol=2e-2, atol=2e-2, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+def test_arrays_without_values_are_not_filled_while_training(tmp_path: Path) -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    def look() -> None:
+        seen.append((torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory))  # type: ignore[attr-defined]
+        stop()
+
+    with pytest.raises(Stopped):
+        whole(tmp_path, "run", {}, last=1, end=look)
+    assert seen == [(True, False)]
+    assert deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not [one for one in threading.enumerate() if one.name == "ahead"]

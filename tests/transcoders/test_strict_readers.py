@@ -202,6 +202,28 @@ def test_notes_of_a_safetensors_file_are_free_unless_they_say_what_is_computed(t
             computed(layout, tmp_path)
 
 
+def test_k_in_a_files_metadata_is_a_whole_number_and_agrees_with_the_tensor(tmp_path):
+    layout = LAYOUTS["native-plt-topk"]
+    expected = layout.write(tmp_path)(X)
+    path = tmp_path / "layer_0.safetensors"
+    tensors = load_file(path)
+    save_file(tensors, path, {"k": str(K)})
+    torch.testing.assert_close(computed(layout, tmp_path)[0], expected)
+    for text in ("0", "-1", "2.0", "", "many", str(K + 1)):
+        save_file(tensors, path, {"k": text})
+        with pytest.raises(FileFormatError, match=r"k is .* in its metadata"):
+            computed(layout, tmp_path)
+
+
+def test_only_topk_is_called_topk(tmp_path):
+    """The kind that circuit-tracer refuses stands for TopK alone."""
+    layout = LAYOUTS["native-clt"]
+    layout.write(tmp_path)
+    (tmp_path / "config.yaml").write_text("model_kind: topk_cross_layer_transcoder\n")
+    with pytest.raises(FileFormatError, match="topk_cross_layer_transcoder, but activation None; topk is expected"):
+        computed(layout, tmp_path)
+
+
 def test_two_answers_to_one_question_are_an_error(tmp_path):
     torch.manual_seed(0)
     tensors = {"W_enc": uniform(F, D), "W_dec": uniform(F, D), "b_enc": uniform(F), "b_dec": uniform(D)}

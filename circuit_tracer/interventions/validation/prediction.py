@@ -19,7 +19,8 @@ NUMBERS_AT_ONCE = 1 << 22
 
 
 def path_effects(graph: Graph, sources: Tensor) -> Tensor:
-    """(N, n) float64: change of every node's pre-activation when a source (n,) is taken out, through all features.
+    """(N, n) float64: change of every node's pre-activation when a source (n,), or a group (n, g) of them at once, is taken
+    out, through all features.
 
     A feature's activation follows its pre-activation down to 0, and its edges change in proportion.
     """
@@ -42,9 +43,10 @@ def influences(graph: Graph, sources: Tensor) -> Tensor:
 
 
 def _taken(graph: Graph, sources: Tensor) -> Tensor:
-    """(N, n) 1 where the row is the source."""
+    """(N, n) 1 where the row is the source, or one of the group."""
+    groups = sources.cpu().reshape(len(sources), -1)
     taken = torch.zeros(graph.n_nodes, len(sources), dtype=torch.float64)
-    taken[sources.cpu(), torch.arange(len(sources))] = 1
+    taken[groups.T, torch.arange(len(sources))] = 1
     return taken
 
 

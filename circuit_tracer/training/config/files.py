@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files import LARGEST_YAML, PlainLoader, parse_toml, parse_yaml, read_bytes
 from circuit_tracer.training.config.keys import Key, find, keys, sections, unknown
-from circuit_tracer.training.config.rules import DATA_KEYS, without_effect
+from circuit_tracer.training.config.rules import DATA_KEYS, ONE_OR_SEVERAL, without_effect
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.sparsity import RULES, unread
 
@@ -34,7 +34,8 @@ def load(source: str | Path, overrides: Mapping[str, str] | None = None) -> Trai
     """The configuration of a file (YAML or TOML, by suffix), of a preset, or of a run's folder.
 
     overrides: values as text by dotted key, such as {"run.batch": "8192"}; null is None, lists are written [0, 1]. Another
-    `data.kind` or `sparsity.activation` than the file's takes the place of what belongs to the old one alone.
+    `data.kind` or `sparsity.activation` than the file's takes the place of what belongs to the old one alone, `data.mixture`
+    that of the one data set, and the other way round.
 
     Raises InputError for an unknown file, preset or key (with the nearest one), a value of the wrong type or range, and
     for contradictions; FileFormatError for a file that cannot be parsed.
@@ -43,21 +44,13 @@ def load(source: str | Path, overrides: Mapping[str, str] | None = None) -> Trai
     raw, overrides = _read(path), overrides or {}
     if path.parent == Path(os.path.expanduser(source)):  # a run's folder is where it lies, also after it was moved
         overrides = {"run.out": str(path.parent), **overrides}
-    for name in _of_the_old(overrides):
+    for name in _replaced(overrides):
         section, _, key = name.partition(".")
         if isinstance(values := raw.get(section), dict):
             values.pop(key, None)
     for key, text in overrides.items():
         _override(raw, key, text)
     return validate(raw, path.name if path.parent != PRESETS else f"preset {path.stem}")
-
-
-def _of_the_old(overrides: Mapping[str, str]) -> Iterator[str]:
-    """Keys that mean nothing with the kind of data or the rule of sparsity that overrides name."""
-    if kind := overrides.get("data.kind"):
-        yield from (f"data.{name}" for name, kinds in DATA_KEYS.items() if kind not in kinds)
-    if (rule := overrides.get("sparsity.activation")) in RULES:
-        yield from (f"sparsity.{name}" for name in unread(rule))
 
 
 def validate(raw: Mapping[str, Any], source: str = "the configuration") -> TrainingConfig:
@@ -127,6 +120,17 @@ def _read(path: Path) -> dict[str, Any]:
     return raw
 
 
+def _replaced(overrides: Mapping[str, str]) -> Iterator[str]:
+    """Keys of a file that lose their meaning by what is given instead."""
+    if kind := overrides.get("data.kind"):
+        yield from (f"data.{name}" for name, kinds in DATA_KEYS.items() if kind not in kinds)
+    for name, others in ONE_OR_SEVERAL.items():
+        if overrides.get(f"data.{name}", "null") != "null":
+            yield from (f"data.{other}" for other in others)
+    if (rule := overrides.get("sparsity.activation")) in RULES:
+        yield from (f"sparsity.{name}" for name in unread(rule))
+
+
 def _override(raw: dict[str, Any], dotted: str, text: str) -> None:
     key = find(dotted)
     section = raw.setdefault(key.section, {})
@@ -143,7 +147,7 @@ def parse_value(key: Key, text: str) -> Any:
         return text
     if key.type == list[str] and not text.startswith("["):
         return [text]
-    if key.type == list[int] and not text.startswith("["):
+    if get_origin(key.type) is list and not text.startswith("["):
         text = f"[{text}]"
     try:
         return parse_yaml(text, str(key), _Loader)
@@ -189,6 +193,8 @@ def _shown(value: Any) -> str:
 
 def _entry(name: str, value: Any) -> list[str]:
     plain = str(value) if isinstance(value, Path) else value
+    if isinstance(value, list):
+        plain = [each.model_dump(exclude_none=True) if isinstance(each, BaseModel) else each for each in value]
     text = yaml.dump({name: plain}, Dumper=_Dumper, allow_unicode=True, width=float("inf"))
     return [f"  {line}" for line in text.rstrip("\n").split("\n")]
 

@@ -14,10 +14,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.config.schema import DataPart, TrainingConfig
 
 NOUNS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
-PLURALS: dict[Any, str] = {int: "whole numbers", str: "texts"}
+PLURALS: dict[Any, str] = {
+    int: "whole numbers",
+    str: "texts",
+    DataPart: "data sets, each {path: ..., weight: ...} and perhaps kind, field, name and split",
+}
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
@@ -27,7 +31,7 @@ class Key:
 
     section: str
     name: str
-    type: Any  # bool, int, float, str, Path, list[int], list[str] or a Literal; never None
+    type: Any  # bool, int, float, str, Path, a Literal, or a list of int, str or DataPart; never None
     optional: bool  # null is allowed
     required: bool
     default: Any

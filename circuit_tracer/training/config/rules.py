@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from circuit_tracer.text.source import Kind
 from circuit_tracer.training.sparsity import rule_of, unread
 
 if TYPE_CHECKING:
@@ -15,7 +16,11 @@ DATA_KEYS = {
     "name": ("huggingface",),
     "split": ("huggingface",),
     "field": ("huggingface", "jsonl", "parquet"),
+    "context_length": get_args(Kind),
+    "sequences_per_pass": get_args(Kind),
 }
+# keys of `data` that name one data set or several, and those that each takes the place of
+ONE_OR_SEVERAL = {"mixture": ("path", "name"), "path": ("mixture",)}
 
 
 def contradictions(config: TrainingConfig) -> list[str]:
@@ -25,7 +30,7 @@ def contradictions(config: TrainingConfig) -> list[str]:
         for key, reason in without_effect(config).items()
         if _value(config, key) != _default(config, key)
     ]
-    return [*idle, *_kind(config), *_sparsity(config), *_lengths(config)]
+    return [*idle, *_kind(config), *_data(config), *_sparsity(config), *_lengths(config)]
 
 
 def without_effect(config: TrainingConfig) -> dict[str, str]:
@@ -40,11 +45,24 @@ def without_effect(config: TrainingConfig) -> dict[str, str]:
         idle("without a sparsity.penalty, which is then zero", "sparsity", "penalty_scale", "penalty_warmup")
     for name, reason in unread(sparsity.activation).items():
         idle(f"with sparsity.activation {sparsity.activation}, {reason}", "sparsity", name)
+    if config.run.start_from is not None and sparsity.active_at_start is None:
+        idle(
+            "with run.start_from, where k is sparsity.active unless active_at_start is given",
+            "sparsity",
+            "anneal",
+        )
     if sparsity.aux_active == 0:
         idle("with sparsity.aux_active 0", "sparsity", "aux_weight")
+    kinds_here = {data.kind} if data.mixture is None else {part.kind or data.kind for part in data.mixture}
     for name, kinds in DATA_KEYS.items():
-        if data.kind not in kinds:
-            idle(f"with data.kind {data.kind}: only {' and '.join(kinds)} data have it", "data", name)
+        if not kinds_here.intersection(kinds):
+            here = " and ".join(sorted(kinds_here))
+            idle(f"with data.kind {here}: only {' and '.join(kinds)} data have it", "data", name)
+    if data.mixture is not None:
+        idle("with data.mixture, whose parts have their own", "data", *ONE_OR_SEVERAL["mixture"])
+    if data.kind == "activations":
+        idle("with data.kind activations, which hold no derivatives", "sparsity", "jacobian_weight")
+        idle("with data.kind activations: reconstruction alone is measured", "evaluation", "per_layer_baseline")
     if config.dictionary.kind == "sae":
         idle(
             "with dictionary.kind sae, which reads and writes at dictionary.point",
@@ -67,13 +85,28 @@ def _kind(config: TrainingConfig) -> Iterator[str]:
         yield f"dictionary.layers is {layers}; name each layer once, in order: {sorted(set(layers))}"
 
 
+def _data(config: TrainingConfig) -> Iterator[str]:
+    data = config.data
+    if data.path is None and data.mixture is None:
+        yield "data.path is missing: give the one data set there, or several in data.mixture"
+    for number, part in enumerate(data.mixture or (), 1):
+        kind = part.kind or data.kind
+        if kind == "activations":
+            yield f"part {number} of data.mixture is of kind activations; only text is mixed: give one path instead"
+        for name in (
+            name for name, kinds in DATA_KEYS.items() if kind not in kinds and getattr(part, name) is not None
+        ):
+            yield f"part {number} of data.mixture has a {name}, which has no effect with kind {kind}: leave it out"
+
+
 def _sparsity(config: TrainingConfig) -> Iterator[str]:
     sparsity, features = config.sparsity, config.dictionary.features
     yield from rule_of(sparsity).contradictions(features)
-    if sparsity.dead_after_tokens is not None and sparsity.dead_after_tokens >= config.run.tokens:
+    tokens = config.run.schedule_tokens or config.run.tokens
+    if sparsity.dead_after_tokens is not None and sparsity.dead_after_tokens >= tokens:
         yield (
             f"sparsity.dead_after_tokens is {sparsity.dead_after_tokens}, so that nothing can ever be dead in a run of "
-            f"{config.run.tokens} tokens (run.tokens); use a tenth of that, or leave it out"
+            f"{tokens} tokens; use a tenth of that, or leave it out"
         )
     if sparsity.aux_active > features:
         yield (
@@ -87,10 +120,22 @@ def _lengths(config: TrainingConfig) -> Iterator[str]:
     if config.steps == 0:
         yield f"run.tokens is {run.tokens}, less than one run.batch of {run.batch}; train on more tokens or lower the batch"
         return
-    longest = config.steps - round(optimizer.decay * config.steps)
+    if run.batch % run.data_parallel:
+        yield (
+            f"run.batch is {run.batch}, which {run.data_parallel} groups (run.data_parallel) cannot share evenly; make it "
+            f"{max(1, run.batch // run.data_parallel) * run.data_parallel}, say"
+        )
+    if config.schedule_steps < config.steps:
+        yield (
+            f"run.schedule_tokens is {run.schedule_tokens}, less than run.tokens, {run.tokens}, so that the schedules end "
+            "before the run; raise it, or leave it out"
+        )
+        return
+    steps = config.schedule_steps
+    longest = steps - round(optimizer.decay * steps)
     if optimizer.warmup_steps > longest:
         yield (
-            f"optimizer.warmup_steps is {optimizer.warmup_steps}, but of {config.steps} steps (run.tokens / run.batch) "
+            f"optimizer.warmup_steps is {optimizer.warmup_steps}, but of {steps} steps (run.tokens / run.batch) "
             f"{longest} come before the decay; use at most {longest}, or train on more tokens"
         )
     if config.evaluation.every_steps > config.steps:

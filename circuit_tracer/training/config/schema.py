@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from circuit_tracer.text.source import CONTEXT_LENGTH, Kind, TextSource
+from circuit_tracer.errors import InputError
+from circuit_tracer.text.source import CONTEXT_LENGTH, AnySource, Kind, Mixture, TextSource
 from circuit_tracer.training.config.rules import contradictions
 from circuit_tracer.training.sparsity import RULES, readers
 
@@ -35,6 +36,7 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 Location = Annotated[Path, Field(strict=False), AfterValidator(_at_home)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16"]
+DataKind = Literal[Kind, "activations"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
 Text = Annotated[str, Field(min_length=1)]
 if TYPE_CHECKING:
@@ -58,14 +60,36 @@ class ModelSection(Section):
     device: Device = Field(default="auto", description="cpu, cuda, cuda:1, mps; auto: the best there is.")
 
 
+class DataPart(Section):
+    """One of several data sets. What is null is as `data` says."""
+
+    path: Text
+    weight: float = Field(gt=0)
+    kind: Kind | None = None
+    field: Text | None = None
+    name: Text | None = None
+    split: Text | None = None
+
+
 class DataSection(Section):
     """The text, and how its activations are kept."""
 
-    kind: Kind = Field(
+    kind: DataKind = Field(
         default="huggingface",
-        description="What `path` is: a data set of the hub, text, JSONL or parquet files, or files of token ids.",
+        description="What `path` is: a data set of the hub, text, JSONL or parquet files, files of token ids, or activations "
+        "that were made elsewhere (docs/activations.md).",
     )
-    path: Text = Field(description="Id of a data set on the hub, or a file, folder or pattern such as data/*.jsonl.")
+    path: Text | None = Field(
+        default=None,
+        description="Id of a data set on the hub, or a file, folder, pattern such as data/*.jsonl, or address such as "
+        "s3://bucket/data; of activations also tcp://host:port.",
+    )
+    mixture: list[DataPart] | None = Field(
+        default=None,
+        min_length=1,
+        description="Several data sets instead of `path`, read together: each has a path and a weight, which is its share of "
+        "the text, and may have its own kind, field, name and split.",
+    )
     name: Text | None = Field(default=None, description="Configuration of a data set on the hub.")
     split: Text = Field(default="train", description="Split of a data set on the hub.")
     field: Text = Field(default="text", description="Field or column that holds the text.")
@@ -90,9 +114,28 @@ class DataSection(Section):
     )
 
     @property
-    def source(self) -> TextSource:
-        """Which documents are read."""
-        return TextSource(self.kind, self.path, self.field, self.name, self.split)
+    def source(self) -> AnySource:
+        """Which documents are read. Raises InputError for activations, of which the text is not known."""
+        self.require_text()
+        if self.mixture is None:
+            return TextSource(cast(Kind, self.kind), self.path or "", self.field, self.name, self.split)
+        parts = [
+            TextSource(
+                one.kind or cast(Kind, self.kind), one.path, one.field or self.field, one.name, one.split or self.split
+            )
+            for one in self.mixture
+        ]
+        return Mixture(tuple((part, one.weight) for part, one in zip(parts, self.mixture, strict=True)))
+
+    def require_text(self) -> None:
+        """Raise InputError for activations that were made elsewhere."""
+        if self.kind == "activations":
+            raise InputError("this configuration reads activations (data.kind), not text: name a file of text instead")
+
+    @property
+    def where(self) -> str:
+        """The path or paths, for messages."""
+        return repr(self.path) if self.mixture is None else ", ".join(repr(one.path) for one in self.mixture)
 
 
 class DictionarySection(Section):
@@ -120,7 +163,7 @@ class DictionarySection(Section):
     )
     dtype: Dtype = Field(
         default="float32",
-        description="Number format of the weights; bfloat16 is rounded stochastically, moments stay float32.",
+        description="Number format of the weights; bfloat16 is rounded stochastically.",
     )
 
 
@@ -135,7 +178,10 @@ class SparsitySection(Section):
         default=16.0, gt=0, description=f"k, active features a layer and token, on average ({readers('active')})."
     )
     active_at_start: float | None = Field(
-        default=None, gt=0, description="k at the first step; null: 6 times `active`, at most half of the features."
+        default=None,
+        gt=0,
+        description="k at the first step; null: 6 times `active`, at most half of the features, and `active` with "
+        "run.start_from.",
     )
     anneal: Share = Field(default=0.3, description="Share of the steps in which k falls to `active`.")
     rank_by: Literal["row", "target"] = Field(
@@ -191,6 +237,14 @@ class OptimizerSection(Section):
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
     eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    moments: Literal["float32", "bfloat16", "int8"] = Field(
+        default="float32",
+        description="Number format of Adam's two moments; the narrow ones are rounded stochastically, int8 in blocks of 256.",
+    )
+    place: Literal["device", "host"] = Field(
+        default="device",
+        description="Where Adam's moments lie: beside the weights, or in the host's memory where the device has too little.",
+    )
     warmup_steps: Whole = Field(default=500, ge=0, description="Steps in which the learning rate rises from zero.")
     decay: Share = Field(default=0.2, description="Share of the steps, at the end, in which it falls to zero.")
 
@@ -215,6 +269,12 @@ class EvaluationSection(Section):
         ],
         description="Prompts whose graphs are scored (replacement, completeness); []: none.",
     )
+    held_out_prompts: Whole = Field(
+        default=20, ge=0, description="Graphs of so many short prompts cut from held-out text are scored too; 0: none."
+    )
+    faithfulness: bool = Field(
+        default=True, description="Test edges and groups of features of these graphs by ablation in the model."
+    )
     random_baseline: bool = Field(default=True, description="Measure a random dictionary too.")
     per_layer_baseline: Location | None = Field(
         default=None, description="Folder of per-layer transcoders to measure beside; null: none."
@@ -226,7 +286,22 @@ class RunSection(Section):
 
     out: Location = Field(description="Folder for checkpoints, log, evaluation and the trained dictionary.")
     tokens: Whole = Field(ge=1, description="Tokens to train on.")
+    schedule_tokens: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens that the schedules are made for, of a run that is to be extended up to there; null: `tokens`.",
+    )
+    start_from: Text | None = Field(
+        default=None,
+        description="What the weights start from: folder of a run, of a checkpoint, or folder or hub id of a dictionary; "
+        "null: drawn.",
+    )
     batch: Whole = Field(default=4096, ge=1, description="Tokens of a step.")
+    data_parallel: Whole = Field(
+        default=1,
+        ge=1,
+        description="Groups of processes that share the tokens of a batch; the processes of a group share the features.",
+    )
     seed: Whole = Field(default=0, ge=0, lt=2**63, description="Seed of weights and of shuffling.")
     threads: Whole | None = Field(default=None, ge=1, description="CPU threads; null: as torch chooses.")
     log_every: Whole = Field(default=10, ge=1, description="Steps between two lines of the log.")
@@ -235,6 +310,12 @@ class RunSection(Section):
     wandb: Text | None = Field(default=None, description="Log to this project of Weights & Biases too (extra: wandb).")
     export_dtype: Dtype = Field(
         default="bfloat16", description="Number format of the dictionary that is written at the end."
+    )
+    export_loss: float = Field(
+        default=0.05,
+        gt=0,
+        description="Most that NMSE may rise, in relation, from the dictionary as trained to its files; a run ends in an "
+        "error above it, with the files kept.",
     )
 
 
@@ -261,6 +342,11 @@ class TrainingConfig(Section):
         return self.run.tokens // self.run.batch
 
     @property
+    def schedule_steps(self) -> int:
+        """Steps that the schedules are made for."""
+        return (self.run.schedule_tokens or self.run.tokens) // self.run.batch
+
+    @property
     def learning_rate(self) -> float:
         """The highest learning rate: the one given, or the rule for the number of features."""
         given = self.optimizer.learning_rate
@@ -270,12 +356,15 @@ class TrainingConfig(Section):
     def dead_after_tokens(self) -> int:
         """Tokens of silence after which a feature is dead: those given, or the rule for the length of the run."""
         given = self.sparsity.dead_after_tokens
-        return min(LONGEST_SILENCE, max(1, self.run.tokens // 10)) if given is None else given
+        return min(LONGEST_SILENCE, max(1, self.schedule_steps * self.run.batch // 10)) if given is None else given
 
     @property
     def active_at_start(self) -> float:
-        """k at the first step: the one given, or the rule for `active` (never below it); `active` without annealing."""
+        """k at the first step: the one given, or the rule for `active` (never below it).
+
+        `active` without annealing, and for a run that starts from a dictionary, which is sparse already.
+        """
         active, given = self.sparsity.active, self.sparsity.active_at_start
-        if self.sparsity.anneal == 0:
+        if self.sparsity.anneal == 0 or (given is None and self.run.start_from is not None):
             return active
         return max(active, min(6 * active, self.dictionary.features / 2)) if given is None else given

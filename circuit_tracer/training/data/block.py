@@ -5,6 +5,7 @@ Letters: N rows (tokens) of the block, S source layers, D width.
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Block:
                 f"data.buffer_place is 'pinned', memory that CUDA copies from, but the model is on {device}; use 'device'"
             )
         self.layout, self.n_rows, self.device, self.place = layout, n_rows, device, place
+        self._staged = {name: _Staged() for name in layout.names}
         shape = (n_rows, layout.n_layers, layout.width)
         try:
             self._tensors = {name: self._allocate(shape, folder) for name in layout.names}
@@ -58,6 +60,12 @@ class Block:
                 f"a buffer of {n_rows} tokens needs {n_rows * layout.row_bytes / 2**30:.1f} GiB ({place}): {error}. "
                 "Lower data.buffer_tokens, use data.buffer_dtype bfloat16, or data.buffer_place disk."
             ) from error
+
+    def head(self, n_rows: int) -> Block:
+        """The first rows as a block of their own, in the same memory."""
+        part = copy.copy(self)
+        part.n_rows, part._tensors = n_rows, {name: tensor[:n_rows] for name, tensor in self._tensors.items()}
+        return part
 
     def write(self, start: int, values: dict[str, list[Tensor]], index: Tensor) -> None:
         """Put rows `index` (m,) of S activations (n, D) under each name at `start`, rounded to the block's dtype."""
@@ -74,14 +82,17 @@ class Block:
         """A view of rows as they lie, to read or to fill."""
         return self._tensors[name][start:end]
 
+    def put(self, index: Tensor, rows: Block) -> None:
+        """Copy the first rows of another block to rows `index` (m,)."""
+        for name, target in self._tensors.items():
+            target.index_copy_(0, index.to(target.device), rows.rows(name, 0, len(index)).to(target.device))
+
     def take(self, name: str, index: Tensor) -> Tensor:
         """Rows `index` (m,) as float32 (m, S, D) on the model's device; a copy."""
         source = self._tensors[name]
         if self.place != "pinned":
             return source.index_select(0, index.to(source.device)).to(self.device, torch.float32)
-        staged = torch.empty(len(index), *source.shape[1:], dtype=source.dtype, pin_memory=True)
-        torch.index_select(source, 0, index.cpu(), out=staged)
-        return staged.to(self.device, non_blocking=True).float()
+        return self._staged[name].take(source, index.cpu(), self.device).float()
 
     def _allocate(self, shape: tuple[int, ...], folder: Path | None) -> Tensor:
         if self.place == "device":
@@ -89,6 +100,29 @@ class Block:
         if self.place == "pinned":
             return torch.empty(shape, dtype=self.layout.dtype, pin_memory=True)
         return _mapped(shape, self.layout.dtype, require_writable_folder(folder or Path(tempfile.gettempdir())))
+
+
+class _Staged:
+    """Rows on their way from pinned memory to a device: two buffers by turns, each used again once it has been copied."""
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+        self._copied: list[torch.cuda.Event] = []
+
+    def take(self, source: Tensor, index: Tensor, device: torch.device) -> Tensor:
+        """Rows `index` (m,) of pinned memory, on the device."""
+        if not self._buffers or len(self._buffers[0]) < len(index):
+            shape = (len(index), *source.shape[1:])
+            self._buffers = [torch.empty(shape, dtype=source.dtype, pin_memory=True) for _ in range(2)]
+            self._copied = [torch.cuda.Event() for _ in range(2)]
+        self._buffers.reverse()
+        self._copied.reverse()
+        staged = self._buffers[0][: len(index)]
+        self._copied[0].synchronize()
+        torch.index_select(source, 0, index, out=staged)
+        found = staged.to(device, non_blocking=True)
+        self._copied[0].record()
+        return found
 
 
 def _mapped(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:

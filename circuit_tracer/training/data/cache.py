@@ -21,10 +21,10 @@ from circuit_tracer.files.checksums import verified, write_tensors
 from circuit_tracer.files.digests import digest_of, sealed, unsealed
 from circuit_tracer.files.tensors import TensorFile, open_tensor_file
 from circuit_tracer.fingerprint import require_same
+from circuit_tracer.ranks import Ranks
 from circuit_tracer.text.position import require_position
 from circuit_tracer.training.data.block import Block, RowLayout
-from circuit_tracer.training.data.rows import ModelRows
-from circuit_tracer.training.feature_ranks import FeatureRanks
+from circuit_tracer.training.data.rows import Rows
 
 MANIFEST = "manifest.json"
 VERSION = 2
@@ -54,7 +54,7 @@ class CachedRows:
     """
 
     def __init__(
-        self, folder: Path, model_rows: ModelRows, layout: RowLayout, settings: dict[str, Any], ranks: FeatureRanks
+        self, folder: Path, model_rows: Rows, layout: RowLayout, settings: dict[str, Any], ranks: Ranks
     ) -> None:
         self.folder, self.model_rows, self.layout, self.ranks = folder, model_rows, layout, ranks
         self._start = model_rows.state()
@@ -115,6 +115,10 @@ class CachedRows:
     def summary(self) -> str:
         """Documents read for the cache, or rows in it."""
         return f"{self.n_rows} tokens in the cache {self.folder}" if self.n_rows else self.model_rows.summary()
+
+    def close(self, patience: float | None = None) -> None:
+        """See `Rows.close`."""
+        self.model_rows.close(patience)
 
     def _begin_adding(self) -> None:
         if self.ranks.rank == 0:

@@ -21,5 +21,11 @@ def kept_tokens(ids_bP: Tensor, norm_nS: Tensor, special: SpecialTokens, max_nor
     candidates = candidate_bP.flatten().nonzero()[:, 0].to(norm_nS.device)
     if not len(candidates):
         return candidates
-    norm_nS = norm_nS[candidates]
-    return candidates[(norm_nS <= max_norm_ratio * norm_nS.median(dim=0).values).all(dim=1)]
+    return candidates[ordinary(norm_nS[candidates], max_norm_ratio)]
+
+
+def ordinary(norm_nS: Tensor, max_norm_ratio: float) -> Tensor:
+    """Mask (n,) of the tokens whose norm is at no layer above so many medians of the layer."""
+    if not len(norm_nS):
+        return torch.ones(0, dtype=torch.bool, device=norm_nS.device)
+    return (norm_nS <= max_norm_ratio * norm_nS.median(dim=0).values).all(dim=1)

@@ -21,8 +21,10 @@ def held_out_tokens(config: TrainingConfig, tokenizer: Any) -> list[Tensor]:
     """Packed sequences (P,) int64 of the documents kept for evaluation: as many as `evaluation.tokens` and
     `evaluation.replacement_tokens` ask for, or as there are; a single shorter one when they do not fill a sequence.
 
-    Raises InputError when no document is kept.
+    None for activations that were given, whose text is not known. Raises InputError when no document is kept.
     """
+    if config.data.kind == "activations":
+        return []
     wanted = max(config.evaluation.tokens, config.evaluation.replacement_tokens)
     data, found = config.data, list[Tensor]()
     packer = open_packer(data.source, tokenizer, data.context_length, data.held_out, evaluation=True)
@@ -36,14 +38,16 @@ def held_out_tokens(config: TrainingConfig, tokenizer: Any) -> list[Tensor]:
 
 
 def held_out_activations(config: TrainingConfig, parts: ModelParts, tokenizer: Any, n_tokens: int) -> ActivationBatch:
-    """The first `n_tokens` rows of `held_out_tokens` without its limit (fewer if there are fewer), filtered as in training.
+    """The first `n_tokens` rows of `held_out_tokens` without its limit (fewer if there are fewer), filtered as in training, in
+    the host's memory.
 
     Raises InputError when there are none.
     """
-    length = len(_first_sequence(config, tokenizer))
-    config = config.model_copy(update={"data": config.data.model_copy(update={"context_length": length})})
+    if config.data.kind != "activations":
+        length = len(_first_sequence(config, tokenizer))
+        config = config.model_copy(update={"data": config.data.model_copy(update={"context_length": length})})
     source = open_source(config, parts, tokenizer, FeatureRanks(), evaluation=True)
-    block = Block(source.layout, n_tokens, source.device)
+    block = Block(source.layout, n_tokens, torch.device("cpu"))
     end = source.rows.read(block, 0)
     if not end:
         raise _nothing(config, source.rows.summary())
@@ -58,6 +62,6 @@ def _first_sequence(config: TrainingConfig, tokenizer: Any) -> Tensor:
 
 def _nothing(config: TrainingConfig, summary: str) -> InputError:
     return InputError(
-        f"the data at {config.data.path!r} hold nothing to evaluate on ({summary}; sequences have "
-        f"{config.data.context_length} tokens). Give more text, raise data.held_out, or lower data.context_length."
+        f"the data at {config.data.where} hold nothing to evaluate on ({summary}). "
+        "Give more data, raise data.held_out, or lower data.context_length."
     )

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.models.model_pass import ModelPass
-from circuit_tracer.models.run import fast_attention
+from circuit_tracer.ranks import Ranks
 from circuit_tracer.text.packing import Packer
+from circuit_tracer.training.data.ahead import Ahead
 from circuit_tracer.training.data.block import Block
 from circuit_tracer.training.data.filters import kept_tokens
 from circuit_tracer.training.data.jacobian import MLPDerivative
 from circuit_tracer.training.data.norms import require_finite, token_norms
-from circuit_tracer.training.feature_ranks import FeatureRanks
+from circuit_tracer.training.data.passes import Pass, Passes
 
 DIRECTIONS = 1  # keeps the random numbers of directions apart from those of the shuffle (stream.py)
 
@@ -42,6 +43,9 @@ class Rows(Protocol):
     def summary(self) -> str:
         """What was read so far, for messages."""
 
+    def close(self, patience: float | None = None) -> None:
+        """End the threads that read ahead, waiting for them so many seconds at most. `restore` and `rewind` begin again."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -51,35 +55,38 @@ class Recipe:
     max_norm_ratio: float
     buffer_dtype: torch.dtype
     direction_seed: int | None  # None: no Jacobian products
+    ahead: bool = True  # a thread reads ahead
 
 
 class ModelRows:
     """Rows made by running the model. Each rank runs it on its share of a pass; all ranks get all rows, in the same order."""
 
-    def __init__(self, packer: Packer, model_pass: ModelPass, recipe: Recipe, ranks: FeatureRanks) -> None:
+    def __init__(self, packer: Packer, model_pass: ModelPass, recipe: Recipe, ranks: Ranks) -> None:
         self.packer, self.model_pass, self.recipe, self.ranks = packer, model_pass, recipe, ranks
+        self._passes = Passes(packer, model_pass, recipe.sequences_per_pass, ranks)
+        self._ahead: Ahead[Pass] | None = None  # begun when the first row is asked for
         self._made: _Made | None = None  # rows of the pass in hand that no block has taken
         self.rewind()
 
     def rewind(self) -> None:
         """Back to the first row."""
+        self.close()
         self.packer.rewind()
-        self._begin(0, 0)
+        self._begin(0, 0, self.packer.state())
 
     def read(self, block: Block, start: int) -> int:
         """Run passes until the block is full or the epoch at its end. See `Rows.read`."""
-        with fast_attention(self.model_pass.parts):
-            while start < block.n_rows:
-                if self._made is None and not self._run():
-                    break
-                assert self._made is not None
-                taken = self._made.index[: block.n_rows - start]
-                block.write(start, self._made.values, taken)
-                start += len(taken)
-                self._used += len(taken)
-                self._made = self._made.after(len(taken), self.recipe.buffer_dtype)
-                if self._made is None:
-                    self._begin(self._pass + 1, 0)
+        while start < block.n_rows:
+            if self._made is None and not self._run():
+                break
+            assert self._made is not None
+            taken = self._made.index[: block.n_rows - start]
+            block.write(start, self._made.values, taken)
+            start += len(taken)
+            self._used += len(taken)
+            self._made = self._made.after(len(taken), self.recipe.buffer_dtype)
+            if self._made is None:
+                self._begin(self._pass + 1, 0, self._behind)
         return start
 
     def state(self) -> dict[str, Any]:
@@ -88,38 +95,42 @@ class ModelRows:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to the start of a pass; its used rows are made again and skipped."""
+        self.close()
         self.packer.restore(state["packer"])
-        self._begin(state["pass"], state["used"])
+        self._begin(state["pass"], state["used"], self.packer.state())
 
     def summary(self) -> str:
         """Documents read."""
-        return self.packer.summary()
+        return f"{self.packer.summary()}; sequences have {self.packer.context_length} tokens"
 
-    def _begin(self, number: int, used: int) -> None:
-        """Stand in front of pass `number` of the epoch."""
-        self._pass, self._used = number, used
-        self._before = self.packer.state()
+    def close(self, patience: float | None = None) -> None:
+        """See `Rows.close`."""
+        if self._ahead is not None:
+            self._ahead.close(patience)
+            self._ahead = None
+
+    def _begin(self, number: int, used: int, place: dict[str, Any]) -> None:
+        """Stand in front of pass `number` of the epoch, with the packer at `place` then."""
+        self._pass, self._used, self._before = number, used, place
         self._made = None
 
     def _run(self) -> bool:
         """Make the rows of the next pass that has any; False at the end of the epoch."""
-        while sequences := self._sequences():
-            made = self._make(torch.from_numpy(np.stack(sequences)))
-            self._made = made.after(self._used, None)
+        if self._ahead is None:
+            self._ahead = self._passes.ahead(self.recipe.ahead)
+        while (found := self._ahead.next()) is not None:
+            self._behind = found.behind
+            self._made = self._make(found if found.x is not None else self._passes.run(found)).after(self._used, None)
             if self._made is not None:
                 return True
-            self._begin(self._pass + 1, 0)
+            self._begin(self._pass + 1, 0, self._behind)
         return False
 
-    def _sequences(self) -> list[np.ndarray]:
-        found: list[np.ndarray] = []
-        while len(found) < self.recipe.sequences_per_pass and (sequence := self.packer.next()) is not None:
-            found.append(sequence)
-        return found
-
-    def _make(self, ids_bP: Tensor) -> _Made:
-        share = self._share(len(ids_bP))
-        x, y = self.model_pass.run(ids_bP[share])
+    def _make(self, found: Pass) -> _Made:
+        """The rows of all ranks, checked and filtered; all ranks call this together."""
+        x, y, ids_bP = found.x, found.y, found.ids_bP
+        assert x is not None
+        assert y is not None
         points = self.model_pass.points
         norm_nS = self._gather(token_norms(x), ids_bP.shape)
         require_finite(norm_nS, points.layers, points.input)
@@ -129,7 +140,7 @@ class ModelRows:
             values["y"] = y
         index = kept_tokens(ids_bP, norm_nS, self.packer.special, self.recipe.max_norm_ratio)
         if self.recipe.direction_seed is not None:
-            values |= self._derivatives(x, self._partners(share, ids_bP.shape[1], index))
+            values |= self._derivatives(x, self._partners(self._passes.share(len(ids_bP)), ids_bP.shape[1], index))
         return _Made({name: self._gather_layers(layers, ids_bP.shape) for name, layers in values.items()}, index)
 
     def _derivatives(self, x: list[Tensor], partner_n: Tensor) -> dict[str, list[Tensor]]:
@@ -156,11 +167,6 @@ class ModelRows:
                 )
                 partner_n[kept] = kept.roll(int(torch.randint(1, len(kept), (), generator=draw)))
         return partner_n
-
-    def _share(self, n_sequences: int) -> list[int]:
-        """This rank's sequences of a pass: every world-th; the last one again where they do not come out even."""
-        rank, world = self.ranks.rank, self.ranks.world
-        return [min(first + rank, n_sequences - 1) for first in range(0, n_sequences, world)]
 
     def _gather_layers(self, layers: list[Tensor], shape: torch.Size) -> list[Tensor]:
         if self.ranks.world == 1:

@@ -26,6 +26,7 @@ def settings_of(
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "documents": documents.fingerprint(),
         **{f"data.{name}": getattr(data, name) for name in names},
+        **({} if data.mixture is None else {"parts": [[part.kind, part.field] for part in data.mixture]}),
         "layers": list(points.layers),
         "input point": points.input,
         "output point": points.output,

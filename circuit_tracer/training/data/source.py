@@ -14,6 +14,7 @@ from circuit_tracer.text.packing import open_packer
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.block import RowLayout
 from circuit_tracer.training.data.cache import CachedRows
+from circuit_tracer.training.data.given.source import UnseenModel, given_rows
 from circuit_tracer.training.data.points import points_of
 from circuit_tracer.training.data.rows import ModelRows, Recipe, Rows
 from circuit_tracer.training.data.settings import settings_of
@@ -28,6 +29,8 @@ class Source:
     layout: RowLayout
     settings: dict[str, Any]
     device: torch.device
+    tokens: slice  # of each batch, those that this rank sees
+    ahead: bool = False  # whether a thread may make batches ahead: not where that takes other ranks, or a CPU's cores
 
 
 def open_source(
@@ -35,15 +38,34 @@ def open_source(
 ) -> Source:
     """Rows of the training documents, through the cache if there is one; or of those held out, never cached."""
     data = config.data
+    if isinstance(parts, UnseenModel):
+        given = given_rows(config, parts.rows, evaluation)
+        return _source(*given, config, parts, ranks, evaluation, ahead=True)
     points = points_of(config.dictionary, parts)
     packer = open_packer(data.source, tokenizer, data.context_length, data.held_out, evaluation)
     matching = config.sparsity.jacobian_weight > 0
     names = ("x",) if points.same else ("x", "y", "direction", "derivative") if matching else ("x", "y")
     layout = RowLayout(names, len(points.layers), parts.config.d_model, resolve_dtype(data.buffer_dtype))
     seed = config.run.seed if matching else None
-    recipe = Recipe(data.sequences_per_pass, data.max_norm_ratio, layout.dtype, seed)
-    model_rows = ModelRows(packer, ModelPass(parts, points, data.context_length), recipe, ranks)
+    recipe = Recipe(data.sequences_per_pass, data.max_norm_ratio, layout.dtype, seed, ahead=not evaluation)
+    model_rows = ModelRows(packer, ModelPass(parts, points, data.context_length), recipe, ranks.plain)
     settings = settings_of(config, parts, tokenizer, packer.documents, points)
-    if data.cache is None or evaluation:
-        return Source(model_rows, layout, settings, parts.device)
-    return Source(CachedRows(data.cache, model_rows, layout, settings, ranks), layout, settings, parts.device)
+    ahead = parts.device.type != "cpu"  # the model's pass would take the step's cores
+    return _source(model_rows, layout, settings, config, parts, ranks, evaluation, ahead)
+
+
+def _source(
+    rows: Rows,
+    layout: RowLayout,
+    settings: dict[str, Any],
+    config: TrainingConfig,
+    parts: ModelParts,
+    ranks: FeatureRanks,
+    evaluation: bool,
+    ahead: bool,
+) -> Source:
+    cache = config.data.cache
+    if cache is not None and not evaluation:
+        rows = CachedRows(cache, rows, layout, settings, ranks.plain)
+    tokens = ranks.tokens(config.run.batch)
+    return Source(rows, layout, settings, parts.device, tokens, ahead and ranks.plain.world == 1)

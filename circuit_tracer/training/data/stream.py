@@ -5,6 +5,8 @@ Letters: N rows of a block, B tokens of a batch, S source layers, D width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +17,16 @@ from circuit_tracer.fingerprint import require_same
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.text.position import require_position
 from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.data.ahead import Ahead
 from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.data.block import Block
-from circuit_tracer.training.data.rows import Rows, generator
+from circuit_tracer.training.data.shuffle import ShuffledRows
 from circuit_tracer.training.data.source import Source, open_source
-from circuit_tracer.training.data.statistics import Moments, Statistics
+from circuit_tracer.training.data.statistics import Statistics
 from circuit_tracer.training.feature_ranks import FeatureRanks
 
-SHUFFLE = 0  # keeps the random numbers of the shuffle apart from those of directions (rows.py)
+BATCHES_AHEAD = 1  # made by a thread while the one before is trained on
+PATIENCE = 10.0  # seconds that the end of a run waits for a thread, which may be reading from a network
 
 
 def open_stream(config: TrainingConfig, parts: ModelParts, tokenizer: Any, ranks: FeatureRanks) -> BatchStream:
@@ -35,45 +39,54 @@ def open_stream(config: TrainingConfig, parts: ModelParts, tokenizer: Any, ranks
 
 
 class BatchStream:
-    """Batches of exactly `run.batch` rows. A block holds as many whole batches as fit into `data.buffer_tokens`; its rows are
-    permuted by (run.seed, number of the block). At the end of the data a last partial batch is dropped.
+    """Batches of exactly `run.batch` rows, or this rank's share of them. A block holds as many whole batches as fit into
+    `data.buffer_tokens`; its rows are permuted by (run.seed, number of the block). At the end of the data a last partial batch
+    is dropped.
+
+    Where the source says so, a thread makes the next batches meanwhile; they and every position are the same without it.
     """
 
     def __init__(self, config: TrainingConfig, source: Source) -> None:
         self.config, self.source = config, source
         self.batch = config.run.batch
-        self.n_rows = max(1, config.data.buffer_tokens // self.batch) * self.batch
-        self._epochs = _Epochs(source.rows, config.data.epochs)
-        self._first = self._epochs.state()
-        self._block: Block | None = None  # allocated when it is first filled
-        self._begin(0, 0)
+        n_rows = max(1, config.data.buffer_tokens // self.batch) * self.batch
+
+        def allocate(n_rows: int, waits: bool) -> Block:
+            place, device = config.data.buffer_place, source.device
+            if place == "disk" and not waits:
+                place, device = "device", torch.device("cpu")
+            return Block(source.layout, n_rows, device, place, config.run.out)
+
+        self._shuffled = ShuffledRows(
+            source.rows, config.data.epochs, self.batch, n_rows, config.run.seed, config.steps, source.tokens, allocate
+        )
+        self._ahead: Ahead[_Placed] | None = None  # begun when the first batch is asked for
+        self._position = self._shuffled.state()  # behind the last batch handed out
 
     def next(self) -> ActivationBatch | None:
         """The next batch, on the model's device; None when the data are at their end.
 
         Raises InputError when the data have not enough tokens for one batch, and what the model's pass raises.
         """
-        block = self._filled_block()
-        start, end = self._served * self.batch, (self._served + 1) * self.batch
-        if end > self._filled:
-            if self._number == self._served == 0:
+        if self._ahead is None:
+            self._ahead = Ahead(
+                partial(_placed, self._shuffled),
+                BATCHES_AHEAD if self.source.ahead else 0,
+                self.source.device,
+                lambda placed: placed.taken.values(),
+            )
+        placed = self._ahead.next()
+        if placed is None:
+            if self._shuffled.too_short:
                 raise self._too_short()
+            self._position = self._shuffled.state()
             return None
-        taken = {name: block.take(name, self._order[start:end]) for name in self.source.layout.names}
-        self._served += 1
-        if end == self.n_rows:
-            self._begin(self._number + 1, 0)
-        return _batch(taken)
+        self._position = placed.behind
+        return _batch(placed.taken)
 
     def state(self) -> dict[str, Any]:
         """The position behind the last batch, as JSON-able values: a block, where it starts, and batches served of it."""
-        return {
-            "settings": self.source.settings,
-            "shuffle": self._shuffle(),
-            "block": self._number,
-            "served": self._served,
-            "start": self._start,
-        }
+        return {"settings": self.source.settings, "shuffle": self._shuffle(), **self._position}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a position with bitwise the same batches; the block is made again when the next one is asked for.
@@ -86,88 +99,64 @@ class BatchStream:
         require_same(state.get("settings"), self.source.settings, what, advice)
         require_same(state.get("shuffle"), self._shuffle(), what, advice)
         here = ("start", "block", "served")
-        own = self.state()
-        require_position({name: state.get(name) for name in here}, {name: own[name] for name in here}, what)
-        self._epochs.restore(state["start"])
-        self._begin(state["block"], state["served"])
+        position = {name: state.get(name) for name in here}
+        require_position(position, {name: self._position[name] for name in here}, what)
+        self._go_to(position)
 
     def statistics(self, n_tokens: int) -> Statistics:
         """Moments of the first `n_tokens` rows of the stream (all, if there are fewer); the stream stays where it is.
 
-        The first block, if the stream is in it, is made for this and kept for training.
+        The first block, if the stream is in front of it, is made for this and kept for training.
         Raises InputError when the data have no row at all.
         """
-        moments = Moments()
-        if self._number == 0:
-            moments.add(self._filled_block(), min(n_tokens, self._filled))
-            more, here = self._filled == self.n_rows, self._epochs.state()
-        else:
-            more, here = True, self._epochs.state()
-            self._epochs.restore(self._first)
-        if more and moments.n_tokens < n_tokens:
-            block = Block(self.source.layout, self.batch, self.source.device)
-            while more and moments.n_tokens < n_tokens:
-                filled = self._epochs.fill(block)
-                moments.add(block, min(filled, n_tokens - moments.n_tokens))
-                more = filled == block.n_rows
-            self._epochs.restore(here)
+        if self._ahead is not None and self.source.ahead:
+            self._go_to(self._position)  # the thread has gone further
+        moments = self._shuffled.moments(n_tokens)
         if not moments.n_tokens:
             raise self._too_short()
         return moments.result()
 
-    def _begin(self, number: int, served: int) -> None:
-        """Stand in front of a block, `served` batches of which are to be skipped."""
-        self._number, self._served, self._start = number, served, self._epochs.state()
-        self._filled = -1  # rows of the block; -1: not made
+    def close(self) -> None:
+        """End the threads that read ahead. The stream can be restored all the same."""
+        if self._ahead is not None:
+            self._ahead.close(PATIENCE)
+            self._ahead = None
+        self.source.rows.close(PATIENCE)
 
-    def _filled_block(self) -> Block:
-        """The block in hand, made if it is not."""
-        if self._block is None:
-            data = self.config.data
-            source = self.source
-            self._block = Block(source.layout, self.n_rows, source.device, data.buffer_place, self.config.run.out)
-        if self._filled < 0:
-            self._filled = self._epochs.fill(self._block)
-            key = [self.config.run.seed, SHUFFLE, self._number]
-            self._order = torch.randperm(self._filled, generator=generator(key, torch.device("cpu")))
-        return self._block
+    def _go_to(self, position: dict[str, Any]) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+        self._shuffled.restore(position)
+        self._position = position
 
     def _shuffle(self) -> dict[str, int]:
-        return {"run.seed": self.config.run.seed, "run.batch": self.batch, "rows of a block": self.n_rows}
+        return {
+            "run.seed": self.config.run.seed,
+            "run.batch": self.batch,
+            "rows of a block": self._shuffled.n_rows,
+        }
 
     def _too_short(self) -> InputError:
         data, run = self.config.data, self.config.run
         return InputError(
-            f"the data at {data.path!r} give {max(self._filled, 0)} tokens to train on, less than one run.batch of "
-            f"{run.batch} ({self.source.rows.summary()}; sequences have {data.context_length} tokens). "
-            "Give more text, set data.epochs to null to repeat it, or lower run.batch or data.context_length."
+            f"the data at {data.where} give {self._shuffled.n_rows_found} tokens to train on, less than one run.batch of "
+            f"{run.batch} ({self.source.rows.summary()}). "
+            "Give more data, set data.epochs to null to repeat it, or lower run.batch or data.context_length."
         )
 
 
-class _Epochs:
-    """Rows of one epoch after the other."""
+@dataclass(frozen=True)
+class _Placed:
+    """A batch by name, and the position behind it."""
 
-    def __init__(self, rows: Rows, epochs: int | None) -> None:
-        self.rows, self.epochs = rows, epochs
-        self._epoch = 0
+    taken: dict[str, Tensor]
+    behind: dict[str, Any]
 
-    def fill(self, block: Block) -> int:
-        """Fill a block from its first row; returns the number of rows, less than the block's at the end of the data."""
-        end = self.rows.read(block, 0)
-        while end < block.n_rows and (self.epochs is None or self._epoch + 1 < self.epochs):
-            self.rows.rewind()
-            self._epoch += 1
-            start, end = end, self.rows.read(block, end)
-            if end == start:  # an epoch without rows: repeating it would never end
-                break
-        return end
 
-    def state(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "rows": self.rows.state()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._epoch = state["epoch"]
-        self.rows.restore(state["rows"])
+def _placed(shuffled: ShuffledRows) -> _Placed | None:
+    taken = shuffled.next()
+    return None if taken is None else _Placed(taken, shuffled.state())
 
 
 def _batch(taken: dict[str, Tensor]) -> ActivationBatch:

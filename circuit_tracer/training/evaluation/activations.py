@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,16 @@ from torch import Tensor
 from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.training.evaluation.intervals import unit_rows
 from circuit_tracer.training.evaluation.sequences import Sequences
+
+
+class Batch(NamedTuple):
+    """Inputs and outputs (N, S, D) of some tokens; unit (N,): the sequence that each is of (`intervals.py`), if it is known."""
+
+    x_NSD: Tensor
+    y_NSD: Tensor
+    unit_N: Tensor | None = None
 
 
 class Activations(Protocol):
@@ -25,7 +34,7 @@ class Activations(Protocol):
     def sample(self) -> tuple[Tensor, Tensor]:
         """Those of a few tokens, to calibrate on."""
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterator[Batch]:
         """Those of all tokens, a batch at a time; may be called again."""
 
     def describe(self) -> dict[str, Any]:
@@ -55,17 +64,21 @@ class ModelActivations:
         keep = self._ordinary(x_NSD)
         return x_NSD[keep], y_NSD[keep]
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterator[Batch]:
         """From sequences of one length at a time."""
-        self.outliers = done = 0
+        self.outliers = done = first = 0
         for ids_BP in self.sequences.batches(self.batch_tokens):
             x_NSD, y_NSD = self._read(ids_BP)
             keep = self._ordinary(x_NSD)
+            unit_N = unit_rows(ids_BP, first)[self.sequences.counted(ids_BP).flatten()]
+            first += len(ids_BP)
             self.outliers += int((~keep).sum())
             done += ids_BP.numel()
             self.progress(done, self.sequences.n_tokens)
-            if keep.any():
-                yield (x_NSD, y_NSD) if bool(keep.all()) else (x_NSD[keep], y_NSD[keep])
+            if keep.all():
+                yield Batch(x_NSD, y_NSD, unit_N)
+            elif keep.any():
+                yield Batch(x_NSD[keep], y_NSD[keep], unit_N[keep.cpu()])
 
     def describe(self) -> dict[str, Any]:
         """What was read."""
@@ -133,11 +146,11 @@ class GivenActivations:
         """The first rows."""
         return _wide(self.x_NSD[: self.sample_tokens]), _wide(self.y_NSD[: self.sample_tokens])
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterator[Batch]:
         """Rows in order."""
         inputs, outputs = self.x_NSD.split(self.batch_tokens), self.y_NSD.split(self.batch_tokens)
         for x_NSD, y_NSD in zip(inputs, outputs, strict=True):
-            yield _wide(x_NSD), _wide(y_NSD)
+            yield Batch(_wide(x_NSD), _wide(y_NSD))
 
     def describe(self) -> dict[str, Any]:
         """Only how many were given."""

@@ -25,18 +25,20 @@ from circuit_tracer.models.run import fast_attention
 from circuit_tracer.models.sources import public_name
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.training.evaluation.activations import Activations, ModelActivations
-from circuit_tracer.training.evaluation.graphs import score_graphs
+from circuit_tracer.training.evaluation.graphs import Named, score_graphs
 from circuit_tracer.training.evaluation.passes import StandIn
 from circuit_tracer.training.evaluation.reconstruction import measure
-from circuit_tracer.training.evaluation.replacement import Comparison, Constant, Reconstructions, compare
-from circuit_tracer.training.evaluation.results import DictionaryResult, Evaluation, HeldOutReconstruction
+from circuit_tracer.training.evaluation.replacement import MEAN, ZERO, compare
+from circuit_tracer.training.evaluation.results import DICTIONARY, PER_LAYER, RANDOM, DictionaryResult, Evaluation
 from circuit_tracer.training.evaluation.sequences import Sequences
 from circuit_tracer.training.evaluation.settings import EvaluationSettings
+from circuit_tracer.training.evaluation.snippets import LEAST_PROBABILITY, as_text, held_out_prompts
+from circuit_tracer.training.evaluation.splicing import WHOLE_STREAM, splice
+from circuit_tracer.training.evaluation.stand_ins import Constant, Reconstructions
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.random_dictionary import random_baseline
 
-DICTIONARY, RANDOM, PER_LAYER = "dictionary", "random", "per_layer"  # keys of Evaluation.results
-ZERO, MEAN = "zero", "mean"  # keys of Evaluation.ablations
+AUTOENCODERS = "sparse autoencoders"
 
 
 @plain_torch()
@@ -56,12 +58,12 @@ def evaluate(
 ) -> Evaluation:
     """Measure ``transcoders`` on held-out sequences ``tokens``, each (P,) int64, of the model in ``parts``.
 
-    layers: the model's layers that the dictionary's are; None: all of them. activations: read instead of running the model
-    on ``tokens`` for reconstruction (`GivenActivations`). per_layer: another dictionary to measure beside. conditions: what the
-    report shall say besides, such as names and files. The tokenizer may be None when there are no prompts.
+    layers: the model's layers that autoencoders are of; None: all, or what transcoders say. activations: read instead of
+    running the model on ``tokens`` for reconstruction (`GivenActivations`). per_layer: another dictionary to measure beside.
+    conditions: what the report shall say besides, such as names and files.
 
-    A dictionary of some layers, or a sparse autoencoder, replaces no model: for it replacement_tokens must be 0 and prompts
-    empty. Raises InputError, CompatibilityError or NumericalError for what cannot be measured.
+    What does not apply (an autoencoder replaces no MLP and has no graphs; text needs a tokenizer) is left out, and the result
+    says so (`not_measured`). Raises InputError, CompatibilityError or NumericalError for what cannot be measured.
     """
     settings = settings or EvaluationSettings()
     if layers is None:
@@ -69,7 +71,7 @@ def evaluate(
         per_layer = None if per_layer is None else paired(parts, per_layer)
     subject = _Subject(parts, tokenizer, settings, progress)
     points = _points(parts, transcoders, layers)
-    _check(parts, transcoders, points, settings, per_layer)
+    _check(parts, transcoders, points, per_layer)
     chosen = Sequences.of(tokens, parts, tokenizer, settings.tokens) if tokens or activations is None else None
     with fast_attention(parts):
         source = activations or subject.activations(points, chosen)
@@ -81,16 +83,20 @@ def evaluate(
             dictionaries[PER_LAYER] = per_layer
             other = subject.activations(_points(parts, per_layer, None), chosen)
             reconstructions |= measure({PER_LAYER: per_layer}, other)[0]
-        comparison = subject.compare(dictionaries, mean_SD, chosen) if settings.replacement_tokens else None
-    results = subject.results(dictionaries, reconstructions, comparison)
-    said = _conditions(parts, transcoders, points, settings) | {"data": source.describe()} | dict(conditions or {})
-    replacements = comparison.results(ZERO) if comparison else {}
-    return Evaluation(
-        conditions=said,
-        results=results,
-        model=comparison.model() if comparison else None,
-        ablations={name: replacements[name] for name in (ZERO, MEAN) if name in replacements},
-    )
+        found = Evaluation(
+            conditions=_conditions(parts, transcoders, points, settings)
+            | {"data": source.describe()}
+            | dict(conditions or {}),
+            results={
+                name: DictionaryResult(describe(one), reconstructions[name]) for name, one in dictionaries.items()
+            },
+        )
+        if points.same:
+            return subject.with_splices(found, dictionaries, points, mean_SD, chosen)
+        if settings.replacement_tokens:
+            found = subject.with_replacement(found, dictionaries, mean_SD, chosen)
+        prompts, missing = subject.prompts(chosen)
+    return subject.with_graphs(replace(found, not_measured=missing), dictionaries, prompts)
 
 
 @dataclass(frozen=True)
@@ -114,13 +120,13 @@ class _Subject:
             settings.calibration_tokens,
             settings.batch_tokens,
             settings.max_norm_ratio,
-            lambda done, total: self.progress("reconstruction", done, total),
+            partial(self.progress, "reconstruction"),
         )
 
-    def compare(self, dictionaries: Mapping[str, Transcoders], mean_LD: Tensor, chosen: Sequences | None) -> Comparison:
+    def with_replacement(
+        self, found: Evaluation, dictionaries: Mapping[str, Transcoders], mean_LD: Tensor, chosen: Sequences | None
+    ) -> Evaluation:
         """All dictionaries and both ablations in place of the MLPs."""
-        if chosen is None:
-            raise InputError("replacement is measured on token sequences: give some, or set replacement_tokens to 0")
         points = {name: _points(self.parts, one, None) for name, one in dictionaries.items()}
         replaced = dictionaries[DICTIONARY].layers
         constants = {ZERO: Constant(torch.zeros_like(mean_LD), replaced), MEAN: Constant(mean_LD, replaced)}
@@ -128,36 +134,96 @@ class _Subject:
             name: (points[name], Reconstructions(one)) for name, one in dictionaries.items()
         }
         ablations = {name: (points[DICTIONARY], one) for name, one in constants.items()}
-        return compare(
+        comparison = compare(
             self.parts,
             {**stand_ins, **ablations},
-            chosen.first(self.settings.replacement_tokens),
+            self._replaced(chosen),
             self.settings.batch_tokens,
-            lambda done, total: self.progress("replacement", done, total),
+            partial(self.progress, "replacement"),
         )
+        numbers = comparison.results()
+        results = {name: replace(one, replacement=numbers[name]) for name, one in found.results.items()}
+        ablated = {name: numbers[name] for name in (ZERO, MEAN)}
+        return replace(found, results=results, model=comparison.model(), ablations=ablated)
 
-    def results(
+    def with_splices(
         self,
+        found: Evaluation,
         dictionaries: Mapping[str, Transcoders],
-        reconstructions: Mapping[str, HeldOutReconstruction],
-        comparison: Comparison | None,
-    ) -> dict[str, DictionaryResult]:
-        """Everything about each dictionary; traces the prompts."""
-        replacements = comparison.results(ZERO) if comparison else {}
-        results = {}
+        points: Points,
+        mean_SD: Tensor,
+        chosen: Sequences | None,
+    ) -> Evaluation:
+        """Autoencoders in place of the stream, one layer at a time."""
+        missing = []
+        if self.settings.prompts or self.settings.held_out_prompts:
+            missing.append("Graphs of prompts: an autoencoder replaces no MLP, so no prompt can be traced with it.")
+        if points.input not in WHOLE_STREAM:
+            missing.append(
+                f"Loss with the reconstruction spliced in: {points.input} is what the MLP reads, while the stream itself goes "
+                f"on; it is measured at {' and '.join(WHOLE_STREAM)}."
+            )
+        found = replace(found, not_measured=missing)
+        if not self.settings.replacement_tokens or points.input not in WHOLE_STREAM:
+            return found
+        spliced = splice(
+            self.parts,
+            dictionaries,
+            points,
+            mean_SD,
+            self._replaced(chosen),
+            self.settings.batch_tokens,
+            partial(self.progress, "splicing"),
+        )
+        results = {name: replace(one, spliced=spliced.layers[name]) for name, one in found.results.items()}
+        ablated = {name: spliced.layers[name] for name in (ZERO, MEAN)}
+        return replace(found, results=results, model=spliced.model, spliced_ablations=ablated)
+
+    def prompts(self, chosen: Sequences | None) -> tuple[list[Named], list[str]]:
+        """Those whose graphs are scored, and what is not and why."""
+        settings = self.settings
+        named, missing = [Named(str(prompt), prompt) for prompt in settings.prompts], list[str]()
+        if self.tokenizer is None and (texts := [one for one in named if isinstance(one.prompt, str)]):
+            named = [one for one in named if not isinstance(one.prompt, str)]
+            missing.append(f"Graphs of {len(texts)} named prompt(s): text cannot be read without a tokenizer.")
+        if not settings.held_out_prompts:
+            return named, missing
+        if chosen is None:
+            return named, [
+                *missing,
+                "Graphs of held-out prompts: activations were given, and no sequences to cut them from.",
+            ]
+        cut = held_out_prompts(self.parts, self.tokenizer, chosen, settings.held_out_prompts)
+        if len(cut) < settings.held_out_prompts:
+            missing.append(
+                f"Graphs of {settings.held_out_prompts - len(cut)} of {settings.held_out_prompts} held-out prompts: in so much "
+                f"text the model is right at a probability of {LEAST_PROBABILITY} or more only in {len(cut)} of the "
+                "windows looked at."
+            )
+        return [*named, *(Named(as_text(ids, self.tokenizer), ids, held_out=True) for ids in cut)], missing
+
+    def with_graphs(
+        self, found: Evaluation, dictionaries: Mapping[str, Transcoders], prompts: list[Named]
+    ) -> Evaluation:
+        """Every prompt traced with every dictionary."""
+        if not prompts:
+            return found
+        results = dict(found.results)
         for name, one in dictionaries.items():
-            result = DictionaryResult(describe(one), reconstructions[name], replacements.get(name))
-            if self.settings.prompts:
-                model = Traceable(self.parts, one, self.tokenizer)
-                graphs = score_graphs(
-                    model,
-                    self.settings.prompts,
-                    self.settings.max_feature_nodes,
-                    partial(self.progress, f"graphs, {name}"),
-                )
-                result = replace(result, graphs=graphs)
-            results[name] = result
-        return results
+            graphs = score_graphs(
+                Traceable(self.parts, one, self.tokenizer),
+                prompts,
+                self.settings.max_feature_nodes,
+                self.settings.seed if self.settings.faithfulness else None,
+                partial(self.progress, f"graphs, {name}"),
+            )
+            results[name] = replace(results[name], graphs=graphs)
+        return replace(found, results=results)
+
+    def _replaced(self, chosen: Sequences | None) -> Sequences:
+        if chosen is None:
+            raise InputError("replacement is measured on token sequences: give some, or set replacement_tokens to 0")
+        return chosen.first(self.settings.replacement_tokens)
 
 
 def describe(transcoders: Transcoders) -> str:
@@ -168,7 +234,7 @@ def describe(transcoders: Transcoders) -> str:
         "random": "random dictionary",
     }[transcoders.kind]
     if transcoders.feature_input_hook == transcoders.feature_output_hook:
-        kind = kind.replace("per-layer transcoders", "sparse autoencoders")
+        kind = kind.replace("per-layer transcoders", AUTOENCODERS)
     skip = ", skip connection" if transcoders.skip_connection else ""
     activation = transcoders.activation(transcoders.layers[0]).name
     layers = f"{transcoders.n_layers} layers"
@@ -189,12 +255,14 @@ def _check(
     parts: ModelParts,
     transcoders: Transcoders,
     points: Points,
-    settings: EvaluationSettings,
     per_layer: Transcoders | None,
 ) -> None:
     """Refuse what does not belong together, before anything is computed."""
-    replaces = not points.same and points.layers == tuple(range(parts.config.n_layers))
-    if replaces:
+    if not points.same:
+        if points.layers != tuple(range(parts.config.n_layers)):
+            raise InputError(
+                f"layers {list(points.layers)} were given; only those of autoencoders are: transcoders know their own layers"
+            )
         for one in (transcoders, per_layer):
             if one is not None:
                 Traceable(parts, one, None)
@@ -206,10 +274,10 @@ def _check(
         )
     if transcoders.d_model != parts.config.d_model:
         paired(parts, transcoders)
-    if settings.replacement_tokens or settings.prompts or per_layer is not None:
+    if per_layer is not None:
         raise InputError(
-            f"{describe(transcoders)}: it does not replace all MLPs of the model, so only its reconstruction can be "
-            "measured; set replacement_tokens to 0, prompts to none and leave the per-layer baseline out"
+            f"{describe(transcoders)}: autoencoders replace no MLP, so no transcoders are measured beside them; leave the "
+            "per-layer baseline out"
         )
 
 
@@ -220,9 +288,16 @@ def _conditions(
         "model": public_name(parts.config.model_name),
         "architecture": parts.config.original_architecture,
         "model_dtype": parts.config.dtype,
-        "dictionary_dtype": str(transcoders.dtype).removeprefix("torch."),
         "layers": list(points.layers),
-        "device": parts.device.type,
+        **measured_with(transcoders, parts.device, settings),
+    }
+
+
+def measured_with(transcoders: Transcoders, device: torch.device, settings: EvaluationSettings) -> dict[str, Any]:
+    """Conditions of a measurement that do not come from the model."""
+    return {
+        "dictionary_dtype": str(transcoders.dtype).removeprefix("torch."),
+        "device": device.type,
         "settings": asdict(settings),
         "versions": {
             **{name: version(name) for name in ("circuit-tracing", "torch", "transformers")},

@@ -17,7 +17,8 @@ from circuit_tracer.training.data.held_out import held_out_tokens
 
 
 def sequences_of_configuration(config: TrainingConfig, section: EvaluationSection, tokenizer: Any) -> list[Tensor]:
-    """The held-out sequences of a configuration, as many as ``section`` asks for."""
+    """The held-out sequences of a configuration, as many as ``section`` asks for. Raises InputError when it has no text."""
+    config.data.require_text()
     return held_out_tokens(config.model_copy(update={"evaluation": section}), tokenizer)
 
 

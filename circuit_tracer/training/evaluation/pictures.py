@@ -11,7 +11,7 @@ from circuit_tracer.files import atomic_write
 from circuit_tracer.training.evaluation.results import DENSITY_EDGES, Evaluation, HeldOutReconstruction
 
 COLOURS = {"dictionary": "#3b6fb6", "random": "#b9b9b9", "per_layer": "#c77f2e"}
-LABELS = {"dictionary": "this dictionary", "random": "random dictionary", "per_layer": "per-layer dictionary"}
+LABELS = {"dictionary": "this dictionary", "random": "random dictionary", "per_layer": "dictionary beside"}
 
 
 def draw(evaluation: Evaluation, folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
-"""The model with all its MLPs replaced, no error nodes, attention and norms live (README.md §2).
+"""The model with something in place of its MLP outputs or its stream, attention and norms live, against itself (README.md §2).
 
-Letters: B sequences, P positions, N = B * P tokens, n predictions, L layers, D width, V vocabulary.
+Letters: B sequences, P positions, N = B * P tokens, n predictions, U units, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,161 +16,87 @@ from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.model_pass import Points
 from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.training.evaluation.intervals import MOST_UNITS, by_unit, estimates, unit_rows
 from circuit_tracer.training.evaluation.passes import StandIn, run
-from circuit_tracer.training.evaluation.reconstruction import in_float64
-from circuit_tracer.training.evaluation.results import ModelItself, Replacement
-from circuit_tracer.training.evaluation.sequences import LEFT_OUT, Sequences
-from circuit_tracer.transcoders.base import Transcoders
-from circuit_tracer.transcoders.writes import add_writes_, constant_writes
+from circuit_tracer.training.evaluation.results import REPLACEMENT_NUMBERS, ModelItself, Replacement
+from circuit_tracer.training.evaluation.sequences import Sequences
+from circuit_tracer.training.evaluation.stand_ins import FromPositionOne
 
+ZERO, MEAN = "zero", "mean"  # names of the two ablations
 FILTER_PROBABILITY = 0.8  # README.md §2
 LOGIT_BYTES = 64 * 2**20  # logits of one kind in hand
 
-
-class Reconstructions:
-    """The dictionary's reconstruction stands in for the MLP outputs, from the inputs of the replaced pass itself.
-
-    MLPs of layers without transcoders run as they are.
-    """
-
-    def __init__(self, transcoders: Transcoders) -> None:
-        self.transcoders = transcoders
-        self._writes_NLD: Tensor = torch.empty(0)
-
-    def read(self, layer: int, x_ND: Tensor) -> None:
-        """Encode a layer's inputs; what its features write waits for the layers ahead."""
-        if layer == 0:
-            self._writes_NLD = x_ND.new_zeros(len(x_ND), self.transcoders.n_layers, x_ND.shape[1])
-        selected = self.transcoders.encode_positions(layer, x_ND)
-        add_writes_(self._writes_NLD, self.transcoders, layer, selected)
-        self._writes_NLD[:, layer] += constant_writes(self.transcoders, layer, x_ND)
-
-    def write(self, layer: int, y_ND: Tensor) -> Tensor:
-        """What was collected for this layer."""
-        return self._writes_NLD[:, layer] if layer in self.transcoders.layers else y_ND
-
-
-@dataclass(frozen=True)
-class Constant:
-    """The same vector at every token, in ``layers`` (None: in all): ablation."""
-
-    mean_LD: Tensor
-    layers: tuple[int, ...] | None = None
-
-    def read(self, layer: int, x_ND: Tensor) -> None:
-        """Nothing to learn from it."""
-
-    def write(self, layer: int, y_ND: Tensor) -> Tensor:
-        """The layer's vector, N times."""
-        if self.layers is not None and layer not in self.layers:
-            return y_ND
-        return self.mean_LD[layer].to(y_ND).expand_as(y_ND)
-
-
-@dataclass(frozen=True)
-class FromPositionOne:
-    """A stand-in that leaves the first position of every sequence to the model, as tracing does."""
-
-    inner: StandIn
-    length: int  # P
-
-    def read(self, layer: int, x_ND: Tensor) -> None:
-        """As the inner one."""
-        self.inner.read(layer, x_ND)
-
-    def write(self, layer: int, y_ND: Tensor) -> Tensor:
-        """As the inner one, but at the first position what the model wrote."""
-        own_N1 = (torch.arange(len(y_ND), device=y_ND.device) % self.length < LEFT_OUT)[:, None]
-        return torch.where(own_N1, y_ND, self.inner.write(layer, y_ND))
-
-
-@dataclass
-class _Sums:
-    """Over predictions, float64."""
-
-    cross_entropy: float = 0.0
-    kl: float = 0.0
-    same: int = 0
-    same_filtered: int = 0
-
-
-@dataclass
-class _Clean:
-    predictions: int = 0
-    filtered: int = 0
-    right: int = 0
-    cross_entropy: float = 0.0
+# Columns of sums over the predictions of each unit: of the model itself, and of one stand-in.
+_CLEAN = ("predictions", "filtered", "right", "cross_entropy")
+_REPLACED = ("cross_entropy", "kl", "same", "same_filtered")
 
 
 @dataclass
 class Comparison:
-    """Replaced passes beside the model's own, over held-out sequences."""
+    """Replaced passes beside the model's own, over held-out sequences. Sums (U, 4) are float64, columns as above."""
 
     parts: ModelParts
     stand_ins: Mapping[str, tuple[Points, StandIn]]
-    clean: _Clean = field(default_factory=_Clean, init=False)
-    sums: dict[str, _Sums] = field(default_factory=dict, init=False)
+    clean_U4: Tensor = field(init=False)
+    sums: dict[str, Tensor] = field(init=False)
+    sequences: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.sums = {name: _Sums() for name in self.stand_ins}
+        self.clean_U4 = torch.zeros(MOST_UNITS, len(_CLEAN), dtype=torch.float64)
+        self.sums = {name: torch.zeros_like(self.clean_U4) for name in self.stand_ins}
+
+    @property
+    def predictions(self) -> int:
+        """How many were made."""
+        return int(self.clean_U4[:, 0].sum())
 
     def add(self, ids_BP: Tensor, counted_BP: Tensor) -> None:
         """Take sequences of one length; predictions at the tokens counted, of the token that follows in the sequence."""
-        length = ids_BP.shape[1]
+        length, first = ids_BP.shape[1], self.sequences
+        self.sequences += len(ids_BP)
         (rows,) = (counted_BP & (torch.arange(length) < length - 1)).flatten().nonzero(as_tuple=True)
         if not len(rows):
             return
         following = ids_BP.flatten()[rows + 1].to(self.parts.device)
+        unit_n = unit_rows(ids_BP, first)[rows]
         rows = rows.to(self.parts.device)
         own_nD = run(self.parts, ids_BP)[rows]
         finals = {name: final_outputs(self.parts, ids_BP, *pair)[rows] for name, pair in self.stand_ins.items()}
         step = max(1, LOGIT_BYTES // (self.parts.config.d_vocab * own_nD.element_size()))
         for start in range(0, len(rows), step):
             chunk = slice(start, start + step)
-            self._compare(own_nD[chunk], following[chunk], {name: final[chunk] for name, final in finals.items()})
+            self._compare(
+                own_nD[chunk], following[chunk], unit_n[chunk], {name: final[chunk] for name, final in finals.items()}
+            )
 
     def model(self) -> ModelItself:
         """The model's own numbers."""
-        clean = self.clean
-        return ModelItself(
-            clean.predictions,
-            clean.filtered,
-            clean.cross_entropy / clean.predictions,
-            clean.right / clean.predictions,
-        )
+        predictions, filtered, right, cross_entropy = self.clean_U4.sum(0).tolist()
+        return ModelItself(int(predictions), int(filtered), cross_entropy / predictions, right / predictions)
 
-    def results(self, zero: str) -> dict[str, Replacement]:
-        """All numbers; ``zero`` names the stand-in that cross-entropy is recovered from."""
-        clean, n = self.clean, self.clean.predictions
-        lost = self.sums[zero].cross_entropy - clean.cross_entropy
-        return {
-            name: Replacement(
-                cross_entropy=one.cross_entropy / n,
-                kl=one.kl / n,
-                top1=one.same / n,
-                top1_filtered=one.same_filtered / clean.filtered if clean.filtered else math.nan,
-                ce_recovered=(self.sums[zero].cross_entropy - one.cross_entropy) / lost if lost else math.nan,
-            )
-            for name, one in self.sums.items()
-        }
+    def results(self, zero: str = ZERO, mean: str = MEAN) -> dict[str, Replacement]:
+        """All numbers; ``zero`` and ``mean`` name the stand-ins that cross-entropy is recovered from: not defined without."""
+        unknown = torch.full_like(self.clean_U4, math.nan)
+        lost = [self.sums.get(name, unknown)[:, :1] for name in (zero, mean)]
+        found = {}
+        for name, sums_U4 in self.sums.items():
+            numbers = estimates(torch.cat([self.clean_U4, *lost, sums_U4], dim=1), _numbers)
+            named = dict(zip(REPLACEMENT_NUMBERS, numbers, strict=True))
+            found[name] = Replacement(**{key: one.value for key, one in named.items()}, estimates=named)
+        return found
 
-    def _compare(self, own_nD: Tensor, following: Tensor, finals: Mapping[str, Tensor]) -> None:
+    def _compare(self, own_nD: Tensor, following: Tensor, unit_n: Tensor, finals: Mapping[str, Tensor]) -> None:
         own_nV = self._log_probabilities(own_nD, "the model's own logits")
         best = own_nV.max(-1)
         right = best.indices == following
         filtered = right & (best.values < math.log(FILTER_PROBABILITY))
-        self.clean.predictions += len(following)
-        self.clean.filtered += int(filtered.sum())
-        self.clean.right += int(right.sum())
-        self.clean.cross_entropy += _cross_entropy(own_nV, following)
+        clean = (torch.ones_like(best.values), filtered, right, _cross_entropy(own_nV, following))
+        self.clean_U4 += _table(clean, unit_n)
         for name, final_nD in finals.items():
-            other_nV = self._log_probabilities(final_nD, f"the logits with MLPs replaced ({name})")
+            other_nV = self._log_probabilities(final_nD, f"the logits of the replaced pass ({name})")
             same = other_nV.argmax(-1) == best.indices
-            sums = self.sums[name]
-            sums.cross_entropy += _cross_entropy(other_nV, following)
-            sums.kl += float(in_float64((own_nV.exp() * (own_nV - other_nV)).sum(-1)).sum())
-            sums.same += int(same.sum())
-            sums.same_filtered += int((same & filtered).sum())
+            kl_n = (own_nV.exp() * (own_nV - other_nV)).sum(-1)
+            self.sums[name] += _table((_cross_entropy(other_nV, following), kl_n, same, same & filtered), unit_n)
 
     def _log_probabilities(self, final_nD: Tensor, what: str) -> Tensor:
         logits_nV = logits_at(self.parts, final_nD)
@@ -197,7 +123,7 @@ def compare(
         comparison.add(ids_BP, sequences.counted(ids_BP))
         done += ids_BP.numel()
         progress(done, sequences.n_tokens)
-    if not comparison.clean.predictions:
+    if not comparison.predictions:
         raise InputError(
             "the held-out sequences hold no prediction: a token that is not at position 0, not special and not the last one "
             "of its sequence. Give longer sequences, or replacement_tokens 0."
@@ -205,5 +131,17 @@ def compare(
     return comparison
 
 
-def _cross_entropy(log_nV: Tensor, following: Tensor) -> float:
-    return -float(in_float64(log_nV.gather(1, following[:, None])).sum())
+def _numbers(sums: Tensor) -> Tensor:
+    """(..., 10) sums: the model's, cross-entropy without what is ablated, the stand-in's -> (..., 6) `REPLACEMENT_NUMBERS`."""
+    predictions, filtered, _, clean, zero, mean, cross_entropy, kl, same, same_filtered = sums.unbind(-1)
+    recovered = [(lost - cross_entropy) / (lost - clean) for lost in (zero, mean)]
+    numbers = [cross_entropy / predictions, kl / predictions, same / predictions, same_filtered / filtered, *recovered]
+    return torch.stack(numbers, dim=-1).masked_fill(~torch.stack(numbers, dim=-1).isfinite(), math.nan)
+
+
+def _table(columns: tuple[Tensor, ...], unit_n: Tensor) -> Tensor:
+    return torch.stack([by_unit(column, unit_n) for column in columns], dim=1)
+
+
+def _cross_entropy(log_nV: Tensor, following: Tensor) -> Tensor:
+    return -log_nV.gather(1, following[:, None])[:, 0]

@@ -19,9 +19,11 @@ class EvaluationSettings:
     tokens: int = 16384  # read for reconstruction, densities and dead features
     replacement_tokens: int = 4096  # read with all MLPs replaced; 0: not measured
     prompts: tuple[str, ...] = ()  # whose graphs are scored
+    held_out_prompts: int = 0  # graphs of so many prompts cut from the held-out text (`snippets.py`) are scored too
+    faithfulness: bool = True  # edges and groups of every graph scored are tested in the model
     max_feature_nodes: int | None = None  # features of a graph that get a row of their own; None: all of them
     random_baseline: bool = True
-    seed: int = 0  # of the random dictionary
+    seed: int = 0  # of the random dictionary, and of what is sampled of a graph
     max_norm_ratio: float | None = 10.0  # tokens whose input norm is above this many medians of a layer are left out
     calibration_tokens: int = 1024  # for these medians and for fitting the random dictionary
     batch_tokens: int = 2048  # in flight; changes no result
@@ -33,6 +35,8 @@ class EvaluationSettings:
             tokens=section.tokens,
             replacement_tokens=section.replacement_tokens,
             prompts=tuple(section.prompts),
+            held_out_prompts=section.held_out_prompts,
+            faithfulness=section.faithfulness,
             random_baseline=section.random_baseline,
             **others,
         )
@@ -41,6 +45,7 @@ class EvaluationSettings:
         for name, least in (
             ("tokens", 1),
             ("replacement_tokens", 0),
+            ("held_out_prompts", 0),
             ("max_feature_nodes", 1),
             ("calibration_tokens", 1),
             ("batch_tokens", 1),

@@ -18,11 +18,13 @@ from circuit_tracer.training.sparsity.base import Now
 from circuit_tracer.training.sparsity.ranking import kth_largest
 from circuit_tracer.training.step.dictionary import Dictionary
 
-TOKENS = 8192  # held-out tokens calibrated on, if a batch has not more
+TOKENS = (
+    4096  # held-out tokens calibrated on, and as many others on which the files are compared; if a batch has not more
+)
 
 
 def n_batches(batch: int) -> int:
-    """How many batches of held-out tokens to calibrate on."""
+    """How many batches of held-out tokens to calibrate on, and how many others to compare on."""
     return max(1, TOKENS // batch)
 
 
@@ -37,7 +39,7 @@ def level_scores(
     running_cut: float | None,
     ranks: FeatureRanks,
 ) -> list[float]:
-    """tau_s of every source, for a rule with a budget: above it lie as many scores of ``batches`` as the rule keeps.
+    """tau_s of every source, for a rule that needs one: above it lie as many scores of ``batches`` as the rule keeps.
 
     batches: normalised inputs (B, D) of every source, held out from training. A score is pre * `Rule.scale`. A source of which
     the rule keeps nothing gets a level above all its scores.

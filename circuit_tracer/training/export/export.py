@@ -1,4 +1,5 @@
-"""A checkpoint as files that tracers read: means and scales folded in exactly, thresholds calibrated (training/README.md §9).
+"""A checkpoint as files that tracers read: means and scales folded in exactly, TopK as TopK, BatchTopK by calibrated thresholds
+(training/README.md §9).
 
 Layouts: circuit-tracer's for transcoders (`W_enc_{i}`, `W_dec_{i}` or `layer_{i}` with config.yaml), SAELens's for an SAE.
 One layer is in memory at a time, whatever the number of ranks that trained.
@@ -23,9 +24,18 @@ from circuit_tracer.training.run import checkpoint as checkpoints
 from circuit_tracer.training.run.checkpoint import Checkpoint
 from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.step.normalisation import Normalisation
+from circuit_tracer.transcoders.activations import TopK
 from circuit_tracer.transcoders.config import write_config
-from circuit_tracer.transcoders.formats.writing import begin_folder, native_names, save_tensors
+from circuit_tracer.transcoders.formats.writing import activation_metadata, begin_folder, native_names, save_tensors
 
+CLT_TOPK = (
+    "TopK: circuit-tracer has no cross-layer transcoders with TopK and refuses this folder (Unknown model kind). This package "
+    "reads it; what is trained with activation batch_topk both read."
+)
+SET_TOPK = (
+    "TopK: circuit-tracer's tag v0.5.0 reads it in config.yaml. The circuit-tracer 0.5.0 of PyPI knows no TopK and would take "
+    "these files for ReLU without a word: do not use it with them."
+)
 SAELENS = "6.0.0"  # the version whose layout an SAE has; without one SAELens takes it for older and drops the metadata
 
 
@@ -39,6 +49,7 @@ class FoldedLayer:
     decoder_bias_D: Tensor
     threshold_F: Tensor | None
     skip_DD: Tensor | None  # y += skip @ x
+    k: int | None = None  # TopK's
 
 
 def export(
@@ -51,7 +62,7 @@ def export(
 ) -> Path:
     """Write the dictionary of ``checkpoint`` into ``folder``, in ``config.run.export_dtype``; biases and thresholds float32.
 
-    levels: tau_s of every source for rules with a budget (`calibration.level_scores`). layers: the model's layers that the
+    levels: tau_s of every source for rules that need one (`calibration.level_scores`). layers: the model's layers that the
     sources are. Raises NumericalError if weights are not finite, ResourceError when the disk is full.
     """
     kind = config.dictionary.kind
@@ -76,10 +87,18 @@ def export(
         "model_kind": model_kind,
         "feature_input_hook": config.dictionary.input_hook,
         "feature_output_hook": config.dictionary.output_hook,
-        "activation": "relu" if one.threshold_F is None else None,
+        "activation": "topk" if one.k else "relu" if one.threshold_F is None else None,
+        "k": one.k,
     }
     write_config(described, folder)
     return folder
+
+
+def readers_of(config: TrainingConfig) -> str | None:
+    """What users of circuit-tracer must know about the files; None: it computes with them what this package does."""
+    if rule_of(config.sparsity).export_k is None or config.dictionary.kind == "sae":
+        return None
+    return CLT_TOPK if config.dictionary.kind == "clt" else SET_TOPK
 
 
 def folded(checkpoint: Checkpoint, config: TrainingConfig, levels: Sequence[float] | None, source: int) -> FoldedLayer:
@@ -116,9 +135,10 @@ def folded(checkpoint: Checkpoint, config: TrainingConfig, levels: Sequence[floa
         bias_D.float(),
         rule.export_thresholds(rows("norms"), n_targets, log_threshold_F, level),
         skip_DD,
+        rule.export_k,
     )
     for name, tensor in vars(layer).items():
-        if tensor is not None and not torch.isfinite(tensor).all():
+        if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
             raise NumericalError(f"{name} of source layer {source} is not finite; resume from an earlier checkpoint.")
     return layer
 
@@ -135,8 +155,8 @@ def _write_cross_layer(layer: FoldedLayer, folder: Path, source: int) -> None:
     }
     if layer.threshold_F is not None:
         encoder[f"threshold_{source}"] = layer.threshold_F
-    save_tensors(encoder, folder / f"W_enc_{source}.safetensors", {})
-    save_tensors({f"W_dec_{source}": layer.decoder_FTD}, folder / f"W_dec_{source}.safetensors", {})
+    save_tensors(encoder, folder / f"W_enc_{source}.safetensors", _metadata(layer))
+    save_tensors({f"W_dec_{source}": layer.decoder_FTD}, folder / f"W_dec_{source}.safetensors", _metadata(layer))
 
 
 def _write_per_layer(layer: FoldedLayer, path: Path) -> None:
@@ -150,7 +170,11 @@ def _write_per_layer(layer: FoldedLayer, path: Path) -> None:
         tensors["activation_function.threshold"] = layer.threshold_F
     if layer.skip_DD is not None:
         tensors["W_skip"] = layer.skip_DD
-    save_tensors(tensors, path, {})
+    save_tensors(tensors, path, _metadata(layer))
+
+
+def _metadata(layer: FoldedLayer) -> dict[str, str]:
+    return {} if layer.k is None else activation_metadata(TopK(layer.k, nonnegative=True))
 
 
 def _write_sae(layer: FoldedLayer, config: TrainingConfig, folder: Path, model_name: str, model_layer: int) -> None:
@@ -165,7 +189,8 @@ def _write_sae(layer: FoldedLayer, config: TrainingConfig, folder: Path, model_n
         tensors["threshold"] = layer.threshold_F
     n_features, width = layer.encoder_FD.shape
     described = {
-        "architecture": "standard" if layer.threshold_F is None else "jumprelu",
+        "architecture": "topk" if layer.k else "standard" if layer.threshold_F is None else "jumprelu",
+        **({"k": layer.k, "rescale_acts_by_decoder_norm": False} if layer.k else {}),
         "d_in": width,
         "d_sae": n_features,
         "dtype": config.run.export_dtype,

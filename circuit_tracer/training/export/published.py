@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,26 @@ from torch import Tensor
 
 from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.files import atomic_write
-from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.data.given.source import UnseenModel
+from circuit_tracer.training.data.source import open_source
 from circuit_tracer.training.evaluation import EvaluationSettings, evaluate, write_report
+from circuit_tracer.training.evaluation.given import evaluate_given
+from circuit_tracer.training.evaluation.results import DICTIONARY
+from circuit_tracer.training.export.export import readers_of
+from circuit_tracer.training.export.kept import Batches, Kept, Side, exported_side
+from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.transcoders import (
-    SingleLayerTranscoder,
     Transcoders,
     TranscoderSet,
     load_transcoder_from_hub,
     load_transcoder_set,
 )
-from circuit_tracer.transcoders.layer_weights import LayerWeights
+from circuit_tracer.transcoders.autoencoders import load_autoencoders
 
+SECONDS_BETWEEN_LINES = 30.0
 CONFIG_NAME = "training.yaml"  # the configuration, beside the weights
 
 
@@ -36,38 +44,69 @@ def publish(
     layers: Sequence[int],
     held_out: Sequence[Tensor],
     step: int,
-) -> dict[str, Any]:
-    """Evaluate the dictionary in ``folder`` on the sequences ``held_out``, each (P,); returns the evaluation.
+    trained: Side,
+    batches: Batches,
+    story: dict[str, Any],
+    message: Callable[[str], None] = lambda text: None,
+) -> tuple[dict[str, Any], Kept]:
+    """Evaluate the dictionary in ``folder`` on the sequences ``held_out``, each (P,); the evaluation, and what the export kept.
 
-    Writes evaluation.json, README.md and pictures beside the weights.
-    A dictionary that does not replace all MLPs (an SAE, or some layers only) is measured by its reconstruction alone.
+    trained: what the dictionary in training did on ``batches``. story: what the run started from and how its settings changed,
+    for the card. message: told what is being measured. Writes evaluation.json, README.md and pictures beside the weights. A
+    dictionary of a model that is not here is measured by its reconstruction alone.
     """
-    wanted = config.evaluation
-    replaces = config.dictionary.kind != "sae" and len(layers) == parts.config.n_layers
-    settings = EvaluationSettings(
-        tokens=wanted.tokens,
-        replacement_tokens=wanted.replacement_tokens if replaces else 0,
-        prompts=tuple(wanted.prompts) if replaces and tokenizer is not None else (),
-        random_baseline=wanted.random_baseline,
-        seed=config.run.seed,
-        max_norm_ratio=config.data.max_norm_ratio,
-    )
-    evaluation = evaluate(
-        parts,
-        tokenizer,
-        _read_back(config, parts, folder, layers),
-        held_out,
-        settings,
-        layers=layers,
-        per_layer=None
-        if wanted.per_layer_baseline is None or not replaces
-        else _loaded(wanted.per_layer_baseline, parts),
-        conditions={"training": {"step": step, "tokens": step * config.run.batch, "configuration": CONFIG_NAME}},
-    )
+    wanted, sae = config.evaluation, config.dictionary.kind == "sae"
+    settings = EvaluationSettings.of(wanted, seed=config.run.seed, max_norm_ratio=config.data.max_norm_ratio)
+    transcoders = _read_back(config, parts, folder, layers)
+    conditions = {"training": {"step": step, "tokens": step * config.run.batch, "configuration": CONFIG_NAME, **story}}
+    if isinstance(parts, UnseenModel):
+        rows = open_source(config, parts, tokenizer, FeatureRanks(), evaluation=True)
+        evaluation = evaluate_given(
+            transcoders, rows, settings, model=config.model.name, layers=layers, conditions=conditions
+        )
+    else:
+        evaluation = evaluate(
+            parts,
+            tokenizer,
+            transcoders if sae else _of_the_model(transcoders, layers),
+            held_out,
+            settings,
+            layers=layers if sae else None,
+            per_layer=None if wanted.per_layer_baseline is None else _loaded(wanted.per_layer_baseline, parts),
+            conditions=conditions,
+            progress=_Spoken(message),
+        )
+    replacement = evaluation.results[DICTIONARY].replacement
+    kl = None if trained.kl is None or replacement is None else replacement.kl
+    exported = exported_side(transcoders, batches, kl)
+    kept = Kept(sum(len(x_BSD) for x_BSD, _ in batches), trained, exported)
+    said = {"export": kept.to_json() | {"readers": readers_of(config)}}
+    evaluation = replace(evaluation, conditions=evaluation.conditions | said)
     with atomic_write(folder / CONFIG_NAME) as path:
         path.write_text(config_file.dump(config), encoding="utf-8")
     write_report(evaluation, folder)
-    return evaluation.to_json()
+    return evaluation.to_json(), kept
+
+
+class _Spoken:
+    """Progress in sentences: when a stage begins, and every half minute."""
+
+    def __init__(self, message: Callable[[str], None]) -> None:
+        self._message, self._stage, self._said_at = message, "", 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage or now - self._said_at >= SECONDS_BETWEEN_LINES:
+            self._stage, self._said_at = stage, now
+            self._message(f"evaluation: {stage}, {done} of {total}")
+
+
+def _of_the_model(transcoders: Transcoders, layers: Sequence[int]) -> Transcoders:
+    """A set of some layers, numbered as it was trained, by the model's layers."""
+    if not isinstance(transcoders, TranscoderSet) or list(layers) == list(range(len(layers))):
+        return transcoders
+    hooks = transcoders.feature_input_hook, transcoders.feature_output_hook
+    return TranscoderSet({layer: transcoders[source] for source, layer in enumerate(layers)}, *hooks)
 
 
 def _read_back(config: TrainingConfig, parts: ModelParts, folder: Path, layers: Sequence[int]) -> Transcoders:
@@ -77,21 +116,7 @@ def _read_back(config: TrainingConfig, parts: ModelParts, folder: Path, layers: 
         paths = {source: folder / f"layer_{layer}.safetensors" for source, layer in enumerate(layers)}
         hooks = (config.dictionary.input_hook, config.dictionary.output_hook)
         return load_transcoder_set(paths, None, *hooks, device=parts.device, dtype=torch.float32)
-    saes = {}
-    for source, layer in enumerate(layers):
-        file = open_tensor_file(folder / f"layer_{layer}" / "sae_weights.safetensors")
-        weights = LayerWeights(
-            source=str(file.path),
-            encoder=file.tensor("W_enc").T,
-            decoder=file.tensor("W_dec"),
-            encoder_bias=file.tensor("b_enc"),
-            decoder_bias=file.tensor("b_dec"),
-            threshold=file.tensor("threshold") if "threshold" in file else None,
-        )
-        saes[source] = SingleLayerTranscoder.from_weights(
-            weights, layer_idx=source, device=parts.device, dtype=torch.float32
-        )
-    return TranscoderSet(saes, config.dictionary.point, config.dictionary.point)
+    return load_autoencoders(folder, parts.device).dictionary
 
 
 def require_baseline(config: TrainingConfig, parts: ModelParts) -> None:

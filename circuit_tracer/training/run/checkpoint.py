@@ -72,6 +72,21 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
+@dataclass(frozen=True)
+class Draft:
+    """What this rank has to write of a checkpoint: tensors by file, and on the first rank what goes into state.json."""
+
+    final: Path
+    files: dict[str, dict[str, Tensor]]
+    content: dict[str, Any]
+    first: bool
+
+    @property
+    def partial(self) -> Path:
+        """Where files lie until all are there."""
+        return self.final.with_name(f"{self.final.name}.partial")
+
+
 def save(state: TrainingState, folder: Path, facts: dict[str, Any], ranks: FeatureRanks) -> Path:
     """Write a checkpoint of ``state`` into ``folder`` and return its path. All ranks call this together.
 
@@ -79,21 +94,52 @@ def save(state: TrainingState, folder: Path, facts: dict[str, Any], ranks: Featu
     ResourceError when the disk is full and NumericalError for weights that are not finite, on all ranks alike; earlier
     checkpoints stay.
     """
+    draft = begin(state, folder, facts, ranks)
+    return finish(draft, lambda: write(draft), ranks)
+
+
+def begin(state: TrainingState, folder: Path, facts: dict[str, Any], ranks: FeatureRanks) -> Draft:
+    """The first part of `save`, for all ranks together: an empty folder. The tensors are the state's own, not copies."""
     final = path_of(folder, state.step)
-    partial = final.with_name(f"{final.name}.partial")
     sizes = {"n_layers": state.dictionary.n_layers, "n_features": state.dictionary.n_features}
     content = {"version": VERSION, "step": state.step, **sizes, "running_cut": state.running_cut, **facts}
-    belongs = digest_of({"step": state.step, **sizes, **{key: facts.get(key) for key in ("config", "model")}})
-    content[BELONGS] = belongs  # the same on all ranks, and kept when facts are added
-    _on_all(ranks, lambda: _fresh(partial) if ranks.first else None)
+    # the same on all ranks, and kept when facts are added
+    content[BELONGS] = digest_of({"step": state.step, **sizes, **{key: facts.get(key) for key in ("config", "model")}})
+    files = {
+        f"layer-{source:03d}.rank-{ranks.rank}-of-{ranks.world}.safetensors": state.layer_tensors(source)
+        for source in range(state.dictionary.n_layers if ranks.replicas.rank == 0 else 0)
+    }
+    if ranks.first:
+        files[SHARED_FILE] = state.shared_tensors()
+    draft = Draft(final, files, content, ranks.first)
+    _on_all(ranks, lambda: _fresh(draft.partial) if ranks.first else None)
+    return draft
+
+
+def write(draft: Draft) -> None:
+    """The second part, of each rank alone: its files."""
+    for name, tensors in draft.files.items():
+        _write_tensors(tensors, draft.partial / name, draft.content)
+    if not draft.first:
+        return
+    path = draft.partial / STATE_FILE
     try:
-        _on_all(ranks, lambda: _write_share(state, partial, content, ranks))
+        path.write_text(_text(draft.content), encoding="utf-8")
+        _sync(path)
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def finish(draft: Draft, written: Callable[[], object], ranks: FeatureRanks) -> Path:
+    """The third part, for all ranks together: what ``written`` raises on one is an error on all; the folder gets its name."""
+    try:
+        _on_all(ranks, written)
     except CircuitTracerError:
         if ranks.first:
-            shutil.rmtree(partial, ignore_errors=True)  # the disk may be full
+            shutil.rmtree(draft.partial, ignore_errors=True)  # the disk may be full
         raise
-    _on_all(ranks, lambda: _publish(partial, final) if ranks.first else None)
-    return final
+    _on_all(ranks, lambda: _publish(draft.partial, draft.final) if ranks.first else None)
+    return draft.final
 
 
 def add_facts(folder: Path, facts: dict[str, Any], ranks: FeatureRanks) -> None:
@@ -286,33 +332,23 @@ def _fresh(partial: Path) -> None:
         raise _refused(partial, error) from error
 
 
-def _write_share(state: TrainingState, partial: Path, content: dict[str, Any], ranks: FeatureRanks) -> None:
-    """What this rank has to write."""
-    for source in range(state.dictionary.n_layers):
-        name = f"layer-{source:03d}.rank-{ranks.rank}-of-{ranks.world}.safetensors"
-        _write_tensors(state.layer_tensors(source), partial / name, content, f"source layer {source}")
-    if not ranks.first:
-        return
-    _write_tensors(state.shared_tensors(), partial / SHARED_FILE, content, "all layers")
-    try:
-        (partial / STATE_FILE).write_text(_text(content), encoding="utf-8")
-        _sync(partial / STATE_FILE)
-    except OSError as error:
-        raise _refused(partial / STATE_FILE, error) from error
-
-
-def _write_tensors(tensors: dict[str, Tensor], path: Path, content: dict[str, Any], where: str) -> None:
+def _write_tensors(tensors: dict[str, Tensor], path: Path, content: dict[str, Any]) -> None:
     for name, tensor in tensors.items():
         if not _finite(tensor):
             raise NumericalError(
-                f"{name} of {where} is not finite any more, so no checkpoint was written. Resume from the last one with a "
-                "lower optimizer.learning_rate, or look for broken activations in the data."
+                f"{name} of {_where(path)} is not finite any more, so no checkpoint was written. Resume from the last one with "
+                "a lower optimizer.learning_rate, or look for broken activations in the data."
             )
     try:
         write_tensors(path, tensors, {BELONGS: content[BELONGS]})
         _sync(path)
     except OSError as error:
         raise _refused(path, error) from error
+
+
+def _where(path: Path) -> str:
+    found = _LAYER.fullmatch(path.name)
+    return f"source layer {int(found[1])}" if found else "all layers"
 
 
 def _finite(tensor: Tensor) -> bool:

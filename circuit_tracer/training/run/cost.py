@@ -1,6 +1,6 @@
-"""The work of a run as numbers: bytes of memory and disk, seconds of a step (training/README.md §6).
+"""The work of a run as numbers: its sizes, and the seconds of a step (training/README.md §6); bytes are in memory.py.
 
-Memory is arithmetic on the configuration and the model's sizes. Time divides operations and bytes by a machine's rates.
+Time divides operations and bytes by a machine's rates.
 
 Letters: S source layers, B tokens of a step, F features of a layer (f: owned by one rank), D width, k active features.
 """
@@ -8,12 +8,12 @@ Letters: S source layers, B tokens of a step, F features of a layer (f: owned by
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.kernels.adam.packed import BLOCK
 from circuit_tracer.training.config.schema import TrainingConfig
-from circuit_tracer.training.export.calibration import n_batches
 from circuit_tracer.training.run.machine import Machine
 from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.sparsity.base import Rule
@@ -22,14 +22,19 @@ if TYPE_CHECKING:
     from circuit_tracer.models.parts import ModelParts
 
 BYTES = {"float32": 4, "bfloat16": 2}
-MOMENTS = 8  # bytes a parameter: two moments in float32
-ENTRY = 64  # bytes of an entry: row, feature, value, score and key, and a copy of those that stay
-WORKSPACE = {"cpu": 192 * 2**20, "cuda": 2**30}  # blocks of pre-activations and of decoder gradients
+# Bytes of a parameter's two moments, by their format; int8 with an exponent for each block.
+MOMENT_BYTES = {"float32": 8.0, "bfloat16": 4.0, "int8": 2.0 + 2 / BLOCK}  # of those of a decoder; vectors hardly count
 # How much longer sparse rows take than their operations and bytes would at full rate: as measured on a CPU at S = 12,
 # D = 768 and S = 30, D = 576. Kernels made for a GPU come close to its full rate.
 SPARSE = {"cpu": 3.0, "cuda": 1.0}
-ROUNDING = {"cpu": 180, "cuda": 120}  # bytes that could be copied while a number is rounded stochastically
-CHECKPOINTS = 3  # two are kept, and stay until a third is complete
+ROUNDING = {"cpu": 180, "cuda": 0}  # bytes that could be copied while a number is rounded stochastically
+# Products of half precision that one of float32 with weights of a format is made of on a GPU (kernels/encode/README.md).
+PRODUCTS = {"float32": 6, "bfloat16": 3}
+# What the host needs to start an operation on a GPU, and how many a step has, and each of its sources. They run on while it
+# starts more; where it starts them too slowly, the GPU waits.
+LAUNCH, STEP_OPERATIONS, SOURCE_OPERATIONS = 5e-6, 70, 66
+NETWORK = 5e10  # bytes a second between GPUs, not measured
+HOST_LINK = 2.5e10  # and between a GPU and its host, each way
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,14 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """The numbers that memory and time follow from, for one of ``ranks`` processes."""
+    """The numbers that memory and time follow from, for one of ``ranks * replicas`` processes."""
 
     config: TrainingConfig
     sizes: ModelSizes
-    ranks: int
+    ranks: int  # that share the features
     features: int  # F
     on_cpu: bool
+    replicas: int = 1  # groups of ranks that share the tokens
 
     def __post_init__(self) -> None:
         chosen, n_layers = self.config.dictionary.layers, self.sizes.n_layers
@@ -92,6 +98,16 @@ class TrainingCost:
         return self.layers * (self.layers + 1) // 2 if self.config.dictionary.kind == "clt" else self.layers
 
     @property
+    def world(self) -> int:
+        """All processes."""
+        return self.ranks * self.replicas
+
+    @property
+    def batch(self) -> int:
+        """B, tokens of a step that this rank sees."""
+        return self.config.run.batch // self.replicas
+
+    @property
     def owned(self) -> int:
         """f."""
         return math.ceil(self.features / self.ranks)
@@ -115,92 +131,87 @@ class TrainingCost:
         """Vectors of that width that are kept for a token: input, output, and a direction with its derivative."""
         return (1 if self.config.dictionary.kind == "sae" else 2) + (2 if self.config.sparsity.jacobian_weight else 0)
 
+    @property
+    def moment_bytes(self) -> float:
+        """Of a parameter's two moments."""
+        return MOMENT_BYTES[self.config.optimizer.moments]
+
+    def entries(self, when: str) -> float:
+        """Active entries of this rank in a step."""
+        return self.batch * self.layers * self.active(when) / self.ranks
+
     def active(self, when: str) -> float:
         """k, entries of a token and layer over all ranks: the most ("most") or on average ("mean")."""
         mean, most = self.rule.entries(self.config.active_at_start, self.features)
         return most if when == "most" else mean
 
 
-def device_memory(work: TrainingCost) -> dict[str, int]:
-    """Bytes beside the model, by what they hold."""
-    config, sizes, batch = work.config, work.sizes, work.config.run.batch
-    pass_tokens = config.data.sequences_per_pass * config.data.context_length
-    model_item = BYTES[config.model.dtype]
-    entries = batch * work.layers * work.active("most") / work.ranks * work.rule.candidates
-    needs = {
-        "weights": work.parameters * BYTES[config.dictionary.dtype],
-        "moments": work.parameters * MOMENTS,
-        "gradient of one encoder": work.owned * sizes.d_model * 4,
-        "batch, outputs and errors": batch * work.width * max(_step_bytes(config), _calibration_bytes(work)),
-        "active entries": round(entries * ENTRY),
-        "language model": sizes.parameters * model_item,
-        "a pass of the model": pass_tokens * (2 * work.width + 8 * sizes.d_model + 3 * sizes.d_mlp) * model_item,
-        "blocks in hand": WORKSPACE["cpu" if work.on_cpu else "cuda"],
+def operations(work: TrainingCost) -> int:
+    """Operations that the host starts in a step on a GPU, without the model's."""
+    return STEP_OPERATIONS + work.layers * SOURCE_OPERATIONS
+
+
+def flop(work: TrainingCost) -> dict[str, float]:
+    """Operations of arithmetic of a step by phase, of this rank, on average over the run."""
+    sizes = work.sizes
+    passes = 3 if work.config.sparsity.jacobian_weight else 1  # a derivative costs about two passes of the MLPs
+    multiplied = sizes.parameters - sizes.embedding_parameters
+    return {
+        "language model": passes * 2 * multiplied * work.config.run.batch / work.world,
+        "encoders": 2 * work.batch * work.layers * work.owned * sizes.d_model,
+        "decoders": 6 * _entry_width(work),
     }
-    if config.data.buffer_place == "device":
-        needs["activation buffer"] = buffer_bytes(work)
-    return needs
 
 
-def _step_bytes(config: TrainingConfig) -> int:
-    """Bytes of a step's arrays for each number of a token's inputs: raw and normalised batch, outputs, their columns."""
-    return 4 * (6 + 2 * (config.sparsity.aux_active > 0) + 3 * (config.sparsity.jacobian_weight > 0))
-
-
-def _calibration_bytes(work: TrainingCost) -> int:
-    """The same for the held-out batches that thresholds are calibrated on: as buffered, in float32, and normalised."""
-    if not work.rule.has_budget:
-        return 0
-    return n_batches(work.config.run.batch) * (work.sides * (BYTES[work.config.data.buffer_dtype] + 4) + 8)
-
-
-def buffer_bytes(work: TrainingCost) -> int:
-    """Bytes of the shuffle buffer, wherever it lies."""
-    data = work.config.data
-    return data.buffer_tokens * work.width * work.sides * BYTES[data.buffer_dtype]
-
-
-def disk_space(work: TrainingCost) -> dict[str, int]:
-    """Bytes written below the run's folder, by what they hold; of all ranks."""
-    config = work.config
-    whole = replace(work, ranks=1).parameters
-    copies = min(CHECKPOINTS, 1 + config.steps // config.run.checkpoint_every_steps)
-    needs = {
-        "checkpoints": copies * whole * (BYTES[config.dictionary.dtype] + MOMENTS),
-        "dictionary": whole * BYTES[config.run.export_dtype],
+def moved_bytes(work: TrainingCost) -> dict[str, float]:
+    """Bytes read and written in a step by phase, of this rank, on average over the run (kernels/*/README.md)."""
+    config, entries = work.config, _entry_width(work)
+    kept, rows = BYTES[config.dictionary.dtype], work.owned * work.pairs * work.sizes.d_model
+    # forward: rows of weights, outputs twice; backward: rows of errors, weights once, gradients written
+    decoders = entries * (kept + 4) + 8 * work.batch * work.pairs * work.sizes.d_model + rows * (kept + 4)
+    if work.on_cpu:
+        decoders = 12 * entries
+    return {
+        "decoders": decoders,
+        "optimizer": work.parameters * (2 * (kept + work.moment_bytes) + 4),
+        "buffer": 8 * work.batch * work.width * work.sides * BYTES[config.data.buffer_dtype],
     }
-    if config.data.buffer_place == "disk":
-        needs["activation buffer"] = buffer_bytes(work) * work.ranks
-    return needs
-
-
-def cached_token_bytes(work: TrainingCost) -> int:
-    """Bytes that `data.cache` takes for each token of one pass over the data."""
-    return work.width * work.sides * BYTES[work.config.data.buffer_dtype]
-
-
-def cache_space(work: TrainingCost) -> dict[str, int]:
-    """Bytes written below `data.cache`, if it is known before how many tokens a pass over the data has."""
-    data = work.config.data
-    if data.cache is None or data.epochs != 1:
-        return {}
-    return {"activations": work.config.run.tokens * cached_token_bytes(work)}
 
 
 def step_seconds(work: TrainingCost, machine: Machine) -> dict[str, float]:
     """Seconds of a step by phase, on average over the run."""
-    config, sizes, batch = work.config, work.sizes, work.config.run.batch
+    config = work.config
     place = "cpu" if work.on_cpu else "cuda"
-    kept = "float32" if work.on_cpu else config.dictionary.dtype  # what weights are multiplied in
     rounded = ROUNDING[place] if config.dictionary.dtype == "bfloat16" else 0
-    moved, rate = machine.bytes_per_second, machine.flops
-    entry_width = work.active("mean") / work.ranks * batch * work.pairs * sizes.d_model
-    multiplied = sizes.parameters - sizes.embedding_parameters
-    passes = 3 if config.sparsity.jacobian_weight else 1  # a derivative costs about two passes of the MLPs
-    return {
-        "language model": passes * 2 * multiplied * batch / work.ranks / rate[config.model.dtype],
-        "encoders": 2 * batch * work.layers * work.owned * sizes.d_model / rate[kept],
-        "decoders": max(6 * entry_width / rate["float32"], 3 * entry_width * BYTES[kept] / moved) * SPARSE[place],
-        "optimizer": work.parameters * (2 * (BYTES[config.dictionary.dtype] + MOMENTS) + rounded) / moved,
-        "buffer": 4 * batch * work.width * work.sides * BYTES[config.data.buffer_dtype] / moved,
+    speed, rate, count, moved = machine.bytes_per_second, machine.flops, flop(work), moved_bytes(work)
+    encode_rate = rate["float32"] if work.on_cpu else rate["bfloat16"] / PRODUCTS[config.dictionary.dtype]
+    phases = {
+        "language model": count["language model"] / rate[config.model.dtype],
+        "encoders": count["encoders"] / encode_rate,
+        "decoders": max(count["decoders"] / rate["float32"], moved["decoders"] / speed) * SPARSE[place],
+        "optimizer": (moved["optimizer"] + work.parameters * rounded) / speed,
+        "buffer": moved["buffer"] / speed,
+        "communication": _communicated(work) / NETWORK,
     }
+    if config.optimizer.place == "host" and not work.on_cpu:  # copies run beside the work; what is longer counts
+        phases["moments from the host"] = max(
+            0.0, work.parameters * work.moment_bytes / HOST_LINK - sum(phases.values())
+        )
+    if not work.on_cpu:
+        phases["starting operations"] = max(0.0, operations(work) * LAUNCH - sum(phases.values()))
+    return {name: seconds for name, seconds in phases.items() if seconds}
+
+
+def _entry_width(work: TrainingCost) -> float:
+    """Numbers of the decoder rows of all entries of a step."""
+    return work.active("mean") / work.ranks * work.batch * work.pairs * work.sizes.d_model
+
+
+def _communicated(work: TrainingCost) -> float:
+    """Bytes that a rank sends in a step: outputs among those that share features, gradients among those that share tokens, rows
+    of the model's passes among all. A sum over n ranks sends 2 (n - 1) / n of its bytes.
+    """
+    outputs = 2 * (1 - 1 / work.ranks) * work.batch * work.width * 4
+    gradients = 2 * (1 - 1 / work.replicas) * work.parameters * 4
+    rows = (1 - 1 / work.world) * work.config.run.batch * work.width * work.sides
+    return outputs + gradients + rows * BYTES[work.config.data.buffer_dtype]

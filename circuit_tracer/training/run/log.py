@@ -1,8 +1,10 @@
 """The record of a run: OUT/log.jsonl always, TensorBoard and Weights & Biases when the configuration asks for them.
 
-A line is the report of a step, `{"step": 10, "loss": ...}` with the fields of `StepReport`, or an evaluation,
-`{"step": 500, "evaluation": {...}}`, each with a digest of itself, by which a damaged line is noticed. When a run resumes,
-lines beyond the step it resumes from are taken back, so that the file is that of a run that was never interrupted.
+A line is the report of a step, `{"step": 10, "loss": ...}` with the fields of `StepReport`, an evaluation,
+`{"step": 500, "evaluation": {...}}`, or, where a run went on with other settings, what they were and what they became,
+`{"step": 500, "changed": {"run.tokens": [1000, 2000]}}`. Each has a digest of itself, by which a damaged line is noticed.
+When a run resumes, lines beyond the step it resumes from are taken back, so that the file is that of a run that was never
+interrupted.
 """
 
 from __future__ import annotations
@@ -42,14 +44,15 @@ def require_extras(config: TrainingConfig) -> None:
 class RunLog:
     """All logs of a run as one listener; a context manager that closes them."""
 
-    def __init__(self, config: TrainingConfig, step: int = 0) -> None:
+    def __init__(self, config: TrainingConfig, step: int = 0, changes: Sequence[dict[str, Any]] = ()) -> None:
         """Open the logs in ``config.run.out``. step: the one the run resumes from, 0 for a new run, which starts new files.
+        changes: the entries of all changes of settings up to there.
 
         Raises InputError for a missing package, FileFormatError if the old log is damaged before its last line.
         """
         require_extras(config)
         self._closing = ExitStack()
-        self._logs: list[Listener] = [self._closing.enter_context(JsonLog(config.run.out / LOG_NAME, step))]
+        self._logs: list[Listener] = [self._closing.enter_context(JsonLog(config.run.out / LOG_NAME, step, changes))]
         if config.run.tensorboard:
             self._logs.append(self._closing.enter_context(TensorBoardLog(config.run.out / "tensorboard", step)))
         if config.run.wandb:
@@ -78,13 +81,16 @@ class RunLog:
 class JsonLog:
     """One JSON object a line, written out at once."""
 
-    def __init__(self, path: Path, step: int = 0) -> None:
+    def __init__(self, path: Path, step: int = 0, changes: Sequence[dict[str, Any]] = ()) -> None:
         require_writable_folder(path.parent)
         self.path, self._step = path, step
-        kept = [line for line in _complete_lines(path) if parse_json(line, path)["step"] <= step] if step else []
+        kept = [line for line in _complete_lines(path) if _stays(parse_json(line, path), step)] if step else []
         with atomic_write(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed in __exit__)
+        for entry in changes:
+            if entry["step"] == step:
+                self._append(entry)
 
     def progress(self, report: StepReport) -> None:
         """Append the report."""
@@ -169,6 +175,7 @@ class WandbLog:
             resume="allow",
             dir=str(folder),
             config=config.model_dump(mode="json"),
+            allow_val_change=True,  # a run may go on with other settings
         )
         self._step = step
 
@@ -245,6 +252,12 @@ def _complete_lines(path: Path) -> list[str]:
                 f"line {number} of {path} is not an entry of a log; move the file away and resume again"
             )
     return lines
+
+
+def _stays(entry: dict[str, Any], step: int) -> bool:
+    """Whether a line is of the run up to ``step``. Changes made there are written anew: one may have been taken back."""
+    found: int = entry["step"]
+    return found < step or (found == step and "changed" not in entry)
 
 
 def _is_entry(line: str) -> bool:

@@ -5,12 +5,11 @@ Letters: S source layers, B tokens, D width.
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,11 +22,13 @@ from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.events import Listener, StepReport
+from circuit_tracer.training.run.saving import Saver
 from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.sparsity.penalty import PenaltyRule
 from circuit_tracer.training.step import schedules
 from circuit_tracer.training.step.normalisation import Normalisation
+from circuit_tracer.training.step.replicas import MeanGradients
 from circuit_tracer.training.step.scratch import Scratch
 from circuit_tracer.training.step.step import Batch, Moment, StepOutcome, train_step
 
@@ -38,7 +39,7 @@ class Stream(Protocol):
     """Where batches come from; knows its position."""
 
     def next(self) -> ActivationBatch | None:
-        """Exactly ``run.batch`` tokens, or None at the end of the data."""
+        """Exactly ``run.batch`` tokens, or this rank's share of them; None at the end of the data."""
 
     def state(self) -> dict[str, Any]:
         """The position after the last batch handed out, as JSON-able values."""
@@ -48,7 +49,10 @@ class Stream(Protocol):
 
 
 class Loop:
-    """Trains ``state`` on ``stream`` up to the last step of ``config``; all ranks run it alike."""
+    """Trains ``state`` on ``stream`` up to the last step of ``config``; all ranks run it alike.
+
+    background: checkpoints between steps are written while training goes on (saving.py).
+    """
 
     def __init__(
         self,
@@ -59,10 +63,12 @@ class Loop:
         listener: Listener,
         folder: Path,
         facts: dict[str, Any],
+        background: bool = False,
     ) -> None:
         self.config, self.state, self.stream, self.ranks, self.listener = config, state, stream, ranks, listener
         self.folder, self.facts = folder, facts
-        self.saved: Path | None = None
+        self.reached = schedules.Reached()  # of a run that went on with other settings
+        self.saver = Saver(folder, ranks, background)
         self.scratch = Scratch()
         self._window = _Window(state.dictionary.n_layers)
 
@@ -74,28 +80,44 @@ class Loop:
         end of the data leave a checkpoint.
         """
         every = self.config.evaluation.every_steps
-        with _interruptible() as interrupted:
+        with _interruptible() as interrupted, closing(self.saver):
             while self.state.step < self.config.steps:
                 self._step()
+                self.saver.poll()
                 done = self.state.step
                 stopping = self.ranks.any(interrupted())  # all must stop after the same step
                 evaluating = evaluate is not None and every and done % every == 0 and done < self.config.steps
                 with self._window.paused():
-                    if evaluating or stopping or done % self.config.run.checkpoint_every_steps == 0:
+                    if evaluating or stopping:
                         self.save()
+                    elif done % self.config.run.checkpoint_every_steps == 0:
+                        self.saver.begin(self.state, self._position())
                     if stopping:
                         raise KeyboardInterrupt
                     if evaluating and evaluate is not None:
                         evaluate()
+            self.saver.settle()
+
+    @property
+    def saved(self) -> Path | None:
+        """The last complete checkpoint."""
+        return self.saver.saved
+
+    @saved.setter
+    def saved(self, path: Path) -> None:
+        self.saver.saved = path
 
     def save(self, **facts: Any) -> Path:
         """Write a checkpoint of the present step, with further facts in its state.json; once written, add the facts to it."""
+        self.saver.settle()
         if self.saved == checkpoint.path_of(self.folder, self.state.step):
-            checkpoint.add_facts(self.saved, facts, self.ranks)
-        else:
-            position = {"data": self.stream.state(), **self.facts, **facts}
-            self.saved = checkpoint.save(self.state, self.folder, position, self.ranks)
-        return self.saved
+            checkpoint.add_facts(self.saved, {**self.facts, **facts}, self.ranks)
+            return self.saved
+        return self.saver.save(self.state, self._position() | facts)
+
+    def _position(self) -> dict[str, Any]:
+        """What a checkpoint says beside the state."""
+        return {"data": self.stream.state(), **self.facts}
 
     def _step(self) -> None:
         state, config, step, rule = self.state, self.config, self.state.step, rule_of(self.config.sparsity)
@@ -108,39 +130,41 @@ class Loop:
             )
         batch = normalised(activations, state.normalisation)
         if step == 0 and state.derivative_scale_S is not None and batch.derivative_SBD is not None:
-            state.derivative_scale_S.copy_(torch.stack([u_BD.square().sum(1).mean() for u_BD in batch.derivative_SBD]))
-        active = schedules.active(config, step)
+            scale_S = torch.stack([u_BD.square().sum(1).mean() for u_BD in batch.derivative_SBD])
+            state.derivative_scale_S.copy_(self.ranks.mean_(scale_S))
+        active = schedules.active(config, step, self.reached)
         if step == 0 and isinstance(rule, PenaltyRule):
             rule.start_(state.dictionary, batch.x_SBD, active, self.ranks)
         moment = Moment(
             step,
             active,
-            schedules.penalty(config, step),
+            schedules.penalty(config, step, self.reached),
             state.silence.dead(config.dead_after_tokens),
             state.running_cut,
             state.derivative_scale_S,
         )
-        rate = schedules.learning_rate(config, step)
+        rate = schedules.learning_rate(config, step, self.reached)
         state.adam.begin(step, rate)
         try:
-            outcome = train_step(state.dictionary, batch, config.sparsity, moment, state.adam, self.ranks, self.scratch)
-        except NumericalError as error:
+            sink = MeanGradients(state.adam, self.ranks) if self.ranks.replicas.world > 1 else state.adam
+            outcome = train_step(state.dictionary, batch, config.sparsity, moment, sink, self.ranks, self.scratch)
+        except NumericalError as error:  # on all ranks alike
+            self.saver.settle()
             kept = f"The last good checkpoint is {self.saved}." if self.saved else "There is no checkpoint yet."
             raise NumericalError(f"step {step}: {error} {kept}") from error
         state.silence.update(outcome.fired, config.run.batch)
         state.update_cut(outcome.cut)
         if isinstance(rule, PenaltyRule) and rule.steered:
-            wanted = schedules.active(config, step + 1)
-            rule.steer_(state.dictionary, math.log(max(self._l0(outcome.fired) / wanted, LEAST_SHARE)))
+            rule.steer_(state.dictionary, self._excess(outcome.fired, schedules.active(config, step + 1, self.reached)))
         state.step += 1
         self._window.add(outcome)
         if state.step % config.run.log_every == 0 or state.step == config.steps:
             self._report(rate, moment.active)
 
-    def _l0(self, fired: list[Tensor]) -> float:
-        """Active features of a token and layer in the step done."""
+    def _excess(self, fired: list[Tensor], wanted: float) -> Tensor:
+        """log(L0 / wanted) of the step done, 0-d and the same on all ranks; the host does not wait for it."""
         n_fired = self.ranks.all_reduce_(torch.stack([count_f.sum() for count_f in fired]).sum())
-        return int(n_fired) / (len(fired) * self.config.run.batch)
+        return (n_fired.float() / (wanted * len(fired) * self.config.run.batch)).clamp_min_(LEAST_SHARE).log_()
 
     def _report(self, rate: float, active: float) -> None:
         state, config, window, rule = self.state, self.config, self._window, rule_of(self.config.sparsity)

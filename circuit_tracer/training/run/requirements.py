@@ -8,20 +8,25 @@ import torch
 
 from circuit_tracer.errors import ResourceError
 from circuit_tracer.models.outline import outline
+from circuit_tracer.ranks import Ranks
 from circuit_tracer.training.config.schema import TrainingConfig
-from circuit_tracer.training.run.cost import (
-    ModelSizes,
-    TrainingCost,
+from circuit_tracer.training.data.given.source import model_layers, open_rows
+from circuit_tracer.training.feature_ranks import group_size
+from circuit_tracer.training.run.cost import ModelSizes, TrainingCost, step_seconds
+from circuit_tracer.training.run.machine import Machine, local_processes, measure
+from circuit_tracer.training.run.memory import (
     buffer_bytes,
     cache_space,
     cached_token_bytes,
     device_memory,
     disk_space,
-    step_seconds,
+    host_memory,
+    snapshot_bytes,
 )
-from circuit_tracer.training.run.machine import Machine, local_processes, measure
 
 SHARE_USABLE = 0.95  # of free memory: allocators lose some to gaps
+SHARE_OPTIONAL = 0.7  # of the host's free memory that a run fills with what only saves time
+SNAPSHOT = "copy for checkpoints"
 GB = 1e9
 
 
@@ -36,6 +41,11 @@ class Plan:
     disk_needs: dict[str, int]
     cache_needs: dict[str, int]
     step_seconds: dict[str, float]  # by phase; an estimate
+
+    @property
+    def background(self) -> bool:
+        """Whether checkpoints are written from a copy while training goes on: where the host's memory is ample."""
+        return SNAPSHOT in self.host_needs or SNAPSHOT in self.device_needs
 
     @property
     def seconds(self) -> float:
@@ -68,22 +78,26 @@ class Plan:
         ]
 
     def _advice(self) -> str:
-        config, advice = self.work.config, []
+        work, config, advice = self.work, self.work.config, list[str]()
         if sum(self.disk_needs.values()) > SHARE_USABLE * self.machine.disk_free:
             advice.append("choose run.out on a larger disk")
         if sum(self.cache_needs.values()) > SHARE_USABLE * self.machine.cache_free:
             advice.append("leave data.cache out, or choose it on a larger disk")
         if sum(self.device_needs.values()) > SHARE_USABLE * self.machine.device_free:
-            fits = _most_features(self.work, self.machine)
+            fits = _most_features(work, self.machine)
             advice.append(f"set dictionary.features to {fits}" if fits else "lower run.batch")
             if config.dictionary.dtype == "float32":
                 advice.append("set dictionary.dtype to bfloat16")
-            if config.data.buffer_place == "device" and buffer_bytes(self.work) > 0.1 * self.machine.device_free:
+            if config.data.buffer_place == "device" and buffer_bytes(work) > 0.1 * self.machine.device_free:
                 advice.append("lower data.buffer_tokens or set data.buffer_place to disk")
             if self.device_needs["active entries"] > 0.1 * self.machine.device_free:
                 advice.append("lower run.batch, which shrinks the active entries")
             if not self.machine.on_host:
+                if config.optimizer.place == "device":
+                    advice.append("set optimizer.place to host")
                 advice.append("share the features over more devices with torchrun")
+                if work.replicas > 1:
+                    advice.append("lower run.data_parallel, so that more processes share the features")
         if sum(self.host_needs.values()) > SHARE_USABLE * self.machine.host_free:
             advice.append("lower data.buffer_tokens or set data.buffer_place to disk")
         return f"To make it fit: {'; or '.join(advice)}."
@@ -92,6 +106,7 @@ class Plan:
         work, config = self.work, self.work.config
         whole = replace(work, ranks=1).parameters
         shared = f", shared by {work.ranks} processes" if work.ranks > 1 else ""
+        shared += f"; {work.replicas} groups share the tokens" if work.replicas > 1 else ""
         lines = [
             f"{config.dictionary.kind} of {work.sizes.name}: {work.layers} layers of {work.features} features, "
             f"{_count(whole)} parameters{shared}",
@@ -122,26 +137,45 @@ class Plan:
         ]
 
 
-def make_plan(config: TrainingConfig, sizes: ModelSizes, machine: Machine, ranks: int = 1) -> Plan:
-    """The plan of one of ``ranks`` processes on a machine. Raises InputError if `dictionary.layers` are not in the model."""
-    work = TrainingCost(config, sizes, ranks, config.dictionary.features, machine.device == "cpu")
-    beside, host = device_memory(work), {}
-    if config.data.buffer_place == "pinned":
-        host["activation buffer"] = buffer_bytes(work)
+def make_plan(config: TrainingConfig, sizes: ModelSizes, machine: Machine, world: int = 1) -> Plan:
+    """The plan of one of ``world`` processes on a machine.
+
+    Raises InputError if `dictionary.layers` are not in the model, or `run.data_parallel` does not divide the processes.
+    """
+    groups = config.run.data_parallel
+    ranks = group_size(world, groups)
+    work = TrainingCost(config, sizes, ranks, config.dictionary.features, machine.device == "cpu", groups)
+    beside, host = device_memory(work), host_memory(work)
     if machine.on_host:  # one memory for both
         beside, host = {**beside, **host}, {}
+    used = beside if machine.on_host else host
+    if sum(used.values()) + snapshot_bytes(work) <= SHARE_OPTIONAL * machine.host_free:
+        used[SNAPSHOT] = snapshot_bytes(work)
     return Plan(work, machine, beside, host, disk_space(work), cache_space(work), step_seconds(work, machine))
 
 
-def plan_run(config: TrainingConfig, device: torch.device, ranks: int = 1) -> Plan:
+def plan_run(config: TrainingConfig, device: torch.device, world: int = 1) -> Plan:
     """Plan a run on this machine, before the model is loaded: reads the model's configuration, no weights; takes a second.
 
     Raises InputError when there is no such model, UnsupportedModelError for an architecture outside the table.
     """
-    sizes = ModelSizes.of(outline(config.model.name, config.model.revision))
-    formats = (config.model.dtype, config.dictionary.dtype, "float32")
+    sizes = _sizes(config)
+    formats = {
+        config.model.dtype,
+        config.dictionary.dtype,
+        "float32",
+        "float32" if device.type == "cpu" else "bfloat16",
+    }
     machine = measure(device, formats, config.run.out, config.run.threads, local_processes(), config.data.cache)
-    return make_plan(config, sizes, machine, ranks)
+    return make_plan(config, sizes, machine, world)
+
+
+def _sizes(config: TrainingConfig) -> ModelSizes:
+    """Of the model; where its activations were made elsewhere, without weights and passes."""
+    if config.data.kind != "activations":
+        return ModelSizes.of(outline(config.model.name, config.model.revision))
+    description = open_rows(config.data.path or "", Ranks()).description
+    return ModelSizes(description.model, model_layers(description), description.width, 0, 0, 0)
 
 
 def duration(seconds: float) -> str:

@@ -70,11 +70,12 @@ class TrainingState:
 
     def layer_tensors(self, source: int) -> dict[str, Tensor]:
         """What this rank owns of one source layer, by name; all have its features along dimension 0."""
+        self.adam.wait()
         named = {"norms": self.dictionary.norms[source], "silence": self.silence.tokens[source]}
         for name, weight in self.adam.weights.items():
             base, _, number = name.partition(".")
             if number == str(source):
-                named |= {base: weight, f"{base}.m": self.adam.first[name], f"{base}.v": self.adam.second[name]}
+                named |= self._with_moments(name, base, weight)
         return named
 
     def shared_tensors(self) -> dict[str, Tensor]:
@@ -82,11 +83,12 @@ class TrainingState:
         named = dict(self.normalisation.tensors())
         for name in SHARED:
             if name in self.adam.weights:
-                named |= {
-                    name: self.adam.weights[name],
-                    f"{name}.m": self.adam.first[name],
-                    f"{name}.v": self.adam.second[name],
-                }
+                named |= self._with_moments(name, name, self.adam.weights[name])
         if self.derivative_scale_S is not None:
             named["derivative_scale"] = self.derivative_scale_S
         return named
+
+    def _with_moments(self, name: str, kept_as: str, weight: Tensor) -> dict[str, Tensor]:
+        """A parameter and its moments, by their names in a file."""
+        moments = self.adam.moments(name)
+        return {kept_as: weight, **{f"{kept_as}.{moment}": tensor for moment, tensor in moments.items()}}

@@ -1,7 +1,7 @@
 """What a rule of sparsity is: everything that follows from which features are active.
 
 A rule decides which pre-activations pass. What passes is a feature's activation, unchanged and with gradient 1; the rest is 0.
-That is what readers of dictionaries know: a threshold for each feature, or none (a ReLU).
+That is what readers of dictionaries know: a threshold for each feature, the k largest of a token, or all that is positive.
 
 Letters: S source layers, B tokens, F features of a layer (f: owned by this rank), D width, n entries or features asked about.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.feature_ranks import FeatureRanks
-from circuit_tracer.training.sparsity.selection import Selection
+from circuit_tracer.training.sparsity.selection import Rooms, Selection
 from circuit_tracer.training.step.dictionary import Dictionary
+from circuit_tracer.training.step.questions import Questions
 
 if TYPE_CHECKING:
     from circuit_tracer.training.config.schema import SparsitySection
@@ -44,6 +45,8 @@ class Now:
     active: float  # k
     running_cut: float | None = None  # mean of the cuts of the selections before; None at the first step
     step: int = 0  # keys random numbers
+    rooms: Rooms = field(default_factory=Rooms)  # learned by the selections before
+    questions: Questions = field(default_factory=Questions)  # a GPU is asked these and the selection's own together
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,11 @@ class Rule(ABC):
 
     settings: SparsitySection
 
-    has_budget: ClassVar[bool]  # whether k is kept exactly; thresholds are then calibrated at the end (§9)
+    has_budget: ClassVar[bool]  # whether k is kept exactly
     has_penalty: ClassVar[bool]  # whether the tanh penalty (§5) may be part of the loss
     learns_thresholds: ClassVar[bool] = False
+    # whether thresholds follow from a level calibrated at the end (§9): of rules that rank over many tokens
+    needs_level: ClassVar[bool] = False
     # entries that `select` holds at a time for each one it keeps (the planner's memory)
     candidates: ClassVar[float] = 1.0
 
@@ -94,7 +99,12 @@ class Rule(ABC):
         """
         return threshold_n * norm_n
 
-    # The dictionary that is written (§9)
+    # The dictionary that is written (§9): of one token and layer, what is above thresholds or among the k largest is active
+
+    @property
+    def export_k(self) -> int | None:
+        """k, if the k largest positive pre-activations of each token and layer are what is active; None: thresholds."""
+        return None
 
     def scale(self, norm_F: Tensor, n_targets: int) -> Tensor:
         """What pre-activations of features with these decoder norms are multiplied with to be ranked: (F,).
@@ -107,10 +117,10 @@ class Rule(ABC):
     def export_thresholds(
         self, norm_F: Tensor, n_targets: int, log_threshold_F: Tensor | None, level: float | None
     ) -> Tensor | None:
-        """Thresholds (F,) of one source in float32, finite; None for a ReLU.
+        """Thresholds (F,) of one source in float32, finite; None without (``export_k``, or a ReLU).
 
-        norm_F: of decoder rows, which write to ``n_targets`` layers. log_threshold_F: learned ones. level: a rule with a
-        budget keeps the scores above it (`calibration.level_scores`).
+        norm_F: of decoder rows, which write to ``n_targets`` layers. log_threshold_F: learned ones. level: a rule that needs
+        one keeps the scores above it (`calibration.level_scores`).
         """
 
     # The configuration

@@ -1,6 +1,7 @@
 """BatchTopK: of a batch's tokens and layers together, k a token and layer on average are active; pre * scale ranks them.
 
-The fast way needs no array of all scores: candidates are looked for above the running cut, somewhat lowered.
+The fast way needs no array of all scores: candidates are looked for above the running cut, somewhat lowered. A GPU
+is asked once, how many there were and where the cut is.
 
 Letters: S source layers, B tokens, F features of a layer owned by this rank, D width.
 """
@@ -13,11 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity.base import Dense, Now
 from circuit_tracer.training.sparsity.budget import BudgetRule
 from circuit_tracer.training.sparsity.ranking import keep_largest, kth_largest
-from circuit_tracer.training.sparsity.selection import Selection, above, all_active, scores
+from circuit_tracer.training.sparsity.selection import Masks, Selection, above, all_active, scores
 from circuit_tracer.training.step.dictionary import Dictionary
 
 # Candidates are looked for above the running cut times these, one after the other until there are enough.
@@ -29,6 +31,7 @@ class BatchTopK(BudgetRule):
     """a = pre where pre * `scale` is positive and not below the cut, the round(k S B)-th largest of all."""
 
     candidates = 1.5
+    needs_level = True
 
     def activate(self, given: Dense) -> list[Tensor]:
         """The definition."""
@@ -42,19 +45,25 @@ class BatchTopK(BudgetRule):
 
     def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
         """All sources together."""
-        kept = round(now.active * len(x_SBD) * x_SBD[0].shape[0])
+        kept = round(now.active * len(x_SBD) * x_SBD[0].shape[0] * ranks.replicas.world)  # of all tokens
         scale = [self.scale(norm_F, dictionary.reach(source)) for source, norm_F in enumerate(dictionary.norms)]
         start = _guess(dictionary, x_SBD, kept, scale, ranks) if now.running_cut is None else now.running_cut
+        cuts = []
+
+        def best(candidates: list[SparseActivations]) -> Masks:
+            ranked = [scores(*each) for each in zip(candidates, scale, strict=True)]
+            cut = kth_largest(ranked, kept, ranks.plain)
+            cuts.append(now.questions.ask("cut", cut))
+            return [score >= cut for score in ranked]
+
         for share in LOWERED:
             level = share * start
             low = [level / scale_F if level else torch.zeros_like(scale_F) for scale_F in scale]
-            candidates = above(dictionary, x_SBD, low)
-            ranked = [scores(*each) for each in zip(candidates, scale, strict=True)]
-            cut = kth_largest(ranked, kept, ranks)
+            entries = above(dictionary, x_SBD, low, best, ranks, now.rooms, now.questions)
             # scores right at the lowered cut may be missing for rounding: below it nothing is certain
-            if level == 0 or float(cut) > level * (1 + 1e-5):
+            if level == 0 or cuts[-1].number > level * (1 + 1e-5):
                 break
-        return all_active([one.keep(score >= cut) for one, score in zip(candidates, ranked, strict=True)], float(cut))
+        return all_active(entries, cuts[-1].number)
 
     def level(self, norm_n: Tensor, threshold_n: Tensor, n_targets: int, running_cut: float | None) -> Tensor:
         """The running cut, as a multiple of the norm."""
@@ -62,7 +71,17 @@ class BatchTopK(BudgetRule):
 
     def scale(self, norm_F: Tensor, n_targets: int) -> Tensor:
         """A feature counts by what it writes: in all, or to a layer."""
-        return norm_F / self._share(n_targets)
+        share = self._share(n_targets)
+        return norm_F if share == 1 else norm_F / share
+
+    def export_thresholds(
+        self, norm_F: Tensor, n_targets: int, log_threshold_F: Tensor | None, level: float | None
+    ) -> Tensor:
+        """The calibrated level, by the scale of each feature."""
+        assert level is not None
+        scale_F = self.scale(norm_F, n_targets)
+        # a feature with scale 0 has score 0 and is never active
+        return torch.where(scale_F > 0, level / scale_F, torch.inf).clamp(max=torch.finfo(torch.float32).max).float()
 
     def _share(self, n_targets: int) -> float:
         return math.sqrt(n_targets) if self.settings.rank_by == "target" else 1.0
@@ -76,4 +95,4 @@ def _guess(
     sample = [x_BD[:: max(1, n_rows // SAMPLE_ROWS)][:SAMPLE_ROWS] for x_BD in x_SBD]
     entries = above(dictionary, sample, [torch.zeros_like(norm_F) for norm_F in dictionary.norms])
     ranked = [scores(*each) for each in zip(entries, scale, strict=True)]
-    return float(kth_largest(ranked, max(1, kept * sample[0].shape[0] // max(1, n_rows)), ranks))
+    return float(kth_largest(ranked, max(1, kept * sample[0].shape[0] // max(1, n_rows)), ranks.plain))

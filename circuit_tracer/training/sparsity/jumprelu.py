@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.encode import encode
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity.base import Dense, Now
 from circuit_tracer.training.sparsity.penalty import PenaltyRule, gaussian_level, share_above, start_thresholds
-from circuit_tracer.training.sparsity.selection import Selection
+from circuit_tracer.training.sparsity.selection import Masks, Selection, above
 from circuit_tracer.training.step.counter_random import uniform
 from circuit_tracer.training.step.dictionary import Dictionary
 
@@ -39,7 +38,7 @@ class JumpReLU(PenaltyRule):
             started_f = start_thresholds(dictionary, source, x_BD, active, ranks).log_()
             log_threshold_f.copy_(torch.where(log_threshold_f == 0, started_f, log_threshold_f))
 
-    def steer_(self, dictionary: Dictionary, excess: float) -> None:
+    def steer_(self, dictionary: Dictionary, excess: Tensor) -> None:
         """All thresholds by the same factor."""
         assert dictionary.log_threshold is not None
         for log_threshold_f in dictionary.log_threshold:
@@ -56,23 +55,31 @@ class JumpReLU(PenaltyRule):
     def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
         """Entries above threshold (1 - w / 2); near misses are thinned out to a share ``band_probability``."""
         half, share = self.settings.bandwidth / 2, self.settings.band_probability
-        all_entries, all_above, all_band = [], [], []
-        for source, x_BD in enumerate(x_SBD):
-            threshold_F = dictionary.thresholds(source).to(x_BD.dtype)
+        thresholds = [dictionary.thresholds(source).to(x_BD.dtype) for source, x_BD in enumerate(x_SBD)]
+        lowest = []
+        for threshold_F in thresholds:
             level_F = threshold_F * (1 - half)
             # encode is strict and the band is closed
-            level_F = torch.nextafter(level_F, level_F.new_tensor(-torch.inf))
-            entries = encode(x_BD, dictionary.W_enc[source], dictionary.b_enc[source], level_F)
-            above = entries.value > threshold_F[entries.feature]
-            if share < 1:
-                counter = entries.row * dictionary.n_features + entries.feature + dictionary.owned.start
-                seen = above | (uniform(counter, now.step, source) < share)
-                entries, above = entries.keep(seen), above[seen]
-            inside = (entries.value - threshold_F[entries.feature]).abs() <= half * threshold_F[entries.feature]
-            weight = torch.where(above, 1.0, 1.0 / share)
-            all_entries.append(entries)
-            all_above.append(above)
-            all_band.append(torch.where(inside, weight, 0.0).to(x_BD.dtype))
+            lowest.append(torch.nextafter(level_F, level_F.new_tensor(-torch.inf)))
+
+        def seen(found: list[SparseActivations]) -> Masks:
+            masks = []
+            for source, (entries, threshold_F) in enumerate(zip(found, thresholds, strict=True)):
+                row = entries.row + ranks.replicas.rank * entries.n_rows  # in the whole batch
+                counter = row * dictionary.n_features + entries.feature + dictionary.owned.start
+                drawn = uniform(counter, now.step, source) < share
+                masks.append(drawn | (entries.value > threshold_F[entries.feature]))
+            return masks
+
+        thinned = seen if share < 1 else None
+        all_entries = above(dictionary, x_SBD, lowest, thinned, ranks, now.rooms, now.questions)
+        all_above, all_band = [], []
+        for entries, threshold_F in zip(all_entries, thresholds, strict=True):
+            threshold_n = threshold_F[entries.feature]
+            over_n = entries.value - threshold_n
+            weight = torch.where(over_n > 0, 1.0, 1.0 / share)
+            all_above.append(over_n > 0)
+            all_band.append(torch.where(over_n.abs() <= half * threshold_n, weight, 0.0).to(entries.value.dtype))
         return Selection(all_entries, all_above, all_band)
 
     def threshold_gradient(

@@ -42,8 +42,8 @@ class PenaltyRule(Rule):
         """
 
     @abstractmethod
-    def steer_(self, dictionary: Dictionary, excess: float) -> None:
-        """Change a dictionary after a step, so that fewer features are active. excess: log(L0 / k)."""
+    def steer_(self, dictionary: Dictionary, excess: Tensor) -> None:
+        """Change a dictionary after a step, so that fewer features are active. excess: log(L0 / k), 0-d."""
 
     def entries(self, active_at_start: float, n_features: int) -> tuple[float, float]:
         """k; with a penalty of a given weight what it begins with, as nobody knows how fast they become fewer."""
@@ -58,25 +58,26 @@ def start_thresholds(dictionary: Dictionary, source: int, x_BD: Tensor, active: 
     same for all: half-way between the round(k B)-th largest pre-activation in units of the spread and the next.
     """
     weight_fD, bias_f = dictionary.W_enc[source], dictionary.b_enc[source]
-    spread_f = _spread(x_BD, weight_fD, bias_f)
+    spread_f = _spread(x_BD, weight_fD, bias_f, ranks)
     guess = gaussian_level(active / dictionary.n_features)
-    kept = max(1, round(active * x_BD.shape[0]))
+    kept = max(1, round(active * x_BD.shape[0] * ranks.replicas.world))
     for share in LOWERED:
         lowered = share * guess
         found = encode(x_BD, weight_fD, bias_f, lowered * spread_f)
         ranked = [found.value / spread_f[found.feature]]
-        last, next_one = (float(kth_largest(ranked, count, ranks)) for count in (kept, kept + 1))
+        last, next_one = (float(kth_largest(ranked, count, ranks.plain)) for count in (kept, kept + 1))
         if next_one > lowered:
             break
     return spread_f * max((last + next_one) / 2, LEAST_LEVEL)
 
 
-def _spread(x_BD: Tensor, weight_fD: Tensor, bias_f: Tensor) -> Tensor:
+def _spread(x_BD: Tensor, weight_fD: Tensor, bias_f: Tensor, ranks: FeatureRanks) -> Tensor:
     square_f = torch.zeros_like(bias_f, dtype=x_BD.dtype)
     weight_fD = weight_fD.to(x_BD.dtype)
     for rows in row_blocks(x_BD, weight_fD.shape[0]):
         square_f += torch.addmm(bias_f.to(x_BD.dtype), x_BD[rows], weight_fD.T).square_().sum(0)
-    return (square_f / max(1, x_BD.shape[0])).sqrt_().clamp_min_(torch.finfo(x_BD.dtype).tiny)
+    mean_f = ranks.mean_(square_f.div_(max(1, x_BD.shape[0])))
+    return mean_f.sqrt_().clamp_min_(torch.finfo(x_BD.dtype).tiny)
 
 
 def gaussian_level(share: float) -> float:

@@ -27,7 +27,7 @@ class ReLU(PenaltyRule):
             started_f = start_thresholds(dictionary, source, x_BD, active, ranks).neg_().to(bias_f.dtype)
             bias_f.copy_(torch.where(bias_f == 0, started_f, bias_f))
 
-    def steer_(self, dictionary: Dictionary, excess: float) -> None:
+    def steer_(self, dictionary: Dictionary, excess: Tensor) -> None:
         """All biases, each by a share of its feature's encoder norm: about that of the spread of its pre-activations."""
         for weight_fD, bias_f in zip(dictionary.W_enc, dictionary.b_enc, strict=True):
             bias_f -= (STEERED * excess) * row_norms(weight_fD).to(bias_f.dtype)
@@ -38,7 +38,8 @@ class ReLU(PenaltyRule):
 
     def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
         """Entries above zero."""
-        return all_active(above(dictionary, x_SBD, [torch.zeros_like(bias) for bias in dictionary.b_enc]))
+        zeros = [torch.zeros_like(bias) for bias in dictionary.b_enc]
+        return all_active(above(dictionary, x_SBD, zeros, None, ranks, now.rooms, now.questions))
 
     def export_thresholds(
         self, norm_F: Tensor, n_targets: int, log_threshold_F: Tensor | None, level: float | None

@@ -21,7 +21,7 @@ from circuit_tracer.training.step.dictionary import Dictionary
 class Matched:
     """The loss of a batch, and what its gradients need."""
 
-    loss: float
+    loss: Tensor  # 0-d
     entries: list[SparseActivations]  # active ones; the value is c = <W_enc row, v'>
     direction_SBD: Sequence[Tensor]
     grad_SBD: list[Tensor]  # of the answers j^
@@ -60,12 +60,12 @@ def match(
         decode_(answer_BSD[:, source], one, dictionary.W_dec[source][:, :width])
         entries.append(one)
     ranks.all_reduce_(answer_BSD)
-    loss, grads = 0.0, []
+    loss, grads = answer_BSD.new_zeros(()), []
     for source, (v_BD, u_BD) in enumerate(zip(direction_SBD, derivative_SBD, strict=True)):
         error_BD = answer_BSD[:, source] - u_BD
         if dictionary.W_skip is not None:
             error_BD += v_BD @ dictionary.W_skip[source].T
-        share = weight / (n_layers * n_rows * float(scale_S[source]))
-        loss += share * float(error_BD.square().sum())
+        share = weight / (n_layers * n_rows * scale_S[source].to(error_BD.dtype))
+        loss = loss + share * error_BD.square().sum()
         grads.append(error_BD.mul_(2 * share))
     return Matched(loss, entries, direction_SBD, grads)

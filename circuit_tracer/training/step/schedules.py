@@ -2,25 +2,65 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from circuit_tracer.training.config.schema import TrainingConfig
 
 
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, constant, linear to zero over the last share ``decay`` of the steps."""
-    warm_up = (step + 1) / max(1, config.optimizer.warmup_steps)
-    decay = (config.steps - step) / max(1.0, config.optimizer.decay * config.steps)
-    return config.learning_rate * min(1.0, warm_up, decay)
+@dataclass(frozen=True)
+class Reached:
+    """Where the schedules stood at ``step``, when a run went on with other settings: its learning rate, and the shares of the
+    schedules of k and lambda that were done. The default is a run that never changed.
+    """
+
+    step: int = 0
+    rate: float = math.inf
+    annealed: float = 0.0
+    penalised: float = 0.0
 
 
-def active(config: TrainingConfig, step: int) -> float:
-    """k: linear from ``active_at_start`` to ``active`` over the first share ``anneal`` of the steps."""
-    done = _done(step, config.sparsity.anneal * config.steps)
+def learning_rate(config: TrainingConfig, step: int, reached: Reached = Reached()) -> float:
+    """Linear warm-up, constant, linear to zero over the last share ``decay`` of the steps.
+
+    Where other settings would raise the rate at once, of a finished run from zero say, it is warmed up again, over
+    ``warmup_steps`` and at most a tenth of the steps left.
+    """
+    rate = _planned_rate(config, step)
+    if reached.rate >= _planned_rate(config, reached.step):
+        return rate
+    length = max(1, min(config.optimizer.warmup_steps, (config.steps - reached.step) // 10))
+    done = min(1.0, (step - reached.step + 1) / length)
+    return rate if done == 1.0 else reached.rate + done * (rate - reached.rate)
+
+
+def active(config: TrainingConfig, step: int, reached: Reached = Reached()) -> float:
+    """k: linear from ``active_at_start`` to ``active`` over the first share ``anneal`` of the steps; never back."""
+    done = max(reached.annealed, _done(step, config.sparsity.anneal * config.schedule_steps))
     return config.active_at_start + done * (config.sparsity.active - config.active_at_start)
 
 
-def penalty(config: TrainingConfig, step: int) -> float:
-    """A given lambda: linear from zero over the first share ``penalty_warmup`` of the steps; zero for rules without one."""
-    return (config.sparsity.penalty or 0.0) * _done(step, config.sparsity.penalty_warmup * config.steps)
+def penalty(config: TrainingConfig, step: int, reached: Reached = Reached()) -> float:
+    """A given lambda: linear from zero over the first share ``penalty_warmup`` of the steps, never back; zero if none is."""
+    done = max(reached.penalised, _done(step, config.sparsity.penalty_warmup * config.schedule_steps))
+    return (config.sparsity.penalty or 0.0) * done
+
+
+def reach(config: TrainingConfig, step: int, before: Reached) -> Reached:
+    """Where the schedules of ``config`` stand at ``step``; ``before``: where those of the settings before it stood."""
+    return Reached(
+        step,
+        learning_rate(config, step, before),
+        max(before.annealed, _done(step, config.sparsity.anneal * config.schedule_steps)),
+        max(before.penalised, _done(step, config.sparsity.penalty_warmup * config.schedule_steps)),
+    )
+
+
+def _planned_rate(config: TrainingConfig, step: int) -> float:
+    warm_up = (step + 1) / max(1, config.optimizer.warmup_steps)
+    length = config.optimizer.decay * config.schedule_steps
+    decay = (config.schedule_steps - step) / max(1.0, length) if length else 1.0
+    return config.learning_rate * min(1.0, warm_up, decay)
 
 
 def _done(step: int, length: float) -> float:

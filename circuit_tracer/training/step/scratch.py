@@ -7,12 +7,15 @@ import math
 import torch
 from torch import Tensor
 
+from circuit_tracer.training.sparsity.selection import Rooms
+
 
 class Scratch:
     """Arrays by name, not initialised. Clearing the fresh pages of a large array can cost as much as the work in it."""
 
     def __init__(self) -> None:
         self._held: dict[str, Tensor] = {}
+        self.rooms = Rooms()  # of the searches for active features
 
     def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
         """An array of the dtype and on the device of ``like``; what was taken under this name before is void."""

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import NumericalError
-from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradients
+from circuit_tracer.kernels.decode import decode_, gradients, value_gradients, value_sums, weight_gradients
+from circuit_tracer.kernels.device import on_gpu
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import SparsitySection
 from circuit_tracer.training.feature_ranks import FeatureRanks
@@ -23,10 +24,12 @@ from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.sparsity.base import Now, Rule
 from circuit_tracer.training.sparsity.selection import Selection
 from circuit_tracer.training.step import dead_features, jacobian
+from circuit_tracer.training.step.dead_features import Dead
 from circuit_tracer.training.step.dictionary import Dictionary
+from circuit_tracer.training.step.questions import Questions
 from circuit_tracer.training.step.scratch import Scratch
 
-# Bytes of a source's decoder gradient that exist at a time ...
+# Bytes of a source's decoder gradient that exist at a time on a CPU (on a GPU: all of them) ...
 GRADIENT_BYTES = 256 * 2**20
 # ... and of the rows handed over at a time: they stay in a CPU's cache from the update to their norms.
 BLOCK_BYTES = 4 * 2**20
@@ -73,7 +76,7 @@ class StepOutcome:
 
     terms: dict[str, float]
     error_S: list[float]  # squared error of each layer over D, the normalised error (§5)
-    fired: list[Tensor]  # (f,) int64 a source: entries of each feature owned here
+    fired: list[Tensor]  # (f,) int64 a source: entries of each feature owned here, among the tokens of all ranks
     cut: float | None
 
     @property
@@ -90,7 +93,20 @@ class _Parts:
     bias_f: Tensor
     # (values, gradients of outputs): each adds sum_b value * gradient to decoder rows; the slice says which columns
     decoder: list[tuple[SparseActivations, Tensor, slice]] = field(default_factory=list)
+    whole_fC: Tensor | None = (
+        None  # the sum of the first of these for all rows, where it was computed with the values' gradient
+    )
+    dead: tuple[Tensor, Tensor] | None = None  # ids, and what is added to their decoder rows (n, C)
     scale_f: Tensor | None = None  # times the decoder row itself: the penalty's share
+
+
+@dataclass(frozen=True)
+class _Penalty:
+    """The tanh penalty of one source: loss (0-d), its gradient with respect to a (n,), that of n_f as a scale of the row."""
+
+    loss: Tensor
+    da_n: Tensor
+    scale_f: Tensor
 
 
 def train_step(
@@ -104,30 +120,26 @@ def train_step(
 ) -> StepOutcome:
     """Loss of §5 over the batch; hands every gradient of §6 to ``sink``. Raises NumericalError if the loss is not finite.
 
-    ``scratch`` is that of the step before.
+    ``scratch`` is that of the step before. A GPU is waited for twice: for how many entries there are, and for the loss, before
+    anything changes.
     """
-    rule, now = rule_of(settings), Now(moment.active, moment.running_cut, moment.step)
+    questions = Questions()
+    rule, now = rule_of(settings), Now(moment.active, moment.running_cut, moment.step, scratch.rooms, questions)
+    dead = None
+    if settings.aux_active or settings.pre_activation_weight:
+        dead = Dead(moment.dead, ranks, questions)
     selection = rule.select(dictionary, batch.x_SBD, now, ranks)
     error_BSD = predict(dictionary, batch.x_SBD, selection, ranks, scratch).sub_(batch.y_BSD)
-    # the norm makes no array of squares
-    error_S = [norm**2 / error_BSD[:, 0].numel() for norm in torch.linalg.vector_norm(error_BSD, dim=(0, 2)).tolist()]
+    step = _Step(dictionary, batch, settings, rule, moment, sink, ranks, selection, dead, questions, scratch)
+    error_S, terms = step.losses(error_BSD)
     _require_finite(error_S)
-    terms = {"reconstruction": sum(error_S) / len(error_S)}
-    step = _Step(dictionary, batch, settings, rule, moment, sink, ranks, selection, terms, scratch)
-    auxiliary = step.auxiliary(error_BSD)
-    derivative = step.derivative()
     _require_finite_terms(terms)  # while nothing has changed yet
     grad_BSD = error_BSD.mul_(2 / error_BSD.numel())
     sink.gradient("b_dec", grad_BSD.sum(0))
-    step.skip_gradient(grad_BSD, derivative)
+    step.skip_gradient(grad_BSD)
     for source in range(dictionary.n_layers):
-        step.source(source, grad_BSD, auxiliary, derivative)
-    step.sum_over_ranks()
-    fired = [
-        torch.bincount(entries.feature[active], minlength=len(norms))
-        for entries, active, norms in zip(selection.entries, selection.active, dictionary.norms, strict=True)
-    ]
-    return StepOutcome(terms, error_S, fired, selection.cut)
+        step.source(source, grad_BSD)
+    return StepOutcome(terms, error_S, step.fired(), selection.cut)
 
 
 def predict(
@@ -158,22 +170,59 @@ class _Step:
     sink: Sink
     ranks: FeatureRanks
     selection: Selection
-    terms: dict[str, float]
+    dead: Dead | None
+    questions: Questions
     scratch: Scratch
+    # made by `losses`, one a source
+    aux: dead_features.Auxiliary | None = None
+    derivative: jacobian.Matched | None = None
+    penalties: list[_Penalty] = field(default_factory=list)
+    lifts: list[dead_features.Lift] = field(default_factory=list)
 
-    def auxiliary(self, error_BSD: Tensor) -> tuple[list[SparseActivations], Tensor] | None:
-        """AuxK: entries of dead features and the gradient of their outputs (B, S * D)."""
+    def losses(self, error_BSD: Tensor) -> tuple[list[float], dict[str, float]]:
+        """Squared error of each layer over D, and all terms of the loss, over all ranks; what their gradients need is kept."""
+        sources = range(self.dictionary.n_layers)
+        self.aux, self.derivative = self._auxiliary(error_BSD), self._match()
+        if self.moment.penalty:
+            self.penalties = [self._penalty(source) for source in sources]
+        if self.settings.pre_activation_weight:
+            self.lifts = [self._lift(source) for source in sources]
+        asked = {
+            "aux": None if self.aux is None else self.aux.loss,
+            "jacobian": None if self.derivative is None else self.derivative.loss,
+            "sparsity": self._over_ranks([each.loss for each in self.penalties]),
+            "pre_activation": self._over_ranks([each.loss for each in self.lifts]),
+        }
+        # the norm makes no array of squares
+        norm_S = torch.linalg.vector_norm(error_BSD, dim=(0, 2))
+        if self.ranks.replicas.world > 1:
+            norm_S = self.ranks.mean_(norm_S.double().square()).sqrt()
+        norms = self.questions.ask("error norm", norm_S)
+        answers = {
+            name: self.questions.ask(name, self.ranks.mean_(loss)) for name, loss in asked.items() if loss is not None
+        }
+        full = self.questions.ask("full", self.aux.full) if self.aux is not None and self.aux.full is not None else None
+        if full is not None and full.number:
+            self.aux = self._auxiliary(error_BSD, all_rooms=True)
+            assert self.aux is not None
+            answers["aux"] = self.questions.ask("aux", self.ranks.mean_(self.aux.loss))
+        error_S = [norm**2 / error_BSD[:, 0].numel() for norm in norms.numbers]
+        terms = {"reconstruction": sum(error_S) / len(error_S)}
+        return error_S, terms | {name: answer.number for name, answer in answers.items()}
+
+    def _over_ranks(self, losses: list[Tensor]) -> Tensor | None:
+        """The sum of terms that each rank knows only of its own features."""
+        return self.ranks.all_reduce_(torch.stack(losses).double().sum()) if losses else None
+
+    def _auxiliary(self, error_BSD: Tensor, all_rooms: bool = False) -> dead_features.Auxiliary | None:
         if not self.settings.aux_active:
             return None
-        found = dead_features.auxiliary(
-            self.dictionary, self.batch.x_SBD, error_BSD, self.settings, self.moment.dead, self.ranks
+        assert self.dead is not None
+        return dead_features.auxiliary(
+            self.dictionary, self.batch.x_SBD, error_BSD, self.settings, self.dead, self.ranks, all_rooms
         )
-        if found is None:
-            return None
-        self.terms["aux"] = found.loss
-        return found.entries, found.grad_BC
 
-    def derivative(self) -> jacobian.Matched | None:
+    def _match(self) -> jacobian.Matched | None:
         """Jacobian matching: values c of the active entries and the gradient of their outputs."""
         if not self.settings.jacobian_weight:
             return None
@@ -181,7 +230,7 @@ class _Step:
         assert batch.direction_SBD is not None
         assert batch.derivative_SBD is not None
         assert scale_S is not None
-        matched = jacobian.match(
+        return jacobian.match(
             self.dictionary,
             self.selection,
             batch.direction_SBD,
@@ -190,88 +239,106 @@ class _Step:
             self.settings.jacobian_weight,
             self.ranks,
         )
-        self.terms["jacobian"] = matched.loss
-        return matched
 
-    def skip_gradient(self, grad_BSD: Tensor, derivative: jacobian.Matched | None) -> None:
+    def _penalty(self, source: int) -> _Penalty:
+        """lambda / (B S) sum tanh(c n_f a)."""
+        activations = self.selection.activations(source)
+        c, norm_f = self.settings.penalty_scale, self.dictionary.norms[source].to(activations.value.dtype)
+        weight = self.moment.penalty / (activations.n_rows * self.dictionary.n_layers)
+        norm_n = norm_f[activations.feature]
+        tanh_n = torch.tanh(c * norm_n * activations.value)
+        slope_n = weight * c * (1 - tanh_n.square())
+        by_norm_f = value_sums(activations.with_value(slope_n * activations.value))
+        return _Penalty(weight * tanh_n.sum(), slope_n * norm_n, torch.where(norm_f > 0, by_norm_f / norm_f, 0))
+
+    def _lift(self, source: int) -> dead_features.Lift:
+        assert self.dead is not None
+        x_BD, cut = self.batch.x_SBD[source], self.moment.running_cut
+        return dead_features.lift(self.dictionary, source, x_BD, self.settings, self.dead, cut)
+
+    def fired(self) -> list[Tensor]:
+        """(f,) int64 a source: entries of each feature, without near misses."""
+        entries, active = self.selection.entries, self.selection.active
+        if self.selection.band is None:
+            counts = [one.columns.feature_ptr.diff() for one in entries]
+        else:
+            masks = (one.with_value(mask.float()) for one, mask in zip(entries, active, strict=True))
+            counts = [value_sums(one).long() for one in masks]
+        return [self.ranks.replicas.all_reduce_(counts_f) for counts_f in counts]
+
+    def skip_gradient(self, grad_BSD: Tensor) -> None:
         """dL/dW_skip[t] = sum_b G[b, t] x[b, t] (and of the matched derivative)."""
         if self.dictionary.W_skip is None:
             return
         layers = []
         for target, x_BD in enumerate(self.batch.x_SBD):
             grad_DD = grad_BSD[:, target].T @ x_BD
-            if derivative is not None:
-                grad_DD += derivative.grad_SBD[target].T @ derivative.direction_SBD[target]
+            if self.derivative is not None:
+                grad_DD += self.derivative.grad_SBD[target].T @ self.derivative.direction_SBD[target]
             layers.append(grad_DD)
         self.sink.gradient("W_skip", torch.stack(layers))
 
-    def source(
-        self,
-        source: int,
-        grad_BSD: Tensor,
-        auxiliary: tuple[list[SparseActivations], Tensor] | None,
-        derivative: jacobian.Matched | None,
-    ) -> None:
+    def source(self, source: int, grad_BSD: Tensor) -> None:
         """All gradients of one source layer, its decoder last: until then its rows must stay as they are."""
-        dictionary, x_BD = self.dictionary, self.batch.x_SBD[source]
+        dictionary = self.dictionary
         columns = dictionary.columns(source)
-        n_features = len(dictionary.norms[source])
-        parts = _Parts(self.scratch.take("encoder", x_BD, n_features, x_BD.shape[1]), x_BD.new_zeros(n_features))
-        self._reconstruction(source, grad_BSD.flatten(1)[:, columns], parts)
-        if auxiliary is not None:
-            entries, grad_BC = auxiliary
-            self._through(source, entries[source], grad_BC[:, columns], parts)
-        if derivative is not None:
-            derivative.add(dictionary, source, parts.encoder_fD, parts.decoder)
-        if self.settings.pre_activation_weight:
-            self.terms["pre_activation"] = self.terms.get("pre_activation", 0.0) + dead_features.lift_(
-                dictionary, source, x_BD, self.settings, self.moment.dead[source], self.moment.running_cut,
-                parts.encoder_fD, parts.bias_f,
-            )  # fmt: skip
+        parts = self._reconstruction(source, grad_BSD.flatten(1)[:, columns])
+        if self.aux is not None:
+            self._through_dead(source, self.aux, columns, parts)
+        if self.derivative is not None:
+            self.derivative.add(dictionary, source, parts.encoder_fD, parts.decoder)
+        if self.lifts:
+            lifted = self.lifts[source]
+            parts.encoder_fD.index_add_(0, lifted.ids, lifted.encoder_nD)
+            parts.bias_f.index_add_(0, lifted.ids, lifted.bias_n)
         self.sink.gradient(f"W_enc.{source}", parts.encoder_fD)
         self.sink.gradient(f"b_enc.{source}", parts.bias_f)
         self._hand_over_decoder(source, parts)
 
-    def _reconstruction(self, source: int, grad_BC: Tensor, parts: _Parts) -> None:
-        """What the main loss and the sparsity penalty say about one source. First: it fills the encoder's gradient."""
-        entries, active = self.selection.entries[source], self.selection.active[source]
-        activations = self.selection.activations(source)
-        da_n = value_gradients(grad_BC, entries, self.dictionary.W_dec[source])
-        if self.moment.penalty:
-            da_n = da_n + self._penalty(source, activations, parts)
+    def _reconstruction(self, source: int, grad_BC: Tensor) -> _Parts:
+        """What the main loss and the sparsity penalty say about one source."""
+        entries, x_BD, decoder = self.selection.entries[source], self.batch.x_SBD[source], self.dictionary.W_dec[source]
+        activations, whole_fC = self.selection.activations(source), None
+        if on_gpu(grad_BC):
+            whole_fC = self.scratch.take("decoder", grad_BC, *decoder.shape)
+            da_n, _ = gradients(grad_BC, activations, decoder, whole_fC)
+        else:
+            da_n = value_gradients(grad_BC, entries, decoder)
+        if self.penalties:
+            da_n = da_n + self.penalties[source].da_n
+        dpre = entries.with_value(da_n)
         if self.selection.band is not None:
             band_n, threshold_f = self.selection.band[source], self.dictionary.thresholds(source)
             grad_f = self.rule.threshold_gradient(entries, band_n, da_n, threshold_f)
             self.sink.gradient(f"log_threshold.{source}", grad_f)
-        parts.decoder.append((activations, grad_BC, slice(None)))
-        dpre = entries.with_value(torch.where(active, da_n, 0))
-        weight_gradients(self.batch.x_SBD[source], dpre, 0, dpre.n_features, parts.encoder_fD)
-        parts.bias_f.index_add_(0, dpre.feature, dpre.value)
+            dpre = entries.with_value(torch.where(self.selection.active[source], da_n, 0))
+        encoder_fD = self.scratch.take("encoder", x_BD, len(decoder), x_BD.shape[1])
+        weight_gradients(x_BD, dpre, 0, dpre.n_features, encoder_fD)
+        return _Parts(
+            encoder_fD,
+            value_sums(dpre),
+            [(activations, grad_BC, slice(None))],
+            whole_fC,
+            scale_f=self.penalties[source].scale_f if self.penalties else None,
+        )
 
-    def _penalty(self, source: int, activations: SparseActivations, parts: _Parts) -> Tensor:
-        """lambda / (B S) sum tanh(c n_f a): its gradient with respect to a (n,); that of n_f becomes a scale of the row."""
-        c, norm_f = self.settings.penalty_scale, self.dictionary.norms[source].to(activations.value.dtype)
-        weight = self.moment.penalty / (activations.n_rows * self.dictionary.n_layers)
-        norm_n = norm_f[activations.feature]
-        tanh_n = torch.tanh(c * norm_n * activations.value)
-        self.terms["sparsity"] = self.terms.get("sparsity", 0.0) + weight * float(tanh_n.sum())
-        slope_n = weight * c * (1 - tanh_n.square())
-        by_norm_f = torch.zeros_like(norm_f).index_add_(0, activations.feature, slope_n * activations.value)
-        parts.scale_f = torch.where(norm_f > 0, by_norm_f / norm_f, 0)
-        return slope_n * norm_n
-
-    def _through(self, source: int, entries: SparseActivations, grad_BC: Tensor, parts: _Parts) -> None:
-        """Entries with gradient 1 from pre-activation to activation, and the gradient of what they write."""
-        da_n = value_gradients(grad_BC, entries, self.dictionary.W_dec[source])
-        parts.decoder.append((entries, grad_BC, slice(None)))
-        parts.encoder_fD += weight_gradients(self.batch.x_SBD[source], entries.with_value(da_n), 0, entries.n_features)
-        parts.bias_f.index_add_(0, entries.feature, da_n)
+    def _through_dead(self, source: int, aux: dead_features.Auxiliary, columns: slice, parts: _Parts) -> None:
+        """AuxK: entries with gradient 1 from pre-activation to activation, and the gradient of what they write."""
+        ids, entries, x_BD = aux.ids[source], aux.entries[source], self.batch.x_SBD[source]
+        da_n, decoder_nC = gradients(aux.grad_BC[:, columns], entries, self.dictionary.W_dec[source][ids])
+        dpre = entries.with_value(da_n)
+        parts.encoder_fD.index_add_(0, ids, weight_gradients(x_BD, dpre, 0, len(ids)))
+        parts.bias_f.index_add_(0, ids, value_sums(dpre))
+        parts.dead = ids, decoder_nC
 
     def _hand_over_decoder(self, source: int, parts: _Parts) -> None:
         decoder = self.dictionary.W_dec[source]
-        for rows in _row_blocks(slice(0, decoder.shape[0]), decoder.shape[1], GRADIENT_BYTES):
+        in_hand, handed_over = GRADIENT_BYTES, BLOCK_BYTES
+        if parts.whole_fC is not None:  # a GPU has no use for blocks
+            in_hand = handed_over = 4 * decoder.numel()
+        for rows in _row_blocks(slice(0, decoder.shape[0]), decoder.shape[1], in_hand):
             grad_nC = self._decoder_gradient(rows, decoder.shape[1], parts)
-            for block in _row_blocks(rows, decoder.shape[1], BLOCK_BYTES):
+            for block in _row_blocks(rows, decoder.shape[1], handed_over):
                 part_nC = grad_nC[block.start - rows.start : block.stop - rows.start]
                 if parts.scale_f is not None:
                     part_nC.addcmul_(parts.scale_f[block, None], decoder[block].to(part_nC.dtype))
@@ -280,18 +347,19 @@ class _Step:
     def _decoder_gradient(self, rows: slice, width: int, parts: _Parts) -> Tensor:
         """What all terms but the penalty say about some decoder rows of a source."""
         (entries, grad_BC, _), *others = parts.decoder
-        grad_nC = self.scratch.take("decoder", grad_BC, rows.stop - rows.start, width)
-        weight_gradients(grad_BC, entries, rows.start, rows.stop, grad_nC)
+        grad_nC = parts.whole_fC
+        if grad_nC is None:
+            grad_nC = self.scratch.take("decoder", grad_BC, rows.stop - rows.start, width)
+            weight_gradients(grad_BC, entries, rows.start, rows.stop, grad_nC)
         for entries, grad_BC, columns in others:
             grad_nC[:, columns] += weight_gradients(grad_BC, entries, rows.start, rows.stop)
+        if parts.dead is not None:
+            ids, dead_nC = parts.dead
+            if parts.whole_fC is None:
+                first, last = torch.searchsorted(ids, torch.tensor([rows.start, rows.stop], device=ids.device)).tolist()
+                ids, dead_nC = ids[first:last] - rows.start, dead_nC[first:last]
+            grad_nC.index_add_(0, ids, dead_nC)
         return grad_nC
-
-    def sum_over_ranks(self) -> None:
-        """Terms that each rank knows only of its own features."""
-        for name in ("sparsity", "pre_activation"):
-            if name in self.terms:
-                total = torch.tensor([self.terms[name]], dtype=torch.float64, device=self.batch.y_BSD.device)
-                self.terms[name] = float(self.ranks.all_reduce_(total))
 
 
 def _row_blocks(rows: slice, width: int, n_bytes: int) -> Iterator[slice]:

@@ -2,7 +2,7 @@
 
 The first holds `W_enc_{i}` (F, D), `b_enc_{i}` (F,), `b_dec_{i}` (D,), for JumpReLU `threshold_{i}` (F,), optionally
 `W_skip_{i}` (D, D), applied as x @ W_skip. The second holds `W_dec_{i}` (F, L - i, D); slot k writes to layer i + k.
-For TopK this package adds a scalar `k_{i}`, which circuit-tracer does not know.
+For TopK, which circuit-tracer does not know here, `k` is in the metadata of the first (older files: a scalar `k_{i}`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError
-from circuit_tracer.transcoders.activations import JumpReLU, TopK
+from circuit_tracer.transcoders.activations import JumpReLU
 from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
 from circuit_tracer.transcoders.formats.format import Format
 from circuit_tracer.transcoders.formats.layer_file import LayerFile
@@ -22,8 +21,8 @@ from circuit_tracer.transcoders.formats.writing import (
     activation_metadata,
     native_names,
     prepare_folder,
-    relu_before_topk,
     save_tensors,
+    stored_topk,
 )
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 
@@ -48,7 +47,7 @@ def _read_layer(file: LayerFile, layer: int) -> LayerWeights:
         raise FileFormatError(
             f"{file.path} stands at layer {layer} but holds W_enc_{_layer_of(file)}: check the order of the files."
         )
-
+    k, nonnegative = stored_topk(file, f"k_{layer}")
     return LayerWeights(
         source=str(file.path),
         encoder=file.tensor(f"W_enc_{layer}"),
@@ -57,8 +56,8 @@ def _read_layer(file: LayerFile, layer: int) -> LayerWeights:
         decoder_bias=file.tensor(f"b_dec_{layer}"),
         threshold=file.optional(f"threshold_{layer}"),
         skip=file.optional(f"W_skip_{layer}"),
-        k=file.integer(f"k_{layer}") if f"k_{layer}" in file else None,
-        nonnegative=relu_before_topk(file, f"k_{layer}" in file),
+        k=k,
+        nonnegative=nonnegative,
     )
 
 
@@ -83,8 +82,6 @@ def _encoder_tensors(transcoder: CrossLayerTranscoder, layer: int) -> dict[str, 
         tensors[f"W_skip_{layer}"] = skip
     if isinstance(activation, JumpReLU):
         tensors[f"threshold_{layer}"] = activation.threshold.expand(transcoder.d_transcoder)
-    if isinstance(activation, TopK):
-        tensors[f"k_{layer}"] = torch.tensor(activation.k)
     return tensors
 
 

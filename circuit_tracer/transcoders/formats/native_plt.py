@@ -1,27 +1,26 @@
 """circuit-tracer's per-layer files: `layer_{i}.safetensors`.
 
-`W_enc` (F, D), `W_dec` (F, D), `b_enc` (F,), `b_dec` (D,); `activation_function.threshold` (F,) means JumpReLU, a
-scalar `k` TopK; `W_skip` (D, D) is applied as x @ W_skip.T. With neither threshold nor k the config decides; default
-ReLU.
+`W_enc` (F, D), `W_dec` (F, D), `b_enc` (F,), `b_dec` (D,); `activation_function.threshold` (F,) means JumpReLU, `k` in
+the file's metadata (of others: a scalar) TopK; `W_skip` (D, D) is applied as x @ W_skip.T. With neither threshold nor k
+the config decides; default ReLU.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.transcoders.activations import JumpReLU, TopK
+from circuit_tracer.transcoders.activations import JumpReLU
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import LayerFile
 from circuit_tracer.transcoders.formats.writing import (
     activation_metadata,
     native_names,
     prepare_folder,
-    relu_before_topk,
     save_tensors,
+    stored_topk,
 )
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
@@ -40,6 +39,7 @@ def detect(file: LayerFile) -> bool:
 
 
 def read_layer(file: LayerFile) -> LayerWeights:
+    k, nonnegative = stored_topk(file, "k")
     return LayerWeights(
         source=str(file.path),
         encoder=file.tensor("W_enc"),
@@ -48,8 +48,8 @@ def read_layer(file: LayerFile) -> LayerWeights:
         decoder_bias=file.tensor("b_dec"),
         threshold=file.optional(THRESHOLD),
         skip=file.matrix("W_skip").T if "W_skip" in file else None,
-        k=file.integer("k") if "k" in file else None,
-        nonnegative=relu_before_topk(file, "k" in file),
+        k=k,
+        nonnegative=nonnegative,
     )
 
 
@@ -66,8 +66,6 @@ def write_layer(transcoder: SingleLayerTranscoder, path: Path) -> None:
         tensors["W_skip"] = transcoder.W_skip
     if isinstance(activation, JumpReLU):
         tensors[THRESHOLD] = activation.threshold.expand(transcoder.d_transcoder)
-    if isinstance(activation, TopK):
-        tensors["k"] = torch.tensor(activation.k)
     save_tensors(tensors, path, activation_metadata(activation))
 
 

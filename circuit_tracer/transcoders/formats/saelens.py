@@ -1,18 +1,22 @@
-"""SAELens transcoders: `cfg.json` with `sae_weights.safetensors`.
+"""SAELens transcoders and autoencoders: `cfg.json` with `sae_weights.safetensors`.
 
 `W_enc` (D, F), `W_dec` (F, D), `b_enc`, `b_dec`, `threshold` (F,) for JumpReLU, `W_skip` (D, D) as x @ W_skip.T.
-Input normalisation and subtraction of b_dec are refused: they must be folded into the weights first. Where a transcoder
+Input normalisation is refused, and for transcoders subtraction of b_dec: they must be folded into the weights first. Where one
 stands is in the metadata (`hook_name`, `hook_name_out`), in older files at the top (`hook_name` or `hook_point`, `hook_layer`).
 """
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from circuit_tracer.errors import FileFormatError, shortened
+from circuit_tracer.transcoders.formats.folding import shifted_bias
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, whole
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.places import require_mlp_places
+from circuit_tracer.transcoders.places import require_mlp_places, require_stream_place
 
+AUTOENCODERS = ("standard", "jumprelu", "topk")
 _ARCHITECTURES = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 _TRAINING = "how it was trained"
 _NAMES = "what it is called elsewhere"
@@ -57,6 +61,12 @@ def detect(file: LayerFile) -> bool:
 
 def read_layer(file: LayerFile) -> LayerWeights:
     architecture = file.key("architecture")
+    if architecture in AUTOENCODERS:
+        raise FileFormatError(
+            f"{file.path} is a sparse autoencoder: it replaces no MLP, so no prompt can be traced with it. `circuit-tracer "
+            "evaluate -t FOLDER --data TEXT` measures it in the model, `circuit-tracer info FOLDER` says what it is; to trace, "
+            "train or load transcoders."
+        )
     if architecture not in _ARCHITECTURES:
         raise FileFormatError(
             f"{file.path}: architecture {shortened(architecture)} is not a transcoder; known are {', '.join(_ARCHITECTURES)}."
@@ -65,16 +75,8 @@ def read_layer(file: LayerFile) -> LayerWeights:
         raise FileFormatError(
             f"{file.path}: architecture {architecture!r} does not go with the tensors {file.describe()}."
         )
-    for row in HARMLESS_KEYS:
-        if row.pattern in _CHANGES_INPUT and not row.covers(row.pattern, file.value(row.pattern)):
-            raise FileFormatError(
-                f"{file.path}: cfg.json has {row.pattern} = {shortened(file.value(row.pattern))}, which changes the input. "
-                "Fold it into the weights with SAELens and save again."
-            )
-    encoder = file.matrix("W_enc").T
-    for name, found in (("d_in", encoder.shape[-1]), ("d_out", file.shapes["b_dec"][-1]), ("d_sae", len(encoder))):
-        file.expect(name, found, "the tensors say")
-    k = _k(file)
+    _require_plain_input(file, _CHANGES_INPUT)
+    encoder, k = _encoder(file), _k(file)
     reads, writes = require_mlp_places(
         file.key("hook_name", "metadata.hook_name", "hook_point", "metadata.hook_point"),
         file.key("hook_name_out", "metadata.hook_name_out"),
@@ -94,6 +96,60 @@ def read_layer(file: LayerFile) -> LayerWeights:
         writes=writes,
         layer=_layer(file),
     )
+
+
+def read_autoencoder(file: LayerFile) -> LayerWeights:
+    """An autoencoder of the residual stream; b_dec is taken off the encoder's bias where it is subtracted from the input.
+
+    Raises FileFormatError for any other architecture or place.
+    """
+    architecture = file.key("architecture")
+    fits = architecture in AUTOENCODERS and (architecture == "jumprelu") == ("threshold" in file)
+    if not fits:
+        raise FileFormatError(
+            f"{file.path}: architecture {shortened(architecture)} with the tensors {file.describe()} is no autoencoder that is "
+            f"known; known are {', '.join(AUTOENCODERS)}, jumprelu with a threshold."
+        )
+    _require_plain_input(file, ("normalize_activations", "reshape_activations"))
+    encoder, k = _encoder(file), whole(file.key("k", "activation_fn_kwargs.k")) if architecture == "topk" else _k(file)
+    if (architecture == "topk") != (k is not None):
+        raise FileFormatError(f"{file.path}: architecture {architecture} and k {shortened(k)} do not go together.")
+    bias, decoder_bias = file.tensor("b_enc"), file.tensor("b_dec")
+    if file.key("apply_b_dec_to_input"):
+        bias = shifted_bias(encoder, bias, decoder_bias)
+    place = require_stream_place(
+        file.key("hook_name", "metadata.hook_name", "hook_point", "metadata.hook_point"), str(file.path)
+    )
+    return LayerWeights(
+        source=str(file.path),
+        encoder=encoder,
+        decoder=file.tensor("W_dec"),
+        encoder_bias=bias,
+        decoder_bias=decoder_bias,
+        threshold=file.optional("threshold"),
+        k=k,
+        nonnegative=k is not None,
+        reads=place,
+        writes=place,
+        layer=_layer(file),
+    )
+
+
+def _require_plain_input(file: LayerFile, keys: tuple[str, ...]) -> None:
+    for row in HARMLESS_KEYS:
+        if row.pattern in keys and not row.covers(row.pattern, file.value(row.pattern)):
+            raise FileFormatError(
+                f"{file.path}: cfg.json has {row.pattern} = {shortened(file.value(row.pattern))}, which changes the input. "
+                "Fold it into the weights with SAELens and save again."
+            )
+
+
+def _encoder(file: LayerFile) -> Tensor:
+    """(F, D); FileFormatError if cfg.json says other sizes."""
+    encoder = file.matrix("W_enc").T
+    for name, found in (("d_in", encoder.shape[-1]), ("d_out", file.shapes["b_dec"][-1]), ("d_sae", len(encoder))):
+        file.expect(name, found, "the tensors say")
+    return encoder
 
 
 def _k(file: LayerFile) -> int | None:

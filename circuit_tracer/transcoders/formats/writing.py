@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -47,22 +48,35 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 def activation_metadata(activation: Activation) -> dict[str, str]:
-    """What circuit-tracer's tensors cannot say about an activation."""
-    if isinstance(activation, TopK) and activation.nonnegative:
-        return {"relu_before_topk": "true"}
-    return {}
+    """What circuit-tracer's tensors cannot say about an activation: TopK. Of its own, it takes k from config.yaml alone, and
+    refuses a file with a tensor that it does not know.
+    """
+    if not isinstance(activation, TopK):
+        return {}
+    return {"k": str(activation.k)} | ({"relu_before_topk": "true"} if activation.nonnegative else {})
 
 
-def relu_before_topk(file: LayerFile, topk: bool) -> bool:
-    """What `activation_metadata` wrote; FileFormatError for any other value, or without ``topk``."""
-    said = file.note("relu_before_topk")
-    if said not in (None, "true", "false"):
-        raise FileFormatError(f"{file.path}: relu_before_topk is {said!r} in its metadata; true or false is expected.")
-    if said == "true" and not topk:
+def stored_topk(file: LayerFile, name: str) -> tuple[int | None, bool]:
+    """(k, whether a ReLU comes first) as `activation_metadata` wrote them, k in older files as a scalar tensor ``name``.
+
+    (None, False) if the file has no k. FileFormatError for other values, and where they contradict each other.
+    """
+    noted, relu = file.note("k"), file.note("relu_before_topk")
+    if relu not in (None, "true", "false"):
+        raise FileFormatError(f"{file.path}: relu_before_topk is {relu!r} in its metadata; true or false is expected.")
+    if noted is not None and not re.fullmatch(r"[1-9]\d{0,14}", noted):
+        raise FileFormatError(f"{file.path}: k is {noted!r} in its metadata; a whole number above 0 is expected.")
+    stored = file.integer(name) if name in file else None
+    k = stored if noted is None else int(noted)
+    if stored not in (None, k):
+        raise FileFormatError(
+            f"{file.path}: k is {noted} in its metadata, but tensor {name} says {stored}. Copy it again."
+        )
+    if relu == "true" and k is None:
         raise FileFormatError(
             f"{file.path}: relu_before_topk is true in its metadata, but no k is stored. Copy it again."
         )
-    return said == "true"
+    return k, relu == "true"
 
 
 def activation_keys(activation: Activation) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""The commands of docs/launch.md: every option exists, and torchrun runs, stops and resumes as it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from circuit_tracer.cli.train import split_overrides
+from circuit_tracer.training.config.files import dump, load
+from circuit_tracer.training.run import checkpoint
+from tests.support.train_cases import settings
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
+OWN = {"--plan", "--resume", "--print-config"}
+
+
+def commands() -> list[list[str]]:
+    """What follows `train` in each command of the document."""
+    joined = TEXT.replace("\\\n", " ")
+    lines = [line.strip() for line in joined.split("\n") if line.startswith("    ") and " train " in line]
+    return [shlex.split(line.partition(" train ")[2]) for line in lines]
+
+
+def test_every_option_exists_and_makes_a_configuration() -> None:
+    assert len(commands()) >= 8
+    for name, *words in commands():
+        overrides, rest = split_overrides(words, OWN)
+        assert set(rest) <= OWN | {"$resume"}, rest
+        load("gpt2" if name.startswith("runs/") else name, overrides)
+    for flag in re.findall(r"`--([a-z]+\.[a-z_]+)(?: ([^`]+))?`", TEXT):
+        overrides, _ = split_overrides([f"--{flag[0]}", flag[1] or "1"], OWN)
+        load("gpt2", overrides)
+
+
+def torchrun(*words: object) -> subprocess.Popen[bytes]:
+    """Two processes on the CPU."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "circuit_tracer",
+    ]
+    return subprocess.Popen([*line, *map(str, words)], env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.slow("torchrun imports everything four times")
+def test_torchrun_is_stopped_and_resumed_on_another_grid(tmp_path: Path) -> None:
+    endless = {"run__tokens": 16 * 10**6, "data__epochs": None, "dictionary__features": 16}
+    (tmp_path / "small.yaml").write_text(dump(settings(tmp_path, "run", **endless)))
+    reached, folder = 0, tmp_path / "run" / "checkpoints"
+    for groups, words in ((2, [tmp_path / "small.yaml"]), (1, [tmp_path / "run", "--resume"])):
+        job = torchrun("train", *words, "--run.data_parallel", groups)
+        end = time.monotonic() + 90
+        while time.monotonic() < end and ((last := checkpoint.latest(folder)) is None or last.step < reached + 6):
+            time.sleep(0.1)
+        job.send_signal(signal.SIGTERM)
+        job.wait(timeout=60)
+        last = checkpoint.latest(folder)
+        assert last is not None
+        assert last.step >= reached + 6
+        assert not list(folder.glob("*.partial"))
+        reached = last.step
