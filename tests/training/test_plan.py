@@ -87,13 +87,10 @@ def test_the_plan_counts_every_number_of_a_dictionary(
         dictionary__features=features,
         dictionary__dtype=dtype,
         sparsity__activation=activation,
-        sparsity__penalty=float(activation == "jumprelu"),
     )
     work = TrainingCost(config, replace(TINY, n_layers=layers), ranks, features, on_cpu=True)
-    threshold = 0.03 if activation == "jumprelu" else None
-    dictionary = Dictionary.initial(
-        kind, layers, features, 16, owned=slice(40 * ranks - 40, features), threshold=threshold
-    )
+    owned, thresholds = slice(40 * ranks - 40, features), activation == "jumprelu"
+    dictionary = Dictionary.initial(kind, layers, features, 16, owned=owned, thresholds=thresholds)
     assert work.parameters == sum(tensor.numel() for tensor in dictionary.tensors().values())
     kept = [*dictionary.norms, *Silence.initial(dictionary).tokens]
     held = work.parameters * getattr(torch, dtype).itemsize + sum(tensor.nbytes for tensor in kept)
@@ -180,8 +177,8 @@ def test_each_shortage_is_refused_with_what_helps() -> None:
     assert "choose run.out on a larger disk" in refusal(replace(H200, device_free=10**15, disk_free=10**9))
     said = refusal(replace(H200, device_free=10**15, host_free=10**9), data__buffer_place="pinned")
     assert "memory of the host would hold 7.25 GB" in said
-    relu = refusal(replace(H200, device_free=5 * 10**11), sparsity__activation="relu", sparsity__penalty=1.0)
-    assert "lower run.batch, which shrinks the active entries" in relu
+    many = refusal(replace(H200, device_free=5 * 10**11), sparsity__activation="relu", sparsity__active=2.0**15)
+    assert "lower run.batch, which shrinks the active entries" in many
 
 
 def test_ranks_share_weights_and_work() -> None:
