@@ -59,12 +59,13 @@ class Stream:
 def configuration(rows: Rows, recipe: Recipe, out: Path) -> TrainingConfig:
     """The default recipe, its notion of dead shortened to the length of the run."""
     tokens = rows.about["tokens"]
+    silence = min(DEAD_AFTER_STEPS * recipe.batch, tokens - 1)
     return TrainingConfig.model_validate(
         {
             "model": {"name": rows.about["model"]},
             "data": {"path": "activations"},
             "dictionary": {"features": recipe.features},
-            "sparsity": {"active": float(recipe.active), "dead_after_tokens": DEAD_AFTER_STEPS * recipe.batch},
+            "sparsity": {"active": float(recipe.active), "dead_after_tokens": silence},
             "optimizer": {"learning_rate": recipe.rate},
             "run": {"out": out, "tokens": tokens, "batch": recipe.batch, "export_dtype": "float32", "log_every": 50},
         }

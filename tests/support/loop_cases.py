@@ -27,7 +27,8 @@ LAYERS, WIDTH, FEATURES, BATCH, STEPS = 3, 6, 16, 20, 6
 KINDS = ("clt", "plt", "skip", "sae")
 ACTIVATIONS = tuple(RULES)
 # of the keys that only some rules read
-CHOSEN = {"active": 1.0, "active_at_start": 3.0, "penalty": 0.5, "band_probability": 0.7, "threshold_start": 1.0}
+CHOSEN = {"active": 1.0, "active_at_start": 3.0, "band_probability": 0.7}
+PENALISED = "relu"  # the rule that a penalty keeps sparse here; jumprelu is steered
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Run:
             "jacobian_weight": 0.1 if self.jacobian else 0.0,
         }
         sparsity |= {key: value for key, value in CHOSEN.items() if key in RULES[self.activation].reads}
+        if self.activation == PENALISED:
+            sparsity["penalty"] = 0.5
         tree: dict[str, dict[str, Any]] = {
             "model": {"name": "memory"},
             "data": {"path": "memory", "buffer_tokens": self.batch},

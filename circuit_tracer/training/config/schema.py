@@ -16,6 +16,8 @@ from circuit_tracer.text.source import CONTEXT_LENGTH, AnySource, Kind, Mixture,
 from circuit_tracer.training.config.rules import contradictions
 from circuit_tracer.training.sparsity import RULES, readers
 
+LONGEST_SILENCE = 10_000_000  # tokens: whoever is silent for longer is dead in a run of any length
+
 
 def _whole(value: Any) -> Any:
     """1e9 in a file is a whole number too."""
@@ -184,14 +186,19 @@ class SparsitySection(Section):
         description="What an activation is multiplied with to be ranked: the norm of its whole decoder row, or its root mean "
         f"square over the layers written to, which gives late layers of a clt more features ({readers('rank_by')}).",
     )
-    penalty: float = Field(default=0.0, ge=0, description=f"Weight of the tanh penalty ({readers('penalty')}).")
+    penalty: float | None = Field(
+        default=None,
+        gt=0,
+        description="Weight of the tanh penalty, which then decides how many are active; null: thresholds or biases are "
+        f"steered so that `active` are ({readers('penalty')}).",
+    )
     penalty_scale: float = Field(default=4.0, gt=0, description="c in tanh(c · decoder norm · activation).")
     penalty_warmup: Share = Field(default=1.0, description="Share of the steps in which the penalty rises from zero.")
-    threshold_start: float = Field(
-        default=0.03, gt=0, description=f"Threshold at the first step ({readers('threshold_start')})."
-    )
     bandwidth: float = Field(
-        default=1.0, gt=0, description=f"Width of the band around a threshold that moves it ({readers('bandwidth')})."
+        default=0.25,
+        gt=0,
+        le=1,
+        description=f"Width of the band around a threshold that moves it, as a share of it ({readers('bandwidth')}).",
     )
     band_probability: float = Field(
         default=1.0,
@@ -200,17 +207,21 @@ class SparsitySection(Section):
         description="Probability that a near miss inside the band is looked at; each then counts more.",
     )
     aux_active: Whole = Field(
-        default=32, ge=0, description="Dead features a layer and token that learn from the error (AuxK); 0: none."
+        default=0, ge=0, description="Dead features a layer and token that learn from the error (AuxK); 0: none."
     )
     aux_weight: float = Field(default=1 / 32, gt=0, description="Weight of that loss.")
     pre_activation_weight: float = Field(
-        default=0.0, ge=0, description="Weight of the loss that lifts pre-activations of dead features."
+        default=3e-3, ge=0, description="Weight of the loss that lifts pre-activations of dead features."
     )
-    dead_after_tokens: Whole = Field(
-        default=1_000_000, ge=1, description="A feature silent for so many tokens is dead."
+    dead_after_tokens: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="A feature silent for so many tokens is dead; null: a tenth of the run, at most 10 million.",
     )
     jacobian_weight: float = Field(
-        default=0.0, ge=0, description="Weight of the loss that matches the MLP's derivative in random directions."
+        default=0.0,
+        ge=0,
+        description="Weight of the loss that matches the MLP's derivative in the directions of other tokens.",
     )
 
 
@@ -359,6 +370,12 @@ class TrainingConfig(Section):
         """Steps of the warm-up: those given, or 5 % of the schedule, at most 1000."""
         given = self.optimizer.warmup_steps
         return min(1000, round(0.05 * self.schedule_steps)) if given is None else given
+
+    @property
+    def dead_after_tokens(self) -> int:
+        """Tokens of silence after which a feature is dead: those given, or the rule for the length of the run."""
+        given = self.sparsity.dead_after_tokens
+        return min(LONGEST_SILENCE, max(1, self.schedule_steps * self.run.batch // 10)) if given is None else given
 
     @property
     def active_at_start(self) -> float:

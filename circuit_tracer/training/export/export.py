@@ -130,7 +130,7 @@ def folded(checkpoint: Checkpoint, config: TrainingConfig, levels: Sequence[floa
         skip_DD = (whole("W_skip" + averages) * (scale_x / scale_y)).to(dtype)
         bias_D = bias_D - skip_DD.double() @ mean_x_D
     rule = rule_of(config.sparsity)
-    log_threshold_F = None if rule.threshold_start is None else rows("log_threshold")
+    log_threshold_F = rows("log_threshold") if rule.learns_thresholds else None
     level = None if levels is None else levels[source]
     layer = FoldedLayer(
         encoder_FD,

@@ -123,7 +123,7 @@ class TrainingCost:
         """Numbers trained, on this rank."""
         layers, width, config = self.layers, self.sizes.d_model, self.config
         rows = self.owned * (layers * width + self.pairs * width + layers)
-        thresholds = layers * self.owned if self.rule.threshold_start is not None else 0
+        thresholds = layers * self.owned if self.rule.learns_thresholds else 0
         skip = layers * width**2 if config.dictionary.kind == "skip" else 0
         return rows + thresholds + skip + layers * width
 

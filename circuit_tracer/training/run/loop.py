@@ -26,6 +26,7 @@ from circuit_tracer.training.run.events import Listener, StepReport
 from circuit_tracer.training.run.saving import Saver
 from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.sparsity import rule_of
+from circuit_tracer.training.sparsity.penalty import PenaltyRule
 from circuit_tracer.training.step import schedules
 from circuit_tracer.training.step.accumulation import Accumulated
 from circuit_tracer.training.step.normalisation import Normalisation
@@ -33,6 +34,8 @@ from circuit_tracer.training.step.replicas import MeanGradients
 from circuit_tracer.training.step.scratch import Scratch
 from circuit_tracer.training.step.spikes import StepRefused
 from circuit_tracer.training.step.step import Batch, Moment, Sink, StepOutcome, train_step
+
+LEAST_SHARE = 0.1  # of k: a step with fewer active features is steered like one with so many
 
 
 class Stream(Protocol):
@@ -133,7 +136,7 @@ class Loop:
                 f"tokens). Give more data, set data.epochs to null to repeat them, or lower run.tokens.{kept}"
             )
         if step == 0:
-            self._measure_derivatives(activations)
+            self._begin(activations)
         moment = self.moment(step)
         rate = schedules.learning_rate(config, step, self.reached)
         state.adam.begin(step, rate)
@@ -153,23 +156,22 @@ class Loop:
         return Moment(
             step,
             schedules.active(config, step, self.reached),
-            schedules.penalty(config, step, self.reached) if config.sparsity.penalty else 0.0,
-            state.silence.dead(config.sparsity.dead_after_tokens),
+            schedules.penalty(config, step, self.reached),
+            state.silence.dead(config.dead_after_tokens),
             state.running_cut,
             state.derivative_scale_S,
             state.spikes.highest(config.optimizer.skip_above),
         )
 
-    def _measure_derivatives(self, activations: ActivationBatch) -> None:
-        """U_s of Jacobian matching (§5), on the first batch."""
-        space, scale_S = self.state.normalisation, self.state.derivative_scale_S
-        if scale_S is None or activations.derivative_BSD is None:
-            return
-        parts = [
-            torch.stack([u_BD.square().sum(1).mean() for u_BD in normalised(part, space).derivative_SBD or ()])
-            for part in activations.split(self.config.run.accumulate)
-        ]
-        scale_S.copy_(self.ranks.mean_(torch.stack(parts).mean(0)))
+    def _begin(self, activations: ActivationBatch) -> None:
+        """What is measured on the first batch: U_s of Jacobian matching (§5), and where a rule's thresholds start (§4)."""
+        state, rule = self.state, rule_of(self.config.sparsity)
+        parts = [normalised(part, state.normalisation) for part in activations.split(self.config.run.accumulate)]
+        if isinstance(rule, PenaltyRule):
+            rule.start_(state.dictionary, parts[0].x_SBD, schedules.active(self.config, 0, self.reached), self.ranks)
+        if state.derivative_scale_S is not None:
+            squares = [torch.stack([u.square().sum(1).mean() for u in part.derivative_SBD or ()]) for part in parts]
+            state.derivative_scale_S.copy_(self.ranks.mean_(torch.stack(squares).mean(0)))
 
     def _take(self, activations: ActivationBatch, moment: Moment) -> None:
         """One step, in parts of the batch; or none, if its loss is bad and steps may be skipped."""
@@ -194,15 +196,24 @@ class Loop:
             return
         outcome = joined(outcomes)
         state.spikes.taken(outcome.terms["reconstruction"])
+        rule = rule_of(config.sparsity)
+        if isinstance(rule, PenaltyRule) and rule.steered:
+            wanted = schedules.active(config, moment.step + 1, self.reached)
+            rule.steer_(state.dictionary, self._excess(outcome.fired, wanted))
         if state.averages is not None:
             state.averages.update(moment.step + 1, config.optimizer.averaging * config.schedule_steps)
         state.silence.update(outcome.fired, config.run.batch)
         state.update_cut(outcome.cut)
         self._window.add(outcome)
 
+    def _excess(self, fired: list[Tensor], wanted: float) -> Tensor:
+        """log(L0 / wanted) of the step done, 0-d and the same on all ranks; the host does not wait for it."""
+        n_fired = self.ranks.all_reduce_(torch.stack([count_f.sum() for count_f in fired]).sum())
+        return (n_fired.float() / (wanted * len(fired) * self.config.run.batch)).clamp_min_(LEAST_SHARE).log_()
+
     def _report(self, rate: float, active: float) -> None:
-        state, config, window = self.state, self.config, self._window
-        limit = config.sparsity.dead_after_tokens
+        state, config, window, rule = self.state, self.config, self._window, rule_of(self.config.sparsity)
+        limit = config.dead_after_tokens
         dead_S = torch.stack([mask.sum() for mask in state.silence.dead(limit)])
         dead_S = self.ranks.all_reduce_(dead_S) / state.dictionary.n_features
         seconds = window.seconds_a_step()
@@ -216,7 +227,7 @@ class Loop:
             l0_S=[count / n_tokens for count in window.l0_counts(self.ranks)],
             dead_S=dead_S.tolist(),
             learning_rate=rate,
-            active=active if rule_of(config.sparsity).has_budget else 0.0,
+            active=active if rule.has_budget or rule.steered else 0.0,
             tokens_per_second=config.run.batch / seconds,
             seconds_left=seconds * (config.steps - state.step),
             cut=state.running_cut,

@@ -23,6 +23,7 @@ ENCODE_BYTES = {"cpu": 24 * 2**20, "cuda": 2**29}
 # Rows of the kernels' workspace for each entry of a source, in rows of its decoder: 2 for each 64 (kernels/decode/README.md),
 # and dot products of each 512 columns. On a CPU there is none.
 SEGMENT, DOT_COLUMNS = 64, 512
+KEPT = 20  # bytes of an entry that waits: feature, row and value
 COUNTS = 12  # bytes of a feature beside its parameters: norm and tokens of silence
 CHECKPOINTS = 3  # two are kept, and stay until a third is complete
 
@@ -60,10 +61,9 @@ def host_memory(work: TrainingCost) -> dict[str, int]:
 
 
 def held_out_bytes(work: TrainingCost) -> int:
-    """Bytes in the host of held-out batches that files are calibrated and compared on: as buffered, in float32, shuffled."""
+    """Bytes in the host of held-out batches that files are calibrated and compared on: in float32, and shuffled."""
     n_tokens = (2 if work.rule.needs_level else 1) * n_batches(work.config.run.batch) * work.config.run.batch
-    buffered = BYTES[work.config.data.buffer_dtype]
-    return n_tokens * work.width * work.sides * (8 + buffered * (buffered != 4))
+    return n_tokens * work.width * work.sides * 8
 
 
 def snapshot_bytes(work: TrainingCost) -> int:
@@ -188,8 +188,10 @@ def _calibration(work: TrainingCost) -> dict[str, int]:
     normalised = 4 * (1 + n_batches(work.config.run.batch)) * work.config.run.batch * work.width
     return {
         "batches of the calibration": normalised + held_out,
-        "active entries": _entry_bytes(work, "mean", work.config.run.batch),
-        "blocks in hand": encode_bytes(work) + 4 * work.config.run.batch * work.width,  # and outputs of the step before
+        "active entries": _entry_bytes(work, "mean", work.config.run.batch)
+        + round(KEPT * n_batches(work.config.run.batch) * work.entries("mean", work.config.run.batch)),
+        # and what the step before left for the next one
+        "blocks in hand": encode_bytes(work) + gradient_bytes(work) + 4 * work.config.run.batch * work.width,
     }
 
 

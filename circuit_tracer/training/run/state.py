@@ -56,7 +56,7 @@ class TrainingState:
             features,
             d_model,
             owned=ranks.share(features),
-            threshold=rule_of(config.sparsity).threshold_start,
+            thresholds=rule_of(config.sparsity).learns_thresholds,
             dtype=getattr(torch, config.dictionary.dtype),
             device=device,
             seed=config.run.seed,

@@ -68,9 +68,9 @@ def active(config: TrainingConfig, step: int, reached: Reached = Reached()) -> f
 
 
 def penalty(config: TrainingConfig, step: int, reached: Reached = Reached()) -> float:
-    """lambda: linear from zero over the first share ``penalty_warmup`` of the steps; never back."""
+    """A given lambda: linear from zero over the first share ``penalty_warmup`` of the steps, never back; zero if none is."""
     done = max(reached.penalised, _done(step, config.sparsity.penalty_warmup * config.schedule_steps))
-    return config.sparsity.penalty * done
+    return (config.sparsity.penalty or 0.0) * done
 
 
 def reach(config: TrainingConfig, step: int, before: Reached) -> Reached:
