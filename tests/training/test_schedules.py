@@ -44,13 +44,14 @@ def test_the_rule_follows_sizes_samples_and_steps() -> None:
     assert ruled() == pytest.approx(schedules.RATE * (4 / 512**2) ** (1 / 3) / (2 * 1.1) ** 0.5)
     assert ruled(width=4096) == pytest.approx(ruled() / 4)
     assert ruled(layers=7) == pytest.approx(ruled() / 2**0.5)
-    assert ruled(kind="plt") == ruled(kind="plt", layers=31) == pytest.approx(2**0.5 * ruled())
+    one = ruled(kind="plt", width=4096)
+    assert one == ruled(kind="plt", width=4096, layers=31) == pytest.approx(2**0.5 * ruled(width=4096))
     # samples of a feature in a step, however they come about
     more = [ruled(layers=31, batch=8192), ruled(layers=31, features=256), ruled(layers=31, active=64.0)]
     assert more == pytest.approx([2 * ruled(layers=31)] * 3)
     assert ruled(layers=31, batch=2**16) == ruled(layers=31, batch=2**17)
     assert ruled(steps=17_000, width=4096) == pytest.approx(ruled(width=4096) / 2)
-    assert ruled(steps=13_500) == pytest.approx(schedules.HIGHEST / 10)
+    assert ruled(steps=18_000) == pytest.approx(schedules.HIGHEST / 10)
 
 
 @pytest.mark.parametrize("name", preset_names())

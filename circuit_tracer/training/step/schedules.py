@@ -25,7 +25,7 @@ class Reached:
 RATE = 0.25
 MOST_SAMPLES = 32.0  # of a feature in a step, beyond which more of them change nothing
 SHORT = 5000.0  # steps; longer runs need smaller steps
-HIGHEST, BORNE = 1e-2, 1500.0  # what any run bears, and in how many steps it halves: 2e-4 at 75,000
+HIGHEST, BORNE = 7e-3, 2000.0  # what any run bears, and in how many steps it halves: 2e-4 at 75,000
 
 
 def settled(config: TrainingConfig, layers: int, width: int) -> TrainingConfig:
