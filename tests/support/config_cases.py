@@ -80,8 +80,12 @@ def configs(draw: st.DrawFn) -> TrainingConfig:
             "data": {"buffer_tokens": batch * draw(st.integers(1, 50)), **draw(_data())},
             "dictionary": {"kind": kind, "features": features, **draw(_dictionary(kind))},
             "sparsity": {"activation": activation, **sparsity},
-            "optimizer": {"warmup_steps": draw(st.integers(0, steps // 2)), "decay": draw(st.floats(0, 0.5))}
-            | draw(_section(learning_rate=st.none() | _floats(0, 1), eps=_floats(0, 1), beta1=st.floats(0, 0.99))),
+            "optimizer": {
+                "warmup_steps": draw(st.none() | st.integers(0, steps // 2)),
+                "decay": draw(st.floats(0, 0.5)),
+            }
+            | draw(_section(learning_rate=st.none() | _floats(0, 1), eps=_floats(0, 1), beta1=st.floats(0, 0.99)))
+            | draw(_section(averaging=st.floats(0, 0.9), skip_above=st.just(0.0) | _floats(1, 100))),
             "evaluation": draw(
                 _section(
                     every_steps=st.integers(0, steps),
@@ -91,6 +95,7 @@ def configs(draw: st.DrawFn) -> TrainingConfig:
                 )
             ),
             "run": {"out": draw(TEXT), "tokens": steps * batch, "batch": batch, "start_from": start_from}
+            | draw(_section(accumulate=st.sampled_from([1, batch])))
             | draw(_section(schedule_tokens=st.none() | st.integers(steps * batch, 2 * steps * batch)))
             | draw(_section(seed=st.integers(0, 2**63 - 1), wandb=st.none() | TEXT, tensorboard=st.booleans())),
         }

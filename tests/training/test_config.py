@@ -271,6 +271,11 @@ def test_a_wrong_value_is_refused_in_plain_words(key: str, value: str, expected:
             {"optimizer__warmup_steps": 3},
             r"warmup_steps is 3, but of 2 steps .* 2 come before the decay; use at most 2",
         ),
+        ({"optimizer__skip_above": 1.0}, r"skip_above is 1\.0, which would skip usual steps; use more than 1, or 0"),
+        (
+            {"run__accumulate": 3},
+            r"accumulate is 3, parts into which run\.batch, 4096, cannot be divided; use a batch of 4098",
+        ),
         ({"run__schedule_tokens": 4096}, r"schedule_tokens is 4096, less than run\.tokens, 8192"),
         (
             {"run__start_from": "x", "sparsity__anneal": 0.5},
@@ -347,8 +352,9 @@ def test_values_cannot_be_changed() -> None:
 
 def test_values_that_follow_from_others() -> None:
     assert small(run__tokens=10_000, run__batch=3000, data__buffer_tokens=3000).steps == 3
-    assert small(dictionary__features=2**16).learning_rate == pytest.approx(1e-4)
-    assert small(optimizer__learning_rate=0.5).learning_rate == 0.5
+    assert small(optimizer__warmup_steps=None, run__tokens=4096 * 300).warmup_steps == 15
+    assert small(optimizer__warmup_steps=None, run__tokens=4096 * 10**6).warmup_steps == 1000
+    assert small(optimizer__warmup_steps=2).warmup_steps == 2
     assert small(dictionary__features=2**14).active_at_start == 96
     assert small().active_at_start == 32  # half of the features
     assert small(sparsity__active=40.0).active_at_start == 40

@@ -133,10 +133,21 @@ def _lengths(config: TrainingConfig) -> Iterator[str]:
         return
     steps = config.schedule_steps
     longest = steps - round(optimizer.decay * steps)
-    if optimizer.warmup_steps > longest:
+    if optimizer.warmup_steps is not None and optimizer.warmup_steps > longest:
         yield (
             f"optimizer.warmup_steps is {optimizer.warmup_steps}, but of {steps} steps (run.tokens / run.batch) "
             f"{longest} come before the decay; use at most {longest}, or train on more tokens"
+        )
+    if 0 < optimizer.skip_above <= 1:
+        yield (
+            f"optimizer.skip_above is {optimizer.skip_above}, which would skip usual steps; use more than 1, or 0 to skip none"
+        )
+    if run.batch % (run.accumulate * run.data_parallel):
+        groups = f" in each of {run.data_parallel} groups (run.data_parallel)" if run.data_parallel > 1 else ""
+        size = run.accumulate * run.data_parallel
+        yield (
+            f"run.accumulate is {run.accumulate}, parts into which run.batch, {run.batch}, cannot be divided{groups}; "
+            f"use a batch of {-(-run.batch // size) * size}, or another number of parts"
         )
     if config.evaluation.every_steps > config.steps:
         yield (

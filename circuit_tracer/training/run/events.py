@@ -23,6 +23,7 @@ class StepReport:
     seconds_left: float
     cut: float | None = None  # the running score that decides, if one does for the whole batch
     terms: dict[str, float] = field(default_factory=dict)  # the loss by term
+    skipped: int = 0  # steps of the run so far that were not taken, because their loss was bad
 
 
 class Listener(Protocol):

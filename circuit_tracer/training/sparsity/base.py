@@ -47,6 +47,8 @@ class Now:
     step: int = 0  # keys random numbers
     rooms: Rooms = field(default_factory=Rooms)  # learned by the selections before
     questions: Questions = field(default_factory=Questions)  # a GPU is asked these and the selection's own together
+    part: int = 0  # of ``parts`` of the batch that are looked at one after the other
+    parts: int = 1
 
 
 @dataclass(frozen=True)

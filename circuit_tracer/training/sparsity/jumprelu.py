@@ -65,7 +65,8 @@ class JumpReLU(PenaltyRule):
         def seen(found: list[SparseActivations]) -> Masks:
             masks = []
             for source, (entries, threshold_F) in enumerate(zip(found, thresholds, strict=True)):
-                row = entries.row + ranks.replicas.rank * entries.n_rows  # in the whole batch
+                place = ranks.replicas.rank * now.parts + now.part
+                row = entries.row + place * entries.n_rows  # in the whole batch
                 counter = row * dictionary.n_features + entries.feature + dictionary.owned.start
                 drawn = uniform(counter, now.step, source) < share
                 masks.append(drawn | (entries.value > threshold_F[entries.feature]))

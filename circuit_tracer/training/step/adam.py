@@ -94,7 +94,7 @@ class Adam:
         if weight.ndim == 1:
             width = math.gcd(len(weight), VECTOR_WIDTH)
         first_RC, second_RC = (part.view(-1, width) for part in moments[:2])
-        first_RK, second_RK = moments[2:] or (None, None)
+        first_RK, second_RK = [part.view(-1, part.shape[-1]) for part in moments[2:]] or (None, None)
         kept = Rows(weight[rows].view(-1, width), first_RC, second_RC, first_RK, second_RK, norm)
         first_row = (rows.start or 0) + (self.dictionary.owned.start if "." in name else 0)
         key = (self.seed, self.step, self.names[name])
