@@ -1,6 +1,6 @@
 """What exported files keep of the dictionary as trained: whole short runs of every kind and rule on the embedded world.
 
-    python -m benchmarks.training.export        # under 3 minutes on one core
+    python -m benchmarks.training.export        # 100 s of one core
 
 Each run is the trainer's own, from text to files; the numbers are those that it prints and keeps in evaluation.json: NMSE and
 L0 of the training rule, on held-out batches of the training's size, and of the files through the reader, on the same tokens; KL
