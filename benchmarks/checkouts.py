@@ -51,7 +51,7 @@ lines = [json.dumps({"text": one.text}) for one in world.held_out() for _ in ran
 given = {"model.name": MODEL, "data.kind": "jsonl", "data.path": folder / "texts.jsonl", "data.context_length": 32,
          "data.epochs": "null", "data.buffer_tokens": 4096, "dictionary.features": 256, "sparsity.active": 8,
          "run.tokens": 32768, "run.batch": 1024,
-         "optimizer.warmup_steps": 10, "evaluation.every_steps": 0, "model.device": "cpu"}
+         "optimizer.learning_rate": 1e-3, "optimizer.warmup_steps": 10, "evaluation.every_steps": 0, "model.device": "cpu"}
 def train(out):
     options = [word for key, value in {**given, "run.out": out}.items() for word in ("--" + key.replace("_", "-"), str(value))]
     done = CliRunner().invoke(app, ["train", sys.argv[2], *options], catch_exceptions=False)

@@ -106,6 +106,13 @@ CPU = (
         ("smollm2-hf", "decode", "corpus"),
         180,
     ),
+    Benchmark(
+        "training-rates",
+        "training.rates",
+        f"--work {{WORK}}/rates --model {MODEL} --corpus {{WORK}}/corpus/corpus.jsonl",
+        ("smollm2-hf", "corpus"),
+        40,
+    ),
 )
 # what needs neither network nor files comes first, so that ten minutes suffice for it
 GPU = (

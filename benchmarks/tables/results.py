@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.tables import attention
+from benchmarks.tables import attention, training
 from benchmarks.tables.markdown import table
 
 Record = dict[str, Any]
@@ -220,5 +220,6 @@ SECTIONS = (
     ("attention_scores", "Explained attention: scores of all heads", attention.scores),
     ("attention_induction", "Explained attention: heads that copy", attention.induction),
     ("attention_world", "Explained attention: the embedded world", attention.world),
+    ("training_rates", "Training: is the default learning rate the right one?", training.rates),
     ("startup", "Command line", startup),
 )

@@ -94,3 +94,36 @@ def quality(record: dict[str, Any]) -> list[str]:
         for name, data in record["data"].items()
     ]
     return [*lines, "", f"Budgets: {'; '.join(budgets)}.", ""]
+
+
+def rates(record: dict[str, Any]) -> list[str]:
+    """How far the default learning rate is from the best one tried, by rule and budget."""
+    lines = [
+        "The default learning rate against half and twice of it: error on tokens that were not trained on, mean and 95 %",
+        "interval over seeds. *Above the best*: by how much the default's error is above the lowest of the three.",
+        "",
+        "| activations of | rule | steps | default rate | NMSE | at half | at twice | above the best | active | never active |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, data in record["data"].items():
+        for case in data["cases"]:
+            by_multiple = {one["multiple"]: one for one in case["tried"]}
+            default = by_multiple[1.0]
+            values = [
+                f"{default['rate']:.1e}",
+                *(_interval(by_multiple[multiple]) for multiple in (1.0, 0.5, 2.0)),
+                f"{case['above_best']:.1%}",
+                f"{default['active']:.1f} of {data['budget']['active']:g}",
+                f"{default['never_active']:.1%}",
+            ]
+            lines.append(f"| {SETS[name]} | {case['rule']} | {case['steps']} | " + " | ".join(values) + " |")
+    budgets = [
+        f"{SETS[name]}: first {data['budget']['layers']} layers, {data['budget']['features']} features a layer, "
+        f"{data['budget']['batch']} tokens a step, {len(data['seeds'])} seeds"
+        for name, data in record["data"].items()
+    ]
+    return [*lines, "", f"Budgets: {'; '.join(budgets)}.", ""]
+
+
+def _interval(found: dict[str, Any]) -> str:
+    return "broke" if found["error"] is None else f"{found['error']:.4f} ± {found['half_interval'] or 0:.4f}"

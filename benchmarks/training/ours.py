@@ -20,6 +20,7 @@ from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.events import NullListener, StepReport
 from circuit_tracer.training.run.loop import Loop, normalised
 from circuit_tracer.training.run.state import TrainingState
+from circuit_tracer.training.step import schedules
 from circuit_tracer.training.step.normalisation import Normalisation
 
 DEAD_AFTER_STEPS = 200  # as in the other's recipe
@@ -56,16 +57,16 @@ class Stream:
 
 
 def configuration(rows: Rows, recipe: Recipe, out: Path) -> TrainingConfig:
-    """The default recipe, its warm-up and its notion of dead shortened to the length of the run."""
+    """The default recipe, its notion of dead shortened to the length of the run."""
     tokens = rows.about["tokens"]
-    steps = tokens // recipe.batch
+    silence = min(DEAD_AFTER_STEPS * recipe.batch, tokens - 1)
     return TrainingConfig.model_validate(
         {
             "model": {"name": rows.about["model"]},
             "data": {"path": "activations"},
             "dictionary": {"features": recipe.features},
-            "sparsity": {"active": float(recipe.active), "dead_after_tokens": DEAD_AFTER_STEPS * recipe.batch},
-            "optimizer": {"learning_rate": recipe.rate, "warmup_steps": min(500, steps // 10)},
+            "sparsity": {"active": float(recipe.active), "dead_after_tokens": silence},
+            "optimizer": {"learning_rate": recipe.rate},
             "run": {"out": out, "tokens": tokens, "batch": recipe.batch, "export_dtype": "float32", "log_every": 50},
         }
     )
@@ -76,7 +77,7 @@ def train(rows: Rows, recipe: Recipe, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         checkpoints = Path(scratch)
         config = configuration(rows, recipe, checkpoints)
-        state = TrainingState.initial(config, _space(rows), None, CPU, FeatureRanks())
+        state = TrainingState.initial(config, space_of(rows), None, CPU, FeatureRanks())
         start = time.perf_counter()
         Loop(config, state, Stream(rows, recipe.batch), FeatureRanks(), Progress(), checkpoints, {}).run()
         seconds = time.perf_counter() - start
@@ -86,7 +87,8 @@ def train(rows: Rows, recipe: Recipe, folder: Path) -> dict[str, Any]:
         levels = level_scores(state.dictionary, batches, config.sparsity, state.running_cut, FeatureRanks())
         saved = checkpoint.read(checkpoint.save(state, checkpoints, {"levels": levels}, FeatureRanks()))
         export(saved, config, levels, folder, rows.about["model"], range(state.dictionary.n_layers))
-    return {"rate": config.learning_rate, "seconds": seconds, "steps": config.steps}
+    rate = schedules.settled(config, state.dictionary.n_layers, state.dictionary.d_model).optimizer.learning_rate
+    return {"rate": rate, "seconds": seconds, "steps": config.steps}
 
 
 class Progress(NullListener):
@@ -98,7 +100,8 @@ class Progress(NullListener):
         print(f"    step {report.step}/{report.steps}: NMSE {nmse:.4f}, L0 a layer {l0:.1f}", flush=True)
 
 
-def _space(rows: Rows) -> Normalisation:
-    moments = rows.moments
+def space_of(rows: Rows, layers: int | None = None) -> Normalisation:
+    """The space of training of rows, or of their first layers."""
+    moments = {name: tensor[:layers] for name, tensor in rows.moments.items()}
     variance = {side: moments[f"std_{side}"].double().square().sum(1) for side in "xy"}
     return Normalisation.from_moments(moments["mean_x"], variance["x"], moments["mean_y"], variance["y"])

@@ -42,11 +42,18 @@ class Rows:
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The training batches (B, S, D), float32, always in the same order; a last partial one is dropped."""
-        order = np.load(self.folder / "order.npy")
-        x, y = self._open("train")
+        order = self.order()
         for start in range(0, len(order) - size + 1, size):
-            chosen = order[start : start + size]
-            yield _float(x[chosen]), _float(y[chosen])
+            yield self.chosen(order[start : start + size])
+
+    def order(self) -> np.ndarray:
+        """Numbers of the rows of train (T,) in the order of training."""
+        return np.load(self.folder / "order.npy")
+
+    def chosen(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Rows of train by number, float32."""
+        x, y = self._open("train")
+        return _float(x[numbers]), _float(y[numbers])
 
     def group(self, name: str) -> tuple[Tensor, Tensor]:
         """All rows of a small group, float32."""

@@ -89,6 +89,12 @@ def train(
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what memory and time the run needs on this machine, and stop.")
     ] = False,
+    find: Annotated[
+        bool,
+        typer.Option(
+            "--find", help="Find the learning rate by short runs, print it and write it to OUT/find.json, and stop."
+        ),
+    ] = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the whole configuration as YAML, and stop.")
     ] = False,
@@ -105,6 +111,8 @@ def train(
         typer.echo(dump(settings), nl=False)
     elif plan:
         _show_plan(settings)
+    elif find:
+        _find(settings)
     else:
         _run(settings, resume)
 
@@ -118,6 +126,17 @@ def _show_plan(config: TrainingConfig) -> None:
     plan = plan_run(config, device, int(os.environ.get("WORLD_SIZE", "1")))
     typer.echo(str(plan))
     plan.require_fits()
+
+
+def _find(config: TrainingConfig) -> None:
+    from circuit_tracer.training.run.events import NullListener
+    from circuit_tracer.training.run.find import find
+    from circuit_tracer.training.run.progress import ProgressDisplay
+
+    quiet_loading()
+    first = os.environ.get("RANK", "0") == "0"
+    with ExitStack() as closing:
+        find(config, listener=closing.enter_context(ProgressDisplay()) if first else NullListener())
 
 
 def _run(config: TrainingConfig, resume: bool) -> None:

@@ -111,12 +111,14 @@ def configuration(recipe: TranscoderRecipe, seed: int, out: Path, kind: Kind = "
                 "active_at_start": recipe.active,
                 "aux_active": recipe.aux_active,
                 "aux_weight": recipe.aux_weight,
+                "pre_activation_weight": 0.0,
                 "dead_after_tokens": recipe.dead_after,
             },
             "optimizer": {
                 "learning_rate": recipe.learning_rate,
                 "warmup_steps": recipe.warmup_steps,
                 "decay": recipe.decay,
+                "skip_above": 0.0,  # contexts are few and clean
             },
             "run": {
                 "out": out,

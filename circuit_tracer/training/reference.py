@@ -122,7 +122,7 @@ def activate(
 
 def thresholds(weights: Weights, settings: SparsitySection) -> list[Tensor]:
     """theta = exp(log theta), (F,) a source; zeros for a rule that learns none."""
-    if rule_of(settings).threshold_start is None:
+    if not rule_of(settings).learns_thresholds:
         return [torch.zeros_like(b) for b in weights.b_enc]
     if weights.log_threshold is None:
         raise InputError(

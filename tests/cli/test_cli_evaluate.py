@@ -30,7 +30,7 @@ def configuration(tmp_path: Path, text: Path, folders: Folders) -> Path:
     path.write_text(
         f"model: {{name: {folders.model}}}\n"
         f"data: {{kind: jsonl, path: {tmp_path / 'data.jsonl'}, context_length: 16, held_out: 0.5}}\n"
-        "dictionary: {features: 20}\nsparsity: {aux_active: 0}\noptimizer: {warmup_steps: 0}\n"
+        "dictionary: {features: 20}\noptimizer: {warmup_steps: 0}\n"
         "evaluation: {tokens: 100, replacement_tokens: 40, prompts: [the capital of Texas], random_baseline: false}\n"
         f"run: {{out: {tmp_path / 'out'}, tokens: 100, batch: 10}}\n",
         encoding="utf-8",

@@ -210,3 +210,13 @@ def test_a_tiny_run_and_its_continuation(
     outcome = run("train", tmp_path / "run", "--resume")
     assert outcome.code == 130
     assert f"step 5 is kept; go on later with: circuit-tracer train {tmp_path / 'run'} --resume" in outcome.err
+
+
+def test_find_prints_a_rate_and_writes_nothing_else(run: Run, config: Path, tmp_path: Path) -> None:
+    outcome = run("train", config, "--find")
+    assert outcome.code == 0, outcome.err
+    assert "trying 3 to 8 learning rates, 4 steps of 32 tokens each: about" in outcome.err
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["find.json"]
+    written = json.loads((tmp_path / "run" / "find.json").read_text())
+    assert f"--optimizer.learning_rate {written['learning_rate']:.2g}" in outcome.err
+    assert len(written["trials"]) >= 3

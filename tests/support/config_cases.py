@@ -70,7 +70,7 @@ def configs(draw: st.DrawFn) -> TrainingConfig:
     )
     features, batch = draw(st.integers(32, 2**17)), draw(st.integers(1, 2**14))
     steps = draw(st.integers(1, 10**6))
-    sparsity, start_from = draw(_sparsity(activation, kind)), draw(st.none() | TEXT)
+    sparsity, start_from = draw(_sparsity(activation, kind, steps * batch)), draw(st.none() | TEXT)
     if start_from is not None and sparsity.get("active_at_start") is None:
         sparsity.pop("anneal", None)
     return TrainingConfig.model_validate(
@@ -80,8 +80,12 @@ def configs(draw: st.DrawFn) -> TrainingConfig:
             "data": {"buffer_tokens": batch * draw(st.integers(1, 50)), **draw(_data())},
             "dictionary": {"kind": kind, "features": features, **draw(_dictionary(kind))},
             "sparsity": {"activation": activation, **sparsity},
-            "optimizer": {"warmup_steps": draw(st.integers(0, steps // 2)), "decay": draw(st.floats(0, 0.5))}
-            | draw(_section(learning_rate=st.none() | _floats(0, 1), eps=_floats(0, 1), beta1=st.floats(0, 0.99))),
+            "optimizer": {
+                "warmup_steps": draw(st.none() | st.integers(0, steps // 2)),
+                "decay": draw(st.floats(0, 0.5)),
+            }
+            | draw(_section(learning_rate=st.none() | _floats(0, 1), eps=_floats(0, 1), beta1=st.floats(0, 0.99)))
+            | draw(_section(averaging=st.floats(0, 0.9), skip_above=st.just(0.0) | _floats(1, 100))),
             "evaluation": draw(
                 _section(
                     every_steps=st.integers(0, steps),
@@ -91,6 +95,7 @@ def configs(draw: st.DrawFn) -> TrainingConfig:
                 )
             ),
             "run": {"out": draw(TEXT), "tokens": steps * batch, "batch": batch, "start_from": start_from}
+            | draw(_section(accumulate=st.sampled_from([1, batch])))
             | draw(_section(schedule_tokens=st.none() | st.integers(steps * batch, 2 * steps * batch)))
             | draw(_section(seed=st.integers(0, 2**63 - 1), wandb=st.none() | TEXT, tensorboard=st.booleans())),
         }
@@ -126,20 +131,23 @@ def _dictionary(kind: str) -> st.SearchStrategy[dict[str, Any]]:
 
 
 @st.composite
-def _sparsity(draw: st.DrawFn, activation: str, kind: str) -> dict[str, Any]:
-    own: dict[str, st.SearchStrategy[Any]] = {"dead_after_tokens": st.integers(1, 10**9)}
-    required: dict[str, Any] = {}
-    if activation in ("batch_topk", "topk"):
-        active = draw(st.integers(1, 32))
-        required["active"] = float(active) if activation == "topk" else active - 0.5
-        own["active_at_start"] = st.none() | st.floats(32, 32)
-        own["anneal"] = _floats(0, 1)
-    else:
+def _sparsity(draw: st.DrawFn, activation: str, kind: str, tokens: int) -> dict[str, Any]:
+    own: dict[str, st.SearchStrategy[Any]] = {}
+    if tokens > 1:
+        own["dead_after_tokens"] = st.none() | st.integers(1, tokens - 1)
+    active = draw(st.integers(1, 32))
+    required: dict[str, Any] = {"active": float(active) if activation == "topk" else active - 0.5}
+    own["active_at_start"] = st.none() | st.floats(32, 32)
+    own["anneal"] = _floats(0, 1)
+    if activation in ("jumprelu", "relu") and draw(st.booleans()):
         required["penalty"] = draw(_floats(0, 100))
         own |= {"penalty_scale": _floats(0, 10), "penalty_warmup": st.floats(0, 1)}
     if activation == "jumprelu":
-        own |= {"threshold_start": _floats(0, 1), "bandwidth": _floats(0, 3), "band_probability": _floats(0, 1)}
+        own |= {"bandwidth": _floats(0, 1), "band_probability": _floats(0, 1)}
     if kind != "sae":
         own["jacobian_weight"] = st.floats(0, 1)
-    own |= {"aux_active": st.integers(1, 32), "aux_weight": _floats(0, 1)}
+    if draw(st.booleans()):
+        required["aux_active"] = draw(st.integers(1, 32))
+        own["aux_weight"] = _floats(0, 1)
+    own["pre_activation_weight"] = st.floats(0, 1)
     return required | draw(_section(**own))

@@ -257,7 +257,7 @@ def loop_on(
 ) -> Loop:
     """A training loop after its first step; its weights are noise, or on "meta" nothing."""
     kept, F = getattr(torch, config.dictionary.dtype), config.dictionary.features
-    clt, learns = config.dictionary.kind == "clt", rule_of(config.sparsity).threshold_start is not None
+    clt, learns = config.dictionary.kind == "clt", rule_of(config.sparsity).learns_thresholds
 
     def rows(width: int) -> Tensor:
         return torch.empty(F, width, dtype=kept, device=device).normal_(std=width**-0.5)

@@ -27,7 +27,8 @@ LAYERS, WIDTH, FEATURES, BATCH, STEPS = 3, 6, 16, 20, 6
 KINDS = ("clt", "plt", "skip", "sae")
 ACTIVATIONS = tuple(RULES)
 # of the keys that only some rules read
-CHOSEN = {"active": 1.0, "active_at_start": 3.0, "penalty": 0.5, "band_probability": 0.7, "threshold_start": 1.0}
+CHOSEN = {"active": 1.0, "active_at_start": 3.0, "band_probability": 0.7}
+PENALISED = "relu"  # the rule that a penalty keeps sparse here; jumprelu is steered
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Run:
     width: int = WIDTH
     batch: int = BATCH
     optimizer: tuple[tuple[str, Any], ...] = ()  # further keys of that section
+    accumulate: int = 1
 
     def __str__(self) -> str:
         narrow = "" if self.moments == "float32" else f"-{self.moments}-moments"
@@ -60,6 +62,8 @@ class Run:
             "jacobian_weight": 0.1 if self.jacobian else 0.0,
         }
         sparsity |= {key: value for key, value in CHOSEN.items() if key in RULES[self.activation].reads}
+        if self.activation == PENALISED:
+            sparsity["penalty"] = 0.5
         tree: dict[str, dict[str, Any]] = {
             "model": {"name": "memory"},
             "data": {"path": "memory", "buffer_tokens": self.batch},
@@ -70,8 +74,8 @@ class Run:
             },
             "evaluation": {},
             "run": {
-                "out": str(out), "tokens": self.steps * self.batch, "batch": self.batch, "seed": self.seed,
-                "log_every": 1, "checkpoint_every_steps": 10**6,
+                "out": str(out), "tokens": self.steps * self.batch, "batch": self.batch, "accumulate": self.accumulate,
+                "seed": self.seed, "log_every": 1, "checkpoint_every_steps": 10**6,
             },
         }  # fmt: skip
         if self.dtype == "bfloat16":
@@ -100,11 +104,11 @@ class Run:
             mean_x_SD, variance_x_S, mean_y_SD, (y_BSD - mean_y_SD).square().sum(2).mean(0)
         )
 
-    def state(self, ranks: FeatureRanks | None = None) -> TrainingState:
+    def state(self, ranks: FeatureRanks | None = None, config: TrainingConfig | None = None) -> TrainingState:
         """Its start; every fifth feature is out of reach of all tokens, so that it dies."""
         scale_S = torch.zeros(LAYERS) if self.jacobian else None
         state = TrainingState.initial(
-            self.config(), self.space(), scale_S, torch.device("cpu"), ranks or FeatureRanks()
+            config or self.config(), self.space(), scale_S, torch.device("cpu"), ranks or FeatureRanks()
         )
         numbers_f = torch.arange(self.features)[state.dictionary.owned]
         for bias_f in state.dictionary.b_enc:
@@ -123,7 +127,7 @@ class Run:
         ranks, config, facts = ranks or FeatureRanks(), self.config(folder, **changes), {"fact": str(self)}
         loop = Loop(
             config,
-            self.state(ranks),
+            self.state(ranks, config),
             self.stream(n_batches, ranks),
             ranks,
             Recorder(),

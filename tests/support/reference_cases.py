@@ -118,6 +118,7 @@ def make(case: Case) -> Example:
     settings = SparsitySection(
         activation=case.activation,
         active=active,
+        bandwidth=1.0,  # wide, so that few entries have many near misses
         band_probability=case.band_probability,
         rank_by=case.rank_by,
         aux_active=2,
@@ -163,7 +164,7 @@ def _weights(case: Case, draw: _Draw) -> Weights:
         weights.W_dec.append(W_dec)
     if case.kind == "skip":
         weights.W_skip = draw.grid(n_layers, width, width, scale=width**-0.5)
-    if rule_of(SparsitySection(activation=case.activation)).threshold_start is not None:
+    if rule_of(SparsitySection(activation=case.activation)).learns_thresholds:
         weights.log_threshold = [draw.normal(n_features) * 0.5 - 1 for _ in range(n_layers)]
     for tensor in parameters(weights).values():
         tensor.requires_grad_(True)

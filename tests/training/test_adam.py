@@ -17,7 +17,7 @@ SETTINGS = OptimizerSection(beta1=0.8, beta2=0.99, eps=1e-6)
 
 
 def dictionary(dtype: torch.dtype, owned: slice | None = None) -> Dictionary:
-    return Dictionary.initial("skip", LAYERS, FEATURES, WIDTH, owned=owned, threshold=0.1, dtype=dtype, seed=4)
+    return Dictionary.initial("skip", LAYERS, FEATURES, WIDTH, owned=owned, thresholds=True, dtype=dtype, seed=4)
 
 
 def gradients(weights: dict[str, Tensor], step: int, size: float = 1.0) -> dict[str, Tensor]:
@@ -62,11 +62,17 @@ def test_fifty_steps_are_those_of_torch(dtype: torch.dtype, block: int) -> None:
     found = trained(dictionary(dtype), block)
     expected = dictionary(dtype).tensors()
     parameters = {name: torch.nn.Parameter(tensor) for name, tensor in expected.items()}
-    optimizer = torch.optim.Adam(parameters.values(), betas=(SETTINGS.beta1, SETTINGS.beta2), eps=SETTINGS.eps)
+    faster = [name.startswith("log_threshold") for name in parameters]  # three times as fast
+    groups = [
+        {"params": [each for each, fast in zip(parameters.values(), faster, strict=True) if fast == which]}
+        for which in (False, True)
+    ]
+    optimizer = torch.optim.Adam(groups, betas=(SETTINGS.beta1, SETTINGS.beta2), eps=SETTINGS.eps)
     for step in range(50):
         for name, grad in gradients(expected, step).items():
             parameters[name].grad = grad
-        optimizer.param_groups[0]["lr"] = rate(step)
+        for group, times in zip(optimizer.param_groups, (1, 3), strict=True):
+            group["lr"] = times * rate(step)
         optimizer.step()
     tolerance = {torch.float32: 1e-6, torch.float64: 1e-14}[dtype]
     for name, parameter in parameters.items():

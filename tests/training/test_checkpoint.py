@@ -264,7 +264,7 @@ def test_rows_that_are_missing_are_a_file_format_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 3}, "version 3; this program reads version 2"),
+        ({"version": 2}, "version 2; this program reads version 3"),
         ({"version": None}, "version None"),
         ({"step": ...}, "lacks step"),
         ({"running_cut": ...}, "lacks running_cut"),

@@ -18,6 +18,7 @@ from circuit_tracer.training.config.files import dump, load, preset_names, valid
 from circuit_tracer.training.config.keys import find, keys, nearest
 from circuit_tracer.training.config.rules import without_effect
 from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.sparsity import RULES
 from tests.support.config_cases import SMALL, configs, small
 
 PART = {"path": "web/*.jsonl", "weight": 2.0, "kind": "jsonl"}
@@ -60,6 +61,22 @@ def test_every_preset_takes_data_of_another_kind(name: str, kind: str) -> None:
     assert (config.data.kind, config.data.path, config.data.name) == (kind, "texts/*", None)
     with pytest.raises(InputError, match=r"data\.name is x, which has no effect with data\.kind"):
         load(name, {"data.kind": kind, "data.path": "texts/*", "data.name": "x"})
+
+
+@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("rule", RULES)
+def test_every_preset_takes_another_rule_of_sparsity(name: str, rule: str) -> None:
+    assert load(name, {"sparsity.activation": rule}).sparsity.activation == rule
+
+
+def test_a_file_takes_another_rule_of_sparsity(tmp_path: Path) -> None:
+    old = small(sparsity__activation="jumprelu", sparsity__penalty=2.0, sparsity__bandwidth=0.5, sparsity__active=4.0)
+    path = written(tmp_path, dump(old))
+    found = load(path, {"sparsity.activation": "batch_topk", "sparsity.rank_by": "target"}).sparsity
+    assert (found.active, found.penalty, found.rank_by) == (4.0, None, "target")
+    assert load(path, {"sparsity.activation": "relu"}).sparsity.penalty == 2.0
+    with pytest.raises(InputError, match=r"bandwidth is 0\.5, which has no effect with sparsity\.activation topk"):
+        load(path, {"sparsity.activation": "topk", "sparsity.bandwidth": "0.5"})
 
 
 def test_a_run_s_folder_is_where_it_lies(tmp_path: Path) -> None:
@@ -216,13 +233,13 @@ def test_a_wrong_value_is_refused_in_plain_words(key: str, value: str, expected:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"sparsity__penalty": 1.0}, r"sparsity\.penalty is 1\.0, which has no effect .* batch_topk.*default 0\.0"),
-        ({"sparsity__bandwidth": 2.0}, r"sparsity\.bandwidth is 2\.0, .*learns no threshold"),
-        ({"sparsity__activation": "relu"}, r"sparsity\.penalty is 0 .*nothing keeps features rare"),
+        ({"sparsity__penalty": 1.0}, r"sparsity\.penalty is 1\.0, which has no effect .* batch_topk.*default null"),
+        ({"sparsity__bandwidth": 0.5}, r"sparsity\.bandwidth is 0\.5, .*learns no threshold"),
         (
-            {"sparsity__activation": "jumprelu", "sparsity__penalty": 1.0, "sparsity__active": 8.0},
-            r"active is 8\.0, which",
+            {"sparsity__activation": "relu", "sparsity__penalty_scale": 2.0},
+            r"penalty_scale is 2\.0, .*without a sparsity\.",
         ),
+        ({"sparsity__activation": "relu", "sparsity__active": 65.0}, r"active is 65\.0, more than"),
         ({"sparsity__active": 65.0}, r"sparsity\.active is 65\.0, more than dictionary\.features, 64"),
         ({"sparsity__active_at_start": 8.0}, r"active_at_start is 8\.0; .* between 16\.0 and dictionary\.features, 64"),
         ({"sparsity__active_at_start": 20.0, "sparsity__anneal": 0}, r"no effect with sparsity\.anneal 0"),
@@ -231,7 +248,8 @@ def test_a_wrong_value_is_refused_in_plain_words(key: str, value: str, expected:
             r"active is 2\.5 with activation topk.*whole number",
         ),
         ({"sparsity__aux_active": 65}, r"aux_active is 65, more than dictionary\.features, 64; lower it, 8 say"),
-        ({"sparsity__aux_active": 0, "sparsity__aux_weight": 0.5}, r"aux_weight is 0\.5, .*aux_active 0"),
+        ({"sparsity__dead_after_tokens": 8192}, r"dead_after_tokens is 8192, so that nothing can ever be dead .* 8192"),
+        ({"sparsity__aux_weight": 0.5}, r"aux_weight is 0\.5, .*aux_active 0"),
         (
             {"data__kind": "text", "data__field": "body"},
             r"data\.field is body, .*only huggingface and jsonl",
@@ -252,6 +270,11 @@ def test_a_wrong_value_is_refused_in_plain_words(key: str, value: str, expected:
         (
             {"optimizer__warmup_steps": 3},
             r"warmup_steps is 3, but of 2 steps .* 2 come before the decay; use at most 2",
+        ),
+        ({"optimizer__skip_above": 1.0}, r"skip_above is 1\.0, which would skip usual steps; use more than 1, or 0"),
+        (
+            {"run__accumulate": 3},
+            r"accumulate is 3, parts into which run\.batch, 4096, cannot be divided; use a batch of 4098",
         ),
         ({"run__schedule_tokens": 4096}, r"schedule_tokens is 4096, less than run\.tokens, 8192"),
         (
@@ -284,8 +307,8 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         "section dictionary is missing; it must hold features",
     ):
         assert part in str(caught.value)
-    with pytest.raises(InputError, match=r"(?s)penalty is 1.*bandwidth is 2"):
-        load("gpt2", {"sparsity.penalty": "1", "sparsity.bandwidth": "2"})
+    with pytest.raises(InputError, match=r"(?s)penalty is 1.*bandwidth is 0\.2"):
+        load("gpt2", {"sparsity.penalty": "1", "sparsity.bandwidth": "0.2"})
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -329,8 +352,9 @@ def test_values_cannot_be_changed() -> None:
 
 def test_values_that_follow_from_others() -> None:
     assert small(run__tokens=10_000, run__batch=3000, data__buffer_tokens=3000).steps == 3
-    assert small(dictionary__features=2**16).learning_rate == pytest.approx(1e-4)
-    assert small(optimizer__learning_rate=0.5).learning_rate == 0.5
+    assert small(optimizer__warmup_steps=None, run__tokens=4096 * 300).warmup_steps == 15
+    assert small(optimizer__warmup_steps=None, run__tokens=4096 * 10**6).warmup_steps == 1000
+    assert small(optimizer__warmup_steps=2).warmup_steps == 2
     assert small(dictionary__features=2**14).active_at_start == 96
     assert small().active_at_start == 32  # half of the features
     assert small(sparsity__active=40.0).active_at_start == 40

@@ -97,7 +97,15 @@ def test_batches_carry_directions_and_their_products(tmp_path: Path, dtype: str)
             expected = derivative(layer, batch.x_BSD[:, layer], batch.direction_BSD[:, layer])
             tolerance = 1e-5 if dtype == "float32" else 0.2  # x itself is rounded on its way
             torch.testing.assert_close(batch.derivative_BSD[:, layer], expected, rtol=tolerance, atol=tolerance)
-    drawn = torch.cat([batch.direction_BSD for batch in batches])  # type: ignore[misc]
-    assert abs(float(drawn.mean())) < 0.02
-    assert abs(float(drawn.std()) - 1) < 0.02
-    assert len(drawn.flatten(1).unique(dim=0)) == len(drawn)
+    x, direction = (
+        torch.cat([getattr(batch, name) for batch in batches]).flatten(1) for name in ("x_BSD", "direction_BSD")
+    )
+    distance, partner = torch.cdist(x + direction, x).min(
+        1
+    )  # a row of the run, apart from those in the last, partial batch
+    found = distance < 0.02 * x.norm(dim=1).mean()
+    assert found.float().mean() > 0.9
+    assert (partner != torch.arange(len(x)))[found].all()
+    assert len(partner[found].unique()) > 0.9 * int(
+        found.sum()
+    )  # each is the partner of one; some rows are nearly equal

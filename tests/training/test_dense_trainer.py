@@ -58,7 +58,13 @@ def configuration(folder: Path, **sparsity: Any) -> TrainingConfig:
             "model": {"name": "none"},
             "data": {"kind": "tokens", "path": "none"},
             "dictionary": {"kind": "clt", "features": FEATURES},
-            "sparsity": {"active": 2.0, "active_at_start": 6.0, "anneal": 0.5, "aux_active": 0, **sparsity},
+            "sparsity": {
+                "active": 2.0,
+                "active_at_start": 6.0,
+                "anneal": 0.5,
+                "pre_activation_weight": 0.0,
+                **sparsity,
+            },
             "optimizer": {"learning_rate": 3e-3, "warmup_steps": 10, "decay": 0.3},
             "run": {"out": folder, "tokens": STEPS * BATCH, "batch": BATCH, "log_every": 1, "seed": 5},
         }

@@ -17,8 +17,9 @@ from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.data.points import points_of
-from circuit_tracer.training.evaluation.replacement import Reconstructions, compare
+from circuit_tracer.training.evaluation.replacement import compare
 from circuit_tracer.training.evaluation.sequences import Sequences
+from circuit_tracer.training.evaluation.stand_ins import Reconstructions
 from circuit_tracer.training.export.calibration import level_scores
 from circuit_tracer.training.export.export import export
 from circuit_tracer.training.export.kept import Kept, Side, exported_side, trained_side

@@ -28,7 +28,7 @@ def report(step: int, **changes: Any) -> StepReport:
     values: dict[str, Any] = {
         "step": step, "steps": 100, "tokens": 64 * step, "loss": 1 / 3 + step, "nmse_S": [0.5, 0.25], "l0_S": [8.0, 9.0],
         "dead_S": [0.0, 0.5], "learning_rate": 1e-4, "active": 8.5, "tokens_per_second": 1234.5, "seconds_left": 4000.0,
-        "cut": 0.25, "terms": {"reconstruction": 0.375},
+        "cut": 0.25, "terms": {"reconstruction": 0.375}, "skipped": 0,
     }  # fmt: skip
     return StepReport(**{**values, **changes})
 
@@ -228,7 +228,9 @@ def shown(work: Callable[[ProgressDisplay], None], terminal: bool, seconds: floa
 
 
 def test_progress_in_words() -> None:
-    assert describe(report(3)) == "1,234 tokens/s  NMSE 0.375  L0 17.0  dead 25.0 %  67 min left"
+    start, end = "loss 3.333  NMSE 0.375  lr 1.0e-04  active 17.0  dead 25.0 %  ", "1,234 tokens/s  67 min left"
+    assert describe(report(3)) == start + end
+    assert describe(report(3, skipped=2)) == start + "2 skipped  " + end
 
 
 def test_lines_without_a_terminal_keep_their_distance() -> None:

@@ -24,7 +24,7 @@ from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import machine as machines
 from circuit_tracer.training.run.cost import PRODUCTS, ModelSizes, TrainingCost, flop, moved_bytes, operations
 from circuit_tracer.training.run.events import NullListener
-from circuit_tracer.training.run.loop import Loop, normalised
+from circuit_tracer.training.run.loop import Loop
 from circuit_tracer.training.run.machine import Machine, measure
 from circuit_tracer.training.run.memory import buffer_bytes, device_memory, moment_bytes, snapshot_bytes
 from circuit_tracer.training.run.requirements import SHARE_USABLE, Plan, duration, make_plan, plan_run
@@ -87,13 +87,10 @@ def test_the_plan_counts_every_number_of_a_dictionary(
         dictionary__features=features,
         dictionary__dtype=dtype,
         sparsity__activation=activation,
-        sparsity__penalty=float(activation == "jumprelu"),
     )
     work = TrainingCost(config, replace(TINY, n_layers=layers), ranks, features, on_cpu=True)
-    threshold = 0.03 if activation == "jumprelu" else None
-    dictionary = Dictionary.initial(
-        kind, layers, features, 16, owned=slice(40 * ranks - 40, features), threshold=threshold
-    )
+    owned, thresholds = slice(40 * ranks - 40, features), activation == "jumprelu"
+    dictionary = Dictionary.initial(kind, layers, features, 16, owned=owned, thresholds=thresholds)
     assert work.parameters == sum(tensor.numel() for tensor in dictionary.tensors().values())
     kept = [*dictionary.norms, *Silence.initial(dictionary).tokens]
     held = work.parameters * getattr(torch, dtype).itemsize + sum(tensor.nbytes for tensor in kept)
@@ -110,6 +107,26 @@ def test_the_buffer_is_counted_where_it_lies() -> None:
     on_host = make_plan(small(data__buffer_tokens=10_000), TINY, LAPTOP)
     assert "activation buffer" in on_host.device_needs
     assert not on_host.host_needs
+
+
+def test_accumulation_and_averages_are_planned() -> None:
+    plain, parts, averaged = (
+        make_plan(small(sparsity__activation="topk", **changes), TINY, LAPTOP)  # which needs no calibration
+        for changes in ({}, {"run__accumulate": 4}, {"optimizer__averaging": 0.1})
+    )
+    weights, entries, batch = plain.work.parameters * 4, "active entries", "batch, outputs and errors"
+    assert parts.device_needs["summed gradients"] == averaged.device_needs["averages"] == weights
+    assert parts.device_needs[entries] == pytest.approx(plain.device_needs[entries] / 4, abs=1)
+    assert parts.device_needs[batch] < 0.6 * plain.device_needs[batch]
+    assert averaged.device_needs[entries] == plain.device_needs[entries]
+    assert averaged.disk_needs["checkpoints"] == plain.disk_needs["checkpoints"] + weights
+    assert {"summed gradients", "averages"}.isdisjoint(plain.device_needs)
+
+
+def test_the_plan_says_the_learning_rate() -> None:
+    text = str(make_plan(small(optimizer__learning_rate=2e-3, optimizer__warmup_steps=1), TINY, LAPTOP))
+    assert "learning rate: 2.0e-03, reached after 1 of 2 steps" in text
+    assert "learning rate: 1.0e-02 by rule, reached after 0 of 2 steps" in str(make_plan(small(), TINY, LAPTOP))
 
 
 def test_the_cache_is_planned_where_its_size_is_known() -> None:
@@ -159,9 +176,9 @@ def test_each_shortage_is_refused_with_what_helps() -> None:
     assert "torchrun" in refusal(H200)
     assert "choose run.out on a larger disk" in refusal(replace(H200, device_free=10**15, disk_free=10**9))
     said = refusal(replace(H200, device_free=10**15, host_free=10**9), data__buffer_place="pinned")
-    assert "memory of the host would hold 6.04 GB" in said
-    relu = refusal(replace(H200, device_free=5 * 10**11), sparsity__activation="relu", sparsity__penalty=1.0)
-    assert "lower run.batch, which shrinks the active entries" in relu
+    assert "memory of the host would hold 7.25 GB" in said
+    many = refusal(replace(H200, device_free=5 * 10**11), sparsity__activation="relu", sparsity__active=2.0**15)
+    assert "lower run.batch, which shrinks the active entries" in many
 
 
 def test_ranks_share_weights_and_work() -> None:
@@ -272,9 +289,13 @@ def test_memory_is_what_a_run_is_counted_to_hold(case: str) -> None:
             loop._step()
         step = live.peak
         if "batch_topk" in case:
-            rows = [torch.randn(n_batches(batch) * batch, layers, width).bfloat16() for _ in range(2)]
-            x_SBD = normalised(ActivationBatch(*(one.float() for one in rows)), loop.state.normalisation).x_SBD
-            batches = list(zip(*(x_BD.split(batch) for x_BD in x_SBD), strict=True))
+            n_tokens = 2 * n_batches(batch) * batch  # half to calibrate on, half to compare on: read, widened, shuffled
+            wide = [torch.randn(n_tokens, layers, width).bfloat16().float() for _ in range(2)]
+            x_BSD, _ = (one[torch.randperm(n_tokens)] for one in wide)
+            batches = [
+                [loop.state.normalisation.x(source, x_BD) for source, x_BD in enumerate(one.unbind(1))]
+                for one in x_BSD[: n_tokens // 2].split(batch)
+            ]
             level_scores(loop.state.dictionary, batches, config.sparsity, loop.state.running_cut, FeatureRanks())
     assert (live.peak > step) == ("batch_topk" in case)
     needs = device_memory(TrainingCost(config, replace(TINY, n_layers=layers, d_model=width), 1, 512, on_cpu=True))

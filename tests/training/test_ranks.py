@@ -141,7 +141,12 @@ def test_calibrated_levels_are_those_of_one_process(run: Run, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "run", [Run("clt", "batch_topk", "float64"), Run("skip", "jumprelu", "float64", jacobian=True)], ids=str
+    "run",
+    [
+        Run("clt", "batch_topk", "float64"),
+        Run("skip", "jumprelu", "float64", jacobian=True, optimizer=(("averaging", 0.5),), accumulate=2),
+    ],
+    ids=str,
 )
 def test_a_checkpoint_resumes_on_any_grid_of_ranks(run: Run, tmp_path: Path) -> None:
     expected, state = alone(run, tmp_path / "alone")

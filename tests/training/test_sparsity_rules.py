@@ -27,10 +27,10 @@ PACKAGE, ROOT = Path(circuit_tracer.__file__).parent, Path(__file__).parents[2]
 def test_a_row_is_what_its_class_is(name: str) -> None:
     rule = rule_of(SparsitySection(activation=name))
     assert isinstance(rule, Rule)
-    assert rule.has_budget == isinstance(rule, BudgetRule)
+    assert rule.has_budget == isinstance(rule, BudgetRule) != rule.steered
     assert rule.has_penalty == isinstance(rule, PenaltyRule)
-    assert rule.has_budget != rule.has_penalty  # else nothing keeps features rare
-    assert (rule.threshold_start is not None) == ("bandwidth" in RULES[name].reads)
+    assert rule.has_budget != rule.has_penalty == rule.steered  # else nothing keeps features rare
+    assert rule.learns_thresholds == ("bandwidth" in RULES[name].reads)
     assert set(RULES[name].reads) <= {key for group in UNREAD for key in group} <= {*SparsitySection.model_fields}
 
 

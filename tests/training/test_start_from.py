@@ -199,7 +199,7 @@ def test_a_warm_start_needs_a_third_of_the_tokens(tmp_path: Path) -> None:
 
 
 def test_the_trainer_starts_from_a_run_and_says_so(tmp_path: Path) -> None:
-    few = {"run__tokens": 32, "optimizer__warmup_steps": 1, "evaluation__tokens": 16}
+    few = {"run__tokens": 32, "optimizer__warmup_steps": 1, "evaluation__tokens": 16, "sparsity__dead_after_tokens": 16}
     whole(tmp_path, "base", few)
     whole(tmp_path, "tuned", few | {"run__start_from": str(tmp_path / "base")})
     made = checkpoint.latest(tmp_path / "tuned" / "checkpoints")

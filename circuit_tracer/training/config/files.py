@@ -10,7 +10,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -23,6 +23,7 @@ from circuit_tracer.files import LARGEST_YAML, PlainLoader, parse_toml, parse_ya
 from circuit_tracer.training.config.keys import Key, find, keys, sections, unknown
 from circuit_tracer.training.config.rules import DATA_KEYS, ONE_OR_SEVERAL, without_effect
 from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.sparsity import RULES, unread
 
 PRESETS = Path(__file__).parents[1] / "presets"
 SUFFIXES = (".yaml", ".yml", ".toml")
@@ -33,8 +34,8 @@ def load(source: str | Path, overrides: Mapping[str, str] | None = None) -> Trai
     """The configuration of a file (YAML or TOML, by suffix), of a preset, or of a run's folder.
 
     overrides: values as text by dotted key, such as {"run.batch": "8192"}; null is None, lists are written [0, 1]. Another
-    `data.kind` than the file's takes the place of what belongs to the old kind alone, `data.mixture` that of the one data set,
-    and the other way round.
+    `data.kind` or `sparsity.activation` than the file's takes the place of what belongs to the old one alone, `data.mixture`
+    that of the one data set, and the other way round.
 
     Raises InputError for an unknown file, preset or key (with the nearest one), a value of the wrong type or range, and
     for contradictions; FileFormatError for a file that cannot be parsed.
@@ -43,9 +44,10 @@ def load(source: str | Path, overrides: Mapping[str, str] | None = None) -> Trai
     raw, overrides = _read(path), overrides or {}
     if path.parent == Path(os.path.expanduser(source)):  # a run's folder is where it lies, also after it was moved
         overrides = {"run.out": str(path.parent), **overrides}
-    if isinstance(data := raw.get("data"), dict):
-        for name in _replaced(overrides):
-            data.pop(name, None)
+    for name in _replaced(overrides):
+        section, _, key = name.partition(".")
+        if isinstance(values := raw.get(section), dict):
+            values.pop(key, None)
     for key, text in overrides.items():
         _override(raw, key, text)
     return validate(raw, path.name if path.parent != PRESETS else f"preset {path.stem}")
@@ -118,15 +120,15 @@ def _read(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _replaced(overrides: Mapping[str, str]) -> list[str]:
-    """Keys of `data` in a file that lose their meaning by what is given instead."""
-    gone = []
-    if "data.kind" in overrides:
-        gone += [name for name, kinds in DATA_KEYS.items() if overrides["data.kind"] not in kinds]
+def _replaced(overrides: Mapping[str, str]) -> Iterator[str]:
+    """Keys of a file that lose their meaning by what is given instead."""
+    if kind := overrides.get("data.kind"):
+        yield from (f"data.{name}" for name, kinds in DATA_KEYS.items() if kind not in kinds)
     for name, others in ONE_OR_SEVERAL.items():
         if overrides.get(f"data.{name}", "null") != "null":
-            gone += others
-    return gone
+            yield from (f"data.{other}" for other in others)
+    if (rule := overrides.get("sparsity.activation")) in RULES:
+        yield from (f"sparsity.{name}" for name in unread(rule))
 
 
 def _override(raw: dict[str, Any], dotted: str, text: str) -> None:

@@ -41,6 +41,8 @@ def without_effect(config: TrainingConfig) -> dict[str, str]:
         reasons.update({f"{section}.{name}": reason for name in names})
 
     sparsity, data = config.sparsity, config.data
+    if sparsity.penalty is None:
+        idle("without a sparsity.penalty, which is then zero", "sparsity", "penalty_scale", "penalty_warmup")
     for name, reason in unread(sparsity.activation).items():
         idle(f"with sparsity.activation {sparsity.activation}, {reason}", "sparsity", name)
     if config.run.start_from is not None and sparsity.active_at_start is None:
@@ -100,6 +102,12 @@ def _data(config: TrainingConfig) -> Iterator[str]:
 def _sparsity(config: TrainingConfig) -> Iterator[str]:
     sparsity, features = config.sparsity, config.dictionary.features
     yield from rule_of(sparsity).contradictions(features)
+    tokens = config.run.schedule_tokens or config.run.tokens
+    if sparsity.dead_after_tokens is not None and sparsity.dead_after_tokens >= tokens:
+        yield (
+            f"sparsity.dead_after_tokens is {sparsity.dead_after_tokens}, so that nothing can ever be dead in a run of "
+            f"{tokens} tokens; use a tenth of that, or leave it out"
+        )
     if sparsity.aux_active > features:
         yield (
             f"sparsity.aux_active is {sparsity.aux_active}, more than dictionary.features, {features}; "
@@ -125,10 +133,21 @@ def _lengths(config: TrainingConfig) -> Iterator[str]:
         return
     steps = config.schedule_steps
     longest = steps - round(optimizer.decay * steps)
-    if optimizer.warmup_steps > longest:
+    if optimizer.warmup_steps is not None and optimizer.warmup_steps > longest:
         yield (
             f"optimizer.warmup_steps is {optimizer.warmup_steps}, but of {steps} steps (run.tokens / run.batch) "
             f"{longest} come before the decay; use at most {longest}, or train on more tokens"
+        )
+    if 0 < optimizer.skip_above <= 1:
+        yield (
+            f"optimizer.skip_above is {optimizer.skip_above}, which would skip usual steps; use more than 1, or 0 to skip none"
+        )
+    if run.batch % (run.accumulate * run.data_parallel):
+        groups = f" in each of {run.data_parallel} groups (run.data_parallel)" if run.data_parallel > 1 else ""
+        size = run.accumulate * run.data_parallel
+        yield (
+            f"run.accumulate is {run.accumulate}, parts into which run.batch, {run.batch}, cannot be divided{groups}; "
+            f"use a batch of {-(-run.batch // size) * size}, or another number of parts"
         )
     if config.evaluation.every_steps > config.steps:
         yield (

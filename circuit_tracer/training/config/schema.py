@@ -5,7 +5,6 @@ Symbols in descriptions (training/README.md): S source layers, F features a laye
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -17,8 +16,7 @@ from circuit_tracer.text.source import CONTEXT_LENGTH, AnySource, Kind, Mixture,
 from circuit_tracer.training.config.rules import contradictions
 from circuit_tracer.training.sparsity import RULES, readers
 
-REFERENCE_FEATURES = 2**14  # at this many features a layer the learning rate is REFERENCE_RATE
-REFERENCE_RATE = 2e-4
+LONGEST_SILENCE = 10_000_000  # tokens: whoever is silent for longer is dead in a run of any length
 
 
 def _whole(value: Any) -> Any:
@@ -188,14 +186,19 @@ class SparsitySection(Section):
         description="What an activation is multiplied with to be ranked: the norm of its whole decoder row, or its root mean "
         f"square over the layers written to, which gives late layers of a clt more features ({readers('rank_by')}).",
     )
-    penalty: float = Field(default=0.0, ge=0, description=f"Weight of the tanh penalty ({readers('penalty')}).")
+    penalty: float | None = Field(
+        default=None,
+        gt=0,
+        description="Weight of the tanh penalty, which then decides how many are active; null: thresholds or biases are "
+        f"steered so that `active` are ({readers('penalty')}).",
+    )
     penalty_scale: float = Field(default=4.0, gt=0, description="c in tanh(c · decoder norm · activation).")
     penalty_warmup: Share = Field(default=1.0, description="Share of the steps in which the penalty rises from zero.")
-    threshold_start: float = Field(
-        default=0.03, gt=0, description=f"Threshold at the first step ({readers('threshold_start')})."
-    )
     bandwidth: float = Field(
-        default=1.0, gt=0, description=f"Width of the band around a threshold that moves it ({readers('bandwidth')})."
+        default=0.25,
+        gt=0,
+        le=1,
+        description=f"Width of the band around a threshold that moves it, as a share of it ({readers('bandwidth')}).",
     )
     band_probability: float = Field(
         default=1.0,
@@ -204,17 +207,21 @@ class SparsitySection(Section):
         description="Probability that a near miss inside the band is looked at; each then counts more.",
     )
     aux_active: Whole = Field(
-        default=32, ge=0, description="Dead features a layer and token that learn from the error (AuxK); 0: none."
+        default=0, ge=0, description="Dead features a layer and token that learn from the error (AuxK); 0: none."
     )
     aux_weight: float = Field(default=1 / 32, gt=0, description="Weight of that loss.")
     pre_activation_weight: float = Field(
-        default=0.0, ge=0, description="Weight of the loss that lifts pre-activations of dead features."
+        default=3e-3, ge=0, description="Weight of the loss that lifts pre-activations of dead features."
     )
-    dead_after_tokens: Whole = Field(
-        default=1_000_000, ge=1, description="A feature silent for so many tokens is dead."
+    dead_after_tokens: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="A feature silent for so many tokens is dead; null: a tenth of the run, at most 10 million.",
     )
     jacobian_weight: float = Field(
-        default=0.0, ge=0, description="Weight of the loss that matches the MLP's derivative in random directions."
+        default=0.0,
+        ge=0,
+        description="Weight of the loss that matches the MLP's derivative in the directions of other tokens.",
     )
 
 
@@ -222,7 +229,9 @@ class OptimizerSection(Section):
     """Adam and its schedule (§8)."""
 
     learning_rate: float | None = Field(
-        default=None, gt=0, description="Highest learning rate; null: 2e-4 / sqrt(features / 16384)."
+        default=None,
+        gt=0,
+        description="Highest learning rate; null: by the sizes of the run; `train --find` measures it.",
     )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the second moment.")
@@ -235,8 +244,25 @@ class OptimizerSection(Section):
         default="device",
         description="Where Adam's moments lie: beside the weights, or in the host's memory where the device has too little.",
     )
-    warmup_steps: Whole = Field(default=500, ge=0, description="Steps in which the learning rate rises from zero.")
+    warmup_steps: Whole | None = Field(
+        default=None,
+        ge=0,
+        description="Steps in which the learning rate rises from zero; null: 5 % of them, at most 1000.",
+    )
     decay: Share = Field(default=0.2, description="Share of the steps, at the end, in which it falls to zero.")
+    skip_above: float = Field(
+        default=5.0,
+        ge=0,
+        description="A step whose error is above so many times the median of the last steps, or not finite, is skipped; 0: "
+        "none is, and an error that is not finite ends the run.",
+    )
+    averaging: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the steps over which weights are averaged (exponentially) for the dictionary that is evaluated "
+        "and written; 0: the last weights.",
+    )
 
 
 class EvaluationSection(Section):
@@ -287,6 +313,9 @@ class RunSection(Section):
         "null: drawn.",
     )
     batch: Whole = Field(default=4096, ge=1, description="Tokens of a step.")
+    accumulate: Whole = Field(
+        default=1, ge=1, description="Parts of a batch that are computed one after the other, to save memory."
+    )
     data_parallel: Whole = Field(
         default=1,
         ge=1,
@@ -337,10 +366,16 @@ class TrainingConfig(Section):
         return (self.run.schedule_tokens or self.run.tokens) // self.run.batch
 
     @property
-    def learning_rate(self) -> float:
-        """The highest learning rate: the one given, or the rule for the number of features."""
-        given = self.optimizer.learning_rate
-        return REFERENCE_RATE / math.sqrt(self.dictionary.features / REFERENCE_FEATURES) if given is None else given
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up: those given, or 5 % of the schedule, at most 1000."""
+        given = self.optimizer.warmup_steps
+        return min(1000, round(0.05 * self.schedule_steps)) if given is None else given
+
+    @property
+    def dead_after_tokens(self) -> int:
+        """Tokens of silence after which a feature is dead: those given, or the rule for the length of the run."""
+        given = self.sparsity.dead_after_tokens
+        return min(LONGEST_SILENCE, max(1, self.schedule_steps * self.run.batch // 10)) if given is None else given
 
     @property
     def active_at_start(self) -> float:

@@ -138,26 +138,35 @@ class ModelRows:
         if not points.same:
             require_finite(self._gather(token_norms(y), ids_bP.shape), points.layers, points.output)
             values["y"] = y
-        if self.recipe.direction_seed is not None:
-            values |= self._derivatives(x, self._passes.share(len(ids_bP)), ids_bP.shape[1])
         index = kept_tokens(ids_bP, norm_nS, self.packer.special, self.recipe.max_norm_ratio)
+        if self.recipe.direction_seed is not None:
+            values |= self._derivatives(x, self._partners(self._passes.share(len(ids_bP)), ids_bP.shape[1], index))
         return _Made({name: self._gather_layers(layers, ids_bP.shape) for name, layers in values.items()}, index)
 
-    def _derivatives(self, x: list[Tensor], share: list[int], n_positions: int) -> dict[str, list[Tensor]]:
-        """Random directions and the MLPs' derivatives in them, for this rank's sequences."""
+    def _derivatives(self, x: list[Tensor], partner_n: Tensor) -> dict[str, list[Tensor]]:
+        """Differences to other tokens, and the MLPs' derivatives in these directions, for this rank's sequences."""
         points, derivative = self.model_pass.points, MLPDerivative(self.model_pass.parts, self.model_pass.points)
-        shape = (n_positions, len(x), x[0].shape[1])
-        drawn = [self._direction(sequence, shape, x[0].device) for sequence in share]
         # what is trained on is exactly what was differentiated along: a number of both the model's dtype and the buffer's
-        direction = torch.cat(drawn).to(x[0].dtype).to(self.recipe.buffer_dtype).to(x[0].dtype).unbind(1)
+        direction = [(one[partner_n] - one).to(self.recipe.buffer_dtype).to(one.dtype) for one in x]
         products = [derivative(*each) for each in zip(points.layers, x, direction, strict=True)]
         require_finite(token_norms(products), points.layers, f"the derivative of {points.output}")
-        return {"direction": list(direction), "derivative": products}
+        return {"direction": direction, "derivative": products}
 
-    def _direction(self, sequence: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """v' (P, S, D) of a sequence: the same for any number of ranks, and in every epoch."""
-        key = [self.recipe.direction_seed or 0, DIRECTIONS, self._pass, sequence]
-        return torch.randn(shape, generator=generator(key, device), device=device)
+    def _partners(self, share: list[int], n_positions: int, index: Tensor) -> Tensor:
+        """For each of this rank's tokens (n,) another one of its sequence: the same for any number of ranks and in every epoch.
+
+        index: tokens of the pass that are trained on. The others are nobody's partner but their own.
+        """
+        partner_n = torch.arange(len(share) * n_positions, device=index.device)
+        for slot, sequence in enumerate(share):
+            here = torch.div(index, n_positions, rounding_mode="floor") == sequence
+            kept = index[here] % n_positions + slot * n_positions
+            if len(kept) > 1:
+                draw = generator(
+                    [self.recipe.direction_seed or 0, DIRECTIONS, self._pass, sequence], torch.device("cpu")
+                )
+                partner_n[kept] = kept.roll(int(torch.randint(1, len(kept), (), generator=draw)))
+        return partner_n
 
     def _gather_layers(self, layers: list[Tensor], shape: torch.Size) -> list[Tensor]:
         if self.ranks.world == 1:

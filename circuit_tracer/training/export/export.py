@@ -22,7 +22,9 @@ from circuit_tracer.files import atomic_write
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.run import checkpoint as checkpoints
 from circuit_tracer.training.run.checkpoint import Checkpoint
+from circuit_tracer.training.run.state import AVERAGE
 from circuit_tracer.training.sparsity import rule_of
+from circuit_tracer.training.step.dictionary import row_norms
 from circuit_tracer.training.step.normalisation import Normalisation
 from circuit_tracer.transcoders.activations import TopK
 from circuit_tracer.transcoders.config import write_config
@@ -106,8 +108,10 @@ def folded(checkpoint: Checkpoint, config: TrainingConfig, levels: Sequence[floa
     everything = slice(0, checkpoint.content["n_features"])
     space = Normalisation(**{name: checkpoints.shared(checkpoint, name) for name in Normalisation.names()})
 
+    averages = AVERAGE if config.optimizer.averaging else ""
+
     def rows(name: str) -> Tensor:
-        return checkpoints.rows(checkpoint, source, name, everything)
+        return checkpoints.rows(checkpoint, source, name + averages, everything)
 
     def whole(name: str) -> Tensor:
         return checkpoints.shared(checkpoint, name)[source].double()
@@ -121,19 +125,19 @@ def folded(checkpoint: Checkpoint, config: TrainingConfig, levels: Sequence[floa
     n_targets = decoder_FC.shape[1] // width
     scale_y_T = space.scale_y_S[source : source + n_targets]
     skip_DD = None
-    bias_D = whole("mean_y_SD") + whole("b_dec") / scale_y
+    bias_D = whole("mean_y_SD") + whole("b_dec" + averages) / scale_y
     if config.dictionary.kind == "skip":
-        skip_DD = (whole("W_skip") * (scale_x / scale_y)).to(dtype)
+        skip_DD = (whole("W_skip" + averages) * (scale_x / scale_y)).to(dtype)
         bias_D = bias_D - skip_DD.double() @ mean_x_D
     rule = rule_of(config.sparsity)
-    log_threshold_F = None if rule.threshold_start is None else rows("log_threshold")
+    log_threshold_F = rows("log_threshold") if rule.learns_thresholds else None
     level = None if levels is None else levels[source]
     layer = FoldedLayer(
         encoder_FD,
         (rows("b_enc").double() - encoder_FD.double() @ mean_x_D).float(),
         (decoder_FC.view(-1, n_targets, width) / scale_y_T[:, None]).to(dtype),
         bias_D.float(),
-        rule.export_thresholds(rows("norms"), n_targets, log_threshold_F, level),
+        rule.export_thresholds(row_norms(decoder_FC), n_targets, log_threshold_F, level),
         skip_DD,
         rule.export_k,
     )

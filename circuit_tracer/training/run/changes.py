@@ -13,8 +13,8 @@ from typing import Any
 
 from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError, shortened
 from circuit_tracer.training.config.schema import TrainingConfig
-from circuit_tracer.training.run.checkpoint import Checkpoint
-from circuit_tracer.training.step.schedules import Reached, reach
+from circuit_tracer.training.run.checkpoint import Checkpoint, shared
+from circuit_tracer.training.step.schedules import Reached, reach, settled
 
 FREE, MAY = "changes no weight", "may change, and is recorded"
 _DRAWN = "weights and the order of the data were drawn with it"
@@ -34,11 +34,11 @@ ON_RESUME: dict[str, str] = {
     "sparsity": MAY,
     "sparsity.activation": _RULE,
     "sparsity.rank_by": _RULE,
-    "sparsity.threshold_start": _AT_START,
     "sparsity.jacobian_weight": "directions and derivatives are part of the data's rows",
     "optimizer": MAY,
     "optimizer.moments": "the checkpoint holds them in that number format",
     "optimizer.place": FREE,
+    "optimizer.averaging": "the checkpoint holds averages that it made, or none",
     "evaluation": FREE,
     "run": "weights follow from it",
     **{
@@ -57,6 +57,7 @@ ON_RESUME: dict[str, str] = {
     },
     "run.tokens": MAY,
     "run.schedule_tokens": MAY,
+    "run.accumulate": MAY,
     "run.batch": "schedules and the position in the data count in batches",
     "run.seed": _DRAWN,
     "run.start_from": _AT_START,
@@ -144,7 +145,8 @@ def compared(checkpoint: Checkpoint, config: TrainingConfig, folder: Path) -> li
             f"the run in {folder} has done all of its {config.steps} steps, so that {', '.join(differing)} would change "
             "nothing; raise run.tokens too, or leave the change out"
         )
-    return [*history, Change(differing, _reached(before, config, checkpoint.step, history))]
+    sizes = shared(checkpoint, "b_dec").shape
+    return [*history, Change(differing, _reached(before, config, checkpoint.step, history, sizes))]
 
 
 def last_reached(history: Sequence[Change]) -> Reached:
@@ -152,8 +154,10 @@ def last_reached(history: Sequence[Change]) -> Reached:
     return history[-1].reached if history else Reached()
 
 
-def _reached(before: dict[str, Any], config: TrainingConfig, step: int, history: Sequence[Change]) -> Reached:
-    """Where the schedules of the settings before stand at ``step``."""
+def _reached(
+    before: dict[str, Any], config: TrainingConfig, step: int, history: Sequence[Change], sizes: Sequence[int]
+) -> Reached:
+    """Where the schedules of the settings before stand at ``step``; ``sizes``: source layers and width."""
     sections = {key.partition(".")[0] for key in before}
     old = config.model_copy(
         update={
@@ -168,7 +172,7 @@ def _reached(before: dict[str, Any], config: TrainingConfig, step: int, history:
             for section in sections
         }
     )
-    return reach(old, step, last_reached(history))
+    return reach(settled(old, *sizes), step, last_reached(history))
 
 
 def _pair(values: tuple[Any, Any]) -> str:

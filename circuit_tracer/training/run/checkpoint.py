@@ -38,8 +38,9 @@ from circuit_tracer.files.digests import digest_of, sealed, unsealed
 from circuit_tracer.files.tensors import TensorFile, open_tensor_file
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.state import TrainingState
+from circuit_tracer.training.step.spikes import SpikeWatch
 
-VERSION = 2
+VERSION = 3
 KEPT = 2  # complete checkpoints kept; older ones go
 SHARED_FILE, STATE_FILE = "shared.safetensors", "state.json"
 BELONGS = "belongs_to"  # in state.json, and in the metadata of the tensors written with it: digest of run and step
@@ -102,7 +103,8 @@ def begin(state: TrainingState, folder: Path, facts: dict[str, Any], ranks: Feat
     """The first part of `save`, for all ranks together: an empty folder. The tensors are the state's own, not copies."""
     final = path_of(folder, state.step)
     sizes = {"n_layers": state.dictionary.n_layers, "n_features": state.dictionary.n_features}
-    content = {"version": VERSION, "step": state.step, **sizes, "running_cut": state.running_cut, **facts}
+    now = {"step": state.step, "running_cut": state.running_cut, "spikes": state.spikes.state()}
+    content: dict[str, Any] = {"version": VERSION, **sizes, **now, **facts}
     # the same on all ranks, and kept when facts are added
     content[BELONGS] = digest_of({"step": state.step, **sizes, **{key: facts.get(key) for key in ("config", "model")}})
     files = {
@@ -208,6 +210,7 @@ def load_(state: TrainingState, checkpoint: Checkpoint) -> None:
         _copy_(tensor, shared(checkpoint, name), name)
     state.step = checkpoint.step
     state.running_cut = checkpoint.content["running_cut"]
+    state.spikes = SpikeWatch.restored(checkpoint.fact("spikes"))
 
 
 def rows(checkpoint: Checkpoint, source: int, name: str, wanted: slice) -> Tensor:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from circuit_tracer.models.parts import ModelParts
 
 BYTES = {"float32": 4, "bfloat16": 2}
+SUM_BYTES = 4  # of a parameter's summed gradient, or of its average
 # Bytes of a parameter's two moments, by their format; int8 with an exponent for each block.
 MOMENT_BYTES = {"float32": 8.0, "bfloat16": 4.0, "int8": 2.0 + 2 / BLOCK}  # of those of a decoder; vectors hardly count
 # How much longer sparse rows take than their operations and bytes would at full rate: as measured on a CPU at S = 12,
@@ -108,6 +109,11 @@ class TrainingCost:
         return self.config.run.batch // self.replicas
 
     @property
+    def part(self) -> int:
+        """Tokens of them that it works on at a time."""
+        return self.batch // self.config.run.accumulate
+
+    @property
     def owned(self) -> int:
         """f."""
         return math.ceil(self.features / self.ranks)
@@ -117,7 +123,7 @@ class TrainingCost:
         """Numbers trained, on this rank."""
         layers, width, config = self.layers, self.sizes.d_model, self.config
         rows = self.owned * (layers * width + self.pairs * width + layers)
-        thresholds = layers * self.owned if self.rule.threshold_start is not None else 0
+        thresholds = layers * self.owned if self.rule.learns_thresholds else 0
         skip = layers * width**2 if config.dictionary.kind == "skip" else 0
         return rows + thresholds + skip + layers * width
 
@@ -136,9 +142,14 @@ class TrainingCost:
         """Of a parameter's two moments."""
         return MOMENT_BYTES[self.config.optimizer.moments]
 
-    def entries(self, when: str) -> float:
-        """Active entries of this rank in a step."""
-        return self.batch * self.layers * self.active(when) / self.ranks
+    @property
+    def average_bytes(self) -> int:
+        """Of a parameter's average."""
+        return SUM_BYTES if self.config.optimizer.averaging else 0
+
+    def entries(self, when: str, tokens: int) -> float:
+        """Active entries of this rank among so many tokens."""
+        return tokens * self.layers * self.active(when) / self.ranks
 
     def active(self, when: str) -> float:
         """k, entries of a token and layer over all ranks: the most ("most") or on average ("mean")."""
@@ -173,7 +184,7 @@ def moved_bytes(work: TrainingCost) -> dict[str, float]:
         decoders = 12 * entries
     return {
         "decoders": decoders,
-        "optimizer": work.parameters * (2 * (kept + work.moment_bytes) + 4),
+        "optimizer": work.parameters * (2 * (kept + work.moment_bytes) + 4 + _summed_bytes(work)),
         "buffer": 8 * work.batch * work.width * work.sides * BYTES[config.data.buffer_dtype],
     }
 
@@ -200,6 +211,11 @@ def step_seconds(work: TrainingCost, machine: Machine) -> dict[str, float]:
     if not work.on_cpu:
         phases["starting operations"] = max(0.0, operations(work) * LAUNCH - sum(phases.values()))
     return {name: seconds for name, seconds in phases.items() if seconds}
+
+
+def _summed_bytes(work: TrainingCost) -> int:
+    """Bytes of a parameter moved for sums of gradients and for averages."""
+    return 3 * SUM_BYTES * (work.config.run.accumulate - 1) + 3 * work.average_bytes
 
 
 def _entry_width(work: TrainingCost) -> float:

@@ -18,11 +18,12 @@ class StepReport:
     l0_S: list[float]  # active features a token, of each source layer
     dead_S: list[float]  # share of dead features of each source layer, from 0 to 1
     learning_rate: float
-    active: float  # k of this step; 0 for rules without a budget
+    active: float  # k of this step; 0 where a penalty decides
     tokens_per_second: float
     seconds_left: float
     cut: float | None = None  # the running score that decides, if one does for the whole batch
     terms: dict[str, float] = field(default_factory=dict)  # the loss by term
+    skipped: int = 0  # steps of the run so far that were not taken, because their loss was bad
 
 
 class Listener(Protocol):

@@ -201,7 +201,7 @@ class WandbLog:
 def scalars(report: StepReport) -> dict[str, float]:
     """The numbers of a report by name: means over layers, each layer, and the terms of the loss."""
     named: dict[str, float] = {"loss": report.loss, "tokens": report.tokens, "learning_rate": report.learning_rate}
-    named |= {"tokens_per_second": report.tokens_per_second}
+    named |= {"tokens_per_second": report.tokens_per_second, "skipped": report.skipped}
     if report.active:
         named["active"] = report.active
     if report.cut is not None:

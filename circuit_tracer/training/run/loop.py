@@ -8,8 +8,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,11 +26,16 @@ from circuit_tracer.training.run.events import Listener, StepReport
 from circuit_tracer.training.run.saving import Saver
 from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.sparsity import rule_of
+from circuit_tracer.training.sparsity.penalty import PenaltyRule
 from circuit_tracer.training.step import schedules
+from circuit_tracer.training.step.accumulation import Accumulated
 from circuit_tracer.training.step.normalisation import Normalisation
 from circuit_tracer.training.step.replicas import MeanGradients
 from circuit_tracer.training.step.scratch import Scratch
-from circuit_tracer.training.step.step import Batch, Moment, StepOutcome, train_step
+from circuit_tracer.training.step.spikes import StepRefused
+from circuit_tracer.training.step.step import Batch, Moment, Sink, StepOutcome, train_step
+
+LEAST_SHARE = 0.1  # of k: a step with fewer active features is steered like one with so many
 
 
 class Stream(Protocol):
@@ -62,19 +68,23 @@ class Loop:
         facts: dict[str, Any],
         background: bool = False,
     ) -> None:
-        self.config, self.state, self.stream, self.ranks, self.listener = config, state, stream, ranks, listener
+        self.config = schedules.settled(config, state.dictionary.n_layers, state.dictionary.d_model)
+        self.state, self.stream, self.ranks, self.listener = state, stream, ranks, listener
         self.folder, self.facts = folder, facts
         self.reached = schedules.Reached()  # of a run that went on with other settings
         self.saver = Saver(folder, ranks, background)
         self.scratch = Scratch()
         self._window = _Window(state.dictionary.n_layers)
+        self._sink: Sink = MeanGradients(state.adam, ranks) if ranks.replicas.world > 1 else state.adam
+        parts = config.run.accumulate
+        self._accumulated = Accumulated(self._sink, state.dictionary, parts) if parts > 1 else None
 
     def run(self, evaluate: Callable[[], object] | None = None) -> None:
         """Train to the end; ``evaluate`` is called every ``evaluation.every_steps`` steps, right after a checkpoint.
 
-        Raises InputError when the data end first, and NumericalError when the loss is not finite: the weights are then those
-        before the step, and the last checkpoint stays. Ctrl-C and SIGTERM end the run after the step in hand; that and the
-        end of the data leave a checkpoint.
+        Raises InputError when the data end first, and NumericalError when too many steps in a row had a bad loss: the weights
+        are then those before them, and the last checkpoint stays. Ctrl-C and SIGTERM end the run after the step in hand; that
+        and the end of the data leave a checkpoint.
         """
         every = self.config.evaluation.every_steps
         with _interruptible() as interrupted, closing(self.saver):
@@ -125,37 +135,85 @@ class Loop:
                 f"the data ended after {step} of {config.steps} steps ({step * config.run.batch} of {config.run.tokens} "
                 f"tokens). Give more data, set data.epochs to null to repeat them, or lower run.tokens.{kept}"
             )
-        batch = normalised(activations, state.normalisation)
-        if step == 0 and state.derivative_scale_S is not None and batch.derivative_SBD is not None:
-            scale_S = torch.stack([u_BD.square().sum(1).mean() for u_BD in batch.derivative_SBD])
-            state.derivative_scale_S.copy_(self.ranks.mean_(scale_S))
-        moment = Moment(
-            step,
-            schedules.active(config, step, self.reached),
-            schedules.penalty(config, step, self.reached) if config.sparsity.penalty else 0.0,
-            state.silence.dead(config.sparsity.dead_after_tokens),
-            state.running_cut,
-            state.derivative_scale_S,
-        )
+        if step == 0:
+            self._begin(activations)
+        moment = self.moment(step)
         rate = schedules.learning_rate(config, step, self.reached)
         state.adam.begin(step, rate)
         try:
-            sink = MeanGradients(state.adam, self.ranks) if self.ranks.replicas.world > 1 else state.adam
-            outcome = train_step(state.dictionary, batch, config.sparsity, moment, sink, self.ranks, self.scratch)
+            self._take(activations, moment)
         except NumericalError as error:  # on all ranks alike
             self.saver.settle()
             kept = f"The last good checkpoint is {self.saved}." if self.saved else "There is no checkpoint yet."
             raise NumericalError(f"step {step}: {error} {kept}") from error
-        state.silence.update(outcome.fired, config.run.batch)
-        state.update_cut(outcome.cut)
         state.step += 1
-        self._window.add(outcome)
-        if state.step % config.run.log_every == 0 or state.step == config.steps:
+        if self._window.steps and (state.step % config.run.log_every == 0 or state.step == config.steps):
             self._report(rate, moment.active)
 
+    def moment(self, step: int) -> Moment:
+        """What schedules and the past say about a step."""
+        state, config = self.state, self.config
+        return Moment(
+            step,
+            schedules.active(config, step, self.reached),
+            schedules.penalty(config, step, self.reached),
+            state.silence.dead(config.dead_after_tokens),
+            state.running_cut,
+            state.derivative_scale_S,
+            state.spikes.highest(config.optimizer.skip_above),
+        )
+
+    def _begin(self, activations: ActivationBatch) -> None:
+        """What is measured on the first batch: U_s of Jacobian matching (§5), and where a rule's thresholds start (§4)."""
+        state, rule = self.state, rule_of(self.config.sparsity)
+        parts = [normalised(part, state.normalisation) for part in activations.split(self.config.run.accumulate)]
+        if isinstance(rule, PenaltyRule):
+            rule.start_(state.dictionary, parts[0].x_SBD, schedules.active(self.config, 0, self.reached), self.ranks)
+        if state.derivative_scale_S is not None:
+            squares = [torch.stack([u.square().sum(1).mean() for u in part.derivative_SBD or ()]) for part in parts]
+            state.derivative_scale_S.copy_(self.ranks.mean_(torch.stack(squares).mean(0)))
+
+    def _take(self, activations: ActivationBatch, moment: Moment) -> None:
+        """One step, in parts of the batch; or none, if its loss is bad and steps may be skipped."""
+        state, config, outcomes = self.state, self.config, list[StepOutcome]()
+        parts = config.run.accumulate
+        try:
+            for number, part in enumerate(activations.split(parts)):
+                if self._accumulated is not None:
+                    self._accumulated.begin(number)
+                now, sink = replace(moment, part=number, parts=parts), self._accumulated or self._sink
+                batch = normalised(part, state.normalisation)
+                outcomes.append(
+                    train_step(state.dictionary, batch, config.sparsity, now, sink, self.ranks, self.scratch)
+                )
+        except StepRefused as refused:
+            if not config.optimizer.skip_above:
+                raise
+            if self.ranks.any(not state.finite()):
+                raise NumericalError(f"{refused} Weights are not finite: no later step can mend them.") from refused
+            state.spikes.refused(refused)
+            self.listener.message(f"step {moment.step} is skipped: {refused}")
+            return
+        outcome = joined(outcomes)
+        state.spikes.taken(outcome.terms["reconstruction"])
+        rule = rule_of(config.sparsity)
+        if isinstance(rule, PenaltyRule) and rule.steered:
+            wanted = schedules.active(config, moment.step + 1, self.reached)
+            rule.steer_(state.dictionary, self._excess(outcome.fired, wanted))
+        if state.averages is not None:
+            state.averages.update(moment.step + 1, config.optimizer.averaging * config.schedule_steps)
+        state.silence.update(outcome.fired, config.run.batch)
+        state.update_cut(outcome.cut)
+        self._window.add(outcome)
+
+    def _excess(self, fired: list[Tensor], wanted: float) -> Tensor:
+        """log(L0 / wanted) of the step done, 0-d and the same on all ranks; the host does not wait for it."""
+        n_fired = self.ranks.all_reduce_(torch.stack([count_f.sum() for count_f in fired]).sum())
+        return (n_fired.float() / (wanted * len(fired) * self.config.run.batch)).clamp_min_(LEAST_SHARE).log_()
+
     def _report(self, rate: float, active: float) -> None:
-        state, config, window = self.state, self.config, self._window
-        limit = config.sparsity.dead_after_tokens
+        state, config, window, rule = self.state, self.config, self._window, rule_of(self.config.sparsity)
+        limit = config.dead_after_tokens
         dead_S = torch.stack([mask.sum() for mask in state.silence.dead(limit)])
         dead_S = self.ranks.all_reduce_(dead_S) / state.dictionary.n_features
         seconds = window.seconds_a_step()
@@ -169,14 +227,28 @@ class Loop:
             l0_S=[count / n_tokens for count in window.l0_counts(self.ranks)],
             dead_S=dead_S.tolist(),
             learning_rate=rate,
-            active=active if rule_of(config.sparsity).has_budget else 0.0,
+            active=active if rule.has_budget or rule.steered else 0.0,
             tokens_per_second=config.run.batch / seconds,
             seconds_left=seconds * (config.steps - state.step),
             cut=state.running_cut,
             terms=window.mean_terms(),
+            skipped=state.spikes.skipped,
         )
         self.listener.progress(report)
         self._window = _Window(state.dictionary.n_layers)
+
+
+def joined(parts: Sequence[StepOutcome]) -> StepOutcome:
+    """What parts of equal size measured, as if they had been one batch."""
+    share = 1 / len(parts)
+    names = dict.fromkeys(name for part in parts for name in part.terms)
+    cuts = [part.cut for part in parts if part.cut is not None]
+    return StepOutcome(
+        {name: share * sum(part.terms.get(name, 0.0) for part in parts) for name in names},
+        [share * sum(errors) for errors in zip(*(part.error_S for part in parts), strict=True)],
+        [sum(fired[1:], start=fired[0]) for fired in zip(*(part.fired for part in parts), strict=True)],
+        share * sum(cuts) if cuts else None,
+    )
 
 
 def normalised(activations: ActivationBatch, space: Normalisation) -> Batch:

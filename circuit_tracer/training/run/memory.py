@@ -12,7 +12,7 @@ from circuit_tracer.training.data.passes import PASSES_AHEAD
 from circuit_tracer.training.data.shuffle import REFILLS
 from circuit_tracer.training.data.stream import BATCHES_AHEAD
 from circuit_tracer.training.export.calibration import n_batches
-from circuit_tracer.training.run.cost import BYTES, TrainingCost
+from circuit_tracer.training.run.cost import BYTES, SUM_BYTES, TrainingCost
 from circuit_tracer.training.step.adam import HOST_BLOCK_BYTES
 from circuit_tracer.training.step.step import GRADIENT_BYTES
 
@@ -23,6 +23,7 @@ ENCODE_BYTES = {"cpu": 24 * 2**20, "cuda": 2**29}
 # Rows of the kernels' workspace for each entry of a source, in rows of its decoder: 2 for each 64 (kernels/decode/README.md),
 # and dot products of each 512 columns. On a CPU there is none.
 SEGMENT, DOT_COLUMNS = 64, 512
+KEPT = 20  # bytes of an entry that waits: feature, row and value
 COUNTS = 12  # bytes of a feature beside its parameters: norm and tokens of silence
 CHECKPOINTS = 3  # two are kept, and stay until a third is complete
 
@@ -33,6 +34,7 @@ def device_memory(work: TrainingCost) -> dict[str, int]:
     needs = {
         "weights": work.parameters * BYTES[config.dictionary.dtype] + work.layers * work.owned * COUNTS,
         "moments": moments_in_hand(work) if on_host(work) else moment_bytes(work),
+        **_sums(work),
         "language model": sizes.parameters * BYTES[config.model.dtype],
         "passes of the model": pass_bytes(work),
         "rows on their way": staging_bytes(work),
@@ -59,16 +61,17 @@ def host_memory(work: TrainingCost) -> dict[str, int]:
 
 
 def held_out_bytes(work: TrainingCost) -> int:
-    """Bytes in the host of held-out batches that files are calibrated and compared on: as buffered, in float32, shuffled."""
+    """Bytes in the host of held-out batches that files are calibrated and compared on: in float32, and shuffled."""
     n_tokens = (2 if work.rule.needs_level else 1) * n_batches(work.config.run.batch) * work.config.run.batch
-    buffered = BYTES[work.config.data.buffer_dtype]
-    return n_tokens * work.width * work.sides * (8 + buffered * (buffered != 4))
+    return n_tokens * work.width * work.sides * 8
 
 
 def snapshot_bytes(work: TrainingCost) -> int:
     """Bytes of the copy that a checkpoint is written from while training goes on."""
     return (
-        work.parameters * BYTES[work.config.dictionary.dtype] + moment_bytes(work) + work.layers * work.owned * COUNTS
+        work.parameters * (BYTES[work.config.dictionary.dtype] + work.average_bytes)
+        + moment_bytes(work)
+        + work.layers * work.owned * COUNTS
     )
 
 
@@ -79,13 +82,13 @@ def gradient_bytes(work: TrainingCost) -> int:
     encoder, decoder = work.owned * width * 4, work.owned * columns * 4  # a GPU has no use for blocks of rows
     if work.on_cpu:
         return encoder + min(GRADIENT_BYTES, decoder)
-    entries = work.entries("most") / work.layers  # of a source, if they are spread evenly
+    entries = work.entries("most", work.part) / work.layers  # of a source, if they are spread evenly
     return round(encoder + decoder + entries * (2 / SEGMENT * columns + -(-columns // DOT_COLUMNS)) * 4)
 
 
 def encode_bytes(work: TrainingCost) -> int:
     """Bytes of a block of pre-activations, and of what is found in it."""
-    whole = 6 * work.batch * work.owned
+    whole = 6 * work.part * work.owned
     return min(whole, ENCODE_BYTES["cpu" if work.on_cpu else "cuda"])
 
 
@@ -169,10 +172,10 @@ def _step(work: TrainingCost) -> dict[str, int]:
     """Bytes of a step. Pre-activations are over when gradients begin."""
     sparsity = work.config.sparsity
     # for each number of a token's inputs: the batch as it comes, normalised, outputs; what dead features and derivatives add
-    numbers = work.sides + 3 + 2 * (sparsity.aux_active > 0) + 3 * (sparsity.jacobian_weight > 0)
+    numbers = 3 + 2 * (sparsity.aux_active > 0) + 3 * (sparsity.jacobian_weight > 0)
     return {
-        "batch, outputs and errors": 4 * work.batch * work.width * numbers,
-        "active entries": _entry_bytes(work, "most"),
+        "batch, outputs and errors": 4 * work.width * (work.batch * work.sides + work.part * numbers),
+        "active entries": _entry_bytes(work, "most", work.part),
         "blocks in hand": max(gradient_bytes(work), encode_bytes(work)),
     }
 
@@ -185,10 +188,22 @@ def _calibration(work: TrainingCost) -> dict[str, int]:
     normalised = 4 * (1 + n_batches(work.config.run.batch)) * work.config.run.batch * work.width
     return {
         "batches of the calibration": normalised + held_out,
-        "active entries": _entry_bytes(work, "mean") * work.replicas,
-        "blocks in hand": encode_bytes(work) + 4 * work.config.run.batch * work.width,  # and outputs of the step before
+        "active entries": _entry_bytes(work, "mean", work.config.run.batch)
+        + round(KEPT * n_batches(work.config.run.batch) * work.entries("mean", work.config.run.batch)),
+        # and what the step before left for the next one
+        "blocks in hand": encode_bytes(work) + gradient_bytes(work) + 4 * work.config.run.batch * work.width,
     }
 
 
-def _entry_bytes(work: TrainingCost, when: str) -> int:
-    return round(work.entries(when) * (ENTRY + (work.rule.candidates - 1) * CANDIDATE))
+def _sums(work: TrainingCost) -> dict[str, int]:
+    """Bytes of what is summed over parts of a batch and over steps."""
+    needs = {}
+    if work.config.run.accumulate > 1:
+        needs["summed gradients"] = work.parameters * SUM_BYTES
+    if work.average_bytes:
+        needs["averages"] = work.parameters * work.average_bytes
+    return needs
+
+
+def _entry_bytes(work: TrainingCost, when: str, tokens: int) -> int:
+    return round(work.entries(when, tokens) * (ENTRY + (work.rule.candidates - 1) * CANDIDATE))

@@ -27,6 +27,7 @@ from circuit_tracer.training.run import checkpoint as checkpoints
 from circuit_tracer.training.run.checkpoint import BELONGS, STATE_FILE, Checkpoint
 from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.sparsity import rule_of
+from circuit_tracer.training.sparsity.relu import ReLU
 from circuit_tracer.training.step.dictionary import row_norms
 from circuit_tracer.transcoders import Transcoders, load_transcoder_from_hub
 
@@ -72,9 +73,10 @@ class Origin:
             )
         if tuple(map(_site, self.hooks)) != tuple(map(_site, own)):
             problems.append(f"it reads and writes at {' and '.join(self.hooks)}, the run at {' and '.join(own)}")
-        if config.sparsity.activation == "relu" and self.activation != "relu":
+        named = config.sparsity.activation
+        if isinstance(rule_of(config.sparsity), ReLU) and self.activation != "relu":
             problems.append(
-                f"its activation is {self.activation}, whose thresholds a relu would lose; use jumprelu or batch_topk"
+                f"its activation is {self.activation}, whose thresholds a {named} would lose; use jumprelu or batch_topk"
             )
         if problems:
             raise CompatibilityError(

@@ -16,10 +16,13 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 def describe(report: StepReport) -> str:
-    """The state of a run on one line: speed, NMSE, L0 (of all layers together), dead features, time left."""
+    """The state of a run on one line: loss, NMSE, learning rate, active features of a token (of all layers together), dead
+    ones, steps skipped if any were, speed, time left."""
+    skipped = f"{report.skipped} skipped  " if report.skipped else ""
     return (
-        f"{report.tokens_per_second:,.0f} tokens/s  NMSE {mean(report.nmse_S):.3f}  L0 {sum(report.l0_S):.1f}  "
-        f"dead {100 * mean(report.dead_S):.1f} %  {duration(report.seconds_left)} left"
+        f"loss {report.loss:.3f}  NMSE {mean(report.nmse_S):.3f}  lr {report.learning_rate:.1e}  "
+        f"active {sum(report.l0_S):.1f}  dead {100 * mean(report.dead_S):.1f} %  {skipped}"
+        f"{report.tokens_per_second:,.0f} tokens/s  {duration(report.seconds_left)} left"
     )
 
 
@@ -32,7 +35,7 @@ class ProgressDisplay:
     def __init__(self, console: Console | None = None, seconds: float = SECONDS_BETWEEN_LINES) -> None:
         self.console = console or Console(stderr=True)
         self._seconds, self._shown_at = seconds, -float("inf")
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"))
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(10), TextColumn("{task.description}"))
         self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task: TaskID | None = None
 

@@ -23,6 +23,7 @@ from circuit_tracer.training.run.memory import (
     host_memory,
     snapshot_bytes,
 )
+from circuit_tracer.training.step import schedules
 
 SHARE_USABLE = 0.95  # of free memory: allocators lose some to gaps
 SHARE_OPTIONAL = 0.7  # of the host's free memory that a run fills with what only saves time
@@ -124,8 +125,12 @@ class Plan:
     def _time(self) -> list[str]:
         config, machine = self.work.config, self.machine
         total = sum(self.step_seconds.values())
+        settled = schedules.settled(config, self.work.layers, self.work.sizes.d_model).optimizer
+        by_rule = " by rule" if config.optimizer.learning_rate is None else ""
         rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in machine.flops.items())
         return [
+            f"learning rate: {settled.learning_rate:.1e}{by_rule}, reached after {config.warmup_steps} of "
+            f"{config.schedule_steps} steps",
             f"time: about {duration(self.seconds)} for {config.steps} steps of {config.run.batch} tokens, "
             f"{self.tokens_per_second:,.0f} tokens/s",
             *(

@@ -87,10 +87,7 @@ def make_state(
     """The state at the first step, or that of the checkpoint; the stream stands where it does."""
     if start.resumed is None:
         listener.message(f"measuring means and scales on {config.data.statistics_tokens} tokens")
-        moments = stream.statistics(config.data.statistics_tokens)
-        space = Normalisation.from_moments(
-            moments.mean_x_SD, moments.variance_x_S, moments.mean_y_SD, moments.variance_y_S
-        )
+        space = measured_space(stream, config.data.statistics_tokens)
     else:
         space = Normalisation(**{name: checkpoint.shared(start.resumed, name) for name in Normalisation.names()})
     scale_S = torch.zeros(space.scale_x_S.shape[0], device=device) if config.sparsity.jacobian_weight else None
@@ -102,6 +99,12 @@ def make_state(
         checkpoint.load_(state, start.resumed)
         stream.restore(start.resumed.fact("data"))
     return state
+
+
+def measured_space(stream: BatchStream, n_tokens: int) -> Normalisation:
+    """The space of training (§2), measured on the first tokens of a stream."""
+    moments = stream.statistics(n_tokens)
+    return Normalisation.from_moments(moments.mean_x_SD, moments.variance_x_S, moments.mean_y_SD, moments.variance_y_S)
 
 
 def facts_of(config: TrainingConfig, start: Start, origin: Origin | None, parts: ModelParts) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Letters: S source layers, f features of a layer owned by this rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,16 +14,19 @@ from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.step.adam import Adam
+from circuit_tracer.training.step.averaging import Averages
 from circuit_tracer.training.step.dead_features import Silence
 from circuit_tracer.training.step.dictionary import SHARED, Dictionary
 from circuit_tracer.training.step.normalisation import Normalisation
+from circuit_tracer.training.step.spikes import SpikeWatch
 
 CUT_MEMORY = 0.9  # share of the running cut that stays when a new one comes
+AVERAGE = ".average"  # behind the name of a weight: its average
 
 
 @dataclass
 class TrainingState:
-    """Weights, moments, silence, running cut and step of a run."""
+    """Weights, moments, averages, silence, running cut, last errors and step of a run."""
 
     dictionary: Dictionary
     adam: Adam
@@ -31,7 +34,9 @@ class TrainingState:
     normalisation: Normalisation
     derivative_scale_S: Tensor | None = None  # U_s of Jacobian matching (§5)
     running_cut: float | None = None
-    step: int = 0  # steps done
+    step: int = 0  # steps done, or skipped
+    spikes: SpikeWatch = field(default_factory=SpikeWatch)
+    averages: Averages | None = None
 
     @classmethod
     def initial(
@@ -51,13 +56,30 @@ class TrainingState:
             features,
             d_model,
             owned=ranks.share(features),
-            threshold=rule_of(config.sparsity).threshold_start,
+            thresholds=rule_of(config.sparsity).learns_thresholds,
             dtype=getattr(torch, config.dictionary.dtype),
             device=device,
             seed=config.run.seed,
         )
         adam = Adam(dictionary, config.optimizer, config.run.seed)
-        return cls(dictionary, adam, Silence.initial(dictionary), normalisation.to(device), derivative_scale_S)
+        return cls(
+            dictionary,
+            adam,
+            Silence.initial(dictionary),
+            normalisation.to(device),
+            derivative_scale_S,
+            averages=Averages(dictionary) if config.optimizer.averaging else None,
+        )
+
+    @property
+    def result(self) -> Dictionary:
+        """What is calibrated, written and evaluated: the averages of the weights if there are any."""
+        return self.dictionary if self.averages is None else self.averages.averaged()
+
+    def finite(self) -> bool:
+        """Whether all weights of this rank are; a sum is not if one of its numbers is not."""
+        sums = [tensor.sum(dtype=torch.float32) for tensor in self.dictionary.tensors().values()]
+        return bool(torch.stack(sums).isfinite().all())
 
     def update_cut(self, cut: float | None) -> None:
         """Take a step's cut into the running one."""
@@ -89,6 +111,9 @@ class TrainingState:
         return named
 
     def _with_moments(self, name: str, kept_as: str, weight: Tensor) -> dict[str, Tensor]:
-        """A parameter and its moments, by their names in a file."""
+        """A parameter, its moments and its average, by their names in a file."""
         moments = self.adam.moments(name)
-        return {kept_as: weight, **{f"{kept_as}.{moment}": tensor for moment, tensor in moments.items()}}
+        named = {kept_as: weight, **{f"{kept_as}.{moment}": tensor for moment, tensor in moments.items()}}
+        if self.averages is not None:
+            named[f"{kept_as}{AVERAGE}"] = self.averages.tensors[name]
+        return named

@@ -64,7 +64,7 @@ def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | 
     ranks = FeatureRanks.from_environment(device).grid(config.run.data_parallel)
     folder = require_writable_folder(config.run.out) if ranks.first else config.run.out
     own = claimed(folder, "trains in") if ranks.first else nullcontext()
-    with own, _threads(config.run.threads):
+    with own, threads(config.run.threads):
         start = find_start(config, folder, resume)
         run = _Run(config, folder, device, ranks, listener if ranks.first and listener else NullListener())
         return run.train(start)
@@ -86,7 +86,7 @@ class _Run:
             plan = plan_run(config, self.device, ranks.plain.world)
             listener.message(str(plan))
             plan.require_fits()
-            parts, tokenizer = self._model()
+            parts, tokenizer = load_subject(config, self.device, ranks)
             require_baseline(config, parts)  # these two are found missing now rather than at the end
             held_out = held_out_tokens(config, tokenizer)
             stream = held.enter_context(closing(open_stream(config, parts, tokenizer, ranks)))
@@ -110,20 +110,6 @@ class _Run:
                 kept.require(config)
             return result
 
-    def _model(self) -> tuple[ModelParts, Any]:
-        """The model and its tokenizer; only sizes, and no tokenizer, when its activations were made elsewhere."""
-        if self.config.data.kind == "activations":
-            return unseen_model(self.config, self.device, self.ranks), None
-        model, tokenizer = load_language_model(
-            self.config.model.name,
-            self.device,
-            resolve_dtype(self.config.model.dtype),
-            **({"revision": self.config.model.revision} if self.config.model.revision else {}),
-        )
-        parts = bind(model, self.config.model.name)
-        verify(parts)
-        return parts, tokenizer
-
     def _publish(
         self, loop: Loop, parts: ModelParts, tokenizer: Any, held_out: list[Tensor]
     ) -> tuple[TrainingResult, Kept | None]:
@@ -134,7 +120,7 @@ class _Run:
         config, state = self.config, loop.state
         layers = config.dictionary.layers or list(range(parts.config.n_layers))
         levels, batches = self._calibrated(state, parts, tokenizer)
-        trained = Trained(state.dictionary, state.normalisation, config.sparsity, state.running_cut, self.ranks)
+        trained = Trained(state.result, state.normalisation, config.sparsity, state.running_cut, self.ranks)
         before = trained_side(trained, batches, config, parts, tokenizer, held_out)
         saved = loop.save(levels=levels)
         transcoder = self.folder / "transcoder"
@@ -174,11 +160,22 @@ class _Run:
         first, rest = batches[: len(batches) // 2] or batches, batches[len(batches) // 2 :]
         space = state.normalisation
         x_SBDs = [[space.x(source, x_BD) for source, x_BD in enumerate(x.to(self.device).unbind(1))] for x, _ in first]
-        return level_scores(state.dictionary, x_SBDs, config.sparsity, state.running_cut, self.ranks), rest
+        return level_scores(state.result, x_SBDs, config.sparsity, state.running_cut, self.ranks), rest
+
+
+def load_subject(config: TrainingConfig, device: torch.device, ranks: FeatureRanks) -> tuple[ModelParts, Any]:
+    """The model and its tokenizer; only sizes, and no tokenizer, when its activations were made elsewhere."""
+    if config.data.kind == "activations":
+        return unseen_model(config, device, ranks), None
+    revision = {"revision": config.model.revision} if config.model.revision else {}
+    model, tokenizer = load_language_model(config.model.name, device, resolve_dtype(config.model.dtype), **revision)
+    parts = bind(model, config.model.name)
+    verify(parts)
+    return parts, tokenizer
 
 
 @contextmanager
-def _threads(n_threads: int | None) -> Iterator[None]:
+def threads(n_threads: int | None) -> Iterator[None]:
     """Deterministic algorithms and the asked-for number of CPU threads inside; what was set before, after.
 
     torch would also fill every array that is made without values, to make reads of them deterministic: nothing reads them.

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 BUDGET_KEYS = ("active", "active_at_start", "anneal")
 PENALTY_KEYS = ("penalty", "penalty_scale", "penalty_warmup")
 RANKING_KEYS = ("rank_by",)
-THRESHOLD_KEYS = ("threshold_start", "bandwidth", "band_probability")
+THRESHOLD_KEYS = ("bandwidth", "band_probability")
 UNREAD = {
     BUDGET_KEYS: "which sparsity.penalty keeps sparse",
-    PENALTY_KEYS: "which keeps sparsity.active features",
+    PENALTY_KEYS: "which keeps exactly sparsity.active features",
     RANKING_KEYS: "which ranks by pre-activations alone, or not at all",
     THRESHOLD_KEYS: "which learns no threshold",
 }
@@ -44,9 +44,9 @@ RULES: dict[str, Listed] = {
     ),
     "topk": Listed("circuit_tracer.training.sparsity.topk:TopK", "the best of a token", BUDGET_KEYS),
     "jumprelu": Listed(
-        "circuit_tracer.training.sparsity.jumprelu:JumpReLU", "a threshold", PENALTY_KEYS + THRESHOLD_KEYS
+        "circuit_tracer.training.sparsity.jumprelu:JumpReLU", "a threshold", BUDGET_KEYS + PENALTY_KEYS + THRESHOLD_KEYS
     ),
-    "relu": Listed("circuit_tracer.training.sparsity.relu:ReLU", "zero", PENALTY_KEYS),
+    "relu": Listed("circuit_tracer.training.sparsity.relu:ReLU", "zero", BUDGET_KEYS + PENALTY_KEYS),
 }
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.feature_ranks import FeatureRanks
-from circuit_tracer.training.sparsity import RULES
 from circuit_tracer.training.sparsity.selection import Rooms, Selection
 from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.training.step.questions import Questions
@@ -48,6 +47,8 @@ class Now:
     step: int = 0  # keys random numbers
     rooms: Rooms = field(default_factory=Rooms)  # learned by the selections before
     questions: Questions = field(default_factory=Questions)  # a GPU is asked these and the selection's own together
+    part: int = 0  # of ``parts`` of the batch that are looked at one after the other
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -56,25 +57,13 @@ class Rule(ABC):
 
     settings: SparsitySection
 
+    has_budget: ClassVar[bool]  # whether k is kept exactly
+    has_penalty: ClassVar[bool]  # whether the tanh penalty (§5) may be part of the loss
+    learns_thresholds: ClassVar[bool] = False
     # whether thresholds follow from a level calibrated at the end (§9): of rules that rank over many tokens
     needs_level: ClassVar[bool] = False
     # entries that `select` holds at a time for each one it keeps (the planner's memory)
     candidates: ClassVar[float] = 1.0
-
-    @property
-    def has_budget(self) -> bool:
-        """Whether k bounds the number of features."""
-        return "active" in RULES[self.settings.activation].reads
-
-    @property
-    def has_penalty(self) -> bool:
-        """Whether the tanh penalty (§5) is part of the loss."""
-        return "penalty" in RULES[self.settings.activation].reads
-
-    @property
-    def threshold_start(self) -> float | None:
-        """Threshold of every feature at the first step, if thresholds are learned; None if not."""
-        return None
 
     # The definition (§4), dense: what `reference.py` computes and `select` is tested against
 
@@ -83,6 +72,11 @@ class Rule(ABC):
         """Activations (B, F) of every source, differentiable through ``pre`` and learned ``thresholds``."""
 
     # The step
+
+    @property
+    def steered(self) -> bool:
+        """Whether `steer_` has to keep k, as nothing else does."""
+        return False
 
     @abstractmethod
     def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
@@ -133,15 +127,26 @@ class Rule(ABC):
 
     # The configuration
 
-    @abstractmethod
     def contradictions(self, n_features: int) -> Iterator[str]:
         """What is wrong with the settings of a dictionary with ``n_features`` a layer: a message each, with the next step."""
+        active, start = self.settings.active, self.settings.active_at_start
+        if active > n_features:
+            yield f"sparsity.active is {active}, more than dictionary.features, {n_features}; lower it"
+        if start is not None and not active <= start <= n_features:
+            yield (
+                f"sparsity.active_at_start is {start}; it falls to sparsity.active, so it must lie between "
+                f"{active} and dictionary.features, {n_features}"
+            )
+        if start is not None and self.settings.anneal == 0:
+            yield f"sparsity.active_at_start is {start}, which has no effect with sparsity.anneal 0: leave one of them out"
 
     # The plan of a run
 
-    @abstractmethod
     def entries(self, active_at_start: float, n_features: int) -> tuple[float, float]:
         """Entries of a token and layer of ``n_features``: on average over the run, and at most.
 
-        active_at_start: k at the first step.
+        active_at_start: k at the first step, from which it falls over a share of the steps.
         """
+        active, anneal = self.settings.active, self.settings.anneal
+        mean = active + (active_at_start - active) * anneal / 2
+        return min(mean, n_features), min(active_at_start if anneal else mean, n_features)

@@ -16,19 +16,33 @@ from torch import Tensor
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity.base import Dense, Now
-from circuit_tracer.training.sparsity.penalty import PenaltyRule, share_above
+from circuit_tracer.training.sparsity.penalty import PenaltyRule, gaussian_level, share_above, start_thresholds
 from circuit_tracer.training.sparsity.selection import Masks, Selection, above
 from circuit_tracer.training.step.counter_random import uniform
 from circuit_tracer.training.step.dictionary import Dictionary
+
+# Of what log L0 is off, the share that log theta moves by after a step. For a few percent of Gaussians, log L0 falls by about
+# 5 for each 1 that log theta rises: half of the error goes.
+STEERED = 0.1
 
 
 class JumpReLU(PenaltyRule):
     """a = pre where pre > theta = exp(log theta)."""
 
-    @property
-    def threshold_start(self) -> float:
-        """The same for all features."""
-        return self.settings.threshold_start
+    learns_thresholds = True
+
+    def start_(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], active: float, ranks: FeatureRanks) -> None:
+        """Thresholds at the level of ``active`` features; those that a dictionary came with stay."""
+        assert dictionary.log_threshold is not None
+        for source, (x_BD, log_threshold_f) in enumerate(zip(x_SBD, dictionary.log_threshold, strict=True)):
+            started_f = start_thresholds(dictionary, source, x_BD, active, ranks).log_()
+            log_threshold_f.copy_(torch.where(log_threshold_f == 0, started_f, log_threshold_f))
+
+    def steer_(self, dictionary: Dictionary, excess: Tensor) -> None:
+        """All thresholds by the same factor."""
+        assert dictionary.log_threshold is not None
+        for log_threshold_f in dictionary.log_threshold:
+            log_threshold_f += STEERED * excess
 
     def activate(self, given: Dense) -> list[Tensor]:
         """The definition."""
@@ -39,20 +53,20 @@ class JumpReLU(PenaltyRule):
         ]
 
     def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
-        """Entries above threshold - bandwidth / 2; near misses are thinned out to a share ``band_probability``."""
+        """Entries above threshold (1 - w / 2); near misses are thinned out to a share ``band_probability``."""
         half, share = self.settings.bandwidth / 2, self.settings.band_probability
         thresholds = [dictionary.thresholds(source).to(x_BD.dtype) for source, x_BD in enumerate(x_SBD)]
         lowest = []
         for threshold_F in thresholds:
-            level_F = threshold_F - half
+            level_F = threshold_F * (1 - half)
             # encode is strict and the band is closed
-            level_F = torch.nextafter(level_F, level_F.new_tensor(-torch.inf))
-            lowest.append(torch.minimum(level_F, threshold_F))
+            lowest.append(torch.nextafter(level_F, level_F.new_tensor(-torch.inf)))
 
         def seen(found: list[SparseActivations]) -> Masks:
             masks = []
             for source, (entries, threshold_F) in enumerate(zip(found, thresholds, strict=True)):
-                row = entries.row + ranks.replicas.rank * entries.n_rows  # in the whole batch
+                place = ranks.replicas.rank * now.parts + now.part
+                row = entries.row + place * entries.n_rows  # in the whole batch
                 counter = row * dictionary.n_features + entries.feature + dictionary.owned.start
                 drawn = uniform(counter, now.step, source) < share
                 masks.append(drawn | (entries.value > threshold_F[entries.feature]))
@@ -62,19 +76,20 @@ class JumpReLU(PenaltyRule):
         all_entries = above(dictionary, x_SBD, lowest, thinned, ranks, now.rooms, now.questions)
         all_above, all_band = [], []
         for entries, threshold_F in zip(all_entries, thresholds, strict=True):
-            over_n = entries.value - threshold_F[entries.feature]
+            threshold_n = threshold_F[entries.feature]
+            over_n = entries.value - threshold_n
             weight = torch.where(over_n > 0, 1.0, 1.0 / share)
             all_above.append(over_n > 0)
-            all_band.append(torch.where(over_n.abs() <= half, weight, 0.0).to(entries.value.dtype))
+            all_band.append(torch.where(over_n.abs() <= half * threshold_n, weight, 0.0).to(entries.value.dtype))
         return Selection(all_entries, all_above, all_band)
 
     def threshold_gradient(
         self, entries: SparseActivations, band_n: Tensor, da_n: Tensor, threshold_f: Tensor
     ) -> Tensor:
-        """theta * dL/dtheta, dL/dtheta = -(theta / w) sum of dL/da in the band."""
+        """theta * dL/dtheta = -(theta / w) sum of dL/da in the band."""
         threshold_f = threshold_f.to(da_n.dtype)
         in_band_f = torch.zeros_like(threshold_f).index_add_(0, entries.feature, da_n * band_n)
-        return -threshold_f.square() / self.settings.bandwidth * in_band_f
+        return -threshold_f / self.settings.bandwidth * in_band_f
 
     def export_thresholds(
         self, norm_F: Tensor, n_targets: int, log_threshold_F: Tensor | None, level: float | None
@@ -84,23 +99,26 @@ class JumpReLU(PenaltyRule):
         return log_threshold_F.float().exp()
 
     def entries(self, active_at_start: float, n_features: int) -> tuple[float, float]:
-        """Those above the threshold, and near misses."""
-        threshold = self.settings.threshold_start
-        above = share_above(threshold)
-        near = share_above(threshold - self.settings.bandwidth / 2) - above
-        count = (above + near * self.settings.band_probability) * n_features
-        return count, count
+        """Those above the threshold, and near misses, as many as among Gaussians."""
+
+        def with_near_misses(active: float) -> float:
+            level = gaussian_level(active / n_features)
+            near = (share_above(level * (1 - self.settings.bandwidth / 2)) - share_above(level)) * n_features
+            return active + near * self.settings.band_probability
+
+        mean, most = (with_near_misses(active) for active in super().entries(active_at_start, n_features))
+        return mean, most
 
 
 class Jump(torch.autograd.Function):
     """a = pre * [pre > theta]; a step in theta, so its gradient is a straight-through estimate.
 
         da/dpre   = [pre > theta]
-        da/dtheta = -(theta / w) * [|pre - theta| <= w / 2]
+        da/dtheta = -1 / w * [|pre - theta| <= w theta / 2]
 
     The second is a kernel estimate: where pre has a smooth density, moving theta up by one loses the entries that lie at
-    theta, and those within half a bandwidth stand for them. Entries above theta count once; near misses (theta - w/2 <= pre
-    <= theta) count as often as `near_miss_BF` says, whose mean is one.
+    theta, and those in a band of width w theta around it stand for them. Entries above theta count once; near misses
+    (theta (1 - w/2) <= pre <= theta) count as often as `near_miss_BF` says, whose mean is one.
     """
 
     @staticmethod
@@ -113,6 +131,6 @@ class Jump(torch.autograd.Function):
     def backward(ctx: Any, grad_BF: Tensor) -> tuple[Tensor, Tensor, None, None]:
         pre_BF, theta_F, near_miss_BF = ctx.saved_tensors
         above = pre_BF > theta_F
-        in_band = (pre_BF - theta_F).abs() <= ctx.bandwidth / 2
+        in_band = (pre_BF - theta_F).abs() <= ctx.bandwidth / 2 * theta_F
         count = in_band * torch.where(above, 1, near_miss_BF)
-        return grad_BF * above, -theta_F / ctx.bandwidth * (grad_BF * count).sum(0), None, None
+        return grad_BF * above, -(grad_BF * count).sum(0) / ctx.bandwidth, None, None

@@ -18,6 +18,10 @@ EXPONENT = ".exponent"  # behind the name of a moment in eight bits: the exponen
 HOST_BLOCK_BYTES = 2**28  # of the gradient of rows whose moments come from the host at a time
 VECTOR_WIDTH = 1024  # a vector is updated as rows of at most so many
 
+# Parameters that learn faster, by so many times. A step moves log theta by about the learning rate: a threshold could not
+# follow pre-activations, whose encoder weights of 1/sqrt(D) change by much larger shares.
+OWN_RATE = {"log_threshold": 3.0}
+
 
 class Adam:
     """The sink of a training step (`step.Sink`) that changes the dictionary's weights.
@@ -61,6 +65,10 @@ class Adam:
             kept[moment + EXPONENT] = exponent
         return kept
 
+    def rate_of(self, name: str) -> float:
+        """The learning rate of one parameter at this step."""
+        return self.rate * OWN_RATE.get(name.partition(".")[0], 1.0)
+
     def gradient(self, name: str, grad: Tensor) -> None:
         """Update one parameter."""
         self._update(name, slice(None), grad.view(self.weights[name].shape))
@@ -92,7 +100,7 @@ class Adam:
         key = (self.seed, self.step, self.names[name])
         update = Update(
             self.step,
-            self.rate,
+            self.rate_of(name),
             self.settings.beta1,
             self.settings.beta2,
             self.settings.eps,

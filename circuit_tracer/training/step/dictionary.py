@@ -50,12 +50,12 @@ class Dictionary:
         d_model: int,
         *,
         owned: slice | None = None,
-        threshold: float | None = None,
+        thresholds: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> Dictionary:
-        """The start of training (§3). ``threshold``: JumpReLU's, or None for the other activations."""
+        """The start of training (§3). ``thresholds``: whether they are learned; all are one until a rule sets them."""
         owned = owned or slice(0, n_features)
         n_owned = owned.stop - owned.start
         reach = [n_layers - source if kind == "clt" else 1 for source in range(n_layers)]
@@ -78,7 +78,7 @@ class Dictionary:
             W_dec,
             torch.zeros(n_layers, d_model, **small),
             torch.zeros(n_layers, d_model, d_model, **small) if kind == "skip" else None,
-            None if threshold is None else [torch.full((n_owned,), threshold, **small).log() for _ in reach],
+            [torch.zeros(n_owned, **small) for _ in reach] if thresholds else None,
         )
 
     @property

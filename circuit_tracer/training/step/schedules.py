@@ -20,8 +20,34 @@ class Reached:
     penalised: float = 0.0
 
 
+# Of the rule for the highest learning rate, fitted to the best rates of short runs (benchmarks/training/rates.py and others of
+# its kind) and held to what is used for long ones: 2e-4 to 4e-4 for GPT-2 at 16,384 to 32,768 features.
+RATE = 0.25
+MOST_SAMPLES = 32.0  # of a feature in a step, beyond which more of them change nothing
+SHORT = 2000.0  # steps; longer runs need smaller steps
+HIGHEST = 1e-2  # of a short run
+
+
+def settled(config: TrainingConfig, layers: int, width: int) -> TrainingConfig:
+    """The configuration with its highest learning rate: the one given, or the rule's for so many source layers of a width."""
+    if config.optimizer.learning_rate is not None:
+        return config
+    optimizer = config.optimizer.model_copy(update={"learning_rate": ruled_rate(config, layers, width)})
+    return config.model_copy(update={"optimizer": optimizer})
+
+
+def ruled_rate(config: TrainingConfig, layers: int, width: int) -> float:
+    """min(RATE · ∛(n / D²) / √(r · t), HIGHEST / t): t = 1 + steps / SHORT, D the width, n = min(B·k/F, MOST_SAMPLES),
+    r the sources that write to a target on average.
+    """
+    samples = min(config.run.batch * config.sparsity.active / config.dictionary.features, MOST_SAMPLES)
+    writers = (layers + 1) / 2 if config.dictionary.kind == "clt" else 1.0
+    length = 1 + config.schedule_steps / SHORT
+    return min(RATE * math.cbrt(samples / width**2) / math.sqrt(writers * length), HIGHEST / length)
+
+
 def learning_rate(config: TrainingConfig, step: int, reached: Reached = Reached()) -> float:
-    """Linear warm-up, constant, linear to zero over the last share ``decay`` of the steps.
+    """Linear warm-up, constant, linear to zero over the last share ``decay`` of the steps, of a `settled` configuration.
 
     Where other settings would raise the rate at once, of a finished run from zero say, it is warmed up again, over
     ``warmup_steps`` and at most a tenth of the steps left.
@@ -29,7 +55,7 @@ def learning_rate(config: TrainingConfig, step: int, reached: Reached = Reached(
     rate = _planned_rate(config, step)
     if reached.rate >= _planned_rate(config, reached.step):
         return rate
-    length = max(1, min(config.optimizer.warmup_steps, (config.steps - reached.step) // 10))
+    length = max(1, min(config.warmup_steps, (config.steps - reached.step) // 10))
     done = min(1.0, (step - reached.step + 1) / length)
     return rate if done == 1.0 else reached.rate + done * (rate - reached.rate)
 
@@ -41,9 +67,9 @@ def active(config: TrainingConfig, step: int, reached: Reached = Reached()) -> f
 
 
 def penalty(config: TrainingConfig, step: int, reached: Reached = Reached()) -> float:
-    """lambda: linear from zero over the first share ``penalty_warmup`` of the steps; never back."""
+    """A given lambda: linear from zero over the first share ``penalty_warmup`` of the steps, never back; zero if none is."""
     done = max(reached.penalised, _done(step, config.sparsity.penalty_warmup * config.schedule_steps))
-    return config.sparsity.penalty * done
+    return (config.sparsity.penalty or 0.0) * done
 
 
 def reach(config: TrainingConfig, step: int, before: Reached) -> Reached:
@@ -57,10 +83,12 @@ def reach(config: TrainingConfig, step: int, before: Reached) -> Reached:
 
 
 def _planned_rate(config: TrainingConfig, step: int) -> float:
-    warm_up = (step + 1) / max(1, config.optimizer.warmup_steps)
+    highest = config.optimizer.learning_rate
+    assert highest is not None
+    warm_up = (step + 1) / max(1, config.warmup_steps)
     length = config.optimizer.decay * config.schedule_steps
     decay = (config.schedule_steps - step) / max(1.0, length) if length else 1.0
-    return config.learning_rate * min(1.0, warm_up, decay)
+    return highest * min(1.0, warm_up, decay)
 
 
 def _done(step: int, length: float) -> float:

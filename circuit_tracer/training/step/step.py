@@ -7,6 +7,7 @@ Letters: S source layers, T layers a source writes to, B tokens, f features of a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,7 +15,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import NumericalError
 from circuit_tracer.kernels.decode import decode_, gradients, value_gradients, value_sums, weight_gradients
 from circuit_tracer.kernels.device import on_gpu
 from circuit_tracer.kernels.sparse_activations import SparseActivations
@@ -28,6 +28,7 @@ from circuit_tracer.training.step.dead_features import Dead
 from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.training.step.questions import Questions
 from circuit_tracer.training.step.scratch import Scratch
+from circuit_tracer.training.step.spikes import StepRefused
 
 # Bytes of a source's decoder gradient that exist at a time on a CPU (on a GPU: all of them) ...
 GRADIENT_BYTES = 256 * 2**20
@@ -68,6 +69,9 @@ class Moment:
     dead: Sequence[Tensor]  # (f,) bool a source
     running_cut: float | None = None
     derivative_scale_S: Tensor | None = None  # U_s
+    highest_error: float = math.inf  # mean normalised error above which the step is refused
+    part: int = 0  # of ``parts`` of the batch that are computed one after the other
+    parts: int = 1
 
 
 @dataclass
@@ -118,13 +122,15 @@ def train_step(
     ranks: FeatureRanks,
     scratch: Scratch,
 ) -> StepOutcome:
-    """Loss of §5 over the batch; hands every gradient of §6 to ``sink``. Raises NumericalError if the loss is not finite.
+    """Loss of §5 over the batch; hands every gradient of §6 to ``sink``. Raises StepRefused, while nothing has changed yet, if
+    the loss is not finite or the error above ``moment.highest_error``.
 
     ``scratch`` is that of the step before. A GPU is waited for twice: for how many entries there are, and for the loss, before
     anything changes.
     """
     questions = Questions()
-    rule, now = rule_of(settings), Now(moment.active, moment.running_cut, moment.step, scratch.rooms, questions)
+    now = Now(moment.active, moment.running_cut, moment.step, scratch.rooms, questions, moment.part, moment.parts)
+    rule = rule_of(settings)
     dead = None
     if settings.aux_active or settings.pre_activation_weight:
         dead = Dead(moment.dead, ranks, questions)
@@ -133,7 +139,8 @@ def train_step(
     step = _Step(dictionary, batch, settings, rule, moment, sink, ranks, selection, dead, questions, scratch)
     error_S, terms = step.losses(error_BSD)
     _require_finite(error_S)
-    _require_finite_terms(terms)  # while nothing has changed yet
+    _require_finite_terms(terms)
+    _require_usual(terms["reconstruction"], moment.highest_error)
     grad_BSD = error_BSD.mul_(2 / error_BSD.numel())
     sink.gradient("b_dec", grad_BSD.sum(0))
     step.skip_gradient(grad_BSD)
@@ -372,16 +379,21 @@ def _row_blocks(rows: slice, width: int, n_bytes: int) -> Iterator[slice]:
 def _require_finite(error_S: list[float]) -> None:
     for layer, error in enumerate(error_S):
         if not error < float("inf"):
-            raise NumericalError(
+            raise StepRefused(
                 f"the reconstruction error of source layer {layer} is {error}. Nothing was changed by this step; lower "
                 "optimizer.learning_rate, or look for broken activations in the data."
             )
 
 
+def _require_usual(error: float, highest: float) -> None:
+    if error > highest:
+        raise StepRefused(f"the error of {error:.3g} is above {highest:.3g}. Nothing was changed by this step.")
+
+
 def _require_finite_terms(terms: dict[str, float]) -> None:
     for name, value in terms.items():
         if not value < float("inf"):
-            raise NumericalError(
+            raise StepRefused(
                 f"the {name} loss is {value}. Nothing was changed by this step; lower its weight or "
                 "optimizer.learning_rate, or look for broken activations in the data."
             )
