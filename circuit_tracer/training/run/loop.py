@@ -203,7 +203,8 @@ class Loop:
             wanted = schedules.active(config, moment.step + 1, self.reached)
             rule.steer_(state.dictionary, self._excess(outcome.fired, wanted))
         if state.averages is not None:
-            state.averages.update(moment.step + 1, config.optimizer.averaging * config.schedule_steps)
+            taken = moment.step + 1 - state.spikes.skipped
+            state.averages.update(taken, config.optimizer.averaging * config.schedule_steps)
         state.silence.update(outcome.fired, config.run.batch)
         state.update_cut(outcome.cut)
         self._window.add(outcome)
