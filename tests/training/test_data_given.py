@@ -161,7 +161,7 @@ def test_a_run_on_written_rows_is_the_run_that_made_them(tmp_path: Path, at: Cal
     evaluation = json.loads((tmp_path / "shards" / "transcoder" / "evaluation.json").read_text())
     assert evaluation["conditions"]["data"]["activations_given"] == 64
     assert "given as activations" in (tmp_path / "shards" / "transcoder" / "README.md").read_text()
-    assert "only reconstruction was measured" in evaluation["conditions"]["not_measured"]
+    assert any("only reconstruction was measured" in line for line in evaluation["not_measured"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

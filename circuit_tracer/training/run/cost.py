@@ -33,7 +33,7 @@ ROUNDING = {"cpu": 180, "cuda": 0}  # bytes that could be copied while a number 
 PRODUCTS = {"float32": 6, "bfloat16": 3}
 # What the host needs to start an operation on a GPU, and how many a step has, and each of its sources. They run on while it
 # starts more; where it starts them too slowly, the GPU waits.
-LAUNCH, STEP_OPERATIONS, SOURCE_OPERATIONS = 5e-6, 70, 95
+LAUNCH, STEP_OPERATIONS, SOURCE_OPERATIONS = 5e-6, 70, 66
 NETWORK = 5e10  # bytes a second between GPUs, not measured
 HOST_LINK = 2.5e10  # and between a GPU and its host, each way
 
