@@ -68,9 +68,8 @@ def full_rooms(ranks: FeatureRanks, run: Run, data_parallel: int) -> bool:
     batch = normalised(run.stream(ranks=ranks).batch(0), state.normalisation)
     dead = Dead([torch.ones_like(norms, dtype=torch.bool) for norms in state.dictionary.norms], ranks, questions)
 
-    def found(*arguments: Any) -> tuple[SparseActivations, Tensor]:
-        *given, _, _ = arguments
-        return top_k(*given, ranks), torch.tensor(10**6 if first else 0)
+    def found(x_BD: Tensor, weight_nD: Tensor, bias_n: Tensor, k: int, *_: Any) -> tuple[SparseActivations, Tensor]:
+        return top_k(x_BD, weight_nD, bias_n, k, ranks), torch.tensor(10**6 if first else 0)
 
     settings = run.config().sparsity
     with patch.object(dead_features, "on_gpu", lambda _: True), patch.object(dead_features, "top_k_at_most", found):
