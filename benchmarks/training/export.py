@@ -47,7 +47,9 @@ def configuration(kind: str, rule: str, text: Path, out: Path) -> TrainingConfig
             "dictionary": {"kind": kind, "features": FEATURES},
             "sparsity": sparsity,
             "optimizer": {"learning_rate": 3e-3, "warmup_steps": 10},
-            "evaluation": {"tokens": 2048, "replacement_tokens": 2048, "prompts": [], "random_baseline": False},
+            "evaluation": {
+                "tokens": 2048, "replacement_tokens": 2048, "prompts": [], "held_out_prompts": 0, "random_baseline": False,
+            },
             "run": {"out": out, "tokens": STEPS * BATCH, "batch": BATCH, "threads": 1, "export_loss": 1.0},
         }
     )  # fmt: skip

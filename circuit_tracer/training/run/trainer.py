@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils import deterministic
 
 from circuit_tracer.files import atomic_write, claimed, require_writable_folder
@@ -26,10 +25,9 @@ from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import held_out_activations, held_out_tokens, open_stream
 from circuit_tracer.training.data.given.source import unseen_model
-from circuit_tracer.training.evaluation.given import HOW_TO_GO_ON
 from circuit_tracer.training.export.calibration import level_scores, n_batches
 from circuit_tracer.training.export.export import export, readers_of
-from circuit_tracer.training.export.kept import Batches, Kept, trained_side
+from circuit_tracer.training.export.kept import Batches, Kept, Subject, trained_side
 from circuit_tracer.training.export.published import publish, require_baseline
 from circuit_tracer.training.export.trained import Trained
 from circuit_tracer.training.feature_ranks import FeatureRanks
@@ -104,40 +102,36 @@ class _Run:
                 loop.saved = start.resumed.folder
             for line in start.words():
                 listener.message(line)
-            loop.run(lambda: self._publish(loop, parts, tokenizer, held_out))
-            result, kept = self._publish(loop, parts, tokenizer, held_out)
+            subject = Subject(config, parts, tokenizer, layers, held_out)
+            loop.run(lambda: self._publish(loop, subject))
+            result, kept = self._publish(loop, subject)
             if kept is not None:
                 kept.require(config)
             return result
 
-    def _publish(
-        self, loop: Loop, parts: ModelParts, tokenizer: Any, held_out: list[Tensor]
-    ) -> tuple[TrainingResult, Kept | None]:
+    def _publish(self, loop: Loop, subject: Subject) -> tuple[TrainingResult, Kept | None]:
         """Checkpoint with calibrated levels, dictionary, evaluation, card. What is measured is what was written.
 
         Also what the export kept, on the first rank.
         """
         config, state = self.config, loop.state
-        layers = config.dictionary.layers or list(range(parts.config.n_layers))
-        levels, batches = self._calibrated(state, parts, tokenizer)
+        levels, batches = self._calibrated(state, subject.parts, subject.tokenizer)
         trained = Trained(state.result, state.normalisation, config.sparsity, state.running_cut, self.ranks)
-        before = trained_side(trained, batches, config, parts, tokenizer, held_out)
+        before = trained_side(trained, batches, subject)
         saved = loop.save(levels=levels)
         transcoder = self.folder / "transcoder"
         evaluation: dict[str, Any] = {}
         kept: Kept | None = None
         if self.ranks.first:
-            export(checkpoint.read(saved), config, levels, transcoder, config.model.name, layers)
+            export(checkpoint.read(saved), config, levels, transcoder, config.model.name, subject.layers)
             self.listener.message(f"dictionary written to {transcoder}; evaluating it")
-            evaluation, kept = publish(
-                config, parts, tokenizer, transcoder, layers, held_out, state.step, before, batches,
-                story_of(loop.facts), self.listener.message,
-            )  # fmt: skip
+            story = {"step": state.step, "tokens": state.step * config.run.batch, **story_of(loop.facts)}
+            evaluation, kept = publish(subject, transcoder, before, batches, story, self.listener.message)
             self.listener.message(f"exported, from training to files: {kept}")
             if (note := readers_of(config)) is not None:
                 self.listener.message(note)
-            if config.data.kind == "activations":
-                self.listener.message(HOW_TO_GO_ON)
+            for line in evaluation["not_measured"]:
+                self.listener.message(f"not measured: {line}")
             self.listener.evaluated(evaluation)
         self.ranks.barrier()
         return TrainingResult(transcoder, saved, evaluation), kept
