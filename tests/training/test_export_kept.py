@@ -35,7 +35,7 @@ from circuit_tracer.transcoders import load_transcoder_from_hub
 from tests.support.evaluation_cases import parts_of, sequences
 from tests.support.export_cases import dense, exported
 from tests.support.loop_cases import ACTIVATIONS, KINDS, LAYERS, Run
-from tests.support.train_cases import settings
+from tests.support.train_cases import quick, settings
 
 FEW: dict[str, Any] = {"evaluation__replacement_tokens": 0}
 
@@ -165,11 +165,12 @@ def test_a_run_ends_in_an_error_when_its_files_are_not_what_was_trained(
         return replace(side, nmse=side.nmse / 2)
 
     monkeypatch.setattr(trainer, "trained_side", better)
-    with pytest.raises(NumericalError, match="not the dictionary that was trained"):
+    with quick(), pytest.raises(NumericalError, match="not the dictionary that was trained"):
         trainer.train(settings(tmp_path, "run"))
     written = json.loads((tmp_path / "run" / "transcoder" / "evaluation.json").read_text())["conditions"]["export"]
     assert written["loss"] == pytest.approx(written["exported"]["nmse"] / written["trained"]["nmse"] - 1, rel=1e-4)
     assert written["loss"] > 0.5
     assert written["summary"] in (tmp_path / "run" / "transcoder" / "README.md").read_text()
-    again = trainer.train(settings(tmp_path, "run", run__export_loss=3.0), resume=True)
+    with quick():
+        again = trainer.train(settings(tmp_path, "run", run__export_loss=3.0), resume=True)
     assert again.evaluation["conditions"]["export"]["summary"] == written["summary"]
