@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import threading
@@ -21,6 +22,8 @@ from circuit_tracer.training.data.given import client, wire
 from circuit_tracer.training.data.given.source import open_rows
 from tests.support.data_cases import batches
 from tests.support.given_cases import SAID, D, S, given, made, opened, pieces
+from tests.support.process_cases import results, together
+from tests.support.train_cases import rank, settings, whole
 
 
 def test_rows_that_are_sent_once_serve_one_pass(tmp_path: Path) -> None:
@@ -91,7 +94,10 @@ def test_of_several_ranks_the_first_is_connected_and_all_get_the_rows(monkeypatc
         ThreadPoolExecutor(3) as threads,
     ):
         assert all(torch.equal(found, whole["y"][10:]) for found in threads.map(read, range(3)))
-    assert connected == [0, 0]  # for the description, and for rows
+        assert connected == [0, 0]  # for the description, and for rows
+        sources = list(threads.map(lambda rank: open_rows(server.address, Together(rank, slots, door)), range(3)))
+        mine = sources[2].alone()  # the others are not asked
+        assert torch.equal(torch.cat([part["y"] for part in mine.parts(10, False)]), whole["y"][10:])
 
 
 def test_nobody_there_and_no_address_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,3 +179,31 @@ def test_a_client_that_does_not_read_holds_the_server_back(monkeypatch: pytest.M
         threading.Event().wait(0.1)
         assert len(taken) == held < 20
         next(parts)
+
+
+@pytest.mark.slow("two processes that import the trainer")
+def test_a_grid_of_ranks_trains_and_evaluates_on_what_the_first_one_gets(tmp_path: Path) -> None:
+    """Also where only the first one asks: of the evaluation the others know nothing."""
+    rows = made(300)
+    settings(tmp_path, "alone")  # makes what ranks would make at once
+    with serve_activations(
+        partial(pieces, rows, 30), "tcp://127.0.0.1:0", **SAID, width=D, held_out=partial(pieces, made(40, seed=1), 30)
+    ) as server:
+        here = {
+            "data__kind": "activations",
+            "data__path": server.address,
+            "model__name": "tiny",
+            "data__held_out": 0.01,
+        }
+        here |= {"data__context_length": 256, "data__sequences_per_pass": 16, "run__tokens": 64, "run__batch": 32}
+        here |= {"dictionary__kind": "plt", "sparsity__dead_after_tokens": 48}
+        expected = whole(tmp_path, "alone", here)
+        grid = here | {"run__data_parallel": 2}
+        found, silent = results(together(2, rank, tmp_path, "ranks", grid, False, folder=tmp_path, limit=60))
+    assert silent == []
+    assert [one.loss for one in found] == pytest.approx([one.loss for one in expected], rel=1e-4)
+    nmse = [
+        json.loads((tmp_path / out / "transcoder" / "evaluation.json").read_text())["results"]["dictionary"]
+        for out in ("alone", "ranks")
+    ]
+    assert nmse[1]["reconstruction"]["mean_nmse"] == pytest.approx(nmse[0]["reconstruction"]["mean_nmse"], rel=1e-2)

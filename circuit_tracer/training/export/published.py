@@ -43,7 +43,7 @@ def publish(
     story: dict[str, Any],
     message: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[str, Any], Kept]:
-    """Evaluate the dictionary in ``folder`` on held-out text; the evaluation, and what the export kept.
+    """Evaluate the dictionary in ``folder`` on held-out text; the evaluation, and what the export kept. One rank calls this.
 
     trained: what the dictionary in training did on ``batches``. story: what the card says of the run: steps, tokens, what it
     started from and how its settings changed. message: told what is being measured. Writes evaluation.json, README.md and
@@ -71,7 +71,7 @@ def _evaluated(
     wanted, sae = config.evaluation, config.dictionary.kind == "sae"
     settings = EvaluationSettings.of(wanted, seed=config.run.seed, max_norm_ratio=config.data.max_norm_ratio)
     if isinstance(parts, UnseenModel):
-        rows = open_source(config, parts, subject.tokenizer, FeatureRanks(), evaluation=True)
+        rows = open_source(config, parts.alone(), subject.tokenizer, FeatureRanks(), evaluation=True)
         name = config.model.name
         return evaluate_given(transcoders, rows, settings, model=name, layers=layers, conditions=conditions)
     return evaluate(

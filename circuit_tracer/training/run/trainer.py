@@ -160,7 +160,7 @@ class _Run:
 def load_subject(config: TrainingConfig, device: torch.device, ranks: FeatureRanks) -> tuple[ModelParts, Any]:
     """The model and its tokenizer; only sizes, and no tokenizer, when its activations were made elsewhere."""
     if config.data.kind == "activations":
-        return unseen_model(config, device, ranks), None
+        return unseen_model(config, device, ranks.plain), None
     revision = {"revision": config.model.revision} if config.model.revision else {}
     model, tokenizer = load_language_model(config.model.name, device, resolve_dtype(config.model.dtype), **revision)
     parts = bind(model, config.model.name)
