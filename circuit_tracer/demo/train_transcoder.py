@@ -112,7 +112,7 @@ def configuration(recipe: TranscoderRecipe, seed: int, out: Path, kind: Kind = "
                 "aux_active": recipe.aux_active,
                 "aux_weight": recipe.aux_weight,
                 "pre_activation_weight": 0.0,
-                "dead_after_tokens": recipe.dead_after,
+                "dead_after_tokens": min(recipe.dead_after, recipe.steps * recipe.batch - 1),
             },
             "optimizer": {
                 "learning_rate": recipe.learning_rate,

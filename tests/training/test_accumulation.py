@@ -58,7 +58,7 @@ def test_training_in_parts_is_training_on_whole_batches(run: Run, tmp_path: Path
 )
 def test_the_sink_behind_sees_the_mean_gradient_once(run: Run, tmp_path: Path) -> None:
     loop, activations = run.loop(tmp_path), run.stream().batch(0)
-    loop._measure_derivatives(activations)
+    loop._begin(activations)
     kept, direct = Gradients(), list[Gradients]()
     accumulated, outcomes = Accumulated(kept, loop.state.dictionary, PARTS), list[StepOutcome]()
 

@@ -51,7 +51,7 @@ def test_the_lowest_point_of_a_parabola(errors: tuple[float, ...], lowest: float
 def test_a_longer_run_gets_what_the_rule_says_about_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(find, "TRIAL_STEPS", (4, 4))
     monkeypatch.setattr(schedules, "HIGHEST", 1.0)
-    long = Run("clt", "batch_topk", steps=6000)
+    long = Run("clt", "batch_topk", steps=20_000)
     short = found(Run("clt", "batch_topk", steps=4))
     longer = found(long)
     assert longer.trials == short.trials

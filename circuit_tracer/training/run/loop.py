@@ -168,7 +168,8 @@ class Loop:
         state, rule = self.state, rule_of(self.config.sparsity)
         parts = [normalised(part, state.normalisation) for part in activations.split(self.config.run.accumulate)]
         if isinstance(rule, PenaltyRule):
-            rule.start_(state.dictionary, parts[0].x_SBD, schedules.active(self.config, 0, self.reached), self.ranks)
+            x_SBD = [torch.cat(each) for each in zip(*(part.x_SBD for part in parts), strict=True)]
+            rule.start_(state.dictionary, x_SBD, schedules.active(self.config, 0, self.reached), self.ranks)
         if state.derivative_scale_S is not None:
             squares = [torch.stack([u.square().sum(1).mean() for u in part.derivative_SBD or ()]) for part in parts]
             state.derivative_scale_S.copy_(self.ranks.mean_(torch.stack(squares).mean(0)))

@@ -75,10 +75,10 @@ class Origin:
             )
         if tuple(map(_site, self.hooks)) != tuple(map(_site, own)):
             problems.append(f"it reads and writes at {' and '.join(self.hooks)}, the run at {' and '.join(own)}")
-        named = config.sparsity.activation
-        if isinstance(rule_of(config.sparsity), ReLU) and self.activation != "relu":
+        its_rule, named = self.activation, config.sparsity.activation
+        if isinstance(rule_of(config.sparsity), ReLU) and its_rule != "relu":
             problems.append(
-                f"its activation is {self.activation}, whose thresholds a {named} would lose; use jumprelu or batch_topk"
+                f"its activation is {its_rule}, whose thresholds a {named} would lose; use jumprelu or batch_topk"
             )
         if problems:
             raise CompatibilityError(

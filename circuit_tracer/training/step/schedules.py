@@ -24,8 +24,8 @@ class Reached:
 # its kind) and held to what is used for long ones: 2e-4 to 4e-4 for GPT-2 at 16,384 to 32,768 features.
 RATE = 0.25
 MOST_SAMPLES = 32.0  # of a feature in a step, beyond which more of them change nothing
-SHORT = 2000.0  # steps; longer runs need smaller steps
-HIGHEST = 1e-2  # of a short run
+SHORT = 5000.0  # steps; longer runs need smaller steps
+HIGHEST, BORNE = 7e-3, 2000.0  # what any run bears, and in how many steps it halves: 2e-4 at 75,000
 
 
 def settled(config: TrainingConfig, layers: int, width: int) -> TrainingConfig:
@@ -37,13 +37,14 @@ def settled(config: TrainingConfig, layers: int, width: int) -> TrainingConfig:
 
 
 def ruled_rate(config: TrainingConfig, layers: int, width: int) -> float:
-    """min(RATE · ∛(n / D²) / √(r · t), HIGHEST / t): t = 1 + steps / SHORT, D the width, n = min(B·k/F, MOST_SAMPLES),
-    r the sources that write to a target on average.
+    """min(RATE · ∛(n / D²) / √(r·(1 + steps / SHORT)), HIGHEST / (1 + steps / BORNE)): D the width,
+    n = min(B·k/F, MOST_SAMPLES), r the sources that write to a target on average.
     """
     samples = min(config.run.batch * config.sparsity.active / config.dictionary.features, MOST_SAMPLES)
     writers = (layers + 1) / 2 if config.dictionary.kind == "clt" else 1.0
-    length = 1 + config.schedule_steps / SHORT
-    return min(RATE * math.cbrt(samples / width**2) / math.sqrt(writers * length), HIGHEST / length)
+    steps = config.schedule_steps
+    rate = RATE * math.cbrt(samples / width**2) / math.sqrt(writers * (1 + steps / SHORT))
+    return min(rate, HIGHEST / (1 + steps / BORNE))
 
 
 def learning_rate(config: TrainingConfig, step: int, reached: Reached = Reached()) -> float:

@@ -192,7 +192,7 @@ class _Step:
         self.aux, self.derivative = self._auxiliary(error_BSD), self._match()
         if self.moment.penalty:
             self.penalties = [self._penalty(source) for source in sources]
-        if self.settings.pre_activation_weight:
+        if self.settings.pre_activation_weight and self.dead is not None and self.dead.total:
             self.lifts = [self._lift(source) for source in sources]
         asked = {
             "aux": None if self.aux is None else self.aux.loss,
