@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from circuit_tracer.models.parts import ModelParts
-from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import held_out_activations
-from circuit_tracer.training.evaluation.given import HOW_TO_GO_ON
 from circuit_tracer.training.export.calibration import level_scores, n_batches
 from circuit_tracer.training.export.export import export, readers_of
-from circuit_tracer.training.export.kept import Batches, Kept, trained_side
+from circuit_tracer.training.export.kept import Batches, Kept, Subject, trained_side
 from circuit_tracer.training.export.published import publish
 from circuit_tracer.training.export.trained import Trained
 from circuit_tracer.training.run import checkpoint
@@ -41,13 +37,9 @@ class TrainingResult:
 class Publisher:
     """Writes and measures the dictionary of a loop as it stands. All ranks call it together; the first one writes."""
 
-    config: TrainingConfig
+    subject: Subject
     folder: Path  # of the run
     loop: Loop
-    parts: ModelParts
-    tokenizer: Any
-    layers: list[int]  # the model's that the sources are
-    held_out: list[Tensor]
     listener: Listener
 
     def publish(self) -> tuple[TrainingResult, Kept | None]:
@@ -55,27 +47,25 @@ class Publisher:
 
         Also what the export kept, on the first rank.
         """
-        config, loop, parts, tokenizer = self.config, self.loop, self.parts, self.tokenizer
-        state, ranks = loop.state, loop.ranks
+        subject, loop = self.subject, self.loop
+        config, state, ranks = subject.config, loop.state, loop.ranks
         levels, batches = self._calibrated()
         trained = Trained(state.result, state.normalisation, config.sparsity, state.running_cut, ranks)
-        before = trained_side(trained, batches, config, parts, tokenizer, self.held_out)
+        before = trained_side(trained, batches, subject)
         saved = loop.save(levels=levels)
         transcoder = self.folder / "transcoder"
         evaluation: dict[str, Any] = {}
         kept: Kept | None = None
         if ranks.first:
-            export(checkpoint.read(saved), config, levels, transcoder, config.model.name, self.layers)
+            export(checkpoint.read(saved), config, levels, transcoder, config.model.name, subject.layers)
             self.listener.message(f"dictionary written to {transcoder}; evaluating it")
-            evaluation, kept = publish(
-                config, parts, tokenizer, transcoder, self.layers, self.held_out, state.step, before, batches,
-                story_of(loop.facts), self.listener.message,
-            )  # fmt: skip
+            story = {"step": state.step, "tokens": state.step * config.run.batch, **story_of(loop.facts)}
+            evaluation, kept = publish(subject, transcoder, before, batches, story, self.listener.message)
             self.listener.message(f"exported, from training to files: {kept}")
             if (note := readers_of(config)) is not None:
                 self.listener.message(note)
-            if config.data.kind == "activations":
-                self.listener.message(HOW_TO_GO_ON)
+            for line in evaluation["not_measured"]:
+                self.listener.message(f"not measured: {line}")
             self.listener.evaluated(evaluation)
         ranks.barrier()
         return TrainingResult(transcoder, saved, evaluation), kept
@@ -84,10 +74,11 @@ class Publisher:
         """Levels of a rule that needs them, calibrated on held-out tokens in batches like those of training, shuffled (§9), and
         other batches to compare on; the same ones if there is one only.
         """
-        config, size, state = self.config, self.config.run.batch, self.loop.state
+        subject, state = self.subject, self.loop.state
+        config, size = subject.config, subject.config.run.batch
         needs_level = rule_of(config.sparsity).needs_level
         n_tokens = n_batches(size) * size * (2 if needs_level else 1)
-        held_out = held_out_activations(config, self.parts, self.tokenizer, n_tokens)
+        held_out = held_out_activations(config, subject.parts, subject.tokenizer, n_tokens)
         order = torch.randperm(len(held_out.x_BSD), generator=torch.Generator().manual_seed(config.run.seed))
         x_BSD, y_BSD = held_out.x_BSD[order], held_out.y_BSD[order]
         batches = list(zip(x_BSD.split(size), y_BSD.split(size), strict=True))

@@ -25,6 +25,7 @@ from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import held_out_tokens, open_stream
 from circuit_tracer.training.data.given.source import unseen_model
+from circuit_tracer.training.export.kept import Subject
 from circuit_tracer.training.export.published import require_baseline
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.changes import last_reached
@@ -79,7 +80,7 @@ def _run(
             loop.saved = start.resumed.folder
         for line in start.words():
             listener.message(line)
-        publisher = Publisher(config, folder, loop, parts, tokenizer, layers, held_out, listener)
+        publisher = Publisher(Subject(config, parts, tokenizer, layers, held_out), folder, loop, listener)
         loop.run(publisher.publish)
         result, kept = publisher.publish()
     if kept is not None:
@@ -90,7 +91,7 @@ def _run(
 def load_subject(config: TrainingConfig, device: torch.device, ranks: FeatureRanks) -> tuple[ModelParts, Any]:
     """The model and its tokenizer; only sizes, and no tokenizer, when its activations were made elsewhere."""
     if config.data.kind == "activations":
-        return unseen_model(config, device, ranks), None
+        return unseen_model(config, device, ranks.plain), None
     revision = {"revision": config.model.revision} if config.model.revision else {}
     model, tokenizer = load_language_model(config.model.name, device, resolve_dtype(config.model.dtype), **revision)
     parts = bind(model, config.model.name)
