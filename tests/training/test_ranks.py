@@ -20,15 +20,13 @@ from tests.support import rank_cases
 from tests.support.loop_cases import Run, differences, reports, tensors
 from tests.support.process_cases import Ended, results, together
 
-# every activation and kind; all have AuxK and pre-activation loss, jumprelu and relu the penalty
+# every activation and kind; all have AuxK and pre-activation loss, relu the penalty, while jumprelu is steered
+IN_PARTS: dict[str, Any] = {"accumulate": 5, "optimizer": (("averaging", 0.4), ("place", "host"))}
 RUNS = [
-    Run(kind, activation, "float64", jacobian, steps=5)
-    for kind, activation, jacobian in [
-        ("clt", "batch_topk", True),
-        ("plt", "topk", False),
-        ("skip", "jumprelu", True),
-        ("sae", "relu", False),
-    ]
+    Run("clt", "batch_topk", "float64", jacobian=True, steps=5),
+    Run("plt", "topk", "float64", steps=5),
+    Run("skip", "jumprelu", "float64", jacobian=True, steps=5, **IN_PARTS),
+    Run("sae", "relu", "float64", steps=5, **IN_PARTS),
 ]
 SINGLES = [Run("clt", "batch_topk", steps=4), Run("sae", "jumprelu", steps=4), Run("skip", "topk", "bfloat16", steps=4)]
 TOLERANCE = 1e-9
