@@ -15,7 +15,8 @@ from circuit_tracer.training.evaluation import card
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import machine
 from circuit_tracer.training.run.events import NullListener, StepReport
-from circuit_tracer.training.run.trainer import TrainingResult, train
+from circuit_tracer.training.run.publishing import TrainingResult
+from circuit_tracer.training.run.trainer import train
 from tests.support.data_cases import config, texts, tokenizer, write_jsonl
 from tests.support.process_cases import die
 from tests.support.tiny import tiny_model

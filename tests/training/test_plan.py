@@ -119,6 +119,11 @@ def test_accumulation_and_averages_are_planned() -> None:
     assert averaged.device_needs[entries] == plain.device_needs[entries]
     assert averaged.disk_needs["checkpoints"] == plain.disk_needs["checkpoints"] + weights
     assert {"summed gradients", "averages"}.isdisjoint(plain.device_needs)
+    assert operations(parts.work) == 4 * operations(plain.work)
+    on_gpu = [replace(each.work, on_cpu=False) for each in (plain, parts)]
+    rows = plain.work.owned * plain.work.pairs * plain.work.sizes.d_model
+    moved = [moved_bytes(work)["decoders"] for work in on_gpu]
+    assert moved[1] - moved[0] == 3 * rows * (4 + 4), "each part reads the weights and writes gradients"
 
 
 def test_the_plan_says_the_learning_rate() -> None:

@@ -162,6 +162,12 @@ def test_a_checkpoint_resumes_on_any_grid_of_ranks(run: Run, tmp_path: Path) -> 
     close_states(last_state(run, tmp_path / "parts"), state)
 
 
+def test_a_search_that_one_rank_must_repeat_all_repeat(tmp_path: Path) -> None:
+    """Also those of other groups: in the repetition all of them average losses."""
+    work = (rank_cases.full_rooms, Run("clt", "topk"), 2)
+    assert results(together(2, *work, folder=tmp_path)) == [True, True]
+
+
 def test_features_that_ranks_cannot_share_are_an_input_error() -> None:
     with pytest.raises(InputError, match=r"dictionary\.features is 16, which 3 ranks cannot share evenly; take 15 or"):
         FeatureRanks(1, 3).share(16)
