@@ -26,7 +26,7 @@ from circuit_tracer.training.export.kept import Kept, Side, Subject, exported_si
 from circuit_tracer.training.export.published import _read_back
 from circuit_tracer.training.export.trained import Trained
 from circuit_tracer.training.feature_ranks import FeatureRanks
-from circuit_tracer.training.run import checkpoint, trainer
+from circuit_tracer.training.run import checkpoint, publishing, trainer
 from circuit_tracer.training.run.loop import normalised
 from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.sparsity import rule_of
@@ -164,7 +164,7 @@ def test_a_run_ends_in_an_error_when_its_files_are_not_what_was_trained(
         side = measured(*given)
         return replace(side, nmse=side.nmse / 2)
 
-    monkeypatch.setattr(trainer, "trained_side", better)
+    monkeypatch.setattr(publishing, "trained_side", better)
     with quick(), pytest.raises(NumericalError, match="not the dictionary that was trained"):
         trainer.train(settings(tmp_path, "run"))
     written = json.loads((tmp_path / "run" / "transcoder" / "evaluation.json").read_text())["conditions"]["export"]
