@@ -106,6 +106,8 @@ CPU = (
         ("smollm2-hf", "decode", "corpus"),
         180,
     ),
+    Benchmark("training-export", "training.export", "", (), 3),
+    Benchmark("training-warm-start", "training.warm_start", "", (), 4),
     Benchmark(
         "training-rates",
         "training.rates",

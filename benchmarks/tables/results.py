@@ -221,5 +221,8 @@ SECTIONS = (
     ("attention_induction", "Explained attention: heads that copy", attention.induction),
     ("attention_world", "Explained attention: the embedded world", attention.world),
     ("training_rates", "Training: is the default learning rate the right one?", training.rates),
+    ("training_export", "Training: what the files keep", training.export),
+    ("training_warm_start", "Training: warm starts", training.warm_start),
+    ("training_roofline", "Training: the least time of a step on a GPU", training.roofline),
     ("startup", "Command line", startup),
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.tables.markdown import table
+
 SETS = {"demo": "the embedded model", "smollm2": "SmolLM2-135M"}
 
 
@@ -127,3 +129,62 @@ def rates(record: dict[str, Any]) -> list[str]:
 
 def _interval(found: dict[str, Any]) -> str:
     return "broke" if found["error"] is None else f"{found['error']:.4f} ± {found['half_interval'] or 0:.4f}"
+
+
+def export(record: dict[str, Any]) -> list[str]:
+    """What files keep, by kind and rule."""
+    rows = []
+    for name, kept in record["export"].items():
+        before, after = kept["trained"], kept["exported"]
+        kl = "" if before["kl"] is None else f"{before['kl']:.3f} → {after['kl']:.3f}"
+        nmse = f"{before['nmse']:.4f} → {after['nmse']:.4f}"
+        rows.append(
+            [name.replace("-", ", "), nmse, f"{kept['loss']:+.2%}", f"{before['l0']:.1f} → {after['l0']:.1f}", kl]
+        )
+    run = record["run"]
+    return [
+        f"The embedded model, {run['steps']} steps of {run['batch']} tokens, {run['features']} features a layer, "
+        f"{run['active']:g} active: as trained → as the files are read, on held-out tokens.",
+        "",
+        *table(["kind, rule", "NMSE", "", "active features", "KL, all MLPs replaced"], rows),
+    ]
+
+
+def warm_start(record: dict[str, Any]) -> list[str]:
+    """Cold and warm runs on a fine-tuned model."""
+    rows = []
+    for run in record["runs"]:
+        values = [run["base_on_tuned"], *run["cold"].values(), *run["warm"].values()]
+        rows.append([str(run["seed"]), *(f"{value:.4f}" for value in values)])
+    one = record["runs"][0]
+    head = ["seed", "base dictionary as it is", *(f"cold, {steps} steps" for steps in one["cold"])]
+    return [
+        "NMSE on held-out statements of the embedded model, fine-tuned on statements with swapped cities.",
+        "",
+        *table([*head, *(f"warm, {steps}" for steps in one["warm"])], rows),
+    ]
+
+
+def roofline(record: dict[str, Any]) -> list[str]:
+    """The least time of a step, and where it goes."""
+    cases = record["cases"]
+    measured = (
+        "no GPU has confirmed or refuted it yet" if record["measured"] is None else "measured beside it in the record"
+    )
+    rows = [
+        [one["name"], f"{one['active']:g}", str(one["operations"]), str(one["waits"]), str(one["host_bytes"]),
+         f"{one['ms']:.1f}", f"{one['ms_cached']:.1f}"]
+        for one in cases
+    ]  # fmt: skip
+    phases = [
+        [phase["phase"], f"{phase['tflop']:.2f}", f"{phase['gb']:.1f}", f"{phase['ms']:.1f}"]
+        for phase in cases[0]["phases"]
+    ]
+    head = ["step", "k", "operations", "waits", "bytes to the host", "ms", "ms, rows read once"]
+    return [
+        f"Counted, not timed: operations and bytes of the preset gpt2's step, over the rates of an H200; {measured}.",
+        "",
+        *table(head, rows),
+        "",
+        *table([f"phase ({cases[0]['name']})", "TFLOP", "GB", "ms"], phases),
+    ]

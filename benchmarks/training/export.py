@@ -1,6 +1,6 @@
 """What exported files keep of the dictionary as trained: whole short runs of every kind and rule on the embedded world.
 
-    python -m benchmarks.training.export        # under 3 minutes on one core
+    python -m benchmarks.training.export        # 100 s of one core
 
 Each run is the trainer's own, from text to files; the numbers are those that it prints and keeps in evaluation.json: NMSE and
 L0 of the training rule, on held-out batches of the training's size, and of the files through the reader, on the same tokens; KL
@@ -28,15 +28,10 @@ from circuit_tracer.training.sparsity import RULES
 
 KINDS = ("clt", "plt", "skip", "sae")
 STEPS, BATCH, FEATURES, ACTIVE = 100, 512, 128, 4.0
-# of the rules that a penalty keeps sparse: a weight that leaves some features active at this budget
-PENALTY = 0.01
 
 
 def configuration(kind: str, rule: str, text: Path, out: Path) -> TrainingConfig:
     """A run of ``STEPS`` steps."""
-    reads = RULES[rule].reads
-    sparsity: dict[str, Any] = {"activation": rule, "dead_after_tokens": 20 * BATCH}
-    sparsity |= {"active": ACTIVE} if "active" in reads else {"penalty": PENALTY}
     return TrainingConfig.model_validate(
         {
             "model": {"name": str(MODEL), "device": "cpu"},
@@ -45,9 +40,11 @@ def configuration(kind: str, rule: str, text: Path, out: Path) -> TrainingConfig
                 "buffer_tokens": 16 * BATCH, "statistics_tokens": 16 * BATCH,
             },
             "dictionary": {"kind": kind, "features": FEATURES},
-            "sparsity": sparsity,
+            "sparsity": {"activation": rule, "active": ACTIVE},
             "optimizer": {"learning_rate": 3e-3, "warmup_steps": 10},
-            "evaluation": {"tokens": 2048, "replacement_tokens": 2048, "prompts": [], "random_baseline": False},
+            "evaluation": {
+                "tokens": 2048, "replacement_tokens": 2048, "prompts": [], "held_out_prompts": 0, "random_baseline": False,
+            },
             "run": {"out": out, "tokens": STEPS * BATCH, "batch": BATCH, "threads": 1, "export_loss": 1.0},
         }
     )  # fmt: skip
@@ -68,7 +65,7 @@ def main() -> None:
             kept = train(config).evaluation["conditions"]["export"]
             found[f"{kind}-{rule}"] = kept
             print(f"{kind:5}{rule:11} {kept['summary']} ({kept['loss']:+.2%} NMSE)", flush=True)
-    about = {"steps": STEPS, "batch": BATCH, "features": FEATURES, "active": ACTIVE, "penalty": PENALTY}
+    about = {"steps": STEPS, "batch": BATCH, "features": FEATURES, "active": ACTIVE}
     write_results(args.results, describe(versions={"ours": versions()}) | {"run": about, "export": found})
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from benchmarks.common.harness import versions
 from benchmarks.common.machine import describe, write_results
 from benchmarks.common.places import RESULTS
 from circuit_tracer.demo import demo_folder, world
@@ -173,7 +174,7 @@ def main() -> None:
     runs = [one_seed(seed, args.cold_steps) for seed in args.seeds]
     batch = TranscoderRecipe().batch
     settings = {"cold_steps": args.cold_steps, "contexts_a_step": batch, "swapped_pairs": SWAPPED, "tuning": TUNING}
-    write_results(args.results, describe(settings=settings) | {"runs": runs})
+    write_results(args.results, describe(versions={"ours": versions()}, settings=settings) | {"runs": runs})
     print(f"warm starts need {[run['share_of_tokens_needed'] for run in runs]} of the tokens")
 
 

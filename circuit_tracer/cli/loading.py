@@ -201,10 +201,18 @@ class ModelOptions:
 
         if self.demo or not are_autoencoders(self.transcoders):
             return None
-        if idle := [name for name in ("feature_input_hook", "feature_output_hook", "select") if getattr(self, name)]:
-            options = " and ".join("--" + name.replace("_", "-") for name in idle)
+        given = {
+            "--feature-input-hook": self.feature_input_hook,
+            "--feature-output-hook": self.feature_output_hook,
+            "--select": self.select,
+            "--input-shift": self.input_shift is not None,
+            "--lazy-encoder": self.lazy_encoder,
+            "--lazy-decoder": self.lazy_decoder,
+        }
+        if idle := [option for option, value in given.items() if value]:
             raise InputError(
-                f"{self.transcoders} holds autoencoders, whose files say where they stand; leave {options} out"
+                f"{self.transcoders} holds autoencoders, whose files say where they stand and are read whole; leave "
+                f"{' and '.join(idle)} out"
             )
         return load_autoencoders(self.transcoders, *self.place())
 

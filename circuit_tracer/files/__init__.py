@@ -25,7 +25,13 @@ from circuit_tracer.files.structured import (
     read_yaml,
     validated,
 )
-from circuit_tracer.files.writing import atomic_write, require_writable_file, require_writable_folder, temporary_path
+from circuit_tracer.files.writing import (
+    atomic_write,
+    require_writable_file,
+    require_writable_folder,
+    sync,
+    temporary_path,
+)
 
 __all__ = [
     "DEEPEST",
@@ -45,6 +51,7 @@ __all__ = [
     "read_yaml",
     "require_writable_file",
     "require_writable_folder",
+    "sync",
     "temporary_path",
     "unpack",
     "validated",

@@ -23,6 +23,7 @@ GROUP = 4 if INTERPRETED else 16  # features whose largest pre-activation stands
 # Tiles of tokens that pass over all features together: their inputs stay in the L2 cache.
 TILES_TOGETHER = 2 if INTERPRETED else 32
 MAX_PRE_ACTIVATIONS = 2**30  # of one launch: numbers of entries stay within 32 bits
+NUMBERED = 2**32  # pre-activations of one list
 # Room for one entry in so many pre-activations; with more entries than that the product is taken again with room for all.
 ROOM = 32
 
@@ -47,7 +48,11 @@ def encode_at_most(
     used_and_counts = torch.zeros(1 + n_counts, dtype=torch.int32, device=device)
     used, count_BK = used_and_counts[:1], used_and_counts[1:].view(n_rows, n_tiles)
     slot_BK = torch.empty_like(count_BK)
-    listed = torch.empty(2, room, dtype=torch.int32, device=device)
+    if n_counts * BLOCK_F > NUMBERED:
+        raise ValueError(
+            f"{n_rows} tokens of {n_features} features are more than {NUMBERED} pre-activations: take fewer tokens"
+        )
+    listed = torch.empty(room, dtype=torch.int32, device=device)
     listed_value = torch.empty_like(value)
     _list_op(listed_value, listed, count_BK, slot_BK, used, x_BD, weight_FD, bias_F, cut_F, floor_B)
     torch.cumsum(count_BK.flatten(), 0, out=ptr[1:])
@@ -130,8 +135,10 @@ def _list_op(
     cut_F: Tensor,
     floor_B: Tensor | None,
 ) -> None:
-    """The list of the README, (feature, tile) and value, its counts and places; of blocks of tokens one after the other, in one
-    list. Tiles are numbered token by token."""
+    """The list of the README, number and value, its counts and places; of blocks of tokens one after the other, in one list.
+
+    An entry's number, modulo 2^32, counts pre-activations token by token, tile by tile, with whole tiles.
+    """
     step = max(1, MAX_PRE_ACTIVATIONS // weight_FD.shape[0])
     for start in range(0, x_BD.shape[0], step):
         rows = slice(start, start + step)
@@ -158,7 +165,17 @@ def _place_op(
     """Put the entries of the list where they belong by token and feature."""
     room = feature.shape[0]
     _place[(triton.cdiv(room, BLOCK_PLACED),)](
-        feature, value, listed_value, listed, ptr, slot_BK, used, room, BLOCK=BLOCK_PLACED
+        feature,
+        value,
+        listed_value,
+        listed,
+        ptr,
+        slot_BK,
+        used,
+        room,
+        slot_BK.shape[1],
+        BLOCK_F=BLOCK_F,
+        BLOCK=BLOCK_PLACED,
     )
 
 
@@ -172,15 +189,18 @@ def _place(
     slot: tl.tensor,
     used: tl.tensor,
     room: tl.tensor,
+    n_tiles: tl.tensor,
+    BLOCK_F: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = at < tl.minimum(tl.load(used), room)
-    tile = tl.load(listed + room + at, mask=live, other=0).to(tl.int64)
+    number = tl.load(listed + at, mask=live, other=0).to(tl.int64) & 0xFFFFFFFF
+    tile = number // BLOCK_F
     # tiles begin where their tokens say, and keep the order within them
     place = tl.load(ptr + tile, mask=live, other=0) + at - tl.load(slot + tile, mask=live, other=0)
     live = live & (place < room)
-    tl.store(feature + place, tl.load(listed + at, mask=live, other=0).to(tl.int64), mask=live)
+    tl.store(feature + place, (tile % n_tiles) * BLOCK_F + number % BLOCK_F, mask=live)
     tl.store(value + place, tl.load(listed_value + at, mask=live, other=0), mask=live)
 
 
@@ -327,15 +347,14 @@ def _encode(
             keep = keep & (pre >= tl.load(floor + row, mask=live_row, other=0).to(TYPE)[:, None])
         kept = keep.to(tl.int32)
         in_row = tl.sum(kept, 1)
-        # a sum of two-dimensional counts: of one-dimensional ones, Triton 3.7 finds no layout for Blackwell
-        total = tl.sum(tl.sum(kept, 1, keep_dims=True), 0)
-        first = tl.atomic_add(used + tl.arange(0, 1), total) + tl.cumsum(in_row, 0) - in_row
+        # the last running sum is the total: for the sum itself Triton 3.7 finds no layout on Blackwell
+        so_far = tl.cumsum(in_row, 0)
+        first = tl.atomic_add(used, tl.max(so_far, 0)) + so_far - in_row
         at_tile = row.to(tl.int64) * n_tiles + tile
         tl.store(count + at_tile, in_row, mask=live_row)
         tl.store(slot + at_tile, first, mask=live_row)
         into = first[:, None] + tl.cumsum(kept, 1) - 1
         keep = keep & (into < room)
         tl.store(value + into, pre, mask=keep)
-        tl.store(feature + into, tl.broadcast_to(f[None, :], (BLOCK_B, BLOCK_F)), mask=keep)
-        number = (first_row + row) * n_tiles + tile
-        tl.store(feature + room + into, tl.broadcast_to(number[:, None], (BLOCK_B, BLOCK_F)), mask=keep)
+        number = ((first_row + row) * n_tiles + tile) * BLOCK_F
+        tl.store(feature + into, number[:, None] + tl.arange(0, BLOCK_F)[None, :], mask=keep)

@@ -189,9 +189,9 @@ def test_autoencoders_are_measured_shown_and_not_traced(run: Run, folders: Folde
     beside = run("evaluate", "-t", saes, "--data", text, "--per-layer-baseline", folders.transcoder)
     assert beside.code == 2
     assert "no transcoders are measured beside" in " ".join(beside.err.split())
-    hooks = run("evaluate", "-t", saes, "--data", text, "--feature-input-hook", "mlp.hook_in")
-    assert hooks.code == 2
-    assert "leave --feature-input-hook out" in " ".join(hooks.err.split())
+    idle = run("evaluate", "-t", saes, "--data", text, "--feature-input-hook", "mlp.hook_in", "--lazy-decoder")
+    assert idle.code == 2
+    assert "leave --feature-input-hook and --lazy-decoder out" in " ".join(idle.err.split())
 
 
 def test_autoencoders_of_another_place_or_model_are_refused(run: Run, folders: Folders, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from circuit_tracer.training.run import requirements as plan
 from circuit_tracer.training.run import trainer
 from circuit_tracer.training.run.progress import ProgressDisplay
 from tests.support.command import Folders, Run
+from tests.support.train_cases import quick
 
 
 @pytest.fixture
-def config(folders: Folders, tmp_path: Path) -> Path:
+def config(folders: Folders, tmp_path: Path) -> Iterator[Path]:
     """A configuration file for the tiny model: four steps on the words it knows."""
     words = "the capital of Texas is Austin Dallas state containing France Paris a"
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": words}) + "\n" for _ in range(60)))
@@ -49,7 +51,8 @@ def config(folders: Folders, tmp_path: Path) -> Path:
     }
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(raw))
-    return path
+    with quick():
+        yield path
 
 
 @pytest.fixture

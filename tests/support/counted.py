@@ -245,6 +245,7 @@ def phases(mode: Watching) -> Iterator[None]:
         patch.object(step, "predict", named("decoders forward", step.predict)),
         patch.object(step._Step, "_reconstruction", named("gradients", step._Step._reconstruction)),
         patch.object(dead_features, "auxiliary", named("dead features", dead_features.auxiliary)),
+        patch.object(dead_features, "lift", named("dead features", dead_features.lift)),
         patch.object(step._Step, "_through_dead", named("dead features", step._Step._through_dead)),
         patch.object(Adam, "_update", named("adam", Adam._update)),
         patch.object(BatchTopK, "select", named("selection", BatchTopK.select)),

@@ -7,16 +7,21 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.errors import ResourceError
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.export.calibration import level_scores
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.loop import normalised
-from circuit_tracer.training.sparsity.ranking import kth_largest
+from circuit_tracer.training.sparsity.ranking import kth_largest, top_k
+from circuit_tracer.training.step import dead_features
+from circuit_tracer.training.step.dead_features import Dead
+from circuit_tracer.training.step.questions import Questions
 from tests.support.loop_cases import LAYERS, Run, reports
 from tests.support.process_cases import die
 
@@ -54,6 +59,24 @@ def levels(ranks: FeatureRanks, run: Run, data_parallel: int = 1) -> list[float]
     state = run.state(ranks)
     batches = [normalised(run.stream().batch(number), state.normalisation).x_SBD for number in range(2)]
     return level_scores(state.dictionary, batches, run.config().sparsity, None, ranks)
+
+
+def full_rooms(ranks: FeatureRanks, run: Run, data_parallel: int) -> bool:
+    """Whether AuxK's entries have to be found again, if they were too many for the first rank alone."""
+    first, ranks = ranks.first, ranks.grid(data_parallel)
+    state, questions = run.state(ranks), Questions()
+    batch = normalised(run.stream(ranks=ranks).batch(0), state.normalisation)
+    dead = Dead([torch.ones_like(norms, dtype=torch.bool) for norms in state.dictionary.norms], ranks, questions)
+
+    def found(x_BD: Tensor, weight_nD: Tensor, bias_n: Tensor, k: int, *_: Any) -> tuple[SparseActivations, Tensor]:
+        return top_k(x_BD, weight_nD, bias_n, k, ranks), torch.tensor(10**6 if first else 0)
+
+    settings = run.config().sparsity
+    with patch.object(dead_features, "on_gpu", lambda _: True), patch.object(dead_features, "top_k_at_most", found):
+        made = dead_features.auxiliary(state.dictionary, batch.x_SBD, batch.y_BSD, settings, dead, ranks)
+    assert made is not None
+    assert made.full is not None
+    return bool(made.full)
 
 
 def largest(ranks: FeatureRanks, scores: list[Tensor], counts: list[int]) -> list[float]:

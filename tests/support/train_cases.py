@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.evaluation import card
 from circuit_tracer.training.feature_ranks import FeatureRanks
+from circuit_tracer.training.run import machine
 from circuit_tracer.training.run.events import NullListener, StepReport
-from circuit_tracer.training.run.trainer import TrainingResult, train
+from circuit_tracer.training.run.publishing import TrainingResult
+from circuit_tracer.training.run.trainer import train
 from tests.support.data_cases import config, texts, tokenizer, write_jsonl
 from tests.support.process_cases import die
 from tests.support.tiny import tiny_model
@@ -43,6 +48,17 @@ def settings(folder: Path, out: str, **changes: Any) -> TrainingConfig:
         "evaluation__random_baseline": False,
     }
     return config(folder, **few | changes)
+
+
+@contextmanager
+def quick() -> Iterator[None]:
+    """Runs that neither measure the machine for long nor draw pictures, which take longer than all the rest of a tiny one."""
+    probes = {"PROBE_SECONDS": 1e-6, "PROBE_WIDTH": {"cpu": 64}, "PROBE_COPY_BYTES": {"cpu": 2**16}}
+    with (
+        patch.multiple(machine, **probes),
+        patch.object(card, "find_spec", lambda name: None),  # as where matplotlib is not installed
+    ):
+        yield
 
 
 class Stopped(BaseException):
@@ -78,7 +94,8 @@ def whole(
 ) -> list[StepReport]:
     """Train, perhaps not further than step ``last``; the reports."""
     listener = Listener(last, end)
-    result = train(settings(folder, out, **changes), resume=resume, listener=listener)
+    with quick():
+        result = train(settings(folder, out, **changes), resume=resume, listener=listener)
     assert isinstance(result, TrainingResult)
     return listener.reports
 

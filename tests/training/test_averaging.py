@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from circuit_tracer.training.export.export import folded
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.loop import Loop
 from circuit_tracer.training.step.dictionary import row_norms
-from tests.support.loop_cases import Run, differences, tensors
+from tests.support.loop_cases import MemoryStream, Run, differences, tensors
 
 SHARE, STEPS = 0.4, 10
 AVERAGED = (("averaging", SHARE),)
@@ -46,6 +48,21 @@ def test_the_average_is_a_mean_at_first_and_then_forgets(run: Run, tmp_path: Pat
     for norm_f, rows in zip(average.norms, average.W_dec, strict=True):
         assert torch.equal(norm_f, row_norms(rows))
     assert differences(average.tensors(), made.state.dictionary.tensors())
+
+
+def test_a_step_that_was_skipped_is_in_no_average(tmp_path: Path) -> None:
+    """Not even the first one, before which the average holds what was drawn."""
+    made = RUNS[1].loop(tmp_path)
+    batches = [MemoryStream(made.stream.run).batch(number) for number in range(3)]  # type: ignore[attr-defined]
+    batches[0] = replace(batches[0], y_BSD=batches[0].y_BSD * math.nan)
+    made.stream.next = iter(batches).__next__  # type: ignore[method-assign]
+    weights = []
+    for _ in batches:
+        made._step()
+        weights.append({name: tensor.clone().float() for name, tensor in made.state.dictionary.tensors().items()})
+    assert made.state.spikes.skipped == 1
+    for name, tensor in made.state.result.tensors().items():
+        torch.testing.assert_close(tensor, (weights[1][name] + weights[2][name]) / 2, msg=name)
 
 
 def test_the_average_resumes_and_is_written(tmp_path: Path) -> None:

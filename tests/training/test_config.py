@@ -288,6 +288,10 @@ def test_a_wrong_value_is_refused_in_plain_words(key: str, value: str, expected:
             {"data__path": None, "data__mixture": [{**PART, "name": "x"}]},
             r"part 1 of data\.mixture has a name, .*kind jsonl",
         ),
+        (
+            {"data__path": None, "data__kind": "activations", "data__mixture": [{**PART, "kind": "jsonl"}]},
+            r"kind is activations, of which data\.mixture can hold none",
+        ),
         ({"data__kind": "activations", "data__split": "x"}, r"data\.split is x, .*kind activations"),
         ({"data__kind": "activations", "sparsity__jacobian_weight": 0.1}, r"jacobian_weight is 0\.1, .*no derivatives"),
         ({"data__buffer_tokens": 100}, r"buffer_tokens is 100, less than one run\.batch of 4096"),

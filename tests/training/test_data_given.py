@@ -1,13 +1,9 @@
-"""Activations made elsewhere: trained on as if the model had run here, from shards and over a socket, or refused by name."""
+"""Activations made elsewhere: trained on as if the model had run here, or refused by name. Over a socket: test_data_wire.py."""
 
 from __future__ import annotations
 
 import json
-import socket
-import struct
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,52 +18,28 @@ from circuit_tracer.errors import (
     FileFormatError,
     InputError,
     NumericalError,
-    ResourceError,
 )
 from circuit_tracer.files import places
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.ranks import Ranks
 from circuit_tracer.training.config.schema import TrainingConfig
-from circuit_tracer.training.data import BatchStream, open_stream, serve_activations, write_activations
+from circuit_tracer.training.data import serve_activations, write_activations
 from circuit_tracer.training.data.block import Block
-from circuit_tracer.training.data.given import client, rows, wire
+from circuit_tracer.training.data.given import rows
 from circuit_tracer.training.data.given.server import ActivationServer
 from circuit_tracer.training.data.given.source import open_rows, unseen_model
 from circuit_tracer.training.data.source import open_source
+from circuit_tracer.training.evaluation.given import HOW_TO_GO_ON
 from circuit_tracer.training.evaluation.held_out import sequences_of_configuration
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.requirements import plan_run
-from tests.support.data_cases import batches, config, parts, same, tokenizer
+from tests.support.data_cases import batches, parts, same, tokenizer
+from tests.support.given_cases import HOOKS, SAID, D, given, made, opened, pieces
 from tests.support.loop_cases import numbers
 from tests.support.tiny import tiny_model
 from tests.support.train_cases import Stopped, settings, stop, whole
 
-S, D = 3, 4
-HOOKS = {"input_hook": "hook_resid_mid", "output_hook": "hook_mlp_out"}
-SAID: dict[str, Any] = {"model": "tiny", "layers": list(range(S)), **HOOKS}
 KINDS = ("shards", "socket", "bucket")
-
-
-def made(n_rows: int = 700, seed: int = 0, **others: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Rows of no model in particular."""
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(n_rows, S, D, generator=generator) for name in ("x", "y")} | others
-
-
-def pieces(whole: dict[str, torch.Tensor], size: int, first: int = 0) -> Iterator[dict[str, torch.Tensor]]:
-    """The rows from `first` on, a few at a time."""
-    for start in range(first, len(whole["x"]), size):
-        yield {name: tensor[start : start + size] for name, tensor in whole.items()}
-
-
-def given(path: object, folder: Path, **changes: Any) -> TrainingConfig:
-    """A configuration that trains on what is at a path."""
-    plain = {"data__context_length": 256, "data__sequences_per_pass": 16, "data__kind": "activations"}
-    return config(folder, **plain, data__path=str(path), **changes)
-
-
-def opened(settings: TrainingConfig) -> BatchStream:
-    return open_stream(settings, unseen_model(settings, torch.device("cpu"), Ranks()), None, FeatureRanks())
 
 
 def held_out(settings: TrainingConfig) -> torch.Tensor:
@@ -159,9 +131,33 @@ def test_a_run_on_written_rows_is_the_run_that_made_them(tmp_path: Path, at: Cal
         ]
         assert files[0] == files[1] == files[2]
     evaluation = json.loads((tmp_path / "shards" / "transcoder" / "evaluation.json").read_text())
+    card = (tmp_path / "shards" / "transcoder" / "README.md").read_text()
     assert evaluation["conditions"]["data"]["activations_given"] == 64
-    assert "given as activations" in (tmp_path / "shards" / "transcoder" / "README.md").read_text()
-    assert any("only reconstruction was measured" in line for line in evaluation["not_measured"])
+    assert "on 64 held-out tokens (given as activations). NMSE" in card
+    assert evaluation["not_measured"] == [HOW_TO_GO_ON]
+    assert HOW_TO_GO_ON in card
+
+
+def test_autoencoders_of_written_rows_are_trained_started_from_and_measured(tmp_path: Path) -> None:
+    """Of two of three layers, without the model; the second run begins with the files of the first."""
+    hooks = dict.fromkeys(HOOKS, "hook_resid_post")
+    write_activations(tmp_path / "acts", pieces({"x": made(300)["x"]}, 50), **{**SAID, **hooks})
+    here = {"data__kind": "activations", "data__path": str(tmp_path / "acts"), "model__name": "nobody/tiny"} | {
+        "data__context_length": 256, "data__sequences_per_pass": 16, "dictionary__kind": "sae", "dictionary__layers": [0, 2],
+        "evaluation__random_baseline": True, "data__held_out": 0.1,
+    }  # fmt: skip
+    first = whole(tmp_path, "first", here)
+    files = tmp_path / "first" / "transcoder"
+    second = whole(tmp_path, "second", here | {"run__start_from": str(files)})
+    assert second[0].loss < first[0].loss
+    evaluation = json.loads((files / "evaluation.json").read_text())
+    assert evaluation["conditions"]["layers"] == [0, 2]
+    assert set(evaluation["results"]) == {"dictionary", "random"}
+    assert evaluation["conditions"]["export"]["loss"] < 0.05
+    card = (tmp_path / "second" / "transcoder" / "README.md").read_text()
+    assert card.count("circuit-tracer evaluate -m nobody/tiny") == 1
+    assert "Started from the dictionary transcoder, fingerprint" in card
+    assert str(tmp_path) not in card
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -359,158 +355,3 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     write([made(3)])
     with pytest.raises(InputError, match="holds activations already"):
         write([made(3)])
-
-
-# ---- the wire
-
-
-def test_rows_that_are_sent_once_serve_one_pass(tmp_path: Path) -> None:
-    refusal = pytest.raises(InputError, match="sends its rows once and has no rows for evaluation besides")
-    with serve_activations(pieces(made(), 30), "tcp://127.0.0.1:0", **SAID, width=D) as server, refusal:
-        opened(given(server.address, tmp_path))
-    apart = partial(pieces, made(40, seed=1), 30)
-    with serve_activations(pieces(made(), 30), f"unix://{tmp_path}/s", **SAID, width=D, held_out=apart) as server:
-        settings = given(server.address, tmp_path, run__batch=60, data__buffer_tokens=240, data__statistics_tokens=240)
-        stream = opened(settings)
-        stream.statistics(240)
-        assert len(list(batches(stream))) == 700 // 60
-        with pytest.raises(InputError, match="row 0 was asked for, but the rows are sent once and stand at 700"):
-            opened(settings).next()
-
-
-def test_a_connection_that_breaks_goes_on_at_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three times in vain is an error that says what to do."""
-    whole, genuine, received = made(), client.receive, []
-
-    def breaks(connection: socket.socket, source: str) -> Any:
-        received.append(1)
-        if len(received) % 5 == 0 or len(received) > 60:
-            connection.close()
-            raise ConnectionResetError(104, "Connection reset by peer")
-        return genuine(connection, source)
-
-    monkeypatch.setattr(client, "receive", breaks)
-    with serve_activations(partial(pieces, whole, 30), "tcp://127.0.0.1:0", **SAID, width=D) as server:
-        source = open_rows(server.address, Ranks())
-        assert torch.equal(torch.cat([part["x"] for part in source.parts(40, False)]), whole["x"][40:])
-        received += [1] * 60
-        with pytest.raises(ResourceError, match=r"broke off before row 0: .*reset by peer.*resume the run"):
-            next(source.parts(0, False))
-
-
-class Together(Ranks):
-    """Ranks that are threads; the first one's tensors are handed on."""
-
-    def __init__(self, rank: int, slots: list[torch.Tensor], door: threading.Barrier) -> None:
-        super().__init__(rank, door.parties)
-        object.__setattr__(self, "shared", (slots, door))
-
-    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
-        slots, door = self.shared  # type: ignore[attr-defined]
-        if self.first:
-            slots[:] = [tensor]
-        door.wait()
-        found = slots[0].clone()
-        door.wait()
-        return found
-
-
-def test_of_several_ranks_the_first_is_connected_and_all_get_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    connected, genuine = list[int](), client.SocketRows._connect
-    monkeypatch.setattr(
-        client.SocketRows, "_connect", lambda rows: (connected.append(rows.ranks.rank), genuine(rows))[1]
-    )
-    slots, door = list[torch.Tensor](), threading.Barrier(3, timeout=20)
-
-    def read(rank: int) -> torch.Tensor:
-        source = open_rows(server.address, Together(rank, slots, door))
-        return torch.cat([part["y"] for part in source.parts(10, False)])
-
-    whole = made(100)
-    with (
-        serve_activations(partial(pieces, whole, 30), "tcp://127.0.0.1:0", **SAID, width=D) as server,
-        ThreadPoolExecutor(3) as threads,
-    ):
-        assert all(torch.equal(found, whole["y"][10:]) for found in threads.map(read, range(3)))
-    assert connected == [0, 0]  # for the description, and for rows
-
-
-def test_nobody_there_and_no_address_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "CONNECTING", 0.1)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(ResourceError, match="nobody answers at tcp://127"):
-            open_rows(address, Ranks())
-        taken.listen()
-        with pytest.raises(ResourceError, match="cannot listen at"):
-            serve_activations([], address, **SAID, width=D)
-    for text in ("tcp://host", "tcp://host:port", "unix://host/path", "tcp://"):
-        with pytest.raises(InputError, match="no address of a server of activations"):
-            open_rows(text, Ranks())
-
-
-def test_what_making_rows_raises_is_heard_on_both_sides(tmp_path: Path) -> None:
-    def failing(first: int) -> Iterator[dict[str, torch.Tensor]]:
-        yield from pieces(made(200), 50, first)
-        raise RuntimeError("the engine is out of memory")
-
-    with serve_activations(failing, "tcp://127.0.0.1:0", **SAID, width=D) as server:
-        with pytest.raises(InputError, match=r"refused: .*making rows failed: the engine is out of memory"):
-            list(batches(opened(given(server.address, tmp_path))))
-        with pytest.raises(RuntimeError, match="out of memory"):
-            server.wait(5)
-
-
-HELLO = {"kind": "description", "held_out": False, "anywhere": True, "description": {
-    "format": "circuit-tracer activations", "version": 1, **SAID, "width": D}}  # fmt: skip
-ROWS = {"kind": "rows", "first": 0, "rows": 2}
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak this protocol: a message begins with b'HTTP'"),
-        (struct.pack(">4sIQ", b"CTA1", 10, 2**40), "sent a message of 10 and 1,099,511,627,776 bytes; at most"),
-        (({"kind": "rows", "first": 7, "rows": 1}, wire.packed(made(1))), "where rows from number 0 on are expected"),
-        ((ROWS, b"not tensors"), "a message of tcp.* is not a safetensors file"),
-        ((ROWS, wire.packed({"x": made(2)["x"]})), "has no tensor 'y'"),
-        ((ROWS, wire.packed(made(0))), "sent a message without a row"),
-    ],
-    ids=["http", "too large", "other rows", "no tensors", "y missing", "empty"],
-)  # fmt: skip
-def test_what_a_server_should_not_send_is_refused(answer: Any, message: str) -> None:
-    def serve() -> None:
-        for reply in ((HELLO, b""), answer):
-            connection, _ = listening.accept()
-            with connection:
-                wire.receive(connection, "the test")
-                connection.sendall(reply) if isinstance(reply, bytes) else wire.send(connection, *reply)
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        source = open_rows(f"tcp://127.0.0.1:{listening.getsockname()[1]}", Ranks())
-        with pytest.raises(FileFormatError, match=message):
-            list(source.parts(0, False))
-        thread.join()
-
-
-def test_a_client_that_does_not_read_holds_the_server_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TCP's buffers fill, and no more rows are made."""
-    taken: list[int] = []
-    large = {"x": torch.zeros(20_000, S, D), "y": torch.zeros(20_000, S, D)}  # 2 MB a batch
-
-    def endless(first: int) -> Iterator[dict[str, torch.Tensor]]:
-        while True:
-            taken.append(1)
-            yield large
-
-    with serve_activations(endless, "tcp://127.0.0.1:0", **SAID, width=D) as server:
-        parts = open_rows(server.address, Ranks()).parts(0, False)
-        next(parts)
-        threading.Event().wait(0.3)
-        held = len(taken)
-        threading.Event().wait(0.1)
-        assert len(taken) == held < 20
-        next(parts)

@@ -22,11 +22,11 @@ from circuit_tracer.training.evaluation.sequences import Sequences
 from circuit_tracer.training.evaluation.stand_ins import Reconstructions
 from circuit_tracer.training.export.calibration import level_scores
 from circuit_tracer.training.export.export import export
-from circuit_tracer.training.export.kept import Kept, Side, exported_side, trained_side
+from circuit_tracer.training.export.kept import Kept, Side, Subject, exported_side, trained_side
 from circuit_tracer.training.export.published import _read_back
 from circuit_tracer.training.export.trained import Trained
 from circuit_tracer.training.feature_ranks import FeatureRanks
-from circuit_tracer.training.run import checkpoint, trainer
+from circuit_tracer.training.run import checkpoint, publishing, trainer
 from circuit_tracer.training.run.loop import normalised
 from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.sparsity import rule_of
@@ -35,7 +35,7 @@ from circuit_tracer.transcoders import load_transcoder_from_hub
 from tests.support.evaluation_cases import parts_of, sequences
 from tests.support.export_cases import dense, exported
 from tests.support.loop_cases import ACTIVATIONS, KINDS, LAYERS, Run
-from tests.support.train_cases import settings
+from tests.support.train_cases import quick, settings
 
 FEW: dict[str, Any] = {"evaluation__replacement_tokens": 0}
 
@@ -64,7 +64,7 @@ def test_files_keep_error_and_active_features(run: Run, parts: ModelParts, tmp_p
     export(checkpoint.read(loop.save(levels=levels)), config, levels, tmp_path / "files", "org/model", layers)
     trained = Trained(state.dictionary, state.normalisation, config.sparsity, state.running_cut, ranks)
     compared = [(batch.x_BSD, batch.y_BSD) for batch in batches_of(run, 200, 20)]
-    before = trained_side(trained, compared, config, parts, None, [])
+    before = trained_side(trained, compared, Subject(config, parts, None, layers, []))
     after = exported_side(_read_back(config, parts, tmp_path / "files", layers), compared, None)
     assert before.l0 > 0
     assert before.kl is None
@@ -81,7 +81,7 @@ def test_the_trained_side_is_the_formulas(activation: str, parts: ModelParts, tm
     activations, outputs_BSD = dense(made)
     state = made.state
     trained = Trained(state.dictionary, state.normalisation, made.config.sparsity, None, FeatureRanks())
-    found = trained_side(trained, [(x_BSD, y_BSD)], made.config, parts, None, [])
+    found = trained_side(trained, [(x_BSD, y_BSD)], Subject(made.config, parts, None, range(LAYERS), []))
     error_S = (outputs_BSD - y_BSD).square().sum((0, 2)) / (y_BSD - y_BSD.mean(0)).double().square().sum((0, 2))
     assert found.nmse == pytest.approx(float(error_S.mean()), rel=1e-5)
     assert found.l0 == sum(int((one > 0).sum()) for one in activations) / len(x_BSD)
@@ -112,9 +112,8 @@ def test_files_keep_the_divergence_of_the_replaced_model(
         levels = level_scores(state.dictionary, x_SBDs, config.sparsity, None, ranks)
     saved = checkpoint.read(checkpoint.save(state, tmp_path / "checkpoints", {}, ranks))
     export(saved, config, levels, tmp_path / "files", "org/model", points.layers)
-    before = trained_side(
-        Trained(state.dictionary, space, config.sparsity, None, ranks), batches[3:], config, parts, None, held_out
-    )
+    trained = Trained(state.dictionary, space, config.sparsity, None, ranks)
+    before = trained_side(trained, batches[3:], Subject(config, parts, None, points.layers, held_out))
     loaded = load_transcoder_from_hub(tmp_path / "files")[0]
     whole = Sequences.of(held_out, parts, None, 2000)
     found = compare(parts, {"files": (points, Reconstructions(loaded))}, whole, 2048).results("files")["files"].kl
@@ -165,12 +164,13 @@ def test_a_run_ends_in_an_error_when_its_files_are_not_what_was_trained(
         side = measured(*given)
         return replace(side, nmse=side.nmse / 2)
 
-    monkeypatch.setattr(trainer, "trained_side", better)
-    with pytest.raises(NumericalError, match="not the dictionary that was trained"):
+    monkeypatch.setattr(publishing, "trained_side", better)
+    with quick(), pytest.raises(NumericalError, match="not the dictionary that was trained"):
         trainer.train(settings(tmp_path, "run"))
     written = json.loads((tmp_path / "run" / "transcoder" / "evaluation.json").read_text())["conditions"]["export"]
     assert written["loss"] == pytest.approx(written["exported"]["nmse"] / written["trained"]["nmse"] - 1, rel=1e-4)
     assert written["loss"] > 0.5
     assert written["summary"] in (tmp_path / "run" / "transcoder" / "README.md").read_text()
-    again = trainer.train(settings(tmp_path, "run", run__export_loss=3.0), resume=True)
+    with quick():
+        again = trainer.train(settings(tmp_path, "run", run__export_loss=3.0), resume=True)
     assert again.evaluation["conditions"]["export"]["summary"] == written["summary"]

@@ -14,7 +14,16 @@ from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.training.config.files import load
 from circuit_tracer.training.config.keys import keys, sections
 from circuit_tracer.training.run import checkpoint
-from circuit_tracer.training.run.changes import MAY, ON_RESUME, Change, compared, last_reached, settings_of, verdict
+from circuit_tracer.training.run.changes import (
+    FREE,
+    MAY,
+    ON_RESUME,
+    Change,
+    compared,
+    last_reached,
+    settings_of,
+    verdict,
+)
 from circuit_tracer.training.run.checkpoint import Checkpoint
 from circuit_tracer.training.run.log import JsonLog
 from circuit_tracer.training.run.loop import Loop
@@ -174,8 +183,80 @@ def test_a_change_that_cannot_act_is_refused(changes: dict[str, Any], message: s
 
 
 def test_every_key_has_a_row_and_every_row_a_key() -> None:
-    assert {verdict(key) for key in keys()} >= {MAY}
+    assert {verdict(key) for key in keys()} >= {MAY, FREE}
     assert set(ON_RESUME) <= {*keys(), *sections()}
+    may = {key for key in keys() if verdict(key) == MAY}
+    assert may == {name.replace("__", ".") for name in {*ACTING, *SILENT}}
+
+
+# Another value for each key that may change, and the rule that reads it.
+ACTING: dict[str, tuple[str, Any]] = {
+    "sparsity__active": ("batch_topk", 2.0),
+    "sparsity__active_at_start": ("batch_topk", 6.0),
+    "sparsity__anneal": ("batch_topk", 0.9),
+    "sparsity__penalty": ("jumprelu", 2.0),
+    "sparsity__penalty_scale": ("jumprelu", 1.0),
+    "sparsity__penalty_warmup": ("jumprelu", 0.1),
+    "sparsity__bandwidth": ("jumprelu", 0.9),
+    "sparsity__band_probability": ("jumprelu", 0.2),
+    "sparsity__aux_active": ("batch_topk", 1),
+    "sparsity__aux_weight": ("batch_topk", 1.0),
+    "sparsity__pre_activation_weight": ("batch_topk", 0.3),
+    "sparsity__dead_after_tokens": ("batch_topk", 20),
+    "optimizer__learning_rate": ("batch_topk", 0.01),
+    "optimizer__beta1": ("batch_topk", 0.5),
+    "optimizer__beta2": ("batch_topk", 0.5),
+    "optimizer__eps": ("batch_topk", 1e-3),
+    "optimizer__warmup_steps": ("batch_topk", 6),
+    "optimizer__decay": ("batch_topk", 0.7),
+    "run__tokens": ("batch_topk", 16 * 20),
+    "run__schedule_tokens": ("batch_topk", 16 * 20),
+    "run__accumulate": ("batch_topk", 2),
+}
+SILENT: dict[str, Any] = {
+    "optimizer__skip_above": 9.0,
+    "data__epochs": None,
+}  # here: no step is skipped, and batches come from memory
+BEGUN = {"batch_topk": {}, "jumprelu": {"sparsity__penalty": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, torch.Tensor]]]:
+    """Of each rule: the folder after two of eight steps, and the state after all of them, nothing changed."""
+    found = {}
+    for rule, given in BEGUN.items():
+        folder, loop = tmp_path_factory.mktemp(rule), None
+        for last_step in (2, 8):
+            loop = begun(folder / str(last_step), rule, **given)
+            while loop.state.step < last_step:
+                loop._step()
+            loop.save()
+        assert loop is not None
+        found[rule] = folder / "2", tensors(loop.state)
+    return found
+
+
+def begun(folder: Path, rule: str, **changes: Any) -> Loop:
+    loop = Run("clt", rule, steps=8).loop(folder, **changes)
+    before = checkpoint.latest(folder)
+    history = [] if before is None else compared(before, loop.config, folder)
+    loop.reached = last_reached(history)
+    loop.facts = {"config": settings_of(loop.config)}
+    return loop
+
+
+@pytest.mark.parametrize("name", [*ACTING, *SILENT])
+def test_what_may_change_acts(
+    name: str, halves: dict[str, tuple[Path, dict[str, torch.Tensor]]], tmp_path: Path
+) -> None:
+    rule, value = ACTING.get(name) or ("batch_topk", SILENT[name])
+    folder, unchanged = halves[rule]
+    shutil.copytree(folder, tmp_path / "changed")
+    loop = begun(tmp_path / "changed", rule, **BEGUN[rule] | {name: value})
+    assert loop.state.step == loop.reached.step == 2
+    while loop.state.step < 8:
+        loop._step()
+    assert bool(differences(tensors(loop.state), unchanged)) == (name in ACTING)
 
 
 def test_a_change_taken_back_is_not_in_the_log(tmp_path: Path) -> None:

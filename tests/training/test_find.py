@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import find
 from circuit_tracer.training.run.find import Found, Trial, best_rate, held_out_error
+from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.step import schedules
 from tests.support.loop_cases import LAYERS, WIDTH, Run
 
@@ -61,6 +63,26 @@ def test_a_longer_run_gets_what_the_rule_says_about_its_length(monkeypatch: pyte
     )
     assert longer.learning_rate == pytest.approx(ratio * short.learning_rate)
     assert ratio < 0.6
+
+
+def test_trials_begin_where_the_run_does(tmp_path: Path) -> None:
+    """With run.start_from these are the weights of another run."""
+    made = RUN.loop(tmp_path)
+    made.run()
+    learned = made.state.dictionary.tensors()
+
+    def taken_over(state: TrainingState) -> None:
+        for name, weight in state.dictionary.tensors().items():
+            weight.copy_(learned[name])
+
+    rate, batches = 1e-9, [RUN.stream().batch(0)]
+    trials = [
+        find.trial(
+            RUN.config(), rate, RUN.space(), find.Repeated(batches, CPU), batches[0], CPU, FeatureRanks(), *begin
+        )
+        for begin in ([], [taken_over])
+    ]
+    assert trials[1].error < 0.9 * trials[0].error
 
 
 def test_activations_that_break_every_trial_are_an_error() -> None:

@@ -20,15 +20,13 @@ from tests.support import rank_cases
 from tests.support.loop_cases import Run, differences, reports, tensors
 from tests.support.process_cases import Ended, results, together
 
-# every activation and kind; all have AuxK and pre-activation loss, jumprelu and relu the penalty
+# every activation and kind; all have AuxK and pre-activation loss, relu the penalty, while jumprelu is steered
+IN_PARTS: dict[str, Any] = {"accumulate": 5, "optimizer": (("averaging", 0.4), ("place", "host"))}
 RUNS = [
-    Run(kind, activation, "float64", jacobian, steps=5)
-    for kind, activation, jacobian in [
-        ("clt", "batch_topk", True),
-        ("plt", "topk", False),
-        ("skip", "jumprelu", True),
-        ("sae", "relu", False),
-    ]
+    Run("clt", "batch_topk", "float64", jacobian=True, steps=5),
+    Run("plt", "topk", "float64", steps=5),
+    Run("skip", "jumprelu", "float64", jacobian=True, steps=5, **IN_PARTS),
+    Run("sae", "relu", "float64", steps=5, **IN_PARTS),
 ]
 SINGLES = [Run("clt", "batch_topk", steps=4), Run("sae", "jumprelu", steps=4), Run("skip", "topk", "bfloat16", steps=4)]
 TOLERANCE = 1e-9
@@ -160,6 +158,12 @@ def test_a_checkpoint_resumes_on_any_grid_of_ranks(run: Run, tmp_path: Path) -> 
         found += returned[0][0]
     close(found, expected)
     close_states(last_state(run, tmp_path / "parts"), state)
+
+
+def test_a_search_that_one_rank_must_repeat_all_repeat(tmp_path: Path) -> None:
+    """Also those of other groups: in the repetition all of them average losses."""
+    work = (rank_cases.full_rooms, Run("clt", "topk"), 2)
+    assert results(together(2, *work, folder=tmp_path)) == [True, True]
 
 
 def test_features_that_ranks_cannot_share_are_an_input_error() -> None:

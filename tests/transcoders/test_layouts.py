@@ -291,7 +291,7 @@ REFUSED = {
     "autoencoder": (
         {"W_enc": (D, F), "W_dec": (F, D), "b_enc": (F,), "b_dec": (D,)},
         {"architecture": "standard", "d_in": D, "d_sae": F},
-        "'standard' is not a transcoder",
+        "is a sparse autoencoder: it replaces no MLP",
     ),
 }
 

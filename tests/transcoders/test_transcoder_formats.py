@@ -193,7 +193,7 @@ def test_saelens(tmp_path, architecture):
 @pytest.mark.parametrize(
     ("architecture", "config", "message"),
     [
-        ("standard", {}, "'standard' is not a transcoder"),
+        ("standard", {}, "is a sparse autoencoder: it replaces no MLP"),
         ("transcoder", {"normalize_activations": "layer_norm"}, "changes the input"),
         ("transcoder", {"apply_b_dec_to_input": True}, "changes the input"),
     ],

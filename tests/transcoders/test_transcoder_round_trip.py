@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from circuit_tracer.errors import InputError
@@ -104,9 +105,10 @@ def test_topk_is_named_in_the_config(tmp_path):
     assert (config["activation"], config["k"]) == ("topk", 3)
 
 
-def test_topk_is_written_as_scalar_k(tmp_path):
+def test_topk_keeps_its_k_in_every_file(tmp_path):
     save_transcoders(random_set("topk"), tmp_path)
-    assert load_file(tmp_path / "layer_0.safetensors")["k"].item() == 3
+    with safe_open(tmp_path / "layer_0.safetensors", "pt") as file:
+        assert file.metadata()["k"] == "3"
     (tmp_path / "config.yaml").unlink()
     hooks = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out"}
     loaded, _ = load_transcoder_from_hub(tmp_path, **hooks)

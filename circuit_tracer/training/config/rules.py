@@ -89,6 +89,8 @@ def _data(config: TrainingConfig) -> Iterator[str]:
     data = config.data
     if data.path is None and data.mixture is None:
         yield "data.path is missing: give the one data set there, or several in data.mixture"
+    if data.kind == "activations" and data.mixture is not None:
+        yield "data.kind is activations, of which data.mixture can hold none: give one data.path, or the kind of the texts"
     for number, part in enumerate(data.mixture or (), 1):
         kind = part.kind or data.kind
         if kind == "activations":

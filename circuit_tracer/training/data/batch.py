@@ -16,10 +16,9 @@ class ActivationBatch:
 
     x_BSD: Tensor  # what the dictionary reads
     y_BSD: Tensor  # what it reconstructs; the same object as x_BSD for a sparse autoencoder
-    direction_BSD: Tensor | None = (
-        None  # v', differences to other tokens, for Jacobian matching (training/README.md §5)
-    )
-    derivative_BSD: Tensor | None = None  # J_MLP(x) v', not yet scaled by s_y / s_x
+    # For Jacobian matching (training/README.md §5): v', differences to other tokens, and J_MLP(x) v', not yet times s_y / s_x.
+    direction_BSD: Tensor | None = None
+    derivative_BSD: Tensor | None = None
 
     @property
     def n_tokens(self) -> int:

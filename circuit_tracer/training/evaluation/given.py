@@ -25,8 +25,8 @@ from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.random_dictionary import random_baseline
 
 HOW_TO_GO_ON = (
-    "the model is not here, so only reconstruction was measured; circuit-tracer evaluate measures replacement and graphs, on "
-    "text, where it is"
+    "Replacement and graphs: the model is not here, and only activations of it are; circuit-tracer evaluate measures them, on "
+    "text, where it is."
 )
 
 

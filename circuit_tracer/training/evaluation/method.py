@@ -28,8 +28,8 @@ def _reconstruction(evaluation: Evaluation) -> list[str]:
     conditions, tokens = evaluation.conditions, evaluation.results[DICTIONARY].reconstruction.tokens
     return [
         *_story(conditions),
-        f"Reconstruction on {tokens} held-out tokens ({_plain(conditions['data'])}); position 0 and special tokens do not "
-        "count. NMSE = Σ‖ŷ − y‖² / Σ‖y − ȳ‖² with the mean and variance of these tokens.",
+        f"Reconstruction on {tokens} held-out tokens ({_plain(conditions['data'])}). NMSE = "
+        "Σ‖ŷ − y‖² / Σ‖y − ȳ‖² with the mean and variance of these tokens.",
         f'"Never active" means on none of these {tokens} tokens.',
     ]
 
@@ -140,4 +140,7 @@ def _plain(data: dict[str, Any]) -> str:
     if "activations_given" in data:
         return "given as activations"
     left_out = data["norm_outliers_left_out"]
-    return f"{data['sequences']} sequences of {data['tokens_read']} tokens in all, {left_out} norm outliers left out"
+    return (
+        f"{data['sequences']} sequences of {data['tokens_read']} tokens in all; position 0 and special tokens do not count, "
+        f"{left_out} norm outliers left out"
+    )

@@ -17,9 +17,8 @@ from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.text.special import SpecialTokens
 
-LEFT_OUT = (
-    1  # positions at the start of a sequence that do not count and keep the model's own MLP outputs, as in tracing
-)
+# Positions at the start of a sequence that do not count and keep the model's own MLP outputs, as in tracing.
+LEFT_OUT = 1
 
 
 @dataclass(frozen=True)

@@ -18,18 +18,15 @@ from circuit_tracer.training.sparsity.base import Now
 from circuit_tracer.training.sparsity.ranking import kth_largest
 from circuit_tracer.training.step.dictionary import Dictionary
 
-TOKENS = (
-    4096  # held-out tokens calibrated on, and as many others on which the files are compared; if a batch has not more
-)
+# Held-out tokens calibrated on, and as many others on which the files are compared; if a batch has not more.
+TOKENS = 4096
+# Scores are looked for above the n-th kept times these, until one more than was kept is found.
+LOWERED = (0.9, 0.5, 0.1, 0.0)
 
 
 def n_batches(batch: int) -> int:
     """How many batches of held-out tokens to calibrate on, and how many others to compare on."""
     return max(1, TOKENS // batch)
-
-
-# Scores are looked for above the n-th kept times these, until one more than was kept is found.
-LOWERED = (0.9, 0.5, 0.1, 0.0)
 
 
 def level_scores(

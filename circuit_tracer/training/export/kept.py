@@ -35,6 +35,19 @@ TRAINED = "trained"
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What a run trains on and is measured on. layers: the model's, of its sources. held_out: sequences, each (P,); none of a
+    model that is not here.
+    """
+
+    config: TrainingConfig
+    parts: ModelParts
+    tokenizer: Any
+    layers: Sequence[int]
+    held_out: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
 class Side:
     """One of the two: mean NMSE over layers, active features a token over all layers, KL(model || all MLPs replaced).
 
@@ -94,24 +107,18 @@ def replaces_model(points: Points, parts: ModelParts) -> bool:
 
 
 @torch.no_grad()
-def trained_side(
-    trained: Trained,
-    batches: Batches,
-    config: TrainingConfig,
-    parts: ModelParts,
-    tokenizer: Any,
-    held_out: Sequence[Tensor],
-) -> Side:
+def trained_side(trained: Trained, batches: Batches, subject: Subject) -> Side:
     """Of the dictionary in training: its rule applied to batches like those of training. All ranks call this.
 
-    KL is that of the sequences ``held_out`` on which an evaluation replaces MLPs, by `Trained.alone`.
+    KL is that of the held-out sequences on which an evaluation replaces MLPs, by `Trained.alone`.
     """
-    side, wanted = _side(trained.reconstruct, batches, parts.device), config.evaluation
+    parts, wanted = subject.parts, subject.config.evaluation
+    side = _side(trained.reconstruct, batches, parts.device)
     if not wanted.replacement_tokens or isinstance(parts, UnseenModel):
         return side
-    if not replaces_model(points := points_of(config.dictionary, parts), parts):
+    if not replaces_model(points := points_of(subject.config.dictionary, parts), parts):
         return side
-    sequences = Sequences.of(held_out, parts, tokenizer, wanted.tokens).first(wanted.replacement_tokens)
+    sequences = Sequences.of(subject.held_out, parts, subject.tokenizer, wanted.tokens).first(wanted.replacement_tokens)
     with fast_attention(parts):
         compared = compare(parts, {TRAINED: (points, TrainedStandIn(trained))}, sequences, PASS_TOKENS)
     return replace(side, kl=compared.results(TRAINED)[TRAINED].kl)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.files import atomic_write
@@ -20,9 +19,9 @@ from circuit_tracer.training.data.given.source import UnseenModel
 from circuit_tracer.training.data.source import open_source
 from circuit_tracer.training.evaluation import EvaluationSettings, evaluate, write_report
 from circuit_tracer.training.evaluation.given import evaluate_given
-from circuit_tracer.training.evaluation.results import DICTIONARY
+from circuit_tracer.training.evaluation.results import DICTIONARY, Evaluation
 from circuit_tracer.training.export.export import readers_of
-from circuit_tracer.training.export.kept import Batches, Kept, Side, exported_side
+from circuit_tracer.training.export.kept import Batches, Kept, Side, Subject, exported_side
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.transcoders import (
     Transcoders,
@@ -37,45 +36,22 @@ CONFIG_NAME = "training.yaml"  # the configuration, beside the weights
 
 
 def publish(
-    config: TrainingConfig,
-    parts: ModelParts,
-    tokenizer: Any,
+    subject: Subject,
     folder: Path,
-    layers: Sequence[int],
-    held_out: Sequence[Tensor],
-    step: int,
     trained: Side,
     batches: Batches,
     story: dict[str, Any],
     message: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[str, Any], Kept]:
-    """Evaluate the dictionary in ``folder`` on the sequences ``held_out``, each (P,); the evaluation, and what the export kept.
+    """Evaluate the dictionary in ``folder`` on held-out text; the evaluation, and what the export kept. One rank calls this.
 
-    trained: what the dictionary in training did on ``batches``. story: what the run started from and how its settings changed,
-    for the card. message: told what is being measured. Writes evaluation.json, README.md and pictures beside the weights. A
-    dictionary of a model that is not here is measured by its reconstruction alone.
+    trained: what the dictionary in training did on ``batches``. story: what the card says of the run: steps, tokens, what it
+    started from and how its settings changed. message: told what is being measured. Writes evaluation.json, README.md and
+    pictures beside the weights. A dictionary of a model that is not here is measured by its reconstruction alone.
     """
-    wanted, sae = config.evaluation, config.dictionary.kind == "sae"
-    settings = EvaluationSettings.of(wanted, seed=config.run.seed, max_norm_ratio=config.data.max_norm_ratio)
-    transcoders = _read_back(config, parts, folder, layers)
-    conditions = {"training": {"step": step, "tokens": step * config.run.batch, "configuration": CONFIG_NAME, **story}}
-    if isinstance(parts, UnseenModel):
-        rows = open_source(config, parts, tokenizer, FeatureRanks(), evaluation=True)
-        evaluation = evaluate_given(
-            transcoders, rows, settings, model=config.model.name, layers=layers, conditions=conditions
-        )
-    else:
-        evaluation = evaluate(
-            parts,
-            tokenizer,
-            transcoders if sae else _of_the_model(transcoders, layers),
-            held_out,
-            settings,
-            layers=layers if sae else None,
-            per_layer=None if wanted.per_layer_baseline is None else _loaded(wanted.per_layer_baseline, parts),
-            conditions=conditions,
-            progress=_Spoken(message),
-        )
+    config = subject.config
+    transcoders = _read_back(config, subject.parts, folder, subject.layers)
+    evaluation = _evaluated(subject, transcoders, {"training": {"configuration": CONFIG_NAME, **story}}, message)
     replacement = evaluation.results[DICTIONARY].replacement
     kl = None if trained.kl is None or replacement is None else replacement.kl
     exported = exported_side(transcoders, batches, kl)
@@ -86,6 +62,29 @@ def publish(
         path.write_text(config_file.dump(config), encoding="utf-8")
     write_report(evaluation, folder)
     return evaluation.to_json(), kept
+
+
+def _evaluated(
+    subject: Subject, transcoders: Transcoders, conditions: dict[str, Any], message: Callable[[str], None]
+) -> Evaluation:
+    config, parts, layers = subject.config, subject.parts, subject.layers
+    wanted, sae = config.evaluation, config.dictionary.kind == "sae"
+    settings = EvaluationSettings.of(wanted, seed=config.run.seed, max_norm_ratio=config.data.max_norm_ratio)
+    if isinstance(parts, UnseenModel):
+        rows = open_source(config, parts.alone(), subject.tokenizer, FeatureRanks(), evaluation=True)
+        name = config.model.name
+        return evaluate_given(transcoders, rows, settings, model=name, layers=layers, conditions=conditions)
+    return evaluate(
+        parts,
+        subject.tokenizer,
+        transcoders if sae else _of_the_model(transcoders, layers),
+        subject.held_out,
+        settings,
+        layers=layers if sae else None,
+        per_layer=None if wanted.per_layer_baseline is None else _loaded(wanted.per_layer_baseline, parts),
+        conditions=conditions,
+        progress=_Spoken(message),
+    )
 
 
 class _Spoken:

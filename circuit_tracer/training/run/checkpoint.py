@@ -32,7 +32,7 @@ from circuit_tracer.errors import (
     ResourceError,
     shortened,
 )
-from circuit_tracer.files import atomic_write, read_json
+from circuit_tracer.files import atomic_write, read_json, sync
 from circuit_tracer.files.checksums import verified, write_tensors
 from circuit_tracer.files.digests import digest_of, sealed, unsealed
 from circuit_tracer.files.tensors import TensorFile, open_tensor_file
@@ -127,7 +127,7 @@ def write(draft: Draft) -> None:
     path = draft.partial / STATE_FILE
     try:
         path.write_text(_text(draft.content), encoding="utf-8")
-        _sync(path)
+        sync(path)
     except OSError as error:
         raise _refused(path, error) from error
 
@@ -344,7 +344,7 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path, content: dict[str, An
             )
     try:
         write_tensors(path, tensors, {BELONGS: content[BELONGS]})
-        _sync(path)
+        sync(path)
     except OSError as error:
         raise _refused(path, error) from error
 
@@ -364,11 +364,11 @@ def _finite(tensor: Tensor) -> bool:
 def _publish(partial: Path, final: Path) -> None:
     """Give a complete checkpoint its name, then remove those before the last ``KEPT``."""
     try:
-        _sync(partial)
+        sync(partial)
         if final.exists():  # of the same step
             _remove(final)
         os.replace(partial, final)
-        _sync(final.parent)
+        sync(final.parent)
         before = [path for path in _complete(final.parent) if path <= final]
         for old in before[:-KEPT]:
             _remove(old)
@@ -381,17 +381,6 @@ def _remove(complete: Path) -> None:
     going = complete.with_name(f"{complete.name}.old.partial")
     os.replace(complete, going)
     shutil.rmtree(going, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """On disk, so that a computer that loses power keeps it too. Windows cannot do that for folders."""
-    if path.is_dir() and os.name != "posix":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _text(content: dict[str, Any]) -> str:

@@ -158,8 +158,8 @@ class TrainingCost:
 
 
 def operations(work: TrainingCost) -> int:
-    """Operations that the host starts in a step on a GPU, without the model's."""
-    return STEP_OPERATIONS + work.layers * SOURCE_OPERATIONS
+    """Operations that the host starts in a step on a GPU, without the model's; in each part of its batch about as many."""
+    return work.config.run.accumulate * (STEP_OPERATIONS + work.layers * SOURCE_OPERATIONS)
 
 
 def flop(work: TrainingCost) -> dict[str, float]:
@@ -178,8 +178,9 @@ def moved_bytes(work: TrainingCost) -> dict[str, float]:
     """Bytes read and written in a step by phase, of this rank, on average over the run (kernels/*/README.md)."""
     config, entries = work.config, _entry_width(work)
     kept, rows = BYTES[config.dictionary.dtype], work.owned * work.pairs * work.sizes.d_model
-    # forward: rows of weights, outputs twice; backward: rows of errors, weights once, gradients written
-    decoders = entries * (kept + 4) + 8 * work.batch * work.pairs * work.sizes.d_model + rows * (kept + 4)
+    # forward: rows of weights, outputs twice; backward: rows of errors, weights once a part, gradients written
+    decoders = entries * (kept + 4) + 8 * work.batch * work.pairs * work.sizes.d_model
+    decoders += config.run.accumulate * rows * (kept + 4)
     if work.on_cpu:
         decoders = 12 * entries
     return {

@@ -1,6 +1,6 @@
 """`train --find`: the learning rate of a run, from short ones on its own activations (training/README.md §8).
 
-Rates a factor of two apart are tried from the rule's on, each for some steps from the same start on the same batches, and the
+Rates a factor of two apart are tried from the rule's on, each for some steps from the run's start on the same batches, and the
 error on held-out tokens is measured, until the best one lies between two others. The lowest point of a parabola through the
 three is what the short run should have; for the longer run it is multiplied with what the rule says about its length.
 
@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.events import Listener, NullListener
 from circuit_tracer.training.run.loop import Loop, normalised
+from circuit_tracer.training.run.origin import take_over_
 from circuit_tracer.training.run.requirements import Plan, duration, plan_run
-from circuit_tracer.training.run.start import measured_space
+from circuit_tracer.training.run.start import Start, find_origin, measured_space
 from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.run.trainer import load_subject, threads
 from circuit_tracer.training.sparsity import rule_of
@@ -84,6 +86,10 @@ class Found:
         return "\n".join(lines)
 
 
+def _drawn(_: TrainingState) -> None:
+    """Weights stay as they were drawn."""
+
+
 @plain_torch()
 def find(config: TrainingConfig, *, listener: Listener | None = None) -> Found:
     """Find the learning rate; writes OUT/find.json and nothing else. The same on every machine but for rounding.
@@ -100,13 +106,17 @@ def find(config: TrainingConfig, *, listener: Listener | None = None) -> Found:
         plan.require_fits()
         heard.message(_announced(plan))
         parts, tokenizer = load_subject(config, device, ranks)
+        layers = config.dictionary.layers or list(range(parts.config.n_layers))
+        origin = find_origin(config, Start(), parts, tokenizer, layers)
         n_held_out = max(HELD_OUT, config.run.batch) // config.run.batch * config.run.batch
         held_out = held_out_activations(config, parts, tokenizer, n_held_out)
         with closing(open_stream(config, parts, tokenizer, ranks)) as stream:
             space = measured_space(stream, config.data.statistics_tokens)
             kept = kept_batches(stream, config)
         del stream, parts
-        found = best_rate(config, space, kept, held_out, device, ranks, heard.message)
+
+        begin = _drawn if origin is None else partial(take_over_, origin=origin, layers=layers)
+        found = best_rate(config, space, kept, held_out, device, ranks, heard.message, begin)
     if ranks.first:
         with atomic_write(folder / FILE) as path:
             path.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
@@ -138,15 +148,16 @@ def best_rate(
     device: torch.device,
     ranks: FeatureRanks,
     report: Callable[[str], None] = lambda _: None,
+    begin: Callable[[TrainingState], None] = _drawn,
 ) -> Found:
-    """Try rates on ``batches``, which are used again and again."""
+    """Try rates on ``batches``, which are used again and again. begin: puts other weights into a new state."""
     sizes = space.mean_x_SD.shape
     steps = trial_steps(config)
     short = _shortened(config, steps)
     done: dict[float, Trial] = {}
 
     def tried(rate: float) -> None:
-        done[rate] = trial(short, rate, space, Repeated(batches, device), held_out, device, ranks)
+        done[rate] = trial(short, rate, space, Repeated(batches, device), held_out, device, ranks, begin)
         report(f"rate {rate:.1e}: error {done[rate].error:.4f}")
 
     middle = schedules.ruled_rate(short, *sizes)
@@ -177,6 +188,7 @@ def trial(
     held_out: ActivationBatch,
     device: torch.device,
     ranks: FeatureRanks,
+    begin: Callable[[TrainingState], None] = _drawn,
 ) -> Trial:
     """One run of ``config`` at a learning rate, and its error on held-out tokens."""
     optimizer = config.optimizer.model_copy(update={"learning_rate": rate})
@@ -184,6 +196,7 @@ def trial(
     n_layers = space.mean_x_SD.shape[0]
     scale_S = torch.zeros(n_layers, device=device) if config.sparsity.jacobian_weight else None
     state = TrainingState.initial(config, space, scale_S, device, ranks)
+    begin(state)
     try:
         with tempfile.TemporaryDirectory() as folder:
             Loop(config, state, stream, ranks, NullListener(), Path(folder), {}).run()

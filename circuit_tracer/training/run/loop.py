@@ -164,15 +164,16 @@ class Loop:
         )
 
     def _begin(self, activations: ActivationBatch) -> None:
-        """What is measured on the first batch: U_s of Jacobian matching (§5), and where a rule's thresholds start (§4)."""
+        """What is measured on the first batch, all parts of it: where a rule's thresholds start (§4), and U_s of Jacobian
+        matching (§5).
+        """
         state, rule = self.state, rule_of(self.config.sparsity)
-        parts = [normalised(part, state.normalisation) for part in activations.split(self.config.run.accumulate)]
+        batch = normalised(activations, state.normalisation)
         if isinstance(rule, PenaltyRule):
-            x_SBD = [torch.cat(each) for each in zip(*(part.x_SBD for part in parts), strict=True)]
-            rule.start_(state.dictionary, x_SBD, schedules.active(self.config, 0, self.reached), self.ranks)
+            rule.start_(state.dictionary, batch.x_SBD, schedules.active(self.config, 0, self.reached), self.ranks)
         if state.derivative_scale_S is not None:
-            squares = [torch.stack([u.square().sum(1).mean() for u in part.derivative_SBD or ()]) for part in parts]
-            state.derivative_scale_S.copy_(self.ranks.mean_(torch.stack(squares).mean(0)))
+            squares = [u_BD.square().sum(1).mean() for u_BD in batch.derivative_SBD or ()]
+            state.derivative_scale_S.copy_(self.ranks.mean_(torch.stack(squares)))
 
     def _take(self, activations: ActivationBatch, moment: Moment) -> None:
         """One step, in parts of the batch; or none, if its loss is bad and steps may be skipped."""
@@ -202,7 +203,8 @@ class Loop:
             wanted = schedules.active(config, moment.step + 1, self.reached)
             rule.steer_(state.dictionary, self._excess(outcome.fired, wanted))
         if state.averages is not None:
-            state.averages.update(moment.step + 1, config.optimizer.averaging * config.schedule_steps)
+            taken = moment.step + 1 - state.spikes.skipped
+            state.averages.update(taken, config.optimizer.averaging * config.schedule_steps)
         state.silence.update(outcome.fired, config.run.batch)
         state.update_cut(outcome.cut)
         self._window.add(outcome)

@@ -20,6 +20,7 @@ from torch import Tensor
 from circuit_tracer.errors import CompatibilityError, FileFormatError, NumericalError
 from circuit_tracer.fingerprint import transcoder_fingerprint
 from circuit_tracer.models.sites import site_named
+from circuit_tracer.models.sources import public_name
 from circuit_tracer.training.config.files import FILE_NAME
 from circuit_tracer.training.config.schema import DictionarySection, TrainingConfig
 from circuit_tracer.training.export.export import FoldedLayer, folded
@@ -30,6 +31,7 @@ from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.sparsity.relu import ReLU
 from circuit_tracer.training.step.dictionary import row_norms
 from circuit_tracer.transcoders import Transcoders, load_transcoder_from_hub
+from circuit_tracer.transcoders.autoencoders import are_autoencoders, load_autoencoders
 
 # kind of a run -> kinds that it can start from without losing a part of them
 TAKES = {"clt": ("clt", "plt"), "plt": ("plt",), "skip": ("plt", "skip"), "sae": ("sae",)}
@@ -40,7 +42,7 @@ class Origin:
     """A dictionary in the model's own space, read layer by layer."""
 
     name: str  # what was asked for
-    place: str  # what that is
+    place: str  # what that is, for everybody: of a local path the last part
     fingerprint: str
     kind: str
     activation: str
@@ -99,8 +101,11 @@ def open_origin(name: str, settle: Callable[[Transcoders], Transcoders]) -> Orig
         return _of_checkpoint(name, last)
     written = path / "transcoder"
     place = written if (path / FILE_NAME).is_file() and written.is_dir() else name
-    transcoders = load_transcoder_from_hub(place, dtype=torch.float32, lazy_encoder=True, lazy_decoder=True)[0]
-    return _of_files(name, settle(transcoders))
+    if are_autoencoders(place):
+        found = load_autoencoders(place, "cpu")
+        return _of_files(name, found.dictionary, found.layers)
+    transcoders = settle(load_transcoder_from_hub(place, dtype=torch.float32, lazy_encoder=True, lazy_decoder=True)[0])
+    return _of_files(name, transcoders, transcoders.layers)
 
 
 def take_over_(state: TrainingState, origin: Origin, layers: Sequence[int]) -> None:
@@ -164,7 +169,7 @@ def _of_checkpoint(name: str, checkpoint: Checkpoint) -> Origin:
 
     return Origin(
         name=name,
-        place=f"the run {name}, step {checkpoint.step}",
+        place=f"the run {public_name(name)}, step {checkpoint.step}",
         fingerprint=checkpoint.content[BELONGS],
         kind=dictionary.kind,
         activation=config.sparsity.activation,
@@ -192,8 +197,10 @@ def _configuration(checkpoint: Checkpoint) -> TrainingConfig:
         ) from error
 
 
-def _of_files(name: str, transcoders: Transcoders) -> Origin:
-    """A published dictionary."""
+def _of_files(name: str, transcoders: Transcoders, layers: tuple[int, ...]) -> Origin:
+    """A published dictionary of these layers of the model."""
+    hooks = transcoders.feature_input_hook, transcoders.feature_output_hook
+    numbers = dict(zip(layers, transcoders.layers, strict=True))  # as the dictionary counts
     kinds = {
         ("cross_layer_transcoder", False): "clt",
         ("cross_layer_transcoder", True): "clt with a skip matrix",
@@ -202,6 +209,7 @@ def _of_files(name: str, transcoders: Transcoders) -> Origin:
     }
 
     def read(layer: int, owned: slice) -> FoldedLayer:
+        layer = numbers[layer]
         threshold = getattr(transcoders.activation(layer), "threshold", None)
         skip = transcoders.skip_matrix(layer)
         return FoldedLayer(
@@ -217,14 +225,14 @@ def _of_files(name: str, transcoders: Transcoders) -> Origin:
     activation = transcoders.activation(transcoders.layers[0]).name
     return Origin(
         name=name,
-        place=f"the dictionary {name}",
+        place=f"the dictionary {public_name(name)}",
         fingerprint=transcoder_fingerprint(transcoders),
-        kind=kinds[transcoders.kind, transcoders.skip_connection],
+        kind="sae" if hooks[0] == hooks[1] else kinds[transcoders.kind, transcoders.skip_connection],
         activation=names.get(activation, activation),
-        layers=transcoders.layers,
+        layers=layers,
         features=tuple(transcoders.n_features(layer) for layer in transcoders.layers),
         d_model=transcoders.d_model,
-        hooks=(transcoders.feature_input_hook, transcoders.feature_output_hook),
+        hooks=hooks,
         read=read,
     )
 

@@ -124,7 +124,9 @@ def facts_of(config: TrainingConfig, start: Start, origin: Origin | None, parts:
 
 def story_of(facts: dict[str, Any]) -> dict[str, Any]:
     """What the card tells of a run beside its settings: what it started from, and what changed on the way."""
-    told = {name: facts[name] for name in ("started_from",) if name in facts}
+    told: dict[str, Any] = {}
+    if begun := facts.get("started_from"):
+        told["started_from"] = {key: begun[key] for key in ("place", "fingerprint")}
     changes = [{key: one[key] for key in ("step", "changed")} for one in facts.get("changes", [])]
     return told | ({"changes": changes} if changes else {})
 

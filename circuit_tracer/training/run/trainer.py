@@ -8,13 +8,12 @@ OUT/checkpoints/    the last two
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils import deterministic
 
 from circuit_tracer.files import atomic_write, claimed, require_writable_folder
@@ -24,33 +23,18 @@ from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.verify import verify
 from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
-from circuit_tracer.training.data import held_out_activations, held_out_tokens, open_stream
+from circuit_tracer.training.data import held_out_tokens, open_stream
 from circuit_tracer.training.data.given.source import unseen_model
-from circuit_tracer.training.evaluation.given import HOW_TO_GO_ON
-from circuit_tracer.training.export.calibration import level_scores, n_batches
-from circuit_tracer.training.export.export import export, readers_of
-from circuit_tracer.training.export.kept import Batches, Kept, trained_side
-from circuit_tracer.training.export.published import publish, require_baseline
-from circuit_tracer.training.export.trained import Trained
+from circuit_tracer.training.export.kept import Subject
+from circuit_tracer.training.export.published import require_baseline
 from circuit_tracer.training.feature_ranks import FeatureRanks
-from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.changes import last_reached
 from circuit_tracer.training.run.events import Listener, NullListener, StepReport
 from circuit_tracer.training.run.log import RunLog
 from circuit_tracer.training.run.loop import Loop
+from circuit_tracer.training.run.publishing import Publisher, TrainingResult
 from circuit_tracer.training.run.requirements import plan_run
-from circuit_tracer.training.run.start import Start, facts_of, find_origin, find_start, make_state, story_of
-from circuit_tracer.training.run.state import TrainingState
-from circuit_tracer.training.sparsity import rule_of
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a run leaves: the folder of the dictionary, the last checkpoint, and the evaluation as plain data."""
-
-    transcoder: Path
-    checkpoint: Path
-    evaluation: dict[str, Any]
+from circuit_tracer.training.run.start import Start, facts_of, find_origin, find_start, make_state
 
 
 @plain_torch()
@@ -66,107 +50,48 @@ def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | 
     own = claimed(folder, "trains in") if ranks.first else nullcontext()
     with own, threads(config.run.threads):
         start = find_start(config, folder, resume)
-        run = _Run(config, folder, device, ranks, listener if ranks.first and listener else NullListener())
-        return run.train(start)
-
-
-@dataclass
-class _Run:
-    config: TrainingConfig
-    folder: Path
-    device: torch.device
-    ranks: FeatureRanks
-    listener: Listener
-
-    def train(self, start: Start) -> TrainingResult:
-        config, ranks = self.config, self.ranks
         ranks.share(config.dictionary.features)
-        with _logged(config, start, ranks, self.listener) as listener, ExitStack() as held:
-            self.listener = listener
-            plan = plan_run(config, self.device, ranks.plain.world)
-            listener.message(str(plan))
-            plan.require_fits()
-            parts, tokenizer = load_subject(config, self.device, ranks)
-            require_baseline(config, parts)  # these two are found missing now rather than at the end
-            held_out = held_out_tokens(config, tokenizer)
-            stream = held.enter_context(closing(open_stream(config, parts, tokenizer, ranks)))
-            layers = config.dictionary.layers or list(range(parts.config.n_layers))
-            origin = find_origin(config, start, parts, tokenizer, layers)
-            facts = facts_of(config, start, origin, parts)
-            state = make_state(config, start, origin, layers, stream, self.device, ranks, listener)
-            if ranks.first:
-                with atomic_write(self.folder / "config.yaml") as path:
-                    path.write_text(config_file.dump(config), encoding="utf-8")
-            in_background = not ranks.any(not plan.background)
-            loop = Loop(config, state, stream, ranks, listener, self.folder / "checkpoints", facts, in_background)
-            loop.reached = last_reached(start.changes)
-            if start.resumed is not None:
-                loop.saved = start.resumed.folder
-            for line in start.words():
-                listener.message(line)
-            loop.run(lambda: self._publish(loop, parts, tokenizer, held_out))
-            result, kept = self._publish(loop, parts, tokenizer, held_out)
-            if kept is not None:
-                kept.require(config)
-            return result
+        heard = listener if ranks.first and listener else NullListener()
+        with _logged(config, start, ranks, heard) as logged:
+            return _run(config, start, folder, device, ranks, logged)
 
-    def _publish(
-        self, loop: Loop, parts: ModelParts, tokenizer: Any, held_out: list[Tensor]
-    ) -> tuple[TrainingResult, Kept | None]:
-        """Checkpoint with calibrated levels, dictionary, evaluation, card. What is measured is what was written.
 
-        Also what the export kept, on the first rank.
-        """
-        config, state = self.config, loop.state
+def _run(
+    config: TrainingConfig, start: Start, folder: Path, device: torch.device, ranks: FeatureRanks, listener: Listener
+) -> TrainingResult:
+    plan = plan_run(config, device, ranks.plain.world)
+    listener.message(str(plan))
+    plan.require_fits()
+    parts, tokenizer = load_subject(config, device, ranks)
+    require_baseline(config, parts)  # these two are found missing now rather than at the end
+    held_out = held_out_tokens(config, tokenizer)
+    with closing(open_stream(config, parts, tokenizer, ranks)) as stream:
         layers = config.dictionary.layers or list(range(parts.config.n_layers))
-        levels, batches = self._calibrated(state, parts, tokenizer)
-        trained = Trained(state.result, state.normalisation, config.sparsity, state.running_cut, self.ranks)
-        before = trained_side(trained, batches, config, parts, tokenizer, held_out)
-        saved = loop.save(levels=levels)
-        transcoder = self.folder / "transcoder"
-        evaluation: dict[str, Any] = {}
-        kept: Kept | None = None
-        if self.ranks.first:
-            export(checkpoint.read(saved), config, levels, transcoder, config.model.name, layers)
-            self.listener.message(f"dictionary written to {transcoder}; evaluating it")
-            evaluation, kept = publish(
-                config, parts, tokenizer, transcoder, layers, held_out, state.step, before, batches,
-                story_of(loop.facts), self.listener.message,
-            )  # fmt: skip
-            self.listener.message(f"exported, from training to files: {kept}")
-            if (note := readers_of(config)) is not None:
-                self.listener.message(note)
-            if config.data.kind == "activations":
-                self.listener.message(HOW_TO_GO_ON)
-            self.listener.evaluated(evaluation)
-        self.ranks.barrier()
-        return TrainingResult(transcoder, saved, evaluation), kept
-
-    def _calibrated(
-        self, state: TrainingState, parts: ModelParts, tokenizer: Any
-    ) -> tuple[list[float] | None, Batches]:
-        """Levels of a rule that needs them, calibrated on held-out tokens in batches like those of training, shuffled (§9), and
-        other batches to compare on; the same ones if there is one only.
-        """
-        config, size = self.config, self.config.run.batch
-        needs_level = rule_of(config.sparsity).needs_level
-        n_tokens = n_batches(size) * size * (2 if needs_level else 1)
-        held_out = held_out_activations(config, parts, tokenizer, n_tokens)
-        order = torch.randperm(len(held_out.x_BSD), generator=torch.Generator().manual_seed(config.run.seed))
-        x_BSD, y_BSD = held_out.x_BSD[order], held_out.y_BSD[order]
-        batches = list(zip(x_BSD.split(size), y_BSD.split(size), strict=True))
-        if not needs_level:
-            return None, batches
-        first, rest = batches[: len(batches) // 2] or batches, batches[len(batches) // 2 :]
-        space = state.normalisation
-        x_SBDs = [[space.x(source, x_BD) for source, x_BD in enumerate(x.to(self.device).unbind(1))] for x, _ in first]
-        return level_scores(state.result, x_SBDs, config.sparsity, state.running_cut, self.ranks), rest
+        origin = find_origin(config, start, parts, tokenizer, layers)
+        facts = facts_of(config, start, origin, parts)
+        state = make_state(config, start, origin, layers, stream, device, ranks, listener)
+        if ranks.first:
+            with atomic_write(folder / "config.yaml") as path:
+                path.write_text(config_file.dump(config), encoding="utf-8")
+        in_background = not ranks.any(not plan.background)
+        loop = Loop(config, state, stream, ranks, listener, folder / "checkpoints", facts, in_background)
+        loop.reached = last_reached(start.changes)
+        if start.resumed is not None:
+            loop.saved = start.resumed.folder
+        for line in start.words():
+            listener.message(line)
+        publisher = Publisher(Subject(config, parts, tokenizer, layers, held_out), folder, loop, listener)
+        loop.run(publisher.publish)
+        result, kept = publisher.publish()
+    if kept is not None:
+        kept.require(config)
+    return result
 
 
 def load_subject(config: TrainingConfig, device: torch.device, ranks: FeatureRanks) -> tuple[ModelParts, Any]:
     """The model and its tokenizer; only sizes, and no tokenizer, when its activations were made elsewhere."""
     if config.data.kind == "activations":
-        return unseen_model(config, device, ranks), None
+        return unseen_model(config, device, ranks.plain), None
     revision = {"revision": config.model.revision} if config.model.revision else {}
     model, tokenizer = load_language_model(config.model.name, device, resolve_dtype(config.model.dtype), **revision)
     parts = bind(model, config.model.name)

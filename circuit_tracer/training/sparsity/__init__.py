@@ -21,7 +21,7 @@ PENALTY_KEYS = ("penalty", "penalty_scale", "penalty_warmup")
 RANKING_KEYS = ("rank_by",)
 THRESHOLD_KEYS = ("bandwidth", "band_probability")
 UNREAD = {
-    BUDGET_KEYS: "which sparsity.penalty keeps sparse",
+    BUDGET_KEYS: "which keeps no number of features",
     PENALTY_KEYS: "which keeps exactly sparsity.active features",
     RANKING_KEYS: "which ranks by pre-activations alone, or not at all",
     THRESHOLD_KEYS: "which learns no threshold",

@@ -27,8 +27,8 @@ class Adam:
     """The sink of a training step (`step.Sink`) that changes the dictionary's weights.
 
     ``begin`` comes before each step. bfloat16 weights and moments that are narrower than float32 are rounded stochastically
-    under a key of seed, step and place, so that a resumed run and any number of ranks round alike. Moments of vectors are
-    float32 or wider.
+    under a key of seed, step and place, so that a resumed run and any number of ranks round alike. Moments of biases and
+    thresholds are float32 or wider.
     """
 
     def __init__(self, dictionary: Dictionary, settings: OptimizerSection, seed: int) -> None:
@@ -40,7 +40,7 @@ class Adam:
         self.second: dict[str, Tensor] = {}
         self.exponents: dict[str, tuple[Tensor, Tensor]] = {}  # of both moments, where they have eight bits
         for name, weight in self.weights.items():
-            dtype = _kept_in(weight, settings.moments)
+            dtype = _kept_in(weight, settings.moments if _is_matrix(name) else "float32")
             self.first[name], self.second[name] = (self._zeros(name, weight.shape, dtype) for _ in range(2))
             if dtype is torch.uint8:
                 shape = (*weight.shape[:-1], packed.n_blocks(weight.shape[-1]))
@@ -123,8 +123,11 @@ class Adam:
         return torch.zeros(shape, dtype=dtype, device=self.weights[name].device)
 
 
+def _is_matrix(name: str) -> bool:
+    """Not a bias or a threshold: those are small, and nothing is gained by narrow moments."""
+    return name.startswith("W_")
+
+
 def _kept_in(weight: Tensor, asked: str) -> torch.dtype:
     wide = torch.promote_types(weight.dtype, torch.float32)
-    if weight.ndim == 1:
-        return wide
     return {"float32": wide, "bfloat16": torch.bfloat16, "int8": torch.uint8}[asked]

@@ -27,7 +27,7 @@ class Averages:
         }
 
     def update(self, step: int, window: float) -> None:
-        """Take the weights after ``step`` steps."""
+        """Take the weights after ``step`` steps (of those that were taken)."""
         share = max(1 / step, 1 / max(1.0, window))
         for name, weight in self.weights.items():
             for average, now in zip(

@@ -80,7 +80,7 @@ class Auxiliary:
     """AuxK of a batch: the loss (0-d), entries numbered among the dead ``ids`` (n,) of a source, and the gradient of what they
     write, (B, C).
 
-    ``full`` (0-d, on a GPU): whether some entries had no room, so that it must be done again with ``all_rooms``.
+    ``full`` (0-d, on a GPU): whether some entries of any process had no room, so that all must do it again with ``all_rooms``.
     """
 
     loss: Tensor
@@ -125,7 +125,7 @@ def auxiliary(
     weight = settings.aux_weight * min(1.0, dead.total / (dictionary.n_layers * k))
     loss = weight * difference_BC.square().mean()
     grad_BC = difference_BC.mul_(2 * weight / difference_BC.numel())
-    full = ranks.all_reduce_((torch.stack(all_found) > room).sum()) if all_found else None
+    full = ranks.plain.all_reduce_((torch.stack(all_found) > room).sum()) if all_found else None
     return Auxiliary(loss, all_ids, all_entries, grad_BC, full)
 
 

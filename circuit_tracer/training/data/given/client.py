@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from copy import copy
 from typing import Any
 
 import torch
@@ -68,6 +69,12 @@ class SocketRows:
     def fingerprint(self) -> dict[str, Any]:
         """What the rows are of; which rows they are, the server alone knows."""
         return self.description.facts()
+
+    def alone(self) -> SocketRows:
+        """See `RowSource`."""
+        mine = copy(self)
+        mine.ranks = Ranks()
+        return mine
 
     def _part(self, header: dict[str, Any], payload: bytes, first: int) -> dict[str, Tensor]:
         if header.get("kind") != "rows" or header.get("first") != first:

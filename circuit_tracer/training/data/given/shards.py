@@ -44,6 +44,9 @@ class RowSource(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able values that change when the rows do."""
 
+    def alone(self) -> RowSource:
+        """The same rows for a process that reads them without the other ones of its run."""
+
 
 @dataclass(frozen=True)
 class _Shard:
@@ -87,6 +90,10 @@ class Shards:
         """What the rows are of, and a digest of the files."""
         split = [shard.held_out for shard in self._shards]
         return {**self.description.facts(), **fingerprint_of([shard.place for shard in self._shards]), "split": split}
+
+    def alone(self) -> Shards:
+        """See `RowSource`: every rank reads for itself anyhow."""
+        return self
 
     @cached_property
     def _shards(self) -> list[_Shard]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,10 @@ class UnseenModel(ModelParts):
 
     rows: RowSource
 
+    def alone(self) -> UnseenModel:
+        """The same for a process that reads rows without the other ones of its run."""
+        return replace(self, rows=self.rows.alone())
+
 
 def open_rows(path: str, ranks: Ranks) -> RowSource:
     """What is at a path: shards, or a server. Raises what they raise."""
@@ -37,8 +41,10 @@ def open_rows(path: str, ranks: Ranks) -> RowSource:
 
 
 def unseen_model(config: TrainingConfig, device: torch.device, ranks: Ranks) -> UnseenModel:
-    """What `data.path` says of the model. Raises what `open_rows` does, CompatibilityError for rows of other hooks or layers
-    than the dictionary's, and InputError when none are held out.
+    """What `data.path` says of the model; all ``ranks`` of the run call this.
+
+    Raises what `open_rows` does, CompatibilityError for rows of other hooks or layers than the dictionary's, and InputError
+    when none are held out.
     """
     rows = open_rows(config.data.path or "", ranks)
     description = rows.description
