@@ -15,6 +15,7 @@ from torch import Tensor
 
 from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
+from circuit_tracer.models.model_pass import require_context
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.tokenization import special_ids, special_words, tokenize
 from circuit_tracer.text.packing import sequence_length
@@ -113,10 +114,8 @@ def windows(
 
     The last window of a document is shorter. It ends once there are `max_tokens`. Raises InputError for what no prompt may be.
     """
-    limit = parts.context_length
-    length = sequence_length(context_length, limit, CONTEXT_LENGTH)
-    if limit is not None and length > limit:
-        raise InputError(f"context_length is {length}, but the model's context length is {limit}; use at most {limit}")
+    length = sequence_length(context_length, parts.context_length, CONTEXT_LENGTH)
+    require_context(parts, length)
     special = set() if tokenizer is None or not prepend_bos else set(special_ids(tokenizer))
     left = max_tokens
     for document in documents:

@@ -155,4 +155,6 @@ def _text(found: dict[str, Any]) -> str:
         from circuit_tracer.cli.summary import as_text
 
         return as_text(found, verbose=True)
-    return "\n".join(f"{name.replace('_', ' '):<24}{value}" for name, value in found.items() if value not in (None, []))
+    shown = {name.replace("_", " "): value for name, value in found.items() if value not in (None, [])}
+    width = max(24, 2 + max(map(len, shown)))
+    return "\n".join(f"{name:<{width}}{value}" for name, value in shown.items())

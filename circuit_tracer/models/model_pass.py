@@ -33,11 +33,7 @@ class ModelPass:
     """Reads activations off the model. Raises InputError when sequences are longer than the model's context."""
 
     def __init__(self, parts: ModelParts, points: Points, context_length: int) -> None:
-        limit = parts.context_length
-        if limit is not None and context_length > limit:
-            raise InputError(
-                f"context_length is {context_length}, but the model's context length is {limit}; use at most {limit}"
-            )
+        require_context(parts, context_length)
         self.parts, self.points = parts, points
 
     def run(self, ids_bP: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -61,3 +57,12 @@ class ModelPass:
                 f"0..{vocabulary - 1}: they were tokenised for another model. Use the model's own tokenizer, or token "
                 "files made with it."
             )
+
+
+def require_context(parts: ModelParts, context_length: int) -> None:
+    """Raise InputError when sequences of ``context_length`` tokens are longer than the model's context."""
+    limit = parts.context_length
+    if limit is not None and context_length > limit:
+        raise InputError(
+            f"context_length is {context_length}, but the model's context length is {limit}; use at most {limit}"
+        )

@@ -103,10 +103,15 @@ def config_source(folder: Path) -> str:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """All keys of a YAML file; FileFormatError if it is not a mapping."""
+    """All keys of a YAML file; FileFormatError if it is not a mapping, or that of a training run."""
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise FileFormatError(f"{path} must hold keys and values, found {type(raw).__name__}.")
+    if {"dictionary", "run"} <= raw.keys():
+        raise FileFormatError(
+            f"{path.parent} is the folder of a training run; the dictionary that it writes at its end is "
+            f"{path.parent / 'transcoder'}"
+        )
     is_sealed(raw, str(path))
     config = {key: value for key, value in raw.items() if key != DIGEST}
     if config.get("model_kind") == TOPK_CLT:

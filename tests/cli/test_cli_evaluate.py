@@ -177,11 +177,12 @@ def test_autoencoders_are_measured_shown_and_not_traced(run: Run, folders: Folde
     assert found["conditions"]["layers"] == [0, 2]
     assert len(found["results"]["dictionary"]["spliced"]) == 2
     card = (tmp_path / "report" / "README.md").read_text(encoding="utf-8")
-    assert "circuit-tracer evaluate" in card
+    assert "circuit-tracer evaluate -m MODEL -t" in card
     assert "circuit-tracer attribute" not in card
     shown = run("info", saes, "-m", folders.model, "--json").json
     assert (shown["what"], shown["layers_with_autoencoders"]) == ("sparse autoencoders", [0, 2])
     assert (shown["reads_and_writes"], shown["activation"]) == ("hook_resid_post", "jump_relu")
+    assert "layers with autoencoders  [0, 2]" in run("info", saes, "-m", folders.model).out
     refused = run("attribute", "-t", saes, "-m", folders.model, "-p", TEXT, "-o", tmp_path / "graph.safetensors")
     assert refused.code == 2
     assert "replaces no MLP" in refused.err

@@ -50,7 +50,9 @@ def test_several_data_sets_take_the_place_of_one(text: str, tmp_path: Path) -> N
     again = load(written(tmp_path, dump(config)), {"data.path": "c"})
     assert (again.data.path, again.data.mixture) == ("c", None)
     with pytest.raises(InputError, match=r"data\.mixture is .*; expected a list of data sets, each \{path: "):
-        load("gpt2", {"data.mixture": "{path: a}"})
+        load("gpt2", {"data.mixture": "[a]"})
+    with pytest.raises(InputError, match=r"weight of part 2 of data\.mixture is missing; expected a list of data sets"):
+        load("gpt2", {"data.mixture": "{path: a, weight: 1}, {path: b}"})
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -296,8 +296,9 @@ def test_held_out_tokens_are_packed_sequences(folder: Path) -> None:
 def test_an_empty_data_set_is_an_error(folder: Path) -> None:
     for documents in ([], ["", ""], ["abc"]):
         write_jsonl(folder / "data.jsonl", documents)
-        for epochs in (1, None):
-            with pytest.raises(InputError, match=r"give 0 tokens to train on, less than one run\.batch of 16 \(\d doc"):
+        for epochs, advice in ((1, r"set data\.epochs to null to repeat it, or"), (None, "or")):
+            found = r"give 0 tokens to train on, less than one run\.batch of 16 \(\d doc.*"
+            with pytest.raises(InputError, match=rf"{found} Give more data, {advice} lower"):
                 stream(config(folder, data__epochs=epochs)).next()
             with pytest.raises(InputError, match="give 0 tokens"):
                 stream(config(folder, data__epochs=epochs)).statistics(100)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.attribution.sweep import EdgeBlock, Sweep
 from circuit_tracer.graph.influence import node_influence
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.parts import ModelParts
@@ -82,6 +84,23 @@ def test_what_is_not_measured_is_said(sure: tuple[ModelParts, list[Tensor]]) -> 
     assert f"{40 - len(graphs)} of 40 held-out prompts" in too_few
     assert graphs
     assert all(graph.held_out and math.isnan(graph.edges_live) for graph in graphs)
+
+
+@pytest.mark.filterwarnings("ignore:interrupted")
+def test_an_interrupt_ends_the_evaluation_and_scores_no_half_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ReplacementModel(parts_of(), tiny_transcoder("plt"), None)
+    genuine, blocks = Sweep._block, [0]
+
+    def interrupted_later(sweep: Sweep, *arguments: Any) -> EdgeBlock:
+        blocks[0] += 1
+        if blocks[0] > 1:  # the targets have their rows, features have not
+            raise KeyboardInterrupt
+        return genuine(sweep, *arguments)
+
+    monkeypatch.setattr(Sweep, "_block", interrupted_later)
+    with pytest.raises(KeyboardInterrupt):
+        score_graphs(model, [Named("one", torch.tensor([3, 9, 5, 6]))])
+    assert blocks == [2]
 
 
 def test_edges_and_groups_are_compared_with_ablation_in_the_model() -> None:

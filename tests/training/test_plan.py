@@ -372,12 +372,14 @@ def test_more_work_takes_longer() -> None:
 
 def test_a_run_is_planned_from_the_models_configuration_alone(tmp_path: Path) -> None:
     config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 3, "n_embd": 16, "n_head": 2}
-    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 47, "n_positions": 32}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 47, "n_positions": 256}))
     changes: dict[str, Any] = {"model__name": str(tmp_path), "run__out": str(tmp_path / "run")}
     plan = plan_run(small(**changes), torch.device("cpu"))
     assert (plan.work.sizes.n_layers, plan.work.sizes.d_model, plan.work.sizes.d_mlp) == (3, 16, 64)
     assert plan.work.sizes.embedding_parameters == 47 * 16
     plan.require_fits()
+    with pytest.raises(InputError, match="context_length is 257, but the model's context length is 256"):
+        plan_run(small(**changes, data__context_length=257), torch.device("cpu"))
     with pytest.raises(InputError, match="no language model at"):
         plan_run(small(model__name=str(tmp_path / "none")), torch.device("cpu"))
 

@@ -76,6 +76,13 @@ def test_a_baseline_that_is_not_there_is_missed_before_the_first_step(tmp_path: 
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="device 'cuda' cannot be used"):
+        whole(tmp_path, "run", {"model__device": "cuda"})
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "variant",
     [

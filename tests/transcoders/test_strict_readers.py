@@ -238,3 +238,11 @@ def test_two_answers_to_one_question_are_an_error(tmp_path):
         save_file(tensors | extra, tmp_path / "layer_0.safetensors")
         with pytest.raises(FileFormatError, match=message):
             load_transcoder_from_hub(tmp_path, feature_input_hook="mlp.hook_in", feature_output_hook="mlp.hook_out")
+
+
+def test_the_folder_of_a_training_run_says_where_its_dictionary_is(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: {name: a}\ndictionary: {features: 8}\nrun: {out: b}\n")
+    with pytest.raises(
+        FileFormatError, match=rf"{tmp_path} is the folder of a training run; .*{tmp_path / 'transcoder'}"
+    ):
+        load_transcoder_from_hub(str(tmp_path))

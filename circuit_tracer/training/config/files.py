@@ -175,9 +175,11 @@ def _in_words(error: ErrorDetails) -> str:
         if error["type"] == "missing":
             return f"the section {where} is missing; it must hold {', '.join(_required(where))}"
         return f"{where} is {_shown(error['input'])}; expected a section with keys and values"
-    if error["type"] == "missing":
-        return f"{key} is missing; expected {key.expected}. {key.description}"
-    return f"{key} is {_shown(error['input'])}; expected {key.expected}. {key.description}"
+    name = str(key)
+    if len(error["loc"]) > 3:  # a value inside one of a list of sections
+        name = f"{error['loc'][3]} of part {int(error['loc'][2]) + 1} of {key}"
+    found = "missing" if error["type"] == "missing" else _shown(error["input"])
+    return f"{name} is {found}; expected {key.expected}. {key.description}"
 
 
 def _required(section: str) -> list[str]:

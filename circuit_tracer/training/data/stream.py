@@ -139,10 +139,11 @@ class BatchStream:
 
     def _too_short(self) -> InputError:
         data, run = self.config.data, self.config.run
+        repeat = "" if data.epochs is None else "set data.epochs to null to repeat it, "
         return InputError(
             f"the data at {data.where} give {self._shuffled.n_rows_found} tokens to train on, less than one run.batch of "
             f"{run.batch} ({self.source.rows.summary()}). "
-            "Give more data, set data.epochs to null to repeat it, or lower run.batch or data.context_length."
+            f"Give more data, {repeat}or lower run.batch or data.context_length."
         )
 
 

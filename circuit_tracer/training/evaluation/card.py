@@ -74,9 +74,10 @@ def _head(evaluation: Evaluation) -> str:
     conditions = evaluation.conditions
     model, transcoders = conditions["model"], conditions.get("transcoders", "FOLDER")
     kind, _, rest = evaluation.results[DICTIONARY].what.partition(", ")
-    command = f"attribute -m {model} -t {transcoders} -p 'The capital of France is' -o graph.safetensors"
+    called = model if _HUB_NAME.fullmatch(model) else "MODEL"  # of a folder or file only its last name is known
+    command = f"attribute -m {called} -t {transcoders} -p 'The capital of France is' -o graph.safetensors"
     if kind == AUTOENCODERS:  # no prompt can be traced with them
-        command = f"evaluate -m {model} -t {transcoders} --data TEXT.txt"
+        command = f"evaluate -m {called} -t {transcoders} --data TEXT.txt"
     return (
         f"# {kind[0].upper()}{kind[1:]} for {model}\n\n{kind[0].upper()}{kind[1:]}, {rest}.\n\n"
         f"```\ncircuit-tracer {command}\n```"

@@ -38,7 +38,7 @@ def score_graphs(
 
     max_feature_nodes: features with a row of their own, the most influential ones; the others' mass counts as error. seed: of
     the edges and groups that are tested in the model; None: none are. A prompt that cannot be traced (no active feature) has
-    no scores and says why.
+    no scores and says why. An interrupt (Ctrl-C) is passed on.
     """
     scores = []
     for number, prompt in enumerate(prompts, start=1):
@@ -55,6 +55,8 @@ def _score(model: Traceable, named: Named, max_feature_nodes: int | None, seed: 
             graph = attribute(named.prompt, model, max_feature_nodes=max_feature_nodes)
     except (InputError, NumericalError) as error:
         return GraphScore(named.name, problem=str(error), held_out=named.held_out)
+    if graph.provenance["interrupted"]:  # a trace keeps its rows; what is there has the scores of no graph
+        raise KeyboardInterrupt
     scores = graph_scores(graph, count_unselected=True)
     found = GraphScore(
         named.name,

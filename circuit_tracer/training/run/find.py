@@ -23,7 +23,7 @@ import torch
 
 from circuit_tracer.errors import NumericalError
 from circuit_tracer.files import atomic_write, require_writable_folder
-from circuit_tracer.models.loading import resolve_device
+from circuit_tracer.models.loading import present, resolve_device
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import BatchStream, held_out_activations, open_stream
@@ -97,7 +97,7 @@ def find(config: TrainingConfig, *, listener: Listener | None = None) -> Found:
     Says its time before it starts. Raises what `train` raises for its configuration, model and data, and NumericalError when
     every trial broke.
     """
-    device = resolve_device(None if config.model.device == "auto" else config.model.device)
+    device = present(resolve_device(None if config.model.device == "auto" else config.model.device))
     ranks = FeatureRanks.from_environment(device).grid(config.run.data_parallel)
     heard = listener if ranks.first and listener else NullListener()
     folder = require_writable_folder(config.run.out) if ranks.first else config.run.out

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from circuit_tracer.errors import ResourceError
+from circuit_tracer.models.model_pass import require_context
 from circuit_tracer.models.outline import outline
 from circuit_tracer.ranks import Ranks
 from circuit_tracer.training.config.schema import TrainingConfig
@@ -162,7 +163,8 @@ def make_plan(config: TrainingConfig, sizes: ModelSizes, machine: Machine, world
 def plan_run(config: TrainingConfig, device: torch.device, world: int = 1) -> Plan:
     """Plan a run on this machine, before the model is loaded: reads the model's configuration, no weights; takes a second.
 
-    Raises InputError when there is no such model, UnsupportedModelError for an architecture outside the table.
+    Raises InputError when there is no such model, or its context is shorter than `data.context_length`; UnsupportedModelError
+    for an architecture outside the table.
     """
     sizes = _sizes(config)
     formats = {
@@ -178,7 +180,9 @@ def plan_run(config: TrainingConfig, device: torch.device, world: int = 1) -> Pl
 def _sizes(config: TrainingConfig) -> ModelSizes:
     """Of the model; where its activations were made elsewhere, without weights and passes."""
     if config.data.kind != "activations":
-        return ModelSizes.of(outline(config.model.name, config.model.revision))
+        parts = outline(config.model.name, config.model.revision)
+        require_context(parts, config.data.context_length)
+        return ModelSizes.of(parts)
     description = open_rows(config.data.path or "", Ranks()).description
     return ModelSizes(description.model, model_layers(description), description.width, 0, 0, 0)
 

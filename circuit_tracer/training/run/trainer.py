@@ -17,7 +17,7 @@ import torch
 from torch.utils import deterministic
 
 from circuit_tracer.files import atomic_write, claimed, require_writable_folder
-from circuit_tracer.models.loading import load_language_model, resolve_device, resolve_dtype
+from circuit_tracer.models.loading import load_language_model, present, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.verify import verify
@@ -44,7 +44,7 @@ def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | 
     Under torchrun every process calls this; only the first one reports and writes. Raises InputError, CompatibilityError,
     NumericalError or ResourceError with the next step; whatever happens, the last complete checkpoint stays.
     """
-    device = resolve_device(None if config.model.device == "auto" else config.model.device)
+    device = present(resolve_device(None if config.model.device == "auto" else config.model.device))
     ranks = FeatureRanks.from_environment(device).grid(config.run.data_parallel)
     folder = require_writable_folder(config.run.out) if ranks.first else config.run.out
     own = claimed(folder, "trains in") if ranks.first else nullcontext()

@@ -52,4 +52,7 @@ class TopK(BudgetRule):
         yield from super().contradictions(n_features)
         active = self.settings.active
         if not active.is_integer():
-            yield f"sparsity.active is {active} with activation topk, which keeps a whole number of a token's features"
+            yield (
+                f"sparsity.active is {active} with activation topk, which keeps a whole number of a token's features; "
+                f"use {max(1, round(active))}"
+            )
