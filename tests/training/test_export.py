@@ -54,7 +54,7 @@ def test_files_encode_and_decode_as_the_trained_dictionary(run: Run, tmp_path: P
 
 @pytest.mark.parametrize("run", TRANSCODERS, ids=str)
 def test_files_in_bfloat16_are_within_their_rounding(run: Run, tmp_path: Path) -> None:
-    made = exported(run, tmp_path)
+    made = exported(run, tmp_path, run__export_dtype="bfloat16")
     wanted, outputs = dense(made)
     stored = {path.name: load_file(path) for path in made.folder.glob("*.safetensors")}
     for name, tensor in ((n, t) for file in stored.values() for n, t in file.items()):

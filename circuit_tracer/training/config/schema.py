@@ -327,8 +327,9 @@ class RunSection(Section):
     checkpoint_every_steps: Whole = Field(default=500, ge=1, description="Steps between two checkpoints.")
     tensorboard: bool = Field(default=False, description="Write OUT/tensorboard too (extra: tensorboard).")
     wandb: Text | None = Field(default=None, description="Log to this project of Weights & Biases too (extra: wandb).")
-    export_dtype: Dtype = Field(
-        default="bfloat16", description="Number format of the dictionary that is written at the end."
+    export_dtype: Dtype | None = Field(
+        default=None,
+        description="Number format of the dictionary that is written at the end; null: that of its weights in training.",
     )
     export_loss: float = Field(
         default=0.05,
@@ -364,6 +365,11 @@ class TrainingConfig(Section):
     def schedule_steps(self) -> int:
         """Steps that the schedules are made for."""
         return (self.run.schedule_tokens or self.run.tokens) // self.run.batch
+
+    @property
+    def export_dtype(self) -> Dtype:
+        """Number format of the files: the one given, or that of the weights in training, which loses nothing."""
+        return self.run.export_dtype or self.dictionary.dtype
 
     @property
     def warmup_steps(self) -> int:

@@ -62,7 +62,7 @@ def export(
     model_name: str,
     layers: Sequence[int],
 ) -> Path:
-    """Write the dictionary of ``checkpoint`` into ``folder``, in ``config.run.export_dtype``; biases and thresholds float32.
+    """Write the dictionary of ``checkpoint`` into ``folder``, in ``config.export_dtype``; biases and thresholds float32.
 
     levels: tau_s of every source for rules that need one (`calibration.level_scores`). layers: the model's layers that the
     sources are. Raises NumericalError if weights are not finite, ResourceError when the disk is full.
@@ -118,7 +118,7 @@ def folded(checkpoint: Checkpoint, config: TrainingConfig, levels: Sequence[floa
 
     # Biases are folded for the matrices as the file has them: rounding then errs on deviations from the mean, which are small,
     # and not on the mean.
-    dtype = getattr(torch, config.run.export_dtype)
+    dtype = getattr(torch, config.export_dtype)
     scale_x, scale_y, mean_x_D = space.scale_x_S[source], space.scale_y_S[source], whole("mean_x_SD")
     encoder_FD = (rows("W_enc").float() * scale_x).to(dtype)
     decoder_FC, width = rows("W_dec").float(), encoder_FD.shape[1]
@@ -197,7 +197,7 @@ def _write_sae(layer: FoldedLayer, config: TrainingConfig, folder: Path, model_n
         **({"k": layer.k, "rescale_acts_by_decoder_norm": False} if layer.k else {}),
         "d_in": width,
         "d_sae": n_features,
-        "dtype": config.run.export_dtype,
+        "dtype": config.export_dtype,
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
         "metadata": {

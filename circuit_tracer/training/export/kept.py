@@ -89,7 +89,7 @@ class Kept:
         if self.loss <= limit:
             return
         remedy = ""
-        if config.run.export_dtype != "float32":
+        if config.export_dtype != "float32":
             remedy = "set run.export_dtype float32, or "
         elif rule_of(config.sparsity).needs_level:
             remedy = "train with sparsity.activation topk, which is exported as it is, or "

@@ -142,7 +142,7 @@ def disk_space(work: TrainingCost) -> dict[str, int]:
     copies = min(CHECKPOINTS, 1 + config.steps // config.run.checkpoint_every_steps)
     needs = {
         "checkpoints": copies * snapshot_bytes(whole),
-        "dictionary": whole.parameters * BYTES[config.run.export_dtype],
+        "dictionary": whole.parameters * BYTES[config.export_dtype],
     }
     if config.data.buffer_place == "disk":
         needs["activation buffer"] = buffer_bytes(work) * work.world
