@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -51,16 +50,17 @@ def load_autoencoders(
     found = locate.in_folder(Path(folder).expanduser(), {})
     files = [LayerFile(file) for file in found.files]
     weights = [read_autoencoder(file) for file in files]
-    names: set[Any] = set()
+    names: set[str | None] = set()
     for file in files:
-        names.add(file.value("metadata.model_name", file.value("model_name")))
+        said = file.value("metadata.model_name", file.value("model_name"))
+        names.add(said if isinstance(said, str) else None)
         file.require_all_understood(FORMAT.name, FORMAT.harmless_tensors, FORMAT.harmless_keys)
     require_uniform(weights)
     places = [one.reads for one in weights if one.reads is not None]
     layers = [place.layer for place in places if place.layer is not None]
     if len({place.hook for place in places}) > 1 or layers != sorted(set(layers)):
         raise FileFormatError(
-            f"{folder}: its autoencoders stand at {', '.join(place.said for place in places)}; of a set, each is of another "
+            f"{folder}: its autoencoders stand at {', '.join(place.said for place in places[:3])}; of a set, each is of another "
             "layer, at the same place, in order."
         )
     for said, one in zip(found.layers or layers, weights, strict=True):
@@ -71,4 +71,4 @@ def load_autoencoders(
     }
     hook = str(places[0].hook)
     name = names.pop() if len(names) == 1 else None
-    return Autoencoders(TranscoderSet(singles, hook, hook), tuple(layers), name if isinstance(name, str) else None)
+    return Autoencoders(TranscoderSet(singles, hook, hook), tuple(layers), name)

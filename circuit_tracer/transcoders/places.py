@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from circuit_tracer.errors import FileFormatError, shortened
 
-_LAYER = re.compile(r"(?:^|.*?\.)(?:blocks|layers?|h)\.(\d+|\*|\{\w*\})\.(.+)")  # of one layer, or of any
+_LAYER = re.compile(r"(?:^|.*?\.)(?:blocks|layers?|h)\.(\d{1,6}|\*|\{\w*\})\.(.+)")  # of one layer, or of any
 
 # What follows the layer in TransformerLens' names and in paths of transformers' modules -> our name.
 _HOOKS = {
@@ -39,6 +39,7 @@ _ELSEWHERE = {
     "mlp.hook_post": "neurons",
 }
 STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")  # where an autoencoder may read and write
+LONGEST = 200  # characters of a place that messages show
 READABLE = {"hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in"}
 WRITABLE = {"hook_mlp_out", "mlp.hook_out"}
 
@@ -61,7 +62,7 @@ def place_of(said: object, source: str) -> Place:
     if isinstance(said, list) and said:
         places = [place_of(each, source) for each in said]
         if len({place.hook for place in places}) == 1:
-            return replace(places[0], said=str(said), layer=None)
+            return replace(places[0], said=_cut(str(said)), layer=None)
         raise FileFormatError(f"{source}: it names places of several kinds, {shortened(said)}; a transcoder has one.")
     if not isinstance(said, str) or not said:
         raise FileFormatError(
@@ -69,13 +70,18 @@ def place_of(said: object, source: str) -> Place:
         )
     match = _LAYER.fullmatch(said)
     layer, rest = (match[1], match[2]) if match else ("", said)
-    return Place(said, int(layer) if layer.isdecimal() else None, _HOOKS.get(rest), _ELSEWHERE.get(rest))
+    return Place(_cut(said), int(layer) if layer.isdecimal() else None, _HOOKS.get(rest), _ELSEWHERE.get(rest))
+
+
+def _cut(said: str) -> str:
+    """As it stands in messages."""
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]}…"
 
 
 def require_stream_place(said: object, source: str) -> Place:
     """The place of an autoencoder. Raises FileFormatError for one that is not in the residual stream of a layer."""
     place = place_of(said, source)
-    hook = place.said.rpartition(".")[2]
+    hook = str(said).rpartition(".")[2]
     if place.layer is None or hook not in STREAM:
         raise FileFormatError(
             f"{source}: it stands at {place.said}; read are autoencoders of the residual stream, such as "

@@ -35,7 +35,12 @@ from tests.support.train_cases import settings, whole
 
 STEPS, BATCH = 9, 16
 SAME_SCHEDULE: dict[str, dict[str, Any]] = {
-    "a constant rate": {"optimizer__decay": 0.0, "optimizer__warmup_steps": 2, "sparsity__anneal": 0},
+    "a constant rate": {
+        "optimizer__decay": 0.0,
+        "optimizer__warmup_steps": 2,
+        "sparsity__anneal": 0,
+        "sparsity__dead_after_tokens": 32,
+    },
     "schedules made for the whole": {"run__schedule_tokens": STEPS * BATCH, "optimizer__warmup_steps": 2},
 }
 
