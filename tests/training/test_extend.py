@@ -96,6 +96,13 @@ def test_three_pieces_of_a_loop_are_bitwise_one(case: str, tmp_path: Path) -> No
     assert differences(tensors(other.state), tensors(one.state)), "changed settings are used"
 
 
+@pytest.mark.parametrize(("schedule", "known"), [(40, 6), (8, 2)], ids=["the same k", "a k that falls at once"])
+def test_errors_at_another_k_are_not_the_usual_ones(schedule: int, known: int, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"sparsity__active_at_start": None, "sparsity__anneal": 1.0, "optimizer__warmup_steps": 0}
+    piece(tmp_path, 4, **given, run__schedule_tokens=20 * 40)
+    assert len(piece(tmp_path, 6, **given, run__schedule_tokens=20 * schedule).state.spikes.errors) == known
+
+
 @pytest.mark.slow("four whole runs each; the loop alone is tested above")
 @each_case
 def test_three_pieces_are_bitwise_one_run(case: str, tmp_path: Path) -> None:

@@ -87,6 +87,9 @@ class Loop:
         and the end of the data leave a checkpoint.
         """
         every = self.config.evaluation.every_steps
+        step, reached = self.state.step, self.reached
+        if step == reached.step and schedules.active(self.config, step, reached) != reached.active:
+            self.state.spikes.errors.clear()  # from here on k is another one, and with it the usual error
         with _interruptible() as interrupted, closing(self.saver):
             while self.state.step < self.config.steps:
                 self._step()

@@ -11,13 +11,14 @@ from circuit_tracer.training.config.schema import TrainingConfig
 @dataclass(frozen=True)
 class Reached:
     """Where the schedules stood at ``step``, when a run went on with other settings: its learning rate, and the shares of the
-    schedules of k and lambda that were done. The default is a run that never changed.
+    schedules of k and lambda that were done, and its k. The default is a run that never changed.
     """
 
     step: int = 0
     rate: float = math.inf
     annealed: float = 0.0
     penalised: float = 0.0
+    active: float = 0.0
 
 
 # Of the rule for the highest learning rate, fitted to the best rates of short runs (benchmarks/training/rates.py and others of
@@ -80,6 +81,7 @@ def reach(config: TrainingConfig, step: int, before: Reached) -> Reached:
         learning_rate(config, step, before),
         max(before.annealed, _done(step, config.sparsity.anneal * config.schedule_steps)),
         max(before.penalised, _done(step, config.sparsity.penalty_warmup * config.schedule_steps)),
+        active(config, step, before),
     )
 
 
