@@ -60,8 +60,8 @@ def load_autoencoders(
     layers = [place.layer for place in places if place.layer is not None]
     if len({place.hook for place in places}) > 1 or layers != sorted(set(layers)):
         raise FileFormatError(
-            f"{folder}: its autoencoders stand at {', '.join(place.said for place in places[:3])}; of a set, each is of another "
-            "layer, at the same place, in order."
+            f"{folder}: its autoencoders stand at {', '.join(place.said for place in places[:3])}; of a set, each is of "
+            "another layer, at the same place, in order."
         )
     for said, one in zip(found.layers or layers, weights, strict=True):
         require_layer(one, said)

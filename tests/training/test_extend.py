@@ -36,6 +36,7 @@ from tests.support.train_cases import settings, whole
 STEPS, BATCH = 9, 16
 SAME_SCHEDULE: dict[str, dict[str, Any]] = {
     "a constant rate": {
+        "optimizer__learning_rate": 0.01,
         "optimizer__decay": 0.0,
         "optimizer__warmup_steps": 2,
         "sparsity__anneal": 0,
