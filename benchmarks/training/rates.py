@@ -34,6 +34,7 @@ from benchmarks.training.ours import space_of
 from benchmarks.training.rows import Rows
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
+from circuit_tracer.training.evaluation.intervals import student
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.find import Repeated, trial
 from circuit_tracer.training.step import schedules
@@ -41,7 +42,6 @@ from circuit_tracer.training.step import schedules
 CPU = torch.device("cpu")
 MULTIPLES = (0.5, 1.0, 2.0)  # of the default rate
 RULES = ("batch_topk", "topk", "jumprelu")
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # t at 97.5 %, by the number of values
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _first(sides: tuple[torch.Tensor, torch.Tensor], layers: int) -> ActivationB
 
 def _over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
     errors = [run["error"] for run in runs]
-    half = STUDENT[len(errors)] * statistics.stdev(errors) / math.sqrt(len(errors)) if len(errors) > 1 else math.nan
+    half = student(len(errors) - 1) * statistics.stdev(errors) / math.sqrt(len(errors)) if len(errors) > 1 else math.nan
     means = {name: statistics.mean(run[name] for run in runs) for name in ("active", "never_active")}
     return {"error": statistics.mean(errors), "half_interval": half, **means}
 

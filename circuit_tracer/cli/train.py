@@ -106,6 +106,8 @@ def train(
     """
     from circuit_tracer.training.config.files import dump, load
 
+    if find and resume:
+        raise InputError("--find tries runs of its own and goes on with none: leave --resume out")
     settings = load(config, ctx.meta[OVERRIDES])
     if print_config:
         typer.echo(dump(settings), nl=False)

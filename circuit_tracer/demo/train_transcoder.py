@@ -126,6 +126,7 @@ def configuration(recipe: TranscoderRecipe, seed: int, out: Path, kind: Kind = "
                 "batch": recipe.batch,
                 "seed": seed,
                 "log_every": 500,
+                "export_dtype": "bfloat16",
                 "checkpoint_every_steps": recipe.steps,
             },
         }

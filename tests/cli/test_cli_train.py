@@ -223,3 +223,6 @@ def test_find_prints_a_rate_and_writes_nothing_else(run: Run, config: Path, tmp_
     written = json.loads((tmp_path / "run" / "find.json").read_text())
     assert f"--optimizer.learning_rate {written['learning_rate']:.2g}" in outcome.err
     assert len(written["trials"]) >= 3
+    refused = run("train", config, "--find", "--resume")
+    assert refused.code == 2
+    assert "leave --resume out" in refused.err

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
-from circuit_tracer.demo import recipe, world
+from circuit_tracer.demo import demo_folder, recipe, world
 from circuit_tracer.demo.contexts import Contexts, collect, with_jittered
 from circuit_tracer.demo.dictionary import load_dictionary, reconstruct
 from circuit_tracer.demo.tokenizer import build_tokenizer
@@ -101,6 +102,9 @@ def test_batches_continue_where_they_were() -> None:
 
 def test_the_dictionary_in_memory_writes_what_the_package_decodes(tmp_path: Path) -> None:
     transcoder, data = trained(tmp_path, steps=20), contexts()
+    name = "W_enc_0.safetensors"
+    mine, shipped = (load_file(next(folder.rglob(name))) for folder in (tmp_path, demo_folder()))
+    assert {key: tensor.dtype for key, tensor in mine.items()} == {key: tensor.dtype for key, tensor in shipped.items()}
     expected = transcoder.decode(transcoder.encode(data.x_LND))
     torch.testing.assert_close(reconstruct(transcoder, data.x_LND), expected, atol=1e-4, rtol=1e-4)
 

@@ -21,7 +21,8 @@ import torch
 
 from benchmarks.common.machine import describe
 from tests.fuzz.outcomes import BAD, BYTES, SECONDS, Bench, Result
-from tests.fuzz.readers import READERS, Reader
+from tests.fuzz.reader import Reader
+from tests.fuzz.readers import READERS
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "fuzz.json"

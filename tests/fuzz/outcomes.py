@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from circuit_tracer.errors import CircuitTracerError
 from tests.fuzz import mutations
-from tests.fuzz.readers import Reader, digest
+from tests.fuzz.reader import Reader, digest
 
 Outcome = Literal["refused", "same", "other", "wrong", "failed", "slow", "memory"]
 BAD: tuple[Outcome, ...] = ("wrong", "failed", "slow", "memory")

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
-import re
-import socket
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from functools import cache
-from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,62 +14,31 @@ from safetensors.torch import save_file
 from circuit_tracer import http
 from circuit_tracer.cli.prompts import read_jobs
 from circuit_tracer.cli.steer import _vector
-from circuit_tracer.errors import ResourceError
 from circuit_tracer.features import neuronpedia_labels
 from circuit_tracer.features.build_folder import BuildFolder
 from circuit_tracer.features.chat import ChatModel
 from circuit_tracer.features.folder import MANIFEST, FeatureFolder, write_index, write_layer
 from circuit_tracer.features.labels import Label, describe, load_labels, write_labels
 from circuit_tracer.features.summary import BINS, Examples, Keep, LayerSummary
-from circuit_tracer.files import read_bytes, read_json
-from circuit_tracer.files.digests import sealed, write_sealed
-from circuit_tracer.files.tensors import open_tensor_file, unpack_tensors
+from circuit_tracer.files import read_bytes
+from circuit_tracer.files.digests import write_sealed
 from circuit_tracer.graph import Graph
 from circuit_tracer.graph.files.formats import read_graph, write_graph
 from circuit_tracer.graph.files.graph_index import INDEX_NAME, read_index, usable_entries
-from circuit_tracer.graph.files.native import HEADER_KEY, VERSION
 from circuit_tracer.graph.files.read_json import features_of, from_json, load_viewer_json
 from circuit_tracer.graph.files.view import View
 from circuit_tracer.graph.files.viewer_json import create_graph_files
-from circuit_tracer.text.json_lines import JsonLines
-from circuit_tracer.text.parquet import ParquetFiles
-from circuit_tracer.text.text_files import TextFiles
-from circuit_tracer.text.token_files import TokenFiles
-from circuit_tracer.training.config.files import dump, load, preset_names
-from circuit_tracer.training.data.given import wire, write_activations
-from circuit_tracer.training.data.given.description import check_rows
-from circuit_tracer.training.data.given.shards import Shards
-from circuit_tracer.training.feature_ranks import FeatureRanks
-from circuit_tracer.training.run import checkpoint
-from circuit_tracer.training.run.log import JsonLog
 from circuit_tracer.transcoders import load_transcoder_from_hub
 from circuit_tracer.transcoders.autoencoders import load_autoencoders
 from circuit_tracer.viewer.server.columns import Columns
 from circuit_tracer.viewer.server.head_table import read_head_table
-from tests.support.data_cases import batches, config, stream, texts, write_jsonl
+from tests.fuzz.data_readers import DATA_READERS
+from tests.fuzz.reader import D, F, L, Reader, bare
 from tests.support.dictionaries import random_clt, random_set, uniform
 from tests.support.graph_cases import random_edge_heads, random_graph, random_score, random_validation
-from tests.support.loop_cases import Run, tensors
 from tests.support.transcoder_layouts import LAYOUTS, Layout
 
 HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out"}
-L, F, D = 2, 7, 5
-
-
-@dataclass(frozen=True)
-class Reader:
-    """write: a valid miniature into an empty folder. load: all of it, as values that `digest` can compare.
-
-    again: writes what was loaded anew, so that something else than the original is at least valid. sealed: the format has
-    checksums over all that counts, so that damaged bytes are never another document.
-    """
-
-    name: str
-    write: Callable[[Path], Any]
-    load: Callable[[Path], Any]
-    again: Callable[[Any, Path], Any] | None = None
-    sealed: bool = False
-    slow: bool = False  # tens of milliseconds a try; left out of the short run
 
 
 # ---- graphs
@@ -285,145 +247,11 @@ def _build(folder: Path) -> Any:
     return build.progress, build.whole(0)
 
 
-# ---- training
-
-
-@cache
-def _run() -> Run:
-    return Run("skip", "jumprelu")
-
-
-def _write_checkpoint(folder: Path) -> None:
-    checkpoint.save(_run().state(), folder, {"data": {"position": [1, 2]}}, FeatureRanks())
-
-
-def _checkpoint(folder: Path) -> Any:
-    made = checkpoint.latest(folder)
-    assert made is not None
-    state = _run().state()
-    checkpoint.load_(state, made)
-    return made.content, tensors(state)
-
-
-def _write_log(folder: Path) -> None:
-    lines = [{"step": step, "loss": 1.5, "nmse_S": [0.5, None]} for step in range(1, 5)]
-    (folder / "log.jsonl").write_text("".join(f"{json.dumps(sealed(line))}\n" for line in lines))
-
-
-def _log(folder: Path) -> Any:
-    with JsonLog(folder / "log.jsonl", 3):
-        return (folder / "log.jsonl").read_text()
-
-
-def _write_config(folder: Path) -> None:
-    (folder / "run.yaml").write_text(
-        dump(load(preset_names()[0], {"run.out": "x", "model.name": "m", "data.path": "y"}))
-    )
-
-
-def _write_cache(folder: Path) -> None:
-    write_jsonl(folder / "data.jsonl", texts(6))
-    list(batches(stream(config(folder, data__cache=folder / "cache"))))
-
-
-def _cached(folder: Path) -> Any:
-    return [
-        tensors_of for batch in batches(stream(config(folder, data__cache=folder / "cache"))) for tensors_of in [batch]
-    ]
-
-
-def _write_position(folder: Path) -> None:
-    write_jsonl(folder / "data.jsonl", texts(6))
-    source = stream(config(folder))
-    next(batches(source))
-    (folder / "state.json").write_text(json.dumps(source.state()))
-
-
-def _position(folder: Path) -> Any:
-    source = stream(config(folder))
-    source.restore(read_json(folder / "state.json"))
-    return next(batches(source), None)  # the end of the data is a place too
-
-
-# ---- text
-
-
-def _write_parquet(folder: Path) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
-    table = pyarrow.table({"text": ["one two", "three", None] * 5, "id": list(range(15))})
-    parquet.write_table(table, folder / "text.parquet", row_group_size=4)
-
-
-def _write_lines(folder: Path) -> None:
-    write_jsonl(folder / "a.jsonl", texts(5))
-
-
-def _write_text(folder: Path) -> None:
-    (folder / "a.txt").write_text("word ünd " * 99, encoding="utf-8")
-
-
-def _write_array(folder: Path) -> None:
-    np.save(folder / "ids.npy", np.arange(60, dtype=np.int32).reshape(6, 10))
-
-
-def _write_tensor(folder: Path) -> None:
-    save_file({"ids": torch.arange(60, dtype=torch.int32).reshape(6, 10)}, folder / "ids.safetensors")
+# ---- other
 
 
 def _write_direction(folder: Path) -> None:
     save_file({"v": uniform(D)}, folder / "v.safetensors")
-
-
-def _write_packed_lines(folder: Path) -> None:
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts(5))
-    (folder / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
-
-
-def _some_rows() -> dict[str, torch.Tensor]:
-    return {"x": uniform(F, L, D), "y": uniform(F, L, D), "document": torch.arange(F)}
-
-
-def _write_rows(folder: Path) -> None:
-    hooks = {"input_hook": "mlp.hook_in", "output_hook": "mlp.hook_out"}
-    write_activations(folder, [_some_rows()], model="tiny", layers=range(L), **hooks, shard_bytes=300)
-
-
-def _rows(folder: Path) -> Any:
-    source = Shards(str(folder))
-    found = list(source.parts(0, False))
-    for part in found:
-        check_rows(part, source.description, str(folder))
-    return [source.description.facts(), found]
-
-
-def _write_message(folder: Path) -> None:
-    header = json.dumps({"kind": "rows", "first": 0, "rows": F}).encode()
-    payload = wire.packed(_some_rows())
-    prefix = wire.PREFIX.pack(wire.MAGIC, len(header), len(payload))
-    (folder / "message.bin").write_bytes(prefix + header + payload)
-
-
-@dataclass
-class _Connection:
-    recv: Callable[[int], bytes]
-
-
-def _message(folder: Path) -> Any:
-    """As a client gets it from a connection that ends behind it."""
-    sent = io.BytesIO(read_bytes(folder / "message.bin", 2**20))
-    try:
-        header, payload = wire.receive(cast(socket.socket, _Connection(sent.read)), "the server")
-    except ConnectionError as error:  # after which the client tries again
-        raise ResourceError(str(error)) from error
-    return [header, unpack_tensors(payload, "a message")]
-
-
-def _documents(source: Any) -> Any:
-    return [
-        document for document, _ in islice(source.read(None), 1000)
-    ]  # a file of terabytes is read as it is trained on
 
 
 def _write_conversation(folder: Path) -> None:
@@ -439,47 +267,16 @@ def _http(folder: Path) -> Any:
     return http._said(data), http._parsed("http://localhost", data)
 
 
-def _bare(reader: Reader) -> Reader:
-    """Its files without digests and checksums, as other programs write them: these would keep every mutation from the rest."""
-
-    def write(folder: Path) -> None:
-        reader.write(folder)
-        for path in folder.iterdir():
-            if path.suffix == ".safetensors":
-                _without_checksums(path)
-            elif path.name.endswith(".json.gz"):
-                path.write_bytes(gzip.compress(_DIGEST.sub(b"", gzip.decompress(path.read_bytes())), mtime=0))
-            elif path.suffix in (".json", ".graphml"):
-                path.write_bytes(_DIGEST.sub(b"", path.read_bytes()))
-
-    return replace(reader, write=write)
-
-
-_DIGEST = re.compile(
-    rb'\s*<data key="d\d+">sha256:[0-9a-f]+</data>|,\s*"(graph_)?digest": ?"[^"]*"|"digest": ?"[^"]*",'
-)
-
-
-def _without_checksums(path: Path) -> None:
-    file = open_tensor_file(path)
-    kept = dict(file.metadata)
-    if HEADER_KEY in kept:  # only files of the first version may lack them
-        kept[HEADER_KEY] = kept[HEADER_KEY].replace(f'"version": {VERSION}', '"version": 1', 1)
-    save_file({name: file.read(name) for name in file.entries}, path, kept)
-
-
 READERS: tuple[Reader, ...] = (
-    _bare(_graph("graph.safetensors")),
+    bare(_graph("graph.safetensors")),
     _graph("graph.pt", sealed=True),
-    _bare(_graph("graph.graphml")),
-    _bare(_graph("graph.json")),
-    _bare(Reader("viewer JSON", _write_viewed, lambda folder: _viewed(folder / "small.json"))),
-    _bare(Reader("viewer JSON, packed", _write_packed, lambda folder: _viewed(folder / "small.json.gz"), sealed=True)),
-    _bare(Reader("graph index", _write_index, _index)),
-    _bare(Reader("transcoders", lambda folder: _write_native("transcoder_set", folder), _dictionary)),
-    _bare(
-        Reader("cross-layer transcoder", lambda folder: _write_native("cross_layer_transcoder", folder), _dictionary)
-    ),
+    bare(_graph("graph.graphml")),
+    bare(_graph("graph.json")),
+    bare(Reader("viewer JSON", _write_viewed, lambda folder: _viewed(folder / "small.json"))),
+    bare(Reader("viewer JSON, packed", _write_packed, lambda folder: _viewed(folder / "small.json.gz"), sealed=True)),
+    bare(Reader("graph index", _write_index, _index)),
+    bare(Reader("transcoders", lambda folder: _write_native("transcoder_set", folder), _dictionary)),
+    bare(Reader("cross-layer transcoder", lambda folder: _write_native("cross_layer_transcoder", folder), _dictionary)),
     Reader("npz", lambda folder: _write_npz(folder, pack=False), _dictionary),
     Reader("npz, packed", lambda folder: _write_npz(folder, pack=True), _dictionary, sealed=True),
     Reader("sparsify", _write_sparsify, _dictionary),
@@ -491,52 +288,13 @@ READERS: tuple[Reader, ...] = (
     _published("clt-forge"),
     _published("crosslayer-coding"),
     Reader("features", _write_features, _features),
-    _bare(Reader("labels", _write_labels, load_labels)),
-    _bare(Reader("heads", _write_heads, lambda folder: read_head_table(folder / "heads.json").model_dump())),
+    bare(Reader("labels", _write_labels, load_labels)),
+    bare(Reader("heads", _write_heads, lambda folder: read_head_table(folder / "heads.json").model_dump())),
     Reader("fetched labels", _write_fetched, lambda folder: neuronpedia_labels._read(folder / "0-set.json")),
     Reader("answers", _write_answers, _answer),
     Reader("features, unfinished", _write_build, _build),
-    Reader("checkpoint", _write_checkpoint, _checkpoint),
-    Reader("training log", _write_log, _log),
-    Reader("training configuration", _write_config, lambda folder: load(folder / "run.yaml")),
-    Reader("training cache", _write_cache, _cached, slow=True),
-    Reader("position in data", _write_position, _position, slow=True),
-    Reader("parquet", _write_parquet, lambda folder: _documents(ParquetFiles(str(folder), "text"))),
-    Reader("JSON lines", _write_lines, lambda folder: _documents(JsonLines(str(folder), "text"))),
-    Reader("packed JSON lines", _write_packed_lines, lambda folder: _documents(JsonLines(str(folder), "text"))),
-    Reader("given activations", _write_rows, _rows),
-    Reader("message of activations", _write_message, _message),
-    Reader("text", _write_text, lambda folder: _documents(TextFiles(str(folder)))),
-    Reader("token arrays", _write_array, lambda folder: _documents(TokenFiles(str(folder), 5))),
-    Reader("token tensors", _write_tensor, lambda folder: _documents(TokenFiles(str(folder), 5))),
+    *DATA_READERS,
     Reader("direction", _write_direction, lambda folder: _vector(folder / "v.safetensors")),
     Reader("conversation", _write_conversation, lambda folder: read_jobs(str(folder / "chat.json"), None, True, "x")),
     Reader("answer of a server", _write_http, _http),
 )
-
-
-def digest(value: Any) -> Any:
-    """Values that can be compared: tensors as bytes, everything else by its parts. NaN equals NaN."""
-    match value:
-        case torch.Tensor():
-            return (
-                str(value.dtype),
-                tuple(value.shape),
-                value.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes(),
-            )
-        case np.ndarray():
-            return (str(value.dtype), value.shape, value.tobytes())
-        case dict():
-            return tuple((repr(name), digest(each)) for name, each in value.items())
-        case list() | tuple():
-            return tuple(digest(each) for each in value)
-        case Graph():
-            parts = (value.edges, value.targets, value.balance, value.reconstruction, value.validation, value.cfg,
-                     value.edge_heads)  # fmt: skip
-            named = ("input_string", "input_tokens", "active_features", "selected_features", "activation_values", "scan",
-                     "logit_targets", "logit_probabilities", "vocab_size", "token_strings", "provenance")  # fmt: skip
-            return digest([*parts, *(getattr(value, name) for name in named)])
-        case _ if hasattr(value, "__dataclass_fields__"):
-            return tuple((field.name, digest(getattr(value, field.name))) for field in fields(value))
-        case _:
-            return repr(value)

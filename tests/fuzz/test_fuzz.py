@@ -12,7 +12,8 @@ import pytest
 
 from circuit_tracer.errors import FileFormatError
 from tests.fuzz.outcomes import BAD, Bench
-from tests.fuzz.readers import READERS, Reader, digest
+from tests.fuzz.reader import Reader, digest
+from tests.fuzz.readers import READERS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes, links and alarms are POSIX")
 SEED, SHORT, LONG = 7, 12, 300

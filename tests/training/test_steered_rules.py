@@ -54,6 +54,16 @@ def test_a_dictionary_starts_at_the_number_asked_for(activation: str) -> None:
     assert all(torch.equal(*pair) for pair in zip(before, model.tensors().values(), strict=True))
 
 
+def test_thresholds_of_one_are_thresholds() -> None:
+    model, rule = dictionary(), rule_of(SparsitySection(activation="jumprelu"))
+    assert isinstance(rule, PenaltyRule)
+    assert model.log_threshold is not None
+    model.log_threshold[0].zero_()
+    rule.start_(model, inputs(), 2.0, FeatureRanks())
+    assert torch.equal(model.thresholds(0), torch.ones(FEATURES))
+    assert not torch.equal(model.thresholds(1), torch.ones(FEATURES))
+
+
 @pytest.mark.parametrize("share", [1.0, 0.5], ids=lambda share: f"band{share:g}")
 def test_the_plan_counts_near_misses(share: float) -> None:
     settings = SparsitySection(activation="jumprelu", band_probability=share)

@@ -85,9 +85,7 @@ class Change:
         return {"step": self.step, "changed": {key: list(pair) for key, pair in self.changed.items()}}
 
     def __str__(self) -> str:
-        return ", ".join(
-            f"{key} {shortened(before)} -> {shortened(after)}" for key, (before, after) in self.changed.items()
-        )
+        return ", ".join(f"{key} {_pair(pair)}" for key, pair in self.changed.items())
 
 
 def verdict(key: str) -> str:
@@ -176,4 +174,4 @@ def _reached(
 
 
 def _pair(values: tuple[Any, Any]) -> str:
-    return " -> ".join(shortened(value) for value in values)
+    return " -> ".join("null" if value is None else shortened(value) for value in values)

@@ -86,7 +86,7 @@ def make_state(
 ) -> TrainingState:
     """The state at the first step, or that of the checkpoint; the stream stands where it does."""
     if start.resumed is None:
-        listener.message(f"measuring means and scales on {config.data.statistics_tokens} tokens")
+        listener.message(f"measuring means and scales on up to {config.data.statistics_tokens} tokens")
         space = measured_space(stream, config.data.statistics_tokens)
     else:
         space = Normalisation(**{name: checkpoint.shared(start.resumed, name) for name in Normalisation.names()})

@@ -19,7 +19,7 @@ from circuit_tracer.training.sparsity.base import Dense, Now
 from circuit_tracer.training.sparsity.penalty import PenaltyRule, gaussian_level, share_above, start_thresholds
 from circuit_tracer.training.sparsity.selection import Masks, Selection, above
 from circuit_tracer.training.step.counter_random import uniform
-from circuit_tracer.training.step.dictionary import Dictionary
+from circuit_tracer.training.step.dictionary import UNSET, Dictionary
 
 # Of what log L0 is off, the share that log theta moves by after a step. For a few percent of Gaussians, log L0 falls by about
 # 5 for each 1 that log theta rises: half of the error goes.
@@ -36,7 +36,7 @@ class JumpReLU(PenaltyRule):
         assert dictionary.log_threshold is not None
         for source, (x_BD, log_threshold_f) in enumerate(zip(x_SBD, dictionary.log_threshold, strict=True)):
             started_f = start_thresholds(dictionary, source, x_BD, active, ranks).log_()
-            log_threshold_f.copy_(torch.where(log_threshold_f == 0, started_f, log_threshold_f))
+            log_threshold_f.copy_(torch.where(log_threshold_f == UNSET, started_f, log_threshold_f))
 
     def steer_(self, dictionary: Dictionary, excess: Tensor) -> None:
         """All thresholds by the same factor."""

@@ -16,6 +16,8 @@ Kind = Literal["clt", "plt", "skip", "sae"]
 
 # Rows are drawn in blocks with a generator each, so that every number of ranks starts from the same weights.
 INITIAL_BLOCK = 256
+# log theta of a threshold that has not begun: finite, and of no threshold that means anything
+UNSET = -1e4
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Dictionary:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> Dictionary:
-        """The start of training (§3). ``thresholds``: whether they are learned; all are one until a rule sets them."""
+        """The start of training (§3). ``thresholds``: whether they are learned; all are `UNSET` until a rule sets them."""
         owned = owned or slice(0, n_features)
         n_owned = owned.stop - owned.start
         reach = [n_layers - source if kind == "clt" else 1 for source in range(n_layers)]
@@ -78,7 +80,7 @@ class Dictionary:
             W_dec,
             torch.zeros(n_layers, d_model, **small),
             torch.zeros(n_layers, d_model, d_model, **small) if kind == "skip" else None,
-            [torch.zeros(n_owned, **small) for _ in reach] if thresholds else None,
+            [torch.full((n_owned,), UNSET, **small) for _ in reach] if thresholds else None,
         )
 
     @property

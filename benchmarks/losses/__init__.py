@@ -1,0 +1,1 @@
+"""Whether work is ever lost (`__main__.py`)."""
