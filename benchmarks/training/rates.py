@@ -1,6 +1,6 @@
 """Is the default learning rate the right one? The error on held-out tokens at rates around it, and around its budget.
 
-    python -m benchmarks.training.rates --work WORK --model MODELS/smollm2-hf --corpus CORPUS/corpus.jsonl   # 40 minutes
+    python -m benchmarks.training.rates --work WORK --model MODELS/smollm2-hf --corpus CORPUS/corpus.jsonl
 
 Activations of the embedded model and of the first layers of SmolLM2 are written once (activations.py). On each of them every
 rule trains at the default rate and at multiples of it, on one budget and on four times as many steps, with several seeds of

@@ -23,7 +23,13 @@ ERRORS_AND_TOKENS = {"atol": 1e-3 / TIGHTER, "rtol": 1e-3 / TIGHTER}
 FEATURES = {"atol": 5e-4 / TIGHTER, "rtol": 1e-5 / TIGHTER}
 LOGITS = {"atol": 1e-5 / TIGHTER, "rtol": 1e-3 / TIGHTER}
 CASES = [
-    (architecture, kind, skip)
+    pytest.param(
+        architecture,
+        kind,
+        skip,
+        marks=[pytest.mark.slow("experts run one by one")] if architecture == "gpt_oss" else [],
+        id=f"{architecture}-{kind}-{skip}",
+    )
     for architecture in ("llama", "gemma2", "gemma3", "qwen3", "gpt2", "gpt_neox", "gpt_oss")
     for kind, skip in (("clt", False), ("plt", True))
 ]

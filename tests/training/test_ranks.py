@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,19 @@ SINGLES = [Run("clt", "batch_topk", steps=4), Run("sae", "jumprelu", steps=4), R
 TOLERANCE = 1e-9
 # processes, and groups of them that share the tokens
 GRIDS = [(2, 1), (2, 2), (4, 2)]
-grids = pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid[0]}ranks" + f"-{grid[1]}groups" * (grid[1] > 1))
+grids = pytest.mark.parametrize(
+    "grid",
+    [
+        pytest.param(
+            grid,
+            id=f"{grid[0]}ranks" + f"-{grid[1]}groups" * (grid[1] > 1),
+            marks=[pytest.mark.slow("four processes; two share the one and the other above")] if grid[0] > 2 else [],
+        )
+        for grid in GRIDS
+    ],
+)
 worlds = pytest.mark.parametrize("world", [2, 4], ids=lambda world: f"{world}ranks")
-Trained = dict[tuple[int, int], tuple[Path, list[Any]]]
+Trained = Callable[[tuple[int, int]], tuple[Path, list[Any]]]
 
 
 def alone(run: Run, folder: Path) -> tuple[list[dict[str, Any]], TrainingState]:
@@ -72,13 +84,15 @@ def close_states(found: TrainingState, expected: TrainingState, tolerance: float
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Of each grid: the folder, and what each rank returned of RUNS, with two ranks also of SINGLES."""
-    found = {}
-    for world, groups in GRIDS:
-        folder, runs = tmp_path_factory.mktemp(f"{world}ranks"), RUNS + SINGLES if (world, groups) == (2, 1) else RUNS
-        work = (rank_cases.train_all, runs, folder, groups)
-        found[world, groups] = (folder, results(together(world, *work, folder=folder)))
-    return found
+    """Of a grid: the folder, and what each rank returned of RUNS, with two ranks also of SINGLES."""
+
+    @cache
+    def of(grid: tuple[int, int]) -> tuple[Path, list[Any]]:
+        world, groups = grid
+        folder, runs = tmp_path_factory.mktemp(f"{world}ranks"), RUNS + SINGLES if grid == (2, 1) else RUNS
+        return folder, results(together(world, rank_cases.train_all, runs, folder, groups, folder=folder))
+
+    return of
 
 
 @grids
@@ -86,7 +100,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def test_losses_and_weights_are_those_of_one_process(
     grid: tuple[int, int], run: Run, trained: Trained, tmp_path: Path
 ) -> None:
-    folder, returned = trained[grid]
+    folder, returned = trained(grid)
     expected, state = alone(run, tmp_path)
     assert any(any(report["dead_S"]) for report in expected)
     for of_rank in returned:
@@ -99,7 +113,7 @@ def test_losses_and_weights_are_those_of_one_process(
 
 @pytest.mark.parametrize("run", SINGLES, ids=str)
 def test_losses_are_those_of_one_process_in_lower_precision(run: Run, trained: Trained, tmp_path: Path) -> None:
-    _, returned = trained[2, 1]
+    _, returned = trained((2, 1))
     expected, _ = alone(run, tmp_path)
     found, _ = returned[0][len(RUNS) + SINGLES.index(run)]
     # in bfloat16 a difference in the last bit of a sum may round a weight the other way
@@ -111,7 +125,7 @@ def test_losses_are_those_of_one_process_in_lower_precision(run: Run, trained: T
 
 @grids
 def test_what_ranks_share_is_bitwise_the_same_on_all(grid: tuple[int, int], trained: Trained) -> None:
-    _, returned = trained[grid]
+    _, returned = trained(grid)
     for of_rank in returned[1:]:
         for (first_reports, first_shared), (other_reports, other_shared) in zip(returned[0], of_rank, strict=True):
             assert other_reports == first_reports
