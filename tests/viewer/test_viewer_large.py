@@ -25,6 +25,8 @@ def test_a_large_graph_opens_within_two_seconds_and_pans_smoothly(browser: Brows
         """window.stamps = [];
         (function tick(now) { stamps.push(now); requestAnimationFrame(tick); })(performance.now())"""
     )
+    page.js("viewer.view.zoom(2)")  # all of it fits, and then there is nothing to pan
+    page.wait("!viewer.view.job && viewer.view.picture.camera.zoom === 2")
     page.mouse("Moved", 600, 300)
     page.mouse("Pressed", 600, 300)
     start, step = time.monotonic(), 0
@@ -40,7 +42,7 @@ def test_a_large_graph_opens_within_two_seconds_and_pans_smoothly(browser: Brows
         record_property(name, value)
     print(f"opened in {opened:.0f} ms; {rate:.0f} frames/s while panning; 95 % of frames within {slow:.0f} ms")
     assert page.errors() == []
-    assert page.js("viewer.view.camera.x !== 0 || viewer.view.camera.y !== 0")
+    assert page.js("viewer.view.camera.x !== -viewer.view.width / 2")
     page.close()
     assert opened < 2000
-    assert rate >= 30
+    assert rate >= 45

@@ -8,7 +8,7 @@ import { isError } from "./read_graph.js";
 const SIDE = { left: 46, right: 14 };
 const LEAST_WIDTH = 12; // of a column, where there is room for it
 const STEP = { across: 15, up: 13 }; // nodes of a cell stand no further apart
-const GLYPH = { least: 1.3, most: 5 };
+const GLYPH = { least: 1.3, most: 5, plain: 3 };
 const LINE = 13; // between two names beside each other
 const LETTER = 6.3;
 
@@ -39,7 +39,7 @@ export function layOut(graph, shown, width, height) {
   placeOutputs(outputs, columns, rows[graph.topLayer + 1], names.outputs.spacing, width, x, y);
   const usual = steps.sort((a, b) => a - b)[Math.floor(steps.length / 10)] ?? STEP.up;
   const radius = Math.max(GLYPH.least, Math.min(GLYPH.most, 0.46 * usual));
-  return { x, y, size: sizes(graph, shown), columns, rows, names, radius, margin, width, height };
+  return { x, y, size: sizes(graph, shown, radius), columns, rows, names, radius, margin, width, height };
 }
 
 /** Slope of names, in radians, so that neighbours `spacing` apart do not touch: 0 where they fit beside each other. */
@@ -84,10 +84,10 @@ function columnWidths(graph, cells, inner) {
 function rowHeights(graph, cells, margin, height) {
   const n_rows = graph.topLayer + 2;
   const n_tokens = graph.tokens.length;
-  const wanted = fullest(cells, n_rows, (key) => Math.floor(key / n_tokens)).map((most) => 1.4 + Math.sqrt(most));
+  const wanted = fullest(cells, n_rows, (key) => Math.floor(key / n_tokens)).map((most) => 0.7 + Math.sqrt(most));
   const inner = height - margin.top - margin.bottom;
   let bottom = height - margin.bottom;
-  return divided(wanted, inner, (0.5 * inner) / n_rows).map((room) => {
+  return divided(wanted, inner, (0.3 * inner) / n_rows).map((room) => {
     bottom -= room;
     return { y: bottom + room / 2, height: room };
   });
@@ -145,7 +145,7 @@ function placeOutputs(outputs, columns, row, spacing, width, x, y) {
 function outputNames(outputs, inner, height) {
   const longest = Math.max(1, ...outputs.map((node) => [...outputText(node)].length));
   const count = Math.max(1, outputs.length);
-  const spacing = Math.min(longest * LETTER + 10, Math.max(0.42 * inner, Math.min(inner - 12, count * LINE)) / count);
+  const spacing = Math.min(longest * LETTER + 10, Math.max(0.3 * inner, Math.min(0.9 * inner, count * 16)) / count);
   return margined({ spacing, longest }, height * 0.3, 26);
 }
 
@@ -165,7 +165,7 @@ function margined({ spacing, longest }, limit, level) {
 }
 
 /** Radius of each node's glyph over the usual one, its area by influence; errors are smaller, tokens and outputs all alike. */
-function sizes(graph, shown) {
+function sizes(graph, shown, radius) {
   const own = influence(graph).nodes;
   const isPlain = (node) => node.kind === "token" || node.kind === "target";
   let most = 0;
@@ -174,7 +174,7 @@ function sizes(graph, shown) {
   }
   return Float32Array.from(graph.nodes, (node) => {
     const share = Math.sqrt(Math.min(1, own[node.index] / (most || 1)));
-    if (isPlain(node)) return 1;
+    if (isPlain(node)) return Math.max(1, GLYPH.plain / radius);
     return isError(node) ? 0.6 + 0.35 * share : 0.7 + share;
   });
 }

@@ -293,7 +293,7 @@ export class LinkGraph {
     const pen = new CanvasPen(context);
     const view = this.view();
     drawOverlay(pen, view);
-    drawNames(pen, view);
+    this.names = drawNames(pen, view);
     drawGutters(pen, view);
     this._showSign();
   }
