@@ -1,13 +1,10 @@
 // Names on the link graph: rows at the left, tokens below, outputs above their row, and nodes that matter beside their glyphs.
 
-import { influence } from "./graph_math.js";
 import { layerName, nodeLabel, outputText, tokenName } from "./labels.js";
 import { slope } from "./layout.js";
-import { isError } from "./read_graph.js";
 import { fit, nodeRadius } from "./scene.js";
 
 const MOST_NAMES = 60;
-const MOST_INFLUENTIAL = 10;
 const ROOM = 22; // letters of a node's name
 const LETTER = 6.3;
 const NAME = { size: 11, weight: 500 };
@@ -82,18 +79,12 @@ const onScreen = ({ layout, camera }, { index }) => ({
   y: layout.y[index] * camera.zoom + camera.y,
 });
 
-function namedNodes({ graph, state, shown }) {
-  const own = influence(graph).nodes;
-  const pinned = new Set(state.pinned);
-  const isNamed = (node) => node.id === state.clicked || pinned.has(node.id);
-  const plain = (node) => node.kind === "token" || node.kind === "target";
-  const candidates = graph.nodes.filter((node) => shown[node.index] && !plain(node));
-  const byInfluence = (a, b) => own[b.index] - own[a.index];
-  const chosen = candidates.filter(isNamed).sort((a, b) => (a.id === state.clicked ? -1 : b.id === state.clicked ? 1 : byInfluence(a, b)));
-  // What is selected is not to be looked for among names of others.
-  if (state.clicked !== null || state.path !== null) return chosen.slice(0, MOST_NAMES);
-  const others = candidates.filter((node) => !isNamed(node) && !isError(node) && own[node.index] > 0);
-  return [...chosen.slice(0, MOST_NAMES), ...others.sort(byInfluence).slice(0, MOST_INFLUENTIAL)];
+/** The clicked node and pinned ones, and while nothing is selected those with the most influence. */
+function namedNodes({ graph, state, shown, layout }) {
+  const known = (ids) => ids.map((id) => graph.byId.get(id)).filter((node) => node && shown[node.index]);
+  const chosen = known([state.clicked, ...state.pinned]).filter(({ kind }) => kind !== "token" && kind !== "target");
+  const others = state.clicked === null && state.path === null ? layout.influential : [];
+  return [...new Set([...chosen.slice(0, MOST_NAMES), ...others])];
 }
 
 /** The first place around a node, going outwards, where a name covers no other; null if there is none. */
