@@ -32,7 +32,9 @@ from tests.support.browser import Browser, Page
 from tests.support.documents import large_document
 from tests.support.gestures import panned, set_slider
 
-PROMPT = "Fact: the capital of the state containing Dallas is Austin, and the capital of the state containing Oakland is"
+PROMPT = (
+    "Fact: the capital of the state containing Dallas is Austin, and the capital of the state containing Oakland is"
+)
 PRUNING = {"node_threshold": 0.9, "edge_threshold": 0.9}
 SIZES: dict[str, dict[str, Any]] = {
     "390": {"width": 390, "height": 844, "phone": True},
@@ -52,7 +54,8 @@ IN_PANEL = """(() => { const { graph, shown, layout, width, height } = viewer.vi
       }
     }
     return count; })()"""
-OUTPUT_NAMES = """(() => { const { graph, names, width, height } = viewer.view;
+OUTPUT_NAMES = (
+    """(() => { const { graph, names, width, height } = viewer.view;
     const outputs = names.filter(({ id }) => graph.byId.get(id).kind === 'target');
     const lengths = ([[x1, y1], [x2, y2]]) => Math.hypot(x2 - x1, y2 - y1);
     const good = outputs.filter(({ text, corners }, at) => {
@@ -63,10 +66,15 @@ OUTPUT_NAMES = """(() => { const { graph, names, width, height } = viewer.view;
       const beside = y1 === y2 && next && next[0] >= x2;
       return inside && !text.endsWith('\\u2026') && (apart >= %d || beside);
     });
-    return [good.length, graph.nodes.filter(({ kind }) => kind === 'target').length]; })()""" % LINE
-PIN = """(() => { const own = viewer.graph.nodes.filter(({ influence }) => influence !== null);
+    return [good.length, graph.nodes.filter(({ kind }) => kind === 'target').length]; })()"""
+    % LINE
+)
+PIN = (
+    """(() => { const own = viewer.graph.nodes.filter(({ influence }) => influence !== null);
     own.sort((a, b) => a.influence - b.influence);
-    viewer.actions.pin(own.slice(0, %d).map(({ id }) => id)); viewer.areas.open('circuit'); })()""" % PINS
+    viewer.actions.pin(own.slice(0, %d).map(({ id }) => id)); viewer.areas.open('circuit'); })()"""
+    % PINS
+)
 BOXES = """(() => { const room = document.querySelector('[data-testid=subgraph]').getBoundingClientRect();
     const boxes = [...document.querySelectorAll('[data-testid=box]')].map((box) => box.getBoundingClientRect());
     const seen = boxes.filter((b) => b.left >= room.left - 1 && b.right <= room.right + 1 && b.top >= room.top - 1 && b.bottom <= room.bottom + 1);
@@ -90,7 +98,11 @@ def pages(args: argparse.Namespace, folder: Path) -> dict[str, tuple[Path, dict[
     for name, document in documents.items():
         path = folder / f"{name.replace(',', '').replace(' ', '-')}.html"
         path.write_text(graph_page(document), encoding="utf-8")
-        sizes = {"nodes": document["nodes"], "links": document["links"], "tokens": document["metadata"]["prompt_tokens"]}
+        sizes = {
+            "nodes": document["nodes"],
+            "links": document["links"],
+            "tokens": document["metadata"]["prompt_tokens"],
+        }
         made[name] = path, {what: len(each) for what, each in sizes.items()}
     return made
 

@@ -88,8 +88,8 @@ def test_glyphs_grow_with_influence(open_page: Callable[..., Page]):
     assert error == pytest.approx(0.6 + 0.35 * (0.28125 / 0.375) ** 0.5)
 
 
-def test_no_faint_link_lies_behind_a_selection(open_page: Callable[..., Page], demo_page: str):
-    page = open_page(demo_page)
+def test_no_faint_link_lies_behind_a_selection(open_page: Callable[..., Page], deep_page: str):
+    page = open_page(deep_page)
     page.js("viewer.actions.select(viewer.graph.nodes.find((node) => node.kind === 'target').id)")
     page.frames()
     # Every link that can be pointed at, anywhere, is one of the selection's.
