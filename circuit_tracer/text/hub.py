@@ -50,6 +50,7 @@ class HubDataset(Documents):
             yield text_of(entry, self.field, f"data set {self.path!r}, split {self.split!r}"), stream.state_dict()
 
     def _open(self) -> Any:
+        self._require_hub()
         try:
             from datasets import load_dataset
         except ImportError as error:
@@ -57,7 +58,6 @@ class HubDataset(Documents):
         try:
             if (Path(self.path).expanduser() / "dataset_info.json").is_file() or self._is_saved_dict():
                 return self._open_saved()
-            self._require_hub()
             return load_dataset(self.path, self.name, split=self.split, streaming=True)
         except (ValueError, OSError) as error:
             raise InputError(

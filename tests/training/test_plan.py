@@ -155,7 +155,7 @@ def test_the_plan_says_the_learning_rate() -> None:
 def test_a_run_that_goes_on_is_planned_by_the_steps_left() -> None:
     whole, rest = (make_plan(small(run__tokens=4096 * 100), TINY, LAPTOP, done=done) for done in (0, 75))
     assert rest.seconds == pytest.approx(whole.seconds / 4)
-    assert "for the 25 steps left of 100 steps of 4096 tokens" in str(rest)
+    assert "for the last 25 of 100 steps of 4096 tokens" in str(rest)
     assert "for 100 steps of 4096 tokens" in str(whole)
 
 

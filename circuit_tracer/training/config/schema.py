@@ -96,7 +96,13 @@ class DataSection(Section):
     field: Text = Field(default="text", description="Field or column that holds the text.")
     context_length: Whole = Field(default=CONTEXT_LENGTH, ge=2, description="Tokens of a packed sequence.")
     epochs: Whole | None = Field(default=1, ge=1, description="Passes over the data; null: as many as the run needs.")
-    held_out: float = Field(default=0.01, gt=0, le=0.5, description="Share of the documents that only evaluation sees.")
+    held_out: float = Field(
+        default=0.01,
+        gt=0,
+        le=0.5,
+        description="Share of the documents that only evaluation sees, evenly spread; of text files these are pieces of some 8 "
+        "KiB, so shuffle the lines of sorted text first.",
+    )
     max_norm_ratio: float = Field(
         default=10.0,
         gt=1,

@@ -145,7 +145,7 @@ class Plan:
         rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in machine.flops.items())
         return [
             f"learning rate: {settled.learning_rate:.1e}{by_rule}, {_reached(config)}",
-            f"time: about {duration(self.seconds)} for {f'the {left} steps left of ' if self.done else ''}{config.steps} steps "
+            f"time: about {duration(self.seconds)} for {f'the last {left} of ' if self.done else ''}{config.steps} steps "
             f"of {config.run.batch} tokens, {self.tokens_per_second:,.0f} tokens/s",
             *(
                 f"  {name:<26}{100 * part / total:>9.0f} %"
