@@ -66,20 +66,6 @@ def test_no_start_is_so_dense_that_thresholds_are_almost_zero(activation: str) -
         assert float((level_F / (x_SBD[source] @ model.W_enc[source].T).square().mean(0).sqrt()).min()) > 0.3
 
 
-def test_outputs_of_relu_begin_as_large_as_those_of_other_rules() -> None:
-    """What is above a threshold counts from it on, so that rows are longer: both by the same factor."""
-    n_features, x_BD, sizes = 400, torch.randn(2000, 100, generator=torch.Generator().manual_seed(4)), {}
-    for name in ("relu", "jumprelu"):
-        rule = rule_of(SparsitySection(activation=name, active=8.0))
-        assert isinstance(rule, PenaltyRule)
-        model = Dictionary.initial("plt", 1, n_features, 100, thresholds=True, scale=rule.start_scale(n_features))
-        rule.start_(model, [x_BD], 8.0, FeatureRanks())
-        (entries,) = rule.select(model, [x_BD], Now(8.0), FeatureRanks()).entries
-        passed = entries.value > (model.thresholds(0)[entries.feature] if name == "jumprelu" else 0)
-        sizes[name] = float(entries.value[passed].mean() * model.norms[0].mean())
-    assert sizes["relu"] == pytest.approx(sizes["jumprelu"], rel=0.05)
-
-
 def test_thresholds_of_one_are_thresholds() -> None:
     model, rule = dictionary(), rule_of(SparsitySection(activation="jumprelu"))
     assert isinstance(rule, PenaltyRule)

@@ -50,18 +50,16 @@ class TrainingState:
         """The start of a run."""
         n_layers, d_model = normalisation.mean_x_SD.shape
         features = config.dictionary.features
-        rule = rule_of(config.sparsity)
         dictionary = Dictionary.initial(
             config.dictionary.kind,
             n_layers,
             features,
             d_model,
             owned=ranks.share(features),
-            thresholds=rule.learns_thresholds,
+            thresholds=rule_of(config.sparsity).learns_thresholds,
             dtype=getattr(torch, config.dictionary.dtype),
             device=device,
             seed=config.run.seed,
-            scale=rule.start_scale(features),
         )
         adam = Adam(dictionary, config.optimizer, config.run.seed)
         return cls(

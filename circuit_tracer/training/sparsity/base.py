@@ -79,10 +79,6 @@ class Rule(ABC):
         """Whether `steer_` has to keep k, as nothing else does."""
         return False
 
-    def start_scale(self, n_features: int) -> float:
-        """What drawn encoder and decoder rows are multiplied with."""
-        return 1.0
-
     @abstractmethod
     def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
         """The active entries among this rank's features, over all sources. x_SBD: normalised inputs (B, D) of every source.

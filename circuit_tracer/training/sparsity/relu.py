@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity.base import Dense, Now
-from circuit_tracer.training.sparsity.penalty import PenaltyRule, gaussian_level, start_thresholds
+from circuit_tracer.training.sparsity.penalty import PenaltyRule, start_thresholds
 from circuit_tracer.training.sparsity.selection import Selection, above, all_active
 from circuit_tracer.training.step.dictionary import Dictionary, row_norms
 
@@ -27,15 +26,6 @@ class ReLU(PenaltyRule):
         for source, (x_BD, bias_f) in enumerate(zip(x_SBD, dictionary.b_enc, strict=True)):
             started_f = start_thresholds(dictionary, source, x_BD, active, ranks).neg_().to(bias_f.dtype)
             bias_f.copy_(torch.where(bias_f == 0, started_f, bias_f))
-
-    def start_scale(self, n_features: int) -> float:
-        """So that outputs begin as large as those of other rules: what is above a threshold counts there as a whole, and here
-        only from it on. √(E[x | x > t] / E[x − t | x > t]) of unit Gaussians, of which a share k / F lies above t.
-        """
-        share = min(self.settings.active / n_features, 0.5)
-        level = gaussian_level(share)
-        mean = math.exp(-(level**2) / 2) / math.sqrt(2 * math.pi) / share
-        return math.sqrt(mean / (mean - level))
 
     def steer_(self, dictionary: Dictionary, excess: Tensor) -> None:
         """All biases, each by a share of its feature's encoder norm: about that of the spread of its pre-activations."""

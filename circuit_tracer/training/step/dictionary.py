@@ -56,11 +56,8 @@ class Dictionary:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         seed: int = 0,
-        scale: float = 1.0,
     ) -> Dictionary:
-        """The start of training (§3). ``thresholds``: whether they are learned; all are `UNSET` until a rule sets them.
-        ``scale``: rows of encoders and decoders are so many times as long as drawn.
-        """
+        """The start of training (§3). ``thresholds``: whether they are learned; all are `UNSET` until a rule sets them."""
         owned = owned or slice(0, n_features)
         n_owned = owned.stop - owned.start
         reach = [n_layers - source if kind == "clt" else 1 for source in range(n_layers)]
@@ -71,8 +68,8 @@ class Dictionary:
             for rows, place, generator in _blocks(owned, n_features, seed, source):
                 encoder = torch.randn(INITIAL_BLOCK, d_model, generator=generator) / d_model**0.5
                 decoder = torch.rand(INITIAL_BLOCK, n_targets * d_model, generator=generator) * 2 - 1
-                W_enc[source][place] = (scale * encoder[rows]).to(W_enc[source])
-                W_dec[source][place] = (scale * bound * decoder[rows]).to(W_dec[source])
+                W_enc[source][place] = encoder[rows].to(W_enc[source])
+                W_dec[source][place] = (bound * decoder[rows]).to(W_dec[source])
         small: dict[str, Any] = {"dtype": torch.float32 if dtype is torch.bfloat16 else dtype, "device": device}
         return cls(
             kind,
