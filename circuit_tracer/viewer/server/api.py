@@ -29,6 +29,7 @@ from circuit_tracer.viewer.server.messages import (
     GraphList,
     InterveneRequest,
     JobReport,
+    Outputs,
     PromptText,
     Pruned,
     PruneRequest,
@@ -115,6 +116,14 @@ def prune(slug: str, site: Served, request: PruneRequest) -> Pruned:
 def tokens(site: Served, request: PromptText) -> Tokens:
     """A prompt as the model reads it."""
     return site.model.tokens(request)
+
+
+@API.post("/api/outputs")
+def outputs(site: Served, request: PromptText) -> Outputs:
+    """What the model would say after a prompt: tokens that a trace may explain."""
+    engine = site.model
+    with site.jobs.alone("reading what the model would say"):
+        return engine.outputs(request)
 
 
 @API.post("/api/traces")
