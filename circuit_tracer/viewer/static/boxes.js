@@ -5,7 +5,7 @@
 
 import { inputsOf } from "./read_graph.js";
 import { nodeLabel } from "./labels.js";
-import { outsideMass } from "./selection.js";
+import { outsideMass } from "./shares.js";
 
 /** Boxes {key, name, nodes, group}; a box's key, by which its place is kept, is its node ids joined. */
 export function makeBoxes(graph, state) {

@@ -8,7 +8,7 @@ export const panel = {
   id: "circuit",
   title: "Circuit",
   area: "subgraph",
-  fields: { edgeNumbers: { initial: () => false } },
+  fields: { edgeNumbers: { initial: () => false, address: "percent", read: (text) => text === "true" } },
   mount(root, page) {
     root.classList.add("barred");
     root.append(
