@@ -16,7 +16,6 @@ from circuit_tracer.graph.files.viewer_json import create_graph_files
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.nodes import NodeKind
 from circuit_tracer.graph.paths import strongest_paths
-from circuit_tracer.graph.picture import draw_graph
 from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.viewer.page import write_page
@@ -59,7 +58,8 @@ def write_files(graph: Graph, folder: Path, labels: dict[tuple[int, int], str]) 
     """Write the files of a graph; what was written, by path."""
     json_file = create_graph_files(graph, SLUG, folder, scan="circuit-tracing-demo", labels=labels)
     native = graph.save(folder / f"{SLUG}.safetensors")
-    picture = draw_graph(graph, folder / f"{SLUG}.svg", labels)
+    picture = folder / f"{SLUG}.svg"
+    graph.plot(picture, labels=labels)
     options: dict[str, Any] = {"labels": labels, "slug": SLUG, "node_threshold": PAGE_NODE_THRESHOLD}
     page = write_page(graph, folder / f"{SLUG}.html", features=FeatureFolder(FEATURES), **options)
     return {
