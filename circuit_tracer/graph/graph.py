@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from circuit_tracer.attention import EdgeExplanation, ScoreExplanation
+    from circuit_tracer.circuits.supernodes import Grouping
     from circuit_tracer.graph.files.view import View
 
 
@@ -51,9 +52,10 @@ class Graph:
     validation: what interventions on the graph have found. unfinished: of a trace that was interrupted, what it needs to go
     on (`attribute(..., resume=graph)`). edge_heads: which attention heads edges run through
     (`circuit_tracer.attention.explain_edges`). scores: why heads look where they look (`explain_score`), those that were kept.
+    grouping: its nodes in groups (`circuit_tracer.circuits.keep_grouping`).
 
-    Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation and edge_heads, which were of the
-    edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep the balance.
+    Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation, edge_heads and grouping, which were
+    of the edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep the balance.
 
     Raises InputError if these do not fit together, NumericalError for an edge that is not finite.
     """
@@ -82,6 +84,7 @@ class Graph:
         unfinished: Unfinished | None = None,
         edge_heads: EdgeHeads | None = None,
         scores: Sequence[AttentionScore] = (),
+        grouping: dict[str, Any] | None = None,
     ) -> None:
         self.input_string = input_string
         self.input_tokens = input_tokens
@@ -101,6 +104,7 @@ class Graph:
         self.unfinished = unfinished
         self._edge_heads = edge_heads
         self.scores = list(scores)
+        self._grouping = grouping
         self._blocks: Blocks | None = None
         check_types(self, logit_probabilities)
         check_lengths(self, logit_probabilities)
@@ -199,6 +203,16 @@ class Graph:
         self._edge_heads = edge_heads
 
     @property
+    def grouping(self) -> dict[str, Any] | None:
+        """Groups of its nodes, by the edges that it has, as JSON values (`circuits.kept_grouping` reads them)."""
+        self._take_edits()
+        return self._grouping
+
+    @grouping.setter
+    def grouping(self, grouping: dict[str, Any] | None) -> None:
+        self._grouping = grouping
+
+    @property
     def target_weights(self) -> Tensor:
         """(N,) float64: |weight| at the targets, 0 elsewhere."""
         weights = torch.zeros(self.n_nodes, dtype=torch.float64, device=self.device)
@@ -247,7 +261,7 @@ class Graph:
             raise InputError(f"the new adjacency matrix has {edges.n_nodes} nodes, the graph has {self.n_nodes}")
         edges.validate()
         self._edges, self._blocks, self.edited = edges, None, True
-        self._validation = self._edge_heads = None
+        self._validation = self._edge_heads = self._grouping = None
 
     @property
     def logit_probabilities(self) -> Tensor:
@@ -327,6 +341,14 @@ class Graph:
         from circuit_tracer.attention.scores import explain_score
 
         return explain_score(self, model, layer, head, query, key, versus, pairs=pairs)
+
+    def supernodes(self, model: Any = None, **options: Any) -> Grouping:
+        """Its nodes in groups that do one thing each; see ``circuits/grouping.py`` for the options. model: the
+        `ReplacementModel` that the graph was traced with, to measure what groups do.
+        """
+        from circuit_tracer.circuits.grouping import group_nodes
+
+        return group_nodes(self, model, **options)
 
     # Moving and saving
 
