@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.transcoders.base import Transcoders
@@ -66,3 +67,9 @@ def vocabulary_effects(parts: ModelParts, written_nD: Tensor, vocabulary: int) -
     written_nD = written_nD - written_nD.mean(-1, keepdim=True) if norm.centred else written_nD
     effect_nV = ((written_nD * norm.gain).to(weight_VD) @ weight_VD.T).to(norm.gain)
     return effect_nV - effect_nV.mean(-1, keepdim=True)
+
+
+def vocabulary_of(model: Traceable) -> int:
+    """Tokens that have a text; the output matrix may be padded beyond them."""
+    rows = len(model.parts.unembed.weight)
+    return rows if model.tokenizer is None else min(rows, len(model.tokenizer))

@@ -18,7 +18,7 @@ import torch
 
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.features.labels import STANDS_OUT, WORDS, shown_token
-from circuit_tracer.features.logits import vocabulary_effects
+from circuit_tracer.features.logits import vocabulary_effects, vocabulary_of
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import token_strings
 
@@ -51,7 +51,7 @@ def promoted_by(members: Sequence[Active], model: Traceable) -> list[str]:
         rows_nTD = model.transcoders.decoder_rows(layer, torch.tensor([member.place[1] for member in here]))
         activation_n = torch.tensor([member.activation for member in here]).to(written)
         written = written + activation_n @ rows_nTD.sum(1).to(written)
-    effect_V = vocabulary_effects(model.parts, written[None], model.parts.config.d_vocab)[0]
+    effect_V = vocabulary_effects(model.parts, written[None], vocabulary_of(model))[0]
     values, ids = effect_V.topk(min(WORDS, len(effect_V)))
     chance = _by_chance(float(effect_V.std(correction=0)), len(effect_V))
     texts = token_strings(ids.cpu(), model.tokenizer)

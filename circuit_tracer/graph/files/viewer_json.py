@@ -290,6 +290,8 @@ def _metadata(
         metadata["warnings"] = graph.provenance["warnings"]
     if graph.validation is not None:
         metadata["validation"] = graph.validation.summary()
+    if graph.story is not None:
+        metadata["story"] = graph.story
     named = {
         "replacement_score": scores.replacement,
         "completeness_score": scores.completeness,
