@@ -113,8 +113,9 @@ class Scene:
 
     @cached_property
     def chains(self) -> list[list[int]]:
-        """The strongest ways from tokens to the answer through groups spoken of, at most one a token; places, token first.
+        """The strongest ways from tokens to the answer through groups spoken of, at most one a token, the longest first.
 
+        Places, the token's first.
         The weight of a way is the product of its shares; those that work against the answer are left out. Of a token's ways
         with ``LEAST_DETOUR`` of its best weight the one through most groups is taken, which tells most.
         """
@@ -136,8 +137,9 @@ class Scene:
             top = max((way.weight for way in ways), default=0.0)
             told = [way for way in ways if way.weight >= LEAST_DETOUR * top]
             chosen += sorted(told, key=lambda way: (-len(way.places), -way.weight))[:1]
-        chosen.sort(key=lambda way: -way.weight)
-        return [list(way.places) for way in chosen if way.weight >= LEAST_CHAIN * chosen[0].weight][:MOST_CHAINS]
+        top = max((way.weight for way in chosen), default=0.0)
+        chosen.sort(key=lambda way: (-len(way.places), -way.weight))
+        return [list(way.places) for way in chosen if way.weight >= LEAST_CHAIN * top][:MOST_CHAINS]
 
     def where(self, place: int) -> str:
         """Such as "2 features of layer 0 at “Dallas”"."""

@@ -15,9 +15,11 @@ from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.circuits.story import words
 from circuit_tracer.circuits.story.contrast import Contrast, contrasted
 from circuit_tracer.circuits.story.evidence import CHAINS, Tested
+from circuit_tracer.circuits.story.rephrase import rephrased
 from circuit_tracer.circuits.story.scene import LEAST_INFLUENCE, Scene
 from circuit_tracer.circuits.story.story import Sentence, Story
 from circuit_tracer.circuits.supernodes import Grouping
+from circuit_tracer.features.chat import ChatModel
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.interventions.validation.groups import RANDOM_GROUPS, measure_groups
@@ -31,6 +33,7 @@ def tell(
     grouping: Grouping,
     *,
     contrasts: Sequence[Contrast] = (),
+    wording: ChatModel | None = None,
     random_groups: int = RANDOM_GROUPS,
     seed: int = 0,
     batch_size: int = 16,
@@ -38,7 +41,8 @@ def tell(
     """The story of a graph with named groups; it is also kept as ``graph.story``, which files and pages carry.
 
     model: the one that the graph was traced with; without it no sentence is tested. contrasts: graphs of other prompts, whose
-    groups are put in the place of this one's. random_groups: draws, for each group, of as many other features, beside which its
+    groups are put in the place of this one's. wording: a language model that may reword sentences, and nothing else
+    (rephrase.py). random_groups: draws, for each group, of as many other features, beside which its
     effect is seen. Deterministic for a seed. Cost with a model: that of `measure_groups`, and two passes a swap.
 
     Raises InputError for groups that the graph does not have and for contrasts of another length, CompatibilityError for a
@@ -59,6 +63,8 @@ def tell(
         left_out=tuple(_left_out(scene)),
         seconds=round(time.perf_counter() - started, 2),
     )
+    if wording is not None:
+        story = rephrased(story, wording, scene.titles)
     graph.story = story.to_json()
     return story
 
