@@ -123,8 +123,8 @@ class Story:
         try:
             sentences = tuple(map(_sentence, value["sentences"]))
             left_out = tuple(map(str, value["left_out"]))
-            texts = (str(value[name]) for name in ("title", "prompt", "target"))
-            return cls(*texts, sentences, left_out, float(value["seconds"]))
+            title, prompt, target = (str(value[name]) for name in ("title", "prompt", "target"))
+            return cls(title, prompt, target, sentences, left_out, float(value["seconds"]))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"this is no story: {error!r}. Tell it again") from error
 
