@@ -26,8 +26,8 @@ MOST_GROUPS = 12  # groups of features that are spoken of
 LEAST_SHARE = 0.05  # of a group's input: sources of less are not named
 MOST_SOURCES = 3
 MOST_CHAINS = 3
-LEAST_DETOUR = 0.25
-LEAST_CHAIN = 0.2  # of the strongest chain's weight
+LEAST_DETOUR = 0.25  # of the best weight of a token's ways: longer ones of so much are told
+LEAST_CHAIN = 0.1  # of the strongest chain's weight
 
 
 _SPECIAL = re.compile(r"(<[^<>\s]+>\s*)+")  # <s>, <bos>, <|begin_of_text|>
