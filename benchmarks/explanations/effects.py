@@ -8,16 +8,16 @@ from typing import Any
 import torch
 
 from benchmarks.explanations.explained import Explained
+from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.graph.validation import CircuitTest, GroupEffect, GroupTest
 from circuit_tracer.interventions import measure_groups
-from circuit_tracer.replacement_model import ReplacementModel
 
 RANDOM_GROUPS = 3  # for each group; over all prompts they are many
 MATTERS = 0.5  # of the first target's logit: groups of which the graph predicts less have no ratio worth a number
 QUARTILES = (0.25, 0.5, 0.75)
 
 
-def effects(cases: Sequence[Explained], model: ReplacementModel) -> dict[str, Any]:
+def effects(cases: Sequence[Explained], model: Traceable) -> dict[str, Any]:
     """Over all groups of all prompts."""
     tests = [measure_groups(case.graph, model, case.groups, random_groups=RANDOM_GROUPS) for case in cases]
     every = [effect for test in tests for effect in test.effects]
@@ -30,9 +30,9 @@ def effects(cases: Sequence[Explained], model: ReplacementModel) -> dict[str, An
         "measured / predicted": _ratios(every),
         "together / sum of members": _quartiles(
             [
-                effect.measured["live"] / effect.singles
+                (effect.measured["live"] or 0) / effect.singles
                 for effect in every
-                if effect.n_features > 1 and effect.measured["live"] is not None and abs(effect.singles or 0) >= MATTERS
+                if effect.n_features > 1 and effect.singles is not None and abs(effect.singles) >= MATTERS
             ]
         ),
         "effect on the answer, Spearman": _mean([test.agreement["live"].spearman for test in tests]),

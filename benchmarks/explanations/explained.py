@@ -12,29 +12,29 @@ from functools import cached_property
 
 from benchmarks.explanations.truth import concept_of, is_named_after, says
 from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.circuits.grouping import group_nodes
 from circuit_tracer.circuits.naming import name_groups
 from circuit_tracer.circuits.supernodes import Grouping, Supernode
 from circuit_tracer.demo.world import Statement
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import node_influence
-from circuit_tracer.replacement_model import ReplacementModel
 
 PURE = 0.9  # share of a group's influence in one concept, from which on it is called pure
 OF_FEATURES = ("detects", "says", "mixed")
 
 Labels = Mapping[tuple[int, int], str]
-Group = Callable[[Graph, ReplacementModel, Labels], Grouping]
+Group = Callable[[Graph, Traceable, Labels], Grouping]
 
 
-def as_shipped(graph: Graph, model: ReplacementModel, labels: Labels) -> Grouping:
+def as_shipped(graph: Graph, model: Traceable, labels: Labels) -> Grouping:
     """Groups and names by the package's defaults, as `circuit-tracer group` makes them."""
     return name_groups(graph, group_nodes(graph, model, labels=labels), labels=labels, model=model)
 
 
 @dataclass
 class Explained:
-    """A statement with its graph and groups. labels: of features, as they were known to grouping and naming."""
+    """A statement with its graph and named groups. labels: what features are truly about, by which purity is judged."""
 
     statement: Statement
     graph: Graph
@@ -42,7 +42,7 @@ class Explained:
     labels: Labels
 
     @classmethod
-    def of(cls, statement: Statement, model: ReplacementModel, labels: Labels, group: Group = as_shipped) -> Explained:
+    def of(cls, statement: Statement, model: Traceable, labels: Labels, group: Group = as_shipped) -> Explained:
         """Traced, grouped and named."""
         graph = attribute(statement.prompt, model)
         return cls(statement, graph, group(graph, model, labels), labels)
@@ -143,14 +143,19 @@ def found(cases: Sequence[Explained]) -> dict[str, float | int]:
         "the answer's group is found": _share([bool(case.answer_groups) for case in cases]),
         "both are found": _share([bool(case.entity_groups and case.answer_groups) for case in cases]),
         "groups of features, mean": round(sum(len(case.of_features) for case in cases) / len(cases), 2),
-        "purity by influence": round(sum(each.leading for each in purities) / total, 4),
-        "influence in pure groups": round(sum(each.pure for each in purities) / total, 4),
-        "influence in groups of several": round(sum(each.several for each in purities) / total, 4),
+        "purity by influence": _part(sum(each.leading for each in purities), total),
+        "influence in pure groups": _part(sum(each.pure for each in purities), total),
+        "influence in groups of several": _part(sum(each.several for each in purities), total),
     }
     for name, kept in (("mixed features, of the groups' influence", True), ("mixed features, of all influence", False)):
         parts = [case.mixed(kept) for case in cases]
-        shares[name] = round(sum(part for part, _ in parts) / sum(whole for _, whole in parts), 4)
+        shares[name] = _part(sum(part for part, _ in parts), sum(whole for _, whole in parts))
     return shares
+
+
+def _part(part: float, whole: float) -> float:
+    """0 of nothing: a graph without features has no groups of them."""
+    return round(part / whole, 4) if whole else 0.0
 
 
 def _share(hits: Sequence[bool]) -> float:

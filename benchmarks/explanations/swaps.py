@@ -10,17 +10,17 @@ import random
 from collections.abc import Sequence
 
 from benchmarks.explanations.explained import Explained
+from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.demo import world
 from circuit_tracer.interventions import Edit, Semantics, ablate, apply_each, swap_groups
 from circuit_tracer.interventions.features.edits import FeatureAt
-from circuit_tracer.replacement_model import ReplacementModel
 
 STRENGTHS = (1.0, 2.0)  # times what the features are on the other prompt
 DRAWS = 3  # pairs of random groups for each prompt
 LIVE = Semantics("direct", freeze_attention=False)
 
 
-def swaps(cases: Sequence[Explained], donors: Sequence[Explained], model: ReplacementModel) -> dict[str, float | int]:
+def swaps(cases: Sequence[Explained], donors: Sequence[Explained], model: Traceable) -> dict[str, float | int]:
     """Shares of the prompts for which there is another; one whose entity has no group counts as not turned."""
     chance = random.Random(0)
     turned: dict[str, list[bool]] = {f"the answer turns, {strength:g}x": [] for strength in STRENGTHS}
@@ -59,9 +59,14 @@ def swaps(cases: Sequence[Explained], donors: Sequence[Explained], model: Replac
 
 def is_donor(other: Explained, case: Explained) -> bool:
     """Whether it asks the same of another entity of that kind, with another answer, and has a group to give."""
-    kinds = [world.entity(str(each.statement.entity)).kind for each in (other, case)]
-    asks, answers = other.statement.relation == case.statement.relation, other.statement.answer != case.statement.answer
-    return kinds[0] == kinds[1] and asks and answers and bool(other.entity)
+    return asks_the_same(other, case) and bool(other.entity)
+
+
+def asks_the_same(other: Explained, case: Explained) -> bool:
+    """Whether it asks the same of another entity of that kind, with another answer."""
+    ours, theirs = case.statement, other.statement
+    alike = world.entity(str(ours.entity)).kind == world.entity(str(theirs.entity)).kind
+    return alike and ours.relation == theirs.relation and ours.answer != theirs.answer
 
 
 def _others(case: Explained, chance: random.Random) -> list[str]:

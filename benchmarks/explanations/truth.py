@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import re
 
-from circuit_tracer.demo.world import RELATIONS
-
-RELATION_WORDS = {relation for kind in RELATIONS.values() for relation in kind}
 MIXED = "mixed"
 
 Concept = tuple[bool, str]  # (is it of what to say, what)
