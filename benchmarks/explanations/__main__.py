@@ -32,8 +32,8 @@ from circuit_tracer.demo import load_labels, world
 from circuit_tracer.demo.show import load_demo
 from circuit_tracer.demo.world import Statement
 
-PROMPTS = 70  # of each kind
-EVERY = 3  # prompts whose groups are taken out
+PROMPTS = 80  # of each kind
+EVERY = 2  # prompts whose groups are taken out
 
 # (table, row): at least, or at most
 AT_LEAST = {
