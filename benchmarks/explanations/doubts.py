@@ -85,7 +85,8 @@ def permuted_labels(labels: Labels, seed: int = 0) -> Labels:
     by_layer: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     for place in sorted(labels):
         by_layer[place[0]].append(place)
-    chance, found = random.Random(seed), {}
+    chance = random.Random(seed)
+    found: dict[tuple[int, int], str] = {}
     for places in by_layer.values():
         others = chance.sample(places, len(places))
         found |= {place: labels[other] for place, other in zip(places, others, strict=True)}
