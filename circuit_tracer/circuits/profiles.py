@@ -18,9 +18,7 @@ from torch import Tensor
 
 from circuit_tracer.circuits.supernodes import Role
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.graph.influence import row_mass
 from circuit_tracer.graph.nodes import NodeKind
-from circuit_tracer.graph.order import edge_indices
 from circuit_tracer.graph.pruning import PruneResult
 from circuit_tracer.graph.shares import input_shares
 
@@ -30,7 +28,31 @@ SAYS, DETECTS = 2 / 3, 1 / 3  # of its influence straight to the targets: above 
 _TINY = torch.finfo(torch.float64).tiny
 _ASIDE = re.compile(r"\([^)]*\)")
 _WORD = re.compile(r"[^\W_]+")
-_COMMON = frozenset("a an the of to in on for and or is it say says about asked mixed with that after before".split())
+_COMMON = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "of",
+        "to",
+        "in",
+        "on",
+        "for",
+        "and",
+        "or",
+        "is",
+        "it",
+        "say",
+        "says",
+        "about",
+        "asked",
+        "mixed",
+        "with",
+        "that",
+        "after",
+        "before",
+    ]
+)
 
 
 @dataclass(frozen=True)

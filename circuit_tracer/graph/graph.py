@@ -203,7 +203,7 @@ class Graph:
 
     @property
     def story(self) -> dict[str, Any] | None:
-        """What was told of the graph, with the edges it has, as JSON values (`circuit_tracer.circuits.story.Story.from_json`)."""
+        """What was told of the graph, with the edges it has, as JSON values (`circuits.story.Story.from_json`)."""
         self._take_edits()
         return self._story
 

@@ -3,8 +3,8 @@
 | sentence | what is done | holds if |
 |---|---|---|
 | answer | nothing | the target has the weight that the graph gives it, to `SAME` |
-| chains | all features of the chains are taken out at once | the change is as the graph predicts, and outside of what random groups do |
-| reads | each source is taken out by itself; a token, of the frozen network only | of each, at least `PART` of what the graph predicts |
+| chains | all features of the chains are taken out at once | as "carries", and the change is outside of what random groups do |
+| reads | each source is taken out by itself; a token, of the frozen net | of each, at least `PART` of what the graph predicts |
 | carries | the group is taken out at once | of the target's logit, at least `PART` of what the graph predicts |
 | contrast | another prompt's group is put in its place (contrast.py) | the most probable token is the other prompt's answer |
 
@@ -16,7 +16,7 @@ features (`interventions/validation/groups.py`), all of which may be compared wi
 from __future__ import annotations
 
 from circuit_tracer.circuits.story.scene import Scene
-from circuit_tracer.circuits.story.story import Evidence, Measurement, Quantity
+from circuit_tracer.circuits.story.story import Done, Evidence, Measurement, Quantity
 from circuit_tracer.circuits.story.words import percent
 from circuit_tracer.graph.validation import GroupEffect, GroupLink, GroupTest
 
@@ -49,8 +49,9 @@ class Tested:
             return None
         circuit = self.test.circuit["constrained"]
         text = (
-            f"Without the {effect.n_features} features of these groups {self._left(effect)}. With nothing but the groups spoken "
-            f"of here, attention as it was, it is {self._amount(circuit.only)} (with nothing at all {self._amount(circuit.nothing)})."
+            f"Without the {effect.n_features} features of these groups {self._left(effect)}. With nothing but the groups "
+            f"spoken of here, attention as it was, it is {self._amount(circuit.only)} (with nothing at all "
+            f"{self._amount(circuit.nothing)})."
         )
         worth = self._worth(effect)
         return Evidence(text, _as_said(worth[1]) and self._stands_out(effect), worth)
@@ -87,7 +88,7 @@ class Tested:
         """What the taken-out group's loss does to a group or the output, in the real model, of tokens in the frozen network."""
         live = effect.measured["live"] is not None
         condition, by = ("live", "paths") if live else ("constrained", "edges")
-        done = "ablation" if live else "frozen ablation"
+        done: Done = "ablation" if live else "frozen ablation"
         nodes = tuple(effect.members)
         if place == self.scene.answer:
             before, measured, predicted = self._logit(), effect.measured[condition], effect.predicted[by]
@@ -112,7 +113,8 @@ class Tested:
     def _worth(self, effect: GroupEffect) -> tuple[Measurement, ...]:
         """Of the target without a group: what is measured of it, and its logit."""
         left, change = effect.left["live"], effect.measured["live"]
-        assert left is not None and change is not None
+        assert left is not None
+        assert change is not None
         nodes, random, logit = tuple(effect.members), effect.random, self._logit()
         return (
             Measurement(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.circuits.naming.titles import node_numbers, titles, whereabouts
-from circuit_tracer.circuits.supernodes import Grouping, Supernode
+from circuit_tracer.circuits.supernodes import Grouping, Role, Supernode
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import edge_influence, node_influence
@@ -113,31 +113,33 @@ class Scene:
 
     @cached_property
     def chains(self) -> list[list[int]]:
-        """The strongest ways from tokens to the answer through groups spoken of, at most one a token; places, token first.
+        """The strongest ways from tokens to the answer through groups spoken of, at most one a token, the longest first.
 
+        Places, the token's first.
         The weight of a way is the product of its shares; those that work against the answer are left out. Of a token's ways
         with ``LEAST_DETOUR`` of its best weight the one through most groups is taken, which tells most.
         """
         tokens = [place for place, group in enumerate(self.groups) if group.role == "token"]
         best: dict[int, dict[tuple[int, int], _Way]] = {token: {(token, 0): _Way(1.0, (token,))} for token in tokens}
         for place in [*self.spoken, self.answer]:
-            mine: dict[tuple[int, int], _Way] = {}  # the best by token and length
+            reached: dict[tuple[int, int], _Way] = {}  # the best by token and length
             for source, ways in best.items():
                 share = float(self.share_GG[place, source])
                 if share < LEAST_SHARE or (place == self.answer and source in tokens):
                     continue
                 for (token, length), way in ways.items():
                     longer = _Way(way.weight * share, (*way.places, place))
-                    mine[token, length + 1] = max(longer, mine.get((token, length + 1), longer))
-            best[place] = mine
-        chosen = []
+                    reached[token, length + 1] = max(longer, reached.get((token, length + 1), longer))
+            best[place] = reached
+        chosen: list[_Way] = []
         for token in tokens:
-            ways = [way for (start, _), way in best[self.answer].items() if start == token]
-            top = max((way.weight for way in ways), default=0.0)
-            told = [way for way in ways if way.weight >= LEAST_DETOUR * top]
+            mine = [way for (start, _), way in best[self.answer].items() if start == token]
+            top = max((way.weight for way in mine), default=0.0)
+            told = [way for way in mine if way.weight >= LEAST_DETOUR * top]
             chosen += sorted(told, key=lambda way: (-len(way.places), -way.weight))[:1]
-        chosen.sort(key=lambda way: -way.weight)
-        return [list(way.places) for way in chosen if way.weight >= LEAST_CHAIN * chosen[0].weight][:MOST_CHAINS]
+        top = max((way.weight for way in chosen), default=0.0)
+        chosen.sort(key=lambda way: (-len(way.places), -way.weight))
+        return [list(way.places) for way in chosen if way.weight >= LEAST_CHAIN * top][:MOST_CHAINS]
 
     def where(self, place: int) -> str:
         """Such as "2 features of layer 0 at “Dallas”"."""
@@ -160,9 +162,10 @@ def _with_ends(graph: Graph, grouping: Grouping) -> Grouping:
     """The grouping with a group of one for each token and output that is in none: a story begins and ends there."""
     layout, ids = graph.nodes.layout, graph.nodes.ids()
     grouped = {node for group in grouping for node in group.members}
+    ends: tuple[tuple[Role, slice], ...] = (("token", layout.tokens), ("logit", layout.targets))
     alone = [
         Supernode("", role, (ids[number],))
-        for role, places in (("token", layout.tokens), ("logit", layout.targets))
+        for role, places in ends
         for number in range(places.start, places.stop)
         if ids[number] not in grouped
     ]

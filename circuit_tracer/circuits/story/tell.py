@@ -15,9 +15,11 @@ from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.circuits.story import words
 from circuit_tracer.circuits.story.contrast import Contrast, contrasted
 from circuit_tracer.circuits.story.evidence import CHAINS, Tested
+from circuit_tracer.circuits.story.rephrase import rephrased
 from circuit_tracer.circuits.story.scene import LEAST_INFLUENCE, Scene
 from circuit_tracer.circuits.story.story import Sentence, Story
 from circuit_tracer.circuits.supernodes import Grouping
+from circuit_tracer.features.chat import ChatModel
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.interventions.validation.groups import RANDOM_GROUPS, measure_groups
@@ -31,6 +33,7 @@ def tell(
     grouping: Grouping,
     *,
     contrasts: Sequence[Contrast] = (),
+    wording: ChatModel | None = None,
     random_groups: int = RANDOM_GROUPS,
     seed: int = 0,
     batch_size: int = 16,
@@ -38,7 +41,8 @@ def tell(
     """The story of a graph with named groups; it is also kept as ``graph.story``, which files and pages carry.
 
     model: the one that the graph was traced with; without it no sentence is tested. contrasts: graphs of other prompts, whose
-    groups are put in the place of this one's. random_groups: draws, for each group, of as many other features, beside which its
+    groups are put in the place of this one's. wording: a language model that may reword sentences, and nothing else
+    (rephrase.py). random_groups: draws, for each group, of as many other features, beside which its
     effect is seen. Deterministic for a seed. Cost with a model: that of `measure_groups`, and two passes a swap.
 
     Raises InputError for groups that the graph does not have and for contrasts of another length, CompatibilityError for a
@@ -59,6 +63,8 @@ def tell(
         left_out=tuple(_left_out(scene)),
         seconds=round(time.perf_counter() - started, 2),
     )
+    if wording is not None:
+        story = rephrased(story, wording, scene.titles)
     graph.story = story.to_json()
     return story
 
@@ -75,21 +81,15 @@ def _test(scene: Scene, model: Traceable, random_groups: int, seed: int, batch_s
 
 def _sentences(scene: Scene, tested: Tested | None) -> Iterator[Sentence]:
     """From the answer to what leads to it, and then group by group from the input up."""
-    yield Sentence("answer", words.answer(scene), scene.ids([scene.answer]), tested and tested.answer())
     chained = [place for way in scene.chains for place in way]
-    yield Sentence("chains", words.chains(scene), scene.ids(chained), tested and tested.chains())
-    for place in scene.spoken:
-        sources = [link.source for link in scene.sources(place)]
-        ids = scene.ids([place, *sources])
-        yield Sentence("reads", words.reads(scene, place), ids, tested and tested.reads(place))
-        yield Sentence("carries", words.carries(scene, place), scene.ids([place]), tested and tested.carries(place))
-    sources = [link.source for link in scene.sources(scene.answer)]
-    yield Sentence(
-        "reads",
-        words.reads(scene, scene.answer),
-        scene.ids([scene.answer, *sources]),
-        tested and tested.reads(scene.answer),
-    )
+    yield Sentence("answer", words.answer(scene), scene.ids([scene.answer]), tested.answer() if tested else None)
+    yield Sentence("chains", words.chains(scene), scene.ids(chained), tested.chains() if tested else None)
+    for place in [*scene.spoken, scene.answer]:
+        ids = scene.ids([place, *(link.source for link in scene.sources(place))])
+        yield Sentence("reads", words.reads(scene, place), ids, tested.reads(place) if tested else None)
+        if place != scene.answer:
+            worth = tested.carries(place) if tested else None
+            yield Sentence("carries", words.carries(scene, place), scene.ids([place]), worth)
 
 
 def _left_out(scene: Scene) -> Iterator[str]:
