@@ -2,8 +2,8 @@
 
 Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 2, "input_string", "cfg", "scan",
 "vocab_size", "logit_targets": [[text, id]...], "target_labels", "target_kinds", "token_strings", "provenance"}, and
-"validation" if the graph was validated, "grouping" if its nodes are grouped, "attention_scores" if it keeps any, "unfinished"
-if its trace was interrupted (the tensors ``unfinished.*`` are its rows).
+"validation" if the graph was validated, "grouping" if its nodes are grouped, "story" if one was told of them,
+"attention_scores" if it keeps any, "unfinished" if its trace was interrupted (the tensors ``unfinished.*`` are its rows).
 Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit. From version 2 on,
 header and tensors have checksums (`circuit_tracer.files.checksums`), which are compared on load.
 """
@@ -146,6 +146,8 @@ def _header(graph: Graph) -> str:
         header["validation"] = graph.validation.to_json()
     if graph.grouping is not None:
         header["grouping"] = graph.grouping
+    if graph.story is not None:
+        header["story"] = graph.story
     if graph.scores:
         header["attention_scores"] = [score.to_dict() for score in graph.scores]
     if graph.unfinished is not None:
@@ -243,6 +245,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         edge_heads=EdgeHeads(*edge_heads) if edge_heads else None,
         scores=[AttentionScore.from_dict(score) for score in header.get("attention_scores", [])],
         grouping=_grouping(header),
+        story=header.get("story"),
     )
 
 

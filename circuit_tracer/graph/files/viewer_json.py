@@ -113,7 +113,10 @@ def create_graph_files(
 def _moved(before: HandMade, document: dict[str, Any], view: View | None) -> dict[str, Any]:
     """What people put into a file, for the qParams of a document that takes its place."""
     if view is not None:
-        set_aside_if_lost(before, ["the view given takes the place of the one that was"])
+        chosen = ("pinnedIds", "supernodes", "clickedId")
+        given = view.q_params()
+        if before.clerps or any(before.q_params[name] != given[name] for name in chosen):
+            set_aside_if_lost(before, ["the view given takes the place of the one that was"])
         return {}
     q_params, lost = before.moved(document["metadata"], {node["node_id"] for node in document["nodes"]})
     set_aside_if_lost(before, lost)
@@ -293,6 +296,8 @@ def _metadata(
         metadata["warnings"] = graph.provenance["warnings"]
     if graph.validation is not None:
         metadata["validation"] = graph.validation.summary()
+    if graph.story is not None:
+        metadata["story"] = graph.story
     named = {
         "replacement_score": scores.replacement,
         "completeness_score": scores.completeness,
