@@ -16,7 +16,7 @@ from circuit_tracer.circuits.story import Contrast, Story, story_view, tell
 from circuit_tracer.circuits.supernodes import Grouping
 from circuit_tracer.demo import FEATURES, MODEL, PROMPT, TRANSCODER, load_labels, world
 from circuit_tracer.errors import InputError
-from circuit_tracer.features.folder import FeatureFolder
+from circuit_tracer.features.kept import keep_features
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.graph.files.viewer_json import create_graph_files
 from circuit_tracer.graph.graph import Graph
@@ -50,6 +50,7 @@ def main(folder: str | Path, prompt: str | None = None, swap: str | None = None)
     graph = attribute(prompt, model)
     traced = time.perf_counter()
     labels = load_labels()
+    keep_features(graph, FEATURES, labels)
     story, groups = explain(graph, model, contrast)
     told = time.perf_counter()
     print(f"prompt      {prompt}")
@@ -124,7 +125,6 @@ def write_files(
     page = write_page(
         graph,
         folder / f"{SLUG}.html",
-        features=FeatureFolder(FEATURES),
         slug=SLUG,
         node_threshold=NODE_THRESHOLD,
         **shown,
