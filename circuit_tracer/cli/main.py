@@ -21,6 +21,7 @@ COMMANDS = (
     Row("start-server", "serve:start_server", READ),
     Row("features", "features:app", READ),
     Row("explain", "explain:explain", READ),
+    Row("story", "story:story", READ),
     Row("heads", "heads:heads", READ),
     Row("group", "group:group", READ),
     Row("intervene", "intervene:intervene", TEST),
