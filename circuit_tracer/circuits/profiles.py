@@ -29,30 +29,9 @@ _TINY = torch.finfo(torch.float64).tiny
 _ASIDE = re.compile(r"\([^)]*\)")
 _WORD = re.compile(r"[^\W_]+")
 _COMMON = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "to",
-        "in",
-        "on",
-        "for",
-        "and",
-        "or",
-        "is",
-        "it",
-        "say",
-        "says",
-        "about",
-        "asked",
-        "mixed",
-        "with",
-        "that",
-        "after",
-        "before",
-    ]
-)
+    ("a", "about", "after", "an", "and", "asked", "before", "for", "in", "is", "it", "of", "on", "or", "say", "says", "that",
+     "the", "to", "with")
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,9 +39,9 @@ class Profiles:
     """Of the n nodes of a pruned graph, in the graph's order.
 
     nodes: (n,) numbers in the graph. edges: (n, n) bool, row = target: the edges that pruning kept; the rest is of all edges
-    among the nodes. sent: (n, n), row s: the influence that s sends along each edge to a reader, signed. received: (n, S) the influence of each source on the node,
-    rows of sum 1, or 0 for a source. influence: (n,) on the targets. direct: (n,) the share of it that goes straight to
-    targets. roles: one a node.
+    among the nodes. sent: (n, n), row s: the influence that s sends along each edge to a reader, signed. received: (n, S) the
+    influence of each source on the node, rows of sum 1, or 0 for a source. influence: (n,) on the targets. direct: (n,) the
+    share of it that goes straight to targets. roles: one a node.
     """
 
     nodes: Tensor
@@ -161,15 +140,16 @@ def likeness(profiles: Profiles, subjects: Sequence[frozenset[str]]) -> Tensor:
     return found
 
 
-def kept_apart(profiles: Profiles, subjects: Sequence[frozenset[str]]) -> Tensor:
-    """(n, n) bool: pairs that are never in one group. All of tokens and targets; errors and features; a detector and a sayer
-    ("mixed" goes with either); two sayers of different things, by labels that share no word.
+def kept_apart(profiles: Profiles, subjects: Sequence[frozenset[str]], position: Tensor) -> Tensor:
+    """(n, n) bool: pairs that are never in one group. All of tokens and targets; errors and features, and errors of two
+    positions; a detector and a sayer ("mixed" goes with either); two sayers of different things, by labels that share no word.
     """
     detects, says, mixed, errors = (
         torch.tensor([role == each for role in profiles.roles]) for each in ("detects", "says", "mixed", "error")
     )
     features = detects | says | mixed
-    together = (features[:, None] & features) | (errors[:, None] & errors)
+    here = position[:, None] == position
+    together = (features[:, None] & features) | (errors[:, None] & errors & here)
     opposed = (detects[:, None] & says) | (says[:, None] & detects)
     named = [row for row, words in enumerate(subjects) if words and profiles.roles[row] == "says"]
     which = torch.tensor(named, dtype=torch.int64)

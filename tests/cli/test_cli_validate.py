@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from circuit_tracer import Graph
+from circuit_tracer.circuits import Grouping, Supernode, keep_grouping
+from circuit_tracer.graph.files.view import View
 from circuit_tracer.graph.validation import ValidationReport
 from circuit_tracer.transcoders import save_transcoders
 from tests.support.command import Folders, Run
@@ -48,9 +50,31 @@ def test_why_a_head_looks_somewhere_is_tested_too(run: Run, folders: Folders, tm
     assert "score without the circuit" in kept.summary()["numbers"]
 
 
+def test_groups_that_the_graph_keeps_are_tested(run: Run, folders: Folders, traced: Path, tmp_path: Path) -> None:
+    given = ("-t", folders.transcoder, "-m", folders.model, "--device", "cpu")
+    graph = Graph.load(traced)
+    first, second = graph.nodes.ids()[:2]
+    keep_grouping(graph, Grouping((Supernode("a pair", "detects", (first, second)),)))
+    kept = graph.save(tmp_path / "kept.safetensors")
+    for options, expected in (((), ["a pair"]), (("--no-groups",), None)):
+        done = run("validate", kept, *given, "--no-random-control", *options)
+        assert done.code == 0, done.err
+        report = Graph.load(kept).validation
+        assert report is not None
+        assert (None if report.groups is None else [each.name for each in report.groups.effects]) == expected
+        assert ("  a pair" in done.out) == (expected is not None)
+    written = graph.to_json("g", tmp_path, scan="tiny", view=View(supernodes=(("by hand", (first,)),)))
+    done = run(
+        "validate", kept, *given, "--no-random-control", "--supernodes", written, "-o", tmp_path / "other.safetensors"
+    )
+    assert done.code == 0, done.err
+    assert "  by hand" in done.out
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        (("--groups",), "keeps no groups; group its nodes first"),
         (("-o", "graph.pt"), "cannot hold the report"),
         (("--control", "plt"), "NAME=FOLDER"),
         (("--node-threshold", "1.5"), "node-threshold"),
