@@ -62,7 +62,7 @@ def validate(
 
     require_writable_folder(target.parent)
     subject = as_graph(graph)
-    grouped = _groups(subject, groups, supernodes)
+    grouped = read_groups(subject, groups, supernodes)
     loaded = chosen.open(verbose)
     kept = f"interrupted: no report is kept, and {target} is as it was"
     with options.interruption(kept), options.progress(verbose) as progress:
@@ -81,7 +81,7 @@ def validate(
     typer.echo(options.dump(report.to_json()) if json else f"{as_text(report)}\n\nwrote      {target}")
 
 
-def _groups(graph: Graph, wanted: bool | None, file: Path | None) -> dict[str, list[str]] | None:
+def read_groups(graph: Graph, wanted: bool | None, file: Path | None) -> dict[str, list[str]] | None:
     """Node ids by name of the groups to test: of features and errors; None: none."""
     if file is not None:
         from circuit_tracer.graph.files.read_json import from_json

@@ -9,6 +9,8 @@ import pytest
 
 from circuit_tracer import Graph
 from circuit_tracer.circuits import Grouping, Supernode, keep_grouping
+from circuit_tracer.cli.validate import read_groups
+from circuit_tracer.errors import InputError
 from circuit_tracer.graph.files.view import View
 from circuit_tracer.graph.validation import ValidationReport
 from circuit_tracer.transcoders import save_transcoders
@@ -54,21 +56,24 @@ def test_groups_that_the_graph_keeps_are_tested(run: Run, folders: Folders, trac
     given = ("-t", folders.transcoder, "-m", folders.model, "--device", "cpu")
     graph = Graph.load(traced)
     first, second = graph.nodes.ids()[:2]
-    keep_grouping(graph, Grouping((Supernode("a pair", "detects", (first, second)),)))
+    output = graph.nodes.ids()[-1]
+    groups = Supernode("a pair", "detects", (first, second)), Supernode("", "logit", (output,))
+    keep_grouping(graph, Grouping(groups))
     kept = graph.save(tmp_path / "kept.safetensors")
-    for options, expected in (((), ["a pair"]), (("--no-groups",), None)):
-        done = run("validate", kept, *given, "--no-random-control", *options)
-        assert done.code == 0, done.err
-        report = Graph.load(kept).validation
-        assert report is not None
-        assert (None if report.groups is None else [each.name for each in report.groups.effects]) == expected
-        assert ("  a pair" in done.out) == (expected is not None)
-    written = graph.to_json("g", tmp_path, scan="tiny", view=View(supernodes=(("by hand", (first,)),)))
-    done = run(
-        "validate", kept, *given, "--no-random-control", "--supernodes", written, "-o", tmp_path / "other.safetensors"
-    )
+    done = run("validate", kept, *given, "--no-random-control")
     assert done.code == 0, done.err
-    assert "  by hand" in done.out
+    assert "  a pair" in done.out
+    report = Graph.load(kept).validation
+    assert report is not None
+    assert report.groups is not None
+    assert [each.name for each in report.groups.effects] == ["a pair"]
+    assert read_groups(graph, False, None) is None
+    view = View(supernodes=(("by hand", (first, output)),))
+    written = graph.to_json("g", tmp_path, scan="tiny", node_threshold=1, edge_threshold=1, view=view)
+    assert read_groups(graph, None, written) == {"by hand": [first, output]}
+    plain = graph.to_json("plain", tmp_path, scan="tiny", view=View())
+    with pytest.raises(InputError, match="holds no supernode"):
+        read_groups(graph, None, plain)
 
 
 @pytest.mark.parametrize(
