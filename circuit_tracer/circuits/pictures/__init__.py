@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from circuit_tracer.circuits.grouping import group_nodes
 from circuit_tracer.circuits.pictures.canvas import save_figure
 from circuit_tracer.circuits.pictures.circuit import circuit_figure
 from circuit_tracer.circuits.pictures.full import graph_figure
@@ -37,8 +38,13 @@ def draw(
             raise InputError('a view or a grouping is drawn with style="circuit"; style="graph" draws all nodes')
         figure = graph_figure(graph, **options)
     else:
-        chosen = view if view is not None and view.nodes else grouping
-        figure = circuit_figure(graph, chosen or graph.supernodes(), **options)
+        pinned = view if view is not None and view.nodes else None
+        figure = circuit_figure(graph, pinned or grouping or _grouped(graph, options), **options)
     if path is not None:
         save_figure(figure, Path(path))
     return figure
+
+
+def _grouped(graph: Graph, options: dict[str, Any]) -> Grouping:
+    chosen = {name: options[name] for name in ("labels", "node_threshold", "edge_threshold") if name in options}
+    return group_nodes(graph, **chosen)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from circuit_tracer.errors import CircuitTracerError, InputError
 from circuit_tracer.files import atomic_write
@@ -25,7 +26,7 @@ _FONTS = (
     "Hiragino Sans",
     "Noto Emoji",
 )
-_MEASURED_AT = 100  # dots an inch
+_MEASURED_AT, _MEASURED_POINTS = 100, 20.0  # dots an inch, size of a character
 _NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same graph gives the same file
 _SETTINGS = {"svg.hashsalt": "circuit-tracing", "pdf.fonttype": 42}
 _VISIBLE = {**{code: chr(0x2400 + code) for code in range(32)}, 0x0A: "⏎", 0x0D: "↵", 0x09: "⇥", 0x7F: "␡"}
@@ -50,9 +51,10 @@ class Rectangle(NamedTuple):
         height = min(self.top, other.top) - max(self.bottom, other.bottom)
         return width * height if width > 0 and height > 0 else 0.0
 
-    def holds(self, points: Iterable[tuple[float, float]]) -> int:
-        """How many of these points are inside."""
-        return sum(1 for x, y in points if self.left < x < self.right and self.bottom < y < self.top)
+    def holds(self, points: np.ndarray) -> int:
+        """How many of these points (n, 2) are inside."""
+        x, y = points[:, 0], points[:, 1]
+        return int(((x > self.left) & (x < self.right) & (y > self.bottom) & (y < self.top)).sum())
 
 
 class Canvas:
@@ -109,12 +111,18 @@ def fonts() -> list[str]:
 
 
 def text_size(text: str, size: float, bold: bool = False) -> tuple[float, float]:
-    """Width and height of a text of one line, in inches."""
+    """Width and height of a text of one line, in inches; by its characters, each of which is measured once."""
+    return size * sum(_advance(character, bold) for character in visible(text)), 1.2 * size / 72
+
+
+@cache
+def _advance(character: str, bold: bool) -> float:
+    """Width of a character in inches a point."""
     from matplotlib.font_manager import FontProperties
 
-    style = FontProperties(family=fonts(), size=size, weight="bold" if bold else "normal")
-    width, _, _ = _measure().get_text_width_height_descent(visible(text), style, False)
-    return width / _MEASURED_AT, 1.2 * size / 72
+    style = FontProperties(family=fonts(), size=_MEASURED_POINTS, weight="bold" if bold else "normal")
+    width, _, _ = _measure().get_text_width_height_descent(2 * character, style, False)
+    return width / 2 / _MEASURED_AT / _MEASURED_POINTS
 
 
 @cache
@@ -167,7 +175,7 @@ def two_lines(text: str, size: float, most: float, bold: bool = False) -> list[s
     def wide(line: str) -> float:
         return text_size(line, size, bold)[0]
 
-    if wide(whole) <= min(most, _ONE_LINE) or len(words) == 1 and wide(whole) <= most:
+    if wide(whole) <= min(most, _ONE_LINE) or (len(words) == 1 and wide(whole) <= most):
         return [whole]
     splits = [(" ".join(words[:at]), " ".join(words[at:])) for at in range(1, len(words))]
     best = min(splits, key=lambda lines: max(map(wide, lines)), default=(whole, ""))

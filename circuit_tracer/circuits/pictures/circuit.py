@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuit_tracer.circuits.pictures.boxes import Box, Labels, boxes_of_grouping, boxes_of_view
 from circuit_tracer.circuits.pictures.canvas import require_matplotlib
-from circuit_tracer.circuits.pictures.grouped import circuit_picture, strongest
+from circuit_tracer.circuits.pictures.grouped import MOST_ARROWS, circuit_picture, strongest
 from circuit_tracer.circuits.supernodes import Grouping
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.files.keeping import keep_nodes
@@ -46,8 +46,8 @@ def circuit_figure(
     groups: a grouping, of which the most influential ``most_boxes`` groups of features and errors are drawn, with the tokens
     that they or the outputs read; or what a person pinned, all of which is drawn. labels: text by (layer, feature index),
     for groups without a name. theme: light or dark. The thresholds prune the graph, as everywhere; nodes of groups stay.
-    least_share: weaker arrows are left out, except each box's strongest. Raises InputError for nodes that the graph does
-    not have, CircuitTracerError without matplotlib.
+    least_share: weaker arrows are left out, except each box's strongest, and of many the weaker ones. Raises InputError for
+    nodes that the graph does not have, CircuitTracerError without matplotlib.
     """
     require_matplotlib()
     palette = palette_of(theme)
@@ -99,7 +99,7 @@ def _leading_on(boxes: Sequence[Box], share_GG: Tensor, least: float) -> list[in
 
 
 def _left_out(boxes: Sequence[Box], influence: Tensor, least_share: float) -> list[str]:
-    notes = [f"arrows under {least_share:.0%} are left out, except the strongest of each box"] if least_share else []
+    notes = [f"drawn: the {MOST_ARROWS} strongest arrows from {least_share:.0%} up, and the strongest of each box"]
     if boxes:
         share = sum(_influence(box, influence) for box in boxes) / max(float(influence.sum()), 1e-30)
         notes.append(f"not drawn: {len(boxes)} groups with {share:.1%} of the influence")

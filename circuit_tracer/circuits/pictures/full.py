@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -225,7 +226,7 @@ def _name_features(canvas: Canvas, graph: Graph, influence: Tensor, layout: _Lay
     """Names beside the features of most influence, where they cover no other name and few other nodes, with a line there."""
     n_features = graph.nodes.layout.n_features
     features = sorted((node for node in layout.place if node < n_features), key=lambda node: -float(influence[node]))
-    points = list(layout.place.values())
+    points = np.array(list(layout.place.values()))
     named = [Rectangle.around(x, y, 0.1, 0.1) for x, y in (layout.place[node] for node in features[:most])]
     for node in features[:most]:
         x, y = layout.place[node]
@@ -242,6 +243,7 @@ def _name_features(canvas: Canvas, graph: Graph, influence: Tensor, layout: _Lay
                 sum(at.overlap(other) for other in named) * 1e4
                 + at.holds(points)
                 + 4 * abs((at.bottom + at.top) / 2 - y)
+                + 50 * (at.bottom < layout.lines[0] + 0.06)
                 + 50 * (at.left < layout.columns[0]) + 50 * (at.right > canvas.width - 0.05)
             ),
         )  # fmt: skip

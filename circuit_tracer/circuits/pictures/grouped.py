@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 
 from circuit_tracer.circuits.pictures.boxes import Box
@@ -26,8 +28,11 @@ if TYPE_CHECKING:
 NAME, FACTS, PERCENT, TITLE = 8.5, 6.0, 6.5, 9.0  # sizes of texts, points
 _MOST_NAME = 2.5  # inches a line of a name
 _MARGIN, _SIDE = 0.22, 0.62  # around all; for the names of stages
+_NARROWEST = 5.4
 _BETWEEN = 0.78  # lines of boxes
-_NUMBERED = 0.01
+MOST_ARROWS = 60
+_NUMBERED = 0.01  # weaker arrows are not drawn even where they are the strongest
+_BEFORE, _HEAD = 0.3, 0.2  # the target: where a number is wanted, and where the head is
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def circuit_picture(
     between = _BETWEEN + 0.05 * min(12, crowd)
     items = legend_items(boxes, arrows)
     side = _SIDE if len(lines) > 1 else _MARGIN
-    width = max(placed.width + side + _MARGIN, 4.2)
+    width = max(placed.width + side + _MARGIN, _NARROWEST)
     prompt = wrapped(title, TITLE, width - 2 * _MARGIN, True)
     head = 0.2 * len(prompt) + _MARGIN
     foot = legend_size(items, notes, width - 2 * _MARGIN) + _MARGIN
@@ -87,9 +92,12 @@ def circuit_picture(
 
 
 def strongest(share_GG: Tensor, least: float) -> list[Arrow]:
-    """Arrows of at least that share, and of each box the strongest in and out however weak; the weakest first."""
+    """Arrows of at least that share, the strongest ``MOST_ARROWS`` of them, and of each box the strongest in and out however
+    weak; the weakest first.
+    """
     sizes = share_GG.abs()
-    chosen = {(int(s), int(t)) for t, s in (sizes >= least).nonzero() if sizes[t, s] > 0}
+    strong = sorted(((float(sizes[t, s]), int(s), int(t)) for t, s in (sizes >= least).nonzero()), reverse=True)
+    chosen = {(source, target) for size, source, target in strong[:MOST_ARROWS] if size > 0}
     for along, by_target in ((1, True), (0, False)):
         for at, other in enumerate(sizes.max(dim=along).indices.tolist() if len(sizes) else []):
             source, target = (other, at) if by_target else (at, other)
@@ -139,7 +147,7 @@ def _curve(
         half = heights[line] / 2 if up else -heights[line] / 2
         points += [(left + x, middles[line] - half), (left + x, middles[line] + half)]
     points.append((stop, rectangles[target].bottom if up else rectangles[target].top))
-    return [upright(one, other) for one, other in zip(points, points[1:], strict=False)]
+    return [upright(one, other) for one, other in pairwise(points)]
 
 
 def _draw_box(canvas: Canvas, box: Box, shape: _Shape, rectangle: Rectangle) -> None:
@@ -159,11 +167,13 @@ def _write_percents(
 ) -> None:
     """Each arrow's share, near its target, where it covers no box and no other number, and as few arrows as can be."""
     paths = [sampled(curve) for curve in curves]
+    points = np.array([point for path in paths for point in path]).reshape(-1, 2)
+    owner = np.repeat(np.arange(len(paths)), [len(path) for path in paths])
     taken = list(rectangles)
     for number in sorted(range(len(arrows)), key=lambda at: -abs(arrows[at][2])):
         text = percent(arrows[number][2])
         width, height = text_size(text, PERCENT)
-        others = [point for at, path in enumerate(paths) if at != number for point in path]
+        others = points[owner != number]
         best = min(
             (
                 (sum(area.overlap(each) for each in taken) * 1e4 + area.holds(others) + cost, area, x, y)
@@ -181,10 +191,9 @@ def _write_percents(
 
 
 def _places(path: Sequence[Point]) -> list[tuple[float, float, float]]:
-    """Where along an arrow its number may stand, and how little that is wanted; best a little before the target."""
-    last = len(path) - 1
-    steps = [at for at in range(2, last) if path[at] != path[at - 1]]
-    return [(*path[at], 6.0 * abs(at / last - 0.82)) for at in steps] or [(*path[last // 2], 0.0)]
+    """Where along an arrow its number may stand, and how little that is wanted: best clear of the head at its target."""
+    end = path[-1][1]
+    return [(x, y, 8 * abs(abs(y - end) - _BEFORE) + (20 if abs(y - end) < _HEAD else 0)) for x, y in path[2:-2]]
 
 
 def percent(share: float) -> str:

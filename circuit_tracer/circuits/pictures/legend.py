@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from circuit_tracer.circuits.pictures.canvas import Canvas, text_size
+from circuit_tracer.circuits.pictures.canvas import Canvas, text_size, wrapped
 from circuit_tracer.circuits.pictures.looks import LOOKS, draw_arrow, draw_marks, draw_outline
 from circuit_tracer.graph.nodes import NodeKind
 
@@ -27,7 +27,7 @@ _WORDS = {
 
 def legend_size(items: Sequence[str], notes: Sequence[str], width: float) -> float:
     """Height of the legend of a picture so wide, inches."""
-    return _LINE * (len(_lines(items, width)) + len(notes))
+    return _LINE * (len(_lines(items, width)) + sum(len(wrapped(note, _SIZE, width)) for note in notes))
 
 
 def draw_legend(
@@ -35,15 +35,15 @@ def draw_legend(
 ) -> None:
     """Draw it below ``top``: names of ``_WORDS`` side by side, notes under them, a line each."""
     y = top - _LINE / 2
-    for line in _lines(items, width):
+    for row in _lines(items, width):
         x = left
-        for item in line:
+        for item in row:
             _draw_sample(canvas, item, x, y)
             canvas.text(x + _SAMPLE + 0.07, y, _WORDS[item], _SIZE, canvas.palette.muted, ha="left")
             x += _wide(item)
         y -= _LINE
-    for note in notes:
-        canvas.text(left, y, note, _SIZE, canvas.palette.muted, ha="left")
+    for line in (line for note in notes for line in wrapped(note, _SIZE, width)):
+        canvas.text(left, y, line, _SIZE, canvas.palette.muted, ha="left")
         y -= _LINE
 
 

@@ -1,4 +1,4 @@
-"""How boxes and arrows look: one look a role of group; green arrows that raise their target, purple ones with a bar that lower it."""
+"""How boxes and arrows look: one look a role; green arrows raise their target, purple ones with a bar lower it."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def draw_arrow(canvas: Canvas, curve: Sequence[Cubic], share: float) -> None:
     points = [curve[0][0], *(point for piece in curve for point in piece[1:])]
     path = Path(points, [Path.MOVETO, *[Path.CURVE4] * (3 * len(curve))])
     width = max(0.5, 4.5 * min(1.0, abs(share)) ** 0.5)
-    head = "-|>,head_length=0.5,head_width=0.25" if share > 0 else "-[,widthB=0.45,lengthB=0"
+    head = "-|>,head_length=0.5,head_width=0.25" if share > 0 else "-[,widthB=0.55,lengthB=0"
     canvas.axes.add_patch(
         FancyArrowPatch(
             path=path, arrowstyle=head, mutation_scale=7 + 1.5 * width, linewidth=width, joinstyle="miter",
-            shrinkA=0, shrinkB=0.5 if share > 0 else 3,
+            shrinkA=0, shrinkB=0.5 if share > 0 else 4,
             color=canvas.palette.positive if share > 0 else canvas.palette.negative, capstyle="butt",
             alpha=0.35 + 0.65 * min(1.0, abs(share) / _FULL) ** 0.5, zorder=2 + min(1.0, abs(share)),
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from circuit_tracer.circuits.pictures.boxes import Box
 from circuit_tracer.circuits.pictures.stages import Arrow
@@ -29,6 +30,7 @@ class _Item:
     width: float
     box: int | None
     position: float
+    rank: int | None = None  # of an output, by which they stand
     x: float = 0.0
     joined: list[tuple[_Item, float]] = field(default_factory=list, repr=False)
 
@@ -56,7 +58,7 @@ def place(
 ) -> Placement:
     """boxes by their lines, lowest first; arrows: (source, target, share)."""
     line_of = {box: number for number, members in enumerate(lines) for box in members}
-    items = [_Item(widths[at], at, box.position) for at, box in enumerate(boxes)]
+    items = [_Item(widths[at], at, box.position, at if box.role == "logit" else None) for at, box in enumerate(boxes)]
     rows = [[items[box] for box in members] for members in lines]
     lanes = [_lanes(items, rows, line_of, arrow) for arrow in arrows]
     _start(rows)
@@ -87,7 +89,7 @@ def _lanes(items: list[_Item], rows: list[list[_Item]], line_of: dict[int, int],
         chain.append(_Item(_LANE, None, position))
         rows[line].append(chain[-1])
     chain.append(items[target])
-    for one, other in zip(chain, chain[1:], strict=False):
+    for one, other in pairwise(chain):
         if first != last:
             one.joined.append((other, abs(share) + 0.02))
             other.joined.append((one, abs(share) + 0.02))
@@ -107,10 +109,13 @@ def _start(rows: list[list[_Item]]) -> None:
 def _settle(row: list[_Item]) -> None:
     """Order a line, and pull it to what it is joined to."""
     wanted = {id(item): item.middle for item in row}
-    boxes = sorted((item for item in row if item.box is not None), key=lambda i: (round(i.position), wanted[id(i)]))
+    boxes = sorted(
+        (item for item in row if item.box is not None),
+        key=lambda item: (round(item.position), wanted[id(item)] if item.rank is None else item.rank),
+    )
     row[:] = _with_lanes(boxes, [item for item in row if item.box is None], wanted)
     gaps = [0.0]
-    for one, other in zip(row, row[1:], strict=False):
+    for one, other in pairwise(row):
         gaps.append(
             gaps[-1] + (one.width + other.width) / 2 + (GAP if one.box is not None or other.box is not None else 0.0)
         )

@@ -18,7 +18,7 @@ Arrow = tuple[int, int, float]  # source, target, share
 
 _A_STAGE = 0.12  # costs of one more stage, of which an arrow within costs its share
 _A_SPAN = 1.5  # of a stage of all layers
-_MOST_STAGES, _WIDEST = 9, 8
+_MOST_STAGES, _WIDEST = 9, 12
 
 
 def stages(boxes: Sequence[Box], arrows: Sequence[Arrow]) -> list[list[int]]:
