@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.circuits.grouping import group_nodes
+from circuit_tracer.circuits import Grouping, group_nodes, keep_grouping
 from circuit_tracer.circuits.naming import name_groups
-from circuit_tracer.circuits.story import Contrast, Story, story_view, tell
-from circuit_tracer.circuits.supernodes import Grouping
+from circuit_tracer.circuits.pictures import draw
+from circuit_tracer.circuits.story import Contrast, Story, tell
 from circuit_tracer.demo import FEATURES, MODEL, PROMPT, TRANSCODER, load_labels, world
 from circuit_tracer.errors import InputError
 from circuit_tracer.features.folder import FeatureFolder
@@ -20,7 +20,6 @@ from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.graph.files.viewer_json import create_graph_files
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.nodes import NodeKind
-from circuit_tracer.graph.picture import draw_graph
 from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.viewer.page import write_page
@@ -113,13 +112,14 @@ def write_files(
     graph: Graph, folder: Path, labels: dict[tuple[int, int], str], story: Story, groups: Grouping
 ) -> dict[str, str]:
     """Write the files of a graph and its story; what was written, by path."""
-    view = story_view(story, groups)
-    shown: dict[str, Any] = {"labels": labels, "view": view}
+    keep_grouping(graph, groups)
+    shown: dict[str, Any] = {"labels": labels}
     json_file = create_graph_files(
         graph, SLUG, folder, scan="circuit-tracing-demo", node_threshold=NODE_THRESHOLD, **shown
     )
     native = graph.save(folder / f"{SLUG}.safetensors")
-    picture = draw_graph(graph, folder / f"{SLUG}.svg", labels)
+    picture = folder / f"{SLUG}.svg"
+    draw(graph, picture, grouping=groups, labels=labels)
     page = write_page(
         graph,
         folder / f"{SLUG}.html",
