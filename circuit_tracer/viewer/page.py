@@ -21,7 +21,6 @@ from circuit_tracer.viewer.bundle import STATIC, bundled_script
 from circuit_tracer.viewer.document import viewer_document
 
 if TYPE_CHECKING:
-    from circuit_tracer.graph.files.view import View
     from circuit_tracer.graph.files.viewer_json import Labels
 
 
@@ -40,7 +39,6 @@ def graph_page(
     slug: str = "graph",
     node_threshold: float = 0.8,
     edge_threshold: float = 0.98,
-    view: View | None = None,
 ) -> str:
     """The text of a self-contained HTML page that shows a graph, offline and from disk.
 
@@ -54,7 +52,7 @@ def graph_page(
     the page itself mends and reports, or says why it cannot be shown.
     """
     document = viewer_document(
-        graph, labels=labels, slug=slug, node_threshold=node_threshold, edge_threshold=edge_threshold, view=view
+        graph, labels=labels, slug=slug, node_threshold=node_threshold, edge_threshold=edge_threshold
     )
     title = f"{document['metadata'].get('prompt') or slug} – attribution graph"
     data = [_data("graph-data", document)]

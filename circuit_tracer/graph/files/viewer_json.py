@@ -114,10 +114,7 @@ def create_graph_files(
 def _moved(before: HandMade, document: dict[str, Any], view: View | None) -> dict[str, Any]:
     """What people put into a file, for the qParams of a document that takes its place."""
     if view is not None:
-        chosen = ("pinnedIds", "supernodes", "clickedId")
-        given = view.q_params()
-        if before.clerps or any(before.q_params[name] != given[name] for name in chosen):
-            set_aside_if_lost(before, ["the view given takes the place of the one that was"])
+        set_aside_if_lost(before, ["the view given takes the place of the one that was"])
         return {}
     q_params, lost = before.moved(document["metadata"], {node["node_id"] for node in document["nodes"]})
     set_aside_if_lost(before, lost)
