@@ -85,6 +85,19 @@ export class Actions {
     });
   }
 
+  /** Show groups, as {groups: [{name, members}], words}, before they are taken; null: no longer. */
+  offerGroups(offer) {
+    this.store.set({ offer, collecting: null });
+  }
+
+  /** Take the groups that are offered in place of all others: one step of undo. */
+  acceptGroups() {
+    const { offer, pinned } = this.store.state;
+    const groups = offer.groups.filter((group) => group.members.length);
+    const members = groups.flatMap((group) => group.members);
+    this.store.set({ offer: null, groups, pinned: [...new Set([...pinned, ...members])], positions: {} });
+  }
+
   ungroup(group) {
     const { groups, clicked } = this.store.state;
     const left = clicked === groupId(group) ? null : clicked;

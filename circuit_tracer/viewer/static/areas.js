@@ -4,6 +4,7 @@
 import { h } from "./dom.js";
 
 const NARROW = "(max-width: 760px)";
+const LARGER = 60; // percent
 
 /** id: what a panel names to be shown there. title: what the area is called aloud. short: its name on a narrow screen. */
 export const AREAS = [
@@ -49,6 +50,11 @@ export class Areas {
   open(id) {
     this.narrow.show(this.areas.indexOf(this._of(id)));
     this.select(id);
+  }
+
+  /** Give the larger part of the page to the row of a panel's area, where it is the lower one. */
+  favour(id) {
+    if (this._of(id).id === "subgraph") this.element.style.setProperty("--lower-height", `${LARGER}%`);
   }
 
   /** Go to an area by its number. */

@@ -1,0 +1,137 @@
+// Where the boxes of a circuit stand: inputs below, outputs above, tokens from left to right, as large as a panel allows.
+
+/** Looks of a box, the fullest first: its size, room around it, letters of its name, and whether its place is written. */
+export const LOOKS = [
+  { name: "full", width: 152, height: 58, gap: 16, rise: 36, font: 12, caption: true },
+  { name: "compact", width: 124, height: 38, gap: 12, rise: 28, font: 11, caption: false },
+  { name: "small", width: 96, height: 32, gap: 9, rise: 22, font: 10, caption: false },
+];
+const MARGIN = 14;
+const NOTABLE = 0.02; // a link of less does not keep its ends on different lines
+const WORTH = 1.15; // so much larger letters are worth a plainer look
+
+/**
+ * The middle of each box, and what holds them all: {places: [[x, y]], width, height, look, scale}.
+ *
+ * links: as `boxLinks` makes them. positions: places chosen by hand, in thousandths, by key. scale: of the whole, at most 1, at which it
+ * fits into a panel of width x height pixels. Boxes come in an order in which each stands after those that feed it, lower layers first, and
+ * are cut into lines; of all lengths of a line, and looks of a box, those are taken whose letters become the largest. In every pair of boxes
+ * the one whose tokens come first is not to the right of the other.
+ */
+export function placeBoxes(boxes, links, positions, width, height) {
+  const order = feedingOrder(boxes, links);
+  let best = null;
+  for (const look of LOOKS) {
+    let longest = boxes.length;
+    for (let most = longest; most >= 1; most = Math.min(most, longest) - 1) {
+      const lines = cutIntoLines(boxes, links, order, most);
+      for (const columns of [true, false]) {
+        const found = { look, lines, columns, ...measured(boxes, lines, look, columns) };
+        found.scale = Math.min(1, width / found.width, height / found.height);
+        found.worth = look.font * found.scale;
+        const plainer = best && (best.look !== look || (best.columns && !columns));
+        if (!best || found.worth > (plainer ? WORTH : 1) * best.worth + 1e-9) best = found;
+      }
+      longest = Math.max(...lines.map((line) => line.length));
+    }
+  }
+  return spreadOut(boxes, best, positions, width, height);
+}
+
+/** The first and the last stage of a circuit keep lines of their own. */
+const stageOf = (box) => {
+  const kinds = box.nodes.map((node) => node.kind);
+  if (kinds.every((kind) => kind === "token")) return 0;
+  return kinds.every((kind) => kind === "target") ? 2 : 1;
+};
+
+const mean = (nodes, field) => nodes.reduce((sum, node) => sum + node[field], 0) / nodes.length;
+
+/** Numbers of boxes such that each comes after those that feed it, as far as they are in no circle; lower layers first. */
+function feedingOrder(boxes, links) {
+  const level = boxes.map((box) => 1e6 * stageOf(box) + mean(box.nodes, "layer"));
+  const sources = boxes.map(() => new Set());
+  for (const { from, to } of links) if (level[from] < 1e6 * (stageOf(boxes[to]) + 1)) sources[to].add(from);
+  const left = new Set(boxes.keys());
+  const order = [];
+  const lowest = (among) => among.reduce((a, b) => (level[b] < level[a] ? b : a));
+  while (left.size) {
+    const ready = [...left].filter((box) => sources[box].size === 0);
+    const next = lowest(ready.length ? ready : [...left]);
+    order.push(next);
+    left.delete(next);
+    for (const each of left) sources[each].delete(next);
+  }
+  return order;
+}
+
+/** Lines from the bottom, of at most so many boxes; no box is fed by one of its line, and stages share none. */
+function cutIntoLines(boxes, links, order, most) {
+  const feeds = new Set(links.filter(({ share }) => Math.abs(share) >= NOTABLE).map(({ from, to }) => `${from}>${to}`));
+  const runs = [];
+  for (const box of order) {
+    const run = runs.at(-1);
+    const fits =
+      run && stageOf(boxes[run[0]]) === stageOf(boxes[box]) && !run.some((each) => feeds.has(`${each}>${box}`));
+    if (fits) run.push(box);
+    else runs.push([box]);
+  }
+  return runs.flatMap((run) => {
+    // A run that is too long is dealt out to several lines, neighbours to different ones.
+    const count = Math.ceil(run.length / most);
+    const sorted = run.slice().sort((a, b) => byPosition(boxes, a, b));
+    return Array.from({ length: count }, (_, line) => sorted.filter((_, at) => at % count === line));
+  });
+}
+
+const byPosition = (boxes, a, b) => mean(boxes[a].nodes, "position") - mean(boxes[b].nodes, "position") || a - b;
+
+/**
+ * {left, width, height}: the least room of lines of boxes; left: of each box, from the margin. columns: whether the boxes of each token
+ * have a column of their own, or stand as far to the left as those of earlier tokens let them.
+ */
+function measured(boxes, lines, look, columns) {
+  const left = new Array(boxes.length).fill(0);
+  const ends = lines.map(() => 0);
+  const step = look.width + look.gap;
+  for (const cells of byTokens(boxes, lines)) {
+    const start = columns ? Math.max(...ends) : Math.max(0, ...left);
+    const most = Math.max(...cells.map((cell) => cell.length));
+    cells.forEach((cell, line) => {
+      const first = columns ? start + ((most - cell.length) / 2) * step : Math.max(start, ends[line]);
+      cell.forEach((box, at) => (left[box] = first + at * step));
+      if (cell.length) ends[line] = first + cell.length * step;
+    });
+  }
+  const width = Math.max(...ends) - look.gap + 2 * MARGIN;
+  const height = lines.length * (look.height + look.rise) - look.rise + 2 * MARGIN;
+  return { left, width, height };
+}
+
+/** For each place among the tokens, from the left, the boxes there by line. */
+function byTokens(boxes, lines) {
+  const position = boxes.map((box) => mean(box.nodes, "position"));
+  const found = [...new Set(position)].sort((a, b) => a - b);
+  return found.map((here) => lines.map((line) => line.filter((box) => position[box] === here)));
+}
+
+/** The same drawn apart so that it fills the panel, with boxes put elsewhere by hand. */
+function spreadOut(boxes, { look, lines, left, width, height, scale }, positions, panelWidth, panelHeight) {
+  const whole = { width: Math.max(width, panelWidth / scale), height: Math.max(height, panelHeight / scale) };
+  const needed = width - 2 * MARGIN - look.width;
+  const room = whole.width - 2 * MARGIN - look.width;
+  const stretch = needed > 0 ? Math.min(room / needed, 2.2) : 1;
+  const start = MARGIN + (room - needed * stretch) / 2 + look.width / 2;
+  const rise =
+    lines.length > 1 ? Math.min((whole.height - 2 * MARGIN - look.height) / (lines.length - 1), 3 * look.height) : 0;
+  const base = whole.height / 2 + (rise * (lines.length - 1)) / 2;
+  const places = new Array(boxes.length);
+  lines.forEach((line, at) => {
+    for (const box of line) places[box] = [start + left[box] * stretch, base - at * rise];
+  });
+  boxes.forEach(({ key }, at) => {
+    const chosen = positions[key];
+    if (chosen) places[at] = [(chosen[0] * whole.width) / 1000, (chosen[1] * whole.height) / 1000];
+  });
+  return { places, ...whole, look, scale };
+}
