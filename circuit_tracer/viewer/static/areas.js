@@ -4,7 +4,6 @@
 import { h } from "./dom.js";
 
 const NARROW = "(max-width: 760px)";
-const LARGER = 60; // percent
 
 /** id: what a panel names to be shown there. title: what the area is called aloud. short: its name on a narrow screen. */
 export const AREAS = [
@@ -52,9 +51,9 @@ export class Areas {
     this.select(id);
   }
 
-  /** Give the larger part of the page to the row of a panel's area, where it is the lower one. */
+  /** Put the area of a panel, if it is that of the circuit, into the upper, larger row, and the graph below. */
   favour(id) {
-    if (this._of(id).id === "subgraph") this.element.style.setProperty("--lower-height", `${LARGER}%`);
+    if (this._of(id).id === "subgraph") this.element.classList.add("circuit-first");
   }
 
   /** Go to an area by its number. */

@@ -9,6 +9,7 @@ export const LOOKS = [
 const MARGIN = 14;
 const NOTABLE = 0.02; // a link of less does not keep its ends on different lines
 const WORTH = 1.15; // so much larger letters are worth a plainer look
+const LEAST_WORTH = 0.6; // of letters where lines had to be dealt out to many
 
 /**
  * The middle of each box, and what holds them all: {places: [[x, y]], width, height, look, scale}.
@@ -20,6 +21,7 @@ const WORTH = 1.15; // so much larger letters are worth a plainer look
  */
 export function placeBoxes(boxes, links, positions, width, height) {
   const order = feedingOrder(boxes, links);
+  const fewest = cutIntoLines(boxes, links, order, boxes.length).length;
   let best = null;
   for (const look of LOOKS) {
     let longest = boxes.length;
@@ -28,7 +30,7 @@ export function placeBoxes(boxes, links, positions, width, height) {
       for (const columns of [true, false]) {
         const found = { look, lines, columns, ...measured(boxes, lines, look, columns) };
         found.scale = Math.min(1, width / found.width, height / found.height);
-        found.worth = look.font * found.scale;
+        found.worth = look.font * found.scale * Math.max(LEAST_WORTH, fewest / lines.length);
         const plainer = best && (best.look !== look || (best.columns && !columns));
         if (!best || found.worth > (plainer ? WORTH : 1) * best.worth + 1e-9) best = found;
       }

@@ -47,14 +47,17 @@ export function groupMaker({ graph, store, actions, server }) {
     begin.disabled = false;
   };
   const update = (state, changed) => {
-    if (changed && !changed.has("offer")) return;
+    if (changed && !changed.has("offer") && !changed.has("groups")) return;
     if (state.offer) replace(words, offerWords(state));
+    begin.hidden = !fromServer && sameGroups(state.groups, graph.saved.groups);
     replace(element, state.offer ? choice : begin);
   };
   store.subscribe(update);
   update(store.state);
   return element;
 }
+
+const sameGroups = (some, others) => JSON.stringify(some) === JSON.stringify(others);
 
 /** {groups, words} of a server. */
 async function asked({ client, slug }) {

@@ -112,7 +112,7 @@ export class Subgraph {
     const classes = [
       "box",
       box.nodes[0].kind,
-      box.group ? "group" : "",
+      ids.length > 1 ? "group" : "",
       chosen ? "chosen" : "",
       ids.includes(state.clicked) || (box.group && groupId(box.group) === state.clicked) ? "clicked" : "",
     ];

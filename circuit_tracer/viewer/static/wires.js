@@ -37,7 +37,7 @@ export function drawWires({ boxes, places, links, look, width }, palette, number
 const around = (x, y, halfWidth, halfHeight) => [x - halfWidth, y - halfHeight, x + halfWidth, y + halfHeight];
 const overlap = (a, b) => a[0] < b[2] && b[0] < a[2] && a[1] < b[3] && b[1] < a[3];
 
-/** Links with their curve's points, their width, and their strength beside the strongest. */
+/** Links with their curve, their width, and their strength beside the strongest. */
 function routed(links, places, areas, { look, width: whole, strongest }) {
   const port = ports(links, places, look.width);
   return links.map((link, at) => {
@@ -46,25 +46,47 @@ function routed(links, places, areas, { look, width: whole, strongest }) {
     const head = 5 + 1.3 * width;
     const [x1, y1] = [port.out[at], places[link.from][1] - look.height / 2];
     const [x2, y2] = [port.into[at], places[link.to][1] + look.height / 2];
-    const bend = Math.max(20, (y1 - y2) / 2);
-    const aside = (x, bow) => Math.max(MARGIN, Math.min(whole - MARGIN, x + bow * look.width));
-    const curve = (bow) => [
-      [x1, y1],
-      [aside(x1, bow), y1 - bend],
-      [aside(x2, bow), y2 + head + bend],
-      [x2, y2 + head],
-    ];
     const others = areas.filter((_, box) => box !== link.from && box !== link.to);
-    const hidden = (points) =>
-      STEPS.filter((step) => others.some((area) => inside(pointOn(points, step), area))).length;
-    let best = { points: curve(0), hidden: strength < NOTABLE ? 0 : hidden(curve(0)) };
+    const hidden = (way) => STEPS.filter((step) => others.some((area) => inside(pointOn(way, step), area))).length;
+    const curve = (bow) => wayBetween([x1, y1], [x2, y2 + head], bow * look.width, whole);
+    let best = { way: curve(0), hidden: strength < NOTABLE ? 0 : hidden(curve(0)) };
     for (const bow of best.hidden ? BOWS : []) {
-      const points = curve(bow);
-      const now = hidden(points);
-      if (now < best.hidden) best = { points, hidden: now };
+      const way = curve(bow);
+      const now = hidden(way);
+      if (now < best.hidden) best = { way, hidden: now };
     }
-    return { ...link, strength, width, head, tip: [x2, y2], points: best.points };
+    return { ...link, strength, width, head, tip: [x2, y2], way: best.way };
   });
+}
+
+/** A curve that leaves and arrives upright, as cubic pieces of four points; aside: pixels to the side that its middle keeps. */
+function wayBetween([x1, y1], [x2, y2], aside, whole) {
+  const bend = Math.max(20, (y1 - y2) / 2);
+  if (!aside)
+    return [
+      [
+        [x1, y1],
+        [x1, y1 - bend],
+        [x2, y2 + bend],
+        [x2, y2],
+      ],
+    ];
+  const [x, y] = [Math.max(MARGIN, Math.min(whole - MARGIN, (x1 + x2) / 2 + aside)), (y1 + y2) / 2];
+  const half = bend / 2;
+  return [
+    [
+      [x1, y1],
+      [x1, y1 - half],
+      [x, y + half],
+      [x, y],
+    ],
+    [
+      [x, y],
+      [x, y - half],
+      [x2, y2 + half],
+      [x2, y2],
+    ],
+  ];
 }
 
 const inside = ([x, y], area) => x > area[0] && x < area[2] && y > area[1] && y < area[3];
@@ -84,8 +106,9 @@ function ports(links, places, width) {
   return { out: spread("from", "to"), into: spread("to", "from") };
 }
 
-function arrow({ points, tip, head, width, share, from, to }, boxes, palette, opacity) {
-  const [a, b, c, d] = points.map((point) => point.map((value) => value.toFixed(1)).join(" "));
+function arrow({ way, tip, head, width, share, from, to }, boxes, palette, opacity) {
+  const written = (point) => point.map((value) => value.toFixed(1)).join(" ");
+  const pieces = way.map(([, ...rest]) => `C${rest.map(written).join(" ")}`);
   const half = 2.5 + width / 2;
   const [x, y] = tip;
   const look = { opacity: opacity.toFixed(2) };
@@ -93,7 +116,7 @@ function arrow({ points, tip, head, width, share, from, to }, boxes, palette, op
   return [
     svg("path", {
       ...look,
-      d: `M${a}C${b} ${c} ${d}`,
+      d: `M${written(way[0][0])}${pieces.join("")}`,
       fill: "none",
       stroke: colour,
       "stroke-width": width.toFixed(1),
@@ -112,7 +135,7 @@ function percents(wires, areas, palette) {
   for (const wire of wires.slice().sort((a, b) => Math.abs(b.share) - Math.abs(a.share))) {
     const text = percent(wire.share, true);
     const half = textWidth(text, LABEL.size) / 2 + 2;
-    const free = STEPS.map((step) => pointOn(wire.points, step))
+    const free = STEPS.map((step) => pointOn(wire.way, step))
       .map(([x, y]) => ({ x, y, area: around(x, y, half, LABEL.height / 2) }))
       .find(({ area }) => !taken.some((other) => overlap(area, other)));
     if (!free) continue;
@@ -125,7 +148,11 @@ function percents(wires, areas, palette) {
   return found;
 }
 
-function pointOn([a, b, c, d], t) {
+/** The point at a part of a way, 0 to 1. */
+function pointOn(way, part) {
+  const piece = Math.min(way.length - 1, Math.floor(part * way.length));
+  const [a, b, c, d] = way[piece];
+  const t = part * way.length - piece;
   const at = (axis) =>
     (1 - t) ** 3 * a[axis] + 3 * (1 - t) ** 2 * t * b[axis] + 3 * (1 - t) * t ** 2 * c[axis] + t ** 3 * d[axis];
   return [at(0), at(1)];
