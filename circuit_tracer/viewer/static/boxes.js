@@ -7,7 +7,7 @@ import { percent } from "./dom.js";
 import { boxChange } from "./effect.js";
 import { inputsOf } from "./read_graph.js";
 import { nodeLabel, placeName, tokenText } from "./labels.js";
-import { outsideMass } from "./selection.js";
+import { outsideMass } from "./shares.js";
 
 /** Boxes {key, name, nodes, group}; a box's key, by which its place is kept, is its node ids joined. */
 export function makeBoxes(graph, state) {
