@@ -51,9 +51,10 @@ class Graph:
     validation: what interventions on the graph have found. unfinished: of a trace that was interrupted, what it needs to go
     on (`attribute(..., resume=graph)`). edge_heads: which attention heads edges run through
     (`circuit_tracer.attention.explain_edges`). scores: why heads look where they look (`explain_score`), those that were kept.
+    story: what was told of its groups (`circuit_tracer.circuits.story.tell`).
 
-    Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation and edge_heads, which were of the
-    edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep the balance.
+    Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation, edge_heads and story, which were of
+    the edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep the balance.
 
     Raises InputError if these do not fit together, NumericalError for an edge that is not finite.
     """
@@ -82,6 +83,7 @@ class Graph:
         unfinished: Unfinished | None = None,
         edge_heads: EdgeHeads | None = None,
         scores: Sequence[AttentionScore] = (),
+        story: dict[str, Any] | None = None,
     ) -> None:
         self.input_string = input_string
         self.input_tokens = input_tokens
@@ -101,6 +103,7 @@ class Graph:
         self.unfinished = unfinished
         self._edge_heads = edge_heads
         self.scores = list(scores)
+        self._story = story
         self._blocks: Blocks | None = None
         check_types(self, logit_probabilities)
         check_lengths(self, logit_probabilities)
@@ -199,6 +202,16 @@ class Graph:
         self._edge_heads = edge_heads
 
     @property
+    def story(self) -> dict[str, Any] | None:
+        """What was told of the graph, with the edges it has, as JSON values (`circuits.story.Story.from_json`)."""
+        self._take_edits()
+        return self._story
+
+    @story.setter
+    def story(self, story: dict[str, Any] | None) -> None:
+        self._story = story
+
+    @property
     def target_weights(self) -> Tensor:
         """(N,) float64: |weight| at the targets, 0 elsewhere."""
         weights = torch.zeros(self.n_nodes, dtype=torch.float64, device=self.device)
@@ -247,7 +260,7 @@ class Graph:
             raise InputError(f"the new adjacency matrix has {edges.n_nodes} nodes, the graph has {self.n_nodes}")
         edges.validate()
         self._edges, self._blocks, self.edited = edges, None, True
-        self._validation = self._edge_heads = None
+        self._validation = self._edge_heads = self._story = None
 
     @property
     def logit_probabilities(self) -> Tensor:

@@ -2,8 +2,8 @@
 
 Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 2, "input_string", "cfg", "scan",
 "vocab_size", "logit_targets": [[text, id]...], "target_labels", "target_kinds", "token_strings", "provenance"}, and
-"validation" if the graph was validated, "attention_scores" if it keeps any, "unfinished" if its trace was interrupted (the
-tensors ``unfinished.*`` are its rows).
+"validation" if the graph was validated, "story" if one was told of it, "attention_scores" if it keeps any, "unfinished" if
+its trace was interrupted (the tensors ``unfinished.*`` are its rows).
 Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit. From version 2 on,
 header and tensors have checksums (`circuit_tracer.files.checksums`), which are compared on load.
 """
@@ -143,6 +143,8 @@ def _header(graph: Graph) -> str:
     }
     if graph.validation is not None:
         header["validation"] = graph.validation.to_json()
+    if graph.story is not None:
+        header["story"] = graph.story
     if graph.scores:
         header["attention_scores"] = [score.to_dict() for score in graph.scores]
     if graph.unfinished is not None:
@@ -239,6 +241,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         unfinished=_unfinished(header, tensors),
         edge_heads=EdgeHeads(*edge_heads) if edge_heads else None,
         scores=[AttentionScore.from_dict(score) for score in header.get("attention_scores", [])],
+        story=header.get("story"),
     )
 
 

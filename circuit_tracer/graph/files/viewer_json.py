@@ -163,7 +163,8 @@ def viewer_json(
 
     kept: bool (N,), nodes that are written even without an edge. Of scores of attention that the graph keeps: `qk_tracing.py`.
 
-    Node ``influence`` is cumulative (small is important), link weights are signed and unnormalised. Links of edges whose heads
+    Node ``influence`` is cumulative (small is important), link weights are signed and unnormalised. ``input_mass`` of a node
+    is the sum of its |inputs| in the whole graph, of which viewers show links as shares. Links of edges whose heads
     the graph knows (``edge_heads``) have "heads": {"direct", "hops" (their mean number), "first" and "last": [[layer, head,
     weight]...]}.
     Raises InputError
@@ -289,6 +290,8 @@ def _metadata(
         metadata["warnings"] = graph.provenance["warnings"]
     if graph.validation is not None:
         metadata["validation"] = graph.validation.summary()
+    if graph.story is not None:
+        metadata["story"] = graph.story
     named = {
         "replacement_score": scores.replacement,
         "completeness_score": scores.completeness,
@@ -312,10 +315,11 @@ def node_dicts(
     nodes = graph.nodes
     columns = (nodes.kind, nodes.layer, nodes.position, nodes.feature)
     influence = _shortest(ranks[which].clamp(max=1.0).cpu().numpy())
+    mass = graph.edges.row_sum(graph.edges.weight.abs())[which].tolist()
     activation = _shortest(nodes.activation[which].float().cpu().numpy())
     rows: list[dict[str, Any]] = []
-    for name, kind, layer, position, feature, cumulative, value, order in zip(
-        ids, *(column[which].tolist() for column in columns), influence, activation, which.tolist(), strict=True
+    for name, kind, layer, position, feature, cumulative, value, inputs, order in zip(
+        ids, *(column[which].tolist() for column in columns), influence, activation, mass, which.tolist(), strict=True
     ):
         row: dict[str, Any] = {
             "node_id": name,
@@ -342,6 +346,8 @@ def node_dicts(
             row["clerp"] = row["clerp"] or by_any.get((layer, feature), "")
         elif kind == NodeKind.TOKEN:
             row.update(layer="E", feature=position)
+        if inputs:
+            row["input_mass"] = float(f"{inputs:.7g}")
         rows.append(row)
     return rows
 

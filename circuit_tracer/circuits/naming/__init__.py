@@ -1,0 +1,6 @@
+"""Names of groups: from what is known of their members, or by a language model."""
+
+from circuit_tracer.circuits.naming.names import name_groups
+from circuit_tracer.circuits.naming.titles import titles
+
+__all__ = ["name_groups", "titles"]
