@@ -9,6 +9,7 @@ export const LOOKS = [
 const MARGIN = 14;
 const NOTABLE = 0.02; // a link of less does not keep its ends on different lines
 const WORTH = 1.15; // so much larger letters are worth a plainer look
+const LEGIBLE = 8; // pixels of letters
 const LEAST_WORTH = 0.6; // of letters where lines had to be dealt out to many
 
 /**
@@ -30,7 +31,7 @@ export function placeBoxes(boxes, links, positions, width, height) {
       for (const columns of [true, false]) {
         const found = { look, lines, columns, ...measured(boxes, lines, look, columns) };
         found.scale = Math.min(1, width / found.width, height / found.height);
-        found.worth = look.font * found.scale * Math.max(LEAST_WORTH, fewest / lines.length);
+        found.worth = legibility(look.font * found.scale) * Math.max(LEAST_WORTH, fewest / lines.length);
         const plainer = best && (best.look !== look || (best.columns && !columns));
         if (!best || found.worth > (plainer ? WORTH : 1) * best.worth + 1e-9) best = found;
       }
@@ -39,6 +40,9 @@ export function placeBoxes(boxes, links, positions, width, height) {
   }
   return spreadOut(boxes, best, positions, width, height);
 }
+
+/** What letters of so many pixels are worth: the more the better, above all while they are hard to read. */
+const legibility = (letters) => (letters < LEGIBLE ? letters ** 2 / LEGIBLE : LEGIBLE + 0.7 * (letters - LEGIBLE));
 
 /** The first and the last stage of a circuit keep lines of their own. */
 const stageOf = (box) => {

@@ -9,13 +9,7 @@ export const panel = {
   id: "circuit",
   title: "Circuit",
   area: "subgraph",
-  fields: {
-    edgeNumbers: {
-      initial: () => true,
-      address: "percent",
-      read: (text, on) => (text === null ? on : text === "true"),
-    },
-  },
+  fields: { edgeNumbers: { initial: () => true, address: "percent", read: (text) => text !== "false" } },
   first: ({ store }) => store.state.groups.length > 0,
   mount(root, page) {
     root.classList.add("barred");
