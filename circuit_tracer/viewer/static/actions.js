@@ -1,5 +1,6 @@
 // What one can do with nodes and groups, whatever the gesture: mouse, keyboard, list row or button.
 
+import { previewed } from "./boxes.js";
 import { groupId } from "./selection.js";
 
 const MOST_PINNED = 200;
@@ -85,17 +86,15 @@ export class Actions {
     });
   }
 
-  /** Show groups, as {groups: [{name, members}], words}, before they are taken; null: no longer. */
+  /** Show groups, {groups: [{name, members}], pinned, words}, before they are taken; null: no longer. */
   offerGroups(offer) {
     this.store.set({ offer, collecting: null });
   }
 
   /** Take the groups that are offered in place of all others: one step of undo. */
   acceptGroups() {
-    const { offer, pinned } = this.store.state;
-    const groups = offer.groups.filter((group) => group.members.length);
-    const members = groups.flatMap((group) => group.members);
-    this.store.set({ offer: null, groups, pinned: [...new Set([...pinned, ...members])], positions: {} });
+    const { groups, pinned } = previewed(this.store.state);
+    this.store.set({ offer: null, groups, pinned, positions: {} });
   }
 
   ungroup(group) {

@@ -59,9 +59,10 @@ export function boxCaption(graph, state, { nodes, group }) {
   return change === null ? place : `${place} \u00b7 ${percent(change, true)}`;
 }
 
-/** The state with groups that are offered in place of its own, and their members pinned; itself while none are. */
+/** The state with the groups and pins that are offered in place of its groups; itself while none are. */
 export function previewed(state) {
   if (state.offer === null) return state;
-  const { groups } = state.offer;
-  return { ...state, groups, pinned: [...new Set([...state.pinned, ...groups.flatMap((group) => group.members)])] };
+  const { groups, pinned } = state.offer;
+  const members = groups.flatMap((group) => group.members);
+  return { ...state, groups, pinned: [...new Set([...state.pinned, ...pinned, ...members])] };
 }

@@ -21,91 +21,97 @@ const LEAST_WORTH = 0.6; // of letters where lines had to be dealt out to many
  * the one whose tokens come first is not to the right of the other.
  */
 export function placeBoxes(boxes, links, positions, width, height) {
-  const order = feedingOrder(boxes, links);
-  const fewest = cutIntoLines(boxes, links, order, boxes.length).length;
+  const facts = boxes.map(({ nodes }) => ({
+    stage: stageOf(nodes),
+    layer: mean(nodes, "layer"),
+    position: mean(nodes, "position"),
+  }));
+  const runs = cutIntoRuns(facts, links);
   let best = null;
   for (const look of LOOKS) {
-    let longest = boxes.length;
-    for (let most = longest; most >= 1; most = Math.min(most, longest) - 1) {
-      const lines = cutIntoLines(boxes, links, order, most);
+    for (const most of lengths(runs)) {
+      const lines = runs.flatMap((run) => dealt(run, most));
       for (const columns of [true, false]) {
-        const found = { look, lines, columns, ...measured(boxes, lines, look, columns) };
+        const found = { look, lines, columns, ...measured(facts, lines, look, columns) };
         found.scale = Math.min(1, width / found.width, height / found.height);
-        found.worth = legibility(look.font * found.scale) * Math.max(LEAST_WORTH, fewest / lines.length);
+        found.worth = legibility(look.font * found.scale) * Math.max(LEAST_WORTH, runs.length / lines.length);
         const plainer = best && (best.look !== look || (best.columns && !columns));
         if (!best || found.worth > (plainer ? WORTH : 1) * best.worth + 1e-9) best = found;
       }
-      longest = Math.max(...lines.map((line) => line.length));
     }
   }
   return spreadOut(boxes, best, positions, width, height);
 }
 
+/** Lengths of lines to try, from that of the longest run down to one. */
+function lengths(runs) {
+  const found = [Math.max(...runs.map((run) => run.length))];
+  while (found.at(-1) > 1) found.push(Math.min(found.at(-1) - 1, Math.floor(0.9 * found.at(-1))));
+  return found;
+}
+
 /** What letters of so many pixels are worth: the more the better, above all while they are hard to read. */
 const legibility = (letters) => (letters < LEGIBLE ? letters ** 2 / LEGIBLE : LEGIBLE + 0.7 * (letters - LEGIBLE));
 
-/** The first and the last stage of a circuit keep lines of their own. */
-const stageOf = (box) => {
-  const kinds = box.nodes.map((node) => node.kind);
-  if (kinds.every((kind) => kind === "token")) return 0;
-  return kinds.every((kind) => kind === "target") ? 2 : 1;
-};
+/** Tokens and outputs keep lines of their own, below and above all others. */
+function stageOf(nodes) {
+  if (nodes.every(({ kind }) => kind === "token")) return 0;
+  return nodes.every(({ kind }) => kind === "target") ? 2 : 1;
+}
 
 const mean = (nodes, field) => nodes.reduce((sum, node) => sum + node[field], 0) / nodes.length;
 
 /** Numbers of boxes such that each comes after those that feed it, as far as they are in no circle; lower layers first. */
-function feedingOrder(boxes, links) {
-  const level = boxes.map((box) => 1e6 * stageOf(box) + mean(box.nodes, "layer"));
-  const sources = boxes.map(() => new Set());
-  for (const { from, to } of links) if (level[from] < 1e6 * (stageOf(boxes[to]) + 1)) sources[to].add(from);
-  const left = new Set(boxes.keys());
+function feedingOrder(facts, sources) {
   const order = [];
-  const lowest = (among) => among.reduce((a, b) => (level[b] < level[a] ? b : a));
+  const left = new Set(facts.keys());
+  const waits = (box) => sources[box].some((from) => left.has(from) && facts[from].stage <= facts[box].stage);
+  const before = (a, b) => facts[a].stage - facts[b].stage || facts[a].layer - facts[b].layer || a - b;
   while (left.size) {
-    const ready = [...left].filter((box) => sources[box].size === 0);
-    const next = lowest(ready.length ? ready : [...left]);
+    const ready = [...left].filter((box) => !waits(box));
+    const next = (ready.length ? ready : [...left]).reduce((a, b) => (before(b, a) < 0 ? b : a));
     order.push(next);
     left.delete(next);
-    for (const each of left) sources[each].delete(next);
   }
   return order;
 }
 
-/** Lines from the bottom, of at most so many boxes; no box is fed by one of its line, and stages share none. */
-function cutIntoLines(boxes, links, order, most) {
-  const feeds = new Set(links.filter(({ share }) => Math.abs(share) >= NOTABLE).map(({ from, to }) => `${from}>${to}`));
+/** Boxes by line, from the bottom, each from left to right; none is fed by one of its line, and stages share no line. */
+function cutIntoRuns(facts, links) {
+  const from = (some) => facts.map((_, box) => some.filter((link) => link.to === box).map((link) => link.from));
+  const notable = from(links.filter(({ share }) => Math.abs(share) >= NOTABLE));
   const runs = [];
-  for (const box of order) {
+  for (const box of feedingOrder(facts, from(links))) {
     const run = runs.at(-1);
-    const fits =
-      run && stageOf(boxes[run[0]]) === stageOf(boxes[box]) && !run.some((each) => feeds.has(`${each}>${box}`));
+    const fits = run && facts[run[0]].stage === facts[box].stage && !notable[box].some((each) => run.includes(each));
     if (fits) run.push(box);
     else runs.push([box]);
   }
-  return runs.flatMap((run) => {
-    // A run that is too long is dealt out to several lines, neighbours to different ones.
-    const count = Math.ceil(run.length / most);
-    const sorted = run.slice().sort((a, b) => byPosition(boxes, a, b));
-    return Array.from({ length: count }, (_, line) => sorted.filter((_, at) => at % count === line));
-  });
+  return runs.map((run) => run.sort((a, b) => facts[a].position - facts[b].position || a - b));
 }
 
-const byPosition = (boxes, a, b) => mean(boxes[a].nodes, "position") - mean(boxes[b].nodes, "position") || a - b;
+/** A run that is longer than `most` as several lines, neighbours on different ones. */
+function dealt(run, most) {
+  const count = Math.ceil(run.length / most);
+  return Array.from({ length: count }, (_, line) => run.filter((_, at) => at % count === line));
+}
 
 /**
  * {left, width, height}: the least room of lines of boxes; left: of each box, from the margin. columns: whether the boxes of each token
  * have a column of their own, or stand as far to the left as those of earlier tokens let them.
  */
-function measured(boxes, lines, look, columns) {
-  const left = new Array(boxes.length).fill(0);
+function measured(facts, lines, look, columns) {
+  const left = new Array(facts.length).fill(0);
+  let reached = 0;
   const ends = lines.map(() => 0);
   const step = look.width + look.gap;
-  for (const cells of byTokens(boxes, lines)) {
-    const start = columns ? Math.max(...ends) : Math.max(0, ...left);
+  for (const cells of byTokens(facts, lines)) {
+    const start = columns ? Math.max(...ends) : reached;
     const most = Math.max(...cells.map((cell) => cell.length));
     cells.forEach((cell, line) => {
       const first = columns ? start + ((most - cell.length) / 2) * step : Math.max(start, ends[line]);
       cell.forEach((box, at) => (left[box] = first + at * step));
+      if (cell.length) reached = Math.max(reached, left[cell.at(-1)]);
       if (cell.length) ends[line] = first + cell.length * step;
     });
   }
@@ -115,10 +121,20 @@ function measured(boxes, lines, look, columns) {
 }
 
 /** For each place among the tokens, from the left, the boxes there by line. */
-function byTokens(boxes, lines) {
-  const position = boxes.map((box) => mean(box.nodes, "position"));
-  const found = [...new Set(position)].sort((a, b) => a - b);
-  return found.map((here) => lines.map((line) => line.filter((box) => position[box] === here)));
+function byTokens(facts, lines) {
+  const cells = new Map();
+  lines.forEach((line, at) => {
+    for (const box of line) {
+      const here = facts[box].position;
+      if (!cells.has(here))
+        cells.set(
+          here,
+          lines.map(() => []),
+        );
+      cells.get(here)[at].push(box);
+    }
+  });
+  return [...cells.keys()].sort((a, b) => a - b).map((here) => cells.get(here));
 }
 
 /** The same drawn apart so that it fills the panel, with boxes put elsewhere by hand. */

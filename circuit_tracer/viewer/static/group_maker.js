@@ -1,6 +1,6 @@
 // Groups that make themselves: asked of the server, else those of the file; shown first, taken or left then.
 
-import { h, replace } from "./dom.js";
+import { h, percent, replace } from "./dom.js";
 import { toast } from "./toast.js";
 
 /** A button that offers groups, and in its place, while some are offered, what they are and the choice; null where there are none. */
@@ -39,7 +39,7 @@ export function groupMaker({ graph, store, actions, server }) {
   const offer = async () => {
     begin.disabled = true;
     try {
-      actions.offerGroups(fromServer ? await asked(server) : { groups: graph.saved.groups, words: null });
+      actions.offerGroups(fromServer ? await asked(server) : { ...ofFile(graph), words: null });
       element.querySelector("[data-testid=offer-accept]")?.focus({ preventScroll: true });
     } catch (error) {
       toast(`Not grouped: ${error.message}`, true);
@@ -49,7 +49,7 @@ export function groupMaker({ graph, store, actions, server }) {
   const update = (state, changed) => {
     if (changed && !changed.has("offer") && !changed.has("groups")) return;
     if (state.offer) replace(words, offerWords(state));
-    begin.hidden = !fromServer && sameGroups(state.groups, graph.saved.groups);
+    begin.hidden = !fromServer && sameGroups(state.groups, ofFile(graph).groups);
     replace(element, state.offer ? choice : begin);
   };
   store.subscribe(update);
@@ -57,12 +57,20 @@ export function groupMaker({ graph, store, actions, server }) {
   return element;
 }
 
+/** Those that the file came with, of nodes that it has. */
+function ofFile({ saved, byId }) {
+  const known = (ids) => [...new Set(ids)].filter((id) => byId.has(id));
+  const groups = saved.groups.map(({ name, members }) => ({ name, members: known(members) }));
+  return { groups: groups.filter(({ members }) => members.length), pinned: known(saved.pinned) };
+}
+
 const sameGroups = (some, others) => JSON.stringify(some) === JSON.stringify(others);
 
-/** {groups, words} of a server. */
+/** {groups, pinned, words} of a server. */
 async function asked({ client, slug }) {
-  const { supernodes, summary } = await client.group(slug).result();
-  return { groups: supernodes.map(([name, ...members]) => ({ name, members })), words: summary };
+  const { supernodes, pinned, purity } = await client.group(slug).result();
+  const groups = supernodes.map(([name, ...members]) => ({ name, members }));
+  return { groups, pinned, words: `${percent(purity)} pure` };
 }
 
 function offerWords({ offer, groups }) {

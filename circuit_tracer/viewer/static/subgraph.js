@@ -8,6 +8,7 @@ import { h, replace, svg } from "./dom.js";
 import { nodeLabel } from "./labels.js";
 import { readPalette } from "./palette.js";
 import { strongestPaths } from "./paths.js";
+import { routeWires } from "./routes.js";
 import { groupId } from "./selection.js";
 import { drawWires } from "./wires.js";
 
@@ -46,6 +47,7 @@ export class Subgraph {
     const [panelWidth, panelHeight] = clientWidth && clientHeight ? [clientWidth, clientHeight] : WHILE_HIDDEN;
     const links = boxLinks(this.graph, boxes);
     this.content = { boxes, links, ...placeBoxes(boxes, links, state.positions, panelWidth, panelHeight) };
+    this.content.wires = routeWires(this.content);
     const { places, width, height, look } = this.content;
     this.scale = this.zoomed ?? this.content.scale;
     this.element.classList.toggle("fits", this.zoomed === null);
@@ -249,6 +251,7 @@ export class Subgraph {
     ];
     element.style.left = `${places[at][0] - look.width / 2}px`;
     element.style.top = `${places[at][1] - look.height / 2}px`;
+    this.content.wires = routeWires(this.content);
     this._drawWires();
   }
 
