@@ -18,9 +18,7 @@ from torch import Tensor
 
 from circuit_tracer.circuits.supernodes import Role
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.graph.influence import row_mass
 from circuit_tracer.graph.nodes import NodeKind
-from circuit_tracer.graph.order import edge_indices
 from circuit_tracer.graph.pruning import PruneResult
 from circuit_tracer.graph.shares import input_shares
 
@@ -30,7 +28,10 @@ SAYS, DETECTS = 2 / 3, 1 / 3  # of its influence straight to the targets: above 
 _TINY = torch.finfo(torch.float64).tiny
 _ASIDE = re.compile(r"\([^)]*\)")
 _WORD = re.compile(r"[^\W_]+")
-_COMMON = frozenset("a an the of to in on for and or is it say says about asked mixed with that after before".split())
+_COMMON = frozenset(
+    ("a", "about", "after", "an", "and", "asked", "before", "for", "in", "is", "it", "of", "on", "or", "say", "says", "that",
+     "the", "to", "with")
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Profiles:
     """Of the n nodes of a pruned graph, in the graph's order.
 
     nodes: (n,) numbers in the graph. edges: (n, n) bool, row = target: the edges that pruning kept; the rest is of all edges
-    among the nodes. sent: (n, n), row s: the influence that s sends along each edge to a reader, signed. received: (n, S) the influence of each source on the node,
-    rows of sum 1, or 0 for a source. influence: (n,) on the targets. direct: (n,) the share of it that goes straight to
-    targets. roles: one a node.
+    among the nodes. sent: (n, n), row s: the influence that s sends along each edge to a reader, signed. received: (n, S) the
+    influence of each source on the node, rows of sum 1, or 0 for a source. influence: (n,) on the targets. direct: (n,) the
+    share of it that goes straight to targets. roles: one a node.
     """
 
     nodes: Tensor

@@ -75,8 +75,8 @@ def purities(groups: Sequence[Rows], single: Tensor, at_once: Tensor, caused: Te
     with what the group does at once, and of what changes the member with what changes the group's members in the mean. What
     happens inside of the group counts in neither. 1 for a group of one.
 
-    single: (n, n) effects of a node (row) on all; at_once: (G, n) of each group; caused: (n, n), of each node (column) on a node
-    (row). influence: (n,).
+    single: (n, n) effects of a node (row) on all; at_once: (G, n) of each group; caused: (n, n), of each node (column) on a
+    node (row). influence: (n,).
     """
     return [_purity(list(rows), single, done, caused, influence) for rows, done in zip(groups, at_once, strict=True)]
 

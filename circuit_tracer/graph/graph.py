@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from circuit_tracer.attention import EdgeExplanation, ScoreExplanation
+    from circuit_tracer.circuits.supernodes import Grouping
     from circuit_tracer.graph.files.view import View
 
 
@@ -51,10 +52,12 @@ class Graph:
     validation: what interventions on the graph have found. unfinished: of a trace that was interrupted, what it needs to go
     on (`attribute(..., resume=graph)`). edge_heads: which attention heads edges run through
     (`circuit_tracer.attention.explain_edges`). scores: why heads look where they look (`explain_score`), those that were kept.
-    story: what was told of its groups (`circuit_tracer.circuits.story.tell`).
+    grouping: its nodes in groups (`circuit_tracer.circuits.keep_grouping`). story: what was told of its groups
+    (`circuit_tracer.circuits.story.tell`).
 
-    Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation, edge_heads and story, which were of
-    the edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep the balance.
+    Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation, edge_heads, grouping and story, which
+    were of the edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep the
+    balance.
 
     Raises InputError if these do not fit together, NumericalError for an edge that is not finite.
     """
@@ -83,6 +86,7 @@ class Graph:
         unfinished: Unfinished | None = None,
         edge_heads: EdgeHeads | None = None,
         scores: Sequence[AttentionScore] = (),
+        grouping: dict[str, Any] | None = None,
         story: dict[str, Any] | None = None,
     ) -> None:
         self.input_string = input_string
@@ -103,6 +107,7 @@ class Graph:
         self.unfinished = unfinished
         self._edge_heads = edge_heads
         self.scores = list(scores)
+        self._grouping = grouping
         self._story = story
         self._blocks: Blocks | None = None
         check_types(self, logit_probabilities)
@@ -202,6 +207,16 @@ class Graph:
         self._edge_heads = edge_heads
 
     @property
+    def grouping(self) -> dict[str, Any] | None:
+        """Groups of its nodes, by the edges that it has, as JSON values (`circuits.kept_grouping` reads them)."""
+        self._take_edits()
+        return self._grouping
+
+    @grouping.setter
+    def grouping(self, grouping: dict[str, Any] | None) -> None:
+        self._grouping = grouping
+
+    @property
     def story(self) -> dict[str, Any] | None:
         """What was told of the graph, with the edges it has, as JSON values (`circuits.story.Story.from_json`)."""
         self._take_edits()
@@ -260,7 +275,7 @@ class Graph:
             raise InputError(f"the new adjacency matrix has {edges.n_nodes} nodes, the graph has {self.n_nodes}")
         edges.validate()
         self._edges, self._blocks, self.edited = edges, None, True
-        self._validation = self._edge_heads = self._story = None
+        self._validation = self._edge_heads = self._grouping = self._story = None
 
     @property
     def logit_probabilities(self) -> Tensor:
@@ -340,6 +355,14 @@ class Graph:
         from circuit_tracer.attention.scores import explain_score
 
         return explain_score(self, model, layer, head, query, key, versus, pairs=pairs)
+
+    def supernodes(self, model: Any = None, **options: Any) -> Grouping:
+        """Its nodes in groups that do one thing each; see ``circuits/grouping.py`` for the options. model: the
+        `ReplacementModel` that the graph was traced with, to measure what groups do.
+        """
+        from circuit_tracer.circuits.grouping import group_nodes
+
+        return group_nodes(self, model, **options)
 
     # Moving and saving
 

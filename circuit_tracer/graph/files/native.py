@@ -2,8 +2,8 @@
 
 Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 2, "input_string", "cfg", "scan",
 "vocab_size", "logit_targets": [[text, id]...], "target_labels", "target_kinds", "token_strings", "provenance"}, and
-"validation" if the graph was validated, "story" if one was told of it, "attention_scores" if it keeps any, "unfinished" if
-its trace was interrupted (the tensors ``unfinished.*`` are its rows).
+"validation" if the graph was validated, "grouping" if its nodes are grouped, "story" if one was told of it,
+"attention_scores" if it keeps any, "unfinished" if its trace was interrupted (the tensors ``unfinished.*`` are its rows).
 Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit. From version 2 on,
 header and tensors have checksums (`circuit_tracer.files.checksums`), which are compared on load.
 """
@@ -27,6 +27,7 @@ from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.edge_heads import EdgeHeads
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.files.pt import load_pt
+from circuit_tracer.graph.files.view import View
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.stream_reads import StreamReads
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
@@ -143,6 +144,8 @@ def _header(graph: Graph) -> str:
     }
     if graph.validation is not None:
         header["validation"] = graph.validation.to_json()
+    if graph.grouping is not None:
+        header["grouping"] = graph.grouping
     if graph.story is not None:
         header["story"] = graph.story
     if graph.scores:
@@ -241,8 +244,16 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         unfinished=_unfinished(header, tensors),
         edge_heads=EdgeHeads(*edge_heads) if edge_heads else None,
         scores=[AttentionScore.from_dict(score) for score in header.get("attention_scores", [])],
+        grouping=_grouping(header),
         story=header.get("story"),
     )
+
+
+def _grouping(header: dict[str, Any]) -> dict[str, Any] | None:
+    if "grouping" not in header:
+        return None
+    View.of_grouping(header["grouping"])  # or it raises
+    return dict(header["grouping"])
 
 
 def _unfinished(header: dict[str, Any], tensors: dict[str, Tensor]) -> Unfinished | None:

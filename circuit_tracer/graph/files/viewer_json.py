@@ -143,6 +143,9 @@ def graph_document(
     """
     check_slug(slug)
     tokens = _token_strings(graph, token_strings)
+    if view is None and graph.grouping is not None:
+        view = View.of_grouping(graph.grouping)
+        keep = (*keep, *view.nodes)
     kept = nodes_named(graph, keep)
     pruned = keep_nodes(graph, prune_graph(graph, node_threshold, edge_threshold, policy), kept)
     thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold, "policy": policy}
