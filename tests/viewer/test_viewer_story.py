@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from circuit_tracer.viewer import graph_page
+from circuit_tracer.viewer.server import Server
 from tests.support.browser import Page
 from tests.support.documents import large_document, small_document
-from tests.support.gestures import state, texts
+from tests.support.gestures import CTRL, state, texts
 
 SIZES = {"phone": (390, 844), "laptop": (1366, 768), "desk": (1920, 1080)}
 SENTENCES = [
@@ -22,16 +23,25 @@ SENTENCES = [
         "evidence": {
             "text": "Without it the model says “no”.",
             "holds": False,
-            "measurements": [{"done": "ablation", "read": "yes", "quantity": "probability", "before": 0.75, "after": 0.5}],
+            "measurements": [
+                {"done": "ablation", "read": "yes", "quantity": "probability", "before": 0.75, "after": 0.5}
+            ],
         },
     },
-    {"kind": "chains", "text": "“one” → alpha → “yes”.", "node_ids": ["E_10_0", "0_5_0", "3_20_1"], "status": "not tested"},
+    {
+        "kind": "chains",
+        "text": "“one” → alpha → “yes”.",
+        "node_ids": ["E_10_0", "0_5_0", "3_20_1"],
+        "status": "not tested",
+    },
 ]
 
 
 def told_document() -> dict[str, Any]:
     """The small document with groups, one of them of a single node, and a story."""
-    document = small_document(story={"version": 1, "title": "Why “yes”", "sentences": SENTENCES, "left_out": ["Errors."]})
+    document = small_document(
+        story={"version": 1, "title": "Why “yes”", "sentences": SENTENCES, "left_out": ["Errors."]}
+    )
     document["qParams"] |= {
         "supernodes": [["pair", "0_6_1", "1_7_1"], ["first word", "0_5_0"]],
         "pinnedIds": ["0_6_1", "1_7_1", "0_5_0", "3_20_1"],
@@ -58,16 +68,18 @@ def test_thirty_four_pins_are_all_seen_at_every_width_in_the_order_of_their_toke
         """viewer.actions.pin([...viewer.graph.nodes.filter(n => n.kind === 'feature').slice(-24),
         ...viewer.graph.nodes.filter(n => n.kind !== 'feature').slice(0, 10)].map(n => n.id))"""
     )
-    page.js("for (const n of viewer.graph.nodes) n.label = 'a label of quite some length, with a second line and a third'")
+    page.js(
+        "for (const n of viewer.graph.nodes) n.label = 'a label of quite some length, with a second line and a third'"
+    )
     for size in SIZES.values():
         resize(page, size)
         page.js("document.querySelector('[data-testid=narrow-1]').click(); viewer.subgraph.draw()")
         found = page.js(
-            """(() => { const s = viewer.subgraph, {boxes, places} = s.content, all = s.element.getBoundingClientRect();
+            """(() => { const {content: {boxes, places}, element} = viewer.subgraph;
             const area = e => { const b = e.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; };
-            return {all: area(s.element), boxes: [...document.querySelectorAll('.box')].map(area),
-            names: [...document.querySelectorAll('.box-name')].map(area), lines: [...document.querySelectorAll('.box-name')].map(e => e.textContent.split('\\n').length),
-            percents: [...document.querySelectorAll('.wire-percent')].map(area),
+            const all = name => [...document.querySelectorAll(name)];
+            return {all: area(element), boxes: all('.box').map(area), percents: all('.wire-percent').map(area),
+            names: all('.box-name').map(area), lines: all('.box-name').map(e => e.textContent.split('\\n').length),
             at: boxes.map((box, n) => [box.nodes[0].position, places[n][0]])}; })()"""
         )
         assert len(found["boxes"]) == 34
@@ -110,11 +122,14 @@ def test_no_box_is_fed_from_above(told: Page) -> None:
 
 def test_the_picture_is_what_the_page_shows(told: Page) -> None:
     found = told.js(
-        """(() => { const p = viewer.subgraph.picture(), all = s => [...p.querySelectorAll(s)];
-        return {links: all('path').map(e => e.getAttribute('d')), shown: [...document.querySelectorAll('.wires path')].map(e => e.getAttribute('d')),
-        words: all('text').map(e => e.textContent), dots: all('circle').length,
-        rects: all('rect').slice(1).map(e => ['x', 'y', 'width', 'height'].map(n => Number(e.getAttribute(n)))),
-        boxes: [...document.querySelectorAll('.box')].map(e => ['left', 'top'].map(n => parseFloat(e.style[n])).concat(e.offsetWidth, e.offsetHeight))}; })()"""
+        """(() => { const picture = viewer.subgraph.picture();
+        const [drawn, seen] = [picture, document].map(where => name => [...where.querySelectorAll(name)]);
+        const ways = elements => elements.map(e => e.getAttribute('d'));
+        return {links: ways(drawn('path')), shown: ways(seen('.wires path')), dots: drawn('circle').length,
+        words: drawn('text').map(e => e.textContent),
+        rects: drawn('rect').slice(1).map(e => ['x', 'y', 'width', 'height'].map(name => Number(e.getAttribute(name)))),
+        boxes: seen('.box').map(e => [parseFloat(e.style.left), parseFloat(e.style.top), e.offsetWidth, e.offsetHeight])};
+        })()"""
     )
     assert found["links"] == found["shown"]
     assert found["rects"] == found["boxes"]
@@ -147,7 +162,7 @@ def test_a_sentence_lights_its_nodes_and_shows_what_tested_it(told: Page) -> Non
     told.mouse("Moved", *told.center(".sentences li:last-child .told"))
     told.frames()
     assert state(told, "lit") == ["E_10_0", "0_5_0", "3_20_1"]
-    assert [text for text in texts(told, ".box.lit .box-name")] == ["first word", "output “yes”"]
+    assert texts(told, ".box.lit .box-name") == ["first word", "output “yes”"]
     assert texts(told, ".box.dim .box-name") == ["pair"]
     told.click(".told")
     assert texts(told, "[data-testid=measured] td") == ["75%", "50%"]
@@ -178,3 +193,25 @@ def test_groups_of_the_file_are_offered_accepted_and_undone(told: Page) -> None:
     told.click("[data-testid=undo]")
     assert state(told, "groups") == []
     assert state(told, "pinned") == ["E_10_0"]
+
+
+def test_a_server_groups_the_graph_of_a_page(visit: Callable[..., Page], demo_served: Server) -> None:
+    page = visit("?slug=demo")
+    page.click("[data-testid=group-all]")
+    page.wait("viewer.store.state.offer", 30)
+    page.frames()
+    words, boxes = texts(page, "[data-testid=offer]")[0], texts(page, ".box-name")
+    assert words.startswith("Preview: ")
+    assert words.endswith("% pure")
+    assert "output “Austin”" in boxes
+    page.click("[data-testid=offer-accept]")
+    assert texts(page, ".box-name") == boxes
+    groups = state(page, "groups")
+    assert groups
+    page.click("[data-testid=undo]")
+    assert state(page, "groups") == []
+    page.click("[data-testid=redo]")
+    page.key("s", CTRL)
+    page.wait("document.querySelector('.toast[role=status]')")
+    again = visit("?slug=demo")
+    assert state(again, "groups") == groups

@@ -13,7 +13,10 @@ import { outsideMass } from "./shares.js";
 export function makeBoxes(graph, state) {
   const grouped = new Set(state.groups.flatMap((group) => group.members));
   const known = (ids) => ids.map((id) => graph.byId.get(id)).filter(Boolean);
-  const groups = state.groups.map((group) => ({ name: group.name, nodes: known(group.members), group }));
+  const groups = state.groups.map((group) => {
+    const nodes = known(group.members);
+    return { name: group.name || (nodes.length ? nodeLabel(graph, state, nodes[0]) : ""), nodes, group };
+  });
   const singles = known(state.pinned.filter((id) => !grouped.has(id))).map((node) => ({
     name: nodeLabel(graph, state, node),
     nodes: [node],
