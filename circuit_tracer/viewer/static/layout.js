@@ -8,15 +8,17 @@ import { isError } from "./read_graph.js";
 const SIDE = { left: 46, right: 14 };
 const LEAST_WIDTH = 12; // of a column, where there is room for it
 const STEP = { across: 15, up: 13 }; // nodes of a cell stand no further apart
-const GLYPH = { least: 1.3, most: 5 };
+const GLYPH = { least: 1.3, most: 5, plain: 3 };
 const LINE = 13; // between two names beside each other
 const LETTER = 6.3;
+const NAMED = 10; // features that are named unasked
 
 /**
- * Places at zoom 1 for a panel of width x height CSS pixels: {x, y, size, columns, rows, names, radius, margin, width, height}.
+ * Places at zoom 1 for a panel of width x height CSS pixels: {x, y, size, influential, columns, rows, names, radius, margin, width, height}.
  *
  * columns: {left, width} by position; rows: {y, height} by layer + 1. Outputs have their row to themselves and stand as far apart as
- * their names need. size: by node, the radius of its glyph over `radius`, the usual one: its area grows with influence. names: {outputs, tokens}, each
+ * their names need. size: by node, the radius of its glyph over `radius`, the usual one: its area grows with influence. influential:
+ * the features with the most of it. names: {outputs, tokens}, each
  * {spacing, longest, room}: pixels between neighbours, letters of the longest name, and letters that there is room for.
  */
 export function layOut(graph, shown, width, height) {
@@ -39,7 +41,9 @@ export function layOut(graph, shown, width, height) {
   placeOutputs(outputs, columns, rows[graph.topLayer + 1], names.outputs.spacing, width, x, y);
   const usual = steps.sort((a, b) => a - b)[Math.floor(steps.length / 10)] ?? STEP.up;
   const radius = Math.max(GLYPH.least, Math.min(GLYPH.most, 0.46 * usual));
-  return { x, y, size: sizes(graph, shown), columns, rows, names, radius, margin, width, height };
+  const influential = mostInfluential(graph, shown);
+  const size = sizes(graph, influential, radius);
+  return { x, y, size, influential, columns, rows, names, radius, margin, width, height };
 }
 
 /** Slope of names, in radians, so that neighbours `spacing` apart do not touch: 0 where they fit beside each other. */
@@ -84,10 +88,10 @@ function columnWidths(graph, cells, inner) {
 function rowHeights(graph, cells, margin, height) {
   const n_rows = graph.topLayer + 2;
   const n_tokens = graph.tokens.length;
-  const wanted = fullest(cells, n_rows, (key) => Math.floor(key / n_tokens)).map((most) => 1.4 + Math.sqrt(most));
+  const wanted = fullest(cells, n_rows, (key) => Math.floor(key / n_tokens)).map((most) => 0.7 + Math.sqrt(most));
   const inner = height - margin.top - margin.bottom;
   let bottom = height - margin.bottom;
-  return divided(wanted, inner, (0.5 * inner) / n_rows).map((room) => {
+  return divided(wanted, inner, (0.3 * inner) / n_rows).map((room) => {
     bottom -= room;
     return { y: bottom + room / 2, height: room };
   });
@@ -145,7 +149,7 @@ function placeOutputs(outputs, columns, row, spacing, width, x, y) {
 function outputNames(outputs, inner, height) {
   const longest = Math.max(1, ...outputs.map((node) => [...outputText(node)].length));
   const count = Math.max(1, outputs.length);
-  const spacing = Math.min(longest * LETTER + 10, Math.max(0.42 * inner, Math.min(inner - 12, count * LINE)) / count);
+  const spacing = Math.min(longest * LETTER + 10, Math.max(0.3 * inner, Math.min(0.9 * inner, count * 16)) / count);
   return margined({ spacing, longest }, height * 0.3, 26);
 }
 
@@ -164,17 +168,24 @@ function margined({ spacing, longest }, limit, level) {
   return { spacing, longest, room, height: Math.max(level, room * LETTER * Math.sin(angle) + 20) };
 }
 
-/** Radius of each node's glyph over the usual one, its area by influence; errors are smaller, tokens and outputs all alike. */
-function sizes(graph, shown) {
+const isPlain = (node) => node.kind === "token" || node.kind === "target";
+
+/** The shown features with the most influence, in that order. */
+function mostInfluential(graph, shown) {
   const own = influence(graph).nodes;
-  const isPlain = (node) => node.kind === "token" || node.kind === "target";
-  let most = 0;
-  for (const node of graph.nodes) {
-    if (shown[node.index] && !isPlain(node) && !isError(node)) most = Math.max(most, own[node.index]);
-  }
+  return graph.nodes
+    .filter((node) => shown[node.index] && !isPlain(node) && !isError(node) && own[node.index] > 0)
+    .sort((a, b) => own[b.index] - own[a.index])
+    .slice(0, NAMED);
+}
+
+/** Radius of each node's glyph over the usual one, its area by influence; errors are smaller, tokens and outputs all alike. */
+function sizes(graph, [first], radius) {
+  const own = influence(graph).nodes;
+  const most = first ? own[first.index] : 1;
   return Float32Array.from(graph.nodes, (node) => {
-    const share = Math.sqrt(Math.min(1, own[node.index] / (most || 1)));
-    if (isPlain(node)) return 1;
+    if (isPlain(node)) return Math.max(1, GLYPH.plain / radius);
+    const share = Math.sqrt(Math.min(1, own[node.index] / most));
     return isError(node) ? 0.6 + 0.35 * share : 0.7 + share;
   });
 }

@@ -198,6 +198,7 @@ export class LinkGraph {
       x: this.width * (0.5 - aim.zoom * aim.x),
       y: this.height * (0.5 - aim.zoom * aim.y),
     });
+    this._showSign();
     this._redraw();
   }
 
@@ -211,7 +212,10 @@ export class LinkGraph {
     this.camera = this._within(camera);
     this.moved = performance.now();
     clearTimeout(this.keeping);
-    this.keeping = setTimeout(() => this.store.set({ zoom: aimText(aimOf(this.camera, this.layout)) }), 200);
+    this.keeping = setTimeout(() => {
+      this.store.set({ zoom: aimText(aimOf(this.camera, this.layout)) });
+      this._showSign();
+    }, 200);
     this._request();
   }
 
@@ -293,9 +297,8 @@ export class LinkGraph {
     const pen = new CanvasPen(context);
     const view = this.view();
     drawOverlay(pen, view);
-    drawNames(pen, view);
+    this.names = drawNames(pen, view);
     drawGutters(pen, view);
-    this._showSign();
   }
 
   /** Say how many nodes are beyond the borders, and on which sides. */

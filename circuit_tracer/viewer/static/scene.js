@@ -18,6 +18,8 @@ const SHAPES = {
   unknown: "triangle",
 };
 const A_PIECE = 1500;
+const MOST_INK = 120; // links' darkness, added up
+const A_DOT = 2; // pixels: a smaller glyph has no outline
 /** More links than this would only blacken the picture; the strongest are drawn. */
 export const MOST_FAINT = 8000;
 export const MOST_CURVED = 4000;
@@ -67,14 +69,22 @@ function* drawFaintLinks(pen, view) {
   const drawn = faintLinks(view);
   if (!drawn.length) return;
   const dimmed = state.pinned.length > 1 ? 0.3 : 1;
-  const least = Math.max(0.02, Math.min(0.3, 1.4 / Math.sqrt(drawn.length)));
   const flow = influence(graph).links;
   const strongest = flow[drawn.at(-1)] || 1;
-  yield* drawLinks(pen, view, drawn, 12, (link) => Math.sqrt(flow[link] / strongest), (strength) => ({
+  const strength = (link) => Math.sqrt(flow[link] / strongest);
+  const least = Math.max(0.01, Math.min(0.3, 60 / drawn.length));
+  const fading = steepness(drawn.map(strength));
+  yield* drawLinks(pen, view, drawn, 16, strength, (level) => ({
     color: palette.muted,
-    width: shareWidth(strength ** 2, 3.2),
-    alpha: dimmed * (least + (0.85 - least) * Math.abs(strength) ** 1.5),
+    width: shareWidth(level ** 2, 3.2),
+    alpha: dimmed * (least + (0.85 - least) * level ** fading),
   }));
+}
+
+/** The power of strengths (0 to 1) that leaves as much ink as the picture bears: many links of like strength make a cloud. */
+function steepness(strengths) {
+  const powers = [1.5, 2, 3, 4, 6, 8];
+  return powers.find((power) => strengths.reduce((sum, each) => sum + each ** power, 0) < MOST_INK) ?? 10;
 }
 
 /** The links of what is selected, beside the strongest of them; without a selection, those among pinned nodes. */
@@ -84,10 +94,12 @@ function* drawStrongLinks(pen, view) {
   if (!drawn.length) return;
   const strongest = Math.abs(share[drawn.at(-1)]) || 1;
   const strength = (link) => Math.sign(share[link]) * Math.sqrt(Math.abs(share[link]) / strongest);
+  const least = Math.max(0.03, Math.min(0.4, 30 / drawn.length));
+  const fading = steepness(drawn.map((link) => Math.abs(strength(link))));
   yield* drawLinks(pen, view, drawn, 14, strength, (level) => ({
     color: view.palette.share(Math.sign(level) * level ** 2 * FULL_SHARE),
     width: shareWidth(level ** 2, 4.5),
-    alpha: 0.3 + 0.65 * Math.abs(level),
+    alpha: least + (0.95 - least) * Math.abs(level) ** fading,
   }));
 }
 
@@ -171,8 +183,8 @@ function* drawNodes(pen, view) {
     // After an intervention colours say what changed; shares come back when that is cleared.
     const change = nodeChange(state, node.id);
     const shade = state.effect ? (change === null ? undefined : change * FULL_SHARE) : shares?.get(node.index);
-    const style = nodeStyle(node, palette, shade, marks);
     const radius = nodeRadius(layout, camera.zoom, node.index);
+    const style = nodeStyle(node, palette, shade, { ...marks, isDot: radius < A_DOT });
     const key = `${SHAPES[node.kind]}|${radius}|${style.fill}|${style.stroke}|${style.width}|${style.alpha}`;
     if (!bundles.has(key)) bundles.set(key, { shape: SHAPES[node.kind], radius, style, places: [] });
     bundles.get(key).places.push(x, y);
@@ -195,17 +207,18 @@ function neighbourShares(chosen, state) {
   return shares;
 }
 
-function nodeStyle(node, palette, share, { isSelecting, isClicked, isPinned, isFiltered, crowded }) {
+function nodeStyle(node, palette, share, { isSelecting, isClicked, isPinned, isFiltered, crowded, isDot }) {
   const faded = isFiltered || (isSelecting && share === undefined && !isClicked && !isPinned);
   const step = share === undefined ? 0 : (Math.sign(share) * Math.round(Math.sqrt(Math.abs(share)) * 24) ** 2) / 576;
   let fill = isError(node) ? null : palette.node;
   if (node.kind === "target" || node.kind === "token") fill = palette.target;
+  else if (isDot && fill) fill = palette.muted;
   if (share !== undefined && !isClicked) fill = palette.share(step);
   if (isClicked) fill = palette.accent;
   const strong = isPinned || isClicked;
   return {
     fill,
-    stroke: strong ? palette.accent : isError(node) ? palette.muted : palette.ink,
+    stroke: strong ? palette.accent : isError(node) ? palette.muted : isDot && fill !== palette.target ? null : palette.ink,
     width: strong ? 2.4 : crowded ? 0.6 : 0.9,
     alpha: faded ? 0.25 : 1,
     rank: (strong ? 4 : 0) + (faded ? 0 : 2) + (share !== undefined ? 1 : 0),
