@@ -65,9 +65,15 @@ def group_nodes(
     pruned = prune_graph(graph, node_threshold, edge_threshold, policy)
     profiles = node_profiles(graph, pruned, labels)
     subjects = _subjects(graph, profiles, labels or {})
-    columns = (graph.nodes.layer.cpu()[profiles.nodes], graph.nodes.position.cpu()[profiles.nodes])
-    bounds = Bounds(max_layers, max_positions, LIKENESS)
-    tree = agglomerate(likeness(profiles, subjects), profiles.edges, kept_apart(profiles, subjects), *columns, bounds)
+    layer, position = (column.cpu()[profiles.nodes] for column in (graph.nodes.layer, graph.nodes.position))
+    tree = agglomerate(
+        likeness(profiles, subjects),
+        profiles.edges,
+        kept_apart(profiles, subjects, position),
+        layer,
+        position,
+        Bounds(max_layers, max_positions, LIKENESS),
+    )
     rows, score = _cut(graph, pruned, profiles, tree, model, purity)
     settings = {
         "node_threshold": node_threshold,

@@ -140,15 +140,16 @@ def likeness(profiles: Profiles, subjects: Sequence[frozenset[str]]) -> Tensor:
     return found
 
 
-def kept_apart(profiles: Profiles, subjects: Sequence[frozenset[str]]) -> Tensor:
-    """(n, n) bool: pairs that are never in one group. All of tokens and targets; errors and features; a detector and a sayer
-    ("mixed" goes with either); two sayers of different things, by labels that share no word.
+def kept_apart(profiles: Profiles, subjects: Sequence[frozenset[str]], position: Tensor) -> Tensor:
+    """(n, n) bool: pairs that are never in one group. All of tokens and targets; errors and features, and errors of two
+    positions; a detector and a sayer ("mixed" goes with either); two sayers of different things, by labels that share no word.
     """
     detects, says, mixed, errors = (
         torch.tensor([role == each for role in profiles.roles]) for each in ("detects", "says", "mixed", "error")
     )
     features = detects | says | mixed
-    together = (features[:, None] & features) | (errors[:, None] & errors)
+    here = position[:, None] == position
+    together = (features[:, None] & features) | (errors[:, None] & errors & here)
     opposed = (detects[:, None] & says) | (says[:, None] & detects)
     named = [row for row, words in enumerate(subjects) if words and profiles.roles[row] == "says"]
     which = torch.tensor(named, dtype=torch.int64)

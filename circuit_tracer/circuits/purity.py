@@ -1,7 +1,7 @@
 """How alike the members of a group are in what they cause and in what causes them, measured by taking nodes out.
 
 effects_st is the change of t's input, in shares of the influence on the targets, when s is taken out: along all paths of the
-pruned graph (`path_effects`: features follow their inputs down to 0), or as a model does it. A group is taken out at once.
+pruned graph (`path_effects`: features follow their inputs down to 0), or as the model does it. A group is taken out at once.
 
 Letters: n nodes of the pruned graph, G groups.
 """
@@ -23,7 +23,8 @@ from circuit_tracer.interventions.validation.bench import Bench, Condition, Sour
 from circuit_tracer.interventions.validation.prediction import path_effects
 from circuit_tracer.interventions.validation.target_reads import measurable_targets
 
-LIVE = Condition("live", "none", freeze_attention=False, freeze_norms=False)
+# MLPs react; norms that move would touch every node a little, whatever is taken out, and hide what groups do.
+REACTING = Condition("reacting", "none", freeze_attention=True, freeze_norms=True)
 
 Rows = Sequence[int]
 
@@ -46,7 +47,9 @@ class PredictedEffects:
 
 
 class MeasuredEffects:
-    """By a model in which all reacts. Tokens are not taken out of it, and errors have no input: their effects are 0."""
+    """By the model: its MLPs react, attention and norms are held. Tokens are not taken out, and errors have no input: their
+    effects, and those on them, are 0.
+    """
 
     def __init__(self, graph: Graph, pruned: PruneResult, profiles: Profiles, model: Traceable) -> None:
         layout, self.nodes = graph.nodes.layout, profiles.nodes
@@ -64,7 +67,7 @@ class MeasuredEffects:
         there = [row for row, group in enumerate(groups) if int(self.nodes[list(group)].max()) < self.token_start]
         if there:
             sources = [Sources.of_nodes(self.graph, self.nodes[list(groups[row])]) for row in there]
-            readings = self.bench.run(sources, LIVE)
+            readings = self.bench.run(sources, REACTING)
             changes = torch.cat([readings.features.cpu(), readings.targets.cpu()], 1).double() * self.scale
             found[torch.tensor(there)[:, None], self.columns] = changes
         return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class Graph:
     validation: what interventions on the graph have found. unfinished: of a trace that was interrupted, what it needs to go
     on (`attribute(..., resume=graph)`). edge_heads: which attention heads edges run through
     (`circuit_tracer.attention.explain_edges`). scores: why heads look where they look (`explain_score`), those that were kept.
-    grouping: its nodes in groups (`circuit_tracer.circuits.keep_grouping`). story: what was told of its groups
+    grouping: its nodes in groups (`circuit_tracer.circuits.keep_grouping`). story: what was told of them
     (`circuit_tracer.circuits.story.tell`).
 
     Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation, edge_heads, grouping and story, which
@@ -439,22 +439,23 @@ class Graph:
         return write_page(self, path, **options)
 
     @typed
-    def plot(self, path: str | Path | None = None, *, view: View | None = None, **options: Any) -> Figure:
-        """A picture for papers: the pruned graph (options of ``picture.graph_figure``), or with a view that pins nodes,
-        these and their supernodes (options of ``circuit_picture.circuit_figure``). path: an .svg, .pdf or .png to write.
+    def plot(
+        self,
+        path: str | Path | None = None,
+        *,
+        style: Literal["circuit", "graph"] = "circuit",
+        view: View | None = None,
+        **options: Any,
+    ) -> Figure:
+        """A picture: of the grouped circuit, by default with groups made by themselves (`supernodes`); of what a view pins;
+        or, with style "graph", of the whole pruned graph. path: an .svg, .pdf or .png to write. Options are those of
+        ``circuits.pictures``: labels, theme ("light" or "dark"), thresholds and others.
 
         Needs matplotlib (the extra `plot`).
         """
-        from circuit_tracer.graph.circuit_picture import circuit_figure
-        from circuit_tracer.graph.picture import graph_figure, save_figure
+        from circuit_tracer.circuits.pictures import draw
 
-        if view is not None and view.nodes:
-            figure = circuit_figure(self, view, **options)
-        else:
-            figure = graph_figure(self, **options)
-        if path is not None:
-            save_figure(figure, Path(path))
-        return figure
+        return draw(self, path, style, view, **options)
 
     def _repr_html_(self) -> str:
         """In a notebook the graph shows itself."""

@@ -62,7 +62,7 @@ def _of_nodes(graph: Graph, nodes: Sequence[int]) -> str:
         return f"{'errors' if len(nodes) > 1 else 'error'} {_layers(graph, nodes)} {_at(graph, nodes)}"
     if len(nodes) == 1:
         return f"L{int(graph.nodes.layer[nodes[0]])}/{int(graph.nodes.feature[nodes[0]])} {_at(graph, nodes)}"
-    return f"{len(nodes)} features {_at(graph, nodes)}"
+    return f"group of {len(nodes)} {_at(graph, nodes)}"
 
 
 def _at(graph: Graph, nodes: Sequence[int]) -> str:

@@ -18,7 +18,6 @@ from circuit_tracer.circuits.supernodes import Grouping
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.features.apply import apply_edits
-from circuit_tracer.interventions.features.outcome import Outcome, TokenChange
 from circuit_tracer.interventions.features.semantics import Semantics
 from circuit_tracer.interventions.features.swap import swap_groups
 
@@ -79,34 +78,35 @@ def pairs(scene: Scene, other: Scene) -> list[tuple[int, int]]:
 
 
 def _swapped(scene: Scene, place: int, other: Scene, other_place: int, model: Traceable) -> Evidence:
-    wanted = int(other.graph.targets.token_id[other.first_target])
+    wanted, answer, nodes = _answer(other), other.titles[other.answer], scene.ids([place])
     rows, texts, holds = [], [], False
-    nodes = scene.ids([place])
     for strength in STRENGTHS:
         edits = swap_groups(scene.graph, nodes, other.graph, other.ids([other_place]), strength=strength)
-        outcome = apply_edits(model, scene.graph, edits, LIVE, watch="none")
-        top, said = (
-            _first(outcome),
-            next(each for each in outcome.tokens(1, others=(wanted,)) if each.token_id == wanted),
-        )
-        title = other.titles[other.answer]
-        rows.append(Measurement("swap", nodes, title, "probability", said.probability_before, said.probability_after))
-        holds = top.token_id == wanted
-        says = f"the model says “{top.text.strip()}” with {words.percent(top.probability_after)}"
-        texts.append(says if strength == 1 else f"at {strength:g} times its activation {says}")
-        if holds:
+        tokens = apply_edits(model, scene.graph, edits, LIVE, watch="none").tokens(1, others=(wanted,))
+        said = next(token for token in tokens if token.token_id == wanted)
+        top = min(tokens, key=lambda token: token.rank_after)
+        rows.append(Measurement("swap", nodes, answer, "probability", said.probability_before, said.probability_after))
+        at = "" if strength == 1 else f" at {strength:g} times its activation"
+        texts.append(f"it says “{top.text.strip() or top.text}” with {words.percent(top.probability_after)}{at}")
+        if holds := top.token_id == wanted:
             break
-    before = f"; {other.titles[other.answer]} had {words.percent(rows[0].before)} before"
-    text = "; ".join(texts) + before
-    return Evidence(f"{text[0].upper()}{text[1:]}.", holds, tuple(rows))
+    before = words.percent(rows[0].before)
+    return Evidence(f"Then {'; '.join(texts)}; {answer} had {before} before.", holds, tuple(rows))
 
 
-def _first(outcome: Outcome) -> TokenChange:
-    return min(outcome.tokens(1), key=lambda token: token.rank_after)
+def _answer(other: Scene) -> int:
+    """The token that the other prompt's graph explains."""
+    if other.graph.targets.kind[other.first_target] != "logit":
+        raise InputError(
+            f"the graph of the contrast {other.prompt!r} explains no token, so there is no answer to expect; trace it for its "
+            "next token"
+        )
+    return int(other.graph.targets.token_id[other.first_target])
 
 
 def _positions(scene: Scene, place: int) -> list[int]:
-    return scene.graph.nodes.position.cpu()[scene.nodes[place]].unique().tolist()
+    positions: list[int] = scene.graph.nodes.position.cpu()[list(scene.circuit.nodes[place])].unique().tolist()
+    return positions
 
 
 def _has(scene: Scene, members: tuple[str, ...]) -> bool:

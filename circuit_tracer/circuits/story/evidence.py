@@ -16,7 +16,7 @@ features (`interventions/validation/groups.py`), all of which may be compared wi
 from __future__ import annotations
 
 from circuit_tracer.circuits.story.scene import Scene
-from circuit_tracer.circuits.story.story import Evidence, Measurement, Quantity
+from circuit_tracer.circuits.story.story import Done, Evidence, Measurement, Quantity
 from circuit_tracer.circuits.story.words import percent
 from circuit_tracer.graph.validation import GroupEffect, GroupLink, GroupTest
 
@@ -88,7 +88,7 @@ class Tested:
         """What the taken-out group's loss does to a group or the output, in the real model, of tokens in the frozen network."""
         live = effect.measured["live"] is not None
         condition, by = ("live", "paths") if live else ("constrained", "edges")
-        done = "ablation" if live else "frozen ablation"
+        done: Done = "ablation" if live else "frozen ablation"
         nodes = tuple(effect.members)
         if place == self.scene.answer:
             before, measured, predicted = self._logit(), effect.measured[condition], effect.predicted[by]

@@ -1,8 +1,8 @@
 """A language model may put a story's sentences into other words. It may not add, drop or change anything.
 
-A sentence that comes back is kept only if `changes` finds nothing: the same numbers, quoted texts, node ids and titles of groups,
-in the same order; no name, quantity, or word of denial, giving or proof where there was none, and none of those gone. Otherwise
-the template's sentence stays. Evidence and its verdict are never reworded.
+A sentence that comes back is kept only if `changes` finds nothing: the same numbers, quoted texts, node ids and titles of
+groups, in the same order; no name, quantity, or word of denial, giving or proof where there was none, and none of those gone.
+Otherwise the template's sentence stays. Evidence and its verdict are never reworded.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _CAPITALISED = re.compile(r"(?<![.!?:;“] )(?<!^)\b[A-Z][\w'’-]*")
 _QUANTITIES = """one two three four five six seven eight nine ten eleven twelve dozen hundred thousand half third quarter
     twice thrice double doubles triple most majority all none nothing only mainly mostly nearly almost"""
 _KINDS = {  # of words: a sentence has some of a kind before and after, or neither
-    "denial": """not no never neither nor without cannot fails hardly barely unlikely back against lowers lowered reduces reduced
-        reduce decreases decreased suppresses suppressed suppress inhibits inhibited inhibit weakens weakened opposes opposed
-        less fewer""",
+    "denial": """not no never neither nor without cannot fails hardly barely unlikely back against lowers lowered reduces
+        reduced reduce decreases decreased suppresses suppressed suppress inhibits inhibited inhibit weakens weakened opposes
+        opposed less fewer""",
     "giving": "to into toward towards feeds feed gives give sends send drives drive supplies supply",
     "proof": "because causes caused proves proved shows therefore thus hence must necessary sufficient",
 }
@@ -82,9 +82,9 @@ def _changes(before: str, after: str, titles: Iterable[str]) -> Iterator[str]:
     if sorted(there) == sorted(here) and there != here:
         yield "names and numbers are in another order"
     for kind, listed in _KINDS.items():
-        there, here = (any(words[word] for word in listed.split()) for words in (words_before, words_after))
-        if there != here:
-            yield f"words of {kind} are {'gone' if there else 'new'}"
+        had, has = (any(words[word] for word in listed.split()) for words in (words_before, words_after))
+        if had != has:
+            yield f"words of {kind} are {'gone' if had else 'new'}"
     for name in set(_CAPITALISED.findall(plain_after)):
         if name.lower() not in words_before and name not in plain_before:
             yield f"the name {name!r} is new"

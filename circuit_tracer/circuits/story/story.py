@@ -1,6 +1,6 @@
 """A story: what a grouped graph says of its prompt, a sentence each, beside what an intervention says of that sentence.
 
-As JSON (`Story.to_json`), which graph files and pages carry under "story": {"version": 1, "title", "prompt", "target",
+As JSON (`Story.to_json`), which graph files carry as "story", and viewer JSON and pages as metadata.story: {"version": 1, "title", "prompt", "target",
 "sentences": [{"kind", "text", "node_ids", "status": "holds" | "does not hold" | "not tested", "evidence": null or {"text",
 "holds", "measurements": [{"done", "nodes", "read", "quantity", "before", "after", "predicted", "random"}]},
 "rephrased_by": null or a model}], "left_out": [texts], "seconds"}.
@@ -8,6 +8,7 @@ As JSON (`Story.to_json`), which graph files and pages carry under "story": {"ve
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -81,14 +82,15 @@ class Story:
     seconds: float = 0.0
     version: int = field(default=VERSION)
 
-    def lines(self) -> Iterator[str]:
-        """For a terminal."""
+    def lines(self, width: int = 110) -> Iterator[str]:
+        """For a terminal of so many columns."""
         yield self.title
         for number, sentence in enumerate(self.sentences, start=1):
-            yield f"{number:>3}. {sentence.text}"
             tested = "" if sentence.evidence is None else f": {sentence.evidence.text}"
-            yield f"     [{sentence.status}]{tested}"
-        yield from (f"     {text}" for text in self.left_out)
+            yield from _wrapped(f"{number:>3}. ", sentence.text, width)
+            yield from _wrapped("     ", f"[{sentence.status}]{tested}", width)
+        for text in self.left_out:
+            yield from _wrapped("     ", text, width)
 
     def markdown(self) -> str:
         """With the evidence under each sentence, and the ids of its nodes."""
@@ -123,8 +125,8 @@ class Story:
         try:
             sentences = tuple(map(_sentence, value["sentences"]))
             left_out = tuple(map(str, value["left_out"]))
-            texts = (str(value[name]) for name in ("title", "prompt", "target"))
-            return cls(*texts, sentences, left_out, float(value["seconds"]))
+            title, prompt, target = (str(value[name]) for name in ("title", "prompt", "target"))
+            return cls(title, prompt, target, sentences, left_out, float(value["seconds"]))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"this is no story: {error!r}. Tell it again") from error
 
@@ -136,6 +138,10 @@ def _sentence(value: Mapping[str, Any]) -> Sentence:
         rows = tuple(Measurement(**{**row, "nodes": tuple(row["nodes"])}) for row in tested["measurements"])
         evidence = Evidence(str(tested["text"]), bool(tested["holds"]), rows)
     return Sentence(value["kind"], str(value["text"]), tuple(value["node_ids"]), evidence, value["rephrased_by"])
+
+
+def _wrapped(start: str, text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False)
 
 
 def _escaped(text: str) -> str:

@@ -81,31 +81,21 @@ def _test(scene: Scene, model: Traceable, random_groups: int, seed: int, batch_s
 
 def _sentences(scene: Scene, tested: Tested | None) -> Iterator[Sentence]:
     """From the answer to what leads to it, and then group by group from the input up."""
-    yield Sentence("answer", words.answer(scene), scene.ids([scene.answer]), tested and tested.answer())
     chained = [place for way in scene.chains for place in way]
-    yield Sentence("chains", words.chains(scene), scene.ids(chained), tested and tested.chains())
-    for place in scene.spoken:
-        sources = [link.source for link in scene.sources(place)]
-        ids = scene.ids([place, *sources])
-        yield Sentence("reads", words.reads(scene, place), ids, tested and tested.reads(place))
-        yield Sentence("carries", words.carries(scene, place), scene.ids([place]), tested and tested.carries(place))
-    sources = [link.source for link in scene.sources(scene.answer)]
-    yield Sentence(
-        "reads",
-        words.reads(scene, scene.answer),
-        scene.ids([scene.answer, *sources]),
-        tested and tested.reads(scene.answer),
-    )
+    yield Sentence("answer", words.answer(scene), scene.ids([scene.answer]), tested.answer() if tested else None)
+    yield Sentence("chains", words.chains(scene), scene.ids(chained), tested.chains() if tested else None)
+    for place in [*scene.spoken, scene.answer]:
+        ids = scene.ids([place, *(link.source for link in scene.sources(place))])
+        yield Sentence("reads", words.reads(scene, place), ids, tested.reads(place) if tested else None)
+        if place != scene.answer:
+            worth = tested.carries(place) if tested else None
+            yield Sentence("carries", words.carries(scene, place), scene.ids([place]), worth)
 
 
 def _left_out(scene: Scene) -> Iterator[str]:
-    silent = [
-        place
-        for place, group in enumerate(scene.groups)
-        if group.role not in ("token", "error", "logit") and place not in scene.spoken
-    ]
-    if silent:
-        yield f"{len(silent)} more groups, which pass on less than {words.percent(LEAST_INFLUENCE, 0)} each or least of all."
+    if scene.silent:
+        least = words.percent(LEAST_INFLUENCE, 0)
+        yield f"Groups that are not spoken of: {scene.silent}, which pass on less than {least} of the influence each."
     explained = graph_scores(scene.graph).replacement
     yield f"What the dictionary leaves out (errors) brings {words.percent(1 - explained, 0)} of the influence."
     yield (

@@ -27,7 +27,7 @@ def chains(scene: Scene) -> str:
 def reads(scene: Scene, place: int) -> str:
     """Where a group's input, or the output's, comes from."""
     title = scene.titles[place]
-    subject = title if place == scene.answer else f"{title} ({scene.where(place)})"
+    subject = title if place == scene.answer or not scene.groups[place].name else f"{title} ({scene.where(place)})"
     links = scene.sources(place)
     given, held = [link for link in links if link.share > 0], [link for link in links if link.share < 0]
     if not links:

@@ -41,8 +41,8 @@ def swap_groups(
         assert feature.position is not None
         if at is not None and feature.position not in at:
             raise InputError(
-                f"feature {feature} stands at position {feature.position} of the other prompt, for which at={dict(at)!r} has no "
-                "place here"
+                f"feature {feature} stands at position {feature.position} of the other prompt, for which at={dict(at)!r} "
+                "has no place here"
             )
         place = feature.position if at is None else at[feature.position]
         into[FeatureAt(feature.layer, place, feature.feature_idx)] = strength * value

@@ -28,11 +28,13 @@ def group_verdict(test: GroupTest | None, target: str, measure: Measure) -> Iter
             f"{links.spearman:.2f}, {links.count} pairs)."
         )
     for effect in _largest(test):
-        random = "" if effect.random is None else f"; {effect.random.count} random groups of its size leave "
-        beside = "" if effect.random is None else f"{effect.random.left:.2f} on average"
+        random = effect.random
+        beside = (
+            "" if random is None else f"; {random.count} random groups of its size leave {random.left:.2f} on average"
+        )
         yield (
             f"Without {effect.name!r} the {measure} of {target!r} goes from {test.clean:.2f} to {effect.left['live']:.2f}"
-            f"{random}{beside}."
+            f"{beside}."
         )
     circuit = test.circuit["live"]
     yield (
@@ -52,7 +54,7 @@ def group_distrust(test: GroupTest | None, measure: Measure) -> Iterator[str]:
             f"Spearman {live.spearman:.2f} only."
         )
     if live.slope is not None and not SLOPES[0] <= live.slope <= SLOPES[1]:
-        yield f"Do not read what the graph says of groups as sizes, because in the real model they do {live.slope:.2f} times it."
+        yield f"Do not read what the graph says of groups as sizes: in the real model they do {live.slope:.2f} times that."
     for effect in _largest(test):
         change, random, synergy = effect.measured["live"], effect.random, effect.synergy
         assert change is not None

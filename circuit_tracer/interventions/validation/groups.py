@@ -117,6 +117,7 @@ class _Experiments:
         require_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.ids = node_ids(graph)
+        self.number = {each: node for node, each in enumerate(self.ids)}
         found = {name: nodes for name, each in groups.items() if len(nodes := self._nodes(name, each))}
         self.names, self.nodes = list(found), list(found.values())
         self.features = [nodes[nodes < self.layout.n_features] for nodes in self.nodes]
@@ -163,15 +164,14 @@ class _Experiments:
         return [*token_strings(ids.cpu(), self.bench.model.tokenizer)]
 
     def _nodes(self, name: str, members: Sequence[str]) -> Tensor:
-        number = self.__dict__.setdefault("_numbers", {each: node for node, each in enumerate(self.ids)})
         for member in members:
-            if member not in number:
+            if member not in self.number:
                 raise InputError(
                     f"group {name!r} names node {member!r}, which this graph does not have; its nodes are spelled like "
                     f"{self.ids[0]!r} (graph.nodes.ids())"
                 )
-        nodes = torch.tensor([number[member] for member in members], dtype=torch.int64).unique()
-        return nodes[nodes < self.layout.target_start]
+        nodes = sorted({self.number[member] for member in members})
+        return torch.tensor([node for node in nodes if node < self.layout.target_start], dtype=torch.int64)
 
     def _edges(self) -> Tensor:
         """(N_graph, G): minus the sum of the edges from a group's members to a node."""

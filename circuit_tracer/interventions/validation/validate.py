@@ -63,8 +63,8 @@ def validate(
     controls: other dictionaries of the same model by name, such as a per-layer one, measured alike on graphs of their own.
     random_control: a random dictionary too. Heads that the graph names for its edges (`explain_edges`) are tested too, and what
     it keeps of scores of attention (`explain_score`). groups: node ids by name, each taken out at once, and the circuit that
-    they make together, beside random groups of the same size (`measure_groups`). Deterministic for a seed. Cost: a clean pass, four passes for every
-    `batch_size` kept nodes, some traces with other numbers of rows, and the same for each control.
+    they make together, beside random groups of the same size (`measure_groups`). Deterministic for a seed. Cost: a clean pass,
+    four passes for every `batch_size` kept nodes, some traces with other numbers of rows, and the same for each control.
 
     Raises CompatibilityError for a graph of another model or dictionary, InputError for a graph that does not keep what
     its targets read or a threshold outside 0..1.
