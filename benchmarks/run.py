@@ -85,6 +85,8 @@ CPU = (
     Benchmark("losses", "losses", "", (), 60),
     Benchmark("threads", "threads", "--results threads.json", (), 1),
     Benchmark("ground-truth", "faithfulness.ground_truth", "", (), 5),
+    Benchmark("explanations", "explanations", "", (), 2),
+    Benchmark("doubts", "explanations.doubts", "", (), 2),
     Benchmark("validation", "faithfulness.validation", "--demo", (), 10),
     Benchmark(
         "validation-smollm2",

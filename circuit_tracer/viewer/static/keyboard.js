@@ -94,6 +94,7 @@ function onUp({ store, actions }, event) {
 
 function escape({ store }) {
   if (store.state.collecting) store.set({ collecting: null });
+  else if (store.state.offer) store.set({ offer: null });
   else if (store.state.query) store.set({ query: "" });
   else store.set({ clicked: null, focused: null, hovered: null, path: null, edge: null });
 }

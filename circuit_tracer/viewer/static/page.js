@@ -62,8 +62,17 @@ export function showGraph(root, graph, source, chooser = null, server = null) {
   replace(root, header, page.areas.element, page.areas.narrow.element, spoken, help);
   listenToKeys(page);
   keepAddress(page, params);
+  openOn(page);
   if (isNarrow() && store.state.clicked) page.areas.narrow.show(0);
   return page;
+}
+
+/** Begin with the panels that have something to tell: the last of them is the one that a narrow screen shows. */
+function openOn({ areas, panels, ...page }) {
+  for (const { id } of panels.filter(({ first }) => first?.(page)).reverse()) {
+    areas.open(id);
+    areas.favour(id);
+  }
 }
 
 /** The prompt with its last, predicted step: tokens as they are, special ones quiet. */

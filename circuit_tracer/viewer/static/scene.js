@@ -250,6 +250,7 @@ export function drawOverlay(pen, { graph, state, shown, layout, palette, camera,
     const node = id === null ? undefined : graph.byId.get(id);
     if (node && shown[node.index]) pen.glyphs("circle", at(node.index), nodeRadius(layout, camera.zoom, node.index) + 4, style);
   };
+  for (const id of state.lit ?? []) ring(id, { stroke: palette.accent, width: 3 });
   for (const id of state.collecting ?? []) ring(id, { stroke: palette.accent, width: 2, dash: [2, 2] });
   const hovered = state.hovered === null ? undefined : graph.byId.get(state.hovered);
   if (hovered?.feature !== null && hovered?.feature !== undefined) {
