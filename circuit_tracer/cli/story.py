@@ -15,8 +15,8 @@ from circuit_tracer.cli.serve import Shown, chosen_labels
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from circuit_tracer.circuits.story import Story
     from circuit_tracer.circuits import Grouping
+    from circuit_tracer.circuits.story import Story
     from circuit_tracer.features.chat import ChatModel
     from circuit_tracer.features.folder import FeatureFolder
     from circuit_tracer.graph import Graph

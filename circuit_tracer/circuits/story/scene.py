@@ -53,8 +53,8 @@ class Scene:
         answers = [place for place, nodes in enumerate(self.circuit.nodes) if first in nodes]
         if not answers:
             raise InputError(
-                f"the target {graph.targets.label[self.first_target]!r} is no node of the grouped graph, so there is nothing to "
-                "tell; group its nodes anew"
+                f"the target {graph.targets.label[self.first_target]!r} is no node of the grouped graph, so there is nothing "
+                "to tell; group its nodes anew"
             )
         self.answer = answers[0]
 

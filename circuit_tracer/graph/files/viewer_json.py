@@ -106,7 +106,8 @@ def create_graph_files(
             content["qParams"] |= _moved(before, content, view)
         with atomic_write(path) as temporary:
             temporary.write_text(_dump(sealed_graph(content)), encoding="utf-8")
-        add_to_index(folder, document.metadata)
+        listed = {name: value for name, value in document.metadata.items() if name != "story"}  # it is long
+        add_to_index(folder, listed)
     return path
 
 
