@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
-from circuit_tracer.cli.serve import Shown, chosen_labels
+from circuit_tracer.cli.serve import Shown, keep_known
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def group(
     from circuit_tracer.graph.files.native import as_graph
 
     require_writable_folder(target.parent)
-    called = chosen_labels(labels, chosen.demo) or {}
     subject = as_graph(graph)
+    called = keep_known(subject, labels, chosen.demo)
     model = chosen.open(verbose) if chosen.given else None
     given = {"purity": purity, "max_layers": max_layers, "max_positions": max_positions}
     cut: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

@@ -10,6 +10,7 @@ import typer
 
 from circuit_tracer.cli import options
 from circuit_tracer.cli.loading import ModelOptions
+from circuit_tracer.cli.serve import keep_known
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def validate(
 
     require_writable_folder(target.parent)
     subject = as_graph(graph)
+    keep_known(subject, None, chosen.demo)
     grouped = read_groups(subject, groups, supernodes)
     loaded = chosen.open(verbose)
     kept = f"interrupted: no report is kept, and {target} is as it was"

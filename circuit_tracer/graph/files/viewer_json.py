@@ -71,9 +71,10 @@ def create_graph_files(
 
     graph_or_path: a graph, or a native or ``.pt`` file. output_path: a folder, made if needed; checked before any
     work. scan: identifies the transcoders, default the graph's, else the model's name; for ``target`` "neuronpedia"
-    it must be one of its model ids. labels: texts for nodes, by node id or by (layer, index) of features.
-    token_strings: P texts, for graphs that do not hold them (those of circuit-tracer). feature_details, info: as the
-    schema describes them. view: pinned nodes and supernodes to open with; its labels come before ``labels``.
+    it must be one of its model ids. labels: texts for nodes, by node id or by (layer, index) of features; they come before
+    those that the graph keeps. token_strings: P texts, for graphs that do not hold them (those of circuit-tracer).
+    feature_details, info: as the schema describes them. view: pinned nodes and supernodes to open with; its labels come before
+    ``labels``.
 
     Needs no network. The files replace older ones only when complete; pins, supernodes and labels that people put into an
     older one of the same graph move into the new one, and what cannot is said and kept in a file beside it. Raises InputError
@@ -182,8 +183,7 @@ def viewer_json(
     present[graph.nodes.layout.token_start :] = True
     which = torch.where(present)[0]
     ids = node_ids(graph, which)
-    by_any = dict[Any, str]((labels or {}).items())
-    by_any.update(view.labels)
+    by_any: dict[Any, str] = {**graph.labels, **(labels or {}), **view.labels}
     nodes = node_dicts(graph, which, ids, pruned.cumulative_scores, by_any)
     scores = with_scores(graph, nodes, by_any)
     place = torch.cumsum(present, 0) - 1
