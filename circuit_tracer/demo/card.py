@@ -126,7 +126,9 @@ def _comparison(metrics: dict[str, Any]) -> str:
         return ""
     lines = [
         "\n## Beside plain dense training\n",
-        "Three transcoders of {n_features} features a layer, trained for {steps} steps of {batch} contexts".format(**trainers),
+        "Three transcoders of {n_features} features a layer, trained for {steps} steps of {batch} contexts".format(
+            **trainers
+        ),
         "(the shipped one is trained for longer), from the same weights, with the same contexts, batches, features and L0 in",
         "training; see `benchmarks/training/demo_trainers.py`.",
         "L0 is equal over contexts as they are drawn in training; the column counts tokens of the statements, where frequent",
