@@ -37,10 +37,10 @@ def name_groups(
 ) -> Grouping:
     """The grouping with names for its groups of features.
 
-    labels: by node id, or of features by (layer, index). features: records by (layer, index), such as a ``FeatureFolder``. model: the one
-    that the graph was traced with, for the tokens that groups promote; without it, from the records. over: groups that have a
-    name get a new one too. Groups of tokens, errors and outputs are left without: `titles` says what they are. No two names
-    are alike.
+    labels: by node id, or of features by (layer, index). features: records by (layer, index), such as a ``FeatureFolder``.
+    model: the one that the graph was traced with, for the tokens that groups promote; without it, from the records. over:
+    groups that have a name get a new one too. Groups of tokens, errors and outputs are left without: `titles` says what they
+    are. No two names are alike.
     """
     named = {}
     for place, members in enumerate(active_members(graph, grouping)):
