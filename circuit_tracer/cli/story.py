@@ -11,7 +11,7 @@ import typer
 
 from circuit_tracer.cli import options
 from circuit_tracer.cli.outputs import name_of
-from circuit_tracer.cli.serve import Shown, chosen_labels
+from circuit_tracer.cli.serve import Shown, keep_known
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -91,10 +91,10 @@ def story(
 
     if output is not None:
         require_writable_folder(output.parent)
-    called = chosen_labels(labels, chosen.demo) or {}
     records = None if features is None else FeatureFolder(features)
     namer, rewording = _chat(name_by, endpoint), _chat(reword_by, endpoint)
     subject = as_graph(graph)
+    called = keep_known(subject, labels, chosen.demo, features)
     model = chosen.open(verbose) if chosen.given else None
     named = _grouping(model, called, records, namer, pruning)
     kept = f"interrupted: no story is kept, and {graph} is as it was"

@@ -15,7 +15,7 @@ from circuit_tracer.circuits.pictures import draw
 from circuit_tracer.circuits.story import Contrast, Story, tell
 from circuit_tracer.demo import FEATURES, MODEL, PROMPT, TRANSCODER, load_labels, world
 from circuit_tracer.errors import InputError
-from circuit_tracer.features.folder import FeatureFolder
+from circuit_tracer.features.kept import keep_features
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.graph.files.viewer_json import create_graph_files
 from circuit_tracer.graph.graph import Graph
@@ -49,6 +49,7 @@ def main(folder: str | Path, prompt: str | None = None, swap: str | None = None)
     graph = attribute(prompt, model)
     traced = time.perf_counter()
     labels = load_labels()
+    keep_features(graph, FEATURES, labels)
     story, groups = explain(graph, model, contrast)
     told = time.perf_counter()
     print(f"prompt      {prompt}")
@@ -123,7 +124,6 @@ def write_files(
     page = write_page(
         graph,
         folder / f"{SLUG}.html",
-        features=FeatureFolder(FEATURES),
         slug=SLUG,
         node_threshold=NODE_THRESHOLD,
         **shown,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -52,6 +52,7 @@ class Graph:
     validation: what interventions on the graph have found. unfinished: of a trace that was interrupted, what it needs to go
     on (`attribute(..., resume=graph)`). edge_heads: which attention heads edges run through
     (`circuit_tracer.attention.explain_edges`). scores: why heads look where they look (`explain_score`), those that were kept.
+    labels, records: what is known of its features (`circuit_tracer.features.kept.keep_features`), by (layer, index).
     grouping: its nodes in groups (`circuit_tracer.circuits.keep_grouping`). story: what was told of them
     (`circuit_tracer.circuits.story.tell`).
 
@@ -86,6 +87,8 @@ class Graph:
         unfinished: Unfinished | None = None,
         edge_heads: EdgeHeads | None = None,
         scores: Sequence[AttentionScore] = (),
+        labels: Mapping[tuple[int, int], str] | None = None,
+        records: Mapping[tuple[int, int], bytes] | None = None,
         grouping: dict[str, Any] | None = None,
         story: dict[str, Any] | None = None,
     ) -> None:
@@ -107,6 +110,7 @@ class Graph:
         self.unfinished = unfinished
         self._edge_heads = edge_heads
         self.scores = list(scores)
+        self.labels, self.records = dict(labels or {}), dict(records or {})
         self._grouping = grouping
         self._story = story
         self._blocks: Blocks | None = None

@@ -56,6 +56,7 @@ PALETTES: dict[Theme, Palette] = {
 
 def palette_of(theme: str) -> Palette:
     """Raises InputError for a theme that there is not."""
-    if theme == "light" or theme == "dark":
-        return PALETTES[theme]
+    for name, palette in PALETTES.items():
+        if name == theme:
+            return palette
     raise InputError(f"theme is {theme!r}; pictures are light or dark")

@@ -6,21 +6,22 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.features.kept import KeptRecords
 from circuit_tracer.files import atomic_write
 from circuit_tracer.graph.files.node_ids import cantor_pair
 from circuit_tracer.graph.files.read_json import features_of
+from circuit_tracer.graph.graph import Graph
 from circuit_tracer.viewer.bundle import STATIC, bundled_script
 from circuit_tracer.viewer.document import viewer_document
 
 if TYPE_CHECKING:
     from circuit_tracer.graph.files.viewer_json import Labels
-    from circuit_tracer.graph.graph import Graph
 
 
 class Features(Protocol):
@@ -44,7 +45,7 @@ def graph_page(
     graph: a graph, which is pruned at the thresholds and labelled; or viewer JSON as a mapping or the path of a file,
     which is taken as it is, with labels where it has none. features: feature files (``examples_quantiles``,
     ``top_logits``, ...) by (layer, index), such as ``FeatureFolder(path)``; only those of the graph's features are asked
-    for and enter the page.
+    for and enter the page. Default: what the graph keeps.
 
     The page's own policy forbids it to load or send anything; graph, labels and features are data in it, never markup.
     Raises InputError for what is no graph, and for numbers that are not finite. What else is wrong with viewer JSON,
@@ -53,19 +54,18 @@ def graph_page(
     document = viewer_document(
         graph, labels=labels, slug=slug, node_threshold=node_threshold, edge_threshold=edge_threshold
     )
-    title = html.escape(f"{document['metadata'].get('prompt') or slug} – attribution graph")
-    head, script = _head_and_script()
+    title = f"{document['metadata'].get('prompt') or slug} – attribution graph"
     data = [_data("graph-data", document)]
+    if features is None and isinstance(graph, Graph) and graph.records:
+        features = KeptRecords(graph)
     if features is not None:
         data.append(_data("feature-data", _features_of(document, features)))
-    page = (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{head}<title>{title}</title>\n</head>\n'
-        '<body>\n<div id="app"><p class="notice">Loading the graph …</p></div>\n'
-        "<noscript>This page draws its graph with JavaScript, which is switched off.</noscript>\n"
-        f"{''.join(data)}{script}</body>\n</html>\n"
-    )
-    # Halves of surrogate pairs, which JSON files can hold, are no text; without them every page can be written.
-    return page.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return _page(title, data)
+
+
+def empty_page() -> str:
+    """The text of the same page without a graph: it offers to open one, a file of any viewer's JSON."""
+    return _page("Attribution graph", [])
 
 
 def write_page(graph: Graph | Mapping[str, Any] | str | Path, path: str | Path, **options: Any) -> Path:
@@ -84,6 +84,18 @@ def graph_frame(graph: Graph | Mapping[str, Any] | str | Path, *, height: int = 
     style = f"width:100%;height:{int(height)}px;border:0"
     allowed = "allow-scripts allow-downloads"
     return f'<iframe title="attribution graph" sandbox="{allowed}" style="{style}" srcdoc="{page}"></iframe>'
+
+
+def _page(title: str, data: Sequence[str]) -> str:
+    head, script = _head_and_script()
+    page = (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{head}<title>{html.escape(title)}</title>\n'
+        '</head>\n<body>\n<div id="app"><p class="notice">Loading the graph …</p></div>\n'
+        "<noscript>This page draws its graph with JavaScript, which is switched off.</noscript>\n"
+        f"{''.join(data)}{script}</body>\n</html>\n"
+    )
+    # Halves of surrogate pairs, which JSON files can hold, are no text; without them every page can be written.
+    return page.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _features_of(document: Mapping[str, Any], features: Features) -> dict[str, Mapping[str, Any]]:

@@ -28,7 +28,7 @@ _FONTS = (
 )
 _MEASURED_AT, _MEASURED_POINTS = 100, 20.0  # dots an inch, size of a character
 _NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same graph gives the same file
-_SETTINGS = {"svg.hashsalt": "circuit-tracing", "pdf.fonttype": 42}
+_SETTINGS: Any = {"svg.hashsalt": "circuit-tracing", "pdf.fonttype": 42}
 _VISIBLE = {**{code: chr(0x2400 + code) for code in range(32)}, 0x0A: "⏎", 0x0D: "↵", 0x09: "⇥", 0x7F: "␡"}
 
 
@@ -121,7 +121,7 @@ def _advance(character: str, bold: bool) -> float:
     from matplotlib.font_manager import FontProperties
 
     style = FontProperties(family=fonts(), size=_MEASURED_POINTS, weight="bold" if bold else "normal")
-    width, _, _ = _measure().get_text_width_height_descent(2 * character, style, False)
+    width: float = _measure().get_text_width_height_descent(2 * character, style, False)[0]
     return width / 2 / _MEASURED_AT / _MEASURED_POINTS
 
 

@@ -53,8 +53,9 @@ def circuit_figure(
     palette = palette_of(theme)
     pruned = prune_graph(graph, node_threshold, edge_threshold)
     influence = pruned.influence.cpu()
+    left_out: list[Box] = []
     if isinstance(groups, View):
-        boxes, left_out = boxes_of_view(graph, groups, labels or {}), []
+        boxes = boxes_of_view(graph, groups, labels or {})
     else:
         everything = boxes_of_grouping(graph, groups, labels or {}, influence)
         boxes, left_out = _most_influential(everything, influence, most_boxes)

@@ -32,6 +32,7 @@ from circuit_tracer.viewer.server.messages import (
     GroupRequest,
     InterveneRequest,
     JobReport,
+    Outputs,
     PromptText,
     Pruned,
     PruneRequest,
@@ -132,6 +133,14 @@ def group(slug: str, site: Served, _: GroupRequest) -> JobReport:
 def tokens(site: Served, request: PromptText) -> Tokens:
     """A prompt as the model reads it."""
     return site.model.tokens(request)
+
+
+@API.post("/api/outputs")
+def outputs(site: Served, request: PromptText) -> Outputs:
+    """What the model would say after a prompt: tokens that a trace may explain."""
+    engine = site.model
+    with site.jobs.alone("reading what the model would say"):
+        return engine.outputs(request)
 
 
 @API.post("/api/traces")

@@ -160,6 +160,18 @@ class Tokens(BaseModel):
     most: int | None = Field(default=None, description="tokens that the model can read; null: unknown")
 
 
+class Output(Token):
+    """A token that may come next."""
+
+    probability: float
+
+
+class Outputs(BaseModel):
+    """What the model would say after a prompt, the likeliest first."""
+
+    outputs: list[Output]
+
+
 class JobReport(BaseModel):
     """A job. `result` is there when `state` is done: {slug, nodes, links} of a trace, {links} where those of a graph were split
     over heads, else an `InterventionResult`, a `SteeringResult` or `OfferedGroups`.

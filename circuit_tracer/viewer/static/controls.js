@@ -1,7 +1,7 @@
 // What the bars are made of, and the bar of the whole page.
 
 import { h } from "./dom.js";
-import { documentText, download, graphPicture, pngBlob, svgText } from "./exports.js";
+import { copyLink, documentText, download, graphPicture, pngBlob, svgText } from "./exports.js";
 import { reportDialog } from "./report.js";
 import { pruneDialog, saveOnServer, traceAnother } from "./server_tools.js";
 
@@ -39,6 +39,7 @@ function serverTools(page) {
 function saveMenu({ graph, store, view, subgraph, server }) {
   const name = String(graph.metadata.slug ?? "graph").replace(/[^\w.-]+/g, "_");
   const items = [
+    ["Copy a link to this view", "copy-link", copyLink],
     ...(server ? [["On the server", "save-server", () => saveOnServer({ graph, store, server })]] : []),
     ["Graph as SVG", "save-svg", () => download(`${name}.svg`, svgText(graphPicture(view)), "image/svg+xml")],
     ["Graph as PNG", "save-png", async () => download(`${name}.png`, await pngBlob(graphPicture(view)), "image/png")],

@@ -47,6 +47,14 @@ export function nodeLabel(graph, state, node) {
   }
 }
 
+/** The page of a feature on neuronpedia.org, where the graph says that its dictionary is a source set there; else null. */
+export function neuronpediaPage({ metadata }, node) {
+  const set = metadata.feature_details?.neuronpedia_source_set ?? metadata.info?.neuronpedia_source_set;
+  const plain = (name) => typeof name === "string" && /^[\w.-]+$/.test(name);
+  if (node.kind !== "feature" || node.feature === null || !plain(set) || !plain(metadata.scan)) return null;
+  return `https://www.neuronpedia.org/${metadata.scan}/${node.layer}-${set}/${node.feature}`;
+}
+
 /** Where a node is: its row. */
 export function layerName(graph, layer) {
   if (layer === -1) return "Tok";

@@ -38,6 +38,11 @@ export class ServerClient {
     return this.ask("POST", "api/tokens", prompt);
   }
 
+  /** What the model would say next. */
+  outputs(prompt) {
+    return this.ask("POST", "api/outputs", prompt);
+  }
+
   saveView(slug, view) {
     return this.ask("PUT", `${graphAddress(slug)}/view`, view);
   }
