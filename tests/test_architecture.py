@@ -20,7 +20,7 @@ PACKAGE = "circuit_tracer"
 
 # ---- tables
 
-PLAIN = {"arguments", "errors", "files", "http", "ranks", "sizes"}
+PLAIN = {"arguments", "errors", "files", "http", "hub_connection", "ranks", "sizes"}
 TRACED = {*PLAIN, "kernels", "models", "text", "transcoders", "fingerprint"}
 TRACING = {*TRACED, "graph", "attribution"}
 TOOLS = {*TRACING, "interventions", "attention", "features", "training", "neuronpedia"}
@@ -33,13 +33,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "arguments": {"errors"},
     "files": {"errors"},
     "http": {"errors", "files"},
+    "hub_connection": set(),
     "ranks": {"errors"},
     "sizes": {"errors"},
     "neuronpedia": {"errors", "http"},
     "kernels": {"errors"},  # stands alone, so that each kernel is tested by itself
-    "models": {"arguments", "errors", "files", "kernels"},
-    "text": {"errors", "files", "models"},
-    "transcoders": {"errors", "files", "kernels"},
+    "models": {"arguments", "errors", "files", "hub_connection", "kernels"},
+    "text": {"errors", "files", "hub_connection", "models"},
+    "transcoders": {"errors", "files", "hub_connection", "kernels"},
     "fingerprint": {"errors", "files", "models", "text", "transcoders"},
     "graph": {"arguments", "errors", "files"},
     "attribution": {*TRACED, "graph"},

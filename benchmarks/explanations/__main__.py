@@ -1,6 +1,6 @@
 """Does an explanation say what is known? Groups, names and swaps on two-hop prompts of the embedded world.
 
-    python -m benchmarks.explanations [--prompts N] [--results FILE]
+    python -m benchmarks.explanations [--prompts N] [--folder PAIR] [--results FILE]
 
 Every two-hop prompt has a known entity between its hops (Dallas -> *Texas* -> Austin) and a known answer. Each is traced,
 grouped and named by the package's defaults. Measured: is there a group named after the entity, one that says the answer; of
@@ -28,9 +28,10 @@ from benchmarks.common.places import RESULTS
 from benchmarks.explanations.effects import effects
 from benchmarks.explanations.explained import Explained, found
 from benchmarks.explanations.swaps import swaps
-from circuit_tracer.demo import load_labels, world
-from circuit_tracer.demo.show import load_demo
+from circuit_tracer.demo import demo_folder, world
 from circuit_tracer.demo.world import Statement
+from circuit_tracer.features.labels import read_labels
+from circuit_tracer.replacement_model import ReplacementModel
 
 PROMPTS = 80  # of each kind
 EVERY = 2  # prompts whose groups are taken out
@@ -60,9 +61,9 @@ def prompts(count: int = PROMPTS) -> dict[str, list[Statement]]:
     }
 
 
-def measure(count: int = PROMPTS) -> dict[str, Any]:
-    """By kind of prompts: what is found, what swaps do, what taking groups out does."""
-    model, labels = load_demo(), load_labels()
+def measure(count: int = PROMPTS, folder: Path | None = None) -> dict[str, Any]:
+    """By kind of prompts: what is found, what swaps do, what taking groups out does. folder: another pair than the shipped."""
+    model, labels = pair(demo_folder() if folder is None else folder)
     cases = {
         name: [Explained.of(one, model, labels) for one in statements] for name, statements in prompts(count).items()
     }
@@ -74,6 +75,12 @@ def measure(count: int = PROMPTS) -> dict[str, Any]:
         }
         for name, each in cases.items()
     }
+
+
+def pair(folder: Path) -> tuple[ReplacementModel, dict[tuple[int, int], str]]:
+    """The model with its dictionary, and the dictionary's labels, of a folder of `circuit-tracer demo train`."""
+    model = ReplacementModel.from_pretrained(folder / "model", folder / "transcoder", device="cpu", dtype=torch.float32)
+    return model, read_labels(folder / "labels.json")
 
 
 def missed(measured: Mapping[str, Any]) -> list[str]:
@@ -120,6 +127,7 @@ def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="of each kind")
+    parser.add_argument("--folder", type=Path, help="another pair, as `circuit-tracer demo train FOLDER` leaves it")
     parser.add_argument("--results", type=Path, default=RESULTS / "explanations.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -127,7 +135,7 @@ def main() -> None:
     results["versions"] = {"python": platform.python_version()} | {
         name: version(name) for name in ("circuit-tracing", "torch", "transformers")
     }
-    results["world"] = measure(args.prompts)
+    results["world"] = measure(args.prompts, args.folder)
     results["missed"] = missed(results["world"])
     results["seconds"] = round(time.perf_counter() - start, 1)
     write_results(args.results, results)

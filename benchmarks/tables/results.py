@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.tables import attention, explanations, training
+from benchmarks.tables import attention, explanations, training, viewer
 from benchmarks.tables.markdown import table
 
 Record = dict[str, Any]
@@ -226,4 +226,5 @@ SECTIONS = (
     ("training_warm_start", "Training: warm starts", training.warm_start),
     ("training_roofline", "Training: the least time of a step on a GPU", training.roofline),
     ("startup", "Command line", startup),
+    ("viewer", "The page", viewer.shown),
 )

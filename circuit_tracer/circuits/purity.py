@@ -43,6 +43,8 @@ class PredictedEffects:
 
     def of(self, groups: Sequence[Rows]) -> Tensor:
         """(G, n) of each group taken out at once."""
+        if not groups:
+            return torch.zeros(0, len(self.place), dtype=torch.float64)
         return (path_effects(self.graph, self.place[padded(groups)])[self.place] * self.scale[:, None]).T
 
 
@@ -99,7 +101,6 @@ def _purity(rows: list[int], single: Tensor, done: Tensor, caused: Tensor, influ
 
 def padded(groups: Sequence[Rows]) -> Tensor:
     """(G, size of the largest) rows; smaller groups repeat their first."""
-    size = max(map(len, groups), default=0)
-    return torch.tensor([[*rows, *[rows[0]] * (size - len(rows))] for rows in groups], dtype=torch.int64).reshape(
-        -1, size
-    )
+    size = max(map(len, groups), default=1)
+    filled = [[*rows, *[rows[0]] * (size - len(rows))] for rows in groups]
+    return torch.tensor(filled, dtype=torch.int64).reshape(len(groups), size)

@@ -15,7 +15,7 @@ from circuit_tracer.errors import InputError
 if TYPE_CHECKING:
     from circuit_tracer.models.parts import ModelParts
     from circuit_tracer.training.config.schema import EvaluationSection, TrainingConfig
-    from circuit_tracer.training.evaluation import Evaluation
+    from circuit_tracer.training.evaluation import Evaluation, EvaluationSettings
     from circuit_tracer.transcoders.base import Transcoders
 
 
@@ -133,7 +133,7 @@ def evaluate(
     )
     subject = chosen.subject(verbose)
     beside = per_layer_baseline or (str(section.per_layer_baseline) if section.per_layer_baseline else None)
-    held_out = _held_out(config, data, section, subject, reading)
+    held_out = _held_out(config, data, section, settings, subject, reading)
     with (
         options.interruption("interrupted: nothing was measured to its end, so nothing is kept"),
         options.progress(verbose) as progress,
@@ -163,6 +163,8 @@ def _section(
     if not graphs and (idle := [name for name, value in asked.items() if value]):
         raise InputError(f"{' and '.join(idle)} and --no-graphs contradict each other: leave one out")
     section = config.evaluation if config is not None else EvaluationSection()
+    if config is not None and section.tokens is None:
+        given = {"tokens": config.evaluation_tokens, **given}
     prompts = {"prompts": prompt} if prompt else {} if graphs else {"prompts": [], "held_out_prompts": 0}
     return section.model_copy(update={**given, **prompts})
 
@@ -180,13 +182,14 @@ def _held_out(
     config: TrainingConfig | None,
     data: str,
     section: EvaluationSection,
+    settings: EvaluationSettings,
     model: _Subject,
     reading: options.Reading,
 ) -> list[Any]:
     from circuit_tracer.training.evaluation.held_out import sequences_of_configuration, sequences_of_files
 
     if config is None:
-        tokens = max(section.tokens, section.replacement_tokens)
+        tokens = max(settings.tokens, settings.replacement_tokens)
         return sequences_of_files(data, model.parts, model.tokenizer, tokens, **reading.arguments())
     given = {"--data-kind": reading.data_kind, "--context-length": reading.context_length}
     if idle := [name for name, value in given.items() if value is not None]:

@@ -17,9 +17,9 @@ from inspect import Parameter
 from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from circuit_tracer.errors import CircuitTracerError, shortened
+from circuit_tracer.errors import CircuitTracerError, InputError, shortened
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 DEBUG = "circuit_tracer.debug"
@@ -48,6 +48,23 @@ class Row(NamedTuple):
     cls: str | None = None
 
 
+class Command(TyperCommand):
+    """A command that refuses an option given twice where one value counts: the first would be dropped in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As ever, after looking for what is there twice."""
+        if not ctx.resilient_parsing:
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            once = [each for each in given if each.param_type_name == "option" and not _repeatable(each)]
+            if twice := next((each for number, each in enumerate(once) if each in once[:number]), None):
+                raise InputError(f"{' / '.join(twice.opts)} is given twice, and takes one value: leave one of them out")
+        return super().parse_args(ctx, args)
+
+
+def _repeatable(option: Any) -> bool:
+    return bool(option.multiple or option.is_flag or option.count or option.is_eager)
+
+
 def new_app(**settings: Any) -> typer.Typer:
     """A Typer whose help and errors are plain text: rich's boxes cut option names off at 80 columns."""
     return typer.Typer(**{"add_completion": False, **settings}, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -57,7 +74,7 @@ def add(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., No
     """Decorator: a function becomes a command of an app."""
 
     def added(function: Callable[..., None]) -> Callable[..., None]:
-        app.command(name)(flat(function))
+        app.command(name, cls=Command)(flat(function))
         return function
 
     return added
@@ -136,7 +153,7 @@ def _command(row: Row) -> Any:
     found = getattr(module, name)
     if not isinstance(found, typer.Typer):
         function, found = found, new_app()
-        found.command(row.name, cls=getattr(module, row.cls) if row.cls else None)(flat(function))
+        found.command(row.name, cls=getattr(module, row.cls) if row.cls else Command)(flat(function))
     return typer.main.get_command(found)
 
 

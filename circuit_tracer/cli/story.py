@@ -15,8 +15,8 @@ from circuit_tracer.cli.serve import Shown, keep_known
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
+    from circuit_tracer.circuits import Grouping
     from circuit_tracer.circuits.story import Story
-    from circuit_tracer.circuits.supernodes import Grouping
     from circuit_tracer.features.chat import ChatModel
     from circuit_tracer.features.folder import FeatureFolder
     from circuit_tracer.graph import Graph
@@ -78,10 +78,12 @@ def story(
 ) -> None:
     """Tell what a graph says of its prompt, sentence by sentence, and test each by an intervention.
 
-    The nodes are put into groups, the groups are named, and taken out of the model (or swapped for those of --contrast).
+    The nodes are put into groups unless the file has them, groups without a name are named, and all are taken out of the model
+    (or swapped for those of --contrast).
     Without -t or --demo nothing is tested, and the story says so. It is kept in the graph file, where the viewer finds it.
     """
     _require_sense(output, contrast, features, name_by, reword_by, endpoint, chosen.given)
+    from circuit_tracer.circuits import keep_grouping
     from circuit_tracer.circuits.story import Contrast, tell
     from circuit_tracer.features.folder import FeatureFolder
     from circuit_tracer.files import require_writable_folder
@@ -98,6 +100,7 @@ def story(
     kept = f"interrupted: no story is kept, and {graph} is as it was"
     with options.interruption(kept):
         groups = named(subject)
+        keep_grouping(subject, groups)
         others = [Contrast(traced, named(traced)) for traced in map(_traced(model), contrast or ())]
         told = tell(
             subject,
@@ -111,7 +114,7 @@ def story(
         )
     written = [subject.save(graph)] if graph.suffix == ".safetensors" else []
     if output is not None:
-        written.append(_write(output, told, subject, groups, called, records, pruning))
+        written.append(_write(output, told, subject, called, records, pruning))
     lines = [*told.lines(), "", f"time       {told.seconds:.1f} s", *(f"wrote      {path}" for path in written)]
     typer.echo(options.dump(told.to_json()) if json else "\n".join(lines))
 
@@ -162,11 +165,11 @@ def _grouping(
     pruning: options.Pruning,
 ) -> Callable[[Graph], Grouping]:
     """What makes named groups of a graph."""
-    from circuit_tracer.circuits.grouping import group_nodes
+    from circuit_tracer.circuits import group_nodes, kept_grouping
     from circuit_tracer.circuits.naming import interpret_groups, name_groups
 
     def named(graph: Graph) -> Grouping:
-        groups = group_nodes(graph, model, labels=labels, **asdict(pruning))
+        groups = kept_grouping(graph) or group_nodes(graph, model, labels=labels, **asdict(pruning))
         if namer is not None and features is not None:
             names = interpret_groups(graph, groups, features, namer, labels)
             groups = groups.named({place: found.name for place, found in names.items()})
@@ -179,7 +182,6 @@ def _write(
     path: Path,
     told: Story,
     graph: Graph,
-    groups: Grouping,
     labels: Labels,
     features: FeatureFolder | None,
     pruning: options.Pruning,
@@ -187,12 +189,10 @@ def _write(
     from circuit_tracer.files import atomic_write
 
     if path.suffix == ".html":
-        from circuit_tracer.circuits.story import story_view
         from circuit_tracer.viewer.page import write_page
 
         cut: dict[str, Any] = {"node_threshold": pruning.node_threshold, "edge_threshold": pruning.edge_threshold}
-        view = story_view(told, groups)
-        return write_page(graph, path, features=features, labels=labels, slug=name_of(path), view=view, **cut)
+        return write_page(graph, path, features=features, labels=labels, slug=name_of(path), **cut)
     text = told.markdown() if path.suffix == ".md" else f"{options.dump(told.to_json())}\n"
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

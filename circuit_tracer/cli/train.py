@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
+from circuit_tracer.cli.frame import Command
 from circuit_tracer.cli.loading import quiet_loading
 from circuit_tracer.errors import InputError
 
@@ -32,7 +32,7 @@ WRITTEN = (
 )
 
 
-class TrainCommand(TyperCommand):
+class TrainCommand(Command):
     """Takes the keys of the configuration as options; they are read off its types only when this command runs."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -76,7 +76,8 @@ def split_overrides(args: list[str], own: set[str]) -> tuple[dict[str, str], lis
             if not left or left[0].startswith("--"):
                 raise InputError(f"--{name} has no value; expected {key.expected}. {key.description}")
             value = left.pop(0)
-        overrides[str(key)] = value
+        if overrides.setdefault(str(key), value) != value:
+            raise InputError(f"--{key} is given twice, as {overrides[str(key)]} and as {value}: leave one of them out")
     return overrides, rest
 
 
@@ -112,20 +113,22 @@ def train(
     if print_config:
         typer.echo(dump(settings), nl=False)
     elif plan:
-        _show_plan(settings)
+        _show_plan(settings, resume)
     elif find:
         _find(settings)
     else:
         _run(settings, resume)
 
 
-def _show_plan(config: TrainingConfig) -> None:
+def _show_plan(config: TrainingConfig, resume: bool) -> None:
     from circuit_tracer.models.loading import present, resolve_device
     from circuit_tracer.training.run.requirements import plan_run
+    from circuit_tracer.training.run.start import find_start
 
     quiet_loading()
     device = present(resolve_device(None if config.model.device == "auto" else config.model.device))
-    plan = plan_run(config, device, int(os.environ.get("WORLD_SIZE", "1")))
+    done = find_start(config, config.run.out, resume=True).step if resume else 0
+    plan = plan_run(config, device, int(os.environ.get("WORLD_SIZE", "1")), done)
     typer.echo(str(plan))
     plan.require_fits()
 

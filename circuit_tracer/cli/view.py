@@ -10,20 +10,24 @@ import typer
 
 from circuit_tracer.cli import options
 from circuit_tracer.cli.outputs import is_viewer_json, name_of, refuse_thresholds
-from circuit_tracer.errors import FileFormatError
+from circuit_tracer.errors import FileFormatError, InputError
 
 
 def view(
     ctx: typer.Context,
     *,
     graph: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            help="Graph: .safetensors, circuit-tracer's .pt, or a viewer's .json (or .json.gz), shown as it is."
+            help="Graph: .safetensors, circuit-tracer's .pt, or a viewer's .json (or .json.gz), shown as it is; without one "
+            "the page offers to open a file."
         ),
-    ],
+    ] = None,
     output: Annotated[
-        Path | None, options.output("The page to write; default: beside the graph, with its name, as .html.")
+        Path | None,
+        options.output(
+            "The page to write; default: beside the graph, with its name, as .html; viewer.html without one."
+        ),
     ] = None,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = False,
     features: Annotated[
@@ -36,6 +40,30 @@ def view(
     thresholds: options.Thresholds,
 ) -> None:
     """Write a graph as one page that opens offline, viewer and all."""
+    if graph is None:
+        page = _write_empty(output or Path("viewer.html"), features)
+    else:
+        page = _write(ctx, graph, output, features, thresholds)
+    typer.echo(f"wrote {page}")
+    if open_page:
+        typer.launch(str(page))
+
+
+def _write_empty(output: Path, features: Path | None) -> Path:
+    """A page that opens graphs. Raises InputError for features, which are of one graph."""
+    from circuit_tracer.files import atomic_write
+    from circuit_tracer.viewer.page import empty_page
+
+    if features is not None:
+        raise InputError("--features has no effect without a graph: name the graph too")
+    with atomic_write(output) as temporary:
+        temporary.write_text(empty_page(), encoding="utf-8")
+    return output
+
+
+def _write(
+    ctx: typer.Context, graph: Path, output: Path | None, features: Path | None, thresholds: options.Thresholds
+) -> Path:
     from circuit_tracer.features.folder import FeatureFolder
     from circuit_tracer.features.labels import read_labels
     from circuit_tracer.graph.files.native import as_graph
@@ -44,7 +72,7 @@ def view(
     if is_viewer_json(graph):
         refuse_thresholds(ctx, graph)
     shown = _showable(graph) if is_viewer_json(graph) else as_graph(graph)
-    page = write_page(
+    return write_page(
         shown,
         output or graph.with_name(f"{name_of(graph)}.html"),
         features=None if features is None else FeatureFolder(features),
@@ -52,9 +80,6 @@ def view(
         slug=name_of(graph),
         **asdict(thresholds),
     )
-    typer.echo(f"wrote {page}")
-    if open_page:
-        typer.launch(str(page))
 
 
 def _showable(path: Path) -> dict[str, Any]:

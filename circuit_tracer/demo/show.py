@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.circuits.grouping import group_nodes
+from circuit_tracer.circuits import Grouping, group_nodes, keep_grouping
 from circuit_tracer.circuits.naming import name_groups
 from circuit_tracer.circuits.pictures import draw
-from circuit_tracer.circuits.story import Contrast, Story, story_view, tell
-from circuit_tracer.circuits.supernodes import Grouping
+from circuit_tracer.circuits.story import Contrast, Story, tell
 from circuit_tracer.demo import FEATURES, MODEL, PROMPT, TRANSCODER, load_labels, world
 from circuit_tracer.errors import InputError
 from circuit_tracer.features.kept import keep_features
@@ -114,8 +113,8 @@ def write_files(
     graph: Graph, folder: Path, labels: dict[tuple[int, int], str], story: Story, groups: Grouping
 ) -> dict[str, str]:
     """Write the files of a graph and its story; what was written, by path."""
-    view = story_view(story, groups)
-    shown: dict[str, Any] = {"labels": labels, "view": view}
+    keep_grouping(graph, groups)
+    shown: dict[str, Any] = {"labels": labels}
     json_file = create_graph_files(
         graph, SLUG, folder, scan="circuit-tracing-demo", node_threshold=NODE_THRESHOLD, **shown
     )

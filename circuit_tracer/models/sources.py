@@ -19,6 +19,7 @@ from circuit_tracer.errors import (
     first_line,
 )
 from circuit_tracer.files import read_json
+from circuit_tracer.hub_connection import ask_hub, why_offline
 
 # several times what the largest models have: beyond it a number is a mistake, and building such a model takes all memory
 _LARGEST = {
@@ -58,6 +59,7 @@ def pretrained_source(model_name: str | Path, revision: str | None = None) -> So
         return Source(str(path), {})
     if path.is_absolute() or text.startswith((".", "~")):
         raise InputError(f"no language model at {path}: the path does not exist")
+    ask_hub()
     name, at, named = text.partition("@")
     if at and (not named or revision not in (None, named)):
         raise InputError(
@@ -107,7 +109,7 @@ def library_errors(model_name: str | Path, what: str = "language model", advice:
     except ImportError as error:
         raise InputError(f"the {what} at {name} cannot be loaded: {first_line(error)}") from error
     except OSError as error:
-        raise InputError(f"no {what} at {name}: {first_line(error)} {advice}") from error
+        raise InputError(f"no {what} at {name}: {_not_downloaded(error) or first_line(error)} {advice}") from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ResourceError(
             f"too little memory for the {what} at {name}: {first_line(error)}. Try dtype='bfloat16'."
@@ -118,6 +120,17 @@ def library_errors(model_name: str | Path, what: str = "language model", advice:
         if type(error).__name__ != "PanicException":  # a panic of tokenizers' or safetensors' Rust
             raise
         raise FileFormatError(f"the {what} at {name} cannot be read: {first_line(error)}") from error
+
+
+def _not_downloaded(error: BaseException | None) -> str | None:
+    """What to say when a file was looked for in the hub's cache alone; None for other errors."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    while error is not None:
+        if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled) and (why := why_offline()):
+            return f"it has not been downloaded, and {why}."
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _translated(error: Exception, name: str, what: str, advice: str) -> CircuitTracerError:

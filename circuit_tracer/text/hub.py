@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from circuit_tracer.errors import FileFormatError, InputError, ResourceError, first_line
+from circuit_tracer.hub_connection import ask_hub, why_offline
 from circuit_tracer.text.documents import Cursor, Documents, missing_extra
 from circuit_tracer.text.json_lines import text_of
 
@@ -49,6 +50,7 @@ class HubDataset(Documents):
             yield text_of(entry, self.field, f"data set {self.path!r}, split {self.split!r}"), stream.state_dict()
 
     def _open(self) -> Any:
+        self._require_hub()
         try:
             from datasets import load_dataset
         except ImportError as error:
@@ -63,6 +65,14 @@ class HubDataset(Documents):
                 f"{first_line(error)} Give an id of the hub (with network access or a filled cache) or a folder, "
                 "with one of its configurations and splits."
             ) from error
+
+    def _require_hub(self) -> None:
+        """InputError where the hub does not answer: a stream is read from there, and the library asks it for minutes."""
+        if not Path(self.path).expanduser().exists() and not ask_hub():
+            raise InputError(
+                f"data set {self.path!r} cannot be opened: {why_offline()}. Connect, or give files of your own: data.kind "
+                "jsonl, text, parquet or tokens, and their data.path."
+            )
 
     def _is_saved_dict(self) -> bool:
         return (Path(self.path).expanduser() / "dataset_dict.json").is_file()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.hub_connection import ask_hub, why_offline
 from circuit_tracer.transcoders.references import HubReference, parse_hub_uri
 
 Result = TypeVar("Result")
@@ -99,6 +100,7 @@ def _asking(reference: HubReference, what: str, ask: Callable[[], Result]) -> Re
         RevisionNotFoundError,
     )
 
+    ask_hub()
     try:
         return ask()
     except GatedRepoError as error:
@@ -109,7 +111,8 @@ def _asking(reference: HubReference, what: str, ask: Callable[[], Result]) -> Re
     except RevisionNotFoundError as error:
         raise _failure(reference, what, f"there is no revision {reference.revision!r}") from error
     except LocalEntryNotFoundError as error:
-        advice = "the hub cannot be reached and the file is not in its cache: connect, or give a local folder"
+        why = why_offline() or "the hub cannot be reached"
+        advice = f"{why}, and the file is not in its cache: connect, or give a local folder"
         raise _failure(reference, what, advice) from error
     except EntryNotFoundError as error:
         raise NoSuchFile(

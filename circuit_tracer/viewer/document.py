@@ -25,35 +25,22 @@ def viewer_document(
     slug: str = "graph",
     node_threshold: float = 0.8,
     edge_threshold: float = 0.98,
-    view: View | None = None,
 ) -> Mapping[str, Any]:
     """A graph, pruned at the thresholds and labelled, with ``sum_rule`` in its nodes; or viewer JSON, with labels where it has
     none.
 
-    graph: a graph; viewer JSON as a mapping; or the path of a file of such. view: what it opens with; its nodes stay, whatever
-    the thresholds. Raises InputError for what is no graph.
+    graph: a graph; viewer JSON as a mapping; or the path of a file of such. Raises InputError for what is no graph.
     """
     if isinstance(graph, Graph):
         exported = graph_document(
-            graph,
-            slug,
-            node_threshold=node_threshold,
-            edge_threshold=edge_threshold,
-            labels=labels,
-            view=view,
-            keep=() if view is None else view.nodes,
+            graph, slug, node_threshold=node_threshold, edge_threshold=edge_threshold, labels=labels
         )
         return with_sum_rules(json.loads(exported.text), graph)
-    document = _read(graph, labels or {})
-    return document if view is None else with_view(document, view)
-
-
-def _read(graph: Mapping[str, Any] | str | Path, labels: Labels) -> Mapping[str, Any]:
     if not isinstance(graph, Mapping):
-        return labelled(load_viewer_json(graph), labels)
+        return labelled(load_viewer_json(graph), labels or {})
     if not {"metadata", "nodes", "links"} <= set(graph) or not isinstance(graph["metadata"], Mapping):
         raise InputError("this is no viewer JSON: it lacks metadata, nodes or links at its top level")
-    return labelled(graph, labels)
+    return labelled(graph, labels or {})
 
 
 def unshowable(document: Mapping[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +21,6 @@ from circuit_tracer.viewer.bundle import STATIC, bundled_script
 from circuit_tracer.viewer.document import viewer_document
 
 if TYPE_CHECKING:
-    from circuit_tracer.graph.files.view import View
     from circuit_tracer.graph.files.viewer_json import Labels
 
 
@@ -40,7 +39,6 @@ def graph_page(
     slug: str = "graph",
     node_threshold: float = 0.8,
     edge_threshold: float = 0.98,
-    view: View | None = None,
 ) -> str:
     """The text of a self-contained HTML page that shows a graph, offline and from disk.
 
@@ -54,23 +52,20 @@ def graph_page(
     the page itself mends and reports, or says why it cannot be shown.
     """
     document = viewer_document(
-        graph, labels=labels, slug=slug, node_threshold=node_threshold, edge_threshold=edge_threshold, view=view
+        graph, labels=labels, slug=slug, node_threshold=node_threshold, edge_threshold=edge_threshold
     )
-    title = html.escape(f"{document['metadata'].get('prompt') or slug} – attribution graph")
-    head, script = _head_and_script()
+    title = f"{document['metadata'].get('prompt') or slug} – attribution graph"
     data = [_data("graph-data", document)]
     if features is None and isinstance(graph, Graph) and graph.records:
         features = KeptRecords(graph)
     if features is not None:
         data.append(_data("feature-data", _features_of(document, features)))
-    page = (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{head}<title>{title}</title>\n</head>\n'
-        '<body>\n<div id="app"><p class="notice">Loading the graph …</p></div>\n'
-        "<noscript>This page draws its graph with JavaScript, which is switched off.</noscript>\n"
-        f"{''.join(data)}{script}</body>\n</html>\n"
-    )
-    # Halves of surrogate pairs, which JSON files can hold, are no text; without them every page can be written.
-    return page.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return _page(title, data)
+
+
+def empty_page() -> str:
+    """The text of the same page without a graph: it offers to open one, a file of any viewer's JSON."""
+    return _page("Attribution graph", [])
 
 
 def write_page(graph: Graph | Mapping[str, Any] | str | Path, path: str | Path, **options: Any) -> Path:
@@ -89,6 +84,18 @@ def graph_frame(graph: Graph | Mapping[str, Any] | str | Path, *, height: int = 
     style = f"width:100%;height:{int(height)}px;border:0"
     allowed = "allow-scripts allow-downloads"
     return f'<iframe title="attribution graph" sandbox="{allowed}" style="{style}" srcdoc="{page}"></iframe>'
+
+
+def _page(title: str, data: Sequence[str]) -> str:
+    head, script = _head_and_script()
+    page = (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{head}<title>{html.escape(title)}</title>\n'
+        '</head>\n<body>\n<div id="app"><p class="notice">Loading the graph …</p></div>\n'
+        "<noscript>This page draws its graph with JavaScript, which is switched off.</noscript>\n"
+        f"{''.join(data)}{script}</body>\n</html>\n"
+    )
+    # Halves of surrogate pairs, which JSON files can hold, are no text; without them every page can be written.
+    return page.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _features_of(document: Mapping[str, Any], features: Features) -> dict[str, Mapping[str, Any]]:

@@ -55,6 +55,21 @@ def test_help_does_not_load_torch() -> None:
     assert time.perf_counter() - started < 3, "0.2 s on an idle machine; the bound is for busy ones"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["attribute", "-t", "one", "-p", "x", "--transcoder_set", "two"],
+        ["evaluate", "-t", "one", "--data", "x", "-t", "two"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_option_given_twice_is_refused(run: Run, arguments: list[str]) -> None:
+    outcome = run(*arguments)
+    assert outcome.code == 2
+    assert "-t / --transcoder" in outcome.err
+    assert "is given twice, and takes one value: leave one of them out" in outcome.err
+
+
 def test_version(run: Run) -> None:
     assert run("--version").out.startswith("circuit-tracing 0.")
 

@@ -118,6 +118,7 @@ def test_of_several_processes_one_speaks(
         (["gpt3"], "did you mean the preset gpt2?"),
         ([], "Missing argument"),
         (["gpt2", "more"], "unexpected extra argument"),
+        (["gpt2", "--run.start_from", "a", "--run.start-from=b"], "--run.start_from is given twice, as a and as b"),
     ],
 )
 def test_mistakes_are_named_before_anything_happens(
@@ -198,6 +199,8 @@ def test_a_tiny_run_and_its_continuation(
     resumed = run("train", tmp_path / "run", "--resume")  # the folder knows its configuration
     assert resumed.code == 0, resumed.err
     assert load(tmp_path / "run") == load(config)
+    planned = run("train", tmp_path / "run", "--resume", "--run.tokens", 160, "--plan")
+    assert "for the last 1 of 5 steps of 32 tokens" in planned.out
     longer = run("train", tmp_path / "run", "--resume", "--run.tokens", 160)
     assert longer.code == 0, longer.err
     assert "from here on: run.tokens 128 -> 160" in " ".join(longer.err.split())

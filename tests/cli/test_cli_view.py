@@ -28,6 +28,15 @@ def test_a_graph_file_becomes_a_page_beside_it(run: Run, traced: Path, tmp_path:
     assert f"wrote {page}" in outcome.out
 
 
+def test_without_a_graph_the_page_opens_one(run: Run, tmp_path: Path) -> None:
+    page = tmp_path / "viewer.html"
+    assert run("view", "-o", page).code == 0
+    assert '<script type="application/json"' not in page.read_text(encoding="utf-8")
+    refused = run("view", "-o", page, "--features", FEATURES)
+    assert refused.code == 2
+    assert "--features has no effect without a graph" in refused.err
+
+
 def test_viewer_json_is_shown_as_it_is(run: Run, traced_graph: Graph, tmp_path: Path) -> None:
     path = traced_graph.to_json("mine", tmp_path)
     outcome = run("view", path)

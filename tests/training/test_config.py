@@ -283,7 +283,7 @@ def test_a_wrong_value_is_refused_in_plain_words(key: str, value: str, expected:
             {"run__start_from": "x", "sparsity__anneal": 0.5},
             r"anneal is 0\.5, which has no effect with run\.start_from",
         ),
-        ({"evaluation__every_steps": 3}, r"every_steps is 3, more than the run's 2 steps"),
+        ({"evaluation__every_steps": 3}, r"every_steps is 3, more than the run's 2 steps; leave it out"),
         ({"data__path": None}, r"data\.path is missing: give the one data set there, or several in data\.mixture"),
         ({"data__mixture": [PART]}, r"data\.path is texts, which has no effect with data\.mixture"),
         (
@@ -361,11 +361,25 @@ def test_values_that_follow_from_others() -> None:
     assert small(optimizer__warmup_steps=None, run__tokens=4096 * 300).warmup_steps == 15
     assert small(optimizer__warmup_steps=None, run__tokens=4096 * 10**6).warmup_steps == 1000
     assert small(optimizer__warmup_steps=2).warmup_steps == 2
+    warm: dict[str, Any] = {"optimizer__warmup_steps": None, "run__start_from": "some/dictionary"}
+    assert [small(**warm, run__tokens=4096 * steps).warmup_steps for steps in (4, 300, 2000)] == [20, 20, 100]
+    assert small(**warm | {"optimizer__warmup_steps": 0}).warmup_steps == 0
+    lengths = [small(run__tokens=4096 * steps) for steps in (4, 100, 10_000, 10**6)]
+    assert [one.checkpoint_every_steps for one in lengths] == [50, 50, 1000, 5000]
+    assert [one.evaluation_tokens for one in lengths] == [4096, 40960, 65536, 65536]
+    assert {one.evaluate_every_steps for one in lengths} == {5000}
+    given = small(run__checkpoint_every_steps=3, evaluation__every_steps=0, evaluation__tokens=7)
+    assert (given.checkpoint_every_steps, given.evaluate_every_steps, given.evaluation_tokens) == (3, 0, 7)
     assert small(dictionary__features=2**14).active_at_start == 96
     assert small().active_at_start == 32  # half of the features
     assert small(sparsity__active=40.0).active_at_start == 40
     assert small(sparsity__active_at_start=64.0).active_at_start == 64
     assert small(sparsity__anneal=0).active_at_start == 16
+    for rule, share in (("topk", 1 / 2), ("relu", 1 / 4), ("jumprelu", 1 / 4)):
+        assert (
+            small(sparsity__activation=rule, sparsity__active=4.0, dictionary__features=32).active_at_start
+            == 32 * share
+        )
     assert small(run__start_from="some/dictionary").active_at_start == 16
     assert small(run__start_from="x", sparsity__active_at_start=64.0).active_at_start == 64
     assert small(run__schedule_tokens=20_000).schedule_steps == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph import compute_graph_scores
 from circuit_tracer.replacement_model import ReplacementModel
-from circuit_tracer.training.evaluation import GivenActivations, evaluate
+from circuit_tracer.training.evaluation import GivenActivations, evaluate, model_card
 from circuit_tracer.training.evaluation.graphs import Named, score_graphs
 from circuit_tracer.training.evaluation.reconstruction import measure
 from circuit_tracer.training.evaluation.results import GraphScore, mean_scores
@@ -110,11 +111,19 @@ def test_prompts_that_cannot_be_traced_say_why_and_do_not_count() -> None:
 
 def test_all_baselines_stand_beside_the_dictionary() -> None:
     parts, transcoders = parts_of(), tiny_transcoder("clt")
-    settings = replace(ALL_TOKENS, random_baseline=True, prompts=([3, 4, 5, 6],))  # type: ignore[arg-type]
+    prompts: Any = ([3, 4, 5, 6], [3, 9, 5])
+    settings = replace(ALL_TOKENS, random_baseline=True, prompts=prompts, random_graphs=1, faithfulness=False)
     evaluation = evaluate(parts, None, transcoders, sequences(), settings, per_layer=tiny_transcoder("plt"))
     assert list(evaluation.results) == ["dictionary", "random", "per_layer"]
     for result in evaluation.results.values():
         assert result.replacement is not None
-        assert len(result.graphs) == 1
         assert 0 <= result.graphs[0].replacement <= 1
+    assert [len(result.graphs) for result in evaluation.results.values()] == [2, 1, 2]
+    own, random = (evaluation.results[name].graphs[0].replacement for name in ("dictionary", "random"))
+    assert evaluation.differences["random"]["replacement"].value == pytest.approx(own - random)
+    card = model_card(evaluation)
+    assert "means over 2 prompts" in card
+    assert "all features; of the random dictionary the first 1." in card
+    row = next(line for line in card.splitlines() if line.startswith("| [3, 9, 5]"))
+    assert row.split(" | ")[4:7] == ["–", "–", "–"]
     assert list(evaluation.ablations) == ["zero", "mean"]

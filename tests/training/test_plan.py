@@ -20,7 +20,25 @@ from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import ActivationBatch
 from circuit_tracer.training.export.calibration import level_scores, n_batches
 from circuit_tracer.training.feature_ranks import FeatureRanks
-from circuit_tracer.training.run.cost import PRODUCTS, ModelSizes, TrainingCost, flop, moved_bytes, operations
+from circuit_tracer.training.run.cost import (
+    PRODUCTS,
+    ModelSizes,
+    TrainingCost,
+    flop,
+    moved_bytes,
+    operations,
+    step_seconds,
+)
+from circuit_tracer.training.run.evaluation_cost import (
+    SHARE,
+    USUAL,
+    Graphs,
+    evaluation_seconds,
+    evaluations,
+    graph_seconds,
+    graphs_of,
+    settled,
+)
 from circuit_tracer.training.run.events import NullListener
 from circuit_tracer.training.run.loop import Loop
 from circuit_tracer.training.run.machine import Machine
@@ -130,6 +148,58 @@ def test_the_plan_says_the_learning_rate() -> None:
     text = str(make_plan(small(optimizer__learning_rate=2e-3, optimizer__warmup_steps=1), TINY, LAPTOP))
     assert "learning rate: 2.0e-03, reached after 1 of 2 steps" in text
     assert "learning rate: 7.0e-03 by rule, reached after 0 of 2 steps" in str(make_plan(small(), TINY, LAPTOP))
+    warm = small(optimizer__warmup_steps=None, run__start_from="some/dictionary")
+    assert "not reached: it rises over 20 steps, and there are 2" in str(make_plan(warm, TINY, LAPTOP))
+
+
+def test_a_run_that_goes_on_is_planned_by_the_steps_left() -> None:
+    whole, rest = (make_plan(small(run__tokens=4096 * 100), TINY, LAPTOP, done=done) for done in (0, 75))
+    assert rest.seconds == pytest.approx(whole.seconds / 4)
+    assert "for the last 25 of 100 steps of 4096 tokens" in str(rest)
+    assert "for 100 steps of 4096 tokens" in str(whole)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_can_be_cut_short_and_its_evaluation_with_it(name: str) -> None:
+    length = ("8192", "8_192_000", "300_000_000")
+    plans = [make_plan(load(name, {"run.tokens": tokens}), PUBLISHED[name], H200) for tokens in length]
+    graphs = [graphs_of(plan.work) for plan in plans]
+    assert graphs[0] == Graphs(named=5, held_out=0, of_random=0, of_baseline=0)
+    assert graphs[0].all <= graphs[1].all <= graphs[2].all
+    assert graphs[2] == Graphs(5, 20, 25, 0)
+    usual = USUAL[False]
+    for plan, count in zip(plans, graphs, strict=True):
+        took = count.all * evaluations(plan.work.config) * graph_seconds(plan.work, usual)
+        training = plan.work.config.steps * sum(step_seconds(plan.work, usual).values())
+        assert count.all == 5 or took <= SHARE * training
+        assert settled(plan.work).evaluation.held_out_prompts == count.held_out
+        parts = evaluation_seconds(plan.work, H200)
+        assert parts["graphs"] == pytest.approx(count.all * graph_seconds(plan.work, H200))
+        assert f"about {duration(sum(parts.values()))}" in str(plan).split("evaluation")[1]
+
+
+def test_the_number_of_graphs_is_the_one_given_and_no_matter_of_how_busy_the_machine_is() -> None:
+    given = small(evaluation__held_out_prompts=7, evaluation__random_graphs=3, evaluation__prompts=["a"])
+    assert graphs_of(make_plan(given, TINY, LAPTOP).work) == Graphs(1, 7, 3, 0)
+    slow = replace(LAPTOP, flops={name: rate / 9 for name, rate in LAPTOP.flops.items()})
+    open_ended = small(run__tokens=4096 * 300)
+    found = {graphs_of(make_plan(open_ended, TINY, machine).work) for machine in (LAPTOP, slow)}
+    assert len(found) == 1
+    for changes in ({"dictionary__kind": "sae"}, {"data__kind": "activations"}):
+        plan = make_plan(small(**changes), TINY, LAPTOP)
+        assert graphs_of(plan.work).all == 0
+        assert "held-out text" in str(plan)
+        assert "prompts" not in str(plan)
+    without = small(evaluation__random_baseline=False, evaluation__held_out_prompts=2)
+    assert graphs_of(make_plan(without, TINY, LAPTOP).work) == Graphs(5, 2, 0, 0)
+
+
+def test_filling_the_buffer_of_a_short_run_is_planned() -> None:
+    changes = {"data__buffer_tokens": 4096 * 50, "model__dtype": "float32"}
+    short, long = (make_plan(small(run__tokens=4096 * steps, **changes), TINY, LAPTOP) for steps in (10, 60))
+    assert short.first_block_seconds == pytest.approx(40 * short.step_seconds["language model"])
+    assert long.first_block_seconds == 0
+    assert "to fill the buffer (data.buffer_tokens 204800)" in str(replace(short, step_seconds={"language model": 1.0}))
 
 
 def test_the_cache_is_planned_where_its_size_is_known() -> None:

@@ -13,6 +13,7 @@ from circuit_tracer.training.sparsity import RULES, rule_of
 from circuit_tracer.training.sparsity.base import Now
 from circuit_tracer.training.sparsity.penalty import PenaltyRule, start_thresholds
 from circuit_tracer.training.step.dictionary import Dictionary
+from tests.support.config_cases import small
 from tests.support.loop_cases import Run, reports
 
 WIDTH, FEATURES, TOKENS = 8, 40, 500
@@ -52,6 +53,17 @@ def test_a_dictionary_starts_at_the_number_asked_for(activation: str) -> None:
     assert [int(active.sum()) / TOKENS for active in selection.active] == [2.0, 2.0]
     rule.start_(model, x_SBD, 5.0, FeatureRanks())  # what it came with stays
     assert all(torch.equal(*pair) for pair in zip(before, model.tensors().values(), strict=True))
+
+
+@pytest.mark.parametrize("activation", STEERED)
+def test_no_start_is_so_dense_that_thresholds_are_almost_zero(activation: str) -> None:
+    """Near zero a threshold that rises by a factor a step hardly rises."""
+    config = small(sparsity__activation=activation, sparsity__active=12.0, dictionary__features=FEATURES)
+    model, x_SBD, rule = dictionary(), inputs(), rule_of(config.sparsity)
+    assert isinstance(rule, PenaltyRule)
+    for source in range(2):
+        level_F = start_thresholds(model, source, x_SBD[source], config.active_at_start, FeatureRanks())
+        assert float((level_F / (x_SBD[source] @ model.W_enc[source].T).square().mean(0).sqrt()).min()) > 0.3
 
 
 def test_thresholds_of_one_are_thresholds() -> None:

@@ -63,7 +63,7 @@ def test_from_a_link_to_its_heads_to_why_one_looks_there(visit: Callable[..., Pa
     target = "attn:" + state(page, "head")
     page.click("[data-testid=head-trace]")
     wait_for(page, "trace-dialog")
-    assert page.js("document.querySelector('[data-testid=trace-targets]').value") == target
+    assert texts(page, "[data-testid=targets-chosen] .chip") == [f"{target} ×"]
     page.click("[data-testid=trace-go]")
     page.wait(f"{READY} && viewer.graph.nodes.at(-1).raw.target_kind === 'attention'", 30)
     assert texts(page, ".targets .row")[0].startswith(target[5:9])

@@ -84,6 +84,15 @@ def test_tokens_are_those_that_are_traced(served: Server) -> None:
     assert shown["most"] == 64
 
 
+def test_outputs_are_what_the_model_says_next(served: Server, demo_model: ReplacementModel) -> None:
+    shown = ask(served, "/api/outputs", {"prompt": PROMPT}).json["outputs"]
+    odds = demo_model(PROMPT)[0, -1].softmax(-1)
+    assert [each["id"] for each in shown] == odds.topk(8).indices.tolist()
+    assert [each["probability"] for each in shown] == pytest.approx(odds.topk(8).values.tolist(), abs=1e-5)
+    assert shown[0]["text"].strip() == "Austin"
+    assert "at most 64" in ask(served, "/api/outputs", {"prompt": "the " * 100}).error
+
+
 @pytest.mark.parametrize(
     ("body", "status", "part"),
     [

@@ -29,13 +29,22 @@ def test_a_prompt_is_traced_from_an_empty_folder(
     page = visit(ready="document.querySelector('[data-testid=trace-prompt]')")
     page.click("[data-testid=trace-prompt]")
     page.type(PROMPT)
-    page.wait("document.querySelectorAll('.token-row .chip').length === 9")
-    shown = texts(page, ".token-row .chip")
-    assert texts(page, ".token-row .quiet") == ["9 tokens of at most 64"]
+    page.wait("document.querySelectorAll('[data-testid=trace-tokens] .chip').length === 9")
+    shown = texts(page, "[data-testid=trace-tokens] .chip")
+    assert texts(page, "[data-testid=trace-tokens] .quiet") == ["9 tokens of at most 64"]
+    assert texts(page, "[data-testid=targets-chosen]") == ["the likeliest outputs"]
+    page.wait("document.querySelectorAll('[data-testid=targets-offered] .chip').length === 8", 30)
+    offered = [text.rsplit(" ", 1)[0] for text in texts(page, "[data-testid=targets-offered] .chip")]
+    assert offered[0] == "Austin"
+    for number in (1, 3):
+        page.click(f"[data-testid=targets-offered] .chip:nth-child({number})")
+    assert texts(page, "[data-testid=targets-chosen] .chip") == [f"{offered[0]} ×", f"{offered[2]} ×"]
     page.click("[data-testid=trace-go]")
     page.wait(READY, 30)
     page.frames()
     assert page.js("viewer.graph.tokens") == shown
+    explained = page.js("viewer.graph.nodes.filter(n => n.kind === 'target').map(n => n.raw.token)")
+    assert [text.strip() for text in explained] == [offered[0], offered[2]]
     assert "slug=of-the-state-containing-dallas-is" in page.js("location.search")
     assert pixels(page, ".link-graph canvas") > 3000
     assert texts(page, "h1")[0] == PROMPT
@@ -94,12 +103,14 @@ def test_what_cannot_be_traced_is_said_in_the_dialog(visit: Callable[..., Page])
     page = visit()
     page.click("[data-testid=trace]")
     wait_for(page, "trace-dialog")
-    page.js("document.querySelector('.settings').open = true")
     page.click("[data-testid=trace-targets]")
-    page.type("no such token")
+    page.type("Austin")
+    page.key("Enter")
+    page.type("  no such token")  # a space in front of a token is part of it
     page.click("[data-testid=trace-go]")
     page.wait("document.querySelector('[data-testid=trace-problem]').textContent", 30)
-    assert "no such token" in texts(page, "[data-testid=trace-problem]")[0]
+    assert "'  no such token'" in texts(page, "[data-testid=trace-problem]")[0]
+    assert texts(page, "[data-testid=targets-chosen] .chip") == ["Austin ×"]
 
 
 def test_what_was_made_is_saved_and_there_again(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from circuit_tracer.viewer import graph_page
+from circuit_tracer.viewer import empty_page, graph_page
 from tests.support.browser import Page
 from tests.support.documents import small_document
 from tests.support.gestures import CTRL, SHIFT, params, pixels, place, set_slider, state, texts
@@ -268,6 +268,72 @@ def test_the_difference_of_two_outputs(open_page: Callable[..., Page]):
         ready="document.querySelector('[data-testid=problem]')",
     )
     assert "“maybe”; the graph has yes, no" in texts(lost, "[data-testid=problem]")[0]
+
+
+def test_a_difference_is_made_and_left_on_the_page(open_page: Callable[..., Page]):
+    page = open_page(graph_page(small_document()), after="#clickedId=3_20_1&pinnedIds=0_5_0")
+    page.click("[data-testid=difference-go]")
+    page.wait("window.viewer?.graph.difference === 'difference_3_20_1_3_21_1' && viewer.view.picture")
+    assert state(page, "clicked") == "difference_3_20_1_3_21_1"
+    assert state(page, "pinned") == ["0_5_0"]
+    assert texts(page, "[data-testid=inputs] .row .value") == ["+44%", "−33%", "+11%", "−11%"]
+    page.click("[data-testid=difference-end]")
+    page.wait("window.viewer && !viewer.graph.difference && viewer.view.picture")
+    assert state(page, "clicked") == "3_20_1"
+
+
+def test_the_link_that_is_copied_holds_what_was_just_pinned(small: Page):
+    page = small
+    page.js("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    page.js("viewer.actions.pin(['0_5_0'])")
+    page.click("[data-testid=save-menu]")
+    page.click("[data-testid=copy-link]")
+    page.wait("window.copied")
+    assert "pinnedIds=0_5_0" in page.js("window.copied")
+    page.wait("document.querySelector('[data-testid=toast]')?.textContent.includes('Link copied')")
+
+
+def test_nodes_stand_under_headings_most_important_first(small: Page):
+    page = small
+    page.js("viewer.open('nodes')")
+    page.frames()
+    heads = [text.split()[0] for text in texts(page, "[data-testid=nodes] h4")]
+    assert heads == ["Outputs", "Features", "Errors", "Tokens"]
+    ids = page.js("[...document.querySelectorAll('[data-testid=nodes] .row')].map(e => e.dataset.id)")
+    known = page.js(
+        "Object.fromEntries(viewer.graph.nodes.map(n => [n.id, [n.kind, n.influence ?? 2, -(n.probability ?? 0)]]))"
+    )
+    order = {"target": 0, "feature": 1, "error": 2, "attention error": 2, "token": 3}
+    keys = [(order[known[each][0]], *known[each][1:]) for each in ids]
+    assert keys == sorted(keys)
+    assert len(ids) == len(known)
+
+
+def test_a_feature_of_a_source_set_of_neuronpedia_has_its_page(open_page: Callable[..., Page]):
+    document = small_document()
+    document["metadata"] |= {"scan": "gemma-2-2b", "feature_details": {"neuronpedia_source_set": "clt-hp"}}
+    page = open_page(graph_page(document), after="#clickedId=0_5_0")
+    link = "document.querySelector('[data-testid=neuronpedia]')"
+    assert page.js(f"{link}.href") == "https://www.neuronpedia.org/gemma-2-2b/0-clt-hp/5"
+    page.js("viewer.actions.select('3_20_1')")
+    page.frames()
+    assert page.js(f"{link} === null")
+    document["metadata"]["scan"] = 'x"/><script>'
+    assert open_page(graph_page(document), after="#clickedId=0_5_0").js(f"{link} === null")
+
+
+def test_a_page_without_a_graph_opens_a_file(open_page: Callable[..., Page]):
+    page = open_page(empty_page(), ready="document.querySelector('[data-testid=open-file]')")
+    page.js(
+        f"""(() => {{ const data = new DataTransfer();
+        data.items.add(new File([{json.dumps(json.dumps(small_document()))}], 'g.json'));
+        const e = document.querySelector('[data-testid=open-file]'); e.files = data.files;
+        e.dispatchEvent(new Event('change')); }})()"""
+    )
+    page.wait("window.viewer?.view.picture")
+    assert page.js("viewer.graph.nodes.length") == len(small_document()["nodes"])
+    assert texts(page, "[data-testid=difference-go]") == [], "a reload would lose the file"
+    assert page.errors() == []
 
 
 def test_the_difference_has_no_numbers_of_its_first_output(open_page: Callable[..., Page]):

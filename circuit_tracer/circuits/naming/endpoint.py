@@ -17,12 +17,13 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from circuit_tracer.circuits.naming.concepts import Concept, shortened_name
 from circuit_tracer.circuits.naming.names import active_members
-from circuit_tracer.circuits.naming.promoted import Active, Place
+from circuit_tracer.circuits.naming.promoted import Active
 from circuit_tracer.circuits.naming.titles import node_numbers
+from circuit_tracer.circuits.profiles import label_of
 from circuit_tracer.circuits.supernodes import Grouping, Supernode
 from circuit_tracer.errors import CircuitTracerError
 from circuit_tracer.features.chat import ChatModel, Messages
@@ -68,7 +69,7 @@ def interpret_groups(
     grouping: Grouping,
     features: FeatureFolder,
     chat: ChatModel,
-    labels: Mapping[Place, str] | None = None,
+    labels: Mapping[Any, str] | None = None,
     settings: Interpretation | None = None,
 ) -> dict[int, GroupName]:
     """Names by the place of a group of features in the grouping; without those that the model gave no usable answer for.
@@ -119,7 +120,7 @@ def name_messages(
     members: Sequence[Active],
     shown: Sequence[tuple[Example, float]],
     features: FeatureFolder,
-    labels: Mapping[Place, str],
+    labels: Mapping[Any, str],
 ) -> Messages:
     """The first conversation. shown: texts, each with its feature's largest activation."""
     numbers = node_numbers(graph)
@@ -128,7 +129,8 @@ def name_messages(
     texts = "\n".join(
         f"{number}. {marked_text(example, most)}" for number, (example, most) in enumerate(shown, start=1)
     )
-    known = list(dict.fromkeys(labels[member.place] for member in members if member.place in labels))
+    told = (label_of(labels, member.node, *member.place) for member in members)
+    known = list(dict.fromkeys(filter(None, told)))
     records = [record for member in members if (record := features.get(member.place)) is not None]
     promoted = list(dict.fromkeys(token for record in records for token in record.get("top_logits", ())[:5]))
     content = (

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.circuits.naming.concepts import Concept, leading, several, shortened_name, tally
-from circuit_tracer.circuits.naming.promoted import Active, Place, Records, promoted_by, promoted_in
+from circuit_tracer.circuits.naming.promoted import Active, Records, promoted_by, promoted_in
 from circuit_tracer.circuits.naming.titles import node_numbers, titles
+from circuit_tracer.circuits.profiles import label_of
 from circuit_tracer.circuits.supernodes import Grouping, Role, Supernode
 from circuit_tracer.features.labels import WORDS, read_totals, shown_token
 from circuit_tracer.graph.graph import Graph
@@ -28,17 +30,17 @@ def name_groups(
     graph: Graph,
     grouping: Grouping,
     *,
-    labels: Mapping[Place, str] | None = None,
+    labels: Mapping[Any, str] | None = None,
     features: Records | None = None,
     model: Traceable | None = None,
     over: bool = False,
 ) -> Grouping:
     """The grouping with names for its groups of features.
 
-    labels: of features, by (layer, index). features: records by (layer, index), such as a ``FeatureFolder``. model: the one
-    that the graph was traced with, for the tokens that groups promote; without it, from the records. over: groups that have a
-    name get a new one too. Groups of tokens, errors and outputs are left without: `titles` says what they are. No two names
-    are alike.
+    labels: by node id, or of features by (layer, index). features: records by (layer, index), such as a ``FeatureFolder``.
+    model: the one that the graph was traced with, for the tokens that groups promote; without it, from the records. over:
+    groups that have a name get a new one too. Groups of tokens, errors and outputs are left without: `titles` says what they
+    are. No two names are alike.
     """
     named = {}
     for place, members in enumerate(active_members(graph, grouping)):
@@ -57,9 +59,14 @@ def active_members(graph: Graph, grouping: Grouping) -> list[list[Active]]:
     numbers, table = node_numbers(graph), graph.nodes
     return [
         [
-            Active((int(table.layer[node]), int(table.feature[node])), float(table.activation[node]), influence[node])
-            for node in (numbers[member] for member in group.members)
-            if node < table.layout.n_features
+            Active(
+                (int(table.layer[node]), int(table.feature[node])),
+                float(table.activation[node]),
+                influence[node],
+                member,
+            )
+            for member in group.members
+            if (node := numbers[member]) < table.layout.n_features
         ]
         for group in grouping
     ]
@@ -68,11 +75,12 @@ def active_members(graph: Graph, grouping: Grouping) -> list[list[Active]]:
 def _name(
     role: Role,
     members: Sequence[Active],
-    labels: Mapping[Place, str],
+    labels: Mapping[Any, str],
     features: Records | None,
     model: Traceable | None,
 ) -> str | None:
-    weights = tally((labels[member.place], member.weight) for member in members if member.place in labels)
+    known = ((label_of(labels, member.node, *member.place), member.weight) for member in members)
+    weights = tally((label, weight) for label, weight in known if label)
     total = sum(member.weight for member in members)
     said, read = _of_kind(weights, says=True), _of_kind(weights, says=False)
     if role == "says":

@@ -26,11 +26,12 @@ Place = tuple[int, int]
 
 
 class Active(NamedTuple):
-    """A feature (layer, index) as active as on the prompt, and what it counts in its group."""
+    """A feature (layer, index) as active as on the prompt, what it counts in its group, and the id of its node."""
 
     place: Place
     activation: float
     weight: float
+    node: str = ""
 
 
 class Records(Protocol):

@@ -3,6 +3,5 @@
 from circuit_tracer.circuits.story.contrast import Contrast
 from circuit_tracer.circuits.story.story import Evidence, Measurement, Sentence, Story
 from circuit_tracer.circuits.story.tell import tell
-from circuit_tracer.circuits.story.view import story_view
 
-__all__ = ["Contrast", "Evidence", "Measurement", "Sentence", "Story", "story_view", "tell"]
+__all__ = ["Contrast", "Evidence", "Measurement", "Sentence", "Story", "tell"]

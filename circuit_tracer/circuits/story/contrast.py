@@ -105,7 +105,7 @@ def _answer(other: Scene) -> int:
 
 
 def _positions(scene: Scene, place: int) -> list[int]:
-    positions: list[int] = scene.graph.nodes.position.cpu()[scene.nodes[place]].unique().tolist()
+    positions: list[int] = scene.graph.nodes.position.cpu()[list(scene.circuit.nodes[place])].unique().tolist()
     return positions
 
 

@@ -1,7 +1,4 @@
-"""The numbers that a story is made of: groups of a graph with their titles, shares of each other's input, and influence.
-
-Letters: N nodes, G groups.
-"""
+"""The numbers that a story is made of: the circuit of a grouping, with titles, and what of it is spoken of."""
 
 from __future__ import annotations
 
@@ -11,15 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from circuit_tracer.circuits.naming.titles import node_numbers, titles, whereabouts
-from circuit_tracer.circuits.supernodes import Grouping, Role, Supernode
+from circuit_tracer.circuits.quotient import Circuit, contract
+from circuit_tracer.circuits.supernodes import Grouping
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.graph.influence import edge_influence, node_influence
-from circuit_tracer.graph.shares import group_shares
 
 LEAST_INFLUENCE = 0.03  # of the total: groups that pass on less are not spoken of
 MOST_GROUPS = 12  # groups of features that are spoken of
@@ -29,13 +22,12 @@ MOST_CHAINS = 3
 LEAST_DETOUR = 0.25  # of the best weight of a token's ways: longer ones of so much are told
 LEAST_CHAIN = 0.1  # of the strongest chain's weight
 
-
 _SPECIAL = re.compile(r"(<[^<>\s]+>\s*)+")  # <s>, <bos>, <|begin_of_text|>
 
 
 @dataclass(frozen=True)
 class Link:
-    """A group, by place, that gives another this share of its input."""
+    """A group, by place, that gives another this signed share of its input."""
 
     source: int
     share: float
@@ -47,26 +39,28 @@ class _Way(NamedTuple):
 
 
 class Scene:
-    """A graph with its groups, by place. Tokens and outputs that are in no group get one each. Raises InputError for a group
-    of nodes that the graph does not have.
+    """A graph with the groups of its circuit, by place in ``circuit.groups``; nodes of no group stand alone there.
+
+    Raises InputError for a group of nodes that the graph does not have.
     """
 
     def __init__(self, graph: Graph, grouping: Grouping) -> None:
-        self.graph, self.numbers = graph, node_numbers(graph)
-        if missing := [node for group in grouping for node in group.members if node not in self.numbers]:
-            raise InputError(
-                f"the groups name node {missing[0]!r}, which this graph does not have; group its nodes anew"
-            )
-        grouping = _with_ends(graph, grouping)
-        self.groups: tuple[Supernode, ...] = grouping.supernodes
-        self.titles = titles(graph, grouping)
-        self.nodes = [torch.tensor([self.numbers[node] for node in group.members]) for group in self.groups]
+        self.graph = graph
+        self.circuit: Circuit = contract(graph, grouping)
+        self.groups = self.circuit.groups
+        self.titles = titles(graph, Grouping(self.groups))
         first = graph.nodes.layout.target_start + self.first_target
-        self.answer = next(place for place, nodes in enumerate(self.nodes) if first in nodes.tolist())
+        answers = [place for place, nodes in enumerate(self.circuit.nodes) if first in nodes]
+        if not answers:
+            raise InputError(
+                f"the target {graph.targets.label[self.first_target]!r} is no node of the grouped graph, so there is nothing "
+                "to tell; group its nodes anew"
+            )
+        self.answer = answers[0]
 
     @property
     def prompt(self) -> str:
-        """The prompt without a special token in front."""
+        """The prompt without special tokens in front."""
         special = _SPECIAL.match(self.graph.input_string)
         return self.graph.input_string[special.end() if special else 0 :].strip()
 
@@ -76,55 +70,43 @@ class Scene:
         return next((row for row, kind in enumerate(self.graph.targets.kind) if kind == "logit"), 0)
 
     @cached_property
-    def share_GG(self) -> Tensor:
-        """(G, G) signed share of the input of each group (row) that comes from each other one (column)."""
-        return group_shares(self.graph.edges, [nodes.tolist() for nodes in self.nodes]).cpu()
-
-    @cached_property
     def influence(self) -> list[float]:
-        """What each group passes on to the targets, out of it, as a share of all that reaches them."""
-        graph, edges = self.graph, self.graph.edges
-        weights = graph.target_weights
-        flow = edge_influence(edges, node_influence(edges, graph.blocks, weights), weights).cpu()
-        owner = torch.full((graph.n_nodes,), -1, dtype=torch.int64)
-        for place, nodes in enumerate(self.nodes):
-            owner[nodes] = place
-        source, target = owner[edges.source.cpu()], owner[edges.target.cpu()]
-        out = (source >= 0) & (source != target)
-        passed = torch.bincount(source[out], weights=flow[out], minlength=len(self.groups))
-        found: list[float] = (passed / weights.sum().cpu().clamp(min=1e-30)).tolist()
+        """What passes through each group, as a share of all that reaches the targets."""
+        found: list[float] = (self.circuit.influence / self.graph.target_weights.sum().cpu()).tolist()
         return found
 
     @cached_property
     def spoken(self) -> list[int]:
         """Groups of features that the story speaks of, from the input up."""
-        features = [place for place, group in enumerate(self.groups) if self._is_of_features(group)]
+        features = [place for place, nodes in enumerate(self.circuit.nodes) if min(nodes) < self._n_features]
         ranked = sorted(features, key=lambda place: -self.influence[place])
-        chosen = [place for place in ranked if self.influence[place] >= LEAST_INFLUENCE][:MOST_GROUPS]
-        return sorted(chosen, key=self._height)
+        chosen = {place for place in ranked[:MOST_GROUPS] if self.influence[place] >= LEAST_INFLUENCE}
+        return [place for place in self.circuit.order if place in chosen]
+
+    @property
+    def silent(self) -> int:
+        """How many groups of features are not spoken of."""
+        return sum(min(nodes) < self._n_features for nodes in self.circuit.nodes) - len(self.spoken)
 
     def sources(self, place: int) -> list[Link]:
-        """Where a group's input comes from: the largest shares first, of groups that are tokens, spoken of, or errors."""
-        row = self.share_GG[place].tolist()
+        """Where a group's input comes from: the largest shares first, of groups that are tokens, errors, or spoken of."""
         known = {*self.spoken, *(other for other, group in enumerate(self.groups) if group.role in ("token", "error"))}
-        links = [Link(source, share) for source, share in enumerate(row) if source in known and source != place]
-        links.sort(key=lambda link: -abs(link.share))
-        return [link for link in links if abs(link.share) >= LEAST_SHARE][:MOST_SOURCES]
+        links = (Link(*each) for each in self.circuit.inputs(place, LEAST_SHARE))
+        return [link for link in links if link.source in known][:MOST_SOURCES]
 
     @cached_property
     def chains(self) -> list[list[int]]:
-        """The strongest ways from tokens to the answer through groups spoken of, at most one a token, the longest first.
+        """The strongest ways from tokens to the answer through groups spoken of, the longest first, at most one a token.
 
-        Places, the token's first.
-        The weight of a way is the product of its shares; those that work against the answer are left out. Of a token's ways
-        with ``LEAST_DETOUR`` of its best weight the one through most groups is taken, which tells most.
+        Places, the token's first. The weight of a way is the product of its shares; those that work against the answer are left
+        out. Of a token's ways with ``LEAST_DETOUR`` of its best weight the one through most groups is taken, which tells most.
         """
         tokens = [place for place, group in enumerate(self.groups) if group.role == "token"]
         best: dict[int, dict[tuple[int, int], _Way]] = {token: {(token, 0): _Way(1.0, (token,))} for token in tokens}
         for place in [*self.spoken, self.answer]:
             reached: dict[tuple[int, int], _Way] = {}  # the best by token and length
             for source, ways in best.items():
-                share = float(self.share_GG[place, source])
+                share = float(self.circuit.shares[place, source])
                 if share < LEAST_SHARE or (place == self.answer and source in tokens):
                     continue
                 for (token, length), way in ways.items():
@@ -143,30 +125,12 @@ class Scene:
 
     def where(self, place: int) -> str:
         """Such as "2 features of layer 0 at “Dallas”"."""
-        return whereabouts(self.graph, self.groups[place], self.numbers)
+        return whereabouts(self.graph, self.groups[place], node_numbers(self.graph))
 
     def ids(self, places: Sequence[int]) -> tuple[str, ...]:
         """The nodes of groups, each once."""
         return tuple(dict.fromkeys(node for place in places for node in self.groups[place].members))
 
-    def _is_of_features(self, group: Supernode) -> bool:
-        return any(self.numbers[node] < self.graph.nodes.layout.n_features for node in group.members)
-
-    def _height(self, place: int) -> tuple[float, float, int]:
-        nodes, table = self.nodes[place], self.graph.nodes
-        layer, position = table.layer.cpu()[nodes].double(), table.position.cpu()[nodes].double()
-        return float(layer.mean()), float(position.mean()), place
-
-
-def _with_ends(graph: Graph, grouping: Grouping) -> Grouping:
-    """The grouping with a group of one for each token and output that is in none: a story begins and ends there."""
-    layout, ids = graph.nodes.layout, graph.nodes.ids()
-    grouped = {node for group in grouping for node in group.members}
-    ends: tuple[tuple[Role, slice], ...] = (("token", layout.tokens), ("logit", layout.targets))
-    alone = [
-        Supernode("", role, (ids[number],))
-        for role, places in ends
-        for number in range(places.start, places.stop)
-        if ids[number] not in grouped
-    ]
-    return Grouping((*grouping.supernodes, *alone), grouping.settings, grouping.score)
+    @property
+    def _n_features(self) -> int:
+        return self.graph.nodes.layout.n_features

@@ -1,9 +1,9 @@
 """A story: what a grouped graph says of its prompt, a sentence each, beside what an intervention says of that sentence.
 
-As JSON (`Story.to_json`), which graph files and pages carry under "story": {"version": 1, "title", "prompt", "target",
-"sentences": [{"kind", "text", "node_ids", "status": "holds" | "does not hold" | "not tested", "evidence": null or {"text",
-"holds", "measurements": [{"done", "nodes", "read", "quantity", "before", "after", "predicted", "random"}]},
-"rephrased_by": null or a model}], "left_out": [texts], "seconds"}.
+As JSON (`Story.to_json`), which graph files carry as "story", and viewer JSON and pages as metadata.story: {"version": 1,
+"title", "prompt", "target", "sentences": [{"kind", "text", "node_ids", "status": "holds" | "does not hold" | "not tested",
+"evidence": null or {"text", "holds", "measurements": [{"done", "nodes", "read", "quantity", "before", "after", "predicted",
+"random"}]}, "rephrased_by": null or a model}], "left_out": [texts], "seconds"}.
 """
 
 from __future__ import annotations

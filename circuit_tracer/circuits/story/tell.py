@@ -93,13 +93,9 @@ def _sentences(scene: Scene, tested: Tested | None) -> Iterator[Sentence]:
 
 
 def _left_out(scene: Scene) -> Iterator[str]:
-    silent = [
-        place
-        for place, group in enumerate(scene.groups)
-        if group.role not in ("token", "error", "logit") and place not in scene.spoken
-    ]
-    if silent:
-        yield f"{len(silent)} more groups, which pass on less than {words.percent(LEAST_INFLUENCE, 0)} each or least of all."
+    if scene.silent:
+        least = words.percent(LEAST_INFLUENCE, 0)
+        yield f"Groups that are not spoken of: {scene.silent}, which pass on less than {least} of the influence each."
     explained = graph_scores(scene.graph).replacement
     yield f"What the dictionary leaves out (errors) brings {words.percent(1 - explained, 0)} of the influence."
     yield (

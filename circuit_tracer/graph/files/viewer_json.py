@@ -107,17 +107,15 @@ def create_graph_files(
             content["qParams"] |= _moved(before, content, view)
         with atomic_write(path) as temporary:
             temporary.write_text(_dump(sealed_graph(content)), encoding="utf-8")
-        add_to_index(folder, document.metadata)
+        listed = {name: value for name, value in document.metadata.items() if name != "story"}  # it is long
+        add_to_index(folder, listed)
     return path
 
 
 def _moved(before: HandMade, document: dict[str, Any], view: View | None) -> dict[str, Any]:
     """What people put into a file, for the qParams of a document that takes its place."""
     if view is not None:
-        chosen = ("pinnedIds", "supernodes", "clickedId")
-        given = view.q_params()
-        if before.clerps or any(before.q_params[name] != given[name] for name in chosen):
-            set_aside_if_lost(before, ["the view given takes the place of the one that was"])
+        set_aside_if_lost(before, ["the view given takes the place of the one that was"])
         return {}
     q_params, lost = before.moved(document["metadata"], {node["node_id"] for node in document["nodes"]})
     set_aside_if_lost(before, lost)

@@ -151,10 +151,10 @@ def _lengths(config: TrainingConfig) -> Iterator[str]:
             f"run.accumulate is {run.accumulate}, parts into which run.batch, {run.batch}, cannot be divided{groups}; "
             f"use a batch of {-(-run.batch // size) * size}, or another number of parts"
         )
-    if config.evaluation.every_steps > config.steps:
+    if (every := config.evaluation.every_steps) is not None and every > config.steps:
         yield (
-            f"evaluation.every_steps is {config.evaluation.every_steps}, more than the run's {config.steps} steps; "
-            "use 0 to evaluate at the end only"
+            f"evaluation.every_steps is {every}, more than the run's {config.steps} steps; leave it out, or use 0 to evaluate "
+            "at the end only"
         )
     if config.data.buffer_tokens < run.batch:
         yield (

@@ -14,9 +14,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from circuit_tracer.errors import InputError
 from circuit_tracer.text.source import CONTEXT_LENGTH, AnySource, Kind, Mixture, TextSource
 from circuit_tracer.training.config.rules import contradictions
-from circuit_tracer.training.sparsity import RULES, readers
+from circuit_tracer.training.sparsity import RULES, readers, rule_of
 
 LONGEST_SILENCE = 10_000_000  # tokens: whoever is silent for longer is dead in a run of any length
+WARM_START = 20  # steps of warm-up, at least, of weights that were trained before
+EVALUATE_EVERY = 5000  # steps
+CHECKPOINT_EVERY = (50, 5000)  # steps, at least and at most
+EVALUATION_TOKENS = (4096, 65536)
 
 
 def _whole(value: Any) -> Any:
@@ -92,7 +96,13 @@ class DataSection(Section):
     field: Text = Field(default="text", description="Field or column that holds the text.")
     context_length: Whole = Field(default=CONTEXT_LENGTH, ge=2, description="Tokens of a packed sequence.")
     epochs: Whole | None = Field(default=1, ge=1, description="Passes over the data; null: as many as the run needs.")
-    held_out: float = Field(default=0.01, gt=0, le=0.5, description="Share of the documents that only evaluation sees.")
+    held_out: float = Field(
+        default=0.01,
+        gt=0,
+        le=0.5,
+        description="Share of the documents that only evaluation sees, evenly spread; of text files these are pieces of some 8 "
+        "KiB, so shuffle the lines of sorted text first.",
+    )
     max_norm_ratio: float = Field(
         default=10.0,
         gt=1,
@@ -177,8 +187,8 @@ class SparsitySection(Section):
     active_at_start: float | None = Field(
         default=None,
         gt=0,
-        description="k at the first step; null: 6 times `active`, at most half of the features, and `active` with "
-        "run.start_from.",
+        description="k at the first step; null: 6 times `active`, at most half of the features (a quarter for jumprelu and "
+        "relu), and `active` with run.start_from.",
     )
     anneal: Share = Field(default=0.3, description="Share of the steps in which k falls to `active`.")
     rank_by: Literal["row", "target"] = Field(
@@ -247,7 +257,8 @@ class OptimizerSection(Section):
     warmup_steps: Whole | None = Field(
         default=None,
         ge=0,
-        description="Steps in which the learning rate rises from zero; null: 5 % of them, at most 1000.",
+        description="Steps in which the learning rate rises from zero; null: 5 % of them, at most 1000; with "
+        "run.start_from at least 20, also where the run has fewer.",
     )
     decay: Share = Field(default=0.2, description="Share of the steps, at the end, in which it falls to zero.")
     skip_above: float = Field(
@@ -268,9 +279,14 @@ class OptimizerSection(Section):
 class EvaluationSection(Section):
     """What is measured on held-out text, and when."""
 
-    every_steps: Whole = Field(default=0, ge=0, description="Evaluate after so many steps; 0: at the end only.")
-    tokens: Whole = Field(
-        default=16384, ge=1, description="Held-out tokens for reconstruction, density and dead features."
+    every_steps: Whole | None = Field(
+        default=None, ge=0, description="Evaluate after so many steps; 0: at the end only; null: every 5000."
+    )
+    tokens: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="Held-out tokens for reconstruction, density and dead features; null: a tenth of the run's, from 4096 to "
+        "65536.",
     )
     replacement_tokens: Whole = Field(
         default=4096, ge=0, description="Held-out tokens that the model reads with its MLPs replaced; 0: none."
@@ -285,13 +301,22 @@ class EvaluationSection(Section):
         ],
         description="Prompts whose graphs are scored (replacement, completeness); []: none.",
     )
-    held_out_prompts: Whole = Field(
-        default=20, ge=0, description="Graphs of so many short prompts cut from held-out text are scored too; 0: none."
+    held_out_prompts: Whole | None = Field(
+        default=None,
+        ge=0,
+        description="Graphs of so many short prompts cut from held-out text are scored too; 0: none; null: 20, or fewer in "
+        "a short run.",
     )
     faithfulness: bool = Field(
         default=True, description="Test edges and groups of features of these graphs by ablation in the model."
     )
     random_baseline: bool = Field(default=True, description="Measure a random dictionary too.")
+    random_graphs: Whole | None = Field(
+        default=None,
+        ge=0,
+        description="Graphs of so many of these prompts are scored for the random dictionary; null: all, or fewer in a short "
+        "run.",
+    )
     per_layer_baseline: Location | None = Field(
         default=None, description="Folder of per-layer transcoders to measure beside; null: none."
     )
@@ -324,7 +349,11 @@ class RunSection(Section):
     seed: Whole = Field(default=0, ge=0, lt=2**63, description="Seed of weights and of shuffling.")
     threads: Whole | None = Field(default=None, ge=1, description="CPU threads; null: as torch chooses.")
     log_every: Whole = Field(default=10, ge=1, description="Steps between two lines of the log.")
-    checkpoint_every_steps: Whole = Field(default=500, ge=1, description="Steps between two checkpoints.")
+    checkpoint_every_steps: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="Steps between two checkpoints; null: a tenth of the run's, from 50 to 5000.",
+    )
     tensorboard: bool = Field(default=False, description="Write OUT/tensorboard too (extra: tensorboard).")
     wandb: Text | None = Field(default=None, description="Log to this project of Weights & Biases too (extra: wandb).")
     export_dtype: Dtype | None = Field(
@@ -373,9 +402,31 @@ class TrainingConfig(Section):
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of the warm-up: those given, or 5 % of the schedule, at most 1000."""
-        given = self.optimizer.warmup_steps
-        return min(1000, round(0.05 * self.schedule_steps)) if given is None else given
+        """Steps of the warm-up: those given, or 5 % of the schedule, at most 1000.
+
+        With weights of a dictionary at least `WARM_START`, however short the run is: Adam's first steps move every weight by
+        the whole rate, which drawn weights bear.
+        """
+        given, least = self.optimizer.warmup_steps, WARM_START if self.run.start_from is not None else 0
+        return max(least, min(1000, round(0.05 * self.schedule_steps))) if given is None else given
+
+    @property
+    def evaluate_every_steps(self) -> int:
+        """Steps between evaluations: those given, or `EVALUATE_EVERY`; 0: none before the end."""
+        given = self.evaluation.every_steps
+        return EVALUATE_EVERY if given is None else given
+
+    @property
+    def checkpoint_every_steps(self) -> int:
+        """Steps between checkpoints: those given, or a tenth of the run, within bounds."""
+        given, (fewest, most) = self.run.checkpoint_every_steps, CHECKPOINT_EVERY
+        return min(most, max(fewest, self.steps // 10)) if given is None else given
+
+    @property
+    def evaluation_tokens(self) -> int:
+        """Held-out tokens of an evaluation: those given, or a tenth of the run, within bounds."""
+        given, (fewest, most) = self.evaluation.tokens, EVALUATION_TOKENS
+        return min(most, max(fewest, self.run.tokens // 10)) if given is None else given
 
     @property
     def dead_after_tokens(self) -> int:
@@ -392,4 +443,5 @@ class TrainingConfig(Section):
         active, given = self.sparsity.active, self.sparsity.active_at_start
         if self.sparsity.anneal == 0 or (given is None and self.run.start_from is not None):
             return active
-        return max(active, min(6 * active, self.dictionary.features / 2)) if given is None else given
+        most = rule_of(self.sparsity).most_at_start * self.dictionary.features
+        return max(active, min(6 * active, most)) if given is None else given

@@ -25,7 +25,7 @@ def held_out_tokens(config: TrainingConfig, tokenizer: Any) -> list[Tensor]:
     """
     if config.data.kind == "activations":
         return []
-    wanted = max(config.evaluation.tokens, config.evaluation.replacement_tokens)
+    wanted = max(config.evaluation_tokens, config.evaluation.replacement_tokens)
     data, found = config.data, list[Tensor]()
     packer = open_packer(data.source, tokenizer, data.context_length, data.held_out, evaluation=True)
     while len(found) * data.context_length < wanted and (sequence := packer.next()) is not None:

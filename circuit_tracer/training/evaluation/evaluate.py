@@ -212,7 +212,7 @@ class _Subject:
         for name, one in dictionaries.items():
             graphs = score_graphs(
                 Traceable(self.parts, one, self.tokenizer),
-                prompts,
+                prompts[: self.settings.random_graphs] if name == RANDOM else prompts,
                 self.settings.max_feature_nodes,
                 self.settings.seed if self.settings.faithfulness else None,
                 partial(self.progress, f"graphs, {name}"),

@@ -82,8 +82,7 @@ def _graphs(evaluation: Evaluation) -> list[str]:
     lines = [
         f"Graph scores: means over {len(graphs)} prompts, {cut} of them of up to {snippets.LENGTH} tokens cut from the "
         f"held-out text where the model is right at {snippets.LEAST_PROBABILITY} or more (rather below {FILTER_PROBABILITY}); "
-        "unpruned "
-        f"graphs, {rest}.",
+        f"unpruned graphs, {rest}{_of_random(evaluation, len(graphs))}.",
         "Replacement score: share of what reaches the output that begins in tokens and not in errors. Sizes of edges are "
         "added, so features whose effects cancel raise it: it says how much of a graph has names, and not which of two "
         "dictionaries is nearer to the model.",
@@ -94,7 +93,8 @@ def _graphs(evaluation: Evaluation) -> list[str]:
             f"Edges against ablation: {faithfulness.SOURCES} features of each graph are taken out of the model one by one; "
             f"rank correlation of up to {faithfulness.EDGES} of their edges to features, and of those to the first target, "
             "with what the target lost. It says whether edges order effects in the real model; of features that hardly do "
-            "anything they do too, so look at what the features move.",
+            "anything they do too, so look at what the features move. A random dictionary can score high here, as its graphs "
+            "are right about its own features: compare with the column beside.",
             f"Groups against ablation: {2 * faithfulness.GROUPS + 1} groups of {faithfulness.GROUP} features; rank correlation "
             "of the change of the first target's logit that the graph predicts along all its paths with the one measured. It "
             "says whether what a graph calls a cause is one, knock-on effects included.",
@@ -102,6 +102,13 @@ def _graphs(evaluation: Evaluation) -> list[str]:
             "and without as many random active ones.",
         ]
     return lines
+
+
+def _of_random(evaluation: Evaluation, prompts: int) -> str:
+    random = evaluation.results.get(RANDOM)
+    return (
+        f"; of the random dictionary the first {len(random.graphs)}" if random and len(random.graphs) < prompts else ""
+    )
 
 
 def _intervals(evaluation: Evaluation) -> list[str]:

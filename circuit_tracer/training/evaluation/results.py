@@ -185,7 +185,10 @@ def mean_of_layers(spliced: Sequence[Replacement]) -> Estimates:
 
 
 def _paired(own: DictionaryResult, other: DictionaryResult) -> Estimates:
-    both = [pair for pair in zip(own.graphs, other.graphs, strict=True) if all(graph.problem is None for graph in pair)]
+    # of a random dictionary the first prompts may be all that were traced
+    both = [
+        pair for pair in zip(own.graphs, other.graphs, strict=False) if all(graph.problem is None for graph in pair)
+    ]
     ours, theirs = own.estimates, other.estimates
     for found, graphs in ((ours, [one for one, _ in both]), (theirs, [one for _, one in both])):
         found.update(graph_estimates(graphs))

@@ -125,8 +125,11 @@ def graph_table(evaluation: Evaluation) -> str:
         if not graph.held_out:
             cells = [graph.prompt.replace("|", "\\|").replace("\n", " ")]
             for result in results.values():
-                one = result.graphs[place]
-                cells += [number(one.replacement), number(one.completeness), number(one.edges_live)]
+                scores = (math.nan, math.nan, math.nan)
+                if place < len(result.graphs):  # of a random dictionary, the first prompts only
+                    one = result.graphs[place]
+                    scores = (one.replacement, one.completeness, one.edges_live)
+                cells += map(number, scores)
             rows.append(cells)
     titles = ["prompt"]
     for name in results:

@@ -112,13 +112,14 @@ def trained_side(trained: Trained, batches: Batches, subject: Subject) -> Side:
 
     KL is that of the held-out sequences on which an evaluation replaces MLPs, by `Trained.alone`.
     """
-    parts, wanted = subject.parts, subject.config.evaluation
+    config, parts = subject.config, subject.parts
     side = _side(trained.reconstruct, batches, parts.device)
-    if not wanted.replacement_tokens or isinstance(parts, UnseenModel):
+    if not config.evaluation.replacement_tokens or isinstance(parts, UnseenModel):
         return side
-    if not replaces_model(points := points_of(subject.config.dictionary, parts), parts):
+    if not replaces_model(points := points_of(config.dictionary, parts), parts):
         return side
-    sequences = Sequences.of(subject.held_out, parts, subject.tokenizer, wanted.tokens).first(wanted.replacement_tokens)
+    chosen = Sequences.of(subject.held_out, parts, subject.tokenizer, config.evaluation_tokens)
+    sequences = chosen.first(config.evaluation.replacement_tokens)
     with fast_attention(parts):
         compared = compare(parts, {TRAINED: (points, TrainedStandIn(trained))}, sequences, PASS_TOKENS)
     return replace(side, kl=compared.results(TRAINED)[TRAINED].kl)

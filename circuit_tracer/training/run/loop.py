@@ -80,13 +80,13 @@ class Loop:
         self._accumulated = Accumulated(self._sink, state.dictionary, parts) if parts > 1 else None
 
     def run(self, evaluate: Callable[[], object] | None = None) -> None:
-        """Train to the end; ``evaluate`` is called every ``evaluation.every_steps`` steps, right after a checkpoint.
+        """Train to the end; ``evaluate`` is called every ``evaluate_every_steps`` steps, right after a checkpoint.
 
         Raises InputError when the data end first, and NumericalError when too many steps in a row had a bad loss: the weights
         are then those before them, and the last checkpoint stays. Ctrl-C and SIGTERM end the run after the step in hand; that
         and the end of the data leave a checkpoint.
         """
-        every = self.config.evaluation.every_steps
+        every = self.config.evaluate_every_steps
         step, reached = self.state.step, self.reached
         if step == reached.step and schedules.active(self.config, step, reached) != reached.active:
             self.state.spikes.errors.clear()  # from here on k is another one, and with it the usual error
@@ -100,7 +100,7 @@ class Loop:
                 with self._window.paused():
                     if evaluating or stopping:
                         self.save()
-                    elif done % self.config.run.checkpoint_every_steps == 0:
+                    elif done % self.config.checkpoint_every_steps == 0:
                         self.saver.begin(self.state, self._position())
                     if stopping:
                         raise KeyboardInterrupt

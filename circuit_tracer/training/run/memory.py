@@ -139,7 +139,7 @@ def disk_space(work: TrainingCost) -> dict[str, int]:
     """Bytes written below the run's folder, by what they hold; of all ranks."""
     config = work.config
     whole = replace(work, ranks=1, replicas=1)
-    copies = min(CHECKPOINTS, 1 + config.steps // config.run.checkpoint_every_steps)
+    copies = min(CHECKPOINTS, 1 + config.steps // config.checkpoint_every_steps)
     needs = {
         "checkpoints": copies * snapshot_bytes(whole),
         "dictionary": whole.parameters * BYTES[config.export_dtype],

@@ -14,6 +14,7 @@ from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.given.source import model_layers, open_rows
 from circuit_tracer.training.feature_ranks import group_size
 from circuit_tracer.training.run.cost import ModelSizes, TrainingCost, step_seconds
+from circuit_tracer.training.run.evaluation_cost import evaluation_seconds, evaluations, graphs_of
 from circuit_tracer.training.run.machine import Machine, local_processes, measure
 from circuit_tracer.training.run.memory import (
     buffer_bytes,
@@ -43,6 +44,7 @@ class Plan:
     disk_needs: dict[str, int]
     cache_needs: dict[str, int]
     step_seconds: dict[str, float]  # by phase; an estimate
+    done: int = 0  # steps that a run which goes on has behind it
 
     @property
     def background(self) -> bool:
@@ -51,8 +53,20 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Estimated time of the whole run, without evaluation and checkpoints."""
-        return self.work.config.steps * sum(self.step_seconds.values())
+        """Estimated time of the steps left, without evaluation and checkpoints."""
+        return self.steps_left * sum(self.step_seconds.values())
+
+    @property
+    def steps_left(self) -> int:
+        """Steps that the run will do."""
+        return max(0, self.work.config.steps - self.done)
+
+    @property
+    def first_block_seconds(self) -> float:
+        """Estimated time of the model's passes that fill the shuffle buffer beyond what the steps left take out of it."""
+        config = self.work.config
+        more = max(0, config.data.buffer_tokens - self.steps_left * config.run.batch)
+        return more / config.run.batch * self.step_seconds.get("language model", 0.0)
 
     @property
     def tokens_per_second(self) -> float:
@@ -125,26 +139,49 @@ class Plan:
 
     def _time(self) -> list[str]:
         config, machine = self.work.config, self.machine
-        total = sum(self.step_seconds.values())
+        total, left = sum(self.step_seconds.values()), self.steps_left
         settled = schedules.settled(config, self.work.layers, self.work.sizes.d_model).optimizer
         by_rule = " by rule" if config.optimizer.learning_rate is None else ""
         rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {name}" for name, rate in machine.flops.items())
         return [
-            f"learning rate: {settled.learning_rate:.1e}{by_rule}, reached after {config.warmup_steps} of "
-            f"{config.schedule_steps} steps",
-            f"time: about {duration(self.seconds)} for {config.steps} steps of {config.run.batch} tokens, "
-            f"{self.tokens_per_second:,.0f} tokens/s",
+            f"learning rate: {settled.learning_rate:.1e}{by_rule}, {_reached(config)}",
+            f"time: about {duration(self.seconds)} for {f'the last {left} of ' if self.done else ''}{config.steps} steps "
+            f"of {config.run.batch} tokens, {self.tokens_per_second:,.0f} tokens/s",
             *(
                 f"  {name:<26}{100 * part / total:>9.0f} %"
                 for name, part in sorted(self.step_seconds.items(), key=lambda item: -item[1])
             ),
             f"  an estimate from {rates} and {machine.bytes_per_second / GB:.3g} GB/s, measured on {machine.device} just "
-            "now; evaluation and checkpoints come on top",
+            "now; checkpoints come on top",
+            *self._first_block(),
+            *self._evaluation(),
         ]
 
+    def _first_block(self) -> list[str]:
+        seconds = self.first_block_seconds
+        if seconds < 0.05 * self.seconds:
+            return []
+        buffer = self.work.config.data.buffer_tokens
+        return [f"before: about {duration(seconds)} more to fill the buffer (data.buffer_tokens {buffer})"]
 
-def make_plan(config: TrainingConfig, sizes: ModelSizes, machine: Machine, world: int = 1) -> Plan:
-    """The plan of one of ``world`` processes on a machine.
+    def _evaluation(self) -> list[str]:
+        """What is measured at the end and on the way, and what was left out as the run is short."""
+        work, graphs = self.work, graphs_of(self.work)
+        seconds, times = evaluation_seconds(work, self.machine), evaluations(work.config)
+        number = f"{times} evaluations" if times > 1 else "evaluation"
+        lines = [f"{number}: about {duration(sum(seconds.values()))}{' each' if times > 1 else ''} on top"]
+        lines += [f"  {name:<26}{duration(part):>11}" for name, part in seconds.items()]
+        if graphs.all:
+            prompts = graphs.named + graphs.held_out
+            lines.append(
+                f"  {prompts} prompts, {graphs.held_out} of them held out (evaluation.held_out_prompts); "
+                f"{graphs.of_random} for the random dictionary too (evaluation.random_graphs)"
+            )
+        return lines
+
+
+def make_plan(config: TrainingConfig, sizes: ModelSizes, machine: Machine, world: int = 1, done: int = 0) -> Plan:
+    """The plan of one of ``world`` processes on a machine, of which ``done`` steps are behind it.
 
     Raises InputError if `dictionary.layers` are not in the model, or `run.data_parallel` does not divide the processes.
     """
@@ -157,10 +194,10 @@ def make_plan(config: TrainingConfig, sizes: ModelSizes, machine: Machine, world
     used = beside if machine.on_host else host
     if sum(used.values()) + snapshot_bytes(work) <= SHARE_OPTIONAL * machine.host_free:
         used[SNAPSHOT] = snapshot_bytes(work)
-    return Plan(work, machine, beside, host, disk_space(work), cache_space(work), step_seconds(work, machine))
+    return Plan(work, machine, beside, host, disk_space(work), cache_space(work), step_seconds(work, machine), done)
 
 
-def plan_run(config: TrainingConfig, device: torch.device, world: int = 1) -> Plan:
+def plan_run(config: TrainingConfig, device: torch.device, world: int = 1, done: int = 0) -> Plan:
     """Plan a run on this machine, before the model is loaded: reads the model's configuration, no weights; takes a second.
 
     Raises InputError when there is no such model, or its context is shorter than `data.context_length`; UnsupportedModelError
@@ -174,7 +211,7 @@ def plan_run(config: TrainingConfig, device: torch.device, world: int = 1) -> Pl
         "float32" if device.type == "cpu" else "bfloat16",
     }
     machine = measure(device, formats, config.run.out, config.run.threads, local_processes(), config.data.cache)
-    return make_plan(config, sizes, machine, world)
+    return make_plan(config, sizes, machine, world, done)
 
 
 def _sizes(config: TrainingConfig) -> ModelSizes:
@@ -185,6 +222,13 @@ def _sizes(config: TrainingConfig) -> ModelSizes:
         return ModelSizes.of(parts)
     description = open_rows(config.data.path or "", Ranks()).description
     return ModelSizes(description.model, model_layers(description), description.width, 0, 0, 0)
+
+
+def _reached(config: TrainingConfig) -> str:
+    """When the highest learning rate is."""
+    if config.warmup_steps > config.schedule_steps:
+        return f"not reached: it rises over {config.warmup_steps} steps, and there are {config.schedule_steps}"
+    return f"reached after {config.warmup_steps} of {config.schedule_steps} steps"
 
 
 def duration(seconds: float) -> str:

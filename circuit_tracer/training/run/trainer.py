@@ -29,6 +29,7 @@ from circuit_tracer.training.export.kept import Subject
 from circuit_tracer.training.export.published import require_baseline
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.changes import last_reached
+from circuit_tracer.training.run.evaluation_cost import settled
 from circuit_tracer.training.run.events import Listener, NullListener, StepReport
 from circuit_tracer.training.run.log import RunLog
 from circuit_tracer.training.run.loop import Loop
@@ -59,12 +60,13 @@ def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | 
 def _run(
     config: TrainingConfig, start: Start, folder: Path, device: torch.device, ranks: FeatureRanks, listener: Listener
 ) -> TrainingResult:
-    plan = plan_run(config, device, ranks.plain.world)
+    plan = plan_run(config, device, ranks.plain.world, start.step)
     listener.message(str(plan))
     plan.require_fits()
     parts, tokenizer = load_subject(config, device, ranks)
     require_baseline(config, parts)  # these two are found missing now rather than at the end
-    held_out = held_out_tokens(config, tokenizer)
+    measured = settled(plan.work)
+    held_out = held_out_tokens(measured, tokenizer)
     with closing(open_stream(config, parts, tokenizer, ranks)) as stream:
         layers = config.dictionary.layers or list(range(parts.config.n_layers))
         origin = find_origin(config, start, parts, tokenizer, layers)
@@ -80,7 +82,7 @@ def _run(
             loop.saved = start.resumed.folder
         for line in start.words():
             listener.message(line)
-        publisher = Publisher(Subject(config, parts, tokenizer, layers, held_out), folder, loop, listener)
+        publisher = Publisher(Subject(measured, parts, tokenizer, layers, held_out), folder, loop, listener)
         loop.run(publisher.publish)
         result, kept = publisher.publish()
     if kept is not None:

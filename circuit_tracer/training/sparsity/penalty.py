@@ -28,6 +28,9 @@ class PenaltyRule(Rule):
 
     has_budget = False
     has_penalty = True
+    most_at_start = (
+        1 / 4
+    )  # half of them lie above zero, from where a threshold rises by a factor a step, and hardly at all
 
     @property
     def steered(self) -> bool:

@@ -1,4 +1,4 @@
-"""ReLU: what is positive is active."""
+"""ReLU: what is positive is active. In few steps it wants a higher learning rate than other rules (training/README.md §8)."""
 
 from __future__ import annotations
 

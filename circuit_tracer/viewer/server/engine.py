@@ -32,6 +32,9 @@ from circuit_tracer.interventions import (
     steer,
 )
 from circuit_tracer.interventions.features.clean import AGREEMENT, COARSE_AGREEMENT, CleanRun
+from circuit_tracer.models.capture import logits_at
+from circuit_tracer.models.model_pass import require_context
+from circuit_tracer.models.run import ModelRun
 from circuit_tracer.models.tokenization import token_strings, tokenize
 from circuit_tracer.viewer.server.chat_turns import Frame, frames, render
 from circuit_tracer.viewer.server.head_messages import EdgeAnswer, EdgeQuestion, ScoreAnswer, ScoreQuestion
@@ -42,6 +45,8 @@ from circuit_tracer.viewer.server.messages import (
     InterveneRequest,
     InterventionResult,
     ModelFacts,
+    Output,
+    Outputs,
     PromptText,
     SteeringResult,
     SteerRequest,
@@ -57,7 +62,7 @@ if TYPE_CHECKING:
     from circuit_tracer.graph.graph import Graph
     from circuit_tracer.replacement_model import ReplacementModel
 
-TOKENS_SHOWN, OTHERS_SHOWN = 8, 10
+TOKENS_SHOWN, OTHERS_SHOWN, OUTPUTS_SHOWN = 8, 10, 8
 CONTRIBUTORS_SHOWN = PAIRS_SHOWN = 20
 COMPARED = 20  # features of a graph whose activations are compared where none of those to change has one in the file
 _FEATURE = re.compile(r"(\d{1,9})_(\d{1,9})_(\d{1,9})")
@@ -119,6 +124,18 @@ class Engine:
             tokens=[Token(id=number, text=text) for number, text in pairs],
             most=most if isinstance(most, int) else None,
         )
+
+    @torch.no_grad()
+    def outputs(self, prompt: PromptText) -> Outputs:
+        """What the model would say after a prompt."""
+        ids, parts = self.ids(prompt), self.model.parts
+        require_context(parts, len(ids))
+        final_1D = ModelRun(parts, {}, norms=None, own_attention=False)(ids[None].to(parts.device)).final[0, -1:]
+        logits_V = logits_at(parts, final_1D)[0].float()
+        most = logits_V.softmax(-1).topk(min(OUTPUTS_SHOWN, len(logits_V)))
+        texts = self.texts(most.indices.cpu())
+        found = zip(most.indices.tolist(), texts, most.values.tolist(), strict=True)
+        return Outputs(outputs=[Output(id=number, text=text, probability=share) for number, text, share in found])
 
     def trace(self, request: TraceRequest, job: Job) -> Graph:
         """Trace a prompt; the job shows how far it is, and can end it."""

@@ -85,6 +85,10 @@ class PruneRequest(Sent):
     )
 
 
+class GroupRequest(Sent):
+    """Asks for groups; nothing needs to be said."""
+
+
 class EditRequest(Sent):
     """One change of features."""
 
@@ -156,13 +160,25 @@ class Tokens(BaseModel):
     most: int | None = Field(default=None, description="tokens that the model can read; null: unknown")
 
 
+class Output(Token):
+    """A token that may come next."""
+
+    probability: float
+
+
+class Outputs(BaseModel):
+    """What the model would say after a prompt, the likeliest first."""
+
+    outputs: list[Output]
+
+
 class JobReport(BaseModel):
     """A job. `result` is there when `state` is done: {slug, nodes, links} of a trace, {links} where those of a graph were split
-    over heads, else an `InterventionResult` or a `SteeringResult`.
+    over heads, else an `InterventionResult`, a `SteeringResult` or `OfferedGroups`.
     """
 
     id: str
-    kind: Literal["trace", "intervene", "steer", "heads"]
+    kind: Literal["trace", "intervene", "steer", "heads", "group"]
     state: Literal["running", "done", "failed", "cancelled"]
     stage: str
     done: int
@@ -178,6 +194,14 @@ class Pruned(BaseModel):
 
     nodes: int
     links: int
+
+
+class OfferedGroups(BaseModel):
+    """Groups of a graph's nodes, which nobody has accepted yet, and what to pin besides."""
+
+    supernodes: list[list[str]] = Field(description="[[name, node id, ...]]")
+    pinned: list[str] = Field(description="the members, and tokens and outputs that stand alone")
+    purity: float = Field(description="of what the groups' members do, the share that their group does as well")
 
 
 class TokenOdds(BaseModel):

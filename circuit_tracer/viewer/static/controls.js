@@ -1,7 +1,7 @@
 // What the bars are made of, and the bar of the whole page.
 
 import { h } from "./dom.js";
-import { documentText, download, graphPicture, pngBlob, svgText } from "./exports.js";
+import { copyLink, documentText, download, graphPicture, pngBlob, svgText } from "./exports.js";
 import { reportDialog } from "./report.js";
 import { pruneDialog, saveOnServer, traceAnother } from "./server_tools.js";
 
@@ -39,6 +39,7 @@ function serverTools(page) {
 function saveMenu({ graph, store, view, subgraph, server }) {
   const name = String(graph.metadata.slug ?? "graph").replace(/[^\w.-]+/g, "_");
   const items = [
+    ["Copy a link to this view", "copy-link", copyLink],
     ...(server ? [["On the server", "save-server", () => saveOnServer({ graph, store, server })]] : []),
     ["Graph as SVG", "save-svg", () => download(`${name}.svg`, svgText(graphPicture(view)), "image/svg+xml")],
     ["Graph as PNG", "save-png", async () => download(`${name}.png`, await pngBlob(graphPicture(view)), "image/png")],
@@ -90,32 +91,6 @@ function saveMenu({ graph, store, view, subgraph, server }) {
     event.stopPropagation();
   });
   return menu;
-}
-
-/** A button that opens the choice of theme in turn: as the system, light, dark. */
-export function themeButton(onChange) {
-  const names = { auto: "as the system", light: "light", dark: "dark" };
-  const glyphs = { auto: "\u25d0", light: "\u25cb", dark: "\u25cf" };
-  const order = Object.keys(names);
-  const element = button(
-    "",
-    "",
-    () => {
-      const next = order[(order.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % order.length];
-      document.documentElement.dataset.theme = next;
-      describe(next);
-      onChange();
-    },
-    "theme",
-  );
-  const describe = (theme) => {
-    element.textContent = glyphs[theme];
-    element.title = `Theme: ${names[theme]}`;
-    element.setAttribute("aria-label", `Theme: ${names[theme]}`);
-  };
-  describe(document.documentElement.dataset.theme ?? "auto");
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", onChange);
-  return element;
 }
 
 /** A small button; `label` is what it is called. */

@@ -81,6 +81,11 @@ export function chipText(token) {
   return visibleToken(token).trim() || "\u2423";
 }
 
+/** A token with the space in front of it made visible too: " France" is another token than "France". */
+export function spacedText(token) {
+  return `${/^ (?=\S)/.test(token) ? "\u2423" : ""}${chipText(token)}`;
+}
+
 /** Whitespace made visible, so that a token can be told from its neighbours. */
 export function visibleToken(token) {
   return token

@@ -1,9 +1,13 @@
 // Files to take away: pictures as SVG and PNG, and the graph with what was chosen in it.
 
 import { svg } from "./dom.js";
+import { drawGutters, drawNames } from "./graph_names.js";
 import { SvgPen } from "./pens.js";
-import { drawGutters, drawNames, drawOverlay, drawScene } from "./scene.js";
+import { drawOverlay, drawScene } from "./scene.js";
+import { toast } from "./toast.js";
 import { fileView } from "./url_state.js";
+
+const ADDRESS_LAG = 200; // milliseconds after a change until the address has it
 
 /** The link graph as it is seen, as an SVG element. */
 export function graphPicture(view) {
@@ -48,6 +52,19 @@ export function documentText(graph, state) {
     node && state.labels[node.featureKey] ? { ...row, clerp: state.labels[node.featureKey] } : row;
   const nodes = graph.document.nodes.map((row) => label(row, graph.byId.get(row.node_id)));
   return JSON.stringify({ ...graph.document, qParams: { ...graph.document.qParams, ...view, clerps }, nodes });
+}
+
+/** Put the address into the clipboard, which holds pins, groups, labels and the selection. */
+export async function copyLink() {
+  const file = location.protocol === "file:";
+  try {
+    await new Promise((resolve) => setTimeout(resolve, ADDRESS_LAG));
+    await navigator.clipboard.writeText(location.href);
+    toast(file ? "Link copied; it opens where this file is." : "Link copied.");
+  } catch {
+    // a frame in a notebook has no address, and a page from another machine by plain http no clipboard
+    toast(location.protocol === "about:" ? "This page has no address." : `Copy this: ${location.href}`, true);
+  }
 }
 
 /** Hand a file to the user. */

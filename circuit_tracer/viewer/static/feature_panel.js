@@ -1,7 +1,8 @@
 // What a node means: its label, numbers, logit effects and the texts on which it is most active.
 
 import { h, number, percent, replace, visibleToken } from "./dom.js";
-import { isToken, nodeLabel, placeName, targetText } from "./labels.js";
+import { isToken, neuronpediaPage, nodeLabel, placeName, targetText } from "./labels.js";
+import { differenceForm } from "./logit_difference.js";
 
 const CONTEXT = 14;
 
@@ -54,6 +55,7 @@ class FeaturePane {
       node.kind === "feature" && node.feature !== null
         ? `feature ${node.feature} \u00b7 ${placeName(this.graph, node)}`
         : placeName(this.graph, node),
+      neuronpediaLink(this.graph, node),
     );
     if (!editable) return h("div", {}, h("h3", { class: "feature-title" }, nodeLabel(this.graph, state, node)), place);
     const input = h("input", {
@@ -131,6 +133,7 @@ class FeaturePane {
             ),
           ),
       ),
+      differenceForm(this.graph, this.store),
     );
   }
 
@@ -152,6 +155,13 @@ class FeaturePane {
       h("pre", { tabindex: 0 }, JSON.stringify(node.raw, null, 1)),
     );
   }
+}
+
+function neuronpediaLink(graph, node) {
+  const href = neuronpediaPage(graph, node);
+  if (!href) return null;
+  const attributes = { href, target: "_blank", rel: "noopener noreferrer", "data-testid": "neuronpedia" };
+  return [" \u00b7 ", h("a", attributes, "Neuronpedia")];
 }
 
 const strings = (value) => (Array.isArray(value) ? value.filter((each) => typeof each === "string") : []);

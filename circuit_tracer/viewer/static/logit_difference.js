@@ -3,8 +3,10 @@
 // Numbers of the first output are not those of the difference. Its input is what its links here add up to: of a part of a
 // large graph, that part's.
 
+import { h } from "./dom.js";
 import { targetText } from "./labels.js";
 import { GraphProblem, readGraph } from "./read_graph.js";
+import { addressParams, showInAddress, writeState } from "./url_state.js";
 
 const OF_ONE = ["token_prob", "sum_rule", "input_mass", "influence", "activation", "weight"];
 
@@ -33,4 +35,44 @@ function findTarget(graph, name) {
   if (found) return found;
   const known = targets.map(targetText).slice(0, 10).join(", ");
   throw new GraphProblem([`logitDiff asks for an output \u201c${name ?? ""}\u201d; the graph has ${known}`]);
+}
+
+/** Two outputs to choose, whose difference becomes one more; null where there are not two, or nothing could load again. */
+export function differenceForm(graph, store) {
+  const targets = graph.nodes.filter((node) => node.kind === "target" && node.id !== graph.difference);
+  if (targets.length < 2 || !graph.reloads) return null;
+  targets.sort((a, b) => (b.probability ?? 0) - (a.probability ?? 0));
+  const choice = (name, at) =>
+    h(
+      "select",
+      { "aria-label": name, "data-testid": `difference-${at}` },
+      targets.map((node, index) => h("option", { value: node.id, selected: index === at }, targetText(node))),
+    );
+  const [first, second] = [choice("Output", 0), choice("Less this output", 1)];
+  const load = (names, clicked) => {
+    const params = writeState(graph, store, addressParams());
+    if (names) params.set("logitDiff", names);
+    else params.delete("logitDiff");
+    params.set("clickedId", clicked);
+    showInAddress(params);
+    location.reload();
+  };
+  const go = (event) => {
+    event.preventDefault();
+    if (first.value !== second.value)
+      load(`${first.value}__vs__${second.value}`, `difference_${first.value}_${second.value}`);
+  };
+  const without = { type: "button", class: "small", "data-testid": "difference-end" };
+  const end = graph.difference
+    ? h("button", { ...without, on: { click: () => load(null, first.value) } }, "Without it")
+    : null;
+  return h(
+    "form",
+    { class: "difference", title: "One more output, with the difference of their links", on: { submit: go } },
+    first,
+    "\u2212",
+    second,
+    h("button", { type: "submit", class: "small", "data-testid": "difference-go" }, "Show the difference"),
+    end,
+  );
 }

@@ -42,11 +42,12 @@ async function start() {
   return show(chosen, featureSource(null, config.features), menu, server);
 }
 
-/** details: what the page holds of features by their paired number, or null. */
-function show(found, source, chooserElement = null, server = null, details = null) {
+/** details: what the page holds of features by their paired number, or null. reloads: whether a reload shows it again. */
+function show(found, source, chooserElement = null, server = null, details = null, reloads = true) {
   const difference = addressParams().get("logitDiff");
   const graph = difference ? withDifference(found, difference) : readGraph(found);
   addDensities(graph, details);
+  graph.reloads = reloads && location.protocol !== "about:";
   document.title = `${graph.metadata.prompt ?? graph.metadata.slug ?? "graph"} \u2013 attribution graph`;
   window.viewer = showGraph(root, graph, source, chooserElement, server);
 }
@@ -108,7 +109,7 @@ function fail(error) {
 function picker() {
   const open = async (file) => {
     try {
-      show(await fromFile(file), featureSource(null, null));
+      show(await fromFile(file), featureSource(null, null), null, null, null, false);
     } catch (error) {
       fail(error);
     }

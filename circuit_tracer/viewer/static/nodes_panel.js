@@ -5,6 +5,13 @@ import { layerName, nodeLabel, tokenText } from "./labels.js";
 import { matching } from "./visible.js";
 
 const MOST_ROWS = 200;
+const SECTIONS = [
+  ["Outputs", ["target"]],
+  ["Features", ["feature"]],
+  ["Errors", ["error", "attention error"]],
+  ["Tokens", ["token"]],
+];
+const SO_FAR = "Share of all influence that this node and the more important ones carry together";
 
 export const panel = {
   id: "nodes",
@@ -21,7 +28,10 @@ class NodeList {
 
   update(state) {
     const found = (matching(this.graph, state) ?? this.graph.nodes).slice();
-    found.sort((a, b) => (a.influence ?? 2) - (b.influence ?? 2) || b.layer - a.layer);
+    found.sort(
+      (a, b) =>
+        (a.influence ?? 2) - (b.influence ?? 2) || (b.probability ?? 0) - (a.probability ?? 0) || b.layer - a.layer,
+    );
     const hidden = found.filter((node) => !this.view.shown[node.index]).length;
     const words = `${found.length} ${found.length === 1 ? "node" : "nodes"}${hidden ? `, ${hidden} of them hidden by the filters` : ""}`;
     const pinAll = h(
@@ -34,14 +44,30 @@ class NodeList {
       },
       "Pin all",
     );
-    const rows = found.slice(0, MOST_ROWS).map((node) => h("li", {}, this._row(node)));
+    const listed = found.slice(0, MOST_ROWS);
     redraw(
       this.element,
       h("div", { class: "list-head" }, h("span", { class: "quiet", role: "status" }, words), pinAll),
-      h("ul", { class: "rows" }, rows),
+      SECTIONS.map(([title, kinds]) => this._section(title, listed.filter(({ kind }) => kinds.includes(kind)))),
       found.length > MOST_ROWS
         ? h("p", { class: "quiet" }, `The first ${MOST_ROWS} are listed; add words to narrow the search.`)
         : null,
+    );
+  }
+
+  _section(title, nodes) {
+    if (!nodes.length) return null;
+    const ranked = nodes.some((node) => node.influence !== null);
+    return h(
+      "section",
+      {},
+      h(
+        "div",
+        { class: "headings" },
+        h("h4", {}, `${title} `, h("span", { class: "count" }, nodes.length)),
+        ranked ? h("span", { class: "quiet", title: SO_FAR }, "most important first \u00b7 influence so far") : null,
+      ),
+      h("ul", { class: "rows" }, nodes.map((node) => h("li", {}, this._row(node)))),
     );
   }
 
@@ -62,7 +88,13 @@ class NodeList {
       h("span", { class: "where" }, layerName(graph, node.layer)),
       h("span", { class: "what" }, nodeLabel(graph, store.state, node)),
       h("span", { class: "token" }, node.kind === "token" ? "" : tokenText(graph, node.position)),
-      h("span", { class: "value" }, node.influence === null ? "" : percent(node.influence)),
+      h("span", { class: "value", title: node.influence === null ? null : SO_FAR }, valueText(node)),
     );
   }
+}
+
+/** How important a node is: of an output its probability. */
+function valueText({ kind, influence, probability }) {
+  if (influence !== null) return percent(influence);
+  return kind === "target" && probability !== null ? percent(probability) : "";
 }

@@ -38,12 +38,22 @@ export class ServerClient {
     return this.ask("POST", "api/tokens", prompt);
   }
 
+  /** What the model would say next. */
+  outputs(prompt) {
+    return this.ask("POST", "api/outputs", prompt);
+  }
+
   saveView(slug, view) {
     return this.ask("PUT", `${graphAddress(slug)}/view`, view);
   }
 
   prune(slug, thresholds) {
     return this.ask("POST", `${graphAddress(slug)}/prune`, thresholds);
+  }
+
+  /** Groups of the graph's nodes: {supernodes: [[name, id, ...]], summary}. */
+  group(slug) {
+    return new RunningJob(this, this.ask("POST", `${graphAddress(slug)}/group`, {}));
   }
 
   trace(request) {

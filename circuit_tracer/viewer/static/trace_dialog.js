@@ -1,8 +1,10 @@
 // Tracing a prompt on the server: its tokens as one types, progress while it runs, and a way to end it.
 
-import { chipText, h, replace } from "./dom.js";
+import { h, replace, spacedText } from "./dom.js";
+import { targetPicker } from "./target_picker.js";
 
 const PAUSE = 250;
+const LONGER = 700; // before the model is asked what it would say
 const SETTINGS = [
   ["max_n_logits", "Most outputs to explain", 10, { min: 1, max: 1000, step: 1 }],
   ["desired_logit_prob", "Explain outputs until this probability", 0.95, { min: 0, max: 1, step: "any" }],
@@ -13,25 +15,22 @@ const SETTINGS = [
 
 /** The form by itself: {element, stop}. server: {client, session}. prompt, target: what to begin with. */
 export function traceForm({ client, session }, prompt = "", target = "") {
-  const parts = { job: null };
+  const parts = { job: null, asking: null };
   const shown = h("div", { class: "token-row", "data-testid": "trace-tokens", "aria-live": "polite" });
   const text = h("textarea", { id: "trace-prompt", rows: 4, "data-testid": "trace-prompt", spellcheck: "false" });
   text.value = prompt;
   const chat = h("input", { type: "checkbox", "data-testid": "trace-chat" });
   const request = () => (chat.checked ? { messages: [{ role: "user", content: text.value }] } : { prompt: text.value });
-  const tokenize = later(async () => replace(shown, await tokenChips(client, request())));
-  text.addEventListener("input", tokenize);
-  chat.addEventListener("change", tokenize);
-  tokenize();
+  const picker = targetPicker(target);
+  const tokenize = later(PAUSE, async () => replace(shown, await tokenChips(client, request())));
+  const suggest = later(LONGER, () => (parts.asking = offerOutputs(client, request, picker)));
+  for (const act of [tokenize, suggest]) {
+    text.addEventListener("input", act);
+    chat.addEventListener("change", act);
+    act();
+  }
 
   const name = field("Name", "trace-slug", { type: "text", placeholder: "from the prompt", maxlength: 200 });
-  const targets = field("Explain these", "trace-targets", {
-    type: "text",
-    value: target,
-    placeholder: "the likeliest; or Austin | attn:L5H3:8:5",
-    title:
-      "Tokens, feature:LAYER:POSITION:INDEX, or attn:L5H3:QUERY:KEY, with :rest or :OTHER for rather than all others or another key; several with | between",
-  });
   const settings = SETTINGS.map(([key, label, value, limits]) => [
     key,
     field(label, `trace-${key}`, { type: "number", value, ...limits }),
@@ -46,10 +45,8 @@ export function traceForm({ client, session }, prompt = "", target = "") {
 
   const run = async () => {
     replace(problem);
-    const chosen = targets.input.value
-      .split("|")
-      .map((each) => each.trim())
-      .filter(Boolean);
+    const chosen = picker.chosen();
+    await parts.asking; // the server does one thing at a time
     parts.job = client.trace({
       ...request(),
       ...(name.input.value.trim() ? { slug: name.input.value.trim() } : {}),
@@ -77,11 +74,12 @@ export function traceForm({ client, session }, prompt = "", target = "") {
       ? h("label", { class: "toggle" }, chat, "as a user\u2019s message, under the chat template")
       : null,
     shown,
+    picker.element,
     h(
       "details",
-      { class: "settings", open: target !== "" },
+      { class: "settings" },
       h("summary", {}, "Settings"),
-      h("div", { class: "fields" }, name.element, targets.element, ...settings.map(([, each]) => each.element)),
+      h("div", { class: "fields" }, name.element, ...settings.map(([, each]) => each.element)),
     ),
     problem,
     running,
@@ -122,12 +120,24 @@ async function tokenChips(client, request) {
     const { tokens, most } = await client.tokens(request);
     const count = `${tokens.length} tokens${most ? ` of at most ${most}` : ""}`;
     return [
-      tokens.map(({ id, text }) => h("span", { class: "chip", title: `id ${id}` }, chipText(text))),
+      tokens.map(({ id, text }) => h("span", { class: "chip", title: `id ${id}` }, spacedText(text))),
       h("span", { class: "quiet" }, count),
     ];
   } catch (error) {
     return h("span", { class: "finding" }, error.message);
   }
+}
+
+/** What the model would say after the prompt; nothing where it cannot be asked now. */
+async function offerOutputs(client, request, picker) {
+  const asked = request();
+  let outputs = [];
+  try {
+    if (asked.messages || asked.prompt) ({ outputs } = await client.outputs(asked));
+  } catch {
+    // Too long a prompt, which its tokens say, or a busy model: people type what they want explained.
+  }
+  if (JSON.stringify(request()) === JSON.stringify(asked)) picker.suggest(outputs);
 }
 
 function showProgress(bar, stage, { done, total, stage: what, seconds }) {
@@ -144,10 +154,10 @@ export function field(label, id, attributes) {
   return { input, element: h("label", { class: "field", for: id }, h("span", {}, label), input) };
 }
 
-function later(act) {
+function later(pause, act) {
   let timer = null;
   return () => {
     clearTimeout(timer);
-    timer = setTimeout(act, PAUSE);
+    timer = setTimeout(act, pause);
   };
 }
