@@ -21,7 +21,7 @@ TITLES = ["say Austin", "Texas", "capital", "California"]
     [
         BEFORE,
         "say Austin (3 features of layers 1 to 2 at “is”) draws on Texas (53 %), and capital (9 %) works against it.",
-        "The group say Austin, with its 3 features of layers 1 to 2 at “is”, reads Texas (53 %) but is opposed by capital (9 %).",
+        "The group say Austin, its 3 features of layers 1 to 2 at “is”, reads Texas (53 %) but is opposed by capital (9 %).",
     ],
     ids=["same", "against", "opposed"],
 )

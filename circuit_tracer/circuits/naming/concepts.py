@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-COVERED = 0.5  # share of a group's labels, by influence, that a concept must have to name the group by itself
+COVERED = 0.5  # share of a group's labels, by influence, that must name a concept for it to name the group by itself
+AHEAD = 0.1  # of that share: by how much more labels must name it than the next
 NAMED = 2  # concepts that name a group where none has that much
 LONGEST = 40  # characters of a name
 
@@ -37,20 +38,23 @@ def concepts(label: str) -> list[Concept]:
 
 
 def tally(labels: Iterable[tuple[str, float]]) -> dict[Concept, float]:
-    """The weight of each concept, most first: labels with their weights, each label's divided among its concepts."""
+    """How much weight of labels names each concept, most first: what labels of several concepts have in common counts most."""
     found: defaultdict[Concept, float] = defaultdict(float)
     spelled: dict[tuple[str, bool], Concept] = {}  # names of one concept differ in capitals
     for label, weight in labels:
-        named = concepts(label)
-        for each in named:
-            found[spelled.setdefault((each.text.casefold(), each.says), each)] += weight / len(named)
+        named = (spelled.setdefault((each.text.casefold(), each.says), each) for each in concepts(label))
+        for each in dict.fromkeys(named):
+            found[each] += weight
     return dict(sorted(found.items(), key=lambda pair: (-pair[1], str(pair[0]))))
 
 
 def leading(weights: Mapping[Concept, float], total: float) -> str | None:
-    """The concept that alone has ``COVERED`` of the total weight."""
-    best = next(iter(weights), None)
-    return str(best) if best is not None and weights[best] >= COVERED * total > 0 else None
+    """The concept that alone is named by ``COVERED`` of the total weight, and more than any other by ``AHEAD``."""
+    ranked = list(weights)
+    if not ranked or weights[ranked[0]] < COVERED * total or total <= 0:
+        return None
+    second = weights[ranked[1]] if len(ranked) > 1 else 0.0
+    return str(ranked[0]) if weights[ranked[0]] - second >= AHEAD * total else None
 
 
 def several(weights: Mapping[Concept, float], total: float) -> str | None:
@@ -58,8 +62,8 @@ def several(weights: Mapping[Concept, float], total: float) -> str | None:
     named = list(weights)[:NAMED]
     if not named:
         return None
-    rest = sum(weights.values()) - sum(weights[each] for each in named)
-    return ", ".join(map(str, named)) + (", …" if rest > 0 and rest >= (1 - COVERED) * total else "")
+    more = any(weight > 0 and weight >= (1 - COVERED) * total for weight in list(weights.values())[NAMED:])
+    return ", ".join(map(str, named)) + (", …" if more else "")
 
 
 def shortened_name(name: str) -> str:

@@ -1,10 +1,11 @@
 """Names of groups without any model's opinion: from their members' labels, the tokens they promote, and examples.
 
-A group that detects is named by the concept that has half of its members' labels, by influence; one that says by such a
-concept if it is of what to say, else by the tokens that its members together make likelier, should any stand out
-(promoted.py). Where no concept has half, the first two name the group and "…" says that there are more. Without labels the
-tokens of examples on which its members are most active name it; one that says, the output that it promotes most by its edges.
-What is left without a name is called by where it is (titles.py).
+A group that detects is named by the concept that half of its members' labels name, by influence, and clearly more than any
+other: what labels of several concepts have in common. One that says is named by such a concept if it is of what to say, else
+by the tokens that its members together make likelier, should any stand out (promoted.py). Where no concept leads so, the first
+two name the group and "…" says that there are more. Without labels the tokens of examples on which its members are most
+active name it; one that says, the output that it promotes most by its edges. What is left without a name is called by where
+it is (titles.py).
 """
 
 from __future__ import annotations
