@@ -67,7 +67,7 @@ def test_it_says_what_lies_outside_and_comes_back_as_it_was_left(open_page: Call
     assert after == {name: pytest.approx(value, abs=0.5) for name, value in before.items()}
     assert texts(page, "[data-testid=outside]")[0] == sign
     assert state(page, "allEdges") is False
-    assert state(page, "edgeNumbers") is True
+    assert state(page, "edgeNumbers") is False
     assert page.js("document.documentElement.dataset.theme") == "light"
     page.click("[data-testid=outside]")
     assert page.js("viewer.view.camera") == {"zoom": 1, "x": 0, "y": 0}
