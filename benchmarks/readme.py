@@ -1,4 +1,4 @@
-"""Writes the numbers of README.md and results/README.md from the records in `results/`; no number is typed by hand.
+"""Writes the numbers of README.md, results/README.md and docs/doubts.md from the records in `results/`; none is typed by hand.
 
 python -m benchmarks.readme            # after any benchmark
 python -m benchmarks.readme --check    # status 1 if they do not say what the records say
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.places import RESULTS, ROOT
+from benchmarks.tables import explanations
 from benchmarks.tables.results import SECTIONS, against_peer, growth
 from benchmarks.tables.training import cuda, quality, speed
 
 README = ROOT / "README.md"
+DOUBTS = ROOT / "docs" / "doubts.md"
 BEGIN, END = "<!-- benchmarks:begin (written by benchmarks/readme.py; do not edit) -->", "<!-- benchmarks:end -->"
 
 
@@ -44,6 +46,15 @@ def page(results: Path) -> str:
             record = _read(results, name)
             lines += [f"## {title}", "", *lines_of(record), "", _conditions(record), ""]
     return "\n".join(lines)
+
+
+def doubts(results: Path) -> str:
+    """The numbers and stories of docs/doubts.md."""
+    record = _read(results, "doubts")
+    parts = ["", *explanations.doubts(record), "", _conditions(record), ""]
+    for name, story in explanations.stories(record).items():
+        parts += [f"### {name[0].upper()}{name[1:]}", "", "```text", *story, "```", ""]
+    return "\n".join(parts)
 
 
 def _read(results: Path, name: str) -> dict[str, Any]:
@@ -118,15 +129,21 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    before, rest = README.read_text().split(BEGIN)
     written = {
-        README: before + BEGIN + "\n" + section(args.results) + END + rest.split(END)[1],
+        README: _between(README, section(args.results)),
+        DOUBTS: _between(DOUBTS, doubts(args.results)),
         args.results / "README.md": page(args.results),
     }
     for path, text in written.items():
         if args.check and (not path.exists() or path.read_text() != text):
             raise SystemExit(f"{path.name} does not say what the records say; run python -m benchmarks.readme")
         path.write_text(text)
+
+
+def _between(path: Path, text: str) -> str:
+    """A page with other text between its two marks."""
+    before, rest = path.read_text().split(BEGIN)
+    return before + BEGIN + "\n" + text + END + rest.split(END)[1]
 
 
 if __name__ == "__main__":

@@ -75,9 +75,18 @@ CPU = (
         30,
     ),
     Benchmark("kernels", "kernels.speed", "", (), 5),
+    Benchmark(
+        "viewer",
+        "viewer",
+        f"--model {MODEL} --transcoders {WIDE} --graph {{WORK}}/viewer.safetensors",
+        ("smollm2-hf", "clt-2048"),
+        3,
+    ),
     Benchmark("losses", "losses", "", (), 60),
     Benchmark("threads", "threads", "--results threads.json", (), 1),
     Benchmark("ground-truth", "faithfulness.ground_truth", "", (), 5),
+    Benchmark("explanations", "explanations", "", (), 2),
+    Benchmark("doubts", "explanations.doubts", "", (), 2),
     Benchmark("validation", "faithfulness.validation", "--demo", (), 10),
     Benchmark(
         "validation-smollm2",

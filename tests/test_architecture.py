@@ -72,6 +72,7 @@ class Row(NamedTuple):
 AGAINST_THE_DIRECTION = [
     Row("graph.graph", "viewer.page", "Graph.to_html and a notebook's display hand the graph over"),
     Row("graph.graph", "attention", "Graph.explain_edge and explain_score hand the graph over"),
+    Row("graph.graph", "circuits", "Graph.supernodes hands the graph over"),
     Row("features.corpus", "training.config", "text may be named by a training configuration"),
 ]
 
@@ -79,6 +80,7 @@ AGAINST_THE_DIRECTION = [
 CIRCLES_OF_TYPES = [
     Row("graph.graph", "graph.files", "Graph.plot takes a View"),
     Row("graph.graph", "attention", "Graph.explain_edge and explain_score give explanations"),
+    Row("graph.graph", "circuits", "Graph.supernodes gives a Grouping"),
     Row("graph.graph_checks", "graph.graph", "the checks are about a Graph"),
     Row("training.config.rules", "training.config.schema", "the schema calls the rules about itself"),
     Row("training.sparsity", "training.config.schema", "a rule is made from its section of the configuration"),
@@ -112,6 +114,7 @@ LATE = [
     Row("graph.graph", "graph", "facade: Graph.save, to_json, plot and others are written in files of their own"),
     Row("graph.graph", "viewer.page", "facade: Graph.to_html"),
     Row("graph.graph", "attention", "facade: Graph.explain_edge, explain_score"),
+    Row("graph.graph", "circuits", "facade: Graph.supernodes"),
     Row("interventions.patching.table", "interventions.patching.picture", "facade: PatchTable.draw"),
     Row("replacement_model", "interventions", "facade: circuit-tracer's methods"),
     Row("transcoders.cross_layer", "transcoders.formats", "facade: to_safetensors"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.tables import attention, training
+from benchmarks.tables import attention, explanations, training, viewer
 from benchmarks.tables.markdown import table
 
 Record = dict[str, Any]
@@ -214,6 +214,7 @@ SECTIONS = (
     ("gemma_shaped_cuda", "6,000 tokens on a GPU", gemma_shaped),
     ("interventions_agreement", "Interventions, against circuit-tracer 0.5.0", interventions),
     ("ground_truth", "Ground truth", ground_truth),
+    ("explanations", "Explanations of two-hop prompts", explanations.world),
     ("validation-demo", "Are graphs faithful? The embedded default", validation),
     ("validation-clt-256", "Are graphs faithful? SmolLM2-135M with a random dictionary", validation),
     ("attention_cost", "Explained attention: what it costs", attention.cost),
@@ -225,4 +226,5 @@ SECTIONS = (
     ("training_warm_start", "Training: warm starts", training.warm_start),
     ("training_roofline", "Training: the least time of a step on a GPU", training.roofline),
     ("startup", "Command line", startup),
+    ("viewer", "The page", viewer.shown),
 )

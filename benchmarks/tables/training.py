@@ -104,7 +104,8 @@ def rates(record: dict[str, Any]) -> list[str]:
         "The default learning rate against half and twice of it: error on tokens that were not trained on, mean and 95 %",
         "interval over seeds. *Above the best*: by how much the default's error is above the lowest of the three.",
         "",
-        "| activations of | rule | steps | default rate | NMSE | at half | at twice | above the best | active | never active |",
+        "| activations of | rule | steps | default rate | NMSE | at half | at twice | above the best | active "
+        "| never active (in the emptiest layer) |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, data in record["data"].items():
@@ -116,12 +117,13 @@ def rates(record: dict[str, Any]) -> list[str]:
                 *(_interval(by_multiple[multiple]) for multiple in (1.0, 0.5, 2.0)),
                 f"{case['above_best']:.1%}",
                 f"{default['active']:.1f} of {data['budget']['active']:g}",
-                f"{default['never_active']:.1%}",
+                f"{default['never_active']:.1%} ({default['emptiest']:.1%})",
             ]
             lines.append(f"| {SETS[name]} | {case['rule']} | {case['steps']} | " + " | ".join(values) + " |")
     budgets = [
         f"{SETS[name]}: first {data['budget']['layers']} layers, {data['budget']['features']} features a layer, "
-        f"{data['budget']['batch']} tokens a step, {len(data['seeds'])} seeds"
+        f"{data['budget']['batch']} tokens a step, "
+        f"{' and '.join(str(len(seeds)) for seeds in dict.fromkeys(tuple(case['seeds']) for case in data['cases']))} seeds"
         for name, data in record["data"].items()
     ]
     return [*lines, "", f"Budgets: {'; '.join(budgets)}.", ""]

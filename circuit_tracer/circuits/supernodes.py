@@ -1,10 +1,10 @@
 """Groups of a graph's nodes that do one thing together, and a graph's grouping as a whole: data only."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import FileFormatError, InputError
 
 # What a group does: is a token of the prompt, reads the input, promotes an output, does both, stands for what the
 # dictionary leaves out, or is an output.
@@ -77,6 +77,24 @@ class Grouping:
                 replace(group, name=names.get(place, group.name)) for place, group in enumerate(self.supernodes)
             ),
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, which `from_json` reads."""
+        return {
+            "supernodes": [[group.name, group.role, list(group.members)] for group in self.supernodes],
+            "settings": dict(self.settings),
+            "score": None if self.score is None else asdict(self.score),
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Grouping":
+        """Raises FileFormatError for what is none."""
+        try:
+            groups = tuple(Supernode(name, role, tuple(members)) for name, role, members in values["supernodes"])
+            score = None if values["score"] is None else GroupingScore(**values["score"])
+            return cls(groups, dict(values["settings"]), score)
+        except (LookupError, TypeError, ValueError, InputError) as error:
+            raise FileFormatError(f"the graph's grouping cannot be read ({error}); group its nodes again") from error
 
     def to_viewer(self) -> list[list[str]]:
         """`[[name, id, id, ...], ...]`, as `qParams.supernodes` of the viewer and of Neuronpedia has groups: those of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,12 +13,13 @@ from circuit_tracer.cli import options, targets
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.cli.outputs import Outputs
 from circuit_tracer.cli.prompts import PromptJob, read_jobs, template_arguments
-from circuit_tracer.cli.serve import PORT, FeaturesDir, Labels, Port, chosen_labels
+from circuit_tracer.cli.serve import PORT, FeaturesDir, Labels, Port, chosen_labels, keep_known
 from circuit_tracer.cli.serve import run as run_server
 from circuit_tracer.cli.stopping import Stopping
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
+    from circuit_tracer.graph import Graph
     from circuit_tracer.ranks import Ranks
     from circuit_tracer.replacement_model import ReplacementModel
 
@@ -110,12 +112,14 @@ def attribute(
         _viewer_folder(graph_file_dir, slug, jobs, prompt_file is not None),
         pruning,
         several=prompt_file is not None,
-        labels=chosen_labels(labels, chosen.demo),
         overwrite=overwrite,
         resume=resume,
     )
-    if labels is not None and outputs.folder is None:
-        raise InputError("--labels name features in the viewer's files: add --slug NAME and --graph-file-dir FOLDER")
+    if labels is not None and outputs.folder is None and (output is None or output.suffix != ".safetensors"):
+        raise InputError(
+            "--labels stay in a graph's own file and in viewers' files: end -o in .safetensors, or add --slug NAME and "
+            "--graph-file-dir FOLDER"
+        )
     if outputs.path is None and outputs.folder is None and not json:
         raise InputError("say where the graph goes: -o FILE, or --slug NAME with --graph-file-dir FOLDER (or --json)")
     outputs = outputs.check([job.slug for job in jobs])
@@ -133,10 +137,15 @@ def attribute(
         "max_residual": max_residual,
         "ranks": ranks,
     }
+    chosen_labels(labels, chosen.demo)  # before the work, what cannot be read
     loaded = chosen.open(verbose)
+
+    def keep(graph: Graph) -> None:
+        keep_known(graph, labels, chosen.demo, features_dir)
+
     with Stopping() as stopping:
         for number, job in enumerate(jobs, start=1):
-            _trace(job, loaded, settings, outputs, json, stopping)
+            _trace(job, loaded, settings, outputs, json, stopping, keep)
             if stopping.asked and number < len(jobs):
                 raise KeyboardInterrupt(f"interrupted: {number} of {len(jobs)} prompts are traced; --resume goes on")
             if stopping.asked:
@@ -174,9 +183,10 @@ def _trace(
     outputs: Outputs,
     json: bool,
     stopping: Stopping,
+    keep: Callable[[Graph], None],
 ) -> None:
-    """Trace a prompt, or go on where it was interrupted, and write the graph. Raises KeyboardInterrupt when what an interrupt
-    left is written.
+    """Trace a prompt, or go on where it was interrupted, and write the graph, with what `keep` puts into it. Raises
+    KeyboardInterrupt when what an interrupt left is written.
     """
     from circuit_tracer.attribution.attribute import attribute as trace
     from circuit_tracer.cli.summary import as_text, summarise
@@ -193,6 +203,7 @@ def _trace(
         graph = trace(job.tokenized(model), model, **settings, progress=progress, resume=resume)
     if not settings["ranks"].first:
         return
+    keep(graph)
     interrupted = bool(graph.provenance.get("interrupted"))
     files = outputs.write_unfinished(graph, job.slug) if interrupted else outputs.write(graph, job.slug)
     summary = summarise(graph)

@@ -19,14 +19,23 @@ app = new_app(help="Trace a prompt on the built-in small model.", invoke_without
 def demo(
     ctx: typer.Context,
     prompt: Annotated[str | None, options.text("-p", "--prompt", help="Another prompt about the demo's world.")] = None,
-    output: Annotated[Path, options.output("Folder for the graph, its JSON and its picture.")] = Path("out"),
+    swap: Annotated[
+        str | None,
+        typer.Option(
+            "--swap",
+            metavar="NAME",
+            help="State or country whose features are put in the place of those that the prompt is about.  [default: "
+            "California]",
+        ),
+    ] = None,
+    output: Annotated[Path, options.output("Folder for the graph, its story and its picture.")] = Path("out"),
 ) -> None:
-    """Trace a two-hop prompt on the small model that ships with the package."""
+    """Trace a two-hop prompt on the small model that ships with the package, and tell what it did, with the evidence."""
     if ctx.invoked_subcommand is None:
         from circuit_tracer.demo.show import main
 
         quiet_loading()
-        main(output, prompt)
+        main(output, prompt, swap)
 
 
 @add(app)

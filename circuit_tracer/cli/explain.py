@@ -9,7 +9,7 @@ import typer
 
 from circuit_tracer.cli import options
 from circuit_tracer.cli.loading import ModelOptions
-from circuit_tracer.cli.serve import chosen_labels
+from circuit_tracer.cli.serve import keep_known
 from circuit_tracer.errors import InputError
 
 
@@ -64,8 +64,8 @@ def explain(
     places, ends = [_place(text) for text in score or ()], [_ends(text) for text in edge or ()]
     if keeps:
         require_writable_folder(target.parent)
-    called = chosen_labels(labels, chosen.demo) or {}
     subject = as_graph(graph)
+    called = keep_known(subject, labels, chosen.demo)
     model = chosen.open(verbose)
     from circuit_tracer.attention import explain_edge, explain_edges, explain_score
     from circuit_tracer.cli.explain_text import all_edges, count_by_head, one_edge, one_score, rows_of

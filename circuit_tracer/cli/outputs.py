@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,15 +26,14 @@ UNFINISHED = ".interrupted.safetensors"  # ending of what an interrupted trace l
 class Outputs:
     """A graph file, a folder of viewer files, both, or neither.
 
-    With several prompts the graph file's name gets the slug: NAME.pt becomes NAME-{slug}.pt. labels: of features, for the
-    viewer files. overwrite: viewer files of a name that is taken are replaced. resume: those of the same prompt are.
+    With several prompts the graph file's name gets the slug: NAME.pt becomes NAME-{slug}.pt. overwrite: viewer
+    files of a name that is taken are replaced. resume: those of the same prompt are.
     """
 
     path: Path | None
     folder: Path | None
     pruning: Pruning
     several: bool = False
-    labels: Mapping[tuple[int, int], str] | None = None
     overwrite: bool = False
     resume: bool = False
 
@@ -114,7 +113,7 @@ class Outputs:
             name = slug if self._is_free(slug, graph) else free_slug(folder, slug)
             if name != slug:
                 typer.echo(f"warning: {folder} has a graph named {slug} by now; this one is {name}", err=True)
-            return create_graph_files(graph, name, folder, **asdict(self.pruning), labels=self.labels)
+            return create_graph_files(graph, name, folder, **asdict(self.pruning))
 
     def _is_free(self, slug: str, graph: Graph) -> bool:
         """Whether a graph may have the name: nobody has it, or what has it may be replaced."""

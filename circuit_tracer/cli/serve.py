@@ -13,6 +13,7 @@ import typer
 from circuit_tracer.cli.loading import ModelOptions
 
 if TYPE_CHECKING:
+    from circuit_tracer.graph import Graph
     from circuit_tracer.replacement_model import ReplacementModel
 
 PORT = 8041
@@ -127,6 +128,22 @@ def chosen_labels(path: Path | None, demo: bool) -> dict[tuple[int, int], str] |
 
         return load_labels()
     return None
+
+
+def keep_known(
+    graph: Graph, labels: Path | None, demo: bool, features: Path | None = None
+) -> dict[tuple[int, int], str]:
+    """Put what a command knows of features into the graph that it will write; returns all labels, the given ones first.
+
+    labels: a file, or a folder of features, whose examples are kept too. features: a folder of features. demo: those of the
+    embedded dictionary.
+    """
+    from circuit_tracer.features.kept import keep_features
+
+    called = chosen_labels(labels, demo) or {}
+    folder = next((path for path in (features, labels) if path is not None and path.is_dir()), None)
+    keep_features(graph, folder or (_demo_features() if demo else None), called)
+    return {**graph.labels, **called}
 
 
 def _demo_features() -> Path | None:

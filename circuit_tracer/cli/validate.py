@@ -10,9 +10,11 @@ import typer
 
 from circuit_tracer.cli import options
 from circuit_tracer.cli.loading import ModelOptions
+from circuit_tracer.cli.serve import keep_known
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
+    from circuit_tracer.graph.graph import Graph
     from circuit_tracer.graph.validation import Measures, ValidationReport
     from circuit_tracer.transcoders.base import Transcoders
 
@@ -32,6 +34,16 @@ def validate(
     random_control: Annotated[
         bool, typer.Option("--random-control/--no-random-control", help="Measure a random dictionary beside.")
     ] = True,
+    groups: Annotated[
+        bool | None,
+        typer.Option(
+            "--groups/--no-groups",
+            help="Take groups of nodes out at once too; default: the groups that the graph keeps.",
+        ),
+    ] = None,
+    supernodes: Annotated[
+        Path | None, typer.Option("--supernodes", help="The groups: those saved in a viewer's graph file.")
+    ] = None,
     pruning: options.Pruning,
     seed: Annotated[int, typer.Option("--seed", help="Of random directions, sets and dictionaries.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Interventions to a pass.")] = 16,
@@ -51,6 +63,8 @@ def validate(
 
     require_writable_folder(target.parent)
     subject = as_graph(graph)
+    keep_known(subject, None, chosen.demo)
+    grouped = read_groups(subject, groups, supernodes)
     loaded = chosen.open(verbose)
     kept = f"interrupted: no report is kept, and {target} is as it was"
     with options.interruption(kept), options.progress(verbose) as progress:
@@ -60,12 +74,36 @@ def validate(
             **asdict(pruning),
             controls=_controls(control, chosen),
             random_control=random_control,
+            groups=grouped,
             seed=seed,
             batch_size=batch_size,
             progress=progress,
         )
     subject.save(target)
     typer.echo(options.dump(report.to_json()) if json else f"{as_text(report)}\n\nwrote      {target}")
+
+
+def read_groups(graph: Graph, wanted: bool | None, file: Path | None) -> dict[str, list[str]] | None:
+    """Node ids by name of the groups to test: of features and errors; None: none."""
+    if file is not None:
+        from circuit_tracer.graph.files.read_json import from_json
+
+        saved = from_json(file).graph["q_params"]["supernodes"]
+        if not saved:
+            raise InputError(f"{file} holds no supernode; group nodes in the viewer and save the view")
+        if len({name for name, *_ in saved}) < len(saved):
+            raise InputError(f"{file} has two supernodes of one name; give them different names in the viewer")
+        return {name: members for name, *members in saved}
+    from circuit_tracer.circuits import kept_grouping
+    from circuit_tracer.circuits.naming import titles
+
+    grouping = kept_grouping(graph) if wanted is not False else None
+    if grouping is None:
+        if wanted:
+            raise InputError("the graph keeps no groups; group its nodes first: circuit-tracer group GRAPH")
+        return None
+    named = zip(titles(graph, grouping), grouping, strict=True)
+    return {title: [*group.members] for title, group in named if group.role not in ("token", "logit")}
 
 
 def _controls(texts: list[str] | None, chosen: ModelOptions) -> dict[str, Transcoders]:
@@ -121,9 +159,33 @@ def as_text(report: ValidationReport) -> str:
         _line("  thresholds", report.stability.nodes, report.stability.edges),
     ]
     lines += [_line(f"  {each.rows} rows", each.nodes, each.edges) for each in report.stability.rows]
-    lines += _heads(report) + _scores(report)
+    lines += _grouped(report) + _heads(report) + _scores(report)
     lines += ["", *report.verdict, "", *(report.distrust or ["Nothing was found that speaks against it."])]
     return "\n".join([*lines, "", f"time       {report.seconds:.1f} s"])
+
+
+def _grouped(report: ValidationReport) -> list[str]:
+    if report.groups is None:
+        return []
+    test = report.groups
+    lines = ["", _line("groups taken out at once", "frozen", "paths say", "live", "members", "left", "random")]
+    for each in sorted(test.effects, key=lambda effect: -abs(effect.measured["live"] or 0)):
+        live, random = each.measured["live"], each.random
+        values = (each.measured["constrained"], each.predicted["paths"], live, each.singles, each.left["live"])
+        lines.append(_line(f"  {_shortened(each.name)}", *values, None if random is None else random.left))
+    lines += [
+        "",
+        _line(f"{report.measure}, groups together", "clean", "without", "others", "only", "others", "nothing"),
+    ]
+    for condition, one in test.circuit.items():
+        chances = (one.clean, one.without, one.without_others, one.only, one.only_others, one.nothing)
+        lines.append(_line(f"  {condition}", *chances))
+    return lines
+
+
+def _shortened(title: str, width: int = 28) -> str:
+    """A group's name, cut to the table."""
+    return title if len(title) <= width else f"{title[: width - 1]}…"
 
 
 def _heads(report: ValidationReport) -> list[str]:

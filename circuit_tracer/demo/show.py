@@ -9,21 +9,24 @@ from typing import Any
 import torch
 
 from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.demo import FEATURES, MODEL, PROMPT, TRANSCODER, load_labels
-from circuit_tracer.features.folder import FeatureFolder
-from circuit_tracer.files import require_writable_folder
+from circuit_tracer.circuits import Grouping, group_nodes, keep_grouping
+from circuit_tracer.circuits.naming import name_groups
+from circuit_tracer.circuits.pictures import draw
+from circuit_tracer.circuits.story import Contrast, Story, tell
+from circuit_tracer.demo import FEATURES, MODEL, PROMPT, TRANSCODER, load_labels, world
+from circuit_tracer.errors import InputError
+from circuit_tracer.features.kept import keep_features
+from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.graph.files.viewer_json import create_graph_files
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.nodes import NodeKind
-from circuit_tracer.graph.paths import strongest_paths
-from circuit_tracer.graph.picture import draw_graph
 from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.viewer.page import write_page
 
 SLUG = "demo"
-PATHS_SHOWN = 8
-PAGE_NODE_THRESHOLD = 0.95  # a small graph can show more than the usual 80 % of the influence
+NODE_THRESHOLD = 0.95  # a small graph can show more than the usual 80 % of the influence
+SWAPS = {"state": ("California", "Texas"), "country": ("France", "Italy")}  # by kind; the first that is not asked about
 
 
 def load_demo(dtype: torch.dtype = torch.float32) -> ReplacementModel:
@@ -31,39 +34,106 @@ def load_demo(dtype: torch.dtype = torch.float32) -> ReplacementModel:
     return ReplacementModel.from_pretrained(MODEL, TRANSCODER, device="cpu", dtype=dtype)
 
 
-def main(folder: str | Path, prompt: str | None = None) -> Graph:
-    """Trace a prompt, print what explains its answer, and write the graph (page, viewer JSON, native file, picture)."""
+def main(folder: str | Path, prompt: str | None = None, swap: str | None = None) -> Graph:
+    """Trace a prompt, tell what explains its answer, and write the graph (page, viewer JSON, native file, picture, story).
+
+    swap: a state or country of the world, whose group of features is put in the place of the one that the prompt asks about;
+    default: California, or another of the kind. Raises InputError for one that could not be asked about.
+    """
     target = require_writable_folder(folder)
     prompt = PROMPT if prompt is None else prompt
+    contrast = contrast_prompt(prompt, swap)
     start = time.perf_counter()
     model = load_demo()
     loaded = time.perf_counter()
     graph = attribute(prompt, model)
     traced = time.perf_counter()
     labels = load_labels()
+    keep_features(graph, FEATURES, labels)
+    story, groups = explain(graph, model, contrast)
+    told = time.perf_counter()
     print(f"prompt      {prompt}")
     print(f"answer      {_targets(graph)}")
-    print(f"time        {loaded - start:.2f} s to load, {traced - loaded:.2f} s to trace\n")
-    _print_paths(graph, labels)
+    print(
+        f"time        {loaded - start:.2f} s to load, {traced - loaded:.2f} s to trace, {told - traced:.2f} s for the story\n"
+    )
+    print("\n".join(story.lines()))
     _print_quality(graph)
-    for name, what in write_files(graph, target, labels).items():
+    for name, what in write_files(graph, target, labels, story, groups).items():
         print(f"wrote       {name}  ({what})")
     print(
         "\nnext        circuit-tracer demo --prompt '...'          another prompt of this small world\n"
-        "            circuit-tracer attribute --help             your own model and transcoders"
+        "            circuit-tracer demo --swap Oregon           another state in the place of this one\n"
+        "            circuit-tracer attribute --help             your own model and transcoders\n"
+        "            circuit-tracer story --help                 its story"
     )
     return graph
 
 
-def write_files(graph: Graph, folder: Path, labels: dict[tuple[int, int], str]) -> dict[str, str]:
-    """Write the files of a graph; what was written, by path."""
-    json_file = create_graph_files(graph, SLUG, folder, scan="circuit-tracing-demo", labels=labels)
+def explain(graph: Graph, model: ReplacementModel, contrast: str | None = None) -> tuple[Story, Grouping]:
+    """The story of a graph of the embedded model, beside another prompt's groups if one is given, and its own named groups."""
+    groups, contrasts = named_groups(graph, model), []
+    if contrast is not None:
+        other = attribute(contrast, model)
+        contrasts.append(Contrast(other, named_groups(other, model)))
+    return tell(graph, model, groups, contrasts=contrasts), groups
+
+
+def named_groups(graph: Graph, model: ReplacementModel) -> Grouping:
+    """Groups of a graph of the embedded model, cut by what taking them out of it does, and named."""
+    labels = load_labels()
+    return name_groups(graph, group_nodes(graph, model, labels=labels), labels=labels, model=model)
+
+
+def contrast_prompt(prompt: str, swap: str | None = None) -> str | None:
+    """The same question about another state or country; None for a prompt that asks about none, where none is named.
+
+    Raises InputError for a name that the world does not have, or has of another kind.
+    """
+    asked = next((one for one in (*world.two_hops(), *world.one_hops()) if one.prompt == prompt.strip()), None)
+    if asked is None or asked.entity is None:
+        if swap is not None:
+            raise InputError(
+                f"{prompt!r} asks about no state or country of the demo's world, so --swap {swap} has no place"
+            )
+        return None
+    own = world.entity(asked.entity)
+    rivals = {one.name: one for one in world.entities() if one.kind == own.kind and one != own}
+    name = swap if swap is not None else next(each for each in SWAPS[own.kind] if each != own.name)
+    if name not in rivals:
+        raise InputError(
+            f"--swap {name}: the prompt asks about {own.name}, so it takes another {own.kind} of the demo's world, such as "
+            f"{', '.join(list(rivals)[:5])}"
+        )
+    other = rivals[name]
+    return prompt.strip().replace(asked.subject, other.name if asked.city is None else other.open_cities[0])
+
+
+def write_files(
+    graph: Graph, folder: Path, labels: dict[tuple[int, int], str], story: Story, groups: Grouping
+) -> dict[str, str]:
+    """Write the files of a graph and its story; what was written, by path."""
+    keep_grouping(graph, groups)
+    shown: dict[str, Any] = {"labels": labels}
+    json_file = create_graph_files(
+        graph, SLUG, folder, scan="circuit-tracing-demo", node_threshold=NODE_THRESHOLD, **shown
+    )
     native = graph.save(folder / f"{SLUG}.safetensors")
-    picture = draw_graph(graph, folder / f"{SLUG}.svg", labels)
-    options: dict[str, Any] = {"labels": labels, "slug": SLUG, "node_threshold": PAGE_NODE_THRESHOLD}
-    page = write_page(graph, folder / f"{SLUG}.html", features=FeatureFolder(FEATURES), **options)
+    picture = folder / f"{SLUG}.svg"
+    draw(graph, picture, grouping=groups, labels=labels)
+    page = write_page(
+        graph,
+        folder / f"{SLUG}.html",
+        slug=SLUG,
+        node_threshold=NODE_THRESHOLD,
+        **shown,
+    )
+    text = folder / f"{SLUG}.md"
+    with atomic_write(text) as temporary:
+        temporary.write_text(story.markdown(), encoding="utf-8")
     return {
         str(page): "open it in a browser",
+        str(text): "the story, with the nodes of each sentence",
         str(json_file): "graph for the viewers",
         str(native): "everything, for Graph.load",
         str(picture): "picture",
@@ -88,14 +158,6 @@ def describe_node(graph: Graph, node: int, labels: dict[tuple[int, int], str]) -
 def _targets(graph: Graph) -> str:
     pairs = zip(graph.targets.label, graph.targets.weight.tolist(), strict=True)
     return ", ".join(f"{label.strip()} {weight:.3f}" for label, weight in pairs)
-
-
-def _print_paths(graph: Graph, labels: dict[tuple[int, int], str]) -> None:
-    answer = graph.nodes.layout.target_start
-    print(f"strongest paths to {describe_node(graph, answer, labels)} (share of its input)")
-    paths = strongest_paths(graph, answer, k=PATHS_SHOWN)
-    for path in paths:
-        print(f"  {path.weight:+7.1%}  " + " -> ".join(describe_node(graph, node, labels) for node in path.nodes))
 
 
 def _print_quality(graph: Graph) -> None:

@@ -25,7 +25,7 @@ from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.features.build_folder import BuildFolder
 from circuit_tracer.features.folder import INDEX, MANIFEST, read_manifest, write_index, write_layer
-from circuit_tracer.features.logits import logit_effects
+from circuit_tracer.features.logits import logit_effects, vocabulary_of
 from circuit_tracer.features.record import LayerRecords
 from circuit_tracer.features.segment import Segment, Window
 from circuit_tracer.features.summary import Keep
@@ -241,7 +241,7 @@ def _write(
 ) -> None:
     """Records of all layers, made in the working folder and moved when all are there; the manifest comes last."""
     made, index, texts = working.folder / "records", {}, TokenTexts(model.tokenizer)
-    transcoders, vocabulary = model.transcoders, _vocabulary(model)
+    transcoders, vocabulary = model.transcoders, vocabulary_of(model)
     for layer in range(transcoders.n_layers):
         features = (
             np.arange(transcoders.n_features(layer)) if wanted is None else wanted.get(layer, np.zeros(0, np.int64))
@@ -266,9 +266,3 @@ def _write(
 def _each(records: LayerRecords) -> Iterator[tuple[int, dict[str, Any]]]:
     for row, index in enumerate(records.index.tolist()):
         yield index, records.record(row)
-
-
-def _vocabulary(model: Traceable) -> int:
-    """Tokens that have a text; the output matrix may be padded beyond them."""
-    rows = len(model.parts.unembed.weight)
-    return rows if model.tokenizer is None else min(rows, len(model.tokenizer))

@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.errors import InputError
@@ -45,6 +45,7 @@ LONGEST_LABEL = 120  # characters
 _TYPICAL_LABEL = "x" * 60  # in the estimate of a conversation that depends on an answer
 
 Example = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Interpreter:
             if record is None:
                 continue
             features += 1
-            explaining = explain_messages(record, self._split(record)[0])
+            explaining = explain_messages(record, split_examples(record, self.settings)[0])
             asked = [explaining]
             if self.chat.known(explaining, ANSWER_TOKENS):
                 label = _phrase(self.chat.ask(explaining, ANSWER_TOKENS))
@@ -126,12 +127,14 @@ class Interpreter:
         record = self._record(place)
         if record is None:
             return None
-        phrase = _phrase(self.chat.ask(explain_messages(record, self._split(record)[0]), ANSWER_TOKENS))
+        phrase = _phrase(
+            self.chat.ask(explain_messages(record, split_examples(record, self.settings)[0]), ANSWER_TOKENS)
+        )
         if not phrase:
             return None
         test, score = self._test(place, record), None
         if test is not None:
-            named = _numbers(self.chat.ask(detect_messages(phrase, test.texts), ANSWER_TOKENS))
+            named = numbers_in(self.chat.ask(detect_messages(phrase, test.texts), ANSWER_TOKENS))
             score = test.score(named)
         return Label(phrase, f"openai:{self.chat.model}", score)
 
@@ -143,36 +146,35 @@ class Interpreter:
             )
         return record if record["examples_quantiles"] else None
 
-    def _split(self, record: Mapping[str, Any]) -> tuple[list[Example], list[Example]]:
-        """Examples to show, from the strongest and from all strengths in turn, and examples to test with."""
-        groups = [list(group["examples"]) for group in record["examples_quantiles"]]
-        distinct = [one for one in in_turn(groups[1:]) if not one["is_repeated_datapoint"]]
-        ordered = in_turn([groups[0], distinct])
-        spare = min(self.settings.tested, max(0, len(ordered) - 1) // 2)
-        shown = ordered[: min(self.settings.shown, len(ordered) - spare)]
-        return shown, ordered[len(shown) : len(shown) + spare]
-
-    def _test(self, place: Place, record: Mapping[str, Any]) -> _Test | None:
+    def _test(self, place: Place, record: Mapping[str, Any]) -> HeldOut | None:
         """The second conversation's texts; None if there are too few."""
-        positive = self._split(record)[1]
-        chance = random.Random(f"{place[0]}/{place[1]}")
-        others = [index for index in self._by_layer[place[0]] if index != place[1]]
+        positive = split_examples(record, self.settings)[1]
+        others = [(place[0], index) for index in self._by_layer[place[0]] if index != place[1]]
+        return HeldOut.drawn(positive, others, self.features, random.Random(f"{place[0]}/{place[1]}"))
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Texts that were not shown, and whether what was named is active in each."""
+
+    texts: list[str]
+    active: list[bool]
+
+    @classmethod
+    def drawn(
+        cls, positive: Sequence[Example], others: Sequence[Place], features: FeatureFolder, chance: random.Random
+    ) -> HeldOut | None:
+        """The positive texts and as many of other features, in an order that follows from `chance`; None for fewer than two."""
         negative: list[Example] = []
-        for index in chance.sample(others, min(len(others), 4 * len(positive))):
-            other = self.features.get((place[0], index))
+        for place in chance.sample(others, min(len(others), 4 * len(positive))):
+            other = features.get(place)
             if other["examples_quantiles"] and len(negative) < len(positive):
                 negative.append(chance.choice(other["examples_quantiles"][0]["examples"]))
         if len(positive) < 2 or len(negative) < 2:
             return None
         texts = [(plain_text(one), True) for one in positive] + [(plain_text(one), False) for one in negative]
         chance.shuffle(texts)
-        return _Test([text for text, _ in texts], [active for _, active in texts])
-
-
-@dataclass(frozen=True)
-class _Test:
-    texts: list[str]
-    active: list[bool]
+        return cls([text for text, _ in texts], [active for _, active in texts])
 
     def score(self, named: set[int]) -> float:
         """See the module's text; ``named`` counts from 1."""
@@ -182,6 +184,16 @@ class _Test:
             of_kind = [hit for hit, active in zip(hits, self.active, strict=True) if active is kind]
             rates.append(sum(of_kind) / len(of_kind))
         return sum(rates) / 2
+
+
+def split_examples(record: Mapping[str, Any], settings: Interpretation) -> tuple[list[Example], list[Example]]:
+    """Examples to show, from the strongest and from all strengths in turn, and examples to test with."""
+    groups = [list(group["examples"]) for group in record["examples_quantiles"]]
+    distinct = [one for one in in_turn(groups[1:]) if not one["is_repeated_datapoint"]]
+    ordered = in_turn([groups[0], distinct])
+    spare = min(settings.tested, max(0, len(ordered) - 1) // 2)
+    shown = ordered[: min(settings.shown, len(ordered) - spare)]
+    return shown, ordered[len(shown) : len(shown) + spare]
 
 
 def explain_messages(record: Mapping[str, Any], examples: Sequence[Example]) -> Messages:
@@ -218,7 +230,7 @@ def plain_text(example: Example) -> str:
     return _one_line("".join(example["tokens"]))
 
 
-def in_turn(groups: Sequence[Sequence[Example]]) -> list[Example]:
+def in_turn(groups: Sequence[Sequence[T]]) -> list[T]:
     """The first of each group, then the second of each, and so on, as far as there are any."""
     longest = max(map(len, groups), default=0)
     return [group[row] for row in range(longest) for group in groups if row < len(group)]
@@ -233,5 +245,6 @@ def _phrase(answer: str) -> str:
     return next((line for line in lines if line), "")[:LONGEST_LABEL]
 
 
-def _numbers(answer: str) -> set[int]:
+def numbers_in(answer: str) -> set[int]:
+    """Those that an answer names."""
     return {int(number) for number in re.findall(r"\d+", answer)}

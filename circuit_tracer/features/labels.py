@@ -117,21 +117,21 @@ def describe(record: Mapping[str, Any]) -> str:
 
 
 def _read_tokens(record: Mapping[str, Any]) -> list[str]:
-    total = _totals(record)
+    total = read_totals(record)
     return sorted(total, key=lambda token: (-total[token], token))[:WORDS]
 
 
 def _share(record: Mapping[str, Any], tokens: list[str]) -> float:
-    total = _totals(record)
+    total = read_totals(record)
     return sum(total[token] for token in tokens) / sum(total.values())
 
 
-def _totals(record: Mapping[str, Any]) -> dict[str, float]:
-    """Activation on each token, over the strongest examples."""
+def read_totals(record: Mapping[str, Any]) -> dict[str, float]:
+    """A feature's activation on each token, over its strongest examples."""
     total: defaultdict[str, float] = defaultdict(float)
     for example in record["examples_quantiles"][0]["examples"] if record["examples_quantiles"] else ():
         centre = example["train_token_ind"]
-        total[_shown(example["tokens"][centre])] += abs(example["tokens_acts_list"][centre])
+        total[shown_token(example["tokens"][centre])] += abs(example["tokens_acts_list"][centre])
     return total
 
 
@@ -141,10 +141,11 @@ def _promoted_tokens(record: Mapping[str, Any]) -> list[str]:
     values, spread = record["top_logit_values"], record["logit_spread"]
     chance = STANDS_OUT * spread * math.sqrt(2 * math.log(max(2, record["n_vocabulary"])))
     chosen = [token for token, value in zip(record["top_logits"], values, strict=True) if value > chance]
-    return [_shown(token) for token in chosen[:WORDS]]
+    return [shown_token(token) for token in chosen[:WORDS]]
 
 
-def _shown(token: str) -> str:
+def shown_token(token: str) -> str:
+    """A token without the spaces around it, if that leaves anything; else with signs for them."""
     return token.strip() or token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.transcoders.base import Transcoders
@@ -46,18 +47,29 @@ def logit_effects(
     if not len(index_n):
         ids, values = torch.zeros(0, tokens, dtype=torch.int64), torch.zeros(0, tokens)
         return LogitEffects(ids, values, ids, values, values.sum(1), vocabulary)
-    norm, weight_VD = parts.final_norm.parameters, parts.unembed.weight[:vocabulary]
+    gain = parts.final_norm.parameters.gain
     widest = max(vocabulary, len(transcoders.target_layers(layer)) * transcoders.d_model)
     block = max(1, BLOCK_BYTES // (4 * widest))
     found: list[tuple[Tensor, ...]] = []
     for index in index_n.split(block):
-        written_nD = transcoders.decoder_rows(layer, index).to(norm.gain).sum(1)
-        written_nD = written_nD - written_nD.mean(-1, keepdim=True) if norm.centred else written_nD
-        effect_nV = (written_nD * norm.gain).to(weight_VD) @ weight_VD.T
-        effect_nV = effect_nV.to(norm.gain)
-        effect_nV -= effect_nV.mean(-1, keepdim=True)
+        effect_nV = vocabulary_effects(parts, transcoders.decoder_rows(layer, index).to(gain).sum(1), vocabulary)
         top, bottom = effect_nV.topk(tokens), effect_nV.topk(tokens, largest=False)
         spread = effect_nV.std(-1, correction=0)
         found.append((top.indices, top.values, bottom.indices, bottom.values, spread))
     top_n, top_value, bottom_n, bottom_value, spreads = (torch.cat(column).cpu() for column in zip(*found, strict=True))
     return LogitEffects(top_n, top_value, bottom_n, bottom_value, spreads, vocabulary)
+
+
+def vocabulary_effects(parts: ModelParts, written_nD: Tensor, vocabulary: int) -> Tensor:
+    """(n, V) what vectors (n, D) added to the stream do to the logits of the first ``vocabulary`` tokens; see above."""
+    norm, weight_VD = parts.final_norm.parameters, parts.unembed.weight[:vocabulary]
+    written_nD = written_nD.to(norm.gain)
+    written_nD = written_nD - written_nD.mean(-1, keepdim=True) if norm.centred else written_nD
+    effect_nV = ((written_nD * norm.gain).to(weight_VD) @ weight_VD.T).to(norm.gain)
+    return effect_nV - effect_nV.mean(-1, keepdim=True)
+
+
+def vocabulary_of(model: Traceable) -> int:
+    """Tokens that have a text; the output matrix may be padded beyond them."""
+    rows = len(model.parts.unembed.weight)
+    return rows if model.tokenizer is None else min(rows, len(model.tokenizer))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from circuit_tracer.attention import EdgeExplanation, ScoreExplanation
+    from circuit_tracer.circuits.supernodes import Grouping
     from circuit_tracer.graph.files.view import View
 
 
@@ -51,9 +52,13 @@ class Graph:
     validation: what interventions on the graph have found. unfinished: of a trace that was interrupted, what it needs to go
     on (`attribute(..., resume=graph)`). edge_heads: which attention heads edges run through
     (`circuit_tracer.attention.explain_edges`). scores: why heads look where they look (`explain_score`), those that were kept.
+    labels, records: what is known of its features (`circuit_tracer.features.kept.keep_features`), by (layer, index).
+    grouping: its nodes in groups (`circuit_tracer.circuits.keep_grouping`). story: what was told of them
+    (`circuit_tracer.circuits.story.tell`).
 
-    Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation and edge_heads, which were of the
-    edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep the balance.
+    Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation, edge_heads, grouping and story, which
+    were of the edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep the
+    balance.
 
     Raises InputError if these do not fit together, NumericalError for an edge that is not finite.
     """
@@ -82,6 +87,10 @@ class Graph:
         unfinished: Unfinished | None = None,
         edge_heads: EdgeHeads | None = None,
         scores: Sequence[AttentionScore] = (),
+        labels: Mapping[tuple[int, int], str] | None = None,
+        records: Mapping[tuple[int, int], bytes] | None = None,
+        grouping: dict[str, Any] | None = None,
+        story: dict[str, Any] | None = None,
     ) -> None:
         self.input_string = input_string
         self.input_tokens = input_tokens
@@ -101,6 +110,9 @@ class Graph:
         self.unfinished = unfinished
         self._edge_heads = edge_heads
         self.scores = list(scores)
+        self.labels, self.records = dict(labels or {}), dict(records or {})
+        self._grouping = grouping
+        self._story = story
         self._blocks: Blocks | None = None
         check_types(self, logit_probabilities)
         check_lengths(self, logit_probabilities)
@@ -199,6 +211,26 @@ class Graph:
         self._edge_heads = edge_heads
 
     @property
+    def grouping(self) -> dict[str, Any] | None:
+        """Groups of its nodes, by the edges that it has, as JSON values (`circuits.kept_grouping` reads them)."""
+        self._take_edits()
+        return self._grouping
+
+    @grouping.setter
+    def grouping(self, grouping: dict[str, Any] | None) -> None:
+        self._grouping = grouping
+
+    @property
+    def story(self) -> dict[str, Any] | None:
+        """What was told of the graph, with the edges it has, as JSON values (`circuits.story.Story.from_json`)."""
+        self._take_edits()
+        return self._story
+
+    @story.setter
+    def story(self, story: dict[str, Any] | None) -> None:
+        self._story = story
+
+    @property
     def target_weights(self) -> Tensor:
         """(N,) float64: |weight| at the targets, 0 elsewhere."""
         weights = torch.zeros(self.n_nodes, dtype=torch.float64, device=self.device)
@@ -247,7 +279,7 @@ class Graph:
             raise InputError(f"the new adjacency matrix has {edges.n_nodes} nodes, the graph has {self.n_nodes}")
         edges.validate()
         self._edges, self._blocks, self.edited = edges, None, True
-        self._validation = self._edge_heads = None
+        self._validation = self._edge_heads = self._grouping = self._story = None
 
     @property
     def logit_probabilities(self) -> Tensor:
@@ -328,6 +360,14 @@ class Graph:
 
         return explain_score(self, model, layer, head, query, key, versus, pairs=pairs)
 
+    def supernodes(self, model: Any = None, **options: Any) -> Grouping:
+        """Its nodes in groups that do one thing each; see ``circuits/grouping.py`` for the options. model: the
+        `ReplacementModel` that the graph was traced with, to measure what groups do.
+        """
+        from circuit_tracer.circuits.grouping import group_nodes
+
+        return group_nodes(self, model, **options)
+
     # Moving and saving
 
     def to(self, device: str | torch.device) -> Graph:
@@ -403,22 +443,23 @@ class Graph:
         return write_page(self, path, **options)
 
     @typed
-    def plot(self, path: str | Path | None = None, *, view: View | None = None, **options: Any) -> Figure:
-        """A picture for papers: the pruned graph (options of ``picture.graph_figure``), or with a view that pins nodes,
-        these and their supernodes (options of ``circuit_picture.circuit_figure``). path: an .svg, .pdf or .png to write.
+    def plot(
+        self,
+        path: str | Path | None = None,
+        *,
+        style: Literal["circuit", "graph"] = "circuit",
+        view: View | None = None,
+        **options: Any,
+    ) -> Figure:
+        """A picture: of the grouped circuit, by default with groups made by themselves (`supernodes`); of what a view pins;
+        or, with style "graph", of the whole pruned graph. path: an .svg, .pdf or .png to write. Options are those of
+        ``circuits.pictures``: labels, theme ("light" or "dark"), thresholds and others.
 
         Needs matplotlib (the extra `plot`).
         """
-        from circuit_tracer.graph.circuit_picture import circuit_figure
-        from circuit_tracer.graph.picture import graph_figure, save_figure
+        from circuit_tracer.circuits.pictures import draw
 
-        if view is not None and view.nodes:
-            figure = circuit_figure(self, view, **options)
-        else:
-            figure = graph_figure(self, **options)
-        if path is not None:
-            save_figure(figure, Path(path))
-        return figure
+        return draw(self, path, style, view, **options)
 
     def _repr_html_(self) -> str:
         """In a notebook the graph shows itself."""

@@ -13,8 +13,8 @@ from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.graph.influence import row_mass
 from circuit_tracer.graph.order import edge_indices
+from circuit_tracer.graph.shares import input_shares
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def strongest_paths(graph: Graph, target: int, source: int | None = None, k: int
     layout = graph.nodes.layout
     is_end = torch.zeros(graph.n_nodes, dtype=torch.bool, device=graph.device)
     is_end[layout.tokens if source is None else slice(source, source + 1)] = True
-    log_share = graph.edges.weight.abs().double().log() - row_mass(graph.edges).log()[graph.edges.target]
+    log_share = input_shares(graph.edges).abs().log()
     best_down = _best_continuation(graph, log_share, is_end)
     return _search(graph.edges, log_share, best_down, is_end, target, k)
 

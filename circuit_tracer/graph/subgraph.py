@@ -45,6 +45,8 @@ def subgraph(graph: Graph, pruned: PruneResult) -> Graph:
         provenance=graph.provenance,
         edge_heads=None if graph.edge_heads is None else _edge_heads(graph.edge_heads, pruned, place),
         scores=graph.scores,
+        labels=graph.labels,
+        records=graph.records,
     )
 
 

@@ -67,7 +67,7 @@ class Curve:
 class CircuitTest:
     """Probability of the first target, or what else is measured of it (`Measure`): on the clean prompt; without the circuit's
     features; without as many other active features (mean of some draws; None if there are none); with only the circuit's
-    features and errors; with nothing.
+    features and errors; with nothing; with only as many other features and the same errors (None if not measured).
 
     Shares of the clean value are None where it is 0, such as a probability too small for the number format.
     """
@@ -77,6 +77,7 @@ class CircuitTest:
     without_others: float | None
     only: float
     nothing: float
+    only_others: float | None = None
 
     @property
     def necessity(self) -> float | None:
@@ -233,11 +234,90 @@ class ScoreTest:
 
 
 @dataclass(frozen=True)
+class RandomGroups:
+    """As many other features of the graph taken out at once, drawn `count` times, in the real model.
+
+    change: of the first target; left: what is left of it (`Measure`); each with its mean and the ends of the middle 90 % of
+    the draws. flips: share of the draws without which another token is the most probable; None where the first target is none.
+    """
+
+    count: int
+    change: float
+    change_low: float
+    change_high: float
+    left: float
+    left_low: float
+    left_high: float
+    flips: float | None
+
+
+@dataclass(frozen=True)
+class GroupLink:
+    """What a group loses, in pre-activation summed over its features, when another is taken out. clean: what it has.
+
+    predicted: by edges and along all paths; measured: by condition, as of a group.
+    """
+
+    target: str
+    clean: float
+    predicted: dict[str, float]
+    measured: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class GroupEffect:
+    """A group taken out at once: changes of the first target's demeaned logit, or what else is measured of it.
+
+    members: the features, errors and tokens taken out. predicted: by edges, and along all paths (features follow down to 0).
+    measured: by condition (constrained, live); None where it holds a token, which is taken out of the frozen network only.
+    singles: sum of what its members do in the real model each by itself. left: what is left of the target (`Measure`), by
+    condition; top: then the most probable token, by condition, None where the target is no token. onto: other groups.
+    """
+
+    name: str
+    members: list[str]
+    n_features: int
+    predicted: dict[str, float]
+    measured: dict[str, float | None]
+    singles: float | None
+    left: dict[str, float | None]
+    top: dict[str, str | None]
+    random: RandomGroups | None
+    onto: list[GroupLink]
+
+    @property
+    def synergy(self) -> float | None:
+        """What the group does in the real model beyond the sum of its members: 0 if they add up."""
+        live = self.measured["live"]
+        return None if live is None or self.singles is None else live - self.singles
+
+    @property
+    def calibration(self) -> float | None:
+        """Measured in the real model over predicted along paths; None where nothing is predicted."""
+        live, predicted = self.measured["live"], self.predicted["paths"]
+        return None if live is None or predicted == 0 else live / predicted
+
+
+@dataclass(frozen=True)
+class GroupTest:
+    """Groups of nodes tested. agreement: effects on the first target, constrained against edges and live against paths; links:
+    effects on other groups, as shares of what they have. circuit: all groups together, by condition.
+    """
+
+    clean: float
+    top: str | None
+    effects: list[GroupEffect]
+    agreement: dict[str, Agreement]
+    links: dict[str, Agreement]
+    circuit: dict[str, CircuitTest]
+
+
+@dataclass(frozen=True)
 class ValidationReport:
     """Predicted against measured, for a graph pruned at the thresholds. verdict: what the graph explains, in words;
     distrust: what not to trust, and why; empty if nothing was found. heads: None for a graph that does not say which heads its
-    edges run through; scores: None for one that keeps no scores of attention. measure: what is measured of the target, the
-    first that is a token, or else the first.
+    edges run through; scores: None for one that keeps no scores of attention; groups: None where none were given. measure:
+    what is measured of the target, the first that is a token, or else the first.
     """
 
     prompt: str
@@ -255,6 +335,7 @@ class ValidationReport:
     seconds: float
     heads: HeadTest | None = None
     scores: ScoreTest | None = None
+    groups: GroupTest | None = None
     measure: Measure = "probability"
     version: int = VERSION
 

@@ -26,6 +26,7 @@ from circuit_tracer.interventions.features.passes import Freeze
 from circuit_tracer.interventions.features.semantics import Semantics
 from circuit_tracer.interventions.features.settings import Intervention
 from circuit_tracer.interventions.features.supernodes import saved_supernodes
+from circuit_tracer.interventions.features.swap import swap_groups
 from circuit_tracer.interventions.heads.edits import HeadEdit
 from circuit_tracer.interventions.heads.patterns import PatternChanges, measure_patterns
 from circuit_tracer.interventions.patching.attribution_patching import attribution_patching
@@ -35,7 +36,15 @@ from circuit_tracer.interventions.patching.table import PatchTable
 from circuit_tracer.interventions.steering.generate import GenerationOptions, feature_intervention_generate
 from circuit_tracer.interventions.steering.schedule import Direction
 from circuit_tracer.interventions.steering.steer import Continuation, Sampling, Steering, steer
-from circuit_tracer.interventions.validation import Loading, ScoreShare, measure_loadings, measure_scores, validate
+from circuit_tracer.interventions.validation import (
+    Loading,
+    ScoreShare,
+    group_effects,
+    measure_groups,
+    measure_loadings,
+    measure_scores,
+    validate,
+)
 from circuit_tracer.interventions.validation.edge_gradients import EdgeEstimates, approximate_edges
 
 __all__ = [
@@ -72,8 +81,10 @@ __all__ = [
     "feature_intervention",
     "feature_intervention_generate",
     "get_activations",
+    "group_effects",
     "log_probability",
     "logit_difference",
+    "measure_groups",
     "measure_loadings",
     "measure_patterns",
     "measure_scores",
@@ -84,6 +95,7 @@ __all__ = [
     "set_to",
     "setup_intervention_with_freeze",
     "steer",
+    "swap_groups",
     "take_from",
     "validate",
     "zero_softcap",

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.features.kept import KeptRecords
 from circuit_tracer.files import atomic_write
 from circuit_tracer.graph.files.node_ids import cantor_pair
 from circuit_tracer.graph.files.read_json import features_of
+from circuit_tracer.graph.graph import Graph
 from circuit_tracer.viewer.bundle import STATIC, bundled_script
 from circuit_tracer.viewer.document import viewer_document
 
 if TYPE_CHECKING:
     from circuit_tracer.graph.files.viewer_json import Labels
-    from circuit_tracer.graph.graph import Graph
 
 
 class Features(Protocol):
@@ -44,7 +45,7 @@ def graph_page(
     graph: a graph, which is pruned at the thresholds and labelled; or viewer JSON as a mapping or the path of a file,
     which is taken as it is, with labels where it has none. features: feature files (``examples_quantiles``,
     ``top_logits``, ...) by (layer, index), such as ``FeatureFolder(path)``; only those of the graph's features are asked
-    for and enter the page.
+    for and enter the page. Default: what the graph keeps.
 
     The page's own policy forbids it to load or send anything; graph, labels and features are data in it, never markup.
     Raises InputError for what is no graph, and for numbers that are not finite. What else is wrong with viewer JSON,
@@ -55,6 +56,8 @@ def graph_page(
     )
     title = f"{document['metadata'].get('prompt') or slug} – attribution graph"
     data = [_data("graph-data", document)]
+    if features is None and isinstance(graph, Graph) and graph.records:
+        features = KeptRecords(graph)
     if features is not None:
         data.append(_data("feature-data", _features_of(document, features)))
     return _page(title, data)

@@ -134,8 +134,8 @@ def _demo(monkeypatch: pytest.MonkeyPatch, **names: object) -> None:
 def test_demo_calls_the_demo(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, ...]] = []
     _demo(monkeypatch, main=lambda *arguments: calls.append(arguments))
-    assert run("demo", "-p", "a prompt", "-o", "folder").code == 0
-    assert calls == [(Path("folder"), "a prompt")]
+    assert run("demo", "-p", "a prompt", "-o", "folder", "--swap", "Oregon").code == 0
+    assert calls == [(Path("folder"), "a prompt", "Oregon")]
 
 
 def test_attribute_on_the_demo_model(run: Run) -> None:

@@ -14,7 +14,14 @@ from circuit_tracer.demo import FEATURES
 from circuit_tracer.errors import InputError, ResourceError
 from circuit_tracer.features import FeatureFolder
 from circuit_tracer.features.chat import ChatModel
-from circuit_tracer.features.interpret import Interpretation, Interpreter, explain_messages, in_turn, marked_text
+from circuit_tracer.features.interpret import (
+    Interpretation,
+    Interpreter,
+    explain_messages,
+    in_turn,
+    marked_text,
+    split_examples,
+)
 from circuit_tracer.features.labels import Label, load_labels
 from circuit_tracer.features.neuronpedia_labels import fetch_labels
 from circuit_tracer.graph.files.node_ids import cantor_pair
@@ -70,7 +77,7 @@ def test_texts_of_the_test_are_not_shown_before(tmp_path: Path) -> None:
     with FakeServer(chat_answers()).running() as server:
         naming = interpreter(server, tmp_path)
     for place in PLACES:
-        shown, tested = naming._split(naming.features.get(place))
+        shown, tested = split_examples(naming.features.get(place), naming.settings)
         windows = [json.dumps(one) for one in (*shown, *tested)]
         assert len(set(windows)) == len(windows)
         assert 1 <= len(shown) <= 6

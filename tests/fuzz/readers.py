@@ -50,6 +50,7 @@ def _graph(name: str, **options: Any) -> Reader:
         if name == "graph.safetensors":
             graph.validation, graph.edge_heads = random_validation(), random_edge_heads(graph)
             graph.scores = [random_score()]
+            graph.labels, graph.records = {(0, 1): "one"}, {(0, 1): b"12345", (1, 2): b"6"}
         write_graph(graph, folder / name)
 
     def read(folder: Path) -> Graph:

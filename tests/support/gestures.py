@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from tests.support.browser import Page
@@ -48,6 +49,27 @@ def set_slider(page: Page, name: str, value: float) -> None:
         e.dispatchEvent(new Event('input', {{bubbles: true}})); }})()"""
     )
     page.frames()
+
+
+def panned(page: Page, seconds: float) -> tuple[float, float]:
+    """Drag the link graph to and fro: frames a second, and the milliseconds that 95 % of frames stay within."""
+    page.js("viewer.areas.focus(0)")
+    page.js(
+        """window.stamps = [];
+        (function tick(now) { stamps.push(now); requestAnimationFrame(tick); })(performance.now())"""
+    )
+    middle, top = page.center(".link-graph")
+    reach = page.js("viewer.view.width") * 0.3
+    page.mouse("Moved", middle, top)
+    page.mouse("Pressed", middle, top)
+    start, step, x = time.monotonic(), 0, middle
+    while time.monotonic() - start < seconds:
+        step += 1
+        x = middle + reach * ((step % 80) / 40 - 1 if step % 160 < 80 else 1 - (step % 80) / 40)
+        page.mouse("Moved", x, top + (step % 50), button="left", buttons=1)
+    page.mouse("Released", x, top)
+    gaps = sorted(page.js("stamps.slice(1).map((now, at) => now - stamps[at])"))
+    return 1000 * len(gaps) / sum(gaps), gaps[int(0.95 * len(gaps))]
 
 
 def serious_findings(page: Page, axe: str) -> list[str]:

@@ -46,7 +46,7 @@ def test_the_best_rate_lies_between_two_others_and_is_found_again() -> None:
     ids=["middle", "between", "end", "broken"],
 )
 def test_the_lowest_point_of_a_parabola(errors: tuple[float, ...], lowest: float) -> None:
-    trials = [Trial(2.0**number, error, 1.0, 0.0) for number, error in enumerate(errors)]
+    trials = [Trial(2.0**number, error, 1.0, 0.0, 0.0) for number, error in enumerate(errors)]
     assert find._lowest(trials) == pytest.approx(lowest)
 
 
@@ -99,7 +99,7 @@ def test_the_error_is_that_of_the_dense_reconstruction(run: Run) -> None:
     dictionary, space = state.dictionary, state.normalisation
     for decoder in dictionary.W_dec:
         decoder.mul_(3)
-    error, active, never = held_out_error(state, config, held_out, CPU, FeatureRanks())
+    error, active, never, emptiest = held_out_error(state, config, held_out, CPU, FeatureRanks())
     x_SBD = [space.x(source, held_out.x_BSD[:, source]) for source in range(LAYERS)]
     acts = []
     for source, x_BD in enumerate(x_SBD):
@@ -118,11 +118,12 @@ def test_the_error_is_that_of_the_dense_reconstruction(run: Run) -> None:
     assert error == pytest.approx(float(expected), rel=1e-5)
     fired_SBF = torch.stack(acts) > 0
     assert active == pytest.approx(float(fired_SBF.sum()) / (LAYERS * held_out.n_tokens))
-    assert never == pytest.approx(float((~fired_SBF.any(1)).float().mean()))
+    never_S = (~fired_SBF.any(1)).float().mean(1)
+    assert (never, emptiest) == pytest.approx((float(never_S.mean()), float(never_S.max())))
 
 
 def test_the_report_names_the_option_to_paste() -> None:
-    trials = [Trial(1e-3, 0.5, 4.0, 0.0), Trial(2e-3, 0.4, 4.0, 0.25)]
+    trials = [Trial(1e-3, 0.5, 4.0, 0.0, 0.0), Trial(2e-3, 0.4, 4.0, 0.25, 0.5)]
     text = str(Found(trials, 100, 1.234e-3, 1e-3, at_an_end=True))
     assert "--optimizer.learning_rate 0.0012 (the rule: 0.001); the best rate tried is at the end" in text
     assert "25.0 %" in text

@@ -50,8 +50,8 @@ def test_the_rule_follows_sizes_samples_and_steps() -> None:
     more = [ruled(layers=31, batch=8192), ruled(layers=31, features=256), ruled(layers=31, active=64.0)]
     assert more == pytest.approx([2 * ruled(layers=31)] * 3)
     assert ruled(layers=31, batch=2**16) == ruled(layers=31, batch=2**17)
-    assert ruled(steps=17_000, width=4096) == pytest.approx(ruled(width=4096) / 2)
-    assert ruled(steps=18_000) == pytest.approx(schedules.HIGHEST / 10)
+    assert ruled(steps=17_000, width=8192) == pytest.approx(ruled(width=8192) / 2)
+    assert ruled(steps=13_500) == pytest.approx(schedules.HIGHEST / 10)
 
 
 @pytest.mark.parametrize("name", preset_names())

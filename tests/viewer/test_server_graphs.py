@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from circuit_tracer.circuits import group_nodes
 from circuit_tracer.demo import FEATURES, load_labels
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph import Graph
@@ -20,7 +21,7 @@ from circuit_tracer.graph.files.read_json import load_viewer_json
 from circuit_tracer.graph.files.validate import validate_document
 from circuit_tracer.viewer.server import Server, serve
 from circuit_tracer.viewer.server.columns import Columns
-from tests.support.asking import ask
+from tests.support.asking import ask, finished
 from tests.support.documents import large_document, small_document
 
 
@@ -312,3 +313,21 @@ def test_circuit_tracers_import_path() -> None:
     from circuit_tracer.frontend.local_server import serve as theirs
 
     assert theirs is serve
+
+
+def test_groups_that_are_offered_are_those_of_python_and_change_nothing(
+    demo_served: Server, graph_folder: Path, demo_graph: Graph
+) -> None:
+    before = (graph_folder / "demo.json").read_bytes()
+    report = finished(demo_served, ask(demo_served, "/api/graphs/demo/group", {}))
+    assert report["state"] == "done", report
+    offered = report["result"]
+    grouping = group_nodes(demo_graph, labels=load_labels(), node_threshold=0.9)
+    groups = {group.members for group in grouping}
+    assert {tuple(members) for _, *members in offered["supernodes"]} <= groups
+    assert all(name for name, *_ in offered["supernodes"])
+    assert {name for _, *members in offered["supernodes"] for name in members} < set(offered["pinned"])
+    assert offered["purity"] == grouping.score.purity
+    assert (graph_folder / "demo.json").read_bytes() == before
+    (graph_folder / "demo.safetensors").unlink()
+    assert "needs the whole graph" in ask(demo_served, "/api/graphs/demo/group", {}).error

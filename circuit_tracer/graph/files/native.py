@@ -2,8 +2,9 @@
 
 Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 2, "input_string", "cfg", "scan",
 "vocab_size", "logit_targets": [[text, id]...], "target_labels", "target_kinds", "token_strings", "provenance"}, and
-"validation" if the graph was validated, "attention_scores" if it keeps any, "unfinished" if its trace was interrupted (the
-tensors ``unfinished.*`` are its rows).
+"labels" of features if it keeps any (the tensors ``records.*`` are of their examples, `feature_notes.py`), "validation" if the
+graph was validated, "grouping" if its nodes are grouped, "story" if one was told of them, "attention_scores" if it keeps any,
+"unfinished" if its trace was interrupted (the tensors ``unfinished.*`` are its rows).
 Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit. From version 2 on,
 header and tensors have checksums (`circuit_tracer.files.checksums`), which are compared on load.
 """
@@ -26,7 +27,14 @@ from circuit_tracer.graph.attention_scores import AttentionScore
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.edge_heads import EdgeHeads
 from circuit_tracer.graph.edges import Edges
+from circuit_tracer.graph.feature_notes import (
+    labels_from_json,
+    labels_to_json,
+    records_from_tensors,
+    records_to_tensors,
+)
 from circuit_tracer.graph.files.pt import load_pt
+from circuit_tracer.graph.files.view import View
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.stream_reads import StreamReads
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
@@ -67,6 +75,7 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
     tensors = {name: _tensor_of(graph, name) for name in _names_of(graph)}
     if graph.n_nodes < 2**31:
         tensors["edges.source"] = tensors["edges.source"].int()
+    tensors |= records_to_tensors(graph.records)
     if graph.unfinished is not None:
         tensors |= {f"{_UNFINISHED}{name}": tensor for name, tensor in graph.unfinished.tensors.items()}
     with atomic_write(path) as temporary:
@@ -141,8 +150,14 @@ def _header(graph: Graph) -> str:
         "token_strings": graph.token_strings,
         "provenance": graph.provenance,
     }
+    if graph.labels:
+        header["labels"] = labels_to_json(graph.labels)
     if graph.validation is not None:
         header["validation"] = graph.validation.to_json()
+    if graph.grouping is not None:
+        header["grouping"] = graph.grouping
+    if graph.story is not None:
+        header["story"] = graph.story
     if graph.scores:
         header["attention_scores"] = [score.to_dict() for score in graph.scores]
     if graph.unfinished is not None:
@@ -239,7 +254,18 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         unfinished=_unfinished(header, tensors),
         edge_heads=EdgeHeads(*edge_heads) if edge_heads else None,
         scores=[AttentionScore.from_dict(score) for score in header.get("attention_scores", [])],
+        labels=labels_from_json(header.get("labels", {})),
+        records=records_from_tensors(tensors),
+        grouping=_grouping(header),
+        story=header.get("story"),
     )
+
+
+def _grouping(header: dict[str, Any]) -> dict[str, Any] | None:
+    if "grouping" not in header:
+        return None
+    View.of_grouping(header["grouping"])  # or it raises
+    return dict(header["grouping"])
 
 
 def _unfinished(header: dict[str, Any], tensors: dict[str, Tensor]) -> Unfinished | None:

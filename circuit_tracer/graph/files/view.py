@@ -41,6 +41,19 @@ class View:
         return cls(tuple(map(_node_id, pinned)), groups)
 
     @classmethod
+    def of_grouping(cls, grouping: Mapping[str, Any]) -> View:
+        """Of the groups that a graph keeps (`Graph.grouping`): its pins, and of the groups whose members are pinned those that
+        have a name or several members. Raises FileFormatError for what is none.
+        """
+        try:
+            groups = [(str(name), tuple(map(str, members))) for name, _, members in grouping["supernodes"]]
+            pinned = tuple(map(str, grouping["pinned"]))
+            shown = [(name, members) for name, members in groups if members and members[0] in {*pinned}]
+            return cls(pinned, tuple((name, members) for name, members in shown if name or len(members) > 1))
+        except (LookupError, TypeError, ValueError) as error:
+            raise FileFormatError(f"the graph's groups cannot be read ({error}); group its nodes again") from error
+
+    @classmethod
     def from_url(cls, url: str) -> View:
         """That of a link to any viewer's page, whether its parameters stand behind ? or #.
 

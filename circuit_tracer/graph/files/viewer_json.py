@@ -18,7 +18,7 @@ from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.files import atomic_write, parse_json, require_writable_folder
 from circuit_tracer.graph.files.graph_index import add_to_index, read_index, writing_graphs
-from circuit_tracer.graph.files.hand_made import HandMade, hand_made, set_aside_if_lost
+from circuit_tracer.graph.files.hand_made import GROUPED, HandMade, chosen_digest, hand_made, set_aside_if_lost
 from circuit_tracer.graph.files.keeping import keep_nodes, nodes_named
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.files.node_ids import cantor_pair, node_ids
@@ -71,9 +71,10 @@ def create_graph_files(
 
     graph_or_path: a graph, or a native or ``.pt`` file. output_path: a folder, made if needed; checked before any
     work. scan: identifies the transcoders, default the graph's, else the model's name; for ``target`` "neuronpedia"
-    it must be one of its model ids. labels: texts for nodes, by node id or by (layer, index) of features.
-    token_strings: P texts, for graphs that do not hold them (those of circuit-tracer). feature_details, info: as the
-    schema describes them. view: pinned nodes and supernodes to open with; its labels come before ``labels``.
+    it must be one of its model ids. labels: texts for nodes, by node id or by (layer, index) of features; they come before
+    those that the graph keeps. token_strings: P texts, for graphs that do not hold them (those of circuit-tracer).
+    feature_details, info: as the schema describes them. view: pinned nodes and supernodes to open with; its labels come before
+    ``labels``.
 
     Needs no network. The files replace older ones only when complete; pins, supernodes and labels that people put into an
     older one of the same graph move into the new one, and what cannot is said and kept in a file beside it. Raises InputError
@@ -106,7 +107,8 @@ def create_graph_files(
             content["qParams"] |= _moved(before, content, view)
         with atomic_write(path) as temporary:
             temporary.write_text(_dump(sealed_graph(content)), encoding="utf-8")
-        add_to_index(folder, document.metadata)
+        listed = {name: value for name, value in document.metadata.items() if name != "story"}  # it is long
+        add_to_index(folder, listed)
     return path
 
 
@@ -143,10 +145,14 @@ def graph_document(
     """
     check_slug(slug)
     tokens = _token_strings(graph, token_strings)
+    grouped: dict[str, str] = {}
+    if view is None and graph.grouping is not None:
+        view = View.of_grouping(graph.grouping)
+        keep, grouped = (*keep, *view.nodes), {GROUPED: chosen_digest(view.q_params())}
     kept = nodes_named(graph, keep)
     pruned = keep_nodes(graph, prune_graph(graph, node_threshold, edge_threshold, policy), kept)
     thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold, "policy": policy}
-    metadata = _metadata(graph, slug, scan, tokens, thresholds, feature_details or {}, info or {})
+    metadata = _metadata(graph, slug, scan, tokens, thresholds, feature_details or {}, info or {}) | grouped
     return GraphDocument(metadata, viewer_json(graph, pruned, metadata, labels, target, view or View(), kept))
 
 
@@ -163,7 +169,8 @@ def viewer_json(
 
     kept: bool (N,), nodes that are written even without an edge. Of scores of attention that the graph keeps: `qk_tracing.py`.
 
-    Node ``influence`` is cumulative (small is important), link weights are signed and unnormalised. Links of edges whose heads
+    Node ``influence`` is cumulative (small is important), link weights are signed and unnormalised. ``input_mass`` of a node
+    is the sum of its |inputs| in the whole graph, of which viewers show links as shares. Links of edges whose heads
     the graph knows (``edge_heads``) have "heads": {"direct", "hops" (their mean number), "first" and "last": [[layer, head,
     weight]...]}.
     Raises InputError
@@ -177,8 +184,7 @@ def viewer_json(
     present[graph.nodes.layout.token_start :] = True
     which = torch.where(present)[0]
     ids = node_ids(graph, which)
-    by_any = dict[Any, str]((labels or {}).items())
-    by_any.update(view.labels)
+    by_any: dict[Any, str] = {**graph.labels, **(labels or {}), **view.labels}
     nodes = node_dicts(graph, which, ids, pruned.cumulative_scores, by_any)
     scores = with_scores(graph, nodes, by_any)
     place = torch.cumsum(present, 0) - 1
@@ -289,6 +295,8 @@ def _metadata(
         metadata["warnings"] = graph.provenance["warnings"]
     if graph.validation is not None:
         metadata["validation"] = graph.validation.summary()
+    if graph.story is not None:
+        metadata["story"] = graph.story
     named = {
         "replacement_score": scores.replacement,
         "completeness_score": scores.completeness,
@@ -312,10 +320,11 @@ def node_dicts(
     nodes = graph.nodes
     columns = (nodes.kind, nodes.layer, nodes.position, nodes.feature)
     influence = _shortest(ranks[which].clamp(max=1.0).cpu().numpy())
+    mass = graph.edges.row_sum(graph.edges.weight.abs())[which].tolist()
     activation = _shortest(nodes.activation[which].float().cpu().numpy())
     rows: list[dict[str, Any]] = []
-    for name, kind, layer, position, feature, cumulative, value, order in zip(
-        ids, *(column[which].tolist() for column in columns), influence, activation, which.tolist(), strict=True
+    for name, kind, layer, position, feature, cumulative, value, inputs, order in zip(
+        ids, *(column[which].tolist() for column in columns), influence, activation, mass, which.tolist(), strict=True
     ):
         row: dict[str, Any] = {
             "node_id": name,
@@ -342,6 +351,8 @@ def node_dicts(
             row["clerp"] = row["clerp"] or by_any.get((layer, feature), "")
         elif kind == NodeKind.TOKEN:
             row.update(layer="E", feature=position)
+        if inputs:
+            row["input_mass"] = float(f"{inputs:.7g}")
         rows.append(row)
     return rows
 

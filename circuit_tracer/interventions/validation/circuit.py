@@ -27,7 +27,12 @@ DRAWS = 8  # random sets of other features
 
 def circuit_tests(graph: Graph, pruned: PruneResult, bench: Bench, seed: int = 0) -> dict[str, CircuitTest]:
     """By condition. The circuit: kept features, and kept errors."""
-    layout, mask = graph.nodes.layout, pruned.node_mask.cpu()
+    return circuit_of_nodes(graph, pruned.node_mask, bench, seed)
+
+
+def circuit_of_nodes(graph: Graph, nodes: Tensor, bench: Bench, seed: int) -> dict[str, CircuitTest]:
+    """By condition. The circuit: the features and errors where `nodes` (N,) bool says."""
+    layout, mask = graph.nodes.layout, nodes.cpu()
     member = torch.zeros(len(graph.active_features), dtype=torch.bool)
     member[graph.selected_features.cpu()] = mask[layout.features]
     kept_errors = mask[layout.errors].reshape(layout.n_layers, layout.n_pos)
@@ -37,20 +42,24 @@ def circuit_tests(graph: Graph, pruned: PruneResult, bench: Bench, seed: int = 0
     inside, outside = torch.nonzero(member).flatten(), torch.nonzero(~member).flatten()
     generator = torch.Generator().manual_seed(seed)
     count = min(len(inside), len(outside))
-    draws = [outside[torch.randperm(len(outside), generator=generator)[:count]] for _ in range(DRAWS if count else 0)]
+    draws = [outside[torch.randperm(len(outside), generator=generator)] for _ in range(DRAWS if count else 0)]
     experiments = [
         _features(graph, inside),
         _features(graph, outside, ~kept_errors),
         _features(graph, torch.arange(len(member)), ~every_error),
-        *(_features(graph, drawn) for drawn in draws),
+        *(_features(graph, drawn[:count]) for drawn in draws),
+        *(_features(graph, torch.cat([inside, drawn[count:]]), ~kept_errors) for drawn in draws),
     ]
     found = {}
     for condition in CONDITIONS:
         clean, (without, only, nothing, *others) = bench.first_target(bench.run(experiments, condition))
-        found[condition.name] = CircuitTest(
-            clean, without, sum(others) / len(others) if others else None, only, nothing
-        )
+        without_others, only_others = (_mean(each) for each in (others[: len(draws)], others[len(draws) :]))
+        found[condition.name] = CircuitTest(clean, without, without_others, only, nothing, only_others)
     return found
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _features(graph: Graph, rows: Tensor, errors: Tensor | None = None) -> Sources:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -30,6 +30,8 @@ from circuit_tracer.interventions.validation.contrasts import kept_shares, measu
 from circuit_tracer.interventions.validation.controls import random_dictionary
 from circuit_tracer.interventions.validation.curves import perturbation_curves
 from circuit_tracer.interventions.validation.effects import NodeEffects
+from circuit_tracer.interventions.validation.group_verdict import group_distrust, group_verdict
+from circuit_tracer.interventions.validation.groups import measure_groups
 from circuit_tracer.interventions.validation.loadings import kept_loadings, measure_loadings
 from circuit_tracer.interventions.validation.stability import Stabilities, retrace, row_variations
 from circuit_tracer.interventions.validation.statistics import mean
@@ -51,6 +53,7 @@ def validate(
     policy: PrunePolicy = "circuit-tracer",
     controls: Mapping[str, Transcoders] | None = None,
     random_control: bool = True,
+    groups: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     batch_size: int = 16,
     progress: Progress | None = None,
@@ -59,8 +62,9 @@ def validate(
 
     controls: other dictionaries of the same model by name, such as a per-layer one, measured alike on graphs of their own.
     random_control: a random dictionary too. Heads that the graph names for its edges (`explain_edges`) are tested too, and what
-    it keeps of scores of attention (`explain_score`). Deterministic for a seed. Cost: a clean pass, four passes for every
-    `batch_size` kept nodes, some traces with other numbers of rows, and the same for each control.
+    it keeps of scores of attention (`explain_score`). groups: node ids by name, each taken out at once, and the circuit that
+    they make together, beside random groups of the same size (`measure_groups`). Deterministic for a seed. Cost: a clean pass,
+    four passes for every `batch_size` kept nodes, some traces with other numbers of rows, and the same for each control.
 
     Raises CompatibilityError for a graph of another model or dictionary, InputError for a graph that does not keep what
     its targets read or a threshold outside 0..1.
@@ -81,6 +85,7 @@ def validate(
     heads = measure_loadings(graph, model, loadings, batch_size) if loadings else None
     shares = kept_shares(graph)
     scores = measure_scores(graph, model, shares, batch_size) if shares else None
+    grouped = measure_groups(graph, model, groups, seed=seed, batch_size=batch_size) if groups else None
     measured = {}
     for number, (name, dictionary) in enumerate(others.items()):
         progress("controls", number, len(others))
@@ -97,11 +102,15 @@ def validate(
         controls=measured,
         nodes=subject.effects.node_rows(stabilities.nodes),
         edges=subject.effects.edge_rows(stabilities.edges),
-        verdict=verdict(measures, stability, target, heads, scores, measure),
-        distrust=distrust(measures, stability, measured, measure),
+        verdict=[
+            *verdict(measures, stability, target, heads, scores, measure),
+            *group_verdict(grouped, target, measure),
+        ],
+        distrust=[*distrust(measures, stability, measured, measure), *group_distrust(grouped, measure)],
         seconds=round(time.perf_counter() - started, 2),
         heads=heads,
         scores=scores,
+        groups=grouped,
         measure=measure,
     )
     graph.validation = report

@@ -60,6 +60,7 @@ class Trial:
     error: float
     active: float  # a layer and token
     never_active: float  # share of all features
+    emptiest: float  # that share in the layer where it is highest
 
 
 @dataclass(frozen=True)
@@ -201,16 +202,18 @@ def trial(
         with tempfile.TemporaryDirectory() as folder:
             Loop(config, state, stream, ranks, NullListener(), Path(folder), {}).run()
     except NumericalError:
-        return Trial(rate, math.inf, math.nan, math.nan)
-    error, active, never = held_out_error(state, config, held_out, device, ranks)
+        return Trial(rate, math.inf, math.nan, math.nan, math.nan)
+    error, *activity = held_out_error(state, config, held_out, device, ranks)
     usable = state.spikes.skipped <= SKIPPED * config.steps and math.isfinite(error)
-    return Trial(rate, error if usable else math.inf, active, never)
+    return Trial(rate, error if usable else math.inf, *activity)
 
 
 def held_out_error(
     state: TrainingState, config: TrainingConfig, held_out: ActivationBatch, device: torch.device, ranks: FeatureRanks
-) -> tuple[float, float, float]:
-    """(normalised error, active features a layer and token, share of features never active) by the rule of training."""
+) -> tuple[float, float, float, float]:
+    """(normalised error, active features a layer and token, share of features never active, that of the emptiest layer), by the
+    rule of training.
+    """
     dictionary, rule, scratch = state.result, rule_of(config.sparsity), Scratch()
     now, error, size = Now(config.sparsity.active, state.running_cut), 0.0, 0
     fired_Sf = torch.zeros(dictionary.n_layers, len(dictionary.norms[0]), dtype=torch.int64, device=device)
@@ -221,9 +224,10 @@ def held_out_error(
         error, size = error + float(error_BSD.square().sum()), size + error_BSD.numel()
         for fired_f, entries, active in zip(fired_Sf, selection.entries, selection.active, strict=True):
             fired_f += torch.bincount(entries.feature[active], minlength=len(fired_f))
-    counts = ranks.all_reduce_(torch.stack([fired_Sf.sum(), (fired_Sf == 0).sum()])).tolist()
-    n_features = dictionary.n_layers * dictionary.n_features
-    return error / size, counts[0] / (held_out.n_tokens * dictionary.n_layers), counts[1] / n_features
+    fired, *never_S = ranks.all_reduce_(torch.cat([fired_Sf.sum()[None], (fired_Sf == 0).sum(1)])).tolist()
+    share_S = [never / dictionary.n_features for never in never_S]
+    n_layers = dictionary.n_layers
+    return error / size, fired / (held_out.n_tokens * n_layers), sum(share_S) / n_layers, max(share_S)
 
 
 class Repeated:

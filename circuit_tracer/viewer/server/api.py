@@ -15,6 +15,8 @@ from starlette.responses import Response
 from circuit_tracer.graph.files.read_json import require_as_written
 from circuit_tracer.graph.files.viewer_json import check_slug, graph_document
 from circuit_tracer.viewer.server.columns import MOST_LINKS, MOST_NODES
+from circuit_tracer.viewer.server.graphs import labels_of
+from circuit_tracer.viewer.server.groups import offered_groups
 from circuit_tracer.viewer.server.head_messages import (
     EdgeAnswer,
     EdgeQuestion,
@@ -27,6 +29,7 @@ from circuit_tracer.viewer.server.head_table import read_head_table
 from circuit_tracer.viewer.server.jobs import Job
 from circuit_tracer.viewer.server.messages import (
     GraphList,
+    GroupRequest,
     InterveneRequest,
     JobReport,
     Outputs,
@@ -110,6 +113,20 @@ def prune(slug: str, site: Served, request: PruneRequest) -> Pruned:
     """Prune the whole graph, which must lie beside its JSON, at other thresholds."""
     thresholds = (request.node_threshold, request.edge_threshold)
     return Pruned(**site.graphs.prune(slug, *thresholds, site.labels, request.keep))
+
+
+@API.post("/api/graphs/{slug}/group")
+def group(slug: str, site: Served, _: GroupRequest) -> JobReport:
+    """Group the nodes of a graph, whose whole file is here, by what they do; the file stays as it is."""
+    site.graphs.opened(slug)
+    document = site.graphs.document(slug)
+
+    def work(job: Job) -> dict[str, Any]:
+        job.progress("grouping")
+        labels = {**(site.labels or {}), **labels_of(document)}
+        return offered_groups(site.graphs.opened(slug), document, labels, site.records).model_dump(mode="json")
+
+    return _report(site.jobs.start("group", work))
 
 
 @API.post("/api/tokens")

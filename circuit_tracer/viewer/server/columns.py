@@ -1,10 +1,12 @@
 """A graph's JSON as columns, and parts of it that a page can draw.
 
-Shares are those of the whole file: each node of a part carries `input_mass`, the sum of its |inputs| there. N nodes, M links.
+Shares are of a node's `input_mass`, the sum of its |inputs| in the whole graph; where a file does not say it, in the whole
+file. Each node of a part carries it. N nodes, M links.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -35,6 +37,7 @@ class Columns:
                 if link["source"] in self.number and link["target"] in self.number
             ]
             influence = [_number(node.get("influence")) for node in document["nodes"]]
+            said = [_number(node.get("input_mass"), 0.0) for node in document["nodes"]]
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FileFormatError(f"a node or link lacks a field or has one of a wrong type: {error!r}") from error
         table = np.array(links, dtype=np.float64).reshape(-1, 4)
@@ -42,7 +45,8 @@ class Columns:
         self.source, self.target, self.weight = table[:, 0].astype(int), table[:, 1].astype(int), table[:, 2]
         self.place = table[:, 3].astype(int)
         self.influence = np.array(influence)
-        self.mass = np.bincount(self.target, np.abs(self.weight), minlength=len(influence))
+        seen = np.bincount(self.target, np.abs(self.weight), minlength=len(influence))
+        self.mass = np.maximum(seen, np.array(said))
         self.share = np.abs(self.weight) / np.maximum(self.mass[self.target], np.finfo(float).tiny)
 
     def part(
@@ -95,6 +99,6 @@ class Columns:
         return kept
 
 
-def _number(value: Any) -> float:
-    """Cumulative influence; unknown counts as least."""
-    return float(value) if isinstance(value, int | float) and value == value else 2.0
+def _number(value: Any, unknown: float = 2.0) -> float:
+    """Cumulative influence, of which an unknown one counts as least, or another number."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else unknown

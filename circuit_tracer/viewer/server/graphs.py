@@ -221,7 +221,7 @@ class GraphFolder:
                 slug,
                 node_threshold=node_threshold,
                 edge_threshold=edge_threshold,
-                labels={**(labels or {}), **_labels_of(old)},
+                labels={**(labels or {}), **labels_of(old)},
                 keep=chosen,
                 **_said_before(graph, old["metadata"]),
             )
@@ -262,7 +262,7 @@ def _version(path: Path) -> tuple[str, int, int]:
     return str(path), stat.st_mtime_ns, stat.st_size
 
 
-def _labels_of(document: Mapping[str, Any]) -> dict[Any, str]:
+def labels_of(document: Mapping[str, Any]) -> dict[Any, str]:
     """Labels in a document, by node id and, for all places of a feature, by (layer, index)."""
     found: dict[Any, str] = {}
     for node in document["nodes"]:

@@ -85,6 +85,10 @@ class PruneRequest(Sent):
     )
 
 
+class GroupRequest(Sent):
+    """Asks for groups; nothing needs to be said."""
+
+
 class EditRequest(Sent):
     """One change of features."""
 
@@ -170,11 +174,11 @@ class Outputs(BaseModel):
 
 class JobReport(BaseModel):
     """A job. `result` is there when `state` is done: {slug, nodes, links} of a trace, {links} where those of a graph were split
-    over heads, else an `InterventionResult` or a `SteeringResult`.
+    over heads, else an `InterventionResult`, a `SteeringResult` or `OfferedGroups`.
     """
 
     id: str
-    kind: Literal["trace", "intervene", "steer", "heads"]
+    kind: Literal["trace", "intervene", "steer", "heads", "group"]
     state: Literal["running", "done", "failed", "cancelled"]
     stage: str
     done: int
@@ -190,6 +194,14 @@ class Pruned(BaseModel):
 
     nodes: int
     links: int
+
+
+class OfferedGroups(BaseModel):
+    """Groups of a graph's nodes, which nobody has accepted yet, and what to pin besides."""
+
+    supernodes: list[list[str]] = Field(description="[[name, node id, ...]]")
+    pinned: list[str] = Field(description="the members, and tokens and outputs that stand alone")
+    purity: float = Field(description="of what the groups' members do, the share that their group does as well")
 
 
 class TokenOdds(BaseModel):

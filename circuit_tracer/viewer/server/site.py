@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from circuit_tracer.features.folder import INDEX, FeatureFolder
 from circuit_tracer.viewer.bundle import STATIC
 from circuit_tracer.viewer.server.engine import Engine
 from circuit_tracer.viewer.server.graphs import GraphFolder
@@ -45,6 +46,12 @@ class Site:
         """Whether there is a folder with more than a diagnosis of heads."""
         folder = self.features
         return folder is not None and folder.is_dir() and any(path != self.head_table for path in folder.iterdir())
+
+    @property
+    def records(self) -> FeatureFolder | None:
+        """Details of features, if there are any."""
+        folder = self.features
+        return FeatureFolder(folder) if folder is not None and (folder / INDEX).is_file() else None
 
     @property
     def head_table(self) -> Path:

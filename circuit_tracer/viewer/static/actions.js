@@ -1,5 +1,6 @@
 // What one can do with nodes and groups, whatever the gesture: mouse, keyboard, list row or button.
 
+import { previewed } from "./boxes.js";
 import { groupId } from "./selection.js";
 
 const MOST_PINNED = 200;
@@ -83,6 +84,17 @@ export class Actions {
       groups: [...groups.filter((group) => !merged.includes(group)), { name, members }],
       collecting: null,
     });
+  }
+
+  /** Show groups, {groups: [{name, members}], pinned, words}, before they are taken; null: no longer. */
+  offerGroups(offer) {
+    this.store.set({ offer, collecting: null });
+  }
+
+  /** Take the groups that are offered in place of all others: one step of undo. */
+  acceptGroups() {
+    const { groups, pinned } = previewed(this.store.state);
+    this.store.set({ offer: null, groups, pinned, positions: {} });
   }
 
   ungroup(group) {

@@ -51,6 +51,11 @@ export class Areas {
     this.select(id);
   }
 
+  /** Put the area of a panel, if it is that of the circuit, into the upper, larger row, and the graph below. */
+  favour(id) {
+    if (this._of(id).id === "subgraph") this.element.classList.add("circuit-first");
+  }
+
   /** Go to an area by its number. */
   focus(number) {
     this.narrow.show(number);

@@ -9,6 +9,7 @@ import { edgeId, selection } from "./selection.js";
 import { linkFilter } from "./visible.js";
 
 const MOST_ROWS = 300;
+const PARTS = { feature: "features", token: "tokens", error: "errors", cut: "cut by pruning" };
 
 export const panel = {
   id: "connections",
@@ -77,11 +78,11 @@ class Connections {
     const bar = h("div", {
       class: "balance",
       role: "img",
-      "aria-label": parts.map(([kind, share]) => `${kind}s ${percent(share)}`).join(", "),
+      "aria-label": parts.map(([kind, share]) => `${PARTS[kind]} ${percent(share)}`).join(", "),
     });
     for (const [kind, share] of parts) bar.append(h("span", { class: `part ${kind}`, style: { "flex-grow": share } }));
-    const words = parts.map(([kind, share]) => `${percent(share)} ${kind}s`).join(" \u00b7 ");
-    const total = `sum of |inputs| in this file: ${number(chosen.mass)}`;
+    const words = parts.map(([kind, share]) => `${percent(share)} ${PARTS[kind]}`).join(" \u00b7 ");
+    const total = `sum of |inputs|: ${number(chosen.mass)}`;
     const rule = chosen.nodes.length === 1 ? chosen.nodes[0].raw.sum_rule : null;
     return h(
       "div",

@@ -93,32 +93,6 @@ function saveMenu({ graph, store, view, subgraph, server }) {
   return menu;
 }
 
-/** A button that opens the choice of theme in turn: as the system, light, dark. */
-export function themeButton(onChange) {
-  const names = { auto: "as the system", light: "light", dark: "dark" };
-  const glyphs = { auto: "\u25d0", light: "\u25cb", dark: "\u25cf" };
-  const order = Object.keys(names);
-  const element = button(
-    "",
-    "",
-    () => {
-      const next = order[(order.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % order.length];
-      document.documentElement.dataset.theme = next;
-      describe(next);
-      onChange();
-    },
-    "theme",
-  );
-  const describe = (theme) => {
-    element.textContent = glyphs[theme];
-    element.title = `Theme: ${names[theme]}`;
-    element.setAttribute("aria-label", `Theme: ${names[theme]}`);
-  };
-  describe(document.documentElement.dataset.theme ?? "auto");
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", onChange);
-  return element;
-}
-
 /** A small button; `label` is what it is called. */
 export function button(text, label, click, id = null) {
   return h("button", { class: "small", title: label, "aria-label": label, "data-testid": id, on: { click } }, text);

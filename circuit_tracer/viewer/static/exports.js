@@ -1,8 +1,9 @@
 // Files to take away: pictures as SVG and PNG, and the graph with what was chosen in it.
 
 import { svg } from "./dom.js";
+import { drawGutters, drawNames } from "./graph_names.js";
 import { SvgPen } from "./pens.js";
-import { drawGutters, drawNames, drawOverlay, drawScene } from "./scene.js";
+import { drawOverlay, drawScene } from "./scene.js";
 import { toast } from "./toast.js";
 import { fileView } from "./url_state.js";
 

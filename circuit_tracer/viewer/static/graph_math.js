@@ -68,3 +68,25 @@ export function scores(graph, kept = null) {
     completeness: (explained + fromErrors) / (total + fromErrors),
   };
 }
+
+/**
+ * {nodes, links}: influence of each node on the targets, and what of it flows through each link, over the file's links with their
+ * shares (shares.js). Where nothing flows (links in a circle, a part of a graph without targets) links have their |shares|.
+ */
+export function influence(graph) {
+  if (graph.influence !== undefined) return graph.influence;
+  const { source, share, count } = graph.links;
+  const nodes = new Float64Array(graph.nodes.length);
+  const links = new Float64Array(count);
+  for (const node of fromTargetsDown(graph) ?? []) {
+    const { kind, probability } = graph.nodes[node];
+    const flow = nodes[node] + (kind === "target" ? Math.abs(probability ?? 0) : 0);
+    for (const link of inputsOf(graph, node)) {
+      links[link] = flow * Math.abs(share[link]);
+      nodes[source[link]] += links[link];
+    }
+  }
+  const flows = links.some((value) => value > 0);
+  graph.influence = { nodes, links: flows ? links : Float64Array.from(share, Math.abs) };
+  return graph.influence;
+}

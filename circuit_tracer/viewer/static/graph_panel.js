@@ -2,7 +2,7 @@
 
 import { enlargeButton } from "./areas.js";
 import { button, slider, toggle } from "./controls.js";
-import { h, percent, replace } from "./dom.js";
+import { h, percent, replace, svg } from "./dom.js";
 import { headFilter, throughHead } from "./head_filter.js";
 import { MOST_FAINT } from "./scene.js";
 import { partNote } from "./server_tools.js";
@@ -26,7 +26,8 @@ export const panel = {
     density: { initial: () => 1, address: "densityThreshold", read: share },
     hideErrors: { initial: () => false, address: "hideErrors", read: isYes },
     linkType: { initial: (graph) => linkType(graph.saved.linkType, "both"), address: "linkType", read: linkType },
-    allEdges: { initial: () => true },
+    allEdges: { initial: () => true, address: "faintLinks", read: (text) => text !== "false" },
+    zoom: { initial: () => null, address: "zoom" },
     throughHead,
   },
   keys: [
@@ -66,7 +67,8 @@ export const panel = {
     root.classList.add("barred");
     root.append(
       h("div", { class: "bar" }, graphBar(page), enlargeButton()),
-      h("div", { class: "stack" }, page.view.element, zoomButtons(page.view)),
+      h("div", { class: "stack" }, page.view.element),
+      h("div", { class: "foot" }, zoomButtons(page.view), page.view.sign, legend(), h("span", { class: "spacer" }), counts(page)),
     );
     return { focus: () => page.view.element.focus() };
   },
@@ -75,7 +77,7 @@ export const panel = {
 const stepped = (value, step) => Math.max(0, Math.min(1, Math.round((value + step) * 100) / 100));
 
 /** Filters. */
-function graphBar({ graph, store, view }) {
+function graphBar({ graph, store }) {
   const pruning = slider(
     "Nodes",
     "pruning",
@@ -114,14 +116,7 @@ function graphBar({ graph, store, view }) {
       ["output", "outputs"],
     ].map(([value, text]) => h("option", { value, selected: value === store.state.linkType }, text)),
   );
-  const shown = h("span", { class: "quiet counts", role: "status", "data-testid": "counts" });
   const update = () => {
-    const [all, links] = [graph.nodes.length, view.links.length];
-    replace(
-      shown,
-      `${view.count === all ? "" : `${whole(view.count)} of `}${whole(all)} nodes \u00b7 ${whole(links)} links`,
-    );
-    shown.title = links > MOST_FAINT ? `of the faint links the ${whole(MOST_FAINT)} strongest are drawn` : "";
     pruning.show(store.state.pruning);
     edges.show(fromShare(store.state.edgeMin));
     density.show(fromDensity(store.state.density));
@@ -140,18 +135,33 @@ function graphBar({ graph, store, view }) {
     headFilter({ graph, store }),
     h("span", { class: "spacer" }),
     partNote({ graph, store }),
-    shown,
   ];
+}
+
+/** How much of the graph passes the filters. */
+function counts({ graph, store, view }) {
+  const shown = h("span", { class: "quiet counts", role: "status", "data-testid": "counts" });
+  const update = () => {
+    const [all, links] = [graph.nodes.length, view.links.length];
+    replace(
+      shown,
+      `${view.count === all ? "" : `${whole(view.count)} of `}${whole(all)} nodes \u00b7 ${whole(links)} links`,
+    );
+    shown.title = links > MOST_FAINT ? `the ${whole(MOST_FAINT)} links with the most influence are drawn` : "";
+  };
+  store.subscribe(update);
+  update();
+  return shown;
 }
 
 const whole = (value) => value.toLocaleString("en");
 
-/** Buttons in a corner of the link graph. */
+/** Buttons below the link graph. */
 function zoomButtons(view) {
   const [out, fit, into] = [() => view.zoom(1 / 1.4), () => view.fit(), () => view.zoom(1.4)];
   return h(
     "span",
-    { class: "buttons corner" },
+    { class: "buttons" },
     button("\u2212", "Zoom out", out),
     button("Fit", "Show the whole graph", fit, "fit"),
     button("+", "Zoom in", into),
@@ -165,3 +175,24 @@ const fromShare = (share) => Math.cbrt(share);
 // Densities differ by powers of ten, of which the slider has four.
 const toDensity = (value) => Number((10 ** (4 * (value - 1))).toPrecision(3));
 const fromDensity = (density) => Math.max(0, 1 + Math.log10(density) / 4);
+
+/** What glyphs mean. */
+function legend() {
+  const glyph = (tag, attributes) =>
+    svg("svg", { width: 14, height: 14, viewBox: "-7 -7 14 14", class: "glyph", "aria-hidden": "true" }, svg(tag, attributes));
+  const items = [
+    [glyph("circle", { r: 4, class: "feature" }), "feature"],
+    [glyph("path", { d: "M0-4L4 0L0 4L-4 0Z", class: "error" }), "error"],
+    [glyph("rect", { x: -4, y: -4, width: 8, height: 8, class: "plain" }), "token, output"],
+    [[glyph("circle", { r: 2, class: "feature" }), glyph("circle", { r: 6, class: "feature" })], "influence"],
+    [glyph("path", { d: "M-7 0H7", class: "link" }), "raises"],
+    [glyph("path", { d: "M-7 0H7", class: "link negative" }), "lowers"],
+  ];
+  const title =
+    "The larger a glyph and the darker a grey link, the more influence on the outputs goes through it. Links of what is selected are coloured, their width the share of the target\u2019s input.";
+  return h(
+    "span",
+    { class: "legend", title, "data-testid": "legend" },
+    items.map(([glyphs, name]) => h("span", {}, glyphs, name)),
+  );
+}

@@ -94,6 +94,7 @@ function onUp({ store, actions }, event) {
 
 function escape({ store }) {
   if (store.state.collecting) store.set({ collecting: null });
+  else if (store.state.offer) store.set({ offer: null });
   else if (store.state.query) store.set({ query: "" });
   else store.set({ clicked: null, focused: null, hovered: null, path: null, edge: null });
 }
@@ -118,7 +119,7 @@ export function helpDialog({ panels }) {
     h(
       "p",
       { class: "quiet" },
-      "Squares are tokens and outputs, circles features, diamonds errors. Links are green when they raise their target, purple when they lower it; width and colour show the share of the target\u2019s input.",
+      "Squares are tokens and outputs, circles features, hollow diamonds errors; the larger, the more influence on the outputs. Grey links are the darker the more influence flows through them. Those of what is selected are green when they raise their target, purple when they lower it; width and colour show the share of the target\u2019s input, beside the strongest.",
     ),
   );
   dialog.addEventListener("close", () => dialog.remove());

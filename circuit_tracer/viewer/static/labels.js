@@ -1,6 +1,6 @@
 // The words for a node: its own label as edited here, else the file's, else what it is.
 
-import { visibleToken } from "./dom.js";
+import { percent, visibleToken } from "./dom.js";
 
 /** The text of the token at a position. */
 export function tokenText(graph, position) {
@@ -11,6 +11,19 @@ export function tokenText(graph, position) {
 export function targetText(node) {
   if (typeof node.raw.token === "string") return visibleToken(node.raw.token);
   return visibleToken(/"([^"]*)"/.exec(node.label)?.[1] ?? node.label);
+}
+
+/** An output's name with its probability, its spaces visible: " France" and "France" are two tokens. */
+export function outputText(node) {
+  const given = typeof node.raw.token === "string" ? node.raw.token : /"([^"]*)"/.exec(node.label)?.[1];
+  if (given === undefined || !isToken(node)) return targetText(node);
+  const name = visibleToken(given.replace(/^ +| +$/g, (spaces) => "\u2423".repeat(spaces.length)));
+  return node.probability === null ? name : `${name} ${percent(node.probability)}`;
+}
+
+/** A token as a name below its column. */
+export function tokenName(graph, position) {
+  return [...tokenText(graph, position)].slice(0, 24).join("") || "\u2423";
 }
 
 /** Whether a target is a token that the model may say, and no direction, feature or look of a head. */

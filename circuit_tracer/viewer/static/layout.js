@@ -1,43 +1,54 @@
-// Where nodes stand: tokens across, layers up, wide columns where many nodes are.
+// Where nodes stand: tokens across, layers up. Both directions are divided among the columns and rows by what stands in them, so
+// that everything is in the panel.
 
-const MARGIN = { left: 46, right: 14, top: 22, bottom: 46 };
-const NARROWEST = 34;
-const SPACING = 13;
+import { influence } from "./graph_math.js";
+import { outputText, tokenName } from "./labels.js";
+import { isError } from "./read_graph.js";
+
+const SIDE = { left: 46, right: 14 };
+const LEAST_WIDTH = 12; // of a column, where there is room for it
+const STEP = { across: 15, up: 13 }; // nodes of a cell stand no further apart
+const GLYPH = { least: 1.3, most: 5, plain: 3 };
+const LINE = 13; // between two names beside each other
+const LETTER = 6.3;
+const NAMED = 10; // features that are named unasked
 
 /**
- * Places at zoom 1 for a panel of width x height CSS pixels: {x, y, columns, rows, width, height}.
+ * Places at zoom 1 for a panel of width x height CSS pixels: {x, y, size, influential, columns, rows, names, radius, margin, width, height}.
  *
- * columns: {left, width} by position; rows: {y, height} by layer + 1. A column's width grows with the most nodes any
- * of its cells has to show side by side; when all do not fit, the picture becomes wider than the panel and one pans.
+ * columns: {left, width} by position; rows: {y, height} by layer + 1. Outputs have their row to themselves and stand as far apart as
+ * their names need. size: by node, the radius of its glyph over `radius`, the usual one: its area grows with influence. influential:
+ * the features with the most of it. names: {outputs, tokens}, each
+ * {spacing, longest, room}: pixels between neighbours, letters of the longest name, and letters that there is room for.
  */
 export function layOut(graph, shown, width, height) {
-  const n_rows = graph.topLayer + 2;
-  const inner = { width: width - MARGIN.left - MARGIN.right, height: height - MARGIN.top - MARGIN.bottom };
-  const rowHeight = Math.max(inner.height / n_rows, 12);
-  const stack = Math.max(1, Math.floor((rowHeight * 0.82) / SPACING));
   const cells = fillCells(graph, shown);
-  const columns = columnWidths(graph, cells, stack, inner.width);
+  const inner = width - SIDE.left - SIDE.right;
+  const columns = columnWidths(graph, cells, inner);
+  const outputs = graph.nodes.filter((node) => node.kind === "target" && shown[node.index]);
+  const names = { outputs: outputNames(outputs, inner, height), tokens: tokenNames(graph, columns, height) };
+  const margin = { ...SIDE, top: names.outputs.height, bottom: names.tokens.height };
+  const rows = rowHeights(graph, cells, margin, height);
   const x = new Float32Array(graph.nodes.length);
   const y = new Float32Array(graph.nodes.length);
-  const rows = Array.from({ length: n_rows }, (_, row) => ({
-    y: MARGIN.top + (n_rows - row - 0.5) * rowHeight,
-    height: rowHeight,
-  }));
+  const steps = [];
   for (const [key, members] of cells) {
+    if (members[0].kind === "target") continue;
     const column = columns[key % graph.tokens.length];
-    const row = rows[Math.floor(key / graph.tokens.length)];
-    placeCell(members, column, row, stack, x, y);
+    const step = placeCell(members, column, rows[Math.floor(key / graph.tokens.length)], x, y);
+    steps.push(...members.map(() => step));
   }
-  const last = columns.at(-1);
-  return {
-    x,
-    y,
-    columns,
-    rows,
-    width: last.left + last.width + MARGIN.right,
-    height: n_rows * rowHeight + MARGIN.top + MARGIN.bottom,
-    margin: MARGIN,
-  };
+  placeOutputs(outputs, columns, rows[graph.topLayer + 1], names.outputs.spacing, width, x, y);
+  const usual = steps.sort((a, b) => a - b)[Math.floor(steps.length / 10)] ?? STEP.up;
+  const radius = Math.max(GLYPH.least, Math.min(GLYPH.most, 0.46 * usual));
+  const influential = mostInfluential(graph, shown);
+  const size = sizes(graph, influential, radius);
+  return { x, y, size, influential, columns, rows, names, radius, margin, width, height };
+}
+
+/** Slope of names, in radians, so that neighbours `spacing` apart do not touch: 0 where they fit beside each other. */
+export function slope(spacing, letters, line = LINE) {
+  return spacing >= letters * LETTER + 6 ? 0 : Math.asin(Math.min(1, line / spacing));
 }
 
 /** Nodes by cell, the most important first; targets by probability. */
@@ -54,32 +65,127 @@ function fillCells(graph, shown) {
   return cells;
 }
 
-function columnWidths(graph, cells, stack, available) {
-  const across = new Array(graph.tokens.length).fill(1);
+/** By column or row, the most nodes in any of its cells. */
+function fullest(cells, count, place) {
+  const most = new Array(count).fill(1);
   for (const [key, members] of cells) {
-    const position = key % graph.tokens.length;
-    across[position] = Math.max(across[position], Math.ceil(members.length / stack));
+    if (members[0].kind !== "target") most[place(key)] = Math.max(most[place(key)], members.length);
   }
-  // A column narrower than the widest needs is filled by closer spacing, not by leaving other columns none.
-  const wanted = across.map((count) => NARROWEST + Math.sqrt(count - 1) * SPACING * 2.2);
-  const total = wanted.reduce((sum, each) => sum + each, 0);
-  const scale = Math.max(available / total, NARROWEST / Math.max(NARROWEST, Math.min(...wanted)));
-  let left = MARGIN.left;
-  return wanted.map((each) => {
-    const column = { left, width: each * scale };
-    left += column.width;
-    return column;
+  return most;
+}
+
+function columnWidths(graph, cells, inner) {
+  const n_tokens = graph.tokens.length;
+  const wanted = fullest(cells, n_tokens, (key) => key % n_tokens).map((most) => 0.6 + Math.sqrt(most));
+  const least = Math.min(LEAST_WIDTH, inner / n_tokens);
+  const left = { at: SIDE.left };
+  return divided(wanted, inner, least).map((width) => {
+    left.at += width;
+    return { left: left.at - width, width };
   });
 }
 
-function placeCell(members, column, row, stack, x, y) {
-  const lines = Math.min(stack, Math.ceil((members.length * SPACING) / (column.width - 10)));
-  const across = Math.ceil(members.length / Math.max(1, lines));
-  const step = Math.min(SPACING * 1.25, (column.width - 10) / across);
+function rowHeights(graph, cells, margin, height) {
+  const n_rows = graph.topLayer + 2;
+  const n_tokens = graph.tokens.length;
+  const wanted = fullest(cells, n_rows, (key) => Math.floor(key / n_tokens)).map((most) => 0.7 + Math.sqrt(most));
+  const inner = height - margin.top - margin.bottom;
+  let bottom = height - margin.bottom;
+  return divided(wanted, inner, (0.3 * inner) / n_rows).map((room) => {
+    bottom -= room;
+    return { y: bottom + room / 2, height: room };
+  });
+}
+
+/** A length in parts like `wanted`, none below `least`. */
+function divided(wanted, length, least) {
+  const total = wanted.reduce((sum, each) => sum + each, 0);
+  const rest = Math.max(0, length - least * wanted.length);
+  return wanted.map((each) => least + (rest * each) / total);
+}
+
+/** Nodes of a cell in lines that fill it evenly; returns how far apart they stand. */
+function placeCell(members, column, row, x, y) {
+  const [width, height] = [column.width * 0.9, row.height * 0.84];
+  const count = members.length;
+  const wanted = Math.sqrt((count * width) / height);
+  const fits = Math.floor(width / STEP.up); // nodes side by side without being crowded
+  const across = Math.max(1, Math.min(count, Math.max(Math.round(wanted), fits)));
+  const lines = Math.ceil(count / across);
+  const [dx, dy] = [Math.min(STEP.across, width / across), Math.min(STEP.up, height / lines)];
   members.forEach((node, place) => {
     const line = Math.floor(place / across);
-    const inLine = line === Math.ceil(members.length / across) - 1 ? members.length - line * across : across;
-    x[node.index] = column.left + column.width / 2 + ((place % across) - (inLine - 1) / 2) * step;
-    y[node.index] = row.y + (line - (Math.ceil(members.length / across) - 1) / 2) * SPACING;
+    const inLine = line === lines - 1 ? count - line * across : across;
+    x[node.index] = column.left + column.width / 2 + ((place % across) - (inLine - 1) / 2) * dx;
+    y[node.index] = row.y + (line - (lines - 1) / 2) * dy;
+  });
+  return Math.min(across > 1 ? dx : column.width, lines > 1 ? dy : row.height);
+}
+
+/** Outputs in their row, by probability around the middle of their token's column, pushed apart and into the panel. */
+function placeOutputs(outputs, columns, row, spacing, width, x, y) {
+  const ordered = outputs.slice().sort((a, b) => a.position - b.position || (b.probability ?? 0) - (a.probability ?? 0));
+  const counts = new Map();
+  for (const { position } of ordered) counts.set(position, (counts.get(position) ?? 0) + 1);
+  const seen = new Map();
+  const places = ordered.map(({ position }) => {
+    const rank = seen.get(position) ?? 0;
+    seen.set(position, rank + 1);
+    const { left, width: room } = columns[position];
+    return left + room / 2 + (rank - (counts.get(position) - 1) / 2) * spacing;
+  });
+  const [low, high] = [SIDE.left + 6, width - SIDE.right - 6];
+  for (let at = 1; at < places.length; at += 1) places[at] = Math.max(places[at], places[at - 1] + spacing);
+  const over = Math.max(0, (places.at(-1) ?? 0) - high);
+  for (let at = places.length - 1, limit = high; over && at >= 0; at -= 1, limit -= spacing)
+    places[at] = Math.min(places[at], limit);
+  for (let at = 0, limit = low; at < places.length; at += 1, limit += spacing) places[at] = Math.max(places[at], limit);
+  ordered.forEach((node, at) => {
+    x[node.index] = places[at];
+    y[node.index] = row.y;
+  });
+}
+
+function outputNames(outputs, inner, height) {
+  const longest = Math.max(1, ...outputs.map((node) => [...outputText(node)].length));
+  const count = Math.max(1, outputs.length);
+  const spacing = Math.min(longest * LETTER + 10, Math.max(0.3 * inner, Math.min(0.9 * inner, count * 16)) / count);
+  return margined({ spacing, longest }, height * 0.3, 26);
+}
+
+function tokenNames(graph, columns, height) {
+  const longest = Math.max(1, ...graph.tokens.map((_, at) => [...tokenName(graph, at)].length));
+  const middle = ({ left, width }) => left + width / 2;
+  const gaps = columns.slice(1).map((column, at) => middle(column) - middle(columns[at]));
+  return margined({ spacing: Math.min(columns[0].width, ...gaps), longest }, height * 0.22, 46);
+}
+
+/** How high names are at their slope, up to a limit; they are cut to the room there is. */
+function margined({ spacing, longest }, limit, level) {
+  const angle = slope(spacing, longest);
+  if (angle === 0) return { spacing, longest, room: longest, height: level };
+  const room = Math.min(longest, Math.max(4, (limit - 20) / (LETTER * Math.sin(angle))));
+  return { spacing, longest, room, height: Math.max(level, room * LETTER * Math.sin(angle) + 20) };
+}
+
+const isPlain = (node) => node.kind === "token" || node.kind === "target";
+
+/** The shown features with the most influence, in that order. */
+function mostInfluential(graph, shown) {
+  const own = influence(graph).nodes;
+  return graph.nodes
+    .filter((node) => shown[node.index] && !isPlain(node) && !isError(node) && own[node.index] > 0)
+    .sort((a, b) => own[b.index] - own[a.index])
+    .slice(0, NAMED);
+}
+
+/** Radius of each node's glyph over the usual one, its area by influence; errors are smaller, tokens and outputs all alike. */
+function sizes(graph, [first], radius) {
+  const own = influence(graph).nodes;
+  const most = first ? own[first.index] : 1;
+  return Float32Array.from(graph.nodes, (node) => {
+    if (isPlain(node)) return Math.max(1, GLYPH.plain / radius);
+    const share = Math.sqrt(Math.min(1, own[node.index] / most));
+    return isError(node) ? 0.6 + 0.35 * share : 0.7 + share;
   });
 }

@@ -2,11 +2,12 @@
 // in small pieces when it no longer fits; names and rings are drawn above it at each frame.
 
 import { h } from "./dom.js";
+import { drawGutters, drawNames } from "./graph_names.js";
 import { layOut } from "./layout.js";
 import { nearestLink } from "./link_hits.js";
 import { CanvasPen } from "./pens.js";
 import { readPalette } from "./palette.js";
-import { drawGutters, drawNames, drawOverlay, drawScene, faintLinks, MOST_CURVED, strongLinks } from "./scene.js";
+import { drawOverlay, drawScene, faintLinks, MOST_CURVED, strongLinks } from "./scene.js";
 import { matching, visibleLinks, visibleNodes } from "./visible.js";
 
 const OVERSCAN = 0.3;
@@ -14,6 +15,9 @@ const REACH = 30;
 const LINK_REACH = 5;
 const SLICE = 9;
 const SMALL = 6000;
+const MOST_ZOOM = 40;
+const WHOLE = { zoom: 1, x: 0.5, y: 0.5 };
+const ARROWS = { left: "\u2190", right: "\u2192", above: "\u2191", below: "\u2193" };
 const RELAYOUT = ["pruning", "density", "hideErrors", "pinned", "clicked"];
 const REDRAW = ["edgeMin", "throughHead", "linkType", "allEdges", "groups", "query", "labels", "path", "effect"];
 
@@ -39,6 +43,13 @@ export class LinkGraph {
       this.overlay,
       this.tooltip,
     );
+    this.sign = h("button", {
+      class: "outside small",
+      hidden: true,
+      title: "Show the whole graph",
+      "data-testid": "outside",
+      on: { click: () => this.fit() },
+    });
     this.job = null;
     this.picture = null;
     this.pointed = null;
@@ -106,15 +117,14 @@ export class LinkGraph {
 
   /** Zoom by a factor around a point of the panel, by default its middle. */
   zoom(factor, x = this.width / 2, y = this.height / 2) {
-    const zoom = Math.max(0.4, Math.min(40, this.camera.zoom * factor));
+    const zoom = Math.max(1, Math.min(MOST_ZOOM, this.camera.zoom * factor));
     const ratio = zoom / this.camera.zoom;
     this._aim({ zoom, x: x - (x - this.camera.x) * ratio, y: y - (y - this.camera.y) * ratio });
   }
 
   /** Show everything. */
   fit() {
-    const zoom = Math.min(1, this.width / this.layout.width);
-    this._aim({ zoom, x: 0, y: (1 - zoom) * this.height * 0.5 });
+    this._aim({ zoom: 1, x: 0, y: 0 });
   }
 
   /** Move just enough that a node is in view. */
@@ -181,23 +191,31 @@ export class LinkGraph {
 
   _layOut() {
     if (!this.width) return;
+    const aim = this.layout ? aimOf(this.camera, this.layout) : readAim(this.store.state.zoom);
     this.layout = layOut(this.graph, this.shown, this.width, this.height);
-    // Of a picture too wide for the panel, the end with the outputs comes first.
-    if (!this.picture) this.camera = { zoom: 1, x: Math.min(0, this.width - this.layout.width), y: 0 };
+    this.camera = this._within({
+      zoom: aim.zoom,
+      x: this.width * (0.5 - aim.zoom * aim.x),
+      y: this.height * (0.5 - aim.zoom * aim.y),
+    });
+    this._showSign();
     this._redraw();
   }
 
+  /** The whole graph fills the panel, so that a nearer look never leaves it. */
+  _within({ zoom, x, y }) {
+    const inside = (value, size) => Math.max(size * (1 - zoom), Math.min(0, value));
+    return { zoom, x: inside(x, this.width), y: inside(y, this.height) };
+  }
+
   _aim(camera) {
-    const slack = 60;
-    const { width, height } = this.layout;
-    const within = (value, size, panel) =>
-      Math.max(Math.min(slack, panel - size - slack), Math.min(Math.max(slack, panel - size), value));
-    this.camera = {
-      zoom: camera.zoom,
-      x: within(camera.x, width * camera.zoom, this.width),
-      y: within(camera.y, height * camera.zoom, this.height),
-    };
+    this.camera = this._within(camera);
     this.moved = performance.now();
+    clearTimeout(this.keeping);
+    this.keeping = setTimeout(() => {
+      this.store.set({ zoom: aimText(aimOf(this.camera, this.layout)) });
+      this._showSign();
+    }, 200);
     this._request();
   }
 
@@ -279,9 +297,44 @@ export class LinkGraph {
     const pen = new CanvasPen(context);
     const view = this.view();
     drawOverlay(pen, view);
-    drawNames(pen, view);
+    this.names = drawNames(pen, view);
     drawGutters(pen, view);
   }
+
+  /** Say how many nodes are beyond the borders, and on which sides. */
+  _showSign() {
+    const beyond = { left: 0, right: 0, above: 0, below: 0 };
+    const { margin } = this.layout;
+    const { zoom, x, y } = this.camera;
+    let count = 0;
+    for (const { index } of zoom > 1 ? this.graph.nodes : []) {
+      if (!this.shown[index]) continue;
+      const [at, level] = [this.layout.x[index] * zoom + x, this.layout.y[index] * zoom + y];
+      const across = at < margin.left - 6 ? "left" : at > this.width ? "right" : null;
+      const along = level < 0 ? "above" : level > this.height - margin.bottom + 4 ? "below" : null;
+      if (across) beyond[across] += 1;
+      if (along) beyond[along] += 1;
+      if (across || along) count += 1;
+    }
+    const arrows = Object.keys(ARROWS).filter((side) => beyond[side]).map((side) => ARROWS[side]);
+    this.sign.hidden = count === 0;
+    this.sign.textContent = `${arrows.join("")} ${count.toLocaleString("en")} outside`;
+  }
+}
+
+/** Where a camera looks: the middle of the panel as shares of the layout. */
+function aimOf({ zoom, x, y }, { width, height }) {
+  return { zoom, x: (width / 2 - x) / (zoom * width), y: (height / 2 - y) / (zoom * height) };
+}
+
+/** "zoom,x,y" for the address, null for the whole graph. */
+function aimText({ zoom, x, y }) {
+  return zoom > 1 ? [zoom, x, y].map((value) => Number(value.toFixed(4))).join(",") : null;
+}
+
+function readAim(text) {
+  const [zoom, x, y] = (text ?? "").split(",").map(Number);
+  return zoom >= 1 && zoom <= MOST_ZOOM && Number.isFinite(x) && Number.isFinite(y) ? { zoom, x, y } : WHOLE;
 }
 
 /** The nodes at both ends of links. */

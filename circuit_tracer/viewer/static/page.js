@@ -2,7 +2,7 @@
 
 import { Actions } from "./actions.js";
 import { Areas, isNarrow } from "./areas.js";
-import { button, pageBar, themeButton } from "./controls.js";
+import { button, pageBar } from "./controls.js";
 import { h, replace } from "./dom.js";
 import { Explainer } from "./explain.js";
 import { helpDialog, listenToKeys } from "./keyboard.js";
@@ -13,6 +13,7 @@ import { PANELS } from "./panels.js";
 import { interruption } from "./report.js";
 import { Store } from "./store.js";
 import { Subgraph } from "./subgraph.js";
+import { restoreTheme, themeButton } from "./theme.js";
 import { addressed, addressParams, readState, showInAddress, writeState } from "./url_state.js";
 
 /**
@@ -20,6 +21,7 @@ import { addressed, addressParams, readState, showInAddress, writeState } from "
  * Returns {graph, store, actions, view, subgraph, server, explain, source, panels, areas}.
  */
 export function showGraph(root, graph, source, chooser = null, server = null) {
+  restoreTheme();
   const params = addressParams();
   const fields = Object.assign({}, ...PANELS.map((panel) => panel.fields));
   const store = new Store(readState(graph, fields, params), fields);
@@ -60,8 +62,17 @@ export function showGraph(root, graph, source, chooser = null, server = null) {
   replace(root, header, page.areas.element, page.areas.narrow.element, spoken, help);
   listenToKeys(page);
   keepAddress(page, params);
+  openOn(page);
   if (isNarrow() && store.state.clicked) page.areas.narrow.show(0);
   return page;
+}
+
+/** Begin with the panels that have something to tell: the last of them is the one that a narrow screen shows. */
+function openOn({ areas, panels, ...page }) {
+  for (const { id } of panels.filter(({ first }) => first?.(page)).reverse()) {
+    areas.open(id);
+    areas.favour(id);
+  }
 }
 
 /** The prompt with its last, predicted step: tokens as they are, special ones quiet. */

@@ -15,6 +15,7 @@
 //                  list of keys
 //   available(page)  whether this page has it, if not always
 //   stays          true: selecting a node leaves its tab open, where others give way to Connections; "inside": selecting it there
+//   first(page)    whether the page opens on it: its tab is in front, and a page of one area at a time shows its area
 //   shows          a field of the state: its tab opens when that changes to another value than null
 
 import { panel as circuit } from "./circuit_panel.js";
@@ -25,6 +26,7 @@ import { panel as graph } from "./graph_panel.js";
 import { panel as head } from "./head_panel.js";
 import { panel as nodes } from "./nodes_panel.js";
 import { panel as paths } from "./paths_panel.js";
+import { panel as story } from "./story_panel.js";
 import { panel as test } from "./test_panel.js";
 
-export const PANELS = [graph, circuit, connections, edge, head, nodes, paths, test, feature];
+export const PANELS = [graph, circuit, story, connections, edge, head, nodes, paths, test, feature];

@@ -54,19 +54,24 @@ export class CanvasPen {
     context.globalAlpha = 1;
   }
 
-  text(x, y, text, { color, size, align = "left", weight = 400, halo = null }) {
+  /** angle: in radians around (x, y), clockwise. */
+  text(x, y, text, { color, size, align = "left", weight = 400, halo = null, angle = 0 }) {
     const context = this.context;
     context.font = `${weight} ${size}px ${FONT}`;
     context.textAlign = align;
     context.textBaseline = "middle";
+    context.save();
+    context.translate(x, y);
+    context.rotate(angle);
     if (halo) {
       context.strokeStyle = halo;
       context.lineWidth = 3;
       context.lineJoin = "round";
-      context.strokeText(text, x, y);
+      context.strokeText(text, 0, 0);
     }
     context.fillStyle = color;
-    context.fillText(text, x, y);
+    context.fillText(text, 0, 0);
+    context.restore();
   }
 }
 
@@ -148,11 +153,12 @@ export class SvgPen {
     }
   }
 
-  text(x, y, text, { color, size, align = "left", weight = 400, halo = null }) {
+  text(x, y, text, { color, size, align = "left", weight = 400, halo = null, angle = 0 }) {
     const anchor = { left: "start", center: "middle", right: "end" }[align];
     const look = { "font-size": size, "font-family": FONT, "font-weight": weight, "dominant-baseline": "central" };
     if (halo)
       Object.assign(look, { stroke: halo, "stroke-width": 3, "stroke-linejoin": "round", "paint-order": "stroke" });
+    if (angle) look.transform = `rotate(${short((angle * 180) / Math.PI)} ${short(x)} ${short(y)})`;
     this.root.append(
       svg("text", { x: short(x), y: short(y), fill: color, "text-anchor": anchor, ...look }, text),
     );

@@ -1,6 +1,7 @@
 // From a graph JSON of any viewer and age to columns: nodes, links by target and by source, shares of input.
 
 import { readHeads } from "./heads.js";
+import { addShares } from "./shares.js";
 
 /** Why a document cannot be shown: one sentence a problem. */
 export class GraphProblem extends Error {
@@ -27,7 +28,7 @@ const KINDS = {
  * nodes: {index, id, kind, layer, position, feature, featureKey, label, influence, activation, probability,
  * density, raw}; density is the share of tokens that a feature is active on, where the page was made with it, else null;
  * layer is -1 for tokens and the top row for targets. links: columns source, target (node indices), weight, share;
- * share is weight / sum of |inputs of the target| over the links of the file; heads: what `readHeads` makes of each, or null
+ * share: see shares.js; heads: what `readHeads` makes of each, or null
  * where no link says any. inStart/inLinks and outStart/outLinks
  * list link numbers by node. otherNames: labels of nodes that are named and not there, by id. repairs: sentences about what was mended. Throws GraphProblem.
  */
@@ -194,18 +195,11 @@ function setTargetLayer(nodes) {
 }
 
 function index(graph) {
-  const { source, target, weight, count } = graph.links;
+  const { source, target, count } = graph.links;
   const size = graph.nodes.length;
   [graph.inStart, graph.inLinks] = listByNode(target, count, size);
   [graph.outStart, graph.outLinks] = listByNode(source, count, size);
-  graph.mass = new Float64Array(size);
-  for (let link = 0; link < count; link += 1) graph.mass[target[link]] += Math.abs(weight[link]);
-  // A part of a large graph says what all inputs of a node weigh, also those that are not in it.
-  graph.unseen = Float64Array.from(graph.nodes, ({ raw, index: node }) =>
-    Number.isFinite(raw.input_mass) ? Math.max(0, raw.input_mass - graph.mass[node]) : 0,
-  );
-  graph.mass = graph.mass.map((mass, node) => mass + graph.unseen[node]);
-  graph.links.share = Float64Array.from(weight, (value, link) => value / (graph.mass[target[link]] || 1));
+  addShares(graph);
 }
 
 function listByNode(ends, count, size) {

@@ -2,6 +2,9 @@
 
 import { nodeLabel, placeName } from "./labels.js";
 import { inputsOf, isError, outputsOf } from "./read_graph.js";
+import { outsideMass } from "./shares.js";
+
+const ROUNDING = 1e-5; // files round sums of inputs
 
 /** What `clicked` holds for a supernode. */
 export const groupId = (group) => `supernode:${group.members.join("-")}`;
@@ -35,19 +38,12 @@ export function selectedLinks(graph, nodes, inputs) {
     .filter((link) => !inside.has(ends[link]));
 }
 
-/** Sum of |inputs| of nodes from outside of them, over the whole file, also where the page holds a part of it. */
-export function outsideMass(graph, nodes) {
-  const links = selectedLinks(graph, nodes, true);
-  const seen = links.reduce((sum, link) => sum + Math.abs(graph.links.weight[link]), 0);
-  return nodes.reduce((sum, node) => sum + graph.unseen[node.index], seen);
-}
-
 /**
  * The selection with its neighbours, or null: {nodes, name, place, mass, kinds, inputs, outputs}.
  *
  * inputs, outputs: Map from a neighbour's index to {weight, share, links}, the last being link numbers. The share of an input is of `mass`, the sum of
  * |inputs| from outside; that of an output is of the neighbour's own input. kinds: shares of mass that come from
- * features, tokens and errors.
+ * features, tokens and errors, and of what has no link here (`cut`).
  */
 export function selection(graph, state) {
   const nodes = selectedNodes(graph, state);
@@ -61,14 +57,15 @@ export function selection(graph, state) {
     name: group ? group.name : nodeLabel(graph, state, nodes[0]),
     place: group ? `supernode of ${nodes.length} nodes` : placeName(graph, nodes[0]),
     mass,
-    kinds: kindShares(graph, links.inputs, mass),
+    kinds: kindShares(graph, nodes, links.inputs, mass),
     inputs: addedUp(links.inputs, source, weight, () => mass),
     outputs: addedUp(links.outputs, target, weight, (node) => graph.mass[node]),
   };
 }
 
-function kindShares(graph, links, mass) {
-  const shares = { feature: 0, token: 0, error: 0 };
+function kindShares(graph, nodes, links, mass) {
+  const cut = nodes.reduce((sum, { index }) => sum + graph.unseen[index], 0) / (mass || 1);
+  const shares = { feature: 0, token: 0, error: 0, cut: cut < ROUNDING ? 0 : cut };
   for (const link of links) {
     const from = graph.nodes[graph.links.source[link]];
     const kind = isError(from) ? "error" : from.kind === "token" ? "token" : "feature";

@@ -51,6 +51,11 @@ export class ServerClient {
     return this.ask("POST", `${graphAddress(slug)}/prune`, thresholds);
   }
 
+  /** Groups of the graph's nodes: {supernodes: [[name, id, ...]], summary}. */
+  group(slug) {
+    return new RunningJob(this, this.ask("POST", `${graphAddress(slug)}/group`, {}));
+  }
+
   trace(request) {
     return new RunningJob(this, this.ask("POST", "api/traces", request));
   }

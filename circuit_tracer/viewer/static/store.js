@@ -17,6 +17,8 @@ export function initialState(graph, fields) {
     positions: {},
     query: "",
     collecting: null,
+    offer: null,
+    lit: null,
     path: null,
     effect: null,
     ...Object.fromEntries(added),

@@ -1,79 +1,65 @@
 // The panel of pinned nodes: boxes to drag, group and rename, and the links among them.
 
-import { h, percent, replace, svg } from "./dom.js";
-import { boxLinks, makeBoxes, placeBoxes } from "./boxes.js";
-import { boxChange } from "./effect.js";
-import { fit } from "./scene.js";
-import { nodeLabel, placeName } from "./labels.js";
-import { readPalette, shareWidth } from "./palette.js";
+import { boxCaption, boxLinks, makeBoxes, previewed } from "./boxes.js";
+import { BOX_PADDING, memberDots, textLines } from "./box_text.js";
+import { placeBoxes } from "./circuit_layout.js";
+import { circuitPicture } from "./circuit_picture.js";
+import { h, replace, svg } from "./dom.js";
+import { nodeLabel } from "./labels.js";
+import { readPalette } from "./palette.js";
 import { strongestPaths } from "./paths.js";
+import { routeWires } from "./routes.js";
 import { groupId } from "./selection.js";
+import { drawWires } from "./wires.js";
 
-const BOX = { width: 148, height: 52 };
-const ZOOMS = [0.4, 2.5];
-const SMALLEST_FIT = 0.65;
+const ZOOMS = [0.1, 2.5];
 const ROUTES = 6;
+const WHILE_HIDDEN = [960, 420]; // for pictures
+const DRAWN = ["pinned", "groups", "labels", "positions", "collecting", "clicked", "edgeNumbers", "effect", "offer"];
 
 export class Subgraph {
   constructor(graph, store, actions) {
     Object.assign(this, { graph, store, actions });
     this.zoomed = null;
+    this.content = null;
     this.wires = svg("svg", { class: "wires", "aria-hidden": "true" });
     this.boxes = h("div", { class: "boxes" });
     this.stage = h("div", { class: "stage" }, this.wires, this.boxes);
     this.element = h("div", { class: "subgraph", "data-testid": "subgraph" }, this.stage);
     store.subscribe((_, changed) => {
-      const on = ["pinned", "groups", "labels", "positions", "collecting", "clicked", "edgeNumbers", "effect"];
-      if (on.some((name) => changed.has(name))) this.draw();
-      else if (changed.has("hovered")) this._markHovered();
+      if (DRAWN.some((name) => changed.has(name))) this.draw();
+      else if (changed.has("hovered") || changed.has("lit")) this._emphasise();
     });
     new ResizeObserver(() => this.draw()).observe(this.element);
   }
 
   draw() {
-    const { state } = this.store;
+    const state = previewed(this.store.state);
     const focused = document.activeElement?.closest?.("[data-key]")?.dataset.key;
     const boxes = makeBoxes(this.graph, state);
+    this.element.classList.toggle("offered", state.offer !== null);
     if (!boxes.length) {
-      const how = "Pin nodes to build the circuit: Ctrl-click, the Pin button, or P.";
-      const start = h(
-        "button",
-        { "data-testid": "start-routes", on: { click: () => this._pinRoutes() } },
-        "Start with the strongest routes",
-      );
-      replace(
-        this.boxes,
-        h(
-          "div",
-          { class: "empty" },
-          h("p", {}, how),
-          h("p", { class: "quiet" }, "Group them: hold G and click, or use Group."),
-          h("p", {}, start),
-        ),
-      );
-      replace(this.wires);
-      this.stage.removeAttribute("style");
+      this.content = null;
+      this._drawNothing();
       return;
     }
     const { clientWidth, clientHeight } = this.element;
-    const needed = placeBoxes(boxes, state.positions, clientWidth, clientHeight);
-    this.scale =
-      this.zoomed ?? Math.max(SMALLEST_FIT, Math.min(1, clientWidth / needed.width, clientHeight / needed.height));
-    const { places, width, height } = placeBoxes(
-      boxes,
-      state.positions,
-      clientWidth / Math.min(1, this.scale),
-      clientHeight / Math.min(1, this.scale),
-    );
-    this.content = { boxes, places, width, height, links: boxLinks(this.graph, boxes) };
-    this.stage.style.width = `${width}px`;
-    this.stage.style.height = `${height}px`;
+    const [panelWidth, panelHeight] = clientWidth && clientHeight ? [clientWidth, clientHeight] : WHILE_HIDDEN;
+    const links = boxLinks(this.graph, boxes);
+    this.content = { boxes, links, ...placeBoxes(boxes, links, state.positions, panelWidth, panelHeight) };
+    this.content.wires = routeWires(this.content);
+    const { places, width, height, look } = this.content;
+    this.scale = this.zoomed ?? this.content.scale;
+    this.element.classList.toggle("fits", this.zoomed === null);
+    this.stage.className = `stage look-${look.name}`;
+    const style = { width, height, "--box-width": look.width, "--box-height": look.height, "--box-font": look.font };
+    for (const [name, value] of Object.entries(style)) this.stage.style.setProperty(name, `${value}px`);
     this.stage.style.transform = `scale(${this.scale})`;
     replace(
       this.boxes,
       boxes.map((box, at) => this._box(box, places[at])),
     );
-    this._drawWires();
+    this._emphasise();
     if (focused !== undefined) this.boxes.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
   }
 
@@ -82,31 +68,30 @@ export class Subgraph {
     this.draw();
   }
 
-  /** The subgraph as an SVG element for a file. */
+  /** The subgraph as it is seen, as an SVG element for a file. */
   picture() {
-    const palette = readPalette();
-    const { boxes, places, width, height } = this.content ?? { boxes: [], places: [], width: 300, height: 100 };
-    const root = svg("svg", { xmlns: "http://www.w3.org/2000/svg", width, height, viewBox: `0 0 ${width} ${height}` });
-    root.append(svg("rect", { width, height, fill: palette.panel }));
-    if (this.content) root.append(...this._wires(palette, true));
-    boxes.forEach((box, at) => {
-      const [x, y] = places[at];
-      const text = { "font-family": "system-ui, sans-serif", "text-anchor": "middle", x };
-      root.append(
-        svg("rect", {
-          x: x - BOX.width / 2,
-          y: y - BOX.height / 2,
-          width: BOX.width,
-          height: BOX.height,
-          rx: 8,
-          fill: palette.paper,
-          stroke: palette.muted,
-        }),
-        svg("text", { ...text, y: y - 3, "font-size": 12, "font-weight": 600, fill: palette.ink }, fit(box.name, 22)),
-        svg("text", { ...text, y: y + 14, "font-size": 10, fill: palette.muted }, fit(this._caption(box), 26)),
-      );
-    });
-    return root;
+    return circuitPicture(this.graph, previewed(this.store.state), this.content, readPalette());
+  }
+
+  _drawNothing() {
+    const start = h(
+      "button",
+      { "data-testid": "start-routes", on: { click: () => this._pinRoutes() } },
+      "Start with the strongest routes",
+    );
+    replace(
+      this.boxes,
+      h(
+        "div",
+        { class: "empty" },
+        h("p", {}, "Pin nodes to build the circuit: Ctrl-click, the Pin button, or P."),
+        h("p", { class: "quiet" }, "Group them: hold G and click, or use Group."),
+        h("p", {}, start),
+      ),
+    );
+    replace(this.wires);
+    this.stage.className = "stage";
+    this.stage.removeAttribute("style");
   }
 
   /** Pin what lies on the strongest routes from tokens to the likeliest output. */
@@ -120,53 +105,55 @@ export class Subgraph {
     this.actions.pin([...new Set(paths.flatMap((path) => path.nodes.map((index) => nodes[index].id)))]);
   }
 
-  _caption(box) {
-    const change = boxChange(this.store.state, box.nodes);
-    const place = box.group ? `${box.nodes.length} nodes` : placeName(this.graph, box.nodes[0]);
-    return change === null ? place : `${place} \u00b7 ${percent(change, true)}`;
-  }
-
   _box(box, [x, y]) {
     const { state } = this.store;
+    const { look } = this.content;
     const ids = box.nodes.map((node) => node.id);
+    const caption = boxCaption(this.graph, state, box);
     const chosen = state.collecting && ids.every((id) => state.collecting.includes(id));
     const classes = [
       "box",
       box.nodes[0].kind,
-      box.group ? "group" : "",
+      ids.length > 1 ? "group" : "",
       chosen ? "chosen" : "",
       ids.includes(state.clicked) || (box.group && groupId(box.group) === state.clicked) ? "clicked" : "",
     ];
-    const name = h("span", { class: "box-name" }, box.name);
+    const lines = textLines(box.name, look.width - BOX_PADDING, look.font, 600);
+    const name = h("span", { class: "box-name" }, lines.join("\n"));
     const element = h(
       "div",
       {
         class: classes.filter(Boolean).join(" "),
         tabindex: 0,
         role: "group",
-        "aria-label": `${box.group ? "supernode" : "node"} ${box.name}, ${this._caption(box)}`,
-        title: box.name,
+        "aria-label": `${box.group ? "supernode" : "node"} ${box.name}, ${caption}`,
+        title: `${box.name}\n${caption}`,
         "data-key": box.key,
         "data-testid": "box",
-        style: { left: `${x - BOX.width / 2}px`, top: `${y - BOX.height / 2}px` },
+        style: { left: `${x - look.width / 2}px`, top: `${y - look.height / 2}px` },
       },
       name,
-      h("span", { class: "box-caption" }, this._caption(box)),
-      box.group
-        ? h(
-            "span",
-            { class: "members" },
-            box.nodes.map((node) => this._member(node)),
-          )
-        : null,
-      this._tools(box, name),
+      h("span", { class: "box-caption" }, caption),
+      ids.length > 1 ? this._members(box, look) : null,
+      state.offer ? null : this._tools(box, name),
     );
-    this._drag(element, box, ids);
     element.addEventListener("pointerenter", () => this.actions.hover(ids[0]));
     element.addEventListener("pointerleave", () => this.actions.hover(null));
+    if (state.offer) return element;
+    this._drag(element, box, ids);
     element.addEventListener("dblclick", () => this._rename(box, name));
     element.addEventListener("keydown", (event) => this._onKey(event, element, box, ids, name));
     return element;
+  }
+
+  _members({ nodes }, look) {
+    const { dots, more } = memberDots(nodes, look);
+    return h(
+      "span",
+      { class: "members" },
+      dots.map((node) => this._member(node)),
+      more ? h("span", { class: "more" }, `+${more}`) : null,
+    );
   }
 
   _tools(box, name) {
@@ -257,13 +244,14 @@ export class Subgraph {
   }
 
   _moveBox(element, at, [x, y]) {
-    const { width, height, places } = this.content;
+    const { width, height, places, look } = this.content;
     places[at] = [
-      Math.max(BOX.width / 2, Math.min(width - BOX.width / 2, x)),
-      Math.max(BOX.height / 2, Math.min(height - BOX.height / 2, y)),
+      Math.max(look.width / 2, Math.min(width - look.width / 2, x)),
+      Math.max(look.height / 2, Math.min(height - look.height / 2, y)),
     ];
-    element.style.left = `${places[at][0] - BOX.width / 2}px`;
-    element.style.top = `${places[at][1] - BOX.height / 2}px`;
+    element.style.left = `${places[at][0] - look.width / 2}px`;
+    element.style.top = `${places[at][1] - look.height / 2}px`;
+    this.content.wires = routeWires(this.content);
     this._drawWires();
   }
 
@@ -319,56 +307,35 @@ export class Subgraph {
     input.select();
   }
 
+  /** Draw the links, and let what is pointed at or read of stand out. */
+  _emphasise() {
+    if (!this.content) return;
+    const { hovered, lit } = this.store.state;
+    const has = (box, ids) => box.nodes.some((node) => ids.includes(node.id));
+    for (const element of this.boxes.querySelectorAll(".box")) {
+      const box = this.content.boxes.find((each) => each.key === element.dataset.key);
+      element.classList.toggle("hovered", hovered !== null && has(box, [hovered]));
+      element.classList.toggle("lit", lit !== null && has(box, lit));
+      element.classList.toggle("dim", lit !== null && !has(box, lit));
+    }
+    this._drawWires();
+  }
+
   _drawWires() {
-    const { width, height } = this.content;
+    const { width, height, boxes } = this.content;
+    const { hovered, lit, edgeNumbers } = this.store.state;
+    const at = (ids) => new Set(boxes.keys().filter((box) => boxes[box].nodes.some((node) => ids.includes(node.id))));
     this.wires.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.wires.setAttribute("width", width);
     this.wires.setAttribute("height", height);
-    replace(this.wires, this._wires(readPalette(), this.store.state.edgeNumbers));
-  }
-
-  _wires(palette, numbers) {
-    const { links, places, boxes } = this.content;
-    const elements = [];
-    for (const { from, to, share } of links) {
-      const [x1, y1] = [places[from][0], places[from][1] - BOX.height / 2];
-      const [x2, y2] = [places[to][0], places[to][1] + BOX.height / 2];
-      const bend = Math.max(24, Math.abs(y1 - y2) / 2);
-      const d = `M${x1} ${y1}C${x1} ${y1 - bend} ${x2} ${y2 + bend} ${x2} ${y2}`;
-      elements.push(
-        svg("path", {
-          d,
-          fill: "none",
-          stroke: palette.share(share),
-          "stroke-width": shareWidth(share, 8).toFixed(1),
-          "stroke-linecap": "round",
-          "data-from": boxes[from].key,
-          "data-to": boxes[to].key,
-          "data-share": share.toFixed(4),
-        }),
-      );
-      if (!numbers) continue;
-      const label = {
-        x: (x1 + x2) / 2,
-        y: (y1 + y2) / 2,
-        "font-size": 10,
-        fill: palette.ink,
-        "text-anchor": "middle",
-        "paint-order": "stroke",
-        stroke: palette.panel,
-        "stroke-width": 3,
-        "font-family": "system-ui, sans-serif",
-      };
-      elements.push(svg("text", label, percent(share, true)));
+    let stands = null;
+    if (lit !== null) {
+      const within = at(lit);
+      stands = ({ from, to }) => within.has(from) && within.has(to);
+    } else if (hovered !== null && at([hovered]).size) {
+      const within = at([hovered]);
+      stands = ({ from, to }) => within.has(from) || within.has(to);
     }
-    return elements;
-  }
-
-  _markHovered() {
-    const { hovered } = this.store.state;
-    for (const element of this.boxes.querySelectorAll(".box")) {
-      const box = this.content?.boxes.find((each) => each.key === element.dataset.key);
-      element.classList.toggle("hovered", hovered !== null && Boolean(box?.nodes.some((node) => node.id === hovered)));
-    }
+    replace(this.wires, drawWires(this.content, readPalette(), edgeNumbers, stands));
   }
 }

@@ -1,6 +1,7 @@
 // The view in the address, under the names of circuit-tracer's and Neuronpedia's pages, and in the file's qParams.
 
-import { makeBoxes, placeBoxes } from "./boxes.js";
+import { boxLinks, makeBoxes } from "./boxes.js";
+import { placeBoxes } from "./circuit_layout.js";
 import { initialState } from "./store.js";
 
 /** Whether the address can carry a query; a file or a notebook keeps its view behind the #. */
@@ -21,7 +22,7 @@ export function readState(graph, fields, params) {
   const asked = groups === null ? saved.groups : namedGroups(groups);
   state.groups = asked
     .map((group) => ({ name: group.name, members: [...new Set(group.members)].filter(exists) }))
-    .filter((group) => group.members.length > 1);
+    .filter((group) => group.members.length);
   state.pinned = [...new Set([...state.pinned, ...state.groups.flatMap((group) => group.members)])];
   const clicked = params.get("clickedId") || saved.clicked;
   state.clicked = exists(clicked) ? clicked : null;
@@ -76,7 +77,7 @@ export function savedView(graph, state) {
     supernodes: state.groups.map((group) => [group.name, ...group.members]),
     linkType: state.linkType,
     clickedId: graph.byId.has(state.clicked) ? state.clicked : "",
-    sg_pos: moved ? thousandths(boxes, state.positions) : "",
+    sg_pos: moved ? thousandths(graph, boxes, state.positions) : "",
     clerps: Object.entries(state.labels)
       .filter(([key]) => byKey.has(key))
       .map(([key, label]) => [byKey.get(key), label]),
@@ -90,15 +91,15 @@ export function fileView(graph, state) {
   return savedView(graph, {
     ...state,
     pinned: state.pinned.filter(has),
-    groups: groups.filter((group) => group.members.length > 1),
+    groups: groups.filter((group) => group.members.length),
     clicked: has(state.clicked) ? state.clicked : null,
     labels: Object.fromEntries(Object.entries(state.labels).filter(([key]) => has(key))),
   });
 }
 
 /** "x0 y0 x1 y1 ..." in thousandths of the panel, the boxes in the order of their keys; all of them, moved or not. */
-function thousandths(boxes, positions) {
-  const { places, width, height } = placeBoxes(boxes, positions, 1000, 600);
+function thousandths(graph, boxes, positions) {
+  const { places, width, height } = placeBoxes(boxes, boxLinks(graph, boxes), positions, 1000, 600);
   return places.map(([x, y]) => `${Math.round((x / width) * 1000)} ${Math.round((y / height) * 1000)}`).join(" ");
 }
 

@@ -1,5 +1,6 @@
 // Which nodes and links pass the filters.
 
+import { influence } from "./graph_math.js";
 import { linksThrough } from "./heads.js";
 import { nodeLabel, tokenText } from "./labels.js";
 import { isError } from "./read_graph.js";
@@ -26,15 +27,16 @@ export function linkFilter(graph, state) {
   return (link) => Math.abs(share[link]) >= state.edgeMin && (through === null || through[link] === 1);
 }
 
-/** Link numbers among shown nodes that pass the filters, strongest last. */
+/** Link numbers among shown nodes that pass the filters, those through which most influence flows last. */
 export function visibleLinks(graph, state, shown) {
-  const { source, target, share, count } = graph.links;
+  const { source, target, count } = graph.links;
+  const flow = influence(graph).links;
   const passes = linkFilter(graph, state);
   const links = [];
   for (let link = 0; link < count; link += 1) {
     if (shown[source[link]] && shown[target[link]] && passes(link)) links.push(link);
   }
-  return links.sort((a, b) => Math.abs(share[a]) - Math.abs(share[b]));
+  return links.sort((a, b) => flow[a] - flow[b]);
 }
 
 /** Nodes whose label, token or name contains all words of a query; null for an empty query. */

@@ -1,0 +1,31 @@
+"""A graph keeps its groups, and its files with it: what viewers open with."""
+
+from __future__ import annotations
+
+from circuit_tracer.circuits.quotient import Circuit, contract
+from circuit_tracer.circuits.supernodes import Grouping
+from circuit_tracer.graph.graph import Graph
+
+PINNED = 0.02  # of the influence on the targets: groups with less are not pinned by themselves
+
+
+def keep_grouping(graph: Graph, grouping: Grouping) -> Circuit:
+    """Keep a grouping as `graph.grouping`, with the nodes that viewers open with; returns its circuit."""
+    circuit = contract(graph, grouping)
+    shown = [circuit.groups[number] for number in shown_groups(graph, circuit)]
+    graph.grouping = {**grouping.to_json(), "pinned": [member for group in shown for member in group.members]}
+    return circuit
+
+
+def kept_grouping(graph: Graph) -> Grouping | None:
+    """The grouping that a graph keeps. Raises FileFormatError if it cannot be read."""
+    return None if graph.grouping is None else Grouping.from_json(graph.grouping)
+
+
+def shown_groups(graph: Graph, circuit: Circuit, least: float = PINNED) -> list[int]:
+    """Numbers of the groups that tell the story, in order: outputs, and what carries at least this share of the influence."""
+    weights = graph.target_weights.cpu()
+    share = circuit.influence / weights.sum()
+    return [
+        number for number in circuit.order if circuit.groups[number].role == "logit" or float(share[number]) >= least
+    ]

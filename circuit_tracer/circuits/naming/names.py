@@ -1,0 +1,131 @@
+"""Names of groups without any model's opinion: from their members' labels, the tokens they promote, and examples.
+
+A group that detects is named by the concept that half of its members' labels name, by influence, and clearly more than any
+other: what labels of several concepts have in common. One that says is named by such a concept if it is of what to say, else
+by the tokens that its members together make likelier, should any stand out (promoted.py). Where no concept leads so, the first
+two name the group and "…" says that there are more. Without labels the tokens of examples on which its members are most
+active name it; one that says, the output that it promotes most by its edges. What is left without a name is called by where
+it is (titles.py).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from circuit_tracer.attribution.traceable import Traceable
+from circuit_tracer.circuits.naming.concepts import Concept, leading, several, shortened_name, tally
+from circuit_tracer.circuits.naming.promoted import Active, Records, promoted_by, promoted_in
+from circuit_tracer.circuits.naming.titles import node_numbers, titles
+from circuit_tracer.circuits.profiles import label_of
+from circuit_tracer.circuits.supernodes import Grouping, Role, Supernode
+from circuit_tracer.features.labels import WORDS, read_totals, shown_token
+from circuit_tracer.graph.graph import Graph
+from circuit_tracer.graph.influence import node_influence
+
+
+def name_groups(
+    graph: Graph,
+    grouping: Grouping,
+    *,
+    labels: Mapping[Any, str] | None = None,
+    features: Records | None = None,
+    model: Traceable | None = None,
+    over: bool = False,
+) -> Grouping:
+    """The grouping with names for its groups of features.
+
+    labels: by node id, or of features by (layer, index). features: records by (layer, index), such as a ``FeatureFolder``.
+    model: the one that the graph was traced with, for the tokens that groups promote; without it, from the records. over:
+    groups that have a name get a new one too. Groups of tokens, errors and outputs are left without: `titles` says what they
+    are. No two names are alike.
+    """
+    named = {}
+    for place, members in enumerate(active_members(graph, grouping)):
+        group = grouping.supernodes[place]
+        if members and (over or not group.name):
+            name = _name(group.role, members, labels or {}, features, model) or _toward(graph, group)
+            named[place] = shortened_name(name or "")
+    found = grouping.named(named)
+    told = titles(graph, found)  # alike ones apart
+    return found.named({place: told[place] for place, name in named.items() if name})
+
+
+def active_members(graph: Graph, grouping: Grouping) -> list[list[Active]]:
+    """The features in each group, each with its influence."""
+    influence = node_influence(graph.edges, graph.blocks, graph.target_weights).tolist()
+    numbers, table = node_numbers(graph), graph.nodes
+    return [
+        [
+            Active(
+                (int(table.layer[node]), int(table.feature[node])),
+                float(table.activation[node]),
+                influence[node],
+                member,
+            )
+            for member in group.members
+            if (node := numbers[member]) < table.layout.n_features
+        ]
+        for group in grouping
+    ]
+
+
+def _name(
+    role: Role,
+    members: Sequence[Active],
+    labels: Mapping[Any, str],
+    features: Records | None,
+    model: Traceable | None,
+) -> str | None:
+    known = ((label_of(labels, member.node, *member.place), member.weight) for member in members)
+    weights = tally((label, weight) for label, weight in known if label)
+    total = sum(member.weight for member in members)
+    said, read = _of_kind(weights, says=True), _of_kind(weights, says=False)
+    if role == "says":
+        return leading(said, total) or _promoted(members, features, model) or leading(read, total)
+    return (
+        leading(read, total)
+        or leading(said, total)
+        or several(weights, total)
+        or _examples(members, features)
+        or _promoted(members, features, model)
+    )
+
+
+def _toward(graph: Graph, group: Supernode) -> str | None:
+    """The output that a group that says promotes most, by its edges."""
+    if group.role != "says":
+        return None
+    numbers, layout = node_numbers(graph), graph.nodes.layout
+    members = torch.tensor([numbers[node] for node in group.members], device=graph.device)
+    edges = graph.edges.select(torch.isin(graph.edges.source, members) & (graph.edges.target >= layout.target_start))
+    given = edges.row_sum(edges.weight)[layout.targets]
+    best = int(given.argmax())
+    if given[best] <= 0 or graph.targets.kind[best] != "logit":
+        return None
+    return f"say {shown_token(graph.targets.label[best])}"
+
+
+def _of_kind(weights: Mapping[Concept, float], says: bool) -> dict[Concept, float]:
+    return {concept: weight for concept, weight in weights.items() if concept.says is says}
+
+
+def _promoted(members: Sequence[Active], features: Records | None, model: Traceable | None) -> str | None:
+    tokens = promoted_by(members, model) if model is not None else promoted_in(members, features or {})
+    return f"say {', '.join(tokens)}" if tokens else None
+
+
+def _examples(members: Sequence[Active], features: Records | None) -> str | None:
+    """The tokens on which the members are most active, each member's examples weighed by its influence."""
+    totals: defaultdict[str, float] = defaultdict(float)
+    for member in members:
+        record = None if features is None else features.get(member.place)
+        read = {} if record is None else read_totals(record)
+        whole = sum(read.values())
+        for token, activation in read.items():
+            totals[token] += member.weight * activation / whole
+    tokens = sorted(totals, key=lambda token: (-totals[token], token))[:WORDS]
+    return ", ".join(f"“{token}”" for token in tokens) or None
