@@ -15,14 +15,16 @@ const SETTINGS = [
 
 /** The form by itself: {element, stop}. server: {client, session}. prompt, target: what to begin with. */
 export function traceForm({ client, session }, prompt = "", target = "") {
-  const parts = { job: null, asking: null, fits: false }; // fits: whether the model can read the prompt
+  const parts = { job: null, tokenizing: null, asking: null, fits: false }; // fits: whether the model can read the prompt
   const shown = h("div", { class: "token-row", "data-testid": "trace-tokens", "aria-live": "polite" });
   const text = h("textarea", { id: "trace-prompt", rows: 4, "data-testid": "trace-prompt", spellcheck: "false" });
   text.value = prompt;
   const chat = h("input", { type: "checkbox", "data-testid": "trace-chat" });
   const request = () => (chat.checked ? { messages: [{ role: "user", content: text.value }] } : { prompt: text.value });
   const picker = targetPicker(target);
-  const tokenize = later(PAUSE, async () => replace(shown, await tokenChips(client, request(), parts)));
+  const tokenize = later(PAUSE, () => {
+    parts.tokenizing = tokenChips(client, request(), parts).then((chips) => replace(shown, chips));
+  });
   const suggest = later(LONGER, () => {
     if (!parts.job) parts.asking = offerOutputs(client, request, picker, parts);
   });
@@ -136,6 +138,7 @@ async function tokenChips(client, request, parts) {
 async function offerOutputs(client, request, picker, parts) {
   const asked = request();
   let outputs = [];
+  await parts.tokenizing;
   try {
     if (parts.fits) ({ outputs } = await client.outputs(asked));
   } catch {
