@@ -151,6 +151,7 @@ def test_a_page_opens_on_the_circuit_and_its_story(told: Page, open_page: Callab
     assert "first word" in texts(told, ".box-name")
     phone = open_page(graph_page(told_document()), ready="window.viewer", width=390, height=800, phone=True)
     assert phone.js("document.querySelector('.panel.current').className").startswith("panel subgraph-panel")
+    assert texts(phone, ".narrow-bar button") == ["Graph", "Circuit", "Story", "Feature"]
     plain = open_page(graph_page(small_document()))
     assert plain.js(top.format(".subgraph-panel")) > plain.js(top.format(".graph-panel"))
     assert plain.js("document.querySelector('[data-testid=tab-story]')") is None
