@@ -64,7 +64,7 @@ def resize(page: Page, size: tuple[int, int]) -> None:
 def test_thirty_four_pins_are_all_seen_at_every_width_in_the_order_of_their_tokens(
     open_page: Callable[..., Page],
 ) -> None:
-    page = open_page(graph_page(large_document(300, 2000, 23, 30)))
+    page = open_page(graph_page(large_document(100, 800, 23, 30)))
     page.js(
         """viewer.actions.pin([...viewer.graph.nodes.filter(n => n.kind === 'feature').slice(-24),
         ...viewer.graph.nodes.filter(n => n.kind !== 'feature').slice(0, 10)].map(n => n.id))"""
