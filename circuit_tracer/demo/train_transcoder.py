@@ -45,13 +45,14 @@ class TranscoderRecipe:
 
     n_features: int = 512  # a layer
     active: float = 3.5  # features a context and layer, as contexts are drawn (see ``balance``)
-    steps: int = 6000
+    steps: int = 3000
     batch: int = 512  # contexts
     learning_rate: float = 3e-3
     warmup_steps: int = 50
     decay: float = 0.3  # share of the steps, at the end, over which the learning rate falls to zero
     aux_active: int = 2  # dead features a context and layer that learn from what is missing
     aux_weight: float = 0.25
+    pre_activation: float = 3e-3  # weight of the loss that lifts pre-activations of dead features
     dead_after: int = 20_000  # contexts
     balance: float = 0.5  # a context seen n times is drawn with weight n ** balance
     jitter: float = 0.4  # how far embeddings are moved, in lengths of an embedding row
@@ -113,7 +114,7 @@ def configuration(recipe: TranscoderRecipe, seed: int, out: Path, kind: Kind = "
                 "active_at_start": recipe.active,
                 "aux_active": recipe.aux_active,
                 "aux_weight": recipe.aux_weight,
-                "pre_activation_weight": 0.0,
+                "pre_activation_weight": recipe.pre_activation,
                 "dead_after_tokens": min(recipe.dead_after, recipe.steps * recipe.batch - 1),
             },
             "optimizer": {
