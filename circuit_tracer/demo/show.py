@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,7 +24,6 @@ from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.viewer.page import write_page
 
 SLUG = "demo"
-NODE_THRESHOLD = 0.95  # a small graph can show more than the usual 80 % of the influence
 SWAPS = {"state": ("California", "Texas"), "country": ("France", "Italy")}  # by kind; the first that is not asked about
 
 
@@ -114,20 +112,12 @@ def write_files(
 ) -> dict[str, str]:
     """Write the files of a graph and its story; what was written, by path."""
     keep_grouping(graph, groups)
-    shown: dict[str, Any] = {"labels": labels}
-    json_file = create_graph_files(
-        graph, SLUG, folder, scan="circuit-tracing-demo", node_threshold=NODE_THRESHOLD, **shown
-    )
+    # Pruned as the groups were, so that a share is the same on the page as in the story and the picture.
+    json_file = create_graph_files(graph, SLUG, folder, scan="circuit-tracing-demo", labels=labels)
     native = graph.save(folder / f"{SLUG}.safetensors")
     picture = folder / f"{SLUG}.svg"
     draw(graph, picture, grouping=groups, labels=labels)
-    page = write_page(
-        graph,
-        folder / f"{SLUG}.html",
-        slug=SLUG,
-        node_threshold=NODE_THRESHOLD,
-        **shown,
-    )
+    page = write_page(graph, folder / f"{SLUG}.html", slug=SLUG, labels=labels)
     text = folder / f"{SLUG}.md"
     with atomic_write(text) as temporary:
         temporary.write_text(story.markdown(), encoding="utf-8")
