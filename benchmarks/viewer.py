@@ -2,14 +2,15 @@
 
     python -m benchmarks.viewer --model M --transcoders clt-2048 [--graph smollm2.safetensors] [--screenshots FOLDER]
 
-Three graphs: the embedded demo; SmolLM2's on a prompt of 22 tokens, at least 1,500 nodes (--graph: traced before, else it is traced,
-and kept there); the random one of 10,000 nodes that `tests/viewer/test_viewer_large.py` opens. At load, of each:
+Three graphs: the embedded demo; SmolLM2's on a prompt of 22 tokens, at least 1,500 nodes (--graph: traced before, else it is
+traced, and kept there); the random one of 10,000 nodes that `tests/viewer/test_viewer_large.py` opens. At load, of each:
 
 - nodes and tokens whose glyph is wholly in the panel, beside all that are shown; the same after the slider was moved;
 - names of outputs that are written uncut, in the panel and as far apart as lines of text, beside all outputs;
 - boxes of the Circuit panel that one sees of the 34 most influential nodes, pinned;
-- milliseconds until the graph is seen, and frames a second while it is dragged, at twice its size, for some seconds. A machine
-  with other work shows fewer; what it does not change is the processor time of a frame, of all of Chromium's processes together.
+- milliseconds until the graph is seen, and frames a second while it is dragged, at twice its size, for some seconds. A
+  machine with other work shows fewer; what that does not change is the processor time of a frame, of all of Chromium's
+  processes together.
 """
 
 from __future__ import annotations
@@ -48,36 +49,34 @@ IN_PANEL = """(() => { const { graph, shown, layout, width, height } = viewer.vi
     for (const node of graph.nodes) {
       if (!shown[node.index]) continue;
       const { x, y } = viewer.view.place(node), r = layout.radius * layout.size[node.index];
-      const inside = x - r >= layout.margin.left - 6 && x + r <= width && y - r >= 0 && y + r <= height - layout.margin.bottom + 4;
+      const across = x - r >= layout.margin.left - 6 && x + r <= width;
+      const inside = across && y - r >= 0 && y + r <= height - layout.margin.bottom + 4;
       for (const kind of node.kind === 'token' ? ['nodes', 'tokens'] : ['nodes']) {
         count[kind] ??= [0, 0]; count[kind][0] += inside; count[kind][1] += 1;
       }
     }
     return count; })()"""
-OUTPUT_NAMES = (
-    """(() => { const { graph, names, width, height } = viewer.view;
+OUTPUT_NAMES = """(() => { const { graph, names, width, height } = viewer.view;
     const outputs = names.filter(({ id }) => graph.byId.get(id).kind === 'target');
     const lengths = ([[x1, y1], [x2, y2]]) => Math.hypot(x2 - x1, y2 - y1);
     const good = outputs.filter(({ text, corners }, at) => {
       const [[x1, y1], [x2, y2]] = corners, next = outputs[at + 1]?.corners[0];
       const inside = [x1, x2].every((x) => x >= 0 && x <= width) && [y1, y2].every((y) => y >= 0 && y <= height);
       // how far the next name's line is from this one's
-      const apart = next ? Math.abs((x2 - x1) * (next[1] - y1) - (y2 - y1) * (next[0] - x1)) / (lengths(corners) || 1) : Infinity;
-      const beside = y1 === y2 && next && next[0] >= x2;
-      return inside && !text.endsWith('\\u2026') && (apart >= %d || beside);
+      const across = next && Math.abs((x2 - x1) * (next[1] - y1) - (y2 - y1) * (next[0] - x1)) / (lengths(corners) || 1);
+      const apart = !next || across >= LINE || (y1 === y2 && next[0] >= x2);
+      return inside && !text.endsWith('\\u2026') && apart;
     });
-    return [good.length, graph.nodes.filter(({ kind }) => kind === 'target').length]; })()"""
-    % LINE
-)
-PIN = (
-    """(() => { const own = viewer.graph.nodes.filter(({ influence }) => influence !== null);
+    return [good.length, graph.nodes.filter(({ kind }) => kind === 'target').length]; })()""".replace("LINE", str(LINE))
+PIN = """(() => { const own = viewer.graph.nodes.filter(({ influence }) => influence !== null);
     own.sort((a, b) => a.influence - b.influence);
-    viewer.actions.pin(own.slice(0, %d).map(({ id }) => id)); viewer.areas.open('circuit'); })()"""
-    % PINS
+    viewer.actions.pin(own.slice(0, PINS).map(({ id }) => id)); viewer.areas.open('circuit'); })()""".replace(
+    "PINS", str(PINS)
 )
 BOXES = """(() => { const room = document.querySelector('[data-testid=subgraph]').getBoundingClientRect();
     const boxes = [...document.querySelectorAll('[data-testid=box]')].map((box) => box.getBoundingClientRect());
-    const seen = boxes.filter((b) => b.left >= room.left - 1 && b.right <= room.right + 1 && b.top >= room.top - 1 && b.bottom <= room.bottom + 1);
+    const across = (b) => b.left >= room.left - 1 && b.right <= room.right + 1;
+    const seen = boxes.filter((b) => across(b) && b.top >= room.top - 1 && b.bottom <= room.bottom + 1);
     return [seen.length, boxes.length]; })()"""
 
 

@@ -110,7 +110,7 @@ def main(folder: Path) -> None:
         rows[name] = summary(metrics, recipe.n_features)
         print(f"{name:22}", json.dumps(rows[name]), flush=True)
     published = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    published["trainers"] = {"steps": STEPS, "rows": rows}
+    published["trainers"] = {"steps": STEPS, "n_features": recipe.n_features, "batch": recipe.batch, "rows": rows}
     write_json(folder / "metrics.json", published)
     with atomic_write(folder / "README.md") as path:
         path.write_text(model_card(published), encoding="utf-8")

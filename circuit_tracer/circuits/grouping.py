@@ -69,7 +69,7 @@ def group_nodes(
     tree = agglomerate(
         likeness(profiles, subjects),
         profiles.edges,
-        kept_apart(profiles, subjects, position),
+        kept_apart(profiles, subjects, position, set(graph.targets.position.tolist())),
         layer,
         position,
         Bounds(max_layers, max_positions, LIKENESS),

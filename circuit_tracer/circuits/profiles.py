@@ -9,7 +9,7 @@ Letters: N nodes of the graph, n nodes of the pruned graph, S sources (tokens an
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,16 +140,22 @@ def likeness(profiles: Profiles, subjects: Sequence[frozenset[str]]) -> Tensor:
     return found
 
 
-def kept_apart(profiles: Profiles, subjects: Sequence[frozenset[str]], position: Tensor) -> Tensor:
+def kept_apart(
+    profiles: Profiles, subjects: Sequence[frozenset[str]], position: Tensor, read_at: Collection[int]
+) -> Tensor:
     """(n, n) bool: pairs that are never in one group. All of tokens and targets; errors and features, and errors of two
-    positions; a detector and a sayer ("mixed" goes with either); two sayers of different things, by labels that share no word.
+    positions; nodes where outputs are read and nodes elsewhere; a detector and a sayer ("mixed" goes with either); two sayers
+    of different things, by labels that share no word.
+
+    subjects: one a node. position: (n,). read_at: positions of targets.
     """
     detects, says, mixed, errors = (
         torch.tensor([role == each for role in profiles.roles]) for each in ("detects", "says", "mixed", "error")
     )
     features = detects | says | mixed
     here = position[:, None] == position
-    together = (features[:, None] & features) | (errors[:, None] & errors & here)
+    prompt = ~torch.isin(position, torch.tensor(sorted(read_at), dtype=position.dtype))
+    together = (features[:, None] & features & (here | (prompt[:, None] & prompt))) | (errors[:, None] & errors & here)
     opposed = (detects[:, None] & says) | (says[:, None] & detects)
     named = [row for row, words in enumerate(subjects) if words and profiles.roles[row] == "says"]
     which = torch.tensor(named, dtype=torch.int64)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from circuit_tracer.circuits import Circuit, Grouping
-    from circuit_tracer.cli.node_words import NodeWords
 
 SHARE = 0.05  # of a group's input: smaller ones are not printed
 
@@ -54,14 +53,14 @@ def group(
 ) -> None:
     """Group the nodes of a graph that do one thing together.
 
-    From the graph alone, or with the model (-t, -m or --demo) by what taking groups out of it does. The circuit of the groups
-    is printed, and the groups are kept in the graph file, where the viewer finds them.
+    From the graph alone, or with the model (-t, -m or --demo) by what taking groups out of it does. The groups are named, their
+    circuit is printed, and they are kept in the graph file, where the viewer finds them.
     """
     target = output or graph
     if target.suffix != ".safetensors":
         raise InputError(f"{target} cannot hold the groups; name a .safetensors file with -o")
-    from circuit_tracer.circuits import group_nodes, keep_grouping
-    from circuit_tracer.cli.node_words import NodeWords
+    from circuit_tracer.circuits import Grouping, group_nodes, keep_grouping
+    from circuit_tracer.circuits.naming import name_groups, titles
     from circuit_tracer.files import require_writable_folder
     from circuit_tracer.graph.files.native import as_graph
 
@@ -72,13 +71,12 @@ def group(
     given = {"purity": purity, "max_layers": max_layers, "max_positions": max_positions}
     cut: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     grouping = group_nodes(subject, model, labels=called, **asdict(pruning), **cut)
+    grouping = name_groups(subject, grouping, labels=called, model=model)
     circuit = keep_grouping(subject, grouping)
     subject.save(target)
-    words = NodeWords(subject, called)
-    total = float(subject.target_weights.sum())
-    titles = [each.name or _title(each.members, words) for each in circuit.groups]
-    text = f"{as_text(grouping, circuit, titles, total)}\n\nwrote      {target}"
-    typer.echo(options.dump(as_json(grouping, circuit, titles, total)) if json else text)
+    total, called_by = float(subject.target_weights.sum()), titles(subject, Grouping(circuit.groups))
+    text = f"{as_text(grouping, circuit, called_by, total)}\n\nwrote      {target}"
+    typer.echo(options.dump(as_json(grouping, circuit, called_by, total)) if json else text)
 
 
 def as_text(grouping: Grouping, circuit: Circuit, titles: Sequence[str], total: float) -> str:
@@ -99,10 +97,9 @@ def as_text(grouping: Grouping, circuit: Circuit, titles: Sequence[str], total: 
         if not inputs and circuit.groups[number].role == "token" and not float(circuit.influence[number]):
             continue
         told = ", ".join(f"{titles[source]} {share:+.0%}" for source, share in inputs)
-        share = float(circuit.influence[number]) / total
-        lines.append(
-            f"{share:>9.1%}  {circuit.groups[number].role:<9}{titles[number]}" + (f"  <-  {told}" if told else "")
-        )
+        role, share = circuit.groups[number].role, float(circuit.influence[number]) / total
+        shown = "" if role == "logit" else f"{share:.1%}"
+        lines.append(f"{shown:>9}  {role:<9}{titles[number]}" + (f"  <-  {told}" if told else ""))
     return "\n".join(lines)
 
 
@@ -121,9 +118,3 @@ def as_json(grouping: Grouping, circuit: Circuit, titles: Sequence[str], total: 
             for number in circuit.order
         ],
     }
-
-
-def _title(members: Sequence[str], words: NodeWords) -> str:
-    """What is in a group without a name."""
-    more = len(members) - 1
-    return words.of(members[0]) + (f" and {more} more" if more else "")

@@ -24,6 +24,19 @@ Trained and measured by `circuit-tracer demo train FOLDER` (model seed {model_se
 core); `metrics.json` holds all numbers below. Position 0 is left out everywhere.
 """
 
+_KINDS = """
+## What the features stand for
+
+Features are named by what they fire on (`circuit_tracer/demo/labels.py`): by an entity, a relation, a kind of word, an answer
+that follows. {several} of {all} features that fire are of several answers to one relation, and called so ("say a capital:
+Austin, Boise, Lima"); {mixed} are of no one kind, and called "mixed". In graphs of two-hop prompts, pruned as usual, they
+carry these shares of the influence of all features:
+
+| statements | mixed | several answers |
+| --- | --- | --- |
+{rows}
+"""
+
 _TESTS = """
 ## What the features cause
 
@@ -58,7 +71,8 @@ def model_card(metrics: dict[str, Any]) -> str:
         model_seed=metrics["seeds"]["model"],
         transcoder_seed=metrics["seeds"]["transcoder"],
     )
-    return head + _answers(metrics) + _reconstruction(metrics) + _comparison(metrics) + _causes(metrics)
+    parts = (_answers, _reconstruction, _kinds, _comparison, _causes)
+    return head + "".join(part(metrics) for part in parts)
 
 
 def _answers(metrics: dict[str, Any]) -> str:
@@ -96,22 +110,37 @@ def _reconstruction(metrics: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _kinds(metrics: dict[str, Any]) -> str:
+    found = metrics["kinds"]
+    rows = [
+        f"| {name.replace('_', ' ')} | {share['mixed']:.1%} | {share['several_answers']:.1%} |"
+        for name, share in found["influence"].items()
+    ]
+    counts = {name: sum(found[f"{name}_by_layer"]) for name in ("mixed", "several_answers", "labelled")}
+    return _KINDS.format(
+        mixed=counts["mixed"], several=counts["several_answers"], all=counts["labelled"], rows="\n".join(rows)
+    )
+
+
 def _comparison(metrics: dict[str, Any]) -> str:
     """The sparse trainer beside plain dense training; empty while benchmarks/training/demo_trainers.py has not measured it."""
-    if "trainers" not in metrics:
+    trainers = metrics.get("trainers")
+    if trainers is None:
         return ""
     lines = [
         "\n## Beside plain dense training\n",
-        f"Three transcoders trained for {metrics['trainers']['steps']} steps (the shipped one is trained for longer), from",
-        "the same weights, with the same contexts, batches, features and L0 in training; see",
-        "`benchmarks/training/demo_trainers.py`.",
+        "Three transcoders of {n_features} features a layer, trained for {steps} steps of {batch} contexts".format(
+            **trainers
+        ),
+        "(the shipped one is trained for longer), from the same weights, with the same contexts, batches, features and L0 in",
+        "training; see `benchmarks/training/demo_trainers.py`.",
         "L0 is equal over contexts as they are drawn in training; the column counts tokens of the statements, where frequent",
         "contexts weigh more. NMSE: mean of layers, each training context once. KL and answers kept: mean of the five groups",
         "of statements.\n",
         "| trainer | NMSE | KL | answers kept | never active | L0 a token | swaps of reserved cities, 1x, 2x |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, found in metrics["trainers"]["rows"].items():
+    for name, found in trainers["rows"].items():
         swaps = ", ".join(f"{share:.1%}" for share in found["swap_reserved_cities"].values())
         lines.append(
             f"| {name} | {found['nmse']:.4f} | {found['kl']:.4f} | {found['answers_kept']:.1%} | "

@@ -3,8 +3,10 @@
 Every context of the world (a token with all before it) carries descriptions: the token itself, the place it names, its
 kind, what the sentence asks for, which answer it calls for. A feature gets the description that fits its activation best:
 ``precision`` is the share of its activation on contexts so described, ``recall`` the share of such contexts on which it is
-active; of the descriptions with enough precision the one with the best harmonic mean wins. A feature that none fits is
-"mixed" and named by the contexts on which it is strongest.
+active; of the descriptions with enough precision the one with the best harmonic mean wins. What many contexts carry needs
+more precision, so that a feature that fires anywhere is no feature of the commonest kind. A feature that no description
+fits is named by the contexts on which it is strongest: after what is said, if nearly all of its activation calls for answers
+of one relation ("say a capital: Austin, Boise, Lima"), else "mixed".
 """
 
 from __future__ import annotations
@@ -26,11 +28,24 @@ if TYPE_CHECKING:
 
     from circuit_tracer.transcoders import CrossLayerTranscoder
 
-PRECISE = 0.5  # share of the activation that a label must cover
+PRECISE = 0.5  # share of the activation that a label must cover, beyond the share of all contexts that carry it
 GOOD_FIT = 0.3  # harmonic mean below which a feature is called mixed
 NAMED = 3  # contexts that a mixed feature is named by
+OF_ONE_RELATION = 0.8  # share of the activation that must call for answers of one relation
+
+MIXED = "mixed: "
 
 Labels = dict[str, dict[str, str]]
+
+
+def is_mixed(label: str) -> bool:
+    """Whether a feature so called is of no one kind."""
+    return label.startswith(MIXED)
+
+
+def is_of_several_answers(label: str) -> bool:
+    """Whether a feature so called is of several answers to one relation."""
+    return label.startswith("say ") and ": " in label
 
 
 def label_features(
@@ -41,6 +56,7 @@ def label_features(
     stop = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     data = collect(model, encode_statements(tokenizer, statements), stop)
     names, member_NC, main_N = _descriptions(tokenizer, data.tokens)
+    said_R = [column for column, name in enumerate(names) if name in _said_relations()]
     labels: Labels = {}
     for layer in range(transcoder.n_layers):
         activation_NF = transcoder.encode_layer(data.x_LND[layer], layer)
@@ -51,8 +67,9 @@ def label_features(
             if best_F.values[feature] >= GOOD_FIT:
                 label = names[best_F.indices[feature]]
             else:
-                named = _strongest(main_N, activation_NF[:, feature])
-                label = named[0] if len(named) == 1 else "mixed: " + ", ".join(named)
+                label = _of_several(
+                    activation_NF[:, feature], member_NC[:, said_R], [names[at] for at in said_R], main_N
+                )
             labels[str(layer)][str(feature)] = label
     return labels
 
@@ -64,18 +81,26 @@ def describe(words: list[str]) -> list[str]:
     found = []
     if statement is not None:
         found += [f"say {statement.answer}", f"say {_article(statement.relation)}"]
-        if statement.entity and statement.relation != "place":
-            found.append(f"{statement.entity} (question about it)")
+        if statement.entity:
+            found += [f"{statement.entity} (question about it)", statement.entity]
         if statement.relation == "capital" and statement.entity:
             found.append(f"say the capital of a {world.entity(statement.entity).kind}")
     role = _roles().get(word)
     if role is not None:
         one, part = role
-        found += [f"{one.name} ({part})", f"{one.name} (places)", _kind_of_place(one, part)]
+        found += [f"{one.name} ({part})", f"{one.name} (places)", _kind_of_place(one, part), _part_of_the_world(one)]
+        found += [one.name, "a place"]
     found += _word_kinds().get(word, [])
-    for relation in ("capital", "abbreviation", "language", "currency"):
-        if relation in words and statement is None and role is None:
-            found.append(f"asked for: {relation}")
+    asked = [relation for relation in world.RELATIONS["country"] if relation in words]
+    if asked and statement is None and role is None:
+        found += [f"asked for: {relation}" for relation in asked]
+        found.append("asked for: a fact")
+    if word in world.RELATIONS["country"]:
+        found.append("a relation")
+    if word in world.RELATIONS:
+        found.append("a kind of place")
+    if prompt in _texts():
+        found.append("end of a sentence")
     return [*found, f'"{word}"']
 
 
@@ -89,9 +114,23 @@ def _kind_of_place(one: Entity, part: str) -> str:
     return f"{'US' if one.kind == 'state' else 'foreign'} {'cities' if part == 'cities' else 'capitals'}"
 
 
+def _part_of_the_world(one: Entity) -> str:
+    return "a place in the US" if one.kind == "state" else "a place abroad"
+
+
 @cache
 def _answers() -> dict[str, Statement]:
     return {one.prompt: one for one in (*world.skills(), *world.one_hops(), *world.two_hops())}
+
+
+@cache
+def _said_relations() -> frozenset[str]:
+    return frozenset(f"say {_article(one.relation)}" for one in _answers().values())
+
+
+@cache
+def _texts() -> frozenset[str]:
+    return frozenset(one.text for one in _answers().values())
 
 
 @cache
@@ -133,10 +172,22 @@ def _descriptions(
 
 def _fit(activation_NF: Tensor, member_NC: Tensor) -> Tensor:
     """Harmonic mean of precision and recall, zero where the precision is too low, (C, F)."""
+    common_C1 = member_NC.mean(0)[:, None]
     precision_CF = (member_NC.T @ activation_NF) / activation_NF.sum(0).clamp(min=1e-9)
     recall_CF = (member_NC.T @ (activation_NF > 0).float()) / member_NC.sum(0)[:, None]
     mean_CF = 2 * precision_CF * recall_CF / (precision_CF + recall_CF).clamp(min=1e-9)
-    return mean_CF * (precision_CF >= PRECISE)
+    return mean_CF * (precision_CF >= common_C1 + PRECISE * (1 - common_C1))
+
+
+def _of_several(activation_N: Tensor, said_NR: Tensor, relations: list[str], main_N: list[str]) -> str:
+    """The name of a feature that no description fits: the relation whose answers are said, or "mixed", and the strongest."""
+    strongest = _strongest(main_N, activation_N)
+    if len(strongest) == 1:
+        return strongest[0]
+    share_R = activation_N @ said_NR / activation_N.sum()
+    if share_R.max() < OF_ONE_RELATION:
+        return MIXED + ", ".join(strongest)
+    return f"{relations[int(share_R.argmax())]}: " + ", ".join(name.removeprefix("say ") for name in strongest)
 
 
 def _strongest(main_N: list[str], activation_N: Tensor) -> list[str]:

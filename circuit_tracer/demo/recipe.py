@@ -25,6 +25,7 @@ from circuit_tracer.demo.dictionary import load_dictionary
 from circuit_tracer.demo.evaluate import Metrics, evaluate
 from circuit_tracer.demo.features import build_demo_features
 from circuit_tracer.demo.labels import label_features
+from circuit_tracer.demo.mixing import kinds
 from circuit_tracer.demo.tokenizer import save_tokenizer
 from circuit_tracer.demo.train_model import ModelRecipe, Report, encode_statements, train_model
 from circuit_tracer.demo.train_transcoder import TranscoderRecipe, train_transcoder
@@ -39,6 +40,7 @@ MODEL_SEED = 1
 TRANSCODER_SEED = 3
 
 MODEL_NAME = "circuit-tracing-demo"
+GRAPHS = 40  # prompts of a group of which graphs are made, to measure what mixed features carry
 
 
 def train(
@@ -49,11 +51,13 @@ def train(
     report: Report = print,
     model_recipe: ModelRecipe | None = None,
     transcoder_recipe: TranscoderRecipe | None = None,
+    graphs: int = GRAPHS,
 ) -> Metrics:
     """Train a model and its transcoder into ``folder`` and return the metrics (some minutes on one core).
 
     Writes model/, transcoder/, labels.json, features/, metrics.json and README.md; a model that is already there with the
-    same seed and recipe is kept. Raises InputError if the folder cannot be written or holds another model.
+    same seed and recipe is kept. ``graphs``: of so many prompts of each group, what mixed features carry is measured. Raises
+    InputError if the folder cannot be written or holds another model.
     """
     target = require_writable_folder(folder)
     model_recipe, transcoder_recipe = model_recipe or ModelRecipe(), transcoder_recipe or TranscoderRecipe()
@@ -74,7 +78,7 @@ def train(
                 report,
             )
         report(f"transcoder ready after {time.perf_counter() - start:.0f} s")
-        metrics = describe(target)
+        metrics = describe(target, graphs)
         metrics["seeds"] = {"model": seed, "transcoder": transcoder_seed}
         metrics["recipe"] = {"model": asdict(model_recipe), "transcoder": asdict(transcoder_recipe)}
     write_json(target / "metrics.json", metrics)
@@ -105,13 +109,14 @@ def search(folder: str | Path, seeds: Iterable[tuple[int, int]], report: Report 
     raise InputError("no pair of seeds carries the shown prompts; try further seeds")
 
 
-def describe(folder: Path) -> Metrics:
+def describe(folder: Path, graphs: int = GRAPHS) -> Metrics:
     """Measure the model and transcoder in ``folder`` and write their labels.json and features/; returns the metrics."""
     model, tokenizer = load_model(folder / "model")
     transcoder = load_dictionary(folder / "transcoder")
-    write_json(folder / "labels.json", label_features(model, tokenizer, transcoder))
+    labels = label_features(model, tokenizer, transcoder)
+    write_json(folder / "labels.json", labels)
     build_demo_features(folder)
-    return evaluate(model, tokenizer, transcoder)
+    return evaluate(model, tokenizer, transcoder) | {"kinds": kinds(folder, labels, graphs)}
 
 
 def training_contexts(

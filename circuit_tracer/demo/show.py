@@ -72,17 +72,17 @@ def main(folder: str | Path, prompt: str | None = None, swap: str | None = None)
 
 def explain(graph: Graph, model: ReplacementModel, contrast: str | None = None) -> tuple[Story, Grouping]:
     """The story of a graph of the embedded model, beside another prompt's groups if one is given, and its own named groups."""
-    labels = load_labels()
-
-    def grouped(graph: Graph) -> Grouping:
-        groups = group_nodes(graph, model, labels=labels)
-        return name_groups(graph, groups, labels=labels, model=model)
-
-    groups, contrasts = grouped(graph), []
+    groups, contrasts = named_groups(graph, model), []
     if contrast is not None:
         other = attribute(contrast, model)
-        contrasts.append(Contrast(other, grouped(other)))
+        contrasts.append(Contrast(other, named_groups(other, model)))
     return tell(graph, model, groups, contrasts=contrasts), groups
+
+
+def named_groups(graph: Graph, model: ReplacementModel) -> Grouping:
+    """Groups of a graph of the embedded model, cut by what taking them out of it does, and named."""
+    labels = load_labels()
+    return name_groups(graph, group_nodes(graph, model, labels=labels), labels=labels, model=model)
 
 
 def contrast_prompt(prompt: str, swap: str | None = None) -> str | None:

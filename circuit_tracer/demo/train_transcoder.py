@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.demo.contexts import Contexts
+from circuit_tracer.demo.planting import plant_
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.export.calibration import level_scores
@@ -36,22 +37,24 @@ Report = Callable[[str], None]
 class TranscoderRecipe:
     """Sizes and training constants of the transcoder.
 
-    What they are for: few dead features need an AuxK of very few features a layer (each then takes on a whole residual, and
-    so gets past the cut of the others) and many steps; clean features of entities need a small ``active`` from the first
-    step on; answers about cities never seen need ``jitter``.
+    What they are for: features of one kind need as many as there are things to tell apart, each planted on a context of its
+    own (planting.py), and a small ``active`` from the first step on; few dead ones that, and an AuxK of very few features a
+    layer (each then takes on a whole residual, and so gets past the cut of the others); features of the words that every
+    question holds need ``balance``; answers about cities never seen need ``jitter``.
     """
 
-    n_features: int = 256  # a layer
-    active: float = 2.5  # features a context and layer, as contexts are drawn (see ``balance``)
-    steps: int = 6000
-    batch: int = 1024  # contexts
+    n_features: int = 384  # a layer
+    active: float = 3.0  # features a context and layer, as contexts are drawn (see ``balance``)
+    steps: int = 3000
+    batch: int = 512  # contexts
     learning_rate: float = 3e-3
     warmup_steps: int = 50
     decay: float = 0.3  # share of the steps, at the end, over which the learning rate falls to zero
     aux_active: int = 2  # dead features a context and layer that learn from what is missing
     aux_weight: float = 0.25
+    pre_activation: float = 3e-3  # weight of the loss that lifts pre-activations of dead features
     dead_after: int = 20_000  # contexts
-    balance: float = 0.3  # a context seen n times is drawn with weight n ** balance
+    balance: float = 0.5  # a context seen n times is drawn with weight n ** balance
     jitter: float = 0.4  # how far embeddings are moved, in lengths of an embedding row
     copies: int = 7  # of every context with its embeddings moved, beside itself
 
@@ -111,7 +114,7 @@ def configuration(recipe: TranscoderRecipe, seed: int, out: Path, kind: Kind = "
                 "active_at_start": recipe.active,
                 "aux_active": recipe.aux_active,
                 "aux_weight": recipe.aux_weight,
-                "pre_activation_weight": 0.0,
+                "pre_activation_weight": recipe.pre_activation,
                 "dead_after_tokens": min(recipe.dead_after, recipe.steps * recipe.batch - 1),
             },
             "optimizer": {
@@ -134,15 +137,19 @@ def configuration(recipe: TranscoderRecipe, seed: int, out: Path, kind: Kind = "
 
 
 def initial_state(contexts: Contexts, config: TrainingConfig, recipe: TranscoderRecipe) -> TrainingState:
-    """Weights at the first step, and the space of training as contexts are drawn."""
+    """Planted weights, and the space of training as contexts are drawn."""
     weight_N1 = _weights(contexts, recipe)[:, None]
     moments = []
     for side_LND in (contexts.x_LND, contexts.y_LND):
         mean_LD = (weight_N1 * side_LND).sum(1)
         moments += [mean_LD, (weight_N1 * (side_LND - mean_LD[:, None]).square()).sum((1, 2))]
-    return TrainingState.initial(
-        config, Normalisation.from_moments(*moments), None, torch.device("cpu"), FeatureRanks()
-    )
+    space = Normalisation.from_moments(*moments)
+    state = TrainingState.initial(config, space, None, torch.device("cpu"), FeatureRanks())
+    unmoved = slice(contexts.x_LND.shape[1] // (recipe.copies + 1))
+    x_SND = torch.stack([space.x(layer, x_ND[unmoved]) for layer, x_ND in enumerate(contexts.x_LND)])
+    y_SND = space.y(contexts.y_LND[:, unmoved].transpose(0, 1)).transpose(0, 1)
+    plant_(state.dictionary, x_SND, y_SND, weight_N1[unmoved, 0], config.run.seed)
+    return state
 
 
 def publish(

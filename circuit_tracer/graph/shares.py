@@ -2,8 +2,7 @@
 
 The share of an edge s -> t is A[t,s] / sum over s' of |A[t,s']|, over the whole row of the graph: features, errors and
 tokens, what pruning cut included, biases not. Of groups, numerator and denominator are sums over their members, and
-edges inside of the target's group count in neither. The page computes the same (static/read_graph.js, static/boxes.js);
-a test compares.
+edges inside of the target's group count in neither. The page computes the same (static/shares.js); a test compares.
 
 Letters: N nodes, E edges, G groups.
 """

@@ -138,6 +138,27 @@ def test_a_graph_keeps_its_groups(tmp_path: Path) -> None:
     assert kept_grouping(loaded) is None
 
 
+def test_new_groups_take_the_place_of_old_ones_in_a_viewers_file_but_not_of_those_made_by_hand(tmp_path: Path) -> None:
+    graph = random_graph(seed=5, n_active=40, n_selected=30)
+
+    def exported(purity: float) -> list[list[str]]:
+        grouping = group_nodes(graph, node_threshold=1.0, purity=purity)
+        keep_grouping(graph, grouping)
+        document = json.loads(graph.to_json("graph", tmp_path).read_text(encoding="utf-8"))
+        assert (document["qParams"]["supernodes"] == grouping.to_viewer()) is (not by_hand)
+        return list(document["qParams"]["supernodes"])
+
+    by_hand: list[list[str]] = []
+    few, many = exported(0.0), exported(0.6)
+    assert few != many
+    path = tmp_path / "graph.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    by_hand = [["mine", *document["qParams"]["pinnedIds"][:2]]]
+    document["qParams"]["supernodes"] = by_hand
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert exported(0.0) == by_hand
+
+
 @pytest.mark.parametrize(
     "damaged",
     [

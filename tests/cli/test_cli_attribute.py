@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from circuit_tracer.cli.prompts import read_jobs, template_arguments
+from circuit_tracer.demo import load_labels
 from circuit_tracer.errors import CircuitTracerError, InputError
 from circuit_tracer.graph import Graph
 from circuit_tracer.graph.balance import PROMISED_RESIDUAL
@@ -59,14 +60,18 @@ def test_a_graph_beyond_the_promise_is_let_through_on_request(
         assert part in outcome.err
     assert not (tmp_path / "g.safetensors").exists()
     assert run(*command, "--max-residual", 1e-4).code == 0
-    assert Graph.load(tmp_path / "g.safetensors").provenance["residual_allowed"] > 1e-12
+    kept = Graph.load(tmp_path / "g.safetensors")
+    assert kept.provenance["residual_allowed"] > 1e-12
+    assert kept.labels.items() <= load_labels().items()
+    assert kept.records
 
 
-def test_labels_need_a_viewer_file(run: Run, tmp_path: Path) -> None:
+def test_labels_need_a_file_that_holds_them(run: Run, tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text("{}")
     outcome = run("attribute", "--demo", "-p", PROMPT, "-o", tmp_path / "g.pt", "--labels", tmp_path / "labels.json")
     assert outcome.code == 2
     assert "--slug" in outcome.err
+    assert ".safetensors" in outcome.err
 
 
 def test_relative_paths_without_a_slash_work(

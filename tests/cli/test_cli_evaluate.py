@@ -143,12 +143,13 @@ def test_help_names_every_option(run: Run) -> None:
 
 def test_defaults_are_those_of_configurations(run: Run, folders: Folders, text: Path) -> None:
     from circuit_tracer.training.config.schema import EvaluationSection
+    from circuit_tracer.training.evaluation.settings import USUAL_PROMPTS, USUAL_TOKENS
 
     outcome = run("evaluate", "-t", folders.transcoder, "--data", text, "--json")
     assert outcome.code == 0, outcome.err
     section, found = EvaluationSection(), outcome.json["conditions"]["settings"]
-    assert (found["tokens"], found["replacement_tokens"]) == (section.tokens, section.replacement_tokens)
-    assert found["prompts"] == section.prompts
+    assert (found["tokens"], found["held_out_prompts"]) == (USUAL_TOKENS, USUAL_PROMPTS)
+    assert (found["replacement_tokens"], found["prompts"]) == (section.replacement_tokens, section.prompts)
 
 
 def autoencoders(folder: Path, model: str, layers: tuple[int, ...] = (0, 2), point: str = "hook_resid_post") -> Path:

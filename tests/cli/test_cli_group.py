@@ -20,7 +20,7 @@ def test_groups_are_printed_and_kept(run: Run, folders: Folders, traced: Path, t
     assert kept.settings["node_threshold"] == 0.9
     assert kept.score is not None
     assert not kept.score.measured
-    for part in ("by the graph alone", "token 'capital'", "share of its input", f"wrote      {traced}"):
+    for part in ("by the graph alone", "“capital”", "share of its input", f"wrote      {traced}"):
         assert part in done.out
 
     other = tmp_path / "other.safetensors"

@@ -20,8 +20,14 @@ from tests.support.tiny import tiny_transcoder
 
 def test_the_report_is_printed_and_kept(run: Run, folders: Folders, traced: Path, tmp_path: Path) -> None:
     given = ("-t", folders.transcoder, "-m", folders.model, "--device", "cpu")
+    graph = Graph.load(traced)
+    layer, _, index = graph.active_features[graph.selected_features][-1].tolist()
+    graph.labels = {(layer, index): "unmistakable"}
+    graph.save(traced)
     done = run("validate", traced, *given)
     assert done.code == 0, done.err
+    assert run("view", traced, "--node_threshold", 1.0, "--edge_threshold", 1.0).code == 0
+    assert "unmistakable" in traced.with_suffix(".html").read_text(encoding="utf-8")
     kept = Graph.load(traced).validation
     assert kept is not None
     for sentence in (*kept.verdict, *kept.distrust, "random, live", "change of MLP outputs", f"wrote      {traced}"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.demo import PROMPT, TRANSCODER, demo_folder, load_labels, world
 from circuit_tracer.demo.card import model_card
 from circuit_tracer.demo.dictionary import load_dictionary
@@ -21,10 +22,15 @@ from circuit_tracer.demo.evaluate import (
     shown,
     swap_test,
 )
+from circuit_tracer.demo.labels import is_mixed
+from circuit_tracer.demo.mixing import carried
 from circuit_tracer.demo.probes import entity_features
 from circuit_tracer.demo.recipe import MODEL_SEED, TRANSCODER_SEED, load_model
+from circuit_tracer.demo.show import load_demo
 from circuit_tracer.demo.train_model import ModelRecipe
 from circuit_tracer.demo.train_transcoder import TranscoderRecipe
+from circuit_tracer.graph.influence import compute_node_influence
+from circuit_tracer.graph.pruning import prune_graph
 from circuit_tracer.transcoders import CrossLayerTranscoder
 
 Demo = tuple[LlamaForCausalLM, PreTrainedTokenizerFast, CrossLayerTranscoder]
@@ -102,6 +108,28 @@ def test_the_shown_prompts_carry_the_feature_that_the_story_needs(demo: Demo) ->
         assert found["passes"], found
         names = [labels[tuple(map(int, key.split("/")))] for key in found["active_features_of_entity"]]  # type: ignore[index]
         assert any(found["entity"] in name for name in names)
+
+
+def test_what_mixed_features_carry_is_what_a_dense_statement_of_it_says() -> None:
+    labels = load_labels()
+    graph = attribute(PROMPT, load_demo())
+    kept = prune_graph(graph)[0]
+    influence_N = compute_node_influence(graph.adjacency_matrix.double(), graph.target_weights.double())
+    mixed = every = 0.0
+    for row, (layer, _, feature) in enumerate(graph.active_features[graph.selected_features].tolist()):
+        if kept[row]:
+            every += float(influence_N[row])
+            mixed += float(influence_N[row]) * labels[layer, feature].startswith("mixed")
+    found = carried(graph, labels)
+    assert (found.mixed, found.all) == pytest.approx((mixed, every))
+    assert carried(graph, {}).mixed == pytest.approx(every)
+
+
+def test_mixed_features_carry_little(metrics: dict[str, Any]) -> None:
+    kinds = metrics["kinds"]
+    assert max(share["mixed"] for share in kinds["influence"].values()) < 0.1
+    for layer, mixed in enumerate(kinds["mixed_by_layer"]):
+        assert sum(is_mixed(label) for (at, _), label in load_labels().items() if at == layer) == mixed
 
 
 def test_swapping_an_entitys_features_flips_answers_on_reserved_cities(demo: Demo, metrics: dict[str, Any]) -> None:

@@ -134,6 +134,7 @@ def test_the_recipe_writes_everything_and_search_takes_it_up(tmp_path: Path) -> 
         report=lines.append,
         model_recipe=replace(TINY_MODEL, steps=2),
         transcoder_recipe=replace(TINY, steps=20),
+        graphs=2,
     )
     names = {file.name for file in (tmp_path / "1-2").iterdir()}
     assert names == {"model", "transcoder", "features", "labels.json", "metrics.json", "README.md"}

@@ -22,7 +22,7 @@ SIZES = {
 
 def ruled(
     layers: int = 3,
-    width: int = 512,
+    width: int = 4096,
     steps: int = 500,
     batch: int = 1024,
     features: int = 2048,
@@ -41,17 +41,17 @@ def ruled(
 
 
 def test_the_rule_follows_sizes_samples_and_steps() -> None:
-    assert ruled() == pytest.approx(schedules.RATE * (4 / 512**2) ** (1 / 3) / (2 * 1.1) ** 0.5)
-    assert ruled(width=4096) == pytest.approx(ruled() / 4)
+    assert ruled() == pytest.approx(schedules.RATE * (4 / 4096**2) ** (1 / 3) / (2 * 1.1) ** 0.5)
+    assert ruled(width=8 * 4096) == pytest.approx(ruled() / 4)
     assert ruled(layers=7) == pytest.approx(ruled() / 2**0.5)
-    one = ruled(kind="plt", width=4096)
-    assert one == ruled(kind="plt", width=4096, layers=31) == pytest.approx(2**0.5 * ruled(width=4096))
+    one = ruled(kind="plt")
+    assert one == ruled(kind="plt", layers=31) == pytest.approx(2**0.5 * ruled())
     # samples of a feature in a step, however they come about
     more = [ruled(layers=31, batch=8192), ruled(layers=31, features=256), ruled(layers=31, active=64.0)]
     assert more == pytest.approx([2 * ruled(layers=31)] * 3)
     assert ruled(layers=31, batch=2**16) == ruled(layers=31, batch=2**17)
-    assert ruled(steps=17_000, width=8192) == pytest.approx(ruled(width=8192) / 2)
-    assert ruled(steps=13_500) == pytest.approx(schedules.HIGHEST / 10)
+    assert ruled(steps=17_000, width=16384) == pytest.approx(ruled(width=16384) / 2)
+    assert ruled(steps=10_800, width=64) == pytest.approx(schedules.HIGHEST / 10)
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -91,6 +91,8 @@ def test_outputs_are_what_the_model_says_next(served: Server, demo_model: Replac
     assert [each["probability"] for each in shown] == pytest.approx(odds.topk(8).values.tolist(), abs=1e-5)
     assert shown[0]["text"].strip() == "Austin"
     assert "at most 64" in ask(served, "/api/outputs", {"prompt": "the " * 100}).error
+    with served.site.jobs.alone("something else"):
+        assert ask(served, "/api/outputs", {"prompt": PROMPT}).json == {"outputs": []}
 
 
 @pytest.mark.parametrize(

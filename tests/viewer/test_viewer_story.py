@@ -64,7 +64,7 @@ def resize(page: Page, size: tuple[int, int]) -> None:
 def test_thirty_four_pins_are_all_seen_at_every_width_in_the_order_of_their_tokens(
     open_page: Callable[..., Page],
 ) -> None:
-    page = open_page(graph_page(large_document(300, 2000, 23, 30)))
+    page = open_page(graph_page(large_document(100, 800, 23, 30)))
     page.js(
         """viewer.actions.pin([...viewer.graph.nodes.filter(n => n.kind === 'feature').slice(-24),
         ...viewer.graph.nodes.filter(n => n.kind !== 'feature').slice(0, 10)].map(n => n.id))"""
@@ -151,6 +151,7 @@ def test_a_page_opens_on_the_circuit_and_its_story(told: Page, open_page: Callab
     assert "first word" in texts(told, ".box-name")
     phone = open_page(graph_page(told_document()), ready="window.viewer", width=390, height=800, phone=True)
     assert phone.js("document.querySelector('.panel.current').className").startswith("panel subgraph-panel")
+    assert texts(phone, ".narrow-bar button") == ["Graph", "Circuit", "Story", "Feature"]
     plain = open_page(graph_page(small_document()))
     assert plain.js(top.format(".subgraph-panel")) > plain.js(top.format(".graph-panel"))
     assert plain.js("document.querySelector('[data-testid=tab-story]')") is None

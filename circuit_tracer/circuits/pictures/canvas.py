@@ -75,7 +75,7 @@ class Canvas:
 
     def text(self, x: float, y: float, text: str, size: float, colour: str | None = None, **more: Any) -> Any:
         """Write a text, middle at (x, y) unless ``ha`` and ``va`` say otherwise; nothing in it is markup."""
-        style = {"ha": "center", "va": "center", "linespacing": 1.1, **more}
+        style = {"ha": "center", "va": "center_baseline", "linespacing": 1.1, **more}
         colour = colour or self.palette.ink
         return self.axes.text(
             x, y, visible(text), fontsize=size, color=colour, family=fonts(), parse_math=False, **style

@@ -100,8 +100,9 @@ def _leading_on(boxes: Sequence[Box], share_GG: Tensor, least: float) -> list[in
 
 
 def _left_out(boxes: Sequence[Box], influence: Tensor, least_share: float) -> list[str]:
-    notes = [f"drawn: the {MOST_ARROWS} strongest arrows from {least_share:.0%} up, and the strongest of each box"]
+    notes = [f"arrows: from {least_share:.0%} up, at most {MOST_ARROWS}, and the strongest of each box"]
     if boxes:
         share = sum(_influence(box, influence) for box in boxes) / max(float(influence.sum()), 1e-30)
-        notes.append(f"not drawn: {len(boxes)} groups with {share:.1%} of the influence")
+        groups = f"{len(boxes)} group{'s' * (len(boxes) > 1)}"
+        notes.append(f"not drawn: {groups} with {share:.1%} of the influence")
     return notes

@@ -176,7 +176,7 @@ def _write_percents(
         others = points[owner != number]
         best = min(
             (
-                (sum(area.overlap(each) for each in taken) * 1e4 + area.holds(others) + cost, area, x, y)
+                (sum(area.overlap(each) for each in taken) * 1e4 + 2 * area.holds(others) + cost, area, x, y)
                 for x, y, cost in _places(paths[number])
                 for area in [Rectangle.around(x, y, width + 0.04, height)]
             ),

@@ -14,6 +14,7 @@ Cubic = tuple[Point, Point, Point, Point]  # of Bézier
 _ROUND = 0.07  # radius of corners, inches
 _PILE = 0.035  # by which the second sheet of a pile looks out
 _SAMPLES = 14  # points of a piece of an arrow
+_SHORT = 0.045  # that a bar stands before its target
 _FULL = 0.4  # a share of this much has the full colour, as on the page
 
 # fill, edge (names of the palette), width of the edge, round corners, dashes
@@ -58,6 +59,8 @@ def draw_arrow(canvas: Canvas, curve: Sequence[Cubic], share: float) -> None:
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
 
+    if share < 0:
+        curve = [*curve[:-1], _before_the_end(curve[-1])]
     points = [curve[0][0], *(point for piece in curve for point in piece[1:])]
     path = Path(points, [Path.MOVETO, *[Path.CURVE4] * (3 * len(curve))])
     width = max(0.5, 4.5 * min(1.0, abs(share)) ** 0.5)
@@ -65,11 +68,17 @@ def draw_arrow(canvas: Canvas, curve: Sequence[Cubic], share: float) -> None:
     canvas.axes.add_patch(
         FancyArrowPatch(
             path=path, arrowstyle=head, mutation_scale=7 + 1.5 * width, linewidth=width, joinstyle="miter",
-            shrinkA=0, shrinkB=0.5 if share > 0 else 4,
             color=canvas.palette.positive if share > 0 else canvas.palette.negative, capstyle="butt",
             alpha=0.35 + 0.65 * min(1.0, abs(share) / _FULL) ** 0.5, zorder=2 + min(1.0, abs(share)),
         )
     )  # fmt: skip
+
+
+def _before_the_end(piece: Cubic) -> Cubic:
+    """A piece that stops short of its end, so that a bar there is seen."""
+    start, first, second, (x, y) = piece
+    long = ((x - second[0]) ** 2 + (y - second[1]) ** 2) ** 0.5 or 1.0
+    return start, first, second, (x + (second[0] - x) / long * _SHORT, y + (second[1] - y) / long * _SHORT)
 
 
 def upright(start: Point, stop: Point) -> Cubic:

@@ -30,17 +30,22 @@ class Tested:
 
     def __init__(self, scene: Scene, test: GroupTest, quantity: Quantity) -> None:
         self.scene, self.test, self.quantity = scene, test, quantity
+        self.linear: Quantity = (
+            "logit" if quantity == "probability" else quantity
+        )  # what edges into the target add up to
         self.effects = {effect.name: effect for effect in test.effects}
         self.target = scene.titles[scene.answer]
 
     def answer(self) -> Evidence:
         """Of the clean run."""
+        clean = self.test.clean
+        if self.quantity != "probability":  # of which the graph says no more than this
+            row = Measurement("clean run", (), self.target, self.quantity, clean, clean)
+            return Evidence(f"The clean run gives {clean:.3g}.", True, (row,))
         told = float(self.scene.graph.targets.weight[self.scene.first_target])
-        row = Measurement("clean run", (), self.target, self.quantity, told, self.test.clean, told)
-        if self.quantity != "probability":
-            return Evidence(f"The clean run gives {self.test.clean:.3g}.", True, (row,))
-        text = f"The clean run gives it {percent(self.test.clean)}; the most probable token is {_token(self.test.top)}."
-        return Evidence(text, abs(self.test.clean - told) <= SAME, (row,))
+        row = Measurement("clean run", (), self.target, self.quantity, told, clean, told)
+        text = f"The clean run gives it {percent(clean)}; the most probable token is {_token(self.test.top)}."
+        return Evidence(text, abs(clean - told) <= SAME, (row,))
 
     def chains(self) -> Evidence | None:
         """Of all their features."""
@@ -70,7 +75,7 @@ class Tested:
             texts.append(f"{row.after:.2f} without {self.scene.titles[link.source]}{frozen} {said}")
         if not rows:
             return None
-        what = "logit" if rows[0].quantity == "logit" else "input"
+        what = self.linear if place == self.scene.answer else "input"
         text = f"Its {what}, {rows[0].before:.2f} on the prompt, is {', '.join(texts)}."
         return Evidence(text, all(map(_as_said, rows)), tuple(rows))
 
@@ -80,7 +85,7 @@ class Tested:
         if effect is None or effect.measured["live"] is None:
             return None
         change, predicted = effect.measured["live"], effect.predicted["paths"]
-        text = f"Without it {self._left(effect)}; the logit changes by {change:+.2f} (the graph says {predicted:+.2f})."
+        text = f"Without it {self._left(effect)}; the {self.linear} changes by {change:+.2f} (the graph says {predicted:+.2f})."
         worth = self._worth(effect)
         return Evidence(text, _as_said(worth[1]), worth)
 
@@ -92,7 +97,7 @@ class Tested:
         nodes = tuple(effect.members)
         if place == self.scene.answer:
             before, measured, predicted = self._logit(), effect.measured[condition], effect.predicted[by]
-            quantity: Quantity = "logit"
+            quantity = self.linear
         else:
             title = self.scene.titles[place]
             link: GroupLink | None = next((each for each in effect.onto if each.target == title), None)
@@ -121,7 +126,7 @@ class Tested:
                 "ablation", nodes, self.target, self.quantity, self.test.clean, left, None, random.left if random else None
             ),
             Measurement(
-                "ablation", nodes, self.target, "logit", logit, logit + change, logit + effect.predicted["paths"],
+                "ablation", nodes, self.target, self.linear, logit, logit + change, logit + effect.predicted["paths"],
                 logit + random.change if random else None,
             ),
         )  # fmt: skip

@@ -6,6 +6,8 @@ transcoders. What has no place in the new graph is said, and the file that was s
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from circuit_tracer.files.digests import DIGEST
 from circuit_tracer.graph.files.read_json import typed_q_params
 
 SUFFIXES = (".json", ".json.gz")
+GROUPED = "grouped"  # in the metadata: digest of the pins and supernodes that came from the graph's own groups
 _SHOWN = 5
 
 
@@ -40,6 +43,8 @@ class HandMade:
         metadata, given = document["metadata"], document.get("qParams")
         q_params = typed_q_params(given if isinstance(given, dict) else {})
         q_params.pop(DIGEST, None)
+        if metadata.get(GROUPED) == chosen_digest(q_params):
+            q_params |= {"pinnedIds": [], "supernodes": []}
         scan = metadata.get("transcoder_list") or metadata.get("scan")
         return cls(path, q_params, scan, metadata.get("prompt_tokens"))
 
@@ -81,6 +86,12 @@ class HandMade:
                 yield f"{_some(gone)} of the supernode {title!r}"
         if gone := [name for name in self.q_params["pinnedIds"] if name not in names]:
             yield f"{_some(gone)}, pinned"
+
+
+def chosen_digest(q_params: Mapping[str, Any]) -> str:
+    """Of pins and supernodes: another as soon as a person changes them."""
+    text = json.dumps([q_params["pinnedIds"], q_params["supernodes"]], ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def existing(folder: Path, slug: str) -> Path | None:

@@ -18,7 +18,7 @@ from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.files import atomic_write, parse_json, require_writable_folder
 from circuit_tracer.graph.files.graph_index import add_to_index, read_index, writing_graphs
-from circuit_tracer.graph.files.hand_made import HandMade, hand_made, set_aside_if_lost
+from circuit_tracer.graph.files.hand_made import GROUPED, HandMade, chosen_digest, hand_made, set_aside_if_lost
 from circuit_tracer.graph.files.keeping import keep_nodes, nodes_named
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.files.node_ids import cantor_pair, node_ids
@@ -145,13 +145,14 @@ def graph_document(
     """
     check_slug(slug)
     tokens = _token_strings(graph, token_strings)
+    grouped: dict[str, str] = {}
     if view is None and graph.grouping is not None:
         view = View.of_grouping(graph.grouping)
-        keep = (*keep, *view.nodes)
+        keep, grouped = (*keep, *view.nodes), {GROUPED: chosen_digest(view.q_params())}
     kept = nodes_named(graph, keep)
     pruned = keep_nodes(graph, prune_graph(graph, node_threshold, edge_threshold, policy), kept)
     thresholds = {"node_threshold": node_threshold, "edge_threshold": edge_threshold, "policy": policy}
-    metadata = _metadata(graph, slug, scan, tokens, thresholds, feature_details or {}, info or {})
+    metadata = _metadata(graph, slug, scan, tokens, thresholds, feature_details or {}, info or {}) | grouped
     return GraphDocument(metadata, viewer_json(graph, pruned, metadata, labels, target, view or View(), kept))
 
 

@@ -23,10 +23,10 @@ class Reached:
 
 # Of the rule for the highest learning rate, fitted to the best rates of short runs (benchmarks/training/rates.py and others of
 # its kind) and held to what is used for long ones: 2e-4 to 4e-4 for GPT-2 at 16,384 to 32,768 features.
-RATE = 0.4
+RATE = 0.6
 MOST_SAMPLES = 32.0  # of a feature in a step, beyond which more of them change nothing
 SHORT = 5000.0  # steps; longer runs need smaller steps
-HIGHEST, BORNE = 9e-3, 1500.0  # what any run bears, and in how many steps it halves: 1.8e-4 at 75,000
+HIGHEST, BORNE = 1.1e-2, 1200.0  # what any run bears, and in how many steps it halves: 1.7e-4 at 75,000
 
 
 def settled(config: TrainingConfig, layers: int, width: int) -> TrainingConfig:

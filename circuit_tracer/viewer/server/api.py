@@ -42,7 +42,7 @@ from circuit_tracer.viewer.server.messages import (
     TraceRequest,
     View,
 )
-from circuit_tracer.viewer.server.problems import Conflict
+from circuit_tracer.viewer.server.problems import Busy, Conflict
 from circuit_tracer.viewer.server.routing import Json, Served, router
 from circuit_tracer.viewer.server.site import Site
 
@@ -137,10 +137,13 @@ def tokens(site: Served, request: PromptText) -> Tokens:
 
 @API.post("/api/outputs")
 def outputs(site: Served, request: PromptText) -> Outputs:
-    """What the model would say after a prompt: tokens that a trace may explain."""
+    """What the model would say after a prompt: tokens that a trace may explain; none while the model is at work."""
     engine = site.model
-    with site.jobs.alone("reading what the model would say"):
-        return engine.outputs(request)
+    try:
+        with site.jobs.alone("reading what the model would say"):
+            return engine.outputs(request)
+    except Busy:
+        return Outputs(outputs=[])
 
 
 @API.post("/api/traces")

@@ -167,7 +167,7 @@ class Output(Token):
 
 
 class Outputs(BaseModel):
-    """What the model would say after a prompt, the likeliest first."""
+    """What the model would say after a prompt, the likeliest first; none while the model is at work."""
 
     outputs: list[Output]
 

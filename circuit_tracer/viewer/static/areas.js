@@ -70,7 +70,7 @@ export class Areas {
 /** One area: its only panel, or tabs over several. */
 class Area {
   constructor({ id, title, short }, members) {
-    Object.assign(this, { id, short, members, shown: members[0] });
+    Object.assign(this, { id, short: members[0]?.panel.short ?? short, members, shown: members[0] });
     this.tabs = members.length > 1 ? makeTabs(title, members, (number) => (this.shown = members[number])) : null;
     this.element = h(
       "section",

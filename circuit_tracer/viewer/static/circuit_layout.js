@@ -145,7 +145,7 @@ function spreadOut(boxes, { look, lines, left, width, height, scale }, positions
   const stretch = needed > 0 ? Math.min(room / needed, 2.2) : 1;
   const start = MARGIN + (room - needed * stretch) / 2 + look.width / 2;
   const rise =
-    lines.length > 1 ? Math.min((whole.height - 2 * MARGIN - look.height) / (lines.length - 1), 3 * look.height) : 0;
+    lines.length > 1 ? Math.min((whole.height - 2 * MARGIN - look.height) / (lines.length - 1), 5 * look.height) : 0;
   const base = whole.height / 2 + (rise * (lines.length - 1)) / 2;
   const places = new Array(boxes.length);
   lines.forEach((line, at) => {

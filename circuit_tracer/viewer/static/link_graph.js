@@ -316,8 +316,9 @@ export class LinkGraph {
       if (along) beyond[along] += 1;
       if (across || along) count += 1;
     }
-    const arrows = Object.keys(ARROWS).filter((side) => beyond[side]).map((side) => ARROWS[side]);
     this.sign.hidden = count === 0;
+    if (!count) return;
+    const arrows = Object.keys(ARROWS).filter((side) => beyond[side]).map((side) => ARROWS[side]);
     this.sign.textContent = `${arrows.join("")} ${count.toLocaleString("en")} outside`;
   }
 }

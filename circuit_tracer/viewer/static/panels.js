@@ -16,6 +16,7 @@
 //   available(page)  whether this page has it, if not always
 //   stays          true: selecting a node leaves its tab open, where others give way to Connections; "inside": selecting it there
 //   first(page)    whether the page opens on it: its tab is in front, and a page of one area at a time shows its area
+//   short          what a narrow screen calls its area, where it stands first in it
 //   shows          a field of the state: its tab opens when that changes to another value than null
 
 import { panel as circuit } from "./circuit_panel.js";

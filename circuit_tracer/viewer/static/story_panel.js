@@ -8,6 +8,7 @@ const AS_SHARE = new Set(["probability"]);
 export const panel = {
   id: "story",
   title: "Story",
+  short: "Story",
   area: "lists",
   fields: { sentence: { initial: () => null } },
   on: ["sentence"],

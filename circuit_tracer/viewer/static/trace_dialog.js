@@ -15,15 +15,19 @@ const SETTINGS = [
 
 /** The form by itself: {element, stop}. server: {client, session}. prompt, target: what to begin with. */
 export function traceForm({ client, session }, prompt = "", target = "") {
-  const parts = { job: null, asking: null };
+  const parts = { job: null, tokenizing: null, asking: null, fits: false }; // fits: whether the model can read the prompt
   const shown = h("div", { class: "token-row", "data-testid": "trace-tokens", "aria-live": "polite" });
   const text = h("textarea", { id: "trace-prompt", rows: 4, "data-testid": "trace-prompt", spellcheck: "false" });
   text.value = prompt;
   const chat = h("input", { type: "checkbox", "data-testid": "trace-chat" });
   const request = () => (chat.checked ? { messages: [{ role: "user", content: text.value }] } : { prompt: text.value });
   const picker = targetPicker(target);
-  const tokenize = later(PAUSE, async () => replace(shown, await tokenChips(client, request())));
-  const suggest = later(LONGER, () => (parts.asking = offerOutputs(client, request, picker)));
+  const tokenize = later(PAUSE, () => {
+    parts.tokenizing = tokenChips(client, request(), parts).then((chips) => replace(shown, chips));
+  });
+  const suggest = later(LONGER, () => {
+    if (!parts.job) parts.asking = offerOutputs(client, request, picker, parts);
+  });
   for (const act of [tokenize, suggest]) {
     text.addEventListener("input", act);
     chat.addEventListener("change", act);
@@ -115,9 +119,11 @@ function modelWords({ name, transcoders, n_layers, features_a_layer }) {
   return [name, sets, `${n_layers} layers of ${features_a_layer} features`].filter(Boolean).join(" \u00b7 ");
 }
 
-async function tokenChips(client, request) {
+async function tokenChips(client, request, parts) {
+  parts.fits = false;
   try {
     const { tokens, most } = await client.tokens(request);
+    parts.fits = tokens.length > 0 && tokens.length <= (most ?? Infinity);
     const count = `${tokens.length} tokens${most ? ` of at most ${most}` : ""}`;
     return [
       tokens.map(({ id, text }) => h("span", { class: "chip", title: `id ${id}` }, spacedText(text))),
@@ -129,13 +135,14 @@ async function tokenChips(client, request) {
 }
 
 /** What the model would say after the prompt; nothing where it cannot be asked now. */
-async function offerOutputs(client, request, picker) {
+async function offerOutputs(client, request, picker, parts) {
   const asked = request();
   let outputs = [];
+  await parts.tokenizing;
   try {
-    if (asked.messages || asked.prompt) ({ outputs } = await client.outputs(asked));
+    if (parts.fits) ({ outputs } = await client.outputs(asked));
   } catch {
-    // Too long a prompt, which its tokens say, or a busy model: people type what they want explained.
+    // People type what they want explained.
   }
   if (JSON.stringify(request()) === JSON.stringify(asked)) picker.suggest(outputs);
 }
