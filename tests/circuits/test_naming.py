@@ -123,6 +123,11 @@ def test_effects_on_the_vocabulary_are_those_of_the_model() -> None:
     chance = STANDS_OUT * float(effect.std(correction=0)) * math.sqrt(2 * math.log(len(effect)))
     expected = int((effect > chance).sum())
     assert len(promoted_by(members, model)) == min(WORDS, expected)
+    best = int(effect.argmax())
+    assert len(promoted_by(members, model, {best})) == max(
+        1, min(WORDS, expected)
+    )  # an output, and the strongest of all
+    assert promoted_by(members, model, {(best + 1) % len(effect)}) == promoted_by(members, model)
 
 
 def test_examples_name_what_has_no_label() -> None:

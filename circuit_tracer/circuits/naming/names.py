@@ -11,7 +11,7 @@ its edges. What is left without a name is called by where it is (titles.py).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,15 +43,21 @@ def name_groups(
     groups that have a name get a new one too. Groups of tokens, errors and outputs are left without: `titles` says what they
     are. No two names are alike.
     """
-    named = {}
+    named, outputs = {}, output_tokens(graph)
     for place, members in enumerate(active_members(graph, grouping)):
         group = grouping.supernodes[place]
         if members and (over or not group.name):
-            name = _name(group.role, members, labels or {}, features, model) or _toward(graph, group)
+            name = _name(group.role, members, labels or {}, features, model, outputs) or _toward(graph, group)
             named[place] = shortened_name(name or "")
     found = grouping.named(named)
     told = titles(graph, found)  # alike ones apart
     return found.named({place: told[place] for place, name in named.items() if name})
+
+
+def output_tokens(graph: Graph) -> set[int]:
+    """Token ids of the outputs that a graph explains."""
+    table = graph.targets
+    return {int(table.token_id[row]) for row, kind in enumerate(table.kind) if kind == "logit"}
 
 
 def active_members(graph: Graph, grouping: Grouping) -> list[list[Active]]:
@@ -79,19 +85,20 @@ def _name(
     labels: Mapping[Any, str],
     features: Records | None,
     model: Traceable | None,
+    outputs: Collection[int],
 ) -> str | None:
     known = ((label_of(labels, member.node, *member.place), member.weight) for member in members)
     weights = tally((label, weight) for label, weight in known if label)
     total = sum(member.weight for member in members)
     said, read = _of_kind(weights, says=True), _of_kind(weights, says=False)
     if role == "says":
-        return _promoted(members, features, model) or leading(said, total) or leading(read, total)
+        return _promoted(members, features, model, outputs) or leading(said, total) or leading(read, total)
     return (
         leading(read, total)
         or leading(said, total)
         or several(weights, total)
         or _examples(members, features)
-        or _promoted(members, features, model)
+        or _promoted(members, features, model, outputs)
     )
 
 
@@ -113,8 +120,10 @@ def _of_kind(weights: Mapping[Concept, float], says: bool) -> dict[Concept, floa
     return {concept: weight for concept, weight in weights.items() if concept.says is says}
 
 
-def _promoted(members: Sequence[Active], features: Records | None, model: Traceable | None) -> str | None:
-    tokens = promoted_by(members, model) if model is not None else promoted_in(members, features or {})
+def _promoted(
+    members: Sequence[Active], features: Records | None, model: Traceable | None, outputs: Collection[int]
+) -> str | None:
+    tokens = promoted_by(members, model, outputs) if model is not None else promoted_in(members, features or {})
     return f"say {', '.join(tokens)}" if tokens else None
 
 
