@@ -149,7 +149,7 @@ def _promoted(cases: Sequence[Explained], model: Traceable) -> float:
     hits = []
     for case in cases:
         for group, members in zip(case.grouping, active_members(case.graph, case.grouping), strict=True):
-            said = named(group.name)[0].removeprefix("say ")
+            said = named(group.name)[0].removeprefix("say ").rpartition(": ")[2]
             if group.name.startswith("say ") and concept_of(f"say {said}") not in RELATIONS_SAID:
                 hits.append(float(said in promoted_by(members, model, output_tokens(case.graph))))
     return _mean(hits)

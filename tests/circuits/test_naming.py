@@ -103,6 +103,8 @@ def test_a_group_that_says_is_named_by_what_its_members_promote_together() -> No
         PLACES[1]: {**record, "top_logits": [" other", " both"], "top_logit_values": [9.0, 8.0]},
     }
     assert named(group(0, 1, role="says"), features=records).startswith("say both")
+    kinds = dict.fromkeys(PLACES[:2], "say a capital")
+    assert named(group(0, 1, role="says"), features=records, labels=kinds).startswith("say a capital: both")
     quiet = {place: {**each, "logit_spread": 100.0} for place, each in records.items()}
     assert "both" not in named(group(0, 1, role="says"), features=quiet)
 

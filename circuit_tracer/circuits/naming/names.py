@@ -2,10 +2,11 @@
 
 A group that detects is named by the concept that half of its members' labels name, by influence, and clearly more than any
 other: what labels of several concepts have in common. One that says, by the tokens that its members together make likelier on
-this prompt, should any stand out (promoted.py): that is what it does here, where a label is what it does elsewhere; else by a
-concept of what to say. Where no concept leads so, the first two name the group and "…" says that there are more. Without
-labels the tokens of examples on which its members are most active name it; one that says, the output that it promotes most by
-its edges. What is left without a name is called by where it is (titles.py).
+this prompt, should any count (promoted.py): that is what it does here, where a label is what it does elsewhere; behind the
+kind of thing to say if labels name one ("say a capital: Austin"); else by a concept of what to say. Where no concept leads
+so, the first two name the group and "…" says that there are more. Without labels the tokens of examples on which its members
+are most active name it; one that says, the output that it promotes most by its edges. What is left without a name is called
+by where it is (titles.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.circuits.naming.concepts import Concept, leading, several, shortened_name, tally
+from circuit_tracer.circuits.naming.concepts import Concept, is_kind, leading, several, shortened_name, tally
 from circuit_tracer.circuits.naming.promoted import Active, Records, promoted_by, promoted_in
 from circuit_tracer.circuits.naming.titles import titles
 from circuit_tracer.circuits.profiles import label_of
@@ -92,7 +93,10 @@ def _name(
     total = sum(member.weight for member in members)
     said, read = _of_kind(weights, says=True), _of_kind(weights, says=False)
     if role == "says":
-        return _promoted(members, features, model, outputs) or leading(said, total) or leading(read, total)
+        promoted, kind = _promoted(members, features, model, outputs), leading(said, total)
+        if promoted and kind and is_kind(kind):
+            return f"{kind}: {promoted.removeprefix('say ')}"
+        return promoted or kind or leading(read, total)
     return (
         leading(read, total)
         or leading(said, total)
