@@ -66,8 +66,13 @@ class Scene:
     @property
     def read(self) -> str:
         """What of the prompt comes before the target: all of it, unless it is read further up."""
-        last = int(self.graph.targets.position[self.first_target])
-        return self.prompt if last == self.graph.n_pos - 1 else _plain("".join(self.graph.token_texts[: last + 1]))
+        last, text, end = int(self.graph.targets.position[self.first_target]), self.graph.input_string, 0
+        if last == self.graph.n_pos - 1:
+            return self.prompt
+        for token in map(str.strip, self.graph.token_texts[: last + 1]):  # some tokenizers drop the spaces between
+            found = text.find(token, end)
+            end = end if found < 0 else found + len(token)
+        return _plain(text[:end])
 
     @property
     def first_target(self) -> int:
