@@ -23,9 +23,14 @@ def kept_grouping(graph: Graph) -> Grouping | None:
 
 
 def shown_groups(graph: Graph, circuit: Circuit, least: float = PINNED) -> list[int]:
-    """Numbers of the groups that tell the story, in order: outputs, and what carries at least this share of the influence."""
+    """Numbers of the groups that tell the story, in order: outputs, and what carries at least this share of the influence.
+
+    Not a token that none of them reads: what it carries passes through groups that are left out.
+    """
     weights = graph.target_weights.cpu()
     share = circuit.influence / weights.sum()
-    return [
+    told = [
         number for number in circuit.order if circuit.groups[number].role == "logit" or float(share[number]) >= least
     ]
+    read_G = (circuit.edges[told] != 0).any(0)
+    return [number for number in told if circuit.groups[number].role != "token" or bool(read_G[number])]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuit_tracer.circuits import Circuit, Grouping, Supernode, contract, group_nodes, keep_grouping, kept_grouping
+from circuit_tracer.circuits.keeping import shown_groups
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.graph import Graph, prune_graph
 from tests.support.graph_cases import graphs, random_graph
@@ -136,6 +137,18 @@ def test_a_graph_keeps_its_groups(tmp_path: Path) -> None:
     assert {node["node_id"] for node in document["nodes"]} >= set(shown["pinnedIds"])
     loaded.adjacency_matrix = loaded.adjacency_matrix * 2
     assert kept_grouping(loaded) is None
+
+
+@pytest.mark.parametrize("least", [0.02, 0.05])
+def test_no_token_is_shown_that_nothing_shown_reads(least: float) -> None:
+    graph = random_graph(seed=4, n_active=40, n_selected=30)
+    circuit = contract(graph, Grouping(()))
+    shown = shown_groups(graph, circuit, least)
+    share = circuit.influence / graph.target_weights.sum()
+    tokens = [number for number, group in enumerate(circuit.groups) if group.role == "token" and share[number] >= least]
+    read = [token for token in tokens if any(circuit.edges[reader, token] for reader in shown)]
+    assert 0 < len(read) < len(tokens)
+    assert [number for number in tokens if number in shown] == read
 
 
 def test_new_groups_take_the_place_of_old_ones_in_a_viewers_file_but_not_of_those_made_by_hand(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from circuit_tracer.viewer import empty_page, graph_page
 from tests.support.browser import Page
-from tests.support.documents import small_document
+from tests.support.documents import large_document, node, small_document
 from tests.support.gestures import CTRL, SHIFT, params, pixels, place, set_slider, state, texts
 
 
@@ -309,6 +309,24 @@ def test_nodes_stand_under_headings_most_important_first(small: Page):
     assert len(ids) == len(known)
 
 
+def test_many_features_leave_no_kind_of_node_out_of_the_list(open_page: Callable[..., Page]):
+    document = large_document(300, 400)
+    document["nodes"].append(node("A", "lorsa", "0", 1, influence=0.0))
+    page = open_page(graph_page(document))
+    page.js("viewer.open('nodes')")
+    page.frames()
+    assert texts(page, "[data-testid=nodes] h4") == ["Outputs 10", "Features 251", "Tokens 40"]
+    assert page.js("document.querySelectorAll('[data-testid=nodes] .row').length") == 250
+    assert page.js("document.querySelector('[data-testid=nodes] [data-id=A]') !== null")
+
+
+def test_a_circuit_that_was_not_looked_at_has_its_picture(open_page: Callable[..., Page]):
+    ready = "window.viewer?.view.picture"
+    page = open_page(graph_page(small_document()), after="#pinnedIds=0_5_0", ready=ready, width=390, phone=True)
+    assert page.js("viewer.subgraph.element.clientWidth") == 0
+    assert "alpha" in page.js("viewer.subgraph.picture().textContent")
+
+
 def test_a_feature_of_a_source_set_of_neuronpedia_has_its_page(open_page: Callable[..., Page]):
     document = small_document()
     document["metadata"] |= {"scan": "gemma-2-2b", "feature_details": {"neuronpedia_source_set": "clt-hp"}}
@@ -323,7 +341,12 @@ def test_a_feature_of_a_source_set_of_neuronpedia_has_its_page(open_page: Callab
 
 
 def test_a_page_without_a_graph_opens_a_file(open_page: Callable[..., Page]):
-    page = open_page(empty_page(), ready="document.querySelector('[data-testid=open-file]')")
+    ready = "document.querySelector('[data-testid=open-file]')"
+    page = open_page(empty_page(), ready=ready)
+    page.js("localStorage.setItem('circuit-tracer-theme', 'dark')")
+    page.call("Page.reload")
+    page.wait("performance.getEntriesByType('navigation')[0].type === 'reload' && " + ready)
+    assert page.js("document.documentElement.dataset.theme") == "dark"
     page.js(
         f"""(() => {{ const data = new DataTransfer();
         data.items.add(new File([{json.dumps(json.dumps(small_document()))}], 'g.json'));

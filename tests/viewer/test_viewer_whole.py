@@ -76,6 +76,18 @@ def test_it_says_what_lies_outside_and_comes_back_as_it_was_left(open_page: Call
     page.wait("document.querySelector('[data-testid=outside]').hidden")
 
 
+def test_outputs_beyond_the_borders_leave_their_names_there(open_page: Callable[..., Page], deep_page: str):
+    page = open_page(deep_page)
+    page.js("viewer.view.zoom(20, viewer.view.width, viewer.view.layout.rows.at(-1).y)")
+    page.frames()
+    outputs = """viewer.graph.nodes.filter(({kind}) => kind === 'target').map((node) => [viewer.view.place(node).x, node.id])"""
+    width, left = page.js("[viewer.view.width, viewer.view.layout.margin.left]")
+    inside = {name for x, name in page.js(outputs) if left - 6 <= x <= width}
+    named = page.js("viewer.view.names.filter(({id}) => viewer.graph.byId.get(id).kind === 'target').map(({id}) => id)")
+    assert 0 < len(inside) < 10
+    assert set(named) == inside
+
+
 def test_glyphs_grow_with_influence(open_page: Callable[..., Page]):
     page = open_page(graph_page(small_document()))
     # Influence on the outputs, by hand: 0.75 of "yes", half of which is gamma's, three eighths the error's.

@@ -48,7 +48,7 @@ export function boxLinks(graph, boxes) {
         if (from !== undefined) sums.set(from, (sums.get(from) ?? 0) + graph.links.weight[link]);
       }
     }
-    for (const [from, sum] of sums) links.push({ from, to, share: sum / outside });
+    for (const [from, sum] of sums) links.push({ from, to, share: sum / (outside || 1) });
   });
   return links.sort((a, b) => Math.abs(a.share) - Math.abs(b.share));
 }

@@ -81,9 +81,9 @@ export function chipText(token) {
   return visibleToken(token).trim() || "\u2423";
 }
 
-/** A token with the space in front of it made visible too: " France" is another token than "France". */
+/** A token with the spaces around it made visible: " France" is another token than "France". */
 export function spacedText(token) {
-  return `${/^ (?=\S)/.test(token) ? "\u2423" : ""}${chipText(token)}`;
+  return visibleToken(token.replace(/^ +| +$/g, (spaces) => "\u2423".repeat(spaces.length))) || "\u2423";
 }
 
 /** Whitespace made visible, so that a token can be told from its neighbours. */

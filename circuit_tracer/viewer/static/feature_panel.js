@@ -1,7 +1,7 @@
 // What a node means: its label, numbers, logit effects and the texts on which it is most active.
 
 import { h, number, percent, replace, visibleToken } from "./dom.js";
-import { isToken, neuronpediaPage, nodeLabel, placeName, targetText } from "./labels.js";
+import { isToken, neuronpediaPage, nodeLabel, outputName, placeName } from "./labels.js";
 import { differenceForm } from "./logit_difference.js";
 
 const CONTEXT = 14;
@@ -126,7 +126,7 @@ class FeaturePane {
               h(
                 "button",
                 { class: "row", on: { click: () => this.actions.select(node.id) } },
-                h("span", { class: "what" }, targetText(node)),
+                h("span", { class: "what" }, outputName(node)),
                 h("span", { class: "value" }, number(node.probability ?? NaN)),
                 bar(node),
               ),

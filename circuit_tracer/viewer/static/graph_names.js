@@ -111,7 +111,9 @@ function drawOutputs(pen, view) {
   const angle = slope(spacing * camera.zoom, longest);
   const isRight = outputs.reduce((sum, { index }) => sum + layout.x[index], 0) > (outputs.length * layout.width) / 2;
   const [cos, sin] = [Math.cos(angle) * (isRight ? -1 : 1), Math.sin(angle)];
-  return outputs.map((node) => {
+  // One beyond the borders has no name, lest all of them stand at the border.
+  const beside = (node) => onScreen(view, node).x < layout.margin.left - 6 || onScreen(view, node).x > layout.width;
+  return outputs.filter((node) => !beside(node)).map((node) => {
     const { x, y } = onScreen(view, node);
     const text = fit(outputText(node), angle ? room : longest);
     const length = [...text].length * LETTER;

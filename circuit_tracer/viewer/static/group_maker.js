@@ -39,7 +39,9 @@ export function groupMaker({ graph, store, actions, server }) {
   const offer = async () => {
     begin.disabled = true;
     try {
-      actions.offerGroups(fromServer ? await asked(server) : { ...ofFile(graph), words: null });
+      const found = fromServer ? await asked(server) : { ...ofFile(graph), words: null };
+      actions.offerGroups(found);
+      if (!found) toast("Not grouped: it was cancelled.");
       element.querySelector("[data-testid=offer-accept]")?.focus({ preventScroll: true });
     } catch (error) {
       toast(`Not grouped: ${error.message}`, true);
@@ -66,9 +68,11 @@ function ofFile({ saved, byId }) {
 
 const sameGroups = (some, others) => JSON.stringify(some) === JSON.stringify(others);
 
-/** {groups, pinned, words} of a server. */
+/** {groups, pinned, words} of a server; null if somebody cancelled the job. */
 async function asked({ client, slug }) {
-  const { supernodes, pinned, purity } = await client.group(slug).result();
+  const found = await client.group(slug).result();
+  if (!found) return null;
+  const { supernodes, pinned, purity } = found;
   const groups = supernodes.map(([name, ...members]) => ({ name, members }));
   return { groups, pinned, words: `${percent(purity)} pure` };
 }

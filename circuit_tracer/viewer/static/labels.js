@@ -1,6 +1,6 @@
 // The words for a node: its own label as edited here, else the file's, else what it is.
 
-import { percent, visibleToken } from "./dom.js";
+import { percent, spacedText, visibleToken } from "./dom.js";
 
 /** The text of the token at a position. */
 export function tokenText(graph, position) {
@@ -9,16 +9,21 @@ export function tokenText(graph, position) {
 
 /** The predicted token of a target, from its own field or from between the first two quotes of its label. */
 export function targetText(node) {
-  if (typeof node.raw.token === "string") return visibleToken(node.raw.token);
-  return visibleToken(/"([^"]*)"/.exec(node.label)?.[1] ?? node.label);
+  return visibleToken(tokenOf(node) ?? node.label);
 }
 
-/** An output's name with its probability, its spaces visible: " France" and "France" are two tokens. */
+const tokenOf = ({ raw, label }) => (typeof raw.token === "string" ? raw.token : /"([^"]*)"/.exec(label)?.[1]);
+
+/** An output's name, its spaces visible. */
+export function outputName(node) {
+  const token = tokenOf(node);
+  return token === undefined || !isToken(node) ? targetText(node) : spacedText(token);
+}
+
+/** The same with its probability. */
 export function outputText(node) {
-  const given = typeof node.raw.token === "string" ? node.raw.token : /"([^"]*)"/.exec(node.label)?.[1];
-  if (given === undefined || !isToken(node)) return targetText(node);
-  const name = visibleToken(given.replace(/^ +| +$/g, (spaces) => "\u2423".repeat(spaces.length)));
-  return node.probability === null ? name : `${name} ${percent(node.probability)}`;
+  const name = outputName(node);
+  return node.probability === null || !isToken(node) ? name : `${name} ${percent(node.probability)}`;
 }
 
 /** A token as a name below its column. */

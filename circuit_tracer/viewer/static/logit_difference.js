@@ -4,7 +4,7 @@
 // large graph, that part's.
 
 import { h } from "./dom.js";
-import { targetText } from "./labels.js";
+import { outputName, targetText } from "./labels.js";
 import { GraphProblem, readGraph } from "./read_graph.js";
 import { addressParams, showInAddress, writeState } from "./url_state.js";
 
@@ -46,7 +46,7 @@ export function differenceForm(graph, store) {
     h(
       "select",
       { "aria-label": name, "data-testid": `difference-${at}` },
-      targets.map((node, index) => h("option", { value: node.id, selected: index === at }, targetText(node))),
+      targets.map((node, index) => h("option", { value: node.id, selected: index === at }, outputName(node))),
     );
   const [first, second] = [choice("Output", 0), choice("Less this output", 1)];
   const load = (names, clicked) => {

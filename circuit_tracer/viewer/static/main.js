@@ -7,6 +7,7 @@ import { withDifference } from "./logit_difference.js";
 import { showGraph } from "./page.js";
 import { GraphProblem, readGraph } from "./read_graph.js";
 import { ServerClient, ServerProblem } from "./server.js";
+import { restoreTheme } from "./theme.js";
 import { toast } from "./toast.js";
 import { traceForm } from "./trace_dialog.js";
 import { addressParams } from "./url_state.js";
@@ -20,6 +21,7 @@ function configuration() {
 }
 
 async function start() {
+  restoreTheme();
   const inline = embedded("graph-data");
   if (inline !== null) {
     const details = embedded("feature-data");

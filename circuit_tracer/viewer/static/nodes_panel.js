@@ -7,7 +7,7 @@ import { matching } from "./visible.js";
 const MOST_ROWS = 200;
 const SECTIONS = [
   ["Outputs", ["target"]],
-  ["Features", ["feature"]],
+  ["Features", ["feature", "attention feature", "bias", "unknown"]],
   ["Errors", ["error", "attention error"]],
   ["Tokens", ["token"]],
 ];
@@ -44,14 +44,10 @@ class NodeList {
       },
       "Pin all",
     );
-    const listed = found.slice(0, MOST_ROWS);
     redraw(
       this.element,
       h("div", { class: "list-head" }, h("span", { class: "quiet", role: "status" }, words), pinAll),
-      SECTIONS.map(([title, kinds]) => this._section(title, listed.filter(({ kind }) => kinds.includes(kind)))),
-      found.length > MOST_ROWS
-        ? h("p", { class: "quiet" }, `The first ${MOST_ROWS} are listed; add words to narrow the search.`)
-        : null,
+      SECTIONS.map(([title, kinds]) => this._section(title, found.filter(({ kind }) => kinds.includes(kind)))),
     );
   }
 
@@ -67,7 +63,10 @@ class NodeList {
         h("h4", {}, `${title} `, h("span", { class: "count" }, nodes.length)),
         ranked ? h("span", { class: "quiet", title: SO_FAR }, "most important first \u00b7 influence so far") : null,
       ),
-      h("ul", { class: "rows" }, nodes.map((node) => h("li", {}, this._row(node)))),
+      h("ul", { class: "rows" }, nodes.slice(0, MOST_ROWS).map((node) => h("li", {}, this._row(node)))),
+      nodes.length > MOST_ROWS
+        ? h("p", { class: "quiet" }, `The first ${MOST_ROWS} are listed; add words to narrow the search.`)
+        : null,
     );
   }
 

@@ -13,7 +13,7 @@ import { PANELS } from "./panels.js";
 import { interruption } from "./report.js";
 import { Store } from "./store.js";
 import { Subgraph } from "./subgraph.js";
-import { restoreTheme, themeButton } from "./theme.js";
+import { themeButton } from "./theme.js";
 import { addressed, addressParams, readState, showInAddress, writeState } from "./url_state.js";
 
 /**
@@ -21,7 +21,6 @@ import { addressed, addressParams, readState, showInAddress, writeState } from "
  * Returns {graph, store, actions, view, subgraph, server, explain, source, panels, areas}.
  */
 export function showGraph(root, graph, source, chooser = null, server = null) {
-  restoreTheme();
   const params = addressParams();
   const fields = Object.assign({}, ...PANELS.map((panel) => panel.fields));
   const store = new Store(readState(graph, fields, params), fields);

@@ -51,7 +51,7 @@ export class ServerClient {
     return this.ask("POST", `${graphAddress(slug)}/prune`, thresholds);
   }
 
-  /** Groups of the graph's nodes: {supernodes: [[name, id, ...]], summary}. */
+  /** Groups of the graph's nodes: {supernodes: [[name, id, ...]], pinned, purity}. */
   group(slug) {
     return new RunningJob(this, this.ask("POST", `${graphAddress(slug)}/group`, {}));
   }

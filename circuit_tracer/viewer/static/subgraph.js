@@ -70,6 +70,7 @@ export class Subgraph {
 
   /** The subgraph as it is seen, as an SVG element for a file. */
   picture() {
+    if (!this.content) this.draw(); // a panel that was never shown
     return circuitPicture(this.graph, previewed(this.store.state), this.content, readPalette());
   }
 
@@ -324,7 +325,7 @@ export class Subgraph {
   _drawWires() {
     const { width, height, boxes } = this.content;
     const { hovered, lit, edgeNumbers } = this.store.state;
-    const at = (ids) => new Set(boxes.keys().filter((box) => boxes[box].nodes.some((node) => ids.includes(node.id))));
+    const at = (ids) => new Set([...boxes.keys()].filter((box) => boxes[box].nodes.some((node) => ids.includes(node.id))));
     this.wires.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.wires.setAttribute("width", width);
     this.wires.setAttribute("height", height);
