@@ -28,11 +28,12 @@ _KINDS = """
 ## What the features stand for
 
 Features are named by what they fire on (`circuit_tracer/demo/labels.py`): by an entity, a relation, a kind of word, an answer
-that follows. {mixed} of {all} features that fire are of no one kind, and called "mixed". In graphs of two-hop prompts, pruned
-as usual, they carry this share of the influence of all features:
+that follows. {several} of {all} features that fire are of several answers to one relation, and called so ("say a capital:
+Austin, Boise, Lima"); {mixed} are of no one kind, and called "mixed". In graphs of two-hop prompts, pruned as usual, they
+carry these shares of the influence of all features:
 
-| statements | of mixed features |
-| --- | --- |
+| statements | mixed | several answers |
+| --- | --- | --- |
 {rows}
 """
 
@@ -111,11 +112,13 @@ def _reconstruction(metrics: dict[str, Any]) -> str:
 
 def _kinds(metrics: dict[str, Any]) -> str:
     found = metrics["kinds"]
-    shares = found["influence_of_mixed"]
+    rows = [
+        f"| {name.replace('_', ' ')} | {share['mixed']:.1%} | {share['several_answers']:.1%} |"
+        for name, share in found["influence"].items()
+    ]
+    counts = {name: sum(found[f"{name}_by_layer"]) for name in ("mixed", "several_answers", "labelled")}
     return _KINDS.format(
-        mixed=sum(found["mixed_by_layer"]),
-        all=sum(found["labelled_by_layer"]),
-        rows="\n".join(f"| {name.replace('_', ' ')} | {share:.1%} |" for name, share in shares.items()),
+        mixed=counts["mixed"], several=counts["several_answers"], all=counts["labelled"], rows="\n".join(rows)
     )
 
 

@@ -5,7 +5,8 @@ kind, what the sentence asks for, which answer it calls for. A feature gets the 
 ``precision`` is the share of its activation on contexts so described, ``recall`` the share of such contexts on which it is
 active; of the descriptions with enough precision the one with the best harmonic mean wins. What many contexts carry needs
 more precision, so that a feature that fires anywhere is no feature of the commonest kind. A feature that no description
-fits is "mixed" and named by the contexts on which it is strongest.
+fits is named by the contexts on which it is strongest: after what is said, if nearly all of its activation calls for answers
+of one relation ("say a capital: Austin, Boise, Lima"), else "mixed".
 """
 
 from __future__ import annotations
@@ -30,8 +31,21 @@ if TYPE_CHECKING:
 PRECISE = 0.5  # share of the activation that a label must cover, beyond the share of all contexts that carry it
 GOOD_FIT = 0.3  # harmonic mean below which a feature is called mixed
 NAMED = 3  # contexts that a mixed feature is named by
+OF_ONE_RELATION = 0.8  # share of the activation that must call for answers of one relation
+
+MIXED = "mixed: "
 
 Labels = dict[str, dict[str, str]]
+
+
+def is_mixed(label: str) -> bool:
+    """Whether a feature so called is of no one kind."""
+    return label.startswith(MIXED)
+
+
+def is_of_several_answers(label: str) -> bool:
+    """Whether a feature so called is of several answers to one relation."""
+    return label.startswith("say ") and ": " in label
 
 
 def label_features(
@@ -42,6 +56,7 @@ def label_features(
     stop = {tokenizer.eos_token_id, tokenizer.pad_token_id}
     data = collect(model, encode_statements(tokenizer, statements), stop)
     names, member_NC, main_N = _descriptions(tokenizer, data.tokens)
+    said_R = [column for column, name in enumerate(names) if name in _said_relations()]
     labels: Labels = {}
     for layer in range(transcoder.n_layers):
         activation_NF = transcoder.encode_layer(data.x_LND[layer], layer)
@@ -52,8 +67,9 @@ def label_features(
             if best_F.values[feature] >= GOOD_FIT:
                 label = names[best_F.indices[feature]]
             else:
-                named = _strongest(main_N, activation_NF[:, feature])
-                label = named[0] if len(named) == 1 else "mixed: " + ", ".join(named)
+                label = _of_several(
+                    activation_NF[:, feature], member_NC[:, said_R], [names[at] for at in said_R], main_N
+                )
             labels[str(layer)][str(feature)] = label
     return labels
 
@@ -108,6 +124,11 @@ def _answers() -> dict[str, Statement]:
 
 
 @cache
+def _said_relations() -> frozenset[str]:
+    return frozenset(f"say {_article(one.relation)}" for one in _answers().values())
+
+
+@cache
 def _texts() -> frozenset[str]:
     return frozenset(one.text for one in _answers().values())
 
@@ -156,6 +177,17 @@ def _fit(activation_NF: Tensor, member_NC: Tensor) -> Tensor:
     recall_CF = (member_NC.T @ (activation_NF > 0).float()) / member_NC.sum(0)[:, None]
     mean_CF = 2 * precision_CF * recall_CF / (precision_CF + recall_CF).clamp(min=1e-9)
     return mean_CF * (precision_CF >= common_C1 + PRECISE * (1 - common_C1))
+
+
+def _of_several(activation_N: Tensor, said_NR: Tensor, relations: list[str], main_N: list[str]) -> str:
+    """The name of a feature that no description fits: the relation whose answers are said, or "mixed", and the strongest."""
+    strongest = _strongest(main_N, activation_N)
+    if len(strongest) == 1:
+        return strongest[0]
+    share_R = activation_N @ said_NR / activation_N.sum()
+    if share_R.max() < OF_ONE_RELATION:
+        return MIXED + ", ".join(strongest)
+    return f"{relations[int(share_R.argmax())]}: " + ", ".join(name.removeprefix("say ") for name in strongest)
 
 
 def _strongest(main_N: list[str], activation_N: Tensor) -> list[str]:

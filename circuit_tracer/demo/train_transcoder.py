@@ -43,8 +43,8 @@ class TranscoderRecipe:
     question holds need ``balance``; answers about cities never seen need ``jitter``.
     """
 
-    n_features: int = 512  # a layer
-    active: float = 3.5  # features a context and layer, as contexts are drawn (see ``balance``)
+    n_features: int = 384  # a layer
+    active: float = 3.0  # features a context and layer, as contexts are drawn (see ``balance``)
     steps: int = 3000
     batch: int = 512  # contexts
     learning_rate: float = 3e-3

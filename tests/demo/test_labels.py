@@ -37,3 +37,23 @@ def test_what_most_contexts_carry_needs_more_precision() -> None:
     assert fits_CF[:, 0].tolist() == [0, 0]
     assert fits_CF[:, 1].tolist() == pytest.approx([2 * (50 / 55) * (50 / 60) / (50 / 55 + 50 / 60), 0])
     assert fits_CF[:, 2].tolist() == pytest.approx([0, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("activation_N", "name"),
+    [
+        ([3.0, 2.0, 1.0, 0.0, 0.0], "say a capital: Austin, Boise, Lima"),
+        ([3.0, 2.0, 0.0, 1.0, 0.0], "say a capital: Austin, Boise, TX"),  # five sixths are capitals
+        ([3.0, 0.0, 0.0, 2.0, 1.0], "mixed: say Austin, say TX, a country"),
+        ([0.0, 0.0, 0.0, 0.0, 1.0], "a country"),
+    ],
+)
+def test_a_feature_of_several_answers_is_named_after_their_relation(activation_N: list[float], name: str) -> None:
+    main_N = ["say Austin", "say Boise", "say Lima", "say TX", "a country"]
+    said_NR = torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1], [0, 0]])
+    found = labels._of_several(torch.tensor(activation_N), said_NR, ["say a capital", "say an abbreviation"], main_N)
+    assert found == name
+    assert (labels.is_mixed(found), labels.is_of_several_answers(found)) == (
+        name.startswith("mixed"),
+        name.startswith("say a capital"),
+    )

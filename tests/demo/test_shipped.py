@@ -22,7 +22,8 @@ from circuit_tracer.demo.evaluate import (
     shown,
     swap_test,
 )
-from circuit_tracer.demo.mixing import mixed_influence
+from circuit_tracer.demo.labels import is_mixed
+from circuit_tracer.demo.mixing import carried
 from circuit_tracer.demo.probes import entity_features
 from circuit_tracer.demo.recipe import MODEL_SEED, TRANSCODER_SEED, load_model
 from circuit_tracer.demo.show import load_demo
@@ -119,19 +120,16 @@ def test_what_mixed_features_carry_is_what_a_dense_statement_of_it_says() -> Non
         if kept[row]:
             every += float(influence_N[row])
             mixed += float(influence_N[row]) * labels[layer, feature].startswith("mixed")
-    assert mixed_influence(graph, labels) == pytest.approx((mixed, every))
-    nothing_known, _ = mixed_influence(graph, {})
-    assert nothing_known == pytest.approx(every)
+    found = carried(graph, labels)
+    assert (found.mixed, found.all) == pytest.approx((mixed, every))
+    assert carried(graph, {}).mixed == pytest.approx(every)
 
 
 def test_mixed_features_carry_little(metrics: dict[str, Any]) -> None:
-    assert max(metrics["kinds"]["influence_of_mixed"].values()) < 0.1
-    labels, label_rows = load_labels(), metrics["kinds"]
-    for layer, (named, mixed) in enumerate(
-        zip(label_rows["labelled_by_layer"], label_rows["mixed_by_layer"], strict=True)
-    ):
-        found = [label for (at, _), label in labels.items() if at == layer]
-        assert (len(found), sum(label.startswith("mixed") for label in found)) == (named, mixed)
+    kinds = metrics["kinds"]
+    assert max(share["mixed"] for share in kinds["influence"].values()) < 0.1
+    for layer, mixed in enumerate(kinds["mixed_by_layer"]):
+        assert sum(is_mixed(label) for (at, _), label in load_labels().items() if at == layer) == mixed
 
 
 def test_swapping_an_entitys_features_flips_answers_on_reserved_cities(demo: Demo, metrics: dict[str, Any]) -> None:

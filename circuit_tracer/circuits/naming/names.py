@@ -1,11 +1,11 @@
 """Names of groups without any model's opinion: from their members' labels, the tokens they promote, and examples.
 
 A group that detects is named by the concept that half of its members' labels name, by influence, and clearly more than any
-other: what labels of several concepts have in common. One that says is named by such a concept if it is of what to say, else
-by the tokens that its members together make likelier, should any stand out (promoted.py). Where no concept leads so, the first
-two name the group and "…" says that there are more. Without labels the tokens of examples on which its members are most
-active name it; one that says, the output that it promotes most by its edges. What is left without a name is called by where
-it is (titles.py).
+other: what labels of several concepts have in common. One that says, by the tokens that its members together make likelier on
+this prompt, should any stand out (promoted.py): that is what it does here, where a label is what it does elsewhere; else by a
+concept of what to say. Where no concept leads so, the first two name the group and "…" says that there are more. Without
+labels the tokens of examples on which its members are most active name it; one that says, the output that it promotes most by
+its edges. What is left without a name is called by where it is (titles.py).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _name(
     total = sum(member.weight for member in members)
     said, read = _of_kind(weights, says=True), _of_kind(weights, says=False)
     if role == "says":
-        return leading(said, total) or _promoted(members, features, model) or leading(read, total)
+        return _promoted(members, features, model) or leading(said, total) or leading(read, total)
     return (
         leading(read, total)
         or leading(said, total)
