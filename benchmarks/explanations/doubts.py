@@ -30,11 +30,10 @@ import torch
 
 from benchmarks.common.machine import describe, write_results
 from benchmarks.common.places import RESULTS
-from benchmarks.explanations.explained import OF_FEATURES, Explained, Labels, as_shipped, found
+from benchmarks.explanations.explained import OF_FEATURES, Explained, Labels, found
 from benchmarks.explanations.swaps import asks_the_same, swaps
 from benchmarks.explanations.truth import concept_of, named
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.circuits.grouping import group_nodes
 from circuit_tracer.circuits.naming import name_groups
 from circuit_tracer.circuits.naming.names import active_members
 from circuit_tracer.circuits.naming.promoted import promoted_by
@@ -44,7 +43,7 @@ from circuit_tracer.demo import MODEL, load_labels, world
 from circuit_tracer.demo.contexts import collect
 from circuit_tracer.demo.labels import label_features
 from circuit_tracer.demo.recipe import load_model
-from circuit_tracer.demo.show import load_demo
+from circuit_tracer.demo.show import load_demo, named_groups
 from circuit_tracer.demo.train_model import encode_statements
 from circuit_tracer.graph.balance import ReconstructionWarning
 from circuit_tracer.graph.graph import Graph
@@ -69,12 +68,12 @@ def measure(count: int = PROMPTS) -> dict[str, Any]:
     made_up, of_random = random_dictionary(model)
 
     def permuted(graph: Graph, model: Traceable, _: Labels) -> Grouping:
-        return as_shipped(graph, model, permuted_labels(labels))
+        return named_groups(graph, model, permuted_labels(labels))
 
     results = {
-        "as it is": _answers(statements, model, labels, as_shipped),
+        "as it is": _answers(statements, model, labels, named_groups),
         "permuted labels": _answers(statements, model, labels, permuted),
-        "random dictionary": _answers(statements, made_up, of_random, as_shipped),
+        "random dictionary": _answers(statements, made_up, of_random, named_groups),
         "random groups": _answers(statements, model, labels, random_groups),
     }
     return {"doubts": results, "wrong prompts": [_wrong(prompt, model, labels) for prompt in WRONG]}
@@ -95,7 +94,7 @@ def permuted_labels(labels: Labels, seed: int = 0) -> Labels:
 
 def random_groups(graph: Graph, model: Traceable, labels: Labels) -> Grouping:
     """The sizes and roles of the package's groups of features; the members are drawn anew."""
-    grouping = group_nodes(graph, model, labels=labels)
+    grouping = named_groups(graph, model, labels)
     of_features = [group for group in grouping if group.role in OF_FEATURES]
     nodes = [node for group in of_features for node in group.members]
     drawn = iter(random.Random(0).sample(nodes, len(nodes)))

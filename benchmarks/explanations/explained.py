@@ -13,9 +13,9 @@ from functools import cached_property
 from benchmarks.explanations.truth import concept_of, is_named_after, says
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.circuits.grouping import group_nodes
-from circuit_tracer.circuits.naming import name_groups
 from circuit_tracer.circuits.supernodes import Grouping, Supernode
+from circuit_tracer.demo.labels import is_of_several_answers
+from circuit_tracer.demo.show import named_groups
 from circuit_tracer.demo.world import Statement
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import node_influence
@@ -25,11 +25,6 @@ OF_FEATURES = ("detects", "says", "mixed")
 
 Labels = Mapping[tuple[int, int], str]
 Group = Callable[[Graph, Traceable, Labels], Grouping]
-
-
-def as_shipped(graph: Graph, model: Traceable, labels: Labels) -> Grouping:
-    """Groups and names by the package's defaults, as `circuit-tracer group` makes them."""
-    return name_groups(graph, group_nodes(graph, model, labels=labels), labels=labels, model=model)
 
 
 @dataclass
@@ -42,7 +37,7 @@ class Explained:
     labels: Labels
 
     @classmethod
-    def of(cls, statement: Statement, model: Traceable, labels: Labels, group: Group = as_shipped) -> Explained:
+    def of(cls, statement: Statement, model: Traceable, labels: Labels, group: Group = named_groups) -> Explained:
         """Traced, grouped and named."""
         graph = attribute(statement.prompt, model)
         return cls(statement, graph, group(graph, model, labels), labels)
@@ -100,6 +95,13 @@ class Explained:
         mixed = sum(self.influence[node] for node in nodes if concept_of(self.label[node]) is None)
         return mixed, sum(self.influence[node] for node in nodes)
 
+    def of_several_answers(self) -> tuple[float, float]:
+        """(influence of features that are called after several answers to one relation, of all features)."""
+        several = sum(
+            self.influence[node] for node, label in self.label.items() if label and is_of_several_answers(label)
+        )
+        return several, sum(self.influence[node] for node in self.label)
+
     def purity(self) -> Purity:
         """Summed over groups of features."""
         leading = total = pure = several = 0.0
@@ -147,6 +149,8 @@ def found(cases: Sequence[Explained]) -> dict[str, float | int]:
         "influence in pure groups": _part(sum(each.pure for each in purities), total),
         "influence in groups of several": _part(sum(each.several for each in purities), total),
     }
+    several = [case.of_several_answers() for case in cases]
+    shares["features of several answers to one relation"] = _part(*map(sum, zip(*several, strict=True)))
     for name, kept in (("mixed features, of the groups' influence", True), ("mixed features, of all influence", False)):
         parts = [case.mixed(kept) for case in cases]
         shares[name] = _part(sum(part for part, _ in parts), sum(whole for _, whole in parts))

@@ -24,7 +24,9 @@ def swaps(cases: Sequence[Explained], donors: Sequence[Explained], model: Tracea
     """Shares of the prompts for which there is another; one whose entity has no group counts as not turned."""
     chance = random.Random(0)
     turned: dict[str, list[bool]] = {f"the answer turns, {strength:g}x": [] for strength in STRENGTHS}
-    turned |= {"random groups, 1x": [], "random groups, 2x": [], "the answer stays without the group": []}
+    turned |= {f"random groups, {strength:g}x": [] for strength in STRENGTHS} | {
+        "the answer stays without the group": []
+    }
     tried = 0
     for case in cases:
         fit = [other for other in donors if is_donor(other, case)]

@@ -22,7 +22,7 @@ def concept_of(label: str | None) -> Concept | None:
     if label is None or label.startswith(MIXED):
         return None
     if label.startswith("say "):
-        what = label.removeprefix("say ")
+        what = label.removeprefix("say ").partition(": ")[0]  # "say a capital: Austin, Boise, Lima"
         relation = _SAY_RELATION.fullmatch(what)
         return True, (relation[1] or relation[2]) if relation else what
     if label.startswith("asked for: "):

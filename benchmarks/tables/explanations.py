@@ -16,6 +16,10 @@ WORLD = {
     ("found", "the answer's group is found"): "a group that says the answer",
     ("found", "purity by influence"): "purity of groups, by influence",
     ("found", "mixed features, of all influence"): "influence through mixed features",
+    (
+        "found",
+        "features of several answers to one relation",
+    ): "influence through features of several answers to one relation",
     ("swaps", "the answer turns, 1x"): "the entity's group swapped: the answer is the other's",
     ("swaps", "the answer turns, 2x"): "the same, at twice the other's activation",
     ("swaps", "random groups, 1x"): "random groups of its size swapped",

@@ -20,7 +20,7 @@ from circuit_tracer.graph.influence import row_mass
 from circuit_tracer.graph.pruning import PruneResult
 from circuit_tracer.graph.subgraph import subgraph
 from circuit_tracer.interventions.validation.bench import Bench, Condition, Sources
-from circuit_tracer.interventions.validation.prediction import path_effects
+from circuit_tracer.interventions.validation.prediction import padded, path_effects
 from circuit_tracer.interventions.validation.target_reads import measurable_targets
 
 # MLPs react; norms that move would touch every node a little, whatever is taken out, and hide what groups do.
@@ -97,10 +97,3 @@ def _purity(rows: list[int], single: Tensor, done: Tensor, caused: Tensor, influ
     size = changed.abs().sum(1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     comes = overlap(changed, (weight[:, None] * changed / size).sum(0)[None])[:, 0]
     return float((weight * harmonic(does, comes)).sum())
-
-
-def padded(groups: Sequence[Rows]) -> Tensor:
-    """(G, size of the largest) rows; smaller groups repeat their first."""
-    size = max(map(len, groups), default=1)
-    filled = [[*rows, *[rows[0]] * (size - len(rows))] for rows in groups]
-    return torch.tensor(filled, dtype=torch.int64).reshape(len(groups), size)

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from circuit_tracer.arguments import typed
 from circuit_tracer.circuits.profiles import node_profiles
-from circuit_tracer.circuits.supernodes import Grouping, Supernode
-from circuit_tracer.errors import InputError
+from circuit_tracer.circuits.supernodes import Grouping, Supernode, members_of
 from circuit_tracer.graph.files.keeping import keep_nodes
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import row_mass
@@ -76,8 +75,7 @@ def contract(graph: Graph, grouping: Grouping, pruned: PruneResult | None = None
         names = ("node_threshold", "edge_threshold", "policy")
         used: dict[str, Any] = {name: grouping.settings[name] for name in names if name in grouping.settings}
         pruned = prune_graph(graph, **used)
-    numbers = {name: number for number, name in enumerate(graph.nodes.ids())}
-    given = [(group, _numbers(group, numbers)) for group in grouping]
+    given = [(group, tuple(sorted(members_of(graph, group)))) for group in grouping]
     chosen = torch.zeros(graph.n_nodes, dtype=torch.bool, device=graph.device)
     chosen[[node for _, nodes in given for node in nodes]] = True
     pruned = keep_nodes(graph, pruned, chosen)
@@ -120,16 +118,6 @@ def _contracted(
         acyclic=acyclic,
         order=order,
     )
-
-
-def _numbers(group: Supernode, numbers: Mapping[str, int]) -> tuple[int, ...]:
-    for member in group.members:
-        if member not in numbers:
-            raise InputError(
-                f"the group {group.name or group.members[0]!r} names the node {member!r}, which this graph does not have; its "
-                f"nodes are spelled like {next(iter(numbers))!r} (graph.nodes.ids())"
-            )
-    return tuple(sorted(numbers[member] for member in group.members))
 
 
 def _alone(graph: Graph, pruned: PruneResult, chosen: Tensor) -> list[tuple[Supernode, tuple[int, ...]]]:

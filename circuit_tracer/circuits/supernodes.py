@@ -1,10 +1,11 @@
-"""Groups of a graph's nodes that do one thing together, and a graph's grouping as a whole: data only."""
+"""Groups of a graph's nodes that do one thing together, and a graph's grouping as a whole."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.graph.graph import Graph
 
 # What a group does: is a token of the prompt, reads the input, promotes an output, does both, stands for what the
 # dictionary leaves out, or is an output.
@@ -25,6 +26,18 @@ class Supernode:
             raise InputError(f"the group {self.name!r} has no members: a group is of at least one node")
         if self.role not in ROLES:
             raise InputError(f"{self.role!r} is not the role of a group: {', '.join(ROLES)}")
+        if again := [node for number, node in enumerate(self.members) if node in self.members[:number]]:
+            raise InputError(f"the group {self.called!r} has the node {again[0]!r} twice; name each member once")
+
+    @property
+    def called(self) -> str:
+        """What messages call it: its name, or its first member."""
+        return self.name or self.members[0]
+
+
+def members_of(graph: Graph, group: Supernode) -> list[int]:
+    """Numbers of its members in the graph. Raises InputError for one that the graph does not have."""
+    return graph.nodes.numbers(group.members, f"the group {group.called!r}")
 
 
 @dataclass(frozen=True)
@@ -56,10 +69,8 @@ class Grouping:
         for group in self.supernodes:
             for node in group.members:
                 if node in seen:
-                    other = seen[node].name or seen[node].members[0]
                     raise InputError(
-                        f"the node {node!r} is in two groups, {other!r} and {group.name or group.members[0]!r}: "
-                        "groups are disjoint"
+                        f"the node {node!r} is in two groups, {seen[node].called!r} and {group.called!r}: groups are disjoint"
                     )
                 seen[node] = group
 

@@ -43,7 +43,7 @@ _TESTS = """
 An entity's features are those active on at least 30 % of the prompts about its cities and at most 5 % of those about other
 cities, found without the reserved cities: {mean_number:.1f} an entity on average; without any: {without}. In {covered} of
 the two-hop prompts one of its entity's features is active at the city. Both thresholds were set with an earlier transcoder,
-with both groups of cities in sight, and not changed since. Recipe and seed of this one were chosen among some twenty runs
+with both groups of cities in sight, and not changed since. Recipe and seed of this one were chosen among some fifty runs
 with the numbers of this page in sight, those of the reserved cities among them: take these for a description, not for an
 estimate of what another seed would give. A swap sets the true entity's features at the city to zero and
 another entity's to their usual activation (their mean where they are active), or to twice that, all of them together; it

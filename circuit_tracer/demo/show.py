@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.circuits import Grouping, group_nodes, keep_grouping
 from circuit_tracer.circuits.naming import name_groups
 from circuit_tracer.circuits.pictures import draw
@@ -24,6 +26,7 @@ from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.viewer.page import write_page
 
 SLUG = "demo"
+GROUPED = 0.9  # of the influence; a small graph can show more than the usual 80 %
 SWAPS = {"state": ("California", "Texas"), "country": ("France", "Italy")}  # by kind; the first that is not asked about
 
 
@@ -77,10 +80,12 @@ def explain(graph: Graph, model: ReplacementModel, contrast: str | None = None) 
     return tell(graph, model, groups, contrasts=contrasts), groups
 
 
-def named_groups(graph: Graph, model: ReplacementModel) -> Grouping:
-    """Groups of a graph of the embedded model, cut by what taking them out of it does, and named."""
-    labels = load_labels()
-    return name_groups(graph, group_nodes(graph, model, labels=labels), labels=labels, model=model)
+def named_groups(graph: Graph, model: Traceable, labels: Mapping[tuple[int, int], str] | None = None) -> Grouping:
+    """Groups of a graph of the embedded model, cut by what taking them out does, and named; by its own labels, or others."""
+    labels = load_labels() if labels is None else labels
+    return name_groups(
+        graph, group_nodes(graph, model, labels=labels, node_threshold=GROUPED), labels=labels, model=model
+    )
 
 
 def contrast_prompt(prompt: str, swap: str | None = None) -> str | None:

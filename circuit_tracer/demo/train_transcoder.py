@@ -43,9 +43,9 @@ class TranscoderRecipe:
     question holds need ``balance``; answers about cities never seen need ``jitter``.
     """
 
-    n_features: int = 384  # a layer
-    active: float = 3.0  # features a context and layer, as contexts are drawn (see ``balance``)
-    steps: int = 3000
+    n_features: int = 448  # a layer
+    active: float = 5.0  # features a context and layer, as contexts are drawn (see ``balance``)
+    steps: int = 2500
     batch: int = 512  # contexts
     learning_rate: float = 3e-3
     warmup_steps: int = 50
@@ -55,7 +55,7 @@ class TranscoderRecipe:
     pre_activation: float = 3e-3  # weight of the loss that lifts pre-activations of dead features
     dead_after: int = 20_000  # contexts
     balance: float = 0.5  # a context seen n times is drawn with weight n ** balance
-    jitter: float = 0.4  # how far embeddings are moved, in lengths of an embedding row
+    jitter: float = 0.5  # how far embeddings are moved, in lengths of an embedding row
     copies: int = 7  # of every context with its embeddings moved, beside itself
 
 

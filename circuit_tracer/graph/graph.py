@@ -18,6 +18,7 @@ from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.config import GraphConfig
 from circuit_tracer.graph.edge_heads import EdgeHeads
 from circuit_tracer.graph.edges import Edges
+from circuit_tracer.graph.found import Found, forget
 from circuit_tracer.graph.graph_checks import check_lengths, check_nodes, check_types
 from circuit_tracer.graph.nodes import NodeTable
 from circuit_tracer.graph.order import Blocks, layered_blocks, topological_blocks
@@ -63,6 +64,9 @@ class Graph:
     Raises InputError if these do not fit together, NumericalError for an edge that is not finite.
     """
 
+    # By the edges that it has; groupings and stories as JSON values (`circuits.kept_grouping`, `Story.from_json`).
+    validation, grouping, story = Found[ValidationReport](), Found[dict[str, Any]](), Found[dict[str, Any]]()
+
     def __init__(
         self,
         input_string: str,
@@ -106,13 +110,11 @@ class Graph:
         self.token_strings = token_strings
         self.reconstruction = reconstruction
         self.provenance = dict(provenance or {})
-        self._validation = validation
         self.unfinished = unfinished
         self._edge_heads = edge_heads
         self.scores = list(scores)
         self.labels, self.records = dict(labels or {}), dict(records or {})
-        self._grouping = grouping
-        self._story = story
+        self.validation, self.grouping, self.story = validation, grouping, story
         self._blocks: Blocks | None = None
         check_types(self, logit_probabilities)
         check_lengths(self, logit_probabilities)
@@ -189,16 +191,6 @@ class Graph:
         return self._blocks
 
     @property
-    def validation(self) -> ValidationReport | None:
-        """What interventions on the graph, with the edges it has, have found."""
-        self._take_edits()
-        return self._validation
-
-    @validation.setter
-    def validation(self, validation: ValidationReport | None) -> None:
-        self._validation = validation
-
-    @property
     def edge_heads(self) -> EdgeHeads | None:
         """Which attention heads some edges run through, of the edges that the graph has."""
         self._take_edits()
@@ -209,26 +201,6 @@ class Graph:
         if edge_heads is not None:
             edge_heads.check(self.edges, self.n_layers, self.cfg.n_heads)
         self._edge_heads = edge_heads
-
-    @property
-    def grouping(self) -> dict[str, Any] | None:
-        """Groups of its nodes, by the edges that it has, as JSON values (`circuits.kept_grouping` reads them)."""
-        self._take_edits()
-        return self._grouping
-
-    @grouping.setter
-    def grouping(self, grouping: dict[str, Any] | None) -> None:
-        self._grouping = grouping
-
-    @property
-    def story(self) -> dict[str, Any] | None:
-        """What was told of the graph, with the edges it has, as JSON values (`circuits.story.Story.from_json`)."""
-        self._take_edits()
-        return self._story
-
-    @story.setter
-    def story(self, story: dict[str, Any] | None) -> None:
-        self._story = story
 
     @property
     def target_weights(self) -> Tensor:
@@ -279,7 +251,8 @@ class Graph:
             raise InputError(f"the new adjacency matrix has {edges.n_nodes} nodes, the graph has {self.n_nodes}")
         edges.validate()
         self._edges, self._blocks, self.edited = edges, None, True
-        self._validation = self._edge_heads = self._grouping = self._story = None
+        self._edge_heads = None
+        forget(self)
 
     @property
     def logit_probabilities(self) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.graph.targets import TargetTable
 
 
@@ -96,6 +99,24 @@ class NodeTable:
             f"{names.get(kind, layer)}_{feature}_{position}"
             for kind, layer, feature, position in zip(*(column[which].tolist() for column in columns), strict=True)
         ]
+
+    def numbers(self, names: Sequence[str], whose: str) -> list[int]:
+        """The numbers of nodes by their ids, in the order given. Raises InputError, which says whose ids they are, for one
+        that no node has.
+        """
+        numbers = self._by_id
+        missing = [name for name in names if name not in numbers]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise InputError(
+                f"{whose} names the node {shortened(missing[0])}{more}, which this graph does not have; its nodes are spelled "
+                f"like {next(iter(numbers))!r} (graph.nodes.ids())"
+            )
+        return [numbers[name] for name in names]
+
+    @cached_property
+    def _by_id(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.ids())}
 
     @classmethod
     def build(

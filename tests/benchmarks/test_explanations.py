@@ -37,6 +37,7 @@ def cases(model: ReplacementModel) -> list[Explained]:
         ("Texas (question about it)", (False, "Texas")),
         ("say Austin", (True, "Austin")),
         ("say the capital of a state", (True, "capital")),
+        ("say a capital: Austin, Boise, Lima", (True, "capital")),
         ("say an abbreviation", (True, "abbreviation")),
         ("asked for: capital", (False, "capital")),
         ('"capital"', (False, "capital")),

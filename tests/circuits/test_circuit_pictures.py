@@ -174,7 +174,7 @@ def test_the_whole_graph_shows_every_node_token_and_output() -> None:
 def test_what_cannot_be_drawn_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = random_graph()
     for options, expected in (
-        ({"view": View(("9_9_9",))}, "does not have: 9_9_9"),
+        ({"view": View(("9_9_9",))}, "9_9_9', which this graph does not have"),
         ({"theme": "blue"}, "light or dark"),
         ({"style": "graph", "view": pinned(graph)}, "style"),
         ({"path": tmp_path / "graph.xyz"}, "no format of pictures"),

@@ -52,6 +52,8 @@ def named(grouping: Grouping, **sources: Any) -> str:
         ("mixed: Texas (cities), say Texas", ["Texas", "say Texas"]),
         ("a, b", ["a, b"]),
         ("(places)", ["(places)"]),
+        ("say a capital: Austin, Boise, Lima", ["say a capital"]),
+        ("time: noon", ["time: noon"]),
     ],
 )
 def test_what_a_label_names(label: str, found: list[str]) -> None:

@@ -32,7 +32,9 @@ class Concept:
 
 
 def concepts(label: str) -> list[Concept]:
-    """Those of a label, without quotes around them and without what stands in parentheses behind them."""
+    """Those of a label, without quotes around them and without what stands in parentheses behind them; of what to say, without
+    examples: "say a capital: Austin, Boise" is "say a capital".
+    """
     parts = label.removeprefix(_MIXED).split(", ") if label.startswith(_MIXED) else [label]
     return [_concept(part) for part in map(str.strip, parts) if part]
 
@@ -75,7 +77,7 @@ def shortened_name(name: str) -> str:
 
 def _concept(part: str) -> Concept:
     if says := _SAYS.fullmatch(part):
-        return Concept(_plain(says[1]), says=True)
+        return Concept(_plain(says[1].partition(": ")[0]), says=True)
     detects = _DETECTS.fullmatch(part)
     return Concept(_plain(detects[1] if detects else part))
 

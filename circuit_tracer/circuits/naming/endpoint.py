@@ -22,9 +22,8 @@ from typing import Any, Literal, get_args
 from circuit_tracer.circuits.naming.concepts import Concept, shortened_name
 from circuit_tracer.circuits.naming.names import active_members
 from circuit_tracer.circuits.naming.promoted import Active
-from circuit_tracer.circuits.naming.titles import node_numbers
 from circuit_tracer.circuits.profiles import label_of
-from circuit_tracer.circuits.supernodes import Grouping, Supernode
+from circuit_tracer.circuits.supernodes import Grouping, Supernode, members_of
 from circuit_tracer.errors import CircuitTracerError
 from circuit_tracer.features.chat import ChatModel, Messages
 from circuit_tracer.features.folder import FeatureFolder
@@ -123,8 +122,7 @@ def name_messages(
     labels: Mapping[Any, str],
 ) -> Messages:
     """The first conversation. shown: texts, each with its feature's largest activation."""
-    numbers = node_numbers(graph)
-    active = {int(graph.nodes.position[numbers[node]]) for node in group.members}
+    active = {int(graph.nodes.position[node]) for node in members_of(graph, group)}
     prompt = "".join(f"<<{text}>>" if place in active else text for place, text in enumerate(graph.token_texts))
     texts = "\n".join(
         f"{number}. {marked_text(example, most)}" for number, (example, most) in enumerate(shown, start=1)

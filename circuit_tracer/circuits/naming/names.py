@@ -19,9 +19,9 @@ import torch
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.circuits.naming.concepts import Concept, leading, several, shortened_name, tally
 from circuit_tracer.circuits.naming.promoted import Active, Records, promoted_by, promoted_in
-from circuit_tracer.circuits.naming.titles import node_numbers, titles
+from circuit_tracer.circuits.naming.titles import titles
 from circuit_tracer.circuits.profiles import label_of
-from circuit_tracer.circuits.supernodes import Grouping, Role, Supernode
+from circuit_tracer.circuits.supernodes import Grouping, Role, Supernode, members_of
 from circuit_tracer.features.labels import WORDS, read_totals, shown_token
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import node_influence
@@ -57,7 +57,7 @@ def name_groups(
 def active_members(graph: Graph, grouping: Grouping) -> list[list[Active]]:
     """The features in each group, each with its influence."""
     influence = node_influence(graph.edges, graph.blocks, graph.target_weights).tolist()
-    numbers, table = node_numbers(graph), graph.nodes
+    table = graph.nodes
     return [
         [
             Active(
@@ -66,8 +66,8 @@ def active_members(graph: Graph, grouping: Grouping) -> list[list[Active]]:
                 influence[node],
                 member,
             )
-            for member in group.members
-            if (node := numbers[member]) < table.layout.n_features
+            for node, member in zip(members_of(graph, group), group.members, strict=True)
+            if node < table.layout.n_features
         ]
         for group in grouping
     ]
@@ -99,8 +99,8 @@ def _toward(graph: Graph, group: Supernode) -> str | None:
     """The output that a group that says promotes most, by its edges."""
     if group.role != "says":
         return None
-    numbers, layout = node_numbers(graph), graph.nodes.layout
-    members = torch.tensor([numbers[node] for node in group.members], device=graph.device)
+    layout = graph.nodes.layout
+    members = torch.tensor(members_of(graph, group), device=graph.device)
     edges = graph.edges.select(torch.isin(graph.edges.source, members) & (graph.edges.target >= layout.target_start))
     given = edges.row_sum(edges.weight)[layout.targets]
     best = int(given.argmax())

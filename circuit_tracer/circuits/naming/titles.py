@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from circuit_tracer.circuits.supernodes import Grouping, Supernode
+from circuit_tracer.circuits.supernodes import Grouping, Supernode, members_of
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.nodes import NodeKind
 
 
 def titles(graph: Graph, grouping: Grouping) -> list[str]:
     """One a group, in order. Groups of one name get their tokens, their layers, and at last numbers behind it."""
-    numbers = node_numbers(graph)
-    members = [[numbers[node] for node in group.members] for group in grouping]
+    members = [members_of(graph, group) for group in grouping]
     found = [group.name or _of_nodes(graph, nodes) for group, nodes in zip(grouping, members, strict=True)]
     for tell in (_at, _layers):
         again = Counter(found)
@@ -29,14 +28,9 @@ def titles(graph: Graph, grouping: Grouping) -> list[str]:
     return found
 
 
-def node_numbers(graph: Graph) -> dict[str, int]:
-    """Numbers of nodes by their ids."""
-    return {name: number for number, name in enumerate(graph.nodes.ids())}
-
-
-def whereabouts(graph: Graph, group: Supernode, numbers: dict[str, int]) -> str:
+def whereabouts(graph: Graph, group: Supernode) -> str:
     """Such as "2 features of layer 0 at “Dallas”"."""
-    nodes = [numbers[node] for node in group.members]
+    nodes = members_of(graph, group)
     kind = "error" if group.role == "error" else "feature"
     count = f"{len(nodes)} {kind}{'s' if len(nodes) > 1 else ''}"
     layers = sorted({int(graph.nodes.layer[node]) for node in nodes})
@@ -57,7 +51,7 @@ def _of_nodes(graph: Graph, nodes: Sequence[int]) -> str:
     if kind is NodeKind.TARGET:
         row = nodes[0] - graph.nodes.layout.target_start
         label = graph.targets.label[row]
-        return f"“{label.strip() or label}”" if graph.targets.kind[row] == "logit" else label
+        return f"“{label.strip() or label}”" if graph.targets.kind[row] == "logit" else label.strip() or label
     if kind is NodeKind.ERROR:
         return f"{'errors' if len(nodes) > 1 else 'error'} {_layers(graph, nodes)} {_at(graph, nodes)}"
     if len(nodes) == 1:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from circuit_tracer.circuits.pictures.canvas import token_text
-from circuit_tracer.circuits.supernodes import Grouping, Role
-from circuit_tracer.errors import InputError
+from circuit_tracer.circuits.supernodes import Grouping, Role, members_of
 from circuit_tracer.graph.files.view import View
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.nodes import NodeKind
@@ -51,10 +50,9 @@ class Box:
 
 def boxes_of_grouping(graph: Graph, grouping: Grouping, labels: Labels, influence: Tensor) -> list[Box]:
     """One a group; those without a name are called after their member of most ``influence`` (N,)."""
-    place = {name: node for node, name in enumerate(graph.nodes.ids())}
     boxes = []
     for group in grouping:
-        nodes = _numbers(place, group.members, "the grouping has")
+        nodes = members_of(graph, group)
         chief = max(nodes, key=lambda node: float(influence[node]))
         boxes.append(_box(graph, group.name or node_name(graph, chief, labels), nodes, group.role))
     return boxes
@@ -62,12 +60,11 @@ def boxes_of_grouping(graph: Graph, grouping: Grouping, labels: Labels, influenc
 
 def boxes_of_view(graph: Graph, view: View, labels: Labels) -> list[Box]:
     """The pinned nodes and supernodes of a view; its own labels come first."""
-    place = {name: node for node, name in enumerate(graph.nodes.ids())}
     grouped = {name for _, members in view.supernodes for name in members}
     groups = [*view.supernodes, *(("", (name,)) for name in view.pinned if name not in grouped)]
     boxes = []
     for name, members in groups:
-        nodes = _numbers(place, members, "the view pins")
+        nodes = graph.nodes.numbers(members, "the view")
         text = name or view.labels.get(members[0]) or node_name(graph, nodes[0], labels)
         boxes.append(_box(graph, text, nodes, _ROLES[NodeKind(int(graph.nodes.kind[nodes[0]]))]))
     return boxes
@@ -106,9 +103,3 @@ def _box(graph: Graph, name: str, nodes: Sequence[int], role: Role) -> Box:
 def _layer(graph: Graph, node: int) -> int:
     is_target = int(graph.nodes.kind[node]) == NodeKind.TARGET
     return graph.n_layers if is_target else int(graph.nodes.layer[node])
-
-
-def _numbers(place: Mapping[str, int], names: Sequence[str], whose: str) -> list[int]:
-    if missing := [name for name in names if name not in place]:
-        raise InputError(f"{whose} nodes that this graph does not have: {', '.join(missing[:5])}")
-    return [place[name] for name in names]

@@ -69,5 +69,5 @@ def _cut(boxes: Sequence[Box], order: Sequence[int], arrows: Sequence[Arrow]) ->
         return min((before + cost(start, stop), (*starts, start)) for start, before, starts in options)
 
     starts = best(len(order), _MOST_STAGES)[1]
-    stops = (*starts[1:], len(order))
+    stops = (*starts[1:], len(order)) if order else ()
     return [list(order[start:stop]) for start, stop in zip(starts, stops, strict=True)]

@@ -82,7 +82,8 @@ def _swapped(scene: Scene, place: int, other: Scene, other_place: int, model: Tr
     rows, texts, holds = [], [], False
     for strength in STRENGTHS:
         edits = swap_groups(scene.graph, nodes, other.graph, other.ids([other_place]), strength=strength)
-        tokens = apply_edits(model, scene.graph, edits, LIVE, watch="none").tokens(1, others=(wanted,))
+        outcome = apply_edits(model, scene.graph, edits, LIVE, watch="none")
+        tokens = outcome.tokens(1, int(scene.graph.targets.position[scene.first_target]), others=(wanted,))
         said = next(token for token in tokens if token.token_id == wanted)
         top = min(tokens, key=lambda token: token.rank_after)
         rows.append(Measurement("swap", nodes, answer, "probability", said.probability_before, said.probability_after))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from circuit_tracer.circuits.naming.titles import node_numbers, titles, whereabouts
+from circuit_tracer.circuits.naming.titles import titles, whereabouts
 from circuit_tracer.circuits.quotient import Circuit, contract
 from circuit_tracer.circuits.supernodes import Grouping
 from circuit_tracer.errors import InputError
@@ -61,8 +61,13 @@ class Scene:
     @property
     def prompt(self) -> str:
         """The prompt without special tokens in front."""
-        special = _SPECIAL.match(self.graph.input_string)
-        return self.graph.input_string[special.end() if special else 0 :].strip()
+        return _plain(self.graph.input_string)
+
+    @property
+    def read(self) -> str:
+        """What of the prompt comes before the target: all of it, unless it is read further up."""
+        last = int(self.graph.targets.position[self.first_target])
+        return self.prompt if last == self.graph.n_pos - 1 else _plain("".join(self.graph.token_texts[: last + 1]))
 
     @property
     def first_target(self) -> int:
@@ -125,7 +130,7 @@ class Scene:
 
     def where(self, place: int) -> str:
         """Such as "2 features of layer 0 at “Dallas”"."""
-        return whereabouts(self.graph, self.groups[place], node_numbers(self.graph))
+        return whereabouts(self.graph, self.groups[place])
 
     def ids(self, places: Sequence[int]) -> tuple[str, ...]:
         """The nodes of groups, each once."""
@@ -134,3 +139,8 @@ class Scene:
     @property
     def _n_features(self) -> int:
         return self.graph.nodes.layout.n_features
+
+
+def _plain(text: str) -> str:
+    special = _SPECIAL.match(text)
+    return text[special.end() if special else 0 :].strip()

@@ -9,11 +9,12 @@ from circuit_tracer.circuits.story.scene import Link, Scene
 
 def answer(scene: Scene) -> str:
     """What is explained."""
-    table, prompt = scene.graph.targets, scene.prompt
-    row = scene.first_target
+    table, row = scene.graph.targets, scene.first_target
     if table.kind[row] != "logit":
-        return f"On “{prompt}” the graph explains {scene.titles[scene.answer]}."
-    return f"After “{prompt}” the model says {scene.titles[scene.answer]} with {percent(float(table.weight[row]))}."
+        return f"On “{scene.prompt}” the graph explains {scene.titles[scene.answer]}."
+    weight = float(table.weight[row])
+    says = "says {} with" if weight > 0.5 else "gives {} a probability of"  # of a smaller one, another may be said
+    return f"After “{scene.read}” the model {says.format(scene.titles[scene.answer])} {percent(weight)}."
 
 
 def chains(scene: Scene) -> str:

@@ -52,15 +52,13 @@ def swap_groups(
 
 def _features(graph: Graph, group: Sequence[str]) -> dict[FeatureAt, float]:
     """The features among some nodes, with their activations."""
-    number = {each: node for node, each in enumerate(graph.nodes.ids())}
-    missing = [each for each in group if each not in number]
-    if missing:
-        raise InputError(f"node {missing[0]!r} is not in the graph of {graph.input_string!r}")
     found = {}
-    for node in sorted(number[each] for each in group):
+    for node in sorted(graph.nodes.numbers(group, f"a group of {graph.input_string!r}")):
         if node < graph.nodes.layout.n_features:
             layer, position, index = graph.active_features[graph.selected_features[node]].tolist()
             found[FeatureAt(layer, position, index)] = float(graph.nodes.activation[node])
     if not found:
-        raise InputError(f"the group {list(group)!r} of {graph.input_string!r} holds no feature")
+        raise InputError(
+            f"the group {list(group)!r} of {graph.input_string!r} holds no feature; only features can be put in another's place"
+        )
     return found

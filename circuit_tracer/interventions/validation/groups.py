@@ -22,12 +22,11 @@ from torch import Tensor
 from circuit_tracer.arguments import require_seed, typed
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
-from circuit_tracer.graph.files.node_ids import node_ids
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.validation import Agreement, GroupEffect, GroupLink, GroupTest, RandomGroups
 from circuit_tracer.interventions.validation.bench import Bench, Condition, Readings, Sources
 from circuit_tracer.interventions.validation.circuit import circuit_of_nodes
-from circuit_tracer.interventions.validation.prediction import path_effects
+from circuit_tracer.interventions.validation.prediction import padded, path_effects
 from circuit_tracer.interventions.validation.statistics import agreement
 from circuit_tracer.interventions.validation.target_reads import measurable_targets
 from circuit_tracer.models.surroundings import plain_torch
@@ -116,8 +115,7 @@ class _Experiments:
         self.graph, self.random_groups, self.layout = graph, random_groups, graph.nodes.layout
         require_seed(seed)
         self.generator = torch.Generator().manual_seed(seed)
-        self.ids = node_ids(graph)
-        self.number = {each: node for node, each in enumerate(self.ids)}
+        self.ids = graph.nodes.ids()
         found = {name: nodes for name, each in groups.items() if len(nodes := self._nodes(name, each))}
         self.names, self.nodes = list(found), list(found.values())
         self.features = [nodes[nodes < self.layout.n_features] for nodes in self.nodes]
@@ -131,7 +129,10 @@ class _Experiments:
         """One for each group."""
         if not self.nodes:
             return []
-        predicted = {"edges": self._edges(), "paths": path_effects(self.graph, _padded(self.nodes))}
+        predicted = {
+            "edges": self._edges(),
+            "paths": path_effects(self.graph, padded([nodes.tolist() for nodes in self.nodes])),
+        }
         held = self._measure(self.nodes, CONSTRAINED)
         there = [place for place, nodes in enumerate(self.nodes) if int(nodes.max()) < self.layout.token_start]
         live = self._measure([self.nodes[place] for place in there], LIVE)
@@ -164,13 +165,7 @@ class _Experiments:
         return [*token_strings(ids.cpu(), self.bench.model.tokenizer)]
 
     def _nodes(self, name: str, members: Sequence[str]) -> Tensor:
-        for member in members:
-            if member not in self.number:
-                raise InputError(
-                    f"group {name!r} names node {member!r}, which this graph does not have; its nodes are spelled like "
-                    f"{self.ids[0]!r} (graph.nodes.ids())"
-                )
-        nodes = sorted({self.number[member] for member in members})
+        nodes = sorted({*self.graph.nodes.numbers(members, f"the group {name!r}")})
         return torch.tensor([node for node in nodes if node < self.layout.target_start], dtype=torch.int64)
 
     def _edges(self) -> Tensor:
@@ -261,12 +256,6 @@ def _nothing(bench: Bench) -> Readings:
     """The readings of no experiment."""
     none = bench.clean.final.new_zeros(0, len(bench.targets))
     return Readings(none, none, bench.clean.final[None][:0])
-
-
-def _padded(groups: Sequence[Tensor]) -> Tensor:
-    """(G, largest size): each group's first member again where it is smaller."""
-    size = max(map(len, groups))
-    return torch.stack([torch.cat([nodes, nodes[:1].expand(size - len(nodes))]) for nodes in groups])
 
 
 def _middle(values: list[float]) -> tuple[float, float, float]:

@@ -5,15 +5,15 @@ Letters: N nodes, n sources taken out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.graph.influence import row_mass
 from circuit_tracer.graph.order import edge_indices
+from circuit_tracer.graph.shares import input_shares
 
 NUMBERS_AT_ONCE = 1 << 22
 
@@ -37,8 +37,7 @@ def path_effects(graph: Graph, sources: Tensor) -> Tensor:
 
 def influences(graph: Graph, sources: Tensor) -> Tensor:
     """(N, n) float64: influence of each source on every node, the sum over paths of shares of |input|."""
-    taken, mass = _taken(graph, sources), row_mass(graph.edges).cpu()
-    share = graph.edges.weight.abs().double().cpu() / mass.repeat_interleave(graph.edges.row_ptr.diff().cpu())
+    taken, share = _taken(graph, sources), input_shares(graph.edges).abs().cpu()
     return _sweep(graph, taken, lambda rows, flow: flow + taken[rows], share)
 
 
@@ -64,3 +63,10 @@ def _sweep(graph: Graph, moved: Tensor, relative: Callable[[Tensor, Tensor], Ten
             arrived.index_add_(0, target[piece], weight[which, None] * moved[edges.source[which]])
         moved[rows] = relative(rows, arrived[rows])
     return arrived
+
+
+def padded(groups: Sequence[Sequence[int]]) -> Tensor:
+    """(G, size of the largest) rows; smaller groups repeat their first."""
+    size = max(map(len, groups), default=1)
+    filled = [[*rows, *[rows[0]] * (size - len(rows))] for rows in groups]
+    return torch.tensor(filled, dtype=torch.int64).reshape(len(groups), size)
