@@ -26,7 +26,7 @@ from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.viewer.page import write_page
 
 SLUG = "demo"
-GROUPED = 0.9  # of the influence; a small graph can show more than the usual 80 %
+GROUPED = 0.85  # of the influence; a small graph can show more than the usual 80 %
 SWAPS = {"state": ("California", "Texas"), "country": ("France", "Italy")}  # by kind; the first that is not asked about
 
 

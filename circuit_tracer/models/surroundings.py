@@ -29,12 +29,12 @@ def plain_torch() -> Iterator[None]:
 
 
 @contextmanager
-def fitting_threads(d_model: int) -> Iterator[None]:
+def fitting_threads(d_model: int | None) -> Iterator[None]:
     """Inside, torch uses one CPU thread for a narrow model: its many operations are so short that threads mostly wait for each
     other, on a busy machine fifty times as long as the work takes. Others run as they were set.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if d_model <= NARROW else before)
+    torch.set_num_threads(1 if d_model is not None and d_model <= NARROW else before)
     try:
         yield
     finally:

@@ -61,7 +61,7 @@ def _passes_others(flow: nx.DiGraph, a: int, b: int) -> bool:
     """Whether a path leads from one of the two to the other through a third."""
     direct = [edge for edge in ((a, b), (b, a)) if flow.has_edge(*edge)]
     flow.remove_edges_from(direct)
-    found = nx.has_path(flow, a, b) or nx.has_path(flow, b, a)
+    found = bool(nx.has_path(flow, a, b) or nx.has_path(flow, b, a))
     flow.add_edges_from(direct)
     return found
 
@@ -78,5 +78,7 @@ def _height(graph: Graph, group: Supernode) -> int:
 
 def _ordered(graph: Graph, *groups: Supernode) -> tuple[str, ...]:
     """Their members, in the graph's order."""
-    numbers = {number: name for group in groups for number, name in zip(members_of(graph, group), group.members, strict=True)}
+    numbers = {
+        number: name for group in groups for number, name in zip(members_of(graph, group), group.members, strict=True)
+    }
     return tuple(numbers[number] for number in sorted(numbers))

@@ -2,7 +2,8 @@
 
 effect_v = sum over features of activation * (decoder rows, summed over the layers written to) . (gain * W_U[v]), less its mean:
 `features/logits.py` of the sum instead of each. Without the model, the same sum over what the records of features keep: their
-strongest tokens. A token counts if its effect stands out from what so many tokens of this spread would give by chance.
+strongest tokens. A token counts if its effect stands out from what so many tokens of this spread would give by chance, and
+is nearly that of the strongest one.
 
 Letters: n features of a group, V vocabulary.
 """
@@ -21,6 +22,8 @@ from circuit_tracer.features.labels import STANDS_OUT, WORDS, shown_token
 from circuit_tracer.features.logits import vocabulary_effects, vocabulary_of
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import token_strings
+
+BESIDE = 0.9  # of the strongest token's effect: others of more are named beside it
 
 Place = tuple[int, int]
 
@@ -56,7 +59,8 @@ def promoted_by(members: Sequence[Active], model: Traceable) -> list[str]:
     values, ids = effect_V.topk(min(WORDS, len(effect_V)))
     chance = _by_chance(float(effect_V.std(correction=0)), len(effect_V))
     texts = token_strings(ids.cpu(), model.tokenizer)
-    return [shown_token(text) for text, value in zip(texts, values.tolist(), strict=True) if value > chance]
+    least = max(chance, BESIDE * float(values[0]))
+    return [shown_token(text) for text, value in zip(texts, values.tolist(), strict=True) if value > least]
 
 
 def promoted_in(members: Sequence[Active], records: Records) -> list[str]:
@@ -73,7 +77,10 @@ def promoted_in(members: Sequence[Active], records: Records) -> list[str]:
             effects[token] += member.activation * value
     chance = _by_chance(math.sqrt(variance), vocabulary)
     strongest = sorted(effects, key=lambda token: (-effects[token], token))[:WORDS]
-    return [shown_token(token) for token in strongest if vocabulary and effects[token] > chance]
+    if not vocabulary or not strongest:
+        return []
+    least = max(chance, BESIDE * effects[strongest[0]])
+    return [shown_token(token) for token in strongest if effects[token] > least]
 
 
 def _by_chance(spread: float, vocabulary: int) -> float:

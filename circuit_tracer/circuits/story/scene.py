@@ -14,7 +14,7 @@ from circuit_tracer.circuits.supernodes import Grouping
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 
-LEAST_INFLUENCE = 0.03  # of the total: groups that pass on less are not spoken of
+LEAST_INFLUENCE = 0.05  # of the total: groups that pass on less are not spoken of
 MOST_GROUPS = 12  # groups of features that are spoken of
 LEAST_SHARE = 0.05  # of a group's input: sources of less are not named
 MOST_SOURCES = 3
