@@ -3,7 +3,7 @@
 effect_v = sum over features of activation * (decoder rows, summed over the layers written to) . (gain * W_U[v]), less its mean:
 `features/logits.py` of the sum instead of each. Without the model, the same sum over what the records of features keep: their
 strongest tokens. A token counts if its effect stands out from what so many tokens of this spread would give by chance, and
-is nearly that of the strongest one.
+is nearly that of the strongest one; or if it is the strongest of all and an output of the prompt, which by chance it is once in V.
 
 Letters: n features of a group, V vocabulary.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -46,8 +46,8 @@ class Records(Protocol):
 
 @plain_torch()
 @torch.no_grad()
-def promoted_by(members: Sequence[Active], model: Traceable) -> list[str]:
-    """At most ``WORDS`` tokens, strongest first; [] if none stands out."""
+def promoted_by(members: Sequence[Active], model: Traceable, outputs: Collection[int] = ()) -> list[str]:
+    """At most ``WORDS`` tokens, strongest first; [] if none counts. outputs: token ids of the prompt's outputs."""
     layers = sorted({member.place[0] for member in members})
     written = torch.zeros(model.parts.config.d_model, device=model.parts.device)
     for layer in layers:
@@ -58,9 +58,10 @@ def promoted_by(members: Sequence[Active], model: Traceable) -> list[str]:
     effect_V = vocabulary_effects(model.parts, written[None], vocabulary_of(model))[0]
     values, ids = effect_V.topk(min(WORDS, len(effect_V)))
     chance = _by_chance(float(effect_V.std(correction=0)), len(effect_V))
-    texts = token_strings(ids.cpu(), model.tokenizer)
     least = max(chance, BESIDE * float(values[0]))
-    return [shown_token(text) for text, value in zip(texts, values.tolist(), strict=True) if value > least]
+    texts = [shown_token(text) for text in token_strings(ids.cpu(), model.tokenizer)]
+    standing = [text for text, value in zip(texts, values.tolist(), strict=True) if value > least]
+    return standing or (texts[:1] if int(ids[0]) in outputs and values[0] > 0 else [])
 
 
 def promoted_in(members: Sequence[Active], records: Records) -> list[str]:
