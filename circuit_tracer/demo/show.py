@@ -118,11 +118,13 @@ def write_files(
     """Write the files of a graph and its story; what was written, by path."""
     keep_grouping(graph, groups)
     # Pruned as the groups were, so that a share is the same on the page as in the story and the picture.
-    json_file = create_graph_files(graph, SLUG, folder, scan="circuit-tracing-demo", labels=labels)
+    json_file = create_graph_files(
+        graph, SLUG, folder, scan="circuit-tracing-demo", labels=labels, node_threshold=GROUPED
+    )
     native = graph.save(folder / f"{SLUG}.safetensors")
     picture = folder / f"{SLUG}.svg"
     draw(graph, picture, grouping=groups, labels=labels)
-    page = write_page(graph, folder / f"{SLUG}.html", slug=SLUG, labels=labels)
+    page = write_page(graph, folder / f"{SLUG}.html", slug=SLUG, labels=labels, node_threshold=GROUPED)
     text = folder / f"{SLUG}.md"
     with atomic_write(text) as temporary:
         temporary.write_text(story.markdown(), encoding="utf-8")

@@ -3,7 +3,8 @@
 effect_v = sum over features of activation * (decoder rows, summed over the layers written to) . (gain * W_U[v]), less its mean:
 `features/logits.py` of the sum instead of each. Without the model, the same sum over what the records of features keep: their
 strongest tokens. A token counts if its effect stands out from what so many tokens of this spread would give by chance, and
-is nearly that of the strongest one; or if it is the strongest of all and an output of the prompt, which by chance it is once in V.
+is nearly that of the strongest one; or if it is the strongest of all and an output of the prompt, which by chance it is once
+in V.
 
 Letters: n features of a group, V vocabulary.
 """
