@@ -69,4 +69,5 @@ def shares(model: ReplacementModel, labels: Named, statements: Sequence[Statemen
     step = max(1, -(-len(statements) // at_most))
     parts = [astuple(carried(attribute(one.prompt, model), labels)) for one in statements[::step]]
     mixed, several, whole = (sum(column) for column in zip(*parts, strict=True))
-    return {"mixed": round(mixed / whole, 4), "several_answers": round(several / whole, 4)} if whole else {}
+    whole = whole or 1.0  # none that fires: nothing of nothing
+    return {"mixed": round(mixed / whole, 4), "several_answers": round(several / whole, 4)}

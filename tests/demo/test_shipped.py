@@ -85,7 +85,9 @@ def test_the_published_numbers_meet_their_aims(metrics: dict[str, Any]) -> None:
     n_features = metrics["recipe"]["transcoder"]["n_features"]
     never = metrics["features_never_active_by_layer"]
     assert sum(never) < 0.05 * n_features * len(never)
-    assert min(metrics["answer_kept_with_all_mlps_replaced"].values()) >= 0.95
+    kept = dict(metrics["answer_kept_with_all_mlps_replaced"])
+    assert kept.pop("two_hop_reserved_cities") >= 0.9  # of cities that the transcoder never saw
+    assert min(kept.values()) >= 0.95
     assert metrics["entity_features"]["prompts_with_one_active"]["two_hop"] >= 0.9
     assert all(one["passes"] for one in metrics["shown"])
 

@@ -19,6 +19,7 @@ import torch
 
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.circuits.naming.concepts import Concept, is_kind, leading, several, shortened_name, tally
+from circuit_tracer.circuits.naming.namesakes import join_namesakes
 from circuit_tracer.circuits.naming.promoted import Active, Records, promoted_by, promoted_in
 from circuit_tracer.circuits.naming.titles import titles
 from circuit_tracer.circuits.profiles import label_of
@@ -42,7 +43,7 @@ def name_groups(
     labels: by node id, or of features by (layer, index). features: records by (layer, index), such as a ``FeatureFolder``.
     model: the one that the graph was traced with, for the tokens that groups promote; without it, from the records. over:
     groups that have a name get a new one too. Groups of tokens, errors and outputs are left without: `titles` says what they
-    are. No two names are alike.
+    are. Groups of features that get one name, role and place become one (namesakes.py); no two names are alike.
     """
     named, outputs = {}, output_tokens(graph)
     for place, members in enumerate(active_members(graph, grouping)):
@@ -50,9 +51,11 @@ def name_groups(
         if members and (over or not group.name):
             name = _name(group.role, members, labels or {}, features, model, outputs) or _toward(graph, group)
             named[place] = shortened_name(name or "")
-    found = grouping.named(named)
+    named = {place: name for place, name in named.items() if name}
+    fresh = {member for place in named for member in grouping.supernodes[place].members}
+    found = join_namesakes(graph, grouping.named(named), named)
     told = titles(graph, found)  # alike ones apart
-    return found.named({place: told[place] for place, name in named.items() if name})
+    return found.named({place: told[place] for place, group in enumerate(found) if group.members[0] in fresh})
 
 
 def output_tokens(graph: Graph) -> set[int]:
