@@ -35,7 +35,7 @@ from benchmarks.explanations.swaps import asks_the_same, swaps
 from benchmarks.explanations.truth import concept_of, named
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.circuits.naming import name_groups
-from circuit_tracer.circuits.naming.names import active_members
+from circuit_tracer.circuits.naming.names import active_members, output_tokens
 from circuit_tracer.circuits.naming.promoted import promoted_by
 from circuit_tracer.circuits.story import Contrast, Story, tell
 from circuit_tracer.circuits.supernodes import Grouping, Supernode
@@ -149,9 +149,9 @@ def _promoted(cases: Sequence[Explained], model: Traceable) -> float:
     hits = []
     for case in cases:
         for group, members in zip(case.grouping, active_members(case.graph, case.grouping), strict=True):
-            said = named(group.name)[0].removeprefix("say ")
+            said = named(group.name)[0].removeprefix("say ").rpartition(": ")[2]
             if group.name.startswith("say ") and concept_of(f"say {said}") not in RELATIONS_SAID:
-                hits.append(float(said in promoted_by(members, model)))
+                hits.append(float(said in promoted_by(members, model, output_tokens(case.graph))))
     return _mean(hits)
 
 

@@ -42,5 +42,6 @@ def is_named_after(title: str, thing: str) -> bool:
 
 
 def says(title: str, answer: str) -> bool:
-    """Whether a group is called by what it says, and the answer comes first."""
-    return named(title)[0] == f"say {answer}"
+    """Whether a group is called by what it says, and the answer comes first: "say Austin", "say a capital: Austin"."""
+    said, _, example = named(title)[0].partition(": ")
+    return said.startswith("say ") and (example or said.removeprefix("say ")) == answer

@@ -25,7 +25,7 @@ from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.nodes import NodeKind
 from circuit_tracer.graph.pruning import PrunePolicy, PruneResult, prune_graph
 from circuit_tracer.interventions.validation.statistics import agreement, mean
-from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.models.surroundings import fitting_threads, plain_torch
 
 LIKENESS = 0.5  # of the halves of a group at least: more alike than not
 PURITY = 0.85  # of a group at least
@@ -74,7 +74,8 @@ def group_nodes(
         position,
         Bounds(max_layers, max_positions, LIKENESS),
     )
-    rows, score = _cut(graph, pruned, profiles, tree, model, purity)
+    with fitting_threads(graph.cfg.d_model):
+        rows, score = _cut(graph, pruned, profiles, tree, model, purity)
     settings = {
         "node_threshold": node_threshold,
         "edge_threshold": edge_threshold,

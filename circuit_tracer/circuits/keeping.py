@@ -6,7 +6,7 @@ from circuit_tracer.circuits.quotient import Circuit, contract
 from circuit_tracer.circuits.supernodes import Grouping
 from circuit_tracer.graph.graph import Graph
 
-PINNED = 0.02  # of the influence on the targets: groups with less are not pinned by themselves
+PINNED = 0.05  # of the influence on the targets: groups with less are not pinned by themselves
 
 
 def keep_grouping(graph: Graph, grouping: Grouping) -> Circuit:

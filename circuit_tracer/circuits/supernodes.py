@@ -1,10 +1,11 @@
 """Groups of a graph's nodes that do one thing together, and a graph's grouping as a whole."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import FileFormatError, InputError, shortened
 from circuit_tracer.graph.graph import Graph
 
 # What a group does: is a token of the prompt, reads the input, promotes an output, does both, stands for what the
@@ -26,7 +27,7 @@ class Supernode:
             raise InputError(f"the group {self.name!r} has no members: a group is of at least one node")
         if self.role not in ROLES:
             raise InputError(f"{self.role!r} is not the role of a group: {', '.join(ROLES)}")
-        if again := [node for number, node in enumerate(self.members) if node in self.members[:number]]:
+        if again := [node for node, times in Counter(self.members).items() if times > 1]:
             raise InputError(f"the group {self.called!r} has the node {again[0]!r} twice; name each member once")
 
     @property
@@ -101,7 +102,7 @@ class Grouping:
     def from_json(cls, values: Any) -> "Grouping":
         """Raises FileFormatError for what is none."""
         try:
-            groups = tuple(Supernode(name, role, tuple(members)) for name, role, members in values["supernodes"])
+            groups = tuple(_supernode(*row) for row in values["supernodes"])
             score = None if values["score"] is None else GroupingScore(**values["score"])
             return cls(groups, dict(values["settings"]), score)
         except (LookupError, TypeError, ValueError, InputError) as error:
@@ -111,3 +112,9 @@ class Grouping:
         """`[[name, id, id, ...], ...]`, as `qParams.supernodes` of the viewer and of Neuronpedia has groups: those of
         two nodes or more, and those that have a name."""
         return [[group.name, *group.members] for group in self.supernodes if len(group.members) > 1 or group.name]
+
+
+def _supernode(name: Any, role: Any, members: Any) -> Supernode:
+    if not isinstance(name, str) or not isinstance(members, list) or not all(isinstance(each, str) for each in members):
+        raise TypeError(f"{shortened([name, role, members])} is no [name, role, [node id, ...]]")
+    return Supernode(name, role, tuple(members))

@@ -72,7 +72,10 @@ def group(
     cut: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     grouping = group_nodes(subject, model, labels=called, **asdict(pruning), **cut)
     grouping = name_groups(subject, grouping, labels=called, model=model)
+    before = subject.grouping
     circuit = keep_grouping(subject, grouping)
+    if subject.grouping != before:
+        subject.story = None  # it was told of other groups
     subject.save(target)
     total, called_by = float(subject.target_weights.sum()), titles(subject, Grouping(circuit.groups))
     text = f"{as_text(grouping, circuit, called_by, total)}\n\nwrote      {target}"

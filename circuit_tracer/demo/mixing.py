@@ -65,11 +65,9 @@ def kinds(folder: Path, labels: Labels, at_most: int) -> dict[str, Any]:
 
 
 def shares(model: ReplacementModel, labels: Named, statements: Sequence[Statement], at_most: int) -> dict[str, float]:
-    """Shares of the features' influence, summed over graphs of ``at_most`` of the prompts (evenly chosen); 0 of none."""
+    """Shares of the features' influence, summed over graphs of ``at_most`` of the prompts (evenly chosen)."""
     step = max(1, -(-len(statements) // at_most))
     parts = [astuple(carried(attribute(one.prompt, model), labels)) for one in statements[::step]]
     mixed, several, whole = (sum(column) for column in zip(*parts, strict=True))
-    return {
-        name: round(part / whole, 4) if whole else 0.0
-        for name, part in (("mixed", mixed), ("several_answers", several))
-    }
+    whole = whole or 1.0  # none that fires: nothing of nothing
+    return {"mixed": round(mixed / whole, 4), "several_answers": round(several / whole, 4)}

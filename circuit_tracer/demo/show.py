@@ -26,7 +26,7 @@ from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.viewer.page import write_page
 
 SLUG = "demo"
-GROUPED = 0.9  # of the influence; a small graph can show more than the usual 80 %
+GROUPED = 0.85  # of the influence; a small graph can show more than the usual 80 %
 SWAPS = {"state": ("California", "Texas"), "country": ("France", "Italy")}  # by kind; the first that is not asked about
 
 
@@ -118,11 +118,13 @@ def write_files(
     """Write the files of a graph and its story; what was written, by path."""
     keep_grouping(graph, groups)
     # Pruned as the groups were, so that a share is the same on the page as in the story and the picture.
-    json_file = create_graph_files(graph, SLUG, folder, scan="circuit-tracing-demo", labels=labels)
+    json_file = create_graph_files(
+        graph, SLUG, folder, scan="circuit-tracing-demo", labels=labels, node_threshold=GROUPED
+    )
     native = graph.save(folder / f"{SLUG}.safetensors")
     picture = folder / f"{SLUG}.svg"
     draw(graph, picture, grouping=groups, labels=labels)
-    page = write_page(graph, folder / f"{SLUG}.html", slug=SLUG, labels=labels)
+    page = write_page(graph, folder / f"{SLUG}.html", slug=SLUG, labels=labels, node_threshold=GROUPED)
     text = folder / f"{SLUG}.md"
     with atomic_write(text) as temporary:
         temporary.write_text(story.markdown(), encoding="utf-8")

@@ -57,6 +57,7 @@ class TranscoderRecipe:
     balance: float = 0.5  # a context seen n times is drawn with weight n ** balance
     jitter: float = 0.5  # how far embeddings are moved, in lengths of an embedding row
     copies: int = 7  # of every context with its embeddings moved, beside itself
+    planted: bool = True  # whether features start as contexts; else as the trainer starts them
 
 
 class Draws:
@@ -137,7 +138,7 @@ def configuration(recipe: TranscoderRecipe, seed: int, out: Path, kind: Kind = "
 
 
 def initial_state(contexts: Contexts, config: TrainingConfig, recipe: TranscoderRecipe) -> TrainingState:
-    """Planted weights, and the space of training as contexts are drawn."""
+    """Weights at the first step, and the space of training as contexts are drawn."""
     weight_N1 = _weights(contexts, recipe)[:, None]
     moments = []
     for side_LND in (contexts.x_LND, contexts.y_LND):
@@ -145,6 +146,8 @@ def initial_state(contexts: Contexts, config: TrainingConfig, recipe: Transcoder
         moments += [mean_LD, (weight_N1 * (side_LND - mean_LD[:, None]).square()).sum((1, 2))]
     space = Normalisation.from_moments(*moments)
     state = TrainingState.initial(config, space, None, torch.device("cpu"), FeatureRanks())
+    if not recipe.planted:
+        return state
     unmoved = slice(contexts.x_LND.shape[1] // (recipe.copies + 1))
     x_SND = torch.stack([space.x(layer, x_ND[unmoved]) for layer, x_ND in enumerate(contexts.x_LND)])
     y_SND = space.y(contexts.y_LND[:, unmoved].transpose(0, 1)).transpose(0, 1)

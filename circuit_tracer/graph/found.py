@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar, overload
-
-if TYPE_CHECKING:
-    from circuit_tracer.graph.graph import Graph
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 T = TypeVar("T")
 _KEPT = "_found_"
+
+
+class HasEdges(Protocol):
+    """A graph, as far as this file knows."""
+
+    @property
+    def edges(self) -> Any:
+        """Read after changes: what was found before them is gone."""
 
 
 class Found(Generic[T]):
@@ -20,8 +25,8 @@ class Found(Generic[T]):
     @overload
     def __get__(self, graph: None, owner: type) -> Found[T]: ...
     @overload
-    def __get__(self, graph: Graph, owner: type) -> T | None: ...
-    def __get__(self, graph: Graph | None, owner: type) -> Found[T] | T | None:
+    def __get__(self, graph: HasEdges, owner: type) -> T | None: ...
+    def __get__(self, graph: HasEdges | None, owner: type) -> Found[T] | T | None:
         """What there is, after changes of the edges have been seen."""
         if graph is None:
             return self
@@ -29,11 +34,11 @@ class Found(Generic[T]):
         value: T | None = vars(graph).get(self.kept_as)
         return value
 
-    def __set__(self, graph: Graph, value: T | None) -> None:
+    def __set__(self, graph: HasEdges, value: T | None) -> None:
         vars(graph)[self.kept_as] = value
 
 
-def forget(graph: Graph) -> None:
+def forget(graph: HasEdges) -> None:
     """All of it: the edges are others."""
     for name in [name for name in vars(graph) if name.startswith(_KEPT)]:
         del vars(graph)[name]

@@ -56,6 +56,9 @@ def test_names_are_read_without_what_tells_them_apart() -> None:
     for name in ("New York, Texas", "say New York", "New York City", "York"):
         assert not is_named_after(name, "New York")
     assert says("say Austin, Albany at “is” L2", "Austin")
+    assert says("say a capital: Austin, Albany at “is” L2", "Austin")
+    assert not says("say a capital: Albany", "Austin")
+    assert not says("say a capital", "capital")
     assert not says("say Albany, Austin", "Austin")
     assert not says("Austin", "Austin")
 

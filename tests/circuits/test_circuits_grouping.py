@@ -92,7 +92,8 @@ def test_the_demo_goes_from_the_city_over_a_group_to_what_is_said(graph: Graph) 
     [(token, whole)] = circuit.inputs(source)
     assert circuit.nodes[token] == (graph.nodes.layout.token_start + DALLAS,)
     assert whole == pytest.approx(1)
-    assert any(CAPITAL in position[list(nodes)] for nodes in circuit.nodes if len(nodes) > 1)
+    detectors = [nodes for group, nodes in zip(circuit.groups, circuit.nodes, strict=True) if group.role == "detects"]
+    assert any(CAPITAL in position[list(nodes)] for nodes in detectors)
 
 
 def test_purity_is_the_agreement_of_effects_and_causes(graph: Graph) -> None:

@@ -103,6 +103,8 @@ def test_a_group_that_says_is_named_by_what_its_members_promote_together() -> No
         PLACES[1]: {**record, "top_logits": [" other", " both"], "top_logit_values": [9.0, 8.0]},
     }
     assert named(group(0, 1, role="says"), features=records).startswith("say both")
+    kinds = dict.fromkeys(PLACES[:2], "say a capital")
+    assert named(group(0, 1, role="says"), features=records, labels=kinds).startswith("say a capital: both")
     quiet = {place: {**each, "logit_spread": 100.0} for place, each in records.items()}
     assert "both" not in named(group(0, 1, role="says"), features=quiet)
 
@@ -123,6 +125,11 @@ def test_effects_on_the_vocabulary_are_those_of_the_model() -> None:
     chance = STANDS_OUT * float(effect.std(correction=0)) * math.sqrt(2 * math.log(len(effect)))
     expected = int((effect > chance).sum())
     assert len(promoted_by(members, model)) == min(WORDS, expected)
+    best = int(effect.argmax())
+    assert len(promoted_by(members, model, {best})) == max(
+        1, min(WORDS, expected)
+    )  # an output, and the strongest of all
+    assert promoted_by(members, model, {(best + 1) % len(effect)}) == promoted_by(members, model)
 
 
 def test_examples_name_what_has_no_label() -> None:

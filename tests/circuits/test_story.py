@@ -193,3 +193,12 @@ def test_chains_are_the_best_ways_of_all(seed: int) -> None:
     top = max((weight for _, weight, _ in found.values()), default=0.0)
     ranked = sorted(found.values(), key=lambda each: (-each[0], -each[1]))
     assert scene.chains == [list(way) for _, weight, way in ranked if weight >= LEAST_CHAIN * top][:MOST_CHAINS]
+
+
+def test_the_answer_is_told_of_the_place_where_it_is_read(model: ReplacementModel) -> None:
+    graph = attribute(PROMPT, model, position=4)
+    told = tell(graph, None, Grouping(())).sentences[0].text
+    assert told.startswith("After “the capital of the” the model says “state” at 4 with ")
+    asked = attribute(PROMPT, model, attribution_targets=[" Sacramento"])
+    told = tell(asked, None, Grouping(())).sentences[0].text
+    assert told == f"After “{PROMPT}” the model gives “Sacramento” a probability of under 0.1 %."

@@ -86,7 +86,7 @@ def test_the_published_numbers_meet_their_aims(metrics: dict[str, Any]) -> None:
     never = metrics["features_never_active_by_layer"]
     assert sum(never) < 0.05 * n_features * len(never)
     kept = dict(metrics["answer_kept_with_all_mlps_replaced"])
-    assert kept.pop("two_hop_reserved_cities") >= 0.9  # cities that the transcoder never saw
+    assert kept.pop("two_hop_reserved_cities") >= 0.9  # of cities that the transcoder never saw
     assert min(kept.values()) >= 0.98
     assert metrics["entity_features"]["prompts_with_one_active"]["two_hop"] >= 0.9
     assert all(one["passes"] for one in metrics["shown"])

@@ -188,8 +188,10 @@ def test_groups_of_the_file_are_offered_accepted_and_undone(told: Page) -> None:
     assert told.js("document.querySelectorAll('.box .tools').length") == 0  # only looked at
     told.key("Escape")
     assert texts(told, ".box-name") == ["“one”"]
+    assert told.js("document.activeElement.dataset.testid") == "group-all"
     told.click("[data-testid=group-all]")
     told.click("[data-testid=offer-accept]")
+    assert told.js("document.activeElement.className").startswith("panel subgraph-panel")
     assert [group["name"] for group in state(told, "groups")] == ["pair", "first word"]
     assert state(told, "pinned") == ["E_10_0", "0_6_1", "1_7_1", "0_5_0", "3_20_1"]
     told.click("[data-testid=undo]")

@@ -59,6 +59,11 @@ def leading(weights: Mapping[Concept, float], total: float) -> str | None:
     return str(ranked[0]) if weights[ranked[0]] - second >= AHEAD * total else None
 
 
+def is_kind(name: str) -> bool:
+    """Whether what is said is any of a kind: "say a capital", not "say Austin"."""
+    return name.startswith(("say a ", "say an ", "say the "))
+
+
 def several(weights: Mapping[Concept, float], total: float) -> str | None:
     """The first concepts of a group that does several things; "…" says that there are more of them."""
     named = list(weights)[:NAMED]

@@ -2,22 +2,24 @@
 
 A group that detects is named by the concept that half of its members' labels name, by influence, and clearly more than any
 other: what labels of several concepts have in common. One that says, by the tokens that its members together make likelier on
-this prompt, should any stand out (promoted.py): that is what it does here, where a label is what it does elsewhere; else by a
-concept of what to say. Where no concept leads so, the first two name the group and "…" says that there are more. Without
-labels the tokens of examples on which its members are most active name it; one that says, the output that it promotes most by
-its edges. What is left without a name is called by where it is (titles.py).
+this prompt, should any count (promoted.py): that is what it does here, where a label is what it does elsewhere; behind the
+kind of thing to say if labels name one ("say a capital: Austin"); else by a concept of what to say. Where no concept leads
+so, the first two name the group and "…" says that there are more. Without labels the tokens of examples on which its members
+are most active name it; one that says, the output that it promotes most by its edges. What is left without a name is called
+by where it is (titles.py).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.circuits.naming.concepts import Concept, leading, several, shortened_name, tally
+from circuit_tracer.circuits.naming.concepts import Concept, is_kind, leading, several, shortened_name, tally
+from circuit_tracer.circuits.naming.namesakes import join_namesakes
 from circuit_tracer.circuits.naming.promoted import Active, Records, promoted_by, promoted_in
 from circuit_tracer.circuits.naming.titles import titles
 from circuit_tracer.circuits.profiles import label_of
@@ -41,17 +43,25 @@ def name_groups(
     labels: by node id, or of features by (layer, index). features: records by (layer, index), such as a ``FeatureFolder``.
     model: the one that the graph was traced with, for the tokens that groups promote; without it, from the records. over:
     groups that have a name get a new one too. Groups of tokens, errors and outputs are left without: `titles` says what they
-    are. No two names are alike.
+    are. Groups of features that get one name, role and place become one (namesakes.py); no two names are alike.
     """
-    named = {}
+    named, outputs = {}, output_tokens(graph)
     for place, members in enumerate(active_members(graph, grouping)):
         group = grouping.supernodes[place]
         if members and (over or not group.name):
-            name = _name(group.role, members, labels or {}, features, model) or _toward(graph, group)
+            name = _name(group.role, members, labels or {}, features, model, outputs) or _toward(graph, group)
             named[place] = shortened_name(name or "")
-    found = grouping.named(named)
+    named = {place: name for place, name in named.items() if name}
+    fresh = {member for place in named for member in grouping.supernodes[place].members}
+    found = join_namesakes(graph, grouping.named(named), named)
     told = titles(graph, found)  # alike ones apart
-    return found.named({place: told[place] for place, name in named.items() if name})
+    return found.named({place: told[place] for place, group in enumerate(found) if group.members[0] in fresh})
+
+
+def output_tokens(graph: Graph) -> set[int]:
+    """Token ids of the outputs that a graph explains."""
+    table = graph.targets
+    return {int(table.token_id[row]) for row, kind in enumerate(table.kind) if kind == "logit"}
 
 
 def active_members(graph: Graph, grouping: Grouping) -> list[list[Active]]:
@@ -79,19 +89,23 @@ def _name(
     labels: Mapping[Any, str],
     features: Records | None,
     model: Traceable | None,
+    outputs: Collection[int],
 ) -> str | None:
     known = ((label_of(labels, member.node, *member.place), member.weight) for member in members)
     weights = tally((label, weight) for label, weight in known if label)
     total = sum(member.weight for member in members)
     said, read = _of_kind(weights, says=True), _of_kind(weights, says=False)
     if role == "says":
-        return _promoted(members, features, model) or leading(said, total) or leading(read, total)
+        promoted, kind = _promoted(members, features, model, outputs), leading(said, total)
+        if promoted and kind and is_kind(kind):
+            return f"{kind}: {promoted.removeprefix('say ')}"
+        return promoted or kind or leading(read, total)
     return (
         leading(read, total)
         or leading(said, total)
         or several(weights, total)
         or _examples(members, features)
-        or _promoted(members, features, model)
+        or _promoted(members, features, model, outputs)
     )
 
 
@@ -113,8 +127,10 @@ def _of_kind(weights: Mapping[Concept, float], says: bool) -> dict[Concept, floa
     return {concept: weight for concept, weight in weights.items() if concept.says is says}
 
 
-def _promoted(members: Sequence[Active], features: Records | None, model: Traceable | None) -> str | None:
-    tokens = promoted_by(members, model) if model is not None else promoted_in(members, features or {})
+def _promoted(
+    members: Sequence[Active], features: Records | None, model: Traceable | None, outputs: Collection[int]
+) -> str | None:
+    tokens = promoted_by(members, model, outputs) if model is not None else promoted_in(members, features or {})
     return f"say {', '.join(tokens)}" if tokens else None
 
 

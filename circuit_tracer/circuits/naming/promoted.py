@@ -2,7 +2,9 @@
 
 effect_v = sum over features of activation * (decoder rows, summed over the layers written to) . (gain * W_U[v]), less its mean:
 `features/logits.py` of the sum instead of each. Without the model, the same sum over what the records of features keep: their
-strongest tokens. A token counts if its effect stands out from what so many tokens of this spread would give by chance.
+strongest tokens. A token counts if its effect stands out from what so many tokens of this spread would give by chance, and
+is nearly that of the strongest one; or if it is the strongest of all and an output of the prompt, which by chance it is once
+in V.
 
 Letters: n features of a group, V vocabulary.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -21,6 +23,8 @@ from circuit_tracer.features.labels import STANDS_OUT, WORDS, shown_token
 from circuit_tracer.features.logits import vocabulary_effects, vocabulary_of
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import token_strings
+
+BESIDE = 0.9  # of the strongest token's effect: others of more are named beside it
 
 Place = tuple[int, int]
 
@@ -43,8 +47,8 @@ class Records(Protocol):
 
 @plain_torch()
 @torch.no_grad()
-def promoted_by(members: Sequence[Active], model: Traceable) -> list[str]:
-    """At most ``WORDS`` tokens, strongest first; [] if none stands out."""
+def promoted_by(members: Sequence[Active], model: Traceable, outputs: Collection[int] = ()) -> list[str]:
+    """At most ``WORDS`` tokens, strongest first; [] if none counts. outputs: token ids of the prompt's outputs."""
     layers = sorted({member.place[0] for member in members})
     written = torch.zeros(model.parts.config.d_model, device=model.parts.device)
     for layer in layers:
@@ -55,8 +59,10 @@ def promoted_by(members: Sequence[Active], model: Traceable) -> list[str]:
     effect_V = vocabulary_effects(model.parts, written[None], vocabulary_of(model))[0]
     values, ids = effect_V.topk(min(WORDS, len(effect_V)))
     chance = _by_chance(float(effect_V.std(correction=0)), len(effect_V))
-    texts = token_strings(ids.cpu(), model.tokenizer)
-    return [shown_token(text) for text, value in zip(texts, values.tolist(), strict=True) if value > chance]
+    least = max(chance, BESIDE * float(values[0]))
+    texts = [shown_token(text) for text in token_strings(ids.cpu(), model.tokenizer)]
+    standing = [text for text, value in zip(texts, values.tolist(), strict=True) if value > least]
+    return standing or (texts[:1] if int(ids[0]) in outputs and values[0] > 0 else [])
 
 
 def promoted_in(members: Sequence[Active], records: Records) -> list[str]:
@@ -73,7 +79,10 @@ def promoted_in(members: Sequence[Active], records: Records) -> list[str]:
             effects[token] += member.activation * value
     chance = _by_chance(math.sqrt(variance), vocabulary)
     strongest = sorted(effects, key=lambda token: (-effects[token], token))[:WORDS]
-    return [shown_token(token) for token in strongest if vocabulary and effects[token] > chance]
+    if not vocabulary or not strongest:
+        return []
+    least = max(chance, BESIDE * effects[strongest[0]])
+    return [shown_token(token) for token in strongest if effects[token] > least]
 
 
 def _by_chance(spread: float, vocabulary: int) -> float:

@@ -6,7 +6,7 @@ Letters: N nodes of the graph, G groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -36,8 +36,8 @@ def circuit_figure(
     labels: Labels | None = None,
     *,
     theme: str = "light",
-    node_threshold: float = 0.8,
-    edge_threshold: float = 0.98,
+    node_threshold: float | None = None,
+    edge_threshold: float | None = None,
     most_boxes: int = 24,
     least_share: float = 0.05,
 ) -> Figure:
@@ -45,13 +45,17 @@ def circuit_figure(
 
     groups: a grouping, of which the most influential ``most_boxes`` groups of features and errors are drawn, with the tokens
     that they or the outputs read; or what a person pinned, all of which is drawn. labels: text by (layer, feature index),
-    for groups without a name. theme: light or dark. The thresholds prune the graph, as everywhere; nodes of groups stay.
+    for groups without a name. theme: light or dark. The thresholds prune the graph; default: those that the grouping was made
+    with, else the usual ones. Nodes of groups stay.
     least_share: weaker arrows are left out, except each box's strongest, and of many the weaker ones. Raises InputError for
     nodes that the graph does not have, CircuitTracerError without matplotlib.
     """
     require_matplotlib()
     palette = palette_of(theme)
-    pruned = prune_graph(graph, node_threshold, edge_threshold)
+    used: dict[str, Any] = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
+    made_with = groups.settings if isinstance(groups, Grouping) else {}
+    used = {name: made_with.get(name) if value is None else value for name, value in used.items()}
+    pruned = prune_graph(graph, **{name: value for name, value in used.items() if value is not None})
     influence = pruned.influence.cpu()
     left_out: list[Box] = []
     if isinstance(groups, View):

@@ -14,7 +14,7 @@ from circuit_tracer.circuits.supernodes import Grouping
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 
-LEAST_INFLUENCE = 0.03  # of the total: groups that pass on less are not spoken of
+LEAST_INFLUENCE = 0.05  # of the total: groups that pass on less are not spoken of
 MOST_GROUPS = 12  # groups of features that are spoken of
 LEAST_SHARE = 0.05  # of a group's input: sources of less are not named
 MOST_SOURCES = 3
@@ -66,8 +66,13 @@ class Scene:
     @property
     def read(self) -> str:
         """What of the prompt comes before the target: all of it, unless it is read further up."""
-        last = int(self.graph.targets.position[self.first_target])
-        return self.prompt if last == self.graph.n_pos - 1 else _plain("".join(self.graph.token_texts[: last + 1]))
+        last, text, end = int(self.graph.targets.position[self.first_target]), self.graph.input_string, 0
+        if last == self.graph.n_pos - 1:
+            return self.prompt
+        for token in map(str.strip, self.graph.token_texts[: last + 1]):  # some tokenizers drop the spaces between
+            found = text.find(token, end)
+            end = end if found < 0 else found + len(token)
+        return _plain(text[:end])
 
     @property
     def first_target(self) -> int:

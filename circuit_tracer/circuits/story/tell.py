@@ -24,6 +24,7 @@ from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.interventions.validation.groups import RANDOM_GROUPS, measure_groups
 from circuit_tracer.interventions.validation.target_reads import MEASURES
+from circuit_tracer.models.surroundings import fitting_threads
 
 
 @typed
@@ -50,10 +51,11 @@ def tell(
     """
     started = time.perf_counter()
     scene = Scene(graph, grouping)
-    tested = None if model is None else _test(scene, model, random_groups, seed, batch_size)
-    sentences = [*_sentences(scene, tested)]
-    for contrast in contrasts:
-        sentences += contrasted(scene, contrast, model)
+    with fitting_threads(graph.cfg.d_model):
+        tested = None if model is None else _test(scene, model, random_groups, seed, batch_size)
+        sentences = [*_sentences(scene, tested)]
+        for contrast in contrasts:
+            sentences += contrasted(scene, contrast, model)
     target = scene.titles[scene.answer]
     story = Story(
         title=f"Why {target}, on “{scene.prompt}”",

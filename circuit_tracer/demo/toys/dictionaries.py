@@ -51,6 +51,8 @@ def trained(toy: Toy, kind: Kind, features: int, active: float, steps: int = 100
         learning_rate=1e-2,
         dead_after=5000,
         balance=1.0,
+        pre_activation=0.0,
+        planted=False,  # what usual training makes of a known circuit
     )
     with tempfile.TemporaryDirectory() as place:
         folder, checkpoints = Path(place) / "transcoder", Path(place) / "checkpoints"

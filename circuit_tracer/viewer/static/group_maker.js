@@ -52,7 +52,10 @@ export function groupMaker({ graph, store, actions, server }) {
     if (changed && !changed.has("offer") && !changed.has("groups")) return;
     if (state.offer) replace(words, offerWords(state));
     begin.hidden = !fromServer && sameGroups(state.groups, ofFile(graph).groups);
+    const hadFocus = element.contains(document.activeElement);
     replace(element, state.offer ? choice : begin);
+    // The choice is made: the keyboard's focus goes on from its place.
+    if (hadFocus && !state.offer) (begin.hidden ? element.closest(".panel") : begin)?.focus({ preventScroll: true });
   };
   store.subscribe(update);
   update(store.state);
