@@ -44,7 +44,7 @@ AT_LEAST = {
     ("swaps", "the answer turns, 1x"): 0.9,
 }
 AT_MOST = {
-    ("found", "mixed features, of all influence"): 0.1,
+    ("found", "mixed features, of the pruned graph's influence"): 0.1,
     ("swaps", "random groups, 1x"): 0.03,
 }
 

@@ -14,7 +14,7 @@ from benchmarks.explanations.truth import concept_of, is_named_after, says
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.circuits.supernodes import Grouping, Supernode
-from circuit_tracer.demo.labels import is_of_several_answers
+from circuit_tracer.demo.mixing import Carried, carried
 from circuit_tracer.demo.show import named_groups
 from circuit_tracer.demo.world import Statement
 from circuit_tracer.graph.graph import Graph
@@ -88,19 +88,11 @@ class Explained:
         places = [(int(nodes.layer[node]), int(nodes.feature[node])) for node in features]
         return {name: self.labels.get(place) for name, place in zip(nodes.ids()[: len(places)], places, strict=True)}
 
-    def mixed(self, kept: bool) -> tuple[float, float]:
-        """(influence of features that are of no one kind, of all features): of those in groups, or of the whole graph."""
-        grouped = {node for group in self.of_features for node in group.members}
-        nodes = [node for node in self.label if node in grouped or not kept]
+    def mixed(self) -> tuple[float, float]:
+        """(influence of features in groups that are of no one kind, of all features in groups)."""
+        nodes = [node for group in self.of_features for node in group.members if node in self.label]
         mixed = sum(self.influence[node] for node in nodes if concept_of(self.label[node]) is None)
         return mixed, sum(self.influence[node] for node in nodes)
-
-    def of_several_answers(self) -> tuple[float, float]:
-        """(influence of features that are called after several answers to one relation, of all features)."""
-        several = sum(
-            self.influence[node] for node, label in self.label.items() if label and is_of_several_answers(label)
-        )
-        return several, sum(self.influence[node] for node in self.label)
 
     def purity(self) -> Purity:
         """Summed over groups of features."""
@@ -149,12 +141,16 @@ def found(cases: Sequence[Explained]) -> dict[str, float | int]:
         "influence in pure groups": _part(sum(each.pure for each in purities), total),
         "influence in groups of several": _part(sum(each.several for each in purities), total),
     }
-    several = [case.of_several_answers() for case in cases]
-    shares["features of several answers to one relation"] = _part(*map(sum, zip(*several, strict=True)))
-    for name, kept in (("mixed features, of the groups' influence", True), ("mixed features, of all influence", False)):
-        parts = [case.mixed(kept) for case in cases]
-        shares[name] = _part(sum(part for part, _ in parts), sum(whole for _, whole in parts))
+    kinds = [carried(case.graph, case.labels) for case in cases]
+    parts = [case.mixed() for case in cases]
+    shares["mixed features, of the pruned graph's influence"] = _of(kinds, "mixed")
+    shares["features of several answers, of the same"] = _of(kinds, "several")
+    shares["mixed features, of the groups' influence"] = _part(*map(sum, zip(*parts, strict=True)))
     return shares
+
+
+def _of(kinds: Sequence[Carried], which: str) -> float:
+    return _part(sum(getattr(each, which) for each in kinds), sum(each.all for each in kinds))
 
 
 def _part(part: float, whole: float) -> float:

@@ -15,7 +15,7 @@ WORLD = {
     ("found", "the entity's group is found"): "a group named after the entity",
     ("found", "the answer's group is found"): "a group that says the answer",
     ("found", "purity by influence"): "purity of groups, by influence",
-    ("found", "mixed features, of all influence"): "influence through mixed features",
+    ("found", "mixed features, of the pruned graph's influence"): "influence through mixed features",
     (
         "found",
         "features of several answers to one relation",
@@ -69,9 +69,32 @@ def doubts(record: Record) -> list[str]:
 
 
 def stories(record: Record) -> dict[str, list[str]]:
-    """The stories as they were told, by doubt or prompt."""
+    """What the stories say in short and at the end, by doubt or prompt."""
     told = {name: each["story"] for name, each in record["doubts"].items()}
-    return told | {each["prompt"]: each["story"] for each in record["wrong prompts"]}
+    told |= {each["prompt"]: each["story"] for each in record["wrong prompts"]}
+    return {name: [line for part in _parts(story) if _in_short(part) for line in part] for name, story in told.items()}
+
+
+def _parts(story: list[str]) -> list[list[str]]:
+    """The title, the numbered sentences with their evidence, and what is left out, each with the lines that belong to it."""
+    parts: list[list[str]] = []
+    for line in story:
+        goes_on = line.startswith("     ") and not line.lstrip().startswith(("What ", "Groups ", "A share "))
+        if parts and goes_on:
+            parts[-1].append(line)
+        else:
+            parts.append([line])
+    return parts
+
+
+def _in_short(part: list[str]) -> bool:
+    first = part[0].strip()
+    numbered = first.partition(". ")
+    return (
+        first.startswith(("Why ", "What the dictionary"))
+        or numbered[0] in ("1", "2")
+        or numbered[2].startswith("With ")
+    )
 
 
 def _rows(columns: Mapping[str, Record], names: Mapping[tuple[str, ...], str]) -> list[str]:

@@ -91,7 +91,7 @@ def test_purity_counts_the_leading_concept_of_known_features(cases: list[Explain
         by_concept[concept] = by_concept.get(concept, 0.0) + influence
     assert purities[1].leading == pytest.approx(max(by_concept.values()))
     assert purities[0].total == pytest.approx(purities[1].total)
-    mixed, whole = case.mixed(kept=True)
+    mixed, whole = case.mixed()
     assert mixed == pytest.approx(whole - purities[0].leading)
 
 
@@ -124,7 +124,7 @@ def test_aims_that_are_missed_are_named() -> None:
             "the entity's group is found": 0.9,
             "the answer's group is found": 0.95,
             "purity by influence": 1.0,
-            "mixed features, of all influence": 0.1,
+            "mixed features, of the pruned graph's influence": 0.1,
         },
         "swaps": {"the answer turns, 1x": 0.9, "random groups, 1x": 0.03},
     }
