@@ -18,7 +18,7 @@ WORLD = {
     ("found", "mixed features, of the pruned graph's influence"): "influence through mixed features",
     (
         "found",
-        "features of several answers to one relation",
+        "features of several answers, of the same",
     ): "influence through features of several answers to one relation",
     ("swaps", "the answer turns, 1x"): "the entity's group swapped: the answer is the other's",
     ("swaps", "the answer turns, 2x"): "the same, at twice the other's activation",

@@ -117,7 +117,7 @@ def test_all_nodes_are_enough_and_needed(model: ReplacementModel, graph: Graph) 
 
 
 def test_a_node_that_is_not_there_is_named(model: ReplacementModel, graph: Graph) -> None:
-    with pytest.raises(InputError, match="'Texas' names node '0_9999_1'"):
+    with pytest.raises(InputError, match="the group 'Texas' names the node '0_9999_1'"):
         group_effects(graph, model, {"Texas": ["0_9999_1"]})
     assert group_effects(graph, model, {"outputs": graph.nodes.ids()[graph.nodes.layout.targets]}) == []
 
@@ -166,5 +166,5 @@ def test_swaps_that_cannot_be_say_so(model: ReplacementModel, graph: Graph, grou
         swap_groups(graph, groups["one"], other, feature, at={})
     with pytest.raises(InputError, match="holds no feature"):
         swap_groups(graph, groups["outputs"], graph, groups["one"])
-    with pytest.raises(InputError, match="'9_9_9' is not in the graph"):
+    with pytest.raises(InputError, match="names the node '9_9_9'"):
         swap_groups(graph, ["9_9_9"], graph, groups["one"])
