@@ -52,7 +52,9 @@ def test_an_autoencoder_taken_for_a_transcoder_is_said_loudly(tmp_path: Path) ->
     assert text in graph.to_json("slug", tmp_path).read_text()
 
 
-@pytest.mark.parametrize("prompt", [PROMPT, "the", "the capital", "Dallas Dallas Dallas Dallas", "is is is is is is"])
+@pytest.mark.parametrize(
+    "prompt", [PROMPT, "the", "the capital", "Dallas Dallas Dallas Dallas", "Monday Monday Monday"]
+)
 def test_a_good_dictionary_raises_no_alarm(prompt: str, demo: ReplacementModel) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -29,11 +29,11 @@ def told(changed: list[Head], **more: object) -> Story:
 
 def test_a_question_s_entity_is_followed_through_the_head_that_its_edge_names(model: ReplacementModel) -> None:
     one = next(each for each in world.reserved() if each.city == "Gadsden" and each.relation == "capital")
-    features = {"Alabama": {(0, 161): 1.0}, "Texas": {}}
+    features = {"Alabama": {(0, 361): 1.0, (0, 379): 1.0}, "Texas": {}}
     usual = usual_outputs(model, [each.prompt for each in world.seen_two_hops()[::300]])
     found = story(model, features, one, "trained", usual, "Texas", check=True)
     assert found.right
-    assert found.positions == ["city"]
+    assert found.positions == ["city", "city"]
     assert found.head == (1, 0)
     assert found.share > 0.9
     assert all((1, 0) in heads for heads in found.changed.values())

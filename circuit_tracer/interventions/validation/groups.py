@@ -1,6 +1,6 @@
 """Groups of nodes taken out at once: what the graph predicts, what the model does, and what chance would do.
 
-    effects = group_effects(graph, model, {"Texas": ["0_124_7", "0_115_7"], "say Austin": ["3_51_8"]})
+    effects = group_effects(graph, model, {"Texas": ["0_78_7"], "say Austin": ["1_194_8", "2_156_8"]})
     effects[0].predicted["paths"], effects[0].measured["live"], effects[0].random
 
 | condition | MLPs | attention | norms | predicted by |
