@@ -47,7 +47,8 @@ def test_json(folders: Folders, arguments: tuple[str, ...]) -> None:
 
 
 def test_positions_and_named_features(folders: Folders) -> None:
-    arguments = ("-p", CLEAN, "-c", CORRUPTED, "--answer", "Austin", "--positions", "4,-1", "--json")
+    question = ("-p", CLEAN, "-c", CORRUPTED, "--answer", "Austin", "--json")
+    arguments = (*question, "--positions", "4,-1")
     code, out, err = call(folders, *arguments, "--sites", "resid", "--layers", "1", "--features", "0/3,1/4@2")
     assert code == 0, err
     found = [(row["site"], row["layer"], row["position"], row["unit"]) for row in json.loads(out)["patches"]]
@@ -62,7 +63,7 @@ def test_positions_and_named_features(folders: Folders) -> None:
         code, out, err = call(folders, *arguments, "--sites", "none", "--features", 3, *how)
         assert code == 0, err
         assert {row["position"] for row in json.loads(out)["patches"]} <= {4, 5}
-    code, out, err = call(folders, *arguments, "--sites", "resid", "--layers", "1", "--positions", "3:5")
+    code, out, err = call(folders, *question, "--sites", "resid", "--layers", "1", "--positions", "3:5")
     assert [row["position"] for row in json.loads(out)["patches"]] == [3, 4]
 
 

@@ -184,7 +184,7 @@ def test_steering(served: Server, demo_model: ReplacementModel, demo_graph: Grap
         ({"steer_position": -1}, "out of bounds"),
         ({"token_active_position": 60}, "out of bounds"),
         ({"layer": 9}, "layer 9"),
-        ({"index": 10_000}, "features 0 to 255"),
+        ({"index": 10_000}, "features 0 to 447"),
     ],
 )
 def test_its_rules_for_features(served: Server, feature: dict[str, Any], part: str) -> None:
