@@ -164,6 +164,9 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="JSONL file with a field text (recipes/smollm2/corpus.sh)")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--longer", type=int, nargs="+", default=[1, 4], help="budgets, in times the steps of the first"
+    )
     parser.add_argument("--longer-seeds", type=int, nargs="+", help="of the longer budget (default: the same)")
     parser.add_argument("--tokens", type=int, default=65536, help="rows written, which longer runs read again")
     parser.add_argument("--threads", type=int, default=2)
@@ -178,8 +181,13 @@ def main() -> None:
         rows, budget, start = activations(name, args), BUDGETS[name], time.perf_counter()
         print(f"{name}: {budget}", flush=True)
         seeds = {1: args.seeds, budget.longer: args.longer_seeds or args.seeds}
+        seeds = {longer: some for longer, some in seeds.items() if longer in args.longer}
         cases = [measured(rows, budget, rule, longer, some) for longer, some in seeds.items() for rule in args.rules]
         seconds = time.perf_counter() - start
+        known = before.get(name, {})
+        if known.get("budget") == asdict(budget):  # other rules and lengths, measured before
+            done = {(case["rule"], case["steps"]) for case in cases}
+            cases = [case for case in known["cases"] if (case["rule"], case["steps"]) not in done] + cases
         data[name] = {"budget": asdict(budget), "seconds": seconds, "cases": cases}
     results = describe(versions={"ours": versions()}) | {"data": before | data}
     write_results(args.results, json.loads(json.dumps(results).replace("NaN", "null").replace("Infinity", "null")))

@@ -75,6 +75,7 @@ def test_taking_a_unit_away_changes_the_answer() -> None:
     assert dictionary == pytest.approx(own, rel=1e-3)
 
 
+@pytest.mark.slow("two dictionaries trained: 5 s")
 def test_a_cross_layer_transcoder_reconstructs_well_and_claims_a_shorter_way() -> None:
     """Loose: seeds and machines differ. The direction is the published one."""
     toy = boolean_circuit()

@@ -32,7 +32,7 @@ KILLS = [
 @pytest.mark.parametrize(
     "case",
     [
-        Case(documents=80),
+        pytest.param(Case(documents=80), marks=pytest.mark.slow("every moment of a whole run: 5 s")),
         pytest.param(Case("plt", "topk", packed=False, documents=80), marks=pytest.mark.slow("a second kind")),
     ],
     ids=str,

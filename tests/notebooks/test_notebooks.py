@@ -68,6 +68,7 @@ def test_the_embedded_world() -> None:
     assert Path("patching.svg").stat().st_size > 0
 
 
+@pytest.mark.slow("a whole notebook, validation of every node: 8 s")
 @pytest.mark.usefixtures("elsewhere")
 def test_is_this_graph_faithful() -> None:
     left = run("3_is_this_graph_faithful.ipynb")
