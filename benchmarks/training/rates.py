@@ -128,7 +128,8 @@ def _first(sides: tuple[torch.Tensor, torch.Tensor], layers: int) -> ActivationB
 
 def _over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
     errors = [run["error"] for run in runs]
-    half = student(len(errors) - 1) * statistics.stdev(errors) / math.sqrt(len(errors)) if len(errors) > 1 else math.nan
+    several = len(errors) > 1 and all(map(math.isfinite, errors))  # a run that broke has no error
+    half = student(len(errors) - 1) * statistics.stdev(errors) / math.sqrt(len(errors)) if several else math.nan
     means = {name: statistics.mean(run[name] for run in runs) for name in ("active", "never_active", "emptiest")}
     return {"error": statistics.mean(errors), "half_interval": half, **means}
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from circuit_tracer.arguments import typed
 from circuit_tracer.attribution.traceable import Traceable
@@ -145,15 +144,10 @@ def _branches(tree: Sequence[Merge], pure: Sequence[bool]) -> list[int]:
 def _supernodes(graph: Graph, profiles: Profiles, groups: Sequence[Sequence[int]]) -> tuple[Supernode, ...]:
     ids = graph.nodes.ids(profiles.nodes.to(graph.device))
     return tuple(
-        Supernode(
-            "",
-            _role([profiles.roles[row] for row in rows], profiles.direct[list(rows)]),
-            tuple(ids[row] for row in rows),
-        )
-        for rows in groups
+        Supernode("", _role([profiles.roles[row] for row in rows]), tuple(ids[row] for row in rows)) for rows in groups
     )
 
 
-def _role(roles: Sequence[Role], direct: Tensor) -> Role:
+def _role(roles: Sequence[Role]) -> Role:
     """That of its members; "mixed" ones follow the others."""
     return next((role for role in roles if role != "mixed"), "mixed")

@@ -147,7 +147,7 @@ def test_accumulation_and_averages_are_planned() -> None:
 def test_the_plan_says_the_learning_rate() -> None:
     text = str(make_plan(small(optimizer__learning_rate=2e-3, optimizer__warmup_steps=1), TINY, LAPTOP))
     assert "learning rate: 2.0e-03, reached after 1 of 2 steps" in text
-    assert "learning rate: 1.1e-02 by rule, reached after 0 of 2 steps" in str(make_plan(small(), TINY, LAPTOP))
+    assert "learning rate: 1.2e-02 by rule, reached after 0 of 2 steps" in str(make_plan(small(), TINY, LAPTOP))
     warm = small(optimizer__warmup_steps=None, run__start_from="some/dictionary")
     assert "not reached: it rises over 20 steps, and there are 2" in str(make_plan(warm, TINY, LAPTOP))
 

@@ -51,7 +51,8 @@ def test_the_rule_follows_sizes_samples_and_steps() -> None:
     assert more == pytest.approx([2 * ruled(layers=31)] * 3)
     assert ruled(layers=31, batch=2**16) == ruled(layers=31, batch=2**17)
     assert ruled(steps=17_000, width=16384) == pytest.approx(ruled(width=16384) / 2)
-    assert ruled(steps=10_800, width=64) == pytest.approx(schedules.HIGHEST / 10)
+    assert ruled(steps=13_500, width=64) == pytest.approx(schedules.HIGHEST * (4 / 32) ** 0.25 / 10)
+    assert ruled(steps=13_500, width=64, batch=2**17) == pytest.approx(schedules.HIGHEST / 10)
 
 
 @pytest.mark.parametrize("name", preset_names())

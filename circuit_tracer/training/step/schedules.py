@@ -26,7 +26,7 @@ class Reached:
 RATE = 0.6
 MOST_SAMPLES = 32.0  # of a feature in a step, beyond which more of them change nothing
 SHORT = 5000.0  # steps; longer runs need smaller steps
-HIGHEST, BORNE = 1.1e-2, 1200.0  # what any run bears, and in how many steps it halves: 1.7e-4 at 75,000
+HIGHEST, BORNE = 1.25e-2, 1500.0  # what a run of most samples bears, and in how many steps it halves; less with few
 
 
 def settled(config: TrainingConfig, layers: int, width: int) -> TrainingConfig:
@@ -38,14 +38,14 @@ def settled(config: TrainingConfig, layers: int, width: int) -> TrainingConfig:
 
 
 def ruled_rate(config: TrainingConfig, layers: int, width: int) -> float:
-    """min(RATE · ∛(n / D²) / √(r·(1 + steps / SHORT)), HIGHEST / (1 + steps / BORNE)): D the width,
+    """min(RATE · ∛(n / D²) / √(r·(1 + steps / SHORT)), HIGHEST · ∜(n / MOST_SAMPLES) / (1 + steps / BORNE)): D the width,
     n = min(B·k/F, MOST_SAMPLES), r the sources that write to a target on average.
     """
     samples = min(config.run.batch * config.sparsity.active / config.dictionary.features, MOST_SAMPLES)
     writers = (layers + 1) / 2 if config.dictionary.kind == "clt" else 1.0
     steps = config.schedule_steps
     rate = RATE * math.cbrt(samples / width**2) / math.sqrt(writers * (1 + steps / SHORT))
-    return min(rate, HIGHEST / (1 + steps / BORNE))
+    return min(rate, HIGHEST * (samples / MOST_SAMPLES) ** 0.25 / (1 + steps / BORNE))
 
 
 def learning_rate(config: TrainingConfig, step: int, reached: Reached = Reached()) -> float:
