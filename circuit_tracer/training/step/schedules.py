@@ -45,7 +45,8 @@ def ruled_rate(config: TrainingConfig, layers: int, width: int) -> float:
     writers = (layers + 1) / 2 if config.dictionary.kind == "clt" else 1.0
     steps = config.schedule_steps
     rate = RATE * math.cbrt(samples / width**2) / math.sqrt(writers * (1 + steps / SHORT))
-    return min(rate, HIGHEST * (samples / MOST_SAMPLES) ** 0.25 / (1 + steps / BORNE))
+    bearable = HIGHEST * math.pow(samples / MOST_SAMPLES, 0.25)
+    return min(rate, bearable / (1 + steps / BORNE))
 
 
 def learning_rate(config: TrainingConfig, step: int, reached: Reached = Reached()) -> float:
