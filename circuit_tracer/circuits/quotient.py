@@ -72,9 +72,7 @@ def contract(graph: Graph, grouping: Grouping, pruned: PruneResult | None = None
     O(E + G * G). Raises InputError for a node that the graph does not have.
     """
     if pruned is None:
-        names = ("node_threshold", "edge_threshold", "policy")
-        used: dict[str, Any] = {name: grouping.settings[name] for name in names if name in grouping.settings}
-        pruned = prune_graph(graph, **used)
+        pruned = pruned_as(graph, grouping.settings)
     given = [(group, tuple(sorted(members_of(graph, group)))) for group in grouping]
     chosen = torch.zeros(graph.n_nodes, dtype=torch.bool, device=graph.device)
     chosen[[node for _, nodes in given for node in nodes]] = True
@@ -84,6 +82,13 @@ def contract(graph: Graph, grouping: Grouping, pruned: PruneResult | None = None
     given.sort(key=lambda pair: min(pair[1]))
     nodes = tuple(members for _, members in given)
     return _contracted(graph, pruned, tuple(group for group, _ in given), nodes)
+
+
+def pruned_as(graph: Graph, settings: Mapping[str, Any], **given: float | None) -> PruneResult:
+    """The graph pruned at the thresholds that a grouping was made with, but for those that are ``given`` and not None."""
+    names = ("node_threshold", "edge_threshold", "policy")
+    used: dict[str, Any] = {name: settings[name] for name in names if name in settings}
+    return prune_graph(graph, **used | {name: value for name, value in given.items() if value is not None})
 
 
 def _contracted(

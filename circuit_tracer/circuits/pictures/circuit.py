@@ -6,7 +6,7 @@ Letters: N nodes of the graph, G groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from circuit_tracer.circuits.pictures.boxes import Box, Labels, boxes_of_grouping, boxes_of_view
 from circuit_tracer.circuits.pictures.canvas import require_matplotlib
 from circuit_tracer.circuits.pictures.grouped import MOST_ARROWS, circuit_picture, strongest
+from circuit_tracer.circuits.quotient import pruned_as
 from circuit_tracer.circuits.supernodes import Grouping
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.files.keeping import keep_nodes
@@ -21,7 +22,7 @@ from circuit_tracer.graph.files.view import View
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import row_mass
 from circuit_tracer.graph.palette import palette_of
-from circuit_tracer.graph.pruning import PruneResult, prune_graph
+from circuit_tracer.graph.pruning import PruneResult
 from circuit_tracer.graph.shares import group_shares
 
 if TYPE_CHECKING:
@@ -46,16 +47,13 @@ def circuit_figure(
     groups: a grouping, of which the most influential ``most_boxes`` groups of features and errors are drawn, with the tokens
     that they or the outputs read; or what a person pinned, all of which is drawn. labels: text by (layer, feature index),
     for groups without a name. theme: light or dark. The thresholds prune the graph; default: those that the grouping was made
-    with, else the usual ones. Nodes of groups stay.
-    least_share: weaker arrows are left out, except each box's strongest, and of many the weaker ones. Raises InputError for
-    nodes that the graph does not have, CircuitTracerError without matplotlib.
+    with, else the usual ones. Nodes of groups stay. least_share: weaker arrows are left out, except each box's strongest, and
+    of many the weaker ones. Raises InputError for nodes that the graph does not have, CircuitTracerError without matplotlib.
     """
     require_matplotlib()
     palette = palette_of(theme)
-    used: dict[str, Any] = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
     made_with = groups.settings if isinstance(groups, Grouping) else {}
-    used = {name: made_with.get(name) if value is None else value for name, value in used.items()}
-    pruned = prune_graph(graph, **{name: value for name, value in used.items() if value is not None})
+    pruned = pruned_as(graph, made_with, node_threshold=node_threshold, edge_threshold=edge_threshold)
     influence = pruned.influence.cpu()
     left_out: list[Box] = []
     if isinstance(groups, View):

@@ -70,8 +70,8 @@ def graph_figure(
     """The pruned graph, all of its nodes, as a matplotlib figure.
 
     labels: text by (layer, feature index). most_edges: only so many links are drawn, those that carry most influence, of
-    which their width tells. most_names: only the features of most
-    influence are named. theme: light or dark. Raises CircuitTracerError without matplotlib.
+    which their width tells. most_names: only the features of most influence are named. theme: light or dark. Raises
+    CircuitTracerError without matplotlib.
     """
     require_matplotlib()
     pruned = prune_graph(graph, node_threshold, edge_threshold)
