@@ -54,3 +54,21 @@ def _behaviour(label: str, rows: list[Mapping[str, Any]], expected: Mapping[str,
 def is_right(row: Mapping[str, Any], expected: Mapping[str, str]) -> bool:
     """Whether the most probable token of a row that is done is the answer expected."""
     return str(row["top_token"]).strip() == expected[row["id"]].strip()
+
+
+def towards_others(
+    table: Sequence[Mapping[str, Any]], labels: Mapping[str, str], expected: Mapping[str, str], label: str
+) -> int | None:
+    """1 if rows of other labels are more often right than those of this one, -1 if less often, by intervals that do not
+    overlap; 0 if neither; None if no row says what is right.
+    """
+    known = [row for row in table if row["status"] == "done" and row["id"] in expected and row["id"] in labels]
+    if not known:
+        return None
+    mine, others = (
+        Rate.of([is_right(row, expected) for row in known if (labels[row["id"]] == label) is same])
+        for same in (True, False)
+    )
+    if mine.low is None or mine.high is None or others.low is None or others.high is None:
+        return 0
+    return int(others.low > mine.high) - int(others.high < mine.low)

@@ -11,6 +11,7 @@ from circuit_tracer.many.report.findings import Finding
 from circuit_tracer.many.report.rates import Mean, Rate
 from circuit_tracer.many.report.report import Report
 from circuit_tracer.many.report.separation import Separator
+from circuit_tracer.many.report.steering import Steered
 from circuit_tracer.many.report.trust import Trust
 
 _STYLE = """
@@ -56,7 +57,7 @@ def as_html(report: Report, title: str) -> str:
 def _behaviour(found: Sequence[Behaviour]) -> str:
     rows = []
     for each in found:
-        answers = "; ".join(f"{token.strip() or token!r} {_percent(rate.share)}" for token, rate in each.answers)
+        answers = "; ".join(f"{token.strip() or repr(token)} {_percent(rate.share)}" for token, rate in each.answers)
         failed = ", ".join(f"{count} {name}" for name, count in each.failed.items()) or "none"
         rows.append(
             [
@@ -146,23 +147,31 @@ def _findings(found: Sequence[Finding]) -> str:
                     each.outcome,
                     _rate(each.coverage),
                     "taken out" if steered.strength == 0 else f"times {steered.strength:g}",
-                    _rate(steered.changed),
-                    _rate(steered.random),
+                    *_behaviour_then(steered),
                     _mean(steered.difference),
                     f"{_number(steered.log_probability.mean)} ({_number(steered.random_log_probability.mean)})",
                 ]
             )
-    head = ["group (features)", "outcome", "rows that have it", "steered", "answer changes", "random groups", "difference#",
+    known = found[0].steered[0].right is not None
+    head = ["group (features)", "outcome", "rows that have it", "steered", "answer right" if known else "answer changes",
+            "random groups", "difference#",
             "log probability (random)#"]  # fmt: skip
     level = found[0].steered[0].level
     note = f'<p class="small">Intervals of the difference hold at {level:.1%} each, so that together they hold at 95 %.</p>'
     return _table(head, rows, html={2, 4, 5}) + note
 
 
+def _behaviour_then(steered: Steered) -> tuple[str, str]:
+    """What a group is judged by, and the same of random groups."""
+    if steered.right is not None:
+        return _rate(steered.right), _rate(steered.random_right)
+    return _rate(steered.changed), _rate(steered.random_changed)
+
+
 def _unexplained(report: Report) -> str:
     left = report.unexplained
     lines = [
-        f"{_mean(left.errors)} of the influence on the answers comes from reconstruction errors of the dictionary.",
+        f"{_percent(left.errors.mean)} of the influence on the answers comes from reconstruction errors of the dictionary.",
         f"{left.unnamed} of the features that held have no label.",
         f"{left.failed} rows have no graph.",
         *(

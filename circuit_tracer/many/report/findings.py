@@ -1,5 +1,13 @@
-"""Groups of separating features, and what becomes of each: a finding separates labels on rows that it was not found on, and
-changes what the model says when it is steered.
+"""Groups of separating features, and what becomes of each.
+
+| outcome | on rows that it was not found on |
+|---|---|
+| cause | it separates the labels, and steering it moves rows to what the others do, more than random groups do |
+| marker | it separates labels whose rows behave differently; steering it does not move them |
+| separates only | it separates labels that behave alike, as far as is known |
+| did not hold | it does not separate them |
+
+The first two are findings.
 """
 
 from __future__ import annotations
@@ -17,7 +25,8 @@ from circuit_tracer.many.report.steering import Members, Steered
 
 TOGETHER = 0.5  # mean Jaccard distance of the graphs that have them, up to which features make one group
 
-Outcome = Literal["finding", "separates only", "did not hold"]
+Outcome = Literal["cause", "marker", "separates only", "did not hold"]
+FINDINGS: tuple[Outcome, ...] = ("cause", "marker")
 
 
 @dataclass(frozen=True)
@@ -38,12 +47,14 @@ class Group:
 @dataclass(frozen=True)
 class Finding:
     """A group and what was measured. coverage, elsewhere: rows of the second half with and without the label that have one of
-    its features. steered: by strength, on rows of the second half with the label.
+    its features. towards: how the others behave (`behaviour.towards_others`). steered: by strength, on rows of the second half
+    with the label.
     """
 
     group: Group
     coverage: Rate
     elsewhere: Rate
+    towards: int | None
     steered: list[Steered]
 
     @property
@@ -51,7 +62,14 @@ class Finding:
         """What may be said of it."""
         if not any(each.holds for each in self.group.members):
             return "did not hold"
-        return "finding" if any(each.steers for each in self.steered) else "separates only"
+        if any(each.steers for each in self.steered):
+            return "cause"
+        return "marker" if self.towards else "separates only"
+
+    @property
+    def is_finding(self) -> bool:
+        """Whether there is something to say to who decides."""
+        return self.outcome in FINDINGS
 
 
 def grouped(collected: Collected, found: Sequence[Separator], ids: Sequence[str]) -> list[Group]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -14,12 +14,12 @@ from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.many.aggregate.incidence import Collected, collect
 from circuit_tracer.many.aggregate.profile import Setting
-from circuit_tracer.many.report.behaviour import Behaviour, behaviours
-from circuit_tracer.many.report.findings import Finding, covered, grouped
+from circuit_tracer.many.report.behaviour import Behaviour, behaviours, towards_others
+from circuit_tracer.many.report.findings import Finding, Outcome, covered, grouped
 from circuit_tracer.many.report.halves import Halves, halves
 from circuit_tracer.many.report.rates import Mean
 from circuit_tracer.many.report.separation import Separator, separators
-from circuit_tracer.many.report.steering import steer
+from circuit_tracer.many.report.steering import Behaviours, Steered, steer
 from circuit_tracer.many.report.trust import Trust, trust
 from circuit_tracer.many.runs.opened import Run
 
@@ -47,7 +47,7 @@ class Options:
 class Unexplained:
     """What the report does not account for. errors: share of influence that comes from reconstruction errors, mean over graphs.
     unnamed: features that hold and have no label. uncovered: rows of the second half with a label of which no finding's feature
-    is in the graph, by label (all of them where nothing was found). failed: rows without a graph.
+    is in the graph, of how many, by label; empty if there is no finding. failed: rows without a graph.
     """
 
     errors: Mean
@@ -71,15 +71,15 @@ class Report:
     @property
     def conclusions(self) -> list[str]:
         """What was found, a sentence each."""
-        named = [each for each in self.findings if each.outcome == "finding"]
+        named = [each for each in self.findings if each.is_finding]
         if not self.halves.found:
             return ["No row has a label, so nothing was compared."]
         if not named:
             return [
-                "No finding: no group of features both separates a label on rows that it was not found on and changes answers "
-                "more often than random groups."
+                "No finding: no group of features separates labels that behave differently, or moves behaviour more than random "
+                "groups do, on rows that it was not found on."
             ]
-        return [_sentence(each) for each in named]
+        return [_sentence(each, self.unexplained.errors.mean) for each in named]
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -112,7 +112,7 @@ def make_report(run: Run, model: Traceable, options: Options = Options(), progre
             progress=lambda done: told("graphs read", done, len(run.ids)),
         )
         found = separators(collected, labels, parts)
-        findings = _findings(run, model, collected, found, labels, parts, options)
+        findings = _findings(run, model, collected, found, labels, expected, parts, options)
     return Report(
         behaviour=behaviours(run.table, labels, expected, options.seed),
         trust=trust(
@@ -132,6 +132,7 @@ def _findings(
     collected: Collected,
     found: list[Separator],
     labels: Mapping[str, str],
+    expected: Mapping[str, str],
     parts: Halves,
     options: Options,
 ) -> list[Finding]:
@@ -140,9 +141,11 @@ def _findings(
     rows = {name: having[: options.steered] for name, (_, _, having) in shares.items()}
     needed = {id for ids in rows.values() for id in ids}
     graphs = ((id, run.graph(id)) for id in run.ids if id in needed)
-    steered = steer(graphs, model, {name: group.features for name, group in groups.items()}, rows, options.seed)
-    made = [Finding(group, *shares[name][:2], steered[name]) for name, group in groups.items()]
-    return sorted(made, key=lambda each: ("finding", "separates only", "did not hold").index(each.outcome))
+    towards = {name: towards_others(run.table, labels, expected, group.label) for name, group in groups.items()}
+    features = {name: group.features for name, group in groups.items()}
+    steered = steer(graphs, model, features, rows, Behaviours(expected, towards), options.seed)
+    made = [Finding(group, *shares[name][:2], towards[name], steered[name]) for name, group in groups.items()]
+    return sorted(made, key=lambda each: get_args(Outcome).index(each.outcome))
 
 
 def _unexplained(
@@ -155,8 +158,9 @@ def _unexplained(
 ) -> Unexplained:
     replacement = [row["replacement"] for row in run.table if row["replacement"] is not None]
     uncovered = {}
-    for label in sorted({labels[id] for id in parts.tested}):
-        mine = [each for each in findings if each.group.label == label and each.outcome == "finding"]
+    real = [each for each in findings if each.is_finding]
+    for label in sorted({each.group.label for each in real}):
+        mine = [each for each in real if each.group.label == label]
         total = sum(labels[id] == label for id in parts.tested)
         uncovered[label] = (total - max((each.coverage.count for each in mine), default=0), total)
     return Unexplained(
@@ -186,15 +190,31 @@ def _repeat(run: Run, options: Options) -> dict[str, Any]:
     }
 
 
-def _sentence(finding: Finding) -> str:
+def _sentence(finding: Finding, errors: float | None) -> str:
     best = max(finding.steered, key=lambda each: each.difference.low if each.difference.low is not None else -1.0)
     first, group = finding.group.members[0], finding.group
     done = "taken out" if best.strength == 0 else f"multiplied by {best.strength:g}"
     size = len(group.features)
+    many = "s" if size > 1 else ""
+    led = f"{first.layer}/{first.index}{f' ({first.name})' if first.name else ''}"
     return (
-        f"{group.label!r}: {size} feature{'s' if size > 1 else ''} led by {first.layer}/{first.index}"
-        f"{f' ({first.name})' if first.name else ''} separate{'' if size > 1 else 's'} it with AUC {first.auc:.2f} "
-        f"({first.auc_low:.2f} to {first.auc_high:.2f}) on rows not used to find {'them' if size > 1 else 'it'}; {done}, the "
-        f"answer changes in {best.changed.count} of {best.changed.total} prompts, with random groups in "
-        f"{best.random.count} of {best.random.total}."
+        f"{group.label!r}: {size} feature{many} led by {led} separate{'' if many else 's'} it with AUC {first.auc:.2f} "
+        f"({first.auc_low:.2f} to {first.auc_high:.2f}) on rows not used to find {'them' if many else 'it'}; {done}, "
+        f"{_effect(best)}.{_caution(finding, errors)}"
     )
+
+
+def _caution(finding: Finding, errors: float | None) -> str:
+    """What a marker does not say."""
+    if finding.outcome != "marker":
+        return ""
+    share = "" if errors is None else f" ({errors:.0%} of the influence)"
+    return f" It marks the behaviour and does not move it: the cause lies elsewhere, or in what the dictionary misses{share}."
+
+
+def _effect(steered: Steered) -> str:
+    if steered.right is None or steered.random_right is None:
+        one, other = steered.changed, steered.random_changed
+        return f"the answer changes in {one.count} of {one.total} prompts, with random groups in {other.count} of {other.total}"
+    one, other = steered.right, steered.random_right
+    return f"the answer is right in {one.count} of {one.total} prompts, with random groups in {other.count} of {other.total}"

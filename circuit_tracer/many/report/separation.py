@@ -1,8 +1,8 @@
 """Features that separate labels: found on one half of the rows, tested on the other.
 
-On the first half every feature that enough graphs have is tested for every label (Mann-Whitney on its attribution,
-Benjamini-Hochberg over all); those found, at most `MOST` a label, are tested anew on the second half, which took no part in
-their choice, and corrected for their own number only.
+On the first half every feature that enough graphs have is tested for every label: Mann-Whitney on its influence, which unlike
+its attribution does not cancel where it speaks now for the answer, now against it; Benjamini-Hochberg over all. Those found,
+`MOST` a label at most, are tested anew on the second half, which took no part in their choice, and corrected for their own number only.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def separators(collected: Collected, labels: Mapping[str, str], parts: Halves) -
 
 def _tested(collected: Collected, labels: Mapping[str, str], ids: list[str]) -> dict[str, np.ndarray]:
     chosen = set(ids)
-    return separating(collected.of_features, collected.ids, {id: labels[id] for id in labels if id in chosen})
+    return separating(
+        collected.of_features, collected.ids, {id: labels[id] for id in labels if id in chosen}, "influence"
+    )
 
 
 def _at(columns: Mapping[str, np.ndarray], row: int) -> dict[str, Any]:
