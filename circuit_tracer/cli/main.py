@@ -24,6 +24,7 @@ COMMANDS = (
     Row("story", "story:story", READ),
     Row("heads", "heads:heads", READ),
     Row("group", "group:group", READ),
+    Row("aggregate", "aggregate:aggregate", READ),
     Row("intervene", "intervene:intervene", TEST),
     Row("steer", "steer:steer", TEST),
     Row("patch", "patch:patch", TEST),
