@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from circuit_tracer.errors import InputError
 from circuit_tracer.graph.figures import figure_bytes, require_matplotlib
 from circuit_tracer.graph.palette import PALETTES, Palette
 from circuit_tracer.many.aggregate.aggregate import FOLDER, Aggregate
@@ -95,13 +94,13 @@ def draw_labels(aggregate: Aggregate) -> Figure | None:
     return figure
 
 
-def draw_families(aggregate: Aggregate) -> Figure:
+def draw_families(aggregate: Aggregate) -> Figure | None:
     """A panel a family: its features with most influence; how many of its graphs have each (filled), and of the others
     (hollow).
     """
     families = [family for family in aggregate.overview["families"] if family["features"]][:SHOWN_FAMILIES]
     if not families:
-        raise InputError("no graph has a feature after pruning; there is nothing to draw")
+        return None
     heights = [min(SHOWN_ITEMS, len(family["features"])) + 2.4 for family in families]
     figure, panels, palette = _figure(7.2, _ROW * sum(heights) + 0.5, len(families), heights)
     for axes, family in zip(panels, families, strict=True):
