@@ -106,9 +106,10 @@ def draw_families(aggregate: Aggregate) -> Figure | None:
     for axes, family in zip(panels, families, strict=True):
         _family(axes, family, palette)
     left_out = len(aggregate.overview["families"]) - len(families)
-    more = f"\n{left_out} smaller families are not shown" if left_out > 0 else ""
+    more = f"; {left_out} further families are not shown" if left_out > 0 else ""
     told = (
-        f"share of graphs that have the feature: filled, of the family (size: influence); hollow, of the others{more}"
+        "share of graphs that have the feature\n"
+        f"filled: of the family, larger for more influence; hollow: of the others{more}"
     )
     _caption(panels[-1], told, palette)
     return figure
