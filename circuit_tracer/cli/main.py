@@ -26,6 +26,7 @@ COMMANDS = (
     Row("heads", "heads:heads", READ),
     Row("group", "group:group", READ),
     Row("report", "report:report", READ),
+    Row("aggregate", "aggregate:aggregate", READ),
     Row("intervene", "intervene:intervene", TEST),
     Row("steer", "steer:steer", TEST),
     Row("patch", "patch:patch", TEST),

@@ -76,8 +76,8 @@ class Report:
             return ["No row has a label, so nothing was compared."]
         if not named:
             return [
-                "No finding: no group of features separates labels that behave differently, or moves behaviour more than random "
-                "groups do, on rows that it was not found on."
+                "No finding: no group of features separates labels that behave differently, or moves behaviour more than "
+                "random groups do, on rows that it was not found on."
             ]
         return [_sentence(each, self.unexplained.errors.mean) for each in named]
 

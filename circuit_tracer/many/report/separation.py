@@ -2,7 +2,8 @@
 
 On the first half every feature that enough graphs have is tested for every label: Mann-Whitney on its influence, which unlike
 its attribution does not cancel where it speaks now for the answer, now against it; Benjamini-Hochberg over all. Those found,
-`MOST` a label at most, are tested anew on the second half, which took no part in their choice, and corrected for their own number only.
+`MOST` a label at most, are tested anew on the second half, which took no part in their choice, and corrected for their own
+number only.
 """
 
 from __future__ import annotations

@@ -61,9 +61,9 @@ class Steered:
     """A group at one strength, over prompts. rows: those that were steered. size: nodes of the group a prompt, mean.
 
     changed, random_changed: how often the most probable token became another one. right, random_right: how often it is the
-    right answer then, None if that is not known. difference: by how much the group does more of what it is judged by than random
-    groups, a prompt's as their mean; its interval is of ``level``. log_probability, random_log_probability: mean change, of the
-    token that was most probable.
+    right answer then, None if that is not known. difference: by how much the group does more of what it is judged by than
+    random groups, a prompt's as their mean; its interval is of ``level``. log_probability, random_log_probability: mean
+    change, of the token that was most probable.
     """
 
     strength: float
