@@ -185,16 +185,17 @@ def _unexplained(report: Report) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], html: frozenset[int] | set[int] = frozenset()) -> str:
     """A table; columns whose name ends in # hold numbers, those in ``html`` are not escaped."""
     number = [name.endswith("#") for name in head]
-    cells = [
-        "<tr>" + "".join(
-            f"<td{' class=n' if number[at] else ''}>{cell if at in html else escape(cell)}</td>" for at, cell in enumerate(row)
+    cells = []
+    for row in rows:
+        each = (cell if at in html else escape(cell) for at, cell in enumerate(row))
+        cells.append(
+            "".join(f"<td{' class=n' if right else ''}>{cell}</td>" for cell, right in zip(each, number, strict=True))
         )
-        for row in rows
-    ]  # fmt: skip
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
     top = "".join(
         f"<th{' class=n' if number[at] else ''}>{escape(name.rstrip('#'))}</th>" for at, name in enumerate(head)
     )
-    return f'<div class="wide"><table><tr>{top}</tr>{"".join(cells)}</table></div>'
+    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 
 def _rate(rate: Rate | None) -> str:
