@@ -94,13 +94,11 @@ def covered(
 ) -> tuple[Rate, Rate, list[str]]:
     """How many of the ids with the label, and without it, have a feature of the group; and those with both."""
     items = np.array([each.item for each in group.members if (each.layer, each.index) in group.features])
-    there: list[bool] = (
-        collected.of_features.dense(items, np.ones(len(collected.of_features.graph))).any(axis=1).tolist()
-    )
-    has = dict(zip(collected.ids, there, strict=True))
+    there = collected.of_features.dense(items, np.ones(len(collected.of_features.graph)))
+    has = {collected.ids[row] for row in np.where(there > 0)[0].tolist()}
     mine = [id for id in ids if labels[id] == group.label]
     others = [id for id in ids if labels[id] != group.label]
-    return Rate.of([has[id] for id in mine]), Rate.of([has[id] for id in others]), [id for id in mine if has[id]]
+    return Rate.of([id in has for id in mine]), Rate.of([id in has for id in others]), [id for id in mine if id in has]
 
 
 def _clusters(there_UG: np.ndarray) -> list[list[int]]:

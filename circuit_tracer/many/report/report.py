@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -90,7 +89,7 @@ class Report:
                 strength["steers"] = steered.steers
         for plain, separator in zip(found["separators"], self.separators, strict=True):
             plain["holds"] = separator.holds
-        return json.loads(json.dumps({"version": VERSION, "conclusions": self.conclusions, **found}))  # type: ignore[no-any-return]
+        return {"version": VERSION, "conclusions": self.conclusions, **found}
 
 
 def make_report(run: Run, model: Traceable, options: Options = Options(), progress: Progress | None = None) -> Report:
