@@ -1,7 +1,7 @@
 """Fingerprints: a graph as a documented vector, and what can be predicted from it, beside the baselines.
 
-    evidence = gather(((row.id, graph) for row, graph in run.graphs()), model)
-    print("\\n".join(predict(evidence, run.values("wrong"), run.values("topic")).lines()))
+evidence = gather(((row.id, graph) for row, graph in run.graphs()), model)
+print("\\n".join(predict(evidence, run.values("wrong"), run.values("topic")).lines()))
 """
 
 from __future__ import annotations

@@ -82,7 +82,9 @@ class Probe:
         for place in range(self.stream_NSD.shape[1]):
             for strength in STRENGTHS:
                 learner = Linear(self.stream_NSD[train, place], positive_n, strength)
-                reached = float(auc_within(cross_scores(learner, fold_n), positive_n, fold_n, np.ones((1, len(train))))[0])
+                reached = float(
+                    auc_within(cross_scores(learner, fold_n), positive_n, fold_n, np.ones((1, len(train))))[0]
+                )
                 if reached > best + 1e-9:
                     best, found = reached, (place, strength)
         self.chosen.append(found)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +12,7 @@ from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.many.fingerprints.matrix import Array, Matrix
-from circuit_tracer.many.fingerprints.random_graphs import random_graphs
+from circuit_tracer.many.fingerprints.random_graphs import Trace, random_graphs
 from circuit_tracer.many.fingerprints.readings import Reading, read_model
 from circuit_tracer.many.fingerprints.vector import fingerprint
 
@@ -32,7 +31,9 @@ class Evidence:
     def __post_init__(self) -> None:
         for name in ("logits", "random"):
             if getattr(self, name).ids != self.ids:
-                raise InputError(f"the rows of {name} are not those of the fingerprints; gather both from the same graphs")
+                raise InputError(
+                    f"the rows of {name} are not those of the fingerprints; gather both from the same graphs"
+                )
         if len(self.stream) != len(self.ids):
             raise InputError(f"there are activations of {len(self.stream)} rows for {len(self.ids)} fingerprints")
 
@@ -45,7 +46,7 @@ class Evidence:
 def gather(
     graphs: Iterable[tuple[str, Graph]],
     model: Traceable,
-    options: Mapping[str, Any] | None = None,
+    trace: Trace | None = None,
     *,
     node_threshold: float = 0.8,
     edge_threshold: float = 0.98,
@@ -54,8 +55,8 @@ def gather(
 ) -> Evidence:
     """Fingerprint graphs, and read and trace their prompts again for the baselines.
 
-    graphs: with their ids, one at a time in memory. model: that they were traced with. options: those of `attribute` that
-    they were traced with, for the random dictionary's graphs. seed: of the random dictionary. progress: called with (stage,
+    graphs: with their ids, one at a time in memory. model: that they were traced with. trace: how, for the graphs with the
+    random dictionary; None: by `attribute` with its defaults. seed: of the random dictionary. progress: called with (stage,
     rows done). Costs about one more trace a row.
 
     Raises CircuitTracerError as `attribute` and `Matrix.of` do.
@@ -68,7 +69,7 @@ def gather(
         readings[one] = read_model(model.parts, graph.input_tokens, int(graph.targets.position.max()))
         progress("graphs", len(real))
     fingerprints = Matrix.of(real)
-    for one, graph in random_graphs(model, prompts, options or {}, seed):
+    for one, graph in random_graphs(model, prompts, trace, seed):
         made_up[one] = fingerprint(graph, node_threshold, edge_threshold)
         progress("graphs with a random dictionary", len(made_up))
     return Evidence(

@@ -144,14 +144,19 @@ def _predictors(
     real, logits = evidence.fingerprints, evidence.logits.values
     yield FINGERPRINT, "all numbers of the graph", *trees(real.values)
     yield "logits alone", "statistics of the model's logits, no graph", *trees(logits)
-    yield "logits alone, linear", "the same, logistic regression", logits.shape[1], Linear(
-        logits[rows], positive_N, STRENGTHS[-1]
+    yield (
+        "logits alone, linear",
+        "the same, logistic regression",
+        logits.shape[1],
+        Linear(logits[rows], positive_N, STRENGTHS[-1]),
     )
     yield "linear probe", "the residual stream at one layer, no graph", evidence.stream.shape[2], probe
     yield "random dictionary", "all numbers of the graph with a random dictionary", *trees(evidence.random.values)
     for left_out in FAMILIES:
-        yield f"fingerprint without {left_out}", f"all but {left_out}.*", *trees(
-            real.chosen(lambda name, out=left_out: family(name) != out)
+        yield (
+            f"fingerprint without {left_out}",
+            f"all but {left_out}.*",
+            *trees(real.chosen(lambda name, out=left_out: family(name) != out)),
         )
 
 

@@ -9,8 +9,7 @@ Letters: P positions, N tokens, S layers of the dictionary, D d_model.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -21,6 +20,8 @@ from circuit_tracer.graph.balance import ReconstructionWarning
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.models.run import read
 from circuit_tracer.transcoders.random_dictionary import random_baseline
+
+Trace = Callable[[Traceable, Mapping[str, Tensor]], Iterable[tuple[str, Graph]]]
 
 FITTED_ON = 4096  # tokens, of the first prompts
 
@@ -38,18 +39,23 @@ def with_random_dictionary(model: Traceable, prompts: Mapping[str, Tensor], seed
         if count >= FITTED_ON:
             break
     made = random_baseline(model.transcoders, (torch.cat(inputs), torch.cat(outputs)), seed)
-    return Traceable(model.parts, made, model.tokenizer)
+    found = Traceable(model.parts, made, model.tokenizer)
+    found.prepend_bos = model.prepend_bos
+    return found
 
 
 def random_graphs(
-    model: Traceable, prompts: Mapping[str, Tensor], options: Mapping[str, Any], seed: int = 0
+    model: Traceable, prompts: Mapping[str, Tensor], trace: Trace | None = None, seed: int = 0
 ) -> Iterator[tuple[str, Graph]]:
-    """A graph a prompt, traced with the same options of `attribute`."""
+    """A graph a prompt (ids (P,) by row). trace: how the graphs that they stand beside were traced; None: `attribute`'s defaults."""
     made_up = with_random_dictionary(model, prompts, seed)
-    for one, ids in prompts.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ReconstructionWarning)  # that it rebuilds nothing is what it is for
-            yield one, attribute(ids, made_up, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReconstructionWarning)  # that it rebuilds nothing is what it is for
+        yield from (trace or _traced)(made_up, prompts)
+
+
+def _traced(model: Traceable, prompts: Mapping[str, Tensor]) -> Iterator[tuple[str, Graph]]:
+    return ((one, attribute(ids, model)) for one, ids in prompts.items())
 
 
 @torch.no_grad()
