@@ -1,6 +1,6 @@
 """Can a graph's fingerprint tell that the answer is wrong? On weakened copies of the embedded model, beside all baselines.
 
-    python -m benchmarks.many.wrong_answers [--seeds 0 1 2] [--prompts 600] [--results FILE] [--go-on]
+    python -m benchmarks.many.wrong_answers [--seeds 0 1 2] [--prompts 300] [--results FILE] [--go-on]
 
 | copy | what was done to it |
 |---|---|
@@ -8,9 +8,9 @@
 | moved | trained on a world in which a third of the cities have changed places: its wrong answers are learned ones |
 | noise | Gaussian noise on the weights of its MLPs, grown until a quarter of the two-hop answers are wrong |
 
-Two-hop questions are asked and traced with the dictionary of the embedded model; an answer is wrong if the most probable token is
-not the one that the world says. Groups are the states and countries that the questions are about: nothing is learned of one that
-is tested. Whatever comes out is in results/wrong_answers.json.
+Two-hop questions are asked and traced with the dictionary of the embedded model; an answer is wrong if the most probable token
+is not the one that the world says. Groups are the states and countries that the questions are about: nothing is learned of one
+that is tested. Whatever comes out is in results/wrong_answers.json.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from circuit_tracer.replacement_model import ReplacementModel
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-PROMPTS = 600
+PROMPTS = 300
 SHARE = 3  # one city in so many is weakened
 WRONG = 0.25  # of the answers, by noise
 GROWTH = 1.15  # of the noise, a step

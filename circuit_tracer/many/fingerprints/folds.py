@@ -27,8 +27,8 @@ def grouped_folds(positive_N: Array, group_N: Array, folds: int, seed: int) -> A
     for name, which in (("positive", positive_N), ("negative", ~positive_N)):
         if (count := len(np.unique(group_N[which]))) < folds:
             raise InputError(
-                f"{int(which.sum())} {name} rows in {count} groups; {folds} folds need that many groups of each kind. Give more "
-                "rows, fewer folds, or groups that are smaller"
+                f"{int(which.sum())} {name} rows in {count} groups; {folds} folds need that many groups of each kind. Give "
+                "more rows, fewer folds, or groups that are smaller"
             )
     fold_N = np.zeros(len(positive_N), dtype=int)
     chosen = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
@@ -51,7 +51,7 @@ def auc_within(score_N: Array, positive_N: Array, fold_N: Array, weight_BN: Arra
         below_BU = np.cumsum(down_BU, axis=1) - down_BU
         right += (up_BU * (below_BU + down_BU / 2)).sum(1)
         pairs += up_BU.sum(1) * down_BU.sum(1)
-    return np.divide(right, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)
+    return np.where(pairs > 0, right / np.where(pairs > 0, pairs, 1), np.nan)
 
 
 def group_draws(group_N: Array, draws: int, seed: int) -> Array:

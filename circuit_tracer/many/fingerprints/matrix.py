@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.many.fingerprints.names import family
 from circuit_tracer.many.fingerprints.vector import fingerprint
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ class Matrix:
         values = np.array([[vector[name] for name in names] for vector in vectors.values()], dtype=np.float64)
         return cls(list(vectors), names, values)
 
-    def chosen(self, wanted: Callable[[str], bool]) -> Array:
-        """(rows, those columns) whose names are wanted."""
-        return self.values[:, [wanted(name) for name in self.names]]
+    def without(self, left_out: str) -> Array:
+        """(rows, columns) of all families but one."""
+        return self.values[:, [family(name) != left_out for name in self.names]]
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary a row, its id first."""

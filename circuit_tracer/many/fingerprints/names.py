@@ -1,4 +1,4 @@
-"""What the numbers of a fingerprint are: one table, from which the README's is written and against which a test holds the code.
+"""What the numbers of a fingerprint are: one table. Tests hold the code and the package's README against it.
 
 "Kept" is what `prune_graph` leaves at the thresholds given. Influence is a share of the weight of all targets. A mean or maximum
 of nothing is 0, so that every number is finite. ``{l}`` stands for each layer.
@@ -60,8 +60,8 @@ NAMES = {
     "topology.path_shortest_max": "",
     "topology.path_longest": "edges of the longest path",
     "topology.path_weighted": "edges of paths from tokens to targets in the whole graph, mean weighted by influence",
-    "topology.closeness": "mean over pairs of 1 / edges of the shortest path, 0 without one (harmonic centrality of the targets)",
-    "topology.betweenness_mean": "share of pairs whose shortest paths run through a node (betweenness from tokens to targets)",
+    "topology.closeness": "1 / edges of the shortest path, 0 without one, mean over pairs (harmonic centrality of targets)",
+    "topology.betweenness_mean": "share of pairs whose shortest paths run through a node (betweenness centrality)",
     "topology.betweenness_std": "",
     "topology.betweenness_max": "",
 }

@@ -17,7 +17,7 @@ from circuit_tracer.many.fingerprints.classifiers import STRENGTHS, Learner, Lin
 from circuit_tracer.many.fingerprints.evidence import Evidence
 from circuit_tracer.many.fingerprints.folds import auc_within, group_draws, grouped_folds, interval
 from circuit_tracer.many.fingerprints.matrix import Array
-from circuit_tracer.many.fingerprints.names import FAMILIES, family
+from circuit_tracer.many.fingerprints.names import FAMILIES
 
 FINGERPRINT = "fingerprint"
 YES, NO = frozenset({"true", "1", "yes"}), frozenset({"false", "0", "no"})
@@ -156,7 +156,7 @@ def _predictors(
         yield (
             f"fingerprint without {left_out}",
             f"all but {left_out}.*",
-            *trees(real.chosen(lambda name, out=left_out: family(name) != out)),
+            *trees(real.without(left_out)),
         )
 
 
@@ -173,9 +173,8 @@ def _positives(values: list[Any], positive: Any) -> tuple[str, Array]:
         positive = wanted[0]
     if str(positive) not in known or len(known) < 2:
         raise InputError(
-            f"no classifier can tell {'one label' if positive is None else repr(positive)} from others: the rows with a label have "
-            f"{shortened(', '.join(known)) if known else 'none'}; two values are needed, and the one to predict (positive, "
-            "--positive) among them"
+            f"the rows with a label have {shortened(', '.join(known)) if known else 'none'}; there must be two values, and "
+            f"the one to predict (positive, --positive{'' if positive is None else f': {positive!r}'}) among them"
         )
     return str(positive), np.array([text == str(positive) for text in texts])
 
@@ -185,7 +184,7 @@ def _groups(ids: list[str], groups: Mapping[str, Any] | None) -> list[str]:
         return ids
     if missing := [one for one in ids if groups.get(one) is None]:
         raise InputError(
-            f"{len(missing)} of {len(ids)} rows with a label have no group, such as {missing[0]!r}; give each one, or leave the "
-            "groups out if rows have nothing in common"
+            f"{len(missing)} of {len(ids)} rows with a label have no group, such as {missing[0]!r}; give each one, or leave "
+            "the groups out if rows have nothing in common"
         )
     return [str(groups[one]) for one in ids]

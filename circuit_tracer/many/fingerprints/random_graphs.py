@@ -47,7 +47,7 @@ def with_random_dictionary(model: Traceable, prompts: Mapping[str, Tensor], seed
 def random_graphs(
     model: Traceable, prompts: Mapping[str, Tensor], trace: Trace | None = None, seed: int = 0
 ) -> Iterator[tuple[str, Graph]]:
-    """A graph a prompt (ids (P,) by row). trace: how the graphs that they stand beside were traced; None: `attribute`'s defaults."""
+    """A graph a prompt (ids (P,) by row). trace: how the graphs that they stand beside were traced; None: by `attribute`."""
     made_up = with_random_dictionary(model, prompts, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ReconstructionWarning)  # that it rebuilds nothing is what it is for
