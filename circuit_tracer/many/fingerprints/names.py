@@ -1,7 +1,7 @@
 """What the numbers of a fingerprint are: one table. Tests hold the code and the package's README against it.
 
-"Kept" is what `prune_graph` leaves at the thresholds given. Influence is a share of the weight of all targets. A mean or maximum
-of nothing is 0, so that every number is finite. ``{l}`` stands for each layer.
+"Kept" is what `prune_graph` leaves at the thresholds given. Influence is a share of the weight of all targets. A mean or
+maximum of nothing is 0, so that every number is finite. ``{l}`` stands for each layer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A graph as a short vector of numbers with names, after CRV (2510.09312): global, node and topology statistics.
 
-None depends on the order of nodes, on which feature is which, or, but for weights of edges, on the units of targets. What each is:
-`names.py`; how the list came about: the package's README.
+None depends on the order of nodes, on which feature is which, or, but for weights of edges, on the units of targets. What each
+is: `names.py`; how they are defined: the package's README.
 
 Letters: N nodes, E edges, L layers, P positions.
 """
