@@ -25,6 +25,7 @@ COMMANDS = (
     Row("story", "story:story", READ),
     Row("heads", "heads:heads", READ),
     Row("group", "group:group", READ),
+    Row("fingerprints", "fingerprints:fingerprints", READ),
     Row("intervene", "intervene:intervene", TEST),
     Row("steer", "steer:steer", TEST),
     Row("patch", "patch:patch", TEST),

@@ -9,7 +9,23 @@ from __future__ import annotations
 from circuit_tracer.many.fingerprints.evidence import Evidence, gather
 from circuit_tracer.many.fingerprints.matrix import Matrix, matrix
 from circuit_tracer.many.fingerprints.names import NAMES, names
+from circuit_tracer.many.fingerprints.of_run import evidence_of, matrix_of, write_fingerprints, write_prediction
 from circuit_tracer.many.fingerprints.predict import Prediction, Score, predict
 from circuit_tracer.many.fingerprints.vector import fingerprint
 
-__all__ = ["NAMES", "Evidence", "Matrix", "Prediction", "Score", "fingerprint", "gather", "matrix", "names", "predict"]
+__all__ = [
+    "NAMES",
+    "Evidence",
+    "Matrix",
+    "Prediction",
+    "Score",
+    "evidence_of",
+    "fingerprint",
+    "gather",
+    "matrix",
+    "matrix_of",
+    "names",
+    "predict",
+    "write_fingerprints",
+    "write_prediction",
+]

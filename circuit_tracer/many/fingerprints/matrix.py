@@ -47,13 +47,6 @@ class Matrix:
         """(rows, columns) of all families but one."""
         return self.values[:, [family(name) != left_out for name in self.names]]
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One dictionary a row, its id first."""
-        return [
-            {"id": one, **dict(zip(self.names, row, strict=True))}
-            for one, row in zip(self.ids, self.values.tolist(), strict=True)
-        ]
-
 
 def matrix(graphs: Iterable[tuple[str, Graph]], node_threshold: float = 0.8, edge_threshold: float = 0.98) -> Matrix:
     """The fingerprints of graphs with their ids; thresholds as `fingerprint`'s. Raises InputError as `Matrix.of` does."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import batched
 from typing import cast
 
 import numpy as np
@@ -50,7 +49,8 @@ def evidence_of(
     def trace(made_up: Traceable, prompts: Mapping[str, Tensor]) -> Iterator[tuple[str, Graph]]:
         # ids are given, so what is not in a Traceable, the chat template, is not needed
         like = cast("ReplacementModel", made_up)
-        for part in batched(prompts.items(), TOGETHER):
+        for start in range(0, len(prompts), TOGETHER):
+            part = list(prompts.items())[start : start + TOGETHER]
             asked = [replace(rows[one], prompt=ids.tolist()) for one, ids in part]
             found = trace_rows(like, asked, manifest.settings.tracing, manifest.means)
             for (one, _), graph in zip(part, found, strict=True):

@@ -13,6 +13,7 @@ import numpy as np
 
 from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError, shortened
+from circuit_tracer.many.extras import missing_extra
 from circuit_tracer.many.fingerprints.classifiers import STRENGTHS, Learner, Linear, Probe, Trees, cross_scores
 from circuit_tracer.many.fingerprints.evidence import Evidence
 from circuit_tracer.many.fingerprints.folds import auc_within, group_draws, grouped_folds, interval
@@ -103,7 +104,7 @@ def predict(
     try:
         import sklearn  # noqa: F401 (before any work)
     except ImportError as error:
-        raise InputError("classifiers need scikit-learn: pip install 'circuit-tracing[many]'") from error
+        raise missing_extra("classifiers", error) from error
     if folds < 2 or draws < 1:
         raise InputError(f"folds is {folds} and draws {draws}; expected at least 2 and 1")
     rows = np.array([row for row, one in enumerate(evidence.ids) if labels.get(one) is not None], dtype=int)

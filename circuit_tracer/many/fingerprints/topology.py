@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.many.extras import missing_extra
 
 if TYPE_CHECKING:
     from circuit_tracer.graph.edges import Edges
@@ -42,7 +42,7 @@ def topology(edges: Edges, tokens: range, targets: range) -> dict[str, float]:
         from scipy import sparse
         from scipy.sparse.csgraph import connected_components
     except ImportError as error:
-        raise InputError("fingerprints of graphs need scipy: pip install 'circuit-tracing[many]'") from error
+        raise missing_extra("fingerprints of graphs", error) from error
 
     target_E, source_E = edges.target.cpu().numpy(), edges.source.cpu().numpy()
     there_V, place = np.unique(np.concatenate([source_E, target_E]), return_inverse=True)
