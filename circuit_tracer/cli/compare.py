@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from circuit_tracer.many.comparison.schema import Node
     from circuit_tracer.replacement_model import ReplacementModel
 
-NAMED = ("same", "end", "pooled")
+NAMED: dict[str, Literal["same", "end", "pooled"]] = {"same": "same", "end": "end", "pooled": "pooled"}
+ORDERS: dict[Literal["difference", "carried"], str] = {
+    "difference": "by their edges onto the target",
+    "carried": "along all paths",
+}
 
 
 def compare(
@@ -66,7 +70,7 @@ def compare(
         raise InputError("an edit is traced by the model: name its transcoders with -t, or use --demo")
     if output is not None and output.suffix != ".json":
         raise InputError(f"the comparison's file {output} ends in {output.suffix or 'nothing'}; end it in .json")
-    pairs = positions if positions in NAMED else _pairs(positions)
+    pairs = NAMED[positions] if positions in NAMED else _pairs(positions)
     from circuit_tracer.files import require_writable_file
     from circuit_tracer.graph.files.native import as_graph
     from circuit_tracer.many.comparison import compare as compared
@@ -110,8 +114,8 @@ def _edited(graph: Graph, model: ReplacementModel, edits: Any) -> Graph:
 
     if set(graph.targets.kind) != {"logit"}:
         raise InputError(
-            "the graph's targets are not all tokens, so that they cannot be traced again from the file; use attribute_edited in "
-            "Python with the targets it was traced for"
+            "the graph's targets are not all tokens, so that they cannot be traced again from the file; use attribute_edited "
+            "in Python with the targets it was traced for"
         )
     require_traced_with(graph, model)
     settings = graph.provenance.get("settings", {})
@@ -139,8 +143,8 @@ def _lines(found: Comparison, top: int, output: Path | None) -> list[str]:
             f"{'alike':<11}influence of {kind}: weighted Jaccard {each.weighted_jaccard:.3f}, cosine {each.cosine:.3f}, "
             f"rank-biased overlap {each.rank_biased_overlap:.3f}"
         )
-    for title, order in (("by their edges onto the target", "difference"), ("along all paths", "carried")):
-        nodes = found.largest(top, order)  # type: ignore[arg-type]
+    for order, title in ORDERS.items():
+        nodes = found.largest(top, order)
         if nodes:
             lines += ["", f"what changes it most, {title}:", f"{'node':<14}{'from':>10}{'to':>10}{'change':>10}  of"]
             lines += [_row(node, order) for node in nodes]
