@@ -17,6 +17,7 @@ COMMANDS = (
     Row("prune", "prune:prune", TRACE),
     Row("run", "run:run", MANY),
     Row("aggregate", "aggregate:aggregate", MANY),
+    Row("compare", "compare:compare", MANY),
     Row("fingerprints", "fingerprints:fingerprints", MANY),
     Row("report", "report:report", MANY),
     Row("info", "info:info", READ),
