@@ -1,1 +1,1 @@
-"""Runs: a graph for each row of a file of prompts, on one machine or many, resumable at any moment."""
+"""A run: rows of prompts traced by workers into one folder, which may be interrupted, shared and added to (README.md)."""
