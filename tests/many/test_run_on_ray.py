@@ -16,7 +16,7 @@ import pytest
 from circuit_tracer.demo import MODEL, PROMPT, TRANSCODER
 from circuit_tracer.errors import CompatibilityError, InputError, ResourceError
 from circuit_tracer.many.rows import Row
-from circuit_tracer.many.runs.manifest import FINGERPRINTS, Layout, Manifest, Opening, Settings, portable
+from circuit_tracer.many.runs.manifest import FINGERPRINTS, MANIFEST, Manifest
 from circuit_tracer.many.runs.on_ray import _Needs, run_on_ray
 from circuit_tracer.many.runs.run import Progress, run
 from circuit_tracer.many.runs.store import Store
@@ -25,8 +25,7 @@ from circuit_tracer.many.runs.worker import UnitResult
 SLOW = pytest.mark.slow("starts a Ray cluster of two nodes, whose workers load torch")
 STORE_BYTES = 100 * 2**20
 TIMES = ("times/", "results.parquet")  # what differs from one time to the next
-OPENING = Opening(transcoders=portable(TRANSCODER), model=portable(MODEL))
-MANIFEST = Manifest(settings=Settings(opening=OPENING, layout=Layout(unit_rows=2)))
+ASKED = {"opening": {"transcoders": TRANSCODER, "model": MODEL}, "layout": {"unit_rows": 2, "threads": 1}}
 
 Chaos = Callable[[int], None]
 
@@ -52,7 +51,7 @@ def head() -> Iterator[Any]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of a run of 24 rows, made by this process without an interruption."""
     folder = tmp_path_factory.mktemp("whole")
-    made = run(rows(24), folder, MANIFEST)
+    made = run(rows(24), folder, ASKED)
     assert len(made.ids) == 24
     return files(folder)
 
@@ -70,7 +69,7 @@ def actors_of(node: Any) -> list[psutil.Process]:
 
 
 def disturbed(chaos: Chaos, ends: dict[str, int], cluster: str) -> Callable[[str, Sequence[str]], Iterator[UnitResult]]:
-    """The engine, with something happening after each unit; ends: the file (inode) of each record as its unit was handed over."""
+    """The engine, with something happening after each unit; ends: the file (inode) of each record when its unit was reported."""
 
     def engine(address: str, units: Sequence[str]) -> Iterator[UnitResult]:
         for number, result in enumerate(run_on_ray(address, units, cluster=cluster)):
@@ -83,7 +82,9 @@ def disturbed(chaos: Chaos, ends: dict[str, int], cluster: str) -> Callable[[str
 
 
 @SLOW
-def test_killed_stopped_and_interrupted_it_makes_the_same_files(head: Any, whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_stopped_and_interrupted_it_makes_the_same_files(
+    head: Any, whole: dict[str, bytes], tmp_path: Path
+) -> None:
     second = head.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
     ends: dict[str, int] = {}
     lost = []
@@ -101,10 +102,10 @@ def test_killed_stopped_and_interrupted_it_makes_the_same_files(head: Any, whole
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(rows(24), tmp_path, MANIFEST, engine=disturbed(chaos, ends, head.address), report=interrupt)
+        run(rows(24), tmp_path, ASKED, engine=disturbed(chaos, ends, head.address), report=interrupt)
     assert len(lost) == 2
     assert not any(process.is_running() for process in lost)
-    made = run(rows(24), tmp_path, MANIFEST, engine=disturbed(lambda _: None, ends, head.address))
+    made = run(rows(24), tmp_path, ASKED, engine=disturbed(lambda _: None, ends, head.address))
     assert len(made.ids) == 24
     assert files(tmp_path) == whole
     assert len(ends) == 12
@@ -114,22 +115,22 @@ def test_killed_stopped_and_interrupted_it_makes_the_same_files(head: Any, whole
 
 @SLOW
 def test_results_go_to_an_address(head: Any, whole: dict[str, bytes], tmp_path: Path) -> None:
-    run(rows(24), f"dir://run::file://{tmp_path}", MANIFEST, engine=partial(run_on_ray, cluster=head.address))
+    run(rows(24), f"dir://run::file://{tmp_path}", ASKED, engine=partial(run_on_ray, cluster=head.address))
     assert files(tmp_path / "run") == whole
 
 
 @SLOW
 def test_what_a_worker_raises_is_raised_here(head: Any, tmp_path: Path) -> None:
-    run(rows(2), tmp_path, MANIFEST)
+    run(rows(2), tmp_path, ASKED)
     fingerprints = Store.at(tmp_path).read(FINGERPRINTS)
     Store.at(tmp_path).write(FINGERPRINTS, fingerprints.replace(b'"', b'"other ', 1))
     with pytest.raises(CompatibilityError, match="another model, dictionary or tokenizer"):
-        run(rows(4), tmp_path, MANIFEST, engine=partial(run_on_ray, cluster=head.address))
+        run(rows(4), tmp_path, ASKED, engine=partial(run_on_ray, cluster=head.address))
 
 
 @SLOW
 def test_workers_that_all_die_are_given_up(head: Any, tmp_path: Path) -> None:
-    run(rows(2), tmp_path, MANIFEST)
+    run(rows(2), tmp_path, ASKED)
     ended = threading.Event()
 
     def kill_all() -> None:
@@ -140,8 +141,10 @@ def test_workers_that_all_die_are_given_up(head: Any, tmp_path: Path) -> None:
     killer = threading.Thread(target=kill_all)
     killer.start()
     try:
-        with pytest.raises(ResourceError, match=r"opening the model cost 3 workers on Ray\. Of the last one Ray says: .*kept\."):
-            run(rows(4), tmp_path, MANIFEST, engine=partial(run_on_ray, cluster=head.address))
+        with pytest.raises(
+            ResourceError, match=r"opening the model cost 3 workers on Ray\. Of the last one Ray says: .*kept\."
+        ):
+            run(rows(4), tmp_path, ASKED, engine=partial(run_on_ray, cluster=head.address))
     finally:
         ended.set()
         killer.join()
@@ -164,7 +167,7 @@ def test_there_are_as_many_workers_as_find_room(needs: _Needs, resources: dict[s
 def test_without_ray_or_a_cluster_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="there is no run at"):
         list(run_on_ray(tmp_path, ["a"]))
-    Store.at(tmp_path).write("manifest.json", MANIFEST.model_dump_json().encode())
+    Store.at(tmp_path).write(MANIFEST, Manifest.model_validate(ASKED).model_dump_json().encode())
     with pytest.raises(InputError, match=r"no Ray cluster at 127\.0\.0\.1:1: .*refused.*ray start --head"):
         list(run_on_ray(tmp_path, ["a"], cluster="127.0.0.1:1"))
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -49,19 +49,20 @@ def run_on_ray(
     """Work through units of the run at ``address`` on a Ray cluster; results as they come, each unit once.
 
     workers: actors at most; None: as many as the cluster has room for now. Those that find room work, and others join when
-    there is some. gpus_per_worker, cpus_per_worker: what Ray keeps free for each, parts of one too; None: one GPU if the run
-    is one for GPUs, and as many CPUs as a worker of the run has threads. cluster: Ray's address (`10.0.0.1:6379`, `local`: a
-    new one on this machine); None: what this process is connected to, RAY_ADDRESS, a cluster that was started on this machine,
-    or a new one.
+    there is some. gpus_per_worker, cpus_per_worker: what Ray keeps free for each, parts of one too; None: one of each if the
+    run is one for GPUs, else as many CPUs as a worker of the run has threads. cluster: Ray's address (`10.0.0.1:6379`, `local`:
+    a new one on this machine); None: what this process is connected to, RAY_ADDRESS, a cluster that was started on this
+    machine, or a new one.
 
     Every machine must have this package and reach address and model by the same names.
     Raises InputError without Ray or a cluster, ResourceError once a unit has cost three actors, and what a worker raises.
     """
     store = Store.at(address)
-    settings = read_manifest(store).settings
+    manifest = read_manifest(store)
+    on_gpus = manifest.opening.device == "cuda"
     needs = _Needs(
-        settings.layout.threads if cpus_per_worker is None else cpus_per_worker,
-        (settings.opening.device == "cuda") if gpus_per_worker is None else gpus_per_worker,
+        cpus=(1.0 if on_gpus else manifest.layout.threads) if cpus_per_worker is None else cpus_per_worker,
+        gpus=(1.0 if on_gpus else 0.0) if gpus_per_worker is None else gpus_per_worker,
     )
     with _connected(cluster) as ray:
         pool = _Pool(ray, str(store.folder or address), units, needs)
@@ -92,7 +93,9 @@ class _Pool:
     def __init__(self, ray: Any, address: str, units: Sequence[str], needs: _Needs) -> None:
         self.ray, self.address, self.needs, self.waiting = ray, address, needs, deque(units)
         self.actor = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus)(Actor)
-        self.hired: dict[Any, tuple[Any, str | None]] = {}  # what is awaited: the actor, its unit (None: it opens the run)
+        self.hired: dict[
+            Any, tuple[Any, str | None]
+        ] = {}  # what is awaited: the actor, its unit (None: it opens the run)
         self.losses: Counter[str | None] = Counter()
         self.impatient = True  # nobody has answered yet
 
@@ -142,8 +145,8 @@ class _Pool:
         self.impatient = False
         there = self.ray.cluster_resources()
         warn(
-            f"no worker has started within {PATIENCE:.0f} s. Each needs {self.needs.cpus:g} CPUs and {self.needs.gpus:g} GPUs of "
-            f"one machine; the cluster has {there.get('CPU', 0):g} and {there.get('GPU', 0):g} in all. `ray status` says more."
+            f"no worker has started within {PATIENCE:.0f} s. Each needs {self.needs.cpus:g} CPUs and {self.needs.gpus:g} GPUs "
+            f"of one machine; the cluster has {there.get('CPU', 0):g} and {there.get('GPU', 0):g} in all. `ray status` says more."
         )
 
     def close(self) -> None:
