@@ -69,7 +69,7 @@ def actors_of(node: Any) -> list[psutil.Process]:
 
 
 def disturbed(chaos: Chaos, ends: dict[str, int], cluster: str) -> Callable[[str, Sequence[str]], Iterator[UnitResult]]:
-    """The engine, with something happening after each unit; ends: the file (inode) of each record when its unit was reported."""
+    """The engine, with something happening after each unit; ends: the file (inode) of each record as it was reported."""
 
     def engine(address: str, units: Sequence[str]) -> Iterator[UnitResult]:
         for number, result in enumerate(run_on_ray(address, units, cluster=cluster)):

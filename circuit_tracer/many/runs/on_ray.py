@@ -146,7 +146,8 @@ class _Pool:
         there = self.ray.cluster_resources()
         warn(
             f"no worker has started within {PATIENCE:.0f} s. Each needs {self.needs.cpus:g} CPUs and {self.needs.gpus:g} GPUs "
-            f"of one machine; the cluster has {there.get('CPU', 0):g} and {there.get('GPU', 0):g} in all. `ray status` says more."
+            f"of one machine; in all, the cluster has {there.get('CPU', 0):g} and {there.get('GPU', 0):g}. `ray status` says "
+            "more."
         )
 
     def close(self) -> None:
