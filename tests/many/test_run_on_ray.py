@@ -13,26 +13,32 @@ from typing import Any
 import psutil
 import pytest
 
-from circuit_tracer.demo import MODEL, PROMPT, TRANSCODER
 from circuit_tracer.errors import CompatibilityError, InputError, ResourceError
-from circuit_tracer.many.rows import Row
-from circuit_tracer.many.runs.manifest import FINGERPRINTS, MANIFEST, Manifest
+from circuit_tracer.many import Run
+from circuit_tracer.many.runs.manifest import agree_on_fingerprints, open_manifest
 from circuit_tracer.many.runs.on_ray import _Needs, run_on_ray
-from circuit_tracer.many.runs.run import Progress, run
+from circuit_tracer.many.runs.run import Progress
 from circuit_tracer.many.runs.store import Store
 from circuit_tracer.many.runs.worker import UnitResult
+from tests.support.command import save_folders
+from tests.support.run_cases import Case, contents, prompts, table
 
 SLOW = pytest.mark.slow("starts a Ray cluster of two nodes, whose workers load torch")
 STORE_BYTES = 100 * 2**20
-TIMES = ("times/", "results.parquet")  # what differs from one time to the next
-ASKED = {"opening": {"transcoders": TRANSCODER, "model": MODEL}, "layout": {"unit_rows": 2, "threads": 1}}
+ROWS = 30  # ten units
 
 Chaos = Callable[[int], None]
 
 
-def rows(count: int) -> list[Row]:
-    states = ("Dallas", "Oakland", "Seattle", "Miami")
-    return [Row(f"row {n}", PROMPT.replace("Dallas", states[n % 4]) + " the" * (n % 3)) for n in range(count)]
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(save_folders(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="module")
+def whole(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run by this process without an interruption."""
+    return case.run(tmp_path_factory.mktemp("runs") / "whole", prompts(ROWS))
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +51,6 @@ def head() -> Iterator[Any]:
     cluster = Cluster(initialize_head=True, head_node_args=arguments)
     yield cluster
     cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of a run of 24 rows, made by this process without an interruption."""
-    folder = tmp_path_factory.mktemp("whole")
-    made = run(rows(24), folder, ASKED)
-    assert len(made.ids) == 24
-    return files(folder)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    store = Store.at(folder)
-    return {name: store.read(name) for name in store.names() if not name.startswith(TIMES)}
 
 
 def actors_of(node: Any) -> list[psutil.Process]:
@@ -83,54 +75,51 @@ def disturbed(chaos: Chaos, ends: dict[str, int], cluster: str) -> Callable[[str
 
 @SLOW
 def test_killed_stopped_and_interrupted_it_makes_the_same_files(
-    head: Any, whole: dict[str, bytes], tmp_path: Path
+    case: Case, head: Any, whole: Run, tmp_path: Path
 ) -> None:
     second = head.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
     ends: dict[str, int] = {}
     lost = []
 
     def chaos(number: int) -> None:
-        if number == 1:
+        if number == 0:
             lost.extend(actors_of(head.head_node))
             lost[0].kill()
-        if number == 4:
+        if number == 3:
             lost.extend(actors_of(second))
             head.remove_node(second, allow_graceful=False)
 
     def interrupt(progress: Progress) -> None:
-        if progress.done >= 18:
+        if progress.now >= 18:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(rows(24), tmp_path, ASKED, engine=disturbed(chaos, ends, head.address), report=interrupt)
+        case.run(tmp_path, prompts(ROWS), engine=disturbed(chaos, ends, head.address), report=interrupt)
     assert len(lost) == 2
     assert not any(process.is_running() for process in lost)
-    made = run(rows(24), tmp_path, ASKED, engine=disturbed(lambda _: None, ends, head.address))
-    assert len(made.ids) == 24
-    assert files(tmp_path) == whole
-    assert len(ends) == 12
+    found = case.run(tmp_path, prompts(ROWS), engine=disturbed(lambda _: None, ends, head.address))
+    assert contents(tmp_path) == contents(Path(whole.address))
+    assert table(found) == table(whole)
+    assert len(ends) == ROWS // 3
     for unit, inode in ends.items():  # nothing that was finished was written again
         assert os.stat(tmp_path / "units" / f"{unit}.json").st_ino == inode
 
 
 @SLOW
-def test_results_go_to_an_address(head: Any, whole: dict[str, bytes], tmp_path: Path) -> None:
-    run(rows(24), f"dir://run::file://{tmp_path}", ASKED, engine=partial(run_on_ray, cluster=head.address))
-    assert files(tmp_path / "run") == whole
+def test_results_go_to_an_address(case: Case, head: Any, whole: Run, tmp_path: Path) -> None:
+    case.run(f"dir://run::file://{tmp_path}", prompts(ROWS), engine=partial(run_on_ray, cluster=head.address))
+    assert contents(tmp_path / "run") == contents(Path(whole.address))
 
 
 @SLOW
-def test_what_a_worker_raises_is_raised_here(head: Any, tmp_path: Path) -> None:
-    run(rows(2), tmp_path, ASKED)
-    fingerprints = Store.at(tmp_path).read(FINGERPRINTS)
-    Store.at(tmp_path).write(FINGERPRINTS, fingerprints.replace(b'"', b'"other ', 1))
+def test_what_a_worker_raises_is_raised_here(case: Case, head: Any, tmp_path: Path) -> None:
+    agree_on_fingerprints(Store.at(tmp_path), {"tokenizer": "another"})
     with pytest.raises(CompatibilityError, match="another model, dictionary or tokenizer"):
-        run(rows(4), tmp_path, ASKED, engine=partial(run_on_ray, cluster=head.address))
+        case.run(tmp_path, engine=partial(run_on_ray, cluster=head.address))
 
 
 @SLOW
-def test_workers_that_all_die_are_given_up(head: Any, tmp_path: Path) -> None:
-    run(rows(2), tmp_path, ASKED)
+def test_workers_that_all_die_are_given_up(case: Case, head: Any, tmp_path: Path) -> None:
     ended = threading.Event()
 
     def kill_all() -> None:
@@ -144,7 +133,7 @@ def test_workers_that_all_die_are_given_up(head: Any, tmp_path: Path) -> None:
         with pytest.raises(
             ResourceError, match=r"opening the model cost 3 workers on Ray\. Of the last one Ray says: .*kept\."
         ):
-            run(rows(4), tmp_path, ASKED, engine=partial(run_on_ray, cluster=head.address))
+            case.run(tmp_path, engine=partial(run_on_ray, cluster=head.address))
     finally:
         ended.set()
         killer.join()
@@ -167,7 +156,7 @@ def test_there_are_as_many_workers_as_find_room(needs: _Needs, resources: dict[s
 def test_without_ray_or_a_cluster_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="there is no run at"):
         list(run_on_ray(tmp_path, ["a"]))
-    Store.at(tmp_path).write(MANIFEST, Manifest.model_validate(ASKED).model_dump_json().encode())
+    open_manifest(Store.at(tmp_path), {"opening": {"transcoders": "x"}}, {})
     with pytest.raises(InputError, match=r"no Ray cluster at 127\.0\.0\.1:1: .*refused.*ray start --head"):
         list(run_on_ray(tmp_path, ["a"], cluster="127.0.0.1:1"))
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -96,7 +96,7 @@ class _Pool:
         self.hired: dict[
             Any, tuple[Any, str | None]
         ] = {}  # what is awaited: the actor, its unit (None: it opens the run)
-        self.losses: Counter[str | None] = Counter()
+        self.losses: Counter[str | None] = Counter()  # by unit; None: at opening the run, one after the other
         self.impatient = True  # nobody has answered yet
 
     def hire(self) -> None:
@@ -120,6 +120,7 @@ class _Pool:
                 self._replace(actor, unit, error)
                 continue
             self.impatient = False
+            self.losses.pop(None, None)
             self._give(actor)
             if answer is not None:
                 yield answer
