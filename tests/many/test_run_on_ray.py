@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,12 @@ def head() -> Iterator[Any]:
 def actors_of(node: Any) -> list[psutil.Process]:
     """Processes of workers that are at work on a node."""
     raylet = node.all_processes["raylet"][0].process.pid
-    below = psutil.Process(raylet).children(recursive=True)
-    return [process for process in below if any("Actor" in part for part in process.cmdline())]
+    found = []
+    for process in psutil.Process(raylet).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if any("Actor" in part for part in process.cmdline()):
+                found.append(process)
+    return found
 
 
 def disturbed(chaos: Chaos, ends: dict[str, int], cluster: str) -> Callable[[str, Sequence[str]], Iterator[UnitResult]]:
