@@ -10,6 +10,7 @@ from circuit_tracer.attribution.input_shift import with_known_shift
 from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.errors import warn
 from circuit_tracer.models.parts import ModelParts, bind
+from circuit_tracer.models.remembered import weights_of
 from circuit_tracer.models.sites import check_hooks
 from circuit_tracer.models.tokenization import Prompt, tokenize, zero_positions
 from circuit_tracer.models.verify import verify
@@ -63,9 +64,7 @@ class _State(NamedTuple):
 
 def _state(parts: ModelParts) -> _State:
     model: nn.Module = parts.model
-    written = exchanged = 0
-    for parameter in model.parameters():
-        written += 0 if parameter.is_inference() else parameter._version
-        exchanged ^= parameter.data_ptr()
-    modules = tuple((name, id(module)) for name, module in model.named_modules())
-    return _State(written, exchanged, hash((modules, repr(parts.settings()))))
+    weights = list(weights_of(model))
+    written = sum(0 if weight.is_inference() else weight._version for weight in weights)
+    exchanged = hash(tuple(weight.data_ptr() for weight in weights))
+    return _State(written, exchanged, hash((*map(id, model.modules()), repr(parts.settings()))))
