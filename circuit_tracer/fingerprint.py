@@ -4,7 +4,7 @@ The same on any device and however the weights are read; another one after train
 misses all sampled numbers is not seen. Sampled are 1,024 numbers or more of every weight (all, if it has fewer); of encoders
 and decoders, which may lie in files, so many of 8 rows a layer, and of a decoder's rows for every layer that they write to.
 Samples depend on the number format that the weights were loaded in, so fingerprints are compared between equal formats only.
-Digests are remembered while the weights are unchanged (`models/remembered.py`): a trace of a small prompt takes less than they do.
+Digests are remembered while the weights are unchanged (`models/remembered.py`); making them takes as long as a small trace.
 Letters: F features a layer, T layers a feature writes to, D d_model.
 """
 

@@ -5,6 +5,7 @@ Letters: T rows, D d_model, n vectors in the stream.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,14 @@ class ReadOut:
             rows, biases = transcoders.encoder_rows(depth, unique)
             vector[here], bias[here] = rows.to("cpu", dtype)[inverse], biases.to("cpu", dtype)[inverse]
         return cls(layer, position, vector, bias)
+
+    @classmethod
+    def joined(cls, parts: Sequence[ReadOut]) -> ReadOut:
+        """The rows of several, one after the other, on the CPU; none of them reads the stream."""
+        columns = (
+            [getattr(each, name).cpu() for each in parts] for name in ("layer", "position", "vector", "constant")
+        )
+        return cls(*(torch.cat(column) for column in columns))
 
     def take(self, chosen: Tensor) -> ReadOut:
         """Some of the rows, in the order asked for."""

@@ -174,7 +174,7 @@ def _provenance(task: Task, prompt: LinearPrompt, rows: ComputedRows) -> dict[st
             "input_hook": transcoders.feature_input_hook,
             "output_hook": transcoders.feature_output_hook,
         },
-        "fingerprint": fingerprints(parts, transcoders),
+        "fingerprint": task.fingerprint or fingerprints(parts, transcoders),
         "settings": {
             "max_n_logits": aim.max_n_logits,
             "desired_logit_prob": aim.desired_logit_prob,

@@ -37,9 +37,12 @@ class Traceable:
         self._bound_to = _state(parts)
 
     def ensure_tokenized(self, prompt: Prompt) -> Tensor:
-        """Token ids (P,) int64, by the one rule used everywhere (models/tokenization.py).
+        """Token ids (P,) int64, by the one rule used everywhere (models/tokenization.py), of the model as it is now."""
+        self.follow_weights()
+        return tokenize(prompt, self.tokenizer, self.prepend_bos)
 
-        Whoever runs the model starts here: its parts, some of which are made of weights, are then those of the weights that
+    def follow_weights(self) -> None:
+        """Whoever runs the model starts here: its parts, some of which are made of weights, are then those of the weights that
         there are now, should they have been written in or exchanged. Modules that have been exchanged are verified again.
         """
         if (now := _state(self.parts)) != self._bound_to:
@@ -47,7 +50,6 @@ class Traceable:
             if now.built != self._bound_to.built:
                 verify(parts)
             self.parts, self._bound_to = parts, now
-        return tokenize(prompt, self.tokenizer, self.prepend_bos)
 
     def left_out(self, ids: Tensor) -> list[int]:
         """Positions of a prompt that have no features and errors, by circuit-tracer's rule (models/tokenization.py)."""
