@@ -82,8 +82,6 @@ def attribute_together(
     processes, offloading, resuming) it alone does. An interrupt ends the call; a graph that has not been returned is lost.
     Raises InputError for options that are wrong for any prompt.
     """
-    if isinstance(prompts, str):
-        raise InputError("attribute_together takes a list of prompts; for one prompt call attribute")
     aims = [None] * len(prompts) if attribution_targets is None else list(attribution_targets)
     if len(aims) != len(prompts):
         raise InputError(

@@ -21,6 +21,7 @@ KEYS_A_TILE = 256
 QUERIES_A_TILE = 1024
 # of rows projected onto heads; beyond that, rows go through one chunk after the other
 BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU = 64 * 2**20, 2**30
+BYTES_IN_CACHE = 2 * 2**20  # of rows of several prompts on a CPU: short ones are gone over several times
 
 
 def attend_back_(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD: Tensor) -> None:
@@ -90,7 +91,8 @@ def attend_back_several_(
     n_kv = value_VD.shape[0] // d_head
     groups = n_heads // n_kv
     numbers = n_pos * (output_DO.shape[1] + value_VD.shape[0] + n_heads * n_pos)
-    step = rows_a_chunk(numbers * g_TPD.element_size())
+    in_flight = BYTES_IN_FLIGHT_ON_GPU if on_gpu(g_TPD) else BYTES_IN_CACHE
+    step = max(1, in_flight // max(1, numbers * g_TPD.element_size()))
     for rows, prompt in zip(g_TPD.split(step), prompt_T.split(step), strict=True) if n_rows else ():
         count = rows.shape[0]
         flat = rows.view(count * n_pos, d_model)
