@@ -20,6 +20,7 @@ if isfile(f"{__path__[0]}/kernels"):
 if TYPE_CHECKING:
     from circuit_tracer.attention import explain_edge, explain_edges, explain_score
     from circuit_tracer.attribution.attribute import attribute
+    from circuit_tracer.attribution.together import attribute_together
     from circuit_tracer.attribution.targets import (
         AttentionTarget,
         CustomTarget,
@@ -59,6 +60,7 @@ _HOME = {
     "ReplacementModel": "circuit_tracer.replacement_model",
     "ValueRows": "circuit_tracer.models.architectures",
     "attribute": "circuit_tracer.attribution.attribute",
+    "attribute_together": "circuit_tracer.attribution.together",
     "compute_graph_scores": "circuit_tracer.graph",
     "create_graph_files": "circuit_tracer.graph.files.viewer_json",
     "explain_edge": "circuit_tracer.attention",
@@ -87,6 +89,7 @@ __all__ = [
     "ValueRows",
     "__version__",
     "attribute",
+    "attribute_together",
     "compute_graph_scores",
     "create_graph_files",
     "explain_edge",
