@@ -20,7 +20,6 @@ if isfile(f"{__path__[0]}/kernels"):
 if TYPE_CHECKING:
     from circuit_tracer.attention import explain_edge, explain_edges, explain_score
     from circuit_tracer.attribution.attribute import attribute
-    from circuit_tracer.attribution.together import attribute_together
     from circuit_tracer.attribution.targets import (
         AttentionTarget,
         CustomTarget,
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
         FeatureTarget,
         LogitDifference,
     )
+    from circuit_tracer.attribution.together import attribute_together
     from circuit_tracer.errors import CircuitTracerError
     from circuit_tracer.graph import (
         Graph,

@@ -213,11 +213,12 @@ class _Flight:
 
         Where attention and MLP run in parallel, attention takes the rows as they were, and its part is added here too.
         """
-        g_TPD, prompt_T = self.at(layer + 1), self.prompt_T(layer + 1)
-        skip, attention = self.prompts[0].skips[layer], self.network.layers[layer]
+        g_TPD, skip, attention = self.at(layer + 1), self.prompts[0].skips[layer], self.network.layers[layer]
+        if len(g_TPD) == 0 or (skip is None and not self.network.parallel):
+            return
+        prompt_T = self.prompt_T(layer + 1)
         if skip is None:
-            if self.network.parallel and len(g_TPD):
-                attention.attend_back_(g_TPD, prompt_T)
+            attention.attend_back_(g_TPD, prompt_T)
             return
         step = max(1, self.prompts[0].decoder.chunk_bytes // (g_TPD[:1].nbytes or 1))
         place_TP = self._places(layer + 1)
@@ -232,10 +233,10 @@ class _Flight:
 
     def _of_each(self, layer: int) -> Iterator[tuple[int, Tensor]]:
         """The rows at a layer or above of each prompt that has some, at its block's positions."""
-        parts = self.at(layer).split(self.joined[layer])
-        for number, (rows, block) in enumerate(zip(parts, self.blocks, strict=True)):
-            if len(rows):
-                yield number, rows[:, : block.n_pos]
+        counts = self.joined[layer]
+        for number, rows_TPD in enumerate(self.at(layer).split(counts)):
+            if counts[number]:
+                yield number, rows_TPD[:, : self.blocks[number].n_pos]
 
     def _places(self, layer: int) -> Tensor:
         """Where the positions (T, P) of the rows at a layer or above are in the network.
