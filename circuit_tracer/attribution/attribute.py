@@ -78,7 +78,7 @@ def attribute(
     the graph, saved or not, is what `resume` takes. Raises CircuitTracerError for input that cannot be traced.
     """
     if update_interval < 1:
-        raise InputError(f"update_interval is {update_interval}; it must be at least 1")
+        raise InputError(f"update_interval {update_interval} must be at least 1")
     if resume is not None and ranks is not None and ranks.world > 1:
         raise InputError("an interrupted trace goes on in one process; leave torchrun out, or resume")
     continuation = None if resume is None else continuation_of(resume)
