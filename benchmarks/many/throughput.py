@@ -5,8 +5,8 @@
 
 200 prompts of 8 to 20 tokens: statements of the embedded world, or pieces of the texts in benchmarks/inputs. Every graph that
 comes of `attribute_together` is compared with that of `attribute`: the same nodes, edges to 1e-5 of the largest of their row;
-otherwise no speed is reported. Then, in processes of their own that have loaded the model and traced once: `attribute` in a loop,
-`attribute_together` in units as a run makes them, and the same by several workers at once. The peer traces a few of the
+otherwise no speed is reported. Then, in processes of their own that have traced once: `attribute` in a loop, `attribute_together`
+in units as a run makes them, and the same by several workers at once. The peer traces a few of the
 prompts, one by one, in the same run; its seconds a prompt stand for the others. Seconds are those of the clock; CPU seconds
 are beside them, since they say more on a busy machine.
 """
@@ -48,7 +48,8 @@ def prompts_for(model: ReplacementModel, count: int, embedded: bool, seed: int =
         stream = " ".join(texts)
     else:
         stream = " ".join(path.read_text() for path in sorted((INPUTS / "texts").glob("*.txt")))
-    first, *ids = model.ensure_tokenized(stream).tolist()
+    first = int(model.ensure_tokenized("the")[0])
+    ids = model.tokenizer(stream, add_special_tokens=False, verbose=False).input_ids
     found, at = [], 0
     for number in range(count):
         length = SHORTEST + number % (LONGEST - SHORTEST + 1)

@@ -51,10 +51,11 @@ class ReadOut:
     @classmethod
     def joined(cls, parts: Sequence[ReadOut]) -> ReadOut:
         """The rows of several, one after the other, on the CPU; none of them reads the stream."""
-        columns = (
-            [getattr(each, name).cpu() for each in parts] for name in ("layer", "position", "vector", "constant")
-        )
-        return cls(*(torch.cat(column) for column in columns))
+
+        def column(name: str) -> Tensor:
+            return torch.cat([getattr(each, name).cpu() for each in parts])
+
+        return cls(column("layer"), column("position"), column("vector"), column("constant"))
 
     def take(self, chosen: Tensor) -> ReadOut:
         """Some of the rows, in the order asked for."""

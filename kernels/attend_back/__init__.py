@@ -101,7 +101,6 @@ def attend_back_several_(
         pattern = pattern_BHPP.index_select(0, prompt).view(count * n_kv, groups * n_pos, n_pos)
         mixed = torch.bmm(pattern.transpose(1, 2), z).view(count, n_kv, n_pos, d_head)
         flat.addmm_(mixed.transpose(1, 2).reshape(count * n_pos, n_kv * d_head), value_VD)
-    return None
 
 
 def mix_forward(values_PKd: Tensor, scores: Scores) -> Tensor:

@@ -22,9 +22,7 @@ from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import Case, assert_equal, build, one_each
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
-CASES = [
-    case for case in one_each() if case.architecture in ("gemma2", "gpt_neox", "gpt2", "gpt_oss", "mistral", "olmo2")
-]
+CASES = [case for case in one_each() if case.architecture in ("gemma2", "gpt_neox", "gpt2", "gpt_oss")]
 
 
 def drawn(count: int, seed: int, longest: int = 9) -> list[Tensor]:
@@ -62,7 +60,7 @@ def assert_same(found: object, expected: Graph) -> None:
 @pytest.mark.parametrize("budget", [None, 11], ids=lambda budget: f"budget={budget}")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_graphs_are_those_of_single_prompts(case: Case, budget: int | None) -> None:
-    model, prompts = build(case), drawn(4, seed=len(str(case)))
+    model, prompts = build(case), drawn(3, seed=len(str(case)))
     options: dict[str, Any] = {"max_feature_nodes": budget, "max_n_logits": 3, "batch_size": 64 if budget else 512}
     for prompt, found in zip(prompts, attribute_together(prompts, model, **options), strict=True):
         assert_same(found, attribute(prompt, model, **options))
