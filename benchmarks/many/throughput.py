@@ -5,10 +5,10 @@
 
 200 prompts of 8 to 20 tokens: statements of the embedded world, or pieces of the texts in benchmarks/inputs. Every graph that
 comes of `attribute_together` is compared with that of `attribute`: the same nodes, edges to 1e-5 of the largest of their row;
-otherwise no speed is reported. Then, in processes of their own that have traced once: `attribute` in a loop, `attribute_together`
-in units as a run makes them, and the same by several workers at once. The peer traces a few of the
-prompts, one by one, in the same run; its seconds a prompt stand for the others. Seconds are those of the clock; CPU seconds
-are beside them, since they say more on a busy machine.
+otherwise no speed is reported. Then, in processes of their own that have traced once: `attribute` in a loop;
+`attribute_together` in units, as a run makes them; the same by several workers at once. The peer traces a few of the prompts,
+one by one, in the same run; its seconds a prompt stand for the others. Rates are of the clock; CPU seconds are beside them,
+since they say more on a busy machine.
 """
 
 from __future__ import annotations
