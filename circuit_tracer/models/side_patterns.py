@@ -39,4 +39,4 @@ class SidePatterns:
         n_prompts, _, n_pos, _ = self.pattern_BHPP.shape
         padded = values_n.new_zeros(n_prompts * n_pos, *values_n.shape[1:])
         padded[self.row_n] = values_n
-        return padded.unflatten(0, (n_prompts, n_pos))
+        return padded.view(n_prompts, n_pos, *values_n.shape[1:])
