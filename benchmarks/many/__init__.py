@@ -1,1 +1,1 @@
-"""Measurements of what is done with many prompts, and models to try it on."""
+"""Many prompts, measured: fine-tunes with a known change, and whether comparison, fingerprints and reports find it."""

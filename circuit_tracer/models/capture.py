@@ -5,7 +5,7 @@ Letters: L layers, P positions, D d_model, H heads, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.parts import SOFTCAP, ModelParts, Norm
 from circuit_tracer.models.plain import LOOKS_AHEAD
-from circuit_tracer.models.run import FINAL_NORM, ModelRun, Place, Visit
+from circuit_tracer.models.run import FINAL_NORM, ModelRun, Place, Visit, in_turn
 from circuit_tracer.models.side_patterns import SidePatterns
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.whose import Holder, config_value, held_by
@@ -30,6 +30,7 @@ class LayerCapture:
 
     resid_mid: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, D) what the MLP (or its norm) reads
     mlp_out: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, D) before any post norm
+    added: Tensor | None = None  # (P, D) what an intervention adds at the dictionary's output hook
     inverse_sigma: dict[str, Tensor] = field(default_factory=dict)  # norm name -> (P,)
 
 
@@ -80,15 +81,23 @@ class PromptCapture:
 
 
 @plain_torch()
-def capture(parts: ModelParts, ids: Tensor, keep_patterns: bool = True) -> PromptCapture:
+def capture(
+    parts: ModelParts,
+    ids: Tensor,
+    keep_patterns: bool = True,
+    visits: Mapping[str, Visit] | None = None,
+    tape: AttentionTape | None = None,
+) -> PromptCapture:
     """Run the model once on ids (P,) and keep the frozen quantities; attention patterns, or queries, keys and log-sum-exp.
 
     Norms are recomputed in the compute dtype while the model runs, so that the frozen 1/sigma is exactly what the pass used
     (transformers computes them in float32 even in a float64 model). Raises InputError for a prompt beyond the context
     length and NumericalError when activations are not finite.
+
+    visits: of an intervention, by site, which write at the dictionary's output hook only. tape: attention that is replayed.
     """
     check_length(parts, ids)
-    kept = _run(parts, ids[None], AttentionTape(recompute=not keep_patterns))
+    kept = _run(parts, ids[None], AttentionTape(recompute=not keep_patterns) if tape is None else tape, visits)
     result = _assemble(kept, ids, parts.position_vectors(len(ids)), None)
     require_finite(result)
     _require_causal(result)
@@ -128,6 +137,21 @@ class _Kept:
     final_inverse_sigma: Tensor = field(default_factory=lambda: torch.empty(0))  # (B * P,)
     final: Tensor = field(default_factory=lambda: torch.empty(0))  # (B * P, D)
 
+    def rows(self, activation_BPD: Tensor) -> Tensor:
+        """(B * P, D), in the compute dtype."""
+        return activation_BPD.detach().to(self.parts.compute_dtype).flatten(0, 1)
+
+    def noting(self, visit: Visit) -> Visit:
+        """An intervention's visit, what it adds kept."""
+
+        def noted(layer: int, given_BPD: Tensor) -> Tensor | None:
+            new = visit(layer, given_BPD)
+            if new is not None:
+                self.layers[layer].added = self.rows(new.reshape(given_BPD.shape)) - self.rows(given_BPD)
+            return new
+
+        return noted
+
     def norm(self, layer: int, name: str, norm: Norm, x_nD: Tensor) -> FrozenNorm:
         """Norms react, and their scales are kept."""
         scale_n = norm.parameters.inverse_sigma(x_nD)
@@ -138,26 +162,26 @@ class _Kept:
         return norm.parameters.freeze(scale_n)
 
 
-def _run(parts: ModelParts, ids_BP: Tensor, tape: AttentionTape) -> _Kept:
+def _run(parts: ModelParts, ids_BP: Tensor, tape: AttentionTape, visits: Mapping[str, Visit] | None = None) -> _Kept:
     """The pass, and all that is kept of it."""
     kept = _Kept(parts, tape, [LayerCapture() for _ in parts.layers])
 
-    def rows(activation_BPD: Tensor) -> Tensor:
-        return activation_BPD.detach().to(parts.compute_dtype).flatten(0, 1)
-
     def keep_first(layer: int, resid_BPD: Tensor) -> None:
-        kept.first = rows(resid_BPD)
+        kept.first = kept.rows(resid_BPD)
 
     def keep_mid(layer: int, resid_BPD: Tensor) -> None:
-        kept.layers[layer].resid_mid = rows(resid_BPD)
+        kept.layers[layer].resid_mid = kept.rows(resid_BPD)
 
     def keep_out(layer: int, out_BPD: Tensor) -> None:
-        kept.layers[layer].mlp_out = rows(out_BPD)
+        kept.layers[layer].mlp_out = kept.rows(out_BPD)
 
-    visits: dict[Place, Visit] = {("hook_resid_pre", 0): keep_first}
-    visits |= {("hook_resid_mid", layer): keep_mid for layer in range(len(kept.layers))}
-    visits |= {("mlp.hook_out", layer): keep_out for layer in range(len(kept.layers))}
-    kept.final = ModelRun(parts, visits, norms=kept.norm, tape=tape)(ids_BP).final.flatten(0, 1)
+    every: dict[Place, Visit] = {("hook_resid_pre", 0): keep_first}
+    every |= {("hook_resid_mid", layer): keep_mid for layer in range(len(kept.layers))}
+    every |= {("mlp.hook_out", layer): keep_out for layer in range(len(kept.layers))}
+    for site, visit in (visits or {}).items():  # behind those that keep, so that mlp_out is the model's own
+        for place in ((site, layer) for layer in range(len(kept.layers))):
+            every[place] = in_turn(every.get(place), kept.noting(visit))
+    kept.final = ModelRun(parts, every, norms=kept.norm, tape=tape)(ids_BP).final.flatten(0, 1)
     return kept
 
 
@@ -235,7 +259,7 @@ def _assemble(kept: _Kept, ids_n: Tensor, positions: Tensor | None, place_n: Ten
 def _picked(layer: LayerCapture, which: Tensor | slice) -> LayerCapture:
     """What it did at some positions."""
     scales = {name: scale[which] for name, scale in layer.inverse_sigma.items()}
-    return LayerCapture(layer.resid_mid[which], layer.mlp_out[which], scales)
+    return LayerCapture(layer.resid_mid[which], layer.mlp_out[which], inverse_sigma=scales)
 
 
 def _require_causal(captured: PromptCapture) -> None:

@@ -51,7 +51,10 @@ def assert_same(found: object, expected: Graph) -> None:
     assert found.reconstruction is not None
     assert expected.reconstruction is not None
     assert_equal(found.reconstruction.nmse, expected.reconstruction.nmse, tolerance)
-    known = {"seconds", "memory_plan"}
+    predicted = [graph.provenance["prediction"] for graph in (found, expected)]
+    assert predicted[0]["tokens"] == predicted[1]["tokens"]
+    assert predicted[0]["probabilities"] == pytest.approx(predicted[1]["probabilities"], rel=10 * tolerance)
+    known = {"seconds", "memory_plan", "prediction"}
     assert {k: v for k, v in found.provenance.items() if k not in known} == {
         k: v for k, v in expected.provenance.items() if k not in known
     }
