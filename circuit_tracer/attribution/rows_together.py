@@ -5,7 +5,7 @@ Letters: K targets, N_s selected features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,15 +34,10 @@ class Member:
     targets: TargetRows
 
 
-def compute_together(
-    members: Sequence[Member],
-    sweep: Sweep,
-    plan: MemoryPlan,
-    done: Callable[[int], None] = lambda count: None,
-) -> list[ComputedRows]:
+def compute_together(members: Sequence[Member], sweep: Sweep, plan: MemoryPlan) -> list[ComputedRows]:
     """The rows of each prompt: of its targets, and of as many features as its task allows, chosen by influence.
 
-    At most `plan.block_rows` are in flight. done: told how many rows more there are.
+    At most `plan.block_rows` are in flight.
     """
     stores = [no_rows(member.task, member.prompt, member.targets) for member in members]
     choices = [_choice(member, store) for member, store in zip(members, stores, strict=True)]
@@ -57,7 +52,7 @@ def compute_together(
                     columns[place] = last.value
         if not asked:
             break
-        _sweep(sweep, plan, members, stores, asked, done)
+        _sweep(sweep, plan, members, stores, asked)
     return [
         ComputedRows(store, chosen, plan, _budget(member))
         for member, store, chosen in zip(members, stores, columns, strict=True)
@@ -96,7 +91,6 @@ def _sweep(
     members: Sequence[Member],
     stores: Sequence[FinishedRows],
     asked: dict[int, Asked],
-    done: Callable[[int], None],
 ) -> None:
     """Compute what is asked for, in bunches of prompts that fill a block: a prompt that fills one by itself goes by itself."""
     bunch: list[int] = []
@@ -108,5 +102,4 @@ def _sweep(
                 number = asked[bunch[which]][1][block.row]
                 stores[bunch[which]].add(block, number)
                 stores[bunch[which]].mark(number)
-                done(len(number))
             bunch = []
