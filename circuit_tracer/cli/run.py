@@ -56,7 +56,7 @@ class Sharing:
     unit_rows: Annotated[
         int,
         typer.Option("--unit-rows", min=1, help="Rows that are done together, or not at all when interrupted."),
-    ] = 8
+    ] = 16
     threads: Annotated[
         int | None,
         typer.Option("--threads", min=1, help="CPU threads of a worker; default: cores by workers, as the run begins."),

@@ -59,7 +59,9 @@ def test_graphs_are_those_of_attribute(case: Case, whole: Run) -> None:
         there, here = whole.graph(id), attribute(prompt, model, attribution_targets=targets)
         assert there.input_string == here.input_string
         assert there.logit_targets == here.logit_targets
-        assert torch.equal(there.adjacency_matrix, here.adjacency_matrix)
+        assert torch.equal(there.selected_features, here.selected_features)
+        largest = here.adjacency_matrix.abs().amax(1, keepdim=True)
+        assert bool(((there.adjacency_matrix - here.adjacency_matrix).abs() <= 1e-5 * largest).all())
 
 
 def test_rows_that_fail_are_rows(whole: Run) -> None:
