@@ -54,7 +54,8 @@ def assert_same(found: object, expected: Graph) -> None:
     predicted = [graph.provenance["prediction"] for graph in (found, expected)]
     assert predicted[0]["tokens"] == predicted[1]["tokens"]
     assert predicted[0]["probabilities"] == pytest.approx(predicted[1]["probabilities"], rel=10 * tolerance)
-    known = {"seconds", "memory_plan", "prediction"}
+    assert found.provenance["dropped_mass"] == pytest.approx(expected.provenance["dropped_mass"], rel=10 * tolerance)
+    known = {"seconds", "memory_plan", "prediction", "dropped_mass"}
     assert {k: v for k, v in found.provenance.items() if k not in known} == {
         k: v for k, v in expected.provenance.items() if k not in known
     }
