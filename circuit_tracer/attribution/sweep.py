@@ -77,7 +77,7 @@ class Sweep:
         """
         for chosen in split_rows(targets.layer, targets.position, block_rows):
             if len(left := chosen if wanted is None else chosen[wanted[chosen]]):
-                yield from self._swept([(0, left, targets.take(left))])
+                yield from self._block([(0, left, targets.take(left))])
 
     def several(self, asked: Sequence[tuple[int, ReadOut]], block_rows: int) -> Iterator[tuple[int, EdgeBlock]]:
         """Edges of targets of several prompts, each with the prompt's number, at most `block_rows` in flight: which of `asked`
@@ -93,9 +93,9 @@ class Sweep:
             for number, rows in zip(numbers.tolist(), chosen[order].split(sizes.tolist()), strict=True):
                 rows = rows - first[number]
                 members.append((asked[number][0], rows, asked[number][1].take(rows)))
-            yield from zip(numbers.tolist(), self._swept(members), strict=True)
+            yield from zip(numbers.tolist(), self._block(members), strict=True)
 
-    def _swept(self, members: Sequence[tuple[int, Tensor, ReadOut]]) -> list[EdgeBlock]:
+    def _block(self, members: Sequence[tuple[int, Tensor, ReadOut]]) -> list[EdgeBlock]:
         """The blocks of some targets of each of some prompts: (prompt, which targets, what they read)."""
         flight = _Flight(self, members)
         network = flight.network

@@ -54,7 +54,8 @@ def assert_same(found: object, expected: Graph) -> None:
     predicted = [graph.provenance["prediction"] for graph in (found, expected)]
     assert predicted[0]["tokens"] == predicted[1]["tokens"]
     assert predicted[0]["probabilities"] == pytest.approx(predicted[1]["probabilities"], rel=10 * tolerance)
-    known = {"seconds", "memory_plan", "prediction"}
+    assert found.provenance["dropped_mass"] == pytest.approx(expected.provenance["dropped_mass"], rel=10 * tolerance)
+    known = {"seconds", "memory_plan", "prediction", "dropped_mass"}
     assert {k: v for k, v in found.provenance.items() if k not in known} == {
         k: v for k, v in expected.provenance.items() if k not in known
     }
@@ -79,7 +80,7 @@ def test_graphs_in_float32_are_those_of_single_prompts(seed: int) -> None:
 def test_each_prompt_has_its_own_targets_and_the_options_of_all() -> None:
     model, prompts = build(CASES[0]), drawn(5, seed=5)
     stream = DirectionTarget(torch.ones(16), "hook_resid_mid", 1)
-    targets = [[5, 7], None, torch.tensor([9]), [FeatureTarget(1, -1, 3), LogitDifference(4, 6)], [stream]]
+    targets: list[Any] = [[5, 7], None, torch.tensor([9]), [FeatureTarget(1, -1, 3), LogitDifference(4, 6)], [stream]]
     options: dict[str, Any] = {"zero_positions": [], "keep_edge_mass": 0.9, "position": -1}
     together_ = attribute_together(prompts, model, attribution_targets=targets, **options)
     for prompt, aim, found in zip(prompts, targets, together_, strict=True):
