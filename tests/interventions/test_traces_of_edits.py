@@ -24,6 +24,7 @@ from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.tracing_cases import IDS, Case, assert_equal, build, one_each
 
 TARGETS = [5, 9, 30]
+CASES = [(case, number % 2 == 0) for number, case in enumerate(one_each())]  # attention frozen or not, in turn
 
 
 def edits_of(model: ReplacementModel) -> list[Edit]:
@@ -35,8 +36,9 @@ def edits_of(model: ReplacementModel) -> list[Edit]:
     return [ablate(tuple(first)), scale(tuple(second), -1.5), set_to(idle, 0.7)]
 
 
-@pytest.mark.parametrize("frozen", [True, False], ids=["attention-frozen", "attention-reacts"])
-@pytest.mark.parametrize("case", one_each(), ids=str)
+@pytest.mark.parametrize(
+    ("case", "frozen"), CASES, ids=[f"{case}-{'frozen' if held else 'reacts'}" for case, held in CASES]
+)
 def test_the_graph_is_exact_and_of_the_pass_that_the_edits_make(case: Case, frozen: bool) -> None:
     model = build(case)
     meaning, edits = Semantics(freeze_attention=frozen), edits_of(model)
