@@ -87,14 +87,14 @@ def _file_of(table: str) -> str:
     return f"{FOLDER}/{table}.parquet"
 
 
-def aggregate(run: Run, *, label: str = "label", positions: str = "pooled", **options: Any) -> Aggregate:
-    """Of the rows of a run that are done. label: the column that groups prompts; rows without a value have no part in that.
-    positions: pooled, end, or the column that names roles, {name: position or positions} a row. options: those of
-    ``aggregate_graphs``.
+def aggregate(run: Run, *, label: str | None = "label", positions: str = "pooled", **options: Any) -> Aggregate:
+    """Of the rows of a run that are done. label: the column that groups prompts; rows without a value have no part in that;
+    None: none does. positions: pooled, end, or the column that names roles, {name: position or positions} a row. options:
+    those of ``aggregate_graphs``.
 
     Raises InputError for a column that is not there.
     """
-    labels = {id: str(value) for id, value in run.values(label).items()}
+    labels = {} if label is None else {id: str(value) for id, value in run.values(label).items()}
     named = positions if positions in ("pooled", "end") else _places(run, positions)
     graphs = ((row.id, graph) for row, graph in run.graphs())
     return aggregate_graphs(graphs, labels, positions=cast(Positions, named), **options)
