@@ -22,7 +22,7 @@ def aggregate(
     address: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or its address (s3://...).")],
     *,
     label: Annotated[
-        str, typer.Option("--label", metavar="COLUMN", help="The column of the prompts that groups them.")
+        str, typer.Option("--label", metavar="COLUMN", help="The column of the prompts that groups them, or none.")
     ] = "label",
     positions: Annotated[
         str,
@@ -62,7 +62,7 @@ def aggregate(
     with options.progress(verbose) as report:
         found = aggregated(
             run,
-            label=label,
+            label=None if label == "none" else label,
             positions=positions,
             **asdict(pruning),
             families=families,

@@ -11,6 +11,7 @@ from pyarrow import parquet
 
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.many import Row, open_run, read_rows
+from circuit_tracer.many.aggregate import Aggregate, aggregate_graphs
 from circuit_tracer.many.runs.documents import write_document
 from circuit_tracer.many.runs.manifest import FINGERPRINTS, open_manifest
 from circuit_tracer.many.runs.records import write_record
@@ -18,6 +19,7 @@ from circuit_tracer.many.runs.store import Store
 from circuit_tracer.many.runs.table import failed_row
 from circuit_tracer.many.runs.units import Units
 from tests.fuzz.reader import Reader
+from tests.support.aggregate_cases import LABELS, six_graphs
 
 
 def _write_jsonl(folder: Path) -> None:
@@ -60,9 +62,20 @@ def _run(folder: Path) -> Any:
     return found.settings, found.fingerprints, found.table, [row.to_json() for row in found.rows]
 
 
+def _write_aggregate(folder: Path) -> None:
+    aggregate_graphs(six_graphs().items(), LABELS, resamples=5).write(folder)
+
+
+def _aggregate(folder: Path) -> Any:
+    found = Aggregate.read(folder)
+    tables = (found.features, found.edges, found.labels, found.common, found.families)
+    return [{name: [*map(str, column)] for name, column in table.items()} for table in tables], found.overview
+
+
 MANY_READERS: tuple[Reader, ...] = (
     Reader("rows, JSONL", _write_jsonl, _rows),
     Reader("rows, CSV", _write_csv, _rows),
     Reader("rows, parquet", _write_parquet, _rows),
     Reader("run", _write_run, _run, sealed=True),
+    Reader("aggregate", _write_aggregate, _aggregate, sealed=True, slow=True),
 )
