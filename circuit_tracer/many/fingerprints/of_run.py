@@ -52,7 +52,7 @@ def evidence_of(
         for start in range(0, len(prompts), TOGETHER):
             part = list(prompts.items())[start : start + TOGETHER]
             asked = [replace(rows[one], prompt=ids.tolist()) for one, ids in part]
-            found = trace_rows(like, asked, manifest.settings.tracing, manifest.means)
+            found = trace_rows(like, asked, manifest.tracing, manifest.means)
             for (one, _), graph in zip(part, found, strict=True):
                 if isinstance(graph, Exception):
                     raise graph
