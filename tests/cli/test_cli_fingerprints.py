@@ -8,11 +8,8 @@ from pathlib import Path
 import numpy as np
 from pyarrow import parquet
 
-from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.many import open_run
 from circuit_tracer.many.fingerprints import fingerprint, names
-from circuit_tracer.many.runs.manifest import read_manifest
-from circuit_tracer.many.runs.opening import open_model
 from tests.support.command import Folders, Run
 
 ROWS = 16
@@ -56,7 +53,7 @@ def test_vectors_of_a_run_and_a_label_predicted_from_them(run: Run, folders: Fol
     assert {row["global.features"] for row in beside} == {9.0}
     assert parquet.read_table(files / "scores.parquet").num_rows == ROWS
     logits = parquet.read_table(files / "logits.parquet").to_pylist()[3]
-    prediction = attribute(graph.input_tokens, open_model(read_manifest(open_run(out).store))).provenance["prediction"]
+    prediction = graph.provenance["prediction"]
     assert np.isclose(logits["probability"], prediction["probabilities"][0], rtol=1e-4)
 
 
