@@ -44,8 +44,8 @@ def wrong_answers(record: dict[str, Any]) -> list[str]:
         ahead = [f"{one['ahead']:+.3f} ({one['ahead_low']:+.3f} to {one['ahead_high']:+.3f})" for one in scores]
         rows.append([f"fingerprint less {name}", *ahead])
     return [
-        "AUC (95 % over groups) of which answers of a weakened copy of the embedded model are wrong; copies by what was done to "
-        "them, and seed.",
+        "AUC (95 % over groups) of which answers of a weakened copy of the embedded model are wrong; copies by what was done "
+        "to them, and seed.",
         "",
         *table(["predictor", *copies], rows),
     ]
