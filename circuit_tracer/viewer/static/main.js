@@ -1,5 +1,6 @@
 // The start: find a graph, show it, or say why not.
 
+import { showComparison } from "./comparison_page.js";
 import { h, replace } from "./dom.js";
 import { addDensities, featureSource } from "./feature_source.js";
 import { embedded, fromFile, fromServer, listGraphs } from "./load.js";
@@ -22,6 +23,8 @@ function configuration() {
 
 async function start() {
   restoreTheme();
+  const compared = embedded("comparison-data");
+  if (compared !== null) return compare(compared);
   const inline = embedded("graph-data");
   if (inline !== null) {
     const details = embedded("feature-data");
@@ -42,6 +45,12 @@ async function start() {
   const server = client ? { client, session, slug, canPrune } : null;
   const menu = graphs.length > 1 ? chooser(graphs, slug) : null;
   return show(chosen, featureSource(null, config.features), menu, server);
+}
+
+/** Show a comparison of two graphs. */
+function compare(record) {
+  document.title = `${record.target} \u2013 comparison`;
+  window.viewer = showComparison(root, record);
 }
 
 /** details: what the page holds of features by their paired number, or null. reloads: whether a reload shows it again. */
