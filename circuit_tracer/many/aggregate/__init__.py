@@ -1,0 +1,1 @@
+"""What the graphs of many prompts have in common."""
