@@ -66,7 +66,9 @@ class Account {
 
 function columnsOf({ graph, store, mass, actions }) {
   const shown = (value) => (value === null || value === undefined ? "\u2013" : number(value));
-  const column = (id, name, title, field = id) => ({ id, name, title, value: (row) => row[field], cell: (row) => shown(row[field]) });
+  const column = (id, name, title, field = id) => {
+    return { id, name, title, className: "wide", value: (row) => row[field], cell: (row) => shown(row[field]) };
+  };
   const label = ({ id }) => nodeLabel(graph, store.state, graph.byId.get(id));
   return [
     { id: "node", name: "Node", isText: true, value: label, cell: (row) => nameCell(row, label(row), graph, actions) },
@@ -88,9 +90,9 @@ function columnsOf({ graph, store, mass, actions }) {
 /** Text with a mark before what only one of the graphs has. */
 function nameCell({ id, within }, label, graph, actions) {
   const title = `in ${within.toUpperCase()} only`;
+  const mark = within === "both" ? null : h("span", { class: `mark only-${within}`, title }, within.toUpperCase());
   return [
-    within === "both" ? null : h("span", { class: `mark only-${within}`, title }, within.toUpperCase()),
-    h("button", { class: "name", "data-id": id, on: { click: () => actions.click(id), focus: () => actions.hover(id) } }, label),
+    h("button", { class: "name", "data-id": id, on: { click: () => actions.click(id), focus: () => actions.hover(id) } }, mark, label),
     h("span", { class: "quiet" }, placeName(graph, graph.byId.get(id))),
   ];
 }

@@ -99,7 +99,7 @@ function graphOf(side, area) {
       const isDifference = side === "difference";
       root.classList.add("barred");
       root.append(
-        h("div", { class: "bar" }, isDifference ? [measureMenu(page), graphBar(page)] : sideTitle(page.record, side)),
+        h("div", { class: "bar" }, isDifference ? [graphBar(page, false), measureMenu(page)] : sideTitle(page.record, side)),
         h("div", { class: "stack" }, view.element),
       );
       if (isDifference) root.append(h("div", { class: "foot" }, zoomButtons(view), view.sign, legend()));
@@ -140,7 +140,7 @@ function facts({ record, mass }, { index }) {
 
 function legend() {
   const items = [
-    [glyph("circle", { r: 5, class: "up" }), "raises the change"],
+    [glyph("circle", { r: 5, class: "up" }), "raises the output"],
     [glyph("circle", { r: 5, class: "down" }), "lowers it"],
     [glyph("circle", { r: 5, class: "feature only-a" }), "in A only"],
     [glyph("circle", { r: 5, class: "feature only-b" }), "in B only"],

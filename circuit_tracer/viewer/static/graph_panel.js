@@ -76,8 +76,8 @@ export const panel = {
 
 const stepped = (value, step) => Math.max(0, Math.min(1, Math.round((value + step) * 100) / 100));
 
-/** Filters. */
-export function graphBar({ graph, store }) {
+/** Filters; directed: with a choice of the links of the selected node. */
+export function graphBar({ graph, store }, directed = true) {
   const pruning = slider(
     "Nodes",
     "pruning",
@@ -131,7 +131,7 @@ export function graphBar({ graph, store }) {
     known ? density : null,
     errors,
     faint,
-    type,
+    directed ? type : null,
     headFilter({ graph, store }),
     h("span", { class: "spacer" }),
     partNote({ graph, store }),
