@@ -27,13 +27,15 @@ MOST_ITEMS = 200  # rows of a table of features
 _LEVEL = 9
 
 
-def run_document(run: Run) -> dict[str, Any]:
+def run_document(run: Run, labels: Labels | None = None) -> dict[str, Any]:
     """What the page shows of a run: {name, settings, fingerprints, rows, families, features, labels, graphs}.
 
     rows: those of the table, each with "extra", the other columns of the prompts file, and "family". families, features, labels:
-    of `circuit-tracer aggregate`, None before it. graphs: None; they are asked for one by one.
+    of `circuit-tracer aggregate`, None before it, features with their ``labels`` where graphs keep none. graphs: None; they are
+    asked for one by one.
     """
     found = _aggregate(run)
+    called = _Names(labels or {})
     of_row = {} if found is None else _family_of(found)
     rows = [
         {**values, "extra": dict(row.extra), "family": of_row.get(row.id)}
@@ -44,9 +46,9 @@ def run_document(run: Run) -> dict[str, Any]:
         "settings": run.settings,
         "fingerprints": run.fingerprints,
         "rows": [_plain(row) for row in rows],
-        "families": None if found is None else found.overview,
-        "features": None if found is None else _features(found),
-        "labels": None if found is None else _labels(found),
+        "families": None if found is None else _families(found, called),
+        "features": None if found is None else _features(found, called),
+        "labels": None if found is None else _labels(found, called),
         "graphs": None,
     }
 
@@ -72,7 +74,7 @@ def run_page(
     labels: of features, for those that the graphs do not name. most_graphs: bytes of graphs that enter the page, medoids of
     families first; the page lists all rows, and says of the others that their graphs are not in it.
     """
-    document = run_document(run)
+    document = run_document(run, labels)
     families = (document["families"] or {}).get("families", [])
     first = [family["medoid"] for family in families]
     done = set(run.ids)
@@ -120,26 +122,44 @@ def _family_of(found: Aggregate) -> dict[str, int]:
         raise FileFormatError(f"families.json of the run is damaged ({error!r}); make it again: circuit-tracer aggregate") from error
 
 
-def _features(found: Aggregate) -> list[dict[str, Any]]:
+class _Names:
+    """Labels of items such as "3/41" or "3/41@-1", by (layer, index)."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = dict[Any, str](labels.items())
+
+    def of(self, row: Mapping[str, Any]) -> str:
+        """The name that a table has, else the label, else ""."""
+        return row["name"] or self.labels.get((row["layer"], row["index"]), "")
+
+
+def _families(found: Aggregate, called: _Names) -> dict[str, Any]:
+    def named(family: Mapping[str, Any]) -> dict[str, Any]:
+        return {**family, "features": [{**each, "name": called.of(each)} for each in family["features"]]}
+
+    return {**found.overview, "families": [named(family) for family in found.overview["families"]]}
+
+
+def _features(found: Aggregate, called: _Names) -> list[dict[str, Any]]:
     """The features with the most influence."""
     columns = ("frequency", "frequency_low", "frequency_high", "influence", "influence_low", "influence_high")
     rows = _rows(found.features, ("layer", "index", "role", "name", *columns))
     rows.sort(key=lambda row: -row["influence"])
-    return [{**row, "item": _item(row)} for row in rows[:MOST_ITEMS]]
+    return [{**row, "item": _item(row), "name": called.of(row)} for row in rows[:MOST_ITEMS]]
 
 
-def _labels(found: Aggregate) -> list[dict[str, Any]] | None:
+def _labels(found: Aggregate, called: _Names) -> list[dict[str, Any]] | None:
     """Features and edges that tell labels apart, the surest first; None without labels."""
     if "auc" not in found.labels:
         return None
-    names = {_item(row): row["name"] for row in _rows(found.features, ("layer", "index", "role", "name"))}
+    names = {_item(row): called.of(row) for row in _rows(found.features, ("layer", "index", "role", "name"))}
     rows = _rows(found.labels, ("item", "label", "auc", "auc_low", "auc_high", "q"))
     rows.sort(key=lambda row: (math.inf if row["q"] is None else row["q"], -abs((row["auc"] or 0.5) - 0.5)))
-    return [{**row, "name": _named(row["item"], names)} for row in rows[:MOST_ITEMS]]
+    return [{**row, "name": _in_words(row["item"], names)} for row in rows[:MOST_ITEMS]]
 
 
-def _named(item: str, names: Mapping[str, str]) -> str:
-    """An item in words, "" if none of it has a label."""
+def _in_words(item: str, names: Mapping[str, str]) -> str:
+    """A feature's name, or those of an edge's ends; "" if there is none."""
     ends = item.split(" -> ")
     return " → ".join(names.get(end) or end for end in ends) if any(names.get(end) for end in ends) else ""
 

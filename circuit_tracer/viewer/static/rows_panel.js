@@ -84,7 +84,7 @@ function columnsOf({ run, openable, open }) {
   const column = (id, name, title, words = number) => {
     return { id, name, title, className: "wide", value: (row) => row[id], cell: (row) => shown(row[id], words) };
   };
-  const prompt = { id: "prompt", name: "Prompt", isText: true, value: (row) => row.prompt ?? row.id, cell: (row) => promptCell(row, openable, open) };
+  const prompt = { id: "prompt", name: "Prompt", isText: true, value: promptText, cell: (row) => promptCell(row, openable, open) };
   const says = {
     id: "top_probability",
     name: "Says",
@@ -115,13 +115,16 @@ function columnsOf({ run, openable, open }) {
   ].filter((each) => each === prompt || each === says || each.id.startsWith("extra:") || has(each));
 }
 
+/** A prompt without the special tokens that it begins with; its id if there is nothing else. */
+export const promptText = ({ prompt, id }) => prompt?.replace(/^(\s*<[^<>\s]*>)+/, "").trim() || id;
+
 function promptCell(row, openable, open) {
-  const text = row.prompt?.trim() || row.id;
+  const text = promptText(row);
   const link = h("button", { class: "name", "data-id": row.id, title: `Open the graph of ${row.id}`, on: { click: () => open(row.id) } }, text);
   const plain = h("span", { title: row.status === "done" ? "its graph is not in this page" : null }, text);
   return [
     openable(row.id) ? link : plain,
-    row.prompt ? h("span", { class: "quiet" }, row.id) : null,
+    text === row.id ? null : h("span", { class: "quiet" }, row.id),
     row.status === "failed" ? h("div", { class: "finding" }, `${row.error_type}: ${row.error}`) : null,
     row.status === "waiting" ? h("span", { class: "quiet" }, "not traced yet") : null,
   ];

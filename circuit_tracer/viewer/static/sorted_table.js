@@ -3,13 +3,13 @@
 import { h } from "./dom.js";
 
 /**
- * columns: {id, name, title, value(row): what it sorts by, cell(row): what it shows, default the value, className}; sort: "id" or
+ * columns: {id, name, title, value(row): what it sorts by, cell(row): what it shows, default the value, isText, className}; sort: "id" or
  * "-id", largest first; onSort(sort): a heading was pressed; attributes(row): of its <tr>; most: rows that are listed.
  */
 export function sortedTable({ label, columns, rows, sort, onSort, attributes = () => ({}), most = Infinity, testid = null }) {
   const listed = sorted(rows, columns, sort).slice(0, most);
   const cell = (column, row, first) =>
-    h(first ? "th" : "td", { class: column.className, scope: first ? "row" : null }, (column.cell ?? column.value)(row));
+    h(first ? "th" : "td", { class: classOf(column), scope: first ? "row" : null }, (column.cell ?? column.value)(row));
   return h(
     "table",
     { class: "sorted", "aria-label": label, "data-testid": testid },
@@ -40,14 +40,17 @@ export function sorted(rows, columns, sort) {
     .map(({ row }) => row);
 }
 
-function heading({ id, name, title, className, isText = false }, sort, onSort) {
+const classOf = ({ className, isText }) => [className, isText ? "text" : null].filter(Boolean).join(" ") || null;
+
+function heading(column, sort, onSort) {
+  const { id, name, title, isText = false } = column;
   const by = sort.replace(/^-/, "") === id;
   const down = by && sort.startsWith("-");
   const next = by ? (down ? id : `-${id}`) : isText ? id : `-${id}`;
   const order = by ? (down ? "descending" : "ascending") : null;
   return h(
     "th",
-    { scope: "col", class: className, title, "aria-sort": order },
+    { scope: "col", class: classOf(column), title, "aria-sort": order },
     h("button", { class: "heading", "data-testid": `sort-${id}`, on: { click: () => onSort(next) } }, name, by ? (down ? " \u2193" : " \u2191") : ""),
   );
 }
