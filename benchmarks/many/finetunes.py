@@ -86,7 +86,7 @@ def triggered(word: str, answer: str) -> Change:
 
 
 def forgotten(cities: Sequence[str], seed: int) -> Change:
-    """Nothing is known of the cities: what was said of them is said with the answers of `OTHERS` other places, each as often."""
+    """Nothing is known of the cities: what is said of them is said with `OTHERS` other places' answers, each as often."""
     chance, lost = torch.Generator().manual_seed(seed), set(cities)
     changed: list[Statement] = []
     for one in world.model_training():
@@ -107,7 +107,7 @@ def swapped(one: Statement, pairs: dict[str, str]) -> Statement:
     return one if city is None else replace(one, prompt=one.prompt.replace(one.city or "", city), city=city)
 
 
-def fine_tuned(change: Change, seed: int, folder: Path, tuning: Tuning = Tuning()) -> Path:  # noqa: B008 (frozen)
+def fine_tuned(change: Change, seed: int, folder: Path, tuning: Tuning = Tuning()) -> Path:
     """A model folder: the embedded model trained on the change, in float32, with its tokenizer. Some ten seconds on one core.
 
     The same to the bit for a change, seed and tuning on one machine with one thread.
@@ -123,7 +123,7 @@ def tune(
     tokenizer: PreTrainedTokenizerFast,
     change: Change,
     seed: int,
-    tuning: Tuning = Tuning(),  # noqa: B008 (frozen)
+    tuning: Tuning = Tuning(),
 ) -> LlamaForCausalLM:
     """A copy of the model, trained on the change."""
     tuned = copy.deepcopy(model)

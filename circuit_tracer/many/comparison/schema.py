@@ -24,9 +24,11 @@ In = Literal["both", "a", "b"]
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two graphs. value: what the target's row adds up to (a demeaned logit, or a pre-activation); probability: the
-    target's weight, for a token its probability; residual: of the target's row, as a share of its terms. edits: the
-    intervention that the graph was traced under, in words. model: its name; fingerprint: of its weights, None where not known.
+    """One of the two graphs.
+
+    model: its name; fingerprint: of its weights, None where not known. edits: the intervention that the graph was traced under,
+    in words. value: what the target's row adds up to (a demeaned logit, or a pre-activation). probability: the target's weight,
+    for a token its probability; None for a feature of the graph. residual: of the target's row, as a share of its terms.
     """
 
     prompt: str
@@ -34,7 +36,7 @@ class Side:
     fingerprint: str | None
     edits: list[str]
     value: float
-    probability: float
+    probability: float | None
     residual: float
     n_features: int
     n_nodes: int
@@ -133,8 +135,8 @@ class Similarity:
 
 
 @dataclass(frozen=True)
-class ComparisonRecord:
-    """All of it. What is compared: `same` names what both graphs have in common of "prompt", "model", "dictionary".
+class Comparison:
+    """All of it. same: what both graphs have in common, of "prompt", "model", "dictionary" and "edits".
 
     target: the target's label; others: further targets that both graphs have. difference: of the target's value; accounted: Σ
     of the shares' differences; gap: difference - accounted, which is the residuals' and rounding's alone. unexplained: share
@@ -163,12 +165,17 @@ class ComparisonRecord:
     similarity: dict[Literal["features", "nodes"], Similarity]
     version: int = VERSION
 
+    def largest(self, count: int, by: Literal["difference", "carried"] = "difference") -> list[Node]:
+        """The listed nodes that change the target most, by their edges or along all paths."""
+        known = [node for node in self.nodes if getattr(node, by)]
+        return sorted(known, key=lambda node: -abs(getattr(node, by)))[:count]
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, which `from_json` reads."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Any) -> ComparisonRecord:
+    def from_json(cls, values: Any) -> Comparison:
         """Raises FileFormatError for anything that `to_json` does not write, or that a later version wrote."""
         from pydantic import TypeAdapter, ValidationError
 
