@@ -64,7 +64,8 @@ def compare(
     listed = listed_nodes(aligned, chosen, account, pruned, most)
     nodes = nodes_of(aligned, account, listed, pooled)
     difference, accounted = sides[1].value - sides[0].value, sum(share.difference for share in shares)
-    label = nodes[int(torch.nonzero(listed == chosen))].label or ""
+    target_node = int(torch.nonzero(listed == chosen))
+    label = nodes[target_node].label or nodes[target_node].id
     left_out = torch.ones(len(aligned), dtype=torch.bool)
     left_out[listed] = False
     share = unexplained(shares)
@@ -76,6 +77,7 @@ def compare(
         columns=aligned.columns,
         n_layers=first.n_layers,
         target=label,
+        target_node=target_node,
         others=[name for name, node in targets_of(aligned).items() if node != chosen],
         difference=difference,
         accounted=accounted,

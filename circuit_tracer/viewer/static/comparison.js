@@ -14,8 +14,7 @@ const SIDES = ["a", "b"];
 const NO_TOKEN = "\u2013"; // of a column that a prompt does not have
 
 /**
- * {record, target, mass, sides: {a, b, difference}} of a parsed comparison. target: the node whose change is accounted for, or null.
- * mass: the sum of all |changes|. A side is {graph, look} for a `LinkGraph`: the graphs have the same nodes under the same numbers,
+ * {record, mass, sides: {a, b, difference}} of a parsed comparison. mass: the sum of all |changes|. A side is {graph, look} for a `LinkGraph`: the graphs have the same nodes under the same numbers,
  * of which `look.present` are their own. Of the difference, a link's weight is what changed of it, and its share is that over the
  * mean input of its target. Throws GraphProblem.
  */
@@ -24,9 +23,9 @@ export function readComparison(record) {
   if (problems.length) throw new GraphProblem(problems);
   const ranks = influenceSoFar(record.nodes);
   const rows = record.nodes.map((node, number) => row(node, ranks[number]));
-  const target = record.nodes.findIndex(({ kind, label }) => kind === "target" && label === record.target);
+  const target = record.target_node;
   const mass = record.shares.reduce((sum, share) => sum + share.mass, 0);
-  const found = { record, mass, target: record.nodes[target] ?? null, sides: {} };
+  const found = { record, mass, sides: {} };
   const outlines = record.nodes.map(({ within }) => (within === "both" ? "" : `only-${within}`));
   for (const name of SIDES) {
     const has = ({ within }) => within === "both" || within === name;
@@ -42,7 +41,7 @@ export function readComparison(record) {
     const look = { label: `Graph ${name.toUpperCase()}`, present: Uint8Array.from(record.nodes, has), outlines };
     found.sides[name] = { graph, look };
   }
-  const bothTokens = ({ token_a: a, token_b: b }) => (a === b || b === null ? a : a === null ? b : `${a.trim()} / ${b.trim()}`);
+  const bothTokens = ({ token_a: a, token_b: b }) => (a === null || b === null || a === b ? (a ?? b) : `${a.trim()} / ${b.trim()}`);
   const inputs = new Float64Array(rows.length);
   for (const link of record.links) inputs[link.target] += (Math.abs(link.a) + Math.abs(link.b)) / 2;
   const means = rows.map((each, number) => ({ ...each, input_mass: inputs[number] }));
@@ -53,12 +52,13 @@ export function readComparison(record) {
 }
 
 /** Colour and size the nodes of the difference by their "difference" (their link to the target) or by what is "carried". */
-export function measure({ record, target, sides }, name) {
+export function measure({ record, sides }, name) {
   const { graph, look } = sides.difference;
-  const parts = Float64Array.from(record.nodes, (node) => (node.kind === "target" ? 0 : (node[name] ?? 0)));
+  const isTarget = (node, number) => node.kind === "target" || number === record.target_node;
+  const parts = Float64Array.from(record.nodes, (node, number) => (isTarget(node, number) ? 0 : (node[name] ?? 0)));
   const strongest = parts.reduce((most, part) => Math.max(most, Math.abs(part)), 0) || 1;
   look.shades = parts.map((part) => (part ? (part / strongest) * FULL : NaN));
-  if (target && record.difference) look.shades[record.nodes.indexOf(target)] = Math.sign(record.difference) * FULL;
+  if (record.difference) look.shades[record.target_node] = Math.sign(record.difference) * FULL;
   graph.influence = { nodes: parts.map(Math.abs), links: flowChanges(graph, sides) };
 }
 
@@ -67,8 +67,9 @@ function problemsOf(record) {
   if (lists.length) return lists.map((name) => `this is no comparison: ${name} is missing or no list`);
   if (record.version !== 1) return [`this page shows comparisons of version 1, and this one is of ${record.version}`];
   const lost = record.nodes.filter(({ column }) => !record.columns[column]);
+  if (!record.nodes[record.target_node]) return ["the comparison does not say which node it is of (target_node)"];
   if (lost.length) return [`node ${lost[0].id} stands in column ${lost[0].column}; there are ${record.columns.length}`];
-  return record.nodes.length ? [] : ["the comparison has no nodes"];
+  return [];
 }
 
 /** A node as `readGraph` reads them; influence: how much the more important ones carry together. */
@@ -101,10 +102,10 @@ function graphOf(record, rows, weighted, tokenOf, prompt) {
   const links = weighted
     .filter(([, weight]) => weight !== 0)
     .map(([{ source, target }, weight]) => ({ source: rows[source].node_id, target: rows[target].node_id, weight }));
-  const tokens = record.columns.map((column) => tokenOf(column) ?? NO_TOKEN);
+  const tokens = record.columns.map((column) => tokenOf(column) ?? (record.positions === "pooled" ? "all tokens" : NO_TOKEN));
   const graph = readGraph({ metadata: { prompt, prompt_tokens: tokens }, nodes: rows, links });
   // Outputs stand in one order in all graphs.
-  for (const node of graph.nodes) if (node.kind === "target") node.likeliest = node.label === record.target ? 1 : 0;
+  for (const node of graph.nodes) if (node.kind === "target") node.likeliest = node.index === record.target_node ? 1 : 0;
   return graph;
 }
 

@@ -5,10 +5,10 @@ import { Actions } from "./actions.js";
 import { Areas } from "./areas.js";
 import { measure, readComparison } from "./comparison.js";
 import { button } from "./controls.js";
-import { h, number, percent, replace } from "./dom.js";
+import { h, number, percent, replace, visibleToken } from "./dom.js";
 import { download, graphPicture, svgText } from "./exports.js";
 import { glyph, graphBar, legendOf, panel as graphPanel, zoomButtons } from "./graph_panel.js";
-import { spokenName } from "./labels.js";
+import { promptText, spokenName } from "./labels.js";
 import { LinkGraph } from "./link_graph.js";
 import { listen } from "./link_graph_input.js";
 import { initialState, Store } from "./store.js";
@@ -32,7 +32,7 @@ const FIELDS = { ...graphPanel.fields, measure: { initial: () => "difference" } 
 export function showComparison(root, comparison) {
   const found = readComparison(comparison);
   const { graph } = found.sides.difference;
-  const store = new Store(initialState(graph, FIELDS), FIELDS);
+  const store = new Store({ ...initialState(graph, FIELDS), labels: tokenLabels(comparison) }, FIELDS);
   const actions = new NodeActions(graph, store);
   const page = { ...found, graph, store, actions, views: {} };
   const spoken = h("div", { class: "spoken", role: "status", "aria-live": "polite", "data-testid": "spoken" });
@@ -57,6 +57,12 @@ export function showComparison(root, comparison) {
   replace(root, header(page), page.areas.element, page.areas.narrow.element, spoken, help);
   document.addEventListener("keydown", (event) => onKey(page, event));
   return page;
+}
+
+/** Tokens by their own texts: a column may have those of both prompts, or, pooled, of all places. */
+function tokenLabels({ nodes }) {
+  const tokens = nodes.filter(({ kind, label }) => kind === "token" && label);
+  return Object.fromEntries(tokens.map(({ id, label }) => [id, `\u201c${visibleToken(label)}\u201d`]));
 }
 
 /** What one can do with nodes here; links have no panel. */
@@ -112,7 +118,7 @@ function graphOf(side, area) {
 function sideName({ a, b, same }, side) {
   const { prompt, model, edits } = side === "a" ? a : b;
   const more = [...(same.includes("model") ? [] : [model]), ...edits];
-  return `${prompt.trim()}${more.length ? ` \u00b7 ${more.join(", ")}` : ""}`;
+  return `${promptText(prompt)}${more.length ? ` \u00b7 ${more.join(", ")}` : ""}`;
 }
 
 const sideTitle = (record, side) => [

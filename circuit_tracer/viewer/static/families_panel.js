@@ -1,7 +1,7 @@
 // Families of prompts, whose graphs use the same features: how large, who stands in their middle, what they use.
 
 import { h, number, percent, redraw } from "./dom.js";
-import { promptText } from "./rows_panel.js";
+import { rowName } from "./rows_panel.js";
 
 const FEATURES_SHOWN = 8;
 
@@ -25,7 +25,7 @@ function listed(page) {
 
 function card({ store, byId, openable, open }, { family, size, medoid, silhouette, labels, features }) {
   const chosen = store.state.family === String(family);
-  const text = promptText(byId.get(medoid) ?? { id: medoid });
+  const text = rowName(byId.get(medoid) ?? { id: medoid });
   const filter = () => store.set({ family: chosen ? "" : String(family) });
   return h(
     "section",

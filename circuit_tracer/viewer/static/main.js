@@ -7,7 +7,7 @@ import { embedded, fromFile, fromServer, listGraphs, unpacked } from "./load.js"
 import { withDifference } from "./logit_difference.js";
 import { showGraph } from "./page.js";
 import { GraphProblem, readGraph } from "./read_graph.js";
-import { promptText } from "./rows_panel.js";
+import { rowName } from "./rows_panel.js";
 import { RUN_FIELDS, showRun } from "./run_page.js";
 import { ServerClient, ServerProblem } from "./server.js";
 import { restoreTheme } from "./theme.js";
@@ -91,7 +91,7 @@ function goTo(row) {
 function backToRun(run, id) {
   const row = run.rows.find((each) => each.id === id) ?? { id };
   const back = h("button", { class: "small", "data-testid": "back", on: { click: () => goTo(null) } }, `\u2190 ${run.name}`);
-  return h("h1", {}, back, ` ${promptText(row)}`);
+  return h("h1", {}, back, ` ${rowName(row)}`);
 }
 
 /** details: what the page holds of features by their paired number, or null. reloads: whether a reload shows it again. */

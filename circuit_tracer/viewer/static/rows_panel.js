@@ -1,6 +1,7 @@
 // The rows of a run: filtered, in any order, each a way to its graph.
 
 import { h, number, percent, redraw, spacedText } from "./dom.js";
+import { promptText } from "./labels.js";
 import { sorted, sortedTable } from "./sorted_table.js";
 
 const A_PAGE = 300;
@@ -84,7 +85,7 @@ function columnsOf({ run, openable, open }) {
   const column = (id, name, title, words = number) => {
     return { id, name, title, className: "wide", value: (row) => row[id], cell: (row) => shown(row[id], words) };
   };
-  const prompt = { id: "prompt", name: "Prompt", isText: true, value: promptText, cell: (row) => promptCell(row, openable, open) };
+  const prompt = { id: "prompt", name: "Prompt", isText: true, value: rowName, cell: (row) => promptCell(row, openable, open) };
   const says = {
     id: "top_probability",
     name: "Says",
@@ -115,11 +116,11 @@ function columnsOf({ run, openable, open }) {
   ].filter((each) => each === prompt || each === says || each.id.startsWith("extra:") || has(each));
 }
 
-/** A prompt without the special tokens that it begins with; its id if there is nothing else. */
-export const promptText = ({ prompt, id }) => prompt?.replace(/^(\s*<[^<>\s]*>)+/, "").trim() || id;
+/** What a row is called: its prompt, else its id. */
+export const rowName = ({ prompt, id }) => promptText(prompt ?? "") || id;
 
 function promptCell(row, openable, open) {
-  const text = promptText(row);
+  const text = rowName(row);
   const link = h("button", { class: "name", "data-id": row.id, title: `Open the graph of ${row.id}`, on: { click: () => open(row.id) } }, text);
   const plain = h("span", { title: row.status === "done" ? "its graph is not in this page" : null }, text);
   return [
