@@ -137,7 +137,7 @@ def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Comp
         targets=table,
         token_strings=tokenization.token_strings(ids, tokenizer),
         reconstruction=prompt.reconstruction,
-        provenance=_provenance(task, prompt, rows),
+        provenance=_provenance(task, prompt, targets, rows),
         unfinished=rows.unfinished,
     )
     try:
@@ -162,7 +162,7 @@ def _within(graph: Graph, max_residual: float | None) -> Graph:
     return graph
 
 
-def _provenance(task: Task, prompt: LinearPrompt, rows: ComputedRows) -> dict[str, Any]:
+def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: ComputedRows) -> dict[str, Any]:
     from importlib.metadata import version
 
     parts, transcoders, options, aim = task.model.parts, task.model.transcoders, task.options, task.aim
@@ -185,6 +185,7 @@ def _provenance(task: Task, prompt: LinearPrompt, rows: ComputedRows) -> dict[st
             "position": aim.position,
             "keep_edge_mass": rows.store.keep_mass,
         },
+        "prediction": targets.prediction,
         "memory_plan": str(rows.plan),
         "processes": options.ranks.world,
         "dropped_mass": max((block.dropped for block in rows.store.blocks), default=0.0),

@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from circuit_tracer.many.rows import Row, read_rows
+from circuit_tracer.many.row_files import read_rows
+from circuit_tracer.many.rows import Row
 from circuit_tracer.many.runs.opened import Run, open_run
 
 __all__ = ["Row", "Run", "open_run", "read_rows"]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from circuit_tracer.errors import InputError, ResourceError
+from circuit_tracer.sizes import duration
 from circuit_tracer.training.config.files import PRESETS, load, preset_names
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import ActivationBatch
@@ -43,7 +44,7 @@ from circuit_tracer.training.run.events import NullListener
 from circuit_tracer.training.run.loop import Loop
 from circuit_tracer.training.run.machine import Machine
 from circuit_tracer.training.run.memory import buffer_bytes, device_memory, moment_bytes, snapshot_bytes
-from circuit_tracer.training.run.requirements import SHARE_USABLE, Plan, duration, make_plan, plan_run
+from circuit_tracer.training.run.requirements import SHARE_USABLE, Plan, make_plan, plan_run
 from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.step.dead_features import Silence
 from circuit_tracer.training.step.dictionary import Dictionary

@@ -90,6 +90,17 @@ class Store:
                     self._system.rm_file(temporary)
                 raise
 
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there. Raises ResourceError if it cannot be."""
+        try:
+            with self._answering("remove", name):
+                if self.folder:
+                    (self.folder / _checked(name)).unlink()
+                else:
+                    self._system.rm_file(self._path(name))
+        except FileNotFoundError:
+            pass
+
     def exists(self, name: str) -> bool:
         """Whether there is such a file. Raises ResourceError if the store does not answer."""
         if self.folder:
@@ -147,7 +158,8 @@ class Store:
     @contextmanager
     def _answering(self, action: str, name: str) -> Iterator[None]:
         """Whatever a store's library raises becomes a ResourceError; a missing file stays one."""
-        self._system.invalidate_cache()  # other machines write here too
+        if self._system is not None:
+            self._system.invalidate_cache()  # other machines write here too
         try:
             yield
         except FileNotFoundError:
