@@ -30,9 +30,9 @@ _LEVEL = 9
 def run_document(run: Run, labels: Labels | None = None) -> dict[str, Any]:
     """What the page shows of a run: {name, settings, fingerprints, rows, families, features, labels, graphs}.
 
-    rows: those of the table, each with "extra", the other columns of the prompts file, and "family". families, features, labels:
-    of `circuit-tracer aggregate`, None before it, features with their ``labels`` where graphs keep none. graphs: None; they are
-    asked for one by one.
+    rows: those of the table, each with "extra", the other columns of the prompts file, and "family". families, features,
+    labels: of `circuit-tracer aggregate`, None before it; features have their ``labels`` where graphs keep none. graphs: None;
+    they are asked for one by one.
     """
     found = _aggregate(run)
     called = _Names(labels or {})
@@ -119,7 +119,9 @@ def _family_of(found: Aggregate) -> dict[str, int]:
     try:
         return {id: each["family"] for each in found.overview["families"] for id in each["members"]}
     except (KeyError, TypeError) as error:
-        raise FileFormatError(f"families.json of the run is damaged ({error!r}); make it again: circuit-tracer aggregate") from error
+        raise FileFormatError(
+            f"families.json of the run is damaged ({error!r}); make it again: circuit-tracer aggregate"
+        ) from error
 
 
 class _Names:
@@ -177,4 +179,6 @@ def _rows(columns: Mapping[str, Any], names: Iterable[str]) -> list[dict[str, An
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row with None for numbers that are not finite."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }

@@ -36,8 +36,10 @@ async function start() {
   }
   if (location.protocol === "file:" || location.protocol === "about:") return welcome();
   const config = configuration();
-  if (config.run) return servedRun(config);
   const client = config.token ? new ServerClient(config.token) : null;
+  const asked = comparisonAsked();
+  if (client && asked) return compare(await client.compare(asked));
+  if (config.run) return servedRun(config);
   const session = client ? await client.session() : null;
   const { graphs, warning } = await listGraphs(config.graphs);
   if (warning) toast(warning, true);
@@ -50,6 +52,13 @@ async function start() {
   const server = client ? { client, session, slug, canPrune } : null;
   const menu = graphs.length > 1 ? chooser(graphs, slug) : null;
   return show(chosen, featureSource(null, config.features), menu, server);
+}
+
+/** The two graphs that the address asks to compare, or null. */
+function comparisonAsked() {
+  const params = addressParams();
+  const [a, b] = [params.get("a"), params.get("b")];
+  return a && b ? { a, b, target: params.get("target"), positions: params.get("positions") ?? "same" } : null;
 }
 
 /** Show a comparison of two graphs. */
@@ -66,7 +75,7 @@ async function runOf(run, load, source = featureSource(null, null)) {
   window.addEventListener("popstate", () => location.reload());
   if (row === null) {
     const openable = (id) => (run.graphs === null ? run.rows.some((each) => each.id === id && each.status === "done") : Object.hasOwn(run.graphs, id));
-    window.viewer = showRun(root, run, { openable, open: goTo }, params);
+    window.viewer = showRun(root, run, { openable, open: goTo, compare: run.graphs === null ? goCompare : null }, params);
     return;
   }
   show(await load(row), source, backToRun(run, row));
@@ -77,6 +86,9 @@ async function servedRun(config) {
   const load = (id) => fromServer(`${config.run}/graphs/${encodeURIComponent(id)}`);
   return runOf(run, load, featureSource(null, config.features));
 }
+
+/** Compare the graphs of two rows; only a server can. */
+const goCompare = (a, b) => location.assign(`?${new URLSearchParams({ a, b })}`);
 
 /** Show the graph of a row, or the list of rows as it was: a step of history. */
 function goTo(row) {

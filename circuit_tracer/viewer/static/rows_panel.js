@@ -11,7 +11,7 @@ export const panel = {
   id: "rows",
   title: "Prompts",
   area: "rows",
-  on: ["query", "sort", "status", "label", "family"],
+  on: ["query", "sort", "status", "label", "family", "compared"],
   mount: (root, page) => new Rows(root, page),
 };
 
@@ -31,7 +31,7 @@ class Rows {
     const rows = run.rows.filter((row) => passes(row, state));
     const menus = ["status", "label", "family"].map((name) => menu(run.rows, store, name));
     const count = rows.length === run.rows.length ? `${rows.length} prompts` : `${rows.length} of ${run.rows.length} prompts`;
-    redraw(this.bar, menus, h("span", { class: "quiet counts", role: "status", "data-testid": "counts" }, count));
+    redraw(this.bar, menus, compareButton(this.page), h("span", { class: "quiet counts", role: "status", "data-testid": "counts" }, count));
     const table = sortedTable({
       label: "Prompts of the run",
       columns: this.columns,
@@ -79,13 +79,37 @@ function menu(rows, store, name) {
   );
 }
 
-function columnsOf({ run, openable, open }) {
+/** Compares the two rows that are marked. */
+function compareButton({ store, compare }) {
+  if (!compare) return null;
+  const { compared } = store.state;
+  const title = "Mark two prompts to see what changes from the first to the second";
+  const click = () => compare(...compared);
+  const words = compared.length === 2 ? `Compare ${compared.join(" with ")}` : "Compare two";
+  return h("button", { class: "small", title, disabled: compared.length !== 2, "data-testid": "compare", on: { click } }, words);
+}
+
+function columnsOf({ run, store, openable, open, compare }) {
   const has = ({ id }) => run.rows.some((row) => row[id] !== null && row[id] !== undefined);
   const shown = (value, words) => (value === null || value === undefined ? "" : typeof value === "number" ? words(value) : String(value));
   const column = (id, name, title, words = number) => {
     return { id, name, title, className: "wide", value: (row) => row[id], cell: (row) => shown(row[id], words) };
   };
-  const prompt = { id: "prompt", name: "Prompt", isText: true, value: rowName, cell: (row) => promptCell(row, openable, open) };
+  const mark = (id, on) => {
+    const others = store.state.compared.filter((each) => each !== id);
+    store.set({ compared: on ? [...others, id].slice(-2) : others });
+  };
+  const marking = ({ id }) =>
+    compare && openable(id)
+      ? h("input", {
+          type: "checkbox",
+          "aria-label": `Compare ${id}`,
+          "data-testid": `mark-${id}`,
+          checked: store.state.compared.includes(id),
+          on: { change: (event) => mark(id, event.target.checked) },
+        })
+      : null;
+  const prompt = { id: "prompt", name: "Prompt", isText: true, value: rowName, cell: (row) => [marking(row), promptCell(row, openable, open)] };
   const says = {
     id: "top_probability",
     name: "Says",

@@ -24,14 +24,14 @@ const FIELDS = Object.fromEntries(
 export const RUN_FIELDS = Object.values(FIELDS).map(({ address }) => address);
 
 /**
- * Show a parsed run (viewer/run.py) in `root`. openable(id): whether a row's graph is at hand; open(id): show it. params: of the
- * address, which keeps filters and order. Returns {run, store, areas}.
+ * Show a parsed run (viewer/run.py) in `root`. openable(id): whether a row's graph is at hand; open(id): show it; compare(id, id): show
+ * what two differ in, null where that is not known. params: of the address, which keeps filters and order. Returns {run, store, areas}.
  */
-export function showRun(root, run, { openable, open }, params) {
+export function showRun(root, run, { openable, open, compare }, params) {
   const state = Object.fromEntries(Object.entries(FIELDS).map(([name, { address }]) => [name, params.get(address) ?? ""]));
-  const store = new Store(state, FIELDS);
+  const store = new Store({ ...state, compared: [] }, FIELDS);
   const byId = new Map(run.rows.map((row) => [row.id, row]));
-  const page = { run, store, byId, openable, open };
+  const page = { run, store, byId, openable, open, compare };
   const panels = PANELS.filter((panel) => panel.available?.(page) ?? true);
   page.areas = new Areas(panels, page, AREAS);
   page.areas.element.classList.add("run");
