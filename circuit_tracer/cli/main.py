@@ -14,6 +14,7 @@ COMMANDS = (
     Row("demo", "demo:app", TRACE),
     Row("attribute", "attribute:attribute", TRACE),
     Row("plan", "plan:plan", TRACE),
+    Row("run", "run:run", TRACE),
     Row("prune", "prune:prune", TRACE),
     Row("info", "info:info", READ),
     Row("view", "view:view", READ),

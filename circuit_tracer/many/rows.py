@@ -117,7 +117,8 @@ def _prompt(record: Mapping[str, Any]) -> Prompt:
     if len(given) != 1:
         said = f"has {' and '.join(given)}" if given else f"has none of {', '.join(KINDS)}"
         raise InputError(f"the row {said}; what is traced is said by one of them")
-    return _READERS[given[0]](record[given[0]])
+    found: Prompt = _READERS[given[0]](record[given[0]])
+    return found
 
 
 def _read_text(found: Any) -> str:

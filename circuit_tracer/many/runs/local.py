@@ -15,7 +15,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from circuit_tracer.errors import CircuitTracerError, ResourceError
+from circuit_tracer.many.runs.manifest import read_manifest
 from circuit_tracer.many.runs.store import Store
 from circuit_tracer.many.runs.worker import UnitResult, Worker
 
@@ -23,19 +26,25 @@ MOST_DEATHS = 3  # of processes with one unit, or at their start
 
 
 def run_locally(
-    address: str | Path, units: Sequence[str], workers: int = 1, devices: Sequence[str] = ()
+    address: str | Path, units: Sequence[str], workers: int | None = None, devices: Sequence[str] = ()
 ) -> Iterator[UnitResult]:
     """Work through units of the run at ``address``; results as they come, each unit once.
 
-    workers: processes, each with a model of its own; 1: this process. devices: shared out among them; none: as the run says.
+    devices: shared out among workers; none: all of the kind that the run was begun on. workers: processes, each with a model of
+    its own; 1: this process alone; None: as many as devices.
     Raises ResourceError once a unit has cost three processes their lives, and what a worker raises. Scripts that use several
     need `if __name__ == "__main__":`, as always with Python's processes.
     """
-    where = str(Store.at(address).folder or address)
-    if workers == 1:
-        yield from _run_here(where, units, devices[0] if devices else None)
+    if not units:
         return
-    pool = _Pool(where, units, list(devices) or [None])
+    store = Store.at(address)
+    where, devices = str(store.folder or address), devices or devices_of(read_manifest(store).opening.device)
+    workers = workers or len(devices)
+    if workers == 1:
+        worker = Worker(where, devices[0])
+        yield from map(worker.work, units)
+        return
+    pool = _Pool(where, units, devices)
     try:
         for _ in range(min(workers, len(units))):
             pool.hire()
@@ -44,23 +53,24 @@ def run_locally(
         pool.close()
 
 
-def _run_here(address: str, units: Sequence[str], device: str | None) -> Iterator[UnitResult]:
-    worker = Worker(address, device) if units else None
-    yield from (worker.work(unit) for unit in units if worker is not None)
+def devices_of(kind: str) -> list[str]:
+    """The devices of a kind that this machine has; one at least, which may turn out not to be there."""
+    found = [f"cuda:{number}" for number in range(torch.cuda.device_count())] if kind == "cuda" else []
+    return found or [kind]
 
 
 @dataclass(frozen=True)
 class _Hired:
     process: Any
     pipe: Connection
-    device: str | None
+    device: str
     unit: str | None  # that it works on; None: it opens the run
 
 
 class _Pool:
     """Processes that work, and the units that wait."""
 
-    def __init__(self, address: str, units: Sequence[str], devices: list[str | None]) -> None:
+    def __init__(self, address: str, units: Sequence[str], devices: Sequence[str]) -> None:
         self.address, self.waiting = address, deque(units)
         self.devices = deque(devices)
         self.deaths: Counter[str | None] = Counter()
@@ -127,10 +137,13 @@ class _Pool:
             each.pipe.close()
 
 
-def _serve(pipe: Connection, address: str, device: str | None) -> None:
+def _serve(pipe: Connection, address: str, device: str) -> None:
     """What a process does: open the run, then work on what it is given until it is given nothing."""
+    from transformers.utils.logging import disable_progress_bar
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that gave the units; it ends this one
     try:
+        disable_progress_bar()
         worker = Worker(address, device)
         pipe.send(None)
         while (unit := pipe.recv()) is not None:

@@ -6,7 +6,6 @@ next. Fingerprints are those of the first worker that opens model and dictionary
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -15,13 +14,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError
-from circuit_tracer.files import parse_json, validated
+from circuit_tracer.files import validated
 from circuit_tracer.fingerprint import differences
+from circuit_tracer.many.runs.documents import read_document, write_document
 from circuit_tracer.many.runs.store import Store
 from circuit_tracer.models.loading import resolve_dtype
 
 VERSION = 1
 MANIFEST, FINGERPRINTS = "manifest.json", "fingerprints.json"
+_REMEDY = "Restore it, or begin the run anew in another folder."
 _OURS = "circuit_tracer:"  # begins the path of what ships with the package, wherever that is installed
 _PACKAGE = Path(__file__).parents[2]
 
@@ -117,7 +118,7 @@ def open_manifest(store: Store, asked: Asked, defaults: Asked) -> Manifest:
                 f"{store} holds rows of a run and no {MANIFEST}: it is damaged. Choose another folder."
             )
         manifest = _manifest(_merged(defaults, asked))
-        store.write(MANIFEST, _dumped(manifest.model_dump(mode="json")))
+        write_document(store, MANIFEST, manifest.model_dump(mode="json"))
         return manifest
     there = read_manifest(store)
     before = there.model_dump(mode="json")
@@ -129,7 +130,7 @@ def open_manifest(store: Store, asked: Asked, defaults: Asked) -> Manifest:
             "begun, or choose another folder."
         )
     if manifest != there:
-        store.write(MANIFEST, _dumped(manifest.model_dump(mode="json")))
+        write_document(store, MANIFEST, manifest.model_dump(mode="json"))
     return manifest
 
 
@@ -137,8 +138,8 @@ def read_manifest(store: Store) -> Manifest:
     """Raises InputError if there is no run, FileFormatError if its manifest is damaged or of a newer version."""
     if not store.exists(MANIFEST):
         raise InputError(f"there is no run at {store}: it has no {MANIFEST}. Make one with circuit-tracer run.")
-    found = parse_json(store.read(MANIFEST), store.where(MANIFEST))
-    if isinstance(found, dict) and isinstance(number := found.get("version"), int) and number > VERSION:
+    found = read_document(store, MANIFEST, _REMEDY)
+    if isinstance(number := found.get("version"), int) and number > VERSION:
         raise FileFormatError(
             f"{store} is a run of version {number}; this circuit-tracing reads up to {VERSION}. Update it."
         )
@@ -148,7 +149,7 @@ def read_manifest(store: Store) -> Manifest:
 def agree_on_fingerprints(store: Store, here: dict[str, Any]) -> None:
     """Raise CompatibilityError unless model, dictionary and tokenizer are those that the run was begun with."""
     if not store.exists(FINGERPRINTS):
-        store.write(FINGERPRINTS, _dumped(here))
+        write_document(store, FINGERPRINTS, here)
     if differing := differences(read_fingerprints(store), here):
         raise CompatibilityError(
             f"the run {store} was begun with another model, dictionary or tokenizer: {'; '.join(differing)}. Go on with "
@@ -160,10 +161,7 @@ def read_fingerprints(store: Store) -> dict[str, Any]:
     """{} before the first worker has opened the model."""
     if not store.exists(FINGERPRINTS):
         return {}
-    found = parse_json(store.read(FINGERPRINTS), store.where(FINGERPRINTS))
-    if not isinstance(found, dict):
-        raise FileFormatError(f"{store.where(FINGERPRINTS)} is no JSON object; it is damaged")
-    return found
+    return read_document(store, FINGERPRINTS, _REMEDY)
 
 
 def portable(name: str) -> str:
@@ -199,7 +197,3 @@ def _merged(below: Asked, above: Asked) -> dict[str, Any]:
 def _flat(parts: dict[str, Any]) -> dict[str, Any]:
     of_parts = {name: each for name, each in parts.items() if isinstance(each, dict)}
     return {f"{part}.{name}": value for part, each in of_parts.items() for name, value in each.items()}
-
-
-def _dumped(found: dict[str, Any]) -> bytes:
-    return (json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

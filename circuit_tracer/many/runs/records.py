@@ -7,15 +7,15 @@ units/UNIT.json         what became of each row (table.py). It is written last: 
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from circuit_tracer.errors import FileFormatError
-from circuit_tracer.files import parse_json
+from circuit_tracer.errors import shortened
 from circuit_tracer.many.rows import file_name
+from circuit_tracer.many.runs.documents import damaged, read_document, write_document
 from circuit_tracer.many.runs.store import Store
 
 GRAPHS, TIMES, RECORDS = "graphs/", "times/", "units/"
+_REMEDY = "Remove the unit's file in units/, and run again: its rows are traced once more."
 
 
 def graph_of(id: str) -> str:
@@ -35,8 +35,8 @@ def finished_units(store: Store) -> set[str]:
 
 def write_record(store: Store, unit: str, rows: list[dict[str, Any]], seconds: dict[str, float | None]) -> None:
     """Write what became of the rows of a unit, and, before, how long each took, by id: with that it is finished."""
-    store.write(f"{TIMES}{unit}.json", _dumped({"unit": unit, "seconds": seconds}))
-    store.write(record_of(unit), _dumped({"unit": unit, "rows": rows}))
+    write_document(store, f"{TIMES}{unit}.json", {"unit": unit, "seconds": seconds})
+    write_document(store, record_of(unit), {"unit": unit, "rows": rows})
 
 
 def read_records(store: Store) -> tuple[dict[str, dict[str, Any]], dict[str, float | None]]:
@@ -55,23 +55,12 @@ def read_record(store: Store, unit: str) -> list[dict[str, Any]]:
     name = record_of(unit)
     rows: list[Any] = _read(store, name, "rows", list)
     if not all(isinstance(row, dict) and isinstance(row.get("id"), str) for row in rows):
-        raise _damaged(store, name)
+        raise damaged(store, name, "not all of its rows have ids", _REMEDY)
     return rows
 
 
 def _read(store: Store, name: str, key: str, kind: type) -> Any:
-    found = parse_json(store.read(name), store.where(name))
-    value = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(value, kind):
-        raise _damaged(store, name)
-    return value
-
-
-def _damaged(store: Store, name: str) -> FileFormatError:
-    return FileFormatError(
-        f"{store.where(name)} is no record of a unit; it is damaged. Remove it: the unit is traced again."
-    )
-
-
-def _dumped(found: dict[str, Any]) -> bytes:
-    return (json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    found = read_document(store, name, _REMEDY).get(key)
+    if not isinstance(found, kind):
+        raise damaged(store, name, f"{key} is {shortened(found)}", _REMEDY)
+    return found

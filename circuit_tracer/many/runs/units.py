@@ -12,18 +12,18 @@ file of rows had when it was last read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from circuit_tracer.errors import FileFormatError, InputError, shortened
-from circuit_tracer.files import parse_json
+from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.many.row_files import require_distinct
 from circuit_tracer.many.rows import Row
+from circuit_tracer.many.runs.documents import damaged, read_document, write_document
 from circuit_tracer.many.runs.store import Store
 
 ROWS, UNREADABLE = "rows/", "unreadable.json"
+_REMEDY = "Restore it, or begin the run anew in another folder."
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,15 @@ class Units:
         number = len(self.additions)
         parts = [new[start : start + unit_rows] for start in range(0, len(new), unit_rows)]
         addition = Addition({f"{number:04d}-{each:06d}": part for each, part in enumerate(parts)}, changed)
-        self.store.write(f"{ROWS}{number:04d}.json", _dumped(addition.to_json()))
+        write_document(self.store, f"{ROWS}{number:04d}.json", addition.to_json())
         self.additions.append(addition)
 
     def _keep_unreadable(self, source: str, rows: list[Row]) -> None:
         now = {**self.unreadable, source: rows} if rows else {k: v for k, v in self.unreadable.items() if k != source}
         if now != self.unreadable:
             self.unreadable = now
-            self.store.write(UNREADABLE, _dumped({name: [row.to_json() for row in each] for name, each in now.items()}))
+            named = {name: [row.to_json() for row in each] for name, each in now.items()}
+            write_document(self.store, UNREADABLE, {"files": named})
 
 
 def shard_of(units: Sequence[str], number: int, count: int) -> list[str]:
@@ -106,30 +107,21 @@ def shard_of(units: Sequence[str], number: int, count: int) -> list[str]:
 
 
 def _addition(store: Store, name: str) -> Addition:
-    found = parse_json(store.read(name), store.where(name))
+    found = read_document(store, name, _REMEDY)
     try:
         return Addition({unit: _rows(rows) for unit, rows in found["units"].items()}, dict(found["changed"]))
     except (LookupError, TypeError, AttributeError) as error:
-        raise _damaged(store, name, error) from error
+        raise damaged(store, name, repr(error), _REMEDY) from error
 
 
 def _unreadable(store: Store) -> dict[str, list[Row]]:
     if not store.exists(UNREADABLE):
         return {}
-    found = parse_json(store.read(UNREADABLE), store.where(UNREADABLE))
     try:
-        return {source: _rows(rows) for source, rows in found.items()}
+        return {source: _rows(rows) for source, rows in read_document(store, UNREADABLE, _REMEDY)["files"].items()}
     except (LookupError, TypeError, AttributeError) as error:
-        raise _damaged(store, UNREADABLE, error) from error
+        raise damaged(store, UNREADABLE, repr(error), _REMEDY) from error
 
 
 def _rows(found: list[dict[str, Any]]) -> list[Row]:
     return [Row.from_json(each) for each in found]
-
-
-def _damaged(store: Store, name: str, error: Exception) -> FileFormatError:
-    return FileFormatError(f"{store.where(name)} does not hold rows of a run ({error}); it is damaged")
-
-
-def _dumped(found: dict[str, Any]) -> bytes:
-    return json.dumps(found, ensure_ascii=False, allow_nan=False).encode()

@@ -79,13 +79,16 @@ class Worker:
 
     def _keep(self, row: Row, graph: Graph) -> float | None:
         """Write the graph without what differs from one time to the next; returns its seconds."""
-        varying, name = {name: graph.provenance.pop(name, None) for name in _VARYING}, graph_of(row.id)
+        seconds: float | None = graph.provenance["seconds"]
+        for varying in _VARYING:
+            graph.provenance.pop(varying, None)
+        name = graph_of(row.id)
         if self.store.folder:
             graph.save(self.store.folder / name)  # the file says its name, which must not be a temporary one
         else:
             with self.store.writing(name) as path:
                 graph.save(path)
-        return varying["seconds"]
+        return seconds
 
 
 def _result(unit: str, records: list[dict[str, Any]], begun: float) -> UnitResult:
