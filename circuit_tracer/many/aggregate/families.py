@@ -13,7 +13,7 @@ import numpy as np
 from circuit_tracer.errors import InputError
 from circuit_tracer.many.aggregate.incidence import Incidence
 
-MOST_FAMILIES = 20
+MOST_FAMILIES = 50
 STRUCTURE = (
     0.25  # mean silhouette below which there are no families (Kaufman and Rousseeuw: "no substantial structure")
 )
@@ -58,7 +58,7 @@ def weighted_jaccard(found: Incidence) -> np.ndarray:
 
 
 def find_families(found: Incidence, count: int | None = None) -> Families:
-    """Average linkage on 1 - likeness, cut at the number of families with the largest mean silhouette, 20 at most; one family
+    """Average linkage on 1 - likeness, cut at the number of families with the largest mean silhouette, 50 at most; one family
     if none has 0.25.
 
     count: that many instead. Raises InputError for more than there are graphs.

@@ -134,13 +134,14 @@ def _items(graph: Graph, roles: Sequence[str] | None, kept: Tensor) -> tuple[lis
 def _pooled(group: Tensor, count: int, kept: Tensor, influence: Tensor, effect: Tensor, activation: Tensor) -> Part:
     """Nodes or edges of one name together: sums of what the first setting keeps, the largest activation."""
     first = kept[:, 0].double()
-    zeros = torch.zeros(count, dtype=torch.float64)
+    zeros, largest = torch.zeros(count, dtype=torch.float64), np.zeros(count)
+    np.maximum.at(largest, group.numpy(), (activation.double() * first).numpy())
     times = torch.zeros(count, kept.shape[1], dtype=torch.int64).index_add_(0, group, kept.long())
     return Part(
         kept=(times > 0).numpy(),
         influence=zeros.index_add(0, group, influence * first).numpy(),
         attribution=zeros.index_add(0, group, effect * first).numpy(),
-        activation=zeros.index_reduce(0, group, activation.double() * first, "amax").numpy(),
+        activation=largest,
     )
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import FileFormatError
 from circuit_tracer.many.aggregate.statistics import Columns
+from circuit_tracer.many.extras import missing_extra
 from circuit_tracer.many.runs.store import Store
 
 
@@ -17,7 +18,7 @@ def _parquet() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise InputError("tables of runs need pyarrow: pip install 'circuit-tracing[many]'") from error
+        raise missing_extra("tables of runs", error) from error
     return pyarrow
 
 
