@@ -95,7 +95,6 @@ def run(
     standard output to JSON.
     """
     from circuit_tracer.viewer.server import serve as start
-
     from circuit_tracer.viewer.server.runs import is_run
 
     shipped = _demo_features() if demo else None

@@ -151,6 +151,7 @@ function promptCell(row, openable, open) {
     openable(row.id) ? link : plain,
     text === row.id ? null : h("span", { class: "quiet" }, row.id),
     row.status === "failed" ? h("div", { class: "finding" }, `${row.error_type}: ${row.error}`) : null,
+    row.warnings?.length ? h("span", { class: "finding", title: row.warnings.join("\n") }, row.warnings.length === 1 ? " 1 warning" : ` ${row.warnings.length} warnings`) : null,
     row.status === "waiting" ? h("span", { class: "quiet" }, "not traced yet") : null,
   ];
 }
