@@ -27,13 +27,14 @@ HOSTILE = "<img src=x onerror=window.hacked=1>"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Four rows of a tiny model, of which one fails, with their families."""
+    """Five rows of a tiny model, of which one fails, with their families."""
     case = Case(save_folders(tmp_path_factory.mktemp("tiny")))
     rows = [
         Row("a/1", "the capital of Texas", label="x", extra={"note": HOSTILE}),
         Row("b", "the capital of the state", label="y", extra={"note": "second"}),
         Row("empty", "", label="x"),
         Row("c", "Austin is the capital of", label="y", extra={"note": "third"}),
+        Row("d", "Texas is the state", label="x"),
     ]
     found = case.run(tmp_path_factory.mktemp("runs") / "tiny run", rows)
     pairs = ((row.id, graph) for row, graph in found.graphs())
@@ -61,8 +62,8 @@ def choose(page: Page, menu: str, value: str) -> None:
 
 def test_one_file_lists_filters_sorts_and_opens_graphs(run: Run, open_page: Callable[..., Page]) -> None:
     page = open_page(run_page(run), ready=READY)
-    assert listed(page) == ["a/1", "b", "empty", "c"]
-    assert "3 of 4 prompts traced, 1 failed" in page.js("document.querySelector('h1').textContent")
+    assert listed(page) == ["a/1", "b", "empty", "c", "d"]
+    assert "4 of 5 prompts traced, 1 failed" in page.js("document.querySelector('h1').textContent")
     assert "InputError" in page.js(f"document.querySelector('{ROWS}.failed').textContent")
     page.click("[data-testid=sort-n_features]")
     order = sorted(run.ids, key=lambda id: -next(row["n_features"] for row in run.table if row["id"] == id))
@@ -73,7 +74,7 @@ def test_one_file_lists_filters_sorts_and_opens_graphs(run: Run, open_page: Call
     assert listed(page) == ["b"]
     page.js("viewer.store.set({query: '', label: '', sort: ''})")
     overview = run_document(run)["families"]
-    assert [family["size"] for family in overview["families"]] == [2, 1]
+    assert sum(family["size"] for family in overview["families"]) == 4
     page.click("[data-testid=family-0]")
     assert sorted(listed(page)) == sorted(overview["families"][0]["members"])
     assert page.js("window.hacked") is None
@@ -100,7 +101,7 @@ def test_a_run_without_aggregate_has_rows_alone(run: Run, tmp_path: Path) -> Non
     bare = Run(str(tmp_path), run.settings, run.fingerprints, run.rows, run.table, run.store)
     document = run_document(bare)
     assert document["families"] is document["features"] is document["labels"] is None
-    assert [row["id"] for row in document["rows"]] == ["a/1", "b", "empty", "c"]
+    assert [row["id"] for row in document["rows"]] == ["a/1", "b", "empty", "c", "d"]
     assert document["rows"][1]["extra"] == {"note": "second"}
 
 
@@ -153,7 +154,7 @@ def test_the_api_of_runs_keeps_the_guards_rules(run: Run, served: Server) -> Non
 
 def test_nothing_is_traced_into_a_run(run: Run) -> None:
     with pytest.raises(InputError, match="is a run"):
-        serve(run.address, port=0, model=tiny_model())
+        serve(run.address, port=0, model=tiny_model("llama"))
 
 
 def test_two_graphs_of_a_folder_are_compared(run: Run, tmp_path: Path) -> None:
@@ -163,6 +164,6 @@ def test_two_graphs_of_a_folder_are_compared(run: Run, tmp_path: Path) -> None:
         graph.to_json(name, tmp_path)
     graph.to_json("json alone", tmp_path)
     with serve(tmp_path, port=0) as server:
-        assert ask(server, "/api/comparisons", {"a": "one", "b": "two"}).json["same"] == ["model", "dictionary"]
+        assert ask(server, "/api/comparisons", {"a": "one", "b": "two"}).json["same"] == ["model", "dictionary", "edits"]
         assert ask(server, "/api/comparisons", {"a": "one", "b": "json alone"}).status == 409
         assert ask(server, "/api/run").status == 404

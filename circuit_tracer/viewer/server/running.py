@@ -43,9 +43,10 @@ def serve(
     """Serve the graphs of a folder to this machine's browsers, in the background; `stop()` ends it.
 
     data_dir: `{slug}.json` files with their `graph-metadata.json`, or the folder of a run, which takes no model. frontend_dir:
-    another page than ours. features_dir: files of features, default `features` beside the graphs. port: another free one is taken if it is in use; 0 for any. model: for
-    tracing, interventions and steering from the page. labels: of features, for graphs traced or pruned here; default those of
-    features_dir. neuronpedia_secret: opens Neuronpedia's protocol to those who know it.
+    another page than ours. features_dir: files of features, default `features` beside the graphs. port: another free one is
+    taken if it is in use; 0 for any. model: for tracing, interventions and steering from the page. labels: of features, for
+    graphs traced, pruned or compared here; default those of features_dir. neuronpedia_secret: opens Neuronpedia's protocol to
+    those who know it.
 
     Raises InputError for folders that are not there, ResourceError if no port can be had.
     """

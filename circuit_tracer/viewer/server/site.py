@@ -27,8 +27,8 @@ class Site:
     """Graphs, features and a page; a model if there is one.
 
     features: a folder as `formats` of feature files lay it out, or None. frontend: another page than ours. secret: opens
-    Neuronpedia's protocol. run: the folder of a run, whose page is shown instead of the graphs. labels: for features, by (layer,
-    index) or by node id, in graphs that are traced or pruned here.
+    Neuronpedia's protocol. run: the folder of a run, whose page is shown instead of the graphs. labels: for features, by
+    (layer, index) or by node id, in graphs that are traced or pruned here.
     """
 
     graphs: GraphFolder
