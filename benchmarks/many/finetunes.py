@@ -139,7 +139,8 @@ def tune(
         optimizer.zero_grad()
         loss(tuned, torch.cat(parts), tokenizer).backward()
         optimizer.step()
-    return tuned.eval()
+    tuned.eval()
+    return tuned
 
 
 def loss(model: LlamaForCausalLM, ids_BP: Tensor, tokenizer: PreTrainedTokenizerFast) -> Tensor:

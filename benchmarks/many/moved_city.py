@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -37,7 +37,10 @@ from circuit_tracer.many.comparison.schema import Node
 SEEDS = range(20)
 TOP = 5
 TUNING = Tuning(steps=60, batch=64)
-ORDERS = ("difference", "carried")  # by the edges onto the target, and along all paths
+ORDERS: tuple[Literal["difference", "carried"], ...] = (
+    "difference",
+    "carried",
+)  # by the edges onto the target, and along all paths
 
 
 def drawn(seed: int) -> tuple[str, world.Entity, world.Entity, list[world.Entity]]:

@@ -42,12 +42,14 @@ class Held:
         set_places = (self.layer * len(keep_P) + self.position) * width + self.index
         left = ~torch.isin(place, set_places)
         order = torch.cat([place[left], _key(own, len(keep_P), width)]).argsort()
-        columns = [
-            torch.cat([getattr(active, name)[left], getattr(own, name)])[order]
-            for name in ("layer", "position", "index", "value")
-        ]
         held = torch.cat([torch.zeros(int(left.sum()), dtype=torch.bool), torch.ones(len(own), dtype=torch.bool)])
-        return ActiveFeatures(*columns, held=held[order])
+        return ActiveFeatures(
+            torch.cat([active.layer[left], own.layer])[order],
+            torch.cat([active.position[left], own.position])[order],
+            torch.cat([active.index[left], own.index])[order],
+            torch.cat([active.value[left], own.value])[order],
+            held[order],
+        )
 
 
 def _key(active: ActiveFeatures, n_pos: int, width: int) -> Tensor:

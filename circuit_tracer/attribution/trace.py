@@ -87,7 +87,7 @@ def encode(task: Task) -> EncodedPrompt:
     )
     found = encoded.active
     columns = map(task.options.ranks.broadcast, (found.layer, found.position, found.index, found.value))
-    return replace(encoded, active=ActiveFeatures(*columns, held=found.held))
+    return replace(encoded, active=replace(ActiveFeatures(*columns), held=found.held))
 
 
 def plan_for(task: Task, encoded: EncodedPrompt) -> MemoryPlan:

@@ -23,6 +23,7 @@ COMMANDS = (
     Row("features", "features:app", READ),
     Row("explain", "explain:explain", READ),
     Row("story", "story:story", READ),
+    Row("compare", "compare:compare", READ),
     Row("heads", "heads:heads", READ),
     Row("group", "group:group", READ),
     Row("intervene", "intervene:intervene", TEST),

@@ -65,8 +65,8 @@ class ActiveFeatures:
 
     def to(self, device: torch.device | str) -> ActiveFeatures:
         """The same table on another device."""
-        columns = (self.layer, self.position, self.index, self.value, self.held)
-        return ActiveFeatures(*(column if column is None else column.to(device) for column in columns))
+        columns = (column.to(device) for column in (self.layer, self.position, self.index, self.value))
+        return ActiveFeatures(*columns, None if self.held is None else self.held.to(device))
 
     def to_sparse(self, shape: tuple[int, int, int]) -> Tensor:
         """Coalesced COO tensor of ``shape`` (L, P, F), as circuit-tracer hands activations around."""

@@ -64,13 +64,13 @@ def test_what_is_set_is_fed_by_nothing_and_stays_when_pruned(case: Case) -> None
     clean = dict(zip(map(tuple, plain.active_features.tolist()), plain.activation_values.tolist(), strict=True))
     places = [tuple(each) for each in graph.active_features.tolist()]
     assert tuple(out.features[0]) not in places
-    kept = prune_graph(graph, 1.0, 1.0).node_mask
+    pruned = prune_graph(graph, 1.0, 1.0)
     place = tuple(scaled.features[0])
     for feature, value in ((place, -1.5 * clean[place]), (tuple(on.features[0]), 0.7)):
         node = places.index(feature)
         assert len(graph.edges.row(node)[0]) == 0
         assert float(graph.nodes.activation[node]) == pytest.approx(value)
-        assert bool(kept[node]) == bool((graph.edges.source == node).any())
+        assert bool(pruned.node_mask[node]) == bool(pruned.influence[node] > 0)
 
 
 def test_an_intervention_that_leaves_all_as_it_is_changes_no_logit() -> None:
@@ -89,7 +89,7 @@ def test_what_cannot_be_traced_is_refused() -> None:
     for given, meaning, words in (
         ([edit], "iterative", "direct semantics"),
         ([], "direct", "no edit is given"),
-        ([HeadEdit(0, 0)], "direct", "is no edit"),
+        ([HeadEdit(0, 0, "zero")], "direct", "is no edit"),
         ([ablate((0, 1, 99))], "direct", "features 0 to 9"),
     ):
         with pytest.raises(InputError, match=words):

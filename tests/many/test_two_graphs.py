@@ -196,7 +196,8 @@ def test_links_are_the_edges_of_both_graphs() -> None:
 
 
 def test_no_conclusion_where_errors_carry_most() -> None:
-    found = compare(*pair(), target=TARGETS[0])
+    model = build(CASE, n_features=1)
+    found = compare(*(attribute(ids, model, attribution_targets=TARGETS) for ids in (IDS, OTHER)), target=TARGETS[0])
     mass = {share.kind: share.mass for share in found.shares}
     assert found.unexplained == pytest.approx((mass["error"] + mass["unselected"]) / sum(mass.values()))
     assert found.unexplained > 0.5

@@ -58,9 +58,11 @@ def attribute_edited(
             f"no edit is given: {shortened(edits)}; trace the prompt by attribute, or name features to set"
         )
     settings, freeze = settings_of([changes], clean), freeze_of(meaning, clean)
-    places = torch.tensor(list(changes), dtype=torch.int64)
+    layer, position, index = torch.tensor(list(changes), dtype=torch.int64).unbind(1)
     held = Held(
-        *places.unbind(1),
+        layer,
+        position,
+        index,
         torch.tensor([change.value for change in changes.values()], dtype=torch.float64),
         visits=lambda: Pass(model, settings, freeze, zero_positions=clean.left_out).visits(),
         tape=clean.network.captured.replayed if meaning.freeze_attention else None,

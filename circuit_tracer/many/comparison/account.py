@@ -6,13 +6,21 @@ Letters: U nodes of either graph.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from circuit_tracer.graph.nodes import KIND_NAMES, NodeKind
+from circuit_tracer.graph.nodes import NodeKind
 from circuit_tracer.many.comparison.alignment import Aligned, Alignment
 from circuit_tracer.many.comparison.schema import Share
+
+NODES: dict[Literal["feature", "error", "token"], NodeKind] = {
+    "feature": NodeKind.FEATURE,
+    "error": NodeKind.ERROR,
+    "token": NodeKind.TOKEN,
+}
+BALANCE: tuple[Literal["bias", "unselected"], ...] = ("bias", "unselected")
 
 
 @dataclass(frozen=True)
@@ -82,26 +90,27 @@ def shares_of(aligned: Alignment, target: int, account: Account) -> list[Share]:
     """The account, summed by kind of node; then what is no node."""
     a, b = aligned.a, aligned.b
     found = []
-    for kind in (NodeKind.FEATURE, NodeKind.ERROR, NodeKind.TOKEN):
+    for name, kind in NODES.items():
         here = aligned.is_kind(kind)
         difference, is_feature = account.difference[here], kind is NodeKind.FEATURE
         common = aligned.common[here]
         found.append(
             Share(
-                KIND_NAMES[kind],  # type: ignore[arg-type]
-                int(here.sum()),
-                *(float(edges[here].sum()) for edges in (account.edge_a, account.edge_b)),
-                float(difference.sum()),
-                float(difference.abs().sum()),
+                kind=name,
+                count=int(here.sum()),
+                a=float(account.edge_a[here].sum()),
+                b=float(account.edge_b[here].sum()),
+                difference=float(difference.sum()),
+                mass=float(difference.abs().sum()),
                 activation=float(account.activation[here].sum()),
                 weight=float(account.weight[here].sum()),
                 appeared=float(difference[~common & b.present[here]].sum()) if is_feature else 0.0,
                 disappeared=float(difference[~common & a.present[here]].sum()) if is_feature else 0.0,
             )
         )
-    for name in ("bias", "unselected"):
-        before, after = (side.balance(target, name) for side in (a, b))
-        found.append(Share(name, 0, before, after, after - before, abs(after - before)))  # type: ignore[arg-type]
+    for column in BALANCE:
+        before, after = (side.balance(target, column) for side in (a, b))
+        found.append(Share(column, 0, before, after, after - before, abs(after - before)))
     return found
 
 

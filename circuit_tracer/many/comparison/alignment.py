@@ -139,7 +139,7 @@ def aligned_positions(a: Graph, b: Graph, positions: Positions) -> tuple[list[Co
     """The places, and for each position of a (P_a,) and of b (P_b,) the number of its place."""
     if positions == "pooled":
         every = Column(None, None, None, None)
-        return [every], *(torch.zeros(graph.n_pos, dtype=torch.int64) for graph in (a, b))
+        return [every], torch.zeros(a.n_pos, dtype=torch.int64), torch.zeros(b.n_pos, dtype=torch.int64)
     to_b = _map(a, b, positions)
     pairs: list[tuple[int | None, int | None]] = []
     waiting = [position for position in range(b.n_pos) if position not in to_b.values()]
@@ -149,14 +149,16 @@ def aligned_positions(a: Graph, b: Graph, positions: Positions) -> tuple[list[Co
             pairs.append((None, waiting.pop(0)))
         pairs.append((position, partner))
     pairs += [(None, position) for position in waiting]
-    found = [torch.empty(graph.n_pos, dtype=torch.int64) for graph in (a, b)]
-    for number, pair in enumerate(pairs):
-        for of_position, position in zip(found, pair, strict=True):
-            if position is not None:
-                of_position[position] = number
-    texts = a.token_texts, b.token_texts
-    columns = [Column(p, q, None if p is None else texts[0][p], None if q is None else texts[1][q]) for p, q in pairs]
-    return columns, *found
+    column_a, column_b = (torch.empty(graph.n_pos, dtype=torch.int64) for graph in (a, b))
+    columns = []
+    for number, (p, q) in enumerate(pairs):
+        if p is not None:
+            column_a[p] = number
+        if q is not None:
+            column_b[q] = number
+        texts = [None if at is None else graph.token_texts[at] for at, graph in ((p, a), (q, b))]
+        columns.append(Column(p, q, *texts))
+    return columns, column_a, column_b
 
 
 def _map(a: Graph, b: Graph, positions: Positions) -> dict[int, int]:

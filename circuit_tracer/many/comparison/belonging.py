@@ -49,9 +49,9 @@ def in_common(a: Graph, b: Graph) -> list[str]:
 
 def _same_weights(a: Graph, b: Graph, what: str) -> bool | None:
     """None where fingerprints are missing, by another recipe, or of other number formats."""
-    prints = [graph.provenance.get("fingerprint") for graph in (a, b)]
-    if not all(isinstance(each, dict) and what in each for each in prints):
+    first, second = (graph.provenance.get("fingerprint") for graph in (a, b))
+    if not (isinstance(first, dict) and isinstance(second, dict) and what in first and what in second):
         return None
-    if any(prints[0].get(name) != prints[1].get(name) for name in ("version", f"{what}_dtype")):
+    if any(first.get(name) != second.get(name) for name in ("version", f"{what}_dtype")):
         return None
-    return bool(prints[0][what] == prints[1][what])
+    return bool(first[what] == second[what])

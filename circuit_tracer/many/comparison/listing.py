@@ -110,7 +110,8 @@ def _ids(side: Aligned, listed: Tensor) -> list[str | None]:
 
 def _labels(aligned: Alignment) -> Callable[[int, int, int, str], str | None]:
     """What nodes are called: features as the graphs' labels have it, tokens and targets by their texts."""
-    texts, features = {}, {}
+    texts: dict[str, str] = {}
+    features: dict[tuple[int, int], str] = {}
     for graph in (aligned.b.graph, aligned.a.graph):
         layout, ids = graph.nodes.layout, graph.nodes.ids()
         texts |= dict(zip(ids[layout.tokens], graph.token_texts, strict=True))

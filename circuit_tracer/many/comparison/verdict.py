@@ -32,10 +32,9 @@ def verdict(target: str, a: Side, b: Side, shares: Sequence[Share], same: Sequen
     ]
     lost = unexplained(shares)
     if lost > UNEXPLAINED:
-        worst = max(("error", "unselected"), key=lambda kind: part[kind].mass)
         cause = (
             "the dictionary does not explain what changed (is it of the model before fine-tuning?)"
-            if worst == "error"
+            if part["error"].mass >= part["unselected"].mass
             else "trace both graphs with more feature nodes"
         )
         found.append(
