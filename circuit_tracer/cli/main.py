@@ -26,6 +26,7 @@ COMMANDS = (
     Row("compare", "compare:compare", READ),
     Row("heads", "heads:heads", READ),
     Row("group", "group:group", READ),
+    Row("aggregate", "aggregate:aggregate", READ),
     Row("intervene", "intervene:intervene", TEST),
     Row("steer", "steer:steer", TEST),
     Row("patch", "patch:patch", TEST),

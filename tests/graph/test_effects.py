@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from circuit_tracer.graph import Graph
 from circuit_tracer.graph.effects import signed_effects
@@ -21,6 +21,7 @@ def signed_weights(graph: Graph) -> torch.Tensor:
     return weights
 
 
+@settings(max_examples=25)
 @given(graphs())
 def test_effects_are_sums_over_paths(graph: Graph) -> None:
     weights = signed_weights(graph)

@@ -12,7 +12,7 @@ from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.many.aggregate import Aggregate, aggregate_graphs
 from circuit_tracer.many.aggregate.aggregate import VARIED
 from circuit_tracer.many.aggregate.statistics import Columns
-from tests.support.aggregate_cases import A, B, C, LABELS, six_graphs, slow_numbers
+from tests.support.aggregate_cases import LABELS, A, B, C, six_graphs, slow_numbers
 from tests.support.graph_cases import random_graph
 
 ALL = {"node_threshold": 1.0, "edge_threshold": 1.0}

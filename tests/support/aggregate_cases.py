@@ -16,8 +16,8 @@ LABELS = {"a": "one", "b": "one", "c": "one", "d": "two", "e": "two", "f": "two"
 
 
 def hand_graph(features: Sequence[tuple[int, int, int, float]], edges: Mapping[tuple[str, str], float]) -> Graph:
-    """Of two layers, two tokens and one target of weight 1. features: (layer, position, index, activation), sorted. edges: by names
-    of source and target: "A" is the first feature, "B" the second ..., "0" and "1" tokens, "out" the target.
+    """Of two layers, two tokens and one target of weight 1. features: (layer, position, index, activation), sorted. edges: by
+    names of source and target: "A" is the first feature, "B" the second ..., "0" and "1" tokens, "out" the target.
     """
     n_features = len(features)
     names = [chr(ord("A") + number) for number in range(n_features)]
@@ -42,7 +42,9 @@ def hand_graph(features: Sequence[tuple[int, int, int, float]], edges: Mapping[t
 
 
 def six_graphs() -> dict[str, Graph]:
-    """a, b: A feeds B, and works against the output itself. c: A at both positions. d: C alone. e: C against B. f: no feature."""
+    """a, b: A feeds B, and works against the output itself. c: A at both positions. d: C alone. e: C against B. f: no
+    feature.
+    """
     a_feeds_b = {("0", "A"): 2.0, ("A", "B"): 3.0, ("1", "B"): 1.0, ("A", "out"): -2.0}
     return {
         "a": hand_graph([(0, 0, 7, 2.0), (1, 1, 3, 4.0)], {**a_feeds_b, ("B", "out"): 2.0}),

@@ -18,15 +18,17 @@ from circuit_tracer.files import parse_json
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.pruning import PrunePolicy
 from circuit_tracer.many.aggregate.common import common_curve
-from circuit_tracer.many.aggregate.families import Families, find_families
+from circuit_tracer.many.aggregate.families import find_families
 from circuit_tracer.many.aggregate.incidence import Collected, Incidence, Progress, collect
 from circuit_tracer.many.aggregate.labels import separating
 from circuit_tracer.many.aggregate.overview import Overview, family_columns, overview
 from circuit_tracer.many.aggregate.profile import Positions, Setting
 from circuit_tracer.many.aggregate.statistics import Columns, describe
 from circuit_tracer.many.aggregate.tables import read_table, write_table
+from circuit_tracer.many.extras import missing_extra
 from circuit_tracer.many.runs.opened import Run
 from circuit_tracer.many.runs.store import Store
+from circuit_tracer.many.runs.table import require_pyarrow
 
 FOLDER = "aggregate"
 TABLES = ("features", "edges", "labels", "common", "families")
@@ -65,27 +67,23 @@ class Aggregate:
         return cls(**tables, overview=cast(Overview, parse_json(store.read(f"{FOLDER}/families.json"), FOLDER)))
 
 
-def aggregate(
-    run: Run,
-    *,
-    label: str | None = "label",
-    positions: str = "pooled",
-    **options: Any,
-) -> Aggregate:
-    """Of the rows of a run that are done. label: the column that groups prompts; None: none. positions: pooled, end, or the
-    column that names roles, {name: position or positions} a row. options: those of ``aggregate_graphs``.
+def aggregate(run: Run, *, label: str = "label", positions: str = "pooled", **options: Any) -> Aggregate:
+    """Of the rows of a run that are done. label: the column that groups prompts; rows without a value have no part in that.
+    positions: pooled, end, or the column that names roles, {name: position or positions} a row. options: those of
+    ``aggregate_graphs``.
 
-    Raises InputError for a column that is not there. "label" itself may be missing.
+    Raises InputError for a column that is not there.
     """
-    named: Positions = "pooled" if positions == "pooled" else "end" if positions == "end" else run.values(positions)
-    labels = {} if label is None or (label == "label" and not _has_labels(run)) else run.values(label)
-    texts = {id: str(value) for id, value in labels.items()}
+    labels = {id: str(value) for id, value in run.values(label).items()}
+    named = positions if positions in ("pooled", "end") else _places(run, positions)
     graphs = ((row.id, graph) for row, graph in run.graphs())
-    return aggregate_graphs(graphs, texts, positions=named, **options)
+    return aggregate_graphs(graphs, labels, positions=cast(Positions, named), **options)
 
 
-def _has_labels(run: Run) -> bool:
-    return any(row.label is not None for row in run.rows)
+def _places(run: Run, column: str) -> dict[str, Any]:
+    """Roles by id; CSV and parquet have them as JSON."""
+    values = run.values(column)
+    return {id: parse_json(value, column) if isinstance(value, str) else value for id, value in values.items()}
 
 
 def aggregate_graphs(
@@ -97,6 +95,7 @@ def aggregate_graphs(
     edge_threshold: float = 0.98,
     policy: PrunePolicy = "circuit-tracer",
     families: int | None = None,
+    names: Mapping[tuple[int, int], str] | None = None,
     resamples: int = 1000,
     seed: int = 0,
     progress: Progress | None = None,
@@ -105,7 +104,7 @@ def aggregate_graphs(
 
     labels: by id; graphs without one are left out of the comparison of labels alone. positions, node_threshold, edge_threshold,
     policy: what counts as the same, and as there. families: how many; default: as many as the graphs have by themselves.
-    resamples, seed: of the bootstrap.
+    names: what features are called, by (layer, index), before what graphs keep. resamples, seed: of the bootstrap.
 
     Raises InputError for no graphs, an id twice, labels that are no two groups; CompatibilityError for graphs of different
     dictionaries.
@@ -113,7 +112,9 @@ def aggregate_graphs(
     if resamples < 1:
         raise InputError(f"resamples is {resamples}; expected at least 1, such as 1000")
     settings = list(dict.fromkeys([Setting(node_threshold, edge_threshold), *VARIED]))
+    require_extra()
     collected = collect(graphs, settings, policy, positions, progress)
+    collected.names.update(names or {})
     labels = labels or {}
     made: dict[str, object] = {
         "node_threshold": node_threshold,
@@ -135,10 +136,21 @@ def aggregate_graphs(
     )
 
 
+def require_extra() -> None:
+    """Raise InputError, which says how to install them, if the libraries of this are not there."""
+    try:
+        import scipy  # noqa: F401 - whether it is there
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("aggregates", error) from error
+    require_pyarrow()
+
+
 def _features(collected: Collected, resamples: int, seed: int) -> Columns:
     columns = describe(collected.of_features, resamples, seed)
     items = [collected.features[item] for item in columns.pop("items")]
     return {
+        "item": _texts([str(item) for item in items]),
         "layer": np.array([item.layer for item in items], dtype=np.int64),
         "index": np.array([item.index for item in items], dtype=np.int64),
         "role": _texts([item.role for item in items]),
@@ -175,6 +187,3 @@ def _labels(collected: Collected, labels: Mapping[str, str]) -> Columns:
 
 def _texts(values: list[str]) -> np.ndarray:
     return np.array(values, dtype=object)
-
-
-__all__ = ["Aggregate", "Families", "aggregate", "aggregate_graphs"]

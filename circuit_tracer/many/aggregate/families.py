@@ -14,6 +14,9 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.many.aggregate.incidence import Incidence
 
 MOST_FAMILIES = 50
+NEAR_BEST = (
+    0.9  # of the best mean silhouette: the fewest families that reach it, as splitting on gains a little for long
+)
 STRUCTURE = (
     0.25  # mean silhouette below which there are no families (Kaufman and Rousseeuw: "no substantial structure")
 )
@@ -58,8 +61,8 @@ def weighted_jaccard(found: Incidence) -> np.ndarray:
 
 
 def find_families(found: Incidence, count: int | None = None) -> Families:
-    """Average linkage on 1 - likeness, cut at the number of families with the largest mean silhouette, 50 at most; one family
-    if none has 0.25.
+    """Average linkage on 1 - likeness, cut at the fewest families whose mean silhouette is 90 % of the largest (of up to 50
+    families, of two graphs in the mean); one family if none has 0.25.
 
     count: that many instead. Raises InputError for more than there are graphs.
     """
@@ -75,12 +78,11 @@ def find_families(found: Incidence, count: int | None = None) -> Families:
         nothing = np.zeros(1, dtype=np.int64)
         return Families(nothing, nothing, np.full(1, np.nan), distance, nothing, {})
     tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=n_graphs <= 1000)
-    counts = [count] if count is not None else range(1, min(MOST_FAMILIES, n_graphs - 1) + 1)
+    counts = [count] if count is not None else range(1, max(1, min(MOST_FAMILIES, n_graphs // 2)) + 1)
     cuts = {number: _cut(tree, number) for number in counts}
     silhouettes = {number: silhouette(distance, cut) for number, cut in cuts.items() if len(set(cut.tolist())) > 1}
     tried = {number: float(values.mean()) for number, values in silhouettes.items()}
-    best = max(tried, key=lambda number: tried[number], default=1)
-    chosen = count if count is not None else best if tried.get(best, 0) >= STRUCTURE else 1
+    chosen = count if count is not None else _fewest(tried)
     family = _by_size(cuts[chosen])
     return Families(
         family=family,
@@ -90,6 +92,11 @@ def find_families(found: Incidence, count: int | None = None) -> Families:
         order=leaves_list(tree),
         tried=tried,
     )
+
+
+def _fewest(tried: dict[int, float]) -> int:
+    best = max(tried.values(), default=0.0)
+    return min(number for number, value in tried.items() if value >= NEAR_BEST * best) if best >= STRUCTURE else 1
 
 
 def _cut(tree: np.ndarray, count: int) -> np.ndarray:

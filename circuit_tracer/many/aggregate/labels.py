@@ -76,6 +76,12 @@ def _row(values: np.ndarray, there: np.ndarray, mine: np.ndarray) -> Columns:
     }
 
 
+def speaking_for(table: Columns, label: str, most: int) -> np.ndarray:
+    """Rows of the features that speak for a label (AUC above 1/2), the surest first. table: `labels.parquet`."""
+    rows = np.where((table["kind"] == "feature") & (table["label"] == label) & (table["auc"] > 0.5))[0]
+    return rows[np.lexsort((-table["auc"][rows], table["q"][rows]))][:most]
+
+
 def auc(inside: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(U,) AUC of columns (m, U) over (n, U), ties half, and DeLong's 95 % interval, cut at 0 and 1.
 

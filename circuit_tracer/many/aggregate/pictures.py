@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from circuit_tracer.errors import InputError
 from circuit_tracer.graph.figures import figure_bytes, require_matplotlib
 from circuit_tracer.graph.palette import PALETTES, Palette
 from circuit_tracer.many.aggregate.aggregate import FOLDER, Aggregate
+from circuit_tracer.many.aggregate.labels import speaking_for
 from circuit_tracer.many.aggregate.overview import FamilyJson
 from circuit_tracer.many.runs.store import Store
 
@@ -67,11 +67,11 @@ def draw_labels(aggregate: Aggregate) -> Figure | None:
     if "label" not in table:
         return None
     names = [str(name) for name in np.unique(table["label"])][:SHOWN_LABELS]
-    chosen = {name: _best(table, name) for name in names}
+    chosen = {name: speaking_for(table, name, SHOWN_ITEMS) for name in names}
     chosen = {name: rows for name, rows in chosen.items() if len(rows)}
     if not chosen:
         return None
-    called = _called(aggregate)
+    called = dict(zip(aggregate.features["item"], aggregate.features["name"], strict=True))
     least = min(0.45, *(float(table["auc_low"][rows].min()) - 0.02 for rows in chosen.values()))
     heights = [len(rows) + 2.2 for rows in chosen.values()]
     figure, panels, palette = _figure(7.2, _ROW * sum(heights) + 0.5, len(chosen), heights)
@@ -94,21 +94,22 @@ def draw_labels(aggregate: Aggregate) -> Figure | None:
     return figure
 
 
-def draw_families(aggregate: Aggregate) -> Figure:
+def draw_families(aggregate: Aggregate) -> Figure | None:
     """A panel a family: its features with most influence; how many of its graphs have each (filled), and of the others
     (hollow).
     """
     families = [family for family in aggregate.overview["families"] if family["features"]][:SHOWN_FAMILIES]
     if not families:
-        raise InputError("no graph has a feature after pruning; there is nothing to draw")
+        return None
     heights = [min(SHOWN_ITEMS, len(family["features"])) + 2.4 for family in families]
     figure, panels, palette = _figure(7.2, _ROW * sum(heights) + 0.5, len(families), heights)
     for axes, family in zip(panels, families, strict=True):
         _family(axes, family, palette)
     left_out = len(aggregate.overview["families"]) - len(families)
-    more = f"\n{left_out} smaller families are not shown" if left_out > 0 else ""
+    more = f"; {left_out} further families are not shown" if left_out > 0 else ""
     told = (
-        f"share of graphs that have the feature: filled, of the family (size: influence); hollow, of the others{more}"
+        "share of graphs that have the feature\n"
+        f"filled: of the family, larger for more influence; hollow: of the others{more}"
     )
     _caption(panels[-1], told, palette)
     return figure
@@ -157,20 +158,6 @@ def _figure(
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color(palette.rule)
     return figure, axes, palette
-
-
-def _best(table: dict[str, np.ndarray], label: str) -> np.ndarray:
-    """Rows of the features that speak most for a label, the surest first."""
-    rows = np.where((table["kind"] == "feature") & (table["label"] == label) & (table["auc"] > 0.5))[0]
-    return rows[np.lexsort((-table["auc"][rows], table["q"][rows]))][:SHOWN_ITEMS]
-
-
-def _called(aggregate: Aggregate) -> dict[str, str]:
-    """What features are called, by item."""
-    table = aggregate.features
-    columns = zip(table["layer"], table["index"], table["role"], table["name"], strict=True)
-    items = ((f"{layer}/{index}" + (f"@{role}" if role else ""), name) for layer, index, role, name in columns)
-    return dict(items)
 
 
 def _titled(item: str, name: str) -> str:

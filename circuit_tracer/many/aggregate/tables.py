@@ -9,33 +9,28 @@ import numpy as np
 
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.many.aggregate.statistics import Columns
-from circuit_tracer.many.extras import missing_extra
 from circuit_tracer.many.runs.store import Store
-
-
-def _parquet() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise missing_extra("tables of runs", error) from error
-    return pyarrow
+from circuit_tracer.many.runs.table import require_pyarrow
 
 
 def write_table(store: Store, name: str, columns: Columns) -> None:
     """Write columns; the same columns give the same bytes."""
-    pyarrow = _parquet()
+    pyarrow = require_pyarrow()
+    from pyarrow import parquet
+
     table = pyarrow.table({column: pyarrow.array(values) for column, values in columns.items()})
     buffer = BytesIO()
-    pyarrow.parquet.write_table(table, buffer, compression="zstd")
+    parquet.write_table(table, buffer, compression="zstd")
     store.write(name, buffer.getvalue())
 
 
 def read_table(store: Store, name: str) -> Columns:
     """Columns as they were written. Raises InputError if there is no such file, FileFormatError if it is damaged."""
-    pyarrow = _parquet()
+    pyarrow = require_pyarrow()
+    from pyarrow import parquet
+
     try:
-        table = pyarrow.parquet.read_table(BytesIO(store.read(name)))
+        table = parquet.read_table(BytesIO(store.read(name)))
     except (pyarrow.ArrowException, OSError) as error:
         raise FileFormatError(f"{store.where(name)} is no parquet table, or it is cut short: {error}") from error
     return {column: np.asarray(table[column].to_pylist(), dtype=_dtype(table[column])) for column in table.column_names}
