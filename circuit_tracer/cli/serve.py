@@ -100,7 +100,9 @@ def run(
     shipped = _demo_features() if demo else None
     called = chosen_labels(labels, demo)
     if called is None and features_dir is None and is_run(folder):
-        called = labels_of_run(folder)
+        from circuit_tracer.many import open_run
+
+        called = labels_of_run(open_run(folder).settings["opening"]["transcoders"])
     server = start(
         folder,
         None,
@@ -137,13 +139,12 @@ def chosen_labels(path: Path | None, demo: bool) -> dict[tuple[int, int], str] |
     return None
 
 
-def labels_of_run(run: Path) -> dict[tuple[int, int], str] | None:
-    """Those of the embedded dictionary, if a run was traced with it."""
+def labels_of_run(transcoders: str, path: Path | None = None) -> dict[tuple[int, int], str] | None:
+    """Those of a file or folder; without one, those of the embedded dictionary, if the run's manifest names that."""
     from circuit_tracer.demo import TRANSCODER
-    from circuit_tracer.many.runs.manifest import portable, read_manifest
-    from circuit_tracer.many.runs.store import Store
+    from circuit_tracer.many.runs.manifest import portable
 
-    return chosen_labels(None, read_manifest(Store.at(run)).opening.transcoders == portable(TRANSCODER))
+    return chosen_labels(path, transcoders == portable(TRANSCODER))
 
 
 def keep_known(

@@ -86,12 +86,11 @@ def _write(
 
 def _write_run(run: Path, output: Path | None, features: Path | None, thresholds: options.Thresholds) -> Path:
     from circuit_tracer.cli.serve import labels_of_run
-    from circuit_tracer.features.labels import read_labels
     from circuit_tracer.many import open_run
     from circuit_tracer.viewer.run import write_run_page
 
     found = open_run(run)
-    labels = labels_of_run(run) if features is None else read_labels(features)
+    labels = labels_of_run(found.settings["opening"]["transcoders"], features)
     return write_run_page(found, output or Path(f"{run.absolute()}.html"), labels=labels, **asdict(thresholds))
 
 

@@ -125,7 +125,7 @@ def _family_of(found: Aggregate) -> dict[str, int]:
 
 
 class _Names:
-    """Labels of items such as "3/41" or "3/41@-1", by (layer, index)."""
+    """Names of features in tables."""
 
     def __init__(self, labels: Labels) -> None:
         self.labels = dict[Any, str](labels.items())
@@ -145,16 +145,16 @@ def _families(found: Aggregate, called: _Names) -> dict[str, Any]:
 def _features(found: Aggregate, called: _Names) -> list[dict[str, Any]]:
     """The features with the most influence."""
     columns = ("frequency", "frequency_low", "frequency_high", "influence", "influence_low", "influence_high")
-    rows = _rows(found.features, ("layer", "index", "role", "name", *columns))
+    rows = _rows(found.features, ("item", "layer", "index", "name", *columns))
     rows.sort(key=lambda row: -row["influence"])
-    return [{**row, "item": _item(row), "name": called.of(row)} for row in rows[:MOST_ITEMS]]
+    return [{**row, "name": called.of(row)} for row in rows[:MOST_ITEMS]]
 
 
 def _labels(found: Aggregate, called: _Names) -> list[dict[str, Any]] | None:
     """Features and edges that tell labels apart, the surest first; None without labels."""
     if "auc" not in found.labels:
         return None
-    names = {_item(row): called.of(row) for row in _rows(found.features, ("layer", "index", "role", "name"))}
+    names = {row["item"]: called.of(row) for row in _rows(found.features, ("item", "layer", "index", "name"))}
     rows = _rows(found.labels, ("item", "label", "auc", "auc_low", "auc_high", "q"))
     rows.sort(key=lambda row: (math.inf if row["q"] is None else row["q"], -abs((row["auc"] or 0.5) - 0.5)))
     return [{**row, "name": _in_words(row["item"], names)} for row in rows[:MOST_ITEMS]]
@@ -164,11 +164,6 @@ def _in_words(item: str, names: Mapping[str, str]) -> str:
     """A feature's name, or those of an edge's ends; "" if there is none."""
     ends = item.split(" -> ")
     return " → ".join(names.get(end) or end for end in ends) if any(names.get(end) for end in ends) else ""
-
-
-def _item(row: Mapping[str, Any]) -> str:
-    name = f"{row['layer']}/{row['index']}"
-    return f"{name}@{row['role']}" if row["role"] else name
 
 
 def _rows(columns: Mapping[str, Any], names: Iterable[str]) -> list[dict[str, Any]]:

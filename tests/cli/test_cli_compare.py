@@ -40,7 +40,7 @@ def test_a_graph_with_itself_and_with_an_edit(run: Run, folders: Folders, traced
         ((), "give a second graph"),
         (("--ablate", "0/1@2"), "-t, or use --demo"),
         (("GRAPH", "--positions", "left"), "--positions is 'left'"),
-        (("GRAPH", "-o", "difference.txt"), "end it in .json"),
+        (("GRAPH", "-o", "difference.txt"), "end it in .html or .json"),
         (("GRAPH", "--target", "nothing"), "'nothing' is no target of both"),
     ],
     ids=["one graph", "no model", "positions", "ending", "target"],

@@ -164,6 +164,10 @@ def test_two_graphs_of_a_folder_are_compared(run: Run, tmp_path: Path) -> None:
         graph.to_json(name, tmp_path)
     graph.to_json("json alone", tmp_path)
     with serve(tmp_path, port=0) as server:
-        assert ask(server, "/api/comparisons", {"a": "one", "b": "two"}).json["same"] == ["model", "dictionary", "edits"]
+        assert ask(server, "/api/comparisons", {"a": "one", "b": "two"}).json["same"] == [
+            "model",
+            "dictionary",
+            "edits",
+        ]
         assert ask(server, "/api/comparisons", {"a": "one", "b": "json alone"}).status == 409
         assert ask(server, "/api/run").status == 404
