@@ -13,9 +13,11 @@ from tests.support.command import Folders, Run
 
 
 def test_a_graph_with_itself_and_with_an_edit(run: Run, folders: Folders, traced: Path, tmp_path: Path) -> None:
-    done = run("compare", traced, traced)
+    page = tmp_path / "difference.html"
+    done = run("compare", traced, traced, "-o", page)
     assert done.code == 0, done.err
     assert "Nothing differs" in done.out
+    assert 'id="comparison-data"' in page.read_text(encoding="utf-8")
 
     graph = Graph.load(traced)
     layer, position, index = graph.active_features[0].tolist()
