@@ -8,14 +8,18 @@ import typer
 
 from circuit_tracer.cli.frame import Commands, Debug, Row, new_app
 
-TRACE, READ, TEST, TRAIN, SHARE = "Trace", "Read", "Test", "Train", "Share"
+TRACE, MANY, READ, TEST, TRAIN, SHARE = "Trace", "Many prompts", "Read", "Test", "Train", "Share"
 
 COMMANDS = (
     Row("demo", "demo:app", TRACE),
     Row("attribute", "attribute:attribute", TRACE),
     Row("plan", "plan:plan", TRACE),
-    Row("run", "run:run", TRACE),
     Row("prune", "prune:prune", TRACE),
+    Row("run", "run:run", MANY),
+    Row("aggregate", "aggregate:aggregate", MANY),
+    Row("compare", "compare:compare", MANY),
+    Row("fingerprints", "fingerprints:fingerprints", MANY),
+    Row("report", "report:report", MANY),
     Row("info", "info:info", READ),
     Row("view", "view:view", READ),
     Row("serve", "serve:serve", READ),
@@ -23,10 +27,8 @@ COMMANDS = (
     Row("features", "features:app", READ),
     Row("explain", "explain:explain", READ),
     Row("story", "story:story", READ),
-    Row("compare", "compare:compare", READ),
     Row("heads", "heads:heads", READ),
     Row("group", "group:group", READ),
-    Row("aggregate", "aggregate:aggregate", READ),
     Row("intervene", "intervene:intervene", TEST),
     Row("steer", "steer:steer", TEST),
     Row("patch", "patch:patch", TEST),

@@ -7,6 +7,7 @@ absent is 0. Letters: G graphs with a label, m and n of them with this one and w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -37,9 +38,15 @@ def tested_labels(ids: Sequence[str], labels: Mapping[str, str]) -> list[str]:
     return [str(name) for name in names[enough]]
 
 
-def separating(found: Incidence, ids: Sequence[str], labels: Mapping[str, str]) -> Columns:
+def separating(
+    found: Incidence,
+    ids: Sequence[str],
+    labels: Mapping[str, str],
+    by: Literal["attribution", "influence"] = "attribution",
+) -> Columns:
     """A row an item and label (README.md); ``items`` and ``label`` say which. p: Mann-Whitney, two-sided, normal
-    approximation with ties and continuity. q: Benjamini-Hochberg over all rows.
+    approximation with ties and continuity. q: Benjamini-Hochberg over all rows. by: what is compared; the columns of means are
+    of it.
     """
     names = tested_labels(ids, labels)
     labelled = np.array([id in labels for id in ids])
@@ -51,14 +58,16 @@ def separating(found: Incidence, ids: Sequence[str], labels: Mapping[str, str]) 
     for name in names:
         mine = of_graph == name
         for some in np.split(items, range(step, len(items), step)):
-            values = found.dense(some, found.attribution)[labelled]
+            values = found.dense(some, found.attribution if by == "attribution" else found.influence)[labelled]
             there = found.dense(some, np.ones(len(found.graph)))[labelled]
-            rows.append({"items": some, "label": np.full(len(some), name, dtype=object), **_row(values, there, mine)})
+            rows.append(
+                {"items": some, "label": np.full(len(some), name, dtype=object), **_row(values, there, mine, by)}
+            )
     columns = {column: np.concatenate([row[column] for row in rows]) for column in rows[0]}
     return {**columns, "q": benjamini_hochberg(columns["p"])}
 
 
-def _row(values: np.ndarray, there: np.ndarray, mine: np.ndarray) -> Columns:
+def _row(values: np.ndarray, there: np.ndarray, mine: np.ndarray, by: str) -> Columns:
     """Columns of items (U,) for one label. values, there: (G, U). mine: (G,) bool."""
     area, low, high = auc(values[mine], values[~mine])
     size = values.shape[1]
@@ -69,8 +78,8 @@ def _row(values: np.ndarray, there: np.ndarray, mine: np.ndarray) -> Columns:
         "auc_low": low,
         "auc_high": high,
         "p": mann_whitney(values[mine], values[~mine]),
-        "attribution_with": values[mine].mean(0),
-        "attribution_without": values[~mine].mean(0),
+        f"{by}_with": values[mine].mean(0),
+        f"{by}_without": values[~mine].mean(0),
         "frequency_with": there[mine].mean(0),
         "frequency_without": there[~mine].mean(0),
     }
