@@ -11,6 +11,7 @@ const TYPES = {
   target: "logit",
 };
 const SIDES = ["a", "b"];
+const NAMED = 5; // nodes of each graph that are named unasked
 const NO_TOKEN = "\u2013"; // of a column that a prompt does not have
 
 /**
@@ -38,7 +39,8 @@ export function readComparison(record) {
     const graph = graphOf(record, own, links, (column) => column[`token_${name}`], record[name].prompt);
     const flows = influence(graph).links; // towards the target, which alone has a probability
     graph.influence = { nodes: Float64Array.from(record.nodes, (node) => node[`influence_${name}`] ?? 0), links: flows };
-    const look = { label: `Graph ${name.toUpperCase()}`, present: Uint8Array.from(record.nodes, has), outlines };
+    const present = Uint8Array.from(record.nodes, has);
+    const look = { label: `Graph ${name.toUpperCase()}`, present, outlines, named: NAMED };
     found.sides[name] = { graph, look };
   }
   const bothTokens = ({ token_a: a, token_b: b }) => (a === null || b === null || a === b ? (a ?? b) : `${a.trim()} / ${b.trim()}`);

@@ -25,7 +25,7 @@ export class LinkGraph {
   /**
    * look: how this graph differs from others on the page, all of it optional. label: what it is called aloud; present: by node, 1 for
    * those that this graph has, where others keep their places; shades: by node, a signed share that colours it, NaN for none;
-   * outlines: by node, the name of a colour, "" for the usual; facts(node): [[name, value]] for its tooltip; linkHint: what a
+   * outlines: by node, the name of a colour, "" for the usual; named: so many nodes are named unasked; facts(node): [[name, value]] for its tooltip; linkHint: what a
    * click on a link does.
    */
   constructor(graph, store, look = {}) {
