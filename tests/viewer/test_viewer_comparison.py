@@ -80,7 +80,14 @@ def test_pointing_at_a_node_lights_it_in_both_graphs_and_in_the_table(page: Page
 def test_the_account_is_sorted_and_searched(page: Page) -> None:
     assert rows(page)[:2] in (["0_6_1", "1_7_1"], ["1_7_1", "0_6_1"])
     assert rows(page)[2:] == ["0_8_1", "0_-1_1", "0_5_0"]
-    assert texts(page, f"{ROWS}[data-row='1_7_1'] td") == ["3", "1", "\u22122", "\u22120.75", "\u22121.25", "\u22121"]
+    assert texts(page, f"{ROWS}[data-row='1_7_1'] td") == [
+        "3.00",
+        "1.00",
+        "\u22122.00",
+        "\u22120.75",
+        "\u22121.25",
+        "\u22121.00",
+    ]
     page.click("[data-testid=sort-b]")
     assert rows(page)[-1] == "0_-1_1"
     page.js("viewer.store.set({query: 'gam'})")

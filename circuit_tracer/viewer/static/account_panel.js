@@ -64,8 +64,9 @@ class Account {
   }
 }
 
-function columnsOf({ graph, store, mass, actions }) {
-  const shown = (value) => (value === null || value === undefined ? "\u2013" : number(value));
+function columnsOf({ graph, store, record, mass, actions }) {
+  const digits = aligned(record.nodes.flatMap(({ edge_a: a, edge_b: b }) => [a, b]));
+  const shown = (value) => (value === null || value === undefined ? "\u2013" : digits(value));
   const column = (id, name, title, field = id) => {
     return { id, name, title, className: "wide", value: (row) => row[field], cell: (row) => shown(row[field]) };
   };
@@ -79,12 +80,20 @@ function columnsOf({ graph, store, mass, actions }) {
       name: "Change",
       title: "B less A; the bar is its share of the sum of all |changes|",
       value: ({ difference }) => Math.abs(difference),
-      cell: ({ difference }) => changeCell(difference, mass),
+      cell: ({ difference }) => changeCell(difference, mass, digits),
     },
     column("activation", "active", "what of the change is one of the node\u2019s activation"),
     column("weight", "weight", "what of it is one of the weight onto the output"),
     column("carried", "all paths", "what the change of its activation gives the output along all paths"),
   ];
+}
+
+/** Writes numbers with as many decimals as give the largest of them three digits, so that they can be compared down a column. */
+function aligned(values) {
+  const largest = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  const decimals = 2 - Math.floor(Math.log10(largest));
+  if (!(decimals >= 0 && decimals <= 6)) return number;
+  return (value) => `${value < 0 ? "\u2212" : ""}${Math.abs(value).toFixed(decimals)}`;
 }
 
 /** Text with a mark before what only one of the graphs has. */
@@ -97,13 +106,13 @@ function nameCell({ id, within }, label, graph, actions) {
   ];
 }
 
-function changeCell(difference, mass) {
+function changeCell(difference, mass, digits) {
   const share = mass ? Math.abs(difference) / mass : 0;
   const width = `${Math.min(100, 100 * share).toFixed(1)}%`;
   return h(
     "span",
-    { class: "change", title: `${percent(share)} of the sum of all |changes|` },
-    `${difference > 0 ? "+" : ""}${number(difference)}`,
+    { class: "change", title: `${number(difference)}, ${percent(share)} of the sum of all |changes|` },
+    `${difference > 0 ? "+" : ""}${digits(difference)}`,
     h("span", { class: `meter${difference < 0 ? " negative" : ""}`, style: { width } }),
   );
 }
@@ -123,9 +132,9 @@ function summary({ record, mass }) {
       h("strong", {}, `${difference > 0 ? "+" : ""}${number(difference)}`),
     ),
     h(
-      "ul",
+      "div",
       { class: conclusive ? "verdict" : "verdict warning", role: conclusive ? null : "alert", "data-testid": "verdict" },
-      verdict.map((sentence) => h("li", {}, sentence)),
+      verdict.map((sentence) => h("p", {}, sentence)),
     ),
     h(
       "dl",
