@@ -28,8 +28,8 @@ def labels_in_context(graph: Graph, labels: Mapping[Any, str]) -> dict[str, str]
     table, layout = graph.nodes, graph.nodes.layout
     ids, columns = table.ids(), (table.layer.tolist(), table.feature.tolist())
     known = {node: label_of(labels, ids[node], columns[0][node], columns[1][node]) for node in range(layout.n_features)}
-    things = {node: {one.text.casefold() for one in concepts(label)} for node, label in known.items()}
-    things |= {layout.target_start + row: {text.strip().casefold()} for row, text in enumerate(graph.targets.label)}
+    outputs = {layout.target_start + row: text.strip() for row, text in enumerate(graph.targets.label)}
+    things = {node: {one.text.casefold() for one in concepts(text)} for node, text in (known | outputs).items()}
     several = [node for node, label in known.items() if is_of_several(label)]
     found = {ids[node]: label for node, label in known.items() if label}
     for node, weights in _spoken_for(graph, several, things).items():
