@@ -106,6 +106,7 @@ CPU = (
         for name, clt, minutes in (("cost", "clt-2048", 2), ("scores", "clt-2048", 1), ("induction", "clt-256", 4))
     ),
     Benchmark("attention-world", "attention.world", "--results attention_world.json", (), 3),
+    Benchmark("moved-city", "many.moved_city", "", (), 5),
     Benchmark("training-speed", "training.speed", "--peer {WORK}/decode", ("decode",), 8),
     Benchmark(
         "training-quality",

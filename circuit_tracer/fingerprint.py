@@ -68,17 +68,20 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 def require_same(found: Any, expected: dict[str, Any], what: str, advice: str) -> None:
     """Raise CompatibilityError, naming each setting that differs, unless `found` equals `expected`."""
-    found = found if isinstance(found, dict) else {}
+    if differing := differences(found if isinstance(found, dict) else {}, expected):
+        raise CompatibilityError(
+            f"{what} belongs to another model or other data: {'; '.join(differing[:20])}. {advice}"
+        )
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Settings that differ, in words: those that were found "there", and those that are expected "here"."""
     expected = json.loads(json.dumps(expected))
-    differing = [
+    return [
         f"{str(name)[:100]} is {shortened(found.get(name))} there and {shortened(expected.get(name))} here"
         for name in sorted({*found, *expected})
         if found.get(name) != expected.get(name)
     ]
-    if differing:
-        raise CompatibilityError(
-            f"{what} belongs to another model or other data: {'; '.join(differing[:20])}. {advice}"
-        )
 
 
 def _digest(start: str, tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -1,4 +1,4 @@
-"""Bytes as people write and read them.
+"""Bytes and seconds as people write and read them.
 
 Ours, because pydantic's ByteSize reads "16,5GB" as 16 bytes, knows no 1e9, and prints 16.44 GB as 16.4: too little.
 """
@@ -37,3 +37,13 @@ def as_size(n_bytes: float) -> str:
     """Bytes as people write them, rounded up, so that what is said to fit fits: 16.40 GB, 3.02 MB."""
     power = 3 if n_bytes >= 1e8 else 2 if n_bytes >= 1e5 else 1
     return f"{math.ceil(n_bytes / 1000.0**power * 100) / 100:.2f} {' kMG'[power]}B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 40 s, 12 min, 3 h 20 min, 5 days 3 h."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"

@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "attention": TRACING,
     "features": {*TRACING, "neuronpedia"},
     "training": {*TRACING, "interventions"},  # evaluation tests graphs by intervention
-    "many": TOOLS,
+    "many": {*TOOLS, "replacement_model"},
     "probes": TOOLS,
     "circuits": TOOLS,
     "replacement_model": {*TRACING, "interventions"},

@@ -22,6 +22,7 @@ from benchmarks.common.places import RESULTS
 from benchmarks.losses.bench import ENDINGS, Bench, Line
 from benchmarks.losses.interruptions import (
     interrupted_builds,
+    interrupted_runs,
     interrupted_traces,
     interrupted_training,
     interrupted_writers,
@@ -44,6 +45,8 @@ def main() -> None:
             kinds[f"write {how}"] = lambda how=how: interrupted_writers(bench, how)
             kinds[f"features build {how}"] = lambda how=how: interrupted_builds(bench, how)
             kinds[f"train {how}"] = lambda how=how: interrupted_training(bench, how)
+        for how in (*ENDINGS, "SIGKILL of a worker"):
+            kinds[f"run {how}"] = lambda how=how: interrupted_runs(bench, how)
         kinds["several in one folder"] = lambda: one_folder(bench)
         kinds["two of a run"] = lambda: one_run(bench)
         kinds["read-only"] = lambda: read_only(bench)

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 import yaml
 
@@ -26,7 +27,7 @@ from tests.support.tiny import tiny_model, tiny_transcoder
 LIBRARIES = ("networkx", "lxml.etree", "pydantic")
 MODULES = (
     *("replacement_model", "graph.files.formats", "viewer.page", "training.run.trainer", "training.evaluation"),
-    *("cli.main", "interventions", "features", "demo.show"),
+    *("many.runs.run", "cli.main", "interventions", "features", "demo.show"),
 )
 CONTEXT.set_forkserver_preload([*preloaded, *LIBRARIES, *(f"circuit_tracer.{name}" for name in MODULES)])
 LAYERS, WIDTH, FEATURES = 6, 32, 40
@@ -70,6 +71,18 @@ class Command:
             self.process.join(after)
             if self.process.is_alive() and self.process.pid:
                 os.kill(self.process.pid, number)
+        return self._ended()
+
+    def kill_another(self, after: float) -> Ended:
+        """Wait for its end, with SIGKILL for one of the processes that it has started by then, if there are any."""
+        self.process.join(after)
+        beside = psutil.Process(self.process.pid).parent() if self.process.is_alive() else None
+        others = [each for each in beside.children() if each.pid != self.process.pid] if beside else []
+        if others:
+            others[0].kill()
+        return self._ended()
+
+    def _ended(self) -> Ended:
         self.process.join(300)
         code = self.process.exitcode
         assert code is not None, f"it still runs: {self.place}"

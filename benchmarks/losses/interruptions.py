@@ -20,6 +20,7 @@ from benchmarks.losses.bench import (
     same_graph,
 )
 from circuit_tracer.graph import Graph
+from tests.support.command import WORDS
 
 
 def interrupted_traces(bench: Bench, how: str) -> Line:
@@ -140,3 +141,46 @@ def _whole(path: Path, before: bytes) -> bool:
     if path.suffix == ".json":  # the time in it differs
         return len(json.loads(data)["nodes"]) == len(json.loads(before)["nodes"])
     return data == before or (path.suffix == ".pt" and len(data) == len(before))
+
+
+def interrupted_runs(bench: Bench, how: str) -> Line:
+    """A file of prompts traced by two processes, ended once to three times: the files of a run left in peace, and what was
+    finished is not written again. "SIGKILL of a worker": one of the two is killed, and its run goes on by itself.
+    """
+    line, prompts, whole = Line("run, two processes", how), bench.work / "prompts.jsonl", bench.work / "whole-run"
+    words = ["run", prompts, "-t", bench.transcoder, "--device", "cpu", "--workers", 2, "--unit-rows", 2, "-o"]
+    if not whole.exists():
+        texts = [" ".join(bench.draw.choice(WORDS[4:]) for _ in range(4 + number % 9)) for number in range(24)]
+        rows = [*({"prompt": text} for text in texts), {"prompt": ""}, {"prompt": "Texas is", "targets": "nowhere"}]
+        prompts.write_text("\n".join(map(json.dumps, rows)))
+        bench.run(*words, whole)
+    for _ in range(bench.tries):
+        place, finished = bench.folder() / "x", dict[Path, int]()
+        for _ in range(bench.draw.choice([1, 1, 2, 3])):
+            command = Command(bench.logs, *words, place)
+            if how in ENDINGS:
+                command.end(ENDINGS[how], bench.moment("run"))
+            else:
+                command.kill_another(bench.moment("run"))
+            line.tries += 1
+            finished |= {path: path.stat().st_mtime_ns for path in place.glob("units/*.json")}
+            line.kept += bool(finished)
+        ended = bench.run(*words, place)
+        line.lost(ended.code != 0, f"going on: exit {ended.code}: {ended.err[-300:]}")
+        differing = _differing(place, whole)
+        line.lost(bool(differing), f"other files than those of a run left in peace: {differing[:5]}")
+        again = [path.name for path, stamp in finished.items() if path.stat().st_mtime_ns != stamp]
+        line.lost(bool(again), f"finished and done again: {again}")
+        line.lost(bool(left := leftovers(place)), f"left: {left}")
+        shutil.rmtree(place)
+    return line
+
+
+def _differing(place: Path, whole: Path) -> list[str]:
+    """Names of a run's files that are not the same; times, and the table that has them, are another every time."""
+    varying = ("times/", "results.parquet", ".claims/")
+    here, there = (
+        {name: data for name, data in contents(folder).items() if not name.startswith(varying)}
+        for folder in (place, whole)
+    )
+    return sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))

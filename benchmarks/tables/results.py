@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.tables import attention, explanations, training, viewer
+from benchmarks.tables import attention, explanations, many, training, viewer
 from benchmarks.tables.markdown import table
 
 Record = dict[str, Any]
@@ -221,6 +221,7 @@ SECTIONS = (
     ("attention_scores", "Explained attention: scores of all heads", attention.scores),
     ("attention_induction", "Explained attention: heads that copy", attention.induction),
     ("attention_world", "Explained attention: the embedded world", attention.world),
+    ("moved_city", "Two graphs compared: a city moves to another state", many.moved_city),
     ("training_rates", "Training: is the default learning rate the right one?", training.rates),
     ("training_export", "Training: what the files keep", training.export),
     ("training_warm_start", "Training: warm starts", training.warm_start),

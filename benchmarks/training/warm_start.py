@@ -11,20 +11,18 @@ statements held out from training. Writes results/training_warm_start.json; some
 from __future__ import annotations
 
 import argparse
-import copy
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.common.harness import versions
 from benchmarks.common.machine import describe, write_results
 from benchmarks.common.places import RESULTS
+from benchmarks.many.finetunes import Tuning, loss, swapped, swapped_cities, tune
 from circuit_tracer.demo import demo_folder, world
 from circuit_tracer.demo.contexts import Contexts, collect, with_jittered
 from circuit_tracer.demo.dictionary import load_dictionary, reconstruct
@@ -37,12 +35,12 @@ from circuit_tracer.training.run.loop import Loop
 from circuit_tracer.training.run.origin import open_origin, take_over_
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM
 
 COLD_STEPS = 600
 SHARES = {"cold": (1, 3), "warm": (3, 6, 12, 24)}  # a run has COLD_STEPS / this many steps
 SWAPPED = 12  # entities of a kind whose last open city changes place with that of another
-TUNING = {"steps": 60, "batch": 256, "learning_rate": 3e-4}
+TUNING = Tuning()
 
 
 @dataclass(frozen=True)
@@ -51,15 +49,6 @@ class Subject:
 
     training: Contexts
     held_out: Contexts
-
-
-def swapped(statements: Sequence[world.Statement], pairs: dict[str, str]) -> list[world.Statement]:
-    """The statements with cities renamed in prompts, so that each city of a pair lies where the other did."""
-    found = []
-    for one in statements:
-        city = pairs.get(one.city or "")
-        found.append(one if city is None else replace(one, prompt=one.prompt.replace(one.city or "", city), city=city))
-    return found
 
 
 def city_pairs(seed: int) -> dict[str, str]:
@@ -74,35 +63,11 @@ def city_pairs(seed: int) -> dict[str, str]:
     return pairs
 
 
-def fine_tuned(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: dict[str, str], seed: int
-) -> tuple[LlamaForCausalLM, dict[str, float]]:
-    """The model trained on the changed statements, and what became of it."""
-    tuned = copy.deepcopy(model)
-    ids_SP = encode_statements(tokenizer, swapped(world.model_training(), pairs))
-    optimizer = torch.optim.AdamW(tuned.parameters(), lr=TUNING["learning_rate"], weight_decay=0.0)
-    chance = torch.Generator().manual_seed(seed)
-    for _ in range(int(TUNING["steps"])):
-        ids_BP = ids_SP[torch.randint(len(ids_SP), (int(TUNING["batch"]),), generator=chance)]
-        optimizer.zero_grad()
-        _loss(tuned, ids_BP, tokenizer).backward()
-        optimizer.step()
-    moved = [
-        float((new - old).detach().norm() / old.detach().norm())
-        for (name, new), (_, old) in zip(tuned.named_parameters(), model.named_parameters(), strict=True)
-        if "mlp" in name
-    ]
-    changed = [one for one in swapped(world.model_training(), pairs) if one.city in pairs]
-    ids = encode_statements(tokenizer, changed)
-    with torch.no_grad():
-        before, after = (float(_loss(each, ids, tokenizer)) for each in (model, tuned))
-    return tuned, {"mlp_weights_moved": fmean(moved), "loss_on_swapped_before": before, "loss_on_swapped_after": after}
-
-
-def _loss(model: LlamaForCausalLM, ids_BP: Tensor, tokenizer: PreTrainedTokenizerFast) -> Tensor:
-    logits_BPV = model(input_ids=ids_BP[:, :-1], use_cache=False).logits
-    return torch.nn.functional.cross_entropy(
-        logits_BPV.flatten(0, 1), ids_BP[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id
+def moved(model: LlamaForCausalLM, tuned: LlamaForCausalLM) -> float:
+    """Mean over the matrices of MLPs of how far the training has moved them, as a share of their norm."""
+    pairs = zip(tuned.named_parameters(), model.named_parameters(), strict=True)
+    return fmean(
+        float((new - old).detach().norm() / old.detach().norm()) for (name, new), (_, old) in pairs if "mlp" in name
     )
 
 
@@ -137,15 +102,21 @@ def one_seed(seed: int, cold_steps: int) -> dict[str, Any]:
     model, tokenizer = load_model(demo_folder() / "model")
     base, recipe = demo_folder() / "transcoder", TranscoderRecipe()
     pairs = city_pairs(seed)
-    tuned, change = fine_tuned(model, tokenizer, pairs, seed)
+    change = swapped_cities(pairs)
+    tuned = tune(model, tokenizer, change, seed, TUNING)
+    ids = encode_statements(tokenizer, change.changed)
+    with torch.no_grad():
+        before_tuning, after_tuning = (float(loss(each, ids, tokenizer)) for each in (model, tuned))
     stop = {tokenizer.eos_token_id, tokenizer.pad_token_id}
-    held_out = collect(tuned, encode_statements(tokenizer, swapped(world.held_out(), pairs)), stop)
-    ids_SP = encode_statements(tokenizer, swapped(world.transcoder_training(), pairs))
+    held_out = collect(tuned, encode_statements(tokenizer, [swapped(one, pairs) for one in world.held_out()]), stop)
+    ids_SP = encode_statements(tokenizer, [swapped(one, pairs) for one in world.transcoder_training()])
     subject = Subject(with_jittered(tuned, ids_SP, stop, recipe.jitter, recipe.copies, seed), held_out)
     before = collect(model, encode_statements(tokenizer, world.held_out()), stop)
     found: dict[str, Any] = {
         "seed": seed,
-        **change,
+        "mlp_weights_moved": moved(model, tuned),
+        "loss_on_swapped_before": before_tuning,
+        "loss_on_swapped_after": after_tuning,
         "base_on_base": nmse(base, before),
         "base_on_tuned": nmse(base, held_out),
     }
@@ -173,7 +144,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     runs = [one_seed(seed, args.cold_steps) for seed in args.seeds]
     batch = TranscoderRecipe().batch
-    settings = {"cold_steps": args.cold_steps, "contexts_a_step": batch, "swapped_pairs": SWAPPED, "tuning": TUNING}
+    settings = {
+        "cold_steps": args.cold_steps,
+        "contexts_a_step": batch,
+        "swapped_pairs": SWAPPED,
+        "tuning": asdict(TUNING),
+    }
     write_results(args.results, describe(versions={"ours": versions()}, settings=settings) | {"runs": runs})
     print(f"warm starts need {[run['share_of_tokens_needed'] for run in runs]} of the tokens")
 

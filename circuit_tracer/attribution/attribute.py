@@ -15,6 +15,7 @@ from torch import Tensor
 
 from circuit_tracer.arguments import typed, whole
 from circuit_tracer.attribution.continuation import continuation_of
+from circuit_tracer.attribution.held import Held
 from circuit_tracer.attribution.progress import Progress, bar, silent
 from circuit_tracer.attribution.targets import Aim, Target, check_logit_options
 from circuit_tracer.attribution.task import Options
@@ -50,6 +51,7 @@ def attribute(
     max_residual: float | None = None,
     ranks: Ranks | None = None,
     resume: Graph | str | Path | None = None,
+    held: Held | None = None,
 ) -> Graph:
     """Attribution graph of a prompt (text or ids (P,)): exact edges of the frozen linear network.
 
@@ -74,6 +76,8 @@ def attribute(
     that was not interrupted, to the bit. Raises CompatibilityError, naming what differs, for another prompt, model, dictionary
     or other settings.
 
+    held: features that an intervention sets, of which `interventions.attribute_edited` takes care.
+
     Interrupting (Ctrl-C) ends the trace with the rows computed so far and a warning; `provenance["interrupted"]` says so, and
     the graph, saved or not, is what `resume` takes. Raises CircuitTracerError for input that cannot be traced.
     """
@@ -90,6 +94,8 @@ def attribute(
         raise InputError(f"max_residual is {max_residual}; it is a share of a row's terms, such as 1e-4")
     if resume is not None and ranks is not None and ranks.world > 1:
         raise InputError("an interrupted trace goes on in one process; leave torchrun out, or resume")
+    if resume is not None and held is not None:
+        raise InputError("a trace under an intervention cannot be resumed; trace it anew, without resume")
     continuation = None if resume is None else continuation_of(resume)
     check_logit_options(model.parts.config.d_vocab, max_n_logits, desired_logit_prob)
     with ExitStack() as stack, torch.no_grad():
@@ -111,7 +117,7 @@ def attribute(
             progress=progress,
             verbose=verbose,
         )
-        return trace(model, ids, left_out, aim, options, continuation)
+        return trace(model, ids, left_out, aim, options, continuation, held)
 
 
 def _left_out(ids: Tensor, model: Traceable, zero_positions: Iterable[int] | None) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.errors import CompatibilityError
+from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.fingerprint import VERSION, fingerprints
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.transcoders.base import Transcoders
@@ -11,8 +11,14 @@ from circuit_tracer.transcoders.base import Transcoders
 
 def require_traced_with(graph: Graph, model: Traceable) -> bool:
     """Raise CompatibilityError if sizes, fingerprints or features say that it was not. Whether fingerprints were compared:
-    weights in another number format have others, and some files hold none, or those of another recipe.
+    weights in another number format have others, and some files hold none, or those of another recipe. InputError for a graph
+    that was traced under an intervention, which the model by itself does not repeat.
     """
+    if edits := graph.provenance.get("edits"):
+        raise InputError(
+            f"the graph was traced under an intervention ({'; '.join(map(str, edits))[:200]}), which running the model again "
+            "does not repeat. Use the graph of the prompt without it; the two can be compared"
+        )
     _require_sizes(graph, model)
     compared = _compare_fingerprints(graph, model)
     _require_features(graph, model.transcoders)

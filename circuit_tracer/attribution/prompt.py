@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, DecoderRows, read_decoder_rows
+from circuit_tracer.attribution.held import Held
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
 from circuit_tracer.graph.balance import Reconstruction
@@ -97,12 +98,18 @@ class EncodedPrompt:
 
 
 def encode_prompt(
-    parts: ModelParts, transcoders: Transcoders, ids: Tensor, left_out: Iterable[int], keep_patterns: bool = True
+    parts: ModelParts,
+    transcoders: Transcoders,
+    ids: Tensor,
+    left_out: Iterable[int],
+    keep_patterns: bool = True,
+    held: Held | None = None,
 ) -> EncodedPrompt:
     """Run the model once on ids (P,), freeze it, and find the active features outside the `left_out` positions.
 
     keep_patterns: keep attention patterns; otherwise they are made anew wherever they are needed, which long prompts need.
-    Raises InputError when no position or no active feature remains, CompatibilityError for a transcoder of another model.
+    held: features that an intervention sets. Raises InputError when no position or no active feature remains,
+    CompatibilityError for a transcoder of another model.
     """
     transcoders = paired(parts, transcoders)
     dropped, n_pos = sorted(left_out), len(ids)
@@ -111,11 +118,14 @@ def encode_prompt(
             f"prompt has {n_pos} token(s); at least {len(dropped) + 1} are needed, because position(s) {dropped} are not "
             "attributed. Give a longer prompt, or choose the positions to leave out (zero_positions=[])"
         )
-    captured = capture(parts, ids, keep_patterns)
+    visits = None if held is None else held.visits()
+    tape = None if held is None or held.tape is None else held.tape()
+    captured = capture(parts, ids, keep_patterns, visits, tape)
     network = FrozenNetwork(parts, captured, transcoders.feature_input_hook, transcoders.feature_output_hook)
     keep = torch.ones(n_pos, dtype=torch.bool)
     keep[dropped] = False
-    return EncodedPrompt(network, encode(network, transcoders, keep), keep)
+    active = encode(network, transcoders, keep)
+    return EncodedPrompt(network, active if held is None else held.applied(active, keep), keep)
 
 
 def linearise(

@@ -36,7 +36,9 @@ class ReadOut:
     def of_features(
         cls, transcoders: Transcoders, active: ActiveFeatures, which: Tensor, dtype: torch.dtype
     ) -> ReadOut:
-        """The encoder rows and biases of some active features, given by canonical index (T,)."""
+        """The encoder rows and biases of some active features, given by canonical index (T,). What an intervention has set
+        reads nothing: its vector is zero, its constant the value.
+        """
         layer, position, index = active.layer[which], active.position[which], active.index[which]
         vector = torch.empty(len(which), transcoders.d_model, dtype=dtype)
         bias = torch.empty(len(which), dtype=dtype)
@@ -45,6 +47,9 @@ class ReadOut:
             unique, inverse = torch.unique(index[here], return_inverse=True)
             rows, biases = transcoders.encoder_rows(depth, unique)
             vector[here], bias[here] = rows.to("cpu", dtype)[inverse], biases.to("cpu", dtype)[inverse]
+        if active.held is not None:
+            held = active.held[which]
+            vector[held], bias[held] = 0.0, active.value[which][held].to("cpu", dtype)
         return cls(layer, position, vector, bias)
 
     def take(self, chosen: Tensor) -> ReadOut:

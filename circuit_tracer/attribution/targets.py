@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,8 @@ __all__ = [
     "log_attribution_target_info",
     "resolve_targets",
 ]
+
+LIKELIEST = 10  # tokens of the prediction that a graph keeps
 
 
 class FeatureTarget(NamedTuple):
@@ -105,10 +107,11 @@ class Aim:
 
 @dataclass(frozen=True)
 class TargetRows:
-    """K targets as the sweep takes them."""
+    """K targets as the sweep takes them. prediction: what the model predicts where they are read (`_Reader.prediction`)."""
 
     table: TargetTable
     read_out: ReadOut
+    prediction: dict[str, Any]
 
 
 def resolve_targets(model: Traceable, network: FrozenNetwork, aim: Aim) -> TargetRows:
@@ -184,7 +187,20 @@ class _Reader:
         table.reads = self._stream(items, self._own_reads)
         constant = torch.tensor([item.constant for item in items], dtype=self.parts.compute_dtype)
         vector = torch.stack([item.vector for item in items])
-        return TargetRows(table, ReadOut(table.layer, table.position, vector, constant, stream))
+        return TargetRows(table, ReadOut(table.layer, table.position, vector, constant, stream), self.prediction())
+
+    def prediction(self) -> dict[str, Any]:
+        """The likeliest tokens with their probabilities, and the entropy (nats) of all; JSON values."""
+        p_V = self.probability.double()
+        likeliest = torch.topk(p_V, min(LIKELIEST, len(p_V)))
+        ids = likeliest.indices.tolist()
+        return {
+            "position": self.position,
+            "tokens": [self._text(token) for token in ids],
+            "token_ids": ids,
+            "probabilities": likeliest.values.tolist(),
+            "entropy": float(torch.special.entr(p_V).sum()),
+        }
 
     def _stream(self, items: list[_Item], reads_of: Callable[[_Item], StreamReads | None]) -> StreamReads | None:
         """Reads of the items that have some, by the number of the item."""

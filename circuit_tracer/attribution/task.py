@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.held import Held
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.targets import Aim
 from circuit_tracer.attribution.trace_sizes import TraceSizes
@@ -41,6 +42,7 @@ class Task:
     options: Options
     held: int  # bytes that the process holds already
     budget: int  # bytes that it may hold in all
+    intervention: Held | None = None  # features that are set
     started: float = field(default_factory=time.perf_counter)
 
     @property

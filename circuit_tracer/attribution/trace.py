@@ -17,6 +17,7 @@ from torch import Tensor
 from circuit_tracer.attribution.assemble import assemble
 from circuit_tracer.attribution.continuation import Continuation
 from circuit_tracer.attribution.expansion import ComputedRows, compute_rows
+from circuit_tracer.attribution.held import Held
 from circuit_tracer.attribution.memory import free_bytes, held_bytes, retrying
 from circuit_tracer.attribution.plan import MemoryPlan, keeps_patterns, plan_memory
 from circuit_tracer.attribution.prompt import EncodedPrompt, LinearPrompt, encode_prompt, linearise
@@ -40,9 +41,12 @@ def trace(
     aim: Aim,
     options: Options,
     resume: Continuation | None = None,
+    held: Held | None = None,
 ) -> Graph:
-    """The graph of a prompt, ids (P,), without features and errors at the `left_out` positions. resume: goes on with that."""
-    task = begin(model, ids, left_out, aim, options)
+    """The graph of a prompt, ids (P,), without features and errors at the `left_out` positions. resume: goes on with that.
+    held: features that an intervention sets.
+    """
+    task = begin(model, ids, left_out, aim, options, held)
     encoded = encode(task)
     plan = plan_for(task, encoded)
     if resume is not None:
@@ -59,12 +63,14 @@ def trace(
         return make_graph(task, prompt, targets, rows)
 
 
-def begin(model: Traceable, ids: Tensor, left_out: list[int], aim: Aim, options: Options) -> Task:
+def begin(
+    model: Traceable, ids: Tensor, left_out: list[int], aim: Aim, options: Options, held: Held | None = None
+) -> Task:
     """The trace to do, and the memory that this process has for it."""
     device = model.parts.device
-    held = held_bytes(device)
-    budget = options.memory or held + free_bytes(device) // options.ranks.local
-    return Task(model, ids, left_out, aim, options, held, budget)
+    taken = held_bytes(device)
+    budget = options.memory or taken + free_bytes(device) // options.ranks.local
+    return Task(model, ids, left_out, aim, options, taken, budget, held)
 
 
 def encode(task: Task) -> EncodedPrompt:
@@ -72,13 +78,16 @@ def encode(task: Task) -> EncodedPrompt:
     parts, transcoders = task.model.parts, task.model.transcoders
     no_features = torch.zeros(parts.config.n_layers, len(task.ids), dtype=torch.int64)
     encoded, _ = retrying(
-        lambda keep: encode_prompt(parts, transcoders, task.ids, task.left_out, keep_patterns=keep),
+        lambda keep: encode_prompt(
+            parts, transcoders, task.ids, task.left_out, keep_patterns=keep, held=task.intervention
+        ),
         keeps_patterns(task.sizes(no_features), task.held, task.budget),
         lambda kept, _: False if kept else None,
         task.device,
     )
-    columns = (encoded.active.layer, encoded.active.position, encoded.active.index, encoded.active.value)
-    return replace(encoded, active=ActiveFeatures(*map(task.options.ranks.broadcast, columns)))
+    found = encoded.active
+    columns = map(task.options.ranks.broadcast, (found.layer, found.position, found.index, found.value))
+    return replace(encoded, active=replace(ActiveFeatures(*columns), held=found.held))
 
 
 def plan_for(task: Task, encoded: EncodedPrompt) -> MemoryPlan:
@@ -137,7 +146,7 @@ def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Comp
         targets=table,
         token_strings=tokenization.token_strings(ids, tokenizer),
         reconstruction=prompt.reconstruction,
-        provenance=_provenance(task, prompt, rows),
+        provenance=_provenance(task, prompt, targets, rows),
         unfinished=rows.unfinished,
     )
     try:
@@ -162,7 +171,7 @@ def _within(graph: Graph, max_residual: float | None) -> Graph:
     return graph
 
 
-def _provenance(task: Task, prompt: LinearPrompt, rows: ComputedRows) -> dict[str, Any]:
+def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: ComputedRows) -> dict[str, Any]:
     from importlib.metadata import version
 
     parts, transcoders, options, aim = task.model.parts, task.model.transcoders, task.options, task.aim
@@ -185,11 +194,13 @@ def _provenance(task: Task, prompt: LinearPrompt, rows: ComputedRows) -> dict[st
             "position": aim.position,
             "keep_edge_mass": rows.store.keep_mass,
         },
+        "prediction": targets.prediction,
         "memory_plan": str(rows.plan),
         "processes": options.ranks.world,
         "dropped_mass": max((block.dropped for block in rows.store.blocks), default=0.0),
         "interrupted": rows.interrupted,
         "features": [len(rows.columns), rows.wanted],  # with a row, of so many
+        **({} if task.intervention is None else {"edits": task.intervention.words}),
         "warnings": [poor] if (poor := prompt.reconstruction.warning) else [],
         "seconds": round(time.perf_counter() - task.started, 3),
         "torch": torch.__version__,

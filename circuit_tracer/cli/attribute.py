@@ -35,48 +35,9 @@ def attribute(
     prompt_file: Annotated[
         Path | None, typer.Option("--prompt-file", help="Trace each line of this file; - is standard input.")
     ] = None,
-    chat: Annotated[
-        bool,
-        typer.Option("--chat", help="The prompt is a user message, a .json file of messages, or a JSON list of them."),
-    ] = False,
-    chat_option: Annotated[
-        list[str] | None,
-        options.text(
-            "--chat-option",
-            metavar="NAME=VALUE",
-            help="Argument of the chat template, such as enable_thinking=false. Repeatable.",
-        ),
-    ] = None,
+    prompting: options.Prompting,
     target: Annotated[list[str] | None, targets.OPTION] = None,
-    position: Annotated[int, typer.Option("--position", help="Where targets are read; -1 is the last token.")] = -1,
-    desired_logit_prob: Annotated[
-        float,
-        typer.Option(
-            "--desired-logit-prob", min=0.0, max=1.0, help="Explain targets until this probability is covered."
-        ),
-    ] = 0.95,
     limits: options.Limits,
-    zero_positions: Annotated[
-        str | None,
-        typer.Option(
-            "--zero-positions", help="Positions without features, such as 0,1, or none; default: circuit-tracer's rule."
-        ),
-    ] = None,
-    keep_edge_mass: Annotated[
-        float | None,
-        typer.Option(
-            "--keep-edge-mass",
-            help="Share of each row's mass that its edges keep, such as 0.95; default: 1, or 0.98 beyond 512 tokens.",
-        ),
-    ] = None,
-    max_residual: Annotated[
-        float | None,
-        typer.Option(
-            "--max-residual",
-            min=0.0,
-            help="Largest relative residual of a row; default: what is promised, 1e-5 in float32, 2e-2 in bfloat16.",
-        ),
-    ] = None,
     backend: Annotated[
         Literal["transformerlens", "nnsight"],
         typer.Option("--backend", help="Accepted for circuit-tracer's scripts; has no effect."),
@@ -106,7 +67,7 @@ def attribute(
         raise InputError(
             "--server shows the graphs of a folder: name it with --graph-file-dir, and the graph with --slug"
         )
-    jobs = read_jobs(prompt, prompt_file, chat, slug, template_arguments(chat_option))
+    jobs = read_jobs(prompt, prompt_file, prompting.chat, slug, template_arguments(prompting.chat_option))
     outputs = Outputs(
         output,
         _viewer_folder(graph_file_dir, slug, jobs, prompt_file is not None),
@@ -128,13 +89,9 @@ def attribute(
         jobs = _still_to_do(jobs, outputs, ranks)
     settings: dict[str, Any] = {
         **asdict(limits),
+        **prompting.arguments(),
         "attribution_targets": targets.read_targets(target) if target else None,
-        "desired_logit_prob": desired_logit_prob,
         "verbose": verbose,
-        "zero_positions": options.integers(zero_positions, "--zero-positions"),
-        "position": position,
-        "keep_edge_mass": keep_edge_mass,
-        "max_residual": max_residual,
         "ranks": ranks,
     }
     chosen_labels(labels, chosen.demo)  # before the work, what cannot be read

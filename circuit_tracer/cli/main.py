@@ -8,13 +8,18 @@ import typer
 
 from circuit_tracer.cli.frame import Commands, Debug, Row, new_app
 
-TRACE, READ, TEST, TRAIN, SHARE = "Trace", "Read", "Test", "Train", "Share"
+TRACE, MANY, READ, TEST, TRAIN, SHARE = "Trace", "Many prompts", "Read", "Test", "Train", "Share"
 
 COMMANDS = (
     Row("demo", "demo:app", TRACE),
     Row("attribute", "attribute:attribute", TRACE),
     Row("plan", "plan:plan", TRACE),
     Row("prune", "prune:prune", TRACE),
+    Row("run", "run:run", MANY),
+    Row("aggregate", "aggregate:aggregate", MANY),
+    Row("compare", "compare:compare", MANY),
+    Row("fingerprints", "fingerprints:fingerprints", MANY),
+    Row("report", "report:report", MANY),
     Row("info", "info:info", READ),
     Row("view", "view:view", READ),
     Row("serve", "serve:serve", READ),

@@ -98,6 +98,62 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Prompting:
+    """How prompts are read, and what of them is explained and kept."""
+
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="The prompt is a user message, a .json file of messages, or a JSON list of them."),
+    ] = False
+    chat_option: Annotated[
+        list[str] | None,
+        text(
+            "--chat-option",
+            metavar="NAME=VALUE",
+            help="Argument of the chat template, such as enable_thinking=false. Repeatable.",
+        ),
+    ] = None
+    position: Annotated[int, typer.Option("--position", help="Where targets are read; -1 is the last token.")] = -1
+    desired_logit_prob: Annotated[
+        float,
+        typer.Option(
+            "--desired-logit-prob", min=0.0, max=1.0, help="Explain targets until this probability is covered."
+        ),
+    ] = 0.95
+    zero_positions: Annotated[
+        str | None,
+        typer.Option(
+            "--zero-positions", help="Positions without features, such as 0,1, or none; default: circuit-tracer's rule."
+        ),
+    ] = None
+    keep_edge_mass: Annotated[
+        float | None,
+        typer.Option(
+            "--keep-edge-mass",
+            help="Share of each row's mass that its edges keep, such as 0.95; default: 1, or 0.98 beyond 512 tokens.",
+        ),
+    ] = None
+    max_residual: Annotated[
+        float | None,
+        typer.Option(
+            "--max-residual",
+            min=0.0,
+            help="Largest relative residual of a row; default: what is promised, 1e-5 in float32, 2e-2 in bfloat16.",
+        ),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Those that `attribute` takes, as it takes them."""
+        return {
+            "position": self.position,
+            "desired_logit_prob": self.desired_logit_prob,
+            "zero_positions": integers(self.zero_positions, "--zero-positions"),
+            "keep_edge_mass": self.keep_edge_mass,
+            "max_residual": self.max_residual,
+        }
+
+
+@dataclass(frozen=True)
 class Reading:
     """How the files of --data are read."""
 

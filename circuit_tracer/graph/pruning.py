@@ -87,7 +87,8 @@ def prune_graph(
     within = edges.select(inside)
     scores = edge_influence(within, node_influence(within, graph.blocks, weights), weights)
     kept_within = scores >= cumulative_threshold(scores, edge_threshold)
-    node_mask, kept_within = _drop_loose_ends(within, kept_within, node_mask, permanent, layout)
+    fed = edges.row_ptr.diff() > 0  # a feature that an intervention has set is not
+    node_mask, kept_within = _drop_loose_ends(within, kept_within, node_mask, permanent, layout, fed)
 
     kept_edges = torch.zeros_like(inside)
     kept_edges[inside] = kept_within
@@ -112,15 +113,15 @@ def _important_nodes(influence: Tensor, threshold: float, policy: PrunePolicy) -
 
 
 def _drop_loose_ends(
-    edges: Edges, kept: Tensor, node_mask: Tensor, permanent: Tensor, layout: NodeLayout
+    edges: Edges, kept: Tensor, node_mask: Tensor, permanent: Tensor, layout: NodeLayout, fed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Drop, until nothing changes, nodes without kept outgoing edge, features without kept incoming edge, and their
-    edges.
+    """Drop, until nothing changes, nodes without kept outgoing edge, features `fed` (N,) by edges of which none is kept, and
+    their edges.
     """
     where = torch.where(kept)[0]
     target, source = edges.target[where], edges.source[where]
     needs_input = torch.zeros_like(node_mask)
-    needs_input[layout.features] = True
+    needs_input[layout.features] = fed[layout.features]
     while True:
         has_output = torch.bincount(source, minlength=layout.n_nodes) > 0
         has_input = torch.bincount(target, minlength=layout.n_nodes) > 0

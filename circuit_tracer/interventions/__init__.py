@@ -27,6 +27,7 @@ from circuit_tracer.interventions.features.semantics import Semantics
 from circuit_tracer.interventions.features.settings import Intervention
 from circuit_tracer.interventions.features.supernodes import saved_supernodes
 from circuit_tracer.interventions.features.swap import swap_groups
+from circuit_tracer.interventions.features.trace import attribute_edited
 from circuit_tracer.interventions.heads.edits import HeadEdit
 from circuit_tracer.interventions.heads.patterns import PatternChanges, measure_patterns
 from circuit_tracer.interventions.patching.attribution_patching import attribution_patching
@@ -77,6 +78,7 @@ __all__ = [
     "apply_each",
     "apply_edits",
     "approximate_edges",
+    "attribute_edited",
     "attribution_patching",
     "feature_intervention",
     "feature_intervention_generate",

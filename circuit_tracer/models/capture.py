@@ -5,7 +5,7 @@ Letters: L layers, P positions, D d_model, H heads, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.parts import SOFTCAP, ModelParts, Norm
 from circuit_tracer.models.plain import LOOKS_AHEAD
-from circuit_tracer.models.run import FINAL_NORM, ModelRun, Place, Visit
+from circuit_tracer.models.run import FINAL_NORM, ModelRun, Place, Visit, in_turn
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.whose import Holder, config_value, held_by
 
@@ -29,6 +29,7 @@ class LayerCapture:
 
     resid_mid: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, D) what the MLP (or its norm) reads
     mlp_out: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, D) before any post norm
+    added: Tensor | None = None  # (P, D) what an intervention adds at the dictionary's output hook
     inverse_sigma: dict[str, Tensor] = field(default_factory=dict)  # norm name -> (P,)
 
 
@@ -61,16 +62,24 @@ class PromptCapture:
 
 
 @plain_torch()
-def capture(parts: ModelParts, ids: Tensor, keep_patterns: bool = True) -> PromptCapture:
+def capture(
+    parts: ModelParts,
+    ids: Tensor,
+    keep_patterns: bool = True,
+    visits: Mapping[str, Visit] | None = None,
+    tape: AttentionTape | None = None,
+) -> PromptCapture:
     """Run the model once on ids (P,) and keep the frozen quantities; attention patterns, or queries, keys and log-sum-exp.
 
     Norms are recomputed in the compute dtype while the model runs, so that the frozen 1/sigma is exactly what the pass used
     (transformers computes them in float32 even in a float64 model). Raises InputError for a prompt beyond the context
     length and NumericalError when activations are not finite.
+
+    visits: of an intervention, by site, which write at the dictionary's output hook only. tape: attention that is replayed.
     """
     check_length(parts, ids)
     kept, dtype = _Kept([LayerCapture() for _ in parts.layers]), parts.compute_dtype
-    tape = AttentionTape(recompute=not keep_patterns)
+    tape = AttentionTape(recompute=not keep_patterns) if tape is None else tape
 
     def keep_first(layer: int, resid_1PD: Tensor) -> None:
         kept.first = resid_1PD[0].detach().to(dtype)
@@ -81,10 +90,13 @@ def capture(parts: ModelParts, ids: Tensor, keep_patterns: bool = True) -> Promp
     def keep_out(layer: int, out_1PD: Tensor) -> None:
         kept.layers[layer].mlp_out = out_1PD[0].detach().to(dtype)
 
-    visits: dict[Place, Visit] = {("hook_resid_pre", 0): keep_first}
-    visits |= {("hook_resid_mid", layer): keep_mid for layer in range(len(kept.layers))}
-    visits |= {("mlp.hook_out", layer): keep_out for layer in range(len(kept.layers))}
-    final = ModelRun(parts, visits, norms=kept.norm, tape=tape)(ids).final[0]
+    every: dict[Place, Visit] = {("hook_resid_pre", 0): keep_first}
+    every |= {("hook_resid_mid", layer): keep_mid for layer in range(len(kept.layers))}
+    every |= {("mlp.hook_out", layer): keep_out for layer in range(len(kept.layers))}
+    for site, visit in (visits or {}).items():  # behind those that keep, so that mlp_out is the model's own
+        for place in ((site, layer) for layer in range(len(kept.layers))):
+            every[place] = in_turn(every.get(place), kept.noting(visit, dtype))
+    final = ModelRun(parts, every, norms=kept.norm, tape=tape)(ids).final[0]
     result = _assemble(parts, ids, kept, tape, final)
     _require_finite(result)
     _require_causal(result)
@@ -98,6 +110,17 @@ class _Kept:
     layers: list[LayerCapture]
     first: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, D) what enters the first layer
     final_inverse_sigma: Tensor = field(default_factory=lambda: torch.empty(0))  # (P,)
+
+    def noting(self, visit: Visit, dtype: torch.dtype) -> Visit:
+        """An intervention's visit, what it adds kept."""
+
+        def noted(layer: int, given_1PD: Tensor) -> Tensor | None:
+            new = visit(layer, given_1PD)
+            if new is not None:
+                self.layers[layer].added = (new.reshape(given_1PD.shape).to(dtype) - given_1PD.to(dtype))[0].detach()
+            return new
+
+        return noted
 
     def norm(self, layer: int, name: str, norm: Norm, x_PD: Tensor) -> FrozenNorm:
         """Norms react, and their scales are kept."""

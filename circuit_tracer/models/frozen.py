@@ -112,9 +112,10 @@ class FrozenNetwork:
         return self.read(layer, self.captured.layers[layer].resid_mid, constants=True)
 
     def transcoder_output(self, layer: int) -> Tensor:
-        """y_l (P, D): the true activation at the output hook."""
-        out, norm = self.captured.layers[layer].mlp_out, self.layers[layer].mlp_post_norm
-        return out if norm is None or self.output_site.norm is not None else norm.forward(out)
+        """y_l (P, D): the true activation at the output hook, with what an intervention has added there."""
+        kept, norm = self.captured.layers[layer], self.layers[layer].mlp_post_norm
+        out = kept.mlp_out if norm is None or self.output_site.norm is not None else norm.forward(kept.mlp_out)
+        return out if kept.added is None else out + kept.added
 
     def stream(self, layer: int, entering: bool) -> Tensor:
         """The true residual stream (P, D) that enters a layer (L: that leaves the last one), or what its MLP (or the norm

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch.utils import deterministic
 
 NARROW = 256  # d_model
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
@@ -39,3 +40,24 @@ def fitting_threads(d_model: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def reproducible(n_threads: int | None) -> Iterator[None]:
+    """Deterministic algorithms and the asked-for number of CPU threads inside; what was set before, after.
+
+    torch would also fill every array that is made without values, to make reads of them deterministic: nothing reads them.
+    """
+    before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if n_threads is not None:
+        torch.set_num_threads(n_threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.use_deterministic_algorithms(strict, warn_only=warned)
+        deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

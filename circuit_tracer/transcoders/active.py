@@ -18,12 +18,14 @@ class ActiveFeatures:
     ``layer``, ``position``, ``index`` are int64, ``value`` is the activation (raw units of the transcoder's
     pre-activation: for ReLU, JumpReLU and TopK an active feature's value equals its pre-activation).
     Rows are sorted by (layer, position, index), which is the order of feature nodes in a graph.
+    held: bool (N,), features whose value an intervention has set, whatever they read; None: there are none.
     """
 
     layer: Tensor
     position: Tensor
     index: Tensor
     value: Tensor
+    held: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = self.value.shape
@@ -63,7 +65,8 @@ class ActiveFeatures:
 
     def to(self, device: torch.device | str) -> ActiveFeatures:
         """The same table on another device."""
-        return ActiveFeatures(*(column.to(device) for column in (self.layer, self.position, self.index, self.value)))
+        columns = (column.to(device) for column in (self.layer, self.position, self.index, self.value))
+        return ActiveFeatures(*columns, None if self.held is None else self.held.to(device))
 
     def to_sparse(self, shape: tuple[int, int, int]) -> Tensor:
         """Coalesced COO tensor of ``shape`` (L, P, F), as circuit-tracer hands activations around."""

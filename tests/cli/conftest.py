@@ -6,23 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
-from circuit_tracer.transcoders import save_transcoders
-from tests.support.command import Folders, Outcome, Run, save_tokenizer
-from tests.support.tiny import tiny_model, tiny_transcoder
+from tests.support.command import Folders, Outcome, Run, save_folders
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-
-    root = tmp_path_factory.mktemp("tiny")
-    model, transcoder = root / "model", root / "transcoder"
-    tiny_model("llama", torch.float32).save_pretrained(model)
-    save_tokenizer(model)
-    save_transcoders(tiny_transcoder("clt", torch.float32), transcoder, str(model))
-    return Folders(str(model), str(transcoder))
+    return save_folders(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

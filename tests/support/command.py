@@ -53,3 +53,17 @@ def save_tokenizer(folder: Path) -> None:
     )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
+
+
+def save_folders(root: Path) -> Folders:
+    """A tiny Llama with its tokenizer, and a cross-layer transcoder, as folders."""
+    import torch
+
+    from circuit_tracer.transcoders import save_transcoders
+    from tests.support.tiny import tiny_model, tiny_transcoder
+
+    model, transcoder = root / "model", root / "transcoder"
+    tiny_model("llama", torch.float32).save_pretrained(model)
+    save_tokenizer(model)
+    save_transcoders(tiny_transcoder("clt", torch.float32), transcoder, str(model))
+    return Folders(str(model), str(transcoder))

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuit_tracer.errors import InputError, ResourceError
+from circuit_tracer.sizes import duration
 from circuit_tracer.training.config.files import PRESETS, load, preset_names
 from circuit_tracer.training.run.cost import (
     TrainingCost,
@@ -33,7 +34,7 @@ from circuit_tracer.training.run.evaluation_cost import (
 )
 from circuit_tracer.training.run.machine import Machine
 from circuit_tracer.training.run.memory import buffer_bytes, device_memory, moment_bytes, snapshot_bytes
-from circuit_tracer.training.run.requirements import SHARE_USABLE, Plan, duration, make_plan, plan_run
+from circuit_tracer.training.run.requirements import SHARE_USABLE, Plan, make_plan, plan_run
 from circuit_tracer.training.step.dead_features import Silence
 from circuit_tracer.training.step.dictionary import Dictionary
 from tests.support.config_cases import small

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from circuit_tracer.circuits.grouping import group_nodes
 from circuit_tracer.circuits.keeping import kept_grouping
 from circuit_tracer.circuits.naming import name_groups
-from circuit_tracer.circuits.pictures.canvas import save_figure
 from circuit_tracer.circuits.pictures.circuit import circuit_figure
 from circuit_tracer.circuits.pictures.full import graph_figure
 from circuit_tracer.errors import InputError
 from circuit_tracer.features.kept import KeptRecords
+from circuit_tracer.graph.figures import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

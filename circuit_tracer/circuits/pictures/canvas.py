@@ -1,15 +1,13 @@
-"""What pictures are drawn on: a figure measured in inches, texts that are measured before they are placed, files."""
+"""What pictures are drawn on: a figure measured in inches, texts that are measured before they are placed."""
 
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from circuit_tracer.errors import CircuitTracerError, InputError
-from circuit_tracer.files import atomic_write
+from circuit_tracer.graph.figures import require_matplotlib
 from circuit_tracer.graph.palette import Palette
 
 if TYPE_CHECKING:
@@ -27,8 +25,6 @@ _FONTS = (
     "Noto Emoji",
 )
 _MEASURED_AT, _MEASURED_POINTS = 100, 20.0  # dots an inch, size of a character
-_NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same graph gives the same file
-_SETTINGS: Any = {"svg.hashsalt": "circuit-tracing", "pdf.fonttype": 42}
 _VISIBLE = {**{code: chr(0x2400 + code) for code in range(32)}, 0x0A: "⏎", 0x0D: "↵", 0x09: "⇥", 0x7F: "␡"}
 
 
@@ -80,25 +76,6 @@ class Canvas:
         return self.axes.text(
             x, y, visible(text), fontsize=size, color=colour, family=fonts(), parse_math=False, **style
         )
-
-
-def require_matplotlib() -> None:
-    try:
-        import matplotlib.figure  # noqa: F401 - whether it is there
-    except ImportError as error:
-        raise CircuitTracerError("pictures need matplotlib: pip install 'circuit-tracing[plot]'") from error
-
-
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure in the format that the suffix names; the same figure gives the same file."""
-    import matplotlib
-
-    kind = path.suffix.lstrip(".").lower() or "png"
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise InputError(f"{path} ends in .{kind}, which is no format of pictures; end it in .svg, .pdf or .png")
-    with matplotlib.rc_context(_SETTINGS), atomic_write(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=150, metadata=_NO_DATE.get(kind))
-    return path
 
 
 @cache

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.circuits.pictures.boxes import Box, Labels, boxes_of_grouping, boxes_of_view
-from circuit_tracer.circuits.pictures.canvas import require_matplotlib
 from circuit_tracer.circuits.pictures.grouped import MOST_ARROWS, circuit_picture, strongest
 from circuit_tracer.circuits.quotient import pruned_as
 from circuit_tracer.circuits.supernodes import Grouping
 from circuit_tracer.errors import InputError
+from circuit_tracer.graph.figures import require_matplotlib
 from circuit_tracer.graph.files.keeping import keep_nodes
 from circuit_tracer.graph.files.view import View
 from circuit_tracer.graph.graph import Graph

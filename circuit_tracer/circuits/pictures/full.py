@@ -21,7 +21,6 @@ from circuit_tracer.circuits.pictures.boxes import Labels, node_name, target_nam
 from circuit_tracer.circuits.pictures.canvas import (
     Canvas,
     Rectangle,
-    require_matplotlib,
     text_size,
     token_text,
     two_lines,
@@ -29,6 +28,7 @@ from circuit_tracer.circuits.pictures.canvas import (
 )
 from circuit_tracer.circuits.pictures.legend import draw_legend, legend_size
 from circuit_tracer.circuits.pictures.looks import Point, draw_marks
+from circuit_tracer.graph.figures import require_matplotlib
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import edge_influence
 from circuit_tracer.graph.nodes import NodeKind

@@ -152,10 +152,14 @@ class Pass:
         self.input: dict[int, Tensor] = {}  # (P, D) of held layers, on the way from the input hook to the output hook
         self.delta: dict[int, Tensor] = {}  # (P, D) still to be added at layers ahead
 
+    def visits(self) -> dict[str, Visit]:
+        """What it does, by site."""
+        read, write = in_rows(self.parts, self.read), in_rows(self.parts, self.write)
+        return {self.transcoders.feature_input_hook: read, self.transcoders.feature_output_hook: write}
+
     def run(self, visits: Mapping[str, Visit] | None = None) -> ModelRun:
         """The run of the model that this is, with `visits` by site, which come second."""
-        read, write = in_rows(self.parts, self.read), in_rows(self.parts, self.write)
-        own = {self.transcoders.feature_input_hook: read, self.transcoders.feature_output_hook: write}
+        own = self.visits()
         every = {**own, **{site: in_turn(own.get(site), visit) for site, visit in (visits or {}).items()}}
         return ModelRun(self.parts, every) if self.freeze is None else self.freeze.run(every)
 

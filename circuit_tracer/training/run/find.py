@@ -24,7 +24,8 @@ import torch
 from circuit_tracer.errors import NumericalError
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.models.loading import present, resolve_device
-from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.models.surroundings import plain_torch, reproducible
+from circuit_tracer.sizes import duration
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import BatchStream, held_out_activations, open_stream
 from circuit_tracer.training.data.batch import ActivationBatch
@@ -32,10 +33,10 @@ from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run.events import Listener, NullListener
 from circuit_tracer.training.run.loop import Loop, normalised
 from circuit_tracer.training.run.origin import take_over_
-from circuit_tracer.training.run.requirements import Plan, duration, plan_run
+from circuit_tracer.training.run.requirements import Plan, plan_run
 from circuit_tracer.training.run.start import Start, find_origin, measured_space
 from circuit_tracer.training.run.state import TrainingState
-from circuit_tracer.training.run.trainer import load_subject, threads
+from circuit_tracer.training.run.trainer import load_subject
 from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.sparsity.base import Now
 from circuit_tracer.training.step import schedules
@@ -102,7 +103,7 @@ def find(config: TrainingConfig, *, listener: Listener | None = None) -> Found:
     ranks = FeatureRanks.from_environment(device).grid(config.run.data_parallel)
     heard = listener if ranks.first and listener else NullListener()
     folder = require_writable_folder(config.run.out) if ranks.first else config.run.out
-    with threads(config.run.threads):
+    with reproducible(config.run.threads):
         plan = plan_run(config, device, ranks.plain.world)
         plan.require_fits()
         heard.message(_announced(plan))

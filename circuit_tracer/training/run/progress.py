@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from circuit_tracer.sizes import duration
 from circuit_tracer.training.run.events import StepReport
 from circuit_tracer.training.run.log import mean
-from circuit_tracer.training.run.requirements import duration
 
 SECONDS_BETWEEN_LINES = 30.0
 

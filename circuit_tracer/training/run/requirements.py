@@ -10,6 +10,7 @@ from circuit_tracer.errors import ResourceError
 from circuit_tracer.models.model_pass import require_context
 from circuit_tracer.models.outline import outline
 from circuit_tracer.ranks import Ranks
+from circuit_tracer.sizes import duration
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.given.source import model_layers, open_rows
 from circuit_tracer.training.feature_ranks import group_size
@@ -229,16 +230,6 @@ def _reached(config: TrainingConfig) -> str:
     if config.warmup_steps > config.schedule_steps:
         return f"not reached: it rises over {config.warmup_steps} steps, and there are {config.schedule_steps}"
     return f"reached after {config.warmup_steps} of {config.schedule_steps} steps"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 40 s, 12 min, 3 h 20 min, 5 days 3 h."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
 
 
 def _most_features(work: TrainingCost, machine: Machine) -> int:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils import deterministic
 
 from circuit_tracer.files import atomic_write, claimed, require_writable_folder
 from circuit_tracer.models.loading import load_language_model, present, resolve_device, resolve_dtype
 from circuit_tracer.models.parts import ModelParts, bind
-from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.models.surroundings import plain_torch, reproducible
 from circuit_tracer.models.verify import verify
 from circuit_tracer.training.config import files as config_file
 from circuit_tracer.training.config.schema import TrainingConfig
@@ -49,7 +48,7 @@ def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | 
     ranks = FeatureRanks.from_environment(device).grid(config.run.data_parallel)
     folder = require_writable_folder(config.run.out) if ranks.first else config.run.out
     own = claimed(folder, "trains in") if ranks.first else nullcontext()
-    with own, threads(config.run.threads):
+    with own, reproducible(config.run.threads):
         start = find_start(config, folder, resume)
         ranks.share(config.dictionary.features)
         heard = listener if ranks.first and listener else NullListener()
@@ -99,27 +98,6 @@ def load_subject(config: TrainingConfig, device: torch.device, ranks: FeatureRan
     parts = bind(model, config.model.name)
     verify(parts)
     return parts, tokenizer
-
-
-@contextmanager
-def threads(n_threads: int | None) -> Iterator[None]:
-    """Deterministic algorithms and the asked-for number of CPU threads inside; what was set before, after.
-
-    torch would also fill every array that is made without values, to make reads of them deterministic: nothing reads them.
-    """
-    before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    if n_threads is not None:
-        torch.set_num_threads(n_threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        torch.use_deterministic_algorithms(strict, warn_only=warned)
-        deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Many prompts, measured: fine-tunes with a known change, and whether comparison, fingerprints and reports find it."""

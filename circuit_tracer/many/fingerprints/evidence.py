@@ -1,0 +1,80 @@
+"""All that a label is predicted from, gathered for the graphs of a run: fingerprints, and what the baselines need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from circuit_tracer.attribution.traceable import Traceable
+from circuit_tracer.errors import InputError
+from circuit_tracer.graph.graph import Graph
+from circuit_tracer.many.fingerprints.matrix import Array, Matrix
+from circuit_tracer.many.fingerprints.random_graphs import Trace, random_graphs
+from circuit_tracer.many.fingerprints.readings import Reading, read_model
+from circuit_tracer.many.fingerprints.vector import fingerprint
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """N rows. fingerprints, logits (`logit_statistics`), random: tables with the same ids in the same order. stream: (N, S, D)
+    the residual stream before the first layer and behind each, at the position that the targets are read at.
+    """
+
+    fingerprints: Matrix
+    logits: Matrix
+    random: Matrix
+    stream: Array
+
+    def __post_init__(self) -> None:
+        for name in ("logits", "random"):
+            if getattr(self, name).ids != self.ids:
+                raise InputError(
+                    f"the rows of {name} are not those of the fingerprints; gather both from the same graphs"
+                )
+        if len(self.stream) != len(self.ids):
+            raise InputError(f"there are activations of {len(self.stream)} rows for {len(self.ids)} fingerprints")
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the rows."""
+        return self.fingerprints.ids
+
+
+def gather(
+    graphs: Iterable[tuple[str, Graph]],
+    model: Traceable,
+    trace: Trace | None = None,
+    *,
+    node_threshold: float = 0.8,
+    edge_threshold: float = 0.98,
+    seed: int = 0,
+    progress: Callable[[str, int], None] = lambda stage, done: None,
+) -> Evidence:
+    """Fingerprint graphs, and read and trace their prompts again for the baselines.
+
+    graphs: with their ids, one at a time in memory. model: that they were traced with. trace: how, for the graphs with the
+    random dictionary; None: by `attribute` with its defaults. seed: of the random dictionary. progress: called with (stage,
+    rows done). Costs about one more trace a row.
+
+    Raises CircuitTracerError as `attribute` and `Matrix.of` do.
+    """
+    real, made_up = dict[str, dict[str, float]](), dict[str, dict[str, float]]()
+    readings, prompts = dict[str, Reading](), dict[str, Tensor]()
+    for one, graph in graphs:
+        real[one] = fingerprint(graph, node_threshold, edge_threshold)
+        prompts[one] = graph.input_tokens
+        readings[one] = read_model(model.parts, graph.input_tokens, int(graph.targets.position.max()))
+        progress("graphs", len(real))
+    fingerprints = Matrix.of(real)
+    for one, graph in random_graphs(model, prompts, trace, seed):
+        made_up[one] = fingerprint(graph, node_threshold, edge_threshold)
+        progress("graphs with a random dictionary", len(made_up))
+    return Evidence(
+        fingerprints=fingerprints,
+        logits=Matrix.of({one: reading.logits for one, reading in readings.items()}),
+        random=Matrix.of(made_up),
+        stream=np.stack([reading.stream for reading in readings.values()]),
+    )

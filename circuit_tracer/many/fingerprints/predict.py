@@ -1,0 +1,191 @@
+"""Can a label be predicted from fingerprints, and better than from less? A classifier, always beside its baselines.
+
+Letters: N rows, B draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from circuit_tracer.arguments import typed
+from circuit_tracer.errors import InputError, shortened
+from circuit_tracer.many.extras import missing_extra
+from circuit_tracer.many.fingerprints.classifiers import STRENGTHS, Learner, Linear, Probe, Trees, cross_scores
+from circuit_tracer.many.fingerprints.evidence import Evidence
+from circuit_tracer.many.fingerprints.folds import auc_within, group_draws, grouped_folds, interval
+from circuit_tracer.many.fingerprints.matrix import Array
+from circuit_tracer.many.fingerprints.names import FAMILIES
+
+FINGERPRINT = "fingerprint"
+YES, NO = frozenset({"true", "1", "yes"}), frozenset({"false", "0", "no"})
+
+
+@dataclass(frozen=True)
+class Score:
+    """One predictor. auc: share of pairs of rows, one positive and one negative, that it orders rightly (within folds), with
+    the interval ``low`` to ``high`` over groups. ahead: the fingerprint's AUC less this one's, in the same draws.
+    """
+
+    name: str
+    reads: str
+    columns: int
+    auc: float
+    low: float
+    high: float
+    ahead: float
+    ahead_low: float
+    ahead_high: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """scores: of the fingerprint, its baselines, and the fingerprint without each of its families. out_of_fold: {predictor:
+    {id: score}}, each by what learned on other folds. places: of the residual stream the one that the probe chose, by fold
+    (0: before the first layer, k: behind the k-th). without_label: rows that were left out.
+    """
+
+    positive: str
+    rows: int
+    positives: int
+    groups: int
+    folds: int
+    without_label: int
+    scores: list[Score]
+    places: list[int]
+    out_of_fold: dict[str, dict[str, float]]
+
+    def __getitem__(self, name: str) -> Score:
+        """The score of a predictor; KeyError for one that there is not."""
+        return {score.name: score for score in self.scores}[name]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without the scores of single rows."""
+        found = asdict(self)
+        del found["out_of_fold"]
+        return found
+
+    def lines(self) -> list[str]:
+        """A table for people."""
+        head = (
+            f"{self.positives} of {self.rows} rows are {self.positive}; {self.groups} groups in {self.folds} folds"
+            + (f"; {self.without_label} rows have no label" if self.without_label else "")
+        )
+        rows = [
+            f"{each.name:36}{each.auc:6.3f}  {each.low:.3f}..{each.high:.3f}"
+            + ("" if each.name == FINGERPRINT else f"{each.ahead:+9.3f}  {each.ahead_low:+.3f}..{each.ahead_high:+.3f}")
+            for each in self.scores
+        ]
+        return [head, "", f"{'':36}{'AUC':>6}  95 %{'':10}fingerprint ahead, 95 %", *rows]
+
+
+@typed
+def predict(
+    evidence: Evidence,
+    labels: Mapping[str, Any],
+    groups: Mapping[str, Any] | None = None,
+    *,
+    positive: Any = None,
+    folds: int = 5,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Prediction:
+    """Predict a label with two values from each row's evidence, by grouped cross-validation.
+
+    labels: value by id; rows without one are left out. groups: value by id; rows of one group are never on both sides of a
+    fold, and intervals are over groups. None: each row is a group of its own. positive: the value that is predicted, all
+    others are not it; None: the true one of true and false, yes and no, 1 and 0. draws: of the bootstrap.
+
+    Raises InputError for labels without two sides, for a row without group, for too few groups, or without scikit-learn.
+    """
+    try:
+        import sklearn  # noqa: F401 (before any work)
+    except ImportError as error:
+        raise missing_extra("classifiers", error) from error
+    if folds < 2 or draws < 1:
+        raise InputError(f"folds is {folds} and draws {draws}; expected at least 2 and 1")
+    rows = np.array([row for row, one in enumerate(evidence.ids) if labels.get(one) is not None], dtype=int)
+    ids = [evidence.ids[row] for row in rows]
+    name, positive_N = _positives([labels[one] for one in ids], positive)
+    group_N = np.array(_groups(ids, groups))
+    fold_N = grouped_folds(positive_N, group_N, folds, seed)
+    weight_BN = group_draws(group_N, draws, seed)
+    probe = Probe(evidence.stream[rows], positive_N, group_N, seed)
+    scores, aucs, found = dict[str, Array](), dict[str, Array](), list[Score]()
+    for predictor, reads, columns, learner in _predictors(evidence, rows, positive_N, probe, seed):
+        scores[predictor] = cross_scores(learner, fold_N)
+        auc_B = aucs[predictor] = auc_within(scores[predictor], positive_N, fold_N, weight_BN)
+        ahead_B = aucs[FINGERPRINT] - auc_B
+        spans = (*interval(auc_B[1:]), float(ahead_B[0]), *interval(ahead_B[1:]))
+        found.append(Score(predictor, reads, columns, float(auc_B[0]), *spans))
+    return Prediction(
+        positive=name,
+        rows=len(ids),
+        positives=int(positive_N.sum()),
+        groups=len(np.unique(group_N)),
+        folds=folds,
+        without_label=len(evidence.ids) - len(ids),
+        scores=found,
+        places=[place for place, _ in probe.chosen],
+        out_of_fold={each: dict(zip(ids, score_N.tolist(), strict=True)) for each, score_N in scores.items()},
+    )
+
+
+def _predictors(
+    evidence: Evidence, rows: Array, positive_N: Array, probe: Probe, seed: int
+) -> Iterator[tuple[str, str, int, Learner]]:
+    """(name, what it reads, how many numbers, learner) of each; the fingerprint first."""
+
+    def trees(values: Array) -> tuple[int, Learner]:
+        return values.shape[1], Trees(values[rows], positive_N, seed)
+
+    real, logits = evidence.fingerprints, evidence.logits.values
+    yield FINGERPRINT, "all numbers of the graph", *trees(real.values)
+    yield "logits alone", "statistics of the model's logits, no graph", *trees(logits)
+    yield (
+        "logits alone, linear",
+        "the same, logistic regression",
+        logits.shape[1],
+        Linear(logits[rows], positive_N, STRENGTHS[-1]),
+    )
+    yield "linear probe", "the residual stream at one layer, no graph", evidence.stream.shape[2], probe
+    yield "random dictionary", "all numbers of the graph with a random dictionary", *trees(evidence.random.values)
+    for left_out in FAMILIES:
+        yield (
+            f"fingerprint without {left_out}",
+            f"all but {left_out}.*",
+            *trees(real.without(left_out)),
+        )
+
+
+def _positives(values: list[Any], positive: Any) -> tuple[str, Array]:
+    """The positive value, and (N,) whether each is it."""
+    texts = [str(value) for value in values]
+    known = sorted(set(texts))
+    if positive is None and len(known) == 2:
+        wanted = [text for text in known if text.lower() in YES]
+        if len(wanted) != 1 or not all(text.lower() in YES | NO for text in known):
+            raise InputError(
+                f"the label is {' or '.join(map(repr, known))}; say which of them is to be predicted (positive, --positive)"
+            )
+        positive = wanted[0]
+    if str(positive) not in known or len(known) < 2:
+        raise InputError(
+            f"the rows with a label have {shortened(', '.join(known)) if known else 'none'}; there must be two values, and "
+            f"the one to predict (positive, --positive{'' if positive is None else f': {positive!r}'}) among them"
+        )
+    return str(positive), np.array([text == str(positive) for text in texts])
+
+
+def _groups(ids: list[str], groups: Mapping[str, Any] | None) -> list[str]:
+    if groups is None:
+        return ids
+    if missing := [one for one in ids if groups.get(one) is None]:
+        raise InputError(
+            f"{len(missing)} of {len(ids)} rows with a label have no group, such as {missing[0]!r}; give each one, or leave "
+            "the groups out if rows have nothing in common"
+        )
+    return [str(groups[one]) for one in ids]

@@ -1,0 +1,141 @@
+"""Files of rows: JSONL, CSV or parquet, on this machine or at an address, packed or not (`.jsonl.gz`)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, shortened
+from circuit_tracer.files import parse_json
+from circuit_tracer.files.places import Place, find_places, is_address
+from circuit_tracer.many.extras import missing_extra
+from circuit_tracer.many.rows import KINDS, Row, read_row
+
+LARGEST = 2**32  # bytes of a file of rows, unpacked
+_OUR_JSON = ("tokens", "chat", "targets")  # columns of a CSV file that may hold JSON
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows of a file, in its order, ids all different. A line that cannot be read is a row with a `problem`.
+
+    Raises InputError if there is no such file, it holds no rows, or two have one id; FileFormatError for what is no such file.
+    """
+    place = _place(str(path))
+    read = _KINDS.get(place.suffix)
+    if read is None:
+        raise InputError(f"{path} ends in {place.suffix or 'nothing'}; rows of prompts are read from {_expected()}")
+    with place.opened() as file:
+        data = file.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise FileFormatError(f"{path} holds more than {LARGEST:,} bytes; split it, and add one part after the other")
+    rows = list(read(data, str(path)))
+    if not rows:
+        raise InputError(f"{path} holds no rows; it needs one with a {', '.join(KINDS[:-1])} or {KINDS[-1]} at least")
+    require_distinct(rows, str(path))
+    return rows
+
+
+def require_distinct(rows: Iterable[Row], source: str) -> None:
+    """Refuse two rows of one id, or of ids that differ in case alone, which some file systems do not tell apart."""
+    seen: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        if (before := seen.setdefault(row.id.casefold(), number)) != number:
+            raise InputError(
+                f"{source}: rows {before} and {number} have one id, {shortened(row.id)} (case does not count). Give each row "
+                "an id of its own, or leave the column out: then rows are numbered."
+            )
+
+
+def _expected() -> str:
+    return "files that end in " + ", ".join(_KINDS)
+
+
+def _place(path: str) -> Place:
+    if is_address(path):
+        found = find_places(path, tuple(_KINDS))
+        if len(found) != 1:
+            raise InputError(f"{path} names {len(found)} files; rows are read from one")
+        return found[0]
+    location = Path(path).expanduser()
+    if not location.is_file():
+        raise InputError(f"no file of prompts at {path}; give one of {_expected()}")
+    return Place(str(location), location.stat().st_size)
+
+
+def _jsonl(data: bytes, source: str) -> Iterator[Row]:
+    number = 0
+    for line, text in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+        if not text.strip():
+            continue
+        number += 1
+        try:
+            record = parse_json(text, f"{source}, line {line}")
+            if not isinstance(record, dict):
+                raise FileFormatError(f"{source}, line {line} is {shortened(record)}; expected an object")
+            yield read_row(record, number)
+        except FileFormatError as error:
+            yield _unreadable(line, error)
+
+
+def _csv(data: bytes, source: str) -> Iterator[Row]:
+    text = data.decode("utf-8-sig", "surrogateescape")  # a cell that is not UTF-8 is a problem of its row
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise FileFormatError(f"{source}: its first line names a column twice: {shortened(header, 300)}")
+        if header and not set(header) & set(KINDS):
+            raise FileFormatError(
+                f"{source}: its first line, {shortened(header, 300)}, names none of the columns {', '.join(KINDS)}"
+            )
+        for number, cells in enumerate((each for each in reader if each), start=1):
+            yield _csv_row(header, cells, number, f"{source}, line {reader.line_num}")
+    except csv.Error as error:
+        raise FileFormatError(f"{source}, line {reader.line_num} is not readable CSV: {error}") from error
+
+
+def _csv_row(header: list[str], cells: list[str], number: int, where: str) -> Row:
+    if len(cells) != len(header):
+        error = FileFormatError(f"{where} has {len(cells)} cells, and {len(header)} columns are named")
+        return _unreadable(number, error, "row")
+    record: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
+    if "prompt" in header and not any(kind in record for kind in KINDS):
+        record["prompt"] = ""  # an empty prompt, which says so when it is traced
+    try:
+        for column in _OUR_JSON:
+            if str(record.get(column, "")).lstrip().startswith("["):
+                record[column] = parse_json(record[column], f"{where}, column {column}")
+        if isinstance(record.get("tokens"), str):
+            record["tokens"] = [int(each) for each in record["tokens"].replace(",", " ").split()]
+    except (CircuitTracerError, ValueError) as error:
+        rest = {name: cell for name, cell in record.items() if name not in (*KINDS, "targets")}
+        return replace(read_row({**rest, "prompt": ""}, number), problem=str(error))
+    return read_row(record, number)
+
+
+def _parquet(data: bytes, source: str) -> Iterator[Row]:
+    try:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise missing_extra("parquet files", error) from error
+    try:
+        file = ParquetFile(pyarrow.BufferReader(data))
+        number = 0
+        for batch in file.iter_batches():
+            for record in batch.to_pylist():
+                number += 1
+                yield read_row(record, number)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise FileFormatError(f"{source} cannot be read as parquet: {error}. Copy it again.") from error
+
+
+_KINDS: dict[str, Callable[[bytes, str], Iterator[Row]]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+
+
+def _unreadable(number: int, error: CircuitTracerError, what: str = "line") -> Row:
+    return Row(f"{what}-{number}", "", problem=str(error))

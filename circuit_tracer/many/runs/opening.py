@@ -1,0 +1,49 @@
+"""Model and dictionary as the manifest of a run names them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from circuit_tracer.errors import InputError
+from circuit_tracer.fingerprint import fingerprints, tokenizer_fingerprint
+from circuit_tracer.many.runs.manifest import Manifest, local
+from circuit_tracer.models.loading import resolve_dtype
+from circuit_tracer.replacement_model import ReplacementModel
+from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+
+
+def open_model(manifest: Manifest, device: str | None = None) -> ReplacementModel:
+    """Model and dictionary of a run. device: one of the run's kind, such as cuda:1; None: the first.
+
+    Raises InputError for a device of another kind, and what loading raises.
+    """
+    opening, means = manifest.opening, manifest.means
+    device = device or opening.device
+    if torch.device(device).type != opening.device:
+        raise InputError(f"device is {device}, and the run was begun on {opening.device}: go on there")
+    dtype = resolve_dtype(opening.dtype)
+    transcoders, config = load_transcoder_from_hub(
+        local(opening.transcoders),
+        device,
+        dtype,
+        means.lazy_encoder,
+        means.lazy_decoder,
+        select=opening.select,
+        input_shift=opening.input_shift,
+        feature_input_hook=opening.feature_input_hook,
+        feature_output_hook=opening.feature_output_hook,
+    )
+    name = opening.model or config.get("model_name")
+    if not name:
+        raise InputError(f"the transcoders {opening.transcoders} do not name their model; name it (-m)")
+    load = ReplacementModel.from_pretrained_and_transcoders
+    model = load(local(str(name)), transcoders, device=device, dtype=dtype, revision=opening.revision)
+    model.prepend_bos = opening.bos
+    return model
+
+
+def identity(model: ReplacementModel) -> dict[str, Any]:
+    """Fingerprints of model, dictionary and tokenizer; JSON values."""
+    return {**fingerprints(model.parts, model.transcoders), "tokenizer": tokenizer_fingerprint(model.tokenizer)}
