@@ -10,8 +10,8 @@ from circuit_tracer.many.report.behaviour import Behaviour
 from circuit_tracer.many.report.findings import Finding
 from circuit_tracer.many.report.rates import Mean, Rate
 from circuit_tracer.many.report.report import Report
-from circuit_tracer.many.report.separation import Separator
-from circuit_tracer.many.report.steering import Steered
+from circuit_tracer.many.report.separation import RATE, Separator
+from circuit_tracer.many.report.steering import ERROR, Steered
 from circuit_tracer.many.report.trust import Trust
 
 _STYLE = """
@@ -69,19 +69,26 @@ def _behaviour(found: Sequence[Behaviour]) -> str:
                 failed,
             ]
         )
-    return _table(["label", "rows#", "right", "probability of the answer#", "answers", "failed"], rows, html={2, 4})
+    note = (
+        "An answer is the most probable next token, its probability a mean; right, if it is the answer expected. Intervals "
+        "hold at 95 % for rows that are independent of each other; of rows that are variants of one prompt they are too narrow."
+    )
+    head = ["label", "rows#", "right", "probability of the answer#", "answers", "failed"]
+    return _table(head, rows, html={2, 4}) + _note(note)
 
 
 def _trust(trust: Trust) -> str:
     lines = [
         f"{trust.rows} graphs. Incoming edges and bias of every node miss its pre-activation by at most "
-        f"{_number(trust.worst_residual)} (median {_number(trust.median_residual)}).",
+        f"{_number(trust.worst_residual)} of the sum of their sizes (median of the graphs: {_number(trust.median_residual)}).",
         f"Replacement score {_mean(trust.replacement)}, completeness {_mean(trust.completeness)}.",
     ]
     if not trust.tested:
         return "".join(f"<p>{escape(line)}</p>" for line in [*lines, "No graph was tested by intervention."])
+    sound = trust.sound
     lines.append(
-        f"{len(trust.tested)} graphs were tested by intervention; nothing was found against {trust.sound.count} of them."
+        f"{sound.total} graphs were tested by intervention; nothing was found against {sound.count} of them, "
+        f"{_percent(sound.share)} ({_percent(sound.low)} to {_percent(sound.high)})."
     )
     rows = [
         [
@@ -119,7 +126,11 @@ def _separators(report: Report) -> str:
         "rows with it that have it#",
         "without#",
     ]
-    return f"<p>{said}</p>{_table(head, rows)}"
+    note = (
+        f"AUC: 0.5 says nothing, 1 separates always. q: false discovery rate on the second half; up to {RATE:g} a feature "
+        "held. What separates labels need not cause them."
+    )
+    return f"<p>{said}</p>{_table(head, rows)}{_note(note)}"
 
 
 def _separator(each: Separator) -> list[str]:
@@ -149,23 +160,32 @@ def _findings(found: Sequence[Finding]) -> str:
                     "taken out" if steered.strength == 0 else f"times {steered.strength:g}",
                     *_behaviour_then(steered),
                     _mean(steered.difference),
+                    f"{steered.p:.1g}",
                     f"{_number(steered.log_probability.mean)} ({_number(steered.random_log_probability.mean)})",
                 ]
             )
-    known = found[0].steered[0].right is not None
-    head = ["group (features)", "outcome", "rows that have it", "steered", "answer right" if known else "answer changes",
-            "random groups", "difference#",
-            "log probability (random)#"]  # fmt: skip
-    level = found[0].steered[0].level
-    note = f'<p class="small">Intervals of the difference hold at {level:.1%} each, so that together they hold at 95 %.</p>'
-    return _table(head, rows, html={2, 4, 5}) + note
+    head = ["group (features)", "outcome", "rows that have it", "steered", "before", "answers then", "with random groups",
+            "difference#", "p#", "log probability (random)#"]  # fmt: skip
+    note = (
+        "cause: steering does more than steering random groups of as many features of the same graphs, with p at most "
+        f"{ERROR:g}; p is the chance of that for a group that is itself a random one, times the number of tests in this table. "
+        "marker: the label's rows are right more or less often than the others, but steering does not show it. separates only: "
+        "they are right as often, as far as can be told. difference: by how much more of the prompts go the way of the other "
+        "labels than with random groups; where no right answers are known, by how much more of them change."
+    )
+    return _table(head, rows, html={2, 4, 5, 6}) + _note(note)
 
 
-def _behaviour_then(steered: Steered) -> tuple[str, str]:
-    """What a group is judged by, and the same of random groups."""
-    if steered.right is not None:
-        return _rate(steered.right), _rate(steered.random_right)
-    return _rate(steered.changed), _rate(steered.random_changed)
+def _behaviour_then(steered: Steered) -> tuple[str, str, str]:
+    """Answers without steering, with it, and with random groups; draws on one prompt are alike, so these have no interval."""
+    before, right, drawn = steered.before, steered.right, steered.random_right
+    if before is None or right is None:
+        return "-", f"changed: {_rate(steered.changed)}", f"changed: {_rate(steered.random_changed, interval=False)}"
+    return (
+        f"right: {before.count} of {before.total}",
+        f"right: {_rate(right)}",
+        f"right: {_rate(drawn, interval=False)}",
+    )
 
 
 def _unexplained(report: Report) -> str:
@@ -173,7 +193,8 @@ def _unexplained(report: Report) -> str:
     lines = [
         f"{_percent(left.errors.mean)} of the influence on the answers comes from reconstruction errors of the dictionary.",
         f"{left.unnamed} of the features that held have no label.",
-        f"{left.failed} rows have no graph.",
+        f"{left.failed} rows failed and have no graph{f'; {left.waiting} are not traced yet' if left.waiting else ''}.",
+        *(f"{count} rows labelled {name!r} were not compared: too few." for name, count in left.not_compared.items()),
         *(
             f"{count} of {total} tested rows labelled {label!r} have no feature of a finding."
             for label, (count, total) in left.uncovered.items()
@@ -198,12 +219,19 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], html: frozenset[i
     return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 
-def _rate(rate: Rate | None) -> str:
+def _note(text: str) -> str:
+    return f'<p class="small">{escape(text)}</p>'
+
+
+def _rate(rate: Rate | None, interval: bool = True) -> str:
     """A bar with its interval, and the numbers."""
     if rate is None or rate.share is None or rate.low is None or rate.high is None:
         return "-"
-    bar = f'<i style="width:{rate.share:.1%}"></i><b style="left:{rate.low:.1%};width:{rate.high - rate.low:.1%}"></b>'
-    numbers = f"{rate.share:.1%} ({rate.low:.1%} to {rate.high:.1%}), {rate.count} of {rate.total}"
+    bar, between = f'<i style="width:{rate.share:.1%}"></i>', ""
+    if interval:
+        bar += f'<b style="left:{rate.low:.1%};width:{rate.high - rate.low:.1%}"></b>'
+        between = f" ({rate.low:.1%} to {rate.high:.1%})"
+    numbers = f"{rate.share:.1%}{between}, {rate.count} of {rate.total}"
     return f'<span class="rate">{bar}</span> <span class="small">{numbers}</span>'
 
 
