@@ -208,7 +208,7 @@ def test_three_labels_one_of_a_single_row_without_right_answers(made: Run, model
     assert not any(each.is_finding for each in found.findings)  # one prompt each
     assert "No finding" in found.conclusions[0]
     page = as_html(found, "x")
-    assert "1 rows labelled &#x27;alone&#x27; were not compared" in page
+    assert "Rows labelled &#x27;alone&#x27;: 1, too few to compare" in page
     assert "changed: " in page
 
 

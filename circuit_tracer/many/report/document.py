@@ -15,18 +15,21 @@ from circuit_tracer.many.report.steering import ERROR, Steered
 from circuit_tracer.many.report.trust import Trust
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --bar: #2a78b8; --quiet: #8889; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+:root { color-scheme: light dark; --line: #8884; --bar: #2a78b8; --quiet: #5f6368; }
+@media (prefers-color-scheme: dark) { :root { --quiet: #a9adb2; } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 74rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; width: 100%; } .wide { overflow-x: auto; }
 th, td { text-align: left; padding: .25rem .6rem .25rem 0; vertical-align: top; border-bottom: 1px solid var(--line); }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td { min-width: 3.5rem; } .long { min-width: 10rem; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } td.n { white-space: nowrap; }
 .rate { display: inline-block; position: relative; width: 7rem; height: .8rem; background: #8882; vertical-align: middle; }
 .rate i { position: absolute; height: 100%; background: var(--bar); left: 0; }
 .rate b { position: absolute; height: 2px; top: calc(50% - 1px); background: currentColor; }
 .verdict { padding: .6rem 1rem; border-left: 4px solid var(--bar); background: #8881; margin: .4rem 0; }
 .small { color: var(--quiet); font-size: .85rem; } pre { white-space: pre-wrap; word-break: break-word; font-size: .8rem; }
 """
+_LONG = 40  # characters of a cell that is not squeezed
 _MOST_SEPARATORS = 40  # that the table shows; the JSON file has all
 
 
@@ -151,12 +154,11 @@ def _findings(found: Sequence[Finding]) -> str:
         return "<p>No group.</p>"
     rows = []
     for each in found:
+        group = [f"{each.group.name} ({len(each.group.features)})", each.outcome, _rate(each.coverage)]
         for steered in each.steered:
             rows.append(
                 [
-                    f"{each.group.name} ({len(each.group.features)})",
-                    each.outcome,
-                    _rate(each.coverage),
+                    *(group if steered is each.steered[0] else [""] * len(group)),
                     "taken out" if steered.strength == 0 else f"times {steered.strength:g}",
                     *_behaviour_then(steered),
                     _mean(steered.difference),
@@ -193,8 +195,8 @@ def _unexplained(report: Report) -> str:
     lines = [
         f"{_percent(left.errors.mean)} of the influence on the answers comes from reconstruction errors of the dictionary.",
         f"{left.unnamed} of the features that held have no label.",
-        f"{left.failed} rows failed and have no graph{f'; {left.waiting} are not traced yet' if left.waiting else ''}.",
-        *(f"{count} rows labelled {name!r} were not compared: too few." for name, count in left.not_compared.items()),
+        f"Rows that failed and have no graph: {left.failed}. Rows that are not traced yet: {left.waiting}.",
+        *(f"Rows labelled {name!r}: {count}, too few to compare." for name, count in left.not_compared.items()),
         *(
             f"{count} of {total} tested rows labelled {label!r} have no feature of a finding."
             for label, (count, total) in left.uncovered.items()
@@ -209,14 +211,16 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], html: frozenset[i
     cells = []
     for row in rows:
         each = (cell if at in html else escape(cell) for at, cell in enumerate(row))
-        cells.append(
-            "".join(f"<td{' class=n' if right else ''}>{cell}</td>" for cell, right in zip(each, number, strict=True))
-        )
+        cells.append("".join(f"<td{_kind(cell, right)}>{cell}</td>" for cell, right in zip(each, number, strict=True)))
     body = "".join(f"<tr>{row}</tr>" for row in cells)
     top = "".join(
         f"<th{' class=n' if number[at] else ''}>{escape(name.rstrip('#'))}</th>" for at, name in enumerate(head)
     )
     return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
+
+
+def _kind(cell: str, number: bool) -> str:
+    return " class=n" if number else " class=long" if len(cell) > _LONG else ""
 
 
 def _note(text: str) -> str:
