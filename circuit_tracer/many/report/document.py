@@ -22,7 +22,7 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bo
 table { border-collapse: collapse; width: 100%; } .wide { overflow-x: auto; }
 th, td { text-align: left; padding: .25rem .6rem .25rem 0; vertical-align: top; border-bottom: 1px solid var(--line); }
 td { min-width: 3.5rem; } .long { min-width: 10rem; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } td.n { white-space: nowrap; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .rate { display: inline-block; position: relative; width: 7rem; height: .8rem; background: #8882; vertical-align: middle; }
 .rate i { position: absolute; height: 100%; background: var(--bar); left: 0; }
 .rate b { position: absolute; height: 2px; top: calc(50% - 1px); background: currentColor; }
