@@ -74,11 +74,16 @@ def group(
     grouping = name_groups(subject, grouping, labels=called, model=model)
     before = subject.grouping
     circuit = keep_grouping(subject, grouping)
-    if subject.grouping != before:
+    outdated = subject.story is not None and subject.grouping != before
+    if outdated:
         subject.story = None  # it was told of other groups
     subject.save(target)
     total, called_by = float(subject.target_weights.sum()), titles(subject, Grouping(circuit.groups))
     text = f"{as_text(grouping, circuit, called_by, total)}\n\nwrote      {target}"
+    if outdated:
+        typer.echo(
+            "The graph's story was told of other groups and is gone: circuit-tracer story tells it anew.", err=True
+        )
     typer.echo(options.dump(as_json(grouping, circuit, called_by, total)) if json else text)
 
 

@@ -14,7 +14,17 @@ import torch
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.circuits import Grouping, Role, Supernode
 from circuit_tracer.circuits.naming import interpret_groups, name_groups, titles
-from circuit_tracer.circuits.naming.concepts import LONGEST, Concept, concepts, leading, several, shortened_name, tally
+from circuit_tracer.circuits.naming.concepts import (
+    AHEAD,
+    LONGEST,
+    Concept,
+    concepts,
+    leading,
+    several,
+    shortened_name,
+    tally,
+)
+from circuit_tracer.circuits.naming.context import labels_in_context
 from circuit_tracer.circuits.naming.endpoint import read_answer
 from circuit_tracer.circuits.naming.promoted import Active, promoted_by
 from circuit_tracer.demo import FEATURES
@@ -23,6 +33,7 @@ from circuit_tracer.features.chat import ChatModel
 from circuit_tracer.features.interpret import Interpretation
 from circuit_tracer.features.labels import STANDS_OUT, WORDS
 from circuit_tracer.features.logits import vocabulary_effects
+from circuit_tracer.graph.influence import edge_influence, node_influence
 from circuit_tracer.models.parts import bind
 from tests.support.fake_servers import KEY, FakeServer
 from tests.support.graph_cases import random_graph
@@ -61,11 +72,11 @@ def test_what_a_label_names(label: str, found: list[str]) -> None:
 
 
 def test_concepts_count_by_weight_of_the_labels_that_name_them() -> None:
-    weights = tally([("Texas (places)", 2.0), ("mixed: texas, Utah (cities), Utah (name)", 3.0), ("say Utah", 0.5)])
-    assert weights == {Concept("Texas"): 5.0, Concept("Utah"): 3.0, Concept("Utah", says=True): 0.5}
-    assert leading(weights, 5.5) == "Texas"
+    weights = tally([("Texas (places)", 3.0), ("mixed: texas, Utah (cities), Utah (name)", 3.0), ("say Utah", 0.5)])
+    assert weights == {Concept("Texas"): 4.5, Concept("Utah"): 3.0, Concept("Utah", says=True): 0.5}
+    assert leading(weights, 6.5) == "Texas"
     assert leading(weights, 10.1) is None  # too little of the whole
-    assert several(weights, 5.5) == "Texas, Utah"
+    assert several(weights, 6.5) == "Texas, Utah"
     assert several({Concept(name): 1.0 for name in "abcd"}, 4.0) == "a, b"
     assert several({Concept(name): 1.0 for name in "abcd"}, 1.0) == "a, b, …"
     assert leading({}, 0.0) is several({}, 0.0) is None
@@ -93,6 +104,34 @@ def test_labels_name_what_detects_and_what_says() -> None:
     assert named(group(0, name="mine"), labels=labels, over=True) == "Texas"
     by_id = {IDS[0]: "Utah"}
     assert named(group(0), labels=by_id) == "Utah"
+
+
+def test_the_token_that_a_feature_stands_on_gives_way_to_what_else_its_group_is_about() -> None:
+    token = GRAPH.token_texts[int(GRAPH.nodes.position[0])].strip()
+    labels = {IDS[0]: f'"{token}"', IDS[1]: "Texas (places)"}
+    assert named(group(0, 1), labels=labels) == "Texas"
+    assert named(group(0), labels=labels).startswith(token), "if there is nothing else"
+
+
+def test_labels_of_several_things_are_read_in_context() -> None:
+    """Against a loop over all edges of a dense graph."""
+    edges, weights = GRAPH.edges, GRAPH.target_weights
+    influence = node_influence(edges, GRAPH.blocks, weights)
+    flow = torch.zeros(GRAPH.n_nodes, GRAPH.n_nodes, dtype=torch.float64)
+    flow[edges.target, edges.source] = edge_influence(edges, influence, weights).abs().double()
+    both = (flow + flow.T)[0, : GRAPH.nodes.layout.n_features]
+    first, second, third = both.argsort(descending=True)[:3].tolist()
+    labels = {IDS[0]: "mixed: Utah (cities), Texas (cities), Ohio", IDS[first]: "say texas", IDS[third]: "Maine"}
+    assert labels_in_context(GRAPH, labels) == labels | {IDS[0]: "Texas (cities)"}
+    assert labels_in_context(GRAPH, labels | {IDS[second]: "Utah (name)"})[IDS[0]] == (
+        "Texas (cities)" if both[first] - both[second] >= AHEAD * (both[first] + both[second]) else labels[IDS[0]]
+    )
+    alone = {IDS[0]: labels[IDS[0]], IDS[third]: "Maine"}
+    assert labels_in_context(GRAPH, alone) == alone, "nothing speaks for any of them"
+    output = GRAPH.targets.label[0].strip()
+    said = {IDS[0]: f"mixed: say nothing, say {output}"}
+    spoken = bool(flow[GRAPH.nodes.layout.target_start, 0])
+    assert labels_in_context(GRAPH, said)[IDS[0]] == (f"say {output}" if spoken else said[IDS[0]])
 
 
 def test_a_group_that_says_is_named_by_what_its_members_promote_together() -> None:

@@ -29,6 +29,9 @@ def test_a_story_is_printed_kept_and_written(run: Run, folders: Folders, traced:
     untested = Story.from_json(json.loads(done.out))
     assert {sentence.status for sentence in untested.sentences} == {"not tested"}
     assert Story.from_json(json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))) == untested
+    done = run("group", traced, "-o", tmp_path / "again.safetensors", "--purity", "1")
+    assert "story was told of other groups" in done.err
+    assert Graph.load(tmp_path / "again.safetensors").story is None
     done = run("story", traced, "-o", tmp_path / "s.html")
     assert untested.sentences[0].text in (tmp_path / "s.html").read_text(encoding="utf-8")
 

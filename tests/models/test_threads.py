@@ -18,6 +18,7 @@ from torch import Tensor
 from circuit_tracer import ReplacementModel
 from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.models.run import ModelRun, Stop, Visit
+from circuit_tracer.models.surroundings import NARROW, fitting_threads
 from tests.support.left_behind import left_behind
 from tests.support.model_calls import CALLS, activations, bare, equal, intervention, trace
 from tests.support.tiny import tiny_model, tiny_transcoder
@@ -349,3 +350,16 @@ def test_autocast_around_a_whole_session_changes_nothing() -> None:
     alone = intervention(replacement("llama"), IDS)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
         assert equal(intervention(replacement("llama"), IDS), alone)
+
+
+@pytest.mark.parametrize(("d_model", "alone"), [(NARROW, True), (NARROW + 1, False), (None, False)])
+def test_narrow_models_get_one_thread_of_torch_and_others_what_was_set(d_model: int | None, alone: bool) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with suppress(ValueError), fitting_threads(d_model):
+            assert torch.get_num_threads() == (1 if alone else 2)
+            raise ValueError
+        assert torch.get_num_threads() == 2, "also after an error"
+    finally:
+        torch.set_num_threads(before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -35,18 +35,30 @@ def concepts(label: str) -> list[Concept]:
     """Those of a label, without quotes around them and without what stands in parentheses behind them; of what to say, without
     examples: "say a capital: Austin, Boise" is "say a capital".
     """
-    parts = label.removeprefix(_MIXED).split(", ") if label.startswith(_MIXED) else [label]
-    return [_concept(part) for part in map(str.strip, parts) if part]
+    return [_concept(part) for part in parts(label)]
+
+
+def parts(label: str) -> list[str]:
+    """The texts of a label that each name one thing."""
+    given = label.removeprefix(_MIXED).split(", ") if is_of_several(label) else [label]
+    return [part for part in map(str.strip, given) if part]
+
+
+def is_of_several(label: str) -> bool:
+    """Whether a label names several things."""
+    return label.startswith(_MIXED)
 
 
 def tally(labels: Iterable[tuple[str, float]]) -> dict[Concept, float]:
-    """How much weight of labels names each concept, most first: what labels of several concepts have in common counts most."""
+    """How much weight of labels names each concept, most first: what labels of several concepts have in common counts most,
+    and of one label what most of its parts name.
+    """
     found: defaultdict[Concept, float] = defaultdict(float)
     spelled: dict[tuple[str, bool], Concept] = {}  # names of one concept differ in capitals
     for label, weight in labels:
-        named = (spelled.setdefault((each.text.casefold(), each.says), each) for each in concepts(label))
-        for each in dict.fromkeys(named):
-            found[each] += weight
+        named = Counter(spelled.setdefault((each.text.casefold(), each.says), each) for each in concepts(label))
+        for each, times in named.items():
+            found[each] += weight * times / max(named.values())
     return dict(sorted(found.items(), key=lambda pair: (-pair[1], str(pair[0]))))
 
 

@@ -1,12 +1,13 @@
 """Names of groups without any model's opinion: from their members' labels, the tokens they promote, and examples.
 
 A group that detects is named by the concept that half of its members' labels name, by influence, and clearly more than any
-other: what labels of several concepts have in common. One that says, by the tokens that its members together make likelier on
-this prompt, should any count (promoted.py): that is what it does here, where a label is what it does elsewhere; behind the
-kind of thing to say if labels name one ("say a capital: Austin"); else by a concept of what to say. Where no concept leads
-so, the first two name the group and "…" says that there are more. Without labels the tokens of examples on which its members
-are most active name it; one that says, the output that it promotes most by its edges. What is left without a name is called
-by where it is (titles.py).
+other: what labels of several concepts have in common. A label of several things is read as what it means on this prompt, if
+that shows (context.py), and labels that only repeat the token that a feature stands on give way to others. One that says, by
+the tokens that its members together make likelier on this prompt, should any count (promoted.py): that is what it does here,
+where a label is what it does elsewhere; behind the kind of thing to say if labels name one ("say a capital: Austin"); else by
+a concept of what to say. Where no concept leads so, the first two name the group and "…" says that there are more. Without
+labels the tokens of examples on which its members are most active name it; one that says, the output that it promotes most by
+its edges. What is left without a name is called by where it is (titles.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from typing import Any
 import torch
 
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.circuits.naming.concepts import Concept, is_kind, leading, several, shortened_name, tally
+from circuit_tracer.circuits.naming.concepts import (
+    Concept,
+    is_kind,
+    is_of_several,
+    leading,
+    several,
+    shortened_name,
+    tally,
+)
+from circuit_tracer.circuits.naming.context import labels_in_context
 from circuit_tracer.circuits.naming.namesakes import join_namesakes
 from circuit_tracer.circuits.naming.promoted import Active, Records, promoted_by, promoted_in
 from circuit_tracer.circuits.naming.titles import titles
@@ -45,15 +55,16 @@ def name_groups(
     groups that have a name get a new one too. Groups of tokens, errors and outputs are left without: `titles` says what they
     are. Groups of features that get one name, role and place become one (namesakes.py); no two names are alike.
     """
-    named, outputs = {}, output_tokens(graph)
+    named, about, outputs = {}, {}, output_tokens(graph)
+    here = labels_in_context(graph, labels) if labels else {}
     for place, members in enumerate(active_members(graph, grouping)):
         group = grouping.supernodes[place]
         if members and (over or not group.name):
-            name = _name(group.role, members, labels or {}, features, model, outputs) or _toward(graph, group)
-            named[place] = shortened_name(name or "")
+            name = _name(group.role, members, here, features, model, outputs) or _toward(graph, group)
+            named[place], about[place] = shortened_name(name or ""), _about(members, here)
     named = {place: name for place, name in named.items() if name}
     fresh = {member for place in named for member in grouping.supernodes[place].members}
-    found = join_namesakes(graph, grouping.named(named), named)
+    found = join_namesakes(graph, grouping.named(named), {place: about[place] for place in named})
     told = titles(graph, found)  # alike ones apart
     return found.named({place: told[place] for place, group in enumerate(found) if group.members[0] in fresh})
 
@@ -75,6 +86,7 @@ def active_members(graph: Graph, grouping: Grouping) -> list[list[Active]]:
                 float(table.activation[node]),
                 influence[node],
                 member,
+                graph.token_texts[int(table.position[node])].strip(),
             )
             for node, member in zip(members_of(graph, group), group.members, strict=True)
             if node < table.layout.n_features
@@ -91,9 +103,8 @@ def _name(
     model: Traceable | None,
     outputs: Collection[int],
 ) -> str | None:
-    known = ((label_of(labels, member.node, *member.place), member.weight) for member in members)
-    weights = tally((label, weight) for label, weight in known if label)
-    total = sum(member.weight for member in members)
+    telling = _telling(members, labels)
+    weights, total = _tallied(telling, labels), sum(member.weight for member in telling)
     said, read = _of_kind(weights, says=True), _of_kind(weights, says=False)
     if role == "says":
         promoted, kind = _promoted(members, features, model, outputs), leading(said, total)
@@ -107,6 +118,26 @@ def _name(
         or _examples(members, features)
         or _promoted(members, features, model, outputs)
     )
+
+
+def _telling(members: Sequence[Active], labels: Mapping[Any, str]) -> Sequence[Active]:
+    """Without those whose label is the token that they stand on, as that only says where the group is; all if no other is
+    labelled.
+    """
+    told = [(member, label_of(labels, member.node, *member.place)) for member in members]
+    beyond = [(member, label) for member, label in told if not label or label.strip('"') != member.token]
+    return [member for member, _ in beyond] if any(label for _, label in beyond) else members
+
+
+def _tallied(members: Sequence[Active], labels: Mapping[Any, str]) -> dict[Concept, float]:
+    known = ((label_of(labels, member.node, *member.place), member.weight) for member in members)
+    return tally((label, weight) for label, weight in known if label)
+
+
+def _about(members: Sequence[Active], labels: Mapping[Any, str]) -> Concept | None:
+    """What labels of one thing most name; None where there are none."""
+    plain = [member for member in members if not is_of_several(label_of(labels, member.node, *member.place))]
+    return next(iter(_tallied(plain, labels)), None)
 
 
 def _toward(graph: Graph, group: Supernode) -> str | None:

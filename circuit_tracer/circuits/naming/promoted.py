@@ -30,12 +30,13 @@ Place = tuple[int, int]
 
 
 class Active(NamedTuple):
-    """A feature (layer, index) as active as on the prompt, what it counts in its group, and the id of its node."""
+    """A feature (layer, index) as active as on the prompt, what it counts in its group, the id of its node and its token."""
 
     place: Place
     activation: float
     weight: float
     node: str = ""
+    token: str = ""
 
 
 class Records(Protocol):

@@ -90,7 +90,7 @@ def target_name(graph: Graph, rank: int) -> str:
     label, weight = graph.targets.label[rank], float(graph.targets.weight[rank])
     if graph.targets.kind[rank] != "logit":
         return f"{label} {weight:.3g}"
-    return f"{token_text(label)} {weight:.1%}" if weight >= 0.001 else f"{token_text(label)} <0.1%"
+    return f"{token_text(label)} {weight:.1%}" if weight >= 0.0005 else f"{token_text(label)} <0.1%"
 
 
 def _box(graph: Graph, name: str, nodes: Sequence[int], role: Role) -> Box:

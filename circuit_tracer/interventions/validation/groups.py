@@ -29,7 +29,7 @@ from circuit_tracer.interventions.validation.circuit import circuit_of_nodes
 from circuit_tracer.interventions.validation.prediction import padded, path_effects
 from circuit_tracer.interventions.validation.statistics import agreement
 from circuit_tracer.interventions.validation.target_reads import measurable_targets
-from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.models.surroundings import fitting_threads, plain_torch
 from circuit_tracer.models.tokenization import token_strings
 
 CONSTRAINED = Condition("constrained", "all", freeze_attention=True, freeze_norms=True)
@@ -61,7 +61,8 @@ def group_effects(
 
     Raises InputError for a node that the graph does not have, CompatibilityError for a graph of another model or dictionary.
     """
-    return _Experiments(graph, model, groups, random_groups, seed, batch_size).effects()
+    with fitting_threads(graph.cfg.d_model):
+        return _Experiments(graph, model, groups, random_groups, seed, batch_size).effects()
 
 
 @typed
@@ -77,20 +78,21 @@ def measure_groups(
     batch_size: int = 16,
 ) -> GroupTest:
     """`group_effects`, how well they agree with what is predicted, and necessity and sufficiency of all groups together."""
-    subject = _Experiments(graph, model, groups, random_groups, seed, batch_size)
-    effects, bench = subject.effects(), subject.bench
-    links = [link for effect in effects for link in effect.onto if link.clean]
-    member = torch.zeros(graph.n_nodes, dtype=torch.bool)
-    for nodes in subject.nodes:
-        member[nodes] = True
-    return GroupTest(
-        clean=subject.clean,
-        top=subject.top(bench.clean.final[None])[0],
-        effects=effects,
-        agreement={name: _agreement(effects, name) for name in PREDICTED_BY},
-        links={name: _agreement(links, name) for name in PREDICTED_BY},
-        circuit=circuit_of_nodes(graph, member, bench, seed),
-    )
+    with fitting_threads(graph.cfg.d_model):
+        subject = _Experiments(graph, model, groups, random_groups, seed, batch_size)
+        effects, bench = subject.effects(), subject.bench
+        links = [link for effect in effects for link in effect.onto if link.clean]
+        member = torch.zeros(graph.n_nodes, dtype=torch.bool)
+        for nodes in subject.nodes:
+            member[nodes] = True
+        return GroupTest(
+            clean=subject.clean,
+            top=subject.top(bench.clean.final[None])[0],
+            effects=effects,
+            agreement={name: _agreement(effects, name) for name in PREDICTED_BY},
+            links={name: _agreement(links, name) for name in PREDICTED_BY},
+            circuit=circuit_of_nodes(graph, member, bench, seed),
+        )
 
 
 class _Measured(NamedTuple):

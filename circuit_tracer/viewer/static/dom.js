@@ -76,6 +76,12 @@ export function percent(share, signed = false) {
   return `${sign}${text}%`;
 }
 
+/** A probability as terminal and pictures write it: to a tenth of a percent, so that 99.7% is not 100%. */
+export function probability(value) {
+  if (!Number.isFinite(value)) return "n/a";
+  return value > 0 && value < 0.0005 ? "<0.1%" : `${(value * 100).toFixed(1)}%`;
+}
+
 /** A token on a chip, which must not look empty. */
 export function chipText(token) {
   return visibleToken(token).trim() || "\u2423";

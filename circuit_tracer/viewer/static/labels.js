@@ -1,11 +1,14 @@
 // The words for a node: its own label as edited here, else the file's, else what it is.
 
-import { percent, spacedText, visibleToken } from "./dom.js";
+import { probability, spacedText, visibleToken } from "./dom.js";
 
 /** The text of the token at a position. */
 export function tokenText(graph, position) {
   return visibleToken(graph.tokens[position] ?? "");
 }
+
+/** A prompt without the special tokens that it begins with. */
+export const promptText = (prompt) => prompt.replace(/^(\s*<[^<>\s]*>)+/, "").trim();
 
 /** The predicted token of a target, from its own field or from between the first two quotes of its label. */
 export function targetText(node) {
@@ -23,7 +26,7 @@ export function outputName(node) {
 /** The same with its probability. */
 export function outputText(node) {
   const name = outputName(node);
-  return node.probability === null || !isToken(node) ? name : `${name} ${percent(node.probability)}`;
+  return node.probability === null || !isToken(node) ? name : `${name} ${probability(node.probability)}`;
 }
 
 /** A token as a name below its column. */

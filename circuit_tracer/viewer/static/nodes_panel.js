@@ -1,7 +1,7 @@
 // All nodes as a list, filtered by words: the way to a node for those who know its name or cannot see the picture.
 
-import { h, percent, redraw } from "./dom.js";
-import { layerName, nodeLabel, tokenText } from "./labels.js";
+import { h, number, percent, probability, redraw } from "./dom.js";
+import { isToken, layerName, nodeLabel, tokenText } from "./labels.js";
 import { matching } from "./visible.js";
 
 const MOST_ROWS = 200;
@@ -93,7 +93,8 @@ class NodeList {
 }
 
 /** How important a node is: of an output its probability. */
-function valueText({ kind, influence, probability }) {
-  if (influence !== null) return percent(influence);
-  return kind === "target" && probability !== null ? percent(probability) : "";
+function valueText(node) {
+  if (node.influence !== null) return percent(node.influence);
+  if (node.kind !== "target" || node.probability === null) return "";
+  return isToken(node) ? probability(node.probability) : number(node.probability);
 }
