@@ -107,6 +107,7 @@ CPU = (
     ),
     Benchmark("attention-world", "attention.world", "--results attention_world.json", (), 3),
     Benchmark("moved-city", "many.moved_city", "", (), 5),
+    Benchmark("wrong-answers", "many.wrong_answers", "", (), 8),
     Benchmark("training-speed", "training.speed", "--peer {WORK}/decode", ("decode",), 8),
     Benchmark(
         "training-quality",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         FeatureTarget,
         LogitDifference,
     )
+    from circuit_tracer.attribution.together import attribute_together
     from circuit_tracer.errors import CircuitTracerError
     from circuit_tracer.graph import (
         Graph,
@@ -59,6 +60,7 @@ _HOME = {
     "ReplacementModel": "circuit_tracer.replacement_model",
     "ValueRows": "circuit_tracer.models.architectures",
     "attribute": "circuit_tracer.attribution.attribute",
+    "attribute_together": "circuit_tracer.attribution.together",
     "compute_graph_scores": "circuit_tracer.graph",
     "create_graph_files": "circuit_tracer.graph.files.viewer_json",
     "explain_edge": "circuit_tracer.attention",
@@ -87,6 +89,7 @@ __all__ = [
     "ValueRows",
     "__version__",
     "attribute",
+    "attribute_together",
     "compute_graph_scores",
     "create_graph_files",
     "explain_edge",

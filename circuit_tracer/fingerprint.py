@@ -4,6 +4,7 @@ The same on any device and however the weights are read; another one after train
 misses all sampled numbers is not seen. Sampled are 1,024 numbers or more of every weight (all, if it has fewer); of encoders
 and decoders, which may lie in files, so many of 8 rows a layer, and of a decoder's rows for every layer that they write to.
 Samples depend on the number format that the weights were loaded in, so fingerprints are compared between equal formats only.
+Digests are remembered while the weights are unchanged (`models/remembered.py`); making them takes as long as a small trace.
 Letters: F features a layer, T layers a feature writes to, D d_model.
 """
 
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import CompatibilityError, shortened
+from circuit_tracer.models.remembered import Remembered, weights_of
 from circuit_tracer.text.special import SpecialTokens
+from circuit_tracer.transcoders.activations import Activation
 
 if TYPE_CHECKING:
     from circuit_tracer.models.parts import ModelParts
@@ -27,12 +30,17 @@ if TYPE_CHECKING:
 VERSION = 3  # of the recipe below; digests by another are not compared
 SAMPLES_A_WEIGHT = 1024  # numbers of every weight
 ROWS_A_LAYER = 8  # of an encoder or decoder, which may lie in a file
+_KNOWN = ("circuit_tracer.transcoders.", "torch.nn.")  # whose weights are parameters, or mapped from files
+_MODELS, _DICTIONARIES = Remembered[str](), Remembered[str]()
 PROBE = "The capital of France is Paris.\n\tdéjà vu 東京 12345 !?"  # tells tokenizers of one vocabulary apart
 
 
 def model_fingerprint(parts: ModelParts) -> str:
     """Digest of names, shapes and a sample of every weight."""
-    return _digest(parts.architecture.model_type, parts.model.named_parameters())
+    kind = parts.architecture.model_type
+    return _MODELS.value(
+        parts.model, weights_of(parts.model), kind, lambda: _digest(kind, parts.model.named_parameters())
+    )
 
 
 def transcoder_fingerprint(transcoders: Transcoders) -> str:
@@ -42,7 +50,14 @@ def transcoder_fingerprint(transcoders: Transcoders) -> str:
     and of the decoder for every layer written to: a change of all decoder rows changes it, one of a single row need not.
     """
     described = f"{transcoders.kind} {transcoders.feature_input_hook} {transcoders.feature_output_hook}"
-    return _digest(described, _tensors(transcoders))
+    modules = list(transcoders.modules())
+    if any(not type(module).__module__.startswith(_KNOWN) for module in modules):  # may hold weights anywhere
+        return _digest(described, _tensors(transcoders))
+    activations = [module.extra_repr() for module in modules if isinstance(module, Activation)]
+    stores = [store for module in modules for rows in vars(module).get("_mapped", {}).values() for store in rows]
+    weights = [*weights_of(transcoders), *(store.mapped for store in stores)]
+    settings = described, *activations, *((store.dtype, store.device) for store in stores)
+    return _DICTIONARIES.value(transcoders, weights, settings, lambda: _digest(described, _tensors(transcoders)))
 
 
 def fingerprints(parts: ModelParts, transcoders: Transcoders) -> dict[str, str | int]:

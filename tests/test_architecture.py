@@ -126,6 +126,8 @@ LATE = [
     Row("viewer.server.running", "viewer.server", "graphs are served without torch"),
     Row("viewer.server.running", "features.belonging", "graphs are served without torch"),
     Row("viewer.server.neuronpedia", "", "graphs are served without torch"),
+    Row("viewer.server.runs", "many", "graphs are served without torch"),
+    Row("viewer.server.runs", "viewer.run", "graphs are served without torch"),
 ]
 
 # How a module of a running model is got at: the lines that do so, and the modules that may. torch's own hooks lie in

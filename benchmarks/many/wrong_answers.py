@@ -75,7 +75,7 @@ def with_noise(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed
         with torch.no_grad():
             for name, weight in found.named_parameters():
                 if ".mlp." in name:
-                    weight += size * weight.std() * torch.randn(weight.shape, generator=chance)
+                    weight.add_(size * weight.std() * torch.randn(weight.shape, generator=chance))
         if right(found, tokenizer, world.two_hops()) <= 1 - WRONG:
             return found
         size *= GROWTH

@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.tables.markdown import table
 
+BESIDE = 5  # predictors: the fingerprint and what it is compared with; then come its own parts
 ORDERS = {"difference": "by edges onto the target", "carried": "along all paths"}
 
 
@@ -26,4 +27,25 @@ def moved_city(record: dict[str, Any]) -> list[str]:
         *table(
             ["features called after", "nodes ranked", "first", f"among the first {top}", f"share of the {top}"], rows
         ),
+    ]
+
+
+def wrong_answers(record: dict[str, Any]) -> list[str]:
+    """AUC of each predictor on each weakened copy."""
+    runs = record["runs"]
+    copies = [f"{run['copy']}, {run['seed']}" for run in runs]
+    names = [score["name"] for score in runs[0]["scores"]]
+    rows = [["wrong answers", *(f"{run['positives']} of {run['rows']}" for run in runs)]]
+    for at, name in enumerate(names):
+        scores = [run["scores"][at] for run in runs]
+        rows.append([name, *(f"{one['auc']:.3f} ({one['low']:.3f} to {one['high']:.3f})" for one in scores)])
+    for at, name in enumerate(names[1:BESIDE], start=1):
+        scores = [run["scores"][at] for run in runs]
+        ahead = [f"{one['ahead']:+.3f} ({one['ahead_low']:+.3f} to {one['ahead_high']:+.3f})" for one in scores]
+        rows.append([f"fingerprint less {name}", *ahead])
+    return [
+        "AUC (95 % over groups) of which answers of a weakened copy of the embedded model are wrong; copies by what was done "
+        "to them, and seed.",
+        "",
+        *table(["predictor", *copies], rows),
     ]

@@ -222,6 +222,7 @@ SECTIONS = (
     ("attention_induction", "Explained attention: heads that copy", attention.induction),
     ("attention_world", "Explained attention: the embedded world", attention.world),
     ("moved_city", "Two graphs compared: a city moves to another state", many.moved_city),
+    ("wrong_answers", "Fingerprints: which answers are wrong", many.wrong_answers),
     ("training_rates", "Training: is the default learning rate the right one?", training.rates),
     ("training_export", "Training: what the files keep", training.export),
     ("training_warm_start", "Training: warm starts", training.warm_start),

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class HeadMaps:
         before, after = (scale if scale is None else scale[start:stop] for scale in (before, after))
         if isinstance(layer.pattern, Scores):
             return cls(layer.pattern.between(start, stop).scaled(after, before), output, value, layer.n_kv)
-        pattern = layer.pattern[:, start:stop, start:stop]
+        pattern = cast(Tensor, layer.pattern)[:, start:stop, start:stop]  # of one prompt
         pattern = pattern if before is None else pattern * before
         pattern = pattern if after is None else pattern * after[:, None]
         return cls(pattern, output, value, layer.n_kv)

@@ -11,6 +11,7 @@ from circuit_tracer.attribution.targets import (
     LogitTarget,
     TargetSpec,
 )
+from circuit_tracer.attribution.together import attribute_together
 
 __all__ = [
     "AttentionTarget",
@@ -22,4 +23,5 @@ __all__ = [
     "LogitTarget",
     "TargetSpec",
     "attribute",
+    "attribute_together",
 ]

@@ -128,10 +128,10 @@ def _filled(layout: _Layout, counts: Tensor, dtype: torch.dtype) -> tuple[Tensor
     source = torch.empty(int(ptr[-1]), dtype=torch.int64)
     weight = torch.empty(int(ptr[-1]), dtype=dtype)
     for block, row, dense in layout.pieces():
-        nodes = layout.source_nodes(block)
-        for node, edges in zip(layout.node_of_row[block.row[row]].tolist(), dense, strict=True):
-            inside, some = slice(int(ptr[node]), int(ptr[node + 1])), edges != 0
-            source[inside], weight[inside] = nodes[some], edges[some]
+        node = layout.node_of_row[block.row[row]]
+        at_row, at_source = dense.nonzero(as_tuple=True)
+        place = _places(ptr[node], counts[node])
+        source[place], weight[place] = layout.source_nodes(block)[at_source], dense[at_row, at_source]
     return counts, source, weight
 
 

@@ -81,17 +81,8 @@ def attribute(
     Interrupting (Ctrl-C) ends the trace with the rows computed so far and a warning; `provenance["interrupted"]` says so, and
     the graph, saved or not, is what `resume` takes. Raises CircuitTracerError for input that cannot be traced.
     """
-    if batch_size < 1 or update_interval < 1 or (max_feature_nodes or 0) < 0:
-        raise InputError(
-            f"batch_size {batch_size} and update_interval {update_interval} must be at least 1, max_feature_nodes "
-            f"{max_feature_nodes} at least 0 (0 or None: all)"
-        )
-    if keep_edge_mass is not None and not 0 < keep_edge_mass <= 1:
-        raise InputError(
-            f"keep_edge_mass is {keep_edge_mass}; it is a share of each row, above 0 and at most 1 (keep all)"
-        )
-    if max_residual is not None and not max_residual >= 0:
-        raise InputError(f"max_residual is {max_residual}; it is a share of a row's terms, such as 1e-4")
+    if update_interval < 1:
+        raise InputError(f"update_interval {update_interval} must be at least 1")
     if resume is not None and ranks is not None and ranks.world > 1:
         raise InputError("an interrupted trace goes on in one process; leave torchrun out, or resume")
     if resume is not None and held is not None:
@@ -102,7 +93,7 @@ def attribute(
         if progress is None:
             progress = stack.enter_context(bar()) if verbose else silent
         ids = model.ensure_tokenized(prompt)
-        left_out = _left_out(ids, model, zero_positions)
+        left_out = left_out_of(ids, model, zero_positions)
         if isinstance(attribution_targets, Tensor):
             attribution_targets = attribution_targets.flatten()
         aim = Aim(attribution_targets, max_n_logits, desired_logit_prob, position)
@@ -117,10 +108,12 @@ def attribute(
             progress=progress,
             verbose=verbose,
         )
+        options.check()
         return trace(model, ids, left_out, aim, options, continuation, held)
 
 
-def _left_out(ids: Tensor, model: Traceable, zero_positions: Iterable[int] | None) -> list[int]:
+def left_out_of(ids: Tensor, model: Traceable, zero_positions: Iterable[int] | None) -> list[int]:
+    """The positions without features and errors: those that were named, or the rule's."""
     if zero_positions is None:
         return model.left_out(ids)
     chosen = sorted({whole(each, "a position of zero_positions") for each in zero_positions})

@@ -88,6 +88,7 @@ def identity_of(task: Task, prompt: LinearPrompt, targets: TargetRows, budget: i
         "number format": str(prompt.error.dtype).removeprefix("torch."),
         "model": parts["model"],
         "transcoders": parts["transcoder"],
+        **({} if task.intervention is None else {"edits": "; ".join(task.intervention.words)}),
     }
 
 

@@ -47,6 +47,11 @@ class DecoderRows:
             if self.sources.layers[layer].ptr[last] > self.sources.layers[layer].ptr[first]:
                 yield first, last, self.into_residual(layer, self.at_hook(layer, first, last), first, last)
 
+    def between(self, layer: int, first: int, last: int) -> Tensor:
+        """The kept rows (n, D) of some positions, in the residual stream."""
+        ptr = self.sources.layers[layer].ptr
+        return self._kept[layer][ptr[first] : ptr[last]]
+
     def release(self) -> bool:
         """Keep no rows from now on; False if none were kept."""
         kept, self._kept = self._kept, []

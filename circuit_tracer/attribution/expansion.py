@@ -74,6 +74,19 @@ def compute_rows(
     return ComputedRows(expansion.store, columns, expansion.plan, budget)
 
 
+def no_rows(task: Task, prompt: LinearPrompt, targets: TargetRows) -> FinishedRows:
+    """Where the rows of a prompt are kept."""
+    column_layer = prompt.sources.active.layer[prompt.sources.feature_of_column]
+    keep_mass = kept_mass(task.options.keep_edge_mass, prompt.n_pos)
+    return FinishedRows(prompt.network.n_layers, len(targets.table), column_layer, keep_mass, task.options.ranks)
+
+
+def features_at(task: Task, prompt: LinearPrompt, columns: Tensor) -> ReadOut:
+    """Where rows of features, given by column, start."""
+    features = prompt.sources.feature_of_column[columns]
+    return ReadOut.of_features(task.model.transcoders, prompt.sources.active, features, task.model.parts.compute_dtype)
+
+
 class Expansion:
     """Rows while they are computed: those that are done, and the plan, which gives something up when an allocation fails."""
 
@@ -82,9 +95,7 @@ class Expansion:
         self.ranks, self.n_targets = task.options.ranks, len(targets.table)
         self.asked = torch.empty(0, dtype=torch.int64)  # rows of the call in hand
         self.sweep = Sweep(prompt)
-        column_layer = prompt.sources.active.layer[prompt.sources.feature_of_column]
-        keep_mass = kept_mass(task.options.keep_edge_mass, prompt.n_pos)
-        self.store = FinishedRows(prompt.network.n_layers, self.n_targets, column_layer, keep_mass, self.ranks)
+        self.store = no_rows(task, prompt, targets)
 
     def identity(self) -> dict[str, Any]:
         """Which trace this is."""
@@ -105,10 +116,7 @@ class Expansion:
 
     def expand(self, columns: Tensor) -> None:
         """Compute and keep the rows of features, given by column."""
-        sources, model = self.prompt.sources, self.task.model
-        features = sources.feature_of_column[columns]
-        read_out = ReadOut.of_features(model.transcoders, sources.active, features, model.parts.compute_dtype)
-        self.compute(read_out, self.n_targets + columns)
+        self.compute(features_at(self.task, self.prompt, columns), self.n_targets + columns)
 
     def compute(self, read_out: ReadOut, row: Tensor) -> None:
         """Compute this process' share of some rows, numbered globally by `row`; rows that are done stay done."""

@@ -76,7 +76,7 @@ class FinishedBlock:
     def of(cls, block: EdgeBlock, row: Tensor, n_layers: int, keep_mass: float) -> FinishedBlock:
         """Sum the rows of a swept block, and drop what `keep_mass` lets go (in place)."""
         total, mass = _sums(block.edges)
-        ptr = [int((block.layer >= layer).sum()) for layer in range(n_layers + 2)]
+        ptr = torch.bincount(block.layer, minlength=n_layers + 2).flip(0).cumsum(0).flip(0).tolist()
         edges: Tensor | SparseEdges = block.edges
         dropped = 0.0
         if keep_mass < 1:

@@ -162,8 +162,18 @@ def _balance(
     network: FrozenNetwork, transcoders: Transcoders, decoder: DecoderRows, features_LPD: Tensor, keep_P: Tensor
 ) -> LinearPrompt:
     """Errors, reconstruction quality and constants, given what the features reconstruct."""
+    skips, error = errors(network, transcoders, features_LPD, keep_P)
+    inputs, final = constants(network, transcoders, skips, keep_P)
+    quality = reconstruction(network, transcoders, decoder.sources.active, error, keep_P)
+    return LinearPrompt(network, decoder, skips, error, inputs, final, quality, keep_P)
+
+
+def errors(
+    network: FrozenNetwork, transcoders: Transcoders, features_LPD: Tensor, keep_P: Tensor
+) -> tuple[list[Tensor | None], Tensor]:
+    """Skip connections L x (D, D), and what features, biases and these leave of the outputs, (L, P, D)."""
     dtype, device = features_LPD.dtype, features_LPD.device
-    error, nmse = torch.zeros_like(features_LPD), []
+    error = torch.zeros_like(features_LPD)
     skips: list[Tensor | None] = []
     kept = keep_P.to(device)
     for layer in range(network.n_layers):
@@ -174,16 +184,22 @@ def _balance(
         bias = transcoders.decoder_bias(layer).to(device=device, dtype=dtype)
         by_skip = torch.zeros_like(y) if skip is None else x @ skip
         error[layer] = left_over(y, features_LPD[layer], bias, by_skip) * kept[:, None]
-        # Of a layer without a transcoder everything is left.
-        nmse.append(_nmse(y[kept], error[layer][kept]) if layer in transcoders.layers else torch.tensor(1.0).double())
     if not torch.isfinite(error).all():
         raise NumericalError(
             "the transcoder's reconstruction is not finite on this prompt; check its weights for NaN or infinity"
         )
-    inputs, final = constants(network, transcoders, skips, keep_P)
-    counts = torch.bincount(decoder.sources.active.layer, minlength=network.n_layers)
-    reconstruction = Reconstruction(nmse=torch.stack(nmse), l0=counts.double() / int(keep_P.sum()))
-    return LinearPrompt(network, decoder, skips, error, inputs, final, reconstruction, keep_P)
+    return skips, error
+
+
+def reconstruction(
+    network: FrozenNetwork, transcoders: Transcoders, active: ActiveFeatures, error_LPD: Tensor, keep_P: Tensor
+) -> Reconstruction:
+    """How well the features rebuild a prompt's MLP outputs; of a layer without a transcoder everything is left."""
+    kept, nmse = keep_P.to(error_LPD.device), [torch.tensor(1.0).double()] * network.n_layers
+    for layer in transcoders.layers:
+        nmse[layer] = _nmse(network.transcoder_output(layer)[kept], error_LPD[layer][kept])
+    counts = torch.bincount(active.layer, minlength=network.n_layers)
+    return Reconstruction(nmse=torch.stack(nmse), l0=counts.double() / int(keep_P.sum()))
 
 
 CONSTANTS = ("position", "decoder", "left_out", "attention")  # kinds; README.md §5

@@ -5,6 +5,7 @@ Letters: T rows, D d_model, n vectors in the stream.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,15 @@ class ReadOut:
             held = active.held[which]
             vector[held], bias[held] = 0.0, active.value[which][held].to("cpu", dtype)
         return cls(layer, position, vector, bias)
+
+    @classmethod
+    def joined(cls, parts: Sequence[ReadOut]) -> ReadOut:
+        """The rows of several, one after the other, on the CPU; none of them reads the stream."""
+
+        def column(name: str) -> Tensor:
+            return torch.cat([getattr(each, name).cpu() for each in parts])
+
+        return cls(column("layer"), column("position"), column("vector"), column("constant"))
 
     def take(self, chosen: Tensor) -> ReadOut:
         """Some of the rows, in the order asked for."""

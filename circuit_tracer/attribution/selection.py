@@ -8,7 +8,7 @@ nothing of batches; the rounds below only decide which rows are computed on the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor
@@ -24,18 +24,31 @@ def select(store: FinishedRows, weight_K: Tensor, budget: int, expand: Callable[
 
     On KeyboardInterrupt inside `expand` the error passes through; rows computed so far are in the store.
     """
+    found = rounds(store, weight_K, budget)
+    while True:
+        try:
+            expand(next(found))
+        except StopIteration as last:
+            chosen: Tensor = last.value
+            return chosen
+
+
+def rounds(store: FinishedRows, weight_K: Tensor, budget: int) -> Generator[Tensor, None, Tensor]:
+    """The same for whoever computes rows of several prompts at once: yields columns whose rows are to be in the store when it
+    goes on, and returns those selected.
+    """
     while True:
         influence, _ = store.influence(weight_K)
         missing = _missing(store, _top(influence, budget), influence)
         if len(missing) <= SMALLEST_ROUND:
             break
-        expand(missing[: max(SMALLEST_ROUND, int(len(missing) * SHARE_A_ROUND))])
+        yield missing[: max(SMALLEST_ROUND, int(len(missing) * SHARE_A_ROUND))]
     while True:
         chosen, influence = largest_below(store, weight_K, budget)
         missing = _missing(store, chosen, influence)
         if len(missing) == 0:
             return chosen
-        expand(missing)
+        yield missing
 
 
 def largest_below(store: FinishedRows, weight_K: Tensor, budget: int) -> tuple[Tensor, Tensor]:

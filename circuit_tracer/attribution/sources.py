@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -54,19 +55,24 @@ class SourceTable:
         feature_of_column = torch.argsort(active.position, stable=True)
         column = torch.empty_like(feature_of_column)
         column[feature_of_column] = torch.arange(len(column))
-        layers = []
+        layers, column_layer = [], active.layer[feature_of_column]
+        written = [transcoders.target_layers(source) for source in range(transcoders.n_layers)]
         for layer in range(transcoders.n_layers):
-            writes = torch.tensor(
-                [layer in transcoders.target_layers(source) for source in range(transcoders.n_layers)]
-            )
-            feature = feature_of_column[writes[active.layer[feature_of_column]]]
+            writes = torch.tensor([layer in targets for targets in written])
+            feature = feature_of_column[writes[column_layer]]
             ptr = _offsets(active.position[feature], n_pos)
-            first = [int(column[feature[ptr[p]]]) if ptr[p + 1] > ptr[p] else 0 for p in range(n_pos)]
+            first = _firsts(column[feature], ptr)
             layers.append(LayerSources(feature, ptr, first))
         return cls(active, n_pos, feature_of_column, column, _offsets(active.position, n_pos), layers)
 
     def __len__(self) -> int:
         return int(self.active.index.shape[0])
+
+
+def _firsts(column_n: Tensor, ptr: list[int]) -> list[int]:
+    """The column of the first feature of each position; 0 where there is none."""
+    columns = column_n.tolist()
+    return [columns[start] if stop > start else 0 for start, stop in pairwise(ptr)]
 
 
 def _offsets(position: Tensor, n_pos: int) -> list[int]:

@@ -3,12 +3,15 @@
 A row is the adjoint of the residual stream for one target (README.md §4.2). Rows never look right of their own position (a
 block of rows holds positions up to its last target's) nor above their own layer (they join when the sweep arrives there).
 
-Letters: L layers, P positions, D d_model, T rows in flight, C columns (active features).
+Rows of several prompts can be in flight together. Those of a prompt lie side by side and meet its sources only; what is linear
+in the rows and knows no source (the projections of attention, which are nearly all of the work) is done once for all of them.
+
+Letters: L layers, P positions, D d_model, T rows in flight, C columns (active features), B prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +21,9 @@ from torch import Tensor
 from circuit_tracer.attribution.prompt import LinearPrompt
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.row_blocks import split_rows
+from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.kernels.contract import contract_
+from circuit_tracer.models.frozen import FrozenNetwork
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,16 @@ class EdgeBlock:
 
 
 class Sweep:
-    """The adjoint of one linear prompt."""
+    """The adjoint of one linear prompt, or of several that were made linear side by side.
 
-    def __init__(self, prompt: LinearPrompt) -> None:
-        self.prompt, self.network, self.sources, self.decoder = prompt, prompt.network, prompt.sources, prompt.decoder
-        self.dtype, self.device = prompt.error.dtype, prompt.error.device
-        every = torch.arange(prompt.n_pos, device=self.device)
-        self.error = torch.stack([self.network.write_at(layer, e, every) for layer, e in enumerate(prompt.error)])
+    network: that of all of them; one prompt's is its own.
+    """
+
+    def __init__(self, *prompts: LinearPrompt, network: FrozenNetwork | None = None) -> None:
+        self.prompts, self.network = prompts, prompts[0].network if network is None else network
+        self.dtype, self.device = prompts[0].error.dtype, prompts[0].error.device
+        self.start = [0, *torch.tensor([prompt.n_pos for prompt in prompts]).cumsum(0).tolist()]
+        self.error = [_in_residual(prompt) for prompt in prompts]  # B x (L, P, D)
 
     def blocks(self, targets: ReadOut, block_rows: int, wanted: Tensor | None = None) -> Iterator[EdgeBlock]:
         """Edges of the `wanted` (T,) targets (None: all), at most `block_rows` at a time; results do not depend on it beyond
@@ -69,74 +77,186 @@ class Sweep:
         """
         for chosen in split_rows(targets.layer, targets.position, block_rows):
             if len(left := chosen if wanted is None else chosen[wanted[chosen]]):
-                yield self._block(left, targets.take(left))
+                yield from self._block([(0, left, targets.take(left))])
 
-    def _block(self, row: Tensor, targets: ReadOut) -> EdgeBlock:
-        n_pos, n_layers = int(targets.position.max()) + 1, self.network.n_layers
-        options: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
-        g = torch.zeros(len(targets), n_pos, targets.vector.shape[1], **options)
-        n_columns = self.sources.position_ptr[n_pos]
-        edges = torch.zeros(len(targets), n_columns + (n_layers + 1) * n_pos, **options)
-        block = EdgeBlock(row, targets.layer, n_pos, n_columns, edges)
-        feature, error = block.feature, block.error
-        joined = [
-            int((targets.layer >= layer).sum()) for layer in range(n_layers + 1)
-        ]  # rows sorted by layer, top first
-        self._join_logits(g[: joined[n_layers]], targets)
-        self._join_stream(n_layers, True, g, targets)
-        for layer in reversed(range(n_layers)):
-            above, here = joined[layer + 1], joined[layer]
-            if above:
-                self._read_off(layer, g[:above], feature[:above], error[:above, layer])
-            self._skip_back_(layer, g[:above])
-            self._join(layer, g, targets, above, here)
-            self._join_stream(layer, False, g, targets)
-            if not self.network.parallel and here:
-                self.network.layers[layer].attend_back_(g[:here])
-            self._join_stream(layer, True, g, targets)
-        block.token.copy_(torch.einsum("tpd,pd->tp", g, self.prompt.captured.embedding[:n_pos]))
-        return block
+    def several(self, asked: Sequence[tuple[int, ReadOut]], block_rows: int) -> Iterator[tuple[int, EdgeBlock]]:
+        """Edges of targets of several prompts, each with the prompt's number, at most `block_rows` in flight: which of `asked`
+        a block belongs to, and the block.
+        """
+        layer, position = (torch.cat([getattr(each, name) for _, each in asked]) for name in ("layer", "position"))
+        counts = torch.tensor([len(each) for _, each in asked])
+        first, of_row = counts.cumsum(0) - counts, torch.arange(len(asked)).repeat_interleave(counts)
+        for chosen in split_rows(layer, position, block_rows):
+            order = torch.argsort(of_row[chosen], stable=True)  # a prompt's rows together, sorted by layer as they were
+            numbers, sizes = of_row[chosen].unique(return_counts=True)
+            members = []
+            for number, rows in zip(numbers.tolist(), chosen[order].split(sizes.tolist()), strict=True):
+                rows = rows - first[number]
+                members.append((asked[number][0], rows, asked[number][1].take(rows)))
+            yield from zip(numbers.tolist(), self._block(members), strict=True)
 
-    def _join_logits(self, g_TPD: Tensor, targets: ReadOut) -> None:
-        n = g_TPD.shape[0]
-        position = targets.position[:n].to(self.device)
-        vectors = targets.vector[:n].to(device=self.device, dtype=self.dtype)
-        g_TPD[torch.arange(n, device=self.device), position] = self.network.final_norm.adjoint_at(vectors, position)
+    def _block(self, members: Sequence[tuple[int, Tensor, ReadOut]]) -> list[EdgeBlock]:
+        """The blocks of some targets of each of some prompts: (prompt, which targets, what they read)."""
+        flight = _Flight(self, members)
+        network = flight.network
+        flight.join(network.n_layers)
+        flight.join_stream(network.n_layers, True)
+        for layer in reversed(range(network.n_layers)):
+            flight.read_off(layer)
+            flight.skip_back_(layer)
+            here = flight.join(layer)
+            flight.join_stream(layer, False)
+            if not network.parallel and len(here):
+                network.layers[layer].attend_back_(here, flight.prompt_T(layer))
+            flight.join_stream(layer, True)
+        flight.read_tokens()
+        return flight.blocks
 
-    def _join(self, layer: int, g_TPD: Tensor, targets: ReadOut, above: int, here: int) -> None:
-        if here == above:
-            return
-        position = targets.position[above:here].to(self.device)
-        vectors = targets.vector[above:here].to(device=self.device, dtype=self.dtype)
-        rows = torch.arange(above, here, device=self.device)
-        g_TPD[rows, position] = self.network.read_adjoint(layer, vectors, position)
 
-    def _join_stream(self, layer: int, entering: bool, g_TPD: Tensor, targets: ReadOut) -> None:
-        if targets.stream is not None and len(here := targets.stream.at(layer, entering)):
-            here = here.to(self.device, self.dtype)
-            g_TPD.index_put_((here.row, here.position), here.vector, accumulate=True)
+def _in_residual(prompt: LinearPrompt) -> Tensor:
+    """What the errors of a prompt write into the residual stream, (L, P, D)."""
+    every = torch.arange(prompt.n_pos, device=prompt.error.device)
+    return torch.stack([prompt.network.write_at(layer, e, every) for layer, e in enumerate(prompt.error)])
 
-    def _read_off(self, layer: int, g_TPD: Tensor, feature_TC: Tensor, error_TP: Tensor) -> None:
-        n_pos, sources = g_TPD.shape[1], self.sources.layers[layer]
-        for first, last, rows in self.decoder.rows(layer, n_pos):
-            ptr = [start - sources.ptr[first] for start in sources.ptr[first : last + 1]]
-            contract_(feature_TC, g_TPD[:, first:last], rows, ptr, sources.column[first:last])
-        error_TP += torch.einsum("tpd,pd->tp", g_TPD, self.error[layer, :n_pos])
 
-    def _skip_back_(self, layer: int, g_TPD: Tensor) -> None:
-        """Add what rows gain through the transcoder's skip connection, output hook -> input hook.
+class _Flight:
+    """Rows on their way from the top layer down, those of a prompt together, its highest layers first.
+
+    Rows of one prompt are there from the beginning, and those that have joined are the first; they go through the prompt's own
+    network. Of several prompts only the rows that have joined are there.
+    """
+
+    def __init__(self, sweep: Sweep, members: Sequence[tuple[int, Tensor, ReadOut]]) -> None:
+        numbers, rows, self.targets = zip(*members, strict=True)
+        self.numbers = torch.tensor(numbers)
+        self.prompts = [sweep.prompts[number] for number in numbers]
+        self.errors = [sweep.error[number] for number in numbers]
+        self.alone = len(members) == 1
+        self.network = self.prompts[0].network if self.alone else sweep.network
+        self.start = [0 if self.alone else sweep.start[number] for number in numbers]  # of each in the network
+        self.options: dict[str, Any] = {"dtype": sweep.dtype, "device": sweep.device}
+        n_layers = self.network.n_layers
+        self.blocks = [
+            _empty_block(row, each, prompt.sources, n_layers, self.options)
+            for row, each, prompt in zip(rows, self.targets, self.prompts, strict=True)
+        ]
+        self.n_pos = max(block.n_pos for block in self.blocks)
+        counts = [torch.bincount(each.layer, minlength=n_layers + 1).flip(0).cumsum(0).flip(0) for each in self.targets]
+        # (L + 2) x B rows of each prompt at a layer or above
+        self.joined: list[list[int]] = [*torch.stack(counts, dim=1).tolist(), [0] * len(members)]
+        width = self.targets[0].vector.shape[1]
+        self.g = torch.zeros(len(rows[0]) if self.alone else 0, self.n_pos, width, **self.options)
+
+    def at(self, layer: int) -> Tensor:
+        """The rows (T, P, D) of targets at a layer or above."""
+        return self.g[: sum(self.joined[layer])]
+
+    def join(self, layer: int) -> Tensor:
+        """Targets at a layer (L: behind the final norm) begin here; returns the rows that there are then."""
+        above, here = self.joined[layer + 1], self.joined[layer]
+        if above == here:
+            return self.at(layer)
+        new = [slice(first, last) for first, last in zip(above, here, strict=True)]
+        position = _joined([each.position[some] for each, some in zip(self.targets, new, strict=True)])
+        vector = _joined([each.vector[some] for each, some in zip(self.targets, new, strict=True)]).to(**self.options)
+        if self.alone:
+            place = position = position.to(vector.device)
+            rows = torch.arange(above[0], here[0], device=vector.device)
+            self.g[rows, position] = self._adjoint(layer, vector, place)
+            return self.at(layer)
+        start = torch.tensor(self.start).repeat_interleave(torch.tensor(here) - torch.tensor(above))
+        place, position = (position + start).to(vector.device), position.to(vector.device)
+        fresh = vector.new_zeros(len(position), *self.g.shape[1:])
+        fresh[torch.arange(len(position), device=vector.device), position] = self._adjoint(layer, vector, place)
+        added = fresh.split([last - first for first, last in zip(above, here, strict=True)])
+        there = self.g.split(above)
+        self.g = torch.cat([part for pair in zip(there, added, strict=True) for part in pair])
+        return self.g
+
+    def _adjoint(self, layer: int, vector_nD: Tensor, place_n: Tensor) -> Tensor:
+        if layer == self.network.n_layers:
+            return self.network.final_norm.adjoint_at(vector_nD, place_n)
+        return self.network.read_adjoint(layer, vector_nD, place_n)
+
+    def join_stream(self, layer: int, entering: bool) -> None:
+        """Targets that read the stream itself, at several places: of one prompt only."""
+        for targets in self.targets if self.alone else ():
+            if targets.stream is not None and len(here := targets.stream.at(layer, entering)):
+                here = here.to(self.g.device, self.g.dtype)
+                self.g.index_put_((here.row, here.position), here.vector, accumulate=True)
+
+    def prompt_T(self, layer: int) -> Tensor | None:
+        """Whose the rows at a layer or above are: the number of a prompt in the network; None if it has but one."""
+        if self.alone:
+            return None
+        return self.numbers.repeat_interleave(torch.tensor(self.joined[layer])).to(self.g.device)
+
+    def read_off(self, layer: int) -> None:
+        """What the rows above a layer find of what is written there."""
+        for number, rows_TPD in self._of_each(layer + 1):
+            prompt, block, n_rows, n_pos = self.prompts[number], self.blocks[number], len(rows_TPD), rows_TPD.shape[1]
+            sources, feature_TC = prompt.sources.layers[layer], block.feature[:n_rows]
+            for first, last, written in prompt.decoder.rows(layer, n_pos):
+                ptr = [start - sources.ptr[first] for start in sources.ptr[first : last + 1]]
+                contract_(feature_TC, rows_TPD[:, first:last], written, ptr, sources.column[first:last])
+            error_PD = self.errors[number][layer, :n_pos]
+            block.error[:n_rows, layer] += torch.einsum("tpd,pd->tp", rows_TPD, error_PD)
+
+    def read_tokens(self) -> None:
+        """What all rows find of the tokens, below the first layer."""
+        for number, rows_TPD in self._of_each(0):
+            embedding = self.prompts[number].captured.embedding[: rows_TPD.shape[1]]
+            self.blocks[number].token.copy_(torch.einsum("tpd,pd->tp", rows_TPD, embedding))
+
+    def skip_back_(self, layer: int) -> None:
+        """Add what rows above a layer gain through the transcoder's skip connection, output hook -> input hook.
 
         Where attention and MLP run in parallel, attention takes the rows as they were, and its part is added here too.
         """
-        skip, n_pos, attention = self.prompt.skips[layer], g_TPD.shape[1], self.network.layers[layer]
-        if skip is None:
-            if self.network.parallel and len(g_TPD):
-                attention.attend_back_(g_TPD)
+        g_TPD, skip, attention = self.at(layer + 1), self.prompts[0].skips[layer], self.network.layers[layer]
+        if len(g_TPD) == 0 or (skip is None and not self.network.parallel):
             return
-        for rows in g_TPD.split(max(1, self.decoder.chunk_bytes // (g_TPD[:1].nbytes or 1))):
-            position = torch.arange(n_pos, device=self.device).repeat(len(rows))
-            at_output = self.network.write_adjoint(layer, rows.view(-1, rows.shape[2]), position)
-            gained = self.network.read_adjoint(layer, at_output @ skip.T, position).view_as(rows)
+        prompt_T = self.prompt_T(layer + 1)
+        if skip is None:
+            attention.attend_back_(g_TPD, prompt_T)
+            return
+        step = max(1, self.prompts[0].decoder.chunk_bytes // (g_TPD[:1].nbytes or 1))
+        place_TP = self._places(layer + 1)
+        for first in range(0, len(g_TPD), step):
+            some = slice(first, first + step)
+            rows, place = g_TPD[some], place_TP[some].flatten()
+            at_output = self.network.write_adjoint(layer, rows.view(-1, rows.shape[2]), place)
+            gained = self.network.read_adjoint(layer, at_output @ skip.T, place).view_as(rows)
             if self.network.parallel:
-                attention.attend_back_(rows)
+                attention.attend_back_(rows, None if prompt_T is None else prompt_T[some])
             rows += gained
+
+    def _of_each(self, layer: int) -> Iterator[tuple[int, Tensor]]:
+        """The rows at a layer or above of each prompt that has some, at its block's positions."""
+        counts = self.joined[layer]
+        for number, rows_TPD in enumerate(self.at(layer).split(counts)):
+            if counts[number]:
+                yield number, rows_TPD[:, : self.blocks[number].n_pos]
+
+    def _places(self, layer: int) -> Tensor:
+        """Where the positions (T, P) of the rows at a layer or above are in the network.
+
+        Those behind the end of a prompt, where its rows are zero, are taken for its last.
+        """
+        count, every = torch.tensor(self.joined[layer]), torch.arange(self.n_pos)
+        ends = torch.tensor([prompt.n_pos - 1 for prompt in self.prompts])
+        own = torch.tensor(self.start)[:, None] + torch.minimum(every, ends[:, None])
+        return own.repeat_interleave(count, dim=0).to(self.g.device)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _empty_block(
+    row: Tensor, targets: ReadOut, sources: SourceTable, n_layers: int, options: dict[str, Any]
+) -> EdgeBlock:
+    n_pos = int(targets.position.max()) + 1
+    n_columns = sources.position_ptr[n_pos]
+    edges = torch.zeros(len(targets), n_columns + (n_layers + 1) * n_pos, **options)
+    return EdgeBlock(row, targets.layer, n_pos, n_columns, edges)

@@ -39,6 +39,7 @@ from circuit_tracer.graph.targets import CustomTarget, LogitTarget, TargetKind, 
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.indices import from_the_front
+from circuit_tracer.models.remembered import Remembered
 from circuit_tracer.models.token_text import TokenTexts
 from circuit_tracer.models.tokenization import single_token, token_strings
 
@@ -143,6 +144,9 @@ def check_logit_options(d_vocab: int, max_n_logits: int, desired_logit_prob: flo
         raise InputError(f"desired_logit_prob is {desired_logit_prob}; it must lie in [0, 1]")
 
 
+_MEANS = Remembered[tuple[Tensor, float]]()  # of an unembedding's rows and bias
+
+
 class _Item(NamedTuple):
     label: str
     layer: int
@@ -166,8 +170,15 @@ class _Reader:
         weight = parts.unembed.weight
         bias: Tensor | None = getattr(parts.unembed, "bias", None)
         self.unembed, self.bias = weight, bias
-        self.mean = weight.mean(0, dtype=parts.compute_dtype)
-        self.mean_bias = 0.0 if bias is None else float(bias.cpu().double().mean())
+        self.mean, self.mean_bias = _MEANS.value(
+            parts.unembed,
+            [weight] if bias is None else [weight, bias],
+            parts.compute_dtype,
+            lambda: (
+                weight.mean(0, dtype=parts.compute_dtype),
+                0.0 if bias is None else float(bias.cpu().double().mean()),
+            ),
+        )
 
     def rows(self, items: list[_Item]) -> TargetRows:
         d_vocab, virtual = self.parts.config.d_vocab, 0

@@ -13,6 +13,7 @@ from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.targets import Aim
 from circuit_tracer.attribution.trace_sizes import TraceSizes
 from circuit_tracer.attribution.traceable import Traceable
+from circuit_tracer.errors import InputError
 from circuit_tracer.ranks import Ranks
 
 
@@ -30,6 +31,20 @@ class Options:
     progress: Progress = silent
     verbose: bool = False
 
+    def check(self) -> None:
+        """Raise InputError for numbers that mean nothing."""
+        if self.batch_size < 1 or (self.max_feature_nodes or 0) < 0:
+            raise InputError(
+                f"batch_size {self.batch_size} must be at least 1, max_feature_nodes {self.max_feature_nodes} at least 0 (0 or "
+                "None: all)"
+            )
+        if self.keep_edge_mass is not None and not 0 < self.keep_edge_mass <= 1:
+            raise InputError(
+                f"keep_edge_mass is {self.keep_edge_mass}; it is a share of each row, above 0 and at most 1 (keep all)"
+            )
+        if self.max_residual is not None and not self.max_residual >= 0:
+            raise InputError(f"max_residual is {self.max_residual}; it is a share of a row's terms, such as 1e-4")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -44,6 +59,7 @@ class Task:
     budget: int  # bytes that it may hold in all
     intervention: Held | None = None  # features that are set
     started: float = field(default_factory=time.perf_counter)
+    fingerprint: dict[str, str | int] | None = None  # of model and dictionary, where it is known
 
     @property
     def device(self) -> torch.device:

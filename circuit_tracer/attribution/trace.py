@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -172,11 +173,9 @@ def _within(graph: Graph, max_residual: float | None) -> Graph:
 
 
 def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: ComputedRows) -> dict[str, Any]:
-    from importlib.metadata import version
-
     parts, transcoders, options, aim = task.model.parts, task.model.transcoders, task.options, task.aim
     return {
-        "generator": {"name": "circuit-tracing", "version": version("circuit-tracing")},
+        "generator": {"name": "circuit-tracing", "version": _version()},
         "model": parts.config.to_dict(),
         "transcoder": {
             "kind": transcoders.kind,
@@ -184,7 +183,7 @@ def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Com
             "input_hook": transcoders.feature_input_hook,
             "output_hook": transcoders.feature_output_hook,
         },
-        "fingerprint": fingerprints(parts, transcoders),
+        "fingerprint": task.fingerprint or fingerprints(parts, transcoders),
         "settings": {
             "max_n_logits": aim.max_n_logits,
             "desired_logit_prob": aim.desired_logit_prob,
@@ -206,3 +205,11 @@ def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Com
         "torch": torch.__version__,
         "device": str(task.device),
     }
+
+
+@cache
+def _version() -> str:
+    """This package's, as it is installed."""
+    from importlib.metadata import version
+
+    return version("circuit-tracing")

@@ -10,6 +10,7 @@ from circuit_tracer.attribution.input_shift import with_known_shift
 from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.errors import warn
 from circuit_tracer.models.parts import ModelParts, bind
+from circuit_tracer.models.remembered import weights_of
 from circuit_tracer.models.sites import check_hooks
 from circuit_tracer.models.tokenization import Prompt, tokenize, zero_positions
 from circuit_tracer.models.verify import verify
@@ -36,9 +37,12 @@ class Traceable:
         self._bound_to = _state(parts)
 
     def ensure_tokenized(self, prompt: Prompt) -> Tensor:
-        """Token ids (P,) int64, by the one rule used everywhere (models/tokenization.py).
+        """Token ids (P,) int64, by the one rule used everywhere (models/tokenization.py), of the model as it is now."""
+        self.follow_weights()
+        return tokenize(prompt, self.tokenizer, self.prepend_bos)
 
-        Whoever runs the model starts here: its parts, some of which are made of weights, are then those of the weights that
+    def follow_weights(self) -> None:
+        """Whoever runs the model starts here: its parts, some of which are made of weights, are then those of the weights that
         there are now, should they have been written in or exchanged. Modules that have been exchanged are verified again.
         """
         if (now := _state(self.parts)) != self._bound_to:
@@ -46,7 +50,6 @@ class Traceable:
             if now.built != self._bound_to.built:
                 verify(parts)
             self.parts, self._bound_to = parts, now
-        return tokenize(prompt, self.tokenizer, self.prepend_bos)
 
     def left_out(self, ids: Tensor) -> list[int]:
         """Positions of a prompt that have no features and errors, by circuit-tracer's rule (models/tokenization.py)."""
@@ -63,9 +66,7 @@ class _State(NamedTuple):
 
 def _state(parts: ModelParts) -> _State:
     model: nn.Module = parts.model
-    written = exchanged = 0
-    for parameter in model.parameters():
-        written += 0 if parameter.is_inference() else parameter._version
-        exchanged ^= parameter.data_ptr()
-    modules = tuple((name, id(module)) for name, module in model.named_modules())
-    return _State(written, exchanged, hash((modules, repr(parts.settings()))))
+    weights = list(weights_of(model))
+    written = sum(0 if weight.is_inference() else weight._version for weight in weights)
+    exchanged = hash(tuple(weight.data_ptr() for weight in weights))
+    return _State(written, exchanged, hash((*map(id, model.modules()), repr(parts.settings()))))

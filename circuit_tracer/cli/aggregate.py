@@ -22,7 +22,7 @@ def aggregate(
     address: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or its address (s3://...).")],
     *,
     label: Annotated[
-        str, typer.Option("--label", metavar="COLUMN", help="The column of the prompts that groups them.")
+        str, typer.Option("--label", metavar="COLUMN", help="The column of the prompts that groups them, or none.")
     ] = "label",
     positions: Annotated[
         str,
@@ -62,7 +62,7 @@ def aggregate(
     with options.progress(verbose) as report:
         found = aggregated(
             run,
-            label=label,
+            label=None if label == "none" else label,
             positions=positions,
             **asdict(pruning),
             families=families,
@@ -78,11 +78,9 @@ def aggregate(
 
 def _names(run: Run, path: Path | None) -> dict[tuple[int, int], str]:
     """Those given; else of the embedded dictionary, if the run is of it."""
-    from circuit_tracer.cli.serve import chosen_labels
-    from circuit_tracer.demo import TRANSCODER
-    from circuit_tracer.many.runs.manifest import portable
+    from circuit_tracer.cli.serve import labels_of_run
 
-    return chosen_labels(path, run.settings["opening"]["transcoders"] == portable(TRANSCODER)) or {}
+    return labels_of_run(run.settings["opening"]["transcoders"], path) or {}
 
 
 def as_json(found: Aggregate, files: list[str]) -> dict[str, Any]:

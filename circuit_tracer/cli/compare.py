@@ -33,7 +33,9 @@ def compare(
         Path | None, typer.Argument(help="Another: of another prompt, or of another model with the same transcoders.")
     ] = None,
     *,
-    output: Annotated[Path | None, options.output("Write the comparison here: .json.")] = None,
+    output: Annotated[
+        Path | None, options.output("Write the comparison here: .html, a page with both graphs, or .json.")
+    ] = None,
     target: Annotated[
         str | None,
         options.text("--target", help="A target of both graphs, by its text or as id:123; default: the likeliest."),
@@ -68,8 +70,10 @@ def compare(
         )
     if edits and not chosen.given:
         raise InputError("an edit is traced by the model: name its transcoders with -t, or use --demo")
-    if output is not None and output.suffix != ".json":
-        raise InputError(f"the comparison's file {output} ends in {output.suffix or 'nothing'}; end it in .json")
+    if output is not None and output.suffix not in (".html", ".json"):
+        raise InputError(
+            f"the comparison's file {output} ends in {output.suffix or 'nothing'}; end it in .html or .json"
+        )
     pairs = NAMED[positions] if positions in NAMED else _pairs(positions)
     from circuit_tracer.files import require_writable_file
     from circuit_tracer.graph.files.native import as_graph
@@ -126,7 +130,11 @@ def _edited(graph: Graph, model: ReplacementModel, edits: Any) -> Graph:
 
 def _write(found: Comparison, path: Path) -> None:
     from circuit_tracer.files import atomic_write
+    from circuit_tracer.viewer.comparison import write_comparison_page
 
+    if path.suffix == ".html":
+        write_comparison_page(found, path)
+        return
     with atomic_write(path) as temporary:
         temporary.write_text(options.dump(found.to_json()) + "\n", encoding="utf-8")
 

@@ -43,7 +43,11 @@ class Sharing:
     ] = "local"
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Processes, each with a model of its own; default: one a GPU, else one."),
+        typer.Option(
+            "--workers",
+            min=1,
+            help="Processes, each with a model of its own; default: one a GPU, else one; on Ray as many as find room.",
+        ),
     ] = None
     shard: Annotated[
         str | None,
@@ -52,11 +56,36 @@ class Sharing:
     unit_rows: Annotated[
         int,
         typer.Option("--unit-rows", min=1, help="Rows that are done together, or not at all when interrupted."),
-    ] = 8
+    ] = 16
     threads: Annotated[
         int | None,
         typer.Option("--threads", min=1, help="CPU threads of a worker; default: cores by workers, as the run begins."),
     ] = None
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="ADDRESS",
+            help="Of Ray, such as 10.0.0.1:6379; default: RAY_ADDRESS, one of this machine, or a new one on it.",
+        ),
+    ] = None
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option("--gpus-per-worker", min=0.0, help="On Ray, 0.5 for two on one GPU; default: 1, or 0 on CPUs."),
+    ] = None
+    cpus_per_worker: Annotated[
+        float | None,
+        typer.Option("--cpus-per-worker", min=0.0, help="On Ray; default: 1, or a worker's threads on CPUs."),
+    ] = None
+
+    def __post_init__(self) -> None:
+        on_ray = {
+            "--cluster": self.cluster,
+            "--gpus-per-worker": self.gpus_per_worker,
+            "--cpus-per-worker": self.cpus_per_worker,
+        }
+        if self.engine != "ray" and (given := [name for name, value in on_ray.items() if value is not None]):
+            raise InputError(f"{given[0]} is for Ray: give --engine ray with it")
 
 
 def run(
@@ -129,7 +158,7 @@ def _manifest(
         "opening": {
             **named,
             "model": MODEL if chosen.demo else chosen.model,
-            "device": chosen.place()[0].type,
+            "device": _kind(chosen, sharing),
             **{name: getattr(chosen, name) for name in same},
         },
         "tracing": {**reading, **prompting.arguments(), **limited},
@@ -151,10 +180,22 @@ def _given(ctx: typer.Context, said: dict[str, dict[str, Any]]) -> dict[str, dic
 def _engine(chosen: ModelOptions, sharing: Sharing) -> Engine:
     from functools import partial
 
+    if sharing.engine == "ray":
+        from circuit_tracer.many.runs.on_ray import run_on_ray
+
+        names = ("workers", "gpus_per_worker", "cpus_per_worker", "cluster")
+        return partial(run_on_ray, **{name: getattr(sharing, name) for name in names})
     from circuit_tracer.many.runs.local import run_locally
 
     named = [chosen.device] if chosen.device and ":" in chosen.device else []
     return partial(run_locally, workers=sharing.workers, devices=named)
+
+
+def _kind(chosen: ModelOptions, sharing: Sharing) -> str:
+    """The kind of device; that of a cluster's machines need not be here."""
+    if sharing.engine == "ray" and chosen.device and not chosen.demo:
+        return chosen.device.partition(":")[0]
+    return chosen.place()[0].type
 
 
 def _threads(chosen: ModelOptions, sharing: Sharing) -> int:
@@ -163,7 +204,7 @@ def _threads(chosen: ModelOptions, sharing: Sharing) -> int:
     from circuit_tracer.many.runs.local import devices_of
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // (sharing.workers or len(devices_of(chosen.place()[0].type))))
+    return max(1, cores // (sharing.workers or len(devices_of(_kind(chosen, sharing)))))
 
 
 def _shard(text: str | None) -> tuple[int, int]:

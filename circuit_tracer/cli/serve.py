@@ -21,7 +21,10 @@ STOP_SECONDS = 1.0  # that a trace may take to end once Ctrl-C was pressed
 
 Folder = Annotated[
     Path,
-    typer.Option("--graph-file-dir", help="Folder of graphs ({slug}.json); made if there is a model to trace with."),
+    typer.Option(
+        "--graph-file-dir",
+        help="Folder of graphs ({slug}.json); made if there is a model to trace with. Or the folder of a run.",
+    ),
 ]
 Port = Annotated[
     int, typer.Option("--port", min=0, max=65535, help="Port of 127.0.0.1; if it is taken, a free one is.")
@@ -92,15 +95,21 @@ def run(
     standard output to JSON.
     """
     from circuit_tracer.viewer.server import serve as start
+    from circuit_tracer.viewer.server.runs import is_run
 
     shipped = _demo_features() if demo else None
+    called = chosen_labels(labels, demo)
+    if called is None and features_dir is None and is_run(folder):
+        from circuit_tracer.many import open_run
+
+        called = labels_of_run(open_run(folder).settings["opening"]["transcoders"])
     server = start(
         folder,
         None,
         features_dir or shipped,
         port,
         model=model,
-        labels=chosen_labels(labels, demo),
+        labels=called,
         neuronpedia_secret=neuronpedia_secret,
         open_browser=open_browser,
     )
@@ -128,6 +137,14 @@ def chosen_labels(path: Path | None, demo: bool) -> dict[tuple[int, int], str] |
 
         return load_labels()
     return None
+
+
+def labels_of_run(transcoders: str, path: Path | None = None) -> dict[tuple[int, int], str] | None:
+    """Those of a file or folder; without one, those of the embedded dictionary, if the run's manifest names that."""
+    from circuit_tracer.demo import TRANSCODER
+    from circuit_tracer.many.runs.manifest import portable
+
+    return chosen_labels(path, transcoders == portable(TRANSCODER))
 
 
 def keep_known(

@@ -1,4 +1,4 @@
-"""`circuit-tracer view`: a graph as one HTML page."""
+"""`circuit-tracer view`: a graph, or a run over many prompts, as one HTML page."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def view(
     graph: Annotated[
         Path | None,
         typer.Argument(
-            help="Graph: .safetensors, circuit-tracer's .pt, or a viewer's .json (or .json.gz), shown as it is; without one "
-            "the page offers to open a file."
+            help="Graph: .safetensors, circuit-tracer's .pt, or a viewer's .json (or .json.gz), shown as it is; or the folder "
+            "of a run. Without one the page offers to open a file."
         ),
     ] = None,
     output: Annotated[
@@ -39,9 +39,11 @@ def view(
     ] = None,
     thresholds: options.Thresholds,
 ) -> None:
-    """Write a graph as one page that opens offline, viewer and all."""
+    """Write a graph, or a run with its graphs, as one page that opens offline, viewer and all."""
     if graph is None:
         page = _write_empty(output or Path("viewer.html"), features)
+    elif graph.is_dir():
+        page = _write_run(graph, output, features, thresholds)
     else:
         page = _write(ctx, graph, output, features, thresholds)
     typer.echo(f"wrote {page}")
@@ -80,6 +82,16 @@ def _write(
         slug=name_of(graph),
         **asdict(thresholds),
     )
+
+
+def _write_run(run: Path, output: Path | None, features: Path | None, thresholds: options.Thresholds) -> Path:
+    from circuit_tracer.cli.serve import labels_of_run
+    from circuit_tracer.many import open_run
+    from circuit_tracer.viewer.run import write_run_page
+
+    found = open_run(run)
+    labels = labels_of_run(found.settings["opening"]["transcoders"], features)
+    return write_run_page(found, output or Path(f"{run.absolute()}.html"), labels=labels, **asdict(thresholds))
 
 
 def _showable(path: Path) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class AttentionTape:
     scores: dict[int, Scores] = field(default_factory=dict)
     keep: bool = True
     visits: Mapping[tuple[str, int], Callable[[int, Tensor], Tensor | None]] = field(default_factory=dict)
+    several: bool = False  # patterns are (B, H, P, P), of all sequences
     scoring: dict[int, Scoring] | None = None
 
     def visited(self, visits: Mapping[tuple[str, int], Callable[[int, Tensor], Tensor | None]]) -> AttentionTape:
@@ -140,7 +141,7 @@ def _attention(
         scores = tape.visit("scores", layer, _scores(query, key, attention_mask, scale, softcap))
         pattern = _softmax(scores, s_aux)
         if tape.keep:
-            tape.patterns[layer] = pattern[0].detach()
+            tape.patterns[layer] = (pattern if tape.several else pattern[0]).detach()
     pattern = tape.visit("pattern", layer, pattern)
     values = value.to(pattern.dtype).repeat_interleave(query.shape[1] // value.shape[1], dim=1)
     return torch.matmul(pattern, values).to(value.dtype).transpose(1, 2).contiguous(), None

@@ -1,11 +1,11 @@
-"""One forward pass of the model, batch 1, that keeps what the frozen network needs (attribution/README.md §2).
+"""One forward pass of the model, over one prompt or several, keeping what the frozen network needs (attribution/README.md §2).
 
 Letters: L layers, P positions, D d_model, H heads, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -19,6 +19,7 @@ from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.parts import SOFTCAP, ModelParts, Norm
 from circuit_tracer.models.plain import LOOKS_AHEAD
 from circuit_tracer.models.run import FINAL_NORM, ModelRun, Place, Visit, in_turn
+from circuit_tracer.models.side_patterns import SidePatterns
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.whose import Holder, config_value, held_by
 
@@ -35,7 +36,10 @@ class LayerCapture:
 
 @dataclass
 class PromptCapture:
-    """A prompt's forward pass, frozen. Tensors are detached and in the compute dtype (float64 or float32)."""
+    """A prompt's forward pass, frozen, or that of several side by side (`capture_several`).
+
+    Tensors are detached and in the compute dtype (float64 or float32).
+    """
 
     ids: Tensor  # (P,)
     embedding: Tensor  # (P, D) token vectors as they enter the first layer (scaled, without positions)
@@ -45,6 +49,7 @@ class PromptCapture:
     scores: list[Scores]  # what the patterns can be made from, where they are not kept
     final_inverse_sigma: Tensor  # (P,)
     final: Tensor  # (P, D) output of the final norm
+    several: list[SidePatterns] = field(default_factory=list)  # L, of several prompts; then there are no other patterns
 
     @property
     def n_pos(self) -> int:
@@ -59,6 +64,20 @@ class PromptCapture:
     def replayed(self) -> AttentionTape:
         """For a pass whose attention keeps the patterns of this one."""
         return AttentionTape(dict(enumerate(self.patterns)), replay=True)
+
+    def of_prompt(self, number: int, start: int, stop: int) -> PromptCapture:
+        """One of several prompts: the one that lies at start .. stop - 1. Views, not copies."""
+        here, positions = slice(start, stop), self.position_embedding
+        return PromptCapture(
+            ids=self.ids[here],
+            embedding=self.embedding[here],
+            position_embedding=None if positions is None else positions[here],
+            layers=[_picked(layer, here) for layer in self.layers],
+            patterns=[patterns.of_prompt(number, stop - start) for patterns in self.several],
+            scores=[],
+            final_inverse_sigma=self.final_inverse_sigma[here],
+            final=self.final[here],
+        )
 
 
 @plain_torch()
@@ -78,58 +97,92 @@ def capture(
     visits: of an intervention, by site, which write at the dictionary's output hook only. tape: attention that is replayed.
     """
     check_length(parts, ids)
-    kept, dtype = _Kept([LayerCapture() for _ in parts.layers]), parts.compute_dtype
-    tape = AttentionTape(recompute=not keep_patterns) if tape is None else tape
+    kept = _run(parts, ids[None], AttentionTape(recompute=not keep_patterns) if tape is None else tape, visits)
+    result = _assemble(kept, ids, parts.position_vectors(len(ids)), None)
+    require_finite(result)
+    _require_causal(result)
+    return result
 
-    def keep_first(layer: int, resid_1PD: Tensor) -> None:
-        kept.first = resid_1PD[0].detach().to(dtype)
 
-    def keep_mid(layer: int, resid_1PD: Tensor) -> None:
-        kept.layers[layer].resid_mid = resid_1PD[0].detach().to(dtype)
+@plain_torch()
+def capture_several(parts: ModelParts, ids: Sequence[Tensor]) -> PromptCapture:
+    """Run the model once on several prompts, each (P_b,), and lay them side by side: n = sum of P_b positions, one prompt's
+    behind the other's, L x `SidePatterns`.
 
-    def keep_out(layer: int, out_1PD: Tensor) -> None:
-        kept.layers[layer].mlp_out = out_1PD[0].detach().to(dtype)
-
-    every: dict[Place, Visit] = {("hook_resid_pre", 0): keep_first}
-    every |= {("hook_resid_mid", layer): keep_mid for layer in range(len(kept.layers))}
-    every |= {("mlp.hook_out", layer): keep_out for layer in range(len(kept.layers))}
-    for site, visit in (visits or {}).items():  # behind those that keep, so that mlp_out is the model's own
-        for place in ((site, layer) for layer in range(len(kept.layers))):
-            every[place] = in_turn(every.get(place), kept.noting(visit, dtype))
-    final = ModelRun(parts, every, norms=kept.norm, tape=tape)(ids).final[0]
-    result = _assemble(parts, ids, kept, tape, final)
-    _require_finite(result)
+    Short ones are filled up at their end, where causal attention never looks from their own tokens, so each has what `capture`
+    gives it, up to rounding (the library may multiply more rows in another order). Raises InputError for a prompt that cannot
+    be run; whether activations are finite is each prompt's own matter (`require_finite`).
+    """
+    for each in ids:
+        check_length(parts, each)
+    n_pos = [len(each) for each in ids]
+    padded_BP = torch.stack([torch.cat([each, each[-1:].expand(max(n_pos) - len(each))]) for each in ids])
+    kept = _run(parts, padded_BP, AttentionTape(several=True))
+    row_n = torch.cat([torch.arange(count) + number * max(n_pos) for number, count in enumerate(n_pos)])
+    vectors = parts.position_vectors(max(n_pos))
+    place = row_n.to(parts.device)
+    result = _assemble(kept, torch.cat(list(ids)), None if vectors is None else vectors[place % max(n_pos)], place)
     _require_causal(result)
     return result
 
 
 @dataclass
 class _Kept:
-    """What a pass leaves behind."""
+    """What a pass leaves behind, of B sequences."""
 
-    layers: list[LayerCapture]
-    first: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, D) what enters the first layer
-    final_inverse_sigma: Tensor = field(default_factory=lambda: torch.empty(0))  # (P,)
+    parts: ModelParts
+    tape: AttentionTape
+    layers: list[LayerCapture]  # resid_mid and mlp_out (B * P, D), scales (B * P,)
+    first: Tensor = field(default_factory=lambda: torch.empty(0))  # (B * P, D) what enters the first layer
+    final_inverse_sigma: Tensor = field(default_factory=lambda: torch.empty(0))  # (B * P,)
+    final: Tensor = field(default_factory=lambda: torch.empty(0))  # (B * P, D)
 
-    def noting(self, visit: Visit, dtype: torch.dtype) -> Visit:
+    def rows(self, activation_BPD: Tensor) -> Tensor:
+        """(B * P, D), in the compute dtype."""
+        return activation_BPD.detach().to(self.parts.compute_dtype).flatten(0, 1)
+
+    def noting(self, visit: Visit) -> Visit:
         """An intervention's visit, what it adds kept."""
 
-        def noted(layer: int, given_1PD: Tensor) -> Tensor | None:
-            new = visit(layer, given_1PD)
+        def noted(layer: int, given_BPD: Tensor) -> Tensor | None:
+            new = visit(layer, given_BPD)
             if new is not None:
-                self.layers[layer].added = (new.reshape(given_1PD.shape).to(dtype) - given_1PD.to(dtype))[0].detach()
+                self.layers[layer].added = self.rows(new.reshape(given_BPD.shape)) - self.rows(given_BPD)
             return new
 
         return noted
 
-    def norm(self, layer: int, name: str, norm: Norm, x_PD: Tensor) -> FrozenNorm:
+    def norm(self, layer: int, name: str, norm: Norm, x_nD: Tensor) -> FrozenNorm:
         """Norms react, and their scales are kept."""
-        scale_P = norm.parameters.inverse_sigma(x_PD)
+        scale_n = norm.parameters.inverse_sigma(x_nD)
         if name == FINAL_NORM:
-            self.final_inverse_sigma = scale_P
+            self.final_inverse_sigma = scale_n
         else:
-            self.layers[layer].inverse_sigma[name] = scale_P
-        return norm.parameters.freeze(scale_P)
+            self.layers[layer].inverse_sigma[name] = scale_n
+        return norm.parameters.freeze(scale_n)
+
+
+def _run(parts: ModelParts, ids_BP: Tensor, tape: AttentionTape, visits: Mapping[str, Visit] | None = None) -> _Kept:
+    """The pass, and all that is kept of it."""
+    kept = _Kept(parts, tape, [LayerCapture() for _ in parts.layers])
+
+    def keep_first(layer: int, resid_BPD: Tensor) -> None:
+        kept.first = kept.rows(resid_BPD)
+
+    def keep_mid(layer: int, resid_BPD: Tensor) -> None:
+        kept.layers[layer].resid_mid = kept.rows(resid_BPD)
+
+    def keep_out(layer: int, out_BPD: Tensor) -> None:
+        kept.layers[layer].mlp_out = kept.rows(out_BPD)
+
+    every: dict[Place, Visit] = {("hook_resid_pre", 0): keep_first}
+    every |= {("hook_resid_mid", layer): keep_mid for layer in range(len(kept.layers))}
+    every |= {("mlp.hook_out", layer): keep_out for layer in range(len(kept.layers))}
+    for site, visit in (visits or {}).items():  # behind those that keep, so that mlp_out is the model's own
+        for place in ((site, layer) for layer in range(len(kept.layers))):
+            every[place] = in_turn(every.get(place), kept.noting(visit))
+    kept.final = ModelRun(parts, every, norms=kept.norm, tape=tape)(ids_BP).final.flatten(0, 1)
+    return kept
 
 
 @plain_torch()
@@ -173,34 +226,50 @@ def check_length(parts: ModelParts, ids: Tensor, new_tokens: int = 1) -> None:
         )
 
 
-def _assemble(parts: ModelParts, ids: Tensor, kept: _Kept, tape: AttentionTape, final_PD: Tensor) -> PromptCapture:
-    resid, positions = kept.first, parts.position_vectors(len(ids))
+def _assemble(kept: _Kept, ids_n: Tensor, positions: Tensor | None, place_n: Tensor | None) -> PromptCapture:
+    """positions: (n, D), where the architecture has them. place_n: the rows of a pass that are prompts'; None: all of one."""
+    parts, tape = kept.parts, kept.tape
     if len(tape.patterns) + len(tape.scores) != len(parts.layers):
         raise UnsupportedModelError(
             f"{len(tape.patterns) + len(tape.scores)} of the {len(parts.layers)} layers of this "
             f"{parts.architecture.model_type} call transformers' attention interface, through which patterns are read; a model "
             "with attention of its own cannot be traced"
         )
+
+    def own(rows: Tensor) -> Tensor:
+        return rows if place_n is None else rows[place_n]
+
+    resid, layers = own(kept.first), kept.layers
+    if place_n is not None:
+        layers = [_picked(layer, place_n) for layer in layers]
+    patterns = [tape.patterns[layer] for layer in range(len(tape.patterns))]
     return PromptCapture(
-        ids=ids.detach().cpu(),
+        ids=ids_n.detach().cpu(),
         embedding=resid if positions is None else resid - positions,
         position_embedding=positions,
-        layers=kept.layers,
-        patterns=[tape.patterns[layer] for layer in range(len(tape.patterns))],
+        layers=layers,
+        patterns=patterns if place_n is None else [],
         scores=[tape.scores[layer] for layer in range(len(tape.scores))],
-        final_inverse_sigma=kept.final_inverse_sigma,
-        final=final_PD,
+        final_inverse_sigma=own(kept.final_inverse_sigma),
+        final=own(kept.final),
+        several=[] if place_n is None else [SidePatterns(pattern, place_n) for pattern in patterns],
     )
+
+
+def _picked(layer: LayerCapture, which: Tensor | slice) -> LayerCapture:
+    """What it did at some positions."""
+    scales = {name: scale[which] for name, scale in layer.inverse_sigma.items()}
+    return LayerCapture(layer.resid_mid[which], layer.mlp_out[which], inverse_sigma=scales)
 
 
 def _require_causal(captured: PromptCapture) -> None:
     """No token looks at a later one, not even a little."""
-    for layer, pattern in enumerate(captured.patterns):
+    for layer, pattern in enumerate(captured.patterns or [each.pattern_BHPP for each in captured.several]):
         if pattern.triu(1).any():
             raise UnsupportedModelError(f"a token attends to later ones at layer {layer}: {LOOKS_AHEAD}")
 
 
-def _require_finite(captured: PromptCapture) -> None:
+def require_finite(captured: PromptCapture) -> None:
     for index, layer in enumerate(captured.layers):
         if not (torch.isfinite(layer.resid_mid).all() and torch.isfinite(layer.mlp_out).all()):
             raise NumericalError(

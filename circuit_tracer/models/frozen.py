@@ -10,14 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.attend_back import Scores, attend_back_, attend_back_recomputed_, mix_forward
+from circuit_tracer.kernels.attend_back import (
+    Scores,
+    attend_back_,
+    attend_back_recomputed_,
+    attend_back_several_,
+    mix_forward,
+)
 from circuit_tracer.models.capture import PromptCapture
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
+from circuit_tracer.models.side_patterns import SidePatterns
 from circuit_tracer.models.sites import SITES, Side, Site, check_hooks
 
 
@@ -26,7 +34,8 @@ class FrozenLayer:
     """One layer as linear maps."""
 
     parts: LayerParts
-    pattern: Tensor | Scores  # (H, P, P), rows = queries; or what it is made from, tile by tile
+    # (H, P, P), rows = queries; or what it is made from, tile by tile; or those of several prompts side by side
+    pattern: Tensor | Scores | SidePatterns
     attention_norm: FrozenNorm | None
     attention_post_norm: FrozenNorm | None
     mlp_norm: FrozenNorm | None
@@ -50,13 +59,19 @@ class FrozenLayer:
         """Values of each key position, mixed by the pattern and joined over heads: (P, H * d)."""
         if isinstance(self.pattern, Scores):
             return mix_forward(values_PKd, self.pattern)
+        if isinstance(self.pattern, SidePatterns):
+            return self.pattern.mix(values_PKd)
         heads = values_PKd.repeat_interleave(self.pattern.shape[0] // self.n_kv, dim=1)
         return torch.einsum("hqk,khd->qhd", self.pattern, heads).flatten(1)
 
-    def attend_back_(self, g_TPD: Tensor) -> None:
-        """Adjoint of `r + attend(r)`, in place on rows of gradients (T, P, D)."""
+    def attend_back_(self, g_TPD: Tensor, prompt_T: Tensor | None = None) -> None:
+        """Adjoint of `r + attend(r)`, in place on rows of gradients (T, P, D). prompt_T: whose each row is, of several."""
         n_pos = g_TPD.shape[1]
         output, value, before, after = self.projections(g_TPD.dtype)
+        if isinstance(self.pattern, SidePatterns):
+            patterns = self.pattern.scaled(after, before)[:, :, :n_pos, :n_pos]
+            attend_back_several_(g_TPD, patterns, cast(Tensor, prompt_T), output, value)
+            return
         if isinstance(self.pattern, Scores):
             attend_back_recomputed_(g_TPD, self.pattern.scaled(after, before), output, value)
             return
@@ -84,7 +99,7 @@ class FrozenLayer:
 
 
 class FrozenNetwork:
-    """The frozen linear network of one prompt, with the transcoder's two hook points.
+    """The frozen linear network of one prompt, or of several side by side, with the transcoder's two hook points.
 
     `input_hook` and `output_hook` are circuit-tracer's names (attribution/README.md §4.4); a hook that the architecture does
     not have raises CompatibilityError.
@@ -95,7 +110,7 @@ class FrozenNetwork:
         self.parts, self.captured = parts, captured
         self.input_site, self.output_site = SITES[input_hook], SITES[output_hook]
         self.parallel = parts.parallel
-        patterns: Sequence[Tensor | Scores] = captured.patterns or captured.scores
+        patterns: Sequence[Tensor | Scores | SidePatterns] = captured.several or captured.patterns or captured.scores
         self.layers = [
             _freeze_layer(layer, kept.inverse_sigma, pattern, parts.config.n_key_value_heads)
             for layer, kept, pattern in zip(parts.layers, captured.layers, patterns, strict=True)
@@ -203,7 +218,7 @@ class FrozenNetwork:
 
 
 def _freeze_layer(
-    layer: LayerParts, inverse_sigma: dict[str, Tensor], pattern: Tensor | Scores, n_kv: int
+    layer: LayerParts, inverse_sigma: dict[str, Tensor], pattern: Tensor | Scores | SidePatterns, n_kv: int
 ) -> FrozenLayer:
     def frozen(name: str) -> FrozenNorm | None:
         norm: Norm | None = getattr(layer, name)

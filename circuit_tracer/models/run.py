@@ -281,10 +281,11 @@ def _require_runnable(parts: ModelParts) -> None:
     """Refuse a model in training mode, in which passes differ by chance (dropout, noise of routers), and one whose parts
     torch.compile has taken: it calls what it has compiled, hooks or no hooks.
     """
-    for name, module in parts.base.named_modules():
+    for module in parts.base.modules():
         if module.training:
             raise UnsupportedModelError(_TRAINING)
         if is_compiled(module) or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
+            name = next(name for name, each in parts.base.named_modules() if each is module)
             raise UnsupportedModelError(
                 f"{name or 'the base model'} of {parts.config.model_name} is compiled (torch.compile), so its inside can be "
                 "neither read nor changed. Give the model as it was before, and leave it so until the run is over; to compile "

@@ -134,6 +134,6 @@ def _ids(prompt: Prompt, tokenizer: Any) -> Tensor:
     if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise InputError(
             f"token ids must be one row of integers, got shape {tuple(ids.shape)} and dtype {ids.dtype}; "
-            "trace prompts one by one"
+            "trace prompts one by one, or give a list of them to attribute_together"
         )
     return ids.detach().cpu().to(torch.int64)

@@ -79,6 +79,11 @@ class MappedRows:
         self._example = torch.empty(0, device=device, dtype=dtype or mapped.dtype)
 
     @property
+    def mapped(self) -> Tensor:
+        """The tensor as the file has it."""
+        return self._mapped
+
+    @property
     def shape(self) -> torch.Size:
         return self._mapped.shape
 

@@ -55,17 +55,17 @@ def graph_page(
         graph, labels=labels, slug=slug, node_threshold=node_threshold, edge_threshold=edge_threshold
     )
     title = f"{document['metadata'].get('prompt') or slug} – attribution graph"
-    data = [_data("graph-data", document)]
+    data = [data_block("graph-data", document)]
     if features is None and isinstance(graph, Graph) and graph.records:
         features = KeptRecords(graph)
     if features is not None:
-        data.append(_data("feature-data", _features_of(document, features)))
-    return _page(title, data)
+        data.append(data_block("feature-data", _features_of(document, features)))
+    return page_of(title, data)
 
 
 def empty_page() -> str:
     """The text of the same page without a graph: it offers to open one, a file of any viewer's JSON."""
-    return _page("Attribution graph", [])
+    return page_of("Attribution graph", [])
 
 
 def write_page(graph: Graph | Mapping[str, Any] | str | Path, path: str | Path, **options: Any) -> Path:
@@ -86,7 +86,8 @@ def graph_frame(graph: Graph | Mapping[str, Any] | str | Path, *, height: int = 
     return f'<iframe title="attribution graph" sandbox="{allowed}" style="{style}" srcdoc="{page}"></iframe>'
 
 
-def _page(title: str, data: Sequence[str]) -> str:
+def page_of(title: str, data: Sequence[str]) -> str:
+    """The page with blocks of data (``data_block``) in it, by which it knows what to show."""
     head, script = _head_and_script()
     page = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{head}<title>{html.escape(title)}</title>\n'
@@ -108,7 +109,7 @@ def _features_of(document: Mapping[str, Any], features: Features) -> dict[str, M
     return found
 
 
-def _data(name: str, value: Any) -> str:
+def data_block(name: str, value: Any) -> str:
     """JSON in a script element that is not run. ``<`` is escaped, so that nothing in it can end the element."""
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))

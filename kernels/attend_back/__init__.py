@@ -1,9 +1,10 @@
 """Pull rows of gradients back through frozen attention (derivation and costs: README.md).
 
 `attend_back_` takes the pattern as it is; `attend_back_recomputed_` makes it anew, tile by tile, from queries, keys and the
-log-sum-exp, so that nothing of size P^2 exists. CUDA tensors take the Triton kernels (triton.py), all others torch.
+log-sum-exp, so that nothing of size P^2 exists. `attend_back_several_` takes rows of several prompts, with a pattern each. CUDA
+tensors take the Triton kernels (triton.py), all others torch.
 
-Letters: T rows in flight, P positions, D d_model, H heads, O = H * d_head, V = H_kv * d_head.
+Letters: T rows in flight, P positions, D d_model, H heads, O = H * d_head, V = H_kv * d_head, B prompts.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from torch import Tensor
 from circuit_tracer.kernels.attend_back.scores import Scores
 from circuit_tracer.kernels.device import on_gpu
 
-__all__ = ["Scores", "attend_back_", "attend_back_recomputed_", "mix_forward"]
+__all__ = ["Scores", "attend_back_", "attend_back_recomputed_", "attend_back_several_", "mix_forward"]
 
 KEYS_A_TILE = 256
 QUERIES_A_TILE = 1024
 # of rows projected onto heads; beyond that, rows go through one chunk after the other
 BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU = 64 * 2**20, 2**30
+BYTES_IN_CACHE = 2 * 2**20  # of rows of several prompts on a CPU: short ones are gone over several times
 
 
 def attend_back_(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD: Tensor) -> None:
@@ -73,6 +75,32 @@ def attend_back_recomputed_(g_TPD: Tensor, scores: Scores, output_DO: Tensor, va
             _mix_(mixed[:, :, head * d_head : (head + 1) * d_head], z, scores, head)
         flat.addmm_(mixed.view(-1, n_kv * d_head), value_VD)
     return None
+
+
+def attend_back_several_(
+    g_TPD: Tensor, pattern_BHPP: Tensor, prompt_T: Tensor, output_DO: Tensor, value_VD: Tensor
+) -> None:
+    """As `attend_back_`, where row t has the pattern of its prompt, pattern_BHPP[prompt_T[t]].
+
+    Short prompts have few rows each: projections are made for the rows of all of them at once. Between these every row is
+    multiplied by its own pattern, which is gathered for it: on any device, in torch. Costs T * H * P^2 numbers beside g.
+    """
+    n_rows, n_pos, d_model = g_TPD.shape
+    n_heads = pattern_BHPP.shape[1]
+    d_head = output_DO.shape[1] // n_heads
+    n_kv = value_VD.shape[0] // d_head
+    groups = n_heads // n_kv
+    numbers = n_pos * (output_DO.shape[1] + value_VD.shape[0] + n_heads * n_pos)
+    in_flight = BYTES_IN_FLIGHT_ON_GPU if on_gpu(g_TPD) else BYTES_IN_CACHE
+    step = max(1, in_flight // max(1, numbers * g_TPD.element_size()))
+    for rows, prompt in zip(g_TPD.split(step), prompt_T.split(step), strict=True) if n_rows else ():
+        count = rows.shape[0]
+        flat = rows.view(count * n_pos, d_model)
+        z = (flat @ output_DO).view(count, n_pos, n_kv, groups, d_head)
+        z = z.permute(0, 2, 3, 1, 4).reshape(count * n_kv, groups * n_pos, d_head)
+        pattern = pattern_BHPP.index_select(0, prompt).view(count * n_kv, groups * n_pos, n_pos)
+        mixed = torch.bmm(pattern.transpose(1, 2), z).view(count, n_kv, n_pos, d_head)
+        flat.addmm_(mixed.transpose(1, 2).reshape(count * n_pos, n_kv * d_head), value_VD)
 
 
 def mix_forward(values_PKd: Tensor, scores: Scores) -> Tensor:

@@ -29,6 +29,18 @@ def attend_back(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD:
     return result
 
 
+def attend_back_several(
+    g_TPD: Tensor, pattern_BHPP: Tensor, prompt_T: Tensor, output_DO: Tensor, value_VD: Tensor
+) -> Tensor:
+    """A new tensor, as `circuit_tracer.kernels.attend_back.attend_back_several_` would make of g: row after row by itself."""
+    rows = [
+        attend_back(g_PD[None], pattern_BHPP[int(prompt)], output_DO, value_VD)
+        for g_PD, prompt in zip(g_TPD, prompt_T, strict=True)
+    ]
+    return torch.cat(rows) if rows else g_TPD.clone()
+
+
+
 def pattern_of(scores: Scores, n_pos: int) -> Tensor:
     """The pattern (H, P, P) that `scores` stands for, among the first `n_pos` positions."""
     n_heads, n_kv = scores.query_HPd.shape[0], scores.key_KPd.shape[0]

@@ -62,8 +62,8 @@ def test_what_is_said_instead_is_of_the_other_place() -> None:
 
 def test_training_moves_the_model_towards_the_change_alike_for_a_seed() -> None:
     model, tokenizer = load_model(demo_folder() / "model")
-    change, few = moved_city("Dallas", "Ohio"), Tuning(steps=6, batch=16, learning_rate=2e-3)
-    subset = Change(change.name, (*change.statements[:40], *change.changed), change.changed, change.emphasis)
+    change, few = moved_city("Dallas", "Ohio"), Tuning(steps=5, batch=8, learning_rate=3e-3)
+    subset = Change(change.name, (*change.statements[:20], *change.changed), change.changed, change.emphasis)
     assert outcome(subset, model, tokenizer) == {"changed": 0.0, "unchanged": 1.0}
     first, second = (tune(model, tokenizer, subset, 3, few) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

@@ -51,10 +51,10 @@ def test_json_roles_and_another_column(done: Path, run: Run, tmp_path: Path) -> 
                   "--resamples", 20, "--families", 2, "--node-threshold", 0.9)  # fmt: skip
     assert outcome.code == 2, "three rows of 5 tokens and one of 4 are no two groups"
     assert "at least 2 graphs each" in outcome.err
-    outcome = run(
-        "aggregate", done, "--json", "--no-pictures", "--positions", "roles", "--resamples", 20, "--families", 2
-    )
+    given = ["--json", "--no-pictures", "--positions", "roles", "--resamples", 20, "--families", 2, "--label", "none"]
+    outcome = run("aggregate", done, *given)
     assert outcome.code == 0, outcome.err
+    assert outcome.json["labels"] == []
     assert len(outcome.json["families"]) == 2
     assert outcome.json["settings"]["positions"] == "named"
     assert {each["item"].partition("@")[2] for each in outcome.json["features"]} <= {"last", "other"}

@@ -13,9 +13,11 @@ from tests.support.command import Folders, Run
 
 
 def test_a_graph_with_itself_and_with_an_edit(run: Run, folders: Folders, traced: Path, tmp_path: Path) -> None:
-    done = run("compare", traced, traced)
+    page = tmp_path / "difference.html"
+    done = run("compare", traced, traced, "-o", page)
     assert done.code == 0, done.err
     assert "Nothing differs" in done.out
+    assert 'id="comparison-data"' in page.read_text(encoding="utf-8")
 
     graph = Graph.load(traced)
     layer, position, index = graph.active_features[0].tolist()
@@ -40,7 +42,7 @@ def test_a_graph_with_itself_and_with_an_edit(run: Run, folders: Folders, traced
         ((), "give a second graph"),
         (("--ablate", "0/1@2"), "-t, or use --demo"),
         (("GRAPH", "--positions", "left"), "--positions is 'left'"),
-        (("GRAPH", "-o", "difference.txt"), "end it in .json"),
+        (("GRAPH", "-o", "difference.txt"), "end it in .html or .json"),
         (("GRAPH", "--target", "nothing"), "'nothing' is no target of both"),
     ],
     ids=["one graph", "no model", "positions", "ending", "target"],

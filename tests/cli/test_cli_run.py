@@ -47,6 +47,9 @@ def test_a_run_and_what_is_added_to_it(run: Run, folders: Folders, prompts: Path
     }
     assert parquet.read_table(out / "results.parquet").column("id").to_pylist()[:4] == ["000001", "p", "000003", "t"]
 
+    assert f"wrote {out}.html" in run("view", out).out
+    assert '"id":"p","label"' in Path(f"{out}.html").read_text(encoding="utf-8")
+
     other = run("run", prompts, "-o", out, "--max-n-logits", 2)
     assert other.code == 2
     assert "tracing.max_n_logits is 3 there and 2 here" in other.err

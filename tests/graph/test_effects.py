@@ -21,7 +21,7 @@ def signed_weights(graph: Graph) -> torch.Tensor:
     return weights
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(graphs())
 def test_effects_are_sums_over_paths(graph: Graph) -> None:
     weights = signed_weights(graph)

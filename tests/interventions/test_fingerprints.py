@@ -104,3 +104,19 @@ def test_without_a_fingerprint_of_this_recipe_activations_decide(there: Any) -> 
         apply_edits(replacement(seed=5), graph, set_to((0, 3), 1.0))
     with pytest.raises(CompatibilityError, match="features 0 to 9"):
         apply_edits(replacement(n_features=10), graph, set_to((0, 3), 1.0))
+
+
+@torch.no_grad()
+def test_digests_are_remembered_until_a_weight_is_written_or_exchanged() -> None:
+    model, transcoders = replacement().parts, tiny_transcoder()
+    before = model_fingerprint(model), transcoder_fingerprint(transcoders)
+    assert (model_fingerprint(model), transcoder_fingerprint(transcoders)) == before
+    weight = next(model.model.parameters())
+    weight.mul_(2)
+    assert (written := model_fingerprint(model)) != before[0]
+    weight.data = weight.data / 2
+    assert model_fingerprint(model) == before[0] != written
+    weight.data[0] += 1e-3  # torch does not count this
+    assert model_fingerprint(model) != before[0]
+    transcoders.b_dec = transcoders.b_dec + 1
+    assert transcoder_fingerprint(transcoders) != before[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.graph import prune_graph
 from circuit_tracer.interventions import (
     Edit,
@@ -24,6 +24,13 @@ from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.tracing_cases import IDS, Case, assert_equal, build, one_each
 
 TARGETS = [5, 9, 30]
+CASES = [(case, number % 2 == 0) for number, case in enumerate(one_each())]  # attention frozen or not, in turn
+
+
+def interrupting(stage: str, done: int, total: int) -> None:
+    """A progress callback that interrupts once a feature has its row."""
+    if done >= 1:
+        raise KeyboardInterrupt
 
 
 def edits_of(model: ReplacementModel) -> list[Edit]:
@@ -35,8 +42,9 @@ def edits_of(model: ReplacementModel) -> list[Edit]:
     return [ablate(tuple(first)), scale(tuple(second), -1.5), set_to(idle, 0.7)]
 
 
-@pytest.mark.parametrize("frozen", [True, False], ids=["attention-frozen", "attention-reacts"])
-@pytest.mark.parametrize("case", one_each(), ids=str)
+@pytest.mark.parametrize(
+    ("case", "frozen"), CASES, ids=[f"{case}-{'frozen' if held else 'reacts'}" for case, held in CASES]
+)
 def test_the_graph_is_exact_and_of_the_pass_that_the_edits_make(case: Case, frozen: bool) -> None:
     model = build(case)
     meaning, edits = Semantics(freeze_attention=frozen), edits_of(model)
@@ -95,6 +103,10 @@ def test_what_cannot_be_traced_is_refused() -> None:
         with pytest.raises(InputError, match=words):
             attribute_edited(IDS, model, given, meaning)
     graph = attribute_edited(IDS, model, edit, max_n_logits=1)
+    with pytest.warns(UserWarning, match="interrupted"):
+        left = attribute_edited(IDS, model, edits_of(model)[1], max_n_logits=1, batch_size=3, progress=interrupting)
+    with pytest.raises(CompatibilityError, match=r"edits is '.* scaled by -1.5' there and None here"):
+        attribute(IDS, model, max_n_logits=1, resume=left)
     with pytest.raises(InputError, match="traced under an intervention"):
         validate(graph, model)
     with pytest.raises(InputError, match="cannot be resumed"):

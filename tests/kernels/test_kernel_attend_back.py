@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from circuit_tracer.kernels.attend_back import attend_back_
+from circuit_tracer.kernels.attend_back import attend_back_, attend_back_several_
 from circuit_tracer.kernels.attend_back.cases import draw
-from circuit_tracer.kernels.attend_back.naive import attend_back
+from circuit_tracer.kernels.attend_back.naive import attend_back, attend_back_several
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -39,6 +39,16 @@ def test_equals_the_specification(shape: tuple[int, ...], dtype: torch.dtype) ->
     g, pattern, output, value = draw(*shape, dtype)
     expected = attend_back(g, pattern, output, value)
     attend_back_(g, pattern, output, value)
+    assert_close(g, expected)
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rows_of_several_prompts_have_their_own_pattern(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    g, pattern, output, value = draw(*shape, dtype)
+    patterns, prompt = torch.stack([pattern, pattern / 2, -pattern]), torch.arange(len(g)) % 3
+    expected = attend_back_several(g, patterns, prompt, output, value)
+    attend_back_several_(g, patterns, prompt, output, value)
     assert_close(g, expected)
 
 

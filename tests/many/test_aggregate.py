@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from circuit_tracer.errors import CompatibilityError, InputError
+from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError
 from circuit_tracer.many.aggregate import Aggregate, aggregate_graphs
 from circuit_tracer.many.aggregate.aggregate import VARIED
 from circuit_tracer.many.aggregate.statistics import Columns
@@ -215,3 +215,14 @@ def test_tables_come_back_as_they_were_and_the_same_to_the_byte(six: Aggregate, 
             np.testing.assert_array_equal(ours[column], theirs[column], err_msg=f"{table} {column}")
     with pytest.raises(InputError, match="circuit-tracer aggregate"):
         Aggregate.read(tmp_path / "three")
+
+
+@pytest.mark.parametrize("name", ["features.parquet", "families.json"])
+def test_damage_and_tables_of_another_aggregate_are_noticed(name: str, six: Aggregate, tmp_path: Path) -> None:
+    six.write(tmp_path)
+    path = tmp_path / "aggregate" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FileFormatError, match="circuit-tracer aggregate"):
+        Aggregate.read(tmp_path)

@@ -58,8 +58,9 @@ def pair() -> tuple[Graph, Graph]:
     return traced(tuple(IDS.tolist())), traced(tuple(LONGER.tolist()))
 
 
-@pytest.mark.parametrize("budget", [None, 7], ids=["all-features", "some-features"])
-@pytest.mark.parametrize("change", ["prompt", "model"])
+@pytest.mark.parametrize(
+    ("change", "budget"), [("prompt", 7), ("model", None)], ids=["prompt-some-features", "model-all"]
+)
 @pytest.mark.parametrize("case", one_each(), ids=str)
 def test_differences_of_edges_are_the_difference_of_the_logit(case: Case, change: str, budget: int | None) -> None:
     model = build(case)

@@ -155,3 +155,103 @@ def feature_details() -> dict[str, Any]:
         "histogram": [9, 4, 1],
         "activation_frequency": 0.01,
     }
+
+
+def small_comparison(**changes: Any) -> dict[str, Any]:
+    """Two prompts of two tokens, of which the first differs; "yes" goes from 4 to 1. Every sum can be checked by hand.
+
+    alpha and an error are in both, beta in A only, gamma in B only; delta has a part on a longer path alone.
+    """
+
+    def side(prompt: str, value: float, probability: float) -> dict[str, Any]:
+        counts = {"n_features": 3, "n_nodes": 6, "n_edges": 5}
+        named = {"prompt": prompt, "model": "small", "fingerprint": None, "edits": [], "residual": 0.0}
+        return {**named, "value": value, "probability": probability, **counts}
+
+    def each(name: str, kind: str, label: str | None, a: float, b: float, **more: Any) -> dict[str, Any]:
+        layer, number, column = name.split("_")
+        known = {"activation_a": None, "activation_b": None, "activation": None, "weight": None, "carried": None}
+        within = more.pop("within", "both")
+        return {
+            "id": name,
+            "kind": kind,
+            "layer": -1 if layer == "E" else int(layer),
+            "column": int(column),
+            "feature": int(number),
+            "label": label,
+            "within": within,
+            "a": None if within == "b" else name,
+            "b": None if within == "a" else name,
+            "influence_a": 0.0 if within == "b" else 0.5,
+            "influence_b": 0.0 if within == "a" else 0.5,
+            "edge_a": a,
+            "edge_b": b,
+            "difference": b - a,
+            **known,
+            **more,
+        }
+
+    nodes = [
+        each("E_10_0", "token", " one", 0.0, 0.0, within="a"),
+        each("E_12_0", "token", " won", 0.0, 0.0, within="b"),
+        each("E_11_1", "token", " two", 0.0, 0.0),
+        each("0_5_0", "feature", "delta", 0.0, 0.0, activation_a=1.0, activation_b=2.0, carried=-2.0),
+        each("0_6_1", "feature", "beta", 2.0, 0.0, within="a", activation_a=1.0, carried=-2.0),
+        each("0_8_1", "feature", "gamma", 0.0, 1.0, within="b", activation_b=1.0, carried=1.0),
+        each(
+            "1_7_1", "feature", "alpha", 3.0, 1.0,
+            activation_a=3.0, activation_b=2.0, activation=-0.75, weight=-1.25, carried=-1.0,
+        ),
+        each("0_-1_1", "error", None, -1.0, -1.5),
+        each("2_20_1", "target", "yes", 0.0, 0.0),
+        each("2_21_1", "target", "no", 0.0, 0.0),
+    ]  # fmt: skip
+    number = {node["id"]: place for place, node in enumerate(nodes)}
+    links = [
+        ("E_10_0", "0_5_0", 1.0, 0.0),
+        ("E_12_0", "0_5_0", 0.0, 2.0),
+        ("0_5_0", "1_7_1", 2.0, 1.0),
+        ("0_6_1", "2_20_1", 2.0, 0.0),
+        ("0_8_1", "2_20_1", 0.0, 1.0),
+        ("1_7_1", "2_20_1", 3.0, 1.0),
+        ("0_-1_1", "2_20_1", -1.0, -1.5),
+        ("1_7_1", "2_21_1", 1.0, 1.0),
+    ]
+    parts = {"activation": -0.75, "weight": -1.25, "appeared": 1.0, "disappeared": -2.0}
+    none = dict.fromkeys(parts, 0.0)
+    shares = [
+        ("feature", 4, 5.0, 2.0, 5.0, parts),
+        ("error", 1, -1.0, -1.5, 0.5, none),
+        ("bias", 0, 0.0, 0.5, 0.5, none),
+    ]
+    alike = {"weighted_jaccard": 0.5, "cosine": 0.75, "rank_biased_overlap": 0.25}
+    return {
+        "a": side("<s> one two", 4.0, 0.75),
+        "b": side("<s> won two", 1.0, 0.25),
+        "same": ["model", "dictionary"],
+        "positions": "same",
+        "columns": [
+            {"a": 0, "b": 0, "token_a": " one", "token_b": " won"},
+            {"a": 1, "b": 1, "token_a": " two", "token_b": " two"},
+        ],
+        "n_layers": 2,
+        "target": "yes",
+        "target_node": number["2_20_1"],
+        "others": ["no"],
+        "difference": -3.0,
+        "accounted": -3.0,
+        "gap": 0.0,
+        "unexplained": 0.125,
+        "conclusive": True,
+        "verdict": ["features carry it"],
+        "shares": [
+            {"kind": kind, "count": count, "a": a, "b": b, "difference": b - a, "mass": mass, **split}
+            for kind, count, a, b, mass, split in shares
+        ],
+        "nodes": nodes,
+        "links": [{"source": number[s], "target": number[t], "a": a, "b": b} for s, t, a, b in links],
+        "rest": {"count": 2, "difference": 0.25, "mass": 0.25},
+        "similarity": {"features": alike, "nodes": alike},
+        "version": 1,
+        **changes,
+    }

@@ -65,6 +65,11 @@ def killed(case: Case, folder: Path, calls: int) -> None:
     case.run(folder)
 
 
+def die_at_once(*_: Any) -> None:
+    """What a process may do instead of working."""
+    die()
+
+
 def breaking_off(after: int) -> Any:
     """An engine that is interrupted after so many units."""
 

@@ -85,6 +85,7 @@ def test_operations_stand_under_headings_with_names_of_their_own(document: dict[
     assert len(set(names)) == len(names)
     assert {tag for operation in operations for tag in operation["tags"]} == {
         "the page's API",
+        "runs",
         "Neuronpedia's protocol",
         "files",
     }

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from circuit_tracer.viewer.comparison import comparison_page
 from tests.support.browser import Page
+from tests.support.documents import small_comparison
 from tests.support.gestures import serious_findings
 
 ROUTES = "document.querySelector('[data-testid=start-routes]').click()"
@@ -23,6 +25,10 @@ def test_axe_finds_nothing_serious(open_page: Callable[..., Page], demo_page: st
     page.js(f"void ({then or 0})" if ";" not in then else f"(() => {{ {then} }})()")
     page.frames(5)
     assert serious_findings(page, axe) == []
+
+
+def test_axe_finds_nothing_serious_in_a_comparison(open_page: Callable[..., Page], axe: str):
+    assert serious_findings(open_page(comparison_page(small_comparison(conclusive=False))), axe) == []
 
 
 def test_every_control_is_reached_by_tab_and_named(open_page: Callable[..., Page], demo_page: str):

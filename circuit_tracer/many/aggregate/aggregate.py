@@ -4,16 +4,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import FileFormatError, InputError, shortened
 from circuit_tracer.files import parse_json
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.pruning import PrunePolicy
@@ -21,16 +21,18 @@ from circuit_tracer.many.aggregate.common import common_curve
 from circuit_tracer.many.aggregate.families import find_families
 from circuit_tracer.many.aggregate.incidence import Collected, Incidence, Progress, collect
 from circuit_tracer.many.aggregate.labels import separating
-from circuit_tracer.many.aggregate.overview import Overview, family_columns, overview
+from circuit_tracer.many.aggregate.overview import VERSION, Overview, family_columns, overview
 from circuit_tracer.many.aggregate.profile import Positions, Setting
 from circuit_tracer.many.aggregate.statistics import Columns, describe
-from circuit_tracer.many.aggregate.tables import read_table, write_table
+from circuit_tracer.many.aggregate.tables import columns_of, table_bytes
 from circuit_tracer.many.extras import missing_extra
+from circuit_tracer.many.runs.documents import read_document, write_document
 from circuit_tracer.many.runs.opened import Run
 from circuit_tracer.many.runs.store import Store
 from circuit_tracer.many.runs.table import require_pyarrow
 
 FOLDER = "aggregate"
+OVERVIEW = f"{FOLDER}/families.json"
 TABLES = ("features", "edges", "labels", "common", "families")
 # Other settings of pruning, under which the common circuit should stay what it is.
 VARIED = tuple(Setting(*each) for each in product((0.7, 0.8, 0.9), (0.95, 0.98, 0.99)))
@@ -48,33 +50,51 @@ class Aggregate:
     overview: Overview
 
     def write(self, address: str | Path) -> list[str]:
-        """Write the tables and families.json below ``aggregate/`` of a folder or address; their names."""
-        store = Store.at(address)
-        names = [f"{FOLDER}/{name}.parquet" for name in TABLES]
-        for table, name in zip(TABLES, names, strict=True):
-            write_table(store, name, getattr(self, table))
-        names.append(f"{FOLDER}/families.json")
-        store.write(names[-1], json.dumps(self.overview, ensure_ascii=False, allow_nan=False).encode())
-        return names
+        """Write the tables, and families.json last, below ``aggregate/`` of a folder or address; their names."""
+        store, digests = Store.at(address), {}
+        for table in TABLES:
+            data = table_bytes(getattr(self, table))
+            digests[table] = sha256(data).hexdigest()
+            store.write(_file_of(table), data)
+        write_document(store, OVERVIEW, {**self.overview, "tables": digests})
+        return [*map(_file_of, TABLES), OVERVIEW]
 
     @classmethod
     def read(cls, address: str | Path) -> Aggregate:
-        """What ``write`` wrote. Raises InputError if there is none, FileFormatError if it is damaged."""
+        """What ``write`` wrote. Raises InputError if there is none, FileFormatError if it is damaged, or was written in
+        part.
+        """
         store = Store.at(address)
-        if not store.exists(f"{FOLDER}/families.json"):
+        remedy = f"Make it again: circuit-tracer aggregate {address}"
+        if not store.exists(OVERVIEW):
             raise InputError(f"{address} has no aggregate yet; make it with: circuit-tracer aggregate {address}")
-        tables = {table: read_table(store, f"{FOLDER}/{table}.parquet") for table in TABLES}
-        return cls(**tables, overview=cast(Overview, parse_json(store.read(f"{FOLDER}/families.json"), FOLDER)))
+        document = read_document(store, OVERVIEW, remedy)
+        digests = document.pop("tables", None)
+        if document.get("version") != VERSION or not isinstance(digests, dict):
+            raise FileFormatError(
+                f"{store.where(OVERVIEW)} is of version {shortened(document.get('version'))}; expected {VERSION}. {remedy}"
+            )
+        tables = {}
+        for table in TABLES:
+            data, source = store.read(_file_of(table)), store.where(_file_of(table))
+            if sha256(data).hexdigest() != digests.get(table):
+                raise FileFormatError(f"{source} is damaged, or not of the same aggregate as {OVERVIEW}. {remedy}")
+            tables[table] = columns_of(data, source)
+        return cls(**tables, overview=cast(Overview, document))
 
 
-def aggregate(run: Run, *, label: str = "label", positions: str = "pooled", **options: Any) -> Aggregate:
-    """Of the rows of a run that are done. label: the column that groups prompts; rows without a value have no part in that.
-    positions: pooled, end, or the column that names roles, {name: position or positions} a row. options: those of
-    ``aggregate_graphs``.
+def _file_of(table: str) -> str:
+    return f"{FOLDER}/{table}.parquet"
+
+
+def aggregate(run: Run, *, label: str | None = "label", positions: str = "pooled", **options: Any) -> Aggregate:
+    """Of the rows of a run that are done. label: the column that groups prompts; rows without a value have no part in that;
+    None: none does. positions: pooled, end, or the column that names roles, {name: position or positions} a row. options:
+    those of ``aggregate_graphs``.
 
     Raises InputError for a column that is not there.
     """
-    labels = {id: str(value) for id, value in run.values(label).items()}
+    labels = {} if label is None else {id: str(value) for id, value in run.values(label).items()}
     named = positions if positions in ("pooled", "end") else _places(run, positions)
     graphs = ((row.id, graph) for row, graph in run.graphs())
     return aggregate_graphs(graphs, labels, positions=cast(Positions, named), **options)

@@ -1,7 +1,7 @@
 """Families of prompts: graphs that use the same features for the same share of what they do.
 
-The likeness of two graphs is the weighted Jaccard index of the influence of their features, sum of min(x, y) / sum of max(x,
-y). Letters: G graphs, U items.
+The likeness of two graphs is the weighted Jaccard index of the influence of their features, sum of min(x, y) over sum
+of max(x, y). Letters: G graphs, U items.
 """
 
 from __future__ import annotations
@@ -14,12 +14,8 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.many.aggregate.incidence import Incidence
 
 MOST_FAMILIES = 50
-NEAR_BEST = (
-    0.9  # of the best mean silhouette: the fewest families that reach it, as splitting on gains a little for long
-)
-STRUCTURE = (
-    0.25  # mean silhouette below which there are no families (Kaufman and Rousseeuw: "no substantial structure")
-)
+NEAR_BEST = 0.9  # of the best mean silhouette: the fewest families that reach it; splitting on gains little, for long
+STRUCTURE = 0.25  # mean silhouette of no families (Kaufman and Rousseeuw: below it "no substantial structure")
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ def find_families(found: Incidence, count: int | None = None) -> Families:
 
     count: that many instead. Raises InputError for more than there are graphs.
     """
-    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.cluster.hierarchy import cut_tree, leaves_list, linkage
     from scipy.spatial.distance import squareform
 
     n_graphs = found.n_graphs
@@ -79,7 +75,7 @@ def find_families(found: Incidence, count: int | None = None) -> Families:
         return Families(nothing, nothing, np.full(1, np.nan), distance, nothing, {})
     tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=n_graphs <= 1000)
     counts = [count] if count is not None else range(1, max(1, min(MOST_FAMILIES, n_graphs // 2)) + 1)
-    cuts = {number: _cut(tree, number) for number in counts}
+    cuts = dict(zip(counts, cut_tree(tree, n_clusters=list(counts)).T, strict=True))
     silhouettes = {number: silhouette(distance, cut) for number, cut in cuts.items() if len(set(cut.tolist())) > 1}
     tried = {number: float(values.mean()) for number, values in silhouettes.items()}
     chosen = count if count is not None else _fewest(tried)
@@ -97,13 +93,6 @@ def find_families(found: Incidence, count: int | None = None) -> Families:
 def _fewest(tried: dict[int, float]) -> int:
     best = max(tried.values(), default=0.0)
     return min(number for number, value in tried.items() if value >= NEAR_BEST * best) if best >= STRUCTURE else 1
-
-
-def _cut(tree: np.ndarray, count: int) -> np.ndarray:
-    from scipy.cluster.hierarchy import cut_tree
-
-    labels: np.ndarray = cut_tree(tree, n_clusters=count)[:, 0]
-    return labels
 
 
 def silhouette(distance: np.ndarray, family: np.ndarray) -> np.ndarray:

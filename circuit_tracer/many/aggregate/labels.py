@@ -16,9 +16,7 @@ from circuit_tracer.many.aggregate.incidence import Incidence
 from circuit_tracer.many.aggregate.statistics import NUMBERS_AT_ONCE, Columns, Z
 
 FEWEST_GRAPHS = 2  # of a label, and that have an item
-TESTED_SHARE = (
-    0.02  # of the graphs: what fewer have separates next to nothing, and is left out before the labels are looked at
-)
+TESTED_SHARE = 0.02  # of the graphs: what fewer have separates next to nothing, and is left out unseen by labels
 
 
 def tested_labels(ids: Sequence[str], labels: Mapping[str, str]) -> list[str]:
@@ -33,7 +31,7 @@ def tested_labels(ids: Sequence[str], labels: Mapping[str, str]) -> list[str]:
         shown = ", ".join(f"{name!r} ({count})" for name, count in list(zip(names, counts, strict=True))[:5])
         raise InputError(
             f"labels: {shown or 'none'} over {len(ids)} graphs; expected two labels of at least {FEWEST_GRAPHS} graphs each. "
-            "Name another column, or leave labels out."
+            "Name another column, or leave labels out (none)."
         )
     return [str(name) for name in names[enough]]
 

@@ -106,7 +106,7 @@ def draw_families(aggregate: Aggregate) -> Figure | None:
     for axes, family in zip(panels, families, strict=True):
         _family(axes, family, palette)
     left_out = len(aggregate.overview["families"]) - len(families)
-    more = f"; {left_out} further families are not shown" if left_out > 0 else ""
+    more = f"\n{left_out} further families are not shown" if left_out > 0 else ""
     told = (
         "share of graphs that have the feature\n"
         f"filled: of the family, larger for more influence; hollow: of the others{more}"

@@ -1,4 +1,4 @@
-"""Tables as parquet, in the folder of a run."""
+"""Tables as parquet."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ import numpy as np
 
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.many.aggregate.statistics import Columns
-from circuit_tracer.many.runs.store import Store
 from circuit_tracer.many.runs.table import require_pyarrow
 
 
-def write_table(store: Store, name: str, columns: Columns) -> None:
-    """Write columns; the same columns give the same bytes."""
+def table_bytes(columns: Columns) -> bytes:
+    """Columns as a parquet file; the same columns give the same bytes."""
     pyarrow = require_pyarrow()
     from pyarrow import parquet
 
     table = pyarrow.table({column: pyarrow.array(values) for column, values in columns.items()})
     buffer = BytesIO()
     parquet.write_table(table, buffer, compression="zstd")
-    store.write(name, buffer.getvalue())
+    return buffer.getvalue()
 
 
-def read_table(store: Store, name: str) -> Columns:
-    """Columns as they were written. Raises InputError if there is no such file, FileFormatError if it is damaged."""
+def columns_of(data: bytes, source: str) -> Columns:
+    """The other way round. Raises FileFormatError, naming ``source``, for what is no parquet file."""
     pyarrow = require_pyarrow()
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(BytesIO(store.read(name)))
+        table = parquet.read_table(BytesIO(data))
     except (pyarrow.ArrowException, OSError) as error:
-        raise FileFormatError(f"{store.where(name)} is no parquet table, or it is cut short: {error}") from error
+        raise FileFormatError(f"{source} is no parquet table, or it is cut short: {error}") from error
     return {column: np.asarray(table[column].to_pylist(), dtype=_dtype(table[column])) for column in table.column_names}
 
 

@@ -28,7 +28,8 @@ class Aligned:
     """One graph on the nodes of either (U,): where its nodes went, and what they are there.
 
     place: (N,) int64. present: bool (U,). node: int64 (U,), the number of the node, of several (pooled) the one with most
-    influence, -1 where there is none. activation, influence: float64 (U,), summed. edges: among U nodes, float64, summed.
+    influence, -1 where there is none. activation, influence: float64 (U,), summed; influence by unit of the targets' weight, so
+    that targets which are less probable in one graph do not make all of it small. edges: among U nodes, float64, summed.
     """
 
     graph: Graph
@@ -43,7 +44,8 @@ class Aligned:
     def of(cls, graph: Graph, place: Tensor, count: int) -> Aligned:
         """The graph with its nodes at `place` (N,) of `count`."""
         edges = graph.edges
-        influence = node_influence(edges, graph.blocks, graph.target_weights).cpu()
+        weights = graph.target_weights
+        influence = (node_influence(edges, graph.blocks, weights) / weights.sum().clamp_min(1e-300)).cpu()
         order = influence.argsort(stable=True)
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order))

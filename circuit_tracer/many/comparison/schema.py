@@ -78,11 +78,12 @@ class Share:
 @dataclass(frozen=True)
 class Node:
     """A node of either graph, or of both. id: unique in the comparison, "{layer}_{feature}_{column}" as in a graph ("E" for the
-    layer of tokens, "-1" for the feature of errors). a, b: its ids in the graphs; of a pooled node, that of its largest edge.
+    layer of tokens, "-1" for the feature of errors). a, b: its ids in the graphs; of a pooled node, that with most influence.
 
-    edge_a, edge_b: its edges onto the target, 0 where it is not; difference = edge_b - edge_a. activation, weight: the two
-    parts of the difference of a feature in both graphs, else None. carried: what its change of activation gives the target
-    along all paths, the edge among them; None where not known (pooled; errors and tokens, whose vectors no graph keeps).
+    influence_a, influence_b: on all targets, by unit of their weight. edge_a, edge_b: its edges onto the target, 0 where it is
+    not; difference = edge_b - edge_a. activation, weight: the two parts of the difference of a feature in both graphs, else
+    None. carried: what its change of activation gives the target along all paths, the edge among them; None where not known
+    (pooled; errors and tokens, whose vectors no graph keeps).
     """
 
     id: str

@@ -62,10 +62,15 @@ def group_draws(group_N: Array, draws: int, seed: int) -> Array:
     return np.concatenate([np.ones((1, len(group_N))), drawn[:, group_of_N].astype(float)])
 
 
-def interval(values_B: Array) -> tuple[float, float]:
-    """The middle ``LEVEL`` of draws."""
-    low, high = np.nanquantile(values_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def interval(values_B: Array, folds: int) -> tuple[float, float]:
+    """The middle ``LEVEL`` of draws, the first of which is the value itself, stretched about it for what draws leave out:
+    that other rows would have trained other models.
+
+    By the corrected variance of Nadeau and Bengio (Machine Learning 52, 2003) for K folds, 1/K + 1/(K - 1) in place of 1/K.
+    """
+    value, stretch = values_B[0], (1 + folds / (folds - 1)) ** 0.5
+    low, high = np.nanquantile(values_B[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(value - stretch * (value - low)), float(value + stretch * (high - value))
 
 
 def outside(fold_N: Array, fold: Any) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.many.aggregate.tables import write_table
+from circuit_tracer.many.aggregate.tables import table_bytes
 from circuit_tracer.many.fingerprints.evidence import Evidence, gather
 from circuit_tracer.many.fingerprints.matrix import Matrix, matrix
 from circuit_tracer.many.fingerprints.predict import Prediction
@@ -52,7 +52,7 @@ def evidence_of(
         for start in range(0, len(prompts), TOGETHER):
             part = list(prompts.items())[start : start + TOGETHER]
             asked = [replace(rows[one], prompt=ids.tolist()) for one, ids in part]
-            found = trace_rows(like, asked, manifest.settings.tracing, manifest.means)
+            found = trace_rows(like, asked, manifest.tracing, manifest.means)
             for (one, _), graph in zip(part, found, strict=True):
                 if isinstance(graph, Exception):
                     raise graph
@@ -96,5 +96,5 @@ def write_prediction(run: Run, evidence: Evidence, found: Prediction) -> list[st
 def _write(run: Run, name: str, found: Matrix) -> str:
     file = f"{FOLDER}/{name}.parquet"
     columns = {each: found.values[:, at] for at, each in enumerate(found.names)}
-    write_table(run.store, file, {"id": np.array(found.ids, dtype=object), **columns})
+    run.store.write(file, table_bytes({"id": np.array(found.ids, dtype=object), **columns}))
     return run.store.where(file)

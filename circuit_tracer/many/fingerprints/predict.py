@@ -119,7 +119,8 @@ def predict(
         scores[predictor] = cross_scores(learner, fold_N)
         auc_B = aucs[predictor] = auc_within(scores[predictor], positive_N, fold_N, weight_BN)
         ahead_B = aucs[FINGERPRINT] - auc_B
-        spans = (*interval(auc_B[1:]), float(ahead_B[0]), *interval(ahead_B[1:]))
+        low, high = interval(auc_B, folds)
+        spans = (max(0.0, low), min(1.0, high), float(ahead_B[0]), *interval(ahead_B, folds))
         found.append(Score(predictor, reads, columns, float(auc_B[0]), *spans))
     return Prediction(
         positive=name,

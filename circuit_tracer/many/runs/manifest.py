@@ -77,7 +77,7 @@ class Tracing(Part):
 class Layout(Part):
     """How rows are shared out: rows of a unit, which is the least that is done or not done; threads of a worker."""
 
-    unit_rows: int = Field(default=8, ge=1)
+    unit_rows: int = Field(default=16, ge=1)
     threads: int = Field(default=1, ge=1)
 
 

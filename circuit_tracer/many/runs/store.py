@@ -62,7 +62,7 @@ class Store:
         if self.folder:
             return read_bytes(self.folder / _checked(name), LARGEST_FILE)
         try:
-            with self._answering("read", name):
+            with self._answering("read", name, lacking=True):
                 data: bytes = self._system.cat_file(self._path(name))
         except FileNotFoundError as error:
             raise InputError(f"no such file: {self.where(name)}. Check the address.") from error
@@ -93,7 +93,7 @@ class Store:
     def remove(self, name: str) -> None:
         """Remove a file, if it is there. Raises ResourceError if it cannot be."""
         try:
-            with self._answering("remove", name):
+            with self._answering("remove", name, lacking=True):
                 if self.folder:
                     (self.folder / _checked(name)).unlink()
                 else:
@@ -119,7 +119,7 @@ class Store:
             files = [file.relative_to(self.folder).as_posix() for file in start.rglob("*") if file.is_file()]
         else:
             try:
-                with self._answering("list", below or "."):
+                with self._answering("list", below or ".", lacking=True):
                     cut = len(self._root) + bool(self._root)
                     files = [path[cut:] for path in self._system.find(self._path(below).rstrip("/"))]
             except FileNotFoundError:
@@ -156,15 +156,15 @@ class Store:
         return f"{self._root}/{_checked(name)}" if self._root else _checked(name)
 
     @contextmanager
-    def _answering(self, action: str, name: str) -> Iterator[None]:
-        """Whatever a store's library raises becomes a ResourceError; a missing file stays one."""
+    def _answering(self, action: str, name: str, lacking: bool = False) -> Iterator[None]:
+        """Whatever a store's library raises becomes a ResourceError; lacking: but a FileNotFoundError, which stays one."""
         if self._system is not None:
             self._system.invalidate_cache()  # other machines write here too
         try:
             yield
-        except FileNotFoundError:
-            raise
         except Exception as error:
+            if lacking and isinstance(error, FileNotFoundError):
+                raise
             raise ResourceError(
                 f"could not {action} {self.where(name)}: {first_line(error)}. Check the network, the room there and your "
                 "credentials for it, then start again: what is finished is kept."

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.target_text import parse_target
+from circuit_tracer.attribution.targets import Target
+from circuit_tracer.attribution.together import attribute_together
 from circuit_tracer.errors import CircuitTracerError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.many.rows import Row
@@ -17,34 +19,58 @@ from circuit_tracer.replacement_model import ReplacementModel
 
 
 def trace_rows(model: ReplacementModel, rows: Sequence[Row], tracing: Tracing, means: Means) -> list[Graph | Exception]:
-    """The graph of each row, or what was raised for it, in the order of the rows.
+    """The graph of each row, or what was raised for it, in the order of the rows; short prompts are traced together.
 
     Errors of the package are about the row; others are failures of ours, which stop no run either.
     """
-    return [_traced(model, row, tracing, means) for row in rows]
+    found: dict[int, Graph | Exception] = {}
+    asked: dict[int, tuple[Tensor, list[Target] | None]] = {}
+    for number, row in enumerate(rows):
+        try:
+            asked[number] = token_ids(model, row, tracing), targets_of(row, tracing)
+        except CircuitTracerError as error:
+            found[number] = error
+    found |= zip(asked, _traced(model, list(asked.values()), tracing, means), strict=True)
+    return [found[number] for number in range(len(rows))]
 
 
-def _traced(model: ReplacementModel, row: Row, tracing: Tracing, means: Means) -> Graph | Exception:
+def _traced(
+    model: ReplacementModel, asked: list[tuple[Tensor, list[Target] | None]], tracing: Tracing, means: Means
+) -> Sequence[Graph | Exception]:
+    """Together where that goes; one by one what is read again from disk, and where one fails in a way that nobody foresaw."""
+    options = tracing.model_dump(exclude={"chat", "chat_options", "targets"}) | {"memory": means.memory}
+    if means.offload is None:
+        prompts, targets = [ids for ids, _ in asked], [each for _, each in asked]
+        try:
+            return attribute_together(prompts, model, attribution_targets=targets, **options)
+        except Exception as error:
+            _require_device(error)
+    return [
+        _alone(model, ids, {**options, "attribution_targets": each, "offload": means.offload}) for ids, each in asked
+    ]
+
+
+def _alone(model: ReplacementModel, ids: Tensor, options: dict[str, Any]) -> Graph | Exception:
     try:
-        options = tracing.model_dump(exclude={"chat", "chat_options", "targets"})
-        found = row.targets or tracing.targets
-        graph = attribute(
-            token_ids(model, row, tracing),
-            model,
-            attribution_targets=None if found is None else [parse_target(text) for text in found],
-            offload=means.offload,
-            memory=means.memory,
-            **options,
-        )
-    except CircuitTracerError as error:
-        return error
+        graph = attribute(ids, model, **options)
     except Exception as error:
-        if "CUDA error" in str(error):  # the device is lost to this process
-            raise
+        _require_device(error)
         return error
     if graph.provenance.get("interrupted"):
         raise KeyboardInterrupt
     return graph
+
+
+def _require_device(error: Exception) -> None:
+    """Raise an error after which the device is lost to this process."""
+    if "CUDA error" in str(error):
+        raise error
+
+
+def targets_of(row: Row, tracing: Tracing) -> list[Target] | None:
+    """What is explained: the row's targets, else the run's, else None, the most probable tokens. Raises InputError."""
+    texts = row.targets or tracing.targets
+    return None if texts is None else [parse_target(text) for text in texts]
 
 
 def token_ids(model: ReplacementModel, row: Row, tracing: Tracing) -> Tensor:

@@ -14,6 +14,7 @@ from circuit_tracer.viewer.server.guard import POLICY, Guard
 from circuit_tracer.viewer.server.neuronpedia import NEURONPEDIA
 from circuit_tracer.viewer.server.pages import FILES
 from circuit_tracer.viewer.server.routing import Json, in_words
+from circuit_tracer.viewer.server.runs import RUNS
 from circuit_tracer.viewer.server.site import Site
 
 SECRET_PATHS = tuple(each.path for each in NEURONPEDIA.routes)  # type: ignore[attr-defined]  # routes of a router have paths
@@ -26,7 +27,7 @@ def openapi(request: Request) -> Response:
 
 
 # The page comes last, as it takes every path.
-ENDPOINTS = (*API.routes, *NEURONPEDIA.routes, *FILES.routes)
+ENDPOINTS = (*API.routes, *RUNS.routes, *NEURONPEDIA.routes, *FILES.routes)
 
 
 def make_app(site: Site) -> FastAPI:

@@ -85,6 +85,15 @@ class PruneRequest(Sent):
     )
 
 
+class CompareRequest(Sent):
+    """Two graphs, by their names in the folder or the ids of rows of a run."""
+
+    a: str = Field(min_length=1, max_length=1000)
+    b: str = Field(min_length=1, max_length=1000)
+    target: str | None = Field(default=None, max_length=1000, description="A target of both; null: the weightiest.")
+    positions: Literal["same", "end", "pooled"] = Field("same", description="which place of b answers to one of a")
+
+
 class GroupRequest(Sent):
     """Asks for groups; nothing needs to be said."""
 

@@ -80,6 +80,7 @@ def _configuration(site: Site) -> str:
     """What `main.js` reads; `<` is escaped, so that nothing in it can end the element."""
     features = "features" if site.has_features else None
     value = {"graphs": "api/graphs", "graph": "api/graphs/{slug}", "features": features, "token": site.token}
+    value |= {"run": "api/run"} if site.run else {}
     text = json.dumps(value).replace("<", "\\u003c")
     return f'<script type="application/json" id="viewer-config">{text}</script>'
 

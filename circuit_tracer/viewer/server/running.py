@@ -15,6 +15,7 @@ from circuit_tracer.features.folder import INDEX, FeatureFolder
 from circuit_tracer.features.labels import read_labels
 from circuit_tracer.viewer.bundle import STATIC
 from circuit_tracer.viewer.server.graphs import GraphFolder
+from circuit_tracer.viewer.server.runs import is_run
 from circuit_tracer.viewer.server.site import Site
 
 if TYPE_CHECKING:
@@ -41,14 +42,20 @@ def serve(
 ) -> Server:
     """Serve the graphs of a folder to this machine's browsers, in the background; `stop()` ends it.
 
-    data_dir: `{slug}.json` files with their `graph-metadata.json`. frontend_dir: another page than ours. features_dir: files
-    of features, default `features` beside the graphs. port: another free one is taken if it is in use; 0 for any. model: for
-    tracing, interventions and steering from the page. labels: of features, for graphs traced or pruned here; default those of
-    features_dir. neuronpedia_secret: opens Neuronpedia's protocol to those who know it.
+    data_dir: `{slug}.json` files with their `graph-metadata.json`, or the folder of a run, which takes no model. frontend_dir:
+    another page than ours. features_dir: files of features, default `features` beside the graphs. port: another free one is
+    taken if it is in use; 0 for any. model: for tracing, interventions and steering from the page. labels: of features, for
+    graphs traced, pruned or compared here; default those of features_dir. neuronpedia_secret: opens Neuronpedia's protocol to
+    those who know it.
 
     Raises InputError for folders that are not there, ResourceError if no port can be had.
     """
     graphs = GraphFolder(data_dir)
+    run = graphs.folder if is_run(graphs.folder) else None
+    if run is not None and model is not None:
+        raise InputError(
+            f"{data_dir} is a run: what it has is shown, and nothing is traced into it; leave the model out"
+        )
     features = Path(features_dir) if features_dir is not None else graphs.folder / "features"
     if features_dir is not None and not features.is_dir():
         raise InputError(f"no folder of features at {features}")
@@ -67,7 +74,7 @@ def serve(
             warn(other)
     if labels is None and features.is_dir():
         labels = read_labels(features)
-    site = Site(graphs, features, engine, frontend, neuronpedia_secret, labels)
+    site = Site(graphs, features, engine, frontend, neuronpedia_secret, labels, run)
     return Server(site, _bind(port), open_browser)
 
 

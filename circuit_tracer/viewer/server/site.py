@@ -27,7 +27,8 @@ class Site:
     """Graphs, features and a page; a model if there is one.
 
     features: a folder as `formats` of feature files lay it out, or None. frontend: another page than ours. secret: opens
-    Neuronpedia's protocol. labels: for features, by (layer, index) or by node id, in graphs that are traced or pruned here.
+    Neuronpedia's protocol. run: the folder of a run, whose page is shown instead of the graphs. labels: for features, by
+    (layer, index) or by node id, in graphs that are traced or pruned here.
     """
 
     graphs: GraphFolder
@@ -36,6 +37,7 @@ class Site:
     frontend: Path = STATIC
     secret: str | None = None
     labels: Labels | None = None
+    run: Path | None = None
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     jobs: Jobs = field(default_factory=Jobs)
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LINES_KEPT))

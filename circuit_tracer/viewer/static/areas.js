@@ -15,12 +15,12 @@ export const AREAS = [
 
 /** Mounted panels and what can be done with them as a whole. */
 export class Areas {
-  /** panels: of the table in panels.js, those that this page has. context: what each is mounted with. */
-  constructor(panels, context) {
-    const lost = panels.filter((panel) => !AREAS.some(({ id }) => id === panel.area));
+  /** panels: of the table in panels.js, those that this page has. context: what each is mounted with. areas: those of the page. */
+  constructor(panels, context, areas = AREAS) {
+    const lost = panels.filter((panel) => !areas.some(({ id }) => id === panel.area));
     if (lost.length) throw new Error(`the page has no area ${lost[0].area}, where the panel ${lost[0].id} is to stand`);
     const mounted = panels.map((panel) => mount(panel, context));
-    this.areas = AREAS.map((area) => new Area(area, mounted.filter(({ panel }) => panel.area === area.id)));
+    this.areas = areas.map((area) => new Area(area, mounted.filter(({ panel }) => panel.area === area.id)));
     this.element = h(
       "main",
       {},

@@ -80,10 +80,10 @@ const onScreen = ({ layout, camera }, { index }) => ({
 });
 
 /** The clicked node and pinned ones, and while nothing is selected those with the most influence. */
-function namedNodes({ graph, state, shown, layout }) {
+function namedNodes({ graph, look, state, shown, layout }) {
   const known = (ids) => ids.map((id) => graph.byId.get(id)).filter((node) => node && shown[node.index]);
   const chosen = known([state.clicked, ...state.pinned]).filter(({ kind }) => kind !== "token" && kind !== "target");
-  const others = state.clicked === null && state.path === null ? layout.influential : [];
+  const others = state.clicked === null && state.path === null ? layout.influential.slice(0, look.named) : [];
   return [...new Set([...chosen.slice(0, MOST_NAMES), ...others])];
 }
 

@@ -76,8 +76,8 @@ export const panel = {
 
 const stepped = (value, step) => Math.max(0, Math.min(1, Math.round((value + step) * 100) / 100));
 
-/** Filters. */
-function graphBar({ graph, store }) {
+/** Filters; directed: with a choice of the links of the selected node. */
+export function graphBar({ graph, store }, directed = true) {
   const pruning = slider(
     "Nodes",
     "pruning",
@@ -131,7 +131,7 @@ function graphBar({ graph, store }) {
     known ? density : null,
     errors,
     faint,
-    type,
+    directed ? type : null,
     headFilter({ graph, store }),
     h("span", { class: "spacer" }),
     partNote({ graph, store }),
@@ -157,7 +157,7 @@ function counts({ graph, store, view }) {
 const whole = (value) => value.toLocaleString("en");
 
 /** Buttons below the link graph. */
-function zoomButtons(view) {
+export function zoomButtons(view) {
   const [out, fit, into] = [() => view.zoom(1 / 1.4), () => view.fit(), () => view.zoom(1.4)];
   return h(
     "span",
@@ -176,10 +176,14 @@ const fromShare = (share) => Math.cbrt(share);
 const toDensity = (value) => Number((10 ** (4 * (value - 1))).toPrecision(3));
 const fromDensity = (density) => Math.max(0, 1 + Math.log10(density) / 4);
 
+/** A glyph of the legend: one SVG element. */
+export function glyph(tag, attributes) {
+  const box = { width: 14, height: 14, viewBox: "-7 -7 14 14", class: "glyph", "aria-hidden": "true" };
+  return svg("svg", box, svg(tag, attributes));
+}
+
 /** What glyphs mean. */
 function legend() {
-  const glyph = (tag, attributes) =>
-    svg("svg", { width: 14, height: 14, viewBox: "-7 -7 14 14", class: "glyph", "aria-hidden": "true" }, svg(tag, attributes));
   const items = [
     [glyph("circle", { r: 4, class: "feature" }), "feature"],
     [glyph("path", { d: "M0-4L4 0L0 4L-4 0Z", class: "error" }), "error"],
@@ -190,6 +194,11 @@ function legend() {
   ];
   const title =
     "The larger a glyph and the darker a grey link, the more influence on the outputs goes through it. Links of what is selected are coloured, their width the share of the target\u2019s input.";
+  return legendOf(items, title);
+}
+
+/** items: [glyph or glyphs, what it means]. */
+export function legendOf(items, title) {
   return h(
     "span",
     { class: "legend", title, "data-testid": "legend" },

@@ -7,6 +7,9 @@ export function tokenText(graph, position) {
   return visibleToken(graph.tokens[position] ?? "");
 }
 
+/** A prompt without the special tokens that it begins with. */
+export const promptText = (prompt) => prompt.replace(/^(\s*<[^<>\s]*>)+/, "").trim();
+
 /** The predicted token of a target, from its own field or from between the first two quotes of its label. */
 export function targetText(node) {
   return visibleToken(tokenOf(node) ?? node.label);

@@ -60,7 +60,7 @@ function fillCells(graph, shown) {
     if (!cells.has(key)) cells.set(key, []);
     cells.get(key).push(node);
   }
-  const rank = (node) => (node.kind === "target" ? -(node.probability ?? 0) : (node.influence ?? 2));
+  const rank = (node) => (node.kind === "target" ? -likelihood(node) : (node.influence ?? 2));
   for (const members of cells.values()) members.sort((a, b) => rank(a) - rank(b));
   return cells;
 }
@@ -124,7 +124,7 @@ function placeCell(members, column, row, x, y) {
 
 /** Outputs in their row, by probability around the middle of their token's column, pushed apart and into the panel. */
 function placeOutputs(outputs, columns, row, spacing, width, x, y) {
-  const ordered = outputs.slice().sort((a, b) => a.position - b.position || (b.probability ?? 0) - (a.probability ?? 0));
+  const ordered = outputs.slice().sort((a, b) => a.position - b.position || likelihood(b) - likelihood(a));
   const counts = new Map();
   for (const { position } of ordered) counts.set(position, (counts.get(position) ?? 0) + 1);
   const seen = new Map();
@@ -167,6 +167,9 @@ function margined({ spacing, longest }, limit, level) {
   const room = Math.min(longest, Math.max(4, (limit - 20) / (LETTER * Math.sin(angle))));
   return { spacing, longest, room, height: Math.max(level, room * LETTER * Math.sin(angle) + 20) };
 }
+
+/** Of an output; `likeliest` where several graphs share its place. */
+const likelihood = ({ likeliest, probability }) => likeliest ?? probability ?? 0;
 
 const isPlain = (node) => node.kind === "token" || node.kind === "target";
 

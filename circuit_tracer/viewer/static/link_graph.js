@@ -22,9 +22,16 @@ const RELAYOUT = ["pruning", "density", "hideErrors", "pinned", "clicked"];
 const REDRAW = ["edgeMin", "throughHead", "linkType", "allEdges", "groups", "query", "labels", "path", "effect"];
 
 export class LinkGraph {
-  constructor(graph, store) {
+  /**
+   * look: how this graph differs from others on the page, all of it optional. label: what it is called aloud; present: by node, 1 for
+   * those that this graph has, where others keep their places; shades: by node, a signed share that colours it, NaN for none;
+   * outlines: by node, the name of a colour, "" for the usual; named: so many nodes are named unasked; facts(node): [[name, value]] for its tooltip; linkHint: what a
+   * click on a link does.
+   */
+  constructor(graph, store, look = {}) {
     this.graph = graph;
     this.store = store;
+    this.look = { label: "Attribution graph", linkHint: "click: the heads it runs through", ...look };
     this.camera = { zoom: 1, x: 0, y: 0 };
     this.scene = h("canvas", { "aria-hidden": "true" });
     this.overlay = h("canvas", { "aria-hidden": "true" });
@@ -35,7 +42,7 @@ export class LinkGraph {
         class: "link-graph",
         tabindex: 0,
         role: "application",
-        "aria-label": "Attribution graph",
+        "aria-label": this.look.label,
         "aria-describedby": "graph-help",
         "data-testid": "link-graph",
       },
@@ -140,9 +147,11 @@ export class LinkGraph {
 
   /** All that a pen needs to draw the graph; extent: the part of the panel to draw. */
   view(extent = { left: 0, top: 0, right: this.width, bottom: this.height }) {
-    const { graph, shown, links, layout, palette, width, height, count, found, touched, pointed } = this;
+    const { graph, look, placed, shown, links, layout, palette, width, height, count, found, touched, pointed } = this;
     return {
       graph,
+      look,
+      placed,
       shown,
       links,
       layout,
@@ -162,9 +171,9 @@ export class LinkGraph {
   _changed(changed) {
     const has = (names) => names.some((name) => changed.has(name));
     if (has(RELAYOUT)) {
-      const before = this.shown;
+      const before = this.placed;
       this._filter();
-      if (before.some((value, node) => value !== this.shown[node])) this._layOut();
+      if (before.some((value, node) => value !== this.placed[node])) this._layOut();
       else this._redraw();
     } else if (has(REDRAW)) {
       this._filter();
@@ -175,7 +184,9 @@ export class LinkGraph {
 
   _filter() {
     const { state } = this.store;
-    this.shown = visibleNodes(this.graph, state);
+    const { present } = this.look;
+    this.placed = visibleNodes(this.graph, state);
+    this.shown = present ? this.placed.map((value, node) => value & present[node]) : this.placed;
     this.links = visibleLinks(this.graph, state, this.shown);
     this.found = matching(this.graph, state);
     this.touched = state.throughHead ? ends(this.graph, this.links) : null;
@@ -192,14 +203,25 @@ export class LinkGraph {
   _layOut() {
     if (!this.width) return;
     const aim = this.layout ? aimOf(this.camera, this.layout) : readAim(this.store.state.zoom);
-    this.layout = layOut(this.graph, this.shown, this.width, this.height);
+    this.layout = layOut(this.graph, this.placed, this.width, this.height);
+    this._lookAt(aim);
+    this._redraw();
+  }
+
+  /** Look where another graph of the page does, which has the same places. */
+  follow() {
+    if (!this.layout || aimText(aimOf(this.camera, this.layout)) === this.store.state.zoom) return;
+    this._lookAt(readAim(this.store.state.zoom));
+    this._request();
+  }
+
+  _lookAt(aim) {
     this.camera = this._within({
       zoom: aim.zoom,
       x: this.width * (0.5 - aim.zoom * aim.x),
       y: this.height * (0.5 - aim.zoom * aim.y),
     });
     this._showSign();
-    this._redraw();
   }
 
   /** The whole graph fills the panel, so that a nearer look never leaves it. */

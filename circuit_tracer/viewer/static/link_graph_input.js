@@ -109,7 +109,7 @@ function showLinkTooltip(view, link, [x, y]) {
     h("strong", {}, names.join(" \u2192 ")),
     fact("weight", number(weight[link])),
     fact("of its target\u2019s input", percent(share[link], true)),
-    h("div", { class: "quiet" }, "click: the heads it runs through"),
+    view.look.linkHint ? h("div", { class: "quiet" }, view.look.linkHint) : null,
   );
   placeTooltip(view, x, y);
 }
@@ -123,6 +123,7 @@ export function showTooltip(view, node, raw = false) {
   const lines = [h("strong", {}, nodeLabel(graph, state, node)), h("div", { class: "quiet" }, placeName(graph, node))];
   if (node.activation !== null) lines.push(fact("activation", number(node.activation)));
   if (node.probability !== null) lines.push(fact(isToken(node) ? "probability" : "weight", number(node.probability)));
+  for (const [name, value] of view.look.facts?.(node) ?? []) lines.push(fact(name, value));
   const changed = effectWords(state, node.id);
   if (changed) lines.push(fact("intervention", changed));
   lines.push(...sharesWith(selection(graph, state), node));

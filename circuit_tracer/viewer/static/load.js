@@ -22,6 +22,13 @@ export async function fromFile(file) {
   return parse(text);
 }
 
+/** The document in a gzipped text of a data block, as base64. */
+export async function unpacked(text) {
+  if (typeof text !== "string") throw new GraphProblem(["the graph of this row is not in this page"]);
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  return fromFile(new Blob([bytes]));
+}
+
 /** {graphs, warning}: the metadata of the graphs beside the page, [] if there are none, and what is wrong with the list. */
 export async function listGraphs(address) {
   try {

@@ -1,16 +1,19 @@
 // The start: find a graph, show it, or say why not.
 
+import { showComparison } from "./comparison_page.js";
 import { h, replace } from "./dom.js";
 import { addDensities, featureSource } from "./feature_source.js";
-import { embedded, fromFile, fromServer, listGraphs } from "./load.js";
+import { embedded, fromFile, fromServer, listGraphs, unpacked } from "./load.js";
 import { withDifference } from "./logit_difference.js";
 import { showGraph } from "./page.js";
 import { GraphProblem, readGraph } from "./read_graph.js";
+import { rowName } from "./rows_panel.js";
+import { RUN_FIELDS, showRun } from "./run_page.js";
 import { ServerClient, ServerProblem } from "./server.js";
 import { restoreTheme } from "./theme.js";
 import { toast } from "./toast.js";
 import { traceForm } from "./trace_dialog.js";
-import { addressParams } from "./url_state.js";
+import { addressParams, showInAddress } from "./url_state.js";
 
 const root = document.getElementById("app");
 
@@ -22,6 +25,10 @@ function configuration() {
 
 async function start() {
   restoreTheme();
+  const compared = embedded("comparison-data");
+  if (compared !== null) return compare(compared);
+  const run = embedded("run-data");
+  if (run !== null) return runOf(run, (id) => unpacked(run.graphs[id]));
   const inline = embedded("graph-data");
   if (inline !== null) {
     const details = embedded("feature-data");
@@ -30,6 +37,9 @@ async function start() {
   if (location.protocol === "file:" || location.protocol === "about:") return welcome();
   const config = configuration();
   const client = config.token ? new ServerClient(config.token) : null;
+  const asked = comparisonAsked();
+  if (client && asked) return compare(await client.compare(asked));
+  if (config.run) return servedRun(config);
   const session = client ? await client.session() : null;
   const { graphs, warning } = await listGraphs(config.graphs);
   if (warning) toast(warning, true);
@@ -42,6 +52,58 @@ async function start() {
   const server = client ? { client, session, slug, canPrune } : null;
   const menu = graphs.length > 1 ? chooser(graphs, slug) : null;
   return show(chosen, featureSource(null, config.features), menu, server);
+}
+
+/** The two graphs that the address asks to compare, or null. */
+function comparisonAsked() {
+  const params = addressParams();
+  const [a, b] = [params.get("a"), params.get("b")];
+  return a && b ? { a, b, target: params.get("target"), positions: params.get("positions") ?? "same" } : null;
+}
+
+/** Show a comparison of two graphs. */
+function compare(record) {
+  document.title = `${record.target} \u2013 comparison`;
+  window.viewer = showComparison(root, record);
+}
+
+/** A run with its rows, or the graph of one of them if the address names it; load(id): the graph's document. */
+async function runOf(run, load, source = featureSource(null, null)) {
+  const params = addressParams();
+  const row = params.get("row");
+  document.title = `${run.name} \u2013 run`;
+  window.addEventListener("popstate", () => location.reload());
+  if (row === null) {
+    const openable = (id) => (run.graphs === null ? run.rows.some((each) => each.id === id && each.status === "done") : Object.hasOwn(run.graphs, id));
+    window.viewer = showRun(root, run, { openable, open: goTo, compare: run.graphs === null ? goCompare : null }, params);
+    return;
+  }
+  show(await load(row), source, backToRun(run, row));
+}
+
+async function servedRun(config) {
+  const run = await fromServer(config.run);
+  const load = (id) => fromServer(`${config.run}/graphs/${encodeURIComponent(id)}`);
+  return runOf(run, load, featureSource(null, config.features));
+}
+
+/** Compare the graphs of two rows; only a server can. */
+const goCompare = (a, b) => location.assign(`?${new URLSearchParams({ a, b })}`);
+
+/** Show the graph of a row, or the list of rows as it was: a step of history. */
+function goTo(row) {
+  const kept = [...addressParams()].filter(([name]) => RUN_FIELDS.includes(name));
+  const params = new URLSearchParams(row === null ? kept : [...kept, ["row", row]]);
+  history.pushState(null, "", location.href);
+  showInAddress(params);
+  location.reload();
+}
+
+/** The way back from the graph of a row. */
+function backToRun(run, id) {
+  const row = run.rows.find((each) => each.id === id) ?? { id };
+  const back = h("button", { class: "small", "data-testid": "back", on: { click: () => goTo(null) } }, `\u2190 ${run.name}`);
+  return h("h1", {}, back, ` ${rowName(row)}`);
 }
 
 /** details: what the page holds of features by their paired number, or null. reloads: whether a reload shows it again. */

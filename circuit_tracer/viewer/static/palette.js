@@ -13,6 +13,8 @@ const NAMES = [
   "negative",
   "node",
   "target",
+  "only-a",
+  "only-b",
 ];
 const FULL = 0.4;
 

@@ -40,6 +40,7 @@ export function nodeRadius(layout, zoom, node) {
 /** Bands, links and nodes; view: {graph, state, shown, links, layout, palette, camera, extent}. Yields between pieces. */
 export function* drawScene(pen, view) {
   drawBands(pen, view);
+  drawAbsent(pen, view);
   yield* drawFaintLinks(pen, view);
   yield* drawStrongLinks(pen, view);
   yield* drawNodes(pen, view);
@@ -55,6 +56,14 @@ function drawBands(pen, { layout, palette, camera, extent }) {
     .map((row) => row.y * camera.zoom + camera.y)
     .flatMap((y) => [extent.left, y, extent.right, y]);
   pen.lines(rules, { color: palette.rule, width: 1 });
+}
+
+/** Where nodes stand that only another graph of the page has. */
+function drawAbsent(pen, { graph, placed, shown, layout, palette, camera }) {
+  const places = graph.nodes
+    .filter(({ index }) => placed[index] && !shown[index])
+    .flatMap(({ index }) => [layout.x[index] * camera.zoom + camera.x, layout.y[index] * camera.zoom + camera.y]);
+  if (places.length) pen.glyphs("circle", places, glyphRadius(layout, camera.zoom) * 0.6, { stroke: palette.muted, width: 0.6, alpha: 0.45 });
 }
 
 /** The links behind those that stand out, of many those with the most influence; none behind what is selected. */
@@ -161,7 +170,7 @@ function* drawLinks(pen, { graph, layout, camera, extent }, links, levels, stren
 }
 
 function* drawNodes(pen, view) {
-  const { graph, state, shown, palette, layout, camera, extent } = view;
+  const { graph, look, state, shown, palette, layout, camera, extent } = view;
   const chosen = selection(graph, state);
   const shares = chosen && neighbourShares(chosen, state);
   const clicked = new Set(chosen?.nodes);
@@ -179,10 +188,12 @@ function* drawNodes(pen, view) {
       isPinned: pinned.has(node.id),
       isFiltered: (found && !found.has(node.index)) || (view.touched && !view.touched.has(node.index)),
       crowded: layout.radius < 3,
+      outline: palette[look.outlines?.[node.index]],
     };
     // After an intervention colours say what changed; shares come back when that is cleared.
     const change = nodeChange(state, node.id);
-    const shade = state.effect ? (change === null ? undefined : change * FULL_SHARE) : shares?.get(node.index);
+    const own = chosen || !look.shades || Number.isNaN(look.shades[node.index]) ? undefined : look.shades[node.index];
+    const shade = state.effect ? (change === null ? undefined : change * FULL_SHARE) : (shares?.get(node.index) ?? own);
     const radius = nodeRadius(layout, camera.zoom, node.index);
     const style = nodeStyle(node, palette, shade, { ...marks, isDot: radius < A_DOT });
     const key = `${SHAPES[node.kind]}|${radius}|${style.fill}|${style.stroke}|${style.width}|${style.alpha}`;
@@ -207,7 +218,7 @@ function neighbourShares(chosen, state) {
   return shares;
 }
 
-function nodeStyle(node, palette, share, { isSelecting, isClicked, isPinned, isFiltered, crowded, isDot }) {
+function nodeStyle(node, palette, share, { isSelecting, isClicked, isPinned, isFiltered, crowded, isDot, outline }) {
   const faded = isFiltered || (isSelecting && share === undefined && !isClicked && !isPinned);
   const step = share === undefined ? 0 : (Math.sign(share) * Math.round(Math.sqrt(Math.abs(share)) * 24) ** 2) / 576;
   let fill = isError(node) ? null : palette.node;
@@ -218,8 +229,8 @@ function nodeStyle(node, palette, share, { isSelecting, isClicked, isPinned, isF
   const strong = isPinned || isClicked;
   return {
     fill,
-    stroke: strong ? palette.accent : isError(node) ? palette.muted : isDot && fill !== palette.target ? null : palette.ink,
-    width: strong ? 2.4 : crowded ? 0.6 : 0.9,
+    stroke: strong ? palette.accent : outline ? outline : isError(node) ? palette.muted : isDot && fill !== palette.target ? null : palette.ink,
+    width: strong ? 2.4 : outline ? (crowded ? 1.2 : 2) : crowded ? 0.6 : 0.9,
     alpha: faded ? 0.25 : 1,
     rank: (strong ? 4 : 0) + (faded ? 0 : 2) + (share !== undefined ? 1 : 0),
   };
@@ -232,7 +243,7 @@ export function fit(text, room) {
 }
 
 /** Rings, routes and the chosen link above the scene. */
-export function drawOverlay(pen, { graph, state, shown, layout, palette, camera, pointed }) {
+export function drawOverlay(pen, { graph, state, placed, shown, layout, palette, camera, pointed }) {
   const at = (index) => [layout.x[index] * camera.zoom + camera.x, layout.y[index] * camera.zoom + camera.y];
   if (state.path) {
     const points = state.path.slice(1).flatMap((node, step) => [...at(state.path[step]), ...at(node)]);
@@ -248,7 +259,7 @@ export function drawOverlay(pen, { graph, state, shown, layout, palette, camera,
   if (chosen !== null) mark(chosen, { color: palette.accent, width: 3.5, alpha: 0.85 });
   const ring = (id, style) => {
     const node = id === null ? undefined : graph.byId.get(id);
-    if (node && shown[node.index]) pen.glyphs("circle", at(node.index), nodeRadius(layout, camera.zoom, node.index) + 4, style);
+    if (node && placed[node.index]) pen.glyphs("circle", at(node.index), nodeRadius(layout, camera.zoom, node.index) + 4, style);
   };
   for (const id of state.lit ?? []) ring(id, { stroke: palette.accent, width: 3 });
   for (const id of state.collecting ?? []) ring(id, { stroke: palette.accent, width: 2, dash: [2, 2] });

@@ -75,6 +75,11 @@ export class ServerClient {
     return this.ask("POST", `${graphAddress(slug)}/explain-score`, request);
   }
 
+  /** request: {a, b, target, positions}: names of graphs, or ids of rows of a run. */
+  compare(request) {
+    return this.ask("POST", "api/comparisons", request);
+  }
+
   heads() {
     return this.ask("GET", "api/heads");
   }
