@@ -37,10 +37,7 @@ def aggregate(
     families: Annotated[
         int | None, typer.Option("--families", min=1, help="Families of prompts; default: as many as there are.")
     ] = None,
-    names: Annotated[
-        Path | None,
-        typer.Option("--names", help="What features are called: labels.json, or a folder of features."),
-    ] = None,
+    names: options.FeatureNames = None,
     resamples: Annotated[int, typer.Option("--resamples", min=1, help="Resamples of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap.")] = 0,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw them; needs matplotlib.")] = True,

@@ -46,6 +46,9 @@ Overwrite = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, one object a line, and nothing else.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show progress.")]
+FeatureNames = Annotated[
+    Path | None, typer.Option("--names", help="What features are called: labels.json, or a folder of features.")
+]
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ def report(
     steered: Annotated[int, typer.Option("--steered", min=1, help="Prompts that a group is steered on, at most.")] = 40,
     validated: Annotated[int, typer.Option("--validated", min=0, help="Graphs tested by intervention.")] = 10,
     seed: Annotated[int, typer.Option("--seed", help="Of halves, samples and resamples.")] = 0,
+    names: options.FeatureNames = None,
     device: Annotated[str | None, typer.Option("--device", help="A device of the run's kind.")] = None,
     output: Annotated[
         str | None,
@@ -33,6 +34,7 @@ def report(
     verbose: options.Verbose = False,
 ) -> None:
     """Rates of behaviour, how far graphs can be trusted, features that separate labels, what steering them does."""
+    from circuit_tracer.cli.serve import labels_of_run
     from circuit_tracer.many import open_run
     from circuit_tracer.many.report import Options, as_html, make_report
     from circuit_tracer.many.runs.manifest import read_manifest
@@ -43,7 +45,8 @@ def report(
     model = open_model(read_manifest(opened.store), device)
     asked = Options(None if label == "none" else label, expected, groups, steered, validated, seed)
     with options.progress(verbose) as progress:
-        made = make_report(opened, model, asked, progress)
+        named = labels_of_run(opened.settings["opening"]["transcoders"], names)
+        made = make_report(opened, model, asked, progress, named)
     text, page = options.dump(made.to_json()), as_html(made, f"Report on {PurePath(run).name}")
     place, folder = (opened.store, "report/") if output is None else (Store.at(output), "")
     for name, content in (("report.html", page), ("report.json", text)):

@@ -198,7 +198,7 @@ def test_a_group_is_judged_by_the_answers_of_other_labels() -> None:
 
 
 def test_three_labels_one_of_a_single_row_without_right_answers(made: Run, model: ReplacementModel) -> None:
-    found = make_report(made, model, Options("three", steered=1, validated=0))
+    found = make_report(made, model, Options("three", steered=1, validated=0), names={(0, 9): "asks for <a city>"})
     assert [each.label for each in found.behaviour] == ["", "abbreviation", "alone", "capital", "other"]
     assert all(each.right is None for each in found.behaviour)
     assert found.unexplained.not_compared == {"alone": 1}
@@ -210,6 +210,7 @@ def test_three_labels_one_of_a_single_row_without_right_answers(made: Run, model
     page = as_html(found, "x")
     assert "Rows labelled &#x27;alone&#x27;: 1, too few to compare" in page
     assert "changed: " in page
+    assert "asks for &lt;a city&gt;" in page
 
 
 class Text(HTMLParser):

@@ -111,8 +111,15 @@ class Columns(NamedTuple):
     groups: Mapping[str, str]
 
 
-def make_report(run: Run, model: Traceable, options: Options = Options(), progress: Progress | None = None) -> Report:
-    """Read the graphs of a run, and intervene on some of them. model: the run's own.
+def make_report(
+    run: Run,
+    model: Traceable,
+    options: Options = Options(),
+    progress: Progress | None = None,
+    names: Mapping[tuple[int, int], str] | None = None,
+) -> Report:
+    """Read the graphs of a run, and intervene on some of them. model: the run's own. names: what features are called, by
+    (layer, index), before what graphs keep.
 
     Raises InputError for a run without graphs, a column that is not there, or labels of which no two have four rows, two in
     either half.
@@ -132,6 +139,7 @@ def make_report(run: Run, model: Traceable, options: Options = Options(), progre
             [PRUNING],
             progress=lambda done: told("graphs read", done, len(run.ids)),
         )
+        collected.names.update(names or {})
         found = separators(collected, labels, parts)
         findings = _findings(run, model, collected, found, Columns(labels, expected, groups), parts, options)
         uncovered = _uncovered(collected, findings, labels, parts)
@@ -224,10 +232,10 @@ def _repeat(run: Run, options: Options) -> dict[str, Any]:
 def _sentence(finding: Finding, errors: float | None) -> str:
     best = max(finding.steered, key=lambda each: (each.steers, -each.p))
     first, others = finding.group.counted[0], len(finding.group.features) - 1
-    also = f", with {others} other{'s' if others > 1 else ''} in the same prompts" if others else ""
+    also = f", with {others} other{'s' if others > 1 else ''} in the same prompts," if others else ""
     done = "taken out" if best.strength == 0 else f"multiplied by {best.strength:g}"
     return (
-        f"{finding.group.label!r}: feature {first.called} separates it{also} with AUC {first.auc:.2f} ({first.auc_low:.2f} to "
+        f"{finding.group.label!r}: feature {first.called}{also} separates it with AUC {first.auc:.2f} ({first.auc_low:.2f} to "
         f"{first.auc_high:.2f}) on rows not used to find it; {done}, {_effect(best)}.{_caution(finding, errors)}"
     )
 
