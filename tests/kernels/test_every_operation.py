@@ -77,13 +77,13 @@ def test_equals_the_specification_again_and_again(
         wide = mapped(arguments, lambda part: part.double() if part.is_floating_point() else part)
         expected = tensors(getattr(naive, function.removesuffix("_"))(*wide))
         runs = []
-        for _ in range(2):
+        for _ in range(2 if way == "torch" or DEVICE == "cuda" else 1):  # an interpreter does the same each time
             given = mapped(arguments, lambda part: part.to(device, copy=True))
             runs.append([part.cpu() for part in tensors(called(module, function, given))])
             kept = slice(1, None) if function.endswith("_") else slice(None)
             for part, before in zip(tensors(given[kept]), tensors(arguments[kept]), strict=True):
                 assert torch.equal(part.cpu(), before), f"{function} changes an argument"
-        for found, again, exact in zip(*runs, expected, strict=True):
+        for found, again, exact in zip(runs[0], runs[-1], expected, strict=True):
             assert_close(found, exact, tolerance)
             assert torch.equal(found, again), f"{function} gives other bits the second time"
 
