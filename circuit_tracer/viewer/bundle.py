@@ -17,8 +17,7 @@ STATIC = Path(__file__).parent / "static"
 _IMPORT = re.compile(r'^import \{([^}]*)\} from "\./([\w.]+)";$', re.MULTILINE)
 _SHEET = re.compile(r'<link rel="stylesheet" href="([\w.]+)">')
 _EXPORT = re.compile(r"^export (?=(?:async )?function\*? (\w+)|(?:const|class) (\w+))", re.MULTILINE)
-_ANY_IMPORT_OR_SHEET = re.compile(r'<link rel="stylesheet" href="([\w.]+)">')
-_EXPORT = re.compile(r"^\s*(?:import|export)\b.*|\bimport\(.*", re.MULTILINE)
+_ANY_IMPORT_OR_EXPORT = re.compile(r"^\s*(?:import|export)\b.*|\bimport\(.*", re.MULTILINE)
 
 
 @cache
