@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.loading import quiet_loading
 
 
 def report(
@@ -39,6 +40,7 @@ def report(
     from circuit_tracer.many.runs.opening import open_model
     from circuit_tracer.many.runs.store import Store
 
+    quiet_loading()
     opened = open_run(run)
     model = open_model(read_manifest(opened.store), device)
     asked = Options(label, expected, groups, steered, validated, seed)
