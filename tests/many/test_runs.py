@@ -6,6 +6,8 @@ import os
 import resource
 import signal
 import sys
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from circuit_tracer.many.runs.local import run_locally
 from circuit_tracer.many.runs.run import Progress, run
 from circuit_tracer.many.runs.store import Store
 from circuit_tracer.many.runs.units import Units, shard_of
+from circuit_tracer.many.runs.worker import UnitResult
 from tests.support.command import Folders, save_folders
 from tests.support.process_cases import alone
 from tests.support.run_cases import Case, breaking_off, by_two, contents, die_at_once, killed, prompts, table
@@ -210,6 +213,17 @@ def test_failed_rows_are_tried_again_when_asked(case: Case, tmp_path: Path) -> N
     assert seen[-1].now == 3  # the unit with the two that fail; not the other one
     assert contents(tmp_path) == before
     assert times != (tmp_path / "units" / "0000-000000.json").stat().st_mtime_ns
+
+
+def test_the_rate_leaves_out_the_time_in_which_the_model_is_opened(case: Case, tmp_path: Path) -> None:
+    def slow_to_open(address: str, units: Sequence[str]) -> Iterator[UnitResult]:
+        time.sleep(0.3)
+        yield from (UnitResult(unit, done=3, failed=0, seconds=0.01) for unit in units)
+
+    seen: list[Progress] = []
+    case.run(tmp_path, engine=slow_to_open, report=seen.append)
+    assert seen[0].rate is None
+    assert 0.01 <= seen[1].seconds < 0.3
 
 
 # ---- shards, and who may work

@@ -30,7 +30,9 @@ Engine = Callable[[str, Sequence[str]], Iterator[UnitResult]]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, in rows of its shard: done, failed, and all of them; and those of this call, with its seconds."""
+    """How far a run is, in rows of its shard: done, failed, and all of them; now: those of this call, in the seconds since the
+    first of them was begun, after the model had been opened.
+    """
 
     done: int
     failed: int
@@ -102,9 +104,10 @@ def _work(store: Store, mine: Mapping[str, int], engine: Engine, report: Callabl
     finished = finished_units(store) & mine.keys()
     failed = sum(row["status"] == "failed" for unit in finished for row in read_record(store, unit))
     done, total = sum(mine[unit] for unit in finished) - failed, sum(mine.values())
-    begun, now = time.monotonic(), 0
+    begun, now = 0.0, 0
     report(Progress(done, failed, total, now, 0.0))
     for result in engine(store.address, [unit for unit in mine if unit not in finished]):
+        begun = begun or time.monotonic() - result.seconds
         done, failed, now = done + result.done, failed + result.failed, now + result.done + result.failed
         report(Progress(done, failed, total, now, time.monotonic() - begun))
 
