@@ -14,7 +14,7 @@ from circuit_tracer.cli.loading import quiet_loading
 def report(
     run: Annotated[str, typer.Argument(help="Folder or address of a run that circuit-tracer run made.")],
     *,
-    label: Annotated[str, typer.Option("--label", help="Column whose values are told apart.")] = "label",
+    label: Annotated[str, typer.Option("--label", help="Column whose values are told apart, or none.")] = "label",
     expected: Annotated[
         str | None, typer.Option("--expected", help="Column of right answers, compared with the most probable token.")
     ] = None,
@@ -43,7 +43,7 @@ def report(
     quiet_loading()
     opened = open_run(run)
     model = open_model(read_manifest(opened.store), device)
-    asked = Options(label, expected, groups, steered, validated, seed)
+    asked = Options(None if label == "none" else label, expected, groups, steered, validated, seed)
     with options.progress(verbose) as progress:
         made = make_report(opened, model, asked, progress)
     text, page = options.dump(made.to_json()), as_html(made, f"Report on {PurePath(run).name}")

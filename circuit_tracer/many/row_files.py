@@ -60,9 +60,9 @@ def _expected() -> str:
 
 def _place(path: str) -> Place:
     if is_address(path):
-        found = find_places(path, tuple(_KINDS))
+        found = find_places(path, tuple(_KINDS), "the file of prompts")
         if len(found) != 1:
-            raise InputError(f"{path} names {len(found)} files; rows are read from one")
+            raise InputError(f"{path} names {len(found)} files; rows are read from one: give its address")
         return found[0]
     location = Path(path).expanduser()
     if not location.is_file():

@@ -137,6 +137,8 @@ def test_files_that_are_refused(name: str, text: str, error: type[Exception], sa
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no file of prompts"):
         read_rows(tmp_path / "p.jsonl")
+    with pytest.raises(InputError, match=r"the file of prompts is 'memory://nowhere\.jsonl'"):
+        read_rows("memory://nowhere.jsonl")
 
 
 @pytest.mark.parametrize("id", ["a/../b", ".hidden", "ü", "a b", "%2E", "con\n"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -224,6 +225,21 @@ def test_the_rate_leaves_out_the_time_in_which_the_model_is_opened(case: Case, t
     case.run(tmp_path, engine=slow_to_open, report=seen.append)
     assert seen[0].rate is None
     assert 0.01 <= seen[1].seconds < 0.3
+
+
+def test_a_graph_that_is_gone_or_damaged_is_traced_again(case: Case, whole: Run, tmp_path: Path) -> None:
+    """Nobody else notices: the record says that it is done. A damaged one is for its reader to remove."""
+    shutil.copytree(whole.address, tmp_path / "x")
+    gone, bent = (tmp_path / "x" / "graphs" / f"{name}.safetensors" for name in ("row%200", "ids%2Fof%20tokens"))
+    gone.unlink()
+    bent.write_bytes(bent.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"no graph file at .* Run again"):
+        open_run(tmp_path / "x").graph("row 0")
+    with pytest.raises(FileFormatError, match=r"Or remove .*tokens\.safetensors, and run again"):
+        open_run(tmp_path / "x").graph("ids/of tokens")
+    bent.unlink()
+    case.run(tmp_path / "x")
+    assert contents(tmp_path / "x") == contents(Path(whole.address))
 
 
 # ---- shards, and who may work

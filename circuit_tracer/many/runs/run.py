@@ -19,7 +19,7 @@ from circuit_tracer.many.runs.claims import changing, shard_claimed
 from circuit_tracer.many.runs.local import run_locally
 from circuit_tracer.many.runs.manifest import Asked, open_manifest
 from circuit_tracer.many.runs.opened import Run, open_run
-from circuit_tracer.many.runs.records import GRAPHS, RECORDS, TIMES, finished_units, read_record, record_of
+from circuit_tracer.many.runs.records import GRAPHS, RECORDS, TIMES, finished_units, graph_of, read_record, record_of
 from circuit_tracer.many.runs.store import Store
 from circuit_tracer.many.runs.table import require_pyarrow, write_table
 from circuit_tracer.many.runs.units import ROWS, Units, shard_of
@@ -85,8 +85,7 @@ def run(
             units = Units(store)
             units.add(rows, manifest.layout.unit_rows, source)
         mine = {unit: len(units.rows_of[unit]) for unit in shard_of(list(units.rows_of), *shard)}
-        if retry_failed:
-            _forget_failures(store, mine)
+        _forget(store, mine, retry_failed)
         with _table_kept(store):
             _work(store, mine, engine, report or (lambda _: None))
         return assemble(store)
@@ -112,9 +111,14 @@ def _work(store: Store, mine: Mapping[str, int], engine: Engine, report: Callabl
         report(Progress(done, failed, total, now, time.monotonic() - begun))
 
 
-def _forget_failures(store: Store, mine: Mapping[str, int]) -> None:
-    for unit in finished_units(store) & mine.keys():
-        if any(row["status"] == "failed" for row in read_record(store, unit)):
+def _forget(store: Store, mine: Mapping[str, int], retry_failed: bool) -> None:
+    """Remove the records of units that are to be done again: that lack a graph by now, and, if asked, that have failed rows."""
+    finished = finished_units(store) & mine.keys()
+    graphs = set(store.names(GRAPHS))  # after the records, which are written last
+    for unit in finished:
+        rows = read_record(store, unit)
+        lacking = any(row["status"] == "done" and graph_of(row["id"]) not in graphs for row in rows)
+        if lacking or (retry_failed and any(row["status"] == "failed" for row in rows)):
             store.remove(record_of(unit))
 
 
