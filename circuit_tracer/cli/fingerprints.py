@@ -43,6 +43,7 @@ def fingerprints(
     """
     from circuit_tracer.many import open_run
     from circuit_tracer.many.fingerprints import (
+        FOLDER,
         evidence_of,
         matrix_of,
         predict,
@@ -52,6 +53,7 @@ def fingerprints(
     )
 
     subject, pruned = open_run(run), asdict(thresholds)
+    subject.store.require_writable(FOLDER)
     if label is None:
         found = matrix_of(subject, **pruned)
         file = write_fingerprints(subject, found)

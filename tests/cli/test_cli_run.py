@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
+from circuit_tracer.many import Run as OpenRun
 from circuit_tracer.many import open_run
 from tests.support.command import Folders, Run
 
@@ -82,3 +83,17 @@ def test_chat_prompts(run: Run, folders: Folders, tmp_path: Path) -> None:
     )
     assert outcome.code == 0
     assert open_run(tmp_path / "x").table[0]["prompt"] == "<bos> the Texas"
+
+
+@pytest.mark.parametrize("command", ["aggregate", "fingerprints", "report"])
+def test_a_folder_that_cannot_be_written_is_refused_before_graphs_are_read(
+    command: str, run: Run, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, out = tmp_path / "p.jsonl", tmp_path / "x"
+    prompts.write_text('{"tokens": [4, 5, 6]}')
+    assert run("run", prompts, "-t", folders.transcoder, "-o", out, "--device", "cpu").code == 0
+    (out / command).write_text("in the way")
+    monkeypatch.setattr(OpenRun, "graph", lambda *_: pytest.fail("a graph was read"))
+    outcome = run(command, out)
+    assert outcome.code == 2
+    assert f"cannot write into the folder {out / command}" in outcome.err

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from circuit_tracer.errors import CircuitTracerError
-from circuit_tracer.files import require_writable_folder
 from circuit_tracer.many.rows import Row
 from circuit_tracer.many.runs.claims import changing, shard_claimed
 from circuit_tracer.many.runs.local import run_locally
@@ -76,9 +75,8 @@ def run(
     """
     require_pyarrow()
     store = Store.at(address)
-    if store.folder is not None:
-        for name in ("", ROWS, GRAPHS, TIMES, RECORDS):
-            require_writable_folder(store.folder / name)  # and clear what killed processes left
+    for name in ("", ROWS, GRAPHS, TIMES, RECORDS):
+        store.require_writable(name)
     with shard_claimed(store, *shard):
         with changing(store):
             manifest = open_manifest(store, asked or {}, defaults or {})
