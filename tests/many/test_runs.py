@@ -18,11 +18,14 @@ import torch
 from pyarrow import parquet
 
 from circuit_tracer import ReplacementModel, attribute
+from circuit_tracer.demo import MODEL
 from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError, ResourceError
 from circuit_tracer.many import Row, Run, open_run
 from circuit_tracer.many.runs import local
 from circuit_tracer.many.runs.claims import shard_claimed
 from circuit_tracer.many.runs.local import run_locally
+from circuit_tracer.many.runs.manifest import local as local_name
+from circuit_tracer.many.runs.manifest import portable
 from circuit_tracer.many.runs.run import Progress, run
 from circuit_tracer.many.runs.store import Store
 from circuit_tracer.many.runs.units import Units, shard_of
@@ -287,6 +290,20 @@ def test_other_settings_are_refused(case: Case, whole: Run) -> None:
     ] == ("8GB")
     with pytest.raises(FileFormatError, match="max_logits"):
         run([], whole.address, {"tracing": {"max_logits": 3}})
+
+
+def test_folders_are_named_by_their_whole_path_and_hub_ids_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("clt", "gpt2", "a@b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "clt")
+    assert [portable(name) for name in (".", "../clt", "../a@b")] == [
+        str(tmp_path / each) for each in ("clt", "clt", "a@b")
+    ]
+    monkeypatch.chdir(tmp_path)
+    assert portable("gpt2@main") == "gpt2@main"  # a folder that is called like the repository is another thing
+    assert (portable(MODEL), local_name(portable(MODEL))) == ("circuit_tracer:demo/weights/model", MODEL)
 
 
 def test_another_model_is_refused(case: Case, tmp_path: Path) -> None:
