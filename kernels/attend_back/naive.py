@@ -40,7 +40,6 @@ def attend_back_several(
     return torch.cat(rows) if rows else g_TPD.clone()
 
 
-
 def pattern_of(scores: Scores, n_pos: int) -> Tensor:
     """The pattern (H, P, P) that `scores` stands for, among the first `n_pos` positions."""
     n_heads, n_kv = scores.query_HPd.shape[0], scores.key_KPd.shape[0]

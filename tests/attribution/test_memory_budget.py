@@ -179,9 +179,9 @@ def test_the_model_runs_once(keep: bool, modes: list[bool], monkeypatch: pytest.
     run: list[bool] = []
     encode = trace.encode_prompt
 
-    def encode_prompt(*inputs: Any, keep_patterns: bool) -> Any:
+    def encode_prompt(*inputs: Any, keep_patterns: bool, **others: Any) -> Any:
         run.append(keep_patterns)
-        return encode(*inputs, keep_patterns=keep_patterns)
+        return encode(*inputs, keep_patterns=keep_patterns, **others)
 
     monkeypatch.setattr(trace, "encode_prompt", encode_prompt)
     monkeypatch.setattr(plan, "LONG", 512 if keep else 2)
@@ -195,10 +195,10 @@ def test_patterns_that_do_not_fit_after_all_are_made_again(case: Case, monkeypat
     expected = attribute(IDS, model)
     encode = trace.encode_prompt
 
-    def encode_prompt(*inputs: Any, keep_patterns: bool) -> Any:
+    def encode_prompt(*inputs: Any, keep_patterns: bool, **others: Any) -> Any:
         if keep_patterns:
             raise MemoryError
-        return encode(*inputs, keep_patterns=keep_patterns)
+        return encode(*inputs, keep_patterns=keep_patterns, **others)
 
     monkeypatch.setattr(trace, "encode_prompt", encode_prompt)
     assert_same(attribute(IDS, model), expected, 1e-9)
