@@ -15,17 +15,17 @@ from circuit_tracer.many.report.steering import Steered
 from circuit_tracer.many.report.trust import Trust
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --bar: #2a78b8; --quiet: #8889; }
+:root { color-scheme: light dark; --line: #8884; --bar: #2a78b8; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
-table { border-collapse: collapse; width: 100%; } .wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; min-width: 46rem; } .wide { overflow-x: auto; }
 th, td { text-align: left; padding: .25rem .6rem .25rem 0; vertical-align: top; border-bottom: 1px solid var(--line); }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } td.n { white-space: nowrap; }
 .rate { display: inline-block; position: relative; width: 7rem; height: .8rem; background: #8882; vertical-align: middle; }
 .rate i { position: absolute; height: 100%; background: var(--bar); left: 0; }
 .rate b { position: absolute; height: 2px; top: calc(50% - 1px); background: currentColor; }
 .verdict { padding: .6rem 1rem; border-left: 4px solid var(--bar); background: #8881; margin: .4rem 0; }
-.small { color: var(--quiet); font-size: .85rem; } pre { white-space: pre-wrap; word-break: break-word; font-size: .8rem; }
+.small { opacity: .7; font-size: .85rem; } pre { white-space: pre-wrap; word-break: break-word; font-size: .8rem; }
 """
 _MOST_SEPARATORS = 40  # that the table shows; the JSON file has all
 
@@ -81,7 +81,8 @@ def _trust(trust: Trust) -> str:
     if not trust.tested:
         return "".join(f"<p>{escape(line)}</p>" for line in [*lines, "No graph was tested by intervention."])
     lines.append(
-        f"{len(trust.tested)} graphs were tested by intervention; nothing was found against {trust.sound.count} of them."
+        f"{len(trust.tested)} graphs were tested by intervention; something speaks against "
+        f"{len(trust.tested) - trust.sound.count} of them."
     )
     rows = [
         [
