@@ -82,7 +82,8 @@ def test_thirty_four_pins_can_be_read_at_every_width_in_the_order_of_their_token
             return {all: area(element), boxes: all('.box').map(area), percents: all('.wire-percent').map(area),
             names: all('.box-name').map(area), letters: viewer.subgraph.content.look.font * viewer.subgraph.scale,
             sign: document.querySelector('[data-testid=circuit-outside]').textContent,
-            told: !document.querySelector('[data-testid=circuit-outside]').hidden, lines: all('.box-name').map(e => e.textContent.split('\\n').length),
+            told: !document.querySelector('[data-testid=circuit-outside]').hidden,
+            lines: all('.box-name').map(e => e.textContent.split('\\n').length),
             at: boxes.map((box, n) => [box.nodes[0].position, places[n][0]])}; })()"""
         )
         assert len(found["boxes"]) == 34
