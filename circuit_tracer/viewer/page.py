@@ -37,12 +37,13 @@ def graph_page(
     *,
     labels: Labels | None = None,
     slug: str = "graph",
-    node_threshold: float = 0.8,
-    edge_threshold: float = 0.98,
+    node_threshold: float | None = None,
+    edge_threshold: float | None = None,
 ) -> str:
     """The text of a self-contained HTML page that shows a graph, offline and from disk.
 
-    graph: a graph, which is pruned at the thresholds and labelled; or viewer JSON as a mapping or the path of a file,
+    graph: a graph, which is pruned at the thresholds (default: those of its groups, else 0.8 and 0.98) and labelled; or
+    viewer JSON as a mapping or the path of a file,
     which is taken as it is, with labels where it has none. features: feature files (``examples_quantiles``,
     ``top_logits``, ...) by (layer, index), such as ``FeatureFolder(path)``; only those of the graph's features are asked
     for and enter the page. Default: what the graph keeps.
