@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from circuit_tracer.circuits import Grouping, Role, Supernode, contract
-from circuit_tracer.circuits.naming.concepts import Concept
 from circuit_tracer.circuits.naming.namesakes import join_namesakes
 from circuit_tracer.graph.graph import Graph
 from tests.support.graph_cases import random_graph
@@ -34,36 +33,23 @@ def at_one_place(graph: Graph) -> list[int]:
 def test_namesakes_of_one_place_are_one_and_the_circuit_has_no_circle(graph: Graph) -> None:
     here = at_one_place(graph)
     grouping = alone(graph, dict.fromkeys(here, "say Austin"))
-    joined = join_namesakes(graph, grouping, dict.fromkeys(here))
+    joined = join_namesakes(graph, grouping, here)
     assert len(joined) < len(grouping)
     assert sorted(node for group in joined for node in group.members) == sorted(
         node for g in grouping for node in g.members
     )
     assert contract(graph, joined).acyclic
     again = [place for place, group in enumerate(joined) if group.name]
-    assert join_namesakes(graph, joined, dict.fromkeys(again)) == joined, "all that may be joined is"
+    assert join_namesakes(graph, joined, again) == joined, "all that may be joined is"
 
 
 def test_other_names_places_and_roles_stay_apart(graph: Graph) -> None:
     here = at_one_place(graph)
     elsewhere = next(node for node in range(graph.nodes.layout.n_features) if node not in here)
     grouping = alone(graph, {here[0]: "say Austin", here[1]: "say Boise", elsewhere: "say Austin"})
-    assert join_namesakes(graph, grouping, dict.fromkeys([here[0], here[1], elsewhere])) == grouping
+    assert join_namesakes(graph, grouping, [here[0], here[1], elsewhere]) == grouping
     roles = list(grouping.supernodes)
     roles[here[1]] = Supernode("say Austin", "detects", roles[here[1]].members)
     other = Grouping(tuple(roles), grouping.settings)
-    assert join_namesakes(graph, other, dict.fromkeys(here[:2])) == other
-    assert join_namesakes(graph, alone(graph, {}), dict.fromkeys(here[:2])) == alone(graph, {}), (
-        "no name is no name in common"
-    )
-
-
-def test_namesakes_about_different_things_stay_apart(graph: Graph) -> None:
-    here = at_one_place(graph)
-    grouping = alone(graph, dict.fromkeys(here, "say euro"))
-    about = {place: Concept(("France", "Italy")[number % 2]) for number, place in enumerate(here)}
-    joined = join_namesakes(graph, grouping, about)
-    ids = graph.nodes.ids()
-    thing = {ids[place]: each for place, each in about.items()}
-    assert all(len({thing[node] for node in group.members}) == 1 for group in joined if group.name)
-    assert len(joined) < len(grouping)
+    assert join_namesakes(graph, other, [here[0], here[1]]) == other
+    assert join_namesakes(graph, alone(graph, {}), here[:2]) == alone(graph, {}), "no name is no name in common"

@@ -22,7 +22,6 @@ from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.circuits.naming.concepts import (
     Concept,
     is_kind,
-    is_of_several,
     leading,
     several,
     shortened_name,
@@ -55,16 +54,16 @@ def name_groups(
     groups that have a name get a new one too. Groups of tokens, errors and outputs are left without: `titles` says what they
     are. Groups of features that get one name, role and place become one (namesakes.py); no two names are alike.
     """
-    named, about, outputs = {}, {}, output_tokens(graph)
+    named, outputs = {}, output_tokens(graph)
     here = labels_in_context(graph, labels) if labels else {}
     for place, members in enumerate(active_members(graph, grouping)):
         group = grouping.supernodes[place]
         if members and (over or not group.name):
             name = _name(group.role, members, here, features, model, outputs) or _toward(graph, group)
-            named[place], about[place] = shortened_name(name or ""), _about(members, here)
+            named[place] = shortened_name(name or "")
     named = {place: name for place, name in named.items() if name}
     fresh = {member for place in named for member in grouping.supernodes[place].members}
-    found = join_namesakes(graph, grouping.named(named), {place: about[place] for place in named})
+    found = join_namesakes(graph, grouping.named(named), named)
     told = titles(graph, found)  # alike ones apart
     return found.named({place: told[place] for place, group in enumerate(found) if group.members[0] in fresh})
 
@@ -132,12 +131,6 @@ def _telling(members: Sequence[Active], labels: Mapping[Any, str]) -> Sequence[A
 def _tallied(members: Sequence[Active], labels: Mapping[Any, str]) -> dict[Concept, float]:
     known = ((label_of(labels, member.node, *member.place), member.weight) for member in members)
     return tally((label, weight) for label, weight in known if label)
-
-
-def _about(members: Sequence[Active], labels: Mapping[Any, str]) -> Concept | None:
-    """What labels of one thing most name; None where there are none."""
-    plain = [member for member in members if not is_of_several(label_of(labels, member.node, *member.place))]
-    return next(iter(_tallied(plain, labels)), None)
 
 
 def _toward(graph: Graph, group: Supernode) -> str | None:

@@ -1,31 +1,28 @@
 """Groups that came out with one name: one group, where role and place are the same and the circuit stays without circles.
 
 The tree of likeness parts what is moved by, or does, too different things; nodes that all say "Austin" at one token are told
-as one step nevertheless. But not what labels call by different things: a feature of France that says "euro" here is another
-step than one that says "euro" anywhere.
+as one step nevertheless.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from itertools import combinations
 
 import networkx as nx
 
 from circuit_tracer.circuits.grouping import MAX_LAYERS
-from circuit_tracer.circuits.naming.concepts import Concept
 from circuit_tracer.circuits.quotient import contract
 from circuit_tracer.circuits.supernodes import Grouping, Supernode, members_of
 from circuit_tracer.graph.graph import Graph
 
 
-def join_namesakes(graph: Graph, grouping: Grouping, named: Mapping[int, Concept | None]) -> Grouping:
-    """The grouping with namesakes made one. named: places of the groups that may join, and what their labels are about, if
-    that is known.
+def join_namesakes(graph: Graph, grouping: Grouping, named: Collection[int]) -> Grouping:
+    """The grouping with namesakes made one. named: places of the groups that may join.
 
-    They are about one thing, have one role and stand at the same positions, their layers differ by what the grouping allows in
-    a group, and no path leads from one to another through a third group. The score stays that of the cut.
+    They have one role and stand at the same positions, their layers differ by what the grouping allows in a group, and no path
+    leads from one to another through a third group. The score stays that of the cut.
     """
     groups = list(grouping.supernodes)
     alike = {place: (groups[place].name, groups[place].role, _positions(graph, groups[place])) for place in named}
@@ -33,22 +30,17 @@ def join_namesakes(graph: Graph, grouping: Grouping, named: Mapping[int, Concept
     if not pairs:
         return grouping
     flow = _flow(graph, grouping)
-    about, into = (
-        dict(named),
-        {place: place for place in named},
-    )  # into: a group that is no more -> the one that it is part of
+    into = {place: place for place in named}  # a group that is no more -> the one that it is part of
     widest = int(grouping.settings.get("max_layers") or MAX_LAYERS)
     for a, b in pairs:
         a, b = into[a], into[b]
         if a == b:
             continue
-        if about[a] and about[b] and about[a] != about[b]:
-            continue
         joined = replace(groups[a], members=_ordered(graph, groups[a], groups[b]))
         if _height(graph, joined) > widest or _passes_others(flow, a, b):
             continue
         nx.contracted_nodes(flow, a, b, self_loops=False, copy=False)
-        groups[a], about[a] = joined, about[a] or about[b]
+        groups[a] = joined
         into = {place: a if part == b else part for place, part in into.items()}
     gone = {place for place, part in into.items() if part != place}
     return replace(grouping, supernodes=tuple(group for place, group in enumerate(groups) if place not in gone))
