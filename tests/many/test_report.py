@@ -257,7 +257,7 @@ def test_bad_questions_are_errors(made: Run, model: ReplacementModel, tmp_path: 
     with pytest.raises(InputError, match="no column 'kind'"):
         make_report(made, model, Options(label="kind"))
     with pytest.raises(InputError, match="expected two labels"):
-        make_report(made, model, Options(label="city", validated=0))
+        make_report(made, model, Options(label="city", validated=0), lambda *_: pytest.fail("graphs were read"))
     asked = {"opening": {"transcoders": TRANSCODER, "model": MODEL}}
     empty = run([Row("a", "", problem="no row")], tmp_path / "run", asked, engine=partial(run_locally, workers=1))
     with pytest.raises(InputError, match="no graph yet"):

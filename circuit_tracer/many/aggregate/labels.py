@@ -31,7 +31,7 @@ def tested_labels(ids: Sequence[str], labels: Mapping[str, str]) -> list[str]:
         shown = ", ".join(f"{name!r} ({count})" for name, count in sorted(counts.items())[:5])
         raise InputError(
             f"labels: {shown or 'none'} over {len(ids)} graphs; expected two labels of at least {FEWEST_GRAPHS} graphs each. "
-            "Name another column, or leave labels out (none)."
+            "Name another column, or leave labels out (--label none)."
         )
     return found
 

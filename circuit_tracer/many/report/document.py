@@ -19,7 +19,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --quiet: #a9adb2; } }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 74rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
-table { border-collapse: collapse; width: 100%; } .wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; min-width: 46rem; } .wide { overflow-x: auto; }
 th, td { text-align: left; padding: .25rem .6rem .25rem 0; vertical-align: top; border-bottom: 1px solid var(--line); }
 td { min-width: 3.5rem; } .long { min-width: 10rem; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
@@ -90,7 +90,7 @@ def _trust(trust: Trust) -> str:
         return "".join(f"<p>{escape(line)}</p>" for line in [*lines, "No graph was tested by intervention."])
     sound = trust.sound
     lines.append(
-        f"{sound.total} graphs were tested by intervention; nothing was found against {sound.count} of them, "
+        f"{sound.total} graphs were tested by intervention; nothing speaks against {sound.count} of them, "
         f"{_percent(sound.share)} ({_percent(sound.low)} to {_percent(sound.high)})."
     )
     rows = [
