@@ -22,7 +22,7 @@ from circuit_tracer.many.comparison.target import target_of
 from circuit_tracer.models.capture import capture, logits_at
 from circuit_tracer.models.parts import bind
 from circuit_tracer.replacement_model import ReplacementModel
-from tests.support.edge_cases import ALL, any_architecture
+from tests.support.edge_cases import any_architecture, every_architecture
 from tests.support.tiny import tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, build, one_each
 
@@ -84,7 +84,7 @@ def test_differences_of_edges_are_the_difference_of_the_logit(case: Case, change
 
 
 @pytest.mark.slow("a trace of each of three models of every family")
-@pytest.mark.parametrize(("number", "name"), ALL, ids=[name for _, name in ALL])
+@every_architecture
 def test_every_family_is_accounted_for(number: int, name: str) -> None:
     model, _ = any_architecture(name, number)
     base, *others, same = (
