@@ -102,9 +102,9 @@ def make_report(run: Run, model: Traceable, options: Options = Options(), progre
         raise InputError(f"the run {run.address} has no graph yet: trace its rows first (circuit-tracer run)")
     told = progress or (lambda what, done, total: None)
     labels, expected, groups = (_column(run, name) for name in (options.label, options.expected, options.groups))
-    if labels:
-        tested_labels(run.ids, labels)  # before the graphs are read, which takes long
     parts = halves(run.ids, labels, groups, options.seed)
+    for half in parts if labels else ():
+        tested_labels(half, labels)  # before the graphs are read, which takes long
     found: list[Separator] = []
     findings: list[Finding] = []
     if labels:
