@@ -14,7 +14,6 @@ import torch
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.many.aggregate.incidence import Collected, collect
-from circuit_tracer.many.aggregate.labels import tested_labels
 from circuit_tracer.many.aggregate.profile import Setting
 from circuit_tracer.many.report.behaviour import Behaviour, behaviours, towards_others
 from circuit_tracer.many.report.findings import Finding, Outcome, covered, grouped, having
@@ -129,8 +128,6 @@ def make_report(
         raise InputError(f"the run {run.address} has no graph yet: trace its rows first (circuit-tracer run)")
     told = progress or (lambda what, done, total: None)
     labels, expected, groups = (_column(run, name) for name in (options.label, options.expected, options.groups))
-    if labels:
-        tested_labels(run.ids, labels)  # before the graphs are read, which takes long
     parts = halves(run.ids, labels, groups, options.seed)
     enough = compared(labels, parts)
     found: list[Separator] = []

@@ -64,7 +64,8 @@ def compared(labels: Mapping[str, str], parts: Halves) -> list[str]:
         shown = ", ".join(f"{name!r} ({count})" for name, count in counts)
         raise InputError(
             f"labels of the rows with a graph: {shown or 'none'}; expected two labels of at least {2 * FEWEST_GRAPHS} rows, "
-            f"{FEWEST_GRAPHS} in either half (rows of one group stay in one). Name another column, or leave labels out (none)."
+            f"{FEWEST_GRAPHS} in either half (rows of one group stay in one). Name another column, or leave labels "
+            "out (--label none)."
         )
     return both
 
