@@ -6,6 +6,7 @@ the next one, and it does no harm if the lost one finishes it after all.
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 from collections import Counter, deque
@@ -32,6 +33,7 @@ class Actor:
     def open(self, address: str) -> None:
         """Load model and dictionary."""
         self._worker = Worker(address)
+        gc.freeze()  # as in a process of our own (local.py)
 
     def work(self, unit: str) -> UnitResult:
         """`Worker.work`."""
