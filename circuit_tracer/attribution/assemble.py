@@ -5,7 +5,7 @@ Letters: L layers, P positions, N nodes, N_s selected features, K targets, W sou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from circuit_tracer.ranks import Ranks
 from circuit_tracer.transcoders.base import Transcoders
 
 _PIECE = 1 << 21  # edges that exist outside of their rows at once
+Piece = tuple[FinishedBlock, Tensor, Tensor]  # a block, which of its rows (n,), their edges (n, W') from `source_nodes`
 
 
 def assemble(
@@ -104,6 +105,7 @@ class _Layout:
         self.node_of_row = torch.full((store.n_targets + store.n_columns,), -1)
         self.node_of_row[: store.n_targets] = torch.arange(self.first_target, self.n_nodes)
         self.node_of_row[store.n_targets + self.columns] = torch.arange(len(selected))
+        self._small: list[Piece] | None = None
 
     def source_nodes(self, block: FinishedBlock) -> Tensor:
         """(W',) nodes that a row of the block may have edges from, ascending."""
@@ -111,8 +113,13 @@ class _Layout:
         features = torch.nonzero(self.columns < block.n_columns).flatten()
         return torch.cat([features, errors.flatten(), self.first_token + torch.arange(block.n_pos)])
 
-    def pieces(self) -> Iterator[tuple[FinishedBlock, Tensor, Tensor]]:
-        """The rows of nodes, some at a time: their block, which of its rows (n,), and edges (n, W') from `source_nodes`."""
+    def pieces(self) -> Iterable[Piece]:
+        """The rows of nodes, some at a time; where all of them are no more than one piece, they are made once."""
+        if self._small is None and sum(len(block.row) * block.width for block in self.store.blocks) <= _PIECE:
+            self._small = list(self._cut())
+        return self._cut() if self._small is None else self._small
+
+    def _cut(self) -> Iterator[Piece]:
         for block in self.store.blocks:
             wanted = torch.nonzero(self.node_of_row[block.row] >= 0).flatten()
             features = self.columns[self.columns < block.n_columns]

@@ -168,8 +168,8 @@ class _Flight:
         place, position = (position + start).to(vector.device), position.to(vector.device)
         fresh = vector.new_zeros(len(position), *self.g.shape[1:])
         fresh[torch.arange(len(position), device=vector.device), position] = self._adjoint(layer, vector, place)
-        added = fresh.split([last - first for first, last in zip(above, here, strict=True)])
-        there = self.g.split(above)
+        added = fresh.split_with_sizes([last - first for first, last in zip(above, here, strict=True)])
+        there = self.g.split_with_sizes(above)
         self.g = torch.cat([part for pair in zip(there, added, strict=True) for part in pair])
         return self.g
 
@@ -234,7 +234,7 @@ class _Flight:
     def _of_each(self, layer: int) -> Iterator[tuple[int, Tensor]]:
         """The rows at a layer or above of each prompt that has some, at its block's positions."""
         counts = self.joined[layer]
-        for number, rows_TPD in enumerate(self.at(layer).split(counts)):
+        for number, rows_TPD in enumerate(self.at(layer).split_with_sizes(counts)):
             if counts[number]:
                 yield number, rows_TPD[:, : self.blocks[number].n_pos]
 

@@ -17,7 +17,7 @@ from circuit_tracer.files import atomic_write
 from circuit_tracer.graph.files.node_ids import cantor_pair
 from circuit_tracer.graph.files.read_json import features_of
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.viewer.bundle import STATIC, bundled_script
+from circuit_tracer.viewer.bundle import bundled_script, bundled_style
 from circuit_tracer.viewer.document import viewer_document
 
 if TYPE_CHECKING:
@@ -122,8 +122,7 @@ def data_block(name: str, value: Any) -> str:
 
 @cache
 def _head_and_script() -> tuple[str, str]:
-    style = (STATIC / "style.css").read_text(encoding="utf-8")
-    script = bundled_script()
+    style, script = bundled_style(), bundled_script()
     for name, text in (("style", style), ("script", script)):
         if f"</{name}" in text.lower():
             raise AssertionError(f"the viewer's {name} contains its own end")

@@ -38,15 +38,17 @@ def contract_(
         from circuit_tracer.kernels.contract import triton
 
         return triton.contract_(out_TN, g_TPD, source_nD, source_ptr, column)
-    for position in range(g_TPD.shape[1]):
-        start, stop = source_ptr[position], source_ptr[position + 1]
-        if stop > start:
-            here, source = slice(column[position], column[position] + stop - start), source_nD[start:stop]
-            if len(out_TN) > FEW_ROWS:
-                out_TN[:, here].addmm_(g_TPD[:, position], source.T)
-                continue
-            for out_N, g_PD in zip(out_TN, g_TPD, strict=True):
-                out_N[here].addmv_(source, g_PD[position])
+    few = out_TN.shape[0] <= FEW_ROWS
+    # the views of all positions are made at once: with few sources at each, making them takes as long as the products
+    for g_TD, column_p, start, stop in zip(g_TPD.unbind(1), column, source_ptr, source_ptr[1:], strict=False):
+        if stop == start:
+            continue
+        out_Tn, source = out_TN.narrow(1, column_p, stop - start), source_nD.narrow(0, start, stop - start)
+        if not few:
+            out_Tn.addmm_(g_TD, source.T)
+            continue
+        for out_n, g_D in zip(out_Tn.unbind(), g_TD.unbind(), strict=True):
+            out_n.addmv_(source, g_D)
     return None
 
 

@@ -6,6 +6,7 @@ files whole or not there, so nothing else needs to be known of how far it was.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import signal
 from collections import Counter, deque
@@ -145,6 +146,7 @@ def _serve(pipe: Connection, address: str, device: str) -> None:
     try:
         disable_progress_bar()
         worker = Worker(address, device)
+        gc.freeze()  # what has been loaded stays: to look through it for garbage again and again takes a tenth of the time
         pipe.send(None)
         while (unit := pipe.recv()) is not None:
             pipe.send(worker.work(unit))

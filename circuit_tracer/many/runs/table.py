@@ -46,7 +46,7 @@ COLUMNS = {  # and their types in parquet
 def traced_row(id: str, graph: Graph) -> dict[str, Any]:
     """What a unit's record says of a row that is done; JSON values."""
     scores, layout, targets = graph_scores(graph), graph.nodes.layout, graph.targets
-    prediction = graph.provenance["prediction"]
+    prediction, residual = graph.provenance["prediction"], graph.residual
     return {
         "id": id,
         "status": "done",
@@ -60,7 +60,7 @@ def traced_row(id: str, graph: Graph) -> dict[str, Any]:
         "replacement": _number(scores.replacement),
         "completeness": _number(scores.completeness),
         "strict_completeness": _number(scores.strict_completeness),
-        "residual": None if graph.residual is None else _number(graph.residual),
+        "residual": None if residual is None else _number(residual),
         "n_active": len(graph.active_features),
         "n_features": layout.n_features,
         "n_nodes": layout.n_nodes,
