@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuit_tracer.circuits import group_nodes
+from circuit_tracer.circuits.naming import name_groups
 from circuit_tracer.demo import FEATURES, load_labels
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph import Graph
@@ -323,7 +324,7 @@ def test_groups_that_are_offered_are_those_of_python_and_change_nothing(
     assert report["state"] == "done", report
     offered = report["result"]
     grouping = group_nodes(demo_graph, labels=load_labels(), node_threshold=0.9)
-    groups = {group.members for group in grouping}
+    groups = {group.members for group in name_groups(demo_graph, grouping, labels=load_labels())}
     assert {tuple(members) for _, *members in offered["supernodes"]} <= groups
     assert all(name for name, *_ in offered["supernodes"])
     assert {name for _, *members in offered["supernodes"] for name in members} < set(offered["pinned"])
