@@ -11,6 +11,9 @@ NEWEST ?= python3.13
 CORE = tests/compat tests/attribution/test_identities.py tests/cli/test_cli_main.py tests/graph/test_graph_files.py \
        tests/kernels/test_kernel_decode.py tests/kernels/test_kernel_paths.py tests/training/test_step.py
 
+# no process of the tests compiles what another has compiled, also where the environment asks for it (empty is unset)
+test test-all: export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: install demo test test-all lint check-newest
 
 install: $(VENV)/.installed

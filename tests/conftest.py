@@ -9,6 +9,7 @@ end of a run.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 
@@ -29,6 +30,16 @@ hypothesis.settings.load_profile("busy machine")
 
 LIMIT = 20.0
 taken: Counter[str] = Counter()  # seconds by test, of those that do not say why they take long
+
+
+def pytest_sessionstart() -> None:
+    gc.disable()  # what is collected stays to the end
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and the libraries are not looked through again and again for what nobody needs any more."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

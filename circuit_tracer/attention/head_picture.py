@@ -8,11 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from circuit_tracer.errors import CircuitTracerError
-from circuit_tracer.files import atomic_write
+from circuit_tracer.graph.figures import require_matplotlib, save_figure
 
 ACROSS = 3  # panels
-_NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same table gives the same file
 
 Panel = tuple[Tensor, str, tuple[float, float] | None]  # scores (L, H), what they are, what they lie between
 
@@ -20,33 +18,25 @@ Panel = tuple[Tensor, str, tuple[float, float] | None]  # scores (L, H), what th
 def draw_heads(panels: Mapping[str, Panel], title: str, path: str | Path) -> Path:
     """Draw scores by name; those that no head has are left out. Heads without a score are grey.
 
-    Raises CircuitTracerError without matplotlib.
+    Raises CircuitTracerError without matplotlib, InputError for a suffix that is no format of pictures.
     """
-    try:
-        import matplotlib
+    require_matplotlib()
+    from matplotlib.figure import Figure
 
-        matplotlib.use("Agg")
-        matplotlib.rcParams["svg.hashsalt"] = "circuit-tracing"
-        import matplotlib.pyplot as pyplot
-    except ImportError as error:
-        raise CircuitTracerError("pictures need matplotlib: pip install 'circuit-tracing[plot]'") from error
     shown = {name: panel for name, panel in panels.items() if bool(panel[0].isfinite().any())}
     n_layers, n_heads = next(iter(panels.values()))[0].shape
     across = min(ACROSS, len(shown))
     down = -(-len(shown) // across)
     size = (across * max(2.6, 0.16 * n_heads + 1.4), down * max(1.8, 0.13 * n_layers + 0.9) + 0.4)
-    figure, axes = pyplot.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False)
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
     for axis, (name, panel) in zip(axes.flat, shown.items(), strict=False):
         image = _draw(axis, name, panel)
         figure.colorbar(image, ax=axis).ax.tick_params(labelsize=6)
     figure.suptitle(title.replace("$", r"\$"), fontsize=9)
-    kind = Path(path).suffix.lstrip(".") or "png"
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=150, metadata=_NO_DATE.get(kind))
-    pyplot.close(figure)
-    return Path(path)
+    return save_figure(figure, Path(path))
 
 
 def _draw(axis: Any, name: str, panel: Panel) -> Any:

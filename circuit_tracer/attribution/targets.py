@@ -274,7 +274,8 @@ class _Reader:
 
     def _difference(self, item: LogitDifference) -> _Item:
         first, second = (
-            self._token_id(t) if isinstance(t, str) else self._check_id(t) for t in (item.token, item.other)
+            self._token_id(t) if isinstance(t, str) else self._check_id(whole(t, "a token of a difference"))
+            for t in (item.token, item.other)
         )
         if first == second:
             raise InputError(f"target {tuple(item)} is the difference of token {first} with itself; name two tokens")

@@ -53,12 +53,14 @@ def aggregate(
     """
     from circuit_tracer.graph.figures import require_matplotlib
     from circuit_tracer.many import open_run
+    from circuit_tracer.many.aggregate import FOLDER
     from circuit_tracer.many.aggregate import aggregate as aggregated
     from circuit_tracer.many.aggregate.pictures import draw
 
     if pictures:
         require_matplotlib()
     run = open_run(address)
+    run.store.require_writable(FOLDER)
     with options.progress(verbose) as report:
         found = aggregated(
             run,
@@ -146,6 +148,8 @@ def as_text(summary: dict[str, Any]) -> str:
         for each in families[:SHOWN_FAMILIES]:
             labels = ", ".join(f"{name} {count}" for name, count in each["labels"].items())
             lines.append(f"{each['size']:>9}  such as {each['medoid']}" + (f" ({labels})" if labels else ""))
+        if more := families[SHOWN_FAMILIES:]:
+            lines.append(f"{sum(each['size'] for each in more):>9}  in {len(more)} more families")
     return "\n".join([*lines, "", *(f"wrote      {file}" for file in summary["files"])])
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.loading import quiet_loading
 
 
 def fingerprints(
@@ -42,14 +43,17 @@ def fingerprints(
     """
     from circuit_tracer.many import open_run
     from circuit_tracer.many.fingerprints import (
+        FOLDER,
         evidence_of,
         matrix_of,
         predict,
+        split,
         write_fingerprints,
         write_prediction,
     )
 
     subject, pruned = open_run(run), asdict(thresholds)
+    subject.store.require_writable(FOLDER)
     if label is None:
         found = matrix_of(subject, **pruned)
         file = write_fingerprints(subject, found)
@@ -57,11 +61,14 @@ def fingerprints(
         text = f"{len(found.ids):,} graphs, {len(found.names)} numbers each\n\nwrote      {file}"
     else:
         labels, of_group = subject.values(label), None if groups is None else subject.values(groups)
+        asked: dict[str, Any] = {"positive": positive, "folds": folds, "seed": seed}
+        split(subject.ids, labels, of_group, **asked)  # what cannot be predicted is refused before the work
+        quiet_loading()
         with options.progress(verbose) as report:
             evidence = evidence_of(
                 subject, **pruned, seed=seed, progress=lambda stage, done: report(stage, done, len(subject.ids))
             )
-        prediction = predict(evidence, labels, of_group, positive=positive, folds=folds, seed=seed)
+        prediction = predict(evidence, labels, of_group, **asked)
         files = write_prediction(subject, evidence, prediction)
         said = {**prediction.to_json(), "files": files}
         text = "\n".join([*prediction.lines(), "", *(f"wrote      {file}" for file in files)])

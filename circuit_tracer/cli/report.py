@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.loading import quiet_loading
 
 
 def report(
     run: Annotated[str, typer.Argument(help="Folder or address of a run that circuit-tracer run made.")],
     *,
-    label: Annotated[str, typer.Option("--label", help="Column whose values are told apart.")] = "label",
+    label: Annotated[str, typer.Option("--label", help="Column whose values are told apart, or none.")] = "label",
     expected: Annotated[
         str | None, typer.Option("--expected", help="Column of right answers, compared with the most probable token.")
     ] = None,
@@ -35,17 +36,17 @@ def report(
     """Rates of behaviour, how far graphs can be trusted, features that separate labels, what steering them does."""
     from circuit_tracer.many import open_run
     from circuit_tracer.many.report import Options, as_html, make_report
-    from circuit_tracer.many.runs.manifest import read_manifest
-    from circuit_tracer.many.runs.opening import open_model
     from circuit_tracer.many.runs.store import Store
 
+    quiet_loading()
     opened = open_run(run)
-    model = open_model(read_manifest(opened.store), device)
-    asked = Options(label, expected, groups, steered, validated, seed)
+    place, folder = (opened.store, "report/") if output is None else (Store.at(output), "")
+    place.require_writable(folder)
+    model = opened.open_model(device)
+    asked = Options(None if label == "none" else label, expected, groups, steered, validated, seed)
     with options.progress(verbose) as progress:
         made = make_report(opened, model, asked, progress)
     text, page = options.dump(made.to_json()), as_html(made, f"Report on {PurePath(run).name}")
-    place, folder = (opened.store, "report/") if output is None else (Store.at(output), "")
     for name, content in (("report.html", page), ("report.json", text)):
         place.write(folder + name, content.encode())
     wrote = [f"wrote      {place.where(folder + name)}" for name in ("report.html", "report.json")]

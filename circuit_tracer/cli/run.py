@@ -12,11 +12,13 @@ import typer
 from circuit_tracer.cli import options, targets
 from circuit_tracer.cli.loading import ModelOptions, quiet_loading
 from circuit_tracer.cli.prompts import template_arguments
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from circuit_tracer.many import Run
     from circuit_tracer.many.runs.run import Engine
+
+SHOWN = 3  # reasons why rows failed that are printed; the table has all
 
 # keys of the manifest that are said by options of other names; demo says two things
 _SAID_BY = {
@@ -218,11 +220,14 @@ def _summary(found: Run) -> dict[str, Any]:
     from circuit_tracer.many.runs.table import RESULTS
 
     counts = Counter(each["status"] for each in found.table)
+    failed = [each for each in found.table if each["status"] == "failed"]
+    first_of = {each["error"]: each["id"] for each in reversed(failed)}
     return {
         "run": found.address,
         "rows": len(found.table),
         **{status: counts[status] for status in ("done", "failed", "waiting")},
-        "errors": dict(Counter(each["error_type"] for each in found.table if each["error_type"])),
+        "errors": dict(Counter(each["error_type"] for each in failed)),
+        "examples": [{"id": id, "error": error} for error, id in reversed(first_of.items())][:SHOWN],
         "files": [found.store.where(RESULTS)],
     }
 
@@ -231,5 +236,6 @@ def _as_text(summary: dict[str, Any]) -> str:
     counts = ", ".join(f"{summary[status]:,} {status}" for status in ("done", "failed", "waiting") if summary[status])
     errors = ", ".join(f"{count:,} {name}" for name, count in summary["errors"].items())
     lines = [("rows", f"{summary['rows']:,}: {counts}"), *([("failed", errors)] if errors else [])]
+    lines += [("", f"{shortened(each['id'])}: {each['error']}") for each in summary["examples"]]
     lines += [("wrote", path) for path in summary["files"]]
     return "\n".join(f"{name:<11}{text}" for name, text in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
-from circuit_tracer.cli.outputs import is_viewer_json, name_of, refuse_thresholds
+from circuit_tracer.cli.outputs import given_options, is_viewer_json, name_of, refuse_thresholds
 from circuit_tracer.errors import FileFormatError, InputError
 
 
@@ -39,7 +40,10 @@ def view(
     ] = None,
     thresholds: options.Thresholds,
 ) -> None:
-    """Write a graph, or a run with its graphs, as one page that opens offline, viewer and all."""
+    """Write a graph, or a run with its graphs, as one page that opens offline, viewer and all.
+
+    A grouped graph is pruned as it was for its groups, if no thresholds are given.
+    """
     if graph is None:
         page = _write_empty(output or Path("viewer.html"), features)
     elif graph.is_dir():
@@ -69,19 +73,36 @@ def _write(
     from circuit_tracer.features.folder import FeatureFolder
     from circuit_tracer.features.labels import read_labels
     from circuit_tracer.graph.files.native import as_graph
+    from circuit_tracer.graph.graph import Graph
+    from circuit_tracer.viewer.document import grouped_at
     from circuit_tracer.viewer.page import write_page
 
     if is_viewer_json(graph):
         refuse_thresholds(ctx, graph)
     shown = _showable(graph) if is_viewer_json(graph) else as_graph(graph)
+    given = {name: value for name, value in asdict(thresholds).items() if given_options(ctx, [name])}
+    if isinstance(shown, Graph):
+        _say_of_groups(grouped_at(shown), given)
     return write_page(
         shown,
         output or graph.with_name(f"{name_of(graph)}.html"),
         features=None if features is None else FeatureFolder(features),
         labels=None if features is None else read_labels(features),
         slug=name_of(graph),
-        **asdict(thresholds),
+        **given,
     )
+
+
+def _say_of_groups(made_at: Mapping[str, Any], given: Mapping[str, float]) -> None:
+    """That shares among groups are others than in their picture and story, where the page is pruned otherwise."""
+    others = {name: made_at[name] for name, value in given.items() if made_at.get(name, value) != value}
+    if others:
+        made = " and ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in others.items())
+        typer.echo(
+            f"the groups were made at {made}: they stay as they are, and shares among them may differ from those of their "
+            f"picture and story; `circuit-tracer group` with the thresholds given here groups the nodes anew",
+            err=True,
+        )
 
 
 def _write_run(run: Path, output: Path | None, features: Path | None, thresholds: options.Thresholds) -> Path:

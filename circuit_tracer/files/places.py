@@ -97,14 +97,14 @@ def is_address(path: str) -> bool:
     return "://" in path
 
 
-def find_places(path: str, suffixes: Sequence[str]) -> list[Place]:
+def find_places(path: str, suffixes: Sequence[str], what: str = "data.path") -> list[Place]:
     """The files that ``path`` names, sorted by name: one file, those of a folder with one of ``suffixes`` (packed ones too),
-    or those of a pattern; on this machine, or at an address.
+    or those of a pattern; on this machine, or at an address. what: how errors call it.
 
     Raises InputError when there are none or the store does not answer, CircuitTracerError when a package is missing.
     """
     if is_address(path):
-        return _find_remote(path, suffixes)
+        return _find_remote(path, suffixes, what)
     location = Path(path).expanduser()
     if location.is_file():
         return [_local(location)]
@@ -114,7 +114,7 @@ def find_places(path: str, suffixes: Sequence[str]) -> list[Place]:
     else:
         found = (file for name in glob.glob(str(location), recursive=True) if (file := Path(name)).is_file())
         reason = f"no file at {location}"
-    return [_local(file) for file in sorted(found)] or _nothing(path, reason)
+    return [_local(file) for file in sorted(found)] or _nothing(path, reason, what)
 
 
 def _ends_in(name: str, suffixes: Sequence[str]) -> bool:
@@ -125,13 +125,13 @@ def _local(path: Path) -> Place:
     return Place(str(path), path.stat().st_size)
 
 
-def _nothing(path: str, reason: str) -> list[Place]:
+def _nothing(path: str, reason: str, what: str) -> list[Place]:
     raise InputError(
-        f"data.path is {path!r}: {reason}. Give a file, a folder, a pattern such as texts/**/*.txt, or the address of one."
+        f"{what} is {path!r}: {reason}. Give a file, a folder, a pattern such as texts/**/*.txt, or the address of one."
     )
 
 
-def _find_remote(address: str, suffixes: Sequence[str]) -> list[Place]:
+def _find_remote(address: str, suffixes: Sequence[str], what: str) -> list[Place]:
     system, root = open_system(address)
     protocol = address.split("://", 1)[0]
     try:
@@ -146,7 +146,7 @@ def _find_remote(address: str, suffixes: Sequence[str]) -> list[Place]:
             reason = f"nothing there ends in {', '.join(suffixes)}; name the files by a pattern"
     except Exception as error:  # whatever a store's library raises
         raise InputError(
-            f"data.path is {address!r}, where nothing can be read: {first_line(error)}. Check the address, the network and "
+            f"{what} is {address!r}, where nothing can be read: {first_line(error)}. Check the address, the network and "
             "your credentials for it."
         ) from error
     files = [
@@ -156,7 +156,7 @@ def _find_remote(address: str, suffixes: Sequence[str]) -> list[Place]:
         for name, each in sorted(found.items())
         if each.get("type") == "file"
     ]
-    return files or _nothing(address, reason)
+    return files or _nothing(address, reason, what)
 
 
 def open_system(address: str) -> tuple[Any, str]:

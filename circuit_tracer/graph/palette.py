@@ -1,4 +1,4 @@
-"""The colours of pictures, which are those of the page (viewer/static/style.css); a test compares."""
+"""The colours of pictures, which are those of the page (viewer/static/colours.css); a test compares."""
 
 from __future__ import annotations
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from circuit_tracer.many.extras import missing_extra
 from circuit_tracer.many.rows import KINDS, Row, read_row
 
 LARGEST = 2**32  # bytes of a file of rows, unpacked
+LARGEST_CELL = 2**31 - 1  # characters; the most that the csv module takes everywhere
+_DELIMITERS = (",", ";", "\t")  # of a CSV file: spreadsheets take semicolons where the comma is for decimals
 _OUR_JSON = ("tokens", "chat", "targets")  # columns of a CSV file that may hold JSON
 
 
@@ -56,9 +60,9 @@ def _expected() -> str:
 
 def _place(path: str) -> Place:
     if is_address(path):
-        found = find_places(path, tuple(_KINDS))
+        found = find_places(path, tuple(_KINDS), "the file of prompts")
         if len(found) != 1:
-            raise InputError(f"{path} names {len(found)} files; rows are read from one")
+            raise InputError(f"{path} names {len(found)} files; rows are read from one: give its address")
         return found[0]
     location = Path(path).expanduser()
     if not location.is_file():
@@ -68,6 +72,7 @@ def _place(path: str) -> Place:
 
 def _jsonl(data: bytes, source: str) -> Iterator[Row]:
     number = 0
+    _refuse_utf16(data, source)
     for line, text in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         if not text.strip():
             continue
@@ -82,20 +87,49 @@ def _jsonl(data: bytes, source: str) -> Iterator[Row]:
 
 
 def _csv(data: bytes, source: str) -> Iterator[Row]:
+    _refuse_utf16(data, source)
     text = data.decode("utf-8-sig", "surrogateescape")  # a cell that is not UTF-8 is a problem of its row
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise FileFormatError(f"{source}: its first line names a column twice: {shortened(header, 300)}")
-        if header and not set(header) & set(KINDS):
+    with _cells_of_any_length():
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+        try:
+            header = next(reader, [])
+            if len(set(header)) < len(header):
+                raise FileFormatError(f"{source}: its first line names a column twice: {shortened(header, 300)}")
+            if header and not set(header) & set(KINDS):
+                raise FileFormatError(
+                    f"{source}: its first line, {shortened(header, 300)}, names none of the columns {', '.join(KINDS)}. Let "
+                    "it name the columns, spelt so, between commas, semicolons or tabs."
+                )
+            # spreadsheets write lines of empty cells below a table; an empty cell alone is an empty prompt
+            filled = (each for each in reader if any(each) or len(each) == 1)
+            for number, cells in enumerate(filled, start=1):
+                yield _csv_row(header, cells, number, f"{source}, line {reader.line_num}")
+        except csv.Error as error:
             raise FileFormatError(
-                f"{source}: its first line, {shortened(header, 300)}, names none of the columns {', '.join(KINDS)}"
-            )
-        for number, cells in enumerate((each for each in reader if each), start=1):
-            yield _csv_row(header, cells, number, f"{source}, line {reader.line_num}")
-    except csv.Error as error:
-        raise FileFormatError(f"{source}, line {reader.line_num} is not readable CSV: {error}") from error
+                f"{source}, line {reader.line_num} is not readable CSV: {error}. A text that holds quotes or separators stands "
+                "in quotes, and each quote in it twice."
+            ) from error
+
+
+def _delimiter(text: str) -> str:
+    """What separates cells: the first by which the first line names a column that says what is traced."""
+    first = text.partition("\n")[0].replace('"', "").strip()
+    return next((each for each in _DELIMITERS if set(first.split(each)) & set(KINDS)), _DELIMITERS[0])
+
+
+@contextmanager
+def _cells_of_any_length() -> Iterator[None]:
+    """The csv module refuses cells of more than 131,072 characters; how long a prompt may be is the model's to say."""
+    before = csv.field_size_limit(LARGEST_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _refuse_utf16(data: bytes, source: str) -> None:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise FileFormatError(f"{source} is UTF-16, as some programs call Unicode; expected UTF-8. Save it as that.")
 
 
 def _csv_row(header: list[str], cells: list[str], number: int, where: str) -> Row:
@@ -131,7 +165,9 @@ def _parquet(data: bytes, source: str) -> Iterator[Row]:
                 number += 1
                 yield read_row(record, number)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise FileFormatError(f"{source} cannot be read as parquet: {error}. Copy it again.") from error
+        raise FileFormatError(
+            f"{source} cannot be read as parquet: {str(error).rstrip('.')}. Copy it again."
+        ) from error
 
 
 _KINDS: dict[str, Callable[[bytes, str], Iterator[Row]]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}

@@ -54,7 +54,8 @@ def encode(text: str, tokenizer: Any) -> list[int]:
             f"{shortened(text)} is no text: character {error.start} is {text[error.start]!r}, half of a character or a "
             "byte that is not UTF-8. Correct the text or its encoding."
         ) from error
-    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    # not verbose: whether a prompt is too long is said here, and of all tokens (`models/capture.py`)
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return ids
 
 

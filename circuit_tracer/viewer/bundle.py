@@ -1,4 +1,4 @@
-"""The viewer's modules as one script.
+"""The viewer's modules as one script, and its style sheets as one.
 
 A page opened from disk may not import modules from its folder. The modules of ``static`` keep to a small part of the
 language (named imports at the top, ``export`` before a declaration, no cycles), so that each can become a function
@@ -15,6 +15,7 @@ from circuit_tracer.errors import CircuitTracerError
 
 STATIC = Path(__file__).parent / "static"
 _IMPORT = re.compile(r'^import \{([^}]*)\} from "\./([\w.]+)";$', re.MULTILINE)
+_SHEET = re.compile(r'<link rel="stylesheet" href="([\w.]+)">')
 _EXPORT = re.compile(r"^export (?=(?:async )?function\*? (\w+)|(?:const|class) (\w+))", re.MULTILINE)
 _ANY_IMPORT_OR_EXPORT = re.compile(r"^\s*(?:import|export)\b.*|\bimport\(.*", re.MULTILINE)
 
@@ -28,6 +29,12 @@ def bundled_script(folder: Path = STATIC, entry: str = "main.js") -> str:
     order: list[str] = []
     _collect(folder, entry, order, ())
     return '"use strict";\n' + "\n".join(_as_call(folder, name) for name in order)
+
+
+def bundled_style() -> str:
+    """The style sheets that ``index.html`` names, in its order: later ones may say more of what earlier ones style."""
+    names = _SHEET.findall((STATIC / "index.html").read_text(encoding="utf-8"))
+    return "\n".join((STATIC / name).read_text(encoding="utf-8") for name in names)
 
 
 def _collect(folder: Path, name: str, order: list[str], above: tuple[str, ...]) -> None:

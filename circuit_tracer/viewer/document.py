@@ -23,24 +23,31 @@ def viewer_document(
     *,
     labels: Labels | None = None,
     slug: str = "graph",
-    node_threshold: float = 0.8,
-    edge_threshold: float = 0.98,
+    node_threshold: float | None = None,
+    edge_threshold: float | None = None,
 ) -> Mapping[str, Any]:
     """A graph, pruned at the thresholds and labelled, with ``sum_rule`` in its nodes; or viewer JSON, with labels where it has
     none.
 
-    graph: a graph; viewer JSON as a mapping; or the path of a file of such. Raises InputError for what is no graph.
+    graph: a graph; viewer JSON as a mapping; or the path of a file of such. The thresholds default to those of the graph's
+    groups, so that shares are those of their picture and story, else to the usual ones. Raises InputError for what is no graph.
     """
     if isinstance(graph, Graph):
-        exported = graph_document(
-            graph, slug, node_threshold=node_threshold, edge_threshold=edge_threshold, labels=labels
-        )
+        given = {"node_threshold": node_threshold, "edge_threshold": edge_threshold}
+        pruning = grouped_at(graph) | {name: value for name, value in given.items() if value is not None}
+        exported = graph_document(graph, slug, labels=labels, **pruning)
         return with_sum_rules(json.loads(exported.text), graph)
     if not isinstance(graph, Mapping):
         return labelled(load_viewer_json(graph), labels or {})
     if not {"metadata", "nodes", "links"} <= set(graph) or not isinstance(graph["metadata"], Mapping):
         raise InputError("this is no viewer JSON: it lacks metadata, nodes or links at its top level")
     return labelled(graph, labels or {})
+
+
+def grouped_at(graph: Graph) -> dict[str, Any]:
+    """How the graph was pruned when the groups that it keeps were made; {} if it keeps none, or they were made by hand."""
+    settings = (graph.grouping or {}).get("settings") or {}
+    return {name: settings[name] for name in ("node_threshold", "edge_threshold", "policy") if name in settings}
 
 
 def unshowable(document: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from circuit_tracer.files import atomic_write
 from circuit_tracer.graph.files.node_ids import cantor_pair
 from circuit_tracer.graph.files.read_json import features_of
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.viewer.bundle import STATIC, bundled_script
+from circuit_tracer.viewer.bundle import bundled_script, bundled_style
 from circuit_tracer.viewer.document import viewer_document
 
 if TYPE_CHECKING:
@@ -37,12 +37,13 @@ def graph_page(
     *,
     labels: Labels | None = None,
     slug: str = "graph",
-    node_threshold: float = 0.8,
-    edge_threshold: float = 0.98,
+    node_threshold: float | None = None,
+    edge_threshold: float | None = None,
 ) -> str:
     """The text of a self-contained HTML page that shows a graph, offline and from disk.
 
-    graph: a graph, which is pruned at the thresholds and labelled; or viewer JSON as a mapping or the path of a file,
+    graph: a graph, which is pruned at the thresholds (default: those of its groups, else 0.8 and 0.98) and labelled; or
+    viewer JSON as a mapping or the path of a file,
     which is taken as it is, with labels where it has none. features: feature files (``examples_quantiles``,
     ``top_logits``, ...) by (layer, index), such as ``FeatureFolder(path)``; only those of the graph's features are asked
     for and enter the page. Default: what the graph keeps.
@@ -121,8 +122,7 @@ def data_block(name: str, value: Any) -> str:
 
 @cache
 def _head_and_script() -> tuple[str, str]:
-    style = (STATIC / "style.css").read_text(encoding="utf-8")
-    script = bundled_script()
+    style, script = bundled_style(), bundled_script()
     for name, text in (("style", style), ("script", script)):
         if f"</{name}" in text.lower():
             raise AssertionError(f"the viewer's {name} contains its own end")

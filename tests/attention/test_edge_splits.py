@@ -32,7 +32,6 @@ from circuit_tracer.graph import Graph, prune_graph
 from circuit_tracer.replacement_model import ReplacementModel
 from tests.attribution.test_any_case import models, prompts, target_lists, trace
 from tests.support.edge_cases import (
-    ALL,
     PARALLEL,
     PLAIN,
     SEQUENTIAL,
@@ -41,6 +40,7 @@ from tests.support.edge_cases import (
     any_architecture,
     at_entries,
     between,
+    every_architecture,
     only,
     scaled,
     some_edges,
@@ -74,7 +74,7 @@ def sums_are_the_edge(told: EdgeExplanation, tolerance: float = 1e-9) -> None:
     assert told.rest.mass >= abs(told.rest.weight) - tolerance * mass
 
 
-@pytest.mark.parametrize(("number", "name"), ALL, ids=[name for _, name in ALL])
+@every_architecture
 def test_sums_are_the_edge_in_every_architecture(name: str, number: int) -> None:
     model, graph = any_architecture(name, number)
     kept = explain_edges(graph, model, 1, graph.edges)  # compares every sum with its edge, to 1e-10

@@ -63,7 +63,7 @@ def test_sparse_storage_is_the_same_as_dense(case: Case, monkeypatch: pytest.Mon
     assert_same(found, attribute(IDS, model, max_feature_nodes=30, keep_edge_mass=0.3))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     n_rows=st.integers(1, 5),
     n_columns=st.integers(0, 30),

@@ -50,7 +50,7 @@ def test_half_of_what_is_needed_gives_the_same_graph(case: Case, budget: int | N
     assert plans[1].block_rows < plans[0].block_rows or not plans[1].keep_decoder_rows
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_budget_that_is_accepted_gives_the_reference_graph(data: st.DataObject, plans: list[MemoryPlan]) -> None:
     case = data.draw(st.sampled_from(CASES))

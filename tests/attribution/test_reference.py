@@ -19,6 +19,7 @@ from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.models.run import implementation
 from circuit_tracer.models.sites import SITES
 from circuit_tracer.replacement_model import ReplacementModel
+from tests.support.thinned import one_in
 from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import (
     ACTIVATIONS,
@@ -63,7 +64,7 @@ def test_engine_equals_reference_for_every_architecture_and_hook(case: Case) -> 
     assert_same_graph(attribute(IDS, model, max_n_logits=3), reference_graph(model, IDS, max_n_logits=3))
 
 
-@pytest.mark.parametrize("case", EVERY_KIND, ids=str)
+@pytest.mark.parametrize("case", one_in(5, EVERY_KIND), ids=str)
 def test_engine_equals_reference_for_every_kind_of_transcoder(case: Case) -> None:
     model, ids = build(case, n_features=6), IDS[:4]
     assert_same_graph(attribute(ids, model, max_n_logits=2), reference_graph(model, ids, max_n_logits=2))
@@ -73,7 +74,7 @@ def test_engine_equals_reference_for_every_kind_of_transcoder(case: Case) -> Non
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_engine_equals_reference_for_every_kind_of_target(case: Case, targets: list[Any]) -> None:
     model = build(case)
-    for position in (-1, 2, 0):
+    for position in (-1, 2, 0) if case == FEW[0] else (-1,):
         found = attribute(IDS, model, attribution_targets=targets, position=position)
         assert_same_graph(found, reference_graph(model, IDS, targets, position=position))
 

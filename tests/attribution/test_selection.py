@@ -130,7 +130,7 @@ def random_graph(seed: int, counts: list[int], tail: float) -> ReferenceGraph:
     return ReferenceGraph(edges, nothing, nothing, nothing, active, nothing[:n], torch.arange(n), weight, n_errors, 1)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
     counts=st.lists(st.integers(1, 12), min_size=2, max_size=6),

@@ -87,6 +87,34 @@ def test_each_prompt_has_its_own_targets_and_the_options_of_all() -> None:
         assert_same(found, attribute(prompt, model, attribution_targets=aim, **options))
 
 
+ODD: dict[str, tuple[list[int], list[Any] | None, dict[str, Any]]] = {  # lengths, targets, options
+    "one-token": ([1, 5, 1], None, {"zero_positions": []}),
+    "one-prompt": ([5], None, {}),
+    "lengths": ([2, 60, 3], None, {"max_feature_nodes": 5}),
+    "position": ([4, 7, 3], None, {"position": 1}),
+    "from-the-end": ([4, 7, 3], None, {"position": -2}),
+    "differences": ([4, 7], [[LogitDifference(4, 6), 3], [LogitDifference(7, 3)]], {}),
+    "least": ([4, 7], None, {"max_feature_nodes": 1, "batch_size": 1}),
+}
+
+
+@pytest.mark.parametrize(("lengths", "targets", "options"), ODD.values(), ids=ODD)
+def test_odd_prompts_and_options(lengths: list[int], targets: list[Any] | None, options: dict[str, Any]) -> None:
+    model, generator = build(Case("llama", activation="topk")), torch.Generator().manual_seed(1)
+    prompts = [torch.randint(3, 46, (length,), generator=generator) for length in lengths]
+    prompts.append(prompts[0])  # twice the same
+    aims = [None] * len(prompts) if targets is None else [*targets, targets[0]]
+    found = attribute_together(prompts, model, attribution_targets=aims, **options)
+    for prompt, aim, one in zip(prompts, aims, found, strict=True):
+        assert_same(one, attribute(prompt, model, attribution_targets=aim, **options))
+
+
+def test_graphs_of_bfloat16_weights_are_those_of_single_prompts() -> None:
+    model, prompts = build(CASES[0], torch.bfloat16), drawn(4, seed=2)
+    for prompt, found in zip(prompts, attribute_together(prompts, model), strict=True):
+        assert_same(found, attribute(prompt, model))
+
+
 def single(prompt: Any, model: ReplacementModel, targets: Any) -> Graph | CircuitTracerError:
     try:
         return attribute(prompt, model, attribution_targets=targets)

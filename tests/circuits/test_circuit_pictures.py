@@ -171,11 +171,31 @@ def test_the_whole_graph_shows_every_node_token_and_output() -> None:
     assert sum(name.startswith('"tok') for name in names) == 3
 
 
+@pytest.mark.parametrize("kept", [("token", "logit"), ("token",), ("logit",)], ids=" and ".join)
+def test_a_circuit_of_ends_alone_says_what_it_lacks(kept: tuple[str, ...]) -> None:
+    graph = random_graph()
+    ends = Grouping(tuple(group for group in by_layer(graph) if group.role in kept))
+    figure = circuit_figure(graph, ends)
+    notes = " ".join(text.get_text() for text in figure.axes[0].texts)
+    assert "no feature and no error is in these boxes" in notes
+    pruned = prune_graph(graph)
+    inner = pruned.node_mask.clone()
+    inner[graph.nodes.layout.token_start :] = False
+    share = float(pruned.influence[inner].sum() / pruned.influence.sum())
+    assert f"not drawn: {int(inner.sum())} nodes with {share:.1%} of the influence, in no group" in notes
+    assert ("no arrows: every direct link" in notes) is not ("arrows: from" in notes)
+    if len(kept) == 1:
+        assert "no arrows" in notes
+    whole = " ".join(text.get_text() for text in circuit_figure(graph, by_layer(graph)).axes[0].texts)
+    assert "no feature and no error" not in whole
+
+
 def test_what_cannot_be_drawn_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = random_graph()
     for options, expected in (
         ({"view": View(("9_9_9",))}, "9_9_9', which this graph does not have"),
         ({"theme": "blue"}, "light or dark"),
+        ({"grouping": Grouping(())}, "nothing to draw"),
         ({"style": "graph", "view": pinned(graph)}, "style"),
         ({"path": tmp_path / "graph.xyz"}, "no format of pictures"),
     ):

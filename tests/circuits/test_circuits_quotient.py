@@ -182,8 +182,25 @@ def test_new_groups_take_the_place_of_old_ones_in_a_viewers_file_but_not_of_thos
         {},
         {"supernodes": [["a", "detects"]], "pinned": []},
         {"supernodes": [], "pinned": None},
+        *({"supernodes": [[name, "detects", ["0_1_1"]]], "pinned": []} for name in (7, None, [], ["a"])),
+        {"supernodes": [["a", "detects", "0_1_1"]], "pinned": []},
+        {"supernodes": [["a", "detects", []]], "pinned": []},
+        {"supernodes": [["a", "detects", [3]]], "pinned": []},
+        {"supernodes": [["a", "detects", ["0_1_1"]]], "pinned": [3]},
     ],
-    ids=["no object", "empty", "no members", "no pins"],
+    ids=[
+        *(
+            "no object",
+            "empty",
+            "cut short",
+            "no pins",
+            "a number's name",
+            "null's name",
+            "a list's name",
+            "a name in a list",
+        ),
+        *("members are a text", "no members", "a number for a member", "a number pinned"),
+    ],
 )
 def test_damaged_groups_are_refused(damaged: object, tmp_path: Path) -> None:
     graph = random_graph()

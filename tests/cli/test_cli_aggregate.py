@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from circuit_tracer.cli.aggregate import as_json, as_text
 from circuit_tracer.many import Row
 from circuit_tracer.many.aggregate import Aggregate, aggregate_graphs
 from circuit_tracer.many.runs.run import run as run_rows
@@ -64,6 +65,16 @@ def test_json_roles_and_another_column(done: Path, run: Run, tmp_path: Path) -> 
     outcome = run("aggregate", done, "--names", names)
     assert outcome.code == 2
     assert "no labels" in outcome.err
+
+
+def test_families_that_are_not_shown_are_counted() -> None:
+    summary = as_json(aggregate_graphs(six_graphs().items()), [])
+    summary["families"] = [{"size": size, "medoid": str(size), "labels": {}} for size in range(12, 0, -1)]
+    assert as_text(summary).splitlines()[-3:] == [
+        "        6  such as 6",
+        "        5  such as 5",
+        "       10  in 4 more families",
+    ]
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

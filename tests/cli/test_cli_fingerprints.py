@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from pyarrow import parquet
 
 from circuit_tracer.many import open_run
@@ -63,10 +64,14 @@ def sorted_files(folder: Path) -> list[str]:
     return sorted((file.name for file in folder.iterdir()), key=lambda name: order.index(name.partition(".")[0]))
 
 
-def test_a_column_that_no_row_has_is_refused(run: Run, folders: Folders, tmp_path: Path) -> None:
+def test_labels_that_cannot_be_predicted_are_refused_before_any_work(
+    run: Run, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "x"
-    prompts.write_text('{"tokens": [1, 3, 5]}')
+    prompts.write_text('{"tokens": [1, 3, 5], "kind": "a"}\n{"tokens": [1, 4, 5], "kind": "b"}')
     assert run("run", prompts, "-t", folders.transcoder, "-o", out, "--device", "cpu").code == 0
-    refused = run("fingerprints", out, "--label", "wrong")
-    assert refused.code == 2
-    assert "has no column 'wrong'" in refused.err
+    monkeypatch.setattr("circuit_tracer.many.fingerprints.evidence_of", None)
+    for label, said in (("wrong", "has no column 'wrong'"), ("kind", "the label is 'a' or 'b'; say which")):
+        refused = run("fingerprints", out, "--label", label)
+        assert refused.code == 2
+        assert said in refused.err

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
+from circuit_tracer.many import Run as OpenRun
 from circuit_tracer.many import open_run
 from tests.support.command import Folders, Run
 
@@ -23,10 +24,12 @@ def prompts(tmp_path: Path) -> Path:
 def test_a_run_and_what_is_added_to_it(run: Run, folders: Folders, prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "x"
     first = run("run", prompts, "-t", folders.transcoder, "-o", out, "--max-n-logits", 3, "--device", "cpu")
-    assert (first.code, first.out.splitlines()[:2]) == (
-        0,
-        ["rows       4: 2 done, 2 failed", "failed     1 InputError, 1 FileFormatError"],
-    )
+    assert first.code == 0
+    counts, types, empty, unreadable, _ = first.out.splitlines()
+    assert counts == "rows       4: 2 done, 2 failed"
+    assert types == "failed     1 InputError, 1 FileFormatError"
+    assert empty.startswith("           '000003': prompt has 1 token(s); at least 2 are needed")
+    assert unreadable.startswith(f"           'line-4': {prompts}, line 4 is not readable JSON")
     assert "rows 3/3  1 failed" in first.err
     found = open_run(out)
     assert found.settings["tracing"]["max_n_logits"] == 3
@@ -36,7 +39,9 @@ def test_a_run_and_what_is_added_to_it(run: Run, folders: Folders, prompts: Path
 
     prompts.write_text(prompts.read_text() + "\n" + json.dumps({"tokens": [4, 5, 6], "id": "t"}))
     again = run("run", prompts, "-o", out, "--json")  # nothing need be said again
-    assert again.json == {
+    summary = again.json
+    assert [each["id"] for each in summary.pop("examples")] == ["000003", "line-4"]
+    assert summary == {
         "run": str(out),
         "rows": 5,
         "done": 3,
@@ -78,3 +83,17 @@ def test_chat_prompts(run: Run, folders: Folders, tmp_path: Path) -> None:
     )
     assert outcome.code == 0
     assert open_run(tmp_path / "x").table[0]["prompt"] == "<bos> the Texas"
+
+
+@pytest.mark.parametrize("command", ["aggregate", "fingerprints", "report"])
+def test_a_folder_that_cannot_be_written_is_refused_before_graphs_are_read(
+    command: str, run: Run, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, out = tmp_path / "p.jsonl", tmp_path / "x"
+    prompts.write_text('{"tokens": [4, 5, 6]}')
+    assert run("run", prompts, "-t", folders.transcoder, "-o", out, "--device", "cpu").code == 0
+    (out / command).write_text("in the way")
+    monkeypatch.setattr(OpenRun, "graph", lambda *_: pytest.fail("a graph was read"))
+    outcome = run(command, out)
+    assert outcome.code == 2
+    assert f"cannot write into the folder {out / command}" in outcome.err

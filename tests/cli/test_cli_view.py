@@ -77,6 +77,23 @@ def test_a_graph_writes_its_page_and_shows_itself_in_notebooks(traced_graph: Gra
     assert traced_graph._repr_html_().startswith("<iframe")
 
 
+def test_a_grouped_graph_is_pruned_as_its_groups_were(run: Run, traced: Path, tmp_path: Path) -> None:
+    assert run("group", traced, "--node-threshold", "0.6").code == 0
+    page = tmp_path / "page.html"
+
+    def pruned_at(*options: str) -> tuple[float, str]:
+        done = run("view", traced, "-o", page, *options)
+        assert done.code == 0, done.err
+        data = page.read_text(encoding="utf-8").split('id="graph-data">')[1].split("</script>")[0]
+        return json.loads(data)["metadata"]["node_threshold"], done.err
+
+    assert pruned_at() == (0.6, "")
+    assert pruned_at("--node-threshold", "0.6") == (0.6, "")
+    threshold, said = pruned_at("--node-threshold", "0.9")
+    assert threshold == 0.9
+    assert "the groups were made at --node-threshold 0.6" in said
+
+
 def test_a_missing_file_is_named(run: Run, tmp_path: Path) -> None:
     outcome = run("view", tmp_path / "absent.json")
     assert outcome.code == 2

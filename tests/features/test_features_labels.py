@@ -28,7 +28,8 @@ from circuit_tracer.graph.files.node_ids import cantor_pair
 from circuit_tracer.neuronpedia import Neuronpedia
 from tests.support.fake_servers import KEY, FakeServer, chat_answers, label_answers
 
-ACTIVE = [place for place in FeatureFolder(FEATURES) if FeatureFolder(FEATURES).get(place)["n_active"]]
+FOLDER = FeatureFolder(FEATURES)
+ACTIVE = [place for place in FOLDER if FOLDER.get(place)["n_active"]]
 PLACES = [*ACTIVE[:4], *ACTIVE[-2:]]
 
 

@@ -132,6 +132,9 @@ def test_networkx_files_with_fractions_entities_or_too_much_depth_are_refused(tm
         (("nodes", 0, "layer"), 0.5), (("nodes", 0, "ctx_idx"), 1.5), (("nodes", 0, "feature"), 1.5),
         (("nodes", 0, "feature"), -(2**63)), (("links", 0, "weight"), "heavy"), (("links", 0, "weight"), None),
         (("links", 0, "source"), {}), (("qParams", "supernodes"), [1]), (("qParams", "supernodes"), "["),
+        (("qParams", "supernodes"), [[]]), (("qParams", "supernodes"), [[7, "0_1_1"]]),
+        (("qParams", "supernodes"), [[None, "0_1_1"]]), (("qParams", "supernodes"), [[["a"], "0_1_1"]]),
+        (("qParams", "supernodes"), [["a", ["0_1_1"]]]),
         (("qParams", "pinnedIds"), 3), (("nodes", 0, "clerp"), "\ud800"),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from circuit_tracer import Graph, ReplacementModel, attribute
 from circuit_tracer.interventions import CleanRun, Outcome, Semantics, apply_each, apply_edits, nodes_of, scale
+from tests.support.thinned import one_in
 from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
@@ -37,9 +39,11 @@ def some(graph: Graph, count: int = 5) -> list[int]:
     return torch.linspace(0, len(graph.selected_features) - 1, count).long().unique().tolist()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize(("kind", "skip"), [("clt", False), ("plt", False), ("clt", True), ("plt", True)])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "kind", "skip", "dtype"),
+    one_in(3, product(ARCHITECTURES, ("clt", "plt"), (False, True), (torch.float64, torch.float32))),
+    ids=str,
+)
 def test_edges_are_what_interventions_do(architecture: str, kind: str, skip: bool, dtype: torch.dtype) -> None:
     model, graph = traced(architecture, dtype, kind=kind, skip=skip)
     nodes = some(graph)

@@ -91,6 +91,18 @@ def test_an_intervention_that_leaves_all_as_it_is_changes_no_logit() -> None:
     assert max(share.mass for share in found.shares) <= 1e-9
 
 
+def test_a_feature_where_the_graph_leaves_nothing_out_is_edited_in_the_pass_too() -> None:
+    model = build(one_each()[0])
+    before = attribute(IDS, model, attribution_targets=TARGETS, zero_positions=[])
+    place = next(tuple(each) for each in before.active_features.tolist() if each[1] == 0)
+    after = attribute_edited(IDS, model, ablate(place), attribution_targets=TARGETS, zero_positions=[])
+    assert place not in map(tuple, after.active_features.tolist())
+    assert after.balance is not None
+    logits = logits_at(model.parts, apply_edits(model, before, ablate(place)).final[-1], softcap=False)
+    assert_equal(after.balance.pre_activation[after.nodes.layout.targets], logits[TARGETS] - logits.mean())
+    assert abs(compare(before, after, target=5).difference) > 1e-6
+
+
 def test_what_cannot_be_traced_is_refused() -> None:
     model = build(one_each()[0])
     edit = edits_of(model)[0]

@@ -22,6 +22,7 @@ from circuit_tracer.interventions.validation.target_reads import measurable_targ
 from circuit_tracer.interventions.validation.verdict import distrust
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
+from tests.support.thinned import one_in
 from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
@@ -57,9 +58,19 @@ def exact_pair() -> tuple[ReplacementModel, Graph]:
 # ---- exactness
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize(("kind", "skip"), [("clt", False), ("plt", True)], ids=["clt", "plt-skip"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "kind", "skip", "dtype"),
+    one_in(
+        3,
+        (
+            (architecture, kind, skip, dtype)
+            for architecture in ARCHITECTURES
+            for kind, skip in (("clt", False), ("plt", True))
+            for dtype in (torch.float64, torch.float32)
+        ),
+    ),
+    ids=str,
+)
 def test_every_feature_error_and_token_does_what_its_edges_say(
     architecture: str, kind: str, skip: bool, dtype: torch.dtype
 ) -> None:

@@ -4,6 +4,7 @@ results, leave other arguments alone, and give the same bits again. Kernels are 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from importlib import import_module
@@ -77,13 +78,13 @@ def test_equals_the_specification_again_and_again(
         wide = mapped(arguments, lambda part: part.double() if part.is_floating_point() else part)
         expected = tensors(getattr(naive, function.removesuffix("_"))(*wide))
         runs = []
-        for _ in range(2):
+        for _ in range(2 if way == "torch" or DEVICE == "cuda" else 1):  # an interpreter does the same each time
             given = mapped(arguments, lambda part: part.to(device, copy=True))
             runs.append([part.cpu() for part in tensors(called(module, function, given))])
             kept = slice(1, None) if function.endswith("_") else slice(None)
             for part, before in zip(tensors(given[kept]), tensors(arguments[kept]), strict=True):
                 assert torch.equal(part.cpu(), before), f"{function} changes an argument"
-        for found, again, exact in zip(*runs, expected, strict=True):
+        for found, again, exact in zip(runs[0], runs[-1], expected, strict=True):
             assert_close(found, exact, tolerance)
             assert torch.equal(found, again), f"{function} gives other bits the second time"
 
@@ -100,6 +101,10 @@ def test_every_function_of_the_specification_is_tried(cases: Cases) -> None:
     naive = import_module(f"circuit_tracer.kernels.{cases.name}.naive")
     public = import_module(f"circuit_tracer.kernels.{cases.name}")
     specified = {name for name, value in vars(naive).items() if getattr(value, "__module__", "") == naive.__name__}
-    offered = {name for name in specified if any(hasattr(public, each) for each in (name, name + "_"))}
+    has_kernel = re.compile(r"^def (\w+?)_?\(", re.MULTILINE).findall(
+        (folder / "triton.py").read_text()
+    )  # others: in torch
+    offered = {name for name in specified & {*has_kernel} if any(hasattr(public, each) for each in (name, name + "_"))}
+    assert offered
     tried = {name.removesuffix("_") for dtypes in cases.triton for name in cases.calls(dtypes, *cases.shapes[0])}
     assert offered <= tried

@@ -72,6 +72,17 @@ def test_auc_and_its_interval_over_all_pairs() -> None:
         assert high[column] == pytest.approx(min(1, area[column] + half))
 
 
+@pytest.mark.parametrize(("m", "n"), [(2, 2), (3, 40), (30, 30)])
+def test_groups_that_do_not_overlap_have_an_interval_all_the_same(m: int, n: int) -> None:
+    area, low, high = auc(np.ones((m, 1)) * [[1, -1]], np.zeros((n, 2)))
+    assert area.tolist() == [1, 0]
+    assert (high[0], low[1]) == (1, 0)
+    assert low[0] == pytest.approx(1 - high[1])
+    t, h = low[0], (m + n) / 2 - 1
+    variance = t * (1 - t) * (1 + h * (1 - t) / (2 - t) + h * t / (1 + t)) / (m * n)  # Hanley and McNeil
+    assert 1 - t == pytest.approx(1.959963984540054 * variance**0.5)
+
+
 def test_mann_whitney_is_scipys_one_column_at_a_time_and_1_without_variation() -> None:
     from scipy.stats import mannwhitneyu
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.traceable import Traceable
@@ -121,6 +120,8 @@ def test_folds_keep_groups_whole_and_have_both_labels() -> None:
 
 def test_auc_is_that_of_pairs_within_a_fold() -> None:
     """Against a loop over pairs, with ties and weights; and with one fold, sklearn's."""
+    from sklearn.metrics import roc_auc_score  # a second, which only the worker with this file need wait
+
     chance = np.random.default_rng(1)
     score, positive, fold = chance.integers(0, 6, 40) / 2, chance.random(40) < 0.4, chance.integers(0, 3, 40)
     weight = np.stack([np.ones(40), chance.integers(0, 3, 40).astype(float)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from circuit_tracer.many.report import Options, Report, as_html, make_report
 from circuit_tracer.many.report.behaviour import behaviours, towards_others
 from circuit_tracer.many.report.halves import halves
 from circuit_tracer.many.report.rates import Mean, Rate
-from circuit_tracer.many.report.steering import LIVE, Behaviours, steer
+from circuit_tracer.many.report.steering import LIVE, Behaviours, Effect, chance, over_prompts, steer
 from circuit_tracer.many.runs.local import run_locally
 from circuit_tracer.many.runs.run import run
 
@@ -88,9 +89,9 @@ def rows() -> list[Row]:
         for relation in ("capital", "abbreviation"):
             one = world.two_hop(place, place.open_cities[0], relation)
             answer = "nowhere" if relation == "capital" else one.answer
-            made.append(
-                Row(f"{place.name} {relation}", one.prompt, label=relation, extra={"answer": answer, "city": one.city})
-            )
+            three = "alone" if not made else relation if relation == "capital" or len(made) % 4 == 1 else "other"
+            extra = {"answer": answer, "city": one.city, "three": three}
+            made.append(Row(f"{place.name} {relation}", one.prompt, label=relation, extra=extra))
     return [*made, Row("wrong", "", label="capital", problem="a line that is no row")]
 
 
@@ -139,7 +140,10 @@ def test_findings_say_what_they_are(report: Report) -> None:
         held = any(one.holds for one in each.group.members)
         steers = any(one.steers for one in each.steered)
         assert each.outcome == ("did not hold" if not held else "cause" if steers else "marker")
-    assert len(report.conclusions) == sum(each.is_finding for each in report.findings)
+        assert each.group.counted[0].called in each.group.name or each.group.members[0] is not each.group.counted[0]
+    said = report.conclusions
+    assert len(said) == sum(each.is_finding for each in report.findings) + (report.trust.sound.share == 0)
+    assert ("Read this with care: something speaks against 1 of 1" in said[-1]) is (report.trust.sound.share == 0)
 
 
 def test_steering_is_an_intervention_on_all_nodes_of_a_group(made: Run, model: ReplacementModel) -> None:
@@ -157,8 +161,55 @@ def test_steering_is_an_intervention_on_all_nodes_of_a_group(made: Run, model: R
         assert steered.log_probability.mean == pytest.approx(float(after[top] - before[top]), abs=1e-5)
         assert steered.changed.count == int(int(after.argmax()) != top)
         assert (steered.rows, steered.size, steered.random_changed.total) == (1, len(nodes), 5)
-        assert steered.right == Rate.of([False])
+        assert steered.right == steered.before == Rate.of([False])
+        assert steered.p == 1  # of one prompt nothing follows
     assert [each.rows for each in found["none"]] == [0, 0]
+
+
+def effects(*does: bool) -> tuple[Effect, list[Effect]]:
+    """A prompt: what the group does to the answer, and what its random groups do."""
+    group, *others = (Effect(each, None, None, 0.0) for each in does)
+    return group, others
+
+
+def test_the_chance_of_a_group_is_that_of_all_ways_to_draw_it() -> None:
+    pairs = [effects(True, False, False), effects(True, True, False), effects(False, True), effects(True, True, True)]
+    drawn = [sum(each.does(None) for each in one) for one in product(*([one, *others] for one, others in pairs))]
+    assert chance(pairs, None) == pytest.approx(np.mean(np.array(drawn) >= 3))
+    assert chance([], None) == chance(pairs, 0) == 1
+
+
+def test_few_prompts_make_no_cause_however_alike() -> None:
+    """A bootstrap of one or two prompts that all say the same is a point, which proves nothing."""
+    alike = effects(True, *[False] * 5)
+    one, few = ([alike] * count for count in (1, 5))
+    assert not over_prompts(0.0, [1], one, None, 2, 0).steers
+    assert over_prompts(0.0, [1], one, None, 2, 0).difference.low == 1
+    assert over_prompts(0.0, [1], few, None, 2, 0).p == pytest.approx(2 / 6**5)
+    assert over_prompts(0.0, [1], few, None, 2, 0).steers
+
+
+def test_a_group_is_judged_by_the_answers_of_other_labels() -> None:
+    right, wrong, unknown = (Effect(True, False, each, 0.0) for each in (True, False, None))
+    assert [each.does(1) for each in (right, wrong, unknown)] == [True, False, False]
+    assert [each.does(-1) for each in (right, wrong, unknown)] == [False, True, False]
+    assert [each.does(0) for each in (right, wrong, unknown)] == [False] * 3
+    assert [each.does(None) for each in (right, wrong, unknown)] == [True] * 3
+
+
+def test_three_labels_one_of_a_single_row_without_right_answers(made: Run, model: ReplacementModel) -> None:
+    found = make_report(made, model, Options("three", steered=1, validated=0))
+    assert [each.label for each in found.behaviour] == ["", "abbreviation", "alone", "capital", "other"]
+    assert all(each.right is None for each in found.behaviour)
+    assert found.unexplained.not_compared == {"alone": 1}
+    assert found.unexplained.failed == 1
+    assert {each.label for each in found.separators} <= {"abbreviation", "capital", "other"}
+    assert all(each.outcome in ("separates only", "did not hold", "cause") for each in found.findings)
+    assert not any(each.is_finding for each in found.findings)  # one prompt each
+    assert "No finding" in found.conclusions[0]
+    page = as_html(found, "x")
+    assert "Rows labelled &#x27;alone&#x27;: 1, too few to compare" in page
+    assert "changed: " in page
 
 
 class Text(HTMLParser):
@@ -205,7 +256,7 @@ def test_bad_questions_are_errors(made: Run, model: ReplacementModel, tmp_path: 
     with pytest.raises(InputError, match="no column 'kind'"):
         make_report(made, model, Options(label="kind"))
     with pytest.raises(InputError, match="expected two labels"):
-        make_report(made, model, Options(label="city", validated=0))
+        make_report(made, model, Options(label="city", validated=0), lambda *_: pytest.fail("graphs were read"))
     asked = {"opening": {"transcoders": TRANSCODER, "model": MODEL}}
     empty = run([Row("a", "", problem="no row")], tmp_path / "run", asked, engine=partial(run_locally, workers=1))
     with pytest.raises(InputError, match="no graph yet"):

@@ -94,6 +94,28 @@ def test_cells_too_many_and_bytes_that_are_no_text_are_problems_of_their_rows(tm
     assert found[4].prompt == ""  # which is refused when it is traced
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_spreadsheets_in_csv(separator: str, tmp_path: Path) -> None:
+    """A mark of UTF-8 in front, the separator of the country, lines of empty cells, texts of any length."""
+    lines = ["id,prompt,label", 'r1,"the capital, of; Texas\tis",A', ",,", "", f"r2,{'x ' * 70_000},B", ",,"]
+    lines = [
+        lines[0].replace(",", separator),
+        lines[1].replace("r1,", f"r1{separator}").replace('",A', f'"{separator}A'),
+    ] + [each.replace(",", separator) for each in lines[2:]]
+    (tmp_path / "p.csv").write_text("\r\n".join(lines), encoding="utf-8-sig")
+    assert read_rows(tmp_path / "p.csv") == [
+        Row("r1", "the capital, of; Texas\tis", label="A"),
+        Row("r2", "x " * 70_000, label="B"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl"])
+def test_another_encoding_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('id,prompt\nr1,"x"\n', encoding="utf-16")
+    with pytest.raises(FileFormatError, match=r"is UTF-16.*Save it as that"):
+        read_rows(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "error", "said"),
     [
@@ -115,6 +137,8 @@ def test_files_that_are_refused(name: str, text: str, error: type[Exception], sa
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no file of prompts"):
         read_rows(tmp_path / "p.jsonl")
+    with pytest.raises(InputError, match=r"the file of prompts is 'memory://nowhere\.jsonl'"):
+        read_rows("memory://nowhere.jsonl")
 
 
 @pytest.mark.parametrize("id", ["a/../b", ".hidden", "ü", "a b", "%2E", "con\n"])

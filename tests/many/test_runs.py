@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import sys
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,14 +18,18 @@ import torch
 from pyarrow import parquet
 
 from circuit_tracer import ReplacementModel, attribute
+from circuit_tracer.demo import MODEL
 from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError, ResourceError
 from circuit_tracer.many import Row, Run, open_run
 from circuit_tracer.many.runs import local
 from circuit_tracer.many.runs.claims import shard_claimed
 from circuit_tracer.many.runs.local import run_locally
+from circuit_tracer.many.runs.manifest import local as local_name
+from circuit_tracer.many.runs.manifest import portable
 from circuit_tracer.many.runs.run import Progress, run
 from circuit_tracer.many.runs.store import Store
 from circuit_tracer.many.runs.units import Units, shard_of
+from circuit_tracer.many.runs.worker import UnitResult
 from tests.support.command import Folders, save_folders
 from tests.support.process_cases import alone
 from tests.support.run_cases import Case, breaking_off, by_two, contents, die_at_once, killed, prompts, table
@@ -212,6 +219,32 @@ def test_failed_rows_are_tried_again_when_asked(case: Case, tmp_path: Path) -> N
     assert times != (tmp_path / "units" / "0000-000000.json").stat().st_mtime_ns
 
 
+def test_the_rate_leaves_out_the_time_in_which_the_model_is_opened(case: Case, tmp_path: Path) -> None:
+    def slow_to_open(address: str, units: Sequence[str]) -> Iterator[UnitResult]:
+        time.sleep(0.3)
+        yield from (UnitResult(unit, done=3, failed=0, seconds=0.01) for unit in units)
+
+    seen: list[Progress] = []
+    case.run(tmp_path, engine=slow_to_open, report=seen.append)
+    assert seen[0].rate is None
+    assert 0.01 <= seen[1].seconds < 0.3
+
+
+def test_a_graph_that_is_gone_or_damaged_is_traced_again(case: Case, whole: Run, tmp_path: Path) -> None:
+    """Nobody else notices: the record says that it is done. A damaged one is for its reader to remove."""
+    shutil.copytree(whole.address, tmp_path / "x")
+    gone, bent = (tmp_path / "x" / "graphs" / f"{name}.safetensors" for name in ("row%200", "ids%2Fof%20tokens"))
+    gone.unlink()
+    bent.write_bytes(bent.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"no graph file at .* Run again"):
+        open_run(tmp_path / "x").graph("row 0")
+    with pytest.raises(FileFormatError, match=r"Or remove .*tokens\.safetensors, and run again"):
+        open_run(tmp_path / "x").graph("ids/of tokens")
+    bent.unlink()
+    case.run(tmp_path / "x")
+    assert contents(tmp_path / "x") == contents(Path(whole.address))
+
+
 # ---- shards, and who may work
 
 
@@ -257,6 +290,20 @@ def test_other_settings_are_refused(case: Case, whole: Run) -> None:
     ] == ("8GB")
     with pytest.raises(FileFormatError, match="max_logits"):
         run([], whole.address, {"tracing": {"max_logits": 3}})
+
+
+def test_folders_are_named_by_their_whole_path_and_hub_ids_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("clt", "gpt2", "a@b"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "clt")
+    assert [portable(name) for name in (".", "../clt", "../a@b")] == [
+        str(tmp_path / each) for each in ("clt", "clt", "a@b")
+    ]
+    monkeypatch.chdir(tmp_path)
+    assert portable("gpt2@main") == "gpt2@main"  # a folder that is called like the repository is another thing
+    assert (portable(MODEL), local_name(portable(MODEL))) == ("circuit_tracer:demo/weights/model", MODEL)
 
 
 def test_another_model_is_refused(case: Case, tmp_path: Path) -> None:

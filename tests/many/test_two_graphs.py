@@ -22,6 +22,7 @@ from circuit_tracer.many.comparison.target import target_of
 from circuit_tracer.models.capture import capture, logits_at
 from circuit_tracer.models.parts import bind
 from circuit_tracer.replacement_model import ReplacementModel
+from tests.support.edge_cases import ALL, any_architecture
 from tests.support.tiny import tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, build, one_each
 
@@ -80,6 +81,27 @@ def test_differences_of_edges_are_the_difference_of_the_logit(case: Case, change
             assert node.activation + node.weight == pytest.approx(node.difference, abs=1e-9)
     listed = sum(node.difference for node in found.nodes) + found.rest.difference
     assert listed + sum(share.difference for share in found.shares[3:]) == pytest.approx(found.difference, abs=1e-9)
+
+
+@pytest.mark.slow("a trace of each of three models of every family")
+@pytest.mark.parametrize(("number", "name"), ALL, ids=[name for _, name in ALL])
+def test_every_family_is_accounted_for(number: int, name: str) -> None:
+    model, _ = any_architecture(name, number)
+    base, *others, same = (
+        attribute(ids, each, attribution_targets=TARGETS, max_feature_nodes=6)
+        for each, ids in ((model, IDS), (model, OTHER), (tuned(model, 0.1), IDS), (tuned(model, 0.0), IDS))
+    )
+    for other, (second, ids) in zip(others, ((model, OTHER), (tuned(model, 0.1), IDS)), strict=True):
+        found = compare(base, other, target=TARGETS[0], most=5)
+        assert found.difference == pytest.approx(demeaned(second, ids) - demeaned(model, IDS), abs=1e-9)
+        assert found.accounted == pytest.approx(found.difference, abs=1e-9)
+        part = found.shares[0]
+        split = part.activation + part.weight + part.appeared + part.disappeared
+        assert split == pytest.approx(part.difference, abs=1e-9)
+        assert abs(found.difference) > 1e-6  # something changes
+    nothing = compare(base, same)
+    assert nothing.difference == nothing.accounted == 0.0
+    assert all(share.mass == 0.0 for share in nothing.shares)
 
 
 @pytest.mark.parametrize("case", one_each(), ids=str)

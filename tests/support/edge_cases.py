@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.prompt import LinearPrompt, encode_prompt, linearise
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.replacement_model import ReplacementModel
+from tests.support.thinned import one_in
 from tests.support.tiny import CONFIGS, FAMILIES, tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, build
 
@@ -97,7 +99,10 @@ def any_architecture(name: str, number: int, dtype: torch.dtype = torch.float64)
     return bound, attribute(IDS, bound, max_n_logits=2, max_feature_nodes=6)
 
 
-ALL = list(enumerate((*CONFIGS, *FAMILIES)))
+_ALL = list(enumerate((*CONFIGS, *FAMILIES)))
+every_architecture = pytest.mark.parametrize(
+    ("number", "name"), [*_ALL[: len(CONFIGS)], *one_in(4, _ALL[len(CONFIGS) :])], ids=[name for _, name in _ALL]
+)
 
 
 def some_edges(graph: Graph, count: int) -> list[tuple[int, int]]:

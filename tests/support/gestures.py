@@ -72,11 +72,22 @@ def panned(page: Page, seconds: float) -> tuple[float, float]:
     return 1000 * len(gaps) / sum(gaps), gaps[int(0.95 * len(gaps))]
 
 
-def serious_findings(page: Page, axe: str) -> list[str]:
-    """What axe-core, given as text, holds serious or critical on the page."""
-    page.js(axe + "; 0")
+def serious_findings(page: Page, axe: str, *rules: str) -> list[str]:
+    """What axe-core, given as text, holds serious or critical on the page, by all of its rules or some."""
+    if not page.js("'axe' in window"):
+        page.js(axe + "; 0")
+    only = f"runOnly: {json.dumps(rules)}, " if rules else ""
     return page.js(
-        """axe.run({resultTypes: ['violations']}).then(r => r.violations
+        f"axe.run({{{only}resultTypes: ['violations']}})"
+        """.then(r => r.violations
         .filter(v => ['serious', 'critical'].includes(v.impact))
         .map(v => `${v.id}: ${v.nodes.slice(0, 3).map(n => n.html.slice(0, 160)).join(' | ')}`))"""
     )
+
+
+def findings_in_both_looks(page: Page, axe: str) -> list[str]:
+    """The same in the light, and then what the dark can change: contrast. The page stays dark."""
+    light = serious_findings(page, axe)
+    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    page.frames(15)  # colours change slowly
+    return light + serious_findings(page, axe, "color-contrast")

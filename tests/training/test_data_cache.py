@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("shard_bytes", [4000, 2**30])
+@pytest.mark.parametrize(
+    ("variant", "shard_bytes"), [*((variant, 4000) for variant in VARIANTS), ("two epochs", 2**30)]
+)
 def test_a_cache_changes_no_batch(
     variant: str, shard_bytes: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +99,8 @@ def test_a_cached_stream_resumes_at_every_step(epochs: int, folder: Path) -> Non
     for step, state in enumerate(states, 1):
         resumed = stream(settings)
         resumed.restore(state)
-        assert all_same(list(batches(resumed)), expected[step:])
+        ahead = 3 if step % 4 else None  # the whole rest now and then
+        assert all_same(list(islice(batches(resumed), ahead)), expected[step:][:ahead])
 
 
 def test_a_kill_while_a_shard_is_written_loses_only_that_shard(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

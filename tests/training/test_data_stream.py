@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,9 @@ def test_a_stream_resumes_at_every_step(variant: str, folder: Path) -> None:
         resumed = stream(settings)
         resumed.restore(json.loads(json.dumps(state)))
         assert resumed.state() == json.loads(json.dumps(state))
-        found = list(batches(resumed))
-        assert len(found) == max(len(expected) - step, 0)
-        assert all(same(*pair) for pair in zip(found, expected[step:], strict=True))
+        ahead = 3 if step % 4 else None  # the whole rest now and then
+        found = islice(batches(resumed), ahead)
+        assert all(same(*pair) for pair in zip(found, expected[step:][:ahead], strict=True))
 
 
 @given(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -136,12 +134,3 @@ def test_the_demo_measured_here_has_the_numbers_of_its_card() -> None:
         same.append(answers[0] == answers[1])
     kept = metrics["answer_kept_with_all_mlps_replaced"]["two_hop_held_out"]
     assert sum(same) / len(same) == pytest.approx(kept, abs=1e-4)
-
-
-def test_importing_the_evaluation_loads_no_heavy_library() -> None:
-    import subprocess
-
-    heavy = "{'matplotlib', 'transformers', 'datasets'}"
-    code = f"import sys, circuit_tracer.training.evaluation; print(sorted({heavy} & set(sys.modules)))"
-    done: Any = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -238,7 +238,7 @@ def test_a_rank_that_falls_ends_the_others_and_the_run_resumes(how: str, tmp_pat
     assert last is not None
     assert last.step == 4
     expected, state = alone(run, tmp_path / "alone")
-    for world in (1, 4):
+    for world in (1, 4) if how == "exit" else (1,):
         shutil.copytree(tmp_path / "run", tmp_path / f"on {world}")
         if world == 1:
             returned = [rank_cases.train(FeatureRanks(), run, tmp_path / "on 1")]

@@ -13,6 +13,7 @@ import pytest
 
 from circuit_tracer.training.run import checkpoint
 from tests.support.loop_cases import RUNS, STEPS, Run, differences, reports, tensors
+from tests.support.thinned import one_in
 
 
 @pytest.fixture(autouse=True)
@@ -22,10 +23,7 @@ def _folders_go(tmp_path: Path) -> Iterator[None]:
     shutil.rmtree(tmp_path)
 
 
-each_run = pytest.mark.parametrize("run", RUNS, ids=str)
-
-
-@each_run
+@pytest.mark.parametrize("run", one_in(3, RUNS), ids=str)
 def test_a_new_process_after_every_step_changes_nothing(run: Run, tmp_path: Path) -> None:
     whole = run.loop(tmp_path / "whole")
     whole.run()

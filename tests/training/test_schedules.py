@@ -28,6 +28,7 @@ def ruled(
     features: int = 2048,
     active: float = 8.0,
     kind: str = "clt",
+    activation: str = "batch_topk",
 ) -> float:
     config = small(
         run__batch=batch,
@@ -35,6 +36,7 @@ def ruled(
         dictionary__features=features,
         dictionary__kind=kind,
         sparsity__active=active,
+        sparsity__activation=activation,
         data__buffer_tokens=batch,
     )
     return ruled_rate(config, layers, width)
@@ -52,6 +54,7 @@ def test_the_rule_follows_sizes_samples_and_steps() -> None:
     assert ruled(layers=31, batch=2**16) == ruled(layers=31, batch=2**17)
     assert ruled(steps=17_000, width=16384) == pytest.approx(ruled(width=16384) / 2)
     assert ruled(steps=13_500, width=64) == pytest.approx(schedules.HIGHEST * (4 / 32) ** 0.25 / 10)
+    assert ruled(activation="jumprelu") == pytest.approx(ruled() / 2)
     assert ruled(steps=13_500, width=64, batch=2**17) == pytest.approx(schedules.HIGHEST / 10)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from circuit_tracer.training.config.schema import SparsitySection
 from circuit_tracer.training.feature_ranks import FeatureRanks
+from circuit_tracer.training.run.loop import RARE
 from circuit_tracer.training.sparsity import RULES, rule_of
 from circuit_tracer.training.sparsity.base import Now
 from circuit_tracer.training.sparsity.penalty import PenaltyRule, start_thresholds
@@ -64,6 +65,32 @@ def test_no_start_is_so_dense_that_thresholds_are_almost_zero(activation: str) -
     for source in range(2):
         level_F = start_thresholds(model, source, x_SBD[source], config.active_at_start, FeatureRanks())
         assert float((level_F / (x_SBD[source] @ model.W_enc[source].T).square().mean(0).sqrt()).min()) > 0.3
+
+
+def test_thresholds_of_rare_features_fall() -> None:
+    model, rule = dictionary(), rule_of(SparsitySection(activation="jumprelu"))
+    assert isinstance(rule, PenaltyRule)
+    assert model.log_threshold is not None
+    model.log_threshold[0].zero_()
+    model.log_threshold[1].fill_(1.0)
+    rare = [0.25 * (torch.arange(FEATURES) < 3), torch.zeros(FEATURES)]
+    rule.steer_(model, torch.tensor(0.5), rare)
+    assert torch.equal(model.log_threshold[1], torch.full((FEATURES,), 1.05))
+    torch.testing.assert_close(model.log_threshold[0], 0.05 - rare[0])
+
+
+def test_rare_features_are_brought_back_while_their_silence_doubles(tmp_path: Path) -> None:
+    """Log theta falls by 1 in all, whatever the batch, and not again before the feature has fired."""
+    run = Run("clt", "jumprelu", steps=40, features=60, width=WIDTH, batch=100)
+    loop = run.loop(tmp_path, sparsity__penalty=None, sparsity__active=4.0, sparsity__active_at_start=4.0)
+    window, fallen = RARE * 60 / 4, 0.0
+    for silent in range(0, 5000, 100):
+        loop.state.silence.tokens[1].fill_(silent)
+        share = loop._rare(4.0)
+        assert not share[0].any()
+        assert bool(share[1].any()) == (window <= silent < 2 * window)
+        fallen += float(share[1][0])
+    assert fallen == pytest.approx(1.0)
 
 
 def test_thresholds_of_one_are_thresholds() -> None:

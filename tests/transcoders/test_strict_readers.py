@@ -99,7 +99,7 @@ def test_no_key_is_ignored(written, tmp_path):
         assert_used_or_refused(layout, changed, original, f"key {key}")
 
 
-@settings(max_examples=12, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.text("abkmnw_.0", min_size=2, max_size=9), data=st.data())  # "k" alone is a key that is used
 def test_no_name_whatever_is_ignored(written, tmp_path_factory, name, data):
     layout, folder, _ = written

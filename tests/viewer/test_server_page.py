@@ -14,7 +14,7 @@ from circuit_tracer.viewer.server.jobs import Job
 from tests.support.asking import ask
 from tests.support.browser import Browser, Page
 from tests.support.documents import feature_details, large_document, small_document
-from tests.support.gestures import CTRL, READY, pixels, serious_findings, state, texts
+from tests.support.gestures import CTRL, READY, findings_in_both_looks, pixels, serious_findings, state, texts
 
 
 def wait_for(page: Page, name: str) -> None:
@@ -142,8 +142,8 @@ def test_what_was_made_is_saved_and_there_again(
     assert json.loads((graph_folder / "demo.json").read_text())["qParams"]["pinnedIds"] == []
 
 
-def test_a_save_that_fails_is_said(browser: Browser, served: Server, graph_folder: Path) -> None:
-    page = browser.page(served.url)
+def test_a_save_that_fails_is_said(browser: Browser, quick: Server, graph_folder: Path) -> None:
+    page = browser.page(quick.url)
     page.wait(READY)
     (graph_folder / "small.json").unlink()
     page.key("s", CTRL)
@@ -302,9 +302,9 @@ def test_features_and_their_absence(visit: Callable[..., Page], graph_folder: Pa
 @pytest.mark.parametrize(
     "text", ["{", '{"metadata": {}}', '{"metadata": {}, "qParams": {}, "nodes": [{}], "links": []}']
 )
-def test_a_malformed_graph_gives_a_message(browser: Browser, served: Server, graph_folder: Path, text: str) -> None:
+def test_a_malformed_graph_gives_a_message(browser: Browser, quick: Server, graph_folder: Path, text: str) -> None:
     (graph_folder / "bad.json").write_text(text)
-    page = browser.page(served.url + "?slug=bad")
+    page = browser.page(quick.url + "?slug=bad")
     page.wait("document.querySelector('[data-testid=problem]')")
     assert "cannot be shown" in texts(page, "[data-testid=problem]")[0]
     assert page.errors() == []
@@ -364,9 +364,8 @@ def test_on_a_phone_and_in_the_dark(visit: Callable[..., Page], demo_served: Ser
     assert page.js("document.documentElement.scrollWidth") <= 390
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_axe_finds_nothing_serious(visit: Callable[..., Page], demo_served: Server, axe: str, dark: bool) -> None:
-    page = visit(dark=dark)
+def test_axe_finds_nothing_serious(visit: Callable[..., Page], demo_served: Server, axe: str) -> None:
+    page = visit()
     page.click("[data-testid=start-routes]")
     page.click("[data-testid=tab-test]")
     page.js("viewer.actions.select(viewer.graph.nodes.find(n => n.kind === 'feature').id)")
@@ -376,7 +375,7 @@ def test_axe_finds_nothing_serious(visit: Callable[..., Page], demo_served: Serv
     page.key("s", CTRL)
     page.wait("document.querySelector('.toast')")
     page.frames(15)
-    assert serious_findings(page, axe) == []
+    assert findings_in_both_looks(page, axe) == []
     for name in ("trace", "prune"):
         page.click(f"[data-testid={name}]")
         wait_for(page, f"{name}-dialog")

@@ -14,7 +14,7 @@ import pytest
 from circuit_tracer.demo import load_labels
 from circuit_tracer.errors import CircuitTracerError, InputError
 from circuit_tracer.viewer import graph_frame, graph_page, write_page
-from circuit_tracer.viewer.bundle import STATIC, bundled_script
+from circuit_tracer.viewer.bundle import STATIC, bundled_script, bundled_style
 from tests.support.documents import feature_details, small_document
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)>"
@@ -61,6 +61,8 @@ def test_every_module_is_used_and_loads_nothing_from_a_network():
             path.name
         )  # the last: a link
         assert "innerHTML" not in path.read_text(encoding="utf-8"), path.name
+    for path in STATIC.glob("*.css"):
+        assert path.read_text(encoding="utf-8") in bundled_style(), f"index.html does not name {path.name}"
 
 
 def test_hostile_strings_stay_inside_their_element():

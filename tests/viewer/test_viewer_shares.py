@@ -53,7 +53,7 @@ def test_page_and_package_agree_on_the_demo_graph(
 
 @pytest.mark.parametrize(("theme", "start"), [("light", ":root {"), ("dark", ':root[data-theme="dark"] {\n  --paper')])
 def test_pictures_have_the_colours_of_the_page(theme: str, start: str) -> None:
-    style = (STATIC / "style.css").read_text(encoding="utf-8")
+    style = (STATIC / "colours.css").read_text(encoding="utf-8")
     block = style[style.index(start) :].split("}")[0]
     for name, colour in vars(PALETTES[theme]).items():
         assert f"--{name}: {colour};" in block, name

@@ -61,7 +61,7 @@ def resize(page: Page, size: tuple[int, int]) -> None:
     page.frames(4)
 
 
-def test_thirty_four_pins_are_all_seen_at_every_width_in_the_order_of_their_tokens(
+def test_thirty_four_pins_can_be_read_at_every_width_in_the_order_of_their_tokens(
     open_page: Callable[..., Page],
 ) -> None:
     page = open_page(graph_page(large_document(100, 800, 23, 30)))
@@ -80,11 +80,18 @@ def test_thirty_four_pins_are_all_seen_at_every_width_in_the_order_of_their_toke
             const area = e => { const b = e.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; };
             const all = name => [...document.querySelectorAll(name)];
             return {all: area(element), boxes: all('.box').map(area), percents: all('.wire-percent').map(area),
-            names: all('.box-name').map(area), lines: all('.box-name').map(e => e.textContent.split('\\n').length),
+            names: all('.box-name').map(area), letters: viewer.subgraph.content.look.font * viewer.subgraph.scale,
+            sign: document.querySelector('[data-testid=circuit-outside]').textContent,
+            told: !document.querySelector('[data-testid=circuit-outside]').hidden,
+            lines: all('.box-name').map(e => e.textContent.split('\\n').length),
             at: boxes.map((box, n) => [box.nodes[0].position, places[n][0]])}; })()"""
         )
         assert len(found["boxes"]) == 34
-        assert all(inside(box, found["all"]) for box in found["boxes"])
+        assert found["letters"] >= 10
+        outside = sum(not inside(box, found["all"]) for box in found["boxes"])
+        assert found["told"] is (outside > 0)
+        assert not outside or found["sign"].endswith(f" {outside} outside")
+        assert not outside or size is SIZES["phone"]
         assert all(inside(name, box) for name, box in zip(found["names"], found["boxes"], strict=True))
         assert set(found["lines"]) <= {1, 2}
         covered = [*found["boxes"], *found["percents"]]
@@ -93,6 +100,13 @@ def test_thirty_four_pins_are_all_seen_at_every_width_in_the_order_of_their_toke
         ordered = sorted(found["at"])
         for position, x in ordered:
             assert all(x >= other - 1e-6 for before, other in ordered if before < position)
+    resize(page, SIZES["phone"])
+    page.click("[data-testid=circuit-outside]")
+    all_seen = """(() => { const {element} = viewer.subgraph, all = element.getBoundingClientRect();
+        return [...document.querySelectorAll('.box')].map(e => e.getBoundingClientRect()).every(b => b.left >= all.left - 1
+        && b.right <= all.right + 1 && b.top >= all.top - 1 && b.bottom <= all.bottom + 1); })()"""
+    assert page.js(all_seen)
+    assert page.js("document.querySelector('[data-testid=circuit-outside]').hidden")
 
 
 def inside(inner: list[float], outer: list[float]) -> bool:

@@ -42,7 +42,7 @@ def assert_whole(page: Page) -> None:
         set_slider(page, "pruning", pruning)
         assert page.js(OUTSIDE) == []
         names = page.js(NAMES)
-        assert [name[0] for name in names[:10]].count("␣France␣ 10%") == 1
+        assert [name[0] for name in names[:10]].count("␣France␣ 10.0%") == 1
         assert len(names) == 20  # ten outputs, and the ten features with the most influence
         for _, x1, y1, x2, y2 in names:
             assert min(x1, x2) >= 0

@@ -48,7 +48,7 @@ def draw(
     elif view is not None and view.nodes:
         figure = circuit_figure(graph, view, called, **options)
     else:
-        groups = grouping or kept_grouping(graph) or _grouped(graph, called, options)
+        groups = grouping if grouping is not None else kept_grouping(graph) or _grouped(graph, called, options)
         named = name_groups(graph, groups, labels=called, features=KeptRecords(graph))
         figure = circuit_figure(graph, named, called, **options)
     if path is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.circuits.pictures.boxes import Box, Labels, boxes_of_grouping, boxes_of_view
-from circuit_tracer.circuits.pictures.grouped import MOST_ARROWS, circuit_picture, strongest
+from circuit_tracer.circuits.pictures.grouped import MOST_ARROWS, WEAKEST, circuit_picture, strongest
 from circuit_tracer.circuits.quotient import pruned_as
 from circuit_tracer.circuits.supernodes import Grouping
 from circuit_tracer.errors import InputError
@@ -68,7 +68,8 @@ def circuit_figure(
         kept = _leading_on(boxes, share_GG, least_share)
         left_out += [box for at, box in enumerate(boxes) if at not in kept and box.role != "token"]
         boxes, share_GG = [boxes[at] for at in kept], share_GG[kept][:, kept]
-    notes = [_PERCENT, *_left_out(left_out, influence, least_share)]
+    alone = _in_no_group(graph, pruned, [*boxes, *left_out]) if isinstance(groups, Grouping) else []
+    notes = [_PERCENT, *_arrows(boxes, share_GG, least_share), *_left_out(left_out, alone, influence)]
     return circuit_picture(boxes, share_GG, graph.input_string, notes, palette, least_share)
 
 
@@ -101,10 +102,32 @@ def _leading_on(boxes: Sequence[Box], share_GG: Tensor, least: float) -> list[in
     return sorted(kept) if any(boxes[at].role != "logit" for at in kept) else list(range(len(boxes)))
 
 
-def _left_out(boxes: Sequence[Box], influence: Tensor, least_share: float) -> list[str]:
-    notes = [f"arrows: from {least_share:.0%} up, at most {MOST_ARROWS}, and the strongest of each box"]
-    if boxes:
-        share = sum(_influence(box, influence) for box in boxes) / max(float(influence.sum()), 1e-30)
-        groups = f"{len(boxes)} group{'s' * (len(boxes) > 1)}"
-        notes.append(f"not drawn: {groups} with {share:.1%} of the influence")
-    return notes
+def _in_no_group(graph: Graph, pruned: PruneResult, boxes: Sequence[Box]) -> list[int]:
+    """Features and errors that pruning kept and that no group holds."""
+    alone = pruned.node_mask.cpu().clone()
+    alone[graph.nodes.layout.token_start :] = False
+    alone[[node for box in boxes for node in box.nodes]] = False
+    return [int(node) for node in alone.nonzero().flatten()]
+
+
+def _arrows(boxes: Sequence[Box], share_GG: Tensor, least_share: float) -> list[str]:
+    """Which arrows there are, or why there is none."""
+    inner = any(box.role not in ("token", "logit") for box in boxes)
+    notes = [] if inner else ["no feature and no error is in these boxes: what leads through them is not drawn"]
+    if strongest(share_GG, least_share):
+        return [*notes, f"arrows: from {least_share:.0%} up, at most {MOST_ARROWS}, and the strongest of each box"]
+    return [*notes, f"no arrows: every direct link among these boxes is weaker than {min(WEAKEST, least_share):.1%}"]
+
+
+def _left_out(boxes: Sequence[Box], alone: Sequence[int], influence: Tensor) -> list[str]:
+    """Groups that are not drawn and nodes of no group, with their influence."""
+    found = [_with_influence("group", len(boxes), [node for box in boxes for node in box.nodes], influence)] * bool(
+        boxes
+    )
+    found += [_with_influence("node", len(alone), alone, influence) + ", in no group"] * bool(alone)
+    return [f"not drawn: {'; '.join(found)}"] if found else []
+
+
+def _with_influence(noun: str, count: int, nodes: Sequence[int], influence: Tensor) -> str:
+    share = float(influence[list(nodes)].sum()) / max(float(influence.sum()), 1e-30)
+    return f"{count} {noun}{'s' * (count > 1)} with {share:.1%} of the influence"

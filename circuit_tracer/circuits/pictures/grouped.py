@@ -31,7 +31,7 @@ _MARGIN, _SIDE = 0.22, 0.62  # around all; for the names of stages
 _NARROWEST = 5.4
 _BETWEEN = 0.78  # lines of boxes
 MOST_ARROWS = 60
-_NUMBERED = 0.01  # weaker arrows are not drawn even where they are the strongest
+WEAKEST = 0.01  # weaker arrows are not drawn even where they are the strongest
 _BEFORE, _HEAD = 0.3, 0.2  # the target: where a number is wanted, and where the head is
 
 
@@ -101,7 +101,7 @@ def strongest(share_GG: Tensor, least: float) -> list[Arrow]:
     for along, by_target in ((1, True), (0, False)):
         for at, other in enumerate(sizes.max(dim=along).indices.tolist() if len(sizes) else []):
             source, target = (other, at) if by_target else (at, other)
-            if float(sizes[target, source]) >= min(_NUMBERED, least) and sizes[target, source] > 0:
+            if float(sizes[target, source]) >= min(WEAKEST, least) and sizes[target, source] > 0:
                 chosen.add((source, target))
     arrows = [(source, target, float(share_GG[target, source])) for source, target in sorted(chosen)]
     return sorted(arrows, key=lambda arrow: abs(arrow[2]))

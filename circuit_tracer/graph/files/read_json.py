@@ -149,11 +149,14 @@ def typed_q_params(q_params: dict[str, Any]) -> dict[str, Any]:
             raise FileFormatError(f"qParams.supernodes is a string but no JSON: {error}") from error
     if not isinstance(pinned or [], list) or not isinstance(groups or [], list):
         raise FileFormatError("qParams: pinnedIds and supernodes must be lists")
-    if not all(isinstance(group, list) for group in groups or []):
-        raise FileFormatError("qParams.supernodes must be lists: a name, and the ids of nodes")
+    for group in groups or []:
+        if not isinstance(group, list) or not group or not all(isinstance(item, str) for item in group):
+            raise FileFormatError(
+                f"qParams.supernodes must be lists of texts, a name and the ids of nodes; one is {shortened(group)}"
+            )
     typed = {
         "pinnedIds": [str(name) for name in pinned or []],
-        "supernodes": [[str(item) for item in group] for group in groups or []],
+        "supernodes": [list(group) for group in groups or []],
         "linkType": str(q_params.get("linkType") or "both"),
         "clickedId": str(q_params.get("clickedId") or ""),
         "sg_pos": str(q_params.get("sg_pos") or ""),

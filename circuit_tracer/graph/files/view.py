@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.errors import FileFormatError, InputError, shortened
 from circuit_tracer.files import parse_json
 from circuit_tracer.graph.files.node_ids import cantor_pair, cantor_unpair
 from circuit_tracer.graph.files.read_json import typed_q_params
@@ -46,9 +46,9 @@ class View:
         have a name or several members. Raises FileFormatError for what is none.
         """
         try:
-            groups = [(str(name), tuple(map(str, members))) for name, _, members in grouping["supernodes"]]
-            pinned = tuple(map(str, grouping["pinned"]))
-            shown = [(name, members) for name, members in groups if members and members[0] in {*pinned}]
+            groups = [_group(name, members) for name, _, members in grouping["supernodes"]]
+            pinned = _texts(grouping["pinned"], "the pinned nodes")
+            shown = [(name, members) for name, members in groups if members[0] in {*pinned}]
             return cls(pinned, tuple((name, members) for name, members in shown if name or len(members) > 1))
         except (LookupError, TypeError, ValueError) as error:
             raise FileFormatError(f"the graph's groups cannot be read ({error}); group its nodes again") from error
@@ -140,6 +140,22 @@ class View:
 
     def _groups(self) -> list[list[str]]:
         return [[name, *members] for name, members in self.supernodes]
+
+
+def _group(name: Any, members: Any) -> tuple[str, tuple[str, ...]]:
+    """Raises TypeError for what is no group of a graph: a name, "" if it has none, and at least one node."""
+    if not isinstance(name, str):
+        raise TypeError(f"a group's name is a text, not {shortened(name)}")
+    ids = _texts(members, f"the members of {shortened(name)}")
+    if not ids:
+        raise TypeError(f"the group {shortened(name)} has no members")
+    return name, ids
+
+
+def _texts(values: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple) or not all(isinstance(each, str) for each in values):
+        raise TypeError(f"{what} are a list of node ids, not {shortened(values)}")
+    return tuple(values)
 
 
 def _of_file(name: str) -> bool:

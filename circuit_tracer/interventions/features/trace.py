@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.attribution.attribute import attribute, left_out_of
 from circuit_tracer.attribution.held import Held
 from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.graph.graph import Graph
@@ -52,6 +52,8 @@ def attribute_edited(
         )
     chosen = [edits] if isinstance(edits, Edit) else list(edits)
     clean = clean_run(model, prompt, meaning)
+    if (asked := options.pop("zero_positions", None)) is not None:
+        clean.left_out = left_out_of(clean.ids, model, asked)  # what the graph leaves out has nothing to edit
     changes = resolve_edits(chosen, clean)
     if not changes:
         raise InputError(
@@ -68,4 +70,4 @@ def attribute_edited(
         tape=clean.network.captured.replayed if meaning.freeze_attention else None,
         words=[str(edit) for edit in chosen],
     )
-    return attribute(clean.ids, model, held=held, **options)
+    return attribute(clean.ids, model, held=held, zero_positions=clean.left_out, **options)

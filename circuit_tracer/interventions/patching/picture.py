@@ -5,28 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import CircuitTracerError, InputError
-from circuit_tracer.files import atomic_write
+from circuit_tracer.errors import InputError
+from circuit_tracer.graph.figures import require_matplotlib, save_figure
 from circuit_tracer.interventions.patching.table import PatchTable
 
 _TITLES = {"resid": "residual stream", "attn_out": "attention output", "mlp_out": "MLP output", "head": "heads"}
-_NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # the same table gives the same file
 
 
 def draw_patching(table: PatchTable, path: str | Path) -> Path:
     """Draw the effects into an SVG, PNG or PDF file (by suffix) and return its path.
 
     Heads are rows layer.head; features are not drawn. Raises CircuitTracerError without matplotlib, InputError for a table
-    of features only.
+    of features only, or another suffix.
     """
-    try:
-        import matplotlib
+    require_matplotlib()
+    from matplotlib.figure import Figure
 
-        matplotlib.use("Agg")
-        matplotlib.rcParams["svg.hashsalt"] = "circuit-tracing"
-        import matplotlib.pyplot as pyplot
-    except ImportError as error:
-        raise CircuitTracerError("pictures need matplotlib: pip install 'circuit-tracing[plot]'") from error
     sites = [site for site in dict.fromkeys(table.site) if site != "feature"]
     if not sites:
         raise InputError(
@@ -36,21 +30,15 @@ def draw_patching(table: PatchTable, path: str | Path) -> Path:
     limit = max(1.0, *(float(grid.nan_to_num().abs().max()) for grid in grids))
     heights = [0.32 * max(3, grid.flatten(0, -2).shape[0]) for grid in grids]
     width = max(4.0, 0.5 * grids[0].shape[-1] + 1.5)
-    figure, axes = pyplot.subplots(
-        len(sites), 1, figsize=(width, sum(heights) + 1.3 * len(sites)), squeeze=False, layout="constrained",
-        gridspec_kw={"height_ratios": heights},
-    )  # fmt: skip
+    figure = Figure(figsize=(width, sum(heights) + 1.3 * len(sites)), layout="constrained")
+    axes = figure.subplots(len(sites), 1, squeeze=False, height_ratios=heights)
     for panel, site, grid in zip(axes[:, 0], sites, grids, strict=True):
         image = _panel(panel, table, site, grid, limit)
     figure.colorbar(image, ax=axes[:, 0].tolist(), label=f"effect: 0 as {_runs(table)[0]}, 1 as {_runs(table)[1]}")
     figure.suptitle(
         f"{table.mode}{' (estimated by gradients)' if table.estimated else ''}: {table.metric}", fontsize=10
     )
-    kind = Path(path).suffix.lstrip(".") or "png"
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=150, metadata=_NO_DATE.get(kind))
-    pyplot.close(figure)
-    return Path(path)
+    return save_figure(figure, Path(path))
 
 
 def _runs(table: PatchTable) -> tuple[str, str]:

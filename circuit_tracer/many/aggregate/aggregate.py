@@ -20,7 +20,7 @@ from circuit_tracer.graph.pruning import PrunePolicy
 from circuit_tracer.many.aggregate.common import common_curve
 from circuit_tracer.many.aggregate.families import find_families
 from circuit_tracer.many.aggregate.incidence import Collected, Incidence, Progress, collect
-from circuit_tracer.many.aggregate.labels import separating
+from circuit_tracer.many.aggregate.labels import separating, tested_labels
 from circuit_tracer.many.aggregate.overview import VERSION, Overview, family_columns, overview
 from circuit_tracer.many.aggregate.profile import Positions, Setting
 from circuit_tracer.many.aggregate.statistics import Columns, describe
@@ -95,6 +95,8 @@ def aggregate(run: Run, *, label: str | None = "label", positions: str = "pooled
     Raises InputError for a column that is not there.
     """
     labels = {} if label is None else {id: str(value) for id, value in run.values(label).items()}
+    if labels and run.ids:
+        tested_labels(run.ids, labels)  # before the graphs are read, which takes long
     named = positions if positions in ("pooled", "end") else _places(run, positions)
     graphs = ((row.id, graph) for row, graph in run.graphs())
     return aggregate_graphs(graphs, labels, positions=cast(Positions, named), **options)

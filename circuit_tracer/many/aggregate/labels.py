@@ -6,6 +6,7 @@ absent is 0. Letters: G graphs with a label, m and n of them with this one and w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -24,16 +25,22 @@ def tested_labels(ids: Sequence[str], labels: Mapping[str, str]) -> list[str]:
 
     Raises InputError if there are none: an AUC compares two groups.
     """
-    present = [labels[id] for id in ids if id in labels]
-    names, counts = np.unique(np.array(present, dtype=object), return_counts=True)
-    enough = (counts >= FEWEST_GRAPHS) & (len(present) - counts >= FEWEST_GRAPHS)
-    if not enough.any():
-        shown = ", ".join(f"{name!r} ({count})" for name, count in list(zip(names, counts, strict=True))[:5])
+    found = large_enough(labels, ids)
+    if not found:
+        counts = Counter(labels[id] for id in ids if id in labels)
+        shown = ", ".join(f"{name!r} ({count})" for name, count in sorted(counts.items())[:5])
         raise InputError(
             f"labels: {shown or 'none'} over {len(ids)} graphs; expected two labels of at least {FEWEST_GRAPHS} graphs each. "
-            "Name another column, or leave labels out (none)."
+            "Name another column, or leave labels out (--label none)."
         )
-    return [str(name) for name in names[enough]]
+    return found
+
+
+def large_enough(labels: Mapping[str, str], ids: Sequence[str]) -> list[str]:
+    """The labels of at least 2 of the ids, sorted, that at least 2 others do not have."""
+    counts = Counter(labels[id] for id in ids if id in labels)
+    most = counts.total() - FEWEST_GRAPHS
+    return sorted(name for name, count in counts.items() if FEWEST_GRAPHS <= count <= most)
 
 
 def separating(
@@ -93,8 +100,8 @@ def auc(inside: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """(U,) AUC of columns (m, U) over (n, U), ties half, and DeLong's 95 % interval, cut at 0 and 1.
 
     With psi(x, y) = 1, 1/2, 0 for x > y, x = y, x < y: AUC = mean psi, its variance var_x(mean_y psi) / m + var_y(mean_x psi)
-    / n. The means over the other group are ranks among all less ranks among their own. Where the groups do not overlap the
-    variance is 0 and the interval a point: look at p.
+    / n. The means over the other group are ranks among all less ranks among their own. Where the groups do not overlap that
+    variance is 0, and the far end of the interval is `least_auc`.
     """
     from scipy.stats import rankdata
 
@@ -104,7 +111,25 @@ def auc(inside: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray
     below_inside = 1 - (ranks[m:] - rankdata(outside, axis=0)) / m
     area = above_outside.mean(0)
     half = Z * np.sqrt(above_outside.var(0, ddof=1) / m + below_inside.var(0, ddof=1) / n)
-    return area, np.clip(area - half, 0, 1), np.clip(area + half, 0, 1)
+    low, high = np.clip(area - half, 0, 1), np.clip(area + half, 0, 1)
+    least = least_auc(m, n)
+    return area, np.where(area == 1, least, low), np.where(area == 0, 1 - least, high)
+
+
+def least_auc(m: int, n: int) -> float:
+    """The least AUC t from which m and n values that do not overlap are no more than z standard deviations away.
+
+    1 - t = z sqrt(V), V = t (1 - t) (1 + h (1 - t) / (2 - t) + h t / (1 + t)) / (m n), h = (m + n) / 2 - 1 (Newcombe,
+    Statistics in Medicine 25, 2006, method 5; V by Hanley and McNeil); 1 - t is cancelled below.
+    """
+    from scipy.optimize import brentq
+
+    h = (m + n) / 2 - 1
+
+    def gap(t: float) -> float:
+        return (1 - t) - Z * Z * t * (1 + h * (1 - t) / (2 - t) + h * t / (1 + t)) / (m * n)
+
+    return float(brentq(gap, 0.0, 1.0))
 
 
 def mann_whitney(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:

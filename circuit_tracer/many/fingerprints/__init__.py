@@ -9,11 +9,12 @@ from __future__ import annotations
 from circuit_tracer.many.fingerprints.evidence import Evidence, gather
 from circuit_tracer.many.fingerprints.matrix import Matrix, matrix
 from circuit_tracer.many.fingerprints.names import NAMES, names
-from circuit_tracer.many.fingerprints.of_run import evidence_of, matrix_of, write_fingerprints, write_prediction
-from circuit_tracer.many.fingerprints.predict import Prediction, Score, predict
+from circuit_tracer.many.fingerprints.of_run import FOLDER, evidence_of, matrix_of, write_fingerprints, write_prediction
+from circuit_tracer.many.fingerprints.predict import Prediction, Score, predict, split
 from circuit_tracer.many.fingerprints.vector import fingerprint
 
 __all__ = [
+    "FOLDER",
     "NAMES",
     "Evidence",
     "Matrix",
@@ -26,6 +27,7 @@ __all__ = [
     "matrix_of",
     "names",
     "predict",
+    "split",
     "write_fingerprints",
     "write_prediction",
 ]

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.many.aggregate.statistics import LEVEL, resampled
 from circuit_tracer.many.fingerprints.matrix import Array
-
-LEVEL = 0.95
 
 
 def grouped_folds(positive_N: Array, group_N: Array, folds: int, seed: int) -> Array:
@@ -58,8 +57,7 @@ def group_draws(group_N: Array, draws: int, seed: int) -> Array:
     """(1 + B, N) how often each row counts: once each in the first draw, then in bootstrap draws of whole groups."""
     _, group_of_N = np.unique(group_N, return_inverse=True)
     count = int(group_of_N.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    return np.concatenate([np.ones((1, len(group_N))), drawn[:, group_of_N].astype(float)])
+    return np.concatenate([np.ones((1, len(group_N))), resampled(count, draws, seed)[:, group_of_N]])
 
 
 def interval(values_B: Array, folds: int) -> tuple[float, float]:

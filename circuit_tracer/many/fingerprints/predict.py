@@ -5,9 +5,9 @@ Letters: N rows, B draws.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,6 +82,42 @@ class Prediction:
         return [head, "", f"{'':36}{'AUC':>6}  95 %{'':10}fingerprint ahead, 95 %", *rows]
 
 
+class Split(NamedTuple):
+    """rows: those with a label. Of each of them, positive_N: whether it has the value named positive; its group; its fold."""
+
+    rows: Array
+    positive: str
+    positive_N: Array
+    group_N: Array
+    fold_N: Array
+
+
+def split(
+    ids: Sequence[str],
+    labels: Mapping[str, Any],
+    groups: Mapping[str, Any] | None = None,
+    *,
+    positive: Any = None,
+    folds: int = 5,
+    seed: int = 0,
+) -> Split:
+    """What `predict` learns from and tests on; it needs no evidence, which takes long to gather.
+
+    Raises InputError for labels without two sides, for a row without group, for too few groups, or without scikit-learn.
+    """
+    try:
+        import sklearn  # noqa: F401 (before any work)
+    except ImportError as error:
+        raise missing_extra("classifiers", error) from error
+    if folds < 2:
+        raise InputError(f"folds is {folds}; expected at least 2")
+    rows = np.array([row for row, one in enumerate(ids) if labels.get(one) is not None], dtype=int)
+    labelled = [ids[row] for row in rows]
+    name, positive_N = _positives([labels[one] for one in labelled], positive)
+    group_N = np.array(_groups(labelled, groups))
+    return Split(rows, name, positive_N, group_N, grouped_folds(positive_N, group_N, folds, seed))
+
+
 @typed
 def predict(
     evidence: Evidence,
@@ -99,19 +135,14 @@ def predict(
     fold, and intervals are over groups. None: each row is a group of its own. positive: the value that is predicted, all
     others are not it; None: the true one of true and false, yes and no, 1 and 0. draws: of the bootstrap.
 
-    Raises InputError for labels without two sides, for a row without group, for too few groups, or without scikit-learn.
+    Raises InputError as `split` does, and for draws below 1.
     """
-    try:
-        import sklearn  # noqa: F401 (before any work)
-    except ImportError as error:
-        raise missing_extra("classifiers", error) from error
-    if folds < 2 or draws < 1:
-        raise InputError(f"folds is {folds} and draws {draws}; expected at least 2 and 1")
-    rows = np.array([row for row, one in enumerate(evidence.ids) if labels.get(one) is not None], dtype=int)
+    if draws < 1:
+        raise InputError(f"draws is {draws}; expected at least 1")
+    rows, name, positive_N, group_N, fold_N = split(
+        evidence.ids, labels, groups, positive=positive, folds=folds, seed=seed
+    )
     ids = [evidence.ids[row] for row in rows]
-    name, positive_N = _positives([labels[one] for one in ids], positive)
-    group_N = np.array(_groups(ids, groups))
-    fold_N = grouped_folds(positive_N, group_N, folds, seed)
     weight_BN = group_draws(group_N, draws, seed)
     probe = Probe(evidence.stream[rows], positive_N, group_N, seed)
     scores, aucs, found = dict[str, Array](), dict[str, Array](), list[Score]()

@@ -53,7 +53,12 @@ def _behaviour(label: str, rows: list[Mapping[str, Any]], expected: Mapping[str,
 
 def is_right(row: Mapping[str, Any], expected: Mapping[str, str]) -> bool:
     """Whether the most probable token of a row that is done is the answer expected."""
-    return str(row["top_token"]).strip() == expected[row["id"]].strip()
+    return same_answer(row["top_token"], expected[row["id"]])
+
+
+def same_answer(token: str, expected: str) -> bool:
+    """Whether a token is an answer; spaces around either do not count."""
+    return token.strip() == expected.strip()
 
 
 def towards_others(

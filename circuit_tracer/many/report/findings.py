@@ -2,7 +2,7 @@
 
 | outcome | on rows that it was not found on |
 |---|---|
-| cause | it separates the labels, and steering it moves rows to what the others do, more than random groups do |
+| cause | it separates the labels, and steering it does what it is judged by (steering.py) more than random groups do |
 | marker | it separates labels whose rows behave differently; steering it does not move them |
 | separates only | it separates labels that behave alike, as far as is known |
 | did not hold | it does not separate them |
@@ -38,10 +38,14 @@ class Group:
     members: tuple[Separator, ...]
 
     @property
+    def counted(self) -> list[Separator]:
+        """Those that held on the second half, the strongest on the first half first; all, if none did."""
+        return [each for each in self.members if each.holds] or list(self.members)
+
+    @property
     def features(self) -> Members:
-        """(layer, feature) of those that held on the second half; of all, if none did."""
-        held = [each for each in self.members if each.holds] or self.members
-        return frozenset((each.layer, each.index) for each in held)
+        """(layer, feature) of those."""
+        return frozenset((each.layer, each.index) for each in self.counted)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def grouped(collected: Collected, found: Sequence[Separator], ids: Sequence[str]
         there = collected.of_features.dense(items, np.ones(len(collected.of_features.graph)))[rows] > 0
         for number in _clusters(there.T):
             chosen = tuple(members[row] for row in number)
-            groups.append(Group(f"{label}: {_called(chosen[0])}", label, chosen))
+            groups.append(Group(f"{label}: {chosen[0].called}", label, chosen))
     return groups
 
 
@@ -93,12 +97,17 @@ def covered(
     collected: Collected, group: Group, labels: Mapping[str, str], ids: Sequence[str]
 ) -> tuple[Rate, Rate, list[str]]:
     """How many of the ids with the label, and without it, have a feature of the group; and those with both."""
-    items = np.array([each.item for each in group.members if (each.layer, each.index) in group.features])
-    there = collected.of_features.dense(items, np.ones(len(collected.of_features.graph)))
-    has = {collected.ids[row] for row in np.where(there > 0)[0].tolist()}
+    has = having(collected, group)
     mine = [id for id in ids if labels[id] == group.label]
     others = [id for id in ids if labels[id] != group.label]
     return Rate.of([id in has for id in mine]), Rate.of([id in has for id in others]), [id for id in mine if id in has]
+
+
+def having(collected: Collected, group: Group) -> set[str]:
+    """The graphs that have a feature of the group."""
+    items = np.array([each.item for each in group.counted])
+    there = collected.of_features.dense(items, np.ones(len(collected.of_features.graph)))
+    return {collected.ids[row] for row in np.where(there > 0)[0].tolist()}
 
 
 def _clusters(there_UG: np.ndarray) -> list[list[int]]:
@@ -110,8 +119,3 @@ def _clusters(there_UG: np.ndarray) -> list[list[int]]:
 
     number = fcluster(linkage(pdist(there_UG, "jaccard"), "average"), TOGETHER, "distance")
     return [np.where(number == each)[0].tolist() for each in dict.fromkeys(number.tolist())]
-
-
-def _called(separator: Separator) -> str:
-    where = f"{separator.layer}/{separator.index}"
-    return f"{where} {separator.name}" if separator.name else where

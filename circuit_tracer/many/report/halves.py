@@ -27,8 +27,9 @@ def halves(ids: Sequence[str], labels: Mapping[str, str], groups: Mapping[str, s
     chance = np.random.default_rng(seed)
     sizes: dict[str, list[int]] = {}
     half: dict[str, int] = {}
-    for number in chance.permutation(len(members)):
-        rows = list(members.values())[number]
+    listed = list(members.values())
+    for number in chance.permutation(len(listed)):
+        rows = listed[number]
         size = sizes.setdefault(labels[rows[0]], [0, 0])
         # ties alternate, so that labels of odd size do not all have more in one half
         smaller = int(size[1] < size[0]) if size[0] != size[1] else len(half) % 2

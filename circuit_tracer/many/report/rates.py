@@ -34,7 +34,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean of ``total`` values with a bootstrap interval; None of nothing."""
+    """Mean of ``total`` values with a 95 % bootstrap interval; None of nothing."""
 
     total: int
     mean: float | None
@@ -42,12 +42,12 @@ class Mean:
     high: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float], seed: int, level: float = LEVEL) -> Mean:
+    def of(cls, values: Sequence[float], seed: int) -> Mean:
         """Percentiles of the means of resamples, `RESAMPLES` of them."""
         total = len(values)
         if not total:
             return cls(0, None, None, None)
         numbers = np.array(values, dtype=np.float64)
         means = resampled(total, RESAMPLES, seed) @ numbers / total
-        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+        low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return cls(total, float(numbers.mean()), float(low), float(high))

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
+import numpy as np
 import torch
 
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.many.aggregate.incidence import Collected, collect
+from circuit_tracer.many.aggregate.labels import tested_labels
 from circuit_tracer.many.aggregate.profile import Setting
 from circuit_tracer.many.report.behaviour import Behaviour, behaviours, towards_others
-from circuit_tracer.many.report.findings import Finding, Outcome, covered, grouped
+from circuit_tracer.many.report.findings import Finding, Outcome, covered, grouped, having
 from circuit_tracer.many.report.halves import Halves, halves
 from circuit_tracer.many.report.rates import Mean
-from circuit_tracer.many.report.separation import Separator, separators
+from circuit_tracer.many.report.separation import Separator, compared, separators
 from circuit_tracer.many.report.steering import Behaviours, Steered, steer
 from circuit_tracer.many.report.trust import Trust, trust
 from circuit_tracer.many.runs.opened import Run
@@ -46,13 +49,16 @@ class Options:
 class Unexplained:
     """What the report does not account for. errors: share of influence that comes from reconstruction errors, mean over graphs.
     unnamed: features that hold and have no label. uncovered: rows of the second half with a label of which no finding's feature
-    is in the graph, of how many, by label; empty if there is no finding. failed: rows without a graph.
+    is in the graph, of how many, by label; empty if there is no finding. not_compared: labels of too few rows to be told from
+    the others, with how many. failed, waiting: rows without a graph, and not traced yet.
     """
 
     errors: Mean
     unnamed: int
     uncovered: dict[str, tuple[int, int]]
+    not_compared: dict[str, int]
     failed: int
+    waiting: int
 
 
 @dataclass(frozen=True)
@@ -73,12 +79,18 @@ class Report:
         named = [each for each in self.findings if each.is_finding]
         if not self.halves.found:
             return ["No row has a label, so nothing was compared."]
-        if not named:
-            return [
-                "No finding: no group of features separates labels that behave differently, or moves behaviour more than "
-                "random groups do, on rows that it was not found on."
-            ]
-        return [_sentence(each, self.unexplained.errors.mean) for each in named]
+        found = [_sentence(each, self.unexplained.errors.mean) for each in named] or [
+            "No finding: no group of features separates labels that behave differently, or moves behaviour more than "
+            f"random groups do, on {len(self.halves.tested)} rows that it was not found on. That is no proof that there is "
+            "none: what few rows show, or what the dictionary misses, would not be seen."
+        ]
+        sound = self.trust.sound
+        if sound.share is not None and sound.share < 0.5:
+            found.append(
+                f"Read this with care: something speaks against {sound.total - sound.count} of {sound.total} graphs that were "
+                "tested by intervention."
+            )
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -92,18 +104,31 @@ class Report:
         return {"version": VERSION, "conclusions": self.conclusions, **found}
 
 
+class Columns(NamedTuple):
+    """Values by id; empty where nothing is given."""
+
+    labels: Mapping[str, str]
+    expected: Mapping[str, str]
+    groups: Mapping[str, str]
+
+
 def make_report(run: Run, model: Traceable, options: Options = Options(), progress: Progress | None = None) -> Report:
     """Read the graphs of a run, and intervene on some of them. model: the run's own.
 
-    Raises InputError for a run without graphs, a column that is not there, labels that are no two groups of four rows each.
+    Raises InputError for a run without graphs, a column that is not there, or labels of which no two have four rows, two in
+    either half.
     """
     if not run.ids:
         raise InputError(f"the run {run.address} has no graph yet: trace its rows first (circuit-tracer run)")
     told = progress or (lambda what, done, total: None)
     labels, expected, groups = (_column(run, name) for name in (options.label, options.expected, options.groups))
+    if labels:
+        tested_labels(run.ids, labels)  # before the graphs are read, which takes long
     parts = halves(run.ids, labels, groups, options.seed)
+    enough = compared(labels, parts)
     found: list[Separator] = []
     findings: list[Finding] = []
+    uncovered: dict[str, tuple[int, int]] = {}
     if labels:
         collected = collect(
             ((row.id, graph) for row, graph in run.graphs()),
@@ -111,7 +136,8 @@ def make_report(run: Run, model: Traceable, options: Options = Options(), progre
             progress=lambda done: told("graphs read", done, len(run.ids)),
         )
         found = separators(collected, labels, parts)
-        findings = _findings(run, model, collected, found, labels, expected, parts, options)
+        findings = _findings(run, model, collected, found, Columns(labels, expected, groups), parts, options)
+        uncovered = _uncovered(collected, findings, labels, parts)
     return Report(
         behaviour=behaviours(run.table, labels, expected, options.seed),
         trust=trust(
@@ -120,7 +146,16 @@ def make_report(run: Run, model: Traceable, options: Options = Options(), progre
         halves=parts,
         separators=found,
         findings=findings,
-        unexplained=_unexplained(run, found, findings, labels, parts, options.seed),
+        unexplained=Unexplained(
+            errors=Mean.of(
+                [1 - row["replacement"] for row in run.table if row["replacement"] is not None], options.seed
+            ),
+            unnamed=sum(each.holds and not each.name for each in found),
+            uncovered=uncovered,
+            not_compared=dict(sorted(Counter(each for each in labels.values() if each not in enough).items())),
+            failed=sum(row["status"] == "failed" for row in run.table),
+            waiting=sum(row["status"] == "waiting" for row in run.table),
+        ),
         repeat=_repeat(run, options),
     )
 
@@ -130,14 +165,17 @@ def _findings(
     model: Traceable,
     collected: Collected,
     found: list[Separator],
-    labels: Mapping[str, str],
-    expected: Mapping[str, str],
+    columns: Columns,
     parts: Halves,
     options: Options,
 ) -> list[Finding]:
+    labels, expected = columns.labels, columns.expected
     groups = {group.name: group for group in grouped(collected, found, parts.found)}
     shares = {name: covered(collected, group, labels, parts.tested) for name, group in groups.items()}
-    rows = {name: having[: options.steered] for name, (_, _, having) in shares.items()}
+    rows = {
+        name: _steered_on(having, columns.groups, options.steered, options.seed)
+        for name, (*_, having) in shares.items()
+    }
     needed = {id for ids in rows.values() for id in ids}
     graphs = ((id, run.graph(id)) for id in run.ids if id in needed)
     towards = {name: towards_others(run.table, labels, expected, group.label) for name, group in groups.items()}
@@ -147,27 +185,24 @@ def _findings(
     return sorted(made, key=lambda each: get_args(Outcome).index(each.outcome))
 
 
-def _unexplained(
-    run: Run,
-    found: list[Separator],
-    findings: list[Finding],
-    labels: Mapping[str, str],
-    parts: Halves,
-    seed: int,
-) -> Unexplained:
-    replacement = [row["replacement"] for row in run.table if row["replacement"] is not None]
+def _steered_on(ids: Sequence[str], groups: Mapping[str, str], steered: int, seed: int) -> list[str]:
+    """At most that many of the ids, in an order drawn by lot, one of a group: prompts that count by themselves."""
+    order = np.random.default_rng(seed).permutation(len(ids))
+    found = {(ids[place] in groups, groups.get(ids[place], ids[place])): ids[place] for place in order[::-1].tolist()}
+    return list(found.values())[::-1][:steered]
+
+
+def _uncovered(
+    collected: Collected, findings: list[Finding], labels: Mapping[str, str], parts: Halves
+) -> dict[str, tuple[int, int]]:
+    """See `Unexplained`."""
+    groups = [each.group for each in findings if each.is_finding]
     uncovered = {}
-    real = [each for each in findings if each.is_finding]
-    for label in sorted({each.group.label for each in real}):
-        mine = [each for each in real if each.group.label == label]
-        total = sum(labels[id] == label for id in parts.tested)
-        uncovered[label] = (total - max((each.coverage.count for each in mine), default=0), total)
-    return Unexplained(
-        errors=Mean.of([1 - each for each in replacement], seed),
-        unnamed=sum(each.holds and not each.name for each in found),
-        uncovered=uncovered,
-        failed=sum(row["status"] == "failed" for row in run.table),
-    )
+    for label in sorted({each.label for each in groups}):
+        seen = set[str]().union(*(having(collected, each) for each in groups if each.label == label))
+        mine = [id for id in parts.tested if labels[id] == label]
+        uncovered[label] = (len([id for id in mine if id not in seen]), len(mine))
+    return uncovered
 
 
 def _column(run: Run, name: str | None) -> dict[str, str]:
@@ -190,30 +225,35 @@ def _repeat(run: Run, options: Options) -> dict[str, Any]:
 
 
 def _sentence(finding: Finding, errors: float | None) -> str:
-    best = max(finding.steered, key=lambda each: each.difference.low if each.difference.low is not None else -1.0)
-    first, group = finding.group.members[0], finding.group
+    best = max(finding.steered, key=lambda each: (each.steers, -each.p))
+    first, others = finding.group.counted[0], len(finding.group.features) - 1
+    also = f", with {others} other{'s' if others > 1 else ''} in the same prompts" if others else ""
     done = "taken out" if best.strength == 0 else f"multiplied by {best.strength:g}"
-    size = len(group.features)
-    many = "s" if size > 1 else ""
-    led = f"{first.layer}/{first.index}{f' ({first.name})' if first.name else ''}"
     return (
-        f"{group.label!r}: {size} feature{many} led by {led} separate{'' if many else 's'} it with AUC {first.auc:.2f} "
-        f"({first.auc_low:.2f} to {first.auc_high:.2f}) on rows not used to find {'them' if many else 'it'}; {done}, "
-        f"{_effect(best)}.{_caution(finding, errors)}"
+        f"{finding.group.label!r}: feature {first.called} separates it{also} with AUC {first.auc:.2f} ({first.auc_low:.2f} to "
+        f"{first.auc_high:.2f}) on rows not used to find it; {done}, {_effect(best)}.{_caution(finding, errors)}"
     )
 
 
 def _caution(finding: Finding, errors: float | None) -> str:
-    """What a marker does not say."""
+    """What the outcome does not say."""
     if finding.outcome != "marker":
-        return ""
+        known = finding.towards is not None
+        return "" if known else " Whether they become those of other labels is not known: no right answers were given."
     share = "" if errors is None else f" ({errors:.0%} of the influence)"
-    return f" It marks the behaviour and does not move it: the cause lies elsewhere, or in what the dictionary misses{share}."
+    return (
+        " It goes with the behaviour; that it moves it was not shown. The cause may lie elsewhere, in what the dictionary "
+        f"misses{share}, or be too weak for so few prompts."
+    )
 
 
 def _effect(steered: Steered) -> str:
     if steered.right is None or steered.random_right is None:
         one, other = steered.changed, steered.random_changed
         return f"the answer changes in {one.count} of {one.total} prompts, with random groups in {other.count} of {other.total}"
-    one, other = steered.right, steered.random_right
-    return f"the answer is right in {one.count} of {one.total} prompts, with random groups in {other.count} of {other.total}"
+    one, other, before = steered.right, steered.random_right, steered.before
+    clean = "" if before is None else f" (before: {before.count})"
+    return (
+        f"the answer is right in {one.count} of {one.total} prompts{clean}, with random groups in {other.count} of "
+        f"{other.total}"
+    )

@@ -8,14 +8,16 @@ number only.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from circuit_tracer.errors import InputError
 from circuit_tracer.many.aggregate.incidence import Collected
-from circuit_tracer.many.aggregate.labels import benjamini_hochberg, separating
+from circuit_tracer.many.aggregate.labels import FEWEST_GRAPHS, benjamini_hochberg, large_enough, separating
 from circuit_tracer.many.report.halves import Halves
 
 RATE = 0.05  # false discovery rate, on either half
@@ -48,11 +50,29 @@ class Separator:
         """Whether the second half says the same."""
         return self.q <= RATE and (self.auc > 0.5) == (self.auc_found > 0.5)
 
+    @property
+    def called(self) -> str:
+        """Layer and index, and its label if it has one."""
+        return f"{self.layer}/{self.index} {self.name}".rstrip()
+
+
+def compared(labels: Mapping[str, str], parts: Halves) -> list[str]:
+    """The labels that both halves can tell from the others. Raises InputError if there are none."""
+    both = [name for name in large_enough(labels, parts.found) if name in large_enough(labels, parts.tested)]
+    if labels and not both:
+        counts = Counter(labels[id] for ids in parts for id in ids).most_common(5)
+        shown = ", ".join(f"{name!r} ({count})" for name, count in counts)
+        raise InputError(
+            f"labels of the rows with a graph: {shown or 'none'}; expected two labels of at least {2 * FEWEST_GRAPHS} rows, "
+            f"{FEWEST_GRAPHS} in either half (rows of one group stay in one). Name another column, or leave labels out (none)."
+        )
+    return both
+
 
 def separators(collected: Collected, labels: Mapping[str, str], parts: Halves) -> list[Separator]:
     """Those more frequent with a label than without it, by label, the most distant AUC on the first half first.
 
-    Raises InputError if a half has fewer than two rows with or without each label.
+    Raises InputError if a half has no label with two rows, and two others.
     """
     first, second = (_tested(collected, labels, ids) for ids in parts)
     more = (first["q"] <= RATE) & (first["frequency_with"] > first["frequency_without"])

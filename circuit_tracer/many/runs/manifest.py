@@ -166,12 +166,11 @@ def read_fingerprints(store: Store) -> dict[str, Any]:
 
 def portable(name: str) -> str:
     """A model or dictionary as the manifest names it: folders and files by their whole path, hub ids as they are."""
-    path, at, revision = name.partition("@")
-    if not Path(path).expanduser().exists():
+    path = Path(name).expanduser()
+    if not path.exists():
         return name
-    whole = Path(path).expanduser().absolute()
-    ours = whole.is_relative_to(_PACKAGE)
-    return (f"{_OURS}{whole.relative_to(_PACKAGE).as_posix()}" if ours else str(whole)) + at + revision
+    whole = path.resolve() if ".." in path.parts else path.absolute()
+    return f"{_OURS}{whole.relative_to(_PACKAGE).as_posix()}" if whole.is_relative_to(_PACKAGE) else str(whole)
 
 
 def local(name: str) -> str:

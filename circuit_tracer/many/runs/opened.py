@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.errors import InputError, shortened
+from circuit_tracer.errors import FileFormatError, InputError, shortened
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.many.rows import Row
 from circuit_tracer.many.runs.manifest import agree_on_fingerprints, read_fingerprints, read_manifest
@@ -42,15 +42,26 @@ class Run:
         return [each["id"] for each in self.table if each["status"] == "done"]
 
     def graph(self, id: str) -> Graph:
-        """The graph of a row. Raises InputError for a row that there is not, or that is not done."""
+        """The graph of a row.
+
+        Raises InputError for a row that there is not, that is not done, or whose file is gone; FileFormatError if that is
+        damaged.
+        """
         if id not in self._states:
             raise InputError(
                 f"the run {self.address} has no row {shortened(id)}; it has {shortened(list(self._states))}"
             )
         if self._states[id] != "done":
             raise InputError(f"row {shortened(id)} of the run {self.address} has no graph: it is {self._states[id]}")
-        with self.store.local(graph_of(id)) as path:
-            return Graph.load(path)
+        try:
+            with self.store.local(graph_of(id)) as path:
+                return Graph.load(path)
+        except FileFormatError as error:
+            raise FileFormatError(
+                f"{error} Or remove {self.store.where(graph_of(id))}, and run again: it is traced once more."
+            ) from error
+        except InputError as error:
+            raise InputError(f"{error}. Run again: it is traced once more.") from error
 
     def graphs(self) -> Iterator[tuple[Row, Graph]]:
         """All rows that are done, one graph in memory at a time."""

@@ -42,7 +42,7 @@ class ProgressDisplay:
             self._bar.update(self._task, completed=ended, description=describe(progress))
         elif ended == progress.total or time.monotonic() - self._shown_at >= self._seconds:
             self._shown_at = time.monotonic()
-            text = f"rows {ended}/{progress.total}  {describe(progress)}"
+            text = f"rows {ended}/{progress.total}  {describe(progress)}".rstrip()
             self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def __enter__(self) -> ProgressDisplay:

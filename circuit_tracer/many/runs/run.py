@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from circuit_tracer.errors import CircuitTracerError
-from circuit_tracer.files import require_writable_folder
 from circuit_tracer.many.rows import Row
 from circuit_tracer.many.runs.claims import changing, shard_claimed
 from circuit_tracer.many.runs.local import run_locally
 from circuit_tracer.many.runs.manifest import Asked, open_manifest
 from circuit_tracer.many.runs.opened import Run, open_run
-from circuit_tracer.many.runs.records import GRAPHS, RECORDS, TIMES, finished_units, read_record, record_of
+from circuit_tracer.many.runs.records import GRAPHS, RECORDS, TIMES, finished_units, graph_of, read_record, record_of
 from circuit_tracer.many.runs.store import Store
 from circuit_tracer.many.runs.table import require_pyarrow, write_table
 from circuit_tracer.many.runs.units import ROWS, Units, shard_of
@@ -30,7 +29,9 @@ Engine = Callable[[str, Sequence[str]], Iterator[UnitResult]]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, in rows of its shard: done, failed, and all of them; and those of this call, with its seconds."""
+    """How far a run is, in rows of its shard: done, failed, and all of them; now: those of this call, in the seconds since the
+    first of them was begun, after the model had been opened.
+    """
 
     done: int
     failed: int
@@ -74,17 +75,15 @@ def run(
     """
     require_pyarrow()
     store = Store.at(address)
-    if store.folder is not None:
-        for name in ("", ROWS, GRAPHS, TIMES, RECORDS):
-            require_writable_folder(store.folder / name)  # and clear what killed processes left
+    for name in ("", ROWS, GRAPHS, TIMES, RECORDS):
+        store.require_writable(name)
     with shard_claimed(store, *shard):
         with changing(store):
             manifest = open_manifest(store, asked or {}, defaults or {})
             units = Units(store)
             units.add(rows, manifest.layout.unit_rows, source)
         mine = {unit: len(units.rows_of[unit]) for unit in shard_of(list(units.rows_of), *shard)}
-        if retry_failed:
-            _forget_failures(store, mine)
+        _forget(store, mine, retry_failed)
         with _table_kept(store):
             _work(store, mine, engine, report or (lambda _: None))
         return assemble(store)
@@ -102,16 +101,22 @@ def _work(store: Store, mine: Mapping[str, int], engine: Engine, report: Callabl
     finished = finished_units(store) & mine.keys()
     failed = sum(row["status"] == "failed" for unit in finished for row in read_record(store, unit))
     done, total = sum(mine[unit] for unit in finished) - failed, sum(mine.values())
-    begun, now = time.monotonic(), 0
+    begun, now = 0.0, 0
     report(Progress(done, failed, total, now, 0.0))
     for result in engine(store.address, [unit for unit in mine if unit not in finished]):
+        begun = begun or time.monotonic() - result.seconds
         done, failed, now = done + result.done, failed + result.failed, now + result.done + result.failed
         report(Progress(done, failed, total, now, time.monotonic() - begun))
 
 
-def _forget_failures(store: Store, mine: Mapping[str, int]) -> None:
-    for unit in finished_units(store) & mine.keys():
-        if any(row["status"] == "failed" for row in read_record(store, unit)):
+def _forget(store: Store, mine: Mapping[str, int], retry_failed: bool) -> None:
+    """Remove the records of units that are to be done again: that lack a graph by now, and, if asked, that have failed rows."""
+    finished = finished_units(store) & mine.keys()
+    graphs = set(store.names(GRAPHS))  # after the records, which are written last
+    for unit in finished:
+        rows = read_record(store, unit)
+        lacking = any(row["status"] == "done" and graph_of(row["id"]) not in graphs for row in rows)
+        if lacking or (retry_failed and any(row["status"] == "failed" for row in rows)):
             store.remove(record_of(unit))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from circuit_tracer.errors import InputError, ResourceError, first_line
-from circuit_tracer.files import atomic_write, read_bytes, temporary_path
+from circuit_tracer.files import atomic_write, read_bytes, require_writable_folder, temporary_path
 from circuit_tracer.files.places import is_address, open_system
 
 LARGEST_FILE = 2**34  # bytes of a file of a run; graphs have megabytes
@@ -56,6 +56,14 @@ class Store:
         """The path or address of a file, for messages and for opening it by other means."""
         _checked(name)
         return str(self.folder / name) if self.folder else f"{self.address.rstrip('/')}/{name}"
+
+    def require_writable(self, folder: str) -> None:
+        """Make a folder of it and prove that files can be written there, before any work; at an address nothing is tried.
+
+        Clears what killed processes left. Raises InputError naming the folder and the reason.
+        """
+        if self.folder:
+            require_writable_folder(self.folder / _checked(folder))
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises InputError if there is none, ResourceError if the store does not answer."""

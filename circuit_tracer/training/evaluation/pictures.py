@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.files import atomic_write
+from circuit_tracer.graph.figures import require_matplotlib, save_figure
 from circuit_tracer.training.evaluation.results import DENSITY_EDGES, Evaluation, HeldOutReconstruction
 
 COLOURS = {"dictionary": "#3b6fb6", "random": "#b9b9b9", "per_layer": "#c77f2e"}
@@ -15,25 +15,24 @@ LABELS = {"dictionary": "this dictionary", "random": "random dictionary", "per_l
 
 
 def draw(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write nmse.png, l0.png and density.png; the same evaluation gives the same files. Needs matplotlib."""
-    import matplotlib
+    """Write nmse.png, l0.png and density.png; the same evaluation gives the same files.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as pyplot
+    Raises CircuitTracerError without matplotlib.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
 
     painters: dict[str, Callable[[Any, Evaluation], None]] = {"nmse": _nmse, "l0": _l0, "density": _density}
     paths = []
     for name, paint in painters.items():
-        figure, axes = pyplot.subplots(figsize=(6.4, 3.2))
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        axes = figure.subplots()
         paint(axes, evaluation)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
         if len(evaluation.results) > 1:
             axes.legend(frameon=False)
-        paths.append(folder / f"{name}.png")
-        with atomic_write(paths[-1]) as temporary:
-            figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight", metadata={"Software": None})
-        pyplot.close(figure)
+        paths.append(save_figure(figure, folder / f"{name}.png"))
     return paths
 
 

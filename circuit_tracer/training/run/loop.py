@@ -35,6 +35,7 @@ from circuit_tracer.training.step.scratch import Scratch
 from circuit_tracer.training.step.spikes import StepRefused
 from circuit_tracer.training.step.step import Batch, Moment, Sink, StepOutcome, train_step
 
+RARE = 100.0  # times the tokens between two firings of a feature of mean frequency: how long a rare feature is silent
 LEAST_SHARE = 0.1  # of k: a step with fewer active features is steered like one with so many
 
 
@@ -204,7 +205,7 @@ class Loop:
         rule = rule_of(config.sparsity)
         if isinstance(rule, PenaltyRule) and rule.steered:
             wanted = schedules.active(config, moment.step + 1, self.reached)
-            rule.steer_(state.dictionary, self._excess(outcome.fired, wanted))
+            rule.steer_(state.dictionary, self._excess(outcome.fired, wanted), self._rare(wanted))
         if state.averages is not None:
             taken = moment.step + 1 - state.spikes.skipped
             state.averages.update(taken, config.optimizer.averaging * config.schedule_steps)
@@ -216,6 +217,13 @@ class Loop:
         """log(L0 / wanted) of the step done, 0-d and the same on all ranks; the host does not wait for it."""
         n_fired = self.ranks.all_reduce_(torch.stack([count_f.sum() for count_f in fired]).sum())
         return (n_fired.float() / (wanted * len(fired) * self.config.run.batch)).clamp_min_(LEAST_SHARE).log_()
+
+    def _rare(self, wanted: float) -> list[Tensor]:
+        """(f,) a source: what the step done has of the time in which a feature's silence grows from `RARE` to twice as long."""
+        window = RARE * self.config.dictionary.features / wanted
+        share = min(1.0, self.config.run.batch / window)
+        tokens = self.state.silence.tokens
+        return [share * ((window <= silent_f) & (silent_f < 2 * window)) for silent_f in tokens]
 
     def _report(self, rate: float, active: float) -> None:
         state, config, window, rule = self.state, self.config, self._window, rule_of(self.config.sparsity)

@@ -63,6 +63,7 @@ class Rule(ABC):
     # whether thresholds follow from a level calibrated at the end (§9): of rules that rank over many tokens
     needs_level: ClassVar[bool] = False
     most_at_start: ClassVar[float] = 1 / 2  # share of the features that are active at the first step, unless k is given
+    bears: ClassVar[float] = 1.0  # times the learning rate of the others (§8)
     # entries that `select` holds at a time for each one it keeps (the planner's memory)
     candidates: ClassVar[float] = 1.0
 

@@ -30,6 +30,7 @@ class JumpReLU(PenaltyRule):
     """a = pre where pre > theta = exp(log theta)."""
 
     learns_thresholds = True
+    bears = 0.5  # more, and features that many tokens share become ones that hardly any token has
 
     def start_(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], active: float, ranks: FeatureRanks) -> None:
         """Thresholds at the level of ``active`` features; those that a dictionary came with stay."""
@@ -38,11 +39,11 @@ class JumpReLU(PenaltyRule):
             started_f = start_thresholds(dictionary, source, x_BD, active, ranks).log_()
             log_threshold_f.copy_(torch.where(log_threshold_f == UNSET, started_f, log_threshold_f))
 
-    def steer_(self, dictionary: Dictionary, excess: Tensor) -> None:
-        """All thresholds by the same factor."""
+    def steer_(self, dictionary: Dictionary, excess: Tensor, rare: Sequence[Tensor]) -> None:
+        """All thresholds by the same factor; those of rare features fall besides, as hardly a gradient reaches them."""
         assert dictionary.log_threshold is not None
-        for log_threshold_f in dictionary.log_threshold:
-            log_threshold_f += STEERED * excess
+        for log_threshold_f, rare_f in zip(dictionary.log_threshold, rare, strict=True):
+            log_threshold_f += STEERED * excess - rare_f
 
     def activate(self, given: Dense) -> list[Tensor]:
         """The definition."""

@@ -45,8 +45,10 @@ class PenaltyRule(Rule):
         """
 
     @abstractmethod
-    def steer_(self, dictionary: Dictionary, excess: Tensor) -> None:
-        """Change a dictionary after a step, so that fewer features are active. excess: log(L0 / k), 0-d."""
+    def steer_(self, dictionary: Dictionary, excess: Tensor, rare: Sequence[Tensor]) -> None:
+        """Change a dictionary after a step, so that fewer features are active. excess: log(L0 / k), 0-d. rare: (f,) a
+        source, of features that have not fired for long: the share of the time in which they are brought back, else 0.
+        """
 
     def entries(self, active_at_start: float, n_features: int) -> tuple[float, float]:
         """k; with a penalty of a given weight what it begins with, as nobody knows how fast they become fewer."""

@@ -27,7 +27,7 @@ class ReLU(PenaltyRule):
             started_f = start_thresholds(dictionary, source, x_BD, active, ranks).neg_().to(bias_f.dtype)
             bias_f.copy_(torch.where(bias_f == 0, started_f, bias_f))
 
-    def steer_(self, dictionary: Dictionary, excess: Tensor) -> None:
+    def steer_(self, dictionary: Dictionary, excess: Tensor, rare: Sequence[Tensor]) -> None:
         """All biases, each by a share of its feature's encoder norm: about that of the spread of its pre-activations."""
         for weight_fD, bias_f in zip(dictionary.W_enc, dictionary.b_enc, strict=True):
             bias_f -= (STEERED * excess) * row_norms(weight_fD).to(bias_f.dtype)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.sparsity import rule_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Reached:
 
 # Of the rule for the highest learning rate, fitted to the best rates of short runs (benchmarks/training/rates.py and others of
 # its kind) and held to what is used for long ones: 2e-4 to 4e-4 for GPT-2 at 16,384 to 32,768 features.
-RATE = 0.6
+RATE = 0.6  # times what a rule of sparsity bears
 MOST_SAMPLES = 32.0  # of a feature in a step, beyond which more of them change nothing
 SHORT = 5000.0  # steps; longer runs need smaller steps
 HIGHEST, BORNE = 1.25e-2, 1500.0  # what a run of most samples bears, and in how many steps it halves; less with few
@@ -38,13 +39,15 @@ def settled(config: TrainingConfig, layers: int, width: int) -> TrainingConfig:
 
 
 def ruled_rate(config: TrainingConfig, layers: int, width: int) -> float:
-    """min(RATE · ∛(n / D²) / √(r·(1 + steps / SHORT)), HIGHEST · ∜(n / MOST_SAMPLES) / (1 + steps / BORNE)): D the width,
-    n = min(B·k/F, MOST_SAMPLES), r the sources that write to a target on average.
+    """min(RATE · β · ∛(n / D²) / √(r·(1 + steps / SHORT)), HIGHEST · ∜(n / MOST_SAMPLES) / (1 + steps / BORNE)): D the width,
+    n = min(B·k/F, MOST_SAMPLES), r the sources that write to a target on average, β what the sparsity rule bears.
     """
     samples = min(config.run.batch * config.sparsity.active / config.dictionary.features, MOST_SAMPLES)
     writers = (layers + 1) / 2 if config.dictionary.kind == "clt" else 1.0
     steps = config.schedule_steps
-    rate = RATE * math.cbrt(samples / width**2) / math.sqrt(writers * (1 + steps / SHORT))
+    rate = (
+        RATE * rule_of(config.sparsity).bears * math.cbrt(samples / width**2) / math.sqrt(writers * (1 + steps / SHORT))
+    )
     bearable = HIGHEST * math.pow(samples / MOST_SAMPLES, 0.25)
     return min(rate, bearable / (1 + steps / BORNE))
 

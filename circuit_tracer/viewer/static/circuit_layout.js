@@ -1,26 +1,29 @@
-// Where the boxes of a circuit stand: inputs below, outputs above, tokens from left to right, as large as a panel allows.
+// Where the boxes of a circuit stand: inputs below, outputs above, tokens from left to right, as large as a panel allows,
+// and never smaller than can be read: what has no room then is scrolled to.
 
-/** Looks of a box, the fullest first: its size, room around it, letters of its name, and whether its place is written. */
+/** Looks of a box, the fullest first: its size, room around it, letters and lines of its name, and whether its place is written. */
 export const LOOKS = [
-  { name: "full", width: 152, height: 58, gap: 16, rise: 36, font: 12, caption: true },
-  { name: "compact", width: 124, height: 38, gap: 12, rise: 28, font: 11, caption: false },
-  { name: "small", width: 96, height: 32, gap: 9, rise: 22, font: 10, caption: false },
+  { name: "full", width: 152, height: 58, gap: 16, rise: 36, font: 12, lines: 2, caption: true },
+  { name: "compact", width: 124, height: 38, gap: 12, rise: 28, font: 11, lines: 2, caption: false },
+  { name: "small", width: 96, height: 32, gap: 9, rise: 18, font: 10, lines: 2, caption: false },
+  { name: "line", width: 88, height: 18, gap: 6, rise: 14, font: 10, lines: 1, caption: false },
 ];
 const MARGIN = 14;
 const NOTABLE = 0.02; // a link of less does not keep its ends on different lines
 const WORTH = 1.15; // so much larger letters are worth a plainer look
-const LEGIBLE = 8; // pixels of letters
+export const LEGIBLE = 10; // pixels of letters
+const SEEN = 4; // how much more it is worth to see all than to have few lines
 const LEAST_WORTH = 0.6; // of letters where lines had to be dealt out to many
 
 /**
  * The middle of each box, and what holds them all: {places: [[x, y]], width, height, look, scale}.
  *
  * links: as `boxLinks` makes them. positions: places chosen by hand, in thousandths, by key. scale: of the whole, at most 1, at which it
- * fits into a panel of width x height pixels. Boxes come in an order in which each stands after those that feed it, lower layers first, and
+ * fits into a panel of width x height pixels; or larger, where letters would be smaller than `least` pixels. Boxes come in an order in which each stands after those that feed it, lower layers first, and
  * are cut into lines; of all lengths of a line, and looks of a box, those are taken whose letters become the largest. In every pair of boxes
  * the one whose tokens come first is not to the right of the other.
  */
-export function placeBoxes(boxes, links, positions, width, height) {
+export function placeBoxes(boxes, links, positions, width, height, least = LEGIBLE) {
   const facts = boxes.map(({ nodes }) => ({
     stage: stageOf(nodes),
     layer: mean(nodes, "layer"),
@@ -33,8 +36,9 @@ export function placeBoxes(boxes, links, positions, width, height) {
       const lines = runs.flatMap((run) => dealt(run, most));
       for (const columns of [true, false]) {
         const found = { look, lines, columns, ...measured(facts, lines, look, columns) };
-        found.scale = Math.min(1, width / found.width, height / found.height);
-        found.worth = legibility(look.font * found.scale) * Math.max(LEAST_WORTH, runs.length / lines.length);
+        found.scale = Math.min(1, Math.max(least / look.font, Math.min(width / found.width, height / found.height)));
+        const seen = Math.min(1, width / found.width / found.scale) * Math.min(1, height / found.height / found.scale);
+        found.worth = seen ** SEEN * legibility(look.font * found.scale) * Math.max(LEAST_WORTH, runs.length / lines.length);
         const plainer = best && (best.look !== look || (best.columns && !columns));
         if (!best || found.worth > (plainer ? WORTH : 1) * best.worth + 1e-9) best = found;
       }

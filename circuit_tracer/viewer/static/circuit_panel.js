@@ -62,5 +62,5 @@ function subgraphBar(page) {
     button("Fit", "Show the whole subgraph", () => subgraph.zoom(null)),
     button("+", "Zoom the subgraph in", () => subgraph.zoom(1.25)),
   );
-  return [hint, h("span", { class: "spacer" }), numbers, maker, group, tidy, clear, zoom];
+  return [hint, subgraph.sign, h("span", { class: "spacer" }), numbers, maker, group, tidy, clear, zoom];
 }

@@ -33,7 +33,7 @@ export function circuitPicture(graph, state, content, palette) {
 }
 
 function drawBox(graph, state, box, [x, y], look, palette) {
-  const lines = textLines(box.name, look.width - BOX_PADDING, look.font, 600);
+  const lines = textLines(box.name, look.width - BOX_PADDING, look.font, 600, look.lines);
   const step = 1.2 * look.font;
   const text = (words, line, style) => svg("text", { ...style, x, y: line.toFixed(1), "text-anchor": "middle" }, words);
   const rows = lines.length * step + (look.caption ? 16 : 0);

@@ -5,6 +5,7 @@ import { h } from "./dom.js";
 import { drawGutters, drawNames } from "./graph_names.js";
 import { layOut } from "./layout.js";
 import { nearestLink } from "./link_hits.js";
+import { outsideSign, tellOutside } from "./outside.js";
 import { CanvasPen } from "./pens.js";
 import { readPalette } from "./palette.js";
 import { drawOverlay, drawScene, faintLinks, MOST_CURVED, strongLinks } from "./scene.js";
@@ -17,7 +18,6 @@ const SLICE = 9;
 const SMALL = 6000;
 const MOST_ZOOM = 40;
 const WHOLE = { zoom: 1, x: 0.5, y: 0.5 };
-const ARROWS = { left: "\u2190", right: "\u2192", above: "\u2191", below: "\u2193" };
 const RELAYOUT = ["pruning", "density", "hideErrors", "pinned", "clicked"];
 const REDRAW = ["edgeMin", "throughHead", "linkType", "allEdges", "groups", "query", "labels", "path", "effect"];
 
@@ -50,13 +50,7 @@ export class LinkGraph {
       this.overlay,
       this.tooltip,
     );
-    this.sign = h("button", {
-      class: "outside small",
-      hidden: true,
-      title: "Show the whole graph",
-      "data-testid": "outside",
-      on: { click: () => this.fit() },
-    });
+    this.sign = outsideSign("Show the whole graph", "outside", () => this.fit());
     this.job = null;
     this.picture = null;
     this.pointed = null;
@@ -325,7 +319,7 @@ export class LinkGraph {
 
   /** Say how many nodes are beyond the borders, and on which sides. */
   _showSign() {
-    const beyond = { left: 0, right: 0, above: 0, below: 0 };
+    const sides = new Set();
     const { margin } = this.layout;
     const { zoom, x, y } = this.camera;
     let count = 0;
@@ -334,14 +328,11 @@ export class LinkGraph {
       const [at, level] = [this.layout.x[index] * zoom + x, this.layout.y[index] * zoom + y];
       const across = at < margin.left - 6 ? "left" : at > this.width ? "right" : null;
       const along = level < 0 ? "above" : level > this.height - margin.bottom + 4 ? "below" : null;
-      if (across) beyond[across] += 1;
-      if (along) beyond[along] += 1;
+      if (across) sides.add(across);
+      if (along) sides.add(along);
       if (across || along) count += 1;
     }
-    this.sign.hidden = count === 0;
-    if (!count) return;
-    const arrows = Object.keys(ARROWS).filter((side) => beyond[side]).map((side) => ARROWS[side]);
-    this.sign.textContent = `${arrows.join("")} ${count.toLocaleString("en")} outside`;
+    tellOutside(this.sign, count, sides);
   }
 }
 

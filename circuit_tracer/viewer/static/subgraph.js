@@ -2,10 +2,11 @@
 
 import { boxCaption, boxLinks, makeBoxes, previewed } from "./boxes.js";
 import { BOX_PADDING, memberDots, textLines } from "./box_text.js";
-import { placeBoxes } from "./circuit_layout.js";
+import { LEGIBLE, placeBoxes } from "./circuit_layout.js";
 import { circuitPicture } from "./circuit_picture.js";
 import { h, replace, svg } from "./dom.js";
 import { nodeLabel } from "./labels.js";
+import { outsideSign, tellOutside } from "./outside.js";
 import { readPalette } from "./palette.js";
 import { strongestPaths } from "./paths.js";
 import { routeWires } from "./routes.js";
@@ -14,6 +15,7 @@ import { drawWires } from "./wires.js";
 
 const ZOOMS = [0.1, 2.5];
 const ROUTES = 6;
+const WHOLE = "whole"; // a zoom at which everything is in the panel, however small
 const WHILE_HIDDEN = [960, 420]; // for pictures
 const DRAWN = ["pinned", "groups", "labels", "positions", "collecting", "clicked", "edgeNumbers", "effect", "offer"];
 
@@ -25,7 +27,12 @@ export class Subgraph {
     this.wires = svg("svg", { class: "wires", "aria-hidden": "true" });
     this.boxes = h("div", { class: "boxes" });
     this.stage = h("div", { class: "stage" }, this.wires, this.boxes);
-    this.element = h("div", { class: "subgraph", "data-testid": "subgraph" }, this.stage);
+    this.element = h(
+      "div",
+      { class: "subgraph", "data-testid": "subgraph", on: { scroll: () => this._tellOutside() } },
+      this.stage,
+    );
+    this.sign = outsideSign("Show the whole circuit", "circuit-outside", () => this.zoom(null));
     store.subscribe((_, changed) => {
       if (DRAWN.some((name) => changed.has(name))) this.draw();
       else if (changed.has("hovered") || changed.has("lit")) this._emphasise();
@@ -40,17 +47,20 @@ export class Subgraph {
     this.element.classList.toggle("offered", state.offer !== null);
     if (!boxes.length) {
       this.content = null;
+      this.sign.hidden = true;
       this._drawNothing();
       return;
     }
     const { clientWidth, clientHeight } = this.element;
     const [panelWidth, panelHeight] = clientWidth && clientHeight ? [clientWidth, clientHeight] : WHILE_HIDDEN;
     const links = boxLinks(this.graph, boxes);
-    this.content = { boxes, links, ...placeBoxes(boxes, links, state.positions, panelWidth, panelHeight) };
+    const least = this.zoomed === WHOLE ? 0 : LEGIBLE;
+    this.content = { boxes, links, ...placeBoxes(boxes, links, state.positions, panelWidth, panelHeight, least) };
     this.content.wires = routeWires(this.content);
     const { places, width, height, look } = this.content;
-    this.scale = this.zoomed ?? this.content.scale;
-    this.element.classList.toggle("fits", this.zoomed === null);
+    this.scale = typeof this.zoomed === "number" ? this.zoomed : this.content.scale;
+    const fits = width * this.scale <= panelWidth + 1 && height * this.scale <= panelHeight + 1;
+    this.element.classList.toggle("fits", fits);
     this.stage.className = `stage look-${look.name}`;
     const style = { width, height, "--box-width": look.width, "--box-height": look.height, "--box-font": look.font };
     for (const [name, value] of Object.entries(style)) this.stage.style.setProperty(name, `${value}px`);
@@ -60,12 +70,37 @@ export class Subgraph {
       boxes.map((box, at) => this._box(box, places[at])),
     );
     this._emphasise();
+    this._tellOutside();
     if (focused !== undefined) this.boxes.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
   }
 
+  /** By a factor; null: so that all of it is seen. */
   zoom(factor) {
-    this.zoomed = factor === null ? null : Math.max(ZOOMS[0], Math.min(ZOOMS[1], this.scale * factor));
+    this.zoomed = factor === null ? WHOLE : Math.max(ZOOMS[0], Math.min(ZOOMS[1], this.scale * factor));
     this.draw();
+  }
+
+  /** Say how many boxes are not wholly in the panel, and where they are. */
+  _tellOutside() {
+    if (!this.content) return;
+    const { places, look } = this.content;
+    const { scrollLeft, scrollTop, clientWidth, clientHeight } = this.element;
+    const sides = new Set();
+    let count = 0;
+    for (const [x, y] of clientWidth ? places : []) {
+      const across = x * this.scale - scrollLeft;
+      const along = y * this.scale - scrollTop;
+      const [wide, high] = [(look.width / 2) * this.scale - 1, (look.height / 2) * this.scale - 1];
+      const found = [
+        across < wide && "left",
+        across > clientWidth - wide && "right",
+        along < high && "above",
+        along > clientHeight - high && "below",
+      ].filter(Boolean);
+      for (const side of found) sides.add(side);
+      if (found.length) count += 1;
+    }
+    tellOutside(this.sign, count, sides);
   }
 
   /** The subgraph as it is seen, as an SVG element for a file. */
@@ -119,7 +154,7 @@ export class Subgraph {
       chosen ? "chosen" : "",
       ids.includes(state.clicked) || (box.group && groupId(box.group) === state.clicked) ? "clicked" : "",
     ];
-    const lines = textLines(box.name, look.width - BOX_PADDING, look.font, 600);
+    const lines = textLines(box.name, look.width - BOX_PADDING, look.font, 600, look.lines);
     const name = h("span", { class: "box-name" }, lines.join("\n"));
     const element = h(
       "div",
