@@ -17,7 +17,7 @@ from circuit_tracer.files.places import Place, find_places, is_address
 from circuit_tracer.many.extras import missing_extra
 from circuit_tracer.many.rows import KINDS, Row, read_row
 
-LARGEST = 2**32  # bytes of a file of rows, unpacked
+LARGEST = 2**30  # bytes of a file of rows, unpacked
 LARGEST_CELL = 2**31 - 1  # characters; the most that the csv module takes everywhere
 _DELIMITERS = (",", ";", "\t")  # of a CSV file: spreadsheets take semicolons where the comma is for decimals
 _OUR_JSON = ("tokens", "chat", "targets")  # columns of a CSV file that may hold JSON
