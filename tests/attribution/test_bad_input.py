@@ -24,7 +24,7 @@ class Words:
     bos_token_id, pad_token_id, eos_token_id, unk_token_id = 1, 0, 2, 4
     unk_token, all_special_ids = "w4", (0, 1, 2, 4)
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
+    def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> Any:
         assert not add_special_tokens
 
         class Encoding:

@@ -33,7 +33,7 @@ class Letters:
         self.bos_token_id, self.pad_token_id, self.eos_token_id = bos, pad, eos
         self.all_special_ids = [i for i in (bos, pad, eos) if i is not None] + list(others)
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
+    def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> Any:
         assert not add_special_tokens, "special tokens are ours to add"
         return SimpleNamespace(input_ids=[ord(letter) - ord("a") + 10 for letter in text])
 
