@@ -320,7 +320,7 @@ def test_known_files_that_are_no_transcoders_are_refused_as_what_they_are(tmp_pa
             "dictionary_learning: an autoencoder",
         ),
         ({"sae": {"W_E": torch.zeros(D, F)}, "version": "1"}, r"is a pickle \(sae, W_E, version\), which is not read"),
-        ([print], "is a pickle, which is not read"),
+        ([len], "is a pickle, which is not read"),
     ],
     ids=["qwen-scope", "dictionary_learning", "unknown", "objects"],
 )
