@@ -106,6 +106,16 @@ CPU = (
         for name, clt, minutes in (("cost", "clt-2048", 2), ("scores", "clt-2048", 1), ("induction", "clt-256", 4))
     ),
     Benchmark("attention-world", "attention.world", "--results attention_world.json", (), 3),
+    Benchmark("throughput", "many.throughput", "", (), 1),
+    Benchmark(
+        "throughput-smollm2",
+        "many.throughput",
+        f"--model {MODEL} --transcoders {CLT} --prompts 26 --unit 13 --peer {{WORK}}/peer --peer-prompts 2 --work {{WORK}} "
+        "--results throughput_smollm2.json",
+        ("smollm2-hf", "clt-256", "peer"),
+        6,
+    ),
+    Benchmark("triggers", "many.triggers", "", (), 8),
     Benchmark("moved-city", "many.moved_city", "", (), 5),
     Benchmark("wrong-answers", "many.wrong_answers", "", (), 8),
     Benchmark("training-speed", "training.speed", "--peer {WORK}/decode", ("decode",), 8),

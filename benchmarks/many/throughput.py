@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.harness import load
+from benchmarks.common.harness import load, versions
 from benchmarks.common.machine import describe, write_results
 from benchmarks.common.places import INPUTS, RESULTS
 from benchmarks.common.processes import peer_command
@@ -182,7 +182,12 @@ def main() -> None:
     args = parser.parse_args()
     began = time.perf_counter()
     with torch.no_grad():
-        results: dict[str, Any] = {**describe(), "prompts": args.prompts, "unit": args.unit, **compared(args)}
+        results: dict[str, Any] = {
+            **describe(versions={"ours": versions()}),
+            "prompts": args.prompts,
+            "unit": args.unit,
+            **compared(args),
+        }
     print(
         f"\n{args.prompts} prompts of {SHORTEST} to {LONGEST} tokens, {results['features']:.0f} active features (median)"
     )

@@ -49,3 +49,40 @@ def wrong_answers(record: dict[str, Any]) -> list[str]:
         "",
         *table(["predictor", *copies], rows),
     ]
+
+
+def throughput(record: dict[str, Any]) -> list[str]:
+    """Graphs a minute, and CPU seconds a graph."""
+    ways = {"loop": "`attribute` in a loop", "together": "`attribute_together`", "workers": "the same, two processes"}
+    rows = [
+        [title, f"{record[way]['graphs_a_minute']:,.0f}", f"{1e3 * record[way]['cpu_seconds_a_graph']:,.1f}"]
+        for way, title in ways.items()
+    ]
+    if "peer" in record:
+        count, rate = len(record["peer"]["seconds"]), record["peer"]["graphs_a_minute"]
+        rows.append([f"circuit-tracer 0.5.0, {count} of the prompts, one by one", f"{rate:,.1f}", ""])
+    return [
+        f"{record['prompts']} prompts of 8 to 20 tokens, {record['features']:,.0f} active features (median); edges made "
+        f"together differ from those made alone by at most {record['largest_difference']:.0e} of the largest of their row.",
+        "",
+        *table(["", "graphs a minute", "CPU ms a graph"], rows),
+    ]
+
+
+def triggers(record: dict[str, Any]) -> list[str]:
+    """In how many models with and without a trigger a report names a finding."""
+    found = record["summary"]
+    planted, clean, ranks = found["planted"], found["clean"], found["rank"]
+    rows = [
+        ["a trigger planted: a finding for questions with the word", f"{found['found']} of {planted}"],
+        ["of these, as a cause", f"{found['as a cause']} of {planted}"],
+        *(
+            [f"features called after the {name} among those that separate: in", f"{ranks[name]['among them']} of {planted}"]
+            for name in ranks
+        ),
+        *([f"rank of the first of them ({name}): median, worst", f"{each['median']}, {each['worst']}"]
+          for name, each in ranks.items()),
+        ["no trigger, labels by the word: a false alarm", f"{found['false alarms, word']} of {clean}"],
+        ["no trigger, labels drawn: a false alarm", f"{found['false alarms, random labels']} of {clean}"],
+    ]  # fmt: skip
+    return table(["", ""], rows)
