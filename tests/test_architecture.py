@@ -20,7 +20,7 @@ PACKAGE = "circuit_tracer"
 
 # ---- tables
 
-PLAIN = {"arguments", "errors", "files", "http", "hub_connection", "ranks", "sizes"}
+PLAIN = {"arguments", "counted", "errors", "files", "http", "hub_connection", "ranks", "sizes"}
 TRACED = {*PLAIN, "kernels", "models", "text", "transcoders", "fingerprint"}
 TRACING = {*TRACED, "graph", "attribution"}
 TOOLS = {*TRACING, "interventions", "attention", "features", "training", "neuronpedia"}
@@ -31,6 +31,7 @@ COMPAT = ("frontend", "transcoder", "utils")  # circuit-tracer's own import path
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "arguments": {"errors"},
+    "counted": set(),
     "files": {"errors"},
     "http": {"errors", "files"},
     "hub_connection": set(),

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from circuit_tracer.counted import SECONDS_BETWEEN_LINES, Counted
 from circuit_tracer.sizes import duration
 from circuit_tracer.training.run.events import StepReport
 from circuit_tracer.training.run.log import mean
-
-SECONDS_BETWEEN_LINES = 30.0
 
 
 def describe(report: StepReport) -> str:
@@ -26,42 +23,19 @@ def describe(report: StepReport) -> str:
     )
 
 
-class ProgressDisplay:
-    """A listener that writes to standard error; a context manager. It draws a bar if that is a terminal, else lines.
-
-    Lines come no closer than ``seconds`` apart, and always for the first and the last report.
-    """
+class ProgressDisplay(Counted):
+    """A listener that shows the steps done."""
 
     def __init__(self, console: Console | None = None, seconds: float = SECONDS_BETWEEN_LINES) -> None:
-        self.console = console or Console(stderr=True)
-        self._seconds, self._shown_at = seconds, -float("inf")
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(10), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self._task: TaskID | None = None
+        super().__init__("step", 10, console, seconds)
 
     def progress(self, report: StepReport) -> None:
-        """Move the bar, or print a line if it is time."""
-        if self.console.is_terminal:
-            if self._task is None:
-                self._task = self._bar.add_task("", total=report.steps)
-            self._bar.update(self._task, completed=report.step, description=describe(report))
-        elif report.step == report.steps or time.monotonic() - self._shown_at >= self._seconds:
-            self._shown_at = time.monotonic()
-            self._print(f"step {report.step}/{report.steps}  {describe(report)}")
+        """Show how far a run is."""
+        self.show(report.step, report.steps, describe(report))
 
     def message(self, text: str) -> None:
         """Print the text above the bar."""
-        self._print(text)
+        self.print(text)
 
     def evaluated(self, results: dict[str, Any]) -> None:
         """The trainer says where the results are; the numbers stand there."""
-
-    def _print(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
-
-    def __enter__(self) -> ProgressDisplay:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self._bar.stop()
