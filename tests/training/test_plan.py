@@ -59,7 +59,7 @@ def test_parameters_are_those_published_for_such_dictionaries(name: str, billion
 
 @given(
     kind=st.sampled_from(["clt", "plt", "skip", "sae"]),
-    activation=st.sampled_from(["batch_topk", "jumprelu"]),
+    activation=st.sampled_from(["batch_topk", "jumprelu", "gated", "switch"]),
     layers=st.integers(1, 5),
     ranks=st.integers(1, 3),
     dtype=st.sampled_from(["float32", "bfloat16"]),
@@ -76,8 +76,8 @@ def test_the_plan_counts_every_number_of_a_dictionary(
         sparsity__activation=activation,
     )
     work = TrainingCost(config, replace(TINY, n_layers=layers), ranks, features, on_cpu=True)
-    owned, thresholds = slice(40 * ranks - 40, features), activation == "jumprelu"
-    dictionary = Dictionary.initial(kind, layers, features, 16, owned=owned, thresholds=thresholds)
+    owned, rule = slice(40 * ranks - 40, features), rule_of(config.sparsity)
+    dictionary = Dictionary.initial(kind, layers, features, 16, owned=owned, own=rule.own, experts=rule.experts)
     assert work.parameters == sum(tensor.numel() for tensor in dictionary.tensors().values())
     kept = [*dictionary.norms, *Silence.initial(dictionary).tokens]
     held = work.parameters * getattr(torch, dtype).itemsize + sum(tensor.nbytes for tensor in kept)

@@ -120,7 +120,10 @@ def folded(checkpoint: Checkpoint, config: TrainingConfig, levels: Sequence[floa
     # and not on the mean.
     dtype = getattr(torch, config.export_dtype)
     scale_x, scale_y, mean_x_D = space.scale_x_S[source], space.scale_y_S[source], whole("mean_x_SD")
-    encoder_FD = (rows("W_enc").float() * scale_x).to(dtype)
+    rule = rule_of(config.sparsity)
+    own = {name: rows(name) for name in ("b_enc", *rule.own)}
+    trained_FD, bias_F = rule.export_encoder(rows("W_enc").float(), own)
+    encoder_FD = (trained_FD * scale_x).to(dtype)
     decoder_FC, width = rows("W_dec").float(), encoder_FD.shape[1]
     n_targets = decoder_FC.shape[1] // width
     scale_y_T = space.scale_y_S[source : source + n_targets]
@@ -129,15 +132,13 @@ def folded(checkpoint: Checkpoint, config: TrainingConfig, levels: Sequence[floa
     if config.dictionary.kind == "skip":
         skip_DD = (whole("W_skip" + averages) * (scale_x / scale_y)).to(dtype)
         bias_D = bias_D - skip_DD.double() @ mean_x_D
-    rule = rule_of(config.sparsity)
-    log_threshold_F = rows("log_threshold") if rule.learns_thresholds else None
     level = None if levels is None else levels[source]
     layer = FoldedLayer(
         encoder_FD,
-        (rows("b_enc").double() - encoder_FD.double() @ mean_x_D).float(),
+        (bias_F.double() - encoder_FD.double() @ mean_x_D).float(),
         (decoder_FC.view(-1, n_targets, width) / scale_y_T[:, None]).to(dtype),
         bias_D.float(),
-        rule.export_thresholds(row_norms(decoder_FC), n_targets, log_threshold_F, level),
+        rule.export_thresholds(row_norms(decoder_FC), n_targets, own, level),
         skip_DD,
         rule.export_k,
     )

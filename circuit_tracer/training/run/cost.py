@@ -123,9 +123,10 @@ class TrainingCost:
         """Numbers trained, on this rank."""
         layers, width, config = self.layers, self.sizes.d_model, self.config
         rows = self.owned * (layers * width + self.pairs * width + layers)
-        thresholds = layers * self.owned if self.rule.learns_thresholds else 0
+        vectors = layers * self.owned * len(self.rule.own)
         skip = layers * width**2 if config.dictionary.kind == "skip" else 0
-        return rows + thresholds + skip + layers * width
+        router = layers * self.rule.experts * (width + 1)
+        return rows + vectors + skip + router + layers * width
 
     @property
     def width(self) -> int:
@@ -169,8 +170,8 @@ def flop(work: TrainingCost) -> dict[str, float]:
     multiplied = sizes.parameters - sizes.embedding_parameters
     return {
         "language model": passes * 2 * multiplied * work.config.run.batch / work.world,
-        "encoders": 2 * work.batch * work.layers * work.owned * sizes.d_model,
-        "decoders": 6 * _entry_width(work),
+        "encoders": 2 * work.batch * work.layers * round(work.owned * work.rule.searched) * sizes.d_model,
+        "decoders": (10 if work.rule.gated else 6) * _entry_width(work),  # gates are decoded too, and learn from it
     }
 
 
