@@ -13,12 +13,14 @@ import torch
 from circuit_tracer.errors import CircuitTracerError, FileFormatError
 from circuit_tracer.transcoders import locate
 from circuit_tracer.transcoders.building import require_layer
+from circuit_tracer.transcoders.formats import switch
 from circuit_tracer.transcoders.formats.layer_file import LayerFile
 from circuit_tracer.transcoders.formats.saelens import AUTOENCODERS, FORMAT, read_autoencoder
 from circuit_tracer.transcoders.layer_weights import require_uniform
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
+KNOWN = (*AUTOENCODERS, switch.ARCHITECTURE)
 Device = torch.device | str | None
 
 
@@ -35,7 +37,7 @@ def are_autoencoders(folder: str | Path) -> bool:
     """Whether a local folder holds them; its files are only looked at."""
     path = Path(folder).expanduser()
     try:
-        return path.is_dir() and LayerFile(locate.in_folder(path, {}).files[0]).value("architecture") in AUTOENCODERS
+        return path.is_dir() and LayerFile(locate.in_folder(path, {}).files[0]).value("architecture") in KNOWN
     except CircuitTracerError:
         return False  # whoever loads it says what is wrong
 
@@ -49,7 +51,7 @@ def load_autoencoders(
     """
     found = locate.in_folder(Path(folder).expanduser(), {})
     files = [LayerFile(file) for file in found.files]
-    weights = [read_autoencoder(file) for file in files]
+    weights = [(switch.read_layer if switch.detect(file) else read_autoencoder)(file) for file in files]
     names: set[str | None] = set()
     for file in files:
         said = file.value("metadata.model_name", file.value("model_name"))

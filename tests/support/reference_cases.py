@@ -37,7 +37,6 @@ PATTERNS = (
 )
 DEAD = ("none", "some", "all")
 GRID = 64
-EXPERTS = 2  # of a switch
 # (kind, activation) of every rule and the dictionaries that it serves
 SERVED = [(kind, name) for kind in KINDS for name in RULES if kind in rule_of(SparsitySection(activation=name)).kinds]
 
@@ -129,7 +128,7 @@ def make(case: Case) -> Example:
         aux_active=2,
         pre_activation_weight=0.1,
         jacobian_weight=0.0 if case.kind == "sae" or case.activation == "gated" else 0.1,
-        experts=EXPERTS,
+        experts=experts_of(case.n_features),
         prefixes=list(case.prefixes) or None,
     )
     options: dict[str, Any] = {
@@ -176,13 +175,20 @@ def _weights(case: Case, draw: _Draw) -> Weights:
     if rule_of(SparsitySection(activation=case.activation)).learns_thresholds:
         weights.log_threshold = [draw.normal(n_features) * 0.5 - 1 for _ in range(n_layers)]
     if case.activation == "gated":
-        weights.log_scale, weights.b_mag = ([draw.grid(n_features, scale=0.5) for _ in range(n_layers)] for _ in "rb")
+        weights.log_scale = [draw.grid(n_features, scale=0.5) for _ in range(n_layers)]
+        weights.b_mag = [b_enc + draw.grid(n_features, scale=0.5) for b_enc in weights.b_enc]
     if case.activation == "switch":
-        weights.W_router = draw.grid(n_layers, EXPERTS, width, scale=width**-0.5)
-        weights.b_router = draw.grid(n_layers, EXPERTS, scale=0.3)
+        n_experts = experts_of(n_features)
+        weights.W_router = draw.grid(n_layers, n_experts, width, scale=width**-0.5)
+        weights.b_router = draw.grid(n_layers, n_experts, scale=0.3)
     for tensor in parameters(weights).values():
         tensor.requires_grad_(True)
     return weights
+
+
+def experts_of(n_features: int) -> int:
+    """The fewest experts that can share features evenly, two or more."""
+    return next((count for count in range(2, n_features + 1) if n_features % count == 0), 2)
 
 
 class _Draw:
@@ -220,7 +226,7 @@ def cases(
     return st.builds(
         lambda pair, n_features, prefixes, **rest: Case(
             *pair,
-            n_features=n_features + (pair[1] == "switch") * (n_features % EXPERTS),
+            n_features=n_features + (pair[1] == "switch"),
             prefixes=tuple(sorted({end for end in prefixes if end < n_features})) if pair[1] != "switch" else (),
             **rest,
         ),
@@ -264,6 +270,7 @@ CASES = list(
         ]
     )
 )
+each_served = pytest.mark.parametrize(("kind", "activation"), SERVED, ids=["-".join(pair) for pair in SERVED])
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)

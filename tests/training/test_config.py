@@ -18,7 +18,7 @@ from circuit_tracer.training.config.files import dump, load, preset_names, valid
 from circuit_tracer.training.config.keys import find, keys, nearest
 from circuit_tracer.training.config.rules import without_effect
 from circuit_tracer.training.config.schema import TrainingConfig
-from circuit_tracer.training.sparsity import RULES
+from circuit_tracer.training.sparsity import RULES, rule_of
 from tests.support.config_cases import SMALL, configs, small
 
 PART = {"path": "web/*.jsonl", "weight": 2.0, "kind": "jsonl"}
@@ -68,7 +68,8 @@ def test_every_preset_takes_data_of_another_kind(name: str, kind: str) -> None:
 @pytest.mark.parametrize("name", preset_names())
 @pytest.mark.parametrize("rule", RULES)
 def test_every_preset_takes_another_rule_of_sparsity(name: str, rule: str) -> None:
-    assert load(name, {"sparsity.activation": rule}).sparsity.activation == rule
+    kind = rule_of(SparsitySection(activation=rule)).kinds[0]
+    assert load(name, {"sparsity.activation": rule, "dictionary.kind": kind}).sparsity.activation == rule
 
 
 def test_a_file_takes_another_rule_of_sparsity(tmp_path: Path) -> None:

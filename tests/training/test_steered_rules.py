@@ -22,7 +22,7 @@ STEERED = [name for name in RULES if isinstance(rule_of(SparsitySection(activati
 
 
 def dictionary() -> Dictionary:
-    made = Dictionary.initial("clt", 2, FEATURES, WIDTH, own={"log_threshold": UNSET})
+    made = Dictionary.initial("clt", 2, FEATURES, WIDTH, own={"log_threshold": UNSET, "log_scale": 0.0, "b_mag": 0.0})
     made.W_enc[1] *= 7  # pre-activations of any size
     return made
 

@@ -76,7 +76,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
             f"{file.path}: architecture {architecture!r} does not go with the tensors {file.describe()}."
         )
     _require_plain_input(file, _CHANGES_INPUT)
-    encoder, k = _encoder(file), _k(file)
+    encoder, k = encoder_of(file), _k(file)
     reads, writes = require_mlp_places(
         file.key("hook_name", "metadata.hook_name", "hook_point", "metadata.hook_point"),
         file.key("hook_name_out", "metadata.hook_name_out"),
@@ -94,7 +94,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
         nonnegative=k is not None,
         reads=reads,
         writes=writes,
-        layer=_layer(file),
+        layer=layer_of(file),
     )
 
 
@@ -111,7 +111,7 @@ def read_autoencoder(file: LayerFile) -> LayerWeights:
             f"known; known are {', '.join(AUTOENCODERS)}, jumprelu with a threshold."
         )
     _require_plain_input(file, ("normalize_activations", "reshape_activations"))
-    encoder, k = _encoder(file), whole(file.key("k", "activation_fn_kwargs.k")) if architecture == "topk" else _k(file)
+    encoder, k = encoder_of(file), whole(file.key("k", "activation_fn_kwargs.k")) if architecture == "topk" else _k(file)
     if (architecture == "topk") != (k is not None):
         raise FileFormatError(f"{file.path}: architecture {architecture} and k {shortened(k)} do not go together.")
     bias, decoder_bias = file.tensor("b_enc"), file.tensor("b_dec")
@@ -131,7 +131,7 @@ def read_autoencoder(file: LayerFile) -> LayerWeights:
         nonnegative=k is not None,
         reads=place,
         writes=place,
-        layer=_layer(file),
+        layer=layer_of(file),
     )
 
 
@@ -144,7 +144,7 @@ def _require_plain_input(file: LayerFile, keys: tuple[str, ...]) -> None:
             )
 
 
-def _encoder(file: LayerFile) -> Tensor:
+def encoder_of(file: LayerFile) -> Tensor:
     """(F, D); FileFormatError if cfg.json says other sizes."""
     encoder = file.matrix("W_enc").T
     for name, found in (("d_in", encoder.shape[-1]), ("d_out", file.shapes["b_dec"][-1]), ("d_sae", len(encoder))):
@@ -165,7 +165,7 @@ def _k(file: LayerFile) -> int | None:
     )
 
 
-def _layer(file: LayerFile) -> int | None:
+def layer_of(file: LayerFile) -> int | None:
     read = file.key("hook_layer", "metadata.hook_layer")
     written = file.key("hook_layer_out", "metadata.hook_layer_out")
     if None not in (read, written) and read != written:
