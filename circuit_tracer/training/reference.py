@@ -182,7 +182,7 @@ def reconstruction(
 def sparsity(
     settings: SparsitySection, activations: list[Tensor], pre: list[Tensor], norms: list[Tensor], penalty: float
 ) -> Tensor:
-    """lambda / (B S) sum tanh(c n_f a), through a and through n_f, for the activations that have no k; of gates n_f max(pre, 0)."""
+    """lambda / (B S) sum tanh(c n_f a), through a and through n_f, for rules that have no k; of gates n_f max(pre, 0)."""
     rule = rule_of(settings)
     if not rule.has_penalty:
         return activations[0].new_zeros(())

@@ -28,7 +28,7 @@ class Routed:
 
 
 class Router(FrozenModule):
-    """softmax(x @ weight.T + bias); ``weight`` (N, D), ``bias`` (N,) stay float32 or wider: rounding would send tokens elsewhere."""
+    """softmax(x @ weight.T + bias); ``weight`` (N, D), ``bias`` (N,) stay float32 or wider: rounding sends tokens elsewhere."""
 
     weight: Tensor
     bias: Tensor

@@ -97,7 +97,8 @@ class SingleLayerTranscoder(LazyModule):
             else:
                 new.set_frozen(name, loaded(matrix, **place))
         if weights.router is not None:
-            new.router = Router(*(loaded(part, device, None) for part in weights.router), weights.n_features)
+            weight, bias = (loaded(part, device, None) for part in weights.router)
+            new.router = Router(weight, bias, weights.n_features)
         new.set_frozen("b_enc", loaded(weights.encoder_bias, **place))
         new.set_frozen("b_dec", loaded(weights.decoder_bias, **place))
         new.set_frozen("W_skip", None if weights.skip is None else loaded(weights.skip.T, **place))

@@ -27,7 +27,11 @@ LAYERS, WIDTH, FEATURES, BATCH, STEPS = 3, 6, 16, 20, 6
 KINDS = ("clt", "plt", "skip", "sae")
 ACTIVATIONS = tuple(RULES)
 # (kind, activation) of every rule and the dictionaries that it serves
-SERVED = [(kind, name) for kind, name in product(KINDS, ACTIVATIONS) if kind in rule_of(SparsitySection(activation=name)).kinds]
+SERVED = [
+    (kind, name)
+    for kind, name in product(KINDS, ACTIVATIONS)
+    if kind in rule_of(SparsitySection(activation=name)).kinds
+]
 # of the keys that only some rules read
 CHOSEN = {"active": 1.0, "active_at_start": 3.0, "band_probability": 0.7, "experts": 4}
 PENALISED = "relu"  # the rule that a penalty keeps sparse here; jumprelu is steered

@@ -259,8 +259,8 @@ CASES = list(
     dict.fromkeys(
         [
             *(_case(kind, activation) for kind, activation in SERVED),
-            *(_case(_widest(activation), activation, pattern=pattern) for activation, pattern in product(ACTIVATIONS, PATTERNS)),
-            *(_case(_widest(activation), activation, dead=dead) for activation, dead in product(ACTIVATIONS, DEAD)),
+            *(_case(_widest(name), name, pattern=pattern) for name, pattern in product(ACTIVATIONS, PATTERNS)),
+            *(_case(_widest(name), name, dead=dead) for name, dead in product(ACTIVATIONS, DEAD)),
             *(_case(kind, activation, prefixes=(2, 3)) for kind, activation in SERVED if activation != "switch"),
             *(Case(kind, "jumprelu", n_tokens=63, band_probability=0.5) for kind in KINDS),
             *(Case("clt", "batch_topk", dead=dead, rank_by="target") for dead in DEAD),

@@ -17,7 +17,9 @@ SETTINGS = OptimizerSection(beta1=0.8, beta2=0.99, eps=1e-6)
 
 
 def dictionary(dtype: torch.dtype, owned: slice | None = None) -> Dictionary:
-    return Dictionary.initial("skip", LAYERS, FEATURES, WIDTH, owned=owned, own={"log_threshold": UNSET}, dtype=dtype, seed=4)
+    return Dictionary.initial(
+        "skip", LAYERS, FEATURES, WIDTH, owned=owned, own={"log_threshold": UNSET}, dtype=dtype, seed=4
+    )
 
 
 def gradients(weights: dict[str, Tensor], step: int, size: float = 1.0) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.training.config.files import dump, load, preset_names, validate
 from circuit_tracer.training.config.keys import find, keys, nearest
 from circuit_tracer.training.config.rules import without_effect
-from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.config.schema import SparsitySection, TrainingConfig
 from circuit_tracer.training.sparsity import RULES, rule_of
 from tests.support.config_cases import SMALL, configs, small
 

@@ -195,7 +195,7 @@ def test_a_switch_sends_a_token_to_one_expert() -> None:
             share_N = torch.softmax(weights.W_router[s] @ x_D + weights.b_router[s], 0).detach()
             chosen = int(share_N.argmax())
             pre_F = (weights.W_enc[s] @ x_D + weights.b_enc[s]).tolist()
-            best = sorted(range(chosen * size, chosen * size + size), key=lambda f: -pre_F[f])[:2]  # noqa: B023
+            best = sorted(range(chosen * size, chosen * size + size), key=lambda f: -pre_F[f])[:2]
             expected = {f: float(share_N[chosen]) * pre_F[f] for f in best if pre_F[f] > 0}
             found = {f: float(found_BF[b, f]) for f in found_BF[b].nonzero().flatten().tolist()}
             assert found == pytest.approx(expected)

@@ -109,7 +109,7 @@ def _sparsity(config: TrainingConfig) -> Iterator[str]:
     yield from _served(config, rule)
     if sparsity.prefixes is not None and [*sparsity.prefixes, features] != sorted({*sparsity.prefixes, features}):
         yield (
-            f"sparsity.prefixes is {sparsity.prefixes}; name sizes in ascending order, all below dictionary.features, {features}"
+            f"sparsity.prefixes is {sparsity.prefixes}; name sizes in ascending order, below dictionary.features, {features}"
         )
     tokens = config.run.schedule_tokens or config.run.tokens
     if sparsity.dead_after_tokens is not None and sparsity.dead_after_tokens >= tokens:

@@ -143,7 +143,9 @@ def folded(checkpoint: Checkpoint, config: TrainingConfig, levels: Sequence[floa
         rule.export_thresholds(row_norms(decoder_FC), n_targets, own, level),
         skip_DD,
         rule.export_k,
-        None if not rule.experts else _folded_router(whole("W_router" + averages), whole("b_router" + averages), scale_x, mean_x_D),
+        None
+        if not rule.experts
+        else _folded_router(whole("W_router" + averages), whole("b_router" + averages), scale_x, mean_x_D),
     )
     for name, tensor in vars(layer).items():
         if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():

@@ -18,6 +18,8 @@ from circuit_tracer.training.step.step import GRADIENT_BYTES
 
 ENTRY = 48  # bytes of an entry: row, feature, value, the same sorted by feature, and its gradient
 CANDIDATE = 28  # of one that does not stay
+VALUED = 20  # of one whose activation is not its pre-activation: activation, whether it is active, gradients of both
+NESTED = 32  # of one numbered by token and prefix: row, and sorted by feature
 # A block of pre-activations in hand, and what is compared and found in it.
 ENCODE_BYTES = {"cpu": 24 * 2**20, "cuda": 2**29}
 # Rows of the kernels' workspace for each entry of a source, in rows of its decoder: 2 for each 64 (kernels/decode/README.md),
@@ -207,4 +209,8 @@ def _sums(work: TrainingCost) -> dict[str, int]:
 
 
 def _entry_bytes(work: TrainingCost, when: str, tokens: int) -> int:
-    return round(work.entries(when, tokens) * (ENTRY + (work.rule.candidates - 1) * CANDIDATE))
+    sparsity, rule = work.config.sparsity, work.rule
+    each = ENTRY + (rule.candidates - 1) * CANDIDATE
+    each += VALUED * (rule.gated or rule.experts > 0)
+    each += NESTED * (sparsity.prefixes is not None or sparsity.prefixes_drawn > 0)
+    return round(work.entries(when, tokens) * each)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity.selection import Rooms, Selection
 from circuit_tracer.training.step.dictionary import Dictionary
@@ -76,7 +75,9 @@ class Rule(ABC):
     own: ClassVar[Mapping[str, float]] = {}  # parameters that each feature has besides, and what they start at
     gated: ClassVar[bool] = False  # whether pre-activations are gates, which have a loss of their own (§5)
     kinds: ClassVar[tuple[str, ...]] = ("clt", "plt", "skip", "sae")  # of dictionaries that it serves
-    nests: ClassVar[bool] = True  # whether the first features of a layer can be a dictionary of their own (§5, Matryoshka)
+    nests: ClassVar[bool] = (
+        True  # whether the first features of a layer can be a dictionary of their own (§5, Matryoshka)
+    )
     # whether thresholds follow from a level calibrated at the end (§9): of rules that rank over many tokens
     needs_level: ClassVar[bool] = False
     most_at_start: ClassVar[float] = 1 / 2  # share of the features that are active at the first step, unless k is given
@@ -119,8 +120,8 @@ class Rule(ABC):
         direct_n: Tensor | None,
         ranks: FeatureRanks,
     ) -> Through:
-        """What the gradients of one source's entries become. da_n: dL/da by what they write; direct_n: of what the penalty counts
-        (`PenaltyRule.penalised`) and of gates; None without either.
+        """What the gradients of one source's entries become. da_n: dL/da by what they write; direct_n: by the penalty
+        (`PenaltyRule.penalised`) and by gates; None without either.
         """
         return Through(da_n if direct_n is None else da_n + direct_n)
 

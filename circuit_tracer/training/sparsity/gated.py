@@ -1,6 +1,7 @@
 """Gated: one path says which features are active, another how much (Rajamanoharan et al., arXiv 2404.16014).
 
-Both read through the same rows, those of magnitudes scaled: pre-activations are gates, a magnitude is e^r (pre - b_enc) + b_mag.
+Both read through the same rows, those of magnitudes scaled: pre-activations are gates, and a magnitude is
+e^r (pre - b_enc) + b_mag.
 A gate is a step, so nothing tells it from the main loss when to open: it has a loss of its own (§5), in which open gates
 reconstruct through decoders that do not move, and the penalty counts gates, not activations, so that nothing shrinks.
 
@@ -91,6 +92,7 @@ class Gated(BiasRule):
 def _magnitudes(dictionary: Dictionary, source: int, entries: SparseActivations) -> Tensor:
     """(n,), of any sign."""
     scale_n, gate_n, bias_n = (
-        dictionary.own(source)[name].to(entries.value.dtype)[entries.feature] for name in ("log_scale", "b_enc", "b_mag")
+        dictionary.own(source)[name].to(entries.value.dtype)[entries.feature]
+        for name in ("log_scale", "b_enc", "b_mag")
     )
     return scale_n.exp() * (entries.value - gate_n) + bias_n

@@ -26,7 +26,5 @@ class ReLU(BiasRule):
         zeros = [torch.zeros_like(bias) for bias in dictionary.b_enc]
         return all_active(above(dictionary, x_SBD, zeros, None, ranks, now.rooms, now.questions))
 
-    def export_thresholds(
-        self, norm_F: Tensor, n_targets: int, own: Mapping[str, Tensor], level: float | None
-    ) -> None:
+    def export_thresholds(self, norm_F: Tensor, n_targets: int, own: Mapping[str, Tensor], level: float | None) -> None:
         """None."""

@@ -1,4 +1,4 @@
-"""Switch: a router sends each token to one of N experts, which own equal parts of the features (Mudide et al., arXiv 2410.08201).
+"""Switch: a router sends each token to one of N experts, who own equal parts of the features (Mudide et al., 2410.08201).
 
 Only that expert's pre-activations are computed: F features cost what F/N do. Its activations are multiplied with the router's
 probability, through which the router learns.
@@ -54,9 +54,7 @@ class Switch(TopK):
         """Each source on its own, expert by expert; a GPU is waited for at each."""
         assert dictionary.W_router is not None
         assert dictionary.b_router is not None
-        routes = [
-            route(*each, ranks) for each in zip(x_SBD, dictionary.W_router, dictionary.b_router, strict=True)
-        ]
+        routes = [route(*each, ranks) for each in zip(x_SBD, dictionary.W_router, dictionary.b_router, strict=True)]
         entries = [
             self._of_experts(dictionary, source, x_BD, routes[source], round(now.active), ranks)
             for source, x_BD in enumerate(x_SBD)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.decode import value_gradients
@@ -41,5 +42,5 @@ def open_gates(
 ) -> Gates:
     """1/S sum_t 1/(B D) sum_b |y^(gates) - y|^2."""
     error_BSD = predict(dictionary, x_SBD, selection.entries, ranks, scratch, "gates").sub_(y_BSD)
-    loss = error_BSD.square().mean()
+    loss = torch.linalg.vector_norm(error_BSD).square() / error_BSD.numel()  # the norm makes no array of squares
     return Gates(loss, error_BSD.mul_(2 / error_BSD.numel()).flatten(1))

@@ -25,7 +25,7 @@ def predict(
     scratch: Scratch,
     name: str = "outputs",
 ) -> Tensor:
-    """Outputs (B, S, D) in the space of training: decoders of all ranks, biases and skip. ``name``: their place in ``scratch``."""
+    """Outputs (B, S, D) in the space of training: decoders of all ranks, biases, skip. ``name``: their place in ``scratch``."""
     whole = Prefixes((dictionary.n_features,))
     return predict_prefixes(dictionary, x_SBD, activations, whole, ranks, scratch, name)[:, 0]
 

@@ -1,7 +1,7 @@
 """Matryoshka: the first features of every layer are dictionaries of their own (training/README.md §5).
 
-A prefix j reconstructs with the features before its end. Entries of group m, the features between the ends of prefixes m - 1 and
-m, write to row b M + m instead of b: a running sum over m is what prefixes 0, 1, ... write, and one backwards over their
+Prefix j reconstructs with the features before its end. Entries of group m, the features between the ends of prefixes m - 1
+and m, write to row b M + m instead of b: a running sum over m is what prefixes 0, 1, ... write, and one backwards over their
 errors is the gradient of what group m writes. Entries keep their order, so that all products are those without prefixes.
 
 Letters: S source layers, B tokens, M prefixes, F features of a layer, D width.

@@ -111,7 +111,10 @@ def read_autoencoder(file: LayerFile) -> LayerWeights:
             f"known; known are {', '.join(AUTOENCODERS)}, jumprelu with a threshold."
         )
     _require_plain_input(file, ("normalize_activations", "reshape_activations"))
-    encoder, k = encoder_of(file), whole(file.key("k", "activation_fn_kwargs.k")) if architecture == "topk" else _k(file)
+    encoder, k = (
+        encoder_of(file),
+        whole(file.key("k", "activation_fn_kwargs.k")) if architecture == "topk" else _k(file),
+    )
     if (architecture == "topk") != (k is not None):
         raise FileFormatError(f"{file.path}: architecture {architecture} and k {shortened(k)} do not go together.")
     bias, decoder_bias = file.tensor("b_enc"), file.tensor("b_dec")

@@ -1,7 +1,7 @@
 """Switch autoencoders of our trainer: SAELens's file of an autoencoder with a router beside it.
 
-`cfg.json` says architecture "switch" and k; beside `W_enc` (D, F), `W_dec` (F, D), `b_enc` (F,) and `b_dec` (D,) stand `W_router`
-(N, D) and `b_router` (N,). Of a token x, p = softmax(W_router x + b_router) and i the expert of the largest probability, which
+`cfg.json` says architecture "switch" and k; beside `W_enc` (D, F), `W_dec` (F, D), `b_enc` (F,) and `b_dec` (D,) stand
+`W_router` (N, D) and `b_router` (N,). Of a token x, p = softmax(W_router x + b_router) and i the expert of the largest probability, which
 owns features i F/N ... (i + 1) F/N - 1: the k largest of their positive pre-activations are active, times p_i. SAELens itself
 knows no such architecture, and refuses the file.
 """
@@ -27,8 +27,8 @@ def read_layer(file: LayerFile) -> LayerWeights:
     n_features, n_experts = len(encoder), len(weight)
     if k is None or not 0 < k <= n_features // n_experts or n_features % n_experts:
         raise FileFormatError(
-            f"{file.path}: k is {shortened(file.key('k'))} of {n_features} features that {n_experts} experts share; a whole number "
-            "is expected, at most the features of an expert, which are equally many. Export it again."
+            f"{file.path}: k is {shortened(file.key('k'))} of {n_features} features that {n_experts} experts share; a whole "
+            "number is expected, at most the features of an expert, which are equally many. Export it again."
         )
     for name in ("apply_b_dec_to_input", "normalize_activations"):
         if file.key(name) not in (None, False, "none"):
