@@ -1,9 +1,9 @@
 """Switch autoencoders of our trainer: SAELens's file of an autoencoder with a router beside it.
 
 `cfg.json` says architecture "switch" and k; beside `W_enc` (D, F), `W_dec` (F, D), `b_enc` (F,) and `b_dec` (D,) stand
-`W_router` (N, D) and `b_router` (N,). Of a token x, p = softmax(W_router x + b_router) and i the expert of the largest probability, which
-owns features i F/N ... (i + 1) F/N - 1: the k largest of their positive pre-activations are active, times p_i. SAELens itself
-knows no such architecture, and refuses the file.
+`W_router` (N, D) and `b_router` (N,). Of a token x, p = softmax(W_router x + b_router), and its expert i, of the largest of
+these, owns features i F/N ... (i + 1) F/N - 1: the k largest of their positive pre-activations are active, times p_i. SAELens
+itself knows no such architecture, and refuses the file.
 """
 
 from __future__ import annotations
