@@ -313,9 +313,7 @@ def test_settings_that_came_to_nothing_may_be_corrected(
 
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(worker, "open_model", opened_slowly)
-        with pytest.raises(
-            CompatibilityError, match=r"other settings: tracing\.max_n_logits is 3 there and 10 here"
-        ):
+        with pytest.raises(CompatibilityError, match=r"other settings: tracing\.max_n_logits is 3 there and 10 here"):
             case.run(tmp_path / "x", prompts()[:1])
     assert run([], tmp_path / "x").ids == ["row 0"]
 
@@ -377,7 +375,9 @@ def test_a_full_disk_loses_nothing(case: Case, whole: Run, tmp_path: Path) -> No
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limit[1]))
     try:
-        with pytest.raises(ResourceError, match=r"could not write .*graphs/.*\.safetensors(.|\n)* 3 of 10 rows are finished"):
+        with pytest.raises(
+            ResourceError, match=r"could not write .*graphs/.*\.safetensors(.|\n)* 3 of 10 rows are finished"
+        ):
             case.run(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
