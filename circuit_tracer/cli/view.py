@@ -27,7 +27,7 @@ def view(
     output: Annotated[
         Path | None,
         options.output(
-            "The page to write; default: beside the graph, with its name, as .html; viewer.html without one; here for an address."
+            "The page to write; default: beside the graph (of an address: here), with its name, as .html; else viewer.html."
         ),
     ] = None,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = False,

@@ -25,8 +25,8 @@ from circuit_tracer.many import Row, Run, open_run
 from circuit_tracer.many.runs import local, worker
 from circuit_tracer.many.runs.claims import shard_claimed
 from circuit_tracer.many.runs.local import run_locally
-from circuit_tracer.many.runs.manifest import local as local_name
 from circuit_tracer.many.runs.manifest import Manifest, open_manifest, portable
+from circuit_tracer.many.runs.manifest import local as local_name
 from circuit_tracer.many.runs.run import Progress, run
 from circuit_tracer.many.runs.store import Store
 from circuit_tracer.many.runs.units import Units, shard_of

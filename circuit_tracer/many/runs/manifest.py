@@ -1,8 +1,8 @@
 """What a run was begun with: `manifest.json`, `fingerprints.json`. Whoever goes on with it must say the same.
 
 Settings decide what comes out. Means (memory, what stays on disk) decide how it is done, and may change from one day to the
-next. Fingerprints are those of the first worker that opens model and dictionary; later ones compare. Before that, nothing is done
-yet, and other settings take the place of those that were asked for: a name that was misspelt, say.
+next. Fingerprints are those of the first worker that opens model and dictionary; later ones compare. Before that,
+nothing is done yet, and other settings take the place of those that were asked for: a name that was misspelt, say.
 """
 
 from __future__ import annotations
