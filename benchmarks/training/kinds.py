@@ -1,11 +1,11 @@
 """Kinds of sparse autoencoders on the same activations, tokens and active features: error, silent features, probing.
 
     recipes/smollm2/corpus.sh CORPUS 1200000
-    python -m benchmarks.training.kinds --work WORK --model MODELS/smollm2-hf --corpus CORPUS        # about 8 minutes on a core
+    python -m benchmarks.training.kinds --work WORK --model MODELS/smollm2-hf --corpus CORPUS       # about 8 minutes on a core
 
 Autoencoders of the residual stream after layer 12 of SmolLM2-135M, each kind with its default settings but for the sizes; what
-the kind itself asks for is in `KINDS`. All is measured on the files that were written, on documents that were not trained on, and
-the error also on the dictionary in training (the error that files add). Beside them stand a dictionary that was not trained and the
+the kind itself asks for is in `KINDS`. All is measured on the files that were written, on documents that were not trained on,
+and the error also on the dictionary in training (what files add). Beside them stand a dictionary that was not trained and the
 stream's own dimensions. Reported: mean and interval of the mean over seeds (Student's t, 95 %). Activations are made once.
 """
 

@@ -1,7 +1,8 @@
 """Activations of SmolLM2's residual stream with what is known of each token, made once (kinds.py).
 
-Documents of recipes/smollm2/corpus.sh, cut into pieces of `PIECE` tokens; position 0 and norm outliers are left out. Rows of
-"train" are of the corpus, those of "calibration", "probe" and "test" of its held-out documents, each document in one of them.
+The first `OF_DOCUMENT` pieces of `PIECE` tokens of documents of recipes/smollm2/corpus.sh; position 0 and norm outliers are
+left out. Rows of "train" and "calibration" are of its corpus, of "probe" and "test" of its held-out documents; each document is
+in one group.
 
 Letters: N rows, P positions, D width.
 """
@@ -23,9 +24,15 @@ from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.run import fast_attention
 
 LAYER, HOOK = 12, "hook_resid_post"
-PIECE, TOGETHER = 128, 8  # tokens of a piece, and pieces that the model reads at a time
+PIECE, OF_DOCUMENT, TOGETHER = (
+    128,
+    2,
+    8,
+)  # tokens of a piece, pieces of a document, and of those that the model reads at a time
 OUTLIER = 10.0  # times the median norm
 HELD_OUT = ("calibration", "probe", "test")
+# by the file that documents are of, in turns
+GROUPS = {"held_out": ("probe", "test"), "corpus": ("train", "train", "train", "train", "calibration")}
 PROGRAMS = ("python3.11-doc", "perl-doc", "rust-doc")
 
 # What is asked of a token: of its document's source, of its own letters, or of what stands before it.
@@ -107,10 +114,10 @@ def _pieces(corpus: Path, tokenizer: Any) -> Iterator[tuple[str, list[Piece]]]:
     for name in ("held_out", "corpus"):
         for number, line in enumerate((corpus / f"{name}.jsonl").open(encoding="utf-8")):
             document = json.loads(line)
-            group = "train" if name == "corpus" else HELD_OUT[number % len(HELD_OUT)]
+            group = GROUPS[name][number % len(GROUPS[name])]
             ids = tokenizer(document["text"]).input_ids
             words = [tokenizer.decode([token]) for token in ids]
-            for start in range(0, len(ids) - PIECE + 1, PIECE):
+            for start in range(0, len(ids) - PIECE + 1, PIECE)[:OF_DOCUMENT]:
                 piece = slice(start, start + PIECE)
                 waiting[group].append((document["source"], ids[piece], words[piece]))
             while len(waiting[group]) >= TOGETHER:
