@@ -56,7 +56,8 @@ def load_autoencoders(
     for file in files:
         said = file.value("metadata.model_name", file.value("model_name"))
         names.add(said if isinstance(said, str) else None)
-        file.require_all_understood(FORMAT.name, FORMAT.harmless_tensors, FORMAT.harmless_keys)
+        kind = switch.FORMAT if switch.detect(file) else FORMAT
+        file.require_all_understood(kind.name, kind.harmless_tensors, kind.harmless_keys)
     require_uniform(weights)
     places = [one.reads for one in weights if one.reads is not None]
     layers = [place.layer for place in places if place.layer is not None]

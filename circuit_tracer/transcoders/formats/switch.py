@@ -9,8 +9,9 @@ itself knows no such architecture, and refuses the file.
 from __future__ import annotations
 
 from circuit_tracer.errors import FileFormatError, shortened
+from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import LayerFile, whole
-from circuit_tracer.transcoders.formats.saelens import encoder_of, layer_of
+from circuit_tracer.transcoders.formats.saelens import HARMLESS_KEYS, encoder_of, layer_of
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 from circuit_tracer.transcoders.places import require_stream_place
 
@@ -47,3 +48,14 @@ def read_layer(file: LayerFile) -> LayerWeights:
         writes=place,
         layer=layer_of(file),
     )
+
+
+FORMAT = Format(
+    name="switch autoencoder",
+    kind="transcoder_set",
+    layout="<layer>/sae_weights.safetensors and cfg.json (architecture switch): W_enc (D, F), W_dec (F, D), b_enc (F), "
+    "b_dec (D), W_router (N, D), b_router (N)",
+    detect=detect,
+    read=each(read_layer),
+    harmless_keys=HARMLESS_KEYS,
+)
