@@ -139,6 +139,16 @@ class TrainingCost:
         return (1 if self.config.dictionary.kind == "sae" else 2) + (2 if self.config.sparsity.jacobian_weight else 0)
 
     @property
+    def prefixes(self) -> int:
+        """Matryoshka's at most, besides the whole dictionary."""
+        return len(self.config.sparsity.prefixes or ()) + self.config.sparsity.prefixes_drawn
+
+    @property
+    def further_outputs(self) -> int:
+        """Of that width, computed beside the outputs of a token: those of prefixes and of gates."""
+        return self.prefixes + self.rule.gated
+
+    @property
     def moment_bytes(self) -> float:
         """Of a parameter's two moments."""
         return MOMENT_BYTES[self.config.optimizer.moments]
@@ -229,7 +239,7 @@ def _communicated(work: TrainingCost) -> float:
     """Bytes that a rank sends in a step: outputs among those that share features, gradients among those that share tokens, rows
     of the model's passes among all. A sum over n ranks sends 2 (n - 1) / n of its bytes.
     """
-    outputs = 2 * (1 - 1 / work.ranks) * work.batch * work.width * 4
+    outputs = 2 * (1 - 1 / work.ranks) * work.batch * work.width * 4 * (1 + work.further_outputs)
     gradients = 2 * (1 - 1 / work.replicas) * work.parameters * 4
     rows = (1 - 1 / work.world) * work.config.run.batch * work.width * work.sides
     return outputs + gradients + rows * BYTES[work.config.data.buffer_dtype]

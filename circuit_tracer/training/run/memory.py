@@ -175,7 +175,7 @@ def _step(work: TrainingCost) -> dict[str, int]:
     sparsity = work.config.sparsity
     # for each number of a token's inputs: the batch as it comes, normalised, outputs; what dead features and derivatives add
     numbers = 3 + 2 * (sparsity.aux_active > 0) + 3 * (sparsity.jacobian_weight > 0)
-    numbers += len(sparsity.prefixes or ()) + sparsity.prefixes_drawn + work.rule.gated
+    numbers += work.further_outputs
     return {
         "batch, outputs and errors": 4 * work.width * (work.batch * work.sides + work.part * numbers),
         "active entries": _entry_bytes(work, "most", work.part),
@@ -209,8 +209,8 @@ def _sums(work: TrainingCost) -> dict[str, int]:
 
 
 def _entry_bytes(work: TrainingCost, when: str, tokens: int) -> int:
-    sparsity, rule = work.config.sparsity, work.rule
+    rule = work.rule
     each = ENTRY + (rule.candidates - 1) * CANDIDATE
     each += VALUED * (rule.gated or rule.experts > 0)
-    each += NESTED * (sparsity.prefixes is not None or sparsity.prefixes_drawn > 0)
+    each += NESTED * (work.prefixes > 0)
     return round(work.entries(when, tokens) * each)

@@ -45,7 +45,9 @@ class Switch(TopK):
         activations = []
         for pre_BF, share_BN in zip(given.pre, given.routed, strict=True):
             expert_B1 = share_BN.argmax(1, keepdim=True)
-            own_BF = torch.arange(pre_BF.shape[1]) // (pre_BF.shape[1] // self.experts) == expert_B1
+            own_BF = (
+                torch.arange(pre_BF.shape[1], device=pre_BF.device) // (pre_BF.shape[1] // self.experts) == expert_B1
+            )
             kept_BF = keep_largest(pre_BF, (pre_BF > 0) & own_BF, round(given.active))
             activations.append(share_BN.gather(1, expert_B1) * pre_BF * kept_BF)
         return activations
