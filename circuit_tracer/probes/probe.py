@@ -139,9 +139,7 @@ class Probe:
     def _check_dictionary(self, transcoders: Transcoders | None) -> None:
         found = self.card.get("dictionary", {})
         if transcoders is None:
-            raise CompatibilityError(
-                f"probe {self.name!r} reads features of a dictionary{_named(found)}; name it (-t)"
-            )
+            raise CompatibilityError(f"probe {self.name!r} reads features of a dictionary{_named(found)}; name it (-t)")
         for layer, feature in self.features:
             if layer not in transcoders.layers or not 0 <= feature < transcoders.n_features(layer):
                 raise CompatibilityError(
@@ -180,7 +178,9 @@ class Probe:
         file = open_tensor_file(path)
         metadata = plain_metadata(file.metadata)
         if metadata.get("format") != FORMAT or "probe" not in metadata:
-            raise FileFormatError(f"{path} is no probe: its format is {shortened(metadata.get('format'))}, not {FORMAT!r}.")
+            raise FileFormatError(
+                f"{path} is no probe: its format is {shortened(metadata.get('format'))}, not {FORMAT!r}."
+            )
         described = parse_json(metadata["probe"], f"{path}, its description")
         try:
             pairs = file.read(FEATURES).tolist() if FEATURES in file else []
