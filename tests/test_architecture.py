@@ -105,6 +105,7 @@ LATE_LIBRARIES = {
     "rich": "needed where progress is shown",
     "scipy": "comes with scikit-learn, an extra",
     "sklearn": "an extra",
+    "threadpoolctl": "comes with scikit-learn, an extra",
     "tokenizers": "needed to make a tokenizer, not to use one",
     "torch": "2 s, in modules that do without; torch.utils.tensorboard is an extra",
     "transformers": "3 s",

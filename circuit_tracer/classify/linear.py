@@ -35,6 +35,7 @@ def logistic(values_NM: Any, positive_N: Array, strength: float, penalty: Penalt
     w = v / std, b = c - <v, mean / std>.
     """
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     mean_M, std_M = _moments(values_NM)
     varies = std_M > 1e-9 * (1 + abs(mean_M))
@@ -43,8 +44,15 @@ def logistic(values_NM: Any, positive_N: Array, strength: float, penalty: Penalt
         scaled: Any = (values_NM - mean_M) * scale_M
     else:
         scaled, mean_M = values_NM.multiply(scale_M[None]).tocsr(), np.zeros_like(mean_M)
+        scaled.indices, scaled.indptr = (
+            scaled.indices.astype(np.int32),
+            scaled.indptr.astype(np.int32),
+        )  # as liblinear wants
     made = LogisticRegression(C=strength, max_iter=ITERATIONS, class_weight="balanced", **_settings(penalty))
-    with warnings.catch_warnings():
+    with (
+        warnings.catch_warnings(),
+        threadpool_limits(1, "blas"),
+    ):  # its threads wait for each other longer than they work
         warnings.simplefilter("ignore")  # that it stopped at ITERATIONS: the order of scores has long settled
         made.fit(scaled, positive_N)
     weight_M = np.asarray(made.coef_[0], np.float64) * scale_M

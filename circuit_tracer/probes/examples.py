@@ -6,7 +6,7 @@ One JSON object a line:
 |---|---|
 | `text` | the text; or instead `messages`, a conversation [{"role": ..., "content": ...}, ...] |
 | `label` | 1 or 0, true or false, or one of two texts, of which `positive` is named |
-| `spans` | the characters that are meant, of a text alone: [[start, end], ...] or [{"start": ..., "end": ...}, ...] (end excluded) |
+| `spans` | which characters of the text are meant: [[start, end], ...] or [{"start": ..., "end": ...}, ...], ends excluded |
 | `group` | examples of one group are never on both sides of a split; default: each is its own |
 
 Spans say more than a label: a text without one of its own is positive if it has any.
