@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuit_tracer.classify.folds import Array, grouped_folds
+from circuit_tracer.classify.folds import Array, group_draws, grouped_folds
 from circuit_tracer.probes.evaluate import (
     RATES,
     Scores,
