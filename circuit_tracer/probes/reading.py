@@ -91,11 +91,14 @@ class Reads(NamedTuple):
 
 @dataclass(frozen=True)
 class Activations:
-    """Of one text. stream: (P, D), or None. features: by layer, (position, index, value) of what counted tokens activate."""
+    """Of one text. stream: (P, D), or None. By layer, features: (position, index, value) of what counted tokens activate, and
+    inputs: (P, D) what the dictionary reads.
+    """
 
     tokens: Tokens
     stream: Tensor | None
     features: Mapping[int, Selected] = field(default_factory=dict)
+    inputs: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 def tokens_of(example: Example | str, subject: Subject) -> Tokens:
@@ -195,7 +198,8 @@ def read_batch(subject: Subject, texts: Sequence[Tokens], reads: Reads) -> list[
                 f"the model's activations on {text.text[:60]!r} are not finite. Check its weights, or load it in float32."
             )
         features = {layer: _active(subject, layer, here[place], text.counted) for layer, place in inputs.items()}
-        result.append(Activations(text, here[wanted[0]] if wanted else None, features))
+        read_by = {layer: here[place] for layer, place in inputs.items()}
+        result.append(Activations(text, here[wanted[0]] if wanted else None, features, read_by))
     return result
 
 
