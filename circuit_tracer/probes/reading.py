@@ -111,7 +111,10 @@ def tokens_of(example: Example | str, subject: Subject) -> Tokens:
     if text is None:
         assert example.messages is not None
         answered = example.messages[-1].get("role") == "assistant"
-        text = chat_text(example.messages, tokenizer, add_generation_prompt=not answered)
+        try:
+            text = chat_text(example.messages, tokenizer, add_generation_prompt=not answered)
+        except InputError as error:
+            raise InputError(f"{example.where}: {error}") from None
     own = encode(text, tokenizer)
     ids = tokenize(own, tokenizer, subject.prepend_bos)
     start, stop = _characters(text, tokenizer, len(own))
