@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from circuit_tracer.errors import InputError, NumericalError, ResourceError
+from circuit_tracer.errors import FileFormatError, InputError, NumericalError, ResourceError
 from circuit_tracer.files import read_yaml
+from circuit_tracer.training.evaluation.evaluate import describe
 from circuit_tracer.training.export.export import export, folded
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
@@ -120,8 +121,13 @@ def test_a_switch_is_read_as_it_was_trained(dtype: str, tmp_path: Path) -> None:
         experts_B, size = dense_BF.argmax(1) // (made.run.features // 4), made.run.features // 4
         assert all(int(f) // size == int(experts_B[b]) for b, f in (dense_BF > 0).nonzero())
     assert len(torch.unique(loaded.encode(x_BSD.transpose(0, 1)).argmax(2) // 4)) > 1
+    assert describe(loaded).startswith("sparse autoencoders, 3 layers of 16 features, topk of one of 4 experts")
     with pytest.raises(InputError, match="has a router"):
         loaded.to_safetensors(tmp_path / "native")
+    said = made.folder / "layer_4" / "cfg.json"
+    said.write_text(said.read_text().replace('"k": 1', '"k": 5'))
+    with pytest.raises(FileFormatError, match="k is 5 of 16 features that 4 experts share"):
+        load_autoencoders(made.folder)
 
 
 @pytest.mark.parametrize("activation", ["batch_topk", "topk"])

@@ -197,7 +197,7 @@ def test_a_switch_sends_a_token_to_one_expert() -> None:
             pre_F = (weights.W_enc[s] @ x_D + weights.b_enc[s]).tolist()
             best = sorted(range(chosen * size, chosen * size + size), key=lambda f: -pre_F[f])[:2]
             expected = {f: float(share_N[chosen]) * pre_F[f] for f in best if pre_F[f] > 0}
-            found = {f: float(found_BF[b, f]) for f in found_BF[b].nonzero().flatten().tolist()}
+            found = {f: float(found_BF[b, f].detach()) for f in found_BF[b].nonzero().flatten().tolist()}
             assert found == pytest.approx(expected)
             loads[chosen] += 1 / 63
             means += share_N / 63
