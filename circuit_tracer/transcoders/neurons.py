@@ -136,6 +136,13 @@ class Neurons(Transcoders):
         read, constant, _ = self.mlp(layer).reads(x, position.to(x.device), index.to(x.device) // 2)
         return read * sign[:, None], constant * sign
 
+    @torch.no_grad()
+    def values(self, layer: int, x_PD: Tensor, position: Tensor, index: Tensor) -> Tensor:
+        """Activations (n,) of features ``index`` at ``position``, for inputs (P, D)."""
+        self._require_index(layer, index)
+        _, _, value = self.mlp(layer).reads(x_PD, position.to(x_PD.device), index.to(x_PD.device) // 2)
+        return (value * sides(index).to(value)).relu()
+
     def _activations(self, layer: int, x_nD: Tensor) -> Tensor:
         """(n, F / 2)"""
         wide = torch.promote_types(torch.float32, x_nD.dtype)
