@@ -299,7 +299,8 @@ class Graph:
         layout = self.nodes.layout
         counts = (
             f"{layout.n_features:,} of {len(self.active_features):,} active {feature_noun(self)}s, "
-            f"{layout.n_layers}x{layout.n_pos} {left_over(self, many=True)}, {layout.n_pos} tokens, {layout.n_targets} targets, {len(self.edges):,} edges"
+            f"{layout.n_layers}x{layout.n_pos} {left_over(self, many=True)}, {layout.n_pos} tokens, "
+            f"{layout.n_targets} targets, {len(self.edges):,} edges"
         )
         shown = ", ".join(
             f"{label!r} {weight:.3f}"
