@@ -83,7 +83,13 @@ def encode(task: Task) -> EncodedPrompt:
     no_features = torch.zeros(parts.config.n_layers, len(task.ids), dtype=torch.int64)
     encoded, _ = retrying(
         lambda keep: encode_prompt(
-            parts, transcoders, task.ids, task.left_out, keep, task.intervention, chosen_neurons(task)
+            parts,
+            transcoders,
+            task.ids,
+            task.left_out,
+            keep_patterns=keep,
+            held=task.intervention,
+            find=chosen_neurons(task),
         ),
         keeps_patterns(task.sizes(no_features), task.held, task.budget),
         lambda kept, _: False if kept else None,
