@@ -6,8 +6,9 @@ Letters: L layers, P positions, D d_model.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
 
 FEW = 4
-Finder = Callable[[FrozenNetwork, Tensor], ActiveFeatures]  # of the positions (P,) that are kept
+# of the positions (P,) that are kept: features, and what is to be said of how they were found (JSON values)
+Finder = Callable[[FrozenNetwork, Tensor], tuple[ActiveFeatures, dict[str, Any]]]
 LEAST_VARIANCE = 0.25
 
 
@@ -40,6 +42,7 @@ class LinearPrompt:
     constant_final: Tensor  # (P, D) final-norm output of the same
     reconstruction: Reconstruction
     keep: Tensor  # (P,) positions that have features and errors
+    found: dict[str, Any] = field(default_factory=dict)  # what is said of how its features were found
 
     @property
     def sources(self) -> SourceTable:
@@ -89,6 +92,7 @@ class EncodedPrompt:
     network: FrozenNetwork
     active: ActiveFeatures
     keep: Tensor  # (P,) positions that have features and errors
+    found: dict[str, Any] = field(default_factory=dict)  # what is said of how they were found
 
     @property
     def counts_LP(self) -> Tensor:
@@ -128,8 +132,8 @@ def encode_prompt(
     network = FrozenNetwork(parts, captured, transcoders.feature_input_hook, transcoders.feature_output_hook)
     keep = torch.ones(n_pos, dtype=torch.bool)
     keep[dropped] = False
-    active = encode(network, transcoders, keep) if find is None else find(network, keep)
-    return EncodedPrompt(network, active if held is None else held.applied(active, keep), keep)
+    active, found = (encode(network, transcoders, keep), {}) if find is None else find(network, keep)
+    return EncodedPrompt(network, active if held is None else held.applied(active, keep), keep, found)
 
 
 def linearise(
@@ -143,7 +147,7 @@ def linearise(
     transcoders = paired(network.parts, transcoders)
     sources = SourceTable.of(encoded.active, transcoders, network.captured.n_pos)
     decoder, features = read_decoder_rows(sources, transcoders, network, keep_rows, chunk_bytes)
-    return _balance(network, transcoders, decoder, features, encoded.keep)
+    return replace(_balance(network, transcoders, decoder, features, encoded.keep), found=encoded.found)
 
 
 def encode(network: FrozenNetwork, transcoders: Transcoders, keep_P: Tensor) -> ActiveFeatures:

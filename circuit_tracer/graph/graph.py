@@ -26,6 +26,7 @@ from circuit_tracer.graph.shared_matrix import SharedMatrix
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
 from circuit_tracer.graph.unfinished import Unfinished
 from circuit_tracer.graph.validation import ValidationReport
+from circuit_tracer.graph.words import feature_noun, left_over
 
 if TYPE_CHECKING:
     import networkx
@@ -297,8 +298,9 @@ class Graph:
     def __repr__(self) -> str:
         layout = self.nodes.layout
         counts = (
-            f"{layout.n_features:,} of {len(self.active_features):,} active features, {layout.n_layers}x{layout.n_pos} "
-            f"errors, {layout.n_pos} tokens, {layout.n_targets} targets, {len(self.edges):,} edges"
+            f"{layout.n_features:,} of {len(self.active_features):,} active {feature_noun(self)}s, "
+            f"{layout.n_layers}x{layout.n_pos} {left_over(self, many=True)}, {layout.n_pos} tokens, "
+            f"{layout.n_targets} targets, {len(self.edges):,} edges"
         )
         shown = ", ".join(
             f"{label!r} {weight:.3f}"

@@ -12,6 +12,7 @@ from torch.nn import functional
 from circuit_tracer.transcoders.activations import JumpReLU, TopK, exceeds
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.neurons import Neurons
 
 
 def activations_of(transcoders: Transcoders, layer: int, x_PD: Tensor, position: Tensor, index: Tensor) -> Tensor:
@@ -19,6 +20,8 @@ def activations_of(transcoders: Transcoders, layer: int, x_PD: Tensor, position:
 
     Only the encoder rows of these features are read, unless the activation compares features with each other (TopK).
     """
+    if isinstance(transcoders, Neurons):
+        return transcoders.values(layer, x_PD, position, index)
     function = transcoders.activation(layer)
     if isinstance(function, TopK):
         return _look_up(transcoders, layer, x_PD, position, index)

@@ -92,6 +92,10 @@ def apply_each(
     if isinstance(watch, str) and watch not in ("all", "none"):
         raise InputError(f"watch is {watch!r}; use 'all', 'none' or a list of features")
     meaning = semantics_of(semantics)
+    if meaning.kind == "iterative" and model.transcoders.exact:
+        raise InputError(
+            "iterative semantics put the dictionary in the place of the MLPs, and neurons are the MLPs: use 'direct' semantics"
+        )
     clean = clean_run(model, prompt, meaning)
     freeze = freeze_of(meaning, clean)
     resolved = resolve_all(experiments, clean, freeze)

@@ -12,6 +12,7 @@ from circuit_tracer.many.runs.manifest import Manifest, local
 from circuit_tracer.models.loading import resolve_dtype
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+from circuit_tracer.transcoders.neurons import NEURONS
 
 
 def open_model(manifest: Manifest, device: str | None = None) -> ReplacementModel:
@@ -24,6 +25,13 @@ def open_model(manifest: Manifest, device: str | None = None) -> ReplacementMode
     if torch.device(device).type != opening.device:
         raise InputError(f"device is {device}, and the run was begun on {opening.device}: go on there")
     dtype = resolve_dtype(opening.dtype)
+    load = ReplacementModel.from_pretrained_and_transcoders
+    if opening.transcoders == NEURONS:
+        if not opening.model:
+            raise InputError("neurons are a model's own: name the model (-m)")
+        model = load(local(opening.model), NEURONS, device=device, dtype=dtype, revision=opening.revision)
+        model.prepend_bos = opening.bos
+        return model
     transcoders, config = load_transcoder_from_hub(
         local(opening.transcoders),
         device,
@@ -38,7 +46,6 @@ def open_model(manifest: Manifest, device: str | None = None) -> ReplacementMode
     name = opening.model or config.get("model_name")
     if not name:
         raise InputError(f"the transcoders {opening.transcoders} do not name their model; name it (-m)")
-    load = ReplacementModel.from_pretrained_and_transcoders
     model = load(local(str(name)), transcoders, device=device, dtype=dtype, revision=opening.revision)
     model.prepend_bos = opening.bos
     return model
