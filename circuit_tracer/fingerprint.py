@@ -60,14 +60,20 @@ def transcoder_fingerprint(transcoders: Transcoders) -> str:
     return _DICTIONARIES.value(transcoders, weights, settings, lambda: _digest(described, _tensors(transcoders)))
 
 
-def fingerprints(parts: ModelParts, transcoders: Transcoders) -> dict[str, str | int]:
-    """Both, with the number formats they hold for and the recipe's version; JSON values."""
+def fingerprints(
+    parts: ModelParts, transcoders: Transcoders, attention: Transcoders | None = None
+) -> dict[str, str | int]:
+    """Both, and that of a dictionary of attention outputs, with the number formats they hold for and the recipe's version; JSON
+    values.
+    """
+    own = {} if attention is None else {"attention": transcoder_fingerprint(attention)}
     return {
         "version": VERSION,
         "model": model_fingerprint(parts),
         "model_dtype": parts.config.dtype,
         "transcoder": transcoder_fingerprint(transcoders),
         "transcoder_dtype": str(transcoders.dtype).removeprefix("torch."),
+        **own,
     }
 
 

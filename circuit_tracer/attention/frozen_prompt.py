@@ -144,12 +144,11 @@ class FrozenPrompt:
     # ---- targets
 
     def _read_features(self, nodes: Tensor, rows: Tensor) -> StreamTerms:
-        chosen, dtype = nodes[rows], self.network.parts.compute_dtype
+        chosen = nodes[rows]
         features = ActiveFeatures(*(column[chosen] for column in self._columns))
         every = torch.arange(len(features))
-        return self._renamed(
-            StreamTerms.of_read_out(ReadOut.of_features(self.transcoders, features, every, dtype), self.network), rows
-        )
+        read_out = ReadOut.of_features(self.transcoders, self.network, features, every)
+        return self._renamed(StreamTerms.of_read_out(read_out, self.network), rows)
 
     @property
     def _columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

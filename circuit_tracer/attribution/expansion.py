@@ -76,15 +76,15 @@ def compute_rows(
 
 def no_rows(task: Task, prompt: LinearPrompt, targets: TargetRows) -> FinishedRows:
     """Where the rows of a prompt are kept."""
-    column_layer = prompt.sources.active.layer[prompt.sources.feature_of_column]
-    keep_mass = kept_mass(task.options.keep_edge_mass, prompt.n_pos)
-    return FinishedRows(prompt.network.n_layers, len(targets.table), column_layer, keep_mass, task.options.ranks)
+    sources, keep_mass = prompt.sources, kept_mass(task.options.keep_edge_mass, prompt.n_pos)
+    return FinishedRows(sources.n_steps, len(targets.table), sources.step_of_column, keep_mass, task.options.ranks)
 
 
 def features_at(task: Task, prompt: LinearPrompt, columns: Tensor) -> ReadOut:
     """Where rows of features, given by column, start."""
     features = prompt.sources.feature_of_column[columns]
-    return ReadOut.of_features(task.model.transcoders, prompt.sources.active, features, task.model.parts.compute_dtype)
+    model, active = task.model, prompt.sources.active
+    return ReadOut.of_features(model.transcoders, prompt.network, active, features, model.attention)
 
 
 class Expansion:

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.attention_nodes import LinearAttention, linear_attention
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, DecoderRows, read_decoder_rows
+from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.attribution.held import Held
+from circuit_tracer.attribution.normalised_error import normalised_error
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
 from circuit_tracer.graph.balance import Reconstruction
@@ -21,9 +24,7 @@ from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
-
-FEW = 4
-LEAST_VARIANCE = 0.25
+from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class LinearPrompt:
     constant_final: Tensor  # (P, D) final-norm output of the same
     reconstruction: Reconstruction
     keep: Tensor  # (P,) positions that have features and errors
+    attention: LinearAttention | None = None  # where a dictionary of attention outputs replaces it
 
     @property
     def sources(self) -> SourceTable:
@@ -87,6 +89,7 @@ class EncodedPrompt:
     network: FrozenNetwork
     active: ActiveFeatures
     keep: Tensor  # (P,) positions that have features and errors
+    attention: FrozenAttention | None = None
 
     @property
     def counts_LP(self) -> Tensor:
@@ -104,12 +107,14 @@ def encode_prompt(
     left_out: Iterable[int],
     keep_patterns: bool = True,
     held: Held | None = None,
+    attention: TranscoderSet | None = None,
 ) -> EncodedPrompt:
     """Run the model once on ids (P,), freeze it, and find the active features outside the `left_out` positions.
 
     keep_patterns: keep attention patterns; otherwise they are made anew wherever they are needed, which long prompts need.
-    held: features that an intervention sets. Raises InputError when no position or no active feature remains,
-    CompatibilityError for a transcoder of another model.
+    held: features that an intervention sets. attention: a dictionary of attention outputs, whose features are numbered behind
+    those of the transcoders. Raises InputError when no position or no active feature remains, CompatibilityError for a
+    transcoder of another model.
     """
     transcoders = paired(parts, transcoders)
     dropped, n_pos = sorted(left_out), len(ids)
@@ -124,8 +129,9 @@ def encode_prompt(
     network = FrozenNetwork(parts, captured, transcoders.feature_input_hook, transcoders.feature_output_hook)
     keep = torch.ones(n_pos, dtype=torch.bool)
     keep[dropped] = False
-    active = encode(network, transcoders, keep)
-    return EncodedPrompt(network, active if held is None else held.applied(active, keep), keep)
+    frozen = None if attention is None else FrozenAttention(network, attention)
+    active = encode(network, transcoders, keep, frozen)
+    return EncodedPrompt(network, active if held is None else held.applied(active, keep), keep, frozen)
 
 
 def linearise(
@@ -137,18 +143,29 @@ def linearise(
     """
     network = encoded.network
     transcoders = paired(network.parts, transcoders)
-    sources = SourceTable.of(encoded.active, transcoders, network.captured.n_pos)
+    frozen = encoded.attention
+    sources = SourceTable.of(encoded.active, transcoders, network.captured.n_pos, frozen is not None)
     decoder, features = read_decoder_rows(sources, transcoders, network, keep_rows, chunk_bytes)
-    return _balance(network, transcoders, decoder, features, encoded.keep)
+    attention = None if frozen is None else linear_attention(frozen, sources, encoded.keep, keep_rows, chunk_bytes)
+    return _balance(network, transcoders, decoder, features, encoded.keep, attention)
 
 
-def encode(network: FrozenNetwork, transcoders: Transcoders, keep_P: Tensor) -> ActiveFeatures:
+def encode(
+    network: FrozenNetwork, transcoders: Transcoders, keep_P: Tensor, attention: FrozenAttention | None = None
+) -> ActiveFeatures:
     """Active features of the prompt at the kept positions; never a dense (L, P, F) array."""
     parts = []
     for layer in range(network.n_layers):
-        position, index, value = transcoders.encode_positions(layer, network.transcoder_input(layer))
-        kept = keep_P[position.cpu()]
-        parts.append((position.cpu()[kept], index.cpu()[kept], value.cpu()[kept]))
+        found = transcoders.encode_positions(layer, network.transcoder_input(layer))
+        position, index, value = (column.cpu() for column in found)
+        if attention is not None and layer in attention.layers:
+            behind = [column.cpu() for column in attention.encode(layer)]
+            behind[1] = behind[1] + transcoders.d_transcoder
+            position, index, value = map(torch.cat, zip((position, index, value), behind, strict=True))
+            order = torch.argsort(position, stable=True)  # features of a position stay in order
+            position, index, value = position[order], index[order], value[order]
+        kept = keep_P[position]
+        parts.append((position[kept], index[kept], value[kept]))
     active = ActiveFeatures.from_layers(parts)
     if len(active) == 0:
         raise InputError(
@@ -159,13 +176,18 @@ def encode(network: FrozenNetwork, transcoders: Transcoders, keep_P: Tensor) -> 
 
 
 def _balance(
-    network: FrozenNetwork, transcoders: Transcoders, decoder: DecoderRows, features_LPD: Tensor, keep_P: Tensor
+    network: FrozenNetwork,
+    transcoders: Transcoders,
+    decoder: DecoderRows,
+    features_LPD: Tensor,
+    keep_P: Tensor,
+    attention: LinearAttention | None,
 ) -> LinearPrompt:
     """Errors, reconstruction quality and constants, given what the features reconstruct."""
     skips, error = errors(network, transcoders, features_LPD, keep_P)
-    inputs, final = constants(network, transcoders, skips, keep_P)
+    inputs, final = constants(network, transcoders, skips, keep_P, attention=attention)
     quality = reconstruction(network, transcoders, decoder.sources.active, error, keep_P)
-    return LinearPrompt(network, decoder, skips, error, inputs, final, quality, keep_P)
+    return LinearPrompt(network, decoder, skips, error, inputs, final, quality, keep_P, attention)
 
 
 def errors(
@@ -197,8 +219,8 @@ def reconstruction(
     """How well the features rebuild a prompt's MLP outputs; of a layer without a transcoder everything is left."""
     kept, nmse = keep_P.to(error_LPD.device), [torch.tensor(1.0).double()] * network.n_layers
     for layer in transcoders.layers:
-        nmse[layer] = _nmse(network.transcoder_output(layer)[kept], error_LPD[layer][kept])
-    counts = torch.bincount(active.layer, minlength=network.n_layers)
+        nmse[layer] = normalised_error(network.transcoder_output(layer)[kept], error_LPD[layer][kept])
+    counts = torch.bincount(active.layer[active.index < transcoders.d_transcoder], minlength=network.n_layers)
     return Reconstruction(nmse=torch.stack(nmse), l0=counts.double() / int(keep_P.sum()))
 
 
@@ -217,9 +239,10 @@ def constants(
     keep_P: Tensor,
     seen: Callable[[int, bool, Tensor], None] = lambda layer, entering, resid: None,
     kinds: Collection[str] = CONSTANTS,
+    attention: LinearAttention | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """The frozen network fed only with its constants, or some `kinds` of them: position embeddings; decoder biases; MLP outputs
-    of left-out positions; biases of attention and shifts of norms.
+    of left-out positions (where attention is replaced, its outputs too); biases of attention and shifts of norms.
 
     Transcoder inputs L x (P, D) and the final norm's output (P, D); `seen` as in `FrozenNetwork.propagate`.
     """
@@ -236,7 +259,8 @@ def constants(
             constant = torch.where(kept, constant, network.transcoder_output(layer) - by_skip)
         return constant if skip is None else constant + x_PD @ skip
 
-    return network.propagate(start, writes, constants="attention" in kinds, seen=seen)
+    attends = {} if attention is None else attention.constants(keep_P, kinds)
+    return network.propagate(start, writes, constants="attention" in kinds, seen=seen, attends=attends)
 
 
 def constant_streams(
@@ -250,20 +274,5 @@ def constant_streams(
             if entering and at in found:
                 found[at][kind] = resid_PD
 
-        constants(prompt.network, transcoders, prompt.skips, prompt.keep, seen, (kind,))
+        constants(prompt.network, transcoders, prompt.skips, prompt.keep, seen, (kind,), prompt.attention)
     return found
-
-
-def _nmse(y_nD: Tensor, error_nD: Tensor) -> Tensor:
-    """What the features leave of y, summed over the prompt's positions, over the variance of y around its mean there.
-
-    Over the square of y for fewer than `FEW` positions: so few have a mean that fits them too well. 1 is what predicting the
-    mean, or nothing, would have. Where y hardly varies (one token again and again), variance counts as `LEAST_VARIANCE` of the
-    square at least. 0 for a layer that gives nothing and is rebuilt as nothing.
-    """
-    y_nD, squared = y_nD.cpu().double(), error_nD.cpu().double().pow(2).sum()
-    square = y_nD.pow(2).sum()
-    if len(y_nD) >= FEW:
-        variance = (y_nD - y_nD.mean(0)).pow(2).sum()
-        square = torch.maximum(variance, LEAST_VARIANCE * square)
-    return squared / square.clamp_min(1e-30)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.assemble import assemble
+from circuit_tracer.attribution.attention_nodes import LinearAttention
 from circuit_tracer.attribution.continuation import Continuation
 from circuit_tracer.attribution.expansion import ComputedRows, compute_rows
 from circuit_tracer.attribution.held import Held
@@ -76,12 +77,10 @@ def begin(
 
 def encode(task: Task) -> EncodedPrompt:
     """Run the model and find the active features, which are those of the first process."""
-    parts, transcoders = task.model.parts, task.model.transcoders
+    parts, transcoders, attention = task.model.parts, task.model.transcoders, task.model.attention
     no_features = torch.zeros(parts.config.n_layers, len(task.ids), dtype=torch.int64)
     encoded, _ = retrying(
-        lambda keep: encode_prompt(
-            parts, transcoders, task.ids, task.left_out, keep_patterns=keep, held=task.intervention
-        ),
+        lambda keep: encode_prompt(parts, transcoders, task.ids, task.left_out, keep, task.intervention, attention),
         keeps_patterns(task.sizes(no_features), task.held, task.budget),
         lambda kept, _: False if kept else None,
         task.device,
@@ -142,6 +141,7 @@ def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Comp
         logit_targets=[LogitTarget(label, int(i)) for label, i in zip(table.label, table.token_id, strict=True)],
         logit_probabilities=table.weight.cpu(),
         scan=model.transcoders.scan,
+        parts=model.dictionary_parts,
         vocab_size=model.parts.config.d_vocab,
         balance=balance,
         targets=table,
@@ -183,7 +183,8 @@ def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Com
             "input_hook": transcoders.feature_input_hook,
             "output_hook": transcoders.feature_output_hook,
         },
-        "fingerprint": task.fingerprint or fingerprints(parts, transcoders),
+        "fingerprint": task.fingerprint or fingerprints(parts, transcoders, task.model.attention),
+        **({} if prompt.attention is None else {"attention": _of_attention(prompt.attention)}),
         "settings": {
             "max_n_logits": aim.max_n_logits,
             "desired_logit_prob": aim.desired_logit_prob,
@@ -204,6 +205,17 @@ def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Com
         "seconds": round(time.perf_counter() - task.started, 3),
         "torch": torch.__version__,
         "device": str(task.device),
+    }
+
+
+def _of_attention(attention: LinearAttention) -> dict[str, Any]:
+    dictionary = attention.frozen.dictionary
+    return {
+        "kind": dictionary.kind,
+        "scan": dictionary.scan,
+        "input_hook": dictionary.feature_input_hook,
+        "output_hook": dictionary.feature_output_hook,
+        "nmse": {str(layer): nmse for layer, nmse in attention.nmse.items()},
     }
 
 

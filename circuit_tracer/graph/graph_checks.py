@@ -79,7 +79,7 @@ def check_nodes(graph: Graph) -> None:
     if graph.n_nodes != expected:
         raise InputError(
             f"the adjacency matrix has {graph.n_nodes} nodes; expected {expected} = {len(selected)} features "
-            f"+ {graph.n_layers}x{graph.n_pos} errors + {graph.n_pos} tokens + {len(graph.logit_targets)} targets"
+            f"+ {(1 + graph.attention) * graph.n_layers}x{graph.n_pos} errors + {graph.n_pos} tokens + {len(graph.logit_targets)} targets"
         )
     if graph.balance is not None and len(graph.balance.bias) != expected:
         raise InputError(f"the balance has {len(graph.balance.bias)} rows for {expected} nodes")

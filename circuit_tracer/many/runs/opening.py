@@ -46,4 +46,7 @@ def open_model(manifest: Manifest, device: str | None = None) -> ReplacementMode
 
 def identity(model: ReplacementModel) -> dict[str, Any]:
     """Fingerprints of model, dictionary and tokenizer; JSON values."""
-    return {**fingerprints(model.parts, model.transcoders), "tokenizer": tokenizer_fingerprint(model.tokenizer)}
+    return {
+        **fingerprints(model.parts, model.transcoders, model.attention),
+        "tokenizer": tokenizer_fingerprint(model.tokenizer),
+    }
