@@ -119,13 +119,17 @@ class FrozenAttention:
             rows.append(mixed @ value)
         return torch.cat(rows) if rows else vector.new_zeros(0, n_pos, value.shape[1])
 
-    def _lorsa_rows(self, layer: int, reads: AttentionReads, n_pos: int) -> Tensor:
-        """Where features look: (n, P) of the first `n_pos` positions."""
+    def pattern(self, layer: int) -> Tensor:
+        """Lorsa's own patterns (H, P, P) of a layer on this prompt."""
         assert isinstance(self.dictionary, Lorsa)
         if layer not in self._lorsa:
             self._lorsa[layer] = self.dictionary.queries_keys(layer).pattern(self.true_input(layer))
-        head = self.dictionary.head_of(layer, reads.index)
-        pattern = self._lorsa[layer]
+        return self._lorsa[layer]
+
+    def _lorsa_rows(self, layer: int, reads: AttentionReads, n_pos: int) -> Tensor:
+        """Where features look: (n, P) of the first `n_pos` positions."""
+        assert isinstance(self.dictionary, Lorsa)
+        pattern, head = self.pattern(layer), self.dictionary.head_of(layer, reads.index)
         return pattern[head.to(pattern.device), reads.position.to(pattern.device), :n_pos]
 
 

@@ -36,3 +36,33 @@ def test_graphs_equal_the_reference(case: Case, kind: str) -> None:
     assert_same_graph(graph, reference_graph(model, IDS, max_n_logits=3))
     assert graph.residual is not None and graph.residual < 1e-10
     assert (graph.nodes.feature[: graph.nodes.layout.n_features] >= graph.parts[-1].first).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+def test_graphs_of_every_kind_equal_the_reference(kind: str, how: dict[str, Any]) -> None:
+    model = with_attention(Case("gemma2", "clt", True), kind, **how)
+    for budget in (None, 20):
+        graph = attribute(IDS, model, max_n_logits=3, max_feature_nodes=budget)
+        assert_same_graph(graph, reference_graph(model, IDS, max_n_logits=3, max_feature_nodes=budget))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", ["llama-bias", "gpt_neox"])
+def test_edges_are_effects_of_interventions(architecture: str, kind: str) -> None:
+    """With every layer held, setting a feature to twice its activation changes what others read by its edges."""
+    model = with_attention(Case(architecture), kind, layers=(0, 2))
+    graph = attribute(IDS, model, max_n_logits=3)
+    rows = graph.active_features[graph.selected_features]
+    of_attention = torch.nonzero(rows[:, 2] >= graph.parts[-1].first).flatten()
+    matrix, n = graph.adjacency_matrix, len(rows)
+    options: dict[str, Any] = {"constrained_layers": range(3), "apply_activation_function": False}
+    clean_logits, clean = model.feature_intervention(IDS, [], **options)
+    for node in [0, *of_attention[:: max(1, len(of_attention) // 3)].tolist()]:
+        value = 2 * float(graph.activation_values[graph.selected_features[node]])
+        with model.zero_softcap():
+            logits, changed = model.feature_intervention(IDS, [(*rows[node].tolist(), value)], **options)
+        assert clean is not None and changed is not None
+        assert_equal((changed - clean)[tuple(rows.T)], matrix[:n, node])
+        change = (logits - clean_logits)[0, -1]
+        assert_equal((change - change.mean())[graph.logit_token_ids], matrix[-3:, node])

@@ -14,7 +14,9 @@ from torch import Tensor
 from circuit_tracer.attribution.belonging import require_traced_with
 from circuit_tracer.errors import CompatibilityError
 from circuit_tracer.graph.graph import Graph
+from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.interventions.features.activations import activations_of
+from circuit_tracer.interventions.features.attention_changes import pre_activations
 from circuit_tracer.interventions.features.passes import clean_network
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
@@ -65,7 +67,7 @@ class CleanRun:
     @cached_property
     @plain_torch()
     def active(self) -> ActiveFeatures:
-        """All active features, found when first asked for; none at the left-out positions."""
+        """All active features of MLPs, found when first asked for; none at the left-out positions."""
         transcoders, layers = self.model.transcoders, []
         dropped = torch.tensor(self.left_out, dtype=torch.int64, device=self.model.parts.device)
         for layer in range(transcoders.n_layers):
@@ -77,10 +79,32 @@ class CleanRun:
     @plain_torch()
     def activations(self, layer: int, position: Tensor, index: Tensor) -> Tensor:
         """Activations (n,) of chosen features; see `activations_of` for what is read. Zero at the left-out positions."""
-        device = self.model.parts.device
+        device, first = self.model.parts.device, self.model.transcoders.d_transcoder
         position, index = position.to(device), index.to(device)
-        found = activations_of(self.model.transcoders, layer, self.network.transcoder_input(layer), position, index)
+        behind = index >= first
+        found = torch.zeros(len(index), dtype=self.network.parts.compute_dtype, device=device)
+        if self.model.attention is not None and bool(behind.any()):
+            found[behind] = self.attention_activations[layer][position[behind], index[behind] - first].to(found)
+        if not bool(behind.all()):
+            x_PD = self.network.transcoder_input(layer)
+            found[~behind] = activations_of(self.model.transcoders, layer, x_PD, position[~behind], index[~behind])
         return torch.where(torch.isin(position, torch.tensor(self.left_out, device=device)), 0, found)
+
+    @cached_property
+    def attention(self) -> FrozenAttention:
+        """The dictionary of attention outputs on this prompt; the model has one."""
+        assert self.model.attention is not None
+        return FrozenAttention(self.network, self.model.attention)
+
+    @cached_property
+    @plain_torch()
+    def attention_activations(self) -> dict[int, Tensor]:
+        """(P, F) of the features of attention, by layer."""
+        found, dictionary = {}, self.attention.dictionary
+        for layer in dictionary.layers:
+            pre = pre_activations(dictionary, layer, self.attention.true_input(layer), self.n_pos, self.attention)
+            found[layer] = dictionary.apply_activation_function(layer, pre)
+        return found
 
     def _check_activations(self, graph: Graph) -> None:
         kept = graph.active_features[graph.selected_features].cpu().long()
