@@ -26,6 +26,15 @@ def require_traced_with(graph: Graph, model: Traceable) -> bool:
     return compared
 
 
+def require_attention_as_it_is(graph: Graph, what: str) -> None:
+    """Raise InputError for a graph whose attention a dictionary replaces, which `what` does not know."""
+    if graph.attention:
+        raise InputError(
+            f"{what} knows attention as the model's own heads; in this graph a dictionary ({graph.parts[-1].name}) replaces it. "
+            "Trace the prompt without it (leave attention out)"
+        )
+
+
 def _compare_fingerprints(graph: Graph, model: Traceable) -> bool:
     there = graph.provenance.get("fingerprint")
     if not isinstance(there, dict) or there.get("version") != VERSION:

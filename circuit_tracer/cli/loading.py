@@ -109,6 +109,21 @@ class ModelOptions:
             "-m", "--model", help="Hugging Face id, folder or .gguf file; default: what the transcoders name."
         ),
     ] = None
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            "--attention",
+            help="Dictionary of attention outputs: a folder of autoencoders at attn.hook_z or hook_attn_out, or of Lorsa. Its "
+            "features are nodes too.",
+        ),
+    ] = None
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter",
+            help="Transcoders of what those of -t leave, stacked on them: a folder, or a checkpoint with transcoder adapters.",
+        ),
+    ] = None
     revision: Revision = None
     demo: Annotated[
         bool, typer.Option("--demo", help="Use the small model and transcoder that ship with the package.")
@@ -232,14 +247,19 @@ class ModelOptions:
     def open(self, verbose: bool = False) -> ReplacementModel:
         """The model with the transcoders; bars of loading only if verbose."""
         from circuit_tracer.replacement_model import ReplacementModel
+        from circuit_tracer.transcoders.attention import load_attention
+        from circuit_tracer.transcoders.stacked import stacked
 
         if not verbose:
             quiet_loading()
         device, dtype = self.place()
         transcoders, config = self.dictionary(self.transcoders)
+        if self.adapter is not None:
+            transcoders = stacked(transcoders, self.adapter, device=device, dtype=dtype)
+        attention = None if self.attention is None else load_attention(self.attention, device, dtype)
         load = ReplacementModel.from_pretrained_and_transcoders
         name = self.model_name(config)
-        model = load(name, transcoders, device=device, dtype=dtype, revision=self.revision)
+        model = load(name, transcoders, device=device, dtype=dtype, attention=attention, revision=self.revision)
         model.prepend_bos = self.bos
         return model
 

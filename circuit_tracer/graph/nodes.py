@@ -26,6 +26,8 @@ class NodeKind(IntEnum):
     TARGET = 3
 
 
+ATTENTION_ERROR = -2  # what stands for the feature of an error of attention; of other errors -1
+
 KIND_NAMES = {NodeKind.FEATURE: "feature", NodeKind.ERROR: "error", NodeKind.TOKEN: "token", NodeKind.TARGET: "target"}
 
 

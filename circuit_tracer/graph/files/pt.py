@@ -111,8 +111,12 @@ def save_pt(graph: Graph, path: str | Path) -> None:
     """Write a file that circuit-tracer reads.
 
     The matrix is dense: N * N * 4 bytes. Balance, target table, token strings and provenance have no place in this
-    format; ``Graph.save`` keeps them.
+    format; ``Graph.save`` keeps them. Raises InputError for a graph with errors of attention, which has none either.
     """
+    if graph.attention:
+        raise InputError(
+            "circuit-tracer's files have no place for features and errors of attention; save this graph as .safetensors or JSON"
+        )
     content = {
         "input_string": graph.input_string,
         "adjacency_matrix": graph.edges.to_dense().float(),

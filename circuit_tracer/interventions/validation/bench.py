@@ -18,6 +18,7 @@ from torch import Tensor
 
 from circuit_tracer.attribution.prompt import EncodedPrompt, LinearPrompt, linearise
 from circuit_tracer.attribution.traceable import Traceable
+from circuit_tracer.attribution.belonging import require_attention_as_it_is
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.passes import Freeze, Pass
@@ -105,6 +106,7 @@ class Bench:
     """
 
     def __init__(self, model: Traceable, graph: Graph, watched: Tensor, targets: Tensor, batch_size: int) -> None:
+        require_attention_as_it_is(graph, "validation")
         self.model, self.graph, self.clean = model, graph, CleanRun(model, graph)
         self.parts, self.network, self.batch_size = model.parts, self.clean.network, batch_size
         rows = graph.active_features[graph.selected_features[watched]].long().cpu()

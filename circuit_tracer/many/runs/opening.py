@@ -11,7 +11,9 @@ from circuit_tracer.fingerprint import fingerprints, tokenizer_fingerprint
 from circuit_tracer.many.runs.manifest import Manifest, local
 from circuit_tracer.models.loading import resolve_dtype
 from circuit_tracer.replacement_model import ReplacementModel
+from circuit_tracer.transcoders.attention import load_attention
 from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+from circuit_tracer.transcoders.stacked import stacked
 
 
 def open_model(manifest: Manifest, device: str | None = None) -> ReplacementModel:
@@ -38,8 +40,12 @@ def open_model(manifest: Manifest, device: str | None = None) -> ReplacementMode
     name = opening.model or config.get("model_name")
     if not name:
         raise InputError(f"the transcoders {opening.transcoders} do not name their model; name it (-m)")
+    if opening.adapter is not None:
+        transcoders = stacked(transcoders, local(opening.adapter), device=device, dtype=dtype)
+    attention = None if opening.attention is None else load_attention(local(opening.attention), device, dtype)
     load = ReplacementModel.from_pretrained_and_transcoders
-    model = load(local(str(name)), transcoders, device=device, dtype=dtype, revision=opening.revision)
+    how: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention, "revision": opening.revision}
+    model = load(local(str(name)), transcoders, **how)
     model.prepend_bos = opening.bos
     return model
 

@@ -4,6 +4,7 @@ import { enlargeButton } from "./areas.js";
 import { button, slider, toggle } from "./controls.js";
 import { h, percent, replace, svg } from "./dom.js";
 import { headFilter, throughHead } from "./head_filter.js";
+import { dictionariesOf } from "./read_graph.js";
 import { MOST_FAINT } from "./scene.js";
 import { partNote } from "./server_tools.js";
 
@@ -68,7 +69,7 @@ export const panel = {
     root.append(
       h("div", { class: "bar" }, graphBar(page), enlargeButton()),
       h("div", { class: "stack" }, page.view.element),
-      h("div", { class: "foot" }, zoomButtons(page.view), page.view.sign, legend(), h("span", { class: "spacer" }), counts(page)),
+      h("div", { class: "foot" }, zoomButtons(page.view), page.view.sign, legend(page.graph), h("span", { class: "spacer" }), counts(page)),
     );
     return { focus: () => page.view.element.focus() };
   },
@@ -183,9 +184,9 @@ export function glyph(tag, attributes) {
 }
 
 /** What glyphs mean. */
-function legend() {
+function legend({ metadata, nodes }) {
   const items = [
-    [glyph("circle", { r: 4, class: "feature" }), "feature"],
+    ...featureGlyphs(metadata, nodes),
     [glyph("path", { d: "M0-4L4 0L0 4L-4 0Z", class: "error" }), "error"],
     [glyph("rect", { x: -4, y: -4, width: 8, height: 8, class: "plain" }), "token, output"],
     [[glyph("circle", { r: 2, class: "feature" }), glyph("circle", { r: 6, class: "feature" })], "influence"],
@@ -195,6 +196,17 @@ function legend() {
   const title =
     "The larger a glyph and the darker a grey link, the more influence on the outputs goes through it. Links of what is selected are coloured, their width the share of the target\u2019s input.";
   return legendOf(items, title);
+}
+
+/** One for each dictionary whose features the graph has. */
+function featureGlyphs(metadata, nodes) {
+  const parts = dictionariesOf(metadata);
+  const attention = nodes.some((node) => node.kind === "attention feature");
+  const triangle = glyph("path", { d: "M0-4.5L4.5 4L-4.5 4Z", class: "attention" });
+  const mlps = attention && parts.length ? parts.slice(0, -1) : parts;
+  const circle = (name, number) => [glyph("circle", { r: 4, class: number ? "second" : "feature" }), name];
+  const items = mlps.length > 1 ? mlps.map(circle) : [circle("feature", 0)];
+  return attention ? [...items, [triangle, parts.at(-1) ?? "attention feature"]] : items;
 }
 
 /** items: [glyph or glyphs, what it means]. */
