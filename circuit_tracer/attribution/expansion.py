@@ -145,7 +145,7 @@ class Expansion:
         largest = max((int(missing[block].sum()) for block in blocks), default=1)
         if largest > 1:
             self.plan = replace(self.plan, block_rows=largest).halved()
-        elif self.prompt.decoder.release():
+        elif self.prompt.release():
             self.plan = replace(self.plan, keep_decoder_rows=False)
         else:
             raise ResourceError(
@@ -153,5 +153,7 @@ class Expansion:
                 f"{self.budget} rows were done; free memory, or expand fewer features (max_feature_nodes)"
             ) from error
         self.prompt.decoder.chunk_bytes = self.plan.chunk_bytes
+        if self.prompt.attention is not None:
+            self.prompt.attention.decoder.chunk_bytes = self.plan.chunk_bytes
         warn(f"an allocation failed; going on with {self.plan.block_rows} rows in flight")
         return self.plan

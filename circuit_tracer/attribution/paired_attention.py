@@ -42,4 +42,4 @@ def paired_attention(parts: ModelParts, attention: TranscoderSet) -> TranscoderS
 
 def name_of_attention(attention: TranscoderSet) -> str:
     """What people call it."""
-    return "lorsa" if isinstance(attention, Lorsa) else "attention autoencoder"
+    return "lorsa" if isinstance(attention, Lorsa) else "attention"

@@ -46,6 +46,11 @@ class LinearPrompt:
         """The columns of its edge rows."""
         return self.decoder.sources
 
+    def release(self) -> bool:
+        """Keep no decoder rows from now on; False if none were kept."""
+        decoders = [self.decoder] if self.attention is None else [self.decoder, self.attention.decoder]
+        return any([decoder.release() for decoder in decoders])
+
     @property
     def captured(self) -> PromptCapture:
         """The model's forward pass."""

@@ -124,7 +124,7 @@ def make_linear(task: Task, encoded: EncodedPrompt, plan: MemoryPlan) -> tuple[L
 def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: ComputedRows) -> Graph:
     """The graph of the rows computed. Decoder rows are let go: no more rows can follow."""
     model, ids, active = task.model, task.ids, prompt.sources.active
-    prompt.decoder.release()
+    prompt.release()
     selected = prompt.sources.feature_of_column[rows.columns].sort().values
     edges, balance = assemble(rows.store, prompt, targets, selected, model.transcoders)
     tokenizer, table = model.tokenizer, targets.table

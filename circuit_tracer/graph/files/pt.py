@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from circuit_tracer.errors import CircuitTracerError, FileFormatError, shortened
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, shortened
 from circuit_tracer.files import atomic_write
 from circuit_tracer.files.torch_archive import load_torch_archive
 from circuit_tracer.graph.config import GraphConfig

@@ -201,12 +201,13 @@ function legend({ metadata, nodes }) {
 /** One for each dictionary whose features the graph has. */
 function featureGlyphs(metadata, nodes) {
   const parts = dictionariesOf(metadata);
-  const attention = nodes.some((node) => node.kind === "attention feature");
+  const mlps = parts.filter(({ ofAttention }) => !ofAttention);
+  const circle = ({ name }, number) => [glyph("circle", { r: 4, class: number ? "second" : "feature" }), name];
+  const items = mlps.length > 1 ? mlps.map(circle) : [circle({ name: "feature" }, 0)];
+  const attention = parts.find(({ ofAttention }) => ofAttention);
+  if (!attention && !nodes.some((node) => node.kind === "attention feature")) return items;
   const triangle = glyph("path", { d: "M0-4.5L4.5 4L-4.5 4Z", class: "attention" });
-  const mlps = attention && parts.length ? parts.slice(0, -1) : parts;
-  const circle = (name, number) => [glyph("circle", { r: 4, class: number ? "second" : "feature" }), name];
-  const items = mlps.length > 1 ? mlps.map(circle) : [circle("feature", 0)];
-  return attention ? [...items, [triangle, parts.at(-1) ?? "attention feature"]] : items;
+  return [...items, [triangle, attention?.name ?? "attention feature"]];
 }
 
 /** items: [glyph or glyphs, what it means]. */

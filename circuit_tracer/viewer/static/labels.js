@@ -56,9 +56,9 @@ export function nodeLabel(graph, state, node) {
 }
 
 /** A feature by its number, in its own dictionary where there are several. */
-function featureName({ id, feature, raw }) {
+function featureName({ id, feature, part, raw }) {
   if (feature === null) return id;
-  return raw.dictionary ? `${raw.dictionary} ${raw.dictionary_index}` : `feature ${feature}`;
+  return part ? `${raw.dictionary} ${raw.dictionary_index}` : `feature ${feature}`;
 }
 
 /** The page of a feature on neuronpedia.org, where the graph says that its dictionary is a source set there; else null. */

@@ -50,9 +50,10 @@ export function readGraph(document) {
   return graph;
 }
 
-/** Names of the dictionaries whose features a graph has; empty if there is but one. */
+/** The dictionaries whose features a graph has, {name, ofAttention}; empty if there is but one. */
 export function dictionariesOf({ dictionaries }) {
-  return Array.isArray(dictionaries) ? dictionaries.map((part) => String(part?.name)) : [];
+  if (!Array.isArray(dictionaries)) return [];
+  return dictionaries.map((part) => ({ name: String(part?.name), ofAttention: part?.place === "attention" }));
 }
 
 function shapeProblems(document) {
@@ -77,7 +78,7 @@ function readNodes(rows, tokens, metadata, repairs) {
   const problems = [];
   const counts = new Map();
   const renamed = new Map();
-  const parts = dictionariesOf(metadata);
+  const parts = dictionariesOf(metadata).map(({ name }) => name);
   let unknownInfluence = 0;
   for (const row of rows) counts.set(row?.node_id, (counts.get(row?.node_id) ?? 0) + 1);
   for (const [number, row] of rows.entries()) {
