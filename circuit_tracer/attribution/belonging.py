@@ -30,8 +30,8 @@ def require_attention_as_it_is(graph: Graph, what: str) -> None:
     """Raise InputError for a graph whose attention a dictionary replaces, which `what` does not know."""
     if graph.attention:
         raise InputError(
-            f"{what} knows attention as the model's own heads; in this graph a dictionary ({graph.parts[-1].name}) replaces it. "
-            "Trace the prompt without it (leave attention out)"
+            f"{what} knows attention as the model's own heads; in this graph a dictionary ({graph.parts[-1].name}) "
+            "replaces it. Trace the prompt without it (leave attention out)"
         )
 
 
@@ -42,8 +42,8 @@ def _compare_fingerprints(graph: Graph, model: Traceable) -> bool:
     here, compared = fingerprints(model.parts, model.transcoders, model.attention), True
     if there.get("attention") != here.get("attention") and there.get("transcoder_dtype") == here["transcoder_dtype"]:
         raise CompatibilityError(
-            f"the graph was made with {_named(there)}, the model here has {_named(here)}. Load the dictionary that it was traced "
-            "with (attention=...), or trace the prompt again."
+            f"the graph was made with {_named(there)}, the model here has {_named(here)}. Load the dictionary that it "
+            "was traced with (attention=...), or trace the prompt again."
         )
     for name, what in (("model", "another model"), ("transcoder", "other transcoders")):
         if there.get(f"{name}_dtype") != here[f"{name}_dtype"]:

@@ -5,18 +5,16 @@ Letters: L layers, P positions, D d_model, N active features, n those that write
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.transcoders.base import Transcoders
-
-if TYPE_CHECKING:
-    from circuit_tracer.attribution.attention_nodes import FrozenAttention
 
 CHUNK_BYTES = 64 * 2**20  # of decoder rows gathered at once, where they are not kept
 
@@ -41,7 +39,9 @@ class DecoderRows:
         self.sources, self.transcoders, self.network, self.chunk_bytes = sources, transcoders, network, chunk_bytes
         self.written = sources.layers if attention is None else sources.attention  # what writes to each layer
         self._first = 0 if attention is None else sources.first_attention
-        self._write_at = network.write_at if attention is None else attention.write_at
+        self._write_at: Callable[[int, Tensor, Tensor], Tensor] = (
+            network.write_at if attention is None else attention.write_at
+        )
         self._dtype, self._device = network.parts.compute_dtype, network.parts.device
         self._kept = kept or []  # L x (n, D), in the residual stream
 

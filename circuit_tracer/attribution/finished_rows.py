@@ -1,9 +1,9 @@
 """Finished edge rows, kept until the graph is assembled; influence flows through them from the top layer down.
 
 Each row is stored once. Influence enters with the targets' weights and passes through |edge| / row mass (README.md §6.1).
-Rows of features at one step (a layer, or half of one: `SourceTable`) are final once all steps above are, so one pass from the top
-gives exact influences. With several processes each holds its own rows, and what a step's features received is added up when their
-turn comes.
+Rows of features at one step (a layer, or half of one: `SourceTable`) are final once all steps above are, so one pass from the
+top gives exact influences. With several processes each holds its own rows, and what a step's features received is added up when
+their turn comes.
 
 Letters: T rows, N active features, K targets.
 """

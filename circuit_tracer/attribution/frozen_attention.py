@@ -1,10 +1,11 @@
 """A dictionary of attention outputs on one prompt: what its features read of the stream, and what they write (README.md §9).
 
-Its features, errors and bias stand for the attention of a layer. With patterns and norms frozen, what a feature reads is affine in
-the stream that enters the layer, at all positions that its query looks at: the adjoint of a read is spread over them, and no row
-passes through such an attention.
+Its features, errors and bias stand for the attention of a layer. With patterns and norms frozen, what a feature reads is
+affine in the stream that enters the layer, at all positions that its query looks at: the adjoint of a read is spread over them,
+and no row passes through such an attention.
 
-Letters: P positions, D d_model, H heads, K key/value heads, d d_head, O = H * d, W width at the dictionary's output hook, n rows.
+Letters: P positions, D d_model, H heads, K key/value heads, d d_head, O = H * d, n rows, V and W widths at the
+dictionary's input and output hook.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class FrozenAttention:
         return frozen.project(frozen.heads(resid_PD, constants), constants)
 
     def into_stream(self, layer: int, y_PW: Tensor, constants: bool = True) -> Tensor:
-        """What an output (P, W) adds to the residual stream, (P, D); `constants` adds the bias of the projection, if it is ahead,
-        and the shift of a norm."""
+        """What an output (P, W) adds to the residual stream, (P, D); `constants` adds the bias of the projection, if it is
+        ahead, and the shift of a norm."""
         frozen = self.network.layers[layer]
         out = frozen.project(y_PW, constants) if self.dictionary.feature_output_hook == Z else y_PW
         return out * frozen.parts.residual_multiplier

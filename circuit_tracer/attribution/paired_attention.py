@@ -25,8 +25,8 @@ def paired_attention(parts: ModelParts, attention: TranscoderSet) -> TranscoderS
     width = widths.get(hooks[0], config.d_model)
     if attention.d_model != width:
         raise CompatibilityError(
-            f"the dictionary of attention has width {attention.d_model}; {hooks[0]} of {config.model_name} has {width}. Use the "
-            "one that was trained on this model"
+            f"the dictionary of attention has width {attention.d_model}; {hooks[0]} of {config.model_name} has {width}. Use "
+            "the one that was trained on this model"
         )
     if attention.skip_connection:
         raise CompatibilityError(

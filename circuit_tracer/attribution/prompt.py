@@ -49,7 +49,7 @@ class LinearPrompt:
     def release(self) -> bool:
         """Keep no decoder rows from now on; False if none were kept."""
         decoders = [self.decoder] if self.attention is None else [self.decoder, self.attention.decoder]
-        return any([decoder.release() for decoder in decoders])
+        return sum(decoder.release() for decoder in decoders) > 0
 
     @property
     def captured(self) -> PromptCapture:

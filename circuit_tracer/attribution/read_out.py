@@ -24,8 +24,8 @@ class ReadOut:
     """T read vectors at the input hook of `layer` (L: after the final norm) and at `position`.
 
     A row may read the stream itself instead, at several places: then its vector is zero, `stream` has its vectors, and `layer`
-    and `position` are the last of theirs. Or it is that of a feature of attention, which begins below the MLP of its layer: then
-    its vector is zero too, and `attention` has it.
+    and `position` are the last of theirs. Or it is that of a feature of attention, which begins below the MLP of its layer:
+    then its vector is zero too, and `attention` has it.
     """
 
     layer: Tensor  # (T,)
@@ -56,7 +56,8 @@ class ReadOut:
         attention: TranscoderSet | None = None,
     ) -> ReadOut:
         """What some active features, given by canonical index (T,), read on the network's prompt. What an intervention has set
-        reads nothing: its vector is zero, its constant the value. attention: the dictionary of attention outputs, if there is one.
+        reads nothing: its vector is zero, its constant the value. attention: the dictionary of attention outputs, if there is
+        one.
         """
         layer, position, index = active.layer[which], active.position[which], active.index[which]
         dtype = network.parts.compute_dtype
@@ -91,5 +92,5 @@ class ReadOut:
         """Some of the rows, in the order asked for."""
         stream = None if self.stream is None else self.stream.of_rows(chosen)
         attention = None if self.attention is None else self.attention.of_rows(chosen)
-        columns = (self.layer, self.position, self.vector, self.constant)
-        return ReadOut(*(column[chosen] for column in columns), stream, attention)
+        layer, position = self.layer[chosen], self.position[chosen]
+        return ReadOut(layer, position, self.vector[chosen], self.constant[chosen], stream, attention)

@@ -121,24 +121,27 @@ class FrozenModel:
 
     def _name_attention_sources(self) -> None:
         """The same for attention outputs (L, P, W); zeros in layers whose attention is not replaced."""
-        width, n_features = (self.attention.d_model, self.attention.d_transcoder) if self.attention else (0, 0)
+        dictionary = self.attention
+        width, n_features = (dictionary.d_model, dictionary.d_transcoder) if dictionary is not None else (0, 0)
         self.attention_activations = torch.zeros(self.n_layers, self.n_pos, n_features, dtype=self.dtype)
         self.attention_writes = torch.zeros(self.n_layers, self.n_pos, width, dtype=self.dtype)
         self.attention_constant = torch.zeros_like(self.attention_writes)
         self.attention_error = torch.zeros_like(self.attention_writes)
         self.lorsa_patterns: dict[int, Tensor] = {}
-        for layer in self.attention.layers if self.attention else ():
+        if dictionary is None:
+            return
+        for layer in dictionary.layers:
             x, y = self.attention_x[layer].detach(), self.attention_y[layer].detach()
-            if isinstance(self.attention, Lorsa):
-                self.lorsa_patterns[layer] = self.attention.queries_keys(layer).pattern(x)
+            if isinstance(dictionary, Lorsa):
+                self.lorsa_patterns[layer] = dictionary.queries_keys(layer).pattern(x)
             pre = self.attention_pre_activations(layer, x)
-            activations = self.attention.apply_activation_function(layer, pre)
+            activations = dictionary.apply_activation_function(layer, pre)
             activations[self.left_out] = 0
             self.attention_activations[layer, :, : activations.shape[1]] = activations
-            self.attention_constant[layer] = self.attention.decoder_bias(layer)
+            self.attention_constant[layer] = dictionary.decoder_bias(layer)
             self.attention_constant[layer, self.left_out] = y[self.left_out]
             self.attention_writes[layer] = y - self.attention_constant[layer]
-            decoder = self.attention.decoder_rows(layer, torch.arange(activations.shape[1]), target_layer=layer)
+            decoder = dictionary.decoder_rows(layer, torch.arange(activations.shape[1]), target_layer=layer)
             self.attention_error[layer] = self.attention_writes[layer] - activations @ decoder.to(self.dtype)
 
     def attention_pre_activations(self, layer: int, x: Tensor) -> Tensor:
@@ -355,8 +358,8 @@ def reference_graph(
 
 
 def _features(frozen: FrozenModel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Active features (N_f, 3) in the order of nodes, their activations (N_f,), and what each writes, (N_f, L, P, D) of MLPs and
-    (N_f, L, P, W) of attention.
+    """Active features (N_f, 3) in the order of nodes, their activations (N_f,), and what each writes, (N_f, L, P, D) of MLPs
+    and (N_f, L, P, W) of attention.
     """
     first = frozen.transcoders.d_transcoder  # features of attention come behind those of MLPs
     every = torch.cat([frozen.activations, frozen.attention_activations], dim=-1)
@@ -376,7 +379,9 @@ def _features(frozen: FrozenModel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _read_feature(frozen: FrozenModel, layer: int, position: int, index: int) -> Read:
-    """Pre-activation of a feature: encoder row times transcoder input, plus its bias; of attention, what its dictionary reads."""
+    """Pre-activation of a feature: encoder row times transcoder input, plus its bias; of attention, what its dictionary
+    reads.
+    """
     first = frozen.transcoders.d_transcoder
     if index >= first:
         return lambda run: frozen.attention_pre_activations(layer, run.attention[layer])[position, index - first]

@@ -1,8 +1,8 @@
 """Columns of edge rows: which active feature each is, and which of them write to a layer.
 
-Columns of edge rows are ordered by (position, layer, feature), features of attention behind the others of their position. In that
-order the features of one position that write to a layer's MLP output are contiguous (cross-layer: all layers up to it; per-layer:
-that layer), as are those that write to its attention output, and a row that ends at a position is a prefix.
+Columns of edge rows are ordered by (position, layer, feature), features of attention behind the others of their position. In
+that order the features of one position that write to a layer's MLP output are contiguous (cross-layer: all layers up to it;
+per-layer: that layer), as are those that write to its attention output, and a row that ends at a position is a prefix.
 The canonical order of a graph is (layer, position, feature); `column` and `feature_of_column` translate.
 
 Rows begin, and influence is passed on, *step* by step: a layer each; where attention is replaced too, two a layer, first its

@@ -223,8 +223,8 @@ class _Flight:
             block.error[: len(rows_TPD), layer] += torch.einsum("tpd,pd->tp", rows_TPD, error_PD)
 
     def read_off_attention(self, layer: int) -> None:
-        """What they find of what a dictionary writes in place of the layer's attention. Where attention and MLP run in parallel,
-        rows that begin at the MLP do not see it.
+        """What they find of what a dictionary writes in place of the layer's attention. Where attention and MLP run in
+        parallel, rows that begin at the MLP do not see it.
         """
         attention = cast(LinearAttention, self.prompts[0].attention)
         for number, rows_TPD in self._of_each(self.step(layer) + self.network.parallel):

@@ -78,9 +78,9 @@ def attribute_together(
     called with ("prompts", done, total); `verbose` draws a bar.
 
     Prompts of more than 64 tokens, targets that read the stream on its way (`DirectionTarget`, `AttentionTarget`), models
-    whose rotary embedding depends on the prompt's length and those with a dictionary of attention outputs are traced one by one. What `attribute` does besides (several
-    processes, offloading, resuming) it alone does. An interrupt ends the call; a graph that has not been returned is lost.
-    Raises InputError for options that are wrong for any prompt.
+    whose rotary embedding depends on the prompt's length and those with a dictionary of attention outputs are traced one by
+    one. What `attribute` does besides (several processes, offloading, resuming) it alone does. An interrupt ends the call; a
+    graph that has not been returned is lost. Raises InputError for options that are wrong for any prompt.
     """
     aims = [None] * len(prompts) if attribution_targets is None else list(attribution_targets)
     if len(aims) != len(prompts):

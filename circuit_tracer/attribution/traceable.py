@@ -23,7 +23,8 @@ from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 class Traceable:
     """A model with its transcoders and tokenizer, checked to belong together. `ReplacementModel` is one that can be loaded.
 
-    attention: a dictionary of attention outputs, whose features are nodes of a graph too; numbered behind those of the transcoders.
+    attention: a dictionary of attention outputs, whose features are nodes of a graph too; numbered behind those of the
+    transcoders.
     prepend_bos: whether prompts that do not begin with a special token get one in front; may be changed at any time.
     Raises CompatibilityError for transcoders of another model.
     """

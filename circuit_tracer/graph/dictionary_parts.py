@@ -1,4 +1,4 @@
-"""The dictionaries whose features a graph holds: one, or several whose features are numbered one behind the other in every layer."""
+"""The dictionaries whose features a graph holds: one, or several, whose features are numbered one behind the other."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def parts_of(given: Sequence[DictionaryPart | dict[str, Any]]) -> tuple[Dictiona
     firsts = [part.first for part in parts]
     if firsts[0] != 0 or sorted(set(firsts)) != firsts or any(part.place not in PLACES for part in parts):
         raise InputError(
-            f"parts of a dictionary are {[part.to_json() for part in parts]}; the first begins at 0, each behind the one before "
-            f"it, and their places are {' or '.join(PLACES)}"
+            f"parts of a dictionary are {[part.to_json() for part in parts]}; the first begins at 0, each behind the one "
+            f"before it, and their places are {' or '.join(PLACES)}"
         )
     places = [part.place for part in parts]
     if ATTENTION in places[:-1] or len({part.name for part in parts}) < len(parts):

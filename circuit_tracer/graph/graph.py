@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 class Graph:
     """Nodes of one prompt and the direct effects among them.
 
-    Nodes: selected features | error nodes l*P+p | tokens p | targets; N = N_s + L*P + P + K (errors of attention come behind the
-    others, if a dictionary replaces it). An edge is the direct
+    Nodes: selected features | error nodes l*P+p | tokens p | targets; N = N_s + L*P + P + K (errors of attention come behind
+    the others, if a dictionary replaces it). An edge is the direct
     effect of its source on the pre-activation (or the demeaned logit) of its target, in that target's own units.
 
     input_string: the prompt as text. input_tokens: (P,) ids. active_features: int64 (N_f, 3) rows (layer, position,
@@ -306,9 +306,10 @@ class Graph:
 
     def __repr__(self) -> str:
         layout = self.nodes.layout
+        n_errors = (1 + layout.attention) * layout.n_layers
         counts = (
             f"{layout.n_features:,} of {len(self.active_features):,} active features, "
-            f"{(1 + layout.attention) * layout.n_layers}x{layout.n_pos} errors, {layout.n_pos} tokens, {layout.n_targets} targets, {len(self.edges):,} edges"
+            f"{n_errors}x{layout.n_pos} errors, {layout.n_pos} tokens, {layout.n_targets} targets, {len(self.edges):,} edges"
         )
         shown = ", ".join(
             f"{label!r} {weight:.3f}"

@@ -2,7 +2,8 @@
 
     model.layers.N.mlp.transcoder_enc.{weight (F, D), bias (F)}   model.layers.N.mlp.transcoder_dec.{weight (D, F), bias (D)}
 
-MLP_tuned(x) is about MLP_base(x) + W_dec relu(W_enc x + b_enc) + b_dec, with x what enters the MLP. Only these tensors are read.
+MLP_tuned(x) is about MLP_base(x) + W_dec relu(W_enc x + b_enc) + b_dec, with x what enters the MLP. Only these tensors are
+read.
 """
 
 from __future__ import annotations

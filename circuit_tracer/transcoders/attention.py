@@ -1,4 +1,6 @@
-"""Dictionaries of attention outputs, which stand for attention in a graph: autoencoders at its heads or its output, and Lorsa."""
+"""Dictionaries of attention outputs, which stand for attention in a graph: autoencoders at its heads or its output, and
+Lorsa.
+"""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ class Rotary:
 
 
 class QueriesKeys(FrozenModule):
-    """The patterns of one layer: `W_Q`, `W_K` (H, D, d), `b_Q`, `b_K` (H, d); optional gains `ln_q`, `ln_k` (H, d) of an RMS norm
-    behind the projections. scale: what scores are divided by.
+    """The patterns of one layer: `W_Q`, `W_K` (H, D, d), `b_Q`, `b_K` (H, d); optional gains `ln_q`, `ln_k` (H, d) of an RMS
+    norm behind the projections. scale: what scores are divided by.
     """
 
     W_Q: Tensor

@@ -2,8 +2,8 @@
 
     y_hat = sum of what each gives        features of the second are numbered behind those of the first, in every layer
 
-Made for transcoder adapters (arXiv 2602.20904), which explain by how much a fine-tuned MLP differs from the base model's, and for
-any dictionary of what another leaves. All read and write at the same places.
+Made for transcoder adapters (arXiv 2602.20904), which explain by how much a fine-tuned MLP differs from the base model's, and
+for any dictionary of what another leaves. All read and write at the same places.
 Letters: P positions, D d_model, F features a layer, T target layers, n features in hand.
 """
 

@@ -17,16 +17,17 @@ from circuit_tracer.attribution.stream_targets import DIRECTION_SITES
 from circuit_tracer.attribution.targets import DirectionTarget
 from circuit_tracer.attribution.together import attribute_together
 from circuit_tracer.errors import CompatibilityError, InputError
+from circuit_tracer.files import parse_json
 from circuit_tracer.graph.files.native import load_graph
 from circuit_tracer.graph.files.networkx import from_networkx, to_networkx
 from circuit_tracer.graph.files.validate import validate_document
 from circuit_tracer.graph.files.viewer_json import graph_document
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import node_influence
+from circuit_tracer.graph.nodes import NodeKind
 from circuit_tracer.graph.pruning import prune_graph
 from circuit_tracer.graph.scores import fold_into_errors, graph_scores
 from circuit_tracer.graph.subgraph import subgraph
-from circuit_tracer.files import parse_json
 from circuit_tracer.interventions import FeatureAt, apply_edits, approximate_edges, set_to
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.transcoders import SingleLayerTranscoder, TopK, TranscoderSet
@@ -116,7 +117,7 @@ def test_pruning_and_scores_equal_the_reference(kind: str) -> None:
     nothing = torch.ones(graph.n_nodes, dtype=torch.bool)
     nothing[graph.nodes.layout.features] = False
     folded, nodes = fold_into_errors(graph, nothing), graph.nodes
-    of_errors = nodes.feature[folded.source][(folded.source >= nodes.layout.error_start) & (folded.source < nodes.layout.token_start)]
+    of_errors = nodes.feature[folded.source[nodes.kind[folded.source] == NodeKind.ERROR]]
     assert set(of_errors.tolist()) == {-1, -2}
 
 
@@ -139,7 +140,9 @@ def test_edges_are_effects_of_interventions(architecture: str, kind: str) -> Non
         assert_equal((changed - clean)[tuple(rows.T)], matrix[:n, node])
         change = (logits - clean_logits)[0, -1]
         assert_equal((change - change.mean())[graph.logit_token_ids], matrix[-3:, node])
-        outcome = apply_edits(model, graph, set_to(FeatureAt(*rows[node].tolist()[0:2], int(rows[node, 2])), value), "constrained")
+        outcome = apply_edits(
+            model, graph, set_to(FeatureAt(*rows[node].tolist()[0:2], int(rows[node, 2])), value), "constrained"
+        )
         assert outcome.features is not None
         seen = [outcome.features.of(*row) for row in rows.tolist()]
         change_of = outcome.features.pre_after - outcome.features.pre_before
@@ -153,14 +156,16 @@ def test_an_edit_that_changes_nothing_and_one_that_reacts(kind: str) -> None:
     first = rows[rows[:, 2] >= graph.parts[-1].first][0].tolist()
     value = float(graph.activation_values[(rows == torch.tensor(first)).all(1)])
     at = FeatureAt(*first)
-    assert torch.equal(apply_edits(model, graph, set_to(at, value)).final, apply_edits(model, graph, set_to(at, value)).clean.final)
+    assert torch.equal(
+        apply_edits(model, graph, set_to(at, value)).final, apply_edits(model, graph, set_to(at, value)).clean.final
+    )
     moved = apply_edits(model, graph, set_to(at, 3 * value))
     assert (moved.final - moved.clean.final).abs().max() > 1e-6
     with pytest.raises(InputError, match="iterative semantics"):
         apply_edits(model, graph, set_to(at, 0.0), "iterative")
     with pytest.raises(InputError, match=f"those of attention are 10 to {9 + model.attention.n_features(0)}"):
         apply_edits(model, graph, set_to(FeatureAt(0, 2, 99), 0.0))
-    with pytest.raises(InputError, match="features reach from 0 to 9$"):
+    with pytest.raises(InputError, match=r"features reach from 0 to 9$"):
         model.feature_intervention(IDS, [(1, 2, 10, 0.0)])
 
 
@@ -168,7 +173,9 @@ def test_an_edit_that_changes_nothing_and_one_that_reacts(kind: str) -> None:
 def test_how_a_trace_is_cut_does_not_matter(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, expected = traced(kind)
     for options in ({"batch_size": 1}, {"batch_size": 3, "offload": "disk"}):
-        assert_equal(attribute(IDS, model, max_n_logits=3, **options).adjacency_matrix, expected.adjacency_matrix, 1e-12)
+        assert_equal(
+            attribute(IDS, model, max_n_logits=3, **options).adjacency_matrix, expected.adjacency_matrix, 1e-12
+        )
     monkeypatch.setattr(trace, "keeps_patterns", lambda *_: False)
     assert_equal(attribute(IDS, model, max_n_logits=3).adjacency_matrix, expected.adjacency_matrix, 1e-9)
     together = attribute_together([IDS, IDS[:4]], model, max_n_logits=3)
@@ -229,7 +236,7 @@ def test_viewers_get_attention_nodes_under_the_names_that_they_know(kind: str) -
     kinds = {node["node_id"]: node["feature_type"] for node in document["nodes"]}
     first = graph.parts[-1].first
     for node in document["nodes"]:
-        layer, feature, position = node["node_id"].split("_")
+        feature = node["node_id"].split("_")[1]
         if node["feature_type"] == "lorsa":
             assert int(feature) == first + node["dictionary_index"]
             assert node["dictionary"] == graph.parts[-1].name

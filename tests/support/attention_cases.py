@@ -48,7 +48,7 @@ def lorsa(parts: ModelParts, layers: tuple[int, ...] = (0, 1, 2), n_heads: int =
     patterns = {}
     for layer in layers:
         shapes = {"W_Q": (n_heads, width, 6), "W_K": (n_heads, width, 6)}
-        shapes |= {name: (n_heads, 6) for name in ("b_Q", "b_K", "ln_q", "ln_k")}
+        shapes |= dict.fromkeys(("b_Q", "b_K", "ln_q", "ln_k"), (n_heads, 6))
         weights = {name: draw(*shape) for name, shape in shapes.items()}
         patterns[layer] = QueriesKeys(weights, 2.0, Rotary(4, 100.0, adjacent=layer == 1))
     return Lorsa({layer: whole[layer] for layer in layers}, patterns)

@@ -2,9 +2,10 @@
 
 Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 2, "input_string", "cfg", "scan",
 "vocab_size", "logit_targets": [[text, id]...], "target_labels", "target_kinds", "token_strings", "provenance"}, and
-"parts" of its dictionary if it has several, "labels" of features if it keeps any (the tensors ``records.*`` are of their examples, `feature_notes.py`), "validation" if the
-graph was validated, "grouping" if its nodes are grouped, "story" if one was told of them, "attention_scores" if it keeps any,
-"unfinished" if its trace was interrupted (the tensors ``unfinished.*`` are its rows).
+"parts" of its dictionary if it has several, "labels" of features if it keeps any (the tensors ``records.*`` are of their
+examples, `feature_notes.py`), "validation" if the graph was validated, "grouping" if its nodes are grouped, "story" if one was
+told of them, "attention_scores" if it keeps any, "unfinished" if its trace was interrupted (the tensors ``unfinished.*`` are
+its rows).
 Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit. From version 2 on,
 header and tensors have checksums (`circuit_tracer.files.checksums`), which are compared on load.
 """

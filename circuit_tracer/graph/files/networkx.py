@@ -1,10 +1,10 @@
 """Graphs as networkx DiGraphs, with plain Python scalars only, so that GraphML and node-link JSON can be written.
 
 Graph attributes: input_string, vocab_size, n_layers; and as JSON text: input_tokens, token_strings, cfg, scan,
-provenance, parts (of the dictionary). Nodes are named as in the viewers' files. Node attributes: kind (feature | error | token | target), layer,
-position, feature, activation (features), order (place in the graph); for targets label, weight, target_kind; if the
-balance is known bias, unselected, unselected_mass, pre_activation. Edges run from source to target and carry weight, and heads
-as JSON text where the graph knows which attention heads they run through.
+provenance, parts (of the dictionary). Nodes are named as in the viewers' files. Node attributes: kind (feature | error |
+token | target), layer, position, feature, activation (features), order (place in the graph); for targets label, weight,
+target_kind; if the balance is known bias, unselected, unselected_mass, pre_activation. Edges run from source to target and
+carry weight, and heads as JSON text where the graph knows which attention heads they run through.
 """
 
 from __future__ import annotations

@@ -172,11 +172,11 @@ def viewer_json(
 
     kept: bool (N,), nodes that are written even without an edge. Of scores of attention that the graph keeps: `qk_tracing.py`.
 
-    Where a graph has features of several dictionaries, a feature's "dictionary" and "dictionary_index" say which it is of, and its
-    number there. Node ``influence`` is cumulative (small is important), link weights are signed and unnormalised. ``input_mass`` of a node
-    is the sum of its |inputs| in the whole graph, of which viewers show links as shares. Links of edges whose heads
-    the graph knows (``edge_heads``) have "heads": {"direct", "hops" (their mean number), "first" and "last": [[layer, head,
-    weight]...]}.
+    Where a graph has features of several dictionaries, a feature's "dictionary" and "dictionary_index" say which it is of,
+    and its number there. Node ``influence`` is cumulative (small is important), link weights are signed and unnormalised.
+    ``input_mass`` of a node is the sum of its |inputs| in the whole graph, of which viewers show links as shares. Links of
+    edges whose heads the graph knows (``edge_heads``) have "heads": {"direct", "hops" (their mean number), "first" and
+    "last": [[layer, head, weight]...]}.
     Raises InputError
     with everything that ``validate`` finds wrong.
     """

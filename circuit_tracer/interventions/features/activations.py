@@ -12,6 +12,7 @@ from torch.nn import functional
 from circuit_tracer.transcoders.activations import JumpReLU, TopK, exceeds
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.stacked import Stacked
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 
@@ -20,6 +21,13 @@ def activations_of(transcoders: Transcoders, layer: int, x_PD: Tensor, position:
 
     Only the encoder rows of these features are read, unless the activation compares features with each other (TopK).
     """
+    if isinstance(transcoders, Stacked):  # each part chooses among its own features
+        found = torch.zeros(len(index), dtype=x_PD.dtype, device=x_PD.device)
+        for _, part, first in transcoders.stack():
+            own = (index >= first) & (index < first + part.n_features(layer))
+            if bool(own.any()):
+                found[own] = activations_of(part, layer, x_PD, position[own], index[own] - first)
+        return found
     function = transcoders.activation(layer)
     if isinstance(function, TopK):
         return _look_up(transcoders, layer, x_PD, position, index)
@@ -100,7 +108,9 @@ class Recorder:
         silent = torch.zeros(self._n_pos, width, dtype=mlps.dtype, device=mlps.device)
         layers = [self._of_attention.get(layer, silent).to(mlps.dtype) for layer in range(len(mlps))]
         behind = torch.stack(layers)
-        return torch.cat([mlps, behind.to_sparse()], dim=2).coalesce() if mlps.is_sparse else torch.cat([mlps, behind], 2)
+        return (
+            torch.cat([mlps, behind.to_sparse()], dim=2).coalesce() if mlps.is_sparse else torch.cat([mlps, behind], 2)
+        )
 
     def _of_mlps(self) -> Tensor:
         if self._active:

@@ -1,8 +1,8 @@
 """Features of attention in a pass: what a dictionary of attention outputs reads there, and what is changed of what it writes.
 
 A feature that is set changes by delta = value - its activation; delta times its decoder row is added at the dictionary's output
-hook. In held layers attention outputs stay as they were on the clean prompt, apart from these changes, and activations are those of
-the clean prompt: with all layers held, the effects are edges of the graph.
+hook. In held layers attention outputs stay as they were on the clean prompt, apart from these changes, and activations are
+those of the clean prompt: with all layers held, the effects are edges of the graph.
 
 Letters: B sequences, P positions, V and W widths at the dictionary's input and output hook, F features a layer, n = B * P rows.
 """
@@ -99,6 +99,4 @@ class AttentionChanges:
 
     def _pre(self, layer: int, x_nV: Tensor) -> Tensor:
         n_pos = len(x_nV) if self.frozen is None else self.frozen.network.captured.n_pos
-        return pre_activations(
-            self.dictionary, layer, x_nV, n_pos, self.frozen if self.freezes_patterns else None
-        )
+        return pre_activations(self.dictionary, layer, x_nV, n_pos, self.frozen if self.freezes_patterns else None)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.belonging import require_traced_with
+from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.errors import CompatibilityError
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.interventions.features.activations import activations_of
 from circuit_tracer.interventions.features.attention_changes import pre_activations
 from circuit_tracer.interventions.features.passes import clean_network

@@ -97,7 +97,11 @@ def check_feature(feature: FeatureAt, transcoders: Transcoders, attention: Trans
     if layer not in transcoders.layers and (attention is None or layer not in attention.layers):
         raise InputError(f"edit of feature {feature}: that layer has none; {described_layers(transcoders)}")
     if missing_feature(layer, torch.tensor([feature.feature_idx]), transcoders, attention):
-        behind = "" if attention is None or not attention.n_features(layer) else f" ({numbered(transcoders, attention, layer)})"
+        behind = (
+            ""
+            if attention is None or not attention.n_features(layer)
+            else f" ({numbered(transcoders, attention, layer)})"
+        )
         raise InputError(
             f"edit of feature {feature}: layer {layer} has features 0 to {transcoders.n_features(layer) - 1}{behind}"
         )

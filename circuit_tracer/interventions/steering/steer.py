@@ -29,7 +29,6 @@ from circuit_tracer.interventions.steering.text_stream import TextStream
 from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
-
 from circuit_tracer.transcoders.lorsa import Lorsa
 
 if TYPE_CHECKING:
@@ -148,7 +147,9 @@ def _require_known_to_tokens(model: Traceable, edits: Sequence[Edit | Direction]
     first = model.transcoders.d_transcoder
     for edit in edits:
         if isinstance(edit, Edit) and any(feature.feature_idx >= first for feature in edit.features):
-            raise InputError(f"{edit}: features of Lorsa can be set on a prompt (apply_edits), and not while generating")
+            raise InputError(
+                f"{edit}: features of Lorsa can be set on a prompt (apply_edits), and not while generating"
+            )
 
 
 def _generate(

@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.belonging import require_attention_as_it_is
 from circuit_tracer.attribution.prompt import EncodedPrompt, LinearPrompt, linearise
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.attribution.belonging import require_attention_as_it_is
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.passes import Freeze, Pass
@@ -228,6 +228,9 @@ class _Reader:
     def __init__(self, bench: Bench, copies: int) -> None:
         self.bench, self.copies = bench, copies
         self.change = torch.zeros(copies - 1, len(bench.watched), dtype=bench.parts.compute_dtype)
+
+    def add_attention(self, layer: int, pre_PF: Tensor) -> None:
+        """Features of attention are none of those watched."""
 
     def add(self, layer: int, x_PD: Tensor) -> None:
         """Take the inputs (copies * P, D) of the next layer."""

@@ -1,10 +1,10 @@
 """Lorsa of OpenMOSS (Language-Model-SAEs, Llama-Scope-2): a folder a layer with `sae_weights.safetensors` and config.json.
 
-`W_Q`, `W_K` (H, D, d), `b_Q`, `b_K` (H, d), `W_V`, `W_O` (F, D), `b_V` (F), `b_D` (D); `ln_q.w`, `ln_k.w` (H, d) where queries and keys
-are normalised. It reads `ln1.hook_normalized` (before the gain) and writes `hook_attn_out`. Inputs and outputs were scaled to a norm
-of sqrt(D) by sqrt(D) / `dataset_average_activation_norm.{hook}`, which is folded as the library folds it: W_Q, W_K, W_V * in,
-W_O, b_D / out. With `sparsity_include_decoder_norm` the activation function sees pre * |W_O|; the norm is then moved from the
-decoder to the encoder, which leaves all outputs as they are.
+`W_Q`, `W_K` (H, D, d), `b_Q`, `b_K` (H, d), `W_V`, `W_O` (F, D), `b_V` (F), `b_D` (D); `ln_q.w`, `ln_k.w` (H, d) where
+queries and keys are normalised. It reads `ln1.hook_normalized` (before the gain) and writes `hook_attn_out`. Inputs and
+outputs were scaled to a norm of sqrt(D) by sqrt(D) / `dataset_average_activation_norm.{hook}`, which is folded as the library
+folds it: W_Q, W_K, W_V * in, W_O, b_D / out. With `sparsity_include_decoder_norm` the activation function sees pre * |W_O|;
+the norm is then moved from the decoder to the encoder, which leaves all outputs as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, shortened
 from circuit_tracer.transcoders import locate
@@ -36,7 +35,8 @@ HARMLESS_KEYS = (
         Harmless(name, "how it was trained, or is computed")
         for name in (
             "init_*", "jump_relu_threshold", "jumprelu_threshold_*", "promote_act_fn_dtype", "strict_loading", "sae_*", "dtype",
-            "device", "use_triton_kernel", "sparsity_threshold_for_triton_spmm_kernel", "expansion_factor", "n_ctx", "ov_group_size",
+            "device", "use_triton_kernel", "sparsity_threshold_for_triton_spmm_kernel", "expansion_factor", "n_ctx",
+            "ov_group_size",
         )
     ),
     Harmless("model_name", "the user names the model"),
@@ -121,8 +121,8 @@ def _layer(file: LayerFile, reads: Any, writes: Any) -> int:
         head, _, last = str(said).partition(".")[2].partition(".")
         if not head.isdecimal() or last != hook:
             raise FileFormatError(
-                f"{file.path}: it stands at {shortened(reads)} and {shortened(writes)}; Lorsa reads blocks.N.{READS} and writes "
-                f"blocks.N.{WRITES}"
+                f"{file.path}: it stands at {shortened(reads)} and {shortened(writes)}; Lorsa reads blocks.N.{READS} and "
+                f"writes blocks.N.{WRITES}"
             )
     layers = {int(str(said).split(".")[1]) for said in (reads, writes)}
     if len(layers) > 1:
