@@ -101,7 +101,8 @@ class DecoderRows:
         here = self.sources.active.of_layer(source)
         index = self.sources.active.index[here]
         own = (index >= self._first) & (index < self._first + self.transcoders.d_transcoder)
-        return here.start + torch.nonzero(own).flatten()
+        found: Tensor = torch.nonzero(own).flatten() + here.start
+        return found
 
     def read_all(self) -> list[Tensor]:
         """Scaled decoder rows (n, D) of all layers at the output hook; each file is read once, front to back."""

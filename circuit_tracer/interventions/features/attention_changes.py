@@ -9,21 +9,17 @@ Letters: B sequences, P positions, V and W widths at the dictionary's input and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.interventions.features.settings import LayerSettings
+from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import Visit, in_rows
 from circuit_tracer.transcoders.lorsa import Lorsa
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
-
-if TYPE_CHECKING:
-    from circuit_tracer.attribution.traceable import Traceable
-    from circuit_tracer.interventions.features.passes import Freeze, Observer
 
 
 def pre_activations(
@@ -38,21 +34,26 @@ def pre_activations(
 
 
 class AttentionChanges:
-    """What a pass does and remembers at the places of the dictionary. settings: features by their index in it."""
+    """What a pass does and remembers at the places of the dictionary.
+
+    settings: features by their index in it. held: layers that are. frozen: of the clean prompt, if anything is held still.
+    freezes_patterns: Lorsa's too. observe: called with a layer and its pre-activations. zero_positions: rows where features
+    count as inactive.
+    """
 
     def __init__(
         self,
-        model: Traceable,
+        parts: ModelParts,
+        dictionary: TranscoderSet,
         settings: Mapping[int, LayerSettings],
-        freeze: Freeze | None,
-        observer: Observer | None,
+        held: frozenset[int],
+        frozen: FrozenAttention | None,
+        freezes_patterns: bool,
+        observe: Callable[[int, Tensor], None] | None,
         zero_positions: Tensor,
     ) -> None:
-        assert model.attention is not None
-        self.parts, self.dictionary, self.settings, self.observer = model.parts, model.attention, settings, observer
-        self.held = frozenset[int]() if freeze is None else freeze.layers
-        self.frozen = None if freeze is None else FrozenAttention(freeze.network, model.attention)
-        self.freezes_patterns = freeze is not None and freeze.attention
+        self.parts, self.dictionary, self.settings = parts, dictionary, settings
+        self.held, self.frozen, self.freezes_patterns, self.observe = held, frozen, freezes_patterns, observe
         self.zero_positions = zero_positions
         self.x: dict[int, Tensor] = {}  # (n, V) on the way from the input hook to the output hook
 
@@ -78,8 +79,8 @@ class AttentionChanges:
         if layer not in self.dictionary.layers:
             return None
         x, held, replacement = self.x.pop(layer), layer in self.held, None
-        if self.observer is not None:
-            self.observer.add_attention(layer, self._pre(layer, x))
+        if self.observe is not None:
+            self.observe(layer, self._pre(layer, x))
         if held and self.frozen is not None:
             clean = self.frozen.true_output(layer)
             replacement = clean.repeat(len(y_nW) // len(clean), 1)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.arguments import whole
+from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.attribution.memory import free_bytes
 from circuit_tracer.errors import InputError, NumericalError, ResourceError
 from circuit_tracer.interventions.features.activations import activations_of
@@ -156,11 +157,18 @@ class Pass:
         self.zero_positions = torch.tensor(zero_positions, dtype=torch.int64, device=model.parts.device)
         self.input: dict[int, Tensor] = {}  # (P, D) of held layers, on the way from the input hook to the output hook
         self.delta: dict[int, Tensor] = {}  # (P, D) still to be added at layers ahead
-        self.attention = (
-            None
-            if model.attention is None
-            else AttentionChanges(model, of_attention, freeze, observer, self.zero_positions)
-        )
+        self.attention: AttentionChanges | None = None
+        if model.attention is not None:
+            self.attention = AttentionChanges(
+                model.parts,
+                model.attention,
+                of_attention,
+                self.held,
+                None if freeze is None else FrozenAttention(freeze.network, model.attention),
+                freeze is not None and freeze.attention,
+                None if observer is None else observer.add_attention,
+                self.zero_positions,
+            )
 
     def visits(self) -> dict[str, Visit]:
         """What it does, by site."""
