@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
+
+Finder = Callable[[FrozenNetwork, Tensor], ActiveFeatures]  # of the positions (P,) that are kept
 
 
 @dataclass(frozen=True)
@@ -112,14 +115,15 @@ def encode_prompt(
     left_out: Iterable[int],
     keep_patterns: bool = True,
     held: Held | None = None,
+    find: Finder | None = None,
     attention: TranscoderSet | None = None,
 ) -> EncodedPrompt:
     """Run the model once on ids (P,), freeze it, and find the active features outside the `left_out` positions.
 
     keep_patterns: keep attention patterns; otherwise they are made anew wherever they are needed, which long prompts need.
-    held: features that an intervention sets. attention: a dictionary of attention outputs, whose features are numbered behind
-    those of the transcoders. Raises InputError when no position or no active feature remains, CompatibilityError for a
-    transcoder of another model.
+    held: features that an intervention sets. find: which features are to be sources; None: all that are active. attention: a
+    dictionary of attention outputs, whose features are numbered behind the others. Raises InputError when no position or no
+    active feature remains, CompatibilityError for a transcoder of another model.
     """
     transcoders = paired(parts, transcoders)
     dropped, n_pos = sorted(left_out), len(ids)
@@ -135,7 +139,9 @@ def encode_prompt(
     keep = torch.ones(n_pos, dtype=torch.bool)
     keep[dropped] = False
     frozen = None if attention is None else FrozenAttention(network, attention)
-    active = encode(network, transcoders, keep, frozen)
+    active = encode(network, transcoders, keep) if find is None else find(network, keep)
+    if frozen is not None:
+        active = with_attention(active, frozen, keep, transcoders.d_transcoder)
     return EncodedPrompt(network, active if held is None else held.applied(active, keep), keep, frozen)
 
 
@@ -155,22 +161,13 @@ def linearise(
     return _balance(network, transcoders, decoder, features, encoded.keep, attention)
 
 
-def encode(
-    network: FrozenNetwork, transcoders: Transcoders, keep_P: Tensor, attention: FrozenAttention | None = None
-) -> ActiveFeatures:
+def encode(network: FrozenNetwork, transcoders: Transcoders, keep_P: Tensor) -> ActiveFeatures:
     """Active features of the prompt at the kept positions; never a dense (L, P, F) array."""
     parts = []
     for layer in range(network.n_layers):
-        found = transcoders.encode_positions(layer, network.transcoder_input(layer))
-        position, index, value = (column.cpu() for column in found)
-        if attention is not None and layer in attention.layers:
-            behind = [column.cpu() for column in attention.encode(layer)]
-            behind[1] = behind[1] + transcoders.d_transcoder
-            position, index, value = map(torch.cat, zip((position, index, value), behind, strict=True))
-            order = torch.argsort(position, stable=True)  # features of a position stay in order
-            position, index, value = position[order], index[order], value[order]
-        kept = keep_P[position]
-        parts.append((position[kept], index[kept], value[kept]))
+        position, index, value = transcoders.encode_positions(layer, network.transcoder_input(layer))
+        kept = keep_P[position.cpu()]
+        parts.append((position.cpu()[kept], index.cpu()[kept], value.cpu()[kept]))
     active = ActiveFeatures.from_layers(parts)
     if len(active) == 0:
         raise InputError(
@@ -178,6 +175,22 @@ def encode(
             "check that the transcoder was trained on this model and hook (circuit-tracer info), or give a longer prompt"
         )
     return active
+
+
+def with_attention(active: ActiveFeatures, frozen: FrozenAttention, keep_P: Tensor, first: int) -> ActiveFeatures:
+    """The active features of MLPs, and those of attention, whose indices begin at `first` in every layer."""
+    parts = []
+    for layer in range(frozen.network.n_layers):
+        own = active.of_layer(layer)
+        columns = [active.position[own], active.index[own], active.value[own]]
+        if layer in frozen.layers:
+            position, index, value = (column.cpu() for column in frozen.encode(layer))
+            kept = keep_P[position]
+            behind = position[kept], index[kept] + first, value[kept]
+            columns = [torch.cat(both) for both in zip(columns, behind, strict=True)]
+        order = torch.argsort(columns[0], stable=True)  # features of a position stay in order
+        parts.append((columns[0][order], columns[1][order], columns[2][order]))
+    return ActiveFeatures.from_layers(parts)
 
 
 def _balance(
@@ -208,7 +221,7 @@ def errors(
         stored = transcoders.skip_matrix(layer)
         skip = None if stored is None else stored.to(device=device, dtype=dtype)
         skips.append(skip)
-        bias = transcoders.decoder_bias(layer).to(device=device, dtype=dtype)
+        bias = transcoders.output_bias(layer, partial(network.transcoder_input, layer)).to(device=device, dtype=dtype)
         by_skip = torch.zeros_like(y) if skip is None else x @ skip
         error[layer] = left_over(y, features_LPD[layer], bias, by_skip) * kept[:, None]
     if not torch.isfinite(error).all():
@@ -258,7 +271,8 @@ def constants(
     def writes(layer: int, x_PD: Tensor) -> Tensor:
         skip, constant = skips[layer], nothing
         if "decoder" in kinds:
-            constant = torch.where(kept, transcoders.decoder_bias(layer).to(nothing), constant)
+            bias = transcoders.output_bias(layer, partial(network.transcoder_input, layer))
+            constant = torch.where(kept, bias.to(nothing), constant)
         if "left_out" in kinds:
             by_skip = 0 if skip is None else network.transcoder_input(layer) @ skip
             constant = torch.where(kept, constant, network.transcoder_output(layer) - by_skip)

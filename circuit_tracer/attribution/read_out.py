@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -66,9 +67,10 @@ class ReadOut:
         of_attention = index >= transcoders.d_transcoder
         for depth in layer[~of_attention].unique().tolist():
             here = (layer == depth) & ~of_attention
-            unique, inverse = torch.unique(index[here], return_inverse=True)
-            rows, biases = transcoders.encoder_rows(depth, unique)
-            vector[here], bias[here] = rows.to("cpu", dtype)[inverse], biases.to("cpu", dtype)[inverse]
+            rows, biases = transcoders.reads(
+                depth, index[here], position[here], partial(network.transcoder_input, depth)
+            )
+            vector[here], bias[here] = rows.to("cpu", dtype), biases.to("cpu", dtype)
         if active.held is not None:
             held = active.held[which]
             vector[held], bias[held] = 0.0, active.value[which][held].to("cpu", dtype)

@@ -47,7 +47,7 @@ class Traceable:
     @property
     def dictionary_parts(self) -> tuple[DictionaryPart, ...]:
         """The dictionaries that features belong to, in the order in which they are numbered."""
-        own = [DictionaryPart(name, "mlp", first) for name, first in self.transcoders.parts]
+        own = [DictionaryPart(name, "mlp", first) for name, first in self.transcoders.sections]
         if self.attention is not None:
             own.append(DictionaryPart(name_of_attention(self.attention), ATTENTION, self.transcoders.d_transcoder))
         return tuple(own)
@@ -66,6 +66,7 @@ class Traceable:
             if now.built != self._bound_to.built:
                 verify(parts)
             self.parts, self._bound_to = parts, now
+            self.transcoders = self.transcoders.rebound(parts)
 
     def left_out(self, ids: Tensor) -> list[int]:
         """Positions of a prompt that have no features and errors, by circuit-tracer's rule (models/tokenization.py)."""

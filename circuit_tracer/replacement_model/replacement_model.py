@@ -27,6 +27,7 @@ from circuit_tracer.replacement_model.members import ModelMembers
 from circuit_tracer.transcoders.attention import load_attention
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+from circuit_tracer.transcoders.neurons import NEURONS, Neurons
 from circuit_tracer.transcoders.selection import Selection
 from circuit_tracer.transcoders.stacked import stacked
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
@@ -82,6 +83,8 @@ class ReplacementModel(ModelMembers):
     ) -> ReplacementModel:
         """Load model and transcoders: Hugging Face ids, folders (of peft adapters too), or a GGUF file for the model.
 
+        transcoder_set: "neurons" for the model's own MLP neurons, which need no files (a folder of that name is ./neurons).
+
         Lazy weights stay on disk; only rows of active features are read. The hooks are where the transcoders read and write,
         where their files do not say; ``select`` and ``input_shift`` as in `load_transcoder_from_hub`.
 
@@ -94,6 +97,14 @@ class ReplacementModel(ModelMembers):
         if hf_model is not None and device is None:
             device = _device_of(hf_model)
         target, kind, kwargs = place(device, dtype, kwargs)
+        where: dict[str, Any] = {"device": present(target), "dtype": kind}
+        if isinstance(attention, str | Path):
+            attention = load_attention(attention, **where)
+        own = {"revision": revision, "hf_model": hf_model, "tokenizer": tokenizer, "attention": attention}
+        if transcoder_set == NEURONS:
+            if adapter is not None:
+                raise InputError("neurons leave nothing of an MLP for an adapter to explain; leave adapter out")
+            return cls.from_pretrained_and_transcoders(model_name, NEURONS, backend, target, kind, **own, **kwargs)
         transcoders, _ = load_transcoder_from_hub(
             str(transcoder_set),
             device=present(target),
@@ -105,12 +116,8 @@ class ReplacementModel(ModelMembers):
             feature_input_hook=feature_input_hook,
             feature_output_hook=feature_output_hook,
         )
-        where: dict[str, Any] = {"device": present(target), "dtype": kind}
         if adapter is not None:
             transcoders = stacked(transcoders, adapter, **where)
-        if isinstance(attention, str | Path):
-            attention = load_attention(attention, **where)
-        own = {"revision": revision, "hf_model": hf_model, "tokenizer": tokenizer, "attention": attention}
         return cls.from_pretrained_and_transcoders(model_name, transcoders, backend, target, kind, **own, **kwargs)
 
     @classmethod
@@ -119,7 +126,7 @@ class ReplacementModel(ModelMembers):
     def from_pretrained_and_transcoders(
         cls,
         model_name: str | Path,
-        transcoders: Transcoders,
+        transcoders: Transcoders | Literal["neurons"],
         backend: Backend = "transformerlens",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | str = torch.float32,
@@ -130,7 +137,9 @@ class ReplacementModel(ModelMembers):
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> ReplacementModel:
-        """Load a model for transcoders that are there already; arguments as those of `from_pretrained`."""
+        """Load a model for transcoders that are there already, or its own "neurons"; arguments as those of
+        `from_pretrained`.
+        """
         if hf_model is None:
             target, kind, kwargs = place(device, dtype, kwargs)
             model, tokenizer = load_language_model(
@@ -155,7 +164,7 @@ class ReplacementModel(ModelMembers):
     def from_config(
         cls,
         config: Any,
-        transcoders: Transcoders,
+        transcoders: Transcoders | Literal["neurons"],
         backend: Backend = "transformerlens",
         tokenizer: Any = None,
         **kwargs: Any,
@@ -184,13 +193,14 @@ class ReplacementModel(ModelMembers):
     def from_model(
         cls,
         model: Any,
-        transcoders: Transcoders,
+        transcoders: Transcoders | Literal["neurons"],
         tokenizer: Any,
         model_name: str,
         backend: Backend = "transformerlens",
         attention: TranscoderSet | None = None,
     ) -> ReplacementModel:
-        """Wrap a transformers causal LM that is loaded already; every run leaves it as it was found.
+        """Wrap a transformers causal LM that is loaded already, with transcoders or its own "neurons"; every run leaves it as
+        it was found.
 
         Of a model that also sees (Gemma 3 4B and larger), the language model is taken; of a quantised one, a de-quantised copy,
         with a warning. A model in training mode is switched to
@@ -198,6 +208,9 @@ class ReplacementModel(ModelMembers):
         says, or if its modules are more than their weights (live adapters, hooks).
         """
         parts = bind_loaded(model, tokenizer, model_name)
+        if isinstance(transcoders, str):
+            verify(parts)
+            return cls(parts, Neurons(parts), tokenizer, backend, attention)
         paired(parts, transcoders)
         verify(parts)
         return cls(parts, transcoders, tokenizer, backend, attention)

@@ -79,7 +79,7 @@ class Stacked(Transcoders):
         return found
 
     @property
-    def parts(self) -> tuple[tuple[str, int], ...]:
+    def sections(self) -> tuple[tuple[str, int], ...]:
         return tuple((part.name, part.first) for part in self.stack())
 
     @property

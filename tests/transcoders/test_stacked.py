@@ -40,7 +40,7 @@ def test_a_stack_gives_what_its_parts_give_together(how: str) -> None:
     both = Stacked([base, adapter])
     x = torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(both(x), base(x) + adapter.covering(3)(x))
-    assert both.parts == (("transcoder", 0), ("adapter", 9))
+    assert both.sections == (("transcoder", 0), ("adapter", 9))
     dense = both.encode(x)
     torch.testing.assert_close(dense[..., :9], base.encode(x))
     torch.testing.assert_close(dense[..., 9:], adapter.covering(3).encode(x))
@@ -104,4 +104,4 @@ def test_adapters_are_read_from_a_checkpoint(tmp_path: Path) -> None:
 def test_any_transcoders_can_be_an_adapter(tmp_path: Path) -> None:
     base, adapter = tiny_transcoder("plt", **HOOKS), tiny_transcoder("plt", n_features=6, seed=3, **HOOKS)
     save_transcoders(adapter, tmp_path)
-    assert stacked(base, tmp_path, dtype=None).parts == (("transcoder", 0), ("adapter", 20))
+    assert stacked(base, tmp_path, dtype=None).sections == (("transcoder", 0), ("adapter", 20))
