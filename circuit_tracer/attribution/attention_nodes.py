@@ -1,4 +1,4 @@
-"""A prompt's attention, where a dictionary replaces it, made linear: decoder rows, errors, constants (README.md §9).
+"""A prompt's attention, where a dictionary replaces it, made linear: decoder rows, errors, constants (README.md §10).
 
 Letters: L layers, P positions, D d_model, V and W widths at the dictionary's input and output hook.
 """

@@ -1,4 +1,4 @@
-"""A dictionary of attention outputs on one prompt: what its features read of the stream, and what they write (README.md §9).
+"""A dictionary of attention outputs on one prompt: what its features read of the stream, and what they write (README.md §10).
 
 Its features, errors and bias stand for the attention of a layer. With patterns and norms frozen, what a feature reads is
 affine in the stream that enters the layer, at all positions that its query looks at: the adjoint of a read is spread over them,

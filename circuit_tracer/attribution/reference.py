@@ -65,7 +65,7 @@ class FrozenModel:
 
     With a dictionary of attention outputs, attention of its layers is replaced in the same way: what is at the dictionary's
     output hook is writes (P, W) + constant, and nothing passes through the attention below. Its features read what attention
-    made of the stream before it was replaced (README.md §9).
+    made of the stream before it was replaced (README.md §10).
     """
 
     def __init__(

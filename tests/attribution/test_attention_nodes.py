@@ -31,6 +31,7 @@ from circuit_tracer.graph.subgraph import subgraph
 from circuit_tracer.interventions import FeatureAt, apply_edits, approximate_edges, set_to
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.transcoders import SingleLayerTranscoder, TopK, TranscoderSet
+from circuit_tracer.transcoders.neurons import Neurons
 from tests.support.attention_cases import KINDS, autoencoders, dictionary, with_attention
 from tests.support.tracing_cases import IDS, Case, assert_equal, assert_same_graph, build, one_each, rotation
 
@@ -279,3 +280,14 @@ def test_a_layer_that_the_model_does_not_have_is_refused() -> None:
     far = TranscoderSet({4: far[0]}, "hook_attn_out", "hook_attn_out")
     with pytest.raises(CompatibilityError, match="has a layer 4, model gemma2 has 3 layers"):
         ReplacementModel(model.parts, model.transcoders, None, attention=far)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neurons_and_attention_add_up_together(kind: str) -> None:
+    parts = build(Case("llama")).parts
+    model = ReplacementModel(parts, Neurons(parts), None, attention=dictionary(parts, kind, layers=(0, 2)))
+    graph = attribute(IDS, model, max_n_logits=2, max_feature_nodes=60)
+    assert graph.residual is not None
+    assert graph.residual < 1e-10
+    of_attention = graph.active_features[:, 2] >= graph.parts[-1].first
+    assert 0 < int(of_attention.sum()) < len(of_attention)
