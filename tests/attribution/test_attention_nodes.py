@@ -14,7 +14,7 @@ from circuit_tracer.attribution import reference, trace
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.reference import FrozenModel, reference_graph
 from circuit_tracer.attribution.stream_targets import DIRECTION_SITES
-from circuit_tracer.attribution.targets import DirectionTarget
+from circuit_tracer.attribution.targets import DirectionTarget, FeatureTarget
 from circuit_tracer.attribution.together import attribute_together
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.files import parse_json
@@ -89,6 +89,15 @@ def test_targets_that_read_the_stream_equal_the_reference(architecture: str) -> 
     sites = DIRECTION_SITES if architecture == "llama" else ("hook_resid_pre", "hook_resid_post")
     targets = [DirectionTarget(vector, site, layer, 4) for site in sites for layer in (1, 2)]
     assert_same_graph(attribute(IDS, model, attribution_targets=targets), reference_graph(model, IDS, targets))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_feature_of_attention_as_target_equals_the_reference(kind: str) -> None:
+    model = with_attention(GEMMA, kind, layers=(0, 2))
+    targets = [FeatureTarget(2, 4, 11), FeatureTarget(2, 3, 1, -1.0), FeatureTarget(0, 5, 10)]
+    assert_same_graph(attribute(IDS, model, attribution_targets=targets), reference_graph(model, IDS, targets))
+    with pytest.raises(InputError, match="the dictionary of attention has layers 0, 2, with features from 10 to 17"):
+        attribute(IDS, model, attribution_targets=[FeatureTarget(1, 4, 11)])
 
 
 @pytest.mark.parametrize("kind", KINDS)
