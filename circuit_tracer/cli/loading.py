@@ -177,6 +177,13 @@ class ModelOptions:
 
         return TRANSCODER if self.demo else str(self.transcoder_set)
 
+    def require_without(self, *names: str) -> None:
+        """Raise InputError where `attention` or `adapter` is named, of which a command makes nothing."""
+        if given := [f"--{name}" for name in names if getattr(self, name) is not None]:
+            raise InputError(
+                f"{' and '.join(given)} would have no effect here: graphs have such features; leave it out"
+            )
+
     def model_name(self, config: dict[str, Any]) -> str:
         """What -m says, or the configuration of the transcoders."""
         from circuit_tracer.demo import MODEL

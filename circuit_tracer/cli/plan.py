@@ -39,6 +39,7 @@ def plan(
     from circuit_tracer.sizes import parse_bytes
 
     device, dtype = chosen.place()
+    chosen.require_without("attention", "adapter")
     transcoders, config = replace(chosen, device="cpu", lazy_encoder=True, lazy_decoder=True).dictionary(
         chosen.transcoders
     )

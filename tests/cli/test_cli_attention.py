@@ -71,6 +71,12 @@ def test_a_run_keeps_which_dictionaries_it_was_begun_with(
     assert found.graph("one").attention
 
 
+def test_a_command_without_graphs_says_that_it_has_no_use_for_it(folders: Folders, run: Run, lorsa: Path) -> None:
+    outcome = run("plan", "-t", folders.transcoder, "--attention", lorsa, "--tokens", 8)
+    assert outcome.code == 2
+    assert "--attention would have no effect here" in outcome.err
+
+
 def test_a_folder_without_such_a_dictionary_is_refused(folders: Folders, run: Run, tmp_path: Path) -> None:
     outcome = run(
         "attribute", "-t", folders.transcoder, "--attention", tmp_path, "-p", "a", "-o", tmp_path / "o.safetensors"
