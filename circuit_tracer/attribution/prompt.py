@@ -6,8 +6,9 @@ Letters: L layers, P positions, D d_model.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
-Finder = Callable[[FrozenNetwork, Tensor], ActiveFeatures]  # of the positions (P,) that are kept
+# of the positions (P,) that are kept: features, and what is to be said of how they were found (JSON values)
+Finder = Callable[[FrozenNetwork, Tensor], tuple[ActiveFeatures, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class LinearPrompt:
     constant_final: Tensor  # (P, D) final-norm output of the same
     reconstruction: Reconstruction
     keep: Tensor  # (P,) positions that have features and errors
+    found: dict[str, Any] = field(default_factory=dict)  # what is said of how its features were found
     attention: LinearAttention | None = None  # where a dictionary of attention outputs replaces it
 
     @property
@@ -97,6 +100,7 @@ class EncodedPrompt:
     network: FrozenNetwork
     active: ActiveFeatures
     keep: Tensor  # (P,) positions that have features and errors
+    found: dict[str, Any] = field(default_factory=dict)  # what is said of how they were found
     attention: FrozenAttention | None = None
 
     @property
@@ -138,11 +142,11 @@ def encode_prompt(
     network = FrozenNetwork(parts, captured, transcoders.feature_input_hook, transcoders.feature_output_hook)
     keep = torch.ones(n_pos, dtype=torch.bool)
     keep[dropped] = False
+    active, found = (encode(network, transcoders, keep), {}) if find is None else find(network, keep)
     frozen = None if attention is None else FrozenAttention(network, attention)
-    active = encode(network, transcoders, keep) if find is None else find(network, keep)
     if frozen is not None:
         active = with_attention(active, frozen, keep, transcoders.d_transcoder)
-    return EncodedPrompt(network, active if held is None else held.applied(active, keep), keep, frozen)
+    return EncodedPrompt(network, active if held is None else held.applied(active, keep), keep, found, frozen)
 
 
 def linearise(
@@ -158,7 +162,8 @@ def linearise(
     sources = SourceTable.of(encoded.active, transcoders, network.captured.n_pos, frozen is not None)
     decoder, features = read_decoder_rows(sources, transcoders, network, keep_rows, chunk_bytes)
     attention = None if frozen is None else linear_attention(frozen, sources, encoded.keep, keep_rows, chunk_bytes)
-    return _balance(network, transcoders, decoder, features, encoded.keep, attention)
+    balanced = _balance(network, transcoders, decoder, features, encoded.keep, attention)
+    return replace(balanced, found=encoded.found)
 
 
 def encode(network: FrozenNetwork, transcoders: Transcoders, keep_P: Tensor) -> ActiveFeatures:
@@ -205,7 +210,7 @@ def _balance(
     skips, error = errors(network, transcoders, features_LPD, keep_P)
     inputs, final = constants(network, transcoders, skips, keep_P, attention=attention)
     quality = reconstruction(network, transcoders, decoder.sources.active, error, keep_P)
-    return LinearPrompt(network, decoder, skips, error, inputs, final, quality, keep_P, attention)
+    return LinearPrompt(network, decoder, skips, error, inputs, final, quality, keep_P, attention=attention)
 
 
 def errors(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -310,7 +311,8 @@ class _Reader:
                 f"target feature (layer {layer}, index {index}) does not exist: the transcoder has {self.transcoders.n_layers} "
                 f"layers of {self.transcoders.d_transcoder} features"
             )
-        rows, bias = self.transcoders.encoder_rows(layer, torch.tensor([index]))
+        place = torch.tensor([index]), torch.tensor([position])
+        rows, bias = self.transcoders.reads(layer, *place, partial(self.network.transcoder_input, layer))
         vector = rows[0].to(device=self.mean.device, dtype=self.mean.dtype)
         return _Item(
             feature_label(layer, index),

@@ -109,9 +109,10 @@ def chosen_neurons(task: Task) -> Finder | None:
         return None
     neurons, most = model.transcoders, task.options.max_feature_nodes or DEFAULT_NEURONS
 
-    def find(network: FrozenNetwork, keep_P: Tensor) -> ActiveFeatures:
+    def find(network: FrozenNetwork, keep_P: Tensor) -> tuple[ActiveFeatures, dict[str, Any]]:
         targets = resolve_targets(model, network, task.aim)
-        return rank_neurons(network, neurons, targets.read_out, targets.table.weight, keep_P, most).active
+        ranked = rank_neurons(network, neurons, targets.read_out, targets.table.weight, keep_P, most)
+        return ranked.active, {"neurons": {"of": ranked.count, "share_of_effect": ranked.share}}
 
     return find
 
@@ -231,6 +232,7 @@ def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Com
         "dropped_mass": max((block.dropped for block in rows.store.blocks), default=0.0),
         "interrupted": rows.interrupted,
         "features": [len(rows.columns), rows.wanted],  # with a row, of so many
+        **prompt.found,
         **({} if task.intervention is None else {"edits": task.intervention.words}),
         "warnings": [poor] if (poor := _warning(task, prompt)) else [],
         "seconds": round(time.perf_counter() - task.started, 3),

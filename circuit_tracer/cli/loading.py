@@ -100,7 +100,9 @@ class ModelOptions:
     transcoder_set: Annotated[
         str | None,
         typer.Option(
-            "-t", "--transcoder-set", help="Transcoders: folder, or Hugging Face org/repo/folder@revision (or --demo)."
+            "-t",
+            "--transcoder-set",
+            help="Transcoders: folder, or Hugging Face org/repo/folder@revision (or --demo); neurons: the model's own.",
         ),
     ] = None
     model: Annotated[
@@ -193,6 +195,19 @@ class ModelOptions:
             raise InputError(f"the transcoders {self.transcoders} do not name their model; name it with -m")
         return str(name)
 
+    def _require_no_files(self) -> None:
+        """Refuse options that say something of a dictionary's files, where neurons are traced."""
+        given = {
+            "--feature-input-hook": self.feature_input_hook,
+            "--feature-output-hook": self.feature_output_hook,
+            "--select": self.select,
+            "--input-shift": self.input_shift is not None,
+            "--lazy-encoder": self.lazy_encoder,
+            "--adapter": self.adapter,
+        }
+        if idle := [option for option, value in given.items() if value]:
+            raise InputError(f"neurons are the model's own and have no files; leave {' and '.join(idle)} out")
+
     def place(self) -> tuple[torch.device, torch.dtype]:
         """Where weights go, and as what."""
         from circuit_tracer.models.loading import present, resolve_device, resolve_dtype
@@ -255,18 +270,24 @@ class ModelOptions:
         """The model with the transcoders; bars of loading only if verbose."""
         from circuit_tracer.replacement_model import ReplacementModel
         from circuit_tracer.transcoders.attention import load_attention
+        from circuit_tracer.transcoders.neurons import NEURONS, NOT_MONOSEMANTIC
         from circuit_tracer.transcoders.stacked import stacked
 
         if not verbose:
             quiet_loading()
         device, dtype = self.place()
-        transcoders, config = self.dictionary(self.transcoders)
-        if self.adapter is not None:
-            transcoders = stacked(transcoders, self.adapter, device=device, dtype=dtype)
         attention = None if self.attention is None else load_attention(self.attention, device, dtype)
+        how: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention, "revision": self.revision}
         load = ReplacementModel.from_pretrained_and_transcoders
-        name = self.model_name(config)
-        model = load(name, transcoders, device=device, dtype=dtype, attention=attention, revision=self.revision)
+        if self.transcoders == NEURONS:
+            self._require_no_files()
+            typer.echo(NOT_MONOSEMANTIC, err=True)
+            model = load(self.model_name({}), NEURONS, **how)
+        else:
+            transcoders, config = self.dictionary(self.transcoders)
+            if self.adapter is not None:
+                transcoders = stacked(transcoders, self.adapter, device=device, dtype=dtype)
+            model = load(self.model_name(config), transcoders, **how)
         model.prepend_bos = self.bos
         return model
 

@@ -27,6 +27,7 @@ from circuit_tracer.graph.shared_matrix import SharedMatrix
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
 from circuit_tracer.graph.unfinished import Unfinished
 from circuit_tracer.graph.validation import ValidationReport
+from circuit_tracer.graph.words import feature_noun, left_over
 
 if TYPE_CHECKING:
     import networkx
@@ -308,8 +309,9 @@ class Graph:
         layout = self.nodes.layout
         n_errors = (1 + layout.attention) * layout.n_layers
         counts = (
-            f"{layout.n_features:,} of {len(self.active_features):,} active features, "
-            f"{n_errors}x{layout.n_pos} errors, {layout.n_pos} tokens, {layout.n_targets} targets, {len(self.edges):,} edges"
+            f"{layout.n_features:,} of {len(self.active_features):,} active {feature_noun(self)}s, "
+            f"{n_errors}x{layout.n_pos} {left_over(self, many=True)}, {layout.n_pos} tokens, "
+            f"{layout.n_targets} targets, {len(self.edges):,} edges"
         )
         shown = ", ".join(
             f"{label!r} {weight:.3f}"

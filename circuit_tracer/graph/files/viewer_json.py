@@ -31,6 +31,7 @@ from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.nodes import ATTENTION_ERROR, NodeKind
 from circuit_tracer.graph.pruning import PrunePolicy, PruneResult, prune_graph
 from circuit_tracer.graph.scores import graph_scores
+from circuit_tracer.graph.words import feature_name, is_of_neurons, left_over
 
 Labels = Mapping[str, str] | Mapping[tuple[int, int], str]
 
@@ -297,6 +298,8 @@ def _metadata(
     metadata["pruning_settings"] = thresholds
     if graph.provenance.get("interrupted"):
         metadata["interrupted"] = interruption(graph)
+    if is_of_neurons(graph):
+        metadata["left_over"] = left_over(graph)
     if graph.provenance.get("warnings"):
         metadata["warnings"] = graph.provenance["warnings"]
     if graph.validation is not None:
@@ -323,7 +326,11 @@ def node_dicts(
     graph: Graph, which: torch.Tensor, ids: list[str], ranks: torch.Tensor, by_any: dict[Any, str]
 ) -> list[dict[str, Any]]:
     """The nodes in ``which`` as viewers read them; ids: their names, ranks: (N,), by_any: labels by name or (layer, index)."""
-    nodes = graph.nodes
+    nodes, neurons = graph.nodes, is_of_neurons(graph)
+
+    def unnamed(layer: int, feature: int) -> str:
+        return feature_name(graph, layer, feature) if neurons else ""
+
     columns = (nodes.kind, nodes.layer, nodes.position, nodes.feature)
     influence = _shortest(ranks[which].clamp(max=1.0).cpu().numpy())
     mass = graph.edges.row_sum(graph.edges.weight.abs())[which].tolist()
@@ -367,6 +374,10 @@ def node_dicts(
             row["clerp"] = row["clerp"] or by_any.get((layer, feature), "")
             if len(parts) > 1:
                 row |= {"dictionary": parts[number].name, "dictionary_index": feature - parts[number].first}
+            if not of_attention:
+                row["clerp"] = row["clerp"] or unnamed(layer, feature)
+        elif kind == NodeKind.ERROR and neurons and not of_attention:
+            row["clerp"] = row["clerp"] or left_over(graph)
         elif kind == NodeKind.TOKEN:
             row.update(layer="E", feature=position)
         if inputs:

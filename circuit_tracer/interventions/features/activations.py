@@ -12,6 +12,7 @@ from torch.nn import functional
 from circuit_tracer.transcoders.activations import JumpReLU, TopK, exceeds
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.neurons import Neurons
 from circuit_tracer.transcoders.stacked import Stacked
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
@@ -28,6 +29,8 @@ def activations_of(transcoders: Transcoders, layer: int, x_PD: Tensor, position:
             if bool(own.any()):
                 found[own] = activations_of(part, layer, x_PD, position[own], index[own] - first)
         return found
+    if isinstance(transcoders, Neurons):
+        return transcoders.values(layer, x_PD, position, index)
     function = transcoders.activation(layer)
     if isinstance(function, TopK):
         return _look_up(transcoders, layer, x_PD, position, index)

@@ -98,6 +98,10 @@ def apply_each(
             "iterative semantics encode MLPs anew in every layer, and know no dictionary of attention outputs; use direct or "
             "constrained, or load the model without attention=..."
         )
+    if meaning.kind == "iterative" and model.transcoders.exact:
+        raise InputError(
+            "iterative semantics put the dictionary in the place of the MLPs, and neurons are the MLPs: use 'direct' semantics"
+        )
     clean = clean_run(model, prompt, meaning)
     freeze = freeze_of(meaning, clean)
     resolved = resolve_all(experiments, clean, freeze)

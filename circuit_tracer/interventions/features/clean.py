@@ -51,8 +51,15 @@ class CleanRun:
         if self.left_out is None:
             self.left_out = model.left_out(self.ids)
         self.network = clean_network(model, self.ids, patterns)
+        self._chosen: ActiveFeatures | None = None
         if isinstance(prompt, Graph):
             self._check_activations(prompt)
+            if model.transcoders.exact:
+                of_mlps = prompt.active_features[:, 2] < model.transcoders.d_transcoder
+                rows = prompt.active_features[of_mlps].detach().to(model.parts.device).long()
+                layer, position, index = rows.T.contiguous()
+                value = prompt.activation_values[of_mlps].detach().to(model.parts.device)
+                self._chosen = ActiveFeatures(layer, position, index, value)
 
     @property
     def n_pos(self) -> int:
@@ -67,7 +74,11 @@ class CleanRun:
     @cached_property
     @plain_torch()
     def active(self) -> ActiveFeatures:
-        """All active features of MLPs, found when first asked for; none at the left-out positions."""
+        """All active features of MLPs, found when first asked for; none at the left-out positions. Of neurons, where all are
+        active, those that a graph names.
+        """
+        if self._chosen is not None:
+            return self._chosen
         transcoders, layers = self.model.transcoders, []
         dropped = torch.tensor(self.left_out, dtype=torch.int64, device=self.model.parts.device)
         for layer in range(transcoders.n_layers):

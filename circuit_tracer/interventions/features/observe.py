@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -88,9 +89,9 @@ class Watcher:
         x = clean_x.repeat(self.copies, 1) + change
         row, index = self._entries(layer, x)
         position = row % n_pos
-        pre = _project(self.clean, layer, clean_x, position, index, with_bias=True)
+        pre = _project(self.clean, layer, clean_x, position, position, index, with_bias=True)
         # the change by itself, not the difference of two pre-activations, which are far larger
-        after = pre + _project(self.clean, layer, change, row, index, with_bias=False)
+        after = pre + _project(self.clean, layer, change, row, position, index, with_bias=False)
         activations = (
             _activations(self.clean, layer, each, rows, position, index)
             for each, rows in ((clean_x, position), (x, row))
@@ -140,10 +141,13 @@ class Watcher:
             own = own[own[:, 1] < self.clean.model.transcoders.d_transcoder]
             key = (own[:, 0] * width + own[:, 1] + offset).flatten()
             return key // width, key % width
-        row, index, _ = self.clean.model.transcoders.encode_positions(layer, x_PD)
-        there = ~torch.isin(row % n_pos, torch.tensor(self.clean.left_out, device=row.device))
         active, here = self.clean.active, self.clean.active.of_layer(layer)
         before = (active.position[here] * width + active.index[here] + offset).flatten()
+        if self.clean.model.transcoders.exact:  # all that ever is active would be all there is
+            key = torch.unique(before)
+            return key // width, key % width
+        row, index, _ = self.clean.model.transcoders.encode_positions(layer, x_PD)
+        there = ~torch.isin(row % n_pos, torch.tensor(self.clean.left_out, device=row.device))
         key = torch.unique(torch.cat([row[there] * width + index[there], before]))
         return key // width, key % width
 
@@ -154,14 +158,15 @@ def moved(after_PD: Tensor, clean_PD: Tensor, copies: int) -> Tensor:
     return after - clean_PD if len(after) == copies else after[1:] - after[:1]
 
 
-def _project(clean: CleanRun, layer: int, x_PD: Tensor, row: Tensor, index: Tensor, with_bias: bool) -> Tensor:
-    """(n,) products of rows of x with the encoder rows of features `index`; with their biases, pre-activations."""
-    found = [x_PD.new_zeros(0)]
+def _project(
+    clean: CleanRun, layer: int, x_PD: Tensor, row: Tensor, position: Tensor, index: Tensor, with_bias: bool
+) -> Tensor:
+    """(n,) products of rows of x with what features `index` read at `position`; with their biases, pre-activations."""
+    found, clean_x = [x_PD.new_zeros(0)], partial(clean.network.transcoder_input, layer)
     for part in torch.arange(len(row), device=row.device).split(CHUNK):
-        unique, inverse = torch.unique(index[part], return_inverse=True)
-        rows, bias = clean.model.transcoders.encoder_rows(layer, unique)
-        product = (x_PD[row[part]] * rows.to(x_PD)[inverse]).sum(-1)
-        found.append(product + bias.to(x_PD)[inverse] if with_bias else product)
+        rows, bias = clean.model.transcoders.reads(layer, index[part], position[part], clean_x)
+        product = (x_PD[row[part]] * rows.to(x_PD)).sum(-1)
+        found.append(product + bias.to(x_PD) if with_bias else product)
     return torch.cat(found)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -114,7 +114,8 @@ class Bench:
         self._encoders: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         for layer in rows[:, 0].unique().tolist():
             place = torch.nonzero(rows[:, 0] == layer).flatten()
-            vectors, _ = model.transcoders.encoder_rows(layer, rows[place, 2])
+            x_PD = partial(self.network.transcoder_input, layer)
+            vectors, _ = model.transcoders.reads(layer, rows[place, 2], rows[place, 1], x_PD)
             device, dtype = self.parts.device, self.parts.compute_dtype
             self._encoders[layer] = (place, rows[place, 1].to(device), vectors.to(device, dtype))
         self.targets = TargetReads(graph, model, self.network, targets)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -132,7 +133,7 @@ class _Way:
             for slot, target in enumerate(model.transcoders.target_layers(layer)):
                 if not self.freeze.layers or target in self.freeze.layers:
                     self.writes.setdefault(target, []).append((column, position, decoder[:, slot]))
-            vectors, _ = model.transcoders.encoder_rows(layer, index)
+            vectors, _ = model.transcoders.reads(layer, index, position, partial(clean.network.transcoder_input, layer))
             self.encoders[layer] = (column, position, vectors.to(device, dtype))
 
     @torch.enable_grad()
