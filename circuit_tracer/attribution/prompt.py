@@ -182,6 +182,16 @@ def encode(network: FrozenNetwork, transcoders: Transcoders, keep_P: Tensor) -> 
     return active
 
 
+def beside(features: ActiveFeatures, others: ActiveFeatures, first: int) -> ActiveFeatures:
+    """Features of some layers and those of other layers, whose indices begin at `first`."""
+    layer = torch.cat([features.layer, others.layer])
+    order = torch.argsort(layer, stable=True)  # no layer has both, and those of a layer are in order
+    position = torch.cat([features.position, others.position])
+    index = torch.cat([features.index, others.index + first])
+    value = torch.cat([features.value, others.value.to(features.value)])
+    return ActiveFeatures(layer[order], position[order], index[order], value[order])
+
+
 def with_attention(active: ActiveFeatures, frozen: FrozenAttention, keep_P: Tensor, first: int) -> ActiveFeatures:
     """The active features of MLPs, and those of attention, whose indices begin at `first` in every layer."""
     parts = []

@@ -23,7 +23,8 @@ from circuit_tracer.attribution.held import Held
 from circuit_tracer.attribution.memory import free_bytes, held_bytes, retrying
 from circuit_tracer.attribution.neuron_choice import DEFAULT_NEURONS, rank_neurons
 from circuit_tracer.attribution.plan import MemoryPlan, keeps_patterns, plan_memory
-from circuit_tracer.attribution.prompt import EncodedPrompt, Finder, LinearPrompt, encode_prompt, linearise
+from circuit_tracer.attribution.prompt import EncodedPrompt, Finder, LinearPrompt, beside, encode_prompt, linearise
+from circuit_tracer.attribution.prompt import encode as encode_features
 from circuit_tracer.attribution.targets import Aim, TargetRows, resolve_targets
 from circuit_tracer.attribution.task import Options, Task
 from circuit_tracer.attribution.traceable import Traceable
@@ -37,6 +38,7 @@ from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import bind
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.neurons import Neurons
+from circuit_tracer.transcoders.stacked import Part, Stacked
 
 
 def trace(
@@ -103,16 +105,23 @@ def encode(task: Task) -> EncodedPrompt:
 
 
 def chosen_neurons(task: Task) -> Finder | None:
-    """Where neurons are nodes: those with the largest effects on the targets. None for a dictionary's features."""
+    """Where neurons are nodes: those with the largest effects on the targets, beside the features of other layers. None for a
+    dictionary's features.
+    """
     model = task.model
-    if not isinstance(model.transcoders, Neurons):
+    parts = model.transcoders.stack() if isinstance(model.transcoders, Stacked) else [Part("", model.transcoders, 0)]
+    neurons = next((part.dictionary for part in parts if isinstance(part.dictionary, Neurons)), None)
+    if neurons is None:
         return None
-    neurons, most = model.transcoders, task.options.max_feature_nodes or DEFAULT_NEURONS
+    most = task.options.max_feature_nodes or DEFAULT_NEURONS
 
     def find(network: FrozenNetwork, keep_P: Tensor) -> tuple[ActiveFeatures, dict[str, Any]]:
         targets = resolve_targets(model, network, task.aim)
         ranked = rank_neurons(network, neurons, targets.read_out, targets.table.weight, keep_P, most)
-        return ranked.active, {"neurons": {"of": ranked.count, "share_of_effect": ranked.share}}
+        active = ranked.active
+        for part in parts[:-1]:  # neurons are the last
+            active = beside(encode_features(network, part.dictionary, keep_P), active, parts[-1].first)
+        return active, {"neurons": {"of": ranked.count, "share_of_effect": ranked.share}}
 
     return find
 

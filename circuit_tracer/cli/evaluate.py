@@ -30,7 +30,7 @@ class Measured(ModelOptions):
         if (found := self.autoencoders()) is not None:
             parts, tokenizer = self.language_model(self.model_name({"model_name": found.model_name}), verbose)
             return _Subject(parts, tokenizer, found.dictionary, found.layers)
-        self.require_without("attention")
+        self.require_without("attention", "elsewhere")
         loaded = self.open(verbose)
         return _Subject(loaded.parts, loaded.tokenizer, loaded.transcoders, None)
 

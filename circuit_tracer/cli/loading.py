@@ -126,6 +126,12 @@ class ModelOptions:
             help="Transcoders of what those of -t leave, stacked on them: a folder, or a checkpoint with transcoder adapters.",
         ),
     ] = None
+    elsewhere: Annotated[
+        Literal["neurons"] | None,
+        typer.Option(
+            "--elsewhere", help="What stands for the MLPs of layers without transcoders; default: error nodes."
+        ),
+    ] = None
     revision: Revision = None
     demo: Annotated[
         bool, typer.Option("--demo", help="Use the small model and transcoder that ship with the package.")
@@ -180,7 +186,7 @@ class ModelOptions:
         return TRANSCODER if self.demo else str(self.transcoder_set)
 
     def require_without(self, *names: str) -> None:
-        """Raise InputError where `attention` or `adapter` is named, of which a command makes nothing."""
+        """Raise InputError where an option about other dictionaries is given, of which a command makes nothing."""
         if given := [f"--{name}" for name in names if getattr(self, name) is not None]:
             raise InputError(
                 f"{' and '.join(given)} would have no effect here: graphs have such features; leave it out"
@@ -204,6 +210,7 @@ class ModelOptions:
             "--input-shift": self.input_shift is not None,
             "--lazy-encoder": self.lazy_encoder,
             "--adapter": self.adapter,
+            "--elsewhere": self.elsewhere,
         }
         if idle := [option for option, value in given.items() if value]:
             raise InputError(f"neurons are the model's own and have no files; leave {' and '.join(idle)} out")
@@ -287,7 +294,7 @@ class ModelOptions:
             transcoders, config = self.dictionary(self.transcoders)
             if self.adapter is not None:
                 transcoders = stacked(transcoders, self.adapter, device=device, dtype=dtype)
-            model = load(self.model_name(config), transcoders, **how)
+            model = load(self.model_name(config), transcoders, elsewhere=self.elsewhere, **how)
         model.prepend_bos = self.bos
         return model
 

@@ -149,7 +149,7 @@ def _manifest(
 
     named = {"transcoders": chosen.transcoders} if chosen.given else {}
     hooks = ("feature_input_hook", "feature_output_hook")
-    same = ("attention", "adapter", "revision", "dtype", "select", "input_shift", *hooks, "bos")
+    same = ("attention", "adapter", "elsewhere", "revision", "dtype", "select", "input_shift", *hooks, "bos")
     limited = asdict(limits)
     means = {name: limited.pop(name) for name in ("offload", "memory")}
     reading = {

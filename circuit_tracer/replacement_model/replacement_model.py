@@ -28,6 +28,7 @@ from circuit_tracer.transcoders.attention import load_attention
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 from circuit_tracer.transcoders.neurons import NEURONS, Neurons
+from circuit_tracer.transcoders.neurons_elsewhere import with_neurons
 from circuit_tracer.transcoders.selection import Selection
 from circuit_tracer.transcoders.stacked import stacked
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
@@ -76,6 +77,7 @@ class ReplacementModel(ModelMembers):
         input_shift: bool | None = None,
         attention: str | Path | TranscoderSet | None = None,
         adapter: str | Path | Transcoders | None = None,
+        elsewhere: Literal["neurons"] | None = None,
         revision: str | None = None,
         hf_model: Any = None,
         tokenizer: Any = None,
@@ -90,6 +92,7 @@ class ReplacementModel(ModelMembers):
 
         attention: autoencoders of attention outputs, or Lorsa, whose features and errors are nodes too (`load_attention`).
         adapter: transcoders of what the others leave, such as a fine-tuned model's difference, stacked on them (`Stacked`).
+        elsewhere: "neurons" for the model's own in layers that have no transcoders; None: what is there is left over, an error.
         revision: branch, tag or commit of the model (`org/name@revision` names it too). hf_model: a transformers model that is
         loaded already, used as it is, where it is. tokenizer: one that is loaded already, or where it is. `torch_dtype` and a
         `device_map` of one device are understood; other keyword arguments go to transformers.
@@ -101,6 +104,7 @@ class ReplacementModel(ModelMembers):
         if isinstance(attention, str | Path):
             attention = load_attention(attention, **where)
         own = {"revision": revision, "hf_model": hf_model, "tokenizer": tokenizer, "attention": attention}
+        own["elsewhere"] = elsewhere
         if transcoder_set == NEURONS:
             if adapter is not None:
                 raise InputError("neurons leave nothing of an MLP for an adapter to explain; leave adapter out")
@@ -132,6 +136,7 @@ class ReplacementModel(ModelMembers):
         dtype: torch.dtype | str = torch.float32,
         *,
         attention: TranscoderSet | None = None,
+        elsewhere: Literal["neurons"] | None = None,
         revision: str | None = None,
         hf_model: Any = None,
         tokenizer: Any = None,
@@ -154,7 +159,7 @@ class ReplacementModel(ModelMembers):
             require_causal_lm(hf_model)
             model, tokenizer = hf_model, load_tokenizer(model_name if tokenizer is None else tokenizer, hf_model)
         name = str(model_name) if revision is None or "@" in str(model_name) else f"{model_name}@{revision}"
-        return cls.from_model(model, transcoders, tokenizer, name, backend, attention)
+        return cls.from_model(model, transcoders, tokenizer, name, backend, attention, elsewhere)
 
     @classmethod
     @typed
@@ -196,6 +201,7 @@ class ReplacementModel(ModelMembers):
         model_name: str,
         backend: Backend = "transformerlens",
         attention: TranscoderSet | None = None,
+        elsewhere: Literal["neurons"] | None = None,
     ) -> ReplacementModel:
         """Wrap a transformers causal LM that is loaded already, with transcoders or its own "neurons"; every run leaves it as
         it was found.
@@ -209,8 +215,10 @@ class ReplacementModel(ModelMembers):
         if isinstance(transcoders, str):
             verify(parts)
             return cls(parts, Neurons(parts), tokenizer, backend, attention)
-        paired(parts, transcoders)
+        transcoders = paired(parts, transcoders)
         verify(parts)
+        if elsewhere is not None:
+            transcoders = with_neurons(transcoders, parts)
         return cls(parts, transcoders, tokenizer, backend, attention)
 
     @typed

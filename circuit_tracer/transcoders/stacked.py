@@ -66,6 +66,7 @@ class Stacked(Transcoders):
         self.feature_input_hook, self.feature_output_hook = base.feature_input_hook, base.feature_output_hook
         self.skip_connection = any(each.skip_connection for each in dictionaries)
         self.input_shift_unknown = False
+        self.exact = any(each.exact for each in dictionaries)  # type: ignore[misc]
 
     def _each(self) -> list[Transcoders]:
         return [cast(Transcoders, each) for each in self.dictionaries]
@@ -116,6 +117,24 @@ class Stacked(Transcoders):
     def skip_matrix(self, layer: int) -> Tensor | None:
         skips = [skip for each in self._each() if (skip := each.skip_matrix(layer)) is not None]
         return torch.stack(skips).sum(0) if skips else None
+
+    def reads(self, layer: int, index: Tensor, position: Tensor, x_PD: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        like = x_PD()
+        vector, bias = like.new_zeros(len(index), self.d_model), like.new_zeros(len(index))
+        for part in self.stack():
+            own = (index >= part.first) & (index < part.first + part.dictionary.n_features(layer))
+            if bool(own.any()):
+                rows, constants = part.dictionary.reads(layer, index[own] - part.first, position[own], x_PD)
+                place = own.to(vector.device)
+                vector[place], bias[place] = rows.to(vector), constants.to(bias)
+        return vector, bias
+
+    def output_bias(self, layer: int, x_PD: Callable[[], Tensor]) -> Tensor:
+        biases = [each.output_bias(layer, x_PD).to(self.device) for each in self._each()]
+        return torch.stack(torch.broadcast_tensors(*biases)).sum(0)
+
+    def rebound(self, parts: Any) -> Transcoders:
+        return Stacked([each.rebound(parts) for each in self._each()], self.names)
 
     def activation(self, layer: int) -> Activation:
         return _ByPart(

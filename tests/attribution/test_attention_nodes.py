@@ -32,7 +32,9 @@ from circuit_tracer.interventions import FeatureAt, apply_edits, approximate_edg
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.transcoders import SingleLayerTranscoder, TopK, TranscoderSet
 from circuit_tracer.transcoders.neurons import Neurons
+from circuit_tracer.transcoders.neurons_elsewhere import with_neurons
 from tests.support.attention_cases import KINDS, autoencoders, dictionary, with_attention
+from tests.support.tiny import tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, assert_equal, assert_same_graph, build, one_each, rotation
 
 TURNS = list(zip(one_each(), cycle(KINDS), strict=False))
@@ -300,3 +302,39 @@ def test_neurons_and_attention_add_up_together(kind: str) -> None:
     assert graph.residual < 1e-10
     of_attention = graph.active_features[:, 2] >= graph.parts[-1].first
     assert 0 < int(of_attention.sum()) < len(of_attention)
+
+
+@pytest.mark.parametrize("attention", [False, True], ids=["alone", "with attention"])
+def test_transcoders_of_some_layers_with_neurons_in_the_others(attention: bool) -> None:
+    """The sum rule holds, and in layers of neurons nothing is left over once all are nodes."""
+    parts = build(Case("llama")).parts
+    one = tiny_transcoder("plt", n_features=9, input_hook="mlp.hook_in")[1]
+    some = TranscoderSet({1: one}, "mlp.hook_in", "hook_mlp_out").covering(3)
+    heads = dictionary(parts, "attn.hook_z", layers=(0,)) if attention else None
+    model = ReplacementModel(parts, with_neurons(some, parts), None, attention=heads)
+    graph = attribute(IDS, model, max_n_logits=2, max_feature_nodes=2000)
+    assert graph.residual is not None
+    assert graph.residual < 1e-10
+    assert [part.name for part in graph.parts] == ["transcoder", "neurons", "attention"][: 2 + attention]
+    nodes = graph.nodes
+    of_neurons = (graph.active_features[:, 2] >= 9) & (graph.active_features[:, 2] < 9 + 48)
+    assert set(graph.active_features[of_neurons, 0].tolist()) == {0, 2}
+    left = graph.edges.source[nodes.feature[graph.edges.source] == -1]
+    left = left[graph.edges.weight[nodes.feature[graph.edges.source] == -1].abs() > 1e-12]
+    assert set(nodes.layer[left].tolist()) == {1}
+    rows = graph.active_features
+    node = int(torch.nonzero(of_neurons)[0])
+    twice = set_to(FeatureAt(*rows[node].tolist()), 2 * float(graph.activation_values[node]))
+    found = apply_edits(model, graph, twice, "constrained").features
+    assert found is not None
+    seen = [found.of(*row) for row in rows.tolist()]
+    assert_equal((found.pre_after - found.pre_before)[seen].double(), graph.adjacency_matrix[: len(rows), node])
+
+
+def test_neurons_stand_at_the_ends_of_the_mlp() -> None:
+    parts = build(GEMMA).parts
+    some = TranscoderSet({1: tiny_transcoder("plt")[1]}, "hook_resid_mid", "hook_mlp_out").covering(3)
+    with pytest.raises(CompatibilityError, match="these transcoders between hook_resid_mid and hook_mlp_out"):
+        with_neurons(some, parts)
+    with pytest.raises(InputError, match="every layer has transcoders"):
+        with_neurons(tiny_transcoder("plt", input_hook="mlp.hook_in", output_hook="mlp.hook_out"), parts)

@@ -11,7 +11,7 @@ import torch
 from circuit_tracer.files.checksums import write_tensors
 from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.many import open_run
-from circuit_tracer.transcoders import save_transcoders
+from circuit_tracer.transcoders import TranscoderSet, save_transcoders
 from tests.support.command import Folders, Run
 from tests.support.tiny import tiny_transcoder
 
@@ -83,3 +83,12 @@ def test_a_folder_without_such_a_dictionary_is_refused(folders: Folders, run: Ru
     )
     assert outcome.code == 2
     assert str(tmp_path) in outcome.err
+
+
+def test_neurons_in_layers_without_transcoders(folders: Folders, run: Run, tmp_path: Path) -> None:
+    one = tiny_transcoder("plt", torch.float32, n_features=6, input_hook="mlp.hook_in")
+    save_transcoders(TranscoderSet({1: one[1]}, "mlp.hook_in", "hook_mlp_out"), tmp_path / "some")
+    given = ("-t", tmp_path / "some", "-m", folders.model, "--elsewhere", "neurons", "--max-n-logits", 1)
+    outcome = run("attribute", *given, "-p", "the capital of Texas is", "-o", tmp_path / "out.safetensors")
+    assert outcome.code == 0, outcome.err
+    assert [part.name for part in as_graph(tmp_path / "out.safetensors").parts] == ["transcoder", "neurons"]

@@ -40,6 +40,7 @@ class Opening(Part):
     transcoders: str
     attention: str | None = None
     adapter: str | None = None
+    elsewhere: Literal["neurons"] | None = None
     model: str | None = None
     revision: str | None = None
     dtype: str = "float32"

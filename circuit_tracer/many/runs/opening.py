@@ -44,7 +44,8 @@ def open_model(manifest: Manifest, device: str | None = None) -> ReplacementMode
         transcoders = stacked(transcoders, local(opening.adapter), device=device, dtype=dtype)
     attention = None if opening.attention is None else load_attention(local(opening.attention), device, dtype)
     load = ReplacementModel.from_pretrained_and_transcoders
-    how: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention, "revision": opening.revision}
+    how: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention, "elsewhere": opening.elsewhere}
+    how["revision"] = opening.revision
     model = load(local(str(name)), transcoders, **how)
     model.prepend_bos = opening.bos
     return model
