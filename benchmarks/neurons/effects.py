@@ -75,27 +75,27 @@ def gradients(model: ReplacementModel, ids_P: Tensor, read: Read) -> Tensor:
     return found
 
 
-def without(
+def changed(
     model: ReplacementModel,
     ids_P: Tensor,
-    taken: list[tuple[int, int, Tensor]],
+    changes: list[tuple[int, int, Tensor]],
     read: Read,
     batch_size: int = 32,
 ) -> Tensor:
-    """(n,) what is read when a vector (D,) is taken from an MLP's output at a (layer, position), each by itself; all else
+    """(n,) what is read when a vector (D,) is added to an MLP's output at a (layer, position), each by itself; all else
     reacts.
     """
     found = []
-    for start in range(0, len(taken), batch_size):
-        batch = taken[start : start + batch_size]
+    for start in range(0, len(changes), batch_size):
+        batch = changes[start : start + batch_size]
 
-        def take(layer: int, y_BPD: Tensor, batch: list[tuple[int, int, Tensor]] = batch) -> Tensor:
+        def add(layer: int, y_BPD: Tensor, batch: list[tuple[int, int, Tensor]] = batch) -> Tensor:
             y_BPD = y_BPD.clone()
             for number, (at, position, vector_D) in enumerate(batch):
                 if at == layer:
-                    y_BPD[number, position] -= vector_D.to(y_BPD.dtype)
+                    y_BPD[number, position] += vector_D.to(y_BPD.dtype)
             return y_BPD
 
-        final = ModelRun(model.parts, {"mlp.hook_out": take})(ids_P, copies=len(batch)).final
+        final = ModelRun(model.parts, {"mlp.hook_out": add})(ids_P, copies=len(batch)).final
         found.append(read(last_logits(model, final)))
     return torch.cat(found)

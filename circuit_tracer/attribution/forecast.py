@@ -53,7 +53,7 @@ def forecast(
         )
     counts = torch.zeros(transcoders.n_layers, n_pos, dtype=torch.float64)
     if isinstance(transcoders, Neurons):  # as many as become nodes
-        counts += (max_feature_nodes or DEFAULT_NEURONS) / (transcoders.n_layers * (n_pos - 1))
+        counts += -(-(max_feature_nodes or DEFAULT_NEURONS) // transcoders.n_layers) / (n_pos - 1)
     else:
         counts[list(transcoders.layers)] = active_features(transcoders, active)
     counts[:, 0] = 0  # position 0 is left out
