@@ -19,8 +19,10 @@ from circuit_tracer.graph.balance import Reconstruction
 from circuit_tracer.models.capture import PromptCapture, capture
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.models.sites import width_at
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.building import NO_TRANSCODER
 
 FEW = 4
 LEAST_VARIANCE = 0.25
@@ -56,14 +58,15 @@ class LinearPrompt:
 
 
 def paired(parts: ModelParts, transcoders: Transcoders) -> Transcoders:
-    """The transcoders as those of this model: a set of some layers gets the others, without features.
+    """The transcoders, or autoencoders, as those of this model: a set of some layers gets the others, without features.
 
     Refuses one that cannot belong to the model: width, layers.
     """
-    config = parts.config
-    if transcoders.d_model != config.d_model:
+    config, width = parts.config, width_at(parts, transcoders.feature_output_hook)
+    if transcoders.d_model != width:
+        has = "has" if width == config.d_model else f"has at {transcoders.feature_output_hook}"
         raise CompatibilityError(
-            f"transcoder expects d_model {transcoders.d_model}, model {config.model_name} has {config.d_model}; "
+            f"transcoder expects d_model {transcoders.d_model}, model {config.model_name} {has} {width}; "
             "use the transcoder that was trained on this model"
         )
     if max(transcoders.layers) >= config.n_layers:
@@ -78,6 +81,15 @@ def paired(parts: ModelParts, transcoders: Transcoders) -> Transcoders:
             "it must have every one"
         )
     return whole
+
+
+def replacing(parts: ModelParts, transcoders: Transcoders) -> Transcoders:
+    """As `paired`, of what replaces MLPs in a trace; CompatibilityError for autoencoders."""
+    if transcoders.is_autoencoder:
+        raise CompatibilityError(
+            f"the dictionary is a sparse autoencoder at {transcoders.feature_input_hook}: {NO_TRANSCODER}"
+        )
+    return paired(parts, transcoders)
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,7 @@ def encode_prompt(
     held: features that an intervention sets. Raises InputError when no position or no active feature remains,
     CompatibilityError for a transcoder of another model.
     """
-    transcoders = paired(parts, transcoders)
+    transcoders = replacing(parts, transcoders)
     dropped, n_pos = sorted(left_out), len(ids)
     if n_pos == 0 or len([p for p in dropped if p < n_pos]) == n_pos:
         raise InputError(
@@ -136,7 +148,7 @@ def linearise(
     At left-out positions the MLP output is a constant. chunk_bytes: of decoder rows read at once, if they are not kept.
     """
     network = encoded.network
-    transcoders = paired(network.parts, transcoders)
+    transcoders = replacing(network.parts, transcoders)
     sources = SourceTable.of(encoded.active, transcoders, network.captured.n_pos)
     decoder, features = read_decoder_rows(sources, transcoders, network, keep_rows, chunk_bytes)
     return _balance(network, transcoders, decoder, features, encoded.keep)

@@ -19,6 +19,7 @@ from circuit_tracer.transcoders.base import Transcoders, described_layers
 
 class Traceable:
     """A model with its transcoders and tokenizer, checked to belong together. `ReplacementModel` is one that can be loaded.
+    In the transcoders' place it takes autoencoders, with which all can be done but traces.
 
     prepend_bos: whether prompts that do not begin with a special token get one in front; may be changed at any time.
     Raises CompatibilityError for transcoders of another model.
@@ -29,7 +30,7 @@ class Traceable:
     def __init__(self, parts: ModelParts, transcoders: Transcoders, tokenizer: Any) -> None:
         transcoders = paired(parts, transcoders)
         check_hooks(parts, transcoders.feature_input_hook, transcoders.feature_output_hook)
-        if len(transcoders.layers) < transcoders.n_layers:
+        if len(transcoders.layers) < transcoders.n_layers and not transcoders.is_autoencoder:
             said = f"{described_layers(transcoders)}: the MLPs of the others are error nodes, with nothing of them explained"
             warn(said)
         transcoders = with_known_shift(parts, transcoders, tokenizer)

@@ -24,7 +24,7 @@ from circuit_tracer.models.text_part import auto_class, text_part
 from circuit_tracer.models.verify import verify
 from circuit_tracer.replacement_model.members import ModelMembers
 from circuit_tracer.transcoders.base import Transcoders
-from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+from circuit_tracer.transcoders.loading import load_dictionary
 from circuit_tracer.transcoders.selection import Selection
 
 if TYPE_CHECKING:
@@ -71,8 +71,9 @@ class ReplacementModel(ModelMembers):
     ) -> ReplacementModel:
         """Load model and transcoders: Hugging Face ids, folders (of peft adapters too), or a GGUF file for the model.
 
+        In the transcoders' place, autoencoders are taken too, for all but traces.
         Lazy weights stay on disk; only rows of active features are read. The hooks are where the transcoders read and write,
-        where their files do not say; ``select`` and ``input_shift`` as in `load_transcoder_from_hub`.
+        where their files do not say; ``select`` and ``input_shift`` as in `load_dictionary`.
 
         revision: branch, tag or commit of the model (`org/name@revision` names it too). hf_model: a transformers model that is
         loaded already, used as it is, where it is. tokenizer: one that is loaded already, or where it is. `torch_dtype` and a
@@ -81,7 +82,7 @@ class ReplacementModel(ModelMembers):
         if hf_model is not None and device is None:
             device = _device_of(hf_model)
         target, kind, kwargs = place(device, dtype, kwargs)
-        transcoders, _ = load_transcoder_from_hub(
+        transcoders, _ = load_dictionary(
             str(transcoder_set),
             device=present(target),
             dtype=kind,
