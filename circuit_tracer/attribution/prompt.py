@@ -209,7 +209,7 @@ def reconstruction(
     """How well the features rebuild a prompt's MLP outputs; of a layer without a transcoder everything is left."""
     kept, nmse = keep_P.to(error_LPD.device), [torch.tensor(1.0).double()] * network.n_layers
     for layer in transcoders.layers:
-        nmse[layer] = _nmse(network.transcoder_output(layer)[kept], error_LPD[layer][kept])
+        nmse[layer] = nmse_of(network.transcoder_output(layer)[kept], error_LPD[layer][kept])
     counts = torch.bincount(active.layer, minlength=network.n_layers)
     return Reconstruction(nmse=torch.stack(nmse), l0=counts.double() / int(keep_P.sum()))
 
@@ -266,7 +266,7 @@ def constant_streams(
     return found
 
 
-def _nmse(y_nD: Tensor, error_nD: Tensor) -> Tensor:
+def nmse_of(y_nD: Tensor, error_nD: Tensor) -> Tensor:
     """What the features leave of y, summed over the prompt's positions, over the variance of y around its mean there.
 
     Over the square of y for fewer than `FEW` positions: so few have a mean that fits them too well. 1 is what predicting the

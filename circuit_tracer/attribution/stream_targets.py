@@ -8,11 +8,13 @@ Letters: D d_model, H heads, P positions, d d_head, n places.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import whole
 from circuit_tracer.attribution.contrast import contrast_of
 from circuit_tracer.errors import CompatibilityError, InputError, shortened
 from circuit_tracer.graph.stream_reads import StreamReads
@@ -22,6 +24,7 @@ from circuit_tracer.models.indices import from_the_front, require_layer
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.queries_keys import read_scores
 from circuit_tracer.models.sites import site_of
+from circuit_tracer.transcoders.base import Transcoders
 
 SIDES = ("both", "query", "key")
 
@@ -30,7 +33,7 @@ class DirectionTarget(NamedTuple):
     """What a vector (D,) reads at a site of the stream: a probe, a steering vector, a direction of any kind.
 
     site: `hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`, or a place behind one of the layer's norms or between two of
-    these (`DIRECTION_SITES`). position: -1 is the last token. Its row sums to <vector, activation>.
+    these (`DIRECTION_SITES`). position: -1 is the last token. Its row sums to <vector, activation> + bias.
     """
 
     vector: Tensor
@@ -39,6 +42,7 @@ class DirectionTarget(NamedTuple):
     position: int = -1
     weight: float = 1.0
     label: str = ""
+    bias: float = 0.0
 
 
 class AttentionTarget(NamedTuple):
@@ -127,7 +131,9 @@ def resolve_direction(network: FrozenNetwork, target: DirectionTarget) -> Stream
         raise InputError(f"a target's label is {shortened(target.label)}; give text, or none")
     label = target.label or f"direction at {name.removeprefix('hook_')} {layer}"
     vector = read_vector(target.vector, label, network.captured.final[0])
-    constant = 0.0
+    constant = float(target.bias)
+    if not isfinite(constant):
+        raise InputError(f"target {label!r}: the bias is {shortened(target.bias)}; a finite number is expected")
     if len(way.places) > 1:
         if network.parallel:
             raise CompatibilityError(
@@ -137,10 +143,28 @@ def resolve_direction(network: FrozenNetwork, target: DirectionTarget) -> Stream
         vector = vector / network.parts.residual_multiplier
     norm: FrozenNorm | None = None if way.norm is None else getattr(network.layers[layer], way.norm)
     if norm is not None:
-        constant = float(vector @ norm.shift) if way.gain and norm.shift is not None else 0.0
+        constant += float(vector @ norm.shift) if way.gain and norm.shift is not None else 0.0
         vector = norm.adjoint_at(vector[None], torch.tensor([position], device=vector.device), gain=way.gain)[0]
     places = [(layer + place.up, place.entering, position, place.sign * vector) for place in way.places]
     return StreamTarget(label, _reads(places), constant, weight=target.weight)
+
+
+def latent_target(
+    autoencoders: Transcoders, layer: int, position: int, index: int, weight: float = 1.0
+) -> DirectionTarget:
+    """A feature of an autoencoder as a target: its row sums to the feature's pre-activation.
+
+    Raises InputError for transcoders (`FeatureTarget` reads theirs), and for a layer or feature that does not exist.
+    """
+    if not autoencoders.is_autoencoder:
+        raise InputError(
+            f"the dictionary reads {autoencoders.feature_input_hook} and writes {autoencoders.feature_output_hook}: a feature of "
+            "transcoders is a node of the graph; name it as feature:LAYER:POSITION:INDEX (FeatureTarget)"
+        )
+    rows, bias = autoencoders.encoder_rows(whole(layer, "layer"), torch.tensor([whole(index, "feature")]))
+    place = autoencoders.feature_input_hook
+    label = f"sae feature {layer}/{index} at {place.removeprefix('hook_')} {layer}"
+    return DirectionTarget(rows[0], place, layer, position, weight, label, float(bias))
 
 
 def resolve_attention(network: FrozenNetwork, target: AttentionTarget, tokens: list[str]) -> StreamTarget:

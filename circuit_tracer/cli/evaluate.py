@@ -27,10 +27,12 @@ class Measured(ModelOptions):
 
     def subject(self, verbose: bool) -> _Subject:
         """The model with what is measured."""
-        if (found := self.autoencoders()) is not None:
-            parts, tokenizer = self.language_model(self.model_name({"model_name": found.model_name}), verbose)
-            return _Subject(parts, tokenizer, found.dictionary, found.layers)
         loaded = self.open(verbose)
+        if loaded.transcoders.is_autoencoder:
+            from circuit_tracer.transcoders.autoencoders import Autoencoders
+
+            found = Autoencoders.of(loaded.transcoders, None)
+            return _Subject(loaded.parts, loaded.tokenizer, found.dictionary, found.layers)
         return _Subject(loaded.parts, loaded.tokenizer, loaded.transcoders, None)
 
 

@@ -138,7 +138,9 @@ def check_hooks(parts: ModelParts, input_hook: str, output_hook: str) -> None:
     """Refuse names of a dictionary's two places that do not exist, or not in this architecture; autoencoders have one."""
     if input_hook == output_hook:
         if input_hook not in AUTOENCODED:
-            raise CompatibilityError(f"autoencoder at {input_hook!r}, which is unknown; known are {', '.join(AUTOENCODED)}")
+            raise CompatibilityError(
+                f"autoencoder at {input_hook!r}, which is unknown; known are {', '.join(AUTOENCODED)}"
+            )
         if reason := SITES[input_hook].missing(parts):
             raise CompatibilityError(f"autoencoder at {input_hook!r}, but {reason}")
         return

@@ -31,8 +31,8 @@ HOOKS = ("feature_input_hook", "feature_output_hook")
 
 NO_TRANSCODER = (
     "it replaces no MLP, so no prompt can be traced with it. Trace with transcoders, and read one of its features as a target "
-    "(--target sae:FOLDER:LAYER:POSITION:FEATURE, attribution.latent_target); `evaluate`, `features build`, `intervene` and "
-    "`steer` take it as it is (-t)."
+    "(--target sae:FOLDER:LAYER:POSITION:FEATURE, attribution.latent_target); `circuit-tracer evaluate`, `info`, `features "
+    "build`, `intervene` and `steer` take it as it is (-t)."
 )
 
 # Published TopK sets whose config does not give k.

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from circuit_tracer import AttentionTarget, DirectionTarget, FeatureTarget, Graph
-from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.errors import CircuitTracerError
+from circuit_tracer.attribution import attribute, latent_target
+from circuit_tracer.errors import CircuitTracerError, InputError
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.queries_keys import read_scores
+from circuit_tracer.models.run import read
+from tests.support.autoencoders import random_autoencoders
 from tests.support.tracing_cases import IDS, Case, assert_equal, build, one_each
 
 PLACES = [(2, 1, 5, 4), (1, 0, 3, 3), (0, 1, 4, 3), (2, 3, -1, -2)]  # within every window
@@ -66,6 +68,21 @@ def test_a_direction_that_is_an_encoder_row_is_the_feature() -> None:
     graph = attribute(IDS, model, attribution_targets=targets)
     feature, direction = graph.edges.to_dense()[graph.nodes.layout.target_start :]
     assert_equal(direction, feature, 1e-14)
+
+
+@pytest.mark.parametrize(
+    "place", ["hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out"]
+)
+def test_the_row_of_an_autoencoders_feature_sums_to_its_pre_activation(place: str) -> None:
+    torch.manual_seed(1)
+    model, autoencoders = build(Case("gemma2")), random_autoencoders(16, place, layers=(0, 1))
+    targets = [latent_target(autoencoders, 1, 3, 4), latent_target(autoencoders, 0, -1, 7)]
+    found = values(attribute(IDS, model, attribution_targets=targets))
+    for value, (layer, position, index) in zip(found, [(1, 3, 4), (0, 5, 7)], strict=True):
+        x = read(model.parts, IDS, [(place, layer)])[place, layer][0, position]
+        assert_equal(value, autoencoders[layer].W_enc[index] @ x + autoencoders[layer].b_enc[index], 1e-12)
+    with pytest.raises(InputError, match="a feature of transcoders is a node"):
+        latent_target(model.transcoders, 1, 3, 4)
 
 
 def test_a_graph_keeps_what_its_targets_read(tmp_path: Any) -> None:

@@ -191,22 +191,22 @@ def test_autoencoders_are_measured_shown_and_not_traced(run: Run, folders: Folde
     beside = run("evaluate", "-t", saes, "--data", text, "--per-layer-baseline", folders.transcoder)
     assert beside.code == 2
     assert "no transcoders are measured beside" in " ".join(beside.err.split())
-    idle = run("evaluate", "-t", saes, "--data", text, "--feature-input-hook", "mlp.hook_in", "--lazy-decoder")
-    assert idle.code == 2
-    assert "leave --feature-input-hook and --lazy-decoder out" in " ".join(idle.err.split())
+    elsewhere = run("evaluate", "-t", saes, "--data", text, "--feature-input-hook", "mlp.hook_in")
+    assert elsewhere.code == 2
+    assert "says feature_input_hook = 'mlp.hook_in'" in " ".join(elsewhere.err.split())
 
 
 def test_autoencoders_of_another_place_or_model_are_refused(run: Run, folders: Folders, tmp_path: Path) -> None:
-    elsewhere = autoencoders(tmp_path / "attention", folders.model, point="hook_attn_out")
+    elsewhere = autoencoders(tmp_path / "neurons", folders.model, point="mlp.hook_post")
     refused = run("info", elsewhere)
     assert refused.code == 2
-    assert "autoencoders of the residual stream" in " ".join(refused.err.split())
+    assert "neurons; autoencoders are read that stand in the residual stream" in " ".join(refused.err.split())
     far = autoencoders(tmp_path / "far", folders.model, layers=(1,))
     (far / "layer_1").rename(far / "layer_7")
     assert "stands at layer 7" in " ".join(run("info", far).err.split())
     cfg = far / "layer_7" / "cfg.json"
     cfg.write_text(cfg.read_text().replace("blocks.1.", "blocks.7."))
-    assert "layers [7] of d_model 16" in " ".join(run("info", far, "-m", folders.model).err.split())
+    assert "has a layer 7" in " ".join(run("info", far, "-m", folders.model).err.split())
 
 
 def test_graphs_and_what_belongs_to_them_contradict_no_graphs(run: Run, folders: Folders, text: Path) -> None:

@@ -7,10 +7,21 @@ import torch
 
 from circuit_tracer import attribute
 from circuit_tracer.errors import CompatibilityError, InputError
-from circuit_tracer.interventions import CleanRun, Sampling, Semantics, ablate, add, apply_each, apply_edits, scale, set_to, steer
+from circuit_tracer.interventions import (
+    CleanRun,
+    Sampling,
+    Semantics,
+    ablate,
+    add,
+    apply_each,
+    apply_edits,
+    scale,
+    set_to,
+    steer,
+)
 from circuit_tracer.models.run import ModelRun
 from tests.support.autoencoders import PLACES, autoencoded, naive_change
-from tests.support.tiny import tiny_tokenizer
+from tests.support.tiny import Letters
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
 LIVE = Semantics("direct", freeze_attention=False)
@@ -47,7 +58,11 @@ def test_edits_together_at_positions_and_in_batches(activation):
     single = [[add((0, 3), 0.7, at=[2, 4])], [set_to((2, 5), 1.5, at=slice(1, None))], [ablate((2, 1), at="all")]]
     for outcome, (layer, index, value_of, at) in zip(
         apply_each(model, IDS, single, LIVE, batch_size=2),
-        [(0, 3, lambda a: a + 0.7, [2, 4]), (2, 5, lambda a: 1.5, [1, 2, 3, 4, 5]), (2, 1, lambda a: 0.0, [1, 2, 3, 4, 5])],
+        [
+            (0, 3, lambda a: a + 0.7, [2, 4]),
+            (2, 5, lambda a: 1.5, [1, 2, 3, 4, 5]),
+            (2, 1, lambda a: 0.0, [1, 2, 3, 4, 5]),
+        ],
         strict=True,
     ):
         expected = naive_change(model, IDS, layer, index, value_of, at)
@@ -83,7 +98,9 @@ def test_what_layers_add_can_be_held():
         return new
 
     outcome = apply_edits(model, IDS, ablate((0, position, index)), Semantics("constrained", freeze_norms=False))
-    torch.testing.assert_close(outcome.final, ModelRun(model.parts, {"attn.hook_z": held})(IDS).final[0], rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        outcome.final, ModelRun(model.parts, {"attn.hook_z": held})(IDS).final[0], rtol=1e-11, atol=1e-11
+    )
 
 
 def test_the_stream_cannot_be_held():
@@ -102,17 +119,25 @@ def test_nothing_is_traced_with_autoencoders():
 def test_steering_is_the_naive_hook(cache):
     """A feature times ten on all tokens but the first, of the prompt and generated; against a pass over everything each time."""
     model = autoencoded("llama", "hook_resid_post")
-    model.tokenizer = tiny_tokenizer()
+    model.tokenizer = Letters()
     _, index, _ = active_feature(model)
     result = steer(
-        model, IDS, scale((2, index), 10.0), Sampling(5, stop_at_eos=False), cache=cache, compare=False, keep_logits=True
+        model,
+        IDS,
+        scale((2, index), 10.0),
+        Sampling(5, stop_at_eos=False),
+        cache=cache,
+        compare=False,
+        keep_logits=True,
     )
     clean = CleanRun(model, IDS)
     values = 10 * clean.activations(2, torch.arange(6), torch.full((6,), index))
     ids = IDS
     for step, chosen in enumerate(result.steered.ids.tolist()):
 
-        def value_of(a, step=step):  # on the prompt relative to the clean prompt, behind it to what the feature would be
+        def value_of(
+            a, step=step
+        ):  # on the prompt relative to the clean prompt, behind it to what the feature would be
             return 10 * a
 
         final = naive_change(model, ids, 2, index, value_of, list(range(1, len(ids))))

@@ -46,11 +46,16 @@ def autoencoded(architecture: str, place: str, dtype: torch.dtype = torch.float6
     torch.manual_seed(5)
     width = width_at(bind(model, architecture), place)
     return ReplacementModel.from_model(
-        model, random_autoencoders(width, place, dtype=dtype, **given), None, architecture  # type: ignore[arg-type]
+        model,
+        random_autoencoders(width, place, dtype=dtype, **given),
+        None,
+        architecture,  # type: ignore[arg-type]
     )
 
 
-def naive_change(model: ReplacementModel, ids: Tensor, layer: int, index: int, value_of: object, at: list[int]) -> Tensor:
+def naive_change(
+    model: ReplacementModel, ids: Tensor, layer: int, index: int, value_of: object, at: list[int]
+) -> Tensor:
     """Final-norm output (P, D) with feature `index` of a layer at value_of(a), a its activation, at positions `at`.
 
     The stream at its place gets (value - a) W_dec[index]; where the MLP reads the stream, so does the stream behind it.

@@ -288,11 +288,6 @@ REFUSED = {
     ),
     "adapters": ({"model.layers.0.mlp.transcoder_enc.weight": (F, D)}, None, "a whole language model with adapters"),
     "model": ({"model.layers.0.self_attn.q_proj.weight": (D, D)}, None, "a language model; give it as the model"),
-    "autoencoder": (
-        {"W_enc": (D, F), "W_dec": (F, D), "b_enc": (F,), "b_dec": (D,)},
-        {"architecture": "standard", "d_in": D, "d_sae": F},
-        "is a sparse autoencoder: it replaces no MLP",
-    ),
 }
 
 
@@ -304,28 +299,6 @@ def test_known_files_that_are_no_transcoders_are_refused_as_what_they_are(tmp_pa
         config,
         "config.json",
     )
-    with pytest.raises(FileFormatError, match=message):
-        load_transcoder_from_hub(tmp_path, **HOOKS)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            {"W_enc": torch.zeros(F, D), "W_dec": torch.zeros(D, F), "b_enc": torch.zeros(F), "b_dec": torch.zeros(D)},
-            "Qwen-Scope",
-        ),
-        (
-            {"encoder.weight": torch.zeros(F, D), "decoder.weight": torch.zeros(D, F)},
-            "dictionary_learning: an autoencoder",
-        ),
-        ({"sae": {"W_E": torch.zeros(D, F)}, "version": "1"}, r"is a pickle \(sae, W_E, version\), which is not read"),
-        ([len], "is a pickle, which is not read"),
-    ],
-    ids=["qwen-scope", "dictionary_learning", "unknown", "objects"],
-)
-def test_pickles_are_refused_as_what_they_hold(tmp_path, content, message):
-    torch.save(content, tmp_path / "layer_0.pt")
     with pytest.raises(FileFormatError, match=message):
         load_transcoder_from_hub(tmp_path, **HOOKS)
 

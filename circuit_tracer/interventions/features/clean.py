@@ -5,6 +5,7 @@ Letters: L layers, P positions, D d_model, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.belonging import require_traced_with
+from circuit_tracer.attribution.fit import warn_of_misfit
+from circuit_tracer.attribution.prompt import FEW
 from circuit_tracer.errors import CompatibilityError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.features.activations import activations_of
@@ -81,6 +84,17 @@ class CleanRun:
         position, index = position.to(device), index.to(device)
         found = activations_of(self.model.transcoders, layer, self.network.transcoder_input(layer), position, index)
         return torch.where(torch.isin(position, torch.tensor(self.left_out, device=device)), 0, found)
+
+    @plain_torch()
+    def look_at_fit(self, layers: Iterable[int]) -> None:
+        """Warn, once a model, of layers whose autoencoders do not fit what they read on this prompt."""
+        transcoders = self.model.transcoders
+        looked: set[int] = self.model.__dict__.setdefault("_fit_looked_at", set())
+        kept = [position for position in range(self.n_pos) if position not in set(self.left_out)]
+        new = sorted(set(layers) - looked) if transcoders.is_autoencoder and len(kept) >= FEW else []
+        looked.update(new)
+        if new:
+            warn_of_misfit(transcoders, {layer: self.network.transcoder_input(layer)[kept] for layer in new})
 
     def _check_activations(self, graph: Graph) -> None:
         kept = graph.active_features[graph.selected_features].cpu().long()

@@ -95,7 +95,8 @@ _CLASSES = {
 
 def detect(file: LayerFile) -> bool:
     return file.has_key(*SAYS) or (
-        "decoder.weight" in file and any(_CLASSES[name].tensors <= file.names for name in ("AutoEncoder", "GatedAutoEncoder"))
+        "decoder.weight" in file
+        and any(_CLASSES[name].tensors <= file.names for name in ("AutoEncoder", "GatedAutoEncoder"))
     )
 
 

@@ -21,7 +21,9 @@ _PLACES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"
 
 def detect(file: LayerFile) -> bool:
     shapes = file.shapes
-    if not file.names >= _TENSORS or file.has_key("architecture", "trainer.dict_class"):  # SAELens', dictionary_learning's
+    if not file.names >= _TENSORS or file.has_key(
+        "architecture", "trainer.dict_class"
+    ):  # SAELens', dictionary_learning's
         return False
     return shapes["W_enc"] == (*shapes["b_dec"], *shapes["b_enc"])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from circuit_tracer.transcoders.formats import dictionary_learning
+from circuit_tracer.transcoders.formats import dictionary_learning, llama_scope
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import LayerFile
 from circuit_tracer.transcoders.layer_weights import LayerWeights
@@ -21,7 +21,7 @@ _PARTS = (("encoder_linear", "decoder_linear"), ("encoder", "decoder"))
 
 
 def detect(file: LayerFile) -> bool:
-    return _parts(file) is not None and not file.has_key(*dictionary_learning.SAYS)
+    return _parts(file) is not None and not file.has_key(*dictionary_learning.SAYS) and not llama_scope.detect(file)
 
 
 def _parts(file: LayerFile) -> tuple[str, str] | None:

@@ -66,7 +66,9 @@ def read_layer(file: LayerFile) -> LayerWeights:
             "one place, can be read. Convert its transcoders with Language-Model-SAEs, to config.json and sae_weights.safetensors."
         )
     if said.get("use_glu_encoder") or said.get("act_fn", "jumprelu").lower() != "jumprelu":
-        raise FileFormatError(f"{source}: hyperparams.json has act_fn {shortened(said.get('act_fn'))}; jumprelu is expected.")
+        raise FileFormatError(
+            f"{source}: hyperparams.json has act_fn {shortened(said.get('act_fn'))}; jumprelu is expected."
+        )
     encoder, decoder = file.matrix("encoder.weight"), file.matrix("decoder.weight").T
     bias, decoder_bias = file.tensor("encoder.bias"), file.tensor("decoder.bias")
     threshold = _threshold(file, said, decoder)

@@ -72,6 +72,8 @@ REFUSED = (
     Refused("a language model; give it as the model (-m)", _starting("model.layers.0.self_attn.")),
     Refused("a language model; give it as the model (-m)", _starting("transformer.h.0.attn.")),
 )
+
+
 def refuse_known(file: LayerFile) -> None:
     """Raise FileFormatError for a file that is known to be something else, saying what."""
     for known in REFUSED:

@@ -34,7 +34,7 @@ _NOTES = (
         (name, _NAMES, ())
         for name in ("model_name", "neuronpedia_id", "hf_hook_name", "hf_hook_name_out", "release", "sae_id")
     ),
-    *((name, "a head of attention", (None,)) for name in ("hook_head_index", "hook_head_index_out")),
+    *((name, "a head of attention", (None,)) for name in ("hook_head_index", "hook_head_index_out", "hook_point_head_index")),
 )  # fmt: skip
 HARMLESS_KEYS = (
     Harmless("normalize_activations", "of the input", (None, False, "none")),
@@ -125,7 +125,7 @@ def k_of(file: LayerFile) -> int | None:
 
 
 def layer_of(file: LayerFile) -> int | None:
-    read = file.key("hook_layer", "metadata.hook_layer")
+    read = file.key("hook_layer", "metadata.hook_layer", "hook_point_layer")
     written = file.key("hook_layer_out", "metadata.hook_layer_out")
     if None not in (read, written) and read != written:
         raise FileFormatError(

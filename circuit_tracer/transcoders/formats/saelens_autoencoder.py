@@ -66,9 +66,8 @@ def read_layer(file: LayerFile) -> LayerWeights:
     if (factor_F := _feature_scale(file)) is not None:
         decoder = scaled(decoder, factor_F[:, None])
     source = str(file.path)
-    place = require_one_place(
-        file.key("hook_name", "metadata.hook_name", "hook_point", "metadata.hook_point"), source
-    )
+    said = file.key("hook_name", "metadata.hook_name", "hook_point", "metadata.hook_point")
+    place = None if said is None else require_one_place(said, source)
     model_name = file.key("metadata.model_name", "model_name")
     return LayerWeights(
         source=source,
