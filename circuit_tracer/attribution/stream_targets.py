@@ -158,8 +158,8 @@ def latent_target(
     """
     if not autoencoders.is_autoencoder:
         raise InputError(
-            f"the dictionary reads {autoencoders.feature_input_hook} and writes {autoencoders.feature_output_hook}: a feature of "
-            "transcoders is a node of the graph; name it as feature:LAYER:POSITION:INDEX (FeatureTarget)"
+            f"the dictionary reads {autoencoders.feature_input_hook} and writes {autoencoders.feature_output_hook}: a feature "
+            "of transcoders is a node of the graph; name it as feature:LAYER:POSITION:INDEX (FeatureTarget)"
         )
     rows, bias = autoencoders.encoder_rows(whole(layer, "layer"), torch.tensor([whole(index, "feature")]))
     place = autoencoders.feature_input_hook

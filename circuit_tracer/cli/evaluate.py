@@ -29,8 +29,10 @@ class Measured(ModelOptions):
         """The model with what is measured."""
         loaded = self.open(verbose)
         if loaded.transcoders.is_autoencoder:
+            from circuit_tracer.transcoders import TranscoderSet
             from circuit_tracer.transcoders.autoencoders import Autoencoders
 
+            assert isinstance(loaded.transcoders, TranscoderSet)
             found = Autoencoders.of(loaded.transcoders, None)
             return _Subject(loaded.parts, loaded.tokenizer, found.dictionary, found.layers)
         return _Subject(loaded.parts, loaded.tokenizer, loaded.transcoders, None)

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.fit import warn_of_misfit
+from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.features.build_folder import BuildFolder

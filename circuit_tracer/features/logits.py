@@ -49,7 +49,6 @@ def logit_effects(
     if not len(index_n):
         ids, values = torch.zeros(0, tokens, dtype=torch.int64), torch.zeros(0, tokens)
         return LogitEffects(ids, values, ids, values, values.sum(1), vocabulary)
-    gain = parts.final_norm.parameters.gain
     widest = max(vocabulary, len(transcoders.target_layers(layer)) * transcoders.d_model)
     block = max(1, BLOCK_BYTES // (4 * widest))
     found: list[tuple[Tensor, ...]] = []

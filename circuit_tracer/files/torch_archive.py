@@ -31,7 +31,8 @@ def load_torch_archive(
 ) -> Any:
     """What ``torch.save`` put into a file: plain values, ``stand_ins``, and dense tensors no larger than their data.
 
-    mapped: tensors stay in the file, and are read as they are used. Raises InputError if there is no such file; FileFormatError if it is damaged, names anything else, or holds tensors that
+    mapped: tensors stay in the file, and are read as they are used.
+    Raises InputError if there is no such file; FileFormatError if it is damaged, names anything else, or holds tensors that
     are sparse, quantised, nested, complex, without data or expanded.
     """
     try:

@@ -33,7 +33,8 @@ class Site:
     """A place that every layer has. modules: names in `LayerParts`, or paths below a layer; the first that is there counts.
 
     norm: the norm between the residual stream and this place, if any. dictionary: whether transcoders may read or write here.
-    autoencoders: whether they may stand here, which read and write at one place. refusal: what is said of an architecture without any of the modules, after its name.
+    autoencoders: whether they may stand here, which read and write at one place.
+    refusal: what is said of an architecture without any of the modules, after its name.
     """
 
     name: str
@@ -74,8 +75,8 @@ _IN, _OUT, _NORMALISED, _ATTENTION = Side.INPUT, Side.OUTPUT, Side.NORMALISED, S
 _READS: Literal["reads"] = "reads"
 _WRITES: Literal["writes"] = "writes"
 
-# name, what, shape, side, modules, the norm between it and the stream, what transcoders do here, whether autoencoders stand here,
-# refusal; in order of a layer
+# name, what, shape, side, modules, the norm between it and the stream, what transcoders do here, whether autoencoders stand
+# here, refusal; in order of a layer
 _ROWS = (
     Site("hook_resid_pre", "residual stream that enters a layer", "B P D", _IN, ("module",), autoencoders=True),
     Site("ln1.hook_normalized", "it, normalised for attention, before the gain", "B P D", _NORMALISED, ("attention_norm",),

@@ -56,7 +56,7 @@ def are_autoencoders(folder: str | Path) -> bool:
         config = folder_config(path)
         hooks = config.get("feature_input_hook"), config.get("feature_output_hook")
         if hooks[0] is not None:
-            return hooks[0] == hooks[1]
+            return bool(hooks[0] == hooks[1])
         return detect_format(LayerFile(locate.in_folder(path, {}).files[0])) in AUTOENCODERS
     except CircuitTracerError:
         return False  # whoever loads it says what is wrong

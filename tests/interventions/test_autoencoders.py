@@ -117,7 +117,7 @@ def test_nothing_is_traced_with_autoencoders():
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_steering_is_the_naive_hook(cache):
-    """A feature times ten on all tokens but the first, of the prompt and generated; against a pass over everything each time."""
+    """A feature times ten on all tokens but the first, of the prompt and generated; against a pass over all each time."""
     model = autoencoded("llama", "hook_resid_post")
     model.tokenizer = Letters()
     _, index, _ = active_feature(model)

@@ -105,7 +105,7 @@ def gemma_scope_2(folder: Path, layer: int) -> OfOne:
     place, at = f"model.layers.{layer}.self_attn.o_proj.input", folder / f"layer_{layer}_width_16k_l0_small"
     write_tensors(at / "params.safetensors", t)
     _say(at / "config.json", {"hf_hook_point_in": place, "hf_hook_point_out": place, "width": F, "type": "sae", "l0": 20,
-                              "model_name": "google/gemma-3-270m", "architecture": "jump_relu", "affine_connection": False})  # fmt: skip
+                              "model_name": "google/gemma-3-1b", "architecture": "jump_relu"})  # fmt: skip
     return lambda x: jump(x @ t["w_enc"] + t["b_enc"], t["threshold"]) @ t["w_dec"] + t["b_dec"]
 
 
@@ -127,8 +127,8 @@ def open_moss(folder: Path, layer: int) -> OfOne:
     place, norm, at = f"blocks.{layer}.hook_attn_out", 3.0 + layer, folder / f"layer{layer}_sae_8x_k{K}"
     key = f"dataset_average_activation_norm.{place}"
     write_tensors(at / "sae_weights.safetensors", t | {key: torch.tensor(norm)})
-    _say(at / "config.json", {"sae_type": "sae", "hook_point_in": place, "hook_point_out": place, "d_model": D, "act_fn": "topk",
-         "top_k": K, "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True, "use_decoder_bias": True})  # fmt: skip
+    _say(at / "config.json", {"sae_type": "sae", "hook_point_in": place, "hook_point_out": place, "d_model": D, "top_k": K,
+         "act_fn": "topk", "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True})  # fmt: skip
 
     def of_one(x: Tensor) -> Tensor:
         scale, size = sqrt(D) / norm, t["W_D"].norm(dim=1)
@@ -147,8 +147,8 @@ def llama_scope(folder: Path, layer: int) -> OfOne:
     }
     place, norm, at = f"blocks.{layer}.hook_resid_post", 2.0 + layer, folder / f"Llama3_1-8B-Base-L{layer}R-8x"
     write_tensors(at / "checkpoints" / "final.safetensors", t)
-    _say(at / "hyperparams.json", {"hook_point_in": place, "hook_point_out": place, "act_fn": "jumprelu", "d_model": D, "d_sae": F,
-         "jump_relu_threshold": 0.4, "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True,
+    _say(at / "hyperparams.json", {"hook_point_in": place, "hook_point_out": place, "act_fn": "jumprelu", "d_model": D,
+         "d_sae": F, "jump_relu_threshold": 0.4, "norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True,
          "dataset_average_activation_norm": {"in": norm, "out": norm}, "expansion_factor": 8,
          "apply_decoder_bias_to_pre_encoder": False, "use_decoder_bias": True, "use_glu_encoder": False})  # fmt: skip
 
@@ -247,7 +247,8 @@ AUTOENCODERS: dict[str, tuple[Layout, str]] = {
         _layout("Gemma Scope 1", gemma_scope_1, "gemma-scope-2b-pt-att/layer_{layer}/width_16k/params.npz"), "attn.hook_z",
     ),
     "gemma-scope-2-sae": (
-        _layout("Gemma Scope 2 autoencoder", gemma_scope_2, "layer_{layer}_width_16k_l0_small/params.safetensors", "config.json"),
+        _layout("Gemma Scope 2 autoencoder", gemma_scope_2, "layer_{layer}_width_16k_l0_small/params.safetensors",
+                "config.json"),
         "attn.hook_z",
     ),
     "sparsify-sae": (
@@ -255,7 +256,7 @@ AUTOENCODERS: dict[str, tuple[Layout, str]] = {
         "hook_resid_post",
     ),
     "open-moss-sae": (
-        _layout("OpenMOSS autoencoder", open_moss, "layer{layer}_sae_8x_k%d/sae_weights.safetensors" % K, "config.json"),
+        _layout("OpenMOSS autoencoder", open_moss, f"layer{{layer}}_sae_8x_k{K}/sae_weights.safetensors", "config.json"),
         "hook_attn_out",
     ),
     "llama-scope": (
@@ -264,13 +265,14 @@ AUTOENCODERS: dict[str, tuple[Layout, str]] = {
         "hook_resid_post",
     ),
     "qwen-scope": (
-        _layout("Qwen-Scope autoencoder", qwen_scope, "SAE-Res-Qwen3-1.7B-Base-W32K-L0_3/layer{layer}.sae.pt"), "hook_resid_post",
+        _layout("Qwen-Scope autoencoder", qwen_scope, "SAE-Res-Qwen3-1.7B-Base-W32K-L0_3/layer{layer}.sae.pt"),
+        "hook_resid_post",
     ),
     "goodfire": (_layout("Goodfire autoencoder", goodfire, "Llama-SAE-layer{layer}/sae.pth"), "hook_resid_post"),
     **{
         f"dictionary-learning-{kind}": (
-            _layout("dictionary_learning autoencoder", partial(dictionary_learning, kind=kind), "resid_post_layer_{layer}/ae.pt",
-                    "config.json"),
+            _layout("dictionary_learning autoencoder", partial(dictionary_learning, kind=kind),
+                    "resid_post_layer_{layer}/ae.pt", "config.json"),
             "hook_resid_post",
         )
         for kind in DICTIONARY_LEARNING

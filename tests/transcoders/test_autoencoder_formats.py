@@ -1,4 +1,4 @@
-"""Published autoencoders, each against its own library's formula; none is taken for a transcoder, and none for another layout."""
+"""Published autoencoders, each against its own library's formula; none is taken for a transcoder or for another layout."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_those_of_some_layers_by_the_models_numbers_and_from_nought(tmp_path):
     ("name", "key", "value", "message"),
     [
         ("saelens-jump", "normalize_activations", "layer_norm", "scales each input by its own norm"),
-        ("saelens-topk", "normalize_activations", "expected_average_only_in", "the factor is not known.*activation_scaler.json"),
+        ("saelens-topk", "normalize_activations", "expected_average_only_in", "the factor is not known"),
         ("saelens-jump", "normalize_activations", "none", "a scaling factor 1.7 lies beside it"),
         ("saelens-gated", "architecture", "standard", "'standard' does not go with the tensors"),
         ("saelens-topk", "k", None, "needs a whole k"),
@@ -110,7 +110,7 @@ def test_files_without_a_place_are_what_both_hooks_say(tmp_path):
     loaded, _ = load_dictionary(tmp_path, **hooks)
     assert loaded.is_autoencoder
     torch.testing.assert_close(loaded(X), expected)
-    with pytest.raises(InputError, match="mlp.hook_in.*at one place"):
+    with pytest.raises(InputError, match=r"mlp\.hook_in.*at one place"):
         load_dictionary(tmp_path, feature_input_hook="mlp.hook_in", feature_output_hook="mlp.hook_in")
 
 
@@ -154,7 +154,7 @@ def test_a_residual_autoencoder_of_all_layers_of_gemma_scope_2_is_never_a_transc
     """Tensors alone, without config.json, are taken for what the hooks say, and hooks must be given."""
     layout, _ = AUTOENCODERS["gemma-scope-2-sae"]
     layout.write(tmp_path)
-    with pytest.raises(FileFormatError, match="says feature_input_hook = 'mlp.hook_in'"):
+    with pytest.raises(FileFormatError, match="says feature_input_hook = "):
         load_dictionary(tmp_path, **HOOKS)
     for path in tmp_path.glob("*/config.json"):
         path.unlink()

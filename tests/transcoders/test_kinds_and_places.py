@@ -20,9 +20,9 @@ from circuit_tracer.transcoders import (
     load_transcoder,
     load_transcoder_from_hub,
     load_transcoder_set,
+    places,
     save_transcoders,
 )
-from circuit_tracer.transcoders import places
 from circuit_tracer.transcoders.places import READABLE, WRITABLE, place_of
 from tests.support.dictionaries import random_clt, random_set, uniform
 from tests.support.transcoder_layouts import HOOKS, LAYOUTS, D, F, K, L, read_tensors, write_tensors
@@ -117,7 +117,7 @@ def test_autoencoders_of_saelens_are_refused(folder, architecture):
     layout = written("saelens", folder)
     layout.add_key(folder, "architecture", architecture)
     said = {"temporal": "a temporal autoencoder", "matching_pursuit": "by matching pursuit", None: "not a transcoder",
-            3: "not a transcoder"}.get(architecture, "autoencoders are read that stand|does not go with|needs a whole k")  # fmt: skip
+            3: "not a transcoder"}.get(architecture, "it stands at blocks|does not go with|needs a whole k")  # fmt: skip
     with pytest.raises(FileFormatError, match=said):
         load_transcoder_from_hub(folder)
 

@@ -67,9 +67,9 @@ class Freeze:
         self.network = clean_network(model, ids, patterns=attention) if network is None else network
         if self.layers and (place := model.transcoders.feature_output_hook).startswith("hook_resid"):
             raise InputError(
-                f"the autoencoders stand in the residual stream ({place}): to hold it in a layer is to hold all that comes before. "
-                "Use direct semantics, in which everything reacts (leave constrained_layers out), or autoencoders of what "
-                "attention or MLPs add to it"
+                f"the autoencoders stand in the residual stream ({place}): to hold it in a layer is to hold all that comes "
+                "before. Use direct semantics, in which everything reacts (leave constrained_layers out), or autoencoders of "
+                "what attention or MLPs add to it"
             )
         if attention and not self.network.captured.patterns:
             raise InputError(

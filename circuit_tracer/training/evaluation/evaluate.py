@@ -21,8 +21,8 @@ from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.models.model_pass import Points
 from circuit_tracer.models.parts import ModelParts
-from circuit_tracer.models.sites import width_at
 from circuit_tracer.models.run import fast_attention
+from circuit_tracer.models.sites import width_at
 from circuit_tracer.models.sources import public_name
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.training.evaluation.activations import Activations, ModelActivations

@@ -1,8 +1,8 @@
 """dictionary_learning's autoencoders: `ae.pt`, a state dict, with config.json, whose `trainer.dict_class` says which.
 
 Linear layers have `encoder.weight` (F, D) and `decoder.weight` (D, F); JumpReLU and Matryoshka `W_enc` (D, F), `W_dec` (F, D).
-All but JumpReLU subtract the decoder's bias from the input, under the name `bias`, `decoder_bias` or `b_dec`; AutoEncoderNew has no such
-thing. BatchTopK and Matryoshka keep what is above one learned threshold, TopK the k largest, after a ReLU.
+All but JumpReLU and AutoEncoderNew subtract the decoder's bias from the input, which is called `bias`, `decoder_bias` or
+`b_dec`. BatchTopK and Matryoshka keep what is above one learned threshold, TopK the k largest, after a ReLU.
 """
 
 from __future__ import annotations
@@ -69,12 +69,15 @@ def _jump(file: LayerFile) -> _Encoding:
 
 @dataclass(frozen=True)
 class _Class:
-    """A class of the library: its tensors, how it encodes, which bias is the decoder's, and whether it is taken off the input."""
+    """A class of the library: its tensors, how it encodes, which bias is the decoder's, whether that is taken off the input,
+    and what it has of training, which changes nothing.
+    """
 
     tensors: set[str]
     encoding: Callable[[LayerFile], _Encoding]
     bias: str
     shifts: bool = True
+    idle: tuple[str, ...] = ()
 
 
 _LAYERS = {"encoder.weight", "encoder.bias", "decoder.weight"}
@@ -84,10 +87,11 @@ _CLASSES = {
     "GatedAutoEncoder": _Class(
         {"decoder_bias", "encoder.weight", "r_mag", "gate_bias", "mag_bias", "decoder.weight"}, _gated, "decoder_bias"
     ),
-    "AutoEncoderTopK": _Class(_LAYERS | {"b_dec", "k"}, _topk, "b_dec"),
-    "BatchTopKSAE": _Class(_LAYERS | {"b_dec", "k", "threshold"}, _batch_topk, "b_dec"),
+    "AutoEncoderTopK": _Class(_LAYERS | {"b_dec", "k"}, _topk, "b_dec", idle=("threshold",)),
+    "BatchTopKSAE": _Class(_LAYERS | {"b_dec", "k", "threshold"}, _batch_topk, "b_dec", idle=("k",)),
     "MatryoshkaBatchTopKSAE": _Class(
-        {"W_enc", "W_dec", "b_enc", "b_dec", "k", "threshold", "group_sizes"}, _batch_topk, "b_dec"
+        {"W_enc", "W_dec", "b_enc", "b_dec", "k", "threshold", "group_sizes"}, _batch_topk, "b_dec",
+        idle=("k", "group_sizes"),
     ),
     "JumpReluAutoEncoder": _Class({"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}, _jump, "b_dec", shifts=False),
 }  # fmt: skip
@@ -102,6 +106,8 @@ def detect(file: LayerFile) -> bool:
 
 def read_layer(file: LayerFile) -> LayerWeights:
     kind = _class_of(file)
+    for name in kind.idle:
+        file.optional(name)
     given, decoder_bias = kind.encoding(file), file.tensor(kind.bias)
     shifts = file.key("trainer.apply_b_dec_to_input", default=kind.shifts)
     bias = shifted_bias(given.encoder_FD, given.bias_F, decoder_bias) if shifts else given.bias_F
@@ -154,7 +160,7 @@ def _place(file: LayerFile) -> tuple[Place | None, int | None]:
         raise FileFormatError(f"{file.path}: config.json says layer {layer}, and submodule_name {said}.")
     if file.key("buffer.io", default="out") != "out":
         raise FileFormatError(
-            f"{file.path}: config.json has buffer.io {shortened(file.key('buffer.io'))}; read are autoencoders of what a module gives."
+            f"{file.path}: config.json has buffer.io {shortened(file.key('buffer.io'))}; read are those of what a module gives."
         )
     return require_one_place(_PLACES[match[1]], str(file.path)), int(match[2])
 
@@ -162,16 +168,10 @@ def _place(file: LayerFile) -> tuple[Place | None, int | None]:
 FORMAT = Format(
     name="dictionary_learning autoencoder",
     kind="transcoder_set",
-    layout="<layer>/ae.pt and config.json: encoder.weight (F, D), encoder.bias (F), decoder.weight (D, F), bias or b_dec (D), or "
-    "W_enc (D, F), W_dec (F, D), b_enc (F), b_dec (D) [, threshold] [, k]",
+    layout="<layer>/ae.pt and config.json: encoder.weight (F, D), encoder.bias (F), decoder.weight (D, F), bias or b_dec (D), "
+    "or W_enc (D, F), W_dec (F, D), b_enc (F), b_dec (D) [, threshold] [, k]",
     detect=detect,
     read=each(read_layer),
-    harmless_tensors=(
-        Harmless("k", "of training, beside a threshold"),
-        Harmless("threshold", "measured beside TopK, which does not use it"),
-        Harmless("group_sizes", "of training: all groups are used"),
-        Harmless("active_groups", "all of them, in training and after it"),
-    ),
     harmless_keys=(
         Harmless("trainer.*", "how it was trained"),
         Harmless("buffer.*", "what it was trained on"),

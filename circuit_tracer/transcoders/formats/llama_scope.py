@@ -1,6 +1,6 @@
 """Llama Scope autoencoders as first published: `<name>/checkpoints/final.safetensors`, with hyperparams.json above.
 
-`encoder.weight` (F, D), `encoder.bias`, `decoder.weight` (D, F), `decoder.bias`. JumpReLU with one threshold for all features, or
+`encoder.weight` (F, D), `encoder.bias`, `decoder.weight` (D, F), `decoder.bias`. JumpReLU with one threshold for all, or
 (Llama-Scope-R1-Distill, `sae_weights.safetensors` and config.json) `log_jumprelu_threshold` (F,). Inputs were scaled to a norm
 of sqrt(D) by sqrt(D) / `dataset_average_activation_norm.in`, which is folded into encoder and decoder as SAELens does for these
 files; the threshold is compared with pre * |decoder row| where `sparsity_include_decoder_norm`.
@@ -28,15 +28,13 @@ _TENSORS = {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"}
 _THRESHOLDS = "log_jumprelu_threshold"
 _NORM = "dataset_average_activation_norm"
 _USED = ("jump_relu_threshold", "hook_point_in", "hook_point_out", "act_fn", "norm_activation", f"{_NORM}.in", f"{_NORM}.out",
-         "apply_decoder_bias_to_pre_encoder", "use_glu_encoder", "sparsity_include_decoder_norm")  # fmt: skip
+         "apply_decoder_bias_to_pre_encoder", "use_glu_encoder", "sparsity_include_decoder_norm", "d_sae", "d_model")  # fmt: skip
 HARMLESS_KEYS = (
     *(row for row in open_moss.HARMLESS_KEYS if row.pattern not in _USED),
     Harmless("decoder_exactly_fixed_norm", "of training"),
     Harmless("decoder_bias_init_method", "of training"),
     Harmless("use_decoder_bias", "there is one"),
     Harmless("sae_type", "an autoencoder"),
-    Harmless("d_model", "the tensors say it"),
-    Harmless("d_sae", "the tensors say it"),
 )
 
 
@@ -62,8 +60,9 @@ def read_layer(file: LayerFile) -> LayerWeights:
     read, written = said.get("hook_point_in"), said.get("hook_point_out")
     if read is None or written not in (None, read):
         raise FileFormatError(
-            f"{source}: Llama Scope's hyperparams.json says that it reads {read} and writes {written}; only its autoencoders, with "
-            "one place, can be read. Convert its transcoders with Language-Model-SAEs, to config.json and sae_weights.safetensors."
+            f"{source}: Llama Scope's hyperparams.json says that it reads {read} and writes {written}; only its autoencoders, "
+            "with one place, can be read. Convert its transcoders with Language-Model-SAEs, to config.json and "
+            "sae_weights.safetensors."
         )
     if said.get("use_glu_encoder") or said.get("act_fn", "jumprelu").lower() != "jumprelu":
         raise FileFormatError(
@@ -71,6 +70,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
         )
     encoder, decoder = file.matrix("encoder.weight"), file.matrix("decoder.weight").T
     bias, decoder_bias = file.tensor("encoder.bias"), file.tensor("decoder.bias")
+    _require_sizes(source, said, encoder)
     threshold = _threshold(file, said, decoder)
     if said.get("apply_decoder_bias_to_pre_encoder"):
         bias = shifted_bias(encoder, bias, decoder_bias)
@@ -86,6 +86,14 @@ def read_layer(file: LayerFile) -> LayerWeights:
         reads=place,
         writes=place,
     )
+
+
+def _require_sizes(source: str, said: dict[str, Any], encoder_FD: Tensor) -> None:
+    for name, found in zip(("d_sae", "d_model"), encoder_FD.shape, strict=True):
+        if said.get(name) not in (None, found):
+            raise FileFormatError(
+                f"{source}: hyperparams.json says {name} = {shortened(said[name])}, the tensors {found}."
+            )
 
 
 def _is_harmless(name: str) -> bool:
@@ -110,10 +118,10 @@ def _factor(source: str, said: dict[str, Any], width: int) -> float:
     if method == "inference":
         return 1.0
     norm, behind = said.get(f"{_NORM}.in"), said.get(f"{_NORM}.out")
-    if method != "dataset-wise" or not scalar_like(norm) or not norm > 0 or behind not in (None, norm):
+    if method != "dataset-wise" or not scalar_like(norm) or norm is None or not norm > 0 or behind not in (None, norm):
         raise FileFormatError(
-            f"{source}: norm_activation is {shortened(method)} with the norms {shortened(norm)} and {shortened(behind)}; read are "
-            "inference, and dataset-wise with one norm."
+            f"{source}: norm_activation is {shortened(method)} with the norms {shortened(norm)} and {shortened(behind)}; read "
+            "are inference, and dataset-wise with one norm."
         )
     return sqrt(width) / float(norm)
 

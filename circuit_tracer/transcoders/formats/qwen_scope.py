@@ -1,7 +1,7 @@
 """Qwen-Scope autoencoders of the residual stream: `SAE-Res-{model}-W{n}K-L0_{k}/layer{n}.sae.pt`, a dict of four tensors.
 
-`W_enc` (F, D), `W_dec` (D, F), `b_enc` (F,), `b_dec` (D,). The k largest pre-activations W_enc x + b_enc are kept, whatever their
-sign. k is in the name of the repository, or in a cfg.json beside the files ({"k": 100}).
+`W_enc` (F, D), `W_dec` (D, F), `b_enc` (F,), `b_dec` (D,). The k largest pre-activations W_enc x + b_enc are kept, whatever
+their sign. k is in the name of the repository, or in a cfg.json beside the files ({"k": 100}).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def read_layer(file: LayerFile) -> LayerWeights:
     k = whole(file.key("k")) or (int(named[1]) if named else None)
     if k is None:
         raise FileFormatError(
-            f"{source} does not say how many features are kept; its repository's name does (SAE-Res-...-L0_100). Keep that name "
-            'for the folder, or write {"k": 100} into a cfg.json beside it.'
+            f"{source} does not say how many features are kept; its repository's name does (SAE-Res-...-L0_100). Keep that "
+            'name for the folder, or write {"k": 100} into a cfg.json beside it.'
         )
     place = require_one_place("hook_resid_post", source)
     return LayerWeights(

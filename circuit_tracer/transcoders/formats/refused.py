@@ -61,8 +61,8 @@ REFUSED = (
         says=("architecture", ("temporal",)),
     ),
     Refused(
-        "an autoencoder by matching pursuit, whose features are chosen one after the other, each by what the others leave; it is "
-        "not read. Choose one of SAELens' other architectures",
+        "an autoencoder by matching pursuit, whose features are chosen one after the other, each by what the others leave; "
+        "it is not read. Choose one of SAELens' other architectures",
         says=("architecture", ("matching_pursuit",)),
     ),
     Refused(

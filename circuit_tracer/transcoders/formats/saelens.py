@@ -1,7 +1,8 @@
 """SAELens transcoders: `cfg.json` with `sae_weights.safetensors`; its autoencoders are in saelens_autoencoder.py.
 
 `W_enc` (D, F), `W_dec` (F, D), `b_enc`, `b_dec`, `threshold` (F,) for JumpReLU, `W_skip` (D, D) as x @ W_skip.T.
-Input normalisation and subtraction of b_dec are refused: they must be folded into the weights first. Where one stands is in the metadata (`hook_name`, `hook_name_out`), in older files at the top (`hook_name` or `hook_point`, `hook_layer`).
+Input normalisation and subtraction of b_dec are refused: they must be folded into the weights first. Where one stands is
+in the metadata (`hook_name`, `hook_name_out`), in older files at the top (`hook_name` or `hook_point`, `hook_layer`).
 """
 
 from __future__ import annotations

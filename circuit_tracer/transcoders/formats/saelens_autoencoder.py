@@ -127,9 +127,9 @@ def _average(file: LayerFile) -> float:
         )
     if not scalar_like(known) or not isfinite(known) or known <= 0:
         raise FileFormatError(
-            f"{file.path}: its input is normalised by the expected norm, and the factor is not known ({shortened(known)}). Write "
-            '{"scaling_factor": s} into activation_scaler.json beside it, s = sqrt(d_in) / the mean norm of the activation; '
-            "SAELens lists it as norm_scaling_factor, or fold it in with SAELens and save again."
+            f"{file.path}: its input is normalised by the expected norm, and the factor is not known ({shortened(known)}). "
+            'Write {"scaling_factor": s} into activation_scaler.json beside it, s = sqrt(d_in) / the mean norm of the '
+            "activation; SAELens lists it as norm_scaling_factor, or fold it in with SAELens and save again."
         )
     return float(known)
 
@@ -154,8 +154,8 @@ FORMAT = Format(
     detect=detect,
     read=each(read_layer),
     harmless_tensors=ONES,
-    harmless_keys=tuple(row for row in HARMLESS_KEYS if row.pattern != "reshape_activations")
-    + (
+    harmless_keys=(
+        *(row for row in HARMLESS_KEYS if row.pattern != "reshape_activations"),
         Harmless("reshape_activations", "heads side by side, as they stand here", (None, "none", "hook_z")),
         Harmless("matryoshka_widths", "of training: all features are used"),
         Harmless("topk_threshold_lr", "of training"),

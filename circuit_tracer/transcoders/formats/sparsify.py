@@ -2,9 +2,9 @@
 
 `encoder.weight` (F, D), `encoder.bias` (F,), `W_dec` (F, D), `b_dec` (D,), optional `W_skip` (D, D) as x @ W_skip.T.
 Encoding is ReLU, then TopK. Autoencoders (cfg `transcode` false) subtract b_dec from their input and reconstruct it. Older
-cfg.json have no `transcode`: those with a skip connection are transcoders, and whether they subtract b_dec is measured when they
-meet a model (attribution/input_shift.py). The folder's name is the hookpoint, a module: a transcoder reads its input and writes
-its output, an autoencoder stands at its output.
+cfg.json have no `transcode`: those with a skip connection are transcoders, and whether they subtract b_dec is measured when
+they meet a model (attribution/input_shift.py). The folder's name is the hookpoint, a module: a transcoder reads its input and
+writes its output, an autoencoder stands at its output.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def read_autoencoder(file: LayerFile) -> LayerWeights:
     place = place_of(f"{hookpoint}.output", source)
     if place.layer is None:
         raise FileFormatError(
-            f"{source}: its folder is called {hookpoint!r}, which names no place of a layer; an autoencoder of sparsify lies in "
-            "a folder of its hookpoint, such as layers.5 or layers.5.mlp."
+            f"{source}: its folder is called {hookpoint!r}, which names no place of a layer; an autoencoder of sparsify lies "
+            "in a folder of its hookpoint, such as layers.5 or layers.5.mlp."
         )
     place = require_one_place(f"{hookpoint}.output", source)
     return LayerWeights(
