@@ -105,7 +105,8 @@ def gemma_scope_2(folder: Path, layer: int) -> OfOne:
     place, at = f"model.layers.{layer}.self_attn.o_proj.input", folder / f"layer_{layer}_width_16k_l0_small"
     write_tensors(at / "params.safetensors", t)
     _say(at / "config.json", {"hf_hook_point_in": place, "hf_hook_point_out": place, "width": F, "type": "sae", "l0": 20,
-                              "model_name": "google/gemma-3-1b", "architecture": "jump_relu"})  # fmt: skip
+                              "model_name": "google/gemma-3-1b", "architecture": "jump_relu",
+                              "affine_connection": False})  # fmt: skip
     return lambda x: jump(x @ t["w_enc"] + t["b_enc"], t["threshold"]) @ t["w_dec"] + t["b_dec"]
 
 

@@ -28,7 +28,8 @@ _TENSORS = {"encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"}
 _THRESHOLDS = "log_jumprelu_threshold"
 _NORM = "dataset_average_activation_norm"
 _USED = ("jump_relu_threshold", "hook_point_in", "hook_point_out", "act_fn", "norm_activation", f"{_NORM}.in", f"{_NORM}.out",
-         "apply_decoder_bias_to_pre_encoder", "use_glu_encoder", "sparsity_include_decoder_norm", "d_sae", "d_model")  # fmt: skip
+         "apply_decoder_bias_to_pre_encoder", "use_glu_encoder", "sparsity_include_decoder_norm",
+         "d_sae", "d_model")  # fmt: skip
 HARMLESS_KEYS = (
     *(row for row in open_moss.HARMLESS_KEYS if row.pattern not in _USED),
     Harmless("decoder_exactly_fixed_norm", "of training"),
