@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from circuit_tracer import ReplacementModel
+from circuit_tracer.models.parts import bind
 from circuit_tracer.models.run import ModelRun
 from circuit_tracer.models.sites import width_at
 from circuit_tracer.transcoders import SingleLayerTranscoder, TranscoderSet
 from tests.support.dictionaries import make_activation, uniform
-from tests.support.tiny import tiny_model
+from tests.support.tiny import tiny_model, tiny_transcoder
 
 PLACES = (
     "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "attn.hook_z", "attn.hook_out", "hook_attn_out", "mlp.hook_out",
@@ -41,8 +46,6 @@ def random_autoencoders(
 def autoencoded(architecture: str, place: str, dtype: torch.dtype = torch.float64, **given: object) -> ReplacementModel:
     """A tiny model with random autoencoders at a place."""
     model = tiny_model(architecture, dtype)
-    from circuit_tracer.models.parts import bind
-
     torch.manual_seed(5)
     width = width_at(bind(model, architecture), place)
     return ReplacementModel.from_model(
@@ -78,3 +81,21 @@ def naive_change(
 
     visits = {place: visit} | ({"hook_resid_post": behind} if place == "hook_resid_mid" else {})
     return ModelRun(model.parts, visits)(ids).final[0]
+
+
+def saved_autoencoders(
+    folder: Path, model: str, layers: tuple[int, ...] = (0, 2), point: str = "hook_resid_post"
+) -> Path:
+    """SAELens's files, as the trainer writes them."""
+    dictionary = tiny_transcoder("plt", torch.float32, activation="jump_relu")
+    for layer in layers:
+        one, place = dictionary[layer], folder / f"layer_{layer}"
+        place.mkdir(parents=True)
+        tensors = {"W_enc": one.W_enc.T, "W_dec": one.W_dec, "b_enc": one.b_enc, "b_dec": one.b_dec}
+        threshold = dictionary.activation(layer).threshold.expand(len(one.b_enc))  # type: ignore[attr-defined]
+        save_file({name: t.detach().clone().contiguous() for name, t in (tensors | {"threshold": threshold}).items()},
+                  place / "sae_weights.safetensors")  # fmt: skip
+        metadata = {"model_name": model, "hook_name": f"blocks.{layer}.{point}", "sae_lens_version": "6.0.0"}
+        described = {"architecture": "jumprelu", "d_in": 16, "d_sae": 20, "dtype": "float32", "metadata": metadata}
+        (place / "cfg.json").write_text(json.dumps(described), encoding="utf-8")
+    return folder

@@ -18,8 +18,10 @@ from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.transcoders import hub as downloads
 from circuit_tracer.transcoders import load_transcoder_from_hub, save_transcoders, save_transcoders_to_cache
 from circuit_tracer.transcoders.layouts import Found, find
+from circuit_tracer.transcoders.loading import load_dictionary
 from circuit_tracer.transcoders.references import HubReference, resolve
 from circuit_tracer.transcoders.selection import Selection, parse_selection, selection_text
+from tests.support.autoencoder_layouts import AUTOENCODERS
 from tests.support.dictionaries import random_clt, random_set
 from tests.support.fake_hub import FakeHub
 from tests.support.published import D, F, L, draw, gemma_scope_1, gemma_scope_2, gemma_scope_2_clt, saelens, save
@@ -339,6 +341,18 @@ def test_a_repository_without_config_is_listed_and_only_what_is_meant_is_fetched
     fetched = {name for name in hub.downloads if name != "config.yaml"}
     assert len(fetched) == 2 * L
     assert all("width_262k" in name for name in fetched)
+
+
+def test_one_layer_of_published_autoencoders_is_fetched_and_nothing_else(hub, tmp_path):
+    layout, place = AUTOENCODERS["gemma-scope-1-att"]
+    x, expected = torch.randn(L, 5, D), layout.write(tmp_path / "made")
+    publish(hub, tmp_path / "made" / "gemma-scope-2b-pt-att", "google/gemma-scope-2b-pt-att")
+    loaded, config = load_dictionary("google/gemma-scope-2b-pt-att:layer=1,width=16k")
+    assert (loaded.layers, config["feature_input_hook"]) == ((1,), place)
+    torch.testing.assert_close(loaded(x[:2])[1], expected(x)[1])
+    assert [name for name in hub.downloads if name.endswith(".npz")] == ["layer_1/width_16k/params.npz"]
+    with pytest.raises(FileFormatError, match=r"google/gemma-scope-2b-pt-att.*is a sparse autoencoder at attn\.hook_z"):
+        load_transcoder_from_hub("google/gemma-scope-2b-pt-att:layer=1")
 
 
 def test_gemma_scope_1_is_fetched_by_the_l0_that_is_wanted(hub, tmp_path):

@@ -161,8 +161,8 @@ class _Subject:
             missing.append("Graphs of prompts: an autoencoder replaces no MLP, so no prompt can be traced with it.")
         if points.input not in WHOLE_STREAM:
             missing.append(
-                f"Loss with the reconstruction spliced in: {points.input} is what the MLP reads, while the stream itself goes "
-                f"on; it is measured at {' and '.join(WHOLE_STREAM)}."
+                f"Loss with the reconstruction spliced in: {points.input} is not the stream that goes on; it is measured at "
+                f"{' and '.join(WHOLE_STREAM)}."
             )
         found = replace(found, not_measured=missing)
         if not self.settings.replacement_tokens or points.input not in WHOLE_STREAM:
