@@ -98,10 +98,20 @@ _CLASSES = {
 
 
 def detect(file: LayerFile) -> bool:
+    """By what config.json says, or as one of the classes whose tensors nobody else has."""
     return file.has_key(*SAYS) or (
-        "decoder.weight" in file
-        and any(_CLASSES[name].tensors <= file.names for name in ("AutoEncoder", "GatedAutoEncoder"))
+        "decoder.weight" in file and bool(_fitting(file, None)) and "decoder.bias" not in file
     )
+
+
+def _fitting(file: LayerFile, named: object) -> list[_Class]:
+    """The class that is named, if the tensors are its, or that the tensors are."""
+    every = _CLASSES if named is None else {name: each for name, each in _CLASSES.items() if name == named}
+    return [
+        each
+        for each in every.values()
+        if each.tensors <= file.names and (named is not None or file.names <= each.tensors | {*each.idle})
+    ]
 
 
 def read_layer(file: LayerFile) -> LayerWeights:
@@ -110,6 +120,8 @@ def read_layer(file: LayerFile) -> LayerWeights:
         file.optional(name)
     given, decoder_bias = kind.encoding(file), file.tensor(kind.bias)
     shifts = file.key("trainer.apply_b_dec_to_input", default=kind.shifts)
+    if not isinstance(shifts, bool):
+        raise FileFormatError(f"{file.path}: apply_b_dec_to_input is {shortened(shifts)}; true or false is expected.")
     bias = shifted_bias(given.encoder_FD, given.bias_F, decoder_bias) if shifts else given.bias_F
     place, layer = _place(file)
     model_name = file.key("trainer.lm_name")
@@ -131,10 +143,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
 
 def _class_of(file: LayerFile) -> _Class:
     named = file.key("trainer.dict_class")
-    if named is None:
-        fitting = [each for each in _CLASSES.values() if each.tensors == file.names]
-    else:
-        fitting = [_CLASSES[named]] if named in _CLASSES and _CLASSES[named].tensors <= file.names else []
+    fitting = _fitting(file, named)
     if len(fitting) != 1:
         raise FileFormatError(
             f"{file.path}: config.json says dict_class {shortened(named)}, and the tensors are {file.describe()}; known are "
@@ -168,8 +177,7 @@ def _place(file: LayerFile) -> tuple[Place | None, int | None]:
 FORMAT = Format(
     name="dictionary_learning autoencoder",
     kind="transcoder_set",
-    layout="<layer>/ae.pt and config.json: encoder.weight (F, D), encoder.bias (F), decoder.weight (D, F), bias or b_dec (D), "
-    "or W_enc (D, F), W_dec (F, D), b_enc (F), b_dec (D) [, threshold] [, k]",
+    layout="<layer>/ae.pt and config.json, whose trainer.dict_class says which",
     detect=detect,
     read=each(read_layer),
     harmless_keys=(

@@ -51,8 +51,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
 FORMAT = Format(
     name="Goodfire autoencoder",
     kind="transcoder_set",
-    layout="<name>-l{n}.pth: encoder_linear.weight (F, D), encoder_linear.bias (F), decoder_linear.weight (D, F), "
-    "decoder_linear.bias (D); or encoder., decoder.",
+    layout="<name>-l{n}.pth: encoder_linear.weight (F, D), decoder_linear.weight (D, F) and biases",
     detect=detect,
     read=each(read_layer),
 )

@@ -130,8 +130,7 @@ def _factor(source: str, said: dict[str, Any], width: int) -> float:
 FORMAT = Format(
     name="Llama Scope autoencoder",
     kind="transcoder_set",
-    layout="<name>/hyperparams.json and checkpoints/final.safetensors: encoder.weight (F, D), encoder.bias (F), decoder.weight "
-    "(D, F), decoder.bias (D)",
+    layout="<name>/hyperparams.json and checkpoints/final.safetensors",
     detect=detect,
     read=each(read_layer),
     harmless_keys=HARMLESS_KEYS,

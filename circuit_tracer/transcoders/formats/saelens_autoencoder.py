@@ -149,8 +149,7 @@ def _feature_scale(file: LayerFile) -> Tensor | None:
 FORMAT = Format(
     name="SAELens autoencoder",
     kind="transcoder_set",
-    layout="<layer>/sae_weights.safetensors and cfg.json: W_enc (D, F), W_dec (F, D), b_dec (D), b_enc (F) or b_gate, b_mag, "
-    "r_mag (F) [, threshold (F)]",
+    layout="the same, with the architecture of an autoencoder in cfg.json",
     detect=detect,
     read=each(read_layer),
     harmless_tensors=ONES,
