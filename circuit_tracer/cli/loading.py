@@ -211,14 +211,21 @@ class ModelOptions:
         verify(parts)
         return parts, tokenizer
 
-    def open(self, verbose: bool = False) -> ReplacementModel:
-        """The model with the transcoders; bars of loading only if verbose."""
+    def open(self, verbose: bool = False, traces: bool = False) -> ReplacementModel:
+        """The model with the transcoders; bars of loading only if verbose. traces: not with autoencoders, said before the model
+        is loaded.
+        """
         from circuit_tracer.replacement_model import ReplacementModel
+        from circuit_tracer.transcoders.building import NO_TRANSCODER
 
         if not verbose:
             quiet_loading()
         device, dtype = self.place()
         transcoders, config = self.dictionary(self.transcoders)
+        if traces and transcoders.is_autoencoder:
+            raise InputError(
+                f"{self.transcoders} is a sparse autoencoder at {transcoders.feature_input_hook}: {NO_TRANSCODER}"
+            )
         load = ReplacementModel.from_pretrained_and_transcoders
         name = self.model_name(config)
         model = load(name, transcoders, device=device, dtype=dtype, revision=self.revision)

@@ -277,6 +277,11 @@ def test_an_unreadable_folder_says_what_is_there(tmp_path):
 REFUSED = {
     "lorsa": ({"W_Q": (2, 3)}, {"sae_type": "lorsa"}, "Lorsa, a dictionary of attention outputs"),
     "crosscoder": ({"W_E": (2, D, F), "W_D": (2, F, D), "b_E": (F,)}, {"sae_type": "crosscoder"}, "a crosscoder"),
+    "crosscoder of two models": (
+        {"encoder.weight": (2, D, F), "encoder.bias": (F,), "decoder.weight": (2, F, D), "decoder.bias": (2, D)},
+        {"activation_dim": D, "dict_size": F, "num_layers": 2},
+        "a crosscoder",
+    ),
     "molt": ({"U_matrices.0": (2, 3), "V_matrices.0": (2, 3)}, None, "a mixture of linear transforms"),
     "gated": (
         {"W_E": (D, F), "W_E_glu": (D, F), "b_E": (F,), "b_E_glu": (F,), "W_D": (F, D)},

@@ -51,5 +51,5 @@ FORMAT = Format(
     read=each(read_layer),
     hooks=("ln2.hook_normalized", "hook_mlp_out"),
     hooks_note="those of its transcoders; but its autoencoders have files that look the same, and would give numbers that mean "
-    "nothing",
+    "nothing: of those, give their place for both hooks (hook_resid_post of the residual stream)",
 )

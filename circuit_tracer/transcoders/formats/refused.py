@@ -11,15 +11,22 @@ from dataclasses import dataclass
 from circuit_tracer.errors import FileFormatError
 from circuit_tracer.transcoders.formats.layer_file import LayerFile
 
+_CROSSCODER = (
+    "a crosscoder of several layers' activations, or of two models': it replaces no MLP, and has no place of its own. Choose "
+    "an autoencoder or transcoders of one layer"
+)
 _NAMES = Callable[[set[str]], bool]
 
 
 @dataclass(frozen=True)
 class Refused:
-    """What files are that ``fits`` recognises by the names of their tensors, or ``says`` by key and value beside them."""
+    """What files are that ``fits`` recognises by the names of their tensors, ``axes`` by how many axes one has, or ``says`` by
+    key and value beside them.
+    """
 
     what: str
     fits: _NAMES = lambda names: False
+    axes: tuple[str, int] = ("", 0)
     says: tuple[str, tuple[str, ...]] = ("", ())
 
 
@@ -46,7 +53,8 @@ REFUSED = (
         "OpenMOSS's cross-layer transcoder, which is not read; export it as circuit-tracer's files (W_enc_{i}, W_dec_{i})",
         says=("sae_type", ("clt",)),
     ),
-    Refused("a crosscoder of several layers' activations; it replaces no MLP", says=("sae_type", ("crosscoder",))),
+    Refused(_CROSSCODER, says=("sae_type", ("crosscoder",))),
+    Refused(_CROSSCODER, axes=("encoder.weight", 3)),
     Refused(
         "a mixture of linear transforms (MOLT): its features are matrices, which have no decoder row",
         says=("sae_type", ("molt",)),
@@ -79,5 +87,6 @@ def refuse_known(file: LayerFile) -> None:
     for known in REFUSED:
         key, values = known.says
         said = bool(key) and file.has_key(key) and (not values or str(file.value(key)) in values)
-        if said or known.fits(file.names):
+        name, axes = known.axes
+        if said or known.fits(file.names) or (name in file and len(file.shapes[name]) == axes):
             raise FileFormatError(f"{file.path} is {known.what}.")
