@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuit_tracer.attribution.decoder_rows import DecoderRows, read_decoder_rows
 from circuit_tracer.attribution.frozen_attention import FrozenAttention
-from circuit_tracer.attribution.normalised_error import normalised_error
+from circuit_tracer.attribution.normalised_error import nmse_of
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.errors import NumericalError
 
@@ -66,5 +66,5 @@ def linear_attention(
                 "weights for NaN or infinity"
             )
         error[layer] = frozen.write_at(layer, left, torch.arange(len(y), device=y.device))
-        nmse[layer] = float(normalised_error(y[kept], left[kept]))
+        nmse[layer] = float(nmse_of(y[kept], left[kept]))
     return LinearAttention(frozen, decoder, error, nmse)

@@ -9,7 +9,7 @@ FEW = 4
 LEAST_VARIANCE = 0.25
 
 
-def normalised_error(y_nD: Tensor, error_nD: Tensor) -> Tensor:
+def nmse_of(y_nD: Tensor, error_nD: Tensor) -> Tensor:
     """What the features leave of y, summed over the prompt's positions, over the variance of y around its mean there.
 
     Over the square of y for fewer than `FEW` positions: so few have a mean that fits them too well. 1 is what predicting the

@@ -6,13 +6,21 @@ from circuit_tracer.attribution.frozen_attention import OUT, Z
 from circuit_tracer.errors import CompatibilityError
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.sites import site_of
+from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.lorsa import Lorsa
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 
-def paired_attention(parts: ModelParts, attention: TranscoderSet) -> TranscoderSet:
-    """A dictionary of attention outputs as that of this model. Refuses one that stands elsewhere, or cannot belong to it."""
+def paired_attention(parts: ModelParts, attention: TranscoderSet, transcoders: Transcoders) -> TranscoderSet:
+    """A dictionary of attention outputs as that of this model, beside its transcoders. Refuses one that stands elsewhere, or
+    cannot belong to it.
+    """
     config = parts.config
+    if transcoders.is_autoencoder:
+        raise CompatibilityError(
+            f"a dictionary of attention stands beside transcoders or neurons, and {transcoders.feature_input_hook} has "
+            "autoencoders. Give these alone, without attention"
+        )
     hooks = (attention.feature_input_hook, attention.feature_output_hook)
     if not isinstance(attention, Lorsa) and hooks not in ((Z, Z), (OUT, OUT)):
         raise CompatibilityError(

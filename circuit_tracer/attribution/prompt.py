@@ -17,15 +17,17 @@ from circuit_tracer.attribution.attention_nodes import LinearAttention, linear_a
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, DecoderRows, read_decoder_rows
 from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.attribution.held import Held
-from circuit_tracer.attribution.normalised_error import normalised_error
+from circuit_tracer.attribution.normalised_error import nmse_of
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
 from circuit_tracer.graph.balance import Reconstruction
 from circuit_tracer.models.capture import PromptCapture, capture
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.models.sites import width_at
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.building import NO_TRANSCODER
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 # of the positions (P,) that are kept: features, and what is to be said of how they were found (JSON values)
@@ -69,14 +71,15 @@ class LinearPrompt:
 
 
 def paired(parts: ModelParts, transcoders: Transcoders) -> Transcoders:
-    """The transcoders as those of this model: a set of some layers gets the others, without features.
+    """The transcoders, or autoencoders, as those of this model: a set of some layers gets the others, without features.
 
     Refuses one that cannot belong to the model: width, layers.
     """
-    config = parts.config
-    if transcoders.d_model != config.d_model:
+    config, width = parts.config, width_at(parts, transcoders.feature_output_hook)
+    if transcoders.d_model != width:
+        has = "has" if width == config.d_model else f"has at {transcoders.feature_output_hook}"
         raise CompatibilityError(
-            f"transcoder expects d_model {transcoders.d_model}, model {config.model_name} has {config.d_model}; "
+            f"transcoder expects d_model {transcoders.d_model}, model {config.model_name} {has} {width}; "
             "use the transcoder that was trained on this model"
         )
     if max(transcoders.layers) >= config.n_layers:
@@ -91,6 +94,15 @@ def paired(parts: ModelParts, transcoders: Transcoders) -> Transcoders:
             "it must have every one"
         )
     return whole
+
+
+def replacing(parts: ModelParts, transcoders: Transcoders) -> Transcoders:
+    """As `paired`, of what replaces MLPs in a trace; CompatibilityError for autoencoders."""
+    if transcoders.is_autoencoder:
+        raise CompatibilityError(
+            f"the dictionary is a sparse autoencoder at {transcoders.feature_input_hook}: {NO_TRANSCODER}"
+        )
+    return paired(parts, transcoders)
 
 
 @dataclass(frozen=True)
@@ -129,7 +141,7 @@ def encode_prompt(
     dictionary of attention outputs, whose features are numbered behind the others. Raises InputError when no position or no
     active feature remains, CompatibilityError for a transcoder of another model.
     """
-    transcoders = paired(parts, transcoders)
+    transcoders = replacing(parts, transcoders)
     dropped, n_pos = sorted(left_out), len(ids)
     if n_pos == 0 or len([p for p in dropped if p < n_pos]) == n_pos:
         raise InputError(
@@ -157,7 +169,7 @@ def linearise(
     At left-out positions the MLP output is a constant. chunk_bytes: of decoder rows read at once, if they are not kept.
     """
     network = encoded.network
-    transcoders = paired(network.parts, transcoders)
+    transcoders = replacing(network.parts, transcoders)
     frozen = encoded.attention
     sources = SourceTable.of(encoded.active, transcoders, network.captured.n_pos, frozen is not None)
     decoder, features = read_decoder_rows(sources, transcoders, network, keep_rows, chunk_bytes)
@@ -252,7 +264,7 @@ def reconstruction(
     """How well the features rebuild a prompt's MLP outputs; of a layer without a transcoder everything is left."""
     kept, nmse = keep_P.to(error_LPD.device), [torch.tensor(1.0).double()] * network.n_layers
     for layer in transcoders.layers:
-        nmse[layer] = normalised_error(network.transcoder_output(layer)[kept], error_LPD[layer][kept])
+        nmse[layer] = nmse_of(network.transcoder_output(layer)[kept], error_LPD[layer][kept])
     counts = torch.bincount(active.layer[active.index < transcoders.d_transcoder], minlength=network.n_layers)
     return Reconstruction(nmse=torch.stack(nmse), l0=counts.double() / int(keep_P.sum()))
 

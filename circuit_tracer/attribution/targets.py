@@ -31,6 +31,7 @@ from circuit_tracer.attribution.stream_targets import (
     AttentionTarget,
     DirectionTarget,
     StreamTarget,
+    latent_target,
     read_vector,
     resolve_attention,
     resolve_direction,
@@ -58,6 +59,7 @@ __all__ = [
     "TargetRows",
     "TargetSpec",
     "compute_salient_logits",
+    "latent_target",
     "log_attribution_target_info",
     "resolve_targets",
 ]

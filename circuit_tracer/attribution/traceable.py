@@ -22,6 +22,7 @@ from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 class Traceable:
     """A model with its transcoders and tokenizer, checked to belong together. `ReplacementModel` is one that can be loaded.
+    In the transcoders' place it takes autoencoders, with which all can be done but traces.
 
     attention: a dictionary of attention outputs, whose features are nodes of a graph too; numbered behind those of the
     transcoders.
@@ -36,12 +37,12 @@ class Traceable:
     ) -> None:
         transcoders = paired(parts, transcoders)
         check_hooks(parts, transcoders.feature_input_hook, transcoders.feature_output_hook)
-        if len(transcoders.layers) < transcoders.n_layers:
+        if len(transcoders.layers) < transcoders.n_layers and not transcoders.is_autoencoder:
             said = f"{described_layers(transcoders)}: the MLPs of the others are error nodes, with nothing of them explained"
             warn(said)
         transcoders = with_known_shift(parts, transcoders, tokenizer)
         self.parts, self.transcoders, self.tokenizer = parts, transcoders, tokenizer
-        self.attention = None if attention is None else paired_attention(parts, attention)
+        self.attention = None if attention is None else paired_attention(parts, attention, transcoders)
         self._bound_to = _state(parts)
 
     @property

@@ -124,7 +124,8 @@ class FrozenNetwork:
     """The frozen linear network of one prompt, or of several side by side, with the transcoder's two hook points.
 
     `input_hook` and `output_hook` are circuit-tracer's names (attribution/README.md §4.4); a hook that the architecture does
-    not have raises CompatibilityError.
+    not have raises CompatibilityError. Where they are one place, that of autoencoders, it is only what was captured there
+    (`capture(..., places=[...])`) that they read and rebuild; nothing is traced through it.
     """
 
     def __init__(self, parts: ModelParts, captured: PromptCapture, input_hook: str, output_hook: str) -> None:
@@ -146,10 +147,14 @@ class FrozenNetwork:
 
     def transcoder_input(self, layer: int) -> Tensor:
         """x_l (P, D): the true activation at the input hook."""
+        if self.input_site is self.output_site:
+            return self.captured.layers[layer].places[self.input_site.name]
         return self.read(layer, self.captured.layers[layer].resid_mid, constants=True)
 
     def transcoder_output(self, layer: int) -> Tensor:
         """y_l (P, D): the true activation at the output hook, with what an intervention has added there."""
+        if self.input_site is self.output_site:
+            return self.transcoder_input(layer)
         kept, norm = self.captured.layers[layer], self.layers[layer].mlp_post_norm
         out = kept.mlp_out if norm is None or self.output_site.norm is not None else norm.forward(kept.mlp_out)
         return out if kept.added is None else out + kept.added

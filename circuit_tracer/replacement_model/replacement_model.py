@@ -26,7 +26,7 @@ from circuit_tracer.models.verify import verify
 from circuit_tracer.replacement_model.members import ModelMembers
 from circuit_tracer.transcoders.attention import load_attention
 from circuit_tracer.transcoders.base import Transcoders
-from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+from circuit_tracer.transcoders.loading import load_dictionary
 from circuit_tracer.transcoders.neurons import NEURONS, Neurons
 from circuit_tracer.transcoders.neurons_elsewhere import with_neurons
 from circuit_tracer.transcoders.selection import Selection
@@ -86,9 +86,10 @@ class ReplacementModel(ModelMembers):
         """Load model and transcoders: Hugging Face ids, folders (of peft adapters too), or a GGUF file for the model.
 
         transcoder_set: "neurons" for the model's own MLP neurons, which need no files (a folder of that name is ./neurons).
+        Autoencoders are taken too, for all but traces.
 
         Lazy weights stay on disk; only rows of active features are read. The hooks are where the transcoders read and write,
-        where their files do not say; ``select`` and ``input_shift`` as in `load_transcoder_from_hub`.
+        where their files do not say; ``select`` and ``input_shift`` as in `load_dictionary`.
 
         attention: autoencoders of attention outputs, or Lorsa, whose features and errors are nodes too (`load_attention`).
         adapter: transcoders of what the others leave, such as a fine-tuned model's difference, stacked on them (`Stacked`).
@@ -109,7 +110,7 @@ class ReplacementModel(ModelMembers):
             if adapter is not None:
                 raise InputError("neurons leave nothing of an MLP for an adapter to explain; leave adapter out")
             return cls.from_pretrained_and_transcoders(model_name, NEURONS, backend, target, kind, **own, **kwargs)
-        transcoders, _ = load_transcoder_from_hub(
+        transcoders, _ = load_dictionary(
             str(transcoder_set),
             device=present(target),
             dtype=kind,
@@ -142,7 +143,7 @@ class ReplacementModel(ModelMembers):
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> ReplacementModel:
-        """Load a model for transcoders that are there already, or its own "neurons"; arguments as in `from_pretrained`."""
+        """Load a model for transcoders that are there already, or its own "neurons"; arguments as `from_pretrained` has."""
         if hf_model is None:
             target, kind, kwargs = place(device, dtype, kwargs)
             model, tokenizer = load_language_model(

@@ -20,17 +20,17 @@ PLACES = ("attn.hook_z", "hook_attn_out")
 def load_attention(
     folder: str | Path, device: Device = None, dtype: torch.dtype | None = torch.float32
 ) -> TranscoderSet:
-    """Those of a local folder, of all layers of a model or of some; each by its layer in the model.
+    """Autoencoders of a local folder or a hub name, or Lorsa of a local folder: of all layers of a model or of some.
 
     Raises InputError for no folder, FileFormatError for files that are not understood, or autoencoders of another place.
     """
     if is_lorsa(folder):
         return load_lorsa(folder, device, dtype)
-    found = load_autoencoders(folder, device, dtype)
-    dictionary, hook = found.dictionary, found.dictionary.feature_input_hook
+    dictionary = load_autoencoders(folder, device, dtype).placed
+    hook = dictionary.feature_input_hook
     if hook not in PLACES:
         raise FileFormatError(
             f"{folder}: its autoencoders stand at {hook}; those of attention stand at {' or '.join(PLACES)}"
         )
-    layers = {layer: dictionary[number] for number, layer in enumerate(found.layers)}
-    return TranscoderSet(layers, hook, hook, dictionary.scan or Path(folder).name)
+    dictionary.scan = dictionary.scan or Path(folder).name
+    return dictionary

@@ -71,6 +71,11 @@ class Transcoders(LazyModule):
     scan: Scan
     skip_connection: bool
 
+    @property
+    def is_autoencoder(self) -> bool:
+        """Whether it writes where it reads: then it replaces no MLP, and what it reads is what it rebuilds."""
+        return self.feature_input_hook == self.feature_output_hook
+
     # ---- which layers it has
 
     @property

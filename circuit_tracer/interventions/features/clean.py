@@ -5,6 +5,7 @@ Letters: L layers, P positions, D d_model, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.belonging import require_traced_with
+from circuit_tracer.attribution.fit import warn_of_misfit
 from circuit_tracer.attribution.frozen_attention import FrozenAttention
+from circuit_tracer.attribution.normalised_error import FEW
 from circuit_tracer.errors import CompatibilityError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.interventions.features.activations import activations_of
@@ -116,6 +119,17 @@ class CleanRun:
             pre = pre_activations(dictionary, layer, self.attention.true_input(layer), self.n_pos, self.attention)
             found[layer] = dictionary.apply_activation_function(layer, pre)
         return found
+
+    @plain_torch()
+    def look_at_fit(self, layers: Iterable[int]) -> None:
+        """Warn, once a model, of layers whose autoencoders do not fit what they read on this prompt."""
+        transcoders = self.model.transcoders
+        looked: set[int] = self.model.__dict__.setdefault("_fit_looked_at", set())
+        kept = [position for position in range(self.n_pos) if position not in set(self.left_out)]
+        new = sorted(set(layers) - looked) if transcoders.is_autoencoder and len(kept) >= FEW else []
+        looked.update(new)
+        if new:
+            warn_of_misfit(transcoders, {layer: self.network.transcoder_input(layer)[kept] for layer in new})
 
     def _check_activations(self, graph: Graph) -> None:
         kept = graph.active_features[graph.selected_features].cpu().long()

@@ -58,6 +58,7 @@ def resolve_edits(edits: Sequence[Edit], clean: CleanRun, generating: bool = Fal
                         f"{edit} ({value:g}); keep one of them"
                     )
                 found[place] = Change(value, before, edit)
+    clean.look_at_fit(layer for layer, _, _ in found)
     return found
 
 
