@@ -13,9 +13,12 @@ from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files.checksums import write_tensors
-from circuit_tracer.transcoders import SingleLayerTranscoder, TopK
+from circuit_tracer.transcoders import SingleLayerTranscoder, TopK, save_transcoders
 from circuit_tracer.transcoders.attention import load_attention
 from circuit_tracer.transcoders.lorsa import Lorsa, QueriesKeys, Rotary
+from tests.support.attention_cases import autoencoders
+from tests.support.tiny import tiny_transcoder
+from tests.support.tracing_cases import Case, build
 
 HEADS, WIDTH, HEAD, FEATURES, P = 2, 8, 6, 6, 5
 IN, OUT = "blocks.1.ln1.hook_normalized", "blocks.1.hook_attn_out"
@@ -142,3 +145,19 @@ def test_rotary_embedding_knows_distances_only() -> None:
     rotary, x = Rotary(4, 100.0), draw(1, 1, HEAD)
     turned = rotary(x.expand(1, P, HEAD).contiguous())[0]
     torch.testing.assert_close(turned[1] @ turned[3], turned[2] @ turned[4])
+
+
+@pytest.mark.parametrize("place", ["attn.hook_z", "hook_attn_out"])
+def test_autoencoders_of_attention_come_back_from_files(place: str, tmp_path: Path) -> None:
+    original = autoencoders(build(Case("gemma2")).parts, place, (0, 2))
+    save_transcoders(original, tmp_path)
+    found = load_attention(tmp_path, dtype=None)
+    assert (found.layers, found.feature_input_hook, found.feature_output_hook) == ((0, 2), place, place)
+    for layer in found.layers:
+        torch.testing.assert_close(found[layer].W_enc, original[layer].W_enc)
+
+
+def test_autoencoders_of_another_place_are_no_dictionary_of_attention(tmp_path: Path) -> None:
+    save_transcoders(tiny_transcoder("plt", input_hook="hook_resid_post", output_hook="hook_resid_post"), tmp_path)
+    with pytest.raises(FileFormatError, match=r"stand at hook_resid_post; those of attention stand at attn\.hook_z or"):
+        load_attention(tmp_path)
