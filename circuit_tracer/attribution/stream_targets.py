@@ -1,6 +1,6 @@
 """Targets that read the residual stream on its way: a direction at any site, and the score of an attention head.
 
-Both become `StreamReads`: vectors in the stream, with the norms between the stream and the site at their frozen scales.
+All become `StreamReads`: vectors in the stream, with the norms between the stream and the site at their frozen scales.
 
 Letters: D d_model, H heads, P positions, d d_head, n places.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit_tracer.arguments import whole
+from circuit_tracer.arguments import number, whole
 from circuit_tracer.attribution.contrast import contrast_of
 from circuit_tracer.errors import CompatibilityError, InputError, shortened
 from circuit_tracer.graph.stream_reads import StreamReads
@@ -45,6 +45,18 @@ class DirectionTarget(NamedTuple):
     weight: float = 1.0
     label: str = ""
     bias: float = 0.0
+
+
+class DirectionSum(NamedTuple):
+    """Several directions read as one target, each times its weight, and a constant: the score of a probe, for one.
+
+    Its row and the constant sum to constant + sum of weight * <vector, activation>.
+    """
+
+    directions: tuple[DirectionTarget, ...]
+    constant: float = 0.0
+    weight: float = 1.0
+    label: str = ""
 
 
 class AttentionTarget(NamedTuple):
@@ -201,6 +213,16 @@ def latent_target(
     place = autoencoders.feature_input_hook
     label = f"sae feature {layer}/{index} at {place.removeprefix('hook_')} {layer}"
     return DirectionTarget(rows[0], place, layer, position, weight, label, float(bias))
+
+
+def resolve_sum(network: FrozenNetwork, target: DirectionSum) -> StreamTarget:
+    """Raises InputError for no direction, and what `resolve_direction` raises for one of them."""
+    if not target.directions:
+        raise InputError("a sum of directions names none; give one at least")
+    found = [resolve_direction(network, each) for each in target.directions]
+    constant = number(target.constant, "the constant of a target") + sum(each.weight * each.constant for each in found)
+    reads = StreamReads.joined([each.reads.scaled(each.weight) for each in found])
+    return StreamTarget(target.label or f"sum of {len(found)} directions", reads, constant, weight=target.weight)
 
 
 def resolve_attention(network: FrozenNetwork, target: AttentionTarget, tokens: list[str]) -> StreamTarget:

@@ -29,12 +29,14 @@ from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.stream_targets import (
     AttentionTarget,
+    DirectionSum,
     DirectionTarget,
     StreamTarget,
     latent_target,
     read_vector,
     resolve_attention,
     resolve_direction,
+    resolve_sum,
 )
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
@@ -52,6 +54,7 @@ __all__ = [
     "AttentionTarget",
     "AttributionTargets",
     "CustomTarget",
+    "DirectionSum",
     "DirectionTarget",
     "FeatureTarget",
     "LogitDifference",
@@ -91,6 +94,7 @@ Target = (
     | FeatureTarget
     | LogitDifference
     | DirectionTarget
+    | DirectionSum
     | AttentionTarget
     | StreamTarget
     | tuple[str, float, Tensor]
@@ -251,6 +255,8 @@ class _Reader:
             return self._difference(item)
         if isinstance(item, DirectionTarget):
             return self._in_stream(resolve_direction(self.network, item))
+        if isinstance(item, DirectionSum):
+            return self._in_stream(resolve_sum(self.network, item))
         if isinstance(item, AttentionTarget):
             texts = token_strings(self.network.captured.ids, self.tokenizer)
             return self._in_stream(resolve_attention(self.network, item, texts))
