@@ -13,6 +13,7 @@ from circuit_tracer.models.loading import resolve_dtype
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.transcoders.attention import load_attention
 from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+from circuit_tracer.transcoders.neurons import NEURONS
 from circuit_tracer.transcoders.stacked import stacked
 
 
@@ -26,6 +27,15 @@ def open_model(manifest: Manifest, device: str | None = None) -> ReplacementMode
     if torch.device(device).type != opening.device:
         raise InputError(f"device is {device}, and the run was begun on {opening.device}: go on there")
     dtype = resolve_dtype(opening.dtype)
+    load = ReplacementModel.from_pretrained_and_transcoders
+    attention = None if opening.attention is None else load_attention(local(opening.attention), device, dtype)
+    how: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention, "revision": opening.revision}
+    if opening.transcoders == NEURONS:
+        if not opening.model:
+            raise InputError("neurons are a model's own: name the model (-m)")
+        model = load(local(opening.model), NEURONS, **how)
+        model.prepend_bos = opening.bos
+        return model
     transcoders, config = load_transcoder_from_hub(
         local(opening.transcoders),
         device,
@@ -42,11 +52,7 @@ def open_model(manifest: Manifest, device: str | None = None) -> ReplacementMode
         raise InputError(f"the transcoders {opening.transcoders} do not name their model; name it (-m)")
     if opening.adapter is not None:
         transcoders = stacked(transcoders, local(opening.adapter), device=device, dtype=dtype)
-    attention = None if opening.attention is None else load_attention(local(opening.attention), device, dtype)
-    load = ReplacementModel.from_pretrained_and_transcoders
-    how: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention, "elsewhere": opening.elsewhere}
-    how["revision"] = opening.revision
-    model = load(local(str(name)), transcoders, **how)
+    model = load(local(str(name)), transcoders, elsewhere=opening.elsewhere, **how)
     model.prepend_bos = opening.bos
     return model
 

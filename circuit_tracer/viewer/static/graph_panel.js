@@ -4,7 +4,7 @@ import { enlargeButton } from "./areas.js";
 import { button, slider, toggle } from "./controls.js";
 import { h, percent, replace, svg } from "./dom.js";
 import { headFilter, throughHead } from "./head_filter.js";
-import { dictionariesOf } from "./read_graph.js";
+import { dictionariesOf, errorName, errorsTitle } from "./read_graph.js";
 import { MOST_FAINT } from "./scene.js";
 import { partNote } from "./server_tools.js";
 
@@ -102,7 +102,7 @@ export function graphBar({ graph, store }, directed = true) {
     (value) => (value < 1 ? `to ${percent(toDensity(value))}` : "all"),
   );
   density.title = "Hide features that are active on a larger share of tokens";
-  const errors = toggle("Errors", "show-errors", !store.state.hideErrors, (on) => store.set({ hideErrors: !on }));
+  const errors = toggle(errorsTitle(graph), "show-errors", !store.state.hideErrors, (on) => store.set({ hideErrors: !on }));
   const faint = toggle("Faint links", "all-edges", store.state.allEdges, (on) => store.set({ allEdges: on }));
   const type = h(
     "select",
@@ -184,10 +184,10 @@ export function glyph(tag, attributes) {
 }
 
 /** What glyphs mean. */
-function legend({ metadata, nodes }) {
+function legend(graph) {
   const items = [
-    ...featureGlyphs(metadata, nodes),
-    [glyph("path", { d: "M0-4L4 0L0 4L-4 0Z", class: "error" }), "error"],
+    ...featureGlyphs(graph),
+    [glyph("path", { d: "M0-4L4 0L0 4L-4 0Z", class: "error" }), errorName(graph)],
     [glyph("rect", { x: -4, y: -4, width: 8, height: 8, class: "plain" }), "token, output"],
     [[glyph("circle", { r: 2, class: "feature" }), glyph("circle", { r: 6, class: "feature" })], "influence"],
     [glyph("path", { d: "M-7 0H7", class: "link" }), "raises"],
@@ -199,7 +199,7 @@ function legend({ metadata, nodes }) {
 }
 
 /** One for each dictionary whose features the graph has. */
-function featureGlyphs(metadata, nodes) {
+function featureGlyphs({ metadata, nodes }) {
   const parts = dictionariesOf(metadata);
   const mlps = parts.filter(({ ofAttention }) => !ofAttention);
   const circle = ({ name }, number) => [glyph("circle", { r: 4, class: number ? "second" : "feature" }), name];

@@ -1,6 +1,7 @@
 // The words for a node: its own label as edited here, else the file's, else what it is.
 
 import { probability, spacedText, visibleToken } from "./dom.js";
+import { errorName } from "./read_graph.js";
 
 /** The text of the token at a position. */
 export function tokenText(graph, position) {
@@ -47,7 +48,7 @@ export function nodeLabel(graph, state, node) {
     case "target":
       return isToken(node) ? `output \u201c${targetText(node)}\u201d` : targetText(node);
     case "error":
-      return "error";
+      return errorName(graph);
     case "attention error":
       return "attention error";
     default:

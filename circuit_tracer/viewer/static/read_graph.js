@@ -262,6 +262,23 @@ export function isOfAttention(node) {
   return node.kind === "attention feature" || node.kind === "attention error";
 }
 
+/** What such a node is called: where neurons are nodes, it holds the other neurons of its place. */
+export function errorName({ metadata }) {
+  return typeof metadata.left_over === "string" && metadata.left_over ? metadata.left_over : "error";
+}
+
+/** What they are called together. */
+export function errorsName(graph) {
+  const name = errorName(graph);
+  return name === "error" ? "errors" : name;
+}
+
+/** The same as a title. */
+export function errorsTitle(graph) {
+  const name = errorsName(graph);
+  return name[0].toUpperCase() + name.slice(1);
+}
+
 /** Link numbers that end at a node. */
 export function inputsOf(graph, node) {
   return graph.inLinks.subarray(graph.inStart[node], graph.inStart[node + 1]);
