@@ -172,8 +172,8 @@ class DictionarySection(Section):
     )
     point: AutoencoderPlace = Field(
         default="hook_resid_post",
-        description="Where an sae reads and writes: before, in the middle of or after a layer; at heads' outputs (attn.hook_z); "
-        "or at what attention or the MLP gives, before a norm behind it or as it is added to the stream.",
+        description="Where an sae reads and writes: before, in the middle of or after a layer; at heads' outputs, "
+        "attn.hook_z; or at what attention or the MLP gives, before a norm behind it or as it is added to the stream.",
     )
     dtype: Dtype = Field(
         default="float32",
