@@ -375,7 +375,9 @@ def described_layers(transcoders: Transcoders) -> str:
         return f"layers 0 to {layers[-1]} have {one.split()[1]}s"
     named = [str(layer) for layer in layers]
     listed = " and ".join([part for part in (", ".join(named[:-1]), named[-1]) if part])
-    return f"of {transcoders.n_layers} layers, {listed} {f'has {one}' if len(layers) == 1 else f'have {one.split()[1]}s'}"
+    return (
+        f"of {transcoders.n_layers} layers, {listed} {f'has {one}' if len(layers) == 1 else f'have {one.split()[1]}s'}"
+    )
 
 
 def dense_pre_activations(x: Tensor, weight_FD: Tensor, bias_F: Tensor) -> Tensor:
