@@ -358,7 +358,8 @@ class ReplacementModel(ModelMembers):
 
     def __repr__(self) -> str:
         cfg = self.cfg
-        kind = f"{self.transcoders.kind} of {self.transcoders.d_transcoder} features a layer"
+        what = "autoencoders" if self.transcoders.is_autoencoder else self.transcoders.kind
+        kind = f"{what} of {self.transcoders.d_transcoder} features a layer"
         if len(self.transcoders.layers) < cfg.n_layers:
             kind += f" in layers {', '.join(map(str, self.transcoders.layers))}"
         if self.attention is not None:

@@ -358,7 +358,7 @@ class Transcoders(LazyModule):
     def _require_index(self, layer: int, index: Tensor) -> None:
         self._require_layer(layer)
         if index.numel() and layer not in self.layers:
-            raise InputError(f"layer {layer} has no transcoder: {described_layers(self)}.")
+            raise InputError(f"layer {layer} has no features: {described_layers(self)}.")
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.n_features(layer):
             raise InputError(
                 f"layer {layer} has features 0 to {self.n_features(layer) - 1}; "
@@ -375,13 +375,13 @@ class Transcoders(LazyModule):
 
 def described_layers(transcoders: Transcoders) -> str:
     """ "layers 0 to 5", or, of some layers only, "layers 1, 3 and 4 of 6 have transcoders"."""
-    layers = transcoders.layers
+    layers, one = transcoders.layers, "an autoencoder" if transcoders.is_autoencoder else "a transcoder"
     if len(layers) == transcoders.n_layers:
-        return f"layers 0 to {layers[-1]} have transcoders"
+        return f"layers 0 to {layers[-1]} have {one.split()[1]}s"
     named = [str(layer) for layer in layers]
     listed = " and ".join([part for part in (", ".join(named[:-1]), named[-1]) if part])
     return (
-        f"of {transcoders.n_layers} layers, {listed} {'has a transcoder' if len(layers) == 1 else 'have transcoders'}"
+        f"of {transcoders.n_layers} layers, {listed} {f'has {one}' if len(layers) == 1 else f'have {one.split()[1]}s'}"
     )
 
 

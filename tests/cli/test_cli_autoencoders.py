@@ -55,7 +55,7 @@ def test_features_are_changed_on_a_prompt_and_while_generating(run: Run, saes: P
     assert steered.json["steered"]["ids"] != steered.json["unsteered"]["ids"]
     none = run("steer", "-t", saes, "-p", TEXT, "--set", "1/5=3")
     assert none.code == 2
-    assert "of 3 layers, 0 and 2 have transcoders" in " ".join(none.err.split())
+    assert "of 3 layers, 0 and 2 have autoencoders" in " ".join(none.err.split())
 
 
 def test_a_graph_explains_a_feature(run: Run, folders: Folders, saes: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_graph_explains_a_feature(run: Run, folders: Folders, saes: Path) -> N
     assert outcome.code == 0, outcome.err
     labels = [target["text"] for target in outcome.json["targets"]]
     assert labels == ["sae feature 2/5 at resid_post 2", "sae feature 0/2 at resid_post 0"]
-    for named, said in ((f"sae:{saes}:2:5", "is not sae:FOLDER"), (f"sae:{saes}:1:-1:5", "layer 1 has no transcoder")):
+    for named, said in ((f"sae:{saes}:2:5", "is not sae:FOLDER"), (f"sae:{saes}:1:-1:5", "layer 1 has no features")):
         refused = run("attribute", "-t", folders.transcoder, "-p", TEXT, "--target", named, "--json")
         assert refused.code == 2
         assert said in refused.err

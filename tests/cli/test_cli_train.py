@@ -229,3 +229,17 @@ def test_find_prints_a_rate_and_writes_nothing_else(run: Run, config: Path, tmp_
     refused = run("train", config, "--find", "--resume")
     assert refused.code == 2
     assert "leave --resume out" in refused.err
+
+
+@pytest.mark.parametrize("point", ["attn.hook_z", "hook_attn_out"])
+def test_autoencoders_of_attention_are_trained_and_taken(run: Run, config: Path, tmp_path: Path, point: str) -> None:
+    trained = run(
+        "train", config, "--dictionary.kind", "sae", "--dictionary.point", point, "--dictionary.layers", "[0, 2]"
+    )
+    assert trained.code == 0, trained.err
+    shown = run("info", tmp_path / "run" / "transcoder", "--json").json
+    assert (shown["reads_and_writes"], shown["layers_with_autoencoders"]) == (point, [0, 2])
+    outcome = run(
+        "intervene", "-t", tmp_path / "run" / "transcoder", "-p", "the capital of Texas", "--set", "2/3=2", "--json"
+    )
+    assert outcome.code == 0, outcome.err

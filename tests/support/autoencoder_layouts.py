@@ -53,7 +53,7 @@ def saelens(folder: Path, layer: int, architecture: str) -> OfOne:
         said |= {"reshape_activations": "hook_z", "apply_b_dec_to_input": True, "normalize_activations": "none"}
         place = "attn.hook_z"
     elif architecture == "jumprelu":  # the input scaled by its expected norm
-        t["threshold"], scale = torch.rand(F), 1.7
+        t["threshold"], scale = uniform(F), 1.7
         said |= {"apply_b_dec_to_input": True, "normalize_activations": "expected_average_only_in"}
         _say(folder / f"layer_{layer}" / "activation_scaler.json", {"scaling_factor": scale})
     else:
@@ -69,7 +69,7 @@ def saelens(folder: Path, layer: int, architecture: str) -> OfOne:
         if architecture == "gated":
             acts = (pre + t["b_gate"] > 0) * torch.relu(sae_in @ (t["W_enc"] * t["r_mag"].exp()) + t["b_mag"])
         elif architecture == "jumprelu":
-            acts = jump(pre + t["b_enc"], t["threshold"])
+            acts = torch.relu(jump(pre + t["b_enc"], t["threshold"]))
         else:
             norm = t["W_dec"].norm(dim=-1)
             acts = topk_of_relu((pre + t["b_enc"]) * norm, K) / norm
@@ -207,7 +207,7 @@ def dictionary_learning(folder: Path, layer: int, kind: str) -> OfOne:
             lambda x: jump(torch.relu((x - b) @ enc.T + bias), threshold),
         ),
         "JumpReluAutoEncoder": (
-            matrices | {"threshold": gate.abs()}, lambda x: jump(x @ enc.T + bias, gate.abs()),
+            matrices | {"threshold": gate}, lambda x: torch.relu(jump(x @ enc.T + bias, gate)),
         ),
     }[kind]  # fmt: skip
     at = folder / f"resid_post_layer_{layer}"

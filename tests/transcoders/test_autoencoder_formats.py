@@ -86,6 +86,7 @@ def test_those_of_some_layers_by_the_models_numbers_and_from_nought(tmp_path):
         ("saelens-jump", "normalize_activations", "layer_norm", "scales each input by its own norm"),
         ("saelens-topk", "normalize_activations", "expected_average_only_in", "the factor is not known"),
         ("saelens-jump", "normalize_activations", "none", "a scaling factor 1.7 lies beside it"),
+        ("saelens-jump", "activation_fn", "tanh-relu", "'tanh-relu' beside thresholds"),
         ("saelens-gated", "architecture", "standard", "'standard' does not go with the tensors"),
         ("saelens-topk", "k", None, "needs a whole k"),
         ("gemma-scope-2-sae", "hf_hook_point_out", "model.layers.0.output", "an autoencoder, which writes where it reads"),

@@ -64,7 +64,7 @@ def _batch_topk(file: LayerFile) -> _Encoding:
 
 
 def _jump(file: LayerFile) -> _Encoding:
-    return _Encoding(file.matrix("W_enc").T, file.tensor("b_enc"), file.tensor("threshold"))
+    return _Encoding(file.matrix("W_enc").T, file.tensor("b_enc"), file.tensor("threshold").clamp(min=0))
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
             "with one place, can be read. Convert its transcoders with Language-Model-SAEs, to config.json and "
             "sae_weights.safetensors."
         )
-    if said.get("use_glu_encoder") or said.get("act_fn", "jumprelu").lower() != "jumprelu":
+    if said.get("use_glu_encoder") or str(said.get("act_fn", "jumprelu")).lower() != "jumprelu":
         raise FileFormatError(
             f"{source}: hyperparams.json has act_fn {shortened(said.get('act_fn'))}; jumprelu is expected."
         )

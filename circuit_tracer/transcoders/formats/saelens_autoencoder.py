@@ -31,6 +31,8 @@ from circuit_tracer.transcoders.places import require_one_place
 _AVERAGE = "expected_average_only_in"
 _THRESHOLDS = ("threshold", "topk_threshold")  # of JumpReLU; of a checkpoint of BatchTopK, one for all features
 
+_BEFORE_A_THRESHOLD = ("relu", "topk", "batchtopk")  # of training; thresholds are what is left of the latter two
+
 
 @dataclass(frozen=True)
 class _Encoding:
@@ -99,8 +101,13 @@ def _encoding(file: LayerFile, architecture: str) -> _Encoding:
         return _Encoding(*gated_as_jump(encoder, *(file.shaped(name, len(encoder)) for name in names)))
     bias = file.tensor("b_enc")
     if jumps:
-        file.key("k", "activation_fn_kwargs.k"), file.key("activation_fn", "activation_fn_str")
-        threshold = file.tensor(thresholds[0])
+        file.key("k", "activation_fn_kwargs.k")
+        if (function := file.key("activation_fn", "activation_fn_str", default="relu")) not in _BEFORE_A_THRESHOLD:
+            raise FileFormatError(
+                f"{file.path}: cfg.json has activation_fn {shortened(function)} beside thresholds; known are "
+                f"{', '.join(_BEFORE_A_THRESHOLD)}."
+            )
+        threshold = file.tensor(thresholds[0]).clamp(min=0)  # of max(pre, 0)
         return _Encoding(encoder, bias, threshold if threshold.ndim else threshold.expand(len(encoder)))
     k = whole(file.key("k", "activation_fn_kwargs.k")) if architecture == "topk" else k_of(file)
     if architecture == "topk":
