@@ -26,12 +26,14 @@ from circuit_tracer.attribution.attribution_targets import (
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.stream_targets import (
     AttentionTarget,
+    DirectionSum,
     DirectionTarget,
     StreamTarget,
     latent_target,
     read_vector,
     resolve_attention,
     resolve_direction,
+    resolve_sum,
 )
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
@@ -48,6 +50,7 @@ __all__ = [
     "AttentionTarget",
     "AttributionTargets",
     "CustomTarget",
+    "DirectionSum",
     "DirectionTarget",
     "FeatureTarget",
     "LogitDifference",
@@ -87,6 +90,7 @@ Target = (
     | FeatureTarget
     | LogitDifference
     | DirectionTarget
+    | DirectionSum
     | AttentionTarget
     | StreamTarget
     | tuple[str, float, Tensor]
@@ -246,6 +250,8 @@ class _Reader:
             return self._difference(item)
         if isinstance(item, DirectionTarget):
             return self._in_stream(resolve_direction(self.network, item))
+        if isinstance(item, DirectionSum):
+            return self._in_stream(resolve_sum(self.network, item))
         if isinstance(item, AttentionTarget):
             texts = token_strings(self.network.captured.ids, self.tokenizer)
             return self._in_stream(resolve_attention(self.network, item, texts))
