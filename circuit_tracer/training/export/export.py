@@ -28,7 +28,7 @@ from circuit_tracer.training.step.dictionary import row_norms
 from circuit_tracer.training.step.normalisation import Normalisation
 from circuit_tracer.transcoders.activations import TopK
 from circuit_tracer.transcoders.config import write_config
-from circuit_tracer.transcoders.formats import switch
+from circuit_tracer.transcoders.formats import saelens, switch
 from circuit_tracer.transcoders.formats.writing import activation_metadata, begin_folder, native_names, save_tensors
 
 CLT_TOPK = (
@@ -205,7 +205,7 @@ def _write_sae(layer: FoldedLayer, config: TrainingConfig, folder: Path, model_n
     n_features, width = layer.encoder_FD.shape
     architecture = "topk" if layer.k else "standard" if layer.threshold_F is None else "jumprelu"
     if layer.router is not None:
-        architecture = switch.ARCHITECTURE
+        architecture = saelens.SWITCH
         tensors |= dict(zip((switch.WEIGHT, switch.BIAS), layer.router, strict=True))
     described = {
         "architecture": architecture,
@@ -215,6 +215,7 @@ def _write_sae(layer: FoldedLayer, config: TrainingConfig, folder: Path, model_n
         "dtype": config.export_dtype,
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
+        **({"reshape_activations": "hook_z"} if config.dictionary.point == "attn.hook_z" else {}),
         "metadata": {
             "model_name": model_name,
             "hook_name": f"blocks.{model_layer}.{config.dictionary.point}",

@@ -11,16 +11,15 @@ from __future__ import annotations
 from circuit_tracer.errors import FileFormatError, shortened
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import LayerFile, whole
-from circuit_tracer.transcoders.formats.saelens import HARMLESS_KEYS, encoder_of, layer_of
+from circuit_tracer.transcoders.formats.saelens import HARMLESS_KEYS, SWITCH, encoder_of, layer_of
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.places import require_stream_place
+from circuit_tracer.transcoders.places import require_one_place
 
-ARCHITECTURE = "switch"
 WEIGHT, BIAS = "W_router", "b_router"
 
 
 def detect(file: LayerFile) -> bool:
-    return {WEIGHT, BIAS} <= file.names and file.has_key("architecture") and file.key("architecture") == ARCHITECTURE
+    return {WEIGHT, BIAS} <= file.names and file.has_key("architecture") and file.key("architecture") == SWITCH
 
 
 def read_layer(file: LayerFile) -> LayerWeights:
@@ -34,7 +33,8 @@ def read_layer(file: LayerFile) -> LayerWeights:
     for name in ("apply_b_dec_to_input", "normalize_activations"):
         if file.key(name) not in (None, False, "none"):
             raise FileFormatError(f"{file.path}: cfg.json has {name}, which a switch does not know. Export it again.")
-    place = require_stream_place(file.key("hook_name", "metadata.hook_name"), str(file.path))
+    place = require_one_place(file.key("hook_name", "metadata.hook_name"), str(file.path))
+    model_name = file.key("metadata.model_name", "model_name")
     return LayerWeights(
         source=str(file.path),
         encoder=encoder,
@@ -47,6 +47,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
         reads=place,
         writes=place,
         layer=layer_of(file),
+        model_name=model_name if isinstance(model_name, str) else None,
     )
 
 
