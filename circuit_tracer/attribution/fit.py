@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.prompt import nmse_of
+from circuit_tracer.attribution.normalised_error import nmse_of
 from circuit_tracer.errors import warn
 from circuit_tracer.graph.balance import ReconstructionWarning
 from circuit_tracer.models.surroundings import plain_torch
@@ -23,7 +23,7 @@ _MOST_NAMED = 4
 @plain_torch()
 @torch.no_grad()
 def misfit(transcoders: Transcoders, layer: int, x_nD: Tensor) -> float:
-    """NMSE of what the autoencoder of a layer makes of its inputs (`attribution.prompt.nmse_of`)."""
+    """NMSE of what the autoencoder of a layer makes of its inputs (`attribution.normalised_error.nmse_of`)."""
     x_nD = x_nD[:TOKENS].to(transcoders.device)
     position, index, value = transcoders.encode_positions(layer, x_nD)
     unique, inverse = torch.unique(index, return_inverse=True)

@@ -27,6 +27,7 @@ class Measured(ModelOptions):
 
     def subject(self, verbose: bool) -> _Subject:
         """The model with what is measured."""
+        self.require_without("attention", "elsewhere")
         loaded = self.open(verbose)
         if loaded.transcoders.is_autoencoder:
             from circuit_tracer.transcoders import TranscoderSet

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def info(
-    what: Annotated[str, typer.Argument(help="Graph file; folder or hub id of transcoders or of a model; .gguf file.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="Graph file; folder or hub id of transcoders or of a model; .gguf file; neurons (with -m)."
+        ),
+    ],
     *,
     model: Annotated[
         str | None, typer.Option("-m", "--model", help="Say whether the transcoders fit this model.")
@@ -28,10 +33,16 @@ def info(
 
     Weights are not loaded; of a hub id, only the configuration is read.
     """
+    from circuit_tracer.transcoders.neurons import NEURONS
+
     path = Path(what)
+    found: dict[str, Any]
+    if what == NEURONS:
+        found = _neurons(model, hooks)
+        typer.echo(options.dump(found) if json else _text(found))
+        return
     if model is not None and (path.is_file() or (path / "config.json").is_file()):
         raise InputError(f"-m says whether transcoders fit a model, and {what} holds none; leave it out")
-    found: dict[str, Any]
     if path.suffix != ".gguf" and options.means_a_file(what):
         found = _graph(path)
     elif path.suffix == ".gguf" or (path / "config.json").is_file():
@@ -39,6 +50,27 @@ def info(
     else:
         found = _folder_or_hub(what, model, hooks)
     typer.echo(options.dump(found) if json else _text(found))
+
+
+def _neurons(model: str | None, hooks: HookOptions) -> dict[str, Any]:
+    from circuit_tracer.models.outline import outline
+    from circuit_tracer.transcoders.neurons import NOT_MONOSEMANTIC, Neurons
+
+    if model is None or any(vars(hooks).values()):
+        raise InputError("neurons are a model's own, without files: name the model with -m, and no hooks or selection")
+    neurons = Neurons(outline(model), checked=False)
+    return {
+        "what": "neurons of a model",
+        "kind": neurons.kind,
+        "layers": neurons.n_layers,
+        "neurons_a_layer": neurons.d_transcoder // 2,
+        "features_a_layer": neurons.d_transcoder,
+        "d_model": neurons.d_model,
+        "reads": neurons.feature_input_hook,
+        "writes": neurons.feature_output_hook,
+        "fits": model,
+        "note": NOT_MONOSEMANTIC,
+    }
 
 
 def _graph(path: Path) -> dict[str, Any]:

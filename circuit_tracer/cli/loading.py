@@ -101,13 +101,35 @@ class ModelOptions:
         typer.Option(
             "-t",
             "--transcoder-set",
-            help="Transcoders, or autoencoders: folder, or Hugging Face org/repo/folder@revision (or --demo).",
+            help="Transcoders, or autoencoders: folder, or Hugging Face org/repo/folder@revision (or --demo); neurons: the "
+            "model's own.",
         ),
     ] = None
     model: Annotated[
         str | None,
         typer.Option(
             "-m", "--model", help="Hugging Face id, folder or .gguf file; default: what the transcoders name."
+        ),
+    ] = None
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            "--attention",
+            help="Dictionary of attention outputs: a folder of autoencoders at attn.hook_z or hook_attn_out, or of Lorsa. Its "
+            "features are nodes too.",
+        ),
+    ] = None
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter",
+            help="Transcoders of what those of -t leave, stacked on them: a folder, or a checkpoint with transcoder adapters.",
+        ),
+    ] = None
+    elsewhere: Annotated[
+        Literal["neurons"] | None,
+        typer.Option(
+            "--elsewhere", help="What stands for the MLPs of layers without transcoders; default: error nodes."
         ),
     ] = None
     revision: Revision = None
@@ -163,6 +185,13 @@ class ModelOptions:
 
         return TRANSCODER if self.demo else str(self.transcoder_set)
 
+    def require_without(self, *names: str) -> None:
+        """Raise InputError where an option about other dictionaries is given, of which a command makes nothing."""
+        if given := [f"--{name}" for name in names if getattr(self, name) is not None]:
+            raise InputError(
+                f"{' and '.join(given)} would have no effect here: graphs have such features; leave it out"
+            )
+
     def model_name(self, config: dict[str, Any]) -> str:
         """What -m says, or the configuration of the transcoders."""
         from circuit_tracer.demo import MODEL
@@ -171,6 +200,20 @@ class ModelOptions:
         if not name:
             raise InputError(f"the transcoders {self.transcoders} do not name their model; name it with -m")
         return str(name)
+
+    def _require_no_files(self) -> None:
+        """Refuse options that say something of a dictionary's files, where neurons are traced."""
+        given = {
+            "--feature-input-hook": self.feature_input_hook,
+            "--feature-output-hook": self.feature_output_hook,
+            "--select": self.select,
+            "--input-shift": self.input_shift is not None,
+            "--lazy-encoder": self.lazy_encoder,
+            "--adapter": self.adapter,
+            "--elsewhere": self.elsewhere,
+        }
+        if idle := [option for option, value in given.items() if value]:
+            raise InputError(f"neurons are the model's own and have no files; leave {' and '.join(idle)} out")
 
     def place(self) -> tuple[torch.device, torch.dtype]:
         """Where weights go, and as what."""
@@ -216,19 +259,30 @@ class ModelOptions:
         is loaded.
         """
         from circuit_tracer.replacement_model import ReplacementModel
+        from circuit_tracer.transcoders.attention import load_attention
         from circuit_tracer.transcoders.building import NO_TRANSCODER
+        from circuit_tracer.transcoders.neurons import NEURONS, NOT_MONOSEMANTIC
+        from circuit_tracer.transcoders.stacked import stacked
 
         if not verbose:
             quiet_loading()
         device, dtype = self.place()
-        transcoders, config = self.dictionary(self.transcoders)
-        if traces and transcoders.is_autoencoder:
-            raise InputError(
-                f"{self.transcoders} is a sparse autoencoder at {transcoders.feature_input_hook}: {NO_TRANSCODER}"
-            )
+        attention = None if self.attention is None else load_attention(self.attention, device, dtype)
+        how: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention, "revision": self.revision}
         load = ReplacementModel.from_pretrained_and_transcoders
-        name = self.model_name(config)
-        model = load(name, transcoders, device=device, dtype=dtype, revision=self.revision)
+        if self.transcoders == NEURONS:
+            self._require_no_files()
+            typer.echo(NOT_MONOSEMANTIC, err=True)
+            model = load(self.model_name({}), NEURONS, **how)
+        else:
+            transcoders, config = self.dictionary(self.transcoders)
+            if traces and transcoders.is_autoencoder:
+                raise InputError(
+                    f"{self.transcoders} is a sparse autoencoder at {transcoders.feature_input_hook}: {NO_TRANSCODER}"
+                )
+            if self.adapter is not None:
+                transcoders = stacked(transcoders, self.adapter, device=device, dtype=dtype)
+            model = load(self.model_name(config), transcoders, elsewhere=self.elsewhere, **how)
         model.prepend_bos = self.bos
         return model
 

@@ -83,6 +83,11 @@ class Transcoders(LazyModule):
         """The layers that have features, ascending; not all of 0 ... L-1 if the set is of some layers only."""
         return tuple(range(self.n_layers))
 
+    @property
+    def sections(self) -> tuple[tuple[str, int], ...]:
+        """The dictionaries that it is made of, (name, index of the first feature in every layer); itself, or several."""
+        return (("transcoder", 0),)
+
     def covering(self, n_layers: int) -> Transcoders:
         """The dictionary as one of a model of ``n_layers`` layers: itself, or with layers that have no features added.
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from circuit_tracer import Graph, ReplacementModel, attribute
-from circuit_tracer.attribution.prompt import FEW, nmse_of
+from circuit_tracer.attribution.normalised_error import FEW, nmse_of
 from circuit_tracer.cli.summary import as_text, summarise
 from circuit_tracer.demo import MODEL, PROMPT, TRANSCODER
 from circuit_tracer.graph.balance import Reconstruction, ReconstructionWarning

@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.arguments import whole
+from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.attribution.memory import free_bytes
 from circuit_tracer.errors import InputError, NumericalError, ResourceError
 from circuit_tracer.interventions.features.activations import activations_of
-from circuit_tracer.interventions.features.settings import LayerSettings
+from circuit_tracer.interventions.features.attention_changes import AttentionChanges
+from circuit_tracer.interventions.features.settings import LayerSettings, split_settings
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.run import ModelRun, Visit, in_rows, in_turn, live_scales
@@ -110,6 +112,9 @@ class Observer(Protocol):
     def add(self, layer: int, x_PD: Tensor) -> None:
         """Take the inputs (P, D), or (B * P, D), of the next layer."""
 
+    def add_attention(self, layer: int, pre_PF: Tensor) -> None:
+        """Take pre-activations (P, F), or (B * P, F), of the features of attention of a layer; before its inputs."""
+
 
 @plain_torch()
 def clean_network(model: Traceable, ids: Tensor, patterns: bool = True) -> FrozenNetwork:
@@ -158,18 +163,32 @@ class Pass:
         zero_positions: Sequence[int] = (),
     ) -> None:
         self.parts = model.parts
-        self.transcoders, self.settings, self.freeze, self.observer = model.transcoders, settings, freeze, observer
+        self.transcoders, self.freeze, self.observer = model.transcoders, freeze, observer
+        self.settings, of_attention = split_settings(settings, self.transcoders.d_transcoder)
         self.held = freeze.layers if freeze is not None else frozenset[int]()
         self.zero_positions = torch.tensor(zero_positions, dtype=torch.int64, device=model.parts.device)
         self.input: dict[int, Tensor] = {}  # (P, D) of held layers, on the way from the input hook to the output hook
         self.delta: dict[int, Tensor] = {}  # (P, D) still to be added at layers ahead
         self.going_on: dict[int, Tensor] = {}  # (P, D) that was added where the MLP reads, on its way past the MLP
+        self.attention: AttentionChanges | None = None
+        if model.attention is not None:
+            self.attention = AttentionChanges(
+                model.parts,
+                model.attention,
+                of_attention,
+                self.held,
+                None if freeze is None else FrozenAttention(freeze.network, model.attention),
+                freeze is not None and freeze.attention,
+                None if observer is None else observer.add_attention,
+                self.zero_positions,
+            )
 
     def visits(self) -> dict[str, Visit]:
         """What it does, by site."""
         read, write = in_rows(self.parts, self.read), in_rows(self.parts, self.write)
         if not self.transcoders.is_autoencoder:
-            return {self.transcoders.feature_input_hook: read, self.transcoders.feature_output_hook: write}
+            own = {} if self.attention is None else self.attention.visits()
+            return {**own, self.transcoders.feature_input_hook: read, self.transcoders.feature_output_hook: write}
         place = self.transcoders.feature_input_hook
         both = {place: in_turn(read, write)}
         return both if place not in GOES_ON else {**both, GOES_ON[place]: in_rows(self.parts, self.go_on)}
