@@ -41,6 +41,7 @@ def plan(
     from circuit_tracer.transcoders.neurons import NEURONS, Neurons
 
     device, dtype = chosen.place()
+    chosen.require_without("attention", "adapter", "elsewhere")
     if chosen.transcoders == NEURONS:
         name = chosen.model_name({})
         outlined = outline(name, chosen.revision)

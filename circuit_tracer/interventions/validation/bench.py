@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.belonging import require_attention_as_it_is
 from circuit_tracer.attribution.prompt import EncodedPrompt, LinearPrompt, linearise
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.graph.graph import Graph
@@ -105,6 +106,7 @@ class Bench:
     """
 
     def __init__(self, model: Traceable, graph: Graph, watched: Tensor, targets: Tensor, batch_size: int) -> None:
+        require_attention_as_it_is(graph, "validation")
         self.model, self.graph, self.clean = model, graph, CleanRun(model, graph)
         self.parts, self.network, self.batch_size = model.parts, self.clean.network, batch_size
         rows = graph.active_features[graph.selected_features[watched]].long().cpu()
@@ -227,6 +229,9 @@ class _Reader:
     def __init__(self, bench: Bench, copies: int) -> None:
         self.bench, self.copies = bench, copies
         self.change = torch.zeros(copies - 1, len(bench.watched), dtype=bench.parts.compute_dtype)
+
+    def add_attention(self, layer: int, pre_PF: Tensor) -> None:
+        """Features of attention are none of those watched."""
 
     def add(self, layer: int, x_PD: Tensor) -> None:
         """Take the inputs (copies * P, D) of the next layer."""

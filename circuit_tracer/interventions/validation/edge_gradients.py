@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.arguments import typed
+from circuit_tracer.attribution.belonging import require_attention_as_it_is
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.pruning import PrunePolicy, prune_graph
@@ -107,6 +108,7 @@ class _Way:
 
     def __init__(self, model: Traceable, graph: Graph, kept: Tensor, targets: Tensor, meaning: Semantics) -> None:
         self.model, self.parts = model, model.parts
+        require_attention_as_it_is(graph, "an estimate of edges by gradients")
         clean = CleanRun(model, graph, patterns=meaning.freeze_attention)
         self.ids, self.n_pos, n_layers = clean.ids, clean.n_pos, model.parts.config.n_layers
         self.freeze = Freeze(

@@ -52,8 +52,14 @@ export function nodeLabel(graph, state, node) {
     case "attention error":
       return "attention error";
     default:
-      return node.label || (node.feature === null ? node.id : `feature ${node.feature}`);
+      return node.label || featureName(node);
   }
+}
+
+/** A feature by its number, in its own dictionary where there are several. */
+function featureName({ id, feature, part, raw }) {
+  if (feature === null) return id;
+  return part ? `${raw.dictionary} ${raw.dictionary_index}` : `feature ${feature}`;
 }
 
 /** The page of a feature on neuronpedia.org, where the graph says that its dictionary is a source set there; else null. */
