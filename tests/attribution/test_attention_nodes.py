@@ -18,6 +18,7 @@ from circuit_tracer.attribution.targets import DirectionTarget, FeatureTarget
 from circuit_tracer.attribution.together import attribute_together
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.files import parse_json
+from circuit_tracer.graph.balance import ReconstructionWarning
 from circuit_tracer.graph.files.native import load_graph
 from circuit_tracer.graph.files.networkx import from_networkx, to_networkx
 from circuit_tracer.graph.files.validate import validate_document
@@ -338,3 +339,10 @@ def test_neurons_stand_at_the_ends_of_the_mlp() -> None:
         with_neurons(some, parts)
     with pytest.raises(InputError, match="every layer has transcoders"):
         with_neurons(tiny_transcoder("plt", input_hook="mlp.hook_in", output_hook="mlp.hook_out"), parts)
+
+
+def test_a_dictionary_that_rebuilds_nothing_of_attention_is_told_of() -> None:
+    model, graph = traced("hook_attn_out")
+    with pytest.warns(ReconstructionWarning, match="the dictionary of attention rebuilds what attention gives worse"):
+        attribute(IDS, model, max_n_logits=1)
+    assert any("the dictionary of attention" in each for each in graph.provenance["warnings"])
