@@ -39,8 +39,8 @@ class LinearAttention:
         if not poor:
             return None
         return (
-            "on this prompt the dictionary of attention rebuilds what attention gives worse than its mean would: NMSE is above 1 "
-            f"in layers {', '.join(poor[:8])}, {len(poor)} of {len(self.nmse)}. The graph is exact, but these features do not "
+            "on this prompt the dictionary of attention rebuilds what attention gives worse than its mean would: NMSE is above "
+            f"1 in layers {', '.join(poor[:8])}, {len(poor)} of {len(self.nmse)}. The graph is exact, but these features do not "
             "explain attention here; check that the dictionary was trained on this model and place"
         )
 
