@@ -40,8 +40,8 @@ class LinearAttention:
             return None
         return (
             "on this prompt the dictionary of attention rebuilds what attention gives worse than its mean would: NMSE is above "
-            f"1 in layers {', '.join(poor[:8])}, {len(poor)} of {len(self.nmse)}. The graph is exact, but these features do not "
-            "explain attention here; check that the dictionary was trained on this model and place"
+            f"1 in layers {', '.join(poor[:8])}, {len(poor)} of {len(self.nmse)}. The graph is exact, but these features "
+            "do not explain attention here; check that the dictionary was trained on this model and place"
         )
 
     def constants(self, keep_P: Tensor, kinds: Collection[str]) -> dict[int, Tensor]:
