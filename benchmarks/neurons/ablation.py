@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from circuit_tracer.replacement_model import ReplacementModel
 
 PAIRS = (  # two prompts, and the tokens whose logits are compared
-    ("When Mary and John went to the store, John gave a drink to", "When Mary and John went to the store, Mary gave a drink to",
-     " Mary", " John"),
     ("The capital of France is", "The capital of Germany is", " Paris", " Berlin"),
     ("The key near the old doors", "The keys near the old doors", " is", " are"),
     ("The opposite of small is", "The opposite of cold is", " large", " hot"),
-    ("Then Tom and Anna had a long talk. Anna said to", "Then Tom and Anna had a long talk. Tom said to", " Tom", " Anna"),
+    ("When Mary and John went to the store, John gave a drink to", "When Mary and John went to the store, Mary gave a drink to",
+     " Mary", " John"),
     ("The teacher behind the small tables", "The teachers behind the small tables", " is", " are"),
+    ("Then Tom and Anna had a long talk. Anna said to", "Then Tom and Anna had a long talk. Tom said to", " Tom", " Anna"),
 )  # fmt: skip
 PLACES = 96  # MLP outputs of a pair, drawn at random
 STRONGEST, DRAWN = 24, 24  # neurons of a pair: by each method, and at random of all

@@ -8,7 +8,6 @@ Letters: D d_model, H heads, P positions, d d_head, n places.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import NamedTuple
 
 import torch
@@ -35,7 +34,7 @@ class DirectionTarget(NamedTuple):
 
     site: `hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`, or a place behind one of the layer's norms or between two of
     these (`DIRECTION_SITES`), or `attn.hook_z`, of which the vector is (H * d). position: -1 is the last token. Its row sums to
-    <vector, activation> + bias.
+    <vector, activation>.
     """
 
     vector: Tensor
@@ -44,7 +43,6 @@ class DirectionTarget(NamedTuple):
     position: int = -1
     weight: float = 1.0
     label: str = ""
-    bias: float = 0.0
 
 
 class DirectionSum(NamedTuple):
@@ -146,12 +144,10 @@ def resolve_direction(network: FrozenNetwork, target: DirectionTarget) -> Stream
     label = target.label or f"direction at {name.removeprefix('hook_')} {layer}"
     width = width_at(network.parts, HEADS) if name == HEADS else network.parts.config.d_model
     vector = read_vector(target.vector, label, network.captured.final.new_empty(width))
-    constant = float(target.bias)
-    if not isfinite(constant):
-        raise InputError(f"target {label!r}: the bias is {shortened(target.bias)}; a finite number is expected")
+    constant = 0.0
     if name == HEADS:
-        reads, by_biases = _of_heads(network, layer, position, vector)
-        return StreamTarget(label, reads, constant + by_biases, weight=target.weight)
+        reads, constant = _of_heads(network, layer, position, vector)
+        return StreamTarget(label, reads, constant, weight=target.weight)
     way = DIRECTION_SITES[name]
     if len(way.places) > 1:
         if network.parallel:
@@ -162,7 +158,7 @@ def resolve_direction(network: FrozenNetwork, target: DirectionTarget) -> Stream
         vector = vector / network.parts.residual_multiplier
     norm: FrozenNorm | None = None if way.norm is None else getattr(network.layers[layer], way.norm)
     if norm is not None:
-        constant += float(vector @ norm.shift) if way.gain and norm.shift is not None else 0.0
+        constant = float(vector @ norm.shift) if way.gain and norm.shift is not None else 0.0
         vector = norm.adjoint_at(vector[None], torch.tensor([position], device=vector.device), gain=way.gain)[0]
     places = [(layer + place.up, place.entering, position, place.sign * vector) for place in way.places]
     return StreamTarget(label, _reads(places), constant, weight=target.weight)
@@ -199,7 +195,7 @@ def _pattern_row(frozen: FrozenLayer, position: int) -> Tensor:
 
 def latent_target(
     autoencoders: Transcoders, layer: int, position: int, index: int, weight: float = 1.0
-) -> DirectionTarget:
+) -> DirectionSum:
     """A feature of an autoencoder as a target: its row sums to the feature's pre-activation.
 
     Raises InputError for transcoders (`FeatureTarget` reads theirs), and for a layer or feature that does not exist.
@@ -212,7 +208,7 @@ def latent_target(
     rows, bias = autoencoders.encoder_rows(whole(layer, "layer"), torch.tensor([whole(index, "feature")]))
     place = autoencoders.feature_input_hook
     label = f"sae feature {layer}/{index} at {place.removeprefix('hook_')} {layer}"
-    return DirectionTarget(rows[0], place, layer, position, weight, label, float(bias))
+    return DirectionSum((DirectionTarget(rows[0], place, layer, position),), float(bias), weight, label)
 
 
 def resolve_sum(network: FrozenNetwork, target: DirectionSum) -> StreamTarget:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.attribution.neuron_choice import rank_neurons
+from circuit_tracer.attribution.neuron_choice import RankedNeurons, rank_neurons
 from circuit_tracer.attribution.targets import Aim, DirectionTarget, FeatureTarget, resolve_targets
 from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.graph.graph import Graph
@@ -67,6 +67,15 @@ def totals(graph: Graph) -> Totals:
     return Totals(features, edges[layout.targets, layout.tokens] + through @ edges[:n, layout.tokens])
 
 
+def ranked_of(model: ReplacementModel, most: int) -> RankedNeurons:
+    """By one backward pass."""
+    network = FrozenNetwork(model.parts, capture(model.parts, IDS), "mlp.hook_in", "mlp.hook_out")
+    targets = resolve_targets(model, network, Aim(TARGETS))
+    keep = torch.ones(len(IDS), dtype=torch.bool)
+    assert isinstance(model.transcoders, Neurons)
+    return rank_neurons(network, model.transcoders, targets.read_out, targets.table.weight, keep, most)
+
+
 def neurons_of(graph: Graph, model: ReplacementModel) -> list[Tensor]:
     """(P, F) of each layer: the number of a neuron's node, -1 without one."""
     found = []
@@ -105,6 +114,9 @@ def test_all_neurons_leave_no_error_and_give_what_autograd_gives_under_relps_rul
     left = graph.adjacency_matrix[:, graph.nodes.layout.errors]
     assert float(left.abs().max()) < tolerance * float(graph.adjacency_matrix.abs().max())
     relp, found = Relp(model.hf_model, IDS), totals(graph)
+    ranked = ranked_of(model, EVERY)
+    assert torch.equal(ranked.active.index, graph.active_features[:, 2])
+    assert_equal(ranked.effect, (found.features.abs() * graph.logit_probabilities[:, None]).sum(0), 1e-8)
     for row, target in enumerate(TARGETS):
         read = relp.logits[-1, target] - relp.logits[-1].mean()
         (gradient,) = torch.autograd.grad(read, relp.tokens, retain_graph=True)
@@ -210,14 +222,7 @@ def test_neurons_and_the_stream_can_be_targets(name: str) -> None:
 
 
 def test_the_share_of_what_is_kept_grows_to_all() -> None:
-    model = model_of("gpt2")
-    network = FrozenNetwork(model.parts, capture(model.parts, IDS), "mlp.hook_in", "mlp.hook_out")
-    targets = resolve_targets(model, network, Aim(TARGETS))
-    keep = torch.ones(len(IDS), dtype=torch.bool)
-    shares = [
-        rank_neurons(network, model.transcoders, targets.read_out, targets.table.weight, keep, most)  # type: ignore[arg-type]
-        for most in (10, 100, EVERY)
-    ]
+    shares = [ranked_of(model_of("gpt2"), most) for most in (10, 100, EVERY)]
     assert [len(each.active) for each in shares] == [10, 100, shares[0].count]
     assert 0 < shares[0].share < shares[1].share < shares[2].share
     assert shares[2].share == pytest.approx(1)
