@@ -184,13 +184,9 @@ def _of_heads(network: FrozenNetwork, layer: int, position: int, vector_O: Tenso
 
 def _pattern_row(frozen: FrozenLayer, position: int) -> Tensor:
     """Where each head looks from a position, (H, positions up to it)."""
-    keys = slice(0, position + 1)
     if isinstance(frozen.pattern, SidePatterns):
         raise InputError("a direction of heads is read of one prompt at a time; trace this prompt by itself")
-    if isinstance(frozen.pattern, Tensor):
-        return frozen.pattern[:, position, keys]
-    rows = [frozen.pattern.tile(group, slice(position, position + 1), keys) for group in range(frozen.n_kv)]
-    return torch.cat(rows)[:, 0]
+    return frozen.pattern_rows(torch.tensor([position]), position + 1)[0]
 
 
 def latent_target(
