@@ -346,3 +346,21 @@ def test_a_dictionary_that_rebuilds_nothing_of_attention_is_told_of() -> None:
     with pytest.warns(ReconstructionWarning, match="the dictionary of attention rebuilds what attention gives worse"):
         attribute(IDS, model, max_n_logits=1)
     assert any("the dictionary of attention" in each for each in graph.provenance["warnings"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_interrupted_trace_goes_on_to_the_same_graph(tmp_path: Path) -> None:
+    model, whole = traced("lorsa")
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if done >= 5:
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"max_n_logits": 3, "batch_size": 3}
+    part = attribute(IDS, model, progress=stop, **options)
+    assert len(part.selected_features) < len(whole.selected_features)
+    part.save(tmp_path / "part.safetensors")
+    found = attribute(IDS, model, resume=tmp_path / "part.safetensors", **options)
+    assert_equal(found.adjacency_matrix, whole.adjacency_matrix, 1e-12)
+    with pytest.raises(CompatibilityError, match="attention"):
+        attribute(IDS, with_attention(GEMMA, "hook_attn_out"), resume=tmp_path / "part.safetensors", **options)
