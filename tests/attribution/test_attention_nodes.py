@@ -30,12 +30,13 @@ from circuit_tracer.graph.pruning import prune_graph
 from circuit_tracer.graph.scores import fold_into_errors, graph_scores
 from circuit_tracer.graph.subgraph import subgraph
 from circuit_tracer.interventions import FeatureAt, apply_edits, approximate_edges, set_to
+from circuit_tracer.models.parts import bind
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.transcoders import SingleLayerTranscoder, TopK, TranscoderSet
 from circuit_tracer.transcoders.neurons import Neurons
 from circuit_tracer.transcoders.neurons_elsewhere import with_neurons
 from tests.support.attention_cases import KINDS, autoencoders, dictionary, with_attention
-from tests.support.tiny import tiny_transcoder
+from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, assert_equal, assert_same_graph, build, one_each, rotation
 
 TURNS = list(zip(one_each(), cycle(KINDS), strict=False))
@@ -364,3 +365,14 @@ def test_an_interrupted_trace_goes_on_to_the_same_graph(tmp_path: Path) -> None:
     assert_equal(found.adjacency_matrix, whole.adjacency_matrix, 1e-12)
     with pytest.raises(CompatibilityError, match="attention"):
         attribute(IDS, with_attention(GEMMA, "hook_attn_out"), resume=tmp_path / "part.safetensors", **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_dictionary_moves_with_its_model(kind: str) -> None:
+    parts = bind(tiny_model("llama"), "llama")
+    model = ReplacementModel(parts, tiny_transcoder("plt"), None, attention=dictionary(parts, kind))
+    model.to(torch.float32)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    graph = attribute(IDS, model, max_n_logits=1)
+    assert graph.residual is not None
+    assert graph.residual < 1e-5
