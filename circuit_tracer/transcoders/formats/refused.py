@@ -47,7 +47,7 @@ REFUSED = (
     ),
     Refused(
         "OpenMOSS's Lorsa, a dictionary of attention outputs; it cannot replace an MLP layer. Give it beside transcoders "
-        "(--attention)",
+        "(attention=..., --attention)",
         says=("sae_type", ("lorsa",)),
     ),
     Refused(
