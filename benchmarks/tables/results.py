@@ -230,6 +230,7 @@ SECTIONS = (
     ("moved_city", "Two graphs compared: a city moves to another state", many.moved_city),
     ("wrong_answers", "Fingerprints: which answers are wrong", many.wrong_answers),
     ("training_rates", "Training: is the default learning rate the right one?", training.rates),
+    ("training_kinds", "Training: kinds of autoencoders at an equal budget", training.kinds),
     ("training_export", "Training: what the files keep", training.export),
     ("training_warm_start", "Training: warm starts", training.warm_start),
     ("training_roofline", "Training: the least time of a step on a GPU", training.roofline),
