@@ -54,7 +54,9 @@ def personal_texts(seed: int, per_family: int, languages: tuple[str, ...] = tupl
         for family, by_language in TEMPLATES.items():
             for at in range(per_family):
                 template = by_language[language][at // 2 % len(by_language[language])]
-                found.append(_filled(template, real if at % 2 else {}, _alike(language, chance), family, language, chance))
+                found.append(
+                    _filled(template, real if at % 2 else {}, _alike(language, chance), family, language, chance)
+                )
     chance.shuffle(found)
     return found
 
@@ -104,17 +106,25 @@ def _alike(language: str, chance: random.Random) -> dict[str, Callable[[], str]]
 
     def package() -> str:
         version = ".".join(str(chance.randrange(20)) for _ in range(3))
-        return chance.choice([f"{chance.choice(_PACKAGES)}@{version}", f"@{chance.choice(_PACKAGES)}-team", chance.choice(_SITES)])
+        return chance.choice(
+            [f"{chance.choice(_PACKAGES)}@{version}", f"@{chance.choice(_PACKAGES)}-team", chance.choice(_SITES)]
+        )
+
+    def order() -> str:
+        forms = (f"{number(3)}-{number(4)}-{number(4)}", f"SN{number(9)}", f"{number(5)}/{number(3)}-{number(2)}")
+        return chance.choice(forms)
 
     def room() -> str:
-        return ROOMS[language].format(a=chance.randrange(1, 9), b=chance.randrange(1, 12), c=f"{chance.choice('ABCD')}{number(2)}")
+        return ROOMS[language].format(
+            a=chance.randrange(1, 9), b=chance.randrange(1, 12), c=f"{chance.choice('ABCD')}{number(2)}"
+        )
 
     return {
         "name": lambda: chance.choice(THINGS[language]).format(n=number(3)),
         "address": room,
-        "phone": lambda: chance.choice([f"{number(3)}-{number(4)}-{number(4)}", f"SN{number(9)}", f"{number(5)}/{number(3)}-{number(2)}"]),
+        "phone": order,
         "email": package,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -94,9 +94,23 @@ ROOMS = {
 
 # What only looks like a person: teams and products, capitalised like names.
 THINGS = {
-    "en": ("Customer Service", "Morgan Classic", "Harbour Team", "Madison Avenue Edition", "the Lincoln {n}", "Jackson {n} Pro"),
-    "de": ("der Kundendienst", "Werner Klassik", "Team Hafen", "die Adler {n}", "Linden {n} Pro", "die Abteilung Einkauf"),
-    "fr": ("le service client", "Moreau Classique", "l'équipe du port", "la Renaud {n}", "Laurent {n} Pro", "le service des achats"),
-    "es": ("el servicio técnico", "Molina Clásica", "el equipo del puerto", "la Serrano {n}", "Ramos {n} Pro", "el departamento de compras"),
+    "en": (
+        "Customer Service",
+        "Morgan Classic",
+        "Harbour Team",
+        "Madison Edition",
+        "the Lincoln {n}",
+        "Jackson {n} Pro",
+    ),
+    "de": (
+        "der Kundendienst",
+        "Werner Klassik",
+        "Team Hafen",
+        "die Adler {n}",
+        "Linden {n} Pro",
+        "die Abteilung Einkauf",
+    ),
+    "fr": ("le service client", "Moreau Classique", "la Renaud {n}", "Laurent {n} Pro", "le service des achats"),
+    "es": ("el servicio técnico", "Molina Clásica", "la Serrano {n}", "Ramos {n} Pro", "el equipo de compras"),
     "ja": ("お客様窓口", "高橋クラシック", "港チーム", "山本{n}型", "松田プロ{n}", "購買部"),
-}  # fmt: skip
+}

@@ -88,7 +88,7 @@ def sums(seed: int, count: int, largest: int = 20) -> list[Question]:
 
 
 def others(questions: Sequence[Question], seed: int) -> list[str]:
-    """A wrong answer to each: that of another question of its relation, so that true and false statements use the same words."""
+    """A wrong answer to each, that of another of its relation: true and false statements use the same words."""
     chance, by_relation = random.Random(seed), defaultdict(list)
     for one in questions:
         by_relation[one.relation].append(one.answer)
@@ -134,4 +134,5 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     """As everywhere here: a special token in front."""
     from circuit_tracer.models.tokenization import tokenize
 
-    return tokenize(text, tokenizer).tolist()  # type: ignore[no-any-return]
+    found: list[int] = tokenize(text, tokenizer).tolist()
+    return found
