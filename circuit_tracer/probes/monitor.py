@@ -31,6 +31,7 @@ from circuit_tracer.probes.reasons import Reason, Reasons
 from circuit_tracer.probes.scoring import Scorer
 from circuit_tracer.probes.windows import Window, windows
 
+SHORTEST_WINDOW = 16
 AHEAD_CHARACTERS = 4 * 2**20  # of texts that are looked ahead at
 MOST_EXPLAINED = 20  # flags of a probe in a window that get features
 MOST_SHOWN = 200  # characters of a flag that its line repeats
@@ -52,6 +53,8 @@ class Watching:
         for name, least in (("ahead", 1), ("batch_tokens", 1), ("features", 0)):
             if whole(getattr(self, name), name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; expected {least} or more")
+        if self.window is not None and whole(self.window, "window") < SHORTEST_WINDOW:
+            raise InputError(f"window is {self.window}; expected {SHORTEST_WINDOW} tokens or more")
 
 
 @dataclass(frozen=True)
