@@ -237,7 +237,9 @@ class Monitor:
         if number in self.reasons and (number, position) in text.kept:
             found = self.reasons[number].find(*text.kept[number, position], self.watching.features)
         score = float(scores_n.max()) if probe.pool == "token" else whole_score
-        return Flag(probe.name, start, end, tokens.text[start : min(end, start + MOST_SHOWN)], position, score, tuple(found))
+        return Flag(
+            probe.name, start, end, tokens.text[start : min(end, start + MOST_SHOWN)], position, score, tuple(found)
+        )
 
 
 @dataclass

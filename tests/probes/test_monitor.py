@@ -33,7 +33,10 @@ def probes() -> list[Probe]:
     chance = torch.Generator().manual_seed(0)
     features = ((1, 3), (2, 12), (1, 7))
     return [
-        *(Probe(pool, "hook_resid_post", 2, torch.randn(131, generator=chance), 0.3, 2.0, pool, features) for pool in POOLS),
+        *(
+            Probe(pool, "hook_resid_post", 2, torch.randn(131, generator=chance), 0.3, 2.0, pool, features)
+            for pool in POOLS
+        ),
         Probe("features", "features", None, torch.randn(2, generator=chance), 0.0, 0.5, "token", ((0, 5), (3, 1))),
         feature_watch("2/12 > 1.5"),
     ]
@@ -124,7 +127,7 @@ def test_folders_are_read_by_path(tmp_path: Path) -> None:
     found = list(read_folder(tmp_path))
     assert [item.id for item in found] == ["a/bad.txt", "a/c.txt", "b.txt"]
     assert "UTF-8" in str(found[0].problem)
-    with pytest.raises(InputError, match="holds no .txt files"):
+    with pytest.raises(InputError, match=r"holds no \.txt files"):
         list(read_folder(tmp_path / "a" / "nothing"))
 
 
@@ -166,11 +169,17 @@ def test_features_behind_a_flag_add_up_where_the_probe_reads_features(model: Rep
 
 
 def test_features_behind_a_flag_of_the_stream_are_what_they_write_along_it(model: ReplacementModel) -> None:
-    probe = Probe("stream", "hook_resid_post", 1, torch.randn(128, generator=torch.Generator().manual_seed(3)), 0.0, -1e9, "last")
+    probe = Probe(
+        "stream", "hook_resid_post", 1, torch.randn(128, generator=torch.Generator().manual_seed(3)), 0.0, -1e9, "last"
+    )
     flag = Monitor(model, [probe]).look(TEXTS[0]).flags[0]
     subject = Subject.of(model)
     found = read_batch(subject, [tokens_of(TEXTS[0], subject)], Reads(None, (1,)))[0].features[1]
-    here = {int(index): float(value) for position, index, value in zip(*found, strict=True) if int(position) == flag.position}
+    here = {
+        int(index): float(value)
+        for position, index, value in zip(*found, strict=True)
+        if int(position) == flag.position
+    }
     assert flag.features
     for reason in flag.features:
         row = model.transcoders.decoder_rows(1, torch.tensor([reason.feature]), 1)[0]
@@ -180,14 +189,20 @@ def test_features_behind_a_flag_of_the_stream_are_what_they_write_along_it(model
 
 def test_a_pass_ends_at_the_deepest_place(model: ReplacementModel) -> None:
     shallow = Probe("shallow", "hook_resid_post", 1, torch.ones(128), 0.0, 0.0, "token")
-    ran = []
+    ran: list[object] = []
     deeper = model.parts.layers[2].mlp
     before = deeper.forward
-    deeper.forward = lambda *given, **named: ran.append(1) or before(*given, **named)
+
+    def noted(*given: object) -> torch.Tensor:
+        ran.append(given)
+        made: torch.Tensor = before(*given)
+        return made
+
+    deeper.forward = noted
     try:
         Monitor(model, [shallow], Watching(features=0)).look(TEXTS[0])
     finally:
-        del deeper.forward
+        del deeper.forward  # the instance's own: its class's is there again
     assert not ran
 
 
@@ -211,7 +226,9 @@ def test_the_interval_of_a_rate_is_that_of_order_statistics() -> None:
         assert rate_interval(0, total) == pytest.approx((1 - 0.975 ** (1 / total), 1 - 0.025 ** (1 / total)), abs=1e-9)
         assert rate_interval(total - 1, total) == pytest.approx((0.025 ** (1 / total), 0.975 ** (1 / total)), abs=1e-9)
     chance = torch.Generator().manual_seed(0)
-    ranked = torch.rand(20_000, 50, generator=chance).sort(1, descending=True).values  # of uniform scores, the rate is 1 - score
+    ranked = (
+        torch.rand(20_000, 50, generator=chance).sort(1, descending=True).values
+    )  # of uniform scores, the rate is 1 - score
     rates = 1 - ranked[:, 3]
     low, high = rate_interval(3, 50)
     assert float(((rates > low) & (rates < high)).float().mean()) == pytest.approx(0.95, abs=0.01)

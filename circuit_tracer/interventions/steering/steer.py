@@ -139,7 +139,8 @@ def steer(
 
     compare: also generate without them. cache: keep keys and values between tokens. on_text: called with each new piece of
     the steered text, which never holds a stop text, not even its beginning. watcher: looks at every token of the steered text,
-    the last one too if the context has room (probes/generation.py). Raises InputError as `apply_edits` does, and for a model without a tokenizer.
+    the last one too if the context has room (probes/generation.py). Raises InputError as `apply_edits` does, and for a model
+    without a tokenizer.
     """
     sampling = sampling or Sampling()
     given = (interventions,) if isinstance(interventions, Edit | Direction) else tuple(interventions)
