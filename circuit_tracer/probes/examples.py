@@ -6,7 +6,7 @@ One JSON object a line:
 |---|---|
 | `text` | the text; or instead `messages`, a conversation [{"role": ..., "content": ...}, ...] |
 | `label` | 1 or 0, true or false, or one of two texts, of which `positive` is named |
-| `spans` | the characters that are meant: [[start, end], ...] or [{"start": ..., "end": ...}, ...], the end excluded; only with text |
+| `spans` | which characters of the text are meant: [[start, end], ...] or [{"start": ..., "end": ...}, ...], ends excluded |
 | `group` | examples of one group are never on both sides of a split; default: each is its own |
 
 Spans say more than a label: a text without one of its own is positive if it has any.
@@ -16,16 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from circuit_tracer.classify.labels import NO, YES, positive_label
 from circuit_tracer.errors import FileFormatError, InputError, shortened
 from circuit_tracer.files import parse_json
 from circuit_tracer.files.places import find_places
 
 SUFFIXES = (".jsonl", ".ndjson")
 LONGEST_LINE = 64 * 2**20  # bytes
-YES, NO = frozenset({"true", "1", "yes"}), frozenset({"false", "0", "no"})
 
 Span = tuple[int, int]
 
@@ -136,25 +137,17 @@ def _spans(given: Any, text: str, where: str) -> tuple[Span, ...]:
             )
         found.append((start, end))
     found.sort()
-    for (_, before), (start, end) in zip(found, found[1:], strict=False):
+    for (_, before), (start, end) in pairwise(found):
         if start < before:
             raise InputError(f"{where}: the span [{start}, {end}] lies over the one before it; join them")
     return tuple(found)
 
 
 def _positive(labels: list[str], positive: str | None, source: str) -> str:
-    known = sorted(set(labels))
-    if positive is None and set(map(str.lower, known)) <= YES | NO:
-        wanted = [label for label in known if label.lower() in YES]
-        if len(wanted) <= 1:
-            return wanted[0] if wanted else "1"
-    if positive is None or (positive not in known and len(known) > 1):
-        said = "" if positive is None else f": {positive!r} is none of them"
-        raise InputError(
-            f"the labels of {source} are {shortened(', '.join(known))}; say which of them the probe is to find (positive, "
-            f"--positive){said}"
-        )
-    return positive
+    """The label that is looked for. All may have one label: such a file can be scored."""
+    if len(set(labels)) == 1 and (positive is not None or labels[0].lower() in YES | NO):
+        return positive or (labels[0] if labels[0].lower() in YES else "1")
+    return positive_label(labels, positive, f"the examples of {source}")
 
 
 def _resolved(example: Example, label: str | None, positive: str | None) -> Example:

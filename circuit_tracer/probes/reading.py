@@ -91,7 +91,7 @@ class Reads(NamedTuple):
 
 @dataclass(frozen=True)
 class Activations:
-    """Of one text. stream: (P, D), or None. features: by layer, (position, index, value) of what is active on counted tokens."""
+    """Of one text. stream: (P, D), or None. features: by layer, (position, index, value) of what counted tokens activate."""
 
     tokens: Tokens
     stream: Tensor | None
@@ -180,8 +180,8 @@ def batches(lengths: Sequence[int], batch_tokens: int = BATCH_TOKENS) -> Iterato
 @plain_torch()
 @torch.no_grad()
 def read_batch(subject: Subject, texts: Sequence[Tokens], reads: Reads) -> list[Activations]:
-    """One pass over texts side by side. Raises CompatibilityError for a place or features that there are not, NumericalError for
-    activations that are not finite.
+    """One pass over texts side by side. Raises CompatibilityError for a place or features that there are not, NumericalError
+    for activations that are not finite.
     """
     parts = subject.parts
     wanted = [] if reads.place is None else [(site_of(parts, reads.place[0]).name, reads.place[1])]
@@ -249,8 +249,8 @@ def pooled(values_PD: Tensor, counted: np.ndarray, pool: str) -> Tensor:
 
 
 class Scored(NamedTuple):
-    """Of one text. score: of the whole; of a probe that reads every token, the highest. tokens: (P,) of each by itself, nan where
-    none is read; of a probe that reads a text as a whole, what it says of each token alone.
+    """Of one text. score: of the whole; of a probe that reads every token, the highest. tokens: (P,) of each by itself, nan
+    where none is read; of a probe that reads a text as a whole, what it says of each token alone.
     """
 
     text: Tokens
