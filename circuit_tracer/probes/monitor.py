@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from circuit_tracer.probes.reasons import Reason, Reasons
 from circuit_tracer.probes.scoring import Scorer
 from circuit_tracer.probes.windows import Window, windows
 
+SUFFIX = ".safetensors"
 SHORTEST_WINDOW = 16
 AHEAD_CHARACTERS = 4 * 2**20  # of texts that are looked ahead at
 MOST_EXPLAINED = 20  # flags of a probe in a window that get features
@@ -118,6 +120,22 @@ def feature_watch(text: str) -> Probe:
         raise InputError(f"{text!r} is no feature with a threshold; write LAYER/FEATURE>VALUE, such as 3/41>2.5")
     place = (int(match[1]), int(match[2]))
     return Probe(f"feature {place[0]}/{place[1]}", FEATURES, None, torch.ones(1), 0.0, threshold, "token", (place,))
+
+
+def named_probes(names: Iterable[str | Path]) -> list[Probe]:
+    """Of probe files, folders of them, and features with a threshold (`feature_watch`), in order. Raises InputError."""
+    found: list[Probe] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            files = sorted(path.glob(f"*{SUFFIX}"))
+            if not files:
+                raise InputError(f"{path} holds no probe; its files end in {SUFFIX}")
+            found += [Probe.load(file) for file in files]
+        else:
+            watch = _WATCH.fullmatch(str(name).replace(" ", "")) and not path.is_file()
+            found.append(feature_watch(str(name)) if watch else Probe.load(path))
+    return found
 
 
 class Monitor:

@@ -13,9 +13,9 @@ import torch
 from circuit_tracer import ReplacementModel
 from circuit_tracer.demo import MODEL, TRANSCODER, world
 from circuit_tracer.errors import CompatibilityError, InputError
-from circuit_tracer.probes.calibration import calibrate, rate_interval
+from circuit_tracer.probes.calibration import calibrate, calibrated, rate_interval
 from circuit_tracer.probes.incoming import read_folder, read_lines
-from circuit_tracer.probes.monitor import Monitor, Verdict, Watching, feature_watch
+from circuit_tracer.probes.monitor import Monitor, Verdict, Watching, feature_watch, named_probes
 from circuit_tracer.probes.probe import POOLS, Pool, Probe
 from circuit_tracer.probes.reading import Reads, Subject, read_batch, scored, tokens_of, tokens_of_any_length
 from circuit_tracer.probes.windows import windows
@@ -206,14 +206,14 @@ def test_a_pass_ends_at_the_deepest_place(model: ReplacementModel) -> None:
     assert not ran
 
 
-def test_a_threshold_leaves_at_most_the_wished_share_above_it() -> None:
+def test_a_threshold_leaves_the_wished_share_above_it_or_says_what_it_leaves() -> None:
     scores = torch.randn(500, generator=torch.Generator().manual_seed(1)).tolist()
-    for rate in (0.001, 0.01, 0.1):
+    for rate, rank in ((0.001, 1), (0.01, 5), (0.1, 50)):
         found = calibrate(scores, rate)
-        assert found.above == sum(score > found.threshold for score in scores) == int(rate * 500)
-        assert found.enough == (rate * 500 >= 1)
-    tied = calibrate([1.0] * 50 + [0.0] * 50, 0.1)
-    assert (tied.threshold, tied.above) == (1.0, 0)
+        assert found.threshold == sorted(scores, reverse=True)[rank - 1]
+        assert found.rate == pytest.approx(rank / 501)
+        assert (found.rate <= rate) == (rate > 0.002)
+        assert found.low < found.rate < found.high
     for rate in (0.0, 1.0, float("nan")):
         with pytest.raises(InputError, match="share between 0 and 1"):
             calibrate(scores, rate)
@@ -223,15 +223,32 @@ def test_a_threshold_leaves_at_most_the_wished_share_above_it() -> None:
 
 def test_the_interval_of_a_rate_is_that_of_order_statistics() -> None:
     for total in (1, 10, 1000):  # Beta(1, n) and Beta(n, 1) have quantiles in closed form
-        assert rate_interval(0, total) == pytest.approx((1 - 0.975 ** (1 / total), 1 - 0.025 ** (1 / total)), abs=1e-9)
-        assert rate_interval(total - 1, total) == pytest.approx((0.025 ** (1 / total), 0.975 ** (1 / total)), abs=1e-9)
+        assert rate_interval(1, total) == pytest.approx((1 - 0.975 ** (1 / total), 1 - 0.025 ** (1 / total)), abs=1e-9)
+        assert rate_interval(total, total) == pytest.approx((0.025 ** (1 / total), 0.975 ** (1 / total)), abs=1e-9)
     chance = torch.Generator().manual_seed(0)
-    ranked = (
-        torch.rand(20_000, 50, generator=chance).sort(1, descending=True).values
-    )  # of uniform scores, the rate is 1 - score
-    rates = 1 - ranked[:, 3]
-    low, high = rate_interval(3, 50)
+    ranked = torch.rand(20_000, 50, generator=chance).sort(1, descending=True).values
+    rates = 1 - ranked[:, 3]  # of uniform scores, the share above the fourth
+    low, high = rate_interval(4, 50)
     assert float(((rates > low) & (rates < high)).float().mean()) == pytest.approx(0.95, abs=0.01)
+
+
+def test_calibrated_probes_are_kept_and_fire_as_rarely_as_they_say(model: ReplacementModel, tmp_path: Path) -> None:
+    texts = [one.text for one in world.two_hops()[:300]]
+    for probe, found in calibrated(Monitor(model, probes(), Watching(features=0)), texts[::2], 0.05):
+        assert (probe.threshold, found.negatives) == (found.threshold, 150)
+        probe.save(tmp_path / f"{probe.name.replace('/', '-')}.safetensors")
+    kept = named_probes([tmp_path, "1/3>0.5"])
+    assert {probe.name for probe in kept} == {probe.name for probe in probes()} | {"feature 1/3"}
+    verdicts = list(Monitor(model, kept[:-1], Watching(features=0)).watch(texts[::2]))
+    for probe in kept[:-1]:
+        alarms = sum(flag.probe == probe.name for verdict in verdicts for flag in verdict.flags[:1])
+        assert alarms <= 7  # of 150: below rank 7
+        assert probe.card["calibration"]["wished"] == 0.05
+    with pytest.raises(InputError, match="negative text 2"):
+        calibrated(Monitor(model, probes()), ["the", " "], 0.05)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no probe"):
+        named_probes([tmp_path / "empty"])
 
 
 @pytest.mark.parametrize("text", ["1/2>x", "1", "a/b", "1/2>nan", "", "1/2/3"])
