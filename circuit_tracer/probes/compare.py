@@ -79,7 +79,7 @@ def measure(table: Table, split: Split, kind: str, method: Method, draws: int, s
         best.append(best_threshold(scores[: len(calibration)], table.positive[calibration]))
     own = split.fold >= 0
     by_row = score_N[own], table.positive[own], split.fold[own]
-    weight_BN = group_draws(table.group[own], _draws(draws, int(own.sum())), seed)
+    weight_BN = group_draws(table.group[own], draws_of(draws, int(own.sum())), seed)
     found = Scores(
         kind,
         values.shape[1],
@@ -108,7 +108,7 @@ def _of_tokens(
     first = np.searchsorted(table.text, texts)  # rows stand in the order of texts
     score = by_text(score_N[own], table.text[own], len(table.texts))[texts]
     by_text_ = score, table.positive_texts[texts], split.fold[first]
-    weight_BN = group_draws(table.group[first], _draws(draws, len(texts)), seed)
+    weight_BN = group_draws(table.group[first], draws_of(draws, len(texts)), seed)
     fires = score_N[own] > best_K[split.fold[own]]
     positive = table.positive[own]
     right = int((fires & positive).sum())
@@ -136,5 +136,6 @@ def _f1_spans(table: Table, own: Array, fires: Array) -> float:
     return f1(*total.tolist())
 
 
-def _draws(draws: int, rows: int) -> int:
+def draws_of(draws: int, rows: int) -> int:
+    """So many, or as many as `NUMBERS_AT_ONCE` allows for that many rows."""
     return min(draws, max(FEWEST_DRAWS, NUMBERS_AT_ONCE // rows))

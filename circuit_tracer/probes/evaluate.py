@@ -36,6 +36,11 @@ class Share(NamedTuple):
     low: float
     high: float
 
+    @classmethod
+    def unknown(cls) -> Share:
+        """Of no rows."""
+        return cls(math.nan, math.nan, math.nan)
+
 
 @dataclass(frozen=True)
 class AtRate:
@@ -70,15 +75,16 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; null for what is not known."""
-        found: dict[str, Any] = _plain(asdict(self))
+        found: dict[str, Any] = plain(asdict(self))
         return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """JSON values; null for what is not finite."""
     if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
+        return {name: plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return finite(value) if isinstance(value, float) else value
 
 
@@ -113,22 +119,22 @@ def at_rate(
     """others: K arrays, for each fold the scores that its model gives to the negatives which set its threshold."""
     alarms = [alarm(negatives_n, rate) for negatives_n in others]
     set_on = min(map(len, others))
-    nothing = Share(math.nan, math.nan, math.nan)
     if any(each is None for each in alarms):
-        return AtRate(rate, False, set_on, nothing, nothing)
+        return AtRate(rate, False, set_on, Share.unknown(), Share.unknown())
     threshold_K = np.array([each.threshold for each in alarms if each is not None])
     fires_N = score_N > threshold_K[fold_N]
-    shares = [_share(fires_N, which, weight_BN, len(others)) for which in (positive_N, ~positive_N)]
+    shares = [share(fires_N, which, weight_BN, len(others)) for which in (positive_N, ~positive_N)]
     return AtRate(rate, True, set_on, *shares)
 
 
-def _share(fires_N: Array, which_N: Array, weight_BN: Array, folds: int) -> Share:
+def share(fires_N: Array, which_N: Array, weight_BN: Array, folds: int) -> Share:
+    """How many of some rows fire."""
     weight_B = weight_BN @ which_N
     share_B = np.divide(
         weight_BN @ (fires_N & which_N), weight_B, out=np.full(len(weight_B), np.nan), where=weight_B > 0
     )
     if np.isnan(share_B[0]):
-        return Share(math.nan, math.nan, math.nan)
+        return Share.unknown()
     low, high = interval(share_B, folds)
     return Share(float(share_B[0]), max(0.0, low), min(1.0, high))
 

@@ -230,7 +230,7 @@ def columns(probe: Probe, found: Activations) -> Tensor:
             by_layer.setdefault(layer, []).append((feature, column))
         for layer, pairs in by_layer.items():
             position, index, value = found.features[layer]
-            feature_n, column_n = torch.tensor(sorted(pairs)).T
+            feature_n, column_n = torch.tensor(sorted(pairs)).T.contiguous()
             at = torch.searchsorted(feature_n, index).clamp(max=len(feature_n) - 1)
             mine = feature_n[at] == index
             features_PF[position[mine], column_n[at[mine]]] = value[mine]

@@ -58,9 +58,7 @@ class Table:
     @property
     def group(self) -> Array:
         """(N,) the group of each row, by number; an example without one is a group by itself."""
-        names: dict[Any, int] = {}
-        own = [(index,) if example.group is None else example.group for index, example in enumerate(self.examples)]
-        return np.array([names.setdefault(name, len(names)) for name in own], dtype=int)[self.text]
+        return groups_of(self.examples)[self.text]
 
     @property
     def positive_texts(self) -> Array:
@@ -76,6 +74,13 @@ class Table:
                 return layer, column
             column -= count
         raise IndexError(column)
+
+
+def groups_of(examples: Sequence[Example]) -> Array:
+    """(texts,) the group of each, by number; an example without one is a group by itself."""
+    names: dict[Any, int] = {}
+    own = [(index,) if example.group is None else example.group for index, example in enumerate(examples)]
+    return np.array([names.setdefault(name, len(names)) for name in own], dtype=int)
 
 
 def gather(
