@@ -1,8 +1,8 @@
 """Probes of every kind of columns beside scores that nothing was learned for, all on the same groups that were not seen.
 
-Learned ones are those of `circuit_tracer.probes.compare`: learned on some groups, thresholds set on the negatives of others, tested
-on the rest, in turn. A score that is not learned (a judge, the model's own probability) has its thresholds set on the same
-negatives. Letters: T texts.
+Learned ones are those of `circuit_tracer.probes.compare`: learned on some groups, thresholds set on the negatives of others,
+tested on the rest, in turn. A score that is not learned (a judge, the model's own probability) has its thresholds set on the
+same negatives. Letters: T texts.
 """
 
 from __future__ import annotations

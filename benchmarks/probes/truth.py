@@ -7,8 +7,8 @@ with its own answer, and with another's of the same relation, so that both kinds
 token (with a full stop behind it in English). Groups are relations, then subjects: what is tested is never learned from.
 
 Beside: the model's own probability of the answer behind its prompt, which knows where the answer begins and is the best that
-anyone could do for facts chosen like this; and, of the real model, the same model asked outright. Features are those of the embedded
-dictionary, and the real model's own neurons, which need none.
+anyone could do for facts chosen like this; and, of the real model, the same model asked outright. Features are those of the
+embedded dictionary, and the real model's own neurons, which need none.
 """
 
 from __future__ import annotations

@@ -11,8 +11,10 @@ text so far. Letters: P positions, K probes, D numbers that a probe reads, n tok
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +55,26 @@ class GenerationWatch:
     def scores(self) -> Tensor:
         """(P, K)."""
         return torch.cat(self._scores) if self._scores else torch.empty(0, len(self.probes))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: scores by probe, null where nothing is read."""
+        columns = {
+            probe.name: [None if math.isnan(score) else score for score in self.scores[:, number].tolist()]
+            for number, probe in enumerate(self.probes)
+        }
+        return {"scores": columns, "fired": dict(self.fired), "since": self.since}
+
+    def lines(self) -> list[str]:
+        """For people: where each fired, and the highest score."""
+        found = []
+        for number, probe in enumerate(self.probes):
+            scores = self.scores[:, number].nan_to_num(-math.inf)
+            fired = f"fired at position {self.fired[probe.name]}" if probe.name in self.fired else "did not fire"
+            highest = f"highest {float(scores.max()):.4g} at {int(scores.argmax())}, threshold {probe.threshold:.4g}"
+            found.append(f"watched     {probe.name}: {fired} ({highest})")
+        if self.when is not None:
+            found.append(f"steered     {'never' if self.since is None else f'from position {self.since} on'}")
+        return found
 
     def visits(self, start: int, left_out: Sequence[int]) -> Mapping[str, Visit]:
         """Keep what the probes read of a pass from position `start` on."""

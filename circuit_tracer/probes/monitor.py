@@ -61,7 +61,7 @@ class Watching:
 
 @dataclass(frozen=True)
 class Flag:
-    """Where a probe fired: characters start ... end - 1 of the text, the first of which are `text`; position: of the token with the highest score there."""
+    """Where a probe fired: characters start ... end - 1, which begin with `text`; position: of the highest token."""
 
     probe: str
     start: int

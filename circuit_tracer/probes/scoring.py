@@ -100,7 +100,9 @@ class _Encoder:
         self.transcoders, self.layer, self.index_F = subject.transcoders, layer, torch.tensor(index)
         self.place = (self.transcoders.feature_input_hook, layer)
         function = self.transcoders.activation(layer)
-        self.alone = isinstance(function, ReLU | JumpReLU) and not self.transcoders.exact  # neurons have no encoder rows
+        self.alone = (
+            isinstance(function, ReLU | JumpReLU) and not self.transcoders.exact
+        )  # neurons have no encoder rows
         if self.alone:
             like = subject.parts.final_norm.parameters.gain  # device and compute dtype
             rows_FD, bias_F = self.transcoders.encoder_rows(layer, self.index_F)
