@@ -4,7 +4,7 @@
 
 Weakened copies of the embedded model (`benchmarks/many/wrong_answers.py`: a third of the cities forgotten, or moved, or noise
 on its MLPs) on one- and two-hop questions, and SmolLM2 on facts and sums (`questions.py`). An answer is wrong if it is not what
-the world says. Groups are subjects (nothing is learned of a city that is tested); for SmolLM2 also relations. Half of the subjects
+the world says. Groups are subjects (nothing is learned of a city that is tested); for SmolLM2 also relations. Half the subjects
 only set thresholds. Beside: what the logits of the same pass say (one minus the top probability, entropy), which nothing
 is learned for; and SmolLM2 asked outright whether it would be wrong.
 """
