@@ -16,8 +16,8 @@ def personal(record: dict[str, Any]) -> list[str]:
     lines = [
         f"SmolLM2 behind layer {settings['layer']}: {settings['texts']} made-up texts in five languages, "
         f"{settings['with personal data']} with personal data ({settings['personal tokens']:,} of "
-        f"{settings['tokens']:,} tokens); thresholds of texts on {settings['texts that set thresholds']} others. Features are the "
-        "model's neurons, since there is no trained dictionary of it here.",
+        f"{settings['tokens']:,} tokens, the two families that set thresholds included: "
+        f"{settings['texts that set thresholds']} texts). Features are the model's neurons: it has no trained dictionary here.",
         "",
     ]
     for grouping, rows in record["groups"].items():
@@ -61,8 +61,8 @@ def throughput(record: dict[str, Any]) -> list[str]:
         for name, rate in rates.items()
     ]
     return [
-        f"SmolLM2, {settings['texts']} texts of {settings['tokens']:,} tokens, one thread, median of rounds in turn (the judge: one); "
-        f"scores of batches differ from those of single texts by {record['largest_difference']:.0e}.",
+        f"SmolLM2, {settings['texts']} texts of {settings['tokens']:,} tokens, one thread, median of rounds in turn (the judge: "
+        f"one round); scores of batches differ from those of single texts by {record['largest_difference']:.0e}.",
         "",
         *table(["", "tokens a second", "of the bare pass", "of the whole"], rows),
     ]
