@@ -41,12 +41,17 @@ class Reasons:
         self.place: Place | None = None
         if self.layer is not None and self.transcoders is not None:
             self.place = (self.transcoders.feature_input_hook, self.layer)
-        self.multiplier = subject.parts.residual_multiplier
+        self.multiplier = 1.0 if self.place == probe.place else subject.parts.residual_multiplier
 
     def _writing_layer(self, subject: Subject) -> int | None:
         """The layer whose features write to the stream just before the place, if they write there without a norm between."""
         probe, transcoders = self.probe, subject.transcoders
-        if probe.place is None or transcoders is None or probe.place[0] not in _BEHIND:
+        if probe.place is None or transcoders is None:
+            return None
+        if transcoders.feature_input_hook == transcoders.feature_output_hook:  # autoencoders: of what they rebuild there
+            same = probe.place[0] == transcoders.feature_input_hook and probe.place[1] in transcoders.layers
+            return probe.place[1] if same else None
+        if probe.place[0] not in _BEHIND:
             return None
         layer = probe.place[1] + _BEHIND[probe.place[0]]
         if layer not in transcoders.layers:
