@@ -84,9 +84,12 @@ def _moments(values_NM: Any) -> tuple[Array, Array]:
     """Mean and standard deviation of every column."""
     if isinstance(values_NM, np.ndarray):
         return values_NM.mean(0), values_NM.std(0)
-    mean_M = np.asarray(values_NM.mean(0)).ravel()
-    square_M = np.asarray(values_NM.multiply(values_NM).mean(0)).ravel()
-    return mean_M, np.sqrt(np.maximum(square_M - mean_M**2, 0))
+    n_rows, n_columns = values_NM.shape
+    column, value = values_NM.indices, values_NM.data.astype(np.float64)
+    mean_M = np.bincount(column, value, n_columns) / n_rows
+    away_M = np.bincount(column, (value - mean_M[column]) ** 2, n_columns)
+    zeros_M = n_rows - np.bincount(column, minlength=n_columns)
+    return mean_M, np.sqrt((away_M + zeros_M * mean_M**2) / n_rows)
 
 
 def _settings(penalty: Penalty) -> dict[str, Any]:

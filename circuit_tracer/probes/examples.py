@@ -60,8 +60,8 @@ def read_examples(path: str | Path, positive: str | None = None, *, labelled: bo
     if not found:
         raise InputError(f"{path} holds no examples; it needs a line with a text and a label at least")
     labels = [label for _, label in found if label is not None]
-    name = _positive(labels, positive, str(path)) if labels else None
-    examples = [_resolved(example, label, name) for example, label in found]
+    meant = _positive(labels, positive, str(path))
+    examples = [_resolved(example, label, meant) for example, label in found]
     if labelled:
         for example in examples:
             if example.label is None:
@@ -143,17 +143,20 @@ def _spans(given: Any, text: str, where: str) -> tuple[Span, ...]:
     return tuple(found)
 
 
-def _positive(labels: list[str], positive: str | None, source: str) -> str:
-    """The label that is looked for. All may have one label: such a file can be scored."""
-    if len(set(labels)) == 1 and (positive is not None or labels[0].lower() in YES | NO):
-        return positive or (labels[0] if labels[0].lower() in YES else "1")
-    return positive_label(labels, positive, f"the examples of {source}")
+def _positive(labels: list[str], positive: str | None, source: str) -> frozenset[str]:
+    """The labels that are looked for. All examples may have one label: such a file can be scored."""
+    known = frozenset(labels)
+    if positive is None and frozenset(map(str.lower, known)) <= YES | NO:
+        return frozenset(label for label in known if label.lower() in YES)
+    if positive is not None and len(known) == 1:
+        return frozenset([positive])
+    return frozenset([positive_label(labels, positive, f"the examples of {source}")])
 
 
-def _resolved(example: Example, label: str | None, positive: str | None) -> Example:
+def _resolved(example: Example, label: str | None, positive: frozenset[str]) -> Example:
     if label is None:
         return example if example.spans is None else replace(example, label=bool(example.spans))
-    meant = label == positive
+    meant = label in positive
     if example.spans is None:
         return replace(example, label=meant)
     if meant != bool(example.spans):

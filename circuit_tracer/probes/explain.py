@@ -11,7 +11,6 @@ Letters: P positions, D numbers read of a token.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,80 +26,16 @@ from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import node_influence
 from circuit_tracer.graph.nodes import KIND_NAMES, NodeKind
 from circuit_tracer.graph.scores import graph_scores
-from circuit_tracer.graph.validation import GroupEffect
 from circuit_tracer.interventions.validation.groups import group_effects
 from circuit_tracer.models.indices import from_the_front
 from circuit_tracer.models.token_text import TokenTexts
-from circuit_tracer.probes.account import explanation_lines
 from circuit_tracer.probes.examples import Example
+from circuit_tracer.probes.explanation import Carrier, Explanation
 from circuit_tracer.probes.probe import Probe
 from circuit_tracer.probes.reading import Activations, Reads, Subject, columns, pooled, read_batch, scored, tokens_of
 
 CLOSE = 1e-3  # of |score| and |what it is made of|: a graph's value that is further away explains something else
 TOGETHER = "all of them together"
-
-
-@dataclass(frozen=True)
-class Carrier:
-    """A node of the graph. direct: its edge to the probe, in units of the score. influence: the share of all that reaches the
-    probe that comes through it, or from it, by whatever paths.
-    """
-
-    node: str
-    what: str
-    direct: float
-    influence: float
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """position: of the token whose score it is; None: of the text as a whole. direct: what the score is made of by kind of
-    source, which sum to it; "constants" has the probe's bias, "unselected" what features without a row of their own give.
-    residual: the largest of any row of the graph. errors: share of the influence that ends in error nodes. features, tokens:
-    those with the most influence. tests: the features taken out, each by itself and together; none if not asked for.
-    """
-
-    probe: Probe
-    text: str
-    position: int | None
-    token: str | None
-    score: float
-    direct: dict[str, float]
-    residual: float
-    errors: float
-    features: list[Carrier]
-    tokens: list[Carrier]
-    tests: list[GroupEffect]
-    graph: Graph
-
-    @property
-    def fires(self) -> bool:
-        """Whether the score is above the probe's threshold."""
-        return self.score > self.probe.threshold
-
-    def lines(self) -> list[str]:
-        """For people."""
-        return explanation_lines(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, without the graph."""
-        return {
-            "probe": self.probe.name,
-            "text": self.text,
-            "position": self.position,
-            "token": self.token,
-            "score": self.score,
-            "threshold": self.probe.threshold,
-            "fires": self.fires,
-            "direct": self.direct,
-            "residual": self.residual,
-            "errors": self.errors,
-            "features": [vars(each) for each in self.features],
-            "tokens": [vars(each) for each in self.tokens],
-            "tests": [
-                {"what": each.name, "predicted": each.predicted, "measured": each.measured} for each in self.tests
-            ],
-        }
 
 
 @typed

@@ -29,7 +29,7 @@ from circuit_tracer.probes.examples import Example, require_fit
 from circuit_tracer.probes.learn import Method, learn
 from circuit_tracer.probes.probe import FEATURES, Pool, Probe
 from circuit_tracer.probes.reading import Subject
-from circuit_tracer.probes.show import table_lines
+from circuit_tracer.probes.show import WIDTH, table_lines
 from circuit_tracer.probes.table import WORDS, Columns, Table, gather
 
 FEWEST_FOLDS = 3  # one to learn from, one to set thresholds on, one to test on
@@ -52,7 +52,8 @@ class Fit:
 
     def lines(self) -> list[str]:
         """A table for people."""
-        return [*table_lines(self.scores), *(f"note: {note}" for note in self.notes)]
+        reading = f"{'reading the model':{WIDTH}}{1e6 * self.probe.card['seconds_a_token']:>23.2f} us"
+        return [*table_lines(self.scores), reading, *(f"note: {note}" for note in self.notes)]
 
 
 @typed

@@ -26,7 +26,7 @@ from circuit_tracer.files import atomic_write, parse_json, require_writable_file
 from circuit_tracer.files.checksums import plain_metadata, write_tensors
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.fingerprint import VERSION, model_fingerprint, transcoder_fingerprint
-from circuit_tracer.models.sites import SITES, site_named
+from circuit_tracer.models.sites import SITES, Site, site_named
 
 if TYPE_CHECKING:
     from circuit_tracer.models.parts import ModelParts
@@ -67,9 +67,7 @@ class Probe:
             if self.layer is not None or not self.features:
                 raise InputError("a probe on features alone names at least one feature, and no layer of the stream")
         else:
-            shape = site_named(self.site).shape
-            if shape != SITES["hook_resid_post"].shape:
-                raise InputError(f"a probe reads one vector a token; {self.site} holds {shape}")
+            require_vectors(site_named(self.site))
             if whole(self.layer, "the layer of a probe") < 0:
                 raise InputError(f"the layer of a probe is {self.layer}; expected 0 or more")
         if self.weight.ndim != 1 or self.d_stream < 0 or not torch.isfinite(self.weight).all():
@@ -192,6 +190,12 @@ class Probe:
             return cls(weight=file.read("weight").float(), features=features, **given)
         except (InputError, LookupError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path} is no probe that can be read: {error}.") from error
+
+
+def require_vectors(site: Site) -> None:
+    """Refuse a place that does not hold one vector of d_model numbers a token."""
+    if site.shape != SITES["hook_resid_post"].shape:
+        raise InputError(f"a probe reads one vector of d_model numbers a token; {site.name} holds {site.shape}")
 
 
 def _named(found: Any) -> str:

@@ -28,7 +28,7 @@ from circuit_tracer.models.sites import site_of
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import encode, tokenize, zero_positions
 from circuit_tracer.probes.examples import Example, Span
-from circuit_tracer.probes.probe import Probe
+from circuit_tracer.probes.probe import Probe, require_vectors
 from circuit_tracer.transcoders.activations import Selected
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -184,7 +184,10 @@ def read_batch(subject: Subject, texts: Sequence[Tokens], reads: Reads) -> list[
     for activations that are not finite.
     """
     parts = subject.parts
-    wanted = [] if reads.place is None else [(site_of(parts, reads.place[0]).name, reads.place[1])]
+    wanted: list[Place] = []
+    if reads.place is not None:
+        require_vectors(site := site_of(parts, reads.place[0]))
+        wanted.append((site.name, reads.place[1]))
     inputs = {layer: (_dictionary(subject, layer).feature_input_hook, layer) for layer in reads.layers}
     longest = max(len(text.ids) for text in texts)
     ids_BP = torch.stack([torch.cat([text.ids, text.ids[-1:].expand(longest - len(text.ids))]) for text in texts])

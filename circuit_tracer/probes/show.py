@@ -22,8 +22,6 @@ def table_lines(scores: Sequence[Scores]) -> list[str]:
         ]
         lines += ["", f"{'':{WIDTH}}{'F1 tokens':>10}{'F1 spans':>10}"]
         lines += [f"{each.name:{WIDTH}}{_number(each.f1):>10}{_number(each.f1_spans):>10}" for each in scores]
-    lines += ["", f"{'':{WIDTH}}{'a token, without reading':>26}"]
-    lines += [f"{each.name:{WIDTH}}{1e6 * each.seconds:>23.2f} us" for each in scores]
     for what, found in (("rows", scores[0].at), ("texts", scores[0].texts or [])):
         for each in found:
             if not each.measured:
@@ -32,7 +30,8 @@ def table_lines(scores: Sequence[Scores]) -> list[str]:
                     f"recall at {each.rate:.1%} of {what} is not measured: thresholds are set on {each.negatives} negatives in "
                     f"some fold, and {need} are needed"
                 )
-    return lines
+    lines += ["", f"{'':{WIDTH}}{'cost a token':>26}"]
+    return [*lines, *(f"{each.name:{WIDTH}}{1e6 * each.seconds:>23.2f} us" for each in scores)]
 
 
 def _head(at: AtRate) -> str:

@@ -1,16 +1,79 @@
-"""An explanation of an alarm, for people who read a terminal."""
+"""An explanation of an alarm: what a probe's score is made of, and who carried it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
+from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.validation import GroupEffect
-
-if TYPE_CHECKING:
-    from circuit_tracer.probes.explain import Carrier, Explanation
+from circuit_tracer.probes.probe import Probe
 
 WIDTH = 58
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A node of the graph. direct: its edge to the probe, in units of the score. influence: the share of all that reaches the
+    probe that comes through it, or from it, by whatever paths.
+    """
+
+    node: str
+    what: str
+    direct: float
+    influence: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """position: of the token whose score it is; None: of the text as a whole. direct: what the score is made of by kind of
+    source, which sum to it; "constants" has the probe's bias, "unselected" what features without a row of their own give.
+    residual: the largest of any row of the graph. errors: share of the influence that ends in error nodes. features, tokens:
+    those with the most influence. tests: the features taken out, each by itself and together; none if not asked for.
+    """
+
+    probe: Probe
+    text: str
+    position: int | None
+    token: str | None
+    score: float
+    direct: dict[str, float]
+    residual: float
+    errors: float
+    features: list[Carrier]
+    tokens: list[Carrier]
+    tests: list[GroupEffect]
+    graph: Graph
+
+    @property
+    def fires(self) -> bool:
+        """Whether the score is above the probe's threshold."""
+        return self.score > self.probe.threshold
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return explanation_lines(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without the graph."""
+        return {
+            "probe": self.probe.name,
+            "text": self.text,
+            "position": self.position,
+            "token": self.token,
+            "score": self.score,
+            "threshold": self.probe.threshold,
+            "fires": self.fires,
+            "direct": self.direct,
+            "residual": self.residual,
+            "errors": self.errors,
+            "features": [vars(each) for each in self.features],
+            "tokens": [vars(each) for each in self.tokens],
+            "tests": [
+                {"what": each.name, "predicted": each.predicted, "measured": each.measured} for each in self.tests
+            ],
+        }
 
 
 def explanation_lines(found: Explanation) -> list[str]:
