@@ -29,7 +29,9 @@ class Texts:
 
     plain: Annotated[bool, typer.Option("--plain", help="Each line is a text by itself, no JSON.")] = False
     field: Annotated[str, typer.Option("--field", help="Field of a line that holds the text.")] = "text"
-    skip: Annotated[int, typer.Option("--skip", min=0, help="Pass over so many lines, or files.")] = 0
+    skip: Annotated[
+        int, typer.Option("--skip", min=0, help="Pass over so many lines, or files; -o is then appended to.")
+    ] = 0
 
     def read(self, source: str) -> Iterator[Incoming]:
         """The texts of a file, a folder or standard input."""
@@ -109,7 +111,7 @@ def watch(
         require_writable_file(output)
     monitor = watched.monitor(chosen)
     counts = {"texts": 0, "flagged": 0, "problems": 0}
-    with _opened(output) as file:
+    with _opened(output, append=texts.skip > 0) as file:
         for verdict in monitor.watch(texts.read(source)):
             counts["texts"] += 1
             counts["flagged"] += verdict.flagged
@@ -155,7 +157,8 @@ def calibrate(
 
 
 @contextmanager
-def _opened(output: Path | None) -> Iterator[Any]:
-    file: IO[str] | None = None if output is None else output.open("w", encoding="utf-8")
+def _opened(output: Path | None, append: bool) -> Iterator[Any]:
+    """Lines are written as they come, so that nothing that was said is lost when the stream is cut."""
+    file: IO[str] | None = None if output is None else output.open("a" if append else "w", encoding="utf-8")
     with nullcontext(sys.stdout) if file is None else file as opened:
         yield opened

@@ -14,7 +14,7 @@ from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputErro
 from circuit_tracer.files import parse_json
 from circuit_tracer.probes.examples import LONGEST_LINE, SUFFIXES, Example
 
-LONGEST_TEXT = 16 * 2**20  # characters of one text
+LONGEST_TEXT = 4 * 2**20  # characters of one text
 TEXT_SUFFIX = ".txt"
 
 

@@ -34,7 +34,7 @@ from circuit_tracer.probes.windows import Window, windows
 
 SUFFIX = ".safetensors"
 SHORTEST_WINDOW = 16
-AHEAD_CHARACTERS = 4 * 2**20  # of texts that are looked ahead at
+AHEAD_CHARACTERS = 2**20  # of texts that are looked ahead at
 MOST_EXPLAINED = 20  # flags of a probe in a window that get features
 MOST_SHOWN = 200  # characters of a flag that its line repeats
 _WATCH = re.compile(r"(\d{1,9})/(\d{1,9})(?:>(.+))?")

@@ -13,12 +13,25 @@ import torch
 from circuit_tracer import ReplacementModel
 from circuit_tracer.demo import MODEL, TRANSCODER, world
 from circuit_tracer.errors import CompatibilityError, InputError
+from circuit_tracer.models.parts import bind
 from circuit_tracer.probes.calibration import calibrate, calibrated, rate_interval
 from circuit_tracer.probes.incoming import read_folder, read_lines
 from circuit_tracer.probes.monitor import Monitor, Verdict, Watching, feature_watch, named_probes
 from circuit_tracer.probes.probe import POOLS, Pool, Probe
-from circuit_tracer.probes.reading import Reads, Subject, read_batch, scored, tokens_of, tokens_of_any_length
+from circuit_tracer.probes.reading import (
+    Reads,
+    Subject,
+    Tokens,
+    columns,
+    read_batch,
+    scored,
+    tokens_of,
+    tokens_of_any_length,
+)
+from circuit_tracer.probes.scoring import Scorer
 from circuit_tracer.probes.windows import windows
+from circuit_tracer.transcoders.neurons import Neurons
+from tests.support.tiny import tiny_model, tiny_transcoder
 
 TEXTS = [one.text for one in world.two_hops()[:20:3]] + ["the opposite of big is small", "after Monday comes Tuesday"]
 
@@ -185,6 +198,45 @@ def test_features_behind_a_flag_of_the_stream_are_what_they_write_along_it(model
         row = model.transcoders.decoder_rows(1, torch.tensor([reason.feature]), 1)[0]
         assert reason.activation == pytest.approx(here[reason.feature], rel=1e-4)
         assert reason.part == pytest.approx(here[reason.feature] * float(row @ probe.weight), rel=1e-4)
+
+
+@pytest.mark.parametrize("dictionary", ["relu", "jump_relu", "topk", "neurons"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_scores_of_every_kind_of_dictionary_are_exact(architecture: str, dictionary: str) -> None:
+    parts = bind(tiny_model(architecture, torch.float64), architecture)
+    transcoders = Neurons(parts) if dictionary == "neurons" else tiny_transcoder(activation=dictionary)
+    subject = Subject(parts, None, transcoders)
+    chance = torch.Generator().manual_seed(2)
+    watched = [
+        Probe(
+            "some",
+            "features",
+            None,
+            torch.randn(5, generator=chance),
+            0.1,
+            0.0,
+            "token",
+            tuple((1, 3 * at) for at in range(5)),
+        ),
+        Probe("both", "hook_resid_mid", 1, torch.randn(18, generator=chance), 0.1, 0.0, "max", ((0, 2), (2, 7))),
+    ]
+    texts = [_plain(torch.randint(3, 47, (size,), generator=chance)) for size in (5, 9, 7)]
+    scorer = Scorer(subject, watched)
+    rows = scorer.read(texts)
+    scores = scorer.tokens(rows).split([int(text.counted.sum()) for text in texts])
+    for number, probe in enumerate(watched):
+        for text, found in zip(texts, scores, strict=True):
+            here = read_batch(subject, [text], Reads.of(probe))[0]
+            expected = scored(probe, here).tokens[torch.from_numpy(text.counted)]
+            torch.testing.assert_close(found[:, number], expected.to(found), rtol=1e-5, atol=1e-6)
+    every = torch.cat([columns(watched[1], read_batch(subject, [text], Reads.of(watched[1]))[0])[1:] for text in texts])
+    torch.testing.assert_close(scorer.columns(1, rows), every.to(scorer.dtype), rtol=1e-5, atol=1e-6)
+
+
+def _plain(ids: torch.Tensor) -> Tokens:
+    """A text of which only ids are known; the first token is left out."""
+    nowhere = np.zeros(len(ids), np.int64)
+    return Tokens("", ids, nowhere, nowhere, np.arange(len(ids)) > 0)
 
 
 def test_a_pass_ends_at_the_deepest_place(model: ReplacementModel) -> None:
