@@ -25,6 +25,9 @@ Positive = Annotated[
     str | None,
     typer.Option("--positive", help="The label that is looked for; default: the true one of true/false, yes/no, 1/0."),
 ]
+Chat = Annotated[
+    bool, typer.Option("--chat", help="-p is a user message, a .json file of messages, or a JSON list of them.")
+]
 SUFFIX = ".safetensors"
 
 
@@ -152,6 +155,7 @@ def score(
         str | None, typer.Option("--data", help="Texts, JSONL as for fit; labels are compared if all have one.")
     ] = None,
     prompt: Annotated[list[str] | None, options.text("-p", "--prompt", help="A text. Repeatable.")] = None,
+    chat: Chat = False,
     tokens: Annotated[bool, typer.Option("--tokens", help="Print the score of every token.")] = False,
     positive: Positive = None,
     draws: Annotated[int, typer.Option("--draws", min=1, help="Of the bootstrap over groups.")] = 1000,
@@ -161,7 +165,7 @@ def score(
     verbose: options.Verbose = False,
 ) -> None:
     """Score texts, and say which fire."""
-    examples = _examples(data, prompt, positive)
+    examples = _examples(data, prompt, chat, positive)
     from circuit_tracer.probes.probe import Probe
     from circuit_tracer.probes.score import score as scored
 
@@ -186,6 +190,7 @@ def explain(
     probe: ProbeFile,
     *,
     prompt: Annotated[str, options.text("-p", "--prompt", help="The text that it is scored on.")],
+    chat: Chat = False,
     position: Annotated[
         int | None,
         typer.Option(
@@ -230,7 +235,7 @@ def explain(
         found = explained(
             model,
             loaded,
-            prompt,
+            _example(prompt, chat),
             position=position,
             top=top,
             validate=validate,
@@ -247,14 +252,22 @@ def explain(
     typer.echo("\n".join([*found.lines(), *([] if output is None else [f"wrote      {output}"])]))
 
 
-def _examples(data: str | None, prompt: list[str] | None, positive: str | None) -> list[Example]:
+def _examples(data: str | None, prompt: list[str] | None, chat: bool, positive: str | None) -> list[Example]:
     if (data is None) == (not prompt):
         raise InputError("give texts with --data FILE or with -p TEXT (not both)")
-    from circuit_tracer.probes.examples import Example, read_examples
+    from circuit_tracer.probes.examples import read_examples
 
     if data is not None:
         return read_examples(data, positive, labelled=False)
-    return [Example(text, where=f"-p {text[:40]!r}") for text in prompt or ()]
+    return [_example(text, chat) for text in prompt or ()]
+
+
+def _example(prompt: str, chat: bool) -> Example:
+    from circuit_tracer.cli.prompts import read_jobs
+    from circuit_tracer.probes.examples import Example
+
+    found, where = read_jobs(prompt, None, chat, None)[0].prompt, f"-p {prompt[:40]!r}"
+    return Example(found, where=where) if isinstance(found, str) else Example(messages=found, where=where)
 
 
 def _rows(found: Scoring, tokens: bool) -> list[dict[str, Any]]:

@@ -138,7 +138,7 @@ def _shares(probe: Probe, found: Activations, position: int | None) -> Tensor:
 def _features_read(
     probe: Probe, model: Traceable, found: Activations, layer: int, position: int, share_n: Tensor
 ) -> tuple[Tensor, float]:
-    """(D,) sum of weight times encoder row over the probe's features of a layer that are active at a token; that of biases."""
+    """(D,) sum of weight times read vector over the features of a layer that are active at a token; that of constants."""
     at_n, index_n, _ = found.features[layer]
     active = set(index_n[at_n == position].tolist())
     weight_n = probe.weight[probe.d_stream :].to(share_n) * share_n
@@ -147,9 +147,12 @@ def _features_read(
         for (where, feature), weight in zip(probe.features, weight_n.tolist(), strict=True)
         if where == layer and feature in active and weight
     }
-    rows_nD, bias_n = model.transcoders.encoder_rows(layer, torch.tensor([*wanted], dtype=torch.int64))
+    index_n = torch.tensor([*wanted], dtype=torch.int64)
+    rows_nD, constant_n = model.transcoders.reads(
+        layer, index_n, torch.full_like(index_n, position), lambda: found.inputs[layer]
+    )
     each_n = torch.tensor([*wanted.values()], dtype=torch.float64)
-    return each_n @ rows_nD.cpu().double(), float(each_n @ bias_n.cpu().double())
+    return each_n @ rows_nD.cpu().double(), float(each_n @ constant_n.cpu().double())
 
 
 def _position(probe: Probe, found: Activations, asked: int | None) -> int | None:

@@ -91,11 +91,14 @@ class Reads(NamedTuple):
 
 @dataclass(frozen=True)
 class Activations:
-    """Of one text. stream: (P, D), or None. features: by layer, (position, index, value) of what counted tokens activate."""
+    """Of one text. stream: (P, D), or None. By layer, features: (position, index, value) of what counted tokens activate, and
+    inputs: (P, D) what the dictionary reads.
+    """
 
     tokens: Tokens
     stream: Tensor | None
     features: Mapping[int, Selected] = field(default_factory=dict)
+    inputs: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 def tokens_of(example: Example | str, subject: Subject) -> Tokens:
@@ -118,7 +121,10 @@ def tokens_of_any_length(example: Example | str, subject: Subject) -> Tokens:
     if text is None:
         assert example.messages is not None
         answered = example.messages[-1].get("role") == "assistant"
-        text = chat_text(example.messages, tokenizer, add_generation_prompt=not answered)
+        try:
+            text = chat_text(example.messages, tokenizer, add_generation_prompt=not answered)
+        except InputError as error:
+            raise InputError(f"{example.where}: {error}") from None
     own = encode(text, tokenizer)
     ids = tokenize(own, tokenizer, subject.prepend_bos)
     start, stop = _characters(text, tokenizer, len(own))
@@ -201,7 +207,8 @@ def read_batch(subject: Subject, texts: Sequence[Tokens], reads: Reads) -> list[
                 f"the model's activations on {text.text[:60]!r} are not finite. Check its weights, or load it in float32."
             )
         features = {layer: _active(subject, layer, here[place], text.counted) for layer, place in inputs.items()}
-        result.append(Activations(text, here[wanted[0]] if wanted else None, features))
+        read_by = {layer: here[place] for layer, place in inputs.items()}
+        result.append(Activations(text, here[wanted[0]] if wanted else None, features, read_by))
     return result
 
 

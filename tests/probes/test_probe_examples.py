@@ -183,6 +183,8 @@ def test_texts_that_cannot_be_read() -> None:
     reader = subject(byte_level())
     with pytest.raises(InputError, match=r"e\.jsonl, line 3.*context length is 64"):
         tokens_of(Example("a" * 80, where="e.jsonl, line 3"), reader)
+    with pytest.raises(InputError, match=r"e\.jsonl, line 4: this tokenizer has no chat template"):
+        tokens_of(Example(messages=[{"role": "user", "content": "a"}], where="e.jsonl, line 4"), reader)
     alone = Subject(reader.parts, reader.tokenizer, prepend_bos=False)
     with pytest.raises(InputError, match="1 token, of which none is read"):
         tokens_of("a", alone)
