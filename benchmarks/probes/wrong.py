@@ -12,6 +12,7 @@ is learned for; and SmolLM2 asked outright whether it would be wrong.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import tempfile
 from collections.abc import Sequence
@@ -71,13 +72,16 @@ def main() -> None:
     parser.add_argument(
         "--model", type=Path, help="SmolLM2 as a Hugging Face folder (default: the embedded model alone)"
     )
-    parser.add_argument("--copies", nargs="+", choices=list(COPIES), default=list(COPIES))
+    parser.add_argument("--copies", nargs="*", choices=list(COPIES), default=list(COPIES))
     parser.add_argument("--layers", type=int, nargs="+", default=[10, 20])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS / "monitor_wrong.json")
+    parser.add_argument("--go-on", action="store_true", help="keep the models that the record has")
     args = parser.parse_args()
     torch.set_num_threads(1)
     results: dict[str, Any] = describe(versions={"ours": versions()}, models={})
+    if args.go_on and args.results.exists():
+        results["models"] = json.loads(args.results.read_text())["models"]
     for name in args.copies:
         own, tokenizer = load_model(MODEL)
         with tempfile.TemporaryDirectory() as scratch:
