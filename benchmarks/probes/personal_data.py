@@ -1,6 +1,6 @@
 """Which tokens are personal data? Made-up texts in five languages (`personal.py`), read by SmolLM2, token by token.
 
-    python -m benchmarks.probes.personal_data --model MODEL [--per-family 8] [--layer 10] [--results FILE]
+    python -m benchmarks.probes.personal_data --model MODEL [--per-family 24] [--layer 10] [--results FILE]
 
 Groups are template families (the words around are those of no text that was learned from), then languages (an unseen language).
 Two families set thresholds and nothing else, in all languages, without personal data. A text is flagged if any token is.
@@ -70,9 +70,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--layer", type=int, default=10)
-    parser.add_argument("--per-family", type=int, default=8)
+    parser.add_argument("--per-family", type=int, default=24)
     parser.add_argument("--negatives", type=int, default=12)
-    parser.add_argument("--judged", type=int, default=160)
+    parser.add_argument("--judged", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS / "monitor_personal.json")
     args = parser.parse_args()
