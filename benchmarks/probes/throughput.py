@@ -2,8 +2,8 @@
 
     python -m benchmarks.probes.throughput --model MODEL --transcoders CLT [--texts 120] [--results FILE]
 
-In one run, on one thread: texts with personal data (`personal.py`), batched alike, each way several times in turn; the median
-counts. Probes are random directions: what they find is not asked, only what looking costs.
+In one run, on one thread: texts with personal data (`personal.py`), batched alike, each way several times in turn; the median of
+processor times counts, which others on the machine disturb least. Probes are random directions: what they find is not asked, only what looking costs.
 
 | way | what it is |
 |---|---|
@@ -93,15 +93,15 @@ def ways(model: ReplacementModel, texts: Sequence[str], layer: int) -> dict[str,
 
 
 def timed(calls: dict[str, Callable[[], Any]], rounds: int, slow: Sequence[str] = ("judge",)) -> dict[str, list[float]]:
-    """Seconds of each round, all ways in turn; slow ones in the first round alone."""
+    """Processor seconds of each round, all ways in turn; slow ones in the first round alone."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds):
         for name, call in calls.items():
             if number and name in slow:
                 continue
-            started = time.perf_counter()
+            started = time.process_time()
             call()
-            found[name].append(time.perf_counter() - started)
+            found[name].append(time.process_time() - started)
     return found
 
 

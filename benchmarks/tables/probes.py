@@ -61,7 +61,7 @@ def throughput(record: dict[str, Any]) -> list[str]:
         for name, rate in rates.items()
     ]
     return [
-        f"SmolLM2, {settings['texts']} texts of {settings['tokens']:,} tokens, one thread, median of rounds (the judge: "
+        f"SmolLM2, {settings['texts']} texts of {settings['tokens']:,} tokens, one thread, processor time, median of rounds (the judge: "
         f"one round); scores of batches differ from those of single texts by {record['largest_difference']:.0e}.",
         "",
         *table(["", "tokens a second", "of the bare pass", "of the whole"], rows),
