@@ -2,8 +2,9 @@
 
     python -m benchmarks.probes.throughput --model MODEL --transcoders CLT [--texts 120] [--results FILE]
 
-In one run, on one thread: texts with personal data (`personal.py`), batched alike, each way several times in turn; the median of
-processor times counts, which others on the machine disturb least. Probes are random directions: what they find is not asked, only what looking costs.
+In one run, on one thread: texts with personal data (`personal.py`), batched alike, each way several times in turn; the median
+of processor times counts, which others on the machine disturb least. Probes are random directions: what they find is not
+asked, only what looking costs.
 
 | way | what it is |
 |---|---|

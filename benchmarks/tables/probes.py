@@ -61,8 +61,8 @@ def throughput(record: dict[str, Any]) -> list[str]:
         for name, rate in rates.items()
     ]
     return [
-        f"SmolLM2, {settings['texts']} texts of {settings['tokens']:,} tokens, one thread, processor time, median of rounds (the judge: "
-        f"one round); scores of batches differ from those of single texts by {record['largest_difference']:.0e}.",
+        f"SmolLM2, {settings['texts']} texts of {settings['tokens']:,} tokens, one thread, processor time, median of rounds "
+        f"(the judge: one); scores of batches differ from those of single texts by {record['largest_difference']:.0e}.",
         "",
         *table(["", "tokens a second", "of the bare pass", "of the whole"], rows),
     ]
