@@ -8,6 +8,7 @@ from typing import Any
 
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.validation import GroupEffect
+from circuit_tracer.probes.evaluate import plain
 from circuit_tracer.probes.probe import Probe
 
 WIDTH = 58
@@ -57,6 +58,10 @@ class Explanation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without the graph."""
+        found: dict[str, Any] = plain(self._described())
+        return found
+
+    def _described(self) -> dict[str, Any]:
         return {
             "probe": self.probe.name,
             "text": self.text,

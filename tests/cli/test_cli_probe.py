@@ -48,6 +48,9 @@ def test_fit_score_and_explain(run: Run, data: Path, tmp_path: Path) -> None:
     assert labelled.code == 0, labelled.err
     assert "24 positive and 24 negative texts, 16 groups" in labelled.out
 
+    talk = run("probe", "score", file, "-p", "Dallas is in", "--chat", *DEMO)
+    assert "-p 'Dallas is in': this tokenizer has no chat template" in talk.err
+
     html = tmp_path / "why.html"
     why = run("probe", "explain", file, "-p", "Dallas is in", "--top", 2, "--demo", "-o", html)
     assert why.code == 0, why.err

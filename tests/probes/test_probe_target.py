@@ -47,9 +47,7 @@ def naive_score(probe: Probe, model: ReplacementModel) -> float:
     return float(of_text @ probe.weight.double()) + probe.bias
 
 
-@pytest.mark.parametrize("case", one_each(), ids=str)
-def test_a_row_sums_to_the_score(case: Case) -> None:
-    model = build(case)
+def require_rows_sum_to_scores(model: ReplacementModel) -> None:
     subject = Subject(model.parts, None, model.transcoders)
     targets = []
     for probe in PROBES:
@@ -58,9 +56,21 @@ def test_a_row_sums_to_the_score(case: Case) -> None:
     graph = attribute(IDS, model, attribution_targets=targets, zero_positions=[0])
     assert graph.balance is not None
     rows = graph.nodes.layout.targets
-    summed = graph.edges.row_sum(graph.edges.weight)[rows] + graph.balance.bias[rows]
+    summed = graph.edges.row_sum(graph.edges.weight)[rows] + graph.balance.bias[rows] + graph.balance.unselected[rows]
     for probe, value in zip(PROBES, summed.tolist(), strict=True):
         assert value == pytest.approx(naive_score(probe, model), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("case", one_each(), ids=str)
+def test_a_row_sums_to_the_score(case: Case) -> None:
+    require_rows_sum_to_scores(build(case))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_row_sums_to_the_score_of_neurons(architecture: str) -> None:
+    """What they read depends on the prompt."""
+    model = build(Case(architecture)).hf_model
+    require_rows_sum_to_scores(ReplacementModel.from_model(model, "neurons", None, architecture))
 
 
 @pytest.mark.parametrize("case", one_each(), ids=str)
