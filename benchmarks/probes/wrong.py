@@ -6,7 +6,7 @@ Weakened copies of the embedded model (`benchmarks/many/wrong_answers.py`: a thi
 on its MLPs) on one- and two-hop questions, and SmolLM2 on facts and sums (`questions.py`). An answer is wrong if it is not what
 the world says. Groups are subjects (nothing is learned of a city that is tested); for SmolLM2 also relations. Half the subjects
 only set thresholds. Beside: what the logits of the same pass say (one minus the top probability, entropy), which nothing
-is learned for; and SmolLM2 asked outright whether it would be wrong.
+is learned for; and SmolLM2 asked outright whether it would be wrong, of the first questions.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def questions_of(
     subjects = sorted({one.subject for one in questions})
     setting = set(random.Random(seed).sample(subjects, len(subjects) // 2))
     pairs = list(zip(questions, found, strict=True))
+    random.Random(seed).shuffle(pairs)
     own = [pair for pair in pairs if pair[0].subject not in setting]
     spare = [pair for pair in pairs if pair[0].subject in setting and pair[1].right]
     said = [*own, *spare]
@@ -74,6 +75,7 @@ def main() -> None:
     )
     parser.add_argument("--copies", nargs="*", choices=list(COPIES), default=list(COPIES))
     parser.add_argument("--layers", type=int, nargs="+", default=[10, 20])
+    parser.add_argument("--judged", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS / "monitor_wrong.json")
     parser.add_argument("--go-on", action="store_true", help="keep the models that the record has")
@@ -96,7 +98,7 @@ def main() -> None:
         real = ReplacementModel.from_pretrained(str(args.model), "neurons", device="cpu", dtype=torch.float32)
         asked = [*english_questions(), *sums(args.seed, 60)]
         task = questions_of(real.parts.model, real.tokenizer, asked, ["subject", "relation"], args.seed)
-        texts = [str(each.text) for each in [*task.examples, *task.negatives]]
+        texts = [str(each.text) for each in task.examples[: args.judged]]
         task.scores["asked outright"] = judged(real.parts.model, real.tokenizer, texts, "wrong")  # type: ignore[index]
         layers = one_model("SmolLM2", real, args.layers, task, args.seed)
         results["models"]["SmolLM2"] = {**counts(task), "layers": layers}
