@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class LayerCapture:
     mlp_out: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, D) before any post norm
     added: Tensor | None = None  # (P, D) what an intervention adds at the dictionary's output hook
     inverse_sigma: dict[str, Tensor] = field(default_factory=dict)  # norm name -> (P,)
+    places: dict[str, Tensor] = field(default_factory=dict)  # site -> (P, width), where others were asked for
 
 
 @dataclass
@@ -87,6 +89,7 @@ def capture(
     keep_patterns: bool = True,
     visits: Mapping[str, Visit] | None = None,
     tape: AttentionTape | None = None,
+    places: Sequence[str] = (),
 ) -> PromptCapture:
     """Run the model once on ids (P,) and keep the frozen quantities; attention patterns, or queries, keys and log-sum-exp.
 
@@ -95,9 +98,10 @@ def capture(
     length and NumericalError when activations are not finite.
 
     visits: of an intervention, by site, which write at the dictionary's output hook only. tape: attention that is replayed.
+    places: sites whose activations are kept too.
     """
     check_length(parts, ids)
-    kept = _run(parts, ids[None], AttentionTape(recompute=not keep_patterns) if tape is None else tape, visits)
+    kept = _run(parts, ids[None], AttentionTape(recompute=not keep_patterns) if tape is None else tape, visits, places)
     result = _assemble(kept, ids, parts.position_vectors(len(ids)), None)
     require_finite(result)
     _require_causal(result)
@@ -162,7 +166,13 @@ class _Kept:
         return norm.parameters.freeze(scale_n)
 
 
-def _run(parts: ModelParts, ids_BP: Tensor, tape: AttentionTape, visits: Mapping[str, Visit] | None = None) -> _Kept:
+def _run(
+    parts: ModelParts,
+    ids_BP: Tensor,
+    tape: AttentionTape,
+    visits: Mapping[str, Visit] | None = None,
+    places: Sequence[str] = (),
+) -> _Kept:
     """The pass, and all that is kept of it."""
     kept = _Kept(parts, tape, [LayerCapture() for _ in parts.layers])
 
@@ -175,9 +185,15 @@ def _run(parts: ModelParts, ids_BP: Tensor, tape: AttentionTape, visits: Mapping
     def keep_out(layer: int, out_BPD: Tensor) -> None:
         kept.layers[layer].mlp_out = kept.rows(out_BPD)
 
+    def keep_place(name: str, layer: int, activation: Tensor) -> None:
+        kept.layers[layer].places[name] = kept.rows(activation)
+
     every: dict[Place, Visit] = {("hook_resid_pre", 0): keep_first}
     every |= {("hook_resid_mid", layer): keep_mid for layer in range(len(kept.layers))}
     every |= {("mlp.hook_out", layer): keep_out for layer in range(len(kept.layers))}
+    for name in places:
+        for place in ((name, layer) for layer in range(len(kept.layers))):
+            every[place] = in_turn(every.get(place), partial(keep_place, name))
     for site, visit in (visits or {}).items():  # behind those that keep, so that mlp_out is the model's own
         for place in ((site, layer) for layer in range(len(kept.layers))):
             every[place] = in_turn(every.get(place), kept.noting(visit))
