@@ -48,9 +48,9 @@ class Reasons:
         probe, transcoders = self.probe, subject.transcoders
         if probe.place is None or transcoders is None:
             return None
-        if transcoders.feature_input_hook == transcoders.feature_output_hook:  # autoencoders: of what they rebuild there
-            same = probe.place[0] == transcoders.feature_input_hook and probe.place[1] in transcoders.layers
-            return probe.place[1] if same else None
+        reads = transcoders.feature_input_hook
+        if reads == transcoders.feature_output_hook:  # autoencoders: of what they rebuild there
+            return probe.place[1] if probe.place[0] == reads and probe.place[1] in transcoders.layers else None
         if probe.place[0] not in _BEHIND:
             return None
         layer = probe.place[1] + _BEHIND[probe.place[0]]

@@ -54,8 +54,8 @@ def test_statements_of_the_world_and_the_models_own_probability_tell_lies() -> N
     model, tokenizer = load_model(MODEL)
     questions = [one for one in world_questions() if one.relation != "place, 1 hops"][::5]
     found = answered(model, tokenizer, questions)
-    logits = model(input_ids=torch.tensor([tokenizer(questions[0].prompt).input_ids]), use_cache=False).logits[0, -1].detach()
-    odds = logits.log_softmax(-1)
+    ids = torch.tensor([tokenizer(questions[0].prompt).input_ids])
+    odds = model(input_ids=ids, use_cache=False).logits[0, -1].detach().log_softmax(-1)
     assert found[0].right
     assert abs(found[0].log_probability - float(odds.max())) < 1e-4
     assert abs(found[0].entropy + float((odds.exp() * odds).sum())) < 1e-3

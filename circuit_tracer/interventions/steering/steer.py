@@ -198,7 +198,8 @@ def _generate(
         if stream.add(ids):
             finish = "stop"
             break
-    if watcher is not None and len(ids) <= (model.parts.context_length or len(ids)):  # the last token was chosen, not read
+    has_room = len(ids) <= (model.parts.context_length or len(ids))
+    if watcher is not None and has_room:  # the last token was chosen, and not read
         _step(model, ids, plan, past, cache, watcher)
     return Continuation(stream.finish(), ids[len(prompt) :], finish, torch.stack(kept) if kept else None)
 
