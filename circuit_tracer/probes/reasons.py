@@ -2,7 +2,8 @@
 
 Of a probe on features: weight times activation, exactly its part of the score. Of one on the residual stream: what each active
 feature of the layer before the place writes along the probe there and then, activation times <decoder row, weight>; what
-earlier layers wrote is not looked for here: a graph of the probe (`circuit-tracer probe explain`) says all of it.
+earlier layers wrote is not looked for here: a graph of the probe (`circuit-tracer probe explain`) says all of it. Autoencoders
+at the place itself say it of what they rebuild there.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class Reasons:
         probe, transcoders = self.probe, subject.transcoders
         if probe.place is None or transcoders is None:
             return None
-        reads = transcoders.feature_input_hook
-        if reads == transcoders.feature_output_hook:  # autoencoders: of what they rebuild there
-            return probe.place[1] if probe.place[0] == reads and probe.place[1] in transcoders.layers else None
+        if transcoders.is_autoencoder:  # of what it rebuilds of the same place
+            same = probe.place[0] == transcoders.feature_input_hook and probe.place[1] in transcoders.layers
+            return probe.place[1] if same else None
         if probe.place[0] not in _BEHIND:
             return None
         layer = probe.place[1] + _BEHIND[probe.place[0]]

@@ -28,9 +28,11 @@ from circuit_tracer.probes.reading import (
     tokens_of,
     tokens_of_any_length,
 )
+from circuit_tracer.probes.reasons import Reasons
 from circuit_tracer.probes.scoring import Scorer
 from circuit_tracer.probes.windows import windows
 from circuit_tracer.transcoders.neurons import Neurons
+from tests.support.autoencoders import random_autoencoders
 from tests.support.tiny import tiny_model, tiny_transcoder
 
 TEXTS = [one.text for one in world.two_hops()[:20:3]] + ["the opposite of big is small", "after Monday comes Tuesday"]
@@ -200,11 +202,14 @@ def test_features_behind_a_flag_of_the_stream_are_what_they_write_along_it(model
         assert reason.part == pytest.approx(here[reason.feature] * float(row @ probe.weight), rel=1e-4)
 
 
-@pytest.mark.parametrize("dictionary", ["relu", "jump_relu", "topk", "neurons"])
+@pytest.mark.parametrize("dictionary", ["relu", "jump_relu", "topk", "neurons", "autoencoders"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_scores_of_every_kind_of_dictionary_are_exact(architecture: str, dictionary: str) -> None:
     parts = bind(tiny_model(architecture, torch.float64), architecture)
-    transcoders = Neurons(parts) if dictionary == "neurons" else tiny_transcoder(activation=dictionary)
+    if dictionary == "autoencoders":
+        transcoders = random_autoencoders(16, "hook_resid_post", (0, 1, 2), n_features=20)
+    else:
+        transcoders = Neurons(parts) if dictionary == "neurons" else tiny_transcoder(activation=dictionary)
     subject = Subject(parts, None, transcoders)
     chance = torch.Generator().manual_seed(2)
     watched = [
@@ -231,6 +236,25 @@ def test_scores_of_every_kind_of_dictionary_are_exact(architecture: str, diction
             torch.testing.assert_close(found[:, number], expected.to(found), rtol=1e-5, atol=1e-6)
     every = torch.cat([columns(watched[1], read_batch(subject, [text], Reads.of(watched[1]))[0])[1:] for text in texts])
     torch.testing.assert_close(scorer.columns(1, rows), every.to(scorer.dtype), rtol=1e-5, atol=1e-6)
+
+
+def test_features_of_an_autoencoder_at_the_place_are_what_it_rebuilds_there() -> None:
+    parts = bind(tiny_model("llama", torch.float64), "llama")
+    transcoders = random_autoencoders(16, "hook_resid_post", (0, 2))
+    x, weight = torch.randn(2, 16, generator=torch.Generator().manual_seed(4))
+    for layer, knows in ((2, True), (1, False)):
+        found = Reasons(
+            Subject(parts, None, transcoders), Probe("at", "hook_resid_post", layer, weight, 0.0, 0.0, "token")
+        )
+        assert (found.place == ("hook_resid_post", layer)) == knows
+        if knows:
+            active = transcoders.encode_layer(x.double(), layer)
+            rebuilt = active @ transcoders.decoder(layer).whole()[:, 0].double()
+            reasons = found.find(None, x.double(), 100)
+            assert sum(reason.part for reason in reasons) == pytest.approx(float(rebuilt @ weight.double()), rel=1e-6)
+            assert [abs(reason.part) for reason in reasons] == sorted(
+                (abs(reason.part) for reason in reasons), reverse=True
+            )
 
 
 def _plain(ids: torch.Tensor) -> Tokens:
