@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -34,13 +34,25 @@ class ValueRows(Enum):
 
     WHOLE = "whole"  # a projection of its own
     TAIL = "tail"  # the last rows of a fused q|k|v (Phi-3, GPT-2)
-    INTERLEAVED = "interleaved"  # q|k|v inside each head (GPT-NeoX)
+    INTERLEAVED = "interleaved"  # q|k|v inside each head (GPT-NeoX), or q..q|k|v inside each group of heads (Falcon)
+    QUARTERS = "quarters"  # q|v|k inside each of four blocks of heads (CodeGen)
+    LATENT = "latent"  # the last rows of each head of `value_up`, which reads a latent that `value` makes (DeepSeek)
+
+
+@dataclass(frozen=True)
+class LinearAttention:
+    """Names of a gated delta net, below a layer (models/delta_net.py). streams: how its projections lie in memory."""
+
+    module: str
+    output: str
+    streams: Literal["apart", "by key head"]
 
 
 @dataclass(frozen=True)
 class Architecture:
     """Names of the parts of one architecture. Paths of `layers`, `final_norm` and `position_embedding` start at
-    the causal-LM module; all others start at a layer. A norm that does not exist is None.
+    the causal-LM module; all others start at a layer. A norm that does not exist is None. Of several paths the first that
+    a layer has counts.
 
     Fields that end in `_key` name an attribute of the configuration, so that variants of a family differ by what their
     config.json says. `required`: attributes, the value that each must have, and what another one means.
@@ -52,22 +64,32 @@ class Architecture:
     layers: str = "model.layers"
     final_norm: str = "model.norm"
     attention: str = "self_attn"
-    value: str = "self_attn.v_proj"
+    value: str | tuple[str, ...] = "self_attn.v_proj"
     value_rows: ValueRows = ValueRows.WHOLE
+    value_norm: str | None = None  # between `value` and `value_up`, or of each head's values
+    value_up: str | None = None  # from the latent to values, where there is one
     output: str = "self_attn.o_proj"
+    attention_output: str | None = None  # the module that gives what attention gives, where `attention` adds the stream
+    gated: bool = False  # what the heads give is multiplied, number by number, before `output` reads it
+    own_softmax: bool = False  # attention that does not call transformers' interface (models/own_attention.py)
+    linear: LinearAttention | None = None  # in layers that have it instead of `attention`
     mlp: str = "mlp"
     mlp_output: str | None = None  # the module that gives what the MLP gives, where `mlp` only begins it
-    attention_norm: str | None = "input_layernorm"
+    attention_norm: str | tuple[str, ...] | None = "input_layernorm"
     attention_post_norm: str | None = None
-    mlp_norm: str | None = "post_attention_layernorm"
+    mlp_norm: str | tuple[str, ...] | None = "post_attention_layernorm"
     mlp_norm_if_parallel: str | None = None  # where that is another norm
     mlp_post_norm: str | None = None
+    layer_multiplier: str | None = None  # a number of each layer by which the stream that leaves it is multiplied
     position_embedding: str | None = None
+    embedding_norm: str | None = None  # what enters the first layer are rows of the embedding behind it
+    flat_mlp: bool = False  # norm and MLP read all positions of all sequences in one row (OPT)
     parallel: bool = False  # attention and MLP read the same residual stream
     parallel_flag: str | None = None  # the attribute that says so
     residual_multiplier_key: str | None = (
         None  # what attention and MLP give is multiplied by it on its way to the stream
     )
+    value_multiplier_key: str | None = None  # values are multiplied by it
     logit_multiplier_key: str | None = None
     logit_divisor_key: str | None = None
     required: tuple[tuple[str, Any, str], ...] = ()
@@ -77,9 +99,14 @@ class Architecture:
         """Whether this model's attention and MLP run side by side on the layer's input."""
         return self.parallel or bool(self.parallel_flag and getattr(config, self.parallel_flag))
 
-    def mlp_norm_of(self, config: Any) -> str | None:
+    def mlp_norm_of(self, config: Any) -> str | tuple[str, ...] | None:
         """The path of the norm in front of the MLP."""
         return self.mlp_norm_if_parallel if self.mlp_norm_if_parallel and self.is_parallel(config) else self.mlp_norm
+
+    def value_multiplier(self, config: Any) -> float:
+        """What multiplies values."""
+        found = getattr(config, self.value_multiplier_key) if self.value_multiplier_key else None
+        return 1.0 if found is None else float(found)
 
     def residual_multiplier(self, config: Any) -> float:
         """What multiplies everything that is added to the residual stream."""
@@ -117,10 +144,53 @@ _GPT2: dict[str, Any] = {
     "mlp_norm": "ln_2",
     "position_embedding": "transformer.wpe",
 }
+_LATENT: dict[str, Any] = {  # values come out of a latent that is normed (DeepSeek)
+    "value": "self_attn.kv_a_proj_with_mqa",
+    "value_norm": "self_attn.kv_a_layernorm",
+    "value_up": "self_attn.kv_b_proj",
+    "value_rows": ValueRows.LATENT,
+}
+_DELTA = "linear_attn", "linear_attn.out_proj"
+_GPT_J: dict[str, Any] = {
+    **_GPT2,
+    "output": "attn.out_proj",
+    "position_embedding": None,
+    "own_softmax": True,
+    "parallel": True,
+    "mlp_norm": "ln_1",
+}
+_DECODER: dict[str, Any] = {  # BART's names
+    "position_embedding": "embed_positions",
+    "output": "self_attn.out_proj",
+    "mlp": "fc1",
+    "mlp_output": "fc2",
+    "attention_norm": "self_attn_layer_norm",
+    "mlp_norm": "final_layer_norm",
+}
+_BLOOM: dict[str, Any] = {
+    "layers": "transformer.h",
+    "final_norm": "transformer.ln_f",
+    "attention": "self_attention",
+    "value": "self_attention.query_key_value",
+    "value_rows": ValueRows.INTERLEAVED,
+    "output": "self_attention.dense",
+    "own_softmax": True,
+}
+_GEMMA4: dict[str, Any] = {
+    **_SANDWICH,
+    "value": ("self_attn.v_proj", "self_attn.k_proj"),
+    "value_norm": "self_attn.v_norm",
+    "layer_multiplier": "layer_scalar",
+    "required": (
+        ("enable_moe_block", False, "experts read the stream beside the MLP, each behind a norm of its own"),
+        ("hidden_size_per_layer_input", 0, "each layer adds a product of the stream and an embedding of its own"),
+        ("num_kv_shared_layers", 0, "layers take the keys and values of an earlier one"),
+    ),
+}
 _LIKE_LLAMA = (
-    "arcee", "aria_text", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone_moe", "flint", "glm", "glm4_moe", "helium",
-    "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "internlm3", "mellum", "minimax_m2", "ministral", "ministral3", "mixtral",
-    "qwen2_moe", "qwen3_moe", "seed_oss", "smollm3", "solar_open",
+    "arcee", "aria_text", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone_moe", "flint", "glm",
+    "glm4_moe", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "internlm3", "iquestcoder", "mellum", "minimax_m2",
+    "ministral", "ministral3", "mixtral", "qwen2_moe", "qwen3_moe", "seed_oss", "smollm3", "solar_open",
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -206,18 +276,89 @@ ARCHITECTURES: dict[str, Architecture] = {
             value_rows=ValueRows.INTERLEAVED,
             output="self_attn.dense",
         ),
+        # values through a latent
+        *(
+            Architecture(name, NormKind.RMS, **_LATENT)
+            for name in ("axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "youtu")
+        ),
+        Architecture("mimo_v2_flash", NormKind.RMS, value_multiplier_key="attention_value_scale"),
+        # a gate behind the heads
+        *(
+            Architecture(name, NormKind.RMS_PLUS_ONE, gated=True, linear=LinearAttention(*_DELTA, "apart"))
+            for name in ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
+        ),
+        Architecture("qwen3_next", NormKind.RMS_PLUS_ONE, gated=True, linear=LinearAttention(*_DELTA, "by key head")),
+        Architecture("laguna", NormKind.RMS, gated=True),
+        Architecture(
+            "afmoe",
+            NormKind.RMS,
+            gated=True,
+            attention_post_norm="post_attention_layernorm",
+            mlp_norm="pre_mlp_layernorm",
+            mlp_post_norm="post_mlp_layernorm",
+        ),
+        # a norm of values, and a factor of the whole stream
+        *(Architecture(name, NormKind.RMS, **_GEMMA4) for name in ("gemma4_text", "gemma4_unified_text")),
+        # attention of their own
+        Architecture("gptj", NormKind.LAYER, **{**_GPT_J, "value": "attn.v_proj"}),
+        Architecture("codegen", NormKind.LAYER, **{**_GPT_J, "value": "attn.qkv_proj", "value_rows": ValueRows.QUARTERS}),
+        Architecture(
+            "gpt_neo",
+            NormKind.LAYER,
+            own_softmax=True,
+            **{**_GPT2, "value": "attn.attention.v_proj", "output": "attn.attention.out_proj"},
+        ),
+        Architecture(
+            "bloom",
+            NormKind.LAYER,
+            attention_output="self_attention.dense",
+            mlp_output="mlp.dense_4h_to_h",
+            embedding_norm="transformer.word_embeddings_layernorm",
+            required=(
+                ("apply_residual_connection_post_layernorm", False, "what goes on beside attention and MLP is the norm's output"),
+            ),
+            **_BLOOM,
+        ),
+        Architecture(
+            "mpt",
+            NormKind.LAYER,
+            layers="transformer.blocks",
+            final_norm="transformer.norm_f",
+            attention="attn",
+            value="attn.Wqkv",
+            value_rows=ValueRows.TAIL,
+            output="attn.out_proj",
+            own_softmax=True,
+            mlp="ffn",
+            mlp_output="ffn.down_proj",
+            attention_norm="norm_1",
+            mlp_norm="norm_2",
+            required=(("attn_config.clip_qkv", None, "values are clipped, so attention is no linear map of them"),),
+        ),
+        Architecture(
+            "falcon",
+            NormKind.LAYER,
+            parallel_flag="parallel_attn",
+            attention_norm=("ln_attn", "input_layernorm"),
+            mlp_norm=("ln_mlp", "post_attention_layernorm", "input_layernorm"),
+            **_BLOOM,
+        ),
         # learned positions
+        Architecture(
+            "opt",
+            NormKind.LAYER,
+            layers="model.decoder.layers",
+            final_norm="model.decoder.final_layer_norm",
+            flat_mlp=True,
+            required=(("do_layer_norm_before", True, "the whole stream is normed behind each layer"),),
+            **{**_DECODER, "position_embedding": "model.decoder.embed_positions"},
+        ),
         Architecture(
             "biogpt",
             NormKind.LAYER,
             layers="biogpt.layers",
             final_norm="biogpt.layer_norm",
-            position_embedding="biogpt.embed_positions",
-            output="self_attn.out_proj",
-            mlp="fc1",
-            mlp_output="fc2",
-            attention_norm="self_attn_layer_norm",
-            mlp_norm="final_layer_norm",
+            **{**_DECODER, "position_embedding": "biogpt.embed_positions"},
         ),
     )
 }
@@ -251,12 +392,30 @@ def architecture_of(config: Any) -> Architecture:
             "numerically when the model loads."
         )
     for key, value, meaning in row.required:
-        if getattr(config, key, value) != value:
+        found = _configured(config, key, value)
+        if found != value:
             raise UnsupportedModelError(
-                f"this {config.model_type} has {key}={getattr(config, key)!r} in its configuration ({meaning}); only {value!r} "
-                "can be traced"
+                f"this {config.model_type} has {key}={found!r} in its configuration ({meaning}); only {value!r} can be traced"
             )
     return row
+
+
+def _configured(config: Any, key: str, default: Any) -> Any:
+    """An attribute of a configuration, or of a configuration within it (dotted)."""
+    for name in key.split("."):
+        config = getattr(config, name, default)
+    return config
+
+
+def path_there(module: nn.Module, paths: str | tuple[str, ...]) -> str:
+    """The first of some paths at which a module has a submodule; the last one if there is none."""
+    for path in (paths,) if isinstance(paths, str) else paths:
+        at = module
+        for name in path.split("."):
+            at = getattr(at, name, None)  # type: ignore[assignment]
+        if isinstance(at, nn.Module):
+            break
+    return path
 
 
 def part(module: nn.Module, path: str) -> nn.Module:

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from circuit_tracer.models.norms import NormParameters
 from circuit_tracer.models.parts import LayerParts
 from circuit_tracer.models.plain import is_projection, projection
-from circuit_tracer.models.run import Call
+from circuit_tracer.models.call import Call
 
 
 class Leaf(NamedTuple):

@@ -10,19 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.attend_back import (
-    Scores,
-    attend_back_,
-    attend_back_recomputed_,
-    attend_back_several_,
-    mix_forward,
-)
-from circuit_tracer.models.capture import PromptCapture
+from circuit_tracer.kernels.attend_back import Scores, rows_a_chunk
+from circuit_tracer.models.capture import LayerCapture, PromptCapture
+from circuit_tracer.models.mixing import Mixing, Scales
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
 from circuit_tracer.models.side_patterns import SidePatterns
@@ -34,13 +28,12 @@ class FrozenLayer:
     """One layer as linear maps."""
 
     parts: LayerParts
-    # (H, P, P), rows = queries; or what it is made from, tile by tile; or those of several prompts side by side
-    pattern: Tensor | Scores | SidePatterns
+    mixing: Mixing
     attention_norm: FrozenNorm | None
+    latent_inverse_sigma: Tensor | None  # (P,) of the norm between the two projections of values, where there are two
     attention_post_norm: FrozenNorm | None
     mlp_norm: FrozenNorm | None
     mlp_post_norm: FrozenNorm | None
-    n_kv: int
 
     def attend(self, resid_PD: Tensor, constants: bool) -> Tensor:
         """What attention adds to the residual stream, (P, D); `constants` adds biases and norm shifts."""
@@ -49,36 +42,24 @@ class FrozenLayer:
         values = x @ self.parts.value_weight.to(dtype).T
         if constants and self.parts.value_bias is not None:
             values = values + self.parts.value_bias.to(dtype)
-        out = self._mix(values.unflatten(-1, (self.n_kv, -1))) @ self.parts.output_weight.to(dtype).T
+        if self.latent_inverse_sigma is not None:
+            values = values * self.latent_inverse_sigma[:, None]
+        out = self.mixing.forward(values) @ self.parts.output_weight.to(dtype).T
         if constants and self.parts.output_bias is not None:
             out = out + self.parts.output_bias.to(dtype)
         out = out if self.attention_post_norm is None else self.attention_post_norm.forward(out, constants)
         return out * self.parts.residual_multiplier
 
-    def _mix(self, values_PKd: Tensor) -> Tensor:
-        """Values of each key position, mixed by the pattern and joined over heads: (P, H * d)."""
-        if isinstance(self.pattern, Scores):
-            return mix_forward(values_PKd, self.pattern)
-        if isinstance(self.pattern, SidePatterns):
-            return self.pattern.mix(values_PKd)
-        heads = values_PKd.repeat_interleave(self.pattern.shape[0] // self.n_kv, dim=1)
-        return torch.einsum("hqk,khd->qhd", self.pattern, heads).flatten(1)
-
     def attend_back_(self, g_TPD: Tensor, prompt_T: Tensor | None = None) -> None:
         """Adjoint of `r + attend(r)`, in place on rows of gradients (T, P, D). prompt_T: whose each row is, of several."""
-        n_pos = g_TPD.shape[1]
         output, value, before, after = self.projections(g_TPD.dtype)
-        if isinstance(self.pattern, SidePatterns):
-            patterns = self.pattern.scaled(after, before)[:, :, :n_pos, :n_pos]
-            attend_back_several_(g_TPD, patterns, cast(Tensor, prompt_T), output, value)
-            return
-        if isinstance(self.pattern, Scores):
-            attend_back_recomputed_(g_TPD, self.pattern.scaled(after, before), output, value)
-            return
-        pattern = self.pattern[:, :n_pos, :n_pos]
-        pattern = pattern if before is None else pattern * before[:n_pos]
-        pattern = pattern if after is None else pattern * after[:n_pos, None]
-        attend_back_(g_TPD, pattern, output, value)
+        if self.mixing.plain:
+            return self.mixing.attend_back_(g_TPD, output, value, before, after, prompt_T)
+        step = rows_a_chunk(2 * g_TPD.shape[1] * (output.shape[1] + value.shape[0]) * g_TPD.element_size())
+        for first in range(0, len(g_TPD), step):
+            rows = g_TPD[first : first + step]
+            whose = None if prompt_T is None else prompt_T[first : first + step]
+            rows += self.mixing.back(rows @ output, before, after, whose) @ value
 
     def projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Weights of the linear part, with what norms and multipliers do to them: (D, O) of outputs and (V, D) of values; and
@@ -90,6 +71,8 @@ class FrozenLayer:
         if self.attention_norm is not None:
             before = self.attention_norm.inverse_sigma
             value = self.attention_norm.columns(value)
+        if self.latent_inverse_sigma is not None:
+            before = self.latent_inverse_sigma if before is None else before * self.latent_inverse_sigma
         if self.attention_post_norm is not None:
             after = self.attention_post_norm.inverse_sigma
             if self.attention_post_norm.centred:
@@ -112,7 +95,7 @@ class FrozenNetwork:
         self.parallel = parts.parallel
         patterns: Sequence[Tensor | Scores | SidePatterns] = captured.several or captured.patterns or captured.scores
         self.layers = [
-            _freeze_layer(layer, kept.inverse_sigma, pattern, parts.config.n_key_value_heads)
+            _freeze_layer(layer, kept, pattern, parts.compute_dtype)
             for layer, kept, pattern in zip(parts.layers, captured.layers, patterns, strict=True)
         ]
         self.final_norm = parts.final_norm.parameters.freeze(captured.final_inverse_sigma)
@@ -143,7 +126,8 @@ class FrozenNetwork:
             return self.captured.embedding if positions is None else self.captured.embedding + positions
         below = self.captured.layers[layer - 1].resid_mid
         above = below + self.write(layer - 1, self.transcoder_output(layer - 1), constants=True)
-        return above + self.layers[layer - 1].attend(below, constants=True) if self.parallel else above
+        above = above + self.layers[layer - 1].attend(below, constants=True) if self.parallel else above
+        return above * self.parts.layers[layer - 1].multiplier
 
     def read(self, layer: int, resid_mid: Tensor, constants: bool) -> Tensor:
         """Residual stream (P, D) before the MLP -> activation at the input hook."""
@@ -203,7 +187,7 @@ class FrozenNetwork:
             seen(index, False, mid)
             inputs.append(self.read(index, mid, constants))
             out = self.write(index, writes(index, inputs[-1]), constants)
-            resid = resid + attended + out
+            resid = (resid + attended + out) * layer.parts.multiplier
         seen(len(self.layers), True, resid)
         return inputs, self.final_norm.forward(resid, constants)
 
@@ -218,18 +202,21 @@ class FrozenNetwork:
 
 
 def _freeze_layer(
-    layer: LayerParts, inverse_sigma: dict[str, Tensor], pattern: Tensor | Scores | SidePatterns, n_kv: int
+    layer: LayerParts, kept: LayerCapture, pattern: Tensor | Scores | SidePatterns, dtype: torch.dtype
 ) -> FrozenLayer:
     def frozen(name: str) -> FrozenNorm | None:
         norm: Norm | None = getattr(layer, name)
-        return None if norm is None else norm.parameters.freeze(inverse_sigma[name])
+        return None if norm is None else norm.parameters.freeze(kept.inverse_sigma[name])
 
+    scales, latent = kept.scales, kept.inverse_sigma.get("value_norm")
+    if latent is not None and latent.ndim > 1:  # (P, K) of each head's values
+        scales, latent = Scales(latent.repeat_interleave(layer.d_head, dim=1), scales.output), None
     return FrozenLayer(
         parts=layer,
-        pattern=pattern,
+        mixing=Mixing(pattern, layer.n_kv, scales, None if layer.linear is None else layer.linear.taps_VJ.to(dtype)),
         attention_norm=frozen("attention_norm"),
+        latent_inverse_sigma=latent,
         attention_post_norm=frozen("attention_post_norm"),
         mlp_norm=frozen("mlp_norm"),
         mlp_post_norm=frozen("mlp_post_norm"),
-        n_kv=n_kv,
     )

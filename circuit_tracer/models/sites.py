@@ -84,7 +84,7 @@ _ROWS = (
     Site("attn.hook_scores", "what the softmax is taken of: scaled, capped, masked", "B H P P", _ATTENTION),
     Site("attn.hook_pattern", "attention patterns, rows = queries", "B H P P", _ATTENTION),
     Site("attn.hook_z", "outputs of the heads, side by side, before their projection", "B P H*d", _IN, ("output",)),
-    Site("hook_attn_out", "what attention adds to the stream", "B P D", _OUT, ("attention_post_norm", "attention")),
+    Site("hook_attn_out", "what attention adds to the stream", "B P D", _OUT, ("attention_post_norm", "attention_output")),
     Site("hook_resid_mid", "residual stream that the MLP, or its norm, reads", "B P D", _IN, ("mlp_norm", "mlp"), None, _READS),
     Site("ln2.hook_normalized", "it, normalised for the MLP, before the gain", "B P D", _NORMALISED, ("mlp_norm",),
          "mlp_norm", _READS, _BEFORE_MLP),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import NumericalError, UnsupportedModelError, first_line
+from circuit_tracer.models.architectures import part
 from circuit_tracer.models.capture import PromptCapture, capture, logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import ModelParts
@@ -70,8 +71,13 @@ def replay(parts: ModelParts, captured: PromptCapture) -> tuple[list[Tensor], Te
 
 
 def _token_vectors(parts: ModelParts, ids: Tensor, captured: PromptCapture) -> Tensor:
-    """Rows (P, D) of the embedding, times the one factor that fits best (Gemma scales them by sqrt(D))."""
-    rows: Tensor = parts.model.get_input_embeddings().weight.detach()[ids.to(parts.device)].to(parts.compute_dtype)
+    """Rows (P, D) of the embedding, normed where the architecture does, times the one factor that fits best (Gemma scales them
+    by sqrt(D)).
+    """
+    rows: Tensor = parts.model.get_input_embeddings().weight.detach()[ids.to(parts.device)]
+    if parts.architecture.embedding_norm is not None:
+        rows = part(parts.model, parts.architecture.embedding_norm)(rows)
+    rows = rows.to(parts.compute_dtype)
     return rows * (captured.embedding * rows).sum() / rows.pow(2).sum()
 
 

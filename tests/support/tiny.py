@@ -64,29 +64,66 @@ _WINDOWS: dict[str, Any] = {
     "sliding_window": 4,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
 }
+_LATENT: dict[str, Any] = {
+    "q_lora_rank": 8, "kv_lora_rank": 7, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 5,
+    "num_key_value_heads": 4, "head_dim": 4,
+}  # fmt: skip
+_CHOSEN: dict[str, Any] = {"index_topk": 3, "index_n_heads": 2, "index_head_dim": 8}
+_DELTA: dict[str, Any] = {
+    "head_dim": 6,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 5,
+    "linear_conv_kernel_dim": 3,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+_SHARED_EXPERT: dict[str, Any] = {**_ROUTED, "shared_expert_intermediate_size": 12}
 # Families that differ from those above by a row of the table: their model_type, or a variant of it, and what they need.
 FAMILIES: dict[str, dict[str, Any]] = {
+    "afmoe": {"head_dim": 6, **_GROUPED, "num_dense_layers": 1},
     "apertus": {},
     "arcee": {},
     "aria_text": {"moe_num_experts": 4, "moe_topk": 2},
+    "axk1": {**_LATENT, **_GROUPED},
     "biogpt": {},
+    "bloom": {},
+    "codegen": {"rotary_dim": 2},
     "cohere": {"logit_scale": 0.3},
     "cohere-qk-norm": {"logit_scale": 0.3, "use_qk_norm": True},
     "cohere2": {"logit_scale": 0.3, "head_dim": 6, **_WINDOWS},
     "cohere2_moe": {"logit_scale": 0.3, **_ROUTED},
     "cwm": {"head_dim": 6},
+    "deepseek_v2": {**_LATENT, **_GROUPED},
+    "deepseek_v3": {**_LATENT, **_GROUPED, "attention_bias": True},
+    "deepseek_v3-queries-whole": {**_LATENT, "q_lora_rank": None, "first_k_dense_replace": 3},
+    "deepseek_v32": {**_LATENT, **_GROUPED, **_CHOSEN},
     "dots1": _GROUPED,
     "ernie4_5": {"use_bias": True},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 12},
     "exaone4": {"head_dim": 6, **_WINDOWS},
     "exaone_moe": {"head_dim": 6, **_GROUPED},
+    "falcon": {},
+    "falcon-groups": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon-one-norm": {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    "falcon-sequential": {"parallel_attn": False, "multi_query": False, "alibi": True, "bias": True},
     "flex_olmo": _ROUTED,
     "flint": _ROUTED,
     "gemma": {"head_dim": 6},
+    "gemma4_text": {"head_dim": 6, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, **_WINDOWS},
+    "gemma4_text-keys-as-values": {
+        **{"head_dim": 6, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, **_WINDOWS},
+        **{"global_head_dim": 8, "num_global_key_value_heads": 1, "attention_k_eq_v": True},
+    },
+    "gemma4_unified_text": {"head_dim": 6, **_WINDOWS},
     "glm": {"head_dim": 8},
     "glm4": {"head_dim": 8},
     "glm4_moe": {"head_dim": 8, **_GROUPED},
+    "glm4_moe_lite": {**_LATENT, **_GROUPED},
+    "glm_moe_dsa": {**_LATENT, **_GROUPED, **_CHOSEN},
     "gpt_bigcode": {"multi_query": True},
+    "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]], "window_size": 4},
+    "gptj": {"rotary_dim": 2},
     "granite": _SCALED,
     "granite_swa": {**_SCALED, **_WINDOWS},
     "granitemoe": {**_SCALED, **_EXPERTS},
@@ -98,22 +135,31 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "hyperclovax": {**_SCALED, "use_post_norm": True},
     "hyperclovax-no-post-norm": {**_SCALED, "use_post_norm": False},
     "internlm3": {"bias": True, "qkv_bias": True},
+    "iquestcoder": {},
     "jais2": {},
+    "laguna": {"head_dim": 6, **_GROUPED},
+    "laguna-by-number": {"head_dim": 6, **_GROUPED, "gating": "per-element"},
     "llama4_text": {"head_dim": 6, "intermediate_size_mlp": 24, "attn_temperature_tuning": True, **_EXPERTS},
     "mellum": {"head_dim": 6, **_ROUTED},
+    "mimo_v2_flash": {"head_dim": 6, "v_head_dim": 5, "attention_value_scale": 0.7, **_GROUPED},
     "minimax_m2": {"head_dim": 6, **_EXPERTS},
     "ministral": {"head_dim": 6, **_WINDOWS},
     "ministral3": {"head_dim": 6},
     "mixtral": {**_EXPERTS, "sliding_window": 4},
+    "mpt": {},
     "nemotron": {"attention_bias": True},
     "olmo": {},
     "olmo3": _WINDOWS,
     "olmoe": _ROUTED,
+    "opt": {"ffn_dim": 24, "word_embed_proj_dim": 16},
     "persimmon": {},
     "phi": {"partial_rotary_factor": 0.5, "qk_layernorm": True},
     "phimoe": _EXPERTS,
     "qwen2_moe": {**_ROUTED, "shared_expert_intermediate_size": 12},
+    "qwen3_5_moe_text": {**_DELTA, **_SHARED_EXPERT},
+    "qwen3_5_text": _DELTA,
     "qwen3_moe": {"head_dim": 6, **_ROUTED},
+    "qwen3_next": {**_DELTA, **_SHARED_EXPERT},
     "seed_oss": {"head_dim": 6, "attention_bias": True, "attention_out_bias": True},
     "smollm3": {"no_rope_layers": [1, 0, 1]},
     "solar_open": {"head_dim": 6, **_GROUPED},
@@ -121,6 +167,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "stablelm-parallel": {"use_parallel_residual": True},
     "starcoder2": {"sliding_window": 4},
     "vaultgemma": {"head_dim": 6, "query_pre_attn_scalar": 9, **_WINDOWS},
+    "youtu": _LATENT,
 }
 
 
@@ -149,6 +196,9 @@ def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **o
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data = (torch.rand(parameter.shape, generator=generator, dtype=torch.float64) - 0.5).to(dtype)
+    for number, (key, buffer) in enumerate(model.named_buffers()):
+        if key.endswith("layer_scalar"):
+            buffer.fill_(0.7 + 0.1 * (number % 3))
     if config._experts_implementation is not None and dtype is torch.float64:
         model.set_experts_implementation("eager")  # grouped products end at float32
     return model
