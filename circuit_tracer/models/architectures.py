@@ -193,6 +193,13 @@ _LIKE_LLAMA = (
     "ministral", "ministral3", "mixtral", "qwen2_moe", "qwen3_moe", "seed_oss", "smollm3", "solar_open",
 )  # fmt: skip
 
+# text configurations of models that see or hear, which transformers has no causal LM for (models/text_only.py)
+_TEXTS_LIKE_LLAMA = (
+    "cosmos3_edge_text", "ernie4_5_vl_moe_text", "glm4v_moe_text", "hunyuan_vl_text", "molmo2_text",
+    "paddleocr_vl_text", "qwen2_5_omni_text", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_omni_moe_text", "qwen3_vl_moe_text",
+    "qwen3_vl_text",
+)  # fmt: skip
+
 ARCHITECTURES: dict[str, Architecture] = {
     row.model_type: row
     for row in (
@@ -218,7 +225,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             parallel_flag="use_parallel_residual",
         ),
         # named like Llama, with norms of one kind or another
-        *(Architecture(name, NormKind.RMS) for name in _LIKE_LLAMA),
+        *(Architecture(name, NormKind.RMS) for name in (*_LIKE_LLAMA, *_TEXTS_LIKE_LLAMA)),
         Architecture("llama4_text", NormKind.RMS, mlp="feed_forward"),
         Architecture("gemma", NormKind.RMS_PLUS_ONE),
         Architecture("vaultgemma", NormKind.RMS_PLUS_ONE, mlp_norm="pre_feedforward_layernorm"),
@@ -227,11 +234,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("olmo", NormKind.LAYER, norm_epsilon=1e-5, **_NO_CLIP),
         Architecture("olmoe", NormKind.RMS, **_NO_CLIP),
         *(Architecture(name, NormKind.RMS, **_BEHIND) for name in ("exaone4", "flex_olmo", "olmo3")),
-        Architecture(
-            "glm4",
-            NormKind.RMS,
-            attention_post_norm="post_self_attn_layernorm",
-            mlp_post_norm="post_mlp_layernorm",
+        *(
+            Architecture(
+                name,
+                NormKind.RMS,
+                attention_post_norm="post_self_attn_layernorm",
+                mlp_post_norm="post_mlp_layernorm",
+            )
+            for name in ("glm4", "glm4v_text", "glm_ocr_text")
         ),
         Architecture("apertus", NormKind.RMS, attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
         # attention and MLP side by side
@@ -247,7 +257,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             for name in ("cohere", "cohere2", "cohere2_moe")
         ),
         # outputs of layers, and logits, times a number
-        *(Architecture(name, NormKind.RMS, **_GRANITE) for name in ("granite", "granite_swa")),
+        *(Architecture(name, NormKind.RMS, **_GRANITE) for name in ("granite", "granite_docling_text", "granite_swa")),
         *(
             Architecture(name, NormKind.RMS, mlp="block_sparse_moe", **_GRANITE)
             for name in ("granitemoe", "granitemoe_swa")
@@ -279,16 +289,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         # values through a latent
         *(
             Architecture(name, NormKind.RMS, **_LATENT)
-            for name in ("axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "youtu")
+            for name in ("axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "mistral4", "youtu")
         ),
         Architecture("mimo_v2_flash", NormKind.RMS, value_multiplier_key="attention_value_scale"),
         # a gate behind the heads
         *(
             Architecture(name, NormKind.RMS_PLUS_ONE, gated=True, linear=LinearAttention(*_DELTA, "apart"))
-            for name in ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
+            for name in ("qwen3_5_text", "qwen3_5_moe_text")
         ),
         Architecture("qwen3_next", NormKind.RMS_PLUS_ONE, gated=True, linear=LinearAttention(*_DELTA, "by key head")),
         Architecture("laguna", NormKind.RMS, gated=True),
+        Architecture("step3p5", NormKind.RMS_PLUS_ONE, gated=True),
         Architecture(
             "afmoe",
             NormKind.RMS,

@@ -20,7 +20,7 @@ from circuit_tracer.models.architectures import ValueRows
 from circuit_tracer.models.watched import is_compiled
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_LIBRARIES = ("transformers.models.", "transformers.pytorch_utils", "torch.nn.modules.")
+_LIBRARIES = ("circuit_tracer.models.text_only", "transformers.models.", "transformers.pytorch_utils", "torch.nn.modules.")
 _HARMLESS_HOOKS = "transformers.utils.output_capturing"  # they only look
 
 
