@@ -10,6 +10,7 @@ import torch
 
 from circuit_tracer.errors import UnsupportedModelError
 from circuit_tracer.models.architectures import ARCHITECTURES
+from circuit_tracer.models.whose import Holder, held_by
 
 
 def auto_class(config: Any) -> Any:
@@ -66,7 +67,8 @@ def _wrapped(model: Any, language: Any, head: Any) -> Any:
     if head.weight.is_meta:
         return part
     ids = torch.arange(1, 5, device=head.weight.device)[None] % len(head.weight)
-    with torch.no_grad():
+    # grouped products of experts exist in float32 and below only
+    with torch.no_grad(), held_by(Holder(model, {"_experts_implementation": "eager"})):
         whole, own = (each(input_ids=ids, use_cache=False).logits.float() for each in (model, part))
     if not (whole - own).abs().max() <= _SAME * whole.abs().max():
         raise UnsupportedModelError(
