@@ -59,7 +59,7 @@ def _balance(
     """Bias and pre-activation (K + N_s,) of targets and selected features (README.md §5)."""
     network, active = prompt.network, prompt.sources.active
     of_targets = targets.read_out
-    rows = ReadOut.of_features(transcoders, active, selected, network.parts.compute_dtype)
+    rows = ReadOut.of_features(transcoders, network, active, selected)
     own = torch.cat([of_targets.constant, rows.constant])
     layer, position = torch.cat([of_targets.layer, rows.layer]), torch.cat([of_targets.position, rows.position])
     vector = torch.cat([of_targets.vector.cpu(), rows.vector])
