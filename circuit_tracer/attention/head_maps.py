@@ -66,9 +66,11 @@ class HeadMaps:
 
     # forwards
 
-    def values(self, x_NPD: Tensor) -> Tensor:
-        """(..., K, d) values of what enters the layer, of any leading shape."""
-        return _split(_times(x_NPD @ self.value_VD.T, self.scales.value), -1, self.n_kv)
+    def values(self, x_NPD: Tensor, place_n: Tensor | None = None) -> Tensor:
+        """(..., K, d) values of what enters the layer, of any leading shape. place_n: the positions of vectors (n, D), which
+        are otherwise all, in their order.
+        """
+        return _split(_times(x_NPD @ self.value_VD.T, self.scales.value, place_n), -1, self.n_kv)
 
     def mixed(self, values_NPKd: Tensor) -> Tensor:
         """(N, P, H, d): what each head has taken from the positions that it looks at."""
@@ -94,9 +96,11 @@ class HeadMaps:
 
     # backwards
 
-    def reads(self, g_NPD: Tensor) -> Tensor:
-        """(..., H, d): what a gradient of the heads' outputs reads of each head's mixed values, of any leading shape."""
-        return _split(_times(g_NPD @ self.output_DO, self.scales.output), -1, self.n_heads)
+    def reads(self, g_NPD: Tensor, place_n: Tensor | None = None) -> Tensor:
+        """(..., H, d): what a gradient of the heads' outputs reads of each head's mixed values, of any leading shape.
+        place_n: as of `values`.
+        """
+        return _split(_times(g_NPD @ self.output_DO, self.scales.output, place_n), -1, self.n_heads)
 
     def unmixed(self, reads_NPHd: Tensor) -> Tensor:
         """(N, P, H, d): the adjoint of `mixed`, heads of a group apart."""
@@ -159,8 +163,10 @@ class HeadMaps:
         return self.pattern.of_head(head).tile(0, every, every)[0]
 
 
-def _times(rows_NPX: Tensor, scale_PX: Tensor | None) -> Tensor:
-    return rows_NPX if scale_PX is None else rows_NPX * scale_PX
+def _times(rows_NPX: Tensor, scale_PX: Tensor | None, place_n: Tensor | None = None) -> Tensor:
+    if scale_PX is None:
+        return rows_NPX
+    return rows_NPX * (scale_PX if place_n is None else scale_PX[place_n])
 
 
 def _split(tensor: Tensor, dim: int, parts: int) -> Tensor:

@@ -41,11 +41,13 @@ class ValueRows(Enum):
 
 @dataclass(frozen=True)
 class LinearAttention:
-    """Names of a gated delta net, below a layer (models/delta_net.py). streams: how its projections lie in memory."""
+    """Names below a layer of a gated delta net (models/delta_net.py), or of a gated convolution (models/short_conv.py).
+    streams: how its projections lie in memory, and with that what it is.
+    """
 
     module: str
     output: str
-    streams: Literal["apart", "by key head"]
+    streams: Literal["apart", "by key head", "convolved"]
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,14 @@ _LATENT: dict[str, Any] = {  # values come out of a latent that is normed (DeepS
     "value_rows": ValueRows.LATENT,
 }
 _DELTA = "linear_attn", "linear_attn.out_proj"
+_LFM: dict[str, Any] = {
+    "final_norm": "model.embedding_norm",
+    "output": "self_attn.out_proj",
+    "linear": LinearAttention("conv", "conv.out_proj", "convolved"),
+    "mlp": "feed_forward",
+    "attention_norm": "operator_norm",
+    "mlp_norm": "ffn_norm",
+}
 _GPT_J: dict[str, Any] = {
     **_GPT2,
     "output": "attn.out_proj",
@@ -195,7 +205,7 @@ _LIKE_LLAMA = (
 
 # text configurations of models that see or hear, which transformers has no causal LM for (models/text_only.py)
 _TEXTS_LIKE_LLAMA = (
-    "cosmos3_edge_text", "ernie4_5_vl_moe_text", "glm4v_moe_text", "hunyuan_vl_text", "molmo2_text",
+    "ernie4_5_vl_moe_text", "glm4v_moe_text", "hunyuan_vl_text", "molmo2_text",
     "paddleocr_vl_text", "qwen2_5_omni_text", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_omni_moe_text", "qwen3_vl_moe_text",
     "qwen3_vl_text",
 )  # fmt: skip
@@ -241,7 +251,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 attention_post_norm="post_self_attn_layernorm",
                 mlp_post_norm="post_mlp_layernorm",
             )
-            for name in ("glm4", "glm4v_text", "glm_ocr_text")
+            for name in ("glm4", "glm4v_text", "glm_ocr_text", "kolibri1")
         ),
         Architecture("apertus", NormKind.RMS, attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
         # attention and MLP side by side
@@ -254,7 +264,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("phi", NormKind.LAYER, final_norm="model.final_layernorm", output="self_attn.dense", **_ONE_NORM),
         *(
             Architecture(name, NormKind.LAYER, logit_multiplier_key="logit_scale", **_ONE_NORM)
-            for name in ("cohere", "cohere2", "cohere2_moe")
+            for name in ("cohere", "cohere2", "cohere2_moe", "cohere_compass_text")
         ),
         # outputs of layers, and logits, times a number
         *(Architecture(name, NormKind.RMS, **_GRANITE) for name in ("granite", "granite_docling_text", "granite_swa")),
@@ -298,6 +308,15 @@ ARCHITECTURES: dict[str, Architecture] = {
             for name in ("qwen3_5_text", "qwen3_5_moe_text")
         ),
         Architecture("qwen3_next", NormKind.RMS_PLUS_ONE, gated=True, linear=LinearAttention(*_DELTA, "by key head")),
+        *(Architecture(name, NormKind.RMS, **_LFM) for name in ("lfm2", "lfm2_moe")),
+        Architecture(
+            "lfm3",
+            NormKind.RMS,
+            gated=True,
+            attention_post_norm="post_operator_norm",
+            mlp_post_norm="post_ffn_norm",
+            **{**_LFM, "output": "self_attn.o_proj"},
+        ),
         Architecture("laguna", NormKind.RMS, gated=True),
         Architecture("step3p5", NormKind.RMS_PLUS_ONE, gated=True),
         Architecture(
@@ -427,6 +446,14 @@ def path_there(module: nn.Module, paths: str | tuple[str, ...]) -> str:
         if isinstance(at, nn.Module):
             break
     return path
+
+
+def has_part(module: nn.Module, paths: str | tuple[str, ...]) -> bool:
+    """Whether a module has a submodule at a dotted path, or at one of several."""
+    at: Any = module
+    for name in path_there(module, paths).split("."):
+        at = getattr(at, name, None)
+    return isinstance(at, nn.Module)
 
 
 def part(module: nn.Module, path: str) -> nn.Module:

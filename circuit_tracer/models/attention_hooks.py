@@ -14,10 +14,9 @@ from circuit_tracer.errors import CompatibilityError
 from circuit_tracer.models import attention
 from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.call import Call
-from circuit_tracer.models.delta_net import DeltaNet, Held
-from circuit_tracer.models.mixing import Scales
+from circuit_tracer.models.mixing import Held
 from circuit_tracer.models.own_attention import OwnSoftmax, require_kept_patterns
-from circuit_tracer.models.parts import LayerParts, ModelParts
+from circuit_tracer.models.parts import LayerParts, LinearMixer, ModelParts
 from circuit_tracer.models.sites import Side, Site
 from circuit_tracer.models.watched import When
 
@@ -66,15 +65,13 @@ def at_attention(
 
 
 def _run_linear(
-    tape: AttentionTape, layer: int, linear: DeltaNet, args: tuple[Any, ...], kwargs: dict[str, Any]
+    tape: AttentionTape, layer: int, linear: LinearMixer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor:
     """What the module gives; its pattern and scales are recorded, or replayed."""
     require_kept_patterns(tape)
-    scales, held = tape.scales.get(layer, Scales()), None
-    if tape.replay and scales.value is not None and scales.output is not None:
-        held = Held(tape.patterns[layer], scales.value, scales.output)
+    held = Held(tape.patterns[layer], tape.scales[layer]) if tape.replay else None
     given, made = linear.run(Call(args, kwargs).hidden, held, partial(tape.visit, "pattern", layer))
     if tape.keep and not tape.replay:
         tape.patterns[layer] = (made.pattern if tape.several else made.pattern[0]).detach()
-        tape.scales[layer] = Scales(tape.kept(made.value), tape.kept(made.output))
+        tape.scales[layer] = made.scales.each(tape.kept)
     return given

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -27,16 +27,8 @@ from torch.nn.functional import silu, softplus
 
 from circuit_tracer.errors import UnsupportedModelError
 from circuit_tracer.models.architectures import LinearAttention
-from circuit_tracer.models.mixing import convolved
+from circuit_tracer.models.mixing import Held, Scales, convolved
 from circuit_tracer.models.plain import projection, require_plain, require_untouched
-
-
-class Held(NamedTuple):
-    """What is held still: the pattern (B, H, P, P), and what multiplies values (B, P, V) and outputs (B, P, O)."""
-
-    pattern: Tensor
-    value: Tensor
-    output: Tensor
 
 
 class _Streams(NamedTuple):
@@ -73,14 +65,14 @@ class DeltaNet:
         module, dtype = self.module, torch.promote_types(hidden_BPD.dtype, torch.float32)
         made = _Streams(*(each.to(dtype) for each in self.streams(module, hidden_BPD)))
         values = convolved(made.value, self.taps_VJ.to(dtype))
-        value_scale = values.sigmoid() if held is None else held.value
+        value_scale = values.sigmoid() if held is None else cast(Tensor, held.scales.value)
         still = self._pattern(made) if held is None else held.pattern
         used = seen(still.expand(len(hidden_BPD), -1, -1, -1))
         heads = (values * value_scale).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         mixed = (used @ heads).transpose(1, 2)  # (B, P, H, d)
-        output_scale = self._output_scale(mixed, made.gate) if held is None else held.output
+        output_scale = self._output_scale(mixed, made.gate) if held is None else cast(Tensor, held.scales.output)
         out: Tensor = module.out_proj((mixed.flatten(2) * output_scale).to(hidden_BPD.dtype))
-        return out, Held(still, value_scale, output_scale)
+        return out, Held(still, Scales(value=value_scale, output=output_scale))
 
     def _pattern(self, made: _Streams) -> Tensor:
         """M, (B, H, P, P)."""

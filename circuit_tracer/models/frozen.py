@@ -9,14 +9,14 @@ Letters: L layers, P positions, D d_model, H heads, T rows in flight, n arbitrar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.attend_back import Scores, rows_a_chunk
 from circuit_tracer.models.capture import LayerCapture, PromptCapture
-from circuit_tracer.models.mixing import Mixing, Scales
+from circuit_tracer.models.mixing import Mixing
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
 from circuit_tracer.models.side_patterns import SidePatterns
@@ -210,7 +210,8 @@ def _freeze_layer(
 
     scales, latent = kept.scales, kept.inverse_sigma.get("value_norm")
     if latent is not None and latent.ndim > 1:  # (P, K) of each head's values
-        scales, latent = Scales(latent.repeat_interleave(layer.d_head, dim=1), scales.output), None
+        scales = replace(scales, value=latent.repeat_interleave(layer.d_head, dim=1))
+        latent = None
     return FrozenLayer(
         parts=layer,
         mixing=Mixing(pattern, layer.n_kv, scales, None if layer.linear is None else layer.linear.taps_VJ.to(dtype)),

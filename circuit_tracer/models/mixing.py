@@ -1,6 +1,6 @@
 """What frozen attention does between its two projections: values of each position become outputs of heads, and back.
 
-    out[q] = output_scale[q] * sum over keys p <= q of pattern[h, q, p] * (value_scale[p] * (taps over positions)(values))[p]
+    out[q] = output[q] * sum over keys p <= q of pattern[h, q, p] * (value[p] * (taps over positions)(first * values)[p])
 
 Most attention is the pattern alone. Gates and norms of what the heads give are output scales, norms of each head's values are
 value scales; linear attention (models/delta_net.py) has both, and a short convolution over positions in front.
@@ -10,8 +10,9 @@ Letters: P positions, T rows in flight, H heads, K key/value heads, d d_head, O 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -29,14 +30,28 @@ from circuit_tracer.models.side_patterns import SidePatterns
 
 @dataclass(frozen=True)
 class Scales:
-    """What multiplies values (P, V) and what the heads give (P, O), number by number; None is one."""
+    """What multiplies values (P, V), in front of a convolution (first) or behind it, and what the heads give (P, O), number by
+    number; None is one.
+    """
 
+    first: Tensor | None = None
     value: Tensor | None = None
     output: Tensor | None = None
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Scales:
+        """All of them, changed."""
+        return Scales(*(None if one is None else change(one) for one in (self.first, self.value, self.output)))
+
     def at(self, which: Tensor | slice) -> Scales:
         """Those of some positions."""
-        return Scales(*(scale if scale is None else scale[which] for scale in (self.value, self.output)))
+        return self.each(lambda scale: scale[which])
+
+
+class Held(NamedTuple):
+    """What is held still of a layer: its pattern (B, H, P, P), or (H, P, P), and scales (B, P, ...), or (P, ...)."""
+
+    pattern: Tensor
+    scales: Scales
 
 
 def convolved(values_BPV: Tensor, taps_VJ: Tensor) -> Tensor:
@@ -67,10 +82,12 @@ class Mixing:
     @property
     def plain(self) -> bool:
         """Whether it is the pattern alone."""
-        return self.scales.value is None and self.scales.output is None and self.taps_VJ is None
+        return all(each is None for each in (self.scales.first, self.scales.value, self.scales.output)) and self.taps_VJ is None
 
     def forward(self, values_PV: Tensor) -> Tensor:
         """(P, V) -> (P, O)."""
+        if self.scales.first is not None:
+            values_PV = values_PV * self.scales.first
         if self.taps_VJ is not None:
             values_PV = self._apart(values_PV, self.taps_VJ)
         if self.scales.value is not None:
@@ -92,7 +109,7 @@ class Mixing:
         self.attend_back_(both, every[:, :width], every[width:], None, None, prompt_T)
         values = self._times(both[..., width:], self.scales.value, prompt_T)
         values = values if self.taps_VJ is None else convolved_back(values, self.taps_VJ)
-        return self._times(values, before, prompt_T)
+        return self._times(self._times(values, self.scales.first, prompt_T), before, prompt_T)
 
     def attend_back_(
         self,

@@ -239,8 +239,9 @@ LAYOUTS = (
     Layout("c_fc", None, "c_proj"),
     Layout("dense_h_to_4h", None, "dense_4h_to_h"),
     Layout("fc1", None, "fc2"),
+    Layout("fc_in", None, "fc_out"),
 )
-ACTIVATIONS = ("act_fn", "act", "activation_fn")
+ACTIVATIONS = ("act_fn", "act", "activation_fn", "gelu_impl")
 SHARED = ("shared_expert", "shared_experts", "shared_mlp")
 
 
@@ -250,9 +251,9 @@ def read_mlp(parts: ModelParts, number: int) -> Mlp:
     experts = getattr(layer.mlp, "experts", None)
     if isinstance(experts, nn.Module):
         return _routed(parts, layer.mlp, experts, number)
-    # BioGPT's projections are parts of the layer itself
-    holder = layer.mlp if layer.mlp is layer.mlp_output else layer.module
-    dense = _dense(parts, holder, f"layer {number}")
+    # BioGPT's and OPT's projections are parts of the layer itself
+    found = (_dense(parts, holder, f"layer {number}") for holder in (layer.mlp, layer.module))
+    dense = next((each for each in found if each is not None), None)
     if dense is None:
         raise _refusal(parts, number, f"{type(layer.mlp).__name__} has none of the known names of projections")
     return Mlp([dense], lambda x_nD: [Share(torch.arange(len(x_nD), device=x_nD.device))])

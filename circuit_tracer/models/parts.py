@@ -27,7 +27,9 @@ from circuit_tracer.models.plain import (
     require_untouched,
     value_rows,
 )
+from circuit_tracer.models.short_conv import ShortConv, bind_short_conv
 
+LinearMixer = DeltaNet | ShortConv  # what stands in the place of attention, and is linear in its values
 SOFTCAP = "final_logit_softcapping"  # in the model's configuration
 
 
@@ -63,7 +65,7 @@ class LayerParts:
     output_bias: Tensor | None
     residual_multiplier: float  # of what attention and MLP give, on its way to the residual stream
     gated: bool  # what the heads give is multiplied before `output` reads it
-    linear: DeltaNet | None  # what `attention` is where it is no attention
+    linear: LinearMixer | None  # what `attention` is where it is no attention
     multiplier: float  # of the stream that leaves the layer
 
     @property
@@ -256,9 +258,7 @@ class _Binding:
             path = None if paths is None else path_there(block, paths)
             return None if path is None else self.norm(block, path, f"{name}.{path}")
 
-        names = row.linear
-        found: Any = None if names is None else getattr(block, names.module, None)
-        linear = None if names is None or found is None else bind_delta_net(found, f"{name}.{names.module}", names)
+        linear = self._linear(block, name)
         attention = part(block, row.attention) if linear is None else linear.module
         return LayerParts(
             module=block,
@@ -278,12 +278,20 @@ class _Binding:
             **self._projections(block, name, linear),
         )
 
+    def _linear(self, block: nn.Module, name: str) -> LinearMixer | None:
+        """What a layer has in place of attention."""
+        names = self.row.linear
+        if names is None or (found := getattr(block, names.module, None)) is None:
+            return None
+        name = f"{name}.{names.module}"
+        return bind_short_conv(found, name) if names.streams == "convolved" else bind_delta_net(found, name, names)
+
     def _multiplier(self, block: nn.Module) -> float:
         """Of the stream that leaves a layer; 1 on the meta device, where nothing has a value."""
         number: Any = getattr(block, self.row.layer_multiplier) if self.row.layer_multiplier else 1.0
         return 1.0 if getattr(number, "is_meta", False) else float(number)
 
-    def _projections(self, block: nn.Module, name: str, linear: DeltaNet | None) -> dict[str, Any]:
+    def _projections(self, block: nn.Module, name: str, linear: LinearMixer | None) -> dict[str, Any]:
         """Fields of `LayerParts` that say how attention reads and writes."""
         row = self.row
         out_path = row.output if row.linear is None or linear is None else row.linear.output

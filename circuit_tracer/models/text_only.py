@@ -50,5 +50,7 @@ class TextOnly(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             **kwargs,
         )
         return CausalLMOutputWithPast(
-            logits=self.lm_head(output.last_hidden_state) * self.multiplier, past_key_values=output.past_key_values
+            logits=self.lm_head(output.last_hidden_state) * self.multiplier,
+            past_key_values=output.past_key_values,
+            attentions=output.attentions,
         )

@@ -81,6 +81,7 @@ _DELTA: dict[str, Any] = {
     "linear_conv_kernel_dim": 3,
     "layer_types": ["linear_attention", "full_attention"],
 }
+_CONVOLVED: dict[str, Any] = {"conv_L_cache": 3, "layer_types": ["conv", "full_attention"]}
 _SHARED_EXPERT: dict[str, Any] = {**_ROUTED, "shared_expert_intermediate_size": 12}
 
 
@@ -103,7 +104,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "cohere-qk-norm": {"logit_scale": 0.3, "use_qk_norm": True},
     "cohere2": {"logit_scale": 0.3, "head_dim": 6, **_WINDOWS},
     "cohere2_moe": {"logit_scale": 0.3, **_ROUTED},
-    "cosmos3_edge_text": {"head_dim": 8, **_axes(1, 1, 2)},
+    "cohere_compass_text": {
+        **{"logit_scale": 0.3, "layer_types": ["full_attention", "full_attention"]},
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    },
     "cwm": {"head_dim": 6},
     "deepseek_v2": {**_LATENT, **_GROUPED},
     "deepseek_v3": {**_LATENT, **_GROUPED, "attention_bias": True},
@@ -157,9 +161,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "internlm3": {"bias": True, "qkv_bias": True},
     "iquestcoder": {},
     "jais2": {},
+    "kolibri1": {"head_dim": 6, **_ROUTED},
     "laguna": {"head_dim": 6, **_GROUPED},
     "laguna-by-number": {"head_dim": 6, **_GROUPED, "gating": "per-element"},
     "llama4_text": {"head_dim": 6, "intermediate_size_mlp": 24, "attn_temperature_tuning": True, **_EXPERTS},
+    "lfm2": {**_CONVOLVED, "block_auto_adjust_ff_dim": False},
+    "lfm2_moe": {**_CONVOLVED, **_ROUTED, "num_dense_layers": 1},
+    "lfm3": {**_CONVOLVED, "use_sandwich_norm": True},
+    "lfm3-norms-before": {**_CONVOLVED, "use_sandwich_norm": False},
     "mellum": {"head_dim": 6, **_ROUTED},
     "mimo_v2_flash": {"head_dim": 6, "v_head_dim": 5, "attention_value_scale": 0.7, **_GROUPED},
     "minimax_m2": {"head_dim": 6, **_EXPERTS},
@@ -205,6 +214,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "vaultgemma": {"head_dim": 6, "query_pre_attn_scalar": 9, **_WINDOWS},
     "youtu": _LATENT,
 }
+
+
+_ROW = {name: ROWS[name.partition("-")[0]] for name in FAMILIES}
+# families whose attention does not show its queries and keys, and those in which nothing is split by attention head
+NO_SCORES = [
+    name for name, row in _ROW.items() if row.own_softmax or row.linear is not None or "index_topk" in FAMILIES[name]
+]
+NO_HEADS = [name for name, row in _ROW.items() if row.linear is not None or row.layer_multiplier is not None]
 
 
 def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **overrides: Any) -> Any:
