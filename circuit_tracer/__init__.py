@@ -39,7 +39,13 @@ if TYPE_CHECKING:
         strongest_paths,
     )
     from circuit_tracer.graph.files.viewer_json import create_graph_files
-    from circuit_tracer.models.architectures import Architecture, NormKind, ValueRows, register_architecture
+    from circuit_tracer.models.architectures import (
+        Architecture,
+        LinearAttention,
+        NormKind,
+        ValueRows,
+        register_architecture,
+    )
     from circuit_tracer.replacement_model import ReplacementModel
     from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 
@@ -53,6 +59,7 @@ _HOME = {
     "DirectionTarget": "circuit_tracer.attribution.targets",
     "FeatureTarget": "circuit_tracer.attribution.targets",
     "Graph": "circuit_tracer.graph",
+    "LinearAttention": "circuit_tracer.models.architectures",
     "LogitDifference": "circuit_tracer.attribution.targets",
     "LogitTarget": "circuit_tracer.graph",
     "PruneResult": "circuit_tracer.graph",
@@ -81,6 +88,7 @@ __all__ = [
     "DirectionTarget",
     "FeatureTarget",
     "Graph",
+    "LinearAttention",
     "LogitDifference",
     "LogitTarget",
     "NormKind",

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from torch import nn
 
 from circuit_tracer.errors import InputError, UnsupportedModelError
+from circuit_tracer.models.refused import REFUSED
 
 
 class NormKind(Enum):
@@ -205,7 +206,7 @@ _LIKE_LLAMA = (
 
 # text configurations of models that see or hear, which transformers has no causal LM for (models/text_only.py)
 _TEXTS_LIKE_LLAMA = (
-    "ernie4_5_vl_moe_text", "glm4v_moe_text", "hunyuan_vl_text", "molmo2_text",
+    "emu3_text_model", "ernie4_5_vl_moe_text", "glm4v_moe_text", "hunyuan_vl_text", "molmo2_text",
     "paddleocr_vl_text", "qwen2_5_omni_text", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_omni_moe_text", "qwen3_vl_moe_text",
     "qwen3_vl_text",
 )  # fmt: skip
@@ -411,23 +412,34 @@ def register_architecture(row: Architecture) -> None:
     ARCHITECTURES[row.model_type] = row
 
 
+def not_in_table(config: Any) -> str:
+    """What is to be said of an architecture that is not in the table."""
+    kind = f"architecture {config.model_type!r} ({', '.join(getattr(config, 'architectures', None) or ['?'])})"
+    if (why := REFUSED.get(config.model_type)) is not None:
+        return f"{kind} cannot be traced: {why}."
+    return (
+        f"{kind} is not in the table of architectures. Supported: {', '.join(sorted(ARCHITECTURES))}. Name its parts with "
+        "circuit_tracer.register_architecture (CONTRIBUTING.md, An architecture); a row is verified numerically when the model "
+        "loads."
+    )
+
+
 def architecture_of(config: Any) -> Architecture:
     """The table's row for a transformers configuration; UnsupportedModelError lists what is supported."""
     row = ARCHITECTURES.get(config.model_type)
     if row is None:
-        raise UnsupportedModelError(
-            f"architecture {config.model_type!r} ({', '.join(getattr(config, 'architectures', None) or ['?'])}) is not in "
-            f"the table of architectures. Supported: {', '.join(sorted(ARCHITECTURES))}. "
-            "Name its parts with circuit_tracer.register_architecture (CONTRIBUTING.md, An architecture); a row is verified "
-            "numerically when the model loads."
-        )
+        raise UnsupportedModelError(not_in_table(config))
+    return row
+
+
+def check_required(row: Architecture, config: Any) -> None:
+    """Refuse a variant that the row does not describe. Raises UnsupportedModelError."""
     for key, value, meaning in row.required:
         found = _configured(config, key, value)
         if found != value:
             raise UnsupportedModelError(
                 f"this {config.model_type} has {key}={found!r} in its configuration ({meaning}); only {value!r} can be traced"
             )
-    return row
 
 
 def _configured(config: Any, key: str, default: Any) -> Any:

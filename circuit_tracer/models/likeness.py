@@ -6,15 +6,24 @@ Rows whose modules the model has are tried on it as if they were its own, by the
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from enum import Enum
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from circuit_tracer.errors import UnsupportedModelError, first_line
-from circuit_tracer.models.architectures import ARCHITECTURES, Architecture, NormKind, has_part, unknown
+from circuit_tracer.models.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    LinearAttention,
+    NormKind,
+    has_part,
+    not_in_table,
+    part,
+)
 from circuit_tracer.models.parts import bind
+from circuit_tracer.models.refused import REFUSED
 from circuit_tracer.models.verify import DisagreementError, verify
 
 _TRIED = 8  # rows, the likest first; each costs two passes of six tokens
@@ -26,60 +35,66 @@ _LAYER_PATHS = (
 
 
 class Likeness(NamedTuple):
-    """A row, as of the model's model_type; the module it names that is not there; or what verification says of it.
+    """A row, as of the model's model_type; what it names that is not there; else what verification says of it.
 
     error: relative; 0 if all agrees, None if the row does not run.
     """
 
     like: str
     row: Architecture
-    missing: str | None
+    missing: tuple[str, ...]
     said: str = ""
     error: float | None = None
+
+    def __str__(self) -> str:
+        lacks = "it has no " + ", ".join(self.missing[:_NAMED])
+        return f"as {self.like!r}, {self.said or (lacks if self.missing else 'not tried')}"
 
 
 def likenesses(model: Any) -> list[Likeness]:
     """Rows from the likest on; those whose modules are there have been tried. Of rows that say the same, the first."""
     found = [_compared(model, like, row) for like, row in _distinct(model).items()]
-    there = sorted((each for each in found if each.missing is None), key=lambda each: -_norms(each.row))
+    there = sorted((each for each in found if not each.missing), key=lambda each: -_named(each.row))
     if not model.get_input_embeddings().weight.is_meta:
         there = [_tried(model, each) for each in there[:_TRIED]]
     there.sort(key=lambda each: float("inf") if each.error is None else each.error)
-    return there + [each for each in found if each.missing is not None]
+    return there + sorted((each for each in found if each.missing), key=lambda each: len(each.missing))
 
 
 def unlike(model: Any) -> UnsupportedModelError:
-    """The error for a model whose architecture is not in the table."""
-    known = unknown(model.config)
-    if not isinstance(getattr(model, "config", None), object) or known.final:
-        return UnsupportedModelError(known.said)
+    """The error for a model whose architecture is not in the table: what is known of it, or which row it is like."""
+    said = not_in_table(model.config)
+    if model.config.model_type in REFUSED:
+        return UnsupportedModelError(said)
     found = likenesses(model)
-    passed = [each for each in found if each.error == 0]
-    if passed:
-        best = passed[0]
+    best = next((each for each in found if each.error == 0), None)
+    if best is not None:
         return UnsupportedModelError(
-            f"{known.said} It agrees with the row of {best.like!r} in everything that is verified. To trace it, run this first: "
+            f"{said} All that is verified of this model agrees with the row of {best.like!r}. To trace it, run this first: "
             f"{code(best.row)}"
         )
-    said = [
-        f"as {each.like!r}: {each.said or f'it has no {each.missing}'}"
-        for each in [*(each for each in found if each.missing is None), *found[-1:]][:_NAMED]
-    ]
-    return UnsupportedModelError(f"{known.said} None of the rows describes it. Nearest, {'; '.join(said)}.")
+    near = "; ".join(str(each) for each in found[:_NAMED])
+    return UnsupportedModelError(f"{said} No row describes it as it is. Nearest: {near}.")
 
 
 def code(row: Architecture) -> str:
     """The line that registers a row."""
-    given = [repr(row.model_type), _literal(row.norm)]
-    for field in fields(row)[2:]:
-        value = getattr(row, field.name)
-        if value != field.default:
-            given.append(f"{field.name}={_literal(value)}")
-    return f"circuit_tracer.register_architecture(Architecture({', '.join(given)}))"
+    return f"import circuit_tracer as ct; ct.register_architecture({_literal(row)})"
 
 
 def _literal(value: Any) -> str:
-    return f"{type(value).__name__}.{value.name}" if isinstance(value, Enum) else repr(value)
+    """As it is written; of a row or what is within it, the fields that say something."""
+    if isinstance(value, Enum):
+        return f"ct.{type(value).__name__}.{value.name}"
+    if not isinstance(value, Architecture | LinearAttention):
+        return repr(value)
+    said = [(each, getattr(value, each.name)) for each in fields(value)]
+    given = [
+        _literal(found) if each.default is MISSING else f"{each.name}={_literal(found)}"
+        for each, found in said
+        if found != each.default
+    ]
+    return f"ct.{type(value).__name__}({', '.join(given)})"
 
 
 def _distinct(model: Any) -> dict[str, Architecture]:
@@ -96,20 +111,18 @@ def _distinct(model: Any) -> dict[str, Architecture]:
 def _compared(model: Any, like: str, row: Architecture) -> Likeness:
     """What of a row the model, its first layer or its configuration lacks."""
     keys = [getattr(row, field.name) for field in fields(row) if field.name.endswith(("_key", "_flag"))]
+    missing = [f"{key} in its configuration" for key in keys if key and not hasattr(model.config, key)]
     paths = [row.layers, row.final_norm, row.position_embedding, row.embedding_norm]
-    missing = next((path for path in paths if path and not has_part(model, path)), None)
-    if missing is None:
-        first: nn.Module = next(model.get_submodule(row.layers).children(), nn.Identity())
-        wanted = [getattr(row, name) for name in _LAYER_PATHS]
-        wanted += [] if row.linear is None else [row.linear.module]
-        missing = next((str(path) for path in wanted if path and not has_part(first, path)), None)
-    if missing is None:
-        missing = next((f"{key} in its configuration" for key in keys if key and not hasattr(model.config, key)), None)
-    return Likeness(like, row, missing)
+    missing += [path for path in paths if path and not has_part(model, path)]
+    within = [path for name in _LAYER_PATHS if (path := getattr(row, name)) is not None]
+    within += [] if row.linear is None else [row.linear.module]
+    first: Any = next(part(model, row.layers).children(), nn.Identity()) if has_part(model, row.layers) else nn.Identity()
+    missing += [path if isinstance(path, str) else path[0] for path in within if not has_part(first, path)]
+    return Likeness(like, row, tuple(missing))
 
 
-def _norms(row: Architecture) -> int:
-    """How many norms a row names: of rows that fit, one that names more is likelier to be whole."""
+def _named(row: Architecture) -> int:
+    """How many modules of a layer a row names: of rows that fit, one that names more is likelier to be whole."""
     return sum(getattr(row, name) is not None for name in _LAYER_PATHS)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from circuit_tracer.errors import UnsupportedModelError
-from circuit_tracer.models.architectures import Architecture, architecture_of, part, path_there
+from circuit_tracer.models.architectures import Architecture, architecture_of, check_required, part, path_there
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.models.delta_net import DeltaNet, bind_delta_net
 from circuit_tracer.models.norms import NormParameters
@@ -128,15 +128,16 @@ class ModelParts:
         return device
 
 
-def bind(model: Any, model_name: str) -> ModelParts:
-    """Resolve every part of a transformers causal LM named in its row of the table.
+def bind(model: Any, model_name: str, row: Architecture | None = None) -> ModelParts:
+    """Resolve every part of a transformers causal LM named in its row of the table, or in one that is tried on it.
 
     Raises UnsupportedModelError for an unknown architecture, a missing part, or a module that is read by its weights and is
     more than these (models/plain.py).
     """
     require_causal_lm(model)
     config = model.config
-    architecture = architecture_of(config)
+    architecture = architecture_of(config) if row is None else row
+    check_required(architecture, config)
     dtypes = float_dtypes(model)
     require_one_device(model)
     require_known_attention(config)

@@ -19,6 +19,18 @@ from circuit_tracer.models.surroundings import plain_torch
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
 
 
+class DisagreementError(UnsupportedModelError):
+    """A row that is not true of a model. what: which of its activations differs; error: how much, relative."""
+
+    def __init__(self, parts: ModelParts, what: str, error: float, tolerance: float) -> None:
+        self.what, self.error = what, error
+        super().__init__(
+            f"{parts.config.original_architecture} does not behave as its row in the table of architectures says: {what} "
+            f"differs by {error:.2e} relative (at most {tolerance:.0e} expected). This variant of "
+            f"{parts.architecture.model_type} is not supported; please report it with the model's config.json."
+        )
+
+
 @plain_torch()
 def verify(parts: ModelParts, n_tokens: int = 6) -> None:
     """Prove on a short prompt that (1) our capture equals the model's own pass, (2) the tokens' vectors are rows of the
@@ -103,8 +115,4 @@ def _compare(parts: ModelParts, what: str, found: Tensor, expected: Tensor, tole
     found, expected = found.detach(), expected.detach()
     error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     if not error <= tolerance:
-        raise UnsupportedModelError(
-            f"{parts.config.original_architecture} does not behave as its row in the table of architectures says: {what} "
-            f"differs by {error:.2e} relative (at most {tolerance:.0e} expected). This variant of "
-            f"{parts.architecture.model_type} is not supported; please report it with the model's config.json."
-        )
+        raise DisagreementError(parts, what, error, tolerance)

@@ -19,6 +19,7 @@ from circuit_tracer.models.norms import NormParameters
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.queries_keys import read_scores
 from circuit_tracer.models.run import ModelRun, implementation, read
+from tests.support.thinned import one_in
 from tests.support.tiny import CONFIGS, FAMILIES, NO_SCORES, tiny_model
 
 IDS = torch.tensor([3, 17, 5, 17, 40, 8, 0, 29])  # longer than the sliding windows
@@ -53,7 +54,10 @@ def case_of(name: str, dtype: torch.dtype = torch.float64, n_layers: int = 2, **
     return Case(name, parts, captured, read_scores(parts, captured, range(n_layers)))
 
 
-@pytest.fixture(scope="module", params=[*CONFIGS, *(name for name in FAMILIES if name not in NO_SCORES), *VARIANTS])
+_SHOWN = [name for name in FAMILIES if name not in NO_SCORES and name != "deepseek_v3"]
+
+
+@pytest.fixture(scope="module", params=[*CONFIGS, "deepseek_v3", *one_in(3, _SHOWN), *VARIANTS])
 def case(request: pytest.FixtureRequest) -> Case:
     return case_of(request.param)
 

@@ -114,6 +114,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v3-queries-whole": {**_LATENT, "q_lora_rank": None, "first_k_dense_replace": 3},
     "deepseek_v32": {**_LATENT, **_GROUPED, **_CHOSEN},
     "dots1": _GROUPED,
+    "emu3_text_model": {},
     "ernie4_5": {"use_bias": True},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 12},
     "ernie4_5_vl_moe_text": {
@@ -227,7 +228,7 @@ NO_HEADS = [name for name, row in _ROW.items() if row.linear is not None or row.
 def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **overrides: Any) -> Any:
     """A random causal LM of the named architecture, every parameter (norm weights and biases too) drawn at random."""
     if name in FAMILIES:
-        kind = transformers.CONFIG_MAPPING[name.partition("-")[0]]
+        kind = UNLISTED.get(name) or transformers.CONFIG_MAPPING[name.partition("-")[0]]
         config_class, extra = kind.__name__, FAMILIES[name]
     else:
         config_class, extra = CONFIGS[name]
@@ -258,6 +259,9 @@ def tiny_model(name: str, dtype: torch.dtype = torch.float64, seed: int = 0, **o
     if config._experts_implementation is not None and dtype is torch.float64:
         getattr(model, "model", model).set_experts_implementation("eager")  # grouped products end at float32
     return model
+
+
+UNLISTED = {"emu3_text_model": transformers.Emu3TextConfig}  # a configuration that transformers knows by no model_type
 
 
 def alone(config: Any) -> Any:
