@@ -19,7 +19,7 @@ from torch import Tensor
 from circuit_tracer.errors import UnsupportedModelError
 from circuit_tracer.kernels.attend_back import Scores
 from circuit_tracer.models.frozen import FrozenLayer
-from circuit_tracer.models.mixing import Scales
+from circuit_tracer.models.mixing import NO_SCALES, Scales
 
 QUERIES_A_TILE = 256
 
@@ -32,17 +32,19 @@ class HeadMaps:
     output_DO: Tensor
     value_VD: Tensor
     n_kv: int
-    scales: Scales = Scales()
+    scales: Scales = NO_SCALES
 
     @classmethod
     def of(cls, layer: FrozenLayer, start: int, stop: int, dtype: torch.dtype) -> HeadMaps:
-        """Among positions start .. stop - 1, which become 0, 1, ... Raises UnsupportedModelError for what is not split by head."""
+        """Among positions start .. stop - 1, which become 0, 1, ...; UnsupportedModelError for what has no heads."""
         mixing = layer.mixing
         if mixing.taps_VJ is not None or layer.parts.multiplier != 1:
-            what = "a convolution in front of its heads" if layer.parts.multiplier == 1 else "a factor of the whole stream"
+            what = (
+                "a convolution in front of its heads" if layer.parts.multiplier == 1 else "a factor of the whole stream"
+            )
             raise UnsupportedModelError(
-                f"a layer of this model has {what} ({type(layer.parts.module).__name__}); what runs through it can be traced, but "
-                "not be split by attention head"
+                f"a layer of this model has {what} ({type(layer.parts.module).__name__}); what runs through it can be traced, "
+                "but not be split by attention head"
             )
         output, value, before, after = layer.projections(dtype)
         before, after = (scale if scale is None else scale[start:stop] for scale in (before, after))

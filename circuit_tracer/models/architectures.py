@@ -274,6 +274,15 @@ ARCHITECTURES: dict[str, Architecture] = {
             for name in ("granitemoe", "granitemoe_swa")
         ),
         Architecture(
+            "granitemoeshared",
+            NormKind.RMS,
+            mlp="block_sparse_moe",
+            required=(
+                ("shared_intermediate_size", 0, "an MLP beside the experts, outside of the module that holds these"),
+            ),
+            **_GRANITE,
+        ),
+        Architecture(
             "hyperclovax",
             NormKind.RMS,
             attention_post_norm="post_norm1",
@@ -300,7 +309,16 @@ ARCHITECTURES: dict[str, Architecture] = {
         # values through a latent
         *(
             Architecture(name, NormKind.RMS, **_LATENT)
-            for name in ("axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "mistral4", "youtu")
+            for name in (
+                "axk1",
+                "deepseek_v2",
+                "deepseek_v3",
+                "deepseek_v32",
+                "glm4_moe_lite",
+                "glm_moe_dsa",
+                "mistral4",
+                "youtu",
+            )
         ),
         Architecture("mimo_v2_flash", NormKind.RMS, value_multiplier_key="attention_value_scale"),
         # a gate behind the heads
@@ -332,7 +350,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         *(Architecture(name, NormKind.RMS, **_GEMMA4) for name in ("gemma4_text", "gemma4_unified_text")),
         # attention of their own
         Architecture("gptj", NormKind.LAYER, **{**_GPT_J, "value": "attn.v_proj"}),
-        Architecture("codegen", NormKind.LAYER, **{**_GPT_J, "value": "attn.qkv_proj", "value_rows": ValueRows.QUARTERS}),
+        Architecture(
+            "codegen", NormKind.LAYER, **{**_GPT_J, "value": "attn.qkv_proj", "value_rows": ValueRows.QUARTERS}
+        ),
         Architecture(
             "gpt_neo",
             NormKind.LAYER,
@@ -346,7 +366,11 @@ ARCHITECTURES: dict[str, Architecture] = {
             mlp_output="mlp.dense_4h_to_h",
             embedding_norm="transformer.word_embeddings_layernorm",
             required=(
-                ("apply_residual_connection_post_layernorm", False, "what goes on beside attention and MLP is the norm's output"),
+                (
+                    "apply_residual_connection_post_layernorm",
+                    False,
+                    "what goes on beside attention and MLP is the norm's output",
+                ),
             ),
             **_BLOOM,
         ),

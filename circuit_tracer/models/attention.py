@@ -56,7 +56,9 @@ class AttentionTape:
     visits: Mapping[tuple[str, int], Callable[[int, Tensor], Tensor | None]] = field(default_factory=dict)
     several: bool = False  # patterns are (B, H, P, P), of all sequences, and scales (B * P, ...)
     scales: dict[int, Scales] = field(default_factory=dict)  # by layer, where there is more than a pattern
-    ungated: dict[int, Tensor] = field(default_factory=dict)  # by layer, on its way: what the heads give before their gate
+    ungated: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # by layer, on its way: what the heads give before their gate
     scoring: dict[int, Scoring] | None = None
     gated: frozenset[int] = frozenset()  # layers whose heads are multiplied by a gate, which is to be found out
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from circuit_tracer.errors import InputError, NumericalError, UnsupportedModelError
 from circuit_tracer.kernels.attend_back import Scores
 from circuit_tracer.models.attention import AttentionTape
-from circuit_tracer.models.mixing import Scales
+from circuit_tracer.models.mixing import NO_SCALES, Scales
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.parts import SOFTCAP, ModelParts, Norm
 from circuit_tracer.models.plain import LOOKS_AHEAD
@@ -33,7 +33,7 @@ class LayerCapture:
     mlp_out: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, D) before any post norm
     added: Tensor | None = None  # (P, D) what an intervention adds at the dictionary's output hook
     inverse_sigma: dict[str, Tensor] = field(default_factory=dict)  # norm name -> (P,); of each head's values (P, K)
-    scales: Scales = Scales()  # of values and of what the heads give, in the compute dtype
+    scales: Scales = NO_SCALES  # of values and of what the heads give, in the compute dtype
 
 
 @dataclass

@@ -90,20 +90,22 @@ class DeltaNet:
         between = (decay[..., :, None] - decay[..., None, :]).tril().exp().tril()
         among = (beta[..., None] * between * (key @ key.mT)).tril(-1)
         read = between * (query @ key.mT)
-        solved = torch.linalg.solve_triangular(among, read, upper=False, left=False, unitriangular=True)
-        return solved * beta[..., None, :]
+        pattern: Tensor = torch.linalg.solve_triangular(among, read, upper=False, left=False, unitriangular=True)
+        return pattern * beta[..., None, :]
 
     def _by_head(self, joined_BPE: Tensor) -> Tensor:
         """(B, P, heads of keys * e) -> (B, H, P, e) of length one; heads of values in a group have the same."""
         heads = joined_BPE.unflatten(-1, (self.module.num_k_heads, -1)).transpose(1, 2)
         heads = heads * torch.rsqrt(heads.pow(2).sum(-1, keepdim=True) + _LENGTH_EPSILON)
-        return heads.repeat_interleave(self.n_heads // self.module.num_k_heads, dim=1)
+        repeated: Tensor = heads.repeat_interleave(self.n_heads // self.module.num_k_heads, dim=1)
+        return repeated
 
     def _output_scale(self, mixed_BPHd: Tensor, gate_BPO: Tensor) -> Tensor:
         """(B, P, O): gain over sigma of each head's output, times the gate."""
         norm = self.module.norm
         inverse_sigma = torch.rsqrt(mixed_BPHd.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
-        return (norm.weight.to(mixed_BPHd.dtype) * inverse_sigma).flatten(2) * silu(gate_BPO)
+        gain: Tensor = norm.weight.to(mixed_BPHd.dtype)
+        return (gain * inverse_sigma).flatten(2) * silu(gate_BPO)
 
 
 _LENGTH_EPSILON = 1e-6  # transformers' l2norm
@@ -141,7 +143,8 @@ def _values_apart(module: Any, name: str) -> Tensor:
 def _values_by_key_head(module: Any, name: str) -> Tensor:
     weight, _ = projection(module.in_proj_qkvz, f"{name}.in_proj_qkvz")
     width, heads = module.value_dim // module.num_k_heads, weight.unflatten(0, (module.num_k_heads, -1))
-    return heads[:, 2 * module.head_k_dim : 2 * module.head_k_dim + width].flatten(0, 1)
+    rows: Tensor = heads[:, 2 * module.head_k_dim : 2 * module.head_k_dim + width].flatten(0, 1)
+    return rows
 
 
 _STREAMS: dict[str, tuple[Callable[[Any, Tensor], _Streams], Callable[[Any, str], Tensor]]] = {

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from circuit_tracer.models.call import Call
 from circuit_tracer.models.norms import NormParameters
 from circuit_tracer.models.parts import LayerParts
 from circuit_tracer.models.plain import is_projection, projection
-from circuit_tracer.models.call import Call
 
 
 class Leaf(NamedTuple):

@@ -54,7 +54,8 @@ class FrozenLayer:
         """Adjoint of `r + attend(r)`, in place on rows of gradients (T, P, D). prompt_T: whose each row is, of several."""
         output, value, before, after = self.projections(g_TPD.dtype)
         if self.mixing.plain:
-            return self.mixing.attend_back_(g_TPD, output, value, before, after, prompt_T)
+            self.mixing.attend_back_(g_TPD, output, value, before, after, prompt_T)
+            return
         step = rows_a_chunk(2 * g_TPD.shape[1] * (output.shape[1] + value.shape[0]) * g_TPD.element_size())
         for first in range(0, len(g_TPD), step):
             rows = g_TPD[first : first + step]

@@ -116,7 +116,9 @@ def _compared(model: Any, like: str, row: Architecture) -> Likeness:
     missing += [path for path in paths if path and not has_part(model, path)]
     within = [path for name in _LAYER_PATHS if (path := getattr(row, name)) is not None]
     within += [] if row.linear is None else [row.linear.module]
-    first: Any = next(part(model, row.layers).children(), nn.Identity()) if has_part(model, row.layers) else nn.Identity()
+    first: Any = (
+        next(part(model, row.layers).children(), nn.Identity()) if has_part(model, row.layers) else nn.Identity()
+    )
     missing += [path if isinstance(path, str) else path[0] for path in within if not has_part(first, path)]
     return Likeness(like, row, tuple(missing))
 

@@ -47,6 +47,9 @@ class Scales:
         return self.each(lambda scale: scale[which])
 
 
+NO_SCALES = Scales()
+
+
 class Held(NamedTuple):
     """What is held still of a layer: its pattern (B, H, P, P), or (H, P, P), and scales (B, P, ...), or (P, ...)."""
 
@@ -76,13 +79,16 @@ class Mixing:
     # (H, P, P), rows = queries; or what it is made from, tile by tile; or those of several prompts side by side
     pattern: Tensor | Scores | SidePatterns
     n_kv: int
-    scales: Scales = Scales()
+    scales: Scales = NO_SCALES
     taps_VJ: Tensor | None = None
 
     @property
     def plain(self) -> bool:
         """Whether it is the pattern alone."""
-        return all(each is None for each in (self.scales.first, self.scales.value, self.scales.output)) and self.taps_VJ is None
+        return (
+            all(each is None for each in (self.scales.first, self.scales.value, self.scales.output))
+            and self.taps_VJ is None
+        )
 
     def forward(self, values_PV: Tensor) -> Tensor:
         """(P, V) -> (P, O)."""
@@ -124,13 +130,15 @@ class Mixing:
         n_pos = g_TPD.shape[1]
         if isinstance(self.pattern, SidePatterns):
             patterns = self.pattern.scaled(after, before)[:, :, :n_pos, :n_pos]
-            return attend_back_several_(g_TPD, patterns, cast(Tensor, prompt_T), output_DO, value_VD)
+            attend_back_several_(g_TPD, patterns, cast(Tensor, prompt_T), output_DO, value_VD)
+            return
         if isinstance(self.pattern, Scores):
-            return attend_back_recomputed_(g_TPD, self.pattern.scaled(after, before), output_DO, value_VD)
+            attend_back_recomputed_(g_TPD, self.pattern.scaled(after, before), output_DO, value_VD)
+            return
         pattern = self.pattern[:, :n_pos, :n_pos]
         pattern = pattern if before is None else pattern * before[:n_pos]
         pattern = pattern if after is None else pattern * after[:n_pos, None]
-        return attend_back_(g_TPD, pattern, output_DO, value_VD)
+        attend_back_(g_TPD, pattern, output_DO, value_VD)
 
     @property
     def _n_heads(self) -> int:

@@ -47,7 +47,9 @@ class LayerParts:
 
     module: nn.Module
     attention: nn.Module
-    attention_output: nn.Module  # the module that gives what attention gives; `attention`, unless that gives something else
+    attention_output: (
+        nn.Module
+    )  # the module that gives what attention gives; `attention`, unless that gives something else
     output: nn.Module  # the projection that follows the heads
     mlp: nn.Module
     mlp_output: nn.Module  # the module that gives what the MLP gives; `mlp`, unless that only begins it
@@ -249,7 +251,9 @@ class _Binding:
             return None
         require_own_class(norm, name, self.row.package)
         require_plain(norm, name)
-        return Norm(norm, NormParameters.read(norm, self.row.norm, self.like_D if like is None else like, self.row.norm_epsilon))
+        return Norm(
+            norm, NormParameters.read(norm, self.row.norm, self.like_D if like is None else like, self.row.norm_epsilon)
+        )
 
     def layer(self, block: nn.Module, name: str) -> LayerParts:
         """Parts of one layer, which has that name in the model."""
@@ -328,7 +332,9 @@ class _Binding:
         path = self.row.value_norm
         norm = None if path is None else self.norm(block, path, f"{name}.{path}", self.like_D[:1])
         if norm is not None and (norm.parameters.centred or norm.parameters.shift is not None):
-            raise UnsupportedModelError(f"{name}.{path} has a mean or a shift; an RMS norm is expected in front of values")
+            raise UnsupportedModelError(
+                f"{name}.{path} has a mean or a shift; an RMS norm is expected in front of values"
+            )
         return norm
 
     def _through_latent(

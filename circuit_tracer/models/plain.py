@@ -20,7 +20,12 @@ from circuit_tracer.models.architectures import ValueRows
 from circuit_tracer.models.watched import is_compiled
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_LIBRARIES = ("circuit_tracer.models.text_only", "transformers.models.", "transformers.pytorch_utils", "torch.nn.modules.")
+_LIBRARIES = (
+    "circuit_tracer.models.text_only",
+    "transformers.models.",
+    "transformers.pytorch_utils",
+    "torch.nn.modules.",
+)
 _HARMLESS_HOOKS = "transformers.utils.output_capturing"  # they only look
 
 
@@ -170,11 +175,13 @@ def _interleaved(tensor: Tensor, n_heads: int, d_head: int) -> Tensor:
 
 
 def _quarters(tensor: Tensor, n_heads: int, d_head: int) -> Tensor:
-    return tensor.reshape(4, 3, -1, *tensor.shape[1:])[:, 1].flatten(0, 1)
+    rows: Tensor = tensor.reshape(4, 3, -1, *tensor.shape[1:])[:, 1].flatten(0, 1)
+    return rows
 
 
 def _latent(tensor: Tensor, n_heads: int, d_head: int) -> Tensor:
-    return tensor.unflatten(0, (n_heads, -1))[:, -d_head:].flatten(0, 1)
+    rows: Tensor = tensor.unflatten(0, (n_heads, -1))[:, -d_head:].flatten(0, 1)
+    return rows
 
 
 _VALUE_ROWS: dict[ValueRows, Callable[[Tensor, int, int], Tensor]] = {

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 _STATE = "it has layers with a state (Mamba, RWKV, RG-LRU, xLSTM), whose map from one position to the next is not read"
 _OTHER_LINEAR = "it has linear attention of another kind than the gated delta nets that are read (models/delta_net.py)"
-_WHOLE_STREAM = "its norms are of the whole residual stream, behind each sum, so there is no stream that layers only add to"
+_WHOLE_STREAM = (
+    "its norms are of the whole residual stream, behind each sum, so there is no stream that layers only add to"
+)
 _LOOKS_BACK = "it is the decoder of an encoder–decoder, or reads another model's states, which nothing here stands for"
 _SEVERAL = "it carries several residual streams, or mixes and scales the stream between its layers"
 _TWO_PARTS = "what its MLP gives comes from two modules side by side"
@@ -47,7 +49,7 @@ REFUSED: dict[str, str] = {
         ),
         _SEVERAL,
     ),
-    **dict.fromkeys(("granitemoeshared", "longcat_flash"), _TWO_PARTS),
+    **dict.fromkeys(("longcat_flash",), _TWO_PARTS),
     **dict.fromkeys(
         ("dots3_note", "dots3_note_text", "minimax_m3_vl", "minimax_m3_vl_text", "mistral_large4"), _CHOSEN_BLOCKS
     ),
@@ -78,4 +80,3 @@ REFUSED: dict[str, str] = {
         _WITHIN,
     ),
 }  # fmt: skip
-

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -37,12 +37,14 @@ class ShortConv:
         """As `DeltaNet.run`."""
         module, dtype = self.module, torch.promote_types(hidden_BPD.dtype, torch.float32)
         into, out, values = module.in_proj(hidden_BPD).to(dtype).chunk(3, dim=-1)
+        into = into if held is None else cast(Tensor, held.scales.first)
+        out = out if held is None else cast(Tensor, held.scales.output)
         if held is None:
             n_pos = hidden_BPD.shape[1]
             alone = torch.eye(n_pos, dtype=dtype, device=hidden_BPD.device).expand(len(hidden_BPD), 1, -1, -1)
             held = Held(alone, Scales(first=into, output=out))
-        mixed = convolved(values * held.scales.first, self.taps_VJ.to(dtype))
-        mixed = seen(held.pattern.expand(len(hidden_BPD), -1, -1, -1))[:, 0] @ mixed * held.scales.output
+        mixed = convolved(values * into, self.taps_VJ.to(dtype))
+        mixed = seen(held.pattern.expand(len(hidden_BPD), -1, -1, -1))[:, 0] @ mixed * out
         given: Tensor = module.out_proj(mixed.to(hidden_BPD.dtype))
         return given, held
 

@@ -9,7 +9,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
-class TextOnly(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class TextOnly(PreTrainedModel, GenerationMixin):
     """language: gives the final norm's output. head: from that to logits, which are multiplied by a number (Granite)."""
 
     base_model_prefix = "model"
@@ -27,7 +27,8 @@ class TextOnly(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
-        return self.lm_head
+        head: nn.Module = self.lm_head
+        return head
 
     def forward(
         self,

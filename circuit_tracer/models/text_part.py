@@ -72,8 +72,8 @@ def _wrapped(model: Any, language: Any, head: Any) -> Any:
         whole, own = (each(input_ids=ids, use_cache=False).logits.float() for each in (model, part))
     if not (whole - own).abs().max() <= _SAME * whole.abs().max():
         raise UnsupportedModelError(
-            f"{type(model).__name__} makes its logits of more than its language model ({type(language).__name__}) and its head, "
-            "so that the two cannot be traced alone"
+            f"{type(model).__name__} makes its logits of more than its language model ({type(language).__name__}) and its "
+            "head, so that the two cannot be traced alone"
         )
     return part
 

@@ -1,4 +1,4 @@
-"""All language models of transformers: each is in the table, or refused by name with what it has that the table has no word for."""
+"""All language models of transformers: each is in the table, or refused by name with what the table has no word for."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from tests.support.tiny import SIZES
 
 EXAMPLE = {"cosmos3_edge"}  # CONTRIBUTING.md adds the row of its text part
 OFTEN = {"granite4_vision": "granite"}  # its configuration names no language model by itself
+SHORT = {"minimax_m3_vl_text"}  # all keys of so few tokens are in one block, which its indexer chooses
 CAUSAL = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 SHELLS = {**auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, **auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES}
 TYPES = sorted({*CAUSAL, *SHELLS} - EXAMPLE)
+
+
 def known(model_type: str) -> list[str]:
     """The names by which a model is read, or refused: its own, or its language model's."""
     names = [model_type, OFTEN.get(model_type, ""), transformers.CONFIG_MAPPING[model_type].model_type]
@@ -65,11 +68,13 @@ def built(model_type: str) -> Any:
 
 
 @pytest.mark.slow("builds all refused models that can be built small, and tries rows on each")
-@pytest.mark.parametrize("model_type", sorted(name for name in REFUSED if name in CAUSAL))
+@pytest.mark.parametrize("model_type", sorted(name for name in REFUSED if name in CAUSAL and name not in SHORT))
 def test_no_row_describes_a_model_that_is_refused(model_type: str) -> None:
     try:
-        model = built(model_type).double().eval()
+        model = built(model_type).double().eval().requires_grad_(False)
     except Exception as error:
         pytest.skip(f"cannot be built from the common sizes: {str(error)[:80]}")
+    for parameter in model.parameters():  # what is one or zero at first, and does nothing
+        parameter.uniform_(-0.5, 0.5)
     with contextlib.suppress(CircuitTracerError):
         assert not [each for each in likenesses(model) if each.error == 0]

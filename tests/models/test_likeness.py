@@ -60,9 +60,7 @@ def without(*names: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "like"), [("kolibri1", "glm4"), ("granite", "granite_docling_text")])
-def test_the_line_for_a_model_that_a_row_describes_is_said_and_is_enough(
-    name: str, like: str
-) -> None:
+def test_the_line_for_a_model_that_a_row_describes_is_said_and_is_enough(name: str, like: str) -> None:
     model = tiny_model(name)
     without(name)
     said = said_of(model)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 from circuit_tracer.errors import InputError, NumericalError, UnsupportedModelError

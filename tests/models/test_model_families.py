@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from circuit_tracer.attention import explain_edges
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.reference import reference_graph
+from circuit_tracer.attribution.together import attribute_together
 from circuit_tracer.errors import UnsupportedModelError
 from circuit_tracer.interventions.features.intervene import feature_intervention
 from circuit_tracer.models.architectures import ARCHITECTURES
@@ -16,7 +18,7 @@ from circuit_tracer.models.parts import bind
 from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.thinned import one_in
 from tests.support.tiny import CONFIGS, FAMILIES, tiny_model, tiny_transcoder
-from tests.support.tracing_cases import assert_same_graph
+from tests.support.tracing_cases import assert_equal, assert_same_graph
 
 IDS = torch.tensor([3, 17, 5, 17, 40, 8])
 each_family = pytest.mark.parametrize("name", FAMILIES)
@@ -67,6 +69,24 @@ def test_an_edge_of_a_family_is_the_effect_of_an_intervention(name: str) -> None
         )
     change = (after - before) - (after - before).mean()
     assert float(change[7]) == pytest.approx(float(row[strongest]), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "gemma4_text-keys-as-values", "gptj", "lfm2", "opt", "qwen3_next"])
+def test_prompts_of_a_family_are_traced_together(name: str) -> None:
+    model = model_of(name, "hook_resid_mid", "hook_mlp_out")
+    prompts = [IDS, IDS[:4], IDS.flip(0)]
+    for prompt, found in zip(prompts, attribute_together(prompts, model), strict=True):
+        expected = attribute(prompt, model)
+        assert torch.equal(found.active_features, expected.active_features)
+        assert_equal(found.adjacency_matrix, expected.adjacency_matrix)
+
+
+@pytest.mark.parametrize("name", ["gemma4_text", "qwen3_5_text", "lfm2"])
+def test_edges_that_are_not_split_by_head_are_refused(name: str) -> None:
+    model = model_of(name, "hook_resid_mid", "hook_mlp_out")
+    graph = attribute(IDS, model)
+    with pytest.raises(UnsupportedModelError, match="can be traced, but not be split by attention head"):
+        explain_edges(graph, model, 1, graph.edges)
 
 
 def test_every_row_of_the_table_has_a_tiny_model() -> None:
