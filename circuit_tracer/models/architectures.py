@@ -436,6 +436,11 @@ def register_architecture(row: Architecture) -> None:
     ARCHITECTURES[row.model_type] = row
 
 
+def in_table(config: Any) -> bool:
+    """Whether there is a row for a transformers configuration."""
+    return config.model_type in ARCHITECTURES
+
+
 def not_in_table(config: Any) -> str:
     """What is to be said of an architecture that is not in the table."""
     kind = f"architecture {config.model_type!r} ({', '.join(getattr(config, 'architectures', None) or ['?'])})"

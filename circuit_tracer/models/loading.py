@@ -14,7 +14,7 @@ from torch import nn
 
 from circuit_tracer.errors import FileFormatError, InputError, first_line, warn
 from circuit_tracer.models.adapted import dequantised, dequantised_copy, load_dequantised, merged
-from circuit_tracer.models.architectures import ARCHITECTURES
+from circuit_tracer.models.architectures import in_table
 from circuit_tracer.models.likeness import unlike
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.plain import require_causal_lm
@@ -139,7 +139,7 @@ def bind_loaded(model: Any, tokenizer: Any, model_name: str | None = None) -> Mo
         model.eval()
     name = model_name or model.config._name_or_path or model.config.model_type
     part = text_part(dequantised_copy(model))
-    if part.config.model_type not in ARCHITECTURES:
+    if not in_table(part.config):
         raise unlike(part)
     parts = bind(part, name)
     check_tokenizer(tokenizer, len(parts.unembed.weight))
