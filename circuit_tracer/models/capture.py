@@ -91,7 +91,8 @@ def capture(
     visits: Mapping[str, Visit] | None = None,
     tape: AttentionTape | None = None,
 ) -> PromptCapture:
-    """Run the model once on ids (P,) and keep the frozen quantities; attention patterns, or queries, keys and log-sum-exp.
+    """Run the model once on ids (P,) and keep the frozen quantities; attention patterns, or queries, keys and log-sum-exp (not
+    of models whose patterns cannot be made from these: theirs are always kept).
 
     Norms are recomputed in the compute dtype while the model runs, so that the frozen 1/sigma is exactly what the pass used
     (transformers computes them in float32 even in a float64 model). Raises InputError for a prompt beyond the context
@@ -100,7 +101,8 @@ def capture(
     visits: of an intervention, by site, which write at the dictionary's output hook only. tape: attention that is replayed.
     """
     check_length(parts, ids)
-    kept = _run(parts, ids[None], AttentionTape(recompute=not keep_patterns) if tape is None else tape, visits)
+    recompute = not keep_patterns and not parts.only_keeps_patterns
+    kept = _run(parts, ids[None], AttentionTape(recompute=recompute) if tape is None else tape, visits)
     result = _assemble(kept, ids, parts.position_vectors(len(ids)), None)
     require_finite(result)
     _require_causal(result)

@@ -110,6 +110,14 @@ class ModelParts:
         return [now.get(key) for key in keys if key is not None]
 
     @property
+    def only_keeps_patterns(self) -> bool:
+        """Whether patterns cannot be made anew from queries and keys: linear attention, attention that does not call
+        transformers' interface, and keys that an indexer chooses.
+        """
+        row = self.architecture
+        return row.own_softmax or row.linear is not None or hasattr(self.model.config, "index_topk")
+
+    @property
     def residual_multiplier(self) -> float:
         """Of what attention and MLP give, on its way to the residual stream; 1 but for Granite."""
         return self.layers[0].residual_multiplier

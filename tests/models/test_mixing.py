@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import CompatibilityError, UnsupportedModelError
+from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.capture import capture, logits_at
 from circuit_tracer.models.mixing import Held, Mixing, Scales, convolved
 from circuit_tracer.models.parts import ModelParts, bind
@@ -176,7 +177,10 @@ def test_scores_that_are_not_shown_cannot_be_explained(name: str) -> None:
         read_scores(parts, capture(parts, IDS), [0])
 
 
-@pytest.mark.parametrize("name", ["gptj", "qwen3_next"])
-def test_patterns_that_cannot_be_recomputed_are_refused_on_long_prompts(name: str) -> None:
-    with pytest.raises(UnsupportedModelError, match="cannot be recomputed"):
-        capture(parts_of(name), IDS, keep_patterns=False)
+@pytest.mark.parametrize("name", ["gptj", "qwen3_next", "deepseek_v32"])
+def test_patterns_that_cannot_be_recomputed_are_kept(name: str) -> None:
+    parts = parts_of(name)
+    assert len(capture(parts, IDS, keep_patterns=False).patterns) == 3
+    if name != "deepseek_v32":
+        with pytest.raises(UnsupportedModelError, match="cannot be recomputed"):
+            capture(parts, IDS, tape=AttentionTape(recompute=True))
