@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from circuit_tracer.attention import explain_edges
 from circuit_tracer.attribution.attribute import attribute
@@ -90,8 +91,8 @@ def test_edges_that_are_not_split_by_head_are_refused(name: str) -> None:
 
 
 def test_every_row_of_the_table_has_a_tiny_model() -> None:
-    built = {tiny_model(name).config.model_type for name in (*CONFIGS, *FAMILIES)}
-    assert built == set(ARCHITECTURES)
+    built = {getattr(transformers, name).model_type for name, _ in CONFIGS.values()}
+    assert built | {name.partition("-")[0] for name in FAMILIES} == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,9 @@ _DELTA: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention"],
 }
 _CONVOLVED: dict[str, Any] = {"conv_L_cache": 3, "layer_types": ["conv", "full_attention"]}
+_GEMMA4: dict[str, Any] = {
+    "head_dim": 6, "global_head_dim": 8, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, **_WINDOWS,
+}  # fmt: skip
 _SHARED_EXPERT: dict[str, Any] = {**_ROUTED, "shared_expert_intermediate_size": 12}
 
 
@@ -134,17 +137,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "flex_olmo": _ROUTED,
     "flint": _ROUTED,
     "gemma": {"head_dim": 6},
-    "gemma4_text": {"head_dim": 6, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, **_WINDOWS},
-    "gemma4_text-keys-as-values": {
-        "head_dim": 6,
-        "hidden_size_per_layer_input": 0,
-        "num_kv_shared_layers": 0,
-        **_WINDOWS,
-        "global_head_dim": 8,
-        "num_global_key_value_heads": 1,
-        "attention_k_eq_v": True,
-    },
-    "gemma4_unified_text": {"head_dim": 6, **_WINDOWS},
+    "gemma4_text": _GEMMA4,
+    "gemma4_text-keys-as-values": {**_GEMMA4, "num_global_key_value_heads": 1, "attention_k_eq_v": True},
+    "gemma4_unified_text": {"head_dim": 6, "global_head_dim": 8, **_WINDOWS},
     "glm": {"head_dim": 8},
     "glm4": {"head_dim": 8},
     "glm4v_moe_text": {"head_dim": 8, **_GROUPED, **_axes(1, 1, 0)},
