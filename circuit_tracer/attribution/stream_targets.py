@@ -152,7 +152,11 @@ def resolve_direction(network: FrozenNetwork, target: DirectionTarget) -> Stream
     if norm is not None:
         constant = float(vector @ norm.shift) if way.gain and norm.shift is not None else 0.0
         vector = norm.adjoint_at(vector[None], torch.tensor([position], device=vector.device), gain=way.gain)[0]
-    places = [(layer + place.up, place.entering, position, place.sign * vector) for place in way.places]
+    multiplier = network.layers[layer].parts.multiplier if len(way.places) > 1 else 1.0  # of the stream behind the layer
+    places = [
+        (layer + place.up, place.entering, position, place.sign * vector / (multiplier if place.up else 1.0))
+        for place in way.places
+    ]
     return StreamTarget(label, _reads(places), constant, weight=target.weight)
 
 

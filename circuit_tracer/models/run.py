@@ -139,7 +139,7 @@ class ModelRun:
 
     def _hooks(self, tape: AttentionTape | None) -> Iterator[_At]:
         if self.norms is not None:
-            yield self._at_norm(len(self.parts.layers), FINAL_NORM, self.parts.final_norm, None)
+            yield self._at_norm(len(self.parts.layers), FINAL_NORM, self.parts.final_norm, None, [])
         for index, layer in enumerate(self.parts.layers):
             if index in self.attends:
                 yield layer.attention, When.BEFORE, _told(self.attends[index])
@@ -173,7 +173,7 @@ class ModelRun:
             yield layer.module, When.BEFORE, partial(_note_shape, shape)
         for name, norm in layer.norms().items():
             if self.norms is not None or name in normalised:
-                yield self._at_norm(index, name, norm, normalised.get(name), behind if name in wanted else None)
+                yield self._at_norm(index, name, norm, normalised.get(name), shape, behind if name in wanted else None)
         for name, site in sites.items():
             module = site.module(layer)
             if module is None or site.side in (Side.NORMALISED, Side.ATTENTION):
@@ -184,7 +184,13 @@ class ModelRun:
                 yield _on_output(module, index, visits[name], shape, copied=self.parts.parallel)
 
     def _at_norm(
-        self, index: int, name: str, norm: Norm, visit: Visit | None, behind: dict[str, Tensor] | None = None
+        self,
+        index: int,
+        name: str,
+        norm: Norm,
+        visit: Visit | None,
+        shape: list[int],
+        behind: dict[str, Tensor] | None = None,
     ) -> _At:
         """A norm computes by the rule; without one, only its normalised input is visited."""
         rule, dtype = self.norms or live_scales, norm.parameters.gain.dtype
@@ -195,7 +201,7 @@ class ModelRun:
             normalised = scaled.normalise(x)
             if visit is not None:
                 given = normalised if self.norms is not None else normalised.to(output.dtype)
-                new = visit(index, given.reshape(output.shape))
+                new = visit(index, _by_sequence(given.reshape(output.shape), shape))
                 normalised = normalised if new is None else new.reshape(x.shape).to(dtype)
             if new is None and self.norms is None:
                 return None

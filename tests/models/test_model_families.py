@@ -11,11 +11,13 @@ import transformers
 from circuit_tracer.attention import explain_edges
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.reference import reference_graph
+from circuit_tracer.attribution.stream_targets import DIRECTION_SITES, DirectionTarget
 from circuit_tracer.attribution.together import attribute_together
 from circuit_tracer.errors import UnsupportedModelError
 from circuit_tracer.interventions.features.intervene import feature_intervention
 from circuit_tracer.models.architectures import ARCHITECTURES
 from circuit_tracer.models.parts import bind
+from circuit_tracer.models.run import read
 from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.thinned import one_in
 from tests.support.tiny import CONFIGS, FAMILIES, tiny_model, tiny_transcoder
@@ -80,6 +82,18 @@ def test_prompts_of_a_family_are_traced_together(name: str) -> None:
         expected = attribute(prompt, model)
         assert torch.equal(found.active_features, expected.active_features)
         assert_equal(found.adjacency_matrix, expected.adjacency_matrix)
+
+
+@pytest.mark.parametrize("name", ["bloom", "gemma4_text", "opt", "qwen3_next"])
+def test_directions_of_a_family_are_those_of_autograd(name: str) -> None:
+    model = model_of(name, "hook_resid_mid", "hook_mlp_out")
+    vector = torch.linspace(-1, 1, 16, dtype=torch.float64)
+    targets = [DirectionTarget(vector, site, layer, 4) for site in DIRECTION_SITES for layer in (0, 2)]
+    reference = reference_graph(model, IDS, targets)
+    assert_same_graph(attribute(IDS, model, attribution_targets=targets), reference)
+    seen = read(model.parts, IDS, [("hook_mlp_out", 2)])["hook_mlp_out", 2][0, 4]
+    at = [(target.site, target.layer) for target in targets].index(("hook_mlp_out", 2)) - len(targets)
+    assert float(reference.value[at]) == pytest.approx(float(seen @ vector), rel=1e-5)  # its own code rounds
 
 
 @pytest.mark.parametrize("name", ["gemma4_text", "qwen3_5_text", "lfm2"])
