@@ -40,20 +40,15 @@ if TYPE_CHECKING:
         strongest_paths,
     )
     from circuit_tracer.graph.files.viewer_json import create_graph_files
-    from circuit_tracer.models.architectures import (
-        Architecture,
-        LinearAttention,
-        NormKind,
-        ValueRows,
-        register_architecture,
-    )
+    from circuit_tracer.models.architecture import Architecture, LinearAttention, NormKind, ValueRows
+    from circuit_tracer.models.architectures import register_architecture
     from circuit_tracer.replacement_model import ReplacementModel
     from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 
     __version__: str
 
 _HOME = {
-    "Architecture": "circuit_tracer.models.architectures",
+    "Architecture": "circuit_tracer.models.architecture",
     "AttentionTarget": "circuit_tracer.attribution.targets",
     "CircuitTracerError": "circuit_tracer.errors",
     "CustomTarget": "circuit_tracer.attribution.targets",
@@ -61,13 +56,13 @@ _HOME = {
     "DirectionTarget": "circuit_tracer.attribution.targets",
     "FeatureTarget": "circuit_tracer.attribution.targets",
     "Graph": "circuit_tracer.graph",
-    "LinearAttention": "circuit_tracer.models.architectures",
+    "LinearAttention": "circuit_tracer.models.architecture",
     "LogitDifference": "circuit_tracer.attribution.targets",
     "LogitTarget": "circuit_tracer.graph",
     "PruneResult": "circuit_tracer.graph",
-    "NormKind": "circuit_tracer.models.architectures",
+    "NormKind": "circuit_tracer.models.architecture",
     "ReplacementModel": "circuit_tracer.replacement_model",
-    "ValueRows": "circuit_tracer.models.architectures",
+    "ValueRows": "circuit_tracer.models.architecture",
     "attribute": "circuit_tracer.attribution.attribute",
     "attribute_together": "circuit_tracer.attribution.together",
     "compute_graph_scores": "circuit_tracer.graph",

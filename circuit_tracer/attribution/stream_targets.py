@@ -152,7 +152,9 @@ def resolve_direction(network: FrozenNetwork, target: DirectionTarget) -> Stream
     if norm is not None:
         constant = float(vector @ norm.shift) if way.gain and norm.shift is not None else 0.0
         vector = norm.adjoint_at(vector[None], torch.tensor([position], device=vector.device), gain=way.gain)[0]
-    multiplier = network.layers[layer].parts.multiplier if len(way.places) > 1 else 1.0  # of the stream behind the layer
+    multiplier = (
+        network.layers[layer].parts.multiplier if len(way.places) > 1 else 1.0
+    )  # of the stream behind the layer
     places = [
         (layer + place.up, place.entering, position, place.sign * vector / (multiplier if place.up else 1.0))
         for place in way.places

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import silu, softplus
 
 from circuit_tracer.errors import UnsupportedModelError
-from circuit_tracer.models.architectures import LinearAttention
+from circuit_tracer.models.architecture import LinearAttention
 from circuit_tracer.models.mixing import Held, Scales, convolved
 from circuit_tracer.models.plain import projection, require_plain, require_untouched
 

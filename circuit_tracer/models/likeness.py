@@ -13,15 +13,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from circuit_tracer.errors import UnsupportedModelError, first_line
-from circuit_tracer.models.architectures import (
-    ARCHITECTURES,
-    Architecture,
-    LinearAttention,
-    NormKind,
-    has_part,
-    not_in_table,
-    part,
-)
+from circuit_tracer.models.architecture import Architecture, LinearAttention, NormKind, has_part, part
+from circuit_tracer.models.architectures import ARCHITECTURES, not_in_table
 from circuit_tracer.models.parts import bind
 from circuit_tracer.models.refused import REFUSED
 from circuit_tracer.models.verify import DisagreementError, verify

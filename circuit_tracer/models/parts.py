@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from circuit_tracer.errors import UnsupportedModelError
-from circuit_tracer.models.architectures import Architecture, architecture_of, check_required, part, path_there
+from circuit_tracer.models.architecture import Architecture, check_required, part, path_there
+from circuit_tracer.models.architectures import architecture_of
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.models.delta_net import DeltaNet, bind_delta_net
 from circuit_tracer.models.norms import NormParameters

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from circuit_tracer.errors import UnsupportedModelError
-from circuit_tracer.models.architectures import ValueRows
+from circuit_tracer.models.architecture import ValueRows
 from circuit_tracer.models.watched import is_compiled
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import NumericalError, UnsupportedModelError, first_line
-from circuit_tracer.models.architectures import part
+from circuit_tracer.models.architecture import part
 from circuit_tracer.models.capture import PromptCapture, capture, logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.mlps import check_mlp

@@ -116,7 +116,7 @@ class ReplacementModel(ModelMembers):
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> ReplacementModel:
-        """Load a model for transcoders that are there already, or its own "neurons"; arguments as those of `from_pretrained`."""
+        """Load a model for transcoders that are there already, or its own "neurons"; arguments as of `from_pretrained`."""
         if hf_model is None:
             target, kind, kwargs = place(device, dtype, kwargs)
             model, tokenizer = load_language_model(

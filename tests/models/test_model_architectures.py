@@ -11,7 +11,8 @@ from torch import Tensor
 
 from circuit_tracer.errors import InputError, NumericalError, UnsupportedModelError
 from circuit_tracer.models import architectures
-from circuit_tracer.models.architectures import NormKind, ValueRows, architecture_of
+from circuit_tracer.models.architecture import NormKind, ValueRows
+from circuit_tracer.models.architectures import architecture_of
 from circuit_tracer.models.capture import capture, logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import ModelParts, bind

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.models import attention
-from circuit_tracer.models.architectures import NormKind
+from circuit_tracer.models.architecture import NormKind
 from circuit_tracer.models.capture import PromptCapture, capture
 from circuit_tracer.models.layer_scores import LayerScores
 from circuit_tracer.models.norms import NormParameters
