@@ -20,6 +20,7 @@ if isfile(f"{__path__[0]}/kernels"):
 if TYPE_CHECKING:
     from circuit_tracer.attention import explain_edge, explain_edges, explain_score
     from circuit_tracer.attribution.attribute import attribute
+    from circuit_tracer.attribution.expert_targets import expert_target
     from circuit_tracer.attribution.targets import (
         AttentionTarget,
         CustomTarget,
@@ -70,6 +71,7 @@ _HOME = {
     "explain_edge": "circuit_tracer.attention",
     "explain_edges": "circuit_tracer.attention",
     "explain_score": "circuit_tracer.attention",
+    "expert_target": "circuit_tracer.attribution.expert_targets",
     "graph_scores": "circuit_tracer.graph",
     "load_transcoder_from_hub": "circuit_tracer.transcoders.loading",
     "prune_graph": "circuit_tracer.graph",
@@ -98,6 +100,7 @@ __all__ = [
     "attribute_together",
     "compute_graph_scores",
     "create_graph_files",
+    "expert_target",
     "explain_edge",
     "explain_edges",
     "explain_score",
