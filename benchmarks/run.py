@@ -106,6 +106,16 @@ CPU = (
         for name, clt, minutes in (("cost", "clt-2048", 2), ("scores", "clt-2048", 1), ("induction", "clt-256", 4))
     ),
     Benchmark("attention-world", "attention.world", "--results attention_world.json", (), 3),
+    *(
+        Benchmark(
+            f"neurons-{name}",
+            f"neurons.{name}",
+            f"--{flag} {MODEL} --results neurons_{name}.json",
+            ("smollm2-hf",),
+            minutes,
+        )
+        for name, flag, minutes in (("cost", "models", 1), ("ablation", "models", 4), ("agreement", "model", 4))
+    ),
     Benchmark("throughput", "many.throughput", "", (), 1),
     Benchmark(
         "throughput-smollm2",

@@ -85,6 +85,7 @@ CIRCLES_OF_TYPES = [
     Row("graph.graph", "attention", "Graph.explain_edge and explain_score give explanations"),
     Row("graph.graph", "circuits", "Graph.supernodes gives a Grouping"),
     Row("graph.graph_checks", "graph.graph", "the checks are about a Graph"),
+    Row("graph.words", "graph.graph", "the names are of a Graph's nodes"),
     Row("training.config.rules", "training.config.schema", "the schema calls the rules about itself"),
     Row("training.sparsity", "training.config.schema", "a rule is made from its section of the configuration"),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.tables import attention, explanations, many, training, viewer
+from benchmarks.tables import attention, explanations, many, neurons, training, viewer
 from benchmarks.tables.markdown import table
 
 Record = dict[str, Any]
@@ -221,6 +221,9 @@ SECTIONS = (
     ("attention_scores", "Explained attention: scores of all heads", attention.scores),
     ("attention_induction", "Explained attention: heads that copy", attention.induction),
     ("attention_world", "Explained attention: the embedded world", attention.world),
+    ("neurons_cost", "Neurons as nodes: what a trace costs", neurons.cost),
+    ("neurons_ablation", "Neurons as nodes: effects against interventions", neurons.ablation),
+    ("neurons_agreement", "Neurons as nodes: agreement of subject and verb", neurons.agreement),
     ("throughput_embedded", "Many prompts: graphs a minute, embedded default", many.throughput),
     ("throughput_smollm2", "Many prompts: graphs a minute, SmolLM2 with 256 features a layer", many.throughput),
     ("triggers", "Reports: a trigger planted, and none", many.triggers),

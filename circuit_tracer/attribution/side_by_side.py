@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, DecoderRows, read_decoder_rows
-from circuit_tracer.attribution.prompt import LinearPrompt, constants, encode, errors, paired, reconstruction
+from circuit_tracer.attribution.prompt import LinearPrompt, constants, encode, errors, reconstruction, replacing
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.errors import CircuitTracerError
 from circuit_tracer.models.capture import PromptCapture, capture_several, require_finite
@@ -66,7 +66,7 @@ def encode_prompts(
 
     Raises SomeCannotBeTraced for prompts with activations that are not finite or without any active feature.
     """
-    transcoders = paired(parts, transcoders)
+    transcoders = replacing(parts, transcoders)
     captured = capture_several(parts, ids)
     hooks = transcoders.feature_input_hook, transcoders.feature_output_hook
     start = [0, *torch.tensor([len(each) for each in ids]).cumsum(0).tolist()]
@@ -87,7 +87,7 @@ def encode_prompts(
 def linearise_prompts(encoded: EncodedPrompts, transcoders: Transcoders) -> list[LinearPrompt]:
     """Read the decoder rows of the active features of all prompts once, and know each prompt's errors and constants."""
     network, start, keep = encoded.network, encoded.start, encoded.keep
-    transcoders = paired(network.parts, transcoders)
+    transcoders = replacing(network.parts, transcoders)
     sources = SourceTable.of(encoded.active, transcoders, start[-1])
     decoder, features = read_decoder_rows(sources, transcoders, network, keep=True)
     skips, error = errors(network, transcoders, features, keep)

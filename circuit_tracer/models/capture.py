@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ class LayerCapture:
     added: Tensor | None = None  # (P, D) what an intervention adds at the dictionary's output hook
     inverse_sigma: dict[str, Tensor] = field(default_factory=dict)  # norm name -> (P,); of each head's values (P, K)
     scales: Scales = NO_SCALES  # of values and of what the heads give, in the compute dtype
+    places: dict[str, Tensor] = field(default_factory=dict)  # site -> (P, width), where others were asked for
 
 
 @dataclass
@@ -90,6 +92,7 @@ def capture(
     keep_patterns: bool = True,
     visits: Mapping[str, Visit] | None = None,
     tape: AttentionTape | None = None,
+    places: Sequence[str] = (),
 ) -> PromptCapture:
     """Run the model once on ids (P,) and keep the frozen quantities; attention patterns, or queries, keys and log-sum-exp (not
     of models whose patterns cannot be made from these: theirs are always kept).
@@ -99,10 +102,11 @@ def capture(
     length and NumericalError when activations are not finite.
 
     visits: of an intervention, by site, which write at the dictionary's output hook only. tape: attention that is replayed.
+    places: sites whose activations are kept too.
     """
     check_length(parts, ids)
     recompute = not keep_patterns and not parts.only_keeps_patterns
-    kept = _run(parts, ids[None], AttentionTape(recompute=recompute) if tape is None else tape, visits)
+    kept = _run(parts, ids[None], AttentionTape(recompute=recompute) if tape is None else tape, visits, places)
     result = _assemble(kept, ids, parts.position_vectors(len(ids)), None)
     require_finite(result)
     _require_causal(result)
@@ -169,7 +173,13 @@ class _Kept:
         return norm.parameters.freeze(scale_n)
 
 
-def _run(parts: ModelParts, ids_BP: Tensor, tape: AttentionTape, visits: Mapping[str, Visit] | None = None) -> _Kept:
+def _run(
+    parts: ModelParts,
+    ids_BP: Tensor,
+    tape: AttentionTape,
+    visits: Mapping[str, Visit] | None = None,
+    places: Sequence[str] = (),
+) -> _Kept:
     """The pass, and all that is kept of it."""
     kept = _Kept(parts, tape, [LayerCapture() for _ in parts.layers])
 
@@ -182,9 +192,15 @@ def _run(parts: ModelParts, ids_BP: Tensor, tape: AttentionTape, visits: Mapping
     def keep_out(layer: int, out_BPD: Tensor) -> None:
         kept.layers[layer].mlp_out = kept.rows(out_BPD)
 
+    def keep_place(name: str, layer: int, activation: Tensor) -> None:
+        kept.layers[layer].places[name] = kept.rows(activation)
+
     every: dict[Place, Visit] = {("hook_resid_pre", 0): keep_first}
     every |= {("hook_resid_mid", layer): keep_mid for layer in range(len(kept.layers))}
     every |= {("mlp.hook_out", layer): keep_out for layer in range(len(kept.layers))}
+    for name in places:
+        for place in ((name, layer) for layer in range(len(kept.layers))):
+            every[place] = in_turn(every.get(place), partial(keep_place, name))
     for site, visit in (visits or {}).items():  # behind those that keep, so that mlp_out is the model's own
         for place in ((site, layer) for layer in range(len(kept.layers))):
             every[place] = in_turn(every.get(place), kept.noting(visit))

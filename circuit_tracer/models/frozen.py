@@ -8,8 +8,9 @@ Letters: L layers, P positions, D d_model, H heads, T rows in flight, n arbitrar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -37,6 +38,10 @@ class FrozenLayer:
 
     def attend(self, resid_PD: Tensor, constants: bool) -> Tensor:
         """What attention adds to the residual stream, (P, D); `constants` adds biases and norm shifts."""
+        return self.project(self.heads(resid_PD, constants), constants) * self.parts.residual_multiplier
+
+    def heads(self, resid_PD: Tensor, constants: bool) -> Tensor:
+        """Outputs of the heads, side by side (P, H * d): `attn.hook_z`."""
         dtype = resid_PD.dtype
         x = resid_PD if self.attention_norm is None else self.attention_norm.forward(resid_PD, constants)
         values = x @ self.parts.value_weight.to(dtype).T
@@ -44,11 +49,55 @@ class FrozenLayer:
             values = values + self.parts.value_bias.to(dtype)
         if self.latent_inverse_sigma is not None:
             values = values * self.latent_inverse_sigma[:, None]
-        out = self.mixing.forward(values) @ self.parts.output_weight.to(dtype).T
+        return self.mixing.forward(values)
+
+    def project(self, z_PO: Tensor, constants: bool) -> Tensor:
+        """Outputs of the heads (P, H * d) -> `hook_attn_out`, (P, D)."""
+        dtype = z_PO.dtype
+        out = z_PO @ self.parts.output_weight.to(dtype).T
         if constants and self.parts.output_bias is not None:
             out = out + self.parts.output_bias.to(dtype)
-        out = out if self.attention_post_norm is None else self.attention_post_norm.forward(out, constants)
-        return out * self.parts.residual_multiplier
+        return out if self.attention_post_norm is None else self.attention_post_norm.forward(out, constants)
+
+    @property
+    def pattern(self) -> Tensor | Scores | SidePatterns:
+        """That of `mixing`."""
+        return self.mixing.pattern
+
+    @property
+    def n_kv(self) -> int:
+        """K."""
+        return self.mixing.n_kv
+
+    def heads_back(self, z_nO: Tensor, position_n: Tensor, n_pos: int) -> Tensor:
+        """Adjoint of the linear part of `heads`, for vectors (n, O) at given positions: (n, P, D) among the first `n_pos`."""
+        _, value, before, _ = self.projections(z_nO.dtype)
+        rows = []
+        for some in torch.arange(len(z_nO), device=z_nO.device).split(rows_a_chunk(n_pos * len(value) * z_nO.itemsize)):
+            if not self.mixing.plain:
+                z_nPO = z_nO.new_zeros(len(some), n_pos, z_nO.shape[1])
+                z_nPO[torch.arange(len(some)), position_n[some]] = z_nO[some]
+                rows.append(self.mixing.back(z_nPO, before, None, None) @ value)
+                continue
+            looks = self.pattern_rows(position_n[some], n_pos)
+            looks = looks if before is None else looks * before[:n_pos]
+            looks = looks.unflatten(1, (self.n_kv, -1))
+            heads = z_nO[some].unflatten(1, (*looks.shape[1:3], -1))
+            rows.append(torch.einsum("nkgp,nkgd->npkd", looks, heads).flatten(2) @ value)
+        return torch.cat(rows) if rows else z_nO.new_zeros(0, n_pos, value.shape[1])
+
+    def pattern_rows(self, position_n: Tensor, n_pos: int) -> Tensor:
+        """Where the queries at some positions look among the first `n_pos`: (n, H, P)."""
+        if isinstance(self.pattern, SidePatterns):
+            raise TypeError("patterns of several prompts have no rows of their own")
+        if not isinstance(self.pattern, Scores):
+            return self.pattern[:, position_n, :n_pos].transpose(0, 1)
+        unique, inverse = torch.unique(position_n, return_inverse=True)
+        keys, heads = slice(0, n_pos), range(self.n_kv)
+        rows = [
+            torch.cat([self.pattern.tile(head, slice(p, p + 1), keys) for head in heads])[:, 0] for p in unique.tolist()
+        ]
+        return torch.stack(rows)[inverse]
 
     def attend_back_(self, g_TPD: Tensor, prompt_T: Tensor | None = None) -> None:
         """Adjoint of `r + attend(r)`, in place on rows of gradients (T, P, D). prompt_T: whose each row is, of several."""
@@ -86,7 +135,8 @@ class FrozenNetwork:
     """The frozen linear network of one prompt, or of several side by side, with the transcoder's two hook points.
 
     `input_hook` and `output_hook` are circuit-tracer's names (attribution/README.md §4.4); a hook that the architecture does
-    not have raises CompatibilityError.
+    not have raises CompatibilityError. Where they are one place, that of autoencoders, it is only what was captured there
+    (`capture(..., places=[...])`) that they read and rebuild; nothing is traced through it.
     """
 
     def __init__(self, parts: ModelParts, captured: PromptCapture, input_hook: str, output_hook: str) -> None:
@@ -108,10 +158,14 @@ class FrozenNetwork:
 
     def transcoder_input(self, layer: int) -> Tensor:
         """x_l (P, D): the true activation at the input hook."""
+        if self.input_site is self.output_site:
+            return self.captured.layers[layer].places[self.input_site.name]
         return self.read(layer, self.captured.layers[layer].resid_mid, constants=True)
 
     def transcoder_output(self, layer: int) -> Tensor:
         """y_l (P, D): the true activation at the output hook, with what an intervention has added there."""
+        if self.input_site is self.output_site:
+            return self.transcoder_input(layer)
         kept, norm = self.captured.layers[layer], self.layers[layer].mlp_post_norm
         out = kept.mlp_out if norm is None or self.output_site.norm is not None else norm.forward(kept.mlp_out)
         return out if kept.added is None else out + kept.added
@@ -172,18 +226,19 @@ class FrozenNetwork:
         writes: Callable[[int, Tensor], Tensor],
         constants: bool,
         seen: Callable[[int, bool, Tensor], None] = lambda layer, entering, resid: None,
+        attends: Mapping[int, Tensor] = MappingProxyType({}),
     ) -> tuple[list[Tensor], Tensor]:
         """Run the frozen network forward.
 
         embedding: (P, D) residual stream at the input. `writes(layer, x)` gives the activation (P, D) at the output hook, when
         the input hook reads x. `constants` adds every bias. `seen(layer, entering, resid)` is shown the stream (P, D) that
-        enters a layer (L: that leaves the last one), and the one that its MLP reads. Returns the L inputs (P, D) and the final
-        norm's output (P, D).
+        enters a layer (L: that leaves the last one), and the one that its MLP reads. attends: what stands for the attention of
+        some layers, as it is added to the stream (P, D). Returns the L inputs (P, D) and the final norm's output (P, D).
         """
         resid, inputs = embedding, []
         for index, layer in enumerate(self.layers):
             seen(index, True, resid)
-            attended = layer.attend(resid, constants)
+            attended = attends[index] if index in attends else layer.attend(resid, constants)
             mid = resid if self.parallel else resid + attended
             seen(index, False, mid)
             inputs.append(self.read(index, mid, constants))

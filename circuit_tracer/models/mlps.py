@@ -28,6 +28,7 @@ from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.plain import projection
 
 TOKENS_AT_ONCE = 256  # whose activations are made together
+CHECKED = 256  # neurons of a layer whose read vectors are checked
 Function = Callable[[Tensor], Tensor]
 
 
@@ -394,10 +395,19 @@ class _StandIn(nn.Module):
 
 
 def check_mlp(parts: ModelParts, number: int, x_nD: Tensor, y_nD: Tensor, tolerance: float) -> None:
-    """Raise UnsupportedModelError unless a layer's neurons, fed with x, add up to what its MLP gave."""
-    found = read_mlp(parts, number).output(x_nD)
-    gap = float((found - y_nD).abs().max() / y_nD.abs().max().clamp_min(1e-30))
-    if not gap <= tolerance:
-        raise _refusal(
-            parts, number, f"what its neurons write misses its output by {gap:.1e}; {tolerance:.0e} is allowed"
-        )
+    """Raise UnsupportedModelError unless a layer's neurons, fed with x, add up to what its MLP gave, and are what they read."""
+    mlp = read_mlp(parts, number)
+    missed = {"the sum of what its neurons write misses its output": _gap(mlp.output(x_nD), y_nD)}
+    value = mlp.activations(x_nD).flatten()
+    some = torch.linspace(0, len(value) - 1, min(len(value), CHECKED), device=value.device).long()
+    token = some // mlp.n_neurons
+    read, constant, _ = mlp.reads(x_nD, token, some % mlp.n_neurons)
+    found = (read * x_nD[token]).sum(1) + constant
+    missed["what its neurons read misses their activations"] = _gap(found, value[some])
+    for what, gap in missed.items():
+        if not gap <= tolerance:
+            raise _refusal(parts, number, f"{what} by {gap:.1e}; {tolerance:.0e} is allowed")
+
+
+def _gap(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

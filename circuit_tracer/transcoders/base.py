@@ -71,12 +71,22 @@ class Transcoders(LazyModule):
     scan: Scan
     skip_connection: bool
 
+    @property
+    def is_autoencoder(self) -> bool:
+        """Whether it writes where it reads: then it replaces no MLP, and what it reads is what it rebuilds."""
+        return self.feature_input_hook == self.feature_output_hook
+
     # ---- which layers it has
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers that have features, ascending; not all of 0 ... L-1 if the set is of some layers only."""
         return tuple(range(self.n_layers))
+
+    @property
+    def sections(self) -> tuple[tuple[str, int], ...]:
+        """The dictionaries that it is made of, (name, index of the first feature in every layer); itself, or several."""
+        return (("transcoder", 0),)
 
     def covering(self, n_layers: int) -> Transcoders:
         """The dictionary as one of a model of ``n_layers`` layers: itself, or with layers that have no features added.
@@ -348,7 +358,7 @@ class Transcoders(LazyModule):
     def _require_index(self, layer: int, index: Tensor) -> None:
         self._require_layer(layer)
         if index.numel() and layer not in self.layers:
-            raise InputError(f"layer {layer} has no transcoder: {described_layers(self)}.")
+            raise InputError(f"layer {layer} has no features: {described_layers(self)}.")
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.n_features(layer):
             raise InputError(
                 f"layer {layer} has features 0 to {self.n_features(layer) - 1}; "
@@ -365,13 +375,13 @@ class Transcoders(LazyModule):
 
 def described_layers(transcoders: Transcoders) -> str:
     """ "layers 0 to 5", or, of some layers only, "layers 1, 3 and 4 of 6 have transcoders"."""
-    layers = transcoders.layers
+    layers, one = transcoders.layers, "an autoencoder" if transcoders.is_autoencoder else "a transcoder"
     if len(layers) == transcoders.n_layers:
-        return f"layers 0 to {layers[-1]} have transcoders"
+        return f"layers 0 to {layers[-1]} have {one.split()[1]}s"
     named = [str(layer) for layer in layers]
     listed = " and ".join([part for part in (", ".join(named[:-1]), named[-1]) if part])
     return (
-        f"of {transcoders.n_layers} layers, {listed} {'has a transcoder' if len(layers) == 1 else 'have transcoders'}"
+        f"of {transcoders.n_layers} layers, {listed} {f'has {one}' if len(layers) == 1 else f'have {one.split()[1]}s'}"
     )
 
 

@@ -22,7 +22,8 @@ class LayerWeights:
     ``decoder_bias`` (D,), ``threshold`` (F,) or scalar for JumpReLU, ``skip`` (D, D) applied as x @ skip,
     ``k`` for TopK (``nonnegative``: ReLU before the choice). ``source`` names the file in messages. ``reads`` and ``writes``
     are where the file says that it stands, ``layer`` the model's layer that it says it belongs to; None: it does not say.
-    ``input_shift_unknown``: whether the decoder bias is subtracted from the input, it does not say either.
+    ``model_name``: the model that it says it is of. ``input_shift_unknown``: whether the decoder bias is subtracted from the
+    input, it does not say either.
     Raises FileFormatError when shapes disagree, NumericalError when a bias or threshold is NaN, or a bias adds infinity.
     """
 
@@ -38,6 +39,7 @@ class LayerWeights:
     reads: Place | None = None
     writes: Place | None = None
     layer: int | None = None
+    model_name: str | None = None
     input_shift_unknown: bool = False
 
     def __post_init__(self) -> None:

@@ -84,11 +84,13 @@ def test_prompts_of_a_family_are_traced_together(name: str) -> None:
         assert_equal(found.adjacency_matrix, expected.adjacency_matrix)
 
 
-@pytest.mark.parametrize("name", ["bloom", "gemma4_text", "opt", "qwen3_next"])
+@pytest.mark.parametrize("name", ["bloom", "deepseek_v3", "gemma4_text", "laguna", "opt", "qwen3_next"])
 def test_directions_of_a_family_are_those_of_autograd(name: str) -> None:
     model = model_of(name, "hook_resid_mid", "hook_mlp_out")
     vector = torch.linspace(-1, 1, 16, dtype=torch.float64)
     targets = [DirectionTarget(vector, site, layer, 4) for site in DIRECTION_SITES for layer in (0, 2)]
+    widths = [each.output_weight.shape[1] for each in model.parts.layers]
+    targets += [DirectionTarget(torch.linspace(-1, 1, widths[2]).double(), "attn.hook_z", 2, 4)]
     reference = reference_graph(model, IDS, targets)
     assert_same_graph(attribute(IDS, model, attribution_targets=targets), reference)
     seen = read(model.parts, IDS, [("hook_mlp_out", 2)])["hook_mlp_out", 2][0, 4]

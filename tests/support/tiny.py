@@ -340,3 +340,12 @@ def tiny_transcoder(
             one.W_skip = draw(d_model, d_model)
         layers[layer] = one
     return TranscoderSet(layers, input_hook, output_hook)
+
+
+class Letters:
+    """The least a tokenizer must do to generate."""
+
+    bos_token_id, pad_token_id, eos_token_id, all_special_ids = 1, 0, 2, [0, 1, 2]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return " ".join(str(i) for i in ids if not (skip_special_tokens and i in self.all_special_ids))

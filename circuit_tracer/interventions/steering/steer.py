@@ -29,6 +29,7 @@ from circuit_tracer.interventions.steering.text_stream import TextStream
 from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
+from circuit_tracer.transcoders.lorsa import Lorsa
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
@@ -128,6 +129,7 @@ def steer(
         raise InputError("this model has no tokenizer, so it cannot turn what it generates into text; load it with one")
     ids = model.ensure_tokenized(prompt)
     check_length(model.parts, ids, sampling.max_new_tokens)
+    _require_known_to_tokens(model, given)
     clean = CleanRun(model, ids, patterns=False)
     plan = SteeringPlan(model, clean, given)
     steered = _generate(model, ids, plan, sampling, cache, on_text, keep_logits)
@@ -136,6 +138,18 @@ def steer(
         unsteered = _generate(model, ids, SteeringPlan(model, clean, ()), sampling, cache, None, keep_logits)
     text = model.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
     return Steering(text, given, steered, unsteered)
+
+
+def _require_known_to_tokens(model: Traceable, edits: Sequence[Edit | Direction]) -> None:
+    """Lorsa makes its patterns of all tokens, of which a step sees the new one."""
+    if not isinstance(model.attention, Lorsa):
+        return
+    first = model.transcoders.d_transcoder
+    for edit in edits:
+        if isinstance(edit, Edit) and any(feature.feature_idx >= first for feature in edit.features):
+            raise InputError(
+                f"{edit}: features of Lorsa can be set on a prompt (apply_edits), and not while generating"
+            )
 
 
 def _generate(

@@ -145,6 +145,12 @@ class DataSection(Section):
         return repr(self.path) if self.mixture is None else ", ".join(repr(one.path) for one in self.mixture)
 
 
+AutoencoderPlace = Literal[
+    "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "attn.hook_z", "attn.hook_out", "hook_attn_out", "mlp.hook_out",
+    "hook_mlp_out",
+]  # models/sites.py: AUTOENCODED # fmt: skip
+
+
 class DictionarySection(Section):
     """What is trained (§1)."""
 
@@ -164,9 +170,10 @@ class DictionarySection(Section):
         default="hook_mlp_out",
         description="Where transcoders write: after the norm that follows the MLP, if any, or before.",
     )
-    point: Literal["hook_resid_pre", "hook_resid_mid", "hook_resid_post"] = Field(
+    point: AutoencoderPlace = Field(
         default="hook_resid_post",
-        description="Where an sae reads and writes: before, in the middle of or after a layer.",
+        description="Where an sae reads and writes: before, in the middle of or after a layer; at heads' outputs, "
+        "attn.hook_z; or at what attention or the MLP gives, before a norm behind it or as it is added to the stream.",
     )
     dtype: Dtype = Field(
         default="float32",

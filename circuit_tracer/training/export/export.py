@@ -200,6 +200,7 @@ def _write_sae(layer: FoldedLayer, config: TrainingConfig, folder: Path, model_n
         "dtype": config.export_dtype,
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
+        **({"reshape_activations": "hook_z"} if config.dictionary.point == "attn.hook_z" else {}),
         "metadata": {
             "model_name": model_name,
             "hook_name": f"blocks.{model_layer}.{config.dictionary.point}",
