@@ -22,7 +22,7 @@ from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.indices import from_the_front, require_layer
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.queries_keys import read_scores
-from circuit_tracer.models.sites import site_of, width_at
+from circuit_tracer.models.sites import site_of
 from circuit_tracer.transcoders.base import Transcoders
 
 SIDES = ("both", "query", "key")
