@@ -128,6 +128,17 @@ CPU = (
     Benchmark("triggers", "many.triggers", "", (), 8),
     Benchmark("moved-city", "many.moved_city", "", (), 5),
     Benchmark("wrong-answers", "many.wrong_answers", "", (), 8),
+    Benchmark(
+        "monitor-throughput",
+        "probes.throughput",
+        f"--model {MODEL} --transcoders {CLT}",
+        ("smollm2-hf", "clt-256"),
+        5,
+    ),
+    *(
+        Benchmark(f"monitor-{name}", f"probes.{module}", f"--model {MODEL}", ("smollm2-hf",), minutes)
+        for name, module, minutes in (("personal", "personal_data", 15), ("truth", "truth", 8), ("wrong", "wrong", 12))
+    ),
     Benchmark("training-speed", "training.speed", "--peer {WORK}/decode", ("decode",), 8),
     Benchmark(
         "training-quality",
