@@ -157,6 +157,13 @@ CPU = (
         ("smollm2-hf", "corpus"),
         40,
     ),
+    Benchmark(
+        "training-kinds",
+        "training.kinds",
+        f"--work {{WORK}}/kinds --model {MODEL} --corpus {{WORK}}/large-corpus",
+        ("smollm2-hf", "large-corpus"),
+        8,
+    ),
 )
 # what needs neither network nor files comes first, so that ten minutes suffice for it
 GPU = (
@@ -179,6 +186,7 @@ MADE: dict[str, list[str]] = {
     "peer": [str(PEER / "setup_peer.sh"), "{WORK}/peer"],
     "decode": [str(PEER / "setup_decode_clt.sh"), "{WORK}/decode"],
     "corpus": [str(ROOT / "recipes" / "smollm2" / "corpus.sh"), "{WORK}/corpus"],
+    "large-corpus": [str(ROOT / "recipes" / "smollm2" / "corpus.sh"), "{WORK}/large-corpus", "1200000"],
     "smollm2-hf": [*our_command("inputs.prepare_models"), MODEL],
 }
 for _name, _words in (

@@ -124,6 +124,7 @@ LATE = [
     Row("graph.graph", "attention", "facade: Graph.explain_edge, explain_score"),
     Row("graph.graph", "circuits", "facade: Graph.supernodes"),
     Row("interventions.patching.table", "interventions.patching.picture", "facade: PatchTable.draw"),
+    Row("models.text_part", "models.text_only", "its class is one of transformers', which is slow to load"),
     Row("replacement_model", "interventions", "facade: circuit-tracer's methods"),
     Row("transcoders.cross_layer", "transcoders.formats", "facade: to_safetensors"),
     Row("transcoders.single_layer", "transcoders.formats", "facade: to_safetensors"),

@@ -234,6 +234,7 @@ SECTIONS = (
     ("monitor_wrong", "Probes: answers that will be wrong", probes.statements),
     ("monitor_throughput", "Monitors: what they cost", probes.throughput),
     ("training_rates", "Training: is the default learning rate the right one?", training.rates),
+    ("training_kinds", "Training: kinds of autoencoders at an equal budget", training.kinds),
     ("training_export", "Training: what the files keep", training.export),
     ("training_warm_start", "Training: warm starts", training.warm_start),
     ("training_roofline", "Training: the least time of a step on a GPU", training.roofline),

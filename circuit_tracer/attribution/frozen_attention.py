@@ -12,11 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.attention_reads import AttentionReads
-from circuit_tracer.kernels.attend_back import rows_a_chunk
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.transcoders.activations import Selected
@@ -106,19 +104,7 @@ class FrozenAttention:
             if frozen.attention_post_norm is not None:
                 vector = frozen.attention_post_norm.adjoint_at(vector, position)
             vector = vector @ frozen.parts.output_weight.to(vector.dtype)
-        _, value, before, _ = frozen.projections(vector.dtype)
-        n_kv = frozen.n_kv
-        rows = []
-        for some in torch.arange(len(vector), device=vector.device).split(
-            rows_a_chunk(n_pos * len(value) * vector.itemsize)
-        ):
-            looks = frozen.pattern_rows(position[some], n_pos)
-            looks = looks if before is None else looks * before[:n_pos]
-            looks = looks.unflatten(1, (n_kv, -1))
-            heads = vector[some].unflatten(1, (*looks.shape[1:3], -1))
-            mixed = torch.einsum("nkgp,nkgd->npkd", looks, heads).flatten(2)
-            rows.append(mixed @ value)
-        return torch.cat(rows) if rows else vector.new_zeros(0, n_pos, value.shape[1])
+        return frozen.heads_back(vector, position, n_pos)
 
     def pattern(self, layer: int) -> Tensor:
         """Lorsa's own patterns (H, P, P) of a layer on this prompt."""

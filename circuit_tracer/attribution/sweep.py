@@ -106,6 +106,7 @@ class Sweep:
         flight.join(network.n_layers)
         flight.join_stream(network.n_layers, True)
         for layer in reversed(range(network.n_layers)):
+            flight.multiply_(layer)
             flight.read_off(layer)
             if network.parallel and layer in replaced:
                 flight.read_off_attention(layer)
@@ -239,6 +240,11 @@ class _Flight:
         for number, rows_TPD in self._of_each(0):
             embedding = self.prompts[number].captured.embedding[: rows_TPD.shape[1]]
             self.blocks[number].token.copy_(torch.einsum("tpd,pd->tp", rows_TPD, embedding))
+
+    def multiply_(self, layer: int) -> None:
+        """Rows above a layer, through the number that its whole stream is multiplied by."""
+        if (factor := self.network.layers[layer].parts.multiplier) != 1:
+            self.at(layer + 1).mul_(factor)
 
     def skip_back_(self, layer: int) -> None:
         """Add what rows above a layer gain through the transcoder's skip connection, output hook -> input hook.

@@ -225,12 +225,13 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of an MLP's projections; `up` None: there is one factor. fused: `gate` gives both, gate first."""
+    """Names of an MLP's projections; `up` None: one factor. fused: `gate` gives both, gate first. function: if no module is."""
 
     gate: str
     up: str | None
     down: str
     fused: bool = False
+    function: Function | None = None
 
 
 LAYOUTS = (
@@ -240,8 +241,10 @@ LAYOUTS = (
     Layout("c_fc", None, "c_proj"),
     Layout("dense_h_to_4h", None, "dense_4h_to_h"),
     Layout("fc1", None, "fc2"),
+    Layout("fc_in", None, "fc_out"),
+    Layout("w1", "w3", "w2", function=nn.functional.silu),
 )
-ACTIVATIONS = ("act_fn", "act", "activation_fn")
+ACTIVATIONS = ("act_fn", "act", "activation_fn", "gelu_impl")
 SHARED = ("shared_expert", "shared_experts", "shared_mlp")
 
 
@@ -251,9 +254,9 @@ def read_mlp(parts: ModelParts, number: int) -> Mlp:
     experts = getattr(layer.mlp, "experts", None)
     if isinstance(experts, nn.Module):
         return _routed(parts, layer.mlp, experts, number)
-    # BioGPT's projections are parts of the layer itself
-    holder = layer.mlp if layer.mlp is layer.mlp_output else layer.module
-    dense = _dense(parts, holder, f"layer {number}")
+    # BioGPT's and OPT's projections are parts of the layer itself
+    found = (_dense(parts, holder, f"layer {number}") for holder in (layer.mlp, layer.module))
+    dense = next((each for each in found if each is not None), None)
     if dense is None:
         raise _refusal(parts, number, f"{type(layer.mlp).__name__} has none of the known names of projections")
     return Mlp([dense], lambda x_nD: [Share(torch.arange(len(x_nD), device=x_nD.device))])
@@ -267,8 +270,9 @@ def _refusal(parts: ModelParts, number: int, why: str) -> UnsupportedModelError:
 
 
 def _dense(parts: ModelParts, module: nn.Module, name: str) -> Units | None:
-    function = next((found for each in ACTIVATIONS if (found := getattr(module, each, None)) is not None), None)
+    own = next((found for each in ACTIVATIONS if (found := getattr(module, each, None)) is not None), None)
     for layout in LAYOUTS:
+        function = own or layout.function
         names = {layout.gate, layout.down} | ({layout.up} if layout.up else set())
         if function is None or not all(isinstance(getattr(module, each, None), nn.Module) for each in names):
             continue
