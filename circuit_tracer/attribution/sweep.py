@@ -22,7 +22,7 @@ from circuit_tracer.attribution.prompt import LinearPrompt
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.row_blocks import split_rows
 from circuit_tracer.attribution.sources import SourceTable
-from circuit_tracer.kernels.contract import contract_
+from circuit_tracer.kernels.contract import contract_, contract_each
 from circuit_tracer.models.frozen import FrozenNetwork
 
 
@@ -199,14 +199,13 @@ class _Flight:
             for first, last, written in prompt.decoder.rows(layer, n_pos):
                 ptr = [start - sources.ptr[first] for start in sources.ptr[first : last + 1]]
                 contract_(feature_TC, rows_TPD[:, first:last], written, ptr, sources.column[first:last])
-            error_PD = self.errors[number][layer, :n_pos]
-            block.error[:n_rows, layer] += torch.einsum("tpd,pd->tp", rows_TPD, error_PD)
+            block.error[:n_rows, layer] = contract_each(rows_TPD, self.errors[number][layer, :n_pos])
 
     def read_tokens(self) -> None:
         """What all rows find of the tokens, below the first layer."""
         for number, rows_TPD in self._of_each(0):
             embedding = self.prompts[number].captured.embedding[: rows_TPD.shape[1]]
-            self.blocks[number].token.copy_(torch.einsum("tpd,pd->tp", rows_TPD, embedding))
+            self.blocks[number].token.copy_(contract_each(rows_TPD, embedding))
 
     def skip_back_(self, layer: int) -> None:
         """Add what rows above a layer gain through the transcoder's skip connection, output hook -> input hook.
