@@ -13,7 +13,6 @@ from torch import Tensor
 from circuit_tracer.attribution.finished_block import FinishedBlock
 from circuit_tracer.attribution.finished_rows import FinishedRows
 from circuit_tracer.attribution.prompt import LinearPrompt, constants
-from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.attribution.targets import TargetRows
 from circuit_tracer.graph.balance import RowBalance
@@ -59,7 +58,7 @@ def _balance(
     """Bias and pre-activation (K + N_s,) of targets and selected features (README.md §5)."""
     network, active = prompt.network, prompt.sources.active
     of_targets = targets.read_out
-    rows = ReadOut.of_features(transcoders, active, selected, network.parts.compute_dtype)
+    rows = prompt.read_outs(transcoders, selected)
     own = torch.cat([of_targets.constant, rows.constant])
     layer, position = torch.cat([of_targets.layer, rows.layer]), torch.cat([of_targets.position, rows.position])
     vector = torch.cat([of_targets.vector.cpu(), rows.vector])

@@ -83,8 +83,7 @@ def no_rows(task: Task, prompt: LinearPrompt, targets: TargetRows) -> FinishedRo
 
 def features_at(task: Task, prompt: LinearPrompt, columns: Tensor) -> ReadOut:
     """Where rows of features, given by column, start."""
-    features = prompt.sources.feature_of_column[columns]
-    return ReadOut.of_features(task.model.transcoders, prompt.sources.active, features, task.model.parts.compute_dtype)
+    return prompt.read_outs(task.model.transcoders, prompt.sources.feature_of_column[columns])
 
 
 class Expansion:

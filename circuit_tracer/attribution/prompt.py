@@ -13,6 +13,7 @@ from torch import Tensor
 
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, DecoderRows, read_decoder_rows
 from circuit_tracer.attribution.held import Held
+from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
 from circuit_tracer.graph.balance import Reconstruction
@@ -38,6 +39,13 @@ class LinearPrompt:
     constant_final: Tensor  # (P, D) final-norm output of the same
     reconstruction: Reconstruction
     keep: Tensor  # (P,) positions that have features and errors
+    reads: ReadOut | None = None  # of all active features, where they were read before
+
+    def read_outs(self, transcoders: Transcoders, which: Tensor) -> ReadOut:
+        """What some active features, given by canonical index (T,), read; on the CPU, in the compute dtype."""
+        if self.reads is not None:
+            return self.reads.take(which)
+        return ReadOut.of_features(transcoders, self.sources.active, which, self.network.parts.compute_dtype)
 
     @property
     def sources(self) -> SourceTable:

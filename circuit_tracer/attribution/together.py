@@ -192,7 +192,7 @@ def _traced(tasks: list[Task]) -> list[Outcome]:
         model.parts, model.transcoders, [task.ids for task in tasks], [task.left_out for task in tasks]
     )
     plan = _plan(tasks, encoded)
-    prompts = linearise_prompts(encoded, model.transcoders)
+    prompts = linearise_prompts(encoded, model.transcoders, tasks[0].options.max_feature_nodes is None)
     outcomes: dict[int, Outcome] = {}
     members: list[Member] = []
     for number, (task, prompt) in enumerate(zip(tasks, prompts, strict=True)):
