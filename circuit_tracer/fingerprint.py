@@ -22,6 +22,7 @@ from circuit_tracer.errors import CompatibilityError, shortened
 from circuit_tracer.models.remembered import Remembered, weights_of
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.transcoders.activations import Activation
+from circuit_tracer.transcoders.neurons import Neurons
 
 if TYPE_CHECKING:
     from circuit_tracer.models.parts import ModelParts
@@ -50,6 +51,8 @@ def transcoder_fingerprint(transcoders: Transcoders) -> str:
     and of the decoder for every layer written to: a change of all decoder rows changes it, one of a single row need not.
     """
     described = f"{transcoders.kind} {transcoders.feature_input_hook} {transcoders.feature_output_hook}"
+    if isinstance(transcoders, Neurons):  # the model's own weights
+        return _digest(f"{described} {model_fingerprint(transcoders.parts)}", [])
     modules = list(transcoders.modules())
     if any(not type(module).__module__.startswith(_KNOWN) for module in modules):  # may hold weights anywhere
         return _digest(described, _tensors(transcoders))

@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": {"errors"},  # stands alone, so that each kernel is tested by itself
     "models": {"arguments", "errors", "files", "hub_connection", "kernels"},
     "text": {"errors", "files", "hub_connection", "models"},
-    "transcoders": {"errors", "files", "hub_connection", "kernels"},
+    "transcoders": {"errors", "files", "hub_connection", "kernels", "models"},  # neurons are read off the model
     "fingerprint": {"errors", "files", "models", "text", "transcoders"},
     "graph": {"arguments", "errors", "files"},
     "attribution": {*TRACED, "graph"},

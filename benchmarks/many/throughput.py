@@ -17,6 +17,7 @@ import argparse
 import json
 import multiprocessing
 import random
+import shutil
 import statistics
 import subprocess
 import time
@@ -153,13 +154,25 @@ def peer(args: argparse.Namespace) -> dict[str, Any]:
     args.work.mkdir(parents=True, exist_ok=True)
     (args.work / "throughput.json").write_text(json.dumps(texts))
     out = args.work / "throughput"
-    command = [*peer_command(args.peer, "run_peer.py"), "--model", args.model, "--transcoders", args.transcoders]
+    model_folder = readable_by_peer(Path(args.model), args.work)
+    command = [*peer_command(args.peer, "run_peer.py"), "--model", model_folder, "--transcoders", args.transcoders]
     command += ["--prompts", str(args.work / "throughput.json"), "--out", str(out), "--threads", str(args.threads)]
     subprocess.run([*command, "--timing-only"], check=True)
     seconds = [load(out / f"{name}.npz")[1]["seconds"] for name in texts]
     rate = 60 / statistics.mean(seconds)
     print(f"  circuit-tracer 0.5.0, {len(seconds)} prompts one by one {rate:9.1f} graphs/min", flush=True)
     return {"graphs_a_minute": rate, "seconds": seconds, "threads": args.threads}
+
+
+def readable_by_peer(model: Path, work: Path) -> str:
+    """The model's folder, or a copy whose tokenizer has the name by which the peer's older transformers knows its class."""
+    named = json.loads((model / "tokenizer_config.json").read_text())
+    if named.get("tokenizer_class") != "TokenizersBackend":
+        return str(model)
+    copy = work / "model"
+    shutil.copytree(model, copy, dirs_exist_ok=True)
+    (copy / "tokenizer_config.json").write_text(json.dumps({**named, "tokenizer_class": "PreTrainedTokenizerFast"}))
+    return str(copy)
 
 
 def goals_of(args: argparse.Namespace) -> dict[str, float]:

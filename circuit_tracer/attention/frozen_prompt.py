@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
@@ -131,8 +131,9 @@ class FrozenPrompt:
             at = position.to(self.network.parts.device)
             rebuilt = torch.stack([self._decoder.at_hook(layer, p, p + 1).sum(0) for p in position.tolist()])
             skip, y = self.skips[layer], self.network.transcoder_output(layer)[at]
+            bias = self.transcoders.output_bias(layer, partial(self.network.transcoder_input, layer)).to(y)
             by_skip = torch.zeros_like(y) if skip is None else self.network.transcoder_input(layer)[at] @ skip
-            error = left_over(y, rebuilt, self.transcoders.decoder_bias(layer).to(y), by_skip)
+            error = left_over(y, rebuilt, bias if bias.ndim == 1 else bias[at], by_skip)
             found.append(self._terms(here, 2 * layer + 2, position, self.network.write_at(layer, error, at)))
         return found
 
@@ -144,12 +145,11 @@ class FrozenPrompt:
     # ---- targets
 
     def _read_features(self, nodes: Tensor, rows: Tensor) -> StreamTerms:
-        chosen, dtype = nodes[rows], self.network.parts.compute_dtype
+        chosen = nodes[rows]
         features = ActiveFeatures(*(column[chosen] for column in self._columns))
         every = torch.arange(len(features))
-        return self._renamed(
-            StreamTerms.of_read_out(ReadOut.of_features(self.transcoders, features, every, dtype), self.network), rows
-        )
+        read_out = ReadOut.of_features(self.transcoders, self.network, features, every)
+        return self._renamed(StreamTerms.of_read_out(read_out, self.network), rows)
 
     @property
     def _columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

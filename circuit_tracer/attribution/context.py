@@ -57,7 +57,7 @@ class AttributionContext:
             error_vectors=prompt.error,
             token_vectors=prompt.captured.embedding,
             decoder_vecs=decoders,
-            encoder_vecs=ReadOut.of_features(transcoders, active, everything, parts.compute_dtype).vector,
+            encoder_vecs=ReadOut.of_features(transcoders, encoded.network, active, everything).vector,
             encoder_to_decoder_map=feature,
             decoder_locations=torch.stack((layer, position)),
             logits=logits_at(parts, prompt.captured.final)[None],

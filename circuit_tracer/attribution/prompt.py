@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
 
 FEW = 4
+Finder = Callable[[FrozenNetwork, Tensor], ActiveFeatures]  # of the positions (P,) that are kept
 LEAST_VARIANCE = 0.25
 
 
@@ -45,7 +47,7 @@ class LinearPrompt:
         """What some active features, given by canonical index (T,), read; on the CPU, in the compute dtype."""
         if self.reads is not None:
             return self.reads.take(which)
-        return ReadOut.of_features(transcoders, self.sources.active, which, self.network.parts.compute_dtype)
+        return ReadOut.of_features(transcoders, self.network, self.sources.active, which)
 
     @property
     def sources(self) -> SourceTable:
@@ -112,11 +114,13 @@ def encode_prompt(
     left_out: Iterable[int],
     keep_patterns: bool = True,
     held: Held | None = None,
+    find: Finder | None = None,
 ) -> EncodedPrompt:
     """Run the model once on ids (P,), freeze it, and find the active features outside the `left_out` positions.
 
     keep_patterns: keep attention patterns; otherwise they are made anew wherever they are needed, which long prompts need.
-    held: features that an intervention sets. Raises InputError when no position or no active feature remains,
+    held: features that an intervention sets. find: which features are to be sources; None: all that are active. Raises
+    InputError when no position or no active feature remains,
     CompatibilityError for a transcoder of another model.
     """
     transcoders = paired(parts, transcoders)
@@ -132,7 +136,7 @@ def encode_prompt(
     network = FrozenNetwork(parts, captured, transcoders.feature_input_hook, transcoders.feature_output_hook)
     keep = torch.ones(n_pos, dtype=torch.bool)
     keep[dropped] = False
-    active = encode(network, transcoders, keep)
+    active = encode(network, transcoders, keep) if find is None else find(network, keep)
     return EncodedPrompt(network, active if held is None else held.applied(active, keep), keep)
 
 
@@ -189,7 +193,7 @@ def errors(
         stored = transcoders.skip_matrix(layer)
         skip = None if stored is None else stored.to(device=device, dtype=dtype)
         skips.append(skip)
-        bias = transcoders.decoder_bias(layer).to(device=device, dtype=dtype)
+        bias = transcoders.output_bias(layer, partial(network.transcoder_input, layer)).to(device=device, dtype=dtype)
         by_skip = torch.zeros_like(y) if skip is None else x @ skip
         error[layer] = left_over(y, features_LPD[layer], bias, by_skip) * kept[:, None]
     if not torch.isfinite(error).all():
@@ -238,7 +242,8 @@ def constants(
     def writes(layer: int, x_PD: Tensor) -> Tensor:
         skip, constant = skips[layer], nothing
         if "decoder" in kinds:
-            constant = torch.where(kept, transcoders.decoder_bias(layer).to(nothing), constant)
+            bias = transcoders.output_bias(layer, partial(network.transcoder_input, layer))
+            constant = torch.where(kept, bias.to(nothing), constant)
         if "left_out" in kinds:
             by_skip = 0 if skip is None else network.transcoder_input(layer) @ skip
             constant = torch.where(kept, constant, network.transcoder_output(layer) - by_skip)

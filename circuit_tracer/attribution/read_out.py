@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.graph.stream_reads import StreamReads
+from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -35,19 +37,21 @@ class ReadOut:
 
     @classmethod
     def of_features(
-        cls, transcoders: Transcoders, active: ActiveFeatures, which: Tensor, dtype: torch.dtype
+        cls, transcoders: Transcoders, network: FrozenNetwork, active: ActiveFeatures, which: Tensor
     ) -> ReadOut:
-        """The encoder rows and biases of some active features, given by canonical index (T,). What an intervention has set
+        """What some active features, given by canonical index (T,), read on the network's prompt. What an intervention has set
         reads nothing: its vector is zero, its constant the value.
         """
         layer, position, index = active.layer[which], active.position[which], active.index[which]
+        dtype = network.parts.compute_dtype
         vector = torch.empty(len(which), transcoders.d_model, dtype=dtype)
         bias = torch.empty(len(which), dtype=dtype)
         for depth in layer.unique().tolist():
             here = layer == depth
-            unique, inverse = torch.unique(index[here], return_inverse=True)
-            rows, biases = transcoders.encoder_rows(depth, unique)
-            vector[here], bias[here] = rows.to("cpu", dtype)[inverse], biases.to("cpu", dtype)[inverse]
+            rows, biases = transcoders.reads(
+                depth, index[here], position[here], partial(network.transcoder_input, depth)
+            )
+            vector[here], bias[here] = rows.to("cpu", dtype), biases.to("cpu", dtype)
         if active.held is not None:
             held = active.held[which]
             vector[held], bias[held] = 0.0, active.value[which][held].to("cpu", dtype)

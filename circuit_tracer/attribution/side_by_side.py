@@ -97,7 +97,7 @@ def linearise_prompts(encoded: EncodedPrompts, transcoders: Transcoders, every_r
     skips, error = errors(network, transcoders, features, keep)
     inputs, final = constants(network, transcoders, skips, keep)
     every = torch.arange(len(encoded.active) if every_row else 0)
-    reads = ReadOut.of_features(transcoders, encoded.active, every, network.parts.compute_dtype)
+    reads = ReadOut.of_features(transcoders, network, encoded.active, every)
     prompts = []
     for number, (first, last) in enumerate(pairwise(start)):
         here, own, active = slice(first, last), encoded.captured[number], encoded.of_prompt(number)

@@ -20,8 +20,9 @@ from circuit_tracer.attribution.continuation import Continuation
 from circuit_tracer.attribution.expansion import ComputedRows, compute_rows
 from circuit_tracer.attribution.held import Held
 from circuit_tracer.attribution.memory import free_bytes, held_bytes, retrying
+from circuit_tracer.attribution.neuron_choice import DEFAULT_NEURONS, rank_neurons
 from circuit_tracer.attribution.plan import MemoryPlan, keeps_patterns, plan_memory
-from circuit_tracer.attribution.prompt import EncodedPrompt, LinearPrompt, encode_prompt, linearise
+from circuit_tracer.attribution.prompt import EncodedPrompt, Finder, LinearPrompt, encode_prompt, linearise
 from circuit_tracer.attribution.targets import Aim, TargetRows, resolve_targets
 from circuit_tracer.attribution.task import Options, Task
 from circuit_tracer.attribution.traceable import Traceable
@@ -31,8 +32,10 @@ from circuit_tracer.graph.balance import ReconstructionWarning
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.targets import LogitTarget
 from circuit_tracer.models import tokenization
+from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import bind
 from circuit_tracer.transcoders.active import ActiveFeatures
+from circuit_tracer.transcoders.neurons import Neurons
 
 
 def trace(
@@ -53,7 +56,7 @@ def trace(
     if resume is not None:
         plan = resume.same_blocks(plan)
     prompt, plan = make_linear(task, encoded, plan)
-    if (poor := prompt.reconstruction.warning) and options.ranks.first:
+    if (poor := _warning(task, prompt)) and options.ranks.first:
         warn(poor, ReconstructionWarning)
     targets = resolve_targets(model, prompt.network, aim)
     rows = compute_rows(task, prompt, targets, plan, resume)
@@ -80,7 +83,13 @@ def encode(task: Task) -> EncodedPrompt:
     no_features = torch.zeros(parts.config.n_layers, len(task.ids), dtype=torch.int64)
     encoded, _ = retrying(
         lambda keep: encode_prompt(
-            parts, transcoders, task.ids, task.left_out, keep_patterns=keep, held=task.intervention
+            parts,
+            transcoders,
+            task.ids,
+            task.left_out,
+            keep_patterns=keep,
+            held=task.intervention,
+            find=chosen_neurons(task),
         ),
         keeps_patterns(task.sizes(no_features), task.held, task.budget),
         lambda kept, _: False if kept else None,
@@ -89,6 +98,20 @@ def encode(task: Task) -> EncodedPrompt:
     found = encoded.active
     columns = map(task.options.ranks.broadcast, (found.layer, found.position, found.index, found.value))
     return replace(encoded, active=replace(ActiveFeatures(*columns), held=found.held))
+
+
+def chosen_neurons(task: Task) -> Finder | None:
+    """Where neurons are nodes: those with the largest effects on the targets. None for a dictionary's features."""
+    model = task.model
+    if not isinstance(model.transcoders, Neurons):
+        return None
+    neurons, most = model.transcoders, task.options.max_feature_nodes or DEFAULT_NEURONS
+
+    def find(network: FrozenNetwork, keep_P: Tensor) -> ActiveFeatures:
+        targets = resolve_targets(model, network, task.aim)
+        return rank_neurons(network, neurons, targets.read_out, targets.table.weight, keep_P, most).active
+
+    return find
 
 
 def plan_for(task: Task, encoded: EncodedPrompt) -> MemoryPlan:
@@ -172,6 +195,11 @@ def _within(graph: Graph, max_residual: float | None) -> Graph:
     return graph
 
 
+def _warning(task: Task, prompt: LinearPrompt) -> str | None:
+    """What to tell of a dictionary that does not rebuild the model."""
+    return None if task.model.transcoders.exact else prompt.reconstruction.warning
+
+
 def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: ComputedRows) -> dict[str, Any]:
     parts, transcoders, options, aim = task.model.parts, task.model.transcoders, task.options, task.aim
     return {
@@ -200,7 +228,7 @@ def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Com
         "interrupted": rows.interrupted,
         "features": [len(rows.columns), rows.wanted],  # with a row, of so many
         **({} if task.intervention is None else {"edits": task.intervention.words}),
-        "warnings": [poor] if (poor := prompt.reconstruction.warning) else [],
+        "warnings": [poor] if (poor := _warning(task, prompt)) else [],
         "seconds": round(time.perf_counter() - task.started, 3),
         "torch": torch.__version__,
         "device": str(task.device),

@@ -50,6 +50,7 @@ class Traceable:
             if now.built != self._bound_to.built:
                 verify(parts)
             self.parts, self._bound_to = parts, now
+            self.transcoders = self.transcoders.rebound(parts)
 
     def left_out(self, ids: Tensor) -> list[int]:
         """Positions of a prompt that have no features and errors, by circuit-tracer's rule (models/tokenization.py)."""

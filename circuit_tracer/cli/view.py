@@ -18,16 +18,16 @@ def view(
     ctx: typer.Context,
     *,
     graph: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(
             help="Graph: .safetensors, circuit-tracer's .pt, or a viewer's .json (or .json.gz), shown as it is; or the folder "
-            "of a run. Without one the page offers to open a file."
+            "or address of a run. Without one the page offers to open a file."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         options.output(
-            "The page to write; default: beside the graph, with its name, as .html; viewer.html without one."
+            "The page to write; default: beside the graph (of an address: here), with its name, as .html; else viewer.html."
         ),
     ] = None,
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = False,
@@ -44,12 +44,14 @@ def view(
 
     A grouped graph is pruned as it was for its groups, if no thresholds are given.
     """
+    from circuit_tracer.files.places import is_address
+
     if graph is None:
         page = _write_empty(output or Path("viewer.html"), features)
-    elif graph.is_dir():
+    elif is_address(graph) or Path(graph).is_dir():
         page = _write_run(graph, output, features, thresholds)
     else:
-        page = _write(ctx, graph, output, features, thresholds)
+        page = _write(ctx, Path(graph), output, features, thresholds)
     typer.echo(f"wrote {page}")
     if open_page:
         typer.launch(str(page))
@@ -105,14 +107,22 @@ def _say_of_groups(made_at: Mapping[str, Any], given: Mapping[str, float]) -> No
         )
 
 
-def _write_run(run: Path, output: Path | None, features: Path | None, thresholds: options.Thresholds) -> Path:
+def _write_run(run: str, output: Path | None, features: Path | None, thresholds: options.Thresholds) -> Path:
     from circuit_tracer.cli.serve import labels_of_run
     from circuit_tracer.many import open_run
     from circuit_tracer.viewer.run import write_run_page
 
     found = open_run(run)
     labels = labels_of_run(found.settings["opening"]["transcoders"], features)
-    return write_run_page(found, output or Path(f"{run.absolute()}.html"), labels=labels, **asdict(thresholds))
+    return write_run_page(found, output or _beside(run), labels=labels, **asdict(thresholds))
+
+
+def _beside(run: str) -> Path:
+    """Where the page of a run goes: beside its folder, or, of one at an address, here."""
+    from circuit_tracer.files.places import is_address
+
+    folder = run.rstrip("/").rpartition("/")[2] if is_address(run) else Path(run).absolute()
+    return Path(f"{folder}.html")
 
 
 def _showable(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from circuit_tracer.errors import NumericalError, UnsupportedModelError, first_line
 from circuit_tracer.models.capture import PromptCapture, capture, logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
+from circuit_tracer.models.mlps import check_mlp
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.plain import float_dtypes
 from circuit_tracer.models.run import implementation
@@ -24,8 +25,7 @@ def verify(parts: ModelParts, n_tokens: int = 6) -> None:
 
     Raises UnsupportedModelError naming what disagrees, so that a wrong or outdated table row cannot give a wrong graph.
     """
-    length = max(1, min(n_tokens, parts.context_length or n_tokens))
-    ids = torch.arange(1, 1 + length) * 7919 % parts.config.d_vocab
+    ids = _some_ids(parts, n_tokens)
     tolerance = max(_TOLERANCE[dtype] for dtype in float_dtypes(parts.model))
     expected = _own_logits(parts, ids)
     captured = capture(parts, ids)
@@ -35,6 +35,24 @@ def verify(parts: ModelParts, n_tokens: int = 6) -> None:
     for layer, (found, kept) in enumerate(zip(inputs, captured.layers, strict=True)):
         _compare(parts, f"residual stream before the MLP of layer {layer}", found, kept.resid_mid, tolerance)
     _compare(parts, "output of the final norm", final, captured.final, tolerance)
+
+
+@plain_torch()
+def verify_neurons(parts: ModelParts, n_tokens: int = 6) -> None:
+    """Prove on a short prompt that the neurons of every layer (models/mlps.py) add up to its MLP's output.
+
+    Raises UnsupportedModelError, which names the family and the layer, for an MLP that is of another kind.
+    """
+    tolerance = max(_TOLERANCE[dtype] for dtype in float_dtypes(parts.model))
+    captured = capture(parts, _some_ids(parts, n_tokens))
+    network = FrozenNetwork(parts, captured, "mlp.hook_in", "mlp.hook_out")
+    for layer in range(len(parts.layers)):
+        check_mlp(parts, layer, network.transcoder_input(layer), network.transcoder_output(layer), tolerance)
+
+
+def _some_ids(parts: ModelParts, n_tokens: int) -> Tensor:
+    length = max(1, min(n_tokens, parts.context_length or n_tokens))
+    return torch.arange(1, 1 + length) * 7919 % parts.config.d_vocab
 
 
 def _own_logits(parts: ModelParts, ids: Tensor) -> Tensor:

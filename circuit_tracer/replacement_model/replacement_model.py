@@ -25,6 +25,7 @@ from circuit_tracer.models.verify import verify
 from circuit_tracer.replacement_model.members import ModelMembers
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+from circuit_tracer.transcoders.neurons import NEURONS, Neurons
 from circuit_tracer.transcoders.selection import Selection
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class ReplacementModel(ModelMembers):
     ) -> ReplacementModel:
         """Load model and transcoders: Hugging Face ids, folders (of peft adapters too), or a GGUF file for the model.
 
+        transcoder_set: "neurons" for the model's own MLP neurons, which need no files (a folder of that name is ./neurons).
+
         Lazy weights stay on disk; only rows of active features are read. The hooks are where the transcoders read and write,
         where their files do not say; ``select`` and ``input_shift`` as in `load_transcoder_from_hub`.
 
@@ -81,6 +84,9 @@ class ReplacementModel(ModelMembers):
         if hf_model is not None and device is None:
             device = _device_of(hf_model)
         target, kind, kwargs = place(device, dtype, kwargs)
+        own = {"revision": revision, "hf_model": hf_model, "tokenizer": tokenizer}
+        if transcoder_set == NEURONS:
+            return cls.from_pretrained_and_transcoders(model_name, NEURONS, backend, target, kind, **own, **kwargs)
         transcoders, _ = load_transcoder_from_hub(
             str(transcoder_set),
             device=present(target),
@@ -92,7 +98,6 @@ class ReplacementModel(ModelMembers):
             feature_input_hook=feature_input_hook,
             feature_output_hook=feature_output_hook,
         )
-        own = {"revision": revision, "hf_model": hf_model, "tokenizer": tokenizer}
         return cls.from_pretrained_and_transcoders(model_name, transcoders, backend, target, kind, **own, **kwargs)
 
     @classmethod
@@ -101,7 +106,7 @@ class ReplacementModel(ModelMembers):
     def from_pretrained_and_transcoders(
         cls,
         model_name: str | Path,
-        transcoders: Transcoders,
+        transcoders: Transcoders | Literal["neurons"],
         backend: Backend = "transformerlens",
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | str = torch.float32,
@@ -111,7 +116,7 @@ class ReplacementModel(ModelMembers):
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> ReplacementModel:
-        """Load a model for transcoders that are there already; arguments as those of `from_pretrained`."""
+        """Load a model for transcoders that are there already, or its own "neurons"; arguments as those of `from_pretrained`."""
         if hf_model is None:
             target, kind, kwargs = place(device, dtype, kwargs)
             model, tokenizer = load_language_model(
@@ -136,7 +141,7 @@ class ReplacementModel(ModelMembers):
     def from_config(
         cls,
         config: Any,
-        transcoders: Transcoders,
+        transcoders: Transcoders | Literal["neurons"],
         backend: Backend = "transformerlens",
         tokenizer: Any = None,
         **kwargs: Any,
@@ -163,9 +168,15 @@ class ReplacementModel(ModelMembers):
     @typed
     @plain_torch()
     def from_model(
-        cls, model: Any, transcoders: Transcoders, tokenizer: Any, model_name: str, backend: Backend = "transformerlens"
+        cls,
+        model: Any,
+        transcoders: Transcoders | Literal["neurons"],
+        tokenizer: Any,
+        model_name: str,
+        backend: Backend = "transformerlens",
     ) -> ReplacementModel:
-        """Wrap a transformers causal LM that is loaded already; every run leaves it as it was found.
+        """Wrap a transformers causal LM that is loaded already, with transcoders or its own "neurons"; every run leaves it as
+        it was found.
 
         Of a model that also sees (Gemma 3 4B and larger), the language model is taken; of a quantised one, a de-quantised copy,
         with a warning. A model in training mode is switched to
@@ -173,6 +184,9 @@ class ReplacementModel(ModelMembers):
         says, or if its modules are more than their weights (live adapters, hooks).
         """
         parts = bind_loaded(model, tokenizer, model_name)
+        if isinstance(transcoders, str):
+            verify(parts)
+            return cls(parts, Neurons(parts), tokenizer, backend)
         paired(parts, transcoders)
         verify(parts)
         return cls(parts, transcoders, tokenizer, backend)

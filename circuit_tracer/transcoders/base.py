@@ -62,6 +62,7 @@ class Transcoders(LazyModule):
     """
 
     kind: ClassVar[str]
+    exact: ClassVar[bool] = False  # what features leave of an output is other features, those that are no nodes
     n_layers: int
     d_model: int
     d_transcoder: int
@@ -170,6 +171,22 @@ class Transcoders(LazyModule):
         self._require_index(layer, index)
         bias = self.encoder_bias(layer)
         return self.encoder(layer).rows(index), bias.index_select(0, index.to(bias.device))
+
+    def reads(self, layer: int, index: Tensor, position: Tensor, x_PD: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        """What features ``index`` (n,) of ``layer`` read at ``position`` (n,): vectors (n, D) at the input hook, and what is
+        added (n,). x_PD: gives the input of the prompt, for features whose read vectors depend on it.
+        """
+        unique, inverse = torch.unique(index, return_inverse=True)
+        rows, bias = self.encoder_rows(layer, unique)
+        return rows[inverse.to(rows.device)], bias[inverse.to(bias.device)]
+
+    def output_bias(self, layer: int, x_PD: Callable[[], Tensor]) -> Tensor:
+        """(D,), or (P, D) where it depends on the input: what is added to the reconstruction of ``layer``."""
+        return self.decoder_bias(layer)
+
+    def rebound(self, parts: Any) -> Transcoders:
+        """The dictionary for a model whose weights or modules have been exchanged: the same, unless it is made of them."""
+        return self
 
     @torch.no_grad()
     def decoder_rows(self, layer: int, index: Tensor, target_layer: int | None = None) -> Tensor:

@@ -53,7 +53,10 @@ def test_a_run_and_what_is_added_to_it(run: Run, folders: Folders, prompts: Path
     assert parquet.read_table(out / "results.parquet").column("id").to_pylist()[:4] == ["000001", "p", "000003", "t"]
 
     assert f"wrote {out}.html" in run("view", out).out
-    assert '"id":"p","label"' in Path(f"{out}.html").read_text(encoding="utf-8")
+    by_address = out.with_name("by-address.html")
+    assert run("view", out.as_uri(), "-o", by_address).code == 0
+    for page in (Path(f"{out}.html"), by_address):
+        assert '"id":"p","label"' in page.read_text(encoding="utf-8")
 
     other = run("run", prompts, "-o", out, "--max-n-logits", 2)
     assert other.code == 2

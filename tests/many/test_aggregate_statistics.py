@@ -175,6 +175,13 @@ def test_planted_families_are_found_with_their_medoids() -> None:
         assert found.silhouette[graph] == pytest.approx((min(means) - own) / max(min(means), own))
 
 
+def test_many_families_of_many_graphs() -> None:
+    found = find_families(incidence(planted((11,) * 70)))
+    assert len(found) in found.tried
+    assert 63 <= len(found) <= 73  # numbers between are not tried
+    assert max(found.tried) <= 77
+
+
 @pytest.mark.parametrize("n_graphs", [1, 2, 3, 12])
 def test_graphs_without_structure_are_one_family(n_graphs: int) -> None:
     found = find_families(incidence(planted((n_graphs,))))

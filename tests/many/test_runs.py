@@ -22,11 +22,11 @@ from circuit_tracer import ReplacementModel, attribute
 from circuit_tracer.demo import MODEL
 from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError, ResourceError
 from circuit_tracer.many import Row, Run, open_run
-from circuit_tracer.many.runs import local
+from circuit_tracer.many.runs import local, worker
 from circuit_tracer.many.runs.claims import shard_claimed
 from circuit_tracer.many.runs.local import run_locally
+from circuit_tracer.many.runs.manifest import Manifest, open_manifest, portable
 from circuit_tracer.many.runs.manifest import local as local_name
-from circuit_tracer.many.runs.manifest import portable
 from circuit_tracer.many.runs.run import Progress, run
 from circuit_tracer.many.runs.store import Store
 from circuit_tracer.many.runs.units import Units, shard_of
@@ -298,6 +298,26 @@ def test_other_settings_are_refused(case: Case, whole: Run) -> None:
         run([], whole.address, {"tracing": {"max_logits": 3}})
 
 
+def test_settings_that_came_to_nothing_may_be_corrected(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until a worker has opened model and dictionary; one that opened others meanwhile notices."""
+    misspelt = {"opening": {"transcoders": str(tmp_path / "misspelt"), "model": case.folders.model}}
+    with pytest.raises(InputError, match="misspelt"):
+        run(prompts()[:1], tmp_path / "x", misspelt)
+    opened = worker.open_model
+
+    def opened_slowly(manifest: Manifest, device: str | None) -> ReplacementModel:
+        open_manifest(Store.at(tmp_path / "x"), {"tracing": {"max_n_logits": 3}}, {})  # another shard is begun
+        return opened(manifest, device)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(worker, "open_model", opened_slowly)
+        with pytest.raises(CompatibilityError, match=r"other settings: tracing\.max_n_logits is 3 there and 10 here"):
+            case.run(tmp_path / "x", prompts()[:1])
+    assert run([], tmp_path / "x").ids == ["row 0"]
+
+
 def test_folders_are_named_by_their_whole_path_and_hub_ids_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +349,7 @@ def test_another_model_is_refused(case: Case, tmp_path: Path) -> None:
 def test_there_must_be_a_run_or_a_dictionary_to_begin_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name the transcoders"):
         run([Row("a", "b")], tmp_path / "x")
+    assert not (tmp_path / "x").exists()
     with pytest.raises(InputError, match="there is no run at"):
         open_run(tmp_path / "y")
 
@@ -354,7 +375,9 @@ def test_a_full_disk_loses_nothing(case: Case, whole: Run, tmp_path: Path) -> No
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limit[1]))
     try:
-        with pytest.raises(ResourceError, match=r"could not write .*graphs/.*\.safetensors"):
+        with pytest.raises(
+            ResourceError, match=r"could not write .*graphs/.*\.safetensors(.|\n)* 3 of 10 rows are finished"
+        ):
             case.run(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

@@ -6,6 +6,7 @@ of max(x, y). Letters: G graphs, U items.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 from circuit_tracer.errors import InputError
 from circuit_tracer.many.aggregate.incidence import Incidence
 
-MOST_FAMILIES = 50
+EACH = 50  # every number of families up to here is tried, of two graphs or more in the mean
+BEYOND = 1.05  # then each is this much more than the one before, as long as families have ten graphs in the mean
 NEAR_BEST = 0.9  # of the best mean silhouette: the fewest families that reach it; splitting on gains little, for long
 STRUCTURE = 0.25  # mean silhouette of no families (Kaufman and Rousseeuw: below it "no substantial structure")
 
@@ -57,8 +59,8 @@ def weighted_jaccard(found: Incidence) -> np.ndarray:
 
 
 def find_families(found: Incidence, count: int | None = None) -> Families:
-    """Average linkage on 1 - likeness, cut at the fewest families whose mean silhouette is 90 % of the largest (of up to 50
-    families, of two graphs in the mean); one family if none has 0.25.
+    """Average linkage on 1 - likeness, cut at the fewest families whose mean silhouette is 90 % of the largest (of the
+    numbers of families in `_counts`); one family if none has 0.25.
 
     count: that many instead. Raises InputError for more than there are graphs.
     """
@@ -74,8 +76,8 @@ def find_families(found: Incidence, count: int | None = None) -> Families:
         nothing = np.zeros(1, dtype=np.int64)
         return Families(nothing, nothing, np.full(1, np.nan), distance, nothing, {})
     tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=n_graphs <= 1000)
-    counts = [count] if count is not None else range(1, max(1, min(MOST_FAMILIES, n_graphs // 2)) + 1)
-    cuts = dict(zip(counts, cut_tree(tree, n_clusters=list(counts)).T, strict=True))
+    counts = [count] if count is not None else _counts(n_graphs)
+    cuts = dict(zip(counts, cut_tree(tree, n_clusters=counts).T, strict=True))
     silhouettes = {number: silhouette(distance, cut) for number, cut in cuts.items() if len(set(cut.tolist())) > 1}
     tried = {number: float(values.mean()) for number, values in silhouettes.items()}
     chosen = count if count is not None else _fewest(tried)
@@ -88,6 +90,14 @@ def find_families(found: Incidence, count: int | None = None) -> Families:
         order=leaves_list(tree),
         tried=tried,
     )
+
+
+def _counts(n_graphs: int) -> list[int]:
+    """Numbers of families that are tried."""
+    counts = list(range(1, max(1, min(EACH, n_graphs // 2)) + 1))
+    while (more := math.ceil(counts[-1] * BEYOND)) <= n_graphs // 10:
+        counts.append(more)
+    return counts
 
 
 def _fewest(tried: dict[int, float]) -> int:

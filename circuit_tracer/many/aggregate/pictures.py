@@ -130,8 +130,8 @@ def _family(axes: Any, family: FamilyJson, palette: Palette) -> None:
     labels = sorted(family["labels"].items(), key=lambda pair: -pair[1])
     shown = ", ".join(f"{name} {count}" for name, count in labels[:3]) + (", …" if len(labels) > 3 else "")
     graphs = "1 graph" if family["size"] == 1 else f"{family['size']} graphs"
-    labels_shown = f" ({_short(shown, 48)})" if shown else ""
-    _title(axes, f"family {family['family']}: {graphs}{labels_shown}, such as {_short(family['medoid'], 24)}", palette)
+    labels_shown = f" ({_short(shown, 30)})" if shown else ""
+    _title(axes, f"family {family['family']}: {graphs}{labels_shown}, such as {_short(family['medoid'], 20)}", palette)
 
 
 PICTURES: dict[str, Callable[[Aggregate], Figure | None]] = {

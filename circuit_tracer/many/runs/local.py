@@ -171,5 +171,5 @@ def _given_up(dead: _Hired) -> ResourceError:
     how = f"killed by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
     return ResourceError(
         f"{what} ended {MOST_DEATHS} processes, the last one {how}. Signal 9 often means that the machine had no memory left: "
-        "try fewer --workers, or --memory. What is finished is kept."
+        "try fewer --workers, or --memory."
     )

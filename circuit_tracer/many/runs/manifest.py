@@ -1,7 +1,8 @@
 """What a run was begun with: `manifest.json`, `fingerprints.json`. Whoever goes on with it must say the same.
 
 Settings decide what comes out. Means (memory, what stays on disk) decide how it is done, and may change from one day to the
-next. Fingerprints are those of the first worker that opens model and dictionary; later ones compare.
+next. Fingerprints are those of the first worker that opens model and dictionary; later ones compare. Before that,
+nothing is done yet, and other settings take the place of those that were asked for: a name that was misspelt, say.
 """
 
 from __future__ import annotations
@@ -107,7 +108,15 @@ Asked = Mapping[
 
 
 def open_manifest(store: Store, asked: Asked, defaults: Asked) -> Manifest:
-    """The manifest of a run, which is made if there is none yet: of what is asked, and else the defaults.
+    """The manifest of a run as it is asked for (`manifest_of`), written if it is new or has changed."""
+    manifest = manifest_of(store, asked, defaults)
+    if not store.exists(MANIFEST) or manifest != read_manifest(store):
+        write_document(store, MANIFEST, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def manifest_of(store: Store, asked: Asked, defaults: Asked) -> Manifest:
+    """What a run is, or would be, worked on with: of what is asked, and else as it was begun, or the defaults.
 
     Raises CompatibilityError, naming what differs, if the run was begun with other settings than asked; InputError if what is
     asked cannot be, or a run is to be begun without a dictionary.
@@ -117,21 +126,23 @@ def open_manifest(store: Store, asked: Asked, defaults: Asked) -> Manifest:
             raise FileFormatError(
                 f"{store} holds rows of a run and no {MANIFEST}: it is damaged. Choose another folder."
             )
-        manifest = _manifest(_merged(defaults, asked))
-        write_document(store, MANIFEST, manifest.model_dump(mode="json"))
-        return manifest
+        return _manifest(_merged(defaults, asked))
     there = read_manifest(store)
     before = there.model_dump(mode="json")
     manifest = _manifest(_merged(before, asked)).model_copy(update={"generator": there.generator})
-    differing = differences(_flat(before), _flat(manifest.model_dump(mode="json")))
+    if store.exists(FINGERPRINTS):
+        require_same_settings(store, there, manifest)
+    return manifest
+
+
+def require_same_settings(store: Store, there: Manifest, here: Manifest) -> None:
+    """Raise CompatibilityError, naming what differs, unless two manifests differ in means alone."""
+    differing = differences(*(_flat(each.model_dump(mode="json")) for each in (there, here)))
     if differing := [each for each in differing if not each.startswith("means.")]:
         raise CompatibilityError(
             f"the run {store} was begun with other settings: {'; '.join(differing[:20])}. Leave them out to go on as it was "
             "begun, or choose another folder."
         )
-    if manifest != there:
-        write_document(store, MANIFEST, manifest.model_dump(mode="json"))
-    return manifest
 
 
 def read_manifest(store: Store) -> Manifest:

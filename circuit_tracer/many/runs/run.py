@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from circuit_tracer.errors import CircuitTracerError
+from circuit_tracer.errors import CircuitTracerError, ResourceError
 from circuit_tracer.many.rows import Row
 from circuit_tracer.many.runs.claims import changing, shard_claimed
 from circuit_tracer.many.runs.local import run_locally
-from circuit_tracer.many.runs.manifest import Asked, open_manifest
+from circuit_tracer.many.runs.manifest import Asked, manifest_of, open_manifest
 from circuit_tracer.many.runs.opened import Run, open_run
 from circuit_tracer.many.runs.records import GRAPHS, RECORDS, TIMES, finished_units, graph_of, read_record, record_of
 from circuit_tracer.many.runs.store import Store
@@ -75,6 +75,7 @@ def run(
     """
     require_pyarrow()
     store = Store.at(address)
+    manifest_of(store, asked or {}, defaults or {})  # what is refused leaves no folder
     for name in ("", ROWS, GRAPHS, TIMES, RECORDS):
         store.require_writable(name)
     with shard_claimed(store, *shard):
@@ -103,10 +104,15 @@ def _work(store: Store, mine: Mapping[str, int], engine: Engine, report: Callabl
     done, total = sum(mine[unit] for unit in finished) - failed, sum(mine.values())
     begun, now = 0.0, 0
     report(Progress(done, failed, total, now, 0.0))
-    for result in engine(store.address, [unit for unit in mine if unit not in finished]):
-        begun = begun or time.monotonic() - result.seconds
-        done, failed, now = done + result.done, failed + result.failed, now + result.done + result.failed
-        report(Progress(done, failed, total, now, time.monotonic() - begun))
+    try:
+        for result in engine(store.address, [unit for unit in mine if unit not in finished]):
+            begun = begun or time.monotonic() - result.seconds
+            done, failed, now = done + result.done, failed + result.failed, now + result.done + result.failed
+            report(Progress(done, failed, total, now, time.monotonic() - begun))
+    except ResourceError as error:
+        raise ResourceError(
+            f"{error} {done + failed} of {total} rows are finished and kept; run again to go on."
+        ) from error
 
 
 def _forget(store: Store, mine: Mapping[str, int], retry_failed: bool) -> None:

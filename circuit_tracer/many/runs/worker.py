@@ -13,7 +13,8 @@ from typing import Any
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.many.rows import Row
-from circuit_tracer.many.runs.manifest import agree_on_fingerprints, read_manifest
+from circuit_tracer.many.runs.claims import changing
+from circuit_tracer.many.runs.manifest import agree_on_fingerprints, read_manifest, require_same_settings
 from circuit_tracer.many.runs.opening import identity, open_model
 from circuit_tracer.many.runs.records import graph_of, read_record, record_of, write_record
 from circuit_tracer.many.runs.store import Store
@@ -46,7 +47,9 @@ class Worker:
         self.store = Store.at(address)
         self.manifest = read_manifest(self.store)
         self.model = open_model(self.manifest, device)
-        agree_on_fingerprints(self.store, identity(self.model))
+        with changing(self.store):  # from here on its settings stay
+            agree_on_fingerprints(self.store, identity(self.model))
+            require_same_settings(self.store, read_manifest(self.store), self.manifest)
         self._rows = Units(self.store).rows_of
 
     def work(self, unit: str) -> UnitResult:
