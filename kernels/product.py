@@ -1,8 +1,8 @@
 """A product with a matrix, by the library that is fastest here.
 
 torch multiplies float32 matrices with MKL, which keeps to AVX2 on CPUs that are not Intel's. oneDNN, which is part of torch as
-well, uses AVX-512 wherever there is: twice as fast on AMD's Zen 4 and 5. It makes a program for every shape (0.3 ms each, the
-last thousand are kept), so rows come in multiples of `STEP`: those that are multiplied for nothing are what lies behind x, or zeros.
+well, uses AVX-512 wherever there is: twice as fast on AMD's Zen 4 and 5. It makes a program for every shape (0.3 ms each, of
+which it keeps a thousand), so rows come in multiples of `STEP`: what is multiplied for nothing lies behind x, or is zero.
 
 Letters: M rows, K summed, N columns.
 """
