@@ -14,6 +14,7 @@ since they say more on a busy machine.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import random
@@ -113,6 +114,7 @@ def work(args: argparse.Namespace, way: str, workers: int, ready: Any, taken: An
     model, prompts = loaded(args, threads_of(args, workers))
     every = list(units(prompts, args.unit))
     attribute_together(every[0][:2], model)
+    gc.freeze()  # as a run's processes do
     ready.wait()
     began, cpu = time.perf_counter(), time.process_time()
     while (number := _next(taken)) < len(every):
