@@ -140,7 +140,7 @@ class Expansion:
 
     def _give_up(self, share: ReadOut, missing: Tensor, error: Exception) -> MemoryPlan:
         """Halve the rows in flight; with one row left, stop keeping decoder rows."""
-        blocks = split_rows(share.layer, share.position, self.plan.block_rows)
+        blocks = split_rows(share.layer, share.position, self.plan.block_rows, share.vector.shape[1])
         largest = max((int(missing[block].sum()) for block in blocks), default=1)
         if largest > 1:
             self.plan = replace(self.plan, block_rows=largest).halved()

@@ -75,7 +75,7 @@ class Sweep:
 
         The targets are split as if all were wanted: what is left of them comes in the blocks in which it would have come.
         """
-        for chosen in split_rows(targets.layer, targets.position, block_rows):
+        for chosen in split_rows(targets.layer, targets.position, block_rows, targets.vector.shape[1]):
             if len(left := chosen if wanted is None else chosen[wanted[chosen]]):
                 yield from self._block([(0, left, targets.take(left))])
 
@@ -86,7 +86,7 @@ class Sweep:
         layer, position = (torch.cat([getattr(each, name) for _, each in asked]) for name in ("layer", "position"))
         counts = torch.tensor([len(each) for _, each in asked])
         first, of_row = counts.cumsum(0) - counts, torch.arange(len(asked)).repeat_interleave(counts)
-        for chosen in split_rows(layer, position, block_rows):
+        for chosen in split_rows(layer, position, block_rows, asked[0][1].vector.shape[1]):
             order = torch.argsort(of_row[chosen], stable=True)  # a prompt's rows together, sorted by layer as they were
             numbers, sizes = of_row[chosen].unique(return_counts=True)
             members = []
