@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from circuit_tracer.attribution.targets import (
         AttentionTarget,
         CustomTarget,
+        DirectionSum,
         DirectionTarget,
         FeatureTarget,
         LogitDifference,
@@ -50,6 +51,7 @@ _HOME = {
     "AttentionTarget": "circuit_tracer.attribution.targets",
     "CircuitTracerError": "circuit_tracer.errors",
     "CustomTarget": "circuit_tracer.attribution.targets",
+    "DirectionSum": "circuit_tracer.attribution.targets",
     "DirectionTarget": "circuit_tracer.attribution.targets",
     "FeatureTarget": "circuit_tracer.attribution.targets",
     "Graph": "circuit_tracer.graph",
@@ -78,6 +80,7 @@ __all__ = [
     "AttentionTarget",
     "CircuitTracerError",
     "CustomTarget",
+    "DirectionSum",
     "DirectionTarget",
     "FeatureTarget",
     "Graph",

@@ -20,7 +20,7 @@ PACKAGE = "circuit_tracer"
 
 # ---- tables
 
-PLAIN = {"arguments", "counted", "errors", "files", "http", "hub_connection", "ranks", "sizes"}
+PLAIN = {"arguments", "classify", "counted", "errors", "extras", "files", "http", "hub_connection", "ranks", "sizes"}
 TRACED = {*PLAIN, "kernels", "models", "text", "transcoders", "fingerprint"}
 TRACING = {*TRACED, "graph", "attribution"}
 TOOLS = {*TRACING, "interventions", "attention", "features", "training", "neuronpedia"}
@@ -31,7 +31,9 @@ COMPAT = ("frontend", "transcoder", "utils")  # circuit-tracer's own import path
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "arguments": {"errors"},
+    "classify": {"errors"},
     "counted": set(),
+    "extras": {"errors"},
     "files": {"errors"},
     "http": {"errors", "files"},
     "hub_connection": set(),
@@ -103,6 +105,7 @@ LATE_LIBRARIES = {
     "rich": "needed where progress is shown",
     "scipy": "comes with scikit-learn, an extra",
     "sklearn": "an extra",
+    "threadpoolctl": "comes with scikit-learn, an extra",
     "tokenizers": "needed to make a tokenizer, not to use one",
     "torch": "2 s, in modules that do without; torch.utils.tensorboard is an extra",
     "transformers": "3 s",

@@ -57,7 +57,7 @@ def attribute(
 
     attribution_targets: None for the most probable tokens (at most `max_n_logits`, until `desired_logit_prob` is covered),
     token ids, token strings, `CustomTarget` or `LogitDifference`, read at `position`; `FeatureTarget`, `DirectionTarget`,
-    `AttentionTarget`.
+    `DirectionSum`, `AttentionTarget`.
     max_feature_nodes: how many features get a row of their own, chosen by exact influence; None or 0: all active ones.
     batch_size: most rows in flight; neither it nor `update_interval` (kept for scripts written for circuit-tracer) changes the
     result. offload: do not keep decoder rows in memory; they are read again from the transcoder's files.

@@ -1,6 +1,6 @@
 """Targets that read the residual stream on its way: a direction at any site, and the score of an attention head.
 
-Both become `StreamReads`: vectors in the stream, with the norms between the stream and the site at their frozen scales.
+All become `StreamReads`: vectors in the stream, with the norms between the stream and the site at their frozen scales.
 
 Letters: D d_model, H heads, P positions, d d_head, n places.
 """
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from circuit_tracer.arguments import number
 from circuit_tracer.attribution.contrast import contrast_of
 from circuit_tracer.errors import CompatibilityError, InputError, shortened
 from circuit_tracer.graph.stream_reads import StreamReads
@@ -37,6 +38,18 @@ class DirectionTarget(NamedTuple):
     site: str
     layer: int
     position: int = -1
+    weight: float = 1.0
+    label: str = ""
+
+
+class DirectionSum(NamedTuple):
+    """Several directions read as one target, each times its weight, and a constant: the score of a probe, for one.
+
+    Its row and the constant sum to constant + sum of weight * <vector, activation>.
+    """
+
+    directions: tuple[DirectionTarget, ...]
+    constant: float = 0.0
     weight: float = 1.0
     label: str = ""
 
@@ -141,6 +154,16 @@ def resolve_direction(network: FrozenNetwork, target: DirectionTarget) -> Stream
         vector = norm.adjoint_at(vector[None], torch.tensor([position], device=vector.device), gain=way.gain)[0]
     places = [(layer + place.up, place.entering, position, place.sign * vector) for place in way.places]
     return StreamTarget(label, _reads(places), constant, weight=target.weight)
+
+
+def resolve_sum(network: FrozenNetwork, target: DirectionSum) -> StreamTarget:
+    """Raises InputError for no direction, and what `resolve_direction` raises for one of them."""
+    if not target.directions:
+        raise InputError("a sum of directions names none; give one at least")
+    found = [resolve_direction(network, each) for each in target.directions]
+    constant = number(target.constant, "the constant of a target") + sum(each.weight * each.constant for each in found)
+    reads = StreamReads.joined([each.reads.scaled(each.weight) for each in found])
+    return StreamTarget(target.label or f"sum of {len(found)} directions", reads, constant, weight=target.weight)
 
 
 def resolve_attention(network: FrozenNetwork, target: AttentionTarget, tokens: list[str]) -> StreamTarget:

@@ -26,11 +26,13 @@ from circuit_tracer.attribution.attribution_targets import (
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.stream_targets import (
     AttentionTarget,
+    DirectionSum,
     DirectionTarget,
     StreamTarget,
     read_vector,
     resolve_attention,
     resolve_direction,
+    resolve_sum,
 )
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
@@ -47,6 +49,7 @@ __all__ = [
     "AttentionTarget",
     "AttributionTargets",
     "CustomTarget",
+    "DirectionSum",
     "DirectionTarget",
     "FeatureTarget",
     "LogitDifference",
@@ -85,6 +88,7 @@ Target = (
     | FeatureTarget
     | LogitDifference
     | DirectionTarget
+    | DirectionSum
     | AttentionTarget
     | StreamTarget
     | tuple[str, float, Tensor]
@@ -244,6 +248,8 @@ class _Reader:
             return self._difference(item)
         if isinstance(item, DirectionTarget):
             return self._in_stream(resolve_direction(self.network, item))
+        if isinstance(item, DirectionSum):
+            return self._in_stream(resolve_sum(self.network, item))
         if isinstance(item, AttentionTarget):
             texts = token_strings(self.network.captured.ids, self.tokenizer)
             return self._in_stream(resolve_attention(self.network, item, texts))

@@ -27,7 +27,7 @@ from circuit_tracer.attribution.side_by_side import (
     encode_prompts,
     linearise_prompts,
 )
-from circuit_tracer.attribution.stream_targets import AttentionTarget, DirectionTarget, StreamTarget
+from circuit_tracer.attribution.stream_targets import AttentionTarget, DirectionSum, DirectionTarget, StreamTarget
 from circuit_tracer.attribution.sweep import Sweep
 from circuit_tracer.attribution.targets import Aim, Target, check_logit_options, resolve_targets
 from circuit_tracer.attribution.task import Options, Task
@@ -144,7 +144,7 @@ def _is_short(task: Task) -> bool:
     if not 0 < n_pos <= SHORT or len([p for p in task.left_out if p < n_pos]) == n_pos:
         return False
     if isinstance(targets, Sequence) and any(
-        isinstance(target, DirectionTarget | AttentionTarget | StreamTarget) for target in targets
+        isinstance(target, DirectionTarget | DirectionSum | AttentionTarget | StreamTarget) for target in targets
     ):
         return False
     try:

@@ -28,6 +28,7 @@ COMMANDS = (
     Row("explain", "explain:explain", READ),
     Row("story", "story:story", READ),
     Row("heads", "heads:heads", READ),
+    Row("probe", "probe:app", READ),
     Row("group", "group:group", READ),
     Row("intervene", "intervene:intervene", TEST),
     Row("steer", "steer:steer", TEST),

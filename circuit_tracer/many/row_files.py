@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, shortened
+from circuit_tracer.extras import missing_extra
 from circuit_tracer.files import parse_json
 from circuit_tracer.files.places import Place, find_places, is_address
-from circuit_tracer.many.extras import missing_extra
 from circuit_tracer.many.rows import KINDS, Row, read_row
 
 LARGEST = 2**30  # bytes of a file of rows, unpacked

@@ -34,6 +34,7 @@ from circuit_tracer.viewer.server.columns import Columns
 from circuit_tracer.viewer.server.head_table import read_head_table
 from tests.fuzz.data_readers import DATA_READERS
 from tests.fuzz.many_readers import MANY_READERS
+from tests.fuzz.probe_readers import PROBE_READERS
 from tests.fuzz.reader import D, F, L, Reader, bare
 from tests.support.dictionaries import random_clt, random_set, uniform
 from tests.support.graph_cases import random_edge_heads, random_graph, random_score, random_validation
@@ -297,6 +298,7 @@ READERS: tuple[Reader, ...] = (
     Reader("features, unfinished", _write_build, _build),
     *DATA_READERS,
     *MANY_READERS,
+    *PROBE_READERS,
     Reader("direction", _write_direction, lambda folder: _vector(folder / "v.safetensors")),
     Reader("conversation", _write_conversation, lambda folder: read_jobs(str(folder / "chat.json"), None, True, "x")),
     Reader("answer of a server", _write_http, _http),

@@ -7,10 +7,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from circuit_tracer.classify.intervals import resampled, wilson
 from circuit_tracer.many.aggregate.families import find_families, silhouette, weighted_jaccard
 from circuit_tracer.many.aggregate.incidence import Incidence
 from circuit_tracer.many.aggregate.labels import auc, benjamini_hochberg, mann_whitney, separating
-from circuit_tracer.many.aggregate.statistics import bootstrap_means, quantile, resampled, wilson
+from circuit_tracer.many.aggregate.statistics import bootstrap_means, quantile
 from tests.support.aggregate_cases import slow_auc
 
 

@@ -12,10 +12,11 @@ import torch
 
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.traceable import Traceable
+from circuit_tracer.classify.folds import auc_within, group_draws, grouped_folds, interval, outside
+from circuit_tracer.classify.linear import Linear
 from circuit_tracer.errors import InputError
 from circuit_tracer.many.fingerprints import Evidence, Matrix, gather, names, predict
-from circuit_tracer.many.fingerprints.classifiers import Linear, Probe, Trees
-from circuit_tracer.many.fingerprints.folds import auc_within, group_draws, grouped_folds, interval, outside
+from circuit_tracer.many.fingerprints.classifiers import Probe, Trees
 from circuit_tracer.many.fingerprints.random_graphs import with_random_dictionary
 from circuit_tracer.many.fingerprints.readings import logit_statistics, read_model
 from circuit_tracer.models.parts import bind

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from circuit_tracer.errors import FileFormatError, InputError, shortened
+from circuit_tracer.extras import missing_extra
 from circuit_tracer.files import parse_json
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.pruning import PrunePolicy
@@ -25,7 +26,6 @@ from circuit_tracer.many.aggregate.overview import VERSION, Overview, family_col
 from circuit_tracer.many.aggregate.profile import Positions, Setting
 from circuit_tracer.many.aggregate.statistics import Columns, describe
 from circuit_tracer.many.aggregate.tables import columns_of, table_bytes
-from circuit_tracer.many.extras import missing_extra
 from circuit_tracer.many.runs.documents import read_document, write_document
 from circuit_tracer.many.runs.opened import Run
 from circuit_tracer.many.runs.store import Store

@@ -12,9 +12,10 @@ from typing import Literal
 
 import numpy as np
 
+from circuit_tracer.classify.intervals import Z
 from circuit_tracer.errors import InputError
 from circuit_tracer.many.aggregate.incidence import Incidence
-from circuit_tracer.many.aggregate.statistics import NUMBERS_AT_ONCE, Columns, Z
+from circuit_tracer.many.aggregate.statistics import NUMBERS_AT_ONCE, Columns
 
 FEWEST_GRAPHS = 2  # of a label, and that have an item
 TESTED_SHARE = 0.02  # of the graphs: what fewer have separates next to nothing, and is left out unseen by labels

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from circuit_tracer.classify.intervals import LEVEL, resampled, wilson
 from circuit_tracer.many.aggregate.incidence import Incidence
 
-LEVEL = 0.95  # of intervals
-Z = 1.959963984540054  # the normal quantile of it
 QUARTILES = {"q25": 0.25, "q50": 0.5, "q75": 0.75}
 NUMBERS_AT_ONCE = 1 << 24
 
@@ -44,14 +43,6 @@ def describe(found: Incidence, resamples: int, seed: int) -> Columns:
     }
 
 
-def wilson(count: np.ndarray, total: int | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's score interval of a share: the p with |count / total - p| <= z sqrt(p (1 - p) / total)."""
-    share, extra = count / total, Z * Z / total
-    middle = (share + extra / 2) / (1 + extra)
-    half = np.sqrt(share * (1 - share) * extra + extra * extra / 4) / (1 + extra)
-    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
-
-
 def quantile(found: Incidence, values: np.ndarray, at: float) -> np.ndarray:
     """(U,) quantile of an item's entries, between neighbours in proportion (numpy's "linear"); nan for items without."""
     count = found.n_graphs_with
@@ -64,12 +55,6 @@ def quantile(found: Incidence, values: np.ndarray, at: float) -> np.ndarray:
     left, right = (ordered[(found.start[:-1] + which)[there]] for which in (below, above))
     quantiles[there] = left + (place - below)[there] * (right - left)
     return quantiles
-
-
-def resampled(n_graphs: int, resamples: int, seed: int) -> np.ndarray:
-    """(B, G) how often each graph is drawn when G are drawn with replacement."""
-    draws = np.random.default_rng(seed).multinomial(n_graphs, np.full(n_graphs, 1 / n_graphs), size=resamples)
-    return draws.astype(np.float64)
 
 
 def bootstrap_means(found: Incidence, items: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

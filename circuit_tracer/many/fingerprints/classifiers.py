@@ -8,21 +8,16 @@ Letters: N rows, M columns, S places of the residual stream, D width.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from circuit_tracer.many.fingerprints.folds import auc_within, grouped_folds, outside
-from circuit_tracer.many.fingerprints.matrix import Array
-
-Learner = Callable[[Array, Array], Array]  # (rows to train on, rows to score) -> their scores
+from circuit_tracer.classify.folds import Array, auc_within, cross_scores, grouped_folds
+from circuit_tracer.classify.linear import Linear
 
 TREES = {"learning_rate": 0.05, "max_iter": 150, "max_leaf_nodes": 8, "min_samples_leaf": 10, "l2_regularization": 1.0}
 STRENGTHS = (1e-3, 1e-2, 1e-1)  # C of the probe, on columns of unit variance
 INNER_FOLDS = 3
-ITERATIONS = 200
 
 
 @dataclass(frozen=True)
@@ -39,26 +34,6 @@ class Trees:
         made = HistGradientBoostingClassifier(**TREES, early_stopping=False, random_state=self.seed)
         made.fit(self.values_NM[train], self.positive_N[train])
         return np.asarray(made.decision_function(self.values_NM[test]))
-
-
-@dataclass(frozen=True)
-class Linear:
-    """Logistic regression over columns (N, M) of unit variance; C is one of ``STRENGTHS``."""
-
-    values_NM: Array
-    positive_N: Array
-    strength: float
-
-    def __call__(self, train: Array, test: Array) -> Array:
-        from sklearn.linear_model import LogisticRegression
-
-        mean_M, std_M = self.values_NM[train].mean(0), self.values_NM[train].std(0)
-        scaled = (self.values_NM - mean_M) / np.where(std_M > 1e-9 * (1 + abs(mean_M)), std_M, np.inf)
-        made = LogisticRegression(C=self.strength, max_iter=ITERATIONS, class_weight="balanced")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it stopped at ITERATIONS: the order of scores has long settled
-            made.fit(scaled[train], self.positive_N[train])
-        return np.asarray(made.decision_function(scaled[test]))
 
 
 @dataclass(frozen=True)
@@ -89,12 +64,3 @@ class Probe:
                     best, found = reached, (place, strength)
         self.chosen.append(found)
         return Linear(self.stream_NSD[:, found[0]], self.positive_N, found[1])(train, test)
-
-
-def cross_scores(learner: Learner, fold_N: Array) -> Array:
-    """(N,) the score of each row by what learned on the other folds."""
-    score_N = np.zeros(len(fold_N))
-    for fold in np.unique(fold_N):
-        train, test = outside(fold_N, fold)
-        score_N[test] = learner(train, test)
-    return score_N

@@ -9,9 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from circuit_tracer.attribution.traceable import Traceable
+from circuit_tracer.classify.folds import Array
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.many.fingerprints.matrix import Array, Matrix
+from circuit_tracer.many.fingerprints.matrix import Matrix
 from circuit_tracer.many.fingerprints.random_graphs import Trace, random_graphs
 from circuit_tracer.many.fingerprints.readings import Reading, read_model
 from circuit_tracer.many.fingerprints.vector import fingerprint

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from circuit_tracer.classify.folds import Array
 from circuit_tracer.errors import InputError
 from circuit_tracer.many.fingerprints.names import family
 from circuit_tracer.many.fingerprints.vector import fingerprint
 
 if TYPE_CHECKING:
     from circuit_tracer.graph.graph import Graph
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from circuit_tracer.arguments import typed
-from circuit_tracer.errors import InputError, shortened
-from circuit_tracer.many.extras import missing_extra
-from circuit_tracer.many.fingerprints.classifiers import STRENGTHS, Learner, Linear, Probe, Trees, cross_scores
+from circuit_tracer.classify.folds import Array, Learner, auc_within, cross_scores, group_draws, grouped_folds, interval
+from circuit_tracer.classify.labels import positive_label
+from circuit_tracer.classify.linear import Linear
+from circuit_tracer.errors import InputError
+from circuit_tracer.extras import missing_extra
+from circuit_tracer.many.fingerprints.classifiers import STRENGTHS, Probe, Trees
 from circuit_tracer.many.fingerprints.evidence import Evidence
-from circuit_tracer.many.fingerprints.folds import auc_within, group_draws, grouped_folds, interval
-from circuit_tracer.many.fingerprints.matrix import Array
 from circuit_tracer.many.fingerprints.names import FAMILIES
 
 FINGERPRINT = "fingerprint"
-YES, NO = frozenset({"true", "1", "yes"}), frozenset({"false", "0", "no"})
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,9 @@ def split(
         raise InputError(f"folds is {folds}; expected at least 2")
     rows = np.array([row for row, one in enumerate(ids) if labels.get(one) is not None], dtype=int)
     labelled = [ids[row] for row in rows]
-    name, positive_N = _positives([labels[one] for one in labelled], positive)
+    texts = [str(labels[one]) for one in labelled]
+    name = positive_label(texts, positive, "the rows with a label")
+    positive_N = np.array([text == name for text in texts])
     group_N = np.array(_groups(labelled, groups))
     return Split(rows, name, positive_N, group_N, grouped_folds(positive_N, group_N, folds, seed))
 
@@ -191,25 +193,6 @@ def _predictors(
             f"all but {left_out}.*",
             *trees(real.without(left_out)),
         )
-
-
-def _positives(values: list[Any], positive: Any) -> tuple[str, Array]:
-    """The positive value, and (N,) whether each is it."""
-    texts = [str(value) for value in values]
-    known = sorted(set(texts))
-    if positive is None and len(known) == 2:
-        wanted = [text for text in known if text.lower() in YES]
-        if len(wanted) != 1 or not all(text.lower() in YES | NO for text in known):
-            raise InputError(
-                f"the label is {' or '.join(map(repr, known))}; say which of them is to be predicted (positive, --positive)"
-            )
-        positive = wanted[0]
-    if str(positive) not in known or len(known) < 2:
-        raise InputError(
-            f"the rows with a label have {shortened(', '.join(known)) if known else 'none'}; there must be two values, and "
-            f"the one to predict (positive, --positive{'' if positive is None else f': {positive!r}'}) among them"
-        )
-    return str(positive), np.array([text == str(positive) for text in texts])
 
 
 def _groups(ids: list[str], groups: Mapping[str, Any] | None) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuit_tracer.many.fingerprints.matrix import Array
+from circuit_tracer.classify.folds import Array
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import ModelRun, Place, Visit

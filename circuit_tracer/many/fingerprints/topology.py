@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from circuit_tracer.many.extras import missing_extra
+from circuit_tracer.extras import missing_extra
 
 if TYPE_CHECKING:
     from circuit_tracer.graph.edges import Edges

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuit_tracer.many.aggregate.statistics import LEVEL, resampled, wilson
+from circuit_tracer.classify.intervals import LEVEL, resampled, wilson
 
 RESAMPLES = 2000
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from circuit_tracer.errors import CircuitTracerError, InputError, ResourceError, first_line, warn
-from circuit_tracer.many.extras import missing_extra
+from circuit_tracer.extras import missing_extra
 from circuit_tracer.many.runs.local import MOST_DEATHS
 from circuit_tracer.many.runs.manifest import read_manifest
 from circuit_tracer.many.runs.store import Store

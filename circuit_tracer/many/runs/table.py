@@ -27,9 +27,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError
+from circuit_tracer.extras import missing_extra
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.scores import graph_scores
-from circuit_tracer.many.extras import missing_extra
 from circuit_tracer.many.rows import Row
 from circuit_tracer.many.runs.store import Store
 

@@ -8,13 +8,16 @@ Letters: N rows, G groups, B draws, U different scores.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from circuit_tracer.classify.intervals import LEVEL, resampled
 from circuit_tracer.errors import InputError
-from circuit_tracer.many.aggregate.statistics import LEVEL, resampled
-from circuit_tracer.many.fingerprints.matrix import Array
+
+Array = np.ndarray[Any, Any]
+Learner = Callable[[Array, Array], Array]  # (rows to train on, rows to score) -> their scores
 
 
 def grouped_folds(positive_N: Array, group_N: Array, folds: int, seed: int) -> Array:
@@ -64,9 +67,10 @@ def interval(values_B: Array, folds: int) -> tuple[float, float]:
     """The middle ``LEVEL`` of draws, the first of which is the value itself, stretched about it for what draws leave out:
     that other rows would have trained other models.
 
+    folds: 1 where nothing was trained, and nothing is stretched.
     By the corrected variance of Nadeau and Bengio (Machine Learning 52, 2003) for K folds, 1/K + 1/(K - 1) in place of 1/K.
     """
-    value, stretch = values_B[0], (1 + folds / (folds - 1)) ** 0.5
+    value, stretch = values_B[0], (1 + folds / (folds - 1)) ** 0.5 if folds > 1 else 1.0
     low, high = np.nanquantile(values_B[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(value - stretch * (value - low)), float(value + stretch * (high - value))
 
@@ -74,3 +78,12 @@ def interval(values_B: Array, folds: int) -> tuple[float, float]:
 def outside(fold_N: Array, fold: Any) -> tuple[Array, Array]:
     """Rows to train on and rows to test on."""
     return np.flatnonzero(fold_N != fold), np.flatnonzero(fold_N == fold)
+
+
+def cross_scores(learner: Learner, fold_N: Array) -> Array:
+    """(N,) the score of each row by what learned on the other folds."""
+    score_N = np.zeros(len(fold_N))
+    for fold in np.unique(fold_N):
+        train, test = outside(fold_N, fold)
+        score_N[test] = learner(train, test)
+    return score_N
