@@ -70,8 +70,9 @@ def attribute_together(
 ) -> list[Outcome]:
     """For each prompt its graph, or the CircuitTracerError that `attribute` raises for it.
 
-    A graph is that of `attribute(prompt, model, ...)`: the same active and selected features, edges to within rounding (1e-5
-    of the largest of their row in float32). The same prompts in the same order give the same bits.
+    A graph is that of `attribute(prompt, model, ...)`: the same active and selected features, unless one meets its threshold
+    to within rounding; edges to within rounding (1e-5 of the largest of their row in float32). The same prompts in the same
+    order give the same bits.
 
     attribution_targets: for each prompt what `attribute` takes, or None; None for all: their most probable tokens. The other
     options are those of `attribute`, for every prompt. batch_size: most rows in flight, of however many prompts. progress:
