@@ -20,6 +20,7 @@ if isfile(f"{__path__[0]}/kernels"):
 if TYPE_CHECKING:
     from circuit_tracer.attention import explain_edge, explain_edges, explain_score
     from circuit_tracer.attribution.attribute import attribute
+    from circuit_tracer.attribution.expert_targets import expert_target
     from circuit_tracer.attribution.targets import (
         AttentionTarget,
         CustomTarget,
@@ -40,14 +41,15 @@ if TYPE_CHECKING:
         strongest_paths,
     )
     from circuit_tracer.graph.files.viewer_json import create_graph_files
-    from circuit_tracer.models.architectures import Architecture, NormKind, ValueRows, register_architecture
+    from circuit_tracer.models.architecture import Architecture, LinearAttention, NormKind, ValueRows
+    from circuit_tracer.models.architectures import register_architecture
     from circuit_tracer.replacement_model import ReplacementModel
     from circuit_tracer.transcoders.loading import load_transcoder_from_hub
 
     __version__: str
 
 _HOME = {
-    "Architecture": "circuit_tracer.models.architectures",
+    "Architecture": "circuit_tracer.models.architecture",
     "AttentionTarget": "circuit_tracer.attribution.targets",
     "CircuitTracerError": "circuit_tracer.errors",
     "CustomTarget": "circuit_tracer.attribution.targets",
@@ -55,12 +57,13 @@ _HOME = {
     "DirectionTarget": "circuit_tracer.attribution.targets",
     "FeatureTarget": "circuit_tracer.attribution.targets",
     "Graph": "circuit_tracer.graph",
+    "LinearAttention": "circuit_tracer.models.architecture",
     "LogitDifference": "circuit_tracer.attribution.targets",
     "LogitTarget": "circuit_tracer.graph",
     "PruneResult": "circuit_tracer.graph",
-    "NormKind": "circuit_tracer.models.architectures",
+    "NormKind": "circuit_tracer.models.architecture",
     "ReplacementModel": "circuit_tracer.replacement_model",
-    "ValueRows": "circuit_tracer.models.architectures",
+    "ValueRows": "circuit_tracer.models.architecture",
     "attribute": "circuit_tracer.attribution.attribute",
     "attribute_together": "circuit_tracer.attribution.together",
     "compute_graph_scores": "circuit_tracer.graph",
@@ -68,6 +71,7 @@ _HOME = {
     "explain_edge": "circuit_tracer.attention",
     "explain_edges": "circuit_tracer.attention",
     "explain_score": "circuit_tracer.attention",
+    "expert_target": "circuit_tracer.attribution.expert_targets",
     "graph_scores": "circuit_tracer.graph",
     "load_transcoder_from_hub": "circuit_tracer.transcoders.loading",
     "prune_graph": "circuit_tracer.graph",
@@ -84,6 +88,7 @@ __all__ = [
     "DirectionTarget",
     "FeatureTarget",
     "Graph",
+    "LinearAttention",
     "LogitDifference",
     "LogitTarget",
     "NormKind",
@@ -95,6 +100,7 @@ __all__ = [
     "attribute_together",
     "compute_graph_scores",
     "create_graph_files",
+    "expert_target",
     "explain_edge",
     "explain_edges",
     "explain_score",

@@ -23,6 +23,7 @@ from circuit_tracer.models.remembered import Remembered, weights_of
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.transcoders.activations import Activation
 from circuit_tracer.transcoders.neurons import Neurons
+from circuit_tracer.transcoders.stacked import Stacked
 
 if TYPE_CHECKING:
     from circuit_tracer.models.parts import ModelParts
@@ -53,6 +54,10 @@ def transcoder_fingerprint(transcoders: Transcoders) -> str:
     described = f"{transcoders.kind} {transcoders.feature_input_hook} {transcoders.feature_output_hook}"
     if isinstance(transcoders, Neurons):  # the model's own weights
         return _digest(f"{described} {model_fingerprint(transcoders.parts)}", [])
+    if isinstance(transcoders, Stacked):
+        return _digest(
+            " ".join([described, *(transcoder_fingerprint(part.dictionary) for part in transcoders.stack())]), []
+        )
     modules = list(transcoders.modules())
     if any(not type(module).__module__.startswith(_KNOWN) for module in modules):  # may hold weights anywhere
         return _digest(described, _tensors(transcoders))
@@ -63,14 +68,20 @@ def transcoder_fingerprint(transcoders: Transcoders) -> str:
     return _DICTIONARIES.value(transcoders, weights, settings, lambda: _digest(described, _tensors(transcoders)))
 
 
-def fingerprints(parts: ModelParts, transcoders: Transcoders) -> dict[str, str | int]:
-    """Both, with the number formats they hold for and the recipe's version; JSON values."""
+def fingerprints(
+    parts: ModelParts, transcoders: Transcoders, attention: Transcoders | None = None
+) -> dict[str, str | int]:
+    """Both, and that of a dictionary of attention outputs, with the number formats they hold for and the recipe's version; JSON
+    values.
+    """
+    own = {} if attention is None else {"attention": transcoder_fingerprint(attention)}
     return {
         "version": VERSION,
         "model": model_fingerprint(parts),
         "model_dtype": parts.config.dtype,
         "transcoder": transcoder_fingerprint(transcoders),
         "transcoder_dtype": str(transcoders.dtype).removeprefix("torch."),
+        **own,
     }
 
 
@@ -119,6 +130,9 @@ def _tensors(transcoders: Transcoders) -> Iterator[tuple[str, Tensor]]:
         for slot, rows in enumerate(decoder.rows(index).unbind(1)):
             yield f"{layer} decoder {tuple(decoder.shape)} {slot}", rows
         function = transcoders.activation(layer)
+        if (router := transcoders.router(layer)) is not None:
+            yield f"{layer} router", router.weight
+            yield f"{layer} router bias", router.bias
         yield f"{layer} encoder bias", transcoders.encoder_bias(layer)
         yield f"{layer} decoder bias", transcoders.decoder_bias(layer)
         settings = [getattr(function, name, None) for name in ("k", "nonnegative")]

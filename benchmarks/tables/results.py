@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.tables import attention, explanations, many, training, viewer
+from benchmarks.tables import attention, explanations, many, neurons, probes, training, viewer
 from benchmarks.tables.markdown import table
 
 Record = dict[str, Any]
@@ -221,12 +221,20 @@ SECTIONS = (
     ("attention_scores", "Explained attention: scores of all heads", attention.scores),
     ("attention_induction", "Explained attention: heads that copy", attention.induction),
     ("attention_world", "Explained attention: the embedded world", attention.world),
+    ("neurons_cost", "Neurons as nodes: what a trace costs", neurons.cost),
+    ("neurons_ablation", "Neurons as nodes: effects against interventions", neurons.ablation),
+    ("neurons_agreement", "Neurons as nodes: agreement of subject and verb", neurons.agreement),
     ("throughput_embedded", "Many prompts: graphs a minute, embedded default", many.throughput),
     ("throughput_smollm2", "Many prompts: graphs a minute, SmolLM2 with 256 features a layer", many.throughput),
     ("triggers", "Reports: a trigger planted, and none", many.triggers),
     ("moved_city", "Two graphs compared: a city moves to another state", many.moved_city),
     ("wrong_answers", "Fingerprints: which answers are wrong", many.wrong_answers),
+    ("monitor_personal", "Probes: personal data", probes.personal),
+    ("monitor_truth", "Probes: statements that the model does not hold true", probes.statements),
+    ("monitor_wrong", "Probes: answers that will be wrong", probes.statements),
+    ("monitor_throughput", "Monitors: what they cost", probes.throughput),
     ("training_rates", "Training: is the default learning rate the right one?", training.rates),
+    ("training_kinds", "Training: kinds of autoencoders at an equal budget", training.kinds),
     ("training_export", "Training: what the files keep", training.export),
     ("training_warm_start", "Training: warm starts", training.warm_start),
     ("training_roofline", "Training: the least time of a step on a GPU", training.roofline),

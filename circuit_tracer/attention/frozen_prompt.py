@@ -18,7 +18,7 @@ from torch import Tensor
 
 from circuit_tracer.attention.stream_terms import StreamTerms
 from circuit_tracer.attention.stretch import Stretch
-from circuit_tracer.attribution.belonging import require_traced_with
+from circuit_tracer.attribution.belonging import require_attention_as_it_is, require_traced_with
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, DecoderRows
 from circuit_tracer.attribution.prompt import left_over
 from circuit_tracer.attribution.read_out import ReadOut
@@ -57,6 +57,7 @@ class FrozenPrompt:
     @classmethod
     def of(cls, graph: Graph, model: Traceable) -> FrozenPrompt:
         """The graph's prompt on the model. Raises CompatibilityError if the graph was not traced with it."""
+        require_attention_as_it_is(graph, "explaining edges and scores by heads")
         model.ensure_tokenized(graph.input_tokens)  # from here on the parts are those of the weights as they are now
         now = (model.parts, model.transcoders, graph.nodes)
         graph_of, made = _LATEST.get(model, (None, None))

@@ -63,7 +63,7 @@ def last_by_layer(edges: EdgeSet) -> Iterator[tuple[int, Tensor, Tensor]]:
         stretch.add_(x, edges.writes, 2 * layer)
         n = int((bottom_S <= 2 * layer).sum())  # rows are sorted by where they join
         heads, now = stretch.heads(layer), x[:n]
-        mixed, read = heads.mixed(heads.values(now)), heads.reads(behind[layer])
+        mixed, read = heads.mixed(heads.values(now)), heads.reads(behind[layer], reads.position - stretch.start)
         last_EH, size_E = x.new_zeros(len(edges), heads.n_heads), x.new_zeros(len(edges))
         started = edges.source[edge_m] < n
         for edge, term in zip(*(m[started].split(_at_once(read[0])) for m in (edge_m, term_m)), strict=True):
@@ -132,7 +132,7 @@ def _met(
     heads: HeadMaps, unmixed_NPHd: Tensor, entering_SD: Tensor, row_e: Tensor, source_e: Tensor, at_S: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(e, H): what gradients read, through each head, of what sources hold at their own positions; (e,) mass of products."""
-    values, found, sizes = heads.values(entering_SD), [], []
+    values, found, sizes = heads.values(entering_SD, at_S), [], []
     for row, source in zip(*(e.split(_at_once(unmixed_NPHd[0, :1])) for e in (row_e, source_e)), strict=True):
         products = unmixed_NPHd[row, at_S[source]].unflatten(1, (heads.n_kv, -1)) * values[source][:, :, None]
         found.append(products.sum(-1).flatten(1))

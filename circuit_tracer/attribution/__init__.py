@@ -11,6 +11,7 @@ from circuit_tracer.attribution.targets import (
     LogitDifference,
     LogitTarget,
     TargetSpec,
+    latent_target,
 )
 from circuit_tracer.attribution.together import attribute_together
 
@@ -26,4 +27,5 @@ __all__ = [
     "TargetSpec",
     "attribute",
     "attribute_together",
+    "latent_target",
 ]

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.attention_reads import AttentionReads
 from circuit_tracer.attribution.finished_block import FinishedBlock
 from circuit_tracer.attribution.finished_rows import FinishedRows
+from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.attribution.prompt import LinearPrompt, constants
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.attribution.targets import TargetRows
@@ -73,6 +75,9 @@ def _balance(
         true[here] = (vector[here] * read.cpu()[position[here]]).sum(1)
     if of_targets.stream is not None:
         _add_stream(prompt, transcoders, of_targets.stream, constant, true)
+    for first, reads in ((0, of_targets.attention), (len(of_targets), rows.attention)):
+        if prompt.attention is not None and reads is not None:
+            _add_attention(prompt, transcoders, prompt.attention.frozen, reads, constant[first:], true[first:])
     pre = own + true
     pre[len(of_targets) :] = active.value[selected].to(pre.dtype)
     return own + constant, pre
@@ -89,16 +94,35 @@ def _add_stream(
             for found, stream in ((constant, resid_PD), (true, prompt.network.stream(layer, entering))):
                 found.index_add_(0, here.row, (here.vector.to(found) * stream.cpu()[here.position]).sum(1))
 
-    constants(prompt.network, transcoders, prompt.skips, prompt.keep, seen)
+    constants(prompt.network, transcoders, prompt.skips, prompt.keep, seen, attention=prompt.attention)
+
+
+def _add_attention(
+    prompt: LinearPrompt,
+    transcoders: Transcoders,
+    frozen: FrozenAttention,
+    reads: AttentionReads,
+    constant: Tensor,
+    true: Tensor,
+) -> None:
+    """The same for features of attention, whose dictionary reads what it would in a network of constants."""
+
+    def seen(layer: int, entering: bool, resid_PD: Tensor) -> None:
+        if entering and layer in frozen.layers and len(here := reads.at(layer)):
+            fed = frozen.input(layer, resid_PD, constants=True)
+            constant[here.row] += frozen.pre_activations(layer, fed, here).cpu()
+            true[here.row] += frozen.pre_activations(layer, frozen.true_input(layer), here).cpu()
+
+    constants(prompt.network, transcoders, prompt.skips, prompt.keep, seen, attention=prompt.attention)
 
 
 class _Layout:
     """Where rows and sources stand among the nodes: features, errors, tokens, targets."""
 
     def __init__(self, store: FinishedRows, sources: SourceTable, selected: Tensor) -> None:
-        self.store, self.n_pos, self.n_layers = store, sources.n_pos, store.n_layers
+        self.store, self.n_pos, self.n_errors = store, sources.n_pos, sources.n_steps
         self.first_error = len(selected)
-        self.first_token = self.first_error + self.n_layers * self.n_pos
+        self.first_token = self.first_error + self.n_errors * self.n_pos
         self.first_target = self.first_token + self.n_pos
         self.n_nodes = self.first_target + store.n_targets
         self.columns = sources.column[selected]
@@ -109,7 +133,7 @@ class _Layout:
 
     def source_nodes(self, block: FinishedBlock) -> Tensor:
         """(W',) nodes that a row of the block may have edges from, ascending."""
-        errors = self.first_error + torch.arange(self.n_layers)[:, None] * self.n_pos + torch.arange(block.n_pos)
+        errors = self.first_error + torch.arange(self.n_errors)[:, None] * self.n_pos + torch.arange(block.n_pos)
         features = torch.nonzero(self.columns < block.n_columns).flatten()
         return torch.cat([features, errors.flatten(), self.first_token + torch.arange(block.n_pos)])
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.fingerprint import VERSION, fingerprints
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.transcoders.base import Transcoders
 
 
 def require_traced_with(graph: Graph, model: Traceable) -> bool:
@@ -21,15 +22,29 @@ def require_traced_with(graph: Graph, model: Traceable) -> bool:
         )
     _require_sizes(graph, model)
     compared = _compare_fingerprints(graph, model)
-    _require_features(graph, model.transcoders)
+    _require_features(graph, model)
     return compared
+
+
+def require_attention_as_it_is(graph: Graph, what: str) -> None:
+    """Raise InputError for a graph whose attention a dictionary replaces, which `what` does not know."""
+    if graph.attention:
+        raise InputError(
+            f"{what} knows attention as the model's own heads; in this graph a dictionary ({graph.parts[-1].name}) "
+            "replaces it. Trace the prompt without it (leave attention out)"
+        )
 
 
 def _compare_fingerprints(graph: Graph, model: Traceable) -> bool:
     there = graph.provenance.get("fingerprint")
     if not isinstance(there, dict) or there.get("version") != VERSION:
         return False
-    here, compared = fingerprints(model.parts, model.transcoders), True
+    here, compared = fingerprints(model.parts, model.transcoders, model.attention), True
+    if there.get("attention") != here.get("attention") and there.get("transcoder_dtype") == here["transcoder_dtype"]:
+        raise CompatibilityError(
+            f"the graph was made with {_named(there)}, the model here has {_named(here)}. Load the dictionary that it "
+            "was traced with (attention=...), or trace the prompt again."
+        )
     for name, what in (("model", "another model"), ("transcoder", "other transcoders")):
         if there.get(f"{name}_dtype") != here[f"{name}_dtype"]:
             compared = False
@@ -42,8 +57,19 @@ def _compare_fingerprints(graph: Graph, model: Traceable) -> bool:
     return compared
 
 
-def _require_features(graph: Graph, transcoders: Transcoders) -> None:
-    layer, index = graph.active_features[:, 0].cpu(), graph.active_features[:, 2].cpu()
+def _named(found: dict[str, Any]) -> str:
+    return (
+        f"the dictionary of attention outputs {found['attention']}"
+        if "attention" in found
+        else "none of attention outputs"
+    )
+
+
+def _require_features(graph: Graph, model: Traceable) -> None:
+    transcoders, features = model.transcoders, graph.active_features.cpu()
+    if model.attention is not None:
+        features = features[features[:, 2] < transcoders.d_transcoder]
+    layer, index = features[:, 0], features[:, 2]
     for each in layer.unique().tolist():
         if (most := int(index[layer == each].max())) >= transcoders.n_features(each):
             raise CompatibilityError(

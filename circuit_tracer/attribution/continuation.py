@@ -28,7 +28,7 @@ from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.unfinished import Unfinished
 
-_COLUMNS = ("row", "total", "mass", "layer_ptr")  # of every block, beside its edges
+_COLUMNS = ("row", "total", "mass", "step_ptr")  # of every block, beside its edges
 _SPARSE = ("ptr", "column", "value")
 
 
@@ -77,7 +77,7 @@ def identity_of(task: Task, prompt: LinearPrompt, targets: TargetRows, budget: i
     if (reads := targets.read_out.stream) is not None:
         made += [reads.row, reads.layer, reads.entering, reads.position, reads.vector.float()]
     places = _digest([table.layer, table.position, table.token_id, *made])
-    parts = fingerprints(task.model.parts, task.model.transcoders)
+    parts = fingerprints(task.model.parts, task.model.transcoders, task.model.attention)
     return {
         "prompt": f"{len(task.ids)} tokens ({_digest([task.ids])})",
         "targets": f"{len(table)}, {', '.join(described)} ({places})",
@@ -88,6 +88,7 @@ def identity_of(task: Task, prompt: LinearPrompt, targets: TargetRows, budget: i
         "number format": str(prompt.error.dtype).removeprefix("torch."),
         "model": parts["model"],
         "transcoders": parts["transcoder"],
+        **({} if "attention" not in parts else {"attention": parts["attention"]}),
         **({} if task.intervention is None else {"edits": "; ".join(task.intervention.words)}),
     }
 
@@ -99,7 +100,7 @@ def unfinished(identity: dict[str, Any], store: FinishedRows, asked: Tensor, pla
         edges = block.edges
         parts = {name: getattr(edges, name) for name in _SPARSE} if isinstance(edges, SparseEdges) else {"edges": edges}
         parts |= {"row": block.row, "total": block.total, "mass": block.mass}
-        parts["layer_ptr"] = torch.tensor(block.layer_ptr)
+        parts["step_ptr"] = torch.tensor(block.step_ptr)
         tensors |= {f"{number:06d}.{name}": tensor for name, tensor in parts.items()}
     facts = {
         "identity": identity,
@@ -139,12 +140,12 @@ def _block(tensors: dict[str, Tensor], number: int, n_pos: int, n_columns: int, 
 
 def _is_whole(block: FinishedBlock, store: FinishedRows) -> bool:
     """Whether the parts of a block fit each other and the store."""
-    n_rows, ptr, edges = len(block.row), block.layer_ptr, block.edges
+    n_rows, ptr, edges = len(block.row), block.step_ptr, block.edges
     columns = (block.row, block.total, block.mass)
     fits = all(each.ndim == 1 and len(each) == n_rows for each in columns) and 0 <= block.n_columns <= store.n_columns
     fits = (
         fits
-        and len(ptr) == store.n_layers + 2
+        and len(ptr) == store.n_steps + 2
         and ptr == sorted(ptr, reverse=True)
         and ptr[0] == n_rows
         and ptr[-1] >= 0

@@ -76,9 +76,8 @@ def compute_rows(
 
 def no_rows(task: Task, prompt: LinearPrompt, targets: TargetRows) -> FinishedRows:
     """Where the rows of a prompt are kept."""
-    column_layer = prompt.sources.active.layer[prompt.sources.feature_of_column]
-    keep_mass = kept_mass(task.options.keep_edge_mass, prompt.n_pos)
-    return FinishedRows(prompt.network.n_layers, len(targets.table), column_layer, keep_mass, task.options.ranks)
+    sources, keep_mass = prompt.sources, kept_mass(task.options.keep_edge_mass, prompt.n_pos)
+    return FinishedRows(sources.n_steps, len(targets.table), sources.step_of_column, keep_mass, task.options.ranks)
 
 
 def features_at(task: Task, prompt: LinearPrompt, columns: Tensor) -> ReadOut:
@@ -144,7 +143,7 @@ class Expansion:
         largest = max((int(missing[block].sum()) for block in blocks), default=1)
         if largest > 1:
             self.plan = replace(self.plan, block_rows=largest).halved()
-        elif self.prompt.decoder.release():
+        elif self.prompt.release():
             self.plan = replace(self.plan, keep_decoder_rows=False)
         else:
             raise ResourceError(
@@ -152,5 +151,7 @@ class Expansion:
                 f"{self.budget} rows were done; free memory, or expand fewer features (max_feature_nodes)"
             ) from error
         self.prompt.decoder.chunk_bytes = self.plan.chunk_bytes
+        if self.prompt.attention is not None:
+            self.prompt.attention.decoder.chunk_bytes = self.plan.chunk_bytes
         warn(f"an allocation failed; going on with {self.plan.block_rows} rows in flight")
         return self.plan

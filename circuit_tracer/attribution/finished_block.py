@@ -5,7 +5,7 @@ mass (the sum of |edges|). The cut lies on a grid of eight steps an octave, so t
 least the cut stay, and what goes is at most 1 - keep_mass of the row. `total` and `mass` are those of the whole row, so what
 was dropped is accounted for in its balance, like edges from features that are no nodes.
 
-Letters: T rows, W sources, L layers, P positions.
+Letters: T rows, W sources, E steps, P positions.
 """
 
 from __future__ import annotations
@@ -63,20 +63,18 @@ class FinishedBlock:
 
     row: Tensor  # (T,)
     n_pos: int
-    n_columns: int  # of features; errors (L, P) and tokens (P,) follow
+    n_columns: int  # of features; errors (E, P), one row of them a step, and tokens (P,) follow
     edges: Tensor | SparseEdges  # (T, W)
     total: Tensor  # (T,) float64: signed sum over all sources
     mass: Tensor  # (T,) float64: sum of |edges| over all sources
-    layer_ptr: list[
-        int
-    ]  # (L + 2,) rows of layer l are layer_ptr[l + 1] .. layer_ptr[l], since rows are sorted top first
+    step_ptr: list[int]  # (E + 2,) rows of step s are step_ptr[s + 1] .. step_ptr[s], since rows are sorted top first
     dropped: float = 0.0  # largest share of its mass that a row lost
 
     @classmethod
-    def of(cls, block: EdgeBlock, row: Tensor, n_layers: int, keep_mass: float) -> FinishedBlock:
+    def of(cls, block: EdgeBlock, row: Tensor, n_steps: int, keep_mass: float) -> FinishedBlock:
         """Sum the rows of a swept block, and drop what `keep_mass` lets go (in place)."""
         total, mass = _sums(block.edges)
-        ptr = torch.bincount(block.layer, minlength=n_layers + 2).flip(0).cumsum(0).flip(0).tolist()
+        ptr = torch.bincount(block.step, minlength=n_steps + 2).flip(0).cumsum(0).flip(0).tolist()
         edges: Tensor | SparseEdges = block.edges
         dropped = 0.0
         if keep_mass < 1:
@@ -96,7 +94,7 @@ class FinishedBlock:
     @property
     def width(self) -> int:
         """W."""
-        return self.n_columns + len(self.layer_ptr[1:]) * self.n_pos
+        return self.n_columns + len(self.step_ptr[1:]) * self.n_pos
 
     def flow(self, start: int, stop: int, share: Tensor) -> Tensor:
         """(n_columns,) float64: what features receive when row i of start .. stop - 1 passes on `share[i]` of each |edge|."""

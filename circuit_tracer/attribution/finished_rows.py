@@ -1,10 +1,11 @@
 """Finished edge rows, kept until the graph is assembled; influence flows through them from the top layer down.
 
 Each row is stored once. Influence enters with the targets' weights and passes through |edge| / row mass (README.md §6.1).
-Rows of features at one layer are final once all layers above are, so one pass from the top gives exact influences. With
-several processes each holds its own rows, and what a layer's features received is added up when their turn comes.
+Rows of features at one step (a layer, or half of one: `SourceTable`) are final once all steps above are, so one pass from the
+top gives exact influences. With several processes each holds its own rows, and what a step's features received is added up when
+their turn comes.
 
-Letters: T rows, L layers, N active features, K targets.
+Letters: T rows, N active features, K targets.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ class FinishedRows:
 
     def __init__(
         self,
-        n_layers: int,
+        n_steps: int,
         n_targets: int,
-        column_layer: Tensor,
+        column_step: Tensor,
         keep_mass: float = 1.0,
         ranks: Ranks | None = None,
     ) -> None:
-        self.n_layers, self.n_targets, self.keep_mass = n_layers, n_targets, keep_mass
+        self.n_steps, self.n_targets, self.keep_mass = n_steps, n_targets, keep_mass
         self.ranks = ranks or Ranks()
-        self.column_layer = column_layer  # (N,)
-        self.n_columns = int(column_layer.shape[0])
+        self.column_step = column_step  # (N,)
+        self.n_columns = int(column_step.shape[0])
         self.blocks: list[FinishedBlock] = []
         self.done = torch.zeros(n_targets + self.n_columns, dtype=torch.bool)  # rows stored here or on another process
-        # columns of each layer, to decide a layer at a time
-        self._of_layer = [torch.nonzero(column_layer == layer).flatten() for layer in range(n_layers)]
+        # columns of each step, to decide a step at a time
+        self._of_step = [torch.nonzero(column_step == step).flatten() for step in range(n_steps)]
 
     def add(self, edges: EdgeBlock, row: Tensor) -> None:
         """Keep a block; `row` (T,) numbers its rows globally."""
-        self.blocks.append(FinishedBlock.of(edges, row, self.n_layers, self.keep_mass))
+        self.blocks.append(FinishedBlock.of(edges, row, self.n_steps, self.keep_mass))
 
     @property
     def expanded(self) -> Tensor:
@@ -74,19 +75,19 @@ class FinishedRows:
         selected = self.expanded.clone() if threshold is None else torch.zeros(self.n_columns, dtype=torch.bool)
         entering = torch.zeros(self.n_targets + self.n_columns, dtype=torch.float64)
         entering[: self.n_targets] = weight_K.double().abs().cpu()
-        self._flow(self.n_layers, entering, influence)
-        for layer in reversed(range(self.n_layers)):
-            columns = self._of_layer[layer]
+        self._flow(self.n_steps, entering, influence)
+        for step in reversed(range(self.n_steps)):
+            columns = self._of_step[step]
             influence[columns] = self.ranks.sum(influence[columns])
             if threshold is not None:
                 selected[columns] = influence[columns] >= threshold
             entering[self.n_targets + columns] = influence[columns] * selected[columns]
-            self._flow(layer, entering, influence)
+            self._flow(step, entering, influence)
         return influence, selected
 
-    def _flow(self, layer: int, entering: Tensor, influence: Tensor) -> None:
+    def _flow(self, step: int, entering: Tensor, influence: Tensor) -> None:
         for block in self.blocks:
-            start, stop = block.layer_ptr[layer + 1], block.layer_ptr[layer]
+            start, stop = block.step_ptr[step + 1], block.step_ptr[step]
             share = entering[block.row[start:stop]] / block.mass[start:stop].clamp_min(MIN_MASS)
             if bool(share.any()):
                 influence[: block.n_columns] += block.flow(start, stop, share)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from circuit_tracer.attribution.memory import free_bytes, held_bytes
+from circuit_tracer.attribution.neuron_choice import DEFAULT_NEURONS
 from circuit_tracer.attribution.plan import MemoryPlan, plan_memory
 from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.attribution.trace_sizes import TraceSizes
@@ -15,6 +16,7 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.transcoders.activations import TopK
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.neurons import Neurons
 
 ACTIVE_IF_UNKNOWN = 50  # features a layer and token
 
@@ -39,8 +41,9 @@ def forecast(
     """The plan that `attribute` would make on this machine for a prompt of `n_pos` tokens.
 
     outlined: a model on the meta device (models/outline.py). transcoders: opened lazily. active: features active a layer and
-    token; None for the k of TopK dictionaries, `ACTIVE_IF_UNKNOWN` for others. Raises CompatibilityError when the two do not
-    belong together, InputError for a prompt that is too short or too long, ResourceError when the trace would not fit.
+    token; None for the k of TopK dictionaries, `ACTIVE_IF_UNKNOWN` for others; of neurons, those that become nodes count.
+    Raises CompatibilityError when the two do not belong together, InputError for a prompt that is too short or too long,
+    ResourceError when the trace would not fit.
     """
     transcoders = paired(outlined, transcoders)
     limit = outlined.context_length
@@ -49,7 +52,10 @@ def forecast(
             f"a prompt of {n_pos} tokens cannot be traced; the model takes 2 to {limit or 'any number of'}"
         )
     counts = torch.zeros(transcoders.n_layers, n_pos, dtype=torch.float64)
-    counts[list(transcoders.layers)] = active_features(transcoders, active)
+    if isinstance(transcoders, Neurons):  # as many as become nodes
+        counts += -(-(max_feature_nodes or DEFAULT_NEURONS) // transcoders.n_layers) / (n_pos - 1)
+    else:
+        counts[list(transcoders.layers)] = active_features(transcoders, active)
     counts[:, 0] = 0  # position 0 is left out
     # whole numbers that add up: of 1.5 every other position has one more
     counts_LP = counts.cumsum(1).round().diff(dim=1, prepend=torch.zeros(len(counts), 1, dtype=torch.float64)).long()
@@ -84,7 +90,7 @@ def loaded_bytes(
 ) -> int:
     """What the weights of both take once they are loaded; decoders that stay in their files take none."""
     numbers = sum(parameter.numel() for parameter in outlined.model.parameters())
-    for layer in transcoders.layers:
+    for layer in () if isinstance(transcoders, Neurons) else transcoders.layers:
         encoder, decoder = transcoders.encoder(layer).shape, transcoders.decoder(layer).shape
         numbers += 2 * encoder.numel() // encoder[1] + transcoders.d_model  # biases, thresholds
         numbers += 0 if lazy_encoder else encoder.numel()

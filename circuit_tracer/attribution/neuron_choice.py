@@ -42,7 +42,8 @@ class RankedNeurons:
 def rank_neurons(
     network: FrozenNetwork, neurons: Neurons, targets: ReadOut, weight_T: Tensor, keep_P: Tensor, most: int
 ) -> RankedNeurons:
-    """The `most` neurons by their total effects on the targets, at the kept positions, in a graph's order.
+    """The `most` neurons by their total effects on the targets, at the kept positions, in a graph's order; of some layers, if
+    `neurons` are.
 
     Raises InputError if no neuron at all is active there.
     """
@@ -50,6 +51,8 @@ def rank_neurons(
     weight = weight_T.abs()
 
     def seen(layer: int, firing: Firing, effect_TmF: Tensor) -> None:
+        if layer not in neurons.layers:
+            return
         value = firing.held.value
         there = (value != 0) & keep_P.to(value.device)[firing.token][:, None]
         unit = torch.einsum("t,tmf->mf", weight.to(effect_TmF), effect_TmF.abs())

@@ -6,14 +6,18 @@ Letters: L layers, P positions, D d_model.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.attention_nodes import LinearAttention, linear_attention
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, DecoderRows, read_decoder_rows
+from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.attribution.held import Held
+from circuit_tracer.attribution.normalised_error import nmse_of
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
@@ -21,12 +25,14 @@ from circuit_tracer.graph.balance import Reconstruction
 from circuit_tracer.models.capture import PromptCapture, capture
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.models.sites import width_at
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.building import NO_TRANSCODER
+from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
-FEW = 4
-Finder = Callable[[FrozenNetwork, Tensor], ActiveFeatures]  # of the positions (P,) that are kept
-LEAST_VARIANCE = 0.25
+# of the positions (P,) that are kept: features, and what is to be said of how they were found (JSON values)
+Finder = Callable[[FrozenNetwork, Tensor], tuple[ActiveFeatures, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -41,18 +47,26 @@ class LinearPrompt:
     constant_final: Tensor  # (P, D) final-norm output of the same
     reconstruction: Reconstruction
     keep: Tensor  # (P,) positions that have features and errors
+    found: dict[str, Any] = field(default_factory=dict)  # what is said of how its features were found
+    attention: LinearAttention | None = None  # where a dictionary of attention outputs replaces it
     reads: ReadOut | None = None  # of all active features, where they were read before
 
     def read_outs(self, transcoders: Transcoders, which: Tensor) -> ReadOut:
         """What some active features, given by canonical index (T,), read; on the CPU, in the compute dtype."""
         if self.reads is not None:
             return self.reads.take(which)
-        return ReadOut.of_features(transcoders, self.network, self.sources.active, which)
+        attention = None if self.attention is None else self.attention.frozen.dictionary
+        return ReadOut.of_features(transcoders, self.network, self.sources.active, which, attention)
 
     @property
     def sources(self) -> SourceTable:
         """The columns of its edge rows."""
         return self.decoder.sources
+
+    def release(self) -> bool:
+        """Keep no decoder rows from now on; False if none were kept."""
+        decoders = [self.decoder] if self.attention is None else [self.decoder, self.attention.decoder]
+        return sum(decoder.release() for decoder in decoders) > 0
 
     @property
     def captured(self) -> PromptCapture:
@@ -66,14 +80,15 @@ class LinearPrompt:
 
 
 def paired(parts: ModelParts, transcoders: Transcoders) -> Transcoders:
-    """The transcoders as those of this model: a set of some layers gets the others, without features.
+    """The transcoders, or autoencoders, as those of this model: a set of some layers gets the others, without features.
 
     Refuses one that cannot belong to the model: width, layers.
     """
-    config = parts.config
-    if transcoders.d_model != config.d_model:
+    config, width = parts.config, width_at(parts, transcoders.feature_output_hook)
+    if transcoders.d_model != width:
+        has = "has" if width == config.d_model else f"has at {transcoders.feature_output_hook}"
         raise CompatibilityError(
-            f"transcoder expects d_model {transcoders.d_model}, model {config.model_name} has {config.d_model}; "
+            f"transcoder expects d_model {transcoders.d_model}, model {config.model_name} {has} {width}; "
             "use the transcoder that was trained on this model"
         )
     if max(transcoders.layers) >= config.n_layers:
@@ -90,6 +105,15 @@ def paired(parts: ModelParts, transcoders: Transcoders) -> Transcoders:
     return whole
 
 
+def replacing(parts: ModelParts, transcoders: Transcoders) -> Transcoders:
+    """As `paired`, of what replaces MLPs in a trace; CompatibilityError for autoencoders."""
+    if transcoders.is_autoencoder:
+        raise CompatibilityError(
+            f"the dictionary is a sparse autoencoder at {transcoders.feature_input_hook}: {NO_TRANSCODER}"
+        )
+    return paired(parts, transcoders)
+
+
 @dataclass(frozen=True)
 class EncodedPrompt:
     """A captured prompt and its active features; nothing of the decoder has been read yet."""
@@ -97,6 +121,8 @@ class EncodedPrompt:
     network: FrozenNetwork
     active: ActiveFeatures
     keep: Tensor  # (P,) positions that have features and errors
+    found: dict[str, Any] = field(default_factory=dict)  # what is said of how they were found
+    attention: FrozenAttention | None = None
 
     @property
     def counts_LP(self) -> Tensor:
@@ -115,15 +141,16 @@ def encode_prompt(
     keep_patterns: bool = True,
     held: Held | None = None,
     find: Finder | None = None,
+    attention: TranscoderSet | None = None,
 ) -> EncodedPrompt:
     """Run the model once on ids (P,), freeze it, and find the active features outside the `left_out` positions.
 
     keep_patterns: keep attention patterns; otherwise they are made anew wherever they are needed, which long prompts need.
-    held: features that an intervention sets. find: which features are to be sources; None: all that are active. Raises
-    InputError when no position or no active feature remains,
-    CompatibilityError for a transcoder of another model.
+    held: features that an intervention sets. find: which features are to be sources; None: all that are active. attention: a
+    dictionary of attention outputs, whose features are numbered behind the others. Raises InputError when no position or no
+    active feature remains, CompatibilityError for a transcoder of another model.
     """
-    transcoders = paired(parts, transcoders)
+    transcoders = replacing(parts, transcoders)
     dropped, n_pos = sorted(left_out), len(ids)
     if n_pos == 0 or len([p for p in dropped if p < n_pos]) == n_pos:
         raise InputError(
@@ -136,8 +163,11 @@ def encode_prompt(
     network = FrozenNetwork(parts, captured, transcoders.feature_input_hook, transcoders.feature_output_hook)
     keep = torch.ones(n_pos, dtype=torch.bool)
     keep[dropped] = False
-    active = encode(network, transcoders, keep) if find is None else find(network, keep)
-    return EncodedPrompt(network, active if held is None else held.applied(active, keep), keep)
+    active, found = (encode(network, transcoders, keep), {}) if find is None else find(network, keep)
+    frozen = None if attention is None else FrozenAttention(network, attention)
+    if frozen is not None:
+        active = with_attention(active, frozen, keep, transcoders.d_transcoder)
+    return EncodedPrompt(network, active if held is None else held.applied(active, keep), keep, found, frozen)
 
 
 def linearise(
@@ -148,10 +178,13 @@ def linearise(
     At left-out positions the MLP output is a constant. chunk_bytes: of decoder rows read at once, if they are not kept.
     """
     network = encoded.network
-    transcoders = paired(network.parts, transcoders)
-    sources = SourceTable.of(encoded.active, transcoders, network.captured.n_pos)
+    transcoders = replacing(network.parts, transcoders)
+    frozen = encoded.attention
+    sources = SourceTable.of(encoded.active, transcoders, network.captured.n_pos, frozen is not None)
     decoder, features = read_decoder_rows(sources, transcoders, network, keep_rows, chunk_bytes)
-    return _balance(network, transcoders, decoder, features, encoded.keep)
+    attention = None if frozen is None else linear_attention(frozen, sources, encoded.keep, keep_rows, chunk_bytes)
+    balanced = _balance(network, transcoders, decoder, features, encoded.keep, attention)
+    return replace(balanced, found=encoded.found)
 
 
 def encode(network: FrozenNetwork, transcoders: Transcoders, keep_P: Tensor) -> ActiveFeatures:
@@ -170,14 +203,45 @@ def encode(network: FrozenNetwork, transcoders: Transcoders, keep_P: Tensor) -> 
     return active
 
 
+def beside(features: ActiveFeatures, others: ActiveFeatures, first: int) -> ActiveFeatures:
+    """Features of some layers and those of other layers, whose indices begin at `first`."""
+    layer = torch.cat([features.layer, others.layer])
+    order = torch.argsort(layer, stable=True)  # no layer has both, and those of a layer are in order
+    position = torch.cat([features.position, others.position])
+    index = torch.cat([features.index, others.index + first])
+    value = torch.cat([features.value, others.value.to(features.value)])
+    return ActiveFeatures(layer[order], position[order], index[order], value[order])
+
+
+def with_attention(active: ActiveFeatures, frozen: FrozenAttention, keep_P: Tensor, first: int) -> ActiveFeatures:
+    """The active features of MLPs, and those of attention, whose indices begin at `first` in every layer."""
+    parts = []
+    for layer in range(frozen.network.n_layers):
+        own = active.of_layer(layer)
+        columns = [active.position[own], active.index[own], active.value[own]]
+        if layer in frozen.layers:
+            position, index, value = (column.cpu() for column in frozen.encode(layer))
+            kept = keep_P[position]
+            behind = position[kept], index[kept] + first, value[kept]
+            columns = [torch.cat(both) for both in zip(columns, behind, strict=True)]
+        order = torch.argsort(columns[0], stable=True)  # features of a position stay in order
+        parts.append((columns[0][order], columns[1][order], columns[2][order]))
+    return ActiveFeatures.from_layers(parts)
+
+
 def _balance(
-    network: FrozenNetwork, transcoders: Transcoders, decoder: DecoderRows, features_LPD: Tensor, keep_P: Tensor
+    network: FrozenNetwork,
+    transcoders: Transcoders,
+    decoder: DecoderRows,
+    features_LPD: Tensor,
+    keep_P: Tensor,
+    attention: LinearAttention | None,
 ) -> LinearPrompt:
     """Errors, reconstruction quality and constants, given what the features reconstruct."""
     skips, error = errors(network, transcoders, features_LPD, keep_P)
-    inputs, final = constants(network, transcoders, skips, keep_P)
+    inputs, final = constants(network, transcoders, skips, keep_P, attention=attention)
     quality = reconstruction(network, transcoders, decoder.sources.active, error, keep_P)
-    return LinearPrompt(network, decoder, skips, error, inputs, final, quality, keep_P)
+    return LinearPrompt(network, decoder, skips, error, inputs, final, quality, keep_P, attention=attention)
 
 
 def errors(
@@ -209,8 +273,8 @@ def reconstruction(
     """How well the features rebuild a prompt's MLP outputs; of a layer without a transcoder everything is left."""
     kept, nmse = keep_P.to(error_LPD.device), [torch.tensor(1.0).double()] * network.n_layers
     for layer in transcoders.layers:
-        nmse[layer] = _nmse(network.transcoder_output(layer)[kept], error_LPD[layer][kept])
-    counts = torch.bincount(active.layer, minlength=network.n_layers)
+        nmse[layer] = nmse_of(network.transcoder_output(layer)[kept], error_LPD[layer][kept])
+    counts = torch.bincount(active.layer[active.index < transcoders.d_transcoder], minlength=network.n_layers)
     return Reconstruction(nmse=torch.stack(nmse), l0=counts.double() / int(keep_P.sum()))
 
 
@@ -229,9 +293,10 @@ def constants(
     keep_P: Tensor,
     seen: Callable[[int, bool, Tensor], None] = lambda layer, entering, resid: None,
     kinds: Collection[str] = CONSTANTS,
+    attention: LinearAttention | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """The frozen network fed only with its constants, or some `kinds` of them: position embeddings; decoder biases; MLP outputs
-    of left-out positions; biases of attention and shifts of norms.
+    of left-out positions (where attention is replaced, its outputs too); biases of attention and shifts of norms.
 
     Transcoder inputs L x (P, D) and the final norm's output (P, D); `seen` as in `FrozenNetwork.propagate`.
     """
@@ -249,7 +314,8 @@ def constants(
             constant = torch.where(kept, constant, network.transcoder_output(layer) - by_skip)
         return constant if skip is None else constant + x_PD @ skip
 
-    return network.propagate(start, writes, constants="attention" in kinds, seen=seen)
+    attends = {} if attention is None else attention.constants(keep_P, kinds)
+    return network.propagate(start, writes, constants="attention" in kinds, seen=seen, attends=attends)
 
 
 def constant_streams(
@@ -263,20 +329,5 @@ def constant_streams(
             if entering and at in found:
                 found[at][kind] = resid_PD
 
-        constants(prompt.network, transcoders, prompt.skips, prompt.keep, seen, (kind,))
+        constants(prompt.network, transcoders, prompt.skips, prompt.keep, seen, (kind,), prompt.attention)
     return found
-
-
-def _nmse(y_nD: Tensor, error_nD: Tensor) -> Tensor:
-    """What the features leave of y, summed over the prompt's positions, over the variance of y around its mean there.
-
-    Over the square of y for fewer than `FEW` positions: so few have a mean that fits them too well. 1 is what predicting the
-    mean, or nothing, would have. Where y hardly varies (one token again and again), variance counts as `LEAST_VARIANCE` of the
-    square at least. 0 for a layer that gives nothing and is rebuilt as nothing.
-    """
-    y_nD, squared = y_nD.cpu().double(), error_nD.cpu().double().pow(2).sum()
-    square = y_nD.pow(2).sum()
-    if len(y_nD) >= FEW:
-        variance = (y_nD - y_nD.mean(0)).pow(2).sum()
-        square = torch.maximum(variance, LEAST_VARIANCE * square)
-    return squared / square.clamp_min(1e-30)

@@ -12,10 +12,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.attention_reads import AttentionReads, attention_reads
 from circuit_tracer.graph.stream_reads import StreamReads
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class ReadOut:
     """T read vectors at the input hook of `layer` (L: after the final norm) and at `position`.
 
     A row may read the stream itself instead, at several places: then its vector is zero, `stream` has its vectors, and `layer`
-    and `position` are the last of theirs.
+    and `position` are the last of theirs. Or it is that of a feature of attention, which begins below the MLP of its layer:
+    then its vector is zero too, and `attention` has it.
     """
 
     layer: Tensor  # (T,)
@@ -31,23 +34,39 @@ class ReadOut:
     vector: Tensor  # (T, D)
     constant: Tensor  # (T,) what is added to what is read: unembedding bias, encoder bias
     stream: StreamReads | None = None
+    attention: AttentionReads | None = None
 
     def __len__(self) -> int:
         return int(self.layer.shape[0])
 
+    @property
+    def of_attention(self) -> Tensor:
+        """(T,) which rows are those of features of attention."""
+        mask = torch.zeros(len(self), dtype=torch.bool)
+        if self.attention is not None:
+            mask[self.attention.row] = True
+        return mask
+
     @classmethod
     def of_features(
-        cls, transcoders: Transcoders, network: FrozenNetwork, active: ActiveFeatures, which: Tensor
+        cls,
+        transcoders: Transcoders,
+        network: FrozenNetwork,
+        active: ActiveFeatures,
+        which: Tensor,
+        attention: TranscoderSet | None = None,
     ) -> ReadOut:
         """What some active features, given by canonical index (T,), read on the network's prompt. What an intervention has set
-        reads nothing: its vector is zero, its constant the value.
+        reads nothing: its vector is zero, its constant the value. attention: the dictionary of attention outputs, if there is
+        one.
         """
         layer, position, index = active.layer[which], active.position[which], active.index[which]
         dtype = network.parts.compute_dtype
-        vector = torch.empty(len(which), transcoders.d_model, dtype=dtype)
-        bias = torch.empty(len(which), dtype=dtype)
-        for depth in layer.unique().tolist():
-            here = layer == depth
+        vector = torch.zeros(len(which), transcoders.d_model, dtype=dtype)
+        bias = torch.zeros(len(which), dtype=dtype)
+        of_attention = index >= transcoders.d_transcoder
+        for depth in layer[~of_attention].unique().tolist():
+            here = (layer == depth) & ~of_attention
             rows, biases = transcoders.reads(
                 depth, index[here], position[here], partial(network.transcoder_input, depth)
             )
@@ -55,7 +74,12 @@ class ReadOut:
         if active.held is not None:
             held = active.held[which]
             vector[held], bias[held] = 0.0, active.value[which][held].to("cpu", dtype)
-        return cls(layer, position, vector, bias)
+        if attention is None:
+            return cls(layer, position, vector, bias)
+        row = torch.nonzero(of_attention).flatten()
+        first = transcoders.d_transcoder
+        reads = attention_reads(attention, row, layer[row], position[row], index[row] - first, dtype)
+        return cls(layer, position, vector, bias, attention=reads)
 
     @classmethod
     def joined(cls, parts: Sequence[ReadOut]) -> ReadOut:
@@ -69,4 +93,6 @@ class ReadOut:
     def take(self, chosen: Tensor) -> ReadOut:
         """Some of the rows, in the order asked for."""
         stream = None if self.stream is None else self.stream.of_rows(chosen)
-        return ReadOut(self.layer[chosen], self.position[chosen], self.vector[chosen], self.constant[chosen], stream)
+        attention = None if self.attention is None else self.attention.of_rows(chosen)
+        layer, position = self.layer[chosen], self.position[chosen]
+        return ReadOut(layer, position, self.vector[chosen], self.constant[chosen], stream, attention)

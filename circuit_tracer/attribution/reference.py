@@ -29,18 +29,21 @@ from circuit_tracer.models.parts import ModelParts, Norm
 from circuit_tracer.models.run import ModelRun, Place, Visit
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.lorsa import Lorsa
+from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 ReferenceTarget = int | CustomTarget | FeatureTarget | LogitDifference | DirectionTarget
 
 
 class Run(NamedTuple):
-    """What a run of the frozen model gives: transcoder inputs (L, P, D), the final norm's output (P, D), and activations
-    (P, D) at the places that are watched.
+    """What a run of the frozen model gives: transcoder inputs (L, P, D), the final norm's output (P, D), activations
+    (P, D) at the places that are watched, and what a dictionary of attention reads (P, W), by layer.
     """
 
     inputs: Tensor
     final: Tensor
     watched: dict[Place, Tensor]
+    attention: dict[int, Tensor]
 
 
 Read = Callable[[Run], Tensor]  # a run -> the value that a node reads
@@ -58,7 +61,11 @@ class FrozenModel:
 
     where writes_l (P, D) are the sources (features and errors), constant_l the decoder bias (at left-out positions: all of
     the true MLP output), x_l what the transcoder reads at layer l and S_l its skip connection, if it has one. `run` is an
-    affine function of its two arguments, the token vectors and the writes; everything between them is the model's own code.
+    affine function of its arguments, the token vectors and the writes; everything between them is the model's own code.
+
+    With a dictionary of attention outputs, attention of its layers is replaced in the same way: what is at the dictionary's
+    output hook is writes (P, W) + constant, and nothing passes through the attention below. Its features read what attention
+    made of the stream before it was replaced (README.md §10).
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class FrozenModel:
         ids: Tensor,
         left_out: Sequence[int],
         watch: Iterable[Place] = (),
+        attention: TranscoderSet | None = None,
     ) -> None:
         self.parts, self.transcoders, self.ids, self.left_out = parts, transcoders, ids, list(left_out)
         self.n_layers, self.n_pos, self.dtype = len(parts.layers), len(ids), parts.compute_dtype
@@ -77,6 +85,9 @@ class FrozenModel:
         self.sigma: dict[nn.Module, Tensor] = {}  # (P, 1) of each norm
         self.x: list[Tensor] = [torch.empty(0)] * self.n_layers  # what the transcoder reads, in the run in progress
         self.y: list[Tensor] = [torch.empty(0)] * self.n_layers  # true activations at the output hook
+        self.attention = attention
+        self.attention_x: dict[int, Tensor] = {}  # what the dictionary of attention reads, in the run in progress
+        self.attention_y: dict[int, Tensor] = {}  # true activations at its output hook
 
         # Run the model as it is. Afterwards patterns, sigma and y are known and never change again.
         self.frozen = False
@@ -84,6 +95,7 @@ class FrozenModel:
         self.frozen = self.patterns.replay = True
 
         self._name_sources(inputs=torch.stack(self.x), outputs=torch.stack(self.y))
+        self._name_attention_sources()
 
     def _name_sources(self, inputs: Tensor, outputs: Tensor) -> None:
         """Split the true MLP outputs (L, P, D) into features, errors and constants, given the transcoder's inputs."""
@@ -107,21 +119,55 @@ class FrozenModel:
                 decoder = self.transcoders.decoder_rows(source, every, target_layer=layer)
                 self.error[layer] -= self.activations[source][:, every] @ decoder.to(self.dtype)
 
-    def run(self, tokens: Tensor, writes: Tensor) -> Run:
+    def _name_attention_sources(self) -> None:
+        """The same for attention outputs (L, P, W); zeros in layers whose attention is not replaced."""
+        dictionary = self.attention
+        width, n_features = (dictionary.d_model, dictionary.d_transcoder) if dictionary is not None else (0, 0)
+        self.attention_activations = torch.zeros(self.n_layers, self.n_pos, n_features, dtype=self.dtype)
+        self.attention_writes = torch.zeros(self.n_layers, self.n_pos, width, dtype=self.dtype)
+        self.attention_constant = torch.zeros_like(self.attention_writes)
+        self.attention_error = torch.zeros_like(self.attention_writes)
+        self.lorsa_patterns: dict[int, Tensor] = {}
+        if dictionary is None:
+            return
+        for layer in dictionary.layers:
+            x, y = self.attention_x[layer].detach(), self.attention_y[layer].detach()
+            if isinstance(dictionary, Lorsa):
+                self.lorsa_patterns[layer] = dictionary.queries_keys(layer).pattern(x)
+            pre = self.attention_pre_activations(layer, x)
+            activations = dictionary.apply_activation_function(layer, pre)
+            activations[self.left_out] = 0
+            self.attention_activations[layer, :, : activations.shape[1]] = activations
+            self.attention_constant[layer] = dictionary.decoder_bias(layer)
+            self.attention_constant[layer, self.left_out] = y[self.left_out]
+            self.attention_writes[layer] = y - self.attention_constant[layer]
+            decoder = dictionary.decoder_rows(layer, torch.arange(activations.shape[1]), target_layer=layer)
+            self.attention_error[layer] = self.attention_writes[layer] - activations @ decoder.to(self.dtype)
+
+    def attention_pre_activations(self, layer: int, x: Tensor) -> Tensor:
+        """(P, F) of a layer's attention features, when their dictionary reads x (P, W); patterns are those of the true run."""
+        assert self.attention is not None
+        if isinstance(self.attention, Lorsa):
+            return self.attention.pre_activations(layer, x, self.lorsa_patterns[layer])
+        return self.attention.encode_layer(x, layer, apply_activation_function=False)
+
+    def run(self, tokens: Tensor, writes: Tensor, attention_writes: Tensor | None = None) -> Run:
         """Frozen forward pass.
 
-        tokens: (P, D) vectors of the prompt's tokens. writes: (L, P, D) what sources write at the output hooks. With
-        `self.tokens` and `self.writes` the result is that of the true run. Differentiable.
+        tokens: (P, D) vectors of the prompt's tokens. writes: (L, P, D) what sources write at the output hooks;
+        attention_writes: (L, P, W) at that of the dictionary of attention (None: those of the true run). With `self.tokens` and
+        `self.writes` the result is that of the true run. Differentiable.
         """
         self._run_tokens, self._run_writes = tokens, writes
-        final = self._forward()  # fills self.x and self.watched
-        return Run(torch.stack(self.x), final, dict(self.watched))
+        self._run_attention_writes = self.attention_writes if attention_writes is None else attention_writes
+        final = self._forward()  # fills self.x, self.watched and self.attention_x
+        return Run(torch.stack(self.x), final, dict(self.watched), dict(self.attention_x))
 
     def _skip(self, layer: int, x: Tensor) -> Tensor:
         matrix = self.transcoders.skip_matrix(layer)
         return torch.zeros_like(x) if matrix is None else x @ matrix.to(self.dtype)
 
-    # The model's own forward pass, seen and changed at four kinds of places.
+    # The model's own forward pass, seen and changed at five kinds of places.
 
     def _forward(self) -> Tensor:
         visits: dict[str, Visit] = {
@@ -129,6 +175,9 @@ class FrozenModel:
             "hook_resid_mid": self._at_transcoder_input,
             self.output_hook: self._at_transcoder_output,
         }
+        if self.attention is not None:
+            visits[self.attention.feature_input_hook] = self._at_attention_input
+            visits[self.attention.feature_output_hook] = self._at_attention_output
         for site in {site for site, _ in self.watch}:
             visits[site] = self._watching(site, visits.get(site))
         run = ModelRun(self.parts, visits, norms=self._at_norm, tape=self.patterns)
@@ -180,6 +229,19 @@ class FrozenModel:
             return None
         return self._run_writes[layer] + self.constant[layer] + self._skip(layer, self.x[layer])
 
+    def _at_attention_input(self, layer: int, activation: Tensor) -> None:
+        self.attention_x[layer] = activation[0].to(self.dtype)
+
+    def _at_attention_output(self, layer: int, activation: Tensor) -> Tensor | None:
+        assert self.attention is not None
+        if self.attention.feature_input_hook == self.attention.feature_output_hook:
+            self._at_attention_input(layer, activation)
+        if not self.frozen:
+            self.attention_y[layer] = activation[0].to(self.dtype)
+        if not self.frozen or layer not in self.attention.layers:
+            return None
+        return (self._run_attention_writes[layer] + self.attention_constant[layer]).view_as(activation)
+
 
 @dataclass(frozen=True)
 class _WrittenOut:
@@ -203,7 +265,8 @@ class _WrittenOut:
 
 @dataclass(frozen=True)
 class ReferenceGraph:
-    """A graph as dense tensors. N nodes: features (layer, position, index) | errors l * P + p | tokens | targets.
+    """A graph as dense tensors. N nodes: features (layer, position, index) | errors l * P + p | with a dictionary of attention
+    outputs, errors of attention l * P + p | tokens | targets. Features of attention are numbered behind those of MLPs.
 
     adjacency[t, s]: what source s contributes to the value that target t reads (a pre-activation, or a demeaned logit).
     Sum rule, for every feature and target row: adjacency[t].sum() + unselected[t] + bias[t] == value[t].
@@ -219,6 +282,8 @@ class ReferenceGraph:
     weight: Tensor  # (K,) of the targets, signed
     n_layers: int
     n_pos: int
+    attention: bool = False  # whether there are errors of attention
+    first_attention: int = 0  # index of the first feature of attention of a layer
 
     @property
     def target_weights(self) -> Tensor:
@@ -229,7 +294,7 @@ class ReferenceGraph:
 
     def is_kind(self, *kinds: Literal["feature", "error", "token", "target"]) -> Tensor:
         """Mask (N,) of the nodes of some kinds."""
-        n_errors, n_targets = self.n_layers * self.n_pos, len(self.weight)
+        n_errors, n_targets = (1 + self.attention) * self.n_layers * self.n_pos, len(self.weight)
         counts = {"feature": len(self.selected), "error": n_errors, "token": self.n_pos, "target": n_targets}
         return torch.tensor([kind in kinds for kind, count in counts.items() for _ in range(count)])
 
@@ -252,62 +317,82 @@ def reference_graph(
     left_out: positions without features and errors (`zero_positions` of `attribute`).
     """
     watch = [(each.site, each.layer) for each in targets or () if isinstance(each, DirectionTarget)]
-    frozen = FrozenModel(model.parts, model.transcoders, ids, sorted(left_out), watch)
-    active, activation, feature_writes = _features(frozen)
+    frozen = FrozenModel(model.parts, model.transcoders, ids, sorted(left_out), watch, model.attention)
+    active, activation, feature_writes, attention_writes_of = _features(frozen)
     if targets is None:
         targets = _salient_tokens(frozen, position, max_n_logits, desired_logit_prob)
 
     # Rows are the features and the targets: for each, the value that it reads as a function of a run.
-    reads = [_read_feature(model.transcoders, *feature) for feature in active.tolist()]
+    reads = [_read_feature(frozen, *feature) for feature in active.tolist()]
     reads += [_read_target(frozen, target, position) for target in targets]
     weight = torch.tensor([_weight(frozen, target, position) for target in targets], dtype=frozen.dtype)
-    n_sources = len(active) + frozen.n_layers * frozen.n_pos + frozen.n_pos
+    n_errors = (1 + (model.attention is not None)) * frozen.n_layers * frozen.n_pos
+    n_sources = len(active) + n_errors + frozen.n_pos
     n_nodes = n_sources + len(targets)
     rows = [*range(len(active)), *range(n_sources, n_nodes)]
 
-    tokens, writes = frozen.tokens.clone().requires_grad_(), frozen.writes.clone().requires_grad_()
-    true_run = frozen.run(tokens, writes)
-    empty_run = frozen.run(torch.zeros_like(tokens), torch.zeros_like(writes))
+    true = (frozen.tokens, frozen.writes, frozen.attention_writes)
+    tokens, writes, attention_writes = (each.clone().requires_grad_() for each in true)
+    true_run = frozen.run(tokens, writes, attention_writes)
+    empty_run = frozen.run(*(torch.zeros_like(each) for each in true))
     adjacency = torch.zeros(n_nodes, n_nodes, dtype=frozen.dtype)
     value, bias = torch.zeros(n_nodes, dtype=frozen.dtype), torch.zeros(n_nodes, dtype=frozen.dtype)
     for row, read in zip(rows, reads, strict=True):
-        at_tokens, at_writes = torch.autograd.grad(
-            read(true_run), (tokens, writes), retain_graph=True, materialize_grads=True
+        at_tokens, at_writes, at_attention = torch.autograd.grad(
+            read(true_run), (tokens, writes, attention_writes), retain_graph=True, materialize_grads=True
         )
         from_features = (at_writes * feature_writes).sum((1, 2, 3))
+        from_features += (at_attention * attention_writes_of).sum((1, 2, 3))
         from_errors = (at_writes * frozen.error).sum(-1).flatten()
+        if model.attention is not None:
+            from_errors = torch.cat([from_errors, (at_attention * frozen.attention_error).sum(-1).flatten()])
         from_tokens = (at_tokens * frozen.tokens).sum(-1)
         adjacency[row, :n_sources] = torch.cat([from_features, from_errors, from_tokens])
         value[row], bias[row] = read(true_run).detach(), read(empty_run).detach()
 
     everything, nothing = torch.arange(len(active)), torch.zeros_like(bias)
     sizes = frozen.n_layers, frozen.n_pos
-    whole = ReferenceGraph(adjacency, bias, nothing, value, active, activation, everything, weight, *sizes)
+    halves = model.attention is not None, model.transcoders.d_transcoder
+    whole = ReferenceGraph(adjacency, bias, nothing, value, active, activation, everything, weight, *sizes, *halves)
     return keep_features(whole, select_features(whole, max_feature_nodes)) if max_feature_nodes else whole
 
 
-def _features(frozen: FrozenModel) -> tuple[Tensor, Tensor, Tensor]:
-    """Active features (N_f, 3) in the order of nodes, their activations (N_f,), and what each writes (N_f, L, P, D)."""
-    active = frozen.activations.nonzero()
-    activation = frozen.activations[tuple(active.T)]
+def _features(frozen: FrozenModel) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Active features (N_f, 3) in the order of nodes, their activations (N_f,), and what each writes, (N_f, L, P, D) of MLPs
+    and (N_f, L, P, W) of attention.
+    """
+    first = frozen.transcoders.d_transcoder  # features of attention come behind those of MLPs
+    every = torch.cat([frozen.activations, frozen.attention_activations], dim=-1)
+    active = every.nonzero()
+    activation = every[tuple(active.T)]
     writes = torch.zeros(len(active), *frozen.writes.shape, dtype=frozen.dtype)
+    attention_writes = torch.zeros(len(active), *frozen.attention_writes.shape, dtype=frozen.dtype)
     for number, (layer, position, index) in enumerate(active.tolist()):
+        if index >= first and frozen.attention is not None:
+            decoder = frozen.attention.decoder_rows(layer, torch.tensor([index - first]), target_layer=layer)
+            attention_writes[number, layer, position] = activation[number] * decoder[0]
+            continue
         for above in frozen.transcoders.target_layers(layer):
             decoder = frozen.transcoders.decoder_rows(layer, torch.tensor([index]), target_layer=above)
             writes[number, above, position] = activation[number] * decoder[0]
-    return active, activation, writes
+    return active, activation, writes, attention_writes
 
 
-def _read_feature(transcoders: Transcoders, layer: int, position: int, index: int) -> Read:
-    """Pre-activation of a feature: encoder row times transcoder input, plus its bias."""
-    encoder, bias = transcoders.encoder_rows(layer, torch.tensor([index]))
+def _read_feature(frozen: FrozenModel, layer: int, position: int, index: int) -> Read:
+    """Pre-activation of a feature: encoder row times transcoder input, plus its bias; of attention, what its dictionary
+    reads.
+    """
+    first = frozen.transcoders.d_transcoder
+    if index >= first:
+        return lambda run: frozen.attention_pre_activations(layer, run.attention[layer])[position, index - first]
+    encoder, bias = frozen.transcoders.encoder_rows(layer, torch.tensor([index]))
     return lambda run: run.inputs[layer, position] @ encoder[0].to(run.inputs) + bias[0]
 
 
 def _read_target(frozen: FrozenModel, target: ReferenceTarget, position: int) -> Read:
     """Logits are read without softcap; a token's is compared to the mean over the vocabulary."""
     if isinstance(target, FeatureTarget):
-        return _read_feature(frozen.transcoders, target.layer, target.position, target.feature_idx)
+        return _read_feature(frozen, target.layer, target.position, target.feature_idx)
     if isinstance(target, CustomTarget):
         return lambda run: run.final[position] @ target.vec.to(run.final)
     if isinstance(target, DirectionTarget):
@@ -361,7 +446,8 @@ def select_features(graph: ReferenceGraph, budget: int) -> Tensor:
     the empty set, and next changes when t meets the largest influence of a feature outside. The last S that fits the budget
     is filled up by influence.
     """
-    n, layer = len(graph.active), graph.active[:, 0]
+    n = len(graph.active)
+    depth_of = 2 * graph.active[:, 0] + (graph.active[:, 2] < graph.first_attention if graph.attention else 1)
     if budget >= n:
         return torch.arange(n)
     members = torch.zeros(n, dtype=torch.bool)
@@ -369,8 +455,8 @@ def select_features(graph: ReferenceGraph, budget: int) -> Tensor:
         best_outside = influence_through(graph, members)[~members].max()
         threshold = best_outside * (1 - 1e-12)  # a hair less, so that rounding cannot lose the one that sets it
         larger = torch.zeros_like(members)
-        for depth in reversed(range(graph.n_layers)):  # the members of higher layers decide who is one here
-            larger[layer == depth] = (influence_through(graph, larger) >= threshold)[layer == depth]
+        for depth in reversed(range(2 * graph.n_layers)):  # the members of higher layers decide who is one here
+            larger[depth_of == depth] = (influence_through(graph, larger) >= threshold)[depth_of == depth]
         if larger.sum() > budget:
             break
         members = larger

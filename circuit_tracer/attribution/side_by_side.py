@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, DecoderRows, read_decoder_rows
-from circuit_tracer.attribution.prompt import LinearPrompt, constants, encode, errors, paired, reconstruction
+from circuit_tracer.attribution.prompt import LinearPrompt, constants, encode, errors, reconstruction, replacing
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.errors import CircuitTracerError
@@ -67,7 +67,7 @@ def encode_prompts(
 
     Raises SomeCannotBeTraced for prompts with activations that are not finite or without any active feature.
     """
-    transcoders = paired(parts, transcoders)
+    transcoders = replacing(parts, transcoders)
     captured = capture_several(parts, ids)
     hooks = transcoders.feature_input_hook, transcoders.feature_output_hook
     start = [0, *torch.tensor([len(each) for each in ids]).cumsum(0).tolist()]
@@ -91,7 +91,7 @@ def linearise_prompts(encoded: EncodedPrompts, transcoders: Transcoders, every_r
     every_row: each feature is to have a row; then encoder rows are read once as well.
     """
     network, start, keep = encoded.network, encoded.start, encoded.keep
-    transcoders = paired(network.parts, transcoders)
+    transcoders = replacing(network.parts, transcoders)
     sources = SourceTable.of(encoded.active, transcoders, start[-1])
     decoder, features = read_decoder_rows(sources, transcoders, network, keep=True)
     skips, error = errors(network, transcoders, features, keep)
@@ -114,7 +114,7 @@ def linearise_prompts(encoded: EncodedPrompts, transcoders: Transcoders, every_r
                 final[here],
                 quality,
                 keep[here],
-                _of_prompt(reads, first, last) if every_row else None,
+                reads=_of_prompt(reads, first, last) if every_row else None,
             )
         )
     return prompts

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuit_tracer.arguments import number
+from circuit_tracer.arguments import number, whole
 from circuit_tracer.attribution.contrast import contrast_of
 from circuit_tracer.errors import CompatibilityError, InputError, shortened
 from circuit_tracer.graph.stream_reads import StreamReads
@@ -23,6 +23,7 @@ from circuit_tracer.models.indices import from_the_front, require_layer
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.queries_keys import read_scores
 from circuit_tracer.models.sites import site_of
+from circuit_tracer.transcoders.base import Transcoders
 
 SIDES = ("both", "query", "key")
 
@@ -31,7 +32,8 @@ class DirectionTarget(NamedTuple):
     """What a vector (D,) reads at a site of the stream: a probe, a steering vector, a direction of any kind.
 
     site: `hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`, or a place behind one of the layer's norms or between two of
-    these (`DIRECTION_SITES`). position: -1 is the last token. Its row sums to <vector, activation>.
+    these (`DIRECTION_SITES`), or `attn.hook_z`, of which the vector is (H * d). position: -1 is the last token. Its row sums to
+    <vector, activation>.
     """
 
     vector: Tensor
@@ -115,6 +117,7 @@ class _Way(NamedTuple):
 
 
 _PRE, _MID, _POST = _Place(0, True), _Place(0, False), _Place(1, True)
+HEADS = "attn.hook_z"  # read through the pattern, at all tokens that are looked at
 DIRECTION_SITES = {
     "hook_resid_pre": _Way((_PRE,)),
     "ln1.hook_normalized": _Way((_PRE,), "attention_norm", gain=False),
@@ -131,16 +134,21 @@ def resolve_direction(network: FrozenNetwork, target: DirectionTarget) -> Stream
     """Raises InputError for a vector, site, layer or position that cannot be, CompatibilityError for a site that the
     architecture has not.
     """
-    name = site_of(network.parts, target.site).name
-    if name not in DIRECTION_SITES:
-        raise InputError(f"a direction cannot be read at {name!r}; it can at {', '.join(DIRECTION_SITES)}")
-    way, layer = DIRECTION_SITES[name], require_layer(target.layer, network.n_layers)
+    name, layer = site_of(network.parts, target.site).name, require_layer(target.layer, network.n_layers)
+    if name not in DIRECTION_SITES and name != HEADS:
+        raise InputError(f"a direction cannot be read at {name!r}; it can at {', '.join([*DIRECTION_SITES, HEADS])}")
     position = from_the_front(target.position, network.captured.n_pos)
     if not isinstance(target.label, str):
         raise InputError(f"a target's label is {shortened(target.label)}; give text, or none")
     label = target.label or f"direction at {name.removeprefix('hook_')} {layer}"
-    vector = read_vector(target.vector, label, network.captured.final[0])
+    heads = int(network.parts.layers[layer].output_weight.shape[1])  # which may differ between layers
+    width = heads if name == HEADS else network.parts.config.d_model
+    vector = read_vector(target.vector, label, network.captured.final.new_empty(width))
     constant = 0.0
+    if name == HEADS:
+        reads, constant = _of_heads(network, layer, position, vector)
+        return StreamTarget(label, reads, constant, weight=target.weight)
+    way = DIRECTION_SITES[name]
     if len(way.places) > 1:
         if network.parallel:
             raise CompatibilityError(
@@ -152,8 +160,53 @@ def resolve_direction(network: FrozenNetwork, target: DirectionTarget) -> Stream
     if norm is not None:
         constant = float(vector @ norm.shift) if way.gain and norm.shift is not None else 0.0
         vector = norm.adjoint_at(vector[None], torch.tensor([position], device=vector.device), gain=way.gain)[0]
-    places = [(layer + place.up, place.entering, position, place.sign * vector) for place in way.places]
+    above = network.layers[layer].parts.multiplier if len(way.places) > 1 else 1.0  # of the stream behind the layer
+    places = [
+        (layer + place.up, place.entering, position, place.sign * vector / (above if place.up else 1.0))
+        for place in way.places
+    ]
     return StreamTarget(label, _reads(places), constant, weight=target.weight)
+
+
+def _of_heads(network: FrozenNetwork, layer: int, position: int, vector_O: Tensor) -> tuple[StreamReads, float]:
+    """What a vector (H * d) reads of the heads' outputs at a position: their values, at every token they look at, in the shares
+    of the pattern; and what biases of values and the shift of the norm in front add.
+    """
+    frozen = network.layers[layer]
+    if not frozen.mixing.plain or frozen.latent_inverse_sigma is not None:
+        at, n_seen = torch.tensor([position], device=vector_O.device), position + 1
+        read_PD = frozen.heads_back(vector_O[None], at, n_seen)[0]
+        empty = frozen.heads(torch.zeros_like(network.captured.embedding), constants=True)[position]
+        return _reads([(layer, True, key, read_PD[key]) for key in range(n_seen)]), float(vector_O @ empty)
+    parts, look_HP = frozen.parts, frozen.pattern_rows(torch.tensor([position]), position + 1)[0]
+    n_heads, n_seen = look_HP.shape
+    vector_Hd = vector_O.view(n_heads, -1)
+    shared_PKd = torch.einsum("hp,hd->phd", look_HP, vector_Hd).unflatten(1, (frozen.n_kv, -1)).sum(2)
+    read_PD = shared_PKd.flatten(1) @ parts.value_weight.to(vector_O)
+    constant = 0.0 if parts.value_bias is None else float(shared_PKd.flatten(1).sum(0) @ parts.value_bias.to(vector_O))
+    if (norm := frozen.attention_norm) is not None:
+        constant += 0.0 if norm.shift is None else float(read_PD.sum(0) @ norm.shift)
+        read_PD = norm.adjoint_at(read_PD, torch.arange(n_seen, device=read_PD.device))
+    seen = look_HP.any(0).nonzero()[:, 0].tolist()
+    return _reads([(layer, True, key, read_PD[key]) for key in seen]), constant
+
+
+def latent_target(
+    autoencoders: Transcoders, layer: int, position: int, index: int, weight: float = 1.0
+) -> DirectionSum:
+    """A feature of an autoencoder as a target: its row sums to the feature's pre-activation.
+
+    Raises InputError for transcoders (`FeatureTarget` reads theirs), and for a layer or feature that does not exist.
+    """
+    if not autoencoders.is_autoencoder:
+        raise InputError(
+            f"the dictionary reads {autoencoders.feature_input_hook} and writes {autoencoders.feature_output_hook}: a feature "
+            "of transcoders is a node of the graph; name it as feature:LAYER:POSITION:INDEX (FeatureTarget)"
+        )
+    rows, bias = autoencoders.encoder_rows(whole(layer, "layer"), torch.tensor([whole(index, "feature")]))
+    place = autoencoders.feature_input_hook
+    label = f"sae feature {layer}/{index} at {place.removeprefix('hook_')} {layer}"
+    return DirectionSum((DirectionTarget(rows[0], place, layer, position),), float(bias), weight, label)
 
 
 def resolve_sum(network: FrozenNetwork, target: DirectionSum) -> StreamTarget:

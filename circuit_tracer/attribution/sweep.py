@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.attention_nodes import LinearAttention
+from circuit_tracer.attribution.decoder_rows import DecoderRows
 from circuit_tracer.attribution.prompt import LinearPrompt
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.row_blocks import split_rows
@@ -28,17 +30,18 @@ from circuit_tracer.models.frozen import FrozenNetwork
 
 @dataclass(frozen=True)
 class EdgeBlock:
-    """Edges of T targets to everything: features in column order (position, layer, feature), errors (L, P), tokens (P).
+    """Edges of T targets to everything: features in column order (position, layer, feature), errors (E, P), tokens (P).
 
-    `row` says which of the swept targets each row is; rows are sorted by layer, top first. Columns and positions end at the
-    block's last position: all later ones are zero.
+    Errors are those of the layers; where attention is replaced too, those of attention follow: E = 2 L.
+    `row` says which of the swept targets each row is; rows are sorted by step (`SourceTable`), top first. Columns and positions
+    end at the block's last position: all later ones are zero.
     """
 
     row: Tensor  # (T,)
-    layer: Tensor  # (T,)
+    step: Tensor  # (T,)
     n_pos: int  # P
     n_columns: int  # C
-    edges: Tensor  # (T, C + (L + 1) * P)
+    edges: Tensor  # (T, C + (E + 1) * P)
 
     @property
     def feature(self) -> Tensor:
@@ -47,7 +50,7 @@ class EdgeBlock:
 
     @property
     def error(self) -> Tensor:
-        """(T, L, P)"""
+        """(T, E, P)"""
         error: Tensor = self.edges[:, self.n_columns : self.edges.shape[1] - self.n_pos].unflatten(1, (-1, self.n_pos))
         return error
 
@@ -75,7 +78,8 @@ class Sweep:
 
         The targets are split as if all were wanted: what is left of them comes in the blocks in which it would have come.
         """
-        for chosen in split_rows(targets.layer, targets.position, block_rows, targets.vector.shape[1]):
+        step = self.prompts[0].sources.step(targets.layer, targets.of_attention)
+        for chosen in split_rows(step, targets.position, block_rows, targets.vector.shape[1]):
             if len(left := chosen if wanted is None else chosen[wanted[chosen]]):
                 yield from self._block([(0, left, targets.take(left))])
 
@@ -98,16 +102,22 @@ class Sweep:
     def _block(self, members: Sequence[tuple[int, Tensor, ReadOut]]) -> list[EdgeBlock]:
         """The blocks of some targets of each of some prompts: (prompt, which targets, what they read)."""
         flight = _Flight(self, members)
-        network = flight.network
+        network, replaced = flight.network, flight.replaced
         flight.join(network.n_layers)
         flight.join_stream(network.n_layers, True)
         for layer in reversed(range(network.n_layers)):
+            flight.multiply_(layer)
             flight.read_off(layer)
+            if network.parallel and layer in replaced:
+                flight.read_off_attention(layer)
             flight.skip_back_(layer)
             here = flight.join(layer)
             flight.join_stream(layer, False)
-            if not network.parallel and len(here):
-                network.layers[layer].attend_back_(here, flight.prompt_T(layer))
+            if not network.parallel and layer in replaced:
+                flight.read_off_attention(layer)
+            elif not network.parallel and len(here):
+                network.layers[layer].attend_back_(here, flight.prompt_T(flight.step(layer)))
+            flight.join_attention(layer)
             flight.join_stream(layer, True)
         flight.read_tokens()
         return flight.blocks
@@ -135,27 +145,34 @@ class _Flight:
         self.network = self.prompts[0].network if self.alone else sweep.network
         self.start = [0 if self.alone else sweep.start[number] for number in numbers]  # of each in the network
         self.options: dict[str, Any] = {"dtype": sweep.dtype, "device": sweep.device}
-        n_layers = self.network.n_layers
+        attention = self.prompts[0].attention
+        self.replaced: tuple[int, ...] = () if attention is None else attention.layers
         self.blocks = [
-            _empty_block(row, each, prompt.sources, n_layers, self.options)
+            _empty_block(row, each, prompt.sources, self.options)
             for row, each, prompt in zip(rows, self.targets, self.prompts, strict=True)
         ]
         self.n_pos = max(block.n_pos for block in self.blocks)
-        counts = [torch.bincount(each.layer, minlength=n_layers + 1).flip(0).cumsum(0).flip(0) for each in self.targets]
-        # (L + 2) x B rows of each prompt at a layer or above
+        n_steps = self.prompts[0].sources.n_steps
+        counts = [torch.bincount(block.step, minlength=n_steps + 1).flip(0).cumsum(0).flip(0) for block in self.blocks]
+        # (steps + 2) x B rows of each prompt at a step or above
         self.joined: list[list[int]] = [*torch.stack(counts, dim=1).tolist(), [0] * len(members)]
         width = self.targets[0].vector.shape[1]
         self.g = torch.zeros(len(rows[0]) if self.alone else 0, self.n_pos, width, **self.options)
 
-    def at(self, layer: int) -> Tensor:
-        """The rows (T, P, D) of targets at a layer or above."""
-        return self.g[: sum(self.joined[layer])]
+    def step(self, layer: int, of_attention: bool = False) -> int:
+        """That of rows which begin at the MLP of a layer (L: behind the final norm), or at its attention."""
+        return int(self.prompts[0].sources.step(torch.tensor(layer), torch.tensor(of_attention)))
+
+    def at(self, step: int) -> Tensor:
+        """The rows (T, P, D) of targets at a step or above."""
+        return self.g[: sum(self.joined[step])]
 
     def join(self, layer: int) -> Tensor:
         """Targets at a layer (L: behind the final norm) begin here; returns the rows that there are then."""
-        above, here = self.joined[layer + 1], self.joined[layer]
+        step = self.step(layer)
+        above, here = self.joined[step + 1], self.joined[step]
         if above == here:
-            return self.at(layer)
+            return self.at(step)
         new = [slice(first, last) for first, last in zip(above, here, strict=True)]
         position = _joined([each.position[some] for each, some in zip(self.targets, new, strict=True)])
         vector = _joined([each.vector[some] for each, some in zip(self.targets, new, strict=True)]).to(**self.options)
@@ -163,7 +180,7 @@ class _Flight:
             place = position = position.to(vector.device)
             rows = torch.arange(above[0], here[0], device=vector.device)
             self.g[rows, position] = self._adjoint(layer, vector, place)
-            return self.at(layer)
+            return self.at(step)
         start = torch.tensor(self.start).repeat_interleave(torch.tensor(here) - torch.tensor(above))
         place, position = (position + start).to(vector.device), position.to(vector.device)
         fresh = vector.new_zeros(len(position), *self.g.shape[1:])
@@ -185,21 +202,38 @@ class _Flight:
                 here = here.to(self.g.device, self.g.dtype)
                 self.g.index_put_((here.row, here.position), here.vector, accumulate=True)
 
-    def prompt_T(self, layer: int) -> Tensor | None:
-        """Whose the rows at a layer or above are: the number of a prompt in the network; None if it has but one."""
+    def join_attention(self, layer: int) -> None:
+        """Features of a layer's attention begin at all positions where they look: of one prompt only."""
+        for reads in [each.attention for each in self.targets if each.attention is not None]:
+            if len(here := reads.at(layer)):
+                attention = cast(LinearAttention, self.prompts[0].attention)
+                self.g[here.row.to(self.g.device)] += attention.frozen.back(layer, here, self.n_pos)
+
+    def prompt_T(self, step: int) -> Tensor | None:
+        """Whose the rows at a step or above are: the number of a prompt in the network; None if it has but one."""
         if self.alone:
             return None
-        return self.numbers.repeat_interleave(torch.tensor(self.joined[layer])).to(self.g.device)
+        return self.numbers.repeat_interleave(torch.tensor(self.joined[step])).to(self.g.device)
 
     def read_off(self, layer: int) -> None:
-        """What the rows above a layer find of what is written there."""
-        for number, rows_TPD in self._of_each(layer + 1):
-            prompt, block, n_rows, n_pos = self.prompts[number], self.blocks[number], len(rows_TPD), rows_TPD.shape[1]
-            sources, feature_TC = prompt.sources.layers[layer], block.feature[:n_rows]
-            for first, last, written in prompt.decoder.rows(layer, n_pos):
-                ptr = [start - sources.ptr[first] for start in sources.ptr[first : last + 1]]
-                contract_(feature_TC, rows_TPD[:, first:last], written, ptr, sources.column[first:last])
-            block.error[:n_rows, layer] = contract_each(rows_TPD, self.errors[number][layer, :n_pos])
+        """What the rows above a layer's MLP find of what is written there."""
+        for number, rows_TPD in self._of_each(self.step(layer) + 1):
+            block = self.blocks[number]
+            _contract(rows_TPD, layer, self.prompts[number].decoder, block)
+            error_PD = self.errors[number][layer, : rows_TPD.shape[1]]
+            block.error[: len(rows_TPD), layer] = contract_each(rows_TPD, error_PD)
+
+    def read_off_attention(self, layer: int) -> None:
+        """What they find of what a dictionary writes in place of the layer's attention. Where attention and MLP run in
+        parallel, rows that begin at the MLP do not see it.
+        """
+        attention = cast(LinearAttention, self.prompts[0].attention)
+        for number, rows_TPD in self._of_each(self.step(layer) + self.network.parallel):
+            block = self.blocks[number]
+            _contract(rows_TPD, layer, attention.decoder, block)
+            error_PD = attention.error[layer][: rows_TPD.shape[1]]
+            row = self.network.n_layers + layer
+            block.error[: len(rows_TPD), row] = contract_each(rows_TPD, error_PD)
 
     def read_tokens(self) -> None:
         """What all rows find of the tokens, below the first layer."""
@@ -207,42 +241,49 @@ class _Flight:
             embedding = self.prompts[number].captured.embedding[: rows_TPD.shape[1]]
             self.blocks[number].token.copy_(contract_each(rows_TPD, embedding))
 
+    def multiply_(self, layer: int) -> None:
+        """Rows above a layer, through the number that its whole stream is multiplied by."""
+        if (factor := self.network.layers[layer].parts.multiplier) != 1:
+            self.at(layer + 1).mul_(factor)
+
     def skip_back_(self, layer: int) -> None:
         """Add what rows above a layer gain through the transcoder's skip connection, output hook -> input hook.
 
         Where attention and MLP run in parallel, attention takes the rows as they were, and its part is added here too.
         """
-        g_TPD, skip, attention = self.at(layer + 1), self.prompts[0].skips[layer], self.network.layers[layer]
-        if len(g_TPD) == 0 or (skip is None and not self.network.parallel):
+        above = self.step(layer) + 1
+        g_TPD, skip, attention = self.at(above), self.prompts[0].skips[layer], self.network.layers[layer]
+        attends = self.network.parallel and layer not in self.replaced
+        if len(g_TPD) == 0 or (skip is None and not attends):
             return
-        prompt_T = self.prompt_T(layer + 1)
+        prompt_T = self.prompt_T(above)
         if skip is None:
             attention.attend_back_(g_TPD, prompt_T)
             return
         step = max(1, self.prompts[0].decoder.chunk_bytes // (g_TPD[:1].nbytes or 1))
-        place_TP = self._places(layer + 1)
+        place_TP = self._places(above)
         for first in range(0, len(g_TPD), step):
             some = slice(first, first + step)
             rows, place = g_TPD[some], place_TP[some].flatten()
             at_output = self.network.write_adjoint(layer, rows.view(-1, rows.shape[2]), place)
             gained = self.network.read_adjoint(layer, at_output @ skip.T, place).view_as(rows)
-            if self.network.parallel:
+            if attends:
                 attention.attend_back_(rows, None if prompt_T is None else prompt_T[some])
             rows += gained
 
-    def _of_each(self, layer: int) -> Iterator[tuple[int, Tensor]]:
-        """The rows at a layer or above of each prompt that has some, at its block's positions."""
-        counts = self.joined[layer]
-        for number, rows_TPD in enumerate(self.at(layer).split_with_sizes(counts)):
+    def _of_each(self, step: int) -> Iterator[tuple[int, Tensor]]:
+        """The rows at a step or above of each prompt that has some, at its block's positions."""
+        counts = self.joined[step]
+        for number, rows_TPD in enumerate(self.at(step).split_with_sizes(counts)):
             if counts[number]:
                 yield number, rows_TPD[:, : self.blocks[number].n_pos]
 
-    def _places(self, layer: int) -> Tensor:
-        """Where the positions (T, P) of the rows at a layer or above are in the network.
+    def _places(self, step: int) -> Tensor:
+        """Where the positions (T, P) of the rows at a step or above are in the network.
 
         Those behind the end of a prompt, where its rows are zero, are taken for its last.
         """
-        count, every = torch.tensor(self.joined[layer]), torch.arange(self.n_pos)
+        count, every = torch.tensor(self.joined[step]), torch.arange(self.n_pos)
         ends = torch.tensor([prompt.n_pos - 1 for prompt in self.prompts])
         own = torch.tensor(self.start)[:, None] + torch.minimum(every, ends[:, None])
         return own.repeat_interleave(count, dim=0).to(self.g.device)
@@ -252,10 +293,16 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _empty_block(
-    row: Tensor, targets: ReadOut, sources: SourceTable, n_layers: int, options: dict[str, Any]
-) -> EdgeBlock:
+def _contract(rows_TPD: Tensor, layer: int, decoder: DecoderRows, block: EdgeBlock) -> None:
+    """Add what rows find of decoder rows at a layer to the edges of the first rows of a block."""
+    sources, feature_TC = decoder.written[layer], block.feature[: len(rows_TPD)]
+    for first, last, written in decoder.rows(layer, rows_TPD.shape[1]):
+        ptr = [start - sources.ptr[first] for start in sources.ptr[first : last + 1]]
+        contract_(feature_TC, rows_TPD[:, first:last], written, ptr, sources.column[first:last])
+
+
+def _empty_block(row: Tensor, targets: ReadOut, sources: SourceTable, options: dict[str, Any]) -> EdgeBlock:
     n_pos = int(targets.position.max()) + 1
     n_columns = sources.position_ptr[n_pos]
-    edges = torch.zeros(len(targets), n_columns + (n_layers + 1) * n_pos, **options)
-    return EdgeBlock(row, targets.layer, n_pos, n_columns, edges)
+    edges = torch.zeros(len(targets), n_columns + (sources.n_steps + 1) * n_pos, **options)
+    return EdgeBlock(row, sources.step(targets.layer, targets.of_attention), n_pos, n_columns, edges)

@@ -11,24 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.arguments import number, whole
+from circuit_tracer.attribution.attention_reads import attention_reads
 from circuit_tracer.attribution.attribution_targets import (
     AttributionTargets,
     TargetSpec,
     compute_salient_logits,
     log_attribution_target_info,
 )
+from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.stream_targets import (
     AttentionTarget,
     DirectionSum,
     DirectionTarget,
     StreamTarget,
+    latent_target,
     read_vector,
     resolve_attention,
     resolve_direction,
@@ -44,6 +48,7 @@ from circuit_tracer.models.indices import from_the_front
 from circuit_tracer.models.remembered import Remembered
 from circuit_tracer.models.token_text import TokenTexts
 from circuit_tracer.models.tokenization import single_token, token_strings
+from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 __all__ = [
     "AttentionTarget",
@@ -57,6 +62,7 @@ __all__ = [
     "TargetRows",
     "TargetSpec",
     "compute_salient_logits",
+    "latent_target",
     "log_attribution_target_info",
     "resolve_targets",
 ]
@@ -169,6 +175,7 @@ class _Reader:
     def __init__(self, model: Traceable, network: FrozenNetwork, position: int, probability_V: Tensor) -> None:
         parts = model.parts
         self.parts, self.network, self.transcoders, self.tokenizer = parts, network, model.transcoders, model.tokenizer
+        self.attention = model.attention
         self.position, self.probability = position, probability_V
         self.texts = TokenTexts.of(model.tokenizer)
         weight = parts.unembed.weight
@@ -305,12 +312,15 @@ class _Reader:
     def _feature(self, item: FeatureTarget) -> _Item:
         layer, index = whole(item.layer, "a target's layer"), whole(item.feature_idx, "a target's feature")
         position = from_the_front(item.position, self.network.captured.n_pos)
+        if self.attention is not None and index >= self.transcoders.d_transcoder:
+            return self._of_attention(self.attention, layer, position, index, item.weight)
         if not (0 <= layer < self.transcoders.n_layers and 0 <= index < self.transcoders.d_transcoder):
             raise InputError(
                 f"target feature (layer {layer}, index {index}) does not exist: the transcoder has {self.transcoders.n_layers} "
                 f"layers of {self.transcoders.d_transcoder} features"
             )
-        rows, bias = self.transcoders.encoder_rows(layer, torch.tensor([index]))
+        place = torch.tensor([index]), torch.tensor([position])
+        rows, bias = self.transcoders.reads(layer, *place, partial(self.network.transcoder_input, layer))
         vector = rows[0].to(device=self.mean.device, dtype=self.mean.dtype)
         return _Item(
             feature_label(layer, index),
@@ -322,6 +332,29 @@ class _Reader:
             vector,
             float(bias[0]),
         )
+
+    def _of_attention(self, dictionary: TranscoderSet, layer: int, position: int, index: int, weight: float) -> _Item:
+        """A feature of attention: it reads the stream that enters its layer, wherever it looks."""
+        one, own = torch.zeros(1, dtype=torch.int64), torch.tensor([index - self.transcoders.d_transcoder])
+        if layer not in dictionary.layers or int(own) >= dictionary.n_features(layer):
+            raise InputError(
+                f"target feature (layer {layer}, index {index}) does not exist: the dictionary of attention has layers "
+                f"{', '.join(map(str, dictionary.layers))}, with features from {self.transcoders.d_transcoder} to "
+                f"{self.transcoders.d_transcoder + dictionary.d_transcoder - 1}"
+            )
+        frozen, nothing = FrozenAttention(self.network, dictionary), torch.zeros_like(self.network.captured.embedding)
+        reads = attention_reads(dictionary, one, one + layer, one + position, own, nothing.dtype)
+        n_pos = position + 1
+        vector = frozen.back(layer, reads, n_pos)[0]
+        constant = frozen.pre_activations(layer, frozen.input(layer, nothing, constants=True), reads)
+        places = (
+            one.expand(n_pos),
+            (one + layer).expand(n_pos),
+            torch.ones(n_pos, dtype=torch.bool),
+            torch.arange(n_pos),
+        )
+        found = StreamReads(*places, vector.cpu())
+        return self._in_stream(StreamTarget(feature_label(layer, index), found, float(constant), "feature", weight))
 
     def _bias(self, token_id: int) -> float:
         return 0.0 if self.bias is None else float(self.bias[token_id]) - self.mean_bias

@@ -78,4 +78,5 @@ class Task:
             item=parts.compute_dtype.itemsize,
             processes=self.options.ranks.world,
             on_gpu=self.device.type == "cuda",
+            attention=0 if self.model.attention is None else len(self.model.attention.layers),
         )

@@ -78,10 +78,10 @@ def attribute_together(
     options are those of `attribute`, for every prompt. batch_size: most rows in flight, of however many prompts. progress:
     called with ("prompts", done, total); `verbose` draws a bar.
 
-    Prompts of more than 64 tokens, targets that read the stream on its way (`DirectionTarget`, `AttentionTarget`) and models
-    whose rotary embedding depends on the prompt's length are traced one by one. What `attribute` does besides (several
-    processes, offloading, resuming) it alone does. An interrupt ends the call; a graph that has not been returned is lost.
-    Raises InputError for options that are wrong for any prompt.
+    Prompts of more than 64 tokens, targets that read the stream on its way (`DirectionTarget`, `AttentionTarget`), neurons,
+    models whose rotary embedding depends on the prompt's length and those with a dictionary of attention outputs are traced
+    one by one. What `attribute` does besides (several processes, offloading, resuming) it alone does. An interrupt ends the
+    call; a graph that has not been returned is lost. Raises InputError for options that are wrong for any prompt.
     """
     aims = [None] * len(prompts) if attribution_targets is None else list(attribution_targets)
     if len(aims) != len(prompts):
@@ -125,7 +125,7 @@ def attribute_together(
 
 def _groups(model: Traceable, tasks: dict[int, Task]) -> Iterator[list[int]]:
     """Prompts that go together, by number: those of like length, so that little is filled up."""
-    alone = any(depends_on_length(model.parts.base))
+    alone = model.transcoders.exact or model.attention is not None or any(depends_on_length(model.parts.base))
     group: list[int] = []
     for number in sorted(tasks, key=lambda number: (len(tasks[number].ids), number)):
         if alone or not _is_short(tasks[number]):

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.assemble import assemble
+from circuit_tracer.attribution.attention_nodes import LinearAttention
 from circuit_tracer.attribution.continuation import Continuation
 from circuit_tracer.attribution.expansion import ComputedRows, compute_rows
 from circuit_tracer.attribution.held import Held
 from circuit_tracer.attribution.memory import free_bytes, held_bytes, retrying
 from circuit_tracer.attribution.neuron_choice import DEFAULT_NEURONS, rank_neurons
 from circuit_tracer.attribution.plan import MemoryPlan, keeps_patterns, plan_memory
-from circuit_tracer.attribution.prompt import EncodedPrompt, Finder, LinearPrompt, encode_prompt, linearise
+from circuit_tracer.attribution.prompt import EncodedPrompt, Finder, LinearPrompt, beside, encode_prompt, linearise
+from circuit_tracer.attribution.prompt import encode as encode_features
 from circuit_tracer.attribution.targets import Aim, TargetRows, resolve_targets
 from circuit_tracer.attribution.task import Options, Task
 from circuit_tracer.attribution.traceable import Traceable
@@ -36,6 +38,7 @@ from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import bind
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.neurons import Neurons
+from circuit_tracer.transcoders.stacked import Part, Stacked
 
 
 def trace(
@@ -56,7 +59,7 @@ def trace(
     if resume is not None:
         plan = resume.same_blocks(plan)
     prompt, plan = make_linear(task, encoded, plan)
-    if (poor := _warning(task, prompt)) and options.ranks.first:
+    for poor in _warnings(task, prompt) if options.ranks.first else ():
         warn(poor, ReconstructionWarning)
     targets = resolve_targets(model, prompt.network, aim)
     rows = compute_rows(task, prompt, targets, plan, resume)
@@ -79,7 +82,7 @@ def begin(
 
 def encode(task: Task) -> EncodedPrompt:
     """Run the model and find the active features, which are those of the first process."""
-    parts, transcoders = task.model.parts, task.model.transcoders
+    parts, transcoders, attention = task.model.parts, task.model.transcoders, task.model.attention
     no_features = torch.zeros(parts.config.n_layers, len(task.ids), dtype=torch.int64)
     encoded, _ = retrying(
         lambda keep: encode_prompt(
@@ -90,6 +93,7 @@ def encode(task: Task) -> EncodedPrompt:
             keep_patterns=keep,
             held=task.intervention,
             find=chosen_neurons(task),
+            attention=attention,
         ),
         keeps_patterns(task.sizes(no_features), task.held, task.budget),
         lambda kept, _: False if kept else None,
@@ -101,15 +105,23 @@ def encode(task: Task) -> EncodedPrompt:
 
 
 def chosen_neurons(task: Task) -> Finder | None:
-    """Where neurons are nodes: those with the largest effects on the targets. None for a dictionary's features."""
+    """Where neurons are nodes: those with the largest effects on the targets, beside the features of other layers. None for a
+    dictionary's features.
+    """
     model = task.model
-    if not isinstance(model.transcoders, Neurons):
+    parts = model.transcoders.stack() if isinstance(model.transcoders, Stacked) else [Part("", model.transcoders, 0)]
+    neurons = next((part.dictionary for part in parts if isinstance(part.dictionary, Neurons)), None)
+    if neurons is None:
         return None
-    neurons, most = model.transcoders, task.options.max_feature_nodes or DEFAULT_NEURONS
+    most = task.options.max_feature_nodes or DEFAULT_NEURONS
 
-    def find(network: FrozenNetwork, keep_P: Tensor) -> ActiveFeatures:
+    def find(network: FrozenNetwork, keep_P: Tensor) -> tuple[ActiveFeatures, dict[str, Any]]:
         targets = resolve_targets(model, network, task.aim)
-        return rank_neurons(network, neurons, targets.read_out, targets.table.weight, keep_P, most).active
+        ranked = rank_neurons(network, neurons, targets.read_out, targets.table.weight, keep_P, most)
+        active = ranked.active
+        for part in parts[:-1]:  # neurons are the last
+            active = beside(encode_features(network, part.dictionary, keep_P), active, parts[-1].first)
+        return active, {"neurons": {"of": ranked.count, "share_of_effect": ranked.share}}
 
     return find
 
@@ -148,7 +160,7 @@ def make_linear(task: Task, encoded: EncodedPrompt, plan: MemoryPlan) -> tuple[L
 def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: ComputedRows) -> Graph:
     """The graph of the rows computed. Decoder rows are let go: no more rows can follow."""
     model, ids, active = task.model, task.ids, prompt.sources.active
-    prompt.decoder.release()
+    prompt.release()
     selected = prompt.sources.feature_of_column[rows.columns].sort().values
     edges, balance = assemble(rows.store, prompt, targets, selected, model.transcoders)
     tokenizer, table = model.tokenizer, targets.table
@@ -165,6 +177,7 @@ def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Comp
         logit_targets=[LogitTarget(label, int(i)) for label, i in zip(table.label, table.token_id, strict=True)],
         logit_probabilities=table.weight.cpu(),
         scan=model.transcoders.scan,
+        parts=model.dictionary_parts,
         vocab_size=model.parts.config.d_vocab,
         balance=balance,
         targets=table,
@@ -195,9 +208,11 @@ def _within(graph: Graph, max_residual: float | None) -> Graph:
     return graph
 
 
-def _warning(task: Task, prompt: LinearPrompt) -> str | None:
-    """What to tell of a dictionary that does not rebuild the model."""
-    return None if task.model.transcoders.exact else prompt.reconstruction.warning
+def _warnings(task: Task, prompt: LinearPrompt) -> list[str]:
+    """What to tell of dictionaries that do not rebuild the model."""
+    of_mlps = None if task.model.transcoders.exact else prompt.reconstruction.warning
+    of_attention = None if prompt.attention is None else prompt.attention.warning
+    return [poor for poor in (of_mlps, of_attention) if poor is not None]
 
 
 def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: ComputedRows) -> dict[str, Any]:
@@ -211,7 +226,8 @@ def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Com
             "input_hook": transcoders.feature_input_hook,
             "output_hook": transcoders.feature_output_hook,
         },
-        "fingerprint": task.fingerprint or fingerprints(parts, transcoders),
+        "fingerprint": task.fingerprint or fingerprints(parts, transcoders, task.model.attention),
+        **({} if prompt.attention is None else {"attention": _of_attention(prompt.attention)}),
         "settings": {
             "max_n_logits": aim.max_n_logits,
             "desired_logit_prob": aim.desired_logit_prob,
@@ -227,11 +243,23 @@ def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Com
         "dropped_mass": max((block.dropped for block in rows.store.blocks), default=0.0),
         "interrupted": rows.interrupted,
         "features": [len(rows.columns), rows.wanted],  # with a row, of so many
+        **prompt.found,
         **({} if task.intervention is None else {"edits": task.intervention.words}),
-        "warnings": [poor] if (poor := _warning(task, prompt)) else [],
+        "warnings": _warnings(task, prompt),
         "seconds": round(time.perf_counter() - task.started, 3),
         "torch": torch.__version__,
         "device": str(task.device),
+    }
+
+
+def _of_attention(attention: LinearAttention) -> dict[str, Any]:
+    dictionary = attention.frozen.dictionary
+    return {
+        "kind": dictionary.kind,
+        "scan": dictionary.scan,
+        "input_hook": dictionary.feature_input_hook,
+        "output_hook": dictionary.feature_output_hook,
+        "nmse": {str(layer): nmse for layer, nmse in attention.nmse.items()},
     }
 
 

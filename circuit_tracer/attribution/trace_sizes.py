@@ -42,6 +42,7 @@ class TraceSizes:
     item: int  # bytes a number
     processes: int = 1  # that share the rows
     on_gpu: bool = False
+    attention: int = 0  # layers whose attention a dictionary replaces
 
     @classmethod
     def of(
@@ -54,6 +55,7 @@ class TraceSizes:
         item: int,
         processes: int = 1,
         on_gpu: bool = False,
+        attention: int = 0,
     ) -> TraceSizes:
         """n_rows: None or 0 for all active features."""
         n_active = int(active_LP.sum())
@@ -68,6 +70,7 @@ class TraceSizes:
             item=item,
             processes=processes,
             on_gpu=on_gpu,
+            attention=attention,
         )
 
     @property
@@ -99,7 +102,8 @@ class TraceSizes:
 
     def state(self, copies: int, keep_patterns: bool) -> int:
         """The frozen prompt (prompt.py)."""
-        arrays = copies * self.config.n_layers * self.n_pos * self.config.d_model * self.item
+        n_arrays = copies * self.config.n_layers + 3 * self.attention  # outputs of heads, what replaces them, errors
+        arrays = n_arrays * self.n_pos * self.config.d_model * self.item
         return arrays + (self.patterns if keep_patterns else self.scores) + 28 * self.n_active
 
     def forward(self, keep_patterns: bool) -> int:
@@ -157,7 +161,12 @@ class TraceSizes:
     def width_P(self) -> Tensor:
         """Edges of a row that ends at each position: to features, errors, tokens."""
         place = torch.arange(1, self.n_pos + 1)
-        return self.active_LP.sum(0).cumsum(0) + (self.config.n_layers + 1) * place
+        return self.active_LP.sum(0).cumsum(0) + (self.n_errors + 1) * place
+
+    @property
+    def n_errors(self) -> int:
+        """Errors of a position: of MLPs, and with a dictionary of attention as many of these."""
+        return self.config.n_layers * (2 if self.attention else 1)
 
     def edge_rows(self, blocks: list[tuple[int, int, float]]) -> int:
         """Finished rows (finished_rows.py)."""
@@ -187,4 +196,5 @@ class TraceSizes:
         share, each = self.n_rows / max(1, self.n_active), self.processes * each
         features = share * (each * float(below[layer, position].sum()) + self.n_targets * int(below[-1, -1]))
         others = each * float(((layer + 1) * (position + 1)).sum())
-        return int((features + others + self.n_targets * (self.config.n_layers + 1) * self.n_pos) * BYTES_AN_EDGE)
+        others *= self.n_errors / self.config.n_layers
+        return int((features + others + self.n_targets * (self.n_errors + 1) * self.n_pos) * BYTES_AN_EDGE)

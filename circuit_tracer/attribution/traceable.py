@@ -7,34 +7,51 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from circuit_tracer.attribution.input_shift import with_known_shift
+from circuit_tracer.attribution.paired_attention import name_of_attention, paired_attention
 from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.errors import warn
+from circuit_tracer.graph.dictionary_parts import ATTENTION, DictionaryPart
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.remembered import weights_of
 from circuit_tracer.models.sites import check_hooks
 from circuit_tracer.models.tokenization import Prompt, tokenize, zero_positions
 from circuit_tracer.models.verify import verify
 from circuit_tracer.transcoders.base import Transcoders, described_layers
+from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 
 class Traceable:
     """A model with its transcoders and tokenizer, checked to belong together. `ReplacementModel` is one that can be loaded.
+    In the transcoders' place it takes autoencoders, with which all can be done but traces.
 
+    attention: a dictionary of attention outputs, whose features are nodes of a graph too; numbered behind those of the
+    transcoders.
     prepend_bos: whether prompts that do not begin with a special token get one in front; may be changed at any time.
     Raises CompatibilityError for transcoders of another model.
     """
 
     prepend_bos = True
 
-    def __init__(self, parts: ModelParts, transcoders: Transcoders, tokenizer: Any) -> None:
+    def __init__(
+        self, parts: ModelParts, transcoders: Transcoders, tokenizer: Any, attention: TranscoderSet | None = None
+    ) -> None:
         transcoders = paired(parts, transcoders)
         check_hooks(parts, transcoders.feature_input_hook, transcoders.feature_output_hook)
-        if len(transcoders.layers) < transcoders.n_layers:
+        if len(transcoders.layers) < transcoders.n_layers and not transcoders.is_autoencoder:
             said = f"{described_layers(transcoders)}: the MLPs of the others are error nodes, with nothing of them explained"
             warn(said)
         transcoders = with_known_shift(parts, transcoders, tokenizer)
         self.parts, self.transcoders, self.tokenizer = parts, transcoders, tokenizer
+        self.attention = None if attention is None else paired_attention(parts, attention, transcoders)
         self._bound_to = _state(parts)
+
+    @property
+    def dictionary_parts(self) -> tuple[DictionaryPart, ...]:
+        """The dictionaries that features belong to, in the order in which they are numbered."""
+        own = [DictionaryPart(name, "mlp", first) for name, first in self.transcoders.sections]
+        if self.attention is not None:
+            own.append(DictionaryPart(name_of_attention(self.attention), ATTENTION, self.transcoders.d_transcoder))
+        return tuple(own)
 
     def ensure_tokenized(self, prompt: Prompt) -> Tensor:
         """Token ids (P,) int64, by the one rule used everywhere (models/tokenization.py), of the model as it is now."""

@@ -95,7 +95,7 @@ def attribute(
         "ranks": ranks,
     }
     chosen_labels(labels, chosen.demo)  # before the work, what cannot be read
-    loaded = chosen.open(verbose)
+    loaded = chosen.open(verbose, traces=True)
 
     def keep(graph: Graph) -> None:
         keep_known(graph, labels, chosen.demo, features_dir)

@@ -27,10 +27,15 @@ class Measured(ModelOptions):
 
     def subject(self, verbose: bool) -> _Subject:
         """The model with what is measured."""
-        if (found := self.autoencoders()) is not None:
-            parts, tokenizer = self.language_model(self.model_name({"model_name": found.model_name}), verbose)
-            return _Subject(parts, tokenizer, found.dictionary, found.layers)
+        self.require_without("attention", "elsewhere")
         loaded = self.open(verbose)
+        if loaded.transcoders.is_autoencoder:
+            from circuit_tracer.transcoders import TranscoderSet
+            from circuit_tracer.transcoders.autoencoders import Autoencoders
+
+            assert isinstance(loaded.transcoders, TranscoderSet)
+            found = Autoencoders.of(loaded.transcoders, None)
+            return _Subject(loaded.parts, loaded.tokenizer, found.dictionary, found.layers)
         return _Subject(loaded.parts, loaded.tokenizer, loaded.transcoders, None)
 
 

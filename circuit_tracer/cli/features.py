@@ -64,6 +64,7 @@ def build(
     settings = BuildSettings(tokens or None, top, sample, before, after, batch_tokens=batch_tokens)
     if chosen.demo != (data is None):
         raise InputError("name the text with --data; --demo brings its own")
+    chosen.require_without("attention", "elsewhere")
     loaded = chosen.open(verbose)
     if data is None:
         from circuit_tracer.demo.features import corpus_of

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def info(
-    what: Annotated[str, typer.Argument(help="Graph file; folder or hub id of transcoders or of a model; .gguf file.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="Graph file; folder or hub id of transcoders or of a model; .gguf file; neurons (with -m)."
+        ),
+    ],
     *,
     model: Annotated[
         str | None, typer.Option("-m", "--model", help="Say whether the transcoders fit this model.")
@@ -28,10 +33,16 @@ def info(
 
     Weights are not loaded; of a hub id, only the configuration is read.
     """
+    from circuit_tracer.transcoders.neurons import NEURONS
+
     path = Path(what)
+    found: dict[str, Any]
+    if what == NEURONS:
+        found = _neurons(model, hooks)
+        typer.echo(options.dump(found) if json else _text(found))
+        return
     if model is not None and (path.is_file() or (path / "config.json").is_file()):
         raise InputError(f"-m says whether transcoders fit a model, and {what} holds none; leave it out")
-    found: dict[str, Any]
     if path.suffix != ".gguf" and options.means_a_file(what):
         found = _graph(path)
     elif path.suffix == ".gguf" or (path / "config.json").is_file():
@@ -39,6 +50,27 @@ def info(
     else:
         found = _folder_or_hub(what, model, hooks)
     typer.echo(options.dump(found) if json else _text(found))
+
+
+def _neurons(model: str | None, hooks: HookOptions) -> dict[str, Any]:
+    from circuit_tracer.models.outline import outline
+    from circuit_tracer.transcoders.neurons import NOT_MONOSEMANTIC, Neurons
+
+    if model is None or any(vars(hooks).values()):
+        raise InputError("neurons are a model's own, without files: name the model with -m, and no hooks or selection")
+    neurons = Neurons(outline(model), checked=False)
+    return {
+        "what": "neurons of a model",
+        "kind": neurons.kind,
+        "layers": neurons.n_layers,
+        "neurons_a_layer": neurons.d_transcoder // 2,
+        "features_a_layer": neurons.d_transcoder,
+        "d_model": neurons.d_model,
+        "reads": neurons.feature_input_hook,
+        "writes": neurons.feature_output_hook,
+        "fits": model,
+        "note": NOT_MONOSEMANTIC,
+    }
 
 
 def _graph(path: Path) -> dict[str, Any]:
@@ -80,41 +112,10 @@ def _folder_or_hub(name: str, model: str | None, hooks: HookOptions) -> dict[str
     return {"what": "transcoders on the Hugging Face hub", **config}
 
 
-def _autoencoders(name: str, model: str | None) -> dict[str, Any]:
-    from circuit_tracer.errors import CompatibilityError
-    from circuit_tracer.models.outline import outline
-    from circuit_tracer.transcoders.autoencoders import load_autoencoders
-
-    loaded = load_autoencoders(name, "cpu", None)
-    dictionary = loaded.dictionary
-    found: dict[str, Any] = {
-        "what": "sparse autoencoders",
-        "layers_with_autoencoders": list(loaded.layers),
-        "features_a_layer": dictionary.d_transcoder,
-        "d_model": dictionary.d_model,
-        "activation": dictionary.activation(0).name,
-        "reads_and_writes": dictionary.feature_input_hook,
-        "dtype": str(dictionary.dtype).removeprefix("torch."),
-        "model_name": loaded.model_name,
-        "use": f"circuit-tracer evaluate -t {name} --data TEXT; they replace no MLP, so no prompt is traced with them",
-    }
-    if model is None:
-        return found
-    config = outline(model).config
-    if dictionary.d_model != config.d_model or max(loaded.layers) >= config.n_layers:
-        raise CompatibilityError(
-            f"the autoencoders read layers {list(loaded.layers)} of d_model {dictionary.d_model}; {model} has "
-            f"{config.n_layers} layers of {config.d_model}. Name the model that they were trained on."
-        )
-    return found | {"fits": model}
-
-
 def _transcoders(name: str, model: str | None, hooks: HookOptions) -> dict[str, Any]:
-    from circuit_tracer.transcoders.autoencoders import are_autoencoders
-
-    if are_autoencoders(name):
-        return _autoencoders(name, model)
     loaded, config = hooks.dictionary(name)
+    if loaded.is_autoencoder:
+        return _autoencoders(name, model, loaded, config)
     found: dict[str, Any] = {
         "what": "transcoders",
         "kind": loaded.kind,
@@ -137,6 +138,26 @@ def _transcoders(name: str, model: str | None, hooks: HookOptions) -> dict[str, 
         found |= {"layers": loaded.n_layers, "fits": model}
         if len(loaded.layers) < loaded.n_layers:
             found["layers_with_transcoders"] = list(loaded.layers)
+    return found
+
+
+def _autoencoders(name: str, model: str | None, loaded: Transcoders, config: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "what": "sparse autoencoders",
+        "layers_with_autoencoders": list(loaded.layers),
+        "features_a_layer": loaded.d_transcoder,
+        "d_model": loaded.d_model,
+        "activation": loaded.activation(loaded.layers[0]).name,
+        "reads_and_writes": loaded.feature_input_hook,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "model_name": config.get("model_name"),
+        "use": f"-t {name} of evaluate, features build, intervene and steer; they replace no MLP, so no prompt is traced with "
+        "them, but attribute --target sae:FOLDER:LAYER:POSITION:FEATURE explains one of their features",
+    }
+    if "l0" in config:
+        found["l0_taken"] = config["l0"]
+    if model is not None:
+        found["fits"] = model if _fitted(model, loaded) else None
     return found
 
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from circuit_tracer.models.parts import ModelParts
     from circuit_tracer.replacement_model import ReplacementModel
-    from circuit_tracer.transcoders.autoencoders import Autoencoders
     from circuit_tracer.transcoders.base import Transcoders
 
 Select = Annotated[
@@ -100,13 +99,37 @@ class ModelOptions:
     transcoder_set: Annotated[
         str | None,
         typer.Option(
-            "-t", "--transcoder-set", help="Transcoders: folder, or Hugging Face org/repo/folder@revision (or --demo)."
+            "-t",
+            "--transcoder-set",
+            help="Transcoders, or autoencoders: folder, or Hugging Face org/repo/folder@revision (or --demo); neurons: the "
+            "model's own.",
         ),
     ] = None
     model: Annotated[
         str | None,
         typer.Option(
             "-m", "--model", help="Hugging Face id, folder or .gguf file; default: what the transcoders name."
+        ),
+    ] = None
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            "--attention",
+            help="Dictionary of attention outputs: a folder of autoencoders at attn.hook_z or hook_attn_out, or of Lorsa. Its "
+            "features are nodes too.",
+        ),
+    ] = None
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter",
+            help="Transcoders of what those of -t leave, stacked on them: a folder, or a checkpoint with transcoder adapters.",
+        ),
+    ] = None
+    elsewhere: Annotated[
+        Literal["neurons"] | None,
+        typer.Option(
+            "--elsewhere", help="What stands for the MLPs of layers without transcoders; default: error nodes."
         ),
     ] = None
     revision: Revision = None
@@ -162,6 +185,13 @@ class ModelOptions:
 
         return TRANSCODER if self.demo else str(self.transcoder_set)
 
+    def require_without(self, *names: str) -> None:
+        """Raise InputError where an option about other dictionaries is given, of which a command makes nothing."""
+        if given := [f"--{name}" for name in names if getattr(self, name) is not None]:
+            raise InputError(
+                f"{' and '.join(given)} would have no effect here: graphs have such features; leave it out"
+            )
+
     def model_name(self, config: dict[str, Any]) -> str:
         """What -m says, or the configuration of the transcoders."""
         from circuit_tracer.demo import MODEL
@@ -171,6 +201,20 @@ class ModelOptions:
             raise InputError(f"the transcoders {self.transcoders} do not name their model; name it with -m")
         return str(name)
 
+    def _require_no_files(self) -> None:
+        """Refuse options that say something of a dictionary's files, where neurons are traced."""
+        given = {
+            "--feature-input-hook": self.feature_input_hook,
+            "--feature-output-hook": self.feature_output_hook,
+            "--select": self.select,
+            "--input-shift": self.input_shift is not None,
+            "--lazy-encoder": self.lazy_encoder,
+            "--adapter": self.adapter,
+            "--elsewhere": self.elsewhere,
+        }
+        if idle := [option for option, value in given.items() if value]:
+            raise InputError(f"neurons are the model's own and have no files; leave {' and '.join(idle)} out")
+
     def place(self) -> tuple[torch.device, torch.dtype]:
         """Where weights go, and as what."""
         from circuit_tracer.models.loading import present, resolve_device, resolve_dtype
@@ -178,12 +222,14 @@ class ModelOptions:
         return present(resolve_device("cpu" if self.demo else self.device)), resolve_dtype(self.dtype)
 
     def dictionary(self, name: str) -> tuple[Transcoders, dict[str, Any]]:
-        """The transcoders of a folder or hub id, with their config; hooks that are given are those of -t alone."""
-        from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+        """The transcoders or autoencoders of a folder or hub id, with their config; hooks that are given are those of -t
+        alone.
+        """
+        from circuit_tracer.transcoders.loading import load_dictionary
 
         device, dtype = self.place()
         named = name == self.transcoders
-        return load_transcoder_from_hub(
+        return load_dictionary(
             name,
             device,
             dtype,
@@ -194,27 +240,6 @@ class ModelOptions:
             feature_input_hook=self.feature_input_hook if named else None,
             feature_output_hook=self.feature_output_hook if named else None,
         )
-
-    def autoencoders(self) -> Autoencoders | None:
-        """What -t names, if it is a folder of autoencoders. Raises InputError for options that say something of transcoders."""
-        from circuit_tracer.transcoders.autoencoders import are_autoencoders, load_autoencoders
-
-        if self.demo or not are_autoencoders(self.transcoders):
-            return None
-        given = {
-            "--feature-input-hook": self.feature_input_hook,
-            "--feature-output-hook": self.feature_output_hook,
-            "--select": self.select,
-            "--input-shift": self.input_shift is not None,
-            "--lazy-encoder": self.lazy_encoder,
-            "--lazy-decoder": self.lazy_decoder,
-        }
-        if idle := [option for option, value in given.items() if value]:
-            raise InputError(
-                f"{self.transcoders} holds autoencoders, whose files say where they stand and are read whole; leave "
-                f"{' and '.join(idle)} out"
-            )
-        return load_autoencoders(self.transcoders, *self.place())
 
     def language_model(self, name: str, verbose: bool = False) -> tuple[ModelParts, Any]:
         """The model by itself, checked, with its tokenizer."""
@@ -229,17 +254,35 @@ class ModelOptions:
         verify(parts)
         return parts, tokenizer
 
-    def open(self, verbose: bool = False) -> ReplacementModel:
-        """The model with the transcoders; bars of loading only if verbose."""
+    def open(self, verbose: bool = False, traces: bool = False) -> ReplacementModel:
+        """The model with the transcoders; bars of loading only if verbose. traces: not with autoencoders, said before the model
+        is loaded.
+        """
         from circuit_tracer.replacement_model import ReplacementModel
+        from circuit_tracer.transcoders.attention import load_attention
+        from circuit_tracer.transcoders.building import NO_TRANSCODER
+        from circuit_tracer.transcoders.neurons import NEURONS, NOT_MONOSEMANTIC
+        from circuit_tracer.transcoders.stacked import stacked
 
         if not verbose:
             quiet_loading()
         device, dtype = self.place()
-        transcoders, config = self.dictionary(self.transcoders)
+        attention = None if self.attention is None else load_attention(self.attention, device, dtype)
+        how: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention, "revision": self.revision}
         load = ReplacementModel.from_pretrained_and_transcoders
-        name = self.model_name(config)
-        model = load(name, transcoders, device=device, dtype=dtype, revision=self.revision)
+        if self.transcoders == NEURONS:
+            self._require_no_files()
+            typer.echo(NOT_MONOSEMANTIC, err=True)
+            model = load(self.model_name({}), NEURONS, **how)
+        else:
+            transcoders, config = self.dictionary(self.transcoders)
+            if traces and transcoders.is_autoencoder:
+                raise InputError(
+                    f"{self.transcoders} is a sparse autoencoder at {transcoders.feature_input_hook}: {NO_TRANSCODER}"
+                )
+            if self.adapter is not None:
+                transcoders = stacked(transcoders, self.adapter, device=device, dtype=dtype)
+            model = load(self.model_name(config), transcoders, elsewhere=self.elsewhere, **how)
         model.prepend_bos = self.bos
         return model
 
@@ -254,10 +297,10 @@ class HookOptions:
     input_shift: InputShift = None
 
     def dictionary(self, name: str) -> tuple[Transcoders, dict[str, Any]]:
-        """Transcoders, left on disk and in the numbers of their files, with their config."""
-        from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+        """Transcoders or autoencoders, left on disk and in the numbers of their files, with their config."""
+        from circuit_tracer.transcoders.loading import load_dictionary
 
-        return load_transcoder_from_hub(
+        return load_dictionary(
             name,
             device="cpu",
             dtype=None,

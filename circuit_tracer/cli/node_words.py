@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from circuit_tracer.graph.attention_scores import BIAS_TEXTS
+from circuit_tracer.graph.words import feature_name, is_of_neurons, left_over
 
 if TYPE_CHECKING:
     from circuit_tracer.graph.graph import Graph
@@ -37,7 +38,10 @@ class NodeWords:
         return f"{self.graph.token_texts[position]!r}@{position}"
 
     def _feature(self, layer: int, index: int) -> str:
-        return "error" if index < 0 else self.labels.get((layer, index), "feature")
+        if index < 0:
+            return left_over(self.graph)
+        unnamed = feature_name(self.graph, layer, index) if is_of_neurons(self.graph) else "feature"
+        return self.labels.get((layer, index), unnamed)
 
     @cached_property
     def _targets(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.plan import MemoryPlan
+    from circuit_tracer.transcoders.base import Transcoders
 
 
 def plan(
@@ -37,14 +38,21 @@ def plan(
     from circuit_tracer.attribution.forecast import active_features, forecast
     from circuit_tracer.models.outline import outline
     from circuit_tracer.sizes import parse_bytes
+    from circuit_tracer.transcoders.neurons import NEURONS, Neurons
 
     device, dtype = chosen.place()
-    transcoders, config = replace(chosen, device="cpu", lazy_encoder=True, lazy_decoder=True).dictionary(
-        chosen.transcoders
-    )
-    name = chosen.model_name(config)
+    chosen.require_without("attention", "adapter", "elsewhere")
+    if chosen.transcoders == NEURONS:
+        name = chosen.model_name({})
+        outlined = outline(name, chosen.revision)
+        transcoders: Transcoders = Neurons(outlined, checked=False)
+    else:
+        on_disk = replace(chosen, device="cpu", lazy_encoder=True, lazy_decoder=True)
+        transcoders, config = on_disk.dictionary(chosen.transcoders)
+        name = chosen.model_name(config)
+        outlined = outline(name, chosen.revision)
     made = forecast(
-        outline(name, chosen.revision),
+        outlined,
         transcoders,
         _count(prompt, name, chosen) if tokens is None else tokens,
         device=device,
@@ -64,6 +72,9 @@ def plan(
         return
     work = made.work
     assumed = "" if active else f" ({active_features(transcoders, active):g} a layer and token are assumed: --active)"
+    if transcoders.exact:
+        typer.echo(f"{work.n_pos} tokens, {work.n_rows} neurons as nodes (--max-feature-nodes)\n{made.table()}")
+        return
     typer.echo(f"{work.n_pos} tokens, {work.n_active} active features{assumed}, {work.n_rows} expanded\n{made.table()}")
 
 

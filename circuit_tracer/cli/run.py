@@ -148,7 +148,8 @@ def _manifest(
     from circuit_tracer.demo import MODEL
 
     named = {"transcoders": chosen.transcoders} if chosen.given else {}
-    same = ("revision", "dtype", "select", "input_shift", "feature_input_hook", "feature_output_hook", "bos")
+    hooks = ("feature_input_hook", "feature_output_hook")
+    same = ("attention", "adapter", "elsewhere", "revision", "dtype", "select", "input_shift", *hooks, "bos")
     limited = asdict(limits)
     means = {name: limited.pop(name) for name in ("offload", "memory")}
     reading = {

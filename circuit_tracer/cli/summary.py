@@ -40,7 +40,7 @@ def summarise(graph: Graph) -> dict[str, Any]:
     if graph.reconstruction is not None:
         summary["nmse"] = graph.reconstruction.nmse.tolist()
         summary["l0"] = graph.reconstruction.l0.tolist()
-    for name in ("seconds", "interrupted", "memory_plan", "warnings"):
+    for name in ("seconds", "interrupted", "memory_plan", "neurons", "warnings"):
         if name in graph.provenance:
             summary[name] = graph.provenance[name]
     if summary.get("interrupted"):
@@ -52,12 +52,13 @@ def summarise(graph: Graph) -> dict[str, Any]:
 def as_text(summary: dict[str, Any], files: Sequence[Path] = (), verbose: bool = False) -> str:
     """The summary for people, a line each."""
     targets = "  ".join(f"{target['text']!r} {target['weight']:.3f}" for target in summary["targets"])
+    noun = "neurons" if "neurons" in summary else "features"
     lines = [
         ("prompt", repr(summary["prompt"])),
         ("targets", targets),
         (
             "nodes",
-            f"{summary['feature_nodes']:,} of {summary['active_features']:,} active features, {summary['nodes']:,} in all, "
+            f"{summary['feature_nodes']:,} of {summary['active_features']:,} active {noun}, {summary['nodes']:,} in all, "
             f"{summary['edges']:,} edges",
         ),
         ("scores", f"replacement {summary['replacement_score']:.3f}, completeness {summary['completeness_score']:.3f}"),
@@ -65,7 +66,11 @@ def as_text(summary: dict[str, Any], files: Sequence[Path] = (), verbose: bool =
     if summary.get("interrupted"):
         more = "; attribute --resume goes on" if summary["can_go_on"] else ""
         lines.insert(0, ("state", f"interrupted: {summary['done']} have their edges{more}"))
-    if "nmse" in summary:
+    if "neurons" in summary:
+        of, share = summary["neurons"]["of"], summary["neurons"]["share_of_effect"]
+        kept = f"the nodes hold {share:.1%} of the effects of {of:,}, the rest are in other neurons"
+        lines.append(("neurons", kept))
+    elif "nmse" in summary:
         nmse, l0 = summary["nmse"], summary["l0"]
         worst = max(range(len(nmse)), key=nmse.__getitem__)
         lines.append(

@@ -65,7 +65,7 @@ def validate(
     subject = as_graph(graph)
     keep_known(subject, None, chosen.demo)
     grouped = read_groups(subject, groups, supernodes)
-    loaded = chosen.open(verbose)
+    loaded = chosen.open(verbose, traces=True)
     kept = f"interrupted: no report is kept, and {target} is as it was"
     with options.interruption(kept), options.progress(verbose) as progress:
         report = test(

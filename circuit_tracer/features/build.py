@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from circuit_tracer.attribution.fit import warn_of_misfit
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
@@ -83,10 +84,15 @@ def build_features(
 
     wanted: only these features (`wanted.features_of_graphs`); None: all. name: what the records call the transcoders; default
     their scan. Goes on where an earlier call with the same arguments was interrupted; returns at once when it was not.
-    Raises CompatibilityError when the folder holds something else, InputError when the corpus has no token that counts or
-    another process builds in the folder.
+    Raises CompatibilityError when the folder holds something else, InputError when the corpus has no token that counts,
+    another process builds in the folder, or all neurons of a model are asked for.
     """
     settings = settings or BuildSettings()
+    if wanted is None and model.transcoders.exact:
+        raise InputError(
+            "every neuron is active on every token, so pages are built for those of graphs: name them (--graph; "
+            "wanted=features_of_graphs([...]))"
+        )
     target = require_writable_folder(folder)
     working = require_writable_folder(target / WORKING_FOLDER)
     with claimed(working, "builds features in"):
@@ -185,10 +191,9 @@ class _Reader:
         self.transcoders, self.corpus, self.settings, self.wanted = transcoders, corpus, settings, wanted
         # written where it is read: only the input is wanted, so the pass ends at the last layer's
         hook = transcoders.feature_input_hook
-        self.passes = ModelPass(
-            model.parts, Points(tuple(range(transcoders.n_layers)), hook, hook), corpus.context_length
-        )
+        self.passes = ModelPass(model.parts, Points(transcoders.layers, hook, hook), corpus.context_length)
         self.special = SpecialTokens.of(model.tokenizer)
+        self.looked = False  # whether autoencoders fit the text
 
     def batch(self, tokens: int) -> list[np.ndarray]:
         """The next sequences, of ``settings.batch_tokens`` tokens or so together and at most ``tokens``."""
@@ -213,13 +218,22 @@ class _Reader:
         token = np.flatnonzero(counts[inside_BP])
         rows = torch.from_numpy(np.flatnonzero((counts & inside_BP).ravel()))
         inputs, _ = self.passes.run(torch.from_numpy(ids_BP))
-        segment.add(sequences, [self._active(layer, x, rows, token) for layer, x in enumerate(inputs)])
+        read = dict(zip(self.transcoders.layers, inputs, strict=True))
+        self._require_fit(read, rows)
+        active = [self._active(layer, read.get(layer), rows, token) for layer in range(self.transcoders.n_layers)]
+        segment.add(sequences, active)
         return len(token)
 
+    def _require_fit(self, read: dict[int, torch.Tensor], rows: torch.Tensor) -> None:
+        """Say it, once, where autoencoders rebuild what is read worse than nothing would."""
+        if not self.looked and self.transcoders.is_autoencoder and len(rows):
+            self.looked = True
+            warn_of_misfit(self.transcoders, {layer: x[rows.to(x.device)] for layer, x in read.items()})
+
     def _active(
-        self, layer: int, x_nD: torch.Tensor, rows: torch.Tensor, token: np.ndarray
+        self, layer: int, x_nD: torch.Tensor | None, rows: torch.Tensor, token: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if len(rows) == 0 or (self.wanted is not None and layer not in self.wanted):
+        if len(rows) == 0 or x_nD is None or (self.wanted is not None and layer not in self.wanted):
             return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
         place = self.transcoders.device
         found = self.transcoders.encode_positions(layer, x_nD[rows.to(x_nD.device)].to(place))

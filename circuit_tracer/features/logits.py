@@ -1,8 +1,9 @@
 """What a feature does to the output directly: the tokens that its decoder rows make likelier, and less likely.
 
 effect_v = sum over the layers t it writes to of W_dec[f, t] . (gain * W_U[v]), less its mean over the vocabulary: the
-change of the logits for an activation of 1 where the final norm divides by 1. Only the order and the proportions mean
-something; attention and later features are left out.
+change of the logits for an activation of 1 where the norms on its way divide by 1. Only the order and the proportions mean
+something; attention and later features are left out. Rows that are not written to the stream itself are taken to it: those of
+heads' outputs through the output projection, those before a norm behind attention or MLP through its gain.
 
 Letters: n features, T layers written to, D d_model, V vocabulary, k tokens kept.
 """
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.models.parts import ModelParts, Norm
+from circuit_tracer.models.sites import SITES
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -47,17 +49,34 @@ def logit_effects(
     if not len(index_n):
         ids, values = torch.zeros(0, tokens, dtype=torch.int64), torch.zeros(0, tokens)
         return LogitEffects(ids, values, ids, values, values.sum(1), vocabulary)
-    gain = parts.final_norm.parameters.gain
     widest = max(vocabulary, len(transcoders.target_layers(layer)) * transcoders.d_model)
     block = max(1, BLOCK_BYTES // (4 * widest))
     found: list[tuple[Tensor, ...]] = []
     for index in index_n.split(block):
-        effect_nV = vocabulary_effects(parts, transcoders.decoder_rows(layer, index).to(gain).sum(1), vocabulary)
+        effect_nV = vocabulary_effects(parts, written_to_stream(parts, transcoders, layer, index), vocabulary)
         top, bottom = effect_nV.topk(tokens), effect_nV.topk(tokens, largest=False)
         spread = effect_nV.std(-1, correction=0)
         found.append((top.indices, top.values, bottom.indices, bottom.values, spread))
     top_n, top_value, bottom_n, bottom_value, spreads = (torch.cat(column).cpu() for column in zip(*found, strict=True))
     return LogitEffects(top_n, top_value, bottom_n, bottom_value, spreads, vocabulary)
+
+
+def written_to_stream(parts: ModelParts, transcoders: Transcoders, layer: int, index_n: Tensor) -> Tensor:
+    """(n, D) what features ``index_n`` (n,) of a layer write to the residual stream, of all layers together."""
+    gain, place = parts.final_norm.parameters.gain, transcoders.feature_output_hook
+    rows_nTD = transcoders.decoder_rows(layer, index_n).to(gain)
+    behind = "attention_post_norm" if place == "attn.hook_z" else SITES[place].norm
+    written_nD = rows_nTD.new_zeros(len(index_n), parts.config.d_model)
+    for slot, target in enumerate(transcoders.target_layers(layer)):
+        rows_nD, at = rows_nTD[:, slot], parts.layers[target]
+        if place == "attn.hook_z":
+            rows_nD = rows_nD @ at.output_weight.to(gain).T
+        norm: Norm | None = None if behind is None else getattr(at, behind)
+        if norm is not None:
+            centred = rows_nD - rows_nD.mean(-1, keepdim=True) if norm.parameters.centred else rows_nD
+            rows_nD = centred * norm.parameters.gain
+        written_nD += rows_nD
+    return written_nD
 
 
 def vocabulary_effects(parts: ModelParts, written_nD: Tensor, vocabulary: int) -> Tensor:

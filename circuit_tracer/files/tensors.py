@@ -1,7 +1,7 @@
-"""Tensor files opened without reading them: safetensors and .npz as tables of memory-mapped tensors.
+"""Tensor files opened without reading them: safetensors, .npz and torch's archives as tables of memory-mapped tensors.
 
 Only headers are read on opening. A tensor is then a read-only view of the file; touching a row reads that row's pages.
-Nothing of a file is executed: no pickle, no object arrays.
+Nothing of a file is executed: no object arrays, of torch's pickles only tensors and plain values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,7 @@ from circuit_tracer.errors import FileFormatError, InputError, shortened
 from circuit_tracer.files.checksums import DTYPES, HEADER_DIGEST, Blocks, attach, opened, plain_metadata, verified
 from circuit_tracer.files.reading import open_file
 from circuit_tracer.files.structured import parse_json
+from circuit_tracer.files.torch_archive import load_torch_archive
 
 _NPZ_ERRORS = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, SyntaxError, OSError, EOFError,
@@ -45,7 +46,7 @@ _DEFLATE = 1032  # nothing is packed better than that
 @dataclass(frozen=True)
 class _Entry:
     """Where a tensor lies: ``start`` bytes into ``path``; ``fortran`` says that the file holds its transpose. blocks: its
-    checksums, if the file has them.
+    checksums, if the file has them. held: the tensor, of a file that torch has mapped.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class _Entry:
     fortran: bool = False
     compressed: bool = False
     blocks: Blocks | None = None
+    held: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class TensorFile:
         if name not in self.entries:
             raise FileFormatError(f"{self.path} has no tensor {name!r}; found {self.describe()}.")
         entry = self.entries[name]
+        if entry.held is not None:
+            return entry.held
         if entry.compressed:
             return _read_packed(entry, name)
         mapped = _map_tensor(entry)
@@ -114,7 +118,7 @@ class TensorFile:
 
 
 def open_tensor_file(path: str | Path) -> TensorFile:
-    """Open a .safetensors, .npz or .npy file; the one tensor of a .npy is named "".
+    """Open a .safetensors, .npz, .npy or torch (.pt, .pth) file; the one tensor of a .npy is named "".
 
     InputError if it is missing, FileFormatError if it is damaged or foreign.
     """
@@ -336,7 +340,41 @@ def _read_packed(entry: _Entry, name: str) -> Tensor:
     return torch.from_numpy(array)
 
 
-_OPENERS = {".npz": _open_npz, ".npy": _open_npy}
+# ---- torch: a dict of tensors and plain values, in a pickle that runs nothing (torch_archive.py)
+
+
+def _open_torch(path: Path, file: BinaryIO) -> TensorFile:
+    """Numbers count as tensors of one number, texts as metadata; a dict of dicts is read by names with a dot."""
+    content = load_torch_archive(path, (), mapped=True)
+    if not isinstance(content, dict):
+        raise FileFormatError(f"{path} holds {type(content).__name__}; a dict of tensors is expected.")
+    entries: dict[str, _Entry] = {}
+    metadata: dict[str, str] = {}
+    for name, value in _named(content):
+        match value:
+            case str():
+                metadata[name] = value
+            case Tensor() | bool() | int() | float():
+                held = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+                entries[name] = _Entry(path, tuple(held.shape), held.dtype, 0, held=held)
+            case None:
+                pass
+            case _:
+                raise FileFormatError(
+                    f"{path}: {shortened(name)} is {shortened(value)}; tensors, numbers and texts are read."
+                )
+    return TensorFile(path, entries, metadata)
+
+
+def _named(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _named(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+_OPENERS = {".npz": _open_npz, ".npy": _open_npy, ".pt": _open_torch, ".pth": _open_torch}
 
 
 def _first(error: Exception) -> str:

@@ -26,9 +26,12 @@ StandIns = Sequence[tuple[re.Pattern[str], type]]
 _MOST_VALUES = 1_000_000  # besides tensors; graphs have some thousand
 
 
-def load_torch_archive(path: str | Path, stand_ins: StandIns, map_location: str | torch.device = "cpu") -> Any:
+def load_torch_archive(
+    path: str | Path, stand_ins: StandIns, map_location: str | torch.device = "cpu", mapped: bool = False
+) -> Any:
     """What ``torch.save`` put into a file: plain values, ``stand_ins``, and dense tensors no larger than their data.
 
+    mapped: tensors stay in the file, and are read as they are used.
     Raises InputError if there is no such file; FileFormatError if it is damaged, names anything else, or holds tensors that
     are sparse, quantised, nested, complex, without data or expanded.
     """
@@ -37,7 +40,8 @@ def load_torch_archive(path: str | Path, stand_ins: StandIns, map_location: str 
             data_bytes = _checked_archive(path, file)
             with torch.serialization.safe_globals(_allowed(file, stand_ins)):
                 file.seek(0)
-                content = torch.load(file, map_location=map_location, weights_only=True)
+                given = str(path) if mapped else file
+                content = torch.load(given, map_location=map_location, weights_only=True, mmap=mapped)
         _require_plain(content, data_bytes)
     except CircuitTracerError:
         raise
@@ -45,7 +49,7 @@ def load_torch_archive(path: str | Path, stand_ins: StandIns, map_location: str 
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it names {named.group(1)[:100]}" if named else _first_line(error)
         raise FileFormatError(
-            f"{path} was not loaded: {what}, which is neither a tensor nor part of a circuit-tracer graph. "
+            f"{path} was not loaded: {what}, which is neither a tensor nor part of what is read here. "
             "A pickle can run any code; only load this file elsewhere if you trust its origin."
         ) from error
     except Exception as error:  # an unpickler fails in as many ways as there are callables in a file

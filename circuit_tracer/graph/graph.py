@@ -16,6 +16,7 @@ from circuit_tracer.errors import InputError, warn
 from circuit_tracer.graph.attention_scores import AttentionScore
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
 from circuit_tracer.graph.config import GraphConfig
+from circuit_tracer.graph.dictionary_parts import ATTENTION, DictionaryPart, parts_of
 from circuit_tracer.graph.edge_heads import EdgeHeads
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.found import Found, forget
@@ -26,6 +27,7 @@ from circuit_tracer.graph.shared_matrix import SharedMatrix
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
 from circuit_tracer.graph.unfinished import Unfinished
 from circuit_tracer.graph.validation import ValidationReport
+from circuit_tracer.graph.words import feature_noun, left_over
 
 if TYPE_CHECKING:
     import networkx
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 class Graph:
     """Nodes of one prompt and the direct effects among them.
 
-    Nodes: selected features | error nodes l*P+p | tokens p | targets; N = N_s + L*P + P + K. An edge is the direct
+    Nodes: selected features | error nodes l*P+p | tokens p | targets; N = N_s + L*P + P + K (errors of attention come behind
+    the others, if a dictionary replaces it). An edge is the direct
     effect of its source on the pre-activation (or the demeaned logit) of its target, in that target's own units.
 
     input_string: the prompt as text. input_tokens: (P,) ids. active_features: int64 (N_f, 3) rows (layer, position,
@@ -55,7 +58,7 @@ class Graph:
     (`circuit_tracer.attention.explain_edges`). scores: why heads look where they look (`explain_score`), those that were kept.
     labels, records: what is known of its features (`circuit_tracer.features.kept.keep_features`), by (layer, index).
     grouping: its nodes in groups (`circuit_tracer.circuits.keep_grouping`). story: what was told of them
-    (`circuit_tracer.circuits.story.tell`).
+    (`circuit_tracer.circuits.story.tell`). parts: the dictionaries that its features belong to, if they are several.
 
     Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation, edge_heads, grouping and story, which
     were of the edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep the
@@ -95,7 +98,9 @@ class Graph:
         records: Mapping[tuple[int, int], bytes] | None = None,
         grouping: dict[str, Any] | None = None,
         story: dict[str, Any] | None = None,
+        parts: Sequence[DictionaryPart | dict[str, Any]] = (),
     ) -> None:
+        self.parts = parts_of(parts)
         self.input_string = input_string
         self.input_tokens = input_tokens
         self.active_features = active_features
@@ -143,6 +148,11 @@ class Graph:
         return self.cfg.n_layers
 
     @property
+    def attention(self) -> bool:
+        """Whether a dictionary replaces attention too, whose features and errors are nodes."""
+        return self.parts[-1].place == ATTENTION
+
+    @property
     def n_nodes(self) -> int:
         """N."""
         return self._edges.n_nodes
@@ -174,6 +184,7 @@ class Graph:
             self.input_tokens,
             self.n_layers,
             self.targets,
+            self.attention,
         )
 
     @property
@@ -296,9 +307,11 @@ class Graph:
 
     def __repr__(self) -> str:
         layout = self.nodes.layout
+        n_errors = (1 + layout.attention) * layout.n_layers
         counts = (
-            f"{layout.n_features:,} of {len(self.active_features):,} active features, {layout.n_layers}x{layout.n_pos} "
-            f"errors, {layout.n_pos} tokens, {layout.n_targets} targets, {len(self.edges):,} edges"
+            f"{layout.n_features:,} of {len(self.active_features):,} active {feature_noun(self)}s, "
+            f"{n_errors}x{layout.n_pos} {left_over(self, many=True)}, {layout.n_pos} tokens, "
+            f"{layout.n_targets} targets, {len(self.edges):,} edges"
         )
         shown = ", ".join(
             f"{label!r} {weight:.3f}"

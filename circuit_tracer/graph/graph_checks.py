@@ -75,11 +75,11 @@ def check_nodes(graph: Graph) -> None:
     if graph.targets.reads is not None:
         reads, d_model = graph.targets.reads, graph.cfg.d_model
         reads.check(len(graph.targets), graph.n_layers, graph.n_pos, d_model or reads.vector.shape[-1])
-    expected = graph.nodes.layout.n_nodes
+    expected, n_errors = graph.nodes.layout.n_nodes, (1 + graph.attention) * graph.n_layers
     if graph.n_nodes != expected:
         raise InputError(
             f"the adjacency matrix has {graph.n_nodes} nodes; expected {expected} = {len(selected)} features "
-            f"+ {graph.n_layers}x{graph.n_pos} errors + {graph.n_pos} tokens + {len(graph.logit_targets)} targets"
+            f"+ {n_errors}x{graph.n_pos} errors + {graph.n_pos} tokens + {len(graph.logit_targets)} targets"
         )
     if graph.balance is not None and len(graph.balance.bias) != expected:
         raise InputError(f"the balance has {len(graph.balance.bias)} rows for {expected} nodes")

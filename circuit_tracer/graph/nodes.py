@@ -1,4 +1,7 @@
-"""The nodes of a graph, in one fixed order: selected features | errors l*P+p | tokens p | targets."""
+"""The nodes of a graph, in one fixed order: selected features | errors l*P+p | tokens p | targets.
+
+Where a dictionary replaces attention too, errors of attention l*P+p follow those of MLPs.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,22 @@ class NodeKind(IntEnum):
     TARGET = 3
 
 
+ATTENTION_ERROR = -2  # what stands for the feature of an error of attention; of other errors -1
+
 KIND_NAMES = {NodeKind.FEATURE: "feature", NodeKind.ERROR: "error", NodeKind.TOKEN: "token", NodeKind.TARGET: "target"}
 
 
 @dataclass(frozen=True)
 class NodeLayout:
-    """How many nodes there are of each kind, hence where each kind starts. N = N_s + L*P + P + K."""
+    """How many nodes there are of each kind, hence where each kind starts. N = N_s + L*P + P + K; with `attention`, whose
+    errors are nodes too, N_s + 2*L*P + P + K.
+    """
 
     n_features: int
     n_layers: int
     n_pos: int
     n_targets: int
+    attention: bool = False
 
     @property
     def error_start(self) -> int:
@@ -41,7 +49,7 @@ class NodeLayout:
 
     @property
     def token_start(self) -> int:
-        return self.n_features + self.n_layers * self.n_pos
+        return self.n_features + (1 + self.attention) * self.n_layers * self.n_pos
 
     @property
     def target_start(self) -> int:
@@ -73,8 +81,8 @@ class NodeTable:
     """N nodes, column by column.
 
     kind: int64, see ``NodeKind``. layer: int64; -1 for tokens, which lie below layer 0, and the read layer for
-    targets (L for logits). position: int64. feature: int64; the index in its dictionary for features, -1 for errors,
-    the token id for tokens and targets. activation: float (N,); 0 for all but features.
+    targets (L for logits). position: int64. feature: int64; the index in its dictionary for features, -1 for errors, -2 for
+    those of attention, the token id for tokens and targets. activation: float (N,); 0 for all but features.
     """
 
     layout: NodeLayout
@@ -90,7 +98,7 @@ class NodeTable:
     def ids(self, which: Tensor | None = None) -> list[str]:
         """Names of the nodes in ``which`` (int64 numbers; default all), unique if the targets of a position are.
 
-        features {l}_{f}_{p}, errors {l}_-1_{p}, tokens E_{token}_{p}, targets {L+1}_{token}_{p}.
+        features {l}_{f}_{p}, errors {l}_-1_{p}, those of attention {l}_-2_{p}, tokens E_{token}_{p}, targets {L+1}_{token}_{p}.
         """
         which = torch.arange(len(self), device=self.kind.device) if which is None else which
         names = {int(NodeKind.TOKEN): "E", int(NodeKind.TARGET): str(self.layout.n_layers + 1)}
@@ -120,32 +128,39 @@ class NodeTable:
 
     @classmethod
     def build(
-        cls, feature_rows: Tensor, activation: Tensor, input_tokens: Tensor, n_layers: int, targets: TargetTable
+        cls,
+        feature_rows: Tensor,
+        activation: Tensor,
+        input_tokens: Tensor,
+        n_layers: int,
+        targets: TargetTable,
+        attention: bool = False,
     ) -> NodeTable:
         """Nodes from the selected features' (layer, position, index) rows (N_s, 3) and activations (N_s,)."""
         device = feature_rows.device
-        n_pos = len(input_tokens)
-        layout = NodeLayout(len(feature_rows), n_layers, n_pos, len(targets))
-        sizes = torch.tensor([layout.n_features, n_layers * n_pos, n_pos, layout.n_targets], device=device)
+        n_pos, places = len(input_tokens), 1 + attention
+        layout = NodeLayout(len(feature_rows), n_layers, n_pos, len(targets), attention)
+        sizes = torch.tensor([layout.n_features, places * n_layers * n_pos, n_pos, layout.n_targets], device=device)
         positions = torch.arange(n_pos, device=device)
+        error = torch.arange(-1, -1 - places, -1, device=device)  # -1, and -2
         return cls(
             layout=layout,
             kind=torch.arange(4, device=device).repeat_interleave(sizes),
             layer=torch.cat(
                 [
                     feature_rows[:, 0],
-                    torch.arange(n_layers, device=device).repeat_interleave(n_pos),
+                    torch.arange(n_layers, device=device).repeat_interleave(n_pos).repeat(places),
                     torch.full((n_pos,), -1, device=device),
                     targets.layer.to(device),
                 ]
             ),
             position=torch.cat(
-                [feature_rows[:, 1], positions.repeat(n_layers), positions, targets.position.to(device)]
+                [feature_rows[:, 1], positions.repeat(places * n_layers), positions, targets.position.to(device)]
             ),
             feature=torch.cat(
                 [
                     feature_rows[:, 2],
-                    torch.full((n_layers * n_pos,), -1, device=device),
+                    error.repeat_interleave(n_layers * n_pos),
                     input_tokens.to(device).long(),
                     targets.token_id.to(device),
                 ]

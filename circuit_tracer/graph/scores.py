@@ -87,6 +87,8 @@ def fold_into_errors(graph: Graph, node_mask: Tensor) -> Edges:
     folded[layout.error_start :] = False
     stand_in = torch.arange(layout.n_nodes, device=node_mask.device)
     error_of = layout.error_start + nodes.layer * layout.n_pos + nodes.position
+    if graph.attention:
+        error_of += (nodes.feature >= graph.parts[-1].first) * layout.n_layers * layout.n_pos
     stand_in[folded] = error_of[folded]
     target = graph.edges.target
     stays = ~folded[target]

@@ -47,6 +47,7 @@ def subgraph(graph: Graph, pruned: PruneResult) -> Graph:
         scores=graph.scores,
         labels=graph.labels,
         records=graph.records,
+        parts=graph.parts,
     )
 
 

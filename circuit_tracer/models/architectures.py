@@ -8,88 +8,11 @@ alone is decided by what they are (`models/plain.py`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
-from torch import nn
-
 from circuit_tracer.errors import InputError, UnsupportedModelError
-
-
-class NormKind(Enum):
-    """How a norm scales (attribution/README.md §4.3): what multiplies r/sigma, and whether the mean is removed first.
-
-    A norm without weight or bias has the factor one and no shift.
-    """
-
-    RMS = "rms"  # weight
-    RMS_PLUS_ONE = "rms_plus_one"  # 1 + weight (Gemma)
-    LAYER = "layer"  # centred, weight, bias
-    LAYER_PLUS_ONE = "layer_plus_one"  # centred, 1 + weight, bias (Nemotron)
-
-
-class ValueRows(Enum):
-    """Where the value projection sits in the module named by `Architecture.value`."""
-
-    WHOLE = "whole"  # a projection of its own
-    TAIL = "tail"  # the last rows of a fused q|k|v (Phi-3, GPT-2)
-    INTERLEAVED = "interleaved"  # q|k|v inside each head (GPT-NeoX)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Names of the parts of one architecture. Paths of `layers`, `final_norm` and `position_embedding` start at
-    the causal-LM module; all others start at a layer. A norm that does not exist is None.
-
-    Fields that end in `_key` name an attribute of the configuration, so that variants of a family differ by what their
-    config.json says. `required`: attributes, the value that each must have, and what another one means.
-    """
-
-    model_type: str
-    norm: NormKind
-    norm_epsilon: float | None = None  # where the norms do not say
-    layers: str = "model.layers"
-    final_norm: str = "model.norm"
-    attention: str = "self_attn"
-    value: str = "self_attn.v_proj"
-    value_rows: ValueRows = ValueRows.WHOLE
-    output: str = "self_attn.o_proj"
-    mlp: str = "mlp"
-    mlp_output: str | None = None  # the module that gives what the MLP gives, where `mlp` only begins it
-    attention_norm: str | None = "input_layernorm"
-    attention_post_norm: str | None = None
-    mlp_norm: str | None = "post_attention_layernorm"
-    mlp_norm_if_parallel: str | None = None  # where that is another norm
-    mlp_post_norm: str | None = None
-    position_embedding: str | None = None
-    parallel: bool = False  # attention and MLP read the same residual stream
-    parallel_flag: str | None = None  # the attribute that says so
-    residual_multiplier_key: str | None = (
-        None  # what attention and MLP give is multiplied by it on its way to the stream
-    )
-    logit_multiplier_key: str | None = None
-    logit_divisor_key: str | None = None
-    required: tuple[tuple[str, Any, str], ...] = ()
-    package: str = "transformers.models."  # where classes of the model's modules are defined, besides transformers
-
-    def is_parallel(self, config: Any) -> bool:
-        """Whether this model's attention and MLP run side by side on the layer's input."""
-        return self.parallel or bool(self.parallel_flag and getattr(config, self.parallel_flag))
-
-    def mlp_norm_of(self, config: Any) -> str | None:
-        """The path of the norm in front of the MLP."""
-        return self.mlp_norm_if_parallel if self.mlp_norm_if_parallel and self.is_parallel(config) else self.mlp_norm
-
-    def residual_multiplier(self, config: Any) -> float:
-        """What multiplies everything that is added to the residual stream."""
-        return float(getattr(config, self.residual_multiplier_key)) if self.residual_multiplier_key else 1.0
-
-    def logit_multiplier(self, config: Any) -> float:
-        """What multiplies the unembedding's outputs, before a softcap."""
-        scale = float(getattr(config, self.logit_multiplier_key)) if self.logit_multiplier_key else 1.0
-        return scale / float(getattr(config, self.logit_divisor_key)) if self.logit_divisor_key else scale
-
+from circuit_tracer.models.architecture import Architecture, LinearAttention, NormKind, ValueRows
+from circuit_tracer.models.refused import REFUSED
 
 _SANDWICH: dict[str, Any] = {
     "attention_post_norm": "post_attention_layernorm",
@@ -117,10 +40,68 @@ _GPT2: dict[str, Any] = {
     "mlp_norm": "ln_2",
     "position_embedding": "transformer.wpe",
 }
+_LATENT: dict[str, Any] = {  # values come out of a latent that is normed (DeepSeek)
+    "value": "self_attn.kv_a_proj_with_mqa",
+    "value_norm": "self_attn.kv_a_layernorm",
+    "value_up": "self_attn.kv_b_proj",
+    "value_rows": ValueRows.LATENT,
+}
+_DELTA = "linear_attn", "linear_attn.out_proj"
+_LFM: dict[str, Any] = {
+    "final_norm": "model.embedding_norm",
+    "output": "self_attn.out_proj",
+    "linear": LinearAttention("conv", "conv.out_proj", "convolved"),
+    "mlp": "feed_forward",
+    "attention_norm": "operator_norm",
+    "mlp_norm": "ffn_norm",
+}
+_GPT_J: dict[str, Any] = {
+    **_GPT2,
+    "output": "attn.out_proj",
+    "position_embedding": None,
+    "own_softmax": True,
+    "parallel": True,
+    "mlp_norm": "ln_1",
+}
+_DECODER: dict[str, Any] = {  # BART's names
+    "position_embedding": "embed_positions",
+    "output": "self_attn.out_proj",
+    "mlp": "fc1",
+    "mlp_output": "fc2",
+    "attention_norm": "self_attn_layer_norm",
+    "mlp_norm": "final_layer_norm",
+}
+_BLOOM: dict[str, Any] = {
+    "layers": "transformer.h",
+    "final_norm": "transformer.ln_f",
+    "attention": "self_attention",
+    "value": "self_attention.query_key_value",
+    "value_rows": ValueRows.INTERLEAVED,
+    "output": "self_attention.dense",
+    "own_softmax": True,
+}
+_GEMMA4: dict[str, Any] = {
+    **_SANDWICH,
+    "value": ("self_attn.v_proj", "self_attn.k_proj"),
+    "value_norm": "self_attn.v_norm",
+    "layer_multiplier": "layer_scalar",
+    "required": (
+        ("enable_moe_block", False, "experts read the stream beside the MLP, each behind a norm of its own"),
+        ("hidden_size_per_layer_input", 0, "each layer adds a product of the stream and an embedding of its own"),
+        ("num_kv_shared_layers", 0, "layers take the keys and values of an earlier one"),
+    ),
+}
 _LIKE_LLAMA = (
-    "arcee", "aria_text", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone_moe", "flint", "glm", "glm4_moe", "helium",
-    "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "internlm3", "mellum", "minimax_m2", "ministral", "ministral3", "mixtral",
-    "qwen2_moe", "qwen3_moe", "seed_oss", "smollm3", "solar_open",
+    "arcee", "aria_text", "cwm", "dots1", "ernie4_5", "ernie4_5_moe", "exaone_moe", "flint", "glm",
+    "glm4_moe", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "internlm3", "iquestcoder", "mellum", "minimax_m2",
+    "ministral", "ministral3", "mixtral", "qwen2_moe", "qwen3_moe", "seed_oss", "smollm3", "solar_open",
+)  # fmt: skip
+
+# text configurations of models that see or hear, which transformers has no causal LM for (models/text_only.py)
+_TEXTS_LIKE_LLAMA = (
+    "emu3_text_model", "ernie4_5_vl_moe_text", "glm4v_moe_text", "hunyuan_vl_text", "molmo2_text",
+    "paddleocr_vl_text", "qwen2_5_omni_text", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_omni_moe_text", "qwen3_vl_moe_text",
+    "qwen3_vl_text",
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -148,7 +129,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             parallel_flag="use_parallel_residual",
         ),
         # named like Llama, with norms of one kind or another
-        *(Architecture(name, NormKind.RMS) for name in _LIKE_LLAMA),
+        *(Architecture(name, NormKind.RMS) for name in (*_LIKE_LLAMA, *_TEXTS_LIKE_LLAMA)),
         Architecture("llama4_text", NormKind.RMS, mlp="feed_forward"),
         Architecture("gemma", NormKind.RMS_PLUS_ONE),
         Architecture("vaultgemma", NormKind.RMS_PLUS_ONE, mlp_norm="pre_feedforward_layernorm"),
@@ -157,11 +138,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("olmo", NormKind.LAYER, norm_epsilon=1e-5, **_NO_CLIP),
         Architecture("olmoe", NormKind.RMS, **_NO_CLIP),
         *(Architecture(name, NormKind.RMS, **_BEHIND) for name in ("exaone4", "flex_olmo", "olmo3")),
-        Architecture(
-            "glm4",
-            NormKind.RMS,
-            attention_post_norm="post_self_attn_layernorm",
-            mlp_post_norm="post_mlp_layernorm",
+        *(
+            Architecture(
+                name,
+                NormKind.RMS,
+                attention_post_norm="post_self_attn_layernorm",
+                mlp_post_norm="post_mlp_layernorm",
+            )
+            for name in ("glm4", "glm4v_text", "glm_ocr_text", "kolibri1")
         ),
         Architecture("apertus", NormKind.RMS, attention_norm="attention_layernorm", mlp_norm="feedforward_layernorm"),
         # attention and MLP side by side
@@ -174,13 +158,22 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("phi", NormKind.LAYER, final_norm="model.final_layernorm", output="self_attn.dense", **_ONE_NORM),
         *(
             Architecture(name, NormKind.LAYER, logit_multiplier_key="logit_scale", **_ONE_NORM)
-            for name in ("cohere", "cohere2", "cohere2_moe")
+            for name in ("cohere", "cohere2", "cohere2_moe", "cohere_compass_text")
         ),
         # outputs of layers, and logits, times a number
-        *(Architecture(name, NormKind.RMS, **_GRANITE) for name in ("granite", "granite_swa")),
+        *(Architecture(name, NormKind.RMS, **_GRANITE) for name in ("granite", "granite_docling_text", "granite_swa")),
         *(
             Architecture(name, NormKind.RMS, mlp="block_sparse_moe", **_GRANITE)
             for name in ("granitemoe", "granitemoe_swa")
+        ),
+        Architecture(
+            "granitemoeshared",
+            NormKind.RMS,
+            mlp="block_sparse_moe",
+            required=(
+                ("shared_intermediate_size", 0, "an MLP beside the experts, outside of the module that holds these"),
+            ),
+            **_GRANITE,
         ),
         Architecture(
             "hyperclovax",
@@ -206,18 +199,114 @@ ARCHITECTURES: dict[str, Architecture] = {
             value_rows=ValueRows.INTERLEAVED,
             output="self_attn.dense",
         ),
+        # values through a latent
+        *(
+            Architecture(name, NormKind.RMS, **_LATENT)
+            for name in (
+                "axk1",
+                "deepseek_v2",
+                "deepseek_v3",
+                "deepseek_v32",
+                "glm4_moe_lite",
+                "glm_moe_dsa",
+                "mistral4",
+                "youtu",
+            )
+        ),
+        Architecture("mimo_v2_flash", NormKind.RMS, value_multiplier_key="attention_value_scale"),
+        # a gate behind the heads
+        *(
+            Architecture(name, NormKind.RMS_PLUS_ONE, gated=True, linear=LinearAttention(*_DELTA, "apart"))
+            for name in ("qwen3_5_text", "qwen3_5_moe_text")
+        ),
+        Architecture("qwen3_next", NormKind.RMS_PLUS_ONE, gated=True, linear=LinearAttention(*_DELTA, "by key head")),
+        *(Architecture(name, NormKind.RMS, **_LFM) for name in ("lfm2", "lfm2_moe")),
+        Architecture(
+            "lfm3",
+            NormKind.RMS,
+            gated=True,
+            attention_post_norm="post_operator_norm",
+            mlp_post_norm="post_ffn_norm",
+            **{**_LFM, "output": "self_attn.o_proj"},
+        ),
+        Architecture("laguna", NormKind.RMS, gated=True),
+        Architecture("step3p5", NormKind.RMS_PLUS_ONE, gated=True),
+        Architecture(
+            "afmoe",
+            NormKind.RMS,
+            gated=True,
+            attention_post_norm="post_attention_layernorm",
+            mlp_norm="pre_mlp_layernorm",
+            mlp_post_norm="post_mlp_layernorm",
+        ),
+        # a norm of values, and a factor of the whole stream
+        *(Architecture(name, NormKind.RMS, **_GEMMA4) for name in ("gemma4_text", "gemma4_unified_text")),
+        # attention of their own
+        Architecture("gptj", NormKind.LAYER, **{**_GPT_J, "value": "attn.v_proj"}),
+        Architecture(
+            "codegen", NormKind.LAYER, **{**_GPT_J, "value": "attn.qkv_proj", "value_rows": ValueRows.QUARTERS}
+        ),
+        Architecture(
+            "gpt_neo",
+            NormKind.LAYER,
+            own_softmax=True,
+            **{**_GPT2, "value": "attn.attention.v_proj", "output": "attn.attention.out_proj"},
+        ),
+        Architecture(
+            "bloom",
+            NormKind.LAYER,
+            attention_output="self_attention.dense",
+            mlp_output="mlp.dense_4h_to_h",
+            embedding_norm="transformer.word_embeddings_layernorm",
+            required=(
+                (
+                    "apply_residual_connection_post_layernorm",
+                    False,
+                    "what goes on beside attention and MLP is the norm's output",
+                ),
+            ),
+            **_BLOOM,
+        ),
+        Architecture(
+            "mpt",
+            NormKind.LAYER,
+            layers="transformer.blocks",
+            final_norm="transformer.norm_f",
+            attention="attn",
+            value="attn.Wqkv",
+            value_rows=ValueRows.TAIL,
+            output="attn.out_proj",
+            own_softmax=True,
+            mlp="ffn",
+            mlp_output="ffn.down_proj",
+            attention_norm="norm_1",
+            mlp_norm="norm_2",
+            required=(("attn_config.clip_qkv", None, "values are clipped, so attention is no linear map of them"),),
+        ),
+        Architecture(
+            "falcon",
+            NormKind.LAYER,
+            parallel_flag="parallel_attn",
+            attention_norm=("ln_attn", "input_layernorm"),
+            mlp_norm=("ln_mlp", "post_attention_layernorm", "input_layernorm"),
+            **_BLOOM,
+        ),
         # learned positions
+        Architecture(
+            "opt",
+            NormKind.LAYER,
+            layers="model.decoder.layers",
+            final_norm="model.decoder.final_layer_norm",
+            flat_mlp=True,
+            required=(("do_layer_norm_before", True, "the whole stream is normed behind each layer"),),
+            **{**_DECODER, "position_embedding": "model.decoder.embed_positions"},
+        ),
         Architecture(
             "biogpt",
             NormKind.LAYER,
             layers="biogpt.layers",
             final_norm="biogpt.layer_norm",
-            position_embedding="biogpt.embed_positions",
-            output="self_attn.out_proj",
-            mlp="fc1",
-            mlp_output="fc2",
-            attention_norm="self_attn_layer_norm",
-            mlp_norm="final_layer_norm",
+            **{**_DECODER, "position_embedding": "biogpt.embed_positions"},
         ),
     )
 }
@@ -240,31 +329,26 @@ def register_architecture(row: Architecture) -> None:
     ARCHITECTURES[row.model_type] = row
 
 
+def in_table(config: Any) -> bool:
+    """Whether there is a row for a transformers configuration."""
+    return config.model_type in ARCHITECTURES
+
+
+def not_in_table(config: Any) -> str:
+    """What is to be said of an architecture that is not in the table."""
+    kind = f"architecture {config.model_type!r} ({', '.join(getattr(config, 'architectures', None) or ['?'])})"
+    if (why := REFUSED.get(config.model_type)) is not None:
+        return f"{kind} cannot be traced: {why}."
+    return (
+        f"{kind} is not in the table of architectures. Supported: {', '.join(sorted(ARCHITECTURES))}. Name its parts with "
+        "circuit_tracer.register_architecture (CONTRIBUTING.md, An architecture); a row is verified numerically when the model "
+        "loads."
+    )
+
+
 def architecture_of(config: Any) -> Architecture:
     """The table's row for a transformers configuration; UnsupportedModelError lists what is supported."""
     row = ARCHITECTURES.get(config.model_type)
     if row is None:
-        raise UnsupportedModelError(
-            f"architecture {config.model_type!r} ({', '.join(getattr(config, 'architectures', None) or ['?'])}) is not in "
-            f"the table of architectures. Supported: {', '.join(sorted(ARCHITECTURES))}. "
-            "Name its parts with circuit_tracer.register_architecture (CONTRIBUTING.md, An architecture); a row is verified "
-            "numerically when the model loads."
-        )
-    for key, value, meaning in row.required:
-        if getattr(config, key, value) != value:
-            raise UnsupportedModelError(
-                f"this {config.model_type} has {key}={getattr(config, key)!r} in its configuration ({meaning}); only {value!r} "
-                "can be traced"
-            )
+        raise UnsupportedModelError(not_in_table(config))
     return row
-
-
-def part(module: nn.Module, path: str) -> nn.Module:
-    """The submodule at a dotted path; UnsupportedModelError names the path when it is missing."""
-    try:
-        return module.get_submodule(path)
-    except AttributeError as error:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} has no part {path!r}, which the table of architectures expects: {error}. "
-            "This version of transformers, or this variant of the model, names its parts differently."
-        ) from error

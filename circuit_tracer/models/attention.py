@@ -21,6 +21,7 @@ from torch import Tensor
 
 from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.kernels.attend_back import Scores
+from circuit_tracer.models.mixing import Scales
 from circuit_tracer.models.whose import tape_of
 
 NAME = "circuit_tracer"
@@ -41,7 +42,8 @@ class AttentionTape:
     """Patterns by layer, each (H, P, P) with rows = queries; with `recompute`, the scores they can be made from instead.
 
     `replay` makes the forward pass use the patterns instead of its own; scores that are visited then are what the softmax would
-    be taken of, and what a visit makes of them does nothing. keep: whether anything of these is recorded. visits: by (site,
+    be taken of, and what a visit makes of them does nothing. Scales of values and of what the heads give are recorded and
+    replayed with the patterns. keep: whether anything of these is recorded. visits: by (site,
     layer), what is called with an activation on its way and may return another (models/run.py). scoring: by layer, how scores
     are made, where a dictionary is given for it.
     """
@@ -52,8 +54,13 @@ class AttentionTape:
     scores: dict[int, Scores] = field(default_factory=dict)
     keep: bool = True
     visits: Mapping[tuple[str, int], Callable[[int, Tensor], Tensor | None]] = field(default_factory=dict)
-    several: bool = False  # patterns are (B, H, P, P), of all sequences
+    several: bool = False  # patterns are (B, H, P, P), of all sequences, and scales (B * P, ...)
+    scales: dict[int, Scales] = field(default_factory=dict)  # by layer, where there is more than a pattern
+    ungated: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # by layer, on its way: what the heads give before their gate
     scoring: dict[int, Scoring] | None = None
+    gated: frozenset[int] = frozenset()  # layers whose heads are multiplied by a gate, which is to be found out
 
     def visited(self, visits: Mapping[tuple[str, int], Callable[[int, Tensor], Tensor | None]]) -> AttentionTape:
         """This tape, with visits. Raises InputError for those of patterns that never exist as a whole."""
@@ -63,6 +70,22 @@ class AttentionTape:
                     f"{site} of layer {layer} does not exist in a pass that makes patterns tile by tile; keep patterns"
                 )
         return replace(self, visits=visits)
+
+    def gate(self, layer: int, given_BPO: Tensor) -> Tensor:
+        """What enters the output projection of a gated layer, (B, P, O), in whose attention ones stood in for what the heads
+        give: so what comes here is the gate, which is recorded, or replayed.
+        """
+        mixed_BPO = self.ungated.pop(layer).flatten(2)
+        if self.replay:
+            held = self.scales[layer].output
+            return mixed_BPO if held is None else mixed_BPO * held.to(mixed_BPO)
+        dtype = torch.promote_types(given_BPO.dtype, torch.float32)
+        self.scales[layer] = Scales(output=self.kept(given_BPO.to(dtype)))
+        return mixed_BPO * given_BPO
+
+    def kept(self, made_BPX: Tensor) -> Tensor:
+        """Of all sequences, one after the other, or of the one that there is."""
+        return (made_BPX.flatten(0, 1) if self.several else made_BPX[0]).detach()
 
     def visit(self, name: str, layer: int, activation: Tensor) -> Tensor:
         """The activation at `attn.hook_{name}`, or what stands in for it."""
@@ -120,11 +143,14 @@ def _attention(
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    indices: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The attention function registered with transformers: (B, H, P, d) queries -> (B, P, H, d) outputs."""
     tape, layer = tape_of(module) or _UNHEARD, module.layer_idx
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if indices is not None:
+        attention_mask = _only_chosen(attention_mask, indices, query, key.shape[2])
     if tape.scoring is not None:
         tape.scoring[layer] = Scoring(scale, softcap or None, s_aux, _first_keys(attention_mask, query.shape[2]))
     query, key, value = (tape.visit(name, layer, one) for name, one in (("q", query), ("k", key), ("v", value)))
@@ -132,7 +158,7 @@ def _attention(
         mixed, made_of = _in_tiles(query, key, value, attention_mask, scale, softcap, s_aux)
         if tape.keep:
             tape.scores[layer] = made_of
-        return mixed.to(value.dtype).transpose(1, 2).contiguous(), None
+        return _given(tape, layer, mixed.to(value.dtype)), None
     if tape.replay:
         if ("attn.hook_scores", layer) in tape.visits:
             tape.visit("scores", layer, _scores(query, key, attention_mask, scale, softcap))
@@ -144,7 +170,24 @@ def _attention(
             tape.patterns[layer] = (pattern if tape.several else pattern[0]).detach()
     pattern = tape.visit("pattern", layer, pattern)
     values = value.to(pattern.dtype).repeat_interleave(query.shape[1] // value.shape[1], dim=1)
-    return torch.matmul(pattern, values).to(value.dtype).transpose(1, 2).contiguous(), None
+    return _given(tape, layer, torch.matmul(pattern, values).to(value.dtype)), None
+
+
+def _only_chosen(mask: Tensor | None, indices_BPn: Tensor, query: Tensor, n_keys: int) -> Tensor:
+    """The mask, for queries that see only the keys which an indexer has chosen for each (DeepSeek V3.2)."""
+    hidden = torch.ones(*indices_BPn.shape[:2], n_keys, dtype=torch.bool, device=indices_BPn.device)
+    hidden = hidden.scatter(-1, indices_BPn.long(), False)[:, None]
+    own = torch.zeros_like(hidden, dtype=query.dtype) if mask is None else mask[..., :n_keys]
+    return own.masked_fill(hidden, torch.finfo(own.dtype).min)
+
+
+def _given(tape: AttentionTape, layer: int, mixed_BHPd: Tensor) -> Tensor:
+    """What the heads give, (B, P, H, d); ones in its place where a gate is to be found out (`AttentionTape.gate`)."""
+    given = mixed_BHPd.transpose(1, 2).contiguous()
+    if layer not in tape.gated:
+        return given
+    tape.ungated[layer] = given
+    return torch.ones_like(given)
 
 
 def _in_tiles(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from circuit_tracer.errors import InputError, NumericalError, UnsupportedModelError
 from circuit_tracer.kernels.attend_back import Scores
 from circuit_tracer.models.attention import AttentionTape
+from circuit_tracer.models.mixing import NO_SCALES, Scales
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.parts import SOFTCAP, ModelParts, Norm
 from circuit_tracer.models.plain import LOOKS_AHEAD
@@ -31,7 +33,9 @@ class LayerCapture:
     resid_mid: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, D) what the MLP (or its norm) reads
     mlp_out: Tensor = field(default_factory=lambda: torch.empty(0))  # (P, D) before any post norm
     added: Tensor | None = None  # (P, D) what an intervention adds at the dictionary's output hook
-    inverse_sigma: dict[str, Tensor] = field(default_factory=dict)  # norm name -> (P,)
+    inverse_sigma: dict[str, Tensor] = field(default_factory=dict)  # norm name -> (P,); of each head's values (P, K)
+    scales: Scales = NO_SCALES  # of values and of what the heads give, in the compute dtype
+    places: dict[str, Tensor] = field(default_factory=dict)  # site -> (P, width), where others were asked for
 
 
 @dataclass
@@ -59,11 +63,12 @@ class PromptCapture:
     def scales(self, layer: int, name: str, norm: Norm, x_nD: Tensor) -> FrozenNorm:
         """The rule of a pass whose norms keep the scales of this one, for each of its sequences (models/run.py)."""
         scale_P = self.final_inverse_sigma if name == FINAL_NORM else self.layers[layer].inverse_sigma[name]
-        return norm.parameters.freeze(scale_P.repeat(len(x_nD) // len(scale_P)))
+        return norm.parameters.freeze(scale_P.flatten().repeat(len(x_nD) // scale_P.numel()))
 
     def replayed(self) -> AttentionTape:
         """For a pass whose attention keeps the patterns of this one."""
-        return AttentionTape(dict(enumerate(self.patterns)), replay=True)
+        scales = {layer: kept.scales for layer, kept in enumerate(self.layers)}
+        return AttentionTape(dict(enumerate(self.patterns)), replay=True, scales=scales)
 
     def of_prompt(self, number: int, start: int, stop: int) -> PromptCapture:
         """One of several prompts: the one that lies at start .. stop - 1. Views, not copies."""
@@ -87,17 +92,21 @@ def capture(
     keep_patterns: bool = True,
     visits: Mapping[str, Visit] | None = None,
     tape: AttentionTape | None = None,
+    places: Sequence[str] = (),
 ) -> PromptCapture:
-    """Run the model once on ids (P,) and keep the frozen quantities; attention patterns, or queries, keys and log-sum-exp.
+    """Run the model once on ids (P,) and keep the frozen quantities; attention patterns, or queries, keys and log-sum-exp (not
+    of models whose patterns cannot be made from these: theirs are always kept).
 
     Norms are recomputed in the compute dtype while the model runs, so that the frozen 1/sigma is exactly what the pass used
     (transformers computes them in float32 even in a float64 model). Raises InputError for a prompt beyond the context
     length and NumericalError when activations are not finite.
 
     visits: of an intervention, by site, which write at the dictionary's output hook only. tape: attention that is replayed.
+    places: sites whose activations are kept too.
     """
     check_length(parts, ids)
-    kept = _run(parts, ids[None], AttentionTape(recompute=not keep_patterns) if tape is None else tape, visits)
+    recompute = not keep_patterns and not parts.only_keeps_patterns
+    kept = _run(parts, ids[None], AttentionTape(recompute=recompute) if tape is None else tape, visits, places)
     result = _assemble(kept, ids, parts.position_vectors(len(ids)), None)
     require_finite(result)
     _require_causal(result)
@@ -158,11 +167,19 @@ class _Kept:
         if name == FINAL_NORM:
             self.final_inverse_sigma = scale_n
         else:
-            self.layers[layer].inverse_sigma[name] = scale_n
+            each_head = name == "value_norm" and self.parts.architecture.value_up is None
+            kept_n = scale_n.reshape(-1, self.parts.layers[layer].n_kv) if each_head else scale_n
+            self.layers[layer].inverse_sigma[name] = kept_n
         return norm.parameters.freeze(scale_n)
 
 
-def _run(parts: ModelParts, ids_BP: Tensor, tape: AttentionTape, visits: Mapping[str, Visit] | None = None) -> _Kept:
+def _run(
+    parts: ModelParts,
+    ids_BP: Tensor,
+    tape: AttentionTape,
+    visits: Mapping[str, Visit] | None = None,
+    places: Sequence[str] = (),
+) -> _Kept:
     """The pass, and all that is kept of it."""
     kept = _Kept(parts, tape, [LayerCapture() for _ in parts.layers])
 
@@ -175,9 +192,15 @@ def _run(parts: ModelParts, ids_BP: Tensor, tape: AttentionTape, visits: Mapping
     def keep_out(layer: int, out_BPD: Tensor) -> None:
         kept.layers[layer].mlp_out = kept.rows(out_BPD)
 
+    def keep_place(name: str, layer: int, activation: Tensor) -> None:
+        kept.layers[layer].places[name] = kept.rows(activation)
+
     every: dict[Place, Visit] = {("hook_resid_pre", 0): keep_first}
     every |= {("hook_resid_mid", layer): keep_mid for layer in range(len(kept.layers))}
     every |= {("mlp.hook_out", layer): keep_out for layer in range(len(kept.layers))}
+    for name in places:
+        for place in ((name, layer) for layer in range(len(kept.layers))):
+            every[place] = in_turn(every.get(place), partial(keep_place, name))
     for site, visit in (visits or {}).items():  # behind those that keep, so that mlp_out is the model's own
         for place in ((site, layer) for layer in range(len(kept.layers))):
             every[place] = in_turn(every.get(place), kept.noting(visit))
@@ -229,9 +252,10 @@ def check_length(parts: ModelParts, ids: Tensor, new_tokens: int = 1) -> None:
 def _assemble(kept: _Kept, ids_n: Tensor, positions: Tensor | None, place_n: Tensor | None) -> PromptCapture:
     """positions: (n, D), where the architecture has them. place_n: the rows of a pass that are prompts'; None: all of one."""
     parts, tape = kept.parts, kept.tape
-    if len(tape.patterns) + len(tape.scores) != len(parts.layers):
+    n_layers = len(parts.layers)
+    if len(tape.patterns) + len(tape.scores) != n_layers:
         raise UnsupportedModelError(
-            f"{len(tape.patterns) + len(tape.scores)} of the {len(parts.layers)} layers of this "
+            f"{len(tape.patterns) + len(tape.scores)} of the {n_layers} layers of this "
             f"{parts.architecture.model_type} call transformers' attention interface, through which patterns are read; a model "
             "with attention of its own cannot be traced"
         )
@@ -240,9 +264,11 @@ def _assemble(kept: _Kept, ids_n: Tensor, positions: Tensor | None, place_n: Ten
         return rows if place_n is None else rows[place_n]
 
     resid, layers = own(kept.first), kept.layers
+    for layer, scales in tape.scales.items():
+        layers[layer].scales = scales
     if place_n is not None:
         layers = [_picked(layer, place_n) for layer in layers]
-    patterns = [tape.patterns[layer] for layer in range(len(tape.patterns))]
+    patterns = [tape.patterns[layer].to(parts.compute_dtype) for layer in range(len(tape.patterns))]
     return PromptCapture(
         ids=ids_n.detach().cpu(),
         embedding=resid if positions is None else resid - positions,
@@ -259,7 +285,9 @@ def _assemble(kept: _Kept, ids_n: Tensor, positions: Tensor | None, place_n: Ten
 def _picked(layer: LayerCapture, which: Tensor | slice) -> LayerCapture:
     """What it did at some positions."""
     scales = {name: scale[which] for name, scale in layer.inverse_sigma.items()}
-    return LayerCapture(layer.resid_mid[which], layer.mlp_out[which], inverse_sigma=scales)
+    return LayerCapture(
+        layer.resid_mid[which], layer.mlp_out[which], inverse_sigma=scales, scales=layer.scales.at(which)
+    )
 
 
 def _require_causal(captured: PromptCapture) -> None:

@@ -35,13 +35,21 @@ class ModelConfig:
         return cls(
             n_layers=int(config.num_hidden_layers),
             d_model=d_model,
-            d_head=int(getattr(config, "head_dim", None) or d_model // heads),
+            d_head=int(one_of(config, "head_dim") or d_model // heads),
             n_heads=heads,
             d_mlp=int(d_mlp),
             d_vocab=int(config.vocab_size),
             tokenizer_name=model_name,
             model_name=model_name,
             original_architecture=(getattr(config, "architectures", None) or [config.model_type])[0],
-            n_key_value_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+            n_key_value_heads=int(one_of(config, "num_key_value_heads") or heads),
             dtype=dtype,
         )
+
+
+def one_of(config: Any, name: str) -> Any:
+    """An attribute of a configuration; None if it has none, or one for each layer (transformers raises RuntimeError)."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return None

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from circuit_tracer.models.call import Call
 from circuit_tracer.models.norms import NormParameters
 from circuit_tracer.models.parts import LayerParts
 from circuit_tracer.models.plain import is_projection, projection
-from circuit_tracer.models.run import Call
 
 
 class Leaf(NamedTuple):
@@ -69,9 +69,9 @@ class _Unrounded(TorchFunctionMode):
     """Leave float64 what it is where a module's own code rounds it to float32 (rotary embeddings of Cohere, Ernie, Llama 4)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Tensor.float of float64 is the tensor, and all else what it is."""
+        """Tensor.float of float64 is the tensor, laid out anew as it would be, and all else what it is."""
         if func is Tensor.float and args[0].dtype is torch.float64:
-            return args[0]
+            return args[0].contiguous()
         return func(*args, **(kwargs or {}))
 
 

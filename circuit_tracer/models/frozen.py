@@ -8,21 +8,17 @@ Letters: L layers, P positions, D d_model, H heads, T rows in flight, n arbitrar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.attend_back import (
-    Scores,
-    attend_back_,
-    attend_back_recomputed_,
-    attend_back_several_,
-    mix_forward,
-)
-from circuit_tracer.models.capture import PromptCapture
+from circuit_tracer.errors import InputError
+from circuit_tracer.kernels.attend_back import Scores, rows_a_chunk
+from circuit_tracer.models.capture import LayerCapture, PromptCapture
+from circuit_tracer.models.mixing import Mixing
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
 from circuit_tracer.models.side_patterns import SidePatterns
@@ -34,51 +30,87 @@ class FrozenLayer:
     """One layer as linear maps."""
 
     parts: LayerParts
-    # (H, P, P), rows = queries; or what it is made from, tile by tile; or those of several prompts side by side
-    pattern: Tensor | Scores | SidePatterns
+    mixing: Mixing
     attention_norm: FrozenNorm | None
+    latent_inverse_sigma: Tensor | None  # (P,) of the norm between the two projections of values, where there are two
     attention_post_norm: FrozenNorm | None
     mlp_norm: FrozenNorm | None
     mlp_post_norm: FrozenNorm | None
-    n_kv: int
 
     def attend(self, resid_PD: Tensor, constants: bool) -> Tensor:
         """What attention adds to the residual stream, (P, D); `constants` adds biases and norm shifts."""
+        return self.project(self.heads(resid_PD, constants), constants) * self.parts.residual_multiplier
+
+    def heads(self, resid_PD: Tensor, constants: bool) -> Tensor:
+        """Outputs of the heads, side by side (P, H * d): `attn.hook_z`."""
         dtype = resid_PD.dtype
         x = resid_PD if self.attention_norm is None else self.attention_norm.forward(resid_PD, constants)
         values = x @ self.parts.value_weight.to(dtype).T
         if constants and self.parts.value_bias is not None:
             values = values + self.parts.value_bias.to(dtype)
-        out = self._mix(values.unflatten(-1, (self.n_kv, -1))) @ self.parts.output_weight.to(dtype).T
+        if self.latent_inverse_sigma is not None:
+            values = values * self.latent_inverse_sigma[:, None]
+        return self.mixing.forward(values)
+
+    def project(self, z_PO: Tensor, constants: bool) -> Tensor:
+        """Outputs of the heads (P, H * d) -> `hook_attn_out`, (P, D)."""
+        dtype = z_PO.dtype
+        out = z_PO @ self.parts.output_weight.to(dtype).T
         if constants and self.parts.output_bias is not None:
             out = out + self.parts.output_bias.to(dtype)
-        out = out if self.attention_post_norm is None else self.attention_post_norm.forward(out, constants)
-        return out * self.parts.residual_multiplier
+        return out if self.attention_post_norm is None else self.attention_post_norm.forward(out, constants)
 
-    def _mix(self, values_PKd: Tensor) -> Tensor:
-        """Values of each key position, mixed by the pattern and joined over heads: (P, H * d)."""
-        if isinstance(self.pattern, Scores):
-            return mix_forward(values_PKd, self.pattern)
+    @property
+    def pattern(self) -> Tensor | Scores | SidePatterns:
+        """That of `mixing`."""
+        return self.mixing.pattern
+
+    @property
+    def n_kv(self) -> int:
+        """K."""
+        return self.mixing.n_kv
+
+    def heads_back(self, z_nO: Tensor, position_n: Tensor, n_pos: int) -> Tensor:
+        """Adjoint of the linear part of `heads`, for vectors (n, O) at given positions: (n, P, D) among the first `n_pos`."""
+        _, value, before, _ = self.projections(z_nO.dtype)
+        rows = []
+        for some in torch.arange(len(z_nO), device=z_nO.device).split(rows_a_chunk(n_pos * len(value) * z_nO.itemsize)):
+            if not self.mixing.plain:
+                z_nPO = z_nO.new_zeros(len(some), n_pos, z_nO.shape[1])
+                z_nPO[torch.arange(len(some)), position_n[some]] = z_nO[some]
+                rows.append(self.mixing.back(z_nPO, before, None, None) @ value)
+                continue
+            looks = self.pattern_rows(position_n[some], n_pos)
+            looks = looks if before is None else looks * before[:n_pos]
+            looks = looks.unflatten(1, (self.n_kv, -1))
+            heads = z_nO[some].unflatten(1, (*looks.shape[1:3], -1))
+            rows.append(torch.einsum("nkgp,nkgd->npkd", looks, heads).flatten(2) @ value)
+        return torch.cat(rows) if rows else z_nO.new_zeros(0, n_pos, value.shape[1])
+
+    def pattern_rows(self, position_n: Tensor, n_pos: int) -> Tensor:
+        """Where the queries at some positions look among the first `n_pos`: (n, H, P)."""
         if isinstance(self.pattern, SidePatterns):
-            return self.pattern.mix(values_PKd)
-        heads = values_PKd.repeat_interleave(self.pattern.shape[0] // self.n_kv, dim=1)
-        return torch.einsum("hqk,khd->qhd", self.pattern, heads).flatten(1)
+            raise InputError("patterns of several prompts have no rows of their own; trace this prompt by itself")
+        if not isinstance(self.pattern, Scores):
+            return self.pattern[:, position_n, :n_pos].transpose(0, 1)
+        unique, inverse = torch.unique(position_n, return_inverse=True)
+        keys, heads = slice(0, n_pos), range(self.n_kv)
+        rows = [
+            torch.cat([self.pattern.tile(head, slice(p, p + 1), keys) for head in heads])[:, 0] for p in unique.tolist()
+        ]
+        return torch.stack(rows)[inverse]
 
     def attend_back_(self, g_TPD: Tensor, prompt_T: Tensor | None = None) -> None:
         """Adjoint of `r + attend(r)`, in place on rows of gradients (T, P, D). prompt_T: whose each row is, of several."""
-        n_pos = g_TPD.shape[1]
         output, value, before, after = self.projections(g_TPD.dtype)
-        if isinstance(self.pattern, SidePatterns):
-            patterns = self.pattern.scaled(after, before)[:, :, :n_pos, :n_pos]
-            attend_back_several_(g_TPD, patterns, cast(Tensor, prompt_T), output, value)
+        if self.mixing.plain:
+            self.mixing.attend_back_(g_TPD, output, value, before, after, prompt_T)
             return
-        if isinstance(self.pattern, Scores):
-            attend_back_recomputed_(g_TPD, self.pattern.scaled(after, before), output, value)
-            return
-        pattern = self.pattern[:, :n_pos, :n_pos]
-        pattern = pattern if before is None else pattern * before[:n_pos]
-        pattern = pattern if after is None else pattern * after[:n_pos, None]
-        attend_back_(g_TPD, pattern, output, value)
+        step = rows_a_chunk(2 * g_TPD.shape[1] * (output.shape[1] + value.shape[0]) * g_TPD.element_size())
+        for first in range(0, len(g_TPD), step):
+            rows = g_TPD[first : first + step]
+            whose = None if prompt_T is None else prompt_T[first : first + step]
+            rows += self.mixing.back(rows @ output, before, after, whose) @ value
 
     def projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Weights of the linear part, with what norms and multipliers do to them: (D, O) of outputs and (V, D) of values; and
@@ -90,6 +122,8 @@ class FrozenLayer:
         if self.attention_norm is not None:
             before = self.attention_norm.inverse_sigma
             value = self.attention_norm.columns(value)
+        if self.latent_inverse_sigma is not None:
+            before = self.latent_inverse_sigma if before is None else before * self.latent_inverse_sigma
         if self.attention_post_norm is not None:
             after = self.attention_post_norm.inverse_sigma
             if self.attention_post_norm.centred:
@@ -102,7 +136,8 @@ class FrozenNetwork:
     """The frozen linear network of one prompt, or of several side by side, with the transcoder's two hook points.
 
     `input_hook` and `output_hook` are circuit-tracer's names (attribution/README.md §4.4); a hook that the architecture does
-    not have raises CompatibilityError.
+    not have raises CompatibilityError. Where they are one place, that of autoencoders, it is only what was captured there
+    (`capture(..., places=[...])`) that they read and rebuild; nothing is traced through it.
     """
 
     def __init__(self, parts: ModelParts, captured: PromptCapture, input_hook: str, output_hook: str) -> None:
@@ -112,7 +147,7 @@ class FrozenNetwork:
         self.parallel = parts.parallel
         patterns: Sequence[Tensor | Scores | SidePatterns] = captured.several or captured.patterns or captured.scores
         self.layers = [
-            _freeze_layer(layer, kept.inverse_sigma, pattern, parts.config.n_key_value_heads)
+            _freeze_layer(layer, kept, pattern, parts.compute_dtype)
             for layer, kept, pattern in zip(parts.layers, captured.layers, patterns, strict=True)
         ]
         self.final_norm = parts.final_norm.parameters.freeze(captured.final_inverse_sigma)
@@ -124,10 +159,14 @@ class FrozenNetwork:
 
     def transcoder_input(self, layer: int) -> Tensor:
         """x_l (P, D): the true activation at the input hook."""
+        if self.input_site is self.output_site:
+            return self.captured.layers[layer].places[self.input_site.name]
         return self.read(layer, self.captured.layers[layer].resid_mid, constants=True)
 
     def transcoder_output(self, layer: int) -> Tensor:
         """y_l (P, D): the true activation at the output hook, with what an intervention has added there."""
+        if self.input_site is self.output_site:
+            return self.transcoder_input(layer)
         kept, norm = self.captured.layers[layer], self.layers[layer].mlp_post_norm
         out = kept.mlp_out if norm is None or self.output_site.norm is not None else norm.forward(kept.mlp_out)
         return out if kept.added is None else out + kept.added
@@ -143,7 +182,8 @@ class FrozenNetwork:
             return self.captured.embedding if positions is None else self.captured.embedding + positions
         below = self.captured.layers[layer - 1].resid_mid
         above = below + self.write(layer - 1, self.transcoder_output(layer - 1), constants=True)
-        return above + self.layers[layer - 1].attend(below, constants=True) if self.parallel else above
+        above = above + self.layers[layer - 1].attend(below, constants=True) if self.parallel else above
+        return above * self.parts.layers[layer - 1].multiplier
 
     def read(self, layer: int, resid_mid: Tensor, constants: bool) -> Tensor:
         """Residual stream (P, D) before the MLP -> activation at the input hook."""
@@ -187,23 +227,24 @@ class FrozenNetwork:
         writes: Callable[[int, Tensor], Tensor],
         constants: bool,
         seen: Callable[[int, bool, Tensor], None] = lambda layer, entering, resid: None,
+        attends: Mapping[int, Tensor] = MappingProxyType({}),
     ) -> tuple[list[Tensor], Tensor]:
         """Run the frozen network forward.
 
         embedding: (P, D) residual stream at the input. `writes(layer, x)` gives the activation (P, D) at the output hook, when
         the input hook reads x. `constants` adds every bias. `seen(layer, entering, resid)` is shown the stream (P, D) that
-        enters a layer (L: that leaves the last one), and the one that its MLP reads. Returns the L inputs (P, D) and the final
-        norm's output (P, D).
+        enters a layer (L: that leaves the last one), and the one that its MLP reads. attends: what stands for the attention of
+        some layers, as it is added to the stream (P, D). Returns the L inputs (P, D) and the final norm's output (P, D).
         """
         resid, inputs = embedding, []
         for index, layer in enumerate(self.layers):
             seen(index, True, resid)
-            attended = layer.attend(resid, constants)
+            attended = attends[index] if index in attends else layer.attend(resid, constants)
             mid = resid if self.parallel else resid + attended
             seen(index, False, mid)
             inputs.append(self.read(index, mid, constants))
             out = self.write(index, writes(index, inputs[-1]), constants)
-            resid = resid + attended + out
+            resid = (resid + attended + out) * layer.parts.multiplier
         seen(len(self.layers), True, resid)
         return inputs, self.final_norm.forward(resid, constants)
 
@@ -218,18 +259,22 @@ class FrozenNetwork:
 
 
 def _freeze_layer(
-    layer: LayerParts, inverse_sigma: dict[str, Tensor], pattern: Tensor | Scores | SidePatterns, n_kv: int
+    layer: LayerParts, kept: LayerCapture, pattern: Tensor | Scores | SidePatterns, dtype: torch.dtype
 ) -> FrozenLayer:
     def frozen(name: str) -> FrozenNorm | None:
         norm: Norm | None = getattr(layer, name)
-        return None if norm is None else norm.parameters.freeze(inverse_sigma[name])
+        return None if norm is None else norm.parameters.freeze(kept.inverse_sigma[name])
 
+    scales, latent = kept.scales, kept.inverse_sigma.get("value_norm")
+    if latent is not None and latent.ndim > 1:  # (P, K) of each head's values
+        scales = replace(scales, value=latent.repeat_interleave(layer.d_head, dim=1))
+        latent = None
     return FrozenLayer(
         parts=layer,
-        pattern=pattern,
+        mixing=Mixing(pattern, layer.n_kv, scales, None if layer.linear is None else layer.linear.taps_VJ.to(dtype)),
         attention_norm=frozen("attention_norm"),
+        latent_inverse_sigma=latent,
         attention_post_norm=frozen("attention_post_norm"),
         mlp_norm=frozen("mlp_norm"),
         mlp_post_norm=frozen("mlp_post_norm"),
-        n_kv=n_kv,
     )

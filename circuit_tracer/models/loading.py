@@ -14,6 +14,8 @@ from torch import nn
 
 from circuit_tracer.errors import FileFormatError, InputError, first_line, warn
 from circuit_tracer.models.adapted import dequantised, dequantised_copy, load_dequantised, merged
+from circuit_tracer.models.architectures import in_table
+from circuit_tracer.models.likeness import unlike
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.plain import require_causal_lm
 from circuit_tracer.models.sources import Source, adapter_of, library_errors, pretrained_source, read_configuration
@@ -135,9 +137,11 @@ def bind_loaded(model: Any, tokenizer: Any, model_name: str | None = None) -> Mo
     if any(module.training for module in model.modules()):
         warn("the model was in training mode, in which dropout is active; it is now in eval()")
         model.eval()
-    parts = bind(
-        text_part(dequantised_copy(model)), model_name or model.config._name_or_path or model.config.model_type
-    )
+    name = model_name or model.config._name_or_path or model.config.model_type
+    part = text_part(dequantised_copy(model))
+    if not in_table(part.config):
+        raise unlike(part)
+    parts = bind(part, name)
     check_tokenizer(tokenizer, len(parts.unembed.weight))
     return parts
 

@@ -28,6 +28,7 @@ from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.plain import projection
 
 TOKENS_AT_ONCE = 256  # whose activations are made together
+CHECKED = 256  # neurons of a layer whose read vectors are checked
 Function = Callable[[Tensor], Tensor]
 
 
@@ -224,12 +225,13 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of an MLP's projections; `up` None: there is one factor. fused: `gate` gives both, gate first."""
+    """Names of an MLP's projections; `up` None: one factor. fused: `gate` gives both, gate first. function: if no module is."""
 
     gate: str
     up: str | None
     down: str
     fused: bool = False
+    function: Function | None = None
 
 
 LAYOUTS = (
@@ -239,8 +241,10 @@ LAYOUTS = (
     Layout("c_fc", None, "c_proj"),
     Layout("dense_h_to_4h", None, "dense_4h_to_h"),
     Layout("fc1", None, "fc2"),
+    Layout("fc_in", None, "fc_out"),
+    Layout("w1", "w3", "w2", function=nn.functional.silu),
 )
-ACTIVATIONS = ("act_fn", "act", "activation_fn")
+ACTIVATIONS = ("act_fn", "act", "activation_fn", "gelu_impl")
 SHARED = ("shared_expert", "shared_experts", "shared_mlp")
 
 
@@ -250,9 +254,9 @@ def read_mlp(parts: ModelParts, number: int) -> Mlp:
     experts = getattr(layer.mlp, "experts", None)
     if isinstance(experts, nn.Module):
         return _routed(parts, layer.mlp, experts, number)
-    # BioGPT's projections are parts of the layer itself
-    holder = layer.mlp if layer.mlp is layer.mlp_output else layer.module
-    dense = _dense(parts, holder, f"layer {number}")
+    # BioGPT's and OPT's projections are parts of the layer itself
+    found = (_dense(parts, holder, f"layer {number}") for holder in (layer.mlp, layer.module))
+    dense = next((each for each in found if each is not None), None)
     if dense is None:
         raise _refusal(parts, number, f"{type(layer.mlp).__name__} has none of the known names of projections")
     return Mlp([dense], lambda x_nD: [Share(torch.arange(len(x_nD), device=x_nD.device))])
@@ -266,8 +270,9 @@ def _refusal(parts: ModelParts, number: int, why: str) -> UnsupportedModelError:
 
 
 def _dense(parts: ModelParts, module: nn.Module, name: str) -> Units | None:
-    function = next((found for each in ACTIVATIONS if (found := getattr(module, each, None)) is not None), None)
+    own = next((found for each in ACTIVATIONS if (found := getattr(module, each, None)) is not None), None)
     for layout in LAYOUTS:
+        function = own or layout.function
         names = {layout.gate, layout.down} | ({layout.up} if layout.up else set())
         if function is None or not all(isinstance(getattr(module, each, None), nn.Module) for each in names):
             continue
@@ -390,10 +395,19 @@ class _StandIn(nn.Module):
 
 
 def check_mlp(parts: ModelParts, number: int, x_nD: Tensor, y_nD: Tensor, tolerance: float) -> None:
-    """Raise UnsupportedModelError unless a layer's neurons, fed with x, add up to what its MLP gave."""
-    found = read_mlp(parts, number).output(x_nD)
-    gap = float((found - y_nD).abs().max() / y_nD.abs().max().clamp_min(1e-30))
-    if not gap <= tolerance:
-        raise _refusal(
-            parts, number, f"what its neurons write misses its output by {gap:.1e}; {tolerance:.0e} is allowed"
-        )
+    """Raise UnsupportedModelError unless a layer's neurons, fed with x, add up to what its MLP gave, and are what they read."""
+    mlp = read_mlp(parts, number)
+    missed = {"the sum of what its neurons write misses its output": _gap(mlp.output(x_nD), y_nD)}
+    value = mlp.activations(x_nD).flatten()
+    some = torch.linspace(0, len(value) - 1, min(len(value), CHECKED), device=value.device).long()
+    token = some // mlp.n_neurons
+    read, constant, _ = mlp.reads(x_nD, token, some % mlp.n_neurons)
+    found = (read * x_nD[token]).sum(1) + constant
+    missed["what its neurons read misses their activations"] = _gap(found, value[some])
+    for what, gap in missed.items():
+        if not gap <= tolerance:
+            raise _refusal(parts, number, f"{what} by {gap:.1e}; {tolerance:.0e} is allowed")
+
+
+def _gap(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

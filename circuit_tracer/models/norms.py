@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from circuit_tracer.errors import UnsupportedModelError
-from circuit_tracer.models.architectures import NormKind
+from circuit_tracer.models.architecture import NormKind
 
 # two kinds of norm differ by far more, and roundings of a norm's own code by less, relative to the largest value
 _SAME = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}

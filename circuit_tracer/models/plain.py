@@ -10,24 +10,28 @@ Letters: H heads, K key/value heads, d d_head, D d_model.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from circuit_tracer.errors import UnsupportedModelError
-from circuit_tracer.models.architectures import ValueRows
+from circuit_tracer.models.architecture import ValueRows
 from circuit_tracer.models.watched import is_compiled
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_LIBRARIES = ("transformers.models.", "transformers.pytorch_utils", "torch.nn.modules.")
+_LIBRARIES = (
+    "circuit_tracer.models.text_only",
+    "transformers.models.",
+    "transformers.pytorch_utils",
+    "torch.nn.modules.",
+)
 _HARMLESS_HOOKS = "transformers.utils.output_capturing"  # they only look
 
 
 def projection(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     """Weight (out, in) and bias (out,) of a projection, views. Raises UnsupportedModelError unless it is a plain one."""
-    if type(module) not in (nn.Linear, _conv1d()):
+    if not _is_linear(module):
         raise _refusal(module, name, "it is no plain torch.nn.Linear")
     require_plain(module, name)
     weight = _weight(module, name)
@@ -37,15 +41,16 @@ def projection(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
 
 def is_projection(module: nn.Module) -> bool:
     """Whether a module is a projection, and nothing else."""
-    return type(module) in (nn.Linear, _conv1d()) and is_plain(module)
+    return _is_linear(module) and is_plain(module)
 
 
-@cache
-def _conv1d() -> type[nn.Module]:
-    """GPT-2's projection, stored transposed."""
-    from transformers.pytorch_utils import Conv1D
+# transformers' own projections: GPT-2's is stored transposed, Falcon's does what torch's does
+_OWN_LINEAR = ("transformers.pytorch_utils.Conv1D", "transformers.models.falcon.modeling_falcon.FalconLinear")
 
-    return Conv1D
+
+def _is_linear(module: nn.Module) -> bool:
+    kind = type(module)
+    return kind is nn.Linear or f"{kind.__module__}.{kind.__qualname__}" in _OWN_LINEAR
 
 
 def require_own_class(module: nn.Module, name: str, package: str) -> None:
@@ -152,11 +157,10 @@ def require_one_device(model: nn.Module) -> None:
         )
 
 
-def value_projection(
-    module: nn.Module, name: str, rows: ValueRows, n_heads: int, d_head: int
+def value_rows(
+    weight: Tensor, bias: Tensor | None, rows: ValueRows, n_heads: int, d_head: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Weight (K * d, D) and bias (K * d,) of the value projection, views where possible; K is what the weight has."""
-    weight, bias = projection(module, name)
+    """Those of a projection's weight (out, D) and bias (out,) that make values: (K * d, D) and (K * d,), views if possible."""
     pick = _VALUE_ROWS[rows]
     return pick(weight, n_heads, d_head), None if bias is None else pick(bias, n_heads, d_head)
 
@@ -166,13 +170,26 @@ def _tail(tensor: Tensor, n_heads: int, d_head: int) -> Tensor:
 
 
 def _interleaved(tensor: Tensor, n_heads: int, d_head: int) -> Tensor:
-    return tensor.reshape(n_heads, 3, d_head, *tensor.shape[1:])[:, 2].reshape(n_heads * d_head, *tensor.shape[1:])
+    n_kv = (len(tensor) // d_head - n_heads) // 2
+    return tensor.reshape(n_kv, n_heads // n_kv + 2, d_head, *tensor.shape[1:])[:, -1].flatten(0, 1)
+
+
+def _quarters(tensor: Tensor, n_heads: int, d_head: int) -> Tensor:
+    rows: Tensor = tensor.reshape(4, 3, -1, *tensor.shape[1:])[:, 1].flatten(0, 1)
+    return rows
+
+
+def _latent(tensor: Tensor, n_heads: int, d_head: int) -> Tensor:
+    rows: Tensor = tensor.unflatten(0, (n_heads, -1))[:, -d_head:].flatten(0, 1)
+    return rows
 
 
 _VALUE_ROWS: dict[ValueRows, Callable[[Tensor, int, int], Tensor]] = {
     ValueRows.WHOLE: lambda tensor, n_heads, d_head: tensor,
     ValueRows.TAIL: _tail,
     ValueRows.INTERLEAVED: _interleaved,
+    ValueRows.QUARTERS: _quarters,
+    ValueRows.LATENT: _latent,
 }
 
 

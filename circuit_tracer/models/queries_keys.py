@@ -25,13 +25,14 @@ from torch import Tensor
 
 from circuit_tracer.errors import UnsupportedModelError
 from circuit_tracer.models.attention import AttentionTape, Scoring
+from circuit_tracer.models.call import Call
 from circuit_tracer.models.capture import PromptCapture
 from circuit_tracer.models.followed import follow
 from circuit_tracer.models.indices import require_layer
 from circuit_tracer.models.layer_scores import TINY, FrozenReads, LayerScores
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.plain import float_dtypes
-from circuit_tracer.models.run import Call, ModelRun, Place, Stop, Visit
+from circuit_tracer.models.run import ModelRun, Place, Stop, Visit
 from circuit_tracer.models.surroundings import plain_torch
 
 _AFFINE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative to the terms of the affine map

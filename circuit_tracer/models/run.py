@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.models import attention
 from circuit_tracer.models.attention import AttentionTape
+from circuit_tracer.models.attention_hooks import at_attention, own_implementation, require_site
+from circuit_tracer.models.call import Call
 from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
 from circuit_tracer.models.rotary import answer_alone, depends_on_length
 from circuit_tracer.models.sites import Side, site_of
@@ -60,18 +63,6 @@ class Stop(Exception):
     """Raised by a visit: all that is wanted has been seen, the rest of the model need not run."""
 
 
-class Call(NamedTuple):
-    """What a module is called with; the first argument, or `hidden_states`, is the activation."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def on(self, hidden: Any) -> Call:
-        """The same call on another activation."""
-        args, kwargs = self
-        return Call((hidden, *args[1:]), kwargs) if args else Call(args, {**kwargs, "hidden_states": hidden})
-
-
 class Output(NamedTuple):
     """final: the final norm's output (B, P, D) in the compute dtype. past: the key-value cache, if it was asked for."""
 
@@ -105,6 +96,7 @@ class ModelRun:
     ) -> None:
         self.parts, self.norms, self.tape, self.own_attention = parts, norms, tape, own_attention
         self.attends = attends or {}
+        self._gated = frozenset(index for index, layer in enumerate(parts.layers) if layer.gated)
         self._visits: dict[int, dict[str, Visit]] = {}  # by layer and site
         for key, visit in (visits or {}).items():
             name, layers = (key, range(len(parts.layers))) if isinstance(key, str) else (key[0], [key[1]])
@@ -112,6 +104,7 @@ class ModelRun:
             for layer in layers:
                 if not 0 <= layer < len(parts.layers):
                     raise InputError(f"{site.name} of layer {layer}: the model has layers 0 to {len(parts.layers) - 1}")
+                require_site(parts, site, layer)
                 self._visits.setdefault(layer, {})[site.name] = visit
 
     def __call__(
@@ -134,8 +127,8 @@ class ModelRun:
         """Inside the block, every pass that this context makes of the model is such a run."""
         tape = self._tape()
         own = self.own_attention or (tape is not None and bool(tape.visits))
-        holder = _holder(self.parts, attention.NAME if own else None, tape)
-        hooks = [Hook(holder, module, when, _in_evaluation(module, call)) for module, when, call in self._hooks()]
+        holder = _holder(self.parts, own_implementation(self.parts) if own else None, tape)
+        hooks = [Hook(holder, module, when, _in_evaluation(module, call)) for module, when, call in self._hooks(tape)]
         hooks += [
             Hook(None, module, When.INSTEAD, partial(answer_alone, module))
             for module in depends_on_length(self.parts.base)
@@ -144,14 +137,17 @@ class ModelRun:
             yield
             _require_runnable(self.parts)  # still
 
-    def _hooks(self) -> Iterator[_At]:
+    def _hooks(self, tape: AttentionTape | None) -> Iterator[_At]:
         if self.norms is not None:
-            yield self._at_norm(len(self.parts.layers), FINAL_NORM, self.parts.final_norm, None)
+            yield self._at_norm(len(self.parts.layers), FINAL_NORM, self.parts.final_norm, None, [])
         for index, layer in enumerate(self.parts.layers):
             if index in self.attends:
                 yield layer.attention, When.BEFORE, _told(self.attends[index])
             if self.norms is not None:
-                yield from (_at_head_norm(norm) for norm in layer.head_norms.values())
+                ruled = None if layer.value_norm is None else layer.value_norm.module
+                yield from (_at_head_norm(norm) for norm in layer.head_norms.values() if norm.module is not ruled)
+            if tape is not None:
+                yield from at_attention(index, layer, self.parts.architecture.own_softmax, tape)
             yield from self._at_layer(index, layer, self._visits.get(index, {}))
 
     def _tape(self) -> AttentionTape | None:
@@ -161,7 +157,10 @@ class ModelRun:
             for name, visit in visits.items()
             if site_of(self.parts, name).side is Side.ATTENTION
         }
-        return self.tape if not within else (self.tape or AttentionTape(keep=False)).visited(within)
+        tape = self.tape
+        if tape is not None and self._gated and (tape.keep or tape.replay):
+            tape = replace(tape, gated=self._gated, ungated={})
+        return tape if not within else (tape or AttentionTape(keep=False)).visited(within)
 
     def _at_layer(self, index: int, layer: LayerParts, visits: dict[str, Visit]) -> Iterator[_At]:
         """Hooks of one layer, norms first: what is visited at a norm's output is what the rule made of it."""
@@ -169,20 +168,29 @@ class ModelRun:
         sites = {name: site_of(self.parts, name) for name in visits}
         normalised = {site.norm: visits[name] for name, site in sites.items() if site.side is Side.NORMALISED}
         wanted = {site.norm for site in sites.values() if site.side is Side.INPUT and self.norms is not None}
+        shape: list[int] = []  # (B, P) of the pass, where the model lays all positions in one row
+        if visits and self.parts.architecture.flat_mlp:
+            yield layer.module, When.BEFORE, partial(_note_shape, shape)
         for name, norm in layer.norms().items():
             if self.norms is not None or name in normalised:
-                yield self._at_norm(index, name, norm, normalised.get(name), behind if name in wanted else None)
+                yield self._at_norm(index, name, norm, normalised.get(name), shape, behind if name in wanted else None)
         for name, site in sites.items():
             module = site.module(layer)
             if module is None or site.side in (Side.NORMALISED, Side.ATTENTION):
                 continue
             if site.side is Side.INPUT:
-                yield _on_input(module, index, visits[name], behind if site.norm in wanted else None, site.norm)
+                yield _on_input(module, index, visits[name], shape, behind if site.norm in wanted else None, site.norm)
             else:
-                yield _on_output(module, index, visits[name])
+                yield _on_output(module, index, visits[name], shape, copied=self.parts.parallel)
 
     def _at_norm(
-        self, index: int, name: str, norm: Norm, visit: Visit | None, behind: dict[str, Tensor] | None = None
+        self,
+        index: int,
+        name: str,
+        norm: Norm,
+        visit: Visit | None,
+        shape: list[int],
+        behind: dict[str, Tensor] | None = None,
     ) -> _At:
         """A norm computes by the rule; without one, only its normalised input is visited."""
         rule, dtype = self.norms or live_scales, norm.parameters.gain.dtype
@@ -193,7 +201,7 @@ class ModelRun:
             normalised = scaled.normalise(x)
             if visit is not None:
                 given = normalised if self.norms is not None else normalised.to(output.dtype)
-                new = visit(index, given.reshape(output.shape))
+                new = visit(index, _by_sequence(given.reshape(output.shape), shape))
                 normalised = normalised if new is None else new.reshape(x.shape).to(dtype)
             if new is None and self.norms is None:
                 return None
@@ -259,7 +267,7 @@ def implementation(parts: ModelParts, name: str) -> AbstractContextManager[None]
 
 def fast_attention(parts: ModelParts) -> AbstractContextManager[None]:
     """The same with torch's fused attention where that is exact, else this package's (softcap, sinks)."""
-    name = attention.NAME
+    name = own_implementation(parts)
     if not getattr(parts.model.config, "attn_logit_softcapping", None):
         with suppress(ValueError):  # transformers' word for: not with this architecture
             name = parts.model.get_correct_attn_implementation("sdpa")
@@ -311,15 +319,30 @@ def _in_evaluation(module: nn.Module, call: Callable[..., Any]) -> Callable[...,
     return checked
 
 
+def _note_shape(shape: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Of what enters a layer."""
+    shape[:] = Call(args, kwargs).hidden.shape[:2]
+
+
+def _by_sequence(activation: Tensor, shape: list[int]) -> Tensor:
+    """(B, P, ...), of whatever the model has laid in a row."""
+    return activation.unflatten(0, shape) if shape and activation.ndim == 2 else activation
+
+
 def _on_input(
-    module: nn.Module, index: int, visit: Visit, behind: dict[str, Tensor] | None = None, norm: str | None = None
+    module: nn.Module,
+    index: int,
+    visit: Visit,
+    shape: list[int],
+    behind: dict[str, Tensor] | None = None,
+    norm: str | None = None,
 ) -> _At:
     """Visit what enters a module; where a ruled norm gave it, in that norm's precision."""
 
     def hook(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = _hidden(args, kwargs)
+        given = Call(args, kwargs).hidden
         exact = behind.pop(norm, None) if behind is not None and norm is not None else None
-        new = visit(index, given if exact is None else exact)
+        new = visit(index, _by_sequence(given if exact is None else exact, shape))
         if new is None:
             return None
         return Call(args, kwargs).on(new.to(given.dtype).reshape(given.shape))
@@ -347,21 +370,20 @@ def _at_head_norm(norm: Norm) -> _At:
     return norm.module, When.AFTER, hook
 
 
-def _on_output(module: nn.Module, index: int, visit: Visit) -> _At:
-    """Visit what a module gives; experts give (n, D), which becomes (B, P, D)."""
+def _on_output(module: nn.Module, index: int, visit: Visit, shape: list[int], copied: bool) -> _At:
+    """Visit what a module gives; experts give (n, D), which becomes (B, P, D). copied: the model goes on with a copy, where it
+    may add to it in place (Falcon).
+    """
 
     def hook(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         first: Tensor = output[0] if isinstance(output, tuple) else output
-        new = visit(index, first if first.ndim == 3 else first.reshape(_hidden(args, kwargs).shape))
+        rows = _by_sequence(first, shape)
+        new = visit(index, rows if rows.ndim == 3 else rows.reshape(Call(args, kwargs).hidden.shape))
+        if new is None and copied:
+            new = first.clone()
         if new is None:
             return None
         new = new.to(first.dtype).reshape(first.shape)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     return module, When.AFTER, hook
-
-
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The activation that a module is called with."""
-    given: Tensor = args[0] if args else kwargs["hidden_states"]
-    return given

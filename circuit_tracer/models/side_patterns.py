@@ -24,17 +24,17 @@ class SidePatterns:
     def mix(self, values_nKd: Tensor) -> Tensor:
         """Values of each key position, mixed by the patterns and joined over heads: (n, H * d)."""
         n_prompts, n_heads, n_pos, _ = self.pattern_BHPP.shape
-        padded = self._padded(values_nKd).repeat_interleave(n_heads // values_nKd.shape[1], dim=2)
+        padded = self.padded(values_nKd).repeat_interleave(n_heads // values_nKd.shape[1], dim=2)
         mixed = self.pattern_BHPP.matmul(padded.transpose(1, 2)).transpose(1, 2)
         return mixed.reshape(n_prompts * n_pos, -1)[self.row_n]
 
     def scaled(self, query_n: Tensor | None, key_n: Tensor | None) -> Tensor:
         """All patterns (B, H, P, P) with their rows times query (n,) and their columns times key (n,)."""
         pattern = self.pattern_BHPP
-        pattern = pattern if key_n is None else pattern * self._padded(key_n)[:, None, None, :]
-        return pattern if query_n is None else pattern * self._padded(query_n)[:, None, :, None]
+        pattern = pattern if key_n is None else pattern * self.padded(key_n)[:, None, None, :]
+        return pattern if query_n is None else pattern * self.padded(query_n)[:, None, :, None]
 
-    def _padded(self, values_n: Tensor) -> Tensor:
+    def padded(self, values_n: Tensor) -> Tensor:
         """(B, P, ...), zero beyond the end of a prompt."""
         n_prompts, _, n_pos, _ = self.pattern_BHPP.shape
         padded = values_n.new_zeros(n_prompts * n_pos, *values_n.shape[1:])

@@ -33,6 +33,7 @@ class Site:
     """A place that every layer has. modules: names in `LayerParts`, or paths below a layer; the first that is there counts.
 
     norm: the norm between the residual stream and this place, if any. dictionary: whether transcoders may read or write here.
+    autoencoders: whether they may stand here, which read and write at one place.
     refusal: what is said of an architecture without any of the modules, after its name.
     """
 
@@ -43,6 +44,7 @@ class Site:
     modules: tuple[str, ...] = ()
     norm: str | None = None
     dictionary: Literal["reads", "writes"] | None = None
+    autoencoders: bool = False
     refusal: str = "has no such place"
 
     def module(self, layer: LayerParts) -> nn.Module | None:
@@ -73,9 +75,10 @@ _IN, _OUT, _NORMALISED, _ATTENTION = Side.INPUT, Side.OUTPUT, Side.NORMALISED, S
 _READS: Literal["reads"] = "reads"
 _WRITES: Literal["writes"] = "writes"
 
-# name, what, shape, side, modules, the norm between it and the stream, what dictionaries do here, refusal; in order of a layer
+# name, what, shape, side, modules, the norm between it and the stream, what transcoders do here, whether autoencoders stand
+# here, refusal; in order of a layer
 _ROWS = (
-    Site("hook_resid_pre", "residual stream that enters a layer", "B P D", _IN, ("module",)),
+    Site("hook_resid_pre", "residual stream that enters a layer", "B P D", _IN, ("module",), autoencoders=True),
     Site("ln1.hook_normalized", "it, normalised for attention, before the gain", "B P D", _NORMALISED, ("attention_norm",),
          "attention_norm", refusal=_BEFORE_ATTENTION),
     Site("attn.hook_q", "queries after rotary embedding and norms", "B H P d", _ATTENTION),
@@ -83,20 +86,27 @@ _ROWS = (
     Site("attn.hook_v", "values", "B K P d", _ATTENTION),
     Site("attn.hook_scores", "what the softmax is taken of: scaled, capped, masked", "B H P P", _ATTENTION),
     Site("attn.hook_pattern", "attention patterns, rows = queries", "B H P P", _ATTENTION),
-    Site("attn.hook_z", "outputs of the heads, side by side, before their projection", "B P H*d", _IN, ("output",)),
-    Site("hook_attn_out", "what attention adds to the stream", "B P D", _OUT, ("attention_post_norm", "attention")),
-    Site("hook_resid_mid", "residual stream that the MLP, or its norm, reads", "B P D", _IN, ("mlp_norm", "mlp"), None, _READS),
+    Site("attn.hook_z", "outputs of the heads, side by side, before their projection", "B P H*d", _IN, ("output",),
+         autoencoders=True),
+    Site("attn.hook_out", "what attention gives, before a norm behind it", "B P D", _OUT, ("attention_output",),
+         "attention_post_norm", autoencoders=True),
+    Site("hook_attn_out", "what attention adds to the stream", "B P D", _OUT, ("attention_post_norm", "attention_output"),
+         autoencoders=True),
+    Site("hook_resid_mid", "residual stream that the MLP, or its norm, reads", "B P D", _IN, ("mlp_norm", "mlp"), None, _READS,
+         autoencoders=True),
     Site("ln2.hook_normalized", "it, normalised for the MLP, before the gain", "B P D", _NORMALISED, ("mlp_norm",),
-         "mlp_norm", _READS, _BEFORE_MLP),
+         "mlp_norm", _READS, refusal=_BEFORE_MLP),
     Site("mlp.hook_in", "what enters the MLP", "B P D", _IN, ("mlp",), "mlp_norm", _READS),
-    Site("hook_mlp_out", "what the MLP adds to the stream", "B P D", _OUT, ("mlp_post_norm", "mlp_output"), None, _WRITES),
+    Site("hook_mlp_out", "what the MLP adds to the stream", "B P D", _OUT, ("mlp_post_norm", "mlp_output"), None, _WRITES,
+         autoencoders=True),
     Site("mlp.hook_out", "what the MLP gives, before a norm behind it", "B P D", _OUT, ("mlp_output",), "mlp_post_norm",
-         _WRITES),
-    Site("hook_resid_post", "residual stream behind a layer", "B P D", _OUT, ("module",)),
+         _WRITES, autoencoders=True),
+    Site("hook_resid_post", "residual stream behind a layer", "B P D", _OUT, ("module",), autoencoders=True),
 )  # fmt: skip
 SITES = {site.name: site for site in _ROWS}
 INPUT_HOOKS = tuple(site.name for site in SITES.values() if site.dictionary == "reads")
 OUTPUT_HOOKS = tuple(site.name for site in SITES.values() if site.dictionary == "writes")
+AUTOENCODED = tuple(site.name for site in SITES.values() if site.autoencoders)
 
 
 def site_named(name: str) -> Site:
@@ -118,8 +128,23 @@ def site_of(parts: ModelParts, name: str) -> Site:
     return site
 
 
+def width_at(parts: ModelParts, name: str) -> int:
+    """Numbers of an activation at a place where dictionaries may stand: d_model, or of all heads side by side."""
+    if name != "attn.hook_z":
+        return parts.config.d_model
+    return int(parts.layers[0].output_weight.shape[1])
+
+
 def check_hooks(parts: ModelParts, input_hook: str, output_hook: str) -> None:
-    """Refuse names of a transcoder's two places that do not exist, or not in this architecture."""
+    """Refuse names of a dictionary's two places that do not exist, or not in this architecture; autoencoders have one."""
+    if input_hook == output_hook:
+        if input_hook not in AUTOENCODED:
+            raise CompatibilityError(
+                f"autoencoder at {input_hook!r}, which is unknown; known are {', '.join(AUTOENCODED)}"
+            )
+        if reason := SITES[input_hook].missing(parts):
+            raise CompatibilityError(f"autoencoder at {input_hook!r}, but {reason}")
+        return
     for hook, known, role in ((input_hook, INPUT_HOOKS, "input"), (output_hook, OUTPUT_HOOKS, "output")):
         if hook not in known:
             raise CompatibilityError(f"transcoder {role} hook {hook!r} is unknown; known are {', '.join(known)}")

@@ -20,6 +20,7 @@ from circuit_tracer.errors import (
 )
 from circuit_tracer.files import read_json
 from circuit_tracer.hub_connection import ask_hub, why_offline
+from circuit_tracer.models.config import one_of
 
 # several times what the largest models have: beyond it a number is a mistake, and building such a model takes all memory
 _LARGEST = {
@@ -81,7 +82,7 @@ def read_configuration(source: Source, where: dict[str, Any]) -> Any:
     config = AutoConfig.from_pretrained(source.name, **where, **source.options, trust_remote_code=False)
     sizes = config.get_text_config()
     for name, largest in _LARGEST.items():
-        if isinstance(size := getattr(sizes, name, None), int) and size > largest:
+        if isinstance(size := one_of(sizes, name), int) and size > largest:
             raise FileFormatError(
                 f"the configuration of {source.name!r} says {name}={size}; at most {largest} is believable"
             )

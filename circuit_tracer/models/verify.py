@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import NumericalError, UnsupportedModelError, first_line
+from circuit_tracer.models.architecture import part
 from circuit_tracer.models.capture import PromptCapture, capture, logits_at
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.mlps import check_mlp
@@ -16,6 +17,18 @@ from circuit_tracer.models.surroundings import plain_torch
 
 # relative to the largest value: transformers rounds norms and softmax to float32 even in float64 models
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
+
+
+class DisagreementError(UnsupportedModelError):
+    """A row that is not true of a model. what: which of its activations differs; error: how much, relative."""
+
+    def __init__(self, parts: ModelParts, what: str, error: float, tolerance: float) -> None:
+        self.what, self.error = what, error
+        super().__init__(
+            f"{parts.config.original_architecture} does not behave as its row in the table of architectures says: {what} "
+            f"differs by {error:.2e} relative (at most {tolerance:.0e} expected). This variant of "
+            f"{parts.architecture.model_type} is not supported; please report it with the model's config.json."
+        )
 
 
 @plain_torch()
@@ -88,8 +101,13 @@ def replay(parts: ModelParts, captured: PromptCapture) -> tuple[list[Tensor], Te
 
 
 def _token_vectors(parts: ModelParts, ids: Tensor, captured: PromptCapture) -> Tensor:
-    """Rows (P, D) of the embedding, times the one factor that fits best (Gemma scales them by sqrt(D))."""
-    rows: Tensor = parts.model.get_input_embeddings().weight.detach()[ids.to(parts.device)].to(parts.compute_dtype)
+    """Rows (P, D) of the embedding, normed where the architecture does, times the one factor that fits best (Gemma scales them
+    by sqrt(D)).
+    """
+    rows: Tensor = parts.model.get_input_embeddings().weight.detach()[ids.to(parts.device)]
+    if parts.architecture.embedding_norm is not None:
+        rows = part(parts.model, parts.architecture.embedding_norm)(rows)
+    rows = rows.to(parts.compute_dtype)
     return rows * (captured.embedding * rows).sum() / rows.pow(2).sum()
 
 
@@ -97,8 +115,4 @@ def _compare(parts: ModelParts, what: str, found: Tensor, expected: Tensor, tole
     found, expected = found.detach(), expected.detach()
     error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     if not error <= tolerance:
-        raise UnsupportedModelError(
-            f"{parts.config.original_architecture} does not behave as its row in the table of architectures says: {what} "
-            f"differs by {error:.2e} relative (at most {tolerance:.0e} expected). This variant of "
-            f"{parts.architecture.model_type} is not supported; please report it with the model's config.json."
-        )
+        raise DisagreementError(parts, what, error, tolerance)

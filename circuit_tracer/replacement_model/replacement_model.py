@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.arguments import typed
+from circuit_tracer.attribution.paired_attention import name_of_attention
 from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.models import tokenization
@@ -23,10 +24,14 @@ from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.text_part import auto_class, text_part
 from circuit_tracer.models.verify import verify
 from circuit_tracer.replacement_model.members import ModelMembers
+from circuit_tracer.transcoders.attention import load_attention
 from circuit_tracer.transcoders.base import Transcoders
-from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+from circuit_tracer.transcoders.loading import load_dictionary
 from circuit_tracer.transcoders.neurons import NEURONS, Neurons
+from circuit_tracer.transcoders.neurons_elsewhere import with_neurons
 from circuit_tracer.transcoders.selection import Selection
+from circuit_tracer.transcoders.stacked import stacked
+from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 if TYPE_CHECKING:
     from circuit_tracer.interventions import Freeze, Intervention
@@ -43,9 +48,14 @@ class ReplacementModel(ModelMembers):
     """
 
     def __init__(
-        self, parts: ModelParts, transcoders: Transcoders, tokenizer: Any, backend: str = "transformerlens"
+        self,
+        parts: ModelParts,
+        transcoders: Transcoders,
+        tokenizer: Any,
+        backend: str = "transformerlens",
+        attention: TranscoderSet | None = None,
     ) -> None:
-        super().__init__(parts, transcoders, tokenizer)
+        super().__init__(parts, transcoders, tokenizer, attention)
         self.backend = backend
 
     @classmethod
@@ -65,6 +75,9 @@ class ReplacementModel(ModelMembers):
         *,
         select: str | Selection | None = None,
         input_shift: bool | None = None,
+        attention: str | Path | TranscoderSet | None = None,
+        adapter: str | Path | Transcoders | None = None,
+        elsewhere: Literal["neurons"] | None = None,
         revision: str | None = None,
         hf_model: Any = None,
         tokenizer: Any = None,
@@ -73,10 +86,14 @@ class ReplacementModel(ModelMembers):
         """Load model and transcoders: Hugging Face ids, folders (of peft adapters too), or a GGUF file for the model.
 
         transcoder_set: "neurons" for the model's own MLP neurons, which need no files (a folder of that name is ./neurons).
+        Autoencoders are taken too, for all but traces.
 
         Lazy weights stay on disk; only rows of active features are read. The hooks are where the transcoders read and write,
-        where their files do not say; ``select`` and ``input_shift`` as in `load_transcoder_from_hub`.
+        where their files do not say; ``select`` and ``input_shift`` as in `load_dictionary`.
 
+        attention: autoencoders of attention outputs, or Lorsa, whose features and errors are nodes too (`load_attention`).
+        adapter: transcoders of what the others leave, such as a fine-tuned model's difference, stacked on them (`Stacked`).
+        elsewhere: "neurons" for the model's own in layers that have no transcoders; None: what is there is left over, an error.
         revision: branch, tag or commit of the model (`org/name@revision` names it too). hf_model: a transformers model that is
         loaded already, used as it is, where it is. tokenizer: one that is loaded already, or where it is. `torch_dtype` and a
         `device_map` of one device are understood; other keyword arguments go to transformers.
@@ -84,10 +101,16 @@ class ReplacementModel(ModelMembers):
         if hf_model is not None and device is None:
             device = _device_of(hf_model)
         target, kind, kwargs = place(device, dtype, kwargs)
-        own = {"revision": revision, "hf_model": hf_model, "tokenizer": tokenizer}
+        where: dict[str, Any] = {"device": present(target), "dtype": kind}
+        if isinstance(attention, str | Path):
+            attention = load_attention(attention, **where)
+        own = {"revision": revision, "hf_model": hf_model, "tokenizer": tokenizer, "attention": attention}
+        own["elsewhere"] = elsewhere
         if transcoder_set == NEURONS:
+            if adapter is not None:
+                raise InputError("neurons leave nothing of an MLP for an adapter to explain; leave adapter out")
             return cls.from_pretrained_and_transcoders(model_name, NEURONS, backend, target, kind, **own, **kwargs)
-        transcoders, _ = load_transcoder_from_hub(
+        transcoders, _ = load_dictionary(
             str(transcoder_set),
             device=present(target),
             dtype=kind,
@@ -98,6 +121,8 @@ class ReplacementModel(ModelMembers):
             feature_input_hook=feature_input_hook,
             feature_output_hook=feature_output_hook,
         )
+        if adapter is not None:
+            transcoders = stacked(transcoders, adapter, **where)
         return cls.from_pretrained_and_transcoders(model_name, transcoders, backend, target, kind, **own, **kwargs)
 
     @classmethod
@@ -111,12 +136,14 @@ class ReplacementModel(ModelMembers):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | str = torch.float32,
         *,
+        attention: TranscoderSet | None = None,
+        elsewhere: Literal["neurons"] | None = None,
         revision: str | None = None,
         hf_model: Any = None,
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> ReplacementModel:
-        """Load a model for transcoders that are there already, or its own "neurons"; arguments as those of `from_pretrained`."""
+        """Load a model for transcoders that are there already, or its own "neurons"; arguments as `from_pretrained` has."""
         if hf_model is None:
             target, kind, kwargs = place(device, dtype, kwargs)
             model, tokenizer = load_language_model(
@@ -133,7 +160,7 @@ class ReplacementModel(ModelMembers):
             require_causal_lm(hf_model)
             model, tokenizer = hf_model, load_tokenizer(model_name if tokenizer is None else tokenizer, hf_model)
         name = str(model_name) if revision is None or "@" in str(model_name) else f"{model_name}@{revision}"
-        return cls.from_model(model, transcoders, tokenizer, name, backend)
+        return cls.from_model(model, transcoders, tokenizer, name, backend, attention, elsewhere)
 
     @classmethod
     @typed
@@ -174,6 +201,8 @@ class ReplacementModel(ModelMembers):
         tokenizer: Any,
         model_name: str,
         backend: Backend = "transformerlens",
+        attention: TranscoderSet | None = None,
+        elsewhere: Literal["neurons"] | None = None,
     ) -> ReplacementModel:
         """Wrap a transformers causal LM that is loaded already, with transcoders or its own "neurons"; every run leaves it as
         it was found.
@@ -186,10 +215,12 @@ class ReplacementModel(ModelMembers):
         parts = bind_loaded(model, tokenizer, model_name)
         if isinstance(transcoders, str):
             verify(parts)
-            return cls(parts, Neurons(parts), tokenizer, backend)
-        paired(parts, transcoders)
+            return cls(parts, Neurons(parts), tokenizer, backend, attention)
+        transcoders = paired(parts, transcoders)
         verify(parts)
-        return cls(parts, transcoders, tokenizer, backend)
+        if elsewhere is not None:
+            transcoders = with_neurons(transcoders, parts)
+        return cls(parts, transcoders, tokenizer, backend, attention)
 
     @typed
     def chat_tokens(
@@ -327,9 +358,12 @@ class ReplacementModel(ModelMembers):
 
     def __repr__(self) -> str:
         cfg = self.cfg
-        kind = f"{self.transcoders.kind} of {self.transcoders.d_transcoder} features a layer"
+        what = "autoencoders" if self.transcoders.is_autoencoder else self.transcoders.kind
+        kind = f"{what} of {self.transcoders.d_transcoder} features a layer"
         if len(self.transcoders.layers) < cfg.n_layers:
             kind += f" in layers {', '.join(map(str, self.transcoders.layers))}"
+        if self.attention is not None:
+            kind += f", {name_of_attention(self.attention)} of {self.attention.d_transcoder} in {len(self.attention.layers)}"
         return f"ReplacementModel({cfg.model_name}, {cfg.n_layers} layers, {kind}, {self.device}, {cfg.dtype})"
 
 

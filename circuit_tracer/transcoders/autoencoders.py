@@ -1,6 +1,7 @@
-"""Sparse autoencoders of the residual stream, as our trainer and SAELens write them: one folder a layer.
+"""Sparse autoencoders as a dictionary by itself: those of some layers, with which layers of the model they are of.
 
-They replace no MLP, so nothing is traced with them; they are measured by what the model does with their reconstruction.
+In a model they are a set of transcoders whose two hooks are one place (`loading.load_dictionary`): numbered by the model's
+layers, and taken wherever features are read or changed. Here they are numbered from 0, as they are trained and measured.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ import torch
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError
 from circuit_tracer.transcoders import locate
-from circuit_tracer.transcoders.building import require_layer
+from circuit_tracer.transcoders.config import folder_config
+from circuit_tracer.transcoders.formats import AUTOENCODERS, detect_format
 from circuit_tracer.transcoders.formats.layer_file import LayerFile
-from circuit_tracer.transcoders.formats.saelens import AUTOENCODERS, FORMAT, read_autoencoder
-from circuit_tracer.transcoders.layer_weights import require_uniform
-from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
+from circuit_tracer.transcoders.loading import load_dictionary
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 Device = torch.device | str | None
@@ -30,12 +30,34 @@ class Autoencoders:
     layers: tuple[int, ...]
     model_name: str | None
 
+    @classmethod
+    def of(cls, placed: TranscoderSet, model_name: str | None) -> Autoencoders:
+        """Those of a set that is numbered by the model's layers."""
+        singles = {source: placed[layer] for source, layer in enumerate(placed.layers)}
+        return cls(TranscoderSet(singles, *_hooks(placed)), placed.layers, model_name)
+
+    @property
+    def placed(self) -> TranscoderSet:
+        """The dictionary numbered by the model's layers, as a model takes it."""
+        singles = {layer: self.dictionary[source] for source, layer in enumerate(self.layers)}
+        return TranscoderSet(singles, *_hooks(self.dictionary))
+
+
+def _hooks(dictionary: TranscoderSet) -> tuple[str, str]:
+    return dictionary.feature_input_hook, dictionary.feature_output_hook
+
 
 def are_autoencoders(folder: str | Path) -> bool:
     """Whether a local folder holds them; its files are only looked at."""
     path = Path(folder).expanduser()
     try:
-        return path.is_dir() and LayerFile(locate.in_folder(path, {}).files[0]).value("architecture") in AUTOENCODERS
+        if not path.is_dir():
+            return False
+        config = folder_config(path)
+        hooks = config.get("feature_input_hook"), config.get("feature_output_hook")
+        if hooks[0] is not None:
+            return bool(hooks[0] == hooks[1])
+        return detect_format(LayerFile(locate.in_folder(path, {}).files[0])) in AUTOENCODERS
     except CircuitTracerError:
         return False  # whoever loads it says what is wrong
 
@@ -43,32 +65,16 @@ def are_autoencoders(folder: str | Path) -> bool:
 def load_autoencoders(
     folder: str | Path, device: Device = None, dtype: torch.dtype | None = torch.float32
 ) -> Autoencoders:
-    """Those of a local folder, `layer_N/sae_weights.safetensors` with `cfg.json`, or one of a layer.
+    """Those of a local folder or a hub name, in any layout that is read.
 
-    Raises InputError for no folder, FileFormatError for files that are not understood or stand at several places.
+    Raises InputError for no folder, FileFormatError for files that are not understood, stand at several places, or are
+    transcoders.
     """
-    found = locate.in_folder(Path(folder).expanduser(), {})
-    files = [LayerFile(file) for file in found.files]
-    weights = [read_autoencoder(file) for file in files]
-    names: set[str | None] = set()
-    for file in files:
-        said = file.value("metadata.model_name", file.value("model_name"))
-        names.add(said if isinstance(said, str) else None)
-        file.require_all_understood(FORMAT.name, FORMAT.harmless_tensors, FORMAT.harmless_keys)
-    require_uniform(weights)
-    places = [one.reads for one in weights if one.reads is not None]
-    layers = [place.layer for place in places if place.layer is not None]
-    if len({place.hook for place in places}) > 1 or layers != sorted(set(layers)):
+    placed, config = load_dictionary(folder, device, dtype, lazy_decoder=False)
+    if not isinstance(placed, TranscoderSet) or not placed.is_autoencoder:
         raise FileFormatError(
-            f"{folder}: its autoencoders stand at {', '.join(place.said for place in places[:3])}; of a set, each is of "
-            "another layer, at the same place, in order."
+            f"{folder} holds transcoders, which read {placed.feature_input_hook} and write {placed.feature_output_hook}; "
+            "autoencoders read and write at one place."
         )
-    for said, one in zip(found.layers or layers, weights, strict=True):
-        require_layer(one, said)
-    singles = {
-        source: SingleLayerTranscoder.from_weights(one, layer_idx=source, device=device, dtype=dtype)
-        for source, one in enumerate(weights)
-    }
-    hook = str(places[0].hook)
-    name = names.pop() if len(names) == 1 else None
-    return Autoencoders(TranscoderSet(singles, hook, hook), tuple(layers), name)
+    name = config.get("model_name")
+    return Autoencoders.of(placed, name if isinstance(name, str) else None)

@@ -21,6 +21,7 @@ from circuit_tracer.transcoders import encoding
 from circuit_tracer.transcoders.activations import Activation, Selected
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.frozen import FrozenModule
+from circuit_tracer.transcoders.router import Router
 from circuit_tracer.transcoders.weight_rows import MappedRows, WeightRows
 
 Scan = str | list[str] | None
@@ -71,12 +72,22 @@ class Transcoders(LazyModule):
     scan: Scan
     skip_connection: bool
 
+    @property
+    def is_autoencoder(self) -> bool:
+        """Whether it writes where it reads: then it replaces no MLP, and what it reads is what it rebuilds."""
+        return self.feature_input_hook == self.feature_output_hook
+
     # ---- which layers it has
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers that have features, ascending; not all of 0 ... L-1 if the set is of some layers only."""
         return tuple(range(self.n_layers))
+
+    @property
+    def sections(self) -> tuple[tuple[str, int], ...]:
+        """The dictionaries that it is made of, (name, index of the first feature in every layer); itself, or several."""
+        return (("transcoder", 0),)
 
     def covering(self, n_layers: int) -> Transcoders:
         """The dictionary as one of a model of ``n_layers`` layers: itself, or with layers that have no features added.
@@ -119,6 +130,10 @@ class Transcoders(LazyModule):
     def activation(self, layer: int) -> Activation:
         """The activation function of one layer, for pre-activations (..., F)."""
 
+    def router(self, layer: int) -> Router | None:
+        """Which of a switch's experts encodes a token (`router.Router`); None: all features see every token."""
+        return None
+
     @abstractmethod
     def to_safetensors(self, save_path: str | Path) -> None:
         """Write the weights in circuit-tracer's native files into the folder ``save_path``."""
@@ -146,6 +161,7 @@ class Transcoders(LazyModule):
             self.encoder(layer),
             self.encoder_bias(layer),
             self.activation(layer),
+            self.router(layer),
             layer=layer,
             block_bytes=encoding.BLOCK_BYTES,
         )
@@ -210,7 +226,7 @@ class Transcoders(LazyModule):
         """Dense activations (..., F) of one layer for inputs (..., D), in the wider dtype of inputs and weights."""
         self._require_layer(layer_id)
         weight = self.encoder(layer_id).block(0, self.n_features(layer_id))
-        pre = dense_pre_activations(x, weight, self.encoder_bias(layer_id))
+        pre = dense_pre_activations(x, weight, self.encoder_bias(layer_id), self.router(layer_id))
         return self.apply_activation_function(layer_id, pre) if apply_activation_function else pre
 
     def encode(self, x: Tensor) -> Tensor:
@@ -348,7 +364,7 @@ class Transcoders(LazyModule):
     def _require_index(self, layer: int, index: Tensor) -> None:
         self._require_layer(layer)
         if index.numel() and layer not in self.layers:
-            raise InputError(f"layer {layer} has no transcoder: {described_layers(self)}.")
+            raise InputError(f"layer {layer} has no features: {described_layers(self)}.")
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.n_features(layer):
             raise InputError(
                 f"layer {layer} has features 0 to {self.n_features(layer) - 1}; "
@@ -365,17 +381,18 @@ class Transcoders(LazyModule):
 
 def described_layers(transcoders: Transcoders) -> str:
     """ "layers 0 to 5", or, of some layers only, "layers 1, 3 and 4 of 6 have transcoders"."""
-    layers = transcoders.layers
+    layers, one = transcoders.layers, "an autoencoder" if transcoders.is_autoencoder else "a transcoder"
     if len(layers) == transcoders.n_layers:
-        return f"layers 0 to {layers[-1]} have transcoders"
+        return f"layers 0 to {layers[-1]} have {one.split()[1]}s"
     named = [str(layer) for layer in layers]
     listed = " and ".join([part for part in (", ".join(named[:-1]), named[-1]) if part])
     return (
-        f"of {transcoders.n_layers} layers, {listed} {'has a transcoder' if len(layers) == 1 else 'have transcoders'}"
+        f"of {transcoders.n_layers} layers, {listed} {f'has {one}' if len(layers) == 1 else f'have {one.split()[1]}s'}"
     )
 
 
-def dense_pre_activations(x: Tensor, weight_FD: Tensor, bias_F: Tensor) -> Tensor:
-    """x @ W.T + b in the wider dtype of the inputs and the weights."""
+def dense_pre_activations(x: Tensor, weight_FD: Tensor, bias_F: Tensor, router: Router | None = None) -> Tensor:
+    """x @ W.T + b in the wider dtype of the inputs and the weights; with a router, times its factor."""
     dtype = torch.promote_types(x.dtype, weight_FD.dtype)
-    return functional.linear(x.to(dtype), weight_FD.to(dtype), bias_F.to(dtype))
+    pre = functional.linear(x.to(dtype), weight_FD.to(dtype), bias_F.to(dtype))
+    return pre if router is None else pre * router.route(x).factor(0, len(bias_F)).to(dtype)

@@ -22,12 +22,19 @@ from circuit_tracer.transcoders.formats.folding import shifted_bias
 from circuit_tracer.transcoders.formats.format import Format
 from circuit_tracer.transcoders.layer_weights import LayerWeights, require_uniform
 from circuit_tracer.transcoders.locate import LayerFiles
-from circuit_tracer.transcoders.places import READABLE, WRITABLE, Place
+from circuit_tracer.transcoders.places import AUTOENCODED, READABLE, WRITABLE, Place
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 Device = torch.device | str | None
 HOOKS = ("feature_input_hook", "feature_output_hook")
+
+NO_TRANSCODER = (
+    "it replaces no MLP, so no prompt can be traced with it alone. Trace with transcoders or neurons (-t), and read one of its "
+    "features as a target (--target sae:FOLDER:LAYER:POSITION:FEATURE, attribution.latent_target); at attention's outputs its "
+    "features are nodes too (--attention). `circuit-tracer evaluate`, `info`, `features build`, `intervene` and `steer` take "
+    "it as it is (-t)."
+)
 
 # Published TopK sets whose config does not give k.
 _KNOWN_K = {"facebook/crv-8b-instruct-transcoders": 128}
@@ -65,11 +72,7 @@ def build(
     completed = _with_hooks(completed, found, layers, source)
     checked = validate_config(completed, source)
     _require_kind(checked, found, source)
-    for key, known in zip(HOOKS, (READABLE, WRITABLE), strict=True):
-        if completed[key] not in known:
-            raise InputError(
-                f"{key} {shortened(completed[key])} of {source} is unknown; known are {', '.join(sorted(known))}."
-            )
+    _require_known_hooks(completed, source)
     layers = [
         _with_input_shift(with_activation(layer, checked.activation, _k(checked)), checked.input_shift)
         for layer in layers
@@ -94,6 +97,18 @@ def build(
     return built, completed
 
 
+def _require_known_hooks(config: Mapping[str, Any], source: str) -> None:
+    """InputError unless the hooks are those of transcoders, or one place where autoencoders may stand."""
+    if config[HOOKS[0]] == config[HOOKS[1]] and config[HOOKS[0]] in AUTOENCODED:
+        return
+    for key, known in zip(HOOKS, (READABLE, WRITABLE), strict=True):
+        if config[key] not in known:
+            raise InputError(
+                f"{key} {shortened(config[key])} of {source} is unknown; known are {', '.join(sorted(known))}, and for "
+                f"autoencoders, at one place, {', '.join(AUTOENCODED)}."
+            )
+
+
 def build_layer(
     config: Mapping[str, Any],
     file: TensorFile,
@@ -111,6 +126,8 @@ def build_layer(
             f"{file.path} holds {len(layers)} layers; load its folder as a whole (load_transcoder_from_hub)."
         )
     weights = layers[0]
+    if weights.reads is not None and weights.reads == weights.writes:
+        raise FileFormatError(f"{file.path} is a sparse autoencoder at {weights.reads.said}: {NO_TRANSCODER}")
     require_layer(weights, layer)
     checked = validate_config(_completed(config, found, [weights], source), source)
     _require_kind(checked, found, source)
@@ -209,8 +226,14 @@ def _completed(config: Mapping[str, Any], found: Format, layers: list[LayerWeigh
     completed = dict(config)
     if completed.get("model_kind") is None:
         completed["model_kind"] = found.kind
+    names = {layer.model_name for layer in layers}
+    if completed.get("model_name") is None and len(names) == 1 and None not in names:
+        completed["model_name"] = names.pop()
     said = [
-        _one_hook([(layer.source, place) for layer in layers if (place := getattr(layer, side)) is not None], allowed)
+        _one_hook(
+            [(layer.source, place) for layer in layers if (place := getattr(layer, side)) is not None],
+            {*allowed, *(AUTOENCODED if layers[0].reads == layers[0].writes else ())},
+        )
         for side, allowed in (("reads", READABLE), ("writes", WRITABLE))
     ]
     for key, hook, unknown in zip(HOOKS, said, (layers[0].reads, layers[0].writes), strict=True):

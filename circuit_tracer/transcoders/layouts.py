@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.transcoders.formats.beside import is_a_models_weights, is_harmless
-from circuit_tracer.transcoders.selection import Selection, selection_text
+from circuit_tracer.transcoders.selection import Selection, selected_layers, selection_text
 
 WEIGHTS = (".safetensors", ".npz")
 PICKLES = (".pt", ".pth")  # looked at only where there is nothing else
@@ -87,12 +87,16 @@ def find(names: Iterable[str], selection: Selection, where: str, is_model: Calla
     _require_pairs(group, where)
     l0 = _L0(selection.get("l0"), where)
     layers: dict[int, list[str]] = {}
+    wanted = selected_layers(selection["layer"]) if "layer" in selection else None
     for layer, by_l0 in group.files.items():
-        if layer is not None:
+        if layer is not None and (wanted is None or layer in wanted):
             layers[layer] = _shards(l0.of(layer, by_l0), where)
     lone = [_shards(l0.of(None, by_l0), where) for layer, by_l0 in group.files.items() if layer is None]
     if lone and layers:
         raise _no_layer(lone[0][0], where)
+    if wanted is not None and (missing := sorted(wanted - layers.keys())):
+        has = ", ".join(map(str, sorted(layer for layer in group.files if layer is not None))) or "no layer by its name"
+        raise InputError(f"{where} has no layer {', '.join(map(str, missing[:8]))}: it has {has}.")
     files = [name for one in (layers.values() or lone) for name in one]
     _require_nothing_left(
         files,
@@ -222,6 +226,8 @@ def _chosen(groups: list[_Group], selection: Selection, where: str) -> _Group:
 
 def _fits(group: _Group, selection: Selection) -> bool:
     for facet, wanted in selection.items():
+        if facet == "layer":
+            continue
         if facet == "path":
             if wanted not in group.template:
                 return False

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files import locked, require_writable_folder
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders import cache, hub, locate
 from circuit_tracer.transcoders.base import Scan, Transcoders
-from circuit_tracer.transcoders.building import build, build_layer, with_arguments
+from circuit_tracer.transcoders.building import NO_TRANSCODER, build, build_layer, with_arguments
 from circuit_tracer.transcoders.config import (
     CONFIG_NAME,
     config_source,
@@ -38,7 +38,7 @@ Device = torch.device | str | None
 CLT_HOOKS = ("hook_resid_mid", "hook_mlp_out")  # circuit-tracer's defaults
 
 
-def load_transcoder_from_hub(
+def load_dictionary(
     hf_ref: str | Path,
     device: Device = None,
     dtype: torch.dtype | None = torch.float32,
@@ -52,7 +52,9 @@ def load_transcoder_from_hub(
     select: str | Selection | None = None,
     input_shift: bool | None = None,
 ) -> tuple[Transcoders, dict[str, Any]]:
-    """Transcoders and their config (a dict with all keys of config.yaml) for a folder or a hub name.
+    """Transcoders or autoencoders, and their config (a dict with all keys of config.yaml), for a folder or a hub name.
+
+    Autoencoders are a set whose two hooks are one place (`Transcoders.is_autoencoder`).
 
     ``hf_ref`` is a local folder (absolute or relative), `org/repo[/sub/folder][@revision]`, or an alias. An entry of
     the cache (`save_transcoders_to_cache`) is preferred to the hub when ``use_cache``. No config.yaml is needed if the files
@@ -81,6 +83,25 @@ def load_transcoder_from_hub(
         "input_shift": input_shift,
     }
     return build(with_arguments(config, given, source), files, source, device, dtype, lazy_encoder, lazy_decoder)
+
+
+def load_transcoder_from_hub(
+    hf_ref: str | Path,
+    device: Device = None,
+    dtype: torch.dtype | None = torch.float32,
+    lazy_encoder: bool = False,
+    lazy_decoder: bool = True,
+    cache_dir: str | Path | None = None,
+    use_cache: bool = True,
+    **given: Any,
+) -> tuple[Transcoders, dict[str, Any]]:
+    """As `load_dictionary`, of transcoders alone: FileFormatError for autoencoders, with which nothing can be traced."""
+    transcoders, config = load_dictionary(
+        hf_ref, device, dtype, lazy_encoder, lazy_decoder, cache_dir, use_cache, **given
+    )
+    if transcoders.is_autoencoder:
+        raise FileFormatError(f"{hf_ref} is a sparse autoencoder at {transcoders.feature_input_hook}: {NO_TRANSCODER}")
+    return transcoders, config
 
 
 def load_transcoders(

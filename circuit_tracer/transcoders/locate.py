@@ -12,8 +12,7 @@ from circuit_tracer.files.tensors import TensorFile, join, open_tensor_file
 from circuit_tracer.transcoders import hub
 from circuit_tracer.transcoders.config import require_as_written
 from circuit_tracer.transcoders.formats.beside import is_a_models_config
-from circuit_tracer.transcoders.formats.refused import pickle_refused
-from circuit_tracer.transcoders.layouts import PICKLES, Found, find, layer_named
+from circuit_tracer.transcoders.layouts import Found, find, layer_named
 from circuit_tracer.transcoders.references import HubReference
 from circuit_tracer.transcoders.selection import Selection, parse_selection
 
@@ -94,8 +93,6 @@ def _opened(found: Found, root: Path) -> LayerFiles:
 
 
 def _by_layer(found: Found, root: Path) -> LayerFiles:
-    if pickled := next((name for name in found.files if name.endswith(PICKLES)), None):
-        raise pickle_refused(root / pickled)
     if found.layers is None:
         return LayerFiles([join([open_tensor_file(root / name) for name in found.files])], None)
     layers = sorted(found.layers)

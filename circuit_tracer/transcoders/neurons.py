@@ -35,15 +35,17 @@ NOT_MONOSEMANTIC = (
 class Neurons(Transcoders):
     """Every MLP neuron of a model, once for each sign.
 
-    Raises UnsupportedModelError for MLPs of a kind without known neurons, or whose neurons do not add up to what they give.
+    checked: whether that they add up is tried; not possible on a model without weights. Raises UnsupportedModelError for MLPs
+    of a kind without known neurons, or whose neurons do not add up to what they give.
     """
 
     kind: ClassVar[str] = NEURONS
     exact: ClassVar[bool] = True
 
-    def __init__(self, parts: ModelParts) -> None:
+    def __init__(self, parts: ModelParts, checked: bool = True) -> None:
         super().__init__()
-        verify_neurons(parts)
+        if checked:
+            verify_neurons(parts)
         self.parts = parts
         self.n_layers, self.d_model = len(parts.layers), parts.config.d_model
         self._counts = [self.mlp(layer).n_neurons for layer in range(self.n_layers)]
@@ -135,6 +137,13 @@ class Neurons(Transcoders):
         sign = sides(index).to(x)
         read, constant, _ = self.mlp(layer).reads(x, position.to(x.device), index.to(x.device) // 2)
         return read * sign[:, None], constant * sign
+
+    @torch.no_grad()
+    def values(self, layer: int, x_PD: Tensor, position: Tensor, index: Tensor) -> Tensor:
+        """Activations (n,) of features ``index`` at ``position``, for inputs (P, D)."""
+        self._require_index(layer, index)
+        _, _, value = self.mlp(layer).reads(x_PD, position.to(x_PD.device), index.to(x_PD.device) // 2)
+        return (value * sides(index).to(value)).relu()
 
     def _activations(self, layer: int, x_nD: Tensor) -> Tensor:
         """(n, F / 2)"""

@@ -1,4 +1,4 @@
-"""Where other libraries' files say that a transcoder reads and writes, in this package's names (models/sites.py)."""
+"""Where other libraries' files say that a dictionary reads and writes, in this package's names (models/sites.py)."""
 
 from __future__ import annotations
 
@@ -24,21 +24,25 @@ _HOOKS = {
     "post_feedforward_layernorm.input": "mlp.hook_out",
     "post_feedforward_layernorm.output": "hook_mlp_out",
 }
-# Places of autoencoders, which no MLP has at its ends.
+# Places of autoencoders, which no MLP has at its ends -> what is there, and our name of it.
 _ELSEWHERE = {
-    "hook_resid_pre": "the residual stream",
-    "hook_resid_post": "the residual stream",
-    "input": "the residual stream",
-    "output": "the residual stream",
-    "hook_attn_out": "attention outputs",
-    "attn.hook_z": "heads of attention",
-    "hook_z": "heads of attention",
-    "self_attn.o_proj.input": "heads of attention",
-    "self_attn.output": "attention outputs",
-    "mlp.hook_pre": "neurons",
-    "mlp.hook_post": "neurons",
+    "hook_resid_pre": ("the residual stream", "hook_resid_pre"),
+    "hook_resid_post": ("the residual stream", "hook_resid_post"),
+    "input": ("the residual stream", "hook_resid_pre"),
+    "output": ("the residual stream", "hook_resid_post"),
+    "hook_attn_out": ("attention outputs", "hook_attn_out"),
+    "self_attn.output": ("attention outputs", "attn.hook_out"),
+    "attention.output": ("attention outputs", "attn.hook_out"),
+    "attn.output": ("attention outputs", "attn.hook_out"),
+    "attn.hook_z": ("heads of attention", "attn.hook_z"),
+    "hook_z": ("heads of attention", "attn.hook_z"),
+    "self_attn.o_proj.input": ("heads of attention", "attn.hook_z"),
+    "mlp.hook_pre": ("neurons", None),
+    "mlp.hook_post": ("neurons", None),
 }
-STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")  # where an autoencoder may read and write
+# Where autoencoders may stand: whole streams, and what attention and MLP add to the stream.
+STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+AUTOENCODED = (*STREAM, "attn.hook_z", "attn.hook_out", "hook_attn_out", "mlp.hook_out", "hook_mlp_out")
 LONGEST = 200  # characters of a place that messages show
 READABLE = {"hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in"}
 WRITABLE = {"hook_mlp_out", "mlp.hook_out"}
@@ -46,7 +50,7 @@ WRITABLE = {"hook_mlp_out", "mlp.hook_out"}
 
 @dataclass(frozen=True)
 class Place:
-    """Where a file says that its transcoder stands: as it is written there, the layer if it names one, and our name for it.
+    """Where a file says that its dictionary stands: as it is written there, the layer if it names one, and our name for it.
 
     None: it has none here. ``elsewhere``: what is there, if that is known not to be an MLP's input or output.
     """
@@ -70,7 +74,8 @@ def place_of(said: object, source: str) -> Place:
         )
     match = _LAYER.fullmatch(said)
     layer, rest = (match[1], match[2]) if match else ("", said)
-    return Place(_cut(said), int(layer) if layer.isdecimal() else None, _HOOKS.get(rest), _ELSEWHERE.get(rest))
+    what, hook = _ELSEWHERE.get(rest, (None, _HOOKS.get(rest)))
+    return Place(_cut(said), int(layer) if layer.isdecimal() else None, hook, what)
 
 
 def _cut(said: str) -> str:
@@ -78,16 +83,16 @@ def _cut(said: str) -> str:
     return said if len(said) <= LONGEST else f"{said[:LONGEST]}…"
 
 
-def require_stream_place(said: object, source: str) -> Place:
-    """The place of an autoencoder. Raises FileFormatError for one that is not in the residual stream of a layer."""
+def require_one_place(said: object, source: str) -> Place:
+    """The place of an autoencoder. Raises FileFormatError for one where none can stand here."""
     place = place_of(said, source)
-    hook = str(said).rpartition(".")[2]
-    if place.layer is None or hook not in STREAM:
+    if place.hook not in AUTOENCODED:
+        what = f", {place.elsewhere}" if place.elsewhere else ""
         raise FileFormatError(
-            f"{source}: it stands at {place.said}; read are autoencoders of the residual stream, such as "
-            f"blocks.3.hook_resid_post ({', '.join(STREAM)})."
+            f"{source}: it stands at {place.said}{what}; autoencoders are read that stand in the residual stream or at what a "
+            f"layer adds to it, such as blocks.3.hook_resid_post ({', '.join(AUTOENCODED)})."
         )
-    return replace(place, hook=hook)
+    return place
 
 
 def require_mlp_places(reads: object, writes: object, source: str) -> tuple[Place | None, Place | None]:

@@ -20,6 +20,7 @@ FACETS = {
     "affine": "yes or no",
     "expansion": "such as 8x",
     "k": "active features a token, such as 64",
+    "layer": "some layers alone, such as 20, 5-8 or 5+9",
     "path": "a part of the path of the files",
 }
 _SUFFIX = re.compile(r"^(?P<name>[^:]+):(?P<selection>[A-Za-z_0-9]+=.+)$", re.DOTALL)
@@ -55,3 +56,14 @@ def parse_selection(given: str | Selection | None) -> Selection:
 def selection_text(selection: Selection) -> str:
     """As it is written: `width=16k,l0=small`."""
     return ",".join(f"{name}={value}" for name, value in selection.items())
+
+
+def selected_layers(text: str) -> frozenset[int]:
+    """The layers of `5+8-10`. Raises InputError."""
+    found: set[int] = set()
+    for part in text.split("+"):
+        first, dash, last = part.partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)) or len(first + last) > 8:
+            raise InputError(f"selection layer={text} is not understood; write layer=20, layer=5-8 or layer=5+9.")
+        found.update(range(int(first), int(last if dash else first) + 1))
+    return frozenset(found)

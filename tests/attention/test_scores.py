@@ -22,7 +22,7 @@ from circuit_tracer.errors import CircuitTracerError, CompatibilityError, InputE
 from circuit_tracer.graph.attention_scores import SOURCE_KINDS, AttentionScore
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.queries_keys import read_scores
-from tests.support.edge_cases import any_architecture, every_architecture
+from tests.support.edge_cases import any_architecture, with_scores
 from tests.support.induction import FIRST, INDUCTION, PREVIOUS_TOKEN, induction_model, induction_transcoders
 from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, assert_equal, build, one_each
@@ -356,7 +356,7 @@ _PARTS = ("input_string", "input_tokens", "active_features", "cfg", "selected_fe
 ROUNDED = ("cohere", "ernie4_5", "llama4")  # their own pass rounds rotary embeddings to float32
 
 
-@every_architecture
+@with_scores
 def test_sums_pairs_and_contrasts_of_every_architecture(number: int, name: str) -> None:
     model, graph = any_architecture(name, number)
     layer = graph.n_layers - 1

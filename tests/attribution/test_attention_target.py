@@ -8,10 +8,15 @@ import pytest
 import torch
 
 from circuit_tracer import AttentionTarget, DirectionTarget, FeatureTarget, Graph
-from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.errors import CircuitTracerError
+from circuit_tracer.attribution import attribute, latent_target
+from circuit_tracer.attribution.stream_targets import resolve_direction
+from circuit_tracer.errors import CircuitTracerError, InputError
 from circuit_tracer.models.capture import capture
+from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.queries_keys import read_scores
+from circuit_tracer.models.run import read
+from circuit_tracer.models.sites import width_at
+from tests.support.autoencoders import random_autoencoders
 from tests.support.tracing_cases import IDS, Case, assert_equal, build, one_each
 
 PLACES = [(2, 1, 5, 4), (1, 0, 3, 3), (0, 1, 4, 3), (2, 3, -1, -2)]  # within every window
@@ -68,6 +73,40 @@ def test_a_direction_that_is_an_encoder_row_is_the_feature() -> None:
     assert_equal(direction, feature, 1e-14)
 
 
+STREAMS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
+WITH_HEADS = ("gemma2", "gpt2", "llama-bias", "gpt_oss", "gpt_neox")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "place"),
+    [*(("gemma2", place) for place in STREAMS), *((name, "attn.hook_z") for name in WITH_HEADS)],
+)
+def test_the_row_of_an_autoencoders_feature_sums_to_its_pre_activation(architecture: str, place: str) -> None:
+    torch.manual_seed(1)
+    model = build(Case(architecture))
+    autoencoders = random_autoencoders(width_at(model.parts, place), place, layers=(0, 1))
+    targets = [latent_target(autoencoders, 1, 3, 4), latent_target(autoencoders, 0, -1, 7)]
+    found = values(attribute(IDS, model, attribution_targets=targets))
+    for value, (layer, position, index) in zip(found, [(1, 3, 4), (0, 5, 7)], strict=True):
+        x = read(model.parts, IDS, [(place, layer)])[place, layer][0, position]
+        assert_equal(value, autoencoders[layer].W_enc[index] @ x + autoencoders[layer].b_enc[index], 1e-12)
+    with pytest.raises(InputError, match="a feature of transcoders is a node"):
+        latent_target(model.transcoders, 1, 3, 4)
+
+
+def test_heads_are_read_the_same_where_patterns_are_made_anew() -> None:
+    parts, vector = build(Case("gemma2")).parts, torch.randn(24, dtype=torch.float64)
+    hooks = "mlp.hook_in", "mlp.hook_out"
+    kept, anew = (
+        resolve_direction(
+            FrozenNetwork(parts, capture(parts, IDS, keep_patterns=keep), *hooks),
+            DirectionTarget(vector, "attn.hook_z", 1),
+        )
+        for keep in (True, False)
+    )
+    assert_equal(anew.reads.vector, kept.reads.vector, 1e-12)
+
+
 def test_a_graph_keeps_what_its_targets_read(tmp_path: Any) -> None:
     model = build(Case("llama"))
     graph = attribute(IDS, model, attribution_targets=[3, AttentionTarget(2, 1, 5, 2, "rest"), FeatureTarget(1, 2, 3)])
@@ -95,7 +134,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "weight": (AttentionTarget(1, 0, 2, 1, weight=float("nan")), "expected a finite number"),
     "half a head": (AttentionTarget(1, 0.5, 2, 1), "head is 0.5"),
     "site": (DirectionTarget(torch.ones(16), "hook_middle", 1), "'hook_middle' is unknown"),
-    "site that is no stream": (DirectionTarget(torch.ones(16), "attn.hook_z", 1), "cannot be read at 'attn.hook_z'"),
+    "site that is no stream": (DirectionTarget(torch.ones(16), "attn.hook_q", 1), "cannot be read at 'attn.hook_q'"),
     "layer of a direction": (DirectionTarget(torch.ones(16), "hook_resid_mid", 3), "layer 3 does not exist"),
     "width": (DirectionTarget(torch.ones(15), "hook_resid_mid", 1), r"shape \(16,\)"),
     "zero": (DirectionTarget(torch.zeros(16), "hook_resid_mid", 1), "not zero"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from circuit_tracer import Graph, ReplacementModel, attribute
-from circuit_tracer.attribution.prompt import FEW, _nmse
+from circuit_tracer.attribution.normalised_error import FEW, nmse_of
 from circuit_tracer.cli.summary import as_text, summarise
 from circuit_tracer.demo import MODEL, PROMPT, TRANSCODER
 from circuit_tracer.graph.balance import Reconstruction, ReconstructionWarning
@@ -71,17 +71,17 @@ def demo() -> ReplacementModel:
 
 def test_nmse_of_known_reconstructions() -> None:
     y = torch.tensor([[3.0, 1.0], [1.0, -1.0], [3.0, -1.0], [1.0, 1.0]])
-    assert _nmse(y, torch.zeros_like(y)) == 0
-    assert _nmse(y, y - y.mean(0)) == pytest.approx(1)  # the mean
-    assert _nmse(y, y) == pytest.approx(24 / 8)  # nothing, which is worse
+    assert nmse_of(y, torch.zeros_like(y)) == 0
+    assert nmse_of(y, y - y.mean(0)) == pytest.approx(1)  # the mean
+    assert nmse_of(y, y) == pytest.approx(24 / 8)  # nothing, which is worse
     for few in range(1, FEW):
-        assert _nmse(y[:few], y[:few]) == pytest.approx(1)  # nothing: the mean of so few fits too well
+        assert nmse_of(y[:few], y[:few]) == pytest.approx(1)  # nothing: the mean of so few fits too well
     alike = torch.full((5, 2), 2.0)
-    assert _nmse(alike, alike * 0.05) == pytest.approx(0.01)
+    assert nmse_of(alike, alike * 0.05) == pytest.approx(0.01)
     silent = torch.zeros(5, 2)
-    assert _nmse(silent, silent) == 0
-    assert _nmse(silent, alike) > 1e6
-    assert torch.isfinite(_nmse(silent, alike))
+    assert nmse_of(silent, silent) == 0
+    assert nmse_of(silent, alike) > 1e6
+    assert torch.isfinite(nmse_of(silent, alike))
 
 
 def test_the_warning_names_layers_and_is_none_where_nothing_was_measured() -> None:

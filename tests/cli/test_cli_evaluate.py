@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from circuit_tracer.transcoders import save_transcoders
+from tests.support.autoencoders import saved_autoencoders
 from tests.support.command import TEXT, Folders, Run
 from tests.support.tiny import tiny_transcoder
 
@@ -152,24 +152,8 @@ def test_defaults_are_those_of_configurations(run: Run, folders: Folders, text: 
     assert (found["replacement_tokens"], found["prompts"]) == (section.replacement_tokens, section.prompts)
 
 
-def autoencoders(folder: Path, model: str, layers: tuple[int, ...] = (0, 2), point: str = "hook_resid_post") -> Path:
-    """SAELens's files, as the trainer writes them."""
-    dictionary = tiny_transcoder("plt", torch.float32, activation="jump_relu")
-    for layer in layers:
-        one, place = dictionary[layer], folder / f"layer_{layer}"
-        place.mkdir(parents=True)
-        tensors = {"W_enc": one.W_enc.T, "W_dec": one.W_dec, "b_enc": one.b_enc, "b_dec": one.b_dec}
-        threshold = dictionary.activation(layer).threshold.expand(len(one.b_enc))  # type: ignore[attr-defined]
-        save_file({name: t.detach().clone().contiguous() for name, t in (tensors | {"threshold": threshold}).items()},
-                  place / "sae_weights.safetensors")  # fmt: skip
-        metadata = {"model_name": model, "hook_name": f"blocks.{layer}.{point}", "sae_lens_version": "6.0.0"}
-        described = {"architecture": "jumprelu", "d_in": 16, "d_sae": 20, "dtype": "float32", "metadata": metadata}
-        (place / "cfg.json").write_text(json.dumps(described), encoding="utf-8")
-    return folder
-
-
 def test_autoencoders_are_measured_shown_and_not_traced(run: Run, folders: Folders, text: Path, tmp_path: Path) -> None:
-    saes = autoencoders(tmp_path / "saes", folders.model)
+    saes = saved_autoencoders(tmp_path / "saes", folders.model)
     outcome = run("evaluate", "-t", saes, "--data", text, "--context-length", 24, "-o", tmp_path / "report")
     assert outcome.code == 0, outcome.err
     assert "stream zero" in outcome.out
@@ -191,22 +175,31 @@ def test_autoencoders_are_measured_shown_and_not_traced(run: Run, folders: Folde
     beside = run("evaluate", "-t", saes, "--data", text, "--per-layer-baseline", folders.transcoder)
     assert beside.code == 2
     assert "no transcoders are measured beside" in " ".join(beside.err.split())
-    idle = run("evaluate", "-t", saes, "--data", text, "--feature-input-hook", "mlp.hook_in", "--lazy-decoder")
-    assert idle.code == 2
-    assert "leave --feature-input-hook and --lazy-decoder out" in " ".join(idle.err.split())
+    elsewhere = run("evaluate", "-t", saes, "--data", text, "--feature-input-hook", "mlp.hook_in")
+    assert elsewhere.code == 2
+    assert "says feature_input_hook = 'mlp.hook_in'" in " ".join(elsewhere.err.split())
+
+
+def test_autoencoders_of_heads_are_rebuilt_and_not_spliced(
+    run: Run, folders: Folders, text: Path, tmp_path: Path
+) -> None:
+    saes = saved_autoencoders(tmp_path / "saes", folders.model, point="attn.hook_z")
+    outcome = run("evaluate", "-t", saes, "--data", text, "--context-length", 24, "--no-random-baseline")
+    assert outcome.code == 0, outcome.err
+    assert "attn.hook_z is not the stream that goes on" in " ".join(outcome.out.split())
 
 
 def test_autoencoders_of_another_place_or_model_are_refused(run: Run, folders: Folders, tmp_path: Path) -> None:
-    elsewhere = autoencoders(tmp_path / "attention", folders.model, point="hook_attn_out")
+    elsewhere = saved_autoencoders(tmp_path / "neurons", folders.model, point="mlp.hook_post")
     refused = run("info", elsewhere)
     assert refused.code == 2
-    assert "autoencoders of the residual stream" in " ".join(refused.err.split())
-    far = autoencoders(tmp_path / "far", folders.model, layers=(1,))
+    assert "neurons; autoencoders are read that stand in the residual stream" in " ".join(refused.err.split())
+    far = saved_autoencoders(tmp_path / "far", folders.model, layers=(1,))
     (far / "layer_1").rename(far / "layer_7")
     assert "stands at layer 7" in " ".join(run("info", far).err.split())
     cfg = far / "layer_7" / "cfg.json"
     cfg.write_text(cfg.read_text().replace("blocks.1.", "blocks.7."))
-    assert "layers [7] of d_model 16" in " ".join(run("info", far, "-m", folders.model).err.split())
+    assert "has a layer 7" in " ".join(run("info", far, "-m", folders.model).err.split())
 
 
 def test_graphs_and_what_belongs_to_them_contradict_no_graphs(run: Run, folders: Folders, text: Path) -> None:

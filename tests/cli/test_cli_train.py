@@ -12,6 +12,7 @@ import yaml
 
 from circuit_tracer.cli.train import split_overrides
 from circuit_tracer.errors import InputError, ResourceError
+from circuit_tracer.graph.files.native import as_graph
 from circuit_tracer.training.config.files import load, preset_names
 from circuit_tracer.training.config.keys import keys
 from circuit_tracer.training.config.schema import TrainingConfig
@@ -229,3 +230,25 @@ def test_find_prints_a_rate_and_writes_nothing_else(run: Run, config: Path, tmp_
     refused = run("train", config, "--find", "--resume")
     assert refused.code == 2
     assert "leave --resume out" in refused.err
+
+
+@pytest.mark.parametrize("point", ["attn.hook_z", "hook_attn_out"])
+def test_autoencoders_of_attention_are_trained_and_taken(
+    run: Run, config: Path, folders: Folders, tmp_path: Path, point: str
+) -> None:
+    trained = run(
+        "train", config, "--dictionary.kind", "sae", "--dictionary.point", point, "--dictionary.layers", "[0, 2]"
+    )
+    assert trained.code == 0, trained.err
+    shown = run("info", tmp_path / "run" / "transcoder", "--json").json
+    assert (shown["reads_and_writes"], shown["layers_with_autoencoders"]) == (point, [0, 2])
+    outcome = run(
+        "intervene", "-t", tmp_path / "run" / "transcoder", "-p", "the capital of Texas", "--set", "2/3=2", "--json"
+    )
+    assert outcome.code == 0, outcome.err
+    given = ("-t", folders.transcoder, "--attention", tmp_path / "run" / "transcoder", "--max-n-logits", 1)
+    traced = run("attribute", *given, "-p", "the capital of Texas", "-o", tmp_path / "graph.safetensors")
+    assert traced.code == 0, traced.err
+    graph = as_graph(tmp_path / "graph.safetensors")
+    assert list(graph.provenance["attention"]["nmse"]) == ["0", "2"]
+    assert (graph.nodes.feature[: graph.nodes.layout.n_features] >= graph.parts[-1].first).any()

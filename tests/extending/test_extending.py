@@ -56,7 +56,7 @@ def test_a_site(sources: Sources) -> None:
 
 def test_an_architecture(sources: Sources) -> None:
     sources.follow("An architecture")
-    options = ("-q", "-p", "no:cacheprovider", "-m", "slow or not slow", "-k", "kolibri1 or every_row")
+    options = ("-q", "-p", "no:cacheprovider", "-m", "slow or not slow", "-k", "cosmos3 or every_row")
     printed = sources.run("-m", "pytest", *options, "tests/models/test_model_families.py")
     assert int(printed.split(" passed")[0].split()[-1]) == 5
 

@@ -36,6 +36,8 @@ from tests.fuzz.data_readers import DATA_READERS
 from tests.fuzz.many_readers import MANY_READERS
 from tests.fuzz.probe_readers import PROBE_READERS
 from tests.fuzz.reader import D, F, L, Reader, bare
+from tests.support import published
+from tests.support.autoencoder_layouts import AUTOENCODERS
 from tests.support.dictionaries import random_clt, random_set, uniform
 from tests.support.graph_cases import random_edge_heads, random_graph, random_score, random_validation
 from tests.support.transcoder_layouts import LAYOUTS, Layout
@@ -143,9 +145,14 @@ def _write_autoencoders(folder: Path) -> None:
         (folder / f"layer_{layer}" / "cfg.json").write_text(json.dumps(described))
 
 
-def _autoencoders(folder: Path) -> Any:
+def _write_pickled(folder: Path) -> None:
+    _written(AUTOENCODERS["dictionary-learning-AutoEncoderTopK"][0], folder)
+
+
+def _autoencoders(folder: Path, width: int = D) -> Any:
     loaded = load_autoencoders(folder)
-    return loaded.layers, loaded.dictionary(torch.linspace(-1, 1, L * 3 * D).reshape(L, 3, D))
+    n_layers = len(loaded.layers)
+    return loaded.layers, loaded.dictionary(torch.linspace(-1, 1, n_layers * 3 * width).reshape(n_layers, 3, width))
 
 
 def _published(name: str) -> Reader:
@@ -285,6 +292,7 @@ READERS: tuple[Reader, ...] = (
     Reader("sparsify", _write_sparsify, _dictionary),
     Reader("SAELens", _write_saelens, _dictionary),
     Reader("autoencoders", _write_autoencoders, _autoencoders),
+    Reader("autoencoders, pickled", _write_pickled, lambda folder: _autoencoders(folder, published.D)),
     _published("clt-training"),
     _published("clt-training-cross-layer"),
     _published("open-moss"),

@@ -48,7 +48,7 @@ def edge_of_heads(model: ReplacementModel, graph: Graph, source: int, target: in
     """The edge in the frozen network, forward, with patterns of heads (L, H) that are not there at 0."""
     network, transcoders = copy.copy(bench_of(model).network), model.transcoders
     network.layers = [
-        replace(layer, pattern=layer.pattern * heads[:, None, None])
+        replace(layer, mixing=replace(layer.mixing, pattern=layer.mixing.pattern * heads[:, None, None]))
         for layer, heads in zip(network.layers, there, strict=True)
     ]
     layout, zero = graph.nodes.layout, torch.zeros_like(network.captured.final)

@@ -25,18 +25,9 @@ from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.steering.text_stream import TextStream
 from tests.support.left_behind import left_behind
 from tests.support.thinned import one_in
-from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
+from tests.support.tiny import ARCHITECTURES, Letters, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
-
-
-class Letters:
-    """The least a tokenizer must do to generate."""
-
-    bos_token_id, pad_token_id, eos_token_id, all_special_ids = 1, 0, 2, [0, 1, 2]
-
-    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
-        return " ".join(str(i) for i in ids if not (skip_special_tokens and i in self.all_special_ids))
 
 
 def replacement(architecture: str = "llama", dtype: torch.dtype = torch.float64) -> ReplacementModel:

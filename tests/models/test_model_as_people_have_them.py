@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,12 @@ def seeing(kind: str) -> Any:
             text_config=text, vision_config={**VISION, **IMAGES}, mm_tokens_per_image=4
         )
         model: Any = transformers.Gemma3ForConditionalGeneration(config)
+    elif kind == "qwen2_vl":  # transformers has no causal LM of its text configuration
+        text = {**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0]}}
+        seen = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 14}
+        model = transformers.Qwen2VLForConditionalGeneration(
+            transformers.Qwen2VLConfig(text_config=text, vision_config=seen, tie_word_embeddings=False)
+        )
     else:
         text = transformers.LlamaConfig(**text)
         vision = transformers.CLIPVisionConfig(**VISION, **IMAGES, projection_dim=16)
@@ -206,7 +213,7 @@ def seeing(kind: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "llava"])
+@pytest.mark.parametrize("kind", ["gemma3", "llava", "qwen2_vl"])
 def test_the_text_part_of_a_model_that_sees_is_traced(kind: str) -> None:
     model = seeing(kind)
     found = ReplacementModel.from_model(model, tiny_transcoder(), None, "x")
@@ -220,13 +227,34 @@ def test_the_text_part_of_a_model_that_sees_is_traced(kind: str) -> None:
     assert graph.residual <= 1e-10
 
 
-@pytest.mark.parametrize("kind", ["gemma3", "llava"])
+class Rescaled(transformers.Qwen2VLForConditionalGeneration):
+    """Does more to its logits than its head."""
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        output = super().forward(*given, **named)
+        return replace(output, logits=output.logits / 2)
+
+
+def test_a_model_that_does_more_than_its_two_parts_is_refused() -> None:
+    model = Rescaled(seeing("qwen2_vl").config).eval()
+    with pytest.raises(UnsupportedModelError, match="Rescaled makes its logits of more than its language model"):
+        text_part(model)
+
+
+def test_text_of_a_model_that_sees_is_continued() -> None:
+    model = seeing("qwen2_vl")
+    ids = torch.tensor([IDS])
+    options: Any = {"max_new_tokens": 4, "do_sample": False}
+    assert torch.equal(text_part(model).generate(ids, **options), model.generate(ids, **options))
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "llava", "qwen2_vl"])
 def test_a_folder_of_a_model_that_sees_is_loaded(kind: str, tmp_path: Path) -> None:
     model = seeing(kind)
     model.save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     found, _ = load_language_model(tmp_path, CPU, torch.float64)
-    assert found.config.model_type == {"gemma3": "gemma3_text", "llava": "llama"}[kind]
+    assert found.config.model_type == {"gemma3": "gemma3_text", "llava": "llama", "qwen2_vl": "qwen2_vl_text"}[kind]
     ids = torch.tensor([IDS])
     torch.testing.assert_close(found(input_ids=ids).logits, model(input_ids=ids).logits)
     assert outline(tmp_path).config.d_model == 16

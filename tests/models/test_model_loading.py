@@ -157,10 +157,10 @@ def test_a_model_type_that_transformers_does_not_know(folder: Path) -> None:
 def test_a_model_type_that_is_not_in_the_table(tmp_path: Path) -> None:
     import transformers
 
-    config = transformers.BloomConfig(vocab_size=47, hidden_size=16, n_layer=3, n_head=4)
+    config = transformers.MambaConfig(vocab_size=47, hidden_size=16, num_hidden_layers=3, state_size=4)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="'bloom'"):
+    with pytest.raises(UnsupportedModelError, match=r"'mamba' .* cannot be traced: it has layers with a state"):
         ReplacementModel.from_pretrained_and_transcoders(tmp_path, tiny_transcoder(), device="cpu")
 
 

@@ -116,7 +116,7 @@ def test_gradients_are_those_of_small_changes(name: str) -> None:
         way = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         step = torch.zeros((), dtype=torch.float64, requires_grad=True)
         (found,) = torch.autograd.grad(value(site, step * way, gradients=True), step)
-        expected = (value(site, 1e-4 * way) - value(site, -1e-4 * way)) / 2e-4
+        expected = (value(site, 1e-5 * way) - value(site, -1e-5 * way)) / 2e-5
         torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
 
 

@@ -12,18 +12,19 @@ from torch import Tensor, nn
 
 from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.models import attention
-from circuit_tracer.models.architectures import NormKind
+from circuit_tracer.models.architecture import NormKind
 from circuit_tracer.models.capture import PromptCapture, capture
 from circuit_tracer.models.layer_scores import LayerScores
 from circuit_tracer.models.norms import NormParameters
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.queries_keys import read_scores
 from circuit_tracer.models.run import ModelRun, implementation, read
-from tests.support.tiny import CONFIGS, FAMILIES, tiny_model
+from tests.support.thinned import one_in
+from tests.support.tiny import CONFIGS, FAMILIES, NO_SCORES, tiny_model
 
 IDS = torch.tensor([3, 17, 5, 17, 40, 8, 0, 29])  # longer than the sliding windows
 N_POS = len(IDS)
-ROUNDED = {"cohere", "cohere2", "ernie4_5", "llama4"}  # their rotary embedding rounds queries to float32
+ROUNDED = {"cohere", "cohere2", "deepseek_v2", "ernie4_5", "llama4"}  # their rotary embedding rounds queries to float32
 # what the tables of tiny models leave out
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama4-no-rope": ("llama4_text", {"no_rope_layers": [1, 0], "floor_scale": 3, "attn_scale": 0.4}),
@@ -53,7 +54,10 @@ def case_of(name: str, dtype: torch.dtype = torch.float64, n_layers: int = 2, **
     return Case(name, parts, captured, read_scores(parts, captured, range(n_layers)))
 
 
-@pytest.fixture(scope="module", params=[*CONFIGS, *FAMILIES, *VARIANTS])
+_SHOWN = [name for name in FAMILIES if name not in NO_SCORES and name != "deepseek_v3"]
+
+
+@pytest.fixture(scope="module", params=[*CONFIGS, "deepseek_v3", *one_in(3, _SHOWN), *VARIANTS])
 def case(request: pytest.FixtureRequest) -> Case:
     return case_of(request.param)
 

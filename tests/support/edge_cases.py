@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import lru_cache
@@ -17,7 +17,7 @@ from circuit_tracer.attribution.prompt import LinearPrompt, encode_prompt, linea
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.thinned import one_in
-from tests.support.tiny import CONFIGS, FAMILIES, tiny_model, tiny_transcoder
+from tests.support.tiny import CONFIGS, FAMILIES, NO_HEADS, NO_SCORES, tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, build
 
 Patterns = Callable[[int, Tensor], Tensor]  # layer, (H, P, P) -> what attention does instead
@@ -99,10 +99,15 @@ def any_architecture(name: str, number: int, dtype: torch.dtype = torch.float64)
     return bound, attribute(IDS, bound, max_n_logits=2, max_feature_nodes=6)
 
 
-_ALL = list(enumerate((*CONFIGS, *FAMILIES)))
-every_architecture = pytest.mark.parametrize(
-    ("number", "name"), [*_ALL[: len(CONFIGS)], *one_in(4, _ALL[len(CONFIGS) :])], ids=[name for _, name in _ALL]
-)
+def _each(*without: Sequence[str]) -> pytest.MarkDecorator:
+    left_out = {name for names in without for name in names}
+    cases = list(enumerate((*CONFIGS, *(name for name in FAMILIES if name not in left_out))))
+    chosen = [*cases[: len(CONFIGS)], *one_in(4, cases[len(CONFIGS) :])]
+    return pytest.mark.parametrize(("number", "name"), chosen, ids=[name for _, name in cases])
+
+
+every_architecture = _each(NO_HEADS)  # whose edges are split by attention head
+with_scores = _each(NO_HEADS, NO_SCORES)  # and whose attention scores are explained
 
 
 def some_edges(graph: Graph, count: int) -> list[tuple[int, int]]:
@@ -130,7 +135,8 @@ class FrozenEdge:
         """What the target reads of the source."""
         network = copy(self.prompt.network)
         network.layers = [
-            replace(layer, pattern=patterns(number, layer.pattern)) for number, layer in enumerate(network.layers)
+            replace(layer, mixing=replace(layer.mixing, pattern=patterns(number, layer.mixing.pattern)))
+            for number, layer in enumerate(network.layers)
         ]
 
         def output(layer: int, x: Tensor) -> Tensor:

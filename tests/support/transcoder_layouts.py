@@ -71,6 +71,9 @@ class Layout:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".npz":
         return {name: torch.from_numpy(array) for name, array in np.load(path).items()}
+    if path.suffix in (".pt", ".pth"):
+        tensors: dict[str, Tensor] = torch.load(path, weights_only=True)
+        return tensors
     return load_file(path)
 
 
@@ -78,6 +81,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
         np.savez(path, **{name: tensor.numpy() for name, tensor in tensors.items()})
+    elif path.suffix in (".pt", ".pth"):
+        path.unlink(missing_ok=True)  # what maps it keeps the file that it mapped
+        torch.save(tensors, path)
     else:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 

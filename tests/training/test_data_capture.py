@@ -17,12 +17,12 @@ from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.run import fast_attention, implementation
-from circuit_tracer.models.sites import INPUT_HOOKS, OUTPUT_HOOKS
+from circuit_tracer.models.sites import AUTOENCODED, INPUT_HOOKS, OUTPUT_HOOKS
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.training.config.schema import DictionarySection
 from circuit_tracer.training.data.filters import kept_tokens
 from circuit_tracer.training.data.norms import require_finite, token_norms
-from circuit_tracer.training.data.points import points_of
+from circuit_tracer.training.data.points import points_of, width_of
 from tests.support import data_cases
 from tests.support.data_cases import BOS, EOS, PAD
 from tests.support.left_behind import left_behind
@@ -42,6 +42,14 @@ def traced(parts: ModelParts, ids: Tensor, input_hook: str, output_hook: str) ->
 def run(parts: ModelParts, points: Points, ids: Tensor = IDS) -> tuple[list[Tensor], list[Tensor]]:
     with fast_attention(parts):
         return ModelPass(parts, points, ids.shape[1]).run(ids)
+
+
+@pytest.mark.parametrize("place", AUTOENCODED)
+def test_an_activation_is_as_wide_where_an_autoencoder_stands_as_is_said(place: str) -> None:
+    parts = bind(tiny_model("gemma2", torch.float32), "gemma2")
+    section = DictionarySection(features=4, kind="sae", point=place)  # type: ignore[arg-type]
+    x, _ = run(parts, points_of(section, parts))
+    assert width_of(section, parts) == x[0].shape[-1] == (24 if place == "attn.hook_z" else 16)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -97,7 +97,7 @@ def test_at_the_input_of_the_mlp_there_is_no_stream_to_replace() -> None:
     saes = tiny_transcoder("plt", n_layers=2, input_hook="hook_resid_mid", output_hook="hook_resid_mid")
     found = evaluate(parts_of(), None, saes, sequences(), ALL_TOKENS, layers=LAYERS)
     assert found.model is None
-    assert "hook_resid_mid is what the MLP reads" in found.not_measured[0]
+    assert "hook_resid_mid is not the stream that goes on" in found.not_measured[0]
     with pytest.raises(InputError, match="no transcoders are measured beside"):
         evaluate(parts_of(), None, saes, sequences(), ALL_TOKENS, layers=LAYERS, per_layer=tiny_transcoder("plt"))
 

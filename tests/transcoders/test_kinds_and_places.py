@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import save_file
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, NumericalError
+from circuit_tracer.models import sites
 from circuit_tracer.models.sites import INPUT_HOOKS, OUTPUT_HOOKS
 from circuit_tracer.transcoders import (
     JumpReLU,
@@ -19,6 +20,7 @@ from circuit_tracer.transcoders import (
     load_transcoder,
     load_transcoder_from_hub,
     load_transcoder_set,
+    places,
     save_transcoders,
 )
 from circuit_tracer.transcoders.places import READABLE, WRITABLE, place_of
@@ -38,6 +40,7 @@ def written(name: str, folder):
 
 def test_the_places_of_files_are_those_of_models():
     assert (set(INPUT_HOOKS), set(OUTPUT_HOOKS)) == (READABLE, WRITABLE)
+    assert set(sites.AUTOENCODED) == set(places.AUTOENCODED)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,8 @@ def test_places_that_no_mlp_has_are_refused_even_without_a_type(folder, said):
 def test_autoencoders_of_saelens_are_refused(folder, architecture):
     layout = written("saelens", folder)
     layout.add_key(folder, "architecture", architecture)
-    said = "no prompt can be traced" if architecture in ("standard", "jumprelu", "topk") else "is not a transcoder"
+    said = {"temporal": "a temporal autoencoder", "matching_pursuit": "by matching pursuit", None: "not a transcoder",
+            3: "not a transcoder"}.get(architecture, "it stands at blocks|does not go with|needs a whole k")  # fmt: skip
     with pytest.raises(FileFormatError, match=said):
         load_transcoder_from_hub(folder)
 

@@ -17,11 +17,15 @@ from safetensors.torch import save_file
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.transcoders import hub as downloads
 from circuit_tracer.transcoders import load_transcoder_from_hub, save_transcoders, save_transcoders_to_cache
+from circuit_tracer.transcoders.attention import load_attention
 from circuit_tracer.transcoders.layouts import Found, find
+from circuit_tracer.transcoders.loading import load_dictionary
 from circuit_tracer.transcoders.references import HubReference, resolve
 from circuit_tracer.transcoders.selection import Selection, parse_selection, selection_text
+from tests.support.autoencoder_layouts import AUTOENCODERS
 from tests.support.dictionaries import random_clt, random_set
 from tests.support.fake_hub import FakeHub
+from tests.support.lorsa_files import CONFIG, WIDTH, tensors, written
 from tests.support.published import D, F, L, draw, gemma_scope_1, gemma_scope_2, gemma_scope_2_clt, saelens, save
 
 HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out"}
@@ -275,6 +279,11 @@ def test_an_unreadable_folder_says_what_is_there(tmp_path):
 REFUSED = {
     "lorsa": ({"W_Q": (2, 3)}, {"sae_type": "lorsa"}, "Lorsa, a dictionary of attention outputs"),
     "crosscoder": ({"W_E": (2, D, F), "W_D": (2, F, D), "b_E": (F,)}, {"sae_type": "crosscoder"}, "a crosscoder"),
+    "crosscoder of two models": (
+        {"encoder.weight": (2, D, F), "encoder.bias": (F,), "decoder.weight": (2, F, D), "decoder.bias": (2, D)},
+        {"activation_dim": D, "dict_size": F, "num_layers": 2},
+        "a crosscoder",
+    ),
     "molt": ({"U_matrices.0": (2, 3), "V_matrices.0": (2, 3)}, None, "a mixture of linear transforms"),
     "gated": (
         {"W_E": (D, F), "W_E_glu": (D, F), "b_E": (F,), "b_E_glu": (F,), "W_D": (F, D)},
@@ -288,11 +297,6 @@ REFUSED = {
     ),
     "adapters": ({"model.layers.0.mlp.transcoder_enc.weight": (F, D)}, None, "a whole language model with adapters"),
     "model": ({"model.layers.0.self_attn.q_proj.weight": (D, D)}, None, "a language model; give it as the model"),
-    "autoencoder": (
-        {"W_enc": (D, F), "W_dec": (F, D), "b_enc": (F,), "b_dec": (D,)},
-        {"architecture": "standard", "d_in": D, "d_sae": F},
-        "is a sparse autoencoder: it replaces no MLP",
-    ),
 }
 
 
@@ -304,28 +308,6 @@ def test_known_files_that_are_no_transcoders_are_refused_as_what_they_are(tmp_pa
         config,
         "config.json",
     )
-    with pytest.raises(FileFormatError, match=message):
-        load_transcoder_from_hub(tmp_path, **HOOKS)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (
-            {"W_enc": torch.zeros(F, D), "W_dec": torch.zeros(D, F), "b_enc": torch.zeros(F), "b_dec": torch.zeros(D)},
-            "Qwen-Scope",
-        ),
-        (
-            {"encoder.weight": torch.zeros(F, D), "decoder.weight": torch.zeros(D, F)},
-            "dictionary_learning: an autoencoder",
-        ),
-        ({"sae": {"W_E": torch.zeros(D, F)}, "version": "1"}, r"is a pickle \(sae, W_E, version\), which is not read"),
-        ([len], "is a pickle, which is not read"),
-    ],
-    ids=["qwen-scope", "dictionary_learning", "unknown", "objects"],
-)
-def test_pickles_are_refused_as_what_they_hold(tmp_path, content, message):
-    torch.save(content, tmp_path / "layer_0.pt")
     with pytest.raises(FileFormatError, match=message):
         load_transcoder_from_hub(tmp_path, **HOOKS)
 
@@ -352,6 +334,15 @@ def publish(hub: FakeHub, folder: Path, name: str = "org/repo") -> None:
     } | {"README.md": b"# a card", ".gitattributes": b""}
 
 
+def test_lorsa_of_a_repository(hub, tmp_path):
+    local = load_attention(written(tmp_path / "made" / "lorsa", tensors(), CONFIG))
+    publish(hub, tmp_path / "made")
+    found = load_attention("org/repo/lorsa")
+    assert found.layers == (1,)
+    x = torch.randn(5, WIDTH)
+    torch.testing.assert_close(found.encode_layer(x, 1), local.encode_layer(x, 1))
+
+
 def test_a_repository_without_config_is_listed_and_only_what_is_meant_is_fetched(hub, tmp_path):
     x = torch.randn(L, 5, D)
     for name in ("layer_{}_width_16k_l0_small", "layer_{}_width_262k_l0_small"):
@@ -366,6 +357,18 @@ def test_a_repository_without_config_is_listed_and_only_what_is_meant_is_fetched
     fetched = {name for name in hub.downloads if name != "config.yaml"}
     assert len(fetched) == 2 * L
     assert all("width_262k" in name for name in fetched)
+
+
+def test_one_layer_of_published_autoencoders_is_fetched_and_nothing_else(hub, tmp_path):
+    layout, place = AUTOENCODERS["gemma-scope-1-att"]
+    x, expected = torch.randn(L, 5, D), layout.write(tmp_path / "made")
+    publish(hub, tmp_path / "made" / "gemma-scope-2b-pt-att", "google/gemma-scope-2b-pt-att")
+    loaded, config = load_dictionary("google/gemma-scope-2b-pt-att:layer=1,width=16k")
+    assert (loaded.layers, config["feature_input_hook"]) == ((1,), place)
+    torch.testing.assert_close(loaded(x[:2])[1], expected(x)[1])
+    assert [name for name in hub.downloads if name.endswith(".npz")] == ["layer_1/width_16k/params.npz"]
+    with pytest.raises(FileFormatError, match=r"google/gemma-scope-2b-pt-att.*is a sparse autoencoder at attn\.hook_z"):
+        load_transcoder_from_hub("google/gemma-scope-2b-pt-att:layer=1")
 
 
 def test_gemma_scope_1_is_fetched_by_the_l0_that_is_wanted(hub, tmp_path):

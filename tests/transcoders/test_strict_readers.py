@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from circuit_tracer.errors import CircuitTracerError, FileFormatError
 from circuit_tracer.transcoders import load_transcoder_from_hub
 from circuit_tracer.transcoders.formats import FORMATS
+from circuit_tracer.transcoders.loading import load_dictionary
+from tests.support.autoencoder_layouts import AUTOENCODERS
 from tests.support.dictionaries import uniform
 from tests.support.transcoder_layouts import LAYOUTS, D, F, K, L, Layout
 
@@ -40,10 +43,33 @@ SPECIAL = {
 X = torch.linspace(-2, 2, L * 9 * D).sin().view(L, 9, D) * 2
 
 
-@pytest.fixture(scope="module", params=LAYOUTS, ids=str)
+# of autoencoders, one a reader; their formulas are in test_autoencoder_formats.py
+ALSO = ("saelens-gated", "gemma-scope-2-sae", "sparsify-sae", "open-moss-sae", "llama-scope", "qwen-scope", "goodfire",
+        "dictionary-learning-GatedAutoEncoder")  # fmt: skip
+EVERY = LAYOUTS | {name: AUTOENCODERS[name][0] for name in ALSO}
+
+
+class Changes:
+    """A copy of a folder that is put back before each change."""
+
+    def __init__(self, folder: Path, copy: Path) -> None:
+        shutil.copytree(folder, copy)
+        self.copy, self.before = copy, {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+
+    def fresh(self) -> Path:
+        for path in self.copy.rglob("*"):
+            if path.is_file() and self.before.get(path) != path.read_bytes():
+                path.unlink()  # what is mapped stays as it was
+        for path, data in self.before.items():
+            if not path.exists():
+                path.write_bytes(data)
+        return self.copy
+
+
+@pytest.fixture(scope="module", params=EVERY, ids=str)
 def written(request, tmp_path_factory):
     """A layout, a valid folder of it, and what its own library computes on X."""
-    layout, folder = LAYOUTS[request.param], tmp_path_factory.mktemp("layout") / "set"
+    layout, folder = EVERY[request.param], tmp_path_factory.mktemp("layout") / "set"
     torch.manual_seed(0)
     folder.mkdir()
     return layout, folder, layout.write(folder)(X)
@@ -51,7 +77,7 @@ def written(request, tmp_path_factory):
 
 def computed(layout: Layout, folder):
     """What is loaded computes on X, and where it stands."""
-    loaded, config = load_transcoder_from_hub(folder, **layout.hooks)
+    loaded, config = load_dictionary(folder, **layout.hooks)
     return loaded(X), config["feature_input_hook"], config["feature_output_hook"]
 
 
@@ -65,13 +91,13 @@ def assert_used_or_refused(layout: Layout, folder, original, what: str) -> None:
 
 
 def test_every_format_has_a_miniature():
-    assert {layout.format for layout in LAYOUTS.values()} == {each.name for each in FORMATS}
+    assert {layout.format for layout in EVERY.values()} == {each.name for each in FORMATS}
 
 
 def test_a_valid_folder_computes_what_its_library_computes(written):
     layout, folder, expected = written
     for lazy in (False, True):
-        loaded, _ = load_transcoder_from_hub(folder, lazy_encoder=lazy, lazy_decoder=lazy, **layout.hooks)
+        loaded, _ = load_dictionary(folder, lazy_encoder=lazy, lazy_decoder=lazy, **layout.hooks)
         torch.testing.assert_close(loaded(X), expected)
 
 
@@ -79,10 +105,10 @@ def test_no_tensor_is_ignored(written, tmp_path):
     layout, folder, expected = written
     original = computed(layout, folder)
     torch.testing.assert_close(original[0], expected)
-    for number, name in enumerate(TENSORS):
+    changes = Changes(folder, tmp_path / "set")
+    for name in TENSORS:
         for shape in ((F,), (), (D, D)) if name in ("k", "W_skip", "threshold") else ((F,),):
-            changed = tmp_path / f"{number}-{len(shape)}"
-            shutil.copytree(folder, changed)
+            changed = changes.fresh()
             layout.add_tensor(changed, name, torch.rand(shape) + 0.5)
             assert_used_or_refused(layout, changed, original, f"tensor {name} {shape}")
 
@@ -90,11 +116,11 @@ def test_no_tensor_is_ignored(written, tmp_path):
 def test_no_key_is_ignored(written, tmp_path):
     layout, folder, _ = written
     original = computed(layout, folder)
+    changes = Changes(folder, tmp_path / "set")
     for number, (key, value) in enumerate(KEYS.items()):
         if layout.key(folder, key) == value or key in layout.redundant:
             continue
-        changed = tmp_path / key
-        shutil.copytree(folder, changed)
+        changed = changes.fresh()
         layout.add_key(changed, key, value, ("cfg.json", "config.json", "hyperparams.json")[number % 3])
         assert_used_or_refused(layout, changed, original, f"key {key}")
 
@@ -126,7 +152,7 @@ def test_no_key_of_the_set_is_ignored(written, tmp_path):
     ):  # fmt: skip
         (tmp_path / "set" / "config.yaml").write_text(yaml.safe_dump(config | {key: value}))
         try:
-            found, _ = load_transcoder_from_hub(tmp_path / "set")
+            found, _ = load_dictionary(tmp_path / "set")
         except CircuitTracerError:
             continue
         said = {

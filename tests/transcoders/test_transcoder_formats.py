@@ -156,7 +156,11 @@ def test_sparsify_applies_relu_before_topk(tmp_path):
 
 @pytest.mark.parametrize(
     ("config", "message"),
-    [({"transcode": False}, "transcode = False"), ({"activation": "groupmax"}, "groupmax"), ({"k": None}, "k None")],
+    [
+        ({"transcode": False}, "W_skip .* not understood by the reader of EleutherAI sparsify autoencoder"),
+        ({"activation": "groupmax"}, "groupmax"),
+        ({"k": None}, "k None"),
+    ],
 )
 def test_sparsify_refuses_what_it_cannot_honour(tmp_path, config, message):
     write_sparsify(tmp_path / "layers.0.mlp", 0, **config)
@@ -193,7 +197,7 @@ def test_saelens(tmp_path, architecture):
 @pytest.mark.parametrize(
     ("architecture", "config", "message"),
     [
-        ("standard", {}, "is a sparse autoencoder: it replaces no MLP"),
+        ("standard", {"hook_name": "blocks.0.hook_resid_pre"}, "says feature_input_hook = 'mlp.hook_in'"),
         ("transcoder", {"normalize_activations": "layer_norm"}, "changes the input"),
         ("transcoder", {"apply_b_dec_to_input": True}, "changes the input"),
     ],

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from circuit_tracer.circuits.supernodes import Grouping, Supernode, members_of
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.nodes import NodeKind
+from circuit_tracer.graph.words import feature_name, feature_noun, left_over
 
 
 def titles(graph: Graph, grouping: Grouping) -> list[str]:
@@ -31,8 +32,9 @@ def titles(graph: Graph, grouping: Grouping) -> list[str]:
 def whereabouts(graph: Graph, group: Supernode) -> str:
     """Such as "2 features of layer 0 at “Dallas”"."""
     nodes = members_of(graph, group)
-    kind = "error" if group.role == "error" else "feature"
-    count = f"{len(nodes)} {kind}{'s' if len(nodes) > 1 else ''}"
+    many = len(nodes) > 1
+    noun = f"{feature_noun(graph)}{'s' if many else ''}"
+    count = f"{len(nodes)} {left_over(graph, many) if group.role == 'error' else noun}"
     layers = sorted({int(graph.nodes.layer[node]) for node in nodes})
     of = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]} to {layers[-1]}"
     return f"{count} of {of} {_at(graph, nodes)}"
@@ -53,9 +55,10 @@ def _of_nodes(graph: Graph, nodes: Sequence[int]) -> str:
         label = graph.targets.label[row]
         return f"“{label.strip() or label}”" if graph.targets.kind[row] == "logit" else label.strip() or label
     if kind is NodeKind.ERROR:
-        return f"{'errors' if len(nodes) > 1 else 'error'} {_layers(graph, nodes)} {_at(graph, nodes)}"
+        return f"{left_over(graph, len(nodes) > 1)} {_layers(graph, nodes)} {_at(graph, nodes)}"
     if len(nodes) == 1:
-        return f"L{int(graph.nodes.layer[nodes[0]])}/{int(graph.nodes.feature[nodes[0]])} {_at(graph, nodes)}"
+        layer, index = int(graph.nodes.layer[nodes[0]]), int(graph.nodes.feature[nodes[0]])
+        return f"{feature_name(graph, layer, index)} {_at(graph, nodes)}"
     return f"group of {len(nodes)} {_at(graph, nodes)}"
 
 

@@ -15,6 +15,7 @@ from circuit_tracer.circuits.supernodes import Grouping, Role, members_of
 from circuit_tracer.graph.files.view import View
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.nodes import NodeKind
+from circuit_tracer.graph.words import feature_name, left_over
 
 Labels = Mapping[tuple[int, int], str]
 
@@ -80,9 +81,9 @@ def node_name(graph: Graph, node: int, labels: Labels) -> str:
     if kind is NodeKind.TARGET:
         return target_name(graph, node - nodes.layout.target_start)
     if kind is NodeKind.ERROR:
-        return f"error L{layer} at {word}"
+        return f"{left_over(graph)} L{layer} at {word}"
     feature = int(nodes.feature[node])
-    return labels.get((layer, feature)) or f"L{layer}/{feature} at {word}"
+    return labels.get((layer, feature)) or f"{feature_name(graph, layer, feature)} at {word}"
 
 
 def target_name(graph: Graph, rank: int) -> str:

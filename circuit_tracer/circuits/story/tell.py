@@ -22,6 +22,7 @@ from circuit_tracer.circuits.supernodes import Grouping
 from circuit_tracer.features.chat import ChatModel
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.scores import graph_scores
+from circuit_tracer.graph.words import is_of_neurons
 from circuit_tracer.interventions.validation.groups import RANDOM_GROUPS, measure_groups
 from circuit_tracer.interventions.validation.target_reads import MEASURES
 from circuit_tracer.models.surroundings import fitting_threads
@@ -99,7 +100,8 @@ def _left_out(scene: Scene) -> Iterator[str]:
         least = words.percent(LEAST_INFLUENCE, 0)
         yield f"Groups that are not spoken of: {scene.silent}, which pass on less than {least} of the influence each."
     explained = graph_scores(scene.graph).replacement
-    yield f"What the dictionary leaves out (errors) brings {words.percent(1 - explained, 0)} of the influence."
+    what = "What other neurons write" if is_of_neurons(scene.graph) else "What the dictionary leaves out (errors)"
+    yield f"{what} brings {words.percent(1 - explained, 0)} of the influence."
     yield (
         "A share is of the sum of a group's absolute inputs in the whole graph, with attention and norms as on the prompt; "
         "why attention looks where it does is not told."

@@ -2,9 +2,10 @@
 
 Header, under the safetensors metadata key ``circuit_tracer_graph``: {"version": 2, "input_string", "cfg", "scan",
 "vocab_size", "logit_targets": [[text, id]...], "target_labels", "target_kinds", "token_strings", "provenance"}, and
-"labels" of features if it keeps any (the tensors ``records.*`` are of their examples, `feature_notes.py`), "validation" if the
-graph was validated, "grouping" if its nodes are grouped, "story" if one was told of them, "attention_scores" if it keeps any,
-"unfinished" if its trace was interrupted (the tensors ``unfinished.*`` are its rows).
+"parts" of its dictionary if it has several, "labels" of features if it keeps any (the tensors ``records.*`` are of their
+examples, `feature_notes.py`), "validation" if the graph was validated, "grouping" if its nodes are grouped, "story" if one was
+told of them, "attention_scores" if it keeps any, "unfinished" if its trace was interrupted (the tensors ``unfinished.*`` are
+its rows).
 Tensors: see ``_TENSORS`` and the optional groups. Edge sources are int32 on disk when the node ids fit. From version 2 on,
 header and tensors have checksums (`circuit_tracer.files.checksums`), which are compared on load.
 """
@@ -25,6 +26,7 @@ from circuit_tracer.files.checksums import write_tensors
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.graph.attention_scores import AttentionScore
 from circuit_tracer.graph.balance import Reconstruction, RowBalance
+from circuit_tracer.graph.dictionary_parts import DEFAULT
 from circuit_tracer.graph.edge_heads import EdgeHeads
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.feature_notes import (
@@ -150,6 +152,8 @@ def _header(graph: Graph) -> str:
         "token_strings": graph.token_strings,
         "provenance": graph.provenance,
     }
+    if graph.parts != DEFAULT:
+        header["parts"] = [part.to_json() for part in graph.parts]
     if graph.labels:
         header["labels"] = labels_to_json(graph.labels)
     if graph.validation is not None:
@@ -258,6 +262,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Tensor]) -> Graph:
         records=records_from_tensors(tensors),
         grouping=_grouping(header),
         story=header.get("story"),
+        parts=header.get("parts", ()),
     )
 
 

@@ -1,10 +1,10 @@
 """Graphs as networkx DiGraphs, with plain Python scalars only, so that GraphML and node-link JSON can be written.
 
 Graph attributes: input_string, vocab_size, n_layers; and as JSON text: input_tokens, token_strings, cfg, scan,
-provenance. Nodes are named as in the viewers' files. Node attributes: kind (feature | error | token | target), layer,
-position, feature, activation (features), order (place in the graph); for targets label, weight, target_kind; if the
-balance is known bias, unselected, unselected_mass, pre_activation. Edges run from source to target and carry weight, and heads
-as JSON text where the graph knows which attention heads they run through.
+provenance, parts (of the dictionary). Nodes are named as in the viewers' files. Node attributes: kind (feature | error |
+token | target), layer, position, feature, activation (features), order (place in the graph); for targets label, weight,
+target_kind; if the balance is known bias, unselected, unselected_mass, pre_activation. Edges run from source to target and
+carry weight, and heads as JSON text where the graph knows which attention heads they run through.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from circuit_tracer.files import parse_json
 from circuit_tracer.graph.balance import RowBalance
 from circuit_tracer.graph.checks import require_ids
 from circuit_tracer.graph.config import GraphConfig
+from circuit_tracer.graph.dictionary_parts import ATTENTION, parts_of
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.files.node_ids import node_ids
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.graph.nodes import KIND_NAMES, NodeKind
+from circuit_tracer.graph.nodes import ATTENTION_ERROR, KIND_NAMES, NodeKind
 from circuit_tracer.graph.pruning import PruneResult
 from circuit_tracer.graph.targets import LogitTarget, TargetTable
 
 if TYPE_CHECKING:
     import networkx
 
-_JSON_ATTRIBUTES = ("input_tokens", "token_strings", "cfg", "scan", "provenance")
+_JSON_ATTRIBUTES = ("input_tokens", "token_strings", "cfg", "scan", "provenance", "parts")
 _BALANCE = ("bias", "unselected", "unselected_mass", "pre_activation")
 
 
@@ -53,6 +54,7 @@ def to_networkx(graph: Graph, pruned: PruneResult | None = None) -> networkx.DiG
         cfg=json.dumps(graph.cfg.to_dict()),
         scan=json.dumps(graph.scan),
         provenance=json.dumps(graph.provenance),
+        parts=json.dumps([part.to_json() for part in graph.parts]),
     )
     keep = set(range(graph.n_nodes)) if pruned is None else set(torch.where(pruned.node_mask)[0].tolist())
     result.add_nodes_from((names[i], row) for i, row in enumerate(_node_rows(graph)) if i in keep)
@@ -112,7 +114,9 @@ def _assemble(source: networkx.DiGraph) -> Graph:
     features = [row for _, row in ordered if row["kind"] == "feature"]
     targets = [row for _, row in ordered if row["kind"] == "target"]
     n_features = len(features)
-    n_nodes = n_features + (n_layers + 1) * n_pos + len(targets)
+    parts = parts_of(header["parts"])
+    n_errors = (1 + (parts[-1].place == ATTENTION)) * n_layers
+    n_nodes = n_features + (n_errors + 1) * n_pos + len(targets)
     index, seen = {}, {"feature": 0, "target": n_nodes - len(targets)}
     for name, row in ordered:
         if row["kind"] not in KIND_NAMES.values():
@@ -121,8 +125,9 @@ def _assemble(source: networkx.DiGraph) -> Graph:
             index[name] = seen[row["kind"]]
             seen[row["kind"]] += 1
         else:
-            layer = row["layer"] if row["kind"] == "error" else n_layers
-            index[name] = n_features + layer * n_pos + row["position"]
+            line = row["layer"] + (n_layers if row["feature"] == ATTENTION_ERROR else 0)
+            line = line if row["kind"] == "error" else n_errors
+            index[name] = n_features + line * n_pos + row["position"]
     table = TargetTable(
         label=[row["label"] for row in targets],
         layer=_ints(row["layer"] for row in targets),
@@ -154,6 +159,7 @@ def _assemble(source: networkx.DiGraph) -> Graph:
         targets=table,
         token_strings=header["token_strings"],
         provenance=header["provenance"],
+        parts=parts,
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from circuit_tracer.errors import CircuitTracerError, FileFormatError, shortened
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, shortened
 from circuit_tracer.files import atomic_write
 from circuit_tracer.files.torch_archive import load_torch_archive
 from circuit_tracer.graph.config import GraphConfig
@@ -111,8 +111,12 @@ def save_pt(graph: Graph, path: str | Path) -> None:
     """Write a file that circuit-tracer reads.
 
     The matrix is dense: N * N * 4 bytes. Balance, target table, token strings and provenance have no place in this
-    format; ``Graph.save`` keeps them.
+    format; ``Graph.save`` keeps them. Raises InputError for a graph with errors of attention, which has none either.
     """
+    if graph.attention:
+        raise InputError(
+            "circuit-tracer's files have no place for features and errors of attention; save this graph as .safetensors or JSON"
+        )
     content = {
         "input_string": graph.input_string,
         "adjacency_matrix": graph.edges.to_dense().float(),

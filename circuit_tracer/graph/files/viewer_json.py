@@ -17,6 +17,7 @@ import torch
 from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.files import atomic_write, parse_json, require_writable_folder
+from circuit_tracer.graph.dictionary_parts import ATTENTION, DEFAULT, part_numbers
 from circuit_tracer.graph.files.graph_index import add_to_index, read_index, writing_graphs
 from circuit_tracer.graph.files.hand_made import GROUPED, HandMade, chosen_digest, hand_made, set_aside_if_lost
 from circuit_tracer.graph.files.keeping import keep_nodes, nodes_named
@@ -27,9 +28,10 @@ from circuit_tracer.graph.files.read_json import sealed_graph
 from circuit_tracer.graph.files.validate import ExportTarget, upload_size_problems, validate_parts
 from circuit_tracer.graph.files.view import View
 from circuit_tracer.graph.graph import Graph
-from circuit_tracer.graph.nodes import NodeKind
+from circuit_tracer.graph.nodes import ATTENTION_ERROR, NodeKind
 from circuit_tracer.graph.pruning import PrunePolicy, PruneResult, prune_graph
 from circuit_tracer.graph.scores import graph_scores
+from circuit_tracer.graph.words import feature_name, is_of_neurons, left_over
 
 Labels = Mapping[str, str] | Mapping[tuple[int, int], str]
 
@@ -39,6 +41,8 @@ FEATURE_TYPES = {
     NodeKind.TOKEN: "embedding",
     NodeKind.TARGET: "logit",
 }
+# Of attention, whether it is autoencoders or Lorsa that replace it: the names that viewers know.
+ATTENTION_TYPES = {NodeKind.FEATURE: "lorsa", NodeKind.ERROR: "lorsa error"}
 _SETTINGS = ("max_n_logits", "desired_logit_prob", "batch_size", "max_feature_nodes")
 _WEIGHTS_A_PIECE = 100_000
 
@@ -169,10 +173,11 @@ def viewer_json(
 
     kept: bool (N,), nodes that are written even without an edge. Of scores of attention that the graph keeps: `qk_tracing.py`.
 
-    Node ``influence`` is cumulative (small is important), link weights are signed and unnormalised. ``input_mass`` of a node
-    is the sum of its |inputs| in the whole graph, of which viewers show links as shares. Links of edges whose heads
-    the graph knows (``edge_heads``) have "heads": {"direct", "hops" (their mean number), "first" and "last": [[layer, head,
-    weight]...]}.
+    Where a graph has features of several dictionaries, a feature's "dictionary" and "dictionary_index" say which it is of,
+    and its number there. Node ``influence`` is cumulative (small is important), link weights are signed and unnormalised.
+    ``input_mass`` of a node is the sum of its |inputs| in the whole graph, of which viewers show links as shares. Links of
+    edges whose heads the graph knows (``edge_heads``) have "heads": {"direct", "hops" (their mean number), "first" and
+    "last": [[layer, head, weight]...]}.
     Raises InputError
     with everything that ``validate`` finds wrong.
     """
@@ -277,6 +282,8 @@ def _metadata(
         "node_threshold": thresholds["node_threshold"],
         "transcoder_list": scan if isinstance(scan, list) else [],
     }
+    if graph.parts != DEFAULT:
+        metadata["dictionaries"] = [part.to_json() for part in graph.parts]
     if feature_details:
         metadata["feature_details"] = dict(feature_details)
     if "feature_json_base_url" not in feature_details:
@@ -291,6 +298,8 @@ def _metadata(
     metadata["pruning_settings"] = thresholds
     if graph.provenance.get("interrupted"):
         metadata["interrupted"] = interruption(graph)
+    if is_of_neurons(graph):
+        metadata["left_over"] = left_over(graph)
     if graph.provenance.get("warnings"):
         metadata["warnings"] = graph.provenance["warnings"]
     if graph.validation is not None:
@@ -317,21 +326,35 @@ def node_dicts(
     graph: Graph, which: torch.Tensor, ids: list[str], ranks: torch.Tensor, by_any: dict[Any, str]
 ) -> list[dict[str, Any]]:
     """The nodes in ``which`` as viewers read them; ids: their names, ranks: (N,), by_any: labels by name or (layer, index)."""
-    nodes = graph.nodes
+    nodes, neurons = graph.nodes, is_of_neurons(graph)
+
+    def unnamed(layer: int, feature: int) -> str:
+        return feature_name(graph, layer, feature) if neurons else ""
+
     columns = (nodes.kind, nodes.layer, nodes.position, nodes.feature)
     influence = _shortest(ranks[which].clamp(max=1.0).cpu().numpy())
     mass = graph.edges.row_sum(graph.edges.weight.abs())[which].tolist()
+    parts = graph.parts
+    numbers = part_numbers(parts, nodes.feature[which]).tolist()
     activation = _shortest(nodes.activation[which].float().cpu().numpy())
     rows: list[dict[str, Any]] = []
-    for name, kind, layer, position, feature, cumulative, value, inputs, order in zip(
-        ids, *(column[which].tolist() for column in columns), influence, activation, mass, which.tolist(), strict=True
+    for name, kind, layer, position, feature, cumulative, value, inputs, order, number in zip(
+        ids,
+        *(column[which].tolist() for column in columns),
+        influence,
+        activation,
+        mass,
+        which.tolist(),
+        numbers,
+        strict=True,
     ):
+        of_attention = feature == ATTENTION_ERROR or (kind == NodeKind.FEATURE and parts[number].place == ATTENTION)
         row: dict[str, Any] = {
             "node_id": name,
             "feature": feature,
             "layer": str(layer),
             "ctx_idx": position,
-            "feature_type": FEATURE_TYPES[kind],
+            "feature_type": (ATTENTION_TYPES if of_attention else FEATURE_TYPES)[kind],
             "jsNodeId": name,
             "clerp": by_any.get(name, ""),
             "token_prob": 0.0,
@@ -349,6 +372,12 @@ def node_dicts(
             row["feature"] = cantor_pair(layer, feature)
             row["activation"] = value
             row["clerp"] = row["clerp"] or by_any.get((layer, feature), "")
+            if len(parts) > 1:
+                row |= {"dictionary": parts[number].name, "dictionary_index": feature - parts[number].first}
+            if not of_attention:
+                row["clerp"] = row["clerp"] or unnamed(layer, feature)
+        elif kind == NodeKind.ERROR and neurons and not of_attention:
+            row["clerp"] = row["clerp"] or left_over(graph)
         elif kind == NodeKind.TOKEN:
             row.update(layer="E", feature=position)
         if inputs:

@@ -12,6 +12,9 @@ from torch.nn import functional
 from circuit_tracer.transcoders.activations import JumpReLU, TopK, exceeds
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.neurons import Neurons
+from circuit_tracer.transcoders.stacked import Stacked
+from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 
 def activations_of(transcoders: Transcoders, layer: int, x_PD: Tensor, position: Tensor, index: Tensor) -> Tensor:
@@ -19,6 +22,15 @@ def activations_of(transcoders: Transcoders, layer: int, x_PD: Tensor, position:
 
     Only the encoder rows of these features are read, unless the activation compares features with each other (TopK).
     """
+    if isinstance(transcoders, Stacked):  # each part chooses among its own features
+        found = torch.zeros(len(index), dtype=x_PD.dtype, device=x_PD.device)
+        for _, part, first in transcoders.stack():
+            own = (index >= first) & (index < first + part.n_features(layer))
+            if bool(own.any()):
+                found[own] = activations_of(part, layer, x_PD, position[own], index[own] - first)
+        return found
+    if isinstance(transcoders, Neurons):
+        return transcoders.values(layer, x_PD, position, index)
     function = transcoders.activation(layer)
     if isinstance(function, TopK):
         return _look_up(transcoders, layer, x_PD, position, index)
@@ -52,13 +64,29 @@ class Recorder:
     """
 
     def __init__(
-        self, transcoders: Transcoders, sparse: bool, apply_activation_function: bool, zero_positions: list[int]
+        self,
+        transcoders: Transcoders,
+        sparse: bool,
+        apply_activation_function: bool,
+        zero_positions: list[int],
+        attention: TranscoderSet | None = None,
     ) -> None:
         self.transcoders, self.sparse, self.apply = transcoders, sparse, apply_activation_function
         self.zero_positions = zero_positions
         self.layers: list[Tensor] = []
         self._active: list[tuple[Tensor, Tensor, Tensor]] = []
         self._n_pos = 0
+        self.attention = attention
+        self._of_attention: dict[int, Tensor] = {}  # (P, F) of the features behind those of the transcoders
+
+    def add_attention(self, layer: int, pre_PF: Tensor) -> None:
+        """Take the pre-activations of the features of attention of a layer."""
+        if self.attention is None:  # nobody asked
+            return
+        found = self.attention.apply_activation_function(layer, pre_PF) if self.apply else pre_PF
+        found = functional.pad(found.detach(), (0, self.attention.d_transcoder - found.shape[-1]))
+        found[[position for position in self.zero_positions if position < len(found)]] = 0
+        self._of_attention[layer] = found
 
     def add(self, layer: int, x_PD: Tensor) -> None:
         """Take the inputs of the next layer."""
@@ -76,7 +104,18 @@ class Recorder:
         self.layers.append(dense.to_sparse() if self.sparse else dense)
 
     def result(self) -> Tensor:
-        """(L, P, F)."""
+        """(L, P, F); features of attention, if there is a dictionary of these, behind the others."""
+        if self.attention is None:
+            return self._of_mlps()
+        mlps, width = self._of_mlps(), self.attention.d_transcoder
+        silent = torch.zeros(self._n_pos, width, dtype=mlps.dtype, device=mlps.device)
+        layers = [self._of_attention.get(layer, silent).to(mlps.dtype) for layer in range(len(mlps))]
+        behind = torch.stack(layers)
+        return (
+            torch.cat([mlps, behind.to_sparse()], dim=2).coalesce() if mlps.is_sparse else torch.cat([mlps, behind], 2)
+        )
+
+    def _of_mlps(self) -> Tensor:
         if self._active:
             shape = (self.transcoders.n_layers, self._n_pos, self.transcoders.d_transcoder)
             return ActiveFeatures.from_layers(self._active).to_sparse(shape)

@@ -19,6 +19,7 @@ from torch import Tensor
 from circuit_tracer.arguments import typed
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.graph.graph import Graph
+from circuit_tracer.interventions.features.attention_changes import pre_activations
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit
 from circuit_tracer.interventions.features.iterative import IterativePass
@@ -92,6 +93,15 @@ def apply_each(
     if isinstance(watch, str) and watch not in ("all", "none"):
         raise InputError(f"watch is {watch!r}; use 'all', 'none' or a list of features")
     meaning = semantics_of(semantics)
+    if meaning.kind == "iterative" and model.attention is not None:
+        raise InputError(
+            "iterative semantics encode MLPs anew in every layer, and know no dictionary of attention outputs; use direct or "
+            "constrained, or load the model without attention=..."
+        )
+    if meaning.kind == "iterative" and model.transcoders.exact:
+        raise InputError(
+            "iterative semantics put the dictionary in the place of the MLPs, and neurons are the MLPs: use 'direct' semantics"
+        )
     clean = clean_run(model, prompt, meaning)
     freeze = freeze_of(meaning, clean)
     resolved = resolve_all(experiments, clean, freeze)
@@ -183,15 +193,20 @@ def _unmoved(clean: CleanRun, watch: Watch) -> FeatureChanges | None:
     if watch == "none":
         return None
     watcher = Watcher(clean, watch, 1)
+    attention = None if clean.model.attention is None else clean.attention
     for layer in range(clean.model.parts.config.n_layers):
+        if attention is not None and layer in attention.layers:
+            x = attention.true_input(layer)
+            watcher.add_attention(layer, pre_activations(attention.dictionary, layer, x, clean.n_pos, attention))
         watcher.add(layer, clean.network.transcoder_input(layer))
     return watcher.result()[0]
 
 
 def _require_effect(experiment: dict[Place, Change], clean: CleanRun, freeze: Freeze) -> None:
     """Refuse an edit whose feature writes to no layer of the range."""
-    for layer in {layer for layer, _, _ in experiment}:
-        targets = clean.model.transcoders.target_layers(layer)
+    first = clean.model.transcoders.d_transcoder
+    for layer, of_attention in {(layer, index >= first) for layer, _, index in experiment}:
+        targets = range(layer, layer + 1) if of_attention else clean.model.transcoders.target_layers(layer)
         if freeze.layers and not freeze.layers.intersection(targets):
             raise InputError(
                 f"features of layer {layer} write to layers {targets.start} to {targets.stop - 1}, none of which is in the "

@@ -56,9 +56,12 @@ def feature_intervention(
     ids = model.ensure_tokenized(inputs)
     check_length(model.parts, ids)
     left_out = model.left_out(ids)
-    settings = resolve(interventions, model.transcoders, len(ids), model.parts.device, model.parts.compute_dtype)
+    parts, attention = model.parts, model.attention
+    settings = resolve(interventions, model.transcoders, len(ids), parts.device, parts.compute_dtype, attention)
     freeze = freeze_for(model, ids, interventions, constrained_layers, freeze_attention)
-    recorder = Recorder(model.transcoders, sparse, apply_activation_function, left_out) if return_activations else None
+    recorder = None
+    if return_activations:
+        recorder = Recorder(model.transcoders, sparse, apply_activation_function, left_out, attention)
     final = require_finite(Pass(model, settings, freeze, recorder, left_out).run()(ids).final[0])
     return logits_at(model.parts, final)[None], recorder.result() if recorder is not None else None
 

@@ -5,6 +5,9 @@ the layers it writes to. Activations are those of the pass as it goes, so that e
 (`constrained_layers`) they are those of the clean pass instead: the MLP outputs of the held layers stay as they were, apart
 from the deltas (and from what a skip connection passes on), and nothing is written outside of them.
 
+Of an autoencoder, which reads and writes at one place, that is the difference of its reconstructions, added there; its error
+stays. In the residual stream there is nothing to hold: all that a layer gives goes through it.
+
 Letters: L layers, P positions, D d_model, T layers written to, n features set.
 """
 
@@ -18,10 +21,12 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.arguments import whole
+from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.attribution.memory import free_bytes
 from circuit_tracer.errors import InputError, NumericalError, ResourceError
 from circuit_tracer.interventions.features.activations import activations_of
-from circuit_tracer.interventions.features.settings import LayerSettings
+from circuit_tracer.interventions.features.attention_changes import AttentionChanges
+from circuit_tracer.interventions.features.settings import LayerSettings, split_settings
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.run import ModelRun, Visit, in_rows, in_turn, live_scales
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
 
 SMALL = 2**26  # bytes of attention patterns that are kept whatever seems free, which in a container is a cautious guess
+# Where an autoencoder's place is read by the MLP alone, while the stream goes on: where a change joins the stream again.
+GOES_ON = {"hook_resid_mid": "hook_resid_post"}
 SHARE_FOR_UNNEEDED = 0.25  # of free memory, for attention patterns that nothing is frozen to
 
 
@@ -60,6 +67,12 @@ class Freeze:
                 f"constrained_layers reach from {min(self.layers)} to {max(self.layers)}; layers: 0 to {n_layers - 1}"
             )
         self.network = clean_network(model, ids, patterns=attention) if network is None else network
+        if self.layers and (place := model.transcoders.feature_output_hook).startswith("hook_resid"):
+            raise InputError(
+                f"the autoencoders stand in the residual stream ({place}): to hold it in a layer is to hold all that comes "
+                "before. Use direct semantics, in which everything reacts (leave constrained_layers out), or autoencoders of "
+                "what attention or MLPs add to it"
+            )
         if attention and not self.network.captured.patterns:
             raise InputError(
                 "the clean run holds no attention patterns, which freezing attention needs: they did not fit into memory. Let "
@@ -99,6 +112,9 @@ class Observer(Protocol):
     def add(self, layer: int, x_PD: Tensor) -> None:
         """Take the inputs (P, D), or (B * P, D), of the next layer."""
 
+    def add_attention(self, layer: int, pre_PF: Tensor) -> None:
+        """Take pre-activations (P, F), or (B * P, F), of the features of attention of a layer; before its inputs."""
+
 
 @plain_torch()
 def clean_network(model: Traceable, ids: Tensor, patterns: bool = True) -> FrozenNetwork:
@@ -117,7 +133,8 @@ def clean_network(model: Traceable, ids: Tensor, patterns: bool = True) -> Froze
             "memory, or let attention react (freeze_attention=False), which needs no patterns"
         )
     keep = patterns or size <= max(SMALL, SHARE_FOR_UNNEEDED * free)
-    return FrozenNetwork(parts, capture(parts, ids, keep_patterns=keep), *hooks)
+    places = hooks[:1] if model.transcoders.is_autoencoder else ()
+    return FrozenNetwork(parts, capture(parts, ids, keep_patterns=keep, places=places), *hooks)
 
 
 def require_finite(final: Tensor) -> Tensor:
@@ -146,16 +163,35 @@ class Pass:
         zero_positions: Sequence[int] = (),
     ) -> None:
         self.parts = model.parts
-        self.transcoders, self.settings, self.freeze, self.observer = model.transcoders, settings, freeze, observer
+        self.transcoders, self.freeze, self.observer = model.transcoders, freeze, observer
+        self.settings, of_attention = split_settings(settings, self.transcoders.d_transcoder)
         self.held = freeze.layers if freeze is not None else frozenset[int]()
         self.zero_positions = torch.tensor(zero_positions, dtype=torch.int64, device=model.parts.device)
         self.input: dict[int, Tensor] = {}  # (P, D) of held layers, on the way from the input hook to the output hook
         self.delta: dict[int, Tensor] = {}  # (P, D) still to be added at layers ahead
+        self.going_on: dict[int, Tensor] = {}  # (P, D) that was added where the MLP reads, on its way past the MLP
+        self.attention: AttentionChanges | None = None
+        if model.attention is not None:
+            self.attention = AttentionChanges(
+                model.parts,
+                model.attention,
+                of_attention,
+                self.held,
+                None if freeze is None else FrozenAttention(freeze.network, model.attention),
+                freeze is not None and freeze.attention,
+                None if observer is None else observer.add_attention,
+                self.zero_positions,
+            )
 
     def visits(self) -> dict[str, Visit]:
         """What it does, by site."""
         read, write = in_rows(self.parts, self.read), in_rows(self.parts, self.write)
-        return {self.transcoders.feature_input_hook: read, self.transcoders.feature_output_hook: write}
+        if not self.transcoders.is_autoencoder:
+            own = {} if self.attention is None else self.attention.visits()
+            return {**own, self.transcoders.feature_input_hook: read, self.transcoders.feature_output_hook: write}
+        place = self.transcoders.feature_input_hook
+        both = {place: in_turn(read, write)}
+        return both if place not in GOES_ON else {**both, GOES_ON[place]: in_rows(self.parts, self.go_on)}
 
     def run(self, visits: Mapping[str, Visit] | None = None) -> ModelRun:
         """The run of the model that this is, with `visits` by site, which come second."""
@@ -179,7 +215,14 @@ class Pass:
         delta = self.delta.pop(layer, None)
         if delta is None:
             return replacement
+        if self.transcoders.feature_output_hook in GOES_ON:
+            self.going_on[layer] = delta
         return (y_PD if replacement is None else replacement) + delta
+
+    def go_on(self, layer: int, resid_PD: Tensor) -> Tensor | None:
+        """The stream behind a layer, with what was changed in it where the MLP reads."""
+        delta = self.going_on.pop(layer, None)
+        return None if delta is None else resid_PD + delta
 
     def change(self, layer: int, x_PD: Tensor) -> None:
         """Collect what the features of this layer write more, or less, than they would."""

@@ -15,11 +15,12 @@ from torch import Tensor
 from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.features.edits import Edit, FeatureAt, Positions
-from circuit_tracer.interventions.features.settings import LayerSettings, in_precision
+from circuit_tracer.interventions.features.settings import LayerSettings, in_precision, missing_feature
 from circuit_tracer.transcoders.base import described_layers
 
 if TYPE_CHECKING:
     from circuit_tracer.transcoders.base import Transcoders
+    from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 Place = tuple[int, int, int]  # layer, position, feature
 
@@ -57,6 +58,7 @@ def resolve_edits(edits: Sequence[Edit], clean: CleanRun, generating: bool = Fal
                         f"{edit} ({value:g}); keep one of them"
                     )
                 found[place] = Change(value, before, edit)
+    clean.look_at_fit(layer for layer, _, _ in found)
     return found
 
 
@@ -64,7 +66,7 @@ def reached(edit: Edit, clean: CleanRun, generating: bool = False) -> list[tuple
     """Each feature of an edit with the positions of the prompt that it reaches; see `resolve_edits` for errors."""
     found = []
     for feature in dict.fromkeys(edit.features):
-        check_feature(feature, clean.model.transcoders)
+        check_feature(feature, clean.model.transcoders, clean.model.attention)
         at = feature.position if edit.at is None else edit.at
         positions = positions_at(at, clean, f"edit of feature {feature}")
         if not positions and not (generating and first_generated(edit, feature, clean.n_pos) is not None):
@@ -86,18 +88,30 @@ def first_generated(edit: Edit, feature: FeatureAt, n_pos: int) -> int | None:
     return None
 
 
-def check_feature(feature: FeatureAt, transcoders: Transcoders) -> None:
+def check_feature(feature: FeatureAt, transcoders: Transcoders, attention: TranscoderSet | None = None) -> None:
     """Refuse a layer or feature that does not exist."""
-    if not 0 <= feature.layer < transcoders.n_layers:
+    layer = feature.layer
+    if not 0 <= layer < transcoders.n_layers:
         raise InputError(
-            f"edit of feature {feature}: layer {feature.layer} does not exist; layers: 0 to {transcoders.n_layers - 1}"
+            f"edit of feature {feature}: layer {layer} does not exist; layers: 0 to {transcoders.n_layers - 1}"
         )
-    if feature.layer not in transcoders.layers:
+    if layer not in transcoders.layers and (attention is None or layer not in attention.layers):
         raise InputError(f"edit of feature {feature}: that layer has none; {described_layers(transcoders)}")
-    if not 0 <= feature.feature_idx < transcoders.n_features(feature.layer):
-        raise InputError(
-            f"edit of feature {feature}: layer {feature.layer} has features 0 to {transcoders.n_features(feature.layer) - 1}"
+    if missing_feature(layer, torch.tensor([feature.feature_idx]), transcoders, attention):
+        behind = (
+            ""
+            if attention is None or not attention.n_features(layer)
+            else f" ({numbered(transcoders, attention, layer)})"
         )
+        raise InputError(
+            f"edit of feature {feature}: layer {layer} has features 0 to {transcoders.n_features(layer) - 1}{behind}"
+        )
+
+
+def numbered(transcoders: Transcoders, attention: TranscoderSet, layer: int) -> str:
+    """How features of attention are numbered in a layer."""
+    first = transcoders.d_transcoder
+    return f"those of attention are {first} to {first + attention.n_features(layer) - 1}"
 
 
 def settings_of(changes: Sequence[dict[Place, Change]], clean: CleanRun) -> dict[int, LayerSettings]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from circuit_tracer.arguments import whole
 from circuit_tracer.errors import InputError, shortened
 from circuit_tracer.transcoders.base import Transcoders, described_layers
+from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
 Intervention = tuple[int | Tensor, int | slice | Tensor, int | Tensor, int | float | Tensor]
 
@@ -42,8 +43,9 @@ def resolve(
     n_pos: int,
     device: torch.device,
     dtype: torch.dtype,
+    attention: TranscoderSet | None = None,
 ) -> dict[int, LayerSettings]:
-    """Settings by layer.
+    """Settings by layer. attention: a dictionary whose features are numbered behind those of the transcoders.
 
     A position may be negative (from the end), a slice, or a tensor; positions, features and values broadcast as in
     indexing `activations[position, feature] = value`. Of two settings of the same feature and position the later one holds.
@@ -52,8 +54,10 @@ def resolve(
     found: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
     for intervention in interventions:
         layer, position, index, value = _fields(intervention)
-        layer = _layer(layer, transcoders)
-        entry = _entries(position, index, value, n_pos, transcoders.n_features(layer))
+        layer = _layer(layer, transcoders, attention)
+        entry = _entries(position, index, value, n_pos)
+        if len(entry[1]) and (said := missing_feature(layer, entry[1], transcoders, attention)):
+            raise InputError(f"intervention on {said}")
         found.setdefault(layer, []).append(entry)
     return {layer: _join(entries, device, dtype) for layer, entries in found.items()}
 
@@ -74,16 +78,46 @@ def _fields(intervention: Any) -> tuple[Any, Any, Any, Any]:
     return layer, position, index, value
 
 
-def _layer(layer: Any, transcoders: Transcoders) -> int:
+def missing_feature(
+    layer: int, index_n: Tensor, transcoders: Transcoders, attention: TranscoderSet | None
+) -> str | None:
+    """Which of some features a layer does not have, in words; None if it has all."""
+    known = (index_n >= 0) & (index_n < transcoders.n_features(layer))
+    reach = f"from 0 to {transcoders.n_features(layer) - 1}"
+    if attention is not None and attention.n_features(layer):
+        first = transcoders.d_transcoder
+        last = first + attention.n_features(layer) - 1
+        known |= (index_n >= first) & (index_n <= last)
+        reach += f", those of attention from {first} to {last}"
+    return None if bool(known.all()) else f"feature {int(index_n[~known][0])}: features reach {reach}"
+
+
+def split_settings(
+    settings: dict[int, LayerSettings], first: int
+) -> tuple[dict[int, LayerSettings], dict[int, LayerSettings]]:
+    """Those of features below `first`, and the others, whose indices then begin at 0."""
+    below: dict[int, LayerSettings] = {}
+    others: dict[int, LayerSettings] = {}
+    for layer, every in settings.items():
+        for kept, there, start in ((below, every.index < first, 0), (others, every.index >= first, first)):
+            if bool(there.any()):
+                factor = None if every.factor is None else every.factor[there]
+                kept[layer] = LayerSettings(
+                    every.position[there], every.index[there] - start, every.value[there], factor
+                )
+    return below, others
+
+
+def _layer(layer: Any, transcoders: Transcoders, attention: TranscoderSet | None) -> int:
     number = whole(layer, "an intervention's layer")
     if not 0 <= number < transcoders.n_layers:
         raise InputError(f"intervention on layer {number}: the transcoder has layers 0 to {transcoders.n_layers - 1}")
-    if number not in transcoders.layers:
+    if number not in transcoders.layers and (attention is None or number not in attention.layers):
         raise InputError(f"intervention on layer {number}: it has no features; {described_layers(transcoders)}")
     return number
 
 
-def _entries(position: Any, index: Any, value: Any, n_pos: int, n_features: int) -> tuple[Tensor, Tensor, Tensor]:
+def _entries(position: Any, index: Any, value: Any, n_pos: int) -> tuple[Tensor, Tensor, Tensor]:
     features = _integers(index, "feature")
     if isinstance(position, slice):
         try:
@@ -94,7 +128,6 @@ def _entries(position: Any, index: Any, value: Any, n_pos: int, n_features: int)
     else:
         positions = _integers(position, "position")
     _require_inside(positions, -n_pos, n_pos, "position")
-    _require_inside(features, 0, n_features, "feature")
     values = _tensor(value, "value", torch.float64)
     try:
         positions, features = torch.broadcast_tensors(positions % n_pos, features)

@@ -50,6 +50,10 @@ def attribute_edited(
             f"{meaning.kind} semantics hold MLP outputs that the model does not have then, so that there is no pass to trace; "
             "use direct semantics"
         )
+    if model.attention is not None:
+        raise InputError(
+            "a trace under an intervention knows no dictionary of attention outputs; load the model without attention=..."
+        )
     chosen = [edits] if isinstance(edits, Edit) else list(edits)
     clean = clean_run(model, prompt, meaning)
     if (asked := options.pop("zero_positions", None)) is not None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from circuit_tracer.arguments import typed
 from circuit_tracer.errors import InputError
+from circuit_tracer.interventions.features.passes import GOES_ON
 from circuit_tracer.interventions.patching.metrics import Metric
 from circuit_tracer.interventions.patching.pair import (
     SITES,
@@ -127,7 +128,8 @@ def estimate_features(
     """
     transcoders, (base, donor) = pair.model.transcoders, pair.runs
     written = transcoders.feature_output_hook
-    gradient = mean_gradients(pair, {written}, steps)
+    sites = {written, GOES_ON[written]} if transcoders.is_autoencoder and written in GOES_ON else {written}
+    gradient = mean_gradients(pair, sites, steps)
     patches: list[Patch] = []
     estimates: list[Tensor] = []
     for layer in range(transcoders.n_layers) if layers is None else layers:
@@ -146,7 +148,8 @@ def estimate_features(
         unique, back = torch.unique(index, return_inverse=True)
         rows_nTD = transcoders.decoder_rows(layer, unique).to(change)
         for slot, target in enumerate(transcoders.target_layers(layer)):
-            slope += (rows_nTD[back, slot] * gradient[written, target][position]).sum(-1)
+            reaching = torch.stack([gradient[site, target][position] for site in sorted(sites)]).sum(0)
+            slope += (rows_nTD[back, slot] * reaching).sum(-1)
         patches += [Patch("feature", layer, p, f) for p, f in zip(position.tolist(), index.tolist(), strict=True)]
         estimates.append(change * slope)
     return patches, torch.cat(estimates) if estimates else torch.zeros(0)

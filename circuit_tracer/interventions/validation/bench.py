@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.belonging import require_attention_as_it_is
 from circuit_tracer.attribution.prompt import EncodedPrompt, LinearPrompt, linearise
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.graph.graph import Graph
@@ -105,6 +106,7 @@ class Bench:
     """
 
     def __init__(self, model: Traceable, graph: Graph, watched: Tensor, targets: Tensor, batch_size: int) -> None:
+        require_attention_as_it_is(graph, "validation")
         self.model, self.graph, self.clean = model, graph, CleanRun(model, graph)
         self.parts, self.network, self.batch_size = model.parts, self.clean.network, batch_size
         rows = graph.active_features[graph.selected_features[watched]].long().cpu()
@@ -112,7 +114,8 @@ class Bench:
         self._encoders: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         for layer in rows[:, 0].unique().tolist():
             place = torch.nonzero(rows[:, 0] == layer).flatten()
-            vectors, _ = model.transcoders.encoder_rows(layer, rows[place, 2])
+            x_PD = partial(self.network.transcoder_input, layer)
+            vectors, _ = model.transcoders.reads(layer, rows[place, 2], rows[place, 1], x_PD)
             device, dtype = self.parts.device, self.parts.compute_dtype
             self._encoders[layer] = (place, rows[place, 1].to(device), vectors.to(device, dtype))
         self.targets = TargetReads(graph, model, self.network, targets)
@@ -226,6 +229,9 @@ class _Reader:
     def __init__(self, bench: Bench, copies: int) -> None:
         self.bench, self.copies = bench, copies
         self.change = torch.zeros(copies - 1, len(bench.watched), dtype=bench.parts.compute_dtype)
+
+    def add_attention(self, layer: int, pre_PF: Tensor) -> None:
+        """Features of attention are none of those watched."""
 
     def add(self, layer: int, x_PD: Tensor) -> None:
         """Take the inputs (copies * P, D) of the next layer."""

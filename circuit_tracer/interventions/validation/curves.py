@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,9 @@ class Perturbation:
 
 
 def perturbation_curves(graph: Graph, pruned: PruneResult, bench: Bench, seed: int = 0) -> list[Curve]:
-    """One curve a kind; empty columns where no kept feature has a layer behind it."""
+    """One curve a kind; empty columns where no kept feature has a layer behind it. None of neurons, whose sum is the model."""
+    if bench.model.transcoders.exact:
+        return []
     kept = torch.nonzero(pruned.node_mask[graph.nodes.layout.features].cpu()).flatten()
     order = torch.argsort(pruned.influence.cpu()[kept], descending=True, stable=True)[:PERTURBATIONS]
     chosen = graph.selected_features[kept[order]].cpu()
@@ -69,7 +72,7 @@ def _perturbations(
         noise = torch.randn(written.shape, generator=generator, dtype=torch.float64).to(written)
         yield "random", Perturbation(layer + 1, position, noise * (written.norm() / noise.norm()))
     if layer > 0:
-        rows, _ = transcoders.encoder_rows(layer, one)
+        rows, _ = transcoders.reads(layer, one, place, partial(network.transcoder_input, layer))
         read = network.read_adjoint(layer, rows.to(bench.parts.device, dtype), place)[0]
         yield "encoder", Perturbation(layer, position, read * (STEP * abs(value) / read.square().sum()))
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.arguments import typed
+from circuit_tracer.attribution.belonging import require_attention_as_it_is
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.pruning import PrunePolicy, prune_graph
@@ -106,6 +108,7 @@ class _Way:
 
     def __init__(self, model: Traceable, graph: Graph, kept: Tensor, targets: Tensor, meaning: Semantics) -> None:
         self.model, self.parts = model, model.parts
+        require_attention_as_it_is(graph, "an estimate of edges by gradients")
         clean = CleanRun(model, graph, patterns=meaning.freeze_attention)
         self.ids, self.n_pos, n_layers = clean.ids, clean.n_pos, model.parts.config.n_layers
         self.freeze = Freeze(
@@ -130,7 +133,7 @@ class _Way:
             for slot, target in enumerate(model.transcoders.target_layers(layer)):
                 if not self.freeze.layers or target in self.freeze.layers:
                     self.writes.setdefault(target, []).append((column, position, decoder[:, slot]))
-            vectors, _ = model.transcoders.encoder_rows(layer, index)
+            vectors, _ = model.transcoders.reads(layer, index, position, partial(clean.network.transcoder_input, layer))
             self.encoders[layer] = (column, position, vectors.to(device, dtype))
 
     @torch.enable_grad()

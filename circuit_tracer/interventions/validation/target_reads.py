@@ -8,7 +8,7 @@ Letters: K targets, B sequences, P positions, D d_model, n vectors at a place.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -157,10 +157,11 @@ class TargetReads:
         return weight[ids].to(self.dtype) - weight.mean(0, dtype=self.dtype)
 
     def _of_feature(self, column: int) -> tuple[Tensor, StreamReads]:
-        """An encoder row (1, D), and the same in the stream."""
+        """What it reads (1, D), and the same in the stream."""
         layer, index = self.graph.targets.feature(int(self.rows[column]))
         position = self.position[[column]]
-        row = self.transcoders.encoder_rows(layer, torch.tensor([index]))[0].to(self.device, self.dtype)
+        x_PD = partial(self.network.transcoder_input, layer)
+        row = self.transcoders.reads(layer, torch.tensor([index]), position, x_PD)[0].to(self.device, self.dtype)
         vector, zero = self.network.read_adjoint(layer, row, position), torch.zeros_like(position)
         return row, StreamReads(zero, zero + layer, zero.bool(), position, vector)
 

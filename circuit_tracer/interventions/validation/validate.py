@@ -24,6 +24,7 @@ from circuit_tracer.graph.influence import node_influence, row_mass
 from circuit_tracer.graph.pruning import PrunePolicy, PruneResult, prune_graph
 from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.graph.validation import Accounting, Measures, ValidationReport
+from circuit_tracer.graph.words import is_of_neurons, left_over
 from circuit_tracer.interventions.validation.bench import Bench
 from circuit_tracer.interventions.validation.circuit import circuit_tests
 from circuit_tracer.interventions.validation.contrasts import kept_shares, measure_scores
@@ -36,7 +37,7 @@ from circuit_tracer.interventions.validation.loadings import kept_loadings, meas
 from circuit_tracer.interventions.validation.stability import Stabilities, retrace, row_variations
 from circuit_tracer.interventions.validation.statistics import mean
 from circuit_tracer.interventions.validation.target_reads import measurable_targets
-from circuit_tracer.interventions.validation.verdict import distrust, verdict
+from circuit_tracer.interventions.validation.verdict import ERRORS, distrust, verdict
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -91,6 +92,7 @@ def validate(
         progress("controls", number, len(others))
         measured[name] = _control(subject, dictionary, seed)
     target, measure = graph.targets.label[int(subject.targets[0])], subject.bench.targets.measure
+    left = left_over(graph) if is_of_neurons(graph) else ERRORS
     report = ValidationReport(
         prompt=graph.input_string,
         target=target,
@@ -103,10 +105,10 @@ def validate(
         nodes=subject.effects.node_rows(stabilities.nodes),
         edges=subject.effects.edge_rows(stabilities.edges),
         verdict=[
-            *verdict(measures, stability, target, heads, scores, measure),
+            *verdict(measures, stability, target, heads, scores, measure, left),
             *group_verdict(grouped, target, measure),
         ],
-        distrust=[*distrust(measures, stability, measured, measure), *group_distrust(grouped, measure)],
+        distrust=[*distrust(measures, stability, measured, measure, left), *group_distrust(grouped, measure)],
         seconds=round(time.perf_counter() - started, 2),
         heads=heads,
         scores=scores,

@@ -27,6 +27,7 @@ MIN_STABILITY = 0.6
 CONTROL_MARGIN = 0.1  # how much better than a control the graph must be
 
 
+ERRORS = "reconstruction errors"
 _READ: dict[Measure, str] = {
     "score": "The score is read as the graph explains it, linear in the stream: norms, and for either side the other, are as "
     "on the clean prompt.",
@@ -41,15 +42,18 @@ def verdict(
     heads: HeadTest | None = None,
     scores: ScoreTest | None = None,
     measure: Measure = "probability",
+    left_over: str = ERRORS,
 ) -> list[str]:
-    """What was found, a sentence each; sentences whose numbers do not exist are left out."""
+    """What was found, a sentence each; sentences whose numbers do not exist are left out. left_over: what the graph's error
+    nodes are called.
+    """
     accounting, live = measures.accounting, measures.effects["live"]
     held, circuit = measures.effects["constrained"], measures.circuit
     found = []
     if accounting.explained is not None:
         found.append(
             f"This graph explains {accounting.explained:.0%} of the influence on {target!r}: so much runs from tokens through "
-            f"its {measures.n_features} kept features, the rest comes from reconstruction errors and from what was pruned."
+            f"its {measures.n_features} kept features, the rest comes from {left_over} and from what was pruned."
         )
     if held.edges.worst is not None:
         found.append(
@@ -96,12 +100,16 @@ def _of_scores(scores: ScoreTest) -> Iterator[str]:
 
 
 def distrust(
-    measures: Measures, stability: Stability, controls: dict[str, Measures], measure: Measure = "probability"
+    measures: Measures,
+    stability: Stability,
+    controls: dict[str, Measures],
+    measure: Measure = "probability",
+    left_over: str = ERRORS,
 ) -> list[str]:
-    """What not to trust, a sentence each; empty if nothing stands out."""
+    """What not to trust, a sentence each; empty if nothing stands out. left_over: as in `verdict`."""
     return [
         *_of_the_arithmetic(measures),
-        *_of_what_is_missing(measures),
+        *_of_what_is_missing(measures, left_over),
         *_of_effects(measures),
         *_of_the_dictionary(measures),
         *_of_the_circuit(measures, measure),
@@ -129,13 +137,13 @@ def _of_the_arithmetic(measures: Measures) -> Iterator[str]:
         )
 
 
-def _of_what_is_missing(measures: Measures) -> Iterator[str]:
+def _of_what_is_missing(measures: Measures, left_over: str) -> Iterator[str]:
     accounting = measures.accounting
     if accounting.explained is not None and accounting.explained < 1 - MAX_ERRORS:
-        errors = "" if accounting.errors is None else f", {accounting.errors:.0%} in errors even before pruning"
+        errors = "" if accounting.errors is None else f", {accounting.errors:.0%} in {left_over} even before pruning"
         yield (
             f"Do not trust it to be the whole story, because {1 - accounting.explained:.0%} of the influence begins in "
-            f"reconstruction errors or in what was pruned{errors}."
+            f"{left_over} or in what was pruned{errors}."
         )
     if accounting.unselected is not None and accounting.unselected > MAX_UNSELECTED:
         yield (

@@ -38,6 +38,9 @@ class Opening(Part):
     """Model and dictionary. Folders are kept with their whole path, those of the package as `circuit_tracer:...`."""
 
     transcoders: str
+    attention: str | None = None
+    adapter: str | None = None
+    elsewhere: Literal["neurons"] | None = None
     model: str | None = None
     revision: str | None = None
     dtype: str = "float32"
@@ -48,7 +51,7 @@ class Opening(Part):
     feature_output_hook: str | None = None
     bos: bool = True
 
-    @field_validator("transcoders", "model")
+    @field_validator("transcoders", "model", "attention", "adapter")
     @classmethod
     def _portable(cls, name: str | None) -> str | None:
         return None if name is None else portable(name)

@@ -11,7 +11,10 @@ from circuit_tracer.fingerprint import fingerprints, tokenizer_fingerprint
 from circuit_tracer.many.runs.manifest import Manifest, local
 from circuit_tracer.models.loading import resolve_dtype
 from circuit_tracer.replacement_model import ReplacementModel
+from circuit_tracer.transcoders.attention import load_attention
 from circuit_tracer.transcoders.loading import load_transcoder_from_hub
+from circuit_tracer.transcoders.neurons import NEURONS
+from circuit_tracer.transcoders.stacked import stacked
 
 
 def open_model(manifest: Manifest, device: str | None = None) -> ReplacementModel:
@@ -24,6 +27,15 @@ def open_model(manifest: Manifest, device: str | None = None) -> ReplacementMode
     if torch.device(device).type != opening.device:
         raise InputError(f"device is {device}, and the run was begun on {opening.device}: go on there")
     dtype = resolve_dtype(opening.dtype)
+    load = ReplacementModel.from_pretrained_and_transcoders
+    attention = None if opening.attention is None else load_attention(local(opening.attention), device, dtype)
+    how: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention, "revision": opening.revision}
+    if opening.transcoders == NEURONS:
+        if not opening.model:
+            raise InputError("neurons are a model's own: name the model (-m)")
+        model = load(local(opening.model), NEURONS, **how)
+        model.prepend_bos = opening.bos
+        return model
     transcoders, config = load_transcoder_from_hub(
         local(opening.transcoders),
         device,
@@ -38,12 +50,16 @@ def open_model(manifest: Manifest, device: str | None = None) -> ReplacementMode
     name = opening.model or config.get("model_name")
     if not name:
         raise InputError(f"the transcoders {opening.transcoders} do not name their model; name it (-m)")
-    load = ReplacementModel.from_pretrained_and_transcoders
-    model = load(local(str(name)), transcoders, device=device, dtype=dtype, revision=opening.revision)
+    if opening.adapter is not None:
+        transcoders = stacked(transcoders, local(opening.adapter), device=device, dtype=dtype)
+    model = load(local(str(name)), transcoders, elsewhere=opening.elsewhere, **how)
     model.prepend_bos = opening.bos
     return model
 
 
 def identity(model: ReplacementModel) -> dict[str, Any]:
     """Fingerprints of model, dictionary and tokenizer; JSON values."""
-    return {**fingerprints(model.parts, model.transcoders), "tokenizer": tokenizer_fingerprint(model.tokenizer)}
+    return {
+        **fingerprints(model.parts, model.transcoders, model.attention),
+        "tokenizer": tokenizer_fingerprint(model.tokenizer),
+    }

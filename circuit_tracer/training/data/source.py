@@ -15,7 +15,7 @@ from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.block import RowLayout
 from circuit_tracer.training.data.cache import CachedRows
 from circuit_tracer.training.data.given.source import UnseenModel, given_rows
-from circuit_tracer.training.data.points import points_of
+from circuit_tracer.training.data.points import points_of, width_of
 from circuit_tracer.training.data.rows import ModelRows, Recipe, Rows
 from circuit_tracer.training.data.settings import settings_of
 from circuit_tracer.training.feature_ranks import FeatureRanks
@@ -45,7 +45,7 @@ def open_source(
     packer = open_packer(data.source, tokenizer, data.context_length, data.held_out, evaluation)
     matching = config.sparsity.jacobian_weight > 0
     names = ("x",) if points.same else ("x", "y", "direction", "derivative") if matching else ("x", "y")
-    layout = RowLayout(names, len(points.layers), parts.config.d_model, resolve_dtype(data.buffer_dtype))
+    layout = RowLayout(names, len(points.layers), width_of(config.dictionary, parts), resolve_dtype(data.buffer_dtype))
     seed = config.run.seed if matching else None
     recipe = Recipe(data.sequences_per_pass, data.max_norm_ratio, layout.dtype, seed, ahead=not evaluation)
     model_rows = ModelRows(packer, ModelPass(parts, points, data.context_length), recipe, ranks.plain)

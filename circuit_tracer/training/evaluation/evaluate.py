@@ -22,6 +22,7 @@ from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.models.model_pass import Points
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import fast_attention
+from circuit_tracer.models.sites import width_at
 from circuit_tracer.models.sources import public_name
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.training.evaluation.activations import Activations, ModelActivations
@@ -160,8 +161,8 @@ class _Subject:
             missing.append("Graphs of prompts: an autoencoder replaces no MLP, so no prompt can be traced with it.")
         if points.input not in WHOLE_STREAM:
             missing.append(
-                f"Loss with the reconstruction spliced in: {points.input} is what the MLP reads, while the stream itself goes "
-                f"on; it is measured at {' and '.join(WHOLE_STREAM)}."
+                f"Loss with the reconstruction spliced in: {points.input} is not the stream that goes on; it is measured at "
+                f"{' and '.join(WHOLE_STREAM)}."
             )
         found = replace(found, not_measured=missing)
         if not self.settings.replacement_tokens or points.input not in WHOLE_STREAM:
@@ -233,10 +234,13 @@ def describe(transcoders: Transcoders) -> str:
         "transcoder_set": "per-layer transcoders",
         "random": "random dictionary",
     }[transcoders.kind]
-    if transcoders.feature_input_hook == transcoders.feature_output_hook:
+    if transcoders.is_autoencoder:
         kind = kind.replace("per-layer transcoders", AUTOENCODERS)
     skip = ", skip connection" if transcoders.skip_connection else ""
     activation = transcoders.activation(transcoders.layers[0]).name
+    router = transcoders.router(transcoders.layers[0])
+    if router is not None:
+        activation += f" of one of {len(router.bias)} experts"
     layers = f"{transcoders.n_layers} layers"
     if len(transcoders.layers) < transcoders.n_layers:
         layers = f"layers {', '.join(map(str, transcoders.layers))} of {transcoders.n_layers}"
@@ -272,7 +276,7 @@ def _check(
             f"the dictionary has {transcoders.n_layers} layers and was said to belong to layers {list(points.layers)} of a "
             f"model that has {parts.config.n_layers}"
         )
-    if transcoders.d_model != parts.config.d_model:
+    if transcoders.d_model != width_at(parts, points.input):
         paired(parts, transcoders)
     if per_layer is not None:
         raise InputError(

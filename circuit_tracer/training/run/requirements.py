@@ -13,6 +13,7 @@ from circuit_tracer.ranks import Ranks
 from circuit_tracer.sizes import duration
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.given.source import model_layers, open_rows
+from circuit_tracer.training.data.points import width_of
 from circuit_tracer.training.feature_ranks import group_size
 from circuit_tracer.training.run.cost import ModelSizes, TrainingCost, step_seconds
 from circuit_tracer.training.run.evaluation_cost import evaluation_seconds, evaluations, graphs_of
@@ -220,7 +221,7 @@ def _sizes(config: TrainingConfig) -> ModelSizes:
     if config.data.kind != "activations":
         parts = outline(config.model.name, config.model.revision)
         require_context(parts, config.data.context_length)
-        return ModelSizes.of(parts)
+        return replace(ModelSizes.of(parts), d_model=width_of(config.dictionary, parts))
     description = open_rows(config.data.path or "", Ranks()).description
     return ModelSizes(description.model, model_layers(description), description.width, 0, 0, 0)
 

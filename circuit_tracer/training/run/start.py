@@ -15,6 +15,7 @@ from circuit_tracer.fingerprint import model_fingerprint
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data import BatchStream
+from circuit_tracer.training.data.points import width_of
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.changes import Change, compared, settings_of
@@ -70,7 +71,7 @@ def find_origin(
     if config.run.start_from is None or start.resumed is not None:
         return None
     origin = open_origin(config.run.start_from, lambda found: with_known_shift(parts, found, tokenizer))
-    origin.require_fits(config, layers, parts.config.d_model)
+    origin.require_fits(config, layers, width_of(config.dictionary, parts))
     return origin
 
 

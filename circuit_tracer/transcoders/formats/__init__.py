@@ -1,4 +1,4 @@
-"""File formats of transcoders: one module each, recognised by the names and shapes of their tensors."""
+"""File formats of transcoders and autoencoders: one module each, recognised by the names and shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -8,20 +8,37 @@ from circuit_tracer.transcoders.formats import (
     clt_forge,
     clt_training,
     crosslayer_coding,
+    dictionary_learning,
     gemma_scope_1,
     gemma_scope_2_clt,
     gemma_scope_2_plt,
+    linear_pair,
+    llama_scope,
     native_clt,
     native_plt,
     open_moss,
+    qwen_scope,
     saelens,
+    saelens_autoencoder,
     sparsify,
+    switch,
 )
 from circuit_tracer.transcoders.formats.format import Format
 from circuit_tracer.transcoders.formats.layer_file import LayerFile
 from circuit_tracer.transcoders.formats.refused import refuse_known
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 
+AUTOENCODERS: tuple[Format, ...] = (
+    saelens_autoencoder.FORMAT,
+    gemma_scope_2_plt.AUTOENCODER,
+    sparsify.AUTOENCODER,
+    open_moss.AUTOENCODER,
+    llama_scope.FORMAT,
+    qwen_scope.FORMAT,
+    dictionary_learning.FORMAT,
+    linear_pair.FORMAT,
+    switch.FORMAT,
+)
 FORMATS: tuple[Format, ...] = (
     native_clt.FORMAT,
     native_plt.FORMAT,
@@ -36,6 +53,7 @@ FORMATS: tuple[Format, ...] = (
     crosslayer_coding.FORMAT,
     open_moss.FORMAT,
     saelens.FORMAT,
+    *AUTOENCODERS,
 )
 
 

@@ -24,3 +24,26 @@ def scaled(tensor: Tensor, factor: Tensor | float) -> Tensor:
         return tensor
     wide = torch.promote_types(tensor.dtype, torch.float32)
     return tensor.to(wide) * factor.to(wide)
+
+
+def by_decoder_norm(encoder_FD: Tensor, encoder_bias_F: Tensor, decoder_FD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Encoder, its bias and decoder with each decoder row's norm moved to the encoder, so that the activation function sees
+    pre * |W_dec|; what is decoded stays as it is.
+    """
+    norm_F = decoder_FD.float().norm(dim=1)
+    scale_F1 = (1 / norm_F.where(norm_F > 0, 1.0))[:, None]
+    return scaled(encoder_FD, norm_F[:, None]), scaled(encoder_bias_F, norm_F), scaled(decoder_FD, scale_F1)
+
+
+def gated_as_jump(
+    encoder_FD: Tensor, gate_bias_F: Tensor, magnitude_bias_F: Tensor, log_scale_F: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(encoder, bias, threshold) of the JumpReLU that a gated encoder (arXiv 2404.16014) is.
+
+    It is active where W x + b_gate > 0, with the magnitude max(m, 0), m = e^r W x + b_mag. Both read along one direction, so
+    that is m where m > max(0, b_mag - e^r b_gate).
+    """
+    wide = torch.promote_types(encoder_FD.dtype, torch.float32)
+    scale_F = log_scale_F.to(wide).exp()
+    threshold_F = (magnitude_bias_F.to(wide) - scale_F * gate_bias_F.to(wide)).clamp(min=0)
+    return scaled(encoder_FD, scale_F[:, None]), magnitude_bias_F, threshold_F

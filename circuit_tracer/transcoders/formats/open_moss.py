@@ -4,20 +4,23 @@
 and outputs were scaled to a norm of sqrt(D), by the factors sqrt(D) / `dataset_average_activation_norm.{hook}`, which are
 folded as the library folds them: b_E / in, b_D / out, W_D * in / out. With `sparsity_include_decoder_norm` the activation
 function sees pre * |W_D|; the norm is then moved from the decoder to the encoder, which leaves all outputs as they are.
+Where both hooks are one, it is an autoencoder, of which all this holds too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import sqrt
 
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, shortened
-from circuit_tracer.transcoders.formats.folding import scaled
+from circuit_tracer.transcoders.formats.folding import by_decoder_norm, scaled
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, whole
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.places import require_mlp_places
+from circuit_tracer.transcoders.places import Place, require_mlp_places, require_one_place
 
 _THRESHOLD = "activation_function.log_jumprelu_threshold"
 _NORM = "dataset_average_activation_norm"
@@ -42,13 +45,35 @@ HARMLESS_KEYS = (
 HARMLESS_TENSORS = (Harmless(f"{_NORM}.*", "norms, where the weights do not need them"),)
 
 
-def detect(file: LayerFile) -> bool:
+def _is_ours(file: LayerFile) -> bool:
     return (
         {"W_E", "b_E", "W_D"} <= file.names and len(file.shapes["W_E"]) == 2 and file.value("sae_type", "sae") == "sae"
     )
 
 
+def detect(file: LayerFile) -> bool:
+    return _is_ours(file) and not _one_place(file)
+
+
+def detect_autoencoder(file: LayerFile) -> bool:
+    return _is_ours(file) and _one_place(file)
+
+
+def _one_place(file: LayerFile) -> bool:
+    """Whether it reads where it writes."""
+    read = file.value("hook_point_in")
+    return read is not None and read == file.value("hook_point_out")
+
+
 def read_layer(file: LayerFile) -> LayerWeights:
+    return _read(file, require_mlp_places)
+
+
+def read_autoencoder(file: LayerFile) -> LayerWeights:
+    return _read(file, lambda reads, _, source: (require_one_place(reads, source),) * 2)
+
+
+def _read(file: LayerFile, places: Callable[[object, object, str], Sequence[Place | None]]) -> LayerWeights:
     if {"W_E_glu", "b_E_glu"} & file.names:
         raise FileFormatError(
             f"{file.path}: it has a gated encoder (W_E_glu): its pre-activations are no linear function of the input, "
@@ -68,13 +93,11 @@ def read_layer(file: LayerFile) -> LayerWeights:
     decoder = scaled(decoder, scale_in / scale_out)
     k, threshold = _activation(file, n_features, scale_in, scale_out)
     if file.key("sparsity_include_decoder_norm", default=True) and (k is not None or threshold is not None):
-        norm_F = decoder.float().norm(dim=1)
         if threshold is None:  # the k largest of pre * norm: features in these units
-            encoder, encoder_bias = scaled(encoder, norm_F[:, None]), scaled(encoder_bias, norm_F)
-            decoder = scaled(decoder, 1 / norm_F.where(norm_F > 0, 1.0)[:, None])
+            encoder, encoder_bias, decoder = by_decoder_norm(encoder, encoder_bias, decoder)
         else:
-            threshold = threshold / norm_F
-    reads, writes = require_mlp_places(reads_at, writes_at, str(file.path))
+            threshold = threshold / decoder.float().norm(dim=1)
+    reads, writes = places(reads_at, writes_at, str(file.path))
     return LayerWeights(
         source=str(file.path),
         encoder=encoder,
@@ -144,4 +167,11 @@ FORMAT = Format(
     read=each(read_layer),
     harmless_tensors=HARMLESS_TENSORS,
     harmless_keys=HARMLESS_KEYS,
+)
+AUTOENCODER = replace(
+    FORMAT,
+    name="OpenMOSS autoencoder",
+    layout="the same, with one place as hook_point_in and hook_point_out",
+    detect=detect_autoencoder,
+    read=each(read_autoencoder),
 )

@@ -1,8 +1,8 @@
-"""SAELens transcoders and autoencoders: `cfg.json` with `sae_weights.safetensors`.
+"""SAELens transcoders: `cfg.json` with `sae_weights.safetensors`; its autoencoders are in saelens_autoencoder.py.
 
 `W_enc` (D, F), `W_dec` (F, D), `b_enc`, `b_dec`, `threshold` (F,) for JumpReLU, `W_skip` (D, D) as x @ W_skip.T.
-Input normalisation is refused, and for transcoders subtraction of b_dec: they must be folded into the weights first. Where one
-stands is in the metadata (`hook_name`, `hook_name_out`), in older files at the top (`hook_name` or `hook_point`, `hook_layer`).
+Input normalisation and subtraction of b_dec are refused: they must be folded into the weights first. Where one stands is
+in the metadata (`hook_name`, `hook_name_out`), in older files at the top (`hook_name` or `hook_point`, `hook_layer`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, shortened
-from circuit_tracer.transcoders.formats.folding import shifted_bias
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, whole
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.places import require_mlp_places, require_stream_place
+from circuit_tracer.transcoders.places import require_mlp_places
 
-AUTOENCODERS = ("standard", "jumprelu", "topk")
+SWITCH = "switch"  # of our trainer, in switch.py
+AUTOENCODERS = ("standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka_batchtopk")
 _ARCHITECTURES = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 _TRAINING = "how it was trained"
 _NAMES = "what it is called elsewhere"
@@ -36,7 +36,7 @@ _NOTES = (
         (name, _NAMES, ())
         for name in ("model_name", "neuronpedia_id", "hf_hook_name", "hf_hook_name_out", "release", "sae_id")
     ),
-    *((name, "a head of attention", (None,)) for name in ("hook_head_index", "hook_head_index_out")),
+    *((name, "a head of attention", (None,)) for name in ("hook_head_index", "hook_head_index_out", "hook_point_head_index")),
 )  # fmt: skip
 HARMLESS_KEYS = (
     Harmless("normalize_activations", "of the input", (None, False, "none")),
@@ -50,23 +50,21 @@ HARMLESS_KEYS = (
     *(Harmless(f"{place}{name}", why, only) for place in ("", "metadata.") for name, why, only in _NOTES),
 )
 _CHANGES_INPUT = ("normalize_activations", "apply_b_dec_to_input", "reshape_activations")
-_ONES = tuple(
+ONES = tuple(
     Harmless(name, "a scale of features that is 1", (1,)) for name in ("scaling_factor", "finetuning_scaling_factor")
 )
 
 
 def detect(file: LayerFile) -> bool:
-    return {"W_enc", "W_dec", "b_enc", "b_dec"} <= file.names and file.has_key("architecture")
+    return (
+        {"W_enc", "W_dec", "b_enc", "b_dec"} <= file.names
+        and file.has_key("architecture")
+        and file.value("architecture") not in (*AUTOENCODERS, SWITCH)
+    )
 
 
 def read_layer(file: LayerFile) -> LayerWeights:
     architecture = file.key("architecture")
-    if architecture in AUTOENCODERS:
-        raise FileFormatError(
-            f"{file.path} is a sparse autoencoder: it replaces no MLP, so no prompt can be traced with it. `circuit-tracer "
-            "evaluate -t FOLDER --data TEXT` measures it in the model, `circuit-tracer info FOLDER` says what it is; to trace, "
-            "train or load transcoders."
-        )
     if architecture not in _ARCHITECTURES:
         raise FileFormatError(
             f"{file.path}: architecture {shortened(architecture)} is not a transcoder; known are {', '.join(_ARCHITECTURES)}."
@@ -76,7 +74,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
             f"{file.path}: architecture {architecture!r} does not go with the tensors {file.describe()}."
         )
     _require_plain_input(file, _CHANGES_INPUT)
-    encoder, k = _encoder(file), _k(file)
+    encoder, k = encoder_of(file), k_of(file)
     reads, writes = require_mlp_places(
         file.key("hook_name", "metadata.hook_name", "hook_point", "metadata.hook_point"),
         file.key("hook_name_out", "metadata.hook_name_out"),
@@ -94,44 +92,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
         nonnegative=k is not None,
         reads=reads,
         writes=writes,
-        layer=_layer(file),
-    )
-
-
-def read_autoencoder(file: LayerFile) -> LayerWeights:
-    """An autoencoder of the residual stream; b_dec is taken off the encoder's bias where it is subtracted from the input.
-
-    Raises FileFormatError for any other architecture or place.
-    """
-    architecture = file.key("architecture")
-    fits = architecture in AUTOENCODERS and (architecture == "jumprelu") == ("threshold" in file)
-    if not fits:
-        raise FileFormatError(
-            f"{file.path}: architecture {shortened(architecture)} with the tensors {file.describe()} is no autoencoder that is "
-            f"known; known are {', '.join(AUTOENCODERS)}, jumprelu with a threshold."
-        )
-    _require_plain_input(file, ("normalize_activations", "reshape_activations"))
-    encoder, k = _encoder(file), whole(file.key("k", "activation_fn_kwargs.k")) if architecture == "topk" else _k(file)
-    if (architecture == "topk") != (k is not None):
-        raise FileFormatError(f"{file.path}: architecture {architecture} and k {shortened(k)} do not go together.")
-    bias, decoder_bias = file.tensor("b_enc"), file.tensor("b_dec")
-    if file.key("apply_b_dec_to_input"):
-        bias = shifted_bias(encoder, bias, decoder_bias)
-    place = require_stream_place(
-        file.key("hook_name", "metadata.hook_name", "hook_point", "metadata.hook_point"), str(file.path)
-    )
-    return LayerWeights(
-        source=str(file.path),
-        encoder=encoder,
-        decoder=file.tensor("W_dec"),
-        encoder_bias=bias,
-        decoder_bias=decoder_bias,
-        threshold=file.optional("threshold"),
-        k=k,
-        nonnegative=k is not None,
-        reads=place,
-        writes=place,
-        layer=_layer(file),
+        layer=layer_of(file),
     )
 
 
@@ -144,7 +105,7 @@ def _require_plain_input(file: LayerFile, keys: tuple[str, ...]) -> None:
             )
 
 
-def _encoder(file: LayerFile) -> Tensor:
+def encoder_of(file: LayerFile) -> Tensor:
     """(F, D); FileFormatError if cfg.json says other sizes."""
     encoder = file.matrix("W_enc").T
     for name, found in (("d_in", encoder.shape[-1]), ("d_out", file.shapes["b_dec"][-1]), ("d_sae", len(encoder))):
@@ -152,7 +113,7 @@ def _encoder(file: LayerFile) -> Tensor:
     return encoder
 
 
-def _k(file: LayerFile) -> int | None:
+def k_of(file: LayerFile) -> int | None:
     """k of TopK, which SAELens applies before a ReLU; None for ReLU. FileFormatError for any other function."""
     name = file.key("activation_fn", "activation_fn_str", default="relu")
     given = file.key("activation_fn_kwargs.k", "k")
@@ -165,8 +126,8 @@ def _k(file: LayerFile) -> int | None:
     )
 
 
-def _layer(file: LayerFile) -> int | None:
-    read = file.key("hook_layer", "metadata.hook_layer")
+def layer_of(file: LayerFile) -> int | None:
+    read = file.key("hook_layer", "metadata.hook_layer", "hook_point_layer")
     written = file.key("hook_layer_out", "metadata.hook_layer_out")
     if None not in (read, written) and read != written:
         raise FileFormatError(
@@ -186,6 +147,6 @@ FORMAT = Format(
     "[, threshold (F)] [, W_skip (D, D)]",
     detect=detect,
     read=each(read_layer),
-    harmless_tensors=_ONES,
+    harmless_tensors=ONES,
     harmless_keys=HARMLESS_KEYS,
 )

@@ -4,12 +4,13 @@ import { h, number, percent, redraw } from "./dom.js";
 import { layerName, nodeLabel, tokenText } from "./labels.js";
 import { headChip } from "./names.js";
 import { shareWidth } from "./palette.js";
+import { errorsName } from "./read_graph.js";
 import { lookOf } from "./scores.js";
 import { edgeId, selection } from "./selection.js";
 import { linkFilter } from "./visible.js";
 
 const MOST_ROWS = 300;
-const PARTS = { feature: "features", token: "tokens", error: "errors", cut: "cut by pruning" };
+const PARTS = { feature: "features", token: "tokens", cut: "cut by pruning" };
 
 export const panel = {
   id: "connections",
@@ -75,13 +76,14 @@ class Connections {
   _balance(chosen) {
     if (!chosen.mass) return null;
     const parts = Object.entries(chosen.kinds).filter(([, share]) => share > 0);
+    const nameOf = (kind) => PARTS[kind] ?? errorsName(this.graph);
     const bar = h("div", {
       class: "balance",
       role: "img",
-      "aria-label": parts.map(([kind, share]) => `${PARTS[kind]} ${percent(share)}`).join(", "),
+      "aria-label": parts.map(([kind, share]) => `${nameOf(kind)} ${percent(share)}`).join(", "),
     });
     for (const [kind, share] of parts) bar.append(h("span", { class: `part ${kind}`, style: { "flex-grow": share } }));
-    const words = parts.map(([kind, share]) => `${percent(share)} ${PARTS[kind]}`).join(" \u00b7 ");
+    const words = parts.map(([kind, share]) => `${percent(share)} ${nameOf(kind)}`).join(" \u00b7 ");
     const total = `sum of |inputs|: ${number(chosen.mass)}`;
     const rule = chosen.nodes.length === 1 ? chosen.nodes[0].raw.sum_rule : null;
     return h(

@@ -4,6 +4,7 @@ import { enlargeButton } from "./areas.js";
 import { button, slider, toggle } from "./controls.js";
 import { h, percent, replace, svg } from "./dom.js";
 import { headFilter, throughHead } from "./head_filter.js";
+import { dictionariesOf, errorName, errorsTitle } from "./read_graph.js";
 import { MOST_FAINT } from "./scene.js";
 import { partNote } from "./server_tools.js";
 
@@ -68,7 +69,7 @@ export const panel = {
     root.append(
       h("div", { class: "bar" }, graphBar(page), enlargeButton()),
       h("div", { class: "stack" }, page.view.element),
-      h("div", { class: "foot" }, zoomButtons(page.view), page.view.sign, legend(), h("span", { class: "spacer" }), counts(page)),
+      h("div", { class: "foot" }, zoomButtons(page.view), page.view.sign, legend(page.graph), h("span", { class: "spacer" }), counts(page)),
     );
     return { focus: () => page.view.element.focus() };
   },
@@ -101,7 +102,7 @@ export function graphBar({ graph, store }, directed = true) {
     (value) => (value < 1 ? `to ${percent(toDensity(value))}` : "all"),
   );
   density.title = "Hide features that are active on a larger share of tokens";
-  const errors = toggle("Errors", "show-errors", !store.state.hideErrors, (on) => store.set({ hideErrors: !on }));
+  const errors = toggle(errorsTitle(graph), "show-errors", !store.state.hideErrors, (on) => store.set({ hideErrors: !on }));
   const faint = toggle("Faint links", "all-edges", store.state.allEdges, (on) => store.set({ allEdges: on }));
   const type = h(
     "select",
@@ -183,10 +184,10 @@ export function glyph(tag, attributes) {
 }
 
 /** What glyphs mean. */
-function legend() {
+function legend(graph) {
   const items = [
-    [glyph("circle", { r: 4, class: "feature" }), "feature"],
-    [glyph("path", { d: "M0-4L4 0L0 4L-4 0Z", class: "error" }), "error"],
+    ...featureGlyphs(graph),
+    [glyph("path", { d: "M0-4L4 0L0 4L-4 0Z", class: "error" }), errorName(graph)],
     [glyph("rect", { x: -4, y: -4, width: 8, height: 8, class: "plain" }), "token, output"],
     [[glyph("circle", { r: 2, class: "feature" }), glyph("circle", { r: 6, class: "feature" })], "influence"],
     [glyph("path", { d: "M-7 0H7", class: "link" }), "raises"],
@@ -195,6 +196,18 @@ function legend() {
   const title =
     "The larger a glyph and the darker a grey link, the more influence on the outputs goes through it. Links of what is selected are coloured, their width the share of the target\u2019s input.";
   return legendOf(items, title);
+}
+
+/** One for each dictionary whose features the graph has. */
+function featureGlyphs({ metadata, nodes }) {
+  const parts = dictionariesOf(metadata);
+  const mlps = parts.filter(({ ofAttention }) => !ofAttention);
+  const circle = ({ name }, number) => [glyph("circle", { r: 4, class: number ? "second" : "feature" }), name];
+  const items = mlps.length > 1 ? mlps.map(circle) : [circle({ name: "feature" }, 0)];
+  const attention = parts.find(({ ofAttention }) => ofAttention);
+  if (!attention && !nodes.some((node) => node.kind === "attention feature")) return items;
+  const triangle = glyph("path", { d: "M0-4.5L4.5 4L-4.5 4Z", class: "attention" });
+  return [...items, [triangle, attention?.name ?? "attention feature"]];
 }
 
 /** items: [glyph or glyphs, what it means]. */

@@ -1,6 +1,7 @@
 // The words for a node: its own label as edited here, else the file's, else what it is.
 
 import { probability, spacedText, visibleToken } from "./dom.js";
+import { errorName } from "./read_graph.js";
 
 /** The text of the token at a position. */
 export function tokenText(graph, position) {
@@ -47,12 +48,18 @@ export function nodeLabel(graph, state, node) {
     case "target":
       return isToken(node) ? `output \u201c${targetText(node)}\u201d` : targetText(node);
     case "error":
-      return "error";
+      return errorName(graph);
     case "attention error":
       return "attention error";
     default:
-      return node.label || (node.feature === null ? node.id : `feature ${node.feature}`);
+      return node.label || featureName(node);
   }
+}
+
+/** A feature by its number, in its own dictionary where there are several. */
+function featureName({ id, feature, part, raw }) {
+  if (feature === null) return id;
+  return part ? `${raw.dictionary} ${raw.dictionary_index}` : `feature ${feature}`;
 }
 
 /** The page of a feature on neuronpedia.org, where the graph says that its dictionary is a source set there; else null. */

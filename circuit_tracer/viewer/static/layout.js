@@ -3,7 +3,7 @@
 
 import { influence } from "./graph_math.js";
 import { outputText, tokenName } from "./labels.js";
-import { isError } from "./read_graph.js";
+import { isError, isOfAttention } from "./read_graph.js";
 
 const SIDE = { left: 46, right: 14 };
 const LEAST_WIDTH = 12; // of a column, where there is room for it
@@ -28,14 +28,14 @@ export function layOut(graph, shown, width, height) {
   const outputs = graph.nodes.filter((node) => node.kind === "target" && shown[node.index]);
   const names = { outputs: outputNames(outputs, inner, height), tokens: tokenNames(graph, columns, height) };
   const margin = { ...SIDE, top: names.outputs.height, bottom: names.tokens.height };
-  const rows = rowHeights(graph, cells, margin, height);
+  const { rows, halves } = rowHeights(graph, cells, margin, height);
   const x = new Float32Array(graph.nodes.length);
   const y = new Float32Array(graph.nodes.length);
   const steps = [];
   for (const [key, members] of cells) {
     if (members[0].kind === "target") continue;
     const column = columns[key % graph.tokens.length];
-    const step = placeCell(members, column, rows[Math.floor(key / graph.tokens.length)], x, y);
+    const step = placeCell(members, column, halves.get(Math.floor(key / graph.tokens.length)), x, y);
     steps.push(...members.map(() => step));
   }
   placeOutputs(outputs, columns, rows[graph.topLayer + 1], names.outputs.spacing, width, x, y);
@@ -51,12 +51,15 @@ export function slope(spacing, letters, line = LINE) {
   return spacing >= letters * LETTER + 6 ? 0 : Math.asin(Math.min(1, line / spacing));
 }
 
-/** Nodes by cell, the most important first; targets by probability. */
+/** The half of a row in which a node stands: attention is below the MLP of its layer. */
+const halfOf = (node) => 2 * (node.layer + 1) + (isOfAttention(node) ? 0 : 1);
+
+/** Nodes by cell, of a half row and a token, the most important first; targets by probability. */
 function fillCells(graph, shown) {
   const cells = new Map();
   for (const node of graph.nodes) {
     if (!shown[node.index]) continue;
-    const key = (node.layer + 1) * graph.tokens.length + node.position;
+    const key = halfOf(node) * graph.tokens.length + node.position;
     if (!cells.has(key)) cells.set(key, []);
     cells.get(key).push(node);
   }
@@ -85,16 +88,26 @@ function columnWidths(graph, cells, inner) {
   });
 }
 
+/** rows: by layer + 1; halves: of them by `halfOf`, those of attention where it has nodes. y is the middle. */
 function rowHeights(graph, cells, margin, height) {
   const n_rows = graph.topLayer + 2;
   const n_tokens = graph.tokens.length;
-  const wanted = fullest(cells, n_rows, (key) => Math.floor(key / n_tokens)).map((most) => 0.7 + Math.sqrt(most));
+  const most = fullest(cells, 2 * n_rows, (key) => Math.floor(key / n_tokens));
+  const attention = new Set([...cells.keys()].map((key) => Math.floor(key / n_tokens)).filter((half) => half % 2 === 0));
+  const there = most.map((_, half) => half).filter((half) => half % 2 === 1 || attention.has(half));
+  const wanted = there.map((half) => 0.7 + Math.sqrt(most[half]));
   const inner = height - margin.top - margin.bottom;
+  const rows = Array.from({ length: n_rows }, () => ({ y: 0, height: 0 }));
+  const halves = new Map();
   let bottom = height - margin.bottom;
-  return divided(wanted, inner, (0.3 * inner) / n_rows).map((room) => {
+  divided(wanted, inner, (0.3 * inner) / there.length).forEach((room, at) => {
     bottom -= room;
-    return { y: bottom + room / 2, height: room };
+    halves.set(there[at], { y: bottom + room / 2, height: room });
+    const row = rows[there[at] >> 1];
+    row.height += room;
+    row.y = bottom + row.height / 2;
   });
+  return { rows, halves };
 }
 
 /** A length in parts like `wanted`, none below `least`. */

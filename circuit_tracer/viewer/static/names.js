@@ -3,6 +3,7 @@
 import { h } from "./dom.js";
 import { headName, lookText } from "./heads.js";
 import { layerName, nodeLabel, placeName, tokenText } from "./labels.js";
+import { errorName } from "./read_graph.js";
 
 /** A node's name, which selects it; a node that this file does not hold is plain text. */
 export function nodeName({ graph, store, actions }, id) {
@@ -45,7 +46,7 @@ export function nodePlace(graph, id) {
   if (!node && kind.startsWith("bias_")) return { name: BIASES[kind.slice(5)] ?? label ?? id, layer: "", position: "" };
   const [layer, position] = node ? [node.layer, node.position] : [row === "E" ? -1 : Number(row), Number(at)];
   const token = tokenText(graph, position);
-  const other = row === "E" ? `\u201c${token}\u201d` : kind === "-1" ? "error" : `feature ${kind}`;
+  const other = row === "E" ? `\u201c${token}\u201d` : kind === "-1" ? errorName(graph) : `feature ${kind}`;
   return {
     name: node ? node.label : (label ?? other),
     layer: layerName(graph, layer),

@@ -2,13 +2,14 @@
 
 import { h, number, percent, probability, redraw } from "./dom.js";
 import { isToken, layerName, nodeLabel, tokenText } from "./labels.js";
+import { errorsTitle } from "./read_graph.js";
 import { matching } from "./visible.js";
 
 const MOST_ROWS = 200;
 const SECTIONS = [
   ["Outputs", ["target"]],
   ["Features", ["feature", "attention feature", "bias", "unknown"]],
-  ["Errors", ["error", "attention error"]],
+  [null, ["error", "attention error"]],
   ["Tokens", ["token"]],
 ];
 const SO_FAR = "Share of all influence that this node and the more important ones carry together";
@@ -47,7 +48,12 @@ class NodeList {
     redraw(
       this.element,
       h("div", { class: "list-head" }, h("span", { class: "quiet", role: "status" }, words), pinAll),
-      SECTIONS.map(([title, kinds]) => this._section(title, found.filter(({ kind }) => kinds.includes(kind)))),
+      SECTIONS.map(([title, kinds]) =>
+        this._section(
+          title ?? errorsTitle(this.graph),
+          found.filter(({ kind }) => kinds.includes(kind)),
+        ),
+      ),
     );
   }
 

@@ -13,6 +13,8 @@ const NAMES = [
   "negative",
   "node",
   "target",
+  "second",
+  "attention",
   "only-a",
   "only-b",
 ];

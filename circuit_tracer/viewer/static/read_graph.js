@@ -26,7 +26,7 @@ const KINDS = {
  * The graph of a parsed document.
  *
  * nodes: {index, id, kind, layer, position, feature, featureKey, label, influence, activation, probability,
- * density, raw}; density is the share of tokens that a feature is active on, where the page was made with it, else null;
+ * density, part, raw}; part: number of the dictionary that a feature is of (`dictionariesOf`); density is the share of tokens that a feature is active on, where the page was made with it, else null;
  * layer is -1 for tokens and the top row for targets. links: columns source, target (node indices), weight, share;
  * share: see shares.js; heads: what `readHeads` makes of each, or null
  * where no link says any. inStart/inLinks and outStart/outLinks
@@ -48,6 +48,12 @@ export function readGraph(document) {
   graph.maxInfluence = nodes.reduce((most, node) => Math.max(most, node.influence ?? 0), 0);
   graph.threshold = Number.isFinite(metadata.node_threshold) ? metadata.node_threshold : 1;
   return graph;
+}
+
+/** The dictionaries whose features a graph has, {name, ofAttention}; empty if there is but one. */
+export function dictionariesOf({ dictionaries }) {
+  if (!Array.isArray(dictionaries)) return [];
+  return dictionaries.map((part) => ({ name: String(part?.name), ofAttention: part?.place === "attention" }));
 }
 
 function shapeProblems(document) {
@@ -72,6 +78,7 @@ function readNodes(rows, tokens, metadata, repairs) {
   const problems = [];
   const counts = new Map();
   const renamed = new Map();
+  const parts = dictionariesOf(metadata).map(({ name }) => name);
   let unknownInfluence = 0;
   for (const row of rows) counts.set(row?.node_id, (counts.get(row?.node_id) ?? 0) + 1);
   for (const [number, row] of rows.entries()) {
@@ -89,7 +96,7 @@ function readNodes(rows, tokens, metadata, repairs) {
         repairs.push(`node ${id} occurred twice; the first one was kept`);
         continue;
       }
-      const node = describe(row, id, nodes.length, kind, layer, position, metadata.schema_version === 1);
+      const node = describe(row, id, nodes.length, kind, layer, position, metadata.schema_version === 1, parts);
       if (node.influence === null && (kind === "feature" || kind === "error")) unknownInfluence += 1;
       byId.set(id, node);
       nodes.push(node);
@@ -111,7 +118,7 @@ function currentId(name, kind, layer, position, counts, renamed, repairs) {
   return id;
 }
 
-function describe(row, id, index, kind, layer, position, paired) {
+function describe(row, id, index, kind, layer, position, paired, parts) {
   const finite = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
   const isFeature = kind === "feature" || kind === "attention feature";
   const feature = isFeature && Number.isSafeInteger(row.feature) ? featureIndex(row.feature, layer, paired) : null;
@@ -128,6 +135,7 @@ function describe(row, id, index, kind, layer, position, paired) {
     activation: finite(row.activation),
     probability: kind === "target" ? targetProbability(row) : null,
     density: null,
+    part: Math.max(0, parts.indexOf(row.dictionary)),
     raw: row,
   };
 }
@@ -247,6 +255,34 @@ function savedView(params, renamed, repairs) {
 /** Whether a node stands for what the dictionary missed. */
 export function isError(node) {
   return node.kind === "error" || node.kind === "attention error";
+}
+
+/** Whether a node is a feature that can be set on the prompt: of MLPs, or of attention where the graph says which it is there. */
+export function isEditable(node) {
+  const known = node.kind === "feature" || (node.kind === "attention feature" && node.raw.dictionary_index !== undefined);
+  return known && node.feature !== null;
+}
+
+/** Whether a node stands for a part of what attention gives. */
+export function isOfAttention(node) {
+  return node.kind === "attention feature" || node.kind === "attention error";
+}
+
+/** What such a node is called: where neurons are nodes, it holds the other neurons of its place. */
+export function errorName({ metadata }) {
+  return typeof metadata.left_over === "string" && metadata.left_over ? metadata.left_over : "error";
+}
+
+/** What they are called together. */
+export function errorsName(graph) {
+  const name = errorName(graph);
+  return name === "error" ? "errors" : name;
+}
+
+/** The same as a title. */
+export function errorsTitle(graph) {
+  const name = errorsName(graph);
+  return name[0].toUpperCase() + name.slice(1);
 }
 
 /** Link numbers that end at a node. */

@@ -223,6 +223,8 @@ function nodeStyle(node, palette, share, { isSelecting, isClicked, isPinned, isF
   const step = share === undefined ? 0 : (Math.sign(share) * Math.round(Math.sqrt(Math.abs(share)) * 24) ** 2) / 576;
   let fill = isError(node) ? null : palette.node;
   if (node.kind === "target" || node.kind === "token") fill = palette.target;
+  else if (node.kind === "attention feature") fill = palette.attention;
+  else if (node.part) fill = palette.second;
   else if (isDot && fill) fill = palette.muted;
   if (share !== undefined && !isClicked) fill = palette.share(step);
   if (isClicked) fill = palette.accent;

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from circuit_tracer.errors import CompatibilityError, InputError, shortened, warn
-from circuit_tracer.models.architectures import Architecture, NormKind
+from circuit_tracer.models.architecture import Architecture, NormKind
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.models.loading import resolve_dtype
 from circuit_tracer.models.parts import ModelParts

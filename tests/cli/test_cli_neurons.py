@@ -1,0 +1,63 @@
+"""`-t neurons`: commands on a model without a dictionary, and what its graphs call things."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from circuit_tracer.graph import Graph
+from tests.support.command import Folders, Run
+
+PROMPT = "the capital of Texas is"
+
+
+def test_a_trace_names_neurons_by_number_and_sign(folders: Folders, run: Run, tmp_path: Path) -> None:
+    outcome = run(
+        *("attribute", "-t", "neurons", "-m", folders.model, "-p", PROMPT, "-o", tmp_path / "g.safetensors"),
+        *("--slug", "texas", "--graph_file_dir", tmp_path, "--max-feature-nodes", 30, "--node_threshold", 1.0),
+    )
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("not monosemantic") == 1
+    for said in ("30 of 30 active neurons", "of the effects of 360", "other neurons"):
+        assert said in outcome.out
+    graph = Graph.load(tmp_path / "g.safetensors")
+    document = json.loads((tmp_path / "texas.json").read_text())
+    names = {node["node_id"]: node["clerp"] for node in document["nodes"]}
+    assert document["metadata"]["left_over"] == "other neurons"
+    for layer, position, index in graph.active_features.tolist():
+        if (node := f"{layer}_{index}_{position}") in names:
+            assert names[node] == f"L{layer} neuron {index // 2}{'-' if index % 2 else '+'}"
+    left = [node["clerp"] for node in document["nodes"] if node["feature_type"] == "mlp reconstruction error"]
+    assert left
+    assert set(left) == {"other neurons"}
+    assert "active neurons" in repr(graph)
+    assert "other neurons" in repr(graph)
+
+
+def test_info_and_plan_need_the_model_only(folders: Folders, run: Run) -> None:
+    told = run("info", "neurons", "-m", folders.model, "--json")
+    assert told.code == 0, told.err
+    assert (told.json["neurons_a_layer"], told.json["features_a_layer"], told.json["layers"]) == (24, 48, 3)
+    planned = run("plan", "-t", "neurons", "-m", folders.model, "--tokens", 9, "--max-feature-nodes", 40, "--json")
+    assert planned.code == 0, planned.err
+    assert planned.json["feature_nodes"] == 40
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("info", "neurons"), "name the model with -m"),
+        (("attribute", "-t", "neurons", "-p", PROMPT, "--json"), "name it with -m"),
+        (
+            ("attribute", "-t", "neurons", "-m", "{model}", "--select", "width=16k", "-p", PROMPT, "--json"),
+            "leave --select out",
+        ),
+    ],
+    ids=["info without a model", "trace without a model", "options of files"],
+)
+def test_what_is_missing_or_idle_is_said(folders: Folders, run: Run, words: tuple[str, ...], says: str) -> None:
+    outcome = run(*(word.format(model=folders.model) for word in words))
+    assert outcome.code != 0
+    assert says in outcome.err
