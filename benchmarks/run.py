@@ -128,6 +128,17 @@ CPU = (
     Benchmark("triggers", "many.triggers", "", (), 8),
     Benchmark("moved-city", "many.moved_city", "", (), 5),
     Benchmark("wrong-answers", "many.wrong_answers", "", (), 8),
+    Benchmark(
+        "monitor-throughput",
+        "probes.throughput",
+        f"--model {MODEL} --transcoders {CLT}",
+        ("smollm2-hf", "clt-256"),
+        5,
+    ),
+    *(
+        Benchmark(f"monitor-{name}", f"probes.{module}", f"--model {MODEL}", ("smollm2-hf",), minutes)
+        for name, module, minutes in (("personal", "personal_data", 15), ("truth", "truth", 8), ("wrong", "wrong", 12))
+    ),
     Benchmark("training-speed", "training.speed", "--peer {WORK}/decode", ("decode",), 8),
     Benchmark(
         "training-quality",
@@ -145,6 +156,13 @@ CPU = (
         f"--work {{WORK}}/rates --model {MODEL} --corpus {{WORK}}/corpus/corpus.jsonl",
         ("smollm2-hf", "corpus"),
         40,
+    ),
+    Benchmark(
+        "training-kinds",
+        "training.kinds",
+        f"--work {{WORK}}/kinds --model {MODEL} --corpus {{WORK}}/large-corpus",
+        ("smollm2-hf", "large-corpus"),
+        8,
     ),
 )
 # what needs neither network nor files comes first, so that ten minutes suffice for it
@@ -168,6 +186,7 @@ MADE: dict[str, list[str]] = {
     "peer": [str(PEER / "setup_peer.sh"), "{WORK}/peer"],
     "decode": [str(PEER / "setup_decode_clt.sh"), "{WORK}/decode"],
     "corpus": [str(ROOT / "recipes" / "smollm2" / "corpus.sh"), "{WORK}/corpus"],
+    "large-corpus": [str(ROOT / "recipes" / "smollm2" / "corpus.sh"), "{WORK}/large-corpus", "1200000"],
     "smollm2-hf": [*our_command("inputs.prepare_models"), MODEL],
 }
 for _name, _words in (

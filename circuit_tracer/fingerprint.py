@@ -130,6 +130,9 @@ def _tensors(transcoders: Transcoders) -> Iterator[tuple[str, Tensor]]:
         for slot, rows in enumerate(decoder.rows(index).unbind(1)):
             yield f"{layer} decoder {tuple(decoder.shape)} {slot}", rows
         function = transcoders.activation(layer)
+        if (router := transcoders.router(layer)) is not None:
+            yield f"{layer} router", router.weight
+            yield f"{layer} router bias", router.bias
         yield f"{layer} encoder bias", transcoders.encoder_bias(layer)
         yield f"{layer} decoder bias", transcoders.decoder_bias(layer)
         settings = [getattr(function, name, None) for name in ("k", "nonnegative")]

@@ -131,6 +131,8 @@ LATE = [
     Row("transcoders.transcoder_set", "transcoders.formats", "facade: to_safetensors"),
     Row("viewer.server.running", "viewer.server", "graphs are served without torch"),
     Row("viewer.server.running", "features.belonging", "graphs are served without torch"),
+    Row("viewer.server.running", "probes", "graphs are served without torch"),
+    Row("viewer.server.monitoring", "probes", "graphs are served without torch"),
     Row("viewer.server.neuronpedia", "", "graphs are served without torch"),
     Row("viewer.server.runs", "many", "graphs are served without torch"),
     Row("viewer.server.runs", "viewer.run", "graphs are served without torch"),

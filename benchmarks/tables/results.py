@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.tables import attention, explanations, many, neurons, training, viewer
+from benchmarks.tables import attention, explanations, many, neurons, probes, training, viewer
 from benchmarks.tables.markdown import table
 
 Record = dict[str, Any]
@@ -229,7 +229,12 @@ SECTIONS = (
     ("triggers", "Reports: a trigger planted, and none", many.triggers),
     ("moved_city", "Two graphs compared: a city moves to another state", many.moved_city),
     ("wrong_answers", "Fingerprints: which answers are wrong", many.wrong_answers),
+    ("monitor_personal", "Probes: personal data", probes.personal),
+    ("monitor_truth", "Probes: statements that the model does not hold true", probes.statements),
+    ("monitor_wrong", "Probes: answers that will be wrong", probes.statements),
+    ("monitor_throughput", "Monitors: what they cost", probes.throughput),
     ("training_rates", "Training: is the default learning rate the right one?", training.rates),
+    ("training_kinds", "Training: kinds of autoencoders at an equal budget", training.kinds),
     ("training_export", "Training: what the files keep", training.export),
     ("training_warm_start", "Training: warm starts", training.warm_start),
     ("training_roofline", "Training: the least time of a step on a GPU", training.roofline),

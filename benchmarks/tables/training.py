@@ -133,6 +133,49 @@ def _interval(found: dict[str, Any]) -> str:
     return "broke" if found["error"] is None else f"{found['error']:.4f} ± {found['half_interval'] or 0:.4f}"
 
 
+def kinds(record: dict[str, Any]) -> list[str]:
+    """Kinds of autoencoders, one line each; accuracies are means over tasks."""
+    budget, about = record["budget"], record["about"]
+    rows = []
+    for name, kind in record["kinds"].items():
+        mean = kind["mean"]
+        files = mean["nmse"]["mean"] / mean["nmse_in_training"]["mean"] - 1
+        rows.append([
+            name.replace("_", " "), f"{mean['l0']['mean']:.1f}", _plus_minus(mean["nmse"], ".4f"), f"{files:+.2%}",
+            f"{mean['nmse_first']['mean']:.3f}", f"{mean['never_active']['mean']:.1%}",
+            *(_plus_minus(mean[f"probing_{k}"], ".1%") for k in ("1", "5", "all")), f"{mean['seconds']['mean']:.0f}",
+        ])  # fmt: skip
+    for name, tasks in record["baselines"].items():
+        shares = [f"{sum(task[k] for task in tasks.values()) / len(tasks):.1%}" for k in ("1", "5", "all")]
+        rows.append([name, *[""] * 5, *shares, ""])
+    first = budget["features"] // 16
+    head = [
+        "kind",
+        "L0",
+        "NMSE",
+        "files",
+        f"first {first} alone",
+        "never active",
+        "probe, 1 feature",
+        "5",
+        "all",
+        "seconds",
+    ]
+    seeds = len(record["seeds"])
+    return [
+        f"SmolLM2-135M's residual stream after layer {about['layer']}: {budget['steps']} steps of {budget['batch']} tokens, "
+        f"{budget['features']} features, {budget['active']:g} active; mean and 95 % interval over {seeds} seeds, on documents",
+        "that were not trained on. *Files*: error that exporting adds. *First alone*: error with all other features left out.",
+        f"*Probe*: mean accuracy over {len(about['tasks'])} questions, half of the answers are yes.",
+        "",
+        *table(head, rows),
+    ]
+
+
+def _plus_minus(found: dict[str, float], shown: str) -> str:
+    return f"{found['mean']:{shown}} ± {found['half_interval']:{shown}}"
+
+
 def export(record: dict[str, Any]) -> list[str]:
     """What files keep, by kind and rule."""
     rows = []

@@ -32,6 +32,18 @@ class LinearAttention:
         """Those whose attention is replaced."""
         return self.frozen.layers
 
+    @property
+    def warning(self) -> str | None:
+        """What to tell of layers whose outputs the features rebuild worse than their mean would."""
+        poor = [f"{layer} ({value:.3g})" for layer, value in self.nmse.items() if value > 1]
+        if not poor:
+            return None
+        return (
+            "on this prompt the dictionary of attention rebuilds what attention gives worse than its mean would: NMSE is above "
+            f"1 in layers {', '.join(poor[:8])}, {len(poor)} of {len(self.nmse)}. The graph is exact, but these features "
+            "do not explain attention here; check that the dictionary was trained on this model and place"
+        )
+
     def constants(self, keep_P: Tensor, kinds: Collection[str]) -> dict[int, Tensor]:
         """What stands for the attention of each layer in a network of constants, as it is added to the stream (P, D)."""
         frozen, found = self.frozen, {}

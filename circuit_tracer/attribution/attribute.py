@@ -58,7 +58,8 @@ def attribute(
     attribution_targets: None for the most probable tokens (at most `max_n_logits`, until `desired_logit_prob` is covered),
     token ids, token strings, `CustomTarget` or `LogitDifference`, read at `position`; `FeatureTarget`, `DirectionTarget`,
     `DirectionSum`, `AttentionTarget`.
-    max_feature_nodes: how many features get a row of their own, chosen by exact influence; None or 0: all active ones.
+    max_feature_nodes: how many features get a row of their own, chosen by exact influence; None or 0: all active ones. Of
+    neurons, how many are nodes, all of them with a row, chosen by total effect; None or 0: 2,000 (README.md §9).
     batch_size: most rows in flight; neither it nor `update_interval` (kept for scripts written for circuit-tracer) changes the
     result. offload: do not keep decoder rows in memory; they are read again from the transcoder's files.
     zero_positions: positions without features and errors; None for circuit-tracer's rule (position 0; the chat

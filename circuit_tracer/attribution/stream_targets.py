@@ -18,11 +18,10 @@ from circuit_tracer.attribution.contrast import contrast_of
 from circuit_tracer.errors import CompatibilityError, InputError, shortened
 from circuit_tracer.graph.stream_reads import StreamReads
 from circuit_tracer.graph.targets import TargetKind
-from circuit_tracer.models.frozen import FrozenLayer, FrozenNetwork
+from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.indices import from_the_front, require_layer
 from circuit_tracer.models.norms import FrozenNorm
 from circuit_tracer.models.queries_keys import read_scores
-from circuit_tracer.models.side_patterns import SidePatterns
 from circuit_tracer.models.sites import site_of
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -179,7 +178,7 @@ def _of_heads(network: FrozenNetwork, layer: int, position: int, vector_O: Tenso
         read_PD = frozen.heads_back(vector_O[None], at, n_seen)[0]
         empty = frozen.heads(torch.zeros_like(network.captured.embedding), constants=True)[position]
         return _reads([(layer, True, key, read_PD[key]) for key in range(n_seen)]), float(vector_O @ empty)
-    parts, look_HP = frozen.parts, _pattern_row(frozen, position)
+    parts, look_HP = frozen.parts, frozen.pattern_rows(torch.tensor([position]), position + 1)[0]
     n_heads, n_seen = look_HP.shape
     vector_Hd = vector_O.view(n_heads, -1)
     shared_PKd = torch.einsum("hp,hd->phd", look_HP, vector_Hd).unflatten(1, (frozen.n_kv, -1)).sum(2)
@@ -190,17 +189,6 @@ def _of_heads(network: FrozenNetwork, layer: int, position: int, vector_O: Tenso
         read_PD = norm.adjoint_at(read_PD, torch.arange(n_seen, device=read_PD.device))
     seen = look_HP.any(0).nonzero()[:, 0].tolist()
     return _reads([(layer, True, key, read_PD[key]) for key in seen]), constant
-
-
-def _pattern_row(frozen: FrozenLayer, position: int) -> Tensor:
-    """Where each head looks from a position, (H, positions up to it)."""
-    keys = slice(0, position + 1)
-    if isinstance(frozen.pattern, SidePatterns):
-        raise InputError("a direction of heads is read of one prompt at a time; trace this prompt by itself")
-    if isinstance(frozen.pattern, Tensor):
-        return frozen.pattern[:, position, keys]
-    rows = [frozen.pattern.tile(group, slice(position, position + 1), keys) for group in range(frozen.n_kv)]
-    return torch.cat(rows)[:, 0]
 
 
 def latent_target(

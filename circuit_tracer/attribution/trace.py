@@ -59,7 +59,7 @@ def trace(
     if resume is not None:
         plan = resume.same_blocks(plan)
     prompt, plan = make_linear(task, encoded, plan)
-    if (poor := _warning(task, prompt)) and options.ranks.first:
+    for poor in _warnings(task, prompt) if options.ranks.first else ():
         warn(poor, ReconstructionWarning)
     targets = resolve_targets(model, prompt.network, aim)
     rows = compute_rows(task, prompt, targets, plan, resume)
@@ -208,9 +208,11 @@ def _within(graph: Graph, max_residual: float | None) -> Graph:
     return graph
 
 
-def _warning(task: Task, prompt: LinearPrompt) -> str | None:
-    """What to tell of a dictionary that does not rebuild the model."""
-    return None if task.model.transcoders.exact else prompt.reconstruction.warning
+def _warnings(task: Task, prompt: LinearPrompt) -> list[str]:
+    """What to tell of dictionaries that do not rebuild the model."""
+    of_mlps = None if task.model.transcoders.exact else prompt.reconstruction.warning
+    of_attention = None if prompt.attention is None else prompt.attention.warning
+    return [poor for poor in (of_mlps, of_attention) if poor is not None]
 
 
 def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: ComputedRows) -> dict[str, Any]:
@@ -243,7 +245,7 @@ def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Com
         "features": [len(rows.columns), rows.wanted],  # with a row, of so many
         **prompt.found,
         **({} if task.intervention is None else {"edits": task.intervention.words}),
-        "warnings": [poor] if (poor := _warning(task, prompt)) else [],
+        "warnings": _warnings(task, prompt),
         "seconds": round(time.perf_counter() - task.started, 3),
         "torch": torch.__version__,
         "device": str(task.device),

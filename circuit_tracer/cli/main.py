@@ -30,6 +30,7 @@ COMMANDS = (
     Row("heads", "heads:heads", READ),
     Row("probe", "probe:app", READ),
     Row("group", "group:group", READ),
+    Row("monitor", "monitor:app", READ),
     Row("intervene", "intervene:intervene", TEST),
     Row("steer", "steer:steer", TEST),
     Row("patch", "patch:patch", TEST),

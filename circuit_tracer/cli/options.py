@@ -86,7 +86,10 @@ class Limits:
         int, typer.Option("--batch-size", min=1, help="Most rows in flight; does not change the result.")
     ] = 256
     max_feature_nodes: Annotated[
-        int, typer.Option("--max-feature-nodes", min=0, help="Features that get a row of their own; 0 means all.")
+        int,
+        typer.Option(
+            "--max-feature-nodes", min=0, help="Features that get a row of their own; 0 means all (of neurons: 2,000)."
+        ),
     ] = 7500
     offload: Annotated[
         Literal["cpu", "disk"] | None,

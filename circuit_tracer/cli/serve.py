@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from circuit_tracer.cli.loading import ModelOptions
+from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from circuit_tracer.graph import Graph
+    from circuit_tracer.probes.probe import Probe
     from circuit_tracer.replacement_model import ReplacementModel
 
 PORT = 8041
@@ -54,6 +58,14 @@ def serve(
     features_dir: FeaturesDir = None,
     labels: Labels = None,
     open_browser: Open = True,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option("--probe", help="Probe file, or a folder of them, for texts sent to api/monitor. Repeatable."),
+    ] = None,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option("--feature", metavar="L/F>X", help="The same of a feature with a threshold. Repeatable."),
+    ] = None,
     neuronpedia_secret: Annotated[
         str | None,
         typer.Option(
@@ -65,12 +77,15 @@ def serve(
 ) -> None:
     """Show the graphs of a folder in the browser; with -t or --demo, also trace, intervene and steer from there."""
     loaded = None
+    probes = _probes(probe, feature, chosen.given)
     if chosen.given:
         from circuit_tracer.files import require_writable_folder
 
         require_writable_folder(graph_file_dir)
         loaded = chosen.open()
-    run(graph_file_dir, port, features_dir, loaded, chosen.demo, open_browser, neuronpedia_secret, labels)
+    run(
+        graph_file_dir, port, features_dir, loaded, chosen.demo, open_browser, neuronpedia_secret, labels, probes=probes
+    )
 
 
 def start_server(graph_file_dir: Folder, port: Port = PORT, features_dir: FeaturesDir = None) -> None:
@@ -88,11 +103,12 @@ def run(
     neuronpedia_secret: str | None = None,
     labels: Path | None = None,
     quiet: bool = False,
+    probes: Sequence[Probe] = (),
 ) -> None:
     """Serve a folder until Ctrl-C. demo: the model is the embedded one, whose features are at hand.
 
     labels: a file or folder of them; default: the embedded model's own, or else those of the folder of features. quiet: leave
-    standard output to JSON.
+    standard output to JSON. probes: watch texts that are sent to the server.
     """
     from circuit_tracer.viewer.server import serve as start
     from circuit_tracer.viewer.server.runs import is_run
@@ -111,6 +127,7 @@ def run(
         model=model,
         labels=called,
         neuronpedia_secret=neuronpedia_secret,
+        probes=probes,
         open_browser=open_browser,
     )
     other = "" if port in (0, server.port) else f" (port {port} is taken)"
@@ -124,6 +141,17 @@ def run(
             # A thread that is still at work in torch would be torn down by force, and abort. Files are whole at any moment.
             sys.stdout.flush()
             os._exit(0)
+
+
+def _probes(files: list[str] | None, features: list[str] | None, model: bool) -> list[Probe]:
+    """Read before the model is loaded."""
+    if not files and not features:
+        return []
+    if not model:
+        raise InputError("--probe and --feature watch what a model reads: name it with -t, or use --demo")
+    from circuit_tracer.probes.monitor import feature_watch, named_probes
+
+    return [*named_probes(files or ()), *map(feature_watch, features or ())]
 
 
 def chosen_labels(path: Path | None, demo: bool) -> dict[tuple[int, int], str] | None:

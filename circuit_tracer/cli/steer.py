@@ -13,7 +13,10 @@ from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.errors import FileFormatError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from circuit_tracer.interventions import Direction, Edit, Steering
+    from circuit_tracer.probes.generation import GenerationWatch
 
 
 def steer(
@@ -36,6 +39,16 @@ def steer(
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Keep keys and values; changes logits by rounding only.")
     ] = True,
+    watch: Annotated[
+        list[str] | None,
+        typer.Option("--watch", help="A probe, or LAYER/FEATURE>VALUE, that looks at every token. Repeatable."),
+    ] = None,
+    steer_when: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--steer-when", help="The same, and nothing is changed before it has fired; then from the next token on."
+        ),
+    ] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Leave out the text without interventions.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print the steered text as it grows.")] = False,
     json: options.Json = False,
@@ -47,7 +60,7 @@ def steer(
     if stream and json:
         raise InputError("--stream prints text and --json nothing but JSON; choose one")
     edits: list[Edit | Direction] = [*changes.read(), *(_direction(text) for text in direction or ())]
-    if not edits:
+    if not edits and (steer_when or not watch):
         raise InputError(
             "say what to change: --set, --scale, --ablate, --add, --take or --direction, such as --scale 1/45=10"
         )
@@ -55,13 +68,19 @@ def steer(
     from circuit_tracer.interventions import steer as generate
 
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed, tuple(stop or ()))
+    watched = _probes(watch, steer_when)
     loaded = chosen.open()
-    result = generate(
-        loaded, prompt, edits, sampling, compare=not alone, cache=cache, on_text=_print if stream else None
-    )
+    watcher = None if watched is None else watched(loaded)
+    shown = _print if stream else None
+    result = generate(loaded, prompt, edits, sampling, compare=not alone, cache=cache, on_text=shown, watcher=watcher)
     if stream:
         typer.echo("\n")
-    typer.echo(options.dump(describe(result)) if json else _text(result))
+    if json:
+        typer.echo(options.dump(describe(result) | ({} if watcher is None else {"watched": watcher.to_json()})))
+        return
+    typer.echo(_text(result))
+    if watcher is not None:
+        typer.echo("\n".join(["", *watcher.lines()]))
 
 
 def describe(result: Steering) -> dict[str, Any]:
@@ -75,6 +94,21 @@ def describe(result: Steering) -> dict[str, Any]:
             for name, each in both.items()
         },
     }
+
+
+def _probes(watch: list[str] | None, steer_when: list[str] | None) -> Callable[[Any], GenerationWatch] | None:
+    """Makes what looks on, of a model; probes are read before it is."""
+    if not watch and not steer_when:
+        return None
+    from functools import partial
+
+    from circuit_tracer.probes.generation import GenerationWatch
+    from circuit_tracer.probes.monitor import named_probes
+
+    looking, deciding = named_probes(watch or ()), named_probes(steer_when or ())
+    known = {probe.name for probe in deciding}
+    every = [*deciding, *(probe for probe in looking if probe.name not in known)]
+    return partial(GenerationWatch, probes=every, steer_when=sorted(known) if deciding else None)
 
 
 def _print(text: str) -> None:

@@ -84,10 +84,15 @@ def build_features(
 
     wanted: only these features (`wanted.features_of_graphs`); None: all. name: what the records call the transcoders; default
     their scan. Goes on where an earlier call with the same arguments was interrupted; returns at once when it was not.
-    Raises CompatibilityError when the folder holds something else, InputError when the corpus has no token that counts or
-    another process builds in the folder.
+    Raises CompatibilityError when the folder holds something else, InputError when the corpus has no token that counts,
+    another process builds in the folder, or all neurons of a model are asked for.
     """
     settings = settings or BuildSettings()
+    if wanted is None and model.transcoders.exact:
+        raise InputError(
+            "every neuron is active on every token, so pages are built for those of graphs: name them (--graph; "
+            "wanted=features_of_graphs([...]))"
+        )
     target = require_writable_folder(folder)
     working = require_writable_folder(target / WORKING_FOLDER)
     with claimed(working, "builds features in"):

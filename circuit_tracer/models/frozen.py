@@ -15,6 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from circuit_tracer.errors import InputError
 from circuit_tracer.kernels.attend_back import Scores, rows_a_chunk
 from circuit_tracer.models.capture import LayerCapture, PromptCapture
 from circuit_tracer.models.mixing import Mixing
@@ -89,7 +90,7 @@ class FrozenLayer:
     def pattern_rows(self, position_n: Tensor, n_pos: int) -> Tensor:
         """Where the queries at some positions look among the first `n_pos`: (n, H, P)."""
         if isinstance(self.pattern, SidePatterns):
-            raise TypeError("patterns of several prompts have no rows of their own")
+            raise InputError("patterns of several prompts have no rows of their own; trace this prompt by itself")
         if not isinstance(self.pattern, Scores):
             return self.pattern[:, position_n, :n_pos].transpose(0, 1)
         unique, inverse = torch.unique(position_n, return_inverse=True)

@@ -105,6 +105,16 @@ def tokens_of(example: Example | str, subject: Subject) -> Tokens:
     """Raises InputError for a text that has no token to read, is too long for the model, or whose tokenizer cannot say where
     tokens stand.
     """
+    found = tokens_of_any_length(example, subject)
+    try:
+        check_length(subject.parts, found.ids)
+    except InputError as error:
+        raise InputError(f"{example.where if isinstance(example, Example) else Example.where}: {error}") from None
+    return found
+
+
+def tokens_of_any_length(example: Example | str, subject: Subject) -> Tokens:
+    """The same, of a text that may be longer than the model's context."""
     if isinstance(example, str):
         example = Example(example)
     parts, tokenizer, text = subject.parts, subject.tokenizer, example.text
@@ -123,10 +133,6 @@ def tokens_of(example: Example | str, subject: Subject) -> Tokens:
     counted[[at for at in zero_positions(ids, tokenizer, parts.architecture.model_type) if at < len(ids)]] = False
     if not counted.any():
         raise InputError(f"{example.where} has {len(ids)} token, of which none is read; give a longer text")
-    try:
-        check_length(parts, ids)
-    except InputError as error:
-        raise InputError(f"{example.where}: {error}") from None
     return Tokens(text, ids, np.concatenate([front, start]), np.concatenate([front, stop]), counted)
 
 

@@ -66,10 +66,12 @@ class ModelMembers(Traceable):
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move model and transcoders, or change their dtype; the arguments of `torch.nn.Module.to`."""
+        """Move model and dictionaries, or change their dtype; the arguments of `torch.nn.Module.to`."""
         model: nn.Module = self.parts.model
         try:
             self.transcoders.to(*args, **kwargs)
+            if self.attention is not None:
+                self.attention.to(*args, **kwargs)
             model.to(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:
             raise InputError(f"to({', '.join(map(shortened, args))}) cannot be done: {first_line(error)}") from error
@@ -77,14 +79,18 @@ class ModelMembers(Traceable):
         return self
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """Those of the model, then of the transcoders."""
+        """Those of the model, then of its dictionaries."""
         return (parameter for _, parameter in self.named_parameters(recurse=recurse))
 
     def named_parameters(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
-        """Those of the model under its own names, then of the transcoders under `transcoders.`"""
+        """Those of the model under its own names, then of the transcoders under `transcoders.`, and of attention under
+        `attention.`
+        """
         model: nn.Module = self.parts.model
         yield from model.named_parameters(prefix, recurse)
         yield from self.transcoders.named_parameters(f"{prefix}.transcoders".lstrip("."), recurse)
+        if self.attention is not None:
+            yield from self.attention.named_parameters(f"{prefix}.attention".lstrip("."), recurse)
 
     @torch.no_grad()
     def __call__(self, input: Prompt, return_type: str | None = "logits", **kwargs: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 This file is the documentation of what a training step computes, and what the sparse step is tested against. It reads from
 top to bottom in the order of README.md: pre-activations and decoders (§3), activations (§4, each defined by its rule in
-`sparsity/`), the five terms of the loss (§5); their gradients (§6) are autograd's. What §4 and §5 call a constant is detached
+`sparsity/`), the terms of the loss (§5); their gradients (§6) are autograd's. What §4 and §5 call a constant is detached
 here, and nothing else is.
 
 Every array is dense, (B, F) a source, and everything runs in the dtype of the weights (float64 in the tests). Inputs and
@@ -14,7 +14,7 @@ Letters: S source layers (and as many targets), T_s layers that source s writes 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ class Weights:
     b_dec: Tensor  # (S, D)
     W_skip: Tensor | None = None  # (S, D, D): y_t += W_skip[t] x_t
     log_threshold: list[Tensor] | None = None  # (F,) natural logarithms of the JumpReLU thresholds
+    log_scale: list[Tensor] | None = None  # (F,) of a gated dictionary: logarithms of magnitude over gate weights
+    b_mag: list[Tensor] | None = None  # (F,) and biases of magnitudes
+    W_router: Tensor | None = None  # (S, N, D) of a switch's N experts
+    b_router: Tensor | None = None  # (S, N)
 
 
 # The loss
@@ -56,23 +60,29 @@ def loss(
     derivative_BSD: Tensor | None = None,
     derivative_scale_S: Tensor | None = None,
     band: Sequence[Tensor] | None = None,
+    prefixes: Sequence[int] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """L = L_rec + L_sparse + L_aux + L_pre + L_jac (README.md §5), and its terms by name.
+    """L = L_rec + L_sparse + L_gate + L_balance + L_aux + L_pre + L_jac (README.md §5), and its terms by name.
 
     kind: clt, plt, skip or sae (§1). x_BSD, y_BSD: inputs and outputs in normalised space. active: k now, features a token
     and layer. penalty: lambda now. dead: (F,) bool a source, the mask from before the step (§7). running_cut: the mean tau
     of earlier batches (batch_topk). direction_BSD, derivative_BSD, derivative_scale_S: v', u' and U of Jacobian matching.
     band: (B, F) a source, the weights (0, or 1/p) of near misses in the subsampled band of the JumpReLU; None: 1 for all.
+    prefixes: of Matryoshka at this step, besides the whole dictionary.
     """
     pre = [x_BSD[:, s] @ W.T + b for s, (W, b) in enumerate(zip(weights.W_enc, weights.b_enc, strict=True))]
     norms = [torch.linalg.vector_norm(W, dim=1) for W in weights.W_dec]
     reach = [len(targets(kind, source, len(pre))) for source in range(len(pre))]
-    activations = activate(weights, settings, pre, norms, reach, active, band)
-    prediction_BSD = weights.b_dec + skip(weights, x_BSD) + decode(weights, kind, activations)
+    routed = router(weights, x_BSD)
+    activations = activate(weights, settings, pre, norms, reach, active, band, routed)
+    constant_BSD = weights.b_dec + skip(weights, x_BSD)
+    prediction_BSD = constant_BSD + decode(weights, kind, activations)
 
     terms = {
-        "reconstruction": squared_error(prediction_BSD, y_BSD),
-        "sparsity": sparsity(settings, activations, norms, penalty),
+        "reconstruction": reconstruction(weights, kind, activations, constant_BSD, y_BSD, prefixes),
+        "sparsity": sparsity(settings, activations, pre, norms, penalty),
+        "gate": gate(weights, kind, settings, pre, constant_BSD, y_BSD),
+        "balance": balance(settings, routed),
         "aux": aux(weights, kind, settings, pre, dead, residual_BSD=(y_BSD - prediction_BSD).detach()),
         "pre_activation": pre_activation(weights, settings, pre, norms, reach, dead, running_cut),
         "jacobian": jacobian(weights, settings, activations, direction_BSD, derivative_BSD, derivative_scale_S),
@@ -107,6 +117,14 @@ def skip(weights: Weights, x_BSD: Tensor) -> Tensor:
 # §4: activations
 
 
+def router(weights: Weights, x_BSD: Tensor) -> list[Tensor]:
+    """Probabilities of a switch's experts, (B, N) a source; none of other rules."""
+    if weights.W_router is None or weights.b_router is None:
+        return []
+    logit_BSN = torch.einsum("bsd,snd->bsn", x_BSD, weights.W_router) + weights.b_router
+    return list(torch.softmax(logit_BSN, dim=2).unbind(1))
+
+
 def activate(
     weights: Weights,
     settings: SparsitySection,
@@ -115,9 +133,13 @@ def activate(
     n_targets: Sequence[int],
     active: float,
     band: Sequence[Tensor] | None = None,
+    routed: Sequence[Tensor] = (),
 ) -> list[Tensor]:
     """a = activation(pre), (B, F) a source, as the rule defines it. Norms only rank; no gradient reaches them."""
-    return rule_of(settings).activate(Dense(pre, norms, n_targets, thresholds(weights, settings), active, band))
+    named = {name: getattr(weights, name) or [] for name in ("b_enc", "log_scale", "b_mag")}
+    own = [{name: held[s] for name, held in named.items() if held} for s in range(len(pre))]
+    theta = thresholds(weights, settings)
+    return rule_of(settings).activate(Dense(pre, norms, n_targets, theta, active, band, own, routed))
 
 
 def thresholds(weights: Weights, settings: SparsitySection) -> list[Tensor]:
@@ -139,12 +161,56 @@ def squared_error(prediction_BSD: Tensor, y_BSD: Tensor) -> Tensor:
     return (prediction_BSD - y_BSD).square().mean()
 
 
-def sparsity(settings: SparsitySection, activations: list[Tensor], norms: list[Tensor], penalty: float) -> Tensor:
-    """lambda / (B S) sum tanh(c n_f a), through a and through n_f, for the activations that have no k."""
-    if not rule_of(settings).has_penalty:
+def reconstruction(
+    weights: Weights,
+    kind: str,
+    activations: Sequence[Tensor],
+    constant_BSD: Tensor,
+    y_BSD: Tensor,
+    prefixes: Sequence[int],
+) -> Tensor:
+    """The mean over prefixes (Matryoshka), of which the whole dictionary is the last, of their squared errors."""
+    n_features = activations[0].shape[1]
+    errors = []
+    for end in [*prefixes, n_features]:
+        first = torch.arange(n_features) < end
+        written_BSD = decode(weights, kind, [a * first for a in activations])
+        errors.append(squared_error(constant_BSD + written_BSD, y_BSD))
+    return torch.stack(errors).mean()
+
+
+def sparsity(
+    settings: SparsitySection, activations: list[Tensor], pre: list[Tensor], norms: list[Tensor], penalty: float
+) -> Tensor:
+    """lambda / (B S) sum tanh(c n_f a), through a and through n_f, for rules that have no k; of gates n_f max(pre, 0)."""
+    rule = rule_of(settings)
+    if not rule.has_penalty:
         return activations[0].new_zeros(())
-    counts = [torch.tanh(settings.penalty_scale * n * a).sum() for a, n in zip(activations, norms, strict=True)]
+    if rule.gated:
+        counts = [(n * torch.relu(p)).sum() for p, n in zip(pre, norms, strict=True)]
+    else:
+        counts = [torch.tanh(settings.penalty_scale * n * a).sum() for a, n in zip(activations, norms, strict=True)]
     return penalty * torch.stack(counts).sum() / (activations[0].shape[0] * len(activations))
+
+
+def gate(
+    weights: Weights, kind: str, settings: SparsitySection, pre: Sequence[Tensor], constant_BSD: Tensor, y_BSD: Tensor
+) -> Tensor:
+    """|y^(gates) - y|^2: open gates reconstruct through decoders, biases and skip that are constants."""
+    if not rule_of(settings).gated:
+        return y_BSD.new_zeros(())
+    frozen = replace(weights, W_dec=[W.detach() for W in weights.W_dec])
+    return squared_error(constant_BSD.detach() + decode(frozen, kind, [torch.relu(p) for p in pre]), y_BSD)
+
+
+def balance(settings: SparsitySection, routed: Sequence[Tensor]) -> Tensor:
+    """w N / S sum over sources and experts of the share of tokens an expert gets and its mean probability."""
+    losses = []
+    for share_BN in routed:
+        n_experts = share_BN.shape[1]
+        load_N = torch.nn.functional.one_hot(share_BN.argmax(1), n_experts).to(share_BN).mean(0)
+        losses.append(settings.balance_weight * n_experts * (load_N * share_BN.mean(0)).sum())
+    return torch.stack(losses).mean() if losses else torch.zeros(())
 
 
 def aux(

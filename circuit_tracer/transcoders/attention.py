@@ -20,7 +20,7 @@ PLACES = ("attn.hook_z", "hook_attn_out")
 def load_attention(
     folder: str | Path, device: Device = None, dtype: torch.dtype | None = torch.float32
 ) -> TranscoderSet:
-    """Autoencoders of a local folder or a hub name, or Lorsa of a local folder: of all layers of a model or of some.
+    """Autoencoders or Lorsa of a local folder or a hub name: of all layers of a model or of some.
 
     Raises InputError for no folder, FileFormatError for files that are not understood, or autoencoders of another place.
     """

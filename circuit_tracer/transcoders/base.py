@@ -21,6 +21,7 @@ from circuit_tracer.transcoders import encoding
 from circuit_tracer.transcoders.activations import Activation, Selected
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.frozen import FrozenModule
+from circuit_tracer.transcoders.router import Router
 from circuit_tracer.transcoders.weight_rows import MappedRows, WeightRows
 
 Scan = str | list[str] | None
@@ -129,6 +130,10 @@ class Transcoders(LazyModule):
     def activation(self, layer: int) -> Activation:
         """The activation function of one layer, for pre-activations (..., F)."""
 
+    def router(self, layer: int) -> Router | None:
+        """Which of a switch's experts encodes a token (`router.Router`); None: all features see every token."""
+        return None
+
     @abstractmethod
     def to_safetensors(self, save_path: str | Path) -> None:
         """Write the weights in circuit-tracer's native files into the folder ``save_path``."""
@@ -156,6 +161,7 @@ class Transcoders(LazyModule):
             self.encoder(layer),
             self.encoder_bias(layer),
             self.activation(layer),
+            self.router(layer),
             layer=layer,
             block_bytes=encoding.BLOCK_BYTES,
         )
@@ -220,7 +226,7 @@ class Transcoders(LazyModule):
         """Dense activations (..., F) of one layer for inputs (..., D), in the wider dtype of inputs and weights."""
         self._require_layer(layer_id)
         weight = self.encoder(layer_id).block(0, self.n_features(layer_id))
-        pre = dense_pre_activations(x, weight, self.encoder_bias(layer_id))
+        pre = dense_pre_activations(x, weight, self.encoder_bias(layer_id), self.router(layer_id))
         return self.apply_activation_function(layer_id, pre) if apply_activation_function else pre
 
     def encode(self, x: Tensor) -> Tensor:
@@ -385,7 +391,8 @@ def described_layers(transcoders: Transcoders) -> str:
     )
 
 
-def dense_pre_activations(x: Tensor, weight_FD: Tensor, bias_F: Tensor) -> Tensor:
-    """x @ W.T + b in the wider dtype of the inputs and the weights."""
+def dense_pre_activations(x: Tensor, weight_FD: Tensor, bias_F: Tensor, router: Router | None = None) -> Tensor:
+    """x @ W.T + b in the wider dtype of the inputs and the weights; with a router, times its factor."""
     dtype = torch.promote_types(x.dtype, weight_FD.dtype)
-    return functional.linear(x.to(dtype), weight_FD.to(dtype), bias_F.to(dtype))
+    pre = functional.linear(x.to(dtype), weight_FD.to(dtype), bias_F.to(dtype))
+    return pre if router is None else pre * router.route(x).factor(0, len(bias_F)).to(dtype)

@@ -30,9 +30,10 @@ Device = torch.device | str | None
 HOOKS = ("feature_input_hook", "feature_output_hook")
 
 NO_TRANSCODER = (
-    "it replaces no MLP, so no prompt can be traced with it. Trace with transcoders, and read one of its features as a target "
-    "(--target sae:FOLDER:LAYER:POSITION:FEATURE, attribution.latent_target); `circuit-tracer evaluate`, `info`, `features "
-    "build`, `intervene` and `steer` take it as it is (-t)."
+    "it replaces no MLP, so no prompt can be traced with it alone. Trace with transcoders or neurons (-t), and read one of its "
+    "features as a target (--target sae:FOLDER:LAYER:POSITION:FEATURE, attribution.latent_target); at attention's outputs its "
+    "features are nodes too (--attention). `circuit-tracer evaluate`, `info`, `features build`, `intervene` and `steer` take "
+    "it as it is (-t)."
 )
 
 # Published TopK sets whose config does not give k.

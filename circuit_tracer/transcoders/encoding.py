@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.transcoders.activations import Activation, Selected
+from circuit_tracer.transcoders.router import Router
 from circuit_tracer.transcoders.weight_rows import WeightRows
 
 BLOCK_BYTES = 64 * 2**20
@@ -23,11 +24,12 @@ def encode_in_blocks(
     encoder: WeightRows,
     bias_F: Tensor,
     activation: Activation,
+    router: Router | None = None,
     *,
     layer: int,
     block_bytes: int = BLOCK_BYTES,
 ) -> Selected:
-    """Active entries of activation(x @ W_enc.T + b_enc), sorted by (position, index).
+    """Active entries of activation(x @ W_enc.T + b_enc), sorted by (position, index); with a router, of its factor times these.
 
     Computes in float32, or float64 when ``x_PD`` or the weights are. Costs 2 P F D FLOP and one reading of the encoder.
     Raises InputError for a wrong shape, NumericalError (naming the layer and the place) for NaN or infinity.
@@ -45,13 +47,13 @@ def encode_in_blocks(
         nothing = torch.empty(0, dtype=torch.int64, device=x_PD.device)
         return nothing, nothing, x_PD.new_empty(0)
     block = features_per_block(x_PD.shape[0], d_model, compute, block_bytes)
-    selector = activation.selector()
+    selector, routed = activation.selector(), None if router is None else router.route(x_PD)
     for start in range(0, n_features, block):
         stop = min(start + block, n_features)
         weight_BD = encoder.block(start, stop).to(device=x_PD.device, dtype=compute)
         pre_PB = functional.linear(x_PD, weight_BD, bias_F[start:stop].to(weight_BD))
         _require_finite_block(pre_PB, layer, start)
-        selector.add(pre_PB, start)
+        selector.add(pre_PB if routed is None else pre_PB * routed.factor(start, stop), start)
     return selector.finish()
 
 

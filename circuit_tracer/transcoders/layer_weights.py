@@ -23,7 +23,7 @@ class LayerWeights:
     ``k`` for TopK (``nonnegative``: ReLU before the choice). ``source`` names the file in messages. ``reads`` and ``writes``
     are where the file says that it stands, ``layer`` the model's layer that it says it belongs to; None: it does not say.
     ``model_name``: the model that it says it is of. ``input_shift_unknown``: whether the decoder bias is subtracted from the
-    input, it does not say either.
+    input, it does not say either. ``router``: of a switch, rows (N, D) and biases (N,) of its experts (`router.Router`).
     Raises FileFormatError when shapes disagree, NumericalError when a bias or threshold is NaN, or a bias adds infinity.
     """
 
@@ -41,6 +41,7 @@ class LayerWeights:
     layer: int | None = None
     model_name: str | None = None
     input_shift_unknown: bool = False
+    router: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.encoder.ndim != 2:
@@ -55,6 +56,9 @@ class LayerWeights:
             self._expect("skip matrix", self.skip, (d_model, d_model))
         if self.threshold is not None and self.threshold.ndim:
             self._expect("threshold", self.threshold, (n_features,))
+        if self.router is not None:
+            self._expect("router", self.router[0], (len(self.router[1]), d_model))
+            self._expect("router bias", self.router[1], (len(self.router[1]),))
         if self.threshold is not None and self.k is not None:
             raise FileFormatError(
                 f"{self.source}: it has a threshold and k = {self.k}; a transcoder has JumpReLU or TopK, not both."
@@ -102,12 +106,17 @@ def require_uniform(layers: list[LayerWeights]) -> None:
             ("k", first.k, layer.k),
             ("a ReLU before TopK", first.nonnegative, layer.nonnegative),
             ("skip matrix", _presence(first.skip), _presence(layer.skip)),
+            ("experts", _experts(first), _experts(layer)),
         ):
             if expected != found:
                 raise FileFormatError(
                     f"layers disagree on {what}: layer 0 ({first.source}) has {expected}, "
                     f"layer {depth} ({layer.source}) has {found}. All layers of one transcoder must agree."
                 )
+
+
+def _experts(layer: LayerWeights) -> int:
+    return 0 if layer.router is None else len(layer.router[1])
 
 
 def _presence(tensor: Tensor | None) -> str:

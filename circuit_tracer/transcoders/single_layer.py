@@ -21,6 +21,7 @@ from circuit_tracer.transcoders import encoding
 from circuit_tracer.transcoders.activations import Activation, JumpReLU, ReLU, Selected, TopK, as_activation
 from circuit_tracer.transcoders.base import LazyModule, dense_pre_activations
 from circuit_tracer.transcoders.layer_weights import LayerWeights
+from circuit_tracer.transcoders.router import Router
 from circuit_tracer.transcoders.weight_rows import MappedRows, MemoryRows, WeightRows
 
 
@@ -64,6 +65,7 @@ class SingleLayerTranscoder(LazyModule):
         skip = torch.zeros(d_model, d_model, device=device, dtype=dtype) if skip_connection else None
         self.set_frozen("W_skip", skip)
         self.activation_function = as_activation(activation_function)
+        self.router: Router | None = None
         if transcoder_path is not None and (lazy_encoder or lazy_decoder):
             self._map_native_file(transcoder_path, dtype)
 
@@ -94,6 +96,9 @@ class SingleLayerTranscoder(LazyModule):
                 new._mapped[name] = [MappedRows(matrix, **place)]
             else:
                 new.set_frozen(name, loaded(matrix, **place))
+        if weights.router is not None:
+            weight, bias = (loaded(part, device, None) for part in weights.router)
+            new.router = Router(weight, bias, weights.n_features)
         new.set_frozen("b_enc", loaded(weights.encoder_bias, **place))
         new.set_frozen("b_dec", loaded(weights.decoder_bias, **place))
         new.set_frozen("W_skip", None if weights.skip is None else loaded(weights.skip.T, **place))
@@ -141,14 +146,14 @@ class SingleLayerTranscoder(LazyModule):
 
     def encode(self, input_acts: Tensor, apply_activation_function: bool = True) -> Tensor:
         """Dense activations (..., F) of inputs (..., D)."""
-        pre = dense_pre_activations(input_acts, self.encoder.block(0, self.d_transcoder), self.b_enc)
+        pre = dense_pre_activations(input_acts, self.encoder.block(0, self.d_transcoder), self.b_enc, self.router)
         return self.activation_function(pre) if apply_activation_function else pre
 
     @torch.no_grad()
     def encode_positions(self, x_PD: Tensor) -> Selected:
         """(position, index, value) of what is active, as `Transcoders.encode_positions`."""
         return encoding.encode_in_blocks(
-            x_PD.detach(), self.encoder, self.b_enc, self.activation_function, layer=self.layer_idx
+            x_PD.detach(), self.encoder, self.b_enc, self.activation_function, self.router, layer=self.layer_idx
         )
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from circuit_tracer.errors import InputError
 from circuit_tracer.transcoders.activations import Activation, ReLU
 from circuit_tracer.transcoders.base import Scan, Transcoders
+from circuit_tracer.transcoders.router import Router
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
 from circuit_tracer.transcoders.weight_rows import WeightRows
 
@@ -122,6 +123,9 @@ class TranscoderSet(Transcoders):
 
     def activation(self, layer: int) -> Activation:
         return self[layer].activation_function
+
+    def router(self, layer: int) -> Router | None:
+        return self[layer].router
 
     def to_safetensors(self, save_dir: str | Path) -> None:
         from circuit_tracer.transcoders.formats import native_plt

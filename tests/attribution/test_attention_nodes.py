@@ -18,6 +18,7 @@ from circuit_tracer.attribution.targets import DirectionTarget, FeatureTarget
 from circuit_tracer.attribution.together import attribute_together
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.files import parse_json
+from circuit_tracer.graph.balance import ReconstructionWarning
 from circuit_tracer.graph.files.native import load_graph
 from circuit_tracer.graph.files.networkx import from_networkx, to_networkx
 from circuit_tracer.graph.files.validate import validate_document
@@ -29,12 +30,13 @@ from circuit_tracer.graph.pruning import prune_graph
 from circuit_tracer.graph.scores import fold_into_errors, graph_scores
 from circuit_tracer.graph.subgraph import subgraph
 from circuit_tracer.interventions import FeatureAt, apply_edits, approximate_edges, set_to
+from circuit_tracer.models.parts import bind
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.transcoders import SingleLayerTranscoder, TopK, TranscoderSet
 from circuit_tracer.transcoders.neurons import Neurons
 from circuit_tracer.transcoders.neurons_elsewhere import with_neurons
 from tests.support.attention_cases import KINDS, autoencoders, dictionary, with_attention
-from tests.support.tiny import tiny_transcoder
+from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, assert_equal, assert_same_graph, build, one_each, rotation
 
 TURNS = list(zip(one_each(), cycle(KINDS), strict=False))
@@ -338,3 +340,39 @@ def test_neurons_stand_at_the_ends_of_the_mlp() -> None:
         with_neurons(some, parts)
     with pytest.raises(InputError, match="every layer has transcoders"):
         with_neurons(tiny_transcoder("plt", input_hook="mlp.hook_in", output_hook="mlp.hook_out"), parts)
+
+
+def test_a_dictionary_that_rebuilds_nothing_of_attention_is_told_of() -> None:
+    model, graph = traced("hook_attn_out")
+    with pytest.warns(ReconstructionWarning, match="the dictionary of attention rebuilds what attention gives worse"):
+        attribute(IDS, model, max_n_logits=1)
+    assert any("the dictionary of attention" in each for each in graph.provenance["warnings"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_interrupted_trace_goes_on_to_the_same_graph(tmp_path: Path) -> None:
+    model, whole = traced("lorsa")
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if done >= 5:
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"max_n_logits": 3, "batch_size": 3}
+    part = attribute(IDS, model, progress=stop, **options)
+    assert len(part.selected_features) < len(whole.selected_features)
+    part.save(tmp_path / "part.safetensors")
+    found = attribute(IDS, model, resume=tmp_path / "part.safetensors", **options)
+    assert_equal(found.adjacency_matrix, whole.adjacency_matrix, 1e-12)
+    with pytest.raises(CompatibilityError, match="attention"):
+        attribute(IDS, with_attention(GEMMA, "hook_attn_out"), resume=tmp_path / "part.safetensors", **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_dictionary_moves_with_its_model(kind: str) -> None:
+    parts = bind(tiny_model("llama"), "llama")
+    model = ReplacementModel(parts, tiny_transcoder("plt"), None, attention=dictionary(parts, kind))
+    model.to(torch.float32)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    graph = attribute(IDS, model, max_n_logits=1)
+    assert graph.residual is not None
+    assert graph.residual < 1e-5

@@ -31,7 +31,7 @@ def test_every_command_explains_itself(run: Run, command: list[str]) -> None:
     outcome = run(*command, "--help")
     assert outcome.code == 0
     assert "Usage" in outcome.out
-    assert "--debug" in outcome.out or command in (["features"], ["probe"])
+    assert "--debug" in outcome.out or command in (["features"], ["probe"], ["monitor"])
 
 
 def test_help_shows_commands_by_group_and_option_names_whole(run: Run) -> None:

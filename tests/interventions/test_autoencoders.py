@@ -33,8 +33,18 @@ def active_feature(model, layer=2):
     return clean, int(clean.active.index[here][0]), int(clean.active.position[here][0])
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_neox", "granite"])
+NORMS_BEHIND = ("attn.hook_z", "attn.hook_out", "mlp.hook_out", "hook_mlp_out")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "place"),
+    [
+        *(("llama", place) for place in PLACES),
+        *(("gemma2", place) for place in NORMS_BEHIND),
+        ("gpt_neox", "hook_resid_mid"),  # attention and MLP side by side
+        ("granite", "hook_attn_out"),  # multiplied on its way to the stream
+    ],
+)
 def test_an_ablated_feature_is_its_decoder_row_taken_from_its_place(architecture, place):
     model = autoencoded(architecture, place)
     clean, index, position = active_feature(model)

@@ -137,6 +137,8 @@ def test_prompts_together_are_traced_one_by_one() -> None:
 
 def test_pages_keep_the_two_signs_of_a_neuron_apart(tmp_path: Path) -> None:
     model, case = model_of(2), Case(packed=False, documents=4)
+    with pytest.raises(InputError, match="pages are built for those of graphs"):
+        build_features(model, case.corpus(tmp_path), tmp_path / "all", SETTINGS)
     ids = torch.tensor([[3, 4, 5, 6, 7, 8, 3, 5, 7, 4, 6]])
     graph = attribute(ids[0], model, max_feature_nodes=12)
     wanted = features_of_graphs([graph.save(tmp_path / "g.safetensors")])

@@ -242,7 +242,7 @@ def phases(mode: Watching) -> Iterator[None]:
     with (
         patch.object(loop, "normalised", named("batch", loop.normalised)),
         patch.object(selection, "encode_at_most", named("encoders", selection.encode_at_most)),
-        patch.object(step, "predict", named("decoders forward", step.predict)),
+        patch.object(step, "predict_prefixes", named("decoders forward", step.predict_prefixes)),
         patch.object(step._Step, "_reconstruction", named("gradients", step._Step._reconstruction)),
         patch.object(dead_features, "auxiliary", named("dead features", dead_features.auxiliary)),
         patch.object(dead_features, "lift", named("dead features", dead_features.lift)),
@@ -258,7 +258,7 @@ def loop_on(
 ) -> Loop:
     """A training loop after its first step; its weights are noise, or on "meta" nothing."""
     kept, F = getattr(torch, config.dictionary.dtype), config.dictionary.features
-    clt, learns = config.dictionary.kind == "clt", rule_of(config.sparsity).learns_thresholds
+    clt, own = config.dictionary.kind == "clt", rule_of(config.sparsity).own
 
     def rows(width: int) -> Tensor:
         return torch.empty(F, width, dtype=kept, device=device).normal_(std=width**-0.5)
@@ -276,7 +276,7 @@ def loop_on(
         decoders,
         zeros(n_layers, d_model),
         zeros(n_layers, d_model, d_model) if config.dictionary.kind == "skip" else None,
-        [zeros(F) for _ in range(n_layers)] if learns else None,
+        **{name: [zeros(F) for _ in range(n_layers)] for name in own},
         norms=[row_norms(decoder) for decoder in decoders],
     )
     means, ones = zeros(n_layers, d_model), torch.ones(n_layers, device=device)

@@ -23,6 +23,7 @@ from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.sparsity.base import Now
 from circuit_tracer.training.sparsity.selection import Selection
+from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.transcoders import load_transcoder_from_hub
 from circuit_tracer.transcoders.base import Transcoders
 from tests.support.loop_cases import LAYERS, WIDTH, Run
@@ -87,13 +88,26 @@ def dense(made: Exported) -> tuple[list[Tensor], Tensor]:
         mask_BF = torch.zeros_like(pre_BF, dtype=torch.bool)
         entries = selection.entries[source].keep(selection.active[source])
         mask_BF[entries.row, entries.feature] = True
-        activations.append(pre_BF * mask_BF)
+        activations.append(_values(model, source, pre_BF, normal_BSD[:, source]) * mask_BF)
         written_FTD = model.W_dec[source].double().view(len(model.W_dec[source]), -1, x_BSD.shape[2])
         for slot in range(written_FTD.shape[1]):
             out_BSD[:, source + slot] += activations[source] @ written_FTD[:, slot]
         if model.W_skip is not None:
             out_BSD[:, source] += normal_BSD[:, source] @ model.W_skip[source].double().T
     return activations, out_BSD / space.scale_y_S.double()[:, None] + space.mean_y_SD.double()
+
+
+def _values(model: Dictionary, source: int, pre_BF: Tensor, normal_BD: Tensor) -> Tensor:
+    """What is active has these activations (B, F): magnitudes of a gated dictionary, pre-activations times the probability of
+    a switch's expert, and otherwise pre-activations.
+    """
+    own = {name: tensor.double() for name, tensor in model.own(source).items()}
+    if "b_mag" in own:
+        return own["log_scale"].exp() * (pre_BF - own["b_enc"]) + own["b_mag"]
+    if model.W_router is None or model.b_router is None:
+        return pre_BF
+    logit_BN = normal_BD @ model.W_router[source].double().T + model.b_router[source].double()
+    return pre_BF * torch.softmax(logit_BN, 1).amax(1, keepdim=True)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

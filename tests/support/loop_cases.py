@@ -13,21 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.config.schema import SparsitySection, TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.events import NullListener, StepReport
 from circuit_tracer.training.run.loop import Loop
 from circuit_tracer.training.run.state import TrainingState
-from circuit_tracer.training.sparsity import RULES
+from circuit_tracer.training.sparsity import RULES, rule_of
 from circuit_tracer.training.step.normalisation import Normalisation
 
 LAYERS, WIDTH, FEATURES, BATCH, STEPS = 3, 6, 16, 20, 6
 KINDS = ("clt", "plt", "skip", "sae")
 ACTIVATIONS = tuple(RULES)
+# (kind, activation) of every rule and the dictionaries that it serves
+SERVED = [
+    (kind, name)
+    for kind, name in product(KINDS, ACTIVATIONS)
+    if kind in rule_of(SparsitySection(activation=name)).kinds
+]
 # of the keys that only some rules read
-CHOSEN = {"active": 1.0, "active_at_start": 3.0, "band_probability": 0.7}
+CHOSEN = {"active": 1.0, "active_at_start": 3.0, "band_probability": 0.7, "experts": 4}
 PENALISED = "relu"  # the rule that a penalty keeps sparse here; jumprelu is steered
 
 
@@ -47,10 +53,12 @@ class Run:
     batch: int = BATCH
     optimizer: tuple[tuple[str, Any], ...] = ()  # further keys of that section
     accumulate: int = 1
+    prefixes: tuple[int, ...] = ()  # and one is drawn at each step
 
     def __str__(self) -> str:
         narrow = "" if self.moments == "float32" else f"-{self.moments}-moments"
-        return f"{self.kind}-{self.activation}-{self.dtype}{narrow}{'-jacobian' if self.jacobian else ''}"
+        nested = "-matryoshka" if self.prefixes else ""
+        return f"{self.kind}-{self.activation}-{self.dtype}{narrow}{'-jacobian' if self.jacobian else ''}{nested}"
 
     def config(self, out: Path | str = "unused", **changes: Any) -> TrainingConfig:
         """Its configuration; every loss has a weight, features are dead after two silent steps. Changes: section__key."""
@@ -62,6 +70,8 @@ class Run:
             "jacobian_weight": 0.1 if self.jacobian else 0.0,
         }
         sparsity |= {key: value for key, value in CHOSEN.items() if key in RULES[self.activation].reads}
+        if self.prefixes:
+            sparsity |= {"prefixes": list(self.prefixes), "prefixes_drawn": 1}
         if self.activation == PENALISED:
             sparsity["penalty"] = 0.5
         tree: dict[str, dict[str, Any]] = {
@@ -239,8 +249,11 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 RUNS = [
-    *(Run(kind, activation) for kind, activation in product(KINDS, ACTIVATIONS)),
-    *(Run("clt", activation, "bfloat16") for activation in ACTIVATIONS),
+    *(Run(kind, activation) for kind, activation in SERVED),
+    *(Run("clt", activation, "bfloat16") for kind, activation in SERVED if kind == "clt"),
+    Run("sae", "switch", "bfloat16"),
+    Run("clt", "batch_topk", prefixes=(4, 9)),
+    Run("sae", "jumprelu", prefixes=(5,)),
     Run("skip", "topk", "bfloat16", moments="int8"),
     Run("plt", "batch_topk", moments="bfloat16"),
     *(Run(kind, activation, jacobian=True) for kind, activation in [("clt", "batch_topk"), ("skip", "jumprelu")]),

@@ -37,6 +37,8 @@ PATTERNS = (
 )
 DEAD = ("none", "some", "all")
 GRID = 64
+# (kind, activation) of every rule and the dictionaries that it serves
+SERVED = [(kind, name) for kind in KINDS for name in RULES if kind in rule_of(SparsitySection(activation=name)).kinds]
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,14 @@ class Case:
     active: float = 2.6  # k; the pattern "all" overrides it
     band_probability: float = 1.0
     rank_by: str = "row"
+    prefixes: tuple[int, ...] = ()
     seed: int = 0
 
     def __str__(self) -> str:
         shape = f"S{self.n_layers}-B{self.n_tokens}-F{self.n_features}-D{self.width}"
         band = f"-band{self.band_probability:g}" if self.band_probability < 1 else ""
         by = f"-{self.rank_by}" if self.rank_by != "row" else ""
+        by += f"-prefixes{'-'.join(map(str, self.prefixes))}" if self.prefixes else ""
         rest = f"{self.pattern}-{self.dead}_dead-k{self.active:g}{band}{by}-seed{self.seed}"
         return f"{self.kind}-{self.activation}-{shape}-{rest}"
 
@@ -97,11 +101,11 @@ class Example:
 def parameters(weights: Weights) -> dict[str, Tensor]:
     """Every tensor of the weights by name: W_enc.0, ..., b_dec, W_skip."""
     named: dict[str, Tensor] = {}
-    for name in ("W_enc", "b_enc", "W_dec", "log_threshold"):
+    for name in ("W_enc", "b_enc", "W_dec", "log_threshold", "log_scale", "b_mag"):
         named |= {f"{name}.{s}": tensor for s, tensor in enumerate(getattr(weights, name) or [])}
-    named["b_dec"] = weights.b_dec
-    if weights.W_skip is not None:
-        named["W_skip"] = weights.W_skip
+    for name in ("b_dec", "W_skip", "W_router", "b_router"):
+        if (tensor := getattr(weights, name)) is not None:
+            named[name] = tensor
     return named
 
 
@@ -123,7 +127,9 @@ def make(case: Case) -> Example:
         rank_by=case.rank_by,
         aux_active=2,
         pre_activation_weight=0.1,
-        jacobian_weight=0.0 if case.kind == "sae" else 0.1,
+        jacobian_weight=0.0 if case.kind == "sae" or case.activation == "gated" else 0.1,
+        experts=experts_of(case.n_features),
+        prefixes=list(case.prefixes) or None,
     )
     options: dict[str, Any] = {
         "active": active,
@@ -131,7 +137,9 @@ def make(case: Case) -> Example:
         "dead": [draw.dead(case) for _ in range(case.n_layers)],
         "running_cut": 0.1 + float(draw.uniform(1)),
     }
-    if case.kind != "sae":
+    if case.prefixes:
+        options["prefixes"] = case.prefixes
+    if settings.jacobian_weight:
         options |= {
             "direction_BSD": draw.normal(*shape),
             "derivative_BSD": draw.normal(*shape),
@@ -166,9 +174,21 @@ def _weights(case: Case, draw: _Draw) -> Weights:
         weights.W_skip = draw.grid(n_layers, width, width, scale=width**-0.5)
     if rule_of(SparsitySection(activation=case.activation)).learns_thresholds:
         weights.log_threshold = [draw.normal(n_features) * 0.5 - 1 for _ in range(n_layers)]
+    if case.activation == "gated":
+        weights.log_scale = [draw.grid(n_features, scale=0.5) for _ in range(n_layers)]
+        weights.b_mag = [b_enc + draw.grid(n_features, scale=0.5) for b_enc in weights.b_enc]
+    if case.activation == "switch":
+        n_experts = experts_of(n_features)
+        weights.W_router = draw.grid(n_layers, n_experts, width, scale=width**-0.5)
+        weights.b_router = draw.grid(n_layers, n_experts, scale=0.3)
     for tensor in parameters(weights).values():
         tensor.requires_grad_(True)
     return weights
+
+
+def experts_of(n_features: int) -> int:
+    """The fewest experts that can share features evenly, two or more."""
+    return next((count for count in range(2, n_features + 1) if n_features % count == 0), 2)
 
 
 class _Draw:
@@ -202,10 +222,16 @@ def cases(
     kinds: tuple[str, ...] = KINDS, activations: tuple[str, ...] = ACTIVATIONS, patterns: tuple[str, ...] = PATTERNS
 ) -> st.SearchStrategy[Case]:
     """Any case of these kinds, activations and patterns."""
+    served = [pair for pair in SERVED if pair[0] in kinds and pair[1] in activations]
     return st.builds(
-        Case,
-        kind=st.sampled_from(kinds),
-        activation=st.sampled_from(activations),
+        lambda pair, n_features, prefixes, **rest: Case(
+            *pair,
+            n_features=n_features + (pair[1] == "switch"),
+            prefixes=tuple(sorted({end for end in prefixes if end < n_features})) if pair[1] != "switch" else (),
+            **rest,
+        ),
+        pair=st.sampled_from(served),
+        prefixes=st.sampled_from([(), (), (1,), (2, 5)]),
         n_layers=st.integers(1, 4),
         n_tokens=st.sampled_from([1, 5, 63]),
         n_features=st.sampled_from([1, 7, 37]),
@@ -219,19 +245,32 @@ def cases(
     )
 
 
+def _widest(activation: str) -> str:
+    """The first kind that a rule serves."""
+    return next(kind for kind, name in SERVED if name == activation)
+
+
+def _case(kind: str, activation: str, **rest: Any) -> Case:
+    """A case whose features are dealt out evenly to experts."""
+    return Case(kind, activation, n_features=8 if activation == "switch" else 7, **rest)
+
+
 CASES = list(
     dict.fromkeys(
         [
-            *(Case(kind, activation) for kind, activation in product(KINDS, ACTIVATIONS)),
-            *(Case("clt", activation, pattern=pattern) for activation, pattern in product(ACTIVATIONS, PATTERNS)),
-            *(Case("clt", activation, dead=dead) for activation, dead in product(ACTIVATIONS, DEAD)),
+            *(_case(kind, activation) for kind, activation in SERVED),
+            *(_case(_widest(name), name, pattern=pattern) for name, pattern in product(ACTIVATIONS, PATTERNS)),
+            *(_case(_widest(name), name, dead=dead) for name, dead in product(ACTIVATIONS, DEAD)),
+            *(_case(kind, activation, prefixes=(2, 3)) for kind, activation in SERVED if activation != "switch"),
             *(Case(kind, "jumprelu", n_tokens=63, band_probability=0.5) for kind in KINDS),
             *(Case("clt", "batch_topk", dead=dead, rank_by="target") for dead in DEAD),
-            *(Case("clt", activation, 4, 63, 37, 60) for activation in ACTIVATIONS),
+            *(Case(_widest(activation), activation, 4, 63, 38, 60) for activation in ACTIVATIONS),
+            Case("clt", "jumprelu", 4, 63, 38, 60, prefixes=(1, 9, 20)),
             *(Case(kind, "batch_topk", 1, 1, 1, 1) for kind in KINDS),
         ]
     )
 )
+each_served = pytest.mark.parametrize(("kind", "activation"), SERVED, ids=["-".join(pair) for pair in SERVED])
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -258,6 +297,6 @@ def activations_of(example: Example) -> list[Tensor]:
     """(B, F) a source, as the reference has them."""
     pre, norms = pre_activations(example), decoder_norms(example)
     reach = [W.shape[1] // example.x_BSD.shape[2] for W in example.weights.W_dec]
-    return reference.activate(
-        example.weights, example.settings, pre, norms, reach, example.options["active"], example.options.get("band")
-    )
+    routed = reference.router(example.weights, example.x_BSD)
+    active, band = example.options["active"], example.options.get("band")
+    return reference.activate(example.weights, example.settings, pre, norms, reach, active, band, routed)

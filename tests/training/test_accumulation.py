@@ -40,7 +40,9 @@ def trained(run: Run, folder: Path, parts: int) -> Loop:
 
 
 @pytest.mark.parametrize(
-    "run", [Run(k, a, "float64") for k, a in (("clt", "topk"), ("plt", "jumprelu"), ("skip", "relu"))], ids=str
+    "run",
+    [Run(k, a, "float64") for k, a in (("clt", "topk"), ("plt", "jumprelu"), ("skip", "relu"), ("plt", "gated"))],
+    ids=str,
 )
 def test_training_in_parts_is_training_on_whole_batches(run: Run, tmp_path: Path) -> None:
     whole, parts = (trained(run, tmp_path / str(n), n) for n in (1, PARTS))

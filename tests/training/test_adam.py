@@ -10,14 +10,16 @@ from torch import Tensor
 
 from circuit_tracer.training.config.schema import OptimizerSection
 from circuit_tracer.training.step.adam import Adam
-from circuit_tracer.training.step.dictionary import Dictionary, row_norms
+from circuit_tracer.training.step.dictionary import UNSET, Dictionary, row_norms
 
 LAYERS, FEATURES, WIDTH = 3, 10, 7
 SETTINGS = OptimizerSection(beta1=0.8, beta2=0.99, eps=1e-6)
 
 
 def dictionary(dtype: torch.dtype, owned: slice | None = None) -> Dictionary:
-    return Dictionary.initial("skip", LAYERS, FEATURES, WIDTH, owned=owned, thresholds=True, dtype=dtype, seed=4)
+    return Dictionary.initial(
+        "skip", LAYERS, FEATURES, WIDTH, owned=owned, own={"log_threshold": UNSET}, dtype=dtype, seed=4
+    )
 
 
 def gradients(weights: dict[str, Tensor], step: int, size: float = 1.0) -> dict[str, Tensor]:

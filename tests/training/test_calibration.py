@@ -41,7 +41,7 @@ def kept_by_threshold(
 ) -> list[set[tuple[int, int, int]]]:
     found: list[set[tuple[int, int, int]]] = [set() for _ in model.W_enc]
     for source, level in enumerate(levels):
-        threshold_F = rule_of(settings).export_thresholds(model.norms[source], model.reach(source), None, level)
+        threshold_F = rule_of(settings).export_thresholds(model.norms[source], model.reach(source), {}, level)
         assert threshold_F is not None
         assert threshold_F.dtype is torch.float32
         assert threshold_F.isfinite().all()
@@ -160,7 +160,7 @@ def test_all_that_is_positive_is_kept_when_the_rule_keeps_all() -> None:
 
 def test_features_that_write_nothing_or_next_to_nothing_get_a_finite_threshold() -> None:
     norms = torch.tensor([0.0, 1e-45, 1e-38, 2.0])
-    found = rule_of(settings_for(2.0)).export_thresholds(norms, 1, None, 5.0)
+    found = rule_of(settings_for(2.0)).export_thresholds(norms, 1, {}, 5.0)
     assert found is not None
     largest = torch.finfo(torch.float32).max
     assert found.tolist() == [largest, largest, largest, 2.5]
@@ -170,10 +170,10 @@ def test_other_activations_need_no_level() -> None:
     assert [name for name in RULES if rule_of(SparsitySection(activation=name)).needs_level] == ["batch_topk"]
     norms, log_threshold = torch.ones(3), torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
     topk = rule_of(SparsitySection(activation="topk", active=5.0))
-    assert (topk.export_k, topk.export_thresholds(norms, 1, None, None)) == (5, None)
-    assert rule_of(SparsitySection(activation="relu", penalty=1.0)).export_thresholds(norms, 1, None, None) is None
+    assert (topk.export_k, topk.export_thresholds(norms, 1, {}, None)) == (5, None)
+    assert rule_of(SparsitySection(activation="relu", penalty=1.0)).export_thresholds(norms, 1, {}, None) is None
     jumprelu = rule_of(SparsitySection(activation="jumprelu", penalty=1.0))
-    found = jumprelu.export_thresholds(norms, 1, log_threshold, None)
+    found = jumprelu.export_thresholds(norms, 1, {"log_threshold": log_threshold}, None)
     assert found is not None
     assert found.dtype is torch.float32
     assert torch.equal(found, log_threshold.float().exp())

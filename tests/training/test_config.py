@@ -17,10 +17,11 @@ from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.training.config.files import dump, load, preset_names, validate
 from circuit_tracer.training.config.keys import find, keys, nearest
 from circuit_tracer.training.config.rules import without_effect
-from circuit_tracer.training.config.schema import TrainingConfig
-from circuit_tracer.training.sparsity import RULES
+from circuit_tracer.training.config.schema import SparsitySection, TrainingConfig
+from circuit_tracer.training.sparsity import RULES, rule_of
 from tests.support.config_cases import SMALL, configs, small
 
+SWITCH = {"dictionary__kind": "sae", "sparsity__activation": "switch", "sparsity__active": 4.0}
 PART = {"path": "web/*.jsonl", "weight": 2.0, "kind": "jsonl"}
 
 
@@ -68,7 +69,8 @@ def test_every_preset_takes_data_of_another_kind(name: str, kind: str) -> None:
 @pytest.mark.parametrize("name", preset_names())
 @pytest.mark.parametrize("rule", RULES)
 def test_every_preset_takes_another_rule_of_sparsity(name: str, rule: str) -> None:
-    assert load(name, {"sparsity.activation": rule}).sparsity.activation == rule
+    kind = rule_of(SparsitySection(activation=rule)).kinds[0]
+    assert load(name, {"sparsity.activation": rule, "dictionary.kind": kind}).sparsity.activation == rule
 
 
 def test_a_file_takes_another_rule_of_sparsity(tmp_path: Path) -> None:
@@ -249,6 +251,31 @@ def test_a_wrong_value_is_refused_in_plain_words(key: str, value: str, expected:
             {"sparsity__activation": "topk", "sparsity__active": 2.5},
             r"active is 2\.5 with activation topk.*whole number",
         ),
+        (
+            {"sparsity__activation": "switch"},
+            r"dictionary\.kind is clt with sparsity\.activation switch, .*linear function.*use sae",
+        ),
+        ({**SWITCH, "sparsity__prefixes": [8]}, r"prefixes is \[8\].* switch, whose first features are one expert's"),
+        (
+            {**SWITCH, "sparsity__experts": 5},
+            r"features is 64, which sparsity\.experts, 5, cannot share evenly; use 60",
+        ),
+        ({**SWITCH, "sparsity__active": 9.0}, r"9 features of a token .* more than the 8 of an expert"),
+        (
+            {**SWITCH, "run__start_from": "other"},
+            r"run\.start_from is other with .*switch: no dictionary brings a router",
+        ),
+        ({"sparsity__experts": 4}, r"experts is 4, which has no effect with .*batch_topk, which has no router"),
+        (
+            {"sparsity__activation": "gated", "sparsity__jacobian_weight": 0.1},
+            r"jacobian_weight is 0\.1 with sparsity\.activation gated, whose magnitudes grow",
+        ),
+        (
+            {"sparsity__activation": "gated", "sparsity__penalty": 1.0, "sparsity__penalty_scale": 2.0},
+            r"penalty_scale is 2\.0, .*gated, which has no penalty, or one that is linear",
+        ),
+        ({"sparsity__prefixes": [16, 8]}, r"prefixes is \[16, 8\]; name sizes in ascending order"),
+        ({"sparsity__prefixes": [16, 64]}, r"prefixes is \[16, 64\]; .*below dictionary\.features, 64"),
         ({"sparsity__aux_active": 65}, r"aux_active is 65, more than dictionary\.features, 64; lower it, 8 say"),
         ({"sparsity__dead_after_tokens": 8192}, r"dead_after_tokens is 8192, so that nothing can ever be dead .* 8192"),
         ({"sparsity__aux_weight": 0.5}, r"aux_weight is 0\.5, .*aux_active 0"),

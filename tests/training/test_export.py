@@ -10,20 +10,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from circuit_tracer.errors import InputError, NumericalError, ResourceError
+from circuit_tracer.errors import FileFormatError, InputError, NumericalError, ResourceError
 from circuit_tracer.files import read_yaml
+from circuit_tracer.training.evaluation.evaluate import describe
 from circuit_tracer.training.export.export import export, folded
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.run import checkpoint
 from circuit_tracer.transcoders import TopK, load_transcoder_from_hub
+from circuit_tracer.transcoders.autoencoders import load_autoencoders
 from circuit_tracer.transcoders.config import write_config
+from circuit_tracer.transcoders.writes import reconstruct
 from tests.support.export_cases import Exported, dense, exported, relative
-from tests.support.loop_cases import ACTIVATIONS, KINDS, LAYERS, Run, tensors
+from tests.support.loop_cases import LAYERS, SERVED, Run, tensors
 
 FLOAT32 = 1e-5  # of the outputs' spread
 BFLOAT16 = 2e-2  # 8 bits a weight, errors of k features and D products summed
-TRANSCODERS = [Run(kind, activation) for kind in KINDS if kind != "sae" for activation in ACTIVATIONS]
-SAES = [Run("sae", activation) for activation in ACTIVATIONS]
+TRANSCODERS = [Run(kind, activation) for kind, activation in SERVED if kind != "sae"]
+SAES = [Run(kind, activation) for kind, activation in SERVED if kind == "sae" and activation != "switch"]
 
 
 def encoded(made: Exported) -> list[torch.Tensor]:
@@ -100,6 +103,31 @@ def test_autoencoders_are_saelens_files(run: Run, dtype: str, tmp_path: Path) ->
         assert relative(found_BF[both], wanted[source][both]) < tolerance
         found_BD = wanted[source] @ stored["W_dec"] + stored["b_dec"]
         assert relative(found_BD, outputs[:, source]) < tolerance
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_switch_is_read_as_it_was_trained(dtype: str, tmp_path: Path) -> None:
+    """Sparsely and densely; tokens go to the same experts in narrow files too."""
+    made = exported(Run("sae", "switch"), tmp_path, layers=[1, 4, 5], run__export_dtype=dtype)
+    wanted, outputs = dense(made)
+    loaded, x_BSD = load_autoencoders(made.folder).dictionary, made.inputs()[0]
+    found_BSD, counts = reconstruct(loaded, x_BSD.clone())
+    assert relative(found_BSD, outputs) < (FLOAT32 if dtype == "float32" else BFLOAT16)
+    for source, (wanted_BF, dense_BF) in enumerate(zip(wanted, loaded.encode(x_BSD.transpose(0, 1)), strict=True)):
+        assert int(counts[source].sum()) == pytest.approx(int((wanted_BF > 0).sum()), rel=0.02)
+        selected = loaded.encode_positions(source, x_BSD[:, source])
+        assert torch.equal(torch.stack(selected[:2], 1), (dense_BF > 0).nonzero())
+        torch.testing.assert_close(dense_BF[dense_BF > 0], selected[2])
+        experts_B, size = dense_BF.argmax(1) // (made.run.features // 4), made.run.features // 4
+        assert all(int(f) // size == int(experts_B[b]) for b, f in (dense_BF > 0).nonzero())
+    assert len(torch.unique(loaded.encode(x_BSD.transpose(0, 1)).argmax(2) // 4)) > 1
+    assert describe(loaded).startswith("sparse autoencoders, 3 layers of 16 features, topk of one of 4 experts")
+    with pytest.raises(InputError, match="has a router"):
+        loaded.to_safetensors(tmp_path / "native")
+    said = made.folder / "layer_4" / "cfg.json"
+    said.write_text(said.read_text().replace('"k": 1', '"k": 5'))
+    with pytest.raises(FileFormatError, match="k is 5 of 16 features that 4 experts share"):
+        load_autoencoders(made.folder)
 
 
 @pytest.mark.parametrize("activation", ["batch_topk", "topk"])

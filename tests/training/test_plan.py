@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from circuit_tracer.training.run.evaluation_cost import (
 from circuit_tracer.training.run.machine import Machine
 from circuit_tracer.training.run.memory import buffer_bytes, device_memory, moment_bytes, snapshot_bytes
 from circuit_tracer.training.run.requirements import SHARE_USABLE, Plan, make_plan, plan_run
+from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.step.dead_features import Silence
 from circuit_tracer.training.step.dictionary import Dictionary
 from tests.support.config_cases import small
@@ -58,26 +60,26 @@ def test_parameters_are_those_published_for_such_dictionaries(name: str, billion
 
 
 @given(
-    kind=st.sampled_from(["clt", "plt", "skip", "sae"]),
-    activation=st.sampled_from(["batch_topk", "jumprelu"]),
+    served=st.sampled_from(
+        [*product(["clt", "plt", "skip", "sae"], ["batch_topk", "jumprelu", "gated"]), ("sae", "switch")]
+    ),
     layers=st.integers(1, 5),
     ranks=st.integers(1, 3),
     dtype=st.sampled_from(["float32", "bfloat16"]),
 )
 @settings(max_examples=30, deadline=None)
-def test_the_plan_counts_every_number_of_a_dictionary(
-    kind: Any, activation: str, layers: int, ranks: int, dtype: str
-) -> None:
-    features = 40 * ranks
+def test_the_plan_counts_every_number_of_a_dictionary(served: Any, layers: int, ranks: int, dtype: str) -> None:
+    (kind, activation), features = served, 40 * ranks
     config = small(
         dictionary__kind=kind,
         dictionary__features=features,
         dictionary__dtype=dtype,
         sparsity__activation=activation,
+        **({"sparsity__experts": 2} if activation == "switch" else {}),
     )
     work = TrainingCost(config, replace(TINY, n_layers=layers), ranks, features, on_cpu=True)
-    owned, thresholds = slice(40 * ranks - 40, features), activation == "jumprelu"
-    dictionary = Dictionary.initial(kind, layers, features, 16, owned=owned, thresholds=thresholds)
+    owned, rule = slice(40 * ranks - 40, features), rule_of(config.sparsity)
+    dictionary = Dictionary.initial(kind, layers, features, 16, owned=owned, own=rule.own, experts=rule.experts)
     assert work.parameters == sum(tensor.numel() for tensor in dictionary.tensors().values())
     kept = [*dictionary.norms, *Silence.initial(dictionary).tokens]
     held = work.parameters * getattr(torch, dtype).itemsize + sum(tensor.nbytes for tensor in kept)

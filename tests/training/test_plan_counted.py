@@ -70,6 +70,7 @@ COUNTED: dict[str, dict[str, Any]] = {
     "skip-jumprelu": {
         "dictionary__kind": "skip", "sparsity__activation": "jumprelu", "sparsity__penalty": 0.1,
     },
+    "clt-gated-matryoshka": {"sparsity__activation": "gated", "sparsity__prefixes": [40, 200]},
     "clt-batch_topk-bfloat16": {
         "optimizer__moments": "bfloat16", "dictionary__dtype": "bfloat16", "sparsity__active": 8.0,
         "data__buffer_dtype": "bfloat16",

@@ -29,6 +29,8 @@ RUNS = [
     Run("plt", "topk", "float64", steps=5),
     Run("skip", "jumprelu", "float64", jacobian=True, steps=5, **IN_PARTS),
     Run("sae", "relu", "float64", steps=5, **IN_PARTS),
+    Run("sae", "switch", "float64", steps=4),
+    Run("clt", "gated", "float64", steps=4, prefixes=(4, 9)),
 ]
 SINGLES = [Run("clt", "batch_topk", steps=4), Run("sae", "jumprelu", steps=4), Run("skip", "topk", "bfloat16", steps=4)]
 TOLERANCE = 1e-9

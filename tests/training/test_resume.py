@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from circuit_tracer.training.run import checkpoint
-from tests.support.loop_cases import RUNS, STEPS, Run, differences, reports, tensors
+from tests.support.loop_cases import RUNS, Run, differences, reports, tensors
 from tests.support.thinned import one_in
 
 
@@ -23,13 +23,13 @@ def _folders_go(tmp_path: Path) -> Iterator[None]:
     shutil.rmtree(tmp_path)
 
 
-@pytest.mark.parametrize("run", one_in(3, RUNS), ids=str)
+@pytest.mark.parametrize("run", [*one_in(3, RUNS), Run("sae", "switch", steps=4)], ids=str)
 def test_a_new_process_after_every_step_changes_nothing(run: Run, tmp_path: Path) -> None:
     whole = run.loop(tmp_path / "whole")
     whole.run()
-    assert len(reports(whole)) == STEPS
+    assert len(reports(whole)) == run.steps
     assert any(any(report["dead_S"]) for report in reports(whole))
-    for step in range(STEPS):
+    for step in range(run.steps):
         loop = run.loop(tmp_path / "parts", n_batches=step + 1)
         assert loop.state.step == step
         loop._step()
@@ -129,4 +129,4 @@ def test_a_loop_runs_outside_the_main_thread(tmp_path: Path) -> None:
     thread = threading.Thread(target=loop.run)
     thread.start()
     thread.join()
-    assert loop.state.step == STEPS
+    assert loop.state.step == loop.config.steps

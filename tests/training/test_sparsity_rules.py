@@ -38,7 +38,7 @@ def test_the_configuration_lists_the_table() -> None:
     assert all(row.keeps in activation.description for row in RULES.values())
     with pytest.raises(InputError, match=rf'activation is "gelu"; expected one of {", ".join(RULES)}\. Which'):
         validate({**SMALL, "sparsity": {"activation": "gelu"}})
-    assert keys()["sparsity.penalty"].description.endswith("(jumprelu, relu).")
+    assert keys()["sparsity.penalty"].description.endswith("(jumprelu, relu, gated).")
 
 
 def test_nothing_else_asks_for_a_rule_by_its_name() -> None:

@@ -61,7 +61,7 @@ def with_config(made: Exported) -> Path:
 
 STARTS = [
     (Run(kind, activation), source)
-    for kind, activation in [*((kind, "jumprelu") for kind in KINDS), ("clt", "batch_topk")]
+    for kind, activation in [*((kind, "jumprelu") for kind in KINDS), ("clt", "batch_topk"), ("clt", "gated")]
     for source in ("files", "checkpoint")
 ]
 
@@ -78,7 +78,7 @@ def test_what_was_taken_over_is_exported_again(run: Run, source: str, tmp_path: 
     for layer in range(LAYERS):
         expected = vars(folded(made.checkpoint, made.config, made.levels, layer))
         for name, tensor in vars(folded(again, made.config, made.levels, layer)).items():
-            if tensor is not None and (name != "threshold_F" or run.activation == "jumprelu"):
+            if tensor is not None and (name != "threshold_F" or run.activation in ("jumprelu", "gated")):
                 assert relative(tensor, expected[name]) < 1e-5, name
 
 
@@ -102,6 +102,22 @@ def test_thresholds_of_a_batch_rule_become_those_of_a_jumprelu(tmp_path: Path) -
             expected = folded(made.checkpoint, made.config, made.levels, layer).threshold_F
             assert expected is not None
             torch.testing.assert_close(log_threshold_F.exp(), expected, rtol=1e-4, atol=0)
+
+
+def test_a_jumprelu_is_taken_over_by_gates(tmp_path: Path) -> None:
+    made = exported(Run("clt", "jumprelu"), tmp_path, run__export_dtype="float32")
+    wanted, outputs = dense(made)
+    run = Run("clt", "gated")
+    found, written = dense(replace(made, run=run, config=run.config(), state=taken(run, opened(made.folder))))
+    assert all(relative(*pair) < 1e-5 for pair in zip(found, wanted, strict=True))
+    assert relative(written, outputs) < 1e-5
+
+
+def test_nothing_starts_from_a_switch(tmp_path: Path) -> None:
+    made = exported(Run("sae", "switch"), tmp_path)
+    for place in (made.folder, with_config(made)):
+        with pytest.raises(CompatibilityError, match="it is a switch, whose router would be lost"):
+            opened(place).require_fits(Run("sae").config(), range(LAYERS), made.run.width)
 
 
 def test_a_rank_takes_its_own_rows(tmp_path: Path) -> None:

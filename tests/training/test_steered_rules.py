@@ -13,7 +13,7 @@ from circuit_tracer.training.run.loop import RARE
 from circuit_tracer.training.sparsity import RULES, rule_of
 from circuit_tracer.training.sparsity.base import Now
 from circuit_tracer.training.sparsity.penalty import PenaltyRule, start_thresholds
-from circuit_tracer.training.step.dictionary import Dictionary
+from circuit_tracer.training.step.dictionary import UNSET, Dictionary
 from tests.support.config_cases import small
 from tests.support.loop_cases import Run, reports
 
@@ -22,7 +22,7 @@ STEERED = [name for name in RULES if isinstance(rule_of(SparsitySection(activati
 
 
 def dictionary() -> Dictionary:
-    made = Dictionary.initial("clt", 2, FEATURES, WIDTH, thresholds=True)
+    made = Dictionary.initial("clt", 2, FEATURES, WIDTH, own={"log_threshold": UNSET, "log_scale": 0.0, "b_mag": 0.0})
     made.W_enc[1] *= 7  # pre-activations of any size
     return made
 
@@ -108,7 +108,7 @@ def test_the_plan_counts_near_misses(share: float) -> None:
     settings = SparsitySection(activation="jumprelu", band_probability=share)
     rule, n_features = rule_of(settings), 3000
     assert isinstance(rule, PenaltyRule)
-    model = Dictionary.initial("plt", 1, n_features, 50, thresholds=True)
+    model = Dictionary.initial("plt", 1, n_features, 50, own={"log_threshold": UNSET})
     x_SBD = [torch.randn(300, 50, generator=torch.Generator().manual_seed(3))]
     rule.start_(model, x_SBD, 40.0, FeatureRanks())
     found = len(rule.select(model, x_SBD, Now(40.0), FeatureRanks()).entries[0].feature) / 300

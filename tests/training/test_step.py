@@ -41,6 +41,7 @@ class Collected:
 
 def dictionary_of(example: Example) -> Dictionary:
     weights = example.weights
+    lists = (weights.log_threshold, weights.log_scale, weights.b_mag)
     with torch.no_grad():
         return Dictionary(
             example.kind,
@@ -51,7 +52,8 @@ def dictionary_of(example: Example) -> Dictionary:
             [tensor.detach().clone() for tensor in weights.W_dec],
             weights.b_dec.detach().clone(),
             None if weights.W_skip is None else weights.W_skip.detach().clone(),
-            None if weights.log_threshold is None else [one.detach().clone() for one in weights.log_threshold],
+            *([one.detach().clone() for one in held] if held else None for held in lists),
+            *(None if tensor is None else tensor.detach().clone() for tensor in (weights.W_router, weights.b_router)),
         )
 
 

@@ -17,15 +17,16 @@ from circuit_tracer.training.reference import loss as reference_loss
 from circuit_tracer.training.reference import pre_activation as pre_activation_loss
 from tests.support.reference_cases import (
     ACTIVATIONS,
+    SERVED,
     Case,
     Example,
     activations_of,
     cases,
     close,
     decoder_norms,
-    each_activation,
     each_case,
     each_kind,
+    each_served,
     make,
     parameters,
     pre_activations,
@@ -91,10 +92,10 @@ def _zeros(value: Tensor | list[Tensor] | None) -> Tensor | list[Tensor] | None:
 
 
 @each_case
-def test_the_loss_is_the_sum_of_five_finite_terms(case: Case) -> None:
+def test_the_loss_is_the_sum_of_finite_terms(case: Case) -> None:
     example = make(case)
     total, terms = example.loss()
-    assert list(terms) == ["reconstruction", "sparsity", "aux", "pre_activation", "jacobian"]
+    assert list(terms) == ["reconstruction", "sparsity", "gate", "balance", "aux", "pre_activation", "jacobian"]
     close(total, sum(float(term.detach()) for term in terms.values()))
     assert all(torch.isfinite(term) and term.detach() >= 0 for term in terms.values())
     for name, gradient in example.gradients().items():
@@ -121,25 +122,87 @@ def test_a_batch_twice_is_the_same_loss(case: Case) -> None:
 # Gradients (§6)
 
 
-@each_kind
-@each_activation
+@each_served
 def test_gradients_are_those_of_finite_differences(kind: str, activation: str) -> None:
-    """Where nothing is held constant: the reconstruction, the penalty, and the Jacobian away from thresholds."""
-    case = Case(kind, activation, n_layers=2, n_tokens=3, n_features=4, width=3, seed=1)
+    """Where nothing is held constant: the reconstruction, the penalty, the balance of experts, and the Jacobian away from
+    thresholds.
+    """
+    prefixes = () if activation == "switch" else (1,)
+    case = Case(kind, activation, n_layers=2, n_tokens=3, n_features=4, width=3, prefixes=prefixes, seed=1)
     example = make(case).with_settings(aux_active=0, pre_activation_weight=0.0, bandwidth=1e-6)
     named = parameters(example.weights)
 
     def total(*tensors: Tensor) -> Tensor:
         given = dict(zip(named, tensors, strict=True))
-        weights = Weights(
-            *([given[f"{name}.{s}"] for s in range(2)] for name in ("W_enc", "b_enc", "W_dec")),
-            b_dec=given["b_dec"],
-            W_skip=given.get("W_skip"),
-            log_threshold=[given[f"log_threshold.{s}"] for s in range(2)] if activation == "jumprelu" else None,
-        )
-        return replace(example, weights=weights).loss()[0]
+        loss, terms = replace(example, weights=weights_of(given)).loss()
+        return loss - terms["gate"]
 
     assert torch.autograd.gradcheck(total, tuple(named.values()))
+
+
+def weights_of(given: dict[str, Tensor]) -> Weights:
+    """Of two layers, from `parameters`."""
+    lists = {name.partition(".")[0] for name in given if "." in name}
+    return Weights(
+        **{name: [given[f"{name}.{s}"] for s in range(2)] for name in lists},  # type: ignore[arg-type]
+        **{name: tensor for name, tensor in given.items() if "." not in name},
+    )
+
+
+@each_kind
+def test_gates_learn_to_reconstruct_through_decoders_that_do_not(kind: str) -> None:
+    example = make(Case(kind, "gated", n_layers=2, n_tokens=3, n_features=4, width=3, seed=1))
+    named = parameters(example.weights)
+    moving = [name for name in named if name.startswith(("W_enc", "b_enc"))]
+
+    def gate(*tensors: Tensor) -> Tensor:
+        return replace(example, weights=weights_of(named | dict(zip(moving, tensors, strict=True)))).loss()[1]["gate"]
+
+    assert torch.autograd.gradcheck(gate, tuple(named[name] for name in moving))
+    found = example.gradients("gate")
+    assert [name for name, gradient in found.items() if gradient.any()] == moving
+    pre, x_BSD = pre_activations(example), example.x_BSD
+    written = decode(example.weights, kind, [p.clamp_min(0) for p in pre]) + example.weights.b_dec
+    if example.weights.W_skip is not None:
+        written = written + torch.einsum("sij,bsj->bsi", example.weights.W_skip, x_BSD)
+    close(example.loss()[1]["gate"], (written - example.y_BSD).square().mean())
+
+
+def test_a_prefix_is_the_dictionary_of_its_features() -> None:
+    """Its error is that of a dictionary that has no others, with the features that the whole one keeps."""
+    example = make(Case("clt", "relu", n_tokens=63))
+    errors = []
+    for end in (2, 5, 7):
+        weights = example.weights
+        rows = {name: [tensor[:end] for tensor in getattr(weights, name)] for name in ("W_enc", "b_enc", "W_dec")}
+        dead = {"dead": [mask[:end] for mask in example.options["dead"]]}
+        alone = replace(example, weights=replace(weights, **rows), options=example.options | dead)
+        errors.append(alone.loss()[1]["reconstruction"])
+    nested = replace(example, options=example.options | {"prefixes": (2, 5)})
+    close(nested.loss()[1]["reconstruction"], sum(errors) / 3)
+
+
+def test_a_switch_sends_a_token_to_one_expert() -> None:
+    """Its activations are those of a TopK of that expert alone, times the router's probability; busy experts cost."""
+    example = make(Case("sae", "switch", n_tokens=63, n_features=12, active=2.0))
+    weights, size = example.weights, 12 // example.settings.experts
+    assert weights.W_router is not None
+    assert weights.b_router is not None
+    balance = 0.0
+    for s, found_BF in enumerate(activations_of(example)):
+        loads, means = [0.0] * example.settings.experts, torch.zeros(example.settings.experts).double()
+        for b, x_D in enumerate(example.x_BSD[:, s]):
+            share_N = torch.softmax(weights.W_router[s] @ x_D + weights.b_router[s], 0).detach()
+            chosen = int(share_N.argmax())
+            pre_F = (weights.W_enc[s] @ x_D + weights.b_enc[s]).tolist()
+            best = sorted(range(chosen * size, chosen * size + size), key=lambda f: -pre_F[f])[:2]
+            expected = {f: float(share_N[chosen]) * pre_F[f] for f in best if pre_F[f] > 0}
+            found = {f: float(found_BF[b, f].detach()) for f in found_BF[b].nonzero().flatten().tolist()}
+            assert found == pytest.approx(expected)
+            loads[chosen] += 1 / 63
+            means += share_N / 63
+        balance += float(len(loads) * (torch.tensor(loads, dtype=torch.float64) * means).sum()) / 3
+    close(example.loss()[1]["balance"], example.settings.balance_weight * balance)
 
 
 @each_kind
@@ -210,8 +273,7 @@ def with_dead(example: Example, count: int) -> Example:
     return replace(example, options=example.options | {"dead": list((torch.arange(sum(sizes)) < count).split(sizes))})
 
 
-@each_kind
-@each_activation
+@each_served
 def test_aux_counts_for_less_while_few_features_are_dead(kind: str, activation: str) -> None:
     """rho = dead / (S * aux_active) up to one; the rest is a normalised error of the residual."""
     example = make(Case(kind, activation))
@@ -275,11 +337,13 @@ CUTS: dict[str, Callable[[Example, int, float], Tensor]] = {
     "topk": lambda example, s, norm: torch.zeros(len(example.weights.W_enc[s])),
     "jumprelu": lambda example, s, norm: example.weights.log_threshold[s].exp(),  # type: ignore[index]
     "batch_topk": lambda example, s, norm: example.options["running_cut"] / norm,
+    "gated": lambda example, s, norm: torch.zeros(len(example.weights.W_enc[s])),
+    "switch": lambda example, s, norm: torch.zeros(len(example.weights.W_enc[s])),
 }
+MATCHED = [(kind, activation) for kind, activation in SERVED if kind != "sae" and activation != "gated"]
 
 
-@each_kind
-@each_activation
+@each_served
 def test_pre_activation_loss_measures_how_far_dead_features_are_from_firing(kind: str, activation: str) -> None:
     example = make(Case(kind, activation, n_tokens=63))
     pre, norms = pre_activations(example), decoder_norms(example)
@@ -316,8 +380,7 @@ def test_a_feature_that_writes_nothing_is_as_far_from_firing_as_the_cut() -> Non
     assert all(not g.any() for g in example.gradients("pre_activation").values())
 
 
-@pytest.mark.parametrize("kind", ["plt", "skip", "clt"])
-@each_activation
+@pytest.mark.parametrize(("kind", "activation"), MATCHED, ids=["-".join(pair) for pair in MATCHED])
 def test_jacobian_is_the_derivative_of_a_layers_own_prediction(kind: str, activation: str) -> None:
     """One layer, so that a small step of the input changes nothing but its own prediction; the active set does not change."""
     example = make(Case(kind, activation, n_layers=1))
@@ -387,10 +450,12 @@ def test_jacobian_matching_without_derivatives_is_refused() -> None:
 
 def test_cases_hold_what_their_patterns_promise() -> None:
     for activation in ACTIVATIONS:
-        none = activations_of(make(Case("clt", activation, pattern="none")))
+        none = activations_of(make(Case("sae", activation, pattern="none")))
+        assert not any(a.any() for a in none)
+        if activation == "switch":  # of a token, one expert's features at most
+            continue
         every = activations_of(make(Case("clt", activation, pattern="all")))
         hot = activations_of(make(Case("clt", activation, n_tokens=63, pattern="hot")))
-        assert not any(a.any() for a in none)
         assert all((a > 0).all() for a in every)
         assert all((a > 0).all(0).sum() == 1 for a in hot)
     assert math.prod(make(Case("clt", pattern="repeated", n_tokens=63)).x_BSD.unique(dim=0).shape) == 2 * 3 * 6

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.transcoders import hub as downloads
 from circuit_tracer.transcoders import load_transcoder_from_hub, save_transcoders, save_transcoders_to_cache
+from circuit_tracer.transcoders.attention import load_attention
 from circuit_tracer.transcoders.layouts import Found, find
 from circuit_tracer.transcoders.loading import load_dictionary
 from circuit_tracer.transcoders.references import HubReference, resolve
@@ -24,6 +25,7 @@ from circuit_tracer.transcoders.selection import Selection, parse_selection, sel
 from tests.support.autoencoder_layouts import AUTOENCODERS
 from tests.support.dictionaries import random_clt, random_set
 from tests.support.fake_hub import FakeHub
+from tests.support.lorsa_files import CONFIG, WIDTH, tensors, written
 from tests.support.published import D, F, L, draw, gemma_scope_1, gemma_scope_2, gemma_scope_2_clt, saelens, save
 
 HOOKS = {"feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out"}
@@ -330,6 +332,15 @@ def publish(hub: FakeHub, folder: Path, name: str = "org/repo") -> None:
     hub.repositories[name] = {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     } | {"README.md": b"# a card", ".gitattributes": b""}
+
+
+def test_lorsa_of_a_repository(hub, tmp_path):
+    local = load_attention(written(tmp_path / "made" / "lorsa", tensors(), CONFIG))
+    publish(hub, tmp_path / "made")
+    found = load_attention("org/repo/lorsa")
+    assert found.layers == (1,)
+    x = torch.randn(5, WIDTH)
+    torch.testing.assert_close(found.encode_layer(x, 1), local.encode_layer(x, 1))
 
 
 def test_a_repository_without_config_is_listed_and_only_what_is_meant_is_fetched(hub, tmp_path):

@@ -86,6 +86,7 @@ def test_operations_stand_under_headings_with_names_of_their_own(document: dict[
     assert {tag for operation in operations for tag in operation["tags"]} == {
         "the page's API",
         "runs",
+        "monitor",
         "Neuronpedia's protocol",
         "files",
     }

@@ -50,6 +50,10 @@ class Records(Protocol):
 @torch.no_grad()
 def promoted_by(members: Sequence[Active], model: Traceable, outputs: Collection[int] = ()) -> list[str]:
     """At most ``WORDS`` tokens, strongest first; [] if none counts. outputs: token ids of the prompt's outputs."""
+    first = model.transcoders.d_transcoder
+    members = [
+        member for member in members if member.place[1] < first
+    ]  # what attention writes goes through its projection
     layers = sorted({member.place[0] for member in members})
     written = torch.zeros(model.parts.config.d_model, device=model.parts.device)
     for layer in layers:

@@ -61,9 +61,13 @@ class Rule:
 
 
 class SteeringPlan:
-    """Edits and directions resolved for a prompt; see `resolve_edits` for errors."""
+    """Edits and directions resolved for a prompt; see `resolve_edits` for errors.
+
+    since: the position from which on they hold, whatever each says; None: they do not. May be changed between passes.
+    """
 
     def __init__(self, model: Traceable, clean: CleanRun, interventions: Sequence[Edit | Direction]) -> None:
+        self.since: int | None = 0
         self.parts, self.n_pos, self.left_out = model.parts, clean.n_pos, clean.left_out
         if heads := [each for each in interventions if isinstance(each, HeadEdit)]:
             raise InputError(
@@ -83,11 +87,12 @@ class SteeringPlan:
     def settings(self, start: int, stop: int) -> dict[int, LayerSettings]:
         """Settings by layer of a pass over the positions start ... stop - 1."""
         rows: dict[int, list[tuple[int, int, float, float]]] = {}
+        first = stop if self.since is None else max(start, self.since)
         for (layer, position, index), change in self.prompt.items():
-            if start <= position < stop:
+            if first <= position < stop:
                 rows.setdefault(layer, []).append((position - start, index, change.value, 0.0))
         for (layer, index), rule in self.rules.items():
-            for position in range(max(rule.start, start), stop):
+            for position in range(max(rule.start, first), stop):
                 rows.setdefault(layer, []).append((position - start, index, rule.value, rule.factor))
         device, dtype = self.parts.device, self.parts.compute_dtype
         return {
@@ -117,6 +122,8 @@ class SteeringPlan:
         return changed
 
     def _directs(self, direction: Direction, position: int) -> bool:
+        if self.since is None or position < self.since:
+            return False
         return position not in self.left_out if direction.start is None else position >= direction.start
 
     def _add_rule(self, edit: Edit, feature: FeatureAt, clean: CleanRun) -> None:

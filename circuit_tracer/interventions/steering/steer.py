@@ -11,9 +11,9 @@ it is the model's own, bitwise. Letters: G generated tokens, V vocabulary.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from circuit_tracer.interventions.steering.sampling import require_cuts, warp
 from circuit_tracer.interventions.steering.schedule import Direction, SteeringPlan
 from circuit_tracer.interventions.steering.text_stream import TextStream
 from circuit_tracer.models.capture import check_length, logits_at
+from circuit_tracer.models.run import Output, Visit, in_turn
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
 from circuit_tracer.transcoders.lorsa import Lorsa
@@ -68,6 +69,23 @@ class Sampling:
             return int(logits_V.argmax())
         scores = warp(logits_V.cpu(), self.temperature, self.top_k, self.top_p)
         return int(torch.multinomial(torch.softmax(scores.double(), dim=-1), 1, generator=generator))
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Looks on while a text grows, and says from when on the interventions hold."""
+
+    @property
+    def since(self) -> int | None:
+        """The first position at which they hold; None: not yet. Asked before each pass."""
+
+    def visits(self, start: int, left_out: Sequence[int]) -> Mapping[str, Visit]:
+        """What looks at a pass over the tokens from position `start` on, by site; behind what the interventions do there.
+        left_out: rows of the pass that have no features.
+        """
+
+    def passed(self, stop: int) -> None:
+        """That pass has been made, over the tokens up to position stop - 1."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +134,14 @@ def steer(
     cache: bool = True,
     on_text: Callable[[str], None] | None = None,
     keep_logits: bool = False,
+    watcher: Watcher | None = None,
 ) -> Steering:
     """Generate with features or directions changed, on the prompt and on the tokens to come as each edit says (`at`).
 
     compare: also generate without them. cache: keep keys and values between tokens. on_text: called with each new piece of
-    the steered text, which never holds a stop text, not even its beginning. Raises InputError as `apply_edits` does, and for
-    a model without a tokenizer.
+    the steered text, which never holds a stop text, not even its beginning. watcher: looks at every token of the steered text,
+    the last one too if the context has room (probes/generation.py). Raises InputError as `apply_edits` does, and for a model
+    without a tokenizer.
     """
     sampling = sampling or Sampling()
     given = (interventions,) if isinstance(interventions, Edit | Direction) else tuple(interventions)
@@ -132,7 +152,7 @@ def steer(
     _require_known_to_tokens(model, given)
     clean = CleanRun(model, ids, patterns=False)
     plan = SteeringPlan(model, clean, given)
-    steered = _generate(model, ids, plan, sampling, cache, on_text, keep_logits)
+    steered = _generate(model, ids, plan, sampling, cache, on_text, keep_logits, watcher)
     unsteered = None
     if compare:
         unsteered = _generate(model, ids, SteeringPlan(model, clean, ()), sampling, cache, None, keep_logits)
@@ -160,16 +180,14 @@ def _generate(
     cache: bool,
     on_text: Callable[[str], None] | None,
     keep_logits: bool,
+    watcher: Watcher | None = None,
 ) -> Continuation:
     generator = torch.Generator().manual_seed(sampling.seed)
     stream = TextStream(model.tokenizer, prompt, sampling.stop, on_text)
     ends, ids, past, kept = _end_ids(model), prompt, None, []
     finish: Literal["length", "end", "stop"] = "length"
     for _ in range(sampling.max_new_tokens):
-        start = 0 if past is None else len(ids) - 1
-        left_out = plan.left_out if start == 0 else []
-        run = Pass(model, plan.settings(start, len(ids)), zero_positions=left_out).run(plan.directions(start))
-        (final,), past = run(ids[start:], past=past, keep_past=cache)
+        (final,), past = _step(model, ids, plan, past, cache, watcher)
         logits = logits_at(model.parts, require_finite(final)[-1:])[0]
         kept += [logits.cpu()] if keep_logits else []
         chosen = sampling.choose(logits, generator)
@@ -180,7 +198,26 @@ def _generate(
         if stream.add(ids):
             finish = "stop"
             break
+    has_room = len(ids) <= (model.parts.context_length or len(ids))
+    if watcher is not None and has_room:  # the last token was chosen, and not read
+        _step(model, ids, plan, past, cache, watcher)
     return Continuation(stream.finish(), ids[len(prompt) :], finish, torch.stack(kept) if kept else None)
+
+
+def _step(model: Traceable, ids: Tensor, plan: SteeringPlan, past: Any, cache: bool, watcher: Watcher | None) -> Output:
+    """A pass over the tokens that the model has not read."""
+    start = 0 if past is None else len(ids) - 1
+    if watcher is not None:
+        plan.since = watcher.since
+    left_out = plan.left_out if start == 0 else []
+    visits = dict(plan.directions(start))
+    for site, visit in (watcher.visits(start, left_out) if watcher is not None else {}).items():
+        visits[site] = in_turn(visits.get(site), visit)
+    run = Pass(model, plan.settings(start, len(ids)), zero_positions=left_out).run(visits)
+    output = run(ids[start:], past=past, keep_past=cache)
+    if watcher is not None:
+        watcher.passed(len(ids))
+    return output
 
 
 def _end_ids(model: Traceable) -> set[int]:

@@ -136,7 +136,7 @@ def _layers(seen: _Seen) -> dict[str, float]:
     columns = {
         "kept": torch.bincount(layer_N[seen.kept_features], minlength=n_layers),
         "influence": torch.bincount(features, weights=seen.influence_N[layout.features], minlength=n_layers),
-        "error": seen.influence_N[layout.errors].view(n_layers, -1).sum(1),
+        "error": torch.bincount(layer_N[layout.errors], weights=seen.influence_N[layout.errors], minlength=n_layers),
     }
     return {
         f"node.{name}_layer_{layer}": float(value)

@@ -10,6 +10,7 @@ from circuit_tracer.training.sparsity import rule_of, unread
 
 if TYPE_CHECKING:
     from circuit_tracer.training.config.schema import TrainingConfig
+    from circuit_tracer.training.sparsity.base import Rule
 
 # keys of `data` that not every kind of data has, and the kinds that do
 DATA_KEYS = {
@@ -103,7 +104,13 @@ def _data(config: TrainingConfig) -> Iterator[str]:
 
 def _sparsity(config: TrainingConfig) -> Iterator[str]:
     sparsity, features = config.sparsity, config.dictionary.features
-    yield from rule_of(sparsity).contradictions(features)
+    rule = rule_of(sparsity)
+    yield from rule.contradictions(features)
+    yield from _served(config, rule)
+    if sparsity.prefixes is not None and [*sparsity.prefixes, features] != sorted({*sparsity.prefixes, features}):
+        yield (
+            f"sparsity.prefixes is {sparsity.prefixes}; name sizes in ascending order, below dictionary.features, {features}"
+        )
     tokens = config.run.schedule_tokens or config.run.tokens
     if sparsity.dead_after_tokens is not None and sparsity.dead_after_tokens >= tokens:
         yield (
@@ -115,6 +122,28 @@ def _sparsity(config: TrainingConfig) -> Iterator[str]:
             f"sparsity.aux_active is {sparsity.aux_active}, more than dictionary.features, {features}; "
             f"lower it, {max(1, features // 8)} say, or use 0"
         )
+
+
+def _served(config: TrainingConfig, rule: Rule) -> Iterator[str]:
+    """What a rule of sparsity cannot be combined with."""
+    sparsity, kind, named = config.sparsity, config.dictionary.kind, f"sparsity.activation {config.sparsity.activation}"
+    if kind not in rule.kinds:
+        yield (
+            f"dictionary.kind is {kind} with {named}, whose router makes activations no linear function of the input, which "
+            f"tracing needs: use {' or '.join(rule.kinds)}, or another activation"
+        )
+    if not rule.nests and (sparsity.prefixes is not None or sparsity.prefixes_drawn):
+        yield (
+            f"sparsity.prefixes is {sparsity.prefixes} and prefixes_drawn {sparsity.prefixes_drawn} with {named}, whose first "
+            "features are one expert's, which most tokens never see: leave them out, or use another activation"
+        )
+    if rule.gated and sparsity.jacobian_weight:
+        yield (
+            f"sparsity.jacobian_weight is {sparsity.jacobian_weight} with {named}, whose magnitudes grow by another factor "
+            "than its pre-activations: leave it out, or use another activation"
+        )
+    if rule.experts and config.run.start_from is not None:
+        yield f"run.start_from is {config.run.start_from} with {named}: no dictionary brings a router along; leave it out"
 
 
 def _lengths(config: TrainingConfig) -> Iterator[str]:

@@ -195,7 +195,7 @@ class SparsitySection(Section):
         default=None,
         gt=0,
         description="k at the first step; null: 6 times `active`, at most half of the features (a quarter for jumprelu and "
-        "relu), and `active` with run.start_from.",
+        "relu, of an expert's with switch), and `active` with run.start_from.",
     )
     anneal: Share = Field(default=0.3, description="Share of the steps in which k falls to `active`.")
     rank_by: Literal["row", "target"] = Field(
@@ -206,10 +206,14 @@ class SparsitySection(Section):
     penalty: float | None = Field(
         default=None,
         gt=0,
-        description="Weight of the tanh penalty, which then decides how many are active; null: thresholds or biases are "
+        description="Weight of the penalty, which then decides how many are active; null: thresholds or biases are "
         f"steered so that `active` are ({readers('penalty')}).",
     )
-    penalty_scale: float = Field(default=4.0, gt=0, description="c in tanh(c · decoder norm · activation).")
+    penalty_scale: float = Field(
+        default=4.0,
+        gt=0,
+        description=f"c in tanh(c · decoder norm · activation) ({readers('penalty_scale')}).",
+    )
     penalty_warmup: Share = Field(default=1.0, description="Share of the steps in which the penalty rises from zero.")
     bandwidth: float = Field(
         default=0.25,
@@ -222,6 +226,22 @@ class SparsitySection(Section):
         gt=0,
         le=1,
         description="Probability that a near miss inside the band is looked at; each then counts more.",
+    )
+    experts: Whole = Field(
+        default=8, ge=2, description=f"N, parts of the features of which a token sees one ({readers('experts')})."
+    )
+    balance_weight: float = Field(
+        default=0.1,
+        ge=0,
+        description=f"Weight of the loss that keeps experts equally busy ({readers('balance_weight')}).",
+    )
+    prefixes: list[Annotated[int, Field(ge=1)]] | None = Field(
+        default=None,
+        min_length=1,
+        description="Matryoshka: the first so many features of every layer reconstruct by themselves too; null: none.",
+    )
+    prefixes_drawn: Whole = Field(
+        default=0, ge=0, description="So many prefixes more, of sizes drawn anew at every step; 0: none."
     )
     aux_active: Whole = Field(
         default=0, ge=0, description="Dead features a layer and token that learn from the error (AuxK); 0: none."
@@ -450,5 +470,6 @@ class TrainingConfig(Section):
         active, given = self.sparsity.active, self.sparsity.active_at_start
         if self.sparsity.anneal == 0 or (given is None and self.run.start_from is not None):
             return active
-        most = rule_of(self.sparsity).most_at_start * self.dictionary.features
+        rule = rule_of(self.sparsity)
+        most = rule.most_at_start * rule.searched * self.dictionary.features
         return max(active, min(6 * active, most)) if given is None else given

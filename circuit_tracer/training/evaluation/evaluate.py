@@ -238,6 +238,9 @@ def describe(transcoders: Transcoders) -> str:
         kind = kind.replace("per-layer transcoders", AUTOENCODERS)
     skip = ", skip connection" if transcoders.skip_connection else ""
     activation = transcoders.activation(transcoders.layers[0]).name
+    router = transcoders.router(transcoders.layers[0])
+    if router is not None:
+        activation += f" of one of {len(router.bias)} experts"
     layers = f"{transcoders.n_layers} layers"
     if len(transcoders.layers) < transcoders.n_layers:
         layers = f"layers {', '.join(map(str, transcoders.layers))} of {transcoders.n_layers}"

@@ -28,6 +28,7 @@ from circuit_tracer.training.step.dictionary import row_norms
 from circuit_tracer.training.step.normalisation import Normalisation
 from circuit_tracer.transcoders.activations import TopK
 from circuit_tracer.transcoders.config import write_config
+from circuit_tracer.transcoders.formats import saelens, switch
 from circuit_tracer.transcoders.formats.writing import activation_metadata, begin_folder, native_names, save_tensors
 
 CLT_TOPK = (
@@ -52,6 +53,7 @@ class FoldedLayer:
     threshold_F: Tensor | None
     skip_DD: Tensor | None  # y += skip @ x
     k: int | None = None  # TopK's
+    router: tuple[Tensor, Tensor] | None = None  # of a switch: rows (N, D) and biases (N,), float32
 
 
 def export(
@@ -120,7 +122,10 @@ def folded(checkpoint: Checkpoint, config: TrainingConfig, levels: Sequence[floa
     # and not on the mean.
     dtype = getattr(torch, config.export_dtype)
     scale_x, scale_y, mean_x_D = space.scale_x_S[source], space.scale_y_S[source], whole("mean_x_SD")
-    encoder_FD = (rows("W_enc").float() * scale_x).to(dtype)
+    rule = rule_of(config.sparsity)
+    own = {name: rows(name) for name in ("b_enc", *rule.own)}
+    trained_FD, bias_F = rule.export_encoder(rows("W_enc").float(), own)
+    encoder_FD = (trained_FD * scale_x).to(dtype)
     decoder_FC, width = rows("W_dec").float(), encoder_FD.shape[1]
     n_targets = decoder_FC.shape[1] // width
     scale_y_T = space.scale_y_S[source : source + n_targets]
@@ -129,22 +134,28 @@ def folded(checkpoint: Checkpoint, config: TrainingConfig, levels: Sequence[floa
     if config.dictionary.kind == "skip":
         skip_DD = (whole("W_skip" + averages) * (scale_x / scale_y)).to(dtype)
         bias_D = bias_D - skip_DD.double() @ mean_x_D
-    rule = rule_of(config.sparsity)
-    log_threshold_F = rows("log_threshold") if rule.learns_thresholds else None
     level = None if levels is None else levels[source]
     layer = FoldedLayer(
         encoder_FD,
-        (rows("b_enc").double() - encoder_FD.double() @ mean_x_D).float(),
+        (bias_F.double() - encoder_FD.double() @ mean_x_D).float(),
         (decoder_FC.view(-1, n_targets, width) / scale_y_T[:, None]).to(dtype),
         bias_D.float(),
-        rule.export_thresholds(row_norms(decoder_FC), n_targets, log_threshold_F, level),
+        rule.export_thresholds(row_norms(decoder_FC), n_targets, own, level),
         skip_DD,
         rule.export_k,
+        None
+        if not rule.experts
+        else _folded_router(whole("W_router" + averages), whole("b_router" + averages), scale_x, mean_x_D),
     )
     for name, tensor in vars(layer).items():
         if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
             raise NumericalError(f"{name} of source layer {source} is not finite; resume from an earlier checkpoint.")
     return layer
+
+
+def _folded_router(weight_ND: Tensor, bias_N: Tensor, scale_x: Tensor, mean_x_D: Tensor) -> tuple[Tensor, Tensor]:
+    weight_ND = weight_ND * scale_x
+    return weight_ND.float(), (bias_N - weight_ND @ mean_x_D).float()
 
 
 def _stem(layer: int) -> str:
@@ -192,8 +203,12 @@ def _write_sae(layer: FoldedLayer, config: TrainingConfig, folder: Path, model_n
     if layer.threshold_F is not None:
         tensors["threshold"] = layer.threshold_F
     n_features, width = layer.encoder_FD.shape
+    architecture = "topk" if layer.k else "standard" if layer.threshold_F is None else "jumprelu"
+    if layer.router is not None:
+        architecture = saelens.SWITCH
+        tensors |= dict(zip((switch.WEIGHT, switch.BIAS), layer.router, strict=True))
     described = {
-        "architecture": "topk" if layer.k else "standard" if layer.threshold_F is None else "jumprelu",
+        "architecture": architecture,
         **({"k": layer.k, "rescale_acts_by_decoder_norm": False} if layer.k else {}),
         "d_in": width,
         "d_sae": n_features,

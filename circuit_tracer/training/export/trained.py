@@ -23,8 +23,8 @@ from circuit_tracer.training.sparsity.base import Now
 from circuit_tracer.training.sparsity.ranking import top_k
 from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.training.step.normalisation import Normalisation
+from circuit_tracer.training.step.outputs import predict
 from circuit_tracer.training.step.scratch import Scratch
-from circuit_tracer.training.step.step import predict
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Trained:
         selection = rule_of(self.settings).select(self.dictionary, x_SBD, now, self.ranks)
         if selection.cut is not None:
             self.cuts.append(selection.cut)
-        y_BSD = predict(self.dictionary, x_SBD, selection, self.ranks, Scratch())
+        y_BSD = predict(self.dictionary, x_SBD, selection.all_activations(), self.ranks, Scratch())
         active_S = torch.tensor([int(active.sum()) for active in selection.active], device=y_BSD.device)
         y_BSD.div_(self.space.scale_y_S[:, None]).add_(self.space.mean_y_SD)
         return y_BSD, self.ranks.all_reduce_(active_S).tolist()
@@ -56,12 +56,12 @@ class Trained:
         A rule that ranks over many tokens has its cut there: the mean of those of the batches before.
         """
         model, rule = self.dictionary, rule_of(self.settings)
-        weight_fD, bias_f = model.W_enc[source], model.b_enc[source]
+        own = model.own(source)
+        weight_fD, bias_f = rule.export_encoder(model.W_enc[source], own)
         if rule.export_k is not None:
             return top_k(x_BD, weight_fD, bias_f, rule.export_k, self.ranks)
-        learned_f = None if model.log_threshold is None else model.log_threshold[source]
         level = sum(self.cuts) / len(self.cuts) if self.cuts else None
-        threshold_f = rule.export_thresholds(model.norms[source], model.reach(source), learned_f, level)
+        threshold_f = rule.export_thresholds(model.norms[source], model.reach(source), own, level)
         return encode(x_BD, weight_fD, bias_f, torch.zeros_like(bias_f) if threshold_f is None else threshold_f)
 
 

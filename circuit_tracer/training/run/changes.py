@@ -34,6 +34,7 @@ ON_RESUME: dict[str, str] = {
     "sparsity": MAY,
     "sparsity.activation": _RULE,
     "sparsity.rank_by": _RULE,
+    "sparsity.experts": "the router has a row for each",
     "sparsity.jacobian_weight": "directions and derivatives are part of the data's rows",
     "optimizer": MAY,
     "optimizer.moments": "the checkpoint holds them in that number format",

@@ -123,9 +123,10 @@ class TrainingCost:
         """Numbers trained, on this rank."""
         layers, width, config = self.layers, self.sizes.d_model, self.config
         rows = self.owned * (layers * width + self.pairs * width + layers)
-        thresholds = layers * self.owned if self.rule.learns_thresholds else 0
+        vectors = layers * self.owned * len(self.rule.own)
         skip = layers * width**2 if config.dictionary.kind == "skip" else 0
-        return rows + thresholds + skip + layers * width
+        router = layers * self.rule.experts * (width + 1)
+        return rows + vectors + skip + router + layers * width
 
     @property
     def width(self) -> int:
@@ -136,6 +137,16 @@ class TrainingCost:
     def sides(self) -> int:
         """Vectors of that width that are kept for a token: input, output, and a direction with its derivative."""
         return (1 if self.config.dictionary.kind == "sae" else 2) + (2 if self.config.sparsity.jacobian_weight else 0)
+
+    @property
+    def prefixes(self) -> int:
+        """Matryoshka's at most, besides the whole dictionary."""
+        return len(self.config.sparsity.prefixes or ()) + self.config.sparsity.prefixes_drawn
+
+    @property
+    def further_outputs(self) -> int:
+        """Of that width, computed beside the outputs of a token: those of prefixes and of gates."""
+        return self.prefixes + self.rule.gated
 
     @property
     def moment_bytes(self) -> float:
@@ -169,8 +180,8 @@ def flop(work: TrainingCost) -> dict[str, float]:
     multiplied = sizes.parameters - sizes.embedding_parameters
     return {
         "language model": passes * 2 * multiplied * work.config.run.batch / work.world,
-        "encoders": 2 * work.batch * work.layers * work.owned * sizes.d_model,
-        "decoders": 6 * _entry_width(work),
+        "encoders": 2 * work.batch * work.layers * round(work.owned * work.rule.searched) * sizes.d_model,
+        "decoders": (10 if work.rule.gated else 6) * _entry_width(work),  # gates are decoded too, and learn from it
     }
 
 
@@ -228,7 +239,7 @@ def _communicated(work: TrainingCost) -> float:
     """Bytes that a rank sends in a step: outputs among those that share features, gradients among those that share tokens, rows
     of the model's passes among all. A sum over n ranks sends 2 (n - 1) / n of its bytes.
     """
-    outputs = 2 * (1 - 1 / work.ranks) * work.batch * work.width * 4
+    outputs = 2 * (1 - 1 / work.ranks) * work.batch * work.width * 4 * (1 + work.further_outputs)
     gradients = 2 * (1 - 1 / work.replicas) * work.parameters * 4
     rows = (1 - 1 / work.world) * work.config.run.batch * work.width * work.sides
     return outputs + gradients + rows * BYTES[work.config.data.buffer_dtype]

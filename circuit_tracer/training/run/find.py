@@ -41,8 +41,8 @@ from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.sparsity.base import Now
 from circuit_tracer.training.step import schedules
 from circuit_tracer.training.step.normalisation import Normalisation
+from circuit_tracer.training.step.outputs import predict
 from circuit_tracer.training.step.scratch import Scratch
-from circuit_tracer.training.step.step import predict
 
 FILE = "find.json"
 TRIAL_TOKENS, TRIAL_STEPS = 2**19, (100, 200)  # of a trial: so many tokens, but no fewer and no more steps
@@ -221,7 +221,8 @@ def held_out_error(
     for part in held_out.split(max(1, held_out.n_tokens // config.run.batch)):
         batch = normalised(part.to(device, torch.float32), state.normalisation)
         selection = rule.select(dictionary, batch.x_SBD, now, ranks)
-        error_BSD = predict(dictionary, batch.x_SBD, selection, ranks, scratch).sub_(batch.y_BSD)
+        outputs_BSD = predict(dictionary, batch.x_SBD, selection.all_activations(), ranks, scratch)
+        error_BSD = outputs_BSD.sub_(batch.y_BSD)
         error, size = error + float(error_BSD.square().sum()), size + error_BSD.numel()
         for fired_f, entries, active in zip(fired_Sf, selection.entries, selection.active, strict=True):
             fired_f += torch.bincount(entries.feature[active], minlength=len(fired_f))

@@ -18,6 +18,8 @@ from circuit_tracer.training.step.step import GRADIENT_BYTES
 
 ENTRY = 48  # bytes of an entry: row, feature, value, the same sorted by feature, and its gradient
 CANDIDATE = 28  # of one that does not stay
+VALUED = 20  # of one whose activation is not its pre-activation: activation, whether it is active, gradients of both
+NESTED = 32  # of one numbered by token and prefix: row, and sorted by feature
 # A block of pre-activations in hand, and what is compared and found in it.
 ENCODE_BYTES = {"cpu": 24 * 2**20, "cuda": 2**29}
 # Rows of the kernels' workspace for each entry of a source, in rows of its decoder: 2 for each 64 (kernels/decode/README.md),
@@ -173,6 +175,7 @@ def _step(work: TrainingCost) -> dict[str, int]:
     sparsity = work.config.sparsity
     # for each number of a token's inputs: the batch as it comes, normalised, outputs; what dead features and derivatives add
     numbers = 3 + 2 * (sparsity.aux_active > 0) + 3 * (sparsity.jacobian_weight > 0)
+    numbers += work.further_outputs
     return {
         "batch, outputs and errors": 4 * work.width * (work.batch * work.sides + work.part * numbers),
         "active entries": _entry_bytes(work, "most", work.part),
@@ -206,4 +209,8 @@ def _sums(work: TrainingCost) -> dict[str, int]:
 
 
 def _entry_bytes(work: TrainingCost, when: str, tokens: int) -> int:
-    return round(work.entries(when, tokens) * (ENTRY + (work.rule.candidates - 1) * CANDIDATE))
+    rule = work.rule
+    each = ENTRY + (rule.candidates - 1) * CANDIDATE
+    each += VALUED * (rule.gated or rule.experts > 0)
+    each += NESTED * (work.prefixes > 0)
+    return round(work.entries(when, tokens) * each)

@@ -50,6 +50,7 @@ class Origin:
     features: tuple[int, ...]  # of each of these
     d_model: int
     hooks: tuple[str, str]  # where it reads and writes
+    experts: bool  # whether it has a router
     read: Callable[[int, slice], FoldedLayer]  # some features of one of the model's layers; biases and skip whole
 
     def facts(self) -> dict[str, Any]:
@@ -75,6 +76,8 @@ class Origin:
             )
         if tuple(map(_site, self.hooks)) != tuple(map(_site, own)):
             problems.append(f"it reads and writes at {' and '.join(self.hooks)}, the run at {' and '.join(own)}")
+        if self.experts:
+            problems.append("it is a switch, whose router would be lost")
         its_rule, named = self.activation, config.sparsity.activation
         if isinstance(rule_of(config.sparsity), ReLU) and its_rule != "relu":
             problems.append(
@@ -133,6 +136,10 @@ def take_over_(state: TrainingState, origin: Origin, layers: Sequence[int]) -> N
             dictionary.W_skip[source].copy_(skip_DD * (scale_y / scale_x))
             bias_D = bias_D + skip_DD @ mean_x_D
         dictionary.b_dec[source].copy_((bias_D - mean_y_D) * scale_y)
+        if dictionary.b_mag is not None:  # a gate where the threshold is, and the magnitude that passed it
+            dictionary.b_mag[source].copy_(dictionary.b_enc[source])
+            if one.threshold_F is not None:
+                dictionary.b_enc[source] -= one.threshold_F.to(dictionary.b_enc[source])
         if dictionary.log_threshold is not None and one.threshold_F is not None:
             _take_thresholds_(dictionary.log_threshold[source], one.threshold_F)
     for name, tensor in dictionary.tensors().items():
@@ -177,6 +184,7 @@ def _of_checkpoint(name: str, checkpoint: Checkpoint) -> Origin:
         features=(checkpoint.content["n_features"],) * n_layers,
         d_model=checkpoints.shared(checkpoint, "b_dec").shape[1],
         hooks=_hooks(dictionary),
+        experts=bool(rule_of(config.sparsity).experts),
         read=read,
     )
 
@@ -233,6 +241,7 @@ def _of_files(name: str, transcoders: Transcoders, layers: tuple[int, ...]) -> O
         features=tuple(transcoders.n_features(layer) for layer in transcoders.layers),
         d_model=transcoders.d_model,
         hooks=hooks,
+        experts=any(transcoders.router(layer) is not None for layer in transcoders.layers),
         read=read,
     )
 

@@ -49,14 +49,15 @@ class TrainingState:
     ) -> TrainingState:
         """The start of a run."""
         n_layers, d_model = normalisation.mean_x_SD.shape
-        features = config.dictionary.features
+        features, rule = config.dictionary.features, rule_of(config.sparsity)
         dictionary = Dictionary.initial(
             config.dictionary.kind,
             n_layers,
             features,
             d_model,
             owned=ranks.share(features),
-            thresholds=rule_of(config.sparsity).learns_thresholds,
+            own=rule.own,
+            experts=rule.experts,
             dtype=getattr(torch, config.dictionary.dtype),
             device=device,
             seed=config.run.seed,

@@ -17,14 +17,18 @@ if TYPE_CHECKING:
 
 # Keys of the section that only some rules read, in groups, and why a rule does not.
 BUDGET_KEYS = ("active", "active_at_start", "anneal")
-PENALTY_KEYS = ("penalty", "penalty_scale", "penalty_warmup")
+PENALTY_KEYS = ("penalty", "penalty_warmup")
+PENALTY_SHAPE_KEYS = ("penalty_scale",)
 RANKING_KEYS = ("rank_by",)
 THRESHOLD_KEYS = ("bandwidth", "band_probability")
+EXPERT_KEYS = ("experts", "balance_weight")
 UNREAD = {
     BUDGET_KEYS: "which keeps no number of features",
     PENALTY_KEYS: "which keeps exactly sparsity.active features",
+    PENALTY_SHAPE_KEYS: "which has no penalty, or one that is linear",
     RANKING_KEYS: "which ranks by pre-activations alone, or not at all",
     THRESHOLD_KEYS: "which learns no threshold",
+    EXPERT_KEYS: "which has no router",
 }
 
 
@@ -44,9 +48,17 @@ RULES: dict[str, Listed] = {
     ),
     "topk": Listed("circuit_tracer.training.sparsity.topk:TopK", "the best of a token", BUDGET_KEYS),
     "jumprelu": Listed(
-        "circuit_tracer.training.sparsity.jumprelu:JumpReLU", "a threshold", BUDGET_KEYS + PENALTY_KEYS + THRESHOLD_KEYS
+        "circuit_tracer.training.sparsity.jumprelu:JumpReLU",
+        "a threshold",
+        BUDGET_KEYS + PENALTY_KEYS + PENALTY_SHAPE_KEYS + THRESHOLD_KEYS,
     ),
-    "relu": Listed("circuit_tracer.training.sparsity.relu:ReLU", "zero", BUDGET_KEYS + PENALTY_KEYS),
+    "relu": Listed(
+        "circuit_tracer.training.sparsity.relu:ReLU", "zero", BUDGET_KEYS + PENALTY_KEYS + PENALTY_SHAPE_KEYS
+    ),
+    "gated": Listed("circuit_tracer.training.sparsity.gated:Gated", "a gate", BUDGET_KEYS + PENALTY_KEYS),
+    "switch": Listed(
+        "circuit_tracer.training.sparsity.switch:Switch", "the best of one expert", BUDGET_KEYS + EXPERT_KEYS
+    ),
 }
 
 

@@ -1,7 +1,8 @@
 """What a rule of sparsity is: everything that follows from which features are active.
 
-A rule decides which pre-activations pass. What passes is a feature's activation, unchanged and with gradient 1; the rest is 0.
-That is what readers of dictionaries know: a threshold for each feature, the k largest of a token, or all that is positive.
+A rule decides which pre-activations pass. With most, what passes is a feature's activation, unchanged and with gradient 1; the
+rest is 0. That is what readers of dictionaries know: a threshold for each feature, the k largest of a token, or all that is
+positive. A rule with parameters of its own says what becomes of gradients on their way to them (`Rule.through`).
 
 Letters: S source layers, B tokens, F features of a layer (f: owned by this rank), D width, n entries or features asked about.
 """
@@ -9,14 +10,13 @@ Letters: S source layers, B tokens, F features of a layer (f: owned by this rank
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity.selection import Rooms, Selection
 from circuit_tracer.training.step.dictionary import Dictionary
@@ -36,6 +36,8 @@ class Dense:
     thresholds: Sequence[Tensor]  # (F,), zeros if none are learned
     active: float  # k now
     band: Sequence[Tensor] | None = None  # (B, F) weights of near misses (§4, subsampled band); None: 1 for all
+    own: Sequence[Mapping[str, Tensor]] = ()  # (F,) each by name: encoder biases, and what the rule has besides
+    routed: Sequence[Tensor] = ()  # (B, N) probabilities of a switch's experts
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,16 @@ class Now:
 
 
 @dataclass(frozen=True)
+class Through:
+    """Gradients of one source on their way from activations down."""
+
+    pre_n: Tensor  # of pre-activations, one an entry: what reaches encoder rows
+    bias_n: Tensor | None = None  # what reaches encoder biases, if that is something else
+    own: Mapping[str, Tensor] = field(default_factory=dict)  # (f,) of the rule's own parameters
+    shared: Mapping[str, Tensor] = field(default_factory=dict)  # of those that are the same on every rank
+
+
+@dataclass(frozen=True)
 class Rule(ABC):
     """A rule with its settings. `BudgetRule` and `PenaltyRule` say what those with a k and those with a penalty share."""
 
@@ -60,6 +72,12 @@ class Rule(ABC):
     has_budget: ClassVar[bool]  # whether k is kept exactly
     has_penalty: ClassVar[bool]  # whether the tanh penalty (§5) may be part of the loss
     learns_thresholds: ClassVar[bool] = False
+    own: ClassVar[Mapping[str, float]] = {}  # parameters that each feature has besides, and what they start at
+    gated: ClassVar[bool] = False  # whether pre-activations are gates, which have a loss of their own (§5)
+    kinds: ClassVar[tuple[str, ...]] = ("clt", "plt", "skip", "sae")  # of dictionaries that it serves
+    nests: ClassVar[bool] = (
+        True  # whether the first features of a layer can be a dictionary of their own (§5, Matryoshka)
+    )
     # whether thresholds follow from a level calibrated at the end (§9): of rules that rank over many tokens
     needs_level: ClassVar[bool] = False
     most_at_start: ClassVar[float] = 1 / 2  # share of the features that are active at the first step, unless k is given
@@ -80,6 +98,11 @@ class Rule(ABC):
         """Whether `steer_` has to keep k, as nothing else does."""
         return False
 
+    @property
+    def experts(self) -> int:
+        """N of a switch; 0: every feature sees every token."""
+        return 0
+
     @abstractmethod
     def select(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], now: Now, ranks: FeatureRanks) -> Selection:
         """The active entries among this rank's features, over all sources. x_SBD: normalised inputs (B, D) of every source.
@@ -87,14 +110,20 @@ class Rule(ABC):
         Whoever compares features with each other asks ``ranks``.
         """
 
-    def threshold_gradient(
-        self, entries: SparseActivations, band_n: Tensor, da_n: Tensor, threshold_f: Tensor
-    ) -> Tensor:
-        """dL/dlog theta (f,) of one source; only of rules that learn thresholds.
-
-        entries: n of ``Selection.entries``, weighted by ``band_n`` of ``Selection.band``. da_n: dL/da of each.
+    def through(
+        self,
+        dictionary: Dictionary,
+        source: int,
+        selection: Selection,
+        x_BD: Tensor,
+        da_n: Tensor,
+        direct_n: Tensor | None,
+        ranks: FeatureRanks,
+    ) -> Through:
+        """What the gradients of one source's entries become. da_n: dL/da by what they write; direct_n: by the penalty
+        (`PenaltyRule.penalised`) and by gates; None without either.
         """
-        raise NotImplementedError(f"{self.settings.activation} learns no thresholds")
+        return Through(da_n if direct_n is None else da_n + direct_n)
 
     def level(self, norm_n: Tensor, threshold_n: Tensor, n_targets: int, running_cut: float | None) -> Tensor:
         """theta n_f (n,) of some features: where pre * n_f would make them fire, for the pre-activation loss (§5).
@@ -117,14 +146,18 @@ class Rule(ABC):
         """
         return torch.ones_like(norm_F)
 
+    def export_encoder(self, weight_FD: Tensor, own: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Rows (F, D) and biases (F,) whose products are activations where they are above thresholds. own: `Dictionary.own`."""
+        return weight_FD, own["b_enc"]
+
     @abstractmethod
     def export_thresholds(
-        self, norm_F: Tensor, n_targets: int, log_threshold_F: Tensor | None, level: float | None
+        self, norm_F: Tensor, n_targets: int, own: Mapping[str, Tensor], level: float | None
     ) -> Tensor | None:
         """Thresholds (F,) of one source in float32, finite; None without (``export_k``, or a ReLU).
 
-        norm_F: of decoder rows, which write to ``n_targets`` layers. log_threshold_F: learned ones. level: a rule that needs
-        one keeps the scores above it (`calibration.level_scores`).
+        norm_F: of decoder rows, which write to ``n_targets`` layers. own: `Dictionary.own`. level: a rule that needs one keeps
+        the scores above it (`calibration.level_scores`).
         """
 
     # The configuration
@@ -143,6 +176,11 @@ class Rule(ABC):
             yield f"sparsity.active_at_start is {start}, which has no effect with sparsity.anneal 0: leave one of them out"
 
     # The plan of a run
+
+    @property
+    def searched(self) -> float:
+        """Share of the features whose pre-activations are computed for a token."""
+        return 1.0
 
     def entries(self, active_at_start: float, n_features: int) -> tuple[float, float]:
         """Entries of a token and layer of ``n_features``: on average over the run, and at most.

@@ -9,7 +9,7 @@ Letters: S source layers, B tokens, F features of a layer owned by this rank, D 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class BatchTopK(BudgetRule):
         return norm_F if share == 1 else norm_F / share
 
     def export_thresholds(
-        self, norm_F: Tensor, n_targets: int, log_threshold_F: Tensor | None, level: float | None
+        self, norm_F: Tensor, n_targets: int, own: Mapping[str, Tensor], level: float | None
     ) -> Tensor:
         """The calibrated level, by the scale of each feature."""
         assert level is not None

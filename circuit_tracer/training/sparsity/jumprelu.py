@@ -7,15 +7,15 @@ Letters: S source layers, B tokens, F features of a layer (f: owned by this rank
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.feature_ranks import FeatureRanks
-from circuit_tracer.training.sparsity.base import Dense, Now
+from circuit_tracer.training.sparsity.base import Dense, Now, Through
 from circuit_tracer.training.sparsity.penalty import PenaltyRule, gaussian_level, share_above, start_thresholds
 from circuit_tracer.training.sparsity.selection import Masks, Selection, above
 from circuit_tracer.training.step.counter_random import uniform
@@ -30,6 +30,7 @@ class JumpReLU(PenaltyRule):
     """a = pre where pre > theta = exp(log theta)."""
 
     learns_thresholds = True
+    own: ClassVar[Mapping[str, float]] = {"log_threshold": UNSET}
     bears = 0.5  # more, and features that many tokens share become ones that hardly any token has
 
     def start_(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], active: float, ranks: FeatureRanks) -> None:
@@ -84,20 +85,31 @@ class JumpReLU(PenaltyRule):
             all_band.append(torch.where(over_n.abs() <= half * threshold_n, weight, 0.0).to(entries.value.dtype))
         return Selection(all_entries, all_above, all_band)
 
-    def threshold_gradient(
-        self, entries: SparseActivations, band_n: Tensor, da_n: Tensor, threshold_f: Tensor
-    ) -> Tensor:
-        """theta * dL/dtheta = -(theta / w) sum of dL/da in the band."""
-        threshold_f = threshold_f.to(da_n.dtype)
-        in_band_f = torch.zeros_like(threshold_f).index_add_(0, entries.feature, da_n * band_n)
-        return -threshold_f / self.settings.bandwidth * in_band_f
+    def through(
+        self,
+        dictionary: Dictionary,
+        source: int,
+        selection: Selection,
+        x_BD: Tensor,
+        da_n: Tensor,
+        direct_n: Tensor | None,
+        ranks: FeatureRanks,
+    ) -> Through:
+        """theta * dL/dtheta = -(theta / w) sum of dL/da in the band; near misses change nothing else."""
+        assert selection.band is not None
+        da_n = da_n if direct_n is None else da_n + direct_n
+        threshold_f = dictionary.thresholds(source).to(da_n.dtype)
+        in_band_f = torch.zeros_like(threshold_f).index_add_(
+            0, selection.entries[source].feature, da_n * selection.band[source]
+        )
+        grad_f = -threshold_f / self.settings.bandwidth * in_band_f
+        return Through(torch.where(selection.active[source], da_n, 0), own={"log_threshold": grad_f})
 
     def export_thresholds(
-        self, norm_F: Tensor, n_targets: int, log_threshold_F: Tensor | None, level: float | None
+        self, norm_F: Tensor, n_targets: int, own: Mapping[str, Tensor], level: float | None
     ) -> Tensor:
         """Those learned."""
-        assert log_threshold_F is not None
-        return log_threshold_F.float().exp()
+        return own["log_threshold"].float().exp()
 
     def entries(self, active_at_start: float, n_features: int) -> tuple[float, float]:
         """Those above the threshold, and near misses, as many as among Gaussians."""

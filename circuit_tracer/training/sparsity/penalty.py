@@ -14,12 +14,17 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.encode import encode, row_blocks
+from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity.base import Rule
 from circuit_tracer.training.sparsity.ranking import kth_largest
-from circuit_tracer.training.step.dictionary import Dictionary
+from circuit_tracer.training.sparsity.selection import Selection
+from circuit_tracer.training.step.dictionary import Dictionary, row_norms
 
 LOWERED = (0.9, 0.6, 0.0)  # times the level of unit Gaussians: scores are looked for above it until there are enough
+# Of what log L0 is off, the share that a bias falls by after a step, in units of the encoder's norm. For a few percent of
+# Gaussians, log L0 falls by about 2.4 for each 1 in units of the spread: half of the error goes.
+STEERED = 0.2
 LEAST_LEVEL = 1e-3  # of a start threshold, in units of the spread: its logarithm must be finite
 
 
@@ -36,6 +41,15 @@ class PenaltyRule(Rule):
     def steered(self) -> bool:
         """A penalty of a given weight decides how many are active; without one k does."""
         return self.settings.penalty is None
+
+    def penalised(self, selection: Selection, source: int) -> SparseActivations:
+        """The entries that the penalty counts, with what it counts of each: activations."""
+        return selection.activations(source)
+
+    def penalty(self, strength_n: Tensor) -> tuple[Tensor, Tensor]:
+        """What each costs, lambda = 1, and its derivative. strength_n: n_f times what is counted."""
+        tanh_n = torch.tanh(self.settings.penalty_scale * strength_n)
+        return tanh_n, self.settings.penalty_scale * (1 - tanh_n.square())
 
     @abstractmethod
     def start_(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], active: float, ranks: FeatureRanks) -> None:
@@ -54,6 +68,21 @@ class PenaltyRule(Rule):
         """k; with a penalty of a given weight what it begins with, as nobody knows how fast they become fewer."""
         mean, most = super().entries(active_at_start, n_features)
         return (mean, most) if self.steered else (most, most)
+
+
+class BiasRule(PenaltyRule):
+    """Rules whose pre-activations pass above zero, so that biases are thresholds."""
+
+    def start_(self, dictionary: Dictionary, x_SBD: Sequence[Tensor], active: float, ranks: FeatureRanks) -> None:
+        """Biases as far below zero as ``active`` features need; those that a dictionary came with stay."""
+        for source, (x_BD, bias_f) in enumerate(zip(x_SBD, dictionary.b_enc, strict=True)):
+            started_f = start_thresholds(dictionary, source, x_BD, active, ranks).neg_().to(bias_f.dtype)
+            bias_f.copy_(torch.where(bias_f == 0, started_f, bias_f))
+
+    def steer_(self, dictionary: Dictionary, excess: Tensor, rare: Sequence[Tensor]) -> None:
+        """All biases, each by a share of its feature's encoder norm: about that of the spread of its pre-activations."""
+        for weight_fD, bias_f in zip(dictionary.W_enc, dictionary.b_enc, strict=True):
+            bias_f -= (STEERED * excess) * row_norms(weight_fD).to(bias_f.dtype)
 
 
 def start_thresholds(dictionary: Dictionary, source: int, x_BD: Tensor, active: float, ranks: FeatureRanks) -> Tensor:

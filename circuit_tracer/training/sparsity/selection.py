@@ -18,6 +18,7 @@ from circuit_tracer.kernels.device import on_gpu
 from circuit_tracer.kernels.encode import encode, encode_at_most
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.feature_ranks import FeatureRanks
+from circuit_tracer.training.sparsity.routing import Route
 from circuit_tracer.training.step.dictionary import Dictionary
 from circuit_tracer.training.step.questions import Questions
 
@@ -31,18 +32,32 @@ class Selection:
     """Active features of a batch. ``entries[s].value`` (n,) are pre-activations; near misses may be among them.
 
     ``active[s]`` (n,) tells the active from the near misses; ``band[s]`` (n,) weighs an entry in the gradient of its
-    threshold (rules that learn thresholds only). ``cut``: the least score kept, if one number decides for the whole batch.
+    threshold (rules that learn thresholds only). ``values[s]`` (n,): activations, zero of those not active, where they are not
+    the pre-activations. ``cut``: the least score kept, if one number decides for the whole batch. ``routes``: of a switch.
     """
 
     entries: list[SparseActivations]
     active: list[Tensor]
     band: list[Tensor] | None = None
     cut: float | None = None
+    values: list[Tensor] | None = None
+    routes: list[Route] | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether all entries are active."""
+        return self.band is None and self.values is None
 
     def activations(self, source: int) -> SparseActivations:
         """The active entries with their activations."""
         entries, active = self.entries[source], self.active[source]
+        if self.values is not None:
+            return entries.with_value(self.values[source])
         return entries if self.band is None else entries.with_value(torch.where(active, entries.value, 0))
+
+    def all_activations(self) -> list[SparseActivations]:
+        """The same of every source."""
+        return [self.activations(source) for source in range(len(self.entries))]
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -42,9 +42,7 @@ class TopK(BudgetRule):
         """k as it is."""
         return round(self.settings.active)
 
-    def export_thresholds(
-        self, norm_F: Tensor, n_targets: int, log_threshold_F: Tensor | None, level: float | None
-    ) -> None:
+    def export_thresholds(self, norm_F: Tensor, n_targets: int, own: Mapping[str, Tensor], level: float | None) -> None:
         """None: one number for all tokens would be another rule."""
 
     def contradictions(self, n_features: int) -> Iterator[str]:
@@ -53,6 +51,7 @@ class TopK(BudgetRule):
         active = self.settings.active
         if not active.is_integer():
             yield (
-                f"sparsity.active is {active} with activation topk, which keeps a whole number of a token's features; "
+                f"sparsity.active is {active} with activation {self.settings.activation}, which keeps a whole number of a "
+                f"token's features; "
                 f"use {max(1, round(active))}"
             )

@@ -5,7 +5,7 @@ Letters: S source layers, T layers that a source writes to, F features of a laye
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,6 +37,10 @@ class Dictionary:
     b_dec: Tensor  # (S, D), the same on every rank
     W_skip: Tensor | None = None  # (S, D, D): y_t += W_skip[t] x_t; the same on every rank
     log_threshold: list[Tensor] | None = None  # (f,), float32
+    log_scale: list[Tensor] | None = None  # (f,), float32: of a gated dictionary, log of magnitude over gate weights
+    b_mag: list[Tensor] | None = None  # (f,), float32: biases of magnitudes
+    W_router: Tensor | None = None  # (S, N, D): of a switch's N experts; the same on every rank
+    b_router: Tensor | None = None  # (S, N)
     norms: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -52,12 +56,15 @@ class Dictionary:
         d_model: int,
         *,
         owned: slice | None = None,
-        thresholds: bool = False,
+        own: Mapping[str, float] | None = None,
+        experts: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> Dictionary:
-        """The start of training (§3). ``thresholds``: whether they are learned; all are `UNSET` until a rule sets them."""
+        """The start of training (§3). own: what each feature has besides (`Rule.own`), with the value it starts at; experts: N
+        of a switch, 0 for none.
+        """
         owned = owned or slice(0, n_features)
         n_owned = owned.stop - owned.start
         reach = [n_layers - source if kind == "clt" else 1 for source in range(n_layers)]
@@ -71,6 +78,11 @@ class Dictionary:
                 W_enc[source][place] = encoder[rows].to(W_enc[source])
                 W_dec[source][place] = (bound * decoder[rows]).to(W_dec[source])
         small: dict[str, Any] = {"dtype": torch.float32 if dtype is torch.bfloat16 else dtype, "device": device}
+        further: dict[str, Any] = {
+            name: [torch.full((n_owned,), start, **small) for _ in reach] for name, start in (own or {}).items()
+        }
+        if experts:
+            further |= _router(n_layers, experts, d_model, seed, small)
         return cls(
             kind,
             n_features,
@@ -80,7 +92,7 @@ class Dictionary:
             W_dec,
             torch.zeros(n_layers, d_model, **small),
             torch.zeros(n_layers, d_model, d_model, **small) if kind == "skip" else None,
-            [torch.full((n_owned,), UNSET, **small) for _ in reach] if thresholds else None,
+            **further,
         )
 
     @property
@@ -107,16 +119,20 @@ class Dictionary:
 
     def tensors(self) -> dict[str, Tensor]:
         """All parameters by name; those of ``SHARED`` are the same on every rank, the others are its rows."""
-        named = {"b_dec": self.b_dec}
-        if self.W_skip is not None:
-            named["W_skip"] = self.W_skip
-        for name in ("W_enc", "b_enc", "W_dec", "log_threshold"):
+        named = {name: tensor for name in SHARED if (tensor := getattr(self, name)) is not None}
+        for name in OF_FEATURES:
             for source, tensor in enumerate(getattr(self, name) or []):
                 named[f"{name}.{source}"] = tensor
         return named
 
+    def own(self, source: int) -> dict[str, Tensor]:
+        """Vectors (f,) of a source's features by name: encoder biases, and what their rule has besides."""
+        vectors = (name for name in OF_FEATURES if not name.startswith("W_"))
+        return {name: held[source] for name in vectors if (held := getattr(self, name)) is not None}
 
-SHARED = ("b_dec", "W_skip")
+
+SHARED = ("b_dec", "W_skip", "W_router", "b_router")
+OF_FEATURES = ("W_enc", "b_enc", "W_dec", "log_threshold", "log_scale", "b_mag")
 
 
 def row_norms(rows_nC: Tensor) -> Tensor:
@@ -133,3 +149,10 @@ def _blocks(owned: slice, n_features: int, seed: int, source: int) -> Iterator[t
         start, stop = max(owned.start, first), min(owned.stop, first + INITIAL_BLOCK)
         generator = torch.Generator().manual_seed((seed * 1_000_003 + source) * 1_000_003 + block & (2**63 - 1))
         yield slice(start - first, stop - first), slice(start - owned.start, stop - owned.start), generator
+
+
+def _router(n_layers: int, experts: int, d_model: int, seed: int, small: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Rows as encoders begin with, so that logits are about one; the same on every rank."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + n_layers & (2**63 - 1))
+    rows_SND = torch.randn(n_layers, experts, d_model, generator=generator) / d_model**0.5
+    return {"W_router": rows_SND.to(**small), "b_router": torch.zeros(n_layers, experts, **small)}

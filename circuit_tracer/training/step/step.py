@@ -15,17 +15,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.decode import decode_, gradients, value_gradients, value_sums, weight_gradients
+from circuit_tracer.kernels.decode import gradients, value_gradients, value_sums, weight_gradients
 from circuit_tracer.kernels.device import on_gpu
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import SparsitySection
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.sparsity.base import Now, Rule
+from circuit_tracer.training.sparsity.penalty import PenaltyRule
 from circuit_tracer.training.sparsity.selection import Selection
 from circuit_tracer.training.step import dead_features, jacobian
 from circuit_tracer.training.step.dead_features import Dead
 from circuit_tracer.training.step.dictionary import Dictionary
+from circuit_tracer.training.step.gates import Gates, open_gates
+from circuit_tracer.training.step.outputs import predict_prefixes
+from circuit_tracer.training.step.prefixes import Prefixes
 from circuit_tracer.training.step.questions import Questions
 from circuit_tracer.training.step.scratch import Scratch
 from circuit_tracer.training.step.spikes import StepRefused
@@ -106,7 +110,7 @@ class _Parts:
 
 @dataclass(frozen=True)
 class _Penalty:
-    """The tanh penalty of one source: loss (0-d), its gradient with respect to a (n,), that of n_f as a scale of the row."""
+    """The penalty of one source: loss (0-d), its gradient by what it counts (n,), that of n_f as a scale of the row."""
 
     loss: Tensor
     da_n: Tensor
@@ -135,34 +139,23 @@ def train_step(
     if settings.aux_active or settings.pre_activation_weight:
         dead = Dead(moment.dead, ranks, questions)
     selection = rule.select(dictionary, batch.x_SBD, now, ranks)
-    error_BSD = predict(dictionary, batch.x_SBD, selection, ranks, scratch).sub_(batch.y_BSD)
-    step = _Step(dictionary, batch, settings, rule, moment, sink, ranks, selection, dead, questions, scratch)
-    error_S, terms = step.losses(error_BSD)
+    prefixes = Prefixes.at(settings, dictionary.n_features, moment.step)
+    error_BMSD = predict_prefixes(dictionary, batch.x_SBD, selection.all_activations(), prefixes, ranks, scratch)
+    error_BMSD -= batch.y_BSD[:, None]
+    step = _Step(dictionary, batch, settings, rule, moment, sink, ranks, selection, prefixes, dead, questions, scratch)
+    error_S, terms = step.losses(error_BMSD)
     _require_finite(error_S)
     _require_finite_terms(terms)
     _require_usual(terms["reconstruction"], moment.highest_error)
-    grad_BSD = error_BSD.mul_(2 / error_BSD.numel())
-    sink.gradient("b_dec", grad_BSD.sum(0))
-    step.skip_gradient(grad_BSD)
+    grad_BMSD = error_BMSD.mul_(2 / error_BMSD.numel())
+    prefixes.collect_(grad_BMSD)
+    sink.gradient("b_dec", grad_BMSD[:, 0].sum(0))
+    step.skip_gradient(grad_BMSD[:, 0])
     for source in range(dictionary.n_layers):
-        step.source(source, grad_BSD)
+        step.source(source, grad_BMSD)
+    for name, parts in step.shared.items():
+        sink.gradient(name, torch.stack(parts))
     return StepOutcome(terms, error_S, step.fired(), selection.cut)
-
-
-def predict(
-    dictionary: Dictionary, x_SBD: Sequence[Tensor], selection: Selection, ranks: FeatureRanks, scratch: Scratch
-) -> Tensor:
-    """Outputs (B, S, D) in the space of training: decoders of all ranks, biases and skip (§3)."""
-    n_rows, n_layers, width = x_SBD[0].shape[0], dictionary.n_layers, dictionary.d_model
-    flat_BC = scratch.take("outputs", x_SBD[0], n_rows, n_layers * width).zero_()
-    for source in range(n_layers):
-        decode_(flat_BC[:, dictionary.columns(source)], selection.activations(source), dictionary.W_dec[source])
-    out_BSD = ranks.all_reduce_(flat_BC).view(n_rows, n_layers, width)
-    out_BSD += dictionary.b_dec
-    if dictionary.W_skip is not None:
-        for target, x_BD in enumerate(x_SBD):
-            out_BSD[:, target] += x_BD @ dictionary.W_skip[target].T
-    return out_BSD
 
 
 @dataclass
@@ -177,34 +170,43 @@ class _Step:
     sink: Sink
     ranks: FeatureRanks
     selection: Selection
+    prefixes: Prefixes
     dead: Dead | None
     questions: Questions
     scratch: Scratch
     # made by `losses`, one a source
     aux: dead_features.Auxiliary | None = None
+    gates: Gates | None = None
     derivative: jacobian.Matched | None = None
     penalties: list[_Penalty] = field(default_factory=list)
     lifts: list[dead_features.Lift] = field(default_factory=list)
+    # made by `source`, a part each: gradients of a rule's parameters that all ranks have alike
+    shared: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def losses(self, error_BSD: Tensor) -> tuple[list[float], dict[str, float]]:
+    def losses(self, error_BMSD: Tensor) -> tuple[list[float], dict[str, float]]:
         """Squared error of each layer over D, and all terms of the loss, over all ranks; what their gradients need is kept."""
-        sources = range(self.dictionary.n_layers)
+        sources, error_BSD = range(self.dictionary.n_layers), error_BMSD[:, -1]
         self.aux, self.derivative = self._auxiliary(error_BSD), self._match()
         if self.moment.penalty:
             self.penalties = [self._penalty(source) for source in sources]
         if self.settings.pre_activation_weight and self.dead is not None and self.dead.total:
             self.lifts = [self._lift(source) for source in sources]
+        if self.rule.gated:
+            x_SBD, y_BSD = self.batch.x_SBD, self.batch.y_BSD
+            self.gates = open_gates(self.dictionary, x_SBD, y_BSD, self.selection, self.ranks, self.scratch)
         asked = {
             "aux": None if self.aux is None else self.aux.loss,
+            "gate": None if self.gates is None else self.gates.loss,
+            "balance": self._balance(),
             "jacobian": None if self.derivative is None else self.derivative.loss,
             "sparsity": self._over_ranks([each.loss for each in self.penalties]),
             "pre_activation": self._over_ranks([each.loss for each in self.lifts]),
         }
         # the norm makes no array of squares
-        norm_S = torch.linalg.vector_norm(error_BSD, dim=(0, 2))
+        norm_MS = torch.linalg.vector_norm(error_BMSD, dim=(0, 3))
         if self.ranks.replicas.world > 1:
-            norm_S = self.ranks.mean_(norm_S.double().square()).sqrt()
-        norms = self.questions.ask("error norm", norm_S)
+            norm_MS = self.ranks.mean_(norm_MS.double().square()).sqrt()
+        norms = self.questions.ask("error norm", norm_MS)
         answers = {
             name: self.questions.ask(name, self.ranks.mean_(loss)) for name, loss in asked.items() if loss is not None
         }
@@ -213,9 +215,9 @@ class _Step:
             self.aux = self._auxiliary(error_BSD, all_rooms=True)
             assert self.aux is not None
             answers["aux"] = self.questions.ask("aux", self.ranks.mean_(self.aux.loss))
-        error_S = [norm**2 / error_BSD[:, 0].numel() for norm in norms.numbers]
-        terms = {"reconstruction": sum(error_S) / len(error_S)}
-        return error_S, terms | {name: answer.number for name, answer in answers.items()}
+        errors = [norm**2 / error_BSD[:, 0].numel() for norm in norms.numbers]
+        terms = {"reconstruction": sum(errors) / len(errors)}
+        return errors[-len(sources) :], terms | {name: answer.number for name, answer in answers.items()}
 
     def _over_ranks(self, losses: list[Tensor]) -> Tensor | None:
         """The sum of terms that each rank knows only of its own features."""
@@ -228,6 +230,12 @@ class _Step:
         return dead_features.auxiliary(
             self.dictionary, self.batch.x_SBD, error_BSD, self.settings, self.dead, self.ranks, all_rooms
         )
+
+    def _balance(self) -> Tensor | None:
+        if self.selection.routes is None:
+            return None
+        weight = self.settings.balance_weight / self.dictionary.n_layers
+        return torch.stack([one.balance(weight)[0] for one in self.selection.routes]).sum()
 
     def _match(self) -> jacobian.Matched | None:
         """Jacobian matching: values c of the active entries and the gradient of their outputs."""
@@ -248,15 +256,16 @@ class _Step:
         )
 
     def _penalty(self, source: int) -> _Penalty:
-        """lambda / (B S) sum tanh(c n_f a)."""
-        activations = self.selection.activations(source)
-        c, norm_f = self.settings.penalty_scale, self.dictionary.norms[source].to(activations.value.dtype)
-        weight = self.moment.penalty / (activations.n_rows * self.dictionary.n_layers)
-        norm_n = norm_f[activations.feature]
-        tanh_n = torch.tanh(c * norm_n * activations.value)
-        slope_n = weight * c * (1 - tanh_n.square())
-        by_norm_f = value_sums(activations.with_value(slope_n * activations.value))
-        return _Penalty(weight * tanh_n.sum(), slope_n * norm_n, torch.where(norm_f > 0, by_norm_f / norm_f, 0))
+        """lambda / (B S) sum of what each costs by n_f a, or by n_f and its gate."""
+        assert isinstance(self.rule, PenaltyRule)
+        counted = self.rule.penalised(self.selection, source)
+        norm_f = self.dictionary.norms[source].to(counted.value.dtype)
+        weight = self.moment.penalty / (counted.n_rows * self.dictionary.n_layers)
+        norm_n = norm_f[counted.feature]
+        cost_n, slope_n = self.rule.penalty(norm_n * counted.value)
+        slope_n = weight * slope_n
+        by_norm_f = value_sums(counted.with_value(slope_n * counted.value))
+        return _Penalty(weight * cost_n.sum(), slope_n * norm_n, torch.where(norm_f > 0, by_norm_f / norm_f, 0))
 
     def _lift(self, source: int) -> dead_features.Lift:
         assert self.dead is not None
@@ -266,7 +275,7 @@ class _Step:
     def fired(self) -> list[Tensor]:
         """(f,) int64 a source: entries of each feature, without near misses."""
         entries, active = self.selection.entries, self.selection.active
-        if self.selection.band is None:
+        if self.selection.plain:
             counts = [one.columns.feature_ptr.diff() for one in entries]
         else:
             masks = (one.with_value(mask.float()) for one, mask in zip(entries, active, strict=True))
@@ -285,11 +294,11 @@ class _Step:
             layers.append(grad_DD)
         self.sink.gradient("W_skip", torch.stack(layers))
 
-    def source(self, source: int, grad_BSD: Tensor) -> None:
+    def source(self, source: int, grad_BMSD: Tensor) -> None:
         """All gradients of one source layer, its decoder last: until then its rows must stay as they are."""
         dictionary = self.dictionary
         columns = dictionary.columns(source)
-        parts = self._reconstruction(source, grad_BSD.flatten(1)[:, columns])
+        parts = self._reconstruction(source, grad_BMSD.view(-1, dictionary.b_dec.numel())[:, columns])
         if self.aux is not None:
             self._through_dead(source, self.aux, columns, parts)
         if self.derivative is not None:
@@ -302,32 +311,38 @@ class _Step:
         self.sink.gradient(f"b_enc.{source}", parts.bias_f)
         self._hand_over_decoder(source, parts)
 
-    def _reconstruction(self, source: int, grad_BC: Tensor) -> _Parts:
-        """What the main loss and the sparsity penalty say about one source."""
+    def _reconstruction(self, source: int, grad_RC: Tensor) -> _Parts:
+        """What the main loss, the penalty and a rule's own losses say about one source. grad_RC: a row a token and prefix."""
         entries, x_BD, decoder = self.selection.entries[source], self.batch.x_SBD[source], self.dictionary.W_dec[source]
         activations, whole_fC = self.selection.activations(source), None
-        if on_gpu(grad_BC):
-            whole_fC = self.scratch.take("decoder", grad_BC, *decoder.shape)
-            da_n, _ = gradients(grad_BC, activations, decoder, whole_fC)
+        written = self.prefixes.spread(activations, self.dictionary.owned.start)
+        if on_gpu(grad_RC):
+            whole_fC = self.scratch.take("decoder", grad_RC, *decoder.shape)
+            da_n, _ = gradients(grad_RC, written, decoder, whole_fC)
         else:
-            da_n = value_gradients(grad_BC, entries, decoder)
-        if self.penalties:
-            da_n = da_n + self.penalties[source].da_n
-        dpre = entries.with_value(da_n)
-        if self.selection.band is not None:
-            band_n, threshold_f = self.selection.band[source], self.dictionary.thresholds(source)
-            grad_f = self.rule.threshold_gradient(entries, band_n, da_n, threshold_f)
-            self.sink.gradient(f"log_threshold.{source}", grad_f)
-            dpre = entries.with_value(torch.where(self.selection.active[source], da_n, 0))
+            da_n = value_gradients(grad_RC, written, decoder)
+        direct_n = self._direct(source)
+        through = self.rule.through(self.dictionary, source, self.selection, x_BD, da_n, direct_n, self.ranks)
+        for name, grad_f in through.own.items():
+            self.sink.gradient(f"{name}.{source}", grad_f)
+        for name, grad in through.shared.items():
+            self.shared.setdefault(name, []).append(grad)
         encoder_fD = self.scratch.take("encoder", x_BD, len(decoder), x_BD.shape[1])
-        weight_gradients(x_BD, dpre, 0, dpre.n_features, encoder_fD)
+        weight_gradients(x_BD, entries.with_value(through.pre_n), 0, entries.n_features, encoder_fD)
         return _Parts(
             encoder_fD,
-            value_sums(dpre),
-            [(activations, grad_BC, slice(None))],
+            value_sums(entries.with_value(through.pre_n if through.bias_n is None else through.bias_n)),
+            [(written, grad_RC, slice(None))],
             whole_fC,
             scale_f=self.penalties[source].scale_f if self.penalties else None,
         )
+
+    def _direct(self, source: int) -> Tensor | None:
+        """What reaches entries of one source not by what they write."""
+        parts = [self.penalties[source].da_n] if self.penalties else []
+        if self.gates is not None:
+            parts.append(self.gates.gradient(self.dictionary, source, self.selection))
+        return sum(parts[1:], start=parts[0]) if parts else None
 
     def _through_dead(self, source: int, aux: dead_features.Auxiliary, columns: slice, parts: _Parts) -> None:
         """AuxK: entries with gradient 1 from pre-activation to activation, and the gradient of what they write."""

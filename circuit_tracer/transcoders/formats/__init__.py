@@ -21,6 +21,7 @@ from circuit_tracer.transcoders.formats import (
     saelens,
     saelens_autoencoder,
     sparsify,
+    switch,
 )
 from circuit_tracer.transcoders.formats.format import Format
 from circuit_tracer.transcoders.formats.layer_file import LayerFile
@@ -36,6 +37,7 @@ AUTOENCODERS: tuple[Format, ...] = (
     qwen_scope.FORMAT,
     dictionary_learning.FORMAT,
     linear_pair.FORMAT,
+    switch.FORMAT,
 )
 FORMATS: tuple[Format, ...] = (
     native_clt.FORMAT,

@@ -19,7 +19,9 @@ from circuit_tracer.errors import CircuitTracerError, FileFormatError, shortened
 from circuit_tracer.transcoders import locate
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, whole
 from circuit_tracer.transcoders.layer_weights import LayerWeights
+from circuit_tracer.transcoders.locate import LayerFiles
 from circuit_tracer.transcoders.lorsa import READS, WRITES, Lorsa, QueriesKeys, Rotary
+from circuit_tracer.transcoders.references import HubReference, resolve
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
 
 _NORM = "dataset_average_activation_norm"
@@ -51,20 +53,19 @@ HARMLESS_KEYS = (
 )  # fmt: skip
 
 
-def is_lorsa(folder: str | Path) -> bool:
-    """Whether a local folder holds them; its files are only looked at."""
-    path = Path(folder).expanduser()
+def is_lorsa(name: str | Path) -> bool:
+    """Whether a folder, or a hub name, holds them; of files only names and shapes are looked at."""
     try:
-        return path.is_dir() and _holds(LayerFile(locate.in_folder(path, {}).files[0]))
+        return _holds(LayerFile(_files(name).files[0]))
     except CircuitTracerError:
         return False  # whoever loads it says what is wrong
 
 
 def load_lorsa(
-    folder: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = torch.float32
+    name: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = torch.float32
 ) -> Lorsa:
-    """Those of a local folder, one a layer. Raises FileFormatError for files that are not understood."""
-    found = locate.in_folder(Path(folder).expanduser(), {})
+    """Those of a folder or a hub name, one a layer. Raises FileFormatError for files that are not understood."""
+    found = _files(name)
     layers, patterns = {}, {}
     for number, opened in enumerate(found.files):
         file = LayerFile(opened)
@@ -75,12 +76,17 @@ def load_lorsa(
             )
         if layer in layers:
             raise FileFormatError(
-                f"{file.path}: there are two of layer {layer} in {folder}; name the folder of one series"
+                f"{file.path}: there are two of layer {layer} in {name}; name the folder of one series"
             )
         file.require_all_understood("Lorsa", HARMLESS_TENSORS, HARMLESS_KEYS)
         layers[layer] = SingleLayerTranscoder.from_weights(weights, layer, device=device, dtype=dtype)
         patterns[layer] = own.to(device=device, dtype=dtype)
-    return Lorsa(layers, patterns, Path(folder).name)
+    return Lorsa(layers, patterns, Path(name).name)
+
+
+def _files(name: str | Path) -> LayerFiles:
+    reference, selection = resolve(name, None)
+    return locate.on_hub(reference) if isinstance(reference, HubReference) else locate.in_folder(reference, selection)
 
 
 def _holds(file: LayerFile) -> bool:

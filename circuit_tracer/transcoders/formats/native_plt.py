@@ -56,6 +56,10 @@ def read_layer(file: LayerFile) -> LayerWeights:
 def write_layer(transcoder: SingleLayerTranscoder, path: Path) -> None:
     """Write one layer's file; the file appears when it is complete."""
     activation = transcoder.activation_function
+    if transcoder.router is not None:
+        raise InputError(
+            "a switch has a router, which circuit-tracer's files have no place for: keep the files it came in."
+        )
     tensors: dict[str, Tensor] = {
         "W_enc": transcoder.encoder.whole(),
         "W_dec": transcoder.decoder.whole(),

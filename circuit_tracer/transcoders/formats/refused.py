@@ -46,7 +46,8 @@ REFUSED = (
         _starting("W_enc_", "W_dec_norm"),
     ),
     Refused(
-        "OpenMOSS's Lorsa, a dictionary of attention outputs; it cannot replace an MLP layer",
+        "OpenMOSS's Lorsa, a dictionary of attention outputs; it cannot replace an MLP layer. Give it beside transcoders "
+        "(attention=..., --attention)",
         says=("sae_type", ("lorsa",)),
     ),
     Refused(

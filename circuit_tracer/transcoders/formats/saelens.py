@@ -15,6 +15,7 @@ from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, w
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 from circuit_tracer.transcoders.places import require_mlp_places
 
+SWITCH = "switch"  # of our trainer, in switch.py
 AUTOENCODERS = ("standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka_batchtopk")
 _ARCHITECTURES = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 _TRAINING = "how it was trained"
@@ -58,7 +59,7 @@ def detect(file: LayerFile) -> bool:
     return (
         {"W_enc", "W_dec", "b_enc", "b_dec"} <= file.names
         and file.has_key("architecture")
-        and file.value("architecture") not in AUTOENCODERS
+        and file.value("architecture") not in (*AUTOENCODERS, SWITCH)
     )
 
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from circuit_tracer.viewer.bundle import STATIC
 from circuit_tracer.viewer.server.api import API, package_version
 from circuit_tracer.viewer.server.guard import POLICY, Guard
+from circuit_tracer.viewer.server.monitoring import MONITOR
 from circuit_tracer.viewer.server.neuronpedia import NEURONPEDIA
 from circuit_tracer.viewer.server.pages import FILES
 from circuit_tracer.viewer.server.routing import Json, in_words
@@ -27,7 +28,7 @@ def openapi(request: Request) -> Response:
 
 
 # The page comes last, as it takes every path.
-ENDPOINTS = (*API.routes, *RUNS.routes, *NEURONPEDIA.routes, *FILES.routes)
+ENDPOINTS = (*API.routes, *RUNS.routes, *MONITOR.routes, *NEURONPEDIA.routes, *FILES.routes)
 
 
 def make_app(site: Site) -> FastAPI:

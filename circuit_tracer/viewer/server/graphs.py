@@ -270,7 +270,9 @@ def labels_of(document: Mapping[str, Any]) -> dict[Any, str]:
         if not isinstance(label, str) or not label:
             continue
         found[name] = label
-        if node.get("feature_type") == "cross layer transcoder" and (match := _FEATURE_ID.fullmatch(name)):
+        of_attention = node.get("feature_type") == "lorsa" and "dictionary_index" in node
+        known = of_attention or node.get("feature_type") == "cross layer transcoder"
+        if known and (match := _FEATURE_ID.fullmatch(name)):
             layer, _, index = match[1].partition("_")
             found.setdefault((int(layer), int(index)), label)
     return found

@@ -7,6 +7,7 @@ import errno
 import socket
 import threading
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from circuit_tracer.graph.files.viewer_json import Labels
+    from circuit_tracer.probes.probe import Probe
     from circuit_tracer.replacement_model import ReplacementModel
 
 HOST = "127.0.0.1"
 START_SECONDS, STOP_SECONDS = 30.0, 10.0
+TEXTS_AT_ONCE = 4  # that a monitor reads between two looks at the clock
 ANSWERS_SECONDS = 1  # that answers which are on their way may take once the server ends
 
 
@@ -38,6 +41,7 @@ def serve(
     model: ReplacementModel | None = None,
     labels: Labels | None = None,
     neuronpedia_secret: str | None = None,
+    probes: Sequence[Probe] = (),
     open_browser: bool = False,
 ) -> Server:
     """Serve the graphs of a folder to this machine's browsers, in the background; `stop()` ends it.
@@ -46,7 +50,7 @@ def serve(
     another page than ours. features_dir: files of features, default `features` beside the graphs. port: another free one is
     taken if it is in use; 0 for any. model: for tracing, interventions and steering from the page. labels: of features, for
     graphs traced, pruned or compared here; default those of features_dir. neuronpedia_secret: opens Neuronpedia's protocol to
-    those who know it.
+    those who know it. probes: that watch texts which are sent to the server; they need the model.
 
     Raises InputError for folders that are not there, ResourceError if no port can be had.
     """
@@ -64,7 +68,9 @@ def serve(
         raise InputError(f"no page in {frontend}: it lacks index.html")
     if neuronpedia_secret is not None and not neuronpedia_secret.strip():
         raise InputError("neuronpedia_secret is empty; choose one that nobody guesses")
-    engine = None
+    engine = monitor = None
+    if probes and model is None:
+        raise InputError("probes watch what a model reads; give the model too")
     if model is not None:
         from circuit_tracer.features.belonging import of_other_transcoders
         from circuit_tracer.viewer.server.engine import Engine
@@ -72,9 +78,13 @@ def serve(
         engine = Engine(model)
         if (features / INDEX).is_file() and (other := of_other_transcoders(FeatureFolder(features), model.transcoders)):
             warn(other)
+        if probes:
+            from circuit_tracer.probes.monitor import Monitor, Watching
+
+            monitor = Monitor(model, probes, Watching(ahead=TEXTS_AT_ONCE))
     if labels is None and features.is_dir():
         labels = read_labels(features)
-    site = Site(graphs, features, engine, frontend, neuronpedia_secret, labels, run)
+    site = Site(graphs, features, engine, frontend, neuronpedia_secret, labels, run, monitor)
     return Server(site, _bind(port), open_browser)
 
 

@@ -18,6 +18,7 @@ from circuit_tracer.viewer.server.problems import Conflict
 
 if TYPE_CHECKING:
     from circuit_tracer.graph.files.viewer_json import Labels
+    from circuit_tracer.probes.monitor import Monitor
 
 LINES_KEPT = 2000
 
@@ -28,7 +29,7 @@ class Site:
 
     features: a folder as `formats` of feature files lay it out, or None. frontend: another page than ours. secret: opens
     Neuronpedia's protocol. run: the folder of a run, whose page is shown instead of the graphs. labels: for features, by
-    (layer, index) or by node id, in graphs that are traced or pruned here.
+    (layer, index) or by node id, in graphs that are traced or pruned here. monitor: of the engine's model, watches texts.
     """
 
     graphs: GraphFolder
@@ -38,6 +39,7 @@ class Site:
     secret: str | None = None
     labels: Labels | None = None
     run: Path | None = None
+    monitor: Monitor | None = None
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     jobs: Jobs = field(default_factory=Jobs)
     log: deque[str] = field(default_factory=lambda: deque(maxlen=LINES_KEPT))

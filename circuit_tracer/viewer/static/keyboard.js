@@ -119,7 +119,7 @@ export function helpDialog({ panels }) {
     h(
       "p",
       { class: "quiet" },
-      "Squares are tokens and outputs, circles features, hollow diamonds errors; the larger, the more influence on the outputs. Grey links are the darker the more influence flows through them. Those of what is selected are green when they raise their target, purple when they lower it; width and colour show the share of the target\u2019s input, beside the strongest.",
+      "Squares are tokens and outputs, circles features, triangles those of attention, hollow diamonds errors; the larger, the more influence on the outputs. Grey links are the darker the more influence flows through them. Those of what is selected are green when they raise their target, purple when they lower it; width and colour show the share of the target\u2019s input, beside the strongest.",
     ),
   );
   dialog.addEventListener("close", () => dialog.remove());

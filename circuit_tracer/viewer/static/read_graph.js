@@ -257,6 +257,12 @@ export function isError(node) {
   return node.kind === "error" || node.kind === "attention error";
 }
 
+/** Whether a node is a feature that can be set on the prompt: of MLPs, or of attention where the graph says which it is there. */
+export function isEditable(node) {
+  const known = node.kind === "feature" || (node.kind === "attention feature" && node.raw.dictionary_index !== undefined);
+  return known && node.feature !== null;
+}
+
 /** Whether a node stands for a part of what attention gives. */
 export function isOfAttention(node) {
   return node.kind === "attention feature" || node.kind === "attention error";

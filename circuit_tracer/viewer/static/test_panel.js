@@ -2,6 +2,7 @@
 
 import { changeWords } from "./effect.js";
 import { chipText, h, number, percent, replace } from "./dom.js";
+import { isEditable } from "./read_graph.js";
 import { groupId, selectedNodes } from "./selection.js";
 import { nodeLabel, placeName } from "./labels.js";
 
@@ -95,7 +96,7 @@ class TestPanel {
   _chosen() {
     const { graph } = this;
     const { state } = this.store;
-    const nodes = selectedNodes(graph, state).filter((node) => node.kind === "feature" && node.feature !== null);
+    const nodes = selectedNodes(graph, state).filter(isEditable);
     if (!nodes.length) return null;
     const group = state.groups.find((each) => groupId(each) === state.clicked);
     const name = group ? group.name : `${nodeLabel(graph, state, nodes[0])} (${placeName(graph, nodes[0])})`;
@@ -229,7 +230,7 @@ class TestPanel {
     const { graph, store } = this;
     const inGraph = Object.entries(result.nodes)
       .map(([id, [before, after]]) => ({ node: graph.byId.get(id), before, after }))
-      .filter(({ node, before, after }) => node && node.kind === "feature" && before !== after)
+      .filter(({ node, before, after }) => node && isEditable(node) && before !== after)
       .map(({ node, before, after }) => [
         `${nodeLabel(graph, store.state, node)} (${placeName(graph, node)})`,
         before,

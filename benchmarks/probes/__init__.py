@@ -1,0 +1,1 @@
+"""Probes and monitors, measured on data that the repository makes itself."""
