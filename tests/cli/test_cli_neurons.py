@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from circuit_tracer.attribution.neuron_choice import DEFAULT_NEURONS
+from circuit_tracer.cli.options import Limits
 from circuit_tracer.graph import Graph
+from circuit_tracer.replacement_model import ReplacementModel
+from circuit_tracer.sizes import USUAL_ROWS
+from circuit_tracer.viewer.server.engine import Engine
 from tests.support.command import Folders, Run
 
 PROMPT = "the capital of Texas is"
@@ -34,22 +39,35 @@ def test_a_trace_names_neurons_by_number_and_sign(folders: Folders, run: Run, tm
     assert set(left) == {"other neurons"}
     assert "active neurons" in repr(graph)
     assert "other neurons" in repr(graph)
+    pruned = run("prune", tmp_path / "g.safetensors", "--node_threshold", 1.0)
+    assert "30 of 30 neurons" in pruned.out
+    assert "other neurons" in pruned.out
 
 
 def test_info_and_plan_need_the_model_only(folders: Folders, run: Run) -> None:
     told = run("info", "neurons", "-m", folders.model, "--json")
     assert told.code == 0, told.err
     assert (told.json["neurons_a_layer"], told.json["features_a_layer"], told.json["layers"]) == (24, 48, 3)
-    planned = run("plan", "-t", "neurons", "-m", folders.model, "--tokens", 9, "--max-feature-nodes", 40, "--json")
-    assert planned.code == 0, planned.err
-    assert planned.json["feature_nodes"] == 40
+    for given, nodes in ((("--max-feature-nodes", 40), 40), ((), DEFAULT_NEURONS)):
+        planned = run("plan", "-t", "neurons", "-m", folders.model, "--tokens", 9, *given, "--json")
+        assert planned.code == 0, planned.err
+        assert planned.json["feature_nodes"] == pytest.approx(nodes, abs=8)  # rounded for a layer and position
+
+
+def test_where_no_number_is_asked_neurons_have_their_own(folders: Folders) -> None:
+    neurons = Engine(ReplacementModel.from_pretrained(folders.model, "neurons", device="cpu"))
+    features = Engine(ReplacementModel.from_pretrained(folders.model, folders.transcoder, device="cpu"))
+    assert (neurons.facts().feature_nodes, features.facts().feature_nodes) == (DEFAULT_NEURONS, USUAL_ROWS)
+    assert [neurons.feature_nodes(asked) for asked in (0, 5)] == [0, 5]
+    assert Limits().arguments(neurons=True)["max_feature_nodes"] is None
+    assert Limits().arguments(neurons=False)["max_feature_nodes"] == USUAL_ROWS
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (("info", "neurons"), "name the model with -m"),
-        (("attribute", "-t", "neurons", "-p", PROMPT, "--json"), "name it with -m"),
+        (("attribute", "-t", "neurons", "-p", PROMPT, "--json"), "name the model with -m"),
         (
             ("attribute", "-t", "neurons", "-m", "{model}", "--select", "width=16k", "-p", PROMPT, "--json"),
             "leave --select out",
