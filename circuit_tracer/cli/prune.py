@@ -34,7 +34,7 @@ def prune(
     from circuit_tracer.graph import graph_scores, prune_graph
     from circuit_tracer.graph.files.native import as_graph
     from circuit_tracer.graph.subgraph import subgraph
-    from circuit_tracer.graph.words import feature_noun, left_over
+    from circuit_tracer.graph.words import feature_noun, is_of_neurons
 
     whole = as_graph(graph)
     result = prune_graph(whole, **asdict(pruning))
@@ -51,7 +51,11 @@ def prune(
         "completeness_score": scores.completeness,
         "files": [str(path) for path in files],
     }
-    typer.echo(options.dump(summary) if json else _text(summary, feature_noun(whole), left_over(whole, many=True)))
+    typer.echo(
+        options.dump(summary)
+        if json
+        else _text(summary, feature_noun(whole), "of other neurons" if is_of_neurons(whole) else "errors")
+    )
 
 
 def _text(summary: dict[str, Any], noun: str, others: str) -> str:

@@ -25,7 +25,7 @@ def test_a_trace_names_neurons_by_number_and_sign(folders: Folders, run: Run, tm
     )
     assert outcome.code == 0, outcome.err
     assert outcome.err.count("not monosemantic") == 1
-    for said in ("30 of 30 active neurons", "of the effects of 360", "other neurons"):
+    for said in ("30 of 360 active neurons", "of the effects of all 360", "other neurons"):
         assert said in outcome.out
     graph = Graph.load(tmp_path / "g.safetensors")
     document = json.loads((tmp_path / "texas.json").read_text())
@@ -41,7 +41,7 @@ def test_a_trace_names_neurons_by_number_and_sign(folders: Folders, run: Run, tm
     assert "other neurons" in repr(graph)
     pruned = run("prune", tmp_path / "g.safetensors", "--node_threshold", 1.0)
     assert "30 of 30 neurons" in pruned.out
-    assert "other neurons" in pruned.out
+    assert "of other neurons, all tokens" in pruned.out
 
 
 def test_info_and_plan_need_the_model_only(folders: Folders, run: Run) -> None:
