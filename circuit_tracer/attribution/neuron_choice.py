@@ -101,6 +101,7 @@ def total_effects(network: FrozenNetwork, neurons: Neurons, targets: ReadOut, se
     join(n_layers)
     join_stream(n_layers, True)
     for layer in reversed(range(n_layers)):
+        g_TPD *= network.layers[layer].parts.multiplier
         gained = _through_mlp(network, neurons, layer, g_TPD, seen)
         if network.parallel:
             network.layers[layer].attend_back_(g_TPD)
