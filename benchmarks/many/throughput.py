@@ -14,6 +14,7 @@ since they say more on a busy machine.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import random
@@ -108,36 +109,46 @@ def threads_of(args: argparse.Namespace, workers: int) -> int:
     return 1 if narrow else max(1, args.threads // workers)
 
 
-def work(args: argparse.Namespace, way: str, workers: int, number: int, ready: Any, answers: Any) -> None:
-    """What one process does: its share of the units, when all are ready."""
+def work(args: argparse.Namespace, way: str, workers: int, ready: Any, taken: Any, answers: Any) -> None:
+    """What one process does when all are ready: one unit after the other that nobody else has taken."""
     model, prompts = loaded(args, threads_of(args, workers))
-    mine = list(units(prompts, args.unit))[number::workers]
-    attribute_together(mine[0][:2], model)
+    every = list(units(prompts, args.unit))
+    attribute_together(every[0][:2], model)
+    gc.freeze()  # as a run's processes do
     ready.wait()
     began, cpu = time.perf_counter(), time.process_time()
-    for unit in mine:
+    while (number := _next(taken)) < len(every):
         if way == "loop":
-            for prompt in unit:
+            for prompt in every[number]:
                 attribute(torch.tensor(prompt), model)
         else:
-            attribute_together(unit, model)
+            attribute_together(every[number], model)
     answers.put((time.perf_counter() - began, time.process_time() - cpu))
+
+
+def _next(taken: Any) -> int:
+    with taken.get_lock():
+        taken.value += 1
+        return int(taken.value) - 1
 
 
 def timed(args: argparse.Namespace, way: str, workers: int) -> dict[str, float]:
     """Graphs a minute of some processes that work at once, and the CPU seconds a graph."""
     context = multiprocessing.get_context("spawn")
-    ready, answers = context.Barrier(workers), context.Queue()
-    processes = [
-        context.Process(target=work, args=(args, way, workers, number, ready, answers)) for number in range(workers)
-    ]
+    ready, taken, answers = context.Barrier(workers), context.Value("i", 0), context.Queue()
+    processes = [context.Process(target=work, args=(args, way, workers, ready, taken, answers)) for _ in range(workers)]
     for process in processes:
         process.start()
     found = [answers.get() for _ in processes]
     for process in processes:
         process.join()
     seconds, cpu = max(one for one, _ in found), sum(one for _, one in found)
-    rate = {"graphs_a_minute": 60 * args.prompts / seconds, "cpu_seconds_a_graph": cpu / args.prompts}
+    rate = {
+        "processes": workers,
+        "threads": threads_of(args, workers),
+        "graphs_a_minute": 60 * args.prompts / seconds,
+        "cpu_seconds_a_graph": cpu / args.prompts,
+    }
     label = f"{way}, {workers} process{'es' * (workers > 1)} of {threads_of(args, workers)} threads"
     print(
         f"  {label:40}{rate['graphs_a_minute']:9.0f} graphs/min {1e3 * rate['cpu_seconds_a_graph']:9.1f} ms CPU",
@@ -158,10 +169,16 @@ def peer(args: argparse.Namespace) -> dict[str, Any]:
     command = [*peer_command(args.peer, "run_peer.py"), "--model", model_folder, "--transcoders", args.transcoders]
     command += ["--prompts", str(args.work / "throughput.json"), "--out", str(out), "--threads", str(args.threads)]
     subprocess.run([*command, "--timing-only"], check=True)
-    seconds = [load(out / f"{name}.npz")[1]["seconds"] for name in texts]
+    records = [load(out / f"{name}.npz")[1] for name in texts]
+    seconds = [record["seconds"] for record in records]
     rate = 60 / statistics.mean(seconds)
     print(f"  circuit-tracer 0.5.0, {len(seconds)} prompts one by one {rate:9.1f} graphs/min", flush=True)
-    return {"graphs_a_minute": rate, "seconds": seconds, "threads": args.threads}
+    return {
+        "graphs_a_minute": rate,
+        "seconds": seconds,
+        "threads": args.threads,
+        "versions": records[0]["versions"],
+    }
 
 
 def readable_by_peer(model: Path, work: Path) -> str:
@@ -212,6 +229,7 @@ def main() -> None:
     results["cpu_against_loop"] = results["loop"]["cpu_seconds_a_graph"] / results["together"]["cpu_seconds_a_graph"]
     if args.peer is not None:
         results["peer"] = peer(args)
+        results["versions"]["peer"] = results["peer"].pop("versions")
         results["against_peer"] = fastest / results["peer"]["graphs_a_minute"]
     for name, goal in goals_of(args).items():
         if name in results:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from circuit_tracer.attribution.finished_block import FinishedBlock
 from circuit_tracer.attribution.finished_rows import FinishedRows
 from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.attribution.prompt import LinearPrompt, constants
-from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.attribution.targets import TargetRows
 from circuit_tracer.graph.balance import RowBalance
@@ -61,8 +61,7 @@ def _balance(
     """Bias and pre-activation (K + N_s,) of targets and selected features (README.md §5)."""
     network, active = prompt.network, prompt.sources.active
     of_targets = targets.read_out
-    attention = None if prompt.attention is None else prompt.attention.frozen.dictionary
-    rows = ReadOut.of_features(transcoders, network, active, selected, attention)
+    rows = prompt.read_outs(transcoders, selected)
     own = torch.cat([of_targets.constant, rows.constant])
     layer, position = torch.cat([of_targets.layer, rows.layer]), torch.cat([of_targets.position, rows.position])
     vector = torch.cat([of_targets.vector.cpu(), rows.vector])
@@ -151,7 +150,7 @@ class _Layout:
             place = torch.cat([features, torch.arange(block.n_columns, block.width)])
             for row in wanted.split(max(1, _PIECE // block.width)):
                 dense = block.dense(row)
-                yield block, row, dense[:, place.to(dense.device)].cpu()
+                yield block, row, dense.index_select(1, place.to(dense.device)).cpu()
 
 
 def _filled(layout: _Layout, counts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,9 +160,11 @@ def _filled(layout: _Layout, counts: Tensor, dtype: torch.dtype) -> tuple[Tensor
     weight = torch.empty(int(ptr[-1]), dtype=dtype)
     for block, row, dense in layout.pieces():
         node = layout.node_of_row[block.row[row]]
-        at_row, at_source = dense.nonzero(as_tuple=True)
+        # numpy counts before it looks where they are, so that half of its steps are not mispredicted
+        at = torch.from_numpy(np.flatnonzero((dense != 0).numpy()))
         place = _places(ptr[node], counts[node])
-        source[place], weight[place] = layout.source_nodes(block)[at_source], dense[at_row, at_source]
+        source.scatter_(0, place, layout.source_nodes(block).repeat(len(dense)).index_select(0, at))
+        weight.scatter_(0, place, dense.flatten().index_select(0, at))
     return counts, source, weight
 
 

@@ -82,9 +82,7 @@ def no_rows(task: Task, prompt: LinearPrompt, targets: TargetRows) -> FinishedRo
 
 def features_at(task: Task, prompt: LinearPrompt, columns: Tensor) -> ReadOut:
     """Where rows of features, given by column, start."""
-    features = prompt.sources.feature_of_column[columns]
-    model, active = task.model, prompt.sources.active
-    return ReadOut.of_features(model.transcoders, prompt.network, active, features, model.attention)
+    return prompt.read_outs(task.model.transcoders, prompt.sources.feature_of_column[columns])
 
 
 class Expansion:
@@ -141,7 +139,7 @@ class Expansion:
 
     def _give_up(self, share: ReadOut, missing: Tensor, error: Exception) -> MemoryPlan:
         """Halve the rows in flight; with one row left, stop keeping decoder rows."""
-        blocks = split_rows(share.layer, share.position, self.plan.block_rows)
+        blocks = split_rows(share.layer, share.position, self.plan.block_rows, share.vector.shape[1])
         largest = max((int(missing[block].sum()) for block in blocks), default=1)
         if largest > 1:
             self.plan = replace(self.plan, block_rows=largest).halved()

@@ -27,6 +27,7 @@ def paired_attention(parts: ModelParts, attention: TranscoderSet, transcoders: T
             f"a dictionary of attention reads {hooks[0]!r} and writes {hooks[1]!r}; autoencoders of {Z} or {OUT} can stand for "
             "attention in a graph, and Lorsa. Give others as transcoders"
         )
+    attention.require_linear()
     for hook in hooks:
         site_of(parts, hook)
     widths = {Z: config.n_heads * config.d_head, OUT: config.d_model}

@@ -18,6 +18,7 @@ from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, DecoderRows, re
 from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.attribution.held import Held
 from circuit_tracer.attribution.normalised_error import nmse_of
+from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
 from circuit_tracer.graph.balance import Reconstruction
@@ -48,6 +49,14 @@ class LinearPrompt:
     keep: Tensor  # (P,) positions that have features and errors
     found: dict[str, Any] = field(default_factory=dict)  # what is said of how its features were found
     attention: LinearAttention | None = None  # where a dictionary of attention outputs replaces it
+    reads: ReadOut | None = None  # of all active features, where they were read before
+
+    def read_outs(self, transcoders: Transcoders, which: Tensor) -> ReadOut:
+        """What some active features, given by canonical index (T,), read; on the CPU, in the compute dtype."""
+        if self.reads is not None:
+            return self.reads.take(which)
+        attention = None if self.attention is None else self.attention.frozen.dictionary
+        return ReadOut.of_features(transcoders, self.network, self.sources.active, which, attention)
 
     @property
     def sources(self) -> SourceTable:

@@ -16,17 +16,19 @@ from torch import Tensor
 
 Rows = npt.NDArray[np.int64]
 
-# Reading a layer's weights and sources takes about as long as the arithmetic of this many rows (see the kernels' READMEs).
+# Reading a layer's weights and sources takes about as long as the arithmetic of this many rows (see the kernels' READMEs), or
+# of as many more as a model is narrower than `WIDE`: then it is starting the operations that takes the time.
 ROWS_A_LAYER_COSTS = 16
+WIDE = 512  # d_model
 
 
-def split_rows(layer: Tensor, position: Tensor, block_rows: int) -> Iterator[Tensor]:
-    """Indices of rows, block by block, sorted by layer (top first) inside."""
+def split_rows(layer: Tensor, position: Tensor, block_rows: int, d_model: int = WIDE) -> Iterator[Tensor]:
+    """Indices of rows of a model of that width, block by block, sorted by layer (top first) inside."""
     layers, positions = layer.numpy(force=True), position.numpy(force=True)
     pending = [np.arange(len(positions))] if len(positions) else []
     while pending:
         rows = pending.pop()
-        cut = halve(rows, layers, positions)
+        cut = halve(rows, layers, positions, d_model)
         if len(rows) > 1 and (len(rows) > block_rows or cut.cheaper):
             pending += cut.low, cut.high
         else:
@@ -41,23 +43,27 @@ class Cut(NamedTuple):
     cheaper: bool
 
 
-def halve(rows: Rows, layer: Rows, position: Rows, weight: float = 1) -> Cut:
+def halve(rows: Rows, layer: Rows, position: Rows, d_model: int, weight: float = 1) -> Cut:
     """The better way to cut a block in two. weight: how many rows each of `rows` stands for."""
+
+    def cost(some: Rows) -> float:
+        return _cost(some, layer, position, d_model, weight)
+
     cuts = []
     for key in (position, layer):
         ordered = rows[np.argsort(key[rows], kind="stable")]
         low, high = ordered[: len(rows) // 2], ordered[len(rows) // 2 :]
-        cuts.append((_cost(low, layer, position, weight) + _cost(high, layer, position, weight), low, high))
-    cost, low, high = min(cuts, key=lambda cut: cut[0])
-    return Cut(low, high, cost < _cost(rows, layer, position, weight))
+        cuts.append((cost(low) + cost(high), low, high))
+    least, low, high = min(cuts, key=lambda cut: cut[0])
+    return Cut(low, high, least < cost(rows))
 
 
-def _cost(rows: Rows, layer: Rows, position: Rows, weight: float) -> float:
+def _cost(rows: Rows, layer: Rows, position: Rows, d_model: int, weight: float) -> float:
     """Rows times layers times positions that a block computes, with what each layer costs by itself."""
     if len(rows) == 0:
         return 0
-    depth = layer[rows] + 1
-    return int(position[rows].max() + 1) * (weight * int(depth.sum()) + ROWS_A_LAYER_COSTS * int(depth.max()))
+    depth, of_layer = layer[rows] + 1, ROWS_A_LAYER_COSTS * max(1, WIDE / d_model)
+    return int(position[rows].max() + 1) * (weight * int(depth.sum()) + of_layer * int(depth.max()))
 
 
 class BlockTree:
@@ -66,8 +72,8 @@ class BlockTree:
     How a block is cut does not depend on `block_rows`, only where the cutting ends; so each cut is made once.
     """
 
-    def __init__(self, layer: Tensor, position: Tensor, weight: float) -> None:
-        self.layer, self.position, self.weight = layer.numpy(), position.numpy(), weight
+    def __init__(self, layer: Tensor, position: Tensor, weight: float, d_model: int = WIDE) -> None:
+        self.layer, self.position, self.weight, self.d_model = layer.numpy(), position.numpy(), weight, d_model
         self._cuts: dict[int, Cut] = {}  # by place in the binary tree: the halves of n are 2n and 2n + 1
 
     def blocks(self, block_rows: int) -> list[tuple[int, int, float]]:
@@ -78,7 +84,7 @@ class BlockTree:
             n_rows = self.weight * len(rows)
             if len(rows) > 1:
                 cut = self._cuts.get(place) or self._cuts.setdefault(
-                    place, halve(rows, self.layer, self.position, self.weight)
+                    place, halve(rows, self.layer, self.position, self.d_model, self.weight)
                 )
                 if n_rows > block_rows or cut.cheaper:
                     pending += (2 * place, cut.low), (2 * place + 1, cut.high)

@@ -5,7 +5,7 @@ Letters: K targets, N_s selected features.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,9 @@ from circuit_tracer.attribution.selection import rounds
 from circuit_tracer.attribution.sweep import Sweep
 from circuit_tracer.attribution.targets import TargetRows
 from circuit_tracer.attribution.task import Task
+
+# Rows of one prompt that keep a CPU busy: with more in flight, only its caches have more to hold.
+ENOUGH_ON_CPU = 128
 
 Asked = tuple[ReadOut, Tensor]  # rows to compute, and their numbers in the store
 
@@ -93,13 +96,25 @@ def _sweep(
     asked: dict[int, Asked],
 ) -> None:
     """Compute what is asked for, in bunches of prompts that fill a block: a prompt that fills one by itself goes by itself."""
+    enough = plan.block_rows if sweep.device.type != "cpu" else min(plan.block_rows, ENOUGH_ON_CPU)
+    for bunch in _bunches({place: len(read_out) for place, (read_out, _) in asked.items()}, enough):
+        targets = [(members[one].number, asked[one][0]) for one in bunch]
+        for which, block in sweep.several(targets, plan.block_rows):
+            number = asked[bunch[which]][1][block.row]
+            stores[bunch[which]].add(block, number)
+            stores[bunch[which]].mark(number)
+
+
+def _bunches(rows: dict[int, int], enough: int) -> Iterator[list[int]]:
+    """Who goes together, given how many rows each asks for: those with `enough` alone, others until they have as many."""
     bunch: list[int] = []
-    for place in asked:
+    for place, count in rows.items():
+        if count >= enough:
+            yield [place]
+            continue
         bunch.append(place)
-        if sum(len(asked[one][0]) for one in bunch) >= plan.block_rows or place == max(asked):
-            targets = [(members[one].number, asked[one][0]) for one in bunch]
-            for which, block in sweep.several(targets, plan.block_rows):
-                number = asked[bunch[which]][1][block.row]
-                stores[bunch[which]].add(block, number)
-                stores[bunch[which]].mark(number)
+        if sum(rows[one] for one in bunch) >= enough:
+            yield bunch
             bunch = []
+    if bunch:
+        yield bunch

@@ -10,7 +10,7 @@ Letters: B prompts, n positions of all, L layers, D d_model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, DecoderRows, read_decoder_rows
 from circuit_tracer.attribution.prompt import LinearPrompt, constants, encode, errors, reconstruction, replacing
+from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.errors import CircuitTracerError
 from circuit_tracer.models.capture import PromptCapture, capture_several, require_finite
@@ -84,14 +85,19 @@ def encode_prompts(
     return found
 
 
-def linearise_prompts(encoded: EncodedPrompts, transcoders: Transcoders) -> list[LinearPrompt]:
-    """Read the decoder rows of the active features of all prompts once, and know each prompt's errors and constants."""
+def linearise_prompts(encoded: EncodedPrompts, transcoders: Transcoders, every_row: bool) -> list[LinearPrompt]:
+    """Read the decoder rows of the active features of all prompts once, and know each prompt's errors and constants.
+
+    every_row: each feature is to have a row; then encoder rows are read once as well.
+    """
     network, start, keep = encoded.network, encoded.start, encoded.keep
     transcoders = replacing(network.parts, transcoders)
     sources = SourceTable.of(encoded.active, transcoders, start[-1])
     decoder, features = read_decoder_rows(sources, transcoders, network, keep=True)
     skips, error = errors(network, transcoders, features, keep)
     inputs, final = constants(network, transcoders, skips, keep)
+    every = torch.arange(len(encoded.active) if every_row else 0)
+    reads = ReadOut.of_features(transcoders, network, encoded.active, every)
     prompts = []
     for number, (first, last) in enumerate(pairwise(start)):
         here, own, active = slice(first, last), encoded.captured[number], encoded.of_prompt(number)
@@ -108,9 +114,16 @@ def linearise_prompts(encoded: EncodedPrompts, transcoders: Transcoders) -> list
                 final[here],
                 quality,
                 keep[here],
+                reads=_of_prompt(reads, first, last) if every_row else None,
             )
         )
     return prompts
+
+
+def _of_prompt(reads: ReadOut, first: int, last: int) -> ReadOut:
+    """What is read at some positions, which become 0, 1, ..."""
+    own = reads.take(torch.nonzero((reads.position >= first) & (reads.position < last)).flatten())
+    return replace(own, position=own.position - first)
 
 
 def _is_finite(captured: PromptCapture) -> bool:

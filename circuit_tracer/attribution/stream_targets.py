@@ -196,13 +196,14 @@ def latent_target(
 ) -> DirectionSum:
     """A feature of an autoencoder as a target: its row sums to the feature's pre-activation.
 
-    Raises InputError for transcoders (`FeatureTarget` reads theirs), and for a layer or feature that does not exist.
+    Raises InputError for transcoders (`FeatureTarget` reads theirs), a switch, and for a layer or feature that does not exist.
     """
     if not autoencoders.is_autoencoder:
         raise InputError(
             f"the dictionary reads {autoencoders.feature_input_hook} and writes {autoencoders.feature_output_hook}: a feature "
             "of transcoders is a node of the graph; name it as feature:LAYER:POSITION:INDEX (FeatureTarget)"
         )
+    autoencoders.require_linear()
     rows, bias = autoencoders.encoder_rows(whole(layer, "layer"), torch.tensor([whole(index, "feature")]))
     place = autoencoders.feature_input_hook
     label = f"sae feature {layer}/{index} at {place.removeprefix('hook_')} {layer}"

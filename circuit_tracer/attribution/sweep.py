@@ -24,7 +24,7 @@ from circuit_tracer.attribution.prompt import LinearPrompt
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.row_blocks import split_rows
 from circuit_tracer.attribution.sources import SourceTable
-from circuit_tracer.kernels.contract import contract_
+from circuit_tracer.kernels.contract import contract_, contract_each
 from circuit_tracer.models.frozen import FrozenNetwork
 
 
@@ -79,7 +79,7 @@ class Sweep:
         The targets are split as if all were wanted: what is left of them comes in the blocks in which it would have come.
         """
         step = self.prompts[0].sources.step(targets.layer, targets.of_attention)
-        for chosen in split_rows(step, targets.position, block_rows):
+        for chosen in split_rows(step, targets.position, block_rows, targets.vector.shape[1]):
             if len(left := chosen if wanted is None else chosen[wanted[chosen]]):
                 yield from self._block([(0, left, targets.take(left))])
 
@@ -90,7 +90,7 @@ class Sweep:
         layer, position = (torch.cat([getattr(each, name) for _, each in asked]) for name in ("layer", "position"))
         counts = torch.tensor([len(each) for _, each in asked])
         first, of_row = counts.cumsum(0) - counts, torch.arange(len(asked)).repeat_interleave(counts)
-        for chosen in split_rows(layer, position, block_rows):
+        for chosen in split_rows(layer, position, block_rows, asked[0][1].vector.shape[1]):
             order = torch.argsort(of_row[chosen], stable=True)  # a prompt's rows together, sorted by layer as they were
             numbers, sizes = of_row[chosen].unique(return_counts=True)
             members = []
@@ -221,7 +221,7 @@ class _Flight:
             block = self.blocks[number]
             _contract(rows_TPD, layer, self.prompts[number].decoder, block)
             error_PD = self.errors[number][layer, : rows_TPD.shape[1]]
-            block.error[: len(rows_TPD), layer] += torch.einsum("tpd,pd->tp", rows_TPD, error_PD)
+            block.error[: len(rows_TPD), layer] = contract_each(rows_TPD, error_PD)
 
     def read_off_attention(self, layer: int) -> None:
         """What they find of what a dictionary writes in place of the layer's attention. Where attention and MLP run in
@@ -233,13 +233,13 @@ class _Flight:
             _contract(rows_TPD, layer, attention.decoder, block)
             error_PD = attention.error[layer][: rows_TPD.shape[1]]
             row = self.network.n_layers + layer
-            block.error[: len(rows_TPD), row] += torch.einsum("tpd,pd->tp", rows_TPD, error_PD)
+            block.error[: len(rows_TPD), row] = contract_each(rows_TPD, error_PD)
 
     def read_tokens(self) -> None:
         """What all rows find of the tokens, below the first layer."""
         for number, rows_TPD in self._of_each(0):
             embedding = self.prompts[number].captured.embedding[: rows_TPD.shape[1]]
-            self.blocks[number].token.copy_(torch.einsum("tpd,pd->tp", rows_TPD, embedding))
+            self.blocks[number].token.copy_(contract_each(rows_TPD, embedding))
 
     def multiply_(self, layer: int) -> None:
         """Rows above a layer, through the number that its whole stream is multiplied by."""

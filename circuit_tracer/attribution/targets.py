@@ -177,7 +177,7 @@ class _Reader:
         self.parts, self.network, self.transcoders, self.tokenizer = parts, network, model.transcoders, model.tokenizer
         self.attention = model.attention
         self.position, self.probability = position, probability_V
-        self.texts = TokenTexts(model.tokenizer)
+        self.texts = TokenTexts.of(model.tokenizer)
         weight = parts.unembed.weight
         bias: Tensor | None = getattr(parts.unembed, "bias", None)
         self.unembed, self.bias = weight, bias

@@ -70,8 +70,9 @@ def attribute_together(
 ) -> list[Outcome]:
     """For each prompt its graph, or the CircuitTracerError that `attribute` raises for it.
 
-    A graph is that of `attribute(prompt, model, ...)`: the same active and selected features, edges to within rounding (1e-5
-    of the largest of their row in float32). The same prompts in the same order give the same bits.
+    A graph is that of `attribute(prompt, model, ...)`: the same active and selected features, unless one meets its threshold
+    to within rounding; edges to within rounding (1e-5 of the largest of their row in float32). The same prompts in the same
+    order give the same bits.
 
     attribution_targets: for each prompt what `attribute` takes, or None; None for all: their most probable tokens. The other
     options are those of `attribute`, for every prompt. batch_size: most rows in flight, of however many prompts. progress:
@@ -192,7 +193,7 @@ def _traced(tasks: list[Task]) -> list[Outcome]:
         model.parts, model.transcoders, [task.ids for task in tasks], [task.left_out for task in tasks]
     )
     plan = _plan(tasks, encoded)
-    prompts = linearise_prompts(encoded, model.transcoders)
+    prompts = linearise_prompts(encoded, model.transcoders, tasks[0].options.max_feature_nodes is None)
     outcomes: dict[int, Outcome] = {}
     members: list[Member] = []
     for number, (task, prompt) in enumerate(zip(tasks, prompts, strict=True)):

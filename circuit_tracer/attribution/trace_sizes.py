@@ -149,7 +149,7 @@ class TraceSizes:
 
     @cached_property
     def _tree(self) -> BlockTree:
-        return BlockTree(*self.typical)
+        return BlockTree(*self.typical, self.config.d_model)
 
     def blocks(self, block_rows: int) -> list[tuple[int, int, float]]:
         """(rows, positions, how many) of the blocks that typical rows are swept in (row_blocks.py), the targets' first."""

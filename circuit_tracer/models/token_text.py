@@ -8,12 +8,16 @@ no character are written as \\xNN, which viewers join over neighbouring tokens.
 from __future__ import annotations
 
 import re
+import weakref
 from functools import cached_property
 from typing import Any
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark of a space in front
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+# by tokenizer: how many tokens it had, and their texts, which hold it by a weak reference
+_TEXTS: weakref.WeakKeyDictionary[Any, tuple[int, TokenTexts]] = weakref.WeakKeyDictionary()
 
 
 class TokenTexts:
@@ -22,6 +26,19 @@ class TokenTexts:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._known: dict[int, str] = {}
+        self._alone: dict[int, str] = {}
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> TokenTexts:
+        """Those of a tokenizer that were made before, as long as it has as many tokens."""
+        try:
+            known, size = _TEXTS.get(tokenizer), len(tokenizer)
+        except TypeError:  # one of somebody's own, or none
+            return cls(tokenizer)
+        if known is None or known[0] != size:
+            texts = cls(weakref.proxy(tokenizer))
+            known = _TEXTS[tokenizer] = size, texts
+        return known[1]
 
     def __call__(self, token: int) -> str:
         if token not in self._known:
@@ -38,6 +55,11 @@ class TokenTexts:
 
     def alone(self, token: int) -> str:
         """The text of a token by itself, as circuit-tracer's labels have it, with a space that is part of the token."""
+        if token not in self._alone:
+            self._alone[token] = self._by_itself(token)
+        return self._alone[token]
+
+    def _by_itself(self, token: int) -> str:
         if self.tokenizer is None:
             return self(token)
         text = str(self.tokenizer.decode([token]))

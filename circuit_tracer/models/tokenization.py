@@ -73,7 +73,7 @@ def single_token(text: str, tokenizer: Any) -> int:
 
 def token_strings(ids: Tensor, tokenizer: Any) -> list[str]:
     """One string a token, as it reads in the text; parts of characters by their bytes (token_text.py)."""
-    texts = TokenTexts(tokenizer)
+    texts = TokenTexts.of(tokenizer)
     return [texts.alone(int(i)) for i in ids]
 
 

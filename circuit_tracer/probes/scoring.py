@@ -4,8 +4,8 @@
     found = scorer.read(texts)                  # one pass up to the deepest place, no norms of ours, no unembedding
     scorer.tokens(found)                        # (n, K)
 
-Of a dictionary only the encoder rows of features that probes read are multiplied, unless its activation compares features with
-each other (TopK). Letters: n tokens that count, K probes, D d_model, F features that are read of a layer, P positions.
+Of a dictionary only the encoder rows of features that probes read are multiplied, where they have one and stand by themselves.
+Letters: n tokens that count, K probes, D d_model, F features that are read of a layer, P positions.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ class _Encoder:
         self.transcoders, self.layer, self.index_F = subject.transcoders, layer, torch.tensor(index)
         self.place = (self.transcoders.feature_input_hook, layer)
         function = self.transcoders.activation(layer)
-        self.alone = (
-            isinstance(function, ReLU | JumpReLU) and not self.transcoders.exact
-        )  # neurons have no encoder rows
+        # features that are compared with others (TopK), go by a router, or have no encoder row (neurons) need the layer whole
+        plain = isinstance(function, ReLU | JumpReLU) and self.transcoders.router(layer) is None
+        self.alone = plain and not self.transcoders.exact
         if self.alone:
             like = subject.parts.final_norm.parameters.gain  # device and compute dtype
             rows_FD, bias_F = self.transcoders.encoder_rows(layer, self.index_F)

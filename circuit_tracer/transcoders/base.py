@@ -134,6 +134,14 @@ class Transcoders(LazyModule):
         """Which of a switch's experts encodes a token (`router.Router`); None: all features see every token."""
         return None
 
+    def require_linear(self) -> None:
+        """Raise InputError for a switch, whose activations are no linear function of the input even of active features."""
+        if any(self.router(layer) is not None for layer in self.layers):
+            raise InputError(
+                "the dictionary is a switch: a router multiplies its activations, so that no row of a graph sums to them. Take "
+                "an autoencoder of another kind; feature pages, probes, monitors, interventions and steering take this one"
+            )
+
     @abstractmethod
     def to_safetensors(self, save_path: str | Path) -> None:
         """Write the weights in circuit-tracer's native files into the folder ``save_path``."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from circuit_tracer.kernels.attend_back.scores import Scores
 from circuit_tracer.kernels.device import on_gpu
+from circuit_tracer.kernels.product import in_steps, product
 
 __all__ = ["Scores", "attend_back_", "attend_back_recomputed_", "attend_back_several_", "mix_forward"]
 
@@ -22,6 +23,7 @@ QUERIES_A_TILE = 1024
 # of rows projected onto heads; beyond that, rows go through one chunk after the other
 BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU = 64 * 2**20, 2**30
 BYTES_IN_CACHE = 2 * 2**20  # of rows of several prompts on a CPU: short ones are gone over several times
+POSITIONS_IN_CACHE = 1024  # of rows of one prompt on a CPU, all together, for the same reason
 
 
 def attend_back_(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD: Tensor) -> None:
@@ -40,15 +42,16 @@ def attend_back_(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD
     d_head = output_DO.shape[1] // n_heads
     n_kv = value_VD.shape[0] // d_head
     groups = n_heads // n_kv
-    per_row = n_pos * (output_DO.shape[1] + value_VD.shape[0]) * g_TPD.element_size()
-    for rows in g_TPD.split(rows_a_chunk(per_row)) if n_rows else ():
+    pattern = pattern_HPP.reshape(n_kv, groups * n_pos, n_pos).transpose(1, 2)
+    for rows in g_TPD.tensor_split(-(-n_rows * n_pos // POSITIONS_IN_CACHE)) if n_rows else ():
         count = rows.shape[0]
         flat = rows.view(count * n_pos, d_model)
-        z = (flat @ output_DO).view(count, n_pos, n_kv, groups, d_head)
+        z = product(flat, output_DO).view(count, n_pos, n_kv, groups, d_head)
         z = z.permute(2, 3, 1, 0, 4).reshape(n_kv, groups * n_pos, count * d_head)
-        mixed = torch.bmm(pattern_HPP.reshape(n_kv, groups * n_pos, n_pos).transpose(1, 2), z)
-        mixed = mixed.view(n_kv, n_pos, count, d_head).permute(2, 1, 0, 3).reshape(count * n_pos, n_kv * d_head)
-        flat.addmm_(mixed, value_VD)
+        mixed = flat.new_zeros(in_steps(len(flat)), n_kv * d_head)[: len(flat)]
+        by_row = torch.bmm(pattern, z).view(n_kv, n_pos, count, d_head)
+        mixed.view(count, n_pos, n_kv, d_head).copy_(by_row.permute(2, 1, 0, 3))
+        flat += product(mixed, value_VD)
     return None
 
 
@@ -96,11 +99,11 @@ def attend_back_several_(
     for rows, prompt in zip(g_TPD.split(step), prompt_T.split(step), strict=True) if n_rows else ():
         count = rows.shape[0]
         flat = rows.view(count * n_pos, d_model)
-        z = (flat @ output_DO).view(count, n_pos, n_kv, groups, d_head)
+        z = product(flat, output_DO).view(count, n_pos, n_kv, groups, d_head)
         z = z.permute(0, 2, 3, 1, 4).reshape(count * n_kv, groups * n_pos, d_head)
         pattern = pattern_BHPP.index_select(0, prompt).view(count * n_kv, groups * n_pos, n_pos)
         mixed = torch.bmm(pattern.transpose(1, 2), z).view(count, n_kv, n_pos, d_head)
-        flat.addmm_(mixed.transpose(1, 2).reshape(count * n_pos, n_kv * d_head), value_VD)
+        flat += product(mixed.transpose(1, 2).reshape(count * n_pos, n_kv * d_head), value_VD)
 
 
 def mix_forward(values_PKd: Tensor, scores: Scores) -> Tensor:

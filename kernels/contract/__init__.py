@@ -19,6 +19,7 @@ from circuit_tracer.kernels.device import on_gpu
 GATHERED_BYTES = 64 * 2**20
 # So few rows on a CPU are contracted one by one: a matrix product of few rows by many is slower than these by its packing.
 FEW_ROWS = 4
+PRODUCTS = 1 << 17  # numbers of a piece on a CPU that are multiplied before they are summed: they stay in cache
 
 
 def contract_(
@@ -50,6 +51,15 @@ def contract_(
         for out_n, g_D in zip(out_Tn.unbind(), g_TD.unbind(), strict=True):
             out_n.addmv_(source, g_D)
     return None
+
+
+def contract_each(g_TPD: Tensor, source_PD: Tensor) -> Tensor:
+    """<g[t, p], source[p]>, (T, P): of one source at each position, of the same dtype."""
+    if g_TPD.device.type != "cpu":
+        return torch.einsum("tpd,pd->tp", g_TPD, source_PD)
+    # to torch this is a batch of matrix products with one column each, for which its libraries are not made
+    rows = g_TPD.split(max(1, PRODUCTS // max(1, source_PD.numel())))
+    return torch.cat([(some * source_PD).sum(-1) for some in rows])
 
 
 def contract_rows_(out_TN: Tensor, g_TPD: Tensor, sources: AddressedRows) -> None:

@@ -95,7 +95,7 @@ def test_blocks_keep_their_laws(
     assert torch.equal(made.dense(torch.tensor([n_rows - 1, 0])), kept[[n_rows - 1, 0]])
     weight = torch.rand(n_rows, generator=generator, dtype=torch.float64)
     for depth in range(n_layers + 1):
-        start, stop = made.layer_ptr[depth + 1], made.layer_ptr[depth]
+        start, stop = made.step_ptr[depth + 1], made.step_ptr[depth]
         expected = weight[start:stop] @ kept[start:stop, :n_columns].double().abs()
         tolerance = 1e-5 if dtype is torch.float32 else 1e-12
         torch.testing.assert_close(made.flow(start, stop, weight[start:stop]), expected, rtol=tolerance, atol=tolerance)

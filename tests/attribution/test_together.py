@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution import side_by_side, together
+from circuit_tracer.attribution import rows_together, side_by_side, together
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.plan import plan_memory
 from circuit_tracer.attribution.targets import Aim, DirectionTarget, FeatureTarget, LogitDifference
@@ -75,6 +75,16 @@ def test_graphs_in_float32_are_those_of_single_prompts(seed: int) -> None:
     model, prompts = build(CASES[seed], torch.float32), drawn(5, seed, longest=20)
     for prompt, found in zip(prompts, attribute_together(prompts, model), strict=True):
         assert_same(found, attribute(prompt, model))
+
+
+def test_prompts_with_rows_enough_go_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(rows_together._bunches({0: 200, 1: 5, 2: 100, 3: 60, 4: 128, 5: 3}, 128)) == [[0], [1, 2, 3], [4], [5]]
+    model, prompts = build(CASES[0]), drawn(3, seed=4)
+    pooled = attribute_together(prompts, model)
+    monkeypatch.setattr(rows_together, "ENOUGH_ON_CPU", 1)
+    for found, one in zip(attribute_together(prompts, model), pooled, strict=True):
+        assert isinstance(one, Graph)
+        assert_same(found, one)
 
 
 def test_each_prompt_has_its_own_targets_and_the_options_of_all() -> None:

@@ -41,7 +41,7 @@ def completed(line: str) -> list[str]:
     ("line", "expected"),
     [
         ("circuit-tracer att", ["attribute"]),
-        ("circuit-tracer p", ["plan", "prune", "patch", "push"]),
+        ("circuit-tracer p", ["plan", "prune", "probe", "patch", "push"]),
         ("circuit-tracer attribute --gra", ["--graph-output-path", "--graph-file-dir"]),
         ("circuit-tracer attribute --demo --dt", ["--dtype"]),
         ("circuit-tracer attribute --dtype bf", ["bfloat16", "bf16"]),

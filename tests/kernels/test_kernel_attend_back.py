@@ -115,3 +115,12 @@ def test_a_slice_of_rows_is_updated_in_place(dtype: torch.dtype) -> None:
     expected[:2] = attend_back(g[:2], pattern, output, value)
     attend_back_(g[:2], pattern, output, value)
     assert_close(g, expected)
+
+
+@pytest.mark.parametrize("shape", [(70, 20, 64, 1, 3, 32), (40, 2, 64, 2, 1, 32)], ids=str)
+def test_many_rows_in_float32_are_those_of_float64(shape: tuple[int, ...]) -> None:
+    g, pattern, output, value = draw(*shape, torch.float32)
+    expected, found = g.double(), g.clone()
+    attend_back_(expected, pattern.double(), output.double(), value.double())
+    attend_back_(found, pattern, output, value)
+    assert_close(found, expected.float())

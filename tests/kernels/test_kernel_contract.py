@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from circuit_tracer.kernels.contract import contract_
+from circuit_tracer.kernels import contract as module
+from circuit_tracer.kernels.contract import contract_, contract_each
 from circuit_tracer.kernels.contract.cases import draw
 from circuit_tracer.kernels.contract.naive import contract
 
@@ -106,3 +107,13 @@ def test_adds_to_what_is_there_and_takes_slices(dtype: torch.dtype) -> None:
     expected[1:4] = expected_of(out[1:4], g[1:4], source, ptr, column)
     contract_(out[1:4], g[1:4], source, ptr, column)
     assert_close(out, expected)
+
+
+@each_dtype
+@pytest.mark.parametrize("products", [1, 1000])
+def test_one_source_at_each_position(products: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PRODUCTS", products)  # a row at a time, and all at once
+    out, g, source, ptr, column = draw(5, 16, [1] * 7, dtype)
+    expected = expected_of(torch.zeros_like(out), g, source, ptr, column)[:, column]
+    assert_close(contract_each(g[:, :7], source), expected)
+    assert contract_each(g[:0], source).shape == (0, 7)

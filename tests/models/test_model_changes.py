@@ -141,7 +141,7 @@ def test_a_run_on_a_long_prompt_leaves_the_frequencies_as_they_were() -> None:
 WRONG: dict[str, tuple[Call, str]] = {
     "transcoders with their configuration": (
         lambda model: ReplacementModel.from_model(model.hf_model, (model.transcoders, {}), None, "x"),  # type: ignore[arg-type]
-        "transcoders is .*expected Transcoders",
+        "transcoders is .*expected 'neurons' or Transcoders",
     ),
     "a configuration that is none": (lambda model: ReplacementModel.from_config(5, model.transcoders), "config is 5"),
     "a device that is not there": (lambda model: model.to("cuda:99"), "cuda:99"),

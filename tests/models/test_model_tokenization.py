@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -203,3 +205,30 @@ def test_the_chat_prefix_is_the_tokenizers() -> None:
     assert zero_positions(ids, tokenizer, "gemma3_text") == [0, 1, 2, 3]
     other = gemma_tokenizer("<turn>", "user", "\n", "hello")
     assert zero_positions(torch.tensor([2, 105, 2364, 107, 3]), other, "gemma3_text") == [0]
+
+
+class Counted(Letters):
+    """A tokenizer that counts what it decodes, and can get more tokens."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.decoded = size, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def decode(self, ids: Any) -> str:
+        self.decoded += 1
+        return f"{list(ids)} of {self.size}"
+
+
+def test_texts_of_tokens_are_made_once_for_a_tokenizer_as_it_is() -> None:
+    tokenizer = Counted(50)
+    assert token_strings(torch.tensor([3, 4, 3]), tokenizer) == ["[3] of 50", "[4] of 50", "[3] of 50"]
+    assert token_strings(torch.tensor([4]), tokenizer) == ["[4] of 50"]
+    assert tokenizer.decoded == 2
+    tokenizer.size = 51
+    assert token_strings(torch.tensor([4]), tokenizer) == ["[4] of 51"]
+    gone = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert gone() is None

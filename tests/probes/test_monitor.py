@@ -32,6 +32,7 @@ from circuit_tracer.probes.reasons import Reasons
 from circuit_tracer.probes.scoring import Scorer
 from circuit_tracer.probes.windows import windows
 from circuit_tracer.transcoders.neurons import Neurons
+from circuit_tracer.transcoders.router import Router
 from tests.support.autoencoders import random_autoencoders
 from tests.support.tiny import tiny_model, tiny_transcoder
 
@@ -202,12 +203,14 @@ def test_features_behind_a_flag_of_the_stream_are_what_they_write_along_it(model
         assert reason.part == pytest.approx(here[reason.feature] * float(row @ probe.weight), rel=1e-4)
 
 
-@pytest.mark.parametrize("dictionary", ["relu", "jump_relu", "topk", "neurons", "autoencoders"])
+@pytest.mark.parametrize("dictionary", ["relu", "jump_relu", "topk", "neurons", "autoencoders", "switch"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_scores_of_every_kind_of_dictionary_are_exact(architecture: str, dictionary: str) -> None:
     parts = bind(tiny_model(architecture, torch.float64), architecture)
-    if dictionary == "autoencoders":
+    if dictionary in ("autoencoders", "switch"):
         transcoders = random_autoencoders(16, "hook_resid_post", (0, 1, 2), n_features=20)
+        for layer in range(3) if dictionary == "switch" else ():
+            transcoders[layer].router = Router(torch.randn(2, 16), torch.randn(2), 20)
     else:
         transcoders = Neurons(parts) if dictionary == "neurons" else tiny_transcoder(activation=dictionary)
     subject = Subject(parts, None, transcoders)

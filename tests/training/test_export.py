@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from circuit_tracer.attribution import latent_target
 from circuit_tracer.errors import FileFormatError, InputError, NumericalError, ResourceError
 from circuit_tracer.files import read_yaml
 from circuit_tracer.training.evaluation.evaluate import describe
@@ -122,6 +123,8 @@ def test_a_switch_is_read_as_it_was_trained(dtype: str, tmp_path: Path) -> None:
         assert all(int(f) // size == int(experts_B[b]) for b, f in (dense_BF > 0).nonzero())
     assert len(torch.unique(loaded.encode(x_BSD.transpose(0, 1)).argmax(2) // 4)) > 1
     assert describe(loaded).startswith("sparse autoencoders, 3 layers of 16 features, topk of one of 4 experts")
+    with pytest.raises(InputError, match="the dictionary is a switch"):
+        latent_target(loaded, 1, 2, 3)
     with pytest.raises(InputError, match="has a router"):
         loaded.to_safetensors(tmp_path / "native")
     said = made.folder / "layer_4" / "cfg.json"

@@ -216,6 +216,9 @@ ACTING: dict[str, tuple[str, Any]] = {
     "sparsity__aux_weight": ("batch_topk", 1.0),
     "sparsity__pre_activation_weight": ("batch_topk", 0.3),
     "sparsity__dead_after_tokens": ("batch_topk", 20),
+    "sparsity__prefixes": ("batch_topk", [2]),
+    "sparsity__prefixes_drawn": ("batch_topk", 1),
+    "sparsity__balance_weight": ("switch", 5.0),
     "optimizer__learning_rate": ("batch_topk", 0.01),
     "optimizer__beta1": ("batch_topk", 0.5),
     "optimizer__beta2": ("batch_topk", 0.5),
@@ -230,7 +233,7 @@ SILENT: dict[str, Any] = {
     "optimizer__skip_above": 9.0,
     "data__epochs": None,
 }  # here: no step is skipped, and batches come from memory
-BEGUN = {"batch_topk": {}, "jumprelu": {"sparsity__penalty": 0.5}}
+BEGUN = {"batch_topk": {}, "jumprelu": {"sparsity__penalty": 0.5}, "switch": {}}
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +253,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, di
 
 
 def begun(folder: Path, rule: str, **changes: Any) -> Loop:
-    loop = Run("clt", rule, steps=8).loop(folder, **changes)
+    loop = Run("sae" if rule == "switch" else "clt", rule, steps=8).loop(folder, **changes)
     before = checkpoint.latest(folder)
     history = [] if before is None else compared(before, loop.config, folder)
     loop.reached = last_reached(history)
