@@ -44,6 +44,17 @@ def test_a_trace_names_neurons_by_number_and_sign(folders: Folders, run: Run, tm
     assert "of other neurons, all tokens" in pruned.out
 
 
+def test_what_is_not_there_takes_no_lines(folders: Folders, run: Run, tmp_path: Path) -> None:
+    neurons, path = ("-t", "neurons", "-m", folders.model), tmp_path / "g.safetensors"
+    edited = run("intervene", *neurons, "-p", PROMPT, "--ablate", "2/0@3")
+    assert "0 features changed" in edited.out  # neurons of the last layer reach no other
+    assert "most" not in edited.out
+    assert run("attribute", *neurons, "-p", PROMPT, "-o", path, "--max-feature-nodes", 9).code == 0
+    tested = run("validate", path, *neurons, "--no-random-control")
+    assert "predicted against measured" in tested.out
+    assert "change of" not in tested.out  # nothing of neurons is perturbed
+
+
 def test_info_and_plan_need_the_model_only(folders: Folders, run: Run) -> None:
     told = run("info", "neurons", "-m", folders.model, "--json")
     assert told.code == 0, told.err
