@@ -44,7 +44,7 @@ NOUNS = (  # one half ranks, the other tests
 PLURALS = {"box": "boxes", "story": "stories"}
 PHRASES = ("near the old {}", "behind the small {}", "that the man saw with the {}", "of the young {}")
 VERBS = (" is", " are")
-COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 SHARES = (0.8, 0.95)
 
 
