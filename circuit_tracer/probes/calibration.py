@@ -1,8 +1,9 @@
 """Thresholds for a wished rate of false alarms, set on texts that have nothing to find, with the interval of the rate.
 
 The threshold is a hair above the k-th highest of n negatives' scores, k = floor(rate (n + 1)) (`evaluate.alarm`). If new texts
-are drawn as these were, the share of them above it is distributed as Beta(k, n + 1 - k), whatever the scores are, with the mean k / (n + 1);
-its 2.5 and 97.5 percentiles are the interval. It is the rate for such texts: of another stream it says nothing.
+are drawn as these were, the share of them above it is distributed as Beta(k, n + 1 - k), whatever the scores are, with the
+mean k / (n + 1); its 2.5 and 97.5 percentiles are the interval. It is the rate for such texts: of another stream it says
+nothing.
 """
 
 from __future__ import annotations

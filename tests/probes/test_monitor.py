@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from circuit_tracer.demo import MODEL, TRANSCODER, world
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.models.parts import bind
 from circuit_tracer.probes.calibration import calibrate, calibrated, rate_interval
-from circuit_tracer.probes.incoming import read_folder, read_lines
+from circuit_tracer.probes.examples import Example
+from circuit_tracer.probes.incoming import read_folder, read_lines, read_texts_of
 from circuit_tracer.probes.monitor import Monitor, Verdict, Watching, feature_watch, named_probes
 from circuit_tracer.probes.probe import POOLS, Pool, Probe
 from circuit_tracer.probes.reading import (
@@ -137,14 +140,23 @@ def test_broken_lines_have_problems_and_the_stream_goes_on(model: ReplacementMod
 
 
 def test_folders_are_read_by_path(tmp_path: Path) -> None:
-    for name, data in (("b.txt", b"the"), ("a/c.txt", b"big"), ("a/bad.txt", b"\xff"), ("a/d.json", b"{}")):
+    for name, data in (("b.txt", b"\xef\xbb\xbfthe"), ("a/c.txt", b"big"), ("a/bad.txt", b"\xff"), ("a/d.json", b"{}")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
     found = list(read_folder(tmp_path))
     assert [item.id for item in found] == ["a/bad.txt", "a/c.txt", "b.txt"]
     assert "UTF-8" in str(found[0].problem)
+    assert found[2].example == Example("the", where="b.txt")  # without the mark in front
     with pytest.raises(InputError, match=r"holds no \.txt files"):
         list(read_folder(tmp_path / "a" / "nothing"))
+
+
+def test_a_stream_may_come_through_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    writer = threading.Thread(target=pipe.write_bytes, args=(b'{"text": "the"}\n{}\n',), daemon=True)
+    writer.start()
+    found = list(read_texts_of(pipe, io.BytesIO(), plain=False, field="text", skip=0))
+    assert [item.problem for item in found] == [None, "line 2 has neither text nor messages; give one of them"]
 
 
 @pytest.mark.parametrize("most", [9, 12, 40])
@@ -307,7 +319,8 @@ def test_a_text_where_no_feature_is_active_does_not_fire_by_rounding(model: Repl
     kept = float(np.float32(bias))
     silent = Probe("silent", "features", None, torch.zeros(1), kept, kept, "last", ((2, 5),))
     verdict = Monitor(model, [silent]).look(TEXTS[0])
-    assert verdict.scores["silent"] == kept and not verdict.flagged
+    assert verdict.scores["silent"] == kept
+    assert not verdict.flagged
     scores = torch.tensor([bias, bias + 1], dtype=torch.float32)
     assert Probe("x", "features", None, torch.ones(1), 0.0, bias, "last", ((2, 5),)).fires(scores).tolist() == [
         score > bias for score in scores.tolist()
