@@ -1,8 +1,9 @@
 """Thresholds for a wished rate of false alarms, set on texts that have nothing to find, with the interval of the rate.
 
-The threshold is the k-th highest of n negatives' scores, k = floor(rate (n + 1)) (`evaluate.alarm`). If new texts are drawn as
-these were, the share of them above it is distributed as Beta(k, n + 1 - k), whatever the scores are, with the mean k / (n + 1);
-its 2.5 and 97.5 percentiles are the interval. It is the rate for such texts: of another stream it says nothing.
+The threshold is a hair above the k-th highest of n negatives' scores, k = floor(rate (n + 1)) (`evaluate.alarm`). If new texts
+are drawn as these were, the share of them above it is distributed as Beta(k, n + 1 - k), whatever the scores are, with the
+mean k / (n + 1); its 2.5 and 97.5 percentiles are the interval. It is the rate for such texts: of another stream it says
+nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.probes.evaluate import lowest_alarm
+from circuit_tracer.probes.evaluate import Alarm, lowest_alarm
 from circuit_tracer.probes.probe import Probe
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ class Calibration:
     negatives: int
 
     def applied(self, probe: Probe) -> Probe:
-        """The probe with this threshold, and the calibration in its card."""
-        return replace(probe, threshold=self.threshold, card={**probe.card, "calibration": asdict(self)})
+        """The probe with this threshold; in its card the calibration, and the alarm that it now is."""
+        alarm = Alarm(self.threshold, self.rate, self.negatives)._asdict()
+        card = {**probe.card, "alarm": alarm, "calibration": asdict(self)}
+        return replace(probe, threshold=self.threshold, card=card)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -17,6 +17,7 @@ from circuit_tracer.probes.examples import Span
 from circuit_tracer.probes.probe import finite
 
 RATES = (0.01, 0.001)  # of false positives
+ROUNDING = 1e-5  # of the range of scores: how far a text's scores of two passes may lie apart
 
 
 class Alarm(NamedTuple):
@@ -92,18 +93,24 @@ def alarm(negatives_n: Array, rate: float) -> Alarm | None:
     """The lowest threshold that keeps a rate of false positives; None if the negatives are too few to set it.
 
     It is the k-th highest of n scores, k = floor(rate (n + 1)). A further score that is exchangeable with them lies above it
-    with probability k / (n + 1) at most, since for that it must be among the k highest of n + 1.
+    with probability k / (n + 1) at most, since for that it must be among the k highest of n + 1. The threshold is a hair above
+    it (`ROUNDING`): tokens that are alike in many texts have one score up to rounding, which must not say who is above.
     """
     n = len(negatives_n)
     k = math.floor(rate * (n + 1) + 1e-9)
     if k < 1:
         return None
-    return Alarm(float(np.partition(negatives_n, n - k)[n - k]), k / (n + 1), n)
+    return Alarm(_just_above(float(np.partition(negatives_n, n - k)[n - k]), negatives_n), k / (n + 1), n)
 
 
 def lowest_alarm(negatives_n: Array, rate: float) -> Alarm:
     """The same, or that of the lowest rate that so few negatives can set: their highest score. At least one negative."""
-    return alarm(negatives_n, rate) or Alarm(float(negatives_n.max()), 1 / (len(negatives_n) + 1), len(negatives_n))
+    n = len(negatives_n)
+    return alarm(negatives_n, rate) or Alarm(_just_above(float(negatives_n.max()), negatives_n), 1 / (n + 1), n)
+
+
+def _just_above(score: float, scores_n: Array) -> float:
+    return score + ROUNDING * float(np.ptp(scores_n))
 
 
 def auc_share(score_N: Array, positive_N: Array, fold_N: Array, weight_BN: Array) -> Share:

@@ -101,7 +101,8 @@ def fit(
     progress("fitting", len(kinds), len(kinds))
     rows = np.flatnonzero(split.fold > 0)
     rule, strength = learn(table.columns[columns], table.positive, table.group, rows, method, seed)
-    rule = LinearRule(rule.weight.astype(np.float32).astype(np.float64), rule.bias)  # as it is kept
+    # as it scores, in float32: where no feature is active the score is the bias, and often the threshold too
+    rule = LinearRule(rule.weight.astype(np.float32).astype(np.float64), float(np.float32(rule.bias)))
     probe = _probe(rule, table, name, columns, place, pool)
     alarms, own = _alarms(rule, table, split, columns, rate)
     notes = _notes(table, examples, own, rate, layers)

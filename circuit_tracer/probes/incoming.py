@@ -16,6 +16,7 @@ from circuit_tracer.probes.examples import LONGEST_LINE, SUFFIXES, Example
 
 LONGEST_TEXT = 4 * 2**20  # characters of one text
 TEXT_SUFFIX = ".txt"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def read_folder(folder: str | Path) -> Iterator[Incoming]:
                 raise FileFormatError(
                     f"{name} holds {path.stat().st_size:,} bytes; at most {4 * LONGEST_TEXT:,} are read"
                 )
-            yield Incoming.of(name, {"text": path.read_bytes().decode()}, where=name)
+            yield Incoming.of(name, {"text": path.read_bytes().removeprefix(BYTE_ORDER_MARK).decode()}, where=name)
         except (OSError, UnicodeDecodeError, FileFormatError) as error:
             yield Incoming(name, problem=f"{name} cannot be read as UTF-8 text: {error}")
 
@@ -68,7 +69,7 @@ def read_lines(file: IO[bytes], plain: bool = False, field: str = "text", skip: 
         if line is None:
             yield Incoming(name, problem=f"{where} has more than {LONGEST_LINE:,} bytes; write it as several texts")
         elif line.strip():
-            yield _of_line(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, plain, field, where, name)
+            yield _of_line(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line, plain, field, where, name)
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
@@ -100,7 +101,7 @@ def _example(record: Any, field: str, where: str) -> Example:
     text, messages = record.get(field), record.get("messages")
     if (text is None) == (messages is None):
         raise InputError(
-            f"{where} has {'both' if text is not None else 'neither'} {field} and messages; give one of them"
+            f"{where} has {f'both {field} and' if text is not None else f'neither {field} nor'} messages; give one of them"
         )
     if messages is not None:
         if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
@@ -125,7 +126,7 @@ def read_texts_of(source: str | Path, stdin: IO[bytes], plain: bool, field: str,
         found: Iterable[Incoming] = read_folder(path)
         yield from (item for number, item in enumerate(found) if number >= skip)
         return
-    if not path.is_file():
+    if not path.exists():  # a pipe will do, such as <(zcat log.gz)
         raise InputError(
             f"no texts at {source}; give a file that ends in {SUFFIXES[0]}, a folder of {TEXT_SUFFIX} files, or -"
         )

@@ -98,8 +98,8 @@ class Probe:
         return activations.to(dtype) @ self.weight.to(activations.device, dtype) + self.bias
 
     def fires(self, scores: Tensor) -> Tensor:
-        """(...,) bool."""
-        return scores > self.threshold
+        """(...,) bool; compared in float64, as a single score is."""
+        return scores.double() > self.threshold
 
     def target(self, position: int = -1) -> DirectionTarget:
         """What it reads of one token, as a target of a graph: its row sums to <weight, activation>, the score without the bias.

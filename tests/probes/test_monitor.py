@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from circuit_tracer.demo import MODEL, TRANSCODER, world
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.models.parts import bind
 from circuit_tracer.probes.calibration import calibrate, calibrated, rate_interval
-from circuit_tracer.probes.incoming import read_folder, read_lines
+from circuit_tracer.probes.examples import Example
+from circuit_tracer.probes.incoming import read_folder, read_lines, read_texts_of
 from circuit_tracer.probes.monitor import Monitor, Verdict, Watching, feature_watch, named_probes
 from circuit_tracer.probes.probe import POOLS, Pool, Probe
 from circuit_tracer.probes.reading import (
@@ -137,14 +140,23 @@ def test_broken_lines_have_problems_and_the_stream_goes_on(model: ReplacementMod
 
 
 def test_folders_are_read_by_path(tmp_path: Path) -> None:
-    for name, data in (("b.txt", b"the"), ("a/c.txt", b"big"), ("a/bad.txt", b"\xff"), ("a/d.json", b"{}")):
+    for name, data in (("b.txt", b"\xef\xbb\xbfthe"), ("a/c.txt", b"big"), ("a/bad.txt", b"\xff"), ("a/d.json", b"{}")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
     found = list(read_folder(tmp_path))
     assert [item.id for item in found] == ["a/bad.txt", "a/c.txt", "b.txt"]
     assert "UTF-8" in str(found[0].problem)
+    assert found[2].example == Example("the", where="b.txt")  # without the mark in front
     with pytest.raises(InputError, match=r"holds no \.txt files"):
         list(read_folder(tmp_path / "a" / "nothing"))
+
+
+def test_a_stream_may_come_through_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    writer = threading.Thread(target=pipe.write_bytes, args=(b'{"text": "the"}\n{}\n',), daemon=True)
+    writer.start()
+    found = list(read_texts_of(pipe, io.BytesIO(), plain=False, field="text", skip=0))
+    assert [item.problem for item in found] == [None, "line 2 has neither text nor messages; give one of them"]
 
 
 @pytest.mark.parametrize("most", [9, 12, 40])
@@ -289,7 +301,8 @@ def test_a_threshold_leaves_the_wished_share_above_it_or_says_what_it_leaves() -
     scores = torch.randn(500, generator=torch.Generator().manual_seed(1)).tolist()
     for rate, rank in ((0.001, 1), (0.01, 5), (0.1, 50)):
         found = calibrate(scores, rate)
-        assert found.threshold == sorted(scores, reverse=True)[rank - 1]
+        above, kth = sorted(scores, reverse=True)[rank - 2 : rank] if rank > 1 else (max(scores) + 1, max(scores))
+        assert kth < found.threshold < min(above, kth + 1e-4)  # a hair, and below the next
         assert found.rate == pytest.approx(rank / 501)
         assert (found.rate <= rate) == (rate > 0.002)
         assert found.low < found.rate < found.high
@@ -298,6 +311,20 @@ def test_a_threshold_leaves_the_wished_share_above_it_or_says_what_it_leaves() -
             calibrate(scores, rate)
     with pytest.raises(InputError, match="there is none"):
         calibrate([], 0.1)
+
+
+@pytest.mark.parametrize("bias", [0.1, 0.3, -0.7, 1.1])
+def test_a_text_where_no_feature_is_active_does_not_fire_by_rounding(model: ReplacementModel, bias: float) -> None:
+    """Its score is the bias in float32, which may be above the same number in float64."""
+    kept = float(np.float32(bias))
+    silent = Probe("silent", "features", None, torch.zeros(1), kept, kept, "last", ((2, 5),))
+    verdict = Monitor(model, [silent]).look(TEXTS[0])
+    assert verdict.scores["silent"] == kept
+    assert not verdict.flagged
+    scores = torch.tensor([bias, bias + 1], dtype=torch.float32)
+    assert Probe("x", "features", None, torch.ones(1), 0.0, bias, "last", ((2, 5),)).fires(scores).tolist() == [
+        score > bias for score in scores.tolist()
+    ]
 
 
 def test_the_interval_of_a_rate_is_that_of_order_statistics() -> None:
@@ -323,6 +350,7 @@ def test_calibrated_probes_are_kept_and_fire_as_rarely_as_they_say(model: Replac
         alarms = sum(flag.probe == probe.name for verdict in verdicts for flag in verdict.flags[:1])
         assert alarms <= 7  # of 150: below rank 7
         assert probe.card["calibration"]["wished"] == 0.05
+        assert probe.card["alarm"]["threshold"] == probe.threshold
     with pytest.raises(InputError, match="negative text 2"):
         calibrated(Monitor(model, probes()), ["the", " "], 0.05)
     (tmp_path / "empty").mkdir()

@@ -118,7 +118,8 @@ def test_thresholds_are_honest(scores: list[float], rate: float) -> None:
 @settings(max_examples=30, deadline=None)
 def test_a_rate_that_cannot_be_set_gives_the_lowest_that_can(scores: list[float]) -> None:
     found = lowest_alarm(np.array(scores), 1e-6)
-    assert (found.threshold, found.rate) == (max(scores), 1 / (len(scores) + 1))
+    assert max(scores) <= found.threshold < max(scores) + 1e-3
+    assert found.rate == 1 / (len(scores) + 1)
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=25))
