@@ -67,7 +67,8 @@ def read_layer(file: LayerFile) -> LayerWeights:
     architecture = file.key("architecture")
     if architecture not in _ARCHITECTURES:
         raise FileFormatError(
-            f"{file.path}: architecture {shortened(architecture)} is not a transcoder; known are {', '.join(_ARCHITECTURES)}."
+            f"{file.path}: architecture {shortened(architecture)} is not read. Known are, of transcoders, "
+            f"{', '.join(_ARCHITECTURES)}; of autoencoders, {', '.join((*AUTOENCODERS, SWITCH))}."
         )
     if architecture.startswith("jumprelu") != ("threshold" in file) or ("skip" in architecture) != ("W_skip" in file):
         raise FileFormatError(
