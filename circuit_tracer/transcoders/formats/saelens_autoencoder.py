@@ -8,7 +8,6 @@ that its model's stream had its mean taken off (TransformerLens' `center_writing
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from math import isfinite
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, shortened
-from circuit_tracer.transcoders.formats.folding import by_decoder_norm, gated_as_jump, scaled, shifted_bias
+from circuit_tracer.transcoders.formats.folding import by_decoder_norm, centred, gated_as_jump, scaled, shifted_bias
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, scalar_like, whole
 from circuit_tracer.transcoders.formats.saelens import (
@@ -26,16 +25,14 @@ from circuit_tracer.transcoders.formats.saelens import (
     encoder_of,
     k_of,
     layer_of,
+    was_centred,
 )
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.places import Place, require_one_place
+from circuit_tracer.transcoders.places import require_one_place
 
 _AVERAGE = "expected_average_only_in"
 _THRESHOLDS = ("threshold", "topk_threshold")  # of JumpReLU; of a checkpoint of BatchTopK, one for all features
 
-_CENTRES = "center_writing_weights"
-# Models with LayerNorm, which TransformerLens centres; of those with RMSNorm it leaves the stream as it is, whatever was asked.
-_LAYER_NORM = re.compile(r"(.*/)?(distil)?(gpt-?2|gpt-?neo|gpt-?j|pythia|opt|bloom|tiny-?stories)(-.*)?", re.IGNORECASE)
 # What stands beside the weights in files of before version 3, all of training.
 _OF_TRAINING = (
     "is_dataset_tokenized", "use_cached_activations", "cached_activations_path", "n_batches_in_buffer", "*training_tokens",
@@ -78,9 +75,8 @@ def read_layer(file: LayerFile) -> LayerWeights:
     said = file.key("hook_name", "metadata.hook_name", "hook_point", "metadata.hook_point")
     place = None if said is None else require_one_place(said, source)
     model_name = file.key("metadata.model_name", "model_name")
-    if _was_centred(file, place, model_name):
-        wide = encoder.to(torch.promote_types(encoder.dtype, torch.float32))
-        encoder = wide - wide.mean(dim=1, keepdim=True)  # W (x - mean x)
+    if was_centred(file, place):
+        encoder = centred(encoder, dim=1)
     average = _average(file)
     encoder, decoder, decoder_bias = (
         scaled(encoder, average), scaled(decoder, 1 / average), scaled(decoder_bias, 1 / average),
@@ -101,18 +97,6 @@ def read_layer(file: LayerFile) -> LayerWeights:
         layer=layer_of(file),
         model_name=model_name if isinstance(model_name, str) else None,
     )
-
-
-def _was_centred(file: LayerFile, place: Place | None, model_name: object) -> bool:
-    """Whether its input had its mean over D taken off: it says so, or is of the time when all models were processed."""
-    names = [f"{outer}model_from_pretrained_kwargs.{_CENTRES}" for outer in ("", "metadata.")]
-    centred = file.key(*names, default=file.has_key("hook_point") and not file.has_key("model_from_pretrained_kwargs"))
-    if not isinstance(centred, bool):
-        raise FileFormatError(
-            f"{file.path}: cfg.json has {_CENTRES} = {shortened(centred)}; true or false is expected."
-        )
-    written = place is not None and place.hook not in ("attn.hook_z", "hook_z")
-    return centred and written and isinstance(model_name, str) and _LAYER_NORM.fullmatch(model_name) is not None
 
 
 def _encoding(file: LayerFile, architecture: str) -> _Encoding:
