@@ -170,6 +170,18 @@ def test_goodfires_layer_is_in_the_name(tmp_path):
     assert load_dictionary(alone.parent)[0].layers == (1,)
 
 
+def test_two_linear_layers_stand_where_they_are_said_to(tmp_path):
+    """Names that others use too say no place: what the published ones have is assumed, with a warning."""
+    t = {"encoder.weight": uniform(F, D), "encoder.bias": uniform(F), "decoder.weight": uniform(D, F)}
+    torch.save(t | {"decoder.bias": uniform(D)}, tmp_path / "sae-l1.pth")
+    with pytest.warns(UserWarning, match="nothing says where.*hook_resid_post"):
+        assert load_dictionary(tmp_path)[0].feature_input_hook == "hook_resid_post"
+    hooks = {"feature_input_hook": "hook_mlp_out", "feature_output_hook": "hook_mlp_out"}
+    assert load_dictionary(tmp_path, **hooks)[0].layers == (1,)
+    with pytest.raises(FileFormatError, match="is a sparse autoencoder at hook_resid_post"):
+        load_transcoder(tmp_path / "sae-l1.pth", 1)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
