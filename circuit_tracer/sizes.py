@@ -10,6 +10,8 @@ import re
 
 from circuit_tracer.errors import InputError
 
+USUAL_ROWS = 7500  # features with a row, where a command or the server is given no number; circuit-tracer's
+
 _UNITS = {"": 1.0, "b": 1.0}
 _UNITS |= {f"{prefix}b": 1000.0 ** (power + 1) for power, prefix in enumerate("kmgt")}
 _UNITS |= {f"{prefix}ib": 1024.0 ** (power + 1) for power, prefix in enumerate("kmgt")}

@@ -28,7 +28,7 @@ from circuit_tracer.attention.pattern_scores import SCORES, PatternSums, rows_at
 from circuit_tracer.attention.sequences import RandomTokens, documents_of, windows
 from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.traceable import Traceable
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.models.capture import check_length
 from circuit_tracer.models.indices import Head
 from circuit_tracer.models.loading import bind_loaded
@@ -70,11 +70,12 @@ def diagnose_heads(
     a head; 0: none.
 
     batch_tokens: read at once; does not change the result. Raises InputError where no sequence has two tokens, and for heads
-    that do not exist; NumericalError where patterns are not finite.
+    that do not exist; NumericalError where patterns are not finite; UnsupportedModelError where layers differ in their heads.
     """
     if batch_tokens < 1 or (max_tokens is not None and max_tokens < 2):
         raise InputError(f"batch_tokens is {batch_tokens} and max_tokens {max_tokens}; at least 1 and 2 are needed")
     parts, tokenizer, prepend_bos = opened(model, tokenizer, prepend_bos)
+    _require_a_table(parts)
     asked = _asked(parts, ablate)
     drawn = (random or RandomTokens()).draw(parts, tokenizer, prepend_bos) if text is None or asked != 0 else None
     if drawn is not None and text is None:
@@ -138,6 +139,17 @@ def opened(model: Any, tokenizer: Any, prepend_bos: bool) -> tuple[ModelParts, A
     parts = bind_loaded(model, tokenizer)
     verify(parts)
     return parts, tokenizer, prepend_bos
+
+
+def _require_a_table(parts: ModelParts) -> None:
+    """Refuse layers that do not all have the same number of softmax attention heads, which are the rows of the table."""
+    if (linear := next((layer.attention for layer in parts.layers if layer.linear is not None), None)) is not None:
+        why = f"some layers have none ({type(linear).__name__})"
+    elif len(counts := {layer.n_heads for layer in parts.layers}) > 1:
+        why = f"layers have {' or '.join(map(str, sorted(counts)))} of them"
+    else:
+        return
+    raise UnsupportedModelError(f"heads of this {parts.architecture.model_type} cannot be put in one table: {why}")
 
 
 def _asked(parts: ModelParts, ablate: int | Literal["all"] | Iterable[Head]) -> int | list[Head]:

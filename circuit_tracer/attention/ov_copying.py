@@ -46,7 +46,7 @@ def _embedding_times_unembedding(parts: ModelParts) -> Tensor:
 
 def _of_layer(parts: ModelParts, layer: LayerParts, through_DD: Tensor) -> Tensor:
     """(H,)."""
-    n_heads, n_kv = parts.config.n_heads, parts.config.n_key_value_heads
+    n_heads, n_kv = layer.n_heads, layer.n_kv
     value, output = layer.value_weight.detach(), layer.output_weight.detach().to(parts.compute_dtype)
     value = value.to(parts.compute_dtype)
     if layer.attention_norm is not None:

@@ -40,6 +40,10 @@ from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.neurons import Neurons
 from circuit_tracer.transcoders.stacked import Part, Stacked
 
+FEWER = (
+    " The smallest neurons are sums that all but cancel: with fewer nodes (max_feature_nodes) the others are left out."
+)
+
 
 def trace(
     model: Traceable,
@@ -187,18 +191,18 @@ def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: Comp
         unfinished=rows.unfinished,
     )
     try:
-        return _within(graph, task.options.max_residual)
+        return _within(graph, task.options.max_residual, FEWER if model.transcoders.exact else "")
     except NumericalError:
         bind(model.parts.model, model.parts.config.model_name)  # a hook that came later is the better reason
         raise
 
 
-def _within(graph: Graph, max_residual: float | None) -> Graph:
+def _within(graph: Graph, max_residual: float | None, remedy: str = "") -> Graph:
     """The graph, if its rows add up; what it was allowed beyond the promise is recorded."""
     graph.require_balance(
         max_residual,
         "Load the model in a dtype of higher precision (float64 always holds), with torch's float32 matmul precision at "
-        "'highest', and trace again; max_residual (--max-residual) lets through what you must have.",
+        f"'highest', and trace again; max_residual (--max-residual) lets through what you must have.{remedy}",
     )
     if max_residual is not None:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -88,7 +87,7 @@ def attribute(
     if resume:
         jobs = _still_to_do(jobs, outputs, ranks)
     settings: dict[str, Any] = {
-        **asdict(limits),
+        **limits.arguments(chosen.of_neurons),
         **prompting.arguments(),
         "attribution_targets": targets.read_targets(target) if target else None,
         "verbose": verbose,

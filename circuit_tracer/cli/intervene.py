@@ -104,8 +104,9 @@ def _text(found: dict[str, Any]) -> str:
         lines.append(
             f"{token['text']!r:<24}{token['probability_before']:>10.4f}{token['probability_after']:>10.4f}{change:>+10.3f}"
         )
-    lines += ["", f"{found['changed_features']:,} features changed; most:"]
-    for feature in found["features"]:
+    moved = [feature for feature in found["features"] if feature["before"] != feature["after"]]
+    lines += ["", f"{found['changed_features']:,} features changed{'; most:' if moved else ''}"]
+    for feature in moved:
         place = f"{feature['layer']}/{feature['feature_idx']}@{feature['position']}"
         lines.append(f"{place:<24}{feature['before']:>10.4f}{feature['after']:>10.4f}")
     return "\n".join(lines)

@@ -185,6 +185,13 @@ class ModelOptions:
 
         return TRANSCODER if self.demo else str(self.transcoder_set)
 
+    @property
+    def of_neurons(self) -> bool:
+        """Whether the model's own neurons stand for transcoders."""
+        from circuit_tracer.transcoders.neurons import NEURONS
+
+        return self.transcoder_set == NEURONS
+
     def require_without(self, *names: str) -> None:
         """Raise InputError where an option about other dictionaries is given, of which a command makes nothing."""
         if given := [f"--{name}" for name in names if getattr(self, name) is not None]:
@@ -197,6 +204,10 @@ class ModelOptions:
         from circuit_tracer.demo import MODEL
 
         name = MODEL if self.demo else self.model or config.get("model_name")
+        if not name and self.of_neurons:
+            raise InputError(
+                "neurons are a model's own: name the model with -m (Hugging Face id, folder or .gguf file)"
+            )
         if not name:
             raise InputError(f"the transcoders {self.transcoders} do not name their model; name it with -m")
         return str(name)
@@ -270,7 +281,7 @@ class ModelOptions:
         attention = None if self.attention is None else load_attention(self.attention, device, dtype)
         how: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention, "revision": self.revision}
         load = ReplacementModel.from_pretrained_and_transcoders
-        if self.transcoders == NEURONS:
+        if self.of_neurons:
             self._require_no_files()
             typer.echo(NOT_MONOSEMANTIC, err=True)
             model = load(self.model_name({}), NEURONS, **how)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.sizes import USUAL_ROWS
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -86,11 +87,13 @@ class Limits:
         int, typer.Option("--batch-size", min=1, help="Most rows in flight; does not change the result.")
     ] = 256
     max_feature_nodes: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--max-feature-nodes", min=0, help="Features that get a row of their own; 0 means all (of neurons: 2,000)."
+            "--max-feature-nodes",
+            min=0,
+            help="Features that get a row of their own; 0 means all (of neurons: 2,000).  [default: 7500; of neurons: 2000]",
         ),
-    ] = 7500
+    ] = None
     offload: Annotated[
         Literal["cpu", "disk"] | None,
         typer.Option("--offload", help="Read decoder rows again instead of keeping them."),
@@ -101,6 +104,11 @@ class Limits:
             "--memory", metavar="SIZE", help="What the process may hold in all, such as 16GB; default: what is free."
         ),
     ] = None
+
+    def arguments(self, neurons: bool) -> dict[str, Any]:
+        """Those that `attribute` takes, as it takes them. neurons: those are the nodes, and it has a number of its own."""
+        usual = None if neurons else USUAL_ROWS
+        return {**vars(self), "max_feature_nodes": usual if self.max_feature_nodes is None else self.max_feature_nodes}
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,11 @@ def plan(
     from circuit_tracer.attribution.forecast import active_features, forecast
     from circuit_tracer.models.outline import outline
     from circuit_tracer.sizes import parse_bytes
-    from circuit_tracer.transcoders.neurons import NEURONS, Neurons
+    from circuit_tracer.transcoders.neurons import Neurons
 
     device, dtype = chosen.place()
     chosen.require_without("attention", "adapter", "elsewhere")
-    if chosen.transcoders == NEURONS:
+    if chosen.of_neurons:
         name = chosen.model_name({})
         outlined = outline(name, chosen.revision)
         transcoders: Transcoders = Neurons(outlined, checked=False)
@@ -58,7 +58,7 @@ def plan(
         device=device,
         dtype=dtype,
         active=active,
-        max_feature_nodes=limits.max_feature_nodes,
+        max_feature_nodes=limits.arguments(chosen.of_neurons)["max_feature_nodes"],
         n_targets=limits.max_n_logits,
         batch_size=limits.batch_size,
         memory=None if limits.memory is None else parse_bytes(limits.memory),

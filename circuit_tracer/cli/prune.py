@@ -34,6 +34,7 @@ def prune(
     from circuit_tracer.graph import graph_scores, prune_graph
     from circuit_tracer.graph.files.native import as_graph
     from circuit_tracer.graph.subgraph import subgraph
+    from circuit_tracer.graph.words import feature_noun, is_of_neurons
 
     whole = as_graph(graph)
     result = prune_graph(whole, **asdict(pruning))
@@ -50,13 +51,17 @@ def prune(
         "completeness_score": scores.completeness,
         "files": [str(path) for path in files],
     }
-    typer.echo(options.dump(summary) if json else _text(summary))
+    typer.echo(
+        options.dump(summary)
+        if json
+        else _text(summary, feature_noun(whole), "of other neurons" if is_of_neurons(whole) else "errors")
+    )
 
 
-def _text(summary: dict[str, Any]) -> str:
+def _text(summary: dict[str, Any], noun: str, others: str) -> str:
     kept = (
-        f"{summary['nodes']:,}: {summary['features']:,} of {summary['features_before']:,} features, "
-        f"{summary['errors']:,} errors, all tokens and targets"
+        f"{summary['nodes']:,}: {summary['features']:,} of {summary['features_before']:,} {noun}s, "
+        f"{summary['errors']:,} {others}, all tokens and targets"
     )
     scores = f"replacement {summary['replacement_score']:.3f}, completeness {summary['completeness_score']:.3f}"
     lines = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -150,7 +150,7 @@ def _manifest(
     named = {"transcoders": chosen.transcoders} if chosen.given else {}
     hooks = ("feature_input_hook", "feature_output_hook")
     same = ("attention", "adapter", "elsewhere", "revision", "dtype", "select", "input_shift", *hooks, "bos")
-    limited = asdict(limits)
+    limited = limits.arguments(chosen.of_neurons)
     means = {name: limited.pop(name) for name in ("offload", "memory")}
     reading = {
         "chat": prompting.chat,

@@ -40,6 +40,8 @@ def summarise(graph: Graph) -> dict[str, Any]:
     if graph.reconstruction is not None:
         summary["nmse"] = graph.reconstruction.nmse.tolist()
         summary["l0"] = graph.reconstruction.l0.tolist()
+    if (kind := graph.provenance.get("transcoder", {}).get("kind")) is not None:
+        summary["kind"] = kind
     for name in ("seconds", "interrupted", "memory_plan", "neurons", "warnings"):
         if name in graph.provenance:
             summary[name] = graph.provenance[name]
@@ -52,23 +54,31 @@ def summarise(graph: Graph) -> dict[str, Any]:
 def as_text(summary: dict[str, Any], files: Sequence[Path] = (), verbose: bool = False) -> str:
     """The summary for people, a line each."""
     targets = "  ".join(f"{target['text']!r} {target['weight']:.3f}" for target in summary["targets"])
-    noun = "neurons" if "neurons" in summary else "features"
+    active, noun, scored = summary["active_features"], "features", ""
+    if "neurons" in summary:
+        scored = " (other neurons count as errors)"
+        noun = "features and neurons"
+    if summary.get("kind") == "neurons":
+        active, noun = summary["neurons"]["of"], "neurons"
     lines = [
         ("prompt", repr(summary["prompt"])),
         ("targets", targets),
         (
             "nodes",
-            f"{summary['feature_nodes']:,} of {summary['active_features']:,} active {noun}, {summary['nodes']:,} in all, "
+            f"{summary['feature_nodes']:,} of {active:,} active {noun}, {summary['nodes']:,} in all, "
             f"{summary['edges']:,} edges",
         ),
-        ("scores", f"replacement {summary['replacement_score']:.3f}, completeness {summary['completeness_score']:.3f}"),
+        (
+            "scores",
+            f"replacement {summary['replacement_score']:.3f}, completeness {summary['completeness_score']:.3f}{scored}",
+        ),
     ]
     if summary.get("interrupted"):
         more = "; attribute --resume goes on" if summary["can_go_on"] else ""
         lines.insert(0, ("state", f"interrupted: {summary['done']} have their edges{more}"))
     if "neurons" in summary:
         of, share = summary["neurons"]["of"], summary["neurons"]["share_of_effect"]
-        kept = f"the nodes hold {share:.1%} of the effects of {of:,}, the rest are in other neurons"
+        kept = f"the nodes hold {share:.1%} of the effects of all {of:,}; the rest are in other neurons"
         lines.append(("neurons", kept))
     elif "nmse" in summary:
         nmse, l0 = summary["nmse"], summary["l0"]

@@ -140,7 +140,9 @@ def as_text(report: ValidationReport) -> str:
             )
             lines.append(_line(f"  {name}, {condition}", *numbers))
     for title, stream in (("change of residual stream", True), ("change of MLP outputs", False)):
-        lines += ["", _line(title, *_distances(rows))]
+        if not (distances := _distances(rows)):  # neurons and their random control are not perturbed
+            continue
+        lines += ["", _line(title, *distances)]
         for name, measures in rows.items():
             for curve in measures.curves:
                 cosine, nmse = (curve.cosine, curve.nmse) if stream else (curve.mlp_cosine, curve.mlp_nmse)

@@ -353,7 +353,7 @@ _PARTS = ("input_string", "input_tokens", "active_features", "cfg", "selected_fe
           "logit_targets", "logit_probabilities", "vocab_size")  # fmt: skip
 
 
-ROUNDED = ("cohere", "ernie4_5", "llama4")  # their own pass rounds rotary embeddings to float32
+ROUNDED = ("cohere", "ernie4_5", "hunyuan_vl", "llama4")  # their own pass rounds rotary embeddings to float32
 
 
 @with_scores

@@ -29,13 +29,25 @@ EVERY = 10**6  # more than there are
 ROUNDED = {
     "cohere", "cohere-qk-norm", "cohere2", "cohere2_moe", "ernie4_5", "ernie4_5_moe", "flex_olmo", "flint", "granitemoe",
     "granitemoe_swa", "hunyuan_v1_moe", "hy_v3", "llama4_text", "mellum", "minimax_m2", "mixtral", "olmo", "olmoe", "qwen2_moe",
-    "qwen3_moe", "apertus",
+    "qwen3_moe", "apertus", "afmoe",
 }  # fmt: skip
+# families with steps of their own that the naive statement (tests/support/relp.py) does not patch
+UNPATCHED = {
+    "bloom", "deepseek_v2", "falcon", "falcon-groups", "falcon-one-norm", "falcon-sequential", "gemma4_text",
+    "gemma4_text-keys-as-values", "gemma4_unified_text", "laguna", "laguna-by-number", "lfm2", "lfm2_moe", "lfm3",
+    "lfm3-norms-before", "mimo_v2_flash", "mistral4", "molmo2_text", "mpt", "opt", "qwen3_5_moe_text", "qwen3_5_text",
+    "qwen3_next", "qwen3_omni_moe_text", "qwen3_vl_moe_text", "step3p5", "youtu",
+}  # fmt: skip
+REFUSED = ("axk1", "ernie4_5_vl_moe_text")  # experts of another kind
 each_architecture = pytest.mark.parametrize(
     "name",
     [
         *ARCHITECTURES,
-        *(pytest.param(name, marks=pytest.mark.slow("neurons of every family")) for name in FAMILIES),
+        *(
+            pytest.param(name, marks=pytest.mark.slow("neurons of every family"))
+            for name in FAMILIES
+            if name not in REFUSED
+        ),
     ],
 )
 
@@ -113,10 +125,13 @@ def test_all_neurons_leave_no_error_and_give_what_autograd_gives_under_relps_rul
     assert graph.residual < 1e-10
     left = graph.adjacency_matrix[:, graph.nodes.layout.errors]
     assert float(left.abs().max()) < tolerance * float(graph.adjacency_matrix.abs().max())
-    relp, found = Relp(model.hf_model, IDS), totals(graph)
+    found = totals(graph)
     ranked = ranked_of(model, EVERY)
     assert torch.equal(ranked.active.index, graph.active_features[:, 2])
     assert_equal(ranked.effect, (found.features.abs() * graph.logit_probabilities[:, None]).sum(0), 1e-8)
+    if name in UNPATCHED:
+        return
+    relp = Relp(model.hf_model, IDS)
     for row, target in enumerate(TARGETS):
         read = relp.logits[-1, target] - relp.logits[-1].mean()
         (gradient,) = torch.autograd.grad(read, relp.tokens, retain_graph=True)
@@ -239,6 +254,13 @@ def test_an_mlp_of_another_kind_is_refused_by_name() -> None:
         layer.mlp.act_fn = torch.nn.Softmax(-1).eval()  # no function of one number
     with pytest.raises(UnsupportedModelError, match="neurons of llama cannot be traced: the MLP of layer 0"):
         ReplacementModel.from_model(model, "neurons", None, "odd")
+
+
+@pytest.mark.slow("models of families")
+@pytest.mark.parametrize("name", REFUSED)
+def test_experts_of_another_kind_are_refused_by_name(name: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"neurons of {name} cannot be traced"):
+        model_of(name)
 
 
 def test_weights_that_are_written_in_are_followed() -> None:

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from circuit_tracer.attribution.neuron_choice import DEFAULT_NEURONS
+from circuit_tracer.cli.options import Limits
 from circuit_tracer.graph import Graph
+from circuit_tracer.replacement_model import ReplacementModel
+from circuit_tracer.sizes import USUAL_ROWS
+from circuit_tracer.viewer.server.engine import Engine
 from tests.support.command import Folders, Run
 
 PROMPT = "the capital of Texas is"
@@ -20,7 +25,7 @@ def test_a_trace_names_neurons_by_number_and_sign(folders: Folders, run: Run, tm
     )
     assert outcome.code == 0, outcome.err
     assert outcome.err.count("not monosemantic") == 1
-    for said in ("30 of 30 active neurons", "of the effects of 360", "other neurons"):
+    for said in ("30 of 360 active neurons", "of the effects of all 360", "other neurons"):
         assert said in outcome.out
     graph = Graph.load(tmp_path / "g.safetensors")
     document = json.loads((tmp_path / "texas.json").read_text())
@@ -34,22 +39,46 @@ def test_a_trace_names_neurons_by_number_and_sign(folders: Folders, run: Run, tm
     assert set(left) == {"other neurons"}
     assert "active neurons" in repr(graph)
     assert "other neurons" in repr(graph)
+    pruned = run("prune", tmp_path / "g.safetensors", "--node_threshold", 1.0)
+    assert "30 of 30 neurons" in pruned.out
+    assert "of other neurons, all tokens" in pruned.out
+
+
+def test_what_is_not_there_takes_no_lines(folders: Folders, run: Run, tmp_path: Path) -> None:
+    neurons, path = ("-t", "neurons", "-m", folders.model), tmp_path / "g.safetensors"
+    edited = run("intervene", *neurons, "-p", PROMPT, "--ablate", "2/0@3")
+    assert "0 features changed" in edited.out  # neurons of the last layer reach no other
+    assert "most" not in edited.out
+    assert run("attribute", *neurons, "-p", PROMPT, "-o", path, "--max-feature-nodes", 9).code == 0
+    tested = run("validate", path, *neurons, "--no-random-control")
+    assert "predicted against measured" in tested.out
+    assert "change of" not in tested.out  # nothing of neurons is perturbed
 
 
 def test_info_and_plan_need_the_model_only(folders: Folders, run: Run) -> None:
     told = run("info", "neurons", "-m", folders.model, "--json")
     assert told.code == 0, told.err
     assert (told.json["neurons_a_layer"], told.json["features_a_layer"], told.json["layers"]) == (24, 48, 3)
-    planned = run("plan", "-t", "neurons", "-m", folders.model, "--tokens", 9, "--max-feature-nodes", 40, "--json")
-    assert planned.code == 0, planned.err
-    assert planned.json["feature_nodes"] == 40
+    for given, nodes in ((("--max-feature-nodes", 40), 40), ((), DEFAULT_NEURONS)):
+        planned = run("plan", "-t", "neurons", "-m", folders.model, "--tokens", 9, *given, "--json")
+        assert planned.code == 0, planned.err
+        assert planned.json["feature_nodes"] == pytest.approx(nodes, abs=8)  # rounded for a layer and position
+
+
+def test_where_no_number_is_asked_neurons_have_their_own(folders: Folders) -> None:
+    neurons = Engine(ReplacementModel.from_pretrained(folders.model, "neurons", device="cpu"))
+    features = Engine(ReplacementModel.from_pretrained(folders.model, folders.transcoder, device="cpu"))
+    assert (neurons.facts().feature_nodes, features.facts().feature_nodes) == (DEFAULT_NEURONS, USUAL_ROWS)
+    assert [neurons.feature_nodes(asked) for asked in (0, 5)] == [0, 5]
+    assert Limits().arguments(neurons=True)["max_feature_nodes"] is None
+    assert Limits().arguments(neurons=False)["max_feature_nodes"] == USUAL_ROWS
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (("info", "neurons"), "name the model with -m"),
-        (("attribute", "-t", "neurons", "-p", PROMPT, "--json"), "name it with -m"),
+        (("attribute", "-t", "neurons", "-p", PROMPT, "--json"), "name the model with -m"),
         (
             ("attribute", "-t", "neurons", "-m", "{model}", "--select", "width=16k", "-p", PROMPT, "--json"),
             "leave --select out",

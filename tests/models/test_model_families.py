@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from circuit_tracer.attention import explain_edges
+from circuit_tracer.attention import diagnose_heads, explain_edges
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.reference import reference_graph
 from circuit_tracer.attribution.stream_targets import DIRECTION_SITES, DirectionTarget
@@ -104,6 +104,14 @@ def test_edges_that_are_not_split_by_head_are_refused(name: str) -> None:
     graph = attribute(IDS, model)
     with pytest.raises(UnsupportedModelError, match="can be traced, but not be split by attention head"):
         explain_edges(graph, model, 1, graph.edges)
+
+
+@pytest.mark.parametrize("name", ["qwen3_5_text", "lfm2"])
+def test_layers_without_heads_have_no_table_of_them(name: str) -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=f"heads of this {name} cannot be put in one table: some layers have none"
+    ):
+        diagnose_heads(model_of(name, "hook_resid_mid", "hook_mlp_out"), [IDS])
 
 
 def test_every_row_of_the_table_has_a_tiny_model() -> None:

@@ -24,7 +24,14 @@ from tests.support.tiny import CONFIGS, FAMILIES, NO_SCORES, tiny_model
 
 IDS = torch.tensor([3, 17, 5, 17, 40, 8, 0, 29])  # longer than the sliding windows
 N_POS = len(IDS)
-ROUNDED = {"cohere", "cohere2", "deepseek_v2", "ernie4_5", "llama4"}  # their rotary embedding rounds queries to float32
+ROUNDED = {
+    "cohere",
+    "cohere2",
+    "deepseek_v2",
+    "ernie4_5",
+    "hunyuan_vl",
+    "llama4",
+}  # their rotary embedding rounds queries to float32
 # what the tables of tiny models leave out
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama4-no-rope": ("llama4_text", {"no_rope_layers": [1, 0], "floor_scale": 3, "attn_scale": 0.4}),

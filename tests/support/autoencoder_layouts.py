@@ -229,6 +229,26 @@ DICTIONARY_LEARNING = (
     "AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE",
     "JumpReluAutoEncoder",
 )  # fmt: skip
+
+
+def switch(folder: Path, layer: int) -> OfOne:
+    """Ours: two experts, of which the router's favourite encodes a token; their features are an even number."""
+    n_features, k = F - 1, 2
+    t = {"W_enc": uniform(D, n_features), "W_dec": uniform(n_features, D), "b_enc": uniform(n_features), "b_dec": uniform(D),
+         "W_router": uniform(2, D), "b_router": uniform(2)}  # fmt: skip
+    said = {"architecture": "switch", "k": k, "metadata": {"hook_name": f"blocks.{layer}.hook_resid_post"}}
+    write_tensors(folder / f"layer_{layer}" / "sae_weights.safetensors", t)
+    _say(folder / f"layer_{layer}" / "cfg.json", said)
+
+    def formula(x: Tensor) -> Tensor:
+        share, expert = torch.softmax(x @ t["W_router"].T + t["b_router"], -1).max(-1, keepdim=True)
+        own = torch.arange(n_features) // (n_features // 2) == expert
+        acts = topk_of_relu((x @ t["W_enc"] + t["b_enc"]).masked_fill(~own, 0), k) * share
+        return acts @ t["W_dec"] + t["b_dec"]
+
+    return formula
+
+
 _SAELENS = ("SAELens autoencoder", "layer_{layer}/sae_weights.safetensors", "cfg.json")
 
 
@@ -275,6 +295,9 @@ AUTOENCODERS: dict[str, tuple[Layout, str]] = {
     "qwen-scope": (
         _layout("Qwen-Scope autoencoder", qwen_scope, "SAE-Res-Qwen3-1.7B-Base-W32K-L0_3/layer{layer}.sae.pt"),
         "hook_resid_post",
+    ),
+    "switch": (
+        _layout("switch autoencoder", switch, "layer_{layer}/sae_weights.safetensors", "cfg.json"), "hook_resid_post",
     ),
     "goodfire": (_layout("Goodfire autoencoder", goodfire, "Llama-SAE-layer{layer}/sae.pth"), "hook_resid_post"),
     **{

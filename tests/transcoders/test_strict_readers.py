@@ -45,7 +45,7 @@ X = torch.linspace(-2, 2, L * 9 * D).sin().view(L, 9, D) * 2
 
 # of autoencoders, one a reader; their formulas are in test_autoencoder_formats.py
 ALSO = ("saelens-gated", "gemma-scope-2-sae", "sparsify-sae", "open-moss-sae", "llama-scope", "qwen-scope", "goodfire",
-        "dictionary-learning-GatedAutoEncoder")  # fmt: skip
+        "switch", "dictionary-learning-GatedAutoEncoder")  # fmt: skip
 EVERY = LAYOUTS | {name: AUTOENCODERS[name][0] for name in ALSO}
 
 

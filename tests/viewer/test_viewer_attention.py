@@ -61,3 +61,10 @@ def test_a_graph_of_one_dictionary_has_the_legend_it_had(small: Page):
     (legend,) = texts(small, "[data-testid=legend]")
     assert legend.startswith("feature")
     assert "attention" not in legend
+
+
+def test_the_legend_speaks_of_neurons_where_they_are_nodes(open_page: Callable[..., Page]):
+    (legend,) = texts(open_page(graph_page(small_document(left_over="other neurons"))), "[data-testid=legend]")
+    assert legend.startswith("neuron")
+    assert "other neurons" in legend
+    assert "feature" not in legend

@@ -63,7 +63,9 @@ def detect_format(file: LayerFile) -> Format:
     for candidate in FORMATS:
         if candidate.detect(file):
             return candidate
-    known = "\n".join(f"  {each.name}: {each.layout}" for each in FORMATS)
+    lines = [f"{each.name}: {each.layout}" for each in FORMATS if each not in AUTOENCODERS]
+    lines.append(f"and {', '.join(each.name for each in AUTOENCODERS)}: as transcoders/README.md has them")
+    known = "\n".join(f"  {line}" for line in lines)
     raise FileFormatError(f"{file.path} fits no known transcoder format.\nFound: {file.describe()}\nKnown:\n{known}")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from circuit_tracer.attention import explain_edge, explain_edges, explain_score
 from circuit_tracer.attribution.attribute import attribute
+from circuit_tracer.attribution.neuron_choice import DEFAULT_NEURONS
 from circuit_tracer.attribution.target_text import parse_target
 from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError
 from circuit_tracer.interventions import (
@@ -36,6 +37,8 @@ from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.model_pass import require_context
 from circuit_tracer.models.run import ModelRun
 from circuit_tracer.models.tokenization import token_strings, tokenize
+from circuit_tracer.sizes import USUAL_ROWS
+from circuit_tracer.transcoders.neurons import NEURONS
 from circuit_tracer.viewer.server.chat_turns import Frame, frames, render
 from circuit_tracer.viewer.server.head_messages import EdgeAnswer, EdgeQuestion, ScoreAnswer, ScoreQuestion
 from circuit_tracer.viewer.server.jobs import Job
@@ -87,8 +90,13 @@ class Engine:
             transcoders=transcoders.scan,
             n_layers=config.n_layers,
             features_a_layer=transcoders.d_transcoder,
+            feature_nodes=self.feature_nodes(None),
             chat=getattr(self.model.tokenizer, "chat_template", None) is not None,
         )
+
+    def feature_nodes(self, asked: int | None, usual: int = USUAL_ROWS) -> int:
+        """How many features get a row of their own, as asked for, or the usual number, which for neurons is their own."""
+        return asked if asked is not None else DEFAULT_NEURONS if self.model.transcoders.kind == NEURONS else usual
 
     def ids(self, prompt: PromptText) -> Tensor:
         """Token ids (P,) of a prompt or conversation."""
@@ -147,7 +155,7 @@ class Engine:
             attribution_targets=None if request.targets is None else [parse_target(text) for text in request.targets],
             max_n_logits=request.max_n_logits,
             desired_logit_prob=request.desired_logit_prob,
-            max_feature_nodes=request.max_feature_nodes,
+            max_feature_nodes=self.feature_nodes(request.max_feature_nodes),
             batch_size=request.batch_size,
             progress=job.progress,
         )

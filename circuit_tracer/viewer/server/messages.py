@@ -45,7 +45,9 @@ class TraceRequest(PromptText):
     )
     max_n_logits: int = Field(default=10, ge=1, le=1000)
     desired_logit_prob: Share = 0.95
-    max_feature_nodes: int = Field(default=7500, ge=0, description="0: all")
+    max_feature_nodes: int | None = Field(
+        default=None, ge=0, description="0: all, of neurons 2,000; default: `feature_nodes` of the session's model"
+    )
     batch_size: int = Field(default=256, ge=1, le=100_000)
     node_threshold: Share = 0.8
     edge_threshold: Share = 0.98
@@ -136,6 +138,7 @@ class ModelFacts(BaseModel):
     transcoders: str | list[str] | None
     n_layers: int
     features_a_layer: int
+    feature_nodes: int = Field(description="how many get a row of their own, where no number is asked for")
     chat: bool = Field(description="whether it has a chat template")
 
 

@@ -98,7 +98,7 @@ def generate_graph(site: Served, asked: GenerateGraph) -> Response | Uploaded:
             max_n_logits=asked.max_n_logits,
             desired_logit_prob=asked.desired_logit_prob,
             batch_size=asked.batch_size,
-            max_feature_nodes=asked.max_feature_nodes,
+            max_feature_nodes=engine.feature_nodes(asked.max_feature_nodes, usual=10_000),
         )
         for target in scores:
             found = graph.explain_score(engine.model, *target.place)

@@ -41,7 +41,7 @@ class GenerateGraph(WithPrompt):
     desired_logit_prob: Share = 0.95
     node_threshold: Share = 0.8
     edge_threshold: Share = 0.98
-    max_feature_nodes: int = Field(default=10_000, ge=0)
+    max_feature_nodes: int | None = Field(default=None, ge=0, description="default: 10,000; of neurons: 2,000")
     signed_url: str | None = None
     user_id: str | None = None
     compress: bool = False

@@ -4,7 +4,7 @@ import { enlargeButton } from "./areas.js";
 import { button, slider, toggle } from "./controls.js";
 import { h, percent, replace, svg } from "./dom.js";
 import { headFilter, throughHead } from "./head_filter.js";
-import { dictionariesOf, errorName, errorsTitle } from "./read_graph.js";
+import { dictionariesOf, errorName, errorsTitle, featureNoun } from "./read_graph.js";
 import { MOST_FAINT } from "./scene.js";
 import { partNote } from "./server_tools.js";
 
@@ -199,11 +199,12 @@ function legend(graph) {
 }
 
 /** One for each dictionary whose features the graph has. */
-function featureGlyphs({ metadata, nodes }) {
+function featureGlyphs(graph) {
+  const { metadata, nodes } = graph;
   const parts = dictionariesOf(metadata);
   const mlps = parts.filter(({ ofAttention }) => !ofAttention);
   const circle = ({ name }, number) => [glyph("circle", { r: 4, class: number ? "second" : "feature" }), name];
-  const items = mlps.length > 1 ? mlps.map(circle) : [circle({ name: "feature" }, 0)];
+  const items = mlps.length > 1 ? mlps.map(circle) : [circle({ name: featureNoun(graph) }, 0)];
   const attention = parts.find(({ ofAttention }) => ofAttention);
   if (!attention && !nodes.some((node) => node.kind === "attention feature")) return items;
   const triangle = glyph("path", { d: "M0-4.5L4.5 4L-4.5 4Z", class: "attention" });

@@ -273,6 +273,11 @@ export function errorName({ metadata }) {
   return typeof metadata.left_over === "string" && metadata.left_over ? metadata.left_over : "error";
 }
 
+/** What a feature is called: a neuron, where the rest are other neurons. */
+export function featureNoun(graph) {
+  return errorName(graph) === "other neurons" ? "neuron" : "feature";
+}
+
 /** What they are called together. */
 export function errorsName(graph) {
   const name = errorName(graph);

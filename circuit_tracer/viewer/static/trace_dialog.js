@@ -8,7 +8,7 @@ const LONGER = 700; // before the model is asked what it would say
 const SETTINGS = [
   ["max_n_logits", "Most outputs to explain", 10, { min: 1, max: 1000, step: 1 }],
   ["desired_logit_prob", "Explain outputs until this probability", 0.95, { min: 0, max: 1, step: "any" }],
-  ["max_feature_nodes", "Features with a row of their own (0: all)", 7500, { min: 0, step: 1 }],
+  ["max_feature_nodes", "Features with a row of their own (0: all)", null, { min: 0, step: 1 }], // what the model has
   ["node_threshold", "Keep nodes with this share of influence", 0.8, { min: 0, max: 1, step: "any" }],
   ["edge_threshold", "Keep links with this share of influence", 0.98, { min: 0, max: 1, step: "any" }],
 ];
@@ -37,7 +37,7 @@ export function traceForm({ client, session }, prompt = "", target = "") {
   const name = field("Name", "trace-slug", { type: "text", placeholder: "from the prompt", maxlength: 200 });
   const settings = SETTINGS.map(([key, label, value, limits]) => [
     key,
-    field(label, `trace-${key}`, { type: "number", value, ...limits }),
+    field(label, `trace-${key}`, { type: "number", value: value ?? session.model.feature_nodes, ...limits }),
   ]);
   const bar = h("progress", { "data-testid": "trace-progress", "aria-label": "Progress" });
   const stage = h("span", { class: "quiet", role: "status", "data-testid": "trace-stage" });
