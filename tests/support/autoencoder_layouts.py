@@ -79,7 +79,7 @@ def saelens(folder: Path, layer: int, architecture: str) -> OfOne:
 
 
 def saelens_first(folder: Path, layer: int) -> OfOne:
-    """Before version 3: no architecture, b_dec subtracted and the model's stream centred without a word, a scale of features, and
+    """Before version 3: no architecture, b_dec subtracted and the stream centred without a word, a scale of features, and
     settings of training beside.
     """
     t = _matrices() | {"scaling_factor": torch.rand(F) + 0.5}
