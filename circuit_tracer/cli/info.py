@@ -142,6 +142,8 @@ def _transcoders(name: str, model: str | None, hooks: HookOptions) -> dict[str, 
 
 
 def _autoencoders(name: str, model: str | None, loaded: Transcoders, config: dict[str, Any]) -> dict[str, Any]:
+    from circuit_tracer.transcoders.attention import PLACES
+
     found: dict[str, Any] = {
         "what": "sparse autoencoders",
         "layers_with_autoencoders": list(loaded.layers),
@@ -154,6 +156,8 @@ def _autoencoders(name: str, model: str | None, loaded: Transcoders, config: dic
         "use": f"-t {name} of evaluate, features build, intervene and steer; they replace no MLP, so no prompt is traced with "
         "them, but attribute --target sae:FOLDER:LAYER:POSITION:FEATURE explains one of their features",
     }
+    if loaded.feature_input_hook in PLACES:
+        found["use"] += f"; --attention {name} makes their features nodes of a graph"
     if "l0" in config:
         found["l0_taken"] = config["l0"]
     if model is not None:

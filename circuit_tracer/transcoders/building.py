@@ -126,8 +126,9 @@ def build_layer(
             f"{file.path} holds {len(layers)} layers; load its folder as a whole (load_transcoder_from_hub)."
         )
     weights = layers[0]
-    if weights.reads is not None and weights.reads == weights.writes:
-        raise FileFormatError(f"{file.path} is a sparse autoencoder at {weights.reads.said}: {NO_TRANSCODER}")
+    usual = found.hooks[0] if found.hooks is not None and found.hooks[0] == found.hooks[1] else None
+    if weights.reads == weights.writes and (place := usual if weights.reads is None else weights.reads.said):
+        raise FileFormatError(f"{file.path} is a sparse autoencoder at {place}: {NO_TRANSCODER}")
     require_layer(weights, layer)
     checked = validate_config(_completed(config, found, [weights], source), source)
     _require_kind(checked, found, source)

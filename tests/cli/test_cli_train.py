@@ -242,6 +242,7 @@ def test_autoencoders_of_attention_are_trained_and_taken(
     assert trained.code == 0, trained.err
     shown = run("info", tmp_path / "run" / "transcoder", "--json").json
     assert (shown["reads_and_writes"], shown["layers_with_autoencoders"]) == (point, [0, 2])
+    assert "--attention" in shown["use"]
     outcome = run(
         "intervene", "-t", tmp_path / "run" / "transcoder", "-p", "the capital of Texas", "--set", "2/3=2", "--json"
     )

@@ -19,7 +19,10 @@ from circuit_tracer.interventions import (
     set_to,
     steer,
 )
+from circuit_tracer.interventions.features.activations import activations_of
 from circuit_tracer.models.run import ModelRun
+from circuit_tracer.transcoders import SingleLayerTranscoder, TranscoderSet
+from circuit_tracer.transcoders.layer_weights import LayerWeights
 from tests.support.autoencoders import PLACES, autoencoded, naive_change
 from tests.support.tiny import Letters
 
@@ -168,3 +171,21 @@ def test_another_models_autoencoders_are_refused():
         ReplacementModel.from_model(
             model.hf_model, random_autoencoders(16, "hook_resid_post", layers=(1, 3)), None, "llama"
         )
+
+
+@pytest.mark.parametrize("k", [None, 3])
+def test_a_routed_feature_has_the_value_that_its_router_gives_it(k):
+    torch.manual_seed(0)
+    x, encoder, decoder = (torch.randn(n, 6, dtype=torch.float64) for n in (5, 8, 8))
+    bias, router = torch.randn(8, dtype=torch.float64), (torch.randn(2, 6).double(), torch.randn(2).double())
+    weights = LayerWeights(
+        "made", encoder, decoder, bias, x.new_zeros(6), k=k, nonnegative=k is not None, router=router
+    )
+    single = SingleLayerTranscoder.from_weights(weights, 0, dtype=torch.float64)
+    share, expert = torch.softmax(x @ router[0].T + router[1], -1).max(-1)
+    acts = torch.relu(x @ encoder.T + bias) * (torch.arange(8)[None] // 4 == expert[:, None])
+    if k is not None:
+        acts = torch.zeros_like(acts).scatter(1, (chosen := acts.topk(k)).indices, chosen.values)
+    everywhere = torch.cartesian_prod(torch.arange(5), torch.arange(8)).T
+    found = activations_of(TranscoderSet({0: single}, *["hook_resid_post"] * 2), 0, x, *everywhere)
+    torch.testing.assert_close(found.view(5, 8), acts * share[:, None])

@@ -14,6 +14,8 @@ import torch
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError
 from circuit_tracer.graph import Graph, NodeKind
+from circuit_tracer.many.aggregate.incidence import collect
+from circuit_tracer.many.aggregate.profile import Setting
 from circuit_tracer.many.comparison import Comparison, compare
 from circuit_tracer.many.comparison.account import account_of
 from circuit_tracer.many.comparison.alignment import Alignment, Positions
@@ -22,6 +24,7 @@ from circuit_tracer.many.comparison.target import target_of
 from circuit_tracer.models.capture import capture, logits_at
 from circuit_tracer.models.parts import bind
 from circuit_tracer.replacement_model import ReplacementModel
+from tests.support.attention_cases import with_attention
 from tests.support.edge_cases import any_architecture, every_architecture
 from tests.support.tiny import tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, build, one_each
@@ -261,6 +264,20 @@ def test_a_comparison_is_read_back_and_a_later_one_refused() -> None:
     for wrong, words in (({**values, "version": 99}, "version 99"), ({**values, "nodes": 3}, "nodes")):
         with pytest.raises(FileFormatError, match=words):
             Comparison.from_json(wrong)
+
+
+def test_features_of_two_dictionaries_of_attention_are_never_taken_for_one_another() -> None:
+    """Both are numbered behind the transcoders' features, so that numbers alone would match."""
+    case = Case("gemma2", "clt", True)
+    one = with_attention(case, "attn.hook_z", layers=(0, 2))
+    other, without = with_attention(case, "hook_attn_out", layers=(0, 2)), build(case)
+    a, b, c = (attribute(IDS, model, attribution_targets=[7]) for model in (one, other, without))
+    with pytest.raises(CompatibilityError, match="two dictionaries of attention outputs"):
+        compare(a, b)
+    assert compare(a, c).to_json()
+    for second in (b, c):
+        with pytest.raises(CompatibilityError, match="aggregate them apart"):
+            collect([("a", a), ("b", second)], [Setting(0.8, 0.98)])
 
 
 def test_graphs_that_cannot_be_compared_are_refused() -> None:

@@ -79,16 +79,23 @@ def saelens(folder: Path, layer: int, architecture: str) -> OfOne:
 
 
 def saelens_first(folder: Path, layer: int) -> OfOne:
-    """Before version 3: no architecture, b_dec subtracted without a word, a scale of features."""
+    """Before version 3: no architecture, b_dec subtracted and the stream centred without a word, a scale of features, and
+    settings of training beside.
+    """
     t = _matrices() | {"scaling_factor": torch.rand(F) + 0.5}
     write_tensors(folder / f"blocks.{layer}.hook_resid_pre" / "sae_weights.safetensors", t)
     said = {"model_name": "gpt2", "hook_point": f"blocks.{layer}.hook_resid_pre", "hook_point_layer": layer,
             "hook_point_head_index": None, "d_in": D, "d_sae": F, "activation_fn_str": "relu",
-            "normalize_activations": "none", "finetuning_scaling_factor": True}  # fmt: skip
+            "normalize_activations": "none", "finetuning_scaling_factor": True, "is_dataset_tokenized": False,
+            "b_dec_init_method": "geometric_median", "lr_warm_up_steps": 5000, "dead_feature_window": 5000,
+            "total_training_tokens": 300000000, "wandb_entity": None}  # fmt: skip
     _say(folder / f"blocks.{layer}.hook_resid_pre" / "cfg.json", said)
-    return lambda x: (
-        (torch.relu((x - t["b_dec"]) @ t["W_enc"] + t["b_enc"]) * t["scaling_factor"]) @ t["W_dec"] + t["b_dec"]
-    )
+
+    def of_one(x: Tensor) -> Tensor:
+        sae_in = x - x.mean(-1, keepdim=True) - t["b_dec"]
+        return (torch.relu(sae_in @ t["W_enc"] + t["b_enc"]) * t["scaling_factor"]) @ t["W_dec"] + t["b_dec"]
+
+    return of_one
 
 
 # ---- Google

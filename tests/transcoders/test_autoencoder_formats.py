@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files.tensors import open_tensor_file
@@ -15,6 +16,7 @@ from circuit_tracer.transcoders.formats import FORMATS
 from circuit_tracer.transcoders.formats.layer_file import LayerFile
 from circuit_tracer.transcoders.loading import load_dictionary
 from tests.support.autoencoder_layouts import AUTOENCODERS
+from tests.support.dictionaries import uniform
 from tests.support.transcoder_layouts import HOOKS, LAYOUTS, D, F, K, L
 
 X = torch.linspace(-2, 2, L * 9 * D).sin().view(L, 9, D) * 2
@@ -109,6 +111,40 @@ def test_what_cannot_be_honoured_is_refused(tmp_path, name, key, value, message)
         load_dictionary(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("model_name", "place", "centred"),
+    [
+        ("gpt2-small", "hook_resid_pre", True),
+        ("EleutherAI/pythia-70m", "hook_mlp_out", True),
+        ("gpt2-small", "attn.hook_z", False),  # the heads write nothing yet
+        ("gemma-2b", "hook_resid_post", False),  # TransformerLens centres no model with RMSNorm
+        ("not-gpt2-but-named-so", "hook_resid_post", False),
+    ],
+)
+def test_a_centred_stream_is_folded_in(tmp_path, model_name, place, centred):
+    t = {"W_enc": uniform(D, F), "W_dec": uniform(F, D), "b_enc": uniform(F), "b_dec": uniform(D)}
+    said = {"model_name": model_name, "hook_name": f"blocks.0.{place}"}
+    said["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
+    (tmp_path / "layer_0").mkdir()
+    save_file(t, tmp_path / "layer_0" / "sae_weights.safetensors")
+    (tmp_path / "layer_0" / "cfg.json").write_text(json.dumps({"architecture": "standard", "metadata": said}))
+    x = X[0] - (X[0].mean(-1, keepdim=True) if centred else 0)
+    expected = torch.relu((x - t["b_dec"]) @ t["W_enc"] + t["b_enc"])
+    torch.testing.assert_close(load_dictionary(tmp_path)[0].encode_layer(X[0], 0), expected)
+
+
+@pytest.mark.parametrize("name", ["gemma-scope-1-att", "gemma-scope-2-sae", "saelens-jump"])
+def test_a_threshold_below_nought_lets_nothing_negative_through(tmp_path, name):
+    """Their libraries compute max(pre, 0) where pre exceeds the threshold."""
+    layout, _ = AUTOENCODERS[name]
+    layout.write(tmp_path)
+    layout.add_tensor(tmp_path, "threshold", torch.full((F,), -1.0))
+    loaded, _ = load_dictionary(tmp_path)
+    found = loaded.encode_layer(X[0], 0)
+    torch.testing.assert_close(found, loaded.encode_layer(X[0], 0, apply_activation_function=False).relu())
+    assert (found > 0).any()
+
+
 def test_files_without_a_place_are_what_both_hooks_say(tmp_path):
     """Gemma Scope 1's are read as autoencoders where they are said to be; by themselves, with a warning, as transcoders."""
     layout = LAYOUTS["gemma-scope-1"]
@@ -138,6 +174,18 @@ def test_goodfires_layer_is_in_the_name(tmp_path):
     alone.parent.mkdir()
     layout.files(tmp_path)[1].rename(alone)
     assert load_dictionary(alone.parent)[0].layers == (1,)
+
+
+def test_two_linear_layers_stand_where_they_are_said_to(tmp_path):
+    """Names that others use too say no place: what the published ones have is assumed, with a warning."""
+    t = {"encoder.weight": uniform(F, D), "encoder.bias": uniform(F), "decoder.weight": uniform(D, F)}
+    torch.save(t | {"decoder.bias": uniform(D)}, tmp_path / "sae-l1.pth")
+    with pytest.warns(UserWarning, match="nothing says where.*hook_resid_post"):
+        assert load_dictionary(tmp_path)[0].feature_input_hook == "hook_resid_post"
+    hooks = {"feature_input_hook": "hook_mlp_out", "feature_output_hook": "hook_mlp_out"}
+    assert load_dictionary(tmp_path, **hooks)[0].layers == (1,)
+    with pytest.raises(FileFormatError, match="is a sparse autoencoder at hook_resid_post"):
+        load_transcoder(tmp_path / "sae-l1.pth", 1)
 
 
 @pytest.mark.parametrize(

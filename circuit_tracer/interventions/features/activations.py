@@ -20,7 +20,7 @@ from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 def activations_of(transcoders: Transcoders, layer: int, x_PD: Tensor, position: Tensor, index: Tensor) -> Tensor:
     """Activations (n,) of features `index` (n,) at `position` (n,), for the layer's inputs x (P, D).
 
-    Only the encoder rows of these features are read, unless the activation compares features with each other (TopK).
+    Only the encoder rows of these features are read, unless features are compared with each other (TopK) or chosen by a router.
     """
     if isinstance(transcoders, Stacked):  # each part chooses among its own features
         found = torch.zeros(len(index), dtype=x_PD.dtype, device=x_PD.device)
@@ -32,7 +32,7 @@ def activations_of(transcoders: Transcoders, layer: int, x_PD: Tensor, position:
     if isinstance(transcoders, Neurons):
         return transcoders.values(layer, x_PD, position, index)
     function = transcoders.activation(layer)
-    if isinstance(function, TopK):
+    if isinstance(function, TopK) or transcoders.router(layer) is not None:
         return _look_up(transcoders, layer, x_PD, position, index)
     unique, inverse = torch.unique(index, return_inverse=True)
     rows, bias = transcoders.encoder_rows(layer, unique)

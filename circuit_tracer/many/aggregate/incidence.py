@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from circuit_tracer.errors import CompatibilityError, InputError
+from circuit_tracer.graph.dictionary_parts import DictionaryPart
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.pruning import PrunePolicy
 from circuit_tracer.many.aggregate.profile import Item, Part, Positions, Profile, Setting, profile, roles_of
@@ -124,7 +125,7 @@ def collect(
     known: dict[Item, int] = {}
     features, edges = _Columns(), _Columns()
     names: dict[tuple[int, int], str] = {}
-    dictionary: tuple[object, ...] | None = None
+    dictionary: _Dictionary | None = None
     for id, graph in graphs:
         dictionary = _same_dictionary(dictionary, id, graph)
         found = profile(graph, roles_of(id, graph, positions), settings, policy)
@@ -141,13 +142,31 @@ def collect(
     return _sorted(ids, known, features, edges, names, len(settings))
 
 
-def _same_dictionary(before: tuple[object, ...] | None, id: str, graph: Graph) -> tuple[object, ...]:
+@dataclass(frozen=True)
+class _Dictionary:
+    """What features are numbered by. attention: fingerprint of the dictionary of attention outputs, if there is one."""
+
+    scan: object
+    n_layers: int
+    parts: tuple[DictionaryPart, ...]
+    attention: object
+
+    def __str__(self) -> str:
+        named = f"{self.scan!r} with {self.n_layers} layers"
+        behind = [f"{part.name} from {part.first} on" for part in self.parts[1:]]
+        own = [] if self.attention is None else [f"attention {self.attention}"]
+        return ", ".join([named, *behind, *own])
+
+
+def _same_dictionary(before: _Dictionary | None, id: str, graph: Graph) -> _Dictionary:
     scan = tuple(graph.scan) if isinstance(graph.scan, list) else graph.scan
-    mine = (scan, graph.n_layers)
+    prints = graph.provenance.get("fingerprint")
+    attention = prints.get("attention") if isinstance(prints, dict) else None
+    mine = _Dictionary(scan, graph.n_layers, graph.parts, attention)
     if before is not None and mine != before:
         raise CompatibilityError(
-            f"the graph {id!r} is of {mine[0]!r} with {mine[1]} layers, those before it of {before[0]!r} with {before[1]}; "
-            "features of different dictionaries have nothing in common, aggregate them apart"
+            f"the graph {id!r} is of {mine}, those before it of {before}; features of different dictionaries have nothing in "
+            "common, aggregate them apart"
         )
     return mine
 

@@ -37,6 +37,12 @@ def in_common(a: Graph, b: Graph) -> list[str]:
         "dictionary": _same_weights(a, b, "transcoder") is True,
         "edits": a.provenance.get("edits") == b.provenance.get("edits"),
     }
+    if found["dictionary"] and _same_weights(a, b, "attention") is False:
+        prints = [graph.provenance["fingerprint"]["attention"] for graph in (a, b)]
+        raise CompatibilityError(
+            f"the graphs were traced with two dictionaries of attention outputs (fingerprints {' and '.join(prints)}), whose "
+            "features have nothing in common. Trace both with the same attention=..., or one of them without it"
+        )
     if _same_weights(a, b, "transcoder") is False:
         prints = [graph.provenance["fingerprint"]["transcoder"] for graph in (a, b)]
         raise CompatibilityError(

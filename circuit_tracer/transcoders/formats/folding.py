@@ -16,6 +16,12 @@ def shifted_bias(encoder_FD: Tensor, encoder_bias_F: Tensor, shift_D: Tensor) ->
     return encoder_bias_F.to(wide) - encoder_FD.to(wide) @ shift_D.to(wide)
 
 
+def centred(matrix: Tensor, dim: int) -> Tensor:
+    """The matrix with which that of x - mean(x) is one of x; ``dim`` is its axis of the input's entries."""
+    wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    return wide - wide.mean(dim=dim, keepdim=True)
+
+
 def scaled(tensor: Tensor, factor: Tensor | float) -> Tensor:
     """tensor * factor; the tensor itself, as a view of its file, where the factor is 1."""
     if isinstance(factor, float | int):

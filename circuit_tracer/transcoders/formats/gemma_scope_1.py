@@ -37,7 +37,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
         decoder=file.tensor("W_dec"),
         encoder_bias=file.tensor("b_enc"),
         decoder_bias=file.tensor("b_dec"),
-        threshold=file.tensor("threshold"),
+        threshold=file.tensor("threshold").clamp(min=0),  # of max(pre, 0)
         reads=place,
         writes=place,
     )

@@ -90,7 +90,7 @@ def _layer(shard: _Shard, layer: int) -> LayerWeights:
         decoder=tensors["w_dec"][:, layer:],
         encoder_bias=tensors["b_enc"],
         decoder_bias=tensors["b_dec"],
-        threshold=tensors["threshold"],
+        threshold=tensors["threshold"].clamp(min=0),  # of max(pre, 0)
         skip=tensors.get(SKIP),
         reads=shard.said.reads,
         writes=shard.said.writes,

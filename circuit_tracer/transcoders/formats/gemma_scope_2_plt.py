@@ -43,7 +43,7 @@ def _read(file: LayerFile, kind: str) -> LayerWeights:
         decoder=file.tensor("w_dec"),
         encoder_bias=file.tensor("b_enc"),
         decoder_bias=file.tensor("b_dec"),
-        threshold=file.tensor("threshold"),
+        threshold=file.tensor("threshold").clamp(min=0),  # of max(pre, 0)
         skip=file.optional(SKIP),
         reads=said.reads,
         writes=said.writes,

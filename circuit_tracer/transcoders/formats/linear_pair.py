@@ -2,13 +2,12 @@
 
 `encoder_linear.weight` (F, D) and `.bias`, `decoder_linear.weight` (D, F) and `.bias` (Goodfire); the same as `encoder.` and
 `decoder.` (DeepSeek-R1's; dictionary_learning's AutoEncoderNew). max(W x + b, 0), nothing is subtracted. The layer is in the
-name of the file (`...-SAE-l19.pth`).
+name of the file (`...-SAE-l19.pth`); where it stands in the layer, only Goodfire's names tell.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 from circuit_tracer.transcoders.formats import dictionary_learning, llama_scope
 from circuit_tracer.transcoders.formats.format import Format, each
@@ -17,7 +16,8 @@ from circuit_tracer.transcoders.layer_weights import LayerWeights
 from circuit_tracer.transcoders.places import require_one_place
 
 _LAYER = re.compile(r"(?<![A-Za-z0-9])[lL](\d+)(?!\d)")
-_PARTS = (("encoder_linear", "decoder_linear"), ("encoder", "decoder"))
+_GOODFIRE = "encoder_linear"
+_PARTS = ((_GOODFIRE, "decoder_linear"), ("encoder", "decoder"))
 
 
 def detect(file: LayerFile) -> bool:
@@ -35,8 +35,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
     source = str(file.path)
     encoder, decoder = _parts(file) or _PARTS[0]
     named = [match for part in reversed(file.path.parts) if (match := _LAYER.search(part))]
-    place = require_one_place("hook_resid_post", source)
-    place = replace(place, layer=int(named[0][1])) if named else place
+    place = require_one_place("hook_resid_post", source) if encoder == _GOODFIRE else None
     return LayerWeights(
         source=source,
         encoder=file.matrix(f"{encoder}.weight"),
@@ -45,6 +44,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
         decoder_bias=file.tensor(f"{decoder}.bias"),
         reads=place,
         writes=place,
+        layer=int(named[0][1]) if named else None,
     )
 
 
@@ -54,4 +54,6 @@ FORMAT = Format(
     layout="<name>-l{n}.pth: encoder_linear.weight (F, D), decoder_linear.weight (D, F) and biases",
     detect=detect,
     read=each(read_layer),
+    hooks=("hook_resid_post", "hook_resid_post"),
+    hooks_note="where the published ones stand",
 )

@@ -1,23 +1,32 @@
 """SAELens transcoders: `cfg.json` with `sae_weights.safetensors`; its autoencoders are in saelens_autoencoder.py.
 
 `W_enc` (D, F), `W_dec` (F, D), `b_enc`, `b_dec`, `threshold` (F,) for JumpReLU, `W_skip` (D, D) as x @ W_skip.T.
-Input normalisation and subtraction of b_dec are refused: they must be folded into the weights first. Where one stands is
+Input normalisation and subtraction of b_dec are refused: they must be folded into the weights first. That the mean of its
+model's stream was taken off is folded in here. Where one stands is
 in the metadata (`hook_name`, `hook_name_out`), in older files at the top (`hook_name` or `hook_point`, `hook_layer`).
 """
 
 from __future__ import annotations
 
+import re
+
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, shortened
+from circuit_tracer.transcoders.formats.folding import centred
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, whole
 from circuit_tracer.transcoders.layer_weights import LayerWeights
-from circuit_tracer.transcoders.places import require_mlp_places
+from circuit_tracer.transcoders.places import STREAM, Place, require_mlp_places
 
 SWITCH = "switch"  # of our trainer, in switch.py
 AUTOENCODERS = ("standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka_batchtopk")
 _ARCHITECTURES = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+# Places whose mean over D is taken off there: the stream, and what is written into it.
+CENTRED = (*STREAM, "attn.hook_out", "hook_attn_out", "mlp.hook_out", "hook_mlp_out")
+_CENTRES = "center_writing_weights"
+# Models with LayerNorm, which TransformerLens centres; of those with RMSNorm it leaves the stream as it is, whatever was asked.
+_LAYER_NORM = re.compile(r"(.*/)?(distil)?(gpt-?2|gpt-?neo|gpt-?j|pythia|opt|bloom|tiny-?stories)(-.*)?", re.IGNORECASE)
 _TRAINING = "how it was trained"
 _NAMES = "what it is called elsewhere"
 # Notes that stand in `metadata`, and at the top of older files.
@@ -67,7 +76,8 @@ def read_layer(file: LayerFile) -> LayerWeights:
     architecture = file.key("architecture")
     if architecture not in _ARCHITECTURES:
         raise FileFormatError(
-            f"{file.path}: architecture {shortened(architecture)} is not a transcoder; known are {', '.join(_ARCHITECTURES)}."
+            f"{file.path}: architecture {shortened(architecture)} is not read. Known are, of transcoders, "
+            f"{', '.join(_ARCHITECTURES)}; of autoencoders, {', '.join((*AUTOENCODERS, SWITCH))}."
         )
     if architecture.startswith("jumprelu") != ("threshold" in file) or ("skip" in architecture) != ("W_skip" in file):
         raise FileFormatError(
@@ -80,6 +90,9 @@ def read_layer(file: LayerFile) -> LayerWeights:
         file.key("hook_name_out", "metadata.hook_name_out"),
         str(file.path),
     )
+    skip = file.matrix("W_skip").T if "W_skip" in file else None
+    if was_centred(file, reads):
+        encoder, skip = centred(encoder, dim=1), None if skip is None else centred(skip, dim=0)
     return LayerWeights(
         source=str(file.path),
         encoder=encoder,
@@ -87,7 +100,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
         encoder_bias=file.tensor("b_enc"),
         decoder_bias=file.tensor("b_dec"),
         threshold=file.optional("threshold"),
-        skip=file.matrix("W_skip").T if "W_skip" in file else None,
+        skip=skip,
         k=k,
         nonnegative=k is not None,
         reads=reads,
@@ -111,6 +124,17 @@ def encoder_of(file: LayerFile) -> Tensor:
     for name, found in (("d_in", encoder.shape[-1]), ("d_out", file.shapes["b_dec"][-1]), ("d_sae", len(encoder))):
         file.expect(name, found, "the tensors say")
     return encoder
+
+
+def was_centred(file: LayerFile, place: Place | None) -> bool:
+    """Whether its input had its mean over D taken off: it says so, or is of the time when all models were processed."""
+    names = [f"{outer}model_from_pretrained_kwargs.{_CENTRES}" for outer in ("", "metadata.")]
+    asked = file.key(*names, default=file.has_key("hook_point") and not file.has_key("model_from_pretrained_kwargs"))
+    if not isinstance(asked, bool):
+        raise FileFormatError(f"{file.path}: cfg.json has {_CENTRES} = {shortened(asked)}; true or false is expected.")
+    model_name = file.key("metadata.model_name", "model_name")
+    stream = place is not None and place.hook in CENTRED
+    return asked and stream and isinstance(model_name, str) and _LAYER_NORM.fullmatch(model_name) is not None
 
 
 def k_of(file: LayerFile) -> int | None:

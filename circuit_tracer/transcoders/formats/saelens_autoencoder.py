@@ -2,7 +2,8 @@
 
 `W_enc` (D, F), `W_dec` (F, D), `b_dec` (D,), `b_enc` (F,), of a gated one `b_gate`, `b_mag` and `r_mag` (F,) in its place;
 `threshold` (F,) for JumpReLU, which BatchTopK and Matryoshka are saved as. What its library does to inputs and features is
-folded: b_dec subtracted from the input, normalisation by the expected norm, scales of features, norms of decoder rows.
+folded: b_dec subtracted from the input, normalisation by the expected norm, scales of features, norms of decoder rows, and
+that its model's stream had its mean taken off (TransformerLens' `center_writing_weights`, of models with LayerNorm).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, shortened
-from circuit_tracer.transcoders.formats.folding import by_decoder_norm, gated_as_jump, scaled, shifted_bias
+from circuit_tracer.transcoders.formats.folding import by_decoder_norm, centred, gated_as_jump, scaled, shifted_bias
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, scalar_like, whole
 from circuit_tracer.transcoders.formats.saelens import (
@@ -24,12 +25,21 @@ from circuit_tracer.transcoders.formats.saelens import (
     encoder_of,
     k_of,
     layer_of,
+    was_centred,
 )
 from circuit_tracer.transcoders.layer_weights import LayerWeights
 from circuit_tracer.transcoders.places import require_one_place
 
 _AVERAGE = "expected_average_only_in"
 _THRESHOLDS = ("threshold", "topk_threshold")  # of JumpReLU; of a checkpoint of BatchTopK, one for all features
+
+# What stands beside the weights in files of before version 3, all of training.
+_OF_TRAINING = (
+    "is_dataset_tokenized", "use_cached_activations", "cached_activations_path", "n_batches_in_buffer", "*training_tokens",
+    "store_batch_size", "b_dec_init_method", "expansion_factor", "from_pretrained_path", "lr", "lr_*", "train_batch_size",
+    "use_ghost_grads", "feature_sampling_*", "feature_reinit_scale", "resample_batches", "dead_feature_*", "log_to_wandb",
+    "wandb_*", "n_checkpoints", "checkpoint_path", "tokens_per_buffer", "run_name", "lp_norm", "adam_beta*", "verbose",
+)  # fmt: skip
 
 _BEFORE_A_THRESHOLD = ("relu", "topk", "batchtopk")  # of training; thresholds are what is left of the latter two
 
@@ -61,16 +71,18 @@ def read_layer(file: LayerFile) -> LayerWeights:
         encoder, bias, decoder = by_decoder_norm(encoder, bias, decoder)
     if file.key("apply_b_dec_to_input", default=True):
         bias = shifted_bias(encoder, bias, decoder_bias)
+    source = str(file.path)
+    said = file.key("hook_name", "metadata.hook_name", "hook_point", "metadata.hook_point")
+    place = None if said is None else require_one_place(said, source)
+    model_name = file.key("metadata.model_name", "model_name")
+    if was_centred(file, place):
+        encoder = centred(encoder, dim=1)
     average = _average(file)
     encoder, decoder, decoder_bias = (
         scaled(encoder, average), scaled(decoder, 1 / average), scaled(decoder_bias, 1 / average),
     )  # fmt: skip
     if (factor_F := _feature_scale(file)) is not None:
         decoder = scaled(decoder, factor_F[:, None])
-    source = str(file.path)
-    said = file.key("hook_name", "metadata.hook_name", "hook_point", "metadata.hook_point")
-    place = None if said is None else require_one_place(said, source)
-    model_name = file.key("metadata.model_name", "model_name")
     return LayerWeights(
         source=source,
         encoder=encoder,
@@ -166,6 +178,7 @@ FORMAT = Format(
         Harmless("matryoshka_widths", "of training: all features are used"),
         Harmless("topk_threshold_lr", "of training"),
         Harmless("l1_coefficient", "of training"),
+        *(Harmless(name, "of training") for name in _OF_TRAINING),
         Harmless("activation_fn_kwargs.*", "of training, beside thresholds"),
     ),
 )
