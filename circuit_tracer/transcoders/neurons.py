@@ -28,7 +28,8 @@ from circuit_tracer.transcoders.weight_rows import WeightRows
 NEURONS: Final = "neurons"  # what stands for a dictionary's name
 NOT_MONOSEMANTIC = (
     "neurons as nodes: exact without a dictionary, and few of them hold most of an effect, but a neuron is not one concept "
-    "(sparse in neurons is not monosemantic): read its labels for both signs"
+    "(sparse in neurons is not monosemantic): read its labels for both signs. Feature 2j is neuron j above zero, 2j+1 below: "
+    "3/642 is L3 neuron 321+"
 )
 
 
@@ -184,11 +185,6 @@ class _Writes:
 def sides(index: Tensor) -> Tensor:
     """+1 or -1 for each feature."""
     return 1 - 2 * (index % 2)
-
-
-def neuron_name(index: int) -> str:
-    """What a feature is called: the neuron's number and the side."""
-    return f"{index // 2}{'-' if index % 2 else '+'}"
 
 
 def _no_encoder() -> NoReturn:

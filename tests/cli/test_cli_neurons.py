@@ -10,6 +10,7 @@ import pytest
 from circuit_tracer.attribution.neuron_choice import DEFAULT_NEURONS
 from circuit_tracer.cli.options import Limits
 from circuit_tracer.graph import Graph
+from circuit_tracer.graph.words import feature_name
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.sizes import USUAL_ROWS
 from circuit_tracer.viewer.server.engine import Engine
@@ -28,6 +29,7 @@ def test_a_trace_names_neurons_by_number_and_sign(folders: Folders, run: Run, tm
     for said in ("30 of 360 active neurons", "of the effects of all 360", "other neurons"):
         assert said in outcome.out
     graph = Graph.load(tmp_path / "g.safetensors")
+    assert f"3/642 is {feature_name(graph, 3, 642)}" in outcome.err  # how edits name what the graph calls a neuron
     document = json.loads((tmp_path / "texas.json").read_text())
     names = {node["node_id"]: node["clerp"] for node in document["nodes"]}
     assert document["metadata"]["left_over"] == "other neurons"
@@ -51,7 +53,7 @@ def test_what_is_not_there_takes_no_lines(folders: Folders, run: Run, tmp_path: 
     assert "most" not in edited.out
     assert run("attribute", *neurons, "-p", PROMPT, "-o", path, "--max-feature-nodes", 9).code == 0
     tested = run("validate", path, *neurons, "--no-random-control")
-    assert "predicted against measured" in tested.out
+    assert "predicted against measured" in tested.out, tested.err
     assert "change of" not in tested.out  # nothing of neurons is perturbed
 
 
