@@ -22,6 +22,7 @@ from circuit_tracer.errors import CompatibilityError, shortened
 from circuit_tracer.models.remembered import Remembered, weights_of
 from circuit_tracer.text.special import SpecialTokens
 from circuit_tracer.transcoders.activations import Activation
+from circuit_tracer.transcoders.lorsa import Lorsa
 from circuit_tracer.transcoders.neurons import Neurons
 from circuit_tracer.transcoders.stacked import Stacked
 
@@ -140,3 +141,6 @@ def _tensors(transcoders: Transcoders) -> Iterator[tuple[str, Tensor]]:
         skip = transcoders.skip_matrix(layer)
         if skip is not None:
             yield f"{layer} skip", skip
+        if isinstance(transcoders, Lorsa):
+            for name, weight in transcoders.queries_keys(layer).named_parameters():
+                yield f"{layer} {name} {tuple(weight.shape)}", weight

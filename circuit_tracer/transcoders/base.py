@@ -142,6 +142,13 @@ class Transcoders(LazyModule):
                 "an autoencoder of another kind; feature pages, probes, monitors, interventions and steering take this one"
             )
 
+    def require_native(self) -> None:
+        """Raise InputError for what native files have no place for; asked before anything is written or replaced."""
+        if any(self.router(layer) is not None for layer in self.layers):
+            raise InputError(
+                "a switch has a router, which circuit-tracer's files have no place for: keep the files it came in."
+            )
+
     @abstractmethod
     def to_safetensors(self, save_path: str | Path) -> None:
         """Write the weights in circuit-tracer's native files into the folder ``save_path``."""

@@ -242,6 +242,7 @@ def load_gemma_scope_2_transcoder(
 
 def save_transcoders(transcoders: Transcoders, folder: str | Path, model_name: str | None = None) -> Path:
     """Write native files and config.yaml; the config comes last, so that it marks a complete folder."""
+    transcoders.require_native()
     folder = Path(folder)
     config = {
         "model_name": model_name,

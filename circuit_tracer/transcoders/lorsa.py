@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, cast
 
 import torch
@@ -119,6 +120,12 @@ class Lorsa(TranscoderSet):
             return self
         layers = {layer: self[layer] for layer in self.layers}
         return Lorsa(layers, {layer: self.queries_keys(layer) for layer in layers}, self.scan, n_layers)
+
+    def require_native(self) -> None:
+        raise InputError("circuit-tracer's files have no place for the patterns of Lorsa: keep the files it came in.")
+
+    def to_safetensors(self, save_dir: str | Path) -> None:
+        self.require_native()
 
     def queries_keys(self, layer: int) -> QueriesKeys:
         """What makes the patterns of a layer."""

@@ -104,8 +104,11 @@ class Neurons(Transcoders):
         """Of `encode_layer`'s pre-activations, which are ± a neuron's activation."""
         return ReLU()
 
-    def to_safetensors(self, save_path: str | Path) -> None:
+    def require_native(self) -> None:
         raise InputError("neurons are the model's own weights, and no dictionary to write into files")
+
+    def to_safetensors(self, save_path: str | Path) -> None:
+        self.require_native()
 
     @property
     def device(self) -> torch.device:

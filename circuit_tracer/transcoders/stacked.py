@@ -153,10 +153,13 @@ class Stacked(Transcoders):
         order = torch.argsort(position, stable=True)  # features of a position stay in order
         return position[order], index[order], value[order]
 
-    def to_safetensors(self, save_path: str | Path) -> None:
+    def require_native(self) -> None:
         raise InputError(
             "dictionaries that are stacked are saved one by one: dictionary.to_safetensors(folder) of each"
         )
+
+    def to_safetensors(self, save_path: str | Path) -> None:
+        self.require_native()
 
     def matrix_shape(self, name: str) -> tuple[int, ...]:
         raise InputError(f"{name} belongs to one of the stacked dictionaries: assign it there.")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, InputError
+from circuit_tracer.fingerprint import transcoder_fingerprint
 from circuit_tracer.transcoders import SingleLayerTranscoder, TopK, save_transcoders
 from circuit_tracer.transcoders.attention import load_attention
 from circuit_tracer.transcoders.lorsa import Lorsa, QueriesKeys, Rotary
@@ -126,3 +127,16 @@ def test_autoencoders_of_another_place_are_no_dictionary_of_attention(tmp_path: 
     save_transcoders(tiny_transcoder("plt", input_hook="hook_resid_post", output_hook="hook_resid_post"), tmp_path)
     with pytest.raises(FileFormatError, match=r"stand at hook_resid_post; those of attention stand at attn\.hook_z or"):
         load_attention(tmp_path)
+
+
+def test_patterns_tell_two_apart_and_are_not_written_away(tmp_path: Path) -> None:
+    found, other = (load_attention(written(tmp_path / name, tensors(), CONFIG)) for name in ("one", "other"))
+    assert transcoder_fingerprint(found) == transcoder_fingerprint(other)
+    queries = other.queries_keys(other.layers[0])
+    queries.W_Q = 1.5 * queries.W_Q
+    assert transcoder_fingerprint(found) != transcoder_fingerprint(other)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "config.yaml").write_text("kept")
+    with pytest.raises(InputError, match="no place for the patterns"):
+        save_transcoders(found, tmp_path / "there")
+    assert (tmp_path / "there" / "config.yaml").read_text() == "kept"
