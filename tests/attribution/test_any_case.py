@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.attribution.reference import keep_features, reference_graph, select_features
+from circuit_tracer.attribution.reference import reference_graph
+from circuit_tracer.attribution.reference_dense import keep_features, select_features
 from circuit_tracer.attribution.targets import CustomTarget, FeatureTarget, LogitDifference
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph

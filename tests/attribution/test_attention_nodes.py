@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from circuit_tracer.attribution import reference, trace
+from circuit_tracer.attribution import reference_dense, trace
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.reference import FrozenModel, reference_graph
 from circuit_tracer.attribution.stream_targets import DIRECTION_SITES
@@ -120,12 +120,12 @@ def test_pruning_and_scores_equal_the_reference(kind: str) -> None:
     model, graph = traced(kind)
     dense = reference_graph(model, IDS, max_n_logits=3)
     influence = node_influence(graph.edges, graph.blocks, graph.target_weights)
-    assert_equal(influence, reference.node_influence(dense.adjacency, dense.target_weights))
+    assert_equal(influence, reference_dense.node_influence(dense.adjacency, dense.target_weights))
     scores = graph_scores(graph)
-    assert (scores.replacement, scores.completeness) == pytest.approx(reference.graph_scores(dense), abs=1e-9)
+    assert (scores.replacement, scores.completeness) == pytest.approx(reference_dense.graph_scores(dense), abs=1e-9)
     for policy in ("circuit-tracer", "paper"):
         pruned = prune_graph(graph, 0.6, 0.9, policy)
-        nodes, edges = reference.prune(dense, 0.6, 0.9, policy)
+        nodes, edges = reference_dense.prune(dense, 0.6, 0.9, policy)
         assert torch.equal(pruned.node_mask, nodes)
         assert torch.equal(pruned.edge_mask, edges)
     nothing = torch.ones(graph.n_nodes, dtype=torch.bool)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from circuit_tracer.attribution import reference
+from circuit_tracer.attribution import reference_dense
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.reference import FrozenModel, reference_graph
 from circuit_tracer.attribution.stream_targets import DIRECTION_SITES
@@ -154,12 +154,12 @@ def test_influence_pruning_and_scores_equal_the_reference(case: Case, budget: in
     dense = reference_graph(model, IDS, max_n_logits=3, max_feature_nodes=budget)
     assert_same_graph(graph, dense)
     influence = node_influence(graph.edges, graph.blocks, graph.target_weights)
-    assert_equal(influence, reference.node_influence(dense.adjacency, dense.target_weights))
+    assert_equal(influence, reference_dense.node_influence(dense.adjacency, dense.target_weights))
     scores = graph_scores(graph)
-    assert (scores.replacement, scores.completeness) == pytest.approx(reference.graph_scores(dense), abs=1e-9)
+    assert (scores.replacement, scores.completeness) == pytest.approx(reference_dense.graph_scores(dense), abs=1e-9)
     for policy in ("circuit-tracer", "paper"):
         for node_threshold, edge_threshold in ((0.8, 0.98), (0.5, 0.7)):
             pruned = prune_graph(graph, node_threshold, edge_threshold, policy)
-            nodes, edges = reference.prune(dense, node_threshold, edge_threshold, policy)
+            nodes, edges = reference_dense.prune(dense, node_threshold, edge_threshold, policy)
             assert torch.equal(pruned.node_mask, nodes)
             assert torch.equal(pruned.edge_mask, edges)

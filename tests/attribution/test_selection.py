@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.expansion import compute_rows
 from circuit_tracer.attribution.finished_rows import FinishedRows
-from circuit_tracer.attribution.reference import (
+from circuit_tracer.attribution.reference import reference_graph
+from circuit_tracer.attribution.reference_dense import (
     ReferenceGraph,
     influence_through,
     keep_features,
-    reference_graph,
     select_features,
 )
 from circuit_tracer.attribution.selection import select
