@@ -231,12 +231,15 @@ def test_defaults_are_those_of_python(folders: Folders) -> None:
     from circuit_tracer.attribution.attribute import attribute
     from circuit_tracer.cli.attribute import attribute as command
     from circuit_tracer.cli.frame import flat
+    from circuit_tracer.cli.options import Limits
     from circuit_tracer.graph.files.viewer_json import create_graph_files
     from circuit_tracer.replacement_model import ReplacementModel
 
     here = {name: each.default for name, each in inspect.signature(flat(command)).parameters.items()}
     # circuit-tracer's command line differs from its Python API in these two, and so does ours
-    circuit_tracer_cli = {"batch_size": 256, "max_feature_nodes": 7500}
+    circuit_tracer_cli = {"batch_size": 256, "max_feature_nodes": None}
+    assert Limits().arguments(neurons=False)["max_feature_nodes"] == 7500
+    assert Limits().arguments(neurons=True)["max_feature_nodes"] is None
     same_meaning = {"dtype": "float32", "resume": False}  # and create_graph_files' target is another thing
     compared = 0
     for function in (attribute, create_graph_files, ReplacementModel.from_pretrained):

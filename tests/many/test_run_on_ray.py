@@ -101,7 +101,7 @@ def test_killed_stopped_and_interrupted_it_makes_the_same_files(
     with pytest.raises(KeyboardInterrupt):
         case.run(tmp_path, prompts(ROWS), engine=disturbed(chaos, ends, head.address), report=interrupt)
     assert len(lost) == 2
-    assert not any(process.is_running() for process in lost)
+    assert not psutil.wait_procs(lost, timeout=20)[1]
     found = case.run(tmp_path, prompts(ROWS), engine=disturbed(lambda _: None, ends, head.address))
     assert contents(tmp_path) == contents(Path(whole.address))
     assert table(found) == table(whole)

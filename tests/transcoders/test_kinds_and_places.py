@@ -116,8 +116,8 @@ def test_places_that_no_mlp_has_are_refused_even_without_a_type(folder, said):
 def test_autoencoders_of_saelens_are_refused(folder, architecture):
     layout = written("saelens", folder)
     layout.add_key(folder, "architecture", architecture)
-    said = {"temporal": "a temporal autoencoder", "matching_pursuit": "by matching pursuit", None: "not a transcoder",
-            3: "not a transcoder"}.get(architecture, "it stands at blocks|does not go with|needs a whole k")  # fmt: skip
+    said = {"temporal": "a temporal autoencoder", "matching_pursuit": "by matching pursuit", None: "is not read. Known are",
+            3: "is not read. Known are"}.get(architecture, "it stands at blocks|does not go with|needs a whole k")  # fmt: skip
     with pytest.raises(FileFormatError, match=said):
         load_transcoder_from_hub(folder)
 
