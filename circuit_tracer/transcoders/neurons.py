@@ -27,7 +27,7 @@ from circuit_tracer.transcoders.weight_rows import WeightRows
 
 NEURONS: Final = "neurons"  # what stands for a dictionary's name
 NOT_MONOSEMANTIC = (
-    "neurons as nodes: exact without a dictionary, and few of them hold most of an effect, but a neuron is not one concept "
+    "neurons as nodes: exact without a dictionary, and few may carry one difference, but a neuron is not one concept "
     "(sparse in neurons is not monosemantic): read its labels for both signs. Feature 2j is neuron j above zero, 2j+1 below: "
     "3/642 is L3 neuron 321+"
 )

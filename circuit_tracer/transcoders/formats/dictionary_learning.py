@@ -11,10 +11,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from circuit_tracer.errors import FileFormatError, shortened
-from circuit_tracer.transcoders.formats.folding import gated_as_jump, shifted_bias
+from circuit_tracer.transcoders.formats.folding import Encoding, gated_as_jump, shifted_bias
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile
 from circuit_tracer.transcoders.layer_weights import LayerWeights
@@ -27,31 +25,21 @@ _PLACES = {"resid_post": "hook_resid_post", "resid": "hook_resid_post", "resid_p
 _SUBMODULE = re.compile(rf"({'|'.join(_PLACES)})_layer_(\d+)")
 
 
-@dataclass(frozen=True)
-class _Encoding:
-    """pre = W x + b, and what is kept of it."""
-
-    encoder_FD: Tensor
-    bias_F: Tensor
-    threshold: Tensor | None = None
-    k: int | None = None
+def _linear(file: LayerFile) -> Encoding:
+    return Encoding(file.matrix("encoder.weight"), file.tensor("encoder.bias"))
 
 
-def _linear(file: LayerFile) -> _Encoding:
-    return _Encoding(file.matrix("encoder.weight"), file.tensor("encoder.bias"))
-
-
-def _gated(file: LayerFile) -> _Encoding:
+def _gated(file: LayerFile) -> Encoding:
     encoder = file.matrix("encoder.weight")
     biases = (file.shaped(name, len(encoder)) for name in ("gate_bias", "mag_bias", "r_mag"))
-    return _Encoding(*gated_as_jump(encoder, *biases))
+    return Encoding(*gated_as_jump(encoder, *biases))
 
 
-def _topk(file: LayerFile) -> _Encoding:
-    return _Encoding(file.matrix("encoder.weight"), file.tensor("encoder.bias"), k=file.integer("k"))
+def _topk(file: LayerFile) -> Encoding:
+    return Encoding(file.matrix("encoder.weight"), file.tensor("encoder.bias"), k=file.integer("k"))
 
 
-def _batch_topk(file: LayerFile) -> _Encoding:
+def _batch_topk(file: LayerFile) -> Encoding:
     threshold = file.tensor("threshold")
     if threshold.numel() != 1 or not float(threshold) >= 0:
         raise FileFormatError(
@@ -60,11 +48,11 @@ def _batch_topk(file: LayerFile) -> _Encoding:
         )
     bias = file.tensor("encoder.bias" if "encoder.bias" in file else "b_enc")
     encoder = file.matrix("encoder.weight") if "encoder.weight" in file else file.matrix("W_enc").T
-    return _Encoding(encoder, bias, threshold.reshape(()).float().expand(len(encoder)))
+    return Encoding(encoder, bias, threshold.reshape(()).float().expand(len(encoder)))
 
 
-def _jump(file: LayerFile) -> _Encoding:
-    return _Encoding(file.matrix("W_enc").T, file.tensor("b_enc"), file.tensor("threshold").clamp(min=0))
+def _jump(file: LayerFile) -> Encoding:
+    return Encoding(file.matrix("W_enc").T, file.tensor("b_enc"), file.tensor("threshold").clamp(min=0))
 
 
 @dataclass(frozen=True)
@@ -74,7 +62,7 @@ class _Class:
     """
 
     tensors: set[str]
-    encoding: Callable[[LayerFile], _Encoding]
+    encoding: Callable[[LayerFile], Encoding]
     bias: str
     shifts: bool = True
     idle: tuple[str, ...] = ()

@@ -6,8 +6,20 @@ wider; a factor of 1 leaves a tensor in its file.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """pre = W x + b of the input as a file's library feeds it, and what is kept of it."""
+
+    encoder_FD: Tensor
+    bias_F: Tensor
+    threshold: Tensor | None = None
+    k: int | None = None
 
 
 def shifted_bias(encoder_FD: Tensor, encoder_bias_F: Tensor, shift_D: Tensor) -> Tensor:

@@ -8,14 +8,20 @@ that its model's stream had its mean taken off (TransformerLens' `center_writing
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import isfinite
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.errors import FileFormatError, shortened
-from circuit_tracer.transcoders.formats.folding import by_decoder_norm, centred, gated_as_jump, scaled, shifted_bias
+from circuit_tracer.transcoders.formats.folding import (
+    Encoding,
+    by_decoder_norm,
+    centred,
+    gated_as_jump,
+    scaled,
+    shifted_bias,
+)
 from circuit_tracer.transcoders.formats.format import Format, each
 from circuit_tracer.transcoders.formats.layer_file import Harmless, LayerFile, scalar_like, whole
 from circuit_tracer.transcoders.formats.saelens import (
@@ -42,16 +48,6 @@ _OF_TRAINING = (
 )  # fmt: skip
 
 _BEFORE_A_THRESHOLD = ("relu", "topk", "batchtopk")  # of training; thresholds are what is left of the latter two
-
-
-@dataclass(frozen=True)
-class _Encoding:
-    """pre = W x + b of the input as the library feeds it, and what becomes of it."""
-
-    encoder_FD: Tensor
-    bias_F: Tensor
-    threshold: Tensor | None = None
-    k: int | None = None
 
 
 def detect(file: LayerFile) -> bool:
@@ -99,7 +95,7 @@ def read_layer(file: LayerFile) -> LayerWeights:
     )
 
 
-def _encoding(file: LayerFile, architecture: str) -> _Encoding:
+def _encoding(file: LayerFile, architecture: str) -> Encoding:
     encoder = encoder_of(file)
     thresholds = [name for name in _THRESHOLDS if name in file]
     jumps = architecture in ("jumprelu", "batchtopk", "matryoshka_batchtopk")
@@ -110,7 +106,7 @@ def _encoding(file: LayerFile, architecture: str) -> _Encoding:
     if architecture == "gated":
         names = ("b_gate", "b_mag", "r_mag")
         k_of(file)
-        return _Encoding(*gated_as_jump(encoder, *(file.shaped(name, len(encoder)) for name in names)))
+        return Encoding(*gated_as_jump(encoder, *(file.shaped(name, len(encoder)) for name in names)))
     bias = file.tensor("b_enc")
     if jumps:
         file.key("k", "activation_fn_kwargs.k")
@@ -120,13 +116,13 @@ def _encoding(file: LayerFile, architecture: str) -> _Encoding:
                 f"{', '.join(_BEFORE_A_THRESHOLD)}."
             )
         threshold = file.tensor(thresholds[0]).clamp(min=0)  # of max(pre, 0)
-        return _Encoding(encoder, bias, threshold if threshold.ndim else threshold.expand(len(encoder)))
+        return Encoding(encoder, bias, threshold if threshold.ndim else threshold.expand(len(encoder)))
     k = whole(file.key("k", "activation_fn_kwargs.k")) if architecture == "topk" else k_of(file)
     if architecture == "topk":
         file.key("activation_fn", "activation_fn_str")
         if k is None:
             raise FileFormatError(f"{file.path}: architecture 'topk' needs a whole k; cfg.json has none.")
-    return _Encoding(encoder, bias, k=k)
+    return Encoding(encoder, bias, k=k)
 
 
 def _average(file: LayerFile) -> float:
