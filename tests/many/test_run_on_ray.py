@@ -105,7 +105,8 @@ def test_killed_stopped_and_interrupted_it_makes_the_same_files(
     found = case.run(tmp_path, prompts(ROWS), engine=disturbed(lambda _: None, ends, head.address))
     assert contents(tmp_path) == contents(Path(whole.address))
     assert table(found) == table(whole)
-    assert len(ends) == ROWS // 3
+    # of what was at work when the run was interrupted, it may be done and nobody was told: at most a unit a worker
+    assert ROWS // 3 - len(ends) in (0, 1)
     for unit, inode in ends.items():  # nothing that was finished was written again
         assert os.stat(tmp_path / "units" / f"{unit}.json").st_ino == inode
 
