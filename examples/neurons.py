@@ -14,7 +14,7 @@ from circuit_tracer.interventions import ablate, apply_each, nodes_of
 
 model = ReplacementModel.from_pretrained(MODEL, "neurons")
 graph = attribute(PROMPT, model, max_feature_nodes=500)
-print(f"{graph.nodes.layout.n_features} of {len(graph.active_features)} neurons, residual {graph.residual:.0e}")
+print(f"{len(graph.selected_features)} neurons, residual {graph.residual:.0e}")
 
 influence = prune_graph(graph).influence[graph.nodes.layout.features]
 order = influence.argsort(descending=True).tolist()
