@@ -1,6 +1,8 @@
 """Explain attention: which head carries an edge, why it looks there, and what happens without it.
 
-python examples/explain_attention.py
+    python examples/explain_attention.py
+
+With norms held, the head's score loses exactly what the graph says; with norms free to move, it is another number.
 """
 
 from circuit_tracer import AttentionTarget, ReplacementModel, attribute
@@ -26,8 +28,7 @@ for side in (score.query_side, score.key_side):
 why = attribute(PROMPT, model, attribution_targets=[AttentionTarget(layer, head, query=-1, key=7, versus="rest")])
 print(why)
 
-# Taken out: the head, and then what it looks by. With norms as they were the score loses exactly what the graph says;
-# let them move, and it is another number.
+# Taken out: the head, and then what it looks by.
 for edit in (HeadEdit(layer, head, "zero"), HeadEdit(layer, head, "mean")):
     token = next(token for token in apply_edits(model, graph, edit).tokens() if token.text == "Austin")
     print(f"{edit}: Austin {token.probability_before:.3f} -> {token.probability_after:.3f}")

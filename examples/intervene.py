@@ -1,6 +1,8 @@
 """Intervene on features: take Texas out, put California in its place, and see what the model then says.
 
-python examples/intervene.py
+    python examples/intervene.py
+
+What may react decides what an intervention means: the first is made three ways.
 """
 
 from circuit_tracer import ReplacementModel, attribute
@@ -22,7 +24,6 @@ def active(of, label):
 texas = Supernode("Texas", list(active(graph, "Texas (places)")))
 california = active(other, "California (places)")
 
-# What may react decides what an intervention means.
 for semantics in ("constrained", "iterative", "direct"):
     outcome = apply_edits(model, graph, ablate(texas), semantics)
     austin = next(token for token in outcome.tokens() if token.text == "Austin")
