@@ -134,7 +134,9 @@ def pair_of(model: Traceable, clean: Prompt, corrupted: Prompt, metric: Metric |
         metric = logit_difference(model, *answers)
     values = [float(metric.of(each)) for each in logits]
     if abs(values[0] - values[1]) <= MINIMUM * max(abs(values[0]), abs(values[1])):
-        raise InputError(f"the {metric.label} is {values[0]:.6g} on both prompts; name a metric (--answer, --instead) that tells them apart")
+        raise InputError(
+            f"the {metric.label} is {values[0]:.6g} on both prompts; name a metric (--answer, --instead) that tells them apart"
+        )
     base, donor = (1, 0) if mode == "denoising" else (0, 1)
     return Pair(model, ids[base], ids[donor], mode, metric, values[base], values[donor])
 
