@@ -214,7 +214,7 @@ class ModelOptions:
         name = MODEL if self.demo else self.model or config.get("model_name")
         if not name and self.of_neurons:
             raise InputError(
-                "neurons are a model's own: name the model with -m (Hugging Face id, folder or .gguf file)"
+                "neurons are a model's own: name the model with -m (Hugging Face id, folder or .gguf file), or use --demo"
             )
         if not name:
             raise InputError(f"the transcoders {self.transcoders} do not name their model; name it with -m")
