@@ -1,7 +1,10 @@
-"""What is written from the code says what the code says: pages of commands, and llms.txt."""
+"""What is written from code and records says what they say: pages of commands, llms.txt, results."""
 
 from __future__ import annotations
 
+from benchmarks import readme
+from benchmarks.common.places import RESULTS
+from benchmarks.tables.pages import PAGES
 from circuit_tracer.cli.main import COMMANDS
 from docs import generate
 from docs.generate import commands
@@ -29,3 +32,13 @@ def test_every_command_and_option_has_its_line() -> None:
 def test_every_command_stands_in_the_site() -> None:
     shown = set(paths(with_commands(navigation())))
     assert {f"reference/commands/{row.name}.md" for row in COMMANDS} <= shown
+
+
+def test_results_say_what_the_records_say() -> None:
+    assert readme.stale() == [], "run python -m benchmarks.readme"
+
+
+def test_every_record_has_its_place() -> None:
+    """But for comparisons of two commits, which are about neither."""
+    placed = {section.record for page in PAGES for section in page.sections} | {"doubts"}
+    assert {path.stem for path in RESULTS.glob("*.json")} - {"checkouts"} <= placed
