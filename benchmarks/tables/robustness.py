@@ -16,7 +16,7 @@ def losses(record: dict[str, Any]) -> list[str]:
     total = record["total"]
     return [
         f"Commands that were disturbed while they wrote: {total['losses']} losses in {total['tries']} tries. *Kept*: tries",
-        "after which there was something to go on with; in the others nothing was there yet, or the older file stood as it was.",
+        "after which there was something to go on with; in the others there was nothing yet, or the older file stayed.",
         "",
         *table(["command", "disturbed by", "tries", "kept", "losses"], rows),
     ]
