@@ -127,7 +127,7 @@ def _row(parameter: Any, record: tuple[str, str]) -> list[str]:
     named = parameter.param_type_name == "option"
     spelled = [*parameter.opts, *parameter.secondary_opts] if named else [record[0].split(" ")[0]]
     kind = re.sub(r"^(--?[-\w]+(, | / | |$))+" if named else r"^\S+ ?", "", record[0])
-    return [" ".join(map(code, spelled)), _kind(kind, bounds), default, escaped(said) + variable + repeated]
+    return [" ".join(map(code, sorted(spelled, key=len))), _kind(kind, bounds), default, escaped(said) + variable + repeated]
 
 
 def _default_in(said: str) -> tuple[str, str]:
