@@ -96,7 +96,7 @@ def _conditions(record: dict[str, Any], name: str) -> str:
     )
     torch = versions.get("ours", versions).get("torch")
     where = [machine["cpu"], f"{machine['cores']} cores", *([f"torch {torch}"] if torch else [])]
-    return f"`results/{name}.json`, {made['date']}, commit {made['commit']}, {', '.join(where)}: `{made['command']}`"
+    return f"`benchmarks/results/{name}.json`, {made['date']}, commit {made['commit']}, {', '.join(where)}: `{made['command']}`"
 
 
 def _between(path: Path, made: str) -> str:
