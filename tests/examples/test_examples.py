@@ -1,6 +1,7 @@
 """Every script of examples/ runs in an empty folder, says what it claims and leaves only the files that it names.
 
-A new script is a row of CLAIMS: regular expressions, each of which finds something in what the script prints.
+A new script is a row of CLAIMS: regular expressions, each of which finds something in what the script prints. A page that
+shows a script, and a block of text right behind it, shows what it prints.
 """
 
 from __future__ import annotations
@@ -8,9 +9,13 @@ from __future__ import annotations
 import ast
 import re
 import runpy
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from tests.support.code_blocks import PAGES, blocks
 
 FOLDER = Path(__file__).parents[2] / "examples"
 ELSEWHERE = {"modal_run": "runs on Modal; tests/many/test_many_documents.py reads its command"}
@@ -78,7 +83,22 @@ def test_it_runs_and_holds_what_it_claims(
     out = capsys.readouterr().out
     for claim in CLAIMS[name]:
         assert re.search(claim, out), f"{claim!r} is not in:\n{out}"
+    for page, shown in shown_behind(FOLDER / f"{name}.py"):
+        assert shown in squeezed(out), f"{page} shows as the output of {name}.py what it does not print: {shown}"
     for file in re.findall(r"[\w./-]+\.(?:csv|html|json|jsonl|md|safetensors|svg)\b", words):
         assert (tmp_path / file).is_file(), f"{name}.py names {file} and does not write it"
     for path in tmp_path.iterdir():
         assert path.name in words, f"{name}.py writes {path.name} and does not say so"
+
+
+def shown_behind(script: Path) -> Iterator[tuple[Path, str]]:
+    """What pages show as a script's output, and which: in pieces where "..." leaves something out."""
+    for page in PAGES:
+        for code, text in pairwise(blocks(page)):
+            if code.snippet == script and text.language == "text":
+                yield from ((page, squeezed(piece)) for piece in text.text.split("..."))
+
+
+def squeezed(text: str) -> str:
+    """One space for any number of spaces and line ends."""
+    return " ".join(text.split())
