@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from circuit_tracer.cli.main import app
-from tests.support.code_blocks import INSTALLATION, PAGES, ROOT, Block, blocks, commands
+from tests.support.code_blocks import INSTALLATION, PAGES, ROOT, Block, blocks, commands, squeezed
 
 pytestmark = pytest.mark.slow("traces, tests and trains what the pages do: seconds a page")
 
@@ -57,17 +57,21 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page(page: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
+    printed = None
     for block in blocks(page):
         if block.is_run and block.language == "python":
             exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
-        elif block.is_run:
-            _run_shell(block)
+        elif block.language == "text" and printed is not None:
+            for piece in block.text.split("..."):
+                assert squeezed(piece) in printed, f"{block}: not what the commands above it print"
+        printed = squeezed(_run_shell(block)) if block.is_run and block.language == "bash" else None
 
 
-def _run_shell(block: Block) -> None:
+def _run_shell(block: Block) -> str:
+    """What its commands print."""
     if COMPOUND.search(block.text):
-        _bash(block, block.text)
-        return
+        return _bash(block, block.text)
+    printed = ""
     for command in commands(block):
         words = shlex.split(command, comments=True)
         if INSTALLATION.match(command) or EXAMPLE.match(command) or set(words) & WAITING:
@@ -75,10 +79,13 @@ def _run_shell(block: Block) -> None:
         if words[0] == "circuit-tracer" and not SHELL.search(re.sub(r"'[^']*'|\"[^\"$`]*\"|#.*", "", command)):
             outcome = CliRunner().invoke(app, words[1:])
             assert outcome.exit_code == 0, f"{block}: {command}\n{outcome.output}"
+            printed += outcome.output
         else:
-            _bash(block, command)
+            printed += _bash(block, command)
+    return printed
 
 
-def _bash(block: Block, script: str) -> None:
+def _bash(block: Block, script: str) -> str:
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{block}: {script}\n{done.stdout}{done.stderr}"
+    return done.stdout

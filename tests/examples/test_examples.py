@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.code_blocks import PAGES, blocks
+from tests.support.code_blocks import PAGES, blocks, squeezed
 
 FOLDER = Path(__file__).parents[2] / "examples"
 ELSEWHERE = {"modal_run": "runs on Modal; tests/many/test_many_documents.py reads its command"}
@@ -97,8 +97,3 @@ def shown_behind(script: Path) -> Iterator[tuple[Path, str]]:
         for code, text in pairwise(blocks(page)):
             if code.snippet == script and text.language == "text":
                 yield from ((page, squeezed(piece)) for piece in text.text.split("..."))
-
-
-def squeezed(text: str) -> str:
-    """One space for any number of spaces and line ends."""
-    return " ".join(text.split())
