@@ -1,4 +1,4 @@
-"""The code blocks of README.md and docs/ run: each page in a folder of its own, from top to bottom.
+"""Running the code blocks of a page: in a folder of its own, from top to bottom.
 
 Blocks of Python share one namespace a page. Commands of this package run in this process, where nothing of a shell stands
 around them; the rest goes to bash.
@@ -20,42 +20,21 @@ from typer.testing import CliRunner
 from circuit_tracer.cli.main import app
 from tests.support.code_blocks import INSTALLATION, PAGES, ROOT, Block, blocks, commands, squeezed
 
-pytestmark = pytest.mark.slow("traces, tests and trains what the pages do: seconds a page")
-
-WAITING = {
-    "serve",
-    "start-server",
-    "mcp",
-    "--server",
-}  # until Ctrl-C; their options are checked by test_blocks_are_read
+# what waits for Ctrl-C; tests/docs/test_blocks_are_read.py checks its options
+WAITING = {"serve", "start-server", "mcp", "--server"}
 SHELL = re.compile(r"[|<>$;&*?`(){}]")
 COMPOUND = re.compile(r"^(for|while|if|cd|export|[A-Za-z_]+=\S*$)\b", re.MULTILINE)
 EXAMPLE = re.compile(r"^python examples/\w+\.py$")  # run by tests/examples
-WITH_BLOCKS = [page for page in PAGES if any(block.is_run for block in blocks(page))]
+# README.md and every page with something to run
+RUNNABLE = [page for page in PAGES if any(block.is_run for block in blocks(page))]
 
 
-@pytest.fixture
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that a page works in; its `circuit-tracer` and `python` are this tree's and this interpreter."""
-    programs, here = tmp_path / "bin", tmp_path / "here"
-    programs.mkdir()
-    here.mkdir()
-    for name, words in {"circuit-tracer": " -m circuit_tracer", "python": ""}.items():
-        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n')
-        (programs / name).chmod(0o755)
-    for name in ("circuit_tracer", "examples"):  # what pages name by its place in the repository
-        (here / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(here)
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("BROWSER", "true")  # what --open opens
-    monkeypatch.setenv("COLUMNS", "120")
-    return here
+def run_page(page: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Every block of a page that is run; the error of a block has its line of the page.
 
-
-@pytest.mark.usefixtures("shell")
-@pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_page(page: Path) -> None:
+    Text right behind commands is what they print; "..." leaves something out.
+    """
+    _prepare(folder, patch)
     namespace: dict[str, Any] = {"__name__": "__main__"}
     printed = None
     for block in blocks(page):
@@ -65,6 +44,23 @@ def test_a_page(page: Path) -> None:
             for piece in block.text.split("..."):
                 assert squeezed(piece) in printed, f"{block}: not what the commands above it print"
         printed = squeezed(_run_shell(block)) if block.is_run and block.language == "bash" else None
+
+
+def _prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """The folder that a page works in; its `circuit-tracer` and `python` are this tree's and this interpreter."""
+    programs, here = folder / "bin", folder / "here"
+    programs.mkdir()
+    here.mkdir()
+    for name, words in {"circuit-tracer": " -m circuit_tracer", "python": ""}.items():
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n')
+        (programs / name).chmod(0o755)
+    for name in ("circuit_tracer", "examples"):  # what pages name by its place in the repository
+        (here / name).symlink_to(ROOT / name)
+    patch.chdir(here)
+    patch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    patch.setenv("PYTHONPATH", str(ROOT))
+    patch.setenv("BROWSER", "true")  # what --open opens
+    patch.setenv("COLUMNS", "120")
 
 
 def _run_shell(block: Block) -> str:
