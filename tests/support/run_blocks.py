@@ -32,7 +32,7 @@ RUNNABLE = [page for page in PAGES if any(block.is_run for block in blocks(page)
 def run_page(page: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Every block of a page that is run; the error of a block has its line of the page.
 
-    Text right behind commands is what they print; "..." leaves something out.
+    Of text right behind commands every line is one that they print, or part of one.
     """
     _prepare(folder, patch)
     namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -41,8 +41,8 @@ def run_page(page: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
         if block.is_run and block.language == "python":
             exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
         elif block.language == "text" and printed is not None:
-            for piece in block.text.split("..."):
-                assert squeezed(piece) in printed, f"{block}: not what the commands above it print"
+            for line in block.text.splitlines():
+                assert squeezed(line.removesuffix("...")) in printed, f"{block}: the commands above do not print {line!r}"
         printed = squeezed(_run_shell(block)) if block.is_run and block.language == "bash" else None
 
 
