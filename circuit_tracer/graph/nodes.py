@@ -80,9 +80,13 @@ class NodeLayout:
 class NodeTable:
     """N nodes, column by column.
 
-    kind: int64, see ``NodeKind``. layer: int64; -1 for tokens, which lie below layer 0, and the read layer for
-    targets (L for logits). position: int64. feature: int64; the index in its dictionary for features, -1 for errors, -2 for
-    those of attention, the token id for tokens and targets. activation: float (N,); 0 for all but features.
+    Attributes:
+        kind: int64, see ``NodeKind``.
+        layer: int64; -1 for tokens, which lie below layer 0, and the read layer for targets (L for logits).
+        position: int64.
+        feature: int64; the index in its dictionary for features, -1 for errors, -2 for those of attention, the token id for
+            tokens and targets.
+        activation: Float (N,); 0 for all but features.
     """
 
     layout: NodeLayout
