@@ -84,6 +84,12 @@ def diagnose_heads(
         InputError: Where no sequence has two tokens, and for heads that do not exist.
         NumericalError: Where patterns are not finite.
         UnsupportedModelError: Where layers differ in their heads.
+
+    Examples:
+        >>> from circuit_tracer.attention import diagnose_heads
+        >>> table = diagnose_heads(model, ablate=0)
+        >>> table.scores["induction"].shape
+        torch.Size([4, 2])
     """
     if batch_tokens < 1 or (max_tokens is not None and max_tokens < 2):
         raise InputError(f"batch_tokens is {batch_tokens} and max_tokens {max_tokens}; at least 1 and 2 are needed")

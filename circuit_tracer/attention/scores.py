@@ -68,6 +68,12 @@ def explain_score(
         InputError: For a place that does not exist, or that the query does not see.
         CompatibilityError: For a graph of another model or dictionary.
         NumericalError: If the marginals miss the score by more than what is promised for the model's dtype.
+
+    Examples:
+        >>> from circuit_tracer import explain_score
+        >>> why = explain_score(graph, model, layer=1, head=0, query=-1, key=7, versus="rest")
+        >>> [contributor.id for contributor in why.strongest(1)["query"]]
+        ['0_3_8']
     """
     whole(layer, "layer")
     prompt = PromptScores.of(graph, model)

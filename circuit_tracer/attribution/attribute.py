@@ -96,6 +96,15 @@ def attribute(
     Raises:
         CompatibilityError: Naming what differs, for another prompt, model, dictionary or other settings.
         CircuitTracerError: For input that cannot be traced.
+
+    Examples:
+        >>> from circuit_tracer import LogitDifference, attribute
+        >>> attribute("the capital of Texas is", model).logit_targets[0].token_str
+        'Austin'
+        >>> target = LogitDifference("Austin", "Dallas")
+        >>> graph = attribute("the capital of Texas is", model, attribution_targets=[target])
+        >>> graph.residual < 1e-5
+        True
     """
     if update_interval < 1:
         raise InputError(f"update_interval {update_interval} must be at least 1")

@@ -68,6 +68,12 @@ class AttentionTarget(NamedTuple):
         side: The score is a product of what the query's token holds and what the key's token holds. "key" takes the query
             as given and explains the key, "query" the other way round; "both" is half of each, a node's Shapley share of
             the product. Each sums to the score.
+
+    Examples:
+        >>> from circuit_tracer import AttentionTarget, attribute
+        >>> why = attribute(PROMPT, model, attribution_targets=[AttentionTarget(1, 0, query=-1, key=7, versus="rest")])
+        >>> why.targets.label
+        ["L1H0 'is'@8 -> 'Dallas'@7 rather than the rest"]
     """
 
     layer: int

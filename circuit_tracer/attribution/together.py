@@ -101,6 +101,12 @@ def attribute_together(
 
     Raises:
         InputError: For options that are wrong for any prompt.
+
+    Examples:
+        >>> from circuit_tracer import attribute_together
+        >>> graphs = attribute_together(["the capital of Texas is", "the capital of Oregon is"], model)
+        >>> [graph.logit_targets[0].token_str for graph in graphs]
+        ['Austin', 'Salem']
     """
     aims = [None] * len(prompts) if attribution_targets is None else list(attribution_targets)
     if len(aims) != len(prompts):

@@ -88,6 +88,11 @@ def contract(graph: Graph, grouping: Grouping, pruned: PruneResult | None = None
 
     Raises:
         InputError: For a node that the graph does not have.
+
+    Examples:
+        >>> from circuit_tracer.circuits import contract, group_nodes
+        >>> contract(graph, group_nodes(graph)).acyclic
+        True
     """
     if pruned is None:
         pruned = pruned_as(graph, grouping.settings)

@@ -23,6 +23,12 @@ class Edges:
         row_ptr: int64 (N+1,); the edges into node t are ``row_ptr[t] .. row_ptr[t+1]``.
         source: int64 (E,).
         weight: float32 or float64 (E,), in units of the target's pre-activation.
+
+    Examples:
+        >>> from circuit_tracer.graph import Edges
+        >>> edges = Edges.from_dense(torch.tensor([[0.0, 0.0], [2.0, 0.0]]))
+        >>> edges.target.tolist(), edges.source.tolist(), edges.weight.tolist()
+        ([1], [0], [2.0])
     """
 
     row_ptr: Tensor

@@ -80,6 +80,12 @@ class Graph:
     Raises:
         InputError: If these do not fit together.
         NumericalError: For an edge that is not finite.
+
+    Examples:
+        >>> graph.n_pos, graph.n_layers, graph.token_texts[1:3]
+        (9, 4, ['the', 'capital'])
+        >>> graph.nodes.ids()[-1], graph.residual < 1e-5
+        ('5_101_8', True)
     """
 
     # By the edges that it has; groupings and stories as JSON values (`circuits.kept_grouping`, `Story.from_json`).
@@ -355,6 +361,11 @@ class Graph:
 
         Raises:
             CircuitTracerError: As `circuit_tracer.attention.explain_edge`.
+
+        Examples:
+            >>> edge = graph.explain_edge("0_78_7", "5_101_8", model)
+            >>> edge.strongest(1)["through"][0].layer, edge.strongest(1)["through"][0].head
+            (1, 0)
         """
         from circuit_tracer.attention.edges import explain_edge
 
@@ -403,6 +414,10 @@ class Graph:
 
         Returns:
             The groups; not kept by the graph until `keep_grouping`.
+
+        Examples:
+            >>> len(graph.supernodes().supernodes) < graph.n_nodes
+            True
         """
         from circuit_tracer.circuits.grouping import group_nodes
 
@@ -446,6 +461,12 @@ class Graph:
 
         Raises:
             ResourceError: If the disk is full.
+
+        Examples:
+            >>> from circuit_tracer import Graph
+            >>> path = graph.save("dallas.safetensors")
+            >>> Graph.load(path).n_nodes == graph.n_nodes
+            True
         """
         from circuit_tracer.graph.files.native import save_graph
 

@@ -96,6 +96,12 @@ def compute_influence(A: Tensor, logit_weights: Tensor, max_iter: int = 1000) ->
 
     Raises:
         NumericalError: If the powers of A have not vanished after ``max_iter`` steps (the graph has a cycle).
+
+    Examples:
+        >>> from circuit_tracer.graph import compute_influence
+        >>> A = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.25, 0.75, 0.0]])
+        >>> compute_influence(A, torch.tensor([0.0, 0.0, 1.0])).tolist()
+        [0.625, 0.75, 0.0]
     """
     total = torch.zeros_like(logit_weights @ A)
     flow = logit_weights

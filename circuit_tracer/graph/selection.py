@@ -28,6 +28,11 @@ def cumulative_threshold(scores: Tensor, fraction: float) -> float:
 
     Raises:
         InputError: For a fraction outside 0..1.
+
+    Examples:
+        >>> from circuit_tracer.graph import cumulative_threshold
+        >>> cumulative_threshold(torch.tensor([5.0, 3.0, 1.0, 1.0]), 0.8)
+        3.0
     """
     if not 0.0 <= fraction <= 1.0:
         raise InputError(f"threshold is {fraction}; expected a fraction between 0 and 1")

@@ -35,6 +35,14 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises:
         InputError: If there is no such file, it holds no rows, or two have one id.
         FileFormatError: For what is no such file.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from circuit_tracer.many import read_rows
+        >>> _ = Path("prompts.jsonl").write_text('{"prompt": "the capital of Texas is", "label": "capital"}\\n')
+        >>> row = read_rows("prompts.jsonl")[0]
+        >>> row.id, row.label
+        ('000001', 'capital')
     """
     place = _place(str(path))
     read = _KINDS.get(place.suffix)

@@ -246,6 +246,12 @@ def read(
 
     Returns:
         Activations by place.
+
+    Examples:
+        >>> from circuit_tracer.models.run import read
+        >>> seen = read(model.parts, model.ensure_tokenized(PROMPT), [("attn.hook_pattern", 3)])
+        >>> seen["attn.hook_pattern", 3].shape
+        torch.Size([1, 2, 9, 9])
     """
     found: dict[Place, Tensor] = {}
     wanted = set(places)

@@ -123,6 +123,11 @@ def site_named(name: str) -> Site:
 
     Raises:
         InputError: For a name that no row has.
+
+    Examples:
+        >>> from circuit_tracer.models.sites import site_named
+        >>> site_named("resid_pre").what
+        'residual stream that enters a layer'
     """
     if not isinstance(name, str):
         raise InputError(f"site is {shortened(name)}; known are {', '.join(SITES)}")

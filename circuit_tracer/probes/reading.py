@@ -175,6 +175,11 @@ def activations(
 
     Returns:
         The activations, a text each.
+
+    Examples:
+        >>> from circuit_tracer.probes.reading import activations
+        >>> activations(model, ["Dallas is in Texas"], "hook_resid_post", 3)[0].stream.shape
+        torch.Size([5, 128])
     """
     subject = Subject.of(model, **of_model)
     texts = [tokens_of(example, subject) for example in examples]

@@ -45,6 +45,14 @@ class ReplacementModel(ModelMembers):
     The signatures are circuit-tracer's. There is one way of reading a model here, transformers with our own hooks, whatever
     `backend` says; of what circuit-tracer's backends do, it decides what `feature_intervention_generate` does when it is told
     nothing: see there. members.py has what scripts ask of the model itself.
+
+    Examples:
+        >>> from circuit_tracer import ReplacementModel
+        >>> from circuit_tracer.demo import MODEL, PROMPT, TRANSCODER
+        >>> model = ReplacementModel.from_pretrained(MODEL, TRANSCODER)
+        >>> logits, activations = model.get_activations(PROMPT)
+        >>> logits.shape, activations.shape
+        (torch.Size([1, 9, 1099]), torch.Size([4, 9, 448]))
     """
 
     def __init__(
@@ -363,6 +371,11 @@ class ReplacementModel(ModelMembers):
 
         Raises:
             InputError: For what does not exist.
+
+        Examples:
+            >>> logits, activations = model.feature_intervention(PROMPT, [(0, 7, 78, 0.0)])
+            >>> activations.shape
+            torch.Size([4, 9, 448])
         """
         from circuit_tracer.interventions.features.intervene import feature_intervention
 

@@ -82,6 +82,13 @@ def load_dictionary(
     Raises:
         InputError: For no such folder or repository, a hub that is not reached, several dictionaries.
         FileFormatError: For files or a config that cannot be used.
+
+    Examples:
+        >>> from circuit_tracer.demo import TRANSCODER
+        >>> from circuit_tracer.transcoders.loading import load_dictionary
+        >>> transcoders, config = load_dictionary(TRANSCODER)
+        >>> config["model_kind"], transcoders.n_layers
+        ('cross_layer_transcoder', 4)
     """
     reference, selection = resolve(hf_ref, select)
     if isinstance(reference, HubReference) and use_cache and cache.is_cached(str(reference), cache_dir):

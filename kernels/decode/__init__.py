@@ -28,6 +28,16 @@ def decode_(out_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> No
         out_BC: (B, C) float32 or float64, may be a column slice; products accumulate in its dtype.
         entries: Of tokens and features.
         weight_FC: (F, C) of any floating dtype.
+
+    Examples:
+        >>> from circuit_tracer.kernels.decode import decode_
+        >>> from circuit_tracer.kernels.sparse_activations import SparseActivations
+        >>> token, feature, value = torch.tensor([0, 1]), torch.tensor([2, 0]), torch.tensor([1.0, 3.0])
+        >>> entries = SparseActivations.from_entries(token, feature, value, n_rows=2, n_features=3)
+        >>> out = torch.zeros(2, 3)
+        >>> decode_(out, entries, torch.eye(3))
+        >>> out.tolist()
+        [[0.0, 0.0, 1.0], [3.0, 0.0, 0.0]]
     """
     if on_gpu(out_BC):
         from circuit_tracer.kernels.decode import triton

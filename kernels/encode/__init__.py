@@ -35,6 +35,12 @@ def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> Sp
 
     Returns:
         The entries, token by token.
+
+    Examples:
+        >>> from circuit_tracer.kernels.encode import encode
+        >>> found = encode(torch.tensor([[1.0, -1.0]]), torch.eye(2), torch.zeros(2), torch.zeros(2))
+        >>> found.feature.tolist(), found.value.tolist()
+        ([0], [1.0])
     """
     if on_gpu(x_BD):
         from circuit_tracer.kernels.encode import triton

@@ -62,6 +62,12 @@ def name_groups(
 
     Returns:
         A new grouping with names.
+
+    Examples:
+        >>> from circuit_tracer.circuits.naming import name_groups, titles
+        >>> from circuit_tracer.demo import load_labels
+        >>> titles(graph, name_groups(graph, graph.supernodes(), labels=load_labels()))[1]
+        'Texas at “Dallas”'
     """
     named, outputs = {}, output_tokens(graph)
     here = labels_in_context(graph, labels) if labels else {}

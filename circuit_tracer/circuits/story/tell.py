@@ -60,6 +60,14 @@ def tell(
     Raises:
         InputError: For groups that the graph does not have and for contrasts of another length.
         CompatibilityError: For a graph of another model or dictionary.
+
+    Examples:
+        >>> from circuit_tracer.circuits.naming import name_groups
+        >>> from circuit_tracer.circuits.story import tell
+        >>> from circuit_tracer.demo import load_labels
+        >>> named = name_groups(graph, graph.supernodes(), labels=load_labels())
+        >>> tell(graph, model, named, random_groups=1).sentences[0].text
+        'After “the capital of the state containing Dallas is” the model says “Austin” with 99.7 %.'
     """
     started = time.perf_counter()
     scene = Scene(graph, grouping)

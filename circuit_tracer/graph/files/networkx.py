@@ -49,6 +49,13 @@ def to_networkx(graph: Graph, pruned: PruneResult | None = None) -> networkx.DiG
 
     Raises:
         InputError: If two targets would have the same name.
+
+    Examples:
+        >>> from circuit_tracer import prune_graph
+        >>> from circuit_tracer.graph.files import to_networkx
+        >>> small = to_networkx(graph, prune_graph(graph))
+        >>> small.nodes["5_101_8"]["kind"]
+        'target'
     """
     import networkx as nx
 

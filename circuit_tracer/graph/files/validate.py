@@ -52,6 +52,11 @@ def validate_document(document: Any, target: ExportTarget = "local") -> list[str
 
     Returns:
         What is wrong, a sentence each.
+
+    Examples:
+        >>> from circuit_tracer.graph.files import load_viewer_json, validate_document
+        >>> validate_document(load_viewer_json(graph.to_json("dallas", "graphs")))
+        []
     """
     if not isinstance(document, dict):
         return [f"the file holds a {type(document).__name__}; expected an object with metadata, qParams, nodes, links"]

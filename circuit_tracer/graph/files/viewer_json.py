@@ -98,6 +98,11 @@ def create_graph_files(
     Raises:
         InputError: For anything that a viewer would not show, naming all of it, before a file is written.
         ResourceError: If the disk is full.
+
+    Examples:
+        >>> from circuit_tracer import create_graph_files
+        >>> create_graph_files(graph, "dallas", "graphs").name
+        'dallas.json'
     """
     check_slug(slug)
     folder = require_writable_folder(output_path)

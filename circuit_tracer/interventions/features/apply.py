@@ -83,6 +83,12 @@ def apply_edits(
         InputError: For what does not exist, cannot be or contradicts itself.
         CompatibilityError: For a graph or clean run of another model or dictionary.
         ResourceError: When attention is frozen and its patterns do not fit into memory.
+
+    Examples:
+        >>> from circuit_tracer.interventions import FeatureAt, apply_edits, scale
+        >>> outcome = apply_edits(model, graph, scale(FeatureAt(0, 7, 78), -1))
+        >>> outcome.changed_top, outcome.logits.shape
+        (True, torch.Size([9, 1099]))
     """
     return apply_each(model, prompt, [[edits] if isinstance(edits, Edit | HeadEdit) else edits], semantics, watch)[0]
 

@@ -132,6 +132,11 @@ def ablate(features: Features, at: Positions = None) -> Edit:
 
     Returns:
         The edit.
+
+    Examples:
+        >>> from circuit_tracer.interventions import FeatureAt, ablate
+        >>> ablate([FeatureAt(0, 7, 78), FeatureAt(0, None, 14)]).how
+        'set'
     """
     return set_to(features, 0.0, at)
 

@@ -81,6 +81,13 @@ def activation_patching(
 
     Raises:
         InputError: For prompts of different lengths, or answered alike without a metric, and for places that do not exist.
+
+    Examples:
+        >>> from circuit_tracer.interventions import activation_patching
+        >>> table = activation_patching(model, PROMPT, PROMPT.replace("Dallas", "Portland"), sites=["resid"])
+        >>> best = table.largest(1)[0]
+        >>> best["layer"], best["position"], round(best["effect"], 2)
+        (0, 7, 1.0)
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")

@@ -160,6 +160,12 @@ def steer(
 
     Raises:
         InputError: As `apply_edits` does, and for a model without a tokenizer.
+
+    Examples:
+        >>> from circuit_tracer.interventions import FeatureAt, Sampling, scale, steer
+        >>> steered = steer(model, PROMPT, scale(FeatureAt(0, 7, 78), -1), Sampling(max_new_tokens=1))
+        >>> steered.unsteered.text.strip()
+        'Austin'
     """
     sampling = sampling or Sampling()
     given = (interventions,) if isinstance(interventions, Edit | Direction) else tuple(interventions)

@@ -72,6 +72,12 @@ def group_effects(
     Raises:
         InputError: For a node that the graph does not have.
         CompatibilityError: For a graph of another model or dictionary.
+
+    Examples:
+        >>> from circuit_tracer.interventions import group_effects
+        >>> (effect,) = group_effects(graph, model, {"Texas": ["0_78_7"]}, random_groups=1)
+        >>> abs(effect.predicted["edges"] - effect.measured["constrained"]) < 1e-3
+        True
     """
     with fitting_threads(graph.cfg.d_model):
         return _Experiments(graph, model, groups, random_groups, seed, batch_size).effects()

@@ -57,6 +57,14 @@ def compare(
     Raises:
         InputError: For graphs without a target in common, or whose files hold no balance.
         CompatibilityError: For graphs of different dictionaries or sizes.
+
+    Examples:
+        >>> from circuit_tracer import attribute
+        >>> from circuit_tracer.many.comparison import compare
+        >>> other = attribute(PROMPT.replace("Dallas", "Portland"), model, attribution_targets=["Austin"])
+        >>> found = compare(graph, other)
+        >>> found.target, abs(found.gap) < 1e-3
+        ('Austin', True)
     """
     if most < 0:
         raise InputError(f"most is {most}; at least 0 nodes can be listed")

@@ -56,6 +56,11 @@ def fingerprint(graph: Graph, node_threshold: float = 0.8, edge_threshold: float
 
     Raises:
         InputError: For thresholds outside 0..1, or without scipy.
+
+    Examples:
+        >>> from circuit_tracer.many.fingerprints import fingerprint
+        >>> list(fingerprint(graph))[:2]
+        ['logits.top', 'logits.margin']
     """
     pruned = prune_graph(graph, node_threshold, edge_threshold)
     total = graph.target_weights.sum().clamp(min=TINY)

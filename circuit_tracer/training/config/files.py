@@ -46,6 +46,11 @@ def load(source: str | Path, overrides: Mapping[str, str] | None = None) -> Trai
         InputError: For an unknown file, preset or key (with the nearest one), a value of the wrong type or range, and for
             contradictions.
         FileFormatError: For a file that cannot be parsed.
+
+    Examples:
+        >>> from circuit_tracer.training.config.files import load
+        >>> load("gpt2", {"run.tokens": "1000000", "run.batch": "1000"}).steps
+        1000
     """
     path = _locate(source)
     raw, overrides = _read(path), overrides or {}
