@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 class Graph:
     """Nodes of one prompt and the direct effects among them.
 
-    Nodes: selected features | error nodes l*P+p | tokens p | targets; N = N_s + L*P + P + K (errors of attention come
-    behind the others, if a dictionary replaces it). An edge is the direct effect of its source on the pre-activation (or
-    the demeaned logit) of its target, in that target's own units.
+    Nodes are selected features, error nodes (`l * P + p`), tokens, targets, in this order: `N = N_s + L * P + P + K` (errors
+    of attention come behind the others, if a dictionary replaces it). An edge is the direct effect of its source on the
+    pre-activation (or the demeaned logit) of its target, in that target's own units.
 
     Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation, edge_heads, grouping and story,
     which were of the edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep

@@ -33,8 +33,9 @@ KIND_NAMES = {NodeKind.FEATURE: "feature", NodeKind.ERROR: "error", NodeKind.TOK
 
 @dataclass(frozen=True)
 class NodeLayout:
-    """How many nodes there are of each kind, hence where each kind starts. N = N_s + L*P + P + K; with `attention`, whose
-    errors are nodes too, N_s + 2*L*P + P + K.
+    """How many nodes there are of each kind, hence where each kind starts.
+
+    `N = N_s + L * P + P + K`; with `attention`, whose errors are nodes too, `N_s + 2 * L * P + P + K`.
     """
 
     n_features: int

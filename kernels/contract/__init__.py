@@ -25,7 +25,7 @@ PRODUCTS = 1 << 17  # numbers of a piece on a CPU that are multiplied before the
 def contract_(
     out_TN: Tensor, g_TPD: Tensor, source_nD: Tensor, source_ptr: Sequence[int], column: Sequence[int]
 ) -> None:
-    """out[t, column[p] + i] += <g[t, p], source[source_ptr[p] + i]> for every position p and source i there, in place.
+    """`out[t, column[p] + i] += <g[t, p], source[source_ptr[p] + i]>` for every position p and source i there, in place.
 
     All of one floating dtype; products accumulate in it, or in float32 if it is narrower and the device is CUDA.
 
@@ -76,7 +76,7 @@ def contract_each(g_TPD: Tensor, source_PD: Tensor) -> Tensor:
 
 
 def contract_rows_(out_TN: Tensor, g_TPD: Tensor, sources: AddressedRows) -> None:
-    """out[t, column[i]] += scale[i] * <g[t, p], tables[table[i]][row[i]]> for every source i at every position p, in place.
+    """`out[t, column[i]] += scale[i] * <g[t, p], tables[table[i]][row[i]]>` for every source i at every position p, in place.
 
     Positions of ``sources`` beyond P are ignored. Tables may be narrower than gradients (bfloat16 rows of a checkpoint);
     products accumulate in the dtype of ``g_TPD``, in float32 at least on CUDA.
