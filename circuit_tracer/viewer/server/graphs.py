@@ -120,14 +120,14 @@ class GraphFolder:
         """The unpruned graph, kept in memory until another one is asked for or its file changes; not to be changed. What is
         found out about its prompt is kept with it. Raises NotThere without the graph, Conflict if only its JSON is here.
         """
-        self.path(slug)
         path = self.whole(slug)
-        key = None if path is None else _version(path)
+        if path is None:
+            self.path(slug)
+            return self.graph(slug)  # says that only its JSON is here
+        key = _version(path)
         with self._reading:
-            if key is None or self._opened is None or self._opened[0] != key:
-                graph = self.graph(slug)
-                assert key is not None
-                self._opened = key, graph
+            if self._opened is None or self._opened[0] != key:
+                self._opened = key, self.graph(slug)
             return self._opened[1]
 
     def save_view(self, slug: str, view: Mapping[str, Any]) -> dict[str, Any]:
