@@ -113,7 +113,7 @@ def run(
     from circuit_tracer.viewer.server import serve as start
     from circuit_tracer.viewer.server.runs import is_run
 
-    shipped = _demo_features() if demo else None
+    shipped = demo_features() if demo else None
     called = chosen_labels(labels, demo)
     if called is None and features_dir is None and is_run(folder):
         from circuit_tracer.many import open_run
@@ -187,11 +187,11 @@ def keep_known(
 
     called = chosen_labels(labels, demo) or {}
     folder = next((path for path in (features, labels) if path is not None and path.is_dir()), None)
-    keep_features(graph, folder or (_demo_features() if demo else None), called)
+    keep_features(graph, folder or (demo_features() if demo else None), called)
     return {**graph.labels, **called}
 
 
-def _demo_features() -> Path | None:
+def demo_features() -> Path | None:
     """Features of the embedded dictionary, if they are here."""
     from circuit_tracer.demo import demo_folder
 

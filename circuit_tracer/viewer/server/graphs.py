@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import threading
 from collections import OrderedDict
@@ -188,8 +189,8 @@ class GraphFolder:
             return set()
 
     def taken(self, slug: str) -> bool:
-        """Whether a graph of that name is here."""
-        return any((self.folder / f"{slug}{suffix}").exists() for suffix in (*SUFFIXES, *WHOLE))
+        """Whether a graph of that name is here, or a link of its name that leads nowhere."""
+        return any(os.path.lexists(self.folder / f"{slug}{suffix}") for suffix in (*SUFFIXES, *WHOLE))
 
     def free_name(self, wanted: str) -> str:
         """`wanted`, with a number if it is taken."""
