@@ -14,18 +14,18 @@ import argparse
 import base64
 import io
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 from PIL import Image
 
 from benchmarks.common.places import ROOT
 from circuit_tracer import ReplacementModel, attribute, explain_edges
-from circuit_tracer.circuits import Grouping, group_nodes, keep_grouping
-from circuit_tracer.circuits.naming import name_groups
+from circuit_tracer.circuits import Grouping, keep_grouping
 from circuit_tracer.circuits.pictures import draw
 from circuit_tracer.demo import FEATURES, PROMPT, load_labels
 from circuit_tracer.demo.show import GROUPED, contrast_prompt, explain, load_demo
@@ -37,11 +37,14 @@ from tests.support.browser import Browser, Page
 from tests.support.gestures import READY
 
 PICTURES = ROOT / "docs" / "pictures"
-DRAWN = {theme: ROOT / "circuit_tracer" / "demo" / f"demo{end}.svg" for theme, end in (("light", ""), ("dark", "-dark"))}
+DRAWN = {
+    theme: ROOT / "circuit_tracer" / "demo" / f"demo{end}.svg" for theme, end in (("light", ""), ("dark", "-dark"))
+}
 DIAGRAMS = ("replacement", "row")
 COLOURS = 256  # of a picture; a page has few, and a file of few is small
 
 LINK = "0_78_7>5_101_8"  # Texas at "Dallas" -> output "Austin"
+OUTPUT = "viewer.graph.nodes.find((node) => node.kind === 'target').id"
 SENTENCE = "document.querySelectorAll('[data-testid=sentence]')[10]"  # where "say Austin" has its input from
 
 
@@ -78,7 +81,11 @@ SHOTS = (
         (".graph-panel", ".lists-panel"),
         size=(1366, 980),
     ),
-    Shot("smollm2", "smollm2"),
+    Shot(
+        "smollm2",
+        "smollm2",
+        ("document.querySelector('[data-testid=start-routes]').click()", f"viewer.actions.select({OUTPUT})"),
+    ),
     Shot("phone", "demo", size=(390, 780), phone=True),
 )
 
@@ -95,11 +102,6 @@ def in_the_dark(drawing: str) -> str:
     return drawing
 
 
-def shot(name: str, theme: Theme) -> Path:
-    """Where a photograph lies."""
-    return PICTURES / f"{name}-{theme}.png"
-
-
 @cache
 def demo() -> tuple[Graph, Grouping]:
     """The graph of the embedded model as `circuit-tracer demo` leaves it, with the heads of its edges."""
@@ -112,12 +114,16 @@ def demo() -> tuple[Graph, Grouping]:
     return graph, groups
 
 
-def smollm2(folder: Path) -> str:
-    """The page of a graph of a real model by its neurons, grouped."""
+def demo_page() -> str:
+    """Its page."""
+    return graph_page(demo()[0], slug="demo", labels=load_labels(), node_threshold=GROUPED)
+
+
+def smollm2_page(folder: Path) -> str:
+    """The page of a graph of a real model by its neurons."""
     model = ReplacementModel.from_pretrained(str(folder), "neurons")
     graph = attribute("The capital of France is", model, attribution_targets=[" Paris"], max_feature_nodes=1000)
-    keep_grouping(graph, name_groups(graph, group_nodes(graph, node_threshold=0.4)))
-    return graph_page(graph, slug="smollm2")
+    return graph_page(graph, slug="smollm2", node_threshold=0.5)
 
 
 def main() -> None:
@@ -133,25 +139,20 @@ def main() -> None:
         graph, groups = demo()
         for theme, path in DRAWN.items():
             draw(graph, path, grouping=groups, labels=load_labels(), theme=theme)
-    makers: dict[str, Callable[[], str]] = {
-        "demo": lambda: graph_page(demo()[0], slug="demo", labels=load_labels(), node_threshold=GROUPED)
-    }
-    if args.smollm2:
-        makers["smollm2"] = lambda: smollm2(args.smollm2)
-    photograph([each for each in SHOTS if each.name in wanted and each.page in makers], makers)
+    makers = {"demo": demo_page, **({"smollm2": lambda: smollm2_page(args.smollm2)} if args.smollm2 else {})}
+    shots = [each for each in SHOTS if each.name in wanted and each.page in makers]
+    photograph(shots, {name: makers[name]() for name in {each.page for each in shots}}, PICTURES)
 
 
-def photograph(shots: list[Shot], makers: dict[str, Callable[[], str]]) -> None:
-    """Write each picture on light and on dark."""
-    with tempfile.TemporaryDirectory() as folder, Browser() as browser:
-        for name in {each.page for each in shots}:
-            (Path(folder) / f"{name}.html").write_text(makers[name](), encoding="utf-8")
-        for each in shots:
-            for theme in PALETTES:
-                with opened(browser, Path(folder) / f"{each.page}.html", each, theme) as page:
-                    path = shot(each.name, theme)
-                    size = write_small(picture(page, each.parts), path)
-                    print(f"{path.relative_to(ROOT)}  {size / 1000:.0f} kB")
+def photograph(shots: Iterable[Shot], texts: Mapping[str, str], folder: Path) -> None:
+    """Write each picture on light and on dark; texts: of the pages."""
+    with tempfile.TemporaryDirectory() as pages, Browser() as browser:
+        for name, text in texts.items():
+            (Path(pages) / f"{name}.html").write_text(text, encoding="utf-8")
+        for each, theme in product(shots, PALETTES):
+            path = folder / f"{each.name}-{theme}.png"
+            with opened(browser, Path(pages) / f"{each.page}.html", each, theme) as page:
+                print(f"{path.name:24} {write_small(picture(page, each.parts), path) / 1000:4.0f} kB")
 
 
 @contextmanager
@@ -189,7 +190,6 @@ def picture(page: Page, parts: tuple[str, ...]) -> bytes:
 def write_small(png: bytes, path: Path) -> int:
     """Write a picture with few colours; its bytes."""
     image = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, kmeans=1, dither=Image.Dither.NONE)
-    path.parent.mkdir(exist_ok=True)
     image.save(path, optimize=True)
     return path.stat().st_size
 
