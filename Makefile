@@ -6,7 +6,8 @@ BIN = $(VENV)/bin
 # tests run in as many processes as there are cores, four at most; a file's tests stay together
 WORKERS = -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10
 
-# the newest Python that pyproject.toml names: the core is tested on it, in an environment of its own
+# the newest Python that pyproject.toml names: in an environment of its own the wheel is tried as its users have it, and the
+# core is tested
 NEWEST ?= python3.13
 CORE = tests/compat tests/attribution/test_identities.py tests/cli/test_cli_main.py tests/graph/test_graph_files.py \
        tests/kernels/test_kernel_decode.py tests/kernels/test_kernel_paths.py tests/training/test_step.py
@@ -50,5 +51,9 @@ check-newest:
 	@$(NEWEST) --version || { echo "check-newest needs $(NEWEST) on the path; NEWEST=python3.12 make check-newest takes another"; exit 1; }
 	test -d .venv-newest || $(NEWEST) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . pytest pytest-timeout hypothesis
+	rm -rf dist && .venv-newest/bin/pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --force-reinstall --no-deps dist/*.whl
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	.venv-newest/bin/python tests/packaging/smoke.py .venv-newest
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt pytest pytest-timeout hypothesis
 	.venv-newest/bin/python -m pytest -q $(CORE)

@@ -64,7 +64,7 @@ def serve(
     ] = None,
     feature: Annotated[
         list[str] | None,
-        typer.Option("--feature", metavar="L/F>X", help="The same of a feature with a threshold. Repeatable."),
+        typer.Option("--feature", metavar="L/F>X", help="A feature with a threshold, for such texts. Repeatable."),
     ] = None,
     neuronpedia_secret: Annotated[
         str | None,

@@ -45,7 +45,7 @@ def validate(
         Path | None, typer.Option("--supernodes", help="The groups: those saved in a viewer's graph file.")
     ] = None,
     pruning: options.Pruning,
-    seed: Annotated[int, typer.Option("--seed", help="Of random directions, sets and dictionaries.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of random directions, sets and dictionaries.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Interventions to a pass.")] = 16,
     json: options.Json = False,
     verbose: options.Verbose = False,
