@@ -102,7 +102,7 @@ def test_thresholds_given_come_before_those_of_the_file(graph: Graph, document: 
 def test_what_cannot_be_looked_up_is_refused(graph: Graph, document: dict[str, Any]) -> None:
     other = random_graph(seed=3, n_active=20, n_selected=20)
     assert not torch.equal(other.input_tokens, graph.input_tokens)
-    with pytest.raises(CompatibilityError, match="of another prompt.*fetched.token_ids"):
+    with pytest.raises(CompatibilityError, match=r"of another prompt.*fetched\.token_ids"):
         compare_with_file(document, other)
     document["nodes"] = [node for node in document["nodes"] if node["feature_type"] != "cross layer transcoder"]
     with pytest.raises(InputError, match="no features"):

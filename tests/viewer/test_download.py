@@ -78,8 +78,14 @@ def test_a_link_to_neuronpedia(pedia: Pedia, graph: Graph) -> None:
 
 @pytest.mark.parametrize(
     "spelled",
-    ["{}/gemma-2-2b/graph?slug=two-hop", "gemma-2-2b/two-hop", "{}/?slug=two-hop", "{}/index.html?slug=two-hop"]
-    + ["{}/#slug=two-hop", "{}/store/1.json"],
+    [
+        "{}/gemma-2-2b/graph?slug=two-hop",
+        "gemma-2-2b/two-hop",
+        "{}/?slug=two-hop",
+        "{}/index.html?slug=two-hop",
+        "{}/#slug=two-hop",
+        "{}/store/1.json",
+    ],
 )
 def test_other_spellings_have_the_view_of_the_file(pedia: Pedia, graph: Graph, spelled: str) -> None:
     fetched = fetch_graph(spelled.format(pedia.address))

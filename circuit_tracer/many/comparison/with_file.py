@@ -3,9 +3,10 @@
 found = compare_with_file(fetched.document, graph)
 print(*found.verdict, sep="\\n")
 
-A viewer's file is pruned, so that it has no account of its target (`compare` takes two whole graphs). But node ids name a layer, a
-feature and a position, and mean the same in every trace of one prompt with one dictionary. So each node and each link of the file
-is looked up in the whole graph, where nothing is pruned away; and the graph is pruned as the file was, to see who keeps what.
+A viewer's file is pruned, so that it has no account of its target (`compare` takes two whole graphs). But node ids name a
+layer, a feature and a position, and mean the same in every trace of one prompt with one dictionary. So each node and each link
+of the file is looked up in the whole graph, where nothing is pruned away; and the graph is pruned as the file was, to see who
+keeps what.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ class FileLink:
 class FileComparison:
     """What a file says, and what the graph says of the same.
 
-    features: all of the file's. links: those of the file between nodes that both have. inactive: features of the file that are not active here; unselected: those that are
-    active but no nodes here. targets: (text, probability there or None, here or None) of the targets of either. kept: by kind of
-    node. weight_correlation: Pearson's, of the weights of links between nodes that both have, None for fewer than three;
+    features: all of the file's. links: those of the file between nodes that both have. inactive: features of the file that are
+    not active here; unselected: those that are active but no nodes here. targets: of either, (text, probability there or None,
+    here or None). kept: by kind of node. weight_correlation: Pearson's, of the weights of `links`, None for fewer than three;
     weight_change: Σ|here - there| / Σ|there| over them. verdict: in sentences.
     """
 
@@ -161,7 +162,7 @@ def _links(theirs: networkx.DiGraph, graph: Graph, number: Mapping[str, int]) ->
     source, target = (torch.tensor([number[link[end]] for link in shared], dtype=torch.int64) for end in (0, 1))
     place = graph.edges.find(source.to(graph.device), target.to(graph.device))
     here = torch.where(place >= 0, graph.edges.weight[place.clamp_min(0)], 0.0).tolist() if shared else []
-    return [FileLink(*link, weight) for link, weight in zip(shared, here, strict=True)]
+    return [FileLink(link[0], link[1], link[2], weight) for link, weight in zip(shared, here, strict=True)]
 
 
 def _targets(theirs: networkx.DiGraph, graph: Graph) -> list[tuple[str, float | None, float | None]]:
@@ -223,7 +224,7 @@ def _verdict(found: FileComparison, node_threshold: float, edge_threshold: float
         alike = "" if found.weight_correlation is None else f", correlation {found.weight_correlation:.4f}"
         said.append(f"Of {len(found.links)} links, weights differ by {found.weight_change:.1%} of their mass{alike}.")
     said.append(
-        f"Pruned as the file ({node_threshold:g} of nodes, {edge_threshold:g} of edges): {feature.both} features are kept by both, "
-        f"{feature.file} by the file alone, {feature.graph} by the graph alone."
+        f"Pruned as the file ({node_threshold:g} of nodes, {edge_threshold:g} of edges): {feature.both} features are kept by "
+        f"both, {feature.file} by the file alone, {feature.graph} by the graph alone."
     )
     return said
