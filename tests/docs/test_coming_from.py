@@ -43,7 +43,7 @@ def test_the_right_column_runs(page: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     steps = [(block.line, block.text) for block in blocks(page) if block.is_run and block.language == "python"]
     names: dict[str, Any] = {"__name__": "__main__"}
-    for line, code in sorted([*steps, *cells(page)]):
+    for line, code in sorted([*steps, *cells(page)], key=lambda step: step[0]):
         if code.startswith("circuit-tracer "):
             outcome = CliRunner().invoke(app, shlex.split(code)[1:])
             assert outcome.exit_code == 0, f"{page.name}:{line}: {code}\n{outcome.output}"
