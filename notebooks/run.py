@@ -85,6 +85,7 @@ def executed(notebook: dict[str, Any], folder: Path) -> dict[str, Any]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
     environment |= {"TQDM_DISABLE": "1", "MPLBACKEND": "agg"}
+    environment.setdefault("OMP_NUM_THREADS", "1")  # tensors are tiny, and sums are the same on any number of cores
     read = nbformat.from_dict({**notebook, "cells": [_without_outputs(cell) for cell in notebook["cells"]]})
     client = NotebookClient(read, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     client.execute(env=environment)
