@@ -22,6 +22,7 @@ from circuit_tracer.neuronpedia import Neuronpedia, refused
 
 _JSON = (".json", ".json.gz")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_WITHOUT_SCHEME = re.compile(r"(www\.)?neuronpedia\.org/")
 _WANTED = (
     "expected a link to a graph's page (https://www.neuronpedia.org/gemma-2-2b/graph?slug=NAME, or that of a local server, "
     "http://localhost:8032/?slug=NAME), the address of its JSON, MODEL/SLUG as Neuronpedia names it, or a downloaded .json"
@@ -78,6 +79,8 @@ def fetch_graph(link: str | Path) -> FetchedGraph:
     FileFormatError for what is no graph.
     """
     text = str(link).strip()
+    if _WITHOUT_SCHEME.match(text):  # as some browsers show it
+        text = f"https://{text}"
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https"):
         return _file_or_name(text)
@@ -97,7 +100,7 @@ def fetch_graph(link: str | Path) -> FetchedGraph:
 
 
 def _file_or_name(text: str) -> FetchedGraph:
-    if text.endswith(_JSON) or Path(text).is_file():
+    if text.endswith(_JSON):
         return _seen(load_viewer_json(text), text, "")
     if _NAME.fullmatch(text):
         model, slug = text.split("/")

@@ -123,6 +123,7 @@ def test_our_own_server(written: Path, graph: Graph) -> None:
         ("no graph at all", InputError, "expected a link"),
         ("gone.json", InputError, "gone.json"),
         ("ftp://example.org/x/graph?slug=a", InputError, "expected a link"),
+        ("pasted twice " * 1000, InputError, "expected a link"),
     ],
 )
 def test_what_is_no_graph(pedia: Pedia, spelled: str, error: type[CircuitTracerError], said: str) -> None:
@@ -150,3 +151,16 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "FIRST_PAUSE", 0.0)
     with pytest.raises(ResourceError, match="cannot be reached"):
         fetch_graph("http://127.0.0.1:9/gemma-2-2b/graph?slug=a")
+
+
+def test_a_link_without_its_scheme_is_neuronpedias(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def refuse(method: str, url: str, *_: Any) -> bytes:
+        asked.append(url)
+        raise http.RefusedRequest(url, 404, "Graph Not Found")
+
+    monkeypatch.setattr(http, "request", refuse)  # what would go out to the public one
+    with pytest.raises(InputError, match="Graph Not Found"):
+        fetch_graph("www.neuronpedia.org/gemma-2-2b/graph?slug=a-b&pinnedIds=1_2_3")
+    assert asked == ["https://www.neuronpedia.org/api/graph/gemma-2-2b/a-b"]
