@@ -41,6 +41,11 @@ def badge(name: str) -> str:
     return f"[![Open in Colab]({BADGE})](https://colab.research.google.com/github/{place}/blob/main/notebooks/{name}.ipynb)"
 
 
+def with_badges(text: str) -> str:
+    """A text with all badges in it as they should be."""
+    return re.sub(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*/(\w+)\.ipynb\)", lambda found: badge(found[1]), text)
+
+
 def first_cell() -> str:
     """The first cell of code: on Colab it installs the package, elsewhere it does nothing."""
     return "\n".join(
@@ -182,6 +187,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help=f"a folder with {REAL_MODEL}")
     parser.add_argument("--front", action="store_true", help="only write badges and first cells anew")
     given = parser.parse_args()
+    if given.front:
+        readme = HERE / "README.md"
+        readme.write_text(with_badges(readme.read_text(encoding="utf-8")), encoding="utf-8")
     for name in given.names or names:
         path = HERE / f"{name}.ipynb"
         notebook = with_front(json.loads(path.read_text(encoding="utf-8")), name)

@@ -73,6 +73,15 @@ def test_they_open_on_colab_from_one_address(path: Path) -> None:
     assert len(fresh["cells"]) == len(notebook["cells"])
 
 
+def test_the_list_of_notebooks_has_all_of_them() -> None:
+    text = (run.HERE / "README.md").read_text(encoding="utf-8")
+    assert run.with_badges(text) == text, "python -m notebooks.run --front writes the badges anew"
+    for path in NOTEBOOKS:
+        assert f"| [{path.stem}]({path.name}) |" in text
+        assert run.badge(path.stem) in text
+    assert run.with_badges(text.replace("/github/", "/github/elsewhere/")) == text
+
+
 def test_the_address_is_that_of_the_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert run.repository().startswith("https://github.com/")
     (tmp_path / "notebooks").mkdir()
