@@ -16,7 +16,7 @@ from circuit_tracer.viewer.server import problems
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/reference/errors.md").read_text(encoding="utf-8")
-QUOTED = re.findall(r"^\| `([^`]+)` \| `?([\w ]+?)`? \| ", PAGE, re.M)
+QUOTED = [(message, kind) for kind, message in re.findall(r"^\| `?([\w ]+?)`? \| `([^`]+)` \| ", PAGE, re.M)]
 GAP = "…"
 
 
