@@ -9,7 +9,7 @@ Derivations: README.md. Letters: N nodes of the graph, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -68,6 +68,21 @@ class Circuit:
         row = self.shares[group].tolist()
         found = [(source, share) for source, share in enumerate(row) if share and abs(share) >= least]
         return sorted(found, key=lambda pair: (-abs(pair[1]), pair[0]))
+
+    def to_json(self, titles: Sequence[str], total: float) -> list[dict[str, Any]]:
+        """The groups as plain values, readers after what they read. titles: what each group is called (`naming.titles`). total:
+        the weight of all targets, of which influence is a share.
+        """
+        return [
+            {
+                "title": titles[number],
+                "role": self.groups[number].role,
+                "members": list(self.groups[number].members),
+                "influence": float(self.influence[number]) / total,
+                "inputs": [[titles[source], share] for source, share in self.inputs(number)],
+            }
+            for number in self.order
+        ]
 
 
 @typed

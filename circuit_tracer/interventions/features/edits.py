@@ -83,7 +83,9 @@ class Edit:
             object.__setattr__(self, "source_at", _position(self.source_at))
 
     def __str__(self) -> str:
-        what = self.name or ", ".join(map(str, self.features[:3])) + (", ..." if len(self.features) > 3 else "")
+        names = [f"{each}{place_text(each.position if self.at is None else self.at)}" for each in self.features[:3]]
+        listed = ", ".join(names) + (", ..." if len(self.features) > 3 else "")
+        what = listed if self.name is None else f"{self.name}{place_text(self.at)}"
         words = {
             "set": f"set to {self.amount:g}",
             "scale": f"scaled by {self.amount:g}",
@@ -233,6 +235,15 @@ def plain_place(at: Any) -> int | slice | tuple[int, ...] | str | None:
         return slice(*(None if end is None else _position(end) for end in (at.start, at.stop)))
     at = at.tolist() if hasattr(at, "tolist") else at
     return tuple(map(_position, at)) if isinstance(at, Iterable) else _position(at)
+
+
+def place_text(at: Positions) -> str:
+    """A place as the command line writes it behind a feature or head: @6, @2:5, @all; nothing for None."""
+    if at is None:
+        return ""
+    if isinstance(at, slice):
+        return "@" + ":".join("" if end is None else str(end) for end in (at.start, at.stop))
+    return f"@{at}" if isinstance(at, int | str) else f"@{list(at)}"
 
 
 def _position(place: Any) -> int:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from circuit_tracer.arguments import whole
 from circuit_tracer.errors import InputError, shortened
-from circuit_tracer.interventions.features.edits import Positions, plain_place
+from circuit_tracer.interventions.features.edits import Positions, place_text, plain_place
 from circuit_tracer.models.tokenization import Prompt
 
 Action = Literal["zero", "mean", "patch", "pattern", "freeze"]
@@ -93,7 +93,7 @@ class HeadEdit:
             "pattern": "with the pattern " + ("of another prompt" if self.value is None else "replaced"),
             "freeze": "with its pattern held",
         }
-        return f"L{self.layer}H{self.head} {words[self.action]}"
+        return f"L{self.layer}H{self.head}{place_text(self.at)} {words[self.action]}"
 
 
 def _is_prompt(each: Any) -> bool:

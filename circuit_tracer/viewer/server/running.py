@@ -95,7 +95,7 @@ def serve(
     if labels is None and features.is_dir():
         labels = read_labels(features)
     site = Site(graphs, features, engine, frontend, neuronpedia_secret, labels, run, monitor)
-    return Server(site, _bind(port), open_browser)
+    return Server(site, listening_socket(port), open_browser)
 
 
 class Server:
@@ -184,11 +184,14 @@ class Server:
         raise ResourceError(f"the server did not start at {self.url}")
 
 
-def _bind(port: int) -> socket.socket:
-    """A socket on the port asked for, or on a free one if that is taken."""
+def listening_socket(port: int, or_another: bool = True) -> socket.socket:
+    """A socket on the port asked for; if that is taken, on a free one, unless ``or_another`` is False.
+
+    Raises InputError for no port, ResourceError if none can be had.
+    """
     if not 0 <= port <= 65535:
         raise InputError(f"port {port} does not exist; give one from 1 to 65535, or 0 for any that is free")
-    for attempt in (port, 0):
+    for attempt in (port, 0) if or_another else (port,):
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -200,4 +203,6 @@ def _bind(port: int) -> socket.socket:
                 raise ResourceError(f"cannot listen on {HOST}:{attempt}: {error.strerror}") from error
         else:
             return listening
-    raise ResourceError(f"no port of {HOST} is free")
+    raise ResourceError(
+        f"no port of {HOST} is free" if or_another else f"port {port} of {HOST} is taken; choose another with --port"
+    )
