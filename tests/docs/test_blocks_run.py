@@ -11,6 +11,8 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ WAITING = {
     "mcp",
     "--server",
 }  # until Ctrl-C; their options are checked by test_blocks_are_read
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?%?$")
 SHELL = re.compile(r"[|<>$;&*?`(){}]")
 COMPOUND = re.compile(r"^(for|while|if|cd|export|[A-Za-z_]+=\S*$)\b", re.MULTILINE)
 EXAMPLE = re.compile(r"^python examples/\w+\.py$")  # run by tests/examples
@@ -57,11 +60,26 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page(page: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
+    printed = ""
     for block in blocks(page):
         if block.is_run and block.language == "python":
-            exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+            with redirect_stdout(StringIO()) as out:
+                exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+            printed = out.getvalue()
+        elif block.title == "Printed":
+            shown = [
+                pytest.approx(each, rel=0.01, abs=2e-4) if isinstance(each, float) else each
+                for each in _words(block.text)
+            ]
+            assert _words(printed) == shown, f"{block}: it prints\n{printed}"
         elif block.is_run:
             _run_shell(block)
+
+
+def _words(text: str) -> list[str | float]:
+    """What is printed, word by word, numbers as numbers."""
+    words = re.split(r"[\s\[\],;]+", text.strip())
+    return [float(word.rstrip("%")) if NUMBER.match(word) else word for word in words]
 
 
 def _run_shell(block: Block) -> None:
