@@ -76,7 +76,7 @@ def _neurons(model: str | None, hooks: HookOptions) -> dict[str, Any]:
 
 
 def _graph(path: Path) -> dict[str, Any]:
-    from circuit_tracer.cli.summary import summarise
+    from circuit_tracer.graph.summary import summarise
 
     if path.suffix == ".json" or path.name.endswith(".json.gz"):
         from circuit_tracer.graph.files.read_json import from_json
