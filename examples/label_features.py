@@ -2,7 +2,7 @@
 
     python examples/label_features.py
 
-Any server that speaks OpenAI's chat protocol will do; the one here is a stand-in, which answers with the word that is marked most.
+A server that speaks OpenAI's chat protocol will do; the one here is a stand-in, which says the most frequent marked word.
 Writes graph.safetensors and features/, with features/labels.json.
 """
 
