@@ -71,7 +71,7 @@ def story(
     ] = 20,
     chosen: Shown,
     pruning: options.Pruning,
-    seed: Annotated[int, typer.Option("--seed", help="Of the random groups.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random groups.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Interventions to a pass.")] = 16,
     json: options.Json = False,
     verbose: options.Verbose = False,

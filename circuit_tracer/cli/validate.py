@@ -45,7 +45,7 @@ def validate(
         Path | None, typer.Option("--supernodes", help="The groups: those saved in a viewer's graph file.")
     ] = None,
     pruning: options.Pruning,
-    seed: Annotated[int, typer.Option("--seed", help="Of random directions, sets and dictionaries.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of random directions, sets and dictionaries.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Interventions to a pass.")] = 16,
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -144,7 +144,7 @@ def as_text(report: ValidationReport) -> str:
             continue
         lines += ["", _line(title, *distances)]
         for name, measures in rows.items():
-            for curve in measures.curves:
+            for curve in (each for each in measures.curves if each.cosine):
                 cosine, nmse = (curve.cosine, curve.nmse) if stream else (curve.mlp_cosine, curve.mlp_nmse)
                 lines.append(_line(f"  {name}, {curve.kind}: cosine", *cosine))
                 lines.append(_line(f"  {name}, {curve.kind}: NMSE", *nmse))
