@@ -45,7 +45,7 @@ def test_a_file_standard_input_and_a_folder_are_watched(
     assert [json.loads(line)["id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == ["4", "5", "5"]
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "one.txt").write_text(PROMPT)
-    folder = run("monitor", "watch", tmp_path / "folder", *watched).json
+    folder = run("monitor", "watch", tmp_path / "folder", *watched, "--json").json
     assert folder["id"] == "one.txt"
     assert folder["scores"] == pytest.approx(rows[0]["scores"], rel=1e-4, abs=1e-5)
 
