@@ -37,8 +37,8 @@ test-all: install
 	$(BIN)/python -m pytest -m timed
 
 lint: install
-	$(BIN)/ruff check circuit_tracer kernels tests benchmarks recipes notebooks docs
-	$(BIN)/ruff format --check circuit_tracer kernels tests benchmarks recipes notebooks docs
+	$(BIN)/ruff check circuit_tracer kernels tests benchmarks recipes notebooks docs examples
+	$(BIN)/ruff format --check circuit_tracer kernels tests benchmarks recipes notebooks docs examples
 	$(BIN)/mypy
 
 # site/index.html opens from disk; NO_MKDOCS_2_WARNING leaves out an advertisement

@@ -134,7 +134,10 @@ class ModelOptions:
     ] = None
     revision: Revision = None
     demo: Annotated[
-        bool, typer.Option("--demo", help="Use the small model and transcoder that ship with the package.")
+        bool,
+        typer.Option(
+            "--demo", help="Use the small model and transcoder that ship with the package (or -t neurons of it)."
+        ),
     ] = False
     device: Device = None
     dtype: Annotated[
@@ -154,6 +157,11 @@ class ModelOptions:
     required: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if self.demo and self.transcoder_set and self.of_neurons and not self.model:  # its model, none of its labels
+            from circuit_tracer.demo import MODEL
+
+            object.__setattr__(self, "demo", False)
+            object.__setattr__(self, "model", MODEL)
         if (self.demo and self.transcoder_set is not None) or (self.required and not self.given):
             raise InputError(
                 "name the transcoders with -t, or use --demo for the model that ships with the package (not both)"
@@ -206,7 +214,7 @@ class ModelOptions:
         name = MODEL if self.demo else self.model or config.get("model_name")
         if not name and self.of_neurons:
             raise InputError(
-                "neurons are a model's own: name the model with -m (Hugging Face id, folder or .gguf file)"
+                "neurons are a model's own: name the model with -m (Hugging Face id, folder or .gguf file), or use --demo"
             )
         if not name:
             raise InputError(f"the transcoders {self.transcoders} do not name their model; name it with -m")

@@ -24,8 +24,11 @@ def left_over(graph: Graph, many: bool = False) -> str:
 
 def feature_name(graph: Graph, layer: int, index: int) -> str:
     """What a feature without a label is called: L3/41, or L3 neuron 20-, a neuron's negative side."""
-    if not is_of_neurons(graph):
-        return f"L{layer}/{index}"
+    return neuron_name(layer, index) if is_of_neurons(graph) else f"L{layer}/{index}"
+
+
+def neuron_name(layer: int, index: int) -> str:
+    """Of the neuron whose side a feature is."""
     return f"L{layer} neuron {index // 2}{'-' if index % 2 else '+'}"
 
 

@@ -102,6 +102,7 @@ def test_a_generation_is_watched_and_steered_once_a_feature_is_active(folders: F
     asked = ("steer", *given(folders), "-p", PROMPT, "--max-new-tokens", 3)
     watched = run(*asked, "--watch", "0/3", "--json")
     assert watched.code == 0, watched.err
+    assert watched.json["unsteered"] is None  # nothing is changed: it would be the same text
     found = watched.json["watched"]
     scores = found["scores"]["feature 0/3"]
     assert scores[0] is None

@@ -1,7 +1,7 @@
 """Every code block of README.md and docs/: it is run, or says why not; and what is not run could be.
 
-Those that are run are run by test_blocks_run.py, which is slow. Here every command is parsed, with its options, and every
-piece of Python is compiled and finds what it imports.
+Those that are run are run by test_how_to_run.py and test_other_pages_run.py, which are slow. Here every command is parsed,
+with its options, and every piece of Python is compiled and finds what it imports.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 
 def test_blocks_are_found() -> None:
-    assert sum(block.is_run for block in BLOCKS) > 5
+    assert sum(block.is_run for block in BLOCKS) >= 5
     assert len(PAGES) > 60
 
 

@@ -46,13 +46,23 @@ def serve(
 ) -> Server:
     """Serve the graphs of a folder to this machine's browsers, in the background; `stop()` ends it.
 
-    data_dir: `{slug}.json` files with their `graph-metadata.json`, or the folder of a run, which takes no model. frontend_dir:
-    another page than ours. features_dir: files of features, default `features` beside the graphs. port: another free one is
-    taken if it is in use; 0 for any. model: for tracing, interventions and steering from the page. labels: of features, for
-    graphs traced, pruned or compared here; default those of features_dir. neuronpedia_secret: opens Neuronpedia's protocol to
-    those who know it. probes: that watch texts which are sent to the server; they need the model.
+    Args:
+        data_dir: `{slug}.json` files with their `graph-metadata.json`, or the folder of a run, which takes no model.
+        frontend_dir: Another page than ours.
+        features_dir: Files of features, default `features` beside the graphs.
+        port: Another free one is taken if it is in use; 0 for any.
+        model: For tracing, interventions and steering from the page.
+        labels: Of features, for graphs traced, pruned or compared here; default those of features_dir.
+        neuronpedia_secret: Opens Neuronpedia's protocol to those who know it.
+        probes: That watch texts which are sent to the server; they need the model.
+        open_browser: Open the page in a browser.
 
-    Raises InputError for folders that are not there, ResourceError if no port can be had.
+    Returns:
+        The running server; `url` is its address.
+
+    Raises:
+        InputError: For folders that are not there.
+        ResourceError: If no port can be had.
     """
     graphs = GraphFolder(data_dir)
     run = graphs.folder if is_run(graphs.folder) else None
@@ -89,7 +99,13 @@ def serve(
 
 
 class Server:
-    """A server at work; a context manager. url: its address. site: what it serves."""
+    """A server at work; a context manager. url: its address.
+
+    Args:
+        site: What it serves.
+        listening: The socket.
+        open_browser: Open the page in a browser.
+    """
 
     def __init__(self, site: Site, listening: socket.socket, open_browser: bool = False) -> None:
         import uvicorn
