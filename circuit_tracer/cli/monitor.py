@@ -14,6 +14,7 @@ import typer
 from circuit_tracer.cli import options
 from circuit_tracer.cli.frame import add, new_app
 from circuit_tracer.cli.probe import SUFFIX, ReadModel
+from circuit_tracer.cli.serve import chosen_labels
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -101,11 +102,7 @@ def watch(
 
     A line that cannot be read becomes {"id", "problem"} and the stream goes on. --json counts the texts in a last line.
     """
-    labels: dict[tuple[int, int], str] = {}
-    if names is not None:
-        from circuit_tracer.features.labels import read_labels
-
-        labels = read_labels(names)
+    labels = chosen_labels(names, chosen.demo)
     if output is not None:
         from circuit_tracer.files import require_writable_file
 

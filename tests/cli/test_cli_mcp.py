@@ -72,6 +72,30 @@ async def _session(parameters: StdioServerParameters, said: Any) -> dict[str, An
 
 
 @pytest.mark.slow("the whole command in a process of its own")
+def test_a_session_by_http(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "circuit_tracer", "mcp", "-o", str(tmp_path), "--http", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert f"http://127.0.0.1:{port}/mcp" in process.stderr.readline()
+            assert anyio.run(_about, f"http://127.0.0.1:{port}/mcp") == {"state": "none", "graphs": 0}
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (0, "")
+    assert "Traceback" not in err
+
+
+async def _about(address: str) -> dict[str, Any]:
+    async with Client(address) as client:
+        found = (await client.call_tool("about")).structured_content
+        return {"state": found["model_state"], "graphs": found["graphs"]}
+
+
+@pytest.mark.slow("the whole command in a process of its own")
 def test_standard_output_carries_the_protocol_alone_and_the_process_ends_when_it_is_told(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "circuit_tracer", "mcp", "-o", str(tmp_path), "--demo"]
     with subprocess.Popen(

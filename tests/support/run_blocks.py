@@ -42,7 +42,9 @@ def run_page(page: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
             exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
         elif block.language == "text" and printed is not None:
             for line in block.text.splitlines():
-                assert squeezed(line.removesuffix("...")) in printed, f"{block}: the commands above do not print {line!r}"
+                assert squeezed(line.removesuffix("...")) in printed, (
+                    f"{block}: the commands above do not print {line!r}"
+                )
         printed = squeezed(_run_shell(block)) if block.is_run and block.language == "bash" else None
 
 

@@ -44,11 +44,15 @@ def load_viewer_json(path: str | Path) -> dict[str, Any]:
         FileFormatError: For what is no JSON, and for a document that was changed since it was written with digests
             (`sealed_graph`).
     """
-    document = read_json(path, halves=True)
+    return viewer_document(read_json(path, halves=True), str(path))
+
+
+def viewer_document(document: Any, source: str) -> dict[str, Any]:
+    """``load_viewer_json`` of what was read already, from ``source``. Raises FileFormatError."""
     if not isinstance(document, dict) or not {"metadata", "nodes", "links"} <= set(document):
-        raise FileFormatError(f"{path} is no graph: it lacks metadata, nodes or links at its top level")
-    _require_rows(document, path)
-    return _unsealed_graph(document, str(path))
+        raise FileFormatError(f"{source} is no graph: it lacks metadata, nodes or links at its top level")
+    _require_rows(document, source)
+    return _unsealed_graph(document, source)
 
 
 def sealed_graph(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -209,14 +209,14 @@ def _asking(repo_id: str, ask: Callable[[], Result]) -> Result:
         raise _refused(repo_id, error) from error
     except OfflineModeIsEnabled as error:
         raise ResourceError(
-            "the Hugging Face hub may not be asked: HF_HUB_OFFLINE is set. Unset it, or write a folder with --to."
+            "the Hugging Face hub may not be asked: HF_HUB_OFFLINE is set. Unset it, or write a folder with -o."
         ) from error
     except ValueError as error:
         raise InputError(f"the hub cannot take {repo_id}: {error}") from error
     except (HTTPError, OSError, RuntimeError) as error:
         raise ResourceError(
             f"the Hugging Face hub cannot be reached, or the connection broke: {error}. Nothing was committed; run the command "
-            "again (what is uploaded already is not sent twice), or write a folder with --to."
+            "again (what is uploaded already is not sent twice), or write a folder with -o."
         ) from error
 
 
