@@ -40,6 +40,14 @@ def test_a_port_that_is_taken_and_a_folder_that_is_none_are_said(run: Run, tmp_p
     assert outcome.out == ""
 
 
+def test_the_extra_that_is_missing_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "circuit_tracer.assistants.server", raising=False)
+    monkeypatch.setitem(sys.modules, "mcp.server.lowlevel", None)
+    outcome = run("mcp", "-o", tmp_path)
+    assert outcome.code == 2
+    assert "pip install 'circuit-tracing[mcp]'" in outcome.err
+
+
 @pytest.mark.slow("the whole command in a process of its own, with the embedded model")
 def test_a_session_by_standard_input_and_output(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "circuit_tracer", "mcp", "-o", str(tmp_path / "graphs"), "--demo"]
