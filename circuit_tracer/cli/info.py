@@ -19,7 +19,7 @@ def info(
     what: Annotated[
         str,
         typer.Argument(
-            help="Graph file; folder or hub id of transcoders or of a model; .gguf file; neurons (with -m)."
+            help="Graph file; folder or hub id of transcoders or of a model; folder of a run; .gguf file; neurons (with -m)."
         ),
     ],
     *,
@@ -47,6 +47,8 @@ def info(
         found = _graph(path)
     elif path.suffix == ".gguf" or (path / "config.json").is_file():
         found = _model(what)
+    elif (path / "manifest.json").is_file():
+        found = _run(what)
     else:
         found = _folder_or_hub(what, model, hooks)
     typer.echo(options.dump(found) if json else _text(found))
@@ -74,7 +76,7 @@ def _neurons(model: str | None, hooks: HookOptions) -> dict[str, Any]:
 
 
 def _graph(path: Path) -> dict[str, Any]:
-    from circuit_tracer.cli.summary import summarise
+    from circuit_tracer.graph.summary import summarise
 
     if path.suffix == ".json" or path.name.endswith(".json.gz"):
         from circuit_tracer.graph.files.read_json import from_json
@@ -87,6 +89,18 @@ def _graph(path: Path) -> dict[str, Any]:
     from circuit_tracer.graph.files.formats import read_graph
 
     return {"what": "graph", **summarise(read_graph(path))}
+
+
+def _run(folder: str) -> dict[str, Any]:
+    from collections import Counter
+
+    from circuit_tracer.many import open_run
+
+    run = open_run(folder)
+    opening = run.settings["opening"]
+    counts = Counter(each["status"] for each in run.table)
+    named = {name: opening[name] for name in ("transcoders", "model", "dtype")}
+    return {"what": "run over many prompts", "rows": len(run.table), **counts, **named}
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from circuit_tracer.demo import load_labels
 from tests.support.command import Folders, Run
 
 PROMPT = "the capital of Texas is"
@@ -45,6 +46,8 @@ def test_a_file_standard_input_and_a_folder_are_watched(
     assert [json.loads(line)["id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == ["4", "5", "5"]
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "one.txt").write_text(PROMPT)
+    of_demo = run("monitor", "watch", tmp_path / "folder", "--feature", "0/78", "--demo").json
+    assert of_demo["flags"][0]["features"][0]["label"] == load_labels()[0, 78]
     folder = run("monitor", "watch", tmp_path / "folder", *watched).json
     assert folder["id"] == "one.txt"
     assert folder["scores"] == pytest.approx(rows[0]["scores"], rel=1e-4, abs=1e-5)

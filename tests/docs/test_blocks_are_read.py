@@ -20,7 +20,7 @@ from circuit_tracer.cli.main import app
 from tests.support.code_blocks import INSTALLATION, PAGES, REASONS, ROOT, RUN, SHOWN, Block, blocks, commands, program
 
 # pages whose commands are to be put into fences
-INDENTED = {f"docs/how-to/{name}.md" for name in ("activations", "heads", "probe", "run-many", "several-gpus")}
+INDENTED = {f"docs/how-to/{name}.md" for name in ("heads",)}
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 

@@ -38,10 +38,12 @@ TAKES: tuple[Action, ...] = ("patch", "pattern")  # from a prompt, or values
 class HeadEdit:
     """One change of one head.
 
-    at: queries: a position (negative: from the end), several, a slice, "prompt" (all but those that attribution leaves out),
-    or None: every one; of "mean", those that the mean is of, which are "prompt". source: another prompt (text or ids); for
-    "mean" one or several, whose positions are taken together. value: instead of a source, (n, d) for "patch" and (n, P) for
-    "pattern", for the n positions of the edit, or one row for all of them.
+    Attributes:
+        at: Queries: a position (negative: from the end), several, a slice, "prompt" (all but those that attribution leaves
+            out), or None: every one; of "mean", those that the mean is of, which are "prompt".
+        source: Another prompt (text or ids); for "mean" one or several, whose positions are taken together.
+        value: Instead of a source, (n, d) for "patch" and (n, P) for "pattern", for the n positions of the edit, or one row
+            for all of them.
     """
 
     layer: int
