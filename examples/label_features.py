@@ -3,8 +3,7 @@
     python examples/label_features.py
 
 Any server that speaks OpenAI's chat protocol will do. The one of this script is a stand-in, which answers with the word that is
-marked most often, so that everything runs offline. Writes graph.safetensors, and features/ with
-labels.json.
+marked most often, so that everything runs offline. Writes graph.safetensors, and features/ with labels.json.
 """
 
 import json
@@ -32,13 +31,11 @@ class StandIn(BaseHTTPRequestHandler):
             said = ", ".join(re.findall(rf"(?m)^(\d+)\. .*\b{re.escape(name[1])}\b", asked)) or "0"
         else:
             said = Counter(re.findall(r"<<(.*?)>>", asked)).most_common(1)[0][0].strip()
-        body = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(json.dumps({"choices": [{"message": {"content": said}}]}).encode())
 
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+    def log_message(self, *_: object) -> None: ...
 
 
 model = ReplacementModel.from_pretrained(MODEL, TRANSCODER)

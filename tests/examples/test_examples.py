@@ -23,6 +23,7 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in E
 LONGEST = 60  # lines
 
 CLAIMS: dict[str, tuple[str, ...]] = {
+    "compare": (r"the nodes account for (-1\d\.\d+) of \1", r"-4\.49  Texas \(places\)"),
     "explain_attention": (
         r"edge (\d+\.\d+) = direct 0\.000 \+ first heads \1",
         r"L1H0 picks up 10\d% of it",
@@ -41,19 +42,31 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         r"without Texas, direct: Austin 0\.997 -> 0\.000",
         r"California instead: Sacramento 0\.000 -> 0\.99",
     ),
+    "label_features": (r"0/78 is active on 108 of 22,968 tokens", r"asked again: 0 questions"),
+    "long_prompt": (r"interrupted: the graph holds the 309 features", r"the same to the bit: True"),
+    "many_prompts": (r"20 of 72 rows, then 72", r"answered right: 72 of 72"),
+    "monitor": (r"1: state at 'Oakland is in'\n2: nothing", r"steered San Diego is Austin from token 8 on"),
     "neurons": (
         r"500 neurons, and every row adds up",
         r"Austin without the first 50: 0\.[12]\d\d, without 50 others: 0\.99",
     ),
+    "own_activations": (r"0\.0\d+ of the MLPs' output is missing on held-out rows", r"the model is not here"),
     "patch": (
         r"\+1\.000  layer 0, resid at Dallas / Oakland",
         r"\+0\.47\d  layer 0, Texas \(places\) at Dallas / Oakland",
         r"from 1 gradients, worst: \+0\.0\d for \+1\.00",
     ),
+    "probe": (
+        r"stream +AUC 0\.9\d on groups that were not seen",
+        r"'Munich is in': -0\.\d+, silent",
+        r"all of them together: predicted (-\d\.\d+), measured \1",
+    ),
+    "publish": (r"refused: native holds no README\.md", r"\d+ files, [\d.]+ MB: published/"),
     "steer": (
         r"Dallas is in: Texas \| California",
         r"vector times 0\.5: Texas\nvector times 1: California\nvector times 2: California Denmark Denmark",
     ),
+    "train": (r"78 steps: 0\.0[34]", r"top-1 with all MLPs replaced: [67]\d%, by a random dictionary \d%"),
     "validate": (
         r"constrained +edges against interventions: Spearman 1\.00, slope 1\.00",
         r"live +edges against interventions: Spearman 0\.83",
@@ -86,7 +99,7 @@ def test_it_runs_and_holds_what_it_claims(
     for shown in shown_behind(FOLDER / f"{name}.py"):
         assert not (other := not_printed(shown, out)), f"{shown}: {name}.py does not print {other}"
     for file in re.findall(r"[\w./-]+\.(?:csv|html|json|jsonl|md|safetensors|svg)\b", words):
-        assert (tmp_path / file).is_file(), f"{name}.py names {file} and does not write it"
+        assert any(tmp_path.rglob(file)), f"{name}.py names {file} and does not write it"
     for path in tmp_path.iterdir():
         assert path.name in words, f"{name}.py writes {path.name} and does not say so"
 
