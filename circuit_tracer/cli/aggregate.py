@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.progress import told
 
 if TYPE_CHECKING:
     from circuit_tracer.many import Run
@@ -42,7 +43,6 @@ def aggregate(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap.")] = 0,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw them; needs matplotlib.")] = True,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """What the graphs of a run have in common: features, edges, what separates labels, the common circuit, families of prompts.
 
@@ -58,7 +58,7 @@ def aggregate(
         require_matplotlib()
     run = open_run(address)
     run.store.require_writable(FOLDER)
-    with options.progress(verbose) as report:
+    with told() as report:
         found = aggregated(
             run,
             label=None if label == "none" else label,

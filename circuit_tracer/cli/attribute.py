@@ -16,6 +16,7 @@ from circuit_tracer.cli.serve import PORT, FeaturesDir, Labels, Port, chosen_lab
 from circuit_tracer.cli.serve import run as run_server
 from circuit_tracer.cli.stopping import Stopping
 from circuit_tracer.errors import InputError
+from circuit_tracer.progress import told
 
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph
@@ -94,7 +95,7 @@ def attribute(
         "ranks": ranks,
     }
     chosen_labels(labels, chosen.demo)  # before the work, what cannot be read
-    loaded = chosen.open(verbose, traces=True)
+    loaded = chosen.open(traces=True)
 
     def keep(graph: Graph) -> None:
         keep_known(graph, labels, chosen.demo, features_dir)
@@ -150,7 +151,7 @@ def _trace(
     alone, verbose = settings["ranks"].world == 1, settings["verbose"]
     resume = outputs.unfinished(job.slug) if outputs.resume and alone else None
     stopping.begin()
-    with options.progress(verbose) as shown:
+    with told() as shown:
 
         def progress(stage: str, done: int, total: int) -> None:
             stopping.progress(stage, done, total)

@@ -56,7 +56,6 @@ def compare(
     thresholds: options.Thresholds,
     top: Annotated[int, typer.Option("--top", min=1, help="How many nodes to show.")] = 10,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Say what changes from one graph to another, node by node, so that it adds up to the change of the target.
 
@@ -82,7 +81,7 @@ def compare(
     if output is not None:
         require_writable_file(output)
     first = as_graph(graph)
-    second = as_graph(other) if other is not None else _edited(first, chosen.open(verbose), edits)
+    second = as_graph(other) if other is not None else _edited(first, chosen.open(), edits)
     for each in (first, second):
         keep_known(each, labels, chosen.demo)
     found = compared(

@@ -45,7 +45,6 @@ def explain(
     chosen: ModelOptions,
     pruning: options.Pruning,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Explain attention: heads of edges, and why heads look.
 
@@ -66,7 +65,7 @@ def explain(
         require_writable_folder(target.parent)
     subject = as_graph(graph)
     called = keep_known(subject, labels, chosen.demo)
-    model = chosen.open(verbose, traces=True)
+    model = chosen.open(traces=True)
     from circuit_tracer.attention import explain_edge, explain_edges, explain_score
     from circuit_tracer.cli.explain_text import all_edges, count_by_head, one_edge, one_score, rows_of
     from circuit_tracer.cli.node_words import NodeWords

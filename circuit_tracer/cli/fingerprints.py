@@ -9,6 +9,7 @@ import typer
 
 from circuit_tracer.cli import options
 from circuit_tracer.cli.loading import quiet_loading
+from circuit_tracer.progress import told
 
 
 def fingerprints(
@@ -34,7 +35,6 @@ def fingerprints(
     folds: Annotated[int, typer.Option("--folds", min=2, help="Of the cross-validation.")] = 5,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of folds, classifiers and random dictionary.")] = 0,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Write a vector of numbers for each graph of a run, and say how well a label can be told from them.
 
@@ -64,7 +64,7 @@ def fingerprints(
         asked: dict[str, Any] = {"positive": positive, "folds": folds, "seed": seed}
         split(subject.ids, labels, of_group, **asked)  # what cannot be predicted is refused before the work
         quiet_loading()
-        with options.progress(verbose) as report:
+        with told() as report:
             evidence = evidence_of(
                 subject, **pruned, seed=seed, progress=lambda stage, done: report(stage, done, len(subject.ids))
             )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import os
 import signal
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from inspect import Parameter
@@ -20,6 +21,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from circuit_tracer.errors import CircuitTracerError, InputError, shortened
+from circuit_tracer.progress import bar
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 DEBUG = "circuit_tracer.debug"
@@ -86,13 +88,18 @@ def _remember_debug(ctx: typer.Context, value: bool) -> bool:
     return value
 
 
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Show progress at once, also in a pipe; what is done stays to be read.")
+]
 Debug = Annotated[
     bool, typer.Option("--debug", callback=_remember_debug, help="Show the traceback when something fails.")
 ]
 
 
 def flat(function: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer takes it: a dataclass among its parameters becomes an option a field, and --debug is added."""
+    """The command as typer takes it: a dataclass among its parameters becomes an option a field. --verbose and --debug
+    are added, and progress is shown.
+    """
     groups: dict[str, Any] = {}
     options: list[Parameter] = []
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
@@ -101,14 +108,21 @@ def flat(function: Callable[..., None]) -> Callable[..., None]:
             options += _options_of(kind)
         else:
             options.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
-    options.append(Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=Debug))
+    own = {each.name for each in options}
+    for name, kind in {"verbose": Verbose, "debug": Debug}.items():
+        if name not in own:
+            options.append(Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=kind))
 
     @functools.wraps(function)
-    def called(debug: bool, **given: Any) -> None:
+    def called(debug: bool, verbose: bool, **given: Any) -> None:
         built = {
             name: kind(**{each.name: given.pop(each.name) for each in fields(kind)}) for name, kind in groups.items()
         }
-        function(**given, **built)
+        if "verbose" in own:
+            given["verbose"] = verbose
+        first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+        with bar(verbose) if first else nullcontext():
+            function(**given, **built)
 
     called.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # typer reads what inspect finds there
     called.__annotations__ = {each.name: each.annotation for each in options}

@@ -49,7 +49,6 @@ def group(
         int | None, typer.Option("--max-positions", min=0, help="Positions that a group may span.  [default: 1]")
     ] = None,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Group the nodes of a graph that do one thing together.
 
@@ -67,7 +66,7 @@ def group(
     require_writable_folder(target.parent)
     subject = as_graph(graph)
     called = keep_known(subject, labels, chosen.demo)
-    model = chosen.open(verbose) if chosen.given else None
+    model = chosen.open() if chosen.given else None
     given = {"purity": purity, "max_layers": max_layers, "max_positions": max_positions}
     cut: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     grouping = group_nodes(subject, model, labels=called, **asdict(pruning), **cut)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.progress import doing
 
 if TYPE_CHECKING:
     import torch
@@ -81,15 +84,14 @@ class LanguageModelOptions:
         if self.demo and self.revision is not None:
             raise InputError("the demo's model ships with the package and has no --revision; leave it out")
 
-    def open(self, verbose: bool = False) -> tuple[Any, Any]:
-        """(transformers model, tokenizer); bars of loading only if verbose."""
-        from circuit_tracer.demo import MODEL
-        from circuit_tracer.models.loading import load_language_model, present, resolve_device, resolve_dtype
+    def open(self) -> tuple[Any, Any]:
+        """(transformers model, tokenizer)."""
+        with loading():
+            from circuit_tracer.demo import MODEL
+            from circuit_tracer.models.loading import load_language_model, present, resolve_device, resolve_dtype
 
-        if not verbose:
-            quiet_loading()
-        device = present(resolve_device("cpu" if self.demo and self.device is None else self.device))
-        return load_language_model(self.model or MODEL, device, resolve_dtype(self.dtype), revision=self.revision)
+            device = present(resolve_device("cpu" if self.demo and self.device is None else self.device))
+            return load_language_model(self.model or MODEL, device, resolve_dtype(self.dtype), revision=self.revision)
 
 
 @dataclass(frozen=True)
@@ -252,31 +254,30 @@ class ModelOptions:
             feature_output_hook=self.feature_output_hook if named else None,
         )
 
-    def language_model(self, name: str, verbose: bool = False) -> tuple[ModelParts, Any]:
+    def language_model(self, name: str) -> tuple[ModelParts, Any]:
         """The model by itself, checked, with its tokenizer."""
-        from circuit_tracer.models.loading import load_language_model
-        from circuit_tracer.models.parts import bind
-        from circuit_tracer.models.verify import verify
+        with loading():
+            from circuit_tracer.models.loading import load_language_model
+            from circuit_tracer.models.parts import bind
+            from circuit_tracer.models.verify import verify
 
-        if not verbose:
-            quiet_loading()
-        model, tokenizer = load_language_model(name, *self.place(), revision=self.revision)
-        parts = bind(model, name)
-        verify(parts)
-        return parts, tokenizer
+            model, tokenizer = load_language_model(name, *self.place(), revision=self.revision)
+            parts = bind(model, name)
+            verify(parts)
+            return parts, tokenizer
 
-    def open(self, verbose: bool = False, traces: bool = False) -> ReplacementModel:
-        """The model with the transcoders; bars of loading only if verbose. traces: not with autoencoders, said before the model
-        is loaded.
-        """
+    def open(self, traces: bool = False) -> ReplacementModel:
+        """The model with the transcoders. traces: not with autoencoders, said before the model is loaded."""
+        with loading():
+            return self._open(traces)
+
+    def _open(self, traces: bool) -> ReplacementModel:
         from circuit_tracer.replacement_model import ReplacementModel
         from circuit_tracer.transcoders.attention import load_attention
         from circuit_tracer.transcoders.building import NO_TRANSCODER
         from circuit_tracer.transcoders.neurons import NEURONS, NOT_MONOSEMANTIC
         from circuit_tracer.transcoders.stacked import stacked
 
-        if not verbose:
-            quiet_loading()
         device, dtype = self.place()
         attention = None if self.attention is None else load_attention(self.attention, device, dtype)
         how: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention, "revision": self.revision}
@@ -323,8 +324,16 @@ class HookOptions:
         )
 
 
+@contextmanager
+def loading() -> Iterator[None]:
+    """Inside, a model is loaded, and is said to be."""
+    with doing("loading"):
+        quiet_loading()
+        yield
+
+
 def quiet_loading() -> None:
-    """No bars while weights are loaded."""
+    """No bars of transformers while weights are loaded: the line that shows progress says what is done."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

@@ -75,7 +75,7 @@ class Watch:
         if not probes:
             raise InputError("say what to watch for: --probe FILE or --feature 'LAYER/FEATURE>VALUE'")
         watching = Watching(self.ahead, self.batch_tokens, self.window, self.top_features)
-        return Monitor(chosen.subject(verbose=False), probes, watching)
+        return Monitor(chosen.subject(), probes, watching)
 
 
 Source = Annotated[

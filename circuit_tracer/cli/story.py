@@ -74,7 +74,6 @@ def story(
     seed: Annotated[int, typer.Option("--seed", help="Of the random groups.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Interventions to a pass.")] = 16,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Tell what a graph says of its prompt, sentence by sentence, and test each by an intervention.
 
@@ -95,7 +94,7 @@ def story(
     namer, rewording = _chat(name_by, endpoint), _chat(reword_by, endpoint)
     subject = as_graph(graph)
     called = keep_known(subject, labels, chosen.demo, features)
-    model = chosen.open(verbose) if chosen.given else None
+    model = chosen.open() if chosen.given else None
     named = _grouping(model, called, records, namer, pruning)
     kept = f"interrupted: no story is kept, and {graph} is as it was"
     with options.interruption(kept):
