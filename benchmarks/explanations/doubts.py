@@ -10,7 +10,7 @@
 | a prompt that the model gets wrong | nothing: what the model says is not true |
 
 For each: what of the known truth its groups still say, and what becomes of the story's tests. The tables and stories of
-`docs/doubts.md` are written from the record by `python -m benchmarks.readme`.
+`docs/concepts/doubts.md` are written from the record by `python -m benchmarks.readme`.
 """
 
 from __future__ import annotations

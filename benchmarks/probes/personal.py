@@ -41,7 +41,7 @@ class Personal:
         return bool(self.spans)
 
     def to_json(self, group: str = "family") -> dict[str, Any]:
-        """A line of examples (docs/probes.md), grouped by template family or by language."""
+        """A line of examples (docs/how-to/probe.md), grouped by template family or by language."""
         spans = [[start, end] for start, end, _ in self.spans]
         return {"text": self.text, "label": int(self.label), "spans": spans, "group": getattr(self, group)}
 

@@ -1,4 +1,4 @@
-"""The tables on explanations: of `results/README.md`, and of `docs/doubts.md` (see ../readme.py)."""
+"""The tables on explanations: of `results/README.md`, and of `docs/concepts/doubts.md` (see ../readme.py)."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
     table = diagnose_heads(model, open("book.txt").read(), max_tokens=10_000)
     table.strongest("induction", 5); table["entropy"]; table.draw("heads.svg"); table.to_json("heads.json")
 
-docs/heads.md has the formulas. No dictionary is needed: a model is a `ReplacementModel`, or a transformers model and its
+docs/how-to/heads.md has the formulas. No dictionary is needed: a model is a `ReplacementModel`, or a transformers model and its
 tokenizer.
 
 Letters: N sequences, T tokens of a sequence, L layers, H heads.
@@ -58,7 +58,7 @@ def diagnose_heads(
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress = silent,
 ) -> HeadTable:
-    """Scores of every head, by the formulas of docs/heads.md.
+    """Scores of every head, by the formulas of docs/how-to/heads.md.
 
     model: a `ReplacementModel`, or a transformers causal LM with its `tokenizer` (and prepend_bos, which a `ReplacementModel`
     brings with it). text: a text, several, or token ids of them; an iterable is read as far as max_tokens. They are cut into

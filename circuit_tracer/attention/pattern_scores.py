@@ -1,4 +1,4 @@
-"""What attention patterns are like: scores of a head, summed over sequences. docs/heads.md defines each by a formula.
+"""What attention patterns are like: scores of a head, summed over sequences. docs/how-to/heads.md defines each by a formula.
 
 They are HeadVis's, to the letter where it has them: sums over all tokens of all sequences, over the number of tokens.
 

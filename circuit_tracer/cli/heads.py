@@ -109,7 +109,7 @@ def heads(
     """Diagnose attention heads: induction, copying and others.
 
     A table of every head's scores, and of what the loss is without a head. Needs no transcoders. The scores are HeadVis's;
-    docs/heads.md has the formulas.
+    docs/how-to/heads.md has the formulas.
     """
     from circuit_tracer.files import require_writable_file, require_writable_folder
 

@@ -1,4 +1,4 @@
-"""Scores of heads: against loops over the patterns by the formulas of docs/heads.md, and on a model whose heads are known."""
+"""Scores of heads: against loops over the patterns by the formulas of docs/how-to/heads.md, and on heads that are known."""
 
 from __future__ import annotations
 

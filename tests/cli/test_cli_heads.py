@@ -103,6 +103,6 @@ def test_bad_input(
 
 def test_every_score_is_a_column_and_in_the_docs(run: Run) -> None:
     assert get_args(Column) == tuple(SCORES)
-    docs = (Path(__file__).parents[2] / "docs" / "heads.md").read_text(encoding="utf-8")
+    docs = (Path(__file__).parents[2] / "docs" / "how-to" / "heads.md").read_text(encoding="utf-8")
     for name, score in SCORES.items():
         assert f"| `{name}` | `{score.headvis}` |" in docs

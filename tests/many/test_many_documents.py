@@ -1,4 +1,4 @@
-"""docs/many.md and examples/: every command that they give can be given."""
+"""docs/how-to/run-many.md and examples/: every command that they give can be given."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from circuit_tracer.cli.run import Sharing
 from circuit_tracer.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-FILES = [ROOT / "docs" / "many.md", ROOT / "examples" / "run.sbatch", ROOT / "examples" / "modal_run.py"]
+FILES = [ROOT / "docs" / "how-to" / "run-many.md", ROOT / "examples" / "run.sbatch", ROOT / "examples" / "modal_run.py"]
 
 
 def commands() -> list[list[str]]:

@@ -15,7 +15,11 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow("three builds, two installations and two type checks: 15 s")
+from tests.packaging.smoke import smoke
+
+pytestmark = pytest.mark.slow(
+    "three builds, two installations, two type checks, and the first commands of both: a minute"
+)
 
 ROOT = Path(__file__).parents[2]
 PROJECT = ("pyproject.toml", "README.md", "LICENSE", "circuit_tracer", "kernels")
@@ -127,6 +131,10 @@ def test_kernels_are_a_part_of_the_package(installed: tuple[Path, Path], tmp_pat
     python, home = installed
     at = _python(python, "-c", "from circuit_tracer import kernels; print(kernels.__file__)", cwd=tmp_path)
     assert at.strip() == str(home / "circuit_tracer" / "kernels" / "__init__.py")
+
+
+def test_the_first_commands_need_nothing_of_the_repository(installed: tuple[Path, Path]) -> None:
+    smoke(installed[0].parents[1])
 
 
 def test_a_type_checker_of_a_user_sees_through(installed: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""docs/probes.md: every command that it gives can be given, and its Python can be read."""
+"""docs/how-to/probe.md: every command that it gives can be given, and its Python can be read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from circuit_tracer.cli.main import app
 
-TEXT = (Path(__file__).parents[2] / "docs" / "probes.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).parents[2] / "docs" / "how-to" / "probe.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(match) for match in re.findall(r"^    .*?circuit-tracer (.+)$", TEXT, re.MULTILINE)]
 
 

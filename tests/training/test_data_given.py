@@ -212,7 +212,7 @@ def test_every_float_format_is_read(dtype: torch.dtype, at: Callable[..., str], 
 
 
 def test_a_foreign_writer_needs_the_libraries_of_the_format_alone(tmp_path: Path) -> None:
-    """As docs/activations.md says: files in the order of their names, and a manifest without a list of them."""
+    """As docs/how-to/activations.md says: files in the order of their names, and a manifest without a list of them."""
     folder, whole = tmp_path / "foreign", made(250)
     folder.mkdir()
     for number, part in enumerate(pieces(whole, 60)):
@@ -234,7 +234,7 @@ def test_the_example_of_the_documentation_writes_what_is_trained_on(
     tiny_model("llama", torch.float32).save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in ("some words", "and others, too", "at last")))
-    page = (Path(__file__).parents[2] / "docs" / "activations.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "activations.md").read_text()
     example = next(block for block in page.split("```python")[1:] if "save_file" in block).split("```")[0]
     monkeypatch.chdir(tmp_path)
     exec(example.replace("HuggingFaceTB/SmolLM2-135M", "model"), {})

@@ -1,4 +1,4 @@
-"""The commands of docs/launch.md: every option exists, and torchrun runs, stops and resumes as it says."""
+"""The commands of docs/how-to/several-gpus.md: every option exists, and torchrun runs, stops and resumes as it says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from circuit_tracer.training.run import checkpoint
 from tests.support.train_cases import settings
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "how-to" / "several-gpus.md").read_text(encoding="utf-8")
 OWN = {"--plan", "--resume", "--print-config"}
 
 

@@ -78,7 +78,7 @@ class DataSection(Section):
     kind: DataKind = Field(
         default="huggingface",
         description="What `path` is: a data set of the hub, text, JSONL or parquet files, files of token ids, or activations "
-        "that were made elsewhere (docs/activations.md).",
+        "that were made elsewhere (docs/how-to/activations.md).",
     )
     path: Text | None = Field(
         default=None,

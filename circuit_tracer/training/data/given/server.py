@@ -1,4 +1,4 @@
-"""The side that makes activations: rows are sent to trainers that ask for them, by number (docs/activations.md)."""
+"""The side that makes activations: rows are sent to trainers that ask for them, by number (docs/how-to/activations.md)."""
 
 from __future__ import annotations
 

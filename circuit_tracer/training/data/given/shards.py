@@ -1,4 +1,4 @@
-"""Rows in safetensors files of one or more folders, each with a manifest (docs/activations.md)."""
+"""Rows in safetensors files of one or more folders, each with a manifest (docs/how-to/activations.md)."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _manifests(path: str) -> list[Place]:
     except InputError as error:
         raise InputError(
             f"data.path is {path!r}, where there is no {MANIFEST}, which says what the activations are of "
-            "(docs/activations.md). Give a folder that holds one, or a pattern of such folders."
+            "(docs/how-to/activations.md). Give a folder that holds one, or a pattern of such folders."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Messages between who makes activations and who trains on them (docs/activations.md): length, a JSON header, tensors.
+"""Messages between who makes activations and who trains on them (docs/how-to/activations.md): length, a JSON header, tensors.
 
 A message is 16 bytes (`CTA1`, length of the header as uint32, of the payload as uint64, big-endian), the header, a JSON object,
 and the payload, nothing or one safetensors file. What arrives is read under limits, and nothing of it is executed.

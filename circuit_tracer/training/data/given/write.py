@@ -1,4 +1,4 @@
-"""Writing activations as shards, for whoever makes them with another engine (docs/activations.md)."""
+"""Writing activations as shards, for whoever makes them with another engine (docs/how-to/activations.md)."""
 
 from __future__ import annotations
 
