@@ -30,7 +30,7 @@ def convert(
     ctx: typer.Context,
     source: Annotated[str, typer.Argument(metavar="IN", help="Graph file; or folder or hub id of transcoders.")],
     *,
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="File (its ending says the format), or folder.")],
+    output: Annotated[Path, options.output("File, whose ending says the format; of transcoders, a folder.")],
     to: Annotated[
         Literal["native", "pt", "viewer", "graphml", "node-link"] | None,
         typer.Option("--to", help="Format of a graph file, where its ending does not say; .json is the viewers'."),
@@ -55,7 +55,7 @@ def convert(
     ] = None,
     overwrite: options.Overwrite = False,
     hooks: HookOptions,
-) -> None:
+) -> dict[str, str]:
     """Convert a graph file, or transcoders.
 
     Graphs: .safetensors (native), .pt (circuit-tracer), .graphml and node-link JSON (networkx), and, to write only, .json for
@@ -66,7 +66,7 @@ def convert(
         if idle:
             raise InputError(f"{', '.join(idle)}: these are of a viewer's .json, and {source} is no graph file")
         _transcoders(source, output, hooks)
-        return
+        return {"kind": "transcoders"}
     from circuit_tracer.files import require_writable_file
     from circuit_tracer.graph.files.formats import format_of, read_graph, write_graph
 
@@ -97,6 +97,7 @@ def convert(
             view=chosen,
         )
     typer.echo(f"wrote {output}")
+    return {}
 
 
 def _transcoders(source: str, output: Path, hooks: HookOptions) -> None:

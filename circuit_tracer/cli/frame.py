@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from circuit_tracer.cli.next_steps import show_next_step
 from circuit_tracer.errors import CircuitTracerError, InputError, shortened
 from circuit_tracer.progress import bar
 
@@ -72,10 +73,10 @@ def new_app(**settings: Any) -> typer.Typer:
     return typer.Typer(**{"add_completion": False, **settings}, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def add(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def add(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: a function becomes a command of an app."""
 
-    def added(function: Callable[..., None]) -> Callable[..., None]:
+    def added(function: Callable[..., Any]) -> Callable[..., Any]:
         app.command(name, cls=Command)(flat(function))
         return function
 
@@ -96,9 +97,9 @@ Debug = Annotated[
 ]
 
 
-def flat(function: Callable[..., None]) -> Callable[..., None]:
+def flat(function: Callable[..., Mapping[str, str] | None]) -> Callable[..., None]:
     """The command as typer takes it: a dataclass among its parameters becomes an option a field. --verbose and --debug
-    are added, and progress is shown.
+    are added, progress is shown, and at the end what may be done next, to which what the function returns is of use.
     """
     groups: dict[str, Any] = {}
     options: list[Parameter] = []
@@ -109,20 +110,22 @@ def flat(function: Callable[..., None]) -> Callable[..., None]:
         else:
             options.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
     own = {each.name for each in options}
-    for name, kind in {"verbose": Verbose, "debug": Debug}.items():
+    added = {"verbose": (Verbose, False), "debug": (Debug, False), "ctx": (typer.Context, Parameter.empty)}
+    for name, (kind, default) in added.items():
         if name not in own:
-            options.append(Parameter(name, Parameter.KEYWORD_ONLY, default=False, annotation=kind))
+            options.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind))
 
     @functools.wraps(function)
-    def called(debug: bool, verbose: bool, **given: Any) -> None:
+    def called(ctx: typer.Context, verbose: bool, debug: bool, **given: Any) -> None:
         built = {
             name: kind(**{each.name: given.pop(each.name) for each in fields(kind)}) for name, kind in groups.items()
         }
-        if "verbose" in own:
-            given["verbose"] = verbose
-        first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
-        with bar(verbose) if first else nullcontext():
-            function(**given, **built)
+        wanted = {name: value for name, value in {"ctx": ctx, "verbose": verbose}.items() if name in own}
+        speaks = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, the first
+        with bar(verbose) if speaks else nullcontext():
+            said = function(**given, **built, **wanted)
+        if speaks:
+            show_next_step(ctx, said)
 
     called.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # typer reads what inspect finds there
     called.__annotations__ = {each.name: each.annotation for each in options}

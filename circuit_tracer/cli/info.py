@@ -28,7 +28,7 @@ def info(
     ] = None,
     hooks: HookOptions,
     json: options.Json = False,
-) -> None:
+) -> dict[str, str]:
     """Say what a graph, transcoder or model is.
 
     Weights are not loaded; of a hub id, only the configuration is read.
@@ -40,7 +40,7 @@ def info(
     if what == NEURONS:
         found = _neurons(model, hooks)
         typer.echo(options.dump(found) if json else _text(found))
-        return
+        return {"kind": found["what"]}
     if model is not None and (path.is_file() or (path / "config.json").is_file()):
         raise InputError(f"-m says whether transcoders fit a model, and {what} holds none; leave it out")
     if path.suffix != ".gguf" and options.means_a_file(what):
@@ -50,6 +50,7 @@ def info(
     else:
         found = _folder_or_hub(what, model, hooks)
     typer.echo(options.dump(found) if json else _text(found))
+    return {"kind": found["what"]}
 
 
 def _neurons(model: str | None, hooks: HookOptions) -> dict[str, Any]:

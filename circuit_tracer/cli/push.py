@@ -24,7 +24,7 @@ def push(
     output: Annotated[
         Path | None, options.output("Write the files into this empty folder instead of uploading.")
     ] = None,
-) -> None:
+) -> dict[str, str]:
     """Publish config, card and weights in one commit.
 
     Needs a token with write permission: `hf auth login`, or HF_TOKEN.
@@ -46,7 +46,7 @@ def push(
     elif repo_id is not None:
         address = upload(publication, repo_id, private)
         typer.echo(f"pushed {len(publication.files)} files ({_size(publication.bytes)}): {address}")
-        typer.echo(f"trace with it: circuit-tracer attribute -t {repo_id} ...")
+    return {"kind": "dry run"} if dry_run else {}
 
 
 def _show(publication: Publication) -> None:

@@ -99,7 +99,7 @@ def train(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the whole configuration as YAML, and stop.")
     ] = False,
-) -> None:
+) -> dict[str, str]:
     """Train a cross-layer transcoder, per-layer transcoders or sparse autoencoders.
 
     Options below set single values of the configuration: --run.batch 8192. Several devices: torchrun --nproc-per-node N
@@ -118,6 +118,8 @@ def train(
         _find(settings)
     else:
         _run(settings, resume)
+        return {"out": str(settings.run.out)}
+    return {"overridden": "yes"} if ctx.meta[OVERRIDES] else {}
 
 
 def _show_plan(config: TrainingConfig, resume: bool) -> None:

@@ -39,22 +39,24 @@ def view(
         ),
     ] = None,
     thresholds: options.Thresholds,
-) -> None:
+) -> dict[str, str]:
     """Write a graph, or a run with its graphs, as one page that opens offline, viewer and all.
 
     A grouped graph is pruned as it was for its groups, if no thresholds are given.
     """
     from circuit_tracer.files.places import is_address
 
+    of_run = graph is not None and (is_address(graph) or Path(graph).is_dir())
     if graph is None:
         page = _write_empty(output or Path("viewer.html"), features)
-    elif is_address(graph) or Path(graph).is_dir():
+    elif of_run:
         page = _write_run(graph, output, features, thresholds)
     else:
         page = _write(ctx, Path(graph), output, features, thresholds)
     typer.echo(f"wrote {page}")
     if open_page:
         typer.launch(str(page))
+    return {"kind": "run"} if of_run else {}
 
 
 def _write_empty(output: Path, features: Path | None) -> Path:
@@ -134,6 +136,6 @@ def _showable(path: Path) -> dict[str, Any]:
     if problems := unshowable(document):
         raise FileFormatError(
             f"a page could show nothing of {path}: {'; '.join(problems)}. Export the graph again from its own file "
-            "(circuit-tracer convert GRAPH.safetensors OUT.json), or mend the file"
+            "(circuit-tracer convert GRAPH.safetensors -o OUT.json), or mend the file"
         )
     return document

@@ -62,12 +62,6 @@ def main(folder: str | Path, prompt: str | None = None, swap: str | None = None)
     _print_quality(graph)
     for name, what in write_files(graph, target, labels, story, groups).items():
         print(f"wrote       {name}  ({what})")
-    print(
-        "\nnext        circuit-tracer demo --prompt '...'          another prompt of this small world\n"
-        "            circuit-tracer demo --swap Oregon           another state in the place of this one\n"
-        "            circuit-tracer attribute --help             your own model and transcoders\n"
-        "            circuit-tracer story --help                 its story"
-    )
     return graph
 
 
