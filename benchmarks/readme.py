@@ -1,4 +1,4 @@
-"""Writes the numbers of README.md, results/README.md and docs/ from the records in `results/`; none is typed by hand.
+"""Writes the numbers of README.md and docs/ from the records in `results/`; none is typed by hand.
 
 python -m benchmarks.readme            # after any benchmark
 python -m benchmarks.readme --check    # status 1 if they do not say what the records say
@@ -8,50 +8,75 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.places import RESULTS, ROOT
-from benchmarks.tables import explanations
-from benchmarks.tables.results import SECTIONS, against_peer, growth
-from benchmarks.tables.training import cuda, quality, speed
+from benchmarks.tables import agreement, explanations
+from benchmarks.tables.markdown import table
+from benchmarks.tables.pages import PAGES, Page
 
 README = ROOT / "README.md"
+PLACE = ROOT / "docs" / "results"
 DOUBTS = ROOT / "docs" / "concepts" / "doubts.md"
 BEGIN, END = "<!-- benchmarks:begin (written by benchmarks/readme.py; do not edit) -->", "<!-- benchmarks:end -->"
+WRITTEN = "<!-- written by python -m benchmarks.readme from benchmarks/results; do not edit -->"
 
 
-def section(results: Path) -> str:
-    """Everything between the two marks of README.md."""
-    parts = ["## Against circuit-tracer 0.5.0", ""]
-    parts += _agreement(_read(results, "agreement"))
-    parts += _speed(_read(results, "speed"))
-    long = _read(results, "long_prompts")
-    parts += [f"Longer prompts, inside {long['memory']}; *by the law*: rows × tokens × (layers + attended tokens).", ""]
-    parts += [*growth(long), "", _conditions(long), ""]
-    parts += _training(results)
-    return "\n".join([*parts, "More, with every record: [`benchmarks/results`](benchmarks/results/README.md).", ""])
+def written(results: Path) -> dict[Path, str]:
+    """Every text that comes from the records."""
+    pages = {PLACE / f"{page.name}.md": text(page, results) for page in PAGES}
+    marked = {README: headline(results), DOUBTS: doubts(results)}
+    return pages | {PLACE / "index.md": index(results)} | {path: _between(path, made) for path, made in marked.items()}
 
 
-def page(results: Path) -> str:
-    """All of results/README.md."""
-    lines = [
-        "# Measured",
-        "",
-        "Written by `benchmarks/readme.py` from the records beside this page; what is measured and how:",
-    ]
-    lines += ["`../README.md`. Agreement, speed and training stand in the project's README.", ""]
-    for name, title, lines_of in SECTIONS:
+def text(page: Page, results: Path) -> str:
+    """A page of docs/results: a section a record that is there."""
+    lines = [f"# {page.title}", "", WRITTEN, "", page.about, ""]
+    for name, title, lines_of in page.sections:
         if (results / f"{name}.json").exists():
             record = _read(results, name)
-            lines += [f"## {title}", "", *lines_of(record), "", _conditions(record), ""]
+            lines += [f"## {title}", "", *lines_of(record), "", _conditions(record, name), ""]
+    return _spaced(lines)
+
+
+def index(results: Path) -> str:
+    """docs/results/index.md: the pages, and the numbers that are asked for first."""
+    rows = [[f"[{page.title}]({page.name}.md)", re.split(r"(?<=[.?]) ", page.about)[0]] for page in PAGES]
+    return _spaced([
+        "# Results",
+        "",
+        WRITTEN,
+        "",
+        "What was measured, on which machine, by which command. Each table names its record in `benchmarks/results` and the",
+        "command that makes it again; what is measured and how: `benchmarks/README.md`.",
+        "",
+        headline(results),
+        "",
+        *table(["page", "what it answers"], rows),
+    ])  # fmt: skip
+
+
+def headline(results: Path) -> str:
+    """Speed and agreement in a few words, with their conditions."""
+    found, trained = _read(results, "speed")["against_peer"], _read(results, "training_speed")
+    peer, ours = found["peer"], found["ours"]
+    steps = [case["times_faster"]["trainer"] for case in trained["cases"]]
+    lines = [
+        f"A whole trace of 25 tokens of SmolLM2-135M, {found['rows']} features expanded, takes two CPU cores",
+        f"**{ours['seconds']:.1f} s and {ours['peak_gb']:.1f} GB**, where circuit-tracer 0.5.0 takes {peer['seconds']:.0f} s",
+        f"and {peer['peak_gb']:.0f} GB; edges agree to {agreement.worst_edge(_read(results, 'agreement')):.0e}. "
+        f"A training step of a cross-layer transcoder is {min(steps):.0f} to {max(steps):.0f} times as",
+        "fast as decode-clt 0.0.1's.",
+    ]
     return "\n".join(lines)
 
 
 def doubts(results: Path) -> str:
     """The numbers and stories of docs/concepts/doubts.md."""
     record = _read(results, "doubts")
-    parts = ["", *explanations.doubts(record), "", _conditions(record), ""]
+    parts = ["", *explanations.doubts(record), "", _conditions(record, "doubts"), ""]
     for name, story in explanations.stories(record).items():
         parts += [f"### {name[0].upper()}{name[1:]}", "", "```text", *story, "```", ""]
     return "\n".join(parts)
@@ -62,66 +87,36 @@ def _read(results: Path, name: str) -> dict[str, Any]:
     return record
 
 
-def _training(results: Path) -> list[str]:
-    """Tables on training, of the records that there are."""
-    parts: list[str] = []
-    for name, table in (("speed", speed), ("speed_cuda", cuda), ("quality", quality)):
-        path = results / f"training_{name}.json"
-        if path.exists():
-            record = json.loads(path.read_text())
-            parts += [*table(record), _conditions(record), ""]
-    return ["## Training, against decode-clt 0.0.1", "", *parts] if parts else []
+def _conditions(record: dict[str, Any], name: str) -> str:
+    """When, of which commit, where and by which command a record was made."""
+    made = record if "date" in record else record["machine"]
+    machine, versions = (
+        made["machine"],
+        record.get("versions") or record.get("against_peer", {}).get("ours", {}).get("versions", {}),
+    )
+    torch = versions.get("ours", versions).get("torch")
+    where = [machine["cpu"], f"{machine['cores']} cores", *([f"torch {torch}"] if torch else [])]
+    return f"`benchmarks/results/{name}.json`, {made['date']}, commit {made['commit']}, {', '.join(where)}: `{made['command']}`"
 
 
-def _conditions(record: dict[str, Any]) -> str:
-    machine, versions = record["machine"], record["versions"]
-    where = f"{machine['cpu']}, {machine['cores']} cores, torch {versions.get('ours', versions)['torch']}"
-    return f"{record['date']}, commit {record['commit']}, {where}: `{record['command']}`"
+def _between(path: Path, made: str) -> str:
+    """A page with other text between its two marks."""
+    page = path.read_text()
+    if BEGIN not in page or END not in page:
+        raise SystemExit(f"{path.name} has no place for its numbers: put {BEGIN} and {END} where they belong")
+    before, rest = page.split(BEGIN)
+    return before + BEGIN + "\n" + made.strip("\n") + "\n" + END + rest.split(END)[1]
 
 
-def _agreement(record: dict[str, Any]) -> list[str]:
-    """One line a case, one column a quantity: the worst relative difference."""
-    columns = ["activations", "logit probabilities", "edges", "influence", "scores", "viewer link weights"]
-    lines = [
-        "Same model (SmolLM2-135M), transcoders and prompts, each engine in an environment of its own; the worst",
-        "difference over all prompts, relative as `benchmarks/README.md` defines it. Differences that are bugs or",
-        "rounding of one side are listed, with reasons, in `benchmarks/comparison/known_differences.py`.",
-        "",
-        "| transcoders | prompts | " + " | ".join(columns) + " | node mask | edge mask |",
-        "|---|---|" + "---|" * (len(columns) + 2),
-    ]
-    for name, case in record["cases"].items():
-        checks = {line["check"]: line for line in case["table"]}
-        values = [_worst(checks, column) for column in columns]
-        masks = [_mask(checks, mask) for mask in ("node mask", "edge mask")]
-        lines.append(f"| {name} | {len(case['prompts'])} | " + " | ".join(values + masks) + " |")
-    return [*lines, "", _conditions(record), ""]
+def _spaced(lines: list[str]) -> str:
+    """A text that ends with one line end and has no two empty lines in a row."""
+    kept = [line for number, line in enumerate(lines) if line or not number or lines[number - 1]]
+    return "\n".join(kept).rstrip("\n") + "\n"
 
 
-def _worst(checks: dict[str, Any], name: str) -> str:
-    return f"{checks[name]['worst']:.0e}" if name in checks else "–"
-
-
-def _mask(checks: dict[str, Any], name: str) -> str:
-    line = checks.get(name)
-    if line is None:
-        return "–"
-    return "equal" if line["worst"] == 0 else f"{line['worst']:g} differ (at the threshold)"
-
-
-def _speed(record: dict[str, Any]) -> list[str]:
-    found, rate = record["against_peer"], record["row_rate"]
-    rows = [f"{line['rows']} rows: {line['rows_per_second']:.0f}/s, {line['fraction']:.2f}" for line in rate["rows"]]
-    lines = [
-        f"Whole `attribute()` call on a 25-token prompt, {found['rows']} features expanded, cross-layer transcoder",
-        f"30×2048, float32, {found['threads']} threads, the two engines one after the other in the same run:",
-        "",
-        *against_peer(record),
-        "",
-        "Rows a second, and the arithmetic the method needs for them as a share of the machine's own matrix products",
-        f"({rate['matrix_product_gflops']:.0f} GFLOP/s): {'; '.join(rows)}.",
-    ]
-    return [*lines, "", _conditions(record | {"versions": found["ours"]["versions"]}), ""]
+def stale(results: Path = RESULTS) -> list[str]:
+    """Names of texts that do not say what the records say."""
+    return [path.name for path, made in written(results).items() if not path.exists() or path.read_text() != made]
 
 
 def main() -> None:
@@ -129,21 +124,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    written = {
-        README: _between(README, section(args.results)),
-        DOUBTS: _between(DOUBTS, doubts(args.results)),
-        args.results / "README.md": page(args.results),
-    }
-    for path, text in written.items():
-        if args.check and (not path.exists() or path.read_text() != text):
-            raise SystemExit(f"{path.name} does not say what the records say; run python -m benchmarks.readme")
-        path.write_text(text)
-
-
-def _between(path: Path, text: str) -> str:
-    """A page with other text between its two marks."""
-    before, rest = path.read_text().split(BEGIN)
-    return before + BEGIN + "\n" + text + END + rest.split(END)[1]
+    if not args.check:
+        for path, made in written(args.results).items():
+            path.write_text(made)
+    elif found := stale(args.results):
+        raise SystemExit(f"{', '.join(found)}: not what the records say; run python -m benchmarks.readme")
 
 
 if __name__ == "__main__":

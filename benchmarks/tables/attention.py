@@ -1,4 +1,4 @@
-"""The tables of `results/README.md` on explained attention (see ../readme.py)."""
+"""Tables on explained attention (see pages.py)."""
 
 from __future__ import annotations
 

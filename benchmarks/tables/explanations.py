@@ -1,4 +1,4 @@
-"""The tables on explanations: of `results/README.md`, and of `docs/concepts/doubts.md` (see ../readme.py)."""
+"""Tables on explanations: docs/results/explanations.md and docs/concepts/doubts.md (see pages.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables on many prompts, of `results/README.md` (see ../readme.py)."""
+"""Tables on many prompts (see pages.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of `results/README.md` on neurons as nodes (see ../readme.py)."""
+"""Tables on neurons as nodes (see pages.py)."""
 
 from __future__ import annotations
 

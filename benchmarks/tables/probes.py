@@ -1,4 +1,4 @@
-"""The tables on probes and monitors, of `results/README.md` (see ../readme.py)."""
+"""Tables on probes and monitors (see pages.py)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""The tables of `results/README.md`: one function a record, from its JSON to lines of Markdown (see ../readme.py)."""
+"""Tables of speed, memory, ground truth and faithfulness: one function a record, from its JSON to lines (see pages.py)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.tables import attention, explanations, many, neurons, probes, training, viewer
 from benchmarks.tables.markdown import table
 
 Record = dict[str, Any]
@@ -44,7 +43,7 @@ def startup(record: Record) -> list[str]:
 ENGINES = {"ours": "this engine", "peer": "circuit-tracer 0.5.0"}
 
 
-def growth(record: Record) -> list[str]:
+def long_prompts(record: Record) -> list[str]:
     """Time and memory by length of the prompt, beside the law."""
     rows = [
         [
@@ -60,7 +59,11 @@ def growth(record: Record) -> list[str]:
         for line in record["growth"]
     ]
     head = ["tokens", "active features", "expanded", "seconds", "by the law", "GFLOP/s", "planned", "peak"]
-    return table(head, rows)
+    return [
+        f"Prompts inside {record['memory']}; *by the law*: rows × tokens × (layers + attended tokens).",
+        "",
+        *table(head, rows),
+    ]
 
 
 def memory(record: Record) -> list[str]:
@@ -115,29 +118,6 @@ def kernels(record: Record) -> list[str]:
         "",
         *table(["shape", "operation", "ours, ms", "rate", "of the ceiling", "best of torch, ms", "faster"], rows),
     ]
-
-
-def interventions(record: Record) -> list[str]:
-    """The same interventions by both engines."""
-    rows = []
-    for dictionary, cases in record["cases"].items():
-        for name, found in cases.items():
-            tokens = (
-                f"{found['tokens'] - found['tokens that differ']} of {found['tokens']} equal"
-                if "tokens" in found
-                else "–"
-            )
-            moved = f"{found['logits moved by']:.2f}"
-            rows.append([dictionary, name, f"{found['logits']:.0e}", moved, f"{found['activations']:.0e}", tokens])
-    head = [
-        "dictionary",
-        "intervention",
-        "logits differ by",
-        "logits moved by",
-        "activations differ by",
-        "generated tokens",
-    ]
-    return table(head, rows)
 
 
 def ground_truth(record: Record) -> list[str]:
@@ -205,39 +185,16 @@ def against_peer(record: Record) -> list[str]:
     return table(["", "seconds", "peak memory"], rows)
 
 
-SECTIONS = (
-    ("long_prompts", "Long prompts", growth),
-    ("memory_plan", "Memory: planned and taken", memory),
-    ("kernels", "Kernels on a CPU, against torch", kernels),
-    ("kernels_cuda", "Kernels on a GPU, against torch", kernels),
-    ("speed_cuda", "`attribute()` on a GPU", against_peer),
-    ("gemma_shaped_cuda", "6,000 tokens on a GPU", gemma_shaped),
-    ("interventions_agreement", "Interventions, against circuit-tracer 0.5.0", interventions),
-    ("ground_truth", "Ground truth", ground_truth),
-    ("explanations", "Explanations of two-hop prompts", explanations.world),
-    ("validation-demo", "Are graphs faithful? The embedded default", validation),
-    ("validation-clt-256", "Are graphs faithful? SmolLM2-135M with a random dictionary", validation),
-    ("attention_cost", "Explained attention: what it costs", attention.cost),
-    ("attention_scores", "Explained attention: scores of all heads", attention.scores),
-    ("attention_induction", "Explained attention: heads that copy", attention.induction),
-    ("attention_world", "Explained attention: the embedded world", attention.world),
-    ("neurons_cost", "Neurons as nodes: what a trace costs", neurons.cost),
-    ("neurons_ablation", "Neurons as nodes: effects against interventions", neurons.ablation),
-    ("neurons_agreement", "Neurons as nodes: agreement of subject and verb", neurons.agreement),
-    ("throughput_embedded", "Many prompts: graphs a minute, embedded default", many.throughput),
-    ("throughput_smollm2", "Many prompts: graphs a minute, SmolLM2 with 256 features a layer", many.throughput),
-    ("triggers", "Reports: a trigger planted, and none", many.triggers),
-    ("moved_city", "Two graphs compared: a city moves to another state", many.moved_city),
-    ("wrong_answers", "Fingerprints: which answers are wrong", many.wrong_answers),
-    ("monitor_personal", "Probes: personal data", probes.personal),
-    ("monitor_truth", "Probes: statements that the model does not hold true", probes.statements),
-    ("monitor_wrong", "Probes: answers that will be wrong", probes.statements),
-    ("monitor_throughput", "Monitors: what they cost", probes.throughput),
-    ("training_rates", "Training: is the default learning rate the right one?", training.rates),
-    ("training_kinds", "Training: kinds of autoencoders at an equal budget", training.kinds),
-    ("training_export", "Training: what the files keep", training.export),
-    ("training_warm_start", "Training: warm starts", training.warm_start),
-    ("training_roofline", "Training: the least time of a step on a GPU", training.roofline),
-    ("startup", "Command line", startup),
-    ("viewer", "The page", viewer.shown),
-)
+def speed(record: Record) -> list[str]:
+    """Whole calls beside circuit-tracer's, and rows a second."""
+    found, rate = record["against_peer"], record["row_rate"]
+    rows = [f"{line['rows']} rows: {line['rows_per_second']:.0f}/s, {line['fraction']:.2f}" for line in rate["rows"]]
+    return [
+        f"Whole `attribute()` call on a 25-token prompt, {found['rows']} features expanded, cross-layer transcoder",
+        f"30×2048, float32, {found['threads']} threads, the two engines one after the other in the same run:",
+        "",
+        *against_peer(record),
+        "",
+        "Rows a second, and the arithmetic the method needs for them as a share of the machine's own matrix products",
+        f"({rate['matrix_product_gflops']:.0f} GFLOP/s): {'; '.join(rows)}.",
+    ]

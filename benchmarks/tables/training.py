@@ -1,4 +1,4 @@
-"""The README's tables on training, from the records of benchmarks.training (see ../readme.py)."""
+"""Tables on training, from the records of benchmarks.training (see pages.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of `results/README.md` on the page (see ../readme.py)."""
+"""The table on the page that shows a graph (see pages.py)."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def aggregate(
     ] = None,
     names: options.FeatureNames = None,
     resamples: Annotated[int, typer.Option("--resamples", min=1, help="Resamples of the bootstrap.")] = 1000,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the bootstrap.")] = 0,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw them; needs matplotlib.")] = True,
     output: Annotated[
         str | None, options.output("Folder or address in which aggregate/ is written; default: the run's.")

@@ -94,11 +94,11 @@ def attribute(
         "verbose": verbose,
         "ranks": ranks,
     }
-    chosen_labels(labels, chosen.demo)  # before the work, what cannot be read
+    chosen_labels(labels, chosen.shipped)  # before the work, what cannot be read
     loaded = chosen.open(traces=True)
 
     def keep(graph: Graph) -> None:
-        keep_known(graph, labels, chosen.demo, features_dir)
+        keep_known(graph, labels, chosen.shipped, features_dir)
 
     with Stopping() as stopping:
         for number, job in enumerate(jobs, start=1):
@@ -109,7 +109,7 @@ def attribute(
                 raise KeyboardInterrupt("interrupted when all was written")
     ranks.close()
     if server and graph_file_dir is not None and ranks.first:
-        run_server(graph_file_dir, port, features_dir, loaded, chosen.demo, labels=labels, quiet=json)
+        run_server(graph_file_dir, port, features_dir, loaded, chosen.shipped, labels=labels, quiet=json)
 
 
 def _ranks(chosen: ModelOptions) -> Ranks:

@@ -83,7 +83,7 @@ def compare(
     first = as_graph(graph)
     second = as_graph(other) if other is not None else _edited(first, chosen.open(), edits)
     for each in (first, second):
-        keep_known(each, labels, chosen.demo)
+        keep_known(each, labels, chosen.shipped)
     found = compared(
         first,
         second,

@@ -64,7 +64,7 @@ def explain(
     if keeps:
         require_writable_folder(target.parent)
     subject = as_graph(graph)
-    called = keep_known(subject, labels, chosen.demo)
+    called = keep_known(subject, labels, chosen.shipped)
     model = chosen.open(traces=True)
     from circuit_tracer.attention import explain_edge, explain_edges, explain_score
     from circuit_tracer.cli.explain_text import all_edges, count_by_head, one_edge, one_score, rows_of

@@ -32,8 +32,8 @@ def fingerprints(
         ),
     ] = None,
     thresholds: options.Thresholds,
-    folds: Annotated[int, typer.Option("--folds", min=2, help="Of the cross-validation.")] = 5,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of folds, classifiers and random dictionary.")] = 0,
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Parts of the cross-validation.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of folds, classifiers and random dictionary.")] = 0,
     output: Annotated[
         str | None, options.output("Folder or address in which fingerprints/ is written; default: the run's.")
     ] = None,

@@ -156,10 +156,18 @@ class ModelOptions:
     required: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if (self.demo and self.transcoder_set is not None) or (self.required and not self.given):
+        if self.demo and self.transcoder_set is not None and not self.of_neurons:
             raise InputError(
-                "name the transcoders with -t, or use --demo for the model that ships with the package (not both)"
+                f"--demo brings its own model and transcoder, and -t names {self.transcoder_set}: leave one out (--demo -t neurons "
+                "takes the model's neurons instead of its transcoder)"
             )
+        if self.required and not self.given:
+            raise InputError(
+                "name the transcoders with -t (folder, hub id, or neurons with -m MODEL), or use --demo for the small model that "
+                "ships with the package"
+            )
+        if self.demo and self.model is not None:
+            raise InputError(f"--demo brings its own model, and -m names {self.model}: leave one out")
         if self.model is not None and self.transcoder_set is None:
             raise InputError(
                 "-m names the model that transcoders read: name them with -t (--demo brings its own model)"
@@ -181,11 +189,16 @@ class ModelOptions:
         return self.demo or self.transcoder_set is not None
 
     @property
+    def shipped(self) -> bool:
+        """Whether features are those of the dictionary that ships with the package, whose labels are known."""
+        return self.demo and not self.of_neurons
+
+    @property
     def transcoders(self) -> str:
         """Folder or hub id of the transcoders."""
         from circuit_tracer.demo import TRANSCODER
 
-        return TRANSCODER if self.demo else str(self.transcoder_set)
+        return TRANSCODER if self.shipped else str(self.transcoder_set)
 
     @property
     def of_neurons(self) -> bool:

@@ -85,7 +85,7 @@ class Limits:
         typer.Option(
             "--max-feature-nodes",
             min=0,
-            help="Features that get a row of their own; 0 means all (of neurons: 2,000).  [default: 7500; of neurons: 2000]",
+            help="Features that get a row of their own; 0: all, of neurons the usual 2,000.  [default: 7500; of neurons: 2000]",
         ),
     ] = None
     offload: Annotated[

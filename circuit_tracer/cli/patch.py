@@ -38,7 +38,7 @@ def patch(
         bool, typer.Option("--noising", help="Put the corrupted into the clean run; by default the other way round.")
     ] = False,
     sites: Annotated[
-        str, typer.Option("--sites", help="Of resid, attn_out, mlp_out, head, separated by commas; or none.")
+        str, typer.Option("--sites", help="What is patched: of resid, attn_out, mlp_out, head, with commas; or none.")
     ] = "resid,attn_out,mlp_out",
     features: Annotated[
         str,

@@ -96,7 +96,7 @@ def fit(
         typer.Option("--method", help="Logistic regression (l2, l1), or the difference of means."),
     ] = "l2",
     rate: Annotated[
-        float, typer.Option("--rate", help="Of false positives, at which the probe fires; set on held-out negatives.")
+        float, typer.Option("--rate", help="Rate of false positives at which it fires; set on held-out negatives.")
     ] = 0.01,
     negatives: Annotated[
         str | None,
@@ -104,8 +104,8 @@ def fit(
     ] = None,
     positive: Positive = None,
     folds: Annotated[int, typer.Option("--folds", min=3, help="Parts that groups are split into.")] = 5,
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Of the bootstrap over groups.")] = 1000,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of folds, draws and the random dictionary.")] = 0,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Resamples of the bootstrap over groups.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of folds, draws and the random dictionary.")] = 0,
     name: Annotated[str | None, typer.Option("--name", help="What alarms call it; default: the file's name.")] = None,
     chosen: ReadModel,
     json: options.Json = False,
@@ -158,8 +158,8 @@ def score(
     chat: Chat = False,
     tokens: Annotated[bool, typer.Option("--tokens", help="Print the score of every token.")] = False,
     positive: Positive = None,
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Of the bootstrap over groups.")] = 1000,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draws.")] = 0,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Resamples of the bootstrap over groups.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draws.")] = 0,
     chosen: ReadModel,
     json: options.Json = False,
 ) -> None:
@@ -212,7 +212,7 @@ def explain(
     output: Annotated[
         Path | None, options.output("Write the graph: .safetensors, or .html for a page of its own.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random features taken out beside.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random features taken out beside.")] = 0,
     chosen: ModelOptions,
     json: options.Json = False,
 ) -> None:
@@ -227,7 +227,7 @@ def explain(
     from circuit_tracer.probes.explain import explain as explained
     from circuit_tracer.probes.probe import Probe
 
-    loaded, called = Probe.load(probe), chosen_labels(labels, chosen.demo)
+    loaded, called = Probe.load(probe), chosen_labels(labels, chosen.shipped)
     model = chosen.open()
     with told() as progress:
         found = explained(

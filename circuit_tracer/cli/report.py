@@ -25,7 +25,7 @@ def report(
     ] = None,
     steered: Annotated[int, typer.Option("--steered", min=1, help="Prompts that a group is steered on, at most.")] = 40,
     validated: Annotated[int, typer.Option("--validated", min=0, help="Graphs tested by intervention.")] = 10,
-    seed: Annotated[int, typer.Option("--seed", help="Of halves, samples and resamples.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of halves, samples and resamples.")] = 0,
     names: options.FeatureNames = None,
     device: Annotated[str | None, typer.Option("--device", help="A device of the run's kind.")] = None,
     output: Annotated[

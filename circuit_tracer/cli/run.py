@@ -68,16 +68,20 @@ class Sharing:
         typer.Option(
             "--cluster",
             metavar="ADDRESS",
-            help="Of Ray, such as 10.0.0.1:6379; default: RAY_ADDRESS, one of this machine, or a new one on it.",
+            help="Ray cluster, such as 10.0.0.1:6379; default: RAY_ADDRESS, one of this machine, or a new one.",
         ),
     ] = None
     gpus_per_worker: Annotated[
         float | None,
-        typer.Option("--gpus-per-worker", min=0.0, help="On Ray, 0.5 for two on one GPU; default: 1, or 0 on CPUs."),
+        typer.Option(
+            "--gpus-per-worker", min=0.0, help="GPUs of a worker on Ray, 0.5 for two on one; default: 1, or 0 on CPUs."
+        ),
     ] = None
     cpus_per_worker: Annotated[
         float | None,
-        typer.Option("--cpus-per-worker", min=0.0, help="On Ray; default: 1, or a worker's threads on CPUs."),
+        typer.Option(
+            "--cpus-per-worker", min=0.0, help="CPUs of a worker on Ray; default: 1, or a worker's threads on CPUs."
+        ),
     ] = None
 
     def __post_init__(self) -> None:

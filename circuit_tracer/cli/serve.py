@@ -64,7 +64,7 @@ def serve(
     ] = None,
     feature: Annotated[
         list[str] | None,
-        typer.Option("--feature", metavar="L/F>X", help="The same of a feature with a threshold. Repeatable."),
+        typer.Option("--feature", metavar="L/F>X", help="A feature with a threshold, for such texts. Repeatable."),
     ] = None,
     neuronpedia_secret: Annotated[
         str | None,
@@ -84,7 +84,15 @@ def serve(
         require_writable_folder(graph_file_dir)
         loaded = chosen.open()
     run(
-        graph_file_dir, port, features_dir, loaded, chosen.demo, open_browser, neuronpedia_secret, labels, probes=probes
+        graph_file_dir,
+        port,
+        features_dir,
+        loaded,
+        chosen.shipped,
+        open_browser,
+        neuronpedia_secret,
+        labels,
+        probes=probes,
     )
 
 

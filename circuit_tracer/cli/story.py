@@ -71,7 +71,7 @@ def story(
     ] = 20,
     chosen: Shown,
     pruning: options.Pruning,
-    seed: Annotated[int, typer.Option("--seed", help="Of the random groups.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random groups.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Interventions to a pass.")] = 16,
     json: options.Json = False,
 ) -> None:
@@ -93,7 +93,7 @@ def story(
     records = None if features is None else FeatureFolder(features)
     namer, rewording = _chat(name_by, endpoint), _chat(reword_by, endpoint)
     subject = as_graph(graph)
-    called = keep_known(subject, labels, chosen.demo, features)
+    called = keep_known(subject, labels, chosen.shipped, features)
     model = chosen.open() if chosen.given else None
     named = _grouping(model, called, records, namer, pruning)
     kept = f"interrupted: no story is kept, and {graph} is as it was"

@@ -46,7 +46,7 @@ def validate(
         Path | None, typer.Option("--supernodes", help="The groups: those saved in a viewer's graph file.")
     ] = None,
     pruning: options.Pruning,
-    seed: Annotated[int, typer.Option("--seed", help="Of random directions, sets and dictionaries.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of random directions, sets and dictionaries.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Interventions to a pass.")] = 16,
     json: options.Json = False,
 ) -> None:
@@ -63,7 +63,7 @@ def validate(
 
     require_writable_folder(target.parent)
     subject = as_graph(graph)
-    keep_known(subject, None, chosen.demo)
+    keep_known(subject, None, chosen.shipped)
     grouped = read_groups(subject, groups, supernodes)
     loaded = chosen.open(traces=True)
     kept = f"interrupted: no report is kept, and {target} is as it was"

@@ -31,12 +31,15 @@ def stale() -> list[str]:
 
 
 def write() -> list[str]:
-    """Write what is stale, and say what that was."""
-    wanted, changed = pages(), stale()
-    for path in (DOCS / name for name in changed):
-        if path in wanted:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(wanted[path], encoding="utf-8")
-        else:
-            path.unlink()
-    return changed
+    """Write what is stale, and say what that was; llms.txt is made of pages that are written before it."""
+    found: list[str] = []
+    while changed := stale():
+        wanted = pages()
+        for path in (DOCS / name for name in changed):
+            if path in wanted:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(wanted[path], encoding="utf-8")
+            else:
+                path.unlink()
+        found += changed
+    return list(dict.fromkeys(found))

@@ -11,7 +11,7 @@ from circuit_tracer.cli.main import COMMANDS, app
 from docs.generate.text import PAGES, code, escaped, first_sentence, table, title_of
 
 NOTE = "<!-- written by python -m docs.generate from the code; do not edit -->"
-HEADINGS = ["option", "value", "default", "what it does"]
+HEADINGS = ["option", "what it does", "value", "default"]
 # where a command is used at length
 USED = {
     "demo": "start/index.md",
@@ -127,7 +127,8 @@ def _row(parameter: Any, record: tuple[str, str]) -> list[str]:
     named = parameter.param_type_name == "option"
     spelled = [*parameter.opts, *parameter.secondary_opts] if named else [record[0].split(" ")[0]]
     kind = re.sub(r"^(--?[-\w]+(, | / | |$))+" if named else r"^\S+ ?", "", record[0])
-    return [" ".join(map(code, spelled)), _kind(kind, bounds), default, escaped(said) + variable + repeated]
+    said = escaped(said) + variable + repeated
+    return [" ".join(map(code, sorted(spelled, key=len))), said, _kind(kind, bounds), default]
 
 
 def _default_in(said: str) -> tuple[str, str]:
@@ -167,9 +168,9 @@ def _settings() -> list[str]:
         rows = [
             [
                 code(f"--{key}"),
+                escaped(key.description),
                 escaped(key.expected),
                 "**required**" if key.required else code(re.sub(r"^\[(.*; )?default: (.*)\]$", r"\2", key.note)),
-                escaped(key.description),
             ]
             for key in keys().values()
             if key.section == section

@@ -25,7 +25,7 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 
 def test_blocks_are_found() -> None:
-    assert sum(block.is_run for block in BLOCKS) > 5
+    assert sum(block.is_run for block in BLOCKS) >= 5
     assert len(PAGES) > 60
 
 

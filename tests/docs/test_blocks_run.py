@@ -43,6 +43,8 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, words in {"circuit-tracer": " -m circuit_tracer", "python": ""}.items():
         (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n')
         (programs / name).chmod(0o755)
+    for name in ("circuit_tracer", "examples"):  # what pages name by its place in the repository
+        (here / name).symlink_to(ROOT / name)
     monkeypatch.chdir(here)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -1,7 +1,10 @@
-"""What is written from the code says what the code says: pages of commands, and llms.txt."""
+"""What is written from code and records says what they say: pages of commands, llms.txt, results."""
 
 from __future__ import annotations
 
+from benchmarks import readme
+from benchmarks.common.places import RESULTS
+from benchmarks.tables.pages import PAGES
 from circuit_tracer.cli.main import COMMANDS
 from docs import generate
 from docs.generate import commands
@@ -17,15 +20,25 @@ def test_every_command_and_option_has_its_line() -> None:
     written = commands.pages()
     assert {f"{row.name}.md" for row in COMMANDS} | {"index.md"} == set(written)
     page = written["attribute.md"]
-    assert "| `--max-n-logits` | whole number, at least 1 | `10` | Most targets to explain. |" in page
-    assert "| `-o` `--output` `--graph-output-path` | path |" in page
-    assert "| `--dtype` | `float32`, `bfloat16`," in page
-    assert "| `-m` `--model` | text | what the transcoders name | Hugging Face id, folder or .gguf file. |" in page
-    assert "| `PROMPTS` | text | **required** |" in written["run.md"]
+    assert "| `--max-n-logits` | Most targets to explain. | whole number, at least 1 | `10` |" in page
+    assert "| `-o` `--output` `--graph-output-path` | Graph file: " in page
+    assert "| `float32`, `bfloat16`," in page
+    assert "| `-m` `--model` | Hugging Face id, folder or .gguf file. | text | what the transcoders name |" in page
+    assert "or its address. | text | **required** |" in written["run.md"]
     assert "## probe fit" in written["probe.md"]
-    assert "| `--run.tokens` | a whole number, at least 1 | **required** | Tokens to train on. |" in written["train.md"]
+    assert "| `--run.tokens` | Tokens to train on. | a whole number, at least 1 | **required** |" in written["train.md"]
 
 
 def test_every_command_stands_in_the_site() -> None:
     shown = set(paths(with_commands(navigation())))
     assert {f"reference/commands/{row.name}.md" for row in COMMANDS} <= shown
+
+
+def test_results_say_what_the_records_say() -> None:
+    assert readme.stale() == [], "run python -m benchmarks.readme"
+
+
+def test_every_record_has_its_place() -> None:
+    """But for comparisons of two commits, which are about neither."""
+    placed = {section.record for page in PAGES for section in page.sections} | {"doubts"}
+    assert {path.stem for path in RESULTS.glob("*.json")} - {"checkouts"} <= placed
