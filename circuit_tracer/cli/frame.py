@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from circuit_tracer.cli.loading import warn_of_unknown_words
 from circuit_tracer.cli.next_steps import show_next_step
 from circuit_tracer.errors import CircuitTracerError, InputError, shortened
 from circuit_tracer.progress import bar
@@ -121,6 +122,7 @@ def flat(function: Callable[..., Mapping[str, str] | None]) -> Callable[..., Non
             name: kind(**{each.name: given.pop(each.name) for each in fields(kind)}) for name, kind in groups.items()
         }
         wanted = {name: value for name, value in {"ctx": ctx, "verbose": verbose}.items() if name in own}
+        warn_of_unknown_words(ctx.params)
         speaks = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, the first
         with bar(verbose) if speaks else nullcontext():
             said = function(**given, **built, **wanted)

@@ -89,8 +89,8 @@ def group(
 
 
 def as_text(grouping: Grouping, circuit: Circuit, titles: Sequence[str], total: float, left: str) -> str:
-    """What groups there are, and what reaches each, from the inputs up. total: the weight of all targets. left: the role of what is
-    left over, of a dictionary its errors, of neurons the others.
+    """What groups there are, and what reaches each, from the inputs up. total: the weight of all targets. left: the
+    role of what is left over, of a dictionary its errors, of neurons the others.
     """
     score = grouping.score
     several = sum(len(each.members) > 1 for each in grouping)

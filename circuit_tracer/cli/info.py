@@ -48,9 +48,23 @@ def info(
     elif path.suffix == ".gguf" or (path / "config.json").is_file():
         found = _model(what)
     else:
+        _require_place(what)
         found = _folder_or_hub(what, model, hooks)
     typer.echo(options.dump(found) if json else _text(found))
     return {"kind": found["what"]}
+
+
+def _require_place(what: str) -> None:
+    """Refuse what is no path here and cannot be a hub id, which has a name on either side of a slash."""
+    from circuit_tracer.files import near_names
+    from circuit_tracer.transcoders.references import ALIASES
+    from circuit_tracer.transcoders.selection import split_selection
+
+    name = split_selection(what)[0].partition("@")[0]
+    if "/" in name or name in ALIASES or Path(name).exists():
+        return
+    near = near_names(name, folders=True) or "A model or dictionary of the hub is named org/repo."
+    raise InputError(f"no file or folder {what} here. {near}")
 
 
 def _neurons(model: str | None, hooks: HookOptions) -> dict[str, Any]:

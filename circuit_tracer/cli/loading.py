@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, warn
 from circuit_tracer.progress import doing
 
 if TYPE_CHECKING:
@@ -158,13 +158,13 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.demo and self.transcoder_set is not None and not self.of_neurons:
             raise InputError(
-                f"--demo brings its own model and transcoder, and -t names {self.transcoder_set}: leave one out (--demo -t neurons "
-                "takes the model's neurons instead of its transcoder)"
+                f"--demo brings its own model and transcoder, and -t names {self.transcoder_set}: leave one out (--demo "
+                "-t neurons takes the model's neurons instead of its transcoder)"
             )
         if self.required and not self.given:
             raise InputError(
-                "name the transcoders with -t (folder, hub id, or neurons with -m MODEL), or use --demo for the small model that "
-                "ships with the package"
+                "name the transcoders with -t (folder, hub id, or neurons with -m MODEL), or use --demo for the small model "
+                "that ships with the package"
             )
         if self.demo and self.model is not None:
             raise InputError(f"--demo brings its own model, and -m names {self.model}: leave one out")
@@ -335,6 +335,20 @@ class HookOptions:
             select=self.select,
             input_shift=self.input_shift,
         )
+
+
+def warn_of_unknown_words(given: Mapping[str, Any]) -> None:
+    """Say which words of a command's prompts the demo's model does not know, if that is the model."""
+    if not given.get("demo") or given.get("chat"):
+        return
+    said = [given.get(name) or () for name in ("prompt", "clean", "corrupted", "source")]
+    texts: list[str] = [each for text in said for each in ([text] if isinstance(text, str) else text)]
+    if not texts:
+        return
+    from circuit_tracer.demo.words import about_unknown, unknown_words
+
+    if unknown := [word for text in texts for word in unknown_words(text)]:
+        warn(f"{about_unknown(unknown)}. What is not known is read as <unk>")
 
 
 @contextmanager

@@ -108,8 +108,9 @@ def _checked(parts: list[str], revision: str | None, text: str) -> HubReference:
     # Parts become folder names in the cache: `..` and the like must not pass.
     bad_revision = revision is not None and not all(map(_PART.fullmatch, revision.split("/")))
     if len(parts) < 2 or not all(map(_PART.fullmatch, parts)) or bad_revision:
+        near = near_names(text, folders=True) if len(parts) == 1 else ""
         raise InputError(
-            f"{text!r} is neither an existing folder nor a hub name. {near_names(text, folders=True) if len(parts) == 1 else ''}".rstrip()
-            + f" Expected org/repo[/sub/folder][@revision][:facet=value], a folder, or one of: {', '.join(ALIASES)}."
+            f"{text!r} is neither an existing folder nor a hub name. {near}{' ' * bool(near)}"
+            f"Expected org/repo[/sub/folder][@revision][:facet=value], a folder, or one of: {', '.join(ALIASES)}."
         )
     return HubReference("/".join(parts[:2]), "/".join(parts[2:]) or None, revision)
