@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.edit_options import EditOptions
 from circuit_tracer.cli.serve import Shown, keep_known
 from circuit_tracer.errors import InputError
@@ -28,9 +29,12 @@ ORDERS: dict[Literal["difference", "carried"], str] = {
 
 
 def compare(
-    graph: Annotated[Path, typer.Argument(help="Graph file: .safetensors.")],
+    graph: Annotated[Path, typer.Argument(autocompletion=graphs, help="Graph file: .safetensors.")],
     other: Annotated[
-        Path | None, typer.Argument(help="Another: of another prompt, or of another model with the same transcoders.")
+        Path | None,
+        typer.Argument(
+            autocompletion=graphs, help="Another: of another prompt, or of another model with the same transcoders."
+        ),
     ] = None,
     *,
     output: Annotated[

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.loading import HookOptions
 from circuit_tracer.cli.outputs import given_options, may_replace
 from circuit_tracer.errors import InputError
@@ -28,7 +29,9 @@ _OF_VIEWERS = (
 
 def convert(
     ctx: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="IN", help="Graph file; or folder or hub id of transcoders.")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN", autocompletion=graphs, help="Graph file; or folder or hub id of transcoders.")
+    ],
     *,
     output: Annotated[Path, options.output("File, whose ending says the format; of transcoders, a folder.")],
     to: Annotated[

@@ -8,13 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.cli.serve import keep_known
 from circuit_tracer.errors import InputError
 
 
 def explain(
-    graph: Annotated[Path, typer.Argument(help="Graph file: .safetensors, or circuit-tracer's .pt.")],
+    graph: Annotated[
+        Path, typer.Argument(autocompletion=graphs, help="Graph file: .safetensors, or circuit-tracer's .pt.")
+    ],
     *,
     edge: Annotated[
         list[str] | None,

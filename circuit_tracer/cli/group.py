@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.serve import Shown, keep_known
 from circuit_tracer.errors import InputError
 
@@ -21,7 +22,9 @@ SHARE = 0.05  # of a group's input: smaller ones are not printed
 
 
 def group(
-    graph: Annotated[Path, typer.Argument(help="Graph file: .safetensors, or circuit-tracer's .pt.")],
+    graph: Annotated[
+        Path, typer.Argument(autocompletion=graphs, help="Graph file: .safetensors, or circuit-tracer's .pt.")
+    ],
     *,
     output: Annotated[
         Path | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.loading import HookOptions
 from circuit_tracer.errors import InputError
 
@@ -19,7 +20,8 @@ def info(
     what: Annotated[
         str,
         typer.Argument(
-            help="Graph file; folder or hub id of transcoders or of a model; .gguf file; neurons (with -m)."
+            autocompletion=graphs,
+            help="Graph file; folder or hub id of transcoders or of a model; .gguf file; neurons (with -m).",
         ),
     ],
     *,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.edit_options import EditOptions, Heads, read_heads
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.errors import InputError
@@ -20,7 +21,10 @@ def intervene(
     *,
     prompt: Annotated[str | None, options.text("-p", "--prompt", help="Text (or --graph).")] = None,
     graph: Annotated[
-        Path | None, typer.Option("-g", "--graph", help="Take the prompt of this graph, and check that it fits.")
+        Path | None,
+        typer.Option(
+            "-g", "--graph", autocompletion=graphs, help="Take the prompt of this graph, and check that it fits."
+        ),
     ] = None,
     chosen: ModelOptions,
     changes: EditOptions,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
+from circuit_tracer.cli.completion import DEVICES, DICTIONARIES, words
 from circuit_tracer.errors import InputError, warn
 from circuit_tracer.progress import doing
 
@@ -58,7 +59,12 @@ Revision = Annotated[
     str | None,
     typer.Option("--revision", help="Branch, tag or commit of the model on the hub; -m org/name@revision says it too."),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the best there is.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", autocompletion=words(*DEVICES), help="cpu, cuda, cuda:1, mps; default: the best there is."
+    ),
+]
 NumberFormat = Literal["float32", "bfloat16", "float16", "float64", "fp32", "bf16", "fp16", "fp64"]
 Bos = Annotated[
     bool, typer.Option("--bos/--no-bos", help="Put a special token in front of prompts that begin with none.")
@@ -103,6 +109,7 @@ class ModelOptions:
         typer.Option(
             "-t",
             "--transcoder-set",
+            autocompletion=words(*DICTIONARIES),
             help="Transcoders, or autoencoders: folder, or Hugging Face org/repo/folder@revision (or --demo); neurons: the "
             "model's own.",
         ),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.outputs import name_of
 from circuit_tracer.cli.serve import Shown, keep_known
 from circuit_tracer.errors import InputError
@@ -28,7 +29,9 @@ SUFFIXES = (".md", ".json", ".html")
 
 
 def story(
-    graph: Annotated[Path, typer.Argument(help="Graph file: .safetensors, or circuit-tracer's .pt.")],
+    graph: Annotated[
+        Path, typer.Argument(autocompletion=graphs, help="Graph file: .safetensors, or circuit-tracer's .pt.")
+    ],
     *,
     output: Annotated[
         Path | None,

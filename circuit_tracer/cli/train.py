@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from circuit_tracer.cli.completion import presets
 from circuit_tracer.cli.frame import Command
 from circuit_tracer.cli.loading import quiet_loading
 from circuit_tracer.errors import InputError
@@ -84,7 +85,12 @@ def split_overrides(args: list[str], own: set[str]) -> tuple[dict[str, str], lis
 def train(
     ctx: typer.Context,
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="Preset, YAML or TOML file, or the folder of a run to go on with.")
+        str,
+        typer.Argument(
+            metavar="CONFIG",
+            autocompletion=presets,
+            help="Preset, YAML or TOML file, or the folder of a run to go on with.",
+        ),
     ],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in run.out.")] = False,
     plan: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.cli.serve import keep_known
 from circuit_tracer.errors import InputError
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def validate(
-    graph: Annotated[Path, typer.Argument(help="Graph file: .safetensors, or circuit-tracer's .pt.")],
+    graph: Annotated[
+        Path, typer.Argument(autocompletion=graphs, help="Graph file: .safetensors, or circuit-tracer's .pt.")
+    ],
     *,
     output: Annotated[
         Path | None,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.outputs import given_options, is_viewer_json, name_of, refuse_thresholds
 from circuit_tracer.errors import FileFormatError, InputError
 
@@ -20,8 +21,9 @@ def view(
     graph: Annotated[
         str | None,
         typer.Argument(
+            autocompletion=graphs,
             help="Graph: .safetensors, circuit-tracer's .pt, or a viewer's .json (or .json.gz), shown as it is; or the folder "
-            "or address of a run. Without one the page offers to open a file."
+            "or address of a run. Without one the page offers to open a file.",
         ),
     ] = None,
     output: Annotated[
