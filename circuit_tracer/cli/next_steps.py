@@ -160,7 +160,7 @@ def show_next_step(context: Any, said: Mapping[str, Any] | None) -> None:
     """
     if context.params.get("json") or context.invoked_subcommand or not (sys.stdout.isatty() and sys.stderr.isatty()):
         return
-    after = context.command_path.partition(" ")[2]
+    after = context.command_path.removeprefix(context.find_root().command_path).strip()
     flags = {name: _given(context, names) for name, names in FLAGS.items()}
     if words := next_step(after, {**context.params, **(said or {})}, flags):
         sys.stdout.flush()
