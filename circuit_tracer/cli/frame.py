@@ -176,6 +176,25 @@ def _command(row: Row) -> Any:
     return typer.main.get_command(found)
 
 
+# What people type for a command of another name.
+MEANT = {
+    "trace": "attribute",
+    "graph": "attribute",
+    "show": "view",
+    "open": "view",
+    "plot": "view",
+    "ablate": "intervene",
+    "generate": "steer",
+    "label": "features label",
+    "cluster": "group",
+    "export": "convert",
+    "download": "info",
+    "test": "validate",
+    "batch": "run",
+    "help": "--help",
+}
+
+
 class Commands(TyperGroup):
     """The commands of `table`. Errors on purpose become one message and exit code 2; others exit code 1; Ctrl-C 130."""
 
@@ -196,6 +215,12 @@ class Commands(TyperGroup):
             names = [row.name for row in self.table if row.group == group]
             with formatter.section(group):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(room)) for name in names])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As ever, but that a word for a command of another name is answered with that name."""
+        if args and args[0] not in self.commands and args[0] in MEANT and not ctx.resilient_parsing:
+            raise InputError(f"there is no command {args[0]}; circuit-tracer {MEANT[args[0]]} does that")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; see the class."""

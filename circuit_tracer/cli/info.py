@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from circuit_tracer.transcoders.base import Transcoders
 
 
+_MADE_OF_GRAPHS = (".html", ".md", ".svg", ".png", ".pdf", ".csv")
+
+
 def info(
     what: Annotated[
         str,
@@ -93,6 +96,8 @@ def _neurons(model: str | None, hooks: HookOptions) -> dict[str, Any]:
 def _graph(path: Path) -> dict[str, Any]:
     from circuit_tracer.cli.summary import summarise
 
+    if path.suffix in _MADE_OF_GRAPHS and path.is_file():
+        raise InputError(f"{path} was made of a graph and is none; open it with what opens {path.suffix} files")
     if path.suffix == ".json" or path.name.endswith(".json.gz"):
         from circuit_tracer.graph.files.read_json import from_json
 

@@ -348,7 +348,9 @@ def warn_of_unknown_words(given: Mapping[str, Any]) -> None:
     """Say which words of a command's prompts the demo's model does not know, if that is the model."""
     if not given.get("demo") or given.get("chat"):
         return
-    said = [given.get(name) or () for name in ("prompt", "clean", "corrupted", "source")]
+    said = [
+        given.get(name) or () for name in ("prompt", "clean", "corrupted", *(["source"] if given.get("take") else []))
+    ]
     texts: list[str] = [each for text in said for each in ([text] if isinstance(text, str) else text)]
     if not texts:
         return

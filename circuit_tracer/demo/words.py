@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 KNOWN = (
-    "It knows US states and countries with their cities, capitals and abbreviations, of countries also languages and "
-    "currencies ('the capital of the state containing Dallas is', 'the language of France is'), opposites ('the opposite of "
-    "big is') and what comes next ('after Monday comes')"
+    "It knows US states and countries, their cities, capitals and languages ('the capital of the state containing Dallas is'), "
+    "opposites ('the opposite of big is') and what comes next ('after Monday comes')"
 )
 
 
